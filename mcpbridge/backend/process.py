@@ -1,0 +1,251 @@
+"""
+A local backend: the process protocol of one stdio MCP server.
+
+Knows the three pipes and the ladder that ends the process tree; must not
+know sessions beyond the receiver it reports to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ProcessTerminated
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mcpbridge.backend.ladder import Ladder, Rungs, Tree, build_ladder
+from mcpbridge.backend.stdin import StdinQueue
+from mcpbridge.config import STDERR_LINE_BYTES, ServerSettings
+from mcpbridge.guard import guarded
+from mcpbridge.interfaces import IBackend
+from mcpbridge.protocol.envelope import peek
+from mcpbridge.protocol.framing import LineFramer, LineTooLong
+
+_MESSAGE_STARTS = frozenset(b"{[")
+
+
+@implementer(IBackend)
+class StdioBackend(ProcessProtocol):
+    """
+    One process: lines of its stdout are messages, its stderr is for people.
+
+    `begin` is called right after the spawn, before the reactor turns;
+    `reaped` with the leader's pid when that may be used anew.
+    """
+
+    log = Logger()
+    transport: Any
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        receiver: Any,
+        label: str,
+        reaped: Callable[[int], None],
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._receiver = receiver
+        self._label = label
+        self._reaped = reaped
+        self._pid: int | None = None
+        self._paused = False
+        self._deadline: IDelayedCall | None = None
+        self._stdout = LineFramer(settings.max_message_bytes)
+        self._stderr = LineFramer(STDERR_LINE_BYTES, cut=True)
+        self._discarding = False
+        self._output_reported = False
+        self._gone = False
+        self._ended = False
+        self._waiters: list[Deferred[None]] = []
+        self.exit_status: str | None = None
+
+    def begin(self, pid: int | None, tree: Tree) -> None:
+        """The process was spawned; without a pid it has exited already."""
+        self._pid = pid
+        settings = self._settings
+        self._queue = StdinQueue(
+            self.transport.write, settings.max_waiting_messages, settings.max_waiting_bytes
+        )
+        self.transport.registerProducer(self._queue, True)
+        self._ladder: Ladder = build_ladder(
+            Rungs(
+                clock=self._clock,
+                label=self._label,
+                tree=tree,
+                stop_grace=settings.stop_grace,
+                kill_grace=settings.kill_grace,
+                close_stdin=self._close_stdin,
+                gone=self._tree_gone,
+            )
+        )
+        if pid is None:
+            self._clock.callLater(0, self._leader_exited)
+
+    # IBackend.
+
+    def send(self, line: bytes) -> None:
+        """One message to the backend's stdin.  Raises `BackendBusy`."""
+        self._queue.send(line)
+
+    def pause(self) -> None:
+        """Leave what the backend writes in its pipes."""
+        if not self._discarding:
+            self._paused = True
+            self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read the pipes again."""
+        self._paused = False
+        self.transport.resumeProducing()
+
+    def stop(self) -> Deferred[None]:
+        """End the whole process tree; fires when it is gone and reaped."""
+        stopped: Deferred[None] = Deferred()
+        self._waiters.append(stopped)
+        self._discarding = True
+        guarded(self.log, "resuming a backend's pipes", self.resume)
+        self._ladder.stop()
+        if self._gone:
+            self._close_pipes()
+        self._settle()
+        return stopped
+
+    # ProcessProtocol.
+
+    def outReceived(self, data: bytes) -> None:
+        """Bytes of stdout: messages, one a line."""
+        if self._discarding:
+            return
+        try:
+            lines = self._stdout.receive(data)
+        except LineTooLong as error:
+            self._pass_on(error.lines)
+            self._output_over(f"the backend wrote a line of more than {error.limit} bytes")
+        else:
+            self._pass_on(lines)
+
+    def errReceived(self, data: bytes) -> None:
+        """Bytes of stderr: text, one line a line."""
+        lines = self._stderr.receive(data)
+        if lines and not self._discarding:
+            self._receiver.diagnostics_received(lines)
+
+    def inConnectionLost(self) -> None:
+        """The backend takes nothing more."""
+        self._queue.stopProducing()
+        if not self._discarding:
+            self._receiver.input_closed("the backend closed its stdin")
+            self._ladder.stop()
+
+    def outConnectionLost(self) -> None:
+        """The end of stdout; a last line that no newline ended counts if it is whole."""
+        last = self._stdout.finish()
+        if last and not self._discarding:
+            if peek(last) is not None:
+                self._pass_on([last])
+            else:
+                self.log.warn(
+                    "the backend of {label} ended in the middle of a message of {size} bytes",
+                    label=self._label,
+                    size=len(last),
+                )
+        self._output_over(self._how_it_ended() or "the backend closed its stdout")
+
+    def errConnectionLost(self) -> None:
+        """The end of stderr."""
+        last = self._stderr.finish()
+        if last and not self._discarding:
+            self._receiver.diagnostics_received([last])
+
+    def processExited(self, reason: Failure) -> None:
+        """The leader is reaped; pipes may still hold what it wrote."""
+        error = reason.value
+        if isinstance(error, ProcessTerminated) and error.signal is not None:
+            self.exit_status = f"signal {error.signal}"
+        else:
+            self.exit_status = f"exit status {getattr(error, 'exitCode', 0) or 0}"
+        if self._pid is not None:
+            self._reaped(self._pid)
+            self._leader_exited()
+
+    def _leader_exited(self) -> None:
+        if not self._discarding:
+            self._receiver.input_closed(self._how_it_ended())
+        self._ladder.leader_exited()
+
+    def processEnded(self, reason: Failure) -> None:
+        """The leader is reaped and all pipes are closed."""
+        self._ended = True
+        self._settle()
+
+    # What follows from them.
+
+    def _how_it_ended(self) -> str:
+        return f"the backend ended ({self.exit_status})" if self.exit_status else ""
+
+    def _pass_on(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        if all(line[0] in _MESSAGE_STARTS for line in lines):
+            self._receiver.messages_received(lines)
+            return
+        # Some are not MCP: print statements, banners.
+        for line in lines:
+            if line.lstrip()[0] in _MESSAGE_STARTS:
+                self._receiver.messages_received([line])
+            else:
+                self._receiver.diagnostics_received([b"stdout: " + line[:STDERR_LINE_BYTES]])
+
+    def _output_over(self, reason: str) -> None:
+        self._no_deadline()
+        if not self._output_reported:
+            self._output_reported = True
+            if not self._discarding:
+                self._receiver.output_closed(reason)
+
+    def _close_stdin(self) -> None:
+        """At once: what the backend does not read would keep the pipe open."""
+        self._queue.stopProducing()
+        writer = self.transport.pipes.get(0)
+        if writer is not None:
+            writer.connectionLost(Failure(ConnectionDone()))
+
+    def _close_pipes(self) -> None:
+        self._no_deadline()
+        self._close_stdin()
+        self.transport.loseConnection()
+
+    def _tree_gone(self) -> None:
+        self._gone = True
+        if self._discarding:
+            self._close_pipes()
+        elif not self._output_reported:
+            # What it wrote last is still in the pipe, and may wait for the
+            # client.  Where it does not end, a stranger holds it open.
+            self._deadline = self._clock.callLater(self._settings.kill_grace, self._late)
+        self._settle()
+
+    def _late(self) -> None:
+        self._deadline = None
+        if self._paused:
+            self._deadline = self._clock.callLater(self._settings.kill_grace, self._late)
+        else:
+            self._output_over(self._how_it_ended())
+
+    def _no_deadline(self) -> None:
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            deadline.cancel()
+
+    def _settle(self) -> None:
+        if self._gone and self._ended:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                waiter.callback(None)

@@ -1,0 +1,78 @@
+"""
+The queue of messages towards a backend's stdin.
+
+Knows its bounds, and whether the pipe takes more; must not know what a
+message says.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
+from mcpbridge.errors import BackendBusy, UnknownSession
+
+
+@implementer(IPushProducer)
+class StdinQueue:
+    """
+    Messages that wait while the pipe is full, in order.
+
+    A producer of the process's stdin: the transport pauses it when enough is
+    buffered there, and resumes it when all of that is written.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], max_messages: int, max_bytes: int) -> None:
+        self._write = write
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._paused = False
+        self._closed = False
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many messages wait here, and their bytes."""
+        return len(self._waiting), self._size
+
+    def send(self, line: bytes) -> None:
+        """
+        Write a message, or keep it until the pipe takes it.
+
+        Raises `BackendBusy` where as much as is allowed waits already; an
+        empty queue takes any message.  Raises `UnknownSession` once the pipe is closed.
+        """
+        if not self._paused:
+            self._write(line + b"\n")
+            return
+        if self._closed:
+            raise UnknownSession("the session has ended: its backend takes no more messages")
+        if len(self._waiting) >= self._max_messages or self._size >= self._max_bytes:
+            raise BackendBusy(
+                f"the backend does not read: {len(self._waiting)} messages"
+                f" ({self._size} bytes) already wait"
+            )
+        self._waiting.append(line)
+        self._size += len(line)
+
+    def pauseProducing(self) -> None:
+        """The transport's buffer is full."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """The transport's buffer is empty: write what waits until it is full again."""
+        self._paused = False
+        while self._waiting and not self._paused:
+            line = self._waiting.popleft()
+            self._size -= len(line)
+            self._write(line + b"\n")
+
+    def stopProducing(self) -> None:
+        """The pipe is closed: what waits has nowhere to go."""
+        self._closed = self._paused = True
+        self._waiting.clear()
+        self._size = 0

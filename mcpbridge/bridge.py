@@ -1,0 +1,237 @@
+"""
+The bridge: the composition root, where all objects are made and wired.
+
+What `twistd mcpbridge` runs, and what an application embeds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import IResource
+
+from mcpbridge.backend.command import find_chain
+from mcpbridge.backend.keeper import Keeper
+from mcpbridge.backend.launcher import LocalLauncher
+from mcpbridge.backend.subreaper import set_child_subreaper
+from mcpbridge.backend.tree import Sweeper
+from mcpbridge.config import STOP_SLACK_SECONDS, BridgeSettings, ServerSettings
+from mcpbridge.errors import CannotListen
+from mcpbridge.extensions import load, verified
+from mcpbridge.guard import guarded
+from mcpbridge.interfaces import (
+    IBackendLauncher,
+    IMessageFilter,
+    ISessionLimiter,
+    ISessionObserver,
+)
+from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
+from mcpbridge.session.server import Server
+from mcpbridge.web.urls import served_urls
+
+
+class Bridge(Service):
+    """
+    A Twisted service that serves stdio MCP servers over HTTP.
+
+    Give it to an application with `setServiceParent`, or start and stop it
+    with `startService` and `stopService`.  With `listen=()` in its settings
+    it opens no port: put `resource()` under a site of your own.
+
+    `launcher`, `limiter`, `observers` and `filters` serve all servers that
+    name none of their own in the settings; see `mcpbridge.interfaces`.
+    Raises `SettingError` for an extension that does not provide its
+    interface.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        reactor: Any = None,
+        *,
+        launcher: object | None = None,
+        limiter: object | None = None,
+        observers: Sequence[object] = (),
+        filters: Sequence[object] = (),
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        if reactor is None:
+            from twisted.internet import reactor
+        self.settings = settings
+        self._reactor: Any = reactor
+        self._clock: IReactorTime = reactor
+        self._environment = environment
+        self._launcher = verified("launcher", IBackendLauncher, launcher)
+        self._limiter = verified("limiter", ISessionLimiter, limiter)
+        self._observers = [verified("observers", ISessionObserver, each) for each in observers]
+        self._filters = [verified("filters", IMessageFilter, each) for each in filters]
+        self._sweeper = Sweeper(self._clock)
+        self._keeper = Keeper(reactor, self._sweeper.base)
+        self._over_all = SessionLimiter(settings.max_sessions)
+        self._launchers: list[tuple[str, Any]] = []
+        self.servers = [self._build_server(each) for each in settings.servers]
+        self._ports: list[IListeningPort] = []
+        self._site: Any = None
+        self._resource: IResource | None = None
+
+    # For embedding.
+
+    def resource(self) -> IResource:
+        """
+        All servers, each below its base: put it anywhere in a site.
+
+        Imports klein, and with it the reactor.  A site that is not the
+        bridge's own knows nothing of its limits on bodies and connections;
+        give it `parsePOSTFormSubmission=False`.
+        """
+        if self._resource is None:
+            from mcpbridge.web.root import Branch
+            from mcpbridge.web.routes import Routes
+
+            root = Branch()
+            for server in self.servers:
+                branch = root
+                for segment in server.settings.base_uri.split("/")[1:]:
+                    branch = branch.branch(segment.encode("ascii"))
+                branch.leaf = Routes(server, self._clock).resource()
+            self._resource = cast("IResource", root)
+        return self._resource
+
+    def site(self) -> Any:
+        """A site for the resource, with all limits: what the bridge's own listeners serve."""
+        if self._site is None:
+            from mcpbridge.web.site import BridgeSite
+
+            self._site = BridgeSite(self.resource(), self._reactor, self.settings)
+        return self._site
+
+    def urls(self) -> list[str]:
+        """What is served by the bridge's own listeners."""
+        return served_urls(self._ports, self.settings.servers)
+
+    # IService.
+
+    def privilegedStartService(self) -> None:
+        """
+        Open the listeners, all or none.  Raises `CannotListen`.
+        """
+        super().privilegedStartService()
+        if self._ports:
+            return
+        for description in self.settings.listen:
+            try:
+                self._listen(description)
+            except CannotListen:
+                self._close_ports()
+                raise
+
+    def startService(self) -> None:
+        """Start to serve, and say where."""
+        if self.running:
+            return
+        self.privilegedStartService()
+        super().startService()
+        if any(isinstance(launcher, LocalLauncher) for _, launcher in self._launchers):
+            self._prepare_for_processes()
+        for url in self.urls():
+            self.log.info("serving {url}", url=url)
+        for name, launcher in self._launchers:
+            problem = guarded(self.log, "checking a launcher", launcher.check)
+            if problem is not None:
+                self.log.warn("server {name!r}: {problem}", name=name, problem=problem)
+
+    def stopService(self) -> Deferred[Any]:
+        """
+        Stop to listen, end all sessions; fires when nothing of them is left,
+        or when the graces of all servers and `STOP_SLACK_SECONDS` are over.
+        """
+        super().stopService()
+        closed = [self._close_ports()]
+        ended = DeferredList([server.stop() for server in self.servers])
+        if self._site is not None:
+            closed.append(self._site.close_connections())
+        done: Deferred[None] = Deferred()
+        graces = [each.stop_grace + each.kill_grace for each in self.settings.servers]
+        patience = self._clock.callLater(
+            max(graces, default=0) + STOP_SLACK_SECONDS, self._give_up, done
+        )
+
+        def all_ended(_: object) -> None:
+            if patience.active():
+                patience.cancel()
+                done.callback(None)
+
+        ended.addCallback(all_ended)
+        return done.addCallback(lambda _: DeferredList([*closed, self._keeper.stop()]))
+
+    def _give_up(self, done: Deferred[None]) -> None:
+        left = sum(len(server.unclosed) for server in self.servers)
+        self.log.critical("{left} sessions could not be ended", left=left)
+        done.callback(None)
+
+    def _prepare_for_processes(self) -> None:
+        """What concerns the whole process, so only once the service starts."""
+        if not find_chain().complete:
+            self.log.info("no setsid, prlimit and setpriv here: backends start more slowly")
+        wanted = self.settings.child_subreaper
+        if wanted if wanted is not None else bool(self.settings.listen):
+            set_child_subreaper(True)
+        if self._sweeper.base:
+            self._keeper.start()
+
+    def _listen(self, description: str) -> None:
+        """Open one listener.  Raises `CannotListen`."""
+        failures: list[Failure] = []
+        try:
+            endpoint = serverFromString(self._reactor, description)
+            listening = endpoint.listen(self.site())
+        except Exception as error:
+            raise CannotListen(f"cannot listen on {description!r}: {error}") from error
+        listening.addCallbacks(self._ports.append, failures.append)
+        if failures:
+            why = failures[0].getErrorMessage()
+            raise CannotListen(f"cannot listen on {description!r}: {why}") from failures[0].value
+
+    def _close_ports(self) -> Deferred[Any]:
+        ports, self._ports = self._ports, []
+        return DeferredList(
+            [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
+        )
+
+    # Wiring.
+
+    def _build_server(self, settings: ServerSettings) -> Server:
+        """One server with all that belongs to it."""
+        launcher = (
+            load("launcher", IBackendLauncher, settings.launcher, settings)
+            or self._launcher
+            or LocalLauncher(settings, self._reactor, self._sweeper, self._environment)
+        )
+        limiter = (
+            load("limiter", ISessionLimiter, settings.limiter, settings)
+            or self._limiter
+            or SessionLimiter(settings.max_sessions)
+        )
+        observers = [
+            load("observers", ISessionObserver, each, settings) for each in settings.observers
+        ]
+        filters = [load("filters", IMessageFilter, each, settings) for each in settings.filters]
+        self._launchers.append((settings.name, launcher))
+        return Server(
+            settings,
+            self._clock,
+            launcher=launcher,
+            limiter=EveryLimiter(self._over_all, limiter),
+            observers=[*self._observers, *observers],
+            filters=[*self._filters, *filters],
+        )

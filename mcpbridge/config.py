@@ -1,0 +1,215 @@
+"""
+The settings: every default and every limit has its name here.
+
+A setting is a field of a frozen dataclass with a check of its own, so that
+the command line, the configuration file and an embedding application get the
+same errors.  Knows no reactor and no file; `configfile` reads those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+from mcpbridge.errors import SettingError
+
+MIB = 1024 * 1024
+
+#: Where the bridge listens when nothing is said.
+DEFAULT_LISTEN = "tcp:8808:interface=127.0.0.1"
+#: What a backend gets of the bridge's environment, beside all of `LC_*`.
+INHERITED_ENV = ("HOME", "PATH", "LANG", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL", "TERM")
+#: A line of stderr is cut here; the session lives.
+STDERR_LINE_BYTES = 64 * 1024
+#: How many of the last lines of stderr the log shows when a session closes,
+#: and how much of each.
+STDERR_TAIL_LINES = 5
+STDERR_TAIL_CHARS = 500
+#: A request's head must be complete after this time, and all of it after the other.
+HEAD_SECONDS = 30.0
+REQUEST_SECONDS = 300.0
+#: An idle connection is closed after this time.
+IDLE_SECONDS = 60.0
+#: How long and how much is still read of a body that was refused, so that
+#: its sender gets to read the answer.
+DRAIN_SECONDS = 5.0
+DRAIN_BYTES = 64 * MIB
+#: What a client may send behind an open stream, where nothing can answer it.
+PIPELINED_BYTES = 16 * 1024
+#: How long the bridge waits at its stop beyond the graces of its servers.
+STOP_SLACK_SECONDS = 5.0
+
+
+class Check(NamedTuple):
+    """What a setting must be, in words and as a test."""
+
+    expected: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_path_prefix(value: object) -> bool:
+    return value == "" or (
+        isinstance(value, str)
+        and value.startswith("/")
+        and not value.endswith("/")
+        and "//" not in value
+        and all(33 <= ord(c) < 127 and c not in "?#%<>" for c in value)
+        and not {".", ".."} & set(value.split("/"))
+    )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+COUNT = Check("an integer ≥ 1", _is_count)
+SECONDS = Check("a number of seconds ≥ 0", lambda v: _is_number(v) and 0 <= v <= 1e6)
+POSITIVE_SECONDS = Check("a number of seconds > 0", lambda v: _is_number(v) and 0 < v <= 1e6)
+FLAG = Check("true or false", lambda v: isinstance(v, bool))
+TEXT = Check("a string", _is_text)
+COMMAND = Check("a string that is not empty", lambda v: _is_text(v) and v != "")
+TEXTS = Check("a list of strings", lambda v: isinstance(v, (list, tuple)) and all(map(_is_text, v)))
+ENV_NAMES = Check(
+    "a list of names of environment variables",
+    lambda v: isinstance(v, (list, tuple)) and all(_is_text(n) and n and "=" not in n for n in v),
+)
+ENVIRONMENT = Check(
+    "an object of strings, with names that hold no `=`",
+    lambda v: (
+        isinstance(v, Mapping)
+        and all(_is_text(n) and n and "=" not in n and _is_text(s) for n, s in v.items())
+    ),
+)
+OBJECT = Check("an object", lambda v: isinstance(v, Mapping))
+PATH_PREFIX = Check(
+    "an empty string or a path that starts with `/`, does not end with `/`, and holds no space,"
+    " no `//`, no part `.` or `..` and none of `?#%<>`",
+    _is_path_prefix,
+)
+OPTIONAL_PATH_PREFIX = Check(PATH_PREFIX.expected, lambda v: v is None or _is_path_prefix(v))
+DIRECTORY = Check("the path of a directory", lambda v: v is None or (_is_text(v) and v != ""))
+DOTTED_NAME = Check(
+    "the dotted name of a callable, as in `package.module.Name`",
+    lambda v: v is None or (_is_text(v) and "." in v.strip(".")),
+)
+DOTTED_NAMES = Check(
+    "a list of dotted names, as in `package.module.Name`",
+    lambda v: isinstance(v, (list, tuple)) and all(_is_text(n) and "." in n.strip(".") for n in v),
+)
+ENDPOINTS = Check(
+    f"a list of endpoint descriptions, as in `{DEFAULT_LISTEN}`",
+    lambda v: isinstance(v, (list, tuple)) and all(_is_text(n) and n for n in v),
+)
+
+
+def setting(default: Any, check: Check, text: str) -> Any:
+    """A field with its default, its check, and what it is for in one line."""
+    return field(default=default, metadata={"check": check, "text": text})
+
+
+def _check_all(settings: Any) -> None:
+    """Raise `SettingError` for the first field that its check does not accept."""
+    for each in fields(settings):
+        check = each.metadata.get("check")
+        value = getattr(settings, each.name)
+        if check is not None:
+            if not check.accepts(value):
+                raise SettingError(each.name, check.expected, value)
+            if isinstance(value, list):
+                object.__setattr__(settings, each.name, tuple(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """
+    One named server: how its backends are started, and what its sessions may do.
+
+    Raises `SettingError` for the first setting that is wrong.
+    """
+
+    command: str = setting("", COMMAND, "The backend's program, found through its own PATH.")
+    args: tuple[str, ...] = setting((), TEXTS, "Its arguments; no shell reads them.")
+    name: str = setting("default", COMMAND, "The server's name, for the log.")
+    env: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={"check": ENVIRONMENT, "text": "Environment variables of the backend."},
+    )
+    pass_env: tuple[str, ...] = setting(
+        (), ENV_NAMES, "Variables of the bridge's own environment that the backend gets too."
+    )
+    cwd: str | None = setting(None, DIRECTORY, "The backend's directory.")
+    base_uri: str = setting("", PATH_PREFIX, "The literal path before `/sse` and `/message`.")
+    public_path: str | None = setting(
+        None, OPTIONAL_PATH_PREFIX, "The base as clients see it, where a proxy rewrites paths."
+    )
+    max_sessions: int = setting(100, COUNT, "Sessions, and so live backends, at a time.")
+    ping_interval: float = setting(30.0, SECONDS, "Seconds between pings of a session; 0: none.")
+    stop_grace: float = setting(1.0, SECONDS, "Seconds from closing stdin to SIGTERM.")
+    kill_grace: float = setting(2.0, SECONDS, "Seconds from SIGTERM to SIGKILL.")
+    peer_timeout: float = setting(
+        60.0, POSITIVE_SECONDS, "Seconds a client may take no byte while data waits for it."
+    )
+    max_message_bytes: int = setting(16 * MIB, COUNT, "The size of one message, either way.")
+    max_waiting_messages: int = setting(1024, COUNT, "Messages that may wait for a backend.")
+    max_waiting_bytes: int = setting(8 * MIB, COUNT, "Bytes that may wait for a backend.")
+    stderr_notifications: bool = setting(True, FLAG, "Send stderr lines as notifications.")
+    launcher: str | None = setting(None, DOTTED_NAME, "An `IBackendLauncher` of your own.")
+    limiter: str | None = setting(None, DOTTED_NAME, "An `ISessionLimiter` of your own.")
+    observers: tuple[str, ...] = setting((), DOTTED_NAMES, "`ISessionObserver`s of your own.")
+    filters: tuple[str, ...] = setting((), DOTTED_NAMES, "`IMessageFilter`s of your own.")
+    options: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"check": OBJECT, "text": "Anything, for the extensions named here."},
+    )
+
+    def __post_init__(self) -> None:
+        _check_all(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeSettings:
+    """
+    The bridge: its listeners, its servers, and the limits over all of them.
+
+    Raises `SettingError` for the first setting that is wrong.
+    """
+
+    servers: tuple[ServerSettings, ...] = ()
+    listen: tuple[str, ...] = setting(
+        (DEFAULT_LISTEN,), ENDPOINTS, "Where to listen: Twisted endpoint descriptions."
+    )
+    max_sessions: int = setting(1000, COUNT, "Sessions of all servers together.")
+    max_connections: int = setting(10_000, COUNT, "Open connections of all listeners together.")
+    max_request_bytes: int = setting(
+        256 * MIB, COUNT, "Bytes of all requests that are being received, together."
+    )
+    access_log: bool = setting(False, FLAG, "Log each request, session ids shortened.")
+    child_subreaper: bool | None = field(
+        default=None,
+        metadata={
+            "check": Check("true, false or null", lambda v: v is None or isinstance(v, bool)),
+            "text": "Adopt orphans of backends (Linux); by default when run by twistd.",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        _check_all(self)
+        seen: dict[str, str] = {}
+        for server in self.servers:
+            if server.base_uri in seen:
+                raise SettingError(
+                    "base_uri",
+                    f"a path of its own for server {server.name!r}",
+                    f"<{server.base_uri!r}, which server {seen[server.base_uri]!r} has>",
+                )
+            seen[server.base_uri] = server.name

@@ -1,0 +1,135 @@
+"""
+Settings from a JSON file: the `mcpServers` object of desktop clients, and a
+`bridge` object of ours.
+
+Knows JSON and names; must not know the reactor.  Every error is one line that
+names the setting, what was expected and what was got.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mcpbridge.config import BridgeSettings, ServerSettings
+from mcpbridge.errors import SettingError
+
+#: Keys of a server's object that desktop clients write for themselves; they
+#: mean nothing to a bridge.
+FOREIGN_KEYS = frozenset(
+    {
+        "alwaysAllow",
+        "autoApprove",
+        "autoStart",
+        "description",
+        "dev",
+        "disabledTools",
+        "gallery",
+        "icon",
+        "initTimeout",
+        "timeout",
+        "title",
+        "trust",
+        "version",
+    }
+)
+
+_SERVER_KEYS = frozenset(f.name for f in fields(ServerSettings)) - {"name"}
+_BRIDGE_KEYS = frozenset(f.name for f in fields(BridgeSettings)) - {"servers"}
+
+
+def read_config(path: str) -> BridgeSettings:
+    """
+    The settings that a file holds.
+
+    A relative `cwd` is relative to the file's folder.  Raises `SettingError`.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise SettingError(
+            "config", "a file that can be read", f"<{path}: {error.strerror}>"
+        ) from None
+    try:
+        content = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique)
+    except RecursionError:
+        raise SettingError("config", "JSON", f"<{path}: nested too deeply>") from None
+    except ValueError as error:
+        raise SettingError("config", "JSON", f"<{path}: {error}>") from None
+    return parse_config(content, os.path.dirname(os.path.abspath(path)))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return content
+
+
+def parse_config(content: object, folder: str) -> BridgeSettings:
+    """The settings in a decoded file.  Raises `SettingError`."""
+    if not isinstance(content, dict):
+        raise SettingError("config", "an object with `mcpServers`", content)
+    servers = content.get("mcpServers")
+    if not isinstance(servers, dict):
+        hint = " (rename VS Code's `servers`)" if "servers" in content else ""
+        raise SettingError("mcpServers", f"an object of named servers{hint}", servers)
+    bridge = content.get("bridge", {})
+    if not isinstance(bridge, dict):
+        raise SettingError("bridge", "an object", bridge)
+    _check_keys(bridge, _BRIDGE_KEYS, "bridge", foreign=())
+    parsed = tuple(
+        server
+        for name, entry in servers.items()
+        if (server := _parse_server(name, entry, folder)) is not None
+    )
+    if not parsed:
+        raise SettingError("mcpServers", "at least one server that is not disabled", servers)
+    built: BridgeSettings = _build("bridge", BridgeSettings, {**bridge, "servers": parsed})
+    return built
+
+
+def _parse_server(name: str, entry: object, folder: str) -> ServerSettings | None:
+    where = f"mcpServers.{name}"
+    if not isinstance(entry, dict):
+        raise SettingError(where, "an object", entry)
+    entry = dict(entry)
+    disabled = entry.pop("disabled", False)
+    if not isinstance(disabled, bool):
+        raise SettingError(f"{where}.disabled", "true or false", disabled)
+    if disabled:
+        return None
+    if entry.pop("type", "stdio") != "stdio" or "url" in entry:
+        raise SettingError(where, "a stdio server with a `command`", "<a remote server>")
+    _check_keys(entry, _SERVER_KEYS, where, FOREIGN_KEYS)
+    entry = {key: value for key, value in entry.items() if key not in FOREIGN_KEYS}
+    cwd = entry.get("cwd")
+    if isinstance(cwd, str) and cwd:
+        entry["cwd"] = os.path.join(folder, os.path.expanduser(cwd))
+    entry.setdefault("base_uri", f"/{name}")
+    server: ServerSettings = _build(where, ServerSettings, {**entry, "name": name})
+    return server
+
+
+def _check_keys(
+    entry: Mapping[str, Any], known: frozenset[str], where: str, foreign: Iterable[str]
+) -> None:
+    for key in entry:
+        if key not in known and key not in foreign:
+            close = difflib.get_close_matches(key, known, n=1)
+            expected = f"`{close[0]}`" if close else f"one of {', '.join(sorted(known))}"
+            raise SettingError(f"{where}.{key}", expected, "<a setting that is not known>")
+
+
+def _build(where: str, kind: type[Any], entry: Mapping[str, Any]) -> Any:
+    try:
+        return kind(**entry)
+    except SettingError as error:
+        raise SettingError(f"{where}.{error.name}", error.expected, error.got) from None

@@ -1,0 +1,196 @@
+"""
+Everything that can go wrong in a way a user should understand.
+
+One tree: a class knows its HTTP status and its JSON-RPC code, and its
+docstring says what happened in the words a user reads in `docs/`.  Nothing
+here knows how an answer is written to a connection.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+#: JSON-RPC 2.0, section 5.1.
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+INTERNAL_ERROR = -32603
+#: What the MCP SDKs' own servers use for an unknown session.
+SESSION_NOT_FOUND = -32001
+#: A refusal for which JSON-RPC has no code of its own.
+SERVER_ERROR = -32000
+
+
+class BridgeError(Exception):
+    """The root of all errors of mcpbridge; its text is fit for a user."""
+
+
+class SettingError(BridgeError):
+    """
+    A setting is wrong: one line with its name, what was expected and what
+    was got.
+    """
+
+    def __init__(self, name: str, expected: str, got: object) -> None:
+        shown = got if isinstance(got, str) and got.startswith("<") else _shown(got)
+        super().__init__(f"{name}: expected {expected}, got {shown}")
+        self.name = name
+        self.expected = expected
+        self.got = got
+
+
+def _shown(value: object) -> str:
+    """The value as JSON where it has such a form, cut to a readable length."""
+    try:
+        text = msgspec.json.encode(value).decode("utf-8", "replace")
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+class CannotListen(BridgeError):
+    """An endpoint could not be opened: the address is taken or not ours."""
+
+
+class CannotStart(BridgeError):
+    """
+    The backend's command could not be started: it was not found in the
+    backend's own PATH and directory, or the system refused a new process.
+    """
+
+
+class Refused(BridgeError):
+    """
+    A request got an answer that is not a success.
+
+    The body is a JSON-RPC error without an id, in UTF-8 and on one line.
+    """
+
+    status: ClassVar[int] = 400
+    code: ClassVar[int] = INVALID_REQUEST
+    #: Seconds after which another try may succeed, for `Retry-After`.
+    retry_after: ClassVar[int | None] = None
+
+    def body(self) -> bytes:
+        """The body of the answer."""
+        return msgspec.json.encode(
+            {"jsonrpc": "2.0", "id": None, "error": {"code": self.code, "message": str(self)}}
+        )
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers of the answer, beside its length."""
+        headers = [(b"Content-Type", b"application/json")]
+        if self.retry_after is not None:
+            headers.append((b"Retry-After", b"%d" % self.retry_after))
+        return headers
+
+
+class EmptyBody(Refused):
+    """A message was posted without a body."""
+
+
+class NotJson(Refused):
+    """The body is not JSON, not UTF-8, or nested beyond all reason."""
+
+    code = PARSE_ERROR
+
+
+class NotJsonRpc(Refused):
+    """The body is JSON, but neither a JSON-RPC 2.0 message nor an array."""
+
+
+class MessageRefused(Refused):
+    """
+    A message filter refused the message; a filter raises this with the text
+    that the sender is to read.
+    """
+
+    status = 403
+    code = SERVER_ERROR
+
+
+class NothingHere(Refused):
+    """The bridge serves nothing at this path."""
+
+    status = 404
+    code = SERVER_ERROR
+
+
+class UnknownSession(Refused):
+    """The session is unknown, was never named, or has ended."""
+
+    status = 404
+    code = SESSION_NOT_FOUND
+
+
+class WrongMethod(Refused):
+    """The path exists, the method is not one it takes."""
+
+    status = 405
+    code = SERVER_ERROR
+
+    def __init__(self, text: str, allowed: str) -> None:
+        super().__init__(text)
+        self.allowed = allowed
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"Allow", self.allowed.encode("ascii"))]
+
+
+class MessageTooLarge(Refused):
+    """The body is larger than `max_message_bytes`; the session lives on."""
+
+    status = 413
+    code = SERVER_ERROR
+
+
+class TooManySessions(Refused):
+    """All permits are taken; the body is the one APISIX's clients know."""
+
+    status = 429
+    retry_after = 5
+
+    def body(self) -> bytes:
+        return b'{"error_msg":"too many concurrent MCP sessions"}\n'
+
+
+class BackendFailed(Refused):
+    """No session was opened, because its backend could not be started."""
+
+    status = 502
+    code = INTERNAL_ERROR
+
+
+class BackendBusy(Refused):
+    """
+    The backend does not read its messages as fast as they come, and as many
+    as the settings allow already wait.  Nothing was stored: send it again.
+    """
+
+    status = 503
+    code = SERVER_ERROR
+    retry_after = 1
+
+
+class NoRoom(Refused):
+    """All requests together hold as many bytes as the bridge allows."""
+
+    status = 503
+    code = SERVER_ERROR
+    retry_after = 1
+
+
+class Stopping(Refused):
+    """The bridge is shutting down and opens no more sessions."""
+
+    status = 503
+    code = SERVER_ERROR
+    retry_after = 5
+
+
+class InternalError(Refused):
+    """A defect of the bridge or of an extension; the log has the details."""
+
+    status = 500
+    code = INTERNAL_ERROR

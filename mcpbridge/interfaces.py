@@ -1,0 +1,161 @@
+"""
+Every interface that an extension may provide.  No logic.
+
+The docstrings are the specification: who calls, when, what fires, what is
+raised.  An object is checked with `verifyObject` where it is loaded, by
+dotted name from the configuration or as an argument of `Bridge`.
+"""
+
+from __future__ import annotations
+
+from zope.interface import Attribute, Interface
+
+
+class IPermit(Interface):
+    """The right to have one session, handed out by an `ISessionLimiter`."""
+
+    def release() -> None:
+        """
+        Give the permit back.  Called once the whole process tree of the
+        session is gone; a second call must do nothing.  Must not raise.
+        """
+
+
+class ISessionLimiter(Interface):
+    """Decides how many sessions a server may have."""
+
+    def acquire() -> object | None:
+        """
+        Hand out an `IPermit`, or None where the limit is reached.
+
+        Called for each session that a client asks for, before anything else
+        is done for it, in the reactor's thread; must answer at once.
+        """
+
+
+class IBackend(Interface):
+    """A running stdio MCP server that belongs to one session."""
+
+    exit_status = Attribute(
+        """How it ended, for the log: `exit status 1`, `signal 9`; None while it runs."""
+    )
+
+    def send(line: bytes) -> None:
+        """
+        Pass one message, a line without its newline, to the backend.
+
+        Raises `mcpbridge.errors.BackendBusy`, having stored nothing, where
+        as many messages as the settings allow already wait.
+        """
+
+    def pause() -> None:
+        """
+        Read no more from the backend: the client does not keep up.  May be
+        called twice, also after the end.
+        """
+
+    def resume() -> None:
+        """Read again.  May be called without `pause`, also after the end."""
+
+    def stop() -> object:
+        """
+        End the backend and everything it has started: close its stdin at
+        once, discard what it still says, then signal as the graces allow.
+
+        Returns a `Deferred[None]` that fires when nothing of it is left and
+        never fails.  May be called more than once.
+        """
+
+
+class IBackendReceiver(Interface):
+    """
+    What a backend reports to: its session.  A launcher is given one and must
+    call it only after its own Deferred has fired, in the reactor's thread.
+    """
+
+    def messages_received(lines: list[bytes]) -> None:
+        """
+        The backend wrote these messages, each one line without its newline.
+        """
+
+    def diagnostics_received(lines: list[bytes]) -> None:
+        """The backend wrote these lines to stderr, or something else for people."""
+
+    def input_closed(reason: str) -> None:
+        """
+        The backend takes no more messages (it exited, or closed its stdin);
+        what it has already written may still come.
+        """
+
+    def output_closed(reason: str) -> None:
+        """Nothing more will come from the backend.  Called once, last."""
+
+
+class IBackendLauncher(Interface):
+    """How a backend is started: a local process by default."""
+
+    def launch(receiver: object, label: str) -> object:
+        """
+        Start a backend for one session.
+
+        Called with the session's `IBackendReceiver` and a short label for
+        the log, once a permit is held.  Returns a `Deferred` of an `IBackend`,
+        which fails with `mcpbridge.errors.CannotStart` where the backend
+        cannot be started; the client then gets a 502 with its text.  A
+        Deferred that is cancelled must leave nothing behind.
+        """
+
+    def check() -> str | None:
+        """
+        Called at the start of the bridge: None, or what would keep a backend
+        from being started now, for the log.  Must not block.
+        """
+
+
+class ISessionInfo(Interface):
+    """What observers and filters may know of a session."""
+
+    server = Attribute("The name of its server, str.")
+    label = Attribute("The first characters of its id, fit for a log, str.")
+    opened_at = Attribute("When it was opened, seconds of the reactor's clock.")
+    messages_in = Attribute("How many messages the client has sent, int.")
+    bytes_in = Attribute("Their size, int.")
+    messages_out = Attribute("How many messages the client was sent, int.")
+    bytes_out = Attribute("Their size, int.")
+
+
+class ISessionObserver(Interface):
+    """
+    Is told of sessions: metrics, an audit log.  An observer that raises is
+    logged, and nothing else is disturbed.
+    """
+
+    def session_opened(session: object) -> None:
+        """A session (`ISessionInfo`) was opened: its backend runs."""
+
+    def message_passed(session: object, from_client: bool, line: bytes) -> None:
+        """
+        A message passed, from the client or to it.  Called for each message:
+        be quick.  The bridge's own pings are not reported.
+        """
+
+    def session_closed(session: object, reason: str) -> None:
+        """A session ended, and nothing of its process tree is left."""
+
+
+class IMessageFilter(Interface):
+    """
+    Sees each message, and may change or refuse it.
+
+    Both methods return the message that passes, one line of JSON without a
+    newline, most often the one they were given.  They refuse by raising
+    `mcpbridge.errors.MessageRefused`: a client gets its text in a JSON-RPC
+    error; a backend whose request is refused gets one as the answer; of the
+    rest a refused message is dropped and counted in the log.
+    """
+
+    def from_client(session: object, line: bytes) -> bytes:
+        """Called with each message of the client, before it is queued."""
+
+    def from_backend(session: object, line: bytes) -> bytes:
+        """Called with each message of the backend, before it is sent."""

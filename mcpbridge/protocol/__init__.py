@@ -1,0 +1,1 @@
+"""The sans-IO part: bytes and messages, without a reactor."""

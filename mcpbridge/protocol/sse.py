@@ -1,0 +1,49 @@
+"""
+The text of server-sent events (WHATWG HTML, section 9.2) as MCP uses it.
+
+Knows how an event is written; must not know who reads it.  A line given
+here has no newline; a carriage return inside it would end an SSE line, so it
+becomes a space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+#: What an SSE response says of itself: never stored, never held back by a
+#: proxy (`X-Accel-Buffering` is nginx's).
+HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (b"Content-Type", b"text/event-stream"),
+    (b"Cache-Control", b"no-cache"),
+    (b"X-Accel-Buffering", b"no"),
+)
+
+_BEFORE = b"event: message\ndata: "
+_AFTER = b"\n\n"
+_BETWEEN = _AFTER + _BEFORE
+
+
+def endpoint_event(path: str) -> bytes:
+    """The first event of a stream: where messages are to be posted."""
+    return b"event: endpoint\ndata: " + path.encode("ascii") + _AFTER
+
+
+def message_events(lines: Iterable[bytes]) -> bytes:
+    """One `message` event for each line, as one piece."""
+    text = _BEFORE + _BETWEEN.join(lines) + _AFTER
+    return text.replace(b"\r", b" ") if b"\r" in text else text
+
+
+def ping_message(number: int) -> bytes:
+    """The bridge's own ping, in the bytes that APISIX's clients know."""
+    return b'{"jsonrpc": "2.0","method": "ping","id":"ping:%d"}' % number
+
+
+def stderr_message(line: bytes) -> bytes:
+    """A line of the backend's stderr as a notification, whatever its bytes are."""
+    content = msgspec.json.encode(line.decode("utf-8", "replace"))
+    return (
+        b'{"jsonrpc":"2.0","method":"notifications/stderr","params":{"content":' + content + b"}}"
+    )

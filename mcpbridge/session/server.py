@@ -1,0 +1,153 @@
+"""
+A named server: its settings, its limiter, and the table of its live sessions.
+
+The one place that decides about a message of a client, whatever way it came.
+Knows sessions; must not know HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+from uuid import uuid4
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from mcpbridge.config import ServerSettings
+from mcpbridge.errors import (
+    BackendFailed,
+    CannotStart,
+    MessageTooLarge,
+    Stopping,
+    TooManySessions,
+    UnknownSession,
+)
+from mcpbridge.protocol.envelope import read_message
+from mcpbridge.session.session import Session, Stream
+
+
+class Server:
+    """
+    Opens sessions, finds them, and ends them all when the bridge stops.
+
+    `launcher`, `limiter`, `observers` and `filters` provide the interfaces of
+    those names.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        *,
+        launcher: Any,
+        limiter: Any,
+        observers: Sequence[Any] = (),
+        filters: Sequence[Any] = (),
+    ) -> None:
+        self.settings = settings
+        self.sessions: dict[str, Session] = {}
+        #: All that are not closed, the live ones among them.
+        self.unclosed: set[Session] = set()
+        self._clock = clock
+        self._launcher = launcher
+        self._limiter = limiter
+        self._observers = observers
+        self._filters = filters
+        self._launching: set[Deferred[Any]] = set()
+        self._stopping = False
+
+    async def open_session(self, make_stream: Callable[[Session], Stream]) -> Session:
+        """
+        A permit, then a backend, then a session that is live.
+
+        `make_stream` is called once the backend runs.  Raises
+        `TooManySessions`, `BackendFailed` and `Stopping`; then no permit is
+        held and no process left.
+        """
+        if self._stopping:
+            raise Stopping("the bridge is shutting down")
+        permit = self._limiter.acquire()
+        if permit is None:
+            raise TooManySessions("too many concurrent MCP sessions")
+        try:
+            session = Session(
+                ident=str(uuid4()),
+                server=self.settings.name,
+                clock=self._clock,
+                permit=permit,
+                forget=self._forget,
+                closed=self.unclosed.discard,
+                observers=self._observers,
+                filters=self._filters,
+                stderr_notifications=self.settings.stderr_notifications,
+            )
+            session.backend = await self._launch(session)
+        except BaseException:
+            permit.release()
+            raise
+        self.unclosed.add(session)
+        try:
+            session.stream = make_stream(session)
+        except BaseException:
+            session.life.end("the stream could not be opened")
+            raise
+        self.sessions[session.ident] = session
+        session.opened()
+        return session
+
+    async def _launch(self, session: Session) -> Any:
+        launching = cast("Deferred[Any]", self._launcher.launch(session, session.label))
+        self._launching.add(launching)
+        try:
+            return await launching
+        except CancelledError:
+            if self._stopping:
+                raise Stopping("the bridge is shutting down") from None
+            raise
+        except CannotStart as error:
+            self.log.warn(
+                "session {label} of {server!r} not opened: {error}",
+                label=session.label,
+                server=self.settings.name,
+                error=str(error),
+            )
+            raise BackendFailed(str(error)) from None
+        finally:
+            self._launching.discard(launching)
+
+    def find(self, ident: str) -> Session:
+        """The live session of this id.  Raises `UnknownSession`."""
+        session = self.sessions.get(ident)
+        if session is None:
+            raise UnknownSession("no such session, or it has ended")
+        return session
+
+    def receive(self, ident: str, body: bytes) -> None:
+        """
+        A message that a client posted to the session of this id.
+
+        Returns when the message is on its way.  Raises a `Refused` that says
+        why it is not; then nothing was stored.
+        """
+        session = self.find(ident)
+        if len(body) > self.settings.max_message_bytes:
+            raise MessageTooLarge(f"a message may have {self.settings.max_message_bytes} bytes")
+        line, envelope = read_message(body)
+        session.client_message(line, envelope)
+
+    def stop(self) -> Deferred[Any]:
+        """End all sessions; fires when nothing of them is left."""
+        self._stopping = True
+        for launching in list(self._launching):
+            launching.cancel()
+        unclosed = list(self.unclosed)
+        for session in unclosed:
+            session.life.end("the bridge stops")
+        return DeferredList([session.ended for session in unclosed])
+
+    def _forget(self, session: Session) -> None:
+        self.sessions.pop(session.ident, None)

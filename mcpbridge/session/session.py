@@ -1,0 +1,283 @@
+"""
+A session: one client's stream bound to one backend.
+
+Knows the order in which a session ends, and what passes in which direction;
+must not know HTTP, nor how a process is stopped.  Its life is an Automat
+machine of four states; messages do not go through it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+from automat import TypeMachineBuilder, pep614
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from mcpbridge.config import STDERR_TAIL_CHARS, STDERR_TAIL_LINES
+from mcpbridge.errors import BackendBusy, MessageRefused
+from mcpbridge.guard import guarded
+from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
+from mcpbridge.protocol.envelope import Envelope, peek
+from mcpbridge.protocol.pings import PingLedger
+from mcpbridge.protocol.sse import stderr_message
+
+#: How much of a session's id a log may show.
+LABEL_CHARS = 8
+
+
+class Stream(Protocol):
+    """The way to the client."""
+
+    def send(self, lines: Sequence[bytes]) -> None:
+        """Write these messages, in order, as one piece."""
+
+    def stop_keepalive(self) -> None:
+        """Ping no more."""
+
+    def close(self) -> None:
+        """End the stream; called once, also when the client has gone."""
+
+
+class NoStream:
+    """Before the stream is there."""
+
+    def send(self, lines: Sequence[bytes]) -> None:
+        """Nobody reads."""
+
+    def stop_keepalive(self) -> None:
+        """None runs."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Life(Protocol):
+    """The inputs of a session's life."""
+
+    def drain(self) -> None:
+        """The backend takes nothing more; what it has written still goes out."""
+
+    def end(self, reason: str) -> None:
+        """The session is over, and this is why."""
+
+    def gone(self) -> None:
+        """Nothing of the backend is left."""
+
+
+@implementer(ISessionInfo, IBackendReceiver)
+@dataclass(eq=False)
+class Session:
+    """
+    What a session is made of, and the way of its messages.
+
+    `life` is its machine.  `backend` and `stream` are set once, before
+    anything passes.  `forget` takes the session out of the table of live ones, and `closed` is
+    called when nothing of it is left.
+    """
+
+    ident: str
+    server: str
+    clock: IReactorTime
+    permit: Any
+    forget: Callable[[Session], None]
+    closed: Callable[[Session], None]
+    observers: Sequence[Any] = ()
+    filters: Sequence[Any] = ()
+    stderr_notifications: bool = True
+
+    backend: Any = None
+    stream: Stream = field(default_factory=NoStream)
+    reason: str = ""
+    messages_in: int = 0
+    bytes_in: int = 0
+    messages_out: int = 0
+    bytes_out: int = 0
+    refused: int = 0
+    pings: PingLedger = field(default_factory=PingLedger)
+    stderr_tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=STDERR_TAIL_LINES))
+    ended: Deferred[None] = field(default_factory=Deferred)
+    log: Logger = Logger()
+
+    def __post_init__(self) -> None:
+        self.opened_at = self.clock.seconds()
+        self.receiving = True
+        self.life: Life = _make_life(self)
+
+    @property
+    def label(self) -> str:
+        """What a log may show of the id."""
+        return self.ident[:LABEL_CHARS]
+
+    def opened(self) -> None:
+        """Say that the session is open, to the log and to the observers."""
+        self.log.info("session {label} of {server!r} opened", label=self.label, server=self.server)
+        for observer in self.observers:
+            guarded(self.log, "an observer", observer.session_opened, self)
+
+    def account(self) -> None:
+        """Say to the log how the session went, when nothing of it is left."""
+        stderr = f"; last stderr: {_readable(self.stderr_tail)}" if self.stderr_tail else ""
+        self.log.info(
+            "session {label} of {server!r} closed after {seconds:.1f} s: {reason};"
+            " in {messages_in} messages ({bytes_in} B), out {messages_out} ({bytes_out} B),"
+            " refused {refused}; backend: {ended}{stderr}",
+            label=self.label,
+            server=self.server,
+            seconds=self.clock.seconds() - self.opened_at,
+            reason=self.reason,
+            messages_in=self.messages_in,
+            bytes_in=self.bytes_in,
+            messages_out=self.messages_out,
+            bytes_out=self.bytes_out,
+            refused=self.refused,
+            ended=self.backend.exit_status or "not exited",
+            stderr=stderr,
+        )
+
+    # From the client.
+
+    def client_message(self, line: bytes, envelope: Envelope | None) -> None:
+        """
+        One message of the client: to the backend, or consumed where it
+        answers a ping of the bridge.
+
+        Raises `BackendBusy` and `MessageRefused`; then nothing was stored.
+        """
+        if envelope is not None and self.pings.is_ours(envelope):
+            return
+        for each in self.filters:
+            line = each.from_client(self, line)
+        self.backend.send(line)
+        self.messages_in += 1
+        self.bytes_in += len(line)
+        for observer in self.observers:
+            guarded(self.log, "an observer", observer.message_passed, self, True, line)
+
+    # From the backend: IBackendReceiver.
+
+    def messages_received(self, lines: list[bytes]) -> None:
+        """Pass what the backend wrote on to the client."""
+        if not self.receiving:
+            return
+        for line in lines:
+            # An id of one of our pings can stand there only like this.
+            if b"ping:" in line or b"\\u00" in line:
+                envelope = peek(line)
+                if envelope is not None:
+                    self.pings.backend_sent(envelope)
+        if self.filters:
+            lines = [kept for line in lines if (kept := self._filtered(line))]
+        self._send(lines)
+
+    def diagnostics_received(self, lines: list[bytes]) -> None:
+        """Keep the last lines for the log, and tell the client of all."""
+        self.stderr_tail.extend(line[:STDERR_TAIL_CHARS] for line in lines[-STDERR_TAIL_LINES:])
+        if self.stderr_notifications and self.receiving:
+            self._send([stderr_message(line) for line in lines])
+
+    def input_closed(self, reason: str) -> None:
+        """The backend takes nothing more."""
+        self.reason = self.reason or reason
+        self.life.drain()
+
+    def output_closed(self, reason: str) -> None:
+        """Nothing more comes: the session is over."""
+        self.life.end(self.reason or reason)
+
+    def _send(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        self.messages_out += len(lines)
+        self.bytes_out += sum(map(len, lines))
+        self.stream.send(lines)
+        for observer in self.observers:
+            for line in lines:
+                guarded(self.log, "an observer", observer.message_passed, self, False, line)
+
+    def _filtered(self, line: bytes) -> bytes | None:
+        """What the filters make of a message of the backend; None: refused."""
+        original = line
+        try:
+            for each in self.filters:
+                line = each.from_backend(self, line)
+            return line
+        except MessageRefused as refusal:
+            text = str(refusal)
+        except Exception:
+            self.log.failure("a filter failed; session {label}", label=self.label)
+            text = "the message could not be checked"
+        self.refused += 1
+        envelope = peek(original)
+        if envelope is not None and envelope.is_request:
+            error = {"code": MessageRefused.code, "message": text}
+            answer = {"jsonrpc": "2.0", "id": envelope.id, "error": error}
+            try:
+                self.backend.send(msgspec.json.encode(answer))
+            except BackendBusy:
+                self.life.end("the backend does not read the answers to its own requests")
+        return None
+
+
+def _readable(lines: Sequence[bytes]) -> str:
+    """Lines of stderr in a log: no control characters, on one line."""
+    return " | ".join(repr(line.decode("utf-8", "replace"))[1:-1] for line in lines)
+
+
+def _build_life() -> Callable[[Session], Life]:
+    machine = TypeMachineBuilder(Life, Session)
+
+    live = machine.state("live")
+    draining = machine.state("draining")
+    closing = machine.state("closing")
+    closed = machine.state("closed")
+
+    @pep614(live.upon(Life.drain).to(draining))
+    def take_no_more(life: Life, session: Session) -> None:
+        session.forget(session)
+
+    @pep614(live.upon(Life.end).to(closing))
+    @pep614(draining.upon(Life.end).to(closing))
+    def tear_down(life: Life, session: Session, reason: str) -> None:
+        log, stream = session.log, session.stream
+        session.reason = reason
+        session.receiving = False
+        guarded(log, "forgetting the session", session.forget, session)
+        guarded(log, "stopping the keepalive", stream.stop_keepalive)
+        guarded(log, "closing the stream", stream.close)
+        stopped = guarded(log, "stopping the backend", session.backend.stop)
+        if isinstance(stopped, Deferred):
+            stopped.addErrback(lambda why: log.failure("stopping a backend failed", why))
+            stopped.addCallback(lambda _: life.gone())
+        else:
+            # Nobody promises that the backend is gone: the permit stays out.
+            log.error("session {label} keeps its permit", label=session.label)
+
+    @pep614(closing.upon(Life.gone).to(closed))
+    def account(life: Life, session: Session) -> None:
+        log = session.log
+        guarded(log, "returning the permit", session.permit.release)
+        guarded(log, "the last account", session.account)
+        for observer in session.observers:
+            guarded(log, "an observer", observer.session_closed, session, session.reason)
+        guarded(log, "closing the account", session.closed, session)
+        session.ended.callback(None)
+
+    for state, inputs in (
+        (draining, (Life.drain,)),
+        (closing, (Life.drain, Life.end)),
+        (closed, (Life.drain, Life.end, Life.gone)),
+    ):
+        for each in inputs:
+            state.upon(each).loop().returns(None)
+
+    return machine.build()
+
+
+_make_life = _build_life()

@@ -1,0 +1,224 @@
+"""
+`twistd mcpbridge`: options to settings to `Bridge`, nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, ClassVar, NoReturn
+
+from twisted.application.service import IService
+from twisted.internet.endpoints import serverFromString
+from twisted.python import usage
+
+from mcpbridge._version import __version__
+from mcpbridge.bridge import Bridge
+from mcpbridge.config import BridgeSettings, ServerSettings
+from mcpbridge.configfile import read_config
+from mcpbridge.errors import BridgeError, CannotListen, SettingError
+
+
+class Options(usage.Options):
+    """The command line; an option is named like its setting."""
+
+    synopsis = "[options] COMMAND [ARG ...]"
+    longdesc = (
+        "Puts a stdio MCP server on the network over HTTP+SSE: one backend"
+        " process for one client session, and nothing is ever left behind."
+        "  COMMAND and what follows it is the command line of the backend."
+    )
+
+    optFlags: ClassVar = [
+        ["no-stderr-notifications", None, "Do not send the backend's stderr to the client."],
+        ["access-log", None, "Log each request, session ids shortened."],
+    ]
+
+    optParameters: ClassVar = [
+        ["base-uri", None, None, "Literal path before /sse and /message; default empty."],
+        ["public-path", None, None, "The base as clients see it, behind a proxy that rewrites."],
+        ["max-sessions", None, None, "Sessions at a time; default 100."],
+        ["ping-interval", None, None, "Seconds between pings, 0 for none; default 30."],
+        ["stop-grace", None, None, "Seconds from closing stdin to SIGTERM; default 1."],
+        ["kill-grace", None, None, "Seconds from SIGTERM to SIGKILL; default 2."],
+        ["peer-timeout", None, None, "Seconds a client may take no byte; default 60."],
+        ["max-message-bytes", None, None, "Size of one message; default 16777216."],
+        ["max-waiting-messages", None, None, "Messages that may wait for a backend; 1024."],
+        ["max-waiting-bytes", None, None, "Bytes that may wait for a backend; 8388608."],
+        ["cwd", None, None, "The backend's directory."],
+        ["config", None, None, "A JSON file with mcpServers, in the place of COMMAND."],
+    ]
+
+    #: How the text of an option becomes the value of a setting.
+    _INTEGERS = ("max-sessions", "max-message-bytes", "max-waiting-messages", "max-waiting-bytes")
+    _SECONDS = ("ping-interval", "stop-grace", "kill-grace", "peer-timeout")
+    _TEXTS = ("base-uri", "public-path", "cwd")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listen: list[str] = []
+        self.env: dict[str, str] = {}
+        self.pass_env: list[str] = []
+        self.command: tuple[str, ...] = ()
+        self.settings = BridgeSettings()
+
+    def opt_listen(self, description: str) -> None:
+        """Where to listen, a Twisted endpoint description; may repeat.
+        Default tcp:8808:interface=127.0.0.1.
+        """
+        self.listen.append(description)
+
+    def opt_env(self, assignment: str) -> None:
+        """An environment variable of the backend, NAME=VALUE; may repeat."""
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            _fail(SettingError("--env", "NAME=VALUE", assignment))
+        self.env[name] = value
+
+    def opt_pass_env(self, name: str) -> None:
+        """A variable of this environment that the backend gets too; may repeat."""
+        self.pass_env.append(name)
+
+    def opt_version(self) -> None:
+        """Print the version and exit."""
+        print(f"mcpbridge {__version__}")
+        raise SystemExit(0)
+
+    def parseArgs(self, *command: str) -> None:
+        """COMMAND [ARG ...]"""
+        self.command = command
+
+    def postOptions(self) -> None:
+        """Make settings of it all, or say in one line what is wrong."""
+        try:
+            self.settings = self._read()
+            for description in self.settings.listen:
+                check_endpoint(description)
+        except SettingError as error:
+            _fail(error)
+
+    def _read(self) -> BridgeSettings:
+        path = self["config"]
+        bridge: dict[str, Any] = {}
+        if self.listen:
+            bridge["listen"] = tuple(self.listen)
+        if self["access-log"]:
+            bridge["access_log"] = True
+        if path is not None:
+            self._refuse_with_config()
+            settings = read_config(path)
+            return _replaced(settings, bridge)
+        if not self.command:
+            raise SettingError("COMMAND", "the backend's command line, or --config", "<nothing>")
+        return _as_options(lambda: BridgeSettings(servers=(self._server(),), **bridge))
+
+    def _refuse_with_config(self) -> None:
+        """With a file, what concerns one server stands in the file."""
+        if self.command:
+            raise SettingError("--config", "no COMMAND beside it", self.command[0])
+        given = [name for name in (*self._INTEGERS, *self._SECONDS, *self._TEXTS) if self[name]]
+        given += ["env"] * bool(self.env) + ["pass-env"] * bool(self.pass_env)
+        given += ["no-stderr-notifications"] * self["no-stderr-notifications"]
+        if given:
+            raise SettingError(f"--{given[0]}", "to stand in the file of --config", "<an option>")
+
+    def _server(self) -> ServerSettings:
+        values: dict[str, Any] = {}
+        for names, convert in (
+            (self._INTEGERS, _integer),
+            (self._SECONDS, _number),
+            (self._TEXTS, str),
+        ):
+            for name in names:
+                if self[name] is not None:
+                    values[name.replace("-", "_")] = convert(self[name])
+        if values.get("cwd"):
+            # twistd changes directory when it becomes a daemon.
+            values["cwd"] = os.path.abspath(values["cwd"])
+        command, *arguments = self.command
+        return ServerSettings(
+            command=command,
+            args=tuple(arguments),
+            name=os.path.basename(command) or command,
+            env=self.env,
+            pass_env=tuple(self.pass_env),
+            stderr_notifications=not self["no-stderr-notifications"],
+            **values,
+        )
+
+
+def check_endpoint(description: str) -> None:
+    """Raise `SettingError` for a description that no endpoint can be made of."""
+    try:
+        serverFromString(None, description)
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise SettingError(
+            "--listen",
+            "an endpoint description as in `tcp:8808:interface=127.0.0.1`",
+            f"<{description!r}: {why}>",
+        ) from None
+
+
+def makeService(options: Options) -> IService:
+    """What twistd runs."""
+    try:
+        return _Run(options)
+    except SettingError as error:
+        _fail(error)
+
+
+class _Run(Bridge):
+    """A bridge that ends twistd, with a line and a status, where it cannot listen."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options.settings)
+        self._options = options
+
+    def privilegedStartService(self) -> None:
+        """Open the listeners, or exit."""
+        try:
+            super().privilegedStartService()
+        except CannotListen as error:
+            self._remove_pid_file()
+            _fail(error)
+
+    def _remove_pid_file(self) -> None:
+        """Twistd removes it after an exception, but not after an exit."""
+        twistd: Any = self._options.parent
+        path = twistd.get("pidfile") if twistd is not None else None
+        if path and os.path.isfile(path):
+            with open(path, encoding="ascii") as file:
+                if file.read().strip() == str(os.getpid()):
+                    os.unlink(path)
+
+
+def _as_options(build: Any) -> BridgeSettings:
+    """Build settings; an error names the option instead of the setting."""
+    try:
+        built: BridgeSettings = build()
+    except SettingError as error:
+        name = "COMMAND" if error.name in ("command", "args") else f"--{error.name}"
+        raise SettingError(name.replace("_", "-"), error.expected, error.got) from None
+    return built
+
+
+def _replaced(settings: BridgeSettings, changes: dict[str, Any]) -> BridgeSettings:
+    return dataclasses.replace(settings, **changes)
+
+
+def _integer(text: str) -> Any:
+    """The number a text stands for, or the text, which no check accepts."""
+    return int(text) if text.isascii() and text.lstrip("+-").isdigit() else text
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _fail(error: BridgeError) -> NoReturn:
+    """One line, and an exit status that is not 0."""
+    raise SystemExit(f"mcpbridge: {error}")

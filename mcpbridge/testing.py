@@ -1,0 +1,273 @@
+"""
+Fakes for tests of mcpbridge and of its extensions, public and documented.
+
+`FakeReactor` is a `Clock` that spawns `FakeProcess`es: a test feeds their
+stdout, looks at what was written to their stdin, and moves the time.
+`FakeBackend`, `FakeLauncher` and `RecordingStream` stand for the two sides of
+a session.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionDone, ProcessDone, ProcessTerminated
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mcpbridge.errors import BackendBusy
+from mcpbridge.interfaces import IBackend, IBackendLauncher
+
+
+class FakePipe:
+    """The writer of a fake process's stdin."""
+
+    def __init__(self, process: FakeProcess) -> None:
+        self._process = process
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Closed at once."""
+        self._process.close_input()
+
+
+class FakeProcess:
+    """
+    A process that exists only in memory: the transport that a
+    `ProcessProtocol` gets, and the other side of it.
+    """
+
+    def __init__(self, pid: int, protocol: Any, line: Sequence[str], env: Any) -> None:
+        self.pid: int | None = pid
+        self.protocol = protocol
+        self.line = list(line)
+        self.env = env
+        self.written: list[bytes] = []
+        self.signals: list[int] = []
+        self.paused = False
+        self.producer: Any = None
+        self.pipes: dict[int, Any] = {0: FakePipe(self), 1: None, 2: None}
+        self._exit: Failure | None = None
+        protocol.makeConnection(self)
+
+    # What a test does.
+
+    def say(self, data: bytes) -> None:
+        """Bytes on stdout."""
+        self.protocol.childDataReceived(1, data)
+
+    def complain(self, data: bytes) -> None:
+        """Bytes on stderr."""
+        self.protocol.childDataReceived(2, data)
+
+    def close_input(self) -> None:
+        """The pipe of stdin is closed, by either side."""
+        if self.pipes.pop(0, self) is not self:
+            if self.producer is not None:
+                self.producer.stopProducing()
+            self.protocol.childConnectionLost(0)
+            self._settle()
+
+    def close_output(self, descriptor: int = 1) -> None:
+        """The process closes stdout, or stderr."""
+        if self.pipes.pop(descriptor, self) is not self:
+            self.protocol.childConnectionLost(descriptor)
+            self._settle()
+
+    def exit(self, status: int = 0, signalled: int | None = None) -> None:
+        """The leader exits and is reaped; its pipes stay open until they are closed."""
+        clean = status == 0 and signalled is None
+        reason: Any = ProcessDone(0) if clean else ProcessTerminated(status, signalled, 0)
+        self._exit = Failure(reason)
+        self.pid = None
+        self.protocol.processExited(self._exit)
+        self._settle()
+
+    def end(self, status: int = 0, signalled: int | None = None) -> None:
+        """The leader exits, and all pipes close: the usual end."""
+        self.close_input()
+        self.exit(status, signalled)
+        self.close_output(1)
+        self.close_output(2)
+
+    def _settle(self) -> None:
+        if self._exit is not None and not self.pipes:
+            self.pipes = {-1: None}
+            self.protocol.processEnded(self._exit)
+
+    # IProcessTransport, as far as it is used.
+
+    def write(self, data: bytes) -> None:
+        """To stdin."""
+        if 0 in self.pipes:
+            self.written.append(data)
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """The producer of stdin."""
+        self.producer = producer
+
+    def pauseProducing(self) -> None:
+        """Read stdout and stderr no more."""
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        """Read them again."""
+        self.paused = False
+
+    def signalProcess(self, number: int) -> None:
+        """Signal the leader."""
+        self.signals.append(number)
+
+    def closeStdin(self) -> None:
+        """Close stdin."""
+        self.close_input()
+
+    def loseConnection(self) -> None:
+        """Close all pipes."""
+        self.close_input()
+        self.close_output(1)
+        self.close_output(2)
+
+
+class FakeReactor(Clock):
+    """A clock that spawns fake processes; `spawn_error` is raised instead if set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[FakeProcess] = []
+        self.spawn_error: Exception | None = None
+
+    def spawnProcess(
+        self, protocol: Any, executable: str, args: Sequence[str], env: Any = None, **_: Any
+    ) -> FakeProcess:
+        """Spawn; the pid is one that no real process has."""
+        if self.spawn_error is not None:
+            raise self.spawn_error
+        process = FakeProcess(2**30 + len(self.processes), protocol, args, env)
+        self.processes.append(process)
+        return process
+
+
+class FakeTree:
+    """
+    A process tree in memory: `rest` are the pids beside the leader.
+
+    Looks are answered by `answer`, or at once with `prompt`; a signal is
+    noted, and passed to `on_signal`.
+    """
+
+    def __init__(self, rest: Sequence[int] = (), *, prompt: bool = True) -> None:
+        self.rest = list(rest)
+        self.prompt = prompt
+        self.signals: list[tuple[str, Any]] = []
+        self.on_signal: Callable[[str, int], None] = lambda whom, number: None
+        self.looks: list[Deferred[list[int]]] = []
+
+    def signal_leader(self, number: int) -> None:
+        """The leader and its group."""
+        self.signals.append(("leader", signal.Signals(number).name))
+        self.on_signal("leader", number)
+
+    def signal_rest(self, pids: list[int], number: int) -> None:
+        """Some of the rest."""
+        for pid in pids:
+            self.signals.append((str(pid), signal.Signals(number).name))
+            self.on_signal(str(pid), number)
+
+    def look(self) -> Deferred[list[int]]:
+        """What is left of the rest."""
+        if self.prompt:
+            return succeed(list(self.rest))
+        self.looks.append(Deferred())
+        return self.looks[-1]
+
+    def answer(self) -> None:
+        """Answer all looks that wait."""
+        looks, self.looks = self.looks, []
+        for look in looks:
+            look.callback(list(self.rest))
+
+
+@implementer(IBackend)
+class FakeBackend:
+    """A backend that notes what it is told, and ends when `stopped` is fired."""
+
+    def __init__(self, receiver: Any = None, label: str = "") -> None:
+        self.receiver = receiver
+        self.label = label
+        self.sent: list[bytes] = []
+        self.events: list[str] = []
+        self.busy = False
+        self.stopped: Deferred[None] = Deferred()
+        self.exit_status: str | None = None
+
+    def send(self, line: bytes) -> None:
+        """Note a message; raises `BackendBusy` while `busy`."""
+        if self.busy:
+            raise BackendBusy("the fake backend is busy")
+        self.sent.append(line)
+
+    def pause(self) -> None:
+        """Note it."""
+        self.events.append("pause")
+
+    def resume(self) -> None:
+        """Note it."""
+        self.events.append("resume")
+
+    def stop(self) -> Deferred[None]:
+        """Note it."""
+        self.events.append("stop")
+        return self.stopped
+
+
+@implementer(IBackendLauncher)
+class FakeLauncher:
+    """Gives fake backends at once, or fails with `error`."""
+
+    def __init__(self) -> None:
+        self.backends: list[FakeBackend] = []
+        self.error: Exception | None = None
+
+    def launch(self, receiver: Any, label: str) -> Deferred[FakeBackend]:
+        """A backend for a session."""
+        launched: Deferred[FakeBackend] = Deferred()
+        if self.error is not None:
+            launched.errback(Failure(self.error))
+        else:
+            self.backends.append(FakeBackend(receiver, label))
+            launched.callback(self.backends[-1])
+        return launched
+
+    def check(self) -> str | None:
+        """Nothing is missing."""
+        return None
+
+
+class RecordingStream:
+    """A session's way to its client, which notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.events: list[str] = []
+        self.closing: Callable[[], None] = lambda: None
+
+    def send(self, lines: Sequence[bytes]) -> None:
+        """Note the messages."""
+        self.lines.extend(lines)
+
+    def stop_keepalive(self) -> None:
+        """Note it."""
+        self.events.append("stop_keepalive")
+
+    def close(self) -> None:
+        """Note it."""
+        self.events.append("close")
+        self.closing()
+
+
+#: What a connection ends with when nothing went wrong.
+CLEANLY = Failure(ConnectionDone())

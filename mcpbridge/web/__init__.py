@@ -1,0 +1,1 @@
+"""The HTTP side: sites and their limits, the routes, and event streams."""

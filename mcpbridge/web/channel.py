@@ -1,0 +1,256 @@
+"""
+The HTTP connection with bounds that twisted.web does not have.
+
+A request has a deadline, a body a limit; a refused body is answered at once,
+while its sender may still be sending.  Knows bytes and time; must not know
+what is served.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any, Protocol
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableDescriptor, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.server import Request
+
+from mcpbridge.config import (
+    DRAIN_BYTES,
+    DRAIN_SECONDS,
+    HEAD_SECONDS,
+    PIPELINED_BYTES,
+    REQUEST_SECONDS,
+)
+from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
+
+CONNECTION_DONE = Failure(ConnectionDone())
+
+
+class BodyBudget:
+    """How many bytes all requests that are being received may hold together."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Take some, or none where there is no room."""
+        if self.used + size > self._limit:
+            return False
+        self.used += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Return what was taken."""
+        self.used -= size
+
+
+class _Site(Protocol):
+    """What a connection asks of its site."""
+
+    clock: IReactorTime
+    budget: BodyBudget
+    max_body: int
+
+    def opened(self, channel: BridgeChannel) -> bool:
+        """A connection was made; False where there are too many."""
+
+    def closed(self, channel: BridgeChannel) -> None:
+        """A connection is gone."""
+
+
+class BridgeRequest(Request):
+    """
+    A request whose body is kept in memory, up to the site's limit.
+
+    `refusal` is set where the body was refused; routes raise it once they
+    know that nothing else is wrong.
+    """
+
+    channel: Any
+    content: Any
+    refusal: Refused | None = None
+    _held = 0
+
+    def gotLength(self, length: int | None) -> None:
+        """The head is there; `length` is None for a chunked body."""
+        self.content = BytesIO()
+        if length is not None and length > self.channel.site.max_body:
+            self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Keep some more of the body, or refuse it."""
+        if self.refusal is not None:
+            return
+        size = len(data)
+        site: _Site = self.channel.site
+        if self._held + size > site.max_body:
+            self._refuse()
+        elif not site.budget.take(size):
+            self._let_go()
+            self.refusal = NoRoom("the bridge is receiving as much as it may hold")
+        else:
+            self._held += size
+            self.content.write(data)
+
+    def body(self) -> bytes:
+        """The whole body; what held it is freed."""
+        body: bytes = self.content.getvalue()
+        self._let_go()
+        return body
+
+    def _refuse(self) -> None:
+        limit = self.channel.site.max_body
+        self._let_go()
+        self.refusal = MessageTooLarge(f"a message may have {limit} bytes")
+
+    def _let_go(self) -> None:
+        if self._held and self.channel is not None:
+            self.channel.site.budget.give_back(self._held)
+            self._held = 0
+        self.content = BytesIO()
+
+    def _cleanup(self) -> None:
+        self._let_go()
+        super()._cleanup()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The connection is gone, with what the request held."""
+        self._let_go()
+        super().connectionLost(reason)
+
+
+class BridgeChannel(HTTPChannel):
+    """
+    An HTTP/1.1 connection that does not wait or store without bound.
+
+    `streaming` is set while an endless answer is written: what a client sends
+    behind it can never be answered, and too much of it ends the connection.
+    """
+
+    site: Any
+    transport: Any
+    _networkProducer: Any
+    streaming = False
+    log = Logger()
+    _deadline: IDelayedCall | None = None
+    _draining = False
+    _drained = 0
+    _behind = 0
+    _admitted = True
+
+    def connectionMade(self) -> None:
+        """Count the connection; refuse it where there are too many."""
+        super().connectionMade()
+        self._admitted = self.site.opened(self)
+        if not self._admitted:
+            self.transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes of requests, or of what was refused and is thrown away."""
+        if self._draining:
+            self._drain(data)
+            return
+        if self.streaming:
+            self._behind += len(data)
+            if self._behind > PIPELINED_BYTES:
+                self.log.info("a client sends behind its open stream; closing its connection")
+                self.transport.abortConnection()
+                return
+        super().dataReceived(data)
+        self._watch()
+
+    def allHeadersReceived(self) -> None:
+        """The head is there: a body that is known to be too large is not awaited."""
+        super().allHeadersReceived()
+        self._answer_refused_body()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Some of the body."""
+        if self._draining:
+            self._drain(data)
+            return
+        super().rawDataReceived(data)
+        if not self._handlingRequest:
+            self._answer_refused_body()
+
+    def loseConnection(self) -> None:
+        """
+        Close; where a body is still arriving, only after what was written
+        has had a chance to be read: closing at once would reset it.
+        """
+        if not self._draining:
+            super().loseConnection()
+            return
+        self.setTimeout(None)
+        self._networkProducer.unregisterProducer()
+        # TLS has no half-close: there the sender reads the answer meanwhile.
+        half_closeable: Any = IHalfCloseableDescriptor(self.transport, None)
+        if half_closeable is not None:
+            half_closeable.loseWriteConnection()
+
+    def timeoutConnection(self) -> None:
+        """Idle for too long; what is drained has a deadline of its own."""
+        if not self._draining:
+            super().timeoutConnection()
+
+    def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
+        """Gone: stop the clocks."""
+        self._set_deadline(None)
+        if self._admitted:
+            self.site.closed(self)
+        super().connectionLost(reason)
+
+    def _send100Continue(self) -> None:
+        if self.requests[-1].refusal is None:
+            super()._send100Continue()
+
+    def _answer_refused_body(self) -> None:
+        """Answer before the body is complete, then throw the rest away."""
+        if not self.requests or self.requests[-1].refusal is None:
+            return
+        self._draining = True
+        self.persistent = 0
+        request = self.requests[-1]
+        request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        self._set_deadline(DRAIN_SECONDS)
+        request.requestReceived(self._command, self._path, self._version)
+
+    def _drain(self, data: bytes) -> None:
+        self._drained += len(data)
+        if self._drained > DRAIN_BYTES:
+            self.transport.abortConnection()
+
+    def _watch(self) -> None:
+        """A request that has begun must be complete in time."""
+        if self._draining:
+            return
+        if self._handlingRequest:
+            self._set_deadline(None)
+        elif self.requests or self._buffer:
+            if self._deadline is None:
+                self._began = self.site.clock.seconds()
+                self._set_deadline(HEAD_SECONDS)
+        else:
+            self._set_deadline(None)
+
+    def _set_deadline(self, seconds: float | None) -> None:
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None and deadline.active():
+            deadline.cancel()
+        if seconds is not None:
+            self._deadline = self.site.clock.callLater(seconds, self._too_late)
+
+    def _too_late(self) -> None:
+        self._deadline = None
+        if not self._draining and self._transferDecoder is not None:
+            # The head was in time; the body has longer.
+            left = self._began + REQUEST_SECONDS - self.site.clock.seconds()
+            if left > 0:
+                self._set_deadline(left)
+                return
+        self.transport.abortConnection()

@@ -1,0 +1,124 @@
+"""
+The routes of one server: `GET /sse` and `POST /message`.
+
+The only module that imports klein, and through it the reactor: it is
+imported when a resource is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+from urllib.parse import quote
+
+from klein import Klein  # noqa: TID253
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from mcpbridge.errors import InternalError, NothingHere, Refused, WrongMethod
+from mcpbridge.session.server import Server
+from mcpbridge.session.session import Session
+from mcpbridge.web.answers import answer
+from mcpbridge.web.stream import EventStream
+
+
+class Routes:
+    """HTTP+SSE (MCP revision 2024-11-05, basic/transports) for one server."""
+
+    app = Klein()
+    log = Logger()
+
+    def __init__(self, server: Server, clock: IReactorTime) -> None:
+        self._server = server
+        self._clock = clock
+
+    def resource(self) -> IResource:
+        """A leaf that serves what is below the server's base."""
+        return cast("IResource", self.app.resource())
+
+    @app.route("/sse", methods=["GET"])
+    async def sse(self, request: Any) -> None:
+        """Open a session; its stream is the response."""
+        if request.method != b"GET":
+            raise WrongMethod("an event stream is opened with GET", "GET")
+        finished: Deferred[None] = Deferred()
+        aborted = request.notifyFinish()
+
+        def make_stream(session: Session) -> EventStream:
+            if request.channel is None:
+                raise CancelledError
+            stream = EventStream(
+                request,
+                session,
+                self._server.settings,
+                self._clock,
+                finished=lambda: finished.callback(None),
+            )
+            stream.open(self._endpoint(request, session))
+            return stream
+
+        try:
+            session = await self._server.open_session(make_stream)
+        except BaseException:
+            aborted.addErrback(lambda _: None)
+            raise
+
+        def client_gone(failure: Failure) -> None:
+            cast("EventStream", session.stream).client_gone()
+            session.life.end(f"the client went away ({_in_short(failure)})")
+
+        aborted.addErrback(client_gone)
+        # Klein finishes the response when this returns, and cancels it when
+        # the connection is lost; the session's end is not for it to wait for.
+        await finished
+
+    @app.route("/message", methods=["POST"])
+    def message(self, request: Any) -> None:
+        """A message of the client, for its session's backend."""
+        idents = request.args.get(b"sessionId", [])
+        ident = idents[0].decode("ascii", "replace") if len(idents) == 1 else ""
+        refusal: Refused | None = getattr(request, "refusal", None)
+        if refusal is not None:
+            self._server.find(ident)
+            raise refusal
+        body = request.body() if hasattr(request, "body") else request.content.read()
+        self._server.receive(ident, body)
+        request.setResponseCode(202)
+        request.setHeader(b"Content-Length", b"0")
+
+    @app.handle_errors(Refused)
+    def refused(self, request: IRequest, failure: Failure) -> bytes:
+        """An answer that is not a success."""
+        return answer(request, cast("Refused", failure.value))
+
+    @app.handle_errors(HTTPException)
+    def no_route(self, request: IRequest, failure: Failure) -> bytes:
+        """A path that is not served, or not with this method."""
+        error = failure.value
+        if isinstance(error, MethodNotAllowed):
+            allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
+            return answer(request, WrongMethod(f"this path takes {allowed}", allowed))
+        return answer(request, NothingHere("nothing is served at this path"))
+
+    @app.handle_errors(Exception)
+    def defect(self, request: IRequest, failure: Failure) -> bytes:
+        """A defect of ours or of an extension: the log says which."""
+        self.log.failure("a request failed", failure)
+        return answer(request, InternalError("internal error; the log of the bridge has more"))
+
+    def _endpoint(self, request: Any, session: Session) -> str:
+        """Where the client is to post, as the client sees the path."""
+        base = self._server.settings.public_path
+        if base is None:
+            segments = request.prepath[:-1]
+            base = "".join(f"/{quote(segment)}" for segment in segments)
+        return f"{base}/message?sessionId={session.ident}"
+
+
+def _in_short(failure: Failure) -> str:
+    """A connection's end in a few words."""
+    return failure.getErrorMessage().strip().rstrip(".")[:200]

@@ -1,0 +1,118 @@
+"""
+The site of a bridge's own listeners: its limits, its log, its connections.
+
+Knows connections; must not know what is served.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.web.resource import IResource
+from twisted.web.server import Site
+
+from mcpbridge.config import IDLE_SECONDS, BridgeSettings
+from mcpbridge.web.channel import BodyBudget, BridgeChannel, BridgeRequest
+
+#: How often the log says that there are too many connections.
+COMPLAIN_SECONDS = 60.0
+#: How long a connection may take to close when the bridge stops.
+CLOSE_SECONDS = 1.0
+
+_SESSION_ID = re.compile(r"(?i)(session_?id=[^&\s]{0,8})[^&\s]*")
+
+
+def redacted(uri: bytes) -> str:
+    """A request's target as a log may show it: session ids cut, no control characters."""
+    return _SESSION_ID.sub(r"\1...", repr(uri[:2000])[2:-1])
+
+
+class BridgeSite(Site):
+    """
+    Serves a resource with bounded bodies, waits and connections, over HTTP/1.1.
+    """
+
+    log_lines = Logger()
+
+    def __init__(self, resource: IResource, reactor: Any, settings: BridgeSettings) -> None:
+        super().__init__(
+            resource,
+            requestFactory=BridgeRequest,
+            timeout=IDLE_SECONDS,
+            reactor=reactor,
+            parsePOSTFormSubmission=False,
+        )
+        # Not the one that may become HTTP/2.
+        self.protocol: Any = BridgeChannel
+        self.clock: IReactorTime = reactor
+        self.budget = BodyBudget(settings.max_request_bytes)
+        self.max_body = max(server.max_message_bytes for server in settings.servers)
+        self.channels: set[BridgeChannel] = set()
+        self._max_connections = settings.max_connections
+        self._access_log = settings.access_log
+        self._complained = float("-inf")
+        self._emptied: Deferred[None] | None = None
+
+    def opened(self, channel: BridgeChannel) -> bool:
+        """Count a connection; False where there are too many."""
+        if len(self.channels) >= self._max_connections:
+            now = self.clock.seconds()
+            if now - self._complained > COMPLAIN_SECONDS:
+                self._complained = now
+                self.log_lines.warn(
+                    "refusing connections: {limit} are open (max_connections)",
+                    limit=self._max_connections,
+                )
+            return False
+        self.channels.add(channel)
+        return True
+
+    def closed(self, channel: BridgeChannel) -> None:
+        """A connection is gone."""
+        self.channels.discard(channel)
+        if not self.channels and self._emptied is not None:
+            emptied, self._emptied = self._emptied, None
+            self._patience.cancel()
+            emptied.callback(None)
+
+    def close_connections(self) -> Deferred[None]:
+        """
+        Close all connections, when what was written is sent; fires when they
+        are gone, at the latest after `CLOSE_SECONDS`, when they are aborted.
+        """
+        if not self.channels:
+            return succeed(None)
+        emptied = self._emptied = Deferred()
+        self._patience = self.clock.callLater(CLOSE_SECONDS, self._abort_all)
+        for channel in list(self.channels):
+            channel.loseConnection()
+        return emptied
+
+    def _abort_all(self) -> None:
+        self._patience = self.clock.callLater(CLOSE_SECONDS, self._abort_all)
+        for channel in list(self.channels):
+            channel.transport.abortConnection()
+
+    def log(self, request: Any) -> None:
+        """
+        One line for a finished request, where the access log is on.
+
+        Never a whole session id.
+        """
+        if self._access_log:
+            self.log_lines.info(
+                "{peer} {method} {uri} {code} {size}",
+                peer=getattr(request.client, "host", "-"),
+                method=repr(request.method[:20])[2:-1],
+                uri=redacted(request.uri),
+                code=request.code,
+                size=request.sentLength,
+            )
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/1.1 alone: Twisted's HTTP/2 is not meant for use (twisted.web._http2)."""
+        return [b"http/1.1"]

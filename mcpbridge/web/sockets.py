@@ -1,0 +1,76 @@
+"""
+Socket options for the connection of an open stream.
+
+Knows sockets (tcp(7)); must not know HTTP.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any
+
+#: Where `tcpi_bytes_acked` lies in `struct tcp_info` (linux/tcp.h).
+_BYTES_ACKED = slice(120, 128)
+
+
+def raw_socket(transport: Any) -> socket.socket | None:
+    """The TCP socket under a transport, through TLS and other wrappers; None for others."""
+    while transport is not None:
+        get_handle = getattr(transport, "getHandle", None)
+        handle = get_handle() if get_handle is not None else None
+        if isinstance(handle, socket.socket):
+            return handle if handle.family in (socket.AF_INET, socket.AF_INET6) else None
+        transport = getattr(transport, "transport", None)
+    return None
+
+
+def notice_vanished_peer(transport: Any, timeout: float) -> None:
+    """
+    Let the kernel end the connection when the peer acknowledges nothing for
+    `timeout` seconds, also when nothing is sent (RFC 1122, section 4.2.3.6;
+    RFC 5482).  Does nothing where the system or the transport cannot.
+    """
+    connection = raw_socket(transport)
+    if connection is None:
+        return
+    pause = max(1, int(timeout / 4))
+    options = [
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", pause),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", pause),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", max(1, int(timeout * 1000))),
+    ]
+    for level, name, value in options:
+        option = getattr(socket, name, None)
+        if option is not None:
+            try:
+                connection.setsockopt(level, option, value)
+            except OSError:
+                # A value the system does not take; the others still help.
+                pass
+
+
+def acknowledged(transport: Any) -> int | None:
+    """How many bytes the peer has ever acknowledged (tcp_info, Linux); None if unknown."""
+    connection = raw_socket(transport)
+    if connection is None or not hasattr(socket, "TCP_INFO") or sys.platform != "linux":
+        return None
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+    except OSError:
+        return None
+    return int.from_bytes(info[_BYTES_ACKED], sys.byteorder) if len(info) == 128 else None
+
+
+def unsent(transport: Any) -> int:
+    """Bytes that wait for the socket in user space, under all wrappers; 0 if none is known."""
+    total = 0
+    while transport is not None:
+        buffered = getattr(transport, "dataBuffer", None)
+        if isinstance(buffered, (bytes, bytearray, memoryview)):
+            total += len(buffered) - int(getattr(transport, "offset", 0))
+            total += int(getattr(transport, "_tempDataLen", 0))
+        transport = getattr(transport, "transport", None)
+    return total

@@ -1,0 +1,166 @@
+"""
+The event stream of one session, on one HTTP response.
+
+Knows requests and when a client reads; must not know what messages say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from zope.interface import implementer
+
+from mcpbridge.config import ServerSettings
+from mcpbridge.protocol import sse
+from mcpbridge.session.session import Session
+from mcpbridge.web.sockets import acknowledged, notice_vanished_peer, unsent
+
+#: How often in a `peer_timeout` it is looked whether the client takes bytes.
+LOOKS = 4
+
+
+@implementer(IPushProducer)
+class EventStream:
+    """
+    Writes a session's messages as server-sent events.
+
+    While the client does not keep up the backend is not read.  A client that
+    takes no byte for `peer_timeout` while data waits for it is ended.
+    `finished` is called once, when the response is complete.
+    """
+
+    def __init__(
+        self,
+        request: Any,
+        session: Session,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        finished: Callable[[], None],
+        pending: Callable[[Any], int] = unsent,
+        acknowledged: Callable[[Any], int | None] = acknowledged,
+    ) -> None:
+        self._request: Any = request
+        self._session = session
+        self._settings = settings
+        self._clock = clock
+        self._finished = finished
+        self._pending = pending
+        self._acknowledged = acknowledged
+        self._transport = getattr(request, "transport", None)
+        self._written = 0
+        self._taken = -1
+        self._stalled_since = clock.seconds()
+        self._full = False
+        self._ping: IDelayedCall | None = None
+        self._watch: IDelayedCall | None = None
+
+    def open(self, endpoint: str) -> None:
+        """The head of the response and its first two events, at once."""
+        request = self._request
+        for name, value in sse.HEADERS:
+            request.setHeader(name, value)
+        notice_vanished_peer(self._transport, self._settings.peer_timeout)
+        if request.channel is not None:
+            request.channel.streaming = True
+        request.registerProducer(self, True)
+        first = sse.endpoint_event(endpoint)
+        if self._settings.ping_interval:
+            first += self._next_ping()
+            self._schedule_ping()
+        self._write(first)
+        self._schedule_watch()
+
+    # What the session asks.
+
+    def send(self, lines: Sequence[bytes]) -> None:
+        """Messages, as one piece."""
+        self._write(sse.message_events(lines))
+
+    def stop_keepalive(self) -> None:
+        """No more pings, and no more looks at the client."""
+        for call in (self._ping, self._watch):
+            if call is not None and call.active():
+                call.cancel()
+        self._ping = self._watch = None
+
+    def close(self) -> None:
+        """Complete the response; the connection may be gone already."""
+        request, self._request = self._request, None
+        if request is None:
+            return
+        try:
+            if request.channel is not None:
+                request.channel.streaming = False
+                request.unregisterProducer()
+        finally:
+            self._finished()
+
+    def client_gone(self) -> None:
+        """There is no connection any more: nothing can be written."""
+        self._request = None
+
+    # What the connection asks: IPushProducer.
+
+    def pauseProducing(self) -> None:
+        """The client does not keep up."""
+        self._full = True
+        self._session.backend.pause()
+
+    def resumeProducing(self) -> None:
+        """All that was written is taken."""
+        self._full = False
+        self._session.backend.resume()
+
+    def stopProducing(self) -> None:
+        """The connection ends; `notifyFinish` tells the rest."""
+
+    # Keeping alive.
+
+    def _write(self, data: bytes) -> None:
+        request = self._request
+        if request is not None:
+            self._written += len(data)
+            request.write(data)
+
+    def _next_ping(self) -> bytes:
+        return sse.message_events([sse.ping_message(self._session.pings.next_number())])
+
+    def _schedule_ping(self) -> None:
+        self._ping = self._clock.callLater(self._settings.ping_interval, self._send_ping)
+
+    def _send_ping(self) -> None:
+        # Behind a full stream a ping would prove nothing, and wait.
+        self._schedule_ping()
+        if not self._full:
+            self._write(self._next_ping())
+
+    def _schedule_watch(self) -> None:
+        pause = self._settings.peer_timeout / LOOKS
+        self._watch = self._clock.callLater(pause, self._look_at_client)
+
+    def _look_at_client(self) -> None:
+        waiting = self._pending(self._transport)
+        # What the peer has acknowledged where the system tells, for the
+        # socket's own buffer may hide a slow reader for minutes.
+        taken = self._acknowledged(self._transport)
+        if taken is None:
+            taken = self._written - waiting
+        now = self._clock.seconds()
+        if not waiting or taken > self._taken:
+            self._taken = taken
+            self._stalled_since = now
+        elif now - self._stalled_since >= self._settings.peer_timeout:
+            self._watch = None
+            self._abort()
+            return
+        self._schedule_watch()
+
+    def _abort(self) -> None:
+        seconds = self._settings.peer_timeout
+        transport = self._transport
+        self._session.life.end(f"the client took no byte for {seconds:g} s")
+        abort = getattr(transport, "abortConnection", None)
+        if abort is not None:
+            abort()

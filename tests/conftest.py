@@ -1,0 +1,131 @@
+"""
+What every test gets: a check that it left nothing behind.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.logger import LogLevel, globalLogPublisher
+
+#: Files that a process may open once and keep: entropy, time zones, caches.
+_TOLERATED = ("/dev/urandom", "/dev/null", "anon_inode:[eventpoll]")
+
+
+@pytest.fixture(autouse=True)
+def left_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """
+    Fail a test that leaves delayed calls, readers, children, descriptors or
+    unhandled failures behind.  A test that provokes failures takes the
+    fixture `logged_failures` and looks at them.
+    """
+    from twisted.internet import reactor
+
+    running: Any = reactor
+    calls = set(running.getDelayedCalls())
+    readers = set(running.getReaders())
+    descriptors = _descriptors()
+    children = _children()
+    failures: list[Any] = []
+
+    def observe(event: Any) -> None:
+        if event["log_level"] is LogLevel.critical and "log_failure" in event:
+            failures.append(event["log_failure"])
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield
+        gc.collect()
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    expected = request.node.stash.get(_EXPECTED, [])
+    unexpected = [failure for failure in failures if failure not in expected]
+    assert not unexpected, f"failures were logged: {unexpected}"
+    left: dict[str, Any] = {}
+    for _ in range(40):
+        left = {
+            "delayed calls": [c for c in running.getDelayedCalls() if c not in calls],
+            "readers": [r for r in running.getReaders() if r not in readers],
+            "children": _children() - children,
+            "descriptors": sorted(_descriptors() - descriptors),
+        }
+        if not any(left.values()):
+            return
+        time.sleep(0.025)
+    raise AssertionError(f"the test left behind: { {k: v for k, v in left.items() if v} }")
+
+
+_EXPECTED: pytest.StashKey[list[Any]] = pytest.StashKey()
+
+
+@pytest.fixture
+def logged_failures(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
+    """The failures that the test has logged, which then do not fail it."""
+    collected: list[Any] = []
+    request.node.stash[_EXPECTED] = collected
+
+    def observe(event: Any) -> None:
+        if event["log_level"] is LogLevel.critical and "log_failure" in event:
+            collected.append(event["log_failure"])
+
+    globalLogPublisher.addObserver(observe)
+    yield collected
+    gc.collect()
+    globalLogPublisher.removeObserver(observe)
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[str]]:
+    """What is logged during the test, formatted."""
+    from twisted.logger import formatEvent
+
+    lines: list[str] = []
+
+    def observe(event: Any) -> None:
+        lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)
+
+
+def _descriptors() -> set[tuple[str, str]]:
+    """Open descriptors, as (number, what it is)."""
+    found = set()
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return set()
+    for name in names:
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if not target.startswith(("/", *_TOLERATED)):
+            found.add((name, target))
+    return found
+
+
+def _children() -> set[int]:
+    """Own children, zombies among them."""
+    me = str(os.getpid())
+    found = set()
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return set()
+    for name in names:
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if fields[1] == me:
+                found.add(int(name))
+    return found
