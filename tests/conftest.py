@@ -6,27 +6,37 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import pytest_twisted
+from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, globalLogPublisher
 
-#: Files that a process may open once and keep: entropy, time zones, caches.
-_TOLERATED = ("/dev/urandom", "/dev/null", "anon_inode:[eventpoll]")
+PUBLISHER: Any = globalLogPublisher
+
+#: Descriptors that the reactor and Python open once and keep.
+_TOLERATED = ("anon_inode:[eventpoll]",)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def running_reactor() -> Any:
+    """The reactor, running, so that what belongs to itself is there before any test."""
+    from twisted.internet import reactor
+
+    pytest_twisted.blockon(deferLater(reactor, 0))  # type: ignore[arg-type]
+    return reactor
 
 
 @pytest.fixture(autouse=True)
-def left_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+def left_nothing(request: pytest.FixtureRequest, running_reactor: Any) -> Iterator[None]:
     """
     Fail a test that leaves delayed calls, readers, children, descriptors or
     unhandled failures behind.  A test that provokes failures takes the
     fixture `logged_failures` and looks at them.
     """
-    from twisted.internet import reactor
-
-    running: Any = reactor
+    running = running_reactor
     calls = set(running.getDelayedCalls())
     readers = set(running.getReaders())
     descriptors = _descriptors()
@@ -37,12 +47,12 @@ def left_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
         if event["log_level"] is LogLevel.critical and "log_failure" in event:
             failures.append(event["log_failure"])
 
-    globalLogPublisher.addObserver(observe)
+    PUBLISHER.addObserver(observe)
     try:
         yield
         gc.collect()
     finally:
-        globalLogPublisher.removeObserver(observe)
+        PUBLISHER.removeObserver(observe)
     expected = request.node.stash.get(_EXPECTED, [])
     unexpected = [failure for failure in failures if failure not in expected]
     assert not unexpected, f"failures were logged: {unexpected}"
@@ -56,7 +66,7 @@ def left_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
         }
         if not any(left.values()):
             return
-        time.sleep(0.025)
+        pytest_twisted.blockon(deferLater(running, 0.025))
     raise AssertionError(f"the test left behind: { {k: v for k, v in left.items() if v} }")
 
 
@@ -73,25 +83,26 @@ def logged_failures(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
         if event["log_level"] is LogLevel.critical and "log_failure" in event:
             collected.append(event["log_failure"])
 
-    globalLogPublisher.addObserver(observe)
+    PUBLISHER.addObserver(observe)
     yield collected
     gc.collect()
-    globalLogPublisher.removeObserver(observe)
+    PUBLISHER.removeObserver(observe)
 
 
 @pytest.fixture
 def log_lines() -> Iterator[list[str]]:
     """What is logged during the test, formatted."""
-    from twisted.logger import formatEvent
+    from twisted.internet.task import deferLater
+from twisted.logger import formatEvent
 
     lines: list[str] = []
 
     def observe(event: Any) -> None:
         lines.append(formatEvent(event))
 
-    globalLogPublisher.addObserver(observe)
+    PUBLISHER.addObserver(observe)
     yield lines
-    globalLogPublisher.removeObserver(observe)
+    PUBLISHER.removeObserver(observe)
 
 
 def _descriptors() -> set[tuple[str, str]]:

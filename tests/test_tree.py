@@ -1,0 +1,327 @@
+"""
+Finding and signalling process trees, with real processes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+
+from mcpbridge.backend import procfs
+from mcpbridge.backend.command import NO_CHAIN, find_chain
+from mcpbridge.backend.tree import (
+    REAP_SECONDS,
+    SWEEP_SECONDS,
+    GroupTree,
+    Sweeper,
+    TaggedTree,
+    signal_group,
+)
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
+
+#: A tree in which everything has left the group: setsid, a double fork, no environment.
+STRAYS = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.execve(sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(60)"], {})
+    os._exit(0)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def until(condition: Any) -> None:
+    """Wait, with a generous bound, until something is so."""
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+def out_of_session(pids: list[int], leader: int) -> list[int]:
+    """Those that are in no session of the leader."""
+    return [pid for pid in pids if os.getsid(pid) != leader]
+
+
+class Spawned:
+    """Processes started as the launcher starts them, ended whatever happens."""
+
+    def __init__(self) -> None:
+        self.sweeper = Sweeper(Clock())
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *command: str, chain: Any = None) -> tuple[subprocess.Popen[bytes], int]:
+        tag = self.sweeper.new_tag()
+        line = (chain or find_chain()).wrap(list(command), tag, None)
+        process = subprocess.Popen(line, stdout=subprocess.PIPE)
+        self.processes.append(process)
+        return process, tag
+
+    def found(self, tag: int) -> list[int]:
+        return [
+            each.pid
+            for each in procfs.find_tagged(self.sweeper.base)
+            if each.tag == tag and not each.zombie
+        ]
+
+    def end(self) -> None:
+        for each in procfs.find_tagged(self.sweeper.base):
+            procfs.signal_tagged(each.pid, each.tag, signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@pytest.fixture
+def spawned() -> Iterator[Spawned]:
+    """The processes of one test."""
+    processes = Spawned()
+    yield processes
+    processes.end()
+
+
+@given(st.binary(min_size=8, max_size=8), st.integers(-1, 2**64))
+def test_base_leaves_room_for_all_tags(random: bytes, hard: int) -> None:
+    """A base is 0, or all of its tags are below the hard limit and above what a limit may mean."""
+    base = procfs.choose_base(random, hard)
+    if base:
+        assert base % procfs.TAGS == 0
+        assert base + procfs.TAGS <= (2**62 if hard < 0 else min(hard, 2**62))
+        assert base >= 2**30
+    else:
+        assert 0 <= hard < 2**41
+
+
+@linux
+def test_chain_gives_session_tag_and_keeps_the_pid(spawned: Spawned) -> None:
+    """The backend is the process that was spawned: leader of its session, with its tag."""
+    process, tag = spawned.start("sleep", "60")
+    until(lambda: procfs.tag_of(process.pid) == tag)
+    until(lambda: os.getsid(process.pid) == process.pid)
+    assert os.getpgid(process.pid) == process.pid
+    until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
+
+
+@linux
+@pytest.mark.parametrize("complete", [True, False], ids=["chain", "shim"])
+def test_shim_does_what_the_chain_does(spawned: Spawned, complete: bool) -> None:
+    """Without util-linux: the same tag and session, and no signal is ignored."""
+    shell = "grep SigIgn /proc/self/status; exec sleep 60"
+    chain = find_chain() if complete else NO_CHAIN
+    if complete and not chain.complete:
+        pytest.skip("util-linux is not here")
+    process, tag = spawned.start("sh", "-c", shell, chain=chain)
+    assert process.stdout is not None
+    assert int(process.stdout.readline().split()[1], 16) == 0
+    assert procfs.tag_of(process.pid) == tag
+    assert os.getsid(process.pid) == process.pid
+
+
+@linux
+def test_shim_says_what_is_missing(spawned: Spawned) -> None:
+    """A command that cannot be run ends with the statuses of a shell."""
+    missing, _ = spawned.start("/nonexistent/command", chain=NO_CHAIN)
+    forbidden, _ = spawned.start("/etc/passwd", chain=NO_CHAIN)
+    assert missing.wait() == 127
+    assert forbidden.wait() == 126
+
+
+@linux
+def test_directory_of_the_chain() -> None:
+    """`env -C` and the shim set the directory, so the spawn needs none."""
+    for chain in (find_chain(), NO_CHAIN):
+        line = chain.wrap(["pwd", "-P"], 0, "/usr")
+        assert subprocess.check_output(line) == b"/usr\n"
+
+
+@linux
+def test_strays_are_found_by_their_tag_alone(spawned: Spawned) -> None:
+    """beat: the whole tree is gone, also what left group, parent and environment behind."""
+    process, tag = spawned.start(sys.executable, "-S", "-c", STRAYS)
+    other, other_tag = spawned.start("sleep", "60")
+    assert process.stdout is not None
+    process.stdout.readline()
+    until(lambda: len(out_of_session(spawned.found(tag), process.pid)) == 1)
+    (stray,) = out_of_session(spawned.found(tag), process.pid)
+    until(lambda: Path(f"/proc/{stray}/environ").read_bytes() == b"")
+    assert procfs.signal_tagged(stray, tag, signal.SIGTERM)
+    assert not procfs.signal_tagged(other.pid, tag, signal.SIGKILL), "another session's"
+    assert not procfs.signal_tagged(os.getpid(), tag, signal.SIGKILL), "nobody's"
+    assert procfs.signal_tagged(stray, tag, signal.SIGKILL)
+    until(lambda: spawned.found(tag) == [process.pid])
+    assert spawned.found(other_tag) == [other.pid]
+
+
+@linux
+def test_what_is_in_anothers_session_is_skipped(spawned: Spawned) -> None:
+    """The files of other sessions' processes are not read."""
+    process, tag = spawned.start("sleep", "60")
+    until(lambda: spawned.found(tag) == [process.pid])
+    until(lambda: os.getsid(process.pid) == process.pid)
+    assert procfs.find_tagged(spawned.sweeper.base, {process.pid}) == []
+
+
+def test_gone_process_has_no_tag() -> None:
+    """A pid that nobody has: no tag, and no signal."""
+    assert procfs.tag_of(2**22 + 5) == -1
+
+
+def test_tags_differ_and_skip_those_in_use() -> None:
+    """No two living sessions have the same tag, also after all were used once."""
+    sweeper = Sweeper(Clock())
+    first = sweeper.new_tag()
+    sweeper.leaders[1] = first
+    sweeper._next = procfs.TAGS - 1
+    assert sweeper.new_tag() == sweeper.base
+    assert sweeper.new_tag() == first + 1
+
+
+class FoundTable:
+    """A sweeper whose table of processes is a list."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        self.sweeper = Sweeper(self.clock)
+        self.table: list[procfs.Tagged] = []
+        self.sweeps: list[set[int]] = []
+        self.error: OSError | None = None
+        monkeypatch.setattr(procfs, "find_tagged", self._find)
+
+    def _find(self, base: int, skip: Any) -> list[procfs.Tagged]:
+        self.sweeps.append(set(skip))
+        if self.error is not None:
+            raise self.error
+        return self.table
+
+
+@pytest.fixture
+def found_table(monkeypatch: pytest.MonkeyPatch) -> FoundTable:
+    """A table of processes of the test's own."""
+    return FoundTable(monkeypatch)
+
+
+def test_one_sweep_answers_all_that_ask(found_table: FoundTable) -> None:
+    """However many sessions end at once, the table is read once, and not again too soon."""
+    sweeper, clock = found_table.sweeper, found_table.clock
+    found_table.table = [procfs.Tagged(7, 101, False, 1), procfs.Tagged(8, 102, True, 1)]
+    answers: list[list[int]] = []
+    for tag in (101, 101, 102):
+        sweeper.look(tag).addCallback(answers.append)
+    clock.advance(0)
+    assert answers == [[7], [7], []]
+    assert len(found_table.sweeps) == 1
+    sweeper.look(101).addCallback(answers.append)
+    clock.advance(SWEEP_SECONDS / 2)
+    assert len(found_table.sweeps) == 1
+    clock.advance(SWEEP_SECONDS / 2)
+    assert len(found_table.sweeps) == 2
+
+
+def test_leaders_are_not_counted_and_others_sessions_skipped(found_table: FoundTable) -> None:
+    """The leader is Twisted's to reap; what is surely another session's is not looked at."""
+    sweeper, clock = found_table.sweeper, found_table.clock
+    sweeper.leader_started(7, 101)
+    sweeper.leader_started(9, 103)
+    found_table.table = [procfs.Tagged(7, 101, False, 1), procfs.Tagged(8, 101, False, 1)]
+    answers: list[list[int]] = []
+    sweeper.look(101).addCallback(answers.append)
+    clock.advance(0)
+    assert answers == [[8]]
+    assert found_table.sweeps == [{9}]
+    sweeper.leader_reaped(7)
+    sweeper.leader_reaped(9)
+    assert clock.getDelayedCalls() == []
+
+
+def test_table_that_cannot_be_read_fails_the_look(found_table: FoundTable) -> None:
+    """Out of descriptors, what was not seen is not taken for gone."""
+    found_table.error = OSError(24, "Too many open files")
+    failures: list[Any] = []
+    found_table.sweeper.look(101).addErrback(failures.append)
+    found_table.clock.advance(0)
+    assert failures[0].check(OSError)
+
+
+def test_nothing_counts_only_when_seen_twice(found_table: FoundTable) -> None:
+    """A process may be born behind the place that a look has passed."""
+    clock = found_table.clock
+    tree = TaggedTree(6, 101, found_table.sweeper)
+    answers: list[list[int]] = []
+    found_table.table = [procfs.Tagged(7, 101, False, 1)]
+    tree.look().addCallback(answers.append)
+    clock.advance(0)
+    found_table.table = []
+    tree.look().addCallback(answers.append)
+    clock.advance(SWEEP_SECONDS)
+    assert answers == [[7]]
+    clock.advance(SWEEP_SECONDS)
+    assert answers == [[7], []]
+    assert len(found_table.sweeps) == 3
+
+
+@linux
+def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
+    """No zombie remains, and the status of somebody else's child is not taken."""
+    stranger = subprocess.Popen(["true"])
+    mine, tag = spawned.start("sleep", "60")
+    until(lambda: procfs.tag_of(mine.pid) == tag)
+    sweeper, clock = spawned.sweeper, spawned.sweeper._clock
+    assert isinstance(clock, Clock)
+    sweeper.leader_started(1, 0)
+    mine.kill()
+    os.waitid(os.P_PID, stranger.pid, os.WEXITED | os.WNOWAIT)
+    os.waitid(os.P_PID, mine.pid, os.WEXITED | os.WNOWAIT)
+    clock.advance(REAP_SECONDS)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(mine.pid, 0)
+    assert stranger.wait() == 0
+    sweeper.leader_reaped(1)
+    assert clock.getDelayedCalls() == []
+
+
+def test_group_before_setsid_is_not_signalled() -> None:
+    """Until `setsid` has run the child's group is our own: the child alone is signalled."""
+    process = subprocess.Popen(["sleep", "60"])
+    signal_group(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    signal_group(process.pid, signal.SIGKILL)
+
+
+def test_group_tree_knows_members_without_tags() -> None:
+    """Elsewhere than on Linux: the group, after its leader has exited too."""
+    clock = Clock()
+    process = subprocess.Popen(
+        ["sh", "-c", "sleep 60 & echo ready"], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.wait()
+    process.stdout.close()
+    tree = GroupTree(process.pid, clock)
+    answers: list[list[int]] = []
+
+    def look() -> list[int]:
+        tree.look().addCallback(answers.append)
+        clock.advance(SWEEP_SECONDS)
+        return answers[-1]
+
+    assert look() == [process.pid]
+    tree.signal_rest([process.pid], signal.SIGKILL)
+    until(lambda: look() == [])
