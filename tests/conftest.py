@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.task import deferLater
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
 PUBLISHER: Any = globalLogPublisher
 
@@ -92,9 +92,6 @@ def logged_failures(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
 @pytest.fixture
 def log_lines() -> Iterator[list[str]]:
     """What is logged during the test, formatted."""
-    from twisted.internet.task import deferLater
-from twisted.logger import formatEvent
-
     lines: list[str] = []
 
     def observe(event: Any) -> None:
