@@ -69,8 +69,9 @@ class IBackend(Interface):
 
 class IBackendReceiver(Interface):
     """
-    What a backend reports to: its session.  A launcher is given one and must
-    call it only after its own Deferred has fired, in the reactor's thread.
+    What a backend reports to: its session.  A launcher is given one, and its
+    backend calls it in the reactor's thread: only after the launcher's
+    Deferred has fired, and never from within a call of its own methods.
     """
 
     def messages_received(lines: list[bytes]) -> None:

@@ -159,7 +159,7 @@ class FakeTree:
     noted, and passed to `on_signal`.
     """
 
-    def __init__(self, rest: Sequence[int] = (), *, prompt: bool = True) -> None:
+    def __init__(self, rest: Sequence[int] = (), *, prompt: bool = False) -> None:
         self.rest = list(rest)
         self.prompt = prompt
         self.signals: list[tuple[str, Any]] = []

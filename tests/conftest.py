@@ -25,7 +25,7 @@ def running_reactor() -> Any:
     """The reactor, running, so that what belongs to itself is there before any test."""
     from twisted.internet import reactor
 
-    pytest_twisted.blockon(deferLater(reactor, 0))  # type: ignore[arg-type]
+    pytest_twisted.blockon(deferLater(reactor, 0))
     return reactor
 
 

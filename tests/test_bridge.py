@@ -1,0 +1,295 @@
+"""
+The service as an application embeds it, and extensions of others, end to end
+through real sockets in the test's own reactor.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.application.service import Application, IService, IServiceCollection
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import Site
+from zope.interface.verify import verifyObject
+
+from mcpbridge import Bridge, BridgeSettings, ServerSettings
+from mcpbridge.config import STOP_SLACK_SECONDS
+from mcpbridge.errors import CannotListen, SettingError
+from mcpbridge.testing import FakeBackend, FakeLauncher
+from tests.client import SseClient
+from tests.thirdparty import Notebook, OnePlace, ParrotLauncher
+
+PARROT = "tests.thirdparty.ParrotLauncher"
+PING = b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"word":"hello"}}'
+
+
+def server(**settings: Any) -> ServerSettings:
+    """A server of parrots, unless something else is asked for."""
+    return ServerSettings(**{"command": "parrot", "launcher": PARROT, **settings})
+
+
+class Started:
+    """A started bridge and its clients."""
+
+    def __init__(self, reactor: Any, bridge: Bridge) -> None:
+        self._reactor = reactor
+        self.bridge = bridge
+        self.clients: list[SseClient] = []
+
+    @property
+    def origin(self) -> str:
+        return self.bridge.urls()[0].removesuffix("/sse")
+
+    async def client(self, path: str = "/sse", origin: str | None = None) -> SseClient:
+        client = SseClient(self._reactor, origin or self.origin)
+        self.clients.append(client)
+        await client.open(path)
+        return client
+
+
+@pytest.fixture
+def start(running_reactor: Any) -> Iterator[Callable[..., Started]]:
+    """Starts bridges on ports of their own; stops them at the end."""
+    started: list[Started] = []
+
+    def begin(*servers: ServerSettings, **arguments: Any) -> Started:
+        listen = arguments.pop("listen", ("tcp:0:interface=127.0.0.1",))
+        settings = BridgeSettings(servers=servers, listen=listen, child_subreaper=False)
+        bridge = Bridge(settings, running_reactor, **arguments)
+        bridge.startService()
+        started.append(Started(running_reactor, bridge))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        for client in each.clients:
+            pytest_twisted.blockon(Deferred.fromCoroutine(client.close()))
+        pytest_twisted.blockon(each.bridge.stopService())
+
+
+@pytest_twisted.ensureDeferred
+async def test_third_party_extensions_by_dotted_name(start: Any, log_lines: list[str]) -> None:
+    """A launcher, a limiter, an observer and a filter of others, named in the settings."""
+    Notebook.pages.clear()
+    running = start(
+        server(
+            base_uri="/birds",
+            limiter="tests.thirdparty.OnePlace",
+            observers=("tests.thirdparty.Notebook",),
+            filters=("tests.thirdparty.Censor",),
+            options={"title": "birds"},
+        )
+    )
+    origin = running.origin.removesuffix("/birds")
+    client = await running.client("/birds/sse", origin)
+    assert client.endpoint.startswith("/birds/message?sessionId=")
+    assert await client.post(PING.replace(b"hello", b"darn")) == (202, b"")
+    assert await client.message() == '{"jsonrpc":"2.0","id":1,"result":{"word":"****"}}'
+    assert await client.post(PING.replace(b"hello", b"secret")) == (
+        403,
+        b'{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"that is secret"}}',
+    )
+    second = await running.client("/birds/sse", origin)
+    assert second.response.code == 429
+    assert second.response.headers.getRawHeaders("retry-after")
+    assert (await client.post(b'{"jsonrpc":"2.0","method":"leave"}'))[0] == 202
+    await client.events.ended
+    assert [page[0] for page in Notebook.pages] == ["made", "opened", "in", "out", "in", "closed"]
+    assert Notebook.pages[0] == ("made", "birds")
+    assert Notebook.pages[-1] == ("closed", "the parrot left")
+    third = await running.client("/birds/sse", origin)
+    assert third.response.code == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_third_party_extensions_as_arguments(start: Any, running_reactor: Any) -> None:
+    """The same, given to `Bridge`."""
+    Notebook.pages.clear()
+    settings = ServerSettings(command="x")
+    running = start(
+        settings,
+        launcher=ParrotLauncher(settings),
+        limiter=OnePlace(settings),
+        observers=[Notebook(settings)],
+    )
+    client = await running.client()
+    await client.post(PING)
+    assert await client.message() == '{"jsonrpc":"2.0","id":1,"result":{"word":"hello"}}'
+    assert (await running.client()).response.code == 429
+    await client.close()
+    await deferLater(running_reactor, 0.05)
+    assert [page[0] for page in Notebook.pages] == ["made", "opened", "in", "out", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("launcher", "tests.thirdparty.NotALauncher", "launcher: expected an object that provides"),
+        ("launcher", "tests.nothing.Here", "launcher: expected the name of something"),
+        ("limiter", "tests.thirdparty.breaks", "no luck today"),
+        ("observers", ("tests.thirdparty.Censor",), "ISessionObserver"),
+        ("filters", ("tests.thirdparty.Notebook",), "IMessageFilter"),
+    ],
+)
+def test_wrong_extensions_are_loud(setting: str, value: Any, says: str) -> None:
+    """An extension that is none is an error of one line, before anything starts."""
+    settings = BridgeSettings(servers=(server(**{setting: value}),))
+    with pytest.raises(SettingError) as caught:
+        Bridge(settings, object())
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_argument_is_loud() -> None:
+    """So is an argument that provides nothing."""
+    with pytest.raises(SettingError, match="ISessionLimiter"):
+        Bridge(BridgeSettings(servers=(server(),)), object(), limiter=object())
+
+
+def test_bridge_is_a_service() -> None:
+    """Three ways of use: embed in an existing Twisted application."""
+    bridge = Bridge(BridgeSettings(servers=(server(),), listen=()), object())
+    assert verifyObject(IService, bridge)
+    application = Application("host")
+    bridge.setServiceParent(IServiceCollection(application))
+    assert list(IServiceCollection(application)) == [bridge]
+
+
+@pytest_twisted.ensureDeferred
+async def test_resource_under_any_site(start: Any, running_reactor: Any) -> None:
+    """An embedded bridge advertises mount point + `base_uri`, and `public_path` overrides."""
+    running = start(
+        server(name="a", base_uri="/a"),
+        server(name="b", base_uri="/b", public_path="/out/side"),
+        listen=(),
+    )
+    assert running.bridge.urls() == []
+    root = Resource()
+    mount = Resource()
+    root.putChild(b"my tools", mount)
+    resource = running.bridge.resource()
+    assert verifyObject(IResource, resource)
+    mount.putChild(b"v1", resource)
+    port = running_reactor.listenTCP(0, Site(root), interface="127.0.0.1")
+    try:
+        origin = f"http://127.0.0.1:{port.getHost().port}"
+        first = await running.client("/my%20tools/v1/a/sse", origin)
+        assert first.endpoint.startswith("/my%20tools/v1/a/message?sessionId=")
+        await first.post(PING)
+        assert "hello" in await first.message()
+        too_large = PING.replace(b"hello", b"x" * 17 * 2**20)
+        assert (await first.post(too_large))[0] == 413
+        second = await running.client("/my%20tools/v1/b/sse", origin)
+        assert second.endpoint.startswith("/out/side/message?sessionId=")
+        missing = await running.client("/my%20tools/v1/c/sse", origin)
+        assert missing.response.code == 404
+        await first.close()
+        await second.close()
+    finally:
+        await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_named_servers_have_their_own_limits(running_reactor: Any) -> None:
+    """A server has its own limiter, and the bridge a limit over all."""
+    settings = BridgeSettings(
+        servers=(
+            server(name="a", base_uri="/a", max_sessions=1),
+            server(name="b", base_uri="/b", max_sessions=9),
+        ),
+        listen=("tcp:0:interface=127.0.0.1",),
+        max_sessions=2,
+        child_subreaper=False,
+    )
+    bridge = Bridge(settings, running_reactor)
+    bridge.startService()
+    running = Started(running_reactor, bridge)
+    origin = running.origin.removesuffix("/a")
+    try:
+        first = await running.client("/a/sse", origin)
+        assert (await running.client("/a/sse", origin)).response.code == 429
+        assert (await running.client("/b/sse", origin)).response.code == 200
+        assert (await running.client("/b/sse", origin)).response.code == 429
+        await first.close()
+        await deferLater(running_reactor, 0.05)
+        assert (await running.client("/b/sse", origin)).response.code == 200
+        for client in running.clients:
+            await client.close()
+    finally:
+        await bridge.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_listener_that_fails_leaves_none_open(running_reactor: Any) -> None:
+    """All listeners, or none: an address that is taken is one clear error."""
+    taken = running_reactor.listenTCP(0, Site(Resource()), interface="127.0.0.1")
+    number = taken.getHost().port
+    settings = BridgeSettings(
+        servers=(server(),),
+        listen=("tcp:0:interface=127.0.0.1", f"tcp:{number}:interface=127.0.0.1"),
+    )
+    bridge = Bridge(settings, running_reactor)
+    try:
+        with pytest.raises(CannotListen, match="cannot listen on"):
+            bridge.privilegedStartService()
+        assert bridge.urls() == []
+    finally:
+        await taken.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_gives_up_on_what_cannot_be_ended(
+    running_reactor: Any, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bridge whose backend never ends stops all the same, and says so."""
+    monkeypatch.setattr("mcpbridge.bridge.STOP_SLACK_SECONDS", 0.05)
+    assert STOP_SLACK_SECONDS > 1
+    launcher = FakeLauncher()
+    settings = BridgeSettings(
+        servers=(ServerSettings(command="x", stop_grace=0.0, kill_grace=0.0),),
+        listen=("tcp:0:interface=127.0.0.1",),
+    )
+    bridge = Bridge(settings, running_reactor, launcher=launcher)
+    bridge.startService()
+    running = Started(running_reactor, bridge)
+    client = await running.client()
+    await bridge.stopService()
+    assert "1 sessions could not be ended" in log_lines
+    await client.events.ended
+    launcher.backends[0].stopped.callback(None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_while_a_backend_starts(start: Any) -> None:
+    """A launch that is under way when the bridge stops is cancelled, and leaves nothing."""
+    cancelled: list[Deferred[FakeBackend]] = []
+
+    class Slow(FakeLauncher):
+        def launch(self, receiver: Any, label: str) -> Deferred[FakeBackend]:
+            return Deferred(cancelled.append)
+
+    running = start(ServerSettings(command="x"), launcher=Slow())
+    client = SseClient(running._reactor, running.origin)
+    opening = Deferred.fromCoroutine(client.open())
+    while not running.bridge.servers[0]._launching:
+        await deferLater(running._reactor, 0.01)
+    await running.bridge.stopService()
+    response = await opening
+    assert response.code == 503
+    assert len(cancelled) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_real_process_behind_an_embedded_bridge(start: Any) -> None:
+    """The default launcher, the guardian and a real process, in a host's reactor."""
+    line = ("-u", "-c", "import sys\nfor line in sys.stdin: sys.stdout.write(line)")
+    running = start(ServerSettings(command=sys.executable, args=line, stop_grace=5.0))
+    client = await running.client()
+    assert (await client.post(PING))[0] == 202
+    assert await client.message() == PING.decode()
