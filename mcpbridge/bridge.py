@@ -110,9 +110,11 @@ class Bridge(Service):
     def site(self) -> Any:
         """A site for the resource, with all limits: what the bridge's own listeners serve."""
         if self._site is None:
+            from mcpbridge.web.front import Front
             from mcpbridge.web.site import BridgeSite
 
-            self._site = BridgeSite(self.resource(), self._reactor, self.settings)
+            front = Front(self.servers) if self.settings.front_channel else None
+            self._site = BridgeSite(self.resource(), self._reactor, self.settings, front)
         return self._site
 
     def urls(self) -> list[str]:

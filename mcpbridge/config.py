@@ -8,7 +8,6 @@ same errors.  Knows no reactor and no file; `configfile` reads those.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -27,6 +26,8 @@ STDERR_LINE_BYTES = 64 * 1024
 #: and how much of each.
 STDERR_TAIL_LINES = 5
 STDERR_TAIL_CHARS = 500
+#: A launcher must have started a backend after this time.
+LAUNCH_SECONDS = 60.0
 #: A request's head must be complete after this time, and all of it after the other.
 HEAD_SECONDS = 30.0
 REQUEST_SECONDS = 300.0
@@ -50,7 +51,7 @@ class Check(NamedTuple):
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_text(value: object) -> bool:
@@ -73,8 +74,10 @@ def _is_count(value: object) -> bool:
 
 
 COUNT = Check("an integer ≥ 1", _is_count)
-SECONDS = Check("a number of seconds ≥ 0", lambda v: _is_number(v) and 0 <= v <= 1e6)
-POSITIVE_SECONDS = Check("a number of seconds > 0", lambda v: _is_number(v) and 0 < v <= 1e6)
+SECONDS = Check("a number of seconds ≥ 0 and ≤ 1000000", lambda v: _is_number(v) and 0 <= v <= 1e6)
+POSITIVE_SECONDS = Check(
+    "a number of seconds > 0 and ≤ 1000000", lambda v: _is_number(v) and 0 < v <= 1e6
+)
 FLAG = Check("true or false", lambda v: isinstance(v, bool))
 TEXT = Check("a string", _is_text)
 COMMAND = Check("a string that is not empty", lambda v: _is_text(v) and v != "")
@@ -194,6 +197,9 @@ class BridgeSettings:
         256 * MIB, COUNT, "Bytes of all requests that are being received, together."
     )
     access_log: bool = setting(False, FLAG, "Log each request, session ids shortened.")
+    front_channel: bool = setting(
+        True, FLAG, "Answer plain posts before the ordinary HTTP channel; not with `access_log`."
+    )
     child_subreaper: bool | None = field(
         default=None,
         metadata={
@@ -204,12 +210,19 @@ class BridgeSettings:
 
     def __post_init__(self) -> None:
         _check_all(self)
+        largest = max((each.max_message_bytes for each in self.servers), default=0)
+        if self.max_request_bytes < largest:
+            raise SettingError(
+                "max_request_bytes",
+                f"room for one message of {largest} bytes (max_message_bytes)",
+                self.max_request_bytes,
+            )
         seen: dict[str, str] = {}
         for server in self.servers:
             if server.base_uri in seen:
                 raise SettingError(
-                    "base_uri",
-                    f"a path of its own for server {server.name!r}",
+                    f"mcpServers.{server.name}.base_uri",
+                    "a path of its own",
                     f"<{server.base_uri!r}, which server {seen[server.base_uri]!r} has>",
                 )
             seen[server.base_uri] = server.name

@@ -56,7 +56,9 @@ def read_config(path: str) -> BridgeSettings:
             "config", "a file that can be read", f"<{path}: {error.strerror}>"
         ) from None
     try:
-        content = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique)
+        content = json.loads(
+            text.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
     except RecursionError:
         raise SettingError("config", "JSON", f"<{path}: nested too deeply>") from None
     except ValueError as error:
@@ -71,6 +73,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} stands there twice")
     return content
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def parse_config(content: object, folder: str) -> BridgeSettings:
@@ -132,4 +138,5 @@ def _build(where: str, kind: type[Any], entry: Mapping[str, Any]) -> Any:
     try:
         return kind(**entry)
     except SettingError as error:
-        raise SettingError(f"{where}.{error.name}", error.expected, error.got) from None
+        name = error.name if error.name.startswith("mcpServers.") else f"{where}.{error.name}"
+        raise SettingError(name, error.expected, error.got) from None

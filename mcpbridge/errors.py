@@ -194,3 +194,8 @@ class InternalError(Refused):
 
     status = 500
     code = INTERNAL_ERROR
+
+    @classmethod
+    def of_ours(cls) -> InternalError:
+        """The one there is: what went wrong is not for the client to know."""
+        return cls("internal error; the log of the bridge has more")

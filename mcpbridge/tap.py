@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import re
 from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
@@ -17,6 +19,9 @@ from mcpbridge.bridge import Bridge
 from mcpbridge.config import BridgeSettings, ServerSettings
 from mcpbridge.configfile import read_config
 from mcpbridge.errors import BridgeError, CannotListen, SettingError
+
+#: An integer; more digits than these are no setting's.
+_DIGITS = re.compile(r"[+-]?[0-9]{1,30}")
 
 
 class Options(usage.Options):
@@ -32,6 +37,7 @@ class Options(usage.Options):
     optFlags: ClassVar = [
         ["no-stderr-notifications", None, "Do not send the backend's stderr to the client."],
         ["access-log", None, "Log each request, session ids shortened."],
+        ["no-front-channel", None, "Leave all requests to twisted.web's own channel."],
     ]
 
     optParameters: ClassVar = [
@@ -84,6 +90,13 @@ class Options(usage.Options):
         print(f"mcpbridge {__version__}")
         raise SystemExit(0)
 
+    def parseOptions(self, options: Any = None) -> None:
+        """An option that is not known, or lacks its value, is one line too."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            raise SystemExit(f"mcpbridge: {error}") from None
+
     def parseArgs(self, *command: str) -> None:
         """COMMAND [ARG ...]"""
         self.command = command
@@ -93,7 +106,7 @@ class Options(usage.Options):
         try:
             self.settings = self._read()
             for description in self.settings.listen:
-                check_endpoint(description)
+                check_endpoint(description, "--listen" if self.listen else "bridge.listen")
         except SettingError as error:
             _fail(error)
 
@@ -104,6 +117,8 @@ class Options(usage.Options):
             bridge["listen"] = tuple(self.listen)
         if self["access-log"]:
             bridge["access_log"] = True
+        if self["no-front-channel"]:
+            bridge["front_channel"] = False
         if path is not None:
             self._refuse_with_config()
             settings = read_config(path)
@@ -116,7 +131,8 @@ class Options(usage.Options):
         """With a file, what concerns one server stands in the file."""
         if self.command:
             raise SettingError("--config", "no COMMAND beside it", self.command[0])
-        given = [name for name in (*self._INTEGERS, *self._SECONDS, *self._TEXTS) if self[name]]
+        given = [*self._INTEGERS, *self._SECONDS, *self._TEXTS]
+        given = [name for name in given if self[name] is not None]
         given += ["env"] * bool(self.env) + ["pass-env"] * bool(self.pass_env)
         given += ["no-stderr-notifications"] * self["no-stderr-notifications"]
         if given:
@@ -147,14 +163,14 @@ class Options(usage.Options):
         )
 
 
-def check_endpoint(description: str) -> None:
+def check_endpoint(description: str, name: str = "--listen") -> None:
     """Raise `SettingError` for a description that no endpoint can be made of."""
     try:
         serverFromString(None, description)
     except Exception as error:
         why = " ".join(str(error).split())
         raise SettingError(
-            "--listen",
+            name,
             "an endpoint description as in `tcp:8808:interface=127.0.0.1`",
             f"<{description!r}: {why}>",
         ) from None
@@ -209,16 +225,18 @@ def _replaced(settings: BridgeSettings, changes: dict[str, Any]) -> BridgeSettin
 
 def _integer(text: str) -> Any:
     """The number a text stands for, or the text, which no check accepts."""
-    return int(text) if text.isascii() and text.lstrip("+-").isdigit() else text
+    return int(text) if _DIGITS.fullmatch(text) else text
 
 
 def _number(text: str) -> Any:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if math.isfinite(number) else text
 
 
 def _fail(error: BridgeError) -> NoReturn:
     """One line, and an exit status that is not 0."""
-    raise SystemExit(f"mcpbridge: {error}")
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+    raise SystemExit(f"mcpbridge: {text}")

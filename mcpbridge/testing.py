@@ -255,7 +255,7 @@ class RecordingStream:
         self.events: list[str] = []
         self.closing: Callable[[], None] = lambda: None
 
-    def send(self, lines: Sequence[bytes]) -> None:
+    def send(self, lines: list[bytes]) -> None:
         """Note the messages."""
         self.lines.extend(lines)
 

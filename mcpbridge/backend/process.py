@@ -7,9 +7,11 @@ know sessions beyond the receiver it reports to.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -25,6 +27,12 @@ from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackend
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.framing import LineFramer, LineTooLong
+from mcpbridge.transports import write_at_once
+
+#: How much Twisted reads of a pipe at once (`twisted.internet.fdesc.readFromFD`),
+#: and how much more is read when there was as much.
+TWISTED_READ_BYTES = 8192
+READ_BYTES = 256 * 1024
 
 _MESSAGE_STARTS = frozenset(b"{[")
 
@@ -71,7 +79,7 @@ class StdioBackend(ProcessProtocol):
         self._pid = pid
         settings = self._settings
         self._queue = StdinQueue(
-            self.transport.write, settings.max_waiting_messages, settings.max_waiting_bytes
+            self._write, settings.max_waiting_messages, settings.max_waiting_bytes
         )
         self.transport.registerProducer(self._queue, True)
         self._ladder: Ladder = build_ladder(
@@ -123,6 +131,8 @@ class StdioBackend(ProcessProtocol):
         """Bytes of stdout: messages, one a line."""
         if self._discarding:
             return
+        if len(data) == TWISTED_READ_BYTES:
+            data += self._read_on()
         try:
             lines = self._stdout.receive(data)
         except LineTooLong as error:
@@ -184,6 +194,30 @@ class StdioBackend(ProcessProtocol):
         """The leader is reaped and all pipes are closed."""
         self._ended = True
         self._settle()
+
+    # The pipes.
+
+    def _write(self, data: bytes) -> None:
+        """To stdin, at once where it takes it."""
+        writer = self.transport.pipes.get(0)
+        if isinstance(writer, FileDescriptor):
+            write_at_once(writer, data)
+        else:
+            self.transport.write(data)
+
+    def _read_on(self) -> bytes:
+        """
+        What more is in the pipe now: the reactor reads little at a time, and
+        a large message would take many of its turns.
+        """
+        reader = self.transport.pipes.get(1)
+        if not isinstance(reader, FileDescriptor):
+            return b""
+        try:
+            return os.read(reader.fileno(), READ_BYTES)
+        except OSError:
+            # Nothing now, or an error that the reactor finds for itself.
+            return b""
 
     # What follows from them.
 

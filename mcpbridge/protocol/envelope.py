@@ -94,19 +94,16 @@ def read_message(body: bytes) -> tuple[bytes, Envelope | None]:
             body.decode("utf-8")
         except UnicodeDecodeError as error:
             raise NotJson(f"the body is not UTF-8 (byte {error.start})") from None
+    envelope: Envelope | None = None
     try:
         envelope = _decode(body)
     except msgspec.ValidationError as error:
         _judge_shape(body, str(error))
-        return one_line(body), None
     except msgspec.DecodeError as error:
-        envelope_or_array = _read_lone_surrogates(body, str(error))
-        if envelope_or_array is None:
-            return one_line(body), None
-        envelope = envelope_or_array
+        envelope = _read_lone_surrogates(body, str(error))
     except RecursionError:
         raise NotJson(_TOO_DEEP) from None
-    if envelope.method is msgspec.UNSET and not envelope.is_response:
+    if envelope is not None and envelope.method is msgspec.UNSET and not envelope.is_response:
         raise NotJsonRpc("the body is JSON, but no JSON-RPC request, notification or response")
     return one_line(body), envelope
 
@@ -135,7 +132,8 @@ def _read_lone_surrogates(body: bytes, why: str) -> Envelope | None:
     """
     if len(body) <= SECOND_PARSE_BYTES and b"\\ud" in body.lower():
         try:
-            value = json.loads(body, parse_constant=_no_constant)
+            # As text: of bytes this parser would guess UTF-16, or skip a BOM.
+            value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
         except (ValueError, RecursionError):
             pass
         else:

@@ -23,6 +23,7 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
 _BEFORE = b"event: message\ndata: "
 _AFTER = b"\n\n"
 _BETWEEN = _AFTER + _BEFORE
+_CHUNK_AFTER = _AFTER + b"\r\n"
 
 
 def endpoint_event(path: str) -> bytes:
@@ -34,6 +35,20 @@ def message_events(lines: Iterable[bytes]) -> bytes:
     """One `message` event for each line, as one piece."""
     text = _BEFORE + _BETWEEN.join(lines) + _AFTER
     return text.replace(b"\r", b" ") if b"\r" in text else text
+
+
+def message_chunk(lines: list[bytes]) -> bytes:
+    """The same as one chunk of a chunked body (RFC 9112, section 7.1), copied once."""
+    size = sum(map(len, lines)) + len(lines) * len(_BETWEEN)
+    head = b"%x\r\n%b" % (size, _BEFORE)
+    if len(lines) == 1:
+        line = lines[0]
+        if b"\r" in line:
+            line = line.replace(b"\r", b" ")
+        return b"%b%b%b" % (head, line, _CHUNK_AFTER)
+    if any(b"\r" in line for line in lines):
+        lines = [line.replace(b"\r", b" ") for line in lines]
+    return b"%b%b%b" % (head, _BETWEEN.join(lines), _CHUNK_AFTER)
 
 
 def ping_message(number: int) -> bytes:

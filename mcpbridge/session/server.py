@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 from uuid import uuid4
 
+from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from mcpbridge.config import ServerSettings
+from mcpbridge.config import LAUNCH_SECONDS, ServerSettings
 from mcpbridge.errors import (
     BackendFailed,
     CannotStart,
@@ -102,20 +103,22 @@ class Server:
     async def _launch(self, session: Session) -> Any:
         launching = cast("Deferred[Any]", self._launcher.launch(session, session.label))
         self._launching.add(launching)
+        if not launching.called:
+            launching.addTimeout(LAUNCH_SECONDS, self._clock)
         try:
             return await launching
         except CancelledError:
             if self._stopping:
                 raise Stopping("the bridge is shutting down") from None
             raise
-        except CannotStart as error:
+        except (CannotStart, defer.TimeoutError) as error:
             self.log.warn(
                 "session {label} of {server!r} not opened: {error}",
                 label=session.label,
                 server=self.settings.name,
-                error=str(error),
+                error=str(error) or "it took too long",
             )
-            raise BackendFailed(str(error)) from None
+            raise BackendFailed(str(error) or "the backend took too long to start") from None
         finally:
             self._launching.discard(launching)
 

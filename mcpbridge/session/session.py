@@ -35,7 +35,7 @@ LABEL_CHARS = 8
 class Stream(Protocol):
     """The way to the client."""
 
-    def send(self, lines: Sequence[bytes]) -> None:
+    def send(self, lines: list[bytes]) -> None:
         """Write these messages, in order, as one piece."""
 
     def stop_keepalive(self) -> None:
@@ -48,7 +48,7 @@ class Stream(Protocol):
 class NoStream:
     """Before the stream is there."""
 
-    def send(self, lines: Sequence[bytes]) -> None:
+    def send(self, lines: list[bytes]) -> None:
         """Nobody reads."""
 
     def stop_keepalive(self) -> None:

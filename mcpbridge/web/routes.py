@@ -108,7 +108,7 @@ class Routes:
     def defect(self, request: IRequest, failure: Failure) -> bytes:
         """A defect of ours or of an extension: the log says which."""
         self.log.failure("a request failed", failure)
-        return answer(request, InternalError("internal error; the log of the bridge has more"))
+        return answer(request, InternalError.of_ours())
 
     def _endpoint(self, request: Any, session: Session) -> str:
         """Where the client is to post, as the client sees the path."""

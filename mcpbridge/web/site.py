@@ -17,6 +17,7 @@ from twisted.web.server import Site
 
 from mcpbridge.config import IDLE_SECONDS, BridgeSettings
 from mcpbridge.web.channel import BodyBudget, BridgeChannel, BridgeRequest
+from mcpbridge.web.front import Front
 
 #: How often the log says that there are too many connections.
 COMPLAIN_SECONDS = 60.0
@@ -38,7 +39,13 @@ class BridgeSite(Site):
 
     log_lines = Logger()
 
-    def __init__(self, resource: IResource, reactor: Any, settings: BridgeSettings) -> None:
+    def __init__(
+        self,
+        resource: IResource,
+        reactor: Any,
+        settings: BridgeSettings,
+        front: Front | None = None,
+    ) -> None:
         super().__init__(
             resource,
             requestFactory=BridgeRequest,
@@ -49,6 +56,8 @@ class BridgeSite(Site):
         # Not the one that may become HTTP/2.
         self.protocol: Any = BridgeChannel
         self.clock: IReactorTime = reactor
+        #: The access log is written by the ordinary channel.
+        self.front = None if settings.access_log else front
         self.budget = BodyBudget(settings.max_request_bytes)
         self.max_body = max(server.max_message_bytes for server in settings.servers)
         self.channels: set[BridgeChannel] = set()

@@ -6,7 +6,7 @@ Knows requests and when a client reads; must not know what messages say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
@@ -15,6 +15,7 @@ from zope.interface import implementer
 from mcpbridge.config import ServerSettings
 from mcpbridge.protocol import sse
 from mcpbridge.session.session import Session
+from mcpbridge.transports import prompt_descriptor, write_at_once
 from mcpbridge.web.sockets import acknowledged, notice_vanished_peer, unsent
 
 #: How often in a `peer_timeout` it is looked whether the client takes bytes.
@@ -49,6 +50,7 @@ class EventStream:
         self._pending = pending
         self._acknowledged = acknowledged
         self._transport = getattr(request, "transport", None)
+        self._descriptor = prompt_descriptor(self._transport)
         self._written = 0
         self._taken = -1
         self._stalled_since = clock.seconds()
@@ -74,9 +76,18 @@ class EventStream:
 
     # What the session asks.
 
-    def send(self, lines: Sequence[bytes]) -> None:
-        """Messages, as one piece."""
-        self._write(sse.message_events(lines))
+    def send(self, lines: list[bytes]) -> None:
+        """Messages, as one piece, and at once where the connection allows it."""
+        request = self._request
+        if request is None:
+            return
+        if self._descriptor is None or not request.chunked:
+            self._write(sse.message_events(lines))
+            return
+        chunk = sse.message_chunk(lines)
+        self._written += len(chunk)
+        request.sentLength += len(chunk)
+        write_at_once(self._descriptor, chunk)
 
     def stop_keepalive(self) -> None:
         """No more pings, and no more looks at the client."""

@@ -1,0 +1,106 @@
+# The commands of a checkout.  Everything they make stays inside it: .venv,
+# .venv-3.X for other Pythons, and .real for the parts of the end-to-end tests
+# that other people wrote.  A file .made in each says that it is complete.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEFINITIONS := setup.py mcpbridge/_version.py
+
+# options of `make serve` and of `make test`, e.g. make serve SERVE="--ping-interval 5"
+SERVE ?=
+TESTS ?=
+
+# In CI, and where it is asked for, a missing part or a skipped test is a failure.
+STRICT := $(CI)$(MCPBRIDGE_REQUIRE_REAL)
+PYTEST := -m pytest $(if $(STRICT),-p tests.no_skips)
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help serve test lint unit others real coverage soak clean
+.DEFAULT_GOAL := help
+
+help: ## show these lines
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) \
+	    | while read -r name what; do printf 'make %-10s %s\n' "$$name" "$$what"; done
+
+serve: .venv/.made ## run the bridge in front of the demo server
+	@echo 'Try it from another terminal:  curl -N http://127.0.0.1:8808/sse'
+	@exec $(BIN)/mcpbridge $(SERVE) -- $(CURDIR)/$(BIN)/python -m mcpbridge.demo
+
+test: ## run everything: the tools, the whole suite, and the suite on other Pythons
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory real
+	$(BIN)/python $(PYTEST) $(TESTS)
+	@$(MAKE) --no-print-directory others
+
+lint: .venv/.made-dev ## run ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: .venv/.made-dev ## run the tests that need no real parts and take no time
+	$(BIN)/python $(PYTEST) -m 'not slow' $(TESTS)
+
+others: .venv/.made-dev ## run the quick tests on every other Python from 3.11 on
+	@others=$$($(BIN)/python tests/real/pythons.py) || exit 1; \
+	for other in $$others; do \
+	    $(MAKE) --no-print-directory OTHER="$${other#*=}" ".venv-$${other%%=*}/.tested" || exit 1; \
+	done
+
+coverage: .venv/.made-dev ## measure branch coverage; that of the protocol must be whole
+	$(BIN)/coverage run -m pytest -m 'not slow' $(TESTS)
+	$(BIN)/coverage report
+	$(BIN)/coverage report --include='mcpbridge/protocol/*' --fail-under=100
+
+soak: .venv/.made-dev ## run a thousand sessions that end in every way
+	MCPBRIDGE_SOAK=1000 $(BIN)/python $(PYTEST) -o faulthandler_timeout=0 tests/e2e/test_soak.py
+
+clean: ## remove all that was made here
+	rm -rf .venv .venv-* .real build dist *.egg-info htmlcov .coverage .coverage.*
+	rm -rf .mypy_cache .pytest_cache .ruff_cache twistd.pid twistd.log twisted/plugins/dropin.cache
+	find mcpbridge tests twisted -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment to run in, and what developers add to it.
+.venv/.made: $(DEFINITIONS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) --editable .
+	@touch $@
+
+.venv/.made-dev: .venv/.made
+	$(BIN)/python $(PIP) --editable '.[dev]'
+	@touch $@
+
+# Another Python, named by OTHER; the target that tests is never up to date.
+.venv-%/.made: $(DEFINITIONS)
+	$(OTHER) -m venv .venv-$*
+	.venv-$*/bin/python $(PIP) --editable '.[test]'
+	@touch $@
+
+.PHONY: FORCE
+FORCE:
+.venv-%/.tested: .venv-%/.made FORCE
+	.venv-$*/bin/python $(PYTEST) -m 'not slow' $(TESTS)
+
+# The real parts.  Without npm, the tests of servers in JavaScript are skipped.
+REAL_PYTHON := .real/client1/.made .real/client2/.made .real/servers/.made
+real: .venv/.made-dev $(REAL_PYTHON) .real/node/.made ## build the parts that other people wrote
+
+$(REAL_PYTHON): .real/%/.made: tests/real/%.txt
+	rm -rf .real/$*
+	$(PYTHON) -m venv .real/$*
+	.real/$*/bin/python $(PIP) --requirement $<
+	@touch $@
+
+.real/node/.made: tests/real/package.json
+	rm -rf .real/node
+	mkdir -p .real/node
+	cp $< .real/node/
+	@if command -v npm >/dev/null; then \
+	    cd .real/node && echo 'npm install' \
+	    && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error \
+	    && touch .made; \
+	else \
+	    echo 'npm is not on PATH: the tests of servers in JavaScript will be skipped'; \
+	    test -z '$(STRICT)'; \
+	fi
+
+.PRECIOUS: .venv-%/.made

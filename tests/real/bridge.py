@@ -1,0 +1,171 @@
+"""
+Starts the installed `twistd mcpbridge` as a process of its own.
+
+Nothing of mcpbridge is imported: what is tested is what a user installs and
+starts.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.real.parts import Client, beside_python, need_processes
+from tests.real.processes import Process, alive, descendants, eventually, marked
+
+#: How a bridge prints where it serves.
+URL = re.compile(r"http://[^\s'\"<>]+/sse\b")
+#: In the environment of every backend of a test's bridge, with a value of its own.
+MARK = "MCPBRIDGE_TEST_MARK"
+LOOPBACK = ("--listen", "tcp:0:interface=127.0.0.1")
+
+
+@dataclass
+class RunningBridge:
+    """A bridge that serves; `seen` is every process that was ever found below it."""
+
+    process: subprocess.Popen[str]
+    mark: str
+    seen: set[Process] = field(default_factory=set)
+    _lines: list[str] = field(default_factory=list)
+
+    @property
+    def output(self) -> str:
+        """All that it has printed so far."""
+        return "".join(self._lines)
+
+    @property
+    def urls(self) -> list[str]:
+        """The URLs that it has printed, in that order."""
+        return list(dict.fromkeys(URL.findall(self.output)))
+
+    @property
+    def url(self) -> str:
+        """The URL of its one server."""
+        [url] = self.urls
+        return url
+
+    def backends(self) -> set[Process]:
+        """The processes that it runs for its clients, wherever they have got to."""
+        below = {one for one in descendants(self.process.pid) if "guardian" not in one.command}
+        found = below | marked(f"{MARK}={self.mark}")
+        self.seen |= found
+        return found
+
+    def visit(
+        self, client: Client, tool: str, arguments: dict[str, Any], url: str | None = None
+    ) -> dict[str, Any]:
+        """Run a real client against it; returns what the client saw."""
+        command = [*client.command(), url or self.url, tool, json.dumps(arguments)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                while True:
+                    self.backends()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        output, errors = process.communicate(timeout=0.05)
+                        break
+                    assert self.process.poll() is None, f"the bridge has ended:\n{self.output}"
+            finally:
+                process.kill()
+        assert process.returncode == 0, f"{errors}\n--- the bridge:\n{self.output}"
+        seen: dict[str, Any] = json.loads(output)
+        return seen
+
+    def assert_nothing_left(self, seconds: float = 5) -> None:
+        """Assert that every backend that was ever seen is gone, or soon will be."""
+        assert self.seen, "no backend was seen at all"
+        eventually(lambda: not self._left(), seconds)
+        left = ", ".join(str(process) for process in self._left())
+        assert not left, f"left behind: {left}\n--- the bridge:\n{self.output}"
+
+    def _left(self) -> set[Process]:
+        return self.backends() | {process for process in self.seen if alive(process)}
+
+    def stop(self, seconds: float = 15) -> int:
+        """Stop it as a service manager does, with SIGTERM; returns its exit status."""
+        below = descendants(self.process.pid)
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the bridge does not stop:\n{self.output}") from None
+        # the guardian among them, which may have a moment to notice
+        eventually(lambda: not any(alive(process) for process in below), 5)
+        left = ", ".join(str(process) for process in below if alive(process))
+        assert not left, f"outlived the bridge: {left}"
+        assert not marked(f"{MARK}={self.mark}")
+        return status
+
+    def _collect(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line)
+
+
+@contextlib.contextmanager
+def serving(
+    cwd: Path, *arguments: str, launch: Sequence[str] = (), urls: int = 1, mark: str = ""
+) -> Iterator[RunningBridge]:
+    """
+    Run `twistd mcpbridge` with the arguments, once it has printed its URLs.
+
+    `launch` is another way to start it.  A `mark` is one that a configuration
+    file gives to its servers, as the value of `MARK`.  At the end the bridge is killed, if a
+    test has not stopped it, and whatever it has left behind with it.
+    """
+    need_processes()
+    launch = launch or [beside_python("twistd"), "-n", "--pidfile=", "mcpbridge"]
+    if not mark:
+        mark = uuid.uuid4().hex
+        arguments = ("--env", f"{MARK}={mark}", *arguments)
+    process = subprocess.Popen(
+        [*launch, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    bridge = RunningBridge(process, mark)
+    reader = threading.Thread(target=bridge._collect)
+    reader.start()
+    try:
+        ready = eventually(lambda: len(bridge.urls) >= urls or process.poll() is not None, 30)
+        assert ready, f"no URL after 30 seconds:\n{bridge.output}"
+        assert process.poll() is None, f"ended with {process.returncode}:\n{bridge.output}"
+        yield bridge
+    finally:
+        process.kill()
+        process.wait()
+        _kill(marked(f"{MARK}={mark}"))
+        reader.join(10)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _kill(processes: set[Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def status_of(url: str) -> int:
+    """The status that a GET is answered with; the body, which may never end, is not read."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", parts.path)
+        return connection.getresponse().status

@@ -1,0 +1,122 @@
+"""
+Where the real parts are, and what happens when one is missing.
+
+`make real` builds them into `.real/`.  On a laptop a missing part is a skip
+that says what to do; where `CI` or `MCPBRIDGE_REQUIRE_REAL` is set it is a
+failure, since a run that skips what it is there to prove proves nothing.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+REAL = ROOT / ".real"
+MODULES = REAL / "node" / "node_modules"
+CLIENTS = ROOT / "tests" / "clients"
+
+
+def required() -> bool:
+    """Whether a missing part is a failure."""
+    return bool(os.environ.get("CI") or os.environ.get("MCPBRIDGE_REQUIRE_REAL"))
+
+
+def need(present: object, reason: str) -> None:
+    """Skip the test, or fail it where real parts are required, unless the part is present."""
+    if not present:
+        if required():
+            pytest.fail(f"missing: {reason}", pytrace=False)
+        pytest.skip(reason)
+
+
+def need_processes() -> None:
+    """Need a /proc, to count the processes that are left."""
+    need(Path("/proc/self/stat").exists(), "processes are counted in /proc, which is not there")
+
+
+def built(path: Path) -> str:
+    """The path of a part that `make real` builds."""
+    need(path.exists(), f"{path.relative_to(ROOT)} is not there: run `make real`")
+    return str(path)
+
+
+def command(name: str) -> str:
+    """The path of a command of this machine."""
+    path = shutil.which(name)
+    need(path, f"{name} is not on PATH")
+    return str(path)
+
+
+def beside_python(name: str) -> str:
+    """The path of a script that is installed beside this interpreter."""
+    path = Path(sys.executable).with_name(name)
+    need(path.exists(), f"{name} is not installed beside {sys.executable}")
+    return str(path)
+
+
+@cache
+def node() -> str:
+    """The Node to run servers with: the pinned one, or else the machine's."""
+    need(
+        MODULES.exists(), f"{MODULES.relative_to(ROOT)} is not there: install npm, run `make real`"
+    )
+    pinned = MODULES / ".bin" / "node"
+    return str(pinned) if pinned.exists() else command("node")
+
+
+@dataclass(frozen=True)
+class Client:
+    """A real client: a script and the Python that has the SDK for it."""
+
+    environment: str
+    script: str
+
+    def command(self) -> list[str]:
+        """The command line, up to the arguments of the script."""
+        python = built(REAL / self.environment / "bin" / "python")
+        return [python, str(CLIENTS / self.script)]
+
+
+#: What connects: the session of both generations, which begins with
+#: `initialize`, and the client of the second, which begins with a question
+#: that no server of today's answers, `server/discover`.
+CLIENTS_BY_NAME = {
+    "mcp-1-session": Client("client1", "session.py"),
+    "mcp-2-session": Client("client2", "session.py"),
+    "mcp-2-client": Client("client2", "discovering.py"),
+}
+
+
+def demo() -> list[str]:
+    """The command line of the bundled demo server."""
+    return [sys.executable, "-m", "mcpbridge.demo"]
+
+
+def time_server() -> list[str]:
+    """The command line of the real time server."""
+    return [built(REAL / "servers" / "bin" / "mcp-server-time"), "--local-timezone=UTC"]
+
+
+def git_server(repository: Path) -> list[str]:
+    """The command line of the real git server."""
+    command("git")
+    return [built(REAL / "servers" / "bin" / "mcp-server-git"), f"--repository={repository}"]
+
+
+def everything_server() -> list[str]:
+    """The command line of the real reference server."""
+    return [node(), _script("server-everything")]
+
+
+def filesystem_server(folder: Path) -> list[str]:
+    """The command line of the real file system server."""
+    return [node(), _script("server-filesystem"), str(folder)]
+
+
+def _script(name: str) -> str:
+    return built(MODULES / "@modelcontextprotocol" / name / "dist" / "index.js")
