@@ -1,0 +1,308 @@
+"""
+The front of a connection answers as the ordinary channel does: the same bytes
+for the same bytes, however they are cut, hostile ones above all.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from mcpbridge.config import HEAD_SECONDS, REQUEST_SECONDS, BridgeSettings, ServerSettings
+from mcpbridge.errors import MessageRefused
+from mcpbridge.session.server import Server
+from mcpbridge.session.session import Session
+from mcpbridge.testing import FakeLauncher, RecordingStream
+from mcpbridge.web.front import Front
+from mcpbridge.web.site import BridgeSite
+
+IDENT = "12345678-1234-4234-8234-123456789abc"
+LIMIT = 300
+CALL = b'{"jsonrpc":"2.0","id":1,"method":"x"}'
+
+
+class Refuser:
+    """A filter that refuses one word, and breaks on another."""
+
+    def from_client(self, session: object, line: bytes) -> bytes:
+        if b"refuse" in line:
+            raise MessageRefused("refused")
+        if b"explode" in line:
+            raise RuntimeError("a defect")
+        return line
+
+
+class World:
+    """A site with one live session, and one connection to it; no reactor."""
+
+    def __init__(self, *, front: bool, budget: int = 10_000) -> None:
+        from mcpbridge.web.root import Branch
+        from mcpbridge.web.routes import Routes
+
+        self.clock = Clock()
+        self.launcher = FakeLauncher()
+        server_settings = ServerSettings(command="x", base_uri="/b", max_message_bytes=LIMIT)
+        server = Server(
+            server_settings,
+            self.clock,
+            launcher=self.launcher,
+            limiter=_Unlimited(),
+            filters=[Refuser()],
+        )
+        opened: list[Session] = []
+        Deferred.fromCoroutine(server.open_session(lambda _: RecordingStream())).addCallback(
+            opened.append
+        )
+        server.sessions = {IDENT: opened[0]}
+        self.backend = self.launcher.backends[0]
+        root = Branch()
+        root.branch(b"b").leaf = Routes(server, self.clock).resource()
+        all_settings = BridgeSettings(servers=(server_settings,), max_request_bytes=budget)
+        self.site = BridgeSite(root, self.clock, all_settings, Front([server]) if front else None)
+        self.channel: Any = self.site.buildProtocol(None)
+        self.transport = StringTransport()
+        self.channel.makeConnection(self.transport)
+        if front:
+            self.recognised = 0
+            answer = self.site.front.answer  # type: ignore[union-attr]
+
+            def counted(*arguments: Any) -> bytes:
+                self.recognised += 1
+                return answer(*arguments)
+
+            self.site.front.answer = counted  # type: ignore[union-attr,method-assign]
+
+    def receive(self, data: bytes, cuts: list[int]) -> None:
+        """The bytes, cut at these places; none after the connection is closed."""
+        places = sorted({cut % (len(data) + 1) for cut in cuts})
+        for start, end in zip([0, *places], [*places, len(data)], strict=True):
+            if start < end and not self.transport.disconnecting:
+                self.channel.dataReceived(data[start:end])
+
+    def seen(self) -> tuple[bytes, bool, list[bytes], int]:
+        """All that differs to a client, or to the backend, or in what is held."""
+        answers = re.sub(rb"\r\nDate: [^\r]+", b"", self.transport.value())
+        held = self.site.budget.used
+        return answers, self.transport.disconnecting, self.backend.sent, held
+
+
+class _Unlimited:
+    def acquire(self) -> Any:
+        return self
+
+    def release(self) -> None:
+        pass
+
+
+TARGETS = st.sampled_from(
+    [
+        b"/b/message?sessionId=" + IDENT.encode(),
+        b"/b/message?sessionId=" + IDENT.replace("1", "2").encode(),
+        b"/b/message?sessionId=" + IDENT.upper().encode(),
+        b"/b/message?sessionId=" + IDENT.encode() + b"&x=1",
+        b"/b/message?sessionId=" + IDENT.encode() + b"&sessionId=x",
+        b"/b/message?sessionId=" + IDENT.encode() + b"#x",
+        b"/b/message?sessionId=",
+        b"/b/message",
+        b"/b//message?sessionId=" + IDENT.encode(),
+        b"/%62/message?sessionId=" + IDENT.encode(),
+        b"/b/message/?sessionId=" + IDENT.encode(),
+        b"http://h/b/message?sessionId=" + IDENT.encode(),
+        b"/sse",
+        b"*",
+    ]
+)
+BODIES = st.sampled_from(
+    [
+        CALL,
+        CALL,
+        b"",
+        b"{}",
+        b"[]",
+        b"nonsense",
+        b'{"jsonrpc":"2.0",\n"method":"x"}\r\n',
+        b'{"jsonrpc":"2.0","method":"refuse"}',
+        b'{"jsonrpc":"2.0","method":"\xff"}',
+        b'{"jsonrpc":"2.0","method":"' + b"x" * LIMIT + b'"}',
+        b"POST /b/message?sessionId=" + IDENT.encode() + b" HTTP/1.1\r\n\r\n",
+        b"0\r\n\r\n",
+    ]
+)
+FIELDS = st.lists(
+    st.sampled_from(
+        [
+            b"Host: h",
+            b"Content-Type: application/json",
+            b"Accept: */*",
+            b"Connection: keep-alive",
+            b"Connection: close",
+            b"connection: Keep-Alive, close",
+            b"Transfer-Encoding: chunked",
+            b"Transfer-Encoding: identity",
+            b"transfer-encoding : chunked",
+            b"Content-Length: 5",
+            b"Content-Length: +5",
+            b"Content-Length: 5, 5",
+            b"Content-Length:",
+            b"content-length: 0037",
+            b"Content-Length: 99999999999999999999",
+            b"Content-Length : 37",
+            b"Expect: 100-continue",
+            b"Upgrade: h2c",
+            b"X: a\x00b",
+            b"X: a\nContent-Length: 3",
+            b"X: a\rb",
+            b"X:",
+            b"X",
+            b": x",
+            b" folded",
+            b"\tfolded",
+            b"X\xff: y",
+            b"X: \xff",
+            b"X Y: z",
+            b"TE: trailers",
+            b"Cookie: a=b; c",
+            b"Authorization: Basic !!!",
+            b"X-Long: " + b"y" * 9000,
+        ]
+    ),
+    max_size=4,
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """One request, plain more often than not."""
+    body = draw(BODIES)
+    fields = list(draw(FIELDS)) if draw(st.booleans()) else [b"Host: h"]
+    if draw(st.integers(0, 9)):
+        length = len(body) + draw(st.sampled_from([0, 0, 0, 0, 1, -1]))
+        fields.insert(draw(st.integers(0, len(fields))), b"Content-Length: %d" % max(0, length))
+    method = draw(st.sampled_from([b"POST"] * 6 + [b"post", b"GET", b"OPTIONS", b"PRI"]))
+    version = draw(st.sampled_from([b"HTTP/1.1"] * 6 + [b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.1 "]))
+    target = draw(TARGETS) if draw(st.booleans()) else b"/b/message?sessionId=" + IDENT.encode()
+    end = draw(st.sampled_from([b"\r\n"] * 9 + [b"\n"]))
+    head = end.join([b" ".join([method, target, version]), *fields, b"", b""])
+    return head + body
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """What a connection receives: requests in a row, here and there a byte changed."""
+    data = bytearray(b"".join(draw(st.lists(requests(), min_size=1, max_size=4))))
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
+        place = draw(st.integers(0, len(data) - 1))
+        data[place] = draw(st.integers(0, 255))
+    return bytes(data)
+
+
+def post(body: bytes, *fields: bytes, ident: str = IDENT) -> bytes:
+    """A plain request."""
+    lines = [
+        b"POST /b/message?sessionId=%b HTTP/1.1" % ident.encode(),
+        b"Content-Length: %d" % len(body),
+        *fields,
+    ]
+    return b"\r\n".join([*lines, b"", b""]) + body
+
+
+@settings(max_examples=400, deadline=None)
+@given(streams(), st.lists(st.integers(0, 10_000), max_size=4))
+@example(post(CALL) * 3, [])
+@example(post(CALL) + b"\r\n" + post(CALL), [5, 60, 140])
+@example(post(CALL, b"Transfer-Encoding: chunked") + b"0\r\n\r\n", [])
+@example(post(CALL, b"Content-Length: 3"), [])
+@example(post(b"x" * (LIMIT + 1)) + post(CALL), [])
+@example(post(CALL) + post(CALL, b"Connection: close") + post(CALL), [])
+def test_same_bytes_same_answers(data: bytes, cuts: list[int]) -> None:
+    """Both ways in give the same answer for the same bytes."""
+    fronted, ordinary = World(front=True), World(front=False)
+    fronted.receive(data, cuts)
+    ordinary.receive(data, cuts)
+    assert fronted.seen() == ordinary.seen()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [CALL, b"nonsense", b'{"jsonrpc":"2.0","method":"refuse"}', b"{}", b" "],
+)
+@pytest.mark.parametrize("ident", [IDENT, IDENT.replace("1", "9")])
+@pytest.mark.parametrize("cuts", [[], [70], [70, 140, 150]])
+def test_plain_requests_are_recognised(body: bytes, ident: str, cuts: list[int]) -> None:
+    """The front is not idle: it answers these, also where the body comes later."""
+    world, ordinary = World(front=True), World(front=False)
+    data = post(body, b"Host: h", b"User-Agent: x", ident=ident)
+    head = data.index(b"\r\n\r\n") + 4
+    for each in (world, ordinary):
+        each.receive(data, [head + cut for cut in cuts if head + cut < len(data)])
+    assert world.recognised == 1
+    assert world.seen() == ordinary.seen()
+
+
+def test_defects_are_answered_alike(logged_failures: list[Any]) -> None:
+    """A filter that breaks: 500 from both, and the details in the log alone."""
+    data = post(b'{"jsonrpc":"2.0","method":"explode"}')
+    worlds = [World(front=True), World(front=False)]
+    for world in worlds:
+        world.receive(data, [])
+    assert worlds[0].seen() == worlds[1].seen()
+    assert worlds[0].recognised == 1
+    assert b"500" in worlds[0].seen()[0]
+    assert len(logged_failures) == 2
+
+
+def test_busy_backend_is_answered_alike() -> None:
+    """503 with Retry-After from both."""
+    worlds = [World(front=True), World(front=False)]
+    for world in worlds:
+        world.backend.busy = True
+        world.receive(post(CALL), [])
+    assert worlds[0].seen() == worlds[1].seen()
+    assert b"503" in worlds[0].seen()[0]
+    assert b"Retry-After: 1\r\n" in worlds[0].seen()[0]
+
+
+def test_no_room_for_a_body_is_answered_alike() -> None:
+    """The bound over all bodies holds for both, and what was held is given back."""
+    worlds = [World(front=True, budget=LIMIT), World(front=False, budget=LIMIT)]
+    for world in worlds:
+        world.site.budget.take(LIMIT - 10)
+        world.receive(post(CALL), [100])
+        world.site.budget.give_back(LIMIT - 10)
+    assert worlds[0].seen() == worlds[1].seen()
+    assert b"503" in worlds[0].seen()[0]
+
+
+def test_body_that_stops_coming_is_not_awaited_for_ever() -> None:
+    """A plain request's body has the deadline of every body, and frees what it held."""
+    world = World(front=True)
+    data = post(CALL)
+    world.receive(data[:-5], [])
+    assert world.site.budget.used == len(CALL)
+    world.clock.advance(HEAD_SECONDS)
+    for _ in range(10):
+        world.channel.resetTimeout()
+        world.clock.advance(REQUEST_SECONDS / 10)
+    assert world.transport.disconnected
+    world.channel.connectionLost()
+    assert world.site.budget.used == 0
+    assert world.recognised == 0
+
+
+@pytest.mark.parametrize("cut", [1, 30])
+def test_head_that_stops_coming_is_not_awaited_for_ever(cut: int) -> None:
+    """A drip-fed head: nothing resets its deadline."""
+    world = World(front=True)
+    for place in range(cut):
+        world.channel.dataReceived(post(CALL)[place : place + 1])
+        world.clock.advance(HEAD_SECONDS / 31)
+    world.channel.resetTimeout()
+    world.clock.advance(HEAD_SECONDS)
+    assert world.transport.disconnected
