@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
-from mcpbridge.backend.command import find_chain
+from mcpbridge.backend.chain import PythonShim, find_chain
 from mcpbridge.backend.keeper import Keeper
 from mcpbridge.backend.launcher import LocalLauncher
 from mcpbridge.backend.subreaper import set_child_subreaper
@@ -183,8 +183,8 @@ class Bridge(Service):
 
     def _prepare_for_processes(self) -> None:
         """What concerns the whole process, so only once the service starts."""
-        if not find_chain().complete:
-            self.log.info("no setsid, prlimit and setpriv here: backends start more slowly")
+        if isinstance(find_chain(), PythonShim):
+            self.log.info("no compiled launcher and no util-linux: backends start more slowly")
         wanted = self.settings.child_subreaper
         if wanted if wanted is not None else bool(self.settings.listen):
             set_child_subreaper(True)

@@ -5,6 +5,8 @@ Finding and signalling process trees, with real processes.
 from __future__ import annotations
 
 import os
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from mcpbridge.backend import procfs
-from mcpbridge.backend.command import NO_CHAIN, find_chain
+from mcpbridge.backend.chain import Chain, Compiled, PythonShim, UtilLinux, find_chain, works
 from mcpbridge.backend.tree import (
     REAP_SECONDS,
     SWEEP_SECONDS,
@@ -59,6 +61,19 @@ def out_of_session(pids: list[int], leader: int) -> list[int]:
     return [pid for pid in pids if os.getsid(pid) != leader]
 
 
+def _chains() -> list[Chain]:
+    """All that work here; the shim does everywhere."""
+    links = [shutil.which(name) for name in ("env", "setsid", "prlimit", "setpriv")]
+    found = [link for link in links if link is not None]
+    chains: list[Chain] = [Compiled(), PythonShim()]
+    if len(found) == len(links):
+        chains.append(UtilLinux(*found))
+    return [chain for chain in chains if works(chain)]
+
+
+every_chain = pytest.mark.parametrize("chain", _chains(), ids=lambda chain: type(chain).__name__)
+
+
 class Spawned:
     """Processes started as the launcher starts them, ended whatever happens."""
 
@@ -66,9 +81,12 @@ class Spawned:
         self.sweeper = Sweeper(Clock())
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *command: str, chain: Any = None) -> tuple[subprocess.Popen[bytes], int]:
+    def start(
+        self, program: str, *arguments: str, chain: Chain | None = None
+    ) -> tuple[subprocess.Popen[bytes], int]:
         tag = self.sweeper.new_tag()
-        line = (chain or find_chain()).wrap(list(command), tag, None)
+        path = shutil.which(program) or program
+        line = (chain or find_chain()).wrap([path, *arguments], tag, None)
         process = subprocess.Popen(line, stdout=subprocess.PIPE)
         self.processes.append(process)
         return process, tag
@@ -119,15 +137,11 @@ def test_chain_gives_session_tag_and_keeps_the_pid(spawned: Spawned) -> None:
     until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
 
 
-@linux
-@pytest.mark.parametrize("complete", [True, False], ids=["chain", "shim"])
-def test_shim_does_what_the_chain_does(spawned: Spawned, complete: bool) -> None:
-    """Without util-linux: the same tag and session, and no signal is ignored."""
+@every_chain
+def test_chains_do_the_same(spawned: Spawned, chain: Chain) -> None:
+    """However it is done: the tag, a session of its own, and no signal is ignored."""
     shell = "grep SigIgn /proc/self/status; exec sleep 60"
-    chain = find_chain() if complete else NO_CHAIN
-    if complete and not chain.complete:
-        pytest.skip("util-linux is not here")
-    process, tag = spawned.start("sh", "-c", shell, chain=chain)
+    process, tag = spawned.start("/bin/sh", "-c", shell, chain=chain)
     assert process.stdout is not None
     # The C library keeps two signals, 32 and 33, for itself.
     assert int(process.stdout.readline().split()[1], 16) & 0x7FFFFFFF == 0
@@ -135,21 +149,79 @@ def test_shim_does_what_the_chain_does(spawned: Spawned, complete: bool) -> None
     assert os.getsid(process.pid) == process.pid
 
 
-@linux
-def test_shim_says_what_is_missing(spawned: Spawned) -> None:
+@every_chain
+def test_chains_say_what_is_missing(spawned: Spawned, chain: Chain) -> None:
     """A command that cannot be run ends with the statuses of a shell."""
-    missing, _ = spawned.start("/nonexistent/command", chain=NO_CHAIN)
-    forbidden, _ = spawned.start("/etc/passwd", chain=NO_CHAIN)
+    missing, _ = spawned.start("/nonexistent/command", chain=chain)
+    forbidden, _ = spawned.start("/etc/passwd", chain=chain)
     assert missing.wait() == 127
     assert forbidden.wait() == 126
 
 
-@linux
-def test_directory_of_the_chain() -> None:
-    """`env -C` and the shim set the directory, so the spawn needs none."""
-    for chain in (find_chain(), NO_CHAIN):
-        line = chain.wrap(["pwd", "-P"], 0, "/usr")
-        assert subprocess.check_output(line) == b"/usr\n"
+@every_chain
+def test_chains_set_the_directory(chain: Chain) -> None:
+    """The spawn itself needs none, and so no fork of the whole bridge."""
+    line = chain.wrap(["/bin/pwd", "-P"], 0, "/usr")
+    assert subprocess.check_output(line) == b"/usr\n"
+
+
+@every_chain
+def test_chains_die_with_their_parent(chain: Chain) -> None:
+    """If the bridge is killed, every direct backend dies, also one that ignores EOF."""
+    program = (
+        "import os, subprocess, sys;"
+        "from mcpbridge.backend.chain import *;"
+        f"p = subprocess.Popen({chain!r}.wrap(['/bin/sleep', '60'], 0, None));"
+        "print(p.pid, flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    assert parent.stdin is not None
+    pid = int(parent.stdout.readline())
+    child = os.pidfd_open(pid)
+    until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
+    parent.stdin.close()
+    parent.wait()
+    parent.stdout.close()
+    try:
+        assert select.select([child], [], [], 10)[0], "the backend outlived the bridge"
+    finally:
+        os.close(child)
+
+
+def test_compiled_launcher_notices_a_parent_that_is_already_dead() -> None:
+    """The parent-death signal races with a parent that has died before."""
+    compiled = Compiled()
+    if not os.access(compiled.path, os.X_OK):
+        pytest.skip("the launcher was not built here")
+    line = [compiled.path, "0", "1", "-", "--", "/bin/true"]
+    assert subprocess.run(line, check=False).returncode == 125
+    assert subprocess.run([compiled.path], check=False, stderr=subprocess.PIPE).returncode == 125
+
+
+def test_compiled_launcher_leaves_no_descriptor_open() -> None:
+    """Only 0, 1 and 2 reach the backend."""
+    compiled = Compiled()
+    if not os.access(compiled.path, os.X_OK):
+        pytest.skip("the launcher was not built here")
+    extra = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(extra, True)
+    try:
+        line = compiled.wrap(["/bin/sh", "-c", "echo /proc/self/fd/*"], 0, None)
+        shown = subprocess.check_output(line, close_fds=False).decode().split()
+    finally:
+        os.close(extra)
+    # The fourth is the one that the shell lists them with.
+    assert {os.path.basename(path) for path in shown} <= {"0", "1", "2", "3"}
+
+
+def test_find_chain_tries_before_it_trusts() -> None:
+    """A chain that does not do what it should is not taken."""
+    assert works(find_chain())
+    assert not works(Compiled("/bin/true"))
+    assert not works(Compiled("/nonexistent"))
 
 
 @linux

@@ -5,19 +5,17 @@ The default launcher: a backend is a process of this machine.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from twisted.internet import process
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from zope.interface import implementer
 
-from mcpbridge.backend.command import (
-    ExecChain,
-    backend_environment,
-    find_chain,
-    find_program,
-)
+from mcpbridge.backend.chain import Chain, find_chain
+from mcpbridge.backend.command import backend_environment, find_program
 from mcpbridge.backend.process import StdioBackend
 from mcpbridge.backend.tree import GroupTree, Sweeper, TaggedTree
 from mcpbridge.config import ServerSettings
@@ -38,7 +36,7 @@ class LocalLauncher:
         reactor: Any,
         sweeper: Sweeper,
         environment: Mapping[str, str] = os.environ,
-        chain: Callable[[], ExecChain] = find_chain,
+        chain: Callable[[], Chain] = find_chain,
     ) -> None:
         self._settings = settings
         self._processes: IReactorProcess = reactor
@@ -71,10 +69,12 @@ class LocalLauncher:
 
     def _spawn(self, program: str, receiver: Any, label: str) -> StdioBackend:
         tag = self._sweeper.new_tag()
-        line = self._chain().wrap([program, *self._settings.args], tag, self._settings.cwd)
+        chain = self._chain()
+        line = chain.wrap([program, *self._settings.args], tag, self._settings.cwd)
         sweeper = self._sweeper
         backend = StdioBackend(self._settings, self._clock, receiver, label, sweeper.leader_reaped)
-        transport = self._processes.spawnProcess(backend, line[0], line, self._environment)
+        with _descriptors_closed_by_child() if chain.closes_descriptors else nullcontext():
+            transport = self._processes.spawnProcess(backend, line[0], line, self._environment)
         # Without a pid it has exited and been reaped already.
         pid = transport.pid
         if pid is not None:
@@ -82,3 +82,20 @@ class LocalLauncher:
         tree = TaggedTree(pid, tag, sweeper) if tag else GroupTree(pid, self._clock)
         backend.begin(pid, tree)
         return backend
+
+
+@contextmanager
+def _descriptors_closed_by_child() -> Iterator[None]:
+    """
+    Let Twisted's spawn look at three descriptors instead of all.
+
+    It asks the system about each open descriptor, one by one, so as to close
+    in the child what would be inherited: milliseconds where there are
+    thousands.  Where the child closes them itself that is in vain.
+    """
+    listing = process._listOpenFDs
+    process._listOpenFDs = lambda: [0, 1, 2]
+    try:
+        yield
+    finally:
+        process._listOpenFDs = listing
