@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mcpbridge.config import BridgeSettings, ServerSettings
+from mcpbridge.config import PATH_PREFIX, BridgeSettings, ServerSettings
 from mcpbridge.errors import SettingError
 
 #: Keys of a server's object that desktop clients write for themselves; they
@@ -119,7 +119,10 @@ def _parse_server(name: str, entry: object, folder: str) -> ServerSettings | Non
     cwd = entry.get("cwd")
     if isinstance(cwd, str) and cwd:
         entry["cwd"] = os.path.join(folder, os.path.expanduser(cwd))
-    entry.setdefault("base_uri", f"/{name}")
+    if "base_uri" not in entry:
+        entry["base_uri"] = f"/{name}"
+        if not PATH_PREFIX.accepts(entry["base_uri"]):
+            raise SettingError(where, "a name that may stand in a path, or a `base_uri`", name)
     server: ServerSettings = _build(where, ServerSettings, {**entry, "name": name})
     return server
 

@@ -49,8 +49,8 @@ class Options(usage.Options):
         ["kill-grace", None, None, "Seconds from SIGTERM to SIGKILL; default 2."],
         ["peer-timeout", None, None, "Seconds a client may take no byte; default 60."],
         ["max-message-bytes", None, None, "Size of one message; default 16777216."],
-        ["max-waiting-messages", None, None, "Messages that may wait for a backend; 1024."],
-        ["max-waiting-bytes", None, None, "Bytes that may wait for a backend; 8388608."],
+        ["max-waiting-messages", None, None, "Messages that may wait for a backend; default 1024."],
+        ["max-waiting-bytes", None, None, "Bytes that may wait for a backend; default 8388608."],
         ["cwd", None, None, "The backend's directory."],
         ["config", None, None, "A JSON file with mcpServers, in the place of COMMAND."],
     ]
@@ -69,9 +69,7 @@ class Options(usage.Options):
         self.settings = BridgeSettings()
 
     def opt_listen(self, description: str) -> None:
-        """Where to listen, a Twisted endpoint description; may repeat.
-        Default tcp:8808:interface=127.0.0.1.
-        """
+        """An endpoint to listen on; may repeat; default tcp:8808:interface=127.0.0.1."""
         self.listen.append(description)
 
     def opt_env(self, assignment: str) -> None:
@@ -121,8 +119,7 @@ class Options(usage.Options):
             bridge["front_channel"] = False
         if path is not None:
             self._refuse_with_config()
-            settings = read_config(path)
-            return _replaced(settings, bridge)
+            return _as_options(lambda: _replaced(read_config(path), bridge))
         if not self.command:
             raise SettingError("COMMAND", "the backend's command line, or --config", "<nothing>")
         return _as_options(lambda: BridgeSettings(servers=(self._server(),), **bridge))
@@ -214,8 +211,10 @@ def _as_options(build: Any) -> BridgeSettings:
     try:
         built: BridgeSettings = build()
     except SettingError as error:
-        name = "COMMAND" if error.name in ("command", "args") else f"--{error.name}"
-        raise SettingError(name.replace("_", "-"), error.expected, error.got) from None
+        name = "COMMAND" if error.name in ("command", "args") else error.name
+        if "." not in name and name.islower():
+            name = f"--{name}".replace("_", "-")
+        raise SettingError(name, error.expected, error.got) from None
     return built
 
 

@@ -253,7 +253,7 @@ def test_what_is_in_anothers_session_is_skipped(spawned: Spawned) -> None:
 
 def test_gone_process_has_no_tag() -> None:
     """A pid that nobody has: no tag, and no signal."""
-    assert procfs.tag_of(2**22 + 5) == -1
+    assert procfs.tag_of(2**22 + 5) == procfs.GONE
 
 
 def test_tags_differ_and_skip_those_in_use() -> None:

@@ -12,13 +12,18 @@ Uses the standard library alone: the guardian runs this file by itself.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
 #: Tags of one bridge lie in `[base, base + TAGS)`.
 TAGS = 1 << 24
+#: What `tag_of` gives where there is no tag.
+NONE = -1
+GONE = -2
 _LIMIT = b"Max resident set"
 
 
@@ -47,23 +52,35 @@ def choose_base(random: bytes, hard_limit: int) -> int:
     return (slots // 2 + int.from_bytes(random, "big") % (slots // 2)) * TAGS
 
 
+def readable() -> bool:
+    """Whether this is Linux, with a /proc that tells of limits."""
+    return sys.platform.startswith("linux") and tag_of(os.getpid()) != GONE
+
+
 def tag_of(pid: int) -> int:
-    """The tag of a process, or whatever number its limit is; -1 where it has none or is gone."""
+    """
+    The tag of a process, or whatever number its limit is; `NONE` where it has
+    none, `GONE` where the process is gone.  Raises `OSError` where there are
+    no descriptors left to read with.
+    """
     try:
         limits = os.open(f"/proc/{pid}/limits", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return -1
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            # What was not seen is not gone.
+            raise
+        return GONE
     try:
         text = os.read(limits, 4096)
     except OSError:
-        return -1
+        return GONE
     finally:
         os.close(limits)
     at = text.find(_LIMIT)
     if at < 0:
-        return -1
+        return GONE
     soft, hard = text[at + len(_LIMIT) : text.index(b"\n", at)].split()[:2]
-    return int(soft) if soft == hard and soft.isdigit() else -1
+    return int(soft) if soft == hard and soft.isdigit() else NONE
 
 
 def find_tagged(base: int, skip_sessions: Collection[int] = ()) -> list[Tagged]:

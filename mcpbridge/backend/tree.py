@@ -40,7 +40,8 @@ class Sweeper:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         hard = resource.getrlimit(resource.RLIMIT_RSS)[1]
-        self.base = procfs.choose_base(os.urandom(8), hard)
+        #: 0 where there are no tags: without Linux's /proc nobody could read them.
+        self.base = procfs.choose_base(os.urandom(8), hard) if procfs.readable() else 0
         self._next = 0
         #: The leaders that have not been reaped: Twisted waits for those.
         self.leaders: dict[int, int] = {}

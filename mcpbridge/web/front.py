@@ -17,11 +17,12 @@ from time import time
 from typing import NamedTuple
 
 from twisted.logger import Logger
-from twisted.web.http import RESPONSES, datetimeToString
+from twisted.web.http import datetimeToString
 from twisted.web.server import version
 
 from mcpbridge.errors import InternalError, Refused
 from mcpbridge.session.server import Server
+from mcpbridge.web.answers import phrase
 
 #: A longer head, or one with more lines, is for the ordinary channel.
 HEAD_BYTES = 8192
@@ -126,4 +127,4 @@ class Front:
 
 
 def _status(code: int) -> bytes:
-    return b"HTTP/1.1 %d %b\r\n" % (code, RESPONSES[code])
+    return b"HTTP/1.1 %d %b\r\n" % (code, phrase(code))
