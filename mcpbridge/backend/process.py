@@ -81,6 +81,10 @@ class StdioBackend(ProcessProtocol):
         self._queue = StdinQueue(
             self._write, settings.max_waiting_messages, settings.max_waiting_bytes
         )
+        writer = self.transport.pipes.get(0)
+        if isinstance(writer, FileDescriptor):
+            # What the pipe does not take waits in the queue, and is counted.
+            writer.bufferSize = 0
         self.transport.registerProducer(self._queue, True)
         self._ladder: Ladder = build_ladder(
             Rungs(

@@ -29,7 +29,8 @@ class StdinQueue:
         self._write = write
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._waiting: deque[bytes] = deque()
+        # Most often nothing waits, and an empty deque is not small.
+        self._waiting: deque[bytes] | None = None
         self._size = 0
         self._paused = False
         self._closed = False
@@ -37,7 +38,7 @@ class StdinQueue:
     @property
     def waiting(self) -> tuple[int, int]:
         """How many messages wait here, and their bytes."""
-        return len(self._waiting), self._size
+        return len(self._waiting or ()), self._size
 
     def send(self, line: bytes) -> None:
         """
@@ -51,6 +52,8 @@ class StdinQueue:
             return
         if self._closed:
             raise UnknownSession("the session has ended: its backend takes no more messages")
+        if self._waiting is None:
+            self._waiting = deque()
         if len(self._waiting) >= self._max_messages or self._size >= self._max_bytes:
             raise BackendBusy(
                 f"the backend does not read: {len(self._waiting)} messages"
@@ -70,9 +73,11 @@ class StdinQueue:
             line = self._waiting.popleft()
             self._size -= len(line)
             self._write(line + b"\n")
+        if not self._waiting:
+            self._waiting = None
 
     def stopProducing(self) -> None:
         """The pipe is closed: what waits has nowhere to go."""
         self._closed = self._paused = True
-        self._waiting.clear()
+        self._waiting = None
         self._size = 0

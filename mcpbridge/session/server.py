@@ -91,13 +91,13 @@ class Server:
             permit.release()
             raise
         self.unclosed.add(session)
+        session.opened()
         try:
             session.stream = make_stream(session)
         except BaseException:
             session.life.end("the stream could not be opened")
             raise
         self.sessions[session.ident] = session
-        session.opened()
         return session
 
     async def _launch(self, session: Session) -> Any:
@@ -111,16 +111,23 @@ class Server:
             if self._stopping:
                 raise Stopping("the bridge is shutting down") from None
             raise
-        except (CannotStart, defer.TimeoutError) as error:
-            self.log.warn(
-                "session {label} of {server!r} not opened: {error}",
-                label=session.label,
-                server=self.settings.name,
-                error=str(error) or "it took too long",
-            )
-            raise BackendFailed(str(error) or "the backend took too long to start") from None
+        except CannotStart as error:
+            raise self._failed(session, str(error)) from None
+        except defer.TimeoutError:
+            why = f"the backend took longer than {LAUNCH_SECONDS:g} s to start"
+            raise self._failed(session, why) from None
         finally:
             self._launching.discard(launching)
+
+    def _failed(self, session: Session, why: str) -> BackendFailed:
+        name = self.settings.name
+        self.log.warn(
+            "session {label} of {server!r} not opened: {why}",
+            label=session.label,
+            server=name,
+            why=why,
+        )
+        return BackendFailed(why)
 
     def find(self, ident: str) -> Session:
         """The live session of this id.  Raises `UnknownSession`."""

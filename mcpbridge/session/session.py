@@ -8,7 +8,6 @@ machine of four states; messages do not go through it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mcpbridge.config import STDERR_TAIL_CHARS, STDERR_TAIL_LINES
-from mcpbridge.errors import BackendBusy, MessageRefused
+from mcpbridge.errors import BackendBusy, MessageRefused, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
 from mcpbridge.protocol.envelope import Envelope, peek
@@ -101,7 +100,7 @@ class Session:
     bytes_out: int = 0
     refused: int = 0
     pings: PingLedger = field(default_factory=PingLedger)
-    stderr_tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=STDERR_TAIL_LINES))
+    stderr_tail: list[bytes] = field(default_factory=list)
     ended: Deferred[None] = field(default_factory=Deferred)
     log: Logger = Logger()
 
@@ -178,7 +177,8 @@ class Session:
 
     def diagnostics_received(self, lines: list[bytes]) -> None:
         """Keep the last lines for the log, and tell the client of all."""
-        self.stderr_tail.extend(line[:STDERR_TAIL_CHARS] for line in lines[-STDERR_TAIL_LINES:])
+        latest = [line[:STDERR_TAIL_CHARS] for line in lines[-STDERR_TAIL_LINES:]]
+        self.stderr_tail = (self.stderr_tail + latest)[-STDERR_TAIL_LINES:]
         if self.stderr_notifications and self.receiving:
             self._send([stderr_message(line) for line in lines])
 
@@ -222,6 +222,9 @@ class Session:
                 self.backend.send(msgspec.json.encode(answer))
             except BackendBusy:
                 self.life.end("the backend does not read the answers to its own requests")
+            except UnknownSession:
+                # It has closed its stdin: it does not want one.
+                pass
         return None
 
 

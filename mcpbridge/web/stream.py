@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from mcpbridge.config import ServerSettings
@@ -20,6 +21,9 @@ from mcpbridge.web.sockets import acknowledged, notice_vanished_peer, unsent
 
 #: How often in a `peer_timeout` it is looked whether the client takes bytes.
 LOOKS = 4
+
+
+_NO_HEADERS = Headers()
 
 
 @implementer(IPushProducer)
@@ -72,6 +76,8 @@ class EventStream:
             first += self._next_ping()
             self._schedule_ping()
         self._write(first)
+        # Read and written; a stream may be open for days.
+        request.requestHeaders = request.responseHeaders = _NO_HEADERS
         self._schedule_watch()
 
     # What the session asks.
