@@ -211,8 +211,10 @@ def _as_options(build: Any) -> BridgeSettings:
     try:
         built: BridgeSettings = build()
     except SettingError as error:
-        name = "COMMAND" if error.name in ("command", "args") else error.name
-        if "." not in name and name.islower():
+        name = error.name
+        if name in ("command", "args"):
+            name = "COMMAND"
+        elif "." not in name and name not in ("bridge", "mcpServers"):
             name = f"--{name}".replace("_", "-")
         raise SettingError(name, error.expected, error.got) from None
     return built

@@ -25,7 +25,7 @@ from mcpbridge.backend.stdin import StdinQueue
 from mcpbridge.config import STDERR_LINE_BYTES, ServerSettings
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackend
-from mcpbridge.protocol.envelope import peek
+from mcpbridge.protocol.envelope import is_json
 from mcpbridge.protocol.framing import LineFramer, LineTooLong
 from mcpbridge.transports import write_at_once
 
@@ -162,7 +162,7 @@ class StdioBackend(ProcessProtocol):
         """The end of stdout; a last line that no newline ended counts if it is whole."""
         last = self._stdout.finish()
         if last and not self._discarding:
-            if peek(last) is not None:
+            if is_json(last) or last.lstrip()[0] not in _MESSAGE_STARTS:
                 self._pass_on([last])
             else:
                 self.log.warn(

@@ -66,6 +66,15 @@ def peek(line: bytes) -> Envelope | None:
         return None
 
 
+def is_json(line: bytes) -> bool:
+    """Whether a line is JSON, whole, whatever it says."""
+    try:
+        msgspec.json.decode(line, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
 def one_line(body: bytes) -> bytes:
     """
     The same JSON without line ends: they can only be white space between
