@@ -18,6 +18,11 @@ def prompt_descriptor(transport: Any) -> FileDescriptor | None:
     return transport if isinstance(transport, Connection) and not transport.TLS else None
 
 
+#: More than this is left to the transport, which does not copy what it cannot
+#: write at once.
+AT_ONCE_BYTES = 128 * 1024
+
+
 def write_at_once(descriptor: Any, data: bytes) -> None:
     """
     Write to a socket or a pipe what it takes now, and the rest when it can.
@@ -27,7 +32,8 @@ def write_at_once(descriptor: Any, data: bytes) -> None:
     of the reactor, as it does with `write`.
     """
     if (
-        not descriptor.dataBuffer
+        len(data) <= AT_ONCE_BYTES
+        and not descriptor.dataBuffer
         and not descriptor._tempDataLen
         and descriptor.connected
         and not descriptor.disconnecting

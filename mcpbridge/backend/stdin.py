@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from mcpbridge.errors import BackendBusy, UnknownSession
+from mcpbridge.transports import AT_ONCE_BYTES
 
 
 @implementer(IPushProducer)
@@ -48,7 +49,7 @@ class StdinQueue:
         empty queue takes any message.  Raises `UnknownSession` once the pipe is closed.
         """
         if not self._paused:
-            self._write(line + b"\n")
+            self._write_line(line)
             return
         if self._closed:
             raise UnknownSession("the session has ended: its backend takes no more messages")
@@ -62,6 +63,14 @@ class StdinQueue:
         self._waiting.append(line)
         self._size += len(line)
 
+    def _write_line(self, line: bytes) -> None:
+        if len(line) <= AT_ONCE_BYTES:
+            self._write(line + b"\n")
+        else:
+            # Without a copy; nothing can come between the two.
+            self._write(line)
+            self._write(b"\n")
+
     def pauseProducing(self) -> None:
         """The transport's buffer is full."""
         self._paused = True
@@ -72,7 +81,7 @@ class StdinQueue:
         while self._waiting and not self._paused:
             line = self._waiting.popleft()
             self._size -= len(line)
-            self._write(line + b"\n")
+            self._write_line(line)
         if not self._waiting:
             self._waiting = None
 

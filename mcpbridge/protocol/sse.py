@@ -37,6 +37,12 @@ def message_events(lines: Iterable[bytes]) -> bytes:
     return text.replace(b"\r", b" ") if b"\r" in text else text
 
 
+def message_pieces(line: bytes) -> list[bytes]:
+    """One event as one chunk, in pieces, so that a long line is not copied; no CR in it."""
+    size = len(line) + len(_BETWEEN)
+    return [b"%x\r\n%b" % (size, _BEFORE), line, _CHUNK_AFTER]
+
+
 def message_chunk(lines: list[bytes]) -> bytes:
     """The same as one chunk of a chunked body (RFC 9112, section 7.1), copied once."""
     size = sum(map(len, lines)) + len(lines) * len(_BETWEEN)

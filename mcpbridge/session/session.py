@@ -29,6 +29,8 @@ from mcpbridge.protocol.sse import stderr_message
 
 #: How much of a session's id a log may show.
 LABEL_CHARS = 8
+#: From here on decoding a line's envelope is quicker than searching all of it.
+LONG_LINE_BYTES = 4096
 
 
 class Stream(Protocol):
@@ -166,8 +168,9 @@ class Session:
         if not self.receiving:
             return
         for line in lines:
-            # An id of one of our pings can stand there only like this.
-            if b"ping:" in line or b"\\u00" in line:
+            # An id of one of our pings can stand there only like this; in a
+            # long line it is quicker to decode it than to search.
+            if len(line) > LONG_LINE_BYTES or b"ping:" in line or b"\\u00" in line:
                 envelope = peek(line)
                 if envelope is not None:
                     self.pings.backend_sent(envelope)

@@ -16,7 +16,7 @@ from zope.interface import implementer
 from mcpbridge.config import ServerSettings
 from mcpbridge.protocol import sse
 from mcpbridge.session.session import Session
-from mcpbridge.transports import prompt_descriptor, write_at_once
+from mcpbridge.transports import AT_ONCE_BYTES, prompt_descriptor, write_at_once
 from mcpbridge.web.sockets import acknowledged, notice_vanished_peer, unsent
 
 #: How often in a `peer_timeout` it is looked whether the client takes bytes.
@@ -90,10 +90,16 @@ class EventStream:
         if self._descriptor is None or not request.chunked:
             self._write(sse.message_events(lines))
             return
-        chunk = sse.message_chunk(lines)
-        self._written += len(chunk)
-        request.sentLength += len(chunk)
-        write_at_once(self._descriptor, chunk)
+        if len(lines) == 1 and len(lines[0]) > AT_ONCE_BYTES and b"\r" not in lines[0]:
+            pieces = sse.message_pieces(lines[0])
+            self._descriptor.writeSequence(pieces)
+            size = sum(map(len, pieces))
+        else:
+            chunk = sse.message_chunk(lines)
+            write_at_once(self._descriptor, chunk)
+            size = len(chunk)
+        self._written += size
+        request.sentLength += size
 
     def stop_keepalive(self) -> None:
         """No more pings, and no more looks at the client."""

@@ -35,8 +35,9 @@ from tests.real.parts import beside_python, need_processes
 from tests.real.processes import PROC, Process, alive, descendants, eventually
 
 #: How long anything may take.  Nothing is proven by it: it only ends a wait for
-#: what does not come.
-PATIENCE = 30.0
+#: what does not come.  Less than a ping's interval, so that pings do not keep
+#: a hopeless wait alive.
+PATIENCE = 25.0
 #: A grace that no test lives to see the end of.
 NEVER = "100000"
 BACKENDS = Path(__file__).with_name("backends")
@@ -165,6 +166,7 @@ class Wire:
     def read_answer(self, *, to_head: bool = False) -> Answer:
         """A whole answer; one to a HEAD has no body."""
         status, headers = self.read_head()
+        assert "event-stream" not in headers.get("content-type", ""), "this opened a stream"
         if to_head or status == 204:
             return Answer(status, headers, b"")
         if headers.get("transfer-encoding") == "chunked":

@@ -1,0 +1,7 @@
+"""Writes every line of its stdin to its stdout, as it stands."""
+
+import sys
+
+for line in sys.stdin.buffer:
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()

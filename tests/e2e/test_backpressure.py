@@ -1,0 +1,458 @@
+"""
+Nothing grows without bound, and nothing that was taken is lost: a client that
+does not read, a backend that does not read, messages beyond their limits; and
+no session notices another one's trouble.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import (
+    NEVER,
+    Bridge,
+    Stream,
+    backend,
+    beside,
+    request,
+    serving,
+    until,
+)
+from tests.real.processes import eventually
+
+MEGABYTE = 1_000_000
+DONE = b'{"jsonrpc":"2.0","method":"done"}'
+#: A client with this receive buffer leaves the rest to the bridge.
+SMALL = 4096
+
+
+def flood(size: int, line: int, tmp_path: Path) -> list[str]:
+    """A backend that offers so many bytes after its first message; see `taken`."""
+    return backend("flood", size, line, tmp_path / "taken")
+
+
+def taken(tmp_path: Path) -> int:
+    """How much of its flood the backend got rid of."""
+    path = tmp_path / "taken"
+    return int(path.read_text() or 0) if path.exists() else 0
+
+
+def wait_until_stuck(tmp_path: Path) -> int:
+    """Wait until the backend gets rid of nothing more; of how much it did."""
+    until(lambda: taken(tmp_path))
+    while True:
+        before = taken(tmp_path)
+        if not eventually(lambda: taken(tmp_path) != before, 0.5):  # noqa: B023
+            return before
+
+
+# A client that does not read.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [200, 60_000])
+def test_sleeping_client(tmp_path: Path, line: int) -> None:
+    """200 MB offered to a sleeping client grow the bridge by less than 2 MB; none of it is lost."""
+    size = 200 * MEGABYTE
+    with serving("--peer-timeout", NEVER, command=flood(size, line, tmp_path)) as bridge:
+        # What the first session of all needs once is none of its growth.
+        warm = bridge.open(receive_buffer=SMALL)
+        warm.send_message(request("begin"))
+        wait_until_stuck(tmp_path)
+        warm.reset()
+        bridge.wait_for_close(warm)
+        (tmp_path / "taken").unlink()
+        before = bridge.rss()
+        stream = bridge.open(receive_buffer=SMALL)
+        stream.send_message(request("begin"))
+        # What it got rid of is in sockets and pipes, not in the bridge.
+        assert wait_until_stuck(tmp_path) < size / 10
+        assert bridge.rss() - before < 2 * MEGABYTE
+        # The session is well otherwise: its client may still post.
+        stream.send_message(request("meanwhile"))
+        assert bridge.rss() - before < 2 * MEGABYTE
+        if line > 1000:
+            assert sum(1 for _ in iter(stream.message, DONE)) == size // line
+            assert stream.message() == request("meanwhile")
+
+
+def test_flood_arrives_whole(tmp_path: Path) -> None:
+    """A client that reads late gets every message of the flood, in one piece and in order."""
+    size, line = 20 * MEGABYTE, 1000
+    with serving(command=flood(size, line, tmp_path)) as bridge:
+        stream = bridge.open(receive_buffer=SMALL)
+        stream.send_message(request("begin"))
+        assert wait_until_stuck(tmp_path) < size
+        messages = list(iter(stream.message, DONE))
+        assert len(messages) == size // line
+        assert set(map(len, messages)) == {line - 1}
+        assert len(set(messages)) == 1
+
+
+def test_pings_do_not_wait_behind_a_full_stream(tmp_path: Path) -> None:
+    """While a stream is full no pings are queued: a late reader does not find a heap of them."""
+    size = 20 * MEGABYTE
+    options = ("--ping-interval", "0.02", "--peer-timeout", NEVER)
+    with serving(*options, command=flood(size, 1000, tmp_path)) as bridge:
+        stream = bridge.open(receive_buffer=SMALL)
+        stream.send_message(request("begin"))
+        # That takes as long as twenty-five pings.
+        wait_until_stuck(tmp_path)
+        messages = list(iter(stream.message, DONE))
+        pings = [at for at, message in enumerate(messages) if b'"ping"' in message]
+        flooding = [at for at, message in enumerate(messages) if b'"flood"' in message]
+        during = [at for at in pings if flooding[0] < at < flooding[-1]]
+        in_a_row = sum(1 for at in during if at + 1 in during and at + 2 in during)
+        assert in_a_row == 0
+        # And they go on when there is room.
+        while b'"ping"' not in stream.message():
+            pass
+
+
+@pytest.mark.slow
+def test_client_that_takes_no_byte(tmp_path: Path) -> None:
+    """It is ended after `peer_timeout`, with the reason in the log; below that nothing is lost."""
+    command = flood(200 * MEGABYTE, 1000, tmp_path)
+    with serving("--peer-timeout", "2", command=command) as bridge:
+        idle, stream = bridge.open(), bridge.open(receive_buffer=SMALL)
+        stream.send_message(request("begin"))
+        line = bridge.wait_for_close(stream)
+        assert "the client took no byte for 2 s" in line
+        assert bridge.ask("POST", stream.endpoint, request("x")).status == 404
+        # One that has nothing to take is not meant by it.
+        assert bridge.log.count(" closed after ") == 1
+        idle.send_message(request("begin"))
+        assert b'"flood"' in idle.message()
+
+
+@pytest.mark.slow
+def test_slow_client_is_no_dead_client(tmp_path: Path) -> None:
+    """A client that takes a little now and then is not ended, however long that goes on."""
+    command = flood(200 * MEGABYTE, 1000, tmp_path)
+    with serving("--peer-timeout", "1", command=command) as bridge:
+        slow, dead = bridge.open(receive_buffer=SMALL), bridge.open(receive_buffer=SMALL)
+        slow.send_message(request("begin"))
+        assert b'"flood"' in slow.message()
+        dead.send_message(request("begin"))
+        while " closed after " not in bridge.log:
+            slow.text(20_000)
+            eventually(lambda: " closed after " in bridge.log, 0.01)
+        assert dead.ident[:8] in bridge.wait_for_log(" closed after ")
+        assert slow.post(request("x")).status == 202
+
+
+# A backend that does not read.
+
+
+def post_until_busy(stream: Stream, size: int) -> int:
+    """Post until the answer is 503; how many messages were taken before."""
+    count = 0
+    while True:
+        answer = stream.post(request("x", count, pad="x" * size))
+        if answer.status != 202:
+            break
+        count += 1
+        assert count < 3000
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json["jsonrpc"] == "2.0"
+    assert answer.json["id"] is None
+    assert "already wait" in answer.json["error"]["message"]
+    return count
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "least", "most"),
+    [
+        (("--max-waiting-messages", "7"), 70_000, 8, 11),
+        (("--max-waiting-bytes", "500000"), 100_000, 6, 9),
+        (("--max-waiting-messages", "1"), 70_000, 2, 4),
+    ],
+)
+def test_backend_that_does_not_read(
+    tmp_path: Path, options: tuple[str, ...], size: int, least: int, most: int
+) -> None:
+    """
+    503 with `Retry-After` once the limits wait; when the backend starts to
+    read, all that was answered 202 arrives once and in order, and it is free.
+    """
+    gate = tmp_path / "gate"
+    with serving(*options, command=backend("gated", gate)) as bridge:
+        stream = bridge.open()
+        count = post_until_busy(stream, size)
+        # Beside what waits, one or two are in the pipe and the transport.
+        assert least <= count <= most
+        assert stream.post(request("small")).status == 503
+        gate.touch()
+        for ident in range(count):
+            assert json.loads(stream.message())["id"] == ident
+        assert stream.round_trip(request("free")) == request("free")
+
+
+def test_default_limit_of_waiting_messages(tmp_path: Path) -> None:
+    """1024 messages by default."""
+    gate = tmp_path / "gate"
+    with serving(command=backend("gated", gate)) as bridge:
+        stream = bridge.open()
+        with bridge.wire() as wire:
+            # More than the pipe and the transport take.
+            full = request("x", pad="x" * 140_000)
+            assert wire.ask("POST", stream.endpoint, full).status == 202
+            for _ in range(1024):
+                assert wire.ask("POST", stream.endpoint, request("x")).status == 202
+            assert wire.ask("POST", stream.endpoint, request("x")).status == 503
+        gate.touch()
+        assert stream.message() == full
+        assert all(stream.message() == request("x") for _ in range(1024))
+
+
+def test_empty_queue_takes_any_legal_message(tmp_path: Path) -> None:
+    """The bytes that *already* wait count: one message larger than the limit is taken."""
+    gate = tmp_path / "gate"
+    with serving("--max-waiting-bytes", "1000", command=backend("gated", gate)) as bridge:
+        stream = bridge.open()
+        large = [request("x", number, pad="x" * MEGABYTE) for number in range(2)]
+        for body in large:
+            stream.send_message(body)
+        assert stream.post(request("small")).status == 503
+        gate.touch()
+        for body in large:
+            assert stream.message() == body
+
+
+def test_waiting_messages_die_with_their_session(tmp_path: Path) -> None:
+    """What waits is given up with its session, and takes the bridge's memory with it."""
+    options = ("--max-waiting-bytes", "3000000")
+    with serving(*options, command=backend("gated", tmp_path / "gate")) as bridge:
+
+        def visit() -> None:
+            stream = bridge.open()
+            assert post_until_busy(stream, MEGABYTE) >= 3
+            stream.close()
+            bridge.wait_for_close(stream)
+
+        visit()
+        visit()
+        before = bridge.rss()
+        for _ in range(5):
+            visit()
+        # Each had more than three.
+        assert bridge.rss() - before < 6 * MEGABYTE
+
+
+# Messages beyond the limit.
+
+
+def chunked(data: bytes, size: int = 50_000) -> bytes:
+    """A body in chunks."""
+    parts = [data[at : at + size] for at in range(0, len(data), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+def test_413_reaches_a_client_that_is_still_sending(coding: str) -> None:
+    """
+    A message beyond the limit: a 413 with a JSON body reaches also a client
+    that reads only when it has sent all of it; the session lives on.
+    """
+    data = request("x", pad="x" * (20 * MEGABYTE))
+    with serving("--max-message-bytes", "100000") as bridge:
+        stream = bridge.open()
+        before = bridge.rss()
+        with bridge.wire() as wire:
+            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\n"
+            if coding == "length":
+                wire.send(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            else:
+                wire.send(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunked(data))
+            answer = wire.read_answer()
+            assert answer.status == 413
+            assert answer.headers["content-type"] == "application/json"
+            assert answer.json == {
+                "jsonrpc": "2.0",
+                "id": None,
+                "error": {"code": -32000, "message": "a message may have 100000 bytes"},
+            }
+            assert wire.ended()
+        # Nothing of it was stored.
+        assert bridge.rss() - before < 2 * MEGABYTE
+        assert stream.round_trip(request("y")) == request("y")
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+def test_413_comes_before_the_body_is_sent(coding: str) -> None:
+    """The answer does not wait for the rest of the body."""
+    with serving("--max-message-bytes", "1000") as bridge:
+        stream = bridge.open()
+        with bridge.wire() as wire:
+            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\n"
+            if coding == "length":
+                wire.send(f"{head}Content-Length: 100000000\r\n\r\n".encode())
+            else:
+                wire.send(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+                wire.send(b"%x\r\n" % 5000 + b"x" * 5000 + b"\r\n")
+            assert wire.read_answer().status == 413
+        assert stream.round_trip(request("y")) == request("y")
+
+
+def test_413_and_expect(tmp_path: Path) -> None:
+    """A client that asks first (`Expect: 100-continue`) gets the 413 and no 100."""
+    with serving("--max-message-bytes", "1000") as bridge:
+        stream = bridge.open()
+        with bridge.wire() as wire:
+            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            wire.send(f"{head}Content-Length: 5000\r\n\r\n".encode())
+            assert wire.read_answer().status == 413
+        with bridge.wire() as wire:
+            wire.send(f"{head}Content-Length: {len(request('y'))}\r\n\r\n".encode())
+            assert wire.take_to(b"\r\n\r\n") == b"HTTP/1.1 100 Continue"
+            wire.send(request("y"))
+            assert wire.read_answer().status == 202
+        assert stream.message() == request("y")
+
+
+def test_message_at_the_limit() -> None:
+    """A message of exactly the limit passes both ways, one byte more does not."""
+    with serving("--max-message-bytes", "5000") as bridge:
+        stream = bridge.open()
+        body = request("x", pad="x" * (5000 - len(request("x", pad=""))))
+        assert len(body) == 5000
+        assert stream.round_trip(body) == body
+        assert stream.post(body + b" ").status == 413
+        assert stream.round_trip(body) == body
+
+
+@pytest.mark.slow
+def test_default_limit_of_a_message() -> None:
+    """A message may be 16 MiB by default, both ways."""
+    with serving() as bridge:
+        stream = bridge.open()
+        body = request("x", pad="x" * (16 * 1024 * 1024 - len(request("x", pad=""))))
+        assert stream.round_trip(body) == body
+        assert stream.post(body + b" ").status == 413
+
+
+def test_line_that_does_not_end() -> None:
+    """A stdout line beyond the limit ends its session with a clear line in the log."""
+    options = ("--max-message-bytes", "1000000", "--stop-grace", "0.1", "--kill-grace", "0.1")
+    with serving(*options, command=backend("endless")) as bridge:
+        first = bridge.open()
+        assert first.rest() == []
+        bridge.wait_for_close(first)
+        before = bridge.rss()
+        for _ in range(3):
+            stream = bridge.open()
+            assert stream.rest() == []
+            reason = "the backend wrote a line of more than 1000000 bytes"
+            assert reason in bridge.wait_for_close(stream)
+        assert bridge.rss() - before < 2 * MEGABYTE
+        bridge.wait_until_empty()
+
+
+def test_lines_before_one_that_is_too_long(tmp_path: Path) -> None:
+    """The messages before it still arrive."""
+    good = request("good") + b"\n"
+    (tmp_path / "lines").write_bytes(good * 3 + b"{" + b"x" * 2000 + b"\n" + good)
+    command = backend("stdout", tmp_path / "lines")
+    with serving("--max-message-bytes", "1000", command=command) as bridge:
+        stream = bridge.open()
+        assert stream.rest() == [request("good")] * 3
+        assert "more than 1000 bytes" in bridge.wait_for_close(stream)
+
+
+# Other sessions.
+
+
+def round_trips(stream: Stream, count: int) -> None:
+    """So many of them, on one connection."""
+    for number in range(count):
+        assert stream.round_trip(request("x", number)) == request("x", number)
+
+
+def mixed(tmp_path: Path) -> dict[str, object]:
+    """An echo, a flood and a backend that does not read."""
+    return {
+        "mcpServers": {
+            name: {"command": line[0], "args": line[1:], "kill_grace": 0.1, "stop_grace": 0.1}
+            for name, line in {
+                "echo": backend("echo"),
+                "flood": flood(10**12, 1000, tmp_path),
+                "gated": backend("gated", tmp_path / "gate"),
+                "endless": backend("endless"),
+            }.items()
+        }
+    }
+
+
+def test_other_sessions_while_one_is_stuck(tmp_path: Path) -> None:
+    """Round trips go on while one session's client sleeps and one's backend does not read."""
+    with serving(config=mixed(tmp_path)) as bridge:
+        other = bridge.open("/echo")
+        sleeping = bridge.open("/flood", receive_buffer=SMALL)
+        sleeping.send_message(request("begin"))
+        wait_until_stuck(tmp_path)
+        post_until_busy(bridge.open("/gated"), 500_000)
+        round_trips(other, 50)
+        assert bridge.open("/echo").round_trip(request("new")) == request("new")
+
+
+def test_other_sessions_while_one_floods(tmp_path: Path) -> None:
+    """Round trips go on while another session passes as much as it can, and others die."""
+    with serving(config=mixed(tmp_path)) as bridge:
+        other, flooding = bridge.open("/echo"), bridge.open("/flood")
+        flooding.send_message(request("begin"))
+        arrived = [0]
+        over = False
+
+        def read() -> None:
+            while not over:
+                arrived[0] += len(flooding.message())
+
+        with beside(read):
+            try:
+                until(lambda: arrived[0])
+                for _ in range(3):
+                    before = arrived[0]
+                    round_trips(other, 20)
+                    bridge.open("/endless")
+                    until(lambda: arrived[0] > before)  # noqa: B023
+            finally:
+                over = True
+
+
+def test_slow_loris(tmp_path: Path) -> None:
+    """Clients that begin a request and never end it keep nobody else from anything."""
+    with serving() as bridge:
+        other = bridge.open()
+        for start in (b"G", b"GET /sse HTTP/1.1\r\n", b"POST /message HTTP/1.1\r\nHost: x\r\n"):
+            for _ in range(20):
+                bridge.wire().send(start)
+        round_trips(other, 20)
+        _hang_up_all_but(bridge, other)
+        round_trips(other, 5)
+
+
+def _hang_up_all_but(bridge: Bridge, kept: Stream) -> None:
+    for wire in bridge.streams:
+        if wire is not kept:
+            wire.close()
+
+
+def test_client_that_talks_behind_its_stream() -> None:
+    """What is sent behind an open stream can never be answered: too much of it ends the session."""
+    with serving() as bridge:
+        stream = bridge.open()
+        with beside(lambda: _send_on(stream)):
+            bridge.wait_for_log("sends behind its open stream")
+            assert "the client went away" in bridge.wait_for_close(stream)
+
+
+def _send_on(stream: Stream) -> None:
+    try:
+        for _ in range(100):
+            stream.send(b"GET /sse HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+    except OSError:
+        pass

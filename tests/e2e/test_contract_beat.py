@@ -1,0 +1,449 @@
+"""
+The faults that were measured on the original, row by row: the contract's
+"beat".  Each test names the row that it proves.
+
+Rows about time are proven without a clock: what must not take time is given
+graces that no test lives to see the end of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import (
+    NEVER,
+    Bridge,
+    Stream,
+    Wire,
+    backend,
+    beside,
+    ping,
+    request,
+    serving,
+    shell,
+    until,
+)
+
+GRACES_NEVER = ("--stop-grace", NEVER, "--kill-grace", NEVER)
+GRACES_SHORT = ("--stop-grace", "0.1", "--kill-grace", "0.1")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Bridge]:
+    """A bridge in front of the backend that does what it is told."""
+    with serving("--max-sessions", "2", *GRACES_SHORT, command=backend("obey")) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+def obeying(shared: Bridge) -> Iterator[Bridge]:
+    """The same for one test."""
+    yield shared
+    shared.hang_up()
+
+
+def recording(tmp_path: Path) -> list[str]:
+    """A backend that keeps its stdin in a file called `record`."""
+    return backend("record", tmp_path / "record")
+
+
+def recorded(stream: Stream, tmp_path: Path, size: int) -> bytes:
+    """What the backend has read, once that is so many bytes."""
+    while json.loads(stream.message())["params"]["bytes"] < size:
+        pass
+    return (tmp_path / "record").read_bytes()
+
+
+# Sessions and processes.
+
+
+@pytest.mark.parametrize("leave", [Stream.close, Stream.reset])
+def test_client_gone_backend_gone(leave: Callable[[Stream], None], tmp_path: Path) -> None:
+    """Client gone → backend gone, as soon as the process can exit: no timer lies between."""
+    pings = ("--ping-interval", NEVER, "--peer-timeout", NEVER)
+    with serving(*pings, *GRACES_NEVER, command=recording(tmp_path)) as bridge:
+        stream = bridge.open()
+        stream.send_message(request("x"))
+        assert recorded(stream, tmp_path, 1) == request("x") + b"\n"
+        leave(stream)
+        bridge.wait_until_empty()
+        assert "exit status 0" in bridge.wait_for_close(stream)
+
+
+def test_backend_ignores_eof(tmp_path: Path) -> None:
+    """Backend ignores EOF: stdin closed, then SIGTERM after a settable grace."""
+    options = ("--stop-grace", "0.1", "--kill-grace", NEVER)
+    with serving(*options, command=backend("stubborn", tmp_path / "told", "polite")) as bridge:
+        stream = bridge.open()
+        assert b"ready" in stream.message()
+        stream.close()
+        assert "exit status 7" in bridge.wait_for_close(stream)
+        assert (tmp_path / "told").read_text() == "EOF\nSIGTERM\n"
+
+
+def test_backend_ignores_sigterm(tmp_path: Path) -> None:
+    """Backend ignores EOF and SIGTERM: SIGKILL after the second grace, all three in order."""
+    with serving(*GRACES_SHORT, command=backend("stubborn", tmp_path / "told", "deaf")) as bridge:
+        stream = bridge.open()
+        assert b"ready" in stream.message()
+        stream.close()
+        assert "signal 9" in bridge.wait_for_close(stream)
+        assert (tmp_path / "told").read_text() == "EOF\nSIGTERM\n"
+        bridge.wait_until_empty()
+
+
+def test_backend_gets_its_stop_grace(tmp_path: Path) -> None:
+    """The stop grace is one: a backend that is given it sees EOF and no SIGTERM."""
+    command = backend("stubborn", tmp_path / "told", "polite")
+    with serving("--stop-grace", NEVER, "--kill-grace", "0.1", command=command) as bridge:
+        stream = bridge.open()
+        assert b"ready" in stream.message()
+        stream.close()
+        until(lambda: (tmp_path / "told").read_text() == "EOF\n")
+        # The kill grace and more is over when another backend has been started.
+        assert b"ready" in bridge.open().message()
+        assert (tmp_path / "told").read_text() == "EOF\n"
+        for each in bridge.marked():
+            os.kill(each.pid, signal.SIGKILL)
+        assert "signal 9" in bridge.wait_for_close(stream)
+
+
+def test_grandchildren() -> None:
+    """Grandchildren (`sh -c "sleep 600 & sleep 600"`): the whole tree is gone."""
+    with serving(*GRACES_SHORT, command=shell("sleep 600.$0 & sleep 600.$0")) as bridge:
+        streams = [bridge.open(), bridge.open()]
+        bridge.wait_for_backends(4, "sleep 600.")
+        streams[0].close()
+        bridge.wait_for_close(streams[0])
+        # Gone when the session says so, and only its own.
+        sleeping = [each for each in bridge.marked() if each.command.startswith("sleep")]
+        assert len(sleeping) == 2
+        streams[1].reset()
+        bridge.wait_for_close(streams[1])
+        assert not bridge.backends()
+
+
+def test_grandchildren_of_a_backend_that_exits() -> None:
+    """The leader has exited by itself and others are left: SIGTERM at once, no grace."""
+    script = "sleep 600.$0 & read line; exit 5"
+    with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=shell(script)) as bridge:
+        stream = bridge.open()
+        bridge.wait_for_backends(1, "sleep 600.")
+        stream.send_message(request("x"))
+        assert stream.rest() == []
+        assert "exit status 5" in bridge.wait_for_close(stream)
+        assert not bridge.backends()
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [("exit", "exit status 3"), ("crash", "signal 9")],
+)
+def test_backend_exits_while_the_stream_is_open(obeying: Bridge, method: str, reason: str) -> None:
+    """
+    Backend exits: the stream ends, the child is reaped, the permit freed,
+    a later POST is 404, other sessions are unaffected, and nothing spins.
+    """
+    other, stream = obeying.open(), obeying.open()
+    assert obeying.knock().status == 429
+    stream.send_message(request(method, status=3))
+    last = b'{"jsonrpc":"2.0","method":"last words"}'
+    assert stream.rest() == ([last] if method == "exit" else [])
+    assert reason in obeying.wait_for_close(stream)
+    assert len(obeying.below()) == 1
+    assert stream.post(request("late")).status == 404
+    assert other.round_trip(request("other")) == request("other")
+    fresh = obeying.open()
+    assert fresh.round_trip(request("fresh")) == request("fresh")
+    before = obeying.cpu()
+    time.sleep(0.5)
+    # Half a second is fifty ticks.
+    assert obeying.cpu() - before < 25
+
+
+def test_command_not_found() -> None:
+    """A command that cannot start is a clear error answer; other requests do not hang."""
+    with serving(command=["/no/such/command"]) as bridge:
+        for _ in range(3):
+            refused = bridge.knock()
+            assert refused.status == 502
+            assert refused.headers["content-type"] == "application/json"
+            assert json.loads(refused.body) == {
+                "jsonrpc": "2.0",
+                "id": None,
+                "error": {
+                    "code": -32603,
+                    "message": "cannot start '/no/such/command': it was not found",
+                },
+            }
+        assert bridge.ask("GET", "/").status == 404
+        assert not bridge.backends()
+
+
+def test_one_limit_for_the_whole_bridge() -> None:
+    """One limit for the whole bridge, however many doors it has."""
+    listen = ("--listen", "tcp:0:interface=127.0.0.1") * 2
+    with serving("--max-sessions", "1", listen=listen) as bridge:
+        until(lambda: bridge.log.count("serving http") == 2)
+        lines = [line for line in bridge.log.splitlines() if "serving http" in line]
+        ports = [int(line.rpartition(":")[2].removesuffix("/sse")) for line in lines]
+        assert len(set(ports)) == 2
+        with Stream(ports[0]).begin() as stream:
+            for port in ports:
+                with Stream(port) as refused:
+                    assert refused.status == 429
+            # And one table of sessions: a message may come through either.
+            with Wire(ports[1]) as wire:
+                assert wire.ask("POST", stream.endpoint, request("x")).status == 202
+            assert stream.message() == request("x")
+        bridge.wait_for_log(" closed after ")
+        with Stream(ports[1]).begin():
+            pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_shutdown_with_sessions_open(tmp_path: Path, number: signal.Signals) -> None:
+    """Shutdown with sessions open: every backend is stopped and reaped, then it exits."""
+    servers = {}
+    for name, (command, *args) in {
+        "echo": backend("echo"),
+        "stubborn": backend("stubborn", tmp_path / "told", "deaf"),
+        "strays": backend("strays"),
+    }.items():
+        graces = {"stop_grace": 0.1, "kill_grace": 0.1}
+        servers[name] = {"command": command, "args": args, **graces}
+    with serving(config={"mcpServers": servers}) as bridge:
+        streams = [bridge.open(f"/{name}") for name in servers for _ in range(2)]
+        for stream in streams[2:]:
+            assert b"ready" in stream.message()
+        bridge.stop(number)
+        assert bridge.log.count("the bridge stops") == len(streams)
+        # Each stream is ended in due form: its client knows that it is over.
+        for stream in streams:
+            assert stream.rest() == []
+            assert stream.ended()
+
+
+# Messages.
+
+
+def test_line_that_pauses_in_the_middle() -> None:
+    """A stdout line that pauses in the middle arrives whole."""
+    with serving(command=backend("halting")) as bridge:
+        stream = bridge.open()
+        assert b"half" in stream.message()
+        # Its first half has been on its way for long; a session opens meanwhile.
+        assert b"half" in bridge.open().message()
+        line = b'{"jsonrpc":"2.0","method":"first and second"}'
+        assert stream.round_trip(request("go on")) == line
+
+
+def test_message_rate() -> None:
+    """
+    One session's message rate is bounded by the backend.
+
+    At the original's ten a second these would take three minutes, which is
+    more than any wait of these tests lasts.
+    """
+    count = 2000
+    with serving() as bridge:
+        stream = bridge.open()
+        with bridge.wire() as wire:
+            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\n"
+            body = request("x")
+            one = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+            with beside(lambda: wire.send(one * count)):
+                for _ in range(count):
+                    assert wire.read_answer().status == 202
+        for _ in range(count):
+            assert stream.message() == body
+
+
+@pytest.mark.slow
+def test_posts_to_invented_session_ids() -> None:
+    """Posts to invented session ids: 404, nothing stored; real posts go on."""
+    with serving() as bridge:
+        stream = bridge.open()
+        body = request("x", pad="x" * 20_000)
+        with bridge.wire() as wire:
+
+            def post(count: int) -> None:
+                for _ in range(count):
+                    target = f"/message?sessionId={uuid.uuid4()}"
+                    assert wire.ask("POST", target, body).status == 404
+
+            post(100)
+            before = bridge.rss()
+            post(1000)
+            assert bridge.rss() - before < 2_000_000
+        assert stream.round_trip(request("real")) == request("real")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"jsonrpc":"2.0","id":"ping:1","result":{}}',
+        b'{"id":"ping:1","error":{"code":-32601,"message":"x"},"jsonrpc":"2.0"}',
+        b'{\n  "jsonrpc": "2.0",\n  "id": "ping\\u003a1",\n  "result": {}\n}',
+    ],
+)
+def test_answer_to_the_bridges_own_ping(tmp_path: Path, answer: bytes) -> None:
+    """The answer to the bridge's own ping is consumed by the bridge."""
+    with serving(command=recording(tmp_path)) as bridge:
+        stream = bridge.open()
+        stream.send_message(answer)
+        stream.send_message(request("x"))
+        assert recorded(stream, tmp_path, len(request("x"))) == request("x") + b"\n"
+        # Once: no ping is waiting for a second answer.
+        stream.send_message(answer)
+        until(lambda: b"ping" in (tmp_path / "record").read_bytes())
+
+
+def test_answer_to_a_request_of_the_backend(tmp_path: Path) -> None:
+    """An answer to a request of the backend passes, also to one with the same id."""
+    asks = tmp_path / "asks"
+    asks.write_bytes(ping(1) + b"\n" + b'{"jsonrpc":"2.0","id":"mine","method":"ping"}\n')
+    with serving(command=backend("stdout", asks)) as bridge:
+        stream = bridge.open()
+        assert stream.message() == ping(1)
+        assert json.loads(stream.message())["id"] == "mine"
+        for ident in ("ping:1", "mine", "ping:2", "other"):
+            answer = b'{"jsonrpc":"2.0","id":"%s","result":{}}' % ident.encode()
+            assert stream.round_trip(answer) == answer
+
+
+def test_pretty_printed_body(tmp_path: Path) -> None:
+    """A pretty-printed body becomes one line with the same JSON."""
+    message = {"jsonrpc": "2.0", "id": 1, "method": "x", "params": {"text": "a\nb\r\nc", "n": [1]}}
+    record = tmp_path / "record"
+    record.touch()
+    with serving(command=recording(tmp_path)) as bridge:
+        stream = bridge.open()
+        for text in (
+            json.dumps(message, indent=2),
+            json.dumps(message, indent="\t").replace("\n", "\r\n"),
+            json.dumps(message, indent=1).replace("\n", "\r"),
+            "\r\n\n" + json.dumps(message) + "\r\n\r\n",
+        ):
+            before = record.stat().st_size
+            stream.send_message(text.encode())
+            line = recorded(stream, tmp_path, before + 1)[before:]
+            assert line.count(b"\n") == 1
+            assert line.endswith(b"\n")
+            assert b"\r" not in line
+            assert json.loads(line) == message
+
+
+def test_one_line_body_passes_byte_identical(tmp_path: Path) -> None:
+    """A one-line body passes byte-identical."""
+    bodies = [
+        b'{"jsonrpc":"2.0","method":"x"}',
+        b' \t{ "method" :"x", "jsonrpc":  "2.0" , "x":1.0e+5, "x":"\\u00e4\\/" }  ',
+        '{"jsonrpc":"2.0","id":-0.5,"method":"ä€𝄞\u2028"}'.encode(),
+        b'[{"jsonrpc":"2.0","method":"x"}, {"jsonrpc":"2.0","id":1,"method":"y"}]',
+        b'{"jsonrpc":"2.0","id":12345678901234567890123,"method":"x"}',
+        b'{"jsonrpc":"2.0","method":"\\ud800"}',
+        request("large", pad="x" * 1_000_000),
+    ]
+    expected = b"".join(body + b"\n" for body in bodies)
+    with serving(command=recording(tmp_path)) as bridge:
+        stream = bridge.open()
+        for body in bodies:
+            stream.send_message(body)
+        assert recorded(stream, tmp_path, len(expected)) == expected
+
+
+def test_blank_lines_and_carriage_returns(tmp_path: Path) -> None:
+    """Blank stdout line: no event.  `\\r\\n`: only the line end's `\\r` is removed."""
+    (tmp_path / "lines").write_bytes(
+        b'\n\r\n  \n{"jsonrpc":"2.0","method":"a"}\r\n\n\r\n'
+        b'{"jsonrpc":"2.0",\r"method":"b"}\n'
+        b'{"jsonrpc":"2.0","method":"c\\r\\n"}\r\r\n'
+        b"\t\r\n"
+        b'{"jsonrpc":"2.0","method":"d"}\n'
+    )
+    with serving(command=backend("stdout", tmp_path / "lines")) as bridge:
+        stream = bridge.open()
+        assert [stream.message() for _ in range(4)] == [
+            b'{"jsonrpc":"2.0","method":"a"}',
+            # A raw one would end the event's line: between tokens it is white space.
+            b'{"jsonrpc":"2.0", "method":"b"}',
+            b'{"jsonrpc":"2.0","method":"c\\r\\n"} ',
+            b'{"jsonrpc":"2.0","method":"d"}',
+        ]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"hello", -32700),
+        (b'{"jsonrpc":"2.0","method":"x"', -32700),
+        (b'{"jsonrpc":"2.0","method":"x"} {}', -32700),
+        (b'{"jsonrpc":"2.0","method":"x","params":{"n":NaN}}', -32700),
+        (b'{"jsonrpc":"2.0","method":"\xff"}', -32700),
+        (b'{"jsonrpc":"2.0","method":"x","other":"\xff"}', -32700),
+        (b'\xef\xbb\xbf{"jsonrpc":"2.0","method":"x"}', -32700),
+        (b"[" * 100_000 + b"]" * 100_000, -32700),
+        (b'{"jsonrpc":"2.0","method":"x","params":' + b"[" * 99999 + b"]" * 99999 + b"}", -32700),
+        (b"sessionId=1&x=2", -32700),
+        (b'"text"', -32600),
+        (b"1", -32600),
+        (b"null", -32600),
+        (b"{}", -32600),
+        (b'{"method":"x"}', -32600),
+        (b'{"jsonrpc":"1.0","method":"x"}', -32600),
+        (b'{"jsonrpc":"2.0"}', -32600),
+        (b'{"jsonrpc":"2.0","id":1}', -32600),
+        (b'{"jsonrpc":"2.0","method":1}', -32600),
+        (b'{"jsonrpc":"2.0","id":[],"method":"x"}', -32600),
+    ],
+)
+def test_body_that_is_no_message(obeying: Bridge, body: bytes, code: int) -> None:
+    """Body that is not JSON: 400 with a JSON-RPC error, nothing forwarded."""
+    stream = obeying.open()
+    with obeying.wire() as wire:
+        answer = wire.ask("POST", stream.endpoint, body)
+        assert answer.status == 400
+        assert answer.headers["content-type"] == "application/json"
+        assert set(answer.json) == {"jsonrpc", "id", "error"}
+        assert (answer.json["jsonrpc"], answer.json["id"]) == ("2.0", None)
+        assert answer.json["error"]["code"] == code
+        assert "\n" not in answer.json["error"]["message"]
+        # The connection outlives it, and the backend has seen nothing.
+        assert wire.ask("POST", stream.endpoint, request("next")).status == 202
+    assert stream.message() == request("next")
+
+
+# Environment.
+
+
+def test_environment() -> None:
+    """Environment: HOME, PATH, LANG and what is named; nothing secret of the bridge's own."""
+    environment = {
+        "HOME": "/home/somebody",
+        "LANG": "C.UTF-8",
+        "LC_TIME": "de_DE.UTF-8",
+        "TZ": "Europe/Berlin",
+        "AWS_SECRET_ACCESS_KEY": "hidden",
+        "LD_PRELOAD_NOT": "hidden",
+        "NAMED": "passed on",
+        "PYTHONUNBUFFERED": "1",
+    }
+    options = ("--pass-env", "NAMED", "--pass-env", "NOT_SET", "--env", "OURS=a=b", "--env", "E=")
+    with serving(*options, command=backend("describe"), environment=environment) as bridge:
+        described = json.loads(bridge.open().message())["params"]["environment"]
+        assert "/" in described["PATH"]
+        expected = {name: environment[name] for name in ("HOME", "LANG", "LC_TIME", "TZ", "NAMED")}
+        assert described | expected | {"OURS": "a=b", "E": ""} == described
+        allowed = {"PATH", "TMPDIR", "USER", "LOGNAME", "SHELL", "TERM"} | expected.keys()
+        others = {name for name in described if not name.startswith("LC_")} - allowed
+        assert others == {"OURS", "E"}
+        assert "hidden" not in described.values()

@@ -1,0 +1,310 @@
+"""
+What a route moved from APISIX's `mcp-bridge` relies on, line by line: the
+contract's "keep".  Each test names the line that it proves.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import (
+    Bridge,
+    Event,
+    Stream,
+    Wire,
+    backend,
+    ping,
+    request,
+    run_to_end,
+    serving,
+    shell,
+)
+
+UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Bridge]:
+    """A bridge in front of the echo backend."""
+    with serving() as bridge:
+        yield bridge
+
+
+@pytest.fixture
+def echo(shared: Bridge) -> Iterator[Bridge]:
+    """The same, for a test that needs nothing else; its sessions are gone at its end."""
+    yield shared
+    shared.hang_up()
+
+
+def describe(bridge: Bridge, base: str = "") -> Any:
+    """What a backend says that it was started with."""
+    stream = bridge.open(base)
+    described = json.loads(stream.message())["params"]
+    stream.close()
+    return described
+
+
+# Configuration.
+
+
+def test_command_is_run_without_a_shell_found_through_path(tmp_path: Path) -> None:
+    """`command`: run without a shell, found through PATH."""
+    (tmp_path / "a server; exit 3").symlink_to(backend("describe")[0])
+    command = ["a server; exit 3", *backend("describe")[1:], "$HOME `id` *"]
+    with serving("--env", f"PATH={tmp_path}", command=command) as bridge:
+        assert describe(bridge)["arguments"] == ["$HOME `id` *"]
+
+
+def test_command_is_required() -> None:
+    """`command`: a string, not empty, required."""
+    status, output = run_to_end()
+    assert status == 1
+    assert (
+        output
+        == "mcpbridge: COMMAND: expected the backend's command line, or --config, got <nothing>\n"
+    )
+    status, output = run_to_end("--", "")
+    assert status == 1
+    assert output == 'mcpbridge: COMMAND: expected a string that is not empty, got ""\n'
+
+
+def test_args_pass_as_they_are() -> None:
+    """`args`: a list of strings, none by default; no shell reads them."""
+    args = ["", "two words", "*", "$HOME", "--max-sessions", "a=b", "ä", '"quoted"', "--"]
+    with serving(command=backend("describe", *args)) as bridge:
+        assert describe(bridge)["arguments"] == args
+    server = {"command": backend("describe")[0], "args": [*backend("describe")[1:], *args]}
+    with serving(config={"mcpServers": {"one": server}}) as bridge:
+        assert describe(bridge, "/one")["arguments"] == args
+
+
+def test_base_uri_is_a_literal_prefix() -> None:
+    """`base_uri`: a literal path prefix, never a pattern; `data: {base}/message?...`."""
+    command, *args = backend("echo")
+    bases = ["/a.b+c", "/mcp/(x|y)/*", "/{name}", "/a/b/c/d"]
+    servers = {base: {"command": command, "args": args, "base_uri": base} for base in bases}
+    with serving(config={"mcpServers": servers}) as bridge:
+        for base in bases:
+            stream = bridge.open(base)
+            assert stream.endpoint == f"{base}/message?sessionId={stream.ident}"
+            assert stream.round_trip(request(base)) == request(base)
+            for other in (f"{base}x/sse", f"/x{base}/sse"):
+                assert bridge.ask("GET", other).status == 404
+        for other in ("/sse", "/aXbbc/sse", "/a.bbc/sse", "/mcp/x/sse", "/x/sse"):
+            assert bridge.ask("GET", other).status == 404
+
+
+def test_base_uri_is_empty_by_default(echo: Bridge) -> None:
+    """`base_uri` default `""`."""
+    assert echo.open().endpoint.startswith("/message?sessionId=")
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0, "0"), ("10", '"10"'), (True, "true")])
+def test_max_sessions_must_be_an_integer(tmp_path: Path, value: object, shown: str) -> None:
+    """`max_sessions`: `0`, `"10"`, `true` are errors that name the field."""
+    servers = {"one": {"command": "cat", "max_sessions": value}}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"mcpServers": servers}))
+    assert run_to_end("--config", str(config)) == (
+        1,
+        f"mcpbridge: mcpServers.one.max_sessions: expected an integer ≥ 1, got {shown}\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("0", "0"), ("-1", "-1"), ("ten", '"ten"'), ("1.5", '"1.5"'), ("", '""')]
+)
+def test_max_sessions_on_the_command_line(value: str, shown: str) -> None:
+    """`max_sessions` ≥ 1, as an option."""
+    assert run_to_end("--max-sessions", value, "--", "cat") == (
+        1,
+        f"mcpbridge: --max-sessions: expected an integer ≥ 1, got {shown}\n",
+    )
+
+
+def test_max_sessions_default() -> None:
+    """`max_sessions` default 100: the hundred and first is refused."""
+    with serving(command=shell("exec cat")) as bridge:
+        for _ in range(100):
+            bridge.open()
+        assert bridge.knock().status == 429
+        bridge.streams[0].close()
+        bridge.wait_for_log(" closed after ")
+        bridge.open()
+
+
+# HTTP.
+
+
+def test_stream_head_and_first_events(echo: Bridge) -> None:
+    """`GET {base}/sse`: status, headers, and the first two events byte for byte."""
+    stream = echo.knock()
+    assert stream.status == 200
+    assert stream.headers["content-type"] == "text/event-stream"
+    assert stream.headers["cache-control"] == "no-cache"
+    assert stream.headers["x-accel-buffering"] == "no"
+    expected = (
+        b"event: endpoint\ndata: /message?sessionId=%s\n\n"
+        b"event: message\n"
+        b'data: {"jsonrpc": "2.0","method": "ping","id":"ping:1"}\n\n'
+    )
+    text = stream.text(len(expected) - 2 + 36)
+    ident = text[(at := expected.index(b"%s")) : at + 36]
+    assert text == expected % ident
+    assert UUID4.fullmatch(ident.decode())
+
+
+def test_session_ids(echo: Bridge) -> None:
+    """Session ids are unguessable, lower-case UUID version 4."""
+    idents = set()
+    for _ in range(20):
+        stream = echo.open()
+        idents.add(stream.ident)
+        stream.close()
+    assert len(idents) == 20
+    assert all(UUID4.fullmatch(ident) for ident in idents)
+
+
+def test_pings_go_on() -> None:
+    """Then `ping:2`, `ping:3`, …: strictly increasing in each session; an interval of ours."""
+    with serving("--ping-interval", "0.05") as bridge:
+        streams = [bridge.open(), bridge.open()]
+        for number in range(2, 6):
+            for stream in streams:
+                assert stream.next() == Event("message", ping(number))
+
+
+def test_no_pings() -> None:
+    """An interval of 0 is no pings at all, not the first either."""
+    with serving("--ping-interval", "0") as bridge:
+        stream = bridge.knock()
+        stream.endpoint = stream.next().data.decode()
+        assert stream.round_trip(request("x")) == request("x")
+
+
+def test_each_line_is_an_event(tmp_path: Path) -> None:
+    """Each message line of the backend's stdout is one `event: message`, data as it was written."""
+    lines = [
+        b'{"jsonrpc":"2.0","method":"a"}',
+        b'  { "jsonrpc" : "2.0",\t"method" : "b" }  ',
+        '{"jsonrpc":"2.0","method":"ä€𝄞"}'.encode(),
+        b'{"jsonrpc":"2.0","method":"\\u0041\\/\\ud800"}',
+        b'[{"jsonrpc":"2.0","method":"c"},{"jsonrpc":"2.0","method":"d"}]',
+        b'{"jsonrpc":"2.0","id":1.50,"result":{"x":1e5,"x":2}}',
+        b'{"jsonrpc":"2.0","method":"data: x"}',
+        b'{"jsonrpc":"2.0","id":"long","result":"' + b"x" * 1_000_000 + b'"}',
+        b'{"not":"json-rpc"}',
+    ]
+    (tmp_path / "lines").write_bytes(b"\n".join([*lines, b""]))
+    with serving(command=backend("stdout", tmp_path / "lines")) as bridge:
+        stream = bridge.open()
+        assert [stream.next() for _ in lines] == [Event("message", line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "application/json", "text/plain", "application/x-www-form-urlencoded", "nonsense"],
+)
+def test_post_is_accepted(echo: Bridge, content_type: str | None) -> None:
+    """`POST {base}/message?sessionId=ID`: 202, an empty body; the Content-Type is not checked."""
+    stream = echo.open()
+    headers = [f"Content-Type: {content_type}"] if content_type else []
+    answer = stream.post(request("x"), *headers)
+    assert (answer.status, answer.body) == (202, b"")
+    assert answer.headers["content-length"] == "0"
+    assert stream.message() == request("x")
+
+
+def test_post_with_a_form_content_type_is_no_form(echo: Bridge) -> None:
+    """A multipart Content-Type is not looked into either."""
+    stream = echo.open()
+    assert stream.post(request("x"), "Content-Type: multipart/form-data; boundary=x").status == 202
+    assert stream.message() == request("x")
+
+
+def test_empty_or_missing_body(echo: Bridge) -> None:
+    """Empty or missing body: 400."""
+    stream = echo.open()
+    with echo.wire() as wire:
+        for body in (None, b"", b" \r\n"):
+            answer = wire.ask("POST", stream.endpoint, body)
+            assert answer.status == 400
+            assert answer.json == {
+                "jsonrpc": "2.0",
+                "id": None,
+                "error": {
+                    "code": -32600,
+                    "message": "the body is empty; expected one JSON-RPC message",
+                },
+            }
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "statuses"),
+    [
+        *((method, "/sse", {404, 405}) for method in ("HEAD", "POST", "PUT", "DELETE", "PATCH")),
+        *((method, "/message", {404, 405}) for method in ("GET", "HEAD", "PUT", "DELETE")),
+        ("OPTIONS", "/sse", {200, 204, 404, 405}),
+        ("OPTIONS", "/message", {200, 204, 404, 405}),
+        *(
+            ("GET", path, {404, 405})
+            for path in ("/", "/sse/", "/sse/x", "/SSE", "/x", "/messages")
+        ),
+        ("POST", "/", {404, 405}),
+        ("TRACE", "/sse", {404, 405}),
+        ("NONSENSE", "/sse", {404, 405}),
+    ],
+)
+def test_nothing_else_is_served(echo: Bridge, method: str, target: str, statuses: set[int]) -> None:
+    """Every other method or path: 404 or 405, never a stream (HEAD on `/sse` opens none)."""
+    before = echo.log.count(" opened")
+    with echo.wire() as wire:
+        answer = wire.ask(method, target)
+        assert answer.status in statuses
+        assert "event-stream" not in answer.headers["content-type"]
+        # The connection is free again, so that was all of it.
+        assert wire.ask("GET", "/nothing").status == 404
+    assert echo.log.count(" opened") == before
+
+
+def test_two_clients(echo: Bridge) -> None:
+    """Two clients: two backends, replies never cross; closing one leaves the other working."""
+    first, second = echo.open(), echo.open()
+    assert first.ident != second.ident
+    before = echo.backends()
+    assert len(before) >= 2
+    for number in range(50):
+        first.send_message(request("first", number))
+        second.send_message(request("second", number))
+    for number in range(50):
+        assert first.message() == request("first", number)
+        assert second.message() == request("second", number)
+    first.close()
+    echo.wait_for_close(first)
+    assert second.round_trip(request("alone")) == request("alone")
+
+
+def test_messages_of_a_session_stay_in_order(echo: Bridge) -> None:
+    """What is posted one after the other arrives in that order."""
+    stream = echo.open()
+    bodies = [request("x", number, pad="y" * (number * 97 % 5000)) for number in range(200)]
+    with Wire(echo.port) as wire:
+        for body in bodies:
+            assert wire.ask("POST", stream.endpoint, body).status == 202
+    assert [stream.message() for _ in bodies] == bodies
+
+
+def test_stream_outlives_posts_on_other_connections(echo: Bridge) -> None:
+    """The session belongs to the stream's connection: those of its posts come and go."""
+    stream: Stream = echo.open()
+    for _ in range(3):
+        with echo.wire() as wire:
+            assert wire.ask("POST", stream.endpoint, request("x")).status == 202
+        assert stream.message() == request("x")

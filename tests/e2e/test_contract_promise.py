@@ -1,0 +1,352 @@
+"""
+What APISIX's pull request #13482 and its sisters promised, line by line: the
+contract's "promise".  Each test names the line that it proves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mcpbridge.errors import SettingError
+from mcpbridge.session.limiter import SessionLimiter
+from tests.e2e.harness import (
+    NEVER,
+    Bridge,
+    Stream,
+    Wire,
+    backend,
+    request,
+    serving,
+)
+from tests.real.processes import PROC
+
+#: An observer whose every method raises.
+RAISING = """
+from zope.interface import implementer
+from mcpbridge.interfaces import ISessionObserver
+
+@implementer(ISessionObserver)
+class Raising:
+    def __init__(self, settings):
+        pass
+
+    def session_opened(self, session):
+        raise RuntimeError("opened")
+
+    def message_passed(self, session, to_backend, line):
+        raise RuntimeError("passed")
+
+    def session_closed(self, session, reason):
+        raise RuntimeError("closed")
+"""
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Bridge]:
+    """A bridge with room for one session, and a file that knows of each backend's start."""
+    with serving("--max-sessions", "1", "--access-log") as bridge:
+        yield bridge
+
+
+@pytest.fixture
+def single(shared: Bridge) -> Iterator[Bridge]:
+    """The same for one test."""
+    yield shared
+    shared.hang_up()
+
+
+# The limit.
+
+
+def test_too_many_sessions(single: Bridge) -> None:
+    """`max_sessions` reached: 429, that body and a line feed, JSON, `Retry-After`."""
+    single.open()
+    refused = single.knock()
+    assert refused.status == 429
+    assert refused.body == b'{"error_msg":"too many concurrent MCP sessions"}\n'
+    assert refused.headers["content-type"] == "application/json"
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_permit_is_taken_first(tmp_path: Path) -> None:
+    """The permit is taken first: no header of a stream, no process before it."""
+    script = f'echo started >> {tmp_path}/starts; exec "$@"'
+    command = ["sh", "-c", script, "sh", *backend("echo")]
+    with serving("--max-sessions", "1", command=command) as bridge:
+        stream = bridge.open()
+        assert stream.round_trip(request("x")) == request("x")
+        for _ in range(20):
+            refused = bridge.knock()
+            assert refused.status == 429
+            assert "event-stream" not in refused.headers["content-type"]
+        stream.close()
+        bridge.wait_until_empty()
+        assert (tmp_path / "starts").read_text() == "started\n"
+
+
+def test_limiter_on_its_own() -> None:
+    """Below the limit true, at it false; never below zero; released twice counts once."""
+    limiter = SessionLimiter(2)
+    first, second = limiter.acquire(), limiter.acquire()
+    assert first is not None
+    assert second is not None
+    assert limiter.acquire() is None
+    first.release()
+    first.release()
+    assert limiter.taken == 1
+    third = limiter.acquire()
+    assert third is not None
+    assert limiter.acquire() is None
+    for permit in (first, second, third, third):
+        permit.release()
+    assert limiter.taken == 0
+
+
+@pytest.mark.parametrize("limit", [None, "2", True, 0, -1, 2.0])
+def test_limiter_refuses_what_is_no_limit(limit: int) -> None:
+    """A limit that is not an integer is refused, never taken for unlimited."""
+    with pytest.raises(SettingError, match="max_sessions"):
+        SessionLimiter(limit)
+
+
+def test_failed_requests_hold_no_permit(single: Bridge) -> None:
+    """A request that failed (404, 400, 405, 429) holds no permit."""
+    for _ in range(3):
+        assert single.ask("GET", "/nothing").status == 404
+        assert single.ask("POST", f"/message?sessionId={uuid.uuid4()}", request("x")).status == 404
+        assert single.ask("HEAD", "/sse").status == 405
+        stream = single.open()
+        assert stream.post(b"").status == 400
+        assert single.knock().status == 429
+        stream.close()
+        single.wait_for_close(stream)
+
+
+def test_command_that_cannot_start_holds_no_permit(tmp_path: Path) -> None:
+    """A command that cannot start holds no permit."""
+    tool = tmp_path / "tool"
+    with serving("--max-sessions", "1", command=[str(tool)]) as bridge:
+        for _ in range(3):
+            assert bridge.knock().status == 502
+        tool.symlink_to("/bin/cat")
+        tool.unlink()
+        tool.write_text('#!/bin/sh\nexec cat "$0"\n')
+        assert bridge.knock().status == 502
+        tool.chmod(0o755)
+        bridge.knock().begin()
+
+
+# The client goes away.
+
+
+@pytest.mark.parametrize("leave", [Stream.close, Stream.reset, Stream.half_close])
+def test_client_goes_away(leave: Callable[[Stream], None]) -> None:
+    """
+    The client goes away (FIN, RST): the session stops at once.
+
+    "At once", "the keepalive wait wakes early": all that takes time is set to
+    take for ever, so no timer lies between the client's end and the backend's.
+    """
+    never = ("--ping-interval", NEVER, "--stop-grace", NEVER, "--kill-grace", NEVER)
+    with serving("--max-sessions", "1", "--peer-timeout", NEVER, *never) as bridge:
+        stream = bridge.open()
+        assert stream.round_trip(request("x")) == request("x")
+        leave(stream)
+        closed = bridge.wait_for_close(stream)
+        assert "the client went away" in closed
+        assert "exit status 0" in closed
+        bridge.wait_until_empty()
+        # Its state is removed, and its permit returned.
+        target = f"/message?sessionId={stream.ident}"
+        assert bridge.ask("POST", target, request("x")).status == 404
+        bridge.open()
+
+
+def test_network_that_dies(single: Bridge) -> None:
+    """A network that just dies: the kernel watches the connection of an open stream."""
+    stream = single.open()
+    with closing(_bridge_side(single, stream)) as connection:
+        option = connection.getsockopt
+        assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+        idle = option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+        interval = option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+        assert idle + interval * option(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) <= 60
+
+
+def _bridge_side(bridge: Bridge, wire: Wire) -> socket.socket:
+    """The other end of a connection, out of the bridge's table of descriptors."""
+    pid = bridge.process.pid
+    there = f"0100007F:{bridge.port:04X}"
+    here = f"0100007F:{wire.socket.getsockname()[1]:04X}"
+    rows = [row.split() for row in (PROC / "net/tcp").read_text().splitlines()]
+    [inode] = [row[9] for row in rows if row[1:3] == [there, here]]
+    [number] = [
+        int(name)
+        for name in os.listdir(PROC / str(pid) / "fd")
+        if os.readlink(PROC / str(pid) / "fd" / name) == f"socket:[{inode}]"
+    ]
+    process = os.pidfd_open(pid)
+    try:
+        # pidfd_getfd(2), which Python has no name for.
+        libc = ctypes.CDLL(None, use_errno=True)
+        descriptor = libc.syscall(438, process, number, 0)
+    finally:
+        os.close(process)
+    if descriptor < 0:
+        pytest.skip(f"pidfd_getfd: {os.strerror(ctypes.get_errno())}")
+    return socket.socket(fileno=descriptor)
+
+
+def test_each_step_is_guarded(tmp_path: Path) -> None:
+    """Each step guarded: one that raises skips no other."""
+    (tmp_path / "raising.py").write_text(RAISING)
+    command, *args = backend("echo")
+    server = {"command": command, "args": args, "observers": ["raising.Raising"], "max_sessions": 1}
+    config = {"mcpServers": {"one": server}}
+    with serving(config=config, environment={"PYTHONPATH": str(tmp_path)}, clean=False) as bridge:
+        for _ in range(2):
+            stream = bridge.open("/one")
+            assert stream.round_trip(request("x")) == request("x")
+            stream.close()
+            bridge.wait_for_close(stream)
+            bridge.wait_until_empty()
+        stream = bridge.open("/one")
+        bridge.stop()
+        for raised in ("opened", "passed", "closed"):
+            assert f"builtins.RuntimeError: {raised}" in bridge.log
+        assert bridge.log.count(" closed after ") == 3
+
+
+# Session ids, and the queue towards a backend.
+
+
+def test_unknown_session(single: Bridge) -> None:
+    """An unknown, missing or ended `sessionId`: 404."""
+    stream = single.open()
+    ended = stream.ident
+    stream.close()
+    single.wait_for_close(stream)
+    living = single.open().ident
+    with single.wire() as wire:
+        for query in (
+            "",
+            "?",
+            "?sessionId",
+            "?sessionId=",
+            f"?sessionId={ended}",
+            f"?sessionId={uuid.uuid4()}",
+            f"?sessionId={living.upper()}",
+            f"?sessionId={living}x",
+            f"?sessionId={living[:-1]}",
+            f"?sessionId={living}&sessionId={living}",
+            f"?sessionid={living}",
+            "?sessionId=%ff%00",
+        ):
+            answer = wire.ask("POST", f"/message{query}", request("x"))
+            assert answer.status == 404, query
+            assert answer.json["error"]["code"] == -32001
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (("--max-waiting-messages", "3"), 100_000),
+        (("--max-waiting-bytes", "300000"), 100_000),
+    ],
+)
+def test_queue_is_bounded(tmp_path: Path, options: tuple[str, ...], size: int) -> None:
+    """The queue is bounded in messages and bytes: beyond it the POST is refused."""
+    gate = tmp_path / "gate"
+    with serving(*options, command=backend("gated", gate)) as bridge:
+        stream = bridge.open()
+        taken = 0
+        while (answer := stream.post(request("x", taken, pad="x" * size))).status == 202:
+            taken += 1
+            assert taken < 100
+        assert answer.status == 503
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.json["error"]["code"] == -32000
+        # Two fill the pipe and what the transport keeps; three more may wait.
+        assert taken >= 4
+        gate.touch()
+        # Nothing is dropped silently: what was answered 202 comes, no more and no less.
+        assert [json.loads(stream.message())["id"] for _ in range(taken)] == list(range(taken))
+        assert stream.round_trip(request("last")) == request("last")
+
+
+# Standard error.
+
+STDERR = [
+    (b"plain text", "plain text"),
+    (b'quotes " and \\ back', 'quotes \\" and \\\\ back'),
+    (b"control \x00\x01\x1b[31m\x7f", "control \\u0000\\u0001\\u001b[31m\x7f"),
+    (b"tab\tand\rreturn", "tab\\tand\\rreturn"),
+    ("ümläut 𝄞".encode(), "ümläut 𝄞"),
+    (b"invalid \xff\xc3\x28 \xed\xa0\x80", "invalid \ufffd\ufffd( \ufffd\ufffd\ufffd"),
+    (b'{"jsonrpc":"2.0"}', '{\\"jsonrpc\\":\\"2.0\\"}'),
+    ("line\u2028separator\u0085".encode(), "line\u2028separator\u0085"),
+    (b"data: x", "data: x"),
+]
+
+
+def _write_stderr(tmp_path: Path) -> Path:
+    odd = tmp_path / "odd"
+    odd.write_bytes(b"".join(line + b"\n" for line, _ in STDERR))
+    return odd
+
+
+def test_stderr_lines_are_notifications(tmp_path: Path) -> None:
+    """stderr lines: these bytes, no spaces, JSON-escaped whatever the bytes are."""
+    with serving(command=backend("stderr", _write_stderr(tmp_path))) as bridge:
+        stream = bridge.open()
+        for line, escaped in STDERR:
+            message = stream.message()
+            assert message == (
+                b'{"jsonrpc":"2.0","method":"notifications/stderr","params":{"content":"'
+                + escaped.encode()
+                + b'"}}'
+            )
+            content = json.loads(message)["params"]["content"]
+            assert content == line.decode("utf-8", "replace")
+
+
+def test_stderr_notifications_can_be_turned_off(tmp_path: Path) -> None:
+    """A setting turns it off."""
+    odd = _write_stderr(tmp_path)
+    with serving("--no-stderr-notifications", command=backend("stderr", odd)) as bridge:
+        stream = bridge.open()
+        assert stream.round_trip(request("x")) == request("x")
+        assert stream.round_trip(request("y")) == request("y")
+        stream.close()
+        # The log still has the last of them.
+        assert "data: x" in bridge.wait_for_close(stream)
+
+
+def test_long_stderr_line_is_cut(tmp_path: Path) -> None:
+    """A stderr line is cut at 64 KiB, the session lives."""
+    long = tmp_path / "long"
+    long.write_bytes(b"y" * 300_000 + b"\nnext\n")
+    with serving(command=backend("stderr", long)) as bridge:
+        stream = bridge.open()
+        assert json.loads(stream.message())["params"]["content"] == "y" * 65536
+        assert json.loads(stream.message())["params"]["content"] == "next"
+        assert stream.round_trip(request("x")) == request("x")
+
+
+def test_every_end_returns_the_permit(single: Bridge) -> None:
+    """Sessions one after the other never run out of permits."""
+    for leave in (Stream.close, Stream.reset, Stream.half_close) * 7:
+        stream = single.open()
+        leave(stream)
+        single.wait_for_close(stream)
+    assert not single.backends()

@@ -1,0 +1,570 @@
+"""
+What the bridge answers to whom, what it says at its start, and what its log
+never holds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpbridge.tap import Options
+from tests.e2e.harness import (
+    LOOPBACK,
+    Bridge,
+    backend,
+    request,
+    run_to_end,
+    serving,
+    until,
+)
+
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Bridge]:
+    """Three servers: one at the root, and two below each other."""
+    command, *args = backend("echo")
+    servers: dict[str, Any] = {
+        name: {"command": command, "args": args, "base_uri": base}
+        for name, base in {"root": "", "outer": "/a", "inner": "/a/b"}.items()
+    }
+    servers["described"] = {"command": command, "args": backend("describe", "of its own")[1:]}
+    servers["limited"] = {"command": command, "args": args, "max_sessions": 1}
+    with serving(config={"mcpServers": servers}) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+def bridge(shared: Bridge) -> Iterator[Bridge]:
+    """The same for one test."""
+    yield shared
+    shared.hang_up()
+
+
+def error(code: int, message: str) -> dict[str, Any]:
+    """A JSON-RPC error that answers no request in particular."""
+    return {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}}
+
+
+NOTHING = error(-32000, "nothing is served at this path")
+NO_SESSION = error(-32001, "no such session, or it has ended")
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status", "body"),
+    [
+        ("GET", "/", 404, NOTHING),
+        ("GET", "//", 404, NOTHING),
+        ("GET", "/nothing", 404, NOTHING),
+        ("GET", "/sse/", 404, NOTHING),
+        ("GET", "//sse", 404, NOTHING),
+        ("GET", "/sse//", 404, NOTHING),
+        ("GET", "/a//sse", 404, NOTHING),
+        ("GET", "//a/sse", 404, NOTHING),
+        ("GET", "/a", 404, NOTHING),
+        ("GET", "/a/", 404, NOTHING),
+        ("GET", "/a/b", 404, NOTHING),
+        ("GET", "/a/b/c/sse", 404, NOTHING),
+        ("GET", "/a/sse/b/sse", 404, NOTHING),
+        ("GET", "/a%2Fsse", 404, NOTHING),
+        ("GET", "/a%2Fb/sse", 404, NOTHING),
+        ("GET", "/sse%00", 404, NOTHING),
+        ("GET", "/sse%20", 404, NOTHING),
+        ("GET", "/%ff/sse", 404, NOTHING),
+        ("GET", "/%ff", 404, NOTHING),
+        ("GET", "/sse%ff", 404, NOTHING),
+        ("GET", "/.", 404, NOTHING),
+        ("GET", "/a/../sse", 404, NOTHING),
+        ("GET", "/<x>", 404, NOTHING),
+        ("GET", "/" + "x" * 5000, 404, NOTHING),
+        ("POST", "/", 404, NOTHING),
+        ("POST", "/nothing", 404, NOTHING),
+        ("GET", "/message", 405, error(-32000, "this path takes POST")),
+        ("PUT", "/message", 405, error(-32000, "this path takes POST")),
+        ("DELETE", f"/message?sessionId={UNKNOWN}", 405, error(-32000, "this path takes POST")),
+        ("POST", "/sse", 405, error(-32000, "this path takes GET")),
+        ("PUT", "/a/b/sse", 405, error(-32000, "this path takes GET")),
+        ("NONSENSE", "/sse", 405, error(-32000, "this path takes GET")),
+        ("POST", "/message", 404, NO_SESSION),
+        ("POST", "/message?", 404, NO_SESSION),
+        ("POST", "/message?sessionId=", 404, NO_SESSION),
+        ("POST", f"/message?sessionId={UNKNOWN}", 404, NO_SESSION),
+        ("POST", f"/message?sessionId={UNKNOWN}&sessionId={UNKNOWN}", 404, NO_SESSION),
+        ("POST", "/message?sessionId=" + "x" * 5000, 404, NO_SESSION),
+        ("POST", "/message?sessionId=%ff%00%0d%0a", 404, NO_SESSION),
+        ("POST", f"/a/message?sessionId={UNKNOWN}", 404, NO_SESSION),
+    ],
+)
+def test_bad_requests(
+    bridge: Bridge, method: str, target: str | bytes, status: int, body: dict[str, Any]
+) -> None:
+    """Exact status and JSON body, and the connection outlives it."""
+    with bridge.wire() as wire:
+        for _ in range(2):
+            answer = wire.ask(method, target, b"x" if method in ("POST", "PUT") else None)
+            assert answer.status == status
+            assert answer.json == body
+            assert answer.headers["content-type"] == "application/json"
+            assert answer.headers.get("connection", "").lower() != "close"
+        if status == 405:
+            assert answer.headers["allow"] in body["error"]["message"]
+
+
+@pytest.mark.parametrize("target", ["/sse", "/a/sse", "/a/b/sse"])
+def test_head_opens_no_stream(bridge: Bridge, target: str) -> None:
+    """HEAD on `/sse` is refused: 405, no body, no backend, and the connection is free again."""
+    before = bridge.log.count("' opened")
+    with bridge.wire() as wire:
+        for _ in range(2):
+            answer = wire.ask("HEAD", target)
+            assert answer.status == 405
+            assert answer.headers["allow"] == "GET"
+            assert "event-stream" not in answer.headers["content-type"]
+        assert wire.ask("GET", "/").status == 404
+    assert bridge.log.count("' opened") == before
+
+
+@pytest.mark.parametrize("target", ["/", "/nothing", "/message"])
+def test_head_elsewhere(bridge: Bridge, target: str) -> None:
+    """A HEAD is answered without a body everywhere."""
+    with bridge.wire() as wire:
+        assert wire.ask("HEAD", target).status in (404, 405)
+        assert wire.ask("GET", "/").json == NOTHING
+
+
+@pytest.mark.parametrize("target", ["/sse", "/message", "/a/b/sse", "/nothing", "*"])
+def test_options(bridge: Bridge, target: str) -> None:
+    """OPTIONS gets an answer that ends, and no stream."""
+    with bridge.wire() as wire:
+        answer = wire.ask("OPTIONS", target)
+        assert answer.status in (200, 204, 404, 405)
+        assert wire.ask("GET", "/").status == 404
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"no JSON", b"\xff", b"{}", request("x"), b"[" * 100_000, b"x" * 20_000_000]
+)
+def test_unknown_session_whatever_the_body(bridge: Bridge, body: bytes) -> None:
+    """An unknown session is 404 whatever the body, also one that is too large."""
+    answer = bridge.ask("POST", f"/message?sessionId={UNKNOWN}", body)
+    assert answer.status == 404
+    assert answer.json == NO_SESSION
+
+
+def test_a_session_belongs_to_its_server(bridge: Bridge) -> None:
+    """A session's id is unknown to every other server."""
+    stream = bridge.open("/a")
+    for base in ("", "/a/b", "/limited"):
+        target = f"{base}/message?sessionId={stream.ident}"
+        assert bridge.ask("POST", target, request("x")).status == 404
+    assert stream.round_trip(request("x")) == request("x")
+
+
+def test_connection_outlives_refusals_and_accepts(bridge: Bridge) -> None:
+    """One connection, kept alive: 4xx and 202 in turn, pipelined too."""
+    stream = bridge.open()
+    one = request("x")
+    head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\nContent-Length: "
+    good = f"{head}{len(one)}\r\n\r\n".encode() + one
+    bad = f"{head}4\r\n\r\nnope".encode()
+    lost = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"
+    with bridge.wire() as wire:
+        wire.send((good + bad + lost) * 10)
+        statuses = [wire.read_answer().status for _ in range(30)]
+        assert statuses == [202, 400, 404] * 10
+        assert wire.is_open()
+    assert all(stream.message() == one for _ in range(10))
+
+
+def test_encoded_path_is_the_same_path(bridge: Bridge) -> None:
+    """A path whose characters are needlessly encoded is the path that they stand for."""
+    stream = bridge.knock("/%61/%73se")
+    assert stream.status == 200
+    assert stream.begin().endpoint.startswith("/a/message?sessionId=")
+
+
+def test_query_of_a_stream_is_ignored(bridge: Bridge) -> None:
+    """A client may put what it likes behind `/sse?`."""
+    assert bridge.knock("/sse?token=x&y=%ff").begin().round_trip(request("x")) == request("x")
+
+
+def test_session_id_among_other_arguments(bridge: Bridge) -> None:
+    """Other arguments of the query do not matter."""
+    stream = bridge.open()
+    target = f"/message?a=1&sessionId={stream.ident}&b=%ff"
+    assert bridge.ask("POST", target, request("x")).status == 202
+    assert stream.message() == request("x")
+
+
+def test_chunked_body(bridge: Bridge) -> None:
+    """A body may come in chunks."""
+    stream, body = bridge.open(), request("x")
+    with bridge.wire() as wire:
+        wire.send(f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\n".encode())
+        wire.send(b"Transfer-Encoding: chunked\r\n\r\n")
+        for at in range(0, len(body), 7):
+            part = body[at : at + 7]
+            wire.send(b"%x\r\n%s\r\n" % (len(part), part))
+        wire.send(b"0\r\n\r\n")
+        assert wire.read_answer().status == 202
+        assert wire.ask("GET", "/").status == 404
+    assert stream.message() == body
+
+
+def test_http_1_0(bridge: Bridge) -> None:
+    """An old client gets its stream without chunks, and its connection closed at the end."""
+    with bridge.wire() as wire:
+        wire.send(b"GET /sse HTTP/1.0\r\n\r\n")
+        status, headers = wire.read_head()
+        assert status == 200
+        assert "transfer-encoding" not in headers
+        assert wire.take_to(b"\n\n").startswith(b"event: endpoint\ndata: /message?sessionId=")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /a/\xc3\xa4/sse HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /message HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+        b"POST /message HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
+    ],
+)
+def test_what_is_no_http(bridge: Bridge, garbage: bytes) -> None:
+    """What does not parse ends its own connection at most, without a traceback to anybody."""
+    stream = bridge.open()
+    with bridge.wire() as wire:
+        try:
+            wire.send(garbage)
+            wire.half_close()
+            wire.ended()
+        except OSError:
+            pass
+        assert b"Traceback" not in wire._arrived
+    assert stream.round_trip(request("x")) == request("x")
+
+
+# Several servers.
+
+
+def test_servers_of_a_file(bridge: Bridge) -> None:
+    """Each server has its own base, command, sessions; one may lie below another."""
+    endpoints = {base: bridge.open(base) for base in ("", "/a", "/a/b")}
+    for base, stream in endpoints.items():
+        assert stream.endpoint == f"{base}/message?sessionId={stream.ident}"
+        assert stream.round_trip(request(base)) == request(base)
+    described = json.loads(bridge.open("/described").message())
+    assert described["params"]["arguments"] == ["of its own"]
+
+
+def test_servers_have_their_own_limits(bridge: Bridge) -> None:
+    """A server that is full refuses; the others do not."""
+    bridge.open("/limited")
+    assert bridge.knock("/limited/sse").status == 429
+    bridge.open("/a")
+
+
+def test_limit_over_all_servers() -> None:
+    """`bridge.max_sessions` is a limit over all of them."""
+    command, *args = backend("echo")
+    servers = {name: {"command": command, "args": args} for name in ("one", "two")}
+    with serving(config={"mcpServers": servers, "bridge": {"max_sessions": 2}}) as bridge:
+        first = bridge.open("/one")
+        bridge.open("/two")
+        assert bridge.knock("/one/sse").status == 429
+        assert bridge.knock("/two/sse").status == 429
+        first.close()
+        bridge.wait_for_close(first)
+        bridge.open("/two")
+
+
+def test_urls_are_printed(shared: Bridge) -> None:
+    """On start it prints the URLs that it serves."""
+    served = re.findall(r"serving (http://\S+)$", shared.log, re.MULTILINE)
+    origin = f"http://127.0.0.1:{shared.port}"
+    bases = ("", "/a", "/a/b", "/described", "/limited")
+    assert served == [f"{origin}{base}/sse" for base in bases]
+
+
+def test_listeners_of_a_file() -> None:
+    """The file names the listeners, if it does; the command line says otherwise."""
+    command, *args = backend("echo")
+    bridge_object = {"listen": ["tcp:0:interface=127.0.0.1", "tcp:0:interface=\\:\\:1"]}
+    config = {"mcpServers": {"one": {"command": command, "args": args}}, "bridge": bridge_object}
+    with serving(config=config, listen=()) as bridge:
+        until(lambda: bridge.log.count("serving http://") == 2)
+        assert "serving http://[::1]:" in bridge.log
+    with serving(config=config) as bridge:
+        bridge.open("/one")
+        assert bridge.log.count("serving http://") == 1
+
+
+def test_public_path() -> None:
+    """Behind a proxy that rewrites paths, the endpoint is the one that clients see."""
+    with serving("--base-uri", "/in", "--public-path", "/out/side") as bridge:
+        stream = bridge.open("/in")
+        assert stream.endpoint == f"/out/side/message?sessionId={stream.ident}"
+        target = f"/in/message?sessionId={stream.ident}"
+        assert bridge.ask("POST", target, request("x")).status == 202
+
+
+# The log.
+
+
+def test_logs_keep_secrets(tmp_path: Path) -> None:
+    """Neither log nor access log ever holds a whole session id, or anything of a message."""
+    with serving("--access-log", command=backend("obey")) as bridge:
+        first, second = bridge.open(), bridge.open()
+        for stream in (first, second):
+            assert stream.round_trip(request("SECRET-WORD")) == request("SECRET-WORD")
+            assert stream.post(b"SECRET-WORD").status == 400
+            assert stream.post(b'{"jsonrpc":"SECRET-WORD"}').status == 400
+            assert bridge.ask("GET", stream.endpoint).status == 405
+            with bridge.wire() as wire:
+                target = f"{stream.endpoint}&x=1&sessionid={stream.ident}&SessionID={stream.ident}"
+                assert wire.ask("POST", target, request("SECRET-WORD")).status == 202
+                assert wire.ask("POST", f"/x{stream.endpoint}", b"x").status == 404
+                escaped = stream.endpoint.replace("sessionId", "session%49d")
+                assert wire.ask("POST", escaped, request("SECRET-WORD")).status == 202
+                assert wire.ask("POST", f"/message/{stream.ident}", b"x").status == 404
+        second.send_message(request("crash"))
+        assert b"SECRET-WORD" in second.rest()[0]
+        first.close()
+        bridge.wait_for_close(first)
+        bridge.wait_for_close(second)
+        bridge.stop()
+        for stream in (first, second):
+            assert stream.ident[:8] in bridge.log
+            assert stream.ident[:9] not in bridge.log
+            assert stream.ident[9:] not in bridge.log
+        assert "SECRET-WORD" not in bridge.log
+        assert "127.0.0.1 POST /message?sessionId=" in bridge.log
+        assert " 202 " in bridge.log
+        assert " 405 " in bridge.log
+
+
+def test_access_log_is_off_by_default() -> None:
+    """Nothing is logged of a single request unless it is asked for."""
+    with serving() as bridge:
+        assert bridge.ask("GET", "/nothing").status == 404
+        bridge.stop()
+        assert "/nothing" not in bridge.log
+
+
+def test_access_log_has_one_line_a_request() -> None:
+    """What a client sends cannot make lines of its own in the log."""
+    with serving("--access-log") as bridge:
+        before = len(bridge.log.splitlines())
+        bridge.ask("GET", "/a%0d%0aforged")
+        bridge.ask("GET", "/%1b[31m%e2%80%a8x?\\n")
+        until(lambda: bridge.log.count(" 404 ") == 2)
+        assert len(bridge.log.splitlines()) == before + 2
+        assert "\x1b" not in bridge.log
+
+
+def test_account_of_a_session() -> None:
+    """Closed: reason, duration, messages and bytes each way, exit status, last lines of stderr."""
+    script = 'echo "one \\"odd\\" line" >&2; read line; echo "{}"; exit 4'
+    with serving(command=["sh", "-c", script]) as bridge:
+        stream = bridge.open()
+        assert b"odd" in stream.message()
+        stream.send_message(request("x"))
+        assert stream.rest() == [b"{}"]
+        line = bridge.wait_for_close(stream)
+        sent = f"in 1 messages ({len(request('x'))} B), out 2 ("
+        assert re.search(r"closed after \d+\.\d s: the backend ", line)
+        assert sent in line
+        assert "backend: exit status 4" in line
+        assert 'last stderr: one "odd" line' in line
+
+
+# The start.
+
+
+def complaint(*arguments: str) -> str:
+    """What the plugin's options say of a command line, without a process."""
+    with pytest.raises(SystemExit) as caught:
+        Options().parseOptions(arguments)
+    return str(caught.value.code)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "got"),
+    [
+        ("--max-sessions", "0", "0"),
+        ("--stop-grace", "-1", "-1.0"),
+        ("--kill-grace", "x", '"x"'),
+        ("--ping-interval", "nan", '"nan"|nan|null'),
+        ("--peer-timeout", "0", "0.0"),
+        ("--max-message-bytes", "1e6", '"1e6"'),
+        ("--max-waiting-messages", "0", "0"),
+        ("--max-waiting-bytes", "-5", "-5"),
+        ("--base-uri", "x", '"x"'),
+        ("--base-uri", "/x/", '"/x/"'),
+        ("--base-uri", "/x?y", '"/x\\?y"'),
+        ("--base-uri", "/x y", '"/x y"'),
+        ("--base-uri", "/%41", '"/%41"'),
+        ("--env", "NAME", '"NAME"'),
+        ("--env", "=x", '"=x"'),
+        ("--pass-env", "A=B", '.*"A=B".*'),
+        ("--listen", "tcp:many", ".*tcp:many.*"),
+        ("--listen", "nonsense:1", ".*nonsense:1.*"),
+        ("--config", "/no/such/file", ".*"),
+        ("--cwd", "", '""'),
+    ],
+)
+def test_wrong_options(name: str, value: str, got: str) -> None:
+    """A wrong setting is one line that names it, what was expected and what was got."""
+    said = complaint(name, value, "--", "cat")
+    assert re.fullmatch(f"mcpbridge: {name}: expected .+, got ({got})", said), said
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("{", "--config"),
+        ("[]", "--config"),
+        ("[" * 100_000, "--config"),
+        ("{}", "mcpServers"),
+        ('{"servers":{}}', "mcpServers"),
+        ('{"mcpServers":{}}', "mcpServers"),
+        ('{"mcpServers":{"a":[]}}', "mcpServers.a"),
+        ('{"mcpServers":{"a":{}}}', "mcpServers.a.command"),
+        ('{"mcpServers":{"a":{"command":""}}}', "mcpServers.a.command"),
+        ('{"mcpServers":{"a":{"command":"x","args":"y"}}}', "mcpServers.a.args"),
+        ('{"mcpServers":{"a":{"command":"x","max_session":1}}}', "mcpServers.a.max_session"),
+        ('{"mcpServers":{"a":{"command":"x","env":{"A":1}}}}', "mcpServers.a.env"),
+        ('{"mcpServers":{"a":{"command":"x"},"a":{"command":"y"}}}', "--config"),
+        ('{"mcpServers":{"a":{"command":"x","url":"http://x"}}}', "mcpServers.a"),
+        ('{"mcpServers":{"a":{"command":"x"}},"bridge":[]}', "bridge"),
+        ('{"mcpServers":{"a":{"command":"x"}},"bridge":{"listen":"tcp:1"}}', "bridge.listen"),
+        (
+            '{"mcpServers":{"a":{"command":"x"}},"bridge":{"max_sessions":true}}',
+            "bridge.max_sessions",
+        ),
+        (
+            '{"mcpServers":{"a":{"command":"x"},"b":{"command":"x","base_uri":"/a"}}}',
+            "mcpServers.b.base_uri",
+        ),
+        ('{"mcpServers":{"a b":{"command":"x"}}}', "mcpServers.a b"),
+    ],
+)
+def test_wrong_file(tmp_path: Path, content: str, name: str) -> None:
+    """The same for a configuration file."""
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    said = complaint("--config", str(file))
+    assert re.fullmatch(f"mcpbridge: {name}: expected .+, got .+", said), said
+
+
+def test_wrong_setting_starts_nothing(tmp_path: Path) -> None:
+    """Twistd prints that line and no more: exit status ≠ 0, nothing started."""
+    options = ("--listen", "tcp:many", "--max-sessions", "3")
+    status, output = run_to_end(*options, "--", "touch", "started", cwd=tmp_path)
+    assert status == 1
+    assert output == f"{complaint(*options, '--', 'cat')}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    status, output = run_to_end("--config", str(tmp_path / "none.json"))
+    assert status == 1
+    assert output.count("\n") == 1
+    assert str(tmp_path / "none.json") in output
+
+
+def test_port_in_use(tmp_path: Path) -> None:
+    """A port in use is one line that names the endpoint, exit status ≠ 0."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        status, output = run_to_end(*LOOPBACK, "--listen", endpoint, "--", "cat", cwd=tmp_path)
+    assert status == 1
+    complaints = [line for line in output.splitlines() if "mcpbridge: " in line]
+    assert len(complaints) == 1
+    assert endpoint in complaints[0]
+    assert "in use" in complaints[0]
+    assert "Traceback" not in output
+    assert "serving" not in output
+
+
+def test_missing_command_may_appear(tmp_path: Path) -> None:
+    """
+    A COMMAND that cannot be found is said at start and does not stop the
+    bridge: each session looks it up anew, is answered with 502 and JSON
+    before any header of a stream, and works once it is there.
+    """
+    tool = tmp_path / "bin" / "tool"
+    options = ("--env", f"PATH={tool.parent}", "--max-sessions", "1")
+    with serving(*options, command=["tool"]) as bridge:
+        bridge.wait_for_log("'tool': cannot start 'tool': it was not found")
+        for _ in range(3):
+            refused = bridge.knock()
+            assert refused.status == 502
+            assert refused.headers["content-type"] == "application/json"
+            assert json.loads(refused.body) == error(
+                -32603, "cannot start 'tool': it was not found in the backend's PATH"
+            )
+        tool.parent.mkdir()
+        tool.write_text("#!/bin/sh\nexec /bin/cat -\n")
+        assert "may not be executed" in bridge.knock().body.decode()
+        tool.chmod(stat.S_IRWXU)
+        stream = bridge.open()
+        assert stream.post(request("x")).status == 202
+        stream.close()
+        bridge.wait_for_close(stream)
+        tool.unlink()
+        assert bridge.knock().status == 502
+
+
+def test_missing_command_beside_one_that_works(tmp_path: Path) -> None:
+    """Other servers work."""
+    command, *args = backend("echo")
+    servers: dict[str, Any] = {
+        "missing": {"command": "/no/such/command"},
+        "nowhere": {"command": command, "args": args, "cwd": str(tmp_path / "none")},
+        "works": {"command": command, "args": args},
+    }
+    with serving(config={"mcpServers": servers}) as bridge:
+        bridge.wait_for_log("'missing'", "was not found")
+        bridge.wait_for_log("'nowhere'", "there is no directory")
+        assert bridge.knock("/missing/sse").status == 502
+        assert bridge.knock("/nowhere/sse").status == 502
+        assert bridge.open("/works").round_trip(request("x")) == request("x")
+
+
+def test_program_that_cannot_run(tmp_path: Path) -> None:
+    """What is there and executable but no program ends its session, with the reason in the log."""
+    tool = tmp_path / "tool"
+    tool.write_bytes(b"\x7fELF nonsense")
+    tool.chmod(stat.S_IRWXU)
+    with serving(command=[str(tool)]) as bridge:
+        bridge.open().rest()
+        line = bridge.wait_for_log(" closed after ")
+        assert "exit status 126" in line or "exit status 127" in line
+        bridge.wait_until_empty()
+
+
+def test_backends_directory(tmp_path: Path) -> None:
+    """`--cwd`: the backend's directory, where its command is looked up too."""
+    (tmp_path / "run").symlink_to(backend("describe")[0])
+    command = ["./run", *backend("describe")[1:]]
+    with serving("--cwd", str(tmp_path), command=command) as bridge:
+        described = json.loads(bridge.open().message())["params"]
+        assert described["directory"] == str(tmp_path)

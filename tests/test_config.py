@@ -1,0 +1,170 @@
+"""Each setting: its default, what it accepts, and how a wrong one is named."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from mcpbridge.config import BridgeSettings, ServerSettings
+from mcpbridge.errors import SettingError
+
+MIB = 1024 * 1024
+
+SERVER_DEFAULTS: dict[str, Any] = {
+    "args": (),
+    "name": "default",
+    "env": {},
+    "pass_env": (),
+    "cwd": None,
+    "base_uri": "",
+    "public_path": None,
+    "max_sessions": 100,
+    "ping_interval": 30.0,
+    "stop_grace": 1.0,
+    "kill_grace": 2.0,
+    "peer_timeout": 60.0,
+    "max_message_bytes": 16 * MIB,
+    "max_waiting_messages": 1024,
+    "max_waiting_bytes": 8 * MIB,
+    "stderr_notifications": True,
+    "launcher": None,
+    "limiter": None,
+    "observers": (),
+    "filters": (),
+    "options": {},
+}
+BRIDGE_DEFAULTS: dict[str, Any] = {
+    "servers": (),
+    "listen": ("tcp:8808:interface=127.0.0.1",),
+    "max_sessions": 1000,
+    "max_connections": 10_000,
+    "max_request_bytes": 256 * MIB,
+    "access_log": False,
+    "front_channel": True,
+    "child_subreaper": None,
+}
+
+COUNTS = ("max_sessions", "max_message_bytes", "max_waiting_messages", "max_waiting_bytes")
+WRONG_COUNTS = (0, -1, 1.0, "10", True, None, [1])
+WRONG_SECONDS = (-1, -0.1, 1e6 + 1, 10**400, float("nan"), float("inf"), "1", True, None)
+WRONG_TEXTS = ("text", None, [1], ["a\0b"], {"a": "b"})
+WRONG_NAMES = ("package.Name", None, ["name"], [""], [1], ["."])
+
+WRONG_SERVER: dict[str, tuple[Any, ...]] = {
+    "command": ("", None, 1, ["cat"], "a\0b"),
+    "args": WRONG_TEXTS,
+    "name": ("", None),
+    "env": (None, [], {"A": 1}, {"": "x"}, {"A=B": "x"}, {"A": "\0"}, {1: "x"}),
+    "pass_env": ("HOME", None, [""], ["A=B"], [1]),
+    "cwd": ("", 1, "a\0b"),
+    "public_path": ("x", "/", "/a/", 1),
+    **dict.fromkeys(COUNTS, WRONG_COUNTS),
+    **dict.fromkeys(("ping_interval", "stop_grace", "kill_grace"), WRONG_SECONDS),
+    "peer_timeout": (*WRONG_SECONDS, 0),
+    "stderr_notifications": (None, 0, 1, "true"),
+    "launcher": ("", "name", ".", 1),
+    "limiter": ("", "name", ".", 1),
+    "observers": WRONG_NAMES,
+    "filters": WRONG_NAMES,
+    "options": (None, [], "x"),
+}
+WRONG_BRIDGE: dict[str, tuple[Any, ...]] = {
+    "listen": ("tcp:1", None, [""], [1], ["\0"]),
+    **dict.fromkeys(("max_sessions", "max_connections", "max_request_bytes"), WRONG_COUNTS),
+    "access_log": (None, 0, "yes"),
+    "front_channel": (None, 1, "no"),
+    "child_subreaper": (0, 1, "yes"),
+}
+
+
+def test_the_defaults() -> None:
+    """keep: `command` is required, `args` [], `base_uri` "", `max_sessions` 100."""
+    server = dataclasses.asdict(ServerSettings(command="cat"))
+    assert server == {"command": "cat", **SERVER_DEFAULTS}
+    assert dataclasses.asdict(BridgeSettings()) == BRIDGE_DEFAULTS
+    with pytest.raises(SettingError, match=r"^command: "):
+        ServerSettings()
+
+
+@pytest.mark.parametrize("name", WRONG_SERVER)
+def test_a_wrong_setting_of_a_server(name: str) -> None:
+    """keep: `0`, `"10"`, `true` are errors that name the field."""
+    for value in WRONG_SERVER[name]:
+        with pytest.raises(SettingError) as caught:
+            pytest.fail(f"accepted: {ServerSettings(**{'command': 'cat', name: value})}")
+        assert caught.value.name == name
+        assert str(caught.value).startswith(f"{name}: expected {caught.value.expected}, got ")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", WRONG_BRIDGE)
+def test_a_wrong_setting_of_the_bridge(name: str) -> None:
+    for value in WRONG_BRIDGE[name]:
+        with pytest.raises(SettingError) as caught:
+            pytest.fail(f"accepted: {BridgeSettings(**{name: value})}")
+        assert caught.value.name == name
+
+
+def test_every_setting_has_a_check() -> None:
+    """A setting that nobody checks would be one that may be wrong."""
+    checked = {f.name for f in dataclasses.fields(ServerSettings) if "check" in f.metadata}
+    assert checked == WRONG_SERVER.keys() | {"base_uri"} == SERVER_DEFAULTS.keys() | {"command"}
+    checked = {f.name for f in dataclasses.fields(BridgeSettings) if "check" in f.metadata}
+    assert checked == WRONG_BRIDGE.keys() == BRIDGE_DEFAULTS.keys() - {"servers"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("args", ["a", ""]),
+        ("env", {"A": ""}),
+        ("cwd", "."),
+        ("public_path", ""),
+        ("public_path", "/outside"),
+        ("max_sessions", 1),
+        ("ping_interval", 0),
+        ("stop_grace", 0),
+        ("kill_grace", 0.5),
+        ("peer_timeout", 0.001),
+        ("peer_timeout", 1_000_000),
+        ("launcher", "package.module.Name"),
+    ],
+)
+def test_what_is_just_right(name: str, value: Any) -> None:
+    held = getattr(ServerSettings(**{"command": "cat", name: value}), name)
+    assert held == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize("base", ["", "/a", "/a/b", "/a.b", "/..a", "/mcp-1_~:@!$&'()*+,;=|\\^`"])
+def test_a_base_is_literal(base: str) -> None:
+    """keep: `base_uri` is a literal path prefix, never a pattern."""
+    assert ServerSettings(command="cat", base_uri=base).base_uri == base
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        *("a", "a/b", "/", "/a/", "//", "//a", "/a//b", "/.", "/a/..", "/../a", "/a/./b"),
+        *("/a b", "/a\t", "/a?", "/a#", "/a%20", "/<a>", "/a>", "/é", "/\x7f", "/a\n"),
+        *(None, 1, ["/a"], b"/a"),
+    ],
+)
+def test_a_base_that_is_none(base: Any) -> None:
+    with pytest.raises(SettingError, match=r"^base_uri: expected an empty string or a path"):
+        ServerSettings(command="cat", base_uri=base)
+
+
+def test_two_servers_have_two_bases() -> None:
+    first = ServerSettings(command="cat", name="first", base_uri="/x")
+    second = ServerSettings(command="cat", name="second", base_uri="/x")
+    with pytest.raises(SettingError) as caught:
+        BridgeSettings(servers=(first, second))
+    assert str(caught.value) == (
+        "mcpServers.second.base_uri: expected a path of its own,"
+        " got <'/x', which server 'first' has>"
+    )
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ServerSettings(command="cat").command = "dog"  # type: ignore[misc]

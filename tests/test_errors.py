@@ -1,0 +1,94 @@
+"""Errors: each knows its status, its code and what a user reads."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from mcpbridge import errors
+from mcpbridge.errors import BridgeError, Refused, SettingError, WrongMethod
+
+#: Name, HTTP status, JSON-RPC code, Retry-After.
+TABLE = {
+    "EmptyBody": (400, -32600, None),
+    "NotJson": (400, -32700, None),
+    "NotJsonRpc": (400, -32600, None),
+    "MessageRefused": (403, -32000, None),
+    "NothingHere": (404, -32000, None),
+    "UnknownSession": (404, -32001, None),
+    "WrongMethod": (405, -32000, None),
+    "MessageTooLarge": (413, -32000, None),
+    "TooManySessions": (429, -32600, b"5"),
+    "InternalError": (500, -32603, None),
+    "BackendFailed": (502, -32603, None),
+    "BackendBusy": (503, -32000, b"1"),
+    "NoRoom": (503, -32000, b"1"),
+    "Stopping": (503, -32000, b"5"),
+}
+
+
+def all_below(kind: type[BridgeError]) -> Iterator[type[BridgeError]]:
+    for each in kind.__subclasses__():
+        if each.__module__ == errors.__name__:
+            yield each
+            yield from all_below(each)
+
+
+def test_the_table_is_complete() -> None:
+    """One tree, and every class of it says in prose what happened."""
+    assert {each.__name__ for each in all_below(Refused)} == TABLE.keys()
+    for each in all_below(BridgeError):
+        assert each.__doc__
+        assert each.__doc__.strip().endswith(".")
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_an_answer(name: str) -> None:
+    """keep: 400, 404; promise: 429; beat: bad input gets a JSON-RPC error."""
+    status, code, retry_after = TABLE[name]
+    text = 'what "happened"\n\x00 \u00e9'
+    kind: type[Refused] = getattr(errors, name)
+    error = WrongMethod(text, "GET") if kind is WrongMethod else kind(text)
+    headers = dict(error.headers())
+    assert (error.status, error.code) == (status, code)
+    assert headers.get(b"Retry-After") == retry_after
+    assert headers[b"Content-Type"] == b"application/json"
+    if name == "TooManySessions":
+        return
+    assert json.loads(error.body()) == {
+        "jsonrpc": "2.0",
+        "id": None,
+        "error": {"code": code, "message": text},
+    }
+    assert error.body().startswith(b'{"jsonrpc":"2.0","id":null,"error":{')
+    assert b"\n" not in error.body()
+
+
+def test_too_many_sessions_byte_for_byte() -> None:
+    """promise: 429, the body APISIX's clients know and a line feed."""
+    body = errors.TooManySessions("whatever").body()
+    assert body == b'{"error_msg":"too many concurrent MCP sessions"}\n'
+
+
+def test_a_wrong_method_says_which_are_right() -> None:
+    headers = dict(WrongMethod("no", "GET, OPTIONS").headers())
+    assert headers[b"Allow"] == b"GET, OPTIONS"
+
+
+@pytest.mark.parametrize(
+    ("got", "shown"),
+    [
+        ("10", '"10"'),
+        (True, "true"),
+        (None, "null"),
+        ([1, "a"], '[1,"a"]'),
+        ("a\nb", '"a\\nb"'),
+        ("<a remote server>", "<a remote server>"),
+        (b"bytes", '"Ynl0ZXM="'),
+        (object, "<class 'object'>"),
+        ("x" * 100, '"' + "x" * 76 + "..."),
+    ],
+)
+def test_a_wrong_setting_is_one_line(got: object, shown: str) -> None:
+    """keep: an error names the field, what was expected and what was got."""
+    assert str(SettingError("name", "a thing", got)) == f"name: expected a thing, got {shown}"

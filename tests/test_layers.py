@@ -1,0 +1,165 @@
+"""The architecture, as rules that a machine can read."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "mcpbridge"
+LONGEST_MODULE = 400
+
+#: Which rooms a room may import from, besides itself.  A module outside the
+#: four rooms is a room of its own.
+FLOOR = {"errors", "interfaces", "guard", "config", "transports", "_version"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "interfaces": set(),
+    "_version": set(),
+    "guard": set(),
+    "transports": set(),
+    "config": {"errors"},
+    "configfile": {"config", "errors"},
+    "extensions": {"config", "errors"},
+    "protocol": {"errors"},
+    "backend": FLOOR | {"protocol"},
+    "session": FLOOR | {"protocol"},
+    "web": FLOOR | {"protocol", "session"},
+    "bridge": FLOOR | {"extensions", "protocol", "session", "backend", "web"},
+    "tap": FLOOR | {"configfile", "bridge"},
+    "script": set(),
+    "demo": set(),
+    "testing": FLOOR,
+    "__init__": {"_version", "bridge", "config"},
+}
+#: What the sans-IO part must do without, and the interfaces and errors too.
+WITH_IO = {"twisted", "klein", "treq", "socket", "asyncio", "subprocess", "threading", "os"}
+
+
+class Module:
+    """A module of the package: its syntax, and what it imports where."""
+
+    def __init__(self, path: Path) -> None:
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        self.path = path
+        self.room = parts[0]
+        self.name = ".".join(("mcpbridge", *parts)).removesuffix(".__init__")
+        self.text = path.read_text(encoding="utf-8")
+        self.tree = ast.parse(self.text)
+
+    def imports(self, *, at_import: bool = False) -> Iterator[str]:
+        """The full names of what is imported; with `at_import` no lazy ones."""
+        nodes = list(_run_at_import(self.tree)) if at_import else list(ast.walk(self.tree))
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{self.name} imports relatively"
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+    def ours(self, *, at_import: bool = False) -> set[Module]:
+        """The modules of the package that it imports."""
+        found = set()
+        for name in self.imports(at_import=at_import):
+            if name.split(".")[0] == "mcpbridge":
+                found.add(MODULES.get(name) or MODULES[name.rpartition(".")[0]])
+        return found - {self}
+
+
+def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those inside functions."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield node
+            yield from _run_at_import(node)
+
+
+MODULES = {module.name: module for module in map(Module, sorted(PACKAGE.rglob("*.py")))}
+
+each_module = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES.keys())
+
+
+@each_module
+def test_arrows_point_downwards(module: Module) -> None:
+    allowed = ALLOWED[module.room] | {module.room}
+    wrong = [other.name for other in module.ours() if other.room not in allowed]
+    assert not wrong, f"{module.name} must not import {wrong}"
+
+
+@each_module
+def test_a_module_says_what_it_is_and_fits(module: Module) -> None:
+    assert ast.get_docstring(module.tree)
+    assert len(module.text.splitlines()) <= LONGEST_MODULE
+
+
+def test_there_is_no_cycle() -> None:
+    TopologicalSorter({m.name: {o.name for o in m.ours()} for m in MODULES.values()}).prepare()
+
+
+@pytest.mark.parametrize("room", ["protocol", "errors", "interfaces", "config", "configfile"])
+def test_no_reactor_below(room: str) -> None:
+    """protocol/ is sans-IO; settings, errors and interfaces are plain too."""
+    banned = WITH_IO - ({"os"} if room == "configfile" else set())
+    for module in MODULES.values():
+        if module.room == room:
+            assert not {name.split(".")[0] for name in module.imports()} & banned, module.name
+
+
+def test_klein_is_in_one_module_that_is_imported_lazily() -> None:
+    with_klein = [
+        module.name
+        for module in MODULES.values()
+        if any(name.split(".")[0] == "klein" for name in module.imports())
+    ]
+    assert with_klein == ["mcpbridge.web.routes"]
+    routes = MODULES["mcpbridge.web.routes"]
+    users = [module for module in MODULES.values() if routes in module.ours()]
+    assert [module.name for module in users] == ["mcpbridge.bridge"]
+    assert routes not in users[0].ours(at_import=True)
+
+
+@each_module
+def test_the_reactor_is_never_imported_with_a_module(module: Module) -> None:
+    assert "twisted.internet.reactor" not in set(module.imports(at_import=True))
+
+
+def test_importing_installs_no_reactor() -> None:
+    """An application that embeds the bridge chooses its own reactor."""
+    lazy = {"mcpbridge.web.routes", "mcpbridge.backend.shim", "mcpbridge.backend.guardian"}
+    program = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    for unwanted in ('twisted.internet.reactor', 'klein'):\n"
+        "        assert unwanted not in sys.modules, (name, unwanted)\n"
+    )
+    command = [sys.executable, "-c", program, *sorted(MODULES.keys() - lazy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("import a.b", {"a.b"}),
+        ("from a import b", {"a.b"}),
+        ("if x:\n    import a", {"a"}),
+        ("class A:\n    import a", {"a"}),
+        ("try:\n    import a\nexcept E:\n    import b", {"a", "b"}),
+        ("def f():\n    import a", set()),
+        ("class A:\n    async def f(self):\n        import a", set()),
+    ],
+)
+def test_what_runs_at_import_is_seen(text: str, names: set[str]) -> None:
+    """The walker itself: where it were blind, the rules above would hold by chance."""
+    module = MODULES["mcpbridge.errors"]
+    try:
+        original, module.tree = module.tree, ast.parse(text)
+        assert set(module.imports(at_import=True)) == names
+    finally:
+        module.tree = original

@@ -1,0 +1,343 @@
+"""One backend process: its three pipes, its end, and what its session hears of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from zope.interface.verify import verifyObject
+
+from mcpbridge.backend.process import StdioBackend
+from mcpbridge.config import STDERR_LINE_BYTES, ServerSettings
+from mcpbridge.errors import BackendBusy, UnknownSession
+from mcpbridge.interfaces import IBackend
+from mcpbridge.testing import FakeReactor, FakeTree
+
+MESSAGE = b'{"jsonrpc":"2.0","method":"notifications/message"}'
+SETTINGS = ServerSettings(
+    command="cat", max_message_bytes=100, max_waiting_messages=2, stop_grace=1, kill_grace=2
+)
+
+
+class Made:
+    """A backend that runs; `told` is what its session hears."""
+
+    def __init__(self, *, begin: bool = True) -> None:
+        self.reactor = FakeReactor()
+        self.tree = FakeTree()
+        self.told: list[tuple[str, Any]] = []
+        self.reaped: list[int] = []
+        self.backend = StdioBackend(SETTINGS, self.reactor, self, "0c8a4a3e", self.reaped.append)
+        self.process = self.reactor.spawnProcess(self.backend, "cat", ["cat"])
+        self.pid = self.process.pid
+        if begin:
+            self.backend.begin(self.process.pid, self.tree)
+
+    # IBackendReceiver.
+
+    def messages_received(self, lines: list[bytes]) -> None:
+        self.told.append(("messages", lines))
+
+    def diagnostics_received(self, lines: list[bytes]) -> None:
+        self.told.append(("stderr", lines))
+
+    def input_closed(self, reason: str) -> None:
+        self.told.append(("input", reason))
+
+    def output_closed(self, reason: str) -> None:
+        self.told.append(("output", reason))
+
+    def heard(self) -> list[tuple[str, Any]]:
+        """What came of its output."""
+        return [(what, data) for what, data in self.told if what != "input"]
+
+    def assert_over(self, *stopped: Deferred[None]) -> None:
+        """Nothing of it is left, and who waited knows."""
+        assert all(each.called for each in stopped)
+        assert self.reactor.getDelayedCalls() == []
+        assert self.reaped == [self.pid]
+
+
+def test_the_interface() -> None:
+    verifyObject(IBackend, Made().backend)
+
+
+# stdout.
+
+
+@pytest.mark.parametrize(
+    ("pieces", "told"),
+    [
+        ([b"[1]\n"], [("messages", [b"[1]"])]),
+        ([b"[1]\n[2]\n[3]"], [("messages", [b"[1]", b"[2]"])]),
+        ([b'{"half":', b"1", b"}\n"], [("messages", [b'{"half":1}'])]),
+        ([b"\n  \n\r\n"], []),
+        ([b"[1]\r\n"], [("messages", [b"[1]"])]),
+        ([b"  [1]\n"], [("messages", [b"  [1]"])]),
+        ([b"hello\n"], [("stderr", [b"stdout: hello"])]),
+        (
+            [b"[1]\nhello\n {}\n"],
+            [("messages", [b"[1]"]), ("stderr", [b"stdout: hello"]), ("messages", [b" {}"])],
+        ),
+    ],
+)
+def test_lines_of_stdout(pieces: list[bytes], told: list[Any]) -> None:
+    """
+    keep: each message line of stdout; beat: a line that pauses in its middle,
+    blank lines, `\\r\\n`.  What is no message goes the way of stderr, marked.
+    """
+    made = Made()
+    for piece in pieces:
+        made.process.say(piece)
+    assert made.told == told
+
+
+@pytest.mark.parametrize(
+    ("rest", "told", "logged"),
+    [
+        (MESSAGE, [("messages", [MESSAGE])], False),
+        (MESSAGE + b"\r", [("messages", [MESSAGE])], False),
+        (b"[" + MESSAGE + b"]", [("messages", [b"[" + MESSAGE + b"]"])], False),
+        (MESSAGE[:-1], [], True),
+        (b"  ", [], False),
+    ],
+)
+def test_a_last_line_without_an_end(
+    rest: bytes, told: list[Any], logged: bool, log_lines: list[str]
+) -> None:
+    """A last line that no newline ended counts if it is whole; its half is not passed on."""
+    made = Made()
+    made.process.say(b"[1]\n" + rest)
+    made.process.close_output()
+    assert made.told[1:-1] == told
+    assert made.told[-1] == ("output", "the backend closed its stdout")
+    assert any("in the middle of a message of 49 bytes" in line for line in log_lines) is logged
+    assert "notifications" not in "".join(log_lines)
+
+
+@pytest.mark.parametrize("pieces", [[b"[1]\n[" + b"2" * 100], [b"[1]\n", b"[" * 60, b"[" * 60]])
+def test_a_line_beyond_the_limit_ends_the_output(pieces: list[bytes]) -> None:
+    """Every resource has a bound: the session ends with a clear reason, not the memory."""
+    made = Made()
+    for piece in pieces:
+        made.process.say(piece)
+    assert made.told == [
+        ("messages", [b"[1]"]),
+        ("output", "the backend wrote a line of more than 100 bytes"),
+    ]
+    made.process.close_output()
+    assert len(made.told) == 2
+
+
+def test_a_line_of_the_limit_passes() -> None:
+    made = Made()
+    made.process.say(b"[" * 100 + b"\n")
+    assert made.told == [("messages", [b"[" * 100])]
+
+
+# stderr.
+
+
+def test_lines_of_stderr() -> None:
+    """promise: stderr lines, whatever the bytes are."""
+    made = Made()
+    made.process.complain(b"one\ntw")
+    made.process.complain(b"o\r\n\xff\n\nhalf")
+    made.process.close_output(2)
+    assert made.told == [("stderr", [b"one"]), ("stderr", [b"two", b"\xff"]), ("stderr", [b"half"])]
+
+
+def test_a_long_line_that_is_no_message_is_cut() -> None:
+    """A stderr line is cut at 64 KiB, the session lives."""
+    made = Made()
+    made.process.complain(b"x" * STDERR_LINE_BYTES * 2)
+    made.process.complain(b"x\nnext\n")
+    assert made.told == [("stderr", [b"x" * STDERR_LINE_BYTES, b"next"])]
+
+
+# stdin.
+
+
+def test_messages_go_to_stdin_a_line_each() -> None:
+    made = Made()
+    made.backend.send(b"[1]")
+    made.backend.send(b"[2]")
+    assert made.process.written == [b"[1]\n", b"[2]\n"]
+
+
+def test_a_backend_that_does_not_read() -> None:
+    """promise: the queue towards a backend is bounded; what was taken is not lost."""
+    made = Made()
+    made.process.producer.pauseProducing()
+    made.backend.send(b"[1]")
+    made.backend.send(b"[2]")
+    with pytest.raises(BackendBusy):
+        made.backend.send(b"[3]")
+    made.process.producer.resumeProducing()
+    assert made.process.written == [b"[1]\n", b"[2]\n"]
+
+
+def test_a_backend_that_closes_its_stdin_is_ended() -> None:
+    """The backend closes its stdin: the session ends, what it still says passes."""
+    made = Made()
+    made.process.close_input()
+    assert made.told == [("input", "the backend closed its stdin")]
+    with pytest.raises(UnknownSession):
+        made.backend.send(b"[1]")
+    made.process.say(b"[2]\n")
+    assert made.told[-1] == ("messages", [b"[2]"])
+    made.reactor.advance(SETTINGS.stop_grace)
+    assert made.tree.signals == [("leader", "SIGTERM")]
+
+
+# Backpressure.
+
+
+def test_pause_and_resume() -> None:
+    """A client that does not read stops the reading of its own backend."""
+    made = Made()
+    made.backend.pause()
+    made.backend.pause()
+    assert made.process.paused
+    made.backend.resume()
+    assert not made.process.paused
+
+
+# Its end.
+
+
+def test_stop_closes_stdin_and_discards_what_is_still_said() -> None:
+    """promise: the backend is told and reaped."""
+    made = Made()
+    made.backend.pause()
+    first = made.backend.stop()
+    assert 0 not in made.process.pipes
+    assert not made.process.paused
+    made.backend.pause()
+    assert not made.process.paused
+    made.process.say(b"[1]\nhello\n" + b"x" * 200)
+    made.process.complain(b"oops\n")
+    second = made.backend.stop()
+    made.process.end()
+    assert not first.called
+    made.tree.answer()
+    assert made.told == []
+    made.assert_over(first, second)
+    made.assert_over(made.backend.stop())
+
+
+def test_stop_waits_for_the_tree_and_for_the_reaping() -> None:
+    """promise: the permit returns when the tree is gone and reaped, not before."""
+    made = Made()
+    stopped = made.backend.stop()
+    made.reactor.advance(SETTINGS.stop_grace)
+    made.process.end(signalled=15)
+    made.tree.rest = [11]
+    made.tree.answer()
+    assert made.tree.signals == [("leader", "SIGTERM"), ("11", "SIGTERM")]
+    assert not stopped.called
+    made.tree.rest = []
+    made.tree.answer()
+    made.assert_over(stopped)
+
+
+def test_stop_waits_for_the_pipes_to_be_closed() -> None:
+    """No leaked descriptor: the transport's own word that all are closed comes last."""
+    made = Made()
+    setattr(made.process, "loseConnection", lambda: None)  # noqa: B010
+    stopped = made.backend.stop()
+    made.process.exit()
+    made.tree.answer()
+    made.process.close_output(1)
+    assert not stopped.called
+    made.process.close_output(2)
+    made.assert_over(stopped)
+
+
+def test_pipes_that_a_stranger_holds_are_closed() -> None:
+    """No leaked descriptor: once the tree is gone, nobody else's end is waited for."""
+    made = Made()
+    stopped = made.backend.stop()
+    made.process.exit()
+    assert made.process.pipes
+    made.tree.answer()
+    made.assert_over(stopped)
+
+
+@pytest.mark.parametrize(
+    ("status", "signalled", "text"),
+    [(0, None, "exit status 0"), (3, None, "exit status 3"), (0, 9, "signal 9")],
+)
+def test_a_backend_that_ends_by_itself(status: int, signalled: int | None, text: str) -> None:
+    """beat: the backend exits: the stream ends with what it wrote last, the child is reaped."""
+    made = Made()
+    made.process.exit(status, signalled)
+    assert made.backend.exit_status == text
+    assert made.told == [("input", f"the backend ended ({text})")]
+    made.process.say(b"[1]\n")
+    made.process.complain(b"bye\n")
+    made.process.loseConnection()
+    made.tree.answer()
+    assert made.heard() == [
+        ("messages", [b"[1]"]),
+        ("stderr", [b"bye"]),
+        ("output", f"the backend ended ({text})"),
+    ]
+    made.assert_over(made.backend.stop())
+
+
+def test_a_backend_that_ends_before_it_began() -> None:
+    """Reaped within the spawn: there is no pid to signal, and the session still hears of it."""
+    made = Made(begin=False)
+    made.process.exit(127)
+    made.backend.begin(made.process.pid, made.tree)
+    assert made.told == []
+    made.reactor.advance(0)
+    assert made.told == [("input", "the backend ended (exit status 127)")]
+    made.process.loseConnection()
+    made.tree.answer()
+    assert made.told[-1] == ("output", "the backend ended (exit status 127)")
+    assert made.backend.stop().called
+    assert made.reaped == []
+    assert made.reactor.getDelayedCalls() == []
+
+
+def test_an_output_that_a_stranger_holds_open_is_not_waited_for() -> None:
+    """beat: the backend exits, the stream ends, also where its pipe does not."""
+    made = Made()
+    made.process.exit()
+    made.tree.answer()
+    made.process.say(b"[1]\n")
+    made.reactor.advance(SETTINGS.kill_grace - 0.01)
+    assert made.told[1:] == [("messages", [b"[1]"])]
+    made.reactor.advance(0.01)
+    assert made.told[2:] == [("output", "the backend ended (exit status 0)")]
+    made.assert_over(made.backend.stop())
+
+
+def test_a_client_that_reads_slowly_gets_the_last_words_all_the_same() -> None:
+    """While the client does not keep up, the deadline for what is left does not count."""
+    made = Made()
+    made.backend.pause()
+    made.process.exit()
+    made.tree.answer()
+    made.reactor.pump([SETTINGS.kill_grace] * 10)
+    assert len(made.told) == 1
+    made.backend.resume()
+    made.process.say(b"[1]\n")
+    made.process.loseConnection()
+    assert made.heard() == [
+        ("messages", [b"[1]"]),
+        ("output", "the backend ended (exit status 0)"),
+    ]
+    made.assert_over(made.backend.stop())
+
+
+def test_the_end_of_stdout_is_told_once() -> None:
+    made = Made()
+    made.process.close_output()
+    made.process.end()
+    made.tree.answer()
+    assert [what for what, _ in made.told].count("output") == 1
+    made.assert_over(made.backend.stop())

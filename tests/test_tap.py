@@ -1,0 +1,313 @@
+"""The command line: an option becomes a setting, or one line says what is wrong."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.application.service import IService, IServiceMaker
+from twisted.plugin import getPlugins
+
+from mcpbridge._version import __version__
+from mcpbridge.bridge import Bridge
+from mcpbridge.config import BridgeSettings, ServerSettings
+from mcpbridge.tap import Options, makeService
+
+CAT = {"command": "cat"}
+TWISTD = Path(sys.executable).with_name("twistd")
+
+
+def parsed(*arguments: str) -> BridgeSettings:
+    options = Options()
+    options.parseOptions(arguments)
+    return options.settings
+
+
+def refused(*arguments: str) -> str:
+    """The one line that a user reads, and that makes the exit status 1."""
+    with pytest.raises(SystemExit) as caught:
+        parsed(*arguments)
+    line = caught.value.code
+    assert isinstance(line, str)
+    assert "\n" not in line
+    return line
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A file with one server."""
+    path = tmp_path / "config.json"
+    path.write_text('{"mcpServers": {"a": {"command": "cat"}}, "bridge": {"listen": ["tcp:1"]}}')
+    return str(path)
+
+
+# What is right.
+
+
+def test_a_command_is_all_it_takes() -> None:
+    """keep: the defaults are those of the plugin."""
+    server = ServerSettings(command="/bin/cat", args=("-u", "--listen", "x"), name="cat")
+    assert parsed("/bin/cat", "-u", "--listen", "x") == BridgeSettings(servers=(server,))
+    assert parsed("--", "/bin/cat", "-u", "--listen", "x") == BridgeSettings(servers=(server,))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        ("--base-uri /a/b", "base_uri", "/a/b"),
+        ("--base-uri=", "base_uri", ""),
+        ("--public-path /out", "public_path", "/out"),
+        ("--max-sessions 7", "max_sessions", 7),
+        ("--max-sessions +7", "max_sessions", 7),
+        ("--ping-interval 0", "ping_interval", 0.0),
+        ("--ping-interval 0.5", "ping_interval", 0.5),
+        ("--stop-grace 3", "stop_grace", 3.0),
+        ("--kill-grace 1e1", "kill_grace", 10.0),
+        ("--peer-timeout 5", "peer_timeout", 5.0),
+        ("--max-message-bytes 100", "max_message_bytes", 100),
+        ("--max-waiting-messages 100", "max_waiting_messages", 100),
+        ("--max-waiting-bytes 100", "max_waiting_bytes", 100),
+        ("--cwd /tmp", "cwd", "/tmp"),
+        ("--cwd work", "cwd", os.path.abspath("work")),
+        ("--env A=1 --env B=x=y --env C= --env A=2", "env", {"A": "2", "B": "x=y", "C": ""}),
+        ("--pass-env A --pass-env B", "pass_env", ("A", "B")),
+        ("--no-stderr-notifications", "stderr_notifications", False),
+    ],
+)
+def test_an_option_is_a_setting_of_the_server(arguments: str, name: str, value: Any) -> None:
+    [server] = parsed(*arguments.split(), "cat").servers
+    assert server == ServerSettings(command="cat", **{"name": "cat", name: value})
+
+
+def test_options_of_the_bridge() -> None:
+    settings = parsed("--listen", "tcp:1", "--listen", "unix:/tmp/x", "--access-log", "cat")
+    assert settings.listen == ("tcp:1", "unix:/tmp/x")
+    assert settings.access_log is True
+
+
+def test_a_file(config: str) -> None:
+    settings = parsed("--config", config)
+    assert [server.name for server in settings.servers] == ["a"]
+    assert (settings.listen, settings.access_log) == (("tcp:1",), False)
+
+
+def test_the_command_line_overrides_the_file(config: str) -> None:
+    settings = parsed("--config", config, "--listen", "tcp:2", "--access-log")
+    assert (settings.listen, settings.access_log) == (("tcp:2",), True)
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parsed("--version")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"mcpbridge {__version__}\n"
+
+
+def test_the_help_names_every_option() -> None:
+    text = str(Options())
+    for name in ServerSettings.__dataclass_fields__.keys() & {"base_uri", "cwd", "max_sessions"}:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "COMMAND" in text
+
+
+def test_the_plugin() -> None:
+    [maker] = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "mcpbridge"]
+    assert maker.options is Options
+
+
+def test_what_twistd_runs_is_a_bridge() -> None:
+    options = Options()
+    options.parseOptions(["cat"])
+    service = makeService(options)
+    assert isinstance(service, Bridge)
+    assert IService.providedBy(service)
+    assert service.settings is options.settings
+
+
+# What is wrong.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("", "COMMAND: expected the backend's command line, or --config, got <nothing>"),
+        ("--max-sessions 0 cat", "--max-sessions: expected an integer ≥ 1, got 0"),
+        ("--max-sessions ten cat", '--max-sessions: expected an integer ≥ 1, got "ten"'),
+        ("--max-sessions 1.5 cat", '--max-sessions: expected an integer ≥ 1, got "1.5"'),
+        ("--max-sessions --5 cat", '--max-sessions: expected an integer ≥ 1, got "--5"'),
+        ("--max-sessions ٣ cat", '--max-sessions: expected an integer ≥ 1, got "٣"'),
+        ("--max-sessions= cat", '--max-sessions: expected an integer ≥ 1, got ""'),
+        ("--max-message-bytes -1 cat", "--max-message-bytes: expected an integer ≥ 1, got -1"),
+        ("--max-waiting-messages x cat", "--max-waiting-messages: expected an integer ≥ 1,"),
+        ("--max-waiting-bytes x cat", "--max-waiting-bytes: expected an integer ≥ 1,"),
+        ("--ping-interval -1 cat", "--ping-interval: expected a number of seconds ≥ 0"),
+        ("--stop-grace soon cat", "--stop-grace: expected a number of seconds ≥ 0"),
+        ("--kill-grace 1e7 cat", "--kill-grace: expected a number of seconds ≥ 0 and ≤ 1000000"),
+        ("--peer-timeout 0 cat", "--peer-timeout: expected a number of seconds > 0"),
+        ("--base-uri a cat", "--base-uri: expected an empty string or a path"),
+        ("--public-path a/ cat", "--public-path: expected an empty string or a path"),
+        ("--cwd= cat", '--cwd: expected the path of a directory, got ""'),
+        ("--env A cat", '--env: expected NAME=VALUE, got "A"'),
+        ("--env =1 cat", '--env: expected NAME=VALUE, got "=1"'),
+        ("--pass-env A=1 cat", "--pass-env: expected a list of names"),
+        ("--listen= cat", "--listen: expected a list of endpoint descriptions"),
+        ("--listen tcp:x cat", "--listen: expected an endpoint description"),
+        ("--listen carrier:1 cat", "--listen: expected an endpoint description"),
+        ("--listen tcp cat", "--listen: expected an endpoint description"),
+        (
+            "--config /no/such/file",
+            "--config: expected a file that can be read, got </no/such",
+        ),
+        ("--sessions 1 cat", "option --sessions not recognized"),
+        ("-x cat", "option -x not recognized"),
+        ("--max-sessions", "option --max-sessions requires argument"),
+        ("--access-log=1 cat", "option --access-log must not have an argument"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments: str, line: str) -> None:
+    """keep: wrong settings are errors that name the field."""
+    assert refused(*arguments.split()).startswith(f"mcpbridge: {line}")
+
+
+def test_an_empty_command() -> None:
+    """keep: `command` is a string that is not empty."""
+    assert refused("") == 'mcpbridge: COMMAND: expected a string that is not empty, got ""'
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
+def test_a_number_that_is_none_is_shown_as_it_was_given(text: str) -> None:
+    assert refused("--ping-interval", text, "cat").endswith(f'got "{text}"')
+
+
+def test_a_number_with_very_many_digits() -> None:
+    assert refused("--max-sessions", "9" * 5000, "cat").endswith("9999...")
+
+
+@pytest.mark.parametrize("text", ["<a\nb", "\x1b[2J", "a\u2028b"])
+def test_one_line_whatever_was_given(text: str) -> None:
+    assert refused("--base-uri", text, "cat").isprintable()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--base-uri /a",
+        "--base-uri=",
+        "--public-path /a",
+        "--max-sessions 1",
+        "--ping-interval 0",
+        "--cwd .",
+        "--env A=1",
+        "--pass-env A",
+        "--no-stderr-notifications",
+    ],
+)
+def test_what_stands_in_a_file_does_not_stand_beside_it(arguments: str, config: str) -> None:
+    name = arguments.split()[0].partition("=")[0]
+    assert refused("--config", config, *arguments.split()) == (
+        f"mcpbridge: {name}: expected to stand in the file of --config, got <an option>"
+    )
+
+
+def test_no_command_beside_a_file(config: str) -> None:
+    line = refused("--config", config, "cat")
+    assert line == 'mcpbridge: --config: expected no COMMAND beside it, got "cat"'
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ([], "--config: expected an object with `mcpServers`, got []"),
+        ({}, "mcpServers: expected an object of named servers, got null"),
+        ({"mcpServers": {"a": CAT}, "bridge": 1}, "bridge: expected an object, got 1"),
+        (
+            {"mcpServers": {"a": CAT}, "bridge": {"listen": ["tcp:x"]}},
+            "bridge.listen: expected an endpoint description",
+        ),
+        (
+            {"mcpServers": {"a": {**CAT, "max_sessions": "10"}}},
+            'mcpServers.a.max_sessions: expected an integer ≥ 1, got "10"',
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_one_line(content: Any, line: str, tmp_path: Path) -> None:
+    """keep: wrong settings are errors that name the field, as it stands in the file."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    assert refused("--config", str(path)).startswith(f"mcpbridge: {line}")
+
+
+@pytest.mark.parametrize(
+    ("extension", "reason"),
+    [
+        ("no.such.Launcher", "<no.such.Launcher: ObjectNotFound: "),
+        ("builtins.len", "<builtins.len: TypeError: "),
+        ("builtins.id", "check() attribute was not provided"),
+    ],
+)
+def test_an_extension_that_is_none(extension: str, reason: str, tmp_path: Path) -> None:
+    """What does not provide its interface is an error at the start."""
+    path = tmp_path / "config.json"
+    server = {"command": "cat", "launcher": extension}
+    path.write_text(json.dumps({"mcpServers": {"a": server}}))
+    options = Options()
+    options.parseOptions(["--config", str(path)])
+    with pytest.raises(SystemExit) as caught:
+        makeService(options)
+    line = str(caught.value.code)
+    assert line.startswith("mcpbridge: launcher: expected ")
+    assert reason in line
+    assert "\n" not in line
+
+
+# The real twistd.
+
+
+def twistd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TWISTD, "-n", *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--max-sessions 0 cat", "mcpbridge: --max-sessions: expected an integer ≥ 1, got 0\n"),
+        ("--sessions 1 cat", "mcpbridge: option --sessions not recognized\n"),
+        (
+            "",
+            "mcpbridge: COMMAND: expected the backend's command line, or --config, got <nothing>\n",
+        ),
+    ],
+)
+def test_twistd_says_one_line_and_starts_nothing(arguments: str, line: str, tmp_path: Path) -> None:
+    """keep: wrong settings are errors that name the field: one line, exit status not 0."""
+    done = twistd("mcpbridge", *arguments.split(), folder=tmp_path)
+    assert done.returncode != 0
+    assert (done.stdout, done.stderr) == ("", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_twistd_ends_where_it_cannot_listen(tmp_path: Path) -> None:
+    """An address that is taken: a line, a status, and no file of a dead process."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        free = "tcp:0:interface=127.0.0.1"
+        arguments = ("mcpbridge", "--listen", free, "--listen", listen, "cat")
+        done = twistd("--pidfile=twistd.pid", *arguments, folder=tmp_path)
+    assert done.returncode != 0
+    assert f"mcpbridge: cannot listen on '{listen}': " in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
