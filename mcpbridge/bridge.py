@@ -33,6 +33,7 @@ from mcpbridge.interfaces import (
     ISessionLimiter,
     ISessionObserver,
 )
+from mcpbridge.limits import shortages
 from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
 from mcpbridge.session.server import Server
 from mcpbridge.web.urls import served_urls
@@ -183,6 +184,11 @@ class Bridge(Service):
 
     def _prepare_for_processes(self) -> None:
         """What concerns the whole process, so only once the service starts."""
+        sessions = min(
+            self.settings.max_sessions, sum(each.max_sessions for each in self.settings.servers)
+        )
+        for shortage in shortages(sessions):
+            self.log.warn("{shortage}", shortage=shortage)
         if isinstance(find_chain(), PythonShim):
             self.log.info("no compiled launcher and no util-linux: backends start more slowly")
         wanted = self.settings.child_subreaper

@@ -18,6 +18,8 @@ MIB = 1024 * 1024
 
 #: Where the bridge listens when nothing is said.
 DEFAULT_LISTEN = "tcp:8808:interface=127.0.0.1"
+#: What a server serves below its base.
+SERVED_PATHS = ("/sse", "/message", "/mcp")
 #: What a backend gets of the bridge's environment, beside all of `LC_*`.
 INHERITED_ENV = ("HOME", "PATH", "LANG", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL", "TERM")
 #: A line of stderr is cut here; the session lives.
@@ -226,3 +228,12 @@ class BridgeSettings:
                     f"<{server.base_uri!r}, which server {seen[server.base_uri]!r} has>",
                 )
             seen[server.base_uri] = server.name
+        for server in self.servers:
+            for base, name in seen.items():
+                for path in SERVED_PATHS:
+                    if name != server.name and f"{server.base_uri}/".startswith(f"{base}{path}/"):
+                        raise SettingError(
+                            f"mcpServers.{server.name}.base_uri",
+                            f"a path that is not below {base + path!r} of server {name!r}",
+                            server.base_uri,
+                        )

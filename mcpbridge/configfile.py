@@ -40,6 +40,8 @@ FOREIGN_KEYS = frozenset(
 )
 
 _SERVER_KEYS = frozenset(f.name for f in fields(ServerSettings)) - {"name"}
+#: What makes no sense for several servers alike.
+_DEFAULT_KEYS = _SERVER_KEYS - {"command", "args", "base_uri", "public_path"}
 _BRIDGE_KEYS = frozenset(f.name for f in fields(BridgeSettings)) - {"servers"}
 
 
@@ -90,11 +92,17 @@ def parse_config(content: object, folder: str) -> BridgeSettings:
     bridge = content.get("bridge", {})
     if not isinstance(bridge, dict):
         raise SettingError("bridge", "an object", bridge)
-    _check_keys(bridge, _BRIDGE_KEYS, "bridge", foreign=())
+    _check_keys(bridge, _BRIDGE_KEYS | {"defaults"}, "bridge", foreign=())
+    bridge = dict(bridge)
+    defaults = bridge.pop("defaults", {})
+    if not isinstance(defaults, dict):
+        raise SettingError("bridge.defaults", "an object of settings of servers", defaults)
+    _check_keys(defaults, _DEFAULT_KEYS, "bridge.defaults", foreign=())
+    _build("bridge.defaults", ServerSettings, {"command": "none", **defaults})
     parsed = tuple(
         server
         for name, entry in servers.items()
-        if (server := _parse_server(name, entry, folder)) is not None
+        if (server := _parse_server(name, entry, defaults, folder)) is not None
     )
     if not parsed:
         raise SettingError("mcpServers", "at least one server that is not disabled", servers)
@@ -102,7 +110,9 @@ def parse_config(content: object, folder: str) -> BridgeSettings:
     return built
 
 
-def _parse_server(name: str, entry: object, folder: str) -> ServerSettings | None:
+def _parse_server(
+    name: str, entry: object, defaults: Mapping[str, Any], folder: str
+) -> ServerSettings | None:
     where = f"mcpServers.{name}"
     if not isinstance(entry, dict):
         raise SettingError(where, "an object", entry)
@@ -116,6 +126,7 @@ def _parse_server(name: str, entry: object, folder: str) -> ServerSettings | Non
         raise SettingError(where, "a stdio server with a `command`", "<a remote server>")
     _check_keys(entry, _SERVER_KEYS, where, FOREIGN_KEYS)
     entry = {key: value for key, value in entry.items() if key not in FOREIGN_KEYS}
+    entry = {**defaults, **entry}
     cwd = entry.get("cwd")
     if isinstance(cwd, str) and cwd:
         entry["cwd"] = os.path.join(folder, os.path.expanduser(cwd))

@@ -46,6 +46,8 @@ def _shown(value: object) -> str:
         text = msgspec.json.encode(value).decode("utf-8", "replace")
     except (TypeError, ValueError, RecursionError):
         text = repr(value)
+    if isinstance(value, float) and text == "null":
+        text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -27,6 +27,7 @@ def load(
     """
     if dotted_name is None:
         return None
+    setting = f"mcpServers.{settings.name}.{setting}"
     expected = f"the name of something that gives an {interface.__name__}"
     try:
         made = namedAny(dotted_name)(settings)
@@ -36,7 +37,11 @@ def load(
         raise SettingError(
             setting, expected, f"<{dotted_name}: {type(error).__name__}: {error}>"
         ) from error
-    return verified(setting, interface, made)
+    try:
+        return verified(setting, interface, made)
+    except SettingError as error:
+        got = str(error.got)[1:-1]
+        raise SettingError(setting, error.expected, f"<{dotted_name}: {got}>") from error
 
 
 def verified(setting: str, interface: type[Interface], given: Any) -> Any:

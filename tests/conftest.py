@@ -20,6 +20,12 @@ PUBLISHER: Any = globalLogPublisher
 _TOLERATED = ("anon_inode:[eventpoll]",)
 
 
+def pytest_collection_finish() -> None:
+    """What is there before the first test need not be looked at after each."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def running_reactor() -> Any:
     """The reactor, running, so that what belongs to itself is there before any test."""

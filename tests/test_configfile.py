@@ -190,3 +190,31 @@ def test_a_file(mark: bytes, tmp_path: Path) -> None:
     path.write_bytes(mark + json.dumps({"mcpServers": {"a": {**CAT, "cwd": "x"}}}).encode())
     [server] = read_config(str(path)).servers
     assert server.cwd == str(tmp_path / "x")
+
+
+def test_defaults_of_the_bridge_are_for_all_servers() -> None:
+    """The `bridge` object holds defaults; a server's own setting comes first."""
+    settings = parse_config(
+        {
+            "mcpServers": {"a": {"command": "x"}, "b": {"command": "x", "ping_interval": 3}},
+            "bridge": {"defaults": {"ping_interval": 10, "stop_grace": 2}},
+        },
+        "/",
+    )
+    assert [each.ping_interval for each in settings.servers] == [10, 3]
+    assert [each.stop_grace for each in settings.servers] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("defaults", "says"),
+    [
+        ({"ping_interval": -1}, "bridge.defaults.ping_interval: expected a number"),
+        ({"command": "x"}, "bridge.defaults.command: expected one of"),
+        ([], "bridge.defaults: expected an object"),
+    ],
+)
+def test_wrong_defaults_are_named(defaults: object, says: str) -> None:
+    """They are checked also where no server takes them."""
+    with pytest.raises(SettingError) as caught:
+        parse_config({"mcpServers": {"a": {"command": "x"}}, "bridge": {"defaults": defaults}}, "/")
+    assert str(caught.value).startswith(says)

@@ -57,8 +57,16 @@ def until(condition: Any) -> None:
 
 
 def out_of_session(pids: list[int], leader: int) -> list[int]:
-    """Those that are in no session of the leader."""
-    return [pid for pid in pids if os.getsid(pid) != leader]
+    """Those that are in no session of the leader, and have become what they were to be."""
+    found = []
+    for pid in pids:
+        try:
+            if os.getsid(pid) != leader and not Path(f"/proc/{pid}/environ").read_bytes():
+                found.append(pid)
+        except ProcessLookupError:
+            # One that was only on the way.
+            continue
+    return found
 
 
 def _chains() -> list[Chain]:
@@ -233,7 +241,6 @@ def test_strays_are_found_by_their_tag_alone(spawned: Spawned) -> None:
     process.stdout.readline()
     until(lambda: len(out_of_session(spawned.found(tag), process.pid)) == 1)
     (stray,) = out_of_session(spawned.found(tag), process.pid)
-    until(lambda: Path(f"/proc/{stray}/environ").read_bytes() == b"")
     assert procfs.signal_tagged(stray, tag, signal.SIGTERM)
     assert not procfs.signal_tagged(other.pid, tag, signal.SIGKILL), "another session's"
     assert not procfs.signal_tagged(os.getpid(), tag, signal.SIGKILL), "nobody's"

@@ -167,6 +167,8 @@ class Session:
         """Pass what the backend wrote on to the client."""
         if not self.receiving:
             return
+        if self.filters:
+            lines = [kept for line in lines if (kept := self._filtered(line))]
         for line in lines:
             # An id of one of our pings can stand there only like this; in a
             # long line it is quicker to decode it than to search.
@@ -174,8 +176,6 @@ class Session:
                 envelope = peek(line)
                 if envelope is not None:
                     self.pings.backend_sent(envelope)
-        if self.filters:
-            lines = [kept for line in lines if (kept := self._filtered(line))]
         self._send(lines)
 
     def diagnostics_received(self, lines: list[bytes]) -> None:
@@ -258,12 +258,17 @@ def _build_life() -> Callable[[Session], Life]:
         guarded(log, "stopping the keepalive", stream.stop_keepalive)
         guarded(log, "closing the stream", stream.close)
         stopped = guarded(log, "stopping the backend", session.backend.stop)
-        if isinstance(stopped, Deferred):
-            stopped.addErrback(lambda why: log.failure("stopping a backend failed", why))
-            stopped.addCallback(lambda _: life.gone())
-        else:
-            # Nobody promises that the backend is gone: the permit stays out.
+
+        def not_stopped(why: Any) -> None:
+            # Nobody promises that the backend is gone.
+            if why is not None:
+                log.failure("stopping a backend failed", why)
             log.error("session {label} keeps its permit", label=session.label)
+
+        if isinstance(stopped, Deferred):
+            stopped.addCallbacks(lambda _: life.gone(), not_stopped)
+        else:
+            not_stopped(None)
 
     @pep614(closing.upon(Life.gone).to(closed))
     def account(life: Life, session: Session) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mcp import Client
 from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
 
 
 async def visit(url: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -27,7 +28,8 @@ async def visit(url: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any
     async def note_log(params: Any) -> None:
         logged.append(params.data)
 
-    async with Client(sse_client(url), logging_callback=note_log) as client:
+    connect = sse_client if url.endswith("/sse") else streamable_http_client
+    async with Client(connect(url), logging_callback=note_log) as client:
         listed = await client.list_tools()
         called = await client.call_tool(tool, arguments, progress_callback=note_progress)
         info = client.server_info

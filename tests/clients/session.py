@@ -1,14 +1,15 @@
 """
-A real client on the official SDK's `sse_client` and `ClientSession`.
+A real client on the official SDK's `ClientSession`.
 
 Runs unchanged on the first and the second generation of the SDK, in an
 environment that has one of them and nothing of ours:
 
     session.py URL TOOL [ARGUMENTS]
 
-Connects, initializes, lists the tools, calls one with the arguments (JSON)
-and prints what it saw as one JSON object.  Progress goes to stderr as it
-comes, and into the object.
+Connects, over HTTP+SSE where the URL ends with `/sse` and else over Streamable
+HTTP, initializes, lists the tools, calls one with the arguments (JSON) and
+prints what it saw as one JSON object.  Progress goes to stderr as it comes,
+and into the object.  It answers what the server asks, and notes that too.
 """
 
 import asyncio
@@ -16,14 +17,16 @@ import json
 import sys
 from typing import Any
 
-from mcp import ClientSession
+from mcp import ClientSession, types
 from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
 
 
 async def visit(url: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """One session from the first byte to the last; returns what was seen."""
     progress: list[float] = []
     logged: list[Any] = []
+    asked: list[str] = []
 
     async def note_progress(done: float, total: float | None, message: str | None) -> None:
         print(f"progress: {done} of {total}", file=sys.stderr)
@@ -32,9 +35,28 @@ async def visit(url: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any
     async def note_log(params: Any) -> None:
         logged.append(params.data)
 
+    async def sample(context: Any, params: Any) -> types.CreateMessageResult:
+        asked.append("sampling/createMessage")
+        answer = types.TextContent(type="text", text="an answer")
+        return types.CreateMessageResult(role="assistant", content=answer, model="a model")
+
+    async def elicit(context: Any, params: Any) -> types.ElicitResult:
+        asked.append("elicitation/create")
+        schema = params.model_dump(by_alias=True)["requestedSchema"]
+        return types.ElicitResult(
+            action="accept", content=dict.fromkeys(schema["required"], "text")
+        )
+
+    connect = sse_client if url.endswith("/sse") else streamable_http_client
     async with (
-        sse_client(url) as (read, write),
-        ClientSession(read, write, logging_callback=note_log) as session,
+        connect(url) as (read, write, *_),
+        ClientSession(
+            read,
+            write,
+            logging_callback=note_log,
+            sampling_callback=sample,
+            elicitation_callback=elicit,
+        ) as session,
     ):
         initialized = await session.initialize()
         listed = await session.list_tools()
@@ -47,6 +69,7 @@ async def visit(url: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any
         "result": called.model_dump(by_alias=True, mode="json", exclude_none=True),
         "progress": progress,
         "logged": logged,
+        "asked": asked,
     }
 
 

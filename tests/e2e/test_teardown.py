@@ -110,6 +110,21 @@ def test_client_leaves_while_its_stream_is_full(
     assert not zoo.backends()
 
 
+@pytest.mark.parametrize("leave", LEAVE)
+def test_backend_that_was_not_read_may_finish(
+    tmp_path: Path, leave: Callable[[Stream], None]
+) -> None:
+    """A backend that is stuck in its stdout is read again, so that it gets to its end of stdin."""
+    command = backend("flood", 20_000_000, 1000, tmp_path / "taken")
+    with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=command) as bridge:
+        stream = bridge.open(receive_buffer=4096)
+        stream.send_message(request("begin"))
+        [flooding] = bridge.wait_for_backends(1, sys.executable)
+        until(lambda: is_blocked(flooding))
+        leave(stream)
+        assert "exit status 0" in bridge.wait_for_close(stream)
+
+
 def is_blocked(process: Process) -> bool:
     """Whether a process has waited in one place for a while, and computes no more."""
 
