@@ -15,11 +15,15 @@ STRICT := $(CI)$(MCPBRIDGE_REQUIRE_REAL)
 PYTEST := -m pytest $(if $(STRICT),-p tests.no_skips)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve test lint unit others real coverage soak clean
+# the tests of the contract, which hold with the front channel on and off
+CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py \
+    tests/e2e/test_backpressure.py tests/e2e/test_http.py
+
+.PHONY: help serve test lint unit others real coverage bench bench-quick soak clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) \
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) \
 	    | while read -r name what; do printf 'make %-10s %s\n' "$$name" "$$what"; done
 
 serve: .venv/.made ## run the bridge in front of the demo server
@@ -30,6 +34,7 @@ test: ## run everything: the tools, the whole suite, and the suite on other Pyth
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory real
 	$(BIN)/python $(PYTEST) $(TESTS)
+	MCPBRIDGE_FRONT=off $(BIN)/python $(PYTEST) $(CONTRACT) $(TESTS)
 	@$(MAKE) --no-print-directory others
 
 lint: .venv/.made-dev ## run ruff and mypy
@@ -50,6 +55,12 @@ coverage: .venv/.made-dev ## measure branch coverage; that of the protocol must 
 	$(BIN)/coverage run -m pytest -m 'not slow' $(TESTS)
 	$(BIN)/coverage report
 	$(BIN)/coverage report --include='mcpbridge/protocol/*' --fail-under=100
+
+bench: .venv/.made ## measure against other bridges, in under 15 minutes
+	$(BIN)/python benchmarks/run.py
+
+bench-quick: .venv/.made ## the same in two minutes, in one round
+	$(BIN)/python benchmarks/run.py --quick
 
 soak: .venv/.made-dev ## run a thousand sessions that end in every way
 	MCPBRIDGE_SOAK=1000 $(BIN)/python $(PYTEST) -o faulthandler_timeout=0 tests/e2e/test_soak.py

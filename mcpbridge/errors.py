@@ -62,6 +62,10 @@ class CannotStart(BridgeError):
     """
 
 
+class EventsGone(BridgeError):
+    """What was to be replayed is not in the event store, or not all of it."""
+
+
 class Refused(BridgeError):
     """
     A request got an answer that is not a success.
@@ -100,6 +104,26 @@ class NotJson(Refused):
 
 class NotJsonRpc(Refused):
     """The body is JSON, but neither a JSON-RPC 2.0 message nor an array."""
+
+
+class IdInUse(Refused):
+    """A request has the id of another one that the session still waits for."""
+
+
+class EventsLost(Refused):
+    """
+    `Last-Event-ID` names no event of the session, or one after which some
+    are no longer kept.  A stream without that header begins anew.
+    """
+
+    code = SERVER_ERROR
+
+
+class StreamTaken(Refused):
+    """The session's GET stream is open already; it has one at a time."""
+
+    status = 409
+    code = SERVER_ERROR
 
 
 class MessageRefused(Refused):
@@ -169,6 +193,14 @@ class BackendBusy(Refused):
     The backend does not read its messages as fast as they come, and as many
     as the settings allow already wait.  Nothing was stored: send it again.
     """
+
+    status = 503
+    code = SERVER_ERROR
+    retry_after = 1
+
+
+class SessionBusy(Refused):
+    """The session waits for as many answers as it may; send the request again."""
 
     status = 503
     code = SERVER_ERROR

@@ -328,7 +328,7 @@ def test_close_when_the_connection_is_gone_already() -> None:
 def test_a_client_that_is_gone_is_written_nothing() -> None:
     """promise: the client goes away: nothing more is written, nor waited for."""
     made = Made()
-    made.stream.client_gone()
+    made.stream.client_gone("lost")
     made.stream.send([b"[1]"])
     made.clock.advance(30)
     made.stream.stop_keepalive()
@@ -341,3 +341,15 @@ def test_the_connection_may_ask_to_stop() -> None:
     made = Made()
     made.stream.stopProducing()
     assert made.finished == 0
+
+
+def test_a_stall_that_the_kernel_ends_first_has_its_reason() -> None:
+    """TCP_USER_TIMEOUT ends a peer that takes nothing; the log says what it was for."""
+    made = Made()
+    timeout = ServerSettings(command="x").peer_timeout
+    made.waiting, made.taken = 1000, 7
+    made.stream.pauseProducing()
+    made.clock.advance(timeout * 0.5)
+    assert made.stream.client_gone("lost") == "the client went away (lost)"
+    made.clock.advance(timeout * 0.3)
+    assert made.stream.client_gone("lost") == f"the client took no byte for {timeout:g} s"

@@ -68,8 +68,8 @@ class Routes:
             raise
 
         def client_gone(failure: Failure) -> None:
-            cast("EventStream", session.stream).client_gone()
-            session.life.end(f"the client went away ({_in_short(failure)})")
+            stream = cast("EventStream", session.stream)
+            session.life.end(stream.client_gone(_in_short(failure)))
 
         aborted.addErrback(client_gone)
         # Klein finishes the response when this returns, and cancels it when

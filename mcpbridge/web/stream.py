@@ -120,9 +120,21 @@ class EventStream:
         finally:
             self._finished()
 
-    def client_gone(self) -> None:
-        """There is no connection any more: nothing can be written."""
+    def client_gone(self, how: str) -> str:
+        """
+        There is no connection any more: nothing can be written.  Returns why
+        the session ends; `how` is what the transport says.
+
+        The kernel, too, ends a connection whose peer takes nothing
+        (`TCP_USER_TIMEOUT`), a little before this looks again, and does not
+        say that it was for this.
+        """
         self._request = None
+        stalled = self._clock.seconds() - self._stalled_since
+        timeout = self._settings.peer_timeout
+        if self._full and stalled >= timeout * (1 - 1 / LOOKS):
+            return self._took_nothing()
+        return f"the client went away ({how})"
 
     # What the connection asks: IPushProducer.
 
@@ -180,10 +192,11 @@ class EventStream:
             return
         self._schedule_watch()
 
+    def _took_nothing(self) -> str:
+        return f"the client took no byte for {self._settings.peer_timeout:g} s"
+
     def _abort(self) -> None:
-        seconds = self._settings.peer_timeout
-        transport = self._transport
-        self._session.life.end(f"the client took no byte for {seconds:g} s")
-        abort = getattr(transport, "abortConnection", None)
+        self._session.life.end(self._took_nothing())
+        abort = getattr(self._transport, "abortConnection", None)
         if abort is not None:
             abort()

@@ -41,6 +41,8 @@ PATIENCE = 25.0
 #: A grace that no test lives to see the end of.
 NEVER = "100000"
 BACKENDS = Path(__file__).with_name("backends")
+#: `make test` runs these tests a second time with MCPBRIDGE_FRONT=off.
+FRONT = ("--no-front-channel",) if os.environ.get("MCPBRIDGE_FRONT") == "off" else ()
 LOOPBACK = ("--listen", "tcp:0:interface=127.0.0.1")
 #: `twistd` ends by the signal that stopped it, once everything is stopped.
 STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)
@@ -483,7 +485,7 @@ def serving(
     mark = str(uuid.uuid4().int)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        line = [*listen, *options]
+        line = [*listen, *FRONT, *options]
         if config is None:
             line += ["--", *(command or backend("echo")), mark]
         else:

@@ -224,6 +224,8 @@ def test_each_step_is_guarded(tmp_path: Path) -> None:
         bridge.stop()
         for raised in ("opened", "passed", "closed"):
             assert f"builtins.RuntimeError: {raised}" in bridge.log
+        assert bridge.log.count("an observer failed; going on") == 3 + 4 + 3
+        assert "could not be ended" not in bridge.log
         assert bridge.log.count(" closed after ") == 3
 
 

@@ -137,14 +137,16 @@ def is_blocked(process: Process) -> bool:
 
 
 @pytest.mark.parametrize("leave", LEAVE)
-def test_client_leaves_while_messages_wait(zoo: Bridge, leave: Callable[[Stream], None]) -> None:
-    """The same while the backend has not read what waits for it: EOF comes at once all the same."""
-    stream = zoo.open("/gated")
-    for _ in range(5):
-        stream.send_message(request("x", pad="x" * 100_000))
-    leave(stream)
-    zoo.wait_for_close(stream)
-    assert not zoo.backends()
+def test_client_leaves_while_messages_wait(tmp_path: Path, leave: Callable[[Stream], None]) -> None:
+    """While the backend has not read what waits for it: its stdin is closed at once all the same."""
+    command = backend("gated", tmp_path / "gate")
+    with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=command) as bridge:
+        stream = bridge.open()
+        for _ in range(5):
+            stream.send_message(request("x", pad="x" * 100_000))
+        leave(stream)
+        assert "exit status 0" in bridge.wait_for_close(stream)
+        assert not bridge.backends()
 
 
 @pytest.mark.parametrize(

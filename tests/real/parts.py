@@ -82,6 +82,28 @@ class Client:
         return [python, str(CLIENTS / self.script)]
 
 
+@dataclass(frozen=True)
+class JavaScriptClient(Client):
+    """A real client in JavaScript: a script and the folder that has the SDK for it."""
+
+    def command(self) -> list[str]:
+        """The command line, up to the arguments of the script."""
+        modules = built(REAL / self.environment / "node_modules")
+        return [command("env"), f"NODE_PATH={modules}", node(), str(CLIENTS / self.script)]
+
+
+@dataclass(frozen=True)
+class DrivenClient(Client):
+    """A real client that is a program: our script that runs it, and where it starts."""
+
+    start: str
+
+    def command(self) -> list[str]:
+        """The command line, up to the arguments of the script."""
+        start = built(REAL / self.environment / "node_modules" / self.start)
+        return [sys.executable, str(CLIENTS / self.script), node(), start]
+
+
 #: What connects: the session of both generations, which begins with
 #: `initialize`, and the client of the second, which begins with a question
 #: that no server of today's answers, `server/discover`.
@@ -90,6 +112,25 @@ CLIENTS_BY_NAME = {
     "mcp-2-session": Client("client2", "session.py"),
     "mcp-2-client": Client("client2", "discovering.py"),
 }
+#: Those, and what other people connect with.
+ALL_CLIENTS = {
+    **CLIENTS_BY_NAME,
+    "fastmcp": Client("fastmcp", "fast.py"),
+    "npm-sdk-1": JavaScriptClient("clients", "sdk1.cjs"),
+    "npm-client-2": JavaScriptClient("clients", "client2.cjs"),
+    "mcp-remote": DrivenClient("clients", "remote.py", "mcp-remote/dist/proxy.js"),
+    "inspector": DrivenClient(
+        "clients",
+        "inspector.py",
+        "@modelcontextprotocol/inspector/clients/launcher/build/index.js",
+    ),
+}
+
+
+def conformance_server() -> list[str]:
+    """The command line of the server for the conformance suite."""
+    python = built(REAL / "client2" / "bin" / "python")
+    return [python, str(ROOT / "tests" / "conformance" / "server.py")]
 
 
 def demo() -> list[str]:

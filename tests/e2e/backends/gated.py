@@ -1,15 +1,17 @@
 """
-Reads nothing until the file that it is given exists; then echoes.
-
-Its lines may be long, and its reader slow: it writes all of each.
+Reads nothing until the file that it is given exists; then echoes.  Until then
+it ends when its stdin is closed, which it sees without reading.
 """
 
 import os
+import select
 import sys
-import time
 
+closed = select.poll()
+closed.register(0, 0)
 while not os.path.exists(sys.argv[1]):
-    time.sleep(0.01)
+    if closed.poll(10):
+        sys.exit()
 for line in sys.stdin.buffer:
     sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
