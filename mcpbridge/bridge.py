@@ -36,6 +36,7 @@ from mcpbridge.interfaces import (
 from mcpbridge.limits import shortages
 from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
 from mcpbridge.session.server import Server
+from mcpbridge.web.gate import Gate
 from mcpbridge.web.urls import served_urls
 
 
@@ -78,6 +79,7 @@ class Bridge(Service):
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
         self._sweeper = Sweeper(self._clock)
         self._keeper = Keeper(reactor, self._sweeper.base)
+        self._gate = Gate(settings)
         self._over_all = SessionLimiter(settings.max_sessions)
         self._launchers: list[tuple[str, Any]] = []
         self.servers = [self._build_server(each) for each in settings.servers]
@@ -96,7 +98,7 @@ class Bridge(Service):
         give it `parsePOSTFormSubmission=False`.
         """
         if self._resource is None:
-            from mcpbridge.web.root import Branch
+            from mcpbridge.web.root import Branch, Gated
             from mcpbridge.web.routes import Routes
 
             root = Branch()
@@ -105,7 +107,7 @@ class Bridge(Service):
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
                 branch.leaf = Routes(server, self._clock).resource()
-            self._resource = cast("IResource", root)
+            self._resource = cast("IResource", Gated(self._gate, root))
         return self._resource
 
     def site(self) -> Any:
@@ -114,7 +116,7 @@ class Bridge(Service):
             from mcpbridge.web.front import Front
             from mcpbridge.web.site import BridgeSite
 
-            front = Front(self.servers) if self.settings.front_channel else None
+            front = Front(self.servers, self._gate) if self.settings.front_channel else None
             self._site = BridgeSite(self.resource(), self._reactor, self.settings, front)
         return self._site
 

@@ -75,6 +75,17 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 1
 
 
+def _is_host(value: object) -> bool:
+    return isinstance(value, str) and value != "" and not set(value) & set("/ ?#@")
+
+
+def _is_origin(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    scheme, separator, host = value.partition("://")
+    return value in ("*", "null") or (separator != "" and scheme.isalpha() and _is_host(host))
+
+
 COUNT = Check("an integer ≥ 1", _is_count)
 SECONDS = Check("a number of seconds ≥ 0 and ≤ 1000000", lambda v: _is_number(v) and 0 <= v <= 1e6)
 POSITIVE_SECONDS = Check(
@@ -110,6 +121,14 @@ DOTTED_NAME = Check(
 DOTTED_NAMES = Check(
     "a list of dotted names, as in `package.module.Name`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_text(n) and "." in n.strip(".") for n in v),
+)
+HOSTS = Check(
+    "a list of host names, with a port or without",
+    lambda v: isinstance(v, (list, tuple)) and all(_is_host(n) for n in v),
+)
+ORIGINS = Check(
+    "a list of origins, as in `https://example.org`, or `*`",
+    lambda v: isinstance(v, (list, tuple)) and all(_is_origin(n) for n in v),
 )
 ENDPOINTS = Check(
     f"a list of endpoint descriptions, as in `{DEFAULT_LISTEN}`",
@@ -197,6 +216,12 @@ class BridgeSettings:
     max_connections: int = setting(10_000, COUNT, "Open connections of all listeners together.")
     max_request_bytes: int = setting(
         256 * MIB, COUNT, "Bytes of all requests that are being received, together."
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (), HOSTS, "What may stand in `Host`; by default anything, but on loopback its names."
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        (), ORIGINS, "Sites whose pages may use the bridge, beside its own; `*` is all."
     )
     access_log: bool = setting(False, FLAG, "Log each request, session ids shortened.")
     front_channel: bool = setting(

@@ -136,6 +136,13 @@ class MessageRefused(Refused):
     code = SERVER_ERROR
 
 
+class Forbidden(Refused):
+    """The request's `Origin` or `Host` is not one that may speak to this server."""
+
+    status = 403
+    code = SERVER_ERROR
+
+
 class NothingHere(Refused):
     """The bridge serves nothing at this path."""
 

@@ -160,3 +160,42 @@ class IMessageFilter(Interface):
 
     def from_backend(session: object, line: bytes) -> bytes:
         """Called with each message of the backend, before it is sent."""
+
+
+class IEventLog(Interface):
+    """The events of one session, kept for a client that comes back."""
+
+    def append(stream: str, number: int, line: bytes) -> None:
+        """
+        Keep an event, a line of JSON, which was sent or is to be sent on a
+        stream of the session.
+
+        Called for each event with its stream's name and its number there:
+        1, 2, 3 and on.  Be quick.  How much is kept is the store's to decide, but
+        of a stream nothing may be missing behind an event that is kept.
+        Must not raise.
+        """
+
+    def after(stream: str, number: int) -> list[tuple[int, bytes]]:
+        """
+        All events of a stream behind the one with that number, in order,
+        with their numbers; 0: from the first.
+
+        Called when a client comes back with `Last-Event-ID`; must answer at
+        once.  An empty list says that this event was the last.  Raises
+        `mcpbridge.errors.EventsGone` where the next one is not kept any more,
+        or nothing is known of the stream.
+        """
+
+    def close() -> None:
+        """The session is over, and nothing of it will be asked for.  Must not raise."""
+
+
+class IEventStore(Interface):
+    """Keeps what was sent, so that a client that lost its connection misses nothing."""
+
+    def open(session_id: str) -> object:
+        """
+        The `IEventLog` of a session, called once for each.  The id is the
+        session's secret: do not show it.
+        """

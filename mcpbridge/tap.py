@@ -63,6 +63,8 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()
         self.listen: list[str] = []
+        self.hosts: list[str] = []
+        self.origins: list[str] = []
         self.env: dict[str, str] = {}
         self.pass_env: list[str] = []
         self.command: tuple[str, ...] = ()
@@ -82,6 +84,14 @@ class Options(usage.Options):
     def opt_pass_env(self, name: str) -> None:
         """A variable of this environment that the backend gets too; may repeat."""
         self.pass_env.append(name)
+
+    def opt_allow_host(self, host: str) -> None:
+        """What may stand in Host; may repeat; by default anything, on loopback its names."""
+        self.hosts.append(host)
+
+    def opt_allow_origin(self, origin: str) -> None:
+        """A site whose pages may use the bridge, as in https://example.org; may repeat."""
+        self.origins.append(origin)
 
     def opt_version(self) -> None:
         """Print the version and exit."""
@@ -113,6 +123,10 @@ class Options(usage.Options):
         bridge: dict[str, Any] = {}
         if self.listen:
             bridge["listen"] = tuple(self.listen)
+        if self.hosts:
+            bridge["allowed_hosts"] = tuple(self.hosts)
+        if self.origins:
+            bridge["allowed_origins"] = tuple(self.origins)
         if self["access-log"]:
             bridge["access_log"] = True
         if self["no-front-channel"]:

@@ -39,6 +39,8 @@ BRIDGE_DEFAULTS: dict[str, Any] = {
     "max_sessions": 1000,
     "max_connections": 10_000,
     "max_request_bytes": 256 * MIB,
+    "allowed_hosts": (),
+    "allowed_origins": (),
     "access_log": False,
     "front_channel": True,
     "child_subreaper": None,
@@ -71,6 +73,8 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
 WRONG_BRIDGE: dict[str, tuple[Any, ...]] = {
     "listen": ("tcp:1", None, [""], [1], ["\0"]),
     **dict.fromkeys(("max_sessions", "max_connections", "max_request_bytes"), WRONG_COUNTS),
+    "allowed_hosts": ("h", None, [""], [1], ["http://h"], ["a b"]),
+    "allowed_origins": ("*", None, ["example.org"], [1], ["https://"], ["https://a/b"]),
     "access_log": (None, 0, "yes"),
     "front_channel": (None, 1, "no"),
     "child_subreaper": (0, 1, "yes"),

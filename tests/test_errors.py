@@ -13,6 +13,9 @@ TABLE = {
     "EmptyBody": (400, -32600, None),
     "NotJson": (400, -32700, None),
     "NotJsonRpc": (400, -32600, None),
+    "IdInUse": (400, -32600, None),
+    "EventsLost": (400, -32000, None),
+    "StreamTaken": (409, -32000, None),
     "MessageRefused": (403, -32000, None),
     "NothingHere": (404, -32000, None),
     "UnknownSession": (404, -32001, None),
@@ -22,6 +25,7 @@ TABLE = {
     "InternalError": (500, -32603, None),
     "BackendFailed": (502, -32603, None),
     "BackendBusy": (503, -32000, b"1"),
+    "SessionBusy": (503, -32000, b"1"),
     "NoRoom": (503, -32000, b"1"),
     "Stopping": (503, -32000, b"5"),
 }

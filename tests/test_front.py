@@ -21,6 +21,7 @@ from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.testing import FakeLauncher, RecordingStream
 from mcpbridge.web.front import Front
+from mcpbridge.web.gate import Gate
 from mcpbridge.web.site import BridgeSite
 
 IDENT = "12345678-1234-4234-8234-123456789abc"
@@ -43,7 +44,7 @@ class World:
     """A site with one live session, and one connection to it; no reactor."""
 
     def __init__(self, *, front: bool, budget: int = 10_000) -> None:
-        from mcpbridge.web.root import Branch
+        from mcpbridge.web.root import Branch, Gated
         from mcpbridge.web.routes import Routes
 
         self.clock = Clock()
@@ -64,8 +65,13 @@ class World:
         self.backend = self.launcher.backends[0]
         root = Branch()
         root.branch(b"b").leaf = Routes(server, self.clock).resource()
-        all_settings = BridgeSettings(servers=(server_settings,), max_request_bytes=budget)
-        self.site = BridgeSite(root, self.clock, all_settings, Front([server]) if front else None)
+        all_settings = BridgeSettings(
+            servers=(server_settings,), max_request_bytes=budget, allowed_hosts=("h", "h:8808")
+        )
+        gate = Gate(all_settings)
+        self.site = BridgeSite(
+            Gated(gate, root), self.clock, all_settings, Front([server], gate) if front else None
+        )
         self.channel: Any = self.site.buildProtocol(None)
         self.transport = StringTransport()
         self.channel.makeConnection(self.transport)
@@ -138,6 +144,11 @@ FIELDS = st.lists(
     st.sampled_from(
         [
             b"Host: h",
+            b"Host: H:8808",
+            b"Host: evil",
+            b"Host:",
+            b"Origin: http://h",
+            b"Origin: http://evil",
             b"Content-Type: application/json",
             b"Accept: */*",
             b"Connection: keep-alive",

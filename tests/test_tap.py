@@ -259,7 +259,7 @@ def test_an_extension_that_is_none(extension: str, reason: str, tmp_path: Path) 
     with pytest.raises(SystemExit) as caught:
         makeService(options)
     line = str(caught.value.code)
-    assert line.startswith("mcpbridge: launcher: expected ")
+    assert line.startswith("mcpbridge: mcpServers.a.launcher: expected ")
     assert reason in line
     assert "\n" not in line
 

@@ -9,7 +9,9 @@ but for line ends between its tokens.
 from __future__ import annotations
 
 import json
-from typing import Literal
+import re
+from collections.abc import Callable
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
@@ -22,6 +24,8 @@ SECOND_PARSE_BYTES = 1024 * 1024
 _LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
 
 JsonRpcId = str | int | float | None
+ProgressToken = str | int | float
+Params = TypeVar("Params")
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -53,6 +57,10 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(Envelope).decode
+_decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_scan = json.JSONDecoder().raw_decode
+_SPACE = re.compile(r"[ \t\r\n]*")
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 
 def peek(line: bytes) -> Envelope | None:
@@ -64,6 +72,98 @@ def peek(line: bytes) -> Envelope | None:
         return _decode(line)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+
+
+def peek_again(line: bytes) -> Envelope | None:
+    """
+    The envelope of a line for which `peek` had none, where only a lone
+    surrogate was in its way; `result` and `error` are reduced to being there.
+    """
+    try:
+        return _convert(_loads(line))
+    except NotJsonRpc:
+        return None
+
+
+def split_batch(line: bytes) -> list[bytes] | None:
+    """The elements of an array, byte-identical; None for what is no array."""
+    if line.lstrip()[:1] != b"[":
+        return None
+    try:
+        return [bytes(element) for element in _decode_batch(line)]
+    except RecursionError:
+        return None
+    except msgspec.DecodeError:
+        return None if _loads(line) is None else _split(line.decode("utf-8"))
+
+
+def _split(text: str) -> list[bytes]:
+    """The same of what is known to be an array, with a parser that tells where a value ends."""
+    elements = []
+    at = _SPACE.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
+    while text[at] != "]":
+        _, end = _scan(text, at)
+        elements.append(text[at:end].encode("utf-8"))
+        at = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
+    return elements
+
+
+class _Progress(msgspec.Struct):
+    progressToken: ProgressToken | None = None
+
+
+class _Cancelled(msgspec.Struct):
+    requestId: JsonRpcId | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Meta(msgspec.Struct):
+    meta: _Progress | None = msgspec.field(name="_meta", default=None)
+
+
+class _Message(msgspec.Struct, Generic[Params]):
+    params: Params | None = None
+
+
+def _reader(kind: type[Params]) -> Callable[[bytes], Params | None]:
+    """What reads the params of a message; None where they are missing or something else."""
+    message = _Message[kind]  # type: ignore[valid-type]
+    decode = msgspec.json.Decoder(message).decode
+
+    def read(line: bytes) -> Params | None:
+        try:
+            try:
+                return decode(line).params
+            except msgspec.ValidationError:
+                return None
+            except msgspec.DecodeError:
+                return msgspec.convert(_loads(line), message).params
+        except (msgspec.ValidationError, UnicodeError, RecursionError):
+            return None
+
+    return read
+
+
+_read_progress = _reader(_Progress)
+_read_cancelled = _reader(_Cancelled)
+_read_meta = _reader(_Meta)
+
+
+def progress_token(line: bytes) -> ProgressToken | None:
+    """Whose progress a `notifications/progress` tells (MCP, basic/utilities/progress)."""
+    params = _read_progress(line)
+    return None if params is None else params.progressToken
+
+
+def cancelled_id(line: bytes) -> JsonRpcId | msgspec.UnsetType:
+    """What a `notifications/cancelled` cancels (MCP, basic/utilities/cancellation)."""
+    params = _read_cancelled(line)
+    return msgspec.UNSET if params is None else params.requestId
+
+
+def requested_token(line: bytes) -> ProgressToken | None:
+    """The token with which a request asks for progress, in `params._meta`."""
+    params = _read_meta(line)
+    return None if params is None or params.meta is None else params.meta.progressToken
 
 
 def is_json(line: bytes) -> bool:
@@ -139,14 +239,9 @@ def _read_lone_surrogates(body: bytes, why: str) -> Envelope | None:
     JSON's grammar (RFC 8259, section 8.2), and JavaScript writes it.  Gives
     None for an array.
     """
-    if len(body) <= SECOND_PARSE_BYTES and b"\\ud" in body.lower():
-        try:
-            # As text: of bytes this parser would guess UTF-16, or skip a BOM.
-            value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
-        except (ValueError, RecursionError):
-            pass
-        else:
-            return _convert(value)
+    value = _loads(body) if len(body) <= SECOND_PARSE_BYTES else None
+    if value is not None:
+        return _convert(value)
     raise NotJson(f"the body is not JSON: {why.removeprefix('JSON is malformed: ')}")
 
 
@@ -165,6 +260,17 @@ def _convert(value: object) -> Envelope | None:
         return msgspec.convert(outer, Envelope)
     except (msgspec.ValidationError, UnicodeError) as error:
         raise NotJsonRpc(f"the body is no JSON-RPC 2.0 message: {error}") from None
+
+
+def _loads(text: bytes) -> object:
+    """What the fast parser refuses for a lone surrogate; None where that is not why."""
+    if b"\\ud" not in text.lower():
+        return None
+    try:
+        # As text: of bytes this parser would guess UTF-16, or skip a BOM.
+        return json.loads(text.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _no_constant(name: str) -> None:

@@ -28,6 +28,7 @@ from mcpbridge.config import (
 from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
 from mcpbridge.transports import prompt_descriptor, write_at_once
 from mcpbridge.web.front import Front, Plain
+from mcpbridge.web.gate import loopback_port
 
 CONNECTION_DONE = Failure(ConnectionDone())
 
@@ -157,6 +158,8 @@ class BridgeChannel(HTTPChannel):
         """Count the connection; refuse it where there are too many."""
         super().connectionMade()
         self._descriptor = prompt_descriptor(self.transport)
+        #: 0 where the listener is not on loopback.
+        self.loopback = loopback_port(self.transport) or 0
         self._pieces = []
         self._admitted = self.site.opened(self)
         if not self._admitted:
@@ -248,7 +251,7 @@ class BridgeChannel(HTTPChannel):
                 if head == self._last_head:
                     plain = self._last_plain
                 else:
-                    plain = front.recognise(head)
+                    plain = front.recognise(head, self.loopback or None)
                     self._last_head, self._last_plain = head, plain
                 if plain is None or plain.length > self.site.max_body:
                     return data

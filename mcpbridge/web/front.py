@@ -23,6 +23,7 @@ from twisted.web.server import version
 from mcpbridge.errors import InternalError, Refused
 from mcpbridge.session.server import Server
 from mcpbridge.web.answers import phrase
+from mcpbridge.web.gate import Gate
 
 #: A longer head, or one with more lines, is for the ordinary channel.
 HEAD_BYTES = 8192
@@ -31,8 +32,9 @@ HEAD_LINES = 64
 _END = b"\r\n\r\n"
 _TARGET = re.compile(rb"POST ([!-~]+)\?sessionId=([0-9a-f-]{36}) HTTP/1\.1")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-#: Fields that change what a request is; only the ordinary channel reads them.
-_NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te"})
+#: Fields that change what a request is, or whether it is answered; only the
+#: ordinary channel reads them.
+_NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te", b"origin"})
 
 
 class Plain(NamedTuple):
@@ -41,6 +43,7 @@ class Plain(NamedTuple):
     server: Server
     ident: str
     length: int
+    host: bytes | None
 
 
 def read_head(head: bytes, servers: dict[bytes, Server]) -> Plain | None:
@@ -60,6 +63,7 @@ def read_head(head: bytes, servers: dict[bytes, Server]) -> Plain | None:
     if server is None:
         return None
     length = -1
+    host = None
     for field in fields:
         name, colon, value = field.partition(b":")
         if not colon or not _NAME.fullmatch(name):
@@ -72,12 +76,16 @@ def read_head(head: bytes, servers: dict[bytes, Server]) -> Plain | None:
             if length >= 0 or not digits.isdigit() or len(digits) > 10:
                 return None
             length = int(digits)
+        elif name == b"host":
+            if host is not None:
+                return None
+            host = value.strip(b" \t")
         elif name in _NOT_PLAIN or (
             name == b"connection" and value.strip(b" \t").lower() != b"keep-alive"
         ):
             return None
     # Without a length there is no body, and an answer of its own.
-    return Plain(server, target[2].decode("ascii"), length) if length > 0 else None
+    return Plain(server, target[2].decode("ascii"), length, host) if length > 0 else None
 
 
 class Front:
@@ -85,7 +93,8 @@ class Front:
 
     log = Logger()
 
-    def __init__(self, servers: Iterable[Server]) -> None:
+    def __init__(self, servers: Iterable[Server], gate: Gate) -> None:
+        self._gate = gate
         self._servers = {
             f"{server.settings.base_uri}/message".encode("ascii"): server for server in servers
         }
@@ -93,9 +102,15 @@ class Front:
         self._dated = b""
         self._accepted = b""
 
-    def recognise(self, head: bytes) -> Plain | None:
-        """The head of a plain request, or None."""
-        return read_head(head, self._servers)
+    def recognise(self, head: bytes, loopback: int | None = None) -> Plain | None:
+        """
+        The head of a plain request, or None; `loopback` is the port of the
+        listener, if it is on loopback.
+        """
+        plain = read_head(head, self._servers)
+        if plain is not None and not self._gate.allows_host(plain.host, loopback):
+            return None
+        return plain
 
     def answer(self, request: Plain, body: bytes) -> bytes:
         """Let the server decide about the message; the whole answer, as bytes."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from twisted.web.resource import IResource, Resource
 
-from mcpbridge.errors import NothingHere
+from mcpbridge.errors import Forbidden, NothingHere, Refused
 from mcpbridge.web.answers import answer
+from mcpbridge.web.gate import Gate, answer_preflight, is_preflight, loopback_port
 
 
 class Branch(Resource):
@@ -44,11 +45,61 @@ class Branch(Resource):
 
 
 def _is_plain(segment: bytes) -> bool:
-    """Whether a decoded segment is UTF-8 and hides no slash."""
+    """Whether a decoded segment is there, is UTF-8, and hides no slash."""
     try:
-        return "/" not in segment.decode("utf-8")
+        return segment != b"" and "/" not in segment.decode("utf-8")
     except UnicodeDecodeError:
         return False
+
+
+class Gated(Resource):
+    """What stands before all branches: the gate, on every path."""
+
+    def __init__(self, gate: Gate, root: Branch) -> None:
+        super().__init__()
+        self._gate = gate
+        self._root = root
+
+    def getChildWithDefault(self, path: bytes, request: Any) -> IResource:
+        """The branch, or a refusal before anything else happens."""
+        channel = request.channel
+        loopback = getattr(channel, "loopback", None)
+        if loopback is None:
+            loopback = loopback_port(getattr(channel, "transport", None))
+        try:
+            self._gate.check(request, loopback or None)
+        except Forbidden as refusal:
+            return _Refusal(refusal)
+        if is_preflight(request):
+            return _Preflight()
+        resource: IResource = self._root.getChildWithDefault(path, request)
+        return resource
+
+    def render(self, request: Any) -> Any:
+        """The root of a site has no path at all."""
+        return self.getChildWithDefault(b"", request).render(request)
+
+
+class _Refusal(Resource):
+    """What the gate says."""
+
+    isLeaf = True
+
+    def __init__(self, refusal: Refused) -> None:
+        super().__init__()
+        self._refusal = refusal
+
+    def render(self, request: Any) -> bytes:
+        return answer(request, self._refusal)
+
+
+class _Preflight(Resource):
+    """What a browser's script may do."""
+
+    isLeaf = True
+
+    def render(self, request: Any) -> bytes:
+        return answer_preflight(request)
 
 
 class _Nothing(Resource):

@@ -112,10 +112,12 @@ class Routes:
 
     def _endpoint(self, request: Any, session: Session) -> str:
         """Where the client is to post, as the client sees the path."""
-        base = self._server.settings.public_path
+        settings = self._server.settings
+        base = settings.public_path
         if base is None:
-            segments = request.prepath[:-1]
-            base = "".join(f"/{quote(segment)}" for segment in segments)
+            # Before the base and `/sse`: where the bridge is mounted.
+            mount = request.prepath[: -1 - settings.base_uri.count("/")]
+            base = "".join(f"/{quote(segment)}" for segment in mount) + settings.base_uri
         return f"{base}/message?sessionId={session.ident}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -24,12 +25,15 @@ COMPLAIN_SECONDS = 60.0
 #: How long a connection may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
 
-_SESSION_ID = re.compile(r"(?i)(session_?id=[^&\s]{0,8})[^&\s]*")
+_SESSION_ID = re.compile(rb"(?i)\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def redacted(uri: bytes) -> str:
-    """A request's target as a log may show it: session ids cut, no control characters."""
-    return _SESSION_ID.sub(r"\1...", repr(uri[:2000])[2:-1])
+    """
+    A request's target as a log may show it: what looks like a session id is
+    cut, however it was written, and there are no control characters.
+    """
+    return repr(_SESSION_ID.sub(rb"\1...", unquote_to_bytes(uri[:2000])))[2:-1]
 
 
 class BridgeSite(Site):

@@ -97,6 +97,7 @@ class Wire:
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect(("127.0.0.1", port))
+        self.host = f"127.0.0.1:{port}"
         self._arrived = bytearray()
 
     def __enter__(self) -> Self:
@@ -186,16 +187,17 @@ class Wire:
         self, method: str, target: str | bytes, body: bytes | None = None, *headers: str
     ) -> Answer:
         """Send a request with these header lines, and read its answer."""
-        self.send(_head(method, target, body, headers) + (body or b""))
+        self.send(_head(self.host, method, target, body, headers) + (body or b""))
         return self.read_answer(to_head=method == "HEAD")
 
 
 def _head(
-    method: str, target: str | bytes, body: bytes | None, headers: Sequence[str] = ()
+    host: str, method: str, target: str | bytes, body: bytes | None, headers: Sequence[str] = ()
 ) -> bytes:
     if isinstance(target, str):
         target = target.encode("ascii")
-    lines = ["Host: bridge", *headers]
+    names = [header.partition(":")[0].lower() for header in headers]
+    lines = [*([] if "host" in names else [f"Host: {host}"]), *headers]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
     text = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
@@ -222,7 +224,7 @@ class Stream(Wire):
         self._text = bytearray()
         self.body = b""
         self.endpoint = ""
-        self.send(_head("GET", path, None))
+        self.send(_head(self.host, "GET", path, None))
         self.status, self.headers = self.read_head()
         self._chunks = self.chunks()
         if self.status != 200:

@@ -263,7 +263,7 @@ def test_413_reaches_a_client_that_is_still_sending(coding: str) -> None:
         stream = bridge.open()
         before = bridge.rss()
         with bridge.wire() as wire:
-            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\n"
+            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\n"
             if coding == "length":
                 wire.send(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
             else:
@@ -288,7 +288,7 @@ def test_413_comes_before_the_body_is_sent(coding: str) -> None:
     with serving("--max-message-bytes", "1000") as bridge:
         stream = bridge.open()
         with bridge.wire() as wire:
-            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\n"
+            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\n"
             if coding == "length":
                 wire.send(f"{head}Content-Length: 100000000\r\n\r\n".encode())
             else:
@@ -303,7 +303,7 @@ def test_413_and_expect(tmp_path: Path) -> None:
     with serving("--max-message-bytes", "1000") as bridge:
         stream = bridge.open()
         with bridge.wire() as wire:
-            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
             wire.send(f"{head}Content-Length: 5000\r\n\r\n".encode())
             assert wire.read_answer().status == 413
         with bridge.wire() as wire:
@@ -427,7 +427,7 @@ def test_slow_loris(tmp_path: Path) -> None:
     """Clients that begin a request and never end it keep nobody else from anything."""
     with serving() as bridge:
         other = bridge.open()
-        for start in (b"G", b"GET /sse HTTP/1.1\r\n", b"POST /message HTTP/1.1\r\nHost: x\r\n"):
+        for start in (b"G", b"GET /sse HTTP/1.1\r\n", b"POST /message HTTP/1.1\r\nHost: localhost\r\n"):
             for _ in range(20):
                 bridge.wire().send(start)
         round_trips(other, 20)
@@ -453,6 +453,6 @@ def test_client_that_talks_behind_its_stream() -> None:
 def _send_on(stream: Stream) -> None:
     try:
         for _ in range(100):
-            stream.send(b"GET /sse HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            stream.send(b"GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
     except OSError:
         pass

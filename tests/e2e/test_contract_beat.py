@@ -257,7 +257,7 @@ def test_message_rate() -> None:
     with serving() as bridge:
         stream = bridge.open()
         with bridge.wire() as wire:
-            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\n"
+            head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\n"
             body = request("x")
             one = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
             with beside(lambda: wire.send(one * count)):

@@ -213,7 +213,8 @@ def test_each_step_is_guarded(tmp_path: Path) -> None:
     command, *args = backend("echo")
     server = {"command": command, "args": args, "observers": ["raising.Raising"], "max_sessions": 1}
     config = {"mcpServers": {"one": server}}
-    with serving(config=config, environment={"PYTHONPATH": str(tmp_path)}, clean=False) as bridge:
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with serving(config=config, environment={"PYTHONPATH": path}, clean=False) as bridge:
         for _ in range(2):
             stream = bridge.open("/one")
             assert stream.round_trip(request("x")) == request("x")

@@ -176,10 +176,10 @@ def test_connection_outlives_refusals_and_accepts(bridge: Bridge) -> None:
     """One connection, kept alive: 4xx and 202 in turn, pipelined too."""
     stream = bridge.open()
     one = request("x")
-    head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\nContent-Length: "
+    head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
     good = f"{head}{len(one)}\r\n\r\n".encode() + one
     bad = f"{head}4\r\n\r\nnope".encode()
-    lost = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"
+    lost = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with bridge.wire() as wire:
         wire.send((good + bad + lost) * 10)
         statuses = [wire.read_answer().status for _ in range(30)]
@@ -212,7 +212,7 @@ def test_chunked_body(bridge: Bridge) -> None:
     """A body may come in chunks."""
     stream, body = bridge.open(), request("x")
     with bridge.wire() as wire:
-        wire.send(f"POST {stream.endpoint} HTTP/1.1\r\nHost: x\r\n".encode())
+        wire.send(f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\n".encode())
         wire.send(b"Transfer-Encoding: chunked\r\n\r\n")
         for at in range(0, len(body), 7):
             part = body[at : at + 7]
@@ -238,10 +238,10 @@ def test_http_1_0(bridge: Bridge) -> None:
     [
         b"hello\r\n\r\n",
         b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /a/\xc3\xa4/sse HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /message HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
-        b"POST /message HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /a/\xc3\xa4/sse HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /message HTTP/1.1\r\nHost: localhost\r\nContent-Length: many\r\n\r\n",
+        b"POST /message HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
     ],

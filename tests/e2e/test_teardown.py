@@ -138,7 +138,7 @@ def is_blocked(process: Process) -> bool:
 
 @pytest.mark.parametrize("leave", LEAVE)
 def test_client_leaves_while_messages_wait(tmp_path: Path, leave: Callable[[Stream], None]) -> None:
-    """While the backend has not read what waits for it: its stdin is closed at once all the same."""
+    """While the backend has not read what waits for it: its stdin is closed at once."""
     command = backend("gated", tmp_path / "gate")
     with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=command) as bridge:
         stream = bridge.open()
@@ -409,7 +409,7 @@ def test_client_is_gone_before_its_session_is_there(zoo: Bridge, base: str) -> N
     """A client that asks for a stream and leaves in the same breath leaves nothing behind."""
     for _ in range(20):
         with zoo.wire() as wire:
-            wire.send(f"GET {base}/sse HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            wire.send(f"GET {base}/sse HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             wire.reset()
     zoo.hang_up()
 
