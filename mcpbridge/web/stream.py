@@ -18,10 +18,7 @@ from mcpbridge.protocol import sse
 from mcpbridge.session.session import Session
 from mcpbridge.transports import AT_ONCE_BYTES, prompt_descriptor, write_at_once
 from mcpbridge.web.sockets import acknowledged, notice_vanished_peer, unsent
-
-#: How often in a `peer_timeout` it is looked whether the client takes bytes.
-LOOKS = 4
-
+from mcpbridge.web.watch import ClientWatch
 
 _NO_HEADERS = Headers()
 
@@ -51,16 +48,13 @@ class EventStream:
         self._settings = settings
         self._clock = clock
         self._finished = finished
-        self._pending = pending
-        self._acknowledged = acknowledged
         self._transport = getattr(request, "transport", None)
         self._descriptor = prompt_descriptor(self._transport)
-        self._written = 0
-        self._taken = -1
-        self._stalled_since = clock.seconds()
         self._full = False
         self._ping: IDelayedCall | None = None
-        self._watch: IDelayedCall | None = None
+        self._watch = ClientWatch(
+            clock, self._transport, settings.peer_timeout, self._abort, pending, acknowledged
+        )
 
     def open(self, endpoint: str) -> None:
         """The head of the response and its first two events, at once."""
@@ -78,7 +72,7 @@ class EventStream:
         self._write(first)
         # Read and written; a stream may be open for days.
         request.requestHeaders = request.responseHeaders = _NO_HEADERS
-        self._schedule_watch()
+        self._watch.start()
 
     # What the session asks.
 
@@ -98,15 +92,15 @@ class EventStream:
             chunk = sse.message_chunk(lines)
             write_at_once(self._descriptor, chunk)
             size = len(chunk)
-        self._written += size
+        self._watch.wrote(size)
         request.sentLength += size
 
     def stop_keepalive(self) -> None:
         """No more pings, and no more looks at the client."""
-        for call in (self._ping, self._watch):
-            if call is not None and call.active():
-                call.cancel()
-        self._ping = self._watch = None
+        self._watch.stop()
+        ping, self._ping = self._ping, None
+        if ping is not None and ping.active():
+            ping.cancel()
 
     def close(self) -> None:
         """Complete the response; the connection may be gone already."""
@@ -130,9 +124,7 @@ class EventStream:
         say that it was for this.
         """
         self._request = None
-        stalled = self._clock.seconds() - self._stalled_since
-        timeout = self._settings.peer_timeout
-        if self._full and stalled >= timeout * (1 - 1 / LOOKS):
+        if self._full and self._watch.nearly_stalled():
             return self._took_nothing()
         return f"the client went away ({how})"
 
@@ -156,7 +148,7 @@ class EventStream:
     def _write(self, data: bytes) -> None:
         request = self._request
         if request is not None:
-            self._written += len(data)
+            self._watch.wrote(len(data))
             request.write(data)
 
     def _next_ping(self) -> bytes:
@@ -170,27 +162,6 @@ class EventStream:
         self._schedule_ping()
         if not self._full:
             self._write(self._next_ping())
-
-    def _schedule_watch(self) -> None:
-        pause = self._settings.peer_timeout / LOOKS
-        self._watch = self._clock.callLater(pause, self._look_at_client)
-
-    def _look_at_client(self) -> None:
-        waiting = self._pending(self._transport)
-        # What the peer has acknowledged where the system tells, for the
-        # socket's own buffer may hide a slow reader for minutes.
-        taken = self._acknowledged(self._transport)
-        if taken is None:
-            taken = self._written - waiting
-        now = self._clock.seconds()
-        if not waiting or taken > self._taken:
-            self._taken = taken
-            self._stalled_since = now
-        elif now - self._stalled_since >= self._settings.peer_timeout:
-            self._watch = None
-            self._abort()
-            return
-        self._schedule_watch()
 
     def _took_nothing(self) -> str:
         return f"the client took no byte for {self._settings.peer_timeout:g} s"

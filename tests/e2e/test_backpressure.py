@@ -427,7 +427,11 @@ def test_slow_loris(tmp_path: Path) -> None:
     """Clients that begin a request and never end it keep nobody else from anything."""
     with serving() as bridge:
         other = bridge.open()
-        for start in (b"G", b"GET /sse HTTP/1.1\r\n", b"POST /message HTTP/1.1\r\nHost: localhost\r\n"):
+        for start in (
+            b"G",
+            b"GET /sse HTTP/1.1\r\n",
+            b"POST /message HTTP/1.1\r\nHost: localhost\r\n",
+        ):
             for _ in range(20):
                 bridge.wire().send(start)
         round_trips(other, 20)

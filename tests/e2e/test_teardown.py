@@ -261,7 +261,7 @@ def test_strangers_survive(tmp_path: Path) -> None:
 def test_a_bridge_behind_a_bridge() -> None:
     """A backend may itself be a bridge with sessions: both clean up after themselves."""
     inner = [beside_python("twistd"), "-n", "--pidfile=", "mcpbridge", *LOOPBACK, *SHORT_OPTIONS]
-    options = ("--stop-grace", "0.1", "--kill-grace", NEVER)
+    options = ("--stop-grace", "0.1", "--kill-grace", NEVER, "--pass-env", "PYTHONPATH")
     with serving(*options, command=[*inner, "--", *backend("strays")]) as bridge:
         first, second = bridge.open(), bridge.open()
         with _inner_session(first) as ended, _inner_session(second) as other:
