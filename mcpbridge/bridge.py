@@ -29,11 +29,13 @@ from mcpbridge.extensions import load, verified
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import (
     IBackendLauncher,
+    IEventStore,
     IMessageFilter,
     ISessionLimiter,
     ISessionObserver,
 )
 from mcpbridge.limits import shortages
+from mcpbridge.session.events import MemoryEventStore
 from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
 from mcpbridge.session.server import Server
 from mcpbridge.web.gate import Gate
@@ -63,6 +65,7 @@ class Bridge(Service):
         *,
         launcher: object | None = None,
         limiter: object | None = None,
+        event_store: object | None = None,
         observers: Sequence[object] = (),
         filters: Sequence[object] = (),
         environment: Mapping[str, str] = os.environ,
@@ -75,6 +78,7 @@ class Bridge(Service):
         self._environment = environment
         self._launcher = verified("launcher", IBackendLauncher, launcher)
         self._limiter = verified("limiter", ISessionLimiter, limiter)
+        self._event_store = verified("event_store", IEventStore, event_store) or MemoryEventStore()
         self._observers = [verified("observers", ISessionObserver, each) for each in observers]
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
         self._sweeper = Sweeper(self._clock)
@@ -236,6 +240,9 @@ class Bridge(Service):
             load("observers", ISessionObserver, each, settings) for each in settings.observers
         ]
         filters = [load("filters", IMessageFilter, each, settings) for each in settings.filters]
+        event_store = (
+            load("event_store", IEventStore, settings.event_store, settings) or self._event_store
+        )
         self._launchers.append((settings.name, launcher))
         return Server(
             settings,
@@ -244,4 +251,5 @@ class Bridge(Service):
             limiter=EveryLimiter(self._over_all, limiter),
             observers=[*self._observers, *observers],
             filters=[*self._filters, *filters],
+            event_store=event_store,
         )

@@ -39,6 +39,11 @@ IDLE_SECONDS = 60.0
 #: its sender gets to read the answer.
 DRAIN_SECONDS = 5.0
 DRAIN_BYTES = 64 * MIB
+#: A request of `/mcp` that has had no message for so long is answered as an
+#: event stream, which is kept alive and can be resumed.
+COMMIT_SECONDS = 2.0
+#: How soon a client is to come back (`retry`, 2025-11-25, basic/transports).
+RETRY_MILLISECONDS = 1000
 #: What a client may send behind an open stream, where nothing can answer it.
 PIPELINED_BYTES = 16 * 1024
 #: How long the bridge waits at its stop beyond the graces of its servers.
@@ -187,6 +192,17 @@ class ServerSettings:
     max_waiting_messages: int = setting(1024, COUNT, "Messages that may wait for a backend.")
     max_waiting_bytes: int = setting(8 * MIB, COUNT, "Bytes that may wait for a backend.")
     stderr_notifications: bool = setting(True, FLAG, "Send stderr lines as notifications.")
+    idle_timeout: float = setting(
+        300.0, SECONDS, "Seconds without a stream or message that end a session; 0: never."
+    )
+    keepalive_interval: float = setting(
+        15.0, SECONDS, "Seconds between comments on an open stream of `/mcp`; 0: none."
+    )
+    json_response: bool = setting(False, FLAG, "Answer on `/mcp` with JSON alone, never events.")
+    stderr_in_errors: bool = setting(
+        False, FLAG, "Show the last lines of stderr in the errors of a session that ended."
+    )
+    event_store: str | None = setting(None, DOTTED_NAME, "An `IEventStore` of your own.")
     launcher: str | None = setting(None, DOTTED_NAME, "An `IBackendLauncher` of your own.")
     limiter: str | None = setting(None, DOTTED_NAME, "An `ISessionLimiter` of your own.")
     observers: tuple[str, ...] = setting((), DOTTED_NAMES, "`ISessionObserver`s of your own.")

@@ -12,12 +12,18 @@ from typing import ClassVar
 
 import msgspec
 
+#: The revisions of MCP that the bridge serves over Streamable HTTP, and what
+#: an old backend may have chosen; more of them is in `protocol.revisions`.
+SUPPORTED = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+
 #: JSON-RPC 2.0, section 5.1.
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 INTERNAL_ERROR = -32603
 #: What the MCP SDKs' own servers use for an unknown session.
 SESSION_NOT_FOUND = -32001
+#: 2026-07-28, basic/versioning.
+UNSUPPORTED_VERSION = -32022
 #: A refusal for which JSON-RPC has no code of its own.
 SERVER_ERROR = -32000
 
@@ -171,6 +177,44 @@ class WrongMethod(Refused):
         return [*super().headers(), (b"Allow", self.allowed.encode("ascii"))]
 
 
+class MissingSession(Refused):
+    """A request that belongs to a session names none."""
+
+    code = SERVER_ERROR
+
+
+class UnsupportedVersion(Refused):
+    """
+    The request speaks a revision of MCP that the bridge does not (2025-06-18,
+    basic/transports, "Protocol Version Header"); `data` names those it does.
+    """
+
+    code = UNSUPPORTED_VERSION
+
+    def __init__(self, requested: str) -> None:
+        super().__init__(f"MCP-Protocol-Version {requested[:40]!r} is not supported")
+        self.requested = requested[:40]
+
+    def body(self) -> bytes:
+        data = {"supported": list(SUPPORTED), "requested": self.requested}
+        error = {"code": self.code, "message": str(self), "data": data}
+        return msgspec.json.encode({"jsonrpc": "2.0", "id": None, "error": error})
+
+
+class NotAcceptable(Refused):
+    """The client does not accept what the endpoint may answer with."""
+
+    status = 406
+    code = SERVER_ERROR
+
+
+class UnsupportedMedia(Refused):
+    """The body is of another kind than JSON."""
+
+    status = 415
+    code = SERVER_ERROR
+
+
 class MessageTooLarge(Refused):
     """The body is larger than `max_message_bytes`; the session lives on."""
 
@@ -186,6 +230,14 @@ class TooManySessions(Refused):
 
     def body(self) -> bytes:
         return b'{"error_msg":"too many concurrent MCP sessions"}\n'
+
+
+class TooManyMcpSessions(Refused):
+    """All permits are taken; the answer of Streamable HTTP is a JSON-RPC error."""
+
+    status = 429
+    code = SERVER_ERROR
+    retry_after = 5
 
 
 class BackendFailed(Refused):

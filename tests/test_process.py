@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from zope.interface.verify import verifyObject
 
-from mcpbridge.backend.process import StdioBackend
+from mcpbridge.backend.process import EXIT_NEWS_SECONDS, StdioBackend
 from mcpbridge.config import STDERR_LINE_BYTES, ServerSettings
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.interfaces import IBackend
@@ -110,6 +110,9 @@ def test_a_last_line_without_an_end(
     made = Made()
     made.process.say(b"[1]\n" + rest)
     made.process.close_output()
+    assert made.told[1:] == told
+    # Its exit status may be on its way.
+    made.reactor.advance(EXIT_NEWS_SECONDS)
     assert made.told[1:-1] == told
     assert made.told[-1] == ("output", "the backend closed its stdout")
     assert any("in the middle of a message of 49 bytes" in line for line in log_lines) is logged
@@ -341,3 +344,13 @@ def test_the_end_of_stdout_is_told_once() -> None:
     made.tree.answer()
     assert [what for what, _ in made.told].count("output") == 1
     made.assert_over(made.backend.stop())
+
+
+def test_the_end_of_stdout_waits_for_the_exit_status() -> None:
+    """A backend that exits closes its stdout first; the reason is that it ended."""
+    made = Made()
+    made.process.close_output()
+    made.process.exit(3)
+    assert made.told[-1] == ("output", "the backend ended (exit status 3)")
+    made.reactor.advance(EXIT_NEWS_SECONDS)
+    assert [name for name, _ in made.told].count("output") == 1

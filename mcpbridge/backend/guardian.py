@@ -10,6 +10,7 @@ but the standard library and `procfs.py` beside it.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -35,12 +36,13 @@ def kill_all(base: int) -> int:
 
     give_up = time.monotonic() + GIVE_UP_SECONDS
     clean = 0
+    me = os.getpid()
     left: list[int] = []
     while clean < CLEAN_LOOKS and time.monotonic() < give_up:
         left = []
         for process in find_tagged(base):
             # A zombie holds nothing, and is its parent's to reap.
-            if not process.zombie:
+            if not process.zombie and process.pid != me:
                 left.append(process.pid)
                 try:
                     signal_tagged(process.pid, process.tag, signal.SIGKILL)
@@ -53,6 +55,9 @@ def kill_all(base: int) -> int:
 
 def main(base: int) -> int:
     """Wait, then clean up; the exit status is 0 when nothing is left."""
+    # A bridge may itself be the backend of another, which would kill all that
+    # carries the tag of that session: this process carries one of its own.
+    resource.setrlimit(resource.RLIMIT_RSS, (base, base))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     try:

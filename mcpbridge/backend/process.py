@@ -33,6 +33,8 @@ from mcpbridge.transports import write_at_once
 #: and how much more is read when there was as much.
 TWISTED_READ_BYTES = 8192
 READ_BYTES = 256 * 1024
+#: How long after the end of stdout the exit status may take to be known.
+EXIT_NEWS_SECONDS = 0.1
 
 _MESSAGE_STARTS = frozenset(b"{[")
 
@@ -170,7 +172,16 @@ class StdioBackend(ProcessProtocol):
                     label=self._label,
                     size=len(last),
                 )
-        self._output_over(self._how_it_ended() or "the backend closed its stdout")
+        if self.exit_status is None and not self._discarding:
+            # It has most often exited, and the signal that says so is on its way.
+            self._no_deadline()
+            self._deadline = self._clock.callLater(EXIT_NEWS_SECONDS, self._closed_stdout)
+        else:
+            self._output_over(self._how_it_ended())
+
+    def _closed_stdout(self) -> None:
+        self._deadline = None
+        self._output_over("the backend closed its stdout")
 
     def errConnectionLost(self) -> None:
         """The end of stderr."""
@@ -192,6 +203,8 @@ class StdioBackend(ProcessProtocol):
     def _leader_exited(self) -> None:
         if not self._discarding:
             self._receiver.input_closed(self._how_it_ended())
+            if 1 not in self.transport.pipes:
+                self._output_over(self._how_it_ended())
         self._ladder.leader_exited()
 
     def processEnded(self, reason: Failure) -> None:

@@ -56,7 +56,8 @@ class Sweeper:
             return 0
         in_use = set(self.leaders.values()) | self._wanted.keys()
         while True:
-            self._next = (self._next + 1) % procfs.TAGS
+            # The first is the guardian's.
+            self._next = self._next % (procfs.TAGS - 1) + 1
             if self.base + self._next not in in_use:
                 return self.base + self._next
 
@@ -107,11 +108,11 @@ class Sweeper:
                 asked.callback(pids)
 
     def _find(self, others: set[int]) -> list[procfs.Tagged]:
-        """What is tagged and lives, beside the leaders; adopted zombies are reaped."""
+        """What is tagged and lives, beside leaders and guardian; adopted zombies are reaped."""
         living = []
         me = os.getpid()
         for process in procfs.find_tagged(self.base, others):
-            if process.pid in self.leaders:
+            if process.pid in self.leaders or process.tag == self.base:
                 continue
             if not process.zombie:
                 living.append(process)

@@ -37,6 +37,23 @@ def message_events(lines: Iterable[bytes]) -> bytes:
     return text.replace(b"\r", b" ") if b"\r" in text else text
 
 
+def identified_event(ident: str, line: bytes) -> bytes:
+    """A `message` event that a client can come back to."""
+    if b"\r" in line:
+        line = line.replace(b"\r", b" ")
+    return b"event: message\nid: %b\ndata: %b\n\n" % (ident.encode("ascii"), line)
+
+
+def priming_event(ident: str, retry: int) -> bytes:
+    """An event without data: an id to come back with, and after how many milliseconds."""
+    return b"id: %b\nretry: %d\ndata: \n\n" % (ident.encode("ascii"), retry)
+
+
+def comment() -> bytes:
+    """A line that clients ignore and proxies see."""
+    return b": keepalive\n\n"
+
+
 def message_pieces(line: bytes) -> list[bytes]:
     """One event as one chunk, in pieces, so that a long line is not copied; no CR in it."""
     size = len(line) + len(_BETWEEN)

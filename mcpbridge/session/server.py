@@ -27,6 +27,7 @@ from mcpbridge.errors import (
 )
 from mcpbridge.protocol.envelope import read_message
 from mcpbridge.session.session import Session, Stream
+from mcpbridge.session.streamable import StreamableFace
 
 
 class Server:
@@ -48,9 +49,13 @@ class Server:
         limiter: Any,
         observers: Sequence[Any] = (),
         filters: Sequence[Any] = (),
+        event_store: Any = None,
     ) -> None:
+        self._event_store = event_store
         self.settings = settings
+        #: Live sessions of HTTP+SSE, and of Streamable HTTP.
         self.sessions: dict[str, Session] = {}
+        self.streamable: dict[str, Session] = {}
         #: All that are not closed, the live ones among them.
         self.unclosed: set[Session] = set()
         self._clock = clock
@@ -61,7 +66,25 @@ class Server:
         self._launching: set[Deferred[Any]] = set()
         self._stopping = False
 
-    async def open_session(self, make_stream: Callable[[Session], Stream]) -> Session:
+    async def open_streamable(self) -> Session:
+        """
+        The same for Streamable HTTP: its streams are a `StreamableFace`, and
+        stderr is not for a client that expects MCP alone.
+        """
+
+        def make_face(session: Session) -> StreamableFace:
+            events = self._event_store.open(session.ident)
+            return StreamableFace(session, self.settings, self._clock, events)
+
+        return await self.open_session(make_face, self.streamable, stderr_notifications=False)
+
+    async def open_session(
+        self,
+        make_stream: Callable[[Session], Stream],
+        table: dict[str, Session] | None = None,
+        *,
+        stderr_notifications: bool = True,
+    ) -> Session:
         """
         A permit, then a backend, then a session that is live.
 
@@ -69,6 +92,7 @@ class Server:
         `TooManySessions`, `BackendFailed` and `Stopping`; then no permit is
         held and no process left.
         """
+        table = self.sessions if table is None else table
         if self._stopping:
             raise Stopping("the bridge is shutting down")
         permit = self._limiter.acquire()
@@ -80,11 +104,11 @@ class Server:
                 server=self.settings.name,
                 clock=self._clock,
                 permit=permit,
-                forget=self._forget,
+                forget=lambda gone: _forget(table, gone),
                 closed=self.unclosed.discard,
                 observers=self._observers,
                 filters=self._filters,
-                stderr_notifications=self.settings.stderr_notifications,
+                stderr_notifications=stderr_notifications and self.settings.stderr_notifications,
             )
             session.backend = await self._launch(session)
         except BaseException:
@@ -97,7 +121,7 @@ class Server:
         except BaseException:
             session.life.end("the stream could not be opened")
             raise
-        self.sessions[session.ident] = session
+        table[session.ident] = session
         return session
 
     async def _launch(self, session: Session) -> Any:
@@ -136,6 +160,18 @@ class Server:
             raise UnknownSession("no such session, or it has ended")
         return session
 
+    def find_streamable(self, ident: str) -> Session:
+        """The live session of Streamable HTTP of this id.  Raises `UnknownSession`."""
+        session = self.streamable.get(ident)
+        if session is None:
+            raise UnknownSession("no such session, or it has ended")
+        return session
+
+    def check_size(self, body: bytes) -> None:
+        """Raise `MessageTooLarge` for a body beyond `max_message_bytes`."""
+        if len(body) > self.settings.max_message_bytes:
+            raise MessageTooLarge(f"a message may have {self.settings.max_message_bytes} bytes")
+
     def receive(self, ident: str, body: bytes) -> None:
         """
         A message that a client posted to the session of this id.
@@ -144,8 +180,7 @@ class Server:
         why it is not; then nothing was stored.
         """
         session = self.find(ident)
-        if len(body) > self.settings.max_message_bytes:
-            raise MessageTooLarge(f"a message may have {self.settings.max_message_bytes} bytes")
+        self.check_size(body)
         line, envelope = read_message(body)
         session.client_message(line, envelope)
 
@@ -159,5 +194,6 @@ class Server:
             session.life.end("the bridge stops")
         return DeferredList([session.ended for session in unclosed])
 
-    def _forget(self, session: Session) -> None:
-        self.sessions.pop(session.ident, None)
+
+def _forget(table: dict[str, Session], session: Session) -> None:
+    table.pop(session.ident, None)

@@ -153,13 +153,37 @@ class Session:
         """
         if envelope is not None and self.pings.is_ours(envelope):
             return
+        self.client_messages([line])
+
+    def client_messages(self, lines: list[bytes]) -> None:
+        """
+        Messages of the client as one: all of them go to the backend, or none.
+
+        Raises `BackendBusy` and `MessageRefused`.
+        """
+        if self.filters:
+            lines = [self._filtered_in(line) for line in lines]
+        self.backend.send(lines[0] if len(lines) == 1 else b"\n".join(lines))
+        self.messages_in += len(lines)
+        self.bytes_in += sum(map(len, lines))
+        for observer in self.observers:
+            for line in lines:
+                guarded(self.log, "an observer", observer.message_passed, self, True, line)
+
+    def _filtered_in(self, line: bytes) -> bytes:
         for each in self.filters:
             line = each.from_client(self, line)
-        self.backend.send(line)
-        self.messages_in += 1
-        self.bytes_in += len(line)
-        for observer in self.observers:
-            guarded(self.log, "an observer", observer.message_passed, self, True, line)
+        return line
+
+    def answer_backend(self, line: bytes) -> None:
+        """An answer of the bridge's own to a request of the backend."""
+        try:
+            self.backend.send(line)
+        except BackendBusy:
+            self.life.end("the backend does not read the answers to its own requests")
+        except UnknownSession:
+            # It has closed its stdin: it does not want one.
+            pass
 
     # From the backend: IBackendReceiver.
 
@@ -221,13 +245,7 @@ class Session:
         if envelope is not None and envelope.is_request:
             error = {"code": MessageRefused.code, "message": text}
             answer = {"jsonrpc": "2.0", "id": envelope.id, "error": error}
-            try:
-                self.backend.send(msgspec.json.encode(answer))
-            except BackendBusy:
-                self.life.end("the backend does not read the answers to its own requests")
-            except UnknownSession:
-                # It has closed its stdin: it does not want one.
-                pass
+            self.answer_backend(msgspec.json.encode(answer))
         return None
 
 

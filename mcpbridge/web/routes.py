@@ -23,6 +23,7 @@ from mcpbridge.errors import InternalError, NothingHere, Refused, WrongMethod
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.web.answers import answer
+from mcpbridge.web.mcp import McpEndpoint
 from mcpbridge.web.stream import EventStream
 
 
@@ -35,6 +36,7 @@ class Routes:
     def __init__(self, server: Server, clock: IReactorTime) -> None:
         self._server = server
         self._clock = clock
+        self._mcp = McpEndpoint(server, clock)
 
     def resource(self) -> IResource:
         """A leaf that serves what is below the server's base."""
@@ -89,6 +91,23 @@ class Routes:
         self._server.receive(ident, body)
         request.setResponseCode(202)
         request.setHeader(b"Content-Length", b"0")
+
+    @app.route("/mcp", methods=["POST"])
+    async def mcp_post(self, request: Any) -> None:
+        """A message over Streamable HTTP."""
+        await self._mcp.post(request)
+
+    @app.route("/mcp", methods=["GET"])
+    async def mcp_get(self, request: Any) -> None:
+        """A stream of Streamable HTTP."""
+        if request.method != b"GET":
+            raise WrongMethod("the endpoint takes GET, POST and DELETE", "DELETE, GET, POST")
+        await self._mcp.get(request)
+
+    @app.route("/mcp", methods=["DELETE"])
+    def mcp_delete(self, request: Any) -> None:
+        """The end of a session of Streamable HTTP."""
+        self._mcp.delete(request)
 
     @app.handle_errors(Refused)
     def refused(self, request: IRequest, failure: Failure) -> bytes:

@@ -1,0 +1,72 @@
+"""
+What waits for a client that has no GET stream open.
+
+Knows notifications and requests of the backend, and two bounds; must not
+know streams.  Each step is O(1), emptying it O(n).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import msgspec
+
+from mcpbridge.protocol.envelope import JsonRpcId
+
+
+class Waiter(NamedTuple):
+    """A message that waits; `asked` is its id where it is a request."""
+
+    line: bytes
+    asked: JsonRpcId | msgspec.UnsetType
+
+
+class WaitingRoom:
+    """
+    Messages in their order, at most `max_events` with at most `max_bytes`.
+
+    Where there is no room the oldest notification gives way, and where there
+    is none left the oldest request.  What is larger than `max_bytes` by
+    itself gives way at once.
+    """
+
+    def __init__(self, max_events: int, max_bytes: int) -> None:
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._arrived = 0
+        self._bytes = 0
+        # Both in order; the number of its arrival is each one's first.
+        self._notifications: deque[tuple[int, Waiter]] = deque()
+        self._requests: deque[tuple[int, Waiter]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._notifications) + len(self._requests)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all that wait."""
+        return self._bytes
+
+    def add(self, waiter: Waiter) -> list[Waiter]:
+        """Let one wait; returns those that give way, which may be this one."""
+        if len(waiter.line) > self._max_bytes:
+            return [waiter]
+        self._arrived += 1
+        self._bytes += len(waiter.line)
+        queue = self._notifications if waiter.asked is msgspec.UNSET else self._requests
+        queue.append((self._arrived, waiter))
+        gone = []
+        while len(self) > self._max_events or self._bytes > self._max_bytes:
+            _, oldest = (self._notifications or self._requests).popleft()
+            self._bytes -= len(oldest.line)
+            gone.append(oldest)
+        return gone
+
+    def take(self) -> list[Waiter]:
+        """All that wait, in the order in which they came; then none does."""
+        both = sorted([*self._notifications, *self._requests], key=lambda each: each[0])
+        self._notifications.clear()
+        self._requests.clear()
+        self._bytes = 0
+        return [waiter for _, waiter in both]

@@ -1,0 +1,91 @@
+"""
+The event store that is used when none of your own is named: memory.
+
+Knows events and bounds; must not know who replays them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from zope.interface import implementer
+
+from mcpbridge.config import COUNT, MIB
+from mcpbridge.errors import EventsGone, SettingError
+from mcpbridge.interfaces import IEventLog, IEventStore
+
+#: How much of one session is kept.
+EVENTS_KEPT = 1000
+EVENT_BYTES_KEPT = 4 * MIB
+
+
+@implementer(IEventLog)
+class MemoryEventLog:
+    """
+    One session's last events.
+
+    They come and go in one order, so of a stream nothing is missing behind
+    the first event that is there: each step is O(1), a replay as long as
+    what it gives.
+    """
+
+    def __init__(self, max_events: int, max_bytes: int) -> None:
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._events: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all that is kept."""
+        return self._bytes
+
+    def append(self, stream: str, number: int, line: bytes) -> None:
+        """Keep an event, and of the oldest no more than there is room for."""
+        self._events[stream, number] = line
+        self._bytes += len(line)
+        while len(self._events) > 1 and (
+            len(self._events) > self._max_events or self._bytes > self._max_bytes
+        ):
+            _, oldest = self._events.popitem(last=False)
+            self._bytes -= len(oldest)
+
+    def after(self, stream: str, number: int) -> list[tuple[int, bytes]]:
+        """All of a stream behind that event.  Raises `EventsGone`."""
+        events = []
+        at = number + 1
+        while (line := self._events.get((stream, at))) is not None:
+            events.append((at, line))
+            at += 1
+        if not events and (stream, number) not in self._events:
+            raise EventsGone(f"event {at} of stream {stream} is not kept")
+        return events
+
+    def close(self) -> None:
+        """Keep nothing."""
+        self._events.clear()
+        self._bytes = 0
+
+
+@implementer(IEventStore)
+class MemoryEventStore:
+    """
+    At most `max_events` of each session, with at most `max_bytes`; one that
+    is larger than that is kept alone.
+
+    Raises `SettingError` for what is no bound.
+    """
+
+    def __init__(self, max_events: int = EVENTS_KEPT, max_bytes: int = EVENT_BYTES_KEPT) -> None:
+        for name, bound in (("max_events", max_events), ("max_bytes", max_bytes)):
+            if not COUNT.accepts(bound):
+                raise SettingError(name, COUNT.expected, bound)
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+
+    def open(self, session_id: str) -> MemoryEventLog:
+        """The log of a new session."""
+        return MemoryEventLog(self._max_events, self._max_bytes)

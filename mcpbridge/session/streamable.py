@@ -1,0 +1,175 @@
+"""
+The client's side of a session of Streamable HTTP: its streams, its revision,
+and how long it may be idle.
+
+Knows which message belongs to which stream, through the router; must not know
+HTTP.  Stands where the event stream of HTTP+SSE stands: a session's `stream`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from mcpbridge.config import ServerSettings
+from mcpbridge.errors import SERVER_ERROR
+from mcpbridge.guard import guarded
+from mcpbridge.protocol.envelope import Envelope, JsonRpcId, peek
+from mcpbridge.protocol.revisions import Revision, revision
+from mcpbridge.protocol.streams import StreamRouter
+from mcpbridge.session.session import Session
+
+#: How often in an `idle_timeout` it is looked whether it is over.
+LOOKS = 4
+
+
+class _Negotiated(msgspec.Struct):
+    protocolVersion: str | None = None
+
+
+class _InitializeAnswer(msgspec.Struct):
+    id: str | int | float | None = None
+    result: _Negotiated | None = None
+
+
+class StreamableFace:
+    """The streams of one session, all of them."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        session: Session,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        events: Any,
+    ) -> None:
+        self._session = session
+        self._settings = settings
+        self._clock = clock
+        self._events = events
+        self.router = StreamRouter(
+            events,
+            max_waiting_events=settings.max_waiting_messages,
+            max_waiting_bytes=settings.max_waiting_bytes,
+            answer_backend=self._answer_backend,
+            json_only=settings.json_response,
+        )
+        self.negotiated: str | None = None
+        self._initialize: JsonRpcId = None
+        self._negotiating = False
+        self._full: set[object] = set()
+        self._last = clock.seconds()
+        self._idle: IDelayedCall | None = None
+        if settings.idle_timeout:
+            self._look_later()
+
+    @property
+    def revision(self) -> Revision:
+        """The revision that the session speaks, as far as is known."""
+        return revision(self.negotiated)
+
+    def initializing(self, ident: JsonRpcId) -> None:
+        """The client has asked to initialize: the answer names the revision."""
+        self._initialize = ident
+        self._negotiating = True
+
+    def touch(self) -> None:
+        """The client has said something."""
+        self._last = self._clock.seconds()
+
+    # Backpressure: a session has one backend, which waits for the slowest of
+    # the connections that are attached to it.
+
+    def pause(self, outlet: object) -> None:
+        """A connection does not keep up."""
+        if not self._full:
+            self._session.backend.pause()
+        self._full.add(outlet)
+
+    def resume(self, outlet: object) -> None:
+        """It does again, or is gone."""
+        if outlet in self._full:
+            self._full.discard(outlet)
+            if not self._full:
+                self._session.backend.resume()
+
+    # What a session asks of its stream.
+
+    def send(self, lines: list[bytes]) -> None:
+        """Messages of the backend, each to the stream that it belongs to."""
+        self._last = self._clock.seconds()
+        for line in lines:
+            if self._negotiating:
+                self._learn(line)
+            self.router.route(line)
+
+    def stop_keepalive(self) -> None:
+        """No more looks at the time."""
+        idle, self._idle = self._idle, None
+        if idle is not None and idle.active():
+            idle.cancel()
+
+    def close(self) -> None:
+        """Open requests get an error that says why; every connection's answer ends."""
+        try:
+            self.router.close(self._error_for)
+        finally:
+            guarded(self.log, "closing an event log", self._events.close)
+            dropped = {why: count for why, count in self.router.dropped.items() if count}
+            if dropped:
+                self.log.info(
+                    "session {label}: messages of the backend that reached nobody: {dropped}",
+                    label=self._session.label,
+                    dropped=dropped,
+                )
+
+    def _error_for(self, ident: JsonRpcId) -> bytes:
+        error: dict[str, Any] = {
+            "code": SERVER_ERROR,
+            "message": f"the session has ended: {self._session.reason}",
+        }
+        if self._settings.stderr_in_errors and self._session.stderr_tail:
+            lines = [line.decode("utf-8", "replace") for line in self._session.stderr_tail]
+            error["data"] = {"stderr": lines}
+        return msgspec.json.encode({"jsonrpc": "2.0", "id": ident, "error": error})
+
+    def _answer_backend(self, line: bytes) -> None:
+        self._session.answer_backend(line)
+
+    def _learn(self, line: bytes) -> None:
+        envelope = peek(line)
+        if envelope is None or not envelope.is_response or envelope.id != self._initialize:
+            return
+        self._negotiating = False
+        try:
+            answer = msgspec.json.decode(line, type=_InitializeAnswer)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return
+        if answer.result is not None:
+            self.negotiated = answer.result.protocolVersion
+        else:
+            # What is not initialized is of no use to anybody.
+            self._clock.callLater(0, self._session.life.end, "the backend refused to initialize")
+
+    def client_answered(self, envelope: Envelope) -> None:
+        """The client has answered a request of the backend."""
+        self.router.answered_backend(envelope)
+
+    # Idleness.
+
+    def _look_later(self) -> None:
+        self._idle = self._clock.callLater(self._settings.idle_timeout / LOOKS, self._look)
+
+    def _look(self) -> None:
+        idle = self._clock.seconds() - self._last
+        if self.router.has_outlets:
+            self._last = self._clock.seconds()
+        elif idle >= self._settings.idle_timeout:
+            self._idle = None
+            self._session.life.end(f"idle for {self._settings.idle_timeout:g} s")
+            return
+        self._look_later()

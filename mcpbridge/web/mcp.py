@@ -1,0 +1,241 @@
+"""
+The MCP endpoint of Streamable HTTP: POST, GET and DELETE.
+
+Knows statuses and headers (MCP 2025-11-25, basic/transports); which message
+goes where is for the router, and what differs between revisions is in
+`protocol.revisions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from mcpbridge.errors import (
+    MissingSession,
+    NotAcceptable,
+    NotJsonRpc,
+    Refused,
+    TooManyMcpSessions,
+    TooManySessions,
+    UnsupportedMedia,
+    UnsupportedVersion,
+)
+from mcpbridge.protocol.envelope import (
+    Envelope,
+    cancelled_id,
+    peek,
+    read_message,
+    requested_token,
+    split_batch,
+)
+from mcpbridge.protocol.revisions import is_accepted
+from mcpbridge.session.server import Server
+from mcpbridge.session.session import Session
+from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.web.outlets import ResponseOutlet
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+
+class McpEndpoint:
+    """The endpoint of one server."""
+
+    def __init__(self, server: Server, clock: IReactorTime) -> None:
+        self._server = server
+        self._clock = clock
+
+    async def post(self, request: Any) -> None:
+        """A message, or a batch of them, from the client."""
+        settings = self._server.settings
+        wanted = (JSON,) if settings.json_response else (JSON, EVENTS)
+        self._check_accept(request, wanted)
+        media = _header(request, b"content-type").partition(";")[0].strip().lower()
+        if media != JSON:
+            raise UnsupportedMedia(f"the Content-Type is {media!r}; expected {JSON}")
+        ident = _header(request, b"mcp-session-id")
+        session = self._server.find_streamable(ident) if ident else None
+        refusal: Refused | None = getattr(request, "refusal", None)
+        if refusal is not None:
+            raise refusal
+        body = request.body() if hasattr(request, "body") else request.content.read()
+        self._server.check_size(body)
+        line, envelope = read_message(body)
+        self._check_version(request, session)
+        if session is None:
+            if envelope is None or envelope.method != "initialize" or not envelope.is_request:
+                raise MissingSession("no Mcp-Session-Id; a session begins with `initialize`")
+            await self._initialize(request, line, envelope)
+        elif envelope is None:
+            await self._post_batch(request, session, line)
+        elif envelope.method == "initialize":
+            raise NotJsonRpc("the session is initialized already")
+        else:
+            await self._post_messages(request, session, [(line, envelope)], batch=False)
+
+    async def get(self, request: Any) -> None:
+        """The GET stream, or with Last-Event-ID what was missed of any stream."""
+        self._check_accept(request, (EVENTS,))
+        session = self._find(request)
+        face = _face(session)
+        face.touch()
+        finished, outlet = self._outlet(request, face, may_be_json=False)
+        last = _header(request, b"last-event-id")
+        if last:
+            stream = face.router.resume(last, outlet)
+            position = int(last.rpartition("-")[2])
+        else:
+            position = face.router.position
+            stream = face.router.open_get(outlet)
+        self._opened(request, face, outlet, stream, position)
+        await finished
+
+    def delete(self, request: Any) -> None:
+        """The client has no more use for the session."""
+        session = self._find(request)
+        session.life.end("the client ended it")
+        request.setHeader(b"Content-Length", b"0")
+
+    # The parts of a POST.
+
+    async def _initialize(self, request: Any, line: bytes, envelope: Envelope) -> None:
+        if request.channel is None:
+            raise CancelledError
+        try:
+            session = await self._server.open_streamable()
+        except TooManySessions as error:
+            raise TooManyMcpSessions(str(error)) from None
+        request.setHeader(b"Mcp-Session-Id", session.ident.encode("ascii"))
+        _face(session).initializing(envelope.id)  # type: ignore[arg-type]
+        try:
+            await self._post_messages(request, session, [(line, envelope)], batch=False)
+        except Refused:
+            session.life.end("its first message was refused")
+            raise
+
+    async def _post_batch(self, request: Any, session: Session, line: bytes) -> None:
+        if not _face(session).revision.batches:
+            raise NotJsonRpc("a batch; this session's revision of MCP has none")
+        elements = split_batch(line)
+        if not elements:
+            raise NotJsonRpc("the batch is empty")
+        messages = []
+        for element in elements:
+            envelope = peek(element)
+            if envelope is None or not (envelope.method or envelope.is_response):
+                raise NotJsonRpc("an element of the batch is no JSON-RPC message")
+            if envelope.method == "initialize":
+                raise NotJsonRpc("`initialize` must not be part of a batch")
+            messages.append((element, envelope))
+        await self._post_messages(request, session, messages, batch=True)
+
+    async def _post_messages(
+        self,
+        request: Any,
+        session: Session,
+        messages: Sequence[tuple[bytes, Envelope]],
+        *,
+        batch: bool,
+    ) -> None:
+        face = _face(session)
+        face.touch()
+        asked = [
+            (envelope.id, requested_token(line))
+            for line, envelope in messages
+            if envelope.is_request
+        ]
+        lines = [line for line, _ in messages]
+        if not asked:
+            session.client_messages(lines)
+            self._told(face, messages)
+            request.setResponseCode(202)
+            request.setHeader(b"Content-Length", b"0")
+            return
+        finished, outlet = self._outlet(request, face, may_be_json=True, batch=batch)
+        stream = face.router.open_post(asked, outlet)  # type: ignore[arg-type]
+        try:
+            session.client_messages(lines)
+        except BaseException:
+            face.router.abandon(stream)
+            outlet.gone()
+            raise
+        self._told(face, messages)
+        self._opened(request, face, outlet, stream, 0)
+        await finished
+
+    def _told(self, face: StreamableFace, messages: Sequence[tuple[bytes, Envelope]]) -> None:
+        """What the router must know of what the backend was told."""
+        for line, envelope in messages:
+            if envelope.is_response:
+                face.client_answered(envelope)
+            elif envelope.method == "notifications/cancelled":
+                ident = cancelled_id(line)
+                if ident is not msgspec.UNSET:
+                    face.router.cancel(ident)
+
+    # Common parts.
+
+    def _outlet(
+        self, request: Any, face: StreamableFace, *, may_be_json: bool, batch: bool = False
+    ) -> tuple[Deferred[None], ResponseOutlet]:
+        finished: Deferred[None] = Deferred()
+        outlet = ResponseOutlet(
+            request,
+            face,
+            self._server.settings,
+            self._clock,
+            lambda: finished.callback(None),
+            may_be_json=may_be_json,
+            batch=batch,
+        )
+        return finished, outlet
+
+    def _opened(
+        self, request: Any, face: StreamableFace, outlet: ResponseOutlet, stream: str, at: int
+    ) -> None:
+        def gone(_: object) -> None:
+            outlet.gone()
+            face.router.detach(stream, outlet)
+
+        outlet.opened(stream, at)
+        request.notifyFinish().addErrback(gone)
+
+    def _find(self, request: Any) -> Session:
+        ident = _header(request, b"mcp-session-id")
+        if not ident:
+            raise MissingSession("no Mcp-Session-Id")
+        session = self._server.find_streamable(ident)
+        self._check_version(request, session)
+        return session
+
+    def _check_version(self, request: Any, session: Session | None) -> None:
+        header = _header(request, b"mcp-protocol-version") or None
+        negotiated = _face(session).negotiated if session is not None else None
+        if not is_accepted(header, negotiated):
+            raise UnsupportedVersion(header or "")
+
+    def _check_accept(self, request: Any, wanted: Sequence[str]) -> None:
+        accepted = {
+            part.partition(";")[0].strip().lower()
+            for part in _header(request, b"accept").split(",")
+        }
+        if "*/*" in accepted or accepted == {""}:
+            return
+        for media in wanted:
+            if media not in accepted and f"{media.partition('/')[0]}/*" not in accepted:
+                raise NotAcceptable(f"Accept must hold {' and '.join(wanted)}")
+
+
+def _face(session: Session) -> StreamableFace:
+    return cast("StreamableFace", session.stream)
+
+
+def _header(request: Any, name: bytes) -> str:
+    """A header's values, joined as one."""
+    values = request.requestHeaders.getRawHeaders(name) or []
+    return ", ".join(value.decode("latin-1") for value in values)

@@ -1,0 +1,111 @@
+"""
+What people connect with, over both transports.
+
+Nobody here wrote the clients; each lists the tools and calls one, over HTTP+SSE
+and over Streamable HTTP, through the installed `twistd mcpbridge` in a process
+of its own.
+"""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.real import parts
+from tests.real.bridge import LOOPBACK, RunningBridge, serving
+from tests.real.parts import ALL_CLIENTS
+
+pytestmark = pytest.mark.slow
+
+#: `twistd` ends by the signal that stopped it, once everything is stopped.
+STOPPED = (0, -signal.SIGTERM)
+TRANSPORTS = ("sse", "mcp")
+#: Those that leave without a word: over Streamable HTTP, their sessions are the
+#: idle timeout's to end.
+SILENT = ("mcp-remote", "inspector")
+#: Long enough for all that happens within a session, short enough to wait for.
+IDLE = ("--idle-timeout", "3")
+#: Those that show nothing but results.
+TERSE = ("inspector",)
+#: Those that answer what a server asks.
+ANSWERING = ("mcp-1-session", "mcp-2-session", "npm-sdk-1")
+
+
+def url(bridge: RunningBridge, transport: str) -> str:
+    """Where the bridge serves a transport."""
+    return f"{bridge.url.removesuffix('/sse')}/{transport}"
+
+
+def options(client: str, transport: str) -> tuple[str, ...]:
+    """The options of a bridge for a client."""
+    return (*LOOPBACK, *(IDLE if (transport == "mcp" and client in SILENT) else ()))
+
+
+def text(seen: dict[str, Any]) -> str:
+    """What the tool said."""
+    assert not seen["result"].get("isError"), seen["result"]
+    [content] = seen["result"]["content"]
+    said: str = content["text"]
+    return said
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("client", ALL_CLIENTS)
+def test_a_client_lists_tools_and_calls_one(client: str, transport: str, tmp_path: Path) -> None:
+    with serving(tmp_path, *options(client, transport), "--", *parts.demo()) as bridge:
+        at = url(bridge, transport)
+        seen = bridge.visit(ALL_CLIENTS[client], "slow", {"steps": 3, "seconds": 0.3}, at)
+        assert {"echo", "add", "clock", "slow", "log"} <= set(seen["tools"])
+        assert text(seen).startswith("3 steps")
+        assert len(seen["progress"] or ()) == (0 if client in TERSE else 3)
+        assert seen["protocolVersion"] >= "2024-11-05"
+        assert seen["serverInfo"]["name"]
+        bridge.assert_nothing_left(10)
+        assert bridge.stop() in STOPPED
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("client", ANSWERING)
+@pytest.mark.parametrize(
+    ("tool", "arguments", "asked", "answer"),
+    [
+        ("test_sampling", {"prompt": "?"}, "sampling/createMessage", "LLM response: an answer"),
+        (
+            "test_elicitation",
+            {"message": "?"},
+            "elicitation/create",
+            "User response: action=accept",
+        ),
+    ],
+    ids=["sampling", "elicitation"],
+)
+def test_a_server_asks_a_client(
+    client: str,
+    transport: str,
+    tool: str,
+    arguments: dict[str, Any],
+    asked: str,
+    answer: str,
+    tmp_path: Path,
+) -> None:
+    """What the backend asks in the middle of a call is answered, and the call ends well."""
+    with serving(tmp_path, *LOOPBACK, "--", *parts.conformance_server()) as bridge:
+        seen = bridge.visit(ALL_CLIENTS[client], tool, arguments, url(bridge, transport))
+        assert text(seen).startswith(answer)
+        assert seen["asked"] == [asked]
+        bridge.assert_nothing_left()
+        assert bridge.stop() in STOPPED
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("client", ["mcp-1-session", "npm-sdk-1"])
+def test_what_a_server_logs_is_seen(client: str, transport: str, tmp_path: Path) -> None:
+    """Messages that belong to no request arrive as well."""
+    with serving(tmp_path, *LOOPBACK, "--", *parts.conformance_server()) as bridge:
+        at = url(bridge, transport)
+        seen = bridge.visit(ALL_CLIENTS[client], "test_tool_with_logging", {}, at)
+        assert text(seen)
+        assert len(seen["logged"]) == 3
+        bridge.assert_nothing_left()
+        assert bridge.stop() in STOPPED
