@@ -8,13 +8,10 @@ here knows how an answer is written to a connection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import msgspec
-
-#: The revisions of MCP that the bridge serves over Streamable HTTP, and what
-#: an old backend may have chosen; more of them is in `protocol.revisions`.
-SUPPORTED = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 
 #: JSON-RPC 2.0, section 5.1.
 PARSE_ERROR = -32700
@@ -191,12 +188,13 @@ class UnsupportedVersion(Refused):
 
     code = UNSUPPORTED_VERSION
 
-    def __init__(self, requested: str) -> None:
+    def __init__(self, requested: str, supported: Sequence[str]) -> None:
         super().__init__(f"MCP-Protocol-Version {requested[:40]!r} is not supported")
         self.requested = requested[:40]
+        self.supported = supported
 
     def body(self) -> bytes:
-        data = {"supported": list(SUPPORTED), "requested": self.requested}
+        data = {"supported": list(self.supported), "requested": self.requested}
         error = {"code": self.code, "message": str(self), "data": data}
         return msgspec.json.encode({"jsonrpc": "2.0", "id": None, "error": error})
 

@@ -29,7 +29,7 @@ class Options(usage.Options):
 
     synopsis = "[options] COMMAND [ARG ...]"
     longdesc = (
-        "Puts a stdio MCP server on the network over HTTP+SSE: one backend"
+        "Puts a stdio MCP server on the network over HTTP+SSE and Streamable HTTP: one backend"
         " process for one client session, and nothing is ever left behind."
         "  COMMAND and what follows it is the command line of the backend."
     )
@@ -38,6 +38,8 @@ class Options(usage.Options):
         ["no-stderr-notifications", None, "Do not send the backend's stderr to the client."],
         ["access-log", None, "Log each request, session ids shortened."],
         ["no-front-channel", None, "Leave all requests to twisted.web's own channel."],
+        ["json-response", None, "Answer on /mcp with JSON alone, never events."],
+        ["stderr-in-errors", None, "Show the last stderr in the errors of a session that ended."],
     ]
 
     optParameters: ClassVar = [
@@ -48,6 +50,18 @@ class Options(usage.Options):
         ["stop-grace", None, None, "Seconds from closing stdin to SIGTERM; default 1."],
         ["kill-grace", None, None, "Seconds from SIGTERM to SIGKILL; default 2."],
         ["peer-timeout", None, None, "Seconds a client may take no byte; default 60."],
+        [
+            "idle-timeout",
+            None,
+            None,
+            "Seconds until an idle session ends, 0 for never; default 300.",
+        ],
+        [
+            "keepalive-interval",
+            None,
+            None,
+            "Seconds between comments on /mcp, 0: none; default 15.",
+        ],
         ["max-message-bytes", None, None, "Size of one message; default 16777216."],
         ["max-waiting-messages", None, None, "Messages that may wait for a backend; default 1024."],
         ["max-waiting-bytes", None, None, "Bytes that may wait for a backend; default 8388608."],
@@ -57,8 +71,17 @@ class Options(usage.Options):
 
     #: How the text of an option becomes the value of a setting.
     _INTEGERS = ("max-sessions", "max-message-bytes", "max-waiting-messages", "max-waiting-bytes")
-    _SECONDS = ("ping-interval", "stop-grace", "kill-grace", "peer-timeout")
+    _SECONDS = (
+        "ping-interval",
+        "stop-grace",
+        "kill-grace",
+        "peer-timeout",
+        "idle-timeout",
+        "keepalive-interval",
+    )
     _TEXTS = ("base-uri", "public-path", "cwd")
+    #: Flags that concern one server.
+    _FLAGS = ("no-stderr-notifications", "json-response", "stderr-in-errors")
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +168,7 @@ class Options(usage.Options):
         given = [*self._INTEGERS, *self._SECONDS, *self._TEXTS]
         given = [name for name in given if self[name] is not None]
         given += ["env"] * bool(self.env) + ["pass-env"] * bool(self.pass_env)
-        given += ["no-stderr-notifications"] * self["no-stderr-notifications"]
+        given += [name for name in self._FLAGS if self[name]]
         if given:
             raise SettingError(f"--{given[0]}", "to stand in the file of --config", "<an option>")
 
@@ -170,6 +193,8 @@ class Options(usage.Options):
             env=self.env,
             pass_env=tuple(self.pass_env),
             stderr_notifications=not self["no-stderr-notifications"],
+            json_response=bool(self["json-response"]),
+            stderr_in_errors=bool(self["stderr-in-errors"]),
             **values,
         )
 

@@ -15,8 +15,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from mcpbridge.config import HEAD_SECONDS, REQUEST_SECONDS, BridgeSettings, ServerSettings
+from mcpbridge.config import (
+    COMMIT_SECONDS,
+    HEAD_SECONDS,
+    REQUEST_SECONDS,
+    BridgeSettings,
+    ServerSettings,
+)
 from mcpbridge.errors import MessageRefused
+from mcpbridge.session.events import MemoryEventStore
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.testing import FakeLauncher, RecordingStream
@@ -39,6 +46,9 @@ class Refuser:
             raise RuntimeError("a defect")
         return line
 
+    def from_backend(self, session: object, line: bytes) -> bytes:
+        return line
+
 
 class World:
     """A site with one live session, and one connection to it; no reactor."""
@@ -56,13 +66,17 @@ class World:
             launcher=self.launcher,
             limiter=_Unlimited(),
             filters=[Refuser()],
+            event_store=MemoryEventStore(),
         )
         opened: list[Session] = []
         Deferred.fromCoroutine(server.open_session(lambda _: RecordingStream())).addCallback(
             opened.append
         )
         server.sessions = {IDENT: opened[0]}
-        self.backend = self.launcher.backends[0]
+        Deferred.fromCoroutine(server.open_streamable()).addCallback(opened.append)
+        server.streamable = {IDENT: opened[1]}
+        self.face: Any = opened[1].stream
+        self.backend, self.backend2 = self.launcher.backends
         root = Branch()
         root.branch(b"b").leaf = Routes(server, self.clock).resource()
         all_settings = BridgeSettings(
@@ -77,13 +91,20 @@ class World:
         self.channel.makeConnection(self.transport)
         if front:
             self.recognised = 0
-            answer = self.site.front.answer  # type: ignore[union-attr]
+            for name in ("answer", "post"):
+                setattr(self.site.front, name, self._counted(getattr(self.site.front, name)))
 
-            def counted(*arguments: Any) -> bytes:
-                self.recognised += 1
-                return answer(*arguments)
+    def _counted(self, way: Any) -> Any:
+        def counted(*arguments: Any) -> Any:
+            answer = way(*arguments)
+            self.recognised += 1
+            return answer
 
-            self.site.front.answer = counted  # type: ignore[union-attr,method-assign]
+        return counted
+
+    def say(self, line: bytes) -> None:
+        """The backend of the session of Streamable HTTP writes a message."""
+        self.backend2.receiver.messages_received([line])
 
     def receive(self, data: bytes, cuts: list[int]) -> None:
         """The bytes, cut at these places; none after the connection is closed."""
@@ -92,10 +113,10 @@ class World:
             if start < end and not self.transport.disconnecting:
                 self.channel.dataReceived(data[start:end])
 
-    def seen(self) -> tuple[bytes, bool, list[bytes]]:
+    def seen(self) -> tuple[bytes, bool, list[bytes], list[bytes]]:
         """All that differs to a client, or to the backend."""
         answers = re.sub(rb"\r\nDate: [^\r]+", b"", self.transport.value())
-        return answers, self.transport.disconnecting, self.backend.sent
+        return answers, self.transport.disconnecting, self.backend.sent, self.backend2.sent
 
 
 class _Unlimited:
@@ -122,6 +143,10 @@ TARGETS = st.sampled_from(
         b"http://h/b/message?sessionId=" + IDENT.encode(),
         b"/sse",
         b"*",
+        b"/b/mcp",
+        b"/b/mcp",
+        b"/b/mcp?x",
+        b"/b/mcp?sessionId=" + IDENT.encode(),
     ]
 )
 BODIES = st.sampled_from(
@@ -138,6 +163,31 @@ BODIES = st.sampled_from(
         b'{"jsonrpc":"2.0","method":"' + b"x" * LIMIT + b'"}',
         b"POST /b/message?sessionId=" + IDENT.encode() + b" HTTP/1.1\r\n\r\n",
         b"0\r\n\r\n",
+        b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}',
+        b'{"jsonrpc":"2.0","id":7,"result":{}}',
+        b'{"jsonrpc":"2.0","id":2,"method":"y"}',
+        b'{"jsonrpc":"2.0","id":1,"method":"initialize"}',
+        b'[{"jsonrpc":"2.0","id":3,"method":"z"}]',
+    ]
+)
+STREAMABLE = [
+    b"Mcp-Session-Id: " + IDENT.encode(),
+    b"Accept: application/json, text/event-stream",
+    b"Content-Type: application/json",
+]
+#: What a client of Streamable HTTP may get wrong.
+ODD = st.sampled_from(
+    [
+        b"",
+        b"",
+        b"",
+        b"MCP-Protocol-Version: 2025-11-25",
+        b"MCP-Protocol-Version: 2999-01-01",
+        b"Mcp-Session-Id: " + IDENT.encode(),
+        b"Mcp-Session-Id: " + IDENT.replace("1", "3").encode(),
+        b"Accept: application/json;q=0, text/event-stream",
+        b"Content-Type: text/plain",
+        b"Last-Event-ID: 0-0",
     ]
 )
 FIELDS = st.lists(
@@ -192,12 +242,18 @@ def requests(draw: st.DrawFn) -> bytes:
     """One request, plain more often than not."""
     body = draw(BODIES)
     fields = list(draw(FIELDS)) if draw(st.booleans()) else [b"Host: h"]
+    streamable = draw(st.booleans())
+    if streamable:
+        fields += draw(st.sampled_from([STREAMABLE] * 4 + [STREAMABLE[1:], STREAMABLE[:2]]))
+        odd = draw(ODD)
+        fields += [odd] if odd else []
     if draw(st.integers(0, 9)):
         length = len(body) + draw(st.sampled_from([0, 0, 0, 0, 1, -1]))
         fields.insert(draw(st.integers(0, len(fields))), b"Content-Length: %d" % max(0, length))
     method = draw(st.sampled_from([b"POST"] * 6 + [b"post", b"GET", b"OPTIONS", b"PRI"]))
     version = draw(st.sampled_from([b"HTTP/1.1"] * 6 + [b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.1 "]))
-    target = draw(TARGETS) if draw(st.booleans()) else b"/b/message?sessionId=" + IDENT.encode()
+    usual = b"/b/mcp" if streamable else b"/b/message?sessionId=" + IDENT.encode()
+    target = draw(TARGETS) if draw(st.booleans()) else usual
     end = draw(st.sampled_from([b"\r\n"] * 9 + [b"\n"]))
     head = end.join([b" ".join([method, target, version]), *fields, b"", b""])
     return head + body
@@ -223,23 +279,55 @@ def post(body: bytes, *fields: bytes, ident: str = IDENT) -> bytes:
     return b"\r\n".join([*lines, b"", b""]) + body
 
 
+ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}'
+SAID = st.lists(
+    st.sampled_from(
+        [
+            ANSWER,
+            b'{"jsonrpc":"2.0","id":2,"result":{}}',
+            b'{"jsonrpc":"2.0","id":3,"error":{"code":1,"message":"no"}}',
+            b'{"jsonrpc":"2.0","method":"notifications/message"}',
+            b'{"jsonrpc":"2.0","id":9,"method":"sampling/createMessage"}',
+            b"wait",
+        ]
+    ),
+    max_size=5,
+)
+
+
+def post_mcp(body: bytes, *fields: bytes) -> bytes:
+    """A plain request of Streamable HTTP."""
+    lines = [b"POST /b/mcp HTTP/1.1", b"Content-Length: %d" % len(body), *STREAMABLE, *fields]
+    return b"\r\n".join([*lines, b"", b""]) + body
+
+
 @settings(max_examples=400, deadline=None)
-@given(streams(), st.lists(st.integers(0, 10_000), max_size=4))
-@example(post(CALL) * 3, [])
-@example(post(CALL) + b"\r\n" + post(CALL), [5, 60, 140])
-@example(post(CALL, b"Transfer-Encoding: chunked") + b"0\r\n\r\n", [])
-@example(post(CALL, b"Content-Length: 3"), [])
-@example(post(b"x" * (LIMIT + 1)) + post(CALL), [])
-@example(post(CALL) + post(CALL, b"Connection: close") + post(CALL), [])
-def test_same_bytes_same_answers(data: bytes, cuts: list[int]) -> None:
-    """Both ways in give the same answer for the same bytes."""
+@given(streams(), st.lists(st.integers(0, 10_000), max_size=4), SAID)
+@example(post(CALL) * 3, [], [])
+@example(post(CALL) + b"\r\n" + post(CALL), [5, 60, 140], [])
+@example(post(CALL, b"Transfer-Encoding: chunked") + b"0\r\n\r\n", [], [])
+@example(post(CALL, b"Content-Length: 3"), [], [])
+@example(post(b"x" * (LIMIT + 1)) + post(CALL), [], [])
+@example(post(CALL) + post(CALL, b"Connection: close") + post(CALL), [], [])
+@example(post_mcp(CALL) + post(CALL), [], [ANSWER])
+@example(post_mcp(CALL) + post(CALL), [], [b"wait", ANSWER])
+@example(post_mcp(CALL), [], [b'{"jsonrpc":"2.0","method":"notifications/message"}', ANSWER])
+@example(post_mcp(CALL) * 2, [], [ANSWER])
+def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]) -> None:
+    """Both ways in give the same answer for the same bytes, whatever the backend says."""
     fronted, ordinary = World(front=True), World(front=False)
-    fronted.receive(data, cuts)
-    ordinary.receive(data, cuts)
+    for each in (fronted, ordinary):
+        each.receive(data, cuts)
+        for line in said:
+            if line == b"wait":
+                each.clock.advance(COMMIT_SECONDS)
+            else:
+                each.say(line)
     assert fronted.seen() == ordinary.seen()
     for each in (fronted, ordinary):
         each.channel.connectionLost()
         assert each.site.budget.used == 0, "what was held is given back"
+        assert not each.face.router.has_outlets
 
 
 @pytest.mark.parametrize(

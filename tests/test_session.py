@@ -247,7 +247,7 @@ def test_while_it_drains_the_last_words_pass() -> None:
     made.session.diagnostics_received([b"bye"])
     assert made.stream.lines[0] == REPLY
     assert len(made.stream.lines) == 2
-    made.session.output_closed("the backend closed its stdout")
+    made.session.output_closed("the backend ended (exit status 1)")
     assert made.session.reason == "the backend ended (exit status 1)"
 
 

@@ -207,6 +207,7 @@ class StreamsMachine(RuleBasedStateMachine):
             name = self.unassociated()
             stream = self.streams[name]
             waits = name == "0" and stream.outlet is None
+            self.asked.pop(about, None)
             self.asked[about] = name, 0 if waits else len(stream.sent) + 1
             self.expect(name, line, about)
         return line
@@ -350,6 +351,7 @@ class StreamsMachine(RuleBasedStateMachine):
         attached = {name for name, each in self.streams.items() if each.outlet is not None}
         assert router.has_outlets == bool(attached)
         assert router.dropped == self.dropped
+        assert router.position == len(self.streams["0"].sent)
         assert self.to_backend == self.refused
         assert len(router._asked) == len(self.asked)
         assert len(router._waiting) == len(self.waiting) <= self.max_waiting
@@ -375,5 +377,5 @@ class StreamsMachine(RuleBasedStateMachine):
                 assert self.json_only or self.max_kept < 1000, "nothing had to be lost"
 
 
-class TestStreams(StreamsMachine.TestCase):
-    settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+TestStreams = StreamsMachine.TestCase
+TestStreams.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)

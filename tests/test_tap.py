@@ -68,6 +68,10 @@ def test_a_command_is_all_it_takes() -> None:
         ("--stop-grace 3", "stop_grace", 3.0),
         ("--kill-grace 1e1", "kill_grace", 10.0),
         ("--peer-timeout 5", "peer_timeout", 5.0),
+        ("--idle-timeout 0", "idle_timeout", 0.0),
+        ("--idle-timeout 7.5", "idle_timeout", 7.5),
+        ("--keepalive-interval 0", "keepalive_interval", 0.0),
+        ("--keepalive-interval 3", "keepalive_interval", 3.0),
         ("--max-message-bytes 100", "max_message_bytes", 100),
         ("--max-waiting-messages 100", "max_waiting_messages", 100),
         ("--max-waiting-bytes 100", "max_waiting_bytes", 100),
@@ -76,6 +80,8 @@ def test_a_command_is_all_it_takes() -> None:
         ("--env A=1 --env B=x=y --env C= --env A=2", "env", {"A": "2", "B": "x=y", "C": ""}),
         ("--pass-env A --pass-env B", "pass_env", ("A", "B")),
         ("--no-stderr-notifications", "stderr_notifications", False),
+        ("--json-response", "json_response", True),
+        ("--stderr-in-errors", "stderr_in_errors", True),
     ],
 )
 def test_an_option_is_a_setting_of_the_server(arguments: str, name: str, value: Any) -> None:
@@ -148,6 +154,9 @@ def test_what_twistd_runs_is_a_bridge() -> None:
         ("--stop-grace soon cat", "--stop-grace: expected a number of seconds ≥ 0"),
         ("--kill-grace 1e7 cat", "--kill-grace: expected a number of seconds ≥ 0 and ≤ 1000000"),
         ("--peer-timeout 0 cat", "--peer-timeout: expected a number of seconds > 0"),
+        ("--idle-timeout -1 cat", "--idle-timeout: expected a number of seconds ≥ 0"),
+        ("--keepalive-interval x cat", "--keepalive-interval: expected a number of seconds ≥ 0"),
+        ("--json-response=1 cat", "option --json-response must not have an argument"),
         ("--base-uri a cat", "--base-uri: expected an empty string or a path"),
         ("--public-path a/ cat", "--public-path: expected an empty string or a path"),
         ("--cwd= cat", '--cwd: expected the path of a directory, got ""'),
@@ -204,6 +213,10 @@ def test_one_line_whatever_was_given(text: str) -> None:
         "--env A=1",
         "--pass-env A",
         "--no-stderr-notifications",
+        "--idle-timeout 1",
+        "--keepalive-interval 1",
+        "--json-response",
+        "--stderr-in-errors",
     ],
 )
 def test_what_stands_in_a_file_does_not_stand_beside_it(arguments: str, config: str) -> None:

@@ -66,6 +66,8 @@ class StdioBackend(ProcessProtocol):
         self._reaped = reaped
         self._pid: int | None = None
         self._paused = False
+        #: What was seen of its end before its exit status.
+        self._news = ""
         self._deadline: IDelayedCall | None = None
         self._stdout = LineFramer(settings.max_message_bytes)
         self._stderr = LineFramer(STDERR_LINE_BYTES, cut=True)
@@ -157,7 +159,8 @@ class StdioBackend(ProcessProtocol):
         """The backend takes nothing more."""
         self._queue.stopProducing()
         if not self._discarding:
-            self._receiver.input_closed("the backend closed its stdin")
+            self._news = "the backend closed its stdin"
+            self._receiver.input_closed(self._news)
             self._ladder.stop()
 
     def outConnectionLost(self) -> None:
@@ -181,7 +184,7 @@ class StdioBackend(ProcessProtocol):
 
     def _closed_stdout(self) -> None:
         self._deadline = None
-        self._output_over("the backend closed its stdout")
+        self._output_over(self._news or "the backend closed its stdout")
 
     def errConnectionLost(self) -> None:
         """The end of stderr."""

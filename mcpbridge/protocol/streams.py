@@ -37,7 +37,7 @@ from mcpbridge.protocol.envelope import (
     split_batch,
 )
 from mcpbridge.protocol.inflight import Asked, InFlight, LogicalStream
-from mcpbridge.protocol.waiting import Waiter, WaitingRoom
+from mcpbridge.protocol.waiting import MaybeId, Waiter, WaitingRoom
 
 #: The name of the GET stream.
 STANDALONE = "0"
@@ -322,12 +322,7 @@ class StreamRouter:
         self._asked.add(ident, stream.name, 0 if waits else stream.number + 1)
         self._send(stream, line, ident)
 
-    def _send(
-        self,
-        stream: LogicalStream,
-        line: bytes,
-        asked: JsonRpcId | msgspec.UnsetType = msgspec.UNSET,
-    ) -> None:
+    def _send(self, stream: LogicalStream, line: bytes, asked: MaybeId = msgspec.UNSET) -> None:
         outlet = self._outlets.get(stream.name)
         if outlet is None and stream is self._standalone:
             self._wait(Waiter(line, asked))

@@ -14,12 +14,15 @@ import msgspec
 
 from mcpbridge.protocol.envelope import JsonRpcId
 
+#: The id of a request; unset for a notification.
+MaybeId = JsonRpcId | msgspec.UnsetType
+
 
 class Waiter(NamedTuple):
     """A message that waits; `asked` is its id where it is a request."""
 
     line: bytes
-    asked: JsonRpcId | msgspec.UnsetType
+    asked: MaybeId
 
 
 class WaitingRoom:

@@ -216,7 +216,7 @@ class Session:
 
     def output_closed(self, reason: str) -> None:
         """Nothing more comes: the session is over."""
-        self.life.end(self.reason or reason)
+        self.life.end(reason)
 
     def _send(self, lines: list[bytes]) -> None:
         if not lines:

@@ -8,6 +8,7 @@ HTTP.  Stands where the event stream of HTTP+SSE stands: a session's `stream`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,9 +18,15 @@ from twisted.logger import Logger
 from mcpbridge.config import ServerSettings
 from mcpbridge.errors import SERVER_ERROR
 from mcpbridge.guard import guarded
-from mcpbridge.protocol.envelope import Envelope, JsonRpcId, peek
+from mcpbridge.protocol.envelope import (
+    Envelope,
+    JsonRpcId,
+    cancelled_id,
+    peek,
+    requested_token,
+)
 from mcpbridge.protocol.revisions import Revision, revision
-from mcpbridge.protocol.streams import StreamRouter
+from mcpbridge.protocol.streams import Outlet, StreamRouter
 from mcpbridge.session.session import Session
 
 #: How often in an `idle_timeout` it is looked whether it is over.
@@ -80,6 +87,39 @@ class StreamableFace:
     def touch(self) -> None:
         """The client has said something."""
         self._last = self._clock.seconds()
+
+    def receive(
+        self, messages: Sequence[tuple[bytes, Envelope]], outlet: Callable[[], Outlet]
+    ) -> str | None:
+        """
+        Messages that the client posted together; all go to the backend, or none.
+
+        Returns the name of the stream for their answers, to which `outlet()`
+        is attached, or None where they ask for nothing.  Raises what
+        `StreamRouter.open_post` and `Session.client_messages` raise.
+        """
+        self._last = self._clock.seconds()
+        lines = [line for line, _ in messages]
+        asked: list[Any] = [
+            (envelope.id, requested_token(line))
+            for line, envelope in messages
+            if envelope.is_request
+        ]
+        stream = self.router.open_post(asked, outlet()) if asked else None
+        try:
+            self._session.client_messages(lines)
+        except BaseException:
+            if stream is not None:
+                self.router.abandon(stream)
+            raise
+        for line, envelope in messages:
+            if envelope.is_response:
+                self.router.answered_backend(envelope)
+            elif envelope.method == "notifications/cancelled":
+                cancelled: Any = cancelled_id(line)
+                if cancelled is not msgspec.UNSET:
+                    self.router.cancel(cancelled)
+        return stream
 
     # Backpressure: a session has one backend, which waits for the slowest of
     # the connections that are attached to it.
@@ -154,10 +194,6 @@ class StreamableFace:
         else:
             # What is not initialized is of no use to anybody.
             self._clock.callLater(0, self._session.life.end, "the backend refused to initialize")
-
-    def client_answered(self, envelope: Envelope) -> None:
-        """The client has answered a request of the backend."""
-        self.router.answered_backend(envelope)
 
     # Idleness.
 

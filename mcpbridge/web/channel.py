@@ -26,8 +26,6 @@ from mcpbridge.config import (
     REQUEST_SECONDS,
 )
 from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
-from mcpbridge.transports import prompt_descriptor, write_at_once
-from mcpbridge.web.front import Front, Plain
 from mcpbridge.web.gate import loopback_port
 
 CONNECTION_DONE = Failure(ConnectionDone())
@@ -144,23 +142,13 @@ class BridgeChannel(HTTPChannel):
     _draining = False
     _drained = 0
     _behind = 0
-    _descriptor: Any = None
-    #: The head of the last request, and what it was recognised as.
-    _last_head = b""
-    _last_plain: Plain | None = None
-    #: A plain request whose body is arriving, in pieces.
-    _arriving: Plain | None = None
-    _missing = 0
-    _pieces: list[bytes]
     _admitted = True
 
     def connectionMade(self) -> None:
         """Count the connection; refuse it where there are too many."""
         super().connectionMade()
-        self._descriptor = prompt_descriptor(self.transport)
         #: 0 where the listener is not on loopback.
         self.loopback = loopback_port(self.transport) or 0
-        self._pieces = []
         self._admitted = self.site.opened(self)
         if not self._admitted:
             self.transport.abortConnection()
@@ -170,13 +158,6 @@ class BridgeChannel(HTTPChannel):
         if self._draining:
             self._drain(data)
             return
-        front = self.site.front
-        if front is not None and self._is_between_requests():
-            data = self._serve_plain(front, data)
-            if not data:
-                self.resetTimeout()
-                self._watch()
-                return
         if self.streaming:
             self._behind += len(data)
             if self._behind > PIPELINED_BYTES:
@@ -223,7 +204,6 @@ class BridgeChannel(HTTPChannel):
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
         """Gone: stop the clocks."""
         self._set_deadline(None)
-        self._let_go()
         if self._admitted:
             self.site.closed(self)
         super().connectionLost(reason)
@@ -231,61 +211,6 @@ class BridgeChannel(HTTPChannel):
     def _send100Continue(self) -> None:
         if self.requests[-1].refusal is None:
             super()._send100Continue()
-
-    def _is_between_requests(self) -> bool:
-        """Whether the ordinary channel has nothing at all of a request."""
-        return bool(self.line_mode and self.persistent and not self.requests and not self._buffer)
-
-    def _serve_plain(self, front: Front, data: bytes) -> bytes:
-        """
-        Answer plain requests at once, in order; return what is left to the
-        ordinary channel, from the first byte of a request on.
-        """
-        while data:
-            plain = self._arriving
-            if plain is None:
-                end = data.find(b"\r\n\r\n")
-                if end < 0:
-                    return data
-                head = data[:end]
-                if head == self._last_head:
-                    plain = self._last_plain
-                else:
-                    plain = front.recognise(head, self.loopback or None)
-                    self._last_head, self._last_plain = head, plain
-                if plain is None or plain.length > self.site.max_body:
-                    return data
-                if len(data) - end - 4 < plain.length:
-                    if not self.site.budget.take(plain.length):
-                        return data
-                    self._arriving = plain
-                    self._missing = plain.length
-                    data = data[end + 4 :]
-                    continue
-                body = data[end + 4 : end + 4 + plain.length]
-                data = data[end + 4 + plain.length :]
-            else:
-                piece = data[: self._missing]
-                data = data[self._missing :]
-                self._pieces.append(piece)
-                self._missing -= len(piece)
-                if self._missing:
-                    break
-                body = b"".join(self._pieces)
-                self._let_go()
-            answer = front.answer(plain, body)
-            if self._descriptor is not None:
-                write_at_once(self._descriptor, answer)
-            else:
-                self.transport.write(answer)
-        return data
-
-    def _let_go(self) -> None:
-        """Of the pieces of a body."""
-        if self._arriving is not None:
-            self.site.budget.give_back(self._arriving.length)
-            self._arriving = None
-            self._pieces = []
 
     def _answer_refused_body(self) -> None:
         """Answer before the body is complete, then throw the rest away."""
@@ -309,12 +234,16 @@ class BridgeChannel(HTTPChannel):
             return
         if self._handlingRequest:
             self._set_deadline(None)
-        elif self.requests or self._buffer or self._arriving is not None:
+        elif self.requests or self._buffer or self._in_body():
             if self._deadline is None:
                 self._began = self.site.clock.seconds()
                 self._set_deadline(HEAD_SECONDS)
         else:
             self._set_deadline(None)
+
+    def _in_body(self) -> bool:
+        """Whether a body is arriving, whose head was in time."""
+        return self._transferDecoder is not None
 
     def _set_deadline(self, seconds: float | None) -> None:
         deadline, self._deadline = self._deadline, None
@@ -325,8 +254,7 @@ class BridgeChannel(HTTPChannel):
 
     def _too_late(self) -> None:
         self._deadline = None
-        in_body = self._transferDecoder is not None or self._arriving is not None
-        if not self._draining and in_body:
+        if not self._draining and self._in_body():
             # The head was in time; the body has longer.
             left = self._began + REQUEST_SECONDS - self.site.clock.seconds()
             if left > 0:

@@ -12,80 +12,124 @@ must not decide about a message: that is for the server.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import time
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString
 from twisted.web.server import version
 
 from mcpbridge.errors import InternalError, Refused
+from mcpbridge.protocol.envelope import read_message
+from mcpbridge.protocol.revisions import SUPPORTED
 from mcpbridge.session.server import Server
+from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.answers import phrase
 from mcpbridge.web.gate import Gate
+from mcpbridge.web.handover import WaitingAnswer
 
 #: A longer head, or one with more lines, is for the ordinary channel.
 HEAD_BYTES = 8192
 HEAD_LINES = 64
 
 _END = b"\r\n\r\n"
-_TARGET = re.compile(rb"POST ([!-~]+)\?sessionId=([0-9a-f-]{36}) HTTP/1\.1")
+_TARGET = re.compile(rb"POST ([!-~]+?)(?:\?sessionId=([0-9a-f-]{36}))? HTTP/1\.1")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_IDENT = re.compile(rb"[0-9a-f-]{36}")
 #: Fields that change what a request is, or whether it is answered; only the
 #: ordinary channel reads them.
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te", b"origin"})
+#: Fields that are read here, and so may stand there once.
+_READ = frozenset(
+    {
+        b"content-length",
+        b"host",
+        b"connection",
+        b"accept",
+        b"content-type",
+        b"mcp-session-id",
+        b"mcp-protocol-version",
+    }
+)
 
 
 class Plain(NamedTuple):
-    """What is wanted of a plain request's head."""
+    """What is wanted of a plain request's head; `streamable`: at `/mcp`."""
 
     server: Server
     ident: str
     length: int
     host: bytes | None
+    streamable: bool
 
 
-def read_head(head: bytes, servers: dict[bytes, Server]) -> Plain | None:
+def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain | None:
     """
     The head of a plain request, without its last empty line; None where it
     is not plain.
 
-    `servers` are found by the path to post to, byte for byte.
+    `servers` are found by the path to post to, byte for byte, with whether it
+    is that of Streamable HTTP.
     """
     if len(head) > HEAD_BYTES:
         return None
-    first, *fields = head.split(b"\r\n")
+    first, *lines = head.split(b"\r\n")
     target = _TARGET.fullmatch(first)
-    if target is None or len(fields) > HEAD_LINES:
+    if target is None:
         return None
-    server = servers.get(target[1])
-    if server is None:
+    server, streamable = servers.get(target[1], (None, False))
+    fields = _read_fields(lines)
+    if server is None or fields is None:
         return None
-    length = -1
-    host = None
-    for field in fields:
-        name, colon, value = field.partition(b":")
+    digits = fields.get(b"content-length", b"")
+    # Without a length there is no body, and an answer of its own.
+    if not digits.isdigit() or len(digits) > 10 or int(digits) == 0:
+        return None
+    if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    ident = fields.get(b"mcp-session-id", b"") if streamable else target[2]
+    if ident is None or not _IDENT.fullmatch(ident):
+        return None
+    if streamable and (target[2] is not None or not _may_post(fields)):
+        return None
+    return Plain(server, ident.decode("ascii"), int(digits), fields.get(b"host"), streamable)
+
+
+def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
+    """The fields that are read here; None where one is not plain."""
+    if len(lines) > HEAD_LINES:
+        return None
+    fields: dict[bytes, bytes] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
         if not colon or not _NAME.fullmatch(name):
             return None
         if b"\n" in value or b"\r" in value or b"\0" in value:
             return None
         name = name.lower()
-        if name == b"content-length":
-            digits = value.strip(b" \t")
-            if length >= 0 or not digits.isdigit() or len(digits) > 10:
-                return None
-            length = int(digits)
-        elif name == b"host":
-            if host is not None:
-                return None
-            host = value.strip(b" \t")
-        elif name in _NOT_PLAIN or (
-            name == b"connection" and value.strip(b" \t").lower() != b"keep-alive"
-        ):
+        if name in _NOT_PLAIN or name in fields:
             return None
-    # Without a length there is no body, and an answer of its own.
-    return Plain(server, target[2].decode("ascii"), length, host) if length > 0 else None
+        if name in _READ:
+            fields[name] = value.strip(b" \t")
+    return fields
+
+
+def _may_post(fields: dict[bytes, bytes]) -> bool:
+    """Whether the endpoint would take it: the usual headers, and in doubt not."""
+    accept = fields.get(b"accept", b"")
+    return (
+        b"application/json" in accept
+        and b"text/event-stream" in accept
+        and b";" not in accept
+        and fields.get(b"content-type", b"").lower() == b"application/json"
+        and fields.get(b"mcp-protocol-version", b"2025-11-25").decode("latin-1") in SUPPORTED
+    )
+
+
+class NotPlainAfterAll(Exception):
+    """A message that the ordinary channel has to look at: a batch, a beginning."""
 
 
 class Front:
@@ -96,7 +140,9 @@ class Front:
     def __init__(self, servers: Iterable[Server], gate: Gate) -> None:
         self._gate = gate
         self._servers = {
-            f"{server.settings.base_uri}/message".encode("ascii"): server for server in servers
+            f"{server.settings.base_uri}/{name}".encode("ascii"): (server, name == "mcp")
+            for server in servers
+            for name in ("message", "mcp")
         }
         self._second = 0
         self._dated = b""
@@ -114,19 +160,67 @@ class Front:
 
     def answer(self, request: Plain, body: bytes) -> bytes:
         """Let the server decide about the message; the whole answer, as bytes."""
+        self._know_the_time()
+        try:
+            request.server.receive(request.ident, body)
+        except Exception as error:
+            return self._failed(error)
+        return self._accepted
+
+    def post(
+        self,
+        request: Plain,
+        body: bytes,
+        answer: Callable[[bytes], None],
+        hand_over: Callable[[], None],
+    ) -> bytes | WaitingAnswer:
+        """
+        The same for Streamable HTTP: the whole answer, or what waits for it
+        and calls `answer` with all of it, or `hand_over`.
+        """
+        self._know_the_time()
+        made: list[WaitingAnswer] = []
+        try:
+            face = cast("StreamableFace", request.server.find_streamable(request.ident).stream)
+            request.server.check_size(body)
+            line, envelope = read_message(body)
+            if envelope is None or envelope.method == "initialize":
+                raise NotPlainAfterAll
+
+            def wait() -> WaitingAnswer:
+                made.append(WaitingAnswer(face, lambda b: answer(self._json(b)), hand_over))
+                return made[0]
+
+            stream = face.receive([(line, envelope)], wait)
+        except NotPlainAfterAll:
+            raise
+        except Exception as error:
+            return self._failed(error)
+        if stream is None:
+            return self._accepted
+        made[0].stream = stream
+        return made[0]
+
+    def _know_the_time(self) -> None:
         now = int(time())
         if now != self._second:
             self._second = now
             self._dated = b"Server: %b\r\nDate: %b\r\n" % (version, datetimeToString(now))
             self._accepted = b"%b%bContent-Length: 0%b" % (_status(202), self._dated, _END)
-        try:
-            request.server.receive(request.ident, body)
-        except Refused as refusal:
-            return self._refused(refusal)
-        except Exception:
-            self.log.failure("a request failed")
-            return self._refused(InternalError.of_ours())
-        return self._accepted
+            self._json_head = b"%b%bContent-Type: application/json\r\nContent-Length: " % (
+                _status(200),
+                self._dated,
+            )
+
+    def _json(self, line: bytes) -> bytes:
+        self._know_the_time()
+        return b"%b%d%b%b" % (self._json_head, len(line), _END, line)
+
+    def _failed(self, error: Exception) -> bytes:
+        if isinstance(error, Refused):
+            return self._refused(error)
+        self.log.failure("a request failed", Failure(error))
+        return self._refused(InternalError.of_ours())
 
     def _refused(self, refusal: Refused) -> bytes:
         body = refusal.body()

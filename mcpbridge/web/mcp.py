@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 
@@ -27,16 +26,16 @@ from mcpbridge.errors import (
 )
 from mcpbridge.protocol.envelope import (
     Envelope,
-    cancelled_id,
     peek,
     read_message,
-    requested_token,
     split_batch,
 )
-from mcpbridge.protocol.revisions import is_accepted
+from mcpbridge.protocol.revisions import SUPPORTED, is_accepted
+from mcpbridge.protocol.streams import Outlet
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.web.handover import WaitingAnswer
 from mcpbridge.web.outlets import ResponseOutlet
 
 JSON = "application/json"
@@ -52,6 +51,11 @@ class McpEndpoint:
 
     async def post(self, request: Any) -> None:
         """A message, or a batch of them, from the client."""
+        waiting: WaitingAnswer | None = getattr(request.channel, "handed_over", None)
+        if waiting is not None:
+            request.channel.handed_over = None
+            await self._take_over(request, waiting)
+            return
         settings = self._server.settings
         wanted = (JSON,) if settings.json_response else (JSON, EVENTS)
         self._check_accept(request, wanted)
@@ -92,7 +96,7 @@ class McpEndpoint:
         else:
             position = face.router.position
             stream = face.router.open_get(outlet)
-        self._opened(request, face, outlet, stream, position)
+        self._opened(request, face, outlet, outlet, stream, position)
         await finished
 
     def delete(self, request: Any) -> None:
@@ -143,40 +147,33 @@ class McpEndpoint:
         batch: bool,
     ) -> None:
         face = _face(session)
-        face.touch()
-        asked = [
-            (envelope.id, requested_token(line))
-            for line, envelope in messages
-            if envelope.is_request
-        ]
-        lines = [line for line, _ in messages]
-        if not asked:
-            session.client_messages(lines)
-            self._told(face, messages)
+        outlets: list[tuple[Deferred[None], ResponseOutlet]] = []
+
+        def make_outlet() -> ResponseOutlet:
+            outlets.append(self._outlet(request, face, may_be_json=True, batch=batch))
+            return outlets[0][1]
+
+        try:
+            stream = face.receive(messages, make_outlet)
+        except BaseException:
+            for _, outlet in outlets:
+                outlet.gone()
+            raise
+        if stream is None:
             request.setResponseCode(202)
             request.setHeader(b"Content-Length", b"0")
             return
-        finished, outlet = self._outlet(request, face, may_be_json=True, batch=batch)
-        stream = face.router.open_post(asked, outlet)  # type: ignore[arg-type]
-        try:
-            session.client_messages(lines)
-        except BaseException:
-            face.router.abandon(stream)
-            outlet.gone()
-            raise
-        self._told(face, messages)
-        self._opened(request, face, outlet, stream, 0)
+        finished, outlet = outlets[0]
+        self._opened(request, face, outlet, outlet, stream, 0)
         await finished
 
-    def _told(self, face: StreamableFace, messages: Sequence[tuple[bytes, Envelope]]) -> None:
-        """What the router must know of what the backend was told."""
-        for line, envelope in messages:
-            if envelope.is_response:
-                face.client_answered(envelope)
-            elif envelope.method == "notifications/cancelled":
-                ident = cancelled_id(line)
-                if ident is not msgspec.UNSET:
-                    face.router.cancel(ident)
+    async def _take_over(self, request: Any, waiting: WaitingAnswer) -> None:
+        """Write what was posted past the ordinary channel, and needs more than one message."""
+        finished, outlet = self._outlet(request, waiting.face, may_be_json=True)
+        waiting.take_over(outlet)
+        self._opened(request, waiting.face, outlet, waiting, waiting.stream, 0)
+        outlet.commit()
+        await finished
 
     # Common parts.
 
@@ -196,11 +193,17 @@ class McpEndpoint:
         return finished, outlet
 
     def _opened(
-        self, request: Any, face: StreamableFace, outlet: ResponseOutlet, stream: str, at: int
+        self,
+        request: Any,
+        face: StreamableFace,
+        outlet: ResponseOutlet,
+        attached: Outlet,
+        stream: str,
+        at: int,
     ) -> None:
         def gone(_: object) -> None:
             outlet.gone()
-            face.router.detach(stream, outlet)
+            face.router.detach(stream, attached)
 
         outlet.opened(stream, at)
         request.notifyFinish().addErrback(gone)
@@ -217,7 +220,7 @@ class McpEndpoint:
         header = _header(request, b"mcp-protocol-version") or None
         negotiated = _face(session).negotiated if session is not None else None
         if not is_accepted(header, negotiated):
-            raise UnsupportedVersion(header or "")
+            raise UnsupportedVersion(header or "", SUPPORTED)
 
     def _check_accept(self, request: Any, wanted: Sequence[str]) -> None:
         accepted = {

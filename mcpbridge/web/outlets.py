@@ -72,7 +72,7 @@ class ResponseOutlet:
         if not self._may_be_json:
             self._begin()
         elif not self._settings.json_response:
-            self._timer = self._clock.callLater(COMMIT_SECONDS, self._commit)
+            self._timer = self._clock.callLater(COMMIT_SECONDS, self.commit)
 
     def gone(self) -> None:
         """The connection is lost."""
@@ -130,8 +130,11 @@ class ResponseOutlet:
         request.write(body)
         self._finish()
 
-    def _commit(self) -> None:
-        self._timer = None
+    def commit(self) -> None:
+        """It is an event stream, unless answers are JSON alone."""
+        self._cancel_timer()
+        if self._settings.json_response:
+            return
         if not self._streaming and self._request is not None:
             self._begin()
 

@@ -19,6 +19,7 @@ from twisted.web.server import Site
 from mcpbridge.config import IDLE_SECONDS, BridgeSettings
 from mcpbridge.web.channel import BodyBudget, BridgeChannel, BridgeRequest
 from mcpbridge.web.front import Front
+from mcpbridge.web.plain import PlainChannel
 
 #: How often the log says that there are too many connections.
 COMPLAIN_SECONDS = 60.0
@@ -57,11 +58,11 @@ class BridgeSite(Site):
             reactor=reactor,
             parsePOSTFormSubmission=False,
         )
-        # Not the one that may become HTTP/2.
-        self.protocol: Any = BridgeChannel
         self.clock: IReactorTime = reactor
         #: The access log is written by the ordinary channel.
         self.front = None if settings.access_log else front
+        # Not the one that may become HTTP/2.
+        self.protocol: Any = BridgeChannel if self.front is None else PlainChannel
         self.budget = BodyBudget(settings.max_request_bytes)
         self.max_body = max(server.max_message_bytes for server in settings.servers)
         self.channels: set[BridgeChannel] = set()

@@ -14,6 +14,8 @@ wherever they have got to.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import re
@@ -300,6 +302,197 @@ def ping(number: int) -> bytes:
     return b'{"jsonrpc": "2.0","method": "ping","id":"ping:%d"}' % number
 
 
+class Piece(NamedTuple):
+    """An event of Streamable HTTP; `retry` is empty where it says none."""
+
+    ident: str
+    data: bytes
+    retry: str = ""
+
+
+class Response(Wire):
+    """
+    A request over Streamable HTTP on a connection of its own, and its answer
+    as it comes: `status` and `headers` are waited for when they are asked for.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Sequence[str],
+        receive_buffer: int | None = None,
+    ) -> None:
+        super().__init__(port, receive_buffer)
+        self.comments = 0
+        self._text = bytearray()
+        self.send(_head(self.host, method, path, body, headers) + (body or b""))
+
+    @functools.cached_property
+    def _answered(self) -> tuple[int, dict[str, str]]:
+        return self.read_head()
+
+    @property
+    def status(self) -> int:
+        """Of the answer."""
+        return self._answered[0]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the answer; names are in lower case."""
+        return self._answered[1]
+
+    @property
+    def kind(self) -> str:
+        """The Content-Type."""
+        return self.headers.get("content-type", "")
+
+    @functools.cached_property
+    def body(self) -> bytes:
+        """All of an answer that is no event stream."""
+        assert "event-stream" not in self.kind
+        length = self.headers.get("content-length")
+        return b"".join(self._chunks) if length is None else self.take(int(length))
+
+    @property
+    def json(self) -> Any:
+        """The body, decoded."""
+        return json.loads(self.body)
+
+    @functools.cached_property
+    def _chunks(self) -> Iterator[bytes]:
+        return self.chunks()
+
+    def piece(self) -> Piece:
+        """The next event; raises `StopIteration` where the stream is complete."""
+        assert (self.status, self.kind) == (200, "text/event-stream"), self.body
+        while True:
+            while (at := self._text.find(b"\n\n")) < 0:
+                self._text += next(self._chunks)
+            lines = bytes(self._text[:at]).split(b"\n")
+            del self._text[: at + 2]
+            if lines[0].startswith(b":"):
+                self.comments += 1
+                continue
+            fields = dict(line.split(b": ", 1) for line in lines)
+            assert len(fields) == len(lines), lines
+            assert fields.pop(b"event", b"message") == b"message"
+            ident, retry = fields.pop(b"id", b"").decode(), fields.pop(b"retry", b"").decode()
+            assert fields.keys() == {b"data"}, lines
+            return Piece(ident, fields[b"data"], retry)
+
+    def message(self) -> Any:
+        """The next message, decoded; a priming event is none."""
+        while not (piece := self.piece()).data:
+            pass
+        return json.loads(piece.data)
+
+    def pieces(self) -> list[Piece]:
+        """All events to the end of the stream, without a priming one."""
+        found = []
+        while True:
+            try:
+                piece = self.piece()
+            except StopIteration:
+                assert not self._text, "it ends within an event"
+                return found
+            if piece.data:
+                found.append(piece)
+
+    def messages(self) -> list[Any]:
+        """All messages to the end of the stream, decoded."""
+        return [json.loads(piece.data) for piece in self.pieces()]
+
+    def answer(self) -> Any:
+        """The last message, however it comes; where it is JSON, all of it."""
+        return self.messages()[-1] if "event-stream" in self.kind else self.json
+
+
+class Streamable:
+    """A client of Streamable HTTP, and its session once it is initialized."""
+
+    def __init__(self, port: int, base: str = "", version: str = "2025-11-25") -> None:
+        self.port = port
+        self.path = f"{base}/mcp"
+        self.version = version
+        self.ident = ""
+        self._idents = itertools.count(1)
+        self._open: list[Response] = []
+
+    @property
+    def headers(self) -> list[str]:
+        """What each request of a session says."""
+        if not self.ident:
+            return []
+        return [f"Mcp-Session-Id: {self.ident}", f"MCP-Protocol-Version: {self.version}"]
+
+    def send(
+        self,
+        method: str,
+        body: bytes | None = None,
+        *headers: str,
+        receive_buffer: int | None = None,
+    ) -> Response:
+        """A request with these header lines; one without a value is left out."""
+        given = {"Accept": "application/json, text/event-stream"}
+        if body is not None:
+            given["Content-Type"] = "application/json"
+        for line in (*self.headers, *headers):
+            name, _, value = line.partition(": ")
+            given[name] = value
+        lines = [f"{name}: {value}" for name, value in given.items() if value]
+        response = Response(self.port, method, self.path, body, lines, receive_buffer)
+        self._open.append(response)
+        return response
+
+    def initialize(self) -> Self:
+        """Open the session."""
+        response = self.call("initialize", protocolVersion=self.version)
+        assert response.status == 200, response.body
+        self.ident = response.headers["mcp-session-id"]
+        assert response.answer()["result"]["protocolVersion"] == self.version
+        self.tell("notifications/initialized")
+        return self
+
+    def call(self, method: str, *headers: str, **params: object) -> Response:
+        """A request with an id of its own."""
+        return self.send("POST", request(method, next(self._idents), **params), *headers)
+
+    def tell(self, method: str, **params: object) -> None:
+        """A notification, which must be taken."""
+        self.take({"jsonrpc": "2.0", "method": method, "params": params})
+
+    def take(self, message: object) -> None:
+        """A message that is no request, which must be taken."""
+        with self.send("POST", json.dumps(message).encode()) as response:
+            assert (response.status, response.body) == (202, b"")
+
+    def listen(self, last: str = "", receive_buffer: int | None = None) -> Response:
+        """The GET stream, or what was missed."""
+        headers = [f"Last-Event-ID: {last}"] if last else []
+        return self.send("GET", None, *headers, receive_buffer=receive_buffer)
+
+    def delete(self) -> int:
+        """End the session; the status."""
+        with self.send("DELETE") as response:
+            return response.status
+
+    def drop(self) -> None:
+        """Close all connections."""
+        while self._open:
+            self._open.pop().close()
+
+    def close(self) -> None:
+        """The same, and the session with them."""
+        self.drop()
+        if self.ident:
+            with contextlib.suppress(OSError, AssertionError):
+                self.delete()
+        self.drop()
+
+
 # The bridge.
 
 
@@ -311,7 +504,7 @@ class Bridge:
     folder: Path
     mark: str
     port: int = 0
-    streams: list[Wire] = field(default_factory=list)
+    streams: list[Wire | Streamable] = field(default_factory=list)
     guardians: set[Process] = field(default_factory=set)
 
     # Its clients.
@@ -331,6 +524,16 @@ class Bridge:
         wire = Wire(self.port)
         self.streams.append(wire)
         return wire
+
+    def streamable(self, base: str = "", version: str = "2025-11-25") -> Streamable:
+        """A session of Streamable HTTP."""
+        return self.visitor(base, version).initialize()
+
+    def visitor(self, base: str = "", version: str = "2025-11-25") -> Streamable:
+        """A client of Streamable HTTP that has no session yet."""
+        client = Streamable(self.port, base, version)
+        self.streams.append(client)
+        return client
 
     def hang_up(self) -> None:
         """Close all of their connections; wait until nothing of their sessions is left."""
@@ -360,7 +563,7 @@ class Bridge:
         assert eventually(lines, PATIENCE), f"the log has no {texts}:\n{self.log}"
         return lines()[0]
 
-    def wait_for_close(self, stream: Stream) -> str:
+    def wait_for_close(self, stream: Stream | Streamable) -> str:
         """Wait until nothing is left of a session; what the log says of it."""
         return self.wait_for_log(f"session {stream.ident[:8]}", " closed after ")
 

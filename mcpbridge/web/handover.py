@@ -1,0 +1,82 @@
+"""
+The answer to a plain request of Streamable HTTP, most often one message.
+
+Waits for it without a request object of twisted.web; where it turns out that
+more than one message is to be written, the ordinary channel is handed a
+request to write to.  Knows one stream of a session; must not know sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mcpbridge.protocol.streams import Event, Outlet
+from mcpbridge.session.streamable import StreamableFace
+
+
+class WaitingAnswer:
+    """
+    Stands in for a response until the first message is there.
+
+    `answer` is called with a body that is all of the answer; `hand_over` when
+    an ordinary response has to take its place, which it does by `take_over`
+    before that returns.
+    """
+
+    def __init__(
+        self,
+        face: StreamableFace,
+        answer: Callable[[bytes], None],
+        hand_over: Callable[[], None],
+    ) -> None:
+        self.face = face
+        self.stream = ""
+        self._answer = answer
+        self._hand_over = hand_over
+        self._response: Outlet | None = None
+
+    def take_over(self, response: Outlet) -> None:
+        """What the router says from now on is for this response."""
+        self._response = response
+
+    def detach(self) -> None:
+        """The connection is gone."""
+        self.face.router.detach(self.stream, self)
+
+    # What the router asks: Outlet.
+
+    def send(self, events: list[Event], final: bool) -> None:
+        """The answer, or the first of more."""
+        if self._response is None and final and len(events) == 1:
+            self._answer(events[0].line)
+        else:
+            self._ordinary().send(events, final)
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._ordinary().end()
+
+    def displaced(self) -> None:
+        """Another connection has the stream."""
+        self._ordinary().displaced()
+
+    def _ordinary(self) -> Outlet:
+        if self._response is None:
+            self._hand_over()
+        if self._response is None:
+            # The connection was lost meanwhile.
+            self._response = _Nowhere()
+        return self._response
+
+
+class _Nowhere:
+    """A response that nobody reads."""
+
+    def send(self, events: list[Event], final: bool) -> None:
+        """Lost, but for the store."""
+
+    def end(self) -> None:
+        """Nothing to end."""
+
+    def displaced(self) -> None:
+        """Nothing to end."""

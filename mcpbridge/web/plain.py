@@ -1,0 +1,212 @@
+"""
+The connection with the front before it: plain requests are answered from the
+bytes at hand, everything else goes to the ordinary channel, on the same
+connection, at any request.
+
+Knows where requests begin and end; what is plain is for `front`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from mcpbridge.config import COMMIT_SECONDS, PIPELINED_BYTES
+from mcpbridge.transports import prompt_descriptor, write_at_once
+from mcpbridge.web.channel import CONNECTION_DONE, BridgeChannel
+from mcpbridge.web.front import Front, NotPlainAfterAll, Plain
+from mcpbridge.web.handover import WaitingAnswer
+
+_LENGTH = re.compile(rb"(?i)\r\ncontent-length:[^\r]*")
+
+
+class PlainChannel(BridgeChannel):
+    """
+    A connection whose site has a front.
+
+    At any time it is in one of four states: between requests; a plain
+    request's body is `_arriving`; one is `_waiting` for its answer; or the
+    ordinary channel has a request.
+    """
+
+    _descriptor: Any = None
+    #: The head of the last request, and what it was recognised as.
+    _last_head = b""
+    _last_plain: Plain | None = None
+    #: A plain request whose body is arriving, in pieces.
+    _arriving: Plain | None = None
+    _missing = 0
+    _pieces: list[bytes]
+    #: A plain request that waits for its answer, and what came behind it.
+    _waiting: WaitingAnswer | None = None
+    _later = b""
+    _asked = 0
+    _commit_call: IDelayedCall | None = None
+    #: What the endpoint of Streamable HTTP takes over of a plain request.
+    handed_over: WaitingAnswer | None = None
+
+    def connectionMade(self) -> None:
+        """Nothing has arrived."""
+        self._descriptor = prompt_descriptor(self.transport)
+        self._pieces = []
+        super().connectionMade()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Some bytes of requests."""
+        if self._waiting is not None:
+            self._later += data
+            if len(self._later) > PIPELINED_BYTES:
+                self._networkProducer.pauseProducing()
+            return
+        if self._is_between_requests():
+            data = self._serve_plain(self.site.front, data)
+            if not data:
+                self.resetTimeout()
+                self._watch()
+                return
+        super().dataReceived(data)
+
+    def timeoutConnection(self) -> None:
+        """Idle for too long; what waits for an answer is not idle."""
+        if self._waiting is not None:
+            self.setTimeout(self.timeOut)
+        else:
+            super().timeoutConnection()
+
+    def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
+        """Gone, with what was arriving or waiting."""
+        self._let_go()
+        commit, self._commit_call = self._commit_call, None
+        if commit is not None:
+            commit.cancel()
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.detach()
+        super().connectionLost(reason)
+
+    def _in_body(self) -> bool:
+        return self._arriving is not None or super()._in_body()
+
+    def _is_between_requests(self) -> bool:
+        """Whether the ordinary channel has nothing at all of a request."""
+        return bool(
+            self.line_mode
+            and self.persistent
+            and not (self.requests or self._buffer or self._draining)
+        )
+
+    # Requests.
+
+    def _serve_plain(self, front: Front, data: bytes) -> bytes:
+        """
+        Answer plain requests at once, in order; return what is left to the
+        ordinary channel, from the first byte of a request on.
+        """
+        while data:
+            plain = self._arriving
+            if plain is not None:
+                piece = data[: self._missing]
+                data = data[self._missing :]
+                self._pieces.append(piece)
+                self._missing -= len(piece)
+                if self._missing:
+                    break
+                body = b"".join(self._pieces)
+                self._let_go()
+            else:
+                end = data.find(b"\r\n\r\n") + 4
+                plain = self._recognise(front, data[: end - 4]) if end > 3 else None
+                if plain is None:
+                    return data
+                if len(data) - end < plain.length:
+                    if not self.site.budget.take(plain.length):
+                        return data
+                    self._arriving, self._missing = plain, plain.length
+                    data = data[end:]
+                    continue
+                body = data[end : end + plain.length]
+                data = data[end + plain.length :]
+            if not plain.streamable:
+                self._write(front.answer(plain, body))
+                continue
+            try:
+                answer = front.post(plain, body, self._answered, self._hand_over)
+            except NotPlainAfterAll:
+                return self._last_head + b"\r\n\r\n" + body + data
+            if not isinstance(answer, bytes):
+                self._waiting, self._later = answer, data
+                self._commit_later()
+                return b""
+            self._write(answer)
+        return b""
+
+    def _recognise(self, front: Front, head: bytes) -> Plain | None:
+        """A client writes the same head again and again."""
+        if head != self._last_head:
+            plain = front.recognise(head, self.loopback or None)
+            if plain is not None and plain.length > self.site.max_body:
+                plain = None
+            self._last_head, self._last_plain = head, plain
+        return self._last_plain
+
+    def _let_go(self) -> None:
+        """Of the pieces of a body."""
+        if self._arriving is not None:
+            self.site.budget.give_back(self._arriving.length)
+            self._arriving = None
+            self._pieces = []
+
+    def _write(self, answer: bytes) -> None:
+        if self._descriptor is not None:
+            write_at_once(self._descriptor, answer)
+        else:
+            self.transport.write(answer)
+
+    # Answers that come later.
+
+    def _answered(self, answer: bytes) -> None:
+        """All of the answer to a request that waited for it."""
+        self._waiting = None
+        self._write(answer)
+        self._go_on()
+
+    def _hand_over(self) -> None:
+        """
+        More than one message is to be written: the ordinary channel gets the
+        same head without a body, and its endpoint takes over what waits.
+        """
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not self.transport.disconnecting:
+            self.handed_over = waiting
+            super().dataReceived(_LENGTH.sub(b"", self._last_head) + b"\r\n\r\n")
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """With what has arrived meanwhile."""
+        later, self._later = self._later, b""
+        if len(later) > PIPELINED_BYTES:
+            self._networkProducer.resumeProducing()
+        if later:
+            self.dataReceived(later)
+
+    def _commit_later(self) -> None:
+        """
+        A request that has no answer for long is answered with events.  One
+        timer for all of a connection's requests: it is not stopped when there
+        is an answer, but finds another request, or none.
+        """
+        self._asked += 1
+        if self._commit_call is None:
+            self._commit_call = self.site.clock.callLater(COMMIT_SECONDS, self._commit, self._asked)
+
+    def _commit(self, asked: int) -> None:
+        self._commit_call = None
+        if self._waiting is None:
+            return
+        if asked == self._asked:
+            self._hand_over()
+        else:
+            self._commit_call = self.site.clock.callLater(COMMIT_SECONDS, self._commit, self._asked)

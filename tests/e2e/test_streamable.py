@@ -1,0 +1,707 @@
+"""
+Streamable HTTP on the wire: every status, which message comes on which stream,
+what a client gets that comes back, and how a session ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import (
+    NEVER,
+    Bridge,
+    Response,
+    Streamable,
+    backend,
+    request,
+    serving,
+    until,
+)
+from tests.e2e.test_backpressure import SMALL, taken, wait_until_stuck
+from tests.real.processes import eventually
+
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
+NEW, OLD = "2025-11-25", "2025-03-26"
+SUPPORTED = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
+LARGE = 200_000
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Bridge]:
+    """One command, served with a setting of its own below each base."""
+    command, *args = backend("script")
+    settings: dict[str, dict[str, Any]] = {
+        "": {"max_message_bytes": LARGE},
+        "/json": {"json_response": True},
+        "/one": {"max_sessions": 1},
+        "/told": {"stderr_in_errors": True},
+        "/kept": {"keepalive_interval": 0.2},
+        "/none": {"command": "/no/such/command"},
+    }
+    servers = {
+        base.strip("/") or "root": {"command": command, "args": args, "base_uri": base, **more}
+        for base, more in settings.items()
+    }
+    with serving(config={"mcpServers": servers}) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+def bridge(shared: Bridge) -> Iterator[Bridge]:
+    """The same for one test."""
+    yield shared
+    shared.hang_up()
+
+
+@pytest.fixture
+def client(bridge: Bridge) -> Streamable:
+    """A session of the newest revision that has one."""
+    return bridge.streamable()
+
+
+def progress(token: object, number: int) -> dict[str, Any]:
+    params = {"progressToken": token, "progress": number}
+    return {"method": "notifications/progress", "params": params}
+
+
+def numbers(messages: list[Any]) -> list[int]:
+    """Which progress was made, in the order in which it came."""
+    return [each["params"]["progress"] for each in messages if "progress" in each["params"]]
+
+
+def slow_call(client: Streamable, gate: str, now: int, later: int, **more: object) -> Response:
+    """A call that reports progress, waits at a gate, and reports the rest."""
+    return client.call(
+        "tools/call",
+        _meta={"progressToken": gate},
+        say=[progress(gate, each) for each in range(now)],
+        gate=gate,
+        then=[progress(gate, each) for each in range(now, now + later)],
+        **more,
+    )
+
+
+def said(method: str, **params: object) -> dict[str, Any]:
+    return {"method": method, "params": params}
+
+
+# Statuses and headers.
+
+
+def test_json_where_there_is_only_an_answer(client: Streamable) -> None:
+    """200 as `application/json` where one final answer is all; the session's id is not repeated."""
+    answer = client.call("ping")
+    assert (answer.status, answer.kind) == (200, "application/json")
+    assert answer.json["result"] == {"was": "ping"}
+    assert "mcp-session-id" not in answer.headers
+
+
+def test_events_where_something_comes_first(client: Streamable) -> None:
+    """200 as `text/event-stream` where a notification comes before the answer."""
+    answer = slow_call(client, "a", 2, 0)
+    client.tell("open", gate="a")
+    assert (answer.status, answer.kind) == (200, "text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert "mcp-session-id" not in answer.headers
+    *before, last = answer.messages()
+    assert numbers(before) == [0, 1]
+    assert last["result"] == {"was": "tools/call"}
+
+
+def test_the_id_of_a_session_is_on_its_first_answer(bridge: Bridge) -> None:
+    """The answer to `initialize` carries an id of visible ASCII, another one for each session."""
+    clients = [bridge.streamable() for _ in range(2)]
+    assert clients[0].ident != clients[1].ident
+    assert all(33 <= ord(c) <= 126 for client in clients for c in client.ident)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"method": "notifications/x"},
+        {"id": 7, "result": {}},
+        {"id": 7, "error": {"code": -1, "message": "no"}},
+    ],
+)
+def test_202(client: Streamable, message: dict[str, Any]) -> None:
+    """What asks nothing is accepted: 202 without a body."""
+    with client.send("POST", json.dumps({"jsonrpc": "2.0", **message}).encode()) as answer:
+        assert (answer.status, answer.body) == (202, b"")
+
+
+PING = request("ping", 99)
+AS_JSON = "Accept: application/json"
+AS_EVENTS = "Accept: text/event-stream"
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "headers", "status", "code", "text"),
+    [
+        ("POST", PING, ["Mcp-Session-Id: "], 400, -32000, "Mcp-Session-Id"),
+        ("GET", None, ["Mcp-Session-Id: "], 400, -32000, "Mcp-Session-Id"),
+        ("DELETE", None, ["Mcp-Session-Id: "], 400, -32000, "Mcp-Session-Id"),
+        ("POST", b"no JSON", [], 400, -32700, "JSON"),
+        ("POST", b"\xff", [], 400, -32700, ""),
+        ("POST", b"", [], 400, -32600, ""),
+        ("POST", b"7", [], 400, -32600, ""),
+        ("POST", request("initialize", 99), [], 400, -32600, "initialized already"),
+        ("POST", b"[" + PING + b"]", [], 400, -32600, "batch"),
+        ("POST", PING, [f"Mcp-Session-Id: {UNKNOWN}"], 404, -32001, "no such session"),
+        ("GET", None, [f"Mcp-Session-Id: {UNKNOWN}"], 404, -32001, "no such session"),
+        ("DELETE", None, [f"Mcp-Session-Id: {UNKNOWN}"], 404, -32001, "no such session"),
+        ("POST", PING, [AS_JSON], 406, -32000, "text/event-stream"),
+        ("POST", PING, [AS_EVENTS], 406, -32000, "application/json"),
+        ("GET", None, [AS_JSON], 406, -32000, "text/event-stream"),
+        ("POST", b"x" * (LARGE + 1), [], 413, -32000, str(LARGE)),
+        ("POST", PING, ["Content-Type: text/plain"], 415, -32000, "application/json"),
+        ("POST", PING, ["Content-Type: "], 415, -32000, "application/json"),
+        ("GET", None, ["Last-Event-ID: x"], 400, -32000, "Last-Event-ID"),
+        ("GET", None, ["Last-Event-ID: 0-5"], 400, -32000, "Last-Event-ID"),
+        ("GET", None, ["Last-Event-ID: 9-1"], 400, -32000, "Last-Event-ID"),
+    ],
+)
+def test_refusals(
+    client: Streamable,
+    method: str,
+    body: bytes | None,
+    headers: list[str],
+    status: int,
+    code: int,
+    text: str,
+) -> None:
+    """400, 404, 406, 413 and 415: each a JSON-RPC error without an id, and the session lives on."""
+    with client.send(method, body, *headers) as answer:
+        assert (answer.status, answer.kind) == (status, "application/json")
+        assert (answer.json["jsonrpc"], answer.json["id"]) == ("2.0", None)
+        assert answer.json["error"]["code"] == code
+        assert text in answer.json["error"]["message"]
+    assert client.call("ping").status == 200
+
+
+@pytest.mark.parametrize("version", ["2026-07-28", "1.0", "x" * 200])
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+def test_unsupported_version(client: Streamable, method: str, version: str) -> None:
+    """400 with -32022 and the versions that are supported."""
+    body = PING if method == "POST" else None
+    with client.send(method, body, f"MCP-Protocol-Version: {version}") as answer:
+        assert answer.status == 400
+        error = answer.json["error"]
+    assert error["code"] == -32022
+    assert error["data"] == {"supported": SUPPORTED, "requested": version[:40]}
+
+
+@pytest.mark.parametrize("version", ["", *SUPPORTED])
+def test_every_supported_version_is_taken(client: Streamable, version: str) -> None:
+    """Any supported version may be named in any session, or none."""
+    header = f"MCP-Protocol-Version: {version}"
+    with client.send("POST", PING, header) as answer:
+        assert answer.status == 200
+
+
+def test_a_probe_opens_no_session(bridge: Bridge) -> None:
+    """A client of 2026-07-28 that asks first is refused without a backend."""
+    before = bridge.log.count("' opened")
+    header = "MCP-Protocol-Version: 2026-07-28"
+    with bridge.visitor().send("POST", request("server/discover"), header) as answer:
+        assert (answer.status, answer.json["error"]["code"]) == (400, -32022)
+    assert bridge.log.count("' opened") == before
+
+
+def test_an_id_in_flight(client: Streamable) -> None:
+    """400 for an id that is in flight, and its request is none the worse."""
+    first = client.send("POST", request("slow", 5, gate="a"))
+    until(lambda: client.send("POST", request("twin", 5)).status == 400)
+    client.tell("open", gate="a")
+    assert first.json == {"jsonrpc": "2.0", "id": 5, "result": {"was": "slow"}}
+    assert client.send("POST", request("again", 6)).status == 200
+
+
+def test_foreign_origin(client: Streamable) -> None:
+    """403 for a page of another site, before anything else happens."""
+    for method, body in (("POST", PING), ("GET", None), ("DELETE", None)):
+        with client.send(method, body, "Origin: http://evil.example") as answer:
+            assert (answer.status, answer.json["id"]) == (403, None)
+    own = f"Origin: http://127.0.0.1:{client.port}"
+    assert client.send("POST", PING, own).status == 200
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "HEAD"])
+def test_405(bridge: Bridge, method: str) -> None:
+    """Another method: 405, and what is allowed."""
+    with bridge.wire() as wire:
+        answer = wire.ask(method, "/mcp", b"x" if method != "HEAD" else None)
+        assert answer.status == 405
+        assert answer.headers["allow"] == "DELETE, GET, POST"
+        assert wire.ask("GET", "/").status == 404
+
+
+def test_second_get_stream(client: Streamable) -> None:
+    """409 for a second GET stream; when the first is gone there may be another."""
+    first = client.listen()
+    assert first.status == 200
+    with client.listen() as second:
+        assert (second.status, second.json["error"]["code"]) == (409, -32000)
+    first.close()
+    until(lambda: client.listen().status == 200)
+
+
+def test_429(bridge: Bridge) -> None:
+    """Where all permits are taken: 429 with Retry-After, as a JSON-RPC error."""
+    client = bridge.streamable("/one")
+    with bridge.visitor("/one").call("initialize") as answer:
+        assert answer.status == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        assert (answer.json["id"], answer.json["error"]["code"]) == (None, -32000)
+        assert "mcp-session-id" not in answer.headers
+    assert bridge.knock("/one/sse").status == 429
+    assert client.delete() == 200
+    bridge.wait_for_close(client)
+    bridge.streamable("/one")
+
+
+def test_502(bridge: Bridge) -> None:
+    """A backend that cannot be started."""
+    with bridge.visitor("/none").call("initialize") as answer:
+        assert (answer.status, answer.json["error"]["code"]) == (502, -32603)
+        assert "mcp-session-id" not in answer.headers
+
+
+def test_two_transports_two_tables(bridge: Bridge, client: Streamable) -> None:
+    """The id of a session of HTTP+SSE is unknown on `/mcp`, and the reverse."""
+    stream = bridge.open()
+    with client.send("POST", PING, f"Mcp-Session-Id: {stream.ident}") as answer:
+        assert answer.status == 404
+    assert client.send("DELETE", None, f"Mcp-Session-Id: {stream.ident}").status == 404
+    assert bridge.ask("POST", f"/message?sessionId={client.ident}", PING).status == 404
+    assert client.call("ping").status == 200
+
+
+def test_a_session_belongs_to_its_server(bridge: Bridge, client: Streamable) -> None:
+    """A session's id is unknown to every other server."""
+    with bridge.visitor("/json").send("POST", PING, *client.headers) as answer:
+        assert answer.status == 404
+
+
+# Batches.
+
+
+@pytest.mark.parametrize("base", ["", "/json"])
+def test_batch_of_requests(bridge: Bridge, base: str) -> None:
+    """2025-03-26: every request of a batch is answered, on one response."""
+    client = bridge.streamable(base, OLD)
+    ones = [request("a", 11), request("b", 12), b'{"jsonrpc":"2.0","method":"notifications/x"}']
+    with client.send("POST", b"[" + b",".join(ones) + b"]") as answer:
+        assert answer.status == 200
+        messages = answer.json if "json" in answer.kind else answer.messages()
+    assert {each["id"]: each["result"]["was"] for each in messages} == {11: "a", 12: "b"}
+    got = client.listen().message()
+    assert (got["method"], got["params"]["method"]) == ("got/list_changed", "notifications/x")
+
+
+def test_batch_of_one_request_is_answered_by_a_batch(bridge: Bridge) -> None:
+    """JSON-RPC 2.0, section 6: the answer to an array is an array."""
+    client = bridge.streamable("", OLD)
+    with client.send("POST", b"[" + PING + b"]") as answer:
+        assert answer.json == [{"jsonrpc": "2.0", "id": 99, "result": {"was": "ping"}}]
+
+
+def test_batch_of_what_asks_nothing(bridge: Bridge) -> None:
+    """2025-03-26: a batch of notifications, and one of answers, is 202."""
+    client = bridge.streamable("", OLD)
+    client.take([{"jsonrpc": "2.0", "method": "notifications/x"}] * 2)
+    client.take([{"jsonrpc": "2.0", "id": 1, "result": {}}] * 2)
+    stream = client.listen()
+    methods = [stream.message()["params"].get("method") for _ in range(4)]
+    assert methods == ["notifications/x", "notifications/x", None, None]
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"[7]", b"[{}]", b"[" + PING + b"," + request("initialize", 100) + b"]"]
+)
+def test_wrong_batches(bridge: Bridge, body: bytes) -> None:
+    """An empty batch, one of something else, and `initialize` in a batch are 400."""
+    client = bridge.streamable("", OLD)
+    with client.send("POST", body) as answer:
+        assert (answer.status, answer.json["error"]["code"]) == (400, -32600)
+    assert client.send("POST", PING).status == 200
+
+
+# Which message on which stream.
+
+
+def test_each_message_on_one_stream(client: Streamable) -> None:
+    """Progress goes where its request is, `list_changed` to the GET stream, nothing to both."""
+    stream = client.listen()
+    first, second = (slow_call(client, gate, 1, 1) for gate in "ab")
+    assert [each.message()["params"]["progressToken"] for each in (first, second)] == ["a", "b"]
+    changed = said("notifications/tools/list_changed")
+    mixed = [progress("b", 8), changed, progress("a", 9), said("notifications/message", data=1)]
+    client.tell("do", say=mixed)
+    assert stream.message()["method"] == "notifications/tools/list_changed"
+    # It might belong to either.
+    assert stream.message()["method"] == "notifications/message"
+    for each, gate, expected in ((second, "b", [8, 1]), (first, "a", [9, 1])):
+        client.tell("open", gate=gate)
+        *before, last = each.messages()
+        assert numbers(before) == expected
+        assert {one["params"]["progressToken"] for one in before} == {gate}
+        assert last["result"] == {"was": "tools/call"}
+    client.tell("do", say=[said("the end/list_changed")])
+    assert stream.message()["method"] == "the end/list_changed"
+
+
+def test_server_requests_go_where_the_call_is(client: Streamable) -> None:
+    """A request of the backend during a call comes on its stream; the answer reaches the backend."""
+    stream = client.listen()
+    ask = {"id": "s-1", "method": "sampling/createMessage", "params": {}}
+    call = client.call("tools/call", say=[ask], gate="a")
+    assert call.message()["id"] == "s-1"
+    client.take({"jsonrpc": "2.0", "id": "s-1", "result": {"role": "assistant"}})
+    got = stream.message()
+    assert (got["params"]["id"], got["params"]["result"]) == ("s-1", {"role": "assistant"})
+    client.tell("open", gate="a")
+    assert call.message()["result"] == {"was": "tools/call"}
+
+
+def test_what_waits_for_the_get_stream(client: Streamable) -> None:
+    """While no GET stream is open its messages wait, and come when it is, in order, once."""
+    changed = [said(f"{number}/list_changed") for number in range(5)]
+    client.call("first", say=[*changed, {"id": 1, "method": "roots/list"}]).answer()
+    # A request of the backend goes where the only call is.
+    stream = client.listen()
+    assert [stream.message()["method"] for _ in range(5)] == [each["method"] for each in changed]
+    stream.close()
+    client.tell("do", say=[said("later/list_changed")])
+    until(lambda: client.listen().status == 200)
+    assert client.call("ping").status == 200
+
+
+# Resumption.
+
+
+def test_dropped_in_the_middle_of_a_call(client: Streamable) -> None:
+    """With Last-Event-ID the client gets exactly the missed events, once, in order."""
+    call = slow_call(client, "a", 3, 4)
+    prime = call.piece()
+    assert (prime.data, prime.retry) == (b"", "1000")
+    seen = [call.piece() for _ in range(2)]
+    call.reset()
+    client.tell("open", gate="a")
+    # The answer to this comes after all that the call has said.
+    assert client.call("ping").status == 200
+    resumed = client.listen(seen[-1].ident)
+    missed = resumed.pieces()
+    messages = [json.loads(piece.data) for piece in missed]
+    assert numbers(messages[:-1]) == [2, 3, 4, 5, 6]
+    assert messages[-1]["result"] == {"was": "tools/call"}
+    idents = [piece.ident for piece in (*seen, *missed)]
+    assert len(set(idents)) == len(idents) == 8
+    assert len({ident.partition("-")[0] for ident in (prime.ident, *idents)}) == 1
+    # Again, and from the beginning: it is a replay, and takes nothing away.
+    assert client.listen(prime.ident).pieces() == [*seen, *missed]
+
+
+def test_come_back_while_the_call_goes_on(client: Streamable) -> None:
+    """A stream is taken over, also before the bridge knows that the old connection is gone."""
+    call = slow_call(client, "a", 3, 2)
+    first = [call.piece() for _ in range(2)][-1]
+    resumed = client.listen(first.ident)
+    assert [resumed.message()["params"]["progress"] for _ in range(2)] == [1, 2]
+    # The old connection is over, without the answer.
+    assert numbers(call.messages()) == [1, 2]
+    client.tell("open", gate="a")
+    *rest, last = resumed.messages()
+    assert numbers(rest) == [3, 4]
+    assert last["result"] == {"was": "tools/call"}
+
+
+def test_a_silent_call_can_be_resumed(client: Streamable) -> None:
+    """A call that says nothing is a stream after a while, with an id to come back with."""
+    call = client.call("tools/call", gate="a")
+    prime = call.piece()
+    assert (prime.data, bool(prime.ident)) == (b"", True)
+    call.reset()
+    client.tell("open", gate="a")
+    assert client.listen(prime.ident).answer()["result"] == {"was": "tools/call"}
+
+
+def test_get_stream_resumed(client: Streamable) -> None:
+    """The GET stream too: what was missed, then what is new, once."""
+    client.tell("do", say=[said(f"{number}/list_changed") for number in range(3)])
+    stream = client.listen()
+    prime, *events = (stream.piece() for _ in range(3))
+    assert prime.data == b""
+    resumed = client.listen(events[0].ident)
+    assert resumed.message()["method"] == "1/list_changed"
+    assert resumed.message()["method"] == "2/list_changed"
+    resumed.reset()
+    client.tell("do", say=[said("3/list_changed")])
+    again = client.listen(events[-1].ident)
+    assert [again.message()["method"][0] for _ in range(2)] == ["2", "3"]
+
+
+def test_what_is_no_longer_kept(client: Streamable) -> None:
+    """400, with the reason, for an event after which some are no longer kept."""
+    call = slow_call(client, "a", 1100, 0)
+    first = [call.piece() for _ in range(2)][-1]
+    client.tell("open", gate="a")
+    last = call.pieces()[-1]
+    with client.listen(first.ident) as resumed:
+        assert (resumed.status, resumed.json["error"]["code"]) == (400, -32000)
+        assert "Last-Event-ID" in resumed.json["error"]["message"]
+    assert client.listen(f"{last.ident.partition('-')[0]}-1000").messages()
+
+
+@pytest.mark.parametrize("version", ["2025-03-26", "2025-06-18"])
+def test_no_priming_for_older_clients(bridge: Bridge, version: str) -> None:
+    """Before 2025-11-25 the first event has data; its id serves to come back all the same."""
+    client = bridge.streamable("", version)
+    call = slow_call(client, "a", 2, 1)
+    first = call.piece()
+    assert (json.loads(first.data)["params"]["progress"], first.retry) == (0, "")
+    call.reset()
+    client.tell("open", gate="a")
+    *rest, last = client.listen(first.ident).messages()
+    assert numbers(rest) == [1, 2]
+    assert last["result"] == {"was": "tools/call"}
+
+
+def test_a_disconnect_cancels_nothing(client: Streamable) -> None:
+    """The backend hears nothing of a connection that is gone; the call goes on."""
+    stream = client.listen()
+    call = client.call("tools/call", gate="a", then=[said("after/list_changed")])
+    client.call("ping").answer()
+    call.reset()
+    client.tell("open", gate="a")
+    assert stream.message()["method"] == "after/list_changed"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_cancelled(client: Streamable, number: int) -> None:
+    """`notifications/cancelled` reaches the backend with the right id, and ends the stream."""
+    stream = client.listen()
+    other = slow_call(client, "b", 1, 0)
+    call = client.send(
+        "POST", request("tools/call", "x-1", gate="a", say=[progress(1, 1)] * number)
+    )
+    other.message()
+    if number:
+        stream.message()
+    client.tell("notifications/cancelled", requestId="x-1")
+    got = stream.message()["params"]
+    assert (got["method"], got["params"]) == ("notifications/cancelled", {"requestId": "x-1"})
+    assert call.messages() == []
+    client.tell("open", gate="b")
+    assert other.message()["result"] == {"was": "tools/call"}
+    # An answer that comes too late is nobody's.
+    client.tell("open", gate="a")
+    client.tell("do", say=[said("the end/list_changed")])
+    assert stream.message()["method"] == "the end/list_changed"
+
+
+# JSON alone.
+
+
+def test_json_alone(bridge: Bridge) -> None:
+    """`json_response`: an answer is JSON, however long it takes and whatever comes before it."""
+    client = bridge.streamable("/json")
+    with client.call("ping", AS_JSON) as answer:
+        assert (answer.status, answer.kind) == (200, "application/json")
+    call = client.call(
+        "tools/call", AS_JSON, _meta={"progressToken": 1}, say=[progress(1, 1)], gate="a"
+    )
+    stream = client.listen()
+    assert stream.message()["method"] == "notifications/progress"
+    client.tell("open", gate="a")
+    assert (call.kind, call.json["result"]) == ("application/json", {"was": "tools/call"})
+
+
+def test_json_alone_and_cancelled(bridge: Bridge) -> None:
+    """A cancelled request has no answer: none is made up, and no events are either."""
+    client = bridge.streamable("/json")
+    call = client.send("POST", request("tools/call", 7, gate="a"), AS_JSON)
+    until(lambda: client.send("POST", request("x", 7), AS_JSON).status == 400)
+    client.tell("notifications/cancelled", requestId=7)
+    assert (call.status, call.body) == (202, b"")
+
+
+# Keep-alive.
+
+
+def test_keepalive_comments(bridge: Bridge) -> None:
+    """Every open stream gets comments, whatever else happens on it."""
+    client = bridge.streamable("/kept")
+    stream, call = client.listen(), slow_call(client, "a", 1, 0)
+    for each in (stream, call):
+        each.piece()
+        for _ in range(3):
+            each.take_to(b": keepalive\n\n")
+    client.tell("open", gate="a")
+    client.tell("do", say=[said("x/list_changed")])
+    assert b"list_changed" in stream.take_to(b"\n\n\r\n")
+
+
+# The end.
+
+
+def test_delete(client: Streamable, bridge: Bridge) -> None:
+    """DELETE is answered at once; the streams end, the tree goes, the id is unknown."""
+    stream = client.listen()
+    assert stream.piece().data == b""
+    call = slow_call(client, "a", 1, 0)
+    call.message()
+    assert client.delete() == 200
+    [error] = call.messages()
+    assert error["error"]["code"] == -32000
+    assert "the client ended it" in error["error"]["message"]
+    assert stream.messages() == []
+    for method, body in (("POST", PING), ("GET", None), ("DELETE", None)):
+        assert client.send(method, body).status == 404
+    bridge.wait_for_close(client)
+    bridge.wait_until_empty()
+
+
+def test_delete_does_not_wait_for_the_backend() -> None:
+    """DELETE of a session whose backend takes for ever to end is answered all the same."""
+    script = (
+        "trap '' TERM; read line;"
+        ' echo \'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25"}}\';'
+        " read line; while :; do sleep 0.1; done"
+    )
+    options = ("--stop-grace", "0.5", "--kill-grace", "0.5")
+    with serving(*options, command=["sh", "-c", script]) as bridge:
+        client = bridge.streamable()
+        assert client.delete() == 200
+        assert bridge.marked()
+        bridge.wait_for_close(client)
+        bridge.wait_until_empty()
+
+
+@pytest.mark.parametrize("base", ["", "/told", "/json"])
+def test_exit_of_the_backend(bridge: Bridge, base: str) -> None:
+    """Open requests get an error that names the exit status; stderr only where a setting allows."""
+    client = bridge.streamable(base)
+    silent = client.call("tools/call", gate="never")
+    loud = slow_call(client, "for ever", 1, 0)
+    stream = client.listen()
+    if base != "/json":
+        loud.message()
+        assert stream.piece().data == b""
+    client.tell("do", stderr="it hurts", exit=42)
+    for each in (silent, loud):
+        error = each.answer()["error"]
+        assert error["code"] == -32000
+        assert "42" in error["message"]
+        assert error.get("data") == ({"stderr": ["it hurts"]} if base == "/told" else None)
+    assert (silent.kind == "application/json") or base != "/json"
+    assert not [each for each in stream.messages() if "id" in each]
+    assert client.call("ping").status == 404
+    bridge.wait_for_close(client)
+
+
+def test_a_backend_that_refuses_to_initialize(bridge: Bridge) -> None:
+    """Its error is passed on; what is not initialized does not stay."""
+    client = bridge.visitor()
+    with client.call("initialize", exit=3) as answer:
+        assert answer.status == 200
+        client.ident = answer.headers["mcp-session-id"]
+        assert "3" in answer.answer()["error"]["message"]
+    bridge.wait_for_close(client)
+
+
+def test_gone_before_it_has_an_id(bridge: Bridge) -> None:
+    """A client that leaves before it has its session's id leaves no session."""
+    before = bridge.log.count("' opened")
+    call = bridge.visitor().call("initialize", gate="never")
+    until(lambda: bridge.log.count("' opened") > before)
+    call.reset()
+    until(lambda: bridge.log.count(" closed after ") == bridge.log.count("' opened"))
+    bridge.wait_until_empty()
+
+
+def test_idle_sessions() -> None:
+    """30 abandoned sessions leave nothing; one with an open stream stays."""
+    with serving("--idle-timeout", "0.5", command=backend("script")) as bridge:
+        kept = bridge.streamable()
+        stream = kept.listen()
+        assert stream.piece().data == b""
+        abandoned = [bridge.streamable() for _ in range(30)]
+        for number, client in enumerate(abandoned):
+            if number % 3 == 1:
+                assert client.listen().status == 200
+            elif number % 3 == 2:
+                slow_call(client, "never", 1, 0).message()
+            client.drop()
+        until(lambda: bridge.log.count(" closed after ") == 30)
+        assert "idle for 0.5 s" in bridge.wait_for_close(abandoned[0])
+        until(lambda: len(bridge.marked()) == 1)
+        assert kept.call("ping").status == 200
+        assert abandoned[0].call("ping").status == 404
+        abandoned.clear()
+        kept.drop()
+        bridge.wait_for_close(kept)
+        bridge.wait_until_empty()
+
+
+def test_idle_for_ever() -> None:
+    """`--idle-timeout 0`: a session waits for its client however long it takes."""
+    with serving("--idle-timeout", "0", command=backend("script")) as bridge:
+        client = bridge.streamable()
+        client.drop()
+        assert not eventually(lambda: " closed after " in bridge.log, 0.5)
+        assert client.call("ping").status == 200
+
+
+# A client that does not read.
+
+
+def flood(client: Streamable, size: int, line: int, tmp_path: Path) -> Response:
+    """A GET stream that nobody reads, and a backend that offers so much for it."""
+    stream = client.listen(receive_buffer=SMALL)
+    assert stream.piece().data == b""
+    client.tell("do", flood=size, line=line, note=str(tmp_path / "taken"))
+    return stream
+
+
+@pytest.mark.slow
+def test_client_that_does_not_read(tmp_path: Path) -> None:
+    """100 MB offered grow the bridge by less than 2 MB; other sessions notice nothing."""
+    size = 100_000_000
+    options = ("--peer-timeout", NEVER)
+    with serving(*options, command=backend("script")) as bridge:
+        warm = bridge.streamable()
+        flood(warm, size, 200, tmp_path)
+        wait_until_stuck(tmp_path)
+        assert warm.delete() == 200
+        bridge.wait_for_close(warm)
+        (tmp_path / "taken").unlink()
+        client, other = bridge.streamable(), bridge.streamable()
+        before = bridge.rss()
+        stream = flood(client, size, 200, tmp_path)
+        assert wait_until_stuck(tmp_path) < size / 10
+        assert bridge.rss() - before < 2_000_000
+        assert other.call("ping").status == 200
+        # Its backend waits, and goes on where the client does.
+        stuck = taken(tmp_path)
+        for _ in range(20_000):
+            stream.message()
+        until(lambda: taken(tmp_path) > stuck)
+
+
+def test_client_that_takes_no_byte(tmp_path: Path) -> None:
+    """Its connection is ended after `peer_timeout`; the session lives, and its stream may be anew."""
+    with serving("--peer-timeout", "0.8", command=backend("script")) as bridge:
+        client = bridge.streamable()
+        stream = flood(client, 12_000_000, 1000, tmp_path)
+        # Nobody reads: so the backend goes on once the connection is gone.
+        until(lambda: taken(tmp_path) > 11_900_000)
+        assert " closed after " not in bridge.log
+        assert client.call("ping").status == 200
+        stream.close()
+        again = client.listen()
+        assert again.message()["method"] == "flood/list_changed"
