@@ -313,6 +313,9 @@ def post_mcp(body: bytes, *fields: bytes) -> bytes:
 @example(post_mcp(CALL) + post(CALL), [], [b"wait", ANSWER])
 @example(post_mcp(CALL), [], [b'{"jsonrpc":"2.0","method":"notifications/message"}', ANSWER])
 @example(post_mcp(CALL) * 2, [], [ANSWER])
+@example(post_mcp(CALL, b"MCP-Protocol-Version: 2999-01-01"), [], [ANSWER])
+@example(post_mcp(b'{"jsonrpc":"2.0","id":1,"method":"initialize"}') + post(CALL), [], [])
+@example(post_mcp(b'[{"jsonrpc":"2.0","id":1,"method":"x"}]') + post(CALL), [], [ANSWER])
 def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]) -> None:
     """Both ways in give the same answer for the same bytes, whatever the backend says."""
     fronted, ordinary = World(front=True), World(front=False)

@@ -121,6 +121,10 @@ class McpEndpoint:
         except Refused:
             session.life.end("its first message was refused")
             raise
+        except CancelledError:
+            if not request.startedWriting:
+                session.life.end("the client left before it had the session's id")
+            raise
 
     async def _post_batch(self, request: Any, session: Session, line: bytes) -> None:
         if not _face(session).revision.batches:

@@ -95,9 +95,16 @@ class ResponseOutlet:
             self.end()
 
     def end(self) -> None:
-        """The stream is over."""
-        if self._request is not None and not self._streaming:
-            self._begin()
+        """The stream is over; where there was nothing on it, the answer says so."""
+        request = self._request
+        if request is not None and not self._streaming:
+            # Not as events: a client would come back to them again and again.
+            # A cancelled request was accepted; of a stream that is over and
+            # was read, `No Content` ends a client's reconnecting (WHATWG
+            # HTML, section 9.2.2).
+            request.setResponseCode(202 if self._may_be_json else 204)
+            if self._may_be_json:
+                request.setHeader(b"Content-Length", b"0")
         self._finish()
 
     def displaced(self) -> None:
@@ -186,6 +193,8 @@ class ResponseOutlet:
         self._cancel_timer()
         self._watch.stop()
         self._face.resume(self)
+        # From now on the session may be idle.
+        self._face.touch()
 
     def _cancel_timer(self) -> None:
         timer, self._timer = self._timer, None
