@@ -17,6 +17,11 @@ TABLE = {
     "EventsLost": (400, -32000, None),
     "StreamTaken": (409, -32000, None),
     "MessageRefused": (403, -32000, None),
+    "Forbidden": (403, -32000, None),
+    "MissingSession": (400, -32000, None),
+    "NotAcceptable": (406, -32000, None),
+    "UnsupportedMedia": (415, -32000, None),
+    "TooManyMcpSessions": (429, -32000, b"5"),
     "NothingHere": (404, -32000, None),
     "UnknownSession": (404, -32001, None),
     "WrongMethod": (405, -32000, None),
@@ -40,7 +45,7 @@ def all_below(kind: type[BridgeError]) -> Iterator[type[BridgeError]]:
 
 def test_the_table_is_complete() -> None:
     """One tree, and every class of it says in prose what happened."""
-    assert {each.__name__ for each in all_below(Refused)} == TABLE.keys()
+    assert {each.__name__ for each in all_below(Refused)} == {*TABLE, "UnsupportedVersion"}
     for each in all_below(BridgeError):
         assert each.__doc__
         assert each.__doc__.strip().endswith(".")
@@ -96,3 +101,11 @@ def test_a_wrong_method_says_which_are_right() -> None:
 def test_a_wrong_setting_is_one_line(got: object, shown: str) -> None:
     """keep: an error names the field, what was expected and what was got."""
     assert str(SettingError("name", "a thing", got)) == f"name: expected a thing, got {shown}"
+
+
+def test_an_unsupported_version_names_those_that_are() -> None:
+    """2026-07-28, basic/versioning: -32022 with what is supported."""
+    error = errors.UnsupportedVersion("2999-01-01", ("2025-06-18", "2025-11-25"))
+    assert (error.status, error.code) == (400, -32022)
+    data = json.loads(error.body())["error"]["data"]
+    assert data == {"supported": ["2025-06-18", "2025-11-25"], "requested": "2999-01-01"}

@@ -53,18 +53,19 @@ class Refuser:
 class World:
     """A site with one live session, and one connection to it; no reactor."""
 
-    def __init__(self, *, front: bool, budget: int = 10_000) -> None:
+    def __init__(self, *, front: bool, budget: int = 10_000, full: bool = False) -> None:
         from mcpbridge.web.root import Branch, Gated
         from mcpbridge.web.routes import Routes
 
         self.clock = Clock()
         self.launcher = FakeLauncher()
+        limiter = _Unlimited()
         server_settings = ServerSettings(command="x", base_uri="/b", max_message_bytes=LIMIT)
         server = Server(
             server_settings,
             self.clock,
             launcher=self.launcher,
-            limiter=_Unlimited(),
+            limiter=limiter,
             filters=[Refuser()],
             event_store=MemoryEventStore(),
         )
@@ -75,6 +76,7 @@ class World:
         server.sessions = {IDENT: opened[0]}
         Deferred.fromCoroutine(server.open_streamable()).addCallback(opened.append)
         server.streamable = {IDENT: opened[1]}
+        limiter.full = full
         self.face: Any = opened[1].stream
         self.backend, self.backend2 = self.launcher.backends
         root = Branch()
@@ -120,8 +122,13 @@ class World:
 
 
 class _Unlimited:
+    full = False
+
+    def is_full(self) -> bool:
+        return self.full
+
     def acquire(self) -> Any:
-        return self
+        return None if self.full else self
 
     def release(self) -> None:
         pass
@@ -410,3 +417,25 @@ def test_head_that_stops_coming_is_not_awaited_for_ever(cut: int) -> None:
     world.channel.resetTimeout()
     world.clock.advance(HEAD_SECONDS)
     assert world.transport.disconnected
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    FIELDS,
+    st.sampled_from([b"GET", b"GET", b"HEAD", b"POST", b"get"]),
+    st.sampled_from([b"/b/sse", b"/b/sse", b"/b/sse?x", b"/b/sse/", b"/b//sse", b"/sse"]),
+    st.lists(st.integers(0, 1000), max_size=2),
+)
+@example([b"Host: h"], b"GET", b"/b/sse", [])
+def test_refusals_of_streams_are_alike(
+    fields: list[bytes], method: bytes, path: bytes, cuts: list[int]
+) -> None:
+    """promise: `max_sessions` reached: 429, the same from both, and the connection lives."""
+    head = b"\r\n".join([b"%b %b HTTP/1.1" % (method, path), *fields, b"", b""])
+    worlds = [World(front=True, full=True), World(front=False, full=True)]
+    for world in worlds:
+        world.receive(head + post(CALL, b"Host: h"), cuts)
+    assert worlds[0].seen() == worlds[1].seen()
+    if fields == [b"Host: h"] and method == b"GET" and path == b"/b/sse":
+        assert b" 429 Too Many Requests\r\n" in worlds[0].seen()[0]
+        assert worlds[0].seen()[2] == [CALL]

@@ -55,6 +55,10 @@ class SessionLimiter:
         self.taken += 1
         return Permit(self)
 
+    def is_full(self) -> bool:
+        """Whether `acquire` would say no."""
+        return self.taken >= self.limit
+
     def _returned(self) -> None:
         self.taken -= 1
 
@@ -78,6 +82,12 @@ class EveryLimiter:
 
     def __init__(self, *limiters: object) -> None:
         self._limiters = cast("tuple[SessionLimiter, ...]", limiters)
+
+    def is_full(self) -> bool:
+        """Whether one of them is known to say no; a limiter of somebody else is not asked."""
+        return any(
+            limiter.is_full() for limiter in self._limiters if isinstance(limiter, SessionLimiter)
+        )
 
     def acquire(self) -> _Permits | None:
         """A permit that stands for one of each, or None if one of them says no."""

@@ -34,7 +34,7 @@ class Server:
     """
     Opens sessions, finds them, and ends them all when the bridge stops.
 
-    `launcher`, `limiter`, `observers` and `filters` provide the interfaces of
+    `limiter` is an `EveryLimiter`; `launcher`, `observers` and `filters` provide the interfaces of
     those names.
     """
 
@@ -152,6 +152,10 @@ class Server:
             why=why,
         )
         return BackendFailed(why)
+
+    def is_full(self) -> bool:
+        """Whether a session that is asked for now would be refused with `TooManySessions`."""
+        return not self._stopping and bool(self._limiter.is_full())
 
     def find(self, ident: str) -> Session:
         """The live session of this id.  Raises `UnknownSession`."""

@@ -12,7 +12,7 @@ must not decide about a message: that is for the server.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from time import time
 from typing import NamedTuple, cast
 
@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString
 from twisted.web.server import version
 
-from mcpbridge.errors import InternalError, Refused
+from mcpbridge.errors import InternalError, Refused, TooManySessions
 from mcpbridge.protocol.envelope import read_message
 from mcpbridge.protocol.revisions import SUPPORTED
 from mcpbridge.session.server import Server
@@ -36,6 +36,7 @@ HEAD_LINES = 64
 
 _END = b"\r\n\r\n"
 _TARGET = re.compile(rb"POST ([!-~]+?)(?:\?sessionId=([0-9a-f-]{36}))? HTTP/1\.1")
+_STREAM = re.compile(rb"GET ([!-~]+) HTTP/1\.1")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _IDENT = re.compile(rb"[0-9a-f-]{36}")
 #: Fields that change what a request is, or whether it is answered; only the
@@ -137,12 +138,15 @@ class Front:
 
     log = Logger()
 
-    def __init__(self, servers: Iterable[Server], gate: Gate) -> None:
+    def __init__(self, servers: Sequence[Server], gate: Gate) -> None:
         self._gate = gate
         self._servers = {
             f"{server.settings.base_uri}/{name}".encode("ascii"): (server, name == "mcp")
             for server in servers
             for name in ("message", "mcp")
+        }
+        self._streams = {
+            f"{server.settings.base_uri}/sse".encode("ascii"): server for server in servers
         }
         self._second = 0
         self._dated = b""
@@ -157,6 +161,26 @@ class Front:
         if plain is not None and not self._gate.allows_host(plain.host, loopback):
             return None
         return plain
+
+    def refuse_stream(self, head: bytes, loopback: int | None) -> bytes | None:
+        """
+        The answer to a plain request for an event stream whose server is
+        full; None for any other, and where there is room.
+        """
+        first, *lines = head.split(b"\r\n")
+        target = _STREAM.fullmatch(first)
+        server = self._streams.get(target[1]) if target is not None else None
+        if server is None or len(head) > HEAD_BYTES or not server.is_full():
+            return None
+        fields = _read_fields(lines)
+        if fields is None or b"content-length" in fields:
+            return None
+        if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+            return None
+        if not self._gate.allows_host(fields.get(b"host"), loopback):
+            return None
+        self._know_the_time()
+        return self._refused(TooManySessions(""))
 
     def answer(self, request: Plain, body: bytes) -> bytes:
         """Let the server decide about the message; the whole answer, as bytes."""

@@ -120,7 +120,12 @@ class PlainChannel(BridgeChannel):
                 end = data.find(b"\r\n\r\n") + 4
                 plain = self._recognise(front, data[: end - 4]) if end > 3 else None
                 if plain is None:
-                    return data
+                    refusal = self._refuse_stream(front, data, end)
+                    if refusal is None:
+                        return data
+                    self._write(refusal)
+                    data = data[end:]
+                    continue
                 if len(data) - end < plain.length:
                     if not self.site.budget.take(plain.length):
                         return data
@@ -142,6 +147,12 @@ class PlainChannel(BridgeChannel):
                 return b""
             self._write(answer)
         return b""
+
+    def _refuse_stream(self, front: Front, data: bytes, end: int) -> bytes | None:
+        """Under a flood of clients for whom there is no room, saying so is to be cheap."""
+        if end < 4 or not data.startswith(b"GET "):
+            return None
+        return front.refuse_stream(data[: end - 4], self.loopback or None)
 
     def _recognise(self, front: Front, head: bytes) -> Plain | None:
         """A client writes the same head again and again."""
