@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from automat import TypeMachineBuilder, pep614
 from twisted.internet.defer import Deferred
@@ -60,7 +60,7 @@ class Ladder(Protocol):
         """A look at the tree has found nothing beside the leader."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Rungs:
     """What the ladder stands on."""
 
@@ -73,10 +73,10 @@ class Rungs:
     gone: Callable[[], None]
     timer: IDelayedCall | None = None
     looking: bool = False
-    terminated: set[int] = field(default_factory=set)
+    terminated: frozenset[int] = frozenset()
     kills: int = 0
     pause: float = FIRST_PAUSE_SECONDS
-    log: Logger = Logger()
+    log: ClassVar[Logger] = Logger()
 
     def wait(self, ladder: Ladder, seconds: float) -> None:
         """Start the timer of a grace, in the place of the one before."""
@@ -124,7 +124,7 @@ class Rungs:
     def terminate(self, pids: list[int]) -> None:
         """SIGTERM to those of the rest that have not had one."""
         fresh = [pid for pid in pids if pid not in self.terminated]
-        self.terminated.update(fresh)
+        self.terminated |= set(fresh)
         guarded(self.log, "SIGTERM", self.tree.signal_rest, fresh, signal.SIGTERM)
 
     def kill(self, pids: list[int]) -> None:

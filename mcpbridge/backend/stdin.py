@@ -26,6 +26,16 @@ class StdinQueue:
     buffered there, and resumes it when all of that is written.
     """
 
+    __slots__ = (
+        "_closed",
+        "_max_bytes",
+        "_max_messages",
+        "_paused",
+        "_size",
+        "_waiting",
+        "_write",
+    )
+
     def __init__(self, write: Callable[[bytes], None], max_messages: int, max_bytes: int) -> None:
         self._write = write
         self._max_messages = max_messages

@@ -149,6 +149,8 @@ class TaggedTree:
 
     log = Logger()
 
+    __slots__ = ("_pid", "_seen", "_sweeper", "_tag")
+
     def __init__(self, pid: int, tag: int, sweeper: Sweeper) -> None:
         self._pid = pid
         self._tag = tag

@@ -33,6 +33,8 @@ class LineFramer:
     and the framer is of no further use.
     """
 
+    __slots__ = ("_cut", "_limit", "_parts", "_size")
+
     def __init__(self, limit: int, *, cut: bool = False) -> None:
         self._limit = limit
         self._cut = cut

@@ -20,6 +20,8 @@ class PingLedger:
     the backend's requests, which may use the same ids.
     """
 
+    __slots__ = ("_number", "_ours", "_theirs")
+
     def __init__(self) -> None:
         self._number = 0
         self._ours: dict[str, None] = {}

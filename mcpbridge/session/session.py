@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 from automat import TypeMachineBuilder, pep614
@@ -73,7 +73,7 @@ class Life(Protocol):
 
 
 @implementer(ISessionInfo, IBackendReceiver)
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Session:
     """
     What a session is made of, and the way of its messages.
@@ -104,12 +104,14 @@ class Session:
     pings: PingLedger = field(default_factory=PingLedger)
     stderr_tail: list[bytes] = field(default_factory=list)
     ended: Deferred[None] = field(default_factory=Deferred)
-    log: Logger = Logger()
+    opened_at: float = field(init=False)
+    receiving: bool = field(init=False, default=True)
+    life: Life = field(init=False)
+    log: ClassVar[Logger] = Logger()
 
     def __post_init__(self) -> None:
         self.opened_at = self.clock.seconds()
-        self.receiving = True
-        self.life: Life = _make_life(self)
+        self.life = _make_life(self)
 
     @property
     def label(self) -> str:

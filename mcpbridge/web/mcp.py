@@ -14,6 +14,7 @@ from typing import Any, cast
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from mcpbridge.config import COMMIT_SECONDS
 from mcpbridge.errors import (
     MissingSession,
     NotAcceptable,
@@ -175,8 +176,8 @@ class McpEndpoint:
         """Write what was posted past the ordinary channel, and needs more than one message."""
         finished, outlet = self._outlet(request, waiting.face, may_be_json=True)
         waiting.take_over(outlet)
-        self._opened(request, waiting.face, outlet, waiting, waiting.stream, 0)
-        outlet.commit()
+        # What has come, or has ended it, is written when this returns.
+        self._opened(request, waiting.face, outlet, waiting, waiting.stream, 0, patience=0)
         await finished
 
     # Common parts.
@@ -204,12 +205,13 @@ class McpEndpoint:
         attached: Outlet,
         stream: str,
         at: int,
+        patience: float = COMMIT_SECONDS,
     ) -> None:
         def gone(_: object) -> None:
             outlet.gone()
             face.router.detach(stream, attached)
 
-        outlet.opened(stream, at)
+        outlet.opened(stream, at, patience)
         request.notifyFinish().addErrback(gone)
 
     def _find(self, request: Any) -> Session:

@@ -63,8 +63,8 @@ class ResponseOutlet:
         self.stream = ""
         self.position = 0
 
-    def opened(self, stream: str, position: int = 0) -> None:
-        """It is attached; an event stream begins at once, what may be JSON waits."""
+    def opened(self, stream: str, position: int = 0, patience: float = COMMIT_SECONDS) -> None:
+        """It is attached; an event stream begins at once, what may be JSON after `patience`."""
         self.stream = stream
         self.position = position
         if self._request is None or self._streaming:
@@ -72,7 +72,7 @@ class ResponseOutlet:
         if not self._may_be_json:
             self._begin()
         elif not self._settings.json_response:
-            self._timer = self._clock.callLater(COMMIT_SECONDS, self.commit)
+            self._timer = self._clock.callLater(patience, self._commit)
 
     def gone(self) -> None:
         """The connection is lost."""
@@ -137,11 +137,7 @@ class ResponseOutlet:
         request.write(body)
         self._finish()
 
-    def commit(self) -> None:
-        """It is an event stream, unless answers are JSON alone."""
-        self._cancel_timer()
-        if self._settings.json_response:
-            return
+    def _commit(self) -> None:
         if not self._streaming and self._request is not None:
             self._begin()
 

@@ -23,6 +23,19 @@ class ClientWatch:
     while data waited for it.
     """
 
+    __slots__ = (
+        "_acknowledged",
+        "_call",
+        "_clock",
+        "_pending",
+        "_since",
+        "_stalled",
+        "_taken",
+        "_timeout",
+        "_transport",
+        "_written",
+    )
+
     def __init__(
         self,
         clock: IReactorTime,

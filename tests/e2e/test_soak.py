@@ -13,7 +13,16 @@ from itertools import count
 
 import pytest
 
-from tests.e2e.harness import BACKENDS, PATIENCE, Bridge, Stream, request, serving, until
+from tests.e2e.harness import (
+    BACKENDS,
+    PATIENCE,
+    Bridge,
+    Stream,
+    Streamable,
+    request,
+    serving,
+    until,
+)
 
 CYCLES = int(os.environ.get("MCPBRIDGE_SOAK", "84"))
 AT_A_TIME = 8
@@ -22,6 +31,12 @@ WARM_UP = 28
 
 KINDS = ("plain", "crash", "deaf", "children", "daemon", "flood", "mute")
 ENDS = ("close", "reset", "half_close")
+#: Of every second cycle, which is over Streamable HTTP; `drop` leaves the
+#: session to its idle timeout.
+STREAMABLE_ENDS = ("delete", "drop")
+
+#: What fills a pipe.
+UNREAD = b'{"jsonrpc":"2.0","method":"unread","params":{"text":"%b"}}' % (b"x" * 60_000)
 
 #: What may grow however flat memory is: an arena of the allocator.
 GROWTH_BYTES = 6 * 1024 * 1024
@@ -31,8 +46,16 @@ pytestmark = pytest.mark.slow
 
 def cycle(bridge: Bridge, number: int) -> str:
     """connect - initialize - call - abort, in one of the ways; which one it was."""
-    kind = KINDS[number % len(KINDS)]
-    end = ENDS[number // len(KINDS) % len(ENDS)]
+    half, streamable = divmod(number, 2)
+    kind = KINDS[half % len(KINDS)]
+    ends = STREAMABLE_ENDS if streamable else ENDS
+    end = ends[half // len(KINDS) % len(ends)]
+    (streamable_cycle if streamable else sse_cycle)(bridge, kind, end)
+    return f"{kind}, {end}"
+
+
+def sse_cycle(bridge: Bridge, kind: str, end: str) -> None:
+    """Over HTTP+SSE."""
     with Stream(bridge.port) as stream:
         stream.begin()
         assert b'"initialize"' in stream.round_trip(request("initialize", 1))
@@ -44,7 +67,27 @@ def cycle(bridge: Bridge, number: int) -> str:
         getattr(stream, end)()
         if end == "half_close":
             stream.ended() if kind != "flood" else stream.reset()
-    return f"{kind}, {end}"
+
+
+def streamable_cycle(bridge: Bridge, kind: str, end: str) -> None:
+    """Over Streamable HTTP."""
+    client = Streamable(bridge.port)
+    try:
+        with client.call("initialize") as response:
+            client.ident = response.headers["mcp-session-id"]
+            assert response.answer()["result"] == {"was": "initialize"}
+        # One whose backend floods is a client that does not read.
+        stream = client.listen()
+        assert stream.status == 200
+        assert kind in client.call(kind).answer()["result"]["was"]
+        if kind == "mute":
+            while client.send("POST", UNREAD).status == 202:
+                pass
+        if end == "delete":
+            # A backend that has crashed may have ended it first.
+            assert client.delete() in ((200, 404) if kind == "crash" else (200,))
+    finally:
+        client.drop()
 
 
 def run(bridge: Bridge, cycles: int) -> Counter[str]:
@@ -71,7 +114,8 @@ def run(bridge: Bridge, cycles: int) -> Counter[str]:
 
 def test_nothing_is_left_of_sessions_that_end_in_every_way() -> None:
     """Zero processes, zero permits taken, a flat descriptor count and flat memory."""
-    options = ("--stop-grace", "0.2", "--kill-grace", "0.2", "--max-waiting-messages", "8")
+    options = ["--stop-grace", "0.2", "--kill-grace", "0.2", "--max-waiting-messages", "8"]
+    options += ["--idle-timeout", "0.5"]
     # Sessions of before may still be ending while the next ones begin.
     limit = AT_A_TIME * 6
     command = ["/usr/bin/env", "python3", "-I", "-S", str(BACKENDS / "any.py")]
@@ -83,7 +127,7 @@ def test_nothing_is_left_of_sessions_that_end_in_every_way() -> None:
         done = run(bridge, CYCLES)
 
         assert sum(done.values()) == CYCLES
-        assert len(done) == min(CYCLES, len(KINDS) * len(ENDS))
+        assert len(done) == min(CYCLES, len(KINDS) * (len(ENDS) + len(STREAMABLE_ENDS)))
         bridge.wait_until_empty()
         until(lambda: bridge.log.count(" closed after ") == WARM_UP + CYCLES)
         until(lambda: bridge.descriptors() <= descriptors)

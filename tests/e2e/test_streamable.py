@@ -356,7 +356,7 @@ def test_each_message_on_one_stream(client: Streamable) -> None:
 
 
 def test_server_requests_go_where_the_call_is(client: Streamable) -> None:
-    """A request of the backend during a call comes on its stream; the answer reaches the backend."""
+    """A request of the backend during a call comes on its stream; it gets the answer."""
     stream = client.listen()
     ask = {"id": "s-1", "method": "sampling/createMessage", "params": {}}
     call = client.call("tools/call", say=[ask], gate="a")
@@ -486,16 +486,21 @@ def test_cancelled(client: Streamable, number: int) -> None:
     """`notifications/cancelled` reaches the backend with the right id, and ends the stream."""
     stream = client.listen()
     other = slow_call(client, "b", 1, 0)
-    call = client.send(
-        "POST", request("tools/call", "x-1", gate="a", say=[progress(1, 1)] * number)
-    )
+    say = [*[progress("x", 0)] * number, said("began/list_changed")]
+    params = {"_meta": {"progressToken": "x"}, "say": say, "gate": "a"}
+    call = client.send("POST", request("tools/call", "x-1", **params))
     other.message()
-    if number:
-        stream.message()
+    assert stream.message()["method"] == "began/list_changed"
     client.tell("notifications/cancelled", requestId="x-1")
     got = stream.message()["params"]
     assert (got["method"], got["params"]) == ("notifications/cancelled", {"requestId": "x-1"})
-    assert call.messages() == []
+    if number:
+        last = [call.piece() for _ in range(2)][-1]
+        assert call.pieces() == []
+        # Who comes back for more is told that there is none, and comes no more.
+        assert client.listen(last.ident).status == 204
+    else:
+        assert (call.status, call.body) == (202, b"")
     client.tell("open", gate="b")
     assert other.message()["result"] == {"was": "tools/call"}
     # An answer that comes too late is nobody's.
@@ -694,7 +699,7 @@ def test_client_that_does_not_read(tmp_path: Path) -> None:
 
 
 def test_client_that_takes_no_byte(tmp_path: Path) -> None:
-    """Its connection is ended after `peer_timeout`; the session lives, and its stream may be anew."""
+    """Its connection is ended after `peer_timeout`; the session lives, and may have another."""
     with serving("--peer-timeout", "0.8", command=backend("script")) as bridge:
         client = bridge.streamable()
         stream = flood(client, 12_000_000, 1000, tmp_path)
