@@ -17,14 +17,14 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 # the tests of the contract, which hold with the front channel on and off
 CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py \
-    tests/e2e/test_backpressure.py tests/e2e/test_http.py
+    tests/e2e/test_backpressure.py tests/e2e/test_http.py $(wildcard tests/e2e/test_streamable.py)
 
-.PHONY: help serve test lint unit others real coverage bench bench-quick soak clean
+.PHONY: help serve test lint unit others real coverage bench bench-quick conformance soak clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) \
-	    | while read -r name what; do printf 'make %-10s %s\n' "$$name" "$$what"; done
+	    | while read -r name what; do printf 'make %-11s %s\n' "$$name" "$$what"; done
 
 serve: .venv/.made ## run the bridge in front of the demo server
 	@echo 'Try it from another terminal:  curl -N http://127.0.0.1:8808/sse'
@@ -34,6 +34,7 @@ test: ## run everything: the tools, the whole suite, and the suite on other Pyth
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory real
 	$(BIN)/python $(PYTEST) $(TESTS)
+	@$(MAKE) --no-print-directory coverage
 	MCPBRIDGE_FRONT=off $(BIN)/python $(PYTEST) $(CONTRACT) $(TESTS)
 	@$(MAKE) --no-print-directory others
 
@@ -51,10 +52,12 @@ others: .venv/.made-dev ## run the quick tests on every other Python from 3.11 o
 	    $(MAKE) --no-print-directory OTHER="$${other#*=}" ".venv-$${other%%=*}/.tested" || exit 1; \
 	done
 
-coverage: .venv/.made-dev ## measure branch coverage; that of the protocol must be whole
-	$(BIN)/coverage run -m pytest -m 'not slow' $(TESTS)
-	$(BIN)/coverage report
-	$(BIN)/coverage report --include='mcpbridge/protocol/*' --fail-under=100
+# the sans-IO part has no branch that its own tests do not take
+PROTOCOL := $(patsubst %,tests/test_%.py,envelope framing peeking pings revisions sse streams \
+    streams_machine waiting)
+coverage: .venv/.made-dev ## measure the branch coverage of the protocol, which must be whole
+	$(BIN)/coverage run --source=mcpbridge.protocol -m pytest -q $(PROTOCOL)
+	$(BIN)/coverage report --fail-under=100
 
 bench: .venv/.made ## measure against other bridges, in under 15 minutes
 	$(BIN)/python benchmarks/run.py
@@ -62,11 +65,15 @@ bench: .venv/.made ## measure against other bridges, in under 15 minutes
 bench-quick: .venv/.made ## the same in two minutes, in one round
 	$(BIN)/python benchmarks/run.py --quick
 
+conformance: .venv/.made-dev .real/client2/.made .real/node/.made .real/conformance/.made ## run the MCP conformance suites
+	$(BIN)/python -m tests.conformance.run $(CONFORMANCE)
+
 soak: .venv/.made-dev ## run a thousand sessions that end in every way
 	MCPBRIDGE_SOAK=1000 $(BIN)/python $(PYTEST) -o faulthandler_timeout=0 tests/e2e/test_soak.py
 
 clean: ## remove all that was made here
 	rm -rf .venv .venv-* .real build dist *.egg-info htmlcov .coverage .coverage.*
+	rm -rf benchmarks/.build benchmarks/.peers
 	rm -rf .mypy_cache .pytest_cache .ruff_cache twistd.pid twistd.log twisted/plugins/dropin.cache
 	find mcpbridge tests twisted -name __pycache__ -prune -exec rm -rf {} +
 
@@ -92,8 +99,9 @@ FORCE:
 	.venv-$*/bin/python $(PYTEST) -m 'not slow' $(TESTS)
 
 # The real parts.  Without npm, the tests of servers in JavaScript are skipped.
-REAL_PYTHON := .real/client1/.made .real/client2/.made .real/servers/.made
-real: .venv/.made-dev $(REAL_PYTHON) .real/node/.made ## build the parts that other people wrote
+REAL_PYTHON := .real/client1/.made .real/client2/.made .real/fastmcp/.made .real/servers/.made
+REAL_NODE := .real/clients/.made .real/conformance/.made
+real: .venv/.made-dev $(REAL_PYTHON) .real/node/.made $(REAL_NODE) ## build the parts that other people wrote
 
 $(REAL_PYTHON): .real/%/.made: tests/real/%.txt
 	rm -rf .real/$*
@@ -102,15 +110,17 @@ $(REAL_PYTHON): .real/%/.made: tests/real/%.txt
 	@touch $@
 
 .real/node/.made: tests/real/package.json
-	rm -rf .real/node
-	mkdir -p .real/node
-	cp $< .real/node/
+$(REAL_NODE): .real/%/.made: tests/real/%.json
+.real/node/.made $(REAL_NODE):
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cp $< $(@D)/package.json
 	@if command -v npm >/dev/null; then \
-	    cd .real/node && echo 'npm install' \
+	    cd $(@D) && echo 'npm install' \
 	    && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error \
 	    && touch .made; \
 	else \
-	    echo 'npm is not on PATH: the tests of servers in JavaScript will be skipped'; \
+	    echo 'npm is not on PATH: the tests of parts in JavaScript will be skipped'; \
 	    test -z '$(STRICT)'; \
 	fi
 

@@ -193,7 +193,7 @@ class ServerSettings:
     max_waiting_bytes: int = setting(8 * MIB, COUNT, "Bytes that may wait for a backend.")
     stderr_notifications: bool = setting(True, FLAG, "Send stderr lines as notifications.")
     idle_timeout: float = setting(
-        300.0, SECONDS, "Seconds without a stream or message that end a session; 0: never."
+        300.0, SECONDS, "Seconds a client of `/mcp` may stay away and say nothing; 0: for ever."
     )
     keepalive_interval: float = setting(
         15.0, SECONDS, "Seconds between comments on an open stream of `/mcp`; 0: none."

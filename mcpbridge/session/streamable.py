@@ -141,7 +141,9 @@ class StreamableFace:
 
     def send(self, lines: list[bytes]) -> None:
         """Messages of the backend, each to the stream that it belongs to."""
-        self._last = self._clock.seconds()
+        if self.router.has_outlets:
+            # What is said to nobody keeps no session alive.
+            self._last = self._clock.seconds()
         for line in lines:
             if self._negotiating:
                 self._learn(line)

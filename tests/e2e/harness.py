@@ -395,7 +395,7 @@ class Response(Wire):
 
     def pieces(self) -> list[Piece]:
         """All events to the end of the stream, without a priming one."""
-        found = []
+        found: list[Piece] = []
         while True:
             try:
                 piece = self.piece()
