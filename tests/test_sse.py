@@ -118,3 +118,24 @@ def test_stderr_whatever_its_bytes_are(line: bytes) -> None:
     message = sse.stderr_message(line)
     assert json.loads(message)["params"] == {"content": line.decode("utf-8", "replace")}
     assert not re.search(rb"[\x00-\x1f]", message)
+
+
+def test_events_that_a_client_can_come_back_to() -> None:
+    """Streamable HTTP: an id, and no carriage return that would end a line."""
+    assert sse.identified_event("3-7", b'{"a":1}') == (
+        b'event: message\nid: 3-7\ndata: {"a":1}\n\n'
+    )
+    assert sse.identified_event("0-1", b'{"a":\r1}') == (
+        b'event: message\nid: 0-1\ndata: {"a": 1}\n\n'
+    )
+
+
+def test_the_priming_event_has_an_empty_data_line() -> None:
+    """2025-11-25: without a `data` line a client would not take the id."""
+    assert sse.priming_event("3-0", 1000) == b"id: 3-0\nretry: 1000\ndata: \n\n"
+
+
+def test_a_comment_is_no_event() -> None:
+    """What keeps a connection alive is a line that clients ignore."""
+    assert sse.comment().startswith(b":")
+    assert sse.comment().endswith(b"\n\n")

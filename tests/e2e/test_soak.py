@@ -115,7 +115,7 @@ def run(bridge: Bridge, cycles: int) -> Counter[str]:
 def test_nothing_is_left_of_sessions_that_end_in_every_way() -> None:
     """Zero processes, zero permits taken, a flat descriptor count and flat memory."""
     options = ["--stop-grace", "0.2", "--kill-grace", "0.2", "--max-waiting-messages", "8"]
-    options += ["--idle-timeout", "0.5"]
+    options += ["--idle-timeout", "2"]
     # Sessions of before may still be ending while the next ones begin.
     limit = AT_A_TIME * 6
     command = ["/usr/bin/env", "python3", "-I", "-S", str(BACKENDS / "any.py")]

@@ -631,25 +631,38 @@ def test_gone_before_it_has_an_id(bridge: Bridge) -> None:
 
 def test_idle_sessions() -> None:
     """30 abandoned sessions leave nothing; one with an open stream stays."""
-    with serving("--idle-timeout", "0.5", command=backend("script")) as bridge:
+    with serving("--idle-timeout", "1", command=backend("script")) as bridge:
         kept = bridge.streamable()
         stream = kept.listen()
         assert stream.piece().data == b""
-        abandoned = [bridge.streamable() for _ in range(30)]
-        for number, client in enumerate(abandoned):
+        abandoned = []
+        for number in range(30):
+            client = bridge.streamable()
+            abandoned.append(client)
+            # Some leave a stream, some a call; a slow machine has ended them already.
             if number % 3 == 1:
-                assert client.listen().status == 200
+                assert client.listen().status in (200, 404)
             elif number % 3 == 2:
-                slow_call(client, "never", 1, 0).message()
+                assert slow_call(client, "never", 1, 0).status in (200, 404)
             client.drop()
         until(lambda: bridge.log.count(" closed after ") == 30)
-        assert "idle for 0.5 s" in bridge.wait_for_close(abandoned[0])
+        for client in abandoned:
+            assert "idle for 1 s" in bridge.wait_for_close(client)
         until(lambda: len(bridge.marked()) == 1)
         assert kept.call("ping").status == 200
         assert abandoned[0].call("ping").status == 404
-        abandoned.clear()
         kept.drop()
         bridge.wait_for_close(kept)
+        bridge.wait_until_empty()
+
+
+def test_a_backend_that_talks_to_nobody() -> None:
+    """However much a backend says, its session ends when the client stays away."""
+    with serving("--idle-timeout", "1", command=backend("script")) as bridge:
+        client = bridge.streamable()
+        client.tell("do", flood=10**12, line=200, note="/dev/null")
+        client.drop()
+        assert "idle for 1 s" in bridge.wait_for_close(client)
         bridge.wait_until_empty()
 
 
