@@ -8,6 +8,7 @@ know sessions beyond the receiver it reports to.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,9 @@ TWISTED_READ_BYTES = 8192
 READ_BYTES = 256 * 1024
 #: How long after the end of stdout the exit status may take to be known.
 EXIT_NEWS_SECONDS = 0.1
+
+#: How a backend ends that was told to, after what is then the reason.
+_OUR_DOING = (None, f"signal {signal.SIGTERM:d}", f"signal {signal.SIGKILL:d}")
 
 _MESSAGE_STARTS = frozenset(b"{[")
 
@@ -242,6 +246,8 @@ class StdioBackend(ProcessProtocol):
     # What follows from them.
 
     def _how_it_ended(self) -> str:
+        if self._news and self.exit_status in _OUR_DOING:
+            return self._news
         return f"the backend ended ({self.exit_status})" if self.exit_status else ""
 
     def _pass_on(self, lines: list[bytes]) -> None:
