@@ -74,6 +74,7 @@ class Rungs:
     timer: IDelayedCall | None = None
     looking: bool = False
     terminated: frozenset[int] = frozenset()
+    signalled: bool = False
     kills: int = 0
     pause: float = FIRST_PAUSE_SECONDS
     log: ClassVar[Logger] = Logger()
@@ -119,6 +120,7 @@ class Rungs:
 
     def signal_leader(self, number: int) -> None:
         """Signal the leader and its group."""
+        self.signalled = True
         guarded(self.log, "signalling a backend", self.tree.signal_leader, number)
 
     def terminate(self, pids: list[int]) -> None:

@@ -8,7 +8,6 @@ know sessions beyond the receiver it reports to.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -36,9 +35,6 @@ TWISTED_READ_BYTES = 8192
 READ_BYTES = 256 * 1024
 #: How long after the end of stdout the exit status may take to be known.
 EXIT_NEWS_SECONDS = 0.1
-
-#: How a backend ends that was told to, after what is then the reason.
-_OUR_DOING = (None, f"signal {signal.SIGTERM:d}", f"signal {signal.SIGKILL:d}")
 
 _MESSAGE_STARTS = frozenset(b"{[")
 
@@ -94,17 +90,16 @@ class StdioBackend(ProcessProtocol):
             # What the pipe does not take waits in the queue, and is counted.
             writer.bufferSize = 0
         self.transport.registerProducer(self._queue, True)
-        self._ladder: Ladder = build_ladder(
-            Rungs(
-                clock=self._clock,
-                label=self._label,
-                tree=tree,
-                stop_grace=settings.stop_grace,
-                kill_grace=settings.kill_grace,
-                close_stdin=self._close_stdin,
-                gone=self._tree_gone,
-            )
+        self._rungs = Rungs(
+            clock=self._clock,
+            label=self._label,
+            tree=tree,
+            stop_grace=settings.stop_grace,
+            kill_grace=settings.kill_grace,
+            close_stdin=self._close_stdin,
+            gone=self._tree_gone,
         )
+        self._ladder: Ladder = build_ladder(self._rungs)
         if pid is None:
             self._clock.callLater(0, self._leader_exited)
 
@@ -246,7 +241,8 @@ class StdioBackend(ProcessProtocol):
     # What follows from them.
 
     def _how_it_ended(self) -> str:
-        if self._news and self.exit_status in _OUR_DOING:
+        # What was told to end has ended for the reason that it was told for.
+        if self._news and (self.exit_status is None or self._rungs.signalled):
             return self._news
         return f"the backend ended ({self.exit_status})" if self.exit_status else ""
 
