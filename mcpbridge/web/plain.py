@@ -193,6 +193,8 @@ class PlainChannel(BridgeChannel):
         if waiting is not None and not self.transport.disconnecting:
             self.handed_over = waiting
             super().dataReceived(_LENGTH.sub(b"", self._last_head) + b"\r\n\r\n")
+            # Taken over by now, or by nobody: not by another request.
+            self.handed_over = None
             self._go_on()
 
     def _go_on(self) -> None:
