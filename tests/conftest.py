@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,16 @@ PUBLISHER: Any = globalLogPublisher
 
 #: Descriptors that the reactor and Python open once and keep.
 _TOLERATED = ("anon_inode:[eventpoll]",)
+
+
+def pytest_configure() -> None:
+    """
+    What starts the tests may ignore signals (nohup, a shell's background
+    job), and every process that the tests start would inherit that.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:
