@@ -44,7 +44,7 @@ class Started:
 
     @property
     def origin(self) -> str:
-        return self.bridge.urls()[0].removesuffix("/sse")
+        return self.bridge.urls()[0].removesuffix("/mcp")
 
     async def client(self, path: str = "/sse", origin: str | None = None) -> SseClient:
         client = SseClient(self._reactor, origin or self.origin)

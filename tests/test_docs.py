@@ -22,11 +22,13 @@ from zope.interface.verify import verifyObject
 
 from mcpbridge import ServerSettings
 from mcpbridge.configfile import parse_config
-from mcpbridge.errors import MessageRefused, SettingError
+from mcpbridge.errors import EventsGone, MessageRefused, SettingError
 from mcpbridge.extensions import load
 from mcpbridge.interfaces import (
     IBackend,
     IBackendLauncher,
+    IEventLog,
+    IEventStore,
     IMessageFilter,
     IPermit,
     ISessionLimiter,
@@ -164,6 +166,7 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> None:
         ("limiter", ISessionLimiter, "load_limiter.LoadLimiter", {}),
         ("observers", ISessionObserver, "session_ledger.SessionLedger", {"ledger": "x"}),
         ("filters", IMessageFilter, "tool_filter.ToolFilter", {"allowed_tools": []}),
+        ("event_store", IEventStore, "file_event_store.FileEventStore", {"events": "."}),
     ],
 )
 def test_examples_provide_their_interfaces(
@@ -180,6 +183,8 @@ def test_examples_provide_their_interfaces(
         ("load_limiter.LoadLimiter", {"max_load": "high"}),
         ("session_ledger.SessionLedger", {}),
         ("tool_filter.ToolFilter", {"allowed_tools": "echo"}),
+        ("file_event_store.FileEventStore", {}),
+        ("file_event_store.FileEventStore", {"events": "/no/such/directory"}),
     ],
 )
 def test_examples_refuse_wrong_options(name: str, options: dict[str, Any]) -> None:
@@ -221,6 +226,40 @@ def test_the_filter_of_the_examples() -> None:
     for message in [*refused, {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}]:
         with pytest.raises(MessageRefused):
             judge.from_client(None, json.dumps(message).encode())
+
+
+@pytest.mark.usefixtures("examples")
+def test_the_event_store_of_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("file_event_store")
+    monkeypatch.setattr(module, "EVENTS_BYTES", 8)
+    store = module.FileEventStore(ServerSettings(**SETTINGS, options={"events": str(tmp_path)}))
+    log = store.open("id")
+    assert verifyObject(IEventLog, log)
+    with pytest.raises(EventsGone):
+        log.after("1", 0)
+    log.append("1", 1, b"one")
+    log.append("0", 1, b"two")
+    log.append("1", 2, b"")
+    assert log.after("1", 0) == [(1, b"one"), (2, b"")]
+    assert log.after("1", 2) == []
+    assert list(tmp_path.iterdir()) == []
+    log.append("1", 3, b"three")
+    assert log.after("1", 2) == [(3, b"three")]
+    assert log.after("1", 3) == []
+    for stream, number in (("1", 1), ("0", 0), ("0", 1), ("2", 0)):
+        with pytest.raises(EventsGone):
+            log.after(stream, number)
+    log.close()
+
+
+@pytest.mark.usefixtures("examples")
+def test_the_event_store_of_the_examples_on_a_full_disk() -> None:
+    module = importlib.import_module("file_event_store")
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        log = module.FileEventLog(full)
+        log.append("1", 1, b"one")
+        with pytest.raises(EventsGone):
+            log.after("1", 0)
 
 
 @pytest.mark.usefixtures("examples")

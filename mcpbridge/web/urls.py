@@ -13,9 +13,14 @@ from mcpbridge.config import ServerSettings
 
 
 def served_urls(ports: Iterable[IListeningPort], servers: Iterable[ServerSettings]) -> list[str]:
-    """A line for each listener and server, as a client is to be configured."""
+    """For each listener and server the URLs that a client may be given, `/mcp` first."""
     servers = list(servers)
-    return [f"{_origin(port)}{server.base_uri}/sse" for port in ports for server in servers]
+    return [
+        f"{_origin(port)}{server.base_uri}/{name}"
+        for port in ports
+        for server in servers
+        for name in ("mcp", "sse")
+    ]
 
 
 def _origin(port: IListeningPort) -> str:

@@ -192,8 +192,8 @@ def test_one_limit_for_the_whole_bridge() -> None:
     """One limit for the whole bridge, however many doors it has."""
     listen = ("--listen", "tcp:0:interface=127.0.0.1") * 2
     with serving("--max-sessions", "1", listen=listen) as bridge:
-        until(lambda: bridge.log.count("serving http") == 2)
-        lines = [line for line in bridge.log.splitlines() if "serving http" in line]
+        until(lambda: bridge.log.count("/sse\n") == 2)
+        lines = [line for line in bridge.log.splitlines() if line.endswith("/sse")]
         ports = [int(line.rpartition(":")[2].removesuffix("/sse")) for line in lines]
         assert len(set(ports)) == 2
         with Stream(ports[0]).begin() as stream:

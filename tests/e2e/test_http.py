@@ -299,7 +299,7 @@ def test_urls_are_printed(shared: Bridge) -> None:
     served = re.findall(r"serving (http://\S+)$", shared.log, re.MULTILINE)
     origin = f"http://127.0.0.1:{shared.port}"
     bases = ("", "/a", "/a/b", "/described", "/limited")
-    assert served == [f"{origin}{base}/sse" for base in bases]
+    assert served == [f"{origin}{base}/{name}" for base in bases for name in ("mcp", "sse")]
 
 
 def test_listeners_of_a_file() -> None:
@@ -308,11 +308,11 @@ def test_listeners_of_a_file() -> None:
     bridge_object = {"listen": ["tcp:0:interface=127.0.0.1", "tcp:0:interface=\\:\\:1"]}
     config = {"mcpServers": {"one": {"command": command, "args": args}}, "bridge": bridge_object}
     with serving(config=config, listen=()) as bridge:
-        until(lambda: bridge.log.count("serving http://") == 2)
+        until(lambda: bridge.log.count("serving http://") == 4)
         assert "serving http://[::1]:" in bridge.log
     with serving(config=config) as bridge:
         bridge.open("/one")
-        assert bridge.log.count("serving http://") == 1
+        assert bridge.log.count("serving http://") == 2
 
 
 def test_public_path() -> None:

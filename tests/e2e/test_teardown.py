@@ -275,7 +275,7 @@ def test_a_bridge_behind_a_bridge() -> None:
 
 def _inner_session(stream: Stream) -> Stream:
     """A session of the bridge that is the backend of this one: it tells its port on stdout."""
-    while b"serving http" not in (message := stream.message()):
+    while not (message := stream.message()).endswith(b'/sse"}}'):
         pass
     port = message.rpartition(b":")[2].removesuffix(b'/sse"}}')
     inner = Stream(int(port)).begin()
