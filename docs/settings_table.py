@@ -31,9 +31,15 @@ OPTIONS = {
     "stderr_notifications": "`--no-stderr-notifications`",
     "env": "`--env NAME=VALUE`",
     "pass_env": "`--pass-env NAME`",
+    "allowed_hosts": "`--allow-host HOST`",
+    "allowed_origins": "`--allow-origin ORIGIN`",
+    "front_channel": "`--no-front-channel`",
 }
 #: What an option means that turns its setting off.
-NEGATED = {"stderr_notifications": "Do not send stderr lines as notifications."}
+NEGATED = {
+    "stderr_notifications": "Do not send stderr lines as notifications.",
+    "front_channel": "Leave all requests to twisted.web's own channel.",
+}
 #: What stands for the value of an option, by the check of its setting.
 VALUES = {
     config.COUNT: "N",
@@ -47,7 +53,7 @@ VALUES = {
 }
 #: Settings of the bridge as a whole that have an option; of the same name as
 #: one of a server, `max_sessions` is the server's on the command line.
-BRIDGE_OPTIONS = ("listen", "access_log")
+BRIDGE_OPTIONS = ("listen", "allowed_hosts", "allowed_origins", "access_log", "front_channel")
 #: In a file the name of a server is its key; a bridge's servers are an object of their own.
 NOT_IN_A_FILE = ("name", "servers")
 
