@@ -246,9 +246,11 @@ class BridgeChannel(HTTPChannel):
         return self._transferDecoder is not None
 
     def _set_deadline(self, seconds: float | None) -> None:
-        deadline, self._deadline = self._deadline, None
-        if deadline is not None and deadline.active():
-            deadline.cancel()
+        deadline = self._deadline
+        if deadline is not None:
+            self._deadline = None
+            if deadline.active():
+                deadline.cancel()
         if seconds is not None:
             self._deadline = self.site.clock.callLater(seconds, self._too_late)
 
