@@ -179,7 +179,7 @@ def test_what_is_not_json(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("shape", ["%s", '{"jsonrpc":"2.0","method":"m","params":%s}'])
-@pytest.mark.parametrize("depth", [5_000, 200_000])
+@pytest.mark.parametrize("depth", [50_000, 200_000])
 @pytest.mark.parametrize("brackets", ["[]", '{"a":}'])
 @pytest.mark.parametrize("inside", ["", '"\\ud800"'])
 def test_absurd_nesting(shape: str, depth: int, brackets: str, inside: str) -> None:

@@ -27,7 +27,7 @@ VALUES = st.recursive(
 SPACES = st.text(" \t\r\n", max_size=2)
 
 LONE = "\ud800"
-DEEP = b"[" * 5000 + b"]" * 5000
+DEEP = b"[" * 200_000 + b"]" * 200_000
 
 
 def line_of(params: Any) -> bytes:
