@@ -87,6 +87,8 @@ class Bridge(Service):
         self._over_all = SessionLimiter(settings.max_sessions)
         self._launchers: list[tuple[str, Any]] = []
         self.servers = [self._build_server(each) for each in settings.servers]
+        for server in self.servers:
+            server.pool.neighbours = [each.pool for each in self.servers if each is not server]
         self._ports: list[IListeningPort] = []
         self._site: Any = None
         self._resource: IResource | None = None
@@ -158,6 +160,8 @@ class Bridge(Service):
             problem = guarded(self.log, "checking a launcher", launcher.check)
             if problem is not None:
                 self.log.warn("server {name!r}: {problem}", name=name, problem=problem)
+        for server in self.servers:
+            server.start()
 
     def stopService(self) -> Deferred[Any]:
         """
@@ -249,6 +253,7 @@ class Bridge(Service):
             self._clock,
             launcher=launcher,
             limiter=EveryLimiter(self._over_all, limiter),
+            over_all=self._over_all,
             observers=[*self._observers, *observers],
             filters=[*self._filters, *filters],
             event_store=event_store,

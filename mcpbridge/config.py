@@ -46,6 +46,21 @@ COMMIT_SECONDS = 2.0
 RETRY_MILLISECONDS = 1000
 #: What a client may send behind an open stream, where nothing can answer it.
 PIPELINED_BYTES = 16 * 1024
+#: How long a server that cannot be started is left alone, at first and at most.
+BACKOFF_SECONDS = 1.0
+MAX_BACKOFF_SECONDS = 60.0
+#: Spare processes are started one at a time, so far apart.
+WARM_SECONDS = 0.1
+#: How soon that is tried again while the limits allow none.
+STARVED_SECONDS = 5.0
+#: A process that lives so long has started.
+SETTLED_SECONDS = 5.0
+#: What a spare process may say before it is used; then it is not read.
+HELD_BYTES = 64 * 1024
+#: How many processes that are not in use may be ended to make room for one.
+ROOM_TRIES = 8
+#: How long a legacy backend's questions are collected before the client gets them.
+COLLECT_SECONDS = 0.05
 #: How long the bridge waits at its stop beyond the graces of its servers.
 STOP_SLACK_SECONDS = 5.0
 
@@ -80,6 +95,10 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 1
 
 
+def _is_secret(value: object) -> bool:
+    return _is_text(value) and len(str(value)) >= 32
+
+
 def _is_host(value: object) -> bool:
     return isinstance(value, str) and value != "" and not set(value) & set("/ ?#@")
 
@@ -92,6 +111,7 @@ def _is_origin(value: object) -> bool:
 
 
 COUNT = Check("an integer ≥ 1", _is_count)
+COUNT_OR_NONE = Check("an integer ≥ 0", lambda v: type(v) is int and v >= 0)
 SECONDS = Check("a number of seconds ≥ 0 and ≤ 1000000", lambda v: _is_number(v) and 0 <= v <= 1e6)
 POSITIVE_SECONDS = Check(
     "a number of seconds > 0 and ≤ 1000000", lambda v: _is_number(v) and 0 < v <= 1e6
@@ -201,6 +221,40 @@ class ServerSettings:
     json_response: bool = setting(False, FLAG, "Answer on `/mcp` with JSON alone, never events.")
     stderr_in_errors: bool = setting(
         False, FLAG, "Show the last lines of stderr in the errors of a session that ended."
+    )
+    warm: int = setting(0, COUNT_OR_NONE, "Processes that are started ahead, for whoever comes.")
+    reuse: str = setting(
+        "identity",
+        Check("`identity` or `never`", lambda v: v in ("identity", "never")),
+        "Whether requests of 2026-07-28 of one identity may meet the same process of a server"
+        " that is older.",
+    )
+    concurrency: int = setting(
+        16, COUNT, "Requests of 2026-07-28 at a time on one process of a server that speaks it."
+    )
+    max_process_age: float = setting(
+        3600.0, SECONDS, "Seconds after which a process between two uses is replaced; 0: never."
+    )
+    max_process_requests: int = setting(
+        1000, COUNT, "Requests of 2026-07-28 after which a process is replaced."
+    )
+    max_waiting_requests: int = setting(
+        64, COUNT, "Requests of 2026-07-28 that may wait for a process."
+    )
+    queue_timeout: float = setting(10.0, POSITIVE_SECONDS, "Seconds that each of them may wait.")
+    input_timeout: float = setting(
+        600.0, POSITIVE_SECONDS, "Seconds that a call waits for what the client was asked."
+    )
+    start_timeout: float = setting(
+        60.0, POSITIVE_SECONDS, "Seconds until a new process must have answered for the first time."
+    )
+    probe_timeout: float = setting(
+        10.0, POSITIVE_SECONDS, "Seconds of silence after which a server is not of 2026-07-28."
+    )
+    request_state_key: str | None = setting(
+        None,
+        Check("a string of at least 32 characters", lambda v: v is None or _is_secret(v)),
+        "Signs what clients bring back of calls that wait for them; by default a random one.",
     )
     event_store: str | None = setting(None, DOTTED_NAME, "An `IEventStore` of your own.")
     launcher: str | None = setting(None, DOTTED_NAME, "An `IBackendLauncher` of your own.")

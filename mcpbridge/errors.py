@@ -8,7 +8,7 @@ here knows how an answer is written to a connection.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -16,10 +16,14 @@ import msgspec
 #: JSON-RPC 2.0, section 5.1.
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 #: What the MCP SDKs' own servers use for an unknown session.
 SESSION_NOT_FOUND = -32001
-#: 2026-07-28, basic/versioning.
+#: 2026-07-28, basic/index, "Error Codes".
+HEADER_MISMATCH = -32020
+MISSING_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
 #: A refusal for which JSON-RPC has no code of its own.
 SERVER_ERROR = -32000
@@ -73,19 +77,25 @@ class Refused(BridgeError):
     """
     A request got an answer that is not a success.
 
-    The body is a JSON-RPC error without an id, in UTF-8 and on one line.
+    The body is a JSON-RPC error in UTF-8 and on one line, without an id
+    where it is not known which request it answers.
     """
 
     status: ClassVar[int] = 400
     code: ClassVar[int] = INVALID_REQUEST
     #: Seconds after which another try may succeed, for `Retry-After`.
-    retry_after: ClassVar[int | None] = None
+    retry_after: int | None = None
+    #: The id of the request, where one message of 2026-07-28 is refused.
+    ident: str | int | float | None = None
+    #: More about it, for programs.
+    data: Mapping[str, object] | None = None
 
     def body(self) -> bytes:
         """The body of the answer."""
-        return msgspec.json.encode(
-            {"jsonrpc": "2.0", "id": None, "error": {"code": self.code, "message": str(self)}}
-        )
+        error: dict[str, object] = {"code": self.code, "message": str(self)}
+        if self.data is not None:
+            error["data"] = self.data
+        return msgspec.json.encode({"jsonrpc": "2.0", "id": self.ident, "error": error})
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Headers of the answer, beside its length."""
@@ -190,13 +200,71 @@ class UnsupportedVersion(Refused):
 
     def __init__(self, requested: str, supported: Sequence[str]) -> None:
         super().__init__(f"MCP-Protocol-Version {requested[:40]!r} is not supported")
-        self.requested = requested[:40]
-        self.supported = supported
+        self.data = {"supported": list(supported), "requested": requested[:40]}
 
-    def body(self) -> bytes:
-        data = {"supported": list(self.supported), "requested": self.requested}
-        error = {"code": self.code, "message": str(self), "data": data}
-        return msgspec.json.encode({"jsonrpc": "2.0", "id": None, "error": error})
+
+class HeaderMismatch(Refused):
+    """
+    A header of a request of 2026-07-28 is missing, or says something else
+    than its body (basic/transports/streamable-http, "Server Validation").
+    """
+
+    code = HEADER_MISMATCH
+
+
+class InvalidParams(Refused):
+    """A request's parameters lack what its revision of MCP asks for, or it is of another kind."""
+
+    code = INVALID_PARAMS
+
+
+class InvalidRequestState(InvalidParams):
+    """
+    `requestState` was not made by this bridge for this request and this
+    caller, or its time is over: begin anew, without it.
+    """
+
+
+class MethodNotFound(Refused):
+    """The request's revision of MCP, or its server, has no such method."""
+
+    status = 404
+    code = METHOD_NOT_FOUND
+
+
+class MissingCapability(Refused):
+    """
+    The server needs something of the client that it has not declared
+    (2026-07-28, basic/index); `data` names it.
+    """
+
+    code = MISSING_CAPABILITY
+
+    def __init__(self, text: str, required: Mapping[str, object]) -> None:
+        super().__init__(text)
+        self.data = {"requiredCapabilities": required}
+
+
+class ServerDown(Refused):
+    """
+    The server could not be started several times in a row; the bridge tries
+    again by itself, at growing intervals.
+    """
+
+    status = 503
+    code = INTERNAL_ERROR
+
+    def __init__(self, text: str, retry_after: int) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class ServerBusy(Refused):
+    """All processes that the limits allow are at work; send the request again."""
+
+    status = 429
+    code = INTERNAL_ERROR
+    retry_after = 1
 
 
 class NotAcceptable(Refused):

@@ -31,6 +31,17 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "keepalive_interval": 15.0,
     "json_response": False,
     "stderr_in_errors": False,
+    "warm": 0,
+    "reuse": "identity",
+    "concurrency": 16,
+    "max_process_age": 3600.0,
+    "max_process_requests": 1000,
+    "max_waiting_requests": 64,
+    "queue_timeout": 10.0,
+    "input_timeout": 600.0,
+    "start_timeout": 60.0,
+    "probe_timeout": 10.0,
+    "request_state_key": None,
     "event_store": None,
     "launcher": None,
     "limiter": None,
@@ -51,7 +62,15 @@ BRIDGE_DEFAULTS: dict[str, Any] = {
     "child_subreaper": None,
 }
 
-COUNTS = ("max_sessions", "max_message_bytes", "max_waiting_messages", "max_waiting_bytes")
+COUNTS = (
+    "max_sessions",
+    "max_message_bytes",
+    "max_waiting_messages",
+    "max_waiting_bytes",
+    "concurrency",
+    "max_process_requests",
+    "max_waiting_requests",
+)
 WRONG_COUNTS = (0, -1, 1.0, "10", True, None, [1])
 WRONG_SECONDS = (-1, -0.1, 1e6 + 1, 10**400, float("nan"), float("inf"), "1", True, None)
 WRONG_TEXTS = ("text", None, [1], ["a\0b"], {"a": "b"})
@@ -68,7 +87,14 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(COUNTS, WRONG_COUNTS),
     **dict.fromkeys(("ping_interval", "stop_grace", "kill_grace"), WRONG_SECONDS),
     **dict.fromkeys(("idle_timeout", "keepalive_interval"), WRONG_SECONDS),
-    "peer_timeout": (*WRONG_SECONDS, 0),
+    **dict.fromkeys(
+        ("peer_timeout", "queue_timeout", "input_timeout", "start_timeout", "probe_timeout"),
+        (*WRONG_SECONDS, 0),
+    ),
+    "max_process_age": WRONG_SECONDS,
+    "warm": (-1, 1.0, "1", True, None),
+    "reuse": ("always", "", None, True),
+    "request_state_key": ("", "x" * 31, 1, "\0" * 40),
     "stderr_notifications": (None, 0, 1, "true"),
     **dict.fromkeys(("json_response", "stderr_in_errors"), (None, 0, 1, "true")),
     "event_store": ("", "name", ".", 1),

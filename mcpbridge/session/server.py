@@ -8,24 +8,17 @@ Knows sessions; must not know HTTP.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
-from uuid import uuid4
+from typing import Any
 
-from twisted.internet import defer
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from mcpbridge.config import LAUNCH_SECONDS, ServerSettings
-from mcpbridge.errors import (
-    BackendFailed,
-    CannotStart,
-    MessageTooLarge,
-    Stopping,
-    TooManySessions,
-    UnknownSession,
-)
+from mcpbridge.config import ServerSettings
+from mcpbridge.errors import MessageTooLarge, UnknownSession
 from mcpbridge.protocol.envelope import read_message
+from mcpbridge.session.limiter import SessionLimiter
+from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session, Stream
 from mcpbridge.session.streamable import StreamableFace
 
@@ -47,6 +40,7 @@ class Server:
         *,
         launcher: Any,
         limiter: Any,
+        over_all: SessionLimiter | None = None,
         observers: Sequence[Any] = (),
         filters: Sequence[Any] = (),
         event_store: Any = None,
@@ -56,15 +50,21 @@ class Server:
         #: Live sessions of HTTP+SSE, and of Streamable HTTP.
         self.sessions: dict[str, Session] = {}
         self.streamable: dict[str, Session] = {}
-        #: All that are not closed, the live ones among them.
-        self.unclosed: set[Session] = set()
         self._clock = clock
-        self._launcher = launcher
-        self._limiter = limiter
-        self._observers = observers
-        self._filters = filters
-        self._launching: set[Deferred[Any]] = set()
-        self._stopping = False
+        self.pool = Pool(
+            settings,
+            clock,
+            launcher=launcher,
+            limiter=limiter,
+            over_all=over_all,
+            observers=observers,
+            filters=filters,
+        )
+
+    @property
+    def unclosed(self) -> set[Session]:
+        """All sessions that are not closed, the live ones among them."""
+        return self.pool.unclosed
 
     async def open_streamable(self) -> Session:
         """
@@ -86,76 +86,27 @@ class Server:
         stderr_notifications: bool = True,
     ) -> Session:
         """
-        A permit, then a backend, then a session that is live.
+        A process that nobody has used becomes a session that is live.
 
-        `make_stream` is called once the backend runs.  Raises
-        `TooManySessions`, `BackendFailed` and `Stopping`; then no permit is
-        held and no process left.
+        `make_stream` is called once the backend runs.  Raises what
+        `Pool.take` raises; then no permit is held and no process left.
         """
-        table = self.sessions if table is None else table
-        if self._stopping:
-            raise Stopping("the bridge is shutting down")
-        permit = self._limiter.acquire()
-        if permit is None:
-            raise TooManySessions("too many concurrent MCP sessions")
-        try:
-            session = Session(
-                ident=str(uuid4()),
-                server=self.settings.name,
-                clock=self._clock,
-                permit=permit,
-                forget=lambda gone: _forget(table, gone),
-                closed=self.unclosed.discard,
-                observers=self._observers,
-                filters=self._filters,
-                stderr_notifications=stderr_notifications and self.settings.stderr_notifications,
-            )
-            session.backend = await self._launch(session)
-        except BaseException:
-            permit.release()
-            raise
-        self.unclosed.add(session)
+        live = self.sessions if table is None else table
+        session = await self.pool.take()
+        session.forget = lambda gone: _forget(live, gone)
+        session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
         session.opened()
         try:
             session.stream = make_stream(session)
         except BaseException:
             session.life.end("the stream could not be opened")
             raise
-        table[session.ident] = session
+        live[session.ident] = session
         return session
-
-    async def _launch(self, session: Session) -> Any:
-        launching = cast("Deferred[Any]", self._launcher.launch(session, session.label))
-        self._launching.add(launching)
-        if not launching.called:
-            launching.addTimeout(LAUNCH_SECONDS, self._clock)
-        try:
-            return await launching
-        except CancelledError:
-            if self._stopping:
-                raise Stopping("the bridge is shutting down") from None
-            raise
-        except CannotStart as error:
-            raise self._failed(session, str(error)) from None
-        except defer.TimeoutError:
-            why = f"the backend took longer than {LAUNCH_SECONDS:g} s to start"
-            raise self._failed(session, why) from None
-        finally:
-            self._launching.discard(launching)
-
-    def _failed(self, session: Session, why: str) -> BackendFailed:
-        name = self.settings.name
-        self.log.warn(
-            "session {label} of {server!r} not opened: {why}",
-            label=session.label,
-            server=name,
-            why=why,
-        )
-        return BackendFailed(why)
 
     def is_full(self) -> bool:
         """Whether a session that is asked for now would be refused with `TooManySessions`."""
-        return not self._stopping and bool(self._limiter.is_full())
+        return self.pool.is_full()
 
     def find(self, ident: str) -> Session:
         """The live session of this id.  Raises `UnknownSession`."""
@@ -188,15 +139,13 @@ class Server:
         line, envelope = read_message(body)
         session.client_message(line, envelope)
 
+    def start(self) -> None:
+        """Keep processes ready, where the settings say so."""
+        self.pool.start()
+
     def stop(self) -> Deferred[Any]:
         """End all sessions; fires when nothing of them is left."""
-        self._stopping = True
-        for launching in list(self._launching):
-            launching.cancel()
-        unclosed = list(self.unclosed)
-        for session in unclosed:
-            session.life.end("the bridge stops")
-        return DeferredList([session.ended for session in unclosed])
+        return self.pool.stop()
 
 
 def _forget(table: dict[str, Session], session: Session) -> None:

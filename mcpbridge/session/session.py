@@ -46,6 +46,23 @@ class Stream(Protocol):
         """End the stream; called once, also when the client has gone."""
 
 
+class Dialect(Protocol):
+    """
+    What stands between a session and its backend where the two do not speak
+    the same revision of MCP, or where that is not known yet.
+    """
+
+    def send(self, lines: list[bytes]) -> None:
+        """Messages of the client: all go on, or none.  Raises `BackendBusy`."""
+
+    def received(self, lines: list[bytes]) -> list[bytes]:
+        """What of the backend's messages, or in their place, is for the client."""
+        ...
+
+    def close(self) -> None:
+        """The session is over: no more timers.  Called once."""
+
+
 class NoStream:
     """Before the stream is there."""
 
@@ -94,6 +111,7 @@ class Session:
     stderr_notifications: bool = True
 
     backend: Any = None
+    dialect: Dialect | None = None
     stream: Stream = field(default_factory=NoStream)
     reason: str = ""
     messages_in: int = 0
@@ -104,6 +122,8 @@ class Session:
     pings: PingLedger = field(default_factory=PingLedger)
     stderr_tail: list[bytes] = field(default_factory=list)
     ended: Deferred[None] = field(default_factory=Deferred)
+    #: Whether anybody was told that it is open; a spare process is not.
+    announced: bool = True
     opened_at: float = field(init=False)
     receiving: bool = field(init=False, default=True)
     life: Life = field(init=False)
@@ -120,6 +140,8 @@ class Session:
 
     def opened(self) -> None:
         """Say that the session is open, to the log and to the observers."""
+        self.announced = True
+        self.opened_at = self.clock.seconds()
         self.log.info("session {label} of {server!r} opened", label=self.label, server=self.server)
         for observer in self.observers:
             guarded(self.log, "an observer", observer.session_opened, self)
@@ -127,6 +149,15 @@ class Session:
     def account(self) -> None:
         """Say to the log how the session went, when nothing of it is left."""
         stderr = f"; last stderr: {_readable(self.stderr_tail)}" if self.stderr_tail else ""
+        if not self.announced:
+            self.log.info(
+                "a spare process of {server!r} ended: {reason}; backend: {ended}{stderr}",
+                server=self.server,
+                reason=self.reason,
+                ended=self.backend.exit_status or "not exited",
+                stderr=stderr,
+            )
+            return
         self.log.info(
             "session {label} of {server!r} closed after {seconds:.1f} s: {reason};"
             " in {messages_in} messages ({bytes_in} B), out {messages_out} ({bytes_out} B),"
@@ -165,7 +196,10 @@ class Session:
         """
         if self.filters:
             lines = [self._filtered_in(line) for line in lines]
-        self.backend.send(lines[0] if len(lines) == 1 else b"\n".join(lines))
+        if self.dialect is not None:
+            self.dialect.send(lines)
+        else:
+            self.backend.send(lines[0] if len(lines) == 1 else b"\n".join(lines))
         self.messages_in += len(lines)
         self.bytes_in += sum(map(len, lines))
         for observer in self.observers:
@@ -180,7 +214,10 @@ class Session:
     def answer_backend(self, line: bytes) -> None:
         """An answer of the bridge's own to a request of the backend."""
         try:
-            self.backend.send(line)
+            if self.dialect is not None:
+                self.dialect.send([line])
+            else:
+                self.backend.send(line)
         except BackendBusy:
             self.life.end("the backend does not read the answers to its own requests")
         except UnknownSession:
@@ -193,6 +230,11 @@ class Session:
         """Pass what the backend wrote on to the client."""
         if not self.receiving:
             return
+        if self.dialect is not None:
+            lines = self.dialect.received(lines)
+        self._pass_on(lines)
+
+    def _pass_on(self, lines: list[bytes]) -> None:
         if self.filters:
             lines = [kept for line in lines if (kept := self._filtered(line))]
         for line in lines:
@@ -203,6 +245,11 @@ class Session:
                 if envelope is not None:
                     self.pings.backend_sent(envelope)
         self._send(lines)
+
+    def say(self, lines: list[bytes]) -> None:
+        """Messages of the bridge itself, which come as if the backend had written them."""
+        if self.receiving:
+            self._pass_on(lines)
 
     def diagnostics_received(self, lines: list[bytes]) -> None:
         """Keep the last lines for the log, and tell the client of all."""
@@ -277,6 +324,8 @@ def _build_life() -> Callable[[Session], Life]:
         guarded(log, "forgetting the session", session.forget, session)
         guarded(log, "stopping the keepalive", stream.stop_keepalive)
         guarded(log, "closing the stream", stream.close)
+        if session.dialect is not None:
+            guarded(log, "closing the dialect", session.dialect.close)
         stopped = guarded(log, "stopping the backend", session.backend.stop)
 
         def not_stopped(why: Any) -> None:
@@ -295,7 +344,7 @@ def _build_life() -> Callable[[Session], Life]:
         log = session.log
         guarded(log, "returning the permit", session.permit.release)
         guarded(log, "the last account", session.account)
-        for observer in session.observers:
+        for observer in session.observers if session.announced else ():
             guarded(log, "an observer", observer.session_closed, session, session.reason)
         guarded(log, "closing the account", session.closed, session)
         session.ended.callback(None)

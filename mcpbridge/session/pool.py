@@ -1,0 +1,336 @@
+"""
+The processes of one server: each is started when somebody wants it, or ahead
+of that, and holds a permit until nothing of it is left.
+
+Knows sessions that nobody has yet; must not know what they will be used for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+from uuid import uuid4
+
+from twisted.internet import defer
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from mcpbridge.config import (
+    HELD_BYTES,
+    LAUNCH_SECONDS,
+    ROOM_TRIES,
+    SETTLED_SECONDS,
+    STARVED_SECONDS,
+    WARM_SECONDS,
+    ServerSettings,
+)
+from mcpbridge.errors import BackendFailed, CannotStart, Stopping, TooManySessions
+from mcpbridge.session.limiter import SessionLimiter
+from mcpbridge.session.readiness import Readiness
+from mcpbridge.session.session import Session
+
+
+class Held:
+    """What a spare process says before anybody has it, a `Dialect`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._size = 0
+        self.lines: list[bytes] = []
+
+    def send(self, lines: list[bytes]) -> None:
+        """Nobody has it: there is nothing to send."""
+
+    def received(self, lines: list[bytes]) -> list[bytes]:
+        """Keep them; beyond `HELD_BYTES` the rest stays in the pipe."""
+        self.lines += lines
+        self._size += sum(map(len, lines))
+        if self._size > HELD_BYTES:
+            self._session.backend.pause()
+        return []
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class Pool:
+    """
+    Hands out processes that nobody has used, within the limits.
+
+    `warm` of them are kept ready, started one at a time, never beyond what
+    the limiter allows, replaced when they are too old.  `limiter` is an
+    `EveryLimiter`, and `over_all` the part of it that is for all servers.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        *,
+        launcher: Any,
+        limiter: Any,
+        over_all: SessionLimiter | None = None,
+        observers: Sequence[Any] = (),
+        filters: Sequence[Any] = (),
+    ) -> None:
+        self.settings = settings
+        self.readiness = Readiness(settings.name)
+        #: All that are not closed, whoever has them.
+        self.unclosed: set[Session] = set()
+        #: The pools of other servers, whose spare processes may have to make room.
+        self.neighbours: Sequence[Pool] = ()
+        #: Gives a process that nobody uses just now, to be ended; or None.
+        self.unused: Callable[[], Session | None] = lambda: None
+        #: Called when a process is gone, and perhaps there is room.
+        self.made_room: Callable[[], None] = lambda: None
+        self.stopping = False
+        self._clock = clock
+        self._launcher = launcher
+        self._limiter = limiter
+        self._over_all = over_all
+        self._observers = observers
+        self._filters = filters
+        self._spares: deque[Session] = deque()
+        self._launching: set[Deferred[Any]] = set()
+        self._warming = False
+        self._starved = False
+        self._wake: IDelayedCall | None = None
+
+    async def take(self) -> Session:
+        """
+        A session with a backend that nobody has used, and no stream yet.
+
+        Raises `TooManySessions`, `BackendFailed`, `ServerDown` and
+        `Stopping`; then no permit is held and no process left.
+        """
+        if self.stopping:
+            raise Stopping("the bridge is shutting down")
+        if self._spares:
+            session = self._spares.popleft()
+            held = cast("Held", session.dialect)
+            session.dialect = None
+            session.backend.resume()
+            if self._clock.seconds() - session.opened_at >= SETTLED_SECONDS:
+                self.readiness.succeeded()
+            if held.lines:
+                self._clock.callLater(0, session.messages_received, held.lines)
+            self._look()
+            return session
+        self.readiness.check(self._clock.seconds())
+        return await self._start(await self._make_room())
+
+    def start(self) -> None:
+        """Begin to keep processes ready."""
+        self._warming = self.settings.warm > 0
+        self._look()
+
+    def stop(self) -> Deferred[Any]:
+        """End all processes; fires when nothing of them is left."""
+        self.stopping = True
+        self._no_wake()
+        for launching in list(self._launching):
+            launching.cancel()
+        unclosed = list(self.unclosed)
+        for session in unclosed:
+            session.life.end("the bridge stops")
+        return DeferredList([gone(session) for session in unclosed])
+
+    def is_full(self) -> bool:
+        """Whether `take` would raise `TooManySessions` now."""
+        return (
+            not (self.stopping or self._spares)
+            and bool(self._limiter.is_full())
+            and not any(pool.has_unused() for pool in self._who_may_give())
+        )
+
+    # Starting.
+
+    async def _start(self, permit: Any) -> Session:
+        try:
+            session = Session(
+                ident=str(uuid4()),
+                server=self.settings.name,
+                clock=self._clock,
+                permit=permit,
+                forget=self._lost,
+                closed=self._closed,
+                observers=self._observers,
+                filters=self._filters,
+                stderr_notifications=False,
+                announced=False,
+            )
+            session.backend = await self._launch(session)
+        except BaseException:
+            permit.release()
+            raise
+        self.unclosed.add(session)
+        return session
+
+    async def _launch(self, session: Session) -> Any:
+        launching = cast("Deferred[Any]", self._launcher.launch(session, session.label))
+        self._launching.add(launching)
+        if not launching.called:
+            launching.addTimeout(LAUNCH_SECONDS, self._clock)
+        try:
+            return await launching
+        except CancelledError:
+            if self.stopping:
+                raise Stopping("the bridge is shutting down") from None
+            raise
+        except CannotStart as error:
+            raise self._failed(session, str(error)) from None
+        except defer.TimeoutError:
+            why = f"the backend took longer than {LAUNCH_SECONDS:g} s to start"
+            raise self._failed(session, why) from None
+        finally:
+            self._launching.discard(launching)
+
+    def _failed(self, session: Session, why: str) -> BackendFailed:
+        self.log.warn(
+            "session {label} of {server!r} not opened: {why}",
+            label=session.label,
+            server=self.settings.name,
+            why=why,
+        )
+        return BackendFailed(why)
+
+    # Room.
+
+    async def _make_room(self) -> Any:
+        """A permit; for it processes that nobody uses are ended, if need be."""
+        for _ in range(ROOM_TRIES):
+            permit = self._limiter.acquire()
+            if permit is not None:
+                return permit
+            given = (pool.give_one_up() for pool in self._who_may_give())
+            session = next((each for each in given if each is not None), None)
+            if session is None:
+                break
+            await gone(session)
+            if self.stopping:
+                raise Stopping("the bridge is shutting down")
+        raise TooManySessions("too many concurrent MCP sessions")
+
+    def _who_may_give(self) -> Sequence[Pool]:
+        """Whose processes may be ended for one of ours."""
+        if self._over_all is not None and self._over_all.is_full():
+            return [self, *self.neighbours]
+        return [self]
+
+    def has_unused(self) -> bool:
+        """Whether there is a process that nobody uses just now."""
+        return bool(self._spares) or self.unused() is not None
+
+    def give_one_up(self) -> Session | None:
+        """End a process that nobody uses just now, if there is one."""
+        session = self.unused()
+        if session is None and self._spares:
+            session = self._spares.pop()
+        if session is not None:
+            session.life.end("its place was needed")
+        return session
+
+    # Spare processes.
+
+    def _look(self) -> None:
+        """Some time from now start a spare process where one is missing, or end an old one."""
+        if self.stopping or not self._warming or self._wake is not None:
+            return
+        delay = self._until_next()
+        if delay is not None:
+            self._wake = self._clock.callLater(delay, self._wake_up)
+
+    def _until_next(self) -> float | None:
+        now = self._clock.seconds()
+        if len(self._spares) < self.settings.warm:
+            if self._starved:
+                return STARVED_SECONDS
+            return max(WARM_SECONDS, self.readiness.wait(now))
+        if not self.settings.max_process_age:
+            return None
+        return max(0.0, self._spares[0].opened_at + self.settings.max_process_age - now)
+
+    def _wake_up(self) -> None:
+        Deferred.fromCoroutine(self._tend()).addErrback(
+            lambda failure: self.log.failure("keeping processes ready failed", failure)
+        )
+
+    async def _tend(self) -> None:
+        """One step: `_wake` stands until it is done, so that there is one at a time."""
+        try:
+            self._retire()
+            if len(self._spares) < self.settings.warm:
+                await self._add_spare()
+        finally:
+            self._wake = None
+            self._look()
+
+    def _retire(self) -> None:
+        age = self.settings.max_process_age
+        now = self._clock.seconds()
+        if self._spares and age and now - self._spares[0].opened_at >= age:
+            self._spares.popleft().life.end("it has waited long enough")
+
+    async def _add_spare(self) -> None:
+        permit = self._limiter.acquire()
+        self._starved = permit is None
+        if self._starved:
+            return
+        try:
+            session = await self._start(permit)
+        except Stopping:
+            return
+        except BackendFailed as error:
+            self.fail(str(error))
+            return
+        session.dialect = Held(session)
+        self._spares.append(session)
+
+    def fail(self, why: str) -> None:
+        """A process was of no use: leave the server alone for a while."""
+        pause = self.readiness.failed(self._clock.seconds(), why)
+        self.log.warn(
+            "server {server!r} is {state}; the next try is in {pause:g} s",
+            server=self.settings.name,
+            state=self.readiness,
+            pause=pause,
+        )
+
+    # Ends.
+
+    def _lost(self, session: Session) -> None:
+        """A spare process has ended; where nobody told it to, that is a failed start."""
+        if session in self._spares:
+            self._spares.remove(session)
+            if not self.stopping:
+                self.fail(session.reason or "it ended before it was used")
+
+    def _closed(self, session: Session) -> None:
+        self.unclosed.discard(session)
+        if self.stopping:
+            return
+        if self._starved and self._wake is not None and self._wake.active():
+            self._starved = False
+            self._no_wake()
+        self._look()
+        self.made_room()
+
+    def _no_wake(self) -> None:
+        wake, self._wake = self._wake, None
+        if wake is not None and wake.active():
+            wake.cancel()
+
+
+def gone(session: Session) -> Deferred[None]:
+    """Fires when nothing of a session is left; any number may wait for that."""
+    waiting: Deferred[None] = Deferred()
+
+    def tell(result: None) -> None:
+        waiting.callback(None)
+
+    session.ended.addCallback(tell)
+    return waiting

@@ -1,0 +1,60 @@
+"""
+Whether a server can be started at all, and when to try again.
+
+Knows failures and time; must not know processes.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from mcpbridge.config import BACKOFF_SECONDS, MAX_BACKOFF_SECONDS
+from mcpbridge.errors import ServerDown
+
+
+class Readiness:
+    """
+    Counts starts that failed in a row.  After each the server is down for a
+    while, which doubles from `BACKOFF_SECONDS` to `MAX_BACKOFF_SECONDS`; one
+    start that succeeds ends that.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._until = float("-inf")
+        self.failures = 0
+        #: Why the last start failed; empty where the last one did not.
+        self.why = ""
+
+    def failed(self, now: float, why: str) -> float:
+        """A process could not be started, or was of no use; returns how long to wait."""
+        pause = min(BACKOFF_SECONDS * 2.0**self.failures, MAX_BACKOFF_SECONDS)
+        self.failures = min(self.failures + 1, 1000)
+        self.why = why
+        self._until = now + pause
+        return float(pause)
+
+    def succeeded(self) -> None:
+        """A process did what it was started for."""
+        self.failures = 0
+        self.why = ""
+        self._until = float("-inf")
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next try; 0: now."""
+        return max(0.0, self._until - now)
+
+    def check(self, now: float) -> None:
+        """Raise `ServerDown` while the server is down."""
+        wait = self.wait(now)
+        if wait:
+            seconds = ceil(wait)
+            raise ServerDown(
+                f"the server {self._name!r} cannot be started ({self.why});"
+                f" the bridge tries again in {seconds} s",
+                seconds,
+            )
+
+    def __str__(self) -> str:
+        """The state in words: `ready`, or `down` and why."""
+        return f"down after {self.failures} failed starts: {self.why}" if self.why else "ready"
