@@ -61,6 +61,10 @@ HELD_BYTES = 64 * 1024
 ROOM_TRIES = 8
 #: How long a legacy backend's questions are collected before the client gets them.
 COLLECT_SECONDS = 0.05
+#: How long a legacy backend may take to answer what was cancelled, to be used again.
+CANCEL_SECONDS = 1.0
+#: How soon what a client listens for is listened for anew, when its process has ended.
+RELISTEN_SECONDS = 1.0
 #: How long the bridge waits at its stop beyond the graces of its servers.
 STOP_SLACK_SECONDS = 5.0
 

@@ -313,6 +313,16 @@ class BackendFailed(Refused):
     code = INTERNAL_ERROR
 
 
+class BackendEnded(Refused):
+    """
+    The process that worked on a request of 2026-07-28 has ended before it
+    answered; another is started for the next one.
+    """
+
+    status = 502
+    code = INTERNAL_ERROR
+
+
 class BackendBusy(Refused):
     """
     The backend does not read its messages as fast as they come, and as many

@@ -29,11 +29,19 @@ TABLE = {
     "TooManySessions": (429, -32600, b"5"),
     "InternalError": (500, -32603, None),
     "BackendFailed": (502, -32603, None),
+    "BackendEnded": (502, -32603, None),
     "BackendBusy": (503, -32000, b"1"),
     "SessionBusy": (503, -32000, b"1"),
     "NoRoom": (503, -32000, b"1"),
     "Stopping": (503, -32000, b"5"),
+    "HeaderMismatch": (400, -32020, None),
+    "InvalidParams": (400, -32602, None),
+    "InvalidRequestState": (400, -32602, None),
+    "MethodNotFound": (404, -32601, None),
+    "ServerBusy": (429, -32603, b"1"),
 }
+#: Those that are made of more than a text, each with a test of its own.
+OF_THEIR_OWN = {"MissingCapability", "ServerDown", "UnsupportedVersion"}
 
 
 def all_below(kind: type[BridgeError]) -> Iterator[type[BridgeError]]:
@@ -45,7 +53,7 @@ def all_below(kind: type[BridgeError]) -> Iterator[type[BridgeError]]:
 
 def test_the_table_is_complete() -> None:
     """One tree, and every class of it says in prose what happened."""
-    assert {each.__name__ for each in all_below(Refused)} == {*TABLE, "UnsupportedVersion"}
+    assert {each.__name__ for each in all_below(Refused)} == {*TABLE} | OF_THEIR_OWN
     for each in all_below(BridgeError):
         assert each.__doc__
         assert each.__doc__.strip().endswith(".")
@@ -109,3 +117,29 @@ def test_an_unsupported_version_names_those_that_are() -> None:
     assert (error.status, error.code) == (400, -32022)
     data = json.loads(error.body())["error"]["data"]
     assert data == {"supported": ["2025-06-18", "2025-11-25"], "requested": "2999-01-01"}
+
+
+def test_a_missing_capability_is_named() -> None:
+    """2026-07-28, basic/index: -32021 with an object of capabilities."""
+    error = errors.MissingCapability("it asks the user", {"elicitation": {"form": {}}})
+    assert (error.status, error.code) == (400, -32021)
+    assert json.loads(error.body())["error"] == {
+        "code": -32021,
+        "message": "it asks the user",
+        "data": {"requiredCapabilities": {"elicitation": {"form": {}}}},
+    }
+
+
+def test_a_server_that_is_down_says_when_to_come_back() -> None:
+    error = errors.ServerDown("it does not start", 17)
+    assert (error.status, error.code) == (503, -32603)
+    assert dict(error.headers())[b"Retry-After"] == b"17"
+    assert "data" not in json.loads(error.body())["error"]
+
+
+@pytest.mark.parametrize("ident", [7, "a", 1.5, None])
+def test_an_error_says_which_request_it_answers(ident: str | float | None) -> None:
+    """2026-07-28, basic/index, "Error Responses": the id of the request, where it is known."""
+    error = errors.MethodNotFound("no such method")
+    error.ident = ident
+    assert json.loads(error.body())["id"] == ident

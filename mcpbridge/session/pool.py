@@ -225,6 +225,10 @@ class Pool:
         """Whether there is a process that nobody uses just now."""
         return bool(self._spares) or self.unused() is not None
 
+    def has_leaving(self) -> bool:
+        """Whether a process is about to end, and there will be room."""
+        return any(not session.receiving for session in self.unclosed)
+
     def give_one_up(self) -> Session | None:
         """End a process that nobody uses just now, if there is one."""
         session = self.unused()

@@ -17,9 +17,11 @@ from twisted.logger import Logger
 from mcpbridge.config import ServerSettings
 from mcpbridge.errors import MessageTooLarge, UnknownSession
 from mcpbridge.protocol.envelope import read_message
+from mcpbridge.session.eras import Eras
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session, Stream
+from mcpbridge.session.stateless import Stateless
 from mcpbridge.session.streamable import StreamableFace
 
 
@@ -61,6 +63,9 @@ class Server:
             filters=filters,
         )
 
+        self.eras = Eras()
+        self.stateless = Stateless(settings, clock, self.pool, self.eras)
+
     @property
     def unclosed(self) -> set[Session]:
         """All sessions that are not closed, the live ones among them."""
@@ -95,6 +100,7 @@ class Server:
         session = await self.pool.take()
         session.forget = lambda gone: _forget(live, gone)
         session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
+        session.dialect = self.eras.dialect(session, self.pool.readiness)
         session.opened()
         try:
             session.stream = make_stream(session)
@@ -145,6 +151,8 @@ class Server:
 
     def stop(self) -> Deferred[Any]:
         """End all sessions; fires when nothing of them is left."""
+        self.pool.stopping = True
+        self.stateless.stop()
         return self.pool.stop()
 
 

@@ -1,0 +1,142 @@
+"""
+`initialize` as a client of legacy backends sends it, and what its answer says.
+
+Knows the handshake of 2025-11-25 and before (basic/lifecycle); must not know
+what comes after it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from mcpbridge.errors import BridgeError
+from mcpbridge.protocol import revisions
+from mcpbridge.protocol.answers import complete, error_code, error_of
+from mcpbridge.protocol.modern import MODERN
+from mcpbridge.protocol.reading import text
+from mcpbridge.protocol.rewriting import Members, changed, encode, members, value
+
+#: The revision that a backend is asked for; it may choose an older one.
+ASKED_REVISION = revisions.SUPPORTED[-1]
+#: How many revisions of a refusal are read.
+MAX_NAMED = 32
+
+
+class HandshakeRefused(BridgeError):
+    """
+    The backend does not want `initialize`; `code` is that of its error, and
+    `supported` the revisions that it names, as one of 2026-07-28 alone does.
+    """
+
+    def __init__(self, text: str, code: int | None = None, supported: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.code = code
+        self.supported = supported
+
+
+class Initialized(NamedTuple):
+    """The backend's answer to `initialize`; what is Raw is as it stands."""
+
+    protocol_version: str
+    #: Those of its members that are objects.
+    capabilities: Members
+    server_info: msgspec.Raw | None
+    instructions: msgspec.Raw | None
+
+    def discover_result(self) -> bytes:
+        """
+        The same as a DiscoverResult of 2026-07-28.  Tasks of 2025-11-25 have
+        no counterpart there, and are not offered.
+        """
+        offered = changed(self.capabilities, {"tasks": msgspec.UNSET})
+        result: dict[str, object] = {"supportedVersions": MODERN, "capabilities": offered}
+        if self.instructions is not None:
+            result["instructions"] = self.instructions
+        return encode(complete("server/discover", changed({}, result), self.server_info))
+
+
+def initialize_params(
+    capabilities: bytes, client_info: msgspec.Raw | None, version: str
+) -> dict[str, object]:
+    """
+    The parameters of `initialize` for clients with these capabilities;
+    `version` is the bridge's own, which stands in for a client that does not
+    say who it is, or not as an Implementation.
+    """
+    info: object = client_info
+    if client_info is None or not _is_implementation(client_info):
+        info = {"name": "mcpbridge", "version": version}
+    return {
+        "protocolVersion": ASKED_REVISION,
+        "capabilities": _declarable(members(capabilities) or {}),
+        "clientInfo": info,
+    }
+
+
+def read_answer(message: Members) -> Initialized:
+    """
+    What the answer to `initialize` says.
+
+    Raises `HandshakeRefused` for an error, for no InitializeResult, and for
+    a revision that the bridge does not know.
+    """
+    error = error_of(message)
+    if error is not None:
+        raise _refusal(error)
+    result = members(message["result"]) or {}
+    version = text(result.get("protocolVersion"))
+    if version not in revisions.SUPPORTED:
+        shown = "none" if version is None else repr(version[:40])
+        raise HandshakeRefused(
+            f"the server chose a revision that the bridge does not know: {shown}"
+        )
+    info, instructions = result.get("serverInfo"), result.get("instructions")
+    return Initialized(
+        version,
+        _objects(members(result["capabilities"]) or {} if "capabilities" in result else {}),
+        info if info is not None and _is_implementation(info) else None,
+        instructions if text(instructions) is not None else None,
+    )
+
+
+def _refusal(error: Members) -> HandshakeRefused:
+    data = members(error["data"]) if "data" in error else None
+    try:
+        named = value((data or {})["supported"])
+    except (KeyError, ValueError):
+        named = None
+    listed = named[:MAX_NAMED] if isinstance(named, list) else []
+    supported = tuple(each for each in listed if isinstance(each, str))
+    shown = text(error.get("message")) or "no reason was given"
+    return HandshakeRefused(
+        f"the server refused initialize: {shown[:200]}", error_code(error), supported
+    )
+
+
+def _declarable(declared: Members) -> dict[str, object]:
+    """
+    The capabilities of a client, as 2025-11-25 knows them.
+
+    `extensions` is younger, and what an extension changes in messages is not
+    translated; nor are tasks.  That roots change is never told.
+    """
+    objects = _objects(declared)
+    known: dict[str, object] = {
+        name: objects[name]
+        for name in ("elicitation", "experimental", "sampling")
+        if name in objects
+    }
+    if "roots" in objects:
+        known["roots"] = changed(members(objects["roots"]) or {}, {"listChanged": msgspec.UNSET})
+    return known
+
+
+def _objects(outer: Members) -> Members:
+    return {name: raw for name, raw in outer.items() if bytes(raw).startswith(b"{")}
+
+
+def _is_implementation(raw: msgspec.Raw) -> bool:
+    info = members(raw) or {}
+    return text(info.get("name")) is not None and text(info.get("version")) is not None

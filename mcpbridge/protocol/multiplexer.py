@@ -1,0 +1,286 @@
+"""
+Several requests at once on one process that speaks 2026-07-28, and which of
+them each line of it belongs to.
+
+Knows ids, progress tokens and subscriptions; must not know who asks: that is
+a tag here.  Ids and tokens are numbers of the bridge's own on the way to the
+backend, as those of two clients may be equal, and the client's on the way
+back, byte for byte.  Nothing is ever delivered to a guess.  Each line is O(1)
+beside its length; a result is not decoded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from mcpbridge.errors import SessionBusy
+from mcpbridge.protocol.envelope import Envelope, cancelled_id, peek, peek_again, progress_token
+from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
+from mcpbridge.protocol.modern import (
+    LISTEN,
+    LOG_LEVELS,
+    PROGRESS_TOKEN,
+    SUBSCRIPTION_ID,
+    ModernRequest,
+)
+from mcpbridge.protocol.rewriting import (
+    Members,
+    changed,
+    encode,
+    members,
+    meta_of,
+    result_line,
+    value,
+    with_meta,
+)
+
+Tag = TypeVar("Tag", bound=Hashable)
+
+#: How many cancelled requests are remembered that may still be heard of.
+CANCELLED_KEPT = 1024
+
+#: What is of a request, which it does not name.
+LOGGED = "notifications/message"
+#: What comes on a subscription alone (basic/patterns/subscriptions).
+OF_SUBSCRIPTIONS = frozenset(
+    {
+        "notifications/prompts/list_changed",
+        "notifications/resources/list_changed",
+        "notifications/resources/updated",
+        "notifications/subscriptions/acknowledged",
+        "notifications/tools/list_changed",
+    }
+)
+
+#: Why a line of the backend reached nobody: it is no JSON-RPC message; it is
+#: of a request or a subscription that is not open (never made, answered,
+#: cancelled); it is of none, or nothing says of which; its request did not
+#: ask for logs of that level; it is a request, which a backend must not make.
+Why = Literal["invalid", "unasked", "unassociated", "level", "request"]
+
+
+class Delivery(NamedTuple, Generic[Tag]):
+    """Whose a line is, the line as its client must see it, and whether it is the last."""
+
+    tag: Tag
+    line: bytes
+    final: bool
+
+
+class _Asked(NamedTuple, Generic[Tag]):
+    """A request in flight: its id and its token as the client has written them."""
+
+    tag: Tag
+    ident: msgspec.Raw
+    token: msgspec.Raw | None
+    level: int | None
+
+
+class Multiplexer(Generic[Tag]):
+    """
+    The requests in flight on one process.
+
+    A tag stands for one request and is in flight once at a time.  `dropped`
+    counts what reached nobody, by its reason.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._requests: dict[int, _Asked[Tag]] = {}
+        self._listens: dict[int, _Asked[Tag]] = {}
+        self._numbers: dict[Tag, int] = {}
+        # Those that want logs; and those that were cancelled, of which the
+        # backend may still have something to say, and whether they did.
+        self._logging: dict[int, None] = {}
+        self._cancelled: dict[int, bool] = {}
+        self.dropped: Counter[Why] = Counter()
+
+    def __len__(self) -> int:
+        """How many requests are in flight, without those that listen."""
+        return len(self._requests)
+
+    @property
+    def listens(self) -> int:
+        """How many `subscriptions/listen` are open."""
+        return len(self._listens)
+
+    # From the clients.
+
+    def ask(self, request: ModernRequest, tag: Tag) -> bytes:
+        """
+        Take a request in; returns the line for the backend.  But for its id
+        and its progress token, all members are as they stand.
+
+        Raises `SessionBusy`, with the request's `ident`, where as many of its
+        kind are in flight as may be: those that listen are counted apart, so
+        that they leave room for others.
+        """
+        assert tag not in self._numbers, "a tag is in flight once at a time"
+        of_its_kind = self._listens if request.method == LISTEN else self._requests
+        if len(of_its_kind) >= MAX_IN_FLIGHT:
+            busy = SessionBusy(f"no more than {MAX_IN_FLIGHT} requests of a process may be open")
+            busy.ident = request.id
+            raise busy
+        outer = members(request.line)
+        assert outer is not None
+        number = self._last = self._last + 1
+        changes: dict[str, object] = {"id": number}
+        token = None
+        if request.progress_token is not None:
+            token = request.meta[PROGRESS_TOKEN].copy()
+            changes["params"] = with_meta(request.params, {PROGRESS_TOKEN: number})
+        level = None
+        if request.log_level is not None:
+            level = LOG_LEVELS.index(request.log_level)
+            self._logging[number] = None
+        of_its_kind[number] = _Asked(tag, outer["id"].copy(), token, level)
+        self._numbers[tag] = number
+        return encode(changed(outer, changes))
+
+    def cancel(self, tag: Tag) -> bytes | None:
+        """
+        Forget a request; returns the line that tells the backend
+        (basic/patterns/cancellation), None where it is not in flight.
+        """
+        number = self._numbers.get(tag)
+        if number is None:
+            return None
+        if number in self._requests or number in self._logging:
+            if len(self._cancelled) >= CANCELLED_KEPT:
+                del self._cancelled[next(iter(self._cancelled))]
+            self._cancelled[number] = number in self._logging
+        self._forget(number)
+        params = {"requestId": number}
+        return encode({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+
+    def undo(self, tag: Tag) -> None:
+        """Undo `ask`: the backend did not take the line, and will say nothing of it."""
+        number = self._numbers.get(tag)
+        if number is not None:
+            self._forget(number)
+
+    def clear(self) -> list[Tag]:
+        """Forget all, as the process has ended; returns whose requests were in flight."""
+        tags = list(self._numbers)
+        for kept in (self._requests, self._listens, self._numbers, self._logging, self._cancelled):
+            kept.clear()
+        return tags
+
+    def _forget(self, number: int) -> _Asked[Tag] | None:
+        """A request is in flight no more; None where it was not."""
+        asked = self._requests.pop(number, None) or self._listens.pop(number, None)
+        if asked is not None:
+            self._logging.pop(number, None)
+            del self._numbers[asked.tag]
+        return asked
+
+    # From the backend.
+
+    def from_backend(self, line: bytes) -> Delivery[Tag] | None:
+        """Whose a line is; None where it reaches nobody, which is counted."""
+        envelope = peek(line) or peek_again(line)
+        outer = None if envelope is None else members(line)
+        if envelope is None or outer is None:
+            return self._drop("invalid")
+        if envelope.is_request:
+            # No answer either: a client must not write responses
+            # (basic/transports/stdio).
+            return self._drop("request")
+        if isinstance(envelope.method, str):
+            return self._notified(line, envelope.method, outer)
+        return self._answered(envelope, outer) if envelope.is_response else self._drop("invalid")
+
+    def _answered(self, envelope: Envelope, outer: Members) -> Delivery[Tag] | None:
+        number = _number(envelope.id)
+        self._cancelled.pop(number, None)
+        listens = number in self._listens
+        asked = self._forget(number)
+        if asked is None:
+            return self._drop("unasked")
+        changes: dict[str, object] = {"id": asked.ident}
+        result = members(outer["result"]) if listens and "result" in outer else None
+        if result is not None and SUBSCRIPTION_ID in meta_of(result):
+            changes["result"] = with_meta(result, {SUBSCRIPTION_ID: asked.ident})
+        return Delivery(asked.tag, encode(changed(outer, changes)), True)
+
+    def _notified(self, line: bytes, method: str, outer: Members) -> Delivery[Tag] | None:
+        if method == "notifications/progress":
+            return self._progressed(_number(progress_token(line)), outer)
+        if method == "notifications/cancelled":
+            return self._ended(_number(cancelled_id(line)))
+        params = (members(outer["params"]) if "params" in outer else None) or {}
+        subscription = meta_of(params).get(SUBSCRIPTION_ID)
+        if subscription is None:
+            return self._unassociated(line, method, params)
+        asked = self._listens.get(_number(_value(subscription)))
+        # Logs are of a request and never on a subscription (server/utilities/logging).
+        if asked is None or method == LOGGED:
+            return self._drop("unasked")
+        new = with_meta(params, {SUBSCRIPTION_ID: asked.ident})
+        return Delivery(asked.tag, encode(changed(outer, {"params": new})), False)
+
+    def _progressed(self, number: int, outer: Members) -> Delivery[Tag] | None:
+        asked = self._requests.get(number) or self._listens.get(number)
+        params = None if asked is None else members(outer["params"])
+        if asked is None or asked.token is None or params is None:
+            return self._drop("unasked")
+        new = changed(params, {PROGRESS_TOKEN: asked.token})
+        return Delivery(asked.tag, encode(changed(outer, {"params": new})), False)
+
+    def _ended(self, number: int) -> Delivery[Tag] | None:
+        """
+        The backend ends a subscription (basic/patterns/cancellation): the
+        client gets the answer that says so (subscriptions, "Graceful Closure").
+        """
+        asked = self._forget(number) if number in self._listens else None
+        if asked is None:
+            return self._drop("unasked")
+        result = {"resultType": "complete", "_meta": {SUBSCRIPTION_ID: asked.ident}}
+        return Delivery(asked.tag, result_line(asked.ident, result), True)
+
+    def _unassociated(self, line: bytes, method: str, params: Members) -> Delivery[Tag] | None:
+        """
+        What does not say of which request it is goes to the one that it can
+        only be of.  A log is of one that wants logs, where no other does or,
+        cancelled, did; anything else is of the only one that there is.
+        """
+        if method == LOGGED:
+            if len(self._logging) != 1 or True in self._cancelled.values():
+                return self._drop("unassociated")
+            number = next(iter(self._logging))
+            asked = self._requests.get(number) or self._listens[number]
+            if not _is_logged(params, asked.level or 0):
+                return self._drop("level")
+        elif method in OF_SUBSCRIPTIONS or len(self._requests) != 1 or self._cancelled:
+            return self._drop("unassociated")
+        else:
+            asked = next(iter(self._requests.values()))
+        return Delivery(asked.tag, line, False)
+
+    def _drop(self, why: Why) -> Delivery[Tag] | None:
+        self.dropped[why] += 1
+        return None
+
+
+def _is_logged(params: Members, wanted: int) -> bool:
+    level = _value(params["level"]) if "level" in params else None
+    return isinstance(level, str) and level in LOG_LEVELS and LOG_LEVELS.index(level) >= wanted
+
+
+def _value(raw: msgspec.Raw) -> object:
+    """What it says; None for what cannot be told."""
+    try:
+        return value(raw)
+    except ValueError:
+        return None
+
+
+def _number(said: object) -> int:
+    """One of the bridge's numbers as a backend says it, 1.0 too; 0, which is none, for all else."""
+    if isinstance(said, float) and said.is_integer():
+        return int(said)
+    return said if isinstance(said, int) and not isinstance(said, bool) else 0

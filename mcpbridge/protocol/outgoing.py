@@ -1,0 +1,90 @@
+"""
+What the bridge writes to a legacy backend: requests with numbers of its own.
+
+Knows which numbers were given out, and what the backend was told; must not
+know what its answers mean to a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from mcpbridge.errors import MethodNotFound
+from mcpbridge.protocol.modern import MODERN, PREFIX, PROGRESS_TOKEN, REMOVED, ModernRequest
+from mcpbridge.protocol.rewriting import changed, encode, members, with_meta
+
+#: How many requests of the bridge's own may be unanswered and still be told
+#: from answers to nothing.
+OWN_KEPT = 256
+
+#: What no legacy backend is asked: the last two are for the bridge to answer.
+_NOT_ASKED = REMOVED | {"server/discover", "subscriptions/listen"}
+#: What is between client and bridge, or asks for a task, which is not translated.
+_NOT_PASSED = dict.fromkeys(("inputResponses", "requestState", "task"), msgspec.UNSET)
+
+
+class Outgoing:
+    """The requests of one process, numbered for its life, and its log level."""
+
+    def __init__(self) -> None:
+        self._numbers = 0
+        # Of the bridge's own: whether it is a tools/list.
+        self._own: dict[int, bool] = {}
+        self._level: str | None = None
+
+    def request(self, method: str, params: Mapping[str, object]) -> bytes:
+        """The line of a request of the bridge's own."""
+        self._numbers += 1
+        if len(self._own) >= OWN_KEPT:
+            del self._own[next(iter(self._own))]
+        self._own[self._numbers] = method == "tools/list"
+        return encode({"jsonrpc": "2.0", "id": self._numbers, "method": method, "params": params})
+
+    def settle(self, number: int | None) -> bool | None:
+        """One of the bridge's own is answered: whether it was a tools/list; None for another."""
+        return None if number is None else self._own.pop(number, None)
+
+    def set_level(self, request: ModernRequest) -> list[bytes]:
+        """The line that sets the log level that a client wants, where it is not the last one."""
+        level = request.log_level
+        if level is None or level == self._level:
+            return []
+        self._level = level
+        return [self.request("logging/setLevel", {"level": level})]
+
+    def forget_level(self) -> None:
+        """It is not known whether the backend was told the last one."""
+        self._level = None
+
+    def passed(self, request: ModernRequest) -> tuple[int, bytes]:
+        """
+        A client's request, as a legacy backend takes it, and its number,
+        which is its progress token too where the client has given one.
+        """
+        self._numbers += 1
+        changes: dict[str, object] = {
+            name: msgspec.UNSET for name in request.meta if name.startswith(PREFIX)
+        }
+        if PROGRESS_TOKEN in request.meta:
+            wanted = request.progress_token is not None
+            changes[PROGRESS_TOKEN] = self._numbers if wanted else msgspec.UNSET
+        params = with_meta(changed(request.params, _NOT_PASSED), changes)
+        outer = members(request.line) or {}
+        return self._numbers, encode(changed(outer, {"id": self._numbers, "params": params}))
+
+
+def check_passed(request: ModernRequest) -> None:
+    """Raise `MethodNotFound` for what 2026-07-28 has removed, and what the bridge answers."""
+    method = request.method
+    if method in _NOT_ASKED or method.startswith(("tasks/", "notifications/")):
+        error = MethodNotFound(f"{method[:80]} is no method for a server of {MODERN[-1]}")
+        error.ident = request.id
+        raise error
+
+
+def notification(method: str, params: Mapping[str, object] | None = None) -> bytes:
+    """The line of a notification."""
+    message: dict[str, object] = {"jsonrpc": "2.0", "method": method}
+    return encode(message if params is None else {**message, "params": params})

@@ -1,0 +1,44 @@
+"""
+Members of a message of which little is known, where any JSON may stand.
+
+Knows JSON alone; must not know what a member is for.  Never raises.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mcpbridge.protocol.rewriting import value
+
+_OPENS_ID = frozenset(b'"-0123456789')
+
+
+def text(raw: msgspec.Raw | None) -> str | None:
+    """A string, decoded; None for anything else."""
+    try:
+        found = None if raw is None else value(raw)
+    except ValueError:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def whole_number(raw: msgspec.Raw | None) -> int | None:
+    """An integer, also where it is spelled 1.0; None for anything else, a string too."""
+    try:
+        found = None if raw is None else msgspec.json.decode(raw, type=int | float)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return None if found is None or found != int(found) else int(found)
+
+
+def is_id(raw: msgspec.Raw | None) -> bool:
+    """Whether it is a string or a number, as the id of a request must be."""
+    return raw is not None and bytes(raw)[0] in _OPENS_ID
+
+
+def same_id(one: msgspec.Raw, other: msgspec.Raw | None) -> bool:
+    """Whether two ids are the same, however they are spelled."""
+    if other is None or bytes(one) == bytes(other):
+        return other is not None
+    said = text(one)
+    return said is not None and said == text(other)

@@ -1,0 +1,231 @@
+"""
+Which revisions of MCP a server's processes speak, and how a session of an
+older client gets on with one that speaks only 2026-07-28.
+
+Knows pipes and time; what is to be said is for `protocol.downward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from mcpbridge._version import __version__
+from mcpbridge.errors import METHOD_NOT_FOUND, UNSUPPORTED_VERSION, BackendBusy, UnknownSession
+from mcpbridge.protocol.downward import LegacySession
+from mcpbridge.protocol.envelope import Envelope, peek, peek_again
+from mcpbridge.protocol.modern import MODERN
+from mcpbridge.protocol.rewriting import error_line
+from mcpbridge.session.readiness import Readiness
+from mcpbridge.session.session import Dialect, Session
+
+
+class Eras:
+    """
+    What is known of a server: whether its processes take `initialize`
+    (legacy), and whether they take requests of 2026-07-28 (modern).  None: not
+    known.  A process may know both and is bound to one by what it is first told.
+    """
+
+    def __init__(self) -> None:
+        self.legacy: bool | None = None
+        self.modern: bool | None = None
+
+    def dialect(self, session: Session, readiness: Readiness) -> Dialect:
+        """What a session of an older client begins with."""
+        if self.legacy is False:
+            return Downward(session)
+        return Undecided(session, self, readiness)
+
+
+class _SupportedVersions(msgspec.Struct):
+    supported: list[str] = []
+
+
+class _Error(msgspec.Struct):
+    code: float
+    data: _SupportedVersions | None = None
+
+
+class _CodeAlone(msgspec.Struct):
+    code: float
+
+
+def speaks_modern_only(error: bytes) -> bool:
+    """
+    Whether this error, an answer to `initialize`, says that the server takes
+    only newer revisions (2026-07-28, basic/versioning).
+    """
+    try:
+        told = msgspec.json.decode(error, type=_Error)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        try:
+            return msgspec.json.decode(error, type=_CodeAlone).code == UNSUPPORTED_VERSION
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return False
+    if told.data is not None and told.data.supported:
+        return bool(set(told.data.supported) & set(MODERN))
+    return told.code == UNSUPPORTED_VERSION
+
+
+class Undecided:
+    """
+    Until a backend has taken `initialize`: a session passes as it is, but for
+    the probe of a client that knows both eras, which no older backend is to see.
+    """
+
+    def __init__(self, session: Session, eras: Eras, readiness: Readiness) -> None:
+        self._session = session
+        self._eras = eras
+        self._readiness = readiness
+        self._local = _Local(session)
+        self._initialize: tuple[bytes, Envelope] | None = None
+
+    def send(self, lines: list[bytes]) -> None:
+        """Messages of the client."""
+        passing, probes = [], []
+        for line in lines:
+            envelope = peek(line)
+            if envelope is not None and envelope.method == "server/discover":
+                probes.append(envelope)
+                continue
+            if envelope is not None and envelope.method == "initialize" and envelope.is_request:
+                self._initialize = line, envelope
+            passing.append(line)
+        if passing:
+            send(self._session, passing)
+        text = "this session is of an older revision of MCP; it begins with `initialize`"
+        self._local.say(
+            [
+                error_line(each.id, METHOD_NOT_FOUND, text)
+                for each in probes
+                if not isinstance(each.id, msgspec.UnsetType)
+            ]
+        )
+
+    def received(self, lines: list[bytes]) -> list[bytes]:
+        """Messages of the backend."""
+        if self._initialize is None:
+            return lines
+        asked, envelope = self._initialize
+        for number, line in enumerate(lines):
+            answer = peek(line)
+            if answer is None or not answer.is_response or answer.id != envelope.id:
+                continue
+            self._session.dialect = None
+            if answer.error is msgspec.UNSET:
+                self._eras.legacy = True
+                self._readiness.succeeded()
+            elif speaks_modern_only(bytes(answer.error)):
+                self._eras.legacy = False
+                downward = self._session.dialect = Downward(self._session)
+                downward.send([asked])
+                return lines[:number] + downward.received(lines[number + 1 :])
+            break
+        return lines
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class Downward:
+    """A session of an older client, kept here, before a backend that knows none."""
+
+    log = Logger()
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._local = _Local(session)
+        self._kept = LegacySession(version=__version__)
+        self._timer: IDelayedCall | None = None
+
+    def send(self, lines: list[bytes]) -> None:
+        """Messages of the client."""
+        for line in lines:
+            envelope = peek(line) or peek_again(line)
+            if envelope is None:
+                continue
+            step = self._kept.from_client(line, envelope, self._session.clock.seconds())
+            try:
+                if step.to_backend:
+                    send(self._session, step.to_backend)
+            except BaseException:
+                self._kept.undo(envelope)
+                raise
+            self._local.say(step.to_client)
+            self._wait_until(step.due)
+
+    def received(self, lines: list[bytes]) -> list[bytes]:
+        """Messages of the backend."""
+        to_client = self._local.take()
+        for line in lines:
+            step = self._kept.from_backend(line, self._session.clock.seconds())
+            to_client += step.to_client
+            self._tell_backend(step.to_backend)
+            self._wait_until(step.due)
+        return to_client
+
+    def close(self) -> None:
+        """No more timers."""
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def _tell_backend(self, lines: list[bytes]) -> None:
+        try:
+            if lines:
+                send(self._session, lines)
+        except BackendBusy:
+            self._session.clock.callLater(
+                0, self._session.life.end, "the backend does not read its messages"
+            )
+        except UnknownSession:
+            # It takes nothing more, and what it still says is on its way.
+            pass
+
+    def _wait_until(self, due: float | None) -> None:
+        self.close()
+        if due is not None and self._session.receiving:
+            delay = max(0.0, due - self._session.clock.seconds())
+            self._timer = self._session.clock.callLater(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        step = self._kept.tick(self._session.clock.seconds())
+        self._tell_backend(step.to_backend)
+        self._local.say(step.to_client)
+        self._wait_until(step.due)
+
+
+class _Local:
+    """
+    Messages that the bridge itself has for the client: they come like those
+    of a backend, never from within a call of the client's.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lines: list[bytes] = []
+
+    def say(self, lines: Sequence[bytes]) -> None:
+        """Soon."""
+        if lines:
+            if not self._lines:
+                self._session.clock.callLater(0, self._deliver)
+            self._lines += lines
+
+    def take(self) -> list[bytes]:
+        """What has not been said yet; then it need not be."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def _deliver(self) -> None:
+        self._session.say(self.take())
+
+
+def send(session: Session, lines: list[bytes]) -> None:
+    """Lines for a session's backend: all of them, or none.  Raises `BackendBusy`."""
+    session.backend.send(lines[0] if len(lines) == 1 else b"\n".join(lines))

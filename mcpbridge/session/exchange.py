@@ -1,0 +1,205 @@
+"""
+One request of a stateless client (MCP 2026-07-28), from its arrival until its
+answer is out.
+
+Knows where the answer goes and who works on it; must not know HTTP, nor which
+revision the server speaks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from mcpbridge.config import ServerSettings
+from mcpbridge.errors import BackendEnded, Refused, ServerBusy
+from mcpbridge.protocol.headers import Annotations, annotated
+from mcpbridge.protocol.modern import LISTEN, ModernRequest
+from mcpbridge.session.session import Session
+
+#: How many pages of a list of tools are read for what headers must say.
+TOOLS_PAGES = 100
+
+_ACKNOWLEDGED = b'"notifications/subscriptions/acknowledged"'
+
+
+class Outlet(Protocol):
+    """The response to one request."""
+
+    def send(self, lines: list[bytes], final: bool) -> None:
+        """Write these messages, in order; with `final` the last one is the answer."""
+
+    def fail(self, refusal: Refused) -> None:
+        """There is no answer but this."""
+
+
+class Worker(Protocol):
+    """What works on requests: a process, or what stands for several."""
+
+    def cancel(self, exchange: Exchange) -> None:
+        """The client has gone."""
+
+    def pause(self, exchange: Exchange) -> None:
+        """The client does not keep up."""
+
+    def resume(self, exchange: Exchange) -> None:
+        """It does again, or is gone."""
+
+
+class Exchange:
+    """
+    A request, its caller and its response.
+
+    `identity` is who asks, as far as the bridge knows: what has served one
+    identity serves no other.
+    """
+
+    def __init__(self, request: ModernRequest, identity: str, outlet: Outlet) -> None:
+        self.request = request
+        self.identity = identity
+        self.worker: Worker | None = None
+        self.over = False
+        self._outlet = outlet
+        self._acknowledged = False
+
+    @property
+    def listens(self) -> bool:
+        """Whether it stays open for notifications."""
+        return self.request.method == LISTEN
+
+    def deliver(self, lines: list[bytes], final: bool) -> None:
+        """Messages for the client; with `final` the exchange is over."""
+        if self.over:
+            return
+        if self.listens and not final:
+            lines = [line for line in lines if not self._is_known(line)]
+        self.over = final
+        if lines:
+            self._outlet.send(lines, final)
+
+    def fail(self, refusal: Refused) -> None:
+        """It is over without an answer of the server's."""
+        if not self.over:
+            self.over = True
+            refusal.ident = self.request.id
+            self._outlet.fail(refusal)
+
+    def cancel(self) -> None:
+        """The client has gone, which is how it cancels (basic/patterns/cancellation)."""
+        if not self.over:
+            self.over = True
+            if self.worker is not None:
+                self.worker.cancel(self)
+
+    def pause(self) -> None:
+        """The client does not keep up."""
+        if self.worker is not None:
+            self.worker.pause(self)
+
+    def resume(self) -> None:
+        """It does again, or is gone."""
+        if self.worker is not None:
+            self.worker.resume(self)
+
+    def _is_known(self, line: bytes) -> bool:
+        """A stream is acknowledged once, however often the bridge had to open it anew."""
+        if _ACKNOWLEDGED not in line:
+            return False
+        known, self._acknowledged = self._acknowledged, True
+        return known
+
+
+class WaitingLine:
+    """Requests that wait for a process, in their order, bounded in number and time."""
+
+    def __init__(self, clock: IReactorTime, limit: int, timeout: float) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._timeout = timeout
+        self._waiting: deque[Deferred[None]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def wait(self) -> None:
+        """Returns when there may be a process.  Raises `ServerBusy`."""
+        if len(self._waiting) >= self._limit:
+            raise ServerBusy("all processes are at work, and as many requests wait as may")
+        turn: Deferred[None] = Deferred()
+        self._waiting.append(turn)
+        turn.addTimeout(self._timeout, self._clock)
+        try:
+            await turn
+        except defer.TimeoutError:
+            raise ServerBusy(f"all processes have been at work for {self._timeout:g} s") from None
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    def wake(self) -> None:
+        """There may be a process for the one that has waited longest."""
+        if self._waiting:
+            self._waiting.popleft().callback(None)
+
+
+class Upkeep:
+    """When a process that is used again and again has been used enough."""
+
+    def __init__(self, session: Session, settings: ServerSettings) -> None:
+        self._session = session
+        self._settings = settings
+        self._rest: IDelayedCall | None = None
+        #: How many requests it has had.
+        self.served = 0
+
+    def is_worn(self) -> bool:
+        """Whether it is too old, or has done too much, for another request."""
+        settings, session = self._settings, self._session
+        age = session.clock.seconds() - session.opened_at
+        old = 0 < settings.max_process_age <= age
+        return old or self.served >= settings.max_process_requests
+
+    def rest(self, over: Callable[[], object]) -> None:
+        """Nobody uses it; `over` is called when that has lasted `idle_timeout`."""
+        self.wake()
+        if self._settings.idle_timeout:
+            self._rest = self._session.clock.callLater(self._settings.idle_timeout, over)
+
+    def wake(self) -> None:
+        """Somebody uses it, or it is over."""
+        rest, self._rest = self._rest, None
+        if rest is not None and rest.active():
+            rest.cancel()
+
+
+async def list_annotations(
+    page: Callable[[str | None], Awaitable[msgspec.Raw]],
+) -> dict[str, Annotations]:
+    """
+    What headers have to say of the arguments of all tools, by their names.
+
+    `page` gives one result of `tools/list`, for a cursor; what it raises is raised.
+    """
+    found: dict[str, Annotations] = {}
+    cursor: str | None = None
+    for _ in range(TOOLS_PAGES):
+        some, cursor = annotated(await page(cursor))
+        found.update(some)
+        if cursor is None:
+            break
+    return found
+
+
+def backend_ended(session: Session, settings: ServerSettings) -> BackendEnded:
+    """What a client is told whose process has ended."""
+    error = BackendEnded(f"the request was not answered: {session.reason}")
+    if settings.stderr_in_errors and session.stderr_tail:
+        lines = [line.decode("utf-8", "replace") for line in session.stderr_tail]
+        error.data = {"stderr": lines}
+    return error

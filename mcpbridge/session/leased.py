@@ -1,0 +1,284 @@
+"""
+One process of an older server, leased to one request of MCP 2026-07-28 at a
+time.
+
+Knows whose request it works on and how long it waits; what is said is for
+`protocol.upward`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from mcpbridge._version import __version__
+from mcpbridge.config import CANCEL_SECONDS, COLLECT_SECONDS, ServerSettings
+from mcpbridge.errors import (
+    BackendBusy,
+    BackendFailed,
+    UnknownSession,
+)
+from mcpbridge.protocol.handshake import HandshakeRefused
+from mcpbridge.protocol.headers import Annotations
+from mcpbridge.protocol.listens import Change
+from mcpbridge.protocol.modern import ModernRequest
+from mcpbridge.protocol.upward import LegacyConversation, Said
+from mcpbridge.session.exchange import Exchange, Upkeep, backend_ended, list_annotations
+from mcpbridge.session.session import Session
+
+
+class Owner(Protocol):
+    """Who leases processes out."""
+
+    def returned(self, process: LeasedProcess) -> None:
+        """It works for nobody."""
+
+    def parked(self, process: LeasedProcess, request: ModernRequest) -> str:
+        """Its request waits for the client; returns the state that brings the client back."""
+        ...
+
+    def changed(self, process: LeasedProcess, change: Change) -> None:
+        """It tells of something that clients may listen for."""
+
+    def lost(self, process: LeasedProcess) -> None:
+        """It takes nothing more."""
+
+
+class LeasedProcess:
+    """
+    One process; the stream of its session.  At any time it opens, is free,
+    works for an exchange, is parked, or recovers from a cancelled request.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, session: Session, first: ModernRequest, settings: ServerSettings, owner: Owner
+    ) -> None:
+        self.session = session
+        self.conversation = LegacyConversation(first.capabilities, first.client_info, __version__)
+        self.upkeep = Upkeep(session, settings)
+        self.exchange: Exchange | None = None
+        self._settings = settings
+        self._owner = owner
+        #: Fires when the handshake is over, fails with what went wrong.
+        self._opening: Deferred[None] | None = None
+        self._listing: Deferred[msgspec.Raw] | None = None
+        self._tools: dict[str, Annotations] | None = None
+        #: What is waited for: questions to be complete, a retry, a late answer.
+        self._wait: IDelayedCall | None = None
+
+    async def open(self) -> None:
+        """Shake hands.  Raises `HandshakeRefused` and `BackendFailed`."""
+        timeout = self._settings.start_timeout
+        opening = self._opening = Deferred()
+        try:
+            self.session.backend.send(self.conversation.initialize())
+            opening.addTimeout(timeout, self.session.clock)
+            await opening
+        except defer.TimeoutError:
+            raise BackendFailed(f"no answer to `initialize` in {timeout:g} s") from None
+        except (BackendBusy, UnknownSession) as error:
+            raise BackendFailed(str(error)) from None
+        finally:
+            self._opening = None
+
+    async def annotations(self, tool: str | None) -> Annotations:
+        """What headers have to say of the arguments of a tool.  Raises `Refused`."""
+        if self._tools is None:
+            self._tools = await list_annotations(self._list_tools)
+        return self._tools.get(tool or "", ())
+
+    async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
+        timeout = self._settings.start_timeout
+        listing = self._listing = Deferred()
+        listing.addTimeout(timeout, self.session.clock)
+        try:
+            self.session.backend.send(self.conversation.list_tools(cursor))
+            return await listing
+        except defer.TimeoutError:
+            raise BackendFailed(f"no answer to `tools/list` in {timeout:g} s") from None
+        finally:
+            self._listing = None
+
+    # Requests.
+
+    def ask(self, exchange: Exchange) -> None:
+        """Work for an exchange.  Raises `Refused`; then it works for nobody."""
+        *before, line = self.conversation.ask(exchange.request)
+        self._work_for(exchange)
+        try:
+            self._tell(before)
+            self.session.client_messages([line])
+        except BaseException:
+            # The backend has never heard of it.
+            self.exchange = None
+            self.conversation.unasked()
+            raise
+        self.upkeep.served += 1
+
+    def go_on(self, exchange: Exchange) -> None:
+        """Go on with the parked request.  Raises `Refused`; then it is still parked."""
+        lines = self.conversation.resume(exchange.request)
+        self._no_wait()
+        self._work_for(exchange)
+        try:
+            if lines:
+                self.session.client_messages(lines)
+        except BaseException:
+            self.exchange = None
+            self.session.life.end("its queue is full, or a filter refused an answer")
+            raise
+        self._heed(self.conversation.held())
+        if self.conversation.questions and self.exchange is not None:
+            self._collect()
+
+    def subscribe(self, uri: str) -> None:
+        """Be told of a resource."""
+        self._tell([self.conversation.subscribe(uri)])
+
+    def unsubscribe(self, uri: str) -> None:
+        """Not any more."""
+        self._tell([self.conversation.unsubscribe(uri)])
+
+    def give_up(self, reason: str) -> None:
+        """
+        Cancel the request; it can work for another when that has ended, and
+        ends itself where that takes longer than `CANCEL_SECONDS`.
+        """
+        self.exchange = None
+        self._no_wait()
+        self._tell(self.conversation.cancel(reason))
+        if self.conversation.clean:
+            self._owner.returned(self)
+        else:
+            self._wait = self.session.clock.callLater(
+                CANCEL_SECONDS, self.session.life.end, f"its request was given up: {reason}"
+            )
+
+    def _work_for(self, exchange: Exchange) -> None:
+        exchange.worker = self
+        self.exchange = exchange
+
+    def _tell(self, lines: list[bytes]) -> None:
+        """Lines of the bridge's own."""
+        for line in lines:
+            self.session.answer_backend(line)
+
+    # What an exchange asks: Worker.
+
+    def cancel(self, exchange: Exchange) -> None:
+        """The client has gone."""
+        if exchange is self.exchange:
+            self.session.backend.resume()
+            self.give_up("the client has gone")
+
+    def pause(self, exchange: Exchange) -> None:
+        """The client does not keep up."""
+        if exchange is self.exchange:
+            self.session.backend.pause()
+
+    def resume(self, exchange: Exchange) -> None:
+        """It does again, or is gone."""
+        if self.exchange in (None, exchange):
+            self.session.backend.resume()
+
+    # What its session asks: Stream.
+
+    def send(self, lines: list[bytes]) -> None:
+        """Messages of the process."""
+        for line in lines:
+            if self.conversation.initialized is None:
+                self._shake_hands(line)
+            else:
+                self._heed(self.conversation.from_backend(line))
+
+    def stop_keepalive(self) -> None:
+        """It is not used any more."""
+        self.upkeep.wake()
+        self._no_wait()
+        self._owner.lost(self)
+
+    def close(self) -> None:
+        """What was asked has no answer."""
+        error = backend_ended(self.session, self._settings)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.fail(error)
+        for waiting in (self._opening, self._listing):
+            if waiting is not None and not waiting.called:
+                waiting.errback(BackendFailed(self.session.reason))
+
+    def _shake_hands(self, line: bytes) -> None:
+        try:
+            lines = self.conversation.handshake(line)
+        except HandshakeRefused as error:
+            if self._opening is not None and not self._opening.called:
+                self._opening.errback(error)
+            return
+        self._tell(lines or [])
+        if self.conversation.initialized is not None and self._opening is not None:
+            self._opening.callback(None)
+
+    def _heed(self, said: Said) -> None:
+        """Do what a line of the backend amounts to."""
+        self._tell(said.to_backend)
+        if said.tools is not None and self._listing is not None and not self._listing.called:
+            self._listing.callback(said.tools)
+        for change in said.changed:
+            if change.kind == "toolsListChanged":
+                self._tools = None
+            self._owner.changed(self, change)
+        exchange = self.exchange
+        if exchange is None:
+            if self._wait is not None and not self.conversation.running and self.conversation.clean:
+                # What was given up has ended after all.
+                self._no_wait()
+                self._owner.returned(self)
+            return
+        if said.notes:
+            exchange.deliver(said.notes, False)
+        if said.refused is not None:
+            self.exchange = None
+            exchange.fail(said.refused)
+            self.give_up(str(said.refused))
+        elif said.final is not None:
+            self._no_wait()
+            self.exchange = None
+            exchange.deliver([said.final], True)
+            self._owner.returned(self)
+        elif said.asked:
+            self._collect()
+
+    # Waiting.
+
+    def _collect(self) -> None:
+        """A question may be the first of several."""
+        if self._wait is None:
+            self._wait = self.session.clock.callLater(COLLECT_SECONDS, self._park)
+
+    def _park(self) -> None:
+        """The client gets the questions; the request waits until they are answered."""
+        self._wait = None
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            return
+        if not self.conversation.questions:
+            # They were taken back.
+            self.exchange = exchange
+            return
+        state = self._owner.parked(self, exchange.request)
+        self._wait = self.session.clock.callLater(
+            self._settings.input_timeout, self.give_up, "the client did not come back"
+        )
+        exchange.deliver([self.conversation.input_required(state)], True)
+
+    def _no_wait(self) -> None:
+        wait, self._wait = self._wait, None
+        if wait is not None and wait.active():
+            wait.cancel()

@@ -1,0 +1,263 @@
+"""
+One process of a server that speaks MCP 2026-07-28, for several requests at
+once.
+
+Knows whose requests it has; what is rewritten on the way is for
+`protocol.multiplexer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+
+import msgspec
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from mcpbridge._version import __version__
+from mcpbridge.config import ServerSettings
+from mcpbridge.errors import BackendBusy, BackendFailed, BridgeError, Refused, UnknownSession
+from mcpbridge.guard import guarded
+from mcpbridge.protocol.envelope import peek
+from mcpbridge.protocol.headers import Annotations
+from mcpbridge.protocol.modern import (
+    CLIENT_CAPABILITIES,
+    CLIENT_INFO,
+    LISTEN,
+    MODERN,
+    PROTOCOL_VERSION,
+    ModernRequest,
+    read_request,
+)
+from mcpbridge.protocol.multiplexer import Multiplexer
+from mcpbridge.protocol.rewriting import encode
+from mcpbridge.session.exchange import Exchange, Upkeep, backend_ended, list_annotations
+from mcpbridge.session.session import Session
+
+
+class OtherEra(BridgeError):
+    """The server does not speak what it was taken to speak."""
+
+
+def own_request(method: str, params: dict[str, object]) -> ModernRequest:
+    """A request of the bridge's own, which can do nothing for a server."""
+    meta = {
+        PROTOCOL_VERSION: MODERN[-1],
+        CLIENT_INFO: {"name": "mcpbridge", "version": __version__},
+        CLIENT_CAPABILITIES: {},
+    }
+    message = {"jsonrpc": "2.0", "id": 0, "method": method, "params": {**params, "_meta": meta}}
+    line = encode(message)
+    envelope = peek(line)
+    assert envelope is not None
+    return read_request(line, envelope, version_header=MODERN[-1])
+
+
+class _Receiver(Hashable, Protocol):
+    """Whose request it is: a client's `Exchange`, or the bridge itself."""
+
+    def deliver(self, lines: list[bytes], final: bool) -> None:
+        """Messages for it; with `final` the last one is the answer."""
+
+    def fail(self, refusal: Refused) -> None:
+        """There will be none."""
+
+
+class _Own:
+    """A request of the bridge's own; `answer` fires with the line, or fails with a `Refused`."""
+
+    def __init__(self) -> None:
+        self.answer: Deferred[bytes] = Deferred()
+
+    def deliver(self, lines: list[bytes], final: bool) -> None:
+        """Only the answer counts."""
+        if final and not self.answer.called:
+            self.answer.callback(lines[-1])
+
+    def fail(self, refusal: Refused) -> None:
+        """There will be none."""
+        if not self.answer.called:
+            self.answer.errback(refusal)
+
+
+class _ToolsChanged:
+    """The bridge's own subscription: what it knows of the tools is not true any more."""
+
+    def __init__(self, process: SharedProcess) -> None:
+        self._process = process
+
+    def deliver(self, lines: list[bytes], final: bool) -> None:
+        """Something has changed."""
+        self._process.tools = None
+
+    def fail(self, refusal: Refused) -> None:
+        """The process has ended."""
+
+
+class _Discovered(msgspec.Struct):
+    supportedVersions: list[str]
+    capabilities: dict[str, Any] = {}
+
+
+class SharedProcess:
+    """
+    One process; the stream of its session.
+
+    `freed` is called when it has less to do, `lost` when it takes nothing
+    more, and `orphaned` with each exchange that listened when it ended.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        session: Session,
+        identity: str,
+        settings: ServerSettings,
+        *,
+        freed: Callable[[SharedProcess], None],
+        lost: Callable[[SharedProcess], None],
+        orphaned: Callable[[Exchange], None],
+    ) -> None:
+        self.session = session
+        self.identity = identity
+        self.upkeep = Upkeep(session, settings)
+        #: Requests that are about to be made.
+        self.reserved = 0
+        #: Its only request wants log messages, and nothing else would say whose they are.
+        self.alone = False
+        self.tools: dict[str, Annotations] | None = None
+        self._settings = settings
+        self._freed = freed
+        self._lost = lost
+        self._orphaned = orphaned
+        self._requests: Multiplexer[_Receiver] = Multiplexer()
+        self._watched = 0
+
+    @property
+    def load(self) -> int:
+        """How many requests it works on, without those that listen."""
+        return len(self._requests) + self.reserved
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody waits for anything of it."""
+        return bool(self.load or self._requests.listens > self._watched)
+
+    async def open(self, patience: float) -> None:
+        """
+        Ask who it is, which also tells which era it is of.
+
+        Raises `OtherEra` for an answer of an older server, and `Refused` for
+        none, or one that is of no use.
+        """
+        envelope = peek(await self._ask("server/discover", {}, patience))
+        if envelope is None or isinstance(envelope.result, msgspec.UnsetType):
+            raise OtherEra("the server answered `server/discover` with an error")
+        try:
+            told = msgspec.json.decode(envelope.result, type=_Discovered)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise OtherEra("the server's answer to `server/discover` is of no use") from None
+        if not set(told.supportedVersions) & set(MODERN):
+            raise OtherEra("the server speaks no revision of MCP that the bridge knows")
+        tools = told.capabilities.get("tools")
+        if isinstance(tools, dict) and tools.get("listChanged") is True:
+            self._watch_tools()
+
+    async def annotations(self, tool: str | None) -> Annotations:
+        """What headers have to say of the arguments of a tool.  Raises `Refused`."""
+        if self.tools is None:
+            self.tools = await list_annotations(self._list_tools)
+        return self.tools.get(tool or "", ())
+
+    async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
+        params: dict[str, object] = {} if cursor is None else {"cursor": cursor}
+        envelope = peek(await self._ask("tools/list", params, self._settings.start_timeout))
+        if envelope is None or isinstance(envelope.result, msgspec.UnsetType):
+            # It has none, or does not want to say: so there are no rules.
+            return msgspec.Raw(b"{}")
+        return envelope.result
+
+    def ask(self, exchange: Exchange) -> None:
+        """Send a client's request.  Raises `Refused`."""
+        exchange.worker = self
+        self._send(exchange.request, exchange)
+        if not exchange.listens:
+            self.upkeep.served += 1
+            self.alone = exchange.request.log_level is not None
+
+    async def _ask(self, method: str, params: dict[str, object], patience: float) -> bytes:
+        own = _Own()
+        self._send(own_request(method, params), own)
+        own.answer.addTimeout(patience, self.session.clock)
+        try:
+            return await own.answer
+        except defer.TimeoutError:
+            raise BackendFailed(f"no answer to `{method}` in {patience:g} s") from None
+
+    def _send(self, request: ModernRequest, receiver: _Receiver) -> None:
+        line = self._requests.ask(request, receiver)
+        try:
+            self.session.client_messages([line])
+        except BaseException:
+            self._requests.undo(receiver)
+            raise
+
+    def _watch_tools(self) -> None:
+        params: dict[str, object] = {"notifications": {"toolsListChanged": True}}
+        try:
+            self._send(own_request(LISTEN, params), _ToolsChanged(self))
+            self._watched = 1
+        except Refused:
+            self.log.warn("the tools of {label} are not watched", label=self.session.label)
+
+    # What an exchange asks: Worker.
+
+    def cancel(self, exchange: Exchange) -> None:
+        """The client has gone: the server is to stop working on its request."""
+        line = self._requests.cancel(exchange)
+        if line is not None:
+            try:
+                self.session.backend.send(line)
+            except BackendBusy:
+                self.session.life.end("the backend does not read its messages")
+            except UnknownSession:
+                # It takes nothing more: it is about to end.
+                pass
+        self._freed(self)
+
+    def pause(self, exchange: Exchange) -> None:
+        """Others need not wait for one that does not keep up: its response is bounded."""
+
+    def resume(self, exchange: Exchange) -> None:
+        """Nothing was paused."""
+
+    # What its session asks: Stream.
+
+    def send(self, lines: list[bytes]) -> None:
+        """Messages of the process, each for whom it is."""
+        freed = False
+        for line in lines:
+            delivery = self._requests.from_backend(line)
+            if delivery is not None:
+                receiver, told, final = delivery
+                freed = freed or final
+                guarded(self.log, "a response", receiver.deliver, [told], final)
+        if freed:
+            self._freed(self)
+
+    def stop_keepalive(self) -> None:
+        """It is not used any more."""
+        self.upkeep.wake()
+        self._lost(self)
+
+    def close(self) -> None:
+        """What was asked has no answer; who listens is listened for elsewhere."""
+        for receiver in self._requests.clear():
+            if isinstance(receiver, Exchange) and receiver.listens:
+                guarded(self.log, "listening anew", self._orphaned, receiver)
+            else:
+                error = backend_ended(self.session, self._settings)
+                guarded(self.log, "a response", receiver.fail, error)

@@ -1,0 +1,131 @@
+"""
+Requests of MCP 2026-07-28 to one server: which era its processes are of, and
+with that, who works on a request.
+
+Knows what it takes to find that out; must not know HTTP.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.defer import DeferredLock
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from mcpbridge.config import ServerSettings
+from mcpbridge.errors import (
+    BackendFailed,
+    MethodNotFound,
+    Refused,
+    ServerBusy,
+    Stopping,
+    TooManySessions,
+)
+from mcpbridge.protocol.headers import Headers
+from mcpbridge.protocol.modern import REMOVED
+from mcpbridge.session.eras import Eras
+from mcpbridge.session.exchange import Exchange, WaitingLine
+from mcpbridge.session.leases import Leases
+from mcpbridge.session.pool import Pool, gone
+from mcpbridge.session.session import Session
+from mcpbridge.session.shared import OtherEra
+from mcpbridge.session.sharing import SharedProcesses
+
+#: How often it may turn out that a server is not of the era that it was taken for.
+TURNS = 3
+
+
+class Stateless:
+    """
+    The way in for requests that belong to no session.
+
+    The era is found out once, with `server/discover` on a process that is
+    thrown away where it does not answer it, and again when a process turns
+    out to be of the other one.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, settings: ServerSettings, clock: IReactorTime, pool: Pool, eras: Eras
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._eras = eras
+        self._probing = DeferredLock()
+        self._line = WaitingLine(clock, settings.max_waiting_requests, settings.queue_timeout)
+        self._shared = SharedProcesses(settings, clock, pool, self._line)
+        self._leases = Leases(settings, clock, pool, self._line)
+        pool.unused = self._unused
+        pool.made_room = self._line.wake
+
+    async def ask(self, exchange: Exchange, headers: Headers) -> None:
+        """
+        Have a request worked on; what comes of it goes to its outlet.
+
+        `headers` gives the values of a header of the request's.  Raises a
+        `Refused`, with the request's `ident`, where nobody works on it.
+        """
+        request = exchange.request
+        try:
+            if request.method in REMOVED:
+                raise MethodNotFound(f"MCP {request.version} has no method {request.method!r}")
+            await self._ask(exchange, headers)
+        except TooManySessions as error:
+            busy = ServerBusy(str(error))
+            busy.ident = request.id
+            raise busy from None
+        except Refused as error:
+            error.ident = request.id
+            raise
+
+    def stop(self) -> None:
+        """Who listens is told that this is the end; all else ends with its process."""
+        self._shared.stop()
+        self._leases.stop()
+
+    async def _ask(self, exchange: Exchange, headers: Headers) -> None:
+        why = ""
+        for _ in range(TURNS):
+            if self._pool.stopping:
+                raise Stopping("the bridge is shutting down")
+            modern = await self._is_modern(exchange.identity)
+            try:
+                await (self._shared if modern else self._leases).ask(exchange, headers)
+            except OtherEra as error:
+                why = str(error)
+                self._eras.modern = not modern
+                self.log.info("server {server!r}: {why}", server=self._settings.name, why=why)
+            except BackendFailed:
+                # It may have become another one.
+                self._eras.modern = None
+                raise
+            else:
+                return
+        raise BackendFailed(f"the server is of no era that lasts: {why}")
+
+    async def _is_modern(self, identity: str) -> bool:
+        if self._eras.modern is None:
+            await self._probing.acquire()
+            try:
+                if self._eras.modern is None:
+                    self._eras.modern = await self._probe(identity)
+            finally:
+                self._probing.release()
+        return self._eras.modern
+
+    async def _probe(self, identity: str) -> bool:
+        """
+        Any answer but that of a modern server, silence and death too, say that
+        it is an older one (basic/transports/stdio, "Backward Compatibility").
+        """
+        session = await self._pool.take()
+        try:
+            await self._shared.open(session, identity, self._settings.probe_timeout)
+        except (OtherEra, BackendFailed):
+            # Its place may be the only one there is.
+            await gone(session)
+            return False
+        return True
+
+    def _unused(self) -> Session | None:
+        return self._shared.unused() or self._leases.unused()
