@@ -1,27 +1,46 @@
 """What the runner of the conformance suite makes of its results."""
 
 import json
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.conformance.run import POLLING, RESUMED, Outcome, Suite, judge, results
+import pytest
 
-SUITE = Suite("of a test", "no-package", (), 2)
+from tests.conformance.run import (
+    MISSES,
+    POLLING,
+    RESUMED,
+    SUITES,
+    UNCOUNTED,
+    Outcome,
+    Suite,
+    expected,
+    judge,
+    main,
+    results,
+)
+
+SUITE = Suite("of a test", "no-package", (), 2, list)
+MODERN = replace(SUITE, modern=True)
 WENT_WELL = [{"id": "ping", "status": "SUCCESS"}]
+WENT_WRONG = [{"id": "ping", "status": "FAILURE", "errorMessage": "no answer"}]
 RESUMED_WELL = [{"id": RESUMED, "status": "SUCCESS"}]
+BESIDE = {name.replace("-", "_"): WENT_WELL for name in UNCOUNTED}
 
 
-def outcome(folder: Path, **scenarios: Any) -> Outcome:
+def outcome(folder: Path, suite: Suite = SUITE, **scenarios: Any) -> Outcome:
     for name, checks in scenarios.items():
         each = folder / f"server-{name.replace('_', '-')}-2026-11-23T06-33-11-951Z"
         each.mkdir()
         if checks is not None:
             (each / "checks.json").write_text(json.dumps(checks))
-    return Outcome(SUITE, results(folder), "all that it printed")
+    return Outcome(suite, results(folder), "all that it printed")
 
 
-def told(folder: Path, capsys: Any, **scenarios: Any) -> tuple[int, list[str]]:
-    status = judge([outcome(folder, **scenarios)])
+def told(folder: Path, capsys: Any, suite: Suite = SUITE, **scenarios: Any) -> tuple[int, Any]:
+    status = judge([outcome(folder, suite, **scenarios)])
     return status, capsys.readouterr().out.splitlines()
 
 
@@ -31,10 +50,19 @@ def test_all_is_well(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_a_failure_is_told_and_counted(tmp_path: Path, capsys: Any) -> None:
-    failed = [*WENT_WELL, {"id": "ping", "status": "FAILURE", "errorMessage": "no answer"}]
+    failed = [*WENT_WELL, *WENT_WRONG]
     status, lines = told(tmp_path, capsys, ping=failed, server_sse_polling=RESUMED_WELL)
     assert status == 1
     assert lines == ["of a test ping: FAILURE ping: no answer", "conformance of a test: 1/2"]
+
+
+def test_failures_of_one_check_are_told_each(tmp_path: Path, capsys: Any) -> None:
+    failed = [*WENT_WRONG, {**WENT_WRONG[0], "errorMessage": "no answer again"}]
+    _, lines = told(tmp_path, capsys, ping=failed, server_sse_polling=RESUMED_WELL)
+    assert lines[:2] == [
+        "of a test ping: FAILURE ping: no answer",
+        "of a test ping: FAILURE ping: no answer again",
+    ]
 
 
 def test_a_warning_is_told_but_is_no_failure(tmp_path: Path, capsys: Any) -> None:
@@ -62,3 +90,74 @@ def test_scenarios_that_break_off_or_are_missing_are_told(tmp_path: Path, capsys
     assert lines[0] == "of a test 1 scenarios were run, not 2:"
     status, lines = told(tmp_path, capsys, ping=None)
     assert lines == ["of a test ping: broke off", "conformance of a test: 1/2"]
+
+
+def test_a_modern_suite_resumes_nothing_and_does_not_count_all(tmp_path: Path, capsys: Any) -> None:
+    ran = {"ping": WENT_WELL, "discover": WENT_WELL, **BESIDE}
+    assert told(tmp_path, capsys, MODERN, **ran) == (0, ["conformance of a test: 2/2"])
+
+
+def test_what_does_not_count_is_to_be_run_and_to_go_well(tmp_path: Path, capsys: Any) -> None:
+    first, second, third = BESIDE
+    ran = {"ping": WENT_WELL, "discover": WENT_WELL, first: WENT_WELL, second: WENT_WRONG}
+    status, lines = told(tmp_path, capsys, MODERN, **ran)
+    assert status == 1
+    assert lines == [
+        f"of a test {second.replace('_', '-')}: FAILURE ping: no answer",
+        f"of a test {third.replace('_', '-')}: was not run",
+        "conformance of a test: 2/2",
+    ]
+
+
+def test_an_extension_is_left_out(tmp_path: Path, capsys: Any) -> None:
+    ran = {"ping": WENT_WELL, "discover": WENT_WELL, "tasks_lifecycle": WENT_WRONG, **BESIDE}
+    assert told(tmp_path, capsys, MODERN, **ran)[0] == 0
+
+
+def missing(folder: Path, capsys: Any, check: str, found: Any) -> tuple[int, list[str]]:
+    ran = outcome(folder, MODERN, ping=found, discover=WENT_WELL, **BESIDE)
+    status = judge([replace(ran, expected={("ping", check): "it cannot"})])
+    return status, capsys.readouterr().out.splitlines()
+
+
+def test_a_miss_that_is_expected_is_no_complaint_but_does_not_pass(
+    tmp_path: Path, capsys: Any
+) -> None:
+    lines = ["conformance of a test: 1/2"]
+    assert missing(tmp_path, capsys, "ping", WENT_WRONG) == (0, lines)
+
+
+def test_a_miss_that_is_expected_and_passes_is_told(tmp_path: Path, capsys: Any) -> None:
+    status, lines = missing(tmp_path, capsys, "ping", WENT_WELL)
+    assert status == 1
+    assert lines == [
+        "of a test ping: ping is expected to be missed, and was not",
+        "conformance of a test: 2/2",
+    ]
+
+
+def test_another_check_of_the_scenario_is_told(tmp_path: Path, capsys: Any) -> None:
+    found = [*WENT_WRONG, {"id": "pong", "status": "FAILURE", "errorMessage": "none"}]
+    status, lines = missing(tmp_path, capsys, "ping", found)
+    assert status == 1
+    assert lines == ["of a test ping: FAILURE pong: none", "conformance of a test: 1/2"]
+
+
+def test_every_miss_that_is_expected_has_a_suite_and_a_reason() -> None:
+    """Only a backend that is legacy alone misses anything."""
+    [suite] = tomllib.loads(MISSES.read_text())
+    assert suite == "2026-07-28 (legacy-only backend)"
+    assert suite in {each.name for each in SUITES}
+    misses = expected(suite)
+    assert misses
+    assert all(scenario and check and why.strip() for (scenario, check), why in misses.items())
+
+
+def test_the_suites_have_names_of_their_own() -> None:
+    assert len({suite.name for suite in SUITES}) == len(SUITES)
+
+
+def test_a_name_of_no_suite_is_refused(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["--only", "no such suite"])
+    assert "no such suite" in capsys.readouterr().err

@@ -377,7 +377,7 @@ def test_no_keepalive(made: Made) -> None:
 
 
 def test_an_outlet_is_a_producer(made: Made) -> None:
-    assert verifyObject(IPushProducer, made.get().outlet)
+    assert verifyObject(IPushProducer, made.get().outlet._reply)
 
 
 def test_the_backend_waits_for_the_slowest(made: Made) -> None:

@@ -154,6 +154,7 @@ class Downward:
                     send(self._session, step.to_backend)
             except BaseException:
                 self._kept.undo(envelope)
+                self._wait_until(self._kept.due)
                 raise
             self._local.say(step.to_client)
             self._wait_until(step.due)

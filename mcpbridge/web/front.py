@@ -23,6 +23,7 @@ from twisted.web.server import version
 
 from mcpbridge.errors import InternalError, Refused, TooManySessions
 from mcpbridge.protocol.envelope import read_message
+from mcpbridge.protocol.modern import claims_modern
 from mcpbridge.protocol.revisions import SUPPORTED
 from mcpbridge.session.server import Server
 from mcpbridge.session.streamable import StreamableFace
@@ -204,6 +205,8 @@ class Front:
         """
         self._know_the_time()
         made: list[WaitingAnswer] = []
+        if claims_modern(body):
+            raise NotPlainAfterAll
         try:
             face = cast("StreamableFace", request.server.find_streamable(request.ident).stream)
             request.server.check_size(body)

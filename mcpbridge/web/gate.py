@@ -9,6 +9,7 @@ Warning"): so an `Origin` must be known, and on loopback so must be the
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from typing import Any
 
@@ -23,8 +24,12 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 #: What a browser's script may send and read across origins (Fetch, section 3.2).
 _METHODS = b"GET, POST, DELETE, OPTIONS"
 _HEADERS = (
-    b"Accept, Authorization, Content-Type, Last-Event-ID, Mcp-Session-Id, MCP-Protocol-Version"
+    b"Accept, Authorization, Content-Type, Last-Event-ID, Mcp-Session-Id, MCP-Protocol-Version,"
+    b" Mcp-Method, Mcp-Name"
 )
+#: Headers whose names tools give, which a browser asks for one by one.
+_PARAM = re.compile(rb"(?i)mcp-param-[!#$%&'*+.^_`|~0-9a-z-]{1,100}")
+MAX_PARAMS = 64
 _EXPOSED = b"Mcp-Session-Id"
 PREFLIGHT_SECONDS = 600
 
@@ -120,6 +125,9 @@ def answer_preflight(request: Any) -> bytes:
     """What its script may do."""
     request.setResponseCode(204)
     request.setHeader(b"Access-Control-Allow-Methods", _METHODS)
-    request.setHeader(b"Access-Control-Allow-Headers", _HEADERS)
+    asked = b",".join(request.requestHeaders.getRawHeaders(b"access-control-request-headers") or [])
+    params = [name for name in map(bytes.strip, asked.split(b",")) if _PARAM.fullmatch(name)]
+    allowed = b", ".join([_HEADERS, *params[:MAX_PARAMS]])
+    request.setHeader(b"Access-Control-Allow-Headers", allowed)
     request.setHeader(b"Access-Control-Max-Age", b"%d" % PREFLIGHT_SECONDS)
     return b""

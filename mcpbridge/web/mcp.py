@@ -24,6 +24,7 @@ from mcpbridge.errors import (
     TooManySessions,
     UnsupportedMedia,
     UnsupportedVersion,
+    WrongMethod,
 )
 from mcpbridge.protocol.envelope import (
     Envelope,
@@ -31,12 +32,14 @@ from mcpbridge.protocol.envelope import (
     read_message,
     split_batch,
 )
+from mcpbridge.protocol.modern import claims_modern, is_modern_version
 from mcpbridge.protocol.revisions import SUPPORTED, is_accepted
 from mcpbridge.protocol.streams import Outlet
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.handover import WaitingAnswer
+from mcpbridge.web.modern import ModernEndpoint
 from mcpbridge.web.outlets import ResponseOutlet
 
 JSON = "application/json"
@@ -49,6 +52,7 @@ class McpEndpoint:
     def __init__(self, server: Server, clock: IReactorTime) -> None:
         self._server = server
         self._clock = clock
+        self._modern = ModernEndpoint(server, clock)
 
     async def post(self, request: Any) -> None:
         """A message, or a batch of them, from the client."""
@@ -63,12 +67,20 @@ class McpEndpoint:
         media = _header(request, b"content-type").partition(";")[0].strip().lower()
         if media != JSON:
             raise UnsupportedMedia(f"the Content-Type is {media!r}; expected {JSON}")
+        refusal: Refused | None = getattr(request, "refusal", None)
+        body = b""
+        if refusal is None:
+            body = request.body() if hasattr(request, "body") else request.content.read()
+        if is_modern_version(_version(request)) or claims_modern(body):
+            if refusal is not None:
+                raise refusal
+            self._server.check_size(body)
+            await self._modern.post(request, *read_message(body))
+            return
         ident = _header(request, b"mcp-session-id")
         session = self._server.find_streamable(ident) if ident else None
-        refusal: Refused | None = getattr(request, "refusal", None)
         if refusal is not None:
             raise refusal
-        body = request.body() if hasattr(request, "body") else request.content.read()
         self._server.check_size(body)
         line, envelope = read_message(body)
         self._check_version(request, session)
@@ -85,6 +97,7 @@ class McpEndpoint:
 
     async def get(self, request: Any) -> None:
         """The GET stream, or with Last-Event-ID what was missed of any stream."""
+        _check_era(request)
         self._check_accept(request, (EVENTS,))
         session = self._find(request)
         face = _face(session)
@@ -102,6 +115,7 @@ class McpEndpoint:
 
     def delete(self, request: Any) -> None:
         """The client has no more use for the session."""
+        _check_era(request)
         session = self._find(request)
         session.life.end("the client ended it")
         request.setHeader(b"Content-Length", b"0")
@@ -223,7 +237,7 @@ class McpEndpoint:
         return session
 
     def _check_version(self, request: Any, session: Session | None) -> None:
-        header = _header(request, b"mcp-protocol-version") or None
+        header = _version(request)
         negotiated = _face(session).negotiated if session is not None else None
         if not is_accepted(header, negotiated):
             raise UnsupportedVersion(header or "", SUPPORTED)
@@ -242,6 +256,17 @@ class McpEndpoint:
 
 def _face(session: Session) -> StreamableFace:
     return cast("StreamableFace", session.stream)
+
+
+def _version(request: Any) -> str | None:
+    """The revision that a request says it is of."""
+    return _header(request, b"mcp-protocol-version") or None
+
+
+def _check_era(request: Any) -> None:
+    """Raise `WrongMethod` for what 2026-07-28 has removed."""
+    if is_modern_version(_version(request)):
+        raise WrongMethod("this revision of MCP has POST alone", "POST")
 
 
 def _header(request: Any, name: bytes) -> str:

@@ -1,0 +1,200 @@
+"""
+Requests of MCP 2026-07-28 at the endpoint of Streamable HTTP: each a POST of
+its own, without a session.
+
+Knows statuses and headers (2026-07-28, basic/transports/streamable-http); who
+works on a request is for `session.stateless`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from mcpbridge.config import COMMIT_SECONDS, ServerSettings
+from mcpbridge.errors import (
+    HEADER_MISMATCH,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    MISSING_CAPABILITY,
+    PARSE_ERROR,
+    UNSUPPORTED_VERSION,
+    NotJsonRpc,
+    Refused,
+)
+from mcpbridge.protocol import sse
+from mcpbridge.protocol.envelope import Envelope, peek
+from mcpbridge.protocol.headers import Headers, check_headers
+from mcpbridge.protocol.modern import read_request
+from mcpbridge.session.exchange import Exchange
+from mcpbridge.session.server import Server
+from mcpbridge.web.answers import answer
+from mcpbridge.web.reply import Reply
+
+#: The statuses of answers that are errors; of all others it is 200.
+STATUSES = {
+    PARSE_ERROR: 400,
+    INVALID_REQUEST: 400,
+    METHOD_NOT_FOUND: 404,
+    INVALID_PARAMS: 400,
+    HEADER_MISMATCH: 400,
+    MISSING_CAPABILITY: 400,
+    UNSUPPORTED_VERSION: 400,
+}
+
+#: Whoever comes, as long as nobody is asked who it is.
+ANYBODY = ""
+
+
+class ModernEndpoint:
+    """The endpoint of one server, for requests that belong to no session."""
+
+    def __init__(self, server: Server, clock: IReactorTime) -> None:
+        self._server = server
+        self._clock = clock
+
+    async def post(self, request: Any, line: bytes, envelope: Envelope | None) -> None:
+        """One request or notification.  Raises `Refused`."""
+        if envelope is None or not isinstance(envelope.method, str):
+            raise NotJsonRpc("expected one request or notification")
+        if not envelope.is_request:
+            # None is defined that a client would send over HTTP.
+            request.setResponseCode(202)
+            request.setHeader(b"Content-Length", b"0")
+            return
+        headers = _headers(request)
+        version = headers("MCP-Protocol-Version")
+        asked = read_request(line, envelope, version_header=version[0] if version else None)
+        check_headers(asked, headers)
+        finished: Deferred[None] = Deferred()
+        outlet = ExchangeOutlet(request, self._server.settings, self._clock, finished)
+        exchange = outlet.exchange = Exchange(asked, ANYBODY, outlet)
+
+        def gone(_: object) -> None:
+            exchange.cancel()
+            outlet.reply.gone()
+
+        request.notifyFinish().addErrback(gone)
+        try:
+            outlet.wait()
+            await self._server.stateless.ask(exchange, headers)
+        except Refused as refusal:
+            exchange.fail(refusal)
+        except BaseException:
+            exchange.cancel()
+            outlet.reply.gone()
+            raise
+        await finished
+
+
+class ExchangeOutlet:
+    """
+    The response to one request: JSON where all there is to say is the answer,
+    otherwise events, without ids: nobody can come back to them.
+    """
+
+    def __init__(
+        self,
+        request: Any,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        finished: Deferred[None],
+    ) -> None:
+        self.exchange: Exchange | None = None
+        self._request = request
+        self._settings = settings
+        self._paused = False
+        self._behind = 0
+        self.reply = Reply(
+            request,
+            settings,
+            clock,
+            finished=lambda: finished.callback(None),
+            paused=self._pause,
+            resumed=self._resume,
+            over=self._resume,
+        )
+
+    def wait(self) -> None:
+        """Nothing has come yet; if that takes long, it is kept alive."""
+        if not self._settings.json_response:
+            self.reply.begin_after(COMMIT_SECONDS, self._begin)
+
+    # What an exchange asks: Outlet.
+
+    def send(self, lines: list[bytes], final: bool) -> None:
+        """Messages of the server's."""
+        reply = self.reply
+        if reply.request is None:
+            return
+        listens = self.exchange is not None and self.exchange.listens
+        if not reply.streaming and self._settings.json_response and not listens:
+            lines = lines[-1:] if final else []
+        if not reply.streaming and final and len(lines) == 1:
+            reply.write_json(lines[0], status_of(lines[0]))
+        elif lines:
+            if not reply.streaming:
+                self._begin()
+            self._write(sse.message_events(lines))
+            if final:
+                reply.finish()
+
+    def fail(self, refusal: Refused) -> None:
+        """An answer of the bridge's."""
+        reply = self.reply
+        if reply.request is None:
+            return
+        if reply.streaming:
+            self._write(sse.message_events([refusal.body()]))
+        else:
+            reply.request.write(answer(reply.request, refusal))
+        reply.finish()
+
+    def _begin(self) -> None:
+        self.reply.begin(sse.comment())
+
+    def _write(self, events: bytes) -> None:
+        self.reply.write(events)
+        if self._paused:
+            self._behind += len(events)
+            if self._behind > self._settings.max_waiting_bytes:
+                # Nobody else is to wait for this client.
+                self.reply.abort()
+
+    def _pause(self) -> None:
+        self._paused = True
+        if self.exchange is not None:
+            self.exchange.pause()
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._behind = 0
+        if self.exchange is not None:
+            self.exchange.resume()
+
+
+class _Code(msgspec.Struct):
+    code: float
+
+
+def status_of(line: bytes) -> int:
+    """The status of a response that is this answer alone."""
+    envelope = peek(line)
+    if envelope is None or isinstance(envelope.error, msgspec.UnsetType):
+        return 200
+    try:
+        return STATUSES.get(int(msgspec.json.decode(envelope.error, type=_Code).code), 200)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        return 200
+
+
+def _headers(request: Any) -> Headers:
+    def get(name: str) -> list[str]:
+        values = request.requestHeaders.getRawHeaders(name.encode("latin-1"), [])
+        return [value.decode("latin-1") for value in values]
+
+    return get
