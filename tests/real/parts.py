@@ -127,10 +127,26 @@ ALL_CLIENTS = {
 }
 
 
-def conformance_server() -> list[str]:
-    """The command line of the server for the conformance suite."""
-    python = built(REAL / "client2" / "bin" / "python")
-    return [python, str(ROOT / "tests" / "conformance" / "server.py")]
+def conformance_server(era: str = "both") -> list[str]:
+    """The command line of the server for the conformance suite, of both eras or of one."""
+    return [*_conformance_module("client2", "server"), "--era", era]
+
+
+def legacy_conformance_server() -> list[str]:
+    """The command line of the server for it that knows no revision without a handshake."""
+    return _conformance_module("client1", "legacy")
+
+
+def npm_conformance_server() -> list[str]:
+    """The command line of the server for it in JavaScript, of both eras."""
+    modules = REAL / "conformance" / "node_modules"
+    built(modules / "@modelcontextprotocol" / "server")
+    return [node(), str(ROOT / "tests" / "conformance" / "server.mjs"), str(modules)]
+
+
+def _conformance_module(environment: str, module: str) -> list[str]:
+    python = built(REAL / environment / "bin" / "python")
+    return [command("env"), f"PYTHONPATH={ROOT}", python, "-m", f"tests.conformance.{module}"]
 
 
 def demo() -> list[str]:
@@ -161,3 +177,12 @@ def filesystem_server(folder: Path) -> list[str]:
 
 def _script(name: str) -> str:
     return built(MODULES / "@modelcontextprotocol" / name / "dist" / "index.js")
+
+
+def matrix_script(environment: str, script: str) -> list[str]:
+    """The command line of a script of the matrix, with the environment that has its SDK."""
+    path = str(ROOT / "tests" / "matrix" / script)
+    if not script.endswith(".cjs"):
+        return [built(REAL / environment / "bin" / "python"), path]
+    modules = built(REAL / environment / "node_modules")
+    return [command("env"), f"NODE_PATH={modules}", node(), path]

@@ -1,0 +1,130 @@
+"""
+The matrix: clients of every revision in front of backends of every era.
+
+Nobody here wrote the clients, and two of the backends; one bridge, the
+installed `twistd mcpbridge` in a process of its own, is between them all.
+"""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.matrix.cells import BACKENDS, NEWEST, NO_REVISION, OPERATIONS, ROWS, SDKS, Outcome
+from tests.matrix.run import Matrix, matrix
+from tests.matrix.table import ABSENT as ABSENT_SIGN
+from tests.matrix.table import BEGIN, DOCUMENT, END, FAILED, OK, table, with_table
+
+#: `twistd` ends by the signal that stopped it, once everything is stopped.
+STOPPED = (0, -signal.SIGTERM)
+
+#: What one side lacks, by row and operation: its revision has not got it.
+ABSENT_IN_A_ROW = {
+    ("sse", "elicitation"): "the revision has no elicitation",
+    ("2025-03-26", "elicitation"): "the revision has no elicitation",
+}
+#: What one side lacks, by backend and operation: it has not got it, whoever asks.
+ABSENT_AT_A_BACKEND = {
+    ("time", "progress"): "the server has no tool that reports progress",
+    ("time", "cancel"): "the server has no tool that takes long enough to be cancelled",
+    ("time", "elicitation"): "the server has no tool that asks the user",
+    ("time", "subscription"): "the server has no resource subscriptions",
+}
+
+
+def absent(row: str, backend: str, op: str) -> str:
+    """Why there is nothing to do; empty where it must be done."""
+    return ABSENT_AT_A_BACKEND.get((backend, op)) or ABSENT_IN_A_ROW.get((row, op), "")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
+    """The matrix, each row of which is run once, by whoever asks for it first."""
+    with matrix(tmp_path_factory.mktemp("matrix")) as running:
+        yield running
+        assert running.bridge.stop() in STOPPED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS)
+def test_a_client_and_all_backends(row: str, running: Matrix) -> None:
+    """Every operation works that both sides have, and nothing else is left out."""
+    outcomes = running.row(row)
+    done = {(each.sdk, each.backend, each.op) for each in outcomes}
+    assert done >= {
+        (sdk, backend, op) for sdk in ROWS[row].sdks for backend in BACKENDS for op in OPERATIONS
+    }
+    wrong = [
+        str(each)
+        for each in outcomes
+        if each.absent != absent(row, each.backend, each.op) or each.ok == bool(each.absent)
+    ]
+    assert not wrong, "\n".join(wrong)
+    spoken = {each.version for each in outcomes if each.op == "connect"}
+    assert spoken == {NEWEST if row == "auto" else ROWS[row].revision}
+
+
+@pytest.mark.slow
+def test_the_table_is_what_the_run_gives(running: Matrix) -> None:
+    """If not: `python -m tests.matrix.run --write`, and look at the difference."""
+    document = DOCUMENT.read_text(encoding="utf-8")
+    assert document == with_table(document, running.outcomes())
+
+
+def every_outcome() -> list[Outcome]:
+    """What a run gives where all is well."""
+    return [
+        Outcome(row, sdk, backend, op, ok=not why, absent=why)
+        for row in ROWS
+        for sdk in ROWS[row].sdks
+        for backend in BACKENDS
+        for op in OPERATIONS
+        for why in [absent(row, backend, op)]
+    ]
+
+
+def test_the_table_shows_no_failure_and_no_gap() -> None:
+    document = DOCUMENT.read_text(encoding="utf-8")
+    assert document == with_table(document, every_outcome())
+    assert FAILED not in document
+
+
+def test_every_footnote_is_used_and_says_something() -> None:
+    lines = table(every_outcome())
+    rows = "\n".join(line for line in lines if line.startswith("|"))
+    notes = [line.partition(" ") for line in lines if line and line[0] not in "|*"]
+    why = {*ABSENT_AT_A_BACKEND.values(), *ABSENT_IN_A_ROW.values(), NO_REVISION}
+    assert len(notes) == len(why)
+    for number, _, sentence in notes:
+        assert f"{ABSENT_SIGN}{number} " in rows
+        assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("changed", "cell"),
+    [
+        (
+            Outcome("auto", "npm-2", "dual", "call", why="a reason"),
+            f"python-2 {OK}, npm-2 {FAILED}",
+        ),
+        (Outcome("auto", "npm-2", "dual", "call", absent="none"), f"npm-2 {ABSENT_SIGN}"),
+    ],
+    ids=["a failure", "something absent"],
+)
+def test_where_sdks_differ_each_is_named(changed: Outcome, cell: str) -> None:
+    def key(one: Outcome) -> tuple[str, ...]:
+        return one.row, one.sdk, one.backend, one.op
+
+    outcomes = [changed if key(one) == key(changed) else one for one in every_outcome()]
+    [row] = [line for line in table(outcomes) if cell in line]
+    assert row.startswith(f"| {ROWS['auto'].title} |")
+
+
+def test_a_document_without_a_place_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 places"):
+        with_table("# Nothing\n", every_outcome())
+    assert with_table(f"{BEGIN}\nold\n{END}\n", every_outcome()).startswith(f"{BEGIN}\n|")
+
+
+def test_every_sdk_is_pinned() -> None:
+    assert all(sdk.version[0].isdigit() for sdk in SDKS.values())
