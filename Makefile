@@ -65,7 +65,8 @@ bench: .venv/.made ## measure against other bridges, in under 15 minutes
 bench-quick: .venv/.made ## the same in two minutes, in one round
 	$(BIN)/python benchmarks/run.py --quick
 
-conformance: .venv/.made-dev .real/client2/.made .real/node/.made .real/conformance/.made ## run the MCP conformance suites
+CONFORMANCE_PARTS := $(patsubst %,.real/%/.made,client1 client2 node conformance)
+conformance: .venv/.made-dev $(CONFORMANCE_PARTS) ## run the MCP conformance suites
 	$(BIN)/python -m tests.conformance.run $(CONFORMANCE)
 
 soak: .venv/.made-dev ## run a thousand sessions that end in every way

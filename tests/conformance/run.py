@@ -1,14 +1,15 @@
 """
 Runs the MCP conformance suite against the installed bridge.
 
-    python -m tests.conformance.run [--url URL] [BRIDGE OPTION ...]
+    python -m tests.conformance.run [--url URL] [--only TEXT] [BRIDGE OPTION ...]
 
 Starts `twistd mcpbridge`, with further options if there are any, in front of
-`server.py` and runs both versions of the suite against its `/mcp`; or runs them
-against the server at a URL.  Says for each check that did not succeed what it
-was and why, and closes with a line for each version that says how many of its
-scenarios passed.  Exits with 0 only where all did, without a warning, and the
-resumption of a stream was really tried.
+one of the servers that are here, once for each suite, and runs the suite against
+its `/mcp`; or runs them all against the server at a URL.  `--only` names suites by
+a part of their names.  Says for each check that did not succeed what it was and
+why, and closes with a line for each suite that says how many of its scenarios
+passed.  Exits with 0 only where all did, without a warning, but for what
+`misses.toml` expects, and the resumption of a stream was really tried.
 
 Nothing of mcpbridge is imported.
 """
@@ -20,43 +21,68 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import tomllib
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.real.bridge import LOOPBACK, serving
-from tests.real.parts import REAL, built, conformance_server, node
+from tests.real import parts
+from tests.real.bridge import LOOPBACK, MARK, serving
 
-MODULES = REAL / "conformance" / "node_modules"
-#: What one version may take; both wait 11 seconds for one tool.
+MODULES = parts.REAL / "conformance" / "node_modules"
+#: The checks that cannot succeed, by the names of the suites.
+MISSES = Path(__file__).with_name("misses.toml")
+#: What one suite may take; the older ones wait 14 seconds for one tool.
 SECONDS = 300
+#: How many suites run at once.
+AT_ONCE = 2
 #: Statuses that are to be told, and that fail the run.
 BAD = ("FAILURE", "WARNING")
 #: The scenario that leaves a stream and resumes it, and its check of that.
 POLLING = "server-sse-polling"
 RESUMED = "server-sse-disconnect-resume"
+#: Scenarios of an extension that no server here has; the suite runs them unasked.
+EXTENSION = "tasks-"
+#: Scenarios that the suite runs without counting them, and that are to pass as well.
+UNCOUNTED = (
+    "http-custom-header-server-validation",
+    "http-header-validation",
+    "json-schema-2020-12",
+)
 
 _FOLDER = re.compile(r"server-(?P<scenario>.+)-\d{4}-\d\d-\d\dT[\d-]+Z")
 
 Check = dict[str, Any]
+Command = Callable[[], list[str]]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One version of the suite: its name here, its package, what is run, how many scenarios."""
+    """
+    One run: its name here, the suite's package, what is run, how many scenarios count.
+
+    `backend` is the command line of what the bridge is in front of, which is started
+    ahead where the suite gives a call less time than that takes.  A modern suite has
+    no streams that are resumed, and has scenarios that do not count.
+    """
 
     name: str
     package: str
     selection: Sequence[str]
     scenarios: int
+    backend: Command
+    modern: bool = False
+    ahead: bool = False
 
     def run(self, url: str, folder: Path) -> "Outcome":
         """Run it against a server, with its results in a folder."""
-        script = built(MODULES / self.package / "dist" / "index.js")
-        command = [node(), script, "server", "--url", url, "--output-dir", str(folder)]
+        script = parts.built(MODULES / self.package / "dist" / "index.js")
+        command = [parts.node(), script, "server", "--url", url, "--output-dir", str(folder)]
         try:
             done = subprocess.run(
                 [*command, *self.selection],
@@ -70,20 +96,49 @@ class Suite:
             printed = done.stdout
         except subprocess.TimeoutExpired:
             printed = f"it did not end within {SECONDS} seconds"
-        return Outcome(self, results(folder), printed)
+        return Outcome(self, results(folder), printed, expected(self.name))
+
+
+def legacy(name: str, revision: str, scenarios: int, backend: Command) -> Suite:
+    """A suite of clients with a handshake, of a revision."""
+    selection = ("--requirements", revision)
+    return Suite(name, "conformance-0.2.0", selection, scenarios, backend)
+
+
+def modern(name: str, backend: Command, ahead: bool = False) -> Suite:
+    """A suite of clients without a handshake."""
+    name = f"2026-07-28 ({name})"
+    selection = ("--requirements", "2026-07-28")
+    return Suite(name, "conformance-0.2.0", selection, 37, backend, modern=True, ahead=ahead)
+
+
+def modern_only() -> list[str]:
+    """The server that refuses a handshake."""
+    return parts.conformance_server("modern")
 
 
 SUITES = (
-    Suite("0.1.16", "conformance-0.1.16", ("--suite", "all"), 32),
-    Suite("2025-11-25", "conformance-0.2.0", ("--requirements", "2025-11-25"), 33),
+    Suite("0.1.16", "conformance-0.1.16", ("--suite", "all"), 32, parts.conformance_server),
+    legacy("2025-11-25", "2025-11-25", 33, parts.conformance_server),
+    legacy("2025-11-25 (modern-only backend)", "2025-11-25", 33, modern_only),
+    modern("dual-era, Python SDK", parts.conformance_server),
+    modern("npm SDK", parts.npm_conformance_server),
+    modern("legacy-only backend", parts.legacy_conformance_server, ahead=True),
 )
+
+
+def expected(suite: str) -> dict[tuple[str, str], str]:
+    """The checks of a suite that cannot succeed, by scenario and check, and why."""
+    misses = tomllib.loads(MISSES.read_text()).get(suite, [])
+    return {(miss["scenario"], miss["check"]): miss["why"] for miss in misses}
 
 
 def results(folder: Path) -> dict[str, list[Check] | None]:
     """The checks of each scenario; none where it broke off."""
     found: dict[str, list[Check] | None] = {}
     for each in sorted(folder.iterdir()):
-        if name := _FOLDER.fullmatch(each.name):
+        name = _FOLDER.fullmatch(each.name)
+        if name and not name["scenario"].startswith(EXTENSION):
             file = each / "checks.json"
             found[name["scenario"]] = json.loads(file.read_text()) if file.exists() else None
     return found
@@ -91,32 +146,59 @@ def results(folder: Path) -> dict[str, list[Check] | None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a suite."""
+    """What came of a suite; `expected` are the checks that cannot succeed, and why."""
 
     suite: Suite
     checks: dict[str, list[Check] | None]
     printed: str
+    expected: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def uncounted(self) -> Sequence[str]:
+        """The scenarios that are run beside those that count."""
+        return UNCOUNTED if self.suite.modern else ()
+
+    def counted(self) -> list[str]:
+        """The scenarios that count."""
+        return [scenario for scenario in self.checks if scenario not in self.uncounted()]
 
     def passed(self) -> int:
         """How many scenarios have no failure, as the suite itself counts."""
         return sum(
             checks is not None and all(check["status"] != "FAILURE" for check in checks)
-            for checks in self.checks.values()
+            for checks in map(self.checks.get, self.counted())
         )
+
+    def bad(self) -> list[tuple[str, Check]]:
+        """The checks that did not succeed, with their scenarios."""
+        return [
+            (scenario, check)
+            for scenario, checks in self.checks.items()
+            for check in checks or []
+            if check["status"] in BAD
+        ]
 
     def complaints(self) -> Iterator[str]:
         """What is wrong, a line for each; none where all is well."""
-        for scenario, checks in self.checks.items():
-            if checks is None:
-                yield f"{scenario}: broke off"
-                continue
-            for check in checks:
-                if check["status"] in BAD:
-                    why = check.get("errorMessage") or json.dumps(check.get("details"))
-                    yield f"{scenario}: {check['status']} {check['id']}: {why}"
-        if (count := len(self.checks)) != self.suite.scenarios:
+        missed = set()
+        for scenario, check in self.bad():
+            missed.add((scenario, check["id"]))
+            if (scenario, check["id"]) not in self.expected:
+                why = check.get("errorMessage") or json.dumps(check.get("details"))
+                yield f"{scenario}: {check['status']} {check['id']}: {why}"
+        for scenario, ident in self.expected:
+            if (scenario, ident) not in missed:
+                yield f"{scenario}: {ident} is expected to be missed, and was not"
+        yield from (
+            f"{scenario}: broke off" for scenario, checks in self.checks.items() if checks is None
+        )
+        yield from (
+            f"{scenario}: was not run"
+            for scenario in self.uncounted()
+            if scenario not in self.checks
+        )
+        if (count := len(self.counted())) != self.suite.scenarios:
             yield f"{count} scenarios were run, not {self.suite.scenarios}:\n{self.printed}"
-        if self.polling().get(RESUMED) not in ("SUCCESS", *BAD):
+        if not self.suite.modern and self.polling().get(RESUMED) not in ("SUCCESS", *BAD):
             # it passes too where it tests nothing, as with an answer in JSON
             yield f"{POLLING}: no stream was resumed: {self.polling()}"
 
@@ -146,9 +228,14 @@ def judge(outcomes: Sequence[Outcome]) -> int:
 
 
 @contextlib.contextmanager
-def bridged(folder: Path, options: Sequence[str]) -> Iterator[str]:
-    """The URL of a bridge in front of the server; what it printed is shown if it fails."""
-    with serving(folder, *LOOPBACK, *options, "--", *conformance_server()) as bridge:
+def bridged(suite: Suite, folder: Path, options: Sequence[str]) -> Iterator[str]:
+    """The URL of a bridge in front of a server; what it printed is shown if it fails."""
+    mark = ""
+    command = ["--", *suite.backend()]
+    if suite.ahead:
+        mark = uuid.uuid4().hex
+        command = ["--config", str(config(suite, folder, mark))]
+    with serving(folder, *LOOPBACK, *options, *command, mark=mark) as bridge:
         try:
             yield bridge.url.removesuffix("/sse") + "/mcp"
         finally:
@@ -157,26 +244,43 @@ def bridged(folder: Path, options: Sequence[str]) -> Iterator[str]:
                 print(bridge.output)
 
 
-def run(url: str | None, options: Sequence[str]) -> int:
-    """Run all versions, each in front of a server of its own; the exit status."""
-    outcomes = []
-    for suite in SUITES:
-        with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-            folder = Path(name)
-            found = folder / "results"
-            found.mkdir()
-            at = url or stack.enter_context(bridged(folder, options))
-            outcomes.append(suite.run(at, found))
-    return judge(outcomes)
+def config(suite: Suite, folder: Path, mark: str) -> Path:
+    """A configuration file with the suite's server, started ahead, which no option can say."""
+    command, *args = suite.backend()
+    server = {"command": command, "args": args, "env": {MARK: mark}, "base_uri": "", "warm": 2}
+    file = folder / "bridge.json"
+    file.write_text(json.dumps({"mcpServers": {"conformance": server}}))
+    return file
+
+
+def outcome_of(suite: Suite, url: str | None, options: Sequence[str]) -> Outcome:
+    """Run one suite, in front of a server of its own if there is no URL."""
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        found = folder / "results"
+        found.mkdir()
+        at = url or stack.enter_context(bridged(suite, folder, options))
+        return suite.run(at, found)
+
+
+def run(suites: Sequence[Suite], url: str | None, options: Sequence[str]) -> int:
+    """Run suites, some at once; the exit status."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = pool.map(lambda suite: outcome_of(suite, url, options), suites)
+        return judge(list(outcomes))
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="run the MCP conformance suite")
     parser.add_argument("--url", help="of a server that is there, in the place of a bridge")
+    parser.add_argument("--only", default="", help="the suites whose names have this in them")
     known, options = parser.parse_known_args(arguments)
+    suites = [suite for suite in SUITES if known.only in suite.name]
+    if not suites:
+        parser.error(f"no suite has {known.only!r} in its name")
     try:
-        return run(known.url, options)
+        return run(suites, known.url, options)
     except (pytest.skip.Exception, pytest.fail.Exception) as missing:
         print(f"the conformance suite was not run: {missing}")
         return 1
