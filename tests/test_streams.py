@@ -15,8 +15,9 @@ from mcpbridge.errors import (
     UnknownSession,
 )
 from mcpbridge.protocol.envelope import peek
+from mcpbridge.protocol.events import Event
 from mcpbridge.protocol.inflight import ASKED_KEPT, MAX_IN_FLIGHT
-from mcpbridge.protocol.streams import Event, StreamRouter
+from mcpbridge.protocol.streams import StreamRouter
 from mcpbridge.session.events import MemoryEventLog
 
 
@@ -26,6 +27,16 @@ class Connection:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.over = ""
+        #: Whether an answer that comes first is all of the response.
+        self.plain = False
+        self.whole: list[bytes] = []
+
+    def answer(self, line: bytes) -> bool:
+        assert not self.over
+        if self.plain and not self.events:
+            self.whole.append(line)
+            self.over = "whole"
+        return bool(self.whole)
 
     def send(self, events: list[Event], final: bool) -> None:
         assert events
@@ -123,6 +134,39 @@ def test_answers_go_to_their_requests() -> None:
     assert routed.router.in_flight == 0
     assert not routed.router.has_outlets
     assert routed.router.dropped.total() == 0
+
+
+def test_an_answer_that_is_all_of_a_response_is_not_kept() -> None:
+    """Nobody has an event id to come back to it with."""
+    routed = Routed()
+    one, two, three = routed.post(1), routed.post(2), routed.post(3, 4)
+    one.plain = two.plain = three.plain = True
+    progress = routed.say(method="notifications/progress", params={"progressToken": 0})
+    answers = [routed.answer(each) for each in (1, 2, 3, 4)]
+    assert (one.whole, two.whole, one.events, two.events) == ([answers[0]], [answers[1]], [], [])
+    assert (three.lines, three.whole, three.over) == (answers[2:], [], "final")
+    assert len(routed.store) == 2
+    assert not routed.router.has_outlets
+    with pytest.raises(EventsLost):
+        routed.resume("1-0")
+    assert routed.get().lines == [progress]
+
+
+def test_an_answer_behind_other_messages_is_an_event() -> None:
+    routed = Routed()
+    one = routed.post(1)
+    one.plain = True
+    lines = [routed.notify(n=1), routed.answer(1)]
+    assert (one.lines, one.whole) == (lines, [])
+    assert routed.resume("1-1").lines == lines[1:]
+
+
+def test_an_answer_without_a_connection_is_kept() -> None:
+    routed = Routed()
+    one = routed.post(1)
+    one.plain = True
+    routed.router.detach("1", one)
+    assert (routed.answer(1), one.whole) == (routed.resume("1-0").lines[0], [])
 
 
 def test_error_is_an_answer() -> None:

@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mcpbridge.errors import EventsLost, IdInUse, StreamTaken
 from mcpbridge.protocol.envelope import Envelope
-from mcpbridge.protocol.streams import Event, StreamRouter
+from mcpbridge.protocol.events import Event
+from mcpbridge.protocol.streams import StreamRouter
 from mcpbridge.session.events import MemoryEventLog
 
 IDS = st.sampled_from([1, "1", 2, "2", "a"])
@@ -38,6 +39,9 @@ class Outlet:
     def __init__(self) -> None:
         self.unread: list[Event] = []
         self.over = ""
+
+    def answer(self, line: bytes) -> bool:
+        return False
 
     def send(self, events: list[Event], final: bool) -> None:
         assert events

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -36,6 +36,7 @@ from mcpbridge.protocol.envelope import (
     progress_token,
     split_batch,
 )
+from mcpbridge.protocol.events import Event, EventStore, Outlet
 from mcpbridge.protocol.inflight import Asked, InFlight, LogicalStream
 from mcpbridge.protocol.waiting import MaybeId, Waiter, WaitingRoom
 
@@ -49,37 +50,6 @@ STANDALONE = "0"
 Why = Literal["unasked", "invalid", "no room", "unread"]
 
 _EVENT_ID = re.compile(r"(0|[1-9][0-9]{0,17})-(0|[1-9][0-9]{0,17})")
-
-
-class Event(NamedTuple):
-    """A message as a client gets it: `ident` is `{stream}-{number}`."""
-
-    ident: str
-    line: bytes
-
-
-class Outlet(Protocol):
-    """A connection to the client, attached to one logical stream."""
-
-    def send(self, events: list[Event], final: bool) -> None:
-        """Write these, in order; with `final` they are the stream's last, and the response ends."""
-
-    def end(self) -> None:
-        """The stream is over, nothing more comes: the response ends."""
-
-    def displaced(self) -> None:
-        """Another connection has taken the stream over: the response ends."""
-
-
-class EventStore(Protocol):
-    """What is kept for resumption: one session's part of an `IEventStore`."""
-
-    def append(self, stream: str, number: int, line: bytes) -> None:
-        """Keep an event; the numbers of a stream are 1, 2, 3 and on."""
-
-    def after(self, stream: str, number: int) -> list[tuple[int, bytes]]:
-        """The events of a stream after that one, in order.  Raises `EventsGone`."""
-        ...
 
 
 class StreamRouter:
@@ -297,11 +267,23 @@ class StreamRouter:
         if stream is None:
             self.dropped["unasked"] += 1
         elif not self._json_only:
+            if not (stream.open or stream.number) and self._is_answer(stream, line):
+                return
             self._send(stream, line)
         else:
             stream.answers.append(line)
             if not stream.open:
                 self._send_answers(stream)
+
+    def _is_answer(self, stream: LogicalStream, line: bytes) -> bool:
+        """Whether a message was all of a response, which nobody can resume: it is not kept."""
+        outlet = self._outlets.pop(stream.name, None)
+        if outlet is None:
+            return False
+        if not outlet.answer(line):
+            self._outlets[stream.name] = outlet
+            return False
+        return True
 
     def _stream_of_notification(self, line: bytes, method: str) -> LogicalStream:
         stream: LogicalStream | None = None

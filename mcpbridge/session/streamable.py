@@ -25,12 +25,18 @@ from mcpbridge.protocol.envelope import (
     peek,
     requested_token,
 )
+from mcpbridge.protocol.events import Outlet
 from mcpbridge.protocol.revisions import Revision, revision
-from mcpbridge.protocol.streams import Outlet, StreamRouter
+from mcpbridge.protocol.streams import StreamRouter
 from mcpbridge.session.session import Session
 
 #: How often in an `idle_timeout` it is looked whether it is over.
 LOOKS = 4
+
+
+def _may_have_token(line: bytes) -> bool:
+    """Whether it is worth to look for one; its name may be written with escapes."""
+    return b"progressToken" in line or b"\\u" in line
 
 
 class _Negotiated(msgspec.Struct):
@@ -101,7 +107,7 @@ class StreamableFace:
         self._last = self._clock.seconds()
         lines = [line for line, _ in messages]
         asked: list[Any] = [
-            (envelope.id, requested_token(line))
+            (envelope.id, requested_token(line) if _may_have_token(line) else None)
             for line, envelope in messages
             if envelope.is_request
         ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mcpbridge.protocol.streams import Event, Outlet
+from mcpbridge.protocol.events import Event, Outlet
 from mcpbridge.session.streamable import StreamableFace
 
 
@@ -45,8 +45,15 @@ class WaitingAnswer:
 
     # What the router asks: Outlet.
 
+    def answer(self, line: bytes) -> bool:
+        """The answer, at once."""
+        if self._response is not None:
+            return self._response.answer(line)
+        self._answer(line)
+        return True
+
     def send(self, events: list[Event], final: bool) -> None:
-        """The answer, or the first of more."""
+        """The first of several messages, or an error at the session's end."""
         if self._response is None and final and len(events) == 1:
             self._answer(events[0].line)
         else:
@@ -71,6 +78,10 @@ class WaitingAnswer:
 
 class _Nowhere:
     """A response that nobody reads."""
+
+    def answer(self, line: bytes) -> bool:
+        """It is kept for whoever comes back."""
+        return False
 
     def send(self, events: list[Event], final: bool) -> None:
         """Lost, but for the store."""

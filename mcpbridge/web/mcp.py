@@ -32,9 +32,9 @@ from mcpbridge.protocol.envelope import (
     read_message,
     split_batch,
 )
+from mcpbridge.protocol.events import Outlet
 from mcpbridge.protocol.modern import claims_modern, is_modern_version
 from mcpbridge.protocol.revisions import SUPPORTED, is_accepted
-from mcpbridge.protocol.streams import Outlet
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.session.streamable import StreamableFace

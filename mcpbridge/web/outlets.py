@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from mcpbridge.config import COMMIT_SECONDS, RETRY_MILLISECONDS, ServerSettings
 from mcpbridge.protocol import sse
-from mcpbridge.protocol.streams import Event
+from mcpbridge.protocol.events import Event
 from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.reply import Reply
 
@@ -74,6 +74,14 @@ class ResponseOutlet:
         self._reply.gone()
 
     # What the router asks: Outlet.
+
+    def answer(self, line: bytes) -> bool:
+        """All of the response, unless it is an event stream already."""
+        reply = self._reply
+        if reply.request is None or reply.streaming or not self._may_be_json:
+            return False
+        reply.write_json(b"[" + line + b"]" if self._batch else line)
+        return True
 
     def send(self, events: list[Event], final: bool) -> None:
         """Messages of the stream."""
