@@ -7,11 +7,13 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import pytest_twisted
+from hypothesis import HealthCheck, settings
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
@@ -19,6 +21,17 @@ PUBLISHER: Any = globalLogPublisher
 
 #: Descriptors that the reactor and Python open once and keep.
 _TOLERATED = ("anon_inode:[eventpoll]",)
+#: How long a test's leavings may take to go; nothing is proven by it.
+PATIENCE = 20.0
+
+# No property is about time, and a machine may stand still in any example.
+settings.register_profile(
+    "patient",
+    parent=settings.get_profile(settings.get_current_profile_name()),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("patient")
 
 
 def pytest_configure() -> None:
@@ -74,7 +87,8 @@ def left_nothing(request: pytest.FixtureRequest, running_reactor: Any) -> Iterat
     unexpected = [failure for failure in failures if failure not in expected]
     assert not unexpected, f"failures were logged: {unexpected}"
     left: dict[str, Any] = {}
-    for _ in range(40):
+    deadline = time.monotonic() + PATIENCE
+    while True:
         left = {
             "delayed calls": [c for c in running.getDelayedCalls() if c not in calls],
             "readers": [r for r in running.getReaders() if r not in readers],
@@ -83,6 +97,8 @@ def left_nothing(request: pytest.FixtureRequest, running_reactor: Any) -> Iterat
         }
         if not any(left.values()):
             return
+        if time.monotonic() > deadline:
+            break
         pytest_twisted.blockon(deferLater(running, 0.025))
     raise AssertionError(f"the test left behind: { {k: v for k, v in left.items() if v} }")
 
