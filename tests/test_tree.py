@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,10 @@ from mcpbridge.backend.tree import (
     TaggedTree,
     signal_group,
 )
+from tests.real.processes import eventually
+
+#: How long anything may take, which is less than any process here sleeps.
+PATIENCE = 60
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 
@@ -40,20 +43,16 @@ if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.execve(sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(60)"], {})
+        os.execve(sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(600)"], {})
     os._exit(0)
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
 def until(condition: Any) -> None:
     """Wait, with a generous bound, until something is so."""
-    for _ in range(500):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come to that")
+    assert eventually(condition, PATIENCE), "it did not come to that"
 
 
 def out_of_session(pids: list[int], leader: int) -> list[int]:
@@ -61,9 +60,15 @@ def out_of_session(pids: list[int], leader: int) -> list[int]:
     found = []
     for pid in pids:
         try:
-            if os.getsid(pid) != leader and not Path(f"/proc/{pid}/environ").read_bytes():
+            # In this order: one that is just exiting has neither, and one
+            # that is still to become another program has both.
+            if (
+                os.getsid(pid) != leader
+                and not Path(f"/proc/{pid}/environ").read_bytes()
+                and Path(f"/proc/{pid}/cmdline").read_bytes()
+            ):
                 found.append(pid)
-        except ProcessLookupError:
+        except (FileNotFoundError, ProcessLookupError):
             # One that was only on the way.
             continue
     return found
@@ -138,7 +143,7 @@ def test_base_leaves_room_for_all_tags(random: bytes, hard: int) -> None:
 @linux
 def test_chain_gives_session_tag_and_keeps_the_pid(spawned: Spawned) -> None:
     """The backend is the process that was spawned: leader of its session, with its tag."""
-    process, tag = spawned.start("sleep", "60")
+    process, tag = spawned.start("sleep", "600")
     until(lambda: procfs.tag_of(process.pid) == tag)
     until(lambda: os.getsid(process.pid) == process.pid)
     assert os.getpgid(process.pid) == process.pid
@@ -148,7 +153,7 @@ def test_chain_gives_session_tag_and_keeps_the_pid(spawned: Spawned) -> None:
 @every_chain
 def test_chains_do_the_same(spawned: Spawned, chain: Chain) -> None:
     """However it is done: the tag, a session of its own, and no signal is ignored."""
-    shell = "grep SigIgn /proc/self/status; exec sleep 60"
+    shell = "grep SigIgn /proc/self/status; exec sleep 600"
     process, tag = spawned.start("/bin/sh", "-c", shell, chain=chain)
     assert process.stdout is not None
     # The C library keeps two signals, 32 and 33, for itself.
@@ -179,7 +184,7 @@ def test_chains_die_with_their_parent(chain: Chain) -> None:
     program = (
         "import os, subprocess, sys;"
         "from mcpbridge.backend.chain import *;"
-        f"p = subprocess.Popen({chain!r}.wrap(['/bin/sleep', '60'], 0, None));"
+        f"p = subprocess.Popen({chain!r}.wrap(['/bin/sleep', '600'], 0, None));"
         "print(p.pid, flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)"
     )
     parent = subprocess.Popen(
@@ -194,7 +199,7 @@ def test_chains_die_with_their_parent(chain: Chain) -> None:
     parent.wait()
     parent.stdout.close()
     try:
-        assert select.select([child], [], [], 10)[0], "the backend outlived the bridge"
+        assert select.select([child], [], [], PATIENCE)[0], "the backend outlived the bridge"
     finally:
         os.close(child)
 
@@ -204,7 +209,8 @@ def test_compiled_launcher_notices_a_parent_that_is_already_dead() -> None:
     compiled = Compiled()
     if not os.access(compiled.path, os.X_OK):
         pytest.skip("the launcher was not built here")
-    line = [compiled.path, "0", "1", "-", "--", "/bin/true"]
+    # Not this process, whatever its number: in a container it may be 1.
+    line = [compiled.path, "0", str(os.getpid() + 1), "-", "--", "/bin/true"]
     assert subprocess.run(line, check=False).returncode == 125
     assert subprocess.run([compiled.path], check=False, stderr=subprocess.PIPE).returncode == 125
 
@@ -236,7 +242,7 @@ def test_find_chain_tries_before_it_trusts() -> None:
 def test_strays_are_found_by_their_tag_alone(spawned: Spawned) -> None:
     """beat: the whole tree is gone, also what left group, parent and environment behind."""
     process, tag = spawned.start(sys.executable, "-S", "-c", STRAYS)
-    other, other_tag = spawned.start("sleep", "60")
+    other, other_tag = spawned.start("sleep", "600")
     assert process.stdout is not None
     process.stdout.readline()
     until(lambda: len(out_of_session(spawned.found(tag), process.pid)) == 1)
@@ -252,7 +258,7 @@ def test_strays_are_found_by_their_tag_alone(spawned: Spawned) -> None:
 @linux
 def test_what_is_in_anothers_session_is_skipped(spawned: Spawned) -> None:
     """The files of other sessions' processes are not read."""
-    process, tag = spawned.start("sleep", "60")
+    process, tag = spawned.start("sleep", "600")
     until(lambda: spawned.found(tag) == [process.pid])
     until(lambda: os.getsid(process.pid) == process.pid)
     assert procfs.find_tagged(spawned.sweeper.base, {process.pid}) == []
@@ -359,7 +365,7 @@ def test_nothing_counts_only_when_seen_twice(found_table: FoundTable) -> None:
 def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
     """No zombie remains, and the status of somebody else's child is not taken."""
     stranger = subprocess.Popen(["true"])
-    mine, tag = spawned.start("sleep", "60")
+    mine, tag = spawned.start("sleep", "600")
     until(lambda: procfs.tag_of(mine.pid) == tag)
     sweeper, clock = spawned.sweeper, spawned.sweeper._clock
     assert isinstance(clock, Clock)
@@ -377,7 +383,7 @@ def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
 
 def test_group_before_setsid_is_not_signalled() -> None:
     """Until `setsid` has run the child's group is our own: the child alone is signalled."""
-    process = subprocess.Popen(["sleep", "60"])
+    process = subprocess.Popen(["sleep", "600"])
     signal_group(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     signal_group(process.pid, signal.SIGKILL)
@@ -387,7 +393,7 @@ def test_group_tree_knows_members_without_tags() -> None:
     """Elsewhere than on Linux: the group, after its leader has exited too."""
     clock = Clock()
     process = subprocess.Popen(
-        ["sh", "-c", "sleep 60 & echo ready"], stdout=subprocess.PIPE, start_new_session=True
+        ["sh", "-c", "sleep 600 & echo ready"], stdout=subprocess.PIPE, start_new_session=True
     )
     assert process.stdout is not None
     process.stdout.readline()
