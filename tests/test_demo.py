@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 DEMO = Path(__file__).parent.parent / "mcpbridge" / "demo.py"
+#: How long its end may take; nothing is proven by it.
+PATIENCE = 60
 
 
 class Demo:
@@ -83,7 +85,7 @@ def demo() -> Iterator[Demo]:
     """Start a demo server; at the end it must stop at EOF, and without a complaint."""
     with running() as demo:
         yield demo
-        _, errors = demo.process.communicate(timeout=5)
+        _, errors = demo.process.communicate(timeout=PATIENCE)
         assert (demo.process.returncode, errors) == (0, b"")
 
 
@@ -212,7 +214,7 @@ def test_sigterm_ends_it() -> None:
     with running() as demo:
         demo.ask("ping")
         demo.process.terminate()
-        assert demo.process.wait(5) == -signal.SIGTERM
+        assert demo.process.wait(PATIENCE) == -signal.SIGTERM
 
 
 def test_a_closed_stdout_ends_it() -> None:
@@ -220,6 +222,6 @@ def test_a_closed_stdout_ends_it() -> None:
         assert demo.process.stdout is not None
         demo.process.stdout.close()
         demo.start("ping")
-        assert demo.process.wait(5) == 0
+        assert demo.process.wait(PATIENCE) == 0
         assert demo.process.stderr is not None
         assert demo.process.stderr.read() == b""

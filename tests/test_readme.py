@@ -52,12 +52,16 @@ server.serve_forever()
 """
 
 
+#: How long a command may take that is to end; nothing is proven by it.
+PATIENCE = 60.0
+
+
 def block(*lines: str) -> str:
     """A document that is one block to run."""
     return "\n".join([MARKER, "```console", *lines, "```", ""])
 
 
-def follow(document: str, tmp_path: Path, seconds: float = 20) -> None:
+def follow(document: str, tmp_path: Path, seconds: float = PATIENCE) -> None:
     """Follow a document in a new folder."""
     folder, scratch = tmp_path / "folder", tmp_path / "scratch"
     folder.mkdir()
@@ -113,35 +117,37 @@ def test_a_sample_is_followed_and_its_server_stopped(tmp_path: Path) -> None:
     steps = commands(SAMPLE)
     # the port is known only once the server runs
     steps.insert(3, Command("PORT=$(cat ../port)"))
-    with Reader(sub.parent, scratch, 20) as reader:
+    with Reader(sub.parent, scratch, PATIENCE) as reader:
         reader.follow(steps)
         port = int((sub.parent / "port").read_text())
-        socket.create_connection(("127.0.0.1", port), 5).close()
+        socket.create_connection(("127.0.0.1", port), PATIENCE).close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), 5).close()
+        socket.create_connection(("127.0.0.1", port), PATIENCE).close()
 
 
 @pytest.mark.parametrize(
-    ("lines", "complaint"),
+    ("lines", "seconds", "complaint"),
     [
-        (["$ false"], "exit status 1"),
-        (["$ exit 3"], "exit status 3"),
-        (["$ echo a", "b"], "does not print\nb"),
-        (["$ sleep 20"], "runs for"),
-        (["$ exit 4 &"], "ended with 4"),
-        (["$ sleep 20 &"], "serves no URL"),
-        (["$ make test"], "would run the test that runs it"),
+        (["$ false"], PATIENCE, "exit status 1"),
+        (["$ exit 3"], PATIENCE, "exit status 3"),
+        (["$ echo a", "b"], PATIENCE, "does not print\nb"),
+        (["$ exec sleep 600"], 0.5, "runs for"),
+        (["$ exit 4 &"], PATIENCE, "ended with 4"),
+        (["$ exec sleep 600 &"], 0.5, "serves no URL"),
+        (["$ make test"], PATIENCE, "would run the test that runs it"),
     ],
 )
-def test_what_does_not_work_is_told(lines: list[str], complaint: str, tmp_path: Path) -> None:
+def test_what_does_not_work_is_told(
+    lines: list[str], seconds: float, complaint: str, tmp_path: Path
+) -> None:
     with pytest.raises(Failed, match=complaint):
-        follow(block(*lines), tmp_path, 0.5)
+        follow(block(*lines), tmp_path, seconds)
 
 
 def free(port: int) -> bool:
     """Whether nothing listens on a port of this machine."""
     with socket.socket() as probe:
-        probe.settimeout(2)
+        probe.settimeout(PATIENCE)
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
