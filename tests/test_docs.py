@@ -41,6 +41,8 @@ from tests.real.processes import eventually
 DOCS = ROOT / "docs"
 EXAMPLES = DOCS / "examples"
 DOCUMENTS = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
+#: How long anything may take; nothing is proven by it.
+PATIENCE = 60
 _FENCED = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 
@@ -306,7 +308,9 @@ class Client:
         self.endpoint = self.event()["data"]
 
     def _connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(cast("str", self.parts.hostname), self.parts.port, 15)
+        return http.client.HTTPConnection(
+            cast("str", self.parts.hostname), self.parts.port, timeout=PATIENCE
+        )
 
     def event(self) -> dict[str, str]:
         """The next event."""
@@ -360,7 +364,7 @@ def embedding(cwd: Path) -> Iterator[tuple[str, subprocess.Popen[str], list[str]
             found = re.search(r"Site starting on (\d+)", "".join(lines))
             return found[1] if found else ""
 
-        assert eventually(lambda: port() or process.poll() is not None, 30), lines
+        assert eventually(lambda: port() or process.poll() is not None, PATIENCE), lines
         assert port(), lines
         yield f"http://127.0.0.1:{port()}", process, lines
     finally:
@@ -374,7 +378,7 @@ def embedding(cwd: Path) -> Iterator[tuple[str, subprocess.Popen[str], list[str]
 def test_the_embedding_example_serves_a_session(tmp_path: Path) -> None:
     with embedding(tmp_path) as (url, process, lines):
         parts = urlsplit(url)
-        page = http.client.HTTPConnection(cast("str", parts.hostname), parts.port, 15)
+        page = http.client.HTTPConnection(cast("str", parts.hostname), parts.port, timeout=PATIENCE)
         with contextlib.closing(page):
             page.request("GET", "/")
             assert page.getresponse().read() == b"hello from the application\n"
@@ -383,9 +387,9 @@ def test_the_embedding_example_serves_a_session(tmp_path: Path) -> None:
             assert path == "/tools/demo/message"
             assert client.call("add", a=2, b=3) == "5"
         closed = "session .* of 'demo' closed .* the client went away"
-        assert eventually(lambda: re.search(closed, "".join(lines)), 10), lines
+        assert eventually(lambda: re.search(closed, "".join(lines)), PATIENCE), lines
         process.send_signal(signal.SIGTERM)
-        assert process.wait(15) in (0, -signal.SIGTERM)
+        assert process.wait(PATIENCE) in (0, -signal.SIGTERM)
     assert ident not in "".join(lines)
 
 
@@ -414,7 +418,11 @@ def test_the_extended_example_serves_sessions(
         with contextlib.closing(Client(urls["/greeter/sse"])) as client:
             assert client.call("greet", whom="you") == "hello, you"
         ledger = tmp_path / "sessions.jsonl"
-        assert eventually(ledger.exists, 10), bridge.output
+
+        def whole() -> bool:
+            return ledger.exists() and ledger.read_text(encoding="utf-8").endswith("\n")
+
+        assert eventually(whole, PATIENCE), bridge.output
         entry = json.loads(ledger.read_text(encoding="utf-8"))
         assert entry["server"] == "demo"
         assert entry["messages"] == [1, 1]
