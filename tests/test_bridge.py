@@ -34,6 +34,14 @@ def server(**settings: Any) -> ServerSettings:
     return ServerSettings(**{"command": "parrot", "launcher": PARROT, **settings})
 
 
+async def until(reactor: Any, what: Callable[[], bool]) -> None:
+    """Wait until something is so, a minute at most."""
+    deadline = reactor.seconds() + 60
+    while not what():
+        assert reactor.seconds() < deadline, "it did not come to that"
+        await deferLater(reactor, 0.01)
+
+
 class Started:
     """A started bridge and its clients."""
 
@@ -123,7 +131,7 @@ async def test_third_party_extensions_as_arguments(start: Any, running_reactor: 
     assert await client.message() == '{"jsonrpc":"2.0","id":1,"result":{"word":"hello"}}'
     assert (await running.client()).response.code == 429
     await client.close()
-    await deferLater(running_reactor, 0.05)
+    await until(running_reactor, lambda: Notebook.pages[-1][0] == "closed")
     assert [page[0] for page in Notebook.pages] == ["made", "opened", "in", "out", "closed"]
 
 
@@ -217,7 +225,7 @@ async def test_named_servers_have_their_own_limits(running_reactor: Any) -> None
         assert (await running.client("/b/sse", origin)).response.code == 200
         assert (await running.client("/b/sse", origin)).response.code == 429
         await first.close()
-        await deferLater(running_reactor, 0.05)
+        await until(running_reactor, lambda: not bridge.servers[0].unclosed)
         assert (await running.client("/b/sse", origin)).response.code == 200
         for client in running.clients:
             await client.close()
