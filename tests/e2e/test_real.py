@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.real import parts
-from tests.real.bridge import LOOPBACK, MARK, RunningBridge, serving
+from tests.real.bridge import LOOPBACK, MARK, PATIENCE, RunningBridge, serving
 from tests.real.parts import CLIENTS_BY_NAME, beside_python
 from tests.real.processes import eventually
 
@@ -154,7 +154,7 @@ def test_sigterm_stops_a_bridge_and_what_it_runs(tmp_path: Path) -> None:
         slow = [*client.command(), bridge.url, "slow", '{"seconds": 300}']
         with subprocess.Popen(slow, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as one:
             try:
-                assert eventually(bridge.backends, 20), bridge.output
+                assert eventually(bridge.backends, PATIENCE), bridge.output
                 assert bridge.stop() in STOPPED
             finally:
                 one.kill()
