@@ -91,7 +91,9 @@ def test_backend_ignores_eof(tmp_path: Path) -> None:
 
 def test_backend_ignores_sigterm(tmp_path: Path) -> None:
     """Backend ignores EOF and SIGTERM: SIGKILL after the second grace, all three in order."""
-    with serving(*GRACES_SHORT, command=backend("stubborn", tmp_path / "told", "deaf")) as bridge:
+    # The second leaves it the time to note the SIGTERM, also on a busy machine.
+    options = ("--stop-grace", "0.1", "--kill-grace", "2")
+    with serving(*options, command=backend("stubborn", tmp_path / "told", "deaf")) as bridge:
         stream = bridge.open()
         assert b"ready" in stream.message()
         stream.close()

@@ -1,9 +1,11 @@
 """
 Ignores the end of its stdin, and SIGTERM too with `deaf`; notes in a file what
-it was told.  `stubborn.py FILE [deaf]`.
+it was told, in the order in which it was, however late it gets to run.
+`stubborn.py FILE [deaf]`.
 """
 
 import os
+import select
 import signal
 import sys
 import time
@@ -11,8 +13,23 @@ import time
 note = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
+noted = False
+closed = select.poll()
+closed.register(0, 0)
+
+
+def on_end() -> None:
+    """Note it, once."""
+    global noted
+    if not noted:
+        noted = True
+        os.write(note, b"EOF\n")
+
+
 def on_term(*_: object) -> None:
-    """Note it, and obey unless deaf."""
+    """Note it, behind an end that is there and was not read; obey unless deaf."""
+    if closed.poll(0):
+        on_end()
     os.write(note, b"SIGTERM\n")
     if sys.argv[2] != "deaf":
         os._exit(7)
@@ -22,6 +39,8 @@ signal.signal(signal.SIGTERM, on_term)
 os.write(1, b'{"jsonrpc":"2.0","method":"ready"}\n')
 while os.read(0, 65536):
     pass
-os.write(note, b"EOF\n")
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+on_end()
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 while True:
     time.sleep(600)
