@@ -589,8 +589,13 @@ class Bridge:
 
     def guardian(self) -> Process:
         """Its guardian; waits until there is one."""
-        until(lambda: self.below() or self.guardians)
-        [guardian] = [each for each in self.guardians if alive(each)]
+
+        def found() -> list[Process]:
+            self.below()
+            return [each for each in self.guardians if alive(each)]
+
+        until(found)
+        [guardian] = found()
         return guardian
 
     def wait_for_backends(self, count: int, running: str = "") -> set[Process]:
