@@ -115,9 +115,10 @@ def run(bridge: Bridge, cycles: int) -> Counter[str]:
 def test_nothing_is_left_of_sessions_that_end_in_every_way() -> None:
     """Zero processes, zero permits taken, a flat descriptor count and flat memory."""
     options = ["--stop-grace", "0.2", "--kill-grace", "0.2", "--max-waiting-messages", "8"]
-    options += ["--idle-timeout", "2"]
+    # Longer than a thread here may stand still between two requests.
+    options += ["--idle-timeout", "4"]
     # Sessions of before may still be ending while the next ones begin.
-    limit = AT_A_TIME * 6
+    limit = AT_A_TIME * 12
     command = ["/usr/bin/env", "python3", "-I", "-S", str(BACKENDS / "any.py")]
     with serving(*options, "--max-sessions", str(limit), command=command) as bridge:
         assert sum(run(bridge, WARM_UP).values()) == WARM_UP

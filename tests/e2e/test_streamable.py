@@ -5,8 +5,11 @@ what a client gets that comes back, and how a session ends.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 NEW, OLD = "2025-11-25", "2025-03-26"
 SUPPORTED = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
 LARGE = 200_000
+#: Longer than this process may stand still between two requests on a busy machine.
+IDLE = ("--idle-timeout", "4")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +91,18 @@ def slow_call(client: Streamable, gate: str, now: int, later: int, **more: objec
     )
 
 
+def prompt(ask: Callable[[], Response]) -> Response:
+    """
+    An answer, asked for anew if it came as events: so does one that took
+    seconds, which on a busy machine may be any.
+    """
+    for _ in range(5):
+        answer = ask()
+        if "event-stream" not in answer.kind:
+            break
+    return answer
+
+
 def said(method: str, **params: object) -> dict[str, Any]:
     return {"method": method, "params": params}
 
@@ -95,7 +112,7 @@ def said(method: str, **params: object) -> dict[str, Any]:
 
 def test_json_where_there_is_only_an_answer(client: Streamable) -> None:
     """200 as `application/json` where one final answer is all; the session's id is not repeated."""
-    answer = client.call("ping")
+    answer = prompt(lambda: client.call("ping"))
     assert (answer.status, answer.kind) == (200, "application/json")
     assert answer.json["result"] == {"was": "ping"}
     assert "mcp-session-id" not in answer.headers
@@ -217,7 +234,7 @@ def test_an_id_in_flight(client: Streamable) -> None:
     first = client.send("POST", request("slow", 5, gate="a"))
     until(lambda: client.send("POST", request("twin", 5)).status == 400)
     client.tell("open", gate="a")
-    assert first.json == {"jsonrpc": "2.0", "id": 5, "result": {"was": "slow"}}
+    assert first.answer() == {"jsonrpc": "2.0", "id": 5, "result": {"was": "slow"}}
     assert client.send("POST", request("again", 6)).status == 200
 
 
@@ -306,7 +323,7 @@ def test_batch_of_requests(bridge: Bridge, base: str) -> None:
 def test_batch_of_one_request_is_answered_by_a_batch(bridge: Bridge) -> None:
     """JSON-RPC 2.0, section 6: the answer to an array is an array."""
     client = bridge.streamable("", OLD)
-    with client.send("POST", b"[" + PING + b"]") as answer:
+    with prompt(lambda: client.send("POST", b"[" + PING + b"]")) as answer:
         assert answer.json == [{"jsonrpc": "2.0", "id": 99, "result": {"was": "ping"}}]
 
 
@@ -499,6 +516,9 @@ def test_cancelled(client: Streamable, number: int) -> None:
         assert call.pieces() == []
         # Who comes back for more is told that there is none, and comes no more.
         assert client.listen(last.ident).status == 204
+    elif "event-stream" in call.kind:
+        # All this took seconds: then there are events, and none for it.
+        assert call.pieces() == []
     else:
         assert (call.status, call.body) == (202, b"")
     client.tell("open", gate="b")
@@ -548,7 +568,8 @@ def test_keepalive_comments(bridge: Bridge) -> None:
             each.take_to(b": keepalive\n\n")
     client.tell("open", gate="a")
     client.tell("do", say=[said("x/list_changed")])
-    assert b"list_changed" in stream.take_to(b"\n\n\r\n")
+    # More comments may have come meanwhile.
+    stream.take_to(b"x/list_changed")
 
 
 # The end.
@@ -578,11 +599,15 @@ def test_delete_does_not_wait_for_the_backend() -> None:
         ' echo \'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25"}}\';'
         " read line; while :; do sleep 0.1; done"
     )
-    options = ("--stop-grace", "0.5", "--kill-grace", "0.5")
+    options = ("--stop-grace", NEVER, "--kill-grace", NEVER)
     with serving(*options, command=["sh", "-c", script]) as bridge:
         client = bridge.streamable()
         assert client.delete() == 200
-        assert bridge.marked()
+        left = bridge.marked()
+        assert left
+        for each in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each.pid, signal.SIGKILL)
         bridge.wait_for_close(client)
         bridge.wait_until_empty()
 
@@ -631,7 +656,7 @@ def test_gone_before_it_has_an_id(bridge: Bridge) -> None:
 
 def test_idle_sessions() -> None:
     """30 abandoned sessions leave nothing; one with an open stream stays."""
-    with serving("--idle-timeout", "1", command=backend("script")) as bridge:
+    with serving(*IDLE, command=backend("script")) as bridge:
         kept = bridge.streamable()
         stream = kept.listen()
         assert stream.piece().data == b""
@@ -647,7 +672,7 @@ def test_idle_sessions() -> None:
             client.drop()
         until(lambda: bridge.log.count(" closed after ") == 30)
         for client in abandoned:
-            assert "idle for 1 s" in bridge.wait_for_close(client)
+            assert "idle for 4 s" in bridge.wait_for_close(client)
         until(lambda: len(bridge.marked()) == 1)
         assert kept.call("ping").status == 200
         assert abandoned[0].call("ping").status == 404
@@ -658,11 +683,11 @@ def test_idle_sessions() -> None:
 
 def test_a_backend_that_talks_to_nobody() -> None:
     """However much a backend says, its session ends when the client stays away."""
-    with serving("--idle-timeout", "1", command=backend("script")) as bridge:
+    with serving(*IDLE, command=backend("script")) as bridge:
         client = bridge.streamable()
         client.tell("do", flood=10**12, line=200, note="/dev/null")
         client.drop()
-        assert "idle for 1 s" in bridge.wait_for_close(client)
+        assert "idle for 4 s" in bridge.wait_for_close(client)
         bridge.wait_until_empty()
 
 
