@@ -21,6 +21,7 @@ from twisted.internet.task import Clock
 
 from mcpbridge.backend import procfs
 from mcpbridge.backend.chain import Chain, Compiled, PythonShim, UtilLinux, find_chain, works
+from mcpbridge.backend.subreaper import set_child_subreaper
 from mcpbridge.backend.tree import (
     REAP_SECONDS,
     SWEEP_SECONDS,
@@ -392,13 +393,16 @@ def test_group_before_setsid_is_not_signalled() -> None:
 def test_group_tree_knows_members_without_tags() -> None:
     """Elsewhere than on Linux: the group, after its leader has exited too."""
     clock = Clock()
+    # In a container the first process may reap nobody, and then it is for this one to do.
+    adopts = set_child_subreaper(True)
     process = subprocess.Popen(
-        ["sh", "-c", "sleep 600 & echo ready"], stdout=subprocess.PIPE, start_new_session=True
+        ["sh", "-c", "sleep 600 & echo $!"], stdout=subprocess.PIPE, start_new_session=True
     )
     assert process.stdout is not None
-    process.stdout.readline()
+    member = int(process.stdout.readline())
     process.wait()
     process.stdout.close()
+    set_child_subreaper(False)
     tree = GroupTree(process.pid, clock)
     answers: list[list[int]] = []
 
@@ -409,4 +413,6 @@ def test_group_tree_knows_members_without_tags() -> None:
 
     assert look() == [process.pid]
     tree.signal_rest([process.pid], signal.SIGKILL)
+    if adopts:
+        os.waitpid(member, 0)
     until(lambda: look() == [])
