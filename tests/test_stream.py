@@ -341,15 +341,3 @@ def test_the_connection_may_ask_to_stop() -> None:
     made = Made()
     made.stream.stopProducing()
     assert made.finished == 0
-
-
-def test_a_stall_that_the_kernel_ends_first_has_its_reason() -> None:
-    """TCP_USER_TIMEOUT ends a peer that takes nothing; the log says what it was for."""
-    made = Made()
-    timeout = ServerSettings(command="x").peer_timeout
-    made.waiting, made.taken = 1000, 7
-    made.stream.pauseProducing()
-    made.clock.pump([timeout / 4] * 2)
-    assert made.stream.client_gone("lost") == "the client went away (lost)"
-    made.clock.pump([timeout / 4] * 2)
-    assert made.stream.client_gone("lost") == f"the client took no byte for {timeout:g} s"

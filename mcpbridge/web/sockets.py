@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import socket
 import sys
+import termios
+from fcntl import ioctl
 from typing import Any
 
 #: Where `tcpi_bytes_acked` lies in `struct tcp_info` (linux/tcp.h).
@@ -27,9 +29,11 @@ def raw_socket(transport: Any) -> socket.socket | None:
 
 def notice_vanished_peer(transport: Any, timeout: float) -> None:
     """
-    Let the kernel end the connection when the peer acknowledges nothing for
-    `timeout` seconds, also when nothing is sent (RFC 1122, section 4.2.3.6;
-    RFC 5482).  Does nothing where the system or the transport cannot.
+    Let the kernel end an idle connection whose peer has not been there for
+    `timeout` seconds (RFC 1122, section 4.2.3.6).  While data waits it is for
+    a `ClientWatch`: the kernel's own time-out for that (RFC 5482) ends peers
+    with a small window, too, who take bytes all the time.  Does nothing where
+    the system or the transport cannot.
     """
     connection = raw_socket(transport)
     if connection is None:
@@ -40,7 +44,6 @@ def notice_vanished_peer(transport: Any, timeout: float) -> None:
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", pause),
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", pause),
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", max(1, int(timeout * 1000))),
     ]
     for level, name, value in options:
         option = getattr(socket, name, None)
@@ -64,9 +67,22 @@ def acknowledged(transport: Any) -> int | None:
     return int.from_bytes(info[_BYTES_ACKED], sys.byteorder) if len(info) == 128 else None
 
 
+def _queued(connection: socket.socket | None) -> int:
+    if connection is None or sys.platform != "linux":
+        return 0
+    try:
+        size = ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    except (OSError, ValueError):
+        return 0
+    return int.from_bytes(size, sys.byteorder)
+
+
 def unsent(transport: Any) -> int:
-    """Bytes that wait for the socket in user space, under all wrappers; 0 if none is known."""
-    total = 0
+    """
+    Bytes that the peer has not acknowledged, in user space under all wrappers
+    and in the kernel (tcp(7), `SIOCOUTQ`, Linux); 0 if none is known.
+    """
+    total = _queued(raw_socket(transport))
     while transport is not None:
         buffered = getattr(transport, "dataBuffer", None)
         if isinstance(buffered, (bytes, bytearray, memoryview)):

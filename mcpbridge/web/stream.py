@@ -118,14 +118,8 @@ class EventStream:
         """
         There is no connection any more: nothing can be written.  Returns why
         the session ends; `how` is what the transport says.
-
-        The kernel, too, ends a connection whose peer takes nothing
-        (`TCP_USER_TIMEOUT`), a little before this looks again, and does not
-        say that it was for this.
         """
         self._request = None
-        if self._full and self._watch.nearly_stalled():
-            return self._took_nothing()
         return f"the client went away ({how})"
 
     # What the connection asks: IPushProducer.
@@ -163,11 +157,8 @@ class EventStream:
         if not self._full:
             self._write(self._next_ping())
 
-    def _took_nothing(self) -> str:
-        return f"the client took no byte for {self._settings.peer_timeout:g} s"
-
     def _abort(self) -> None:
-        self._session.life.end(self._took_nothing())
+        self._session.life.end(f"the client took no byte for {self._settings.peer_timeout:g} s")
         abort = getattr(self._transport, "abortConnection", None)
         if abort is not None:
             abort()

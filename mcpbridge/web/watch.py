@@ -70,10 +70,6 @@ class ClientWatch:
         """So many bytes were written."""
         self._written += size
 
-    def nearly_stalled(self) -> bool:
-        """Whether the next look might find that the time is over."""
-        return self._clock.seconds() - self._since >= self._timeout * (1 - 1 / LOOKS)
-
     def _look(self) -> None:
         waiting = self._pending(self._transport)
         # What the peer has acknowledged where the system tells, for the
