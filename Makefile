@@ -17,7 +17,8 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 # the tests of the contract, which hold with the front channel on and off
 CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py \
-    tests/e2e/test_backpressure.py tests/e2e/test_http.py $(wildcard tests/e2e/test_streamable.py)
+    tests/e2e/test_backpressure.py tests/e2e/test_http.py tests/e2e/test_streamable.py \
+    tests/e2e/test_modern.py
 
 .PHONY: help serve test lint unit others real coverage bench bench-quick conformance soak clean
 .DEFAULT_GOAL := help

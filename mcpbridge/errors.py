@@ -82,7 +82,7 @@ class Refused(BridgeError):
     """
 
     status: ClassVar[int] = 400
-    code: ClassVar[int] = INVALID_REQUEST
+    code: int = INVALID_REQUEST
     #: Seconds after which another try may succeed, for `Retry-After`.
     retry_after: int | None = None
     #: The id of the request, where one message of 2026-07-28 is refused.

@@ -151,8 +151,9 @@ class IMessageFilter(Interface):
     Both methods return the message that passes, one line of JSON without a
     newline, most often the one they were given.  They refuse by raising
     `mcpbridge.errors.MessageRefused`: a client gets its text in a JSON-RPC
-    error; a backend whose request is refused gets one as the answer; of the
-    rest a refused message is dropped and counted in the log.
+    error, in the place of an answer too; a backend whose request is refused
+    gets one as the answer; a refused notification is dropped.  What was
+    refused is counted in the log.
     """
 
     def from_client(session: object, line: bytes) -> bytes:

@@ -5,7 +5,9 @@ for the same bytes, however they are cut, hostile ones above all.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -26,14 +28,20 @@ from mcpbridge.errors import MessageRefused
 from mcpbridge.session.events import MemoryEventStore
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
-from mcpbridge.testing import FakeLauncher, RecordingStream
+from mcpbridge.testing import FakeBackend, RecordingStream
 from mcpbridge.web.front import Front
 from mcpbridge.web.gate import Gate
 from mcpbridge.web.site import BridgeSite
+from tests.test_modern_endpoint import Launcher, Modern, answer
 
 IDENT = "12345678-1234-4234-8234-123456789abc"
 LIMIT = 300
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"x"}'
+META = (
+    b'"params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28",'
+    b'"io.modelcontextprotocol/clientCapabilities":{}}}'
+)
+MODERN = b'{"jsonrpc":"2.0","id":"m","method":"x",%b}' % META
 
 
 class Refuser:
@@ -58,7 +66,8 @@ class World:
         from mcpbridge.web.routes import Routes
 
         self.clock = Clock()
-        self.launcher = FakeLauncher()
+        self.launcher = Launcher()
+        self.launcher.kind = FakeBackend
         limiter = _Unlimited()
         server_settings = ServerSettings(command="x", base_uri="/b", max_message_bytes=LIMIT)
         server = Server(
@@ -77,6 +86,8 @@ class World:
         Deferred.fromCoroutine(server.open_streamable()).addCallback(opened.append)
         server.streamable = {IDENT: opened[1]}
         limiter.full = full
+        # What is started from now on is for requests of 2026-07-28.
+        self.launcher.kind = Modern
         self.face: Any = opened[1].stream
         self.backend, self.backend2 = self.launcher.backends
         root = Branch()
@@ -108,6 +119,14 @@ class World:
         """The backend of the session of Streamable HTTP writes a message."""
         self.backend2.receiver.messages_received([line])
 
+    def answer_modern(self) -> None:
+        """The processes that belong to no session answer what they were asked."""
+        for backend in self.launcher.backends[2:]:
+            for line in list(backend.sent):
+                message = json.loads(line)
+                if message["method"] == "x":
+                    backend.receiver.messages_received([answer(message["id"], {})])
+
     def receive(self, data: bytes, cuts: list[int]) -> None:
         """The bytes, cut at these places; none after the connection is closed."""
         places = sorted({cut % (len(data) + 1) for cut in cuts})
@@ -115,10 +134,12 @@ class World:
             if start < end and not self.transport.disconnecting:
                 self.channel.dataReceived(data[start:end])
 
-    def seen(self) -> tuple[bytes, bool, list[bytes], list[bytes]]:
-        """All that differs to a client, or to the backend."""
+    def seen(self) -> tuple[bytes, bool, list[bytes], list[bytes], list[list[bytes]]]:
+        """All that differs to a client, or to the backends."""
         answers = re.sub(rb"\r\nDate: [^\r]+", b"", self.transport.value())
-        return answers, self.transport.disconnecting, self.backend.sent, self.backend2.sent
+        others = [each.sent for each in self.launcher.backends[2:]]
+        closing = self.transport.disconnecting
+        return answers, closing, self.backend.sent, self.backend2.sent, others
 
 
 class _Unlimited:
@@ -175,6 +196,14 @@ BODIES = st.sampled_from(
         b'{"jsonrpc":"2.0","id":2,"method":"y"}',
         b'{"jsonrpc":"2.0","id":1,"method":"initialize"}',
         b'[{"jsonrpc":"2.0","id":3,"method":"z"}]',
+        MODERN,
+        MODERN,
+        MODERN.replace(b"/", b"\\/"),
+        MODERN.replace(b"2026-07-28", b"2025-11-25"),
+        MODERN.replace(b"2026-07-28", b"2027-01-01"),
+        MODERN.replace(b'"x"', b'"initialize"'),
+        MODERN.replace(b'"id":"m",', b""),
+        b"[%b]" % MODERN,
     ]
 )
 STREAMABLE = [
@@ -190,6 +219,11 @@ ODD = st.sampled_from(
         b"",
         b"MCP-Protocol-Version: 2025-11-25",
         b"MCP-Protocol-Version: 2999-01-01",
+        b"MCP-Protocol-Version: 2026-07-28",
+        b"MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: x",
+        b"MCP-Protocol-Version: 2026-07-28\r\nMCP-Protocol-Version: 2026-07-28\r\nMcp-Method: x",
+        b"MCP-Protocol-Version: 2025-11-25\r\nMCP-Protocol-Version: 2026-07-28",
+        b"Mcp-Method: x",
         b"Mcp-Session-Id: " + IDENT.encode(),
         b"Mcp-Session-Id: " + IDENT.replace("1", "3").encode(),
         b"Accept: application/json;q=0, text/event-stream",
@@ -286,6 +320,8 @@ def post(body: bytes, *fields: bytes, ident: str = IDENT) -> bytes:
     return b"\r\n".join([*lines, b"", b""]) + body
 
 
+#: What a client of 2026-07-28 says beside a session's id.
+SAYING = (b"Host: h", b"MCP-Protocol-Version: 2026-07-28", b"Mcp-Method: x")
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}'
 SAID = st.lists(
     st.sampled_from(
@@ -296,6 +332,8 @@ SAID = st.lists(
             b'{"jsonrpc":"2.0","method":"notifications/message"}',
             b'{"jsonrpc":"2.0","id":9,"method":"sampling/createMessage"}',
             b"wait",
+            b"modern",
+            b"modern",
         ]
     ),
     max_size=5,
@@ -321,6 +359,11 @@ def post_mcp(body: bytes, *fields: bytes) -> bytes:
 @example(post_mcp(CALL), [], [b'{"jsonrpc":"2.0","method":"notifications/message"}', ANSWER])
 @example(post_mcp(CALL) * 2, [], [ANSWER])
 @example(post_mcp(CALL, b"MCP-Protocol-Version: 2999-01-01"), [], [ANSWER])
+@example(post_mcp(MODERN, *SAYING), [], [b"modern"])
+@example(post_mcp(MODERN, *SAYING) * 2 + post_mcp(CALL), [], [b"modern"] * 2 + [ANSWER])
+@example(post_mcp(MODERN, *SAYING), [150, 300], [b"wait", b"modern"])
+@example(post_mcp(MODERN), [], [ANSWER])
+@example(post_mcp(CALL, *SAYING), [], [ANSWER])
 @example(post_mcp(b'{"jsonrpc":"2.0","id":1,"method":"initialize"}') + post(CALL), [], [])
 @example(post_mcp(b'[{"jsonrpc":"2.0","id":1,"method":"x"}]') + post(CALL), [], [ANSWER])
 def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]) -> None:
@@ -331,6 +374,8 @@ def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]
         for line in said:
             if line == b"wait":
                 each.clock.advance(COMMIT_SECONDS)
+            elif line == b"modern":
+                each.answer_modern()
             else:
                 each.say(line)
     assert fronted.seen() == ordinary.seen()
@@ -338,6 +383,33 @@ def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]
         each.channel.connectionLost()
         assert each.site.budget.used == 0, "what was held is given back"
         assert not each.face.router.has_outlets
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (SAYING, b"200 OK"),
+        ([], b"400 Bad Request"),
+        ([b"MCP-Protocol-Version: 2025-11-25"], b"400 Bad Request"),
+        ([b"MCP-Protocol-Version: 2026-07-28"], b"400 Bad Request"),
+    ],
+)
+@pytest.mark.parametrize("session", [True, False])
+def test_what_is_modern_reaches_no_session(
+    headers: Sequence[bytes], status: bytes, session: bool
+) -> None:
+    """Whatever session it names: one that says in its body that it is modern is taken for that."""
+    world, ordinary = World(front=True), World(front=False)
+    data = post_mcp(MODERN, *headers)
+    if not session:
+        data = data.replace(STREAMABLE[0] + b"\r\n", b"")
+    for each in (world, ordinary):
+        each.receive(data, [])
+        each.answer_modern()
+        assert each.backend2.sent == []
+        assert each.seen()[0].startswith(b"HTTP/1.1 " + status)
+    assert world.seen() == ordinary.seen()
+    assert world.recognised == 0
 
 
 @pytest.mark.parametrize(

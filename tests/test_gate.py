@@ -12,7 +12,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource, getChildForRequest
 
 from mcpbridge.config import BridgeSettings
-from mcpbridge.web.gate import Gate, loopback_port
+from mcpbridge.web.gate import MAX_PARAMS, Gate, loopback_port
 from mcpbridge.web.root import Branch, Gated
 
 
@@ -161,6 +161,49 @@ def test_preflight_of_an_allowed_origin() -> None:
     assert b"Mcp-Session-Id" in request.headers[b"Access-Control-Allow-Headers"]
     assert ask(FakeRequest(PUBLIC, b"OPTIONS", **asked)) == 403
     assert ask(FakeRequest(PUBLIC, b"OPTIONS")) == 200
+
+
+def preflight(*names: str) -> list[str]:
+    """What a page that asks for these headers may send."""
+    asked = {"origin": "https://app.example", "access_control_request_method": "POST"}
+    request = FakeRequest(PUBLIC, b"OPTIONS", **asked)
+    for name in names:
+        request.requestHeaders.addRawHeader("Access-Control-Request-Headers", name)
+    assert ask(request, allowed_origins=("https://app.example",)) == 204
+    return request.headers[b"Access-Control-Allow-Headers"].decode().split(", ")
+
+
+def test_preflight_of_a_request_of_2026_07_28() -> None:
+    """Its headers, among them those whose names the tools give."""
+    usual = preflight()
+    assert {"MCP-Protocol-Version", "Mcp-Method", "Mcp-Name"} <= {*usual}
+    assert preflight("content-type, mcp-param-city,MCP-Param-Region", "mcp-param-x") == [
+        *usual,
+        "mcp-param-city",
+        "MCP-Param-Region",
+        "mcp-param-x",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-other",
+        "cookie",
+        "mcp-param-",
+        "mcp-param-a b",
+        "mcp-param-\xe4",
+        "mcp-param-" + "x" * 101,
+    ],
+)
+def test_preflight_for_any_other_header(name: str) -> None:
+    """Not allowed, nor written into the answer."""
+    assert preflight(name) == preflight()
+
+
+def test_preflight_for_headers_without_end() -> None:
+    names = [f"mcp-param-{number}" for number in range(1000)]
+    assert preflight(",".join(names)) == preflight() + names[:MAX_PARAMS]
 
 
 def test_no_listener_to_be_found() -> None:

@@ -380,7 +380,6 @@ def test_a_client_reads_why_its_message_was_refused() -> None:
     [
         (ASKED.replace(b"roots/list", b"forbidden"), "not here"),
         (ASKED.replace(b"roots/list", b"broken"), "the message could not be checked"),
-        (REPLY.replace(b"swordfish", b"forbidden"), None),
         (NOTE.replace(b"message", b"forbidden"), None),
         (NOTE.replace(b"message", b"broken"), None),
         (b'["forbidden"]', None),
@@ -402,6 +401,15 @@ def test_a_refused_message_of_the_backend(
         if answer
         else []
     )
+
+
+def test_a_refused_answer_is_an_error_for_who_asked() -> None:
+    """They are not to wait for ever."""
+    made = Made(filters=[Filter()])
+    made.session.messages_received([REPLY.replace(b"swordfish", b"forbidden")])
+    error = {"code": -32000, "message": "not here"}
+    assert list(map(json.loads, made.stream.lines)) == [{"jsonrpc": "2.0", "id": 1, "error": error}]
+    assert (made.session.refused, made.backend.sent) == (1, [])
 
 
 def test_a_backend_that_does_not_read_the_answer_to_its_request() -> None:

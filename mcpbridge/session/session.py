@@ -278,7 +278,7 @@ class Session:
                 guarded(self.log, "an observer", observer.message_passed, self, False, line)
 
     def _filtered(self, line: bytes) -> bytes | None:
-        """What the filters make of a message of the backend; None: refused."""
+        """What the filters make of a message of the backend; None: nothing is to pass."""
         original = line
         try:
             for each in self.filters:
@@ -291,10 +291,14 @@ class Session:
             text = "the message could not be checked"
         self.refused += 1
         envelope = peek(original)
-        if envelope is not None and envelope.is_request:
-            error = {"code": MessageRefused.code, "message": text}
-            answer = {"jsonrpc": "2.0", "id": envelope.id, "error": error}
-            self.answer_backend(msgspec.json.encode(answer))
+        if envelope is None or not (envelope.is_request or envelope.is_response):
+            return None
+        error = {"code": MessageRefused.code, "message": text}
+        answer = msgspec.json.encode({"jsonrpc": "2.0", "id": envelope.id, "error": error})
+        if envelope.is_response:
+            # Whoever has asked is not to wait for ever.
+            return answer
+        self.answer_backend(answer)
         return None
 
 

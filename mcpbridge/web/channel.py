@@ -164,6 +164,8 @@ class BridgeChannel(HTTPChannel):
                 self.log.info("a client sends behind its open stream; closing its connection")
                 self.transport.abortConnection()
                 return
+        else:
+            self._behind = 0
         super().dataReceived(data)
         self._watch()
 

@@ -39,7 +39,7 @@ from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.handover import WaitingAnswer
-from mcpbridge.web.modern import ModernEndpoint
+from mcpbridge.web.modern import ModernEndpoint, restated
 from mcpbridge.web.outlets import ResponseOutlet
 
 JSON = "application/json"
@@ -61,22 +61,16 @@ class McpEndpoint:
             request.channel.handed_over = None
             await self._take_over(request, waiting)
             return
-        settings = self._server.settings
-        wanted = (JSON,) if settings.json_response else (JSON, EVENTS)
-        self._check_accept(request, wanted)
-        media = _header(request, b"content-type").partition(";")[0].strip().lower()
-        if media != JSON:
-            raise UnsupportedMedia(f"the Content-Type is {media!r}; expected {JSON}")
         refusal: Refused | None = getattr(request, "refusal", None)
         body = b""
         if refusal is None:
             body = request.body() if hasattr(request, "body") else request.content.read()
+        unacceptable = self._unacceptable(request)
         if is_modern_version(_version(request)) or claims_modern(body):
-            if refusal is not None:
-                raise refusal
-            self._server.check_size(body)
-            await self._modern.post(request, *read_message(body))
+            await self._modern.post(request, body, unacceptable or refusal)
             return
+        if unacceptable is not None:
+            raise unacceptable
         ident = _header(request, b"mcp-session-id")
         session = self._server.find_streamable(ident) if ident else None
         if refusal is not None:
@@ -98,7 +92,8 @@ class McpEndpoint:
     async def get(self, request: Any) -> None:
         """The GET stream, or with Last-Event-ID what was missed of any stream."""
         _check_era(request)
-        self._check_accept(request, (EVENTS,))
+        if not _accepts(request, (EVENTS,)):
+            raise NotAcceptable(f"Accept must hold {EVENTS}")
         session = self._find(request)
         face = _face(session)
         face.touch()
@@ -242,16 +237,25 @@ class McpEndpoint:
         if not is_accepted(header, negotiated):
             raise UnsupportedVersion(header or "", SUPPORTED)
 
-    def _check_accept(self, request: Any, wanted: Sequence[str]) -> None:
-        accepted = {
-            part.partition(";")[0].strip().lower()
-            for part in _header(request, b"accept").split(",")
-        }
-        if "*/*" in accepted or accepted == {""}:
-            return
-        for media in wanted:
-            if media not in accepted and f"{media.partition('/')[0]}/*" not in accepted:
-                raise NotAcceptable(f"Accept must hold {' and '.join(wanted)}")
+    def _unacceptable(self, request: Any) -> Refused | None:
+        """What the head of a POST says against it, if anything."""
+        wanted = (JSON,) if self._server.settings.json_response else (JSON, EVENTS)
+        if not _accepts(request, wanted):
+            return NotAcceptable(f"Accept must hold {' and '.join(wanted)}")
+        media = _header(request, b"content-type").partition(";")[0].strip().lower()
+        if media != JSON:
+            return UnsupportedMedia(f"the Content-Type is {media!r}; expected {JSON}")
+        return None
+
+
+def _accepts(request: Any, wanted: Sequence[str]) -> bool:
+    """Whether its `Accept` holds all of these; one that is missing holds anything."""
+    accepted = {
+        part.partition(";")[0].strip().lower() for part in _header(request, b"accept").split(",")
+    }
+    if "*/*" in accepted or accepted == {""}:
+        return True
+    return all(media in accepted or f"{media.partition('/')[0]}/*" in accepted for media in wanted)
 
 
 def _face(session: Session) -> StreamableFace:
@@ -266,7 +270,7 @@ def _version(request: Any) -> str | None:
 def _check_era(request: Any) -> None:
     """Raise `WrongMethod` for what 2026-07-28 has removed."""
     if is_modern_version(_version(request)):
-        raise WrongMethod("this revision of MCP has POST alone", "POST")
+        raise restated(WrongMethod("this revision of MCP has POST alone", "POST"))
 
 
 def _header(request: Any, name: bytes) -> str:

@@ -11,25 +11,30 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from mcpbridge.config import COMMIT_SECONDS, ServerSettings
 from mcpbridge.errors import (
     HEADER_MISMATCH,
+    INTERNAL_ERROR,
     INVALID_PARAMS,
     INVALID_REQUEST,
     METHOD_NOT_FOUND,
     MISSING_CAPABILITY,
     PARSE_ERROR,
     UNSUPPORTED_VERSION,
+    BackendEnded,
+    InternalError,
     NotJsonRpc,
     Refused,
+    UnknownSession,
 )
 from mcpbridge.protocol import sse
-from mcpbridge.protocol.envelope import Envelope, peek
+from mcpbridge.protocol.envelope import peek, read_message
 from mcpbridge.protocol.headers import Headers, check_headers
-from mcpbridge.protocol.modern import read_request
+from mcpbridge.protocol.modern import ModernRequest, read_request
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.server import Server
 from mcpbridge.web.answers import answer
@@ -46,6 +51,9 @@ STATUSES = {
     UNSUPPORTED_VERSION: 400,
 }
 
+#: Codes that no new implementation should use.
+LEFT_TO_OTHERS = range(-32019, -31999)
+
 #: Whoever comes, as long as nobody is asked who it is.
 ANYBODY = ""
 
@@ -53,23 +61,31 @@ ANYBODY = ""
 class ModernEndpoint:
     """The endpoint of one server, for requests that belong to no session."""
 
+    log = Logger()
+
     def __init__(self, server: Server, clock: IReactorTime) -> None:
         self._server = server
         self._clock = clock
 
-    async def post(self, request: Any, line: bytes, envelope: Envelope | None) -> None:
-        """One request or notification.  Raises `Refused`."""
-        if envelope is None or not isinstance(envelope.method, str):
-            raise NotJsonRpc("expected one request or notification")
-        if not envelope.is_request:
+    async def post(self, request: Any, body: bytes, refusal: Refused | None) -> None:
+        """
+        One request or notification, unless its head is to be answered with
+        this refusal.  Raises `Refused`.
+        """
+        headers = _headers(request)
+        try:
+            if refusal is not None:
+                raise refusal
+            asked = self._read(body, headers)
+        except Refused as error:
+            if error.ident is None:
+                error.ident = _ident(body)
+            raise restated(error) from None
+        if asked is None:
             # None is defined that a client would send over HTTP.
             request.setResponseCode(202)
             request.setHeader(b"Content-Length", b"0")
             return
-        headers = _headers(request)
-        version = headers("MCP-Protocol-Version")
-        asked = read_request(line, envelope, version_header=version[0] if version else None)
-        check_headers(asked, headers)
         finished: Deferred[None] = Deferred()
         outlet = ExchangeOutlet(request, self._server.settings, self._clock, finished)
         exchange = outlet.exchange = Exchange(asked, ANYBODY, outlet)
@@ -82,13 +98,31 @@ class ModernEndpoint:
         try:
             outlet.wait()
             await self._server.stateless.ask(exchange, headers)
-        except Refused as refusal:
-            exchange.fail(refusal)
-        except BaseException:
-            exchange.cancel()
-            outlet.reply.gone()
+        except UnknownSession:
+            exchange.fail(BackendEnded("the request was not answered: its process is ending"))
+        except Refused as error:
+            exchange.fail(error)
+        except CancelledError:
+            gone(None)
             raise
+        except Exception:
+            # Not for the routes: events may have begun.
+            self.log.failure("a request failed")
+            exchange.fail(InternalError.of_ours())
         await finished
+
+    def _read(self, body: bytes, headers: Headers) -> ModernRequest | None:
+        """The request, checked as far as its server is not needed; None for a notification."""
+        self._server.check_size(body)
+        line, envelope = read_message(body)
+        if envelope is None or not isinstance(envelope.method, str):
+            raise NotJsonRpc("expected one request or notification")
+        if not envelope.is_request:
+            return None
+        versions = headers("MCP-Protocol-Version")
+        asked = read_request(line, envelope, version_header=versions[0] if versions else None)
+        check_headers(asked, headers)
+        return asked
 
 
 class ExchangeOutlet:
@@ -121,7 +155,7 @@ class ExchangeOutlet:
 
     def wait(self) -> None:
         """Nothing has come yet; if that takes long, it is kept alive."""
-        if not self._settings.json_response:
+        if self._may_stream():
             self.reply.begin_after(COMMIT_SECONDS, self._begin)
 
     # What an exchange asks: Outlet.
@@ -131,8 +165,7 @@ class ExchangeOutlet:
         reply = self.reply
         if reply.request is None:
             return
-        listens = self.exchange is not None and self.exchange.listens
-        if not reply.streaming and self._settings.json_response and not listens:
+        if not self._may_stream():
             lines = lines[-1:] if final else []
         if not reply.streaming and final and len(lines) == 1:
             reply.write_json(lines[0], status_of(lines[0]))
@@ -148,11 +181,17 @@ class ExchangeOutlet:
         reply = self.reply
         if reply.request is None:
             return
+        restated(refusal)
         if reply.streaming:
             self._write(sse.message_events([refusal.body()]))
         else:
             reply.request.write(answer(reply.request, refusal))
         reply.finish()
+
+    def _may_stream(self) -> bool:
+        """Who listens gets events, whatever the settings say: there is no other way."""
+        listens = self.exchange is not None and self.exchange.listens
+        return listens or not self._settings.json_response
 
     def _begin(self) -> None:
         self.reply.begin(sse.comment())
@@ -175,6 +214,24 @@ class ExchangeOutlet:
         self._behind = 0
         if self.exchange is not None:
             self.exchange.resume()
+
+
+def restated(refusal: Refused) -> Refused:
+    """
+    The same refusal in the codes of 2026-07-28, which has left some to older
+    implementations (basic/index, "Error Codes").
+    """
+    if refusal.code in LEFT_TO_OTHERS:
+        refusal.code = INTERNAL_ERROR if refusal.status >= 500 else INVALID_REQUEST
+    return refusal
+
+
+def _ident(body: bytes) -> str | int | float | None:
+    """The id of a request that cannot be read as one; None where it has none."""
+    envelope = peek(body)
+    if envelope is None or not envelope.is_request or isinstance(envelope.id, msgspec.UnsetType):
+        return None
+    return envelope.id
 
 
 class _Code(msgspec.Struct):

@@ -1,0 +1,370 @@
+"""
+2026-07-28 on the wire, in front of servers of both eras: statuses, what comes
+as JSON and what as events, and clients that leave or do not read.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import PATIENCE, Bridge, Response, Wire, backend, serving, until
+from tests.e2e.test_backpressure import SMALL
+from tests.real.processes import eventually
+
+VERSION = "2026-07-28"
+PREFIX = "io.modelcontextprotocol/"
+BASES = ["/modern", "/legacy"]
+LARGE = 200_000
+MEGABYTE = 1_000_000
+USUAL = {
+    "Accept": "application/json, text/event-stream",
+    "Content-Type": "application/json",
+    "MCP-Protocol-Version": VERSION,
+}
+
+
+class Site:
+    """The bridge, and what its servers note."""
+
+    def __init__(self, bridge: Bridge, note: Path) -> None:
+        self.bridge = bridge
+        self._note = note
+
+    def noted(self, what: str) -> bool:
+        """Whether a server has noted it."""
+        return self._note.exists() and what in self._note.read_text().splitlines()
+
+    def send(
+        self,
+        base: str,
+        message: dict[str, Any],
+        receive_buffer: int | None = None,
+        **headers: str | None,
+    ) -> Response:
+        """A request with the usual headers, but for those."""
+        given: dict[str, str | None] = {**USUAL, "Mcp-Method": message.get("method")}
+        if message.get("method") == "tools/call":
+            given["Mcp-Name"] = message["params"]["name"]
+        given |= {name.replace("_", "-"): value for name, value in headers.items()}
+        lines = [f"{name}: {value}" for name, value in given.items() if value is not None]
+        body = json.dumps(message).encode()
+        response = Response(self.bridge.port, "POST", f"{base}/mcp", body, lines, receive_buffer)
+        self.bridge.streams.append(response)
+        return response
+
+    def call(self, base: str, receive_buffer: int | None = None, **arguments: Any) -> Response:
+        """A call of the tool."""
+        return self.send(base, calling(**arguments), receive_buffer)
+
+    def listen(self, base: str, ident: object = "l") -> Response:
+        """A subscription that is acknowledged."""
+        wanted = {"toolsListChanged": True}
+        response = self.send(base, asking("subscriptions/listen", ident, notifications=wanted))
+        first = response.message()
+        assert first["method"] == "notifications/subscriptions/acknowledged"
+        assert first["params"]["_meta"][PREFIX + "subscriptionId"] == ident
+        return response
+
+
+def asking(method: str, ident: object = "a", **params: Any) -> dict[str, Any]:
+    """A request."""
+    said: dict[str, Any] = {"protocolVersion": VERSION, "clientCapabilities": {}}
+    meta: dict[str, Any] = {PREFIX + name: value for name, value in said.items()}
+    meta["progressToken"] = ident
+    return {
+        "jsonrpc": "2.0",
+        "id": ident,
+        "method": method,
+        "params": {"_meta": meta, **params},
+    }
+
+
+def calling(**arguments: Any) -> dict[str, Any]:
+    return asking("tools/call", name="do", arguments=arguments)
+
+
+def a_mark() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server of each era, and the modern one with settings of its own below other bases."""
+    note = tmp_path_factory.mktemp("modern") / "note"
+    settings: dict[str, dict[str, Any]] = {
+        "/modern": {"max_message_bytes": LARGE, "max_waiting_bytes": 4 * MEGABYTE},
+        "/legacy": {"max_message_bytes": LARGE},
+        "/json": {"json_response": True},
+        "/kept": {"keepalive_interval": 0.2},
+        "/one": {"concurrency": 1, "max_sessions": 1, "queue_timeout": 0.5},
+        "/none": {"command": "/no/such/command"},
+    }
+    servers = {}
+    for base, more in settings.items():
+        command, *args = backend("either", "legacy" if base == "/legacy" else "modern", note)
+        name = base.strip("/")
+        servers[name] = {"command": command, "args": args, "base_uri": base, **more}
+    with serving(config={"mcpServers": servers}) as bridge:
+        yield Site(bridge, note)
+
+
+@pytest.fixture
+def site(shared: Site) -> Iterator[Site]:
+    """The same for one test; its connections end with it."""
+    yield shared
+    while shared.bridge.streams:
+        shared.bridge.streams.pop().close()
+
+
+# Answers.
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_json_where_there_is_only_an_answer(site: Site, base: str) -> None:
+    answer = site.call(base, mark="x")
+    if "event-stream" in answer.kind:
+        # The first call of all starts the server, which may take seconds.
+        answer = site.call(base, mark="x")
+    assert (answer.status, answer.kind) == (200, "application/json")
+    assert (answer.json["id"], answer.json["result"]["was"]) == ("a", "x")
+    assert "mcp-session-id" not in answer.headers
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_events_where_something_comes_first(site: Site, base: str) -> None:
+    """Nothing to come back with, and nothing that a proxy may hold back."""
+    answer = site.call(base, progress=2)
+    assert (answer.status, answer.kind) == (200, "text/event-stream")
+    assert answer.headers["x-accel-buffering"] == "no"
+    pieces = answer.pieces()
+    assert {(each.ident, each.retry) for each in pieces} == {("", "")}
+    *before, last = [json.loads(each.data) for each in pieces]
+    assert [each["params"]["progressToken"] for each in before] == ["a", "a"]
+    assert last["id"] == "a"
+
+
+def test_json_alone(site: Site) -> None:
+    answer = site.send("/json", calling(progress=2, mark="x"), Accept="application/json")
+    assert (answer.status, answer.kind) == (200, "application/json")
+    assert answer.json["result"]["was"] == "x"
+
+
+def test_keepalive_comments(site: Site) -> None:
+    """A stream that says nothing is kept alive, long before anything is to be said."""
+    listening = site.listen("/kept")
+    arrived = listening.socket.recv(1000)
+    while arrived.count(b": keepalive\n\n") < 3:
+        arrived += listening.socket.recv(1000)
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    ("message", "headers", "status", "code"),
+    [
+        (asking("tools/list"), {"Mcp_Method": None}, 400, -32020),
+        (asking("tools/list"), {"MCP_Protocol_Version": "2025-11-25"}, 400, -32020),
+        (calling(), {"Mcp_Name": "other"}, 400, -32020),
+        (calling(city="B"), {}, 400, -32020),
+        (calling(city="B"), {"Mcp_Param_City": "=?base64?!?="}, 400, -32020),
+        (asking("tools/list", _meta={}), {}, 400, -32602),
+        (asking("initialize"), {}, 404, -32601),
+        (asking("no/such"), {}, 404, -32601),
+        (asking("tools/list"), {"Accept": "application/json"}, 406, -32600),
+        (asking("tools/list"), {"Content_Type": "text/plain"}, 415, -32600),
+    ],
+)
+def test_refusals(
+    site: Site, base: str, message: Any, headers: dict[str, Any], status: int, code: int
+) -> None:
+    """The same in front of both, with the id of the request."""
+    with site.send(base, message, **headers) as answer:
+        assert (answer.status, answer.kind) == (status, "application/json")
+        assert (answer.json["error"]["code"], answer.json["id"]) == (code, "a")
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_parameters_in_headers(site: Site, base: str) -> None:
+    said = "=?base64?" + base64.b64encode("Köln".encode()).decode() + "?="
+    answer = site.send(base, calling(city="Köln", mark="x"), Mcp_Param_City=said)
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_413(site: Site, base: str) -> None:
+    with site.send(base, calling(mark="x" * LARGE)) as answer:
+        assert (answer.status, answer.json["error"]["code"]) == (413, -32600)
+
+
+@pytest.mark.parametrize("message", [{"id": 1, "result": {}}, [], [calling()]])
+def test_what_no_client_sends(site: Site, message: Any) -> None:
+    """Responses and arrays."""
+    body = json.dumps({"jsonrpc": "2.0", **message} if isinstance(message, dict) else message)
+    lines = [f"{name}: {value}" for name, value in USUAL.items()]
+    with Response(site.bridge.port, "POST", "/modern/mcp", body.encode(), lines) as answer:
+        assert (answer.status, answer.json["error"]["code"]) == (400, -32600)
+        assert answer.json["id"] is None
+
+
+def test_429(site: Site) -> None:
+    """Nobody waits for ever for the only process; with an id, and when to come again."""
+    site.call("/one", mark=(mark := a_mark()), wait=True)
+    until(lambda: site.noted(f"began {mark}"))
+    with site.call("/one") as answer:
+        assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+        assert (answer.json["error"]["code"], answer.json["id"]) == (-32603, "a")
+
+
+def test_502(site: Site) -> None:
+    """A server that cannot be started, and one that ends in the middle of it."""
+    with site.call("/none") as answer:
+        assert (answer.status, answer.json["error"]["code"]) == (502, -32603)
+    for base in BASES:
+        with site.call(base, exit=3) as answer:
+            assert (answer.status, answer.json["id"]) == (502, "a")
+        assert site.call(base, mark="x").answer()["result"]["was"] == "x"
+
+
+# Clients that leave.
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("base", [*BASES, "/json"])
+def test_who_leaves_cancels(site: Site, base: str, begun: bool, reset: bool) -> None:
+    """Before there is anything of the answer, and in the middle of it; the server is told."""
+    mark = a_mark()
+    call = site.call(base, mark=mark, wait=True, progress=int(begun))
+    if begun and base != "/json":
+        assert call.message()["method"] == "notifications/progress"
+    until(lambda: site.noted(f"began {mark}"))
+    assert not site.noted(f"cancelled {mark}")
+    if reset:
+        call.reset()
+    else:
+        call.close()
+    until(lambda: site.noted(f"cancelled {mark}"))
+    assert site.call(base, mark="x").answer()["result"]["was"] == "x"
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_listening(site: Site, base: str) -> None:
+    """Two listen, one leaves; the other is told under its own id."""
+    gone, stays = site.listen(base, 1), site.listen(base, "two")
+    gone.close()
+    if base == "/modern":
+        until(lambda: site.noted("cancelled listen"))
+    site.call(base, touch=True).answer()
+    told = stays.message()
+    assert told["method"] == "notifications/tools/list_changed"
+    assert told["params"]["_meta"] == {PREFIX + "subscriptionId": "two"}
+
+
+@pytest.mark.parametrize("era", ["modern", "legacy"])
+def test_the_bridge_stops(era: str, tmp_path: Path) -> None:
+    """Who listens gets the end of it as an answer: 200, and a complete stream."""
+    with serving(command=backend("either", era, tmp_path / "note")) as bridge:
+        listening = Site(bridge, tmp_path / "note").listen("", 7)
+        bridge.process.send_signal(signal.SIGTERM)
+        [last] = listening.messages()
+        assert (last["id"], last["result"]["resultType"]) == (7, "complete")
+        assert last["result"]["_meta"][PREFIX + "subscriptionId"] == 7
+        bridge.process.wait(PATIENCE)
+
+
+# Clients that do not read.
+
+
+def taken(count: Path) -> int:
+    """How much of its flood a server got rid of."""
+    text = count.read_text() if count.exists() else ""
+    return int(text or 0)
+
+
+def test_a_slow_reader_holds_up_nobody(site: Site, tmp_path: Path) -> None:
+    """Of a process that is shared it is cut off, and its call cancelled; the others go on."""
+    mark, count = a_mark(), tmp_path / "count"
+    size = 40 * MEGABYTE
+    slow = site.call("/modern", SMALL, mark=mark, flood=size, count=str(count))
+    assert slow.status == 200
+    for _ in range(5):
+        assert site.call("/modern", mark="x").answer()["result"]["was"] == "x"
+    until(lambda: site.noted(f"cancelled {mark}"))
+    until(lambda: taken(count) >= size)
+    assert not slow.ended(), "it got what it took, and no more"
+    assert site.call("/modern", mark="x").answer()["result"]["was"] == "x"
+
+
+def test_a_slow_reader_holds_up_its_own_process(site: Site, tmp_path: Path) -> None:
+    """One that works for it alone waits; all of it arrives once it is read."""
+    count, size = tmp_path / "count", 20 * MEGABYTE
+    slow = site.call("/legacy", SMALL, flood=size, count=str(count))
+    assert slow.status == 200
+    until(lambda: taken(count))
+    while True:
+        before = taken(count)
+        if not eventually(lambda: taken(count) != before, 0.5):  # noqa: B023
+            break
+    assert before < size
+    assert site.call("/legacy", mark="x").answer()["result"]["was"] == "x"
+    *flood, last = slow.messages()
+    assert sum(len(each["params"]["message"]) for each in flood) == len(flood) * 10_000
+    assert taken(count) >= size
+    assert last["id"] == "a"
+
+
+# Connections.
+
+
+def test_two_requests_in_a_row(site: Site) -> None:
+    """Pipelined on one connection: both are answered, in their order."""
+    with Wire(site.bridge.port) as wire:
+        for number in (1, 2):
+            body = json.dumps(
+                asking("tools/call", number, name="do", arguments={"mark": f"m{number}"})
+            ).encode()
+            head = {
+                **USUAL,
+                "Host": wire.host,
+                "Mcp-Method": "tools/call",
+                "Mcp-Name": "do",
+                "Content-Length": str(len(body)),
+            }
+            lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+            wire.send(f"POST /modern/mcp HTTP/1.1\r\n{lines}\r\n".encode() + body)
+        answers = [wire.read_answer().json for _ in range(2)]
+    assert [(each["id"], each["result"]["was"]) for each in answers] == [(1, "m1"), (2, "m2")]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_older_clients_beside_it(site: Site, base: str) -> None:
+    """A session of 2025-11-25 on the same path, with the same ids: each has its own."""
+    older = site.bridge.streamable(base)
+    for _ in range(3):
+        assert site.call(base, mark="new").answer()["result"]["was"] == "new"
+        answer = older.call("tools/call", name="do", arguments={"mark": "old"}, _meta={})
+        assert answer.answer()["result"]["was"] == "old"
+
+
+def test_a_session_is_nothing_here(site: Site) -> None:
+    """`Mcp-Session-Id` of a living session and `Last-Event-ID`: not looked at, nor harmed."""
+    older = site.bridge.streamable("/modern")
+    answer = site.send(
+        "/modern", calling(mark="x"), Mcp_Session_Id=older.ident, Last_Event_ID="0-0"
+    )
+    assert answer.answer()["result"]["was"] == "x"
+    for method in ("GET", "DELETE"):
+        with older.send(method, None, f"MCP-Protocol-Version: {VERSION}") as refused:
+            assert (refused.status, refused.headers["allow"]) == (405, "POST")
+    answer = older.call("tools/call", name="do", arguments={"mark": "old"}, _meta={})
+    assert answer.answer()["result"]["was"] == "old"
