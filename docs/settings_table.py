@@ -31,6 +31,7 @@ OPTIONS = {
     "stderr_notifications": "`--no-stderr-notifications`",
     "env": "`--env NAME=VALUE`",
     "pass_env": "`--pass-env NAME`",
+    "reuse": "`--reuse identity\\|never`",
     "allowed_hosts": "`--allow-host HOST`",
     "allowed_origins": "`--allow-origin ORIGIN`",
     "front_channel": "`--no-front-channel`",
@@ -43,6 +44,7 @@ NEGATED = {
 #: What stands for the value of an option, by the check of its setting.
 VALUES = {
     config.COUNT: "N",
+    config.COUNT_OR_NONE: "N",
     config.SECONDS: "SECONDS",
     config.POSITIVE_SECONDS: "SECONDS",
     config.DIRECTORY: "DIR",

@@ -205,7 +205,9 @@ class ServerSettings:
     public_path: str | None = setting(
         None, OPTIONAL_PATH_PREFIX, "The base as clients see it, where a proxy rewrites paths."
     )
-    max_sessions: int = setting(100, COUNT, "Sessions, and so live backends, at a time.")
+    max_sessions: int = setting(
+        100, COUNT, "Backend processes at a time: those of sessions, and all others."
+    )
     ping_interval: float = setting(30.0, SECONDS, "Seconds between pings of a session; 0: none.")
     stop_grace: float = setting(1.0, SECONDS, "Seconds from closing stdin to SIGTERM.")
     kill_grace: float = setting(2.0, SECONDS, "Seconds from SIGTERM to SIGKILL.")

@@ -12,29 +12,32 @@ from zope.interface import Attribute, Interface
 
 
 class IPermit(Interface):
-    """The right to have one session, handed out by an `ISessionLimiter`."""
+    """The right to have one process, handed out by an `ISessionLimiter`."""
 
     def release() -> None:
         """
-        Give the permit back.  Called once the whole process tree of the
-        session is gone; a second call must do nothing.  Must not raise.
+        Give the permit back.  Called once the whole process tree is gone; a
+        second call must do nothing.  Must not raise.
         """
 
 
 class ISessionLimiter(Interface):
-    """Decides how many sessions a server may have."""
+    """Decides how many processes a server may have: one for each session, and others."""
 
     def acquire() -> object | None:
         """
         Hand out an `IPermit`, or None where the limit is reached.
 
-        Called for each session that a client asks for, before anything else
-        is done for it, in the reactor's thread; must answer at once.
+        Called for each process, before anything else is done for it: for a
+        session that a client asks for, for requests of 2026-07-28, which have
+        none, and for a spare one, which nobody has asked for.  Where there is
+        none, a spare process may be ended and this asked again.  Called in
+        the reactor's thread; must answer at once.
         """
 
 
 class IBackend(Interface):
-    """A running stdio MCP server that belongs to one session."""
+    """A running stdio MCP server: that of a session, or one that serves requests without."""
 
     exit_status = Attribute(
         """How it ended, for the log: `exit status 1`, `signal 9`; None while it runs."""
@@ -97,7 +100,8 @@ class IBackendLauncher(Interface):
 
     def launch(receiver: object, label: str) -> object:
         """
-        Start a backend for one session.
+        Start a backend: for a session, for requests of 2026-07-28, or as a
+        spare one that waits for either.
 
         Called with the session's `IBackendReceiver` and a short label for
         the log, once a permit is held.  Returns a `Deferred` of an `IBackend`,
@@ -114,7 +118,10 @@ class IBackendLauncher(Interface):
 
 
 class ISessionInfo(Interface):
-    """What observers and filters may know of a session."""
+    """
+    What observers and filters may know of a session.  A process that serves
+    requests of 2026-07-28 is one too: of all clients that it serves.
+    """
 
     server = Attribute("The name of its server, str.")
     label = Attribute("The first characters of its id, fit for a log, str.")
@@ -132,12 +139,16 @@ class ISessionObserver(Interface):
     """
 
     def session_opened(session: object) -> None:
-        """A session (`ISessionInfo`) was opened: its backend runs."""
+        """
+        A session (`ISessionInfo`) was opened: its backend runs.  A spare
+        process is reported when somebody has it.
+        """
 
     def message_passed(session: object, from_client: bool, line: bytes) -> None:
         """
-        A message passed, from the client or to it.  Called for each message:
-        be quick.  The bridge's own pings are not reported.
+        A message passed, from the client or to it; of requests of 2026-07-28
+        as it stands at the backend.  Called for each message: be quick.  The
+        bridge's own pings are not reported.
         """
 
     def session_closed(session: object, reason: str) -> None:
@@ -154,6 +165,12 @@ class IMessageFilter(Interface):
     error, in the place of an answer too; a backend whose request is refused
     gets one as the answer; a refused notification is dropped.  What was
     refused is counted in the log.
+
+    Of a session they see what its client says and gets, whatever its server
+    speaks.  Of requests of 2026-07-28 they see what the backend reads and
+    writes: translated where it is older, and with ids of the bridge's own.
+    To a backend that is not older the bridge itself sends `server/discover`,
+    `tools/list` and `subscriptions/listen`; they come by too, and must pass.
     """
 
     def from_client(session: object, line: bytes) -> bytes:

@@ -29,8 +29,9 @@ class Options(usage.Options):
 
     synopsis = "[options] COMMAND [ARG ...]"
     longdesc = (
-        "Puts a stdio MCP server on the network over HTTP+SSE and Streamable HTTP: one backend"
-        " process for one client session, and nothing is ever left behind."
+        "Puts a stdio MCP server on the network over HTTP+SSE and Streamable HTTP, for clients of"
+        " every revision of MCP: one backend process for one client session, and nothing is ever"
+        " left behind."
         "  COMMAND and what follows it is the command line of the backend."
     )
 
@@ -65,12 +66,23 @@ class Options(usage.Options):
         ["max-message-bytes", None, None, "Size of one message; default 16777216."],
         ["max-waiting-messages", None, None, "Messages that may wait for a backend; default 1024."],
         ["max-waiting-bytes", None, None, "Bytes that may wait for a backend; default 8388608."],
+        ["warm", None, None, "Processes that are started ahead; default 0."],
+        ["reuse", None, None, "Processes of older servers: identity (default) or never again."],
+        ["concurrency", None, None, "Requests of 2026-07-28 on one process; default 16."],
+        ["input-timeout", None, None, "Seconds a call waits for the client's input; default 600."],
         ["cwd", None, None, "The backend's directory."],
         ["config", None, None, "A JSON file with mcpServers, in the place of COMMAND."],
     ]
 
     #: How the text of an option becomes the value of a setting.
-    _INTEGERS = ("max-sessions", "max-message-bytes", "max-waiting-messages", "max-waiting-bytes")
+    _INTEGERS = (
+        "max-sessions",
+        "max-message-bytes",
+        "max-waiting-messages",
+        "max-waiting-bytes",
+        "warm",
+        "concurrency",
+    )
     _SECONDS = (
         "ping-interval",
         "stop-grace",
@@ -78,8 +90,9 @@ class Options(usage.Options):
         "peer-timeout",
         "idle-timeout",
         "keepalive-interval",
+        "input-timeout",
     )
-    _TEXTS = ("base-uri", "public-path", "cwd")
+    _TEXTS = ("base-uri", "public-path", "cwd", "reuse")
     #: Flags that concern one server.
     _FLAGS = ("no-stderr-notifications", "json-response", "stderr-in-errors")
 

@@ -22,7 +22,7 @@ from zope.interface.verify import verifyObject
 
 from mcpbridge import ServerSettings
 from mcpbridge.configfile import parse_config
-from mcpbridge.errors import EventsGone, MessageRefused, SettingError
+from mcpbridge.errors import EventsGone, MessageRefused, Refused, SettingError, TooManySessions
 from mcpbridge.extensions import load
 from mcpbridge.interfaces import (
     IBackend,
@@ -131,6 +131,48 @@ def test_an_outdated_table_is_noticed_and_written_anew(
     assert new.endswith("-->\nafter\n")
     assert settings_table.main(["--check"]) == 0
     assert "out of date" in capsys.readouterr().out
+
+
+# The table of answers.
+
+#: What one answer is: status, JSON-RPC code, seconds of `Retry-After`.
+Answer = tuple[int, int, int | None]
+_ANSWER = re.compile(
+    r"^\| (?P<statuses>\d{3}(?:, \d{3})*) \|(?P<when>.*)\|(?P<code>[^|]*)\|$", re.M
+)
+_RETRY_AFTER = re.compile(r"`Retry-After: (\d+)`")
+
+
+def answers_told(document: str) -> set[Answer]:
+    """The answers that the rows of a document's table say there are, without successes."""
+    told: set[Answer] = set()
+    for row in _ANSWER.finditer(document):
+        code = re.search(r"-\d+", row["code"])
+        if code is not None:
+            seconds = _RETRY_AFTER.search(row["when"])
+            after = None if seconds is None else int(seconds[1])
+            told |= {(int(each), int(code[0]), after) for each in row["statuses"].split(", ")}
+    return told
+
+
+def answers_given(kind: type[Refused] = Refused) -> set[Answer]:
+    """The answers that the classes of errors make; one of them has a body of another kind."""
+    given: set[Answer] = set()
+    for each in kind.__subclasses__():
+        given |= answers_given(each)
+        if each.__module__ == Refused.__module__ and each is not TooManySessions:
+            given.add((each.status, each.code, each.retry_after))
+    return given
+
+
+def test_the_table_of_answers_has_every_error_and_no_other() -> None:
+    told = answers_told((DOCS / "operating.md").read_text(encoding="utf-8"))
+    assert told == answers_given()
+
+
+def test_a_row_of_the_table_of_answers_is_read() -> None:
+    rows = "| 200 | | |\n| 404, 405 | not | -32000 |\n| 429 | `Retry-After: 5` | on x -1 |\n"
+    assert answers_told(rows) == {(404, -32000, None), (405, -32000, None), (429, -1, 5)}
 
 
 # Blocks of JSON.

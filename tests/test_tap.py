@@ -75,6 +75,12 @@ def test_a_command_is_all_it_takes() -> None:
         ("--max-message-bytes 100", "max_message_bytes", 100),
         ("--max-waiting-messages 100", "max_waiting_messages", 100),
         ("--max-waiting-bytes 100", "max_waiting_bytes", 100),
+        ("--warm 0", "warm", 0),
+        ("--warm 3", "warm", 3),
+        ("--reuse identity", "reuse", "identity"),
+        ("--reuse never", "reuse", "never"),
+        ("--concurrency 1", "concurrency", 1),
+        ("--input-timeout 0.5", "input_timeout", 0.5),
         ("--cwd /tmp", "cwd", "/tmp"),
         ("--cwd work", "cwd", os.path.abspath("work")),
         ("--env A=1 --env B=x=y --env C= --env A=2", "env", {"A": "2", "B": "x=y", "C": ""}),
@@ -115,8 +121,17 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_help_names_every_option() -> None:
     text = str(Options())
-    for name in ServerSettings.__dataclass_fields__.keys() & {"base_uri", "cwd", "max_sessions"}:
-        assert f"--{name.replace('_', '-')}" in text
+    for name in (
+        "base_uri",
+        "cwd",
+        "max_sessions",
+        "warm",
+        "reuse",
+        "concurrency",
+        "input_timeout",
+    ):
+        assert name in ServerSettings.__dataclass_fields__
+        assert f"--{name.replace('_', '-')}=" in text
     assert "COMMAND" in text
 
 
@@ -156,6 +171,12 @@ def test_what_twistd_runs_is_a_bridge() -> None:
         ("--peer-timeout 0 cat", "--peer-timeout: expected a number of seconds > 0"),
         ("--idle-timeout -1 cat", "--idle-timeout: expected a number of seconds ≥ 0"),
         ("--keepalive-interval x cat", "--keepalive-interval: expected a number of seconds ≥ 0"),
+        ("--warm -1 cat", "--warm: expected an integer ≥ 0, got -1"),
+        ("--warm some cat", '--warm: expected an integer ≥ 0, got "some"'),
+        ("--reuse always cat", '--reuse: expected `identity` or `never`, got "always"'),
+        ("--reuse= cat", '--reuse: expected `identity` or `never`, got ""'),
+        ("--concurrency 0 cat", "--concurrency: expected an integer ≥ 1, got 0"),
+        ("--input-timeout 0 cat", "--input-timeout: expected a number of seconds > 0"),
         ("--json-response=1 cat", "option --json-response must not have an argument"),
         ("--base-uri a cat", "--base-uri: expected an empty string or a path"),
         ("--public-path a/ cat", "--public-path: expected an empty string or a path"),
@@ -217,6 +238,10 @@ def test_one_line_whatever_was_given(text: str) -> None:
         "--keepalive-interval 1",
         "--json-response",
         "--stderr-in-errors",
+        "--warm 1",
+        "--reuse never",
+        "--concurrency 1",
+        "--input-timeout 1",
     ],
 )
 def test_what_stands_in_a_file_does_not_stand_beside_it(arguments: str, config: str) -> None:
