@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from mcpbridge._version import __version__
 from mcpbridge.errors import METHOD_NOT_FOUND, UNSUPPORTED_VERSION, BackendBusy, UnknownSession
 from mcpbridge.protocol.downward import LegacySession
-from mcpbridge.protocol.envelope import Envelope, peek, peek_again
+from mcpbridge.protocol.envelope import Envelope, peek, peek_again, split_batch
 from mcpbridge.protocol.modern import MODERN
 from mcpbridge.protocol.rewriting import error_line
 from mcpbridge.session.readiness import Readiness
@@ -37,8 +37,11 @@ class Eras:
     def dialect(self, session: Session, readiness: Readiness) -> Dialect:
         """What a session of an older client begins with."""
         if self.legacy is False:
-            return Downward(session)
+            return Downward(session, self, readiness)
         return Undecided(session, self, readiness)
+
+
+_MODERN_CODES = (UNSUPPORTED_VERSION, METHOD_NOT_FOUND)
 
 
 class _SupportedVersions(msgspec.Struct):
@@ -57,18 +60,19 @@ class _CodeAlone(msgspec.Struct):
 def speaks_modern_only(error: bytes) -> bool:
     """
     Whether this error, an answer to `initialize`, says that the server takes
-    only newer revisions (2026-07-28, basic/versioning).
+    only newer revisions (2026-07-28, basic/versioning: the code is the
+    server's to choose; to one of no older revision the method is unknown).
     """
     try:
         told = msgspec.json.decode(error, type=_Error)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         try:
-            return msgspec.json.decode(error, type=_CodeAlone).code == UNSUPPORTED_VERSION
+            return msgspec.json.decode(error, type=_CodeAlone).code in _MODERN_CODES
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return False
     if told.data is not None and told.data.supported:
         return bool(set(told.data.supported) & set(MODERN))
-    return told.code == UNSUPPORTED_VERSION
+    return told.code in _MODERN_CODES
 
 
 class Undecided:
@@ -86,9 +90,10 @@ class Undecided:
 
     def send(self, lines: list[bytes]) -> None:
         """Messages of the client."""
-        passing, probes = [], []
+        passing: list[bytes] = []
+        probes: list[Envelope] = []
         for line in lines:
-            envelope = peek(line)
+            envelope = peek(line) or peek_again(line)
             if envelope is not None and envelope.method == "server/discover":
                 probes.append(envelope)
                 continue
@@ -112,18 +117,25 @@ class Undecided:
             return lines
         asked, envelope = self._initialize
         for number, line in enumerate(lines):
-            answer = peek(line)
+            answer = peek(line) or peek_again(line)
             if answer is None or not answer.is_response or answer.id != envelope.id:
                 continue
-            self._session.dialect = None
+            self._initialize = None
             if answer.error is msgspec.UNSET:
+                self._session.dialect = None
                 self._eras.legacy = True
                 self._readiness.succeeded()
             elif speaks_modern_only(bytes(answer.error)):
                 self._eras.legacy = False
-                downward = self._session.dialect = Downward(self._session)
-                downward.send([asked])
-                return lines[:number] + downward.received(lines[number + 1 :])
+                downward = Downward(self._session, self._eras, self._readiness)
+                self._session.dialect = downward
+                before = lines[:number]
+                try:
+                    downward.send([asked])
+                except (BackendBusy, UnknownSession):
+                    # It takes nothing now: its own answer is what there is.
+                    before.append(line)
+                return before + downward.received(lines[number + 1 :])
             break
         return lines
 
@@ -136,34 +148,53 @@ class Downward:
 
     log = Logger()
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, eras: Eras, readiness: Readiness) -> None:
         self._session = session
+        self._eras = eras
+        self._readiness = readiness
         self._local = _Local(session)
         self._kept = LegacySession(version=__version__)
         self._timer: IDelayedCall | None = None
+        #: The client's `initialize`, while it is not answered.
+        self._initialize: Envelope | None = None
 
     def send(self, lines: list[bytes]) -> None:
-        """Messages of the client."""
-        for line in lines:
+        """Messages of the client, also those of a batch."""
+        messages = [each for line in lines for each in split_batch(line) or [line]]
+        for number, line in enumerate(messages):
             envelope = peek(line) or peek_again(line)
             if envelope is None:
                 continue
-            step = self._kept.from_client(line, envelope, self._session.clock.seconds())
             try:
-                if step.to_backend:
-                    send(self._session, step.to_backend)
-            except BaseException:
-                self._kept.undo(envelope)
-                self._wait_until(self._kept.due)
-                raise
-            self._local.say(step.to_client)
-            self._wait_until(step.due)
+                self._send(line, envelope)
+            except BackendBusy as busy:
+                if not number:
+                    raise
+                # Those before it are on their way.
+                if envelope.is_request and not isinstance(envelope.id, msgspec.UnsetType):
+                    self._local.say([error_line(envelope.id, busy.code, str(busy))])
+
+    def _send(self, line: bytes, envelope: Envelope) -> None:
+        step = self._kept.from_client(line, envelope, self._session.clock.seconds())
+        try:
+            if step.to_backend:
+                send(self._session, step.to_backend)
+        except BaseException:
+            self._kept.undo(envelope)
+            self._wait_until(self._kept.due)
+            raise
+        if envelope.method == "initialize" and step.to_backend:
+            self._initialize = envelope
+        self._local.say(step.to_client)
+        self._wait_until(step.due)
 
     def received(self, lines: list[bytes]) -> list[bytes]:
         """Messages of the backend."""
         to_client = self._local.take()
         for line in lines:
             step = self._kept.from_backend(line, self._session.clock.seconds())
+            if self._initialize is not None:
+                self._heed(self._initialize, step.to_client)
             to_client += step.to_client
             self._tell_backend(step.to_backend)
             self._wait_until(step.due)
@@ -171,6 +202,24 @@ class Downward:
 
     def close(self) -> None:
         """No more timers."""
+        self._no_timer()
+        if self._initialize is not None:
+            # Perhaps it has become one that takes `initialize`.
+            self._eras.legacy = None
+
+    def _heed(self, asked: Envelope, lines: list[bytes]) -> None:
+        """Whether the answer to `initialize`, if it is there, is what this era has."""
+        answers = [each for each in map(peek, lines) if each is not None and each.is_response]
+        answer = next((each for each in answers if each.id == asked.id), None)
+        if answer is None:
+            return
+        self._initialize = None
+        if answer.error is msgspec.UNSET:
+            self._readiness.succeeded()
+        else:
+            self._eras.legacy = None
+
+    def _no_timer(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
@@ -188,7 +237,7 @@ class Downward:
             pass
 
     def _wait_until(self, due: float | None) -> None:
-        self.close()
+        self._no_timer()
         if due is not None and self._session.receiving:
             delay = max(0.0, due - self._session.clock.seconds())
             self._timer = self._session.clock.callLater(delay, self._tick)

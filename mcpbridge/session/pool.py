@@ -16,13 +16,16 @@ from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mcpbridge.config import (
     HELD_BYTES,
     LAUNCH_SECONDS,
+    MAX_BACKOFF_SECONDS,
     ROOM_TRIES,
     SETTLED_SECONDS,
     STARVED_SECONDS,
+    STOP_SLACK_SECONDS,
     WARM_SECONDS,
     ServerSettings,
 )
@@ -97,7 +100,11 @@ class Pool:
         self._spares: deque[Session] = deque()
         self._launching: set[Deferred[Any]] = set()
         self._warming = False
+        #: Whether the limits allowed no spare process when one was to be started.
         self._starved = False
+        #: No spare process is started or replaced before.
+        self._earliest = 0.0
+        self._tending = False
         self._wake: IDelayedCall | None = None
 
     async def take(self) -> Session:
@@ -110,23 +117,14 @@ class Pool:
         if self.stopping:
             raise Stopping("the bridge is shutting down")
         if self._spares:
-            session = self._spares.popleft()
-            held = cast("Held", session.dialect)
-            session.dialect = None
-            session.backend.resume()
-            if self._clock.seconds() - session.opened_at >= SETTLED_SECONDS:
-                self.readiness.succeeded()
-            if held.lines:
-                self._clock.callLater(0, session.messages_received, held.lines)
-            self._look()
-            return session
+            return self._take_spare()
         self.readiness.check(self._clock.seconds())
         return await self._start(await self._make_room())
 
     def start(self) -> None:
         """Begin to keep processes ready."""
         self._warming = self.settings.warm > 0
-        self._look()
+        self._not_before(WARM_SECONDS)
 
     def stop(self) -> Deferred[Any]:
         """End all processes; fires when nothing of them is left."""
@@ -143,6 +141,7 @@ class Pool:
         """Whether `take` would raise `TooManySessions` now."""
         return (
             not (self.stopping or self._spares)
+            and not self.readiness.wait(self._clock.seconds())
             and bool(self._limiter.is_full())
             and not any(pool.has_unused() for pool in self._who_may_give())
         )
@@ -173,7 +172,7 @@ class Pool:
     async def _launch(self, session: Session) -> Any:
         launching = cast("Deferred[Any]", self._launcher.launch(session, session.label))
         self._launching.add(launching)
-        if not launching.called:
+        if not launching.called or launching.paused:
             launching.addTimeout(LAUNCH_SECONDS, self._clock)
         try:
             return await launching
@@ -210,14 +209,25 @@ class Pool:
             session = next((each for each in given if each is not None), None)
             if session is None:
                 break
-            await gone(session)
+            settings = self.settings
+            patience = settings.stop_grace + settings.kill_grace + STOP_SLACK_SECONDS
+            try:
+                await gone(session).addTimeout(patience, self._clock)
+            except defer.TimeoutError:
+                break
             if self.stopping:
                 raise Stopping("the bridge is shutting down")
         raise TooManySessions("too many concurrent MCP sessions")
 
     def _who_may_give(self) -> Sequence[Pool]:
         """Whose processes may be ended for one of ours."""
-        if self._over_all is not None and self._over_all.is_full():
+        # Each holds a permit; where they are as many as may be, no other server can help.
+        ours = len(self.unclosed) + len(self._launching)
+        if (
+            ours < self.settings.max_sessions
+            and self._over_all is not None
+            and self._over_all.is_full()
+        ):
             return [self, *self.neighbours]
         return [self]
 
@@ -240,44 +250,78 @@ class Pool:
 
     # Spare processes.
 
+    def _take_spare(self) -> Session:
+        session = self._spares.popleft()
+        lines = cast("Held", session.dialect).lines
+        session.dialect = None
+        if self._age(session) >= SETTLED_SECONDS:
+            self.readiness.succeeded()
+        if lines:
+            # What comes in this turn would overtake them.
+            session.backend.pause()
+            self._clock.callLater(0, self._hand_on, session, lines)
+        self._not_before(WARM_SECONDS)
+        return session
+
+    def _hand_on(self, session: Session, lines: list[bytes]) -> None:
+        """What a process said while nobody had it, for who has it now."""
+        if session.receiving:
+            session.backend.resume()
+            session.messages_received(lines)
+
+    def _age(self, session: Session) -> float:
+        return self._clock.seconds() - session.opened_at
+
+    def _not_before(self, delay: float) -> None:
+        """Leave the spare processes as they are for so long."""
+        self._earliest = self._clock.seconds() + delay
+        self._look()
+
     def _look(self) -> None:
-        """Some time from now start a spare process where one is missing, or end an old one."""
-        if self.stopping or not self._warming or self._wake is not None:
+        """Wake when there is something to do next; a step under way looks at its end."""
+        self._no_wake()
+        if self.stopping or not self._warming or self._tending:
             return
-        delay = self._until_next()
-        if delay is not None:
+        due = self._due()
+        if due is not None:
+            delay = max(0.0, due - self._clock.seconds())
             self._wake = self._clock.callLater(delay, self._wake_up)
 
-    def _until_next(self) -> float | None:
-        now = self._clock.seconds()
+    def _due(self) -> float | None:
+        """When a spare process is to be started, or replaced."""
         if len(self._spares) < self.settings.warm:
-            if self._starved:
-                return STARVED_SECONDS
-            return max(WARM_SECONDS, self.readiness.wait(now))
+            now = self._clock.seconds()
+            return max(self._earliest, now + self.readiness.wait(now))
         if not self.settings.max_process_age:
             return None
-        return max(0.0, self._spares[0].opened_at + self.settings.max_process_age - now)
+        return max(self._earliest, self._spares[0].opened_at + self.settings.max_process_age)
 
     def _wake_up(self) -> None:
-        Deferred.fromCoroutine(self._tend()).addErrback(
-            lambda failure: self.log.failure("keeping processes ready failed", failure)
-        )
+        self._wake = None
+        Deferred.fromCoroutine(self._tend()).addErrback(self._not_tended)
+
+    def _not_tended(self, failure: Failure) -> None:
+        self.log.failure("keeping processes ready failed", failure)
+        self.fail("something failed that should not; the log has more")
 
     async def _tend(self) -> None:
-        """One step: `_wake` stands until it is done, so that there is one at a time."""
+        """One step, and one at a time."""
+        self._tending = True
         try:
             self._retire()
             if len(self._spares) < self.settings.warm:
                 await self._add_spare()
         finally:
-            self._wake = None
-            self._look()
+            self._tending = False
+            self._not_before(STARVED_SECONDS if self._starved else WARM_SECONDS)
 
     def _retire(self) -> None:
         age = self.settings.max_process_age
-        now = self._clock.seconds()
-        if self._spares and age and now - self._spares[0].opened_at >= age:
-            self._spares.popleft().life.end("it has waited long enough")
+        if self._spares and age and self._spares[0].opened_at + age <= self._clock.seconds():
+            session = self._spares.popleft()
+            if self._age(session) >= SETTLED_SECONDS:
+                self.readiness.succeeded()
+            session.life.end("it has waited long enough")
 
     async def _add_spare(self) -> None:
         permit = self._limiter.acquire()
@@ -303,23 +347,36 @@ class Pool:
             state=self.readiness,
             pause=pause,
         )
+        self._look()
 
     # Ends.
 
     def _lost(self, session: Session) -> None:
-        """A spare process has ended; where nobody told it to, that is a failed start."""
-        if session in self._spares:
-            self._spares.remove(session)
-            if not self.stopping:
-                self.fail(session.reason or "it ended before it was used")
+        """
+        A spare process has ended, or is about to; where nobody told it to and
+        it was not there for long, that is a failed start.
+        """
+        if session not in self._spares:
+            return
+        self._spares.remove(session)
+        why = session.reason or "it ended before it was used"
+        # Nobody reads what it still has to say.
+        session.life.end(why)
+        if self.stopping:
+            return
+        if self._age(session) < MAX_BACKOFF_SECONDS:
+            self.fail(why)
+        else:
+            self.readiness.succeeded()
+            self._look()
 
     def _closed(self, session: Session) -> None:
         self.unclosed.discard(session)
         if self.stopping:
             return
-        if self._starved and self._wake is not None and self._wake.active():
+        if self._starved:
             self._starved = False
-            self._no_wake()
+            self._earliest = self._clock.seconds() + WARM_SECONDS
         self._look()
         self.made_room()
 

@@ -16,7 +16,8 @@ class Readiness:
     """
     Counts starts that failed in a row.  After each the server is down for a
     while, which doubles from `BACKOFF_SECONDS` to `MAX_BACKOFF_SECONDS`; one
-    start that succeeds ends that.
+    start that succeeds ends that.  What fails while it is down was begun
+    before: it is one with the failure that is known.
     """
 
     def __init__(self, name: str) -> None:
@@ -28,9 +29,11 @@ class Readiness:
 
     def failed(self, now: float, why: str) -> float:
         """A process could not be started, or was of no use; returns how long to wait."""
+        self.why = why
+        if self.wait(now):
+            return self.wait(now)
         pause = min(BACKOFF_SECONDS * 2.0**self.failures, MAX_BACKOFF_SECONDS)
         self.failures = min(self.failures + 1, 1000)
-        self.why = why
         self._until = now + pause
         return float(pause)
 
@@ -57,4 +60,7 @@ class Readiness:
 
     def __str__(self) -> str:
         """The state in words: `ready`, or `down` and why."""
-        return f"down after {self.failures} failed starts: {self.why}" if self.why else "ready"
+        if not self.failures:
+            return "ready"
+        starts = "1 failed start" if self.failures == 1 else f"{self.failures} failed starts"
+        return f"down after {starts}: {self.why}"
