@@ -556,7 +556,7 @@ def test_no_process_is_left() -> None:
 
 
 def test_the_line_is_full() -> None:
-    """429 at once where as many wait as may; and who waits too long gets it as an event."""
+    """429 at once where as many wait as may, and for who waits too long."""
     world = World(concurrency=1, max_waiting_requests=1, queue_timeout=8)
     world.post(asking())
     world.limiter.left = 0
@@ -564,8 +564,10 @@ def test_the_line_is_full() -> None:
     assert late.error() == (429, -32603, "c")
     assert late.head["retry-after"] == "1"
     world.clock.advance(COMMIT_SECONDS)
+    assert waiting.status == 0
     world.clock.advance(8)
-    assert [(each["id"], each["error"]["code"]) for each in waiting.messages] == [("b", -32603)]
+    assert waiting.error() == (429, -32603, "b")
+    assert waiting.head["retry-after"] == "1"
 
 
 def test_a_server_that_does_not_start(world: World) -> None:
@@ -631,7 +633,7 @@ def test_a_defect_after_events_have_begun(
     """It is an event, too, and the stream is complete: no second answer behind the first."""
 
     async def ask(exchange: Any, headers: Any) -> None:
-        world.clock.advance(COMMIT_SECONDS)
+        world.clock.advance(world.server.settings.queue_timeout + COMMIT_SECONDS)
         raise RuntimeError("a defect")
 
     monkeypatch.setattr(world.server.stateless, "ask", ask)

@@ -96,8 +96,10 @@ class ModernEndpoint:
 
         request.notifyFinish().addErrback(gone)
         try:
-            outlet.wait()
+            # An error of those who wait in line has a status of its own.
+            outlet.wait(self._server.settings.queue_timeout + COMMIT_SECONDS)
             await self._server.stateless.ask(exchange, headers)
+            outlet.wait(COMMIT_SECONDS)
         except UnknownSession:
             exchange.fail(BackendEnded("the request was not answered: its process is ending"))
         except Refused as error:
@@ -153,10 +155,10 @@ class ExchangeOutlet:
             over=self._resume,
         )
 
-    def wait(self) -> None:
-        """Nothing has come yet; if that takes long, it is kept alive."""
-        if self._may_stream():
-            self.reply.begin_after(COMMIT_SECONDS, self._begin)
+    def wait(self, patience: float) -> None:
+        """Nothing has come yet; if that takes longer from now on, it is kept alive."""
+        if self.reply.request is not None and not self.reply.streaming and self._may_stream():
+            self.reply.begin_after(patience, self._begin)
 
     # What an exchange asks: Outlet.
 

@@ -56,7 +56,8 @@ class Reply:
         )
 
     def begin_after(self, patience: float, begin: Callable[[], None]) -> None:
-        """Call that, unless something is written before."""
+        """Call that and nothing else, unless something is written before."""
+        self._cancel_timer()
         self._timer = self._clock.callLater(patience, begin)
 
     def begin(self, first: bytes) -> None:

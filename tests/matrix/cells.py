@@ -69,7 +69,7 @@ BACKENDS = {
     "dual": "A dual-era server (Python SDK 2.x: both)",
     "modern": "A modern-only server (Python SDK 2.x, 2026-07-28 alone)",
     "everything": "`server-everything` (npm SDK 1.x: up to 2025-11-25)",
-    "time": "`mcp-server-time` (Python SDK 1.x: up to 2025-11-25)",
+    "time": "`mcp-server-time` (Python SDK 2.x: both)",
 }
 OPERATIONS = {
     "list": "list",
