@@ -14,7 +14,6 @@ wherever they have got to.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -332,11 +331,17 @@ class Response(Wire):
         super().__init__(port, receive_buffer)
         self.comments = 0
         self._text = bytearray()
+        # Not cached by `functools`: before Python 3.12 all instances would wait for each other.
+        self._head: tuple[int, dict[str, str]] | None = None
+        self._body: bytes | None = None
+        self._rest: Iterator[bytes] | None = None
         self.send(_head(self.host, method, path, body, headers) + (body or b""))
 
-    @functools.cached_property
+    @property
     def _answered(self) -> tuple[int, dict[str, str]]:
-        return self.read_head()
+        if self._head is None:
+            self._head = self.read_head()
+        return self._head
 
     @property
     def status(self) -> int:
@@ -353,21 +358,25 @@ class Response(Wire):
         """The Content-Type."""
         return self.headers.get("content-type", "")
 
-    @functools.cached_property
+    @property
     def body(self) -> bytes:
         """All of an answer that is no event stream."""
-        assert "event-stream" not in self.kind
-        length = self.headers.get("content-length")
-        return b"".join(self._chunks) if length is None else self.take(int(length))
+        if self._body is None:
+            assert "event-stream" not in self.kind
+            length = self.headers.get("content-length")
+            self._body = b"".join(self._chunks) if length is None else self.take(int(length))
+        return self._body
 
     @property
     def json(self) -> Any:
         """The body, decoded."""
         return json.loads(self.body)
 
-    @functools.cached_property
+    @property
     def _chunks(self) -> Iterator[bytes]:
-        return self.chunks()
+        if self._rest is None:
+            self._rest = self.chunks()
+        return self._rest
 
     def piece(self) -> Piece:
         """The next event; raises `StopIteration` where the stream is complete."""

@@ -1,15 +1,20 @@
 """
-Many sessions that end in every way, and what is left of them: nothing.
+Many sessions that end in every way, and requests without one, and what is left
+of them: nothing.
 
 `MCPBRIDGE_SOAK` says how many; `make soak` takes a thousand.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -19,15 +24,17 @@ from tests.e2e.harness import (
     Bridge,
     Stream,
     Streamable,
+    backend,
     request,
     serving,
     until,
 )
+from tests.e2e.stateless import Busy, Caller, Census, again_and_again, let_in, listen
 
-CYCLES = int(os.environ.get("MCPBRIDGE_SOAK", "84"))
+CYCLES = int(os.environ.get("MCPBRIDGE_SOAK", "42"))
 AT_A_TIME = 8
 #: Sessions before the first look at memory: caches fill once.
-WARM_UP = 28
+WARM_UP = 14
 
 KINDS = ("plain", "crash", "deaf", "children", "daemon", "flood", "mute")
 ENDS = ("close", "reset", "half_close")
@@ -90,15 +97,15 @@ def streamable_cycle(bridge: Bridge, kind: str, end: str) -> None:
         client.drop()
 
 
-def run(bridge: Bridge, cycles: int) -> Counter[str]:
-    """So many cycles, some at a time."""
+def run(one: Callable[[int], str], cycles: int) -> Counter[str]:
+    """So many cycles, some at a time; each is given its number."""
     numbers, done = count(), Counter[str]()
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
             while not failures and (number := next(numbers)) < cycles:
-                done[cycle(bridge, number)] += 1
+                done[one(number)] += 1
         except BaseException as failure:
             failures.append(failure)
 
@@ -121,11 +128,11 @@ def test_nothing_is_left_of_sessions_that_end_in_every_way() -> None:
     limit = AT_A_TIME * 12
     command = ["/usr/bin/env", "python3", "-I", "-S", str(BACKENDS / "any.py")]
     with serving(*options, "--max-sessions", str(limit), command=command) as bridge:
-        assert sum(run(bridge, WARM_UP).values()) == WARM_UP
+        assert sum(run(lambda number: cycle(bridge, number), WARM_UP).values()) == WARM_UP
         bridge.wait_until_empty()
         descriptors, memory = bridge.descriptors(), bridge.rss()
 
-        done = run(bridge, CYCLES)
+        done = run(lambda number: cycle(bridge, number), CYCLES)
 
         assert sum(done.values()) == CYCLES
         assert len(done) == min(CYCLES, len(KINDS) * (len(ENDS) + len(STREAMABLE_ENDS)))
@@ -137,4 +144,179 @@ def test_nothing_is_left_of_sessions_that_end_in_every_way() -> None:
         for _ in range(limit):
             bridge.open()
         assert bridge.knock().status == 429
+        bridge.hang_up()
+
+
+# All transports, in front of servers of both eras.
+
+#: How long a call waits for its client, and a session for its own.
+INPUT_SECONDS, IDLE_SECONDS = 0.7, 2.0
+#: Processes of each server, and of both: fewer than would be had.
+LIMITS = {"legacy": 5, "modern": 3}
+LIMIT = 6
+CAPABLE: dict[str, Any] = {
+    "capabilities": {"elicitation": {}},
+    "clientInfo": {"name": "tests", "version": "1"},
+}
+
+
+class Visit:
+    """One client of one server, in one of the ways; each raises `Busy` where it was not let in."""
+
+    def __init__(self, bridge: Bridge, base: str, number: int) -> None:
+        self.port = bridge.port
+        self.base = base
+        self.token = f"visit {number}"
+        self.caller = Caller(bridge, base)
+
+    def sse(self) -> None:
+        """A session of HTTP+SSE that is left in the middle of a call."""
+        arguments = {"token": self.token}
+        with Stream(self.port, f"{self.base}/sse") as stream:
+            let_in(stream.status, stream.headers)
+            stream.begin()
+            initialize = request("initialize", 1, protocolVersion="2024-11-05", **CAPABLE)
+            assert b"serverInfo" in stream.round_trip(initialize)
+            said = stream.round_trip(request("tools/call", 2, name="echo", arguments=arguments))
+            assert self.token.encode() in said
+            stream.send_message(request("tools/call", 3, name="wait", arguments=arguments))
+
+    def streamable(self) -> None:
+        """A session of Streamable HTTP that is asked something, and ends itself."""
+        client = self._session()
+        try:
+            call = client.call("tools/call", name="ask", arguments={"token": self.token})
+            asked = call.message()
+            assert asked["params"]["message"] == self.token, asked
+            result = {"action": "accept", "content": {"answer": self.token}}
+            client.take({"jsonrpc": "2.0", "id": asked["id"], "result": result})
+            said = json.loads(call.message()["result"]["content"][0]["text"])
+            assert said["answer"] == self.token
+            assert client.delete() == 200
+        finally:
+            client.drop()
+
+    def dropped(self) -> None:
+        """One that is left to its idle timeout, with a call under way."""
+        client = self._session()
+        client.call("tools/call", name="wait", arguments={"token": self.token})
+        client.drop()
+
+    def _session(self) -> Streamable:
+        client = Streamable(self.port, self.base)
+        try:
+            with client.call("initialize", protocolVersion=client.version, **CAPABLE) as answer:
+                let_in(answer.status, answer.headers)
+                client.ident = answer.headers["mcp-session-id"]
+                assert "serverInfo" in answer.answer()["result"]
+            client.tell("notifications/initialized")
+        except BaseException:
+            client.drop()
+            raise
+        return client
+
+    # Without a session.
+
+    def plain(self) -> None:
+        """A call."""
+        assert self.caller.call("echo", self.token).said["token"] == self.token
+
+    def left(self) -> None:
+        """A call whose client leaves."""
+        with self.caller.begin("wait", self.token) as response:
+            time.sleep(0.05)
+            response.reset()
+
+    def answered(self) -> None:
+        """A call that asks, and gets its answer."""
+        began = time.monotonic()
+        told = self.caller.reply(self.token, self.caller.ask(self.token), self.token)
+        if told.status == 200:
+            assert told.said["answer"] == self.token
+        else:
+            # On a busy machine.
+            assert time.monotonic() - began >= INPUT_SECONDS, told
+
+    def abandoned(self) -> None:
+        """A call that asks, and gets none."""
+        self.caller.ask(self.token)
+
+    def expired(self) -> None:
+        """A call that asks, and is answered too late; for a modern server nothing is too late."""
+        asked = self.caller.ask(self.token)
+        time.sleep(INPUT_SECONDS + 0.2)
+        told = self.caller.reply(self.token, asked, self.token)
+        assert told.status == (400 if self.base == "/legacy" else 200), told
+
+    def listening(self) -> None:
+        """One that listens, and goes."""
+        listen(self.port, self.base).close()
+
+
+VISITS = (
+    Visit.sse,
+    Visit.plain,
+    Visit.streamable,
+    Visit.left,
+    Visit.answered,
+    Visit.dropped,
+    Visit.abandoned,
+    Visit.listening,
+    Visit.expired,
+)
+
+
+def visit(bridge: Bridge, number: int) -> str:
+    """One of the ways, at one of the servers, as soon as there is room; which one it was."""
+    half, which = divmod(number, len(VISITS))
+    base = ("/legacy", "/modern")[half % 2]
+    while True:
+        try:
+            VISITS[which](Visit(bridge, base, number))
+        except Busy:
+            time.sleep(0.1)
+        else:
+            return f"{VISITS[which].__name__}, {base}"
+
+
+def test_all_transports_mixed() -> None:
+    """Never more processes than may be; at the end none, no permit taken, no descriptor more."""
+    servers = {}
+    for era, limit in LIMITS.items():
+        command, *args = backend("tools", era, 0)
+        servers[era] = {
+            "command": command,
+            "args": args,
+            "base_uri": f"/{era}",
+            "max_sessions": limit,
+            "input_timeout": INPUT_SECONDS,
+            "idle_timeout": IDLE_SECONDS,
+            "queue_timeout": 1,
+            "stop_grace": 0.2,
+            "kill_grace": 0.2,
+        }
+    with serving(config={"bridge": {"max_sessions": LIMIT}, "mcpServers": servers}) as bridge:
+        run(lambda number: visit(bridge, number), 2 * len(VISITS))
+        bridge.wait_until_empty()
+        descriptors = bridge.descriptors()
+
+        census = Census(bridge, *(f"tools.py {era}" for era in LIMITS))
+        with again_and_again(census.step):
+            done = run(lambda number: visit(bridge, number), CYCLES)
+
+        assert sum(done.values()) == CYCLES
+        assert len(done) == min(CYCLES, 2 * len(VISITS))
+        assert census.samples > 10
+        for era, limit in LIMITS.items():
+            assert 1 < census.most[f"tools.py {era}"] <= limit, census.most
+        assert census.most_of_all <= LIMIT
+        bridge.wait_until_empty()
+        until(lambda: bridge.log.count(" closed after ") == bridge.log.count("' opened"))
+        until(lambda: bridge.descriptors() <= descriptors)
+        # Every permit is back.
+        for _ in range(LIMITS["legacy"]):
+            bridge.open("/legacy")
+        for _ in range(LIMIT - LIMITS["legacy"]):
+            bridge.open("/modern")
+        assert bridge.knock("/legacy/sse").status == bridge.knock("/modern/sse").status == 429
         bridge.hang_up()

@@ -1,0 +1,167 @@
+"""
+An MCP server of one era: `legacy` shakes hands, `modern` is of 2026-07-28.  It
+takes several calls at a time, each in a thread of its own; whatever a call
+says, asks and answers names the `token` among its arguments.
+
+`tools.py ERA CRASH`: every CRASH-th call ends it, none where that is 0.  An
+answer has its `pid`, and how many calls it had `beside` that one.
+"""
+
+import itertools
+import json
+import os
+import sys
+import threading
+
+ERA, CRASH = sys.argv[1], int(sys.argv[2])
+MODERN = ERA == "modern"
+VERSION = "2026-07-28" if MODERN else "2025-11-25"
+PREFIX = "io.modelcontextprotocol/"
+CAPABILITIES = {"tools": {"listChanged": True}, "logging": {}}
+INFO = {"name": "tools", "version": "1"}
+SCHEMA = {"type": "object", "properties": {"token": {"type": "string"}}}
+
+lock = threading.Lock()
+questions = itertools.count(1)
+calls = itertools.count(1)
+#: By request: what ends its waiting; by question: who waits for it, and its answer.
+cancelled: dict = {}
+asked: dict = {}
+listens: list = []
+
+
+def say(**message: object) -> None:
+    """One message to the client."""
+    with lock:
+        os.write(1, json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+
+def note(method: str, **params: object) -> None:
+    """A notification."""
+    say(method=f"notifications/{method}", params=params)
+
+
+def question(token: str) -> dict:
+    """What a client is asked."""
+    properties = {"answer": {"type": "string"}}
+    return {"message": token, "requestedSchema": {"type": "object", "properties": properties}}
+
+
+def ask(token: str, params: dict) -> "str | None":
+    """What the client answers; None where it is only asked now."""
+    if MODERN:
+        told = params.get("inputResponses")
+        assert params.get("requestState") == (None if told is None else f"state of {token}")
+        return None if told is None else told["q"]["content"]["answer"]
+    ident = f"q{next(questions)}"
+    answered = asked[ident] = [threading.Event(), {}]
+    say(id=ident, method="elicitation/create", params=question(token))
+    answered[0].wait()
+    return answered[1].get("result", {}).get("content", {}).get("answer", "none")
+
+
+def tell(token: str, meta: dict, number: int) -> None:
+    """Progress and a log message."""
+    if "progressToken" in meta:
+        progress = {"progressToken": meta["progressToken"], "progress": number}
+        note("progress", **progress, message=token)
+    if not MODERN or f"{PREFIX}logLevel" in meta:
+        note("message", level="info", data=token)
+
+
+def perform(ident: object, params: dict) -> "dict | None":
+    """Do what a tool does; its result, or None where there is to be none."""
+    tool, arguments, meta = params["name"], params["arguments"], params.get("_meta", {})
+    token = arguments["token"]
+    answer = ""
+    if tool == "ask":
+        told = ask(token, params)
+        if told is None:
+            wanted = {"q": {"method": "elicitation/create", "params": question(token)}}
+            needed = {"inputRequests": wanted, "requestState": f"state of {token}"}
+            return {"resultType": "input_required", **needed}
+        answer = told
+    elif tool == "tell":
+        for number in range(arguments["steps"]):
+            tell(token, meta, number)
+            cancelled[ident].wait(0.005)
+    elif tool == "wait":
+        if cancelled[ident].wait(60) and MODERN:
+            return None
+    elif tool == "touch":
+        note("tools/list_changed") if not MODERN else changed()
+    said = {"token": token, "answer": answer, "pid": os.getpid(), "beside": len(cancelled) - 1}
+    result = {"content": [{"type": "text", "text": json.dumps(said)}]}
+    return {"resultType": "complete", **result} if MODERN else result
+
+
+def changed() -> None:
+    """Tell those who listen, which is for 2026-07-28."""
+    for each in listens:
+        note("tools/list_changed", _meta={f"{PREFIX}subscriptionId": each})
+
+
+def call(ident: object, params: dict) -> None:
+    """One call of a tool, from its beginning to its answer, and what it says too late."""
+    result = perform(ident, params)
+    del cancelled[ident]
+    if result is not None:
+        say(id=ident, result=result)
+    if params["name"] == "late":
+        threading.Event().wait(0.01)
+        tell(params["arguments"]["token"], params.get("_meta", {}), 99)
+
+
+def listing() -> dict:
+    """All tools."""
+    names = ("ask", "tell", "wait", "touch", "late", "echo")
+    return {"tools": [{"name": name, "inputSchema": SCHEMA} for name in names]}
+
+
+def answer(ident: object, method: str, params: dict) -> None:
+    """What is asked beside calls."""
+    of_lists: dict = (
+        {"ttlMs": 0, "cacheScope": "private", "resultType": "complete"} if MODERN else {}
+    )
+    result: dict
+    if method == "initialize" and not MODERN:
+        result = {"protocolVersion": VERSION, "capabilities": CAPABILITIES, "serverInfo": INFO}
+    elif method == "server/discover" and MODERN:
+        result = {"supportedVersions": [VERSION], "capabilities": CAPABILITIES, **of_lists}
+        result["_meta"] = {f"{PREFIX}serverInfo": INFO}
+    elif method == "tools/list":
+        result = {**listing(), **of_lists}
+    elif method == "subscriptions/listen" and MODERN:
+        listens.append(ident)
+        of = {"_meta": {f"{PREFIX}subscriptionId": ident}}
+        note("subscriptions/acknowledged", notifications=params["notifications"], **of)
+        return
+    elif method in ("logging/setLevel", "ping") and not MODERN:
+        result = {}
+    else:
+        code = -32022 if method == "initialize" else -32601
+        error = {"code": code, "message": f"no {method}", "data": {"supported": [VERSION]}}
+        say(id=ident, error=error)
+        return
+    say(id=ident, result=result)
+
+
+for line in sys.stdin.buffer:
+    message = json.loads(line)
+    ident, method, params = message.get("id"), message.get("method"), message.get("params", {})
+    if method == "tools/call":
+        if CRASH and next(calls) % CRASH == 0:
+            os._exit(9)
+        cancelled[ident] = threading.Event()
+        threading.Thread(target=call, args=(ident, params), daemon=True).start()
+    elif method == "notifications/cancelled":
+        if params["requestId"] in listens:
+            listens.remove(params["requestId"])
+        if params["requestId"] in cancelled:
+            cancelled[params["requestId"]].set()
+    elif method is None and ident in asked:
+        waiting = asked.pop(ident)
+        waiting[1].update(message)
+        waiting[0].set()
+    elif method is not None and ident is not None:
+        answer(ident, method, params)

@@ -1,0 +1,252 @@
+"""
+Callers that have no session, at once in front of the same server: each gets
+what is its own, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from threading import Barrier
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.e2e.harness import PATIENCE, Bridge, backend, serving
+from tests.e2e.stateless import PREFIX, Caller, Told, again_and_again, listen, together
+from tests.real.parts import Client
+
+ROUNDS = 3
+#: Longer than a caller here needs to answer, on a busy machine too.
+INPUT_SECONDS = 4.0
+#: What processes the disturbers may have at once, beside those of the callers.
+DISTURBED = 24
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Iterator[Bridge]:
+    """Older servers: as usual, of processes that are used once, of few of them; newer ones."""
+    roomy = {"max_sessions": 16 + DISTURBED, "input_timeout": INPUT_SECONDS, "stop_grace": 0.2}
+    settings: dict[str, tuple[str, dict[str, Any]]] = {
+        "/legacy": ("legacy", {}),
+        "/never": ("legacy", {"reuse": "never"}),
+        "/few": ("legacy", {"max_sessions": 3}),
+        "/modern": ("modern", {"concurrency": 16, "max_sessions": 8}),
+        "/shared": ("modern", {"concurrency": 16, "max_sessions": 8}),
+    }
+    servers = {}
+    for base, (era, more) in settings.items():
+        command, *args = backend("tools", era, 0)
+        own = {"command": command, "args": args, "base_uri": base}
+        servers[base.strip("/")] = {**own, **roomy, **more}
+    with serving(config={"mcpServers": servers}) as bridge:
+        yield bridge
+
+
+def disturbing(caller: Caller) -> AbstractContextManager[None]:
+    """Others that call, leave in the middle, never answer, and are answered late."""
+
+    def token() -> str:
+        return f"other {uuid4()}"
+
+    def leave(number: int) -> None:
+        with caller.begin("wait", token()) as response:
+            time.sleep(0.03)
+            (response.reset if number % 2 else response.close)()
+
+    def abandon(number: int) -> None:
+        caller.ask(token())
+        time.sleep(0.4)
+
+    def tell(number: int) -> None:
+        mine = token()
+        check_told(mine, caller.call("tell", mine, _meta=telling(mine)), logs=True)
+
+    def drop(number: int) -> None:
+        with listen(caller.port, caller.base):
+            caller.call("touch", token())
+
+    return again_and_again(leave, abandon, tell, drop)
+
+
+def telling(token: str, *, logs: bool = True) -> dict[str, Any]:
+    """The `_meta` of a call that wants to be told."""
+    level = {f"{PREFIX}logLevel": "info"} if logs else {}
+    return {"progressToken": f"p {token}", **level}
+
+
+def check_told(token: str, told: Told, *, logs: bool) -> None:
+    """It was told all that is its own and nothing else."""
+    assert told.said["token"] == token
+    progress = told.of("progress")
+    assert [each["progress"] for each in progress] == list(range(5)), told
+    assert {each["message"] for each in progress} == {token}
+    assert {each["progressToken"] for each in progress} == {f"p {token}"}
+    assert [each["data"] for each in told.of("message")] == [token] * (5 if logs else 0), told
+
+
+def converse(caller: Caller, callers: int) -> list[Any]:
+    """So many ask at once, and answer at once; what each was told at last."""
+    asked, answered = Barrier(callers), Barrier(callers)
+
+    def work(number: int) -> Any:
+        mine = str(uuid4())
+        asked.wait(PATIENCE)
+        question = caller.ask(mine)
+        answered.wait(PATIENCE)
+        said = caller.reply(mine, question, f"of {mine}").said
+        assert (said["token"], said["answer"]) == (mine, f"of {mine}")
+        return said
+
+    return together(callers, work)
+
+
+@pytest.mark.parametrize("disturbed", [False, True], ids=["alone", "disturbed"])
+@pytest.mark.parametrize("callers", [1, 2, 4, 16])
+@pytest.mark.parametrize("base", ["/legacy", "/never"])
+def test_each_caller_has_its_own_question(
+    bridge: Bridge, base: str, callers: int, disturbed: bool
+) -> None:
+    """n of n get their own question and their own answer, and no call has another beside it."""
+    caller = Caller(bridge, base)
+    with disturbing(caller) if disturbed else nullcontext():
+        said = [each for _ in range(ROUNDS) for each in converse(caller, callers)]
+    assert len(said) == ROUNDS * callers
+    assert {each["beside"] for each in said} == {0}
+    if base == "/never":
+        assert len({each["pid"] for each in said}) == len(said)
+
+
+def test_more_callers_than_processes(bridge: Bridge) -> None:
+    """They wait for each other, and none for ever."""
+    caller = Caller(bridge, "/few")
+
+    def work(number: int) -> Any:
+        mine = str(uuid4())
+        return caller.reply(mine, caller.ask(mine), f"of {mine}").said
+
+    said = together(16, work)
+    assert all(each["answer"] == f"of {each['token']}" for each in said)
+    assert len({each["token"] for each in said}) == 16
+    assert {each["beside"] for each in said} == {0}
+
+
+def test_one_process_for_the_callers_of_a_new_server(bridge: Bridge) -> None:
+    """2026-07-28 on both sides: sixteen at once on one process, each with what is its own."""
+    caller = Caller(bridge, "/shared")
+    first = caller.call("echo", "first").said
+    said = [each for _ in range(ROUNDS) for each in converse(caller, 16)]
+    assert {each["pid"] for each in said} == {first["pid"]}
+
+
+@pytest.mark.parametrize("callers", [1, 4, 16])
+def test_questions_of_a_new_server(bridge: Bridge, callers: int) -> None:
+    """The same while others call, leave and listen."""
+    caller = Caller(bridge, "/modern")
+    with disturbing(caller):
+        for _ in range(ROUNDS):
+            converse(caller, callers)
+
+
+@pytest.mark.parametrize("callers", [1, 2, 4, 16])
+@pytest.mark.parametrize("base", ["/legacy", "/never", "/modern"])
+def test_progress_and_logs(bridge: Bridge, base: str, callers: int) -> None:
+    """Progress has the caller's token; logs come only to who asked for them, and only its own."""
+    caller = Caller(bridge, base)
+
+    def work(number: int) -> None:
+        mine, logs = str(uuid4()), number % 4 == 0
+        told = caller.call("tell", mine, _meta=telling(mine, logs=logs))
+        check_told(mine, told, logs=logs)
+
+    with disturbing(caller):
+        for _ in range(ROUNDS):
+            together(callers, work)
+
+
+@pytest.mark.parametrize("base", ["/legacy", "/never", "/modern"])
+def test_what_comes_too_late(bridge: Bridge, base: str) -> None:
+    """Progress of a call that is over is nobody's; where a process is used once, so is its log."""
+    caller = Caller(bridge, base)
+    meta: dict[str, Any] = {"progressToken": 1}
+    if base == "/never":
+        meta[f"{PREFIX}logLevel"] = "info"
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            mine = str(uuid4())
+            assert caller.call("late", mine, _meta=meta).before == []
+            told = caller.call("tell", mine, _meta=meta)
+            assert [each["progress"] for each in told.of("progress")] == list(range(5))
+            assert {each["message"] for each in told.of("progress")} == {mine}
+            assert {each["data"] for each in told.of("message")} <= {mine}
+
+    together(4, work)
+
+
+def state_of_another(caller: Caller, use: Callable[[str, Told], Told]) -> None:
+    """Somebody else's state leads to nothing, and the call that it is of goes on."""
+    mine, other = str(uuid4()), str(uuid4())
+    question = caller.ask(mine)
+    answer = use(other, question)
+    assert (answer.status, answer.answer["error"]["code"]) == (400, -32602), answer
+    assert caller.reply(mine, question, "still").said["answer"] == "still"
+
+
+def test_a_state_is_for_its_own_call(bridge: Bridge) -> None:
+    """Brought back with other arguments, or not as it was given, it is refused."""
+    caller = Caller(bridge, "/legacy")
+    state_of_another(caller, lambda token, told: caller.reply(token, told, "x"))
+
+    def forge(token: str, told: Told) -> Told:
+        state = told.result["requestState"]
+        swapped = state[:-2] + ("A" if state[-2] != "A" else "B") + state[-1]
+        forged = {**told.result, "requestState": swapped}
+        mine = next(iter(forged["inputRequests"].values()))["params"]["message"]
+        return caller.reply(mine, Told(200, [], {"result": forged}), "x")
+
+    state_of_another(caller, forge)
+
+
+def test_a_state_is_good_once(bridge: Bridge) -> None:
+    """Of two who bring back the same state one is answered, and the other is refused."""
+    caller = Caller(bridge, "/legacy")
+    for _ in range(ROUNDS):
+        mine = str(uuid4())
+        question = caller.ask(mine)
+        told = together(2, lambda number: caller.reply(mine, question, f"n{number}"))  # noqa: B023
+        assert sorted(each.status for each in told) == [200, 400], told
+
+
+def test_a_call_that_waits_too_long(bridge: Bridge) -> None:
+    """Its state has expired, and its process is another's."""
+    caller = Caller(bridge, "/legacy")
+    mine = str(uuid4())
+    question = caller.ask(mine)
+    time.sleep(INPUT_SECONDS + 0.5)
+    late = caller.reply(mine, question, "late")
+    assert (late.status, late.answer["error"]["code"]) == (400, -32602), late
+    assert caller.call("echo", mine).said["token"] == mine
+
+
+@pytest.mark.parametrize("base", ["/legacy", "/modern"])
+def test_the_real_client(bridge: Bridge, base: str) -> None:
+    """The official Python SDK, sixteen clients in one process: each is asked its own question."""
+    client = Client("client2", "asking.py").command()
+    url = f"http://127.0.0.1:{bridge.port}{base}/mcp"
+    with disturbing(Caller(bridge, base)):
+        done = subprocess.run(
+            [*client, url, "16", str(ROUNDS)], capture_output=True, timeout=100, check=False
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    seen = json.loads(done.stdout)
+    assert len(seen) == 16 * ROUNDS
+    for each in seen:
+        assert each["asked"] == [each["token"]], each
+        assert (each["said"]["token"], each["said"]["answer"]) == (each["token"],) * 2

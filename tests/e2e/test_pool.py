@@ -1,0 +1,248 @@
+"""
+The processes of a server: ahead of who wants them, within the limits, and with
+a server that fails nobody else fails.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import Bridge, Streamable, backend, serving, shell, until
+from tests.e2e.stateless import Caller, Census, Told, again_and_again, listen, together
+from tests.real.processes import alive
+
+#: How long bad servers have to spoil something.
+SECONDS = 5.0
+WARM = 3
+QUICK = {"stop_grace": 0.2, "kill_grace": 0.2}
+
+pytestmark = pytest.mark.slow
+
+
+def server(base: str, line: Sequence[str], **settings: Any) -> dict[str, Any]:
+    """A server of a configuration file."""
+    command, *args = line
+    return {"command": command, "args": args, "base_uri": base, **QUICK, **settings}
+
+
+def starts(path: Path) -> int:
+    """How many starts a server has noted."""
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def tries(seconds: float) -> int:
+    """How often a server that cannot start may be tried: at 0, 1, 3, 7, … seconds."""
+    return 1 + math.floor(math.log2(seconds + 1))
+
+
+class Refusals:
+    """Calls of a server that is of no use, and what each was answered."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.statuses: list[int] = []
+        self._caller = caller
+
+    def call(self, _: int) -> None:
+        """One more."""
+        with self._caller.begin("echo", "x") as response:
+            assert response.status in (502, 503), response.body
+            if response.status == 503:
+                assert int(response.headers["retry-after"]) >= 1
+            assert "message" in response.json["error"]
+            self.statuses.append(response.status)
+        time.sleep(0.05)
+
+
+def test_bad_servers_are_nobody_elses(tmp_path: Path) -> None:
+    """
+    One cannot start, one is to be kept ready and cannot, one says nothing, one
+    ends in every tenth call: meanwhile every call of the good ones succeeds.
+    """
+    files = {name: tmp_path / name for name in ("broken", "cold", "mute")}
+    scripts = {name: f"echo started >> '{path}'; " for name, path in files.items()}
+    silent = {"start_timeout": 0.3, "probe_timeout": 0.3}
+    servers = {
+        "older": server("/older", backend("tools", "legacy", 0)),
+        "newer": server("/newer", backend("tools", "modern", 0)),
+        "broken": server("/broken", shell(scripts["broken"] + "exit 3")),
+        "cold": server("/cold", shell(scripts["cold"] + "exit 3"), warm=2),
+        "mute": server("/mute", shell(scripts["mute"] + "exec sleep 600.$0"), **silent),
+        "tenth": server("/tenth", backend("tools", "legacy", 10)),
+    }
+    done: Counter[str] = Counter()
+    with serving(config={"mcpServers": servers}) as bridge:
+        began = time.monotonic()
+        broken, mute = (Refusals(Caller(bridge, base)) for base in ("/broken", "/mute"))
+        clients = {base: bridge.streamable(base) for base in ("/older", "/newer")}
+
+        def good(base: str) -> Callable[[int], None]:
+            caller = Caller(bridge, base)
+
+            def work(number: int) -> None:
+                assert caller.call("echo", f"{number}").said["token"] == f"{number}"
+                arguments = {"token": "of a session"}
+                with clients[base].call("tools/call", name="echo", arguments=arguments) as answer:
+                    assert "result" in answer.answer()
+                done[base] += 1
+
+            return work
+
+        works = [good("/older"), good("/newer"), broken.call, mute.call]
+        with again_and_again(*works):
+            lost, pids = crash(Caller(bridge, "/tenth"), 100)
+            time.sleep(max(0.0, began + SECONDS - time.monotonic()))
+        took = time.monotonic() - began + 1
+
+        assert min(done.values()) > 20
+        # Each process served nine; the tenth call of each is lost, and no other.
+        assert max(pids.values()) == 9, (lost, pids)
+        full = {pid for pid, served in pids.items() if served == 9}
+        assert lost == len(full - {each.pid for each in bridge.marked()})
+        for refusals in (broken, mute):
+            assert refusals.statuses[0] == 502
+            assert refusals.statuses.count(502) <= tries(took)
+            assert refusals.statuses.count(503) > refusals.statuses.count(502)
+        # A try is a process that is asked what it is, and one that is told.
+        assert starts(files["broken"]) <= 2 * tries(took)
+        assert starts(files["mute"]) <= 2 * tries(took)
+        assert 2 <= starts(files["cold"]) <= tries(took)
+
+
+def crash(caller: Caller, count: int) -> tuple[int, Counter[int]]:
+    """So many calls, four at a time: how many were lost, and how many each process served."""
+
+    def work(number: int) -> Told:
+        return caller.call("echo", f"{number}")
+
+    told = [each for start in range(0, count, 4) for each in together(4, work)]
+    assert {each.status for each in told} <= {200, 502}, Counter(each.status for each in told)
+    served = Counter(each.said["pid"] for each in told if each.status == 200)
+    return sum(each.status == 502 for each in told), served
+
+
+def test_a_new_server_that_ends_in_every_tenth_call() -> None:
+    """2026-07-28: it is started anew for the next one, and nobody has to wait."""
+    with serving(command=backend("tools", "modern", 10)) as bridge:
+        caller = Caller(bridge)
+        statuses = [caller.call("echo", "x").status for _ in range(40)]
+        assert statuses == ([200] * 9 + [502]) * 4
+
+
+def test_kept_ready_within_the_limits() -> None:
+    """There before anybody comes, taken, replaced, and never more than may be with the rest."""
+    command = backend("tools", "legacy", 0)
+    limit = WARM + 1
+    config = {"root": server("", command, warm=WARM, max_sessions=limit)}
+    with serving(config={"mcpServers": config}) as bridge:
+        spare = bridge.wait_for_backends(WARM)
+        census = Census(bridge, "tools.py")
+        with again_and_again(census.step):
+            time.sleep(0.5)
+            assert bridge.marked() == spare
+            clients = [bridge.streamable()]
+            assert pid_of(clients[0]) in {each.pid for each in spare}
+            # One in use, and as many ready as before.
+            bridge.wait_for_backends(limit)
+            clients += [bridge.streamable() for _ in range(WARM)]
+            # All that may be are in use: long enough for one more to be started, if it were.
+            time.sleep(0.5)
+            in_use = bridge.marked()
+            assert {each.pid for each in in_use} == {pid_of(each) for each in clients}
+            with bridge.visitor().call("initialize", protocolVersion="2025-11-25") as answer:
+                assert answer.status == 429
+                assert int(answer.headers["retry-after"]) >= 1
+            with Caller(bridge).begin("echo", "x") as response:
+                assert response.status == 429
+            for client in clients:
+                assert client.delete() == 200
+            until(lambda: not bridge.marked() & in_use)
+            bridge.wait_for_backends(WARM)
+            # For those without a session they are kept ready too.
+            ready = {each.pid for each in bridge.marked()}
+            assert Caller(bridge).call("echo", "x").said["pid"] in ready
+        assert census.most["tools.py"] == census.most_of_all == limit, census.most
+        assert census.samples > 10
+
+
+def pid_of(client: Streamable) -> int:
+    """The process of a session."""
+    arguments = {"token": "whoever"}
+    with client.call("tools/call", name="echo", arguments=arguments) as answer:
+        text = answer.answer()["result"]["content"][0]["text"]
+    pid: int = json.loads(text)["pid"]
+    return pid
+
+
+def test_spare_processes_do_not_grow_old() -> None:
+    """Each is replaced after `max_process_age`, with no more of them meanwhile."""
+    config = {
+        "root": server("", backend("tools", "legacy", 0), warm=2, max_process_age=1, max_sessions=3)
+    }
+    with serving(config={"mcpServers": config}) as bridge:
+        first = bridge.wait_for_backends(2)
+        census = Census(bridge, "tools.py")
+        with again_and_again(census.step):
+            until(lambda: not bridge.marked() & first)
+            second = bridge.wait_for_backends(2)
+            until(lambda: not bridge.marked() & second)
+        assert census.most_of_all <= 3
+        assert Caller(bridge).call("echo", "x").status == 200
+
+
+def test_a_spare_process_is_killed() -> None:
+    """It is replaced, and whoever comes meanwhile has another."""
+    config = {"root": server("", backend("tools", "legacy", 0), warm=WARM)}
+    with serving(config={"mcpServers": config}) as bridge:
+        spare = bridge.wait_for_backends(WARM)
+        killed = spare.pop()
+        os.kill(killed.pid, signal.SIGKILL)
+        assert Caller(bridge).call("echo", "x").said["pid"] in {each.pid for each in spare}
+        # One in use, and as many as before ready.
+        bridge.wait_for_backends(WARM + 1)
+        assert not alive(killed)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_bridge(how: int) -> None:
+    """Ended while processes are ready, in sessions, at work, waiting for a client, listened to."""
+    servers = {
+        "older": server("/older", backend("tools", "legacy", 0), warm=2),
+        "newer": server("/newer", backend("tools", "modern", 0), warm=2),
+    }
+    with serving(config={"mcpServers": servers}) as bridge:
+        heard = []
+        for base in ("/older", "/newer"):
+            caller = Caller(bridge, base)
+            bridge.open(base)
+            bridge.streamable(base)
+            caller.ask("parked")
+            working = caller.begin("wait", "working")
+            heard.append(listen(bridge.port, base))
+            bridge.streams += [working, heard[-1]]
+        # Ready, two sessions, parked, at work, listened to; newer: one for the last three.
+        until(lambda: processes(bridge) == {"legacy": 2 + 2 + 3, "modern": 2 + 2 + 1})
+        everything = bridge.marked()
+        if how == signal.SIGTERM:
+            bridge.stop()
+            for each in heard:
+                assert each.message()["result"]["resultType"] == "complete"
+        else:
+            bridge.kill()
+            until(lambda: not bridge.marked())
+            until(lambda: not any(map(alive, bridge.guardians)))
+        assert not any(map(alive, everything))
+
+
+def processes(bridge: Bridge) -> Counter[str]:
+    """How many there are, by era."""
+    return Counter(each.command.split("tools.py ")[1].split()[0] for each in bridge.marked())
