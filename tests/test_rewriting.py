@@ -184,3 +184,9 @@ def test_answers() -> None:
         "error": {"code": -32603, "message": "no", "data": {"b": 1}},
     }
     assert "data" not in json.loads(error_line(None, -32603, "no"))["error"]
+
+
+@pytest.mark.parametrize("text", [b'{"\x98":1}', b'{"jsonrpc":"2.0","id":1,"\x98":1}'])
+def test_a_name_that_is_no_text(text: bytes) -> None:
+    """The fast parser has an error of its own for that."""
+    assert members(text) is None

@@ -35,7 +35,7 @@ def members(text: bytes | msgspec.Raw) -> Members | None:
         return _decode(text)
     except msgspec.ValidationError:
         return None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _members_again(bytes(text))
 
 

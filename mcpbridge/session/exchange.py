@@ -8,17 +8,15 @@ revision the server speaks.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
-from twisted.internet import defer
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 
 from mcpbridge.config import ServerSettings
-from mcpbridge.errors import BackendEnded, Refused, ServerBusy
+from mcpbridge.errors import BackendEnded, Refused
+from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.headers import Annotations, annotated
 from mcpbridge.protocol.modern import LISTEN, ModernRequest
 from mcpbridge.session.session import Session
@@ -26,7 +24,7 @@ from mcpbridge.session.session import Session
 #: How many pages of a list of tools are read for what headers must say.
 TOOLS_PAGES = 100
 
-_ACKNOWLEDGED = b'"notifications/subscriptions/acknowledged"'
+_ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
 
 class Outlet(Protocol):
@@ -109,43 +107,11 @@ class Exchange:
 
     def _is_known(self, line: bytes) -> bool:
         """A stream is acknowledged once, however often the bridge had to open it anew."""
-        if _ACKNOWLEDGED not in line:
+        envelope = peek(line) if b"acknowledged" in line else None
+        if envelope is None or envelope.method != _ACKNOWLEDGED:
             return False
         known, self._acknowledged = self._acknowledged, True
         return known
-
-
-class WaitingLine:
-    """Requests that wait for a process, in their order, bounded in number and time."""
-
-    def __init__(self, clock: IReactorTime, limit: int, timeout: float) -> None:
-        self._clock = clock
-        self._limit = limit
-        self._timeout = timeout
-        self._waiting: deque[Deferred[None]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    async def wait(self) -> None:
-        """Returns when there may be a process.  Raises `ServerBusy`."""
-        if len(self._waiting) >= self._limit:
-            raise ServerBusy("all processes are at work, and as many requests wait as may")
-        turn: Deferred[None] = Deferred()
-        self._waiting.append(turn)
-        turn.addTimeout(self._timeout, self._clock)
-        try:
-            await turn
-        except defer.TimeoutError:
-            raise ServerBusy(f"all processes have been at work for {self._timeout:g} s") from None
-        finally:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-
-    def wake(self) -> None:
-        """There may be a process for the one that has waited longest."""
-        if self._waiting:
-            self._waiting.popleft().callback(None)
 
 
 class Upkeep:
@@ -178,22 +144,42 @@ class Upkeep:
             rest.cancel()
 
 
-async def list_annotations(
-    page: Callable[[str | None], Awaitable[msgspec.Raw]],
-) -> dict[str, Annotations]:
+class KnownTools:
     """
-    What headers have to say of the arguments of all tools, by their names.
+    What headers have to say of the arguments of a process's tools.
 
-    `page` gives one result of `tools/list`, for a cursor; what it raises is raised.
+    `page` gives one result of `tools/list`, for a cursor.
     """
-    found: dict[str, Annotations] = {}
-    cursor: str | None = None
-    for _ in range(TOOLS_PAGES):
-        some, cursor = annotated(await page(cursor))
-        found.update(some)
-        if cursor is None:
-            break
-    return found
+
+    def __init__(self, page: Callable[[str | None], Awaitable[msgspec.Raw]]) -> None:
+        self._page = page
+        self._known: dict[str, Annotations] | None = None
+        self._changes = 0
+
+    async def annotations(self, tool: str | None) -> Annotations:
+        """Those of one tool.  Raises what `page` raises."""
+        known = self._known
+        if known is None:
+            changes = self._changes
+            known = await self._list()
+            if changes == self._changes:
+                self._known = known
+        return known.get(tool or "", ())
+
+    def changed(self) -> None:
+        """What is known is not true any more, nor what is being told."""
+        self._changes += 1
+        self._known = None
+
+    async def _list(self) -> dict[str, Annotations]:
+        found: dict[str, Annotations] = {}
+        cursor: str | None = None
+        for _ in range(TOOLS_PAGES):
+            some, cursor = annotated(await self._page(cursor))
+            found.update(some)
+            if cursor is None:
+                break
+        return found
 
 
 def backend_ended(session: Session, settings: ServerSettings) -> BackendEnded:

@@ -8,6 +8,8 @@ Knows whose request it works on and how long it waits; what is said is for
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -23,12 +25,12 @@ from mcpbridge.errors import (
     BackendFailed,
     UnknownSession,
 )
+from mcpbridge.guard import guarded
 from mcpbridge.protocol.handshake import HandshakeRefused
-from mcpbridge.protocol.headers import Annotations
 from mcpbridge.protocol.listens import Change
 from mcpbridge.protocol.modern import ModernRequest
 from mcpbridge.protocol.upward import LegacyConversation, Said
-from mcpbridge.session.exchange import Exchange, Upkeep, backend_ended, list_annotations
+from mcpbridge.session.exchange import Exchange, KnownTools, Upkeep, backend_ended
 from mcpbridge.session.session import Session
 
 
@@ -41,6 +43,9 @@ class Owner(Protocol):
     def parked(self, process: LeasedProcess, request: ModernRequest) -> str:
         """Its request waits for the client; returns the state that brings the client back."""
         ...
+
+    def unparked(self, process: LeasedProcess) -> None:
+        """It does not wait any more, if it did: no state brings a client back to it."""
 
     def changed(self, process: LeasedProcess, change: Change) -> None:
         """It tells of something that clients may listen for."""
@@ -69,9 +74,15 @@ class LeasedProcess:
         #: Fires when the handshake is over, fails with what went wrong.
         self._opening: Deferred[None] | None = None
         self._listing: Deferred[msgspec.Raw] | None = None
-        self._tools: dict[str, Annotations] | None = None
+        self.tools = KnownTools(self._list_tools)
         #: What is waited for: questions to be complete, a retry, a late answer.
         self._wait: IDelayedCall | None = None
+        #: Whether it takes nothing more.
+        self._left = False
+        #: Whether lines of it are being read, and what is to follow then.
+        self._reading = False
+        self._heard: list[Callable[[], object]] = []
+        self._is_done = False
 
     async def open(self) -> None:
         """Shake hands.  Raises `HandshakeRefused` and `BackendFailed`."""
@@ -88,18 +99,12 @@ class LeasedProcess:
         finally:
             self._opening = None
 
-    async def annotations(self, tool: str | None) -> Annotations:
-        """What headers have to say of the arguments of a tool.  Raises `Refused`."""
-        if self._tools is None:
-            self._tools = await list_annotations(self._list_tools)
-        return self._tools.get(tool or "", ())
-
     async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
         timeout = self._settings.start_timeout
         listing = self._listing = Deferred()
-        listing.addTimeout(timeout, self.session.clock)
         try:
             self.session.backend.send(self.conversation.list_tools(cursor))
+            listing.addTimeout(timeout, self.session.clock)
             return await listing
         except defer.TimeoutError:
             raise BackendFailed(f"no answer to `tools/list` in {timeout:g} s") from None
@@ -114,7 +119,7 @@ class LeasedProcess:
         self._work_for(exchange)
         try:
             self._tell(before)
-            self.session.client_messages([line])
+            self._pass(line)
         except BaseException:
             # The backend has never heard of it.
             self.exchange = None
@@ -129,11 +134,12 @@ class LeasedProcess:
         self._work_for(exchange)
         try:
             if lines:
-                self.session.client_messages(lines)
+                self._pass(*lines)
         except BaseException:
             self.exchange = None
             self.session.life.end("its queue is full, or a filter refused an answer")
             raise
+        self._owner.unparked(self)
         self._heed(self.conversation.held())
         if self.conversation.questions and self.exchange is not None:
             self._collect()
@@ -153,17 +159,32 @@ class LeasedProcess:
         """
         self.exchange = None
         self._no_wait()
+        self._owner.unparked(self)
         self._tell(self.conversation.cancel(reason))
         if self.conversation.clean:
-            self._owner.returned(self)
-        else:
+            self._done()
+        elif self.session.receiving:
             self._wait = self.session.clock.callLater(
                 CANCEL_SECONDS, self.session.life.end, f"its request was given up: {reason}"
             )
 
+    def leave(self) -> None:
+        """It takes nothing more: who waits for an answer may get it, but nobody is asked."""
+        self._left = True
+        if self.exchange is not None:
+            self._no_wait()
+        self._owner.lost(self)
+
     def _work_for(self, exchange: Exchange) -> None:
         exchange.worker = self
         self.exchange = exchange
+
+    def _pass(self, *lines: bytes) -> None:
+        """Lines of a client's, all or none."""
+        try:
+            self.session.client_messages(list(lines))
+        except UnknownSession:
+            raise backend_ended(self.session, self._settings) from None
 
     def _tell(self, lines: list[bytes]) -> None:
         """Lines of the bridge's own."""
@@ -192,24 +213,33 @@ class LeasedProcess:
 
     def send(self, lines: list[bytes]) -> None:
         """Messages of the process."""
-        for line in lines:
-            if self.conversation.initialized is None:
-                self._shake_hands(line)
-            else:
-                self._heed(self.conversation.from_backend(line))
+        self._reading = True
+        try:
+            for line in lines:
+                if self.conversation.initialized is None:
+                    self._shake_hands(line)
+                else:
+                    self._heed(self.conversation.from_backend(line))
+        finally:
+            self._reading = False
+        heard, self._heard = self._heard, []
+        for each in heard:
+            each()
+        if self._is_done:
+            self._done()
 
     def stop_keepalive(self) -> None:
         """It is not used any more."""
         self.upkeep.wake()
         self._no_wait()
-        self._owner.lost(self)
+        self.leave()
 
     def close(self) -> None:
         """What was asked has no answer."""
         error = backend_ended(self.session, self._settings)
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
-            exchange.fail(error)
+            guarded(self.log, "a response", exchange.fail, error)
         for waiting in (self._opening, self._listing):
             if waiting is not None and not waiting.called:
                 waiting.errback(BackendFailed(self.session.reason))
@@ -222,36 +252,56 @@ class LeasedProcess:
                 self._opening.errback(error)
             return
         self._tell(lines or [])
-        if self.conversation.initialized is not None and self._opening is not None:
+        if self.conversation.initialized is not None:
+            self._heard.append(self._opened)
+
+    def _opened(self) -> None:
+        if self._opening is not None and not self._opening.called:
             self._opening.callback(None)
+
+    def _listed(self, tools: msgspec.Raw) -> None:
+        if self._listing is not None and not self._listing.called:
+            self._listing.callback(tools)
+
+    def _done(self) -> None:
+        """
+        It works for nobody.  What was read together with its last answer, or
+        before, was not said to the next one, who has to wait for that long.
+        """
+        self._is_done = self._reading
+        if not self._reading:
+            self._owner.returned(self)
 
     def _heed(self, said: Said) -> None:
         """Do what a line of the backend amounts to."""
         self._tell(said.to_backend)
-        if said.tools is not None and self._listing is not None and not self._listing.called:
-            self._listing.callback(said.tools)
+        if said.tools is not None:
+            self._heard.append(partial(self._listed, said.tools))
         for change in said.changed:
             if change.kind == "toolsListChanged":
-                self._tools = None
+                self.tools.changed()
             self._owner.changed(self, change)
         exchange = self.exchange
         if exchange is None:
             if self._wait is not None and not self.conversation.running and self.conversation.clean:
                 # What was given up has ended after all.
                 self._no_wait()
-                self._owner.returned(self)
+                self._done()
             return
         if said.notes:
-            exchange.deliver(said.notes, False)
+            guarded(self.log, "a response", exchange.deliver, said.notes, False)
+        if self.exchange is None:
+            # The client has gone by that.
+            return
         if said.refused is not None:
             self.exchange = None
-            exchange.fail(said.refused)
+            guarded(self.log, "a response", exchange.fail, said.refused)
             self.give_up(str(said.refused))
         elif said.final is not None:
             self._no_wait()
             self.exchange = None
-            exchange.deliver([said.final], True)
-            self._owner.returned(self)
+            guarded(self.log, "a response", exchange.deliver, [said.final], True)
+            self._done()
         elif said.asked:
             self._collect()
 
@@ -259,7 +309,7 @@ class LeasedProcess:
 
     def _collect(self) -> None:
         """A question may be the first of several."""
-        if self._wait is None:
+        if self._wait is None and not self._left:
             self._wait = self.session.clock.callLater(COLLECT_SECONDS, self._park)
 
     def _park(self) -> None:
@@ -276,7 +326,8 @@ class LeasedProcess:
         self._wait = self.session.clock.callLater(
             self._settings.input_timeout, self.give_up, "the client did not come back"
         )
-        exchange.deliver([self.conversation.input_required(state)], True)
+        asked = self.conversation.input_required(state)
+        guarded(self.log, "a response", exchange.deliver, [asked], True)
 
     def _no_wait(self) -> None:
         wait, self._wait = self._wait, None

@@ -165,6 +165,7 @@ class Pool:
             session.backend = await self._launch(session)
         except BaseException:
             permit.release()
+            self.made_room()
             raise
         self.unclosed.add(session)
         return session
@@ -236,8 +237,8 @@ class Pool:
         return bool(self._spares) or self.unused() is not None
 
     def has_leaving(self) -> bool:
-        """Whether a process is about to end, and there will be room."""
-        return any(not session.receiving for session in self.unclosed)
+        """Whether a process is about to end, or to be there: who waits is told."""
+        return bool(self._launching) or any(not each.receiving for each in self.unclosed)
 
     def give_one_up(self) -> Session | None:
         """End a process that nobody uses just now, if there is one."""
@@ -378,7 +379,8 @@ class Pool:
             self._starved = False
             self._earliest = self._clock.seconds() + WARM_SECONDS
         self._look()
-        self.made_room()
+        for pool in (self, *self.neighbours):
+            pool.made_room()
 
     def _no_wake(self) -> None:
         wake, self._wake = self._wake, None

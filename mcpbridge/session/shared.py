@@ -18,10 +18,9 @@ from twisted.logger import Logger
 
 from mcpbridge._version import __version__
 from mcpbridge.config import ServerSettings
-from mcpbridge.errors import BackendBusy, BackendFailed, BridgeError, Refused, UnknownSession
+from mcpbridge.errors import BackendEnded, BackendFailed, BridgeError, Refused, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.protocol.envelope import peek
-from mcpbridge.protocol.headers import Annotations
 from mcpbridge.protocol.modern import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
@@ -33,7 +32,7 @@ from mcpbridge.protocol.modern import (
 )
 from mcpbridge.protocol.multiplexer import Multiplexer
 from mcpbridge.protocol.rewriting import encode
-from mcpbridge.session.exchange import Exchange, Upkeep, backend_ended, list_annotations
+from mcpbridge.session.exchange import Exchange, KnownTools, Upkeep, backend_ended
 from mcpbridge.session.session import Session
 
 
@@ -90,7 +89,9 @@ class _ToolsChanged:
 
     def deliver(self, lines: list[bytes], final: bool) -> None:
         """Something has changed."""
-        self._process.tools = None
+        self._process.tools.changed()
+        if final:
+            self._process.watched = 0
 
     def fail(self, refusal: Refused) -> None:
         """The process has ended."""
@@ -128,23 +129,26 @@ class SharedProcess:
         self.reserved = 0
         #: Its only request wants log messages, and nothing else would say whose they are.
         self.alone = False
-        self.tools: dict[str, Annotations] | None = None
+        self.tools = KnownTools(self._list_tools)
+        #: How many subscriptions are the bridge's own.
+        self.watched = 0
         self._settings = settings
         self._freed = freed
         self._lost = lost
         self._orphaned = orphaned
         self._requests: Multiplexer[_Receiver] = Multiplexer()
-        self._watched = 0
+        #: How many of them are the bridge's own.
+        self._own = 0
 
     @property
     def load(self) -> int:
-        """How many requests it works on, without those that listen."""
-        return len(self._requests) + self.reserved
+        """How many requests of clients it works on, without those that listen."""
+        return len(self._requests) - self._own + self.reserved
 
     @property
     def in_use(self) -> bool:
         """Whether anybody waits for anything of it."""
-        return bool(self.load or self._requests.listens > self._watched)
+        return bool(self.load or self._requests.listens > self.watched)
 
     async def open(self, patience: float) -> None:
         """
@@ -153,7 +157,10 @@ class SharedProcess:
         Raises `OtherEra` for an answer of an older server, and `Refused` for
         none, or one that is of no use.
         """
-        envelope = peek(await self._ask("server/discover", {}, patience))
+        try:
+            envelope = peek(await self._ask("server/discover", {}, patience))
+        except BackendEnded as error:
+            raise BackendFailed(str(error)) from None
         if envelope is None or isinstance(envelope.result, msgspec.UnsetType):
             raise OtherEra("the server answered `server/discover` with an error")
         try:
@@ -165,12 +172,6 @@ class SharedProcess:
         tools = told.capabilities.get("tools")
         if isinstance(tools, dict) and tools.get("listChanged") is True:
             self._watch_tools()
-
-    async def annotations(self, tool: str | None) -> Annotations:
-        """What headers have to say of the arguments of a tool.  Raises `Refused`."""
-        if self.tools is None:
-            self.tools = await list_annotations(self._list_tools)
-        return self.tools.get(tool or "", ())
 
     async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
         params: dict[str, object] = {} if cursor is None else {"cursor": cursor}
@@ -186,30 +187,43 @@ class SharedProcess:
         self._send(exchange.request, exchange)
         if not exchange.listens:
             self.upkeep.served += 1
-            self.alone = exchange.request.log_level is not None
 
     async def _ask(self, method: str, params: dict[str, object], patience: float) -> bytes:
         own = _Own()
         self._send(own_request(method, params), own)
+        self._own += 1
         own.answer.addTimeout(patience, self.session.clock)
         try:
             return await own.answer
         except defer.TimeoutError:
             raise BackendFailed(f"no answer to `{method}` in {patience:g} s") from None
+        finally:
+            # Where there was none, nobody waits for it any more.
+            self._withdraw(own)
+            self._own -= 1
 
     def _send(self, request: ModernRequest, receiver: _Receiver) -> None:
         line = self._requests.ask(request, receiver)
         try:
             self.session.client_messages([line])
+        except UnknownSession:
+            self._requests.undo(receiver)
+            raise backend_ended(self.session, self._settings) from None
         except BaseException:
             self._requests.undo(receiver)
             raise
+
+    def _withdraw(self, receiver: _Receiver) -> None:
+        """The server is to stop working on a request, where it does."""
+        line = self._requests.cancel(receiver)
+        if line is not None:
+            self.session.answer_backend(line)
 
     def _watch_tools(self) -> None:
         params: dict[str, object] = {"notifications": {"toolsListChanged": True}}
         try:
             self._send(own_request(LISTEN, params), _ToolsChanged(self))
-            self._watched = 1
+            self.watched = 1
         except Refused:
             self.log.warn("the tools of {label} are not watched", label=self.session.label)
 
@@ -217,15 +231,7 @@ class SharedProcess:
 
     def cancel(self, exchange: Exchange) -> None:
         """The client has gone: the server is to stop working on its request."""
-        line = self._requests.cancel(exchange)
-        if line is not None:
-            try:
-                self.session.backend.send(line)
-            except BackendBusy:
-                self.session.life.end("the backend does not read its messages")
-            except UnknownSession:
-                # It takes nothing more: it is about to end.
-                pass
+        self._withdraw(exchange)
         self._freed(self)
 
     def pause(self, exchange: Exchange) -> None:

@@ -6,18 +6,24 @@ Knows how many there are and what each has to do; must not know messages.
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mcpbridge.config import RELISTEN_SECONDS, ServerSettings
 from mcpbridge.errors import BackendFailed, BridgeError, Refused, ServerBusy, TooManySessions
+from mcpbridge.guard import guarded
 from mcpbridge.protocol.headers import Headers, check_params
 from mcpbridge.protocol.listens import complete_line
-from mcpbridge.session.exchange import Exchange, WaitingLine, backend_ended
+from mcpbridge.session.exchange import Exchange, backend_ended
+from mcpbridge.session.line import Crowd, Place, WaitingLine
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra, SharedProcess
+
+#: Why a process ends that is worn.
+ENOUGH = "it has been used enough"
 
 
 class SharedProcesses:
@@ -39,8 +45,9 @@ class SharedProcesses:
         self._pool = pool
         self._line = line
         self._processes: list[SharedProcess] = []
-        self._start = DeferredLock()
-        self._again: set[IDelayedCall] = set()
+        self._start = Crowd(settings.max_waiting_requests)
+        #: Those that are to listen again, and what will have them do so.
+        self._again: dict[Exchange, IDelayedCall | Deferred[None]] = {}
 
     def __len__(self) -> int:
         return len(self._processes)
@@ -51,7 +58,8 @@ class SharedProcesses:
         try:
             request = exchange.request
             if request.method == "tools/call":
-                check_params(request, await process.annotations(request.name), headers)
+                annotations = await process.tools.annotations(request.name)
+                check_params(request, annotations, headers)
             if process not in self._processes:
                 raise backend_ended(process.session, self._settings)
             if not exchange.over:
@@ -89,7 +97,7 @@ class SharedProcesses:
             raise
         self._pool.readiness.succeeded()
         self._processes.append(process)
-        self._freed(process)
+        self._rest(process)
         return process
 
     def unused(self) -> Session | None:
@@ -97,69 +105,91 @@ class SharedProcesses:
         return next((each.session for each in self._processes if not each.in_use), None)
 
     def stop(self) -> None:
-        """Listen for nothing any more."""
-        for call in self._again:
-            call.cancel()
-        self._again.clear()
+        """Who listens is told that this is the end."""
+        again, self._again = self._again, {}
+        for exchange, waiting in again.items():
+            guarded(self.log, "a response", self._end_of, exchange)
+            waiting.cancel()
 
     async def _reserve(self, exchange: Exchange) -> SharedProcess:
+        place = Place()
         while True:
+            self._end_worn()
             process = self._free(exchange)
-            if process is None:
-                try:
-                    process = await self._another(exchange)
-                except TooManySessions as error:
-                    if not (self._processes or self._pool.has_leaving()):
-                        raise ServerBusy(str(error)) from None
-                    await self._line.wait()
-                    continue
-            if process in self._processes:
-                process.upkeep.wake()
-                process.reserved += 1
+            if process is not None:
+                self._hold(process, exchange)
                 return process
+            try:
+                process = await self._another(exchange)
+            except TooManySessions as error:
+                if not (self._processes or self._pool.has_leaving()):
+                    raise ServerBusy(str(error)) from None
+                await self._line.wait(place, lambda: self._may_go(exchange))
+            else:
+                if process is not None:
+                    return process
+
+    def _may_go(self, exchange: Exchange) -> bool:
+        return self._free(exchange) is not None or not self._pool.is_full()
+
+    def _hold(self, process: SharedProcess, exchange: Exchange) -> None:
+        process.upkeep.wake()
+        process.reserved += 1
+        if not exchange.listens:
+            process.alone = exchange.request.log_level is not None
 
     def _free(self, exchange: Exchange) -> SharedProcess | None:
-        limit = 1 if exchange.request.log_level is not None else self._settings.concurrency
         free = [
             each
             for each in self._processes
             if each.identity == exchange.identity
             and not each.upkeep.is_worn()
-            and (exchange.listens or (each.load < limit and not (each.alone and each.load)))
+            and self._has_room(each, exchange)
         ]
         return min(free, key=lambda each: each.load, default=None)
 
-    async def _another(self, exchange: Exchange) -> SharedProcess:
-        """Start one, or take one that somebody else has started meanwhile."""
-        await self._start.acquire()
+    def _has_room(self, process: SharedProcess, exchange: Exchange) -> bool:
+        if exchange.listens:
+            return True
+        limit = 1 if exchange.request.log_level is not None else self._settings.concurrency
+        return process.load < limit and not (process.alone and process.load)
+
+    async def _another(self, exchange: Exchange) -> SharedProcess | None:
+        """Start one, for this request and others; None: somebody else has, or has tried."""
+        if not await self._start.is_first():
+            return None
         try:
-            process = self._free(exchange)
-            if process is None:
-                session = await self._pool.take()
-                process = await self.open(session, exchange.identity, self._settings.start_timeout)
-            return process
+            session = await self._pool.take()
+            process = await self.open(session, exchange.identity, self._settings.start_timeout)
+            self._hold(process, exchange)
         except BackendFailed as error:
             self._pool.fail(str(error))
             raise
         finally:
-            self._start.release()
+            self._start.done()
+        self._line.wake()
+        return process
 
     def _freed(self, process: SharedProcess) -> None:
         """It has less to do: it is for whoever waits, or rests, or has done enough."""
         if process not in self._processes:
             return
-        if not process.in_use:
+        if not process.load and process.upkeep.is_worn():
+            # Who only listens to it is listened for elsewhere.
+            process.session.life.end(ENOUGH)
+        elif not process.in_use:
             process.alone = False
-            if process.upkeep.is_worn():
-                process.session.life.end("it has been used enough")
-            else:
-                process.upkeep.rest(
-                    lambda: process.session.life.end("nobody has used it for a while")
-                )
-        elif process.upkeep.is_worn() and not process.load:
-            # Only listened to: what listens is listened for elsewhere.
-            process.session.life.end("it has been used enough")
+            self._rest(process)
         self._line.wake()
+
+    def _rest(self, process: SharedProcess) -> None:
+        process.upkeep.rest(lambda: process.session.life.end("nobody has used it for a while"))
+
+    def _end_worn(self) -> None:
+        """What became too old while nobody used it is not to stay beside another."""
+        for process in list(self._processes):
+            if not process.load and process.upkeep.is_worn():
+                process.session.life.end(ENOUGH)
 
     def _lost(self, process: SharedProcess) -> None:
         """It takes no more requests."""
@@ -167,27 +197,45 @@ class SharedProcesses:
             self._processes.remove(process)
             self._line.wake()
 
+    # Listening.
+
     def _listen_again(self, exchange: Exchange) -> None:
         """The process has ended; its client need not know ("Unexpected Termination")."""
         if self._pool.stopping:
-            exchange.deliver([complete_line(exchange.request.id)], True)
+            self._end_of(exchange)
         if exchange.over:
             return
-        exchange.worker = None
+        exchange.worker = self
         delay = max(RELISTEN_SECONDS, self._pool.readiness.wait(self._clock.seconds()))
+        self._again[exchange] = self._clock.callLater(delay, self._ask_again, exchange)
 
-        def again() -> None:
-            self._again.discard(call)
-            if not exchange.over:
-                asking = Deferred.fromCoroutine(self.ask(exchange, lambda _: []))
-                asking.addErrback(failed)
+    def _ask_again(self, exchange: Exchange) -> None:
+        asking = Deferred.fromCoroutine(self.ask(exchange, lambda _: []))
+        self._again[exchange] = asking
+        asking.addBoth(self._asked_again, exchange)
 
-        def failed(failure: object) -> None:
-            why = getattr(failure, "value", None)
-            if isinstance(why, Refused) and not self._pool.stopping:
-                self._listen_again(exchange)
-            else:
-                exchange.fail(BackendFailed("what was listened to is gone"))
+    def _asked_again(self, result: object, exchange: Exchange) -> None:
+        self._again.pop(exchange, None)
+        if exchange.over or not isinstance(result, Failure):
+            return
+        if isinstance(result.value, Refused):
+            self._listen_again(exchange)
+        else:
+            exchange.fail(BackendFailed("what was listened to is gone"))
 
-        call = self._clock.callLater(delay, again)
-        self._again.add(call)
+    def _end_of(self, exchange: Exchange) -> None:
+        exchange.deliver([complete_line(exchange.request.id)], True)
+
+    # What an exchange asks that is to listen again: Worker.
+
+    def cancel(self, exchange: Exchange) -> None:
+        """The client has gone."""
+        waiting = self._again.pop(exchange, None)
+        if waiting is not None:
+            waiting.cancel()
+
+    def pause(self, exchange: Exchange) -> None:
+        """Nothing comes for it."""
+
+    def resume(self, exchange: Exchange) -> None:
+        """Nothing was paused."""

@@ -7,11 +7,11 @@ Knows what it takes to find that out; must not know HTTP.
 
 from __future__ import annotations
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet import defer
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from mcpbridge.config import ServerSettings
+from mcpbridge.config import STOP_SLACK_SECONDS, ServerSettings
 from mcpbridge.errors import (
     BackendFailed,
     MethodNotFound,
@@ -23,8 +23,9 @@ from mcpbridge.errors import (
 from mcpbridge.protocol.headers import Headers
 from mcpbridge.protocol.modern import REMOVED
 from mcpbridge.session.eras import Eras
-from mcpbridge.session.exchange import Exchange, WaitingLine
+from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.leases import Leases
+from mcpbridge.session.line import Crowd, Place, WaitingLine
 from mcpbridge.session.pool import Pool, gone
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra
@@ -49,9 +50,10 @@ class Stateless:
         self, settings: ServerSettings, clock: IReactorTime, pool: Pool, eras: Eras
     ) -> None:
         self._settings = settings
+        self._clock = clock
         self._pool = pool
         self._eras = eras
-        self._probing = DeferredLock()
+        self._probing = Crowd(settings.max_waiting_requests)
         self._line = WaitingLine(clock, settings.max_waiting_requests, settings.queue_timeout)
         self._shared = SharedProcesses(settings, clock, pool, self._line)
         self._leases = Leases(settings, clock, pool, self._line)
@@ -82,13 +84,15 @@ class Stateless:
         """Who listens is told that this is the end; all else ends with its process."""
         self._shared.stop()
         self._leases.stop()
+        self._line.stop()
 
     async def _ask(self, exchange: Exchange, headers: Headers) -> None:
         why = ""
         for _ in range(TURNS):
             if self._pool.stopping:
                 raise Stopping("the bridge is shutting down")
-            modern = await self._is_modern(exchange.identity)
+            # A parked process may hold the place that finding out would take.
+            modern = not self._leases.awaits(exchange) and await self._is_modern(exchange.identity)
             try:
                 await (self._shared if modern else self._leases).ask(exchange, headers)
             except OtherEra as error:
@@ -96,21 +100,21 @@ class Stateless:
                 self._eras.modern = not modern
                 self.log.info("server {server!r}: {why}", server=self._settings.name, why=why)
             except BackendFailed:
-                # It may have become another one.
-                self._eras.modern = None
+                if not (len(self._shared) or len(self._leases)):
+                    # It may have become another one.
+                    self._eras.modern = None
                 raise
             else:
                 return
         raise BackendFailed(f"the server is of no era that lasts: {why}")
 
     async def _is_modern(self, identity: str) -> bool:
-        if self._eras.modern is None:
-            await self._probing.acquire()
-            try:
-                if self._eras.modern is None:
+        while self._eras.modern is None:
+            if await self._probing.is_first():
+                try:
                     self._eras.modern = await self._probe(identity)
-            finally:
-                self._probing.release()
+                finally:
+                    self._probing.done()
         return self._eras.modern
 
     async def _probe(self, identity: str) -> bool:
@@ -118,14 +122,35 @@ class Stateless:
         Any answer but that of a modern server, silence and death too, say that
         it is an older one (basic/transports/stdio, "Backward Compatibility").
         """
-        session = await self._pool.take()
+        session = await self._take()
         try:
             await self._shared.open(session, identity, self._settings.probe_timeout)
         except (OtherEra, BackendFailed):
-            # Its place may be the only one there is.
-            await gone(session)
+            await self._gone(session)
             return False
         return True
+
+    async def _take(self) -> Session:
+        place = Place()
+        while True:
+            try:
+                return await self._pool.take()
+            except BackendFailed as error:
+                self._pool.fail(str(error))
+                raise
+            except TooManySessions:
+                if not (len(self._shared) or len(self._leases) or self._pool.has_leaving()):
+                    raise
+                await self._line.wait(place, lambda: not self._pool.is_full())
+
+    async def _gone(self, session: Session) -> None:
+        """Its place may be the only one there is; but not all that is told to end does."""
+        settings = self._settings
+        patience = settings.stop_grace + settings.kill_grace + STOP_SLACK_SECONDS
+        try:
+            await gone(session).addTimeout(patience, self._clock)
+        except defer.TimeoutError:
+            pass
 
     def _unused(self) -> Session | None:
         return self._shared.unused() or self._leases.unused()

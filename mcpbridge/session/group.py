@@ -1,0 +1,137 @@
+"""
+The processes of an older server that may be lent to the same callers, and who
+listens to them.
+
+Knows who is to be told what; must not know how a process is had.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from mcpbridge.guard import guarded
+from mcpbridge.protocol.listens import (
+    Change,
+    Filter,
+    acknowledged_line,
+    complete_line,
+    notification_line,
+)
+from mcpbridge.protocol.modern import ModernRequest
+from mcpbridge.session.exchange import Exchange
+from mcpbridge.session.leased import LeasedProcess
+
+
+class Kind(NamedTuple):
+    """Who may be lent the same processes."""
+
+    identity: str
+    capabilities: bytes
+
+
+class Group:
+    """The processes of one kind, and who listens to them."""
+
+    log = Logger()
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.processes: list[LeasedProcess] = []
+        self.free: list[LeasedProcess] = []
+        self.listens: dict[Exchange, Filter] = {}
+        #: A request of this kind, with which a process can be opened.
+        self.example: ModernRequest | None = None
+        #: When there is to be a process again to listen to.
+        self.again: IDelayedCall | None = None
+        # How many listen to each resource.
+        self._resources: Counter[str] = Counter()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing would be missed of it."""
+        return not (self.processes or self.listens or self.again)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether there is somebody who listens, and nothing to listen to."""
+        return bool(self.listens) and not self.processes
+
+    def needs(self, process: LeasedProcess) -> bool:
+        """Whether it is the only one that somebody listens to."""
+        return bool(self.listens) and self.processes == [process]
+
+    def opened(self, process: LeasedProcess, example: ModernRequest) -> None:
+        """A process has shaken hands: it is to tell what is listened for."""
+        self.example = example
+        for uri in list(self._resources):
+            process.subscribe(uri)
+
+    def listen(self, exchange: Exchange, promised: Filter) -> None:
+        """From now on it is told what it was promised."""
+        self.listens[exchange] = promised
+        for uri in promised.resource_subscriptions:
+            self._resources[uri] += 1
+            if self._resources[uri] == 1:
+                for each in self._initialized():
+                    each.subscribe(uri)
+        exchange.deliver([acknowledged_line(exchange.request.id, promised)], False)
+
+    def unlisten(self, exchange: Exchange) -> None:
+        """Its client has gone."""
+        promised = self.listens.pop(exchange, None)
+        for uri in () if promised is None else promised.resource_subscriptions:
+            self._resources[uri] -= 1
+            if not self._resources[uri]:
+                del self._resources[uri]
+                for each in self._initialized():
+                    each.unsubscribe(uri)
+        if not self.listens:
+            self.no_again()
+
+    def tell(self, change: Change) -> None:
+        """To those who listen for it."""
+        for exchange, promised in list(self.listens.items()):
+            if promised.wants(change):
+                line = notification_line(exchange.request.id, change)
+                guarded(self.log, "a response", exchange.deliver, [line], False)
+
+    def end_listens(self) -> None:
+        """Who listens is told that this is the end, and may listen anew."""
+        self.no_again()
+        for exchange in list(self.listens):
+            self.unlisten(exchange)
+            line = complete_line(exchange.request.id)
+            guarded(self.log, "a response", exchange.deliver, [line], True)
+
+    def no_again(self) -> None:
+        """No process is needed."""
+        again, self.again = self.again, None
+        if again is not None and again.active():
+            again.cancel()
+
+    def _initialized(self) -> list[LeasedProcess]:
+        return [each for each in self.processes if each.conversation.initialized is not None]
+
+
+class Listening:
+    """What stands for all processes of a group, for one who listens: a `Worker`."""
+
+    def __init__(self, group: Group, ended: Callable[[Group], None]) -> None:
+        self._group = group
+        self._ended = ended
+
+    def cancel(self, exchange: Exchange) -> None:
+        """The client has gone."""
+        self._group.unlisten(exchange)
+        self._ended(self._group)
+
+    def pause(self, exchange: Exchange) -> None:
+        """Others need not wait for one that does not keep up: its response is bounded."""
+
+    def resume(self, exchange: Exchange) -> None:
+        """Nothing was paused."""

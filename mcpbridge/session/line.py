@@ -1,0 +1,132 @@
+"""
+Requests of MCP 2026-07-28 that wait: for a process, or for one of them to
+find out what all of them need.
+
+Knows order, number and time; must not know what they wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from mcpbridge.errors import ServerBusy, Stopping
+
+
+class Place:
+    """Where a request stands in line; it keeps that until it has a process."""
+
+    #: When it began to wait.
+    since: float | None = None
+
+
+class WaitingLine:
+    """Requests that wait for a process, in their order, bounded in number and time."""
+
+    def __init__(self, clock: IReactorTime, limit: int, timeout: float) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._timeout = timeout
+        self._waiting: dict[Deferred[None], tuple[float, Callable[[], bool]]] = {}
+        self._stopped = False
+        self._waking = False
+        self._again = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def wait(self, place: Place, may_go: Callable[[], bool]) -> None:
+        """
+        Returns when there may be a process: when `may_go` said so after
+        something had changed.  Raises `ServerBusy` and `Stopping`.
+        """
+        if self._stopped:
+            raise _stopping()
+        if len(self._waiting) >= self._limit:
+            raise ServerBusy("all processes are at work, and as many requests wait as may")
+        now = self._clock.seconds()
+        if place.since is None:
+            place.since = now
+        turn: Deferred[None] = Deferred()
+        self._waiting[turn] = place.since, may_go
+        turn.addTimeout(max(0.0, place.since + self._timeout - now), self._clock)
+        try:
+            await turn
+        except defer.TimeoutError:
+            raise ServerBusy(f"all processes have been at work for {self._timeout:g} s") from None
+        finally:
+            self._waiting.pop(turn, None)
+
+    def wake(self) -> None:
+        """
+        Something has changed: all go on for whom there may be a process now,
+        who has waited longest first.  Called meanwhile, it is done once more.
+        """
+        self._again = True
+        if self._waking:
+            return
+        self._waking = True
+        try:
+            while self._again:
+                self._again = False
+                self._wake_once()
+        finally:
+            self._waking = False
+
+    def _wake_once(self) -> None:
+        for turn, (_, may_go) in sorted(self._waiting.items(), key=lambda each: each[1][0]):
+            if turn in self._waiting and may_go():
+                del self._waiting[turn]
+                turn.callback(None)
+
+    def stop(self) -> None:
+        """Nobody waits any more."""
+        self._stopped = True
+        waiting, self._waiting = self._waiting, {}
+        for turn in waiting:
+            turn.errback(_stopping())
+
+
+def _stopping() -> Stopping:
+    return Stopping("the bridge is shutting down")
+
+
+class Crowd:
+    """
+    Requests that need the same thing done: one does it, and the others wait
+    until that is over.  As many may wait as may wait in line.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._at_work = False
+        self._waiting: list[Deferred[None]] = []
+
+    async def is_first(self) -> bool:
+        """
+        Whether it is the caller who does it, and calls `done`; for others,
+        returns when that was called.  Raises `ServerBusy`.
+        """
+        if not self._at_work:
+            self._at_work = True
+            return True
+        if len(self._waiting) >= self._limit:
+            raise ServerBusy("a process is being started, and as many requests wait as may")
+        turn: Deferred[None] = Deferred()
+        self._waiting.append(turn)
+        try:
+            await turn
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+        return False
+
+    def done(self) -> None:
+        """It is done, or cannot be: who still needs it is to try."""
+        self._at_work = False
+        waiting, self._waiting = self._waiting, []
+        for turn in waiting:
+            turn.callback(None)

@@ -1,0 +1,419 @@
+"""
+Servers in memory that answer, and callers of MCP 2026-07-28 before them.
+
+What a tool does is said in its arguments: each call names a token, and
+whatever comes of the call bears it, so that a caller can tell its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from mcpbridge.config import ServerSettings
+from mcpbridge.errors import MessageRefused, Refused, UnknownSession
+from mcpbridge.protocol.envelope import peek
+from mcpbridge.protocol.modern import PREFIX, read_request
+from mcpbridge.session.eras import Eras
+from mcpbridge.session.exchange import Exchange
+from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
+from mcpbridge.session.pool import Pool
+from mcpbridge.session.stateless import Stateless
+from mcpbridge.testing import FakeBackend, FakeLauncher
+
+VERSION = "2026-07-28"
+#: What a caller can do, unless it says otherwise.
+ABLE: dict[str, Any] = {"elicitation": {"form": {}}}
+
+
+class Scripted(FakeBackend):
+    """
+    A process that hears each message in the next turn, and is gone
+    `stop_seconds` after it was told to end.  With `mute` it answers nothing.
+    """
+
+    stop_seconds = 0.5
+    capabilities: ClassVar[dict[str, Any]] = {"tools": {}, "logging": {}}
+
+    def __init__(self, receiver: Any, label: str, clock: Clock) -> None:
+        super().__init__(receiver, label)
+        self.clock = clock
+        self.heard: list[dict[str, Any]] = []
+        self.mute = False
+        self.ended = False
+        #: Calls under way: their arguments, by their ids.
+        self.calls: dict[Any, dict[str, Any]] = {}
+        #: The parameters of the last one.
+        self.params: dict[str, Any] = {}
+
+    def send(self, line: bytes) -> None:
+        if self.ended:
+            raise UnknownSession("it takes nothing more")
+        super().send(line)
+        for each in line.split(b"\n"):
+            self.clock.callLater(0, self._hear, json.loads(each))
+
+    def stop(self) -> Deferred[None]:
+        if not self.ended or "stop" not in self.events:
+            self.clock.callLater(self.stop_seconds, self._stopped)
+        self.ended = True
+        return super().stop()
+
+    def _stopped(self) -> None:
+        if not self.stopped.called:
+            self.stopped.callback(None)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        self.heard.append(message)
+        if self.mute or self.ended:
+            return
+        method = message.get("method")
+        if method is None:
+            self.answered(message)
+        elif method == "tools/call":
+            arguments = message["params"].get("arguments", {})
+            self.calls[message["id"]] = arguments
+            self.params = message["params"]
+            getattr(self, arguments.get("do", "echo"))(message["id"], arguments)
+        else:
+            name = method.replace("/", "_").replace("server_", "").replace("notifications_", "on_")
+            step: Callable[[Any], None] | None = getattr(self, name, None)
+            if step is not None:
+                step(message)
+
+    # What it says.
+
+    def say(self, *messages: dict[str, Any]) -> None:
+        """All in one piece."""
+        if not self.ended:
+            lines = [json.dumps({"jsonrpc": "2.0", **each}).encode() for each in messages]
+            self.receiver.messages_received(lines)
+
+    def answer(self, ident: Any, result: dict[str, Any]) -> None:
+        self.calls.pop(ident, None)
+        self.say({"id": ident, "result": result})
+
+    def refuse(self, ident: Any, code: int = -32601) -> None:
+        self.calls.pop(ident, None)
+        self.say({"id": ident, "error": {"code": code, "message": "no"}})
+
+    def close_input(self) -> None:
+        """It takes nothing more, but may still say something."""
+        self.ended_input = True
+        self.receiver.input_closed("the backend closed its stdin")
+
+    def die(self, *_: Any) -> None:
+        if not self.ended:
+            self.receiver.output_closed("it died")
+
+    # What it does.
+
+    def answered(self, message: dict[str, Any]) -> None:
+        """An answer to its own question."""
+
+    def tools_list(self, message: dict[str, Any]) -> None:
+        schema = {"type": "object"}
+        self.answer(message["id"], {"tools": [{"name": "t", "inputSchema": schema}]})
+
+    def echo(self, ident: Any, arguments: dict[str, Any]) -> None:
+        self.answer(ident, {"content": [], "token": arguments["token"]})
+
+    def wait(self, ident: Any, arguments: dict[str, Any]) -> None:
+        """Until told to answer."""
+
+    def finish(self, token: str) -> None:
+        """Answer a call that waits."""
+        for ident, arguments in list(self.calls.items()):
+            if arguments["token"] == token:
+                self.echo(ident, arguments)
+
+
+class Legacy(Scripted):
+    """A server of 2025-11-25."""
+
+    #: Whether it answers what was cancelled.
+    polite = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.asked: dict[str, Any] = {}
+        self._questions = 0
+
+    def discover(self, message: dict[str, Any]) -> None:
+        self.refuse(message["id"])
+
+    def initialize(self, message: dict[str, Any]) -> None:
+        info = {"name": "old", "version": "1"}
+        told = {"protocolVersion": "2025-11-25", "capabilities": self.capabilities}
+        self.answer(message["id"], {**told, "serverInfo": info})
+
+    def resources_subscribe(self, message: dict[str, Any]) -> None:
+        self.answer(message["id"], {})
+
+    resources_unsubscribe = resources_subscribe
+    logging_setLevel = resources_subscribe
+
+    def ask(self, ident: Any, arguments: dict[str, Any]) -> None:
+        """Ask the caller for its token."""
+        self._questions += 1
+        question = f"q{self._questions}"
+        self.asked[question] = ident
+        params = {"message": arguments["token"], "requestedSchema": {"type": "object"}}
+        self.say({"id": question, "method": "elicitation/create", "params": params})
+
+    def answered(self, message: dict[str, Any]) -> None:
+        ident = self.asked.pop(message["id"], None)
+        if ident in self.calls:
+            given = message.get("result", {}).get("content", {}).get("token")
+            self.answer(ident, {"token": self.calls[ident]["token"], "given": given})
+
+    def on_cancelled(self, message: dict[str, Any]) -> None:
+        ident = message["params"]["requestId"]
+        if self.polite and ident in self.calls:
+            self.refuse(ident, 0)
+
+
+class Modern(Scripted):
+    """A server of 2026-07-28."""
+
+    def discover(self, message: dict[str, Any]) -> None:
+        told = {"supportedVersions": [VERSION], "capabilities": self.capabilities}
+        self.answer(message["id"], {"resultType": "complete", **told})
+
+    def initialize(self, message: dict[str, Any]) -> None:
+        data = {"supported": [VERSION]}
+        self.say({"id": message["id"], "error": {"code": -32022, "message": "no", "data": data}})
+
+    def subscriptions_listen(self, message: dict[str, Any]) -> None:
+        self.note(message["id"], "notifications/subscriptions/acknowledged")
+
+    def note(self, subscription: Any, method: str) -> None:
+        meta = {PREFIX + "subscriptionId": subscription}
+        self.say({"method": method, "params": {"_meta": meta}})
+
+    def ask(self, ident: Any, arguments: dict[str, Any]) -> None:
+        """Ask the caller for its token; all it has to remember is in the state."""
+        token = arguments["token"]
+        if self.params.get("requestState") == f"state of {token}":
+            [given] = self.params["inputResponses"].values()
+            self.answer(ident, {"token": token, "given": given["content"]["token"]})
+            return
+        asked = {"method": "elicitation/create", "params": {"message": token}}
+        told = {"inputRequests": {"q": asked}, "requestState": f"state of {token}"}
+        self.answer(ident, {"resultType": "input_required", **told})
+
+    def on_cancelled(self, message: dict[str, Any]) -> None:
+        self.calls.pop(message["params"]["requestId"], None)
+
+
+class Launcher(FakeLauncher):
+    """Gives servers of one kind, at once or when told to."""
+
+    def __init__(self, clock: Clock, kind: type[Scripted]) -> None:
+        super().__init__()
+        self.clock = clock
+        self.kind = kind
+        self.slow = False
+        self.mute = False
+        self.waiting: list[tuple[Deferred[Any], Scripted]] = []
+
+    def launch(self, receiver: Any, label: str) -> Deferred[Any]:
+        launched: Deferred[Any] = Deferred()
+        if self.error is not None:
+            launched.errback(Failure(self.error))
+            return launched
+        backend = self.kind(receiver, label, self.clock)
+        backend.mute = self.mute
+        self.backends.append(backend)
+        if self.slow:
+            self.waiting.append((launched, backend))
+        else:
+            launched.callback(backend)
+        return launched
+
+    def finish(self) -> None:
+        launched, backend = self.waiting.pop(0)
+        launched.callback(backend)
+
+
+class Call:
+    """A request, and all that came of it; an `Outlet`."""
+
+    def __init__(self, world: World, message: dict[str, Any], identity: str) -> None:
+        line = json.dumps(message).encode()
+        envelope = peek(line)
+        assert envelope is not None
+        request = read_request(line, envelope, version_header=VERSION)
+        self.world = world
+        self.message = message
+        self.lines: list[Any] = []
+        self.ends = 0
+        self.refusal: Refused | None = None
+        self.gone = False
+        self.exchange = Exchange(request, identity, self)
+        self.failure: Failure | None = None
+        asking = world.stateless.ask(self.exchange, lambda _: [])
+        self.deferred = Deferred.fromCoroutine(asking).addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        if isinstance(failure.value, Refused):
+            self.exchange.fail(failure.value)
+        else:
+            self.failure = failure
+            failure.trap(CancelledError)
+
+    def send(self, lines: list[bytes], final: bool) -> None:
+        assert not self.ends
+        assert not self.gone
+        self.lines += map(json.loads, lines)
+        self.ends += final
+
+    def fail(self, refusal: Refused) -> None:
+        assert not self.ends
+        assert not self.gone
+        self.refusal = refusal
+        self.ends += 1
+
+    def leave(self, *, aborted: bool = True) -> Call:
+        """The client has gone, and with `aborted` nobody waits for what was to be done for it."""
+        if not self.ends:
+            self.gone = True
+            self.exchange.cancel()
+            if aborted:
+                self.deferred.cancel()
+        return self
+
+    @property
+    def result(self) -> Any:
+        assert self.refusal is None, self.refusal
+        assert self.ends == 1
+        return self.lines[-1]["result"]
+
+    @property
+    def question(self) -> str:
+        """What it is asked, which is its token."""
+        assert self.result["resultType"] == "input_required"
+        [question] = self.result["inputRequests"].values()
+        return str(question["params"]["message"])
+
+    def retry(self, given: str = "", **changes: Any) -> Call:
+        """Come back with an answer."""
+        [key] = self.result["inputRequests"]
+        answer = {"action": "accept", "content": {"token": given}}
+        params = {
+            **self.message["params"],
+            "inputResponses": {key: answer},
+            "requestState": self.result["requestState"],
+            **changes,
+        }
+        return Call(self.world, {**self.message, "params": params}, self.exchange.identity)
+
+
+class World:
+    """A server, its limits and its time; `known`: which era it is of; `beside`: another server."""
+
+    def __init__(
+        self,
+        kind: type[Scripted],
+        limit: int = 4,
+        *,
+        known: bool = True,
+        beside: World | None = None,
+        **changes: Any,
+    ) -> None:
+        self.clock: Clock = Clock() if beside is None else beside.clock
+        self.launcher = Launcher(self.clock, kind)
+        self.over_all: SessionLimiter = SessionLimiter(1000) if beside is None else beside.over_all
+        self.limiter = SessionLimiter(limit)
+        self.settings = ServerSettings(command="x", max_sessions=limit, **changes)
+        self.pool = Pool(
+            self.settings,
+            self.clock,
+            launcher=self.launcher,
+            limiter=EveryLimiter(self.over_all, self.limiter),
+            over_all=self.over_all,
+            filters=[Filter()],
+        )
+        self.eras = Eras()
+        if known:
+            self.eras.modern = issubclass(kind, Modern)
+        self.stateless: Stateless = Stateless(self.settings, self.clock, self.pool, self.eras)
+        self._ids = 0
+        if beside is not None:
+            self.pool.neighbours, beside.pool.neighbours = [beside.pool], [self.pool]
+
+    @property
+    def backends(self) -> list[Any]:
+        return list(self.launcher.backends)
+
+    @property
+    def live(self) -> list[Any]:
+        return [each for each in self.backends if not each.ended]
+
+    def request(
+        self,
+        method: str,
+        params: dict[str, Any] | None = None,
+        *,
+        identity: str = "",
+        able: Any = ABLE,
+        level: str | None = None,
+    ) -> Call:
+        self._ids += 1
+        meta = {PREFIX + "protocolVersion": VERSION, PREFIX + "clientCapabilities": able}
+        if level is not None:
+            meta[PREFIX + "logLevel"] = level
+        params = {"_meta": meta, **(params or {})}
+        message = {"jsonrpc": "2.0", "id": self._ids, "method": method, "params": params}
+        return Call(self, message, identity)
+
+    def call(self, token: str, do: str = "echo", **options: Any) -> Call:
+        """Call the tool."""
+        arguments = {"token": token, "do": do}
+        return self.request("tools/call", {"name": "t", "arguments": arguments}, **options)
+
+    def listen(self, **options: Any) -> Call:
+        wanted = {"toolsListChanged": True, "resourceSubscriptions": ["file:///a"]}
+        return self.request("subscriptions/listen", {"notifications": wanted}, **options)
+
+    def run(self, seconds: float = 0.0) -> None:
+        """Some turns, then so much time, then some turns."""
+        for _ in range(20):
+            self.clock.advance(0)
+        if seconds:
+            self.clock.advance(seconds)
+            self.run()
+
+    def stop(self) -> None:
+        self.pool.stopping = True
+        self.stateless.stop()
+        self.pool.stop()
+        self.run()
+
+    def end(self) -> None:
+        """Stop, and see that nothing is left."""
+        self.stop()
+        self.run(1)
+        assert self.limiter.taken == 0
+        assert self.over_all.taken == 0
+        assert self.clock.getDelayedCalls() == []
+
+
+class Filter:
+    """Refuses one word."""
+
+    def from_client(self, session: object, line: bytes) -> bytes:
+        return self._checked(line)
+
+    def from_backend(self, session: object, line: bytes) -> bytes:
+        return line
+
+    def _checked(self, line: bytes) -> bytes:
+        if b"forbidden" in line:
+            raise MessageRefused("refused")
+        return line
