@@ -61,7 +61,9 @@ class Refuser:
 class World:
     """A site with one live session, and one connection to it; no reactor."""
 
-    def __init__(self, *, front: bool, budget: int = 10_000, full: bool = False) -> None:
+    def __init__(
+        self, *, front: bool, budget: int = 10_000, full: bool = False, json_response: bool = False
+    ) -> None:
         from mcpbridge.web.root import Branch, Gated
         from mcpbridge.web.routes import Routes
 
@@ -69,7 +71,9 @@ class World:
         self.launcher = Launcher()
         self.launcher.kind = FakeBackend
         limiter = _Unlimited()
-        server_settings = ServerSettings(command="x", base_uri="/b", max_message_bytes=LIMIT)
+        server_settings = ServerSettings(
+            command="x", base_uri="/b", max_message_bytes=LIMIT, json_response=json_response
+        )
         server = Server(
             server_settings,
             self.clock,
@@ -409,7 +413,7 @@ def test_what_is_modern_reaches_no_session(
         assert each.backend2.sent == []
         assert each.seen()[0].startswith(b"HTTP/1.1 " + status)
     assert world.seen() == ordinary.seen()
-    assert world.recognised == 0
+    assert world.recognised == (status == b"200 OK")
 
 
 @pytest.mark.parametrize(

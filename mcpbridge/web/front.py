@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import time
 from typing import NamedTuple, cast
 
@@ -23,13 +24,16 @@ from twisted.web.server import version
 
 from mcpbridge.errors import InternalError, Refused, TooManySessions
 from mcpbridge.protocol.envelope import read_message
-from mcpbridge.protocol.modern import claims_modern
+from mcpbridge.protocol.headers import PARAM_PREFIX, Headers
+from mcpbridge.protocol.modern import LISTEN, MODERN, claims_modern
 from mcpbridge.protocol.revisions import SUPPORTED
 from mcpbridge.session.server import Server
 from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.answers import phrase
 from mcpbridge.web.gate import Gate
 from mcpbridge.web.handover import WaitingAnswer
+from mcpbridge.web.modern import ANYBODY, read_post, restated, status_of, work_on
+from mcpbridge.web.waiting import WaitingExchange
 
 #: A longer head, or one with more lines, is for the ordinary channel.
 HEAD_BYTES = 8192
@@ -53,18 +57,27 @@ _READ = frozenset(
         b"content-type",
         b"mcp-session-id",
         b"mcp-protocol-version",
+        b"mcp-method",
+        b"mcp-name",
     }
 )
+_PARAM = PARAM_PREFIX.lower().encode("ascii")
 
 
 class Plain(NamedTuple):
-    """What is wanted of a plain request's head; `streamable`: at `/mcp`."""
+    """
+    What is wanted of a plain request's head; `streamable`: at `/mcp`.
+
+    One of 2026-07-28 has `headers` that its body must agree with, and needs
+    no `ident` of a session.
+    """
 
     server: Server
     ident: str
     length: int
     host: bytes | None
     streamable: bool
+    headers: Headers | None = None
 
 
 def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain | None:
@@ -91,12 +104,21 @@ def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain |
         return None
     if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
+    if streamable and (target[2] is not None or not _may_post(fields)):
+        return None
+    host = fields.get(b"host")
+    version = fields.get(b"mcp-protocol-version", b"2025-11-25").decode("latin-1")
+    if streamable and version in MODERN:
+        # Where all is to be JSON, some messages are not for the client.
+        if server.settings.json_response:
+            return None
+        return Plain(server, "", int(digits), host, streamable, _headers(fields))
     ident = fields.get(b"mcp-session-id", b"") if streamable else target[2]
     if ident is None or not _IDENT.fullmatch(ident):
         return None
-    if streamable and (target[2] is not None or not _may_post(fields)):
+    if streamable and version not in SUPPORTED:
         return None
-    return Plain(server, ident.decode("ascii"), int(digits), fields.get(b"host"), streamable)
+    return Plain(server, ident.decode("ascii"), int(digits), host, streamable)
 
 
 def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
@@ -113,21 +135,26 @@ def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
         name = name.lower()
         if name in _NOT_PLAIN or name in fields:
             return None
-        if name in _READ:
+        if name in _READ or name.startswith(_PARAM):
             fields[name] = value.strip(b" \t")
     return fields
 
 
 def _may_post(fields: dict[bytes, bytes]) -> bool:
     """Whether the endpoint would take it: the usual headers, and in doubt not."""
-    accept = fields.get(b"accept", b"")
+    accepted = {part.strip(b" \t") for part in fields.get(b"accept", b"").split(b",")}
     return (
-        b"application/json" in accept
-        and b"text/event-stream" in accept
-        and b";" not in accept
+        accepted >= {b"application/json", b"text/event-stream"}
         and fields.get(b"content-type", b"").lower() == b"application/json"
-        and fields.get(b"mcp-protocol-version", b"2025-11-25").decode("latin-1") in SUPPORTED
     )
+
+
+def _headers(fields: dict[bytes, bytes]) -> Headers:
+    def get(name: str) -> list[str]:
+        value = fields.get(name.lower().encode("latin-1"))
+        return [] if value is None else [value.decode("latin-1")]
+
+    return get
 
 
 class NotPlainAfterAll(Exception):
@@ -180,7 +207,6 @@ class Front:
             return None
         if not self._gate.allows_host(fields.get(b"host"), loopback):
             return None
-        self._know_the_time()
         return self._refused(TooManySessions(""))
 
     def answer(self, request: Plain, body: bytes) -> bytes:
@@ -198,11 +224,14 @@ class Front:
         body: bytes,
         answer: Callable[[bytes], None],
         hand_over: Callable[[], None],
-    ) -> bytes | WaitingAnswer:
+    ) -> bytes | WaitingAnswer | WaitingExchange:
         """
         The same for Streamable HTTP: the whole answer, or what waits for it
-        and calls `answer` with all of it, or `hand_over`.
+        and calls `answer` with all of it, or `hand_over`; an exchange is to
+        be begun.
         """
+        if request.headers is not None:
+            return self._ask(request, request.headers, body, answer, hand_over)
         self._know_the_time()
         made: list[WaitingAnswer] = []
         if claims_modern(body):
@@ -228,20 +257,43 @@ class Front:
         made[0].stream = stream
         return made[0]
 
+    def _ask(
+        self,
+        request: Plain,
+        headers: Headers,
+        body: bytes,
+        answer: Callable[[bytes], None],
+        hand_over: Callable[[], None],
+    ) -> WaitingExchange:
+        """A request of 2026-07-28 that most likely has one message for an answer."""
+        try:
+            asked = read_post(request.server, body, headers)
+        except Refused:
+            raise NotPlainAfterAll from None
+        if asked is None or asked.method == LISTEN:
+            raise NotPlainAfterAll
+        return WaitingExchange(
+            asked,
+            ANYBODY,
+            work=partial(work_on, request.server, headers=headers),
+            answer=lambda line: answer(self._json(line, status_of(line))),
+            refuse=lambda refusal: answer(self._refused(restated(refusal))),
+            hand_over=hand_over,
+        )
+
     def _know_the_time(self) -> None:
         now = int(time())
         if now != self._second:
             self._second = now
             self._dated = b"Server: %b\r\nDate: %b\r\n" % (version, datetimeToString(now))
             self._accepted = b"%b%bContent-Length: 0%b" % (_status(202), self._dated, _END)
-            self._json_head = b"%b%bContent-Type: application/json\r\nContent-Length: " % (
-                _status(200),
-                self._dated,
-            )
+            self._typed = b"%bContent-Type: application/json\r\nContent-Length: " % self._dated
+            self._json_head = _status(200) + self._typed
 
-    def _json(self, line: bytes) -> bytes:
+    def _json(self, line: bytes, status: int = 200) -> bytes:
         self._know_the_time()
-        return b"%b%d%b%b" % (self._json_head, len(line), _END, line)
+        head = self._json_head if status == 200 else _status(status) + self._typed
+        return b"%b%d%b%b" % (head, len(line), _END, line)
 
     def _failed(self, error: Exception) -> bytes:
         if isinstance(error, Refused):
@@ -250,6 +302,7 @@ class Front:
         return self._refused(InternalError.of_ours())
 
     def _refused(self, refusal: Refused) -> bytes:
+        self._know_the_time()
         body = refusal.body()
         fields = b"".join(b"%b: %b\r\n" % field for field in refusal.headers())
         return b"%b%b%bContent-Length: %d%b%b" % (

@@ -41,6 +41,7 @@ from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.handover import WaitingAnswer
 from mcpbridge.web.modern import ModernEndpoint, restated
 from mcpbridge.web.outlets import ResponseOutlet
+from mcpbridge.web.waiting import WaitingExchange
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -56,10 +57,14 @@ class McpEndpoint:
 
     async def post(self, request: Any) -> None:
         """A message, or a batch of them, from the client."""
-        waiting: WaitingAnswer | None = getattr(request.channel, "handed_over", None)
+        waiting: WaitingAnswer | WaitingExchange | None
+        waiting = getattr(request.channel, "handed_over", None)
         if waiting is not None:
             request.channel.handed_over = None
-            await self._take_over(request, waiting)
+            if isinstance(waiting, WaitingExchange):
+                await self._modern.take_over(request, waiting)
+            else:
+                await self._take_over(request, waiting)
             return
         refusal: Refused | None = getattr(request, "refusal", None)
         body = b""

@@ -39,6 +39,7 @@ from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.server import Server
 from mcpbridge.web.answers import answer
 from mcpbridge.web.reply import Reply
+from mcpbridge.web.waiting import WaitingExchange
 
 #: The statuses of answers that are errors; of all others it is 200.
 STATUSES = {
@@ -76,7 +77,7 @@ class ModernEndpoint:
         try:
             if refusal is not None:
                 raise refusal
-            asked = self._read(body, headers)
+            asked = read_post(self._server, body, headers)
         except Refused as error:
             if error.ident is None:
                 error.ident = _ident(body)
@@ -98,33 +99,64 @@ class ModernEndpoint:
         try:
             # An error of those who wait in line has a status of its own.
             outlet.wait(self._server.settings.queue_timeout + COMMIT_SECONDS)
-            await self._server.stateless.ask(exchange, headers)
+            await work_on(self._server, exchange, headers)
             outlet.wait(COMMIT_SECONDS)
-        except UnknownSession:
-            exchange.fail(BackendEnded("the request was not answered: its process is ending"))
-        except Refused as error:
-            exchange.fail(error)
         except CancelledError:
             gone(None)
             raise
-        except Exception:
-            # Not for the routes: events may have begun.
-            self.log.failure("a request failed")
-            exchange.fail(InternalError.of_ours())
         await finished
 
-    def _read(self, body: bytes, headers: Headers) -> ModernRequest | None:
-        """The request, checked as far as its server is not needed; None for a notification."""
-        self._server.check_size(body)
-        line, envelope = read_message(body)
-        if envelope is None or not isinstance(envelope.method, str):
-            raise NotJsonRpc("expected one request or notification")
-        if not envelope.is_request:
-            return None
-        versions = headers("MCP-Protocol-Version")
-        asked = read_request(line, envelope, version_header=versions[0] if versions else None)
-        check_headers(asked, headers)
-        return asked
+    async def take_over(self, request: Any, waiting: WaitingExchange) -> None:
+        """Write what was asked past the ordinary channel, and needs more than one message."""
+        finished: Deferred[None] = Deferred()
+        outlet = ExchangeOutlet(request, self._server.settings, self._clock, finished)
+        outlet.exchange = waiting.exchange
+
+        def gone(_: object) -> None:
+            waiting.detach()
+            outlet.reply.gone()
+
+        request.notifyFinish().addErrback(gone)
+        waiting.take_over(outlet)
+        # What has come is written when this returns; if nothing has, it has been long.
+        outlet.wait(0)
+        await finished
+
+
+def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | None:
+    """
+    The request, checked as far as its server is not needed; None for a
+    notification.  Raises `Refused`.
+    """
+    server.check_size(body)
+    line, envelope = read_message(body)
+    if envelope is None or not isinstance(envelope.method, str):
+        raise NotJsonRpc("expected one request or notification")
+    if not envelope.is_request:
+        return None
+    versions = headers("MCP-Protocol-Version")
+    asked = read_request(line, envelope, version_header=versions[0] if versions else None)
+    check_headers(asked, headers)
+    return asked
+
+
+async def work_on(server: Server, exchange: Exchange, headers: Headers) -> None:
+    """
+    Have a request worked on; whatever is wrong is its answer.  Raises
+    `CancelledError` alone, where it was cancelled.
+    """
+    try:
+        await server.stateless.ask(exchange, headers)
+    except UnknownSession:
+        exchange.fail(BackendEnded("the request was not answered: its process is ending"))
+    except Refused as error:
+        exchange.fail(error)
+    except CancelledError:
+        raise
+    except Exception:
+        # Not for the routes: events may have begun.
+        ModernEndpoint.log.failure("a request failed")
+        exchange.fail(InternalError.of_ours())
 
 
 class ExchangeOutlet:

@@ -19,6 +19,7 @@ from mcpbridge.transports import prompt_descriptor, write_at_once
 from mcpbridge.web.channel import CONNECTION_DONE, BridgeChannel
 from mcpbridge.web.front import Front, NotPlainAfterAll, Plain
 from mcpbridge.web.handover import WaitingAnswer
+from mcpbridge.web.waiting import WaitingExchange
 
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length:[^\r]*")
 
@@ -41,12 +42,15 @@ class PlainChannel(BridgeChannel):
     _missing = 0
     _pieces: list[bytes]
     #: A plain request that waits for its answer, and what came behind it.
-    _waiting: WaitingAnswer | None = None
+    _waiting: WaitingAnswer | WaitingExchange | None = None
     _later = b""
-    _asked = 0
+    #: Whether that has just begun, and what is behind it is seen to already.
+    _beginning = False
+    #: When it has waited for long.
+    _due = 0.0
     _commit_call: IDelayedCall | None = None
     #: What the endpoint of Streamable HTTP takes over of a plain request.
-    handed_over: WaitingAnswer | None = None
+    handed_over: WaitingAnswer | WaitingExchange | None = None
 
     def connectionMade(self) -> None:
         """Nothing has arrived."""
@@ -96,6 +100,8 @@ class PlainChannel(BridgeChannel):
             self.line_mode
             and self.persistent
             and not (self.requests or self._buffer or self._draining)
+            # Within it nothing could be handed over.
+            and not self._busyReceiving
         )
 
     # Requests.
@@ -141,12 +147,22 @@ class PlainChannel(BridgeChannel):
                 answer = front.post(plain, body, self._answered, self._hand_over)
             except NotPlainAfterAll:
                 return self._last_head + b"\r\n\r\n" + body + data
-            if not isinstance(answer, bytes):
-                self._waiting, self._later = answer, data
-                self._commit_later()
+            if isinstance(answer, bytes):
+                self._write(answer)
+                continue
+            self._waiting, self._later = answer, data
+            if not isinstance(answer, WaitingExchange):
+                self._commit_later(COMMIT_SECONDS)
                 return b""
-            self._write(answer)
-        return b""
+            # An error of those who wait in line has a status of its own.
+            self._commit_later(plain.server.settings.queue_timeout + COMMIT_SECONDS)
+            if not self._is_answered_at_once(answer):
+                return b""
+            data, self._later = self._later, b""
+            if not self._is_between_requests():
+                # It is the ordinary channel's already.
+                break
+        return data
 
     def _refuse_stream(self, front: Front, data: bytes, end: int) -> bytes | None:
         """Under a flood of clients for whom there is no room, saying so is to be cheap."""
@@ -178,6 +194,21 @@ class PlainChannel(BridgeChannel):
 
     # Answers that come later.
 
+    def _is_answered_at_once(self, exchange: WaitingExchange) -> bool:
+        """
+        Begin it.  What is behind it is for the caller then: a row of such
+        requests is no reason to call one another ever deeper.
+        """
+
+        def begun() -> None:
+            if self._waiting is exchange:
+                self._commit_later(COMMIT_SECONDS)
+
+        self._beginning = True
+        exchange.begin(begun)
+        self._beginning = False
+        return self._waiting is None
+
     def _answered(self, answer: bytes) -> None:
         """All of the answer to a request that waited for it."""
         self._waiting = None
@@ -189,37 +220,42 @@ class PlainChannel(BridgeChannel):
         More than one message is to be written: the ordinary channel gets the
         same head without a body, and its endpoint takes over what waits.
         """
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not self.transport.disconnecting:
-            self.handed_over = waiting
-            super().dataReceived(_LENGTH.sub(b"", self._last_head) + b"\r\n\r\n")
-            # Taken over by now, or by nobody: not by another request.
-            self.handed_over = None
-            self._go_on()
+        if self._waiting is None or self.transport.disconnecting:
+            return
+        self.handed_over, self._waiting = self._waiting, None
+        super().dataReceived(_LENGTH.sub(b"", self._last_head) + b"\r\n\r\n")
+        # Taken over by now, or by nobody: not by another request.
+        self.handed_over = None
+        self._go_on()
 
     def _go_on(self) -> None:
         """With what has arrived meanwhile."""
+        if self._beginning:
+            return
         later, self._later = self._later, b""
         if len(later) > PIPELINED_BYTES:
             self._networkProducer.resumeProducing()
         if later:
             self.dataReceived(later)
 
-    def _commit_later(self) -> None:
+    def _commit_later(self, patience: float) -> None:
         """
         A request that has no answer for long is answered with events.  One
         timer for all of a connection's requests: it is not stopped when there
         is an answer, but finds another request, or none.
         """
-        self._asked += 1
+        self._due = self.site.clock.seconds() + patience
         if self._commit_call is None:
-            self._commit_call = self.site.clock.callLater(COMMIT_SECONDS, self._commit, self._asked)
+            self._commit_call = self.site.clock.callLater(COMMIT_SECONDS, self._commit)
 
-    def _commit(self, asked: int) -> None:
+    def _commit(self) -> None:
         self._commit_call = None
         if self._waiting is None:
             return
-        if asked == self._asked:
-            self._hand_over()
+        left = self._due - self.site.clock.seconds()
+        if left > 0:
+            # Never later than the next request may need it.
+            soon = min(left, COMMIT_SECONDS)
+            self._commit_call = self.site.clock.callLater(soon, self._commit)
         else:
-            self._commit_call = self.site.clock.callLater(COMMIT_SECONDS, self._commit, self._asked)
+            self._hand_over()
