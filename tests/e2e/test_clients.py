@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 STOPPED = (0, -signal.SIGTERM)
 TRANSPORTS = ("sse", "mcp")
 #: Those that leave without a word: over Streamable HTTP, their sessions are the
-#: idle timeout's to end.
-SILENT = ("mcp-remote", "inspector")
+#: idle timeout's to end, and so are the processes of those who speak 2026-07-28.
+SILENT = ("mcp-remote", "inspector", "mcp-2-client", "fastmcp")
 #: Long enough for all that happens within a session, short enough to wait for.
 IDLE = ("--idle-timeout", "8")
 #: Those that show nothing but results.
