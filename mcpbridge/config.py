@@ -49,6 +49,8 @@ PIPELINED_BYTES = 16 * 1024
 #: How long a server that cannot be started is left alone, at first and at most.
 BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0
+#: After so many sessions in a row whose process ended without a word, the server is down.
+STILLBORN_STARTS = 50
 #: Spare processes are started one at a time, so far apart.
 WARM_SECONDS = 0.1
 #: How soon that is tried again while the limits allow none.

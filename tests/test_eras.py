@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
+from mcpbridge.config import MAX_BACKOFF_SECONDS, STILLBORN_STARTS
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.session.eras import Downward, Eras, Undecided, speaks_modern_only
 from mcpbridge.session.readiness import Readiness
@@ -33,10 +34,10 @@ NOTE = b'{"jsonrpc":"2.0","method":"notifications/message","params":{}}'
 class Made:
     """A session that has just been opened, between fakes."""
 
-    def __init__(self, eras: Eras | None = None) -> None:
+    def __init__(self, eras: Eras | None = None, readiness: Readiness | None = None) -> None:
         self.clock = Clock()
         self.eras = eras or Eras()
-        self.readiness = Readiness("cat")
+        self.readiness = readiness or Readiness("cat")
         self.session = Session(
             ident="0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10",
             server="cat",
@@ -360,3 +361,21 @@ def test_a_server_that_has_become_another_is_asked_again(how: str) -> None:
     made.end()
     assert made.eras.legacy is (False if how == "answered" else None)
     assert bool(made.readiness.failures) is (how != "answered")
+
+
+@pytest.mark.parametrize("how", ["silent", "spoke", "lasted", "left"])
+def test_processes_that_end_without_a_word(how: str) -> None:
+    """Many in a row, and the server is down; not where it has spoken, or its client has left."""
+    eras, readiness = Eras(), Readiness("cat")
+    for _ in range(STILLBORN_STARTS):
+        made = Made(eras, readiness)
+        made.post(INITIALIZE)
+        if how == "spoke":
+            made.say(NOTE)
+        if how == "lasted":
+            made.clock.advance(MAX_BACKOFF_SECONDS)
+        if how != "left":
+            made.backend.exit_status = "exit status 3"
+        assert str(readiness) == "ready"
+        made.end()
+    assert str(readiness) == ("down after 1 failed start: over" if how == "silent" else "ready")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcpbridge.config import BACKOFF_SECONDS, MAX_BACKOFF_SECONDS
+from mcpbridge.config import BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, STILLBORN_STARTS
 from mcpbridge.errors import ServerDown
 from mcpbridge.session.readiness import Readiness
 
@@ -48,3 +48,16 @@ def test_clients_are_told_when_to_come_again() -> None:
     )
     assert (raised.value.status, raised.value.retry_after) == (503, 1)
     readiness.check(1.0)
+
+
+def test_sessions_whose_process_ends_without_a_word() -> None:
+    """One may be its client's fault; many in a row are the server's."""
+    readiness = Readiness("cat")
+    pauses = [readiness.stillborn(0.0, "no") for _ in range(STILLBORN_STARTS)]
+    assert pauses == [0.0] * (STILLBORN_STARTS - 1) + [BACKOFF_SECONDS]
+    with pytest.raises(ServerDown):
+        readiness.check(0.5)
+    readiness.check(1.0)
+    assert readiness.stillborn(1.0, "no") == 2 * BACKOFF_SECONDS
+    readiness.succeeded()
+    assert readiness.stillborn(4.0, "no") == 0.0

@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from mcpbridge._version import __version__
+from mcpbridge.config import MAX_BACKOFF_SECONDS
 from mcpbridge.errors import METHOD_NOT_FOUND, UNSUPPORTED_VERSION, BackendBusy, UnknownSession
 from mcpbridge.protocol.downward import LegacySession
 from mcpbridge.protocol.envelope import Envelope, peek, peek_again, split_batch
@@ -81,11 +82,14 @@ class Undecided:
     the probe of a client that knows both eras, which no older backend is to see.
     """
 
+    log = Logger()
+
     def __init__(self, session: Session, eras: Eras, readiness: Readiness) -> None:
         self._session = session
         self._eras = eras
         self._readiness = readiness
         self._local = _Local(session)
+        self._heard = False
         self._initialize: tuple[bytes, Envelope] | None = None
 
     def send(self, lines: list[bytes]) -> None:
@@ -113,6 +117,7 @@ class Undecided:
 
     def received(self, lines: list[bytes]) -> list[bytes]:
         """Messages of the backend."""
+        self._heard = True
         if self._initialize is None:
             return lines
         asked, envelope = self._initialize
@@ -140,7 +145,23 @@ class Undecided:
         return lines
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Nothing runs; but was it any use?"""
+        session = self._session
+        now = session.clock.seconds()
+        if (
+            self._heard
+            or session.backend.exit_status is None
+            or now - session.opened_at >= MAX_BACKOFF_SECONDS
+        ):
+            return
+        pause = self._readiness.stillborn(now, session.reason)
+        if pause:
+            self.log.warn(
+                "server {server!r} is {state}; the next try is in {pause:g} s",
+                server=session.server,
+                state=self._readiness,
+                pause=pause,
+            )
 
 
 class Downward:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from mcpbridge.config import BACKOFF_SECONDS, MAX_BACKOFF_SECONDS
+from mcpbridge.config import BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, STILLBORN_STARTS
 from mcpbridge.errors import ServerDown
 
 
@@ -23,6 +23,7 @@ class Readiness:
     def __init__(self, name: str) -> None:
         self._name = name
         self._until = float("-inf")
+        self._stillborn = 0
         self.failures = 0
         #: Why the last start failed; empty where the last one did not.
         self.why = ""
@@ -37,9 +38,18 @@ class Readiness:
         self._until = now + pause
         return float(pause)
 
+    def stillborn(self, now: float, why: str) -> float:
+        """
+        A session's process ended without a word.  Its client has been told,
+        and may be the one to blame; only `STILLBORN_STARTS` of them in a row
+        are a failed start, and so is each one more.  Returns how long to wait.
+        """
+        self._stillborn += 1
+        return self.failed(now, why) if self._stillborn >= STILLBORN_STARTS else 0.0
+
     def succeeded(self) -> None:
         """A process did what it was started for."""
-        self.failures = 0
+        self.failures = self._stillborn = 0
         self.why = ""
         self._until = float("-inf")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from mcpbridge.config import STILLBORN_STARTS
 from tests.e2e.harness import Bridge, Streamable, backend, serving, shell, until
 from tests.e2e.stateless import Caller, Census, Told, again_and_again, listen, together
 from tests.real.processes import alive
@@ -136,6 +137,28 @@ def test_a_new_server_that_ends_in_every_tenth_call() -> None:
         caller = Caller(bridge)
         statuses = [caller.call("echo", "x").status for _ in range(40)]
         assert statuses == ([200] * 9 + [502]) * 4
+
+
+def test_sessions_that_come_again_and_again_are_no_storm(tmp_path: Path) -> None:
+    """A client that is told nothing but the end, and does not wait."""
+    file = tmp_path / "starts"
+    line = shell(f"echo started >> '{file}'; exit 3")
+    with serving(config={"mcpServers": {"broken": server("/broken", line)}}) as bridge:
+        client = bridge.visitor("/broken")
+
+        def come() -> tuple[int, str, Any]:
+            with client.call("initialize", protocolVersion=client.version) as response:
+                retry = response.headers.get("retry-after", "")
+                return response.status, retry, response.answer()["error"]
+
+        for _ in range(STILLBORN_STARTS):
+            status, retry, error = come()
+            assert (status, retry) == (200, ""), error
+            assert "exit status 3" in error["message"]
+        status, retry, error = come()
+        assert (status, retry) == (503, "1")
+        assert "exit status 3" in error["message"]
+        assert starts(file) == STILLBORN_STARTS
 
 
 def test_kept_ready_within_the_limits() -> None:
