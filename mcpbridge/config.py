@@ -44,8 +44,11 @@ DRAIN_BYTES = 64 * MIB
 COMMIT_SECONDS = 2.0
 #: How soon a client is to come back (`retry`, 2025-11-25, basic/transports).
 RETRY_MILLISECONDS = 1000
-#: What a client may send behind an open stream, where nothing can answer it.
+#: What a client may send behind an open stream, where nothing can answer it, and
+#: behind any other request, before no more is read until that is answered.
 PIPELINED_BYTES = 16 * 1024
+#: How often it is looked whether a client has left whose connection is not read.
+LEFT_SECONDS = 1.0
 #: How long a server that cannot be started is left alone, at first and at most.
 BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0

@@ -14,7 +14,8 @@ from mcpbridge.errors import (
     Refused,
     UnsupportedVersion,
 )
-from mcpbridge.protocol.envelope import peek, peek_again
+from mcpbridge.protocol import modern
+from mcpbridge.protocol.envelope import SECOND_PARSE_BYTES, peek, peek_again
 from mcpbridge.protocol.modern import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
@@ -371,3 +372,26 @@ def test_whatever_stands_there_it_is_read_or_refused(meta: Any, method: str, ide
     else:
         assert refused.ident == ident
         assert json.loads(refused.body())["id"] == ident
+
+
+def test_far_too_large_capabilities_are_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading them is what would take long."""
+    line = request(meta=with_key(CLIENT_CAPABILITIES, {"a": "x" * (16 * MAX_CAPABILITIES_BYTES)}))
+    reading = modern._object
+
+    def read_object(raw: Any, name: str) -> Any:
+        assert name != CLIENT_CAPABILITIES
+        return reading(raw, name)
+
+    monkeypatch.setattr(modern, "_object", read_object)
+    assert type(refusal(line)) is InvalidParams
+
+
+def test_a_long_body_that_is_no_json_is_not_parsed_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It will be refused; what the fast parser takes is looked at whatever its length."""
+    line = b'{"params":{"_meta":{"%b":"\\ud800"}}}' % PROTOCOL_VERSION.encode()
+    long = b" " * SECOND_PARSE_BYTES
+    assert claims_modern(line)
+    assert claims_modern(line.replace(b"\\ud800", b"x") + long)
+    monkeypatch.setattr(modern, "members", lambda line: pytest.fail("it was parsed"))
+    assert not claims_modern(line + long)

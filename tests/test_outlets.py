@@ -572,3 +572,16 @@ def test_a_request_that_finds_no_room_is_answered() -> None:
     assert (error["id"], error["error"]["code"]) == ("s1", -32000)
     assert b'"s2"' in made.get().request.text
     check_end(made)
+
+
+def test_every_open_request_gets_its_error_at_the_end() -> None:
+    """Whatever its id is: a string that is no text keeps no other from its own."""
+    made = Made()
+    strange, plain = Opened(made, None, may_be_json=True), Opened(made, None, may_be_json=True)
+    for ident, opened in (("\ud800", strange), (7, plain)):
+        stream = made.face.router.open_post([(ident, None)], opened.outlet)
+        opened.outlet.opened(stream)
+    made.session.life.end("over")
+    assert (strange.finished, plain.finished) == (1, 1)
+    assert b"\\ud800" in strange.request.text
+    assert b'"id":7' in plain.request.text

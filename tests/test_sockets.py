@@ -1,6 +1,7 @@
 """What the system tells of a connection: what waits in it, and what was taken."""
 
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from mcpbridge.web.sockets import acknowledged, notice_vanished_peer, raw_socket, unsent
+from mcpbridge.web.sockets import acknowledged, has_left, notice_vanished_peer, raw_socket, unsent
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 
@@ -85,6 +86,7 @@ def test_what_has_no_socket_holds_nothing() -> None:
             assert raw_socket(transport) is None
             assert unsent(transport) == 0
             assert acknowledged(transport) is None
+            assert not has_left(transport)
             notice_vanished_peer(transport, 60)
 
 
@@ -95,6 +97,7 @@ def test_a_connection_that_is_closed_tells_nothing(pair: Pair) -> None:
     transport = Transport(ours, b"x")
     assert unsent(transport) == 1
     assert acknowledged(transport) is None
+    assert not has_left(transport)
     notice_vanished_peer(transport, 60)
 
 
@@ -108,3 +111,22 @@ def test_an_idle_connection_is_watched_by_the_kernel(pair: Pair) -> None:
     assert option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 2
     assert option(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
     assert option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+
+
+@linux
+@pytest.mark.parametrize("how", ["closed", "half", "reset"])
+def test_who_has_left_behind_what_nobody_reads(pair: Pair, how: str) -> None:
+    ours, theirs = pair
+    transport = Wrapper(Transport(ours))
+    theirs.sendall(b"unread")
+    assert not has_left(transport)
+    if how == "half":
+        theirs.shutdown(socket.SHUT_WR)
+    else:
+        if how == "reset":
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+    deadline = time.monotonic() + 20
+    while not has_left(transport) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert has_left(transport)

@@ -200,7 +200,7 @@ def test_answers_of_a_batch_end_its_stream_together() -> None:
     assert batch.events == [(f"1-{at}", line) for at, line in enumerate(lines, 1)]
 
 
-@pytest.mark.parametrize("ids", [(1,), (1.0,), (2, 1), ("a", "a"), (3, 3.0)])
+@pytest.mark.parametrize("ids", [(1,), (1.0,), (2, 1), ("a", "a"), (3, 3.0), ("\ud800", "\ud800")])
 def test_id_that_is_still_open_is_refused(ids: Sequence[Any]) -> None:
     routed = Routed()
     routed.post(1)

@@ -14,6 +14,7 @@ import msgspec
 
 from mcpbridge.errors import IdInUse, SessionBusy
 from mcpbridge.protocol.envelope import JsonRpcId, ProgressToken
+from mcpbridge.protocol.rewriting import encode
 
 #: How many requests of the client a session waits for at a time.
 MAX_IN_FLIGHT = 1024
@@ -66,7 +67,7 @@ class InFlight:
         stream = LogicalStream(str(self._opened + 1))
         for ident, _ in requests:
             if ident in self._requests or ident in stream.open:
-                shown = msgspec.json.encode(ident).decode()
+                shown = encode(ident).decode()
                 raise IdInUse(f"the id {shown[:80]} is that of a request that is still open")
             stream.open[ident] = None
         self._opened += 1

@@ -21,7 +21,7 @@ from mcpbridge.errors import (
     Refused,
     UnsupportedVersion,
 )
-from mcpbridge.protocol.envelope import Envelope, ProgressToken
+from mcpbridge.protocol.envelope import SECOND_PARSE_BYTES, Envelope, ProgressToken, is_json
 from mcpbridge.protocol.revisions import SUPPORTED
 from mcpbridge.protocol.rewriting import members, meta_of, value
 
@@ -67,6 +67,8 @@ REMOVED = frozenset(
 
 #: The largest `clientCapabilities`, in bytes of canonical JSON.
 MAX_CAPABILITIES_BYTES = 64 * 1024
+#: What is longer than this, as it was written, is not even read.
+_UNREAD_BYTES = 8 * MAX_CAPABILITIES_BYTES
 
 #: What a request has to have; null is none.
 RequestId = str | int | float
@@ -119,6 +121,9 @@ def claims_modern(line: bytes) -> bool:
     """
     # Without the prefix: some encoders escape the slash of it.
     if b'protocolVersion"' not in line:
+        return False
+    if len(line) > SECOND_PARSE_BYTES and not is_json(line):
+        # `read_message` will refuse it: no second, slow parse for it.
         return False
     params = (members(line) or {}).get("params")
     return params is not None and PROTOCOL_VERSION in meta_of(members(params) or {})
@@ -239,6 +244,9 @@ def _token(meta: dict[str, msgspec.Raw]) -> ProgressToken | None:
 
 
 def _canonical(raw: msgspec.Raw | None) -> bytes:
+    too_long = f"{CLIENT_CAPABILITIES} has more than {MAX_CAPABILITIES_BYTES} bytes"
+    if raw is not None and len(bytes(raw)) > _UNREAD_BYTES:
+        raise InvalidParams(too_long)
     found = _object(raw, CLIENT_CAPABILITIES)
     try:
         read = {name: value(each) for name, each in found.items()}
@@ -247,5 +255,5 @@ def _canonical(raw: msgspec.Raw | None) -> bytes:
     except (ValueError, RecursionError):
         raise InvalidParams(f"{CLIENT_CAPABILITIES} cannot be read") from None
     if len(text) > MAX_CAPABILITIES_BYTES:
-        raise InvalidParams(f"{CLIENT_CAPABILITIES} has more than {MAX_CAPABILITIES_BYTES} bytes")
+        raise InvalidParams(too_long)
     return text.encode("ascii")

@@ -27,6 +27,7 @@ from mcpbridge.protocol.envelope import (
 )
 from mcpbridge.protocol.events import Outlet
 from mcpbridge.protocol.revisions import Revision, revision
+from mcpbridge.protocol.rewriting import encode
 from mcpbridge.protocol.streams import StreamRouter
 from mcpbridge.session.session import Session
 
@@ -183,7 +184,7 @@ class StreamableFace:
         if self._settings.stderr_in_errors and self._session.stderr_tail:
             lines = [line.decode("utf-8", "replace") for line in self._session.stderr_tail]
             error["data"] = {"stderr": lines}
-        return msgspec.json.encode({"jsonrpc": "2.0", "id": ident, "error": error})
+        return encode({"jsonrpc": "2.0", "id": ident, "error": error})
 
     def _answer_backend(self, line: bytes) -> None:
         self._session.answer_backend(line)

@@ -22,11 +22,13 @@ from mcpbridge.config import (
     DRAIN_BYTES,
     DRAIN_SECONDS,
     HEAD_SECONDS,
+    LEFT_SECONDS,
     PIPELINED_BYTES,
     REQUEST_SECONDS,
 )
 from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
 from mcpbridge.web.gate import loopback_port
+from mcpbridge.web.sockets import acknowledged, has_left, unsent
 
 CONNECTION_DONE = Failure(ConnectionDone())
 
@@ -129,6 +131,8 @@ class BridgeChannel(HTTPChannel):
     """
     An HTTP/1.1 connection that does not wait or store without bound.
 
+    One request at a time: what comes behind it waits until its answer is
+    complete and on its way, and beyond `PIPELINED_BYTES` is not read.
     `streaming` is set while an endless answer is written: what a client sends
     behind it can never be answered, and too much of it ends the connection.
     """
@@ -143,6 +147,15 @@ class BridgeChannel(HTTPChannel):
     _drained = 0
     _behind = 0
     _admitted = True
+    #: What came behind the request that is handled.
+    _later = b""
+    #: Whether bytes are being taken: what is left of them is seen to then.
+    _taking = False
+    #: Whether no more is read, and what looks whether the client has left.
+    _full = False
+    _looking: IDelayedCall | None = None
+    #: What of the last answer was not taken when that was looked at.
+    _untaken: tuple[int, int | None] | None = None
 
     def connectionMade(self) -> None:
         """Count the connection; refuse it where there are too many."""
@@ -157,17 +170,92 @@ class BridgeChannel(HTTPChannel):
         """Bytes of requests, or of what was refused and is thrown away."""
         if self._draining:
             self._drain(data)
-            return
-        if self.streaming:
-            self._behind += len(data)
-            if self._behind > PIPELINED_BYTES:
-                self.log.info("a client sends behind its open stream; closing its connection")
-                self.transport.abortConnection()
-                return
+        elif self._later or self._is_busy():
+            self._later += data
+            if self.streaming:
+                self._behind += len(data)
+                if self._behind > PIPELINED_BYTES:
+                    self.log.info("a client sends behind its open stream; closing its connection")
+                    self.transport.abortConnection()
+                    return
+            self._settle()
         else:
-            self._behind = 0
-        super().dataReceived(data)
+            self._take_all(data)
+
+    # One request after the other.
+
+    def _is_busy(self) -> bool:
+        """Whether a request is handled, or its answer is not taken."""
+        return self._handlingRequest or self._waitingForTransport
+
+    def _take_all(self, data: bytes) -> None:
+        """Take bytes, and what is left of them when their first request is done."""
+        self._taking = True
+        try:
+            while data:
+                self._take(data)
+                if self._is_busy():
+                    break
+                data, self._later = self._later, b""
+        finally:
+            self._taking = False
         self._watch()
+        self._settle()
+
+    def _take(self, data: bytes) -> None:
+        """Bytes for twisted.web's channel."""
+        super().dataReceived(data)
+
+    def _go_on(self) -> None:
+        """With what came behind a request, when that is done."""
+        if self._taking:
+            return
+        if self._later and not self._is_busy():
+            data, self._later = self._later, b""
+            self._take_all(data)
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Where much came behind a request, no more is read until that is done."""
+        behind = len(self._later)
+        if self._dataBuffer:
+            behind += sum(map(len, self._dataBuffer))
+        full = behind > PIPELINED_BYTES
+        if full:
+            self._networkProducer.pauseProducing()
+            if self._looking is None:
+                self._looking = self.site.clock.callLater(LEFT_SECONDS, self._look)
+        elif self._full and (self._handlingRequest or not self._waitingForTransport):
+            self._networkProducer.resumeProducing()
+        self._full = full
+
+    def _look(self) -> None:
+        """Who is not read is not heard leaving either."""
+        self._looking = None
+        if has_left(self.transport):
+            self.transport.abortConnection()
+        elif self._full:
+            self._looking = self.site.clock.callLater(LEFT_SECONDS, self._look)
+
+    def requestDone(self, request: Any) -> None:
+        """An answer is complete: what came behind it is next."""
+        self._later = b"".join([*self._dataBuffer, self._later])
+        self._dataBuffer = []
+        self._behind = 0
+        super().requestDone(request)
+        if self.persistent:
+            self._go_on()
+
+    def resumeProducing(self) -> None:
+        """What was written is taken."""
+        super().resumeProducing()
+        self._go_on()
+
+    def allContentReceived(self) -> None:
+        """All of a request is there; the next one has a deadline of its own."""
+        self._set_deadline(None)
+        super().allContentReceived()
 
     def allHeadersReceived(self) -> None:
         """The head is there: a body that is known to be too large is not awaited."""
@@ -199,13 +287,26 @@ class BridgeChannel(HTTPChannel):
             half_closeable.loseWriteConnection()
 
     def timeoutConnection(self) -> None:
-        """Idle for too long; what is drained has a deadline of its own."""
-        if not self._draining:
-            super().timeoutConnection()
+        """
+        Idle for too long.  What is drained has a deadline of its own; and who
+        still takes an answer, if slowly, is not idle.
+        """
+        if self._draining:
+            return
+        untaken = unsent(self.transport), acknowledged(self.transport)
+        if untaken[0] and untaken != self._untaken:
+            self._untaken = untaken
+            self.setTimeout(self.timeOut)
+            return
+        super().timeoutConnection()
 
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
         """Gone: stop the clocks."""
         self._set_deadline(None)
+        self._later, self._dataBuffer = b"", []
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.cancel()
         if self._admitted:
             self.site.closed(self)
         super().connectionLost(reason)

@@ -14,7 +14,7 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from mcpbridge.config import COMMIT_SECONDS, PIPELINED_BYTES
+from mcpbridge.config import COMMIT_SECONDS
 from mcpbridge.transports import prompt_descriptor, write_at_once
 from mcpbridge.web.channel import CONNECTION_DONE, BridgeChannel
 from mcpbridge.web.front import Front, NotPlainAfterAll, Plain
@@ -40,12 +40,10 @@ class PlainChannel(BridgeChannel):
     #: A plain request whose body is arriving, in pieces.
     _arriving: Plain | None = None
     _missing = 0
+    _held = 0
     _pieces: list[bytes]
-    #: A plain request that waits for its answer, and what came behind it.
+    #: A plain request that waits for its answer.
     _waiting: WaitingAnswer | WaitingExchange | None = None
-    _later = b""
-    #: Whether that has just begun, and what is behind it is seen to already.
-    _beginning = False
     #: When it has waited for long.
     _due = 0.0
     _commit_call: IDelayedCall | None = None
@@ -58,20 +56,17 @@ class PlainChannel(BridgeChannel):
         self._pieces = []
         super().connectionMade()
 
-    def dataReceived(self, data: bytes) -> None:
-        """Some bytes of requests."""
-        if self._waiting is not None:
-            self._later += data
-            if len(self._later) > PIPELINED_BYTES:
-                self._networkProducer.pauseProducing()
-            return
+    def _is_busy(self) -> bool:
+        return self._waiting is not None or self._handlingRequest or self._waitingForTransport
+
+    def _take(self, data: bytes) -> None:
+        """Bytes for the front, or from the first request on that is not plain for twisted.web."""
         if self._is_between_requests():
             data = self._serve_plain(self.site.front, data)
             if not data:
                 self.resetTimeout()
-                self._watch()
                 return
-        super().dataReceived(data)
+        super()._take(data)
 
     def timeoutConnection(self) -> None:
         """Idle for too long; what waits for an answer is not idle."""
@@ -112,9 +107,19 @@ class PlainChannel(BridgeChannel):
         ordinary channel, from the first byte of a request on.
         """
         while data:
+            if self._is_busy():
+                # Answers that nobody takes are not to pile up.
+                self._later = data
+                return b""
             plain = self._arriving
             if plain is not None:
                 piece = data[: self._missing]
+                if not self.site.budget.take(len(piece)):
+                    # Whose answer it is that there is no room.
+                    arrived = b"".join(self._pieces)
+                    self._let_go()
+                    return b"%b\r\n\r\n%b%b" % (self._last_head, arrived, data)
+                self._held += len(piece)
                 data = data[self._missing :]
                 self._pieces.append(piece)
                 self._missing -= len(piece)
@@ -133,13 +138,12 @@ class PlainChannel(BridgeChannel):
                     data = data[end:]
                     continue
                 if len(data) - end < plain.length:
-                    if not self.site.budget.take(plain.length):
-                        return data
                     self._arriving, self._missing = plain, plain.length
                     data = data[end:]
                     continue
                 body = data[end : end + plain.length]
                 data = data[end + plain.length :]
+            self._set_deadline(None)
             if not plain.streamable:
                 self._write(front.answer(plain, body))
                 continue
@@ -151,18 +155,14 @@ class PlainChannel(BridgeChannel):
                 self._write(answer)
                 continue
             self._waiting, self._later = answer, data
-            if not isinstance(answer, WaitingExchange):
+            if isinstance(answer, WaitingExchange):
+                # An error of those who wait in line has a status of its own.
+                self._commit_later(plain.server.settings.queue_timeout + COMMIT_SECONDS)
+                self._begin(answer)
+            else:
                 self._commit_later(COMMIT_SECONDS)
-                return b""
-            # An error of those who wait in line has a status of its own.
-            self._commit_later(plain.server.settings.queue_timeout + COMMIT_SECONDS)
-            if not self._is_answered_at_once(answer):
-                return b""
-            data, self._later = self._later, b""
-            if not self._is_between_requests():
-                # It is the ordinary channel's already.
-                break
-        return data
+            return b""
+        return b""
 
     def _refuse_stream(self, front: Front, data: bytes, end: int) -> bytes | None:
         """Under a flood of clients for whom there is no room, saying so is to be cheap."""
@@ -182,7 +182,8 @@ class PlainChannel(BridgeChannel):
     def _let_go(self) -> None:
         """Of the pieces of a body."""
         if self._arriving is not None:
-            self.site.budget.give_back(self._arriving.length)
+            self.site.budget.give_back(self._held)
+            self._held = 0
             self._arriving = None
             self._pieces = []
 
@@ -194,20 +195,14 @@ class PlainChannel(BridgeChannel):
 
     # Answers that come later.
 
-    def _is_answered_at_once(self, exchange: WaitingExchange) -> bool:
-        """
-        Begin it.  What is behind it is for the caller then: a row of such
-        requests is no reason to call one another ever deeper.
-        """
+    def _begin(self, exchange: WaitingExchange) -> None:
+        """Have it worked on; its answer may be there when this returns."""
 
         def begun() -> None:
             if self._waiting is exchange:
                 self._commit_later(COMMIT_SECONDS)
 
-        self._beginning = True
         exchange.begin(begun)
-        self._beginning = False
-        return self._waiting is None
 
     def _answered(self, answer: bytes) -> None:
         """All of the answer to a request that waited for it."""
@@ -223,20 +218,14 @@ class PlainChannel(BridgeChannel):
         if self._waiting is None or self.transport.disconnecting:
             return
         self.handed_over, self._waiting = self._waiting, None
-        super().dataReceived(_LENGTH.sub(b"", self._last_head) + b"\r\n\r\n")
-        # Taken over by now, or by nobody: not by another request.
-        self.handed_over = None
+        taking, self._taking = self._taking, True
+        try:
+            super()._take(_LENGTH.sub(b"", self._last_head) + b"\r\n\r\n")
+        finally:
+            self._taking = taking
+            # Taken over by now, or by nobody: not by another request.
+            self.handed_over = None
         self._go_on()
-
-    def _go_on(self) -> None:
-        """With what has arrived meanwhile."""
-        if self._beginning:
-            return
-        later, self._later = self._later, b""
-        if len(later) > PIPELINED_BYTES:
-            self._networkProducer.resumeProducing()
-        if later:
-            self.dataReceived(later)
 
     def _commit_later(self, patience: float) -> None:
         """

@@ -14,6 +14,9 @@ from typing import Any
 
 #: Where `tcpi_bytes_acked` lies in `struct tcp_info` (linux/tcp.h).
 _BYTES_ACKED = slice(120, 128)
+#: `tcpi_state`, its first byte, of a peer that sends nothing more: TCP_CLOSE
+#: and TCP_CLOSE_WAIT (net/tcp_states.h).
+_ENDED = (7, 8)
 
 
 def raw_socket(transport: Any) -> socket.socket | None:
@@ -65,6 +68,21 @@ def acknowledged(transport: Any) -> int | None:
     except OSError:
         return None
     return int.from_bytes(info[_BYTES_ACKED], sys.byteorder) if len(info) == 128 else None
+
+
+def has_left(transport: Any) -> bool:
+    """
+    Whether the peer has closed its side, also where what it sent before was
+    not read (tcp_info, Linux); False if unknown.
+    """
+    connection = raw_socket(transport)
+    if connection is None or not hasattr(socket, "TCP_INFO") or sys.platform != "linux":
+        return False
+    try:
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _ENDED
+    except OSError:
+        # The reactor finds out for itself.
+        return False
 
 
 def _queued(connection: socket.socket | None) -> int:

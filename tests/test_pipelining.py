@@ -1,0 +1,200 @@
+"""
+What a client sends behind a request that is not answered yet, and answers
+that it does not take: both ways in bound them alike.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from mcpbridge.config import HEAD_SECONDS, IDLE_SECONDS, LEFT_SECONDS, PIPELINED_BYTES
+from mcpbridge.web import channel
+from tests.test_front import MODERN, SAYING, World, post, post_mcp
+
+both = pytest.mark.parametrize("front", [True, False])
+
+
+def call(ident: int) -> bytes:
+    """A request of a session, of nearly the largest size."""
+    line = b'{"jsonrpc":"2.0","id":%d,"method":"x","params":"%b"}' % (ident, b"x" * 200)
+    return post_mcp(line)
+
+
+def answer(ident: int) -> bytes:
+    return b'{"jsonrpc":"2.0","id":%d,"result":{}}' % ident
+
+
+def answered(world: World) -> list[int]:
+    """The ids of what was answered, in order."""
+    return [int(each) for each in re.findall(rb'"id":(\d+),"result"', world.transport.value())]
+
+
+def asked(world: World) -> int:
+    return len(world.backend2.sent)
+
+
+@both
+@pytest.mark.parametrize("piece", [1000, 50_000])
+def test_what_comes_behind_a_request_is_bounded(front: bool, piece: int) -> None:
+    """Nothing is read while more than that waits; each request is answered, in order."""
+    world = World(front=front)
+    transport = world.transport
+    count = 3 * PIPELINED_BYTES // len(call(100))
+    data = b"".join(call(100 + each) for each in range(count))
+    unread = [data[at : at + piece] for at in range(0, len(data), piece)]
+    answers = 0
+    while answers < count:
+        # As a transport does, which reads while it is not paused.
+        while unread and transport.producerState == "producing":
+            world.channel.dataReceived(unread.pop(0))
+        assert asked(world) == answers + 1
+        world.say(answer(100 + answers))
+        answers += 1
+    assert answered(world) == list(range(100, 100 + count))
+    assert transport.producerState == "producing"
+    world.channel.connectionLost()
+
+
+@both
+def test_no_more_is_read_than_that(front: bool) -> None:
+    world = World(front=front)
+    world.channel.dataReceived(call(1))
+    size = 0
+    while world.transport.producerState == "producing":
+        world.channel.dataReceived(call(2))
+        size += len(call(2))
+    assert PIPELINED_BYTES < size <= PIPELINED_BYTES + len(call(2))
+    world.channel.connectionLost()
+    assert world.channel._looking is None
+
+
+@both
+@pytest.mark.parametrize("data", [call(1) * 2, post_mcp(MODERN, *SAYING) * 2])
+def test_answers_that_nobody_takes_do_not_pile_up(front: bool, data: bytes) -> None:
+    """The next request is begun when the client has taken the last answer."""
+    world = World(front=front)
+    world.channel.dataReceived(data)
+    # What the transport does when its buffer is full, and when it is empty.
+    world.channel.pauseProducing()
+    world.say(answer(1))
+    world.answer_modern()
+    begun = [asked(world), *(len(each.sent) for each in world.launcher.backends[2:])]
+    assert world.transport.value().count(b"HTTP/1.1 200") == 1
+    world.channel.dataReceived(post(b"{}"))
+    world.channel.resumeProducing()
+    assert [asked(world), *(len(each.sent) for each in world.launcher.backends[2:])] > begun
+    world.say(answer(1))
+    world.answer_modern()
+    assert world.transport.value().count(b"HTTP/1.1 200") == 2
+    assert b"400 Bad Request" in world.transport.value()
+    assert world.transport.producerState == "producing"
+    world.channel.connectionLost()
+
+
+@both
+def test_many_small_requests_behind_one_answer_that_is_not_taken(front: bool) -> None:
+    world = World(front=front)
+    world.channel.pauseProducing()
+    world.channel.dataReceived(call(1) * 3)
+    assert asked(world) == 0
+    world.channel.resumeProducing()
+    assert asked(world) == 1
+    world.channel.connectionLost()
+
+
+@both
+@pytest.mark.parametrize("left", [True, False])
+def test_who_is_not_read_is_noticed_leaving(
+    front: bool, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that leaves behind unread bytes: its request is over all the same."""
+    gone: list[Any] = []
+    monkeypatch.setattr(channel, "has_left", lambda transport: bool(gone))
+    world = World(front=front)
+    world.channel.dataReceived(call(1) + call(2) * (PIPELINED_BYTES // 100))
+    assert world.transport.producerState == "paused"
+    for _ in range(5):
+        world.clock.advance(LEFT_SECONDS)
+        assert not world.transport.disconnecting
+    gone += [left] * left
+    world.clock.advance(LEFT_SECONDS)
+    assert world.transport.disconnecting is left
+    world.channel.connectionLost()
+
+
+@both
+def test_nobody_looks_after_a_client_that_is_read(
+    front: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Any] = []
+    monkeypatch.setattr(channel, "has_left", looks.append)
+    world = World(front=front)
+    count = PIPELINED_BYTES // len(call(2)) + 2
+    world.channel.dataReceived(call(1) + call(2) * count)
+    world.say(answer(1))
+    for _ in range(count):
+        world.say(answer(2))
+    assert world.transport.producerState == "producing"
+    for _ in range(3):
+        world.clock.advance(LEFT_SECONDS)
+    assert len(looks) == 1
+    world.channel.connectionLost()
+
+
+@both
+def test_each_request_has_a_deadline_of_its_own(front: bool) -> None:
+    """A client that always has the next one half on its way is in time with each."""
+    world = World(front=front)
+    half = len(post(b"{}")) // 2
+    for _ in range(10):
+        world.channel.dataReceived(post(b"{}")[:half])
+        world.clock.advance(HEAD_SECONDS * 0.6)
+        assert not world.transport.disconnecting
+        world.channel.dataReceived(post(b"{}")[half:] + post(b"{}")[:half])
+        world.clock.advance(HEAD_SECONDS * 0.6)
+        assert not world.transport.disconnecting
+        world.channel.dataReceived(post(b"{}")[half:])
+    world.channel.dataReceived(post(b"{}")[:half])
+    world.clock.advance(HEAD_SECONDS)
+    assert world.transport.disconnecting
+    world.channel.connectionLost()
+
+
+@both
+def test_who_takes_an_answer_slowly_is_not_idle(
+    front: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large answer on a slow line; and a client that takes nothing of one is cut off."""
+    untaken = [1000]
+    monkeypatch.setattr(channel, "unsent", lambda transport: untaken[0])
+    monkeypatch.setattr(channel, "acknowledged", lambda transport: None)
+    world = World(front=front)
+    world.channel.dataReceived(call(1))
+    world.say(answer(1))
+    for _ in range(5):
+        world.clock.advance(IDLE_SECONDS)
+        assert not world.transport.disconnecting
+        untaken[0] -= 1
+    world.clock.advance(IDLE_SECONDS)
+    world.clock.advance(IDLE_SECONDS)
+    assert world.transport.disconnecting
+    world.channel.connectionLost()
+
+
+def test_only_what_has_arrived_of_a_body_counts() -> None:
+    """Who announces much, and sends little, takes no room from anybody."""
+    world = World(front=True, budget=1000)
+    others = [world.site.buildProtocol(None) for _ in range(10)]
+    for each in others:
+        each.makeConnection(type(world.transport)())
+        each.dataReceived(call(1)[:-200])
+    assert world.site.budget.used < 1000
+    world.receive(call(1), [len(call(1)) - 10])
+    world.say(answer(1))
+    assert answered(world) == [1]
+    for each in (*others, world.channel):
+        each.connectionLost()
+    assert world.site.budget.used == 0
