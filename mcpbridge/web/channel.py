@@ -200,7 +200,8 @@ class BridgeChannel(HTTPChannel):
         finally:
             self._taking = False
         self._watch()
-        self._settle()
+        if self._later or self._dataBuffer or self._full:
+            self._settle()
 
     def _take(self, data: bytes) -> None:
         """Bytes for twisted.web's channel."""
@@ -213,7 +214,7 @@ class BridgeChannel(HTTPChannel):
         if self._later and not self._is_busy():
             data, self._later = self._later, b""
             self._take_all(data)
-        else:
+        elif self._full:
             self._settle()
 
     def _settle(self) -> None:

@@ -143,7 +143,8 @@ class PlainChannel(BridgeChannel):
                     continue
                 body = data[end : end + plain.length]
                 data = data[end + plain.length :]
-            self._set_deadline(None)
+            if self._deadline is not None:
+                self._set_deadline(None)
             if not plain.streamable:
                 self._write(front.answer(plain, body))
                 continue
