@@ -28,7 +28,7 @@ help: ## show these lines
 	    | while read -r name what; do printf 'make %-11s %s\n' "$$name" "$$what"; done
 
 serve: .venv/.made ## run the bridge in front of the demo server
-	@echo 'Try it from another terminal:  curl -N http://127.0.0.1:8808/sse'
+	@echo 'Try it from another terminal, with the URL in /sse that stands below:  curl -N URL'
 	@exec $(BIN)/mcpbridge $(SERVE) -- $(CURDIR)/$(BIN)/python -m mcpbridge.demo
 
 test: ## run everything: the tools, the whole suite, and the suite on other Pythons

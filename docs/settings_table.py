@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mcpbridge import config
+from mcpbridge import checks, config
 from mcpbridge.config import BridgeSettings, ServerSettings
 from mcpbridge.tap import Options
 
@@ -38,20 +38,20 @@ OPTIONS = {
 }
 #: What an option means that turns its setting off.
 NEGATED = {
-    "stderr_notifications": "Do not send stderr lines as notifications.",
+    "stderr_notifications": "Do not send stderr lines as notifications, which `/sse` alone has.",
     "front_channel": "Leave all requests to twisted.web's own channel.",
 }
 #: What stands for the value of an option, by the check of its setting.
 VALUES = {
-    config.COUNT: "N",
-    config.COUNT_OR_NONE: "N",
-    config.SECONDS: "SECONDS",
-    config.POSITIVE_SECONDS: "SECONDS",
-    config.DIRECTORY: "DIR",
-    config.PATH_PREFIX: "PATH",
-    config.OPTIONAL_PATH_PREFIX: "PATH",
+    checks.COUNT: "N",
+    checks.COUNT_OR_NONE: "N",
+    checks.SECONDS: "SECONDS",
+    checks.POSITIVE_SECONDS: "SECONDS",
+    checks.DIRECTORY: "DIR",
+    checks.PATH_PREFIX: "PATH",
+    checks.OPTIONAL_PATH_PREFIX: "PATH",
     config.ENDPOINTS: "ENDPOINT",
-    config.FLAG: "",
+    checks.FLAG: "",
 }
 #: Settings of the bridge as a whole that have an option; of the same name as
 #: one of a server, `max_sessions` is the server's on the command line.

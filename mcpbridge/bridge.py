@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -24,6 +23,7 @@ from mcpbridge.backend.launcher import LocalLauncher
 from mcpbridge.backend.subreaper import set_child_subreaper
 from mcpbridge.backend.tree import Sweeper
 from mcpbridge.config import STOP_SLACK_SECONDS, BridgeSettings, ServerSettings
+from mcpbridge.doubts import doubts
 from mcpbridge.errors import CannotListen
 from mcpbridge.extensions import load, verified
 from mcpbridge.guard import guarded
@@ -35,11 +35,12 @@ from mcpbridge.interfaces import (
     ISessionObserver,
 )
 from mcpbridge.limits import shortages
+from mcpbridge.listeners import make_endpoint
 from mcpbridge.session.events import MemoryEventStore
 from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
 from mcpbridge.session.server import Server
 from mcpbridge.web.gate import Gate
-from mcpbridge.web.urls import served_urls
+from mcpbridge.web.urls import exposed, served_urls
 
 
 class Bridge(Service):
@@ -112,7 +113,8 @@ class Bridge(Service):
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
-                branch.leaf = Routes(server, self._clock).resource()
+                branch.serve(server.settings, Routes(server, self._clock).resource())
+            root.told = self.settings.servers
             self._resource = cast("IResource", Gated(self._gate, root))
         return self._resource
 
@@ -156,6 +158,14 @@ class Bridge(Service):
             self._prepare_for_processes()
         for url in self.urls():
             self.log.info("serving {url}", url=url)
+        for origin in exposed(self._ports):
+            self.log.warn(
+                "{origin} may be reached from other machines, and there is no authentication:"
+                " whoever reaches it runs a backend",
+                origin=origin,
+            )
+        for doubt in doubts(self.settings, self._environment):
+            self.log.warn("{doubt}", doubt=doubt)
         for name, launcher in self._launchers:
             problem = guarded(self.log, "checking a launcher", launcher.check)
             if problem is not None:
@@ -174,10 +184,7 @@ class Bridge(Service):
         if self._site is not None:
             closed.append(self._site.close_connections())
         done: Deferred[None] = Deferred()
-        graces = [each.stop_grace + each.kill_grace for each in self.settings.servers]
-        patience = self._clock.callLater(
-            max(graces, default=0) + STOP_SLACK_SECONDS, self._give_up, done
-        )
+        patience = self._clock.callLater(self.longest_stop(), self._give_up, done)
 
         def all_ended(_: object) -> None:
             if patience.active():
@@ -186,6 +193,11 @@ class Bridge(Service):
 
         ended.addCallback(all_ended)
         return done.addCallback(lambda _: DeferredList([*closed, self._keeper.stop()]))
+
+    def longest_stop(self) -> float:
+        """How many seconds `stopService` takes at most."""
+        graces = [each.stop_grace + each.kill_grace for each in self.settings.servers]
+        return max(graces, default=0) + STOP_SLACK_SECONDS
 
     def _give_up(self, done: Deferred[None]) -> None:
         left = sum(len(server.unclosed) for server in self.servers)
@@ -211,8 +223,7 @@ class Bridge(Service):
         """Open one listener.  Raises `CannotListen`."""
         failures: list[Failure] = []
         try:
-            endpoint = serverFromString(self._reactor, description)
-            listening = endpoint.listen(self.site())
+            listening = make_endpoint(self._reactor, description).listen(self.site())
         except Exception as error:
             raise CannotListen(f"cannot listen on {description!r}: {error}") from error
         listening.addCallbacks(self._ports.append, failures.append)

@@ -8,10 +8,32 @@ same errors.  Knows no reactor and no file; `configfile` reads those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
+from mcpbridge.checks import (
+    COMMAND,
+    COUNT_OR_NONE,
+    DIRECTORY,
+    DOTTED_NAME,
+    DOTTED_NAMES,
+    ENV_NAMES,
+    ENVIRONMENT,
+    FLAG,
+    HOSTS,
+    OBJECT,
+    OPTIONAL_PATH_PREFIX,
+    ORIGINS,
+    PATH_PREFIX,
+    POSITIVE_SECONDS,
+    SECONDS,
+    SECRET,
+    TEXTS,
+    Check,
+    is_text,
+)
+from mcpbridge.checks import COUNT as COUNT  # for bounds that are no settings
 from mcpbridge.errors import SettingError
 
 MIB = 1024 * 1024
@@ -30,6 +52,8 @@ STDERR_TAIL_LINES = 5
 STDERR_TAIL_CHARS = 500
 #: A launcher must have started a backend after this time.
 LAUNCH_SECONDS = 60.0
+#: How many connections may wait to be accepted, where a listener does not say.
+BACKLOG = 1024
 #: A request's head must be complete after this time, and all of it after the other.
 HEAD_SECONDS = 30.0
 REQUEST_SECONDS = 300.0
@@ -74,99 +98,9 @@ RELISTEN_SECONDS = 1.0
 STOP_SLACK_SECONDS = 5.0
 
 
-class Check(NamedTuple):
-    """What a setting must be, in words and as a test."""
-
-    expected: str
-    accepts: Callable[[Any], bool]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
-
-
-def _is_path_prefix(value: object) -> bool:
-    return value == "" or (
-        isinstance(value, str)
-        and value.startswith("/")
-        and not value.endswith("/")
-        and "//" not in value
-        and all(33 <= ord(c) < 127 and c not in "?#%<>" for c in value)
-        and not {".", ".."} & set(value.split("/"))
-    )
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _is_secret(value: object) -> bool:
-    return _is_text(value) and len(str(value)) >= 32
-
-
-def _is_host(value: object) -> bool:
-    return isinstance(value, str) and value != "" and not set(value) & set("/ ?#@")
-
-
-def _is_origin(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    scheme, separator, host = value.partition("://")
-    return value in ("*", "null") or (separator != "" and scheme.isalpha() and _is_host(host))
-
-
-COUNT = Check("an integer ≥ 1", _is_count)
-COUNT_OR_NONE = Check("an integer ≥ 0", lambda v: type(v) is int and v >= 0)
-SECONDS = Check("a number of seconds ≥ 0 and ≤ 1000000", lambda v: _is_number(v) and 0 <= v <= 1e6)
-POSITIVE_SECONDS = Check(
-    "a number of seconds > 0 and ≤ 1000000", lambda v: _is_number(v) and 0 < v <= 1e6
-)
-FLAG = Check("true or false", lambda v: isinstance(v, bool))
-TEXT = Check("a string", _is_text)
-COMMAND = Check("a string that is not empty", lambda v: _is_text(v) and v != "")
-TEXTS = Check("a list of strings", lambda v: isinstance(v, (list, tuple)) and all(map(_is_text, v)))
-ENV_NAMES = Check(
-    "a list of names of environment variables",
-    lambda v: isinstance(v, (list, tuple)) and all(_is_text(n) and n and "=" not in n for n in v),
-)
-ENVIRONMENT = Check(
-    "an object of strings, with names that hold no `=`",
-    lambda v: (
-        isinstance(v, Mapping)
-        and all(_is_text(n) and n and "=" not in n and _is_text(s) for n, s in v.items())
-    ),
-)
-OBJECT = Check("an object", lambda v: isinstance(v, Mapping))
-PATH_PREFIX = Check(
-    "an empty string or a path that starts with `/`, does not end with `/`, and holds no space,"
-    " no `//`, no part `.` or `..` and none of `?#%<>`",
-    _is_path_prefix,
-)
-OPTIONAL_PATH_PREFIX = Check(PATH_PREFIX.expected, lambda v: v is None or _is_path_prefix(v))
-DIRECTORY = Check("the path of a directory", lambda v: v is None or (_is_text(v) and v != ""))
-DOTTED_NAME = Check(
-    "the dotted name of a callable, as in `package.module.Name`",
-    lambda v: v is None or (_is_text(v) and "." in v.strip(".")),
-)
-DOTTED_NAMES = Check(
-    "a list of dotted names, as in `package.module.Name`",
-    lambda v: isinstance(v, (list, tuple)) and all(_is_text(n) and "." in n.strip(".") for n in v),
-)
-HOSTS = Check(
-    "a list of host names, with a port or without",
-    lambda v: isinstance(v, (list, tuple)) and all(_is_host(n) for n in v),
-)
-ORIGINS = Check(
-    "a list of origins, as in `https://example.org`, or `*`",
-    lambda v: isinstance(v, (list, tuple)) and all(_is_origin(n) for n in v),
-)
 ENDPOINTS = Check(
     f"a list of endpoint descriptions, as in `{DEFAULT_LISTEN}`",
-    lambda v: isinstance(v, (list, tuple)) and all(_is_text(n) and n for n in v),
+    lambda v: isinstance(v, (list, tuple)) and all(is_text(n) and n for n in v),
 )
 
 
@@ -182,7 +116,7 @@ def _check_all(settings: Any) -> None:
         value = getattr(settings, each.name)
         if check is not None:
             if not check.accepts(value):
-                raise SettingError(each.name, check.expected, value)
+                raise check.error(each.name, value)
             if isinstance(value, list):
                 object.__setattr__(settings, each.name, tuple(value))
 
@@ -205,7 +139,9 @@ class ServerSettings:
     pass_env: tuple[str, ...] = setting(
         (), ENV_NAMES, "Variables of the bridge's own environment that the backend gets too."
     )
-    cwd: str | None = setting(None, DIRECTORY, "The backend's directory.")
+    cwd: str | None = setting(
+        None, DIRECTORY, "The backend's directory; one that is not there is said at the start."
+    )
     base_uri: str = setting("", PATH_PREFIX, "The literal path before `/sse` and `/message`.")
     public_path: str | None = setting(
         None, OPTIONAL_PATH_PREFIX, "The base as clients see it, where a proxy rewrites paths."
@@ -222,7 +158,9 @@ class ServerSettings:
     max_message_bytes: int = setting(16 * MIB, COUNT, "The size of one message, either way.")
     max_waiting_messages: int = setting(1024, COUNT, "Messages that may wait for a backend.")
     max_waiting_bytes: int = setting(8 * MIB, COUNT, "Bytes that may wait for a backend.")
-    stderr_notifications: bool = setting(True, FLAG, "Send stderr lines as notifications.")
+    stderr_notifications: bool = setting(
+        True, FLAG, "Send stderr lines as notifications; on `/sse` alone."
+    )
     idle_timeout: float = setting(
         300.0, SECONDS, "Seconds a client of `/mcp` may stay away and say nothing; 0: for ever."
     )
@@ -257,14 +195,17 @@ class ServerSettings:
         600.0, POSITIVE_SECONDS, "Seconds that a call waits for what the client was asked."
     )
     start_timeout: float = setting(
-        60.0, POSITIVE_SECONDS, "Seconds until a new process must have answered for the first time."
+        30.0,
+        POSITIVE_SECONDS,
+        "Seconds that a new process may take to answer `initialize`, and as many for `tools/list`;"
+        " for requests of 2026-07-28.",
     )
     probe_timeout: float = setting(
         10.0, POSITIVE_SECONDS, "Seconds of silence after which a server is not of 2026-07-28."
     )
     request_state_key: str | None = setting(
         None,
-        Check("a string of at least 32 characters", lambda v: v is None or _is_secret(v)),
+        SECRET,
         "Signs what clients bring back of calls that wait for them; by default a random one.",
     )
     event_store: str | None = setting(None, DOTTED_NAME, "An `IEventStore` of your own.")

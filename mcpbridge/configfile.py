@@ -16,7 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mcpbridge.config import PATH_PREFIX, BridgeSettings, ServerSettings
+from mcpbridge.checks import PATH_PREFIX, kind_of
+from mcpbridge.config import BridgeSettings, ServerSettings
 from mcpbridge.errors import SettingError
 
 #: Keys of a server's object that desktop clients write for themselves; they
@@ -43,6 +44,12 @@ _SERVER_KEYS = frozenset(f.name for f in fields(ServerSettings)) - {"name"}
 #: What makes no sense for several servers alike.
 _DEFAULT_KEYS = _SERVER_KEYS - {"command", "args", "base_uri", "public_path"}
 _BRIDGE_KEYS = frozenset(f.name for f in fields(BridgeSettings)) - {"servers"}
+#: The objects of ours in a file; other keys at its top are those of clients.
+_TOP_KEYS = {"bridge": "bridge", "mcpservers": "mcpServers"}
+#: How like one of ours a key must be to be a mistake: VS Code's `servers` is less.
+_NEAR = 0.83
+#: What other programs read from a server's object, and what there is instead.
+_INSTEAD = {"envFile": "`env`, as no file of variables is read"}
 
 
 def read_config(path: str) -> BridgeSettings:
@@ -84,19 +91,20 @@ def _no_constant(name: str) -> Any:
 def parse_config(content: object, folder: str) -> BridgeSettings:
     """The settings in a decoded file.  Raises `SettingError`."""
     if not isinstance(content, dict):
-        raise SettingError("config", "an object with `mcpServers`", content)
+        raise SettingError("config", "an object with `mcpServers`", kind_of(content))
+    _check_top(content)
     servers = content.get("mcpServers")
     if not isinstance(servers, dict):
         hint = " (rename VS Code's `servers`)" if "servers" in content else ""
-        raise SettingError("mcpServers", f"an object of named servers{hint}", servers)
+        raise SettingError("mcpServers", f"an object of named servers{hint}", kind_of(servers))
     bridge = content.get("bridge", {})
     if not isinstance(bridge, dict):
-        raise SettingError("bridge", "an object", bridge)
+        raise SettingError("bridge", "an object", kind_of(bridge))
     _check_keys(bridge, _BRIDGE_KEYS | {"defaults"}, "bridge", foreign=())
     bridge = dict(bridge)
     defaults = bridge.pop("defaults", {})
     if not isinstance(defaults, dict):
-        raise SettingError("bridge.defaults", "an object of settings of servers", defaults)
+        raise SettingError("bridge.defaults", "an object of settings of servers", kind_of(defaults))
     _check_keys(defaults, _DEFAULT_KEYS, "bridge.defaults", foreign=())
     _build("bridge.defaults", ServerSettings, {"command": "none", **defaults})
     parsed = tuple(
@@ -105,7 +113,8 @@ def parse_config(content: object, folder: str) -> BridgeSettings:
         if (server := _parse_server(name, entry, defaults, folder)) is not None
     )
     if not parsed:
-        raise SettingError("mcpServers", "at least one server that is not disabled", servers)
+        got = f"<{len(servers)}, all of them disabled>" if servers else "<none>"
+        raise SettingError("mcpServers", "at least one server that is not disabled", got)
     built: BridgeSettings = _build("bridge", BridgeSettings, {**bridge, "servers": parsed})
     return built
 
@@ -115,7 +124,7 @@ def _parse_server(
 ) -> ServerSettings | None:
     where = f"mcpServers.{name}"
     if not isinstance(entry, dict):
-        raise SettingError(where, "an object", entry)
+        raise SettingError(where, "an object", kind_of(entry))
     entry = dict(entry)
     disabled = entry.pop("disabled", False)
     if not isinstance(disabled, bool):
@@ -143,9 +152,32 @@ def _check_keys(
 ) -> None:
     for key in entry:
         if key not in known and key not in foreign:
-            close = difflib.get_close_matches(key, known, n=1)
-            expected = f"`{close[0]}`" if close else f"one of {', '.join(sorted(known))}"
-            raise SettingError(f"{where}.{key}", expected, "<a setting that is not known>")
+            raise SettingError(
+                f"{where}.{key}", _meant(key, known, where), "<a setting that is not known>"
+            )
+
+
+def _check_top(content: Mapping[str, Any]) -> None:
+    """Raise `SettingError` for a key that is nearly one of ours."""
+    for key in content:
+        if key not in _TOP_KEYS.values():
+            close = difflib.get_close_matches(key.lower(), _TOP_KEYS, n=1, cutoff=_NEAR)
+            if close:
+                raise SettingError(
+                    key, f"`{_TOP_KEYS[close[0]]}`", "<a key that is not known, and nearly that>"
+                )
+
+
+def _meant(key: str, known: frozenset[str], where: str) -> str:
+    """What a key that is not known was to be."""
+    if where == "bridge" and key in _DEFAULT_KEYS:
+        return f"`bridge.defaults.{key}` for all servers, or `{key}` in one of `mcpServers`"
+    if where.startswith("bridge") and key in _SERVER_KEYS:
+        return f"`{key}` in one of `mcpServers`"
+    if key in _INSTEAD:
+        return _INSTEAD[key]
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"`{close[0]}`" if close else f"one of {', '.join(sorted(known))}"
 
 
 def _build(where: str, kind: type[Any], entry: Mapping[str, Any]) -> Any:

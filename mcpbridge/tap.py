@@ -8,10 +8,11 @@ import dataclasses
 import math
 import os
 import re
+import signal
+from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
-from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
 from mcpbridge._version import __version__
@@ -19,9 +20,20 @@ from mcpbridge.bridge import Bridge
 from mcpbridge.config import BridgeSettings, ServerSettings
 from mcpbridge.configfile import read_config
 from mcpbridge.errors import BridgeError, CannotListen, SettingError
+from mcpbridge.listeners import make_endpoint
 
 #: An integer; more digits than these are no setting's.
 _DIGITS = re.compile(r"[+-]?[0-9]{1,30}")
+#: Settings whose option is not called like them.
+_OPTIONS = {
+    "command": "COMMAND",
+    "allowed_hosts": "--allow-host",
+    "allowed_origins": "--allow-origin",
+    "stderr_notifications": "--no-stderr-notifications",
+    "front_channel": "--no-front-channel",
+}
+#: What of a message twistd's parent reads of a daemon that cannot start.
+_STATUS_BYTES = 100
 
 
 class Options(usage.Options):
@@ -36,7 +48,7 @@ class Options(usage.Options):
     )
 
     optFlags: ClassVar = [
-        ["no-stderr-notifications", None, "Do not send the backend's stderr to the client."],
+        ["no-stderr-notifications", None, "Do not send the backend's stderr to clients of /sse."],
         ["access-log", None, "Log each request, session ids shortened."],
         ["no-front-channel", None, "Leave all requests to twisted.web's own channel."],
         ["json-response", None, "Answer on /mcp with JSON alone, never events."],
@@ -114,7 +126,8 @@ class Options(usage.Options):
         """An environment variable of the backend, NAME=VALUE; may repeat."""
         name, equals, value = assignment.partition("=")
         if not equals or not name:
-            _fail(SettingError("--env", "NAME=VALUE", assignment))
+            got = "<no name>" if equals else assignment
+            _fail(SettingError("--env", "NAME=VALUE", got))
         self.env[name] = value
 
     def opt_pass_env(self, name: str) -> None:
@@ -128,6 +141,8 @@ class Options(usage.Options):
     def opt_allow_origin(self, origin: str) -> None:
         """A site whose pages may use the bridge, as in https://example.org; may repeat."""
         self.origins.append(origin)
+
+    opt_h = usage.Options.opt_help
 
     def opt_version(self) -> None:
         """Print the version and exit."""
@@ -215,7 +230,7 @@ class Options(usage.Options):
 def check_endpoint(description: str, name: str = "--listen") -> None:
     """Raise `SettingError` for a description that no endpoint can be made of."""
     try:
-        serverFromString(None, description)
+        make_endpoint(None, description)
     except Exception as error:
         why = " ".join(str(error).split())
         raise SettingError(
@@ -234,11 +249,15 @@ def makeService(options: Options) -> IService:
 
 
 class _Run(Bridge):
-    """A bridge that ends twistd, with a line and a status, where it cannot listen."""
+    """
+    A bridge as all that twistd runs: it ends it, with a line and a status,
+    where it cannot listen, and bears signals while it stops.
+    """
 
     def __init__(self, options: Options) -> None:
         super().__init__(options.settings)
-        self._options = options
+        self._twistd: Any = options.parent or {}
+        self._told_to_stop = False
 
     def privilegedStartService(self) -> None:
         """Open the listeners, or exit."""
@@ -246,12 +265,56 @@ class _Run(Bridge):
             super().privilegedStartService()
         except CannotListen as error:
             self._remove_pid_file()
+            self._tell_parent(error)
             _fail(error)
+
+    def startService(self) -> None:
+        """Serve, and from when the reactor runs see to its signals."""
+        super().startService()
+        if not self.settings.listen:
+            self.log.warn("nothing is served: there is no listener (listen)")
+        self._reactor.callWhenRunning(self._take_signals)
+
+    def _take_signals(self) -> None:
+        """Stand before Twisted's own handlers; those of others stay what they are."""
+        for number, own in (
+            (signal.SIGINT, self._reactor.sigInt),
+            (signal.SIGTERM, self._reactor.sigTerm),
+        ):
+            if signal.getsignal(number) == own:
+                signal.signal(number, self._once(own))
+
+    def _once(self, stop: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
+        """A handler that tells the reactor to stop, which it takes but once."""
+
+        def received(number: int, frame: Any) -> None:
+            if self.running and not self._told_to_stop:
+                self._told_to_stop = True
+                stop(number, frame)
+            else:
+                self._reactor.callFromThread(
+                    self.log.info,
+                    "{name}: stopping already; it takes {seconds:g} s at most",
+                    name=signal.Signals(number).name,
+                    seconds=self.longest_stop(),
+                )
+
+        return received
+
+    def _tell_parent(self, error: BridgeError) -> None:
+        """
+        A daemon's terminal is gone: the log has the line, and the process
+        that waits for the start is told, which would wait for ever.
+        """
+        pipe = self._twistd.get("statusPipe")
+        if pipe is not None:
+            self.log.critical("{error}", error=error)
+            os.write(pipe, f"1 {error}".encode("ascii", "backslashreplace")[:_STATUS_BYTES])
+            os.close(pipe)
 
     def _remove_pid_file(self) -> None:
         """Twistd removes it after an exception, but not after an exit."""
-        twistd: Any = self._options.parent
-        path = twistd.get("pidfile") if twistd is not None else None
+        path = self._twistd.get("pidfile")
         if path and os.path.isfile(path):
             with open(path, encoding="ascii") as file:
                 if file.read().strip() == str(os.getpid()):
@@ -263,13 +326,20 @@ def _as_options(build: Any) -> BridgeSettings:
     try:
         built: BridgeSettings = build()
     except SettingError as error:
-        name = error.name
-        if name in ("command", "args"):
-            name = "COMMAND"
-        elif "." not in name and name not in ("bridge", "mcpServers"):
-            name = f"--{name}".replace("_", "-")
-        raise SettingError(name, error.expected, error.got) from None
+        raise SettingError(option_of(error.name), error.expected, error.got) from None
     return built
+
+
+def option_of(name: str) -> str:
+    """What a setting is called on the command line; as in a file, where it is in files alone."""
+    setting, rest = re.fullmatch(r"(\w*)(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    if setting == "args":
+        return "COMMAND"
+    option = _OPTIONS.get(setting) or f"--{setting.replace('_', '-')}"
+    known = {f"--{each.rstrip('=')}" for each in Options().longOpt}
+    if option in known or setting in _OPTIONS:
+        return f"{option}{rest}"
+    return name
 
 
 def _replaced(settings: BridgeSettings, changes: dict[str, Any]) -> BridgeSettings:

@@ -6,11 +6,13 @@ through real sockets in the test's own reactor.
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import pytest_twisted
+import treq
 from twisted.application.service import Application, IService, IServiceCollection
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -19,7 +21,7 @@ from twisted.web.server import Site
 from zope.interface.verify import verifyObject
 
 from mcpbridge import Bridge, BridgeSettings, ServerSettings
-from mcpbridge.config import STOP_SLACK_SECONDS
+from mcpbridge.config import BACKLOG, STOP_SLACK_SECONDS
 from mcpbridge.errors import CannotListen, SettingError
 from mcpbridge.testing import FakeBackend, FakeLauncher
 from tests.client import SseClient
@@ -249,6 +251,160 @@ async def test_listener_that_fails_leaves_none_open(running_reactor: Any) -> Non
         assert bridge.urls() == []
     finally:
         await taken.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_listener_that_others_reach_is_a_warning(
+    start: Any, running_reactor: Any, log_lines: list[str]
+) -> None:
+    """The URL says what is true, and one line for each such listener what it means."""
+    running = start(server(), listen=("tcp:0:interface=127.0.0.1", "tcp:0"))
+    [here, _, everywhere, _] = running.bridge.urls()
+    assert here.startswith("http://127.0.0.1:")
+    assert everywhere.startswith("http://0.0.0.0:")
+    assert f"serving {everywhere}" in log_lines
+    warnings = [line for line in log_lines if "there is no authentication" in line]
+    origin = everywhere.removesuffix("/mcp")
+    ports: Any = running.bridge._ports
+    assert {port.backlog for port in ports} == {BACKLOG}
+    assert [line.partition(" may be ")[0] for line in warnings] == [f"{origin} (all interfaces)"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_listener_of_the_application_is_its_own_matter(
+    start: Any, running_reactor: Any, log_lines: list[str]
+) -> None:
+    """No warning where the bridge opens no port, nor for a UNIX socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        running = start(server(), listen=())
+        local = start(server(), listen=(f"unix:{folder}/socket",))
+        port = running_reactor.listenTCP(0, running.bridge.site())
+        await port.stopListening()
+        await local.bridge.stopService()
+    assert any(line.startswith("serving unix:") for line in log_lines)
+    assert not [line for line in log_lines if "authentication" in line]
+
+
+@pytest_twisted.ensureDeferred
+async def test_doubts_are_logged_at_the_start(start: Any, log_lines: list[str]) -> None:
+    """What the settings hardly mean."""
+    start(server(pass_env=("GONE",)), environment={})
+    assert "server 'default': GONE is not set here (pass_env)" in log_lines
+
+
+INITIALIZE = (
+    b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25",'
+    b'"capabilities":{},"clientInfo":{"name":"x","version":"1"},"word":"%s"}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "reason"),
+    [
+        (b"secret", 403, "its first message was refused"),
+        (b"trouble", 500, "its first message could not be handled"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_session_that_a_filter_does_not_let_begin(
+    word: bytes, status: int, reason: str, start: Any, logged_failures: list[Any]
+) -> None:
+    """No session, no id, no process, whatever the filter raised."""
+    Notebook.pages.clear()
+    running = start(
+        server(filters=("tests.thirdparty.Censor",), observers=("tests.thirdparty.Notebook",))
+    )
+    headers: Any = {
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+    }
+    response = await treq.post(
+        f"{running.origin}/mcp", data=INITIALIZE % word, headers=headers, persistent=False
+    )
+    await treq.content(response)
+    assert response.code == status
+    assert not response.headers.hasHeader("Mcp-Session-Id")
+    await until(running._reactor, lambda: not running.bridge.servers[0].unclosed)
+    assert Notebook.pages[-1] == ("closed", reason)
+    assert len(logged_failures) == (status == 500)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_asks_at_the_wrong_place_is_told_the_right_one(start: Any) -> None:
+    """At a server's base its URLs, at the root some of several; deeper nothing."""
+    running = start(
+        *(server(name=name, base_uri=f"/{name}") for name in ("a", "b", "c+", "d")),
+        server(name="e", base_uri="/deep/e", public_path="/out"),
+    )
+    origin = running.origin.removesuffix("/a")
+
+    async def told(path: str) -> str:
+        response = await treq.get(f"{origin}{path}", persistent=False)
+        assert response.code == 404
+        text: str = (await treq.json_content(response))["error"]["message"]
+        said, _, hint = text.partition("; ")
+        assert said == "nothing is served at this path"
+        return hint
+
+    assert await told("/") == "MCP is at /a/mcp, /b/mcp, /c+/mcp and 2 more"
+    assert await told("/b") == "MCP is at /b/mcp and /b/sse"
+    assert await told("/b/") == "MCP is at /b/mcp and /b/sse"
+    assert await told("/c%2B/mcp/") == "MCP is at /c+/mcp and /c+/sse"
+    assert await told("/deep/e") == "MCP is at /out/mcp and /out/sse"
+    assert await told("/deep") == ""
+    assert await told("/deep/") == ""
+    assert await told("/nothing") == ""
+    assert await told("/b/nothing") == ""
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_right_place_below_a_mount(start: Any, running_reactor: Any) -> None:
+    """The paths are those of the site that it is part of."""
+    running = start(server(base_uri="/a"), listen=())
+    root = Resource()
+    root.putChild(b"my tools", running.bridge.resource())
+    port = running_reactor.listenTCP(0, Site(root), interface="127.0.0.1")
+    try:
+        for path in ("", "/", "/a", "/a/"):
+            url = f"http://127.0.0.1:{port.getHost().port}/my%20tools{path}"
+            response = await treq.get(url, persistent=False)
+            text = (await treq.json_content(response))["error"]["message"]
+            assert text.endswith("; MCP is at /my%20tools/a/mcp and /my%20tools/a/sse")
+    finally:
+        await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_says_what_it_is(start: Any) -> None:
+    """Somebody looks at it with a browser."""
+    response = await treq.get(f"{start(server()).origin}/mcp", persistent=False)
+    assert response.code == 400
+    text = (await treq.json_content(response))["error"]["message"]
+    assert text.startswith("no Mcp-Session-Id; this is an endpoint for MCP clients")
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_access_log_names_the_session(running_reactor: Any, log_lines: list[str]) -> None:
+    """Eight characters of the header's id, and nothing of one that is none."""
+    settings = BridgeSettings(
+        servers=(server(),),
+        listen=("tcp:0:interface=127.0.0.1",),
+        access_log=True,
+        child_subreaper=False,
+    )
+    bridge = Bridge(settings, running_reactor)
+    bridge.startService()
+    try:
+        ident = "0c1d1f0e-7c55-4c0e-9a53-8f3a52d8b1f4"
+        for given in (ident, "x" * 50, ident[:20]):
+            headers: Any = {"Mcp-Session-Id": given}
+            response = await treq.delete(bridge.urls()[0], headers=headers, persistent=False)
+            await treq.content(response)
+    finally:
+        await bridge.stopService()
+    lines = [line for line in log_lines if " DELETE /mcp 404 " in line]
+    assert [len(line.split(" ")) for line in lines] == [6, 5, 5]
+    assert lines[0].endswith(" 0c1d1f0e")
 
 
 @pytest_twisted.ensureDeferred

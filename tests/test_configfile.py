@@ -73,12 +73,39 @@ def test_a_directory_is_relative_to_the_file(cwd: str | None, expected: str | No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "config: expected an object with `mcpServers`, got []"),
+        ([], "config: expected an object with `mcpServers`, got <a list>"),
         ({}, "mcpServers: expected an object of named servers, got null"),
         ({"servers": {}}, "mcpServers: expected an object of named servers (rename VS Code's"),
-        ({"mcpServers": []}, "mcpServers: expected an object of named servers, got []"),
-        ({"mcpServers": {}}, "mcpServers: expected at least one server that is not disabled"),
-        ({"mcpServers": {"a": "cat"}}, 'mcpServers.a: expected an object, got "cat"'),
+        ({"mcpServers": []}, "mcpServers: expected an object of named servers, got <a list>"),
+        (
+            {"mcpServers": {}},
+            "mcpServers: expected at least one server that is not disabled, got <none>",
+        ),
+        (
+            {"mcpServers": {"a": {**CAT, "disabled": True, "env": {"A": "hush"}}}},
+            "mcpServers: expected at least one server that is not disabled, got <1, all of them",
+        ),
+        ({"mcpServers": {"a": "cat"}}, "mcpServers.a: expected an object, got <a string of 3"),
+        (
+            {"mcpServers": {"a": {**CAT, "env": {"A": "hush", "N": 1}}}},
+            "mcpServers.a.env.N: expected a string, got <a number>",
+        ),
+        ({"mcpservers": {"a": CAT}}, "mcpservers: expected `mcpServers`, got <a key that is not"),
+        ({"mcp_servers": {"a": CAT}}, "mcp_servers: expected `mcpServers`"),
+        ({"mcpServers": {"a": CAT}, "brigde": {}}, "brigde: expected `bridge`, got <a key that"),
+        ({"mcpServers": {"a": CAT}, "Bridge": {}}, "Bridge: expected `bridge`, got <a key that"),
+        (
+            {"mcpServers": {"a": {**CAT, "envFile": ".env"}}},
+            "mcpServers.a.envFile: expected `env`, as no file of variables is read, got <",
+        ),
+        (
+            {"mcpServers": {"a": CAT}, "bridge": {"warm": 1}},
+            "bridge.warm: expected `bridge.defaults.warm` for all servers, or `warm` in one of",
+        ),
+        (
+            {"mcpServers": {"a": CAT}, "bridge": {"command": "x"}},
+            "bridge.command: expected `command` in one of `mcpServers`, got <",
+        ),
         ({"mcpServers": {"a": {}}}, "mcpServers.a.command: expected a string that is not empty"),
         (
             {"mcpServers": {"a": {**CAT, "disabled": "yes"}}},
@@ -124,7 +151,7 @@ def test_a_directory_is_relative_to_the_file(cwd: str | None, expected: str | No
             {"mcpServers": {"a": CAT, "b": {**CAT, "base_uri": "/a"}}},
             "mcpServers.b.base_uri: expected a path of its own, got <'/a', which server 'a' has>",
         ),
-        ({"mcpServers": {"a": CAT}, "bridge": 1}, "bridge: expected an object, got 1"),
+        ({"mcpServers": {"a": CAT}, "bridge": 1}, "bridge: expected an object, got <a number>"),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"servers": []}},
             "bridge.servers: expected one of access_log,",
@@ -145,12 +172,20 @@ def test_what_is_wrong_is_named(content: Any, message: str) -> None:
         parsed(content)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["inputs", "$schema", "globalShortcut", "preferences", "servers", "mcp", "x"]
+)
+def test_other_keys_at_the_top_are_those_of_clients(key: str) -> None:
+    assert parsed({"mcpServers": {"a": CAT}, key: {}}).servers
 
 
 def test_a_long_value_is_cut() -> None:
     with pytest.raises(SettingError) as caught:
-        parsed(["x" * 1000])
-    assert len(str(caught.value)) < 200
+        parsed({"mcpServers": {"a": {**CAT, "base_uri": "x" * 1000}}})
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(
@@ -209,7 +244,7 @@ def test_defaults_of_the_bridge_are_for_all_servers() -> None:
     ("defaults", "says"),
     [
         ({"ping_interval": -1}, "bridge.defaults.ping_interval: expected a number"),
-        ({"command": "x"}, "bridge.defaults.command: expected one of"),
+        ({"command": "x"}, "bridge.defaults.command: expected `command` in one of `mcpServers`"),
         ([], "bridge.defaults: expected an object"),
     ],
 )

@@ -433,6 +433,7 @@ def test_the_embedding_example_serves_a_session(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) in (0, -signal.SIGTERM)
     assert ident not in "".join(lines)
+    assert "127.0.0.1 GET / 200\n" in "".join(lines)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ LONGEST_MODULE = 400
 
 #: Which rooms a room may import from, besides itself.  A module outside the
 #: four rooms is a room of its own.
-FLOOR = {"errors", "interfaces", "guard", "config", "transports", "_version"}
+FLOOR = {"errors", "interfaces", "guard", "checks", "config", "transports", "_version"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "interfaces": set(),
@@ -24,15 +24,19 @@ ALLOWED: dict[str, set[str]] = {
     "guard": set(),
     "limits": set(),
     "transports": set(),
-    "config": {"errors"},
-    "configfile": {"config", "errors"},
+    "checks": {"errors"},
+    "config": {"checks", "errors"},
+    "configfile": {"checks", "config", "errors"},
+    "doubts": {"config"},
+    "listeners": {"config"},
     "extensions": {"config", "errors"},
     "protocol": {"errors"},
     "backend": FLOOR | {"protocol"},
     "session": FLOOR | {"protocol"},
     "web": FLOOR | {"protocol", "session"},
-    "bridge": FLOOR | {"extensions", "limits", "protocol", "session", "backend", "web"},
-    "tap": FLOOR | {"configfile", "bridge"},
+    "bridge": FLOOR
+    | {"doubts", "extensions", "limits", "listeners", "protocol", "session", "backend", "web"},
+    "tap": FLOOR | {"configfile", "listeners", "bridge"},
     "script": set(),
     "demo": set(),
     "testing": FLOOR,
@@ -102,7 +106,9 @@ def test_there_is_no_cycle() -> None:
     TopologicalSorter({m.name: {o.name for o in m.ours()} for m in MODULES.values()}).prepare()
 
 
-@pytest.mark.parametrize("room", ["protocol", "errors", "interfaces", "config", "configfile"])
+@pytest.mark.parametrize(
+    "room", ["protocol", "errors", "interfaces", "checks", "config", "configfile"]
+)
 def test_no_reactor_below(room: str) -> None:
     """protocol/ is sans-IO; settings, errors and interfaces are plain too."""
     banned = WITH_IO - ({"os"} if room == "configfile" else set())

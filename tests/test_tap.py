@@ -1,21 +1,29 @@
 """The command line: an option becomes a setting, or one line says what is wrong."""
 
+import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_twisted
 from twisted.application.service import IService, IServiceMaker
 from twisted.plugin import getPlugins
 
 from mcpbridge._version import __version__
 from mcpbridge.bridge import Bridge
 from mcpbridge.config import BridgeSettings, ServerSettings
-from mcpbridge.tap import Options, makeService
+from mcpbridge.tap import Options, makeService, option_of
+from tests.e2e.harness import carrying, serving
+from tests.real.parts import need_processes
+from tests.real.processes import eventually
 
 CAT = {"command": "cat"}
 TWISTD = Path(sys.executable).with_name("twistd")
@@ -135,6 +143,32 @@ def test_the_help_names_every_option() -> None:
     assert "COMMAND" in text
 
 
+def test_the_help_has_a_short_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parsed("-h")
+    assert caught.value.code == 0
+    assert "--max-sessions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [ServerSettings, BridgeSettings])
+def test_an_error_names_a_setting_by_its_option(kind: type[Any]) -> None:
+    """And what has none, which is an error of a file, as it stands there."""
+    known = {f"--{each.rstrip('=')}" for each in Options().longOpt} | {"COMMAND"}
+    for field in dataclasses.fields(kind):
+        named = option_of(field.name)
+        assert named in known or named == field.name
+    assert option_of("args[2]") == "COMMAND"
+    assert option_of("mcpServers.a.cwd") == "mcpServers.a.cwd"
+
+
+def test_every_option_is_what_an_error_names() -> None:
+    """All options but those that concern no setting are names of settings."""
+    fields = [*dataclasses.fields(ServerSettings), *dataclasses.fields(BridgeSettings)]
+    named = {option_of(field.name) for field in fields}
+    known = {f"--{each.rstrip('=')}" for each in Options().longOpt}
+    assert known - named == {"--config", "--help", "--version"}
+
+
 def test_the_plugin() -> None:
     [maker] = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "mcpbridge"]
     assert maker.options is Options
@@ -182,12 +216,28 @@ def test_what_twistd_runs_is_a_bridge() -> None:
         ("--public-path a/ cat", "--public-path: expected an empty string or a path"),
         ("--cwd= cat", '--cwd: expected the path of a directory, got ""'),
         ("--env A cat", '--env: expected NAME=VALUE, got "A"'),
-        ("--env =1 cat", '--env: expected NAME=VALUE, got "=1"'),
-        ("--pass-env A=1 cat", "--pass-env: expected a list of names"),
+        ("--env =1 cat", "--env: expected NAME=VALUE, got <no name>"),
+        (
+            "--pass-env A=1 cat",
+            '--pass-env: expected a list of names of environment variables, got ["A=..."]',
+        ),
+        ("--allow-host= cat", "--allow-host: expected a list of host names"),
+        ("--allow-origin x cat", "--allow-origin: expected a list of origins"),
+        (
+            "--max-message-bytes 999999999 cat",
+            "max_request_bytes: expected room for one message of 999999999 bytes",
+        ),
         ("--listen= cat", "--listen: expected a list of endpoint descriptions"),
         ("--listen tcp:x cat", "--listen: expected an endpoint description"),
         ("--listen carrier:1 cat", "--listen: expected an endpoint description"),
         ("--listen tcp cat", "--listen: expected an endpoint description"),
+        (
+            "--listen 8808 cat",
+            (
+                "--listen: expected an endpoint description as in `tcp:8808:interface=127.0.0.1`,"
+                " got <'8808': a port alone; for this machine: `tcp:8808:interface=127.0.0.1`>"
+            ),
+        ),
         (
             "--config /no/such/file",
             "--config: expected a file that can be read, got </no/such",
@@ -259,9 +309,10 @@ def test_no_command_beside_a_file(config: str) -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ([], "--config: expected an object with `mcpServers`, got []"),
+        ([], "--config: expected an object with `mcpServers`, got <a list>"),
         ({}, "mcpServers: expected an object of named servers, got null"),
-        ({"mcpServers": {"a": CAT}, "bridge": 1}, "bridge: expected an object, got 1"),
+        ({"mcpServers": {"a": CAT}, "bridge": 1}, "bridge: expected an object, got <a number>"),
+        ({"mcpServers": {"a": CAT}, "brigde": {}}, "brigde: expected `bridge`, got <a key that"),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"listen": ["tcp:x"]}},
             "bridge.listen: expected an endpoint description",
@@ -349,3 +400,87 @@ def test_twistd_ends_where_it_cannot_listen(tmp_path: Path) -> None:
     assert f"mcpbridge: cannot listen on '{listen}': " in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_daemon_that_cannot_listen_tells_who_waits_for_it(tmp_path: Path) -> None:
+    """The command ends, with a status and the reason; the log has all of it."""
+    need_processes()
+    mark = str(uuid.uuid4().int)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        line = ["--pidfile=pid", "--logfile=log", "mcpbridge", "--listen", listen, "cat", mark]
+        done = subprocess.run(
+            [TWISTD, *line],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"cannot listen on '{listen}'" in done.stdout
+    assert eventually(lambda: not carrying(mark), 60)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    assert f"cannot listen on '{listen}': " in log
+    assert "in use" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_signals_while_it_stops() -> None:
+    """The first one counts; the others are told how long it may take."""
+    waits = ["sh", "-c", "while [ ! -e leave ]; do sleep 0.1; done"]
+    with serving("--stop-grace", "1000", "--kill-grace", "100", command=waits) as bridge:
+        bridge.open()
+        bridge.wait_for_backends(1)
+        bridge.process.send_signal(signal.SIGTERM)
+        bridge.wait_for_log("Received SIGTERM")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            bridge.process.send_signal(number)
+            bridge.wait_for_log(f"{number.name}: stopping already; it takes 1105 s at most")
+        (bridge.folder / "leave").touch()
+        assert bridge.process.wait(60) == -signal.SIGTERM
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Handlers of signals are what they were, afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_handlers_of_others_stay(running_reactor: Any) -> None:
+    """Only Twisted's own are replaced."""
+
+    def theirs(number: int, frame: Any) -> None:
+        """Whatever they do."""
+
+    signal.signal(signal.SIGINT, theirs)
+    signal.signal(signal.SIGTERM, running_reactor.sigTerm)
+    options = Options()
+    options.parseOptions(["--listen", "tcp:0:interface=127.0.0.1", "cat"])
+    service: Any = makeService(options)
+    service._take_signals()
+    assert signal.getsignal(signal.SIGINT) is theirs
+    assert signal.getsignal(signal.SIGTERM) != running_reactor.sigTerm
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.usefixtures("handlers")
+async def test_no_listener_is_said(tmp_path: Path, log_lines: list[str]) -> None:
+    """A bridge that serves nothing says so, where it is all that twistd runs."""
+    path = tmp_path / "config.json"
+    path.write_text('{"mcpServers": {"a": {"command": "cat"}}, "bridge": {"listen": []}}')
+    options = Options()
+    options.parseOptions(["--config", str(path)])
+    service: Any = makeService(options)
+    service.startService()
+    await service.stopService()
+    assert "nothing is served: there is no listener (listen)" in log_lines

@@ -126,6 +126,8 @@ class Censor:
     def from_client(self, session: Any, line: bytes) -> bytes:
         if b"secret" in line:
             raise MessageRefused("that is secret")
+        if b"trouble" in line:
+            raise RuntimeError("a defect of the filter")
         return line
 
     def from_backend(self, session: Any, line: bytes) -> bytes:

@@ -38,8 +38,11 @@ class Front(Resource):
 
 def without_query(timestamp: str, request: Any) -> str:
     """A line of the access log; the query may hold a session's id, which is a secret."""
-    path = request.uri.partition(b"?")[0]
-    return f"{request.client.host} {request.method!r} {path!r} {request.code}"
+    method, path = (
+        each.decode("ascii", "backslashreplace")
+        for each in (request.method, request.uri.partition(b"?")[0])
+    )
+    return f"{request.client.host} {method} {path} {request.code}"
 
 
 def make_bridge(reactor: Any) -> Bridge:

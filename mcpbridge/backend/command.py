@@ -47,4 +47,5 @@ def find_program(command: str, environment: Mapping[str, str], directory: str | 
     if there:
         raise CannotStart(f"cannot start {command!r}: {there[0]!r} may not be executed")
     where = "" if os.sep in command else " in the backend's PATH"
-    raise CannotStart(f"cannot start {command!r}: it was not found{where}")
+    hint = "; its arguments belong into `args`" if " " in command else ""
+    raise CannotStart(f"cannot start {command!r}: it was not found{where}{hint}")

@@ -133,12 +133,15 @@ class McpEndpoint:
         _face(session).initializing(envelope.id)  # type: ignore[arg-type]
         try:
             await self._post_messages(request, session, [(line, envelope)], batch=False)
-        except Refused:
-            session.life.end("its first message was refused")
-            raise
         except CancelledError:
             if not request.startedWriting:
                 session.life.end("the client left before it had the session's id")
+            raise
+        except Exception as error:
+            # The answer names no session that is over.
+            request.responseHeaders.removeHeader(b"Mcp-Session-Id")
+            what = "was refused" if isinstance(error, Refused) else "could not be handled"
+            session.life.end(f"its first message {what}")
             raise
 
     async def _post_batch(self, request: Any, session: Session, line: bytes) -> None:
@@ -231,7 +234,10 @@ class McpEndpoint:
     def _find(self, request: Any) -> Session:
         ident = _header(request, b"mcp-session-id")
         if not ident:
-            raise MissingSession("no Mcp-Session-Id")
+            raise MissingSession(
+                "no Mcp-Session-Id; this is an endpoint for MCP clients, whose session begins with"
+                " a POST of `initialize`"
+            )
         session = self._server.find_streamable(ident)
         self._check_version(request, session)
         return session

@@ -6,13 +6,17 @@ Knows paths; must not know routes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from twisted.web.resource import IResource, Resource
 
+from mcpbridge.config import ServerSettings
 from mcpbridge.errors import Forbidden, NothingHere, Refused
 from mcpbridge.web.answers import answer
 from mcpbridge.web.gate import Gate, answer_preflight, is_preflight, loopback_port
+from mcpbridge.web.urls import mcp_at
 
 
 class Branch(Resource):
@@ -21,15 +25,23 @@ class Branch(Resource):
     for its own leaf, if a server has its base here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 0) -> None:
         super().__init__()
         self.leaf: IResource = _Nothing()
+        #: Those whose URLs are told where somebody asks for the base itself.
+        self.told: Sequence[ServerSettings] = ()
+        self._depth = depth
+
+    def serve(self, server: ServerSettings, leaf: IResource) -> None:
+        """A server has its base here."""
+        self.leaf = leaf
+        self.told = (server,)
 
     def branch(self, segment: bytes) -> Branch:
         """The branch below this one, made if need be."""
         below = self.children.get(segment)
         if not isinstance(below, Branch):
-            below = Branch()
+            below = Branch(self._depth + 1)
             self.putChild(segment, below)
         return below
 
@@ -37,11 +49,18 @@ class Branch(Resource):
         """Not another branch: hand the rest of the path to the leaf."""
         request.prepath.pop()
         request.postpath.insert(0, path)
-        return self.leaf if all(map(_is_plain, request.postpath)) else _Nothing()
+        return self.leaf if all(map(_is_plain, request.postpath)) else self._nothing(request)
 
     def render(self, request: Any) -> Any:
         """The base itself, without a slash."""
-        return self.leaf.render(request)
+        return self._nothing(request).render(request)
+
+    def _nothing(self, request: Any) -> _Nothing:
+        """What is at the base: the words where to look."""
+        if not self.told:
+            return _Nothing()
+        mount = request.prepath[: len(request.prepath) - self._depth]
+        return _Nothing(mcp_at(self.told, "".join(f"/{quote(each)}" for each in mount)))
 
 
 def _is_plain(segment: bytes) -> bool:
@@ -77,6 +96,7 @@ class Gated(Resource):
 
     def render(self, request: Any) -> Any:
         """The root of a site has no path at all."""
+        request.prepath.append(b"")
         return self.getChildWithDefault(b"", request).render(request)
 
 
@@ -107,5 +127,9 @@ class _Nothing(Resource):
 
     isLeaf = True
 
+    def __init__(self, hint: str = "") -> None:
+        super().__init__()
+        self._text = f"nothing is served at this path{hint and '; '}{hint}"
+
     def render(self, request: Any) -> bytes:
-        return answer(request, NothingHere("nothing is served at this path"))
+        return answer(request, NothingHere(self._text))

@@ -113,18 +113,22 @@ class BridgeSite(Site):
 
     def log(self, request: Any) -> None:
         """
-        One line for a finished request, where the access log is on.
+        One line for a finished request, where the access log is on; at its end
+        the session, where a header names it.
 
         Never a whole session id.
         """
         if self._access_log:
+            named = request.requestHeaders.getRawHeaders(b"mcp-session-id") or [b""]
+            found = _SESSION_ID.match(named[0])
             self.log_lines.info(
-                "{peer} {method} {uri} {code} {size}",
+                "{peer} {method} {uri} {code} {size}{session}",
                 peer=getattr(request.client, "host", "-"),
                 method=repr(request.method[:20])[2:-1],
                 uri=redacted(request.uri),
                 code=request.code,
                 size=request.sentLength,
+                session=f" {found[1].decode('ascii')}" if found else "",
             )
 
     def acceptableProtocols(self) -> list[bytes]:

@@ -4,12 +4,18 @@ The URLs of what is served, for people.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IListeningPort
 
 from mcpbridge.config import ServerSettings
+
+#: Addresses that stand for all interfaces.
+_ALL = ("0.0.0.0", "::")
+#: How many servers are named where somebody asks for a path that is none.
+_NAMED = 3
 
 
 def served_urls(ports: Iterable[IListeningPort], servers: Iterable[ServerSettings]) -> list[str]:
@@ -23,15 +29,38 @@ def served_urls(ports: Iterable[IListeningPort], servers: Iterable[ServerSetting
     ]
 
 
+def exposed(ports: Iterable[IListeningPort]) -> list[str]:
+    """The listeners that other machines may reach, in words."""
+    found = []
+    for port in ports:
+        address = port.getHost()
+        if isinstance(address, (IPv4Address, IPv6Address)):
+            here = ip_address(address.host.partition("%")[0])
+            if not here.is_loopback:
+                everywhere = " (all interfaces)" if address.host in _ALL else ""
+                found.append(f"{_origin(port)}{everywhere}")
+    return found
+
+
+def mcp_at(servers: Sequence[ServerSettings], mount: str) -> str:
+    """Where a client finds MCP, in words; `mount` stands before a base that is not public."""
+    bases = [
+        mount + each.base_uri if each.public_path is None else each.public_path for each in servers
+    ]
+    if len(bases) == 1:
+        return f"MCP is at {bases[0]}/mcp and {bases[0]}/sse"
+    named = ", ".join(f"{base}/mcp" for base in bases[:_NAMED])
+    more = f" and {len(bases) - _NAMED} more" if len(bases) > _NAMED else ""
+    return f"MCP is at {named}{more}"
+
+
 def _origin(port: IListeningPort) -> str:
     address = port.getHost()
     scheme = "https" if _is_tls(port) else "http"
     if isinstance(address, IPv4Address):
-        host = "127.0.0.1" if address.host == "0.0.0.0" else address.host
-        return f"{scheme}://{host}:{address.port}"
+        return f"{scheme}://{address.host}:{address.port}"
     if isinstance(address, IPv6Address):
-        host = "::1" if address.host == "::" else address.host
-        return f"{scheme}://[{host}]:{address.port}"
+        return f"{scheme}://[{address.host}]:{address.port}"
     if isinstance(address, UNIXAddress):
         name = address.name or b""
         return f"unix:{name.decode('utf-8', 'replace')}:"

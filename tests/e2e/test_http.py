@@ -56,6 +56,12 @@ def error(code: int, message: str) -> dict[str, Any]:
 
 
 NOTHING = error(-32000, "nothing is served at this path")
+LOOK_HERE = error(
+    -32000,
+    "nothing is served at this path; MCP is at /mcp, /a/mcp, /a/b/mcp and 2 more",
+)
+LOOK_AT_A = error(-32000, "nothing is served at this path; MCP is at /a/mcp and /a/sse")
+LOOK_AT_B = error(-32000, "nothing is served at this path; MCP is at /a/b/mcp and /a/b/sse")
 NO_SESSION = error(-32001, "no such session, or it has ended")
 
 
@@ -65,31 +71,31 @@ NO_SESSION = error(-32001, "no such session, or it has ended")
 @pytest.mark.parametrize(
     ("method", "target", "status", "body"),
     [
-        ("GET", "/", 404, NOTHING),
-        ("GET", "//", 404, NOTHING),
+        ("GET", "/", 404, LOOK_HERE),
+        ("GET", "//", 404, LOOK_HERE),
         ("GET", "/nothing", 404, NOTHING),
-        ("GET", "/sse/", 404, NOTHING),
-        ("GET", "//sse", 404, NOTHING),
-        ("GET", "/sse//", 404, NOTHING),
-        ("GET", "/a//sse", 404, NOTHING),
-        ("GET", "//a/sse", 404, NOTHING),
-        ("GET", "/a", 404, NOTHING),
-        ("GET", "/a/", 404, NOTHING),
-        ("GET", "/a/b", 404, NOTHING),
+        ("GET", "/sse/", 404, LOOK_HERE),
+        ("GET", "//sse", 404, LOOK_HERE),
+        ("GET", "/sse//", 404, LOOK_HERE),
+        ("GET", "/a//sse", 404, LOOK_AT_A),
+        ("GET", "//a/sse", 404, LOOK_HERE),
+        ("GET", "/a", 404, LOOK_AT_A),
+        ("GET", "/a/", 404, LOOK_AT_A),
+        ("GET", "/a/b", 404, LOOK_AT_B),
         ("GET", "/a/b/c/sse", 404, NOTHING),
         ("GET", "/a/sse/b/sse", 404, NOTHING),
-        ("GET", "/a%2Fsse", 404, NOTHING),
-        ("GET", "/a%2Fb/sse", 404, NOTHING),
+        ("GET", "/a%2Fsse", 404, LOOK_HERE),
+        ("GET", "/a%2Fb/sse", 404, LOOK_HERE),
         ("GET", "/sse%00", 404, NOTHING),
         ("GET", "/sse%20", 404, NOTHING),
-        ("GET", "/%ff/sse", 404, NOTHING),
-        ("GET", "/%ff", 404, NOTHING),
-        ("GET", "/sse%ff", 404, NOTHING),
+        ("GET", "/%ff/sse", 404, LOOK_HERE),
+        ("GET", "/%ff", 404, LOOK_HERE),
+        ("GET", "/sse%ff", 404, LOOK_HERE),
         ("GET", "/.", 404, NOTHING),
         ("GET", "/a/../sse", 404, NOTHING),
         ("GET", "/<x>", 404, NOTHING),
         ("GET", "/" + "x" * 5000, 404, NOTHING),
-        ("POST", "/", 404, NOTHING),
+        ("POST", "/", 404, LOOK_HERE),
         ("POST", "/nothing", 404, NOTHING),
         ("GET", "/message", 405, error(-32000, "this path takes POST")),
         ("PUT", "/message", 405, error(-32000, "this path takes POST")),
@@ -141,7 +147,7 @@ def test_head_elsewhere(bridge: Bridge, target: str) -> None:
     """A HEAD is answered without a body everywhere."""
     with bridge.wire() as wire:
         assert wire.ask("HEAD", target).status in (404, 405)
-        assert wire.ask("GET", "/").json == NOTHING
+        assert wire.ask("GET", "/").json == LOOK_HERE
 
 
 @pytest.mark.parametrize("target", ["/sse", "/message", "/a/b/sse", "/nothing", "*"])
@@ -433,8 +439,8 @@ def complaint(*arguments: str) -> str:
         ("--base-uri", "/x y", '"/x y"'),
         ("--base-uri", "/%41", '"/%41"'),
         ("--env", "NAME", '"NAME"'),
-        ("--env", "=x", '"=x"'),
-        ("--pass-env", "A=B", '.*"A=B".*'),
+        ("--env", "=x", "<no name>"),
+        ("--pass-env", "A=B", r'.*"A=\.\.\.".*'),
         ("--listen", "tcp:many", ".*tcp:many.*"),
         ("--listen", "nonsense:1", ".*nonsense:1.*"),
         ("--config", "/no/such/file", ".*"),
@@ -461,7 +467,7 @@ def test_wrong_options(name: str, value: str, got: str) -> None:
         ('{"mcpServers":{"a":{"command":""}}}', "mcpServers.a.command"),
         ('{"mcpServers":{"a":{"command":"x","args":"y"}}}', "mcpServers.a.args"),
         ('{"mcpServers":{"a":{"command":"x","max_session":1}}}', "mcpServers.a.max_session"),
-        ('{"mcpServers":{"a":{"command":"x","env":{"A":1}}}}', "mcpServers.a.env"),
+        ('{"mcpServers":{"a":{"command":"x","env":{"A":1}}}}', "mcpServers.a.env.A"),
         ('{"mcpServers":{"a":{"command":"x"},"a":{"command":"y"}}}', "--config"),
         ('{"mcpServers":{"a":{"command":"x","url":"http://x"}}}', "mcpServers.a"),
         ('{"mcpServers":{"a":{"command":"x"}},"bridge":[]}', "bridge"),

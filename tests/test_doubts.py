@@ -1,0 +1,33 @@
+"""What the settings may say, and is hardly meant."""
+
+import pytest
+
+from mcpbridge.config import BridgeSettings, ServerSettings
+from mcpbridge.doubts import doubts
+
+
+def server(name: str = "a", **settings: object) -> ServerSettings:
+    values: dict[str, object] = {"command": "cat", "name": name, "base_uri": f"/{name}"}
+    return ServerSettings(**{**values, **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("servers", "limit", "says"),
+    [
+        ([server()], 1, []),
+        ([server(pass_env=["THERE"])], 1, []),
+        ([server(pass_env=["THERE", "GONE"])], 1, ["server 'a': GONE is not set here (pass_env)"]),
+        ([server(warm=2, max_sessions=3)], 9, []),
+        ([server(warm=3, max_sessions=3)], 9, ["server 'a': 3 processes ahead (warm) are all"]),
+        ([server(warm=2), server("b", warm=2)], 5, []),
+        ([server(warm=2), server("b", warm=2)], 4, ["4 processes ahead of all servers (warm)"]),
+        ([server(warm=4)], 4, ["4 processes ahead of all servers (warm)"]),
+    ],
+)
+def test_what_is_hardly_meant_is_said(
+    servers: list[ServerSettings], limit: int, says: list[str]
+) -> None:
+    settings = BridgeSettings(servers=tuple(servers), max_sessions=limit)
+    found = list(doubts(settings, {"THERE": ""}))
+    assert len(found) == len(says)
+    assert all(line.startswith(start) for line, start in zip(found, says, strict=True))
