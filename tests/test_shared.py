@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mcpbridge.config import RELISTEN_SECONDS
+from mcpbridge.config import LAUNCH_SECONDS, RELISTEN_SECONDS
 from mcpbridge.errors import (
     BackendEnded,
     BackendFailed,
@@ -366,7 +366,8 @@ def test_while_it_is_to_listen_again(stop: bool, turns: int) -> None:
         assert call.result["resultType"] == "complete"
     else:
         call.leave()
-        world.run(1)
+        # A process that is being started is for whoever comes; this one never is.
+        world.run(LAUNCH_SECONDS)
         assert world.limiter.taken == 0
     world.end()
 

@@ -25,7 +25,8 @@ from mcpbridge.protocol.modern import (
 )
 from mcpbridge.protocol.outgoing import OWN_KEPT
 from mcpbridge.protocol.questions import MAX_QUESTIONS
-from mcpbridge.protocol.upward import LegacyConversation, Said
+from mcpbridge.protocol.said import Said
+from mcpbridge.protocol.upward import LegacyConversation
 
 ALL: dict[str, Any] = {
     "elicitation": {"form": {}, "url": {}},
@@ -789,11 +790,33 @@ def test_a_cancelled_request(parked: bool, reason: str | None) -> None:
     assert conversation.clean
 
 
-def test_a_cancelled_request_that_may_not_ask_leaves_no_doubt() -> None:
+@pytest.mark.parametrize("method", ["resources/list", "completion/complete"])
+def test_what_a_cancelled_request_asks_reaches_no_other(method: str) -> None:
+    """Servers ask and log at any method; until it is answered it may be of either."""
     conversation = opened()
-    asked(conversation, method="tools/list")
+    number = asked(conversation, method=method)
     assert len(conversation.cancel(None)) == 1
+    assert not conversation.clean
+    other = asked(conversation)
+    assert not conversation.from_backend(question(1)).asked
+    conversation.from_backend(line(id=number, result={}))
+    assert conversation.from_backend(question(2)).asked
+    conversation.from_backend(line(id=other, result={}))
     assert conversation.clean
+
+
+def test_a_late_list_of_tools_is_not_taken_for_the_next() -> None:
+    """What the bridge asks for itself is abandoned like what a client asks."""
+    conversation = opened()
+    late = json.loads(conversation.list_tools(None))["id"]
+    conversation.unlisted()
+    clean = [conversation.clean]
+    listed = json.loads(conversation.list_tools(None))["id"]
+    assert conversation.from_backend(line(id=late, result={"tools": []})).tools is None
+    clean.append(conversation.clean)
+    assert conversation.from_backend(line(id=listed, result={"tools": []})).tools is not None
+    conversation.unlisted()
+    assert [*clean, conversation.clean] == [False, True, True]
 
 
 def test_an_answered_request_is_not_cancelled() -> None:

@@ -45,17 +45,6 @@ CANCELLED_KEPT = 1024
 
 #: What is of a request, which it does not name.
 LOGGED = "notifications/message"
-#: What comes on a subscription alone (basic/patterns/subscriptions).
-OF_SUBSCRIPTIONS = frozenset(
-    {
-        "notifications/prompts/list_changed",
-        "notifications/resources/list_changed",
-        "notifications/resources/updated",
-        "notifications/subscriptions/acknowledged",
-        "notifications/tools/list_changed",
-    }
-)
-
 #: Why a line of the backend reached nobody: it is no JSON-RPC message; it is
 #: of a request or a subscription that is not open (never made, answered,
 #: cancelled); it is of none, or nothing says of which; its request did not
@@ -93,10 +82,10 @@ class Multiplexer(Generic[Tag]):
         self._requests: dict[int, _Asked[Tag]] = {}
         self._listens: dict[int, _Asked[Tag]] = {}
         self._numbers: dict[Tag, int] = {}
-        # Those that want logs; and those that were cancelled, of which the
-        # backend may still have something to say, and whether they did.
+        # Those that want logs; and those that did and were cancelled, of which
+        # the backend may still log.
         self._logging: dict[int, None] = {}
-        self._cancelled: dict[int, bool] = {}
+        self._cancelled: dict[int, None] = {}
         self.dropped: Counter[Why] = Counter()
 
     def __len__(self) -> int:
@@ -107,6 +96,11 @@ class Multiplexer(Generic[Tag]):
     def listens(self) -> int:
         """How many `subscriptions/listen` are open."""
         return len(self._listens)
+
+    @property
+    def muddled(self) -> bool:
+        """Whether a cancelled request may still log: nobody else gets logs of this process."""
+        return bool(self._cancelled)
 
     # From the clients.
 
@@ -134,7 +128,7 @@ class Multiplexer(Generic[Tag]):
             token = request.meta[PROGRESS_TOKEN].copy()
             changes["params"] = with_meta(request.params, {PROGRESS_TOKEN: number})
         level = None
-        if request.log_level is not None:
+        if request.log_level is not None and request.method != LISTEN:
             level = LOG_LEVELS.index(request.log_level)
             self._logging[number] = None
         of_its_kind[number] = _Asked(tag, outer["id"].copy(), token, level)
@@ -149,10 +143,10 @@ class Multiplexer(Generic[Tag]):
         number = self._numbers.get(tag)
         if number is None:
             return None
-        if number in self._requests or number in self._logging:
+        if number in self._logging:
             if len(self._cancelled) >= CANCELLED_KEPT:
                 del self._cancelled[next(iter(self._cancelled))]
-            self._cancelled[number] = number in self._logging
+            self._cancelled[number] = None
         self._forget(number)
         params = {"requestId": number}
         return encode({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
@@ -244,21 +238,14 @@ class Multiplexer(Generic[Tag]):
 
     def _unassociated(self, line: bytes, method: str, params: Members) -> Delivery[Tag] | None:
         """
-        What does not say of which request it is goes to the one that it can
-        only be of.  A log is of one that wants logs, where no other does or,
-        cancelled, did; anything else is of the only one that there is.
+        What does not say of which request it is.  Only a log can be told: it
+        is of the one that wants logs, where no other does or, cancelled, did.
         """
-        if method == LOGGED:
-            if len(self._logging) != 1 or True in self._cancelled.values():
-                return self._drop("unassociated")
-            number = next(iter(self._logging))
-            asked = self._requests.get(number) or self._listens[number]
-            if not _is_logged(params, asked.level or 0):
-                return self._drop("level")
-        elif method in OF_SUBSCRIPTIONS or len(self._requests) != 1 or self._cancelled:
+        if method != LOGGED or len(self._logging) != 1 or self.muddled:
             return self._drop("unassociated")
-        else:
-            asked = next(iter(self._requests.values()))
+        asked = self._requests[next(iter(self._logging))]
+        if not _is_logged(params, asked.level or 0):
+            return self._drop("level")
         return Delivery(asked.tag, line, False)
 
     def _drop(self, why: Why) -> Delivery[Tag] | None:

@@ -34,6 +34,16 @@ class Outgoing:
         self._own: dict[int, bool] = {}
         self._level: str | None = None
 
+    @property
+    def last(self) -> int:
+        """The number that was given out last."""
+        return self._numbers
+
+    @property
+    def waiting(self) -> int:
+        """How many of the bridge's own are not answered."""
+        return len(self._own)
+
     def request(self, method: str, params: Mapping[str, object]) -> bytes:
         """The line of a request of the bridge's own."""
         self._numbers += 1

@@ -12,7 +12,7 @@ abandoned request may still speak, no question reaches a client.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -20,7 +20,7 @@ from mcpbridge.errors import INVALID_REQUEST, METHOD_NOT_FOUND, Refused
 from mcpbridge.protocol import answers
 from mcpbridge.protocol.envelope import split_batch
 from mcpbridge.protocol.handshake import Initialized, initialize_params, read_answer
-from mcpbridge.protocol.listens import Change, read_change
+from mcpbridge.protocol.listens import read_change
 from mcpbridge.protocol.modern import LOG_LEVELS, MAY_ASK, PROGRESS_TOKEN, ModernRequest
 from mcpbridge.protocol.outgoing import OWN_KEPT, Outgoing, check_passed, notification
 from mcpbridge.protocol.questions import (
@@ -35,28 +35,7 @@ from mcpbridge.protocol.questions import (
 )
 from mcpbridge.protocol.reading import is_id, text, whole_number
 from mcpbridge.protocol.rewriting import Members, changed, encode, error_line, members, result_line
-
-
-@dataclass(slots=True)
-class Said:
-    """
-    What a line of the backend amounts to.
-
-    `notes`: notifications for the running request's client, in order.
-    `final`: the answer for that client, with its own id.  `asked`: the
-    backend has asked something; it is in `questions`.  `changed`: for those
-    who listen.  `to_backend`: what the bridge answers the backend itself.
-    `refused`: the answer for the client, who lacks a capability.  `tools`: a
-    result that `list_tools` has asked for; an empty object where it failed.
-    """
-
-    notes: list[bytes] = field(default_factory=list)
-    final: bytes | None = None
-    asked: bool = False
-    changed: list[Change] = field(default_factory=list)
-    to_backend: list[bytes] = field(default_factory=list)
-    refused: Refused | None = None
-    tools: msgspec.Raw | None = None
+from mcpbridge.protocol.said import Said
 
 
 @dataclass(slots=True)
@@ -91,6 +70,7 @@ class LegacyConversation:
         self._open = OpenQuestions()
         self._call: _Call | None = None
         self._abandoned: set[int] = set()
+        self._listing: int | None = None
 
     @property
     def questions(self) -> dict[str, Question]:
@@ -225,6 +205,15 @@ class LegacyConversation:
 
     # What the bridge wants.
 
+    @property
+    def unanswered(self) -> int:
+        """How many requests of the bridge's own have no answer yet."""
+        return self._outgoing.waiting
+
+    def unsaid(self) -> None:
+        """The last request of the bridge's own could not be written."""
+        self._outgoing.settle(self._outgoing.last)
+
     def subscribe(self, uri: str) -> bytes:
         """A request of the bridge's own, whose answer is swallowed."""
         return self._outgoing.request("resources/subscribe", {"uri": uri})
@@ -235,7 +224,15 @@ class LegacyConversation:
 
     def list_tools(self, cursor: str | None) -> bytes:
         """A request of the bridge's own, whose result is in `Said.tools`."""
-        return self._outgoing.request("tools/list", {} if cursor is None else {"cursor": cursor})
+        line = self._outgoing.request("tools/list", {} if cursor is None else {"cursor": cursor})
+        self._listing = self._outgoing.last
+        return line
+
+    def unlisted(self) -> None:
+        """Nobody waits for the result of `list_tools`, which is not to be taken for another."""
+        if self._listing is not None:
+            self._abandoned.add(self._listing)
+            self._listing = None
 
     def _set_level(self, request: ModernRequest) -> list[bytes]:
         """The backend has one level for all; it is told where another is wanted."""
@@ -273,7 +270,11 @@ class LegacyConversation:
             elif call.held is None:
                 call.held = message
         elif (listed := self._outgoing.settle(number)) is not None:
-            if listed:
+            if number in self._abandoned:
+                self._abandoned.remove(number)
+                self.dropped["late"] += 1
+            elif listed:
+                self._listing = None
                 failed = answers.error_of(message) is not None
                 said.tools = msgspec.Raw(b"{}") if failed else message["result"]
         elif number in self._abandoned:
@@ -369,7 +370,7 @@ class LegacyConversation:
     def _give_up(self, call: _Call, why: str) -> list[bytes]:
         """The running request has no client any more; the backend may still work on it."""
         self._call = None
-        if not call.answered and call.request.method in MAY_ASK:
+        if not call.answered:
             # Where too many are, 0 stands for the rest: it is never answered.
             kept = len(self._abandoned) < OWN_KEPT
             self._abandoned.add(call.number if kept else 0)

@@ -29,9 +29,13 @@ from mcpbridge.guard import guarded
 from mcpbridge.protocol.handshake import HandshakeRefused
 from mcpbridge.protocol.listens import Change
 from mcpbridge.protocol.modern import ModernRequest
-from mcpbridge.protocol.upward import LegacyConversation, Said
+from mcpbridge.protocol.said import Said
+from mcpbridge.protocol.upward import LegacyConversation
 from mcpbridge.session.exchange import Exchange, KnownTools, Upkeep, backend_ended
 from mcpbridge.session.session import Session
+
+#: How many subscriptions of a process may be unanswered.
+SUBSCRIBED_AT_ONCE = 16
 
 
 class Owner(Protocol):
@@ -83,6 +87,8 @@ class LeasedProcess:
         self._reading = False
         self._heard: list[Callable[[], object]] = []
         self._is_done = False
+        #: Resources it is to be told of: whether they are listened to now.
+        self._to_tell: dict[str, bool] = {}
 
     async def open(self) -> None:
         """Shake hands.  Raises `HandshakeRefused` and `BackendFailed`."""
@@ -102,14 +108,22 @@ class LeasedProcess:
     async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
         timeout = self._settings.start_timeout
         listing = self._listing = Deferred()
+        answered = False
         try:
             self.session.backend.send(self.conversation.list_tools(cursor))
             listing.addTimeout(timeout, self.session.clock)
-            return await listing
+            tools = await listing
+            answered = True
+            return tools
         except defer.TimeoutError:
-            raise BackendFailed(f"no answer to `tools/list` in {timeout:g} s") from None
+            why = f"no answer to `tools/list` in {timeout:g} s"
+            self._listing = None
+            self.session.life.end(why)
+            raise BackendFailed(why) from None
         finally:
             self._listing = None
+            if not answered:
+                self.conversation.unlisted()
 
     # Requests.
 
@@ -146,11 +160,34 @@ class LeasedProcess:
 
     def subscribe(self, uri: str) -> None:
         """Be told of a resource."""
-        self._tell([self.conversation.subscribe(uri)])
+        self._change(uri, True)
 
     def unsubscribe(self, uri: str) -> None:
         """Not any more."""
-        self._tell([self.conversation.unsubscribe(uri)])
+        self._change(uri, False)
+
+    def _change(self, uri: str, wanted: bool) -> None:
+        if uri in self._to_tell and self._to_tell[uri] is not wanted:
+            # It was not told of the last change, and need not be.
+            del self._to_tell[uri]
+        else:
+            self._to_tell[uri] = wanted
+        self._tell_changes()
+
+    def _tell_changes(self) -> None:
+        """A few at a time: a list of resources is not to keep calls from the process."""
+        while self._to_tell and self.conversation.unanswered < SUBSCRIBED_AT_ONCE:
+            uri, wanted = next(iter(self._to_tell.items()))
+            told = self.conversation
+            try:
+                self.session.backend.send((told.subscribe if wanted else told.unsubscribe)(uri))
+            except BackendBusy:
+                told.unsaid()
+                return
+            except UnknownSession:
+                self._to_tell.clear()
+                return
+            del self._to_tell[uri]
 
     def give_up(self, reason: str) -> None:
         """
@@ -166,6 +203,18 @@ class LeasedProcess:
         elif self.session.receiving:
             self._wait = self.session.clock.callLater(
                 CANCEL_SECONDS, self.session.life.end, f"its request was given up: {reason}"
+            )
+
+    def released(self) -> None:
+        """
+        Who had it has asked nothing of it, or left before: it is for others
+        when what the bridge itself has asked for them has an answer.
+        """
+        if self.conversation.clean or not self.session.receiving:
+            self._owner.returned(self)
+        elif self._wait is None:
+            self._wait = self.session.clock.callLater(
+                CANCEL_SECONDS, self.session.life.end, "its list of tools was not awaited"
             )
 
     def leave(self) -> None:
@@ -222,6 +271,8 @@ class LeasedProcess:
                     self._heed(self.conversation.from_backend(line))
         finally:
             self._reading = False
+        if self._to_tell:
+            self._tell_changes()
         heard, self._heard = self._heard, []
         for each in heard:
             each()

@@ -31,7 +31,7 @@ from mcpbridge.protocol.rewriting import result_line
 from mcpbridge.session.exchange import Exchange, backend_ended
 from mcpbridge.session.group import Group, Kind, Listening
 from mcpbridge.session.leased import LeasedProcess
-from mcpbridge.session.line import Place, WaitingLine
+from mcpbridge.session.line import Place, WaitingLine, outlived
 from mcpbridge.session.parking import Parking
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session
@@ -92,7 +92,7 @@ class Leases:
                     process.ask(exchange)
         finally:
             if process.exchange is None and not process.conversation.running:
-                self.returned(process)
+                process.released()
 
     def awaits(self, exchange: Exchange) -> bool:
         """Whether a process is parked for this retry, whatever else is known of the server."""
@@ -122,7 +122,8 @@ class Leases:
             if process is not None:
                 return process
             try:
-                return await self._open(kind, request)
+                # A server may take longer to start than its clients wait.
+                return await outlived(self._open(kind, request), self.returned)
             except TooManySessions as error:
                 if not (self._group_of or self._pool.has_leaving()):
                     raise ServerBusy(str(error)) from None
@@ -186,7 +187,7 @@ class Leases:
             life.end(f"it is of no use: {error}")
             raise
         except BaseException:
-            life.end("it is not needed: the client left")
+            life.end("it could not be asked")
             raise
 
     def returned(self, process: LeasedProcess) -> None:
@@ -202,7 +203,7 @@ class Leases:
         else:
             group.free.append(process)
             process.upkeep.rest(lambda: self._rested(process))
-            self._line.wake()
+            self._pool.tell_room()
 
     def _rested(self, process: LeasedProcess) -> None:
         group = self._group_of.get(process)
@@ -228,8 +229,8 @@ class Leases:
         self._line.wake()
 
     def _forget_empty(self, group: Group) -> None:
-        if group.is_empty:
-            self._groups.pop(group.kind, None)
+        if group.is_empty and self._groups.get(group.kind) is group:
+            del self._groups[group.kind]
 
     # Waiting for the client.
 
@@ -249,8 +250,13 @@ class Leases:
         if group is None or initialized is None:
             raise backend_ended(process.session, self._settings)
         if not exchange.over:
-            exchange.worker = Listening(group, self._forget_empty)
+            exchange.worker = Listening(group, self._unheard)
             group.listen(exchange, acknowledge(asked, initialized.capabilities))
+
+    def _unheard(self, group: Group) -> None:
+        """Somebody listens no more: a process may not be needed for that now."""
+        self._forget_empty(group)
+        self._pool.tell_room()
 
     def changed(self, process: LeasedProcess, change: Change) -> None:
         """Tell those who listen."""

@@ -7,13 +7,18 @@ Knows order, number and time; must not know what they wait for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from mcpbridge.errors import ServerBusy, Stopping
+from mcpbridge.errors import BridgeError, ServerBusy, Stopping
+
+T = TypeVar("T")
 
 
 class Place:
@@ -45,10 +50,10 @@ class WaitingLine:
         """
         if self._stopped:
             raise _stopping()
-        if len(self._waiting) >= self._limit:
-            raise ServerBusy("all processes are at work, and as many requests wait as may")
         now = self._clock.seconds()
         if place.since is None:
+            if len(self._waiting) >= self._limit:
+                raise ServerBusy("all processes are at work, and as many requests wait as may")
             place.since = now
         turn: Deferred[None] = Deferred()
         self._waiting[turn] = place.since, may_go
@@ -130,3 +135,29 @@ class Crowd:
         waiting, self._waiting = self._waiting, []
         for turn in waiting:
             turn.callback(None)
+
+
+_log = Logger()
+
+
+async def outlived(work: Coroutine[Deferred[Any], Any, T], unwanted: Callable[[T], object]) -> T:
+    """
+    What comes of work that goes on when its caller is cancelled, as others
+    have a use for it; `unwanted` is called with it then.  Raises what it raises.
+    """
+    waiting: Deferred[T] = Deferred()
+
+    def done(result: T) -> None:
+        if waiting.called:
+            unwanted(result)
+        else:
+            waiting.callback(result)
+
+    def failed(failure: Failure) -> None:
+        if not waiting.called:
+            waiting.errback(failure)
+        elif failure.check(BridgeError) is None:
+            _log.failure("what nobody waits for any more failed", failure)
+
+    Deferred.fromCoroutine(work).addCallback(done).addErrback(failed)
+    return await waiting

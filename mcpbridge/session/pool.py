@@ -19,7 +19,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mcpbridge.config import (
-    HELD_BYTES,
     LAUNCH_SECONDS,
     MAX_BACKOFF_SECONDS,
     ROOM_TRIES,
@@ -30,32 +29,10 @@ from mcpbridge.config import (
     ServerSettings,
 )
 from mcpbridge.errors import BackendFailed, CannotStart, Stopping, TooManySessions
+from mcpbridge.session.held import Held
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Session
-
-
-class Held:
-    """What a spare process says before anybody has it, a `Dialect`."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._size = 0
-        self.lines: list[bytes] = []
-
-    def send(self, lines: list[bytes]) -> None:
-        """Nobody has it: there is nothing to send."""
-
-    def received(self, lines: list[bytes]) -> list[bytes]:
-        """Keep them; beyond `HELD_BYTES` the rest stays in the pipe."""
-        self.lines += lines
-        self._size += sum(map(len, lines))
-        if self._size > HELD_BYTES:
-            self._session.backend.pause()
-        return []
-
-    def close(self) -> None:
-        """Nothing runs."""
 
 
 class Pool:
@@ -165,7 +142,7 @@ class Pool:
             session.backend = await self._launch(session)
         except BaseException:
             permit.release()
-            self.made_room()
+            self.tell_room()
             raise
         self.unclosed.add(session)
         return session
@@ -238,7 +215,9 @@ class Pool:
 
     def has_leaving(self) -> bool:
         """Whether a process is about to end, or to be there: who waits is told."""
-        return bool(self._launching) or any(not each.receiving for each in self.unclosed)
+        return bool(self._launching) or any(
+            each.leaving or not each.receiving for each in self.unclosed
+        )
 
     def give_one_up(self) -> Session | None:
         """End a process that nobody uses just now, if there is one."""
@@ -338,6 +317,7 @@ class Pool:
             return
         session.dialect = Held(session)
         self._spares.append(session)
+        self.tell_room()
 
     def fail(self, why: str) -> None:
         """A process was of no use: leave the server alone for a while."""
@@ -379,6 +359,10 @@ class Pool:
             self._starved = False
             self._earliest = self._clock.seconds() + WARM_SECONDS
         self._look()
+        self.tell_room()
+
+    def tell_room(self) -> None:
+        """There may be a process, or room for one: here, or at another server."""
         for pool in (self, *self.neighbours):
             pool.made_room()
 

@@ -126,6 +126,8 @@ class Session:
     announced: bool = True
     opened_at: float = field(init=False)
     receiving: bool = field(init=False, default=True)
+    #: Whether its backend takes nothing more.
+    leaving: bool = field(init=False, default=False)
     life: Life = field(init=False)
     log: ClassVar[Logger] = Logger()
 
@@ -317,6 +319,7 @@ def _build_life() -> Callable[[Session], Life]:
 
     @pep614(live.upon(Life.drain).to(draining))
     def take_no_more(life: Life, session: Session) -> None:
+        session.leaving = True
         session.forget(session)
 
     @pep614(live.upon(Life.end).to(closing))
@@ -350,8 +353,9 @@ def _build_life() -> Callable[[Session], Life]:
         guarded(log, "the last account", session.account)
         for observer in session.observers if session.announced else ():
             guarded(log, "an observer", observer.session_closed, session, session.reason)
-        guarded(log, "closing the account", session.closed, session)
+        # Who had it ended to have its place comes before those who only wait for one.
         session.ended.callback(None)
+        guarded(log, "closing the account", session.closed, session)
 
     for state, inputs in (
         (draining, (Life.drain,)),

@@ -8,6 +8,7 @@ Knows whose requests it has; what is rewritten on the way is for
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
@@ -18,7 +19,14 @@ from twisted.logger import Logger
 
 from mcpbridge._version import __version__
 from mcpbridge.config import ServerSettings
-from mcpbridge.errors import BackendEnded, BackendFailed, BridgeError, Refused, UnknownSession
+from mcpbridge.errors import (
+    BackendBusy,
+    BackendEnded,
+    BackendFailed,
+    BridgeError,
+    Refused,
+    UnknownSession,
+)
 from mcpbridge.guard import guarded
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.modern import (
@@ -30,7 +38,7 @@ from mcpbridge.protocol.modern import (
     ModernRequest,
     read_request,
 )
-from mcpbridge.protocol.multiplexer import Multiplexer
+from mcpbridge.protocol.multiplexer import CANCELLED_KEPT, Multiplexer
 from mcpbridge.protocol.rewriting import encode
 from mcpbridge.session.exchange import Exchange, KnownTools, Upkeep, backend_ended
 from mcpbridge.session.session import Session
@@ -139,11 +147,20 @@ class SharedProcess:
         self._requests: Multiplexer[_Receiver] = Multiplexer()
         #: How many of them are the bridge's own.
         self._own = 0
+        #: Cancellations that it did not take yet.
+        self._unsaid: deque[bytes] = deque(maxlen=CANCELLED_KEPT)
+        #: It has not answered the bridge's own request: nobody else is to wait for it.
+        self.hung = False
 
     @property
     def load(self) -> int:
         """How many requests of clients it works on, without those that listen."""
         return len(self._requests) - self._own + self.reserved
+
+    @property
+    def muddled(self) -> bool:
+        """Whether nobody gets logs of it any more."""
+        return self._requests.muddled
 
     @property
     def in_use(self) -> bool:
@@ -196,6 +213,7 @@ class SharedProcess:
         try:
             return await own.answer
         except defer.TimeoutError:
+            self.hung = True
             raise BackendFailed(f"no answer to `{method}` in {patience:g} s") from None
         finally:
             # Where there was none, nobody waits for it any more.
@@ -217,7 +235,20 @@ class SharedProcess:
         """The server is to stop working on a request, where it does."""
         line = self._requests.cancel(receiver)
         if line is not None:
-            self.session.answer_backend(line)
+            self._unsaid.append(line)
+            self._say()
+
+    def _say(self) -> None:
+        """What it does not read just now is said later: others wait for its answers."""
+        while self._unsaid:
+            try:
+                self.session.backend.send(self._unsaid[0])
+            except BackendBusy:
+                return
+            except UnknownSession:
+                self._unsaid.clear()
+                return
+            self._unsaid.popleft()
 
     def _watch_tools(self) -> None:
         params: dict[str, object] = {"notifications": {"toolsListChanged": True}}
@@ -245,6 +276,8 @@ class SharedProcess:
     def send(self, lines: list[bytes]) -> None:
         """Messages of the process, each for whom it is."""
         freed = False
+        if self._unsaid:
+            self._say()
         for line in lines:
             delivery = self._requests.from_backend(line)
             if delivery is not None:

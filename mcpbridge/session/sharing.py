@@ -17,7 +17,7 @@ from mcpbridge.guard import guarded
 from mcpbridge.protocol.headers import Headers, check_params
 from mcpbridge.protocol.listens import complete_line
 from mcpbridge.session.exchange import Exchange, backend_ended
-from mcpbridge.session.line import Crowd, Place, WaitingLine
+from mcpbridge.session.line import Crowd, Place, WaitingLine, outlived
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra, SharedProcess
@@ -45,6 +45,8 @@ class SharedProcesses:
         self._pool = pool
         self._line = line
         self._processes: list[SharedProcess] = []
+        #: How many wait in line for a process to themselves.
+        self._waiting_alone = 0
         self._start = Crowd(settings.max_waiting_requests)
         #: Those that are to listen again, and what will have them do so.
         self._again: dict[Exchange, IDelayedCall | Deferred[None]] = {}
@@ -65,8 +67,7 @@ class SharedProcesses:
             if not exchange.over:
                 process.ask(exchange)
         finally:
-            process.reserved -= 1
-            self._freed(process)
+            self._let_go(process)
 
     async def open(self, session: Session, identity: str, patience: float) -> SharedProcess:
         """
@@ -93,7 +94,7 @@ class SharedProcesses:
             session.life.end(f"it is of no use: {error}")
             raise
         except BaseException:
-            session.life.end("it is not needed: the client left")
+            session.life.end("it could not be asked")
             raise
         self._pool.readiness.succeeded()
         self._processes.append(process)
@@ -114,7 +115,7 @@ class SharedProcesses:
     async def _reserve(self, exchange: Exchange) -> SharedProcess:
         place = Place()
         while True:
-            self._end_worn()
+            self._end_worn(exchange)
             process = self._free(exchange)
             if process is not None:
                 self._hold(process, exchange)
@@ -124,19 +125,40 @@ class SharedProcesses:
             except TooManySessions as error:
                 if not (self._processes or self._pool.has_leaving()):
                     raise ServerBusy(str(error)) from None
-                await self._line.wait(place, lambda: self._may_go(exchange))
+                alone = _wants_logs(exchange)
+                self._waiting_alone += alone
+                try:
+                    await self._line.wait(place, lambda: self._may_go(exchange))
+                finally:
+                    self._waiting_alone -= alone
+                    if alone:
+                        self._line.wake()
             else:
                 if process is not None:
                     return process
 
     def _may_go(self, exchange: Exchange) -> bool:
-        return self._free(exchange) is not None or not self._pool.is_full()
+        return (
+            self._free(exchange) is not None
+            or not self._pool.is_full()
+            or any(self._is_over(each, exchange) for each in self._processes)
+        )
+
+    def _is_over(self, process: SharedProcess, exchange: Exchange) -> bool:
+        """Whether it is to make room for a process that can do what this request wants."""
+        return not process.load and (
+            process.upkeep.is_worn() or (process.muddled and _wants_logs(exchange))
+        )
 
     def _hold(self, process: SharedProcess, exchange: Exchange) -> None:
         process.upkeep.wake()
         process.reserved += 1
         if not exchange.listens:
             process.alone = exchange.request.log_level is not None
+
+    def _let_go(self, process: SharedProcess) -> None:
+        process.reserved -= 1
+        self._freed(process)
 
     def _free(self, exchange: Exchange) -> SharedProcess | None:
         free = [
@@ -151,13 +173,24 @@ class SharedProcesses:
     def _has_room(self, process: SharedProcess, exchange: Exchange) -> bool:
         if exchange.listens:
             return True
-        limit = 1 if exchange.request.log_level is not None else self._settings.concurrency
+        if process.hung or (process.muddled and _wants_logs(exchange)):
+            return False
+        if process.upkeep.served + process.reserved >= self._settings.max_process_requests:
+            return False
+        if self._waiting_alone and process.load and not _wants_logs(exchange):
+            # Somebody waits until it is empty: no more is put on top.
+            return False
+        limit = 1 if _wants_logs(exchange) else self._settings.concurrency
         return process.load < limit and not (process.alone and process.load)
 
     async def _another(self, exchange: Exchange) -> SharedProcess | None:
         """Start one, for this request and others; None: somebody else has, or has tried."""
         if not await self._start.is_first():
             return None
+        # A server may take longer to start than its clients wait.
+        return await outlived(self._start_one(exchange), self._let_go)
+
+    async def _start_one(self, exchange: Exchange) -> SharedProcess:
         try:
             session = await self._pool.take()
             process = await self.open(session, exchange.identity, self._settings.start_timeout)
@@ -174,21 +207,21 @@ class SharedProcesses:
         """It has less to do: it is for whoever waits, or rests, or has done enough."""
         if process not in self._processes:
             return
-        if not process.load and process.upkeep.is_worn():
+        if not process.load and (process.hung or process.upkeep.is_worn()):
             # Who only listens to it is listened for elsewhere.
             process.session.life.end(ENOUGH)
         elif not process.in_use:
             process.alone = False
             self._rest(process)
-        self._line.wake()
+        self._pool.tell_room()
 
     def _rest(self, process: SharedProcess) -> None:
         process.upkeep.rest(lambda: process.session.life.end("nobody has used it for a while"))
 
-    def _end_worn(self) -> None:
+    def _end_worn(self, exchange: Exchange) -> None:
         """What became too old while nobody used it is not to stay beside another."""
         for process in list(self._processes):
-            if not process.load and process.upkeep.is_worn():
+            if self._is_over(process, exchange):
                 process.session.life.end(ENOUGH)
 
     def _lost(self, process: SharedProcess) -> None:
@@ -239,3 +272,7 @@ class SharedProcesses:
 
     def resume(self, exchange: Exchange) -> None:
         """Nothing was paused."""
+
+
+def _wants_logs(exchange: Exchange) -> bool:
+    return exchange.request.log_level is not None and not exchange.listens

@@ -25,7 +25,7 @@ from mcpbridge.protocol.modern import REMOVED
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.leases import Leases
-from mcpbridge.session.line import Crowd, Place, WaitingLine
+from mcpbridge.session.line import Crowd, Place, WaitingLine, outlived
 from mcpbridge.session.pool import Pool, gone
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra
@@ -111,11 +111,14 @@ class Stateless:
     async def _is_modern(self, identity: str) -> bool:
         while self._eras.modern is None:
             if await self._probing.is_first():
-                try:
-                    self._eras.modern = await self._probe(identity)
-                finally:
-                    self._probing.done()
+                await outlived(self._find_out(identity), lambda _: None)
         return self._eras.modern
+
+    async def _find_out(self, identity: str) -> None:
+        try:
+            self._eras.modern = await self._probe(identity)
+        finally:
+            self._probing.done()
 
     async def _probe(self, identity: str) -> bool:
         """
