@@ -73,6 +73,8 @@ RETRY_MILLISECONDS = 1000
 PIPELINED_BYTES = 16 * 1024
 #: How often it is looked whether a client has left whose connection is not read.
 LEFT_SECONDS = 1.0
+#: How often the log says that there is no room, for clients or for connections.
+COMPLAIN_SECONDS = 60.0
 #: How long a server that cannot be started is left alone, at first and at most.
 BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mcpbridge.errors import BackendEnded, ServerBusy, Stopping
+from mcpbridge.protocol.modern import SUBSCRIPTION_ID
 from mcpbridge.session.exchange import TOOLS_PAGES, Exchange, KnownTools
 from mcpbridge.session.line import Crowd, Place, WaitingLine
 from mcpbridge.session.shared import own_request
@@ -106,6 +107,28 @@ def test_a_stream_is_acknowledged_once(again: bytes) -> None:
         ([UPDATED], False),
         ([ANSWER], True),
     ]
+
+
+def test_what_may_have_changed_before_a_stream_was_opened_anew() -> None:
+    """Nobody has told meanwhile."""
+    exchange, noted = make("subscriptions/listen")
+    promised = b'{"toolsListChanged":true,"resourceSubscriptions":["file:///a"]}'
+    line = (
+        b'{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged",'
+        b'"params":{"notifications":%b}}' % promised
+    )
+    exchange.deliver([line], False)
+    exchange.deliver([line, UPDATED], False)
+    assert noted.told[0] == ([line], False)
+    *changes, last = noted.told[1][0]
+    assert last == UPDATED
+    read = [json.loads(each) for each in changes]
+    assert [each["method"] for each in read] == [
+        "notifications/tools/list_changed",
+        "notifications/resources/updated",
+    ]
+    assert read[1]["params"]["uri"] == "file:///a"
+    assert all(SUBSCRIPTION_ID in each["params"]["_meta"] for each in read)
 
 
 # What waits.

@@ -4,12 +4,14 @@ from itertools import product
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from mcpbridge.config import COMPLAIN_SECONDS
 from mcpbridge.errors import SettingError
 from mcpbridge.interfaces import IPermit, ISessionLimiter
-from mcpbridge.session.limiter import EveryLimiter, Permit, SessionLimiter
+from mcpbridge.session.limiter import EveryLimiter, Permit, Refusals, SessionLimiter
 
 
 @implementer(ISessionLimiter)
@@ -84,3 +86,14 @@ def test_a_limiter_that_raises_keeps_no_permit_of_the_others() -> None:
     with pytest.raises(OSError, match="database"):
         EveryLimiter(whole, Failing()).acquire()
     assert whole.taken == 0
+
+
+def test_the_log_is_told_of_a_full_server_now_and_then(log_lines: list[str]) -> None:
+    clock = Clock()
+    refusals = Refusals("cat", clock)
+    for _ in range(100):
+        refusals.add("no room")
+    assert log_lines == ["server 'cat' is full: no room; refused since this was said last: 1"]
+    clock.advance(COMPLAIN_SECONDS)
+    refusals.add("no room")
+    assert log_lines[1:] == ["server 'cat' is full: no room; refused since this was said last: 100"]

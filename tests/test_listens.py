@@ -15,8 +15,10 @@ from mcpbridge.protocol.listens import (
     Filter,
     acknowledge,
     acknowledged_line,
+    all_changes,
     complete_line,
     notification_line,
+    promised_by,
     read_change,
     read_filter,
 )
@@ -170,3 +172,26 @@ def test_any_filter_is_read_or_refused(given_raw: bytes) -> None:
         read_filter(msgspec.Raw(given_raw))
     except InvalidParams:
         pass
+
+
+@pytest.mark.parametrize(
+    "promised", [Filter(), Filter(True, True, True), Filter(resource_subscriptions=("a", "b"))]
+)
+def test_all_that_may_have_changed(promised: Filter) -> None:
+    """Of each thing that was promised, and of nothing else, as a backend would tell it."""
+    assert promised_by(acknowledged_line(1, promised)) == promised
+    changes = list(all_changes(promised))
+    assert all(map(promised.wants, changes))
+    count = len(promised.resource_subscriptions) + sum(msgspec.structs.astuple(promised)[:3])
+    assert len({(each.kind, each.uri) for each in changes}) == len(changes) == count
+    for each in changes:
+        message = json.loads(each.line)
+        params = msgspec.Raw(json.dumps(message.get("params", {})).encode())
+        assert read_change(message["method"], params, each.line) == each
+
+
+@pytest.mark.parametrize(
+    "line", [b"[]", b"{}", b'{"params":{}}', b'{"params":{"notifications":7}}', b'{"params":1}']
+)
+def test_an_acknowledgement_that_promises_nothing(line: bytes) -> None:
+    assert promised_by(line) == Filter()

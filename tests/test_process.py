@@ -76,6 +76,8 @@ def test_the_interface() -> None:
         ([b"[1]\r\n"], [("messages", [b"[1]"])]),
         ([b"  [1]\n"], [("messages", [b"  [1]"])]),
         ([b"hello\n"], [("stderr", [b"stdout: hello"])]),
+        ([b"[INFO] ready\n"], [("stderr", [b"stdout: [INFO] ready"])]),
+        ([b" [1]\n[INFO]\n"], [("messages", [b" [1]"]), ("stderr", [b"stdout: [INFO]"])]),
         (
             [b"[1]\nhello\n {}\n"],
             [("messages", [b"[1]"]), ("stderr", [b"stdout: hello"]), ("messages", [b" {}"])],
@@ -135,8 +137,8 @@ def test_a_line_beyond_the_limit_ends_the_output(pieces: list[bytes]) -> None:
 
 def test_a_line_of_the_limit_passes() -> None:
     made = Made()
-    made.process.say(b"[" * 100 + b"\n")
-    assert made.told == [("messages", [b"[" * 100])]
+    made.process.say(b"{" * 100 + b"\n")
+    assert made.told == [("messages", [b"{" * 100])]
 
 
 # stderr.

@@ -317,3 +317,45 @@ def test_a_question_and_its_answer() -> None:
     crowded.world.run(1)
     assert crowded.calls[-1][1].result["given"] == "for-token-1-"
     crowded.finish()
+
+
+@pytest.mark.parametrize("kind", [Legacy, Modern])
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_a_server_that_cannot_start_has_said(kind: type[Scripted], shown: bool) -> None:
+    """Its last words are in the error where the setting allows it."""
+
+    class Dies(kind):  # type: ignore[misc,valid-type]
+        def _hear(self, message: dict[str, Any]) -> None:
+            if not self.ended:
+                self.receiver.diagnostics_received([b"KEY is not set"])
+                self.die()
+
+    world = World(Dies, stderr_in_errors=shown)
+    call = world.call("a")
+    world.run(1)
+    assert isinstance(call.refusal, BackendFailed)
+    assert call.refusal.data == ({"stderr": ["KEY is not set"]} if shown else None)
+    world.end()
+
+
+@pytest.mark.parametrize("whose", ["server", "bridge", "limiter"])
+def test_the_log_says_which_limit_is_reached(whose: str, log_lines: list[str]) -> None:
+    one = World(Legacy, limit=1 if whose == "server" else 4, queue_timeout=0.5)
+    if whose == "bridge":
+        one.over_all.limit = 1
+    first = one.call("a", "wait")
+    one.run()
+    if whose == "limiter":
+        one.limiter.limit = 1
+    second = one.call("b")
+    one.run(1)
+    assert isinstance(second.refusal, ServerBusy)
+    assert first.refusal is None
+    [line] = [each for each in log_lines if "is full" in each]
+    limits = {
+        "server": "its max_sessions is 1",
+        "bridge": "the bridge's max_sessions is 1",
+        "limiter": "its limiter allows no more",
+    }
+    assert f"is full: it has 1 processes, and {limits[whose]};" in line
+    one.end()

@@ -36,7 +36,7 @@ READ_BYTES = 256 * 1024
 #: How long after the end of stdout the exit status may take to be known.
 EXIT_NEWS_SECONDS = 0.1
 
-_MESSAGE_STARTS = frozenset(b"{[")
+_OBJECT, _ARRAY = b"{["
 
 
 @implementer(IBackend)
@@ -166,7 +166,7 @@ class StdioBackend(ProcessProtocol):
         """The end of stdout; a last line that no newline ended counts if it is whole."""
         last = self._stdout.finish()
         if last and not self._discarding:
-            if is_json(last) or last.lstrip()[0] not in _MESSAGE_STARTS:
+            if is_json(last) or last.lstrip()[0] not in (_OBJECT, _ARRAY):
                 self._pass_on([last])
             else:
                 self.log.warn(
@@ -249,12 +249,12 @@ class StdioBackend(ProcessProtocol):
     def _pass_on(self, lines: list[bytes]) -> None:
         if not lines:
             return
-        if all(line[0] in _MESSAGE_STARTS for line in lines):
+        if all(line[0] == _OBJECT for line in lines) or all(map(_is_message, lines)):
             self._receiver.messages_received(lines)
             return
         # Some are not MCP: print statements, banners.
         for line in lines:
-            if line.lstrip()[0] in _MESSAGE_STARTS:
+            if _is_message(line):
                 self._receiver.messages_received([line])
             else:
                 self._receiver.diagnostics_received([b"stdout: " + line[:STDERR_LINE_BYTES]])
@@ -305,3 +305,9 @@ class StdioBackend(ProcessProtocol):
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 waiter.callback(None)
+
+
+def _is_message(line: bytes) -> bool:
+    """Whether a line of stdout is MCP: an object, or an array that is one (not `[INFO] ready`)."""
+    first = line.lstrip()[0]
+    return first == _OBJECT or (first == _ARRAY and is_json(line))

@@ -7,6 +7,7 @@ Knows filters and the lines of a stream; must not know who listens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -116,6 +117,25 @@ def read_change(method: str, params: msgspec.Raw | None, line: bytes) -> Change 
     except (KeyError, msgspec.MsgspecError, ValueError):
         return None
     return Change(RESOURCES, uri, line)
+
+
+def promised_by(line: bytes) -> Filter:
+    """What an acknowledgement promises; nothing where that cannot be told."""
+    outer = members(line) or {}
+    try:
+        return read_filter(_inner(outer, "params").get("notifications"))
+    except InvalidParams:
+        return Filter()
+
+
+def all_changes(promised: Filter) -> Iterator[Change]:
+    """Everything that a stream is about has perhaps changed while nobody told."""
+    for method, kind in LIST_CHANGED.items():
+        if getattr(promised, _FIELDS[kind]):
+            yield Change(kind, None, encode({"jsonrpc": "2.0", "method": method}))
+    for uri in promised.resource_subscriptions:
+        message = {"jsonrpc": "2.0", "method": UPDATED, "params": {"uri": uri}}
+        yield Change(RESOURCES, uri, encode(message))
 
 
 def acknowledged_line(listen_id: JsonRpcId, promised: Filter) -> bytes:

@@ -82,8 +82,6 @@ class Undecided:
     the probe of a client that knows both eras, which no older backend is to see.
     """
 
-    log = Logger()
-
     def __init__(self, session: Session, eras: Eras, readiness: Readiness) -> None:
         self._session = session
         self._eras = eras
@@ -154,14 +152,7 @@ class Undecided:
             or now - session.opened_at >= MAX_BACKOFF_SECONDS
         ):
             return
-        pause = self._readiness.stillborn(now, session.reason)
-        if pause:
-            self.log.warn(
-                "server {server!r} is {state}; the next try is in {pause:g} s",
-                server=session.server,
-                state=self._readiness,
-                pause=pause,
-            )
+        self._readiness.stillborn(now, session.reason)
 
 
 class Downward:

@@ -18,6 +18,7 @@ from mcpbridge.config import ServerSettings
 from mcpbridge.errors import BackendEnded, Refused
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.headers import Annotations, annotated
+from mcpbridge.protocol.listens import all_changes, notification_line, promised_by
 from mcpbridge.protocol.modern import LISTEN, ModernRequest
 from mcpbridge.session.session import Session
 
@@ -76,7 +77,7 @@ class Exchange:
         if self.over:
             return
         if self.listens and not final:
-            lines = [line for line in lines if not self._is_known(line)]
+            lines = [each for line in lines for each in self._heard(line)]
         self.over = final
         if lines:
             self._outlet.send(lines, final)
@@ -105,13 +106,20 @@ class Exchange:
         if self.worker is not None:
             self.worker.resume(self)
 
-    def _is_known(self, line: bytes) -> bool:
-        """A stream is acknowledged once, however often the bridge had to open it anew."""
+    def _heard(self, line: bytes) -> list[bytes]:
+        """
+        A stream is acknowledged once.  Where the bridge had to open it anew,
+        what it is about may have changed in between.
+        """
         envelope = peek(line) if b"acknowledged" in line else None
         if envelope is None or envelope.method != _ACKNOWLEDGED:
-            return False
+            return [line]
         known, self._acknowledged = self._acknowledged, True
-        return known
+        if not known:
+            return [line]
+        return [
+            notification_line(self.request.id, change) for change in all_changes(promised_by(line))
+        ]
 
 
 class Upkeep:

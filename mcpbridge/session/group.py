@@ -19,6 +19,7 @@ from mcpbridge.protocol.listens import (
     Change,
     Filter,
     acknowledged_line,
+    all_changes,
     complete_line,
     notification_line,
 )
@@ -46,6 +47,8 @@ class Group:
         self.listens: dict[Exchange, Filter] = {}
         #: A request of this kind, with which a process can be opened.
         self.example: ModernRequest | None = None
+        #: Whether there was nothing to listen to for a while.
+        self.missed = False
         #: When there is to be a process again to listen to.
         self.again: IDelayedCall | None = None
         # How many listen to each resource.
@@ -70,6 +73,10 @@ class Group:
         self.example = example
         for uri in list(self._resources):
             process.subscribe(uri)
+        if self.missed:
+            self.missed = False
+            for exchange, promised in list(self.listens.items()):
+                self._deliver(exchange, *all_changes(promised))
 
     def listen(self, exchange: Exchange, promised: Filter) -> None:
         """From now on it is told what it was promised."""
@@ -97,8 +104,11 @@ class Group:
         """To those who listen for it."""
         for exchange, promised in list(self.listens.items()):
             if promised.wants(change):
-                line = notification_line(exchange.request.id, change)
-                guarded(self.log, "a response", exchange.deliver, [line], False)
+                self._deliver(exchange, change)
+
+    def _deliver(self, exchange: Exchange, *changes: Change) -> None:
+        lines = [notification_line(exchange.request.id, each) for each in changes]
+        guarded(self.log, "a response", exchange.deliver, lines, False)
 
     def end_listens(self) -> None:
         """Who listens is told that this is the end, and may listen anew."""

@@ -293,7 +293,9 @@ class LeasedProcess:
             guarded(self.log, "a response", exchange.fail, error)
         for waiting in (self._opening, self._listing):
             if waiting is not None and not waiting.called:
-                waiting.errback(BackendFailed(self.session.reason))
+                failed = BackendFailed(self.session.reason)
+                failed.data = error.data
+                waiting.errback(failed)
 
     def _shake_hands(self, line: bytes) -> None:
         try:

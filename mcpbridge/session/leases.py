@@ -224,6 +224,7 @@ class Leases:
             group.free.remove(process)
         self.unparked(process)
         if group.unheard:
+            group.missed = True
             self._listen_again(group)
         self._forget_empty(group)
         self._line.wake()

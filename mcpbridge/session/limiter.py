@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from zope.interface import implementer
 
-from mcpbridge.config import COUNT
+from mcpbridge.config import COMPLAIN_SECONDS, COUNT
 from mcpbridge.errors import SettingError
 from mcpbridge.interfaces import IPermit, ISessionLimiter
 
@@ -104,3 +106,29 @@ class EveryLimiter:
         finally:
             for permit in taken:
                 permit.release()
+
+
+class Refusals:
+    """Says to the log that a server has no room, at most every `COMPLAIN_SECONDS`."""
+
+    log = Logger()
+
+    def __init__(self, name: str, clock: IReactorTime) -> None:
+        self._name = name
+        self._clock = clock
+        self._not_before = float("-inf")
+        self._unsaid = 0
+
+    def add(self, why: str) -> None:
+        """One more was refused."""
+        self._unsaid += 1
+        now = self._clock.seconds()
+        if now >= self._not_before:
+            self._not_before = now + COMPLAIN_SECONDS
+            count, self._unsaid = self._unsaid, 0
+            self.log.warn(
+                "server {server!r} is full: {why}; refused since this was said last: {count}",
+                server=self._name,
+                why=why,
+                count=count,
+            )

@@ -30,7 +30,7 @@ from mcpbridge.config import (
 )
 from mcpbridge.errors import BackendFailed, CannotStart, Stopping, TooManySessions
 from mcpbridge.session.held import Held
-from mcpbridge.session.limiter import SessionLimiter
+from mcpbridge.session.limiter import Refusals, SessionLimiter
 from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Session
 
@@ -74,6 +74,7 @@ class Pool:
         self._over_all = over_all
         self._observers = observers
         self._filters = filters
+        self._refusals = Refusals(settings.name, clock)
         self._spares: deque[Session] = deque()
         self._launching: set[Deferred[Any]] = set()
         self._warming = False
@@ -196,6 +197,17 @@ class Pool:
             if self.stopping:
                 raise Stopping("the bridge is shutting down")
         raise TooManySessions("too many concurrent MCP sessions")
+
+    def refused(self) -> None:
+        """Somebody was refused for want of room: the log is told."""
+        ours = len(self.unclosed) + len(self._launching)
+        if ours >= self.settings.max_sessions:
+            limit = f"its max_sessions is {self.settings.max_sessions}"
+        elif self._over_all is not None and self._over_all.is_full():
+            limit = f"the bridge's max_sessions is {self._over_all.limit}"
+        else:
+            limit = "its limiter allows no more"
+        self._refusals.add(f"it has {ours} processes, and {limit}")
 
     def _who_may_give(self) -> Sequence[Pool]:
         """Whose processes may be ended for one of ours."""
@@ -321,13 +333,7 @@ class Pool:
 
     def fail(self, why: str) -> None:
         """A process was of no use: leave the server alone for a while."""
-        pause = self.readiness.failed(self._clock.seconds(), why)
-        self.log.warn(
-            "server {server!r} is {state}; the next try is in {pause:g} s",
-            server=self.settings.name,
-            state=self.readiness,
-            pause=pause,
-        )
+        self.readiness.failed(self._clock.seconds(), why)
         self._look()
 
     # Ends.

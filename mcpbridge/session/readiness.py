@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from math import ceil
 
+from twisted.logger import Logger
+
 from mcpbridge.config import BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, STILLBORN_STARTS
 from mcpbridge.errors import ServerDown
 
 
 class Readiness:
     """
-    Counts starts that failed in a row.  After each the server is down for a
+    Counts starts that failed in a row, and says so.  After each the server is down for a
     while, which doubles from `BACKOFF_SECONDS` to `MAX_BACKOFF_SECONDS`; one
     start that succeeds ends that.  What fails while it is down was begun
     before: it is one with the failure that is known.
     """
+
+    log = Logger()
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -36,6 +40,12 @@ class Readiness:
         pause = min(BACKOFF_SECONDS * 2.0**self.failures, MAX_BACKOFF_SECONDS)
         self.failures = min(self.failures + 1, 1000)
         self._until = now + pause
+        self.log.warn(
+            "server {server!r} is {state}; the next try is in {pause:g} s",
+            server=self._name,
+            state=self,
+            pause=pause,
+        )
         return float(pause)
 
     def stillborn(self, now: float, why: str) -> float:

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.config import ServerSettings
-from mcpbridge.errors import MessageTooLarge, UnknownSession
+from mcpbridge.errors import MessageTooLarge, TooManySessions, UnknownSession
 from mcpbridge.protocol.envelope import read_message
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.limiter import SessionLimiter
@@ -97,7 +97,11 @@ class Server:
         `Pool.take` raises; then no permit is held and no process left.
         """
         live = self.sessions if table is None else table
-        session = await self.pool.take()
+        try:
+            session = await self.pool.take()
+        except TooManySessions:
+            self.pool.refused()
+            raise
         session.forget = lambda gone: _forget(live, gone)
         session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
         session.dialect = self.eras.dialect(session, self.pool.readiness)

@@ -177,7 +177,9 @@ class SharedProcess:
         try:
             envelope = peek(await self._ask("server/discover", {}, patience))
         except BackendEnded as error:
-            raise BackendFailed(str(error)) from None
+            failed = BackendFailed(str(error))
+            failed.data = error.data
+            raise failed from None
         if envelope is None or isinstance(envelope.result, msgspec.UnsetType):
             raise OtherEra("the server answered `server/discover` with an error")
         try:

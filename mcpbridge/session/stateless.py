@@ -72,7 +72,8 @@ class Stateless:
             if request.method in REMOVED:
                 raise MethodNotFound(f"MCP {request.version} has no method {request.method!r}")
             await self._ask(exchange, headers)
-        except TooManySessions as error:
+        except (TooManySessions, ServerBusy) as error:
+            self._pool.refused()
             busy = ServerBusy(str(error))
             busy.ident = request.id
             raise busy from None

@@ -207,6 +207,7 @@ class Front:
             return None
         if not self._gate.allows_host(fields.get(b"host"), loopback):
             return None
+        server.pool.refused()
         return self._refused(TooManySessions(""))
 
     def answer(self, request: Plain, body: bytes) -> bytes:

@@ -16,13 +16,11 @@ from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from mcpbridge.config import IDLE_SECONDS, BridgeSettings
+from mcpbridge.config import COMPLAIN_SECONDS, IDLE_SECONDS, BridgeSettings
 from mcpbridge.web.channel import BodyBudget, BridgeChannel, BridgeRequest
 from mcpbridge.web.front import Front
 from mcpbridge.web.plain import PlainChannel
 
-#: How often the log says that there are too many connections.
-COMPLAIN_SECONDS = 60.0
 #: How long a connection may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
 
