@@ -137,6 +137,17 @@ class BridgeChannel(HTTPChannel):
     behind it can never be answered, and too much of it ends the connection.
     """
 
+    # With more than thirty attributes in its dictionary an instance has one of
+    # its own, of a kilobyte and more (PEP 412); these are always set.
+    __slots__ = (
+        "_dataBuffer",
+        "_handlingRequest",
+        "_networkProducer",
+        "_transferDecoder",
+        "loopback",
+        "requests",
+    )
+
     site: Any
     transport: Any
     _networkProducer: Any

@@ -33,10 +33,12 @@ class PlainChannel(BridgeChannel):
     ordinary channel has a request.
     """
 
-    _descriptor: Any = None
+    __slots__ = ("_descriptor", "_last_head", "_last_plain", "_pieces")
+
+    _descriptor: Any
     #: The head of the last request, and what it was recognised as.
-    _last_head = b""
-    _last_plain: Plain | None = None
+    _last_head: bytes
+    _last_plain: Plain | None
     #: A plain request whose body is arriving, in pieces.
     _arriving: Plain | None = None
     _missing = 0
@@ -53,6 +55,7 @@ class PlainChannel(BridgeChannel):
     def connectionMade(self) -> None:
         """Nothing has arrived."""
         self._descriptor = prompt_descriptor(self.transport)
+        self._last_head, self._last_plain = b"", None
         self._pieces = []
         super().connectionMade()
 
