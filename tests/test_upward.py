@@ -819,6 +819,18 @@ def test_a_late_list_of_tools_is_not_taken_for_the_next() -> None:
     assert [*clean, conversation.clean] == [False, True, True]
 
 
+def test_how_many_of_the_bridges_own_are_not_answered() -> None:
+    conversation = opened()
+    before = conversation.unanswered
+    first = json.loads(conversation.subscribe("file:///a"))["id"]
+    conversation.unsubscribe("file:///b")
+    counts = [conversation.unanswered]
+    conversation.unsaid()
+    counts.append(conversation.unanswered)
+    conversation.from_backend(line(id=first, result={}))
+    assert [*counts, conversation.unanswered] == [before + 2, before + 1, before]
+
+
 def test_an_answered_request_is_not_cancelled() -> None:
     conversation = opened()
     number = asked(conversation)
