@@ -254,10 +254,11 @@ class SharedProcess:
 
     def _watch_tools(self) -> None:
         params: dict[str, object] = {"notifications": {"toolsListChanged": True}}
+        self.watched = 1
         try:
             self._send(own_request(LISTEN, params), _ToolsChanged(self))
-            self.watched = 1
         except Refused:
+            self.watched = 0
             self.log.warn("the tools of {label} are not watched", label=self.session.label)
 
     # What an exchange asks: Worker.

@@ -86,8 +86,9 @@ class WaitingExchange:
         if self._response is None:
             self._hand_over()
         if self._response is None:
-            # The connection is closing: nobody will read it.
-            self.detach()
+            # The connection is closing: nobody will read it.  The work that
+            # has brought this may be running just now, and ends by itself.
+            self.exchange.cancel()
         else:
             self._response.send(lines, final)
 
