@@ -405,3 +405,19 @@ def test_a_line_that_is_no_text(world: World) -> None:
     odd = b'{"jsonrpc":"2.0","id":%d,"result":{},"\x98":1}' % ident
     backend.receiver.messages_received([odd, answer])
     assert call.result["token"] == "a"
+
+
+@pytest.mark.parametrize("identity", ["x", "y"])
+def test_whose_process_is_ended_for_want_of_logs(identity: str) -> None:
+    """One's own, of which a cancelled request may still log; not somebody else's."""
+    world = World(Modern)
+    cancelled = world.call("b", "wait", level="debug", identity="x")
+    world.run()
+    [muddled] = world.live
+    cancelled.leave()
+    world.run()
+    logging = world.call("c", level="debug", identity=identity)
+    world.run(1)
+    assert logging.result["token"] == "c"
+    assert (muddled in world.live) is (identity == "y")
+    world.end()

@@ -146,9 +146,10 @@ class SharedProcesses:
 
     def _is_over(self, process: SharedProcess, exchange: Exchange) -> bool:
         """Whether it is to make room for a process that can do what this request wants."""
-        return not process.load and (
-            process.upkeep.is_worn() or (process.muddled and _wants_logs(exchange))
-        )
+        if process.load:
+            return False
+        silent = process.identity == exchange.identity and process.muddled
+        return process.upkeep.is_worn() or (silent and _wants_logs(exchange))
 
     def _hold(self, process: SharedProcess, exchange: Exchange) -> None:
         process.upkeep.wake()
