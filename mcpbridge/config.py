@@ -92,6 +92,8 @@ HELD_BYTES = 64 * 1024
 ROOM_TRIES = 8
 #: How long a legacy backend's questions are collected before the client gets them.
 COLLECT_SECONDS = 0.05
+#: After which a process that did not take what the bridge had to say is tried again.
+SAY_AGAIN_SECONDS = 0.5
 #: How long a legacy backend may take to answer what was cancelled, to be used again.
 CANCEL_SECONDS = 1.0
 #: How soon what a client listens for is listened for anew, when its process has ended.

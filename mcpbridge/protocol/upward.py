@@ -212,7 +212,8 @@ class LegacyConversation:
 
     def unsaid(self) -> None:
         """The last request of the bridge's own could not be written."""
-        self._outgoing.settle(self._outgoing.last)
+        if self._outgoing.settle(self._outgoing.last):
+            self._listing = None
 
     def subscribe(self, uri: str) -> bytes:
         """A request of the bridge's own, whose answer is swallowed."""

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from mcpbridge.config import ServerSettings
+from mcpbridge.config import SAY_AGAIN_SECONDS, ServerSettings
 from mcpbridge.errors import BackendEnded, Refused
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.headers import Annotations, annotated
@@ -150,6 +150,25 @@ class Upkeep:
         rest, self._rest = self._rest, None
         if rest is not None and rest.active():
             rest.cancel()
+
+
+class Again:
+    """What a process did not take is said again, should it say nothing before."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._call: IDelayedCall | None = None
+
+    def later(self, say: Callable[[], object]) -> None:
+        """In a while, once."""
+        self.cancel()
+        self._call = self._clock.callLater(SAY_AGAIN_SECONDS, say)
+
+    def cancel(self) -> None:
+        """It is said now, or never."""
+        call, self._call = self._call, None
+        if call is not None and call.active():
+            call.cancel()
 
 
 class KnownTools:

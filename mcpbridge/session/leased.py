@@ -31,7 +31,7 @@ from mcpbridge.protocol.listens import Change
 from mcpbridge.protocol.modern import ModernRequest
 from mcpbridge.protocol.said import Said
 from mcpbridge.protocol.upward import LegacyConversation
-from mcpbridge.session.exchange import Exchange, KnownTools, Upkeep, backend_ended
+from mcpbridge.session.exchange import Again, Exchange, KnownTools, Upkeep, backend_ended
 from mcpbridge.session.session import Session
 
 #: How many subscriptions of a process may be unanswered.
@@ -89,6 +89,8 @@ class LeasedProcess:
         self._is_done = False
         #: Resources it is to be told of: whether they are listened to now.
         self._to_tell: dict[str, bool] = {}
+        #: When it is told what it did not take, should it say nothing before.
+        self._again = Again(session.clock)
 
     async def open(self) -> None:
         """Shake hands.  Raises `HandshakeRefused` and `BackendFailed`."""
@@ -115,6 +117,9 @@ class LeasedProcess:
             tools = await listing
             answered = True
             return tools
+        except BackendBusy:
+            self.conversation.unsaid()
+            raise
         except defer.TimeoutError:
             why = f"no answer to `tools/list` in {timeout:g} s"
             self._listing = None
@@ -176,6 +181,9 @@ class LeasedProcess:
 
     def _tell_changes(self) -> None:
         """A few at a time: a list of resources is not to keep calls from the process."""
+        self._again.cancel()
+        if not self.session.receiving:
+            self._to_tell.clear()
         while self._to_tell and self.conversation.unanswered < SUBSCRIBED_AT_ONCE:
             uri, wanted = next(iter(self._to_tell.items()))
             told = self.conversation
@@ -183,8 +191,10 @@ class LeasedProcess:
                 self.session.backend.send((told.subscribe if wanted else told.unsubscribe)(uri))
             except BackendBusy:
                 told.unsaid()
+                self._again.later(self._tell_changes)
                 return
             except UnknownSession:
+                told.unsaid()
                 self._to_tell.clear()
                 return
             del self._to_tell[uri]
@@ -287,6 +297,7 @@ class LeasedProcess:
 
     def close(self) -> None:
         """What was asked has no answer."""
+        self._again.cancel()
         error = backend_ended(self.session, self._settings)
         exchange, self.exchange = self.exchange, None
         if exchange is not None:

@@ -40,7 +40,7 @@ from mcpbridge.protocol.modern import (
 )
 from mcpbridge.protocol.multiplexer import CANCELLED_KEPT, Multiplexer
 from mcpbridge.protocol.rewriting import encode
-from mcpbridge.session.exchange import Exchange, KnownTools, Upkeep, backend_ended
+from mcpbridge.session.exchange import Again, Exchange, KnownTools, Upkeep, backend_ended
 from mcpbridge.session.session import Session
 
 
@@ -149,6 +149,8 @@ class SharedProcess:
         self._own = 0
         #: Cancellations that it did not take yet.
         self._unsaid: deque[bytes] = deque(maxlen=CANCELLED_KEPT)
+        #: When they are said, should it say nothing before.
+        self._again = Again(session.clock)
         #: It has not answered the bridge's own request: nobody else is to wait for it.
         self.hung = False
 
@@ -242,10 +244,12 @@ class SharedProcess:
 
     def _say(self) -> None:
         """What it does not read just now is said later: others wait for its answers."""
+        self._again.cancel()
         while self._unsaid:
             try:
                 self.session.backend.send(self._unsaid[0])
             except BackendBusy:
+                self._again.later(self._say)
                 return
             except UnknownSession:
                 self._unsaid.clear()
@@ -297,6 +301,7 @@ class SharedProcess:
 
     def close(self) -> None:
         """What was asked has no answer; who listens is listened for elsewhere."""
+        self._again.cancel()
         for receiver in self._requests.clear():
             if isinstance(receiver, Exchange) and receiver.listens:
                 guarded(self.log, "listening anew", self._orphaned, receiver)
