@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mcpbridge.config import CANCEL_SECONDS, RELISTEN_SECONDS
-from mcpbridge.errors import BackendFailed, CannotStart, HeaderMismatch, ServerBusy
+from mcpbridge.errors import BackendFailed, BridgeError, CannotStart, HeaderMismatch, ServerBusy
 from mcpbridge.session.line import Place, WaitingLine, outlived
 from mcpbridge.session.session import Session
-from tests.fakes import Legacy, Modern, Scripted, World
+from tests.fakes import ABLE, Call, Legacy, Modern, Scripted, World
 
 both = pytest.mark.parametrize("kind", [Legacy, Modern])
 
@@ -164,6 +166,75 @@ def test_a_process_that_drains_is_about_to_leave(kind: type[Scripted], known: bo
     world.end()
 
 
+class Rude(Legacy):
+    """Does not answer what was cancelled."""
+
+    polite = False
+
+
+@settings(max_examples=150)
+@given(
+    st.tuples(*[st.sampled_from([Legacy, Rude, Modern])] * 2),
+    st.tuples(*[st.integers(1, 3)] * 3),
+    st.fixed_dictionaries(
+        {
+            "warm": st.integers(0, 1),
+            "idle_timeout": st.sampled_from([0.0, 30.0]),
+            "concurrency": st.sampled_from([1, 2]),
+            "reuse": st.sampled_from(["identity", "never"]),
+            "max_process_requests": st.sampled_from([1, 3, 1000]),
+        }
+    ),
+    st.lists(
+        st.tuples(
+            st.integers(0, 1),
+            st.sampled_from(["echo", "wait", "ask", "list", "listen", "leave", "die", "finish"]),
+            st.integers(0, 9),
+            st.sampled_from([0, 0.06, 0.5, 3]),
+        ),
+        min_size=10,
+        max_size=40,
+    ),
+)
+def test_nobody_waits_for_what_there_is(
+    kinds: tuple[type[Scripted], type[Scripted]],
+    limits: tuple[int, int, int],
+    changes: dict[str, Any],
+    steps: list[tuple[int, str, int, float]],
+) -> None:
+    """At two servers that share what room there is, whatever happens to them and in between."""
+    one = World(kinds[0], limits[0], queue_timeout=1e5, **changes)
+    both = [one, World(kinds[1], limits[1], beside=one, queue_timeout=1e5, **changes)]
+    one.over_all.limit = limits[2]
+    calls: list[Call] = []
+    for each in both:
+        each.pool.start()
+    for whose, what, which, seconds in steps:
+        world = both[whose]
+        able: dict[str, Any] = ABLE if which % 2 else {}
+        level = "info" if which > 6 else None
+        if what == "list":
+            calls.append(world.request("resources/list", able=able))
+        elif what == "listen":
+            calls.append(world.listen(able=able))
+        elif what == "leave":
+            for call in calls[-1 - which :][:1]:
+                call.leave()
+        elif what in ("die", "finish"):
+            for process in world.live[which % 3 :][:1]:
+                tokens = [each["token"] for each in process.calls.values()]
+                process.die() if what == "die" else [process.finish(each) for each in tokens]
+        else:
+            calls.append(world.call(f"{len(calls)}", what, able=able, level=level))
+        world.run(seconds)
+        for each in both:
+            waiting = each.stateless._line._waiting.values()
+            assert not [since for since, may_go in waiting if may_go()]
+    both[1].stop()
+    one.end()
+    assert [call.ends for call in calls] == [not call.gone for call in calls]
+
+
 # Which process it is.
 
 
@@ -220,6 +291,52 @@ def test_who_wants_logs_is_served_under_a_steady_stream() -> None:
     assert waiting.result["token"] == "10"
     backend.finish("9")
     assert [each.result["token"] for each in calls] == [f"{number}" for number in range(10)]
+    world.end()
+
+
+def test_who_wants_logs_keeps_back_only_those_who_come_later() -> None:
+    """However many come, on a process that works on something long: the others are served."""
+    world = World(Modern, limit=1)
+    long = world.call("long", "wait")
+    world.run()
+    logged, calls = [], []
+    for number in range(5):
+        logged.append(world.call(f"logged {number}", level="info"))
+        world.run(1)
+        calls.append(world.call(f"{number}"))
+        world.run(3)
+    world.run(world.settings.queue_timeout)
+    assert [each.result["token"] for each in calls] == [f"{number}" for number in range(5)]
+    assert all(isinstance(each.refusal, ServerBusy) for each in logged)
+    assert not long.ends
+    world.end()
+
+
+@pytest.mark.parametrize("level", [None, "debug"])
+def test_who_listens_changes_nothing_for_who_wants_logs(level: str | None) -> None:
+    """Nobody is put beside who gets them; and a level of its own is no wish for them."""
+    world = World(Modern, limit=1)
+    logged = world.call("logged", "wait", level="debug")
+    world.run()
+    world.listen(level=level)
+    other = world.call("other", "wait")
+    world.run()
+    [process] = world.backends
+    assert len(process.calls) == 1
+    logged.leave()
+    world.run()
+    # It may still log for who has left, which is nothing to those who listen.
+    world.listen(level=level)
+    world.run()
+    assert len(process.calls) == 1
+    third = world.call("third")
+    world.run()
+    assert third.result["token"] == "third"
+    process.finish("other")
+    assert other.result["token"] == "other"
+    world.listen(level=level)
+    world.run(1)
+    assert world.backends == [process]
     world.end()
 
 
@@ -338,6 +455,53 @@ def test_a_server_that_is_slower_than_its_clients(kind: type[Scripted], known: b
     world.end()
 
 
+@pytest.mark.parametrize(
+    ("kind", "known", "seconds"),
+    [(Modern, None, 15), (Modern, False, 8), (Legacy, None, 15), (Legacy, True, 8)],
+)
+def test_what_a_server_is_is_found_out_without_its_clients(
+    kind: type[Scripted], known: bool | None, seconds: int
+) -> None:
+    """
+    Also where it needs longer to begin than they wait, and is of another era
+    than it was, or than its silence made it look like.
+    """
+
+    class Slow(kind):  # type: ignore[misc,valid-type]
+        def _hear(self, message: dict[str, Any]) -> None:
+            first = message.get("method") in ("initialize", "server/discover")
+            self.clock.callLater(seconds if first else 0, super()._hear, message)
+
+    world = World(Slow, limit=2, known=False)
+    world.eras.modern = known
+    for _ in range(12):
+        call = world.call("a")
+        for _ in range(6):
+            world.run(1)
+        if call.ends:
+            break
+        call.leave()
+    assert call.result["token"] == "a"
+    world.end()
+
+
+def test_a_server_that_has_changed_is_looked_at_anew_without_its_clients() -> None:
+    """It says nothing to what it was asked, for which nobody waits any more."""
+
+    class Older(Legacy):
+        def discover(self, message: dict[str, Any]) -> None:
+            """It knows no such thing, and does not say so."""
+
+    world = World(Modern)
+    world.launcher.kind = Older
+    call = world.call("a")
+    world.run(1)
+    call.leave()
+    world.run(world.settings.start_timeout)
+    assert world.eras.modern is None
+    world.end()
+
+
 @pytest.mark.parametrize("how", ["slow", "mute"])
 @ways
 def test_what_nobody_waits_for_ends_with_the_bridge(
@@ -380,20 +544,22 @@ def test_work_that_outlives_its_caller(
     working: Deferred[None] = Deferred()
     told: list[Any] = []
     unwanted: list[None] = []
+    untold: list[BridgeError] = []
 
     async def work() -> None:
         await working
 
-    asking = Deferred.fromCoroutine(outlived(work(), unwanted.append))
+    asking = Deferred.fromCoroutine(outlived(work(), unwanted.append, untold.append))
     asking.addErrback(lambda failure: failure.value).addCallback(told.append)
     if left:
         asking.cancel()
     working.callback(None) if outcome is None else working.errback(outcome)
     if not left:
         asking.cancel()  # too late
-        assert (told, unwanted, logged_failures) == ([outcome], [], [])
+        assert (told, unwanted, untold, logged_failures) == ([outcome], [], [], [])
         return
     assert isinstance(told[0], CancelledError)
     assert unwanted == [None] * (outcome is None)
+    assert untold == ([outcome] if isinstance(outcome, ServerBusy) else [])
     defects = [outcome] if isinstance(outcome, RuntimeError) else []
     assert [each.value for each in logged_failures] == defects

@@ -8,6 +8,8 @@ request runs.  Knows processes and who waits; must not know messages.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -44,17 +46,27 @@ DISCOVERED_KEPT = 64
 
 
 class Leases:
-    """All processes of an older server that are lent to stateless clients."""
+    """
+    All processes of an older server that are lent to stateless clients.
+
+    `untold` is called with why there is none, where nobody waits for it any more.
+    """
 
     log = Logger()
 
     def __init__(
-        self, settings: ServerSettings, clock: IReactorTime, pool: Pool, line: WaitingLine
+        self,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        pool: Pool,
+        line: WaitingLine,
+        untold: Callable[[BridgeError], None],
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._pool = pool
         self._line = line
+        self._untold = untold
         self._parking = Parking(settings, clock)
         self._groups: dict[Kind, Group] = {}
         self._group_of: dict[LeasedProcess, Group] = {}
@@ -123,7 +135,7 @@ class Leases:
                 return process
             try:
                 # A server may take longer to start than its clients wait.
-                return await outlived(self._open(kind, request), self.returned)
+                return await outlived(self._open(kind, request), self.returned, self._untold)
             except TooManySessions as error:
                 if not (self._group_of or self._pool.has_leaving()):
                     raise ServerBusy(str(error)) from None

@@ -7,7 +7,8 @@ Knows order, number and time; must not know what they wait for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from math import inf
 from typing import Any, TypeVar
 
 from twisted.internet import defer
@@ -24,8 +25,12 @@ T = TypeVar("T")
 class Place:
     """Where a request stands in line; it keeps that until it has a process."""
 
-    #: When it began to wait.
-    since: float | None = None
+    #: When it began to wait; that is still to come.
+    since = inf
+
+    def is_behind(self, others: Iterable[Place]) -> bool:
+        """Whether one of the others came before."""
+        return any(each.since <= self.since for each in others)
 
 
 class WaitingLine:
@@ -51,7 +56,7 @@ class WaitingLine:
         if self._stopped:
             raise _stopping()
         now = self._clock.seconds()
-        if place.since is None:
+        if place.since == inf:
             if len(self._waiting) >= self._limit:
                 raise ServerBusy("all processes are at work, and as many requests wait as may")
             place.since = now
@@ -140,10 +145,15 @@ class Crowd:
 _log = Logger()
 
 
-async def outlived(work: Coroutine[Deferred[Any], Any, T], unwanted: Callable[[T], object]) -> T:
+async def outlived(
+    work: Coroutine[Deferred[Any], Any, T],
+    unwanted: Callable[[T], object],
+    untold: Callable[[BridgeError], object] = lambda _: None,
+) -> T:
     """
     What comes of work that goes on when its caller is cancelled, as others
-    have a use for it; `unwanted` is called with it then.  Raises what it raises.
+    have a use for it; then `unwanted` is called with that, or `untold` with
+    what it raises.  Raises what it raises.
     """
     waiting: Deferred[T] = Deferred()
 
@@ -156,7 +166,9 @@ async def outlived(work: Coroutine[Deferred[Any], Any, T], unwanted: Callable[[T
     def failed(failure: Failure) -> None:
         if not waiting.called:
             waiting.errback(failure)
-        elif failure.check(BridgeError) is None:
+        elif isinstance(failure.value, BridgeError):
+            untold(failure.value)
+        else:
             _log.failure("what nobody waits for any more failed", failure)
 
     Deferred.fromCoroutine(work).addCallback(done).addErrback(failed)

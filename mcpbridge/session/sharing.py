@@ -6,6 +6,8 @@ Knows how many there are and what each has to do; must not know messages.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -32,21 +34,28 @@ class SharedProcesses:
 
     A request goes to the one with the least to do; where all have as many as
     `concurrency` allows another is started, and where the limits allow none
-    it waits in line.  None serves two identities.
+    it waits in line.  None serves two identities.  `untold` is called with
+    why there is none, where nobody waits for it any more.
     """
 
     log = Logger()
 
     def __init__(
-        self, settings: ServerSettings, clock: IReactorTime, pool: Pool, line: WaitingLine
+        self,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        pool: Pool,
+        line: WaitingLine,
+        untold: Callable[[BridgeError], None],
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._pool = pool
         self._line = line
         self._processes: list[SharedProcess] = []
-        #: How many wait in line for a process to themselves.
-        self._waiting_alone = 0
+        self._untold = untold
+        #: Of those that wait in line for a process to themselves.
+        self._alone: list[Place] = []
         self._start = Crowd(settings.max_waiting_requests)
         #: Those that are to listen again, and what will have them do so.
         self._again: dict[Exchange, IDelayedCall | Deferred[None]] = {}
@@ -116,7 +125,7 @@ class SharedProcesses:
         place = Place()
         while True:
             self._end_worn(exchange)
-            process = self._free(exchange)
+            process = self._free(exchange, place)
             if process is not None:
                 self._hold(process, exchange)
                 return process
@@ -125,21 +134,25 @@ class SharedProcesses:
             except TooManySessions as error:
                 if not (self._processes or self._pool.has_leaving()):
                     raise ServerBusy(str(error)) from None
-                alone = _wants_logs(exchange)
-                self._waiting_alone += alone
-                try:
-                    await self._line.wait(place, lambda: self._may_go(exchange))
-                finally:
-                    self._waiting_alone -= alone
-                    if alone:
-                        self._line.wake()
+                await self._wait(exchange, place)
             else:
                 if process is not None:
                     return process
 
-    def _may_go(self, exchange: Exchange) -> bool:
+    async def _wait(self, exchange: Exchange, place: Place) -> None:
+        if not _wants_logs(exchange):
+            await self._line.wait(place, lambda: self._may_go(exchange, place))
+            return
+        self._alone.append(place)
+        try:
+            await self._line.wait(place, lambda: self._may_go(exchange, place))
+        finally:
+            self._alone.remove(place)
+            self._line.wake()
+
+    def _may_go(self, exchange: Exchange, place: Place) -> bool:
         return (
-            self._free(exchange) is not None
+            self._free(exchange, place) is not None
             or not self._pool.is_full()
             or any(self._is_over(each, exchange) for each in self._processes)
         )
@@ -161,25 +174,25 @@ class SharedProcesses:
         process.reserved -= 1
         self._freed(process)
 
-    def _free(self, exchange: Exchange) -> SharedProcess | None:
+    def _free(self, exchange: Exchange, place: Place) -> SharedProcess | None:
         free = [
             each
             for each in self._processes
             if each.identity == exchange.identity
             and not each.upkeep.is_worn()
-            and self._has_room(each, exchange)
+            and self._has_room(each, exchange, place)
         ]
         return min(free, key=lambda each: each.load, default=None)
 
-    def _has_room(self, process: SharedProcess, exchange: Exchange) -> bool:
+    def _has_room(self, process: SharedProcess, exchange: Exchange, place: Place) -> bool:
         if exchange.listens:
             return True
         if process.hung or (process.muddled and _wants_logs(exchange)):
             return False
         if process.upkeep.served + process.reserved >= self._settings.max_process_requests:
             return False
-        if self._waiting_alone and process.load and not _wants_logs(exchange):
-            # Somebody waits until it is empty: no more is put on top.
+        if process.load and not _wants_logs(exchange) and place.is_behind(self._alone):
+            # Somebody who came before waits until it is empty: no more is put on top.
             return False
         limit = 1 if _wants_logs(exchange) else self._settings.concurrency
         return process.load < limit and not (process.alone and process.load)
@@ -189,7 +202,7 @@ class SharedProcesses:
         if not await self._start.is_first():
             return None
         # A server may take longer to start than its clients wait.
-        return await outlived(self._start_one(exchange), self._let_go)
+        return await outlived(self._start_one(exchange), self._let_go, self._untold)
 
     async def _start_one(self, exchange: Exchange) -> SharedProcess:
         try:

@@ -7,6 +7,8 @@ Knows what it takes to find that out; must not know HTTP.
 
 from __future__ import annotations
 
+from functools import partial
+
 from twisted.internet import defer
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -14,6 +16,7 @@ from twisted.logger import Logger
 from mcpbridge.config import STOP_SLACK_SECONDS, ServerSettings
 from mcpbridge.errors import (
     BackendFailed,
+    BridgeError,
     MethodNotFound,
     Refused,
     ServerBusy,
@@ -55,8 +58,10 @@ class Stateless:
         self._eras = eras
         self._probing = Crowd(settings.max_waiting_requests)
         self._line = WaitingLine(clock, settings.max_waiting_requests, settings.queue_timeout)
-        self._shared = SharedProcesses(settings, clock, pool, self._line)
-        self._leases = Leases(settings, clock, pool, self._line)
+        self._shared = SharedProcesses(
+            settings, clock, pool, self._line, partial(self._learn, True)
+        )
+        self._leases = Leases(settings, clock, pool, self._line, partial(self._learn, False))
         pool.unused = self._unused
         pool.made_room = self._line.wake
 
@@ -98,16 +103,22 @@ class Stateless:
                 await (self._shared if modern else self._leases).ask(exchange, headers)
             except OtherEra as error:
                 why = str(error)
-                self._eras.modern = not modern
-                self.log.info("server {server!r}: {why}", server=self._settings.name, why=why)
-            except BackendFailed:
-                if not (len(self._shared) or len(self._leases)):
-                    # It may have become another one.
-                    self._eras.modern = None
+                self._learn(modern, error)
+            except BackendFailed as error:
+                self._learn(modern, error)
                 raise
             else:
                 return
         raise BackendFailed(f"the server is of no era that lasts: {why}")
+
+    def _learn(self, modern: bool, error: BridgeError) -> None:
+        """What it says of the server, which was taken to be of this era, that this went wrong."""
+        if isinstance(error, OtherEra):
+            self._eras.modern = not modern
+            self.log.info("server {server!r}: {why}", server=self._settings.name, why=str(error))
+        elif isinstance(error, BackendFailed) and not (len(self._shared) or len(self._leases)):
+            # It may have become another one.
+            self._eras.modern = None
 
     async def _is_modern(self, identity: str) -> bool:
         while self._eras.modern is None:
