@@ -831,6 +831,15 @@ def test_how_many_of_the_bridges_own_are_not_answered() -> None:
     assert [*counts, conversation.unanswered] == [before + 2, before + 1, before]
 
 
+def test_a_list_of_tools_that_was_not_asked_for_is_not_abandoned() -> None:
+    """It could not be written, so no answer will come that might be taken for another."""
+    conversation = opened()
+    conversation.list_tools(None)
+    conversation.unsaid()
+    conversation.unlisted()
+    assert conversation.clean
+
+
 def test_an_answered_request_is_not_cancelled() -> None:
     conversation = opened()
     number = asked(conversation)
