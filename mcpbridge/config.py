@@ -14,6 +14,7 @@ from typing import Any
 
 from mcpbridge.checks import (
     COMMAND,
+    COUNT,
     COUNT_OR_NONE,
     DIRECTORY,
     DOTTED_NAME,
@@ -33,7 +34,6 @@ from mcpbridge.checks import (
     Check,
     is_text,
 )
-from mcpbridge.checks import COUNT as COUNT  # for bounds that are no settings
 from mcpbridge.errors import SettingError
 
 MIB = 1024 * 1024

@@ -92,8 +92,8 @@ def test_the_log_is_told_of_a_full_server_now_and_then(log_lines: list[str]) -> 
     clock = Clock()
     refusals = Refusals("cat", clock)
     for _ in range(100):
-        refusals.add("no room")
+        refusals.add(lambda: "no room")
     assert log_lines == ["server 'cat' is full: no room; refused since this was said last: 1"]
     clock.advance(COMPLAIN_SECONDS)
-    refusals.add("no room")
+    refusals.add(lambda: "no room")
     assert log_lines[1:] == ["server 'cat' is full: no room; refused since this was said last: 100"]

@@ -355,7 +355,7 @@ def test_the_log_says_which_limit_is_reached(whose: str, log_lines: list[str]) -
     limits = {
         "server": "its max_sessions is 1",
         "bridge": "the bridge's max_sessions is 1",
-        "limiter": "its limiter allows no more",
+        "limiter": "a limiter, or the number that may wait, allows no more",
     }
     assert f"is full: it has 1 processes, and {limits[whose]};" in line
     one.end()

@@ -10,7 +10,8 @@ from collections import OrderedDict
 
 from zope.interface import implementer
 
-from mcpbridge.config import COUNT, MIB
+from mcpbridge.checks import COUNT
+from mcpbridge.config import MIB
 from mcpbridge.errors import EventsGone, SettingError
 from mcpbridge.interfaces import IEventLog, IEventStore
 

@@ -14,8 +14,8 @@ from typing import Protocol
 import msgspec
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from mcpbridge.config import SAY_AGAIN_SECONDS, ServerSettings
-from mcpbridge.errors import BackendEnded, Refused
+from mcpbridge.config import ServerSettings
+from mcpbridge.errors import BackendEnded, BackendFailed, Refused
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.headers import Annotations, annotated
 from mcpbridge.protocol.listens import all_changes, notification_line, promised_by
@@ -122,13 +122,37 @@ class Exchange:
         ]
 
 
+#: Why a process ends that is worn; that nobody wants.
+ENOUGH = "it has been used enough"
+UNUSED = "nobody has used it for a while"
+
+
+class Timer:
+    """At most one call that is to come."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._call: IDelayedCall | None = None
+
+    def start(self, seconds: float, call: Callable[[], object]) -> None:
+        """Make this call then, in place of any other."""
+        self.stop()
+        self._call = self._clock.callLater(seconds, call)
+
+    def stop(self) -> None:
+        """Make none."""
+        call, self._call = self._call, None
+        if call is not None and call.active():
+            call.cancel()
+
+
 class Upkeep:
     """When a process that is used again and again has been used enough."""
 
     def __init__(self, session: Session, settings: ServerSettings) -> None:
         self._session = session
         self._settings = settings
-        self._rest: IDelayedCall | None = None
+        self._rest = Timer(session.clock)
         #: How many requests it has had.
         self.served = 0
 
@@ -143,32 +167,11 @@ class Upkeep:
         """Nobody uses it; `over` is called when that has lasted `idle_timeout`."""
         self.wake()
         if self._settings.idle_timeout:
-            self._rest = self._session.clock.callLater(self._settings.idle_timeout, over)
+            self._rest.start(self._settings.idle_timeout, over)
 
     def wake(self) -> None:
         """Somebody uses it, or it is over."""
-        rest, self._rest = self._rest, None
-        if rest is not None and rest.active():
-            rest.cancel()
-
-
-class Again:
-    """What a process did not take is said again, should it say nothing before."""
-
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._call: IDelayedCall | None = None
-
-    def later(self, say: Callable[[], object]) -> None:
-        """In a while, once."""
-        self.cancel()
-        self._call = self._clock.callLater(SAY_AGAIN_SECONDS, say)
-
-    def cancel(self) -> None:
-        """It is said now, or never."""
-        call, self._call = self._call, None
-        if call is not None and call.active():
-            call.cancel()
+        self._rest.stop()
 
 
 class KnownTools:
@@ -212,7 +215,12 @@ class KnownTools:
 def backend_ended(session: Session, settings: ServerSettings) -> BackendEnded:
     """What a client is told whose process has ended."""
     error = BackendEnded(f"the request was not answered: {session.reason}")
-    if settings.stderr_in_errors and session.stderr_tail:
-        lines = [line.decode("utf-8", "replace") for line in session.stderr_tail]
-        error.data = {"stderr": lines}
+    error.data = session.last_words(settings)
+    return error
+
+
+def backend_failed(session: Session, settings: ServerSettings) -> BackendFailed:
+    """The same where it never came to work."""
+    error = BackendFailed(session.reason)
+    error.data = session.last_words(settings)
     return error

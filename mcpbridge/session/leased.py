@@ -19,7 +19,12 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from mcpbridge._version import __version__
-from mcpbridge.config import CANCEL_SECONDS, COLLECT_SECONDS, ServerSettings
+from mcpbridge.config import (
+    CANCEL_SECONDS,
+    COLLECT_SECONDS,
+    SAY_AGAIN_SECONDS,
+    ServerSettings,
+)
 from mcpbridge.errors import (
     BackendBusy,
     BackendFailed,
@@ -31,7 +36,14 @@ from mcpbridge.protocol.listens import Change
 from mcpbridge.protocol.modern import ModernRequest
 from mcpbridge.protocol.said import Said
 from mcpbridge.protocol.upward import LegacyConversation
-from mcpbridge.session.exchange import Again, Exchange, KnownTools, Upkeep, backend_ended
+from mcpbridge.session.exchange import (
+    Exchange,
+    KnownTools,
+    Timer,
+    Upkeep,
+    backend_ended,
+    backend_failed,
+)
 from mcpbridge.session.session import Session
 
 #: How many subscriptions of a process may be unanswered.
@@ -81,8 +93,6 @@ class LeasedProcess:
         self.tools = KnownTools(self._list_tools)
         #: What is waited for: questions to be complete, a retry, a late answer.
         self._wait: IDelayedCall | None = None
-        #: Whether it takes nothing more.
-        self._left = False
         #: Whether lines of it are being read, and what is to follow then.
         self._reading = False
         self._heard: list[Callable[[], object]] = []
@@ -90,7 +100,7 @@ class LeasedProcess:
         #: Resources it is to be told of: whether they are listened to now.
         self._to_tell: dict[str, bool] = {}
         #: When it is told what it did not take, should it say nothing before.
-        self._again = Again(session.clock)
+        self._again = Timer(session.clock)
 
     async def open(self) -> None:
         """Shake hands.  Raises `HandshakeRefused` and `BackendFailed`."""
@@ -110,25 +120,20 @@ class LeasedProcess:
     async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
         timeout = self._settings.start_timeout
         listing = self._listing = Deferred()
-        answered = False
         try:
             self.session.backend.send(self.conversation.list_tools(cursor))
             listing.addTimeout(timeout, self.session.clock)
-            tools = await listing
-            answered = True
-            return tools
+            return await listing
         except BackendBusy:
             self.conversation.unsaid()
             raise
         except defer.TimeoutError:
             why = f"no answer to `tools/list` in {timeout:g} s"
-            self._listing = None
             self.session.life.end(why)
             raise BackendFailed(why) from None
         finally:
             self._listing = None
-            if not answered:
-                self.conversation.unlisted()
+            self.conversation.unlisted()
 
     # Requests.
 
@@ -181,7 +186,7 @@ class LeasedProcess:
 
     def _tell_changes(self) -> None:
         """A few at a time: a list of resources is not to keep calls from the process."""
-        self._again.cancel()
+        self._again.stop()
         if not self.session.receiving:
             self._to_tell.clear()
         while self._to_tell and self.conversation.unanswered < SUBSCRIBED_AT_ONCE:
@@ -191,7 +196,7 @@ class LeasedProcess:
                 self.session.backend.send((told.subscribe if wanted else told.unsubscribe)(uri))
             except BackendBusy:
                 told.unsaid()
-                self._again.later(self._tell_changes)
+                self._again.start(SAY_AGAIN_SECONDS, self._tell_changes)
                 return
             except UnknownSession:
                 told.unsaid()
@@ -208,28 +213,24 @@ class LeasedProcess:
         self._no_wait()
         self._owner.unparked(self)
         self._tell(self.conversation.cancel(reason))
-        if self.conversation.clean:
-            self._done()
-        elif self.session.receiving:
-            self._wait = self.session.clock.callLater(
-                CANCEL_SECONDS, self.session.life.end, f"its request was given up: {reason}"
-            )
+        self._recover(f"its request was given up: {reason}")
 
     def released(self) -> None:
         """
         Who had it has asked nothing of it, or left before: it is for others
         when what the bridge itself has asked for them has an answer.
         """
-        if self.conversation.clean or not self.session.receiving:
-            self._owner.returned(self)
-        elif self._wait is None:
-            self._wait = self.session.clock.callLater(
-                CANCEL_SECONDS, self.session.life.end, "its list of tools was not awaited"
-            )
+        self._recover("its list of tools was not awaited")
+
+    def _recover(self, reason: str) -> None:
+        """It works for nobody, once nothing that it was asked may still be heard of."""
+        if self.conversation.clean:
+            self._done()
+        elif self.session.receiving and self._wait is None:
+            self._wait = self.session.clock.callLater(CANCEL_SECONDS, self.session.life.end, reason)
 
     def leave(self) -> None:
         """It takes nothing more: who waits for an answer may get it, but nobody is asked."""
-        self._left = True
         if self.exchange is not None:
             self._no_wait()
         self._owner.lost(self)
@@ -297,16 +298,14 @@ class LeasedProcess:
 
     def close(self) -> None:
         """What was asked has no answer."""
-        self._again.cancel()
+        self._again.stop()
         error = backend_ended(self.session, self._settings)
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             guarded(self.log, "a response", exchange.fail, error)
         for waiting in (self._opening, self._listing):
             if waiting is not None and not waiting.called:
-                failed = BackendFailed(self.session.reason)
-                failed.data = error.data
-                waiting.errback(failed)
+                waiting.errback(backend_failed(self.session, self._settings))
 
     def _shake_hands(self, line: bytes) -> None:
         try:
@@ -373,7 +372,7 @@ class LeasedProcess:
 
     def _collect(self) -> None:
         """A question may be the first of several."""
-        if self._wait is None and not self._left:
+        if self._wait is None and not self.session.leaving:
             self._wait = self.session.clock.callLater(COLLECT_SECONDS, self._park)
 
     def _park(self) -> None:

@@ -30,7 +30,7 @@ from mcpbridge.protocol.listens import Change, Filter, acknowledge, read_filter
 from mcpbridge.protocol.modern import MAY_ASK, MODERN, ModernRequest
 from mcpbridge.protocol.requeststate import presented
 from mcpbridge.protocol.rewriting import result_line
-from mcpbridge.session.exchange import Exchange, backend_ended
+from mcpbridge.session.exchange import ENOUGH, UNUSED, Exchange, backend_ended
 from mcpbridge.session.group import Group, Kind, Listening
 from mcpbridge.session.leased import LeasedProcess
 from mcpbridge.session.line import Place, WaitingLine, outlived
@@ -39,8 +39,6 @@ from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra
 
-#: Why a process ends that is worn.
-ENOUGH = "it has been used enough"
 #: Of how many sets of capabilities it is remembered what the server answers to `server/discover`.
 DISCOVERED_KEPT = 64
 
@@ -224,7 +222,7 @@ class Leases:
         if group.needs(process):
             process.upkeep.rest(lambda: self._rested(process))
         else:
-            process.session.life.end("nobody has used it for a while")
+            process.session.life.end(UNUSED)
 
     def lost(self, process: LeasedProcess) -> None:
         """It takes nothing more."""

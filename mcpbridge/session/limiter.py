@@ -7,14 +7,15 @@ Knows numbers; must not know sessions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from mcpbridge.config import COMPLAIN_SECONDS, COUNT
+from mcpbridge.checks import COUNT
+from mcpbridge.config import COMPLAIN_SECONDS
 from mcpbridge.errors import SettingError
 from mcpbridge.interfaces import IPermit, ISessionLimiter
 
@@ -119,8 +120,8 @@ class Refusals:
         self._not_before = float("-inf")
         self._unsaid = 0
 
-    def add(self, why: str) -> None:
-        """One more was refused."""
+    def add(self, why: Callable[[], str]) -> None:
+        """One more was refused; why is only asked where it is said."""
         self._unsaid += 1
         now = self._clock.seconds()
         if now >= self._not_before:
@@ -129,6 +130,6 @@ class Refusals:
             self.log.warn(
                 "server {server!r} is full: {why}; refused since this was said last: {count}",
                 server=self._name,
-                why=why,
+                why=why(),
                 count=count,
             )

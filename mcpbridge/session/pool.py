@@ -188,26 +188,35 @@ class Pool:
             session = next((each for each in given if each is not None), None)
             if session is None:
                 break
-            settings = self.settings
-            patience = settings.stop_grace + settings.kill_grace + STOP_SLACK_SECONDS
-            try:
-                await gone(session).addTimeout(patience, self._clock)
-            except defer.TimeoutError:
+            if not await self.gone_in_time(session):
                 break
             if self.stopping:
                 raise Stopping("the bridge is shutting down")
         raise TooManySessions("too many concurrent MCP sessions")
 
+    async def gone_in_time(self, session: Session) -> bool:
+        """Whether nothing of a session that was told to end is left when that is due."""
+        settings = self.settings
+        patience = settings.stop_grace + settings.kill_grace + STOP_SLACK_SECONDS
+        try:
+            await gone(session).addTimeout(patience, self._clock)
+        except defer.TimeoutError:
+            return False
+        return True
+
     def refused(self) -> None:
         """Somebody was refused for want of room: the log is told."""
+        self._refusals.add(self._why_full)
+
+    def _why_full(self) -> str:
         ours = len(self.unclosed) + len(self._launching)
         if ours >= self.settings.max_sessions:
             limit = f"its max_sessions is {self.settings.max_sessions}"
         elif self._over_all is not None and self._over_all.is_full():
             limit = f"the bridge's max_sessions is {self._over_all.limit}"
         else:
-            limit = "its limiter allows no more"
-        self._refusals.add(f"it has {ours} processes, and {limit}")
+            limit = "a limiter, or the number that may wait, allows no more"
+        return f"it has {ours} processes, and {limit}"
 
     def _who_may_give(self) -> Sequence[Pool]:
         """Whose processes may be ended for one of ours."""
@@ -227,9 +236,7 @@ class Pool:
 
     def has_leaving(self) -> bool:
         """Whether a process is about to end, or to be there: who waits is told."""
-        return bool(self._launching) or any(
-            each.leaving or not each.receiving for each in self.unclosed
-        )
+        return bool(self._launching) or any(each.leaving for each in self.unclosed)
 
     def give_one_up(self) -> Session | None:
         """End a process that nobody uses just now, if there is one."""

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from mcpbridge.config import STDERR_TAIL_CHARS, STDERR_TAIL_LINES
+from mcpbridge.config import STDERR_TAIL_CHARS, STDERR_TAIL_LINES, ServerSettings
 from mcpbridge.errors import BackendBusy, MessageRefused, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
@@ -139,6 +139,12 @@ class Session:
     def label(self) -> str:
         """What a log may show of the id."""
         return self.ident[:LABEL_CHARS]
+
+    def last_words(self, settings: ServerSettings) -> dict[str, object] | None:
+        """The end of stderr, as the data of an error; None where it is not to be shown."""
+        if not (settings.stderr_in_errors and self.stderr_tail):
+            return None
+        return {"stderr": [line.decode("utf-8", "replace") for line in self.stderr_tail]}
 
     def opened(self) -> None:
         """Say that the session is open, to the log and to the observers."""
@@ -328,6 +334,7 @@ def _build_life() -> Callable[[Session], Life]:
         log, stream = session.log, session.stream
         session.reason = reason
         session.receiving = False
+        session.leaving = True
         guarded(log, "forgetting the session", session.forget, session)
         guarded(log, "stopping the keepalive", stream.stop_keepalive)
         guarded(log, "closing the stream", stream.close)

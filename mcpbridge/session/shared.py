@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mcpbridge._version import __version__
-from mcpbridge.config import ServerSettings
+from mcpbridge.config import SAY_AGAIN_SECONDS, ServerSettings
 from mcpbridge.errors import (
     BackendBusy,
     BackendEnded,
@@ -40,7 +40,14 @@ from mcpbridge.protocol.modern import (
 )
 from mcpbridge.protocol.multiplexer import CANCELLED_KEPT, Multiplexer
 from mcpbridge.protocol.rewriting import encode
-from mcpbridge.session.exchange import Again, Exchange, KnownTools, Upkeep, backend_ended
+from mcpbridge.session.exchange import (
+    Exchange,
+    KnownTools,
+    Timer,
+    Upkeep,
+    backend_ended,
+    backend_failed,
+)
 from mcpbridge.session.session import Session
 
 
@@ -150,7 +157,7 @@ class SharedProcess:
         #: Cancellations that it did not take yet.
         self._unsaid: deque[bytes] = deque(maxlen=CANCELLED_KEPT)
         #: When they are said, should it say nothing before.
-        self._again = Again(session.clock)
+        self._again = Timer(session.clock)
         #: It has not answered the bridge's own request: nobody else is to wait for it.
         self.hung = False
 
@@ -178,10 +185,8 @@ class SharedProcess:
         """
         try:
             envelope = peek(await self._ask("server/discover", {}, patience))
-        except BackendEnded as error:
-            failed = BackendFailed(str(error))
-            failed.data = error.data
-            raise failed from None
+        except BackendEnded:
+            raise backend_failed(self.session, self._settings) from None
         if envelope is None or isinstance(envelope.result, msgspec.UnsetType):
             raise OtherEra("the server answered `server/discover` with an error")
         try:
@@ -244,12 +249,12 @@ class SharedProcess:
 
     def _say(self) -> None:
         """What it does not read just now is said later: others wait for its answers."""
-        self._again.cancel()
+        self._again.stop()
         while self._unsaid:
             try:
                 self.session.backend.send(self._unsaid[0])
             except BackendBusy:
-                self._again.later(self._say)
+                self._again.start(SAY_AGAIN_SECONDS, self._say)
                 return
             except UnknownSession:
                 self._unsaid.clear()
@@ -301,7 +306,7 @@ class SharedProcess:
 
     def close(self) -> None:
         """What was asked has no answer; who listens is listened for elsewhere."""
-        self._again.cancel()
+        self._again.stop()
         for receiver in self._requests.clear():
             if isinstance(receiver, Exchange) and receiver.listens:
                 guarded(self.log, "listening anew", self._orphaned, receiver)

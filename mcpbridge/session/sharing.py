@@ -18,14 +18,11 @@ from mcpbridge.errors import BackendFailed, BridgeError, Refused, ServerBusy, To
 from mcpbridge.guard import guarded
 from mcpbridge.protocol.headers import Headers, check_params
 from mcpbridge.protocol.listens import complete_line
-from mcpbridge.session.exchange import Exchange, backend_ended
+from mcpbridge.session.exchange import ENOUGH, UNUSED, Exchange, backend_ended
 from mcpbridge.session.line import Crowd, Place, WaitingLine, outlived
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra, SharedProcess
-
-#: Why a process ends that is worn.
-ENOUGH = "it has been used enough"
 
 
 class SharedProcesses:
@@ -140,15 +137,15 @@ class SharedProcesses:
                     return process
 
     async def _wait(self, exchange: Exchange, place: Place) -> None:
-        if not _wants_logs(exchange):
-            await self._line.wait(place, lambda: self._may_go(exchange, place))
-            return
-        self._alone.append(place)
+        alone = _wants_logs(exchange)
+        if alone:
+            self._alone.append(place)
         try:
             await self._line.wait(place, lambda: self._may_go(exchange, place))
         finally:
-            self._alone.remove(place)
-            self._line.wake()
+            if alone:
+                self._alone.remove(place)
+                self._line.wake()
 
     def _may_go(self, exchange: Exchange, place: Place) -> bool:
         return (
@@ -187,7 +184,7 @@ class SharedProcesses:
     def _has_room(self, process: SharedProcess, exchange: Exchange, place: Place) -> bool:
         if exchange.listens:
             return True
-        if process.hung or (process.muddled and _wants_logs(exchange)):
+        if process.hung:
             return False
         if process.upkeep.served + process.reserved >= self._settings.max_process_requests:
             return False
@@ -223,14 +220,14 @@ class SharedProcesses:
             return
         if not process.load and (process.hung or process.upkeep.is_worn()):
             # Who only listens to it is listened for elsewhere.
-            process.session.life.end(ENOUGH)
+            process.session.life.end("it does not answer" if process.hung else ENOUGH)
         elif not process.in_use:
             process.alone = False
             self._rest(process)
         self._pool.tell_room()
 
     def _rest(self, process: SharedProcess) -> None:
-        process.upkeep.rest(lambda: process.session.life.end("nobody has used it for a while"))
+        process.upkeep.rest(lambda: process.session.life.end(UNUSED))
 
     def _end_worn(self, exchange: Exchange) -> None:
         """What became too old while nobody used it is not to stay beside another."""

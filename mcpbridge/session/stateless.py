@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from twisted.internet import defer
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from mcpbridge.config import STOP_SLACK_SECONDS, ServerSettings
+from mcpbridge.config import ServerSettings
 from mcpbridge.errors import (
     BackendFailed,
     BridgeError,
@@ -29,7 +28,7 @@ from mcpbridge.session.eras import Eras
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.leases import Leases
 from mcpbridge.session.line import Crowd, Place, WaitingLine, outlived
-from mcpbridge.session.pool import Pool, gone
+from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra
 from mcpbridge.session.sharing import SharedProcesses
@@ -53,7 +52,6 @@ class Stateless:
         self, settings: ServerSettings, clock: IReactorTime, pool: Pool, eras: Eras
     ) -> None:
         self._settings = settings
-        self._clock = clock
         self._pool = pool
         self._eras = eras
         self._probing = Crowd(settings.max_waiting_requests)
@@ -141,7 +139,8 @@ class Stateless:
         try:
             await self._shared.open(session, identity, self._settings.probe_timeout)
         except (OtherEra, BackendFailed):
-            await self._gone(session)
+            # Its place may be the only one there is; but not all that is told to end does.
+            await self._pool.gone_in_time(session)
             return False
         return True
 
@@ -157,15 +156,6 @@ class Stateless:
                 if not (len(self._shared) or len(self._leases) or self._pool.has_leaving()):
                     raise
                 await self._line.wait(place, lambda: not self._pool.is_full())
-
-    async def _gone(self, session: Session) -> None:
-        """Its place may be the only one there is; but not all that is told to end does."""
-        settings = self._settings
-        patience = settings.stop_grace + settings.kill_grace + STOP_SLACK_SECONDS
-        try:
-            await gone(session).addTimeout(patience, self._clock)
-        except defer.TimeoutError:
-            pass
 
     def _unused(self) -> Session | None:
         return self._shared.unused() or self._leases.unused()

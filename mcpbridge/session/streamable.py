@@ -181,9 +181,9 @@ class StreamableFace:
             "code": SERVER_ERROR,
             "message": f"the session has ended: {self._session.reason}",
         }
-        if self._settings.stderr_in_errors and self._session.stderr_tail:
-            lines = [line.decode("utf-8", "replace") for line in self._session.stderr_tail]
-            error["data"] = {"stderr": lines}
+        data = self._session.last_words(self._settings)
+        if data is not None:
+            error["data"] = data
         return encode({"jsonrpc": "2.0", "id": ident, "error": error})
 
     def _answer_backend(self, line: bytes) -> None:

@@ -265,12 +265,12 @@ class Front:
         body: bytes,
         answer: Callable[[bytes], None],
         hand_over: Callable[[], None],
-    ) -> WaitingExchange:
+    ) -> bytes | WaitingExchange:
         """A request of 2026-07-28 that most likely has one message for an answer."""
         try:
             asked = read_post(request.server, body, headers)
-        except Refused:
-            raise NotPlainAfterAll from None
+        except Refused as error:
+            return self._refused(error)
         if asked is None or asked.method == LISTEN:
             raise NotPlainAfterAll
         return WaitingExchange(

@@ -74,14 +74,9 @@ class ModernEndpoint:
         this refusal.  Raises `Refused`.
         """
         headers = _headers(request)
-        try:
-            if refusal is not None:
-                raise refusal
-            asked = read_post(self._server, body, headers)
-        except Refused as error:
-            if error.ident is None:
-                error.ident = _ident(body)
-            raise restated(error) from None
+        if refusal is not None:
+            raise of_request(refusal, body)
+        asked = read_post(self._server, body, headers)
         if asked is None:
             # None is defined that a client would send over HTTP.
             request.setResponseCode(202)
@@ -126,18 +121,28 @@ class ModernEndpoint:
 def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | None:
     """
     The request, checked as far as its server is not needed; None for a
-    notification.  Raises `Refused`.
+    notification.  Raises `Refused`, as it is to be answered.
     """
-    server.check_size(body)
-    line, envelope = read_message(body)
-    if envelope is None or not isinstance(envelope.method, str):
-        raise NotJsonRpc("expected one request or notification")
-    if not envelope.is_request:
-        return None
-    versions = headers("MCP-Protocol-Version")
-    asked = read_request(line, envelope, version_header=versions[0] if versions else None)
-    check_headers(asked, headers)
+    try:
+        server.check_size(body)
+        line, envelope = read_message(body)
+        if envelope is None or not isinstance(envelope.method, str):
+            raise NotJsonRpc("expected one request or notification")
+        if not envelope.is_request:
+            return None
+        versions = headers("MCP-Protocol-Version")
+        asked = read_request(line, envelope, version_header=versions[0] if versions else None)
+        check_headers(asked, headers)
+    except Refused as error:
+        raise of_request(error, body) from None
     return asked
+
+
+def of_request(refusal: Refused, body: bytes) -> Refused:
+    """A refusal as 2026-07-28 has it, with the id of the request, if it can be told."""
+    if refusal.ident is None:
+        refusal.ident = _ident(body)
+    return restated(refusal)
 
 
 async def work_on(server: Server, exchange: Exchange, headers: Headers) -> None:
