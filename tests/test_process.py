@@ -217,6 +217,8 @@ def test_stop_closes_stdin_and_discards_what_is_still_said() -> None:
     made = Made()
     made.backend.pause()
     first = made.backend.stop()
+    assert 0 in made.process.pipes  # not within an event
+    made.reactor.advance(0)
     assert 0 not in made.process.pipes
     assert not made.process.paused
     made.backend.pause()
@@ -255,6 +257,7 @@ def test_stop_waits_for_the_pipes_to_be_closed() -> None:
     made.process.exit()
     made.tree.answer()
     made.process.close_output(1)
+    made.reactor.advance(0)
     assert not stopped.called
     made.process.close_output(2)
     made.assert_over(stopped)

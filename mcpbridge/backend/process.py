@@ -69,6 +69,7 @@ class StdioBackend(ProcessProtocol):
         #: What was seen of its end before its exit status.
         self._news = ""
         self._deadline: IDelayedCall | None = None
+        self._closing_stdin: IDelayedCall | None = None
         self._stdout = LineFramer(settings.max_message_bytes)
         self._stderr = LineFramer(STDERR_LINE_BYTES, cut=True)
         self._discarding = False
@@ -157,6 +158,9 @@ class StdioBackend(ProcessProtocol):
     def inConnectionLost(self) -> None:
         """The backend takes nothing more."""
         self._queue.stopProducing()
+        closing, self._closing_stdin = self._closing_stdin, None
+        if closing is not None and closing.active():
+            closing.cancel()
         if not self._discarding:
             self._news = "the backend closed its stdin"
             self._receiver.input_closed(self._news)
@@ -267,8 +271,21 @@ class StdioBackend(ProcessProtocol):
                 self._receiver.output_closed(reason)
 
     def _close_stdin(self) -> None:
-        """At once: what the backend does not read would keep the pipe open."""
+        """
+        Close stdin without flushing it: what the backend does not read would
+        keep the pipe open.
+
+        On the next turn of the reactor, never inside an event.  The list that
+        one `epoll_wait` has returned may still hold an event for this very
+        descriptor; were it closed now, a connection accepted later in the
+        list could get its number, and the stale event would close *that*.
+        """
         self._queue.stopProducing()
+        if self._closing_stdin is None and 0 in self.transport.pipes:
+            self._closing_stdin = self._clock.callLater(0, self._stdin_closed)
+
+    def _stdin_closed(self) -> None:
+        # The pipe may have been lost by itself meanwhile.
         writer = self.transport.pipes.get(0)
         if writer is not None:
             writer.connectionLost(Failure(ConnectionDone()))
