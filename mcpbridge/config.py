@@ -88,6 +88,9 @@ STARVED_SECONDS = 5.0
 SETTLED_SECONDS = 5.0
 #: What a spare process may say before it is used; then it is not read.
 HELD_BYTES = 64 * 1024
+#: How much output that nobody reads is taken from a backend in a second; then it is
+#: paused for the rest of that second.
+UNREAD_BYTES_PER_SECOND = MIB
 #: How many processes that are not in use may be ended to make room for one.
 ROOM_TRIES = 8
 #: How long a legacy backend's questions are collected before the client gets them.

@@ -251,6 +251,7 @@ class RecordingStream:
     """A session's way to its client, which notes what is asked of it."""
 
     def __init__(self) -> None:
+        self.has_reader = True
         self.lines: list[bytes] = []
         self.events: list[str] = []
         self.closing: Callable[[], None] = lambda: None

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mcpbridge"
-LONGEST_MODULE = 400
 
 #: Which rooms a room may import from, besides itself.  A module outside the
 #: four rooms is a room of its own.
@@ -97,9 +96,8 @@ def test_arrows_point_downwards(module: Module) -> None:
 
 
 @each_module
-def test_a_module_says_what_it_is_and_fits(module: Module) -> None:
+def test_a_module_says_what_it_is(module: Module) -> None:
     assert ast.get_docstring(module.tree)
-    assert len(module.text.splitlines()) <= LONGEST_MODULE
 
 
 def test_there_is_no_cycle() -> None:

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from mcpbridge.config import LAUNCH_SECONDS, ServerSettings
+from mcpbridge.config import LAUNCH_SECONDS, UNREAD_BYTES_PER_SECOND, ServerSettings
 from mcpbridge.errors import (
     BackendBusy,
     BackendFailed,
@@ -39,6 +39,7 @@ from mcpbridge.protocol.envelope import read_message
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
+from mcpbridge.session.throttle import WINDOW_SECONDS
 from mcpbridge.testing import FakeBackend, FakeLauncher, RecordingStream
 
 IDENT = "0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10"
@@ -354,6 +355,61 @@ def test_stderr_may_be_kept_from_the_client() -> None:
     made.session.diagnostics_received([b"oops"])
     assert made.stream.lines == []
     assert list(made.session.stderr_tail) == [b"oops"]
+
+
+# Output that nobody reads.
+
+FLOOD = b"x" * (UNREAD_BYTES_PER_SECOND + 1)
+
+
+def test_a_backend_that_floods_while_nobody_reads_is_paused() -> None:
+    """What is thrown away is bounded in rate (`UNREAD_BYTES_PER_SECOND`)."""
+    made = Made()
+    made.stream.has_reader = False
+    made.session.messages_received([FLOOD])
+    assert made.order == ["pause"]
+    made.clock.advance(WINDOW_SECONDS)
+    assert made.order == ["pause", "resume"]
+    made.stream.has_reader = True
+    made.session.messages_received([FLOOD])
+    assert made.order == ["pause", "resume"]
+
+
+def test_a_flood_of_stderr_that_no_client_gets_is_paused() -> None:
+    made = Made(stderr_notifications=False)
+    made.session.diagnostics_received([FLOOD])
+    assert made.order == ["pause"]
+    assert made.stream.lines == []
+    made.session.life.end("the client went away")
+    assert made.order == ["pause", "resume", *TEARDOWN]
+    made.session.diagnostics_received([FLOOD])
+    assert made.clock.getDelayedCalls() == []
+
+
+def test_a_message_of_the_client_lets_a_throttled_backend_go_on() -> None:
+    made = Made()
+    made.stream.has_reader = False
+    made.session.messages_received([FLOOD])
+    made.post(CALL)
+    assert made.order == ["pause", "resume"]
+    assert made.backend.sent == [CALL]
+    made.post(CALL)
+    assert made.order == ["pause", "resume"]
+
+
+def test_a_slow_client_keeps_a_throttled_backend_paused() -> None:
+    """Two reasons to pause: the backend goes on when neither is left."""
+    made = Made()
+    made.stream.has_reader = False
+    made.session.pause_backend()
+    made.session.messages_received([FLOOD])
+    made.clock.advance(WINDOW_SECONDS)
+    assert made.order == ["pause", "pause"]
+    made.session.messages_received([FLOOD])
+    made.session.resume_backend()
+    assert made.order == ["pause", "pause", "pause"]
+    made.clock.advance(WINDOW_SECONDS)
+    assert made.order == ["pause", "pause", "pause", "resume"]
 
 
 # Filters.

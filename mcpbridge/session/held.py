@@ -26,7 +26,7 @@ class Held:
         self.lines += lines
         self._size += sum(map(len, lines))
         if self._size > HELD_BYTES:
-            self._session.backend.pause()
+            self._session.pause_backend()
         return []
 
     def close(self) -> None:

@@ -256,20 +256,25 @@ class LeasedProcess:
     def cancel(self, exchange: Exchange) -> None:
         """The client has gone."""
         if exchange is self.exchange:
-            self.session.backend.resume()
+            self.session.resume_backend()
             self.give_up("the client has gone")
 
     def pause(self, exchange: Exchange) -> None:
         """The client does not keep up."""
         if exchange is self.exchange:
-            self.session.backend.pause()
+            self.session.pause_backend()
 
     def resume(self, exchange: Exchange) -> None:
         """It does again, or is gone."""
         if self.exchange in (None, exchange):
-            self.session.backend.resume()
+            self.session.resume_backend()
 
     # What its session asks: Stream.
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether it works for anybody, or on what the bridge itself has asked."""
+        return self.exchange is not None or not self.conversation.clean
 
     def send(self, lines: list[bytes]) -> None:
         """Messages of the process."""

@@ -257,7 +257,7 @@ class Pool:
             self.readiness.succeeded()
         if lines:
             # What comes in this turn would overtake them.
-            session.backend.pause()
+            session.pause_backend()
             self._clock.callLater(0, self._hand_on, session, lines)
         self._not_before(WARM_SECONDS)
         return session
@@ -265,7 +265,7 @@ class Pool:
     def _hand_on(self, session: Session, lines: list[bytes]) -> None:
         """What a process said while nobody had it, for who has it now."""
         if session.receiving:
-            session.backend.resume()
+            session.resume_backend()
             session.messages_received(lines)
 
     def _age(self, session: Session) -> float:

@@ -26,6 +26,7 @@ from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
 from mcpbridge.protocol.envelope import Envelope, peek
 from mcpbridge.protocol.pings import PingLedger
 from mcpbridge.protocol.sse import stderr_message
+from mcpbridge.session.throttle import Throttle
 
 #: How much of a session's id a log may show.
 LABEL_CHARS = 8
@@ -35,6 +36,11 @@ LONG_LINE_BYTES = 4096
 
 class Stream(Protocol):
     """The way to the client."""
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether anybody reads what is sent now."""
+        ...
 
     def send(self, lines: list[bytes]) -> None:
         """Write these messages, in order, as one piece."""
@@ -65,6 +71,8 @@ class Dialect(Protocol):
 
 class NoStream:
     """Before the stream is there."""
+
+    has_reader = False
 
     def send(self, lines: list[bytes]) -> None:
         """Nobody reads."""
@@ -128,6 +136,9 @@ class Session:
     receiving: bool = field(init=False, default=True)
     #: Whether its backend takes nothing more.
     leaving: bool = field(init=False, default=False)
+    #: Whether the client does not keep up; and the bound on what nobody reads.
+    paused: bool = field(init=False, default=False)
+    throttle: Throttle | None = field(init=False, default=None)
     life: Life = field(init=False)
     log: ClassVar[Logger] = Logger()
 
@@ -202,6 +213,9 @@ class Session:
 
         Raises `BackendBusy` and `MessageRefused`.
         """
+        if self.throttle is not None:
+            # Somebody waits for what comes next.
+            self.throttle.release()
         if self.filters:
             lines = [self._filtered_in(line) for line in lines]
         if self.dialect is not None:
@@ -218,6 +232,32 @@ class Session:
         for each in self.filters:
             line = each.from_client(self, line)
         return line
+
+    # Backpressure: who pauses the backend resumes it; a throttled one stays paused.
+
+    def pause_backend(self) -> None:
+        """The client does not keep up: leave in the pipes what the backend writes."""
+        self.paused = True
+        self.backend.pause()
+
+    def resume_backend(self) -> None:
+        """The client keeps up again, or is gone."""
+        self.paused = False
+        if self.throttle is None or not self.throttle.pausing:
+            self.backend.resume()
+
+    def _thrown_away(self, lines: list[bytes]) -> None:
+        """Nobody has read these lines: not too many of them in a second."""
+        if self.throttle is None:
+            self.throttle = Throttle(self.clock, self._throttled, self._unthrottled)
+        self.throttle.thrown_away(sum(map(len, lines)))
+
+    def _throttled(self) -> None:
+        self.backend.pause()
+
+    def _unthrottled(self) -> None:
+        if not self.paused:
+            self.backend.resume()
 
     def answer_backend(self, line: bytes) -> None:
         """An answer of the bridge's own to a request of the backend."""
@@ -238,6 +278,8 @@ class Session:
         """Pass what the backend wrote on to the client."""
         if not self.receiving:
             return
+        if not self.stream.has_reader:
+            self._thrown_away(lines)
         if self.dialect is not None:
             lines = self.dialect.received(lines)
         self._pass_on(lines)
@@ -263,8 +305,12 @@ class Session:
         """Keep the last lines for the log, and tell the client of all."""
         latest = [line[:STDERR_TAIL_CHARS] for line in lines[-STDERR_TAIL_LINES:]]
         self.stderr_tail = (self.stderr_tail + latest)[-STDERR_TAIL_LINES:]
-        if self.stderr_notifications and self.receiving:
+        if not self.receiving:
+            return
+        if self.stderr_notifications and self.stream.has_reader:
             self._send([stderr_message(line) for line in lines])
+        else:
+            self._thrown_away(lines)
 
     def input_closed(self, reason: str) -> None:
         """The backend takes nothing more."""
@@ -335,6 +381,8 @@ def _build_life() -> Callable[[Session], Life]:
         session.reason = reason
         session.receiving = False
         session.leaving = True
+        if session.throttle is not None:
+            guarded(log, "releasing the throttle", session.throttle.release)
         guarded(log, "forgetting the session", session.forget, session)
         guarded(log, "stopping the keepalive", stream.stop_keepalive)
         guarded(log, "closing the stream", stream.close)

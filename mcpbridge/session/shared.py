@@ -285,6 +285,11 @@ class SharedProcess:
 
     # What its session asks: Stream.
 
+    @property
+    def has_reader(self) -> bool:
+        """Whether any request is open, or anybody listens."""
+        return bool(len(self._requests) or self._requests.listens)
+
     def send(self, lines: list[bytes]) -> None:
         """Messages of the process, each for whom it is."""
         freed = False

@@ -134,7 +134,7 @@ class StreamableFace:
     def pause(self, outlet: object) -> None:
         """A connection does not keep up."""
         if not self._full:
-            self._session.backend.pause()
+            self._session.pause_backend()
         self._full.add(outlet)
 
     def resume(self, outlet: object) -> None:
@@ -142,9 +142,14 @@ class StreamableFace:
         if outlet in self._full:
             self._full.discard(outlet)
             if not self._full:
-                self._session.backend.resume()
+                self._session.resume_backend()
 
     # What a session asks of its stream.
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether any connection is attached."""
+        return self.router.has_outlets
 
     def send(self, lines: list[bytes]) -> None:
         """Messages of the backend, each to the stream that it belongs to."""

@@ -76,6 +76,11 @@ class EventStream:
 
     # What the session asks.
 
+    @property
+    def has_reader(self) -> bool:
+        """Whether the response is open: the client reads all of it, at its own pace."""
+        return self._request is not None
+
     def send(self, lines: list[bytes]) -> None:
         """Messages, as one piece, and at once where the connection allows it."""
         request = self._request
@@ -127,12 +132,12 @@ class EventStream:
     def pauseProducing(self) -> None:
         """The client does not keep up."""
         self._full = True
-        self._session.backend.pause()
+        self._session.pause_backend()
 
     def resumeProducing(self) -> None:
         """All that was written is taken."""
         self._full = False
-        self._session.backend.resume()
+        self._session.resume_backend()
 
     def stopProducing(self) -> None:
         """The connection ends; `notifyFinish` tells the rest."""
