@@ -20,6 +20,7 @@ from twisted.web.resource import IResource
 from mcpbridge.backend.chain import PythonShim, find_chain
 from mcpbridge.backend.keeper import Keeper
 from mcpbridge.backend.launcher import LocalLauncher
+from mcpbridge.backend.machine import shortcomings
 from mcpbridge.backend.subreaper import set_child_subreaper
 from mcpbridge.backend.tree import Sweeper
 from mcpbridge.config import STOP_SLACK_SECONDS, BridgeSettings, ServerSettings
@@ -211,6 +212,9 @@ class Bridge(Service):
         )
         for shortage in shortages(sessions):
             self.log.warn("{shortage}", shortage=shortage)
+        missing = shortcomings()
+        if missing:
+            self.log.warn("processes of backends: {missing}", missing="; ".join(missing))
         if isinstance(find_chain(), PythonShim):
             self.log.info("no compiled launcher and no util-linux: backends start more slowly")
         wanted = self.settings.child_subreaper

@@ -10,20 +10,25 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from mcpbridge.backend import procfs
+from mcpbridge.backend import killing, machine, procfs
+from mcpbridge.backend import marks as marks_module
 from mcpbridge.backend.chain import Chain, Compiled, PythonShim, UtilLinux, find_chain, works
+from mcpbridge.backend.marks import Marks
 from mcpbridge.backend.subreaper import set_child_subreaper
 from mcpbridge.backend.tree import (
+    CLEAN_LOOKS,
     REAP_SECONDS,
+    SLICE_SECONDS,
+    SWEEP_REST_FACTOR,
     SWEEP_SECONDS,
     GroupTree,
     Sweeper,
@@ -132,10 +137,10 @@ def spawned() -> Iterator[Spawned]:
 @given(st.binary(min_size=8, max_size=8), st.integers(-1, 2**64))
 def test_base_leaves_room_for_all_tags(random: bytes, hard: int) -> None:
     """A base is 0, or all of its tags are below the hard limit and above what a limit may mean."""
-    base = procfs.choose_base(random, hard)
+    base = machine.choose_base(random, hard)
     if base:
-        assert base % procfs.TAGS == 0
-        assert base + procfs.TAGS <= (2**62 if hard < 0 else min(hard, 2**62))
+        assert base % machine.TAGS == 0
+        assert base + machine.TAGS <= (2**62 if hard < 0 else min(hard, 2**62))
         assert base >= 2**30
     else:
         assert 0 <= hard < 2**41
@@ -275,7 +280,7 @@ def test_tags_differ_and_skip_those_in_use() -> None:
     sweeper = Sweeper(Clock())
     first = sweeper.new_tag()
     sweeper.leaders[1] = first
-    sweeper._next = procfs.TAGS - 1
+    sweeper._next = machine.TAGS - 1
     assert sweeper.new_tag() == first + 1
 
 
@@ -288,13 +293,15 @@ class FoundTable:
         self.table: list[procfs.Tagged] = []
         self.sweeps: list[set[int]] = []
         self.error: OSError | None = None
-        monkeypatch.setattr(procfs, "find_tagged", self._find)
+        self.unknown: list[int] = []
+        monkeypatch.setattr(procfs, "read_table", self._read)
 
-    def _find(self, base: int, skip: Any) -> list[procfs.Tagged]:
+    def _read(self, base: int, skip: Any, *others: object) -> Generator[None, None, procfs.Table]:
         self.sweeps.append(set(skip))
         if self.error is not None:
             raise self.error
-        return self.table
+        yield
+        return procfs.Table(self.table, self.unknown)
 
 
 @pytest.fixture
@@ -331,8 +338,8 @@ def test_leaders_are_not_counted_and_others_sessions_skipped(found_table: FoundT
     clock.advance(0)
     assert answers == [[8]]
     assert found_table.sweeps == [{9}]
-    sweeper.leader_reaped(7)
-    sweeper.leader_reaped(9)
+    sweeper.leader_exited(7)
+    sweeper.leader_exited(9)
     assert clock.getDelayedCalls() == []
 
 
@@ -362,6 +369,158 @@ def test_nothing_counts_only_when_seen_twice(found_table: FoundTable) -> None:
     assert len(found_table.sweeps) == 3
 
 
+def test_nothing_counts_only_when_two_looks_in_a_row_say_so(found_table: FoundTable) -> None:
+    """promise: nothing is called gone before it is proven, the first time too."""
+    clock, sweeper = found_table.clock, found_table.sweeper
+    tree = TaggedTree(6, 101, sweeper)
+    answers: list[list[int]] = []
+    tree.look().addCallback(answers.append)
+    clock.advance(0)
+    assert answers == []
+    found_table.table = [procfs.Tagged(7, 101, False, 1)]
+    clock.advance(SWEEP_SECONDS)
+    assert answers == [[7]]
+    # What was gone before it could be read may have a child that lives.
+    found_table.table, found_table.unknown = [], [8]
+    tree.look().addCallback(answers.append)
+    clock.advance(SWEEP_SECONDS)
+    assert answers == [[7], [8]]
+    assert CLEAN_LOOKS == 2
+
+
+def test_looks_count_from_the_leaders_exit_on(found_table: FoundTable) -> None:
+    """What a leader has started after a look has begun, that look may not have seen."""
+    clock, sweeper = found_table.clock, found_table.sweeper
+    sweeper.leader_started(6, 101)
+    tree = TaggedTree(6, 101, sweeper)
+    answers: list[list[int]] = []
+    tree.look().addCallback(answers.append)
+    sweeper.leader_exited(6)
+    clock.pump([0, SWEEP_SECONDS])
+    assert answers == []
+    clock.advance(SWEEP_SECONDS)
+    assert answers == [[]]
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_second_kill_is_one_that_cannot_be_outrun(
+    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass for all trees that need it, before the next look."""
+    passes: list[Any] = []
+    monkeypatch.setattr(killing, "kill_pass", lambda *told: passes.append(told))
+    clock, sweeper = found_table.clock, found_table.sweeper
+    trees = [TaggedTree(None, tag, sweeper) for tag in (101, 102)]
+    for tree in trees:
+        tree.signal_rest([], signal.SIGTERM)
+        tree.signal_rest([], signal.SIGKILL)
+    clock.advance(SWEEP_SECONDS)
+    assert passes == []
+    for tree in trees:
+        tree.signal_rest([], signal.SIGKILL)
+    clock.advance(SWEEP_SECONDS)
+    assert passes == [(sweeper.base, {101, 102}, {}, {}, 0)]
+
+
+def test_a_pass_that_fails_fails_the_looks(
+    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*told: object) -> NoReturn:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(killing, "kill_pass", fail)
+    failures: list[Any] = []
+    found_table.sweeper.kill(101)
+    found_table.sweeper.look(101).addErrback(failures.append)
+    found_table.clock.advance(0)
+    assert failures[0].check(OSError)
+    found_table.sweeper.look(101).addCallback(failures.append)
+    found_table.clock.advance(SWEEP_SECONDS)
+    assert failures[1:] == [[]]
+
+
+def test_a_long_reading_lets_others_have_their_turn(
+    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks meanwhile gets an answer of a reading that began later."""
+    clock, sweeper = found_table.clock, found_table.sweeper
+    events: list[Any] = []
+
+    def read(*told: object) -> Generator[None, None, procfs.Table]:
+        if not events:
+            sweeper.look(102).addCallback(events.append)
+        for _ in range(2):
+            events.append("slice")
+            clock.rightNow += SLICE_SECONDS
+            clock.callLater(0, events.append, "others")
+            yield
+        return procfs.Table([], [])
+
+    monkeypatch.setattr(procfs, "read_table", read)
+    events.clear()
+    sweeper.look(101).addCallback(events.append)
+    clock.advance(0)
+    assert events == ["slice", "others", "slice", "others", []]
+    # For a tenth of one processor: it rests for ten times as long as it has read.
+    clock.advance(SWEEP_REST_FACTOR * 2 * SLICE_SECONDS - 0.001)
+    assert len(events) == 5
+    clock.advance(0.001)
+    assert len(events) == 10
+
+
+@linux
+def test_what_was_seen_without_a_tag_is_held_until_it_ends() -> None:
+    """Its number is its own as long as a descriptor of it says that it lives."""
+    told: list[tuple[int, int]] = []
+    marks = Marks(lambda pid, started: told.append((pid, started)))
+    process = subprocess.Popen(["sleep", "600"])
+    marks.hold(process.pid, 101, lambda: False)
+    assert marks.tags() == {}
+    for _ in range(2):
+        marks.hold(process.pid, 101, lambda: True)
+    assert marks.tags() == {process.pid: 101}
+    assert told == [(process.pid, procfs.start_time(process.pid))]
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert marks.tags() == {}
+    # An adopted one is reaped.
+    with pytest.raises(ChildProcessError):
+        os.waitpid(process.pid, 0)
+    process.wait()
+
+
+@linux
+def test_only_so_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KNOWN_PROCESSES: each takes a descriptor."""
+    monkeypatch.setattr(marks_module, "KNOWN_PROCESSES", 1)
+    marks = Marks(lambda pid, started: None)
+    processes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
+    for each in processes:
+        marks.hold(each.pid, 101, lambda: True)
+    assert marks.tags() == {processes[0].pid: 101}
+    for each in processes:
+        each.kill()
+        os.waitid(os.P_PID, each.pid, os.WEXITED | os.WNOWAIT)
+    assert marks.tags() == {}
+    for each in processes:
+        each.wait()
+
+
+@linux
+def test_what_cannot_be_signalled_is_said_once(
+    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
+) -> None:
+    def refuse(*told: object) -> NoReturn:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(procfs, "signal_if", refuse)
+    tree = TaggedTree(None, 101, found_table.sweeper)
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        tree.signal_rest([7, 8], number)
+    assert log_lines == ["cannot signal process 7: Operation not permitted"]
+    found_table.clock.advance(0)
+
+
 @linux
 def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
     """No zombie remains, and the status of somebody else's child is not taken."""
@@ -378,7 +537,7 @@ def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
     with pytest.raises(ChildProcessError):
         os.waitpid(mine.pid, 0)
     assert stranger.wait() == 0
-    sweeper.leader_reaped(1)
+    sweeper.leader_exited(1)
     assert clock.getDelayedCalls() == []
 
 

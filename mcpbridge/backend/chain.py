@@ -19,9 +19,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
+from mcpbridge.backend.machine import LIMITS
+
 #: How long the trial of a chain at the start may take.
 TRIAL_SECONDS = 10.0
 
+#: Asks for its own limits, for which it needs no /proc.
+_TRIAL = f"import resource; print(*[n for each in {LIMITS!r} for n in resource.getrlimit(each)])"
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -65,7 +69,7 @@ class UtilLinux:
             links += [self.env, "-C", directory]
         links += [self.setsid]
         if tag:
-            links += [self.prlimit, f"--rss={tag}:{tag}"]
+            links += [self.prlimit, f"--rss={tag}:{tag}", f"--locks={tag}:{tag}"]
         return [*links, self.setpriv, "--pdeathsig", "KILL", "--", *command]
 
 
@@ -102,12 +106,9 @@ def _candidates() -> Iterator[Chain]:
 def works(chain: Chain) -> bool:
     """Whether a tag set by the chain, in a directory, is seen by the command (Linux)."""
     tag = 1 << 40
-    cat = shutil.which("cat")
-    if cat is None:
-        return False
     try:
         trial = subprocess.run(
-            chain.wrap([cat, "/proc/self/limits"], tag, "/"),
+            chain.wrap([sys.executable, "-I", "-S", "-c", _TRIAL], tag, "/"),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=TRIAL_SECONDS,
@@ -115,4 +116,5 @@ def works(chain: Chain) -> bool:
         )
     except (OSError, subprocess.SubprocessError):
         return False
-    return trial.returncode == 0 and str(tag).encode("ascii") in trial.stdout
+    seen = " ".join(str(tag) for limit in LIMITS for _ in ("soft", "hard"))
+    return trial.returncode == 0 and trial.stdout.decode("ascii").strip() == seen

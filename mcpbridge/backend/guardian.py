@@ -22,6 +22,8 @@ PAUSE_SECONDS = 0.02
 #: How many looks in a row must find nothing: a process may be born behind
 #: the place in /proc that a look has passed.
 CLEAN_LOOKS = 2
+#: `resource` has no name for it.
+_RLIMIT_LOCKS = 10
 
 
 def wait_for_end(descriptor: int) -> None:
@@ -32,22 +34,21 @@ def wait_for_end(descriptor: int) -> None:
 
 def kill_all(base: int) -> int:
     """Kill what carries a tag of this base; return how many processes are left."""
-    from procfs import find_tagged, signal_tagged  # type: ignore[import-not-found]
+    from killing import kill_pass  # type: ignore[import-not-found]
+    from procfs import find_tagged  # type: ignore[import-not-found]
 
     give_up = time.monotonic() + GIVE_UP_SECONDS
     clean = 0
     me = os.getpid()
     left: list[int] = []
     while clean < CLEAN_LOOKS and time.monotonic() < give_up:
-        left = []
-        for process in find_tagged(base):
+        try:
+            kill_pass(base)
             # A zombie holds nothing, and is its parent's to reap.
-            if not process.zombie and process.pid != me:
-                left.append(process.pid)
-                try:
-                    signal_tagged(process.pid, process.tag, signal.SIGKILL)
-                except OSError:
-                    pass
+            left = [each.pid for each in find_tagged(base) if not each.zombie and each.pid != me]
+        except OSError:
+            # What was not seen is not gone.
+            left = [-1]
         clean = 0 if left else clean + 1
         time.sleep(PAUSE_SECONDS)
     return len(left)
@@ -57,7 +58,8 @@ def main(base: int) -> int:
     """Wait, then clean up; the exit status is 0 when nothing is left."""
     # A bridge may itself be the backend of another, which would kill all that
     # carries the tag of that session: this process carries one of its own.
-    resource.setrlimit(resource.RLIMIT_RSS, (base, base))
+    for limit in (resource.RLIMIT_RSS, _RLIMIT_LOCKS):
+        resource.setrlimit(limit, (base, base))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     try:

@@ -26,6 +26,8 @@ from mcpbridge.guard import guarded
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
 KILLS_BEFORE_WARNING = 6
+#: How many of those that are left this names.
+SHOWN_PROCESSES = 8
 
 
 class Tree(Protocol):
@@ -76,6 +78,8 @@ class Rungs:
     terminated: frozenset[int] = frozenset()
     signalled: bool = False
     kills: int = 0
+    left: tuple[int, ...] = ()
+    complained: bool = False
     pause: float = FIRST_PAUSE_SECONDS
     log: ClassVar[Logger] = Logger()
 
@@ -109,7 +113,14 @@ class Rungs:
 
         def failed(why: Any) -> None:
             # Out of descriptors, say: what was not seen is not gone.
-            self.log.failure("cannot look at the processes of {label}", why, label=self.label)
+            if not self.complained:
+                self.complained = True
+                self.log.failure(
+                    "cannot look at the processes of {label}; its permit stays taken and that"
+                    " is tried again",
+                    why,
+                    label=self.label,
+                )
             self.clock.callLater(LONGEST_PAUSE_SECONDS, look_again)
 
         def look_again() -> None:
@@ -131,6 +142,7 @@ class Rungs:
 
     def kill(self, pids: list[int]) -> None:
         """SIGKILL to the rest; say so where it does not help."""
+        self.left = tuple(pids)
         guarded(self.log, "SIGKILL", self.tree.signal_rest, pids, signal.SIGKILL)
 
     def wait_longer(self, ladder: Ladder) -> None:
@@ -138,9 +150,10 @@ class Rungs:
         self.kills += 1
         if self.kills == KILLS_BEFORE_WARNING:
             self.log.error(
-                "processes of {label} do not die from SIGKILL; its permit stays taken and"
-                " they are tried again",
+                "processes of {label} do not die from SIGKILL{which}; its permit stays taken"
+                " and they are tried again",
                 label=self.label,
+                which="".join(f", {pid}" for pid in self.left[:SHOWN_PROCESSES]),
             )
         self.wait(ladder, self.pause)
         self.pause = min(self.pause * 2, LONGEST_PAUSE_SECONDS)

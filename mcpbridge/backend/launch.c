@@ -3,7 +3,7 @@
  *
  *   launch TAG PARENT DIRECTORY -- PROGRAM [ARG ...]
  *
- * A session of its own (setsid), a tag (RLIMIT_RSS, see procfs.py; 0: none),
+ * A session of its own (setsid), a tag (two limits, see procfs.py; 0: none),
  * death with its parent (PR_SET_PDEATHSIG; PARENT is the pid that it must
  * still have, since the parent may have died before), a directory (`-`: the
  * present one), and no descriptor but 0, 1 and 2.  Linux only.
@@ -49,7 +49,7 @@ int main(int count, char **argument)
         return fail("setsid", 125);
     if (tag != 0) {
         struct rlimit limit = {tag, tag};
-        if (setrlimit(RLIMIT_RSS, &limit) < 0)
+        if (setrlimit(RLIMIT_RSS, &limit) < 0 || setrlimit(RLIMIT_LOCKS, &limit) < 0)
             return fail("setrlimit", 125);
     }
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)

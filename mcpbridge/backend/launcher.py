@@ -16,6 +16,7 @@ from zope.interface import implementer
 
 from mcpbridge.backend.chain import Chain, find_chain
 from mcpbridge.backend.command import backend_environment, find_program
+from mcpbridge.backend.leader import Leader
 from mcpbridge.backend.process import StdioBackend
 from mcpbridge.backend.tree import GroupTree, Sweeper, TaggedTree
 from mcpbridge.config import ServerSettings
@@ -72,13 +73,14 @@ class LocalLauncher:
         chain = self._chain()
         line = chain.wrap([program, *self._settings.args], tag, self._settings.cwd)
         sweeper = self._sweeper
-        backend = StdioBackend(self._settings, self._clock, receiver, label, sweeper.leader_reaped)
+        backend = StdioBackend(self._settings, self._clock, receiver, label, sweeper.leader_exited)
         with _descriptors_closed_by_child() if chain.closes_descriptors else nullcontext():
             transport = self._processes.spawnProcess(backend, line[0], line, self._environment)
         # Without a pid it has exited and been reaped already.
         pid = transport.pid
         if pid is not None:
-            sweeper.leader_started(pid, tag)
+            keeps = tag and isinstance(transport, process.Process)
+            sweeper.leader_started(pid, tag, Leader(transport, pid) if keeps else None)
         tree = TaggedTree(pid, tag, sweeper) if tag else GroupTree(pid, self._clock)
         backend.begin(pid, tree)
         return backend

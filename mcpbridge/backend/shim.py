@@ -13,6 +13,9 @@ from __future__ import annotations
 import os
 import sys
 
+#: `resource` has no name for it.
+_RLIMIT_LOCKS = 10
+
 
 def set_parent_death_signal(number: int) -> bool:
     """Ask for a signal at the parent's death (prctl(2), Linux); False elsewhere."""
@@ -36,7 +39,8 @@ def main(arguments: list[str]) -> int:
         if int(tag):
             import resource
 
-            resource.setrlimit(resource.RLIMIT_RSS, (int(tag), int(tag)))
+            for limit in (resource.RLIMIT_RSS, _RLIMIT_LOCKS):
+                resource.setrlimit(limit, (int(tag), int(tag)))
         set_parent_death_signal(signal.SIGKILL)
         # What this interpreter ignores, the command would inherit.
         for number in (signal.SIGPIPE, signal.SIGXFSZ):

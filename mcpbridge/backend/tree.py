@@ -9,22 +9,29 @@ session by its tag (Linux), `GroupTree` by its process group (elsewhere).
 from __future__ import annotations
 
 import os
-import resource
-from typing import Any
+import signal
+from collections.abc import Callable, Collection, Generator
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from mcpbridge.backend import procfs
+from mcpbridge.backend import killing, machine, procfs
+from mcpbridge.backend.leader import Leader, reap
+from mcpbridge.backend.marks import Marks
 
 #: At the least this time between two readings of the table of processes, and
 #: this many times what the last one took: a tenth of one processor at most.
 SWEEP_SECONDS = 0.02
 SWEEP_REST_FACTOR = 10.0
+#: After so long the reactor gets its turn within a reading.
+SLICE_SECONDS = 0.003
 #: How often adopted children that have exited are reaped while sessions live.
 REAP_SECONDS = 2.0
+#: How many looks in a row must find nothing.
+CLEAN_LOOKS = 2
 
 
 class Sweeper:
@@ -33,19 +40,29 @@ class Sweeper:
 
     Reaps what the bridge has adopted of its sessions, by pid, and nothing
     else: the status of a child of somebody else is not taken.
+
+    `told` is called for each process of a session that was seen without a
+    tag; see `Marks`.
     """
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(
+        self, clock: IReactorTime, told: Callable[[int, int], None] = lambda pid, started: None
+    ) -> None:
         self._clock = clock
-        hard = resource.getrlimit(resource.RLIMIT_RSS)[1]
-        #: 0 where there are no tags: without Linux's /proc nobody could read them.
-        self.base = procfs.choose_base(os.urandom(8), hard) if procfs.readable() else 0
+        able = machine.machine().tags
+        #: 0 where there are no tags.
+        self.base = machine.choose_base(os.urandom(8), machine.hard_limit()) if able else 0
         self._next = 0
-        #: The leaders that have not been reaped: Twisted waits for those.
+        #: The leaders that have not been reaped.
         self.leaders: dict[int, int] = {}
+        self._held: dict[int, Leader] = {}
+        #: Leaders whose trees are gone, and whose tracers do not let go.
+        self._traced: set[int] = set()
+        self._marks = Marks(told)
         self._wanted: dict[int, list[Deferred[list[int]]]] = {}
+        self._to_kill: set[int] = set()
         self._call: IDelayedCall | None = None
         self._not_before = 0.0
         self._reaping: IDelayedCall | None = None
@@ -57,74 +74,172 @@ class Sweeper:
         in_use = set(self.leaders.values()) | self._wanted.keys()
         while True:
             # The first is the guardian's.
-            self._next = self._next % (procfs.TAGS - 1) + 1
+            self._next = self._next % (machine.TAGS - 1) + 1
             if self.base + self._next not in in_use:
                 return self.base + self._next
 
-    def leader_started(self, pid: int, tag: int) -> None:
-        """A leader was spawned; until it is reaped it is Twisted's."""
+    # Leaders.
+
+    def leader_started(self, pid: int, tag: int, leader: Leader | None = None) -> None:
+        """A leader was spawned; with a `Leader` its number is kept when it exits."""
         self.leaders[pid] = tag
+        if leader is not None:
+            self._held[pid] = leader
         if self._reaping is None:
             self._reaping = self._clock.callLater(REAP_SECONDS, self._reap_adopted)
 
-    def leader_reaped(self, pid: int) -> None:
-        """Twisted has reaped the leader: its number may be used anew."""
+    def leader_exited(self, pid: int) -> None:
+        """Twisted knows that the leader has exited: its number is kept, or may be used anew."""
+        leader = self._held.get(pid)
+        if leader is None or not leader.held:
+            self._forget(pid)
+
+    def has_exited(self, pid: int) -> bool:
+        """Whether Twisted knows that the leader has exited."""
+        return pid not in self.leaders or (pid in self._held and self._held[pid].exited)
+
+    def look_behind_tracer(self, pid: int) -> None:
+        """The leader was killed: it may be dead though its parent is not told."""
+        if pid in self._held:
+            self._held[pid].look_behind_tracer()
+
+    def release(self, pid: int) -> None:
+        """Nothing is left of the tree of a leader that has exited: reap it."""
+        leader = self._held.get(pid)
+        if leader is not None and leader.held and not reap(pid):
+            self._traced.add(pid)
+        self._forget(pid)
+
+    def _forget(self, pid: int) -> None:
         self.leaders.pop(pid, None)
-        if not self.leaders and self._reaping is not None:
+        self._held.pop(pid, None)
+        if not self.leaders and not self._traced and self._reaping is not None:
             self._reaping.cancel()
             self._reaping = None
 
+    # Looks.
+
     def look(self, tag: int) -> Deferred[list[int]]:
         """
-        The pids that carry the tag and live, without the leader.
+        The pids that are of this tag and live, without the leader.
 
-        Fails with `OSError` where the table cannot be read.
+        Where nothing is found and that is not certain, the pids of what was
+        gone before it could be read; they may be anybody's.  Fails with
+        `OSError` where the table cannot be read.
         """
         asked: Deferred[list[int]] = Deferred()
         self._wanted.setdefault(tag, []).append(asked)
+        self._sweep_soon()
+        return asked
+
+    def kill(self, tag: int) -> None:
+        """Before the next look, kill what is of this tag so that it cannot outrun it."""
+        self._to_kill.add(tag)
+        self._sweep_soon()
+
+    def signal(self, pid: int, leader: int, tag: int, number: int) -> bool:
+        """
+        Signal a process if it is still of this leader's tree; whether it is.
+
+        Raises `PermissionError` where it is another user's.
+        """
+        sessions = {leader: tag} if leader in self.leaders else {}
+        ours = partial(killing.is_ours, pid, tag, sessions, self._marks.tags())
+        return procfs.signal_if(pid, number, ours)
+
+    def _sweep_soon(self) -> None:
         if self._call is None:
             delay = max(0.0, self._not_before - self._clock.seconds())
             self._call = self._clock.callLater(delay, self._sweep)
-        return asked
 
     def _sweep(self) -> None:
-        self._call = None
         wanted, self._wanted = self._wanted, {}
-        # What is in the process session of another live leader is not sought.
-        others = {pid for pid, tag in self.leaders.items() if tag not in wanted}
+        to_kill, self._to_kill = self._to_kill, set()
         began = self._clock.seconds()
         try:
-            found = self._find(others)
-        except OSError as error:
-            for asked in [each for waiting in wanted.values() for each in waiting]:
-                asked.errback(error)
+            if to_kill:
+                sessions = self._sessions(to_kill)
+                known = self._marks.tags()
+                killing.kill_pass(self.base, to_kill, sessions, known, self._since(to_kill))
+        except Exception as error:
+            self._answer(wanted, error, self._clock.seconds() - began)
             return
-        finally:
-            now = self._clock.seconds()
-            self._not_before = now + max(SWEEP_SECONDS, SWEEP_REST_FACTOR * (now - began))
-        for tag, waiting in wanted.items():
-            pids = [each.pid for each in found if each.tag == tag]
-            for asked in waiting:
-                asked.callback(pids)
+        # What is in the process session of another live leader is not sought.
+        others = {pid for pid, tag in self.leaders.items() if tag not in wanted}
+        reading = procfs.read_table(
+            self.base, others, self._sessions(wanted), self._marks.tags(), self._since(wanted)
+        )
+        self._read_on(reading, wanted, self._clock.seconds() - began)
 
-    def _find(self, others: set[int]) -> list[procfs.Tagged]:
-        """What is tagged and lives, beside leaders and guardian; adopted zombies are reaped."""
+    def _read_on(
+        self,
+        reading: Generator[None, None, procfs.Table],
+        wanted: dict[int, list[Deferred[list[int]]]],
+        busy: float,
+    ) -> None:
+        """Read until it is done, or the reactor is to have its turn; `busy`: the time so far."""
+        began = now = self._clock.seconds()
+        try:
+            while now - began < SLICE_SECONDS:
+                next(reading)
+                now = self._clock.seconds()
+        except StopIteration as done:
+            answer: procfs.Table | Exception = done.value
+        except Exception as error:
+            # Whatever it is: what was not seen is not gone.
+            answer = error
+        else:
+            busy += now - began
+            self._call = self._clock.callLater(0, self._read_on, reading, wanted, busy)
+            return
+        self._answer(wanted, answer, busy + self._clock.seconds() - began)
+
+    def _answer(
+        self,
+        wanted: dict[int, list[Deferred[list[int]]]],
+        table: procfs.Table | Exception,
+        busy: float,
+    ) -> None:
+        self._not_before = self._clock.seconds() + max(SWEEP_SECONDS, SWEEP_REST_FACTOR * busy)
+        self._call = None
+        if self._wanted or self._to_kill:
+            self._sweep_soon()
+        found: dict[int, list[int]] = {tag: [] for tag in wanted}
+        if isinstance(table, procfs.Table):
+            for each in self._sort_out(table.found):
+                if each.tag in found:
+                    found[each.tag].append(each.pid)
+        for tag, waiting in wanted.items():
+            for asked in waiting:
+                if isinstance(table, Exception):
+                    asked.errback(table)
+                else:
+                    asked.callback(found[tag] or table.unknown)
+
+    def _sort_out(self, found: list[procfs.Tagged]) -> list[procfs.Tagged]:
+        """What lives, beside leaders and guardian; adopted zombies are reaped."""
         living = []
-        me = os.getpid()
-        for process in procfs.find_tagged(self.base, others):
+        for process in found:
             if process.pid in self.leaders or process.tag == self.base:
                 continue
-            if not process.zombie:
-                living.append(process)
-            elif process.parent == me:
-                self._reap(process.pid)
+            if process.zombie:
+                reap(process.pid)
+                continue
+            living.append(process)
+            if not process.marked:
+                pid, tag, sessions = process.pid, process.tag, self.leaders
+                self._marks.hold(pid, tag, partial(killing.is_ours, pid, tag, sessions, {}))
         return living
 
-    def _reap(self, pid: int) -> None:
-        try:
-            os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
+    def _sessions(self, tags: Collection[int]) -> dict[int, int]:
+        """The leaders of these tags whose numbers are theirs, and so their process sessions."""
+        return {pid: tag for pid, tag in self.leaders.items() if tag in tags}
+
+    def _since(self, tags: Collection[int]) -> int:
+        """The oldest of these leaders; 0 where there is none."""
+        return next((pid for pid, tag in self.leaders.items() if tag in tags), 0)
+
+    # Adopted processes.
 
     def _reap_adopted(self) -> None:
         """
@@ -132,16 +247,26 @@ class Sweeper:
 
         Looking costs one system call, and takes no status from anybody.
         """
+        self._reaping = None
+        self._traced = {pid for pid in self._traced if not reap(pid)}
+        if not self.leaders and not self._traced:
+            return
         self._reaping = self._clock.callLater(REAP_SECONDS, self._reap_adopted)
         try:
             exited = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if exited is not None and exited.si_pid not in self.leaders:
-            try:
-                self._find(set())
-            except OSError:
-                self.log.failure("cannot look for adopted processes")
+        # A leader whose number is kept may hide others.
+        if exited is not None and (exited.si_pid not in self.leaders or self._held):
+            # A look at nobody: what is found and has exited is reaped.
+            self._sweep_for_zombies()
+
+    def _sweep_for_zombies(self) -> None:
+        if self._call is None:
+            reading = procfs.read_table(
+                self.base, (), self.leaders, self._marks.tags(), self._since(set())
+            )
+            self._read_on(reading, {}, 0.0)
 
 
 class TaggedTree:
@@ -149,41 +274,72 @@ class TaggedTree:
 
     log = Logger()
 
-    __slots__ = ("_pid", "_seen", "_sweeper", "_tag")
+    __slots__ = ("_killed_leader", "_kills", "_pid", "_sweeper", "_tag", "_warned")
 
-    def __init__(self, pid: int, tag: int, sweeper: Sweeper) -> None:
-        self._pid = pid
+    def __init__(self, pid: int | None, tag: int, sweeper: Sweeper) -> None:
+        #: -1: it has exited within the spawn, and Twisted has reaped it.
+        self._pid = -1 if pid is None else pid
         self._tag = tag
         self._sweeper = sweeper
-        self._seen = False
+        self._kills = 0
+        self._killed_leader = False
+        self._warned = False
 
     def signal_leader(self, number: int) -> None:
         """The leader is not reaped, so its number is its own, and its group's."""
-        signal_group(self._pid, number)
+        self._killed_leader = number == signal.SIGKILL
+        if self._pid in self._sweeper.leaders:
+            signal_group(self._pid, number)
 
     def signal_rest(self, pids: list[int], number: int) -> None:
-        """Only those that still carry the tag are signalled."""
+        """
+        Only those that are still of this tree are signalled.
+
+        From the second SIGKILL on, nothing outruns it: see `killing`.
+        """
+        if number == signal.SIGKILL:
+            self._kills += 1
+            self.signal_leader(number)
+            if self._kills > 1:
+                self._sweeper.kill(self._tag)
         for pid in pids:
             try:
-                procfs.signal_tagged(pid, self._tag, number)
+                self._sweeper.signal(pid, self._pid, self._tag, number)
             except OSError as error:
-                self.log.warn("cannot signal process {pid}: {error}", pid=pid, error=error.strerror)
+                self._warn(pid, error)
+
+    def _warn(self, pid: int, error: OSError) -> None:
+        """Once: it is tried again and again."""
+        if not self._warned:
+            self._warned = True
+            self.log.warn("cannot signal process {pid}: {error}", pid=pid, error=error.strerror)
 
     def look(self) -> Deferred[list[int]]:
         """
-        What carries the tag, beside the leader.
+        What is of this tree, beside the leader.
 
-        Where there was something before, nothing counts only when it is seen
-        twice: a process may be born behind the place that a look has passed.
+        Nothing counts only where `CLEAN_LOOKS` in a row have seen nothing,
+        all begun when the leader had exited, if it has.  Then the leader is
+        reaped, and its number is free.
         """
+        sweeper, pid = self._sweeper, self._pid
+        exited, clean = sweeper.has_exited(pid), 0
 
-        def again(pids: list[int]) -> Any:
+        def judge(pids: list[int]) -> list[int] | Deferred[list[int]]:
+            nonlocal exited, clean
+            if self._killed_leader:
+                sweeper.look_behind_tracer(pid)
             if pids:
-                self._seen = True
                 return pids
-            return self._sweeper.look(self._tag) if self._seen else pids
+            before, exited = exited, sweeper.has_exited(pid)
+            clean = clean + 1 if before == exited else 0
+            if clean < CLEAN_LOOKS:
+                return sweeper.look(self._tag).addCallback(judge)
+            if exited:
+                sweeper.release(pid)
+            return []
 
-        return self._sweeper.look(self._tag).addCallback(again)
+        return sweeper.look(self._tag).addCallback(judge)
 
 
 class GroupTree:

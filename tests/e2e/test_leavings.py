@@ -1,0 +1,77 @@
+"""
+Backends that leave processes behind in ways that are hard to see: when a
+session is closed nothing of it runs, and its permit is free.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Bridge, backend, serving, until
+
+pytestmark = pytest.mark.slow
+
+GRACES = ("--stop-grace", "0.1", "--kill-grace", "0.1")
+READY = b'{"jsonrpc":"2.0","method":"ready"}'
+
+
+def running(folder: Path) -> list[str]:
+    """The sessions of which something runs: each shares a lock until its last process is gone."""
+    found = []
+    for name in os.listdir(folder):
+        lock = os.open(folder / name, os.O_WRONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found.append(name)
+        finally:
+            os.close(lock)
+    return found
+
+
+def open_and_leave(bridge: Bridge) -> None:
+    """A session of which the log says that it is closed."""
+    with bridge.open() as stream:
+        assert stream.message() == READY
+    bridge.wait_for_close(stream)
+
+
+@pytest.mark.parametrize(
+    ("how", "sessions"),
+    [
+        ("ending", 24),
+        ("renew-5", 3),
+        ("renew-1", 3),
+        ("threads", 3),
+        ("limit", 3),
+        ("limits", 3),
+    ],
+)
+def test_nothing_runs_when_a_session_is_closed(how: str, sessions: int, tmp_path: Path) -> None:
+    """Neither what daemonises while it ends, nor what renews itself, nor what lost its tag."""
+    command = backend("leaving", how, tmp_path)
+    with serving(*GRACES, "--max-sessions", "1", command=command) as bridge:
+        for _ in range(sessions):
+            # Where one is let in, the permit of the one before is free.
+            open_and_leave(bridge)
+            assert not running(tmp_path)
+        assert len(os.listdir(tmp_path)) == sessions
+        # Orphans that the bridge has adopted are reaped.
+        bridge.wait_until_empty()
+
+
+@pytest.mark.parametrize("how", ["renew-1", "threads", "limit"])
+def test_nothing_runs_when_the_bridge_was_killed(how: str, tmp_path: Path) -> None:
+    """The guardian is not outrun either, and sees what has threads or another limit."""
+    command = backend("leaving", how, tmp_path)
+    with serving(*GRACES, command=command) as bridge:
+        bridge.guardian()
+        assert bridge.open().message() == READY
+        assert running(tmp_path)
+        bridge.kill()
+        until(lambda: not running(tmp_path))
+        until(lambda: not bridge.marked())
