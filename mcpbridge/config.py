@@ -71,6 +71,14 @@ RETRY_MILLISECONDS = 1000
 #: What a client may send behind an open stream, where nothing can answer it, and
 #: behind any other request, before no more is read until that is answered.
 PIPELINED_BYTES = 16 * 1024
+#: A connection serves at most so many pipelined requests, for at most so long, before
+#: it goes to the back of the queue of all that have more.
+SLICE_REQUESTS = 8
+SLICE_SECONDS = 0.00025
+#: Of a chunked body, whose chunks may be of one byte, so much counts as a request.
+SLICE_BYTES = 2048
+#: How long that queue is served in one iteration of the reactor.
+TURN_SECONDS = 0.002
 #: How often it is looked whether a client has left whose connection is not read.
 LEFT_SECONDS = 1.0
 #: How often the log says that there is no room, for clients or for connections.

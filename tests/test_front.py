@@ -101,7 +101,11 @@ class World:
         )
         gate = Gate(all_settings)
         self.site = BridgeSite(
-            Gated(gate, root), self.clock, all_settings, Front([server], gate) if front else None
+            Gated(gate, root),
+            self.clock,
+            all_settings,
+            Front([server], gate) if front else None,
+            seconds=self.clock.seconds,
         )
         self.channel: Any = self.site.buildProtocol(None)
         self.transport = StringTransport()
@@ -137,6 +141,12 @@ class World:
         for start, end in zip([0, *places], [*places, len(data)], strict=True):
             if start < end and not self.transport.disconnecting:
                 self.channel.dataReceived(data[start:end])
+                self.let_turns_pass()
+
+    def let_turns_pass(self) -> None:
+        """What was pipelined is served, in as many turns as that takes."""
+        while len(self.site.turns):
+            self.clock.advance(0)
 
     def seen(self) -> tuple[bytes, bool, list[bytes], list[bytes], list[list[bytes]]]:
         """All that differs to a client, or to the backends."""

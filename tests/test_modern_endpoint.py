@@ -146,7 +146,9 @@ class World:
         root = Branch()
         root.leaf = Routes(self.server, self.clock).resource()
         every = BridgeSettings(servers=(settings,), allowed_hosts=("h",))
-        self.site = BridgeSite(Gated(Gate(every), root), self.clock, every)
+        self.site = BridgeSite(
+            Gated(Gate(every), root), self.clock, every, seconds=self.clock.seconds
+        )
 
     def connect(self) -> Connection:
         return Connection(self)

@@ -8,7 +8,6 @@ what is served.
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionDone
@@ -16,7 +15,6 @@ from twisted.internet.interfaces import IDelayedCall, IHalfCloseableDescriptor, 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
-from twisted.web.server import Request
 
 from mcpbridge.config import (
     DRAIN_BYTES,
@@ -25,31 +23,14 @@ from mcpbridge.config import (
     LEFT_SECONDS,
     PIPELINED_BYTES,
     REQUEST_SECONDS,
+    SLICE_BYTES,
 )
-from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
 from mcpbridge.web.gate import loopback_port
+from mcpbridge.web.request import BodyBudget
 from mcpbridge.web.sockets import acknowledged, has_left, unsent
+from mcpbridge.web.turns import Turns
 
 CONNECTION_DONE = Failure(ConnectionDone())
-
-
-class BodyBudget:
-    """How many bytes all requests that are being received may hold together."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.used = 0
-
-    def take(self, size: int) -> bool:
-        """Take some, or none where there is no room."""
-        if self.used + size > self._limit:
-            return False
-        self.used += size
-        return True
-
-    def give_back(self, size: int) -> None:
-        """Return what was taken."""
-        self.used -= size
 
 
 class _Site(Protocol):
@@ -57,6 +38,7 @@ class _Site(Protocol):
 
     clock: IReactorTime
     budget: BodyBudget
+    turns: Turns
     max_body: int
 
     def opened(self, channel: BridgeChannel) -> bool:
@@ -66,73 +48,14 @@ class _Site(Protocol):
         """A connection is gone."""
 
 
-class BridgeRequest(Request):
-    """
-    A request whose body is kept in memory, up to the site's limit.
-
-    `refusal` is set where the body was refused; routes raise it once they
-    know that nothing else is wrong.
-    """
-
-    channel: Any
-    content: Any
-    refusal: Refused | None = None
-    _held = 0
-
-    def gotLength(self, length: int | None) -> None:
-        """The head is there; `length` is None for a chunked body."""
-        self.content = BytesIO()
-        if length is not None and length > self.channel.site.max_body:
-            self._refuse()
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Keep some more of the body, or refuse it."""
-        if self.refusal is not None:
-            return
-        size = len(data)
-        site: _Site = self.channel.site
-        if self._held + size > site.max_body:
-            self._refuse()
-        elif not site.budget.take(size):
-            self._let_go()
-            self.refusal = NoRoom("the bridge is receiving as much as it may hold")
-        else:
-            self._held += size
-            self.content.write(data)
-
-    def body(self) -> bytes:
-        """The whole body; what held it is freed."""
-        body: bytes = self.content.getvalue()
-        self._let_go()
-        return body
-
-    def _refuse(self) -> None:
-        limit = self.channel.site.max_body
-        self._let_go()
-        self.refusal = MessageTooLarge(f"a message may have {limit} bytes")
-
-    def _let_go(self) -> None:
-        if self._held and self.channel is not None:
-            self.channel.site.budget.give_back(self._held)
-            self._held = 0
-        self.content = BytesIO()
-
-    def _cleanup(self) -> None:
-        self._let_go()
-        super()._cleanup()
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The connection is gone, with what the request held."""
-        self._let_go()
-        super().connectionLost(reason)
-
-
 class BridgeChannel(HTTPChannel):
     """
     An HTTP/1.1 connection that does not wait or store without bound.
 
     One request at a time: what comes behind it waits until its answer is
-    complete and on its way, and beyond `PIPELINED_BYTES` is not read.
+    complete and on its way, and beyond `PIPELINED_BYTES` is not read.  Of many
+    that have arrived together a few are served at once, and the others when
+    it is the connection's turn again.
     `streaming` is set while an endless answer is written: what a client sends
     behind it can never be answered, and too much of it ends the connection.
     """
@@ -200,12 +123,25 @@ class BridgeChannel(HTTPChannel):
         return self._handlingRequest or self._waitingForTransport
 
     def _take_all(self, data: bytes) -> None:
-        """Take bytes, and what is left of them when their first request is done."""
+        """
+        Take bytes, request by request while the last one is done and the
+        connection's slice lasts; what is left waits.
+        """
         self._taking = True
+        served = 0
+        began = 0.0
         try:
-            while data:
+            while True:
                 self._take(data)
-                if self._is_busy():
+                if not self._later or self._is_busy():
+                    break
+                site: _Site = self.site
+                turns = site.turns
+                if not served:
+                    began = turns.now()
+                served += 1
+                if not turns.may_go_on(served, began):
+                    turns.join(self)
                     break
                 data, self._later = self._later, b""
         finally:
@@ -215,8 +151,25 @@ class BridgeChannel(HTTPChannel):
             self._settle()
 
     def _take(self, data: bytes) -> None:
-        """Bytes for twisted.web's channel."""
+        """
+        Bytes for twisted.web's channel, which serves one request at the most:
+        `requestDone` takes what is behind that out of its hands.
+        """
+        if self.length is None and self._transferDecoder is not None:
+            # A chunk costs the same whether it has one byte or a thousand.
+            self._later = data[SLICE_BYTES:] + self._later
+            data = data[:SLICE_BYTES]
         super().dataReceived(data)
+
+    # What a turn asks.
+
+    def serve_slice(self) -> None:
+        """Go on with what has arrived."""
+        self._go_on()
+
+    def fail(self) -> None:
+        """Serving a request has raised."""
+        self.transport.abortConnection()
 
     def _go_on(self) -> None:
         """With what came behind a request, when that is done."""
@@ -252,8 +205,11 @@ class BridgeChannel(HTTPChannel):
 
     def requestDone(self, request: Any) -> None:
         """An answer is complete: what came behind it is next."""
-        self._later = b"".join([*self._dataBuffer, self._later])
+        # At any time bytes are in one of the first two: behind a request with a
+        # body, or behind one without, which is still being read line by line.
+        self._later = b"".join([*self._dataBuffer, self._buffer, self._later])
         self._dataBuffer = []
+        self._buffer = b""
         self._behind = 0
         super().requestDone(request)
         if self.persistent:
@@ -272,6 +228,9 @@ class BridgeChannel(HTTPChannel):
     def allHeadersReceived(self) -> None:
         """The head is there: a body that is known to be too large is not awaited."""
         super().allHeadersReceived()
+        if self.length is None:
+            # Chunked: for `_take`, in slices.
+            self._later, self._buffer = self._buffer + self._later, b""
         self._answer_refused_body()
 
     def rawDataReceived(self, data: bytes) -> None:
@@ -286,8 +245,11 @@ class BridgeChannel(HTTPChannel):
     def loseConnection(self) -> None:
         """
         Close; where a body is still arriving, only after what was written
-        has had a chance to be read: closing at once would reset it.
+        has had a chance to be read: closing at once would reset it.  No
+        request that has arrived behind is served any more.
         """
+        self._later = b""
+        self.site.turns.leave(self)
         if not self._draining:
             super().loseConnection()
             return
@@ -316,6 +278,7 @@ class BridgeChannel(HTTPChannel):
         """Gone: stop the clocks."""
         self._set_deadline(None)
         self._later, self._dataBuffer = b"", []
+        self.site.turns.leave(self)
         looking, self._looking = self._looking, None
         if looking is not None:
             looking.cancel()

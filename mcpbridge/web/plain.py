@@ -106,14 +106,11 @@ class PlainChannel(BridgeChannel):
 
     def _serve_plain(self, front: Front, data: bytes) -> bytes:
         """
-        Answer plain requests at once, in order; return what is left to the
-        ordinary channel, from the first byte of a request on.
+        Answer one plain request at once, and leave what is behind it for
+        later; return what is left to the ordinary channel, from the first byte
+        of a request on.
         """
         while data:
-            if self._is_busy():
-                # Answers that nobody takes are not to pile up.
-                self._later = data
-                return b""
             plain = self._arriving
             if plain is not None:
                 piece = data[: self._missing]
@@ -137,9 +134,9 @@ class PlainChannel(BridgeChannel):
                     refusal = self._refuse_stream(front, data, end)
                     if refusal is None:
                         return data
+                    self._later = data[end:]
                     self._write(refusal)
-                    data = data[end:]
-                    continue
+                    return b""
                 if len(data) - end < plain.length:
                     self._arriving, self._missing = plain, plain.length
                     data = data[end:]
@@ -148,17 +145,19 @@ class PlainChannel(BridgeChannel):
                 data = data[end + plain.length :]
             if self._deadline is not None:
                 self._set_deadline(None)
+            self._later = data
             if not plain.streamable:
                 self._write(front.answer(plain, body))
-                continue
+                return b""
             try:
                 answer = front.post(plain, body, self._answered, self._hand_over)
             except NotPlainAfterAll:
+                self._later = b""
                 return self._last_head + b"\r\n\r\n" + body + data
             if isinstance(answer, bytes):
                 self._write(answer)
-                continue
-            self._waiting, self._later = answer, data
+                return b""
+            self._waiting = answer
             if isinstance(answer, WaitingExchange):
                 # An error of those who wait in line has a status of its own.
                 self._commit_later(plain.server.settings.queue_timeout + COMMIT_SECONDS)

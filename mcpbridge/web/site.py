@@ -7,6 +7,8 @@ Knows connections; must not know what is served.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -17,9 +19,11 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from mcpbridge.config import COMPLAIN_SECONDS, IDLE_SECONDS, BridgeSettings
-from mcpbridge.web.channel import BodyBudget, BridgeChannel, BridgeRequest
+from mcpbridge.web.channel import BridgeChannel
 from mcpbridge.web.front import Front
 from mcpbridge.web.plain import PlainChannel
+from mcpbridge.web.request import BodyBudget, BridgeRequest
+from mcpbridge.web.turns import Turns
 
 #: How long a connection may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
@@ -48,6 +52,8 @@ class BridgeSite(Site):
         reactor: Any,
         settings: BridgeSettings,
         front: Front | None = None,
+        *,
+        seconds: Callable[[], float] = perf_counter,
     ) -> None:
         super().__init__(
             resource,
@@ -62,6 +68,7 @@ class BridgeSite(Site):
         # Not the one that may become HTTP/2.
         self.protocol: Any = BridgeChannel if self.front is None else PlainChannel
         self.budget = BodyBudget(settings.max_request_bytes)
+        self.turns = Turns(reactor, seconds)
         self.max_body = max(server.max_message_bytes for server in settings.servers)
         self.channels: set[BridgeChannel] = set()
         self._max_connections = settings.max_connections

@@ -1,0 +1,95 @@
+"""
+A request whose body is kept in memory, within bounds.
+
+Knows sizes; must not know what is served.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+from twisted.python.failure import Failure
+from twisted.web.server import Request
+
+from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
+
+
+class BodyBudget:
+    """How many bytes all requests that are being received may hold together."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Take some, or none where there is no room."""
+        if self.used + size > self._limit:
+            return False
+        self.used += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Return what was taken."""
+        self.used -= size
+
+
+class BridgeRequest(Request):
+    """
+    A request whose body is kept in memory, up to the site's limit.
+
+    `refusal` is set where the body was refused; routes raise it once they
+    know that nothing else is wrong.
+    """
+
+    channel: Any
+    content: Any
+    refusal: Refused | None = None
+    _held = 0
+
+    def gotLength(self, length: int | None) -> None:
+        """The head is there; `length` is None for a chunked body."""
+        self.content = BytesIO()
+        if length is not None and length > self.channel.site.max_body:
+            self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Keep some more of the body, or refuse it."""
+        if self.refusal is not None:
+            return
+        size = len(data)
+        site = self.channel.site
+        if self._held + size > site.max_body:
+            self._refuse()
+        elif not site.budget.take(size):
+            self._let_go()
+            self.refusal = NoRoom("the bridge is receiving as much as it may hold")
+        else:
+            self._held += size
+            self.content.write(data)
+
+    def body(self) -> bytes:
+        """The whole body; what held it is freed."""
+        body: bytes = self.content.getvalue()
+        self._let_go()
+        return body
+
+    def _refuse(self) -> None:
+        limit = self.channel.site.max_body
+        self._let_go()
+        self.refusal = MessageTooLarge(f"a message may have {limit} bytes")
+
+    def _let_go(self) -> None:
+        if self._held and self.channel is not None:
+            self.channel.site.budget.give_back(self._held)
+            self._held = 0
+        self.content = BytesIO()
+
+    def _cleanup(self) -> None:
+        self._let_go()
+        super()._cleanup()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The connection is gone, with what the request held."""
+        self._let_go()
+        super().connectionLost(reason)
