@@ -71,8 +71,9 @@ CONFORMANCE_PARTS := $(patsubst %,.real/%/.made,client1 client2 node conformance
 conformance: .venv/.made-dev $(CONFORMANCE_PARTS) ## run the MCP conformance suites
 	$(BIN)/python -m tests.conformance.run $(CONFORMANCE)
 
-soak: .venv/.made-dev ## run a thousand sessions that end in every way
-	MCPBRIDGE_SOAK=1000 $(BIN)/python $(PYTEST) -o faulthandler_timeout=0 tests/e2e/test_soak.py
+soak: .venv/.made-dev ## end ten thousand sessions in every way, beside two hundred that live
+	MCPBRIDGE_SOAK=10000 MCPBRIDGE_HEALTHY=200 $(BIN)/python $(PYTEST) -s \
+	    -o faulthandler_timeout=0 tests/e2e/test_soak.py tests/e2e/test_hostile.py
 
 clean: ## remove all that was made here
 	rm -rf .venv .venv-* .real build dist *.egg-info htmlcov .coverage .coverage.*

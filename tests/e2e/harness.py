@@ -675,13 +675,22 @@ class Bridge:
             assert complaint not in log, log
 
 
+def _command(process: Path) -> bytes:
+    """Its arguments; where its main thread has ended, they stand with another one."""
+    command = (process / "cmdline").read_bytes()
+    if not command:
+        for thread in (process / "task").iterdir():
+            command = command or (thread / "cmdline").read_bytes()
+    return command
+
+
 def carrying(mark: str) -> set[Process]:
     """The processes with a text among their arguments; zombies have none."""
     text, found = mark.encode(), set()
     for name in os.listdir(PROC):
         if name.isdigit():
             with contextlib.suppress(OSError):
-                command = (PROC / name / "cmdline").read_bytes()
+                command = _command(PROC / name)
                 if text in command:
                     stat = (PROC / name / "stat").read_text(errors="replace")
                     started = stat.rpartition(")")[2].split()[19]

@@ -2,7 +2,7 @@
 Many sessions that end in every way, and requests without one, and what is left
 of them: nothing.
 
-`MCPBRIDGE_SOAK` says how many; `make soak` takes a thousand.
+`MCPBRIDGE_SOAK` says how many; `make soak` takes ten thousand.
 """
 
 from __future__ import annotations

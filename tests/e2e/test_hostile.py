@@ -1,0 +1,168 @@
+"""
+Backends that crash, daemonise, renew themselves, hide from their tags, beside
+clients that do nothing unusual: nothing is left, and nobody else is hit.
+
+`MCPBRIDGE_SOAK` says how many sessions end, and `MCPBRIDGE_HEALTHY` beside how
+many that live; `make soak` takes ten thousand and two hundred.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import Bridge, Stream, Streamable, backend, request, serving, until
+from tests.e2e.stateless import send
+from tests.e2e.test_soak import CYCLES, GROWTH_BYTES, run
+
+HEALTHY = int(os.environ.get("MCPBRIDGE_HEALTHY", "12"))
+HEALTHY_THREADS = 4
+KINDS = ("crash", "helper", "shell", "renew", "thread", "limit", "cleared")
+ENDS = ("close", "reset", "delete", "drop")
+WARM_UP = 2 * len(KINDS)
+#: Sessions of before may still be ending while the next ones begin.
+LIMIT = 96
+
+pytestmark = pytest.mark.slow
+
+
+def hostile(bridge: Bridge, number: int) -> str:
+    """A session, or a call without one, whose backend misbehaves; which way."""
+    number, stateless = divmod(number, 4)
+    if stateless == 3:
+        return crash_in_a_call(bridge, "/modern" if number % 2 else "/legacy")
+    kind = KINDS[number % len(KINDS)]
+    end = ENDS[number // len(KINDS) % len(ENDS)]
+    if end in ("close", "reset"):
+        with Stream(bridge.port, "/hostile/sse") as stream:
+            stream.begin()
+            stream.round_trip(request("initialize", 1, protocolVersion="2024-11-05"))
+            assert kind.encode() in stream.round_trip(request(kind, 2))
+            getattr(stream, end)()
+        return f"{kind}, {end}"
+    client = Streamable(bridge.port, "/hostile")
+    try:
+        client.initialize()
+        assert client.call(kind).answer()["result"]["was"] == kind
+        if end == "delete":
+            # A backend that has crashed may have ended it first.
+            assert client.delete() in ((200, 404) if kind == "crash" else (200,))
+    finally:
+        client.drop()
+    return f"{kind}, {end}"
+
+
+def crash_in_a_call(bridge: Bridge, base: str) -> str:
+    """A request of 2026-07-28 whose process exits; its client is told so."""
+    params: dict[str, Any] = {"name": "do", "arguments": {"exit": 3}}
+    # `either.py` reads it, and a bridge leaves no other `_meta` to a legacy server.
+    params["_meta"] = {"progressToken": "token"}
+    with send(bridge.port, base, "tools/call", **params) as response:
+        # One that found the process of another call at its end is told to come back.
+        assert response.status in (200, 502, 503, 429), response.body
+        if response.status == 200:
+            assert "error" in response.answer()
+    return f"exit, {base}"
+
+
+class HealthySessions:
+    """Clients that ping, and now and then begin anew; `longest` is what one of them waited."""
+
+    def __init__(self, bridge: Bridge, count: int) -> None:
+        self.pings = 0
+        self.longest = 0.0
+        self._bridge = bridge
+        self._count = count
+        self._over = threading.Event()
+        self._hit: list[BaseException] = []
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Until the block ends; then no session may have been hit."""
+        share = self._count // HEALTHY_THREADS
+        threads = [
+            threading.Thread(target=self._work, args=(share,)) for _ in range(HEALTHY_THREADS)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+        assert not self._hit, f"{len(self._hit)} of them, first: {self._hit[0]!r}"
+        assert self.pings > self._count
+
+    def _work(self, share: int) -> None:
+        clients = [Streamable(self._bridge.port, "/healthy") for _ in range(share)]
+        turn = 0
+        try:
+            for client in clients:
+                client.initialize()
+            while not self._over.is_set():
+                client = clients[turn % share]
+                turn += 1
+                began = time.monotonic()
+                with client.call("ping") as response:
+                    assert response.status == 200, (response.status, response.body)
+                    assert response.answer()["result"]["was"] == "ping"
+                self.longest = max(self.longest, time.monotonic() - began)
+                self.pings += 1
+                client.drop()
+                if turn % 50 == 0:
+                    assert client.delete() == 200
+                    client.drop()
+                    client.ident = ""
+                    client.initialize()
+        except BaseException as failure:
+            self._hit.append(failure)
+        finally:
+            for client in clients:
+                client.close()
+
+
+def test_hostile_backends_leave_nothing_and_hit_nobody(tmp_path: Path) -> None:
+    """No process, no permit, no descriptor more; no healthy session hit."""
+    graces = {"stop_grace": 0.2, "kill_grace": 0.2, "idle_timeout": 4}
+    servers = {}
+    for name, line in {
+        "hostile": backend("hostile"),
+        "healthy": backend("hostile"),
+        "legacy": backend("either", "legacy", tmp_path / "legacy"),
+        "modern": backend("either", "modern", tmp_path / "modern"),
+    }.items():
+        command, *args = line
+        servers[name] = {"command": command, "args": args, "base_uri": f"/{name}", **graces}
+    servers["hostile"]["max_sessions"] = LIMIT
+    servers["healthy"] |= {"max_sessions": 4 * HEALTHY, "idle_timeout": 300}
+    with serving(config={"mcpServers": servers}) as bridge:
+        run(lambda number: hostile(bridge, number), WARM_UP)
+        bridge.wait_until_empty()
+        descriptors, memory = bridge.descriptors(), bridge.rss()
+
+        healthy = HealthySessions(bridge, HEALTHY)
+        with healthy.at_work():
+            done = run(lambda number: hostile(bridge, number), CYCLES)
+
+        print(
+            f"{CYCLES} ends beside {HEALTHY} healthy sessions, which pinged {healthy.pings} times;"
+            f" the longest wait was {1000 * healthy.longest:.0f} ms"
+        )
+        assert sum(done.values()) == CYCLES
+        bridge.wait_until_empty()
+        until(lambda: bridge.log.count(" closed after ") == bridge.log.count("' opened"))
+        until(lambda: bridge.descriptors() <= descriptors)
+        assert bridge.rss() - memory < GROWTH_BYTES + HEALTHY * 64 * 1024
+        # Every permit is back: as many sessions as there may be, and no more.
+        for _ in range(LIMIT):
+            bridge.open("/hostile")
+        assert bridge.knock("/hostile/sse").status == 429
+        bridge.hang_up()
