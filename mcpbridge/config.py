@@ -109,6 +109,8 @@ SAY_AGAIN_SECONDS = 0.5
 CANCEL_SECONDS = 1.0
 #: How soon what a client listens for is listened for anew, when its process has ended.
 RELISTEN_SECONDS = 1.0
+#: How many processes and containers the guardian is told of, beside the tags.
+MAX_RECORDS = 4096
 #: How long the bridge waits at its stop beyond the graces of its servers.
 STOP_SLACK_SECONDS = 5.0
 

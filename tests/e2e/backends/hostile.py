@@ -114,10 +114,9 @@ for line in sys.stdin.buffer:
         if forked():
             clear_tag()
             sleep()
-    elif asked == "cleared":
-        if os.fork() == 0:
-            clear_tag()
-            sleep()
+    elif asked == "cleared" and os.fork() == 0:
+        clear_tag()
+        sleep()
     kind = asked if not kind or asked not in ("initialize", "notifications/initialized") else kind
     if "id" in message:
         params = message.get("params") or {}
