@@ -55,7 +55,14 @@ VALUES = {
 }
 #: Settings of the bridge as a whole that have an option; of the same name as
 #: one of a server, `max_sessions` is the server's on the command line.
-BRIDGE_OPTIONS = ("listen", "allowed_hosts", "allowed_origins", "access_log", "front_channel")
+BRIDGE_OPTIONS = (
+    "listen",
+    "allowed_hosts",
+    "allowed_origins",
+    "access_log",
+    "front_channel",
+    "state_dir",
+)
 #: In a file the name of a server is its key; a bridge's servers are an object of their own.
 NOT_IN_A_FILE = ("name", "servers")
 

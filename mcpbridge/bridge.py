@@ -21,6 +21,9 @@ from mcpbridge.backend.chain import PythonShim, find_chain
 from mcpbridge.backend.keeper import Keeper
 from mcpbridge.backend.launcher import LocalLauncher
 from mcpbridge.backend.machine import shortcomings
+from mcpbridge.backend.records import Records
+from mcpbridge.backend.recovery import Journal, Recovery
+from mcpbridge.backend.state_file import candidates
 from mcpbridge.backend.subreaper import set_child_subreaper
 from mcpbridge.backend.tree import Sweeper
 from mcpbridge.config import STOP_SLACK_SECONDS, BridgeSettings, ServerSettings
@@ -84,7 +87,10 @@ class Bridge(Service):
         self._observers = [verified("observers", ISessionObserver, each) for each in observers]
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
         self._sweeper = Sweeper(self._clock)
-        self._keeper = Keeper(reactor, self._sweeper.base)
+        records = Records()
+        self._journal = Journal(self._clock, records)
+        self._keeper = Keeper(reactor, self._sweeper.base, records, self._journal.changed)
+        self._recovery = Recovery(reactor, self._sweeper.base)
         self._gate = Gate(settings)
         self._over_all = SessionLimiter(settings.max_sessions)
         self._launchers: list[tuple[str, Any]] = []
@@ -193,7 +199,9 @@ class Bridge(Service):
                 done.callback(None)
 
         ended.addCallback(all_ended)
-        return done.addCallback(lambda _: DeferredList([*closed, self._keeper.stop()]))
+        stopped = done.addCallback(lambda _: DeferredList([*closed, self._recovery.stop()]))
+        nothing_left = stopped.addCallback(lambda _: self._keeper.stop())
+        return nothing_left.addCallback(self._close_journal)
 
     def longest_stop(self) -> float:
         """How many seconds `stopService` takes at most."""
@@ -204,6 +212,15 @@ class Bridge(Service):
         left = sum(len(server.unclosed) for server in self.servers)
         self.log.critical("{left} sessions could not be ended", left=left)
         done.callback(None)
+
+    def _close_journal(self, nothing_left: bool) -> None:
+        """Without anything left the next start need not look for it."""
+        left = any(server.unclosed for server in self.servers)
+        guarded(
+            self.log,
+            "closing the state file",
+            lambda: self._journal.close(clean=nothing_left and not left),
+        )
 
     def _prepare_for_processes(self) -> None:
         """What concerns the whole process, so only once the service starts."""
@@ -221,7 +238,10 @@ class Bridge(Service):
         if wanted if wanted is not None else bool(self.settings.listen):
             set_child_subreaper(True)
         if self._sweeper.base:
+            folders = candidates(self.settings.state_dir, self._environment, os.geteuid())
+            self._journal.open(folders, self._sweeper.base)
             self._keeper.start()
+            self._recovery.start(folders)
 
     def _listen(self, description: str) -> None:
         """Open one listener.  Raises `CannotListen`."""

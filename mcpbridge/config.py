@@ -111,6 +111,10 @@ CANCEL_SECONDS = 1.0
 RELISTEN_SECONDS = 1.0
 #: How many processes and containers the guardian is told of, beside the tags.
 MAX_RECORDS = 4096
+#: How many dead bridges a start cleans up after; the next start goes on with the others.
+MAX_CLEANUPS = 64
+#: How long it may take to clean up after one of them.
+CLEANUP_SECONDS = 180.0
 #: How long the bridge waits at its stop beyond the graces of its servers.
 STOP_SLACK_SECONDS = 5.0
 
@@ -265,6 +269,12 @@ class BridgeSettings:
     access_log: bool = setting(False, FLAG, "Log each request, session ids shortened.")
     front_channel: bool = setting(
         True, FLAG, "Answer plain posts before the ordinary HTTP channel; not with `access_log`."
+    )
+    state_dir: str | None = setting(
+        None,
+        DIRECTORY,
+        "Directory for the bridge's state file, by which a later start cleans up after a bridge"
+        " that was killed.",
     )
     child_subreaper: bool | None = field(
         default=None,

@@ -56,7 +56,7 @@ def read_config(path: str) -> BridgeSettings:
     """
     The settings that a file holds.
 
-    A relative `cwd` is relative to the file's folder.  Raises `SettingError`.
+    A relative `cwd` or `state_dir` is relative to the file's folder.  Raises `SettingError`.
     """
     try:
         text = Path(path).read_bytes()
@@ -115,6 +115,8 @@ def parse_config(content: object, folder: str) -> BridgeSettings:
     if not parsed:
         got = f"<{len(servers)}, all of them disabled>" if servers else "<none>"
         raise SettingError("mcpServers", "at least one server that is not disabled", got)
+    if isinstance(bridge.get("state_dir"), str) and bridge["state_dir"]:
+        bridge["state_dir"] = os.path.join(folder, os.path.expanduser(bridge["state_dir"]))
     built: BridgeSettings = _build("bridge", BridgeSettings, {**bridge, "servers": parsed})
     return built
 

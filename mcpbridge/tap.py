@@ -83,6 +83,7 @@ class Options(usage.Options):
         ["concurrency", None, None, "Requests of 2026-07-28 on one process; default 16."],
         ["input-timeout", None, None, "Seconds a call waits for the client's input; default 600."],
         ["cwd", None, None, "The backend's directory."],
+        ["state-dir", None, None, "Directory of the state file, for a start after kill -9."],
         ["config", None, None, "A JSON file with mcpServers, in the place of COMMAND."],
     ]
 
@@ -182,6 +183,9 @@ class Options(usage.Options):
             bridge["access_log"] = True
         if self["no-front-channel"]:
             bridge["front_channel"] = False
+        if self["state-dir"] is not None:
+            # twistd changes directory when it becomes a daemon.
+            bridge["state_dir"] = self["state-dir"] and os.path.abspath(self["state-dir"])
         if path is not None:
             self._refuse_with_config()
             return _as_options(lambda: _replaced(read_config(path), bridge))

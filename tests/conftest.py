@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +44,13 @@ def pytest_configure() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+    # Bridges of tests keep their state files to themselves.
+    os.environ["STATE_DIRECTORY"] = tempfile.mkdtemp(prefix="mcpbridge-tests-")
+
+
+def pytest_unconfigure() -> None:
+    """What the state files were in."""
+    shutil.rmtree(os.environ.pop("STATE_DIRECTORY", ""), ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:

@@ -57,6 +57,14 @@ def test_a_disabled_server_is_left_out_whatever_it_holds() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"), [("state", "/folder/state"), ("/run/x", "/run/x"), (None, None)]
+)
+def test_a_state_directory_is_relative_to_the_file(given: Any, expected: str | None) -> None:
+    settings = parsed({"mcpServers": {"a": CAT}, "bridge": {"state_dir": given}})
+    assert settings.state_dir == expected
+
+
+@pytest.mark.parametrize(
     ("cwd", "expected"),
     [
         ("work", "/folder/work"),

@@ -100,7 +100,7 @@ def machine() -> Machine:
 
 @pytest.fixture
 def keeper(machine: Machine) -> Keeper:
-    keeper = Keeper(machine, 1 << 40)
+    keeper = Keeper(machine, 1 << 40, Records())
     keeper.start()
     return keeper
 
@@ -144,7 +144,7 @@ def test_a_new_guardian_is_told_everything(
 
 
 def test_before_the_start_it_is_only_noted(machine: Machine) -> None:
-    keeper = Keeper(machine, 1 << 40)
+    keeper = Keeper(machine, 1 << 40, Records())
     keeper.tell(1, ONE)
     keeper.start()
     assert machine.guardians[0].told == {ONE}
@@ -205,7 +205,7 @@ def test_pauses_between_starts(machine: Machine, keeper: Keeper) -> None:
 
 def test_one_that_cannot_be_started_is_tried_again(machine: Machine, log_lines: list[str]) -> None:
     machine.broken = True
-    keeper = Keeper(machine, 1 << 40)
+    keeper = Keeper(machine, 1 << 40, Records())
     keeper.start()
     assert any("no guardian: no room" in line for line in log_lines)
     machine.broken = False
@@ -224,43 +224,43 @@ def test_one_that_ends_while_it_is_spawned_is_started_again(machine: Machine) ->
             return spawned
 
     hasty = Hasty()
-    keeper = Keeper(hasty, 1 << 40)
+    keeper = Keeper(hasty, 1 << 40, Records())
     keeper.start()
     hasty.advance(FIRST_PAUSE_SECONDS)
     assert len(hasty.guardians) == 2
-    stopped: list[None] = []
+    stopped: list[bool] = []
     keeper.stop().addCallback(stopped.append)
     hasty.guardians[1].end(ProcessDone(0))
-    assert stopped == [None]
+    assert stopped == [True]
     assert hasty.getDelayedCalls() == []
 
 
 def test_the_stop_wakes_the_guardian_first(machine: Machine, keeper: Keeper) -> None:
     """One that somebody stopped (SIGSTOP) would not notice the end of its stdin."""
     [guardian] = machine.guardians
-    stopped: list[None] = []
+    stopped: list[bool] = []
     keeper.stop().addCallback(stopped.append)
     assert (guardian.signals, guardian.closed, stopped) == ([signal.SIGCONT], True, [])
     guardian.end(ProcessDone(0))
-    assert stopped == [None]
+    assert stopped == [True]
     assert machine.getDelayedCalls() == []
 
 
 def test_a_guardian_that_does_not_end_is_killed(machine: Machine, keeper: Keeper) -> None:
     [guardian] = machine.guardians
-    stopped: list[None] = []
+    stopped: list[bool] = []
     keeper.stop().addCallback(stopped.append)
     machine.advance(END_SECONDS)
     assert guardian.signals == [signal.SIGCONT, signal.SIGKILL]
     guardian.end()
-    assert stopped == [None]
+    assert stopped == [False]
 
 
 def test_the_stop_while_there_is_no_guardian(machine: Machine, keeper: Keeper) -> None:
     machine.guardians[0].end()
-    stopped: list[None] = []
+    stopped: list[bool] = []
     keeper.stop().addCallback(stopped.append)
-    assert stopped == [None]
+    assert stopped == [False]
     assert machine.getDelayedCalls() == []
 
 
@@ -275,14 +275,15 @@ def test_a_guardian_that_has_exited_is_not_signalled(machine: Machine, keeper: K
 
 def test_changes_are_passed_on(machine: Machine) -> None:
     """Whoever keeps the state file gets to know of each."""
-    seen: list[set[Record]] = []
-    keeper = Keeper(machine, 1 << 40, lambda records: seen.append(set(records)))
+    seen: list[tuple[Record, bool]] = []
+    records = Records()
+    keeper = Keeper(machine, 1 << 40, records, lambda each: seen.append((each, each in records)))
     keeper.tell(1, ONE)
     keeper.tell(1, ONE)
     keeper.tell(2, ONE)
     keeper.forget(1)
     keeper.forget(2)
-    assert seen == [{ONE}, set()]
+    assert seen == [(ONE, True), (ONE, False)]
 
 
 @pytest.mark.parametrize("record", [ONE, ENGINE, Containers(("/x",), "label=y")])
@@ -345,7 +346,7 @@ def test_the_guardian_knows_what_the_bridge_knows(
 ) -> None:
     """Whatever order things come in, and whenever its pipe is full."""
     machine = Machine()
-    keeper = Keeper(machine, 1 << 40)
+    keeper = Keeper(machine, 1 << 40, Records())
     keeper.start()
     for step, owner, record in steps:
         match data.draw(st.sampled_from(["", "full", "empty", "end"])):

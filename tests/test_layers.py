@@ -135,7 +135,7 @@ def test_the_reactor_is_never_imported_with_a_module(module: Module) -> None:
 
 def test_importing_installs_no_reactor() -> None:
     """An application that embeds the bridge chooses its own reactor."""
-    lazy = {"mcpbridge.web.routes", "mcpbridge.backend.shim", "mcpbridge.backend.guardian"}
+    lazy = {"mcpbridge.web.routes", "mcpbridge.backend.shim"}
     program = (
         "import importlib, sys\n"
         "for name in sys.argv[1:]:\n"

@@ -109,6 +109,13 @@ def test_options_of_the_bridge() -> None:
     assert settings.access_log is True
 
 
+@pytest.mark.parametrize(("given", "value"), [("/run/x", "/run/x"), ("x", os.path.abspath("x"))])
+def test_the_state_directory(given: str, value: str, config: str) -> None:
+    """Beside a file too; absolute, as twistd changes directory when it becomes a daemon."""
+    assert parsed("--state-dir", given, "cat").state_dir == value
+    assert parsed("--config", config, "--state-dir", given).state_dir == value
+
+
 def test_a_file(config: str) -> None:
     settings = parsed("--config", config)
     assert [server.name for server in settings.servers] == ["a"]
@@ -214,6 +221,7 @@ def test_what_twistd_runs_is_a_bridge() -> None:
         ("--json-response=1 cat", "option --json-response must not have an argument"),
         ("--base-uri a cat", "--base-uri: expected an empty string or a path"),
         ("--public-path a/ cat", "--public-path: expected an empty string or a path"),
+        ("--state-dir= cat", '--state-dir: expected the path of a directory, got ""'),
         ("--cwd= cat", '--cwd: expected the path of a directory, got ""'),
         ("--env A cat", '--env: expected NAME=VALUE, got "A"'),
         ("--env =1 cat", "--env: expected NAME=VALUE, got <no name>"),

@@ -173,9 +173,9 @@ def kill_all(base: int) -> int:
 
 
 def count_tagged(base: int) -> int:
-    """How many processes but this one carry a tag of this base and live."""
-    me = os.getpid()
-    return sum(not each.zombie and each.pid != me for each in find_tagged(base))
+    """How many processes of sessions carry a tag of this base and live."""
+    # `base` itself is the tag of the bridge's guardian.
+    return sum(not each.zombie and each.tag != base for each in find_tagged(base))
 
 
 def start_time(pid: int) -> int | None:

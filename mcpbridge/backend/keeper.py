@@ -11,11 +11,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
@@ -47,7 +47,7 @@ class Keeper(ProcessProtocol):
     pipe is full nothing is written, and then the table of records, which is
     bounded, is written as a whole.
 
-    `changed` is called with the records whenever they are others.
+    `changed` is called with each record that `records` has more or less.
     """
 
     log = Logger()
@@ -57,18 +57,19 @@ class Keeper(ProcessProtocol):
         self,
         reactor: Any,
         base: int,
-        changed: Callable[[Iterable[Record]], None] = lambda records: None,
+        records: Records,
+        changed: Callable[[Record], None] = lambda record: None,
     ) -> None:
         self._processes: IReactorProcess = reactor
         self._clock: IReactorTime = reactor
         self._base = base
         self._changed = changed
-        self._records = Records()
+        self._records = records
         self._complained = -COMPLAIN_SECONDS
         #: Whether the pipe is full, and whether the guardian has missed something since.
         self._full = False
         self._missed = False
-        self._stopping: Deferred[None] | None = None
+        self._stopping: Deferred[bool] | None = None
         self._running = False
         self._started = 0.0
         self._pause = FIRST_PAUSE_SECONDS
@@ -95,24 +96,26 @@ class Keeper(ProcessProtocol):
             return False
         if self._records.add(owner, record):
             self._write({"add": record.as_json()})
-            self._changed(self._records)
+            self._changed(record)
         return True
 
     def forget(self, owner: int | str, record: Record | None = None) -> None:
         """A record of an owner, or all that it has, needs no cleaning up any more."""
-        dropped = self._records.drop(owner, record)
-        for each in dropped:
+        for each in self._records.drop(owner, record):
             self._write({"drop": each.as_json()})
-        if dropped:
-            self._changed(self._records)
+            self._changed(each)
 
-    def stop(self) -> Deferred[None]:
-        """The bridge has stopped: let the guardian look once more, and end."""
+    def stop(self) -> Deferred[bool]:
+        """
+        The bridge has stopped: let the guardian look once more, and end.
+
+        Fires with whether it says that nothing is left.
+        """
         if self._again is not None:
             self._again.cancel()
             self._again = None
         if not self._running:
-            return succeed(None)
+            return succeed(False)
         if self._stopping is None:
             self._stopping = Deferred()
             # One that was stopped (SIGSTOP) would not notice.
@@ -149,7 +152,7 @@ class Keeper(ProcessProtocol):
             self._again.cancel()
             self._again = None
         stopping, self._stopping = self._stopping, None
-        stopping.callback(None)
+        stopping.callback(reason.check(ProcessDone) is not None)
 
     # IPushProducer, for the pipe.
 

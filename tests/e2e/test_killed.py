@@ -1,0 +1,137 @@
+"""
+Bridge and guardian killed with SIGKILL, in every order: what is left, and
+that the next start leaves nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Bridge, backend, serving, until
+from tests.e2e.test_teardown import READY, SHORT_OPTIONS
+from tests.real.processes import Process, alive
+
+pytestmark = pytest.mark.slow
+
+
+@contextlib.contextmanager
+def bridge_with(folder: Path) -> Iterator[Bridge]:
+    """A bridge whose state files are in this folder."""
+    options = (*SHORT_OPTIONS, "--state-dir", str(folder))
+    with serving(*options, command=backend("strays")) as bridge:
+        yield bridge
+
+
+def kill_together(bridge: Bridge, guardian: Process) -> None:
+    """Neither gets to run before both are killed."""
+    for pid in (bridge.process.pid, guardian.pid):
+        os.kill(pid, signal.SIGSTOP)
+    for pid in (bridge.process.pid, guardian.pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_guardian_first(bridge: Bridge, guardian: Process) -> None:
+    """The bridge has no time to start another one."""
+    os.kill(bridge.process.pid, signal.SIGSTOP)
+    os.kill(guardian.pid, signal.SIGKILL)
+    until(lambda: not alive(guardian))
+    bridge.process.kill()
+
+
+def kill_bridge_first(bridge: Bridge, guardian: Process) -> None:
+    """The guardian has no time to clean up."""
+    os.kill(guardian.pid, signal.SIGSTOP)
+    bridge.process.kill()
+    bridge.process.wait()
+    os.kill(guardian.pid, signal.SIGKILL)
+
+
+def stop_guardian(bridge: Bridge, guardian: Process) -> None:
+    """It is never killed, and never runs again."""
+    os.kill(guardian.pid, signal.SIGSTOP)
+    bridge.process.kill()
+
+
+Kill = Callable[[Bridge, Process], None]
+EVERY_ORDER: Sequence[Kill] = (
+    kill_together,
+    kill_guardian_first,
+    kill_bridge_first,
+    stop_guardian,
+)
+
+
+@pytest.mark.parametrize("kill", EVERY_ORDER)
+def test_the_next_start_ends_what_was_left(tmp_path: Path, kill: Kill) -> None:
+    """The daemons of a bridge that died with its guardian; another bridge is not disturbed."""
+    with bridge_with(tmp_path) as neighbour, bridge_with(tmp_path) as bridge:
+        theirs = neighbour.open()
+        assert theirs.message() == READY
+        undisturbed = neighbour.marked()
+        guardian = bridge.guardian()
+        assert bridge.open().message() == READY
+        everything = bridge.marked()
+        kill(bridge, guardian)
+        bridge.process.wait()
+        # The backend itself dies with the bridge; its strays do not.
+        until(lambda: len(bridge.marked()) == 3)
+        assert len(list(tmp_path.glob("bridge-*.json"))) == 2
+        with bridge_with(tmp_path) as following:
+            pid = bridge.process.pid
+            following.wait_for_log(f"a bridge that was killed (pid {pid}) had left 3 processes")
+            assert not bridge.marked()
+            assert not any(map(alive, everything))
+            until(lambda: not alive(guardian))
+            assert following.open().message() == READY
+        assert neighbour.marked() == undisturbed
+        assert len(list(tmp_path.glob("bridge-*.json"))) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guardian_that_has_done_its_work_leaves_nothing_to_do(tmp_path: Path) -> None:
+    """The bridge alone was killed."""
+    with bridge_with(tmp_path) as bridge:
+        guardian = bridge.guardian()
+        assert bridge.open().message() == READY
+        bridge.kill()
+        until(lambda: not alive(guardian))
+        assert not bridge.marked()
+    with bridge_with(tmp_path) as following:
+        following.wait_for_log("had left 0 processes and 0 containers")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_guardian_works_at_the_stop(tmp_path: Path) -> None:
+    """It is woken, says that nothing is left, and ends by itself."""
+    with bridge_with(tmp_path) as bridge:
+        guardian = bridge.guardian()
+        assert bridge.open().message() == READY
+        os.kill(guardian.pid, signal.SIGSTOP)
+        bridge.stop()
+        # Had it been killed, the state file would be there for the next start.
+        assert list(tmp_path.iterdir()) == []
+
+
+def catches(process: Process, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
+
+
+def test_signals_do_not_end_the_guardian(tmp_path: Path) -> None:
+    with bridge_with(tmp_path) as bridge:
+        guardian = bridge.guardian()
+        until(lambda: catches(guardian, signal.SIGUSR1))
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE):
+            os.kill(guardian.pid, number)
+        assert bridge.open().message() == READY
+        bridge.kill()
+        until(lambda: not bridge.marked())
+        until(lambda: not alive(guardian))
+        assert "the guardian ended" not in bridge.log
