@@ -7,12 +7,13 @@ What `twistd mcpbridge` runs, and what an application embeds.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
@@ -26,7 +27,12 @@ from mcpbridge.backend.recovery import Journal, Recovery
 from mcpbridge.backend.state_file import candidates
 from mcpbridge.backend.subreaper import set_child_subreaper
 from mcpbridge.backend.tree import Sweeper
-from mcpbridge.config import STOP_SLACK_SECONDS, BridgeSettings, ServerSettings
+from mcpbridge.config import (
+    REPORTED_LINES,
+    STOP_SLACK_SECONDS,
+    BridgeSettings,
+    ServerSettings,
+)
 from mcpbridge.doubts import doubts
 from mcpbridge.errors import CannotListen
 from mcpbridge.extensions import load, verified
@@ -42,6 +48,7 @@ from mcpbridge.limits import shortages
 from mcpbridge.listeners import make_endpoint
 from mcpbridge.session.events import MemoryEventStore
 from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
+from mcpbridge.session.report import session_lines
 from mcpbridge.session.server import Server
 from mcpbridge.web.gate import Gate
 from mcpbridge.web.urls import exposed, served_urls
@@ -100,6 +107,8 @@ class Bridge(Service):
         self._ports: list[IListeningPort] = []
         self._site: Any = None
         self._resource: IResource | None = None
+        #: The rest of `log_sessions`.
+        self._reporting: IDelayedCall | None = None
 
     # For embedding.
 
@@ -138,6 +147,28 @@ class Bridge(Service):
     def urls(self) -> list[str]:
         """What is served by the bridge's own listeners."""
         return served_urls(self._ports, self.settings.servers)
+
+    def log_sessions(self) -> None:
+        """
+        Write a line to the log for each process of each server.
+
+        A few at a time, so that nobody waits for thousands of lines; while
+        lines are still to be written a further call does nothing.
+        """
+        if self._reporting is not None:
+            return
+        now = self._clock.seconds()
+        lines = [line for server in self.servers for line in session_lines(server, now)]
+        self.log.info("{count} sessions and other processes:", count=len(lines))
+        self._log_lines(iter(lines))
+
+    def _log_lines(self, lines: Iterator[str]) -> None:
+        self._reporting = None
+        for line in islice(lines, REPORTED_LINES):
+            self.log.info("{line}", line=line)
+        rest = list(lines)
+        if rest:
+            self._reporting = self._clock.callLater(0, self._log_lines, iter(rest))
 
     # IService.
 
@@ -186,6 +217,9 @@ class Bridge(Service):
         or when the graces of all servers and `STOP_SLACK_SECONDS` are over.
         """
         super().stopService()
+        if self._reporting is not None:
+            self._reporting.cancel()
+            self._reporting = None
         closed = [self._close_ports()]
         ended = DeferredList([server.stop() for server in self.servers])
         if self._site is not None:

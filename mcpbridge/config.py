@@ -115,6 +115,8 @@ MAX_RECORDS = 4096
 MAX_CLEANUPS = 64
 #: How long it may take to clean up after one of them.
 CLEANUP_SECONDS = 180.0
+#: How many lines about sessions (SIGUSR1) are logged in one turn of the reactor.
+REPORTED_LINES = 50
 #: How long the bridge waits at its stop beyond the graces of its servers.
 STOP_SLACK_SECONDS = 5.0
 

@@ -8,11 +8,10 @@ import dataclasses
 import math
 import os
 import re
-import signal
-from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 from twisted.python import usage
 
 from mcpbridge._version import __version__
@@ -21,6 +20,7 @@ from mcpbridge.config import BridgeSettings, ServerSettings
 from mcpbridge.configfile import read_config
 from mcpbridge.errors import BridgeError, CannotListen, SettingError
 from mcpbridge.listeners import make_endpoint
+from mcpbridge.signals import SignalHandlers
 
 #: An integer; more digits than these are no setting's.
 _DIGITS = re.compile(r"[+-]?[0-9]{1,30}")
@@ -261,10 +261,17 @@ class _Run(Bridge):
     def __init__(self, options: Options) -> None:
         super().__init__(options.settings)
         self._twistd: Any = options.parent or {}
-        self._told_to_stop = False
+        self._signals = SignalHandlers(
+            self._reactor,
+            running=lambda: bool(self.running),
+            longest_stop=self.longest_stop,
+            report=self.log_sessions,
+        )
 
     def privilegedStartService(self) -> None:
         """Open the listeners, or exit."""
+        # By now twistd has become a daemon, or will never.
+        self._signals.install()
         try:
             super().privilegedStartService()
         except CannotListen as error:
@@ -277,33 +284,17 @@ class _Run(Bridge):
         super().startService()
         if not self.settings.listen:
             self.log.warn("nothing is served: there is no listener (listen)")
-        self._reactor.callWhenRunning(self._take_signals)
+        self._reactor.callWhenRunning(self._signals.install_stop)
 
-    def _take_signals(self) -> None:
-        """Stand before Twisted's own handlers; those of others stay what they are."""
-        for number, own in (
-            (signal.SIGINT, self._reactor.sigInt),
-            (signal.SIGTERM, self._reactor.sigTerm),
-        ):
-            if signal.getsignal(number) == own:
-                signal.signal(number, self._once(own))
+    def stopService(self) -> Deferred[Any]:
+        """Stop; the handlers stay until nothing is left."""
+        stopped = super().stopService()
 
-    def _once(self, stop: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
-        """A handler that tells the reactor to stop, which it takes but once."""
+        def restore(result: Any) -> Any:
+            self._signals.restore()
+            return result
 
-        def received(number: int, frame: Any) -> None:
-            if self.running and not self._told_to_stop:
-                self._told_to_stop = True
-                stop(number, frame)
-            else:
-                self._reactor.callFromThread(
-                    self.log.info,
-                    "{name}: stopping already; it takes {seconds:g} s at most",
-                    name=signal.Signals(number).name,
-                    seconds=self.longest_stop(),
-                )
-
-        return received
+        return stopped.addBoth(restore)
 
     def _tell_parent(self, error: BridgeError) -> None:
         """

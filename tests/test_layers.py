@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "_version": set(),
     "guard": set(),
     "limits": set(),
+    "signals": set(),
     "transports": set(),
     "checks": {"errors"},
     "config": {"checks", "errors"},
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "web": FLOOR | {"protocol", "session"},
     "bridge": FLOOR
     | {"doubts", "extensions", "limits", "listeners", "protocol", "session", "backend", "web"},
-    "tap": FLOOR | {"configfile", "listeners", "bridge"},
+    "tap": FLOOR | {"configfile", "listeners", "signals", "bridge"},
     "script": set(),
     "demo": set(),
     "testing": FLOOR,

@@ -475,7 +475,7 @@ def test_handlers_of_others_stay(running_reactor: Any) -> None:
     options = Options()
     options.parseOptions(["--listen", "tcp:0:interface=127.0.0.1", "cat"])
     service: Any = makeService(options)
-    service._take_signals()
+    service._signals.install_stop()
     assert signal.getsignal(signal.SIGINT) is theirs
     assert signal.getsignal(signal.SIGTERM) != running_reactor.sigTerm
 

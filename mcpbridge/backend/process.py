@@ -104,6 +104,11 @@ class StdioBackend(ProcessProtocol):
         if pid is None:
             self._clock.callLater(0, self._leader_exited)
 
+    @property
+    def pid(self) -> int | None:
+        """The leader's pid; None once it may be another process's."""
+        return self._pid if self.exit_status is None else None
+
     # IBackend.
 
     def send(self, line: bytes) -> None:

@@ -1,0 +1,186 @@
+"""
+What the bridge does at signals, where `twistd` runs it.
+
+An embedded bridge has none of this: signals are its application's.  Knows
+signals, terminals and log files; must not know sessions.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.logger import Logger, globalLogPublisher
+
+#: The kernel hangs up the whole terminal session, and sends SIGHUP before all
+#: of it has noticed: after this time a terminal that is still there has not gone.
+HANGUP_SECONDS = 0.5
+#: twistd rotates its own log file at SIGUSR1; this module's handler replaces that.
+_TWISTD = "twisted.scripts._twistd_unix"
+
+Handler = Callable[[int, Any], None]
+
+
+class SignalHandlers:
+    """
+    The handlers of one service.
+
+    `stop` is called once, at the first signal that stops; `stopping` says
+    what to log at those that come later; `report` writes a line per session.
+    `has_terminal` says whether the process has a controlling terminal.  All
+    are called in the reactor's thread, not in a signal handler.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        running: Callable[[], bool],
+        longest_stop: Callable[[], float],
+        report: Callable[[], None],
+        has_terminal: Callable[[], bool] = lambda: has_controlling_terminal(),
+    ) -> None:
+        self._reactor = reactor
+        self._running = running
+        self._longest_stop = longest_stop
+        self._report = report
+        self._has_terminal = has_terminal
+        self._had_terminal = False
+        self._told_to_stop = False
+        #: What was there before, of what `restore` puts back.
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """
+        Handle SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2, unless somebody else does.
+
+        A signal that the process was started to ignore (`nohup`) stays
+        ignored.
+        """
+        self._had_terminal = self._has_terminal()
+        for number, handle in (
+            (signal.SIGHUP, self._hangup),
+            (signal.SIGQUIT, self._quit),
+            (signal.SIGUSR1, self._report),
+            (signal.SIGUSR2, self._usr2),
+        ):
+            before = signal.getsignal(number)
+            if before == signal.SIG_DFL or getattr(before, "__module__", "") == _TWISTD:
+                self._before[number] = before
+                signal.signal(number, self._in_reactor(handle))
+
+    def install_stop(self) -> None:
+        """
+        Stand before the reactor's own handlers of SIGINT and SIGTERM, which
+        the reactor has installed when it runs; those of others stay.
+        """
+        for number, own in (
+            (signal.SIGINT, self._reactor.sigInt),
+            (signal.SIGTERM, self._reactor.sigTerm),
+        ):
+            if signal.getsignal(number) == own:
+                signal.signal(number, self._once(own))
+
+    def restore(self) -> None:
+        """Put back what `install` has replaced."""
+        before, self._before = self._before, {}
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    # What the handlers do.
+
+    def _in_reactor(self, handle: Callable[[], None]) -> Handler:
+        """A handler that leaves the work to the reactor: a signal may come in the middle of it."""
+        return lambda number, frame: self._reactor.callFromThread(handle)
+
+    def _once(self, stop: Handler) -> Handler:
+        """A handler that tells the reactor to stop, which it takes but once."""
+
+        def received(number: int, frame: Any) -> None:
+            if self._may_stop():
+                stop(number, frame)
+            else:
+                self._reactor.callFromThread(self._stopping_already, signal.Signals(number).name)
+
+        return received
+
+    def _may_stop(self) -> bool:
+        first = self._running() and not self._told_to_stop
+        self._told_to_stop = True
+        return first
+
+    def _stopping_already(self, name: str) -> None:
+        self.log.info(
+            "{name}: stopping already; it takes {seconds:g} s at most",
+            name=name,
+            seconds=self._longest_stop(),
+        )
+
+    def _stop(self, name: str, why: str) -> None:
+        if self._may_stop():
+            self.log.info("{name}: {why}, shutting down", name=name, why=why)
+            self._reactor.stop()
+        else:
+            self._stopping_already(name)
+
+    def _quit(self) -> None:
+        self._stop("SIGQUIT", "received")
+
+    def _hangup(self) -> None:
+        if self._had_terminal:
+            if not self._has_terminal():
+                self._terminal_gone()
+                return
+            self._reactor.callLater(HANGUP_SECONDS, self._look_at_terminal)
+        reopened = ", ".join(reopen_log_files(self.log))
+        self.log.info(
+            "SIGHUP: {what}; settings are not read again",
+            what=f"reopened {reopened}" if reopened else "no log file was reopened",
+        )
+
+    def _look_at_terminal(self) -> None:
+        if not self._has_terminal():
+            self._terminal_gone()
+
+    def _terminal_gone(self) -> None:
+        self._stop("SIGHUP", "the terminal has gone")
+
+    def _usr2(self) -> None:
+        self.log.info("SIGUSR2 is not used; SIGUSR1 lists the sessions, SIGHUP reopens log files")
+
+
+def has_controlling_terminal() -> bool:
+    """Whether this process has a controlling terminal that has not hung up (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def reopen_log_files(log: Logger, publisher: Any = globalLogPublisher) -> Iterator[str]:
+    """
+    Reopen the files that Twisted logs into, whatever has been renamed; their paths.
+
+    A file that cannot be opened any more is left as it is, with a warning: a
+    log that goes on into a renamed file is better than none.
+    """
+    # twistd keeps the observer of --logfile to itself, and no public way leads
+    # from the publisher to its observers, nor from an observer to its file.
+    for observer in list(getattr(publisher, "_observers", ())):
+        file = getattr(observer, "_outFile", None)
+        reopen, path = getattr(file, "reopen", None), getattr(file, "path", None)
+        if not callable(reopen) or not isinstance(path, str):
+            continue
+        try:
+            # `reopen` closes the old file first: be sure that there is a new one.
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666))
+            reopen()
+        except OSError as error:
+            log.warn("cannot reopen {path}: {error}", path=path, error=error.strerror)
+        else:
+            yield path

@@ -1,0 +1,140 @@
+"""
+Signals to a bridge as a user runs it: on a terminal, in the background, as a
+daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import PATIENCE, Bridge, Stream, backend, request, serving, until
+from tests.e2e.test_teardown import SHORT_OPTIONS, open_ready
+from tests.real.parts import beside_python
+from tests.real.processes import alive, descendants
+
+pytestmark = pytest.mark.slow
+
+
+def test_sessions_go_on(tmp_path: Path) -> None:
+    """SIGHUP, SIGUSR1 and SIGUSR2 end nothing; SIGUSR1 tells of each session; SIGQUIT stops."""
+    with serving(*SHORT_OPTIONS, command=backend("strays")) as bridge:
+        stream = open_ready(bridge, "")
+        [leader] = [each for each in bridge.below() if "strays.py" in each.command]
+        bridge.process.send_signal(signal.SIGHUP)
+        bridge.wait_for_log("SIGHUP: no log file was reopened")
+        bridge.process.send_signal(signal.SIGUSR2)
+        bridge.wait_for_log("SIGUSR2 is not used")
+        bridge.process.send_signal(signal.SIGUSR1)
+        bridge.wait_for_log("1 sessions and other processes:")
+        bridge.wait_for_log(f"session {stream.ident[:8]} of ", "/sse, open, ", f"pid {leader.pid},")
+        assert stream.round_trip(request("x")) == request("x")
+        bridge.below()
+        bridge.process.send_signal(signal.SIGQUIT)
+        bridge.assert_stopped([0])
+        assert "SIGQUIT: received, shutting down" in bridge.log
+        assert "the bridge stops" in bridge.wait_for_close(stream)
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    """`nohup`: the bridge outlives its terminal, and says nothing of it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with serving(*SHORT_OPTIONS) as bridge:
+            stream = bridge.open()
+            bridge.process.send_signal(signal.SIGHUP)
+            bridge.process.send_signal(signal.SIGUSR2)
+            bridge.wait_for_log("SIGUSR2")
+            assert stream.round_trip(request("x")) == request("x")
+            assert "SIGHUP:" not in bridge.log
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextlib.contextmanager
+def running(line: Sequence[str], log: Path) -> Iterator[tuple[subprocess.Popen[bytes], Bridge]]:
+    """A command that runs a bridge that logs into a file; the bridge's clients."""
+    process = subprocess.Popen(line, stdin=subprocess.DEVNULL)
+    serves = re.compile(r"serving http://127\.0\.0\.1:(\d+)/sse")
+    try:
+        until(lambda: log.exists() and serves.search(log.read_text()))
+        found = serves.search(log.read_text())
+        assert found is not None
+        yield process, Bridge(process, log.parent, "", int(found[1]))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def twistd(folder: Path, *options: str) -> list[str]:
+    """The command line of a bridge that logs into `log`."""
+    bridge = ["--listen", "tcp:0:interface=127.0.0.1", "--state-dir", str(folder / "state")]
+    paths = [f"--pidfile={folder / 'pid'}", f"--logfile={folder / 'log'}", f"--rundir={folder}"]
+    command = [beside_python("twistd"), *options, *paths, "mcpbridge", *bridge, *SHORT_OPTIONS]
+    return [*command, "--", *backend("strays"), "no mark"]
+
+
+def test_log_files_are_reopened(tmp_path: Path) -> None:
+    """A daemon's log is renamed, as logrotate does, and goes on in a new file."""
+    log, old = tmp_path / "log", tmp_path / "log.1"
+    with running(twistd(tmp_path), log) as (_, bridge):
+        pid = int((tmp_path / "pid").read_text())
+        processes = descendants(pid)
+        try:
+            os.rename(log, old)
+            os.kill(pid, signal.SIGHUP)
+            until(lambda: log.exists() and f"SIGHUP: reopened {log}" in log.read_text())
+            # twistd itself would rotate the file at this one.
+            os.kill(pid, signal.SIGUSR1)
+            until(lambda: "0 sessions and other processes" in log.read_text())
+            with Stream(bridge.port).begin():
+                until(lambda: "opened" in log.read_text())
+                processes |= descendants(pid)
+            assert sorted(each.name for each in tmp_path.glob("log*")) == ["log", "log.1"]
+            assert "opened" not in old.read_text()
+        finally:
+            os.kill(pid, signal.SIGQUIT)
+        until(lambda: "Server Shut Down" in log.read_text())
+        until(lambda: not any(map(alive, processes)))
+        assert "SIGQUIT: received, shutting down" in log.read_text()
+
+
+#: Become a command that has a terminal, as its session's leader.
+ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDWR), termios.TIOCSCTTY, 0)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_a_terminal_that_hangs_up_stops(tmp_path: Path) -> None:
+    """Closed window, lost ssh: every session ends in order; `kill -HUP` before that did not."""
+    ours, theirs = os.openpty()
+    name = os.ttyname(theirs)
+    log = tmp_path / "log"
+    line = [sys.executable, "-c", ON_A_TERMINAL, name, *twistd(tmp_path, "-n")]
+    try:
+        with running(line, log) as (process, bridge):
+            os.close(theirs)
+            process.send_signal(signal.SIGHUP)
+            until(lambda: "SIGHUP: reopened" in log.read_text())
+            with Stream(bridge.port).begin() as stream:
+                assert stream.message() == b'{"jsonrpc":"2.0","method":"ready"}'
+                processes = descendants(process.pid)
+                os.close(ours)
+                assert process.wait(PATIENCE) == 0
+                until(lambda: not any(map(alive, processes)))
+            assert "SIGHUP: the terminal has gone, shutting down" in log.read_text()
+            assert "the bridge stops" in log.read_text()
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(ours)
