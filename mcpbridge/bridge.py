@@ -22,7 +22,7 @@ from mcpbridge.backend.chain import PythonShim, find_chain
 from mcpbridge.backend.keeper import Keeper
 from mcpbridge.backend.launcher import LocalLauncher
 from mcpbridge.backend.machine import shortcomings
-from mcpbridge.backend.records import Records
+from mcpbridge.backend.records import MarkedProcess, Records
 from mcpbridge.backend.recovery import Journal, Recovery
 from mcpbridge.backend.state_file import candidates
 from mcpbridge.backend.subreaper import set_child_subreaper
@@ -93,7 +93,7 @@ class Bridge(Service):
         self._event_store = verified("event_store", IEventStore, event_store) or MemoryEventStore()
         self._observers = [verified("observers", ISessionObserver, each) for each in observers]
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
-        self._sweeper = Sweeper(self._clock)
+        self._sweeper = Sweeper(self._clock, self._process_marked, self._process_ended)
         records = Records()
         self._journal = Journal(self._clock, records)
         self._keeper = Keeper(reactor, self._sweeper.base, records, self._journal.changed)
@@ -276,6 +276,14 @@ class Bridge(Service):
             self._journal.open(folders, self._sweeper.base)
             self._keeper.start()
             self._recovery.start(folders)
+
+    # What the guardian could not find by itself: processes that carry no tag.
+
+    def _process_marked(self, tag: int, pid: int, started: int) -> None:
+        self._keeper.tell(tag, MarkedProcess(pid, started))
+
+    def _process_ended(self, tag: int, pid: int, started: int) -> None:
+        self._keeper.forget(tag, MarkedProcess(pid, started))
 
     def _listen(self, description: str) -> None:
         """Open one listener.  Raises `CannotListen`."""

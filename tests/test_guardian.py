@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.backend import guardian, procfs
+from mcpbridge.backend import guardian, machine
 from mcpbridge.backend.chain import PythonShim
 from mcpbridge.backend.guardian import Records, kill_process, start_time
 from mcpbridge.backend.keeper import guardian_command
@@ -25,7 +25,7 @@ from mcpbridge.backend.records import Containers, MarkedProcess, Record
 from tests.real.processes import eventually
 
 PATIENCE = 60
-BASE = (1 << 61) + 7 * procfs.TAGS
+BASE = (1 << 61) + 7 * machine.TAGS
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 
@@ -107,7 +107,7 @@ def test_it_kills_what_carries_a_tag() -> None:
         guarding() as running,
         sleeping(BASE + 1) as one,
         sleeping(BASE + 2) as frozen,
-        sleeping(BASE + procfs.TAGS) as stranger,
+        sleeping(BASE + machine.TAGS) as stranger,
         sleeping() as untagged,
     ):
         frozen.send_signal(signal.SIGSTOP)
@@ -136,7 +136,7 @@ def test_it_needs_no_file_once_it_waits(tmp_path: Path) -> None:
     folder = tmp_path / "release" / "backend"
     folder.mkdir(parents=True)
     source = Path(guardian.__file__).parent
-    for name in ("guardian.py", "procfs.py"):
+    for name in ("guardian.py", "killing.py", "machine.py", "procfs.py"):
         shutil.copy(source / name, folder / name)
     program = str(folder / "guardian.py")
     # -X importtime: a line on stderr for each module that is imported.
@@ -261,7 +261,7 @@ def test_engines_get_signals_as_they_are(store: Store, tmp_path: Path) -> None:
 
 def test_the_next_bridge_outdoes_a_guardian_that_was_stopped() -> None:
     """It kills it, as it does everything of a dead bridge, and is not killed by it."""
-    with guarding() as stopped, guarding(guardian_command(BASE, BASE + procfs.TAGS)) as new:
+    with guarding() as stopped, guarding(guardian_command(BASE, BASE + machine.TAGS)) as new:
         stopped.process.send_signal(signal.SIGSTOP)
         with sleeping(BASE + 1) as backend:
             report = new.bridge_dies()

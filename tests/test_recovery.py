@@ -24,7 +24,7 @@ from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from mcpbridge.backend import procfs
+from mcpbridge.backend.machine import TAGS
 from mcpbridge.backend.records import Containers, MarkedProcess, Record, Records
 from mcpbridge.backend.recovery import SAVE_SECONDS, Journal, Recovery
 from mcpbridge.backend.state_file import (
@@ -43,8 +43,8 @@ from tests.test_guardian import Store, ended, sleeping
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 
-BASE = (1 << 61) + 11 * procfs.TAGS
-MINE = (1 << 61) + 2000 * procfs.TAGS
+BASE = (1 << 61) + 11 * TAGS
+MINE = (1 << 61) + 2000 * TAGS
 ONE = MarkedProcess(11, 1000)
 ENGINE = Containers(("/usr/bin/docker",), "label=a=b", (("HOME", "/root"),))
 
@@ -399,7 +399,7 @@ def test_dead_bridges_are_cleaned_up_after_one_by_one(
     folder: str, machine: Machine, log_lines: list[str]
 ) -> None:
     first = dead_bridge(folder, BASE, ENGINE, ONE, pid=2**22 + 7)
-    second = dead_bridge(folder, BASE + procfs.TAGS)
+    second = dead_bridge(folder, BASE + TAGS)
     alive = StateFile.create(folder, MINE)
     Recovery(machine, MINE).start([folder, "/no/such/folder"])
     [spawned] = machine.spawned
@@ -451,7 +451,7 @@ def test_a_cleaning_has_a_bound(folder: str, machine: Machine) -> None:
 def test_so_many_at_one_start(folder: str, machine: Machine, log_lines: list[str]) -> None:
     """`MAX_CLEANUPS`."""
     for number in range(MAX_CLEANUPS + 2):
-        dead_bridge(folder, BASE + number * procfs.TAGS)
+        dead_bridge(folder, BASE + number * TAGS)
     Recovery(machine, MINE).start([folder])
     for number in range(MAX_CLEANUPS):
         machine.spawned[number].report()
@@ -477,7 +477,7 @@ def test_a_process_that_cannot_be_started(
 def test_the_stop_ends_a_cleaning(folder: str, machine: Machine, log_lines: list[str]) -> None:
     """The file stays, and nothing more begins."""
     dead_bridge(folder)
-    dead_bridge(folder, BASE + procfs.TAGS)
+    dead_bridge(folder, BASE + TAGS)
     recovery = Recovery(machine, MINE)
     recovery.start([folder])
     stopped: list[None] = []
@@ -496,7 +496,7 @@ def test_after_a_restart_of_the_machine_no_process_is_sought(
 ) -> None:
     """Numbers and tags are others' now; of containers only the operator can know."""
     plain = dead_bridge(folder, BASE, boot="before")
-    contained = dead_bridge(folder, BASE + procfs.TAGS, ENGINE, ONE, boot="before")
+    contained = dead_bridge(folder, BASE + TAGS, ENGINE, ONE, boot="before")
     Recovery(machine, MINE).start([folder])
     assert machine.spawned == []
     assert not os.path.exists(plain)

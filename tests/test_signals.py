@@ -299,6 +299,8 @@ def parrots(running_reactor: Any) -> Iterator[Bridge]:
 class Sink:
     """A client that is not there."""
 
+    has_reader = False
+
     def send(self, lines: list[bytes]) -> None: ...
 
     def stop_keepalive(self) -> None: ...

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from mcpbridge.backend import procfs
+from mcpbridge.backend import machine
 from mcpbridge.backend.guardian import start_time
 from mcpbridge.backend.records import Record, read_record
 from mcpbridge.errors import BridgeError
@@ -278,7 +278,7 @@ def _read_state(value: Any) -> BridgeState:
             "start_time": int(started),
             "began": float(began),
             "place": {"host": str(host), "boot": str(boot), "pid_namespace": str(namespace)},
-        } if base > 0 and base % procfs.TAGS == 0:
+        } if base > 0 and base % machine.TAGS == 0:
             return BridgeState(base, pid, started, Place(host, boot, namespace), began)
     raise ValueError("not a state file")
 

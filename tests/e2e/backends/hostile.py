@@ -72,12 +72,17 @@ def renew(pause: float) -> None:
     os._exit(0)
 
 
+def wait_and_exit() -> None:
+    time.sleep(SECONDS)
+    os._exit(0)
+
+
 def leave_a_thread() -> None:
     """A process that looks like a zombie and runs."""
     if not forked():
         return
     let_go()
-    threading.Thread(target=lambda: (time.sleep(SECONDS), os._exit(0))).start()
+    threading.Thread(target=wait_and_exit).start()
     # pthread_exit(3), without its clean-up: of this thread alone.
     ctypes.CDLL(None).syscall(EXIT_OF_A_THREAD, 0)
 
