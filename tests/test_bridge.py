@@ -21,6 +21,7 @@ from twisted.web.server import Site
 from zope.interface.verify import verifyObject
 
 from mcpbridge import Bridge, BridgeSettings, ServerSettings
+from mcpbridge.backend import machine
 from mcpbridge.config import BACKLOG, STOP_SLACK_SECONDS
 from mcpbridge.errors import CannotListen, SettingError
 from mcpbridge.testing import FakeBackend, FakeLauncher
@@ -290,6 +291,21 @@ async def test_doubts_are_logged_at_the_start(start: Any, log_lines: list[str]) 
     """What the settings hardly mean."""
     start(server(pass_env=("GONE",)), environment={})
     assert "server 'default': GONE is not set here (pass_env)" in log_lines
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_the_machine_does_not_allow_is_one_warning(
+    start: Any, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not hold for processes here, and what follows from it; nothing where all does."""
+    start(server(launcher=None, command="cat"))
+    assert not [line for line in log_lines if "processes of backends" in line]
+    here = machine.Machine(tags=True, hidden=True, pidfds=False)
+    monkeypatch.setattr(machine, "machine", lambda: here)
+    start(server(launcher=None, command="cat"))
+    [warning] = [line for line in log_lines if "processes of backends" in line]
+    assert "hidepid" in warning
+    assert "pidfd_open" in warning
 
 
 INITIALIZE = (

@@ -471,18 +471,21 @@ def test_a_long_reading_lets_others_have_their_turn(
 @linux
 def test_what_was_seen_without_a_tag_is_held_until_it_ends() -> None:
     """Its number is its own as long as a descriptor of it says that it lives."""
-    told: list[tuple[int, int]] = []
-    marks = Marks(lambda pid, started: told.append((pid, started)))
+    seen: list[tuple[int, ...]] = []
+    ended: list[tuple[int, ...]] = []
+    marks = Marks(lambda *told: seen.append(told), lambda *told: ended.append(told))
     process = subprocess.Popen(["sleep", "600"])
     marks.hold(process.pid, 101, lambda: False)
     assert marks.tags() == {}
     for _ in range(2):
         marks.hold(process.pid, 101, lambda: True)
     assert marks.tags() == {process.pid: 101}
-    assert told == [(process.pid, procfs.start_time(process.pid))]
+    assert seen == [(101, process.pid, procfs.start_time(process.pid))]
+    assert ended == []
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert marks.tags() == {}
+    assert ended == seen
     # An adopted one is reaped.
     with pytest.raises(ChildProcessError):
         os.waitpid(process.pid, 0)
@@ -493,7 +496,7 @@ def test_what_was_seen_without_a_tag_is_held_until_it_ends() -> None:
 def test_only_so_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """KNOWN_PROCESSES: each takes a descriptor."""
     monkeypatch.setattr(marks_module, "KNOWN_PROCESSES", 1)
-    marks = Marks(lambda pid, started: None)
+    marks = Marks(lambda *told: None, lambda *told: None)
     processes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
     for each in processes:
         marks.hold(each.pid, 101, lambda: True)

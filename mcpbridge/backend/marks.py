@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 from mcpbridge.backend import procfs
 
+#: What is called with tag, pid and start time.
+Mark = Callable[[int, int, int], None]
 #: Of how many processes a descriptor is held at most.
 KNOWN_PROCESSES = 256
 
@@ -22,13 +24,17 @@ class Marks:
     """
     The processes that are held, and whose they are.
 
-    `told` is called with pid and start time (clock ticks since the boot) of
-    each: what cleans up after a bridge that was killed cannot find it by itself.
+    `seen` is called with tag, pid and start time (clock ticks since the boot;
+    0 where that is not told) of each, and `ended` with the same when it has
+    ended: what cleans up after a bridge that was killed cannot find them by
+    itself.
     """
 
-    def __init__(self, told: Callable[[int, int], None]) -> None:
-        self._told = told
-        self._held: dict[int, tuple[int, int]] = {}
+    def __init__(self, seen: Mark, ended: Mark) -> None:
+        self._seen = seen
+        self._ended = ended
+        #: By pid: tag, start time and descriptor.
+        self._held: dict[int, tuple[int, int, int]] = {}
 
     def hold(self, pid: int, tag: int, ours: Callable[[], bool]) -> None:
         """Hold a process, if it is (still) ours once there is a descriptor; see `tags`."""
@@ -41,10 +47,9 @@ class Marks:
         if not ours():
             os.close(descriptor)
             return
-        self._held[pid] = (tag, descriptor)
-        started = procfs.start_time(pid)
-        if started is not None:
-            self._told(pid, started)
+        started = procfs.start_time(pid) or 0
+        self._held[pid] = (tag, started, descriptor)
+        self._seen(tag, pid, started)
 
     def tags(self) -> dict[int, int]:
         """
@@ -53,14 +58,15 @@ class Marks:
         Those that have ended are let go, and reaped where they are children:
         their numbers may be used anew.
         """
-        for pid, (_, descriptor) in list(self._held.items()):
-            ended = select.poll()
-            ended.register(descriptor, select.POLLIN)
-            if ended.poll(0):
+        for pid, (tag, started, descriptor) in list(self._held.items()):
+            over = select.poll()
+            over.register(descriptor, select.POLLIN)
+            if over.poll(0):
                 del self._held[pid]
                 try:
                     os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG)
                 except OSError:
                     pass
                 os.close(descriptor)
-        return {pid: tag for pid, (tag, _) in self._held.items()}
+                self._ended(tag, pid, started)
+        return {pid: tag for pid, (tag, _, _) in self._held.items()}

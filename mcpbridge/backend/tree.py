@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Collection, Generator
 from functools import partial
 
 from twisted.internet.defer import Deferred
@@ -20,7 +20,7 @@ from twisted.logger import Logger
 
 from mcpbridge.backend import killing, machine, procfs
 from mcpbridge.backend.leader import Leader, reap
-from mcpbridge.backend.marks import Marks
+from mcpbridge.backend.marks import Mark, Marks
 
 #: At the least this time between two readings of the table of processes, and
 #: this many times what the last one took: a tenth of one processor at most.
@@ -34,6 +34,10 @@ REAP_SECONDS = 2.0
 CLEAN_LOOKS = 2
 
 
+def _tell_nobody(tag: int, pid: int, started: int) -> None:
+    pass
+
+
 class Sweeper:
     """
     Hands out tags, and answers who carries one.
@@ -41,14 +45,14 @@ class Sweeper:
     Reaps what the bridge has adopted of its sessions, by pid, and nothing
     else: the status of a child of somebody else is not taken.
 
-    `told` is called for each process of a session that was seen without a
-    tag; see `Marks`.
+    `seen` and `ended` are called for each process of a session that was seen
+    without a tag; see `Marks`.
     """
 
     log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, told: Callable[[int, int], None] = lambda pid, started: None
+        self, clock: IReactorTime, seen: Mark = _tell_nobody, ended: Mark = _tell_nobody
     ) -> None:
         self._clock = clock
         able = machine.machine().tags
@@ -60,7 +64,7 @@ class Sweeper:
         self._held: dict[int, Leader] = {}
         #: Leaders whose trees are gone, and whose tracers do not let go.
         self._traced: set[int] = set()
-        self._marks = Marks(told)
+        self._marks = Marks(seen, ended)
         self._wanted: dict[int, list[Deferred[list[int]]]] = {}
         self._to_kill: set[int] = set()
         self._call: IDelayedCall | None = None
