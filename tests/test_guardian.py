@@ -135,9 +135,8 @@ def test_it_needs_no_file_once_it_waits(tmp_path: Path) -> None:
     """An upgrade in place, or a release folder that was swapped and removed."""
     folder = tmp_path / "release" / "backend"
     folder.mkdir(parents=True)
-    source = Path(guardian.__file__).parent
-    for name in ("guardian.py", "killing.py", "machine.py", "procfs.py"):
-        shutil.copy(source / name, folder / name)
+    for source in Path(guardian.__file__).parent.glob("*.py"):
+        shutil.copy(source, folder)
     program = str(folder / "guardian.py")
     # -X importtime: a line on stderr for each module that is imported.
     command = [sys.executable, "-I", "-S", "-X", "importtime", program, str(BASE)]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -16,13 +18,14 @@ from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTer
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from mcpbridge.backend import guardian
+from mcpbridge.backend import guardian, machine, procfs
 from mcpbridge.backend.keeper import (
     END_SECONDS,
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     SETTLED_SECONDS,
     Keeper,
+    set_tag,
 )
 from mcpbridge.backend.records import Containers, MarkedProcess, Record, Records, read_record
 from mcpbridge.config import COMPLAIN_SECONDS, MAX_RECORDS
@@ -34,6 +37,8 @@ ENGINE = Containers(("/usr/bin/docker", "--context", "x"), "label=a=b", (("HOME"
 
 class Guardian:
     """The process's transport, and what the guardian has read of its stdin."""
+
+    pid = None
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper
@@ -284,6 +289,19 @@ def test_changes_are_passed_on(machine: Machine) -> None:
     keeper.forget(1)
     keeper.forget(2)
     assert seen == [(ONE, True), (ONE, False)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
+def test_the_guardian_has_its_tag_before_it_runs() -> None:
+    """One that is stopped at once is found by it all the same."""
+    base = (1 << 61) + 5 * machine.TAGS
+    process = subprocess.Popen(["sleep", "600"])
+    set_tag(process.pid, base)
+    assert procfs.tag_of(process.pid) == base
+    process.kill()
+    process.wait()
+    set_tag(process.pid, base)
+    set_tag(None, base)
 
 
 @pytest.mark.parametrize("record", [ONE, ENGINE, Containers(("/x",), "label=y")])

@@ -343,6 +343,8 @@ def test_a_full_disk_is_a_line(
 class Spawned:
     """A process that cleans up."""
 
+    pid = None
+
     def __init__(self, cleaner: Any, line: list[str]) -> None:
         self.cleaner = cleaner
         self.base, self.tag = int(line[-2]), int(line[-1])

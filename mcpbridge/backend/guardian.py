@@ -46,9 +46,11 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from killing import kill_pass  # type: ignore[import-not-found]
+    from machine import LIMITS  # type: ignore[import-not-found]
     from procfs import find_tagged  # type: ignore[import-not-found]
 else:
     from mcpbridge.backend.killing import kill_pass
+    from mcpbridge.backend.machine import LIMITS
     from mcpbridge.backend.procfs import find_tagged
 
 #: How long the guardian goes on killing before it gives up.
@@ -58,8 +60,6 @@ PAUSE_SECONDS = 0.02
 #: How many looks in a row must find nothing: a process may be born behind
 #: the place in /proc that a look has passed.
 CLEAN_LOOKS = 2
-#: `resource` has no name for it.
-_RLIMIT_LOCKS = 10
 #: How long one command of a container engine may take.
 ENGINE_SECONDS = 20.0
 #: How often a container engine that fails is tried, and the pause between.
@@ -296,7 +296,7 @@ def main(base: int, tag: int) -> int:
     """Wait, then clean up; the exit status is 0 when nothing is left."""
     # A bridge may itself be the backend of another, which would kill all that
     # carries the tag of that session: this process carries one of its own.
-    for limit in (resource.RLIMIT_RSS, _RLIMIT_LOCKS):
+    for limit in LIMITS:
         resource.setrlimit(limit, (tag, tag))
     try:
         os.setsid()

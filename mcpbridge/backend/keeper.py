@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mcpbridge.backend.machine import LIMITS
 from mcpbridge.backend.records import Record, Records
 from mcpbridge.config import COMPLAIN_SECONDS, MAX_RECORDS
 
@@ -132,6 +134,7 @@ class Keeper(ProcessProtocol):
         self._running = True
         self._started = self._clock.seconds()
         self._full = self._missed = False
+        set_tag(self.transport.pid, self._base)
         self.transport.registerProducer(self, True)
         self._write_all()
 
@@ -210,6 +213,22 @@ class Keeper(ProcessProtocol):
     def _kill(self) -> None:
         self._again = None
         self._signal(signal.SIGKILL)
+
+
+def set_tag(pid: int | None, tag: int) -> None:
+    """
+    Give a guardian its tag as soon as it is spawned, before it does so itself.
+
+    One that is stopped or killed while its interpreter starts would carry
+    none, and no later start would find it.
+    """
+    try:
+        if pid is not None:
+            for limit in LIMITS:
+                resource.prlimit(pid, limit, (tag, tag))
+    except (OSError, ValueError, AttributeError):
+        # It has exited already, or this is not Linux: it does it itself.
+        pass
 
 
 def guardian_command(base: int, tag: int | None = None) -> list[str]:

@@ -20,7 +20,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mcpbridge.backend.keeper import guardian_command
+from mcpbridge.backend.keeper import guardian_command, set_tag
 from mcpbridge.backend.records import Containers, MarkedProcess, Record, Records
 from mcpbridge.backend.state_file import (
     FORGET_SECONDS,
@@ -106,8 +106,9 @@ class Cleaner(ProcessProtocol):
     log = Logger()
     transport: Any
 
-    def __init__(self, clock: IReactorTime, records: Sequence[Record]) -> None:
+    def __init__(self, clock: IReactorTime, records: Sequence[Record], tag: int) -> None:
         self._clock = clock
+        self._tag = tag
         self._records = records
         self._output = b""
         self._patience: IDelayedCall | None = None
@@ -115,6 +116,7 @@ class Cleaner(ProcessProtocol):
 
     def connectionMade(self) -> None:
         """Tell it all, and that the bridge is dead."""
+        set_tag(self.transport.pid, self._tag)
         orders = [json.dumps({"add": each.as_json()}) for each in self._records]
         self.transport.write("".join(f"{each}\n" for each in orders).encode())
         self.transport.closeStdin()
@@ -248,7 +250,7 @@ class Recovery:
     def _clean(self, file: StateFile) -> None:
         here = file.state.place == Place.here()
         records = [each for each in file.records() if here or isinstance(each, MarkedProcess)]
-        cleaner = Cleaner(self._clock, records)
+        cleaner = Cleaner(self._clock, records, self._tag)
         cleaner.done.addCallback(self._cleaned, file)
         cleaner.done.addErrback(lambda why: self.log.failure("recovery failed", why))
         line = guardian_command(file.state.base, self._tag)
