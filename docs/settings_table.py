@@ -34,6 +34,7 @@ OPTIONS = {
     "reuse": "`--reuse identity\\|never`",
     "allowed_hosts": "`--allow-host HOST`",
     "allowed_origins": "`--allow-origin ORIGIN`",
+    "trusted_proxies": "`--trusted-proxy ADDRESS`",
     "front_channel": "`--no-front-channel`",
 }
 #: What an option means that turns its setting off.
@@ -45,6 +46,7 @@ NEGATED = {
 VALUES = {
     checks.COUNT: "N",
     checks.COUNT_OR_NONE: "N",
+    checks.SHARE: "N",
     checks.SECONDS: "SECONDS",
     checks.POSITIVE_SECONDS: "SECONDS",
     checks.DIRECTORY: "DIR",
@@ -59,6 +61,7 @@ BRIDGE_OPTIONS = (
     "listen",
     "allowed_hosts",
     "allowed_origins",
+    "trusted_proxies",
     "access_log",
     "front_channel",
     "state_dir",

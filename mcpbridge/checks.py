@@ -7,6 +7,7 @@ An error goes to terminals and logs, so it shows nothing that may be a secret.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from mcpbridge.errors import SettingError
@@ -125,6 +126,13 @@ def _is_host(value: object) -> bool:
     return isinstance(value, str) and value != "" and not set(value) & set("/ ?#@")
 
 
+def _is_network(value: object) -> bool:
+    try:
+        return value == "unix" or (isinstance(value, str) and bool(ip_network(value, strict=False)))
+    except ValueError:
+        return False
+
+
 def _is_origin(value: object) -> bool:
     if not isinstance(value, str):
         return False
@@ -133,6 +141,7 @@ def _is_origin(value: object) -> bool:
 
 
 COUNT = Check("an integer ≥ 1", _is_count)
+SHARE = Check("an integer ≥ 1, or null for a half", lambda v: v is None or _is_count(v))
 COUNT_OR_NONE = Check("an integer ≥ 0", lambda v: type(v) is int and v >= 0)
 SECONDS = Check("a number of seconds ≥ 0 and ≤ 1000000", lambda v: _is_number(v) and 0 <= v <= 1e6)
 POSITIVE_SECONDS = Check(
@@ -179,6 +188,10 @@ DOTTED_NAMES = Check(
 HOSTS = Check(
     "a list of host names, with a port or without",
     lambda v: isinstance(v, (list, tuple)) and all(_is_host(n) for n in v),
+)
+NETWORKS = Check(
+    "a list of IP addresses and networks, as in `10.0.0.0/8`, or `unix`",
+    lambda v: isinstance(v, (list, tuple)) and all(_is_network(n) for n in v),
 )
 ORIGINS = Check(
     "a list of origins, as in `https://example.org`, or `*`",

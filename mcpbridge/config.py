@@ -23,6 +23,7 @@ from mcpbridge.checks import (
     ENVIRONMENT,
     FLAG,
     HOSTS,
+    NETWORKS,
     OBJECT,
     OPTIONAL_PATH_PREFIX,
     ORIGINS,
@@ -30,6 +31,7 @@ from mcpbridge.checks import (
     POSITIVE_SECONDS,
     SECONDS,
     SECRET,
+    SHARE,
     TEXTS,
     Check,
     is_text,
@@ -121,6 +123,20 @@ REPORTED_LINES = 50
 STOP_SLACK_SECONDS = 5.0
 
 
+#: How many idle connections of an address are found in one look, and for how long for
+#: each of its connections it is not looked again where there were fewer: a look takes a
+#: microsecond for each, so all of them together take a tenth of the time at most.
+IDLE_CANDIDATES = 64
+IDLE_LOOK_SECONDS = 0.00001
+#: Of how many addresses, those with most connections first, one is looked for.
+IDLE_ADDRESSES = 8
+
+
+def share_of(limit: int, share: int | None) -> int:
+    """How much of so much one client address may have, where the setting may say nothing."""
+    return max(1, limit // 2) if share is None else share
+
+
 ENDPOINTS = Check(
     f"a list of endpoint descriptions, as in `{DEFAULT_LISTEN}`",
     lambda v: isinstance(v, (list, tuple)) and all(is_text(n) and n for n in v),
@@ -171,6 +187,9 @@ class ServerSettings:
     )
     max_sessions: int = setting(
         100, COUNT, "Backend processes at a time: those of sessions, and all others."
+    )
+    max_sessions_per_address: int | None = setting(
+        None, SHARE, "How many of these one client address may have; half of them by default."
     )
     ping_interval: float = setting(30.0, SECONDS, "Seconds between pings of a session; 0: none.")
     stop_grace: float = setting(1.0, SECONDS, "Seconds from closing stdin to SIGTERM.")
@@ -262,6 +281,25 @@ class BridgeSettings:
     max_request_bytes: int = setting(
         256 * MIB, COUNT, "Bytes of all requests that are being received, together."
     )
+    max_sessions_per_address: int | None = setting(
+        None, SHARE, "How many sessions one client address may have; half of them by default."
+    )
+    max_connections_per_address: int | None = setting(
+        None, SHARE, "How many connections one client address may have; half of them by default."
+    )
+    max_request_bytes_per_address: int | None = setting(
+        None, SHARE, "How much of `max_request_bytes` one client address may take; by default half."
+    )
+    exempt_addresses: tuple[str, ...] = setting(
+        ("127.0.0.0/8", "::1", "unix"),
+        NETWORKS,
+        "Client addresses that may have all there is; `unix` is every UNIX socket.",
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        NETWORKS,
+        "Proxies whose `X-Forwarded-For` or `Forwarded` names the client; nobody else's is read.",
+    )
     allowed_hosts: tuple[str, ...] = setting(
         (), HOSTS, "What may stand in `Host`; by default anything, but on loopback its names."
     )
@@ -294,6 +332,13 @@ class BridgeSettings:
                 "max_request_bytes",
                 f"room for one message of {largest} bytes (max_message_bytes)",
                 self.max_request_bytes,
+            )
+        share = self.max_request_bytes_per_address
+        if share is not None and share < largest:
+            raise SettingError(
+                "max_request_bytes_per_address",
+                f"room for one message of {largest} bytes (max_message_bytes)",
+                share,
             )
         seen: dict[str, str] = {}
         for server in self.servers:

@@ -29,6 +29,7 @@ _OPTIONS = {
     "command": "COMMAND",
     "allowed_hosts": "--allow-host",
     "allowed_origins": "--allow-origin",
+    "trusted_proxies": "--trusted-proxy",
     "stderr_notifications": "--no-stderr-notifications",
     "front_channel": "--no-front-channel",
 }
@@ -59,6 +60,12 @@ class Options(usage.Options):
         ["base-uri", None, None, "Literal path before /sse and /message; default empty."],
         ["public-path", None, None, "The base as clients see it, behind a proxy that rewrites."],
         ["max-sessions", None, None, "Sessions at a time; default 100."],
+        [
+            "max-sessions-per-address",
+            None,
+            None,
+            "Of them for one client address; default half.",
+        ],
         ["ping-interval", None, None, "Seconds between pings, 0 for none; default 30."],
         ["stop-grace", None, None, "Seconds from closing stdin to SIGTERM; default 1."],
         ["kill-grace", None, None, "Seconds from SIGTERM to SIGKILL; default 2."],
@@ -90,6 +97,7 @@ class Options(usage.Options):
     #: How the text of an option becomes the value of a setting.
     _INTEGERS = (
         "max-sessions",
+        "max-sessions-per-address",
         "max-message-bytes",
         "max-waiting-messages",
         "max-waiting-bytes",
@@ -114,6 +122,7 @@ class Options(usage.Options):
         self.listen: list[str] = []
         self.hosts: list[str] = []
         self.origins: list[str] = []
+        self.proxies: list[str] = []
         self.env: dict[str, str] = {}
         self.pass_env: list[str] = []
         self.command: tuple[str, ...] = ()
@@ -142,6 +151,10 @@ class Options(usage.Options):
     def opt_allow_origin(self, origin: str) -> None:
         """A site whose pages may use the bridge, as in https://example.org; may repeat."""
         self.origins.append(origin)
+
+    def opt_trusted_proxy(self, address: str) -> None:
+        """A proxy, or a network of them, that names its clients in a header; may repeat."""
+        self.proxies.append(address)
 
     opt_h = usage.Options.opt_help
 
@@ -179,6 +192,8 @@ class Options(usage.Options):
             bridge["allowed_hosts"] = tuple(self.hosts)
         if self.origins:
             bridge["allowed_origins"] = tuple(self.origins)
+        if self.proxies:
+            bridge["trusted_proxies"] = tuple(self.proxies)
         if self["access-log"]:
             bridge["access_log"] = True
         if self["no-front-channel"]:

@@ -20,6 +20,7 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "base_uri": "",
     "public_path": None,
     "max_sessions": 100,
+    "max_sessions_per_address": None,
     "ping_interval": 30.0,
     "stop_grace": 1.0,
     "kill_grace": 2.0,
@@ -56,6 +57,11 @@ BRIDGE_DEFAULTS: dict[str, Any] = {
     "max_sessions": 1000,
     "max_connections": 10_000,
     "max_request_bytes": 256 * MIB,
+    "max_sessions_per_address": None,
+    "max_connections_per_address": None,
+    "max_request_bytes_per_address": None,
+    "exempt_addresses": ("127.0.0.0/8", "::1", "unix"),
+    "trusted_proxies": (),
     "allowed_hosts": (),
     "allowed_origins": (),
     "access_log": False,
@@ -72,6 +78,13 @@ COUNTS = (
     "max_process_requests",
     "max_waiting_requests",
 )
+SHARES = (
+    "max_sessions_per_address",
+    "max_connections_per_address",
+    "max_request_bytes_per_address",
+)
+WRONG_SHARES = (0, -1, 1.0, "10", True, [1])
+WRONG_NETWORKS = ("10.0.0.0/8", None, [""], ["localhost"], ["10.0.0.0/33"], [1], ["::/129"])
 WRONG_COUNTS = (0, -1, 1.0, "10", True, None, [1])
 WRONG_SECONDS = (-1, -0.1, 1e6 + 1, 10**400, float("nan"), float("inf"), "1", True, None)
 WRONG_TEXTS = ("text", None, [1], ["a\0b"], {"a": "b"})
@@ -86,6 +99,7 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     "cwd": ("", 1, "a\0b"),
     "public_path": ("x", "/", "/a/", 1),
     **dict.fromkeys(COUNTS, WRONG_COUNTS),
+    "max_sessions_per_address": WRONG_SHARES,
     **dict.fromkeys(("ping_interval", "stop_grace", "kill_grace"), WRONG_SECONDS),
     **dict.fromkeys(("idle_timeout", "keepalive_interval"), WRONG_SECONDS),
     **dict.fromkeys(
@@ -108,6 +122,8 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
 WRONG_BRIDGE: dict[str, tuple[Any, ...]] = {
     "listen": ("tcp:1", None, [""], [1], ["\0"]),
     **dict.fromkeys(("max_sessions", "max_connections", "max_request_bytes"), WRONG_COUNTS),
+    **dict.fromkeys(SHARES, WRONG_SHARES),
+    **dict.fromkeys(("exempt_addresses", "trusted_proxies"), WRONG_NETWORKS),
     "allowed_hosts": ("h", None, [""], [1], ["http://h"], ["a b"]),
     "allowed_origins": ("*", None, ["example.org"], [1], ["https://"], ["https://a/b"]),
     "access_log": (None, 0, "yes"),

@@ -62,7 +62,13 @@ class World:
     """A site with one live session, and one connection to it; no reactor."""
 
     def __init__(
-        self, *, front: bool, budget: int = 10_000, full: bool = False, json_response: bool = False
+        self,
+        *,
+        front: bool,
+        budget: int = 10_000,
+        full: bool = False,
+        json_response: bool = False,
+        **bridge: Any,
     ) -> None:
         from mcpbridge.web.root import Branch, Gated
         from mcpbridge.web.routes import Routes
@@ -97,7 +103,10 @@ class World:
         root = Branch()
         root.branch(b"b").leaf = Routes(server, self.clock).resource()
         all_settings = BridgeSettings(
-            servers=(server_settings,), max_request_bytes=budget, allowed_hosts=("h", "h:8808")
+            servers=(server_settings,),
+            max_request_bytes=budget,
+            allowed_hosts=("h", "h:8808"),
+            **bridge,
         )
         gate = Gate(all_settings)
         self.site = BridgeSite(

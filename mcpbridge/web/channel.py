@@ -25,6 +25,7 @@ from mcpbridge.config import (
     REQUEST_SECONDS,
     SLICE_BYTES,
 )
+from mcpbridge.web.clients import ClientAddresses, Peer
 from mcpbridge.web.gate import loopback_port
 from mcpbridge.web.request import BodyBudget
 from mcpbridge.web.sockets import acknowledged, has_left, unsent
@@ -38,6 +39,7 @@ class _Site(Protocol):
 
     clock: IReactorTime
     budget: BodyBudget
+    clients: ClientAddresses
     turns: Turns
     max_body: int
 
@@ -68,11 +70,14 @@ class BridgeChannel(HTTPChannel):
         "_networkProducer",
         "_transferDecoder",
         "loopback",
+        "peer",
         "requests",
     )
 
     site: Any
     transport: Any
+    #: Twisted's own, which is moved on as bytes come.
+    _TimeoutMixin__timeoutCall: IDelayedCall | None
     _networkProducer: Any
     streaming = False
     log = Logger()
@@ -96,6 +101,8 @@ class BridgeChannel(HTTPChannel):
         super().connectionMade()
         #: 0 where the listener is not on loopback.
         self.loopback = loopback_port(self.transport) or 0
+        #: Who is at the other end.
+        self.peer: Peer = self.site.clients.peer(self.transport.getPeer())
         self._admitted = self.site.opened(self)
         if not self._admitted:
             self.transport.abortConnection()
@@ -273,6 +280,27 @@ class BridgeChannel(HTTPChannel):
             self.setTimeout(self.timeOut)
             return
         super().timeoutConnection()
+
+    # What the table of connections asks.
+
+    def idle_since(self) -> float | None:
+        """When something was last heard; None while a request is begun or its answer waits."""
+        idle = self._TimeoutMixin__timeoutCall
+        if idle is None or self._is_busy() or self._later or self.requests or self._buffer:
+            return None
+        if self._draining or self._in_body() or self.timeOut is None:
+            return None
+        return idle.getTime() - float(self.timeOut)
+
+    def give_way(self) -> bool:
+        """Close an idle connection; False where the last answer is not taken yet."""
+        if unsent(self.transport):
+            return False
+        self.setTimeout(None)
+        # TLS waits for its peer to close as well.
+        self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
+        self.loseConnection()
+        return True
 
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
         """Gone: stop the clocks."""

@@ -18,8 +18,10 @@ from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from mcpbridge.config import COMPLAIN_SECONDS, IDLE_SECONDS, BridgeSettings
+from mcpbridge.config import IDLE_SECONDS, BridgeSettings, share_of
 from mcpbridge.web.channel import BridgeChannel
+from mcpbridge.web.clients import ClientAddresses
+from mcpbridge.web.connections import Connections
 from mcpbridge.web.front import Front
 from mcpbridge.web.plain import PlainChannel
 from mcpbridge.web.request import BodyBudget, BridgeRequest
@@ -70,28 +72,26 @@ class BridgeSite(Site):
         self.budget = BodyBudget(settings.max_request_bytes)
         self.turns = Turns(reactor, seconds)
         self.max_body = max(server.max_message_bytes for server in settings.servers)
+        self.clients = ClientAddresses(settings)
         self.channels: set[BridgeChannel] = set()
-        self._max_connections = settings.max_connections
+        self._connections = Connections(
+            settings.max_connections,
+            share_of(settings.max_connections, settings.max_connections_per_address),
+            reactor,
+        )
         self._access_log = settings.access_log
-        self._complained = float("-inf")
         self._emptied: Deferred[None] | None = None
 
     def opened(self, channel: BridgeChannel) -> bool:
         """Count a connection; False where there are too many."""
-        if len(self.channels) >= self._max_connections:
-            now = self.clock.seconds()
-            if now - self._complained > COMPLAIN_SECONDS:
-                self._complained = now
-                self.log_lines.warn(
-                    "refusing connections: {limit} are open (max_connections)",
-                    limit=self._max_connections,
-                )
+        if not self._connections.admit(channel):
             return False
         self.channels.add(channel)
         return True
 
     def closed(self, channel: BridgeChannel) -> None:
         """A connection is gone."""
+        self._connections.remove(channel)
         self.channels.discard(channel)
         if not self.channels and self._emptied is not None:
             emptied, self._emptied = self._emptied, None

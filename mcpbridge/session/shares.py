@@ -1,0 +1,81 @@
+"""
+What one client address may have of what all share.
+
+Knows numbers and addresses; must not know what is shared.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from mcpbridge.config import COMPLAIN_SECONDS
+
+#: What is left of a sum of fractions that came and went.
+_NOTHING = 1e-6
+
+
+class Shares:
+    """
+    How much each address has, and that none has more than `limit`.
+
+    `what` and `setting` are for the log, which is told at most every
+    `COMPLAIN_SECONDS`.  The address None has no share, and is not counted.
+    """
+
+    log = Logger()
+
+    def __init__(self, limit: int, clock: IReactorTime, *, what: str, setting: str) -> None:
+        self.limit = limit
+        self.setting = setting
+        self._clock = clock
+        self._what = what
+        self._taken: dict[str, float] = {}
+        self._not_before = float("-inf")
+        self._unsaid = 0
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def taken(self, address: str | None) -> float:
+        """How much an address has."""
+        return 0 if address is None else self._taken.get(address, 0)
+
+    def is_over(self, address: str | None, amount: float = 1) -> bool:
+        """Whether so much more would be more than an address may have."""
+        return address is not None and self.taken(address) + amount > self.limit + _NOTHING
+
+    def take(self, address: str | None, amount: float = 1) -> bool:
+        """Take some for an address; False, and the log is told, where it has its share."""
+        if self.is_over(address, amount):
+            self.refused(address)
+            return False
+        if address is not None:
+            self._taken[address] = self._taken.get(address, 0) + amount
+        return True
+
+    def give_back(self, address: str | None, amount: float = 1) -> None:
+        """Return what was taken; must not be called twice for it."""
+        if address is not None:
+            left = self._taken.get(address, 0) - amount
+            if left > _NOTHING:
+                self._taken[address] = left
+            else:
+                self._taken.pop(address, None)
+
+    def refused(self, address: str | None) -> None:
+        """An address was refused; the log is told now and then."""
+        self._unsaid += 1
+        now = self._clock.seconds()
+        if now >= self._not_before:
+            self._not_before = now + COMPLAIN_SECONDS
+            count, self._unsaid = self._unsaid, 0
+            self.log.warn(
+                "{address} has its share of {what}: {limit} ({setting}); refused since this was"
+                " said last, of all addresses: {count}",
+                address=address,
+                what=self._what,
+                limit=self.limit,
+                setting=self.setting,
+                count=count,
+            )
