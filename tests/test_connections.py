@@ -215,8 +215,8 @@ def test_a_connection_is_idle_since_it_was_heard_last(
     assert world.channel.idle_since() == 7.0
     monkeypatch.setattr(channel, "unsent", lambda transport: 1)
     assert not world.channel.give_way()
-    assert not world.transport.disconnecting
+    assert not world.seen()[1]
     monkeypatch.setattr(channel, "unsent", lambda transport: 0)
     assert world.channel.give_way()
-    assert world.transport.disconnecting
+    assert world.seen()[1]
     world.channel.connectionLost()

@@ -186,7 +186,7 @@ def test_who_takes_an_answer_slowly_is_not_idle(
 
 def test_only_what_has_arrived_of_a_body_counts() -> None:
     """Who announces much, and sends little, takes no room from anybody."""
-    world = World(front=True, budget=1000)
+    world = World(front=True, budget=2000)
     others = [world.site.buildProtocol(None) for _ in range(10)]
     for each in others:
         each.makeConnection(type(world.transport)())

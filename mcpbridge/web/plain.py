@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config import COMMIT_SECONDS
 from mcpbridge.transports import prompt_descriptor, write_at_once
 from mcpbridge.web.channel import CONNECTION_DONE, BridgeChannel
+from mcpbridge.web.clients import ClientAddresses, in_head
 from mcpbridge.web.front import Front, NotPlainAfterAll, Plain
 from mcpbridge.web.handover import WaitingAnswer
 from mcpbridge.web.waiting import WaitingExchange
@@ -43,6 +44,8 @@ class PlainChannel(BridgeChannel):
     _arriving: Plain | None = None
     _missing = 0
     _held = 0
+    #: The address whose share that counts against.
+    _sender: str | None = None
     _pieces: list[bytes]
     #: A plain request that waits for its answer.
     _waiting: WaitingAnswer | WaitingExchange | None = None
@@ -114,7 +117,7 @@ class PlainChannel(BridgeChannel):
             plain = self._arriving
             if plain is not None:
                 piece = data[: self._missing]
-                if not self.site.budget.take(len(piece)):
+                if not self.site.budget.take(len(piece), self._sender):
                     # Whose answer it is that there is no room.
                     arrived = b"".join(self._pieces)
                     self._let_go()
@@ -139,9 +142,14 @@ class PlainChannel(BridgeChannel):
                     return b""
                 if len(data) - end < plain.length:
                     self._arriving, self._missing = plain, plain.length
+                    self._sender = self._client()
                     data = data[end:]
                     continue
                 body = data[end : end + plain.length]
+                budget = self.site.budget
+                if budget.used and not budget.has_room(plain.length, self._client()):
+                    # What has arrived at once is not counted, but refused alike.
+                    return data
                 data = data[end + plain.length :]
             if self._deadline is not None:
                 self._set_deadline(None)
@@ -182,10 +190,18 @@ class PlainChannel(BridgeChannel):
             self._last_head, self._last_plain = head, plain
         return self._last_plain
 
+    def _client(self) -> str | None:
+        """The address whose share the last request counts against; None: nobody's."""
+        peer = self.peer
+        if not peer.proxy:
+            return peer.share
+        clients: ClientAddresses = self.site.clients
+        return clients.client(peer, in_head(self._last_head))
+
     def _let_go(self) -> None:
         """Of the pieces of a body."""
         if self._arriving is not None:
-            self.site.budget.give_back(self._held)
+            self.site.budget.give_back(self._held, self._sender)
             self._held = 0
             self._arriving = None
             self._pieces = []

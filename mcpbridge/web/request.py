@@ -13,25 +13,49 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
+from mcpbridge.session.shares import Shares
 
 
 class BodyBudget:
-    """How many bytes all requests that are being received may hold together."""
+    """
+    How many bytes all requests that are being received may hold together, and
+    those of one client address, where `shares` says so.
+    """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, shares: Shares | None = None) -> None:
         self._limit = limit
+        self._shares = shares
         self.used = 0
 
-    def take(self, size: int) -> bool:
-        """Take some, or none where there is no room."""
+    def has_room(self, size: int, address: str | None = None) -> bool:
+        """Whether `take` would take so much."""
         if self.used + size > self._limit:
+            return False
+        return self._shares is None or not self._shares.is_over(address, size)
+
+    def take(self, size: int, address: str | None = None) -> bool:
+        """Take some for a client, or none where there is no room."""
+        if self.used + size > self._limit:
+            return False
+        if self._shares is not None and not self._shares.take(address, size):
             return False
         self.used += size
         return True
 
-    def give_back(self, size: int) -> None:
-        """Return what was taken."""
+    def give_back(self, size: int, address: str | None = None) -> None:
+        """Return what was taken for a client."""
         self.used -= size
+        if self._shares is not None:
+            self._shares.give_back(address, size)
+
+    def refusal(self, size: int) -> NoRoom:
+        """What is said where so much could not be taken."""
+        if self.used + size > self._limit or self._shares is None:
+            return NoRoom("the bridge is receiving as much as it may hold (max_request_bytes)")
+        return NoRoom(
+            "your address is sending as much at a time as it may:"
+            f" {self._shares.limit} bytes ({self._shares.setting})"
+        )
 
 
 class BridgeRequest(Request):
@@ -46,6 +70,8 @@ class BridgeRequest(Request):
     content: Any
     refusal: Refused | None = None
     _held = 0
+    #: The address whose share it counts against.
+    _client: str | None = None
 
     def gotLength(self, length: int | None) -> None:
         """The head is there; `length` is None for a chunked body."""
@@ -61,9 +87,12 @@ class BridgeRequest(Request):
         site = self.channel.site
         if self._held + size > site.max_body:
             self._refuse()
-        elif not site.budget.take(size):
+            return
+        if not self._held:
+            self._client = site.clients.of_request(self)
+        if not site.budget.take(size, self._client):
+            self.refusal = site.budget.refusal(size)
             self._let_go()
-            self.refusal = NoRoom("the bridge is receiving as much as it may hold")
         else:
             self._held += size
             self.content.write(data)
@@ -81,7 +110,7 @@ class BridgeRequest(Request):
 
     def _let_go(self) -> None:
         if self._held and self.channel is not None:
-            self.channel.site.budget.give_back(self._held)
+            self.channel.site.budget.give_back(self._held, self._client)
             self._held = 0
         self.content = BytesIO()
 

@@ -19,6 +19,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from mcpbridge.config import IDLE_SECONDS, BridgeSettings, share_of
+from mcpbridge.session.shares import Shares
 from mcpbridge.web.channel import BridgeChannel
 from mcpbridge.web.clients import ClientAddresses
 from mcpbridge.web.connections import Connections
@@ -69,9 +70,17 @@ class BridgeSite(Site):
         self.front = None if settings.access_log else front
         # Not the one that may become HTTP/2.
         self.protocol: Any = BridgeChannel if self.front is None else PlainChannel
-        self.budget = BodyBudget(settings.max_request_bytes)
         self.turns = Turns(reactor, seconds)
         self.max_body = max(server.max_message_bytes for server in settings.servers)
+        share = share_of(settings.max_request_bytes, settings.max_request_bytes_per_address)
+        # One message must fit into it, however little there is.
+        shares = Shares(
+            max(share, self.max_body),
+            reactor,
+            what="request bytes",
+            setting="max_request_bytes_per_address",
+        )
+        self.budget = BodyBudget(settings.max_request_bytes, shares)
         self.clients = ClientAddresses(settings)
         self.channels: set[BridgeChannel] = set()
         self._connections = Connections(
