@@ -59,6 +59,8 @@ BACKLOG = 1024
 #: A request's head must be complete after this time, and all of it after the other.
 HEAD_SECONDS = 30.0
 REQUEST_SECONDS = 300.0
+#: Over so long a time a client must transfer bytes at `min_transfer_rate`.
+RATE_SECONDS = 60.0
 #: An idle connection is closed after this time.
 IDLE_SECONDS = 60.0
 #: How long and how much is still read of a body that was refused, so that
@@ -196,6 +198,12 @@ class ServerSettings:
     kill_grace: float = setting(2.0, SECONDS, "Seconds from SIGTERM to SIGKILL.")
     peer_timeout: float = setting(
         60.0, POSITIVE_SECONDS, "Seconds a client may take no byte while data waits for it."
+    )
+    min_transfer_rate: int = setting(
+        512,
+        COUNT_OR_NONE,
+        "Bytes a second, over a minute, that a client must take of what waits for it, or send of a"
+        " body; 0: any.",
     )
     max_message_bytes: int = setting(16 * MIB, COUNT, "The size of one message, either way.")
     max_waiting_messages: int = setting(1024, COUNT, "Messages that may wait for a backend.")

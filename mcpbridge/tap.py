@@ -70,6 +70,7 @@ class Options(usage.Options):
         ["stop-grace", None, None, "Seconds from closing stdin to SIGTERM; default 1."],
         ["kill-grace", None, None, "Seconds from SIGTERM to SIGKILL; default 2."],
         ["peer-timeout", None, None, "Seconds a client may take no byte; default 60."],
+        ["min-transfer-rate", None, None, "Bytes a second a client must take; default 512."],
         [
             "idle-timeout",
             None,
@@ -103,6 +104,7 @@ class Options(usage.Options):
         "max-waiting-bytes",
         "warm",
         "concurrency",
+        "min-transfer-rate",
     )
     _SECONDS = (
         "ping-interval",

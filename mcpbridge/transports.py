@@ -23,9 +23,10 @@ def prompt_descriptor(transport: Any) -> FileDescriptor | None:
 AT_ONCE_BYTES = 128 * 1024
 
 
-def write_at_once(descriptor: Any, data: bytes) -> None:
+def write_at_once(descriptor: Any, data: bytes) -> bool:
     """
     Write to a socket or a pipe what it takes now, and the rest when it can.
+    Returns whether it took all.
 
     The order of what was written before is kept: where something is still
     buffered, all of it goes behind that.  An error shows up on the next turn
@@ -41,6 +42,7 @@ def write_at_once(descriptor: Any, data: bytes) -> None:
         written = descriptor.writeSomeData(data)
         if type(written) is int:
             if written == len(data):
-                return
+                return True
             data = data[written:]
     descriptor.write(data)
+    return False

@@ -25,6 +25,7 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "stop_grace": 1.0,
     "kill_grace": 2.0,
     "peer_timeout": 60.0,
+    "min_transfer_rate": 512,
     "max_message_bytes": 16 * MIB,
     "max_waiting_messages": 1024,
     "max_waiting_bytes": 8 * MIB,
@@ -66,6 +67,7 @@ BRIDGE_DEFAULTS: dict[str, Any] = {
     "allowed_origins": (),
     "access_log": False,
     "front_channel": True,
+    "state_dir": None,
     "child_subreaper": None,
 }
 
@@ -107,7 +109,7 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
         (*WRONG_SECONDS, 0),
     ),
     "max_process_age": WRONG_SECONDS,
-    "warm": (-1, 1.0, "1", True, None),
+    **dict.fromkeys(("warm", "min_transfer_rate"), (-1, 1.0, "1", True, None)),
     "reuse": ("always", "", None, True),
     "request_state_key": ("", "x" * 31, 1, "\0" * 40),
     "stderr_notifications": (None, 0, 1, "true"),
@@ -128,6 +130,7 @@ WRONG_BRIDGE: dict[str, tuple[Any, ...]] = {
     "allowed_origins": ("*", None, ["example.org"], [1], ["https://"], ["https://a/b"]),
     "access_log": (None, 0, "yes"),
     "front_channel": (None, 1, "no"),
+    "state_dir": ("", 1, "a\0b"),
     "child_subreaper": (0, 1, "yes"),
 }
 

@@ -68,6 +68,7 @@ class World:
         budget: int = 10_000,
         full: bool = False,
         json_response: bool = False,
+        limit: int = LIMIT,
         **bridge: Any,
     ) -> None:
         from mcpbridge.web.root import Branch, Gated
@@ -78,7 +79,7 @@ class World:
         self.launcher.kind = FakeBackend
         limiter = _Unlimited()
         server_settings = ServerSettings(
-            command="x", base_uri="/b", max_message_bytes=LIMIT, json_response=json_response
+            command="x", base_uri="/b", max_message_bytes=limit, json_response=json_response
         )
         server = Server(
             server_settings,
@@ -135,6 +136,10 @@ class World:
     def say(self, line: bytes) -> None:
         """The backend of the session of Streamable HTTP writes a message."""
         self.backend2.receiver.messages_received([line])
+
+    def calls_of_connection(self) -> list[Any]:
+        """What is still to happen, but for what the session waits for."""
+        return [each for each in self.clock.getDelayedCalls() if "StreamableFace" not in str(each)]
 
     def answer_modern(self) -> None:
         """The processes that belong to no session answer what they were asked."""

@@ -18,7 +18,7 @@ from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTer
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from mcpbridge.backend import guardian, machine, procfs
+from mcpbridge.backend import guardian, procfs
 from mcpbridge.backend.keeper import (
     END_SECONDS,
     FIRST_PAUSE_SECONDS,
@@ -27,6 +27,7 @@ from mcpbridge.backend.keeper import (
     Keeper,
     set_tag,
 )
+from mcpbridge.backend.machine import TAGS
 from mcpbridge.backend.records import Containers, MarkedProcess, Record, Records, read_record
 from mcpbridge.config import COMPLAIN_SECONDS, MAX_RECORDS
 
@@ -294,7 +295,7 @@ def test_changes_are_passed_on(machine: Machine) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 def test_the_guardian_has_its_tag_before_it_runs() -> None:
     """One that is stopped at once is found by it all the same."""
-    base = (1 << 61) + 5 * machine.TAGS
+    base = (1 << 61) + 5 * TAGS
     process = subprocess.Popen(["sleep", "600"])
     set_tag(process.pid, base)
     assert procfs.tag_of(process.pid) == base

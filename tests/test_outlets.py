@@ -439,7 +439,7 @@ def test_a_stalled_connection_ends_and_the_session_lives() -> None:
     transport = Stalled(made.clock)
     opened, other = made.get(transport=transport), made.post(2)
     opened.request.producer.pauseProducing()
-    made.clock.pump([2] * 4)
+    made.clock.pump([2] * 3)
     assert transport.aborted == 0
     made.clock.pump([2] * 2)
     assert transport.aborted == 1

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.config import HEAD_SECONDS, IDLE_SECONDS, LEFT_SECONDS, PIPELINED_BYTES
-from mcpbridge.web import channel
+from mcpbridge.config import HEAD_SECONDS, LEFT_SECONDS, PIPELINED_BYTES
+from mcpbridge.web import channel, taking
 from tests.test_front import MODERN, SAYING, World, post, post_mcp
 
 both = pytest.mark.parametrize("front", [True, False])
@@ -169,19 +169,62 @@ def test_who_takes_an_answer_slowly_is_not_idle(
 ) -> None:
     """A large answer on a slow line; and a client that takes nothing of one is cut off."""
     untaken = [1000]
-    monkeypatch.setattr(channel, "unsent", lambda transport: untaken[0])
-    monkeypatch.setattr(channel, "acknowledged", lambda transport: None)
-    world = World(front=front)
+    monkeypatch.setattr(taking, "unsent", lambda transport: untaken[0])
+    monkeypatch.setattr(taking, "acknowledged", lambda transport: None)
+    world: Any = World(front=front)
     world.channel.dataReceived(call(1))
     world.say(answer(1))
     for _ in range(5):
-        world.clock.advance(IDLE_SECONDS)
+        world.clock.pump([1] * 59)
         assert not world.transport.disconnecting
-        untaken[0] -= 1
-    world.clock.advance(IDLE_SECONDS)
-    world.clock.advance(IDLE_SECONDS)
+        # As slow as a modem.
+        untaken[0] -= 60 * 512
+    world.clock.pump([1] * 55)
+    assert not world.transport.disconnecting
+    world.clock.pump([1] * 10)
     assert world.transport.disconnecting
     world.channel.connectionLost()
+    assert not world.calls_of_connection()
+
+
+@both
+@pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
+def test_who_takes_nothing_of_an_answer_is_cut_off(
+    front: bool, close: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `peer_timeout`, also where the connection closes behind the answer."""
+    monkeypatch.setattr(taking, "unsent", lambda transport: 1000)
+    monkeypatch.setattr(taking, "acknowledged", lambda transport: 17)
+    world = World(front=front)
+    aborted: list[float] = []
+    transport: Any = world.transport
+    transport.abortConnection = lambda: aborted.append(world.clock.seconds())
+    world.channel.dataReceived(call(1).replace(b"Host", close + b"Host"))
+    world.say(answer(1))
+    world.clock.pump([1] * 59)
+    assert not aborted
+    world.clock.pump([1] * 7)
+    assert aborted
+    world.channel.connectionLost()
+    assert not world.calls_of_connection()
+
+
+@both
+@pytest.mark.parametrize("rate", [100, 512])
+def test_who_sends_a_body_too_slowly_is_cut_off(front: bool, rate: int) -> None:
+    """`min_transfer_rate` over a minute, from the time on at which its head must be there."""
+    world = World(front=front, budget=100_000, limit=100_000)
+    head, _, _ = call(1).partition(b"\r\n\r\n")
+    head = re.sub(rb"(?i)content-length: \d+", b"Content-Length: 90000", head)
+    world.channel.dataReceived(head + b"\r\n\r\n")
+    for _ in range(100):
+        if world.transport.disconnecting:
+            break
+        world.channel.dataReceived(b"x" * rate)
+        world.clock.advance(1)
+    assert world.transport.disconnecting is (rate < 512)
+    world.channel.connectionLost()
+    assert world.site.budget.used == 0
 
 
 def test_only_what_has_arrived_of_a_body_counts() -> None:

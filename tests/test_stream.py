@@ -241,9 +241,9 @@ def test_a_client_that_takes_no_byte_is_ended(tells: bool) -> None:
     made = Made(peer_timeout=8)
     made.waiting = 100
     made.taken = 10 if tells else None
-    made.clock.pump([1.0] * 9)
+    made.clock.pump([0.1] * 79)
     assert made.finished == 0
-    made.clock.pump([1.0] * 3)
+    made.clock.pump([0.1] * 16)
     assert made.session.reason == "the client took no byte for 8 s"
     assert made.transport.aborted
     assert made.finished == 1
@@ -262,7 +262,7 @@ def test_a_client_that_stalls_later_has_its_whole_time() -> None:
 
 def test_a_client_that_reads_slowly_is_served() -> None:
     """Below `peer_timeout` nothing is lost: one byte in that time is enough."""
-    made = Made(peer_timeout=8)
+    made = Made(peer_timeout=8, min_transfer_rate=0)
     made.waiting = 1000
     made.taken = 0
     for _ in range(20):
@@ -270,6 +270,20 @@ def test_a_client_that_reads_slowly_is_served() -> None:
         made.taken += 1
     assert not made.transport.aborted
     assert made.finished == 0
+
+
+def test_a_client_that_reads_too_slowly_is_ended() -> None:
+    """`min_transfer_rate`, and the log says how little it took."""
+    made = Made(peer_timeout=8, min_transfer_rate=10)
+    made.waiting = 1000
+    made.taken = 0
+    while made.clock.seconds() < 59:
+        made.clock.pump([1.0] * 4)
+        made.taken += 1
+    assert not made.transport.aborted
+    made.clock.pump([1.0] * 4)
+    assert made.transport.aborted
+    assert "bytes in 60 s (min_transfer_rate)" in made.session.reason
 
 
 def test_a_client_with_nothing_to_take_is_not_stalled() -> None:

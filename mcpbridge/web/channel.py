@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableDescriptor, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
 
 from mcpbridge.config import (
     DRAIN_BYTES,
@@ -22,16 +20,16 @@ from mcpbridge.config import (
     HEAD_SECONDS,
     LEFT_SECONDS,
     PIPELINED_BYTES,
+    RATE_SECONDS,
     REQUEST_SECONDS,
     SLICE_BYTES,
 )
 from mcpbridge.web.clients import ClientAddresses, Peer
 from mcpbridge.web.gate import loopback_port
 from mcpbridge.web.request import BodyBudget
-from mcpbridge.web.sockets import acknowledged, has_left, unsent
+from mcpbridge.web.sockets import has_left, unsent
+from mcpbridge.web.taking import CONNECTION_DONE, WatchedChannel
 from mcpbridge.web.turns import Turns
-
-CONNECTION_DONE = Failure(ConnectionDone())
 
 
 class _Site(Protocol):
@@ -42,6 +40,7 @@ class _Site(Protocol):
     clients: ClientAddresses
     turns: Turns
     max_body: int
+    min_transfer_rate: int
 
     def opened(self, channel: BridgeChannel) -> bool:
         """A connection was made; False where there are too many."""
@@ -50,7 +49,7 @@ class _Site(Protocol):
         """A connection is gone."""
 
 
-class BridgeChannel(HTTPChannel):
+class BridgeChannel(WatchedChannel):
     """
     An HTTP/1.1 connection that does not wait or store without bound.
 
@@ -93,8 +92,8 @@ class BridgeChannel(HTTPChannel):
     #: Whether no more is read, and what looks whether the client has left.
     _full = False
     _looking: IDelayedCall | None = None
-    #: What of the last answer was not taken when that was looked at.
-    _untaken: tuple[int, int | None] | None = None
+    #: How much of a body had arrived when that was last looked at.
+    _arrived_before: int | None = None
 
     def connectionMade(self) -> None:
         """Count the connection; refuse it where there are too many."""
@@ -268,18 +267,9 @@ class BridgeChannel(HTTPChannel):
             half_closeable.loseWriteConnection()
 
     def timeoutConnection(self) -> None:
-        """
-        Idle for too long.  What is drained has a deadline of its own; and who
-        still takes an answer, if slowly, is not idle.
-        """
-        if self._draining:
-            return
-        untaken = unsent(self.transport), acknowledged(self.transport)
-        if untaken[0] and untaken != self._untaken:
-            self._untaken = untaken
-            self.setTimeout(self.timeOut)
-            return
-        super().timeoutConnection()
+        """Idle for too long.  What is drained has a deadline of its own."""
+        if not self._draining:
+            super().timeoutConnection()
 
     # What the table of connections asks.
 
@@ -343,6 +333,7 @@ class BridgeChannel(HTTPChannel):
         elif self.requests or self._buffer or self._in_body():
             if self._deadline is None:
                 self._began = self.site.clock.seconds()
+                self._arrived_before = None
                 self._set_deadline(HEAD_SECONDS)
         else:
             self._set_deadline(None)
@@ -350,6 +341,16 @@ class BridgeChannel(HTTPChannel):
     def _in_body(self) -> bool:
         """Whether a body is arriving, whose head was in time."""
         return self._transferDecoder is not None
+
+    def _arrived_of_body(self) -> int:
+        """How many bytes of the body that is arriving are there."""
+        return self.requests[-1]._held if self.requests else 0
+
+    def _sends_enough(self) -> bool:
+        """Whether of the body as much has arrived since the last time as must."""
+        before, self._arrived_before = self._arrived_before, self._arrived_of_body()
+        due = self.site.min_transfer_rate * RATE_SECONDS
+        return before is None or self._arrived_before - before >= due
 
     def _set_deadline(self, seconds: float | None) -> None:
         deadline = self._deadline
@@ -363,9 +364,9 @@ class BridgeChannel(HTTPChannel):
     def _too_late(self) -> None:
         self._deadline = None
         if not self._draining and self._in_body():
-            # The head was in time; the body has longer.
+            # The head was in time; the body has longer, as long as it arrives.
             left = self._began + REQUEST_SECONDS - self.site.clock.seconds()
-            if left > 0:
-                self._set_deadline(left)
+            if left > 0 and self._sends_enough():
+                self._set_deadline(min(left, RATE_SECONDS))
                 return
         self.transport.abortConnection()

@@ -16,10 +16,11 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config import COMMIT_SECONDS
 from mcpbridge.transports import prompt_descriptor, write_at_once
-from mcpbridge.web.channel import CONNECTION_DONE, BridgeChannel
+from mcpbridge.web.channel import BridgeChannel
 from mcpbridge.web.clients import ClientAddresses, in_head
 from mcpbridge.web.front import Front, NotPlainAfterAll, Plain
 from mcpbridge.web.handover import WaitingAnswer
+from mcpbridge.web.taking import CONNECTION_DONE
 from mcpbridge.web.waiting import WaitingExchange
 
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length:[^\r]*")
@@ -104,6 +105,9 @@ class PlainChannel(BridgeChannel):
             # Within it nothing could be handed over.
             and not self._busyReceiving
         )
+
+    def _arrived_of_body(self) -> int:
+        return self._held if self._arriving is not None else super()._arrived_of_body()
 
     # Requests.
 
@@ -207,10 +211,11 @@ class PlainChannel(BridgeChannel):
             self._pieces = []
 
     def _write(self, answer: bytes) -> None:
-        if self._descriptor is not None:
-            write_at_once(self._descriptor, answer)
-        else:
+        if self._descriptor is None:
             self.transport.write(answer)
+            self._answer_waits(len(answer))
+        elif not write_at_once(self._descriptor, answer):
+            self._answer_waits(len(answer))
 
     # Answers that come later.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from mcpbridge.config import ServerSettings
@@ -28,8 +29,11 @@ class Reply:
     `paused` and `resumed` are called as the client keeps up or does not;
     `finished` once, when the response is complete; `over` when it is complete
     or its connection is lost.  A client that takes no byte for `peer_timeout`
-    while data waits for it is cut off.
+    while data waits for it, or less than `min_transfer_rate`, is cut off; once
+    the response is complete, by the connection itself.
     """
+
+    log = Logger()
 
     def __init__(
         self,
@@ -52,7 +56,11 @@ class Reply:
         self._over = over
         self._timer: IDelayedCall | None = None
         self._watch = ClientWatch(
-            clock, getattr(request, "transport", None), settings.peer_timeout, self.abort
+            clock,
+            getattr(request, "transport", None),
+            settings.peer_timeout,
+            settings.min_transfer_rate,
+            self._cut_off,
         )
 
     def begin_after(self, patience: float, begin: Callable[[], None]) -> None:
@@ -116,10 +124,15 @@ class Reply:
         if abort is not None:
             abort()
 
+    def _cut_off(self, reason: str) -> None:
+        self.log.info("closing a connection: {reason}", reason=reason)
+        self.abort()
+
     # What the connection asks: IPushProducer.
 
     def pauseProducing(self) -> None:
         """The client does not keep up."""
+        self._watch.arm()
         self._paused()
 
     def resumeProducing(self) -> None:

@@ -82,6 +82,9 @@ class BridgeSite(Site):
         )
         self.budget = BodyBudget(settings.max_request_bytes, shares)
         self.clients = ClientAddresses(settings)
+        # A connection does not know whose answers will be written to it.
+        self.peer_timeout = max(server.peer_timeout for server in settings.servers)
+        self.min_transfer_rate = min(server.min_transfer_rate for server in settings.servers)
         self.channels: set[BridgeChannel] = set()
         self._connections = Connections(
             settings.max_connections,

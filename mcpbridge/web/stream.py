@@ -29,7 +29,8 @@ class EventStream:
     Writes a session's messages as server-sent events.
 
     While the client does not keep up the backend is not read.  A client that
-    takes no byte for `peer_timeout` while data waits for it is ended.
+    takes no byte for `peer_timeout` while data waits for it is ended, and so
+    is one that takes less than `min_transfer_rate`.
     `finished` is called once, when the response is complete.
     """
 
@@ -53,7 +54,13 @@ class EventStream:
         self._full = False
         self._ping: IDelayedCall | None = None
         self._watch = ClientWatch(
-            clock, self._transport, settings.peer_timeout, self._abort, pending, acknowledged
+            clock,
+            self._transport,
+            settings.peer_timeout,
+            settings.min_transfer_rate,
+            self._abort,
+            pending,
+            acknowledged,
         )
 
     def open(self, endpoint: str) -> None:
@@ -93,11 +100,14 @@ class EventStream:
             pieces = sse.message_pieces(lines[0])
             self._descriptor.writeSequence(pieces)
             size = sum(map(len, pieces))
+            self._watch.arm(size)
         else:
             chunk = sse.message_chunk(lines)
-            write_at_once(self._descriptor, chunk)
             size = len(chunk)
-        self._watch.wrote(size)
+            if write_at_once(self._descriptor, chunk):
+                self._watch.wrote(size)
+            else:
+                self._watch.arm(size)
         request.sentLength += size
 
     def stop_keepalive(self) -> None:
@@ -162,8 +172,8 @@ class EventStream:
         if not self._full:
             self._write(self._next_ping())
 
-    def _abort(self) -> None:
-        self._session.life.end(f"the client took no byte for {self._settings.peer_timeout:g} s")
+    def _abort(self, reason: str) -> None:
+        self._session.life.end(reason)
         abort = getattr(self._transport, "abortConnection", None)
         if abort is not None:
             abort()
