@@ -27,6 +27,7 @@ from mcpbridge.backend.recovery import Journal, Recovery
 from mcpbridge.backend.state_file import candidates
 from mcpbridge.backend.subreaper import set_child_subreaper
 from mcpbridge.backend.tree import Sweeper
+from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import (
     REPORTED_LINES,
     STOP_SLACK_SECONDS,
@@ -46,6 +47,7 @@ from mcpbridge.interfaces import (
 )
 from mcpbridge.limits import shortages
 from mcpbridge.listeners import make_endpoint
+from mcpbridge.memory import Trimmer, trim_function
 from mcpbridge.session.events import MemoryEventStore
 from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
 from mcpbridge.session.report import session_lines
@@ -90,7 +92,11 @@ class Bridge(Service):
         self._environment = environment
         self._launcher = verified("launcher", IBackendLauncher, launcher)
         self._limiter = verified("limiter", ISessionLimiter, limiter)
-        self._event_store = verified("event_store", IEventStore, event_store) or MemoryEventStore()
+        self._trimmer = Trimmer(self._clock, trim_function())
+        self._budget = ResponseBudget(settings.max_response_bytes, self._clock, self._trimmer.freed)
+        self._event_store = verified("event_store", IEventStore, event_store) or (
+            MemoryEventStore(budget=self._budget)
+        )
         self._observers = [verified("observers", ISessionObserver, each) for each in observers]
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
         self._sweeper = Sweeper(self._clock, self._process_marked, self._process_ended)
@@ -141,7 +147,9 @@ class Bridge(Service):
             from mcpbridge.web.site import BridgeSite
 
             front = Front(self.servers, self._gate) if self.settings.front_channel else None
-            self._site = BridgeSite(self.resource(), self._reactor, self.settings, front)
+            self._site = BridgeSite(
+                self.resource(), self._reactor, self.settings, front, self._budget
+            )
         return self._site
 
     def urls(self) -> list[str]:
@@ -233,9 +241,14 @@ class Bridge(Service):
                 done.callback(None)
 
         ended.addCallback(all_ended)
+        done.addCallback(lambda _: self._nothing_more_to_count())
         stopped = done.addCallback(lambda _: DeferredList([*closed, self._recovery.stop()]))
         nothing_left = stopped.addCallback(lambda _: self._keeper.stop())
         return nothing_left.addCallback(self._close_journal)
+
+    def _nothing_more_to_count(self) -> None:
+        self._budget.stop()
+        self._trimmer.stop()
 
     def longest_stop(self) -> float:
         """How many seconds `stopService` takes at most."""
@@ -310,7 +323,9 @@ class Bridge(Service):
         launcher = (
             load("launcher", IBackendLauncher, settings.launcher, settings)
             or self._launcher
-            or LocalLauncher(settings, self._reactor, self._sweeper, self._environment)
+            or LocalLauncher(
+                settings, self._reactor, self._sweeper, self._environment, budget=self._budget
+            )
         )
         limiter = (
             load("limiter", ISessionLimiter, settings.limiter, settings)
@@ -334,4 +349,5 @@ class Bridge(Service):
             observers=[*self._observers, *observers],
             filters=[*self._filters, *filters],
             event_store=event_store,
+            budget=self._budget,
         )

@@ -121,6 +121,20 @@ MAX_CLEANUPS = 64
 CLEANUP_SECONDS = 180.0
 #: How many lines about sessions (SIGUSR1) are logged in one turn of the reactor.
 REPORTED_LINES = 50
+#: Memory is given back to the system when a request of this size is over, so often at most.
+TRIM_BYTES = MIB
+TRIM_SECONDS = 2.0
+#: A session may hold that part of `max_response_bytes` in answers that are not taken,
+#: and in any case one message.
+SESSION_SHARE = 8
+#: What a client, a line of a backend or a waiting room holds beyond so much counts as large.
+SMALL_BYTES = 64 * 1024
+#: What an event that is kept takes beside its text, about.
+EVENT_OVERHEAD = 400
+#: While `max_response_bytes` is reached, clients that will need longer than this to take
+#: what waits for them are slow; and how often that is looked at.
+SLOW_SECONDS = 5.0
+FULL_SECONDS = 1.0
 #: How long the bridge waits at its stop beyond the graces of its servers.
 STOP_SLACK_SECONDS = 5.0
 
@@ -308,6 +322,9 @@ class BridgeSettings:
         NETWORKS,
         "Proxies whose `X-Forwarded-For` or `Forwarded` names the client; nobody else's is read.",
     )
+    max_response_bytes: int = setting(
+        256 * MIB, COUNT, "Bytes of all answers that clients have not taken, and of kept events."
+    )
     allowed_hosts: tuple[str, ...] = setting(
         (), HOSTS, "What may stand in `Host`; by default anything, but on loopback its names."
     )
@@ -335,12 +352,13 @@ class BridgeSettings:
     def __post_init__(self) -> None:
         _check_all(self)
         largest = max((each.max_message_bytes for each in self.servers), default=0)
-        if self.max_request_bytes < largest:
-            raise SettingError(
-                "max_request_bytes",
-                f"room for one message of {largest} bytes (max_message_bytes)",
-                self.max_request_bytes,
-            )
+        for name in ("max_request_bytes", "max_response_bytes"):
+            if getattr(self, name) < largest:
+                raise SettingError(
+                    name,
+                    f"room for one message of {largest} bytes (max_message_bytes)",
+                    getattr(self, name),
+                )
         share = self.max_request_bytes_per_address
         if share is not None and share < largest:
             raise SettingError(

@@ -63,6 +63,7 @@ BRIDGE_DEFAULTS: dict[str, Any] = {
     "max_request_bytes_per_address": None,
     "exempt_addresses": ("127.0.0.0/8", "::1", "unix"),
     "trusted_proxies": (),
+    "max_response_bytes": 256 * MIB,
     "allowed_hosts": (),
     "allowed_origins": (),
     "access_log": False,
@@ -123,7 +124,9 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
 }
 WRONG_BRIDGE: dict[str, tuple[Any, ...]] = {
     "listen": ("tcp:1", None, [""], [1], ["\0"]),
-    **dict.fromkeys(("max_sessions", "max_connections", "max_request_bytes"), WRONG_COUNTS),
+    **dict.fromkeys(
+        ("max_sessions", "max_connections", "max_request_bytes", "max_response_bytes"), WRONG_COUNTS
+    ),
     **dict.fromkeys(SHARES, WRONG_SHARES),
     **dict.fromkeys(("exempt_addresses", "trusted_proxies"), WRONG_NETWORKS),
     "allowed_hosts": ("h", None, [""], [1], ["http://h"], ["a b"]),

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "mcpbridge"
 
 #: Which rooms a room may import from, besides itself.  A module outside the
 #: four rooms is a room of its own.
-FLOOR = {"errors", "interfaces", "guard", "checks", "config", "transports", "_version"}
+FLOOR = {"errors", "interfaces", "guard", "checks", "config", "transports", "_version", "memory"}
+FLOOR |= {"budget"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "interfaces": set(),
@@ -26,6 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "transports": set(),
     "checks": {"errors"},
     "config": {"checks", "errors"},
+    "memory": {"config"},
+    "budget": {"config"},
     "configfile": {"checks", "config", "errors"},
     "doubts": {"config"},
     "listeners": {"config"},

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.config import HEAD_SECONDS, LEFT_SECONDS, PIPELINED_BYTES
+from mcpbridge.budget import ResponseBudget, Share
+from mcpbridge.config import HEAD_SECONDS, LEFT_SECONDS, PIPELINED_BYTES, SLOW_SECONDS
 from mcpbridge.web import channel, taking
 from tests.test_front import MODERN, SAYING, World, post, post_mcp
 
@@ -225,6 +226,36 @@ def test_who_sends_a_body_too_slowly_is_cut_off(front: bool, rate: int) -> None:
     assert world.transport.disconnecting is (rate < 512)
     world.channel.connectionLost()
     assert world.site.budget.used == 0
+
+
+@both
+@pytest.mark.parametrize("end", ["taken", "lost", "cut off"])
+def test_what_is_not_taken_counts(front: bool, end: str) -> None:
+    """Until it is taken or the connection is gone; beyond its share the session's backend waits."""
+    world: Any = World(front=front)
+    told: list[str] = []
+    world.face.share = Share(100, lambda: told.append("pause"), lambda: told.append("resume"))
+    budget = world.site.responses = ResponseBudget(1000, world.clock)
+    world.channel.dataReceived(call(1))
+    world.transport.dataBuffer = b"x" * 700
+    world.say(answer(1))
+    assert (budget.used, world.face.share.used, told) == (700, 700, ["pause"])
+    if end == "cut off":
+        world.clock.advance(SLOW_SECONDS)
+        budget.take(500)
+        assert world.transport.disconnecting
+        assert budget.used == 500
+        budget.give_back(500)
+    world.transport.dataBuffer = b""
+    if end == "taken":
+        world.channel.resumeProducing()
+    else:
+        world.channel.connectionLost()
+    assert (budget.used, world.face.share.used, told) == (0, 0, ["pause", "resume"])
+    if end == "taken":
+        world.channel.connectionLost()
+    assert not world.calls_of_connection()
+    assert not budget._readers
 
 
 def test_only_what_has_arrived_of_a_body_counts() -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from mcpbridge.backend.process import EXIT_NEWS_SECONDS, StdioBackend
-from mcpbridge.config import STDERR_LINE_BYTES, ServerSettings
+from mcpbridge.budget import ResponseBudget
+from mcpbridge.config import FULL_SECONDS, SMALL_BYTES, STDERR_LINE_BYTES, ServerSettings
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.interfaces import IBackend
 from mcpbridge.testing import FakeReactor, FakeTree
@@ -359,3 +361,72 @@ def test_the_end_of_stdout_waits_for_the_exit_status() -> None:
     assert made.told[-1] == ("output", "the backend ended (exit status 3)")
     made.reactor.advance(EXIT_NEWS_SECONDS)
     assert [name for name, _ in made.told].count("output") == 1
+
+
+# The budget.
+
+
+class Large(Made):
+    """A backend that may write large messages, of 200,000 bytes, and what all may hold."""
+
+    def __init__(self, budget: ResponseBudget) -> None:
+        super().__init__(begin=False)
+        settings = ServerSettings(command="cat", max_message_bytes=3 * SMALL_BYTES)
+        self.backend = StdioBackend(
+            settings, self.reactor, self, "0c8a4a3e", self.reaped.append, budget
+        )
+        self.process = self.reactor.spawnProcess(self.backend, "cat", ["cat"])
+        self.backend.begin(self.process.pid, self.tree)
+
+
+HALF = b'{"a":"' + b"x" * 2 * SMALL_BYTES
+
+
+def test_a_large_line_counts_until_it_is_complete() -> None:
+    budget = ResponseBudget(10 * SMALL_BYTES, Clock())
+    made = Large(budget)
+    made.process.say(HALF[:SMALL_BYTES])
+    assert budget.used == 0
+    made.process.say(HALF[SMALL_BYTES:])
+    assert budget.used == len(HALF)
+    made.process.say(b'"}\n{"b"')
+    assert budget.used == 0
+    assert made.told == [("messages", [HALF + b'"}'])]
+
+
+@pytest.mark.parametrize("end", ["too long", "stopped", "output", "go on"])
+def test_a_large_line_waits_for_room(end: str) -> None:
+    """Its backend is not read, whatever its client says; small lines pass."""
+    clock = Clock()
+    budget = ResponseBudget(SMALL_BYTES, clock)
+    budget.take(SMALL_BYTES + 1)
+    made: Any = Large(budget)
+    other = Large(budget)
+    other.process.say(b"[1]\n[2")
+    assert other.told == [("messages", [b"[1]"])]
+    made.process.say(HALF)
+    assert made.process.paused
+    made.backend.resume()
+    assert made.process.paused
+    if end == "too long":
+        made.process.say(HALF)
+        assert budget.used == SMALL_BYTES + 1
+    elif end == "stopped":
+        made.backend.stop()
+        assert budget.used == SMALL_BYTES + 1
+        assert not made.process.paused
+    elif end == "output":
+        made.process.close_output(1)
+        assert budget.used == SMALL_BYTES + 1
+    else:
+        # Its client does not keep up either.
+        made.backend.pause()
+        clock.advance(FULL_SECONDS)
+        assert made.process.paused
+        made.backend.resume()
+        assert not made.process.paused
+        made.process.say(b'"}\n')
+        assert made.told == [("messages", [HALF + b'"}'])]
+    budget.give_back(budget.used)
+    clock.advance(FULL_SECONDS)
+    assert clock.getDelayedCalls() == []

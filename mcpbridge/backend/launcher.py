@@ -19,6 +19,7 @@ from mcpbridge.backend.command import backend_environment, find_program
 from mcpbridge.backend.leader import Leader
 from mcpbridge.backend.process import StdioBackend
 from mcpbridge.backend.tree import GroupTree, Sweeper, TaggedTree
+from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import ServerSettings
 from mcpbridge.errors import CannotStart
 from mcpbridge.interfaces import IBackendLauncher
@@ -38,7 +39,9 @@ class LocalLauncher:
         sweeper: Sweeper,
         environment: Mapping[str, str] = os.environ,
         chain: Callable[[], Chain] = find_chain,
+        budget: ResponseBudget | None = None,
     ) -> None:
+        self._budget = budget
         self._settings = settings
         self._processes: IReactorProcess = reactor
         self._clock: IReactorTime = reactor
@@ -73,7 +76,9 @@ class LocalLauncher:
         chain = self._chain()
         line = chain.wrap([program, *self._settings.args], tag, self._settings.cwd)
         sweeper = self._sweeper
-        backend = StdioBackend(self._settings, self._clock, receiver, label, sweeper.leader_exited)
+        backend = StdioBackend(
+            self._settings, self._clock, receiver, label, sweeper.leader_exited, self._budget
+        )
         with _descriptors_closed_by_child() if chain.closes_descriptors else nullcontext():
             transport = self._processes.spawnProcess(backend, line[0], line, self._environment)
         # Without a pid it has exited and been reaped already.

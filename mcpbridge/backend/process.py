@@ -22,7 +22,8 @@ from zope.interface import implementer
 
 from mcpbridge.backend.ladder import Ladder, Rungs, Tree, build_ladder
 from mcpbridge.backend.stdin import StdinQueue
-from mcpbridge.config import STDERR_LINE_BYTES, ServerSettings
+from mcpbridge.budget import ResponseBudget
+from mcpbridge.config import SMALL_BYTES, STDERR_LINE_BYTES, ServerSettings
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackend
 from mcpbridge.protocol.envelope import is_json
@@ -58,6 +59,7 @@ class StdioBackend(ProcessProtocol):
         receiver: Any,
         label: str,
         reaped: Callable[[int], None],
+        budget: ResponseBudget | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -72,6 +74,10 @@ class StdioBackend(ProcessProtocol):
         self._closing_stdin: IDelayedCall | None = None
         self._stdout = LineFramer(settings.max_message_bytes)
         self._stderr = LineFramer(STDERR_LINE_BYTES, cut=True)
+        self._budget = budget
+        #: What counts of a line that is not complete; whether it waits for room.
+        self._counted = 0
+        self._held = False
         self._discarding = False
         self._output_reported = False
         self._gone = False
@@ -124,13 +130,24 @@ class StdioBackend(ProcessProtocol):
     def resume(self) -> None:
         """Read the pipes again."""
         self._paused = False
-        self.transport.resumeProducing()
+        if not self._held:
+            self.transport.resumeProducing()
+
+    def go_on(self) -> None:
+        """There is room for what the backend writes."""
+        self._held = False
+        if not self._paused:
+            self.transport.resumeProducing()
 
     def stop(self) -> Deferred[None]:
         """End the whole process tree; fires when it is gone and reaped."""
         stopped: Deferred[None] = Deferred()
         self._waiters.append(stopped)
         self._discarding = True
+        # What is thrown away is not to wait, nor to count.
+        self._stdout.finish()
+        self._count()
+        self._held = False
         guarded(self.log, "resuming a backend's pipes", self.resume)
         self._ladder.stop()
         if self._gone:
@@ -148,7 +165,10 @@ class StdioBackend(ProcessProtocol):
             data += self._read_on()
         try:
             lines = self._stdout.receive(data)
+            if self._counted or self._stdout.waiting > SMALL_BYTES:
+                self._count()
         except LineTooLong as error:
+            self._count()
             self._pass_on(error.lines)
             self._output_over(f"the backend wrote a line of more than {error.limit} bytes")
         else:
@@ -174,6 +194,7 @@ class StdioBackend(ProcessProtocol):
     def outConnectionLost(self) -> None:
         """The end of stdout; a last line that no newline ended counts if it is whole."""
         last = self._stdout.finish()
+        self._count()
         if last and not self._discarding:
             if is_json(last) or last.lstrip()[0] not in (_OBJECT, _ARRAY):
                 self._pass_on([last])
@@ -247,6 +268,26 @@ class StdioBackend(ProcessProtocol):
             # Nothing now, or an error that the reactor finds for itself.
             return b""
 
+    def _count(self) -> None:
+        """A large line that is not complete counts; while there is no room it is not read on."""
+        budget = self._budget
+        if budget is None:
+            return
+        waiting = self._stdout.waiting
+        waiting = waiting if waiting > SMALL_BYTES else 0
+        more, self._counted = waiting - self._counted, waiting
+        if more > 0:
+            budget.take(more)
+        elif more < 0:
+            budget.give_back(-more)
+        if not waiting:
+            budget.wrote(self)
+            if self._held:
+                self.go_on()
+        elif budget.hold(self):
+            self._held = True
+            self.transport.pauseProducing()
+
     # What follows from them.
 
     def _how_it_ended(self) -> str:
@@ -312,7 +353,7 @@ class StdioBackend(ProcessProtocol):
 
     def _late(self) -> None:
         self._deadline = None
-        if self._paused:
+        if self._paused or self._held:
             self._deadline = self._clock.callLater(self._settings.kill_grace, self._late)
         else:
             self._output_over(self._how_it_ended())

@@ -38,7 +38,7 @@ from mcpbridge.protocol.envelope import (
 )
 from mcpbridge.protocol.events import Event, EventStore, Outlet
 from mcpbridge.protocol.inflight import Asked, InFlight, LogicalStream
-from mcpbridge.protocol.waiting import MaybeId, Waiter, WaitingRoom
+from mcpbridge.protocol.waiting import Budget, MaybeId, Waiter, WaitingRoom
 
 #: The name of the GET stream.
 STANDALONE = "0"
@@ -79,6 +79,7 @@ class StreamRouter:
         max_waiting_bytes: int,
         answer_backend: Callable[[bytes], None],
         json_only: bool = False,
+        budget: Budget | None = None,
     ) -> None:
         self._store = store
         self._answer_backend = answer_backend
@@ -86,7 +87,7 @@ class StreamRouter:
         self._closed = False
         self._requests = InFlight()
         self._standalone = LogicalStream(STANDALONE)
-        self._waiting = WaitingRoom(max_waiting_events, max_waiting_bytes)
+        self._waiting = WaitingRoom(max_waiting_events, max_waiting_bytes, budget)
         self._outlets: dict[str, Outlet] = {}
         self._asked = Asked()
         self.dropped: Counter[Why] = Counter()

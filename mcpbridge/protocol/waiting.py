@@ -8,7 +8,7 @@ know streams.  Each step is O(1), emptying it O(n).
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -16,6 +16,22 @@ from mcpbridge.protocol.envelope import JsonRpcId
 
 #: The id of a request; unset for a notification.
 MaybeId = JsonRpcId | msgspec.UnsetType
+
+
+#: What a room may hold even while the budget is full.
+SMALL_BYTES = 64 * 1024
+
+
+class Budget(Protocol):
+    """What all rooms, and others, may hold together."""
+
+    full: bool
+
+    def take(self, size: int) -> None:
+        """So many bytes more are held."""
+
+    def give_back(self, size: int) -> None:
+        """So many bytes are not held any more."""
 
 
 class Waiter(NamedTuple):
@@ -31,10 +47,12 @@ class WaitingRoom:
 
     Where there is no room the oldest notification gives way, and where there
     is none left the oldest request.  What is larger than `max_bytes` by
-    itself gives way at once.
+    itself gives way at once.  While the budget is full, there is room for
+    `SMALL_BYTES`.
     """
 
-    def __init__(self, max_events: int, max_bytes: int) -> None:
+    def __init__(self, max_events: int, max_bytes: int, budget: Budget | None = None) -> None:
+        self._budget = budget
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._arrived = 0
@@ -60,16 +78,26 @@ class WaitingRoom:
         queue = self._notifications if waiter.asked is msgspec.UNSET else self._requests
         queue.append((self._arrived, waiter))
         gone = []
-        while len(self) > self._max_events or self._bytes > self._max_bytes:
+        if self._budget is not None:
+            self._budget.take(len(waiter.line))
+        while len(self) > self._max_events or self._bytes > self._room():
             _, oldest = (self._notifications or self._requests).popleft()
             self._bytes -= len(oldest.line)
+            if self._budget is not None:
+                self._budget.give_back(len(oldest.line))
             gone.append(oldest)
         return gone
+
+    def _room(self) -> int:
+        full = self._budget is not None and self._budget.full
+        return min(SMALL_BYTES, self._max_bytes) if full else self._max_bytes
 
     def take(self) -> list[Waiter]:
         """All that wait, in the order in which they came; then none does."""
         both = sorted([*self._notifications, *self._requests], key=lambda each: each[0])
         self._notifications.clear()
         self._requests.clear()
+        if self._budget is not None:
+            self._budget.give_back(self._bytes)
         self._bytes = 0
         return [waiter for _, waiter in both]

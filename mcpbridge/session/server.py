@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import ServerSettings
 from mcpbridge.errors import MessageTooLarge, TooManySessions, UnknownSession
 from mcpbridge.protocol.envelope import read_message
@@ -46,7 +47,9 @@ class Server:
         observers: Sequence[Any] = (),
         filters: Sequence[Any] = (),
         event_store: Any = None,
+        budget: ResponseBudget | None = None,
     ) -> None:
+        self._budget = budget
         self._event_store = event_store
         self.settings = settings
         #: Live sessions of HTTP+SSE, and of Streamable HTTP.
@@ -79,7 +82,7 @@ class Server:
 
         def make_face(session: Session) -> StreamableFace:
             events = self._event_store.open(session.ident)
-            return StreamableFace(session, self.settings, self._clock, events)
+            return StreamableFace(session, self.settings, self._clock, events, self._budget)
 
         return await self.open_session(make_face, self.streamable, stderr_notifications=False)
 

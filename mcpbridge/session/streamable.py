@@ -15,7 +15,8 @@ import msgspec
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from mcpbridge.config import ServerSettings
+from mcpbridge.budget import ResponseBudget, Share
+from mcpbridge.config import SESSION_SHARE, ServerSettings
 from mcpbridge.errors import SERVER_ERROR
 from mcpbridge.guard import guarded
 from mcpbridge.protocol.envelope import (
@@ -60,6 +61,7 @@ class StreamableFace:
         settings: ServerSettings,
         clock: IReactorTime,
         events: Any,
+        budget: ResponseBudget | None = None,
     ) -> None:
         self._session = session
         self._settings = settings
@@ -71,7 +73,15 @@ class StreamableFace:
             max_waiting_bytes=settings.max_waiting_bytes,
             answer_backend=self._answer_backend,
             json_only=settings.json_response,
+            budget=budget,
         )
+        #: What its clients have not taken; None where nobody counts that.
+        self.share: Share | None = None
+        if budget is not None:
+            share = max(budget.limit // SESSION_SHARE, settings.max_message_bytes)
+            self.share = Share(
+                share, pause=lambda: self.pause(self.share), resume=lambda: self.resume(self.share)
+            )
         self.negotiated: str | None = None
         self._initialize: JsonRpcId = None
         self._negotiating = False

@@ -53,6 +53,7 @@ class ResponseOutlet:
             paused=lambda: face.pause(self),
             resumed=lambda: face.resume(self),
             over=self._over,
+            share=face.share,
         )
         #: The stream that it is attached to, and the event before its first.
         self.stream = ""

@@ -230,7 +230,8 @@ class PlainChannel(BridgeChannel):
 
     def _answered(self, answer: bytes) -> None:
         """All of the answer to a request that waited for it."""
-        self._waiting = None
+        waiting, self._waiting = self._waiting, None
+        self.share = waiting.face.share if isinstance(waiting, WaitingAnswer) else None
         self._write(answer)
         self._go_on()
 

@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mcpbridge.budget import Share
 from mcpbridge.config import ServerSettings
 from mcpbridge.protocol import sse
 from mcpbridge.web.sockets import notice_vanished_peer
@@ -45,8 +46,12 @@ class Reply:
         paused: Callable[[], None],
         resumed: Callable[[], None],
         over: Callable[[], None],
+        share: Share | None = None,
     ) -> None:
         self.request = request
+        if share is not None and request.channel is not None:
+            # What is not taken counts, where the connection is one of the bridge's own.
+            request.channel.share = share
         self.streaming = False
         self._settings = settings
         self._clock = clock

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
+from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import IDLE_SECONDS, BridgeSettings, share_of
 from mcpbridge.session.shares import Shares
 from mcpbridge.web.channel import BridgeChannel
@@ -55,6 +56,7 @@ class BridgeSite(Site):
         reactor: Any,
         settings: BridgeSettings,
         front: Front | None = None,
+        responses: ResponseBudget | None = None,
         *,
         seconds: Callable[[], float] = perf_counter,
     ) -> None:
@@ -82,6 +84,7 @@ class BridgeSite(Site):
         )
         self.budget = BodyBudget(settings.max_request_bytes, shares)
         self.clients = ClientAddresses(settings)
+        self.responses = responses
         # A connection does not know whose answers will be written to it.
         self.peer_timeout = max(server.peer_timeout for server in settings.servers)
         self.min_transfer_rate = min(server.min_transfer_rate for server in settings.servers)

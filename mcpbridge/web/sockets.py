@@ -100,7 +100,12 @@ def unsent(transport: Any) -> int:
     Bytes that the peer has not acknowledged, in user space under all wrappers
     and in the kernel (tcp(7), `SIOCOUTQ`, Linux); 0 if none is known.
     """
-    total = _queued(raw_socket(transport))
+    return _queued(raw_socket(transport)) + buffered(transport)
+
+
+def buffered(transport: Any) -> int:
+    """Bytes of those in user space, under all wrappers; 0 if none is known."""
+    total = 0
     while transport is not None:
         buffered = getattr(transport, "dataBuffer", None)
         if isinstance(buffered, (bytes, bytearray, memoryview)):

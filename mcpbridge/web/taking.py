@@ -14,7 +14,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
-from mcpbridge.web.sockets import acknowledged, unsent
+from mcpbridge.budget import ResponseBudget, Share
+from mcpbridge.config import SLOW_SECONDS
+from mcpbridge.web.sockets import acknowledged, buffered, unsent
 from mcpbridge.web.watch import ClientWatch
 
 CONNECTION_DONE = Failure(ConnectionDone())
@@ -26,6 +28,7 @@ class _Site(Protocol):
     clock: IReactorTime
     peer_timeout: float
     min_transfer_rate: int
+    responses: ResponseBudget | None
 
 
 class WatchedChannel(HTTPChannel):
@@ -45,6 +48,13 @@ class WatchedChannel(HTTPChannel):
     #: Looks whether the client takes its answers; made when one waits for it.
     _reader: ClientWatch | None = None
     _gone = False
+    #: What the session of the last answer may hold; None where there is none.
+    share: Share | None = None
+    #: What of the answers is counted; since when, and what the client had taken then.
+    _counted = 0
+    _counted_for: Share | None = None
+    _behind_since = 0.0
+    _behind_taken = 0
 
     def requestDone(self, request: Any) -> None:
         """An answer is complete, and may not be taken yet."""
@@ -55,8 +65,15 @@ class WatchedChannel(HTTPChannel):
     def pauseProducing(self) -> None:
         """More is written than the client takes."""
         super().pauseProducing()
-        if not self.streaming:
+        if self.streaming:
+            self.measure()
+        else:
             self._answer_waits()
+
+    def resumeProducing(self) -> None:
+        """All is taken."""
+        self.measure()
+        super().resumeProducing()
 
     def loseConnection(self) -> None:
         """Close when all that was written is taken."""
@@ -77,6 +94,7 @@ class WatchedChannel(HTTPChannel):
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.stop()
+        self._count(0)
         super().connectionLost(reason)
 
     def _answer_waits(self, size: int = 0) -> None:
@@ -93,8 +111,54 @@ class WatchedChannel(HTTPChannel):
                 self._cut_off,
                 unsent,
                 acknowledged,
+                self.measure,
             )
         self._reader.arm(size)
+        self.measure()
+
+    # What waits counts: a Reader.
+
+    def measure(self) -> None:
+        """Count what waits in this process; what the system holds is not ours."""
+        if not self._gone:
+            self._count(buffered(self.transport))
+
+    def slowness(self) -> float:
+        """How long the client will need for it, as it goes until now."""
+        seconds: float = self.site.clock.seconds() - self._behind_since
+        if seconds < SLOW_SECONDS:
+            return 0.0
+        taken = (acknowledged(self.transport) or 0) - self._behind_taken
+        return self._counted * seconds / max(taken, 1)
+
+    def cut_off(self, reason: str) -> None:
+        """Others need the room."""
+        self._count(0)
+        self._gone = True
+        if self._reader is not None:
+            self._reader.stop()
+        self._cut_off(reason)
+
+    def _count(self, size: int) -> None:
+        more, self._counted = size - self._counted, size
+        site: _Site = self.site
+        budget = site.responses
+        if budget is None or not more:
+            return
+        if more == size:
+            # Nothing waited before.
+            self._behind_since = site.clock.seconds()
+            self._behind_taken = acknowledged(self.transport) or 0
+            self._counted_for = self.share
+            budget.behind(self)
+        if self._counted_for is not None:
+            self._counted_for.change(more)
+        if more > 0:
+            budget.take(more)
+        else:
+            budget.give_back(-more)
+            if not size:
+                budget.caught_up(self)
 
     def _cut_off(self, reason: str) -> None:
         self.log.info("closing a connection: {reason}", reason=reason)

@@ -25,6 +25,8 @@ class ClientWatch:
     has taken no byte for `timeout` seconds while data waited for it, or over
     `RATE_SECONDS` fewer than `min_rate` bytes a second of what waited.
 
+    `looked` is called after each look.
+
     `start` looks until `stop`, which is for a stream; `arm` looks only for as
     long as something waits.
 
@@ -41,6 +43,7 @@ class ClientWatch:
         "_clock",
         "_gained",
         "_looked",
+        "_looked_at",
         "_min_rate",
         "_owed",
         "_pending",
@@ -62,7 +65,9 @@ class ClientWatch:
         stalled: Callable[[str], None],
         pending: Callable[[Any], int] = unsent,
         acknowledged: Callable[[Any], int | None] = acknowledged,
+        looked: Callable[[], None] = lambda: None,
     ) -> None:
+        self._looked_at = looked
         self._clock = clock
         self._transport = transport
         self._timeout = timeout
@@ -127,6 +132,7 @@ class ClientWatch:
             self._look_in(self._timeout / IDLE_LOOKS)
         else:
             self.stop()
+        self._looked_at()
 
     def _judge(self, waiting: int) -> str | None:
         """Why the client is to be cut off, if it is."""
