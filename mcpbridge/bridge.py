@@ -55,6 +55,13 @@ from mcpbridge.session.server import Server
 from mcpbridge.web.gate import Gate
 from mcpbridge.web.urls import exposed, served_urls
 
+#: A page whose name is rebound to this machine's address is of the same origin
+#: as the bridge; only the names that clients use tell it from them.
+_NAME_THE_HOSTS = (
+    "; name the hosts that clients use with --allow-host (allowed_hosts), so that no web page"
+    " reaches it under a name of its own (DNS rebinding)"
+)
+
 
 class Bridge(Service):
     """
@@ -207,8 +214,9 @@ class Bridge(Service):
         for origin in exposed(self._ports):
             self.log.warn(
                 "{origin} may be reached from other machines, and there is no authentication:"
-                " whoever reaches it runs a backend",
+                " whoever reaches it runs a backend{hosts}",
                 origin=origin,
+                hosts="" if self.settings.allowed_hosts else _NAME_THE_HOSTS,
             )
         for doubt in doubts(self.settings, self._environment):
             self.log.warn("{doubt}", doubt=doubt)

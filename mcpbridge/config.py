@@ -326,7 +326,10 @@ class BridgeSettings:
         256 * MIB, COUNT, "Bytes of all answers that clients have not taken, and of kept events."
     )
     allowed_hosts: tuple[str, ...] = setting(
-        (), HOSTS, "What may stand in `Host`; by default anything, but on loopback its names."
+        (),
+        HOSTS,
+        "What may stand in `Host`; by default anything, but on loopback its names, and from"
+        " browsers these and addresses.",
     )
     allowed_origins: tuple[str, ...] = setting(
         (), ORIGINS, "Sites whose pages may use the bridge, beside its own; `*` is all."

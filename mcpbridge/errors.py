@@ -156,6 +156,12 @@ class Forbidden(Refused):
     code = SERVER_ERROR
 
 
+class BadHost(Refused):
+    """The request has no `Host`, or several, or one that is not valid (RFC 9112, section 3.2)."""
+
+    code = SERVER_ERROR
+
+
 class NothingHere(Refused):
     """The bridge serves nothing at this path."""
 

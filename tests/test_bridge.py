@@ -71,7 +71,12 @@ def start(running_reactor: Any) -> Iterator[Callable[..., Started]]:
 
     def begin(*servers: ServerSettings, **arguments: Any) -> Started:
         listen = arguments.pop("listen", ("tcp:0:interface=127.0.0.1",))
-        settings = BridgeSettings(servers=servers, listen=listen, child_subreaper=False)
+        settings = BridgeSettings(
+            servers=servers,
+            listen=listen,
+            allowed_hosts=arguments.pop("allowed_hosts", ()),
+            child_subreaper=False,
+        )
         bridge = Bridge(settings, running_reactor, **arguments)
         bridge.startService()
         started.append(Started(running_reactor, bridge))
@@ -269,6 +274,10 @@ async def test_listener_that_others_reach_is_a_warning(
     ports: Any = running.bridge._ports
     assert {port.backlog for port in ports} == {BACKLOG}
     assert [line.partition(" may be ")[0] for line in warnings] == [f"{origin} (all interfaces)"]
+    assert "--allow-host (allowed_hosts)" in warnings[0]
+    start(server(), listen=("tcp:0",), allowed_hosts=("mcp.example",))
+    [_, second] = [line for line in log_lines if "there is no authentication" in line]
+    assert "--allow-host" not in second
 
 
 @pytest_twisted.ensureDeferred

@@ -18,6 +18,7 @@ TABLE = {
     "StreamTaken": (409, -32000, None),
     "MessageRefused": (403, -32000, None),
     "Forbidden": (403, -32000, None),
+    "BadHost": (400, -32000, None),
     "MissingSession": (400, -32000, None),
     "NotAcceptable": (406, -32000, None),
     "UnsupportedMedia": (415, -32000, None),

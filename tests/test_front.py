@@ -69,6 +69,8 @@ class World:
         full: bool = False,
         json_response: bool = False,
         limit: int = LIMIT,
+        hosts: tuple[str, ...] = ("h", "h:8808"),
+        loopback: int = 0,
         **bridge: Any,
     ) -> None:
         from mcpbridge.web.root import Branch, Gated
@@ -106,7 +108,7 @@ class World:
         all_settings = BridgeSettings(
             servers=(server_settings,),
             max_request_bytes=budget,
-            allowed_hosts=("h", "h:8808"),
+            allowed_hosts=hosts,
             **bridge,
         )
         gate = Gate(all_settings)
@@ -120,6 +122,7 @@ class World:
         self.channel: Any = self.site.buildProtocol(None)
         self.transport = StringTransport()
         self.channel.makeConnection(self.transport)
+        self.channel.loopback = loopback
         if front:
             self.recognised = 0
             for name in ("answer", "post"):
@@ -265,9 +268,15 @@ FIELDS = st.lists(
             b"Host: h",
             b"Host: H:8808",
             b"Host: evil",
+            b"Host: h:evil",
             b"Host:",
             b"Origin: http://h",
             b"Origin: http://evil",
+            b"Sec-Fetch-Site: cross-site",
+            b"Sec-Fetch-Site: same-origin",
+            b"Sec-Fetch-Mode: cors",
+            b"User-Agent: Mozilla/5.0",
+            b"User-Agent: node",
             b"Content-Type: application/json",
             b"Accept: */*",
             b"Connection: keep-alive",
@@ -343,9 +352,15 @@ def post(body: bytes, *fields: bytes, ident: str = IDENT) -> bytes:
     lines = [
         b"POST /b/message?sessionId=%b HTTP/1.1" % ident.encode(),
         b"Content-Length: %d" % len(body),
-        *fields,
+        *with_host(fields),
     ]
     return b"\r\n".join([*lines, b"", b""]) + body
+
+
+def with_host(fields: Sequence[bytes]) -> list[bytes]:
+    """With a Host where none is named."""
+    named = any(field.lower().startswith(b"host:") for field in fields)
+    return [*fields] if named else [b"Host: h", *fields]
 
 
 #: What a client of 2026-07-28 says beside a session's id.
@@ -370,7 +385,8 @@ SAID = st.lists(
 
 def post_mcp(body: bytes, *fields: bytes) -> bytes:
     """A plain request of Streamable HTTP."""
-    lines = [b"POST /b/mcp HTTP/1.1", b"Content-Length: %d" % len(body), *STREAMABLE, *fields]
+    lines = [b"POST /b/mcp HTTP/1.1", b"Content-Length: %d" % len(body)]
+    lines += [*STREAMABLE, *with_host(fields)]
     return b"\r\n".join([*lines, b"", b""]) + body
 
 
@@ -517,6 +533,61 @@ def test_head_that_stops_coming_is_not_awaited_for_ever(cut: int) -> None:
     world.channel.resetTimeout()
     world.clock.advance(HEAD_SECONDS)
     assert world.transport.disconnected
+
+
+def one_of(name: bytes, *values: bytes) -> st.SearchStrategy[list[bytes]]:
+    """No such field, one of these, or more than one."""
+    field = st.sampled_from([b"%b: %b" % (name, value) for value in values])
+    return st.lists(field, max_size=1) | st.lists(field, max_size=2)
+
+
+#: What says who has sent a request, from where and to whom.
+SENDERS = st.tuples(
+    one_of(b"Host", b"127.0.0.1:8808", b"localhost", b"h", b"a.example", b"a.example:x", b"b", b""),
+    one_of(b"Origin", b"http://a.example", b"http://127.0.0.1:8808", b"https://h", b"null"),
+    one_of(b"Sec-Fetch-Site", b"cross-site", b"same-site", b"same-origin", b"none"),
+    one_of(b"Sec-Fetch-Mode", b"navigate", b"no-cors", b"cors"),
+    one_of(b"Sec-Fetch-Dest", b"document", b"empty", b"image"),
+    one_of(b"Sec-Purpose", b"prefetch"),
+    one_of(b"User-Agent", b"Mozilla/5.0", b"node", b"curl/8"),
+    one_of(b"Accept", b"*/*", b"text/event-stream", b"text/html"),
+).map(lambda lists: [field for fields in lists for field in fields])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    SENDERS,
+    st.sampled_from([b"/b/message?sessionId=" + IDENT.encode(), b"/b/mcp", b"/b/sse", b"/b"]),
+    st.sampled_from([(), ("h",), ("h", "a.example")]),
+    st.sampled_from([0, 8808]),
+    st.sampled_from([b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0"]),
+)
+@example([b"Host: a.example"], b"/b/mcp", (), 0, b"HTTP/1.1")
+@example([b"Host: a.example", b"User-Agent: Mozilla/5.0"], b"/b/mcp", (), 0, b"HTTP/1.1")
+@example([b"Host: h", b"Sec-Fetch-Site: same-site"], b"/b/mcp", ("h",), 0, b"HTTP/1.1")
+@example([b"Host: h", b"Sec-Fetch-Site: cross-site"], b"/b/sse", ("h",), 0, b"HTTP/1.1")
+@example([], b"/b/sse", (), 0, b"HTTP/1.1")
+def test_senders_are_judged_alike(
+    sender: list[bytes], target: bytes, hosts: tuple[str, ...], loopback: int, version: bytes
+) -> None:
+    """Host, Origin and what a browser says: the same verdict from both ways in."""
+    if target.startswith(b"/b/sse"):
+        data = b"\r\n".join([b"GET %b %b" % (target, version), *sender, b"", b""])
+    else:
+        lines = [b"POST %b %b" % (target, version), b"Content-Length: %d" % len(CALL), *sender]
+        lines += STREAMABLE if target == b"/b/mcp" else []
+        data = b"\r\n".join([*lines, b"", b""]) + CALL
+    # Where a stream would open, both say that there is no room: nothing is started.
+    worlds = [World(front=way, full=True, hosts=hosts, loopback=loopback) for way in (True, False)]
+    for world in worlds:
+        world.receive(data, [])
+        world.say(ANSWER)
+    assert worlds[0].seen() == worlds[1].seen()
+    answers, _, *sent = worlds[1].seen()
+    if answers.startswith((b"HTTP/1.1 400", b"HTTP/1.1 403")):
+        assert sent == [[], [], []], "a message of it has reached a backend"
+    for world in worlds:
+        world.channel.connectionLost()
 
 
 @settings(max_examples=100, deadline=None)

@@ -30,7 +30,7 @@ from mcpbridge.protocol.revisions import SUPPORTED
 from mcpbridge.session.server import Server
 from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.answers import phrase
-from mcpbridge.web.gate import Gate
+from mcpbridge.web.gate import BROWSER_FIELDS, PREFETCH_FIELDS, Gate, is_browser_agent
 from mcpbridge.web.handover import WaitingAnswer
 from mcpbridge.web.modern import ANYBODY, read_post, restated, status_of, work_on
 from mcpbridge.web.waiting import WaitingExchange
@@ -45,8 +45,13 @@ _STREAM = re.compile(rb"GET ([!-~]+) HTTP/1\.1")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _IDENT = re.compile(rb"[0-9a-f-]{36}")
 #: Fields that change what a request is, or whether it is answered; only the
-#: ordinary channel reads them.
-_NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te", b"origin"})
+#: ordinary channel reads them.  Whatever a browser sends is for that too, and
+#: with it for the gate.
+_NOT_PLAIN = (
+    frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te", b"origin"})
+    | BROWSER_FIELDS
+    | PREFETCH_FIELDS
+)
 #: Fields that are read here, and so may stand there once.
 _READ = frozenset(
     {
@@ -134,6 +139,8 @@ def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
             return None
         name = name.lower()
         if name in _NOT_PLAIN or name in fields:
+            return None
+        if name == b"user-agent" and is_browser_agent(value):
             return None
         if name in _READ or name.startswith(_PARAM):
             fields[name] = value.strip(b" \t")

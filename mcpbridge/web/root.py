@@ -12,11 +12,20 @@ from urllib.parse import quote
 
 from twisted.web.resource import IResource, Resource
 
-from mcpbridge.config import ServerSettings
-from mcpbridge.errors import Forbidden, NothingHere, Refused
+from mcpbridge.config import SERVED_PATHS, ServerSettings
+from mcpbridge.errors import NothingHere, Refused
 from mcpbridge.web.answers import answer
-from mcpbridge.web.gate import Gate, answer_preflight, is_preflight, loopback_port
+from mcpbridge.web.gate import (
+    Gate,
+    answer_preflight,
+    check_backend_route,
+    is_preflight,
+    loopback_port,
+)
 from mcpbridge.web.urls import mcp_at
+
+#: What is below a base and reaches a backend.
+_BACKEND_ROUTES = [[path[1:].encode("ascii")] for path in SERVED_PATHS]
 
 
 class Branch(Resource):
@@ -49,7 +58,14 @@ class Branch(Resource):
         """Not another branch: hand the rest of the path to the leaf."""
         request.prepath.pop()
         request.postpath.insert(0, path)
-        return self.leaf if all(map(_is_plain, request.postpath)) else self._nothing(request)
+        if not all(map(_is_plain, request.postpath)):
+            return self._nothing(request)
+        if request.postpath in _BACKEND_ROUTES:
+            try:
+                check_backend_route(request)
+            except Refused as refusal:
+                return _Refusal(refusal)
+        return self.leaf
 
     def render(self, request: Any) -> Any:
         """The base itself, without a slash."""
@@ -87,7 +103,7 @@ class Gated(Resource):
             loopback = loopback_port(getattr(channel, "transport", None))
         try:
             self._gate.check(request, loopback or None)
-        except Forbidden as refusal:
+        except Refused as refusal:
             return _Refusal(refusal)
         if is_preflight(request):
             return _Preflight()

@@ -342,6 +342,44 @@ def test_public_path() -> None:
         assert bridge.ask("POST", target, request("x")).status == 202
 
 
+#: As recorded from Chromium 156: `<img>`, a fetch with `no-cors`, an iframe,
+#: `window.open`; Accept, Sec-Fetch-Mode, Sec-Fetch-Dest.
+FROM_A_PAGE = [
+    ("image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8", "no-cors", "image"),
+    ("text/event-stream", "no-cors", "empty"),
+    ("text/html,application/xhtml+xml,*/*;q=0.8", "navigate", "iframe"),
+    ("text/html,application/xhtml+xml,*/*;q=0.8", "navigate", "document"),
+]
+
+
+def test_pages_of_other_sites_start_no_backend() -> None:
+    """promise: on every route and both ways in; a page whose Origin is allowed has its stream."""
+    allowed = "https://app.example"
+    agent = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) Chrome/156.0"
+    with serving("--allow-origin", allowed) as bridge:
+        for site in ("cross-site", "same-site"):
+            for accept, mode, dest in FROM_A_PAGE:
+                fetch = [f"Sec-Fetch-Mode: {mode}", f"Sec-Fetch-Dest: {dest}", agent]
+                fetch += [f"Sec-Fetch-Site: {site}", f"Accept: {accept}"]
+                with bridge.wire() as wire:
+                    for method, body in (("GET", None), ("POST", request("initialize"))):
+                        for path in ("/sse", "/mcp", f"/message?sessionId={UNKNOWN}"):
+                            answer = wire.ask(method, path, body, *fetch)
+                            assert (answer.status, answer.json["error"]["code"]) == (403, -32000)
+        with bridge.wire() as wire:
+            assert wire.ask("GET", "/sse", None, agent, "Accept: image/*, */*").status == 403
+            ahead = ("Sec-Fetch-Site: none", "Sec-Fetch-Mode: navigate", "Sec-Purpose: prefetch")
+            assert wire.ask("GET", "/sse", None, agent, *ahead).status == 403
+            rebound = wire.ask("GET", "/sse", None, agent, "Host: attacker.example")
+            assert rebound.status == 403
+        assert bridge.below() == set()
+        for sender in ("Sec-Fetch-Site: same-origin", f"Origin: {allowed}", "Accept: */*"):
+            with bridge.wire() as wire:
+                wire.send(f"GET /sse HTTP/1.1\r\nHost: {wire.host}\r\n{sender}\r\n\r\n".encode())
+                assert wire.read_head()[0] == 200
+        bridge.hang_up()
+
+
 # The log.
 
 
