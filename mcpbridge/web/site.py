@@ -32,15 +32,33 @@ from mcpbridge.web.turns import Turns
 #: How long a connection may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
 
-_SESSION_ID = re.compile(rb"(?i)\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+#: What a log shows of a target, in bytes, once what may be an id is cut.
+_SHOWN_BYTES = 2000
+#: How often a target is decoded to find an id that is escaped more than once.
+_DECODINGS = 3
+#: More hexadecimal digits in a row than the eight that a log may show, with hyphens
+#: or without: an id, or a piece of one, whatever stands before or behind it.
+_SESSION_ID = re.compile(rb"(?i)([0-9a-f](?:-?[0-9a-f]){7})(?:-?[0-9a-f])+")
 
 
-def redacted(uri: bytes) -> str:
+def redacted(text: bytes) -> str:
     """
-    A request's target as a log may show it: what looks like a session id is
-    cut, however it was written, and there are no control characters.
+    A request's target, or any other bytes of a client's, as a log may show it:
+    what may be a session id or a piece of one is cut to eight characters,
+    however it was written, and there are no control characters.
     """
-    return repr(_SESSION_ID.sub(rb"\1...", unquote_to_bytes(uri[:2000])))[2:-1]
+    shown = decoded = unquote_to_bytes(text)
+    for _ in range(_DECODINGS):
+        before, decoded = decoded, unquote_to_bytes(decoded)
+        if decoded == before:
+            break
+        if _SESSION_ID.search(decoded):
+            shown = decoded
+    else:
+        # Escaped on and on: what it means in the end is not for the log.
+        shown = shown.partition(b"%")[0]
+    # Cut last: a cut before it could leave of an id what no longer looks like one.
+    return repr(_SESSION_ID.sub(rb"\1...", shown)[:_SHOWN_BYTES])[2:-1]
 
 
 class BridgeSite(Site):
@@ -144,7 +162,7 @@ class BridgeSite(Site):
             self.log_lines.info(
                 "{peer} {method} {uri} {code} {size}{session}",
                 peer=getattr(request.client, "host", "-"),
-                method=repr(request.method[:20])[2:-1],
+                method=redacted(request.method)[:20],
                 uri=redacted(request.uri),
                 code=request.code,
                 size=request.sentLength,
