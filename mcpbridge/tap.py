@@ -233,7 +233,11 @@ class Options(usage.Options):
                     values[name.replace("-", "_")] = convert(self[name])
         if values.get("cwd"):
             # twistd changes directory when it becomes a daemon.
-            values["cwd"] = os.path.abspath(values["cwd"])
+            try:
+                values["cwd"] = os.path.abspath(values["cwd"])
+            except FileNotFoundError:
+                expected = "an absolute path, as the working directory was removed"
+                raise SettingError("--cwd", expected, values["cwd"]) from None
         command, *arguments = self.command
         return ServerSettings(
             command=command,

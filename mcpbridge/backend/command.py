@@ -32,20 +32,35 @@ def find_program(command: str, environment: Mapping[str, str], directory: str | 
     The absolute path of a command, found with the *backend's* PATH and
     directory.  Raises `CannotStart`, saying what is missing.
     """
-    here = os.path.abspath(directory or ".")
-    if not os.path.isdir(here):
-        raise CannotStart(f"cannot start {command!r}: there is no directory {here!r}")
+    here = directory or ""
+    if directory and not os.path.isdir(directory):
+        shown = _absolute(directory) or directory
+        raise CannotStart(f"cannot start {command!r}: there is no directory {shown!r}")
     if os.sep in command:
         candidates = [os.path.join(here, command)]
     else:
         places = environment.get("PATH", os.defpath).split(os.pathsep)
         candidates = [os.path.join(here, place, command) for place in places]
-    there = [path for path in candidates if os.path.isfile(path)]
+    absolute = [_absolute(path) for path in candidates]
+    there = [path for path in absolute if path is not None and os.path.isfile(path)]
     for path in there:
         if os.access(path, os.X_OK):
-            return os.path.abspath(path)
+            return path
     if there:
         raise CannotStart(f"cannot start {command!r}: {there[0]!r} may not be executed")
     where = "" if os.sep in command else " in the backend's PATH"
     hint = "; its arguments belong into `args`" if " " in command else ""
+    if None in absolute:
+        hint += "; the bridge's own directory was removed: name an absolute path"
     raise CannotStart(f"cannot start {command!r}: it was not found{where}{hint}")
+
+
+def _absolute(path: str) -> str | None:
+    """
+    The path from the root.  None where it starts at the bridge's working
+    directory and that was removed, as a release's folder is at an upgrade.
+    """
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        return None
