@@ -39,6 +39,8 @@ _DECODINGS = 3
 #: More hexadecimal digits in a row than the eight that a log may show, with hyphens
 #: or without: an id, or a piece of one, whatever stands before or behind it.
 _SESSION_ID = re.compile(rb"(?i)([0-9a-f](?:-?[0-9a-f]){7})(?:-?[0-9a-f])+")
+#: An id as the bridge makes them, for a header that is to be one.
+_WHOLE_ID = re.compile(rb"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def redacted(text: bytes) -> str:
@@ -158,7 +160,7 @@ class BridgeSite(Site):
         """
         if self._access_log:
             named = request.requestHeaders.getRawHeaders(b"mcp-session-id") or [b""]
-            found = _SESSION_ID.match(named[0])
+            found = _WHOLE_ID.fullmatch(named[0])
             self.log_lines.info(
                 "{peer} {method} {uri} {code} {size}{session}",
                 peer=getattr(request.client, "host", "-"),
