@@ -46,7 +46,7 @@ from mcpbridge.interfaces import (
     ISessionObserver,
 )
 from mcpbridge.limits import shortages
-from mcpbridge.listeners import make_endpoint
+from mcpbridge.listeners import AcceptErrors, make_endpoint
 from mcpbridge.memory import Trimmer, trim_function
 from mcpbridge.session.events import MemoryEventStore
 from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
@@ -112,6 +112,7 @@ class Bridge(Service):
         self._keeper = Keeper(reactor, self._sweeper.base, records, self._journal.changed)
         self._recovery = Recovery(reactor, self._sweeper.base)
         self._gate = Gate(settings)
+        self._accept_errors = AcceptErrors(self._clock)
         self._over_all = SessionLimiter(settings.max_sessions)
         self._launchers: list[tuple[str, Any]] = []
         self.servers = [self._build_server(each) for each in settings.servers]
@@ -313,7 +314,12 @@ class Bridge(Service):
             listening = make_endpoint(self._reactor, description).listen(self.site())
         except Exception as error:
             raise CannotListen(f"cannot listen on {description!r}: {error}") from error
-        listening.addCallbacks(self._ports.append, failures.append)
+
+        def listens(port: IListeningPort) -> None:
+            self._ports.append(port)
+            self._accept_errors.watch(port)
+
+        listening.addCallbacks(listens, failures.append)
         if failures:
             why = failures[0].getErrorMessage()
             raise CannotListen(f"cannot listen on {description!r}: {why}") from failures[0].value
