@@ -211,6 +211,29 @@ def test_what_was_gone_before_it_was_read_is_not_taken_for_nothing(
     assert len(rounds) == 3 + procfs.ROUNDS
 
 
+def test_a_zombie_may_have_had_a_child_since_it_was_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that was listed alive and is read as a zombie is no proof: the listing is repeated."""
+    first = machine.DEFAULT_PID_MAX + 5
+    listings = [[first], [first + 1, first], [first + 1, first]]
+    monkeypatch.setattr(procfs, "listed_processes", lambda: listings.pop(0))
+
+    def examine(self: procfs.Reader, pid: int) -> procfs.Tagged:
+        self.examined.add(pid)
+        return procfs.Tagged(pid, TAG, pid == first, 1)
+
+    monkeypatch.setattr(procfs.Reader, "examine", examine)
+    monkeypatch.setattr(killing, "newest_process", lambda: 0)
+    with pytest.raises(StopIteration) as done:
+        next(procfs.read_table(BASE))
+    table: procfs.Table = done.value.value
+    assert [(each.pid, each.zombie) for each in table.found] == [(first, True), (first + 1, False)]
+    assert table.unknown == []
+    listings[:] = [[first], [first + 1, first], [first + 1, first]]
+    assert killing.kill_pass(BASE, {TAG}) == 1
+
+
 def test_a_tag_is_two_limits(backends: Any) -> None:
     """`ulimit -m` clears one; what is lowered is lower."""
     backend = backends("ending")

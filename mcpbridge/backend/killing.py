@@ -60,8 +60,11 @@ def kill_pass(
         each = reader.examine(pid)
         if not isinstance(each, Tagged):
             return each is False
-        if each.zombie or (tags is not None and each.tag not in tags):
+        if tags is not None and each.tag not in tags:
             return False
+        if each.zombie:
+            # It may have had a child since it was listed.
+            return True
         stopped.append(each)
         _signal(each, signal.SIGSTOP, sessions, known)
         _signal_group(pid, signal.SIGSTOP, groups)

@@ -82,7 +82,7 @@ class Table:
     """
     What a pass over all processes has found.
 
-    `unknown` are the processes of the last listing that were gone before they
+    `unknown` are the processes of the last listing that had ended before they
     could be read: with any of those, nothing found is not nothing there.
     """
 
@@ -245,8 +245,8 @@ def read_table(
     A process may renew itself: fork, and exit at once.  One of its
     generations is always in the listing, because new numbers are higher than
     those that the listing has passed.  If that one can be read, it is found.
-    If not, it is `unknown`, and the next round lists its descendant.  So a
-    round in which everything listed could be read shows that nothing was
+    If it is gone by then, or a zombie, the next round lists its descendant.
+    So a round in which everything listed could be read shows that nothing was
     there; but for the moment in which the numbers begin anew, for which there
     are two looks.
     """
@@ -263,7 +263,7 @@ def read_table(
             each = None if pid in reader.examined else reader.examine(pid)
             if isinstance(each, Tagged):
                 found.append(each)
-            elif each is False and listed:
+            if listed and (each is False or (isinstance(each, Tagged) and each.zombie)):
                 unknown.append(pid)
         if listed and not unknown:
             break
