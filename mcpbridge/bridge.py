@@ -33,6 +33,7 @@ from mcpbridge.config import (
     STOP_SLACK_SECONDS,
     BridgeSettings,
     ServerSettings,
+    share_of,
 )
 from mcpbridge.doubts import doubts
 from mcpbridge.errors import CannotListen
@@ -52,6 +53,7 @@ from mcpbridge.session.events import MemoryEventStore
 from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
 from mcpbridge.session.report import session_lines
 from mcpbridge.session.server import Server
+from mcpbridge.session.shares import Shares
 from mcpbridge.web.gate import Gate
 from mcpbridge.web.urls import exposed, served_urls
 
@@ -114,6 +116,12 @@ class Bridge(Service):
         self._gate = Gate(settings)
         self._accept_errors = AcceptErrors(self._clock)
         self._over_all = SessionLimiter(settings.max_sessions)
+        self._shares = Shares(
+            share_of(settings.max_sessions, settings.max_sessions_per_address),
+            self._clock,
+            what="the sessions of all servers",
+            setting="max_sessions_per_address of the bridge",
+        )
         self._launchers: list[tuple[str, Any]] = []
         self.servers = [self._build_server(each) for each in settings.servers]
         for server in self.servers:
@@ -135,15 +143,18 @@ class Bridge(Service):
         give it `parsePOSTFormSubmission=False`.
         """
         if self._resource is None:
+            from mcpbridge.web.clients import ClientAddresses
             from mcpbridge.web.root import Branch, Gated
             from mcpbridge.web.routes import Routes
 
+            clients = ClientAddresses(self.settings)
             root = Branch()
             for server in self.servers:
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
-                branch.serve(server.settings, Routes(server, self._clock).resource())
+                routes = Routes(server, self._clock, clients.of_request)
+                branch.serve(server.settings, routes.resource())
             root.told = self.settings.servers
             self._resource = cast("IResource", Gated(self._gate, root))
         return self._resource
@@ -364,4 +375,5 @@ class Bridge(Service):
             filters=[*self._filters, *filters],
             event_store=event_store,
             budget=self._budget,
+            shares=[self._shares],
         )

@@ -304,6 +304,13 @@ class TooManySessions(Refused):
         return b'{"error_msg":"too many concurrent MCP sessions"}\n'
 
 
+class TooManyOfAddress(TooManySessions):
+    """The client's address has its share (`max_sessions_per_address`); others may have more."""
+
+    def body(self) -> bytes:
+        return msgspec.json.encode({"error_msg": str(self)}) + b"\n"
+
+
 class TooManyMcpSessions(Refused):
     """All permits are taken; the answer of Streamable HTTP is a JSON-RPC error."""
 

@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from mcpbridge.config import ServerSettings
+from mcpbridge.config import ServerSettings, share_of
 from mcpbridge.errors import MessageRefused, Refused, UnknownSession
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.modern import PREFIX, read_request
@@ -23,6 +23,7 @@ from mcpbridge.session.eras import Eras
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
 from mcpbridge.session.pool import Pool
+from mcpbridge.session.shares import Claims, Shares
 from mcpbridge.session.stateless import Stateless
 from mcpbridge.testing import FakeBackend, FakeLauncher
 
@@ -255,7 +256,7 @@ class Call:
         self.ends = 0
         self.refusal: Refused | None = None
         self.gone = False
-        self.exchange = Exchange(request, identity, self)
+        self.exchange = Exchange(request, identity, self, client=world.client)
         self.failure: Failure | None = None
         asking = world.stateless.ask(self.exchange, lambda _: [])
         self.deferred = Deferred.fromCoroutine(asking).addErrback(self._failed)
@@ -342,7 +343,17 @@ class World:
         self.eras = Eras()
         if known:
             self.eras.modern = issubclass(kind, Modern)
-        self.stateless: Stateless = Stateless(self.settings, self.clock, self.pool, self.eras)
+        #: The address whose requests are made now, and what each address has.
+        self.client: str | None = None
+        self.shares = Shares(
+            share_of(limit, self.settings.max_sessions_per_address),
+            self.clock,
+            what="sessions",
+            setting="max_sessions_per_address",
+        )
+        self.stateless: Stateless = Stateless(
+            self.settings, self.clock, self.pool, self.eras, Claims(self.shares)
+        )
         self._ids = 0
         if beside is not None:
             self.pool.neighbours, beside.pool.neighbours = [beside.pool], [self.pool]

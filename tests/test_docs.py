@@ -156,11 +156,11 @@ def answers_told(document: str) -> set[Answer]:
 
 
 def answers_given(kind: type[Refused] = Refused) -> set[Answer]:
-    """The answers that the classes of errors make; one of them has a body of another kind."""
+    """The answers that the classes of errors make; two of them have a body of another kind."""
     given: set[Answer] = set()
     for each in kind.__subclasses__():
         given |= answers_given(each)
-        if each.__module__ == Refused.__module__ and each is not TooManySessions:
+        if each.__module__ == Refused.__module__ and not issubclass(each, TooManySessions):
             given.add((each.status, each.code, each.retry_after))
     return given
 

@@ -42,7 +42,7 @@ TABLE = {
     "ServerBusy": (429, -32603, b"1"),
 }
 #: Those that are made of more than a text, each with a test of its own.
-OF_THEIR_OWN = {"MissingCapability", "ServerDown", "UnsupportedVersion"}
+OF_THEIR_OWN = {"MissingCapability", "ServerDown", "TooManyOfAddress", "UnsupportedVersion"}
 
 
 def all_below(kind: type[BridgeError]) -> Iterator[type[BridgeError]]:

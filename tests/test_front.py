@@ -71,6 +71,7 @@ class World:
         limit: int = LIMIT,
         hosts: tuple[str, ...] = ("h", "h:8808"),
         loopback: int = 0,
+        sessions: int = 100,
         **bridge: Any,
     ) -> None:
         from mcpbridge.web.root import Branch, Gated
@@ -81,7 +82,11 @@ class World:
         self.launcher.kind = FakeBackend
         limiter = _Unlimited()
         server_settings = ServerSettings(
-            command="x", base_uri="/b", max_message_bytes=limit, json_response=json_response
+            command="x",
+            base_uri="/b",
+            max_sessions=sessions,
+            max_message_bytes=limit,
+            json_response=json_response,
         )
         server = Server(
             server_settings,
@@ -101,10 +106,11 @@ class World:
         limiter.full = full
         # What is started from now on is for requests of 2026-07-28.
         self.launcher.kind = Modern
+        self.server = server
         self.face: Any = opened[1].stream
         self.backend, self.backend2 = self.launcher.backends
         root = Branch()
-        root.branch(b"b").leaf = Routes(server, self.clock).resource()
+        root.branch(b"b").leaf = Routes(server, self.clock, self.client_of).resource()
         all_settings = BridgeSettings(
             servers=(server_settings,),
             max_request_bytes=budget,
@@ -127,6 +133,10 @@ class World:
             self.recognised = 0
             for name in ("answer", "post"):
                 setattr(self.site.front, name, self._counted(getattr(self.site.front, name)))
+
+    def client_of(self, request: Any) -> str | None:
+        client: str | None = self.site.clients.of_request(request)
+        return client
 
     def _counted(self, way: Any) -> Any:
         def counted(*arguments: Any) -> Any:

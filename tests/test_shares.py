@@ -10,8 +10,10 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from mcpbridge.config import COMPLAIN_SECONDS
+from mcpbridge.config import COLLECT_SECONDS, COMPLAIN_SECONDS
+from mcpbridge.errors import ServerBusy
 from mcpbridge.session.shares import Shares
+from tests import fakes
 from tests.test_front import LIMIT, World, post
 
 both = pytest.mark.parametrize("front", [True, False])
@@ -150,3 +152,105 @@ def test_both_ways_in_answer_a_full_budget_alike(full: str, cuts: list[int], beh
             made.connectionLost()
         assert world.site.budget.used == 0
     assert seen[0] == seen[1]
+
+
+# Sessions.
+
+INITIALIZE = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
+BEGIN = (
+    b"POST /b/mcp HTTP/1.1\r\nAccept: application/json, text/event-stream\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    % (len(INITIALIZE), INITIALIZE)
+)
+
+
+def end_all(world: World) -> None:
+    """All sessions end, and nothing of their processes is left."""
+    for session in list(world.server.unclosed):
+        session.life.end("the test is over")
+    for backend in world.launcher.backends:
+        if not backend.stopped.called:
+            backend.stopped.callback(None)
+
+
+@both
+@pytest.mark.parametrize("opens", [BEGIN, b"GET /b/sse HTTP/1.1\r\nHost: h\r\n\r\n"])
+@pytest.mark.parametrize("proxied", [False, True])
+def test_one_address_does_not_get_all_sessions(
+    front: bool, opens: bytes, proxied: bool, log_lines: list[str]
+) -> None:
+    """promise: a share is refused like a full server, with the setting's name."""
+    world = World(front=front, trusted_proxies=("10.0.0.1",), sessions=6)
+    server = world.server
+    opened = []
+
+    def begin(client: str) -> bytes:
+        request = forwarded(opens, client) if proxied else opens
+        opened.append(connect(world, "10.0.0.1" if proxied else client))
+        opened[-1][0].dataReceived(request)
+        return status(opened[-1][1])
+
+    before = len(server.unclosed)
+    # An answer to `initialize` is still to come, where nothing was refused.
+    answers = [begin("192.0.2.1") for _ in range(5)]
+    assert len(server.unclosed) == before + 3
+    assert answers[3:] == [b"429", b"429"]
+    refused = opened[3][1].value()
+    assert b"max_sessions_per_address" in refused
+    assert b"Retry-After: 5\r\n" in refused
+    assert begin("192.0.2.2") != b"429"
+    assert len(server.unclosed) == before + 4
+    assert len([line for line in log_lines if "has its share of the sessions" in line]) == 1
+    # A place is free again when nothing of its session is left.
+    end_all(world)
+    assert not server.unclosed
+    assert begin("192.0.2.1") != b"429"
+    for made, _ in opened:
+        made.connectionLost()
+    end_all(world)
+    world.channel.connectionLost()
+
+
+@pytest.mark.parametrize("kind", [fakes.Legacy, fakes.Modern])
+def test_requests_at_work_have_a_share(kind: Any) -> None:
+    """An older server's process is for one of them, a newer one's for `concurrency`."""
+    world = fakes.World(kind, limit=4, concurrency=3)
+    share = 2 if kind is fakes.Legacy else 6
+    world.client = "a"
+    calls = [world.call("a", "wait") for _ in range(share)]
+    world.run()
+    assert not [each for each in calls if each.refusal]
+    one_more = world.call("a")
+    assert isinstance(one_more.refusal, ServerBusy)
+    assert "max_sessions_per_address" in str(one_more.refusal)
+    world.client = "b"
+    other = world.call("b")
+    world.run()
+    assert other.result["token"] == "b"
+    world.client = "a"
+    calls.pop().leave()
+    world.run(5)
+    again = world.call("c")
+    world.run(5)
+    assert again.result["token"] == "c"
+    for each in calls:
+        each.leave()
+    world.run(5)
+    assert len(world.shares) == 0
+    world.end()
+
+
+def test_a_parked_call_counts_until_its_process_is_free() -> None:
+    world = fakes.World(fakes.Legacy, limit=4)
+    world.client = "a"
+    parked = [world.call(token, "ask") for token in "xy"]
+    world.run(COLLECT_SECONDS)
+    assert [each.question for each in parked] == ["x", "y"]
+    assert isinstance(world.call("z").refusal, ServerBusy)
+    # Who comes back for its own is let in.
+    again = parked[0].retry("x")
+    world.run()
+    assert again.refusal is None
+    world.run(world.settings.input_timeout)
+    assert len(world.shares) == 0
+    world.end()

@@ -21,6 +21,7 @@ from mcpbridge.protocol.headers import Annotations, annotated
 from mcpbridge.protocol.listens import all_changes, notification_line, promised_by
 from mcpbridge.protocol.modern import LISTEN, ModernRequest
 from mcpbridge.session.session import Session
+from mcpbridge.session.shares import Claim
 
 #: How many pages of a list of tools are read for what headers must say.
 TOOLS_PAGES = 100
@@ -56,12 +57,18 @@ class Exchange:
     A request, its caller and its response.
 
     `identity` is who asks, as far as the bridge knows: what has served one
-    identity serves no other.
+    identity serves no other.  `client` is the address whose share it counts
+    against; None: nobody's.
     """
 
-    def __init__(self, request: ModernRequest, identity: str, outlet: Outlet) -> None:
+    def __init__(
+        self, request: ModernRequest, identity: str, outlet: Outlet, *, client: str | None = None
+    ) -> None:
         self.request = request
         self.identity = identity
+        self.client = client
+        #: What it has of its client's share, until it is over.
+        self.claim: Claim | None = None
         self.worker: Worker | None = None
         self.over = False
         self._outlet = outlet
@@ -79,6 +86,8 @@ class Exchange:
         if self.listens and not final:
             lines = [each for line in lines for each in self._heard(line)]
         self.over = final
+        if final:
+            self._let_go()
         if lines:
             self._outlet.send(lines, final)
 
@@ -86,6 +95,7 @@ class Exchange:
         """It is over without an answer of the server's."""
         if not self.over:
             self.over = True
+            self._let_go()
             refusal.ident = self.request.id
             self._outlet.fail(refusal)
 
@@ -93,8 +103,14 @@ class Exchange:
         """The client has gone, which is how it cancels (basic/patterns/cancellation)."""
         if not self.over:
             self.over = True
+            self._let_go()
             if self.worker is not None:
                 self.worker.cancel(self)
+
+    def _let_go(self) -> None:
+        claim, self.claim = self.claim, None
+        if claim is not None:
+            claim.release()
 
     def pause(self) -> None:
         """The client does not keep up."""

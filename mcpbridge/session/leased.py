@@ -25,11 +25,7 @@ from mcpbridge.config import (
     SAY_AGAIN_SECONDS,
     ServerSettings,
 )
-from mcpbridge.errors import (
-    BackendBusy,
-    BackendFailed,
-    UnknownSession,
-)
+from mcpbridge.errors import BackendBusy, BackendFailed, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.protocol.handshake import HandshakeRefused
 from mcpbridge.protocol.listens import Change
@@ -45,6 +41,7 @@ from mcpbridge.session.exchange import (
     backend_failed,
 )
 from mcpbridge.session.session import Session
+from mcpbridge.session.shares import Claim
 
 #: How many subscriptions of a process may be unanswered.
 SUBSCRIBED_AT_ONCE = 16
@@ -85,6 +82,8 @@ class LeasedProcess:
         self.conversation = LegacyConversation(first.capabilities, first.client_info, __version__)
         self.upkeep = Upkeep(session, settings)
         self.exchange: Exchange | None = None
+        #: While it is parked: what it has of its client's share.
+        self.claim: Claim | None = None
         self._settings = settings
         self._owner = owner
         #: Fires when the handshake is over, fails with what went wrong.
@@ -390,6 +389,8 @@ class LeasedProcess:
             # They were taken back.
             self.exchange = exchange
             return
+        # The exchange is about to be over, but the process is not free for that.
+        self.claim, exchange.claim = exchange.claim, None
         state = self._owner.parked(self, exchange.request)
         self._wait = self.session.clock.callLater(
             self._settings.input_timeout, self.give_up, "the client did not come back"

@@ -49,6 +49,9 @@ class Parking:
         handle = self._handles.pop(process, None)
         if handle is not None:
             del self._parked[handle]
+            claim, process.claim = process.claim, None
+            if claim is not None:
+                claim.release()
 
     def find(self, exchange: Exchange, state: str) -> LeasedProcess:
         """The process that waits for this retry.  Raises `InvalidRequestState`."""

@@ -15,13 +15,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.budget import ResponseBudget
-from mcpbridge.config import ServerSettings
+from mcpbridge.config import ServerSettings, share_of
 from mcpbridge.errors import MessageTooLarge, TooManySessions, UnknownSession
 from mcpbridge.protocol.envelope import read_message
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session, Stream
+from mcpbridge.session.shares import Claims, Shares
 from mcpbridge.session.stateless import Stateless
 from mcpbridge.session.streamable import StreamableFace
 
@@ -30,7 +31,8 @@ class Server:
     """
     Opens sessions, finds them, and ends them all when the bridge stops.
 
-    `limiter` is an `EveryLimiter`; `launcher`, `observers` and `filters` provide the interfaces of
+    `shares` are those of client addresses over all servers.  `limiter` is an
+    `EveryLimiter`; `launcher`, `observers` and `filters` provide the interfaces of
     those names.
     """
 
@@ -48,6 +50,7 @@ class Server:
         filters: Sequence[Any] = (),
         event_store: Any = None,
         budget: ResponseBudget | None = None,
+        shares: Sequence[Shares] = (),
     ) -> None:
         self._budget = budget
         self._event_store = event_store
@@ -66,15 +69,22 @@ class Server:
             filters=filters,
         )
 
+        own = Shares(
+            share_of(settings.max_sessions, settings.max_sessions_per_address),
+            clock,
+            what=f"the sessions of server {settings.name!r}",
+            setting="max_sessions_per_address",
+        )
+        self.claims = Claims(own, *shares)
         self.eras = Eras()
-        self.stateless = Stateless(settings, clock, self.pool, self.eras)
+        self.stateless = Stateless(settings, clock, self.pool, self.eras, self.claims)
 
     @property
     def unclosed(self) -> set[Session]:
         """All sessions that are not closed, the live ones among them."""
         return self.pool.unclosed
 
-    async def open_streamable(self) -> Session:
+    async def open_streamable(self, client: str | None = None) -> Session:
         """
         The same for Streamable HTTP: its streams are a `StreamableFace`, and
         stderr is not for a client that expects MCP alone.
@@ -84,7 +94,9 @@ class Server:
             events = self._event_store.open(session.ident)
             return StreamableFace(session, self.settings, self._clock, events, self._budget)
 
-        return await self.open_session(make_face, self.streamable, stderr_notifications=False)
+        return await self.open_session(
+            make_face, self.streamable, stderr_notifications=False, client=client
+        )
 
     async def open_session(
         self,
@@ -92,19 +104,28 @@ class Server:
         table: dict[str, Session] | None = None,
         *,
         stderr_notifications: bool = True,
+        client: str | None = None,
     ) -> Session:
         """
         A process that nobody has used becomes a session that is live.
 
-        `make_stream` is called once the backend runs.  Raises what
-        `Pool.take` raises; then no permit is held and no process left.
+        `make_stream` is called once the backend runs.  `client` is the address
+        whose share the session counts against, until nothing of it is left.
+        Raises `TooManyOfAddress`, and what `Pool.take` raises; then no permit
+        is held and no process left.
         """
         live = self.sessions if table is None else table
+        claim = self.claims.take(client)
         try:
             session = await self.pool.take()
-        except TooManySessions:
-            self.pool.refused()
+        except BaseException as error:
+            if claim is not None:
+                claim.release()
+            if isinstance(error, TooManySessions):
+                self.pool.refused()
             raise
+        if claim is not None:
+            session.ended.addCallback(lambda _: claim.release())
         session.forget = lambda gone: _forget(live, gone)
         session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
         session.dialect = self.eras.dialect(session, self.pool.readiness)

@@ -6,10 +6,13 @@ Knows numbers and addresses; must not know what is shared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.config import COMPLAIN_SECONDS
+from mcpbridge.errors import TooManyOfAddress
 
 #: What is left of a sum of fractions that came and went.
 _NOTHING = 1e-6
@@ -51,8 +54,12 @@ class Shares:
             self.refused(address)
             return False
         if address is not None:
-            self._taken[address] = self._taken.get(address, 0) + amount
+            self.add(address, amount)
         return True
+
+    def add(self, address: str, amount: float = 1) -> None:
+        """Take some, whether or not there is room."""
+        self._taken[address] = self._taken.get(address, 0) + amount
 
     def give_back(self, address: str | None, amount: float = 1) -> None:
         """Return what was taken; must not be called twice for it."""
@@ -79,3 +86,45 @@ class Shares:
                 setting=self.setting,
                 count=count,
             )
+
+
+class Claim:
+    """What an address has of several shares; released twice it counts once."""
+
+    __slots__ = ("_address", "_amount", "_shares")
+
+    def __init__(self, shares: Sequence[Shares], address: str, amount: float) -> None:
+        self._shares = shares
+        self._address = address
+        self._amount = amount
+
+    def release(self) -> None:
+        """Give it back."""
+        shares, self._shares = self._shares, ()
+        for each in shares:
+            each.give_back(self._address, self._amount)
+
+
+class Claims:
+    """The shares of one server's processes: its own, and those over all servers."""
+
+    def __init__(self, *shares: Shares) -> None:
+        self._shares = shares
+
+    def take(self, address: str | None, amount: float = 1, *, always: bool = False) -> Claim | None:
+        """
+        Take so many processes for an address, of all shares or of none; None
+        where the address has no share.  Raises `TooManyOfAddress`, but with
+        `always`: for what has its process already.
+        """
+        if address is None:
+            return None
+        for each in self._shares if not always else ():
+            if each.is_over(address, amount):
+                each.refused(address)
+                raise TooManyOfAddress(
+                    f"your address has as many sessions as it may: {each.limit} ({each.setting})"
+                )
+        for each in self._shares:
+            each.add(address, amount)
+        return Claim(self._shares, address, amount)

@@ -20,6 +20,7 @@ from mcpbridge.errors import (
     Refused,
     ServerBusy,
     Stopping,
+    TooManyOfAddress,
     TooManySessions,
 )
 from mcpbridge.protocol.headers import Headers
@@ -31,6 +32,7 @@ from mcpbridge.session.line import Crowd, Place, WaitingLine, outlived
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra
+from mcpbridge.session.shares import Claims
 from mcpbridge.session.sharing import SharedProcesses
 
 #: How often it may turn out that a server is not of the era that it was taken for.
@@ -49,10 +51,16 @@ class Stateless:
     log = Logger()
 
     def __init__(
-        self, settings: ServerSettings, clock: IReactorTime, pool: Pool, eras: Eras
+        self,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        pool: Pool,
+        eras: Eras,
+        claims: Claims | None = None,
     ) -> None:
         self._settings = settings
         self._pool = pool
+        self._claims = claims or Claims()
         self._eras = eras
         self._probing = Crowd(settings.max_waiting_requests)
         self._line = WaitingLine(clock, settings.max_waiting_requests, settings.queue_timeout)
@@ -74,9 +82,12 @@ class Stateless:
         try:
             if request.method in REMOVED:
                 raise MethodNotFound(f"MCP {request.version} has no method {request.method!r}")
+            if exchange.client is not None:
+                self._claim(exchange)
             await self._ask(exchange, headers)
         except (TooManySessions, ServerBusy) as error:
-            self._pool.refused()
+            if not isinstance(error, TooManyOfAddress):
+                self._pool.refused()
             busy = ServerBusy(str(error))
             busy.ident = request.id
             raise busy from None
@@ -89,6 +100,16 @@ class Stateless:
         self._shared.stop()
         self._leases.stop()
         self._line.stop()
+
+    def _claim(self, exchange: Exchange) -> None:
+        """
+        Until it is over it counts as what it has of a process: all of an older
+        one, or of one that several share its part.
+        """
+        amount = 1 / self._settings.concurrency if self._eras.modern else 1
+        # What is parked for a retry has its place already.
+        always = self._leases.awaits(exchange)
+        exchange.claim = self._claims.take(exchange.client, amount, always=always)
 
     async def _ask(self, exchange: Exchange, headers: Headers) -> None:
         why = ""

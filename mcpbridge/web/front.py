@@ -232,14 +232,16 @@ class Front:
         body: bytes,
         answer: Callable[[bytes], None],
         hand_over: Callable[[], None],
+        client: Callable[[], str | None] = lambda: None,
     ) -> bytes | WaitingAnswer | WaitingExchange:
         """
         The same for Streamable HTTP: the whole answer, or what waits for it
         and calls `answer` with all of it, or `hand_over`; an exchange is to
-        be begun.
+        be begun.  `client` tells the address whose share the request counts
+        against.
         """
         if request.headers is not None:
-            return self._ask(request, request.headers, body, answer, hand_over)
+            return self._ask(request, request.headers, body, answer, hand_over, client())
         self._know_the_time()
         made: list[WaitingAnswer] = []
         if claims_modern(body):
@@ -272,6 +274,7 @@ class Front:
         body: bytes,
         answer: Callable[[bytes], None],
         hand_over: Callable[[], None],
+        client: str | None,
     ) -> bytes | WaitingExchange:
         """A request of 2026-07-28 that most likely has one message for an answer."""
         try:
@@ -287,6 +290,7 @@ class Front:
             answer=lambda line: answer(self._json(line, status_of(line))),
             refuse=lambda refusal: answer(self._refused(restated(refusal))),
             hand_over=hand_over,
+            client=client,
         )
 
     def _know_the_time(self) -> None:

@@ -8,7 +8,7 @@ goes where is for the router, and what differs between revisions is in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -48,12 +48,21 @@ EVENTS = "text/event-stream"
 
 
 class McpEndpoint:
-    """The endpoint of one server."""
+    """
+    The endpoint of one server; `client_of` tells the address whose share a
+    request counts against.
+    """
 
-    def __init__(self, server: Server, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        server: Server,
+        clock: IReactorTime,
+        client_of: Callable[[Any], str | None] = lambda request: None,
+    ) -> None:
         self._server = server
         self._clock = clock
-        self._modern = ModernEndpoint(server, clock)
+        self._client_of = client_of
+        self._modern = ModernEndpoint(server, clock, client_of)
 
     async def post(self, request: Any) -> None:
         """A message, or a batch of them, from the client."""
@@ -126,7 +135,7 @@ class McpEndpoint:
         if request.channel is None:
             raise CancelledError
         try:
-            session = await self._server.open_streamable()
+            session = await self._server.open_streamable(self._client_of(request))
         except TooManySessions as error:
             raise TooManyMcpSessions(str(error)) from None
         request.setHeader(b"Mcp-Session-Id", session.ident.encode("ascii"))

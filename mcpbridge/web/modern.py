@@ -8,6 +8,7 @@ works on a request is for `session.stateless`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -64,9 +65,15 @@ class ModernEndpoint:
 
     log = Logger()
 
-    def __init__(self, server: Server, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        server: Server,
+        clock: IReactorTime,
+        client_of: Callable[[Any], str | None] = lambda request: None,
+    ) -> None:
         self._server = server
         self._clock = clock
+        self._client_of = client_of
 
     async def post(self, request: Any, body: bytes, refusal: Refused | None) -> None:
         """
@@ -84,7 +91,9 @@ class ModernEndpoint:
             return
         finished: Deferred[None] = Deferred()
         outlet = ExchangeOutlet(request, self._server.settings, self._clock, finished)
-        exchange = outlet.exchange = Exchange(asked, ANYBODY, outlet)
+        exchange = outlet.exchange = Exchange(
+            asked, ANYBODY, outlet, client=self._client_of(request)
+        )
 
         def gone(_: object) -> None:
             exchange.cancel()

@@ -7,6 +7,7 @@ imported when a resource is first asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -28,15 +29,25 @@ from mcpbridge.web.stream import EventStream
 
 
 class Routes:
-    """HTTP+SSE (MCP revision 2024-11-05, basic/transports) for one server."""
+    """
+    HTTP+SSE (MCP revision 2024-11-05, basic/transports) for one server.
+
+    `client_of` tells the address whose share a request counts against, or None.
+    """
 
     app = Klein()
     log = Logger()
 
-    def __init__(self, server: Server, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        server: Server,
+        clock: IReactorTime,
+        client_of: Callable[[Any], str | None] = lambda request: None,
+    ) -> None:
         self._server = server
         self._clock = clock
-        self._mcp = McpEndpoint(server, clock)
+        self._client_of = client_of
+        self._mcp = McpEndpoint(server, clock, client_of)
 
     def resource(self) -> IResource:
         """A leaf that serves what is below the server's base."""
@@ -64,7 +75,7 @@ class Routes:
             return stream
 
         try:
-            session = await self._server.open_session(make_stream)
+            session = await self._server.open_session(make_stream, client=self._client_of(request))
         except BaseException:
             aborted.addErrback(lambda _: None)
             raise

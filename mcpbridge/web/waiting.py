@@ -44,8 +44,9 @@ class WaitingExchange:
         answer: Callable[[bytes], None],
         refuse: Callable[[Refused], None],
         hand_over: Callable[[], None],
+        client: str | None = None,
     ) -> None:
-        self.exchange = Exchange(asked, identity, self)
+        self.exchange = Exchange(asked, identity, self, client=client)
         self._work = work
         self._answer = answer
         self._refuse = refuse
