@@ -31,7 +31,7 @@ OPTIONS = {
     "stderr_notifications": "`--no-stderr-notifications`",
     "env": "`--env NAME=VALUE`",
     "pass_env": "`--pass-env NAME`",
-    "reuse": "`--reuse identity\\|never`",
+    "reuse": "`--reuse connection\\|identity\\|never`",
     "allowed_hosts": "`--allow-host HOST`",
     "allowed_origins": "`--allow-origin ORIGIN`",
     "trusted_proxies": "`--trusted-proxy ADDRESS`",

@@ -237,10 +237,13 @@ class ServerSettings:
     )
     warm: int = setting(0, COUNT_OR_NONE, "Processes that are started ahead, for whoever comes.")
     reuse: str = setting(
-        "identity",
-        Check("`identity` or `never`", lambda v: v in ("identity", "never")),
-        "Whether requests of 2026-07-28 of one identity may meet the same process of a server"
-        " that is older.",
+        "connection",
+        Check(
+            "`connection`, `identity` or `never`",
+            lambda v: v in ("connection", "identity", "never"),
+        ),
+        "Which later requests of 2026-07-28 a process of an older server may serve: those on the"
+        " same connection, all of the same identity, or none.",
     )
     concurrency: int = setting(
         16, COUNT, "Requests of 2026-07-28 at a time on one process of a server that speaks it."

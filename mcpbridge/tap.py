@@ -87,7 +87,12 @@ class Options(usage.Options):
         ["max-waiting-messages", None, None, "Messages that may wait for a backend; default 1024."],
         ["max-waiting-bytes", None, None, "Bytes that may wait for a backend; default 8388608."],
         ["warm", None, None, "Processes that are started ahead; default 0."],
-        ["reuse", None, None, "Processes of older servers: identity (default) or never again."],
+        [
+            "reuse",
+            None,
+            None,
+            "Reuse processes of older servers: connection, identity or never.",
+        ],
         ["concurrency", None, None, "Requests of 2026-07-28 on one process; default 16."],
         ["input-timeout", None, None, "Seconds a call waits for the client's input; default 600."],
         ["cwd", None, None, "The backend's directory."],

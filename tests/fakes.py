@@ -19,6 +19,7 @@ from mcpbridge.config import ServerSettings, share_of
 from mcpbridge.errors import MessageRefused, Refused, UnknownSession
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.modern import PREFIX, read_request
+from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
@@ -245,7 +246,13 @@ class Launcher(FakeLauncher):
 class Call:
     """A request, and all that came of it; an `Outlet`."""
 
-    def __init__(self, world: World, message: dict[str, Any], identity: str) -> None:
+    def __init__(
+        self,
+        world: World,
+        message: dict[str, Any],
+        identity: str,
+        connection: ClientConnection | None = None,
+    ) -> None:
         line = json.dumps(message).encode()
         envelope = peek(line)
         assert envelope is not None
@@ -256,7 +263,7 @@ class Call:
         self.ends = 0
         self.refusal: Refused | None = None
         self.gone = False
-        self.exchange = Exchange(request, identity, self, client=world.client)
+        self.exchange = Exchange(request, identity, self, connection, client=world.client)
         self.failure: Failure | None = None
         asking = world.stateless.ask(self.exchange, lambda _: [])
         self.deferred = Deferred.fromCoroutine(asking).addErrback(self._failed)
@@ -302,8 +309,10 @@ class Call:
         [question] = self.result["inputRequests"].values()
         return str(question["params"]["message"])
 
-    def retry(self, given: str = "", **changes: Any) -> Call:
-        """Come back with an answer."""
+    def retry(
+        self, given: str = "", connection: ClientConnection | None = None, **changes: Any
+    ) -> Call:
+        """Come back with an answer, on the same connection unless another one is given."""
         [key] = self.result["inputRequests"]
         answer = {"action": "accept", "content": {"token": given}}
         params = {
@@ -312,7 +321,9 @@ class Call:
             "requestState": self.result["requestState"],
             **changes,
         }
-        return Call(self.world, {**self.message, "params": params}, self.exchange.identity)
+        message = {**self.message, "params": params}
+        own = self.exchange.connection
+        return Call(self.world, message, self.exchange.identity, connection or own)
 
 
 class World:
@@ -325,13 +336,14 @@ class World:
         *,
         known: bool = True,
         beside: World | None = None,
+        reuse: str = "identity",
         **changes: Any,
     ) -> None:
         self.clock: Clock = Clock() if beside is None else beside.clock
         self.launcher = Launcher(self.clock, kind)
         self.over_all: SessionLimiter = SessionLimiter(1000) if beside is None else beside.over_all
         self.limiter = SessionLimiter(limit)
-        self.settings = ServerSettings(command="x", max_sessions=limit, **changes)
+        self.settings = ServerSettings(command="x", max_sessions=limit, reuse=reuse, **changes)
         self.pool = Pool(
             self.settings,
             self.clock,
@@ -374,14 +386,18 @@ class World:
         identity: str = "",
         able: Any = ABLE,
         level: str | None = None,
+        info: Any = None,
+        connection: ClientConnection | None = None,
     ) -> Call:
         self._ids += 1
         meta = {PREFIX + "protocolVersion": VERSION, PREFIX + "clientCapabilities": able}
+        if info is not None:
+            meta[PREFIX + "clientInfo"] = info
         if level is not None:
             meta[PREFIX + "logLevel"] = level
         params = {"_meta": meta, **(params or {})}
         message = {"jsonrpc": "2.0", "id": self._ids, "method": method, "params": params}
-        return Call(self, message, identity)
+        return Call(self, message, identity, connection)
 
     def call(self, token: str, do: str = "echo", **options: Any) -> Call:
         """Call the tool."""

@@ -35,7 +35,7 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "json_response": False,
     "stderr_in_errors": False,
     "warm": 0,
-    "reuse": "identity",
+    "reuse": "connection",
     "concurrency": 16,
     "max_process_age": 3600.0,
     "max_process_requests": 1000,

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config import CANCEL_SECONDS, RELISTEN_SECONDS
 from mcpbridge.errors import BackendFailed, BridgeError, CannotStart, HeaderMismatch, ServerBusy
+from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.line import Place, WaitingLine, outlived
 from mcpbridge.session.session import Session
 from tests.fakes import ABLE, Call, Legacy, Modern, Scripted, World
@@ -181,7 +182,7 @@ class Rude(Legacy):
             "warm": st.integers(0, 1),
             "idle_timeout": st.sampled_from([0.0, 30.0]),
             "concurrency": st.sampled_from([1, 2]),
-            "reuse": st.sampled_from(["identity", "never"]),
+            "reuse": st.sampled_from(["connection", "identity", "never"]),
             "max_process_requests": st.sampled_from([1, 3, 1000]),
         }
     ),
@@ -207,6 +208,7 @@ def test_nobody_waits_for_what_there_is(
     both = [one, World(kinds[1], limits[1], beside=one, queue_timeout=1e5, **changes)]
     one.over_all.limit = limits[2]
     calls: list[Call] = []
+    connections = [ClientConnection() for _ in range(4)]
     for each in both:
         each.pool.start()
     for whose, what, which, seconds in steps:
@@ -225,7 +227,12 @@ def test_nobody_waits_for_what_there_is(
                 tokens = [each["token"] for each in process.calls.values()]
                 process.die() if what == "die" else [process.finish(each) for each in tokens]
         else:
-            calls.append(world.call(f"{len(calls)}", what, able=able, level=level))
+            connection = connections[which % 4]
+            if which > 7:
+                connection.lose()
+                connections[which % 4] = ClientConnection()
+            token = f"{len(calls)}"
+            calls.append(world.call(token, what, able=able, level=level, connection=connection))
         world.run(seconds)
         for each in both:
             waiting = each.stateless._line._waiting.values()

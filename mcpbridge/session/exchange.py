@@ -20,6 +20,7 @@ from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.headers import Annotations, annotated
 from mcpbridge.protocol.listens import all_changes, notification_line, promised_by
 from mcpbridge.protocol.modern import LISTEN, ModernRequest
+from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.session import Session
 from mcpbridge.session.shares import Claim
 
@@ -57,15 +58,23 @@ class Exchange:
     A request, its caller and its response.
 
     `identity` is who asks, as far as the bridge knows: what has served one
-    identity serves no other.  `client` is the address whose share it counts
-    against; None: nobody's.
+    identity serves no other.  `connection` is the one it came on; None where
+    that is not known, or where a proxy sends several clients' requests on it.
+    `client` is the address whose share it counts against; None: nobody's.
     """
 
     def __init__(
-        self, request: ModernRequest, identity: str, outlet: Outlet, *, client: str | None = None
+        self,
+        request: ModernRequest,
+        identity: str,
+        outlet: Outlet,
+        connection: ClientConnection | None = None,
+        *,
+        client: str | None = None,
     ) -> None:
         self.request = request
         self.identity = identity
+        self.connection = connection
         self.client = client
         #: What it has of its client's share, until it is over.
         self.claim: Claim | None = None
@@ -138,9 +147,10 @@ class Exchange:
         ]
 
 
-#: Why a process ends that is worn; that nobody wants.
+#: Why a process ends that is worn; that nobody wants; that served one connection.
 ENOUGH = "it has been used enough"
 UNUSED = "nobody has used it for a while"
+DISCONNECTED = "the connection that it served is closed"
 
 
 class Timer:
@@ -171,6 +181,8 @@ class Upkeep:
         self._rest = Timer(session.clock)
         #: How many requests it has had.
         self.served = 0
+        #: Whether it has heard anything of a caller beyond the handshake.
+        self.touched = False
 
     def is_worn(self) -> bool:
         """Whether it is too old, or has done too much, for another request."""

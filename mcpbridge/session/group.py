@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import NamedTuple
 
+import msgspec
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -24,15 +26,59 @@ from mcpbridge.protocol.listens import (
     notification_line,
 )
 from mcpbridge.protocol.modern import ModernRequest
-from mcpbridge.session.exchange import Exchange
+from mcpbridge.session.connection import ClientConnection
+from mcpbridge.session.exchange import DISCONNECTED, ENOUGH, Exchange
 from mcpbridge.session.leased import LeasedProcess
+
+#: Of how many clients it is remembered what the server answers to `server/discover`.
+DISCOVERED_KEPT = 64
 
 
 class Kind(NamedTuple):
-    """Who may be lent the same processes."""
+    """
+    Which requests may be served by the same processes.
+
+    `scope` is what they must have in common beside identity and capabilities:
+    None for nothing (`reuse: identity`), their `ClientConnection`, or an object
+    of one request's own, which no other request has.  It is the digest of a
+    `clientInfo` for processes that have been initialized in these words and
+    have served nobody: any request that says the same may have one.
+    """
 
     identity: str
     capabilities: bytes
+    scope: object = None
+
+    def untouched(self, client_info: msgspec.Raw | None) -> Kind:
+        """
+        The kind of the processes that have been initialized for a client that
+        says this of itself, and have served nobody.
+        """
+        if self.scope is None:
+            return self
+        # A digest: a client may say of itself as much as a message may hold.
+        info = b"" if client_info is None else bytes(client_info)
+        return self._replace(scope=blake2b(info, digest_size=16).digest())
+
+
+class Discovered:
+    """
+    What the server answers to `server/discover`, by what it was told of the
+    client: it may depend on that, and may repeat it.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Kind, bytes] = {}
+
+    def find(self, kind: Kind, client_info: msgspec.Raw | None) -> bytes | None:
+        """The result, where it is known."""
+        return self._known.get(kind.untouched(client_info))
+
+    def add(self, kind: Kind, client_info: msgspec.Raw | None, result: bytes) -> None:
+        """Keep this result; beyond `DISCOVERED_KEPT` the oldest is forgotten."""
+        self._known[kind.untouched(client_info)] = result
+        if len(self._known) > DISCOVERED_KEPT:
+            del self._known[next(iter(self._known))]
 
 
 class Group:
@@ -55,6 +101,19 @@ class Group:
         self._resources: Counter[str] = Counter()
 
     @property
+    def may_keep(self) -> bool:
+        """Whether another request of this kind may come, for which a process is kept."""
+        scope = self.kind.scope
+        if isinstance(scope, ClientConnection):
+            return not scope.lost
+        return scope is None or isinstance(scope, bytes)
+
+    @property
+    def why_over(self) -> str:
+        """Why its processes end that nobody may have after this."""
+        return DISCONNECTED if isinstance(self.kind.scope, ClientConnection) else ENOUGH
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing would be missed of it."""
         return not (self.processes or self.listens or self.again)
@@ -70,7 +129,11 @@ class Group:
 
     def opened(self, process: LeasedProcess, example: ModernRequest) -> None:
         """A process has shaken hands: it is to tell what is listened for."""
-        self.example = example
+        # Without what it asks for, which may be large.
+        info = example.client_info
+        self.example = msgspec.structs.replace(
+            example, line=b"", params={}, meta={}, client_info=info and info.copy()
+        )
         for uri in list(self._resources):
             process.subscribe(uri)
         if self.missed:

@@ -3,7 +3,9 @@ Which process of an older server a request of MCP 2026-07-28 is lent.
 
 A process serves one identity, with one set of declared capabilities, and one
 request at a time; so what it asks can only be asked of the caller whose
-request runs.  Knows processes and who waits; must not know messages.
+request runs.  What it says too late could still reach the caller after that;
+so unless `reuse` says otherwise it serves one connection, and ends with it.
+Knows processes and who waits; must not know messages.
 """
 
 from __future__ import annotations
@@ -30,17 +32,15 @@ from mcpbridge.protocol.listens import Change, Filter, acknowledge, read_filter
 from mcpbridge.protocol.modern import MAY_ASK, MODERN, ModernRequest
 from mcpbridge.protocol.requeststate import presented
 from mcpbridge.protocol.rewriting import result_line
+from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.exchange import ENOUGH, UNUSED, Exchange, backend_ended
-from mcpbridge.session.group import Group, Kind, Listening
+from mcpbridge.session.group import Discovered, Group, Kind, Listening
 from mcpbridge.session.leased import LeasedProcess
 from mcpbridge.session.line import Place, WaitingLine, outlived
 from mcpbridge.session.parking import Parking
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra
-
-#: Of how many sets of capabilities it is remembered what the server answers to `server/discover`.
-DISCOVERED_KEPT = 64
 
 
 class Leases:
@@ -68,7 +68,13 @@ class Leases:
         self._parking = Parking(settings, clock)
         self._groups: dict[Kind, Group] = {}
         self._group_of: dict[LeasedProcess, Group] = {}
-        self._discovered: dict[Kind, bytes] = {}
+        #: What kind each is of while it has served nobody.
+        self._untouched: dict[LeasedProcess, Kind] = {}
+        self._discovered = Discovered()
+        #: Free processes that may be ended to make room, longest free first.
+        self._resting: dict[LeasedProcess, None] = {}
+        #: The free process of each connection, which has at most one.
+        self._kept: dict[object, LeasedProcess] = {}
 
     def __len__(self) -> int:
         return len(self._group_of)
@@ -76,15 +82,18 @@ class Leases:
     async def ask(self, exchange: Exchange, headers: Headers) -> None:
         """Put a request to a process.  Raises `Refused` and `OtherEra`."""
         request = exchange.request
-        kind = _kind(exchange)
+        kind = Kind(exchange.identity, request.capabilities, self._scope(exchange))
         if request.method in MAY_ASK and (state := presented(request)) is not None:
             process = self._parking.find(exchange, state)
             if not exchange.over:
                 process.go_on(exchange)
+                self._went_on(process, kind)
             return
-        if request.method == "server/discover" and kind in self._discovered:
-            self._discover(exchange, self._discovered[kind])
-            return
+        if request.method == "server/discover":
+            discovered = self._discovered.find(kind, request.client_info)
+            if discovered is not None:
+                self._discover(exchange, discovered)
+                return
         listens = read_filter(request.params.get("notifications")) if exchange.listens else None
         process = await self._lease(kind, request)
         try:
@@ -99,6 +108,7 @@ class Leases:
                 if process not in self._group_of:
                     raise backend_ended(process.session, self._settings)
                 if not exchange.over:
+                    process.upkeep.touched = True
                     process.ask(exchange)
         finally:
             if process.exchange is None and not process.conversation.running:
@@ -110,9 +120,9 @@ class Leases:
 
     def unused(self) -> Session | None:
         """A process that nobody uses just now."""
-        for group in self._groups.values():
-            if group.free and not group.needs(group.free[0]):
-                return group.free[0].session
+        for process in self._resting:
+            if not self._group_of[process].needs(process):
+                return process.session
         return None
 
     def stop(self) -> None:
@@ -123,35 +133,90 @@ class Leases:
     def _discover(self, exchange: Exchange, result: bytes) -> None:
         exchange.deliver([result_line(exchange.request.id, msgspec.Raw(result))], True)
 
+    def connection_lost(self, connection: ClientConnection) -> None:
+        """End the process that was kept for it; or give it to others, if it has served nobody."""
+        process = self._kept.get(connection)
+        if process is not None and not self._group_of[process].listens:
+            self._not_free(process)
+            self.returned(process)
+
     # Lending.
+
+    def _scope(self, exchange: Exchange) -> object:
+        """What a request must have in common with the next one of the same process."""
+        if self._settings.reuse == "identity":
+            return None
+        if self._settings.reuse == "connection" and exchange.connection is not None:
+            return exchange.connection
+        return object()
 
     async def _lease(self, kind: Kind, request: ModernRequest) -> LeasedProcess:
         place = Place()
         while True:
-            process = self._free(kind)
+            process = self._free(kind, request)
             if process is not None:
                 return process
+            other = self._kept.get(kind.scope)
+            if other is not None and not self._group_of[other].needs(other):
+                # A connection that declares other capabilities each time is
+                # not to collect a process for each.
+                other.session.life.end("its connection has declared other capabilities")
             try:
                 # A server may take longer to start than its clients wait.
                 return await outlived(self._open(kind, request), self.returned, self._untold)
             except TooManySessions as error:
                 if not (self._group_of or self._pool.has_leaving()):
                     raise ServerBusy(str(error)) from None
-                await self._line.wait(place, lambda: self._may_go(kind))
+                await self._line.wait(place, lambda: self._may_go(kind, request))
 
-    def _may_go(self, kind: Kind) -> bool:
-        group = self._groups.get(kind)
-        return bool(group is not None and group.free) or not self._pool.is_full()
+    def _may_go(self, kind: Kind, request: ModernRequest) -> bool:
+        groups = map(self._groups.get, (kind, kind.untouched(request.client_info)))
+        return any(group.free for group in groups if group) or not self._pool.is_full()
 
-    def _free(self, kind: Kind) -> LeasedProcess | None:
+    def _free(self, kind: Kind, request: ModernRequest) -> LeasedProcess | None:
+        process = self._pop_free(kind)
+        if process is None and kind.scope is not None:
+            process = self._pop_free(kind.untouched(request.client_info))
+            if process is not None:
+                self._move(process, kind, request)
+        return process
+
+    def _pop_free(self, kind: Kind) -> LeasedProcess | None:
         group = self._groups.get(kind)
         while group is not None and group.free:
-            process = group.free.pop()
+            process = group.free[-1]
+            self._not_free(process)
             if not process.upkeep.is_worn():
                 process.upkeep.wake()
                 return process
             process.session.life.end(ENOUGH)
         return None
+
+    def _not_free(self, process: LeasedProcess) -> None:
+        group = self._group_of[process]
+        if process in group.free:
+            group.free.remove(process)
+        self._resting.pop(process, None)
+        if self._kept.get(group.kind.scope) is process:
+            del self._kept[group.kind.scope]
+
+    def _went_on(self, process: LeasedProcess, kind: Kind) -> None:
+        """
+        A retry may come on any connection.  Where it is not the one that the
+        call was made on, two have spoken to the process, and it serves
+        neither of them again.
+        """
+        group = self._group_of.get(process)
+        if group is not None and group.kind.scope is not kind.scope:
+            self._move(process, kind._replace(scope=object()))
+
+    def _move(
+        self, process: LeasedProcess, kind: Kind, request: ModernRequest | None = None
+    ) -> None:
+        self._leave(process)
+        group = self._enter(process, kind)
+        if request is not None:
+            group.opened(process, request)
 
     async def _open(self, kind: Kind, request: ModernRequest) -> LeasedProcess:
         try:
@@ -162,27 +227,41 @@ class Leases:
                 self._pool.fail(str(error))
             raise
         self._pool.readiness.succeeded()
-        if len(self._discovered) >= DISCOVERED_KEPT:
-            self._discovered.pop(next(iter(self._discovered)))
-        self._discovered[kind] = process.conversation.discover_result()
+        self._discovered.add(kind, request.client_info, process.conversation.discover_result())
         group = self._group_of.get(process)
         if group is not None:
             group.opened(process, request)
         return process
 
     def _made(self, session: Session, kind: Kind, request: ModernRequest) -> LeasedProcess:
+        process = LeasedProcess(session, request, self._settings, self)
+        session.forget = lambda _: process.leave()
+        session.stream = process
+        self._untouched[process] = kind.untouched(request.client_info)
+        self._enter(process, kind)
+        session.opened()
+        return process
+
+    def _enter(self, process: LeasedProcess, kind: Kind) -> Group:
         """
         Only a group that has something in it is kept, so that there is never
         a second one of a kind.
         """
-        process = LeasedProcess(session, request, self._settings, self)
-        session.forget = lambda _: process.leave()
-        session.stream = process
         group = self._groups.setdefault(kind, Group(kind))
         group.processes.append(process)
         self._group_of[process] = group
-        session.opened()
-        return process
+        if isinstance(kind.scope, ClientConnection):
+            kind.scope.observe(self)
+        return group
+
+    def _leave(self, process: LeasedProcess) -> None:
+        self._not_free(process)
+        group = self._group_of.pop(process)
+        group.processes.remove(process)
+        if group.unheard:
+            group.missed = True
+            self._listen_again(group)
+        self._forget_empty(group)
 
     async def _shake_hands(self, process: LeasedProcess) -> None:
         life = process.session.life
@@ -205,15 +284,34 @@ class Leases:
         group = self._group_of.get(process)
         if group is None or process in group.free:
             return
-        used = self._settings.reuse == "never" and process.upkeep.served > 0
+        upkeep = process.upkeep
+        upkeep.touched = upkeep.touched or bool(group.listens)
         if not process.conversation.clean:
             process.session.life.end("its last request may still run")
-        elif used or process.upkeep.is_worn():
+        elif upkeep.is_worn():
             process.session.life.end(ENOUGH)
+        elif group.listens or group.may_keep:
+            self._keep(process, group)
+        elif upkeep.touched:
+            process.session.life.end(group.why_over)
         else:
-            group.free.append(process)
-            process.upkeep.rest(lambda: self._rested(process))
-            self._pool.tell_room()
+            # Nobody has used it: it has been told who wanted it, and that is all.
+            self._move(process, self._untouched[process])
+            self._keep(process, self._group_of[process])
+
+    def _keep(self, process: LeasedProcess, group: Group) -> None:
+        """It is free, for requests of its kind."""
+        group.free.append(process)
+        scope = group.kind.scope
+        if isinstance(scope, ClientConnection):
+            before = self._kept.get(scope)
+            self._kept[scope] = process
+            if before is not None and not self._group_of[before].needs(before):
+                before.session.life.end("its connection has another one")
+        if scope is None or not group.listens:
+            self._resting[process] = None
+        process.upkeep.rest(lambda: self._rested(process))
+        self._pool.tell_room()
 
     def _rested(self, process: LeasedProcess) -> None:
         group = self._group_of.get(process)
@@ -226,18 +324,11 @@ class Leases:
 
     def lost(self, process: LeasedProcess) -> None:
         """It takes nothing more."""
-        group = self._group_of.pop(process, None)
-        if group is None:
-            return
-        group.processes.remove(process)
-        if process in group.free:
-            group.free.remove(process)
-        self.unparked(process)
-        if group.unheard:
-            group.missed = True
-            self._listen_again(group)
-        self._forget_empty(group)
-        self._line.wake()
+        if process in self._group_of:
+            self.unparked(process)
+            del self._untouched[process]
+            self._leave(process)
+            self._line.wake()
 
     def _forget_empty(self, group: Group) -> None:
         if group.is_empty and self._groups.get(group.kind) is group:
@@ -266,6 +357,9 @@ class Leases:
 
     def _unheard(self, group: Group) -> None:
         """Somebody listens no more: a process may not be needed for that now."""
+        if not (group.listens or group.may_keep):
+            for process in list(group.free):
+                process.session.life.end(group.why_over)
         self._forget_empty(group)
         self._pool.tell_room()
 
@@ -298,7 +392,3 @@ class Leases:
         if group.unheard:
             opening = Deferred.fromCoroutine(self._open(group.kind, example))
             opening.addCallbacks(self.returned, failed)
-
-
-def _kind(exchange: Exchange) -> Kind:
-    return Kind(exchange.identity, exchange.request.capabilities)

@@ -24,6 +24,7 @@ from mcpbridge.config import (
     REQUEST_SECONDS,
     SLICE_BYTES,
 )
+from mcpbridge.session.connection import ClientConnection
 from mcpbridge.web.clients import ClientAddresses, Peer
 from mcpbridge.web.gate import loopback_port
 from mcpbridge.web.request import BodyBudget
@@ -48,6 +49,10 @@ class _Site(Protocol):
     def closed(self, channel: BridgeChannel) -> None:
         """A connection is gone."""
 
+    def is_pooled(self, transport: Any) -> bool:
+        """Whether a proxy may send several clients' requests on this connection."""
+        ...
+
 
 class BridgeChannel(WatchedChannel):
     """
@@ -64,6 +69,7 @@ class BridgeChannel(WatchedChannel):
     # With more than thirty attributes in its dictionary an instance has one of
     # its own, of a kilobyte and more (PEP 412); these are always set.
     __slots__ = (
+        "_client_connection",
         "_dataBuffer",
         "_handlingRequest",
         "_networkProducer",
@@ -97,6 +103,7 @@ class BridgeChannel(WatchedChannel):
 
     def connectionMade(self) -> None:
         """Count the connection; refuse it where there are too many."""
+        self._client_connection: ClientConnection | None = None
         super().connectionMade()
         #: 0 where the listener is not on loopback.
         self.loopback = loopback_port(self.transport) or 0
@@ -303,6 +310,18 @@ class BridgeChannel(WatchedChannel):
         if self._admitted:
             self.site.closed(self)
         super().connectionLost(reason)
+        # The requests have been told: what is kept for the next one is not needed.
+        if self._client_connection is not None:
+            self._client_connection.lose()
+
+    def client_connection(self) -> ClientConnection | None:
+        """
+        This connection, for what may serve it alone.  None where it is a
+        proxy's, on which several clients' requests may come.
+        """
+        if self._client_connection is None and not self.site.is_pooled(self.transport):
+            self._client_connection = ClientConnection()
+        return self._client_connection
 
     def _send100Continue(self) -> None:
         if self.requests[-1].refusal is None:

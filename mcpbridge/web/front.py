@@ -27,12 +27,13 @@ from mcpbridge.protocol.envelope import read_message
 from mcpbridge.protocol.headers import PARAM_PREFIX, Headers
 from mcpbridge.protocol.modern import LISTEN, MODERN, claims_modern
 from mcpbridge.protocol.revisions import SUPPORTED
+from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.server import Server
 from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.answers import phrase
 from mcpbridge.web.gate import BROWSER_FIELDS, PREFETCH_FIELDS, Gate, is_browser_agent
 from mcpbridge.web.handover import WaitingAnswer
-from mcpbridge.web.modern import ANYBODY, read_post, restated, status_of, work_on
+from mcpbridge.web.modern import ANYBODY, PROXY_HEADERS, read_post, restated, status_of, work_on
 from mcpbridge.web.waiting import WaitingExchange
 
 #: A longer head, or one with more lines, is for the ordinary channel.
@@ -66,6 +67,8 @@ _READ = frozenset(
         b"mcp-name",
     }
 )
+#: Read as well, for whether they are there.
+_PROXY = frozenset(name.encode("ascii") for name in PROXY_HEADERS)
 _PARAM = PARAM_PREFIX.lower().encode("ascii")
 
 
@@ -74,7 +77,7 @@ class Plain(NamedTuple):
     What is wanted of a plain request's head; `streamable`: at `/mcp`.
 
     One of 2026-07-28 has `headers` that its body must agree with, and needs
-    no `ident` of a session.
+    no `ident` of a session; `proxied`: a proxy has sent it.
     """
 
     server: Server
@@ -83,6 +86,7 @@ class Plain(NamedTuple):
     host: bytes | None
     streamable: bool
     headers: Headers | None = None
+    proxied: bool = False
 
 
 def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain | None:
@@ -117,7 +121,8 @@ def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain |
         # Where all is to be JSON, some messages are not for the client.
         if server.settings.json_response:
             return None
-        return Plain(server, "", int(digits), host, streamable, _headers(fields))
+        proxied = not _PROXY.isdisjoint(fields)
+        return Plain(server, "", int(digits), host, streamable, _headers(fields), proxied)
     ident = fields.get(b"mcp-session-id", b"") if streamable else target[2]
     if ident is None or not _IDENT.fullmatch(ident):
         return None
@@ -142,7 +147,7 @@ def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
             return None
         if name == b"user-agent" and is_browser_agent(value):
             return None
-        if name in _READ or name.startswith(_PARAM):
+        if name in _READ or name in _PROXY or name.startswith(_PARAM):
             fields[name] = value.strip(b" \t")
     return fields
 
@@ -233,15 +238,17 @@ class Front:
         answer: Callable[[bytes], None],
         hand_over: Callable[[], None],
         client: Callable[[], str | None] = lambda: None,
+        connection: Callable[[], ClientConnection | None] = lambda: None,
     ) -> bytes | WaitingAnswer | WaitingExchange:
         """
         The same for Streamable HTTP: the whole answer, or what waits for it
         and calls `answer` with all of it, or `hand_over`; an exchange is to
         be begun.  `client` tells the address whose share the request counts
-        against.
+        against, `connection` the one that it came on.
         """
         if request.headers is not None:
-            return self._ask(request, request.headers, body, answer, hand_over, client())
+            known = None if request.proxied else connection()
+            return self._ask(request, request.headers, body, answer, hand_over, client(), known)
         self._know_the_time()
         made: list[WaitingAnswer] = []
         if claims_modern(body):
@@ -275,6 +282,7 @@ class Front:
         answer: Callable[[bytes], None],
         hand_over: Callable[[], None],
         client: str | None,
+        connection: ClientConnection | None,
     ) -> bytes | WaitingExchange:
         """A request of 2026-07-28 that most likely has one message for an answer."""
         try:
@@ -286,6 +294,7 @@ class Front:
         return WaitingExchange(
             asked,
             ANYBODY,
+            connection=connection,
             work=partial(work_on, request.server, headers=headers),
             answer=lambda line: answer(self._json(line, status_of(line))),
             refuse=lambda refusal: answer(self._refused(restated(refusal))),

@@ -36,6 +36,7 @@ from mcpbridge.protocol import sse
 from mcpbridge.protocol.envelope import peek, read_message
 from mcpbridge.protocol.headers import Headers, check_headers
 from mcpbridge.protocol.modern import ModernRequest, read_request
+from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.server import Server
 from mcpbridge.web.answers import answer
@@ -58,6 +59,10 @@ LEFT_TO_OTHERS = range(-32019, -31999)
 
 #: Whoever comes, as long as nobody is asked who it is.
 ANYBODY = ""
+
+#: What proxies add to a request: where one of these stands, the connection is
+#: the proxy's, which may send the requests of several clients on it.
+PROXY_HEADERS = frozenset({"forwarded", "via", "x-forwarded-for", "x-real-ip"})
 
 
 class ModernEndpoint:
@@ -92,7 +97,7 @@ class ModernEndpoint:
         finished: Deferred[None] = Deferred()
         outlet = ExchangeOutlet(request, self._server.settings, self._clock, finished)
         exchange = outlet.exchange = Exchange(
-            asked, ANYBODY, outlet, client=self._client_of(request)
+            asked, ANYBODY, outlet, _connection(request), client=self._client_of(request)
         )
 
         def gone(_: object) -> None:
@@ -295,6 +300,18 @@ def status_of(line: bytes) -> int:
         return STATUSES.get(int(msgspec.json.decode(envelope.error, type=_Code).code), 200)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
         return 200
+
+
+def _connection(request: Any) -> ClientConnection | None:
+    """
+    The client's connection.  None behind a proxy, and under a site that is
+    not the bridge's own, whose connections do not say when they are lost.
+    """
+    known = getattr(request.channel, "client_connection", None)
+    if known is None or any(map(request.requestHeaders.hasHeader, PROXY_HEADERS)):
+        return None
+    connection: ClientConnection | None = known()
+    return connection
 
 
 def _headers(request: Any) -> Headers:

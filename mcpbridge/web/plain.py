@@ -162,7 +162,14 @@ class PlainChannel(BridgeChannel):
                 self._write(front.answer(plain, body))
                 return b""
             try:
-                answer = front.post(plain, body, self._answered, self._hand_over, self._client)
+                answer = front.post(
+                    plain,
+                    body,
+                    self._answered,
+                    self._hand_over,
+                    self._client,
+                    self.client_connection,
+                )
             except NotPlainAfterAll:
                 self._later = b""
                 return self._last_head + b"\r\n\r\n" + body + data

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -66,6 +67,8 @@ def redacted(text: bytes) -> str:
 class BridgeSite(Site):
     """
     Serves a resource with bounded bodies, waits and connections, over HTTP/1.1.
+
+    `is_proxy` says of a peer's address whether it is that of a trusted proxy.
     """
 
     log_lines = Logger()
@@ -132,6 +135,16 @@ class BridgeSite(Site):
             emptied, self._emptied = self._emptied, None
             self._patience.cancel()
             emptied.callback(None)
+
+    def is_pooled(self, transport: Any) -> bool:
+        """
+        Whether a proxy may send several clients' requests on this connection.
+
+        What connects to a UNIX socket has no address, and is a proxy more
+        often than not.
+        """
+        peer = transport.getPeer()
+        return isinstance(peer, UNIXAddress) or self.clients.is_proxy(peer)
 
     def close_connections(self) -> Deferred[None]:
         """

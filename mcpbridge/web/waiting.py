@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.errors import Refused
 from mcpbridge.protocol.modern import ModernRequest
+from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.exchange import Exchange, Outlet
 
 
@@ -40,13 +41,14 @@ class WaitingExchange:
         asked: ModernRequest,
         identity: str,
         *,
+        connection: ClientConnection | None = None,
         work: Callable[[Exchange], Coroutine[Deferred[Any], Any, None]],
         answer: Callable[[bytes], None],
         refuse: Callable[[Refused], None],
         hand_over: Callable[[], None],
         client: str | None = None,
     ) -> None:
-        self.exchange = Exchange(asked, identity, self, client=client)
+        self.exchange = Exchange(asked, identity, self, connection, client=client)
         self._work = work
         self._answer = answer
         self._refuse = refuse

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-from tests.e2e.harness import PATIENCE, Bridge, Response, carrying, request
+from tests.e2e.harness import PATIENCE, Bridge, Response, Wire, carrying, request
 
 VERSION = "2026-07-28"
 PREFIX = "io.modelcontextprotocol/"
@@ -129,6 +129,42 @@ class Caller:
         responses = {key: {"action": "accept", "content": {"answer": answer}}}
         state = told.result["requestState"]
         return self.call("ask", token, inputResponses=responses, requestState=state)
+
+
+class KeptAlive(Wire):
+    """Calls tools, one after the other, on one connection that is kept open."""
+
+    def __init__(self, port: int, base: str) -> None:
+        super().__init__(port)
+        self._base = base
+
+    def call(self, tool: str, token: str) -> Any:
+        """Call a tool; what it said."""
+        meta = {
+            f"{PREFIX}protocolVersion": VERSION,
+            f"{PREFIX}clientCapabilities": CAPABLE,
+        }
+        params = {"name": tool, "arguments": {"token": token}, "_meta": meta}
+        body = request("tools/call", 1, **params)
+        lines = [
+            f"Host: {self.host}",
+            f"Content-Length: {len(body)}",
+            "Accept: application/json, text/event-stream",
+            "Content-Type: application/json",
+            f"MCP-Protocol-Version: {VERSION}",
+            "Mcp-Method: tools/call",
+            f"Mcp-Name: {tool}",
+        ]
+        head = "".join(f"{line}\r\n" for line in lines)
+        self.send(f"POST {self._base}/mcp HTTP/1.1\r\n{head}\r\n".encode() + body)
+        status, headers = self.read_head()
+        assert status == 200, status
+        if headers.get("transfer-encoding") == "chunked":
+            # It took long: events, the last of which is the answer.
+            answer = b"".join(self.chunks()).rstrip().rpartition(b"data: ")[2]
+        else:
+            answer = self.take(int(headers["content-length"]))
+        return json.loads(json.loads(answer)["result"]["content"][0]["text"])
 
 
 def together(count: int, work: Callable[[int], T]) -> list[T]:

@@ -6,6 +6,7 @@ what is its own, and nothing else.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +17,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.e2e.harness import PATIENCE, Bridge, backend, serving
-from tests.e2e.stateless import PREFIX, Caller, Told, again_and_again, listen, together
+from tests.e2e.harness import PATIENCE, Bridge, backend, serving, until
+from tests.e2e.stateless import PREFIX, Caller, KeptAlive, Told, again_and_again, listen, together
 from tests.real.parts import Client
 
 ROUNDS = 3
@@ -36,6 +37,7 @@ def bridge() -> Iterator[Bridge]:
     settings: dict[str, tuple[str, dict[str, Any]]] = {
         "/legacy": ("legacy", {}),
         "/never": ("legacy", {"reuse": "never"}),
+        "/identity": ("legacy", {"reuse": "identity"}),
         "/few": ("legacy", {"max_sessions": 3}),
         "/modern": ("modern", {"concurrency": 16, "max_sessions": 8}),
         "/shared": ("modern", {"concurrency": 16, "max_sessions": 8}),
@@ -172,10 +174,10 @@ def test_progress_and_logs(bridge: Bridge, base: str, callers: int) -> None:
 
 @pytest.mark.parametrize("base", ["/legacy", "/never", "/modern"])
 def test_what_comes_too_late(bridge: Bridge, base: str) -> None:
-    """Progress of a call that is over is nobody's; where a process is used once, so is its log."""
+    """What is said of a call that is over is nobody's; but a shared process may log."""
     caller = Caller(bridge, base)
     meta: dict[str, Any] = {"progressToken": 1}
-    if base == "/never":
+    if base != "/modern":
         meta[f"{PREFIX}logLevel"] = "info"
 
     def work(number: int) -> None:
@@ -188,6 +190,44 @@ def test_what_comes_too_late(bridge: Bridge, base: str) -> None:
             assert {each["data"] for each in told.of("message")} <= {mine}
 
     together(4, work)
+
+
+@pytest.mark.parametrize("base", ["/legacy", "/never"])
+def test_what_comes_when_the_next_call_is_there(bridge: Bridge, base: str) -> None:
+    """A late question and a late log message never reach the caller on another connection."""
+    caller = Caller(bridge, base)
+    meta = {f"{PREFIX}logLevel": "info"}
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            mine = str(uuid4())
+            assert caller.call("haunt", mine, _meta=meta).said["token"] == mine
+            told = caller.call("tell", mine, _meta=meta)
+            assert told.said["token"] == mine
+            assert {each["data"] for each in told.of("message")} == {mine}
+
+    together(4, work)
+
+
+def test_what_one_identity_shares(bridge: Bridge) -> None:
+    """With `identity` it does reach the next caller, so that the test above tests something."""
+    caller = Caller(bridge, "/identity")
+    caller.call("haunt", "first")
+    told = caller.call("wait", "second")
+    [asked] = told.result["inputRequests"].values()
+    assert asked["params"]["message"] == "first"
+
+
+def test_one_connection_has_one_process(bridge: Bridge) -> None:
+    """While it is kept open; its next requests meet the same process, and nobody else does."""
+    with KeptAlive(bridge.port, "/legacy") as one, KeptAlive(bridge.port, "/legacy") as two:
+        first = [each.call("echo", "x")["pid"] for each in (one, two, one, two, one)]
+        assert len(set(first)) == 2
+        assert first[0] == first[2] == first[4]
+        pids = set(first)
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    with KeptAlive(bridge.port, "/legacy") as three:
+        assert three.call("echo", "x")["pid"] not in pids
 
 
 def state_of_another(caller: Caller, use: Callable[[str, Told], Told]) -> None:

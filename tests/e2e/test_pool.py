@@ -19,7 +19,7 @@ import pytest
 
 from mcpbridge.config import STILLBORN_STARTS
 from tests.e2e.harness import Bridge, Streamable, backend, serving, shell, until
-from tests.e2e.stateless import Caller, Census, Told, again_and_again, listen, together
+from tests.e2e.stateless import Caller, Census, KeptAlive, Told, again_and_again, listen, together
 from tests.real.processes import alive
 
 #: How long bad servers have to spoil something.
@@ -78,7 +78,7 @@ def test_bad_servers_are_nobody_elses(tmp_path: Path) -> None:
         "broken": server("/broken", shell(scripts["broken"] + "exit 3")),
         "cold": server("/cold", shell(scripts["cold"] + "exit 3"), warm=2),
         "mute": server("/mute", shell(scripts["mute"] + "exec sleep 600.$0"), **silent),
-        "tenth": server("/tenth", backend("tools", "legacy", 10)),
+        "tenth": server("/tenth", backend("tools", "legacy", 10), reuse="identity"),
     }
     done: Counter[str] = Counter()
     with serving(config={"mcpServers": servers}) as bridge:
@@ -229,9 +229,10 @@ def test_a_spare_process_is_killed() -> None:
         spare = bridge.wait_for_backends(WARM)
         killed = spare.pop()
         os.kill(killed.pid, signal.SIGKILL)
-        assert Caller(bridge).call("echo", "x").said["pid"] in {each.pid for each in spare}
-        # One in use, and as many as before ready.
-        bridge.wait_for_backends(WARM + 1)
+        with KeptAlive(bridge.port, "") as client:
+            assert client.call("echo", "x")["pid"] in {each.pid for each in spare}
+            # One in use, and as many as before ready.
+            bridge.wait_for_backends(WARM + 1)
         assert not alive(killed)
 
 

@@ -129,7 +129,13 @@ def matrix(folder: Path) -> Iterator[Matrix]:
     for name in BACKENDS:
         command, *args = backend(name)
         environment = {MARK: mark, "MATRIX_MARKS": str(marks)}
-        servers[name] = {"command": command, "args": args, "env": environment}
+        servers[name] = {
+            "command": command,
+            "args": args,
+            "env": environment,
+            # A subscription and the call that changes the resource come on two connections.
+            "reuse": "identity",
+        }
     config = folder / "bridge.json"
     listen = ["tcp:0:interface=127.0.0.1"]
     config.write_text(json.dumps({"mcpServers": servers, "bridge": {"listen": listen}}))

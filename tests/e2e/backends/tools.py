@@ -4,7 +4,8 @@ takes several calls at a time, each in a thread of its own; whatever a call
 says, asks and answers names the `token` among its arguments.
 
 `tools.py ERA CRASH`: every CRASH-th call ends it, none where that is 0.  An
-answer has its `pid`, and how many calls it had `beside` that one.
+answer has its `pid`, and how many calls it had `beside` that one.  The tool
+`haunt` asks and logs too late: when the next call, whoever's it is, has begun.
 """
 
 import itertools
@@ -28,6 +29,8 @@ calls = itertools.count(1)
 cancelled: dict = {}
 asked: dict = {}
 listens: list = []
+#: The tokens of calls that ask and log only when the next call is there.
+haunting: list = []
 
 
 def say(**message: object) -> None:
@@ -88,6 +91,8 @@ def perform(ident: object, params: dict) -> "dict | None":
     elif tool == "wait":
         if cancelled[ident].wait(60) and MODERN:
             return None
+    elif tool == "haunt":
+        haunting.append(token)
     elif tool == "touch":
         note("tools/list_changed") if not MODERN else changed()
     said = {"token": token, "answer": answer, "pid": os.getpid(), "beside": len(cancelled) - 1}
@@ -114,7 +119,7 @@ def call(ident: object, params: dict) -> None:
 
 def listing() -> dict:
     """All tools."""
-    names = ("ask", "tell", "wait", "touch", "late", "echo")
+    names = ("ask", "tell", "wait", "touch", "late", "echo", "haunt")
     return {"tools": [{"name": name, "inputSchema": SCHEMA} for name in names]}
 
 
@@ -153,6 +158,9 @@ for line in sys.stdin.buffer:
         if CRASH and next(calls) % CRASH == 0:
             os._exit(9)
         cancelled[ident] = threading.Event()
+        for token in haunting:
+            note("message", level="info", data=token)
+            say(id=f"late {token}", method="elicitation/create", params=question(token))
         threading.Thread(target=call, args=(ident, params), daemon=True).start()
     elif method == "notifications/cancelled":
         if params["requestId"] in listens:
