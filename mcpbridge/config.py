@@ -90,8 +90,11 @@ COMPLAIN_SECONDS = 60.0
 #: How long a server that cannot be started is left alone, at first and at most.
 BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0
-#: After so many sessions in a row whose process ended without a word, the server is down.
+#: After so many sessions in a row whose process ended without a word, it is checked whether
+#: the server can be started.
 STILLBORN_STARTS = 50
+#: How far apart a server that can be started is checked for that, when callers' processes fail.
+CHECK_SECONDS = 5.0
 #: Spare processes are started one at a time, so far apart.
 WARM_SECONDS = 0.1
 #: How soon that is tried again while the limits allow none.

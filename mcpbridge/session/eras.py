@@ -7,7 +7,7 @@ Knows pipes and time; what is to be said is for `protocol.downward`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from twisted.internet.interfaces import IDelayedCall
@@ -22,6 +22,8 @@ from mcpbridge.protocol.modern import MODERN
 from mcpbridge.protocol.rewriting import error_line
 from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Dialect, Session
+from mcpbridge.session.shared import own_request
+from mcpbridge.session.start_check import neutral_initialize
 
 
 class Eras:
@@ -35,11 +37,23 @@ class Eras:
         self.legacy: bool | None = None
         self.modern: bool | None = None
 
-    def dialect(self, session: Session, readiness: Readiness) -> Dialect:
-        """What a session of an older client begins with."""
+    def dialect(
+        self, session: Session, readiness: Readiness, doubt: Callable[[str], object]
+    ) -> Dialect:
+        """
+        What a session of an older client begins with.
+
+        `doubt` is called with why the server may be one that cannot be started.
+        """
         if self.legacy is False:
             return Downward(session, self, readiness)
-        return Undecided(session, self, readiness)
+        return Undecided(session, self, readiness, doubt)
+
+    def greeting(self) -> bytes:
+        """What a process is told by the bridge itself, to see whether it answers."""
+        if self.modern and not self.legacy:
+            return own_request("server/discover", {}).line
+        return neutral_initialize()
 
 
 _MODERN_CODES = (UNSUPPORTED_VERSION, METHOD_NOT_FOUND)
@@ -82,12 +96,21 @@ class Undecided:
     the probe of a client that knows both eras, which no older backend is to see.
     """
 
-    def __init__(self, session: Session, eras: Eras, readiness: Readiness) -> None:
+    def __init__(
+        self,
+        session: Session,
+        eras: Eras,
+        readiness: Readiness,
+        doubt: Callable[[str], object],
+    ) -> None:
         self._session = session
         self._eras = eras
         self._readiness = readiness
+        self._doubt = doubt
         self._local = _Local(session)
         self._heard = False
+        #: How many requests have been passed to the backend.
+        self._requests = 0
         self._initialize: tuple[bytes, Envelope] | None = None
 
     def send(self, lines: list[bytes]) -> None:
@@ -102,6 +125,8 @@ class Undecided:
             if envelope is not None and envelope.method == "initialize" and envelope.is_request:
                 self._initialize = line, envelope
             passing.append(line)
+            # What cannot be read as one message may be a batch of them.
+            self._requests += 2 if envelope is None else envelope.is_request
         if passing:
             send(self._session, passing)
         text = "this session is of an older revision of MCP; it begins with `initialize`"
@@ -129,7 +154,10 @@ class Undecided:
                 self._eras.legacy = True
                 self._readiness.succeeded()
             elif speaks_modern_only(bytes(answer.error)):
-                self._eras.legacy = False
+                if self._requests == 1:
+                    # Otherwise it may be the answer to another request with the
+                    # same id: that counts for this session alone, not for all.
+                    self._eras.legacy = False
                 downward = Downward(self._session, self._eras, self._readiness)
                 self._session.dialect = downward
                 before = lines[:number]
@@ -152,7 +180,8 @@ class Undecided:
             or now - session.opened_at >= MAX_BACKOFF_SECONDS
         ):
             return
-        self._readiness.stillborn(now, session.reason)
+        if self._readiness.stillborn():
+            self._doubt(session.reason)
 
 
 class Downward:

@@ -221,10 +221,14 @@ class Leases:
     async def _open(self, kind: Kind, request: ModernRequest) -> LeasedProcess:
         try:
             process = self._made(await self._pool.take(), kind, request)
+        except BackendFailed as error:
+            self._pool.fail(str(error))
+            raise
+        try:
             await self._shake_hands(process)
         except BackendFailed as error:
-            if not self._pool.stopping:
-                self._pool.fail(str(error))
+            # It was told who calls and what that client can do.
+            self._pool.check.doubt(str(error))
             raise
         self._pool.readiness.succeeded()
         self._discovered.add(kind, request.client_info, process.conversation.discover_result())

@@ -33,6 +33,7 @@ from mcpbridge.session.held import Held
 from mcpbridge.session.limiter import Refusals, SessionLimiter
 from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Session
+from mcpbridge.session.start_check import StartCheck, neutral_initialize
 
 
 class Pool:
@@ -56,9 +57,20 @@ class Pool:
         over_all: SessionLimiter | None = None,
         observers: Sequence[Any] = (),
         filters: Sequence[Any] = (),
+        greeting: Callable[[], bytes] = neutral_initialize,
     ) -> None:
         self.settings = settings
         self.readiness = Readiness(settings.name)
+        #: Whether it can be started, where that is in doubt.
+        self.check = StartCheck(
+            settings,
+            clock,
+            self.readiness,
+            acquire=limiter.acquire,
+            start=self._start,
+            failed=self.fail,
+            greeting=greeting,
+        )
         #: All that are not closed, whoever has them.
         self.unclosed: set[Session] = set()
         #: The pools of other servers, whose spare processes may have to make room.
@@ -107,13 +119,14 @@ class Pool:
     def stop(self) -> Deferred[Any]:
         """End all processes; fires when nothing of them is left."""
         self.stopping = True
+        self.check.stop()
         self._no_wake()
         for launching in list(self._launching):
             launching.cancel()
         unclosed = list(self.unclosed)
         for session in unclosed:
             session.life.end("the bridge stops")
-        return DeferredList([gone(session) for session in unclosed])
+        return DeferredList([session.gone() for session in unclosed])
 
     def is_full(self) -> bool:
         """Whether `take` would raise `TooManySessions` now."""
@@ -199,7 +212,7 @@ class Pool:
         settings = self.settings
         patience = settings.stop_grace + settings.kill_grace + STOP_SLACK_SECONDS
         try:
-            await gone(session).addTimeout(patience, self._clock)
+            await session.gone().addTimeout(patience, self._clock)
         except defer.TimeoutError:
             return False
         return True
@@ -373,6 +386,8 @@ class Pool:
             self._earliest = self._clock.seconds() + WARM_SECONDS
         self._look()
         self.tell_room()
+        # Those who wait come first.
+        self.check.look()
 
     def tell_room(self) -> None:
         """There may be a process, or room for one: here, or at another server."""
@@ -383,14 +398,3 @@ class Pool:
         wake, self._wake = self._wake, None
         if wake is not None and wake.active():
             wake.cancel()
-
-
-def gone(session: Session) -> Deferred[None]:
-    """Fires when nothing of a session is left; any number may wait for that."""
-    waiting: Deferred[None] = Deferred()
-
-    def tell(result: None) -> None:
-        waiting.callback(None)
-
-    session.ended.addCallback(tell)
-    return waiting

@@ -29,6 +29,10 @@ class Readiness:
         self._until = float("-inf")
         self._stillborn = 0
         self.failures = 0
+        #: How many starts have succeeded.
+        self.successes = 0
+        #: Whether it is being found out if the server can be started.
+        self.in_doubt = False
         #: Why the last start failed; empty where the last one did not.
         self.why = ""
 
@@ -48,18 +52,19 @@ class Readiness:
         )
         return float(pause)
 
-    def stillborn(self, now: float, why: str) -> float:
+    def stillborn(self) -> bool:
         """
         A session's process ended without a word.  Its client has been told,
-        and may be the one to blame; only `STILLBORN_STARTS` of them in a row
-        are a failed start, and so is each one more.  Returns how long to wait.
+        and may be the one to blame.  Returns whether there were so many of
+        them in a row, `STILLBORN_STARTS`, that the server is in doubt.
         """
         self._stillborn += 1
-        return self.failed(now, why) if self._stillborn >= STILLBORN_STARTS else 0.0
+        return self._stillborn >= STILLBORN_STARTS
 
     def succeeded(self) -> None:
         """A process did what it was started for."""
         self.failures = self._stillborn = 0
+        self.successes += 1
         self.why = ""
         self._until = float("-inf")
 
@@ -68,8 +73,13 @@ class Readiness:
         return max(0.0, self._until - now)
 
     def check(self, now: float) -> None:
-        """Raise `ServerDown` while the server is down."""
+        """
+        Raise `ServerDown` while the server is down, and while one that was
+        down is checked: who comes meanwhile is not to try it as well.
+        """
         wait = self.wait(now)
+        if not wait and self.failures and self.in_doubt:
+            wait = BACKOFF_SECONDS
         if wait:
             seconds = ceil(wait)
             raise ServerDown(

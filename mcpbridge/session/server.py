@@ -59,6 +59,7 @@ class Server:
         self.sessions: dict[str, Session] = {}
         self.streamable: dict[str, Session] = {}
         self._clock = clock
+        self.eras = Eras()
         self.pool = Pool(
             settings,
             clock,
@@ -67,8 +68,8 @@ class Server:
             over_all=over_all,
             observers=observers,
             filters=filters,
+            greeting=self.eras.greeting,
         )
-
         own = Shares(
             share_of(settings.max_sessions, settings.max_sessions_per_address),
             clock,
@@ -76,7 +77,6 @@ class Server:
             setting="max_sessions_per_address",
         )
         self.claims = Claims(own, *shares)
-        self.eras = Eras()
         self.stateless = Stateless(settings, clock, self.pool, self.eras, self.claims)
 
     @property
@@ -128,7 +128,7 @@ class Server:
             session.ended.addCallback(lambda _: claim.release())
         session.forget = lambda gone: _forget(live, gone)
         session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
-        session.dialect = self.eras.dialect(session, self.pool.readiness)
+        session.dialect = self.eras.dialect(session, self.pool.readiness, self.pool.check.doubt)
         session.opened()
         try:
             session.stream = make_stream(session)

@@ -157,6 +157,16 @@ class Session:
             return None
         return {"stderr": [line.decode("utf-8", "replace") for line in self.stderr_tail]}
 
+    def gone(self) -> Deferred[None]:
+        """Fires when nothing of it is left; any number may wait for that."""
+        waiting: Deferred[None] = Deferred()
+
+        def tell(result: None) -> None:
+            waiting.callback(None)
+
+        self.ended.addCallback(tell)
+        return waiting
+
     def opened(self) -> None:
         """Say that the session is open, to the log and to the observers."""
         self.announced = True

@@ -135,8 +135,13 @@ class Stateless:
         if isinstance(error, OtherEra):
             self._eras.modern = not modern
             self.log.info("server {server!r}: {why}", server=self._settings.name, why=str(error))
-        elif isinstance(error, BackendFailed) and not (len(self._shared) or len(self._leases)):
-            # It may have become another one.
+        elif (
+            isinstance(error, BackendFailed)
+            and self._pool.readiness.failures
+            and not (len(self._shared) or len(self._leases))
+        ):
+            # It may have become another one.  Not where it can be started, and only did not
+            # take what one caller says of itself: to find out anew would cost all the others.
             self._eras.modern = None
 
     async def _is_modern(self, identity: str) -> bool:

@@ -6,6 +6,7 @@ says, asks and answers names the `token` among its arguments.
 `tools.py ERA CRASH`: every CRASH-th call ends it, none where that is 0.  An
 answer has its `pid`, and how many calls it had `beside` that one.  The tool
 `haunt` asks and logs too late: when the next call, whoever's it is, has begun.
+A client that is called `bad` ends it at `initialize`.
 """
 
 import itertools
@@ -129,6 +130,8 @@ def answer(ident: object, method: str, params: dict) -> None:
         {"ttlMs": 0, "cacheScope": "private", "resultType": "complete"} if MODERN else {}
     )
     result: dict
+    if method == "initialize" and params.get("clientInfo", {}).get("name") == "bad":
+        os._exit(7)
     if method == "initialize" and not MODERN:
         result = {"protocolVersion": VERSION, "capabilities": CAPABILITIES, "serverInfo": INFO}
     elif method == "server/discover" and MODERN:
