@@ -36,11 +36,13 @@ OPTIONS = {
     "allowed_origins": "`--allow-origin ORIGIN`",
     "trusted_proxies": "`--trusted-proxy ADDRESS`",
     "front_channel": "`--no-front-channel`",
+    "containers": "`--no-containers`",
 }
 #: What an option means that turns its setting off.
 NEGATED = {
     "stderr_notifications": "Do not send stderr lines as notifications, which `/sse` alone has.",
     "front_channel": "Leave all requests to twisted.web's own channel.",
+    "containers": "Do not label and remove containers that the command starts.",
 }
 #: What stands for the value of an option, by the check of its setting.
 VALUES = {

@@ -7,6 +7,7 @@ What `twistd mcpbridge` runs, and what an application embeds.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -29,6 +30,7 @@ from mcpbridge.backend.subreaper import set_child_subreaper
 from mcpbridge.backend.tree import Sweeper
 from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import (
+    CONTAINER_STOP_SECONDS,
     REPORTED_LINES,
     STOP_SLACK_SECONDS,
     BridgeSettings,
@@ -113,6 +115,8 @@ class Bridge(Service):
         self._journal = Journal(self._clock, records)
         self._keeper = Keeper(reactor, self._sweeper.base, records, self._journal.changed)
         self._recovery = Recovery(reactor, self._sweeper.base)
+        #: The value of the label that tells this bridge's containers from all others.
+        self._bridge_id = f"{self._sweeper.base:x}-{secrets.token_hex(8)}"
         self._gate = Gate(settings)
         self._accept_errors = AcceptErrors(self._clock)
         self._over_all = SessionLimiter(settings.max_sessions)
@@ -273,7 +277,13 @@ class Bridge(Service):
     def longest_stop(self) -> float:
         """How many seconds `stopService` takes at most."""
         graces = [each.stop_grace + each.kill_grace for each in self.settings.servers]
-        return max(graces, default=0) + STOP_SLACK_SECONDS
+        slack = STOP_SLACK_SECONDS
+        if any(
+            isinstance(each, LocalLauncher) and each.starts_containers
+            for _, each in self._launchers
+        ):
+            slack += CONTAINER_STOP_SECONDS
+        return max(graces, default=0) + slack
 
     def _give_up(self, done: Deferred[None]) -> None:
         left = sum(len(server.unclosed) for server in self.servers)
@@ -349,7 +359,14 @@ class Bridge(Service):
             load("launcher", IBackendLauncher, settings.launcher, settings)
             or self._launcher
             or LocalLauncher(
-                settings, self._reactor, self._sweeper, self._environment, budget=self._budget
+                settings,
+                self._reactor,
+                self._sweeper,
+                self._environment,
+                budget=self._budget,
+                tell=self._keeper.tell,
+                forget=self._keeper.forget,
+                bridge_id=self._bridge_id,
             )
         )
         limiter = (

@@ -138,8 +138,22 @@ EVENT_OVERHEAD = 400
 #: what waits for them are slow; and how often that is looked at.
 SLOW_SECONDS = 5.0
 FULL_SECONDS = 1.0
-#: How long the bridge waits at its stop beyond the graces of its servers.
+#: How long a command of a container engine may take, how much of its output is
+#: read, and how many run at a time for one server.
+ENGINE_COMMAND_SECONDS = 30.0
+ENGINE_OUTPUT_BYTES = 64 * 1024
+ENGINE_COMMANDS = 4
+#: How soon an engine is asked again whether a container is gone, at first and at most.
+ENGINE_PAUSE_SECONDS = 0.1
+MAX_ENGINE_PAUSE_SECONDS = 10.0
+#: After so many failed removals of one container the log says so.
+REMOVALS_BEFORE_WARNING = 3
+#: How long an engine may go on creating a container after its CLI was interrupted.
+CONTAINER_BIRTH_SECONDS = 5.0
+#: How long the bridge waits at its stop beyond the graces of its servers, and
+#: how much longer where they run in containers.
 STOP_SLACK_SECONDS = 5.0
+CONTAINER_STOP_SECONDS = 10.0
 
 
 #: How many idle connections of an address are found in one look, and for how long for
@@ -277,6 +291,15 @@ class ServerSettings:
         None,
         SECRET,
         "Signs what clients bring back of calls that wait for them; by default a random one.",
+    )
+    containers: bool = setting(
+        True,
+        FLAG,
+        "Label the container that `docker run`, `podman run` or `nerdctl run` starts, and remove it"
+        " when its session ends.",
+    )
+    container_init: bool = setting(
+        False, FLAG, "Add `--init` to such a command, for a small init process in the container."
     )
     event_store: str | None = setting(None, DOTTED_NAME, "An `IEventStore` of your own.")
     launcher: str | None = setting(None, DOTTED_NAME, "An `IBackendLauncher` of your own.")

@@ -32,6 +32,7 @@ _OPTIONS = {
     "trusted_proxies": "--trusted-proxy",
     "stderr_notifications": "--no-stderr-notifications",
     "front_channel": "--no-front-channel",
+    "containers": "--no-containers",
 }
 #: What of a message twistd's parent reads of a daemon that cannot start.
 _STATUS_BYTES = 100
@@ -54,6 +55,8 @@ class Options(usage.Options):
         ["no-front-channel", None, "Leave all requests to twisted.web's own channel."],
         ["json-response", None, "Answer on /mcp with JSON alone, never events."],
         ["stderr-in-errors", None, "Show the last stderr in the errors of a session that ended."],
+        ["no-containers", None, "Do not label and remove containers that COMMAND starts."],
+        ["container-init", None, "Add --init to a COMMAND that starts a container."],
     ]
 
     optParameters: ClassVar = [
@@ -122,7 +125,13 @@ class Options(usage.Options):
     )
     _TEXTS = ("base-uri", "public-path", "cwd", "reuse")
     #: Flags that concern one server.
-    _FLAGS = ("no-stderr-notifications", "json-response", "stderr-in-errors")
+    _FLAGS = (
+        "no-stderr-notifications",
+        "json-response",
+        "stderr-in-errors",
+        "no-containers",
+        "container-init",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,6 +262,8 @@ class Options(usage.Options):
             stderr_notifications=not self["no-stderr-notifications"],
             json_response=bool(self["json-response"]),
             stderr_in_errors=bool(self["stderr-in-errors"]),
+            containers=not self["no-containers"],
+            container_init=bool(self["container-init"]),
             **values,
         )
 

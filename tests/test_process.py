@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,12 +26,16 @@ SETTINGS = ServerSettings(
 class Made:
     """A backend that runs; `told` is what its session hears."""
 
-    def __init__(self, *, begin: bool = True) -> None:
+    def __init__(
+        self, *, begin: bool = True, remove: Callable[[bool], Deferred[None]] | None = None
+    ) -> None:
         self.reactor = FakeReactor()
         self.tree = FakeTree()
         self.told: list[tuple[str, Any]] = []
         self.reaped: list[int] = []
-        self.backend = StdioBackend(SETTINGS, self.reactor, self, "0c8a4a3e", self.reaped.append)
+        self.backend = StdioBackend(
+            SETTINGS, self.reactor, self, "0c8a4a3e", self.reaped.append, remove=remove
+        )
         self.process = self.reactor.spawnProcess(self.backend, "cat", ["cat"])
         self.pid = self.process.pid
         if begin:
@@ -273,6 +278,37 @@ def test_pipes_that_a_stranger_holds_are_closed() -> None:
     assert made.process.pipes
     made.tree.answer()
     made.assert_over(stopped)
+
+
+@pytest.mark.parametrize(
+    ("graces", "signalled", "interrupted"),
+    [(0, None, False), (0, 9, True), (1, 15, True), (1, None, True)],
+)
+def test_stop_waits_for_what_is_outside_the_tree(
+    graces: int, signalled: int | None, interrupted: bool
+) -> None:
+    """
+    A container is removed when the tree of its CLI is gone; only then is the
+    session over.
+    """
+    asked: list[bool] = []
+    removed: Deferred[None] = Deferred()
+
+    def remove(killed: bool) -> Deferred[None]:
+        asked.append(killed)
+        return removed
+
+    made = Made(remove=remove)
+    stopped = made.backend.stop()
+    made.reactor.advance(graces * SETTINGS.stop_grace)
+    made.process.end(signalled=signalled)
+    assert asked == []
+    made.tree.answer()
+    assert asked == [interrupted]
+    assert not stopped.called
+    assert not made.backend.stop().called
+    removed.callback(None)
+    made.assert_over(stopped, made.backend.stop())
 
 
 @pytest.mark.parametrize(

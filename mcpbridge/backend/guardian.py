@@ -37,6 +37,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,10 @@ ENGINE_SECONDS = 20.0
 #: How often a container engine that fails is tried, and the pause between.
 ENGINE_TRIES = 3
 ENGINE_PAUSE_SECONDS = 1.0
+#: How long an engine may go on creating a container after its CLI was killed.
+BIRTH_SECONDS = 5.0
+#: The label of a container whose anonymous volumes go with it (`containers`).
+VOLUMES_LABEL = "mcpbridge.remove-volumes"
 #: A longer line of the input is dropped: no record is as long.
 LINE_BYTES = 1024 * 1024
 #: Signals that the guardian does not survive, or must leave alone.  SIGCHLD
@@ -223,28 +228,67 @@ def remove_containers(
     engine: list[str], wanted: str, environment: dict[str, str]
 ) -> tuple[int, str]:
     """
-    Remove all containers that a filter finds, running or not.
+    Remove all containers that a filter, `label=NAME=VALUE`, finds, running or not.
 
-    Returns how many, and what went wrong: "" where none is left.
+    Returns how many, and what went wrong: "" where none is left.  The CLIs
+    died with the bridge, and what they had asked the engine for it may still
+    create: nothing is left when for `BIRTH_SECONDS` nothing was found.
     """
     removed: set[str] = set()
+    failures = 0
     why = ""
-    for attempt in range(ENGINE_TRIES):
-        if attempt:
-            time.sleep(ENGINE_PAUSE_SECONDS)
+    # What the CLIs have written, see `engine`.
+    name = f"mcpbridge-{wanted.rpartition('=')[2]}"
+    shutil.rmtree(os.path.join(environment.get("TMPDIR") or "/tmp", name), ignore_errors=True)
+    born_by = time.monotonic() + BIRTH_SECONDS
+    listing = [*engine, "ps", "-aq", "--no-trunc", "--filter", wanted]
+    while failures < ENGINE_TRIES:
+        asked = time.monotonic()
         try:
-            listing = [*engine, "ps", "-aq", "--no-trunc", "--filter", wanted]
             found = run_engine(listing, environment).split()
-            if not found:
+            if found:
+                remove_labelled(engine, wanted, environment, found)
+                removed.update(found)
+                # One that is still listed after `rm` counts as a failure.
+                failures += 1
+                why = "containers are left"
+                continue
+            if asked >= born_by:
                 return len(removed), ""
-            run_engine([*engine, "rm", "-f", *found], environment)
-            removed.update(found)
-            if not run_engine(listing, environment).split():
-                return len(removed), ""
-            why = "containers are left"
+            failures = 0
         except (OSError, subprocess.SubprocessError, ValueError) as error:
+            failures += 1
             why = str(error)
+        time.sleep(ENGINE_PAUSE_SECONDS)
     return len(removed), f"{' '.join(engine)}: {why}"
+
+
+def remove_labelled(
+    engine: list[str], wanted: str, environment: dict[str, str], found: list[str]
+) -> None:
+    """
+    Remove containers, once their label was read again from themselves: a
+    filter that an engine does not know must not cost others theirs.
+
+    Raises what `run_engine` raises; `ValueError` too where the label is another.
+    """
+    name, _, value = wanted.removeprefix("label=").partition("=")
+    labels = f'{{{{index .Config.Labels "{name}"}}}} {{{{index .Config.Labels "{VOLUMES_LABEL}"}}}}'
+    problem = ""
+    for each in found:
+        try:
+            inspect = [*engine, "container", "inspect", f"--format={labels}", each]
+            labelled, _, volumes = run_engine(inspect, environment).strip().partition(" ")
+            if labelled != value:
+                raise ValueError(f"container {each[:12]} has not the label that was asked for")
+            run_engine(
+                [*engine, "rm", "-f", *(["-v"] if volumes == "true" else []), each], environment
+            )
+        except ValueError as error:
+            # Most often it has gone meanwhile.  One that stays keeps no other from going.
+            problem = str(error)
+    if problem:
+        raise ValueError(problem)
 
 
 def run_engine(command: list[str], environment: dict[str, str]) -> str:

@@ -5,6 +5,7 @@ The default launcher: a backend is a process of this machine.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,8 +17,11 @@ from zope.interface import implementer
 
 from mcpbridge.backend.chain import Chain, find_chain
 from mcpbridge.backend.command import backend_environment, find_program
+from mcpbridge.backend.containers import parse_container_command
+from mcpbridge.backend.engine import ServerContainers
 from mcpbridge.backend.leader import Leader
 from mcpbridge.backend.process import StdioBackend
+from mcpbridge.backend.records import Containers
 from mcpbridge.backend.tree import GroupTree, Sweeper, TaggedTree
 from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import ServerSettings
@@ -39,7 +43,11 @@ class LocalLauncher:
         sweeper: Sweeper,
         environment: Mapping[str, str] = os.environ,
         chain: Callable[[], Chain] = find_chain,
+        *,
         budget: ResponseBudget | None = None,
+        tell: Callable[[str, Containers], object] = lambda key, record: None,
+        forget: Callable[[str], object] = lambda key: None,
+        bridge_id: str = "",
     ) -> None:
         self._budget = budget
         self._settings = settings
@@ -48,14 +56,33 @@ class LocalLauncher:
         self._sweeper = sweeper
         self._chain = chain
         self._environment = backend_environment(settings, environment)
+        command = parse_container_command(settings.command, settings.args)
+        #: Where the command starts a container; asked once, not for each session.
+        self._containers: ServerContainers | None = None
+        if command is not None and settings.containers:
+            self._containers = ServerContainers(
+                command,
+                settings,
+                reactor,
+                self._environment,
+                chain=chain,
+                bridge_id=bridge_id or secrets.token_hex(8),
+                tell=tell,
+                forget=forget,
+            )
+
+    @property
+    def starts_containers(self) -> bool:
+        """Whether the end of a session takes the time of a container engine too."""
+        return self._containers is not None
 
     def check(self) -> str | None:
-        """What is missing now, if anything."""
+        """What is missing or doubtful now, if anything."""
         try:
             self._find()
         except CannotStart as error:
             return str(error)
-        return None
+        return None if self._containers is None else self._containers.command.warning()
 
     def launch(self, receiver: Any, label: str) -> Deferred[StdioBackend]:
         """Look the command up afresh, and spawn it."""
@@ -72,12 +99,34 @@ class LocalLauncher:
         return find_program(settings.command, self._environment, settings.cwd)
 
     def _spawn(self, program: str, receiver: Any, label: str) -> StdioBackend:
+        if self._containers is None:
+            return self._spawn_line([program, *self._settings.args], receiver, label, None)
+        container = self._containers.new(program, label)
+        try:
+            return self._spawn_line(container.line, receiver, label, container.remove)
+        except BaseException:
+            container.give_up()
+            raise
+
+    def _spawn_line(
+        self,
+        command: list[str],
+        receiver: Any,
+        label: str,
+        remove: Callable[[bool], Deferred[None]] | None,
+    ) -> StdioBackend:
         tag = self._sweeper.new_tag()
         chain = self._chain()
-        line = chain.wrap([program, *self._settings.args], tag, self._settings.cwd)
+        line = chain.wrap(command, tag, self._settings.cwd)
         sweeper = self._sweeper
         backend = StdioBackend(
-            self._settings, self._clock, receiver, label, sweeper.leader_exited, self._budget
+            self._settings,
+            self._clock,
+            receiver,
+            label,
+            sweeper.leader_exited,
+            self._budget,
+            remove=remove,
         )
         with _descriptors_closed_by_child() if chain.closes_descriptors else nullcontext():
             transport = self._processes.spawnProcess(backend, line[0], line, self._environment)

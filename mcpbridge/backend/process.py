@@ -46,7 +46,10 @@ class StdioBackend(ProcessProtocol):
     One process: lines of its stdout are messages, its stderr is for people.
 
     `begin` is called right after the spawn, before the reactor turns;
-    `reaped` with the leader's pid when that may be used anew.
+    `reaped` with the leader's pid when that may be used anew.  `remove` is
+    called when the process tree is gone, and ends what the tree has started
+    elsewhere, a container: its argument says whether the tree was signalled,
+    and what it returns fires when that is gone too.
     """
 
     log = Logger()
@@ -60,12 +63,17 @@ class StdioBackend(ProcessProtocol):
         label: str,
         reaped: Callable[[int], None],
         budget: ResponseBudget | None = None,
+        *,
+        remove: Callable[[bool], Deferred[None]] | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._receiver = receiver
         self._label = label
         self._reaped = reaped
+        self._remove = remove
+        #: Whether nothing is left outside the process tree.
+        self._removed = remove is None
         self._pid: int | None = None
         self._paused = False
         #: What was seen of its end before its exit status.
@@ -349,6 +357,13 @@ class StdioBackend(ProcessProtocol):
             # What it wrote last is still in the pipe, and may wait for the
             # client.  Where it does not end, a stranger holds it open.
             self._deadline = self._clock.callLater(self._settings.kill_grace, self._late)
+        if self._remove is not None:
+            killed = self.exit_status is not None and self.exit_status.startswith("signal")
+            self._remove(self._rungs.signalled or killed).addCallback(self._all_removed)
+        self._settle()
+
+    def _all_removed(self, _: None) -> None:
+        self._removed = True
         self._settle()
 
     def _late(self) -> None:
@@ -364,7 +379,7 @@ class StdioBackend(ProcessProtocol):
             deadline.cancel()
 
     def _settle(self) -> None:
-        if self._gone and self._ended:
+        if self._gone and self._ended and self._removed:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 waiter.callback(None)

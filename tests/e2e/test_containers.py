@@ -1,0 +1,293 @@
+"""
+Backends in containers: the engine, not the bridge, is the parent of what runs
+in one, and nothing of it is left behind all the same.
+
+With an engine in miniature, whose containers are processes of its daemon; a
+real one is in `test_docker`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import (
+    NEVER,
+    PATIENCE,
+    STOPPED,
+    Bridge,
+    Stream,
+    backend,
+    request,
+    serving,
+    until,
+)
+from tests.engine.running import LABEL, Engine, running_engine
+from tests.real.processes import alive
+
+pytestmark = pytest.mark.slow
+
+READY = b'{"jsonrpc":"2.0","method":"ready"}'
+SHORT = {"stop_grace": 0.1, "kill_grace": 0.1}
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with running_engine() as engine:
+        yield engine
+        assert engine.containers() == []
+
+
+def server(
+    engine: Engine,
+    notes: Path,
+    *options: str,
+    before: tuple[str, ...] = (),
+    name: str = "docker",
+    **settings: object,
+) -> dict[str, object]:
+    """A server in a container that ignores the end of its stdin, and SIGTERM."""
+    line = [*before, "run", "-i", "--rm", *options, "image", *backend("stubborn", notes, "deaf")]
+    return {
+        "command": str(engine.bin / name),
+        "args": line,
+        "env": {"DOCKER_HOST": str(engine.socket)},
+        **SHORT,
+        **settings,
+    }
+
+
+def config(**servers: dict[str, object]) -> dict[str, Any]:
+    return {"mcpServers": servers}
+
+
+def open_ready(bridge: Bridge, base: str = "/s") -> Stream:
+    stream = bridge.open(base)
+    assert stream.message() == READY
+    return stream
+
+
+@pytest.mark.parametrize("name", ["docker", "podman", "nerdctl"])
+def test_client_leaves(engine: Engine, tmp_path: Path, name: str) -> None:
+    """The session is over when the engine says that its container is gone."""
+    settings = server(engine, tmp_path / "told", name=name, before=("--log-level=debug",))
+    with serving(config=config(s=settings)) as bridge:
+        stream, other = open_ready(bridge), open_ready(bridge)
+        first, second = engine.calls("run")
+        assert len(engine.containers()) == 2
+        stream.close()
+        assert "the client went away" in bridge.wait_for_close(stream)
+        [left] = engine.containers()
+        # The one that has gone is the right one.
+        assert other.is_open()
+        [wanted] = [each for each in second if each.startswith("--label=mcpbridge.session=")]
+        assert engine.containers(wanted.removeprefix("--label=")) == [left]
+        assert wanted not in first
+        # It was asked for with the engine's own options.
+        assert all("--log-level=debug" in line for line in engine.calls("rm"))
+        bridge.hang_up()
+        assert engine.containers() == []
+        assert not Path(cidfile(engine)).parent.exists()
+
+
+def cidfile(engine: Engine) -> str:
+    """The first one that was used."""
+    [path] = [each for each in engine.calls("run")[0] if each.startswith("--cidfile=")]
+    return path.removeprefix("--cidfile=")
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_bridge_stops(engine: Engine, tmp_path: Path, init: bool) -> None:
+    settings = server(engine, tmp_path / "told", container_init=init)
+    with serving(config=config(s=settings)) as bridge:
+        open_ready(bridge)
+        open_ready(bridge)
+        bridge.stop()
+        assert bridge.log.count(" closed after ") == 2
+        assert engine.containers() == []
+        assert all(("--init" in line) is init for line in engine.calls("run"))
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_bridge_is_killed(engine: Engine, tmp_path: Path, init: bool) -> None:
+    """The guardian removes its containers, and nobody else's."""
+    settings = server(engine, tmp_path / "told", container_init=init)
+    others = backend("stubborn", tmp_path / "others", "deaf")
+    with serving(config=config(s=settings)) as bridge:
+        open_ready(bridge)
+        engine.start(f"{LABEL}=another", *others)
+        engine.start("other=label", *others)
+        bridge.guardian()
+        bridge.kill()
+        until(lambda: len(engine.containers()) == 2)
+        bridge.wait_until_empty()
+        until(lambda: not any(alive(each) for each in bridge.guardians))
+        assert not Path(cidfile(engine)).parent.exists()
+    assert len(engine.containers()) == 2
+    engine.run("rm", *engine.containers())
+
+
+def test_bridge_is_killed_while_a_container_is_created(engine: Engine, tmp_path: Path) -> None:
+    """What the engine was asked for before is removed when it is there."""
+    engine.set("slow", 1.5)
+    with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
+        bridge.open("/s")
+        until(lambda: engine.calls("run"))
+        bridge.guardian()
+        bridge.kill()
+        until(engine.containers)
+        until(lambda: not engine.containers())
+        until(lambda: not any(alive(each) for each in bridge.guardians))
+
+
+def test_client_leaves_while_its_container_is_created(engine: Engine, tmp_path: Path) -> None:
+    """The CLI is ended before it knows of a container, which is created after that."""
+    engine.set("slow", 2)
+    with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
+        stream = bridge.open("/s")
+        until(lambda: engine.calls("run"))
+        stream.close()
+        bridge.wait_for_close(stream)
+        assert engine.containers() == []
+        assert len(engine.calls("rm")) == 1
+
+
+def test_engine_is_away(engine: Engine, tmp_path: Path) -> None:
+    """The permit stays taken until the engine says that the container is gone."""
+    settings = server(engine, tmp_path / "told", max_sessions=1)
+    with serving(config=config(s=settings)) as bridge:
+        stream = open_ready(bridge)
+        engine.go_away()
+        stream.close()
+        bridge.wait_for_log("server 's': cannot ask docker whether a container is gone: Cannot")
+        until(lambda: len(bridge.below()) == 0)
+        assert bridge.knock("/s/sse").status == 429
+        engine.come_back()
+        assert "the client went away" in bridge.wait_for_close(stream)
+        bridge.wait_for_log("server 's': docker answers again")
+        assert engine.containers() == []
+        assert bridge.log.count("cannot ask docker") == 1
+        open_ready(bridge)
+
+
+def test_bridge_stops_while_the_engine_is_away(engine: Engine, tmp_path: Path) -> None:
+    """The stop has an end all the same; the next start removes what it could not."""
+    state = ("--state-dir", str(tmp_path / "state"))
+    settings = server(engine, tmp_path / "told")
+    with serving(*state, config=config(s=dict(settings)), clean=False) as bridge:
+        open_ready(bridge)
+        engine.go_away()
+        bridge.guardian()
+        bridge.process.send_signal(signal.SIGTERM)
+        assert bridge.process.wait(2 * PATIENCE) in STOPPED
+        assert "1 sessions could not be ended" in bridge.log
+        until(lambda: not any(alive(each) for each in bridge.guardians))
+        engine.come_back()
+        assert len(engine.containers()) == 1
+        with serving(*state, config=config(s=dict(settings))) as following:
+            following.wait_for_log("1 containers")
+            assert engine.containers() == []
+
+
+def test_bridge_and_guardian_are_killed(engine: Engine, tmp_path: Path) -> None:
+    """The next start removes the containers of the dead bridge, and nobody else's."""
+    state = ("--state-dir", str(tmp_path / "state"))
+    settings = server(engine, tmp_path / "told")
+    with serving(*state, config=config(s=dict(settings))) as living:
+        open_ready(living)
+        with serving(*state, config=config(s=dict(settings))) as dead:
+            open_ready(dead)
+            guardian = dead.guardian()
+            for pid in (dead.process.pid, guardian.pid):
+                os.kill(pid, signal.SIGSTOP)
+            for pid in (dead.process.pid, guardian.pid):
+                os.kill(pid, signal.SIGKILL)
+            dead.process.wait()
+            assert len(engine.containers()) == 2
+            with serving(*state, config=config(s=dict(settings))) as following:
+                following.wait_for_log(f"(pid {dead.process.pid})", "1 containers")
+                assert len(engine.containers()) == 1
+                assert living.streams[0].is_open()  # type: ignore[union-attr]
+
+
+def test_removal_that_fails(engine: Engine, tmp_path: Path) -> None:
+    """It is tried again and again."""
+    with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
+        stream = open_ready(bridge)
+        engine.set("stuck")
+        stream.close()
+        bridge.wait_for_log("cannot remove container", "removal is stuck")
+        assert len(engine.containers()) == 1
+        engine.unset("stuck")
+        bridge.wait_for_close(stream)
+
+
+def test_engine_that_does_not_know_filters(engine: Engine, tmp_path: Path) -> None:
+    """What has another label is nobody's to remove, whatever the engine lists."""
+    engine.start("other=label", *backend("stubborn", tmp_path / "others", "deaf"))
+    with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
+        open_ready(bridge)
+        engine.set("blind")
+        bridge.guardian()
+        bridge.kill()
+        until(lambda: not any(alive(each) for each in bridge.guardians))
+        engine.unset("blind")
+        [left] = engine.containers()
+        assert engine.containers("other=label") == [left]
+    engine.run("rm", left)
+
+
+def test_own_name_and_cidfile(engine: Engine, tmp_path: Path) -> None:
+    """They stay what they are; a second session fails by itself, and hits nobody."""
+    settings = server(
+        engine, tmp_path / "told", "--name=mine", "--cidfile", "mine.cid", cwd=str(tmp_path)
+    )
+    with serving(config=config(s=settings)) as bridge:
+        bridge.wait_for_log("server 's': `docker run`", "`--name`", "`--cidfile mine.cid`")
+        stream = open_ready(bridge)
+        second = bridge.open("/s")
+        assert b"container ID file found" in b"".join(second.rest())
+        assert "exit status 125" in bridge.wait_for_close(second)
+        assert engine.containers() == [(tmp_path / "mine.cid").read_text()]
+        assert stream.is_open()
+        stream.close()
+        bridge.wait_for_close(stream)
+        assert (tmp_path / "mine.cid").exists()
+
+
+def test_detached_container(engine: Engine, tmp_path: Path) -> None:
+    """A session cannot be had with it, which is said, and what it leaves is removed."""
+    with serving(config=config(s=server(engine, tmp_path / "told", "-d"))) as bridge:
+        bridge.wait_for_log("server 's': `docker run`: `-d` disconnects")
+        stream = bridge.open("/s")
+        stream.rest()
+        bridge.wait_for_close(stream)
+        assert engine.containers() == []
+
+
+def test_container_that_ends_by_itself(engine: Engine, tmp_path: Path) -> None:
+    """Without `--rm` too it is gone with its session."""
+    line = ["run", "-i", "image", *backend("echo")]
+    settings = {**server(engine, tmp_path / "told"), "args": line, "stop_grace": float(NEVER)}
+    with serving(config=config(s=settings)) as bridge:
+        stream = bridge.open("/s")
+        assert stream.round_trip(request("x")) == request("x")
+        stream.close()
+        assert "exit status 0" in bridge.wait_for_close(stream)
+        assert engine.containers() == []
+
+
+def test_recognition_can_be_turned_off(engine: Engine, tmp_path: Path) -> None:
+    with serving(config=config(s=server(engine, tmp_path / "told", containers=False))) as bridge:
+        stream = open_ready(bridge)
+        stream.close()
+        bridge.wait_for_close(stream)
+        [line] = engine.calls("run")
+        assert line[:4] == ["run", "-i", "--rm", "image"]
+        assert len(engine.containers()) == 1
+        engine.run("rm", *engine.containers())

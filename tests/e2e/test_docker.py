@@ -1,0 +1,222 @@
+"""
+The same as in `test_containers`, with a Docker of this machine.
+
+A dockerd is started for this module: with folders, a socket and images of its
+own, without a network, so that it meets no other.  That needs root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Bridge, Stream, serving, until
+from tests.engine.running import LABEL
+from tests.real.parts import command, need, required
+from tests.real.processes import alive, eventually
+
+pytestmark = pytest.mark.slow
+
+#: How long dockerd may take to start, and to stop.
+PATIENCE = 60.0
+READY = b'{"jsonrpc":"2.0","method":"ready"}'
+SHORT = {"stop_grace": 0.1, "kill_grace": 0.1}
+#: Ignores the end of its stdin, and SIGTERM.
+STUBBORN = (
+    f"""trap '' TERM; echo '{READY.decode()}'; cat >/dev/null; while :; do sleep 1000; done"""
+)
+#: CAP_SYS_ADMIN (capabilities(7)): without it nothing can be mounted.
+SYS_ADMIN = 21
+
+
+class Docker:
+    """A dockerd that runs, with one image: `busybox`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.host = f"unix://{folder / 'docker.sock'}"
+        self._cli = command("docker")
+
+    def run(self, *arguments: str, stdin: bytes = b"") -> str:
+        """What a command of the CLI prints."""
+        line = [self._cli, "--host", self.host, *arguments]
+        done = subprocess.run(line, input=stdin, capture_output=True, check=True, timeout=PATIENCE)
+        return done.stdout.decode()
+
+    def answers(self) -> bool:
+        """Whether the daemon answers."""
+        try:
+            self.run("version")
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    def containers(self) -> list[str]:
+        """The ids of all."""
+        return self.run("ps", "--all", "--quiet", "--no-trunc").split()
+
+
+def may_mount() -> bool:
+    """Whether dockerd can work here at all."""
+    status = Path("/proc/self/status")
+    if os.geteuid() != 0 or not status.exists():
+        return False
+    [line] = [each for each in status.read_text().splitlines() if each.startswith("CapEff:")]
+    return bool(int(line.split()[1], 16) >> SYS_ADMIN & 1)
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[Docker]:
+    if not may_mount():
+        reason = "dockerd needs root, with CAP_SYS_ADMIN"
+        if required():
+            pytest.xfail(reason)
+        pytest.skip(reason)
+    dockerd = command("dockerd")
+    busybox = command("busybox")
+    # A dynamic one has no loader where its root is this image alone.
+    alone = b"/ld-" not in Path(busybox).read_bytes()
+    need(alone, "busybox is not static (Debian: busybox-static)")
+    with tempfile.TemporaryDirectory(prefix="mcpd-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        running = Docker(folder)
+        with (folder / "log").open("wb") as log:
+            daemon = subprocess.Popen(
+                [
+                    dockerd,
+                    "--bridge=none",
+                    "--iptables=false",
+                    "--ip6tables=false",
+                    "--storage-driver=vfs",
+                    f"--data-root={folder / 'data'}",
+                    f"--exec-root={folder / 'exec'}",
+                    f"--pidfile={folder / 'pid'}",
+                    f"--host={running.host}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            up = eventually(lambda: running.answers() or daemon.poll() is not None, PATIENCE)
+            said = (folder / "log").read_text(errors="replace")[-2000:]
+            assert up, said
+            assert daemon.poll() is None, said
+            running.run("import", "-", "busybox", stdin=image(busybox))
+            yield running
+            left = running.containers()
+            assert left == []
+        finally:
+            stop(daemon, folder)
+
+
+def image(busybox: str) -> bytes:
+    """A tar with a static busybox, for `docker import`."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.add(os.path.realpath(busybox), "bin/busybox")
+        for each in ("sh", "cat", "sleep"):
+            link = tarfile.TarInfo(f"bin/{each}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return packed.getvalue()
+
+
+def stop(daemon: subprocess.Popen[bytes], folder: Path) -> None:
+    """Stop dockerd, and its containerd with it."""
+    daemon.terminate()
+    try:
+        daemon.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(OSError, ValueError):
+            containerd = (folder / "exec" / "containerd" / "containerd.pid").read_text()
+            os.kill(int(containerd), signal.SIGKILL)
+        daemon.kill()
+        daemon.wait()
+
+
+@contextlib.contextmanager
+def bridge_before(docker: Docker, *options: str, **settings: object) -> Iterator[Bridge]:
+    """A bridge with a server in a container that ignores the end of its stdin, and SIGTERM."""
+    line = ["run", "-i", "--rm", "--network=none", *options, "busybox", "sh", "-c", STUBBORN]
+    server = {
+        "command": "docker",
+        "args": ["--host", docker.host, *line],
+        "pass_env": ["PATH"],
+        **SHORT,
+        **settings,
+    }
+    with serving(config={"mcpServers": {"s": server}}) as bridge:
+        yield bridge
+
+
+def open_ready(bridge: Bridge) -> Stream:
+    stream = bridge.open("/s")
+    assert stream.message() == READY
+    return stream
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_client_leaves(docker: Docker, init: bool) -> None:
+    with bridge_before(docker, container_init=init) as bridge:
+        stream, other = open_ready(bridge), open_ready(bridge)
+        assert len(docker.containers()) == 2
+        stream.close()
+        bridge.wait_for_close(stream)
+        assert len(docker.containers()) == 1
+        assert other.is_open()
+        bridge.hang_up()
+        assert docker.containers() == []
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_bridge_stops(docker: Docker, init: bool) -> None:
+    with bridge_before(docker, container_init=init) as bridge:
+        open_ready(bridge)
+        bridge.stop()
+        assert docker.containers() == []
+        assert "could not be ended" not in bridge.log
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_bridge_is_killed(docker: Docker, init: bool) -> None:
+    """The guardian removes its container, and nobody else's."""
+    own = ["run", "-d", "--network=none", f"--label={LABEL}=other", "busybox", "sleep", "1000"]
+    with bridge_before(docker, container_init=init) as bridge:
+        open_ready(bridge)
+        other = docker.run(*own).strip()
+        bridge.guardian()
+        bridge.kill()
+        until(lambda: docker.containers() == [other])
+        until(lambda: not any(alive(each) for each in bridge.guardians))
+        assert docker.run("inspect", "--format={{.State.Running}}", other) == "true\n"
+    docker.run("rm", "--force", other)
+
+
+def test_own_name_and_cidfile(docker: Docker, tmp_path: Path) -> None:
+    """A second session fails by itself, and costs the first nothing."""
+    with bridge_before(docker, "--name=mine", f"--cidfile={tmp_path / 'cid'}") as bridge:
+        stream = open_ready(bridge)
+        second = bridge.open("/s")
+        second.rest()
+        assert "exit status 125" in bridge.wait_for_close(second)
+        assert docker.containers() == [(tmp_path / "cid").read_text()]
+        assert stream.is_open()
+
+
+def test_container_that_ends_with_its_stdin(docker: Docker) -> None:
+    """As most servers do; `--rm` and the bridge do not get into each other's way."""
+    line = ["--host", docker.host, "run", "-i", "--rm", "--network=none", "busybox"]
+    with bridge_before(docker, args=[*line, "sh", "-c", "cat"], stop_grace=1000) as bridge:
+        stream = bridge.open("/s")
+        stream.close()
+        assert "exit status 0" in bridge.wait_for_close(stream)
+        assert docker.containers() == []

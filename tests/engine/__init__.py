@@ -1,0 +1,1 @@
+"""A container engine in miniature: a CLI, and a daemon that starts what it calls containers."""
