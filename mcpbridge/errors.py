@@ -68,6 +68,15 @@ class CannotStart(BridgeError):
     backend's own PATH and directory, or the system refused a new process.
     """
 
+    #: Whether descriptors, processes or memory have run out, which concerns all sessions.
+    exhausted: ClassVar[bool] = False
+
+
+class OutOfResources(CannotStart):
+    """The system has no descriptor, no process or no memory for one more backend."""
+
+    exhausted = True
+
 
 class EventsGone(BridgeError):
     """What was to be replayed is not in the event store, or not all of it."""

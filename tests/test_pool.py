@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.backend.process import StdioBackend
 from mcpbridge.config import (
+    COMPLAIN_SECONDS,
     HELD_BYTES,
     LAUNCH_SECONDS,
     MAX_BACKOFF_SECONDS,
@@ -26,6 +27,7 @@ from mcpbridge.config import (
 from mcpbridge.errors import (
     BackendFailed,
     CannotStart,
+    OutOfResources,
     ServerDown,
     Stopping,
     TooManySessions,
@@ -156,6 +158,20 @@ def test_a_launch_that_fails_holds_nothing(error: Exception) -> None:
         BackendFailed if isinstance(error, CannotStart) else RuntimeError
     )
     assert (made.taken, str(made.pool.readiness)) == (0, "ready")
+
+
+def test_what_the_system_lacks_is_a_line_a_minute(log_lines: list[str]) -> None:
+    """promise: a flood of clients without descriptors does not fill the log."""
+    made = Pooled()
+    made.launcher.error = OutOfResources("no descriptors")
+    for _ in range(100):
+        assert made.taking().failed is BackendFailed
+    start = "server 'default' cannot start backends: no descriptors; refused since"
+    assert log_lines == [f"{start} this was said last: 1"]
+    made.clock.advance(COMPLAIN_SECONDS)
+    assert made.taking().failed is BackendFailed
+    assert log_lines[1:] == [f"{start} this was said last: 100"]
+    assert made.taken == 0
 
 
 @pytest.mark.parametrize("chained", [False, True])

@@ -4,6 +4,7 @@ The default launcher: a backend is a process of this machine.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +26,16 @@ from mcpbridge.backend.records import Containers
 from mcpbridge.backend.tree import GroupTree, Sweeper, TaggedTree
 from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import ServerSettings
-from mcpbridge.errors import CannotStart
+from mcpbridge.errors import CannotStart, OutOfResources
 from mcpbridge.interfaces import IBackendLauncher
+
+#: What helps where the system has no more of something (pipe(2), fork(2)).
+_REMEDIES = {
+    errno.EMFILE: "raise the limit on descriptors (ulimit -n) or lower max_sessions",
+    errno.ENFILE: "raise the system's limit on descriptors (fs.file-max) or lower max_sessions",
+    errno.EAGAIN: "raise the limit on processes (ulimit -u, TasksMax=) or lower max_sessions",
+    errno.ENOMEM: "the system has no memory; lower max_sessions",
+}
 
 
 @implementer(IBackendLauncher)
@@ -91,8 +100,11 @@ class LocalLauncher:
         except CannotStart as error:
             return fail(error)
         except OSError as error:
-            why = error.strerror or str(error)
-            return fail(CannotStart(f"cannot start {self._settings.command!r}: {why}"))
+            why = f"cannot start {self._settings.command!r}: {error.strerror or error}"
+            remedy = _REMEDIES.get(error.errno or 0)
+            if remedy is not None:
+                return fail(OutOfResources(f"{why}; {remedy}"))
+            return fail(CannotStart(why))
 
     def _find(self) -> str:
         settings = self._settings

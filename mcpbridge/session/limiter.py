@@ -110,13 +110,14 @@ class EveryLimiter:
 
 
 class Refusals:
-    """Says to the log that a server has no room, at most every `COMPLAIN_SECONDS`."""
+    """Says to the log what a server lacks, at most every `COMPLAIN_SECONDS`."""
 
     log = Logger()
 
-    def __init__(self, name: str, clock: IReactorTime) -> None:
+    def __init__(self, name: str, clock: IReactorTime, what: str = "is full") -> None:
         self._name = name
         self._clock = clock
+        self._what = what
         self._not_before = float("-inf")
         self._unsaid = 0
 
@@ -128,8 +129,9 @@ class Refusals:
             self._not_before = now + COMPLAIN_SECONDS
             count, self._unsaid = self._unsaid, 0
             self.log.warn(
-                "server {server!r} is full: {why}; refused since this was said last: {count}",
+                "server {server!r} {what}: {why}; refused since this was said last: {count}",
                 server=self._name,
+                what=self._what,
                 why=why(),
                 count=count,
             )

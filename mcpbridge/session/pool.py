@@ -87,6 +87,7 @@ class Pool:
         self._observers = observers
         self._filters = filters
         self._refusals = Refusals(settings.name, clock)
+        self._exhausted = Refusals(settings.name, clock, "cannot start backends")
         self._spares: deque[Session] = deque()
         self._launching: set[Deferred[Any]] = set()
         self._warming = False
@@ -173,14 +174,17 @@ class Pool:
                 raise Stopping("the bridge is shutting down") from None
             raise
         except CannotStart as error:
-            raise self._failed(session, str(error)) from None
+            raise self._failed(session, str(error), error.exhausted) from None
         except defer.TimeoutError:
             why = f"the backend took longer than {LAUNCH_SECONDS:g} s to start"
             raise self._failed(session, why) from None
         finally:
             self._launching.discard(launching)
 
-    def _failed(self, session: Session, why: str) -> BackendFailed:
+    def _failed(self, session: Session, why: str, exhausted: bool = False) -> BackendFailed:
+        if exhausted:
+            self._exhausted.add(lambda: why)
+            return BackendFailed(why)
         self.log.warn(
             "session {label} of {server!r} not opened: {why}",
             label=session.label,
