@@ -9,6 +9,7 @@ from zope.interface.verify import verifyObject
 from mcpbridge.backend.stdin import StdinQueue
 from mcpbridge.config import ServerSettings
 from mcpbridge.errors import BackendBusy, UnknownSession
+from mcpbridge.transports import AT_ONCE_BYTES
 
 
 def made(max_messages: int = 3, max_bytes: int = 100) -> tuple[StdinQueue, list[bytes]]:
@@ -115,8 +116,11 @@ def test_a_closed_pipe_takes_nothing() -> None:
     assert (written, queue.waiting) == ([], (0, 0))
 
 
+LINES = st.binary(max_size=30).map(lambda line: line.replace(b"\n", b" "))
+
+
 @settings(deadline=None)
-@given(st.lists(st.sampled_from(["pause", "resume"]) | st.binary(max_size=30)))
+@given(st.lists(st.sampled_from(["pause", "resume"]) | LINES))
 def test_what_was_taken_is_written_in_order(steps: list[str | bytes]) -> None:
     """promise: nothing is dropped silently."""
     queue, written = made(max_messages=3, max_bytes=50)
@@ -136,3 +140,47 @@ def test_what_was_taken_is_written_in_order(steps: list[str | bytes]) -> None:
         assert queue.waiting[0] <= 3
     queue.resumeProducing()
     assert written == taken
+
+
+def test_a_batch_counts_as_its_messages() -> None:
+    """One on each line, and an array by what says of itself that it is a message."""
+    queue, written = made(max_messages=4, max_bytes=1000)
+    queue.pauseProducing()
+    message = b'{"jsonrpc":"2.0","method":"a"}'
+    batch = b"[%b,%b]" % (message, message)
+    queue.send(batch)
+    queue.send(message)
+    assert queue.waiting[0] == 3
+    for line in (batch, b"\n".join([message] * 2)):
+        with pytest.raises(BackendBusy):
+            queue.send(line)
+    queue.send(message)
+    with pytest.raises(BackendBusy):
+        queue.send(message)
+    queue.resumeProducing()
+    assert (len(written), queue.waiting) == (3, (0, 0))
+    queue.pauseProducing()
+    queue.send(b"\n".join([message] * 9))
+    assert queue.waiting[0] == 9, "an empty queue takes any number"
+
+
+def test_a_large_message_is_written_in_pieces_and_nothing_gets_between() -> None:
+    written: list[bytes] = []
+
+    def write(data: bytes) -> None:
+        written.append(data)
+        queue.pauseProducing()
+
+    queue = StdinQueue(write, 3, 100)
+    large = bytes(range(32, 127)) * 4000
+    queue.send(large)
+    queue.send(b"[2]")
+    assert max(map(len, written)) <= AT_ONCE_BYTES + 1
+    assert queue.waiting == (1, 3), "the large one is under way"
+    for _ in range(9):
+        queue.resumeProducing()
+    assert b"".join(written) == large + b"\n[2]\n"
+    queue.send(large)
+    queue.stopProducing()
+    queue.resumeProducing()
+    assert len(b"".join(written)) < 2 * len(large)

@@ -30,7 +30,9 @@ class StdinQueue:
         "_closed",
         "_max_bytes",
         "_max_messages",
+        "_messages",
         "_paused",
+        "_rest",
         "_size",
         "_waiting",
         "_write",
@@ -42,6 +44,9 @@ class StdinQueue:
         self._max_bytes = max_bytes
         # Most often nothing waits, and an empty deque is not small.
         self._waiting: deque[bytes] | None = None
+        self._messages = 0
+        #: A large message that is being written, and how much of it was.
+        self._rest: tuple[bytes, int] | None = None
         self._size = 0
         self._paused = False
         self._closed = False
@@ -49,14 +54,16 @@ class StdinQueue:
     @property
     def waiting(self) -> tuple[int, int]:
         """How many messages wait here, and their bytes."""
-        return len(self._waiting or ()), self._size
+        return self._messages, self._size
 
     def send(self, line: bytes) -> None:
         """
-        Write a message, or keep it until the pipe takes it.
+        Write a message, or several on lines of their own, or keep them until
+        the pipe takes them.
 
-        Raises `BackendBusy` where as much as is allowed waits already; an
-        empty queue takes any message.  Raises `UnknownSession` once the pipe is closed.
+        Raises `BackendBusy` where as much as is allowed waits already, or
+        more messages would; an empty queue takes any number.  Raises
+        `UnknownSession` once the pipe is closed.
         """
         if not self._paused:
             self._write_line(line)
@@ -65,21 +72,39 @@ class StdinQueue:
             raise UnknownSession("the session has ended: its backend takes no more messages")
         if self._waiting is None:
             self._waiting = deque()
-        if len(self._waiting) >= self._max_messages or self._size >= self._max_bytes:
+        messages = _count(line)
+        too_many = self._messages + messages > self._max_messages and self._waiting
+        if too_many or self._size >= self._max_bytes:
             raise BackendBusy(
-                f"the backend does not read: {len(self._waiting)} messages"
+                f"the backend does not read: {self._messages} messages"
                 f" ({self._size} bytes) already wait"
             )
         self._waiting.append(line)
+        self._messages += messages
         self._size += len(line)
 
     def _write_line(self, line: bytes) -> None:
         if len(line) <= AT_ONCE_BYTES:
             self._write(line + b"\n")
         else:
-            # Without a copy; nothing can come between the two.
-            self._write(line)
-            self._write(b"\n")
+            self._rest = line, 0
+            self._write_rest()
+
+    def _write_rest(self) -> None:
+        """
+        Some more of a large message, in pieces: a transport that has all of
+        it copies what the pipe does not take, and others wait for that.
+        """
+        while self._rest is not None and not self._paused:
+            line, begin = self._rest
+            end = begin + AT_ONCE_BYTES
+            piece = line[begin:end]
+            if end < len(line):
+                self._rest = line, end
+            else:
+                self._rest = None
+                piece += b"\n"
+            self._write(piece)
 
     def pauseProducing(self) -> None:
         """The transport's buffer is full."""
@@ -88,8 +113,10 @@ class StdinQueue:
     def resumeProducing(self) -> None:
         """The transport's buffer is empty: write what waits until it is full again."""
         self._paused = False
+        self._write_rest()
         while self._waiting and not self._paused:
             line = self._waiting.popleft()
+            self._messages -= _count(line)
             self._size -= len(line)
             self._write_line(line)
         if not self._waiting:
@@ -98,5 +125,16 @@ class StdinQueue:
     def stopProducing(self) -> None:
         """The pipe is closed: what waits has nowhere to go."""
         self._closed = self._paused = True
+        self._rest = None
         self._waiting = None
-        self._size = 0
+        self._messages = self._size = 0
+
+
+def _count(line: bytes) -> int:
+    """
+    How many messages these are: one on each line, but of an array as many as
+    say that they are one.
+    """
+    if line[:1] == b"[":
+        return max(1, line.count(b'"jsonrpc"'))
+    return line.count(b"\n") + 1
