@@ -54,9 +54,9 @@ others: .venv/.made-dev ## run the quick tests on every other Python from 3.11 o
 	done
 
 # the sans-IO part has no branch that its own tests do not take
-PROTOCOL := $(patsubst %,tests/test_%.py,downward downward_machine envelope framing headers listens \
-    modern multiplexer peeking pings requeststate revisions rewriting sse streams streams_machine \
-    upward waiting)
+PROTOCOL := $(patsubst %,tests/test_%.py,downward downward_machine envelope framing headers large \
+    listens modern multiplexer peeking pings requeststate revisions rewriting scanning sse streams \
+    streams_machine upward waiting)
 coverage: .venv/.made-dev ## measure the branch coverage of the protocol, which must be whole
 	$(BIN)/coverage run --source=mcpbridge.protocol -m pytest -q $(PROTOCOL)
 	$(BIN)/coverage report --fail-under=100

@@ -56,6 +56,7 @@ from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
 from mcpbridge.session.report import session_lines
 from mcpbridge.session.server import Server
 from mcpbridge.session.shares import Shares
+from mcpbridge.session.slices import SlicedWork
 from mcpbridge.web.gate import Gate
 from mcpbridge.web.urls import exposed, served_urls
 
@@ -126,6 +127,7 @@ class Bridge(Service):
             what="the sessions of all servers",
             setting="max_sessions_per_address of the bridge",
         )
+        self._work = SlicedWork(self._clock)
         self._launchers: list[tuple[str, Any]] = []
         self.servers = [self._build_server(each) for each in settings.servers]
         for server in self.servers:
@@ -171,7 +173,12 @@ class Bridge(Service):
 
             front = Front(self.servers, self._gate) if self.settings.front_channel else None
             self._site = BridgeSite(
-                self.resource(), self._reactor, self.settings, front, self._budget
+                self.resource(),
+                self._reactor,
+                self.settings,
+                front,
+                self._budget,
+                freed=self._trimmer.freed,
             )
         return self._site
 
@@ -393,4 +400,5 @@ class Bridge(Service):
             event_store=event_store,
             budget=self._budget,
             shares=[self._shares],
+            work=self._work,
         )

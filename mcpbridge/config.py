@@ -124,6 +124,8 @@ MAX_CLEANUPS = 64
 CLEANUP_SECONDS = 180.0
 #: How many lines about sessions (SIGUSR1) are logged in one turn of the reactor.
 REPORTED_LINES = 50
+#: How long all large messages together are read in one turn of the reactor.
+LARGE_TURN_SECONDS = 0.005
 #: Memory is given back to the system when a request of this size is over, so often at most.
 TRIM_BYTES = MIB
 TRIM_SECONDS = 2.0
@@ -330,7 +332,7 @@ class BridgeSettings:
     max_sessions: int = setting(1000, COUNT, "Sessions of all servers together.")
     max_connections: int = setting(10_000, COUNT, "Open connections of all listeners together.")
     max_request_bytes: int = setting(
-        256 * MIB, COUNT, "Bytes of all requests that are being received, together."
+        256 * MIB, COUNT, "Bytes of all requests together, until their answers are out."
     )
     max_sessions_per_address: int | None = setting(
         None, SHARE, "How many sessions one client address may have; half of them by default."

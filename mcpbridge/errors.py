@@ -114,6 +114,16 @@ class Refused(BridgeError):
         return headers
 
 
+def without_frames(refusal: Refused) -> Refused:
+    """
+    The same, without what was at work when it was raised, and all that this
+    had in hand: frames and errors refer to each other, and would be kept
+    until the garbage collector comes.
+    """
+    refusal.__context__ = refusal.__cause__ = None
+    return refusal.with_traceback(None)
+
+
 class EmptyBody(Refused):
     """A message was posted without a body."""
 
@@ -298,6 +308,16 @@ class UnsupportedMedia(Refused):
 
 class MessageTooLarge(Refused):
     """The body is larger than `max_message_bytes`; the session lives on."""
+
+    status = 413
+    code = SERVER_ERROR
+
+
+class TooComplex(Refused):
+    """
+    The message has more parts than the bridge reads of one: members, or
+    messages in a batch.  Nothing of it was sent on; the session lives on.
+    """
 
     status = 413
     code = SERVER_ERROR

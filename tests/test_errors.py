@@ -27,6 +27,7 @@ TABLE = {
     "UnknownSession": (404, -32001, None),
     "WrongMethod": (405, -32000, None),
     "MessageTooLarge": (413, -32000, None),
+    "TooComplex": (413, -32000, None),
     "TooManySessions": (429, -32600, b"5"),
     "InternalError": (500, -32603, None),
     "BackendFailed": (502, -32603, None),

@@ -72,6 +72,7 @@ class World:
         hosts: tuple[str, ...] = ("h", "h:8808"),
         loopback: int = 0,
         sessions: int = 100,
+        waiting: int = 1024,
         **bridge: Any,
     ) -> None:
         from mcpbridge.web.root import Branch, Gated
@@ -86,6 +87,7 @@ class World:
             base_uri="/b",
             max_sessions=sessions,
             max_message_bytes=limit,
+            max_waiting_messages=waiting,
             json_response=json_response,
         )
         server = Server(
@@ -96,6 +98,7 @@ class World:
             filters=[Refuser()],
             event_store=MemoryEventStore(),
         )
+        self.server = server
         opened: list[Session] = []
         Deferred.fromCoroutine(server.open_session(lambda _: RecordingStream())).addCallback(
             opened.append

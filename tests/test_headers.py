@@ -26,6 +26,7 @@ from mcpbridge.protocol.modern import (
     ModernRequest,
     read_request,
 )
+from mcpbridge.protocol.rewriting import encode
 
 VERSION = MODERN[-1]
 META = {PROTOCOL_VERSION: VERSION, CLIENT_CAPABILITIES: {}}
@@ -450,7 +451,8 @@ def test_headers_of_no_annotation_are_for_others() -> None:
 
 
 def test_arguments_that_cannot_be_compared() -> None:
-    line = request(name="t", arguments={"a": "HERE"}).line.replace(b'"HERE"', b"1e999")
+    outer = request(name="t", arguments={"a": "HERE"}).outer
+    line = encode(outer).replace(b'"HERE"', b"1e999")
     envelope = peek(line)
     assert envelope is not None
     asked = read_request(line, envelope, version_header=VERSION)

@@ -33,6 +33,7 @@ from mcpbridge.protocol.modern import (
     read_request,
 )
 from mcpbridge.protocol.revisions import SUPPORTED
+from mcpbridge.protocol.rewriting import members
 
 VERSION = MODERN[-1]
 META = {
@@ -152,7 +153,8 @@ def test_a_request_is_read() -> None:
     }
     line = request("tools/call", "x", meta, name="add", arguments={"b": 1.0})
     found = read(line)
-    assert (found.line, found.id, found.method) == (line, "x", "tools/call")
+    assert found.outer == members(line)
+    assert (found.id, found.method) == ("x", "tools/call")
     assert (found.version, found.log_level, found.progress_token) == (VERSION, "warning", "t")
     assert found.capabilities == b'{"elicitation":{"form":{},"url":{}},"sampling":{}}'
     assert found.name == "add"

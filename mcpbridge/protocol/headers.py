@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from mcpbridge.errors import HeaderMismatch
+from mcpbridge.errors import HeaderMismatch, Refused
 from mcpbridge.protocol.modern import NAMED, ModernRequest
+from mcpbridge.protocol.reading import text
 from mcpbridge.protocol.rewriting import members, value
+from mcpbridge.protocol.scanning import LARGE_BYTES, at_once, elements
 
 #: All values of the header field of that name, in whatever case, decoded as
 #: latin-1; none where it is missing.
@@ -29,6 +31,10 @@ Headers = Callable[[str], list[str]]
 PARAM_PREFIX = "Mcp-Param-"
 #: The keyword of a schema that is one ("Schema Extension").
 ANNOTATION = "x-mcp-header"
+
+#: Of how many tools in a large list, and of schemas of what size, annotations are read.
+MAX_TOOLS = 10_000
+MAX_SCHEMA_BYTES = 1024 * 1024
 
 _OWS = " \t"
 # What a field's value may be ("Value Encoding").
@@ -102,7 +108,12 @@ def check_params(request: ModernRequest, annotations: Annotations, headers: Head
     if not annotations:
         return
     try:
-        arguments = None if request.arguments is None else _value(request.arguments)
+        arguments: object = request.arguments
+        if isinstance(arguments, msgspec.Raw):
+            if memoryview(arguments).nbytes > LARGE_BYTES:
+                arguments = _some(arguments, [annotation.path for annotation in annotations])
+            else:
+                arguments = _value(arguments)
         for annotation in annotations:
             _check_param(annotation, _at(arguments, annotation.path), headers)
     except HeaderMismatch as error:
@@ -152,11 +163,31 @@ def _at(node: object, path: tuple[str, ...]) -> object:
     return node
 
 
+def _some(raw: msgspec.Raw, paths: list[tuple[str, ...]]) -> object:
+    """Of large arguments just what is at the end of these paths, if it is no array or object."""
+    steps: dict[str, list[tuple[str, ...]]] = {}
+    for path in paths:
+        if path:
+            steps.setdefault(path[0], []).append(path[1:])
+    if memoryview(raw)[0] not in b"[{":
+        return _value(raw)
+    if not steps or memoryview(raw)[0] != ord("{"):
+        return None
+    found = members(raw)
+    if found is None:
+        raise _cannot_be_compared()
+    return {name: _some(found[name], rest) for name, rest in steps.items() if name in found}
+
+
 def _value(raw: msgspec.Raw) -> object:
     try:
         return value(raw)
     except ValueError:
-        raise HeaderMismatch("params.arguments cannot be compared with the headers") from None
+        raise _cannot_be_compared() from None
+
+
+def _cannot_be_compared() -> HeaderMismatch:
+    return HeaderMismatch("params.arguments cannot be compared with the headers")
 
 
 # Header fields.
@@ -213,7 +244,7 @@ def annotated(result: bytes | msgspec.Raw) -> tuple[dict[str, Annotations], str 
     """
     page = members(result) or {}
     found: dict[str, Annotations] = {}
-    for tool in _list(page.get("tools")):
+    for tool in _tools(page.get("tools")):
         if isinstance(tool, dict) and isinstance(name := tool.get("name"), str):
             annotations = _annotations(tool.get("inputSchema"))
             # Of two with one name the last counts.
@@ -224,9 +255,31 @@ def annotated(result: bytes | msgspec.Raw) -> tuple[dict[str, Annotations], str 
     return found, cursor if isinstance(cursor, str) else None
 
 
-def _list(raw: msgspec.Raw | None) -> list[object]:
-    found = _readable(raw)
-    return found if isinstance(found, list) else []
+def _tools(raw: msgspec.Raw | None) -> Iterator[object]:
+    """What is in a list of tools; of a large one that alone which may have annotations."""
+    whole = b"" if raw is None else bytes(raw)
+    if len(whole) <= LARGE_BYTES:
+        found = _readable(raw)
+        yield from found if isinstance(found, list) else []
+    elif _may_be_annotated(whole):
+        try:
+            spans = at_once(elements(whole, MAX_TOOLS, size=len(whole)))
+        except Refused:
+            return
+        for begin, end in spans:
+            tool = members(whole[begin:end]) or {}
+            schema = tool.get("inputSchema")
+            size = 0 if schema is None else memoryview(schema).nbytes
+            readable = 0 < size <= MAX_SCHEMA_BYTES and _may_be_annotated(bytes(schema or b""))
+            yield {
+                "name": text(tool.get("name")),
+                "inputSchema": _readable(schema) if readable else None,
+            }
+
+
+def _may_be_annotated(schema: bytes) -> bool:
+    """Whether the keyword may stand there, perhaps with escapes."""
+    return ANNOTATION.encode("ascii") in schema or b"\\u" in schema
 
 
 def _readable(raw: msgspec.Raw | None) -> object:

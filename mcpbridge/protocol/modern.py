@@ -19,11 +19,13 @@ from mcpbridge.errors import (
     InvalidParams,
     NotJsonRpc,
     Refused,
+    TooComplex,
     UnsupportedVersion,
 )
 from mcpbridge.protocol.envelope import SECOND_PARSE_BYTES, Envelope, ProgressToken, is_json
+from mcpbridge.protocol.large import Large
 from mcpbridge.protocol.revisions import SUPPORTED
-from mcpbridge.protocol.rewriting import members, meta_of, value
+from mcpbridge.protocol.rewriting import Members, members, meta_of, value
 
 #: The revisions without a handshake that the bridge speaks, oldest first.
 MODERN = ("2026-07-28",)
@@ -68,11 +70,15 @@ REMOVED = frozenset(
 #: The largest `clientCapabilities`, in bytes of canonical JSON.
 MAX_CAPABILITIES_BYTES = 64 * 1024
 #: What is longer than this, as it was written, is not even read.
-_UNREAD_BYTES = 8 * MAX_CAPABILITIES_BYTES
+_UNREAD_BYTES = 2 * MAX_CAPABILITIES_BYTES
+#: The largest `clientInfo`, and the largest `subscriptions/listen`, in bytes as they are written.
+MAX_CLIENT_INFO_BYTES = 256 * 1024
+MAX_LISTEN_BYTES = 1024 * 1024
 
 #: What a request has to have; null is none.
 RequestId = str | int | float
 
+_decode_scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
 _MISSING = "is missing"
 _UNREADABLE = object()
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -82,13 +88,13 @@ class ModernRequest(msgspec.Struct, frozen=True, eq=False):
     """
     One request, and what the bridge must know of it.
 
-    `line` is the whole of it on one line; `params` and `meta`, their members
-    as they stand.  `capabilities` are the client's in canonical JSON: sorted
+    `outer`, `params` and `meta` are the members of it, of its `params` and
+    of its `_meta`, as they stand.  `capabilities` are the client's in canonical JSON: sorted
     keys, no spaces, ASCII, so those of two spellings are equal.  `name` is
     what `Mcp-Name` must say, None for a method that has none.
     """
 
-    line: bytes
+    outer: dict[str, msgspec.Raw]
     id: RequestId
     method: str
     params: dict[str, msgspec.Raw]
@@ -129,7 +135,9 @@ def claims_modern(line: bytes) -> bool:
     return params is not None and PROTOCOL_VERSION in meta_of(members(params) or {})
 
 
-def read_request(line: bytes, envelope: Envelope, *, version_header: str | None) -> ModernRequest:
+def read_request(
+    line: bytes | Large, envelope: Envelope, *, version_header: str | None
+) -> ModernRequest:
     """
     Read one request, with the `MCP-Protocol-Version` it came with; None
     where there was no such header.
@@ -163,18 +171,32 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _read(line: bytes, method: str, ident: RequestId, header: str | None) -> ModernRequest:
-    params = _object((members(line) or {}).get("params"), "params")
-    meta = _object(params.get("_meta"), "params._meta")
+def _read(line: bytes | Large, method: str, ident: RequestId, header: str | None) -> ModernRequest:
+    if isinstance(line, Large):
+        outer = line.outer
+        params = _known(line.params, outer.get("params"), "params")
+        meta = _known(line.meta, params.get("_meta"), "params._meta")
+        if method == LISTEN and len(line.line) > MAX_LISTEN_BYTES:
+            raise TooComplex(f"{LISTEN} has more than {MAX_LISTEN_BYTES} bytes (MAX_LISTEN_BYTES)")
+    else:
+        outer = members(line) or {}
+        params = _object(outer.get("params"), "params")
+        meta = _object(params.get("_meta"), "params._meta")
     version = _text(meta.get(PROTOCOL_VERSION), PROTOCOL_VERSION)
     _check_version(version, header)
     capabilities = _canonical(meta.get(CLIENT_CAPABILITIES))
     client_info = _optional(meta, CLIENT_INFO)
     if client_info is not None:
+        if _size(client_info) > MAX_CLIENT_INFO_BYTES:
+            raise InvalidParams(
+                f"{CLIENT_INFO} has more than {MAX_CLIENT_INFO_BYTES} bytes (MAX_CLIENT_INFO_BYTES)"
+            )
         _object(client_info, CLIENT_INFO)
+        # It is kept for longer than the rest of the request, of which it is a view.
+        client_info = client_info.copy()
     named_by = NAMED.get(method)
     return ModernRequest(
-        line=line,
+        outer=outer,
         id=ident,
         method=method,
         params=params,
@@ -200,7 +222,10 @@ def _check_version(version: str, header: str | None) -> None:
 
 
 def _object(raw: msgspec.Raw | None, name: str) -> dict[str, msgspec.Raw]:
-    found = None if raw is None else members(raw)
+    return _known(None if raw is None else members(raw), raw, name)
+
+
+def _known(found: Members | None, raw: msgspec.Raw | None, name: str) -> dict[str, msgspec.Raw]:
     if found is None:
         raise InvalidParams(f"{name} {_MISSING if raw is None else 'must be an object'}")
     return found
@@ -222,7 +247,13 @@ def _optional(meta: dict[str, msgspec.Raw], key: str) -> msgspec.Raw | None:
 def _value(raw: msgspec.Raw) -> object:
     """What it says; an object for what cannot be told, which is of no type that is asked for."""
     try:
-        return value(raw)
+        try:
+            return _decode_scalar(raw)
+        except msgspec.ValidationError:
+            # However large it is: it is not built.
+            return _UNREADABLE
+        except msgspec.DecodeError:
+            return value(raw)
     except ValueError:
         return _UNREADABLE
 
@@ -243,9 +274,13 @@ def _token(meta: dict[str, msgspec.Raw]) -> ProgressToken | None:
     raise InvalidParams(f"{PROGRESS_TOKEN} must be a string or an integer")
 
 
+def _size(raw: msgspec.Raw) -> int:
+    return memoryview(raw).nbytes
+
+
 def _canonical(raw: msgspec.Raw | None) -> bytes:
     too_long = f"{CLIENT_CAPABILITIES} has more than {MAX_CAPABILITIES_BYTES} bytes"
-    if raw is not None and len(bytes(raw)) > _UNREAD_BYTES:
+    if raw is not None and _size(raw) > _UNREAD_BYTES:
         raise InvalidParams(too_long)
     found = _object(raw, CLIENT_CAPABILITIES)
     try:

@@ -119,21 +119,20 @@ class Multiplexer(Generic[Tag]):
             busy = SessionBusy(f"no more than {MAX_IN_FLIGHT} requests of a process may be open")
             busy.ident = request.id
             raise busy
-        outer = members(request.line)
-        assert outer is not None
         number = self._last = self._last + 1
-        changes: dict[str, object] = {"id": number}
+        line: dict[str, object] = {**request.outer, "id": number}
         token = None
         if request.progress_token is not None:
             token = request.meta[PROGRESS_TOKEN].copy()
-            changes["params"] = with_meta(request.params, {PROGRESS_TOKEN: number})
+            meta = changed(request.meta, {PROGRESS_TOKEN: number})
+            line["params"] = changed(request.params, {"_meta": meta})
         level = None
         if request.log_level is not None and request.method != LISTEN:
             level = LOG_LEVELS.index(request.log_level)
             self._logging[number] = None
-        of_its_kind[number] = _Asked(tag, outer["id"].copy(), token, level)
+        of_its_kind[number] = _Asked(tag, request.outer["id"].copy(), token, level)
         self._numbers[tag] = number
-        return encode(changed(outer, changes))
+        return encode(line)
 
     def cancel(self, tag: Tag) -> bytes | None:
         """

@@ -13,7 +13,7 @@ import msgspec
 
 from mcpbridge.errors import MethodNotFound
 from mcpbridge.protocol.modern import MODERN, PREFIX, PROGRESS_TOKEN, REMOVED, ModernRequest
-from mcpbridge.protocol.rewriting import changed, encode, members, with_meta
+from mcpbridge.protocol.rewriting import changed, encode
 
 #: How many requests of the bridge's own may be unanswered and still be told
 #: from answers to nothing.
@@ -80,9 +80,9 @@ class Outgoing:
         if PROGRESS_TOKEN in request.meta:
             wanted = request.progress_token is not None
             changes[PROGRESS_TOKEN] = self._numbers if wanted else msgspec.UNSET
-        params = with_meta(changed(request.params, _NOT_PASSED), changes)
-        outer = members(request.line) or {}
-        return self._numbers, encode(changed(outer, {"id": self._numbers, "params": params}))
+        meta = changed(request.meta, changes)
+        params = changed(request.params, {**_NOT_PASSED, "_meta": meta or msgspec.UNSET})
+        return self._numbers, encode({**request.outer, "id": self._numbers, "params": params})
 
 
 def check_passed(request: ModernRequest) -> None:

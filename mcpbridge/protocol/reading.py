@@ -10,13 +10,28 @@ import msgspec
 
 from mcpbridge.protocol.rewriting import value
 
+_decode_text = msgspec.json.Decoder(str).decode
+
 _OPENS_ID = frozenset(b'"-0123456789')
 
 
 def text(raw: msgspec.Raw | None) -> str | None:
     """A string, decoded; None for anything else."""
+    if raw is None:
+        return None
     try:
-        found = None if raw is None else value(raw)
+        said: str = _decode_text(raw)
+    except (msgspec.ValidationError, UnicodeDecodeError):
+        # Whatever else it is, and however large: it is not built.
+        return None
+    except msgspec.DecodeError:
+        pass
+    else:
+        return said
+    if memoryview(raw)[0] != ord('"'):
+        return None
+    try:
+        found = value(raw)
     except ValueError:
         return None
     return found if isinstance(found, str) else None

@@ -19,7 +19,7 @@ from mcpbridge.errors import METHOD_NOT_FOUND, UNSUPPORTED_VERSION, BackendBusy,
 from mcpbridge.protocol.downward import LegacySession
 from mcpbridge.protocol.envelope import Envelope, peek, peek_again, split_batch
 from mcpbridge.protocol.modern import MODERN
-from mcpbridge.protocol.rewriting import error_line
+from mcpbridge.protocol.rewriting import encode, error_line
 from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Dialect, Session
 from mcpbridge.session.shared import own_request
@@ -52,7 +52,7 @@ class Eras:
     def greeting(self) -> bytes:
         """What a process is told by the bridge itself, to see whether it answers."""
         if self.modern and not self.legacy:
-            return own_request("server/discover", {}).line
+            return encode(own_request("server/discover", {}).outer)
         return neutral_initialize()
 
 

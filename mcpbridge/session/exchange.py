@@ -40,6 +40,19 @@ class Outlet(Protocol):
         """There is no answer but this."""
 
 
+class _Nobody:
+    """Where nobody reads."""
+
+    def send(self, lines: list[bytes], final: bool) -> None:
+        """Nothing."""
+
+    def fail(self, refusal: Refused) -> None:
+        """Nothing."""
+
+
+_NOBODY = _Nobody()
+
+
 class Worker(Protocol):
     """What works on requests: a process, or what stands for several."""
 
@@ -94,32 +107,31 @@ class Exchange:
             return
         if self.listens and not final:
             lines = [each for line in lines for each in self._heard(line)]
-        self.over = final
-        if final:
-            self._let_go()
+        outlet = self._ended() if final else self._outlet
         if lines:
-            self._outlet.send(lines, final)
+            outlet.send(lines, final)
 
     def fail(self, refusal: Refused) -> None:
         """It is over without an answer of the server's."""
         if not self.over:
-            self.over = True
-            self._let_go()
             refusal.ident = self.request.id
-            self._outlet.fail(refusal)
+            self._ended().fail(refusal)
 
     def cancel(self) -> None:
         """The client has gone, which is how it cancels (basic/patterns/cancellation)."""
         if not self.over:
-            self.over = True
-            self._let_go()
+            self._ended()
             if self.worker is not None:
                 self.worker.cancel(self)
 
-    def _let_go(self) -> None:
+    def _ended(self) -> Outlet:
+        """It is over: it has no response any more, which has it in turn, and all of its request."""
+        self.over = True
         claim, self.claim = self.claim, None
         if claim is not None:
             claim.release()
+        outlet, self._outlet = self._outlet, _NOBODY
+        return outlet
 
     def pause(self) -> None:
         """The client does not keep up."""

@@ -132,7 +132,7 @@ class Group:
         # Without what it asks for, which may be large.
         info = example.client_info
         self.example = msgspec.structs.replace(
-            example, line=b"", params={}, meta={}, client_info=info and info.copy()
+            example, outer={}, params={}, meta={}, client_info=info and info.copy()
         )
         for uri in list(self._resources):
             process.subscribe(uri)

@@ -16,13 +16,15 @@ from twisted.logger import Logger
 
 from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import ServerSettings, share_of
-from mcpbridge.errors import MessageTooLarge, TooManySessions, UnknownSession
-from mcpbridge.protocol.envelope import read_message
+from mcpbridge.errors import MessageTooLarge, TooComplex, TooManySessions, UnknownSession
+from mcpbridge.protocol.envelope import read_message, split_batch
+from mcpbridge.protocol.large import read_array, read_large
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session, Stream
 from mcpbridge.session.shares import Claims, Shares
+from mcpbridge.session.slices import SlicedWork
 from mcpbridge.session.stateless import Stateless
 from mcpbridge.session.streamable import StreamableFace
 
@@ -33,7 +35,8 @@ class Server:
 
     `shares` are those of client addresses over all servers.  `limiter` is an
     `EveryLimiter`; `launcher`, `observers` and `filters` provide the interfaces of
-    those names.
+    those names.  `work` is shared by all servers of a bridge, so that others
+    wait for one of them at a time.
     """
 
     log = Logger()
@@ -51,6 +54,7 @@ class Server:
         event_store: Any = None,
         budget: ResponseBudget | None = None,
         shares: Sequence[Shares] = (),
+        work: SlicedWork | None = None,
     ) -> None:
         self._budget = budget
         self._event_store = event_store
@@ -60,6 +64,8 @@ class Server:
         self.streamable: dict[str, Session] = {}
         self._clock = clock
         self.eras = Eras()
+        #: What reads large messages, of all servers together.
+        self.work = work or SlicedWork(clock)
         self.pool = Pool(
             settings,
             clock,
@@ -171,7 +177,36 @@ class Server:
         session = self.find(ident)
         self.check_size(body)
         line, envelope = read_message(body)
+        if envelope is None:
+            self.check_batch(line)
         session.client_message(line, envelope)
+
+    async def receive_large(self, ident: str, body: bytes) -> None:
+        """
+        The same for a message of more than `LARGE_BYTES`, which is read in slices.
+        """
+        self.find(ident)
+        self.check_size(body)
+        large = await self.work.do(read_large(body))
+        if large is not None:
+            line, envelope = large.line, large.envelope
+        else:
+            most = self.settings.max_waiting_messages
+            line, _ = await self.work.do(read_array(body, most, messages=False))
+            envelope = None
+        # It may have ended meanwhile.
+        self.find(ident).client_message(line, envelope)
+
+    def check_batch(self, line: bytes) -> list[bytes]:
+        """
+        The elements of a small array.  Raises `TooComplex` for more than may
+        wait for a backend.
+        """
+        elements = split_batch(line) or []
+        most = self.settings.max_waiting_messages
+        if len(elements) > most:
+            raise TooComplex(f"the array has more than {most} elements (max_waiting_messages)")
+        return elements
 
     def start(self) -> None:
         """Keep processes ready, where the settings say so."""

@@ -106,10 +106,14 @@ class StreamableFace:
         self._last = self._clock.seconds()
 
     def receive(
-        self, messages: Sequence[tuple[bytes, Envelope]], outlet: Callable[[], Outlet]
+        self,
+        messages: Sequence[tuple[bytes, Envelope]],
+        outlet: Callable[[], Outlet],
+        digests: Sequence[bytes] | None = None,
     ) -> str | None:
         """
         Messages that the client posted together; all go to the backend, or none.
+        Where they are large, tokens are read in their `digests`.
 
         Returns the name of the stream for their answers, to which `outlet()`
         is attached, or None where they ask for nothing.  Raises what
@@ -117,6 +121,9 @@ class StreamableFace:
         """
         self._last = self._clock.seconds()
         lines = [line for line, _ in messages]
+        if digests is not None:
+            envelopes = (envelope for _, envelope in messages)
+            messages = list(zip(digests, envelopes, strict=True))
         asked: list[Any] = [
             (envelope.id, requested_token(line) if _may_have_token(line) else None)
             for line, envelope in messages

@@ -7,7 +7,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from mcpbridge.errors import Refused
+from mcpbridge.errors import Refused, without_frames
 
 
 def phrase(status: int) -> bytes:
@@ -17,7 +17,7 @@ def phrase(status: int) -> bytes:
 
 def answer(request: Any, refusal: Refused) -> bytes:
     """Set status and headers of a refusal; return its body."""
-    body = refusal.body()
+    body = without_frames(refusal).body()
     request.setResponseCode(refusal.status, phrase(refusal.status))
     for name, value in refusal.headers():
         request.setHeader(name, value)

@@ -30,11 +30,12 @@ from mcpbridge.protocol.envelope import (
     Envelope,
     peek,
     read_message,
-    split_batch,
 )
 from mcpbridge.protocol.events import Outlet
-from mcpbridge.protocol.modern import claims_modern, is_modern_version
+from mcpbridge.protocol.large import Message, read_batch, read_large
+from mcpbridge.protocol.modern import PROTOCOL_VERSION, claims_modern, is_modern_version
 from mcpbridge.protocol.revisions import SUPPORTED, is_accepted
+from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.session.streamable import StreamableFace
@@ -66,6 +67,15 @@ class McpEndpoint:
 
     async def post(self, request: Any) -> None:
         """A message, or a batch of them, from the client."""
+        finished = await self._post(request)
+        if finished is not None:
+            # Whatever was read of it has gone on to the backend, and is let go here.
+            if hasattr(request, "let_go"):
+                request.let_go()
+            await finished
+
+    async def _post(self, request: Any) -> Deferred[None] | None:
+        """The same; what is still to be waited for, with nothing of the body in hand."""
         waiting: WaitingAnswer | WaitingExchange | None
         waiting = getattr(request.channel, "handed_over", None)
         if waiting is not None:
@@ -74,15 +84,17 @@ class McpEndpoint:
                 await self._modern.take_over(request, waiting)
             else:
                 await self._take_over(request, waiting)
-            return
+            return None
         refusal: Refused | None = getattr(request, "refusal", None)
         body = b""
         if refusal is None:
             body = request.body() if hasattr(request, "body") else request.content.read()
         unacceptable = self._unacceptable(request)
+        if len(body) > LARGE_BYTES:
+            return await self._post_large(request, body, unacceptable)
         if is_modern_version(_version(request)) or claims_modern(body):
             await self._modern.post(request, body, unacceptable or refusal)
-            return
+            return None
         if unacceptable is not None:
             raise unacceptable
         ident = _header(request, b"mcp-session-id")
@@ -92,16 +104,60 @@ class McpEndpoint:
         self._server.check_size(body)
         line, envelope = read_message(body)
         self._check_version(request, session)
+        if envelope is None and session is not None:
+            return self._post_batch(request, session, line)
+        return await self._post_one(request, session, line, envelope)
+
+    async def _post_large(
+        self, request: Any, body: bytes, unacceptable: Refused | None
+    ) -> Deferred[None] | None:
+        """
+        The same for a message that is read in slices.  What its head says
+        against it is said first; a modern one names its revision there.
+        """
+        if is_modern_version(_version(request)):
+            await self._modern.post(request, body, unacceptable)
+            return None
+        if unacceptable is not None:
+            raise unacceptable
+        ident = _header(request, b"mcp-session-id")
+        session = self._server.find_streamable(ident) if ident else None
+        self._server.check_size(body)
+        large = await self._server.work.do(read_large(body))
+        if large is not None and PROTOCOL_VERSION in (large.meta or {}):
+            await self._modern.post(request, large, None)
+            return None
+        self._check_version(request, session)
+        if large is None and session is not None:
+            self._check_batches(session)
+            most = self._server.settings.max_waiting_messages
+            batch = await self._server.work.do(read_batch(body, most))
+            return self._post_elements(request, self._server.find_streamable(ident), batch)
+        if large is None:
+            return await self._post_one(request, None, body, None)
+        session = self._server.find_streamable(ident) if ident else None
+        return await self._post_one(request, session, large.line, large.envelope, large.digest)
+
+    async def _post_one(
+        self,
+        request: Any,
+        session: Session | None,
+        line: bytes,
+        envelope: Envelope | None,
+        digest: bytes | None = None,
+    ) -> Deferred[None] | None:
+        """No batch; in a digest of it tokens are read."""
         if session is None:
             if envelope is None or envelope.method != "initialize" or not envelope.is_request:
                 raise MissingSession("no Mcp-Session-Id; a session begins with `initialize`")
             await self._initialize(request, line, envelope)
-        elif envelope is None:
-            await self._post_batch(request, session, line)
-        elif envelope.method == "initialize":
+            return None
+        if envelope is None or envelope.method == "initialize":
             raise NotJsonRpc("the session is initialized already")
-        else:
-            await self._post_messages(request, session, [(line, envelope)], batch=False)
+        digests = None if digest is None else [digest]
+        return self._post_messages(
+            request, session, [(line, envelope)], batch=False, digests=digests
+        )
 
     async def get(self, request: Any) -> None:
         """The GET stream, or with Last-Event-ID what was missed of any stream."""
@@ -141,7 +197,9 @@ class McpEndpoint:
         request.setHeader(b"Mcp-Session-Id", session.ident.encode("ascii"))
         _face(session).initializing(envelope.id)  # type: ignore[arg-type]
         try:
-            await self._post_messages(request, session, [(line, envelope)], batch=False)
+            finished = self._post_messages(request, session, [(line, envelope)], batch=False)
+            if finished is not None:
+                await finished
         except CancelledError:
             if not request.startedWriting:
                 session.life.end("the client left before it had the session's id")
@@ -153,30 +211,46 @@ class McpEndpoint:
             session.life.end(f"its first message {what}")
             raise
 
-    async def _post_batch(self, request: Any, session: Session, line: bytes) -> None:
-        if not _face(session).revision.batches:
-            raise NotJsonRpc("a batch; this session's revision of MCP has none")
-        elements = split_batch(line)
-        if not elements:
-            raise NotJsonRpc("the batch is empty")
-        messages = []
-        for element in elements:
+    def _post_batch(self, request: Any, session: Session, line: bytes) -> Deferred[None] | None:
+        self._check_batches(session)
+        messages: list[Message] = []
+        for element in self._server.check_batch(line):
             envelope = peek(element)
             if envelope is None or not (envelope.method or envelope.is_response):
                 raise NotJsonRpc("an element of the batch is no JSON-RPC message")
-            if envelope.method == "initialize":
-                raise NotJsonRpc("`initialize` must not be part of a batch")
-            messages.append((element, envelope))
-        await self._post_messages(request, session, messages, batch=True)
+            messages.append((element, envelope, element))
+        return self._post_elements(request, session, messages)
 
-    async def _post_messages(
+    def _post_elements(
+        self, request: Any, session: Session, messages: Sequence[Message]
+    ) -> Deferred[None] | None:
+        """The messages of a batch, each with its digest."""
+        if not messages:
+            raise NotJsonRpc("the batch is empty")
+        if any(envelope.method == "initialize" for _, envelope, _ in messages):
+            raise NotJsonRpc("`initialize` must not be part of a batch")
+        return self._post_messages(
+            request,
+            session,
+            [(line, envelope) for line, envelope, _ in messages],
+            batch=True,
+            digests=[digest for _, _, digest in messages],
+        )
+
+    def _check_batches(self, session: Session) -> None:
+        if not _face(session).revision.batches:
+            raise NotJsonRpc("a batch; this session's revision of MCP has none")
+
+    def _post_messages(
         self,
         request: Any,
         session: Session,
         messages: Sequence[tuple[bytes, Envelope]],
         *,
         batch: bool,
-    ) -> None:
+        digests: Sequence[bytes] | None = None,
+    ) -> Deferred[None] | None:
+        """Hand messages on; what is to be waited for, None where they ask for nothing."""
         face = _face(session)
         outlets: list[tuple[Deferred[None], ResponseOutlet]] = []
 
@@ -185,7 +259,7 @@ class McpEndpoint:
             return outlets[0][1]
 
         try:
-            stream = face.receive(messages, make_outlet)
+            stream = face.receive(messages, make_outlet, digests)
         except BaseException:
             for _, outlet in outlets:
                 outlet.gone()
@@ -193,10 +267,10 @@ class McpEndpoint:
         if stream is None:
             request.setResponseCode(202)
             request.setHeader(b"Content-Length", b"0")
-            return
+            return None
         finished, outlet = outlets[0]
         self._opened(request, face, outlet, outlet, stream, 0)
-        await finished
+        return finished
 
     async def _take_over(self, request: Any, waiting: WaitingAnswer) -> None:
         """Write what was posted past the ordinary channel, and needs more than one message."""

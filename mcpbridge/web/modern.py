@@ -33,9 +33,11 @@ from mcpbridge.errors import (
     UnknownSession,
 )
 from mcpbridge.protocol import sse
-from mcpbridge.protocol.envelope import peek, read_message
+from mcpbridge.protocol.envelope import Envelope, peek, read_message
 from mcpbridge.protocol.headers import Headers, check_headers
+from mcpbridge.protocol.large import Large, read_large
 from mcpbridge.protocol.modern import ModernRequest, read_request
+from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.server import Server
@@ -80,7 +82,7 @@ class ModernEndpoint:
         self._clock = clock
         self._client_of = client_of
 
-    async def post(self, request: Any, body: bytes, refusal: Refused | None) -> None:
+    async def post(self, request: Any, body: bytes | Large, refusal: Refused | None) -> None:
         """
         One request or notification, unless its head is to be answered with
         this refusal.  Raises `Refused`.
@@ -88,7 +90,10 @@ class ModernEndpoint:
         headers = _headers(request)
         if refusal is not None:
             raise of_request(refusal, body)
-        asked = read_post(self._server, body, headers)
+        if isinstance(body, bytes) and len(body) <= LARGE_BYTES:
+            asked = read_post(self._server, body, headers)
+        else:
+            asked = await _read_large(self._server, body, headers)
         if asked is None:
             # None is defined that a client would send over HTTP.
             request.setResponseCode(202)
@@ -103,6 +108,7 @@ class ModernEndpoint:
         def gone(_: object) -> None:
             exchange.cancel()
             outlet.reply.gone()
+            outlet.exchange = None
 
         request.notifyFinish().addErrback(gone)
         try:
@@ -124,6 +130,7 @@ class ModernEndpoint:
         def gone(_: object) -> None:
             waiting.detach()
             outlet.reply.gone()
+            outlet.exchange = None
 
         request.notifyFinish().addErrback(gone)
         waiting.take_over(outlet)
@@ -139,23 +146,50 @@ def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | 
     """
     try:
         server.check_size(body)
-        line, envelope = read_message(body)
-        if envelope is None or not isinstance(envelope.method, str):
-            raise NotJsonRpc("expected one request or notification")
-        if not envelope.is_request:
-            return None
-        versions = headers("MCP-Protocol-Version")
-        asked = read_request(line, envelope, version_header=versions[0] if versions else None)
-        check_headers(asked, headers)
+        return _checked(*read_message(body), headers)
     except Refused as error:
         raise of_request(error, body) from None
+
+
+async def _read_large(
+    server: Server, body: bytes | Large, headers: Headers
+) -> ModernRequest | None:
+    """The same for a message that is read in slices, or was already."""
+    large: Large | None = None
+    try:
+        if isinstance(body, Large):
+            large = body
+        else:
+            server.check_size(body)
+            large = await server.work.do(read_large(body))
+        if large is None:
+            return _checked(b"", None, headers)
+        return _checked(large, large.envelope, headers)
+    except Refused as error:
+        raise of_request(error, large or b"") from None
+
+
+def _checked(
+    line: bytes | Large, envelope: Envelope | None, headers: Headers
+) -> ModernRequest | None:
+    if envelope is None or not isinstance(envelope.method, str):
+        raise NotJsonRpc("expected one request or notification")
+    if not envelope.is_request:
+        return None
+    versions = headers("MCP-Protocol-Version")
+    asked = read_request(line, envelope, version_header=versions[0] if versions else None)
+    check_headers(asked, headers)
     return asked
 
 
-def of_request(refusal: Refused, body: bytes) -> Refused:
-    """A refusal as 2026-07-28 has it, with the id of the request, if it can be told."""
-    if refusal.ident is None:
-        refusal.ident = _ident(body)
+def of_request(refusal: Refused, body: bytes | Large) -> Refused:
+    """
+    A refusal as 2026-07-28 has it, with the id of the request, if it can be
+    told: for that alone no large body is read.
+    """
+    digest = body.digest if isinstance(body, Large) else body
+    if refusal.ident is None and len(digest) <= LARGE_BYTES:
+        refusal.ident = _ident(digest)
     return restated(refusal)
 
 
@@ -195,6 +229,7 @@ class ExchangeOutlet:
         self._request = request
         self._settings = settings
         self._paused = False
+        self._over = False
         self._behind = 0
         self.reply = Reply(
             request,
@@ -215,9 +250,13 @@ class ExchangeOutlet:
 
     def send(self, lines: list[bytes], final: bool) -> None:
         """Messages of the server's."""
+        if self.reply.request is not None:
+            self._send(lines, final)
+        if final:
+            self._done()
+
+    def _send(self, lines: list[bytes], final: bool) -> None:
         reply = self.reply
-        if reply.request is None:
-            return
         if not self._may_stream():
             lines = lines[-1:] if final else []
         if not reply.streaming and final and len(lines) == 1:
@@ -231,15 +270,28 @@ class ExchangeOutlet:
 
     def fail(self, refusal: Refused) -> None:
         """An answer of the bridge's."""
+        if self.reply.request is not None:
+            self._fail(refusal)
+        self._done()
+
+    def _fail(self, refusal: Refused) -> None:
         reply = self.reply
-        if reply.request is None:
-            return
         restated(refusal)
         if reply.streaming:
             self._write(sse.message_events([refusal.body()]))
         else:
             reply.request.write(answer(reply.request, refusal))
         reply.finish()
+
+    def _done(self) -> None:
+        """
+        The exchange is over.  It has all of its request, and this is kept
+        until the garbage collector comes: so it is let go, but not before its
+        worker has been told that this client keeps up.
+        """
+        self._over = True
+        if not self._paused:
+            self.exchange = None
 
     def _may_stream(self) -> bool:
         """Who listens gets events, whatever the settings say: there is no other way."""
@@ -267,6 +319,8 @@ class ExchangeOutlet:
         self._behind = 0
         if self.exchange is not None:
             self.exchange.resume()
+        if self._over:
+            self.exchange = None
 
 
 def restated(refusal: Refused) -> Refused:

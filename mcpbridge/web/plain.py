@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from mcpbridge.config import COMMIT_SECONDS
+from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.transports import prompt_descriptor, write_at_once
 from mcpbridge.web.channel import BridgeChannel
 from mcpbridge.web.clients import ClientAddresses, in_head
@@ -45,9 +46,11 @@ class PlainChannel(BridgeChannel):
     _arriving: Plain | None = None
     _missing = 0
     _held = 0
-    #: The address whose share that counts against.
+    #: The address whose share that, or what is at work, counts against.
     _sender: str | None = None
     _pieces: list[bytes]
+    #: What the request that waits, or was handed over, holds of the budget.
+    _working = 0
     #: A plain request that waits for its answer.
     _waiting: WaitingAnswer | WaitingExchange | None = None
     #: When it has waited for long.
@@ -85,6 +88,7 @@ class PlainChannel(BridgeChannel):
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
         """Gone, with what was arriving or waiting."""
         self._let_go()
+        self._done()
         commit, self._commit_call = self._commit_call, None
         if commit is not None:
             commit.cancel()
@@ -176,6 +180,13 @@ class PlainChannel(BridgeChannel):
             if isinstance(answer, bytes):
                 self._write(answer)
                 return b""
+            if isinstance(answer, WaitingExchange):
+                # It has all of its request until its answer is out.
+                client = self._client()
+                if not self.site.budget.take(len(body), client):
+                    self._later = b""
+                    return b"%b\r\n\r\n%b%b" % (self._last_head, body, data)
+                self._working, self._sender = len(body), client
             self._waiting = answer
             if isinstance(answer, WaitingExchange):
                 # An error of those who wait in line has a status of its own.
@@ -196,7 +207,8 @@ class PlainChannel(BridgeChannel):
         """A client writes the same head again and again."""
         if head != self._last_head:
             plain = front.recognise(head, self.loopback or None)
-            if plain is not None and plain.length > self.site.max_body:
+            if plain is not None and plain.length > min(self.site.max_body, LARGE_BYTES):
+                # A large body is read in slices: the ordinary channel waits for that.
                 plain = None
             self._last_head, self._last_plain = head, plain
         return self._last_plain
@@ -216,6 +228,17 @@ class PlainChannel(BridgeChannel):
             self._held = 0
             self._arriving = None
             self._pieces = []
+
+    def _done(self) -> None:
+        """With the request that was at work."""
+        working, self._working = self._working, 0
+        if working:
+            self.site.budget.give_back(working, self._sender)
+
+    def requestDone(self, request: Any) -> None:
+        """What was handed over is done, or a request of the ordinary channel's own."""
+        self._done()
+        super().requestDone(request)
 
     def _write(self, answer: bytes) -> None:
         if self._descriptor is None:
@@ -239,6 +262,8 @@ class PlainChannel(BridgeChannel):
         """All of the answer to a request that waited for it."""
         waiting, self._waiting = self._waiting, None
         self.share = waiting.face.share if isinstance(waiting, WaitingAnswer) else None
+        if self._working:
+            self._done()
         self._write(answer)
         self._go_on()
 

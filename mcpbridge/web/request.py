@@ -6,25 +6,34 @@ Knows sizes; must not know what is served.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
+from mcpbridge.config import TRIM_BYTES
 from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
 from mcpbridge.session.shares import Shares
 
 
 class BodyBudget:
     """
-    How many bytes all requests that are being received may hold together, and
-    those of one client address, where `shares` says so.
+    How many bytes all requests may hold together, from their arrival until
+    their answers are out, and those of one client address, where `shares` says
+    so.  `freed` is called when a large one is over.
     """
 
-    def __init__(self, limit: int, shares: Shares | None = None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        shares: Shares | None = None,
+        freed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._limit = limit
         self._shares = shares
+        self._freed = freed
         self.used = 0
 
     def has_room(self, size: int, address: str | None = None) -> bool:
@@ -47,6 +56,8 @@ class BodyBudget:
         self.used -= size
         if self._shares is not None:
             self._shares.give_back(address, size)
+        if size >= TRIM_BYTES:
+            self._freed()
 
     def refusal(self, size: int) -> NoRoom:
         """What is said where so much could not be taken."""
@@ -92,33 +103,37 @@ class BridgeRequest(Request):
             self._client = site.clients.of_request(self)
         if not site.budget.take(size, self._client):
             self.refusal = site.budget.refusal(size)
-            self._let_go()
+            self.let_go()
         else:
             self._held += size
             self.content.write(data)
 
     def body(self) -> bytes:
-        """The whole body; what held it is freed."""
+        """
+        The whole body; what held it is freed.  It counts until the answer is
+        out: whoever works on it has it in some form.
+        """
         body: bytes = self.content.getvalue()
-        self._let_go()
+        self.content = BytesIO()
         return body
 
     def _refuse(self) -> None:
         limit = self.channel.site.max_body
-        self._let_go()
+        self.let_go()
         self.refusal = MessageTooLarge(f"a message may have {limit} bytes")
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Nobody has the body any more."""
         if self._held and self.channel is not None:
             self.channel.site.budget.give_back(self._held, self._client)
             self._held = 0
         self.content = BytesIO()
 
     def _cleanup(self) -> None:
-        self._let_go()
+        self.let_go()
         super()._cleanup()
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone, with what the request held."""
-        self._let_go()
+        self.let_go()
         super().connectionLost(reason)

@@ -21,6 +21,7 @@ from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from mcpbridge.errors import InternalError, NothingHere, Refused, WrongMethod
+from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.web.answers import answer
@@ -90,7 +91,7 @@ class Routes:
         await finished
 
     @app.route("/message", methods=["POST"])
-    def message(self, request: Any) -> None:
+    def message(self, request: Any) -> Deferred[None] | None:
         """A message of the client, for its session's backend."""
         idents = request.args.get(b"sessionId", [])
         ident = idents[0].decode("ascii", "replace") if len(idents) == 1 else ""
@@ -99,9 +100,12 @@ class Routes:
             self._server.find(ident)
             raise refusal
         body = request.body() if hasattr(request, "body") else request.content.read()
-        self._server.receive(ident, body)
-        request.setResponseCode(202)
-        request.setHeader(b"Content-Length", b"0")
+        if len(body) <= LARGE_BYTES:
+            self._server.receive(ident, body)
+            _accept(request)
+            return None
+        receiving = Deferred.fromCoroutine(self._server.receive_large(ident, body))
+        return receiving.addCallback(lambda _: _accept(request))
 
     @app.route("/mcp", methods=["POST"])
     async def mcp_post(self, request: Any) -> None:
@@ -149,6 +153,11 @@ class Routes:
             mount = request.prepath[: -1 - settings.base_uri.count("/")]
             base = "".join(f"/{quote(segment)}" for segment in mount) + settings.base_uri
         return f"{base}/message?sessionId={session.ident}"
+
+
+def _accept(request: Any) -> None:
+    request.setResponseCode(202)
+    request.setHeader(b"Content-Length", b"0")
 
 
 def _in_short(failure: Failure) -> str:

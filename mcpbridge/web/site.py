@@ -81,6 +81,7 @@ class BridgeSite(Site):
         front: Front | None = None,
         responses: ResponseBudget | None = None,
         *,
+        freed: Callable[[], None] = lambda: None,
         seconds: Callable[[], float] = perf_counter,
     ) -> None:
         super().__init__(
@@ -105,7 +106,7 @@ class BridgeSite(Site):
             what="request bytes",
             setting="max_request_bytes_per_address",
         )
-        self.budget = BodyBudget(settings.max_request_bytes, shares)
+        self.budget = BodyBudget(settings.max_request_bytes, shares, freed)
         self.clients = ClientAddresses(settings)
         self.responses = responses
         # A connection does not know whose answers will be written to it.
