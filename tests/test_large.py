@@ -281,7 +281,10 @@ def test_members_of_a_large_object() -> None:
 
 def test_text_is_read_of_strings_alone() -> None:
     assert text(msgspec.Raw(b'"a"')) == "a"
-    assert text(msgspec.Raw(b"[%b]" % (b"{}," * 9))) is None
+    assert text(msgspec.Raw(b'"\\ud800"')) == "\ud800"
+    for odd in (b"[%b]" % (b"{}," * 9), b"7", b"", b"x", b'"', b'"\xff"', b'"\\ud800'):
+        assert text(msgspec.Raw(odd)) is None
+    assert text(None) is None
 
 
 def test_annotations_of_a_large_list_of_tools() -> None:

@@ -25,16 +25,17 @@ def text(raw: msgspec.Raw | None) -> str | None:
         # Whatever else it is, and however large: it is not built.
         return None
     except msgspec.DecodeError:
-        pass
-    else:
-        return said
-    if memoryview(raw)[0] != ord('"'):
-        return None
+        return _odd_text(raw)
+    return said
+
+
+def _odd_text(raw: msgspec.Raw) -> str | None:
+    """A string with a lone surrogate; None for what is no JSON at all."""
     try:
-        found = value(raw)
+        found = value(raw) if bytes(raw)[:1] == b'"' else None
     except ValueError:
         return None
-    return found if isinstance(found, str) else None
+    return None if found is None else str(found)
 
 
 def whole_number(raw: msgspec.Raw | None) -> int | None:
