@@ -307,3 +307,13 @@ def test_an_envelope_of_a_large_line_is_what_it_was() -> None:
     envelope = peek(line)
     assert envelope is not None
     assert envelope.is_response
+
+
+def test_a_name_that_is_no_text_at_all_is_refused() -> None:
+    body = json.dumps(
+        {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "?", "_meta": META}}
+    ).encode()
+    envelope = peek(body)
+    assert envelope is not None
+    with pytest.raises(InvalidParams, match="must be a string"):
+        read_request(body.replace(b'"?"', b'"\xff"'), envelope, version_header=VERSION)
