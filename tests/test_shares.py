@@ -158,7 +158,7 @@ def test_both_ways_in_answer_a_full_budget_alike(full: str, cuts: list[int], beh
 
 INITIALIZE = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
 BEGIN = (
-    b"POST /b/mcp HTTP/1.1\r\nAccept: application/json, text/event-stream\r\n"
+    b"POST /b/mcp HTTP/1.1\r\nHost: h\r\nAccept: application/json, text/event-stream\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
     % (len(INITIALIZE), INITIALIZE)
 )
