@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpbridge.config import SMALL_BYTES
 from mcpbridge.protocol.waiting import Waiter, WaitingRoom
 
 
@@ -63,3 +64,39 @@ def test_any_arrivals(sizes: list[tuple[int, bool]], max_events: int, max_bytes:
         assert len(room) == len(model) <= max_events
         assert room.size == sum(len(each.line) for each in model) <= max_bytes
     assert room.take() == model
+
+
+class Counted:
+    """A budget that is full beyond its limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    @property
+    def full(self) -> bool:
+        return self.used > self.limit
+
+    def take(self, size: int) -> None:
+        self.used += size
+
+    def give_back(self, size: int) -> None:
+        self.used -= size
+
+
+def test_while_the_budget_is_full_there_is_room_for_small_bytes() -> None:
+    """SMALL_BYTES: the oldest give way until no more than that waits."""
+    budget = Counted(3 * SMALL_BYTES)
+    room = WaitingRoom(100, 10 * SMALL_BYTES, budget)
+    half = b"x" * (SMALL_BYTES // 2)
+    waiters = [notification(half) for _ in range(6)]
+    assert [room.add(each) for each in waiters] == [[]] * 6
+    assert (budget.used, budget.full) == (3 * SMALL_BYTES, False)
+    # One more byte, and it is full; with what gives way it is not any more.
+    assert room.add(notification(b"x")) == waiters[:1]
+    assert (budget.used, room.size) == (room.size, 5 * len(half) + 1)
+    budget.take(3 * SMALL_BYTES)
+    assert room.add(notification(b"y")) == waiters[1:5]
+    assert room.size == len(half) + 2 <= SMALL_BYTES
+    assert len(room.take()) == 3
+    assert budget.used == 3 * SMALL_BYTES
