@@ -72,16 +72,14 @@ class Counted:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-
-    @property
-    def full(self) -> bool:
-        return self.used > self.limit
+        self.full = False
 
     def take(self, size: int) -> None:
         self.used += size
+        self.full = self.used > self.limit
 
     def give_back(self, size: int) -> None:
-        self.used -= size
+        self.take(-size)
 
 
 def test_while_the_budget_is_full_there_is_room_for_small_bytes() -> None:
