@@ -22,11 +22,12 @@ from tests.e2e.harness import Bridge, Stream, Streamable, backend, request, serv
 from tests.e2e.stateless import send
 from tests.e2e.test_killed import EVERY_ORDER, Kill
 from tests.e2e.test_soak import CYCLES, GROWTH_BYTES, run
+from tests.engine.running import Engine, running_engine
 from tests.real.processes import Process, alive
 
 HEALTHY = int(os.environ.get("MCPBRIDGE_HEALTHY", "12"))
 HEALTHY_THREADS = 4
-KINDS = ("crash", "helper", "shell", "renew", "thread", "limit", "cleared")
+KINDS = ("crash", "deaf", "helper", "shell", "renew", "thread", "limit", "cleared")
 ENDS = ("close", "reset", "delete", "drop")
 WARM_UP = 2 * len(KINDS)
 #: Sessions of before may still be ending while the next ones begin.
@@ -42,6 +43,8 @@ def hostile(bridge: Bridge, number: int) -> str:
         return crash_in_a_call(bridge, "/modern" if number % 2 else "/legacy")
     kind = KINDS[number % len(KINDS)]
     end = ENDS[number // len(KINDS) % len(ENDS)]
+    if stateless == 2 and number % 5 == 0:
+        return in_a_container(bridge)
     if end in ("close", "reset"):
         with Stream(bridge.port, "/hostile/sse") as stream:
             stream.begin()
@@ -59,6 +62,18 @@ def hostile(bridge: Bridge, number: int) -> str:
     finally:
         client.drop()
     return f"{kind}, {end}"
+
+
+def in_a_container(bridge: Bridge) -> str:
+    """A session whose container survives its own client, the engine's CLI."""
+    client = Streamable(bridge.port, "/container")
+    try:
+        client.initialize()
+        assert client.call("deaf").answer()["result"]["was"] == "deaf"
+        assert client.delete() == 200
+    finally:
+        client.drop()
+    return "deaf, in a container"
 
 
 def crash_in_a_call(bridge: Bridge, base: str) -> str:
@@ -131,8 +146,14 @@ class HealthySessions:
                 client.close()
 
 
-def test_hostile_backends_leave_nothing_and_hit_nobody(tmp_path: Path) -> None:
-    """No process, no permit, no descriptor more; no healthy session hit."""
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with running_engine() as engine:
+        yield engine
+
+
+def test_hostile_backends_leave_nothing_and_hit_nobody(tmp_path: Path, engine: Engine) -> None:
+    """No process, no container, no permit, no descriptor more; no healthy session hit."""
     graces = {"stop_grace": 0.2, "kill_grace": 0.2, "idle_timeout": 4}
     servers = {}
     for name, line in {
@@ -144,6 +165,13 @@ def test_hostile_backends_leave_nothing_and_hit_nobody(tmp_path: Path) -> None:
         command, *args = line
         servers[name] = {"command": command, "args": args, "base_uri": f"/{name}", **graces}
     servers["hostile"]["max_sessions"] = LIMIT
+    servers["container"] = {
+        "command": str(engine.bin / "docker"),
+        "args": ["run", "-i", "--rm", "image", *backend("hostile")],
+        "env": {"DOCKER_HOST": str(engine.socket)},
+        "base_uri": "/container",
+        **graces,
+    }
     servers["healthy"] |= {"max_sessions": 4 * HEALTHY, "idle_timeout": 300}
     with serving(config={"mcpServers": servers}) as bridge:
         run(lambda number: hostile(bridge, number), WARM_UP)
@@ -163,6 +191,7 @@ def test_hostile_backends_leave_nothing_and_hit_nobody(tmp_path: Path) -> None:
         until(lambda: bridge.log.count(" closed after ") == bridge.log.count("' opened"))
         until(lambda: bridge.descriptors() <= descriptors)
         assert bridge.rss() - memory < GROWTH_BYTES + HEALTHY * 64 * 1024
+        assert engine.containers() == []
         # Every permit is back: as many sessions as there may be, and no more.
         for _ in range(LIMIT):
             bridge.open("/hostile")

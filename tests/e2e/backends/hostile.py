@@ -2,12 +2,13 @@
 Becomes what the first message asks for, by its method, and leaves processes
 that are hard to find; an MCP server of sorts otherwise.
 
-`crash`: aborts.  `helper`: daemonises helpers while it ends, each a moment
-after the one before.  `shell`: the same, as a start script does it.  `renew`:
-leaves a process that forks, exits and enters a session of its own, every few
-milliseconds.  `thread`: leaves a daemon whose main thread has ended while
-another runs.  `limit`: leaves a daemon that has set its own RLIMIT_RSS, as
-`ulimit -m` does.  `cleared`: the same in the group of the backend.
+`crash`: aborts.  `deaf`: ignores the end of its stdin and SIGTERM.  `helper`:
+daemonises helpers while it ends, each a moment after the one before.  `shell`:
+the same, as a start script does it.  `renew`: leaves a process that forks,
+exits and enters a session of its own, every few milliseconds.  `thread`:
+leaves a daemon whose main thread has ended while another runs.  `limit`:
+leaves a daemon that has set its own RLIMIT_RSS, as `ulimit -m` does.
+`cleared`: the same in the group of the backend.
 
 Whatever it leaves ends by itself within minutes.
 """
@@ -19,6 +20,7 @@ import os
 import platform
 import random
 import resource
+import signal
 import sys
 import threading
 import time
@@ -99,6 +101,8 @@ def at_its_end(kind: str) -> None:
                         sleep()
                 os._exit(0)
             time.sleep(random.uniform(0, 0.002))
+    elif kind == "deaf":
+        time.sleep(SECONDS)
     elif kind == "shell":
         let_go()
         os.execv(
@@ -113,6 +117,8 @@ for line in sys.stdin.buffer:
     asked = message.get("method", "")
     if asked == "renew":
         renew(random.choice((0.001, 0.005)))
+    elif asked == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     elif asked == "thread":
         leave_a_thread()
     elif asked == "limit":
