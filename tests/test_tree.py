@@ -21,6 +21,7 @@ from twisted.internet.task import Clock
 
 from mcpbridge.backend import killing, machine, procfs
 from mcpbridge.backend import marks as marks_module
+from mcpbridge.backend import tree as tree_module
 from mcpbridge.backend.chain import Chain, Compiled, PythonShim, UtilLinux, find_chain, works
 from mcpbridge.backend.marks import Marks
 from mcpbridge.backend.subreaper import set_child_subreaper
@@ -540,6 +541,62 @@ def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
     with pytest.raises(ChildProcessError):
         os.waitpid(mine.pid, 0)
     assert stranger.wait() == 0
+    sweeper.leader_exited(1)
+    assert clock.getDelayedCalls() == []
+
+
+@linux
+def test_only_so_many_are_reaped_in_a_turn(
+    spawned: Spawned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REAPED_AT_ONCE: a process that forks without end leaves thousands in a second."""
+    monkeypatch.setattr(tree_module, "REAPED_AT_ONCE", 1)
+    sweeper, clock = spawned.sweeper, spawned.sweeper._clock
+    assert isinstance(clock, Clock)
+    started = [spawned.start("sleep", "600") for _ in range(2)]
+    until(lambda: all(procfs.tag_of(process.pid) == tag for process, tag in started))
+    processes = [process for process, _ in started]
+    children = [each.pid for each in processes]
+    assert set(children) <= set(procfs.own_children() or ())
+    monkeypatch.setattr(procfs, "own_children", lambda: children)
+    sweeper.leader_started(1, 0)
+    for each in processes:
+        each.kill()
+        os.waitid(os.P_PID, each.pid, os.WEXITED | os.WNOWAIT)
+    delays: list[float] = []
+    later = clock.callLater
+
+    def note(delay: float, *call: Any) -> Any:
+        delays.append(delay)
+        return later(delay, *call)
+
+    monkeypatch.setattr(clock, "callLater", note)
+    clock.advance(REAP_SECONDS)
+    assert delays == [0, REAP_SECONDS]
+    for pid in children:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, 0)
+    sweeper.leader_exited(1)
+    assert clock.getDelayedCalls() == []
+
+
+@linux
+def test_without_a_list_of_children_the_table_is_read(
+    spawned: Spawned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel without CONFIG_PROC_CHILDREN."""
+    monkeypatch.setattr(procfs, "own_children", lambda: None)
+    mine, tag = spawned.start("sleep", "600")
+    until(lambda: procfs.tag_of(mine.pid) == tag)
+    sweeper, clock = spawned.sweeper, spawned.sweeper._clock
+    assert isinstance(clock, Clock)
+    sweeper.leader_started(1, 0)
+    mine.kill()
+    os.waitid(os.P_PID, mine.pid, os.WEXITED | os.WNOWAIT)
+    clock.advance(REAP_SECONDS)
+    clock.advance(0)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(mine.pid, 0)
     sweeper.leader_exited(1)
     assert clock.getDelayedCalls() == []
 

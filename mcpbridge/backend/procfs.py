@@ -131,6 +131,23 @@ def _tag_in_file(pid: int) -> int:
     return found
 
 
+def own_children() -> list[int] | None:
+    """The children of this process, zombies among them; None where the kernel has no list."""
+    found: list[int] = []
+    try:
+        for thread in map(int, os.listdir("/proc/self/task")):
+            try:
+                with open(f"/proc/self/task/{thread}/children", "rb") as children:
+                    found += map(int, children.read().split())
+            except FileNotFoundError:
+                # A thread that has ended; or a kernel without CONFIG_PROC_CHILDREN.
+                if thread == os.getpid():
+                    return None
+    except OSError:
+        return None
+    return found
+
+
 def start_time(pid: int) -> int | None:
     """When a process was started, in clock ticks since the boot; None where that is not told."""
     fields = _stat(pid)
