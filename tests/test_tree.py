@@ -4,6 +4,7 @@ Finding and signalling process trees, with real processes.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import shutil
@@ -508,6 +509,47 @@ def test_only_so_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     assert marks.tags() == {}
     for each in processes:
         each.wait()
+
+
+def no_descriptors(*told: object) -> NoReturn:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@linux
+def test_what_cannot_be_read_for_want_of_descriptors_is_not_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The descriptor of the process may be the last that the bridge can have."""
+    monkeypatch.setattr(procfs, "start_time", no_descriptors)
+    seen: list[tuple[int, ...]] = []
+    marks = Marks(lambda *told: seen.append(told), lambda *told: None)
+    process = subprocess.Popen(["sleep", "600"])
+    before = os.listdir("/proc/self/fd")
+    marks.hold(process.pid, 101, lambda: True)
+    marks.hold(process.pid, 101, no_descriptors)
+    assert os.listdir("/proc/self/fd") == before
+    assert (marks.tags(), seen) == ({}, [])
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("fails", ["hold", "tags"])
+def test_who_asks_is_answered_whatever_fails(
+    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Otherwise no tree of any session would be looked at, or killed, ever again."""
+    sweeper, clock = found_table.sweeper, found_table.clock
+    found_table.table = [procfs.Tagged(7, 101, False, 1, marked=False)]
+    answers: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Marks, fails, no_descriptors)
+        sweeper.look(101).addBoth(answers.append)
+        clock.advance(0)
+        assert [each.type for each in answers] == [OSError]
+    found_table.table = []
+    sweeper.look(101).addCallback(answers.append)
+    clock.advance(SWEEP_SECONDS)
+    assert answers[1:] == [[]]
 
 
 @linux

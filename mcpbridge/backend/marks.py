@@ -44,10 +44,15 @@ class Marks:
             descriptor = os.pidfd_open(pid)
         except (OSError, AttributeError):
             return
-        if not ours():
+        try:
+            proven = ours()
+            started = procfs.start_time(pid) or 0
+        except OSError:
+            # This descriptor may have been the last one.
+            proven, started = False, 0
+        if not proven:
             os.close(descriptor)
             return
-        started = procfs.start_time(pid) or 0
         self._held[pid] = (tag, started, descriptor)
         self._seen(tag, pid, started)
 

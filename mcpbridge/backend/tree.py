@@ -168,14 +168,14 @@ class Sweeper:
                 sessions = self._sessions(to_kill)
                 known = self._marks.tags()
                 killing.kill_pass(self.base, to_kill, sessions, known, self._since(to_kill))
+            # What is in the process session of another live leader is not sought.
+            others = {pid for pid, tag in self.leaders.items() if tag not in wanted}
+            reading = procfs.read_table(
+                self.base, others, self._sessions(wanted), self._marks.tags(), self._since(wanted)
+            )
         except Exception as error:
             self._answer(wanted, error, self._clock.seconds() - began)
             return
-        # What is in the process session of another live leader is not sought.
-        others = {pid for pid, tag in self.leaders.items() if tag not in wanted}
-        reading = procfs.read_table(
-            self.base, others, self._sessions(wanted), self._marks.tags(), self._since(wanted)
-        )
         self._read_on(reading, wanted, self._clock.seconds() - began)
 
     def _read_on(
@@ -213,7 +213,12 @@ class Sweeper:
             self._sweep_soon()
         found: dict[int, list[int]] = {tag: [] for tag in wanted}
         if isinstance(table, procfs.Table):
-            for each in self._sort_out(table.found):
+            try:
+                living = self._sort_out(table.found)
+            except Exception as error:
+                # Whoever asked has to be told: it asks again, and signals nobody before.
+                living, table = [], error
+            for each in living:
                 if each.tag in found:
                     found[each.tag].append(each.pid)
         for tag, waiting in wanted.items():
