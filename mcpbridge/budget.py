@@ -16,7 +16,7 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from mcpbridge.config import COMPLAIN_SECONDS, FULL_SECONDS, SLOW_SECONDS, TRIM_BYTES
+from mcpbridge.config import COMPLAIN_SECONDS, FULL_GROWTH, FULL_SECONDS, SLOW_SECONDS, TRIM_BYTES
 
 
 class EventLog(Protocol):
@@ -80,6 +80,9 @@ class ResponseBudget:
         self._going: Source | None = None
         self._ceiling = 0
         self._relieving = False
+        #: While it is full: from how many bytes on all are looked at again.
+        self._enough = 0
+        self._stopped = False
         self._call: IDelayedCall | None = None
         self._complained = float("-inf")
 
@@ -91,7 +94,7 @@ class ResponseBudget:
     def take(self, size: int) -> None:
         """So many bytes more are held."""
         self.used += size
-        if self.used > self.limit and not self._relieving:
+        if self.used > self.limit and self.used > self._enough and not self._relieving:
             self._relieve()
 
     def give_back(self, size: int) -> None:
@@ -102,6 +105,7 @@ class ResponseBudget:
             self._freed_bytes = 0
             self._freed()
         if self.full and self.used <= self.limit:
+            self._enough = 0
             # Not now: what is freed here may be held elsewhere in a moment.
             self._look_in(0)
 
@@ -135,12 +139,19 @@ class ResponseBudget:
             self._going = None
 
     def stop(self) -> None:
-        """No more looks."""
+        """No more looks; what is left is only counted."""
+        self._stopped = True
         call, self._call = self._call, None
         if call is not None and call.active():
             call.cancel()
 
     def _relieve(self) -> None:
+        """
+        Make room; where too little gives way it is full.  Then this is done
+        again a second later, or when one part in `FULL_GROWTH` of the limit
+        more has come: it looks at all logs and clients, which is too much to
+        be done for each message.
+        """
         self._relieving = True
         try:
             self._drop_events()
@@ -148,7 +159,9 @@ class ResponseBudget:
                 self._cut_off_slowest()
         finally:
             self._relieving = False
+        self._enough = 0
         if self.used > self.limit:
+            self._enough = self.used + self.limit // FULL_GROWTH
             self._become_full()
 
     def _drop_events(self) -> None:
@@ -190,6 +203,8 @@ class ResponseBudget:
             self._look_in(FULL_SECONDS)
 
     def _look_in(self, seconds: float) -> None:
+        if self._stopped:
+            return
         if self._call is not None and self._call.active():
             self._call.reset(seconds)
         else:

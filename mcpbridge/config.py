@@ -140,6 +140,8 @@ EVENT_OVERHEAD = 400
 #: what waits for them are slow; and how often that is looked at.
 SLOW_SECONDS = 5.0
 FULL_SECONDS = 1.0
+#: ... and before that when it has grown by one part in so many of its limit.
+FULL_GROWTH = 64
 #: How long a command of a container engine may take, how much of its output is
 #: read, and how many run at a time for one server.
 ENGINE_COMMAND_SECONDS = 30.0

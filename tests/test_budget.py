@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from mcpbridge.budget import ResponseBudget, Share
-from mcpbridge.config import EVENT_OVERHEAD, FULL_SECONDS, SLOW_SECONDS, TRIM_BYTES
+from mcpbridge.config import EVENT_OVERHEAD, FULL_GROWTH, FULL_SECONDS, SLOW_SECONDS, TRIM_BYTES
 from mcpbridge.errors import EventsGone
 from mcpbridge.protocol.waiting import SMALL_BYTES, Waiter, WaitingRoom
 from mcpbridge.session.events import MemoryEventStore
@@ -45,11 +45,13 @@ class Reader:
         self.world = world
         self.size = self.counted = size
         self.slow = slow
+        self.looks = 0
         self.reasons: list[str] = []
         world.budget.behind(self)
         world.budget.take(size)
 
     def measure(self) -> None:
+        self.looks += 1
         more, self.counted = self.size - self.counted, self.size
         self.world.budget.take(more) if more > 0 else self.world.budget.give_back(-more)
         if not self.size:
@@ -153,6 +155,37 @@ def test_the_slowest_readers_are_cut_off_behind_the_events() -> None:
     assert not last.reasons
     assert not world.budget.full
     world.budget.stop()
+
+
+def test_a_full_budget_does_not_look_at_all_clients_for_each_message() -> None:
+    """With thousands of them everybody would wait for that: FULL_GROWTH."""
+    world: Any = World()
+    readers: list[Any] = [Reader(world, 200_000) for _ in range(6)]
+    looks = readers[0].looks
+    log = world.store.open("a")
+    for number in range(100):
+        log.append("1", number + 1, b"x" * 100)
+    assert readers[0].looks == looks + 100 * (100 + EVENT_OVERHEAD) // (LIMIT // FULL_GROWTH)
+    # But at what comes when there was room again.
+    log.close()
+    for each in readers:
+        each.size = 0
+        each.measure()
+    Reader(world, LIMIT)
+    log.append("1", 101, b"x")
+    assert len(log) == 0
+    world.budget.stop()
+
+
+def test_after_its_stop_nothing_is_looked_at() -> None:
+    """Connections close after that: what they give back must not start a timer."""
+    world: Any = World()
+    reader = Reader(world, LIMIT + 1)
+    world.budget.stop()
+    reader.size = 0
+    reader.measure()
+    Reader(world, LIMIT + 1)
+    assert world.clock.getDelayedCalls() == []
 
 
 def test_nobody_is_cut_off_who_reads() -> None:
