@@ -38,6 +38,13 @@ class Instant(Legacy):
             self.receiver.messages_received([answer(message["id"], {})])
 
 
+class Broken(Legacy):
+    """One that does not answer, and whose launcher has a defect."""
+
+    def resume(self) -> None:
+        raise RuntimeError("a defect")
+
+
 class Site:
     """A site before a server of the older kind."""
 
@@ -74,6 +81,11 @@ class Site:
 
     def ask(self, channel: Any, **headers: str) -> None:
         """A request, and its answer."""
+        self.send(channel, **headers)
+        assert channel.transport.value().startswith(b"HTTP/1.1 200")
+
+    def send(self, channel: Any, **headers: str) -> None:
+        """A request."""
         body = asking()
         given = {**USUAL, "Mcp-Method": "x", "Content-Length": str(len(body)), **headers}
         lines = [f"{name.replace('_', '-')}: {value}" for name, value in given.items()]
@@ -81,7 +93,6 @@ class Site:
         channel.transport.clear()
         channel.dataReceived(head.encode("ascii") + b"\r\n\r\n" + body)
         self.clock.advance(0)
-        assert channel.transport.value().startswith(b"HTTP/1.1 200")
 
     @property
     def started(self) -> int:
@@ -106,6 +117,33 @@ def test_one_process_for_a_connection_until_it_is_lost(front: bool) -> None:
     # From the same address and port.
     site.ask(site.connect())
     assert (site.started, site.running) == (3, 2)
+
+
+def test_a_connection_is_gone_whatever_fails_then(logged_failures: list[Any]) -> None:
+    """Otherwise it would be counted for ever, and the bridge wait for it when it stops."""
+    site = Site(front=True)
+    site.launcher.kind = Broken
+    channel = site.connect()
+    site.send(channel)
+    closed: list[None] = []
+    site.site.close_connections().addCallback(closed.append)
+    channel.connectionLost(CLEANLY)
+    assert (closed, site.site.channels) == ([None], set())
+    assert [each.type for each in logged_failures] == [RuntimeError]
+
+
+def test_processes_end_whatever_fails_at_the_stop(logged_failures: list[Any]) -> None:
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    site = Site(front=True)
+    channel = site.connect()
+    site.ask(channel)
+    site.server.stateless.stop = fail  # type: ignore[method-assign]
+    site.server.stop()
+    assert site.running == 0
+    assert [each.type for each in logged_failures] == [RuntimeError]
+    channel.connectionLost(CLEANLY)
 
 
 def test_both_ways_of_one_connection_are_one() -> None:

@@ -157,6 +157,17 @@ def test_a_connection_whose_request_fails_is_ended_and_no_other(
     assert [each.type for each in logged_failures] == [RuntimeError]
 
 
+def test_turns_go_on_where_a_connection_cannot_even_be_ended(logged_failures: list[Any]) -> None:
+    def fail() -> None:
+        raise ValueError("another defect")
+
+    clock, log, (bad, _) = a_queue(0.0, 1, 1)
+    bad.takes, bad.fail = -1.0, fail  # type: ignore[method-assign]
+    clock.advance(0)
+    assert "".join(log) == "|ab"
+    assert [each.type for each in logged_failures] == [RuntimeError, ValueError]
+
+
 def test_who_leaves_the_queue_leaves_no_call_behind() -> None:
     clock, _, (one, other) = a_queue(0.0, 1, 1)
     one.turns.leave(one)

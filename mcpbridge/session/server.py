@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import ServerSettings, share_of
 from mcpbridge.errors import MessageTooLarge, TooComplex, TooManySessions, UnknownSession
+from mcpbridge.guard import guarded
 from mcpbridge.protocol.envelope import read_message, split_batch
 from mcpbridge.protocol.large import read_array, read_large
 from mcpbridge.session.eras import Eras
@@ -215,7 +216,8 @@ class Server:
     def stop(self) -> Deferred[Any]:
         """End all sessions; fires when nothing of them is left."""
         self.pool.stopping = True
-        self.stateless.stop()
+        # Whatever fails here: the processes end.
+        guarded(self.log, "telling who listens that the bridge stops", self.stateless.stop)
         return self.pool.stop()
 
 

@@ -307,12 +307,16 @@ class BridgeChannel(WatchedChannel):
         looking, self._looking = self._looking, None
         if looking is not None:
             looking.cancel()
-        if self._admitted:
-            self.site.closed(self)
-        super().connectionLost(reason)
-        # The requests have been told: what is kept for the next one is not needed.
-        if self._client_connection is not None:
-            self._client_connection.lose()
+        try:
+            super().connectionLost(reason)
+            # The requests have been told: what is kept for the next one is not needed.
+            if self._client_connection is not None:
+                self._client_connection.lose()
+        finally:
+            # Last of all, and whatever has failed: with the last connection the
+            # stop of the bridge goes on.
+            if self._admitted:
+                self.site.closed(self)
 
     def client_connection(self) -> ClientConnection | None:
         """

@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from mcpbridge.config import COMMIT_SECONDS
+from mcpbridge.guard import guarded
 from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.transports import prompt_descriptor, write_at_once
 from mcpbridge.web.channel import BridgeChannel
@@ -94,7 +95,7 @@ class PlainChannel(BridgeChannel):
             commit.cancel()
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            waiting.detach()
+            guarded(self.log, "giving up a request", waiting.detach)
         super().connectionLost(reason)
 
     def _in_body(self) -> bool:

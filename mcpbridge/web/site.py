@@ -21,6 +21,7 @@ from twisted.web.server import Site
 
 from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import IDLE_SECONDS, BridgeSettings, share_of
+from mcpbridge.guard import guarded
 from mcpbridge.session.shares import Shares
 from mcpbridge.web.channel import BridgeChannel
 from mcpbridge.web.clients import ClientAddresses
@@ -157,13 +158,13 @@ class BridgeSite(Site):
         emptied = self._emptied = Deferred()
         self._patience = self.clock.callLater(CLOSE_SECONDS, self._abort_all)
         for channel in list(self.channels):
-            channel.loseConnection()
+            guarded(self.log_lines, "closing a connection", channel.loseConnection)
         return emptied
 
     def _abort_all(self) -> None:
         self._patience = self.clock.callLater(CLOSE_SECONDS, self._abort_all)
         for channel in list(self.channels):
-            channel.transport.abortConnection()
+            guarded(self.log_lines, "closing a connection", channel.transport.abortConnection)
 
     def log(self, request: Any) -> None:
         """

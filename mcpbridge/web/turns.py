@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mcpbridge.config import SLICE_REQUESTS, SLICE_SECONDS, TURN_SECONDS
+from mcpbridge.guard import guarded
 
 
 class Turn(Protocol):
@@ -94,16 +95,18 @@ class Turns:
         self._call = None
         self._running = True
         ends = self._seconds() + TURN_SECONDS
-        while self._waiting:
-            connection, _ = self._waiting.popitem(last=False)
-            try:
-                connection.serve_slice()
-            except Exception:
-                # As the reactor does with a connection whose `dataReceived` raises.
-                self.log.failure("serving a pipelined request failed", Failure())
-                connection.fail()
-            if self._seconds() >= ends:
-                break
-        self._running = False
-        if self._waiting:
-            self._call = self._clock.callLater(0, self._run)
+        try:
+            while self._waiting:
+                connection, _ = self._waiting.popitem(last=False)
+                try:
+                    connection.serve_slice()
+                except Exception:
+                    # As the reactor does with a connection whose `dataReceived` raises.
+                    self.log.failure("serving a pipelined request failed", Failure())
+                    guarded(self.log, "ending a connection", connection.fail)
+                if self._seconds() >= ends:
+                    break
+        finally:
+            self._running = False
+            if self._waiting:
+                self._call = self._clock.callLater(0, self._run)
