@@ -258,6 +258,25 @@ def test_what_is_not_taken_counts(front: bool, end: str) -> None:
     assert not budget._readers
 
 
+@both
+def test_an_answer_counts_for_its_own_session_alone(front: bool) -> None:
+    """The next one on the connection may be another session's, or nobody's."""
+    world: Any = World(front=front)
+    told: list[str] = []
+    world.face.share = Share(100, lambda: told.append("pause"), lambda: told.append("resume"))
+    budget = world.site.responses = ResponseBudget(1000, world.clock)
+    world.channel.dataReceived(call(1))
+    world.say(answer(1))
+    assert answered(world) == [1]
+    world.transport.dataBuffer = b"x" * 700
+    world.channel.dataReceived(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (budget.used, world.face.share.used, told) == (700, 0, [])
+    # Nor is a session that has ended kept by a connection that is open.
+    assert world.channel.share is None
+    world.transport.dataBuffer = b""
+    world.channel.connectionLost()
+
+
 def test_only_what_has_arrived_of_a_body_counts() -> None:
     """Who announces much, and sends little, takes no room from anybody."""
     world = World(front=True, budget=2000)

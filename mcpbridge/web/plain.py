@@ -266,6 +266,7 @@ class PlainChannel(BridgeChannel):
         if self._working:
             self._done()
         self._write(answer)
+        self.share = None
         self._go_on()
 
     def _hand_over(self) -> None:

@@ -48,7 +48,7 @@ class WatchedChannel(HTTPChannel):
     #: Looks whether the client takes its answers; made when one waits for it.
     _reader: ClientWatch | None = None
     _gone = False
-    #: What the session of the last answer may hold; None where there is none.
+    #: What the session of this answer may hold; None where there is none.
     share: Share | None = None
     #: What of the answers is counted; since when, and what the client had taken then.
     _counted = 0
@@ -61,6 +61,8 @@ class WatchedChannel(HTTPChannel):
         size = request.sentLength
         super().requestDone(request)
         self._answer_waits(size)
+        # What waits goes on to count there; the next answer may be nobody's.
+        self.share = None
 
     def pauseProducing(self) -> None:
         """More is written than the client takes."""
