@@ -5,6 +5,7 @@ The guardian as a process: what it outlives, and what it cleans up.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -316,3 +317,21 @@ def test_a_line_has_a_bound() -> None:
     assert len(records._partial) <= guardian.LINE_BYTES
     records.receive(b"\n" + order({"add": ONE}))
     assert records.all() == [ONE]
+
+
+def test_what_cannot_be_counted_is_killed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is out of files or memory, say, of which the bridge has died."""
+
+    def no_files(base: int) -> list[Any]:
+        raise OSError(errno.ENFILE, "Too many open files in system")
+
+    killed: list[int] = []
+
+    def kill_all(base: int) -> int:
+        killed.append(base)
+        return 0
+
+    monkeypatch.setattr(guardian, "find_tagged", no_files)
+    monkeypatch.setattr(guardian, "kill_all", kill_all)
+    report = guardian.clean_up(BASE, [])
+    assert (killed, report["processes"], report["left"]) == ([BASE], 0, 0)

@@ -178,9 +178,14 @@ def kill_all(base: int) -> int:
 
 
 def count_tagged(base: int) -> int:
-    """How many processes of sessions carry a tag of this base and live."""
-    # `base` itself is the tag of the bridge's guardian.
-    return sum(not each.zombie and each.tag != base for each in find_tagged(base))
+    """How many processes of sessions carry a tag of this base and live, as far as is seen."""
+    try:
+        # `base` itself is the tag of the bridge's guardian.
+        return sum(not each.zombie and each.tag != base for each in find_tagged(base))
+    except OSError:
+        # This is for the report alone, and must keep nothing from being killed:
+        # the bridge may have died of what the system lacks.
+        return 0
 
 
 def start_time(pid: int) -> int | None:
