@@ -165,6 +165,8 @@ CONTAINER_STOP_SECONDS = 10.0
 #: microsecond for each, so all of them together take a tenth of the time at most.
 IDLE_CANDIDATES = 64
 IDLE_LOOK_SECONDS = 0.00001
+#: How long a connection that gives way may take to close; it is not counted meanwhile.
+GIVE_WAY_SECONDS = 1.0
 #: Of how many addresses, those with most connections first, one is looked for.
 IDLE_ADDRESSES = 8
 

@@ -11,7 +11,13 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from mcpbridge.config import COMPLAIN_SECONDS, IDLE_CANDIDATES, IDLE_LOOK_SECONDS, IDLE_SECONDS
+from mcpbridge.config import (
+    COMPLAIN_SECONDS,
+    GIVE_WAY_SECONDS,
+    IDLE_CANDIDATES,
+    IDLE_LOOK_SECONDS,
+    IDLE_SECONDS,
+)
 from mcpbridge.web import channel
 from mcpbridge.web.clients import Peer
 from mcpbridge.web.connections import Connections
@@ -220,3 +226,20 @@ def test_a_connection_is_idle_since_it_was_heard_last(
     assert world.channel.give_way()
     assert world.seen()[1]
     world.channel.connectionLost()
+
+
+@both
+def test_who_gives_way_does_so_soon(front: bool, log_lines: list[str]) -> None:
+    """GIVE_WAY_SECONDS: over TLS a client that does not close as well would stay, uncounted."""
+    world = World(front=front)
+    aborted: list[float] = []
+    world.transport.abortConnection = lambda: aborted.append(  # type: ignore[method-assign]
+        world.clock.seconds()
+    )
+    log_lines.clear()
+    assert world.channel.give_way()
+    world.clock.advance(GIVE_WAY_SECONDS)
+    assert aborted == [GIVE_WAY_SECONDS]
+    assert log_lines == []
+    world.channel.connectionLost()
+    assert not world.calls_of_connection()

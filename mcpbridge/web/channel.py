@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config import (
     DRAIN_BYTES,
     DRAIN_SECONDS,
+    GIVE_WAY_SECONDS,
     HEAD_SECONDS,
     LEFT_SECONDS,
     PIPELINED_BYTES,
@@ -294,10 +295,15 @@ class BridgeChannel(WatchedChannel):
         if unsent(self.transport):
             return False
         self.setTimeout(None)
-        # TLS waits for its peer to close as well.
-        self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
+        # TLS waits for its peer to close as well, and another connection has the place.
+        self._abortingCall = self.site.clock.callLater(GIVE_WAY_SECONDS, self._make_way)
         self.loseConnection()
         return True
+
+    def _make_way(self) -> None:
+        """Without a line in the log: that would be one for each connection of a flood."""
+        self._abortingCall = None
+        self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
         """Gone: stop the clocks."""
