@@ -16,7 +16,14 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from mcpbridge.config import COMPLAIN_SECONDS, FULL_GROWTH, FULL_SECONDS, SLOW_SECONDS, TRIM_BYTES
+from mcpbridge.config import (
+    COMPLAIN_SECONDS,
+    EVENTS_DROPPED,
+    FULL_GROWTH,
+    FULL_SECONDS,
+    SLOW_SECONDS,
+    TRIM_BYTES,
+)
 
 
 class EventLog(Protocol):
@@ -165,10 +172,13 @@ class ResponseBudget:
             self._become_full()
 
     def _drop_events(self) -> None:
-        """Some more than need be: to look for the oldest means to look at all logs."""
+        """
+        Some more than need be, for to look for the oldest means to look at all
+        logs; but not many, for small ones are dropped one by one, at 4 µs each.
+        """
         oldest = [(age, n, log) for n, log in enumerate(self._logs) if (age := log.age())]
         heapq.heapify(oldest)
-        enough = self.limit - self.limit // 8
+        enough = self.limit - self.limit // EVENTS_DROPPED
         while oldest and self.used > enough:
             _, number, log = oldest[0]
             log.drop_oldest()

@@ -136,6 +136,8 @@ SESSION_SHARE = 8
 SMALL_BYTES = 64 * 1024
 #: What an event that is kept takes beside its text, about.
 EVENT_OVERHEAD = 400
+#: Which part of `max_response_bytes` is made free at a time where events give way.
+EVENTS_DROPPED = 256
 #: While `max_response_bytes` is reached, clients that will need longer than this to take
 #: what waits for them are slow; and how often that is looked at.
 SLOW_SECONDS = 5.0

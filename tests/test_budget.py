@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from mcpbridge.budget import ResponseBudget, Share
-from mcpbridge.config import EVENT_OVERHEAD, FULL_GROWTH, FULL_SECONDS, SLOW_SECONDS, TRIM_BYTES
+from mcpbridge.config import (
+    EVENT_OVERHEAD,
+    EVENTS_DROPPED,
+    FULL_GROWTH,
+    FULL_SECONDS,
+    SLOW_SECONDS,
+    TRIM_BYTES,
+)
 from mcpbridge.errors import EventsGone
 from mcpbridge.protocol.waiting import SMALL_BYTES, Waiter, WaitingRoom
 from mcpbridge.session.events import MemoryEventStore
@@ -99,12 +106,14 @@ def test_the_oldest_events_of_all_sessions_give_way() -> None:
     gone.append("1", 2, b"x" * 300_000)
     other.append("1", 2, b"x" * 300_000)
     assert world.budget.used <= LIMIT
+    other.append("1", 3, b"x" * 300_000)
+    assert world.budget.used <= LIMIT
     with pytest.raises(EventsGone):
         gone.after("1", 0)
     assert [number for number, _ in gone.after("1", 1)] == [2]
     with pytest.raises(EventsGone):
         other.after("1", 0)
-    assert [number for number, _ in other.after("1", 1)] == [2]
+    assert [number for number, _ in other.after("1", 1)] == [2, 3]
     assert not world.budget.full
     gone.close()
     other.close()
@@ -155,6 +164,21 @@ def test_the_slowest_readers_are_cut_off_behind_the_events() -> None:
     assert not last.reasons
     assert not world.budget.full
     world.budget.stop()
+
+
+def test_few_events_give_way_at_a_time() -> None:
+    """EVENTS_DROPPED: everybody waits while they do, and there may be half a million."""
+    world: Any = World(100 * 1000 * (EVENT_OVERHEAD + 100))
+    logs = [world.store.open(str(number)) for number in range(200)]
+    for number in range(1, 501):
+        for log in logs:
+            log.append("1", number, b"x" * 100)
+    assert sum(map(len, logs)) == 100 * 1000
+    logs[0].append("2", 1, b"x" * 100)
+    assert 0 < 100 * 1000 + 1 - sum(map(len, logs)) <= 100 * 1000 // EVENTS_DROPPED + 2
+    for log in logs:
+        log.close()
+    world.end()
 
 
 def test_a_full_budget_does_not_look_at_all_clients_for_each_message() -> None:
