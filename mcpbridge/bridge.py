@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
 from mcpbridge.backend.chain import PythonShim, find_chain
-from mcpbridge.backend.keeper import Keeper
+from mcpbridge.backend.keeper import END_SECONDS, Keeper
 from mcpbridge.backend.launcher import LocalLauncher
 from mcpbridge.backend.machine import shortcomings
 from mcpbridge.backend.records import MarkedProcess, Records
@@ -253,7 +253,8 @@ class Bridge(Service):
     def stopService(self) -> Deferred[Any]:
         """
         Stop to listen, end all sessions; fires when nothing of them is left,
-        or when the graces of all servers and `STOP_SLACK_SECONDS` are over.
+        or when the graces of all servers and `STOP_SLACK_SECONDS` are over, and
+        the guardian has ended.
         """
         super().stopService()
         if self._reporting is not None:
@@ -264,7 +265,7 @@ class Bridge(Service):
         if self._site is not None:
             closed.append(self._site.close_connections())
         done: Deferred[None] = Deferred()
-        patience = self._clock.callLater(self.longest_stop(), self._give_up, done)
+        patience = self._clock.callLater(self._longest_end(), self._give_up, done)
 
         def all_ended(_: object) -> None:
             if patience.active():
@@ -283,6 +284,12 @@ class Bridge(Service):
 
     def longest_stop(self) -> float:
         """How many seconds `stopService` takes at most."""
+        # Connections are closed meanwhile, the guardian ends after that.
+        local = any(isinstance(each, LocalLauncher) for _, each in self._launchers)
+        return self._longest_end() + (END_SECONDS if local else 0.0)
+
+    def _longest_end(self) -> float:
+        """How many seconds the end of all sessions may take."""
         graces = [each.stop_grace + each.kill_grace for each in self.settings.servers]
         slack = STOP_SLACK_SECONDS
         if any(

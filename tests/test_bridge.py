@@ -22,6 +22,7 @@ from zope.interface.verify import verifyObject
 
 from mcpbridge import Bridge, BridgeSettings, ServerSettings
 from mcpbridge.backend import machine
+from mcpbridge.backend.keeper import END_SECONDS
 from mcpbridge.config import BACKLOG, STOP_SLACK_SECONDS
 from mcpbridge.errors import CannotListen, SettingError
 from mcpbridge.testing import FakeBackend, FakeLauncher
@@ -453,6 +454,15 @@ async def test_stop_gives_up_on_what_cannot_be_ended(
     assert "1 sessions could not be ended" in log_lines
     await client.events.ended
     launcher.backends[0].stopped.callback(None)
+
+
+def test_the_longest_stop_has_the_end_of_the_guardian_in_it(running_reactor: Any) -> None:
+    """The log names it to whoever is impatient."""
+    each = ServerSettings(command="x", stop_grace=1.0, kill_grace=2.0)
+    settings = BridgeSettings(servers=(each,), listen=())
+    assert Bridge(settings, running_reactor).longest_stop() == 3 + STOP_SLACK_SECONDS + END_SECONDS
+    other = Bridge(settings, running_reactor, launcher=FakeLauncher())
+    assert other.longest_stop() == 3 + STOP_SLACK_SECONDS
 
 
 @pytest_twisted.ensureDeferred

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mcpbridge.backend import launcher as module
+from mcpbridge.backend.keeper import END_SECONDS
 from mcpbridge.backend.launcher import LocalLauncher
 from mcpbridge.backend.tree import Sweeper
 from mcpbridge.bridge import Bridge
@@ -154,4 +155,4 @@ def test_the_stop_of_the_bridge_leaves_time_for_the_engine(command: str) -> None
     server = ServerSettings(command=command, args=("run", "-i", "x"), stop_grace=1, kill_grace=2)
     bridge = Bridge(BridgeSettings(servers=(server,), listen=()), FakeReactor())
     extra = CONTAINER_STOP_SECONDS if command == "docker" else 0
-    assert bridge.longest_stop() == 3 + STOP_SLACK_SECONDS + extra
+    assert bridge.longest_stop() == 3 + STOP_SLACK_SECONDS + extra + END_SECONDS
