@@ -426,6 +426,8 @@ def test_dead_bridges_are_cleaned_up_after_one_by_one(
         b"",
         b'{"ready": true}\n',
         b"Traceback\n",
+        b"null\n",
+        b'{"left": 0}\n',
         b'{"processes": 1, "left": 1, "containers": 0, "errors": []}\n',
         b'{"processes": 1, "left": 0, "containers": 0, "errors": ["docker: away"]}\n',
     ],
@@ -476,7 +478,10 @@ def test_a_process_that_cannot_be_started(
     assert stopped == [None]
 
 
-def test_the_stop_ends_a_cleaning(folder: str, machine: Machine, log_lines: list[str]) -> None:
+@pytest.mark.parametrize("output", [b"", b"null\n", b'{"left": 0}\n'])
+def test_the_stop_ends_a_cleaning(
+    folder: str, machine: Machine, log_lines: list[str], output: bytes
+) -> None:
     """The file stays, and nothing more begins."""
     dead_bridge(folder)
     dead_bridge(folder, BASE + TAGS)
@@ -486,7 +491,7 @@ def test_the_stop_ends_a_cleaning(folder: str, machine: Machine, log_lines: list
     recovery.stop().addCallback(stopped.append)
     [spawned] = machine.spawned
     assert (spawned.killed, stopped) == (True, [])
-    spawned.end()
+    spawned.end(output)
     assert stopped == [None]
     assert len(machine.spawned) == 1
     assert len(bases(folder)) == 2

@@ -38,6 +38,8 @@ from mcpbridge.guard import guarded
 SAVE_SECONDS = 1.0
 #: No more of what a guardian reports is kept.
 REPORT_BYTES = 64 * 1024
+#: What a report says.
+_REPORTED = {"processes", "left", "containers", "errors"}
 
 
 class Journal:
@@ -137,8 +139,10 @@ class Cleaner(ProcessProtocol):
         try:
             report = json.loads(self._output.splitlines()[-1])
         except (IndexError, ValueError):
-            report = {}
-        self.done.callback(report if "left" in report else None)
+            report = None
+        # The files may be of another version by now: what is no report is none.
+        whole = isinstance(report, dict) and report.keys() >= _REPORTED
+        self.done.callback(report if whole else None)
 
     def kill(self) -> None:
         """It takes too long, or the bridge stops: the file stays for the next start."""
