@@ -552,6 +552,24 @@ def test_who_asks_is_answered_whatever_fails(
     assert answers[1:] == [[]]
 
 
+def test_looks_go_on_where_one_for_adopted_processes_fails(
+    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, logged_failures: list[Any]
+) -> None:
+    sweeper, clock = found_table.sweeper, found_table.clock
+    monkeypatch.setattr(procfs, "own_children", lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Marks, "tags", no_descriptors)
+        sweeper.leader_started(7, 101)
+        clock.advance(REAP_SECONDS)
+        clock.advance(0)
+    assert [each.type for each in logged_failures] == [OSError]
+    answers: list[Any] = []
+    sweeper.look(101).addCallback(answers.append)
+    clock.advance(SWEEP_SECONDS)
+    assert answers == [[]]
+    sweeper.leader_exited(7)
+
+
 @linux
 def test_what_cannot_be_signalled_is_said_once(
     found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]

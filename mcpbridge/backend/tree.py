@@ -304,9 +304,15 @@ class Sweeper:
             self._call = self._clock.callLater(delay, self._read_for_zombies)
 
     def _read_for_zombies(self) -> None:
-        reading = procfs.read_table(
-            self.base, (), self.leaders, self._marks.tags(), self._since(set())
-        )
+        try:
+            reading = procfs.read_table(
+                self.base, (), self.leaders, self._marks.tags(), self._since(set())
+            )
+        except Exception as error:
+            # Whoever asks meanwhile waits for the end of this.
+            self._answer({}, error, 0.0)
+            self.log.failure("looking for adopted processes failed")
+            return
         self._read_on(reading, {}, 0.0)
 
 
