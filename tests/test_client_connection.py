@@ -10,7 +10,7 @@ from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from mcpbridge.config import BridgeSettings, ServerSettings
+from mcpbridge.config import CANCEL_SECONDS, BridgeSettings, ServerSettings
 from mcpbridge.session.events import MemoryEventStore
 from mcpbridge.session.server import Server
 from mcpbridge.testing import CLEANLY
@@ -130,6 +130,9 @@ def test_a_connection_is_gone_whatever_fails_then(logged_failures: list[Any]) ->
     channel.connectionLost(CLEANLY)
     assert (closed, site.site.channels) == ([None], set())
     assert [each.type for each in logged_failures] == [RuntimeError]
+    # Nor is its process, which does not answer, kept for a client that has gone.
+    site.clock.advance(CANCEL_SECONDS)
+    assert (site.started, site.running) == (1, 0)
 
 
 def test_processes_end_whatever_fails_at_the_stop(logged_failures: list[Any]) -> None:

@@ -255,7 +255,7 @@ class LeasedProcess:
     def cancel(self, exchange: Exchange) -> None:
         """The client has gone."""
         if exchange is self.exchange:
-            self.session.resume_backend()
+            guarded(self.log, "reading a backend again", self.session.resume_backend)
             self.give_up("the client has gone")
 
     def pause(self, exchange: Exchange) -> None:
