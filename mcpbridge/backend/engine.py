@@ -120,11 +120,7 @@ class ServerContainers:
             Containers(
                 engine=tuple(self.command.engine_line(program)),
                 filter=f"label={BRIDGE_LABEL}={self._bridge_id}",
-                environment=tuple(
-                    sorted(
-                        each for each in self._environment.items() if each[0] in ENGINE_VARIABLES
-                    )
-                ),
+                environment=self._told_environment,
             ),
         )
         return container
