@@ -245,9 +245,15 @@ def bridged(suite: Suite, folder: Path, options: Sequence[str]) -> Iterator[str]
 
 
 def config(suite: Suite, folder: Path, mark: str) -> Path:
-    """A configuration file with the suite's server, started ahead, which no option can say."""
+    """
+    A configuration file with the suite's server, started ahead, which no option can say.
+
+    The suite is one caller with many connections, and listens on one of them
+    for what it changes on another: that takes a server of one identity.
+    """
     command, *args = suite.backend()
     server = {"command": command, "args": args, "env": {MARK: mark}, "base_uri": "", "warm": 2}
+    server["reuse"] = "identity"
     file = folder / "bridge.json"
     file.write_text(json.dumps({"mcpServers": {"conformance": server}}))
     return file
