@@ -106,6 +106,8 @@ HELD_BYTES = 64 * 1024
 #: How much output that nobody reads is taken from a backend in a second; then it is
 #: paused for the rest of that second.
 UNREAD_BYTES_PER_SECOND = MIB
+#: How many times as much stderr is taken while a client reads, who may wait for an answer.
+ATTENDED_FACTOR = 8
 #: How many processes that are not in use may be ended to make room for one.
 ROOM_TRIES = 8
 #: How long a legacy backend's questions are collected before the client gets them.

@@ -15,7 +15,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from mcpbridge.config import LAUNCH_SECONDS, UNREAD_BYTES_PER_SECOND, ServerSettings
+from mcpbridge.config import (
+    ATTENDED_FACTOR,
+    LAUNCH_SECONDS,
+    UNREAD_BYTES_PER_SECOND,
+    ServerSettings,
+)
 from mcpbridge.errors import (
     BackendBusy,
     BackendFailed,
@@ -377,6 +382,14 @@ def test_a_backend_that_floods_while_nobody_reads_is_paused() -> None:
 
 def test_a_flood_of_stderr_that_no_client_gets_is_paused() -> None:
     made = Made(stderr_notifications=False)
+    # Who reads may wait for an answer behind it: ATTENDED_FACTOR.
+    made.session.diagnostics_received([FLOOD])
+    assert made.order == []
+    made.session.diagnostics_received([FLOOD] * ATTENDED_FACTOR)
+    assert made.order == ["pause"]
+    made.clock.advance(WINDOW_SECONDS)
+    made.stream.has_reader = False
+    made.order.clear()
     made.session.diagnostics_received([FLOOD])
     assert made.order == ["pause"]
     assert made.stream.lines == []

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from mcpbridge.config import STDERR_TAIL_CHARS, STDERR_TAIL_LINES, ServerSettings
+from mcpbridge.config import ATTENDED_FACTOR, STDERR_TAIL_CHARS, STDERR_TAIL_LINES, ServerSettings
 from mcpbridge.errors import BackendBusy, MessageRefused, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
@@ -256,11 +256,11 @@ class Session:
         if self.throttle is None or not self.throttle.pausing:
             self.backend.resume()
 
-    def _thrown_away(self, lines: list[bytes]) -> None:
-        """Nobody has read these lines: not too many of them in a second."""
+    def _thrown_away(self, size: int) -> None:
+        """Nobody has read so many bytes: not too many of them in a second."""
         if self.throttle is None:
             self.throttle = Throttle(self.clock, self._throttled, self._unthrottled)
-        self.throttle.thrown_away(sum(map(len, lines)))
+        self.throttle.thrown_away(size)
 
     def _throttled(self) -> None:
         self.backend.pause()
@@ -289,7 +289,7 @@ class Session:
         if not self.receiving:
             return
         if not self.stream.has_reader:
-            self._thrown_away(lines)
+            self._thrown_away(sum(map(len, lines)))
         if self.dialect is not None:
             lines = self.dialect.received(lines)
         self._pass_on(lines)
@@ -320,7 +320,8 @@ class Session:
         if self.stderr_notifications and self.stream.has_reader:
             self._send([stderr_message(line) for line in lines])
         else:
-            self._thrown_away(lines)
+            size = sum(map(len, lines))
+            self._thrown_away(size // ATTENDED_FACTOR if self.stream.has_reader else size)
 
     def input_closed(self, reason: str) -> None:
         """The backend takes nothing more."""
