@@ -10,8 +10,9 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from mcpbridge.config import COLLECT_SECONDS, COMPLAIN_SECONDS
+from mcpbridge.config import CANCEL_SECONDS, COLLECT_SECONDS, COMPLAIN_SECONDS
 from mcpbridge.errors import ServerBusy
+from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.shares import Shares
 from tests import fakes
 from tests.test_front import LIMIT, World, post
@@ -252,5 +253,74 @@ def test_a_parked_call_counts_until_its_process_is_free() -> None:
     world.run()
     assert again.refusal is None
     world.run(world.settings.input_timeout)
+    assert len(world.shares) == 0
+    world.end()
+
+
+def test_a_process_counts_for_who_left_while_it_started() -> None:
+    world = fakes.World(fakes.Legacy, limit=4)
+    world.launcher.mute = True
+    for _ in range(3):
+        world.client = "a"
+        for call in [world.call("a") for _ in range(4)]:
+            world.run()
+            call.leave()
+    assert len(world.live) == 2
+    world.launcher.mute = False
+    world.client = "b"
+    other = world.call("b")
+    world.run()
+    assert other.result["token"] == "b"
+    world.run(world.settings.start_timeout)
+    world.run(fakes.Legacy.stop_seconds)
+    assert len(world.shares) == 0
+    world.end()
+
+
+@pytest.mark.parametrize("reuse", ["identity", "connection", "never"])
+def test_a_process_counts_until_it_has_given_its_request_up_or_is_gone(reuse: str) -> None:
+    world = fakes.World(fakes.Legacy, limit=4, reuse=reuse)
+    world.client = "a"
+    calls = [world.call("a", "wait", connection=ClientConnection()) for _ in range(2)]
+    world.run()
+    for each in world.backends:
+        each.polite = False
+    for each in calls:
+        each.leave()
+    world.run()
+    assert isinstance(world.call("a").refusal, ServerBusy)
+    world.run(CANCEL_SECONDS)
+    assert isinstance(world.call("a").refusal, ServerBusy)
+    world.run(fakes.Legacy.stop_seconds)
+    assert (world.live, len(world.shares)) == ([], 0)
+    world.end()
+
+
+def test_a_process_that_is_free_does_not_count_and_one_that_ends_for_its_connection_does() -> None:
+    world = fakes.World(fakes.Legacy, limit=4, reuse="connection")
+    world.client = "a"
+    connections = [ClientConnection() for _ in range(2)]
+    for connection in connections:
+        call = world.call("a", connection=connection)
+        world.run()
+        assert call.result["token"] == "a"
+    assert len(world.shares) == 0
+    for connection in connections:
+        connection.lose()
+    assert isinstance(world.call("a").refusal, ServerBusy)
+    world.run(fakes.Legacy.stop_seconds)
+    assert (world.live, len(world.shares)) == ([], 0)
+    world.end()
+
+
+def test_a_retry_counts_once() -> None:
+    world = fakes.World(fakes.Legacy, limit=6)
+    world.client = "a"
+    asked = world.call("x", "ask")
+    world.run(COLLECT_SECONDS)
+    again = asked.retry("x")
+    assert world.shares.taken("a") == 1
+    world.run()
+    assert again.result["given"] == "x"
     assert len(world.shares) == 0
     world.end()

@@ -41,7 +41,7 @@ from mcpbridge.session.exchange import (
     backend_failed,
 )
 from mcpbridge.session.session import Session
-from mcpbridge.session.shares import Claim
+from mcpbridge.session.shares import Claim, Hold
 
 #: How many subscriptions of a process may be unanswered.
 SUBSCRIBED_AT_ONCE = 16
@@ -76,9 +76,16 @@ class LeasedProcess:
     log = Logger()
 
     def __init__(
-        self, session: Session, first: ModernRequest, settings: ServerSettings, owner: Owner
+        self,
+        session: Session,
+        first: ModernRequest,
+        settings: ServerSettings,
+        owner: Owner,
+        counts: Hold | None = None,
     ) -> None:
         self.session = session
+        #: Whose share it counts against while it is not free.
+        self.counts = counts or Hold()
         self.conversation = LegacyConversation(first.capabilities, first.client_info, __version__)
         self.upkeep = Upkeep(session, settings)
         self.exchange: Exchange | None = None

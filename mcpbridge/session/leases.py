@@ -41,6 +41,7 @@ from mcpbridge.session.parking import Parking
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra
+from mcpbridge.session.shares import Claim, Hold
 
 
 class Leases:
@@ -86,6 +87,7 @@ class Leases:
         if request.method in MAY_ASK and (state := presented(request)) is not None:
             process = self._parking.find(exchange, state)
             if not exchange.over:
+                process.counts.take(exchange.claim)
                 process.go_on(exchange)
                 self._went_on(process, kind)
             return
@@ -95,7 +97,7 @@ class Leases:
                 self._discover(exchange, discovered)
                 return
         listens = read_filter(request.params.get("notifications")) if exchange.listens else None
-        process = await self._lease(kind, request)
+        process = await self._lease(kind, request, exchange.claim)
         try:
             if listens is not None:
                 self._listen(exchange, listens, process)
@@ -138,6 +140,7 @@ class Leases:
         process = self._kept.get(connection)
         if process is not None and not self._group_of[process].listens:
             self._not_free(process)
+            process.counts.again()
             self.returned(process)
 
     # Lending.
@@ -150,11 +153,14 @@ class Leases:
             return exchange.connection
         return object()
 
-    async def _lease(self, kind: Kind, request: ModernRequest) -> LeasedProcess:
+    async def _lease(
+        self, kind: Kind, request: ModernRequest, claim: Claim | None
+    ) -> LeasedProcess:
         place = Place()
         while True:
             process = self._free(kind, request)
             if process is not None:
+                process.counts.take(claim)
                 return process
             other = self._kept.get(kind.scope)
             if other is not None and not self._group_of[other].needs(other):
@@ -163,7 +169,8 @@ class Leases:
                 other.session.life.end("its connection has declared other capabilities")
             try:
                 # A server may take longer to start than its clients wait.
-                return await outlived(self._open(kind, request), self.returned, self._untold)
+                opening = self._open(kind, request, claim)
+                return await outlived(opening, self.returned, self._untold)
             except TooManySessions as error:
                 if not (self._group_of or self._pool.has_leaving()):
                     raise ServerBusy(str(error)) from None
@@ -218,11 +225,17 @@ class Leases:
         if request is not None:
             group.opened(process, request)
 
-    async def _open(self, kind: Kind, request: ModernRequest) -> LeasedProcess:
+    async def _open(
+        self, kind: Kind, request: ModernRequest, claim: Claim | None = None
+    ) -> LeasedProcess:
+        # It counts also when its client has left: it is started for that one.
+        counts = Hold(claim)
         try:
-            process = self._made(await self._pool.take(), kind, request)
-        except BackendFailed as error:
-            self._pool.fail(str(error))
+            process = self._made(await self._pool.take(), kind, request, counts)
+        except BaseException as error:
+            counts.release()
+            if isinstance(error, BackendFailed):
+                self._pool.fail(str(error))
             raise
         try:
             await self._shake_hands(process)
@@ -237,8 +250,11 @@ class Leases:
             group.opened(process, request)
         return process
 
-    def _made(self, session: Session, kind: Kind, request: ModernRequest) -> LeasedProcess:
-        process = LeasedProcess(session, request, self._settings, self)
+    def _made(
+        self, session: Session, kind: Kind, request: ModernRequest, counts: Hold
+    ) -> LeasedProcess:
+        process = LeasedProcess(session, request, self._settings, self, counts)
+        session.gone().addCallback(lambda _: counts.release())
         session.forget = lambda _: process.leave()
         session.stream = process
         self._untouched[process] = kind.untouched(request.client_info)
@@ -306,6 +322,7 @@ class Leases:
     def _keep(self, process: LeasedProcess, group: Group) -> None:
         """It is free, for requests of its kind."""
         group.free.append(process)
+        process.counts.release()
         scope = group.kind.scope
         if isinstance(scope, ClientConnection):
             before = self._kept.get(scope)

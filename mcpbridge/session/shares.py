@@ -89,20 +89,62 @@ class Shares:
 
 
 class Claim:
-    """What an address has of several shares; released twice it counts once."""
+    """What an address has of several shares, once, however many hold it."""
 
-    __slots__ = ("_address", "_amount", "_shares")
+    __slots__ = ("_address", "_amount", "_holders", "_shares")
 
     def __init__(self, shares: Sequence[Shares], address: str, amount: float) -> None:
         self._shares = shares
         self._address = address
         self._amount = amount
+        self._holders = 0
+        self.hold()
+
+    def hold(self) -> None:
+        """Somebody else holds it too; whether or not there is room, where nobody did any more."""
+        if not self._holders:
+            for each in self._shares:
+                each.add(self._address, self._amount)
+        self._holders += 1
 
     def release(self) -> None:
-        """Give it back."""
-        shares, self._shares = self._shares, ()
-        for each in shares:
-            each.give_back(self._address, self._amount)
+        """One of those who hold it lets go; the last one gives it back."""
+        if not self._holders:
+            return
+        self._holders -= 1
+        if not self._holders:
+            for each in self._shares:
+                each.give_back(self._address, self._amount)
+
+
+class Hold:
+    """What a process counts as, from when it is started for a client until it is free or gone."""
+
+    __slots__ = ("_claim", "_held")
+
+    def __init__(self, claim: Claim | None = None) -> None:
+        self._claim: Claim | None = None
+        self._held = False
+        self.take(claim)
+
+    def take(self, claim: Claim | None) -> None:
+        """It is there for who has this claim; None: it does not count."""
+        if claim is not None:
+            claim.hold()
+        self.release()
+        self._claim, self._held = claim, claim is not None
+
+    def release(self) -> None:
+        """It is free, or gone."""
+        if self._held and self._claim is not None:
+            self._held = False
+            self._claim.release()
+
+    def again(self) -> None:
+        """It is free no more, and nobody else has it."""
+        if self._claim is not None and not self._held:
+            self._held = True
+            self._claim.hold()
 
 
 class Claims:
@@ -125,6 +167,4 @@ class Claims:
                 raise TooManyOfAddress(
                     f"your address has as many sessions as it may: {each.limit} ({each.setting})"
                 )
-        for each in self._shares:
-            each.add(address, amount)
         return Claim(self._shares, address, amount)
