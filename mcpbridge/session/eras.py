@@ -113,12 +113,13 @@ class Undecided:
         self._requests = 0
         self._initialize: tuple[bytes, Envelope] | None = None
 
-    def send(self, lines: list[bytes]) -> None:
+    def send(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None) -> None:
         """Messages of the client."""
         passing: list[bytes] = []
         probes: list[Envelope] = []
-        for line in lines:
-            envelope = peek(line) or peek_again(line)
+        if envelopes is None:
+            envelopes = [peek(line) or peek_again(line) for line in lines]
+        for line, envelope in zip(lines, envelopes, strict=True):
             if envelope is not None and envelope.method == "server/discover":
                 probes.append(envelope)
                 continue
@@ -199,7 +200,7 @@ class Downward:
         #: The client's `initialize`, while it is not answered.
         self._initialize: Envelope | None = None
 
-    def send(self, lines: list[bytes]) -> None:
+    def send(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None) -> None:
         """Messages of the client, also those of a batch."""
         messages = [each for line in lines for each in split_batch(line) or [line]]
         for number, line in enumerate(messages):

@@ -18,7 +18,7 @@ class Held:
         self._size = 0
         self.lines: list[bytes] = []
 
-    def send(self, lines: list[bytes]) -> None:
+    def send(self, lines: list[bytes], envelopes: object = None) -> None:
         """Nobody has it: there is nothing to send."""
 
     def received(self, lines: list[bytes]) -> list[bytes]:

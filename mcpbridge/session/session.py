@@ -58,8 +58,13 @@ class Dialect(Protocol):
     the same revision of MCP, or where that is not known yet.
     """
 
-    def send(self, lines: list[bytes]) -> None:
-        """Messages of the client: all go on, or none.  Raises `BackendBusy`."""
+    def send(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None) -> None:
+        """
+        Messages of the client: all go on, or none.  Raises `BackendBusy`.
+
+        `envelopes` are theirs, None for a batch, where they have been read:
+        to read a large one again takes long.
+        """
 
     def received(self, lines: list[bytes]) -> list[bytes]:
         """What of the backend's messages, or in their place, is for the client."""
@@ -215,11 +220,14 @@ class Session:
         """
         if envelope is not None and self.pings.is_ours(envelope):
             return
-        self.client_messages([line])
+        self.client_messages([line], [envelope])
 
-    def client_messages(self, lines: list[bytes]) -> None:
+    def client_messages(
+        self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None
+    ) -> None:
         """
-        Messages of the client as one: all of them go to the backend, or none.
+        Messages of the client as one: all of them go to the backend, or none;
+        with their `envelopes`, where these have been read.
 
         Raises `BackendBusy` and `MessageRefused`.
         """
@@ -227,9 +235,9 @@ class Session:
             # Somebody waits for what comes next.
             self.throttle.release()
         if self.filters:
-            lines = [self._filtered_in(line) for line in lines]
+            lines, envelopes = [self._filtered_in(line) for line in lines], None
         if self.dialect is not None:
-            self.dialect.send(lines)
+            self.dialect.send(lines, envelopes)
         else:
             self.backend.send(lines[0] if len(lines) == 1 else b"\n".join(lines))
         self.messages_in += len(lines)

@@ -67,7 +67,7 @@ class Greeting:
         except (BackendBusy, UnknownSession) as error:
             raise BackendFailed(str(error)) from None
 
-    def send(self, lines: list[bytes]) -> None:
+    def send(self, lines: list[bytes], envelopes: object = None) -> None:
         """Nobody has it."""
 
     def received(self, lines: list[bytes]) -> list[bytes]:
