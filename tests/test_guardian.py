@@ -260,7 +260,9 @@ def test_engines_get_signals_as_they_are(store: Store, tmp_path: Path) -> None:
     with guarding() as running:
         running.tell(store.record)
         running.bridge_dies()
-    assert int((tmp_path / "ignored").read_text().split()[1], 16) == 0
+    ignored = int((tmp_path / "ignored").read_text().split()[1], 16)
+    # Two more are the C library's own, and may have been ignored by who started the tests.
+    assert not [each for each in signal.valid_signals() if ignored >> (each - 1) & 1]
 
 
 def test_the_next_bridge_outdoes_a_guardian_that_was_stopped() -> None:
