@@ -641,6 +641,19 @@ def test_only_so_many_are_reaped_in_a_turn(
 
 
 @linux
+def test_no_zombie_outlives_the_last_session(spawned: Spawned) -> None:
+    mine, tag = spawned.start("sleep", "600")
+    until(lambda: procfs.tag_of(mine.pid) == tag)
+    sweeper = spawned.sweeper
+    sweeper.leader_started(1, 0)
+    mine.kill()
+    os.waitid(os.P_PID, mine.pid, os.WEXITED | os.WNOWAIT)
+    sweeper.leader_exited(1)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(mine.pid, 0)
+
+
+@linux
 def test_without_a_list_of_children_the_table_is_read(
     spawned: Spawned, monkeypatch: pytest.MonkeyPatch
 ) -> None:

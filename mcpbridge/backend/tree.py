@@ -123,6 +123,10 @@ class Sweeper:
         if not self.leaders and not self._traced and self._reaping is not None:
             self._reaping.cancel()
             self._reaping = None
+            # Nothing is left of the last session but zombies, and nobody looks any more.
+            for child in procfs.own_children() or ():
+                if self._is_tagged(child):
+                    reap(child)
 
     # Looks.
 
