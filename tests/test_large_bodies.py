@@ -13,15 +13,15 @@ from twisted.python.failure import Failure
 from mcpbridge.config import COMMIT_SECONDS, LARGE_TURN_SECONDS, TRIM_BYTES, TRIM_SECONDS
 from mcpbridge.errors import NotJson
 from mcpbridge.memory import Trimmer, trim_function
-from mcpbridge.protocol.scanning import LARGE_BYTES, Slices
+from mcpbridge.protocol.scanning import LARGE_BYTES, WHOLE_BYTES, Slices
 from mcpbridge.session.slices import SlicedWork
 from mcpbridge.web.request import BodyBudget
 from tests.test_front import CALL, IDENT, World, post, post_mcp
 from tests.test_front_modern import X, ask, asking
 from tests.test_modern_endpoint import Legacy, Modern
 
-BIG = "x" * LARGE_BYTES
-LIMIT = 1024 * 1024
+BIG = "x" * WHOLE_BYTES
+LIMIT = 4 * 1024 * 1024
 BUDGET = 10 * LIMIT
 
 
@@ -60,6 +60,57 @@ def test_a_large_message_goes_on_as_it_is(front: bool, cuts: list[int]) -> None:
         work(world)
         assert world.backend.sent[-1:] == [body]
         assert answered(world) == (202, None)
+    assert world.site.budget.used == 0
+
+
+MEDIUM = json.dumps({"jsonrpc": "2.0", "method": "x", "params": "é" + "x" * LARGE_BYTES}).encode()
+
+
+@both
+@pytest.mark.parametrize("cuts", [[], [100, 40_000]])
+def test_up_to_a_size_it_is_read_as_a_whole(front: bool, cuts: list[int]) -> None:
+    world = made(front)
+    world.receive(post(MEDIUM, b"Host: h"), cuts)
+    assert world.backend.sent == [MEDIUM]
+    assert answered(world) == (202, None)
+    assert world.site.budget.used == 0
+
+
+@both
+def test_so_much_of_that_in_one_turn(front: bool) -> None:
+    """`WHOLE_BYTES` a turn, whoever sends them; what is beyond takes its turns in slices."""
+    world = made(front)
+    size = WHOLE_BYTES // 2 + 1
+    body = json.dumps({"jsonrpc": "2.0", "method": "x", "params": "x" * size}).encode()
+    world.receive(post(body, b"Host: h"), [])
+    world.receive(post(body, b"Host: h"), [])
+    assert world.backend.sent == [body]
+    world.clock.advance(0)
+    work(world)
+    assert world.backend.sent == [body, body]
+    world.receive(post(body, b"Host: h"), [])
+    assert world.backend.sent == [body] * 3
+
+
+@both
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (MEDIUM[:-1], 400),
+        (MEDIUM.replace(b"2.0", b"1.0"), 400),
+        (MEDIUM.replace(b"method", b"nothing"), 400),
+        (MEDIUM.replace(b"xx", b"x\xff", 1), 400),
+        (MEDIUM.replace(b"xx", b"\\ud800", 1), 202),
+        (b"[%b]" % MEDIUM, 202),
+    ],
+)
+def test_what_is_not_told_at_once_takes_its_turns(front: bool, body: bytes, status: int) -> None:
+    world = made(front)
+    world.receive(post(body, b"Host: h"), [])
+    assert world.backend.sent == []
+    work(world)
+    assert answered(world)[0] == status
+    assert world.backend.sent == ([body] if status == 202 else [])
     assert world.site.budget.used == 0
 
 

@@ -1,6 +1,7 @@
 """What the stream router reads in a message beyond its envelope."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from mcpbridge.protocol.envelope import (
     requested_token,
     split_batch,
 )
+from mcpbridge.protocol.scanning import LARGE_BYTES
 
 #: As text that UTF-8 can have; a lone surrogate is written as an escape.
 TEXT = st.text(max_size=3) | st.sampled_from(["\ud800", "a\udfff", "[", "]", '"', ","])
@@ -73,6 +75,24 @@ def test_a_lone_surrogate_hides_no_envelope() -> None:
     envelope = peek_again(line)
     assert envelope is not None
     assert (envelope.id, envelope.is_response) == ("7", True)
+
+
+def test_a_large_line_with_one_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    filling = b'["\\ud800",%b]' % (b"[]," * LARGE_BYTES + b"1")
+    built: list[str] = []
+
+    def loads(text: str) -> Any:
+        built.append(text)
+        return json.loads(text)
+
+    monkeypatch.setattr("mcpbridge.protocol.envelope.json", SimpleNamespace(loads=loads))
+    envelope = peek_again(b'{"jsonrpc":"2.0","id":"7","a":1,"error":%b}' % filling)
+    assert envelope is not None
+    assert (envelope.id, envelope.is_response) == ("7", True)
+    assert built == ['"2.0"', '"7"']
+    assert peek_again(b'{"jsonrpc":"2.0","id":"7","method":%b}' % filling) is None
+    assert peek_again(b'{"jsonrpc":"2.0","id":%b}' % filling) is None
+    assert peek_again(b'{"jsonrpc":"2.0","id":1,"result":%b' % filling) is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ import pytest
 from mcpbridge.protocol.envelope import read_message
 from mcpbridge.session import eras
 from mcpbridge.session.eras import Undecided
+from tests.test_eras import Made, is_modern
+from tests.test_session import CALL, Filter
+from tests.test_session import Made as Opened
 
 
 @pytest.mark.parametrize("method", [b"x", b"\\ud800"])
@@ -33,3 +36,29 @@ def test_before_the_era_is_known(method: bytes, monkeypatch: pytest.MonkeyPatch)
     line, envelope = read_message(b'{"jsonrpc":"2.0","method":"%b","params":{}}' % method)
     undecided.send([line], [envelope])
     assert (sent, read) == ([line], [])
+
+
+def test_before_a_server_of_2026_07_28_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(is_modern()).opened()
+    line, envelope = read_message(b'{"jsonrpc":"2.0","id":5,"method":"tools/list"}')
+    read: list[bytes] = []
+    monkeypatch.setattr(eras, "peek", read.append)
+    made.session.client_messages([line], [envelope])
+    assert (made.asked()["method"], read) == ("tools/list", [])
+    made.end()
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_filter_that_changes_nothing(changed: bool) -> None:
+    made = Opened(filters=[Filter(b"sword", b"word")] if changed else [Filter()])
+    told: list[object] = []
+
+    class Told:
+        def send(self, lines: list[bytes], envelopes: object = None) -> None:
+            told.append(envelopes)
+
+    dialect: Any = Told()
+    made.session.dialect = dialect
+    line, envelope = read_message(CALL)
+    made.session.client_messages([line], [envelope])
+    assert told == [None if changed else [envelope]]

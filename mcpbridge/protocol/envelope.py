@@ -15,7 +15,8 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
-from mcpbridge.errors import EmptyBody, NotJson, NotJsonRpc
+from mcpbridge.errors import EmptyBody, NotJson, NotJsonRpc, Refused
+from mcpbridge.protocol.scanning import LARGE_BYTES, at_once, outline
 
 #: The largest body that is parsed a second time for the sake of a lone
 #: surrogate, which JSON's grammar allows and the fast parser does not.
@@ -79,10 +80,27 @@ def peek_again(line: bytes) -> Envelope | None:
     The envelope of a line for which `peek` had none, where only a lone
     surrogate was in its way; `result` and `error` are reduced to being there.
     """
-    try:
-        return _convert(_loads(line))
-    except NotJsonRpc:
+    if b"\\ud" not in line.lower():
         return None
+    try:
+        return _convert(_loads(line) if len(line) <= LARGE_BYTES else _outer_members(line))
+    except Refused:
+        return None
+
+
+def _outer_members(text: bytes) -> dict[str, object]:
+    """
+    Those that an envelope has, of a large object; its result and error are not built.
+    """
+    found: dict[str, object] = {}
+    for name, (begin, end) in at_once(outline(text))[0].items():
+        if name in ("result", "error"):
+            found[name] = {}
+        elif name in Envelope.__struct_fields__:
+            if end - begin > LARGE_BYTES:
+                raise NotJsonRpc(f"{name!r} of the message has more than {LARGE_BYTES} bytes")
+            found[name] = json.loads(text[begin:end].decode("utf-8"))
+    return found
 
 
 def split_batch(line: bytes) -> list[bytes] | None:

@@ -53,6 +53,23 @@ class Large(msgspec.Struct, frozen=True, eq=False):
 Message = tuple[bytes, Envelope, bytes]
 
 
+def read_whole(body: bytes) -> tuple[bytes, Envelope] | None:
+    """
+    One large message of a client on one line, and its envelope, in one go; for
+    up to `WHOLE_BYTES`.  None for what only `read_large` can tell more about:
+    an array, a lone surrogate, and all that is no message.
+    """
+    envelope = peek(body)
+    if envelope is None or not (envelope.method or envelope.is_response):
+        return None
+    if not body.isascii():
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+    return one_line(body), envelope
+
+
 def read_large(body: bytes, *, size: int = SLICE_BYTES) -> Slices[Large | None]:
     """
     Check one large message of a client, as `read_message` does; None for an

@@ -202,9 +202,14 @@ class Downward:
 
     def send(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None) -> None:
         """Messages of the client, also those of a batch."""
-        messages = [each for line in lines for each in split_batch(line) or [line]]
-        for number, line in enumerate(messages):
-            envelope = peek(line) or peek_again(line)
+        messages: list[tuple[bytes, Envelope | None]] = []
+        for line, known in zip(lines, envelopes or [None] * len(lines), strict=True):
+            if known is not None:
+                messages.append((line, known))
+            else:
+                parts = split_batch(line) or [line]
+                messages += [(each, peek(each) or peek_again(each)) for each in parts]
+        for number, (line, envelope) in enumerate(messages):
             if envelope is None:
                 continue
             try:

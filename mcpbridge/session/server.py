@@ -19,7 +19,8 @@ from mcpbridge.config import ServerSettings, share_of
 from mcpbridge.errors import MessageTooLarge, TooComplex, TooManySessions, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.protocol.envelope import read_message, split_batch
-from mcpbridge.protocol.large import read_array, read_large
+from mcpbridge.protocol.large import read_array, read_large, read_whole
+from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.pool import Pool
@@ -168,26 +169,30 @@ class Server:
         if len(body) > self.settings.max_message_bytes:
             raise MessageTooLarge(f"a message may have {self.settings.max_message_bytes} bytes")
 
-    def receive(self, ident: str, body: bytes) -> None:
+    def receive(self, ident: str, body: bytes) -> bool:
         """
-        A message that a client posted to the session of this id.
+        A message that a client posted to the session of this id; whether it is
+        on its way: False for a large one that takes time, which is for
+        `receive_large`.
 
-        Returns when the message is on its way.  Raises a `Refused` that says
-        why it is not; then nothing was stored.
+        Raises a `Refused` that says why it is not; then nothing was stored.
         """
         session = self.find(ident)
         self.check_size(body)
+        if len(body) > LARGE_BYTES:
+            whole = read_whole(body) if self.work.at_once(len(body)) else None
+            if whole is None:
+                return False
+            session.client_message(*whole)
+            return True
         line, envelope = read_message(body)
         if envelope is None:
             self.check_batch(line)
         session.client_message(line, envelope)
+        return True
 
     async def receive_large(self, ident: str, body: bytes) -> None:
-        """
-        The same for a message of more than `LARGE_BYTES`, which is read in slices.
-        """
-        self.find(ident)
-        self.check_size(body)
+        """The same in slices, while others are served."""
         large = await self.work.do(read_large(body))
         if large is not None:
             line, envelope = large.line, large.envelope

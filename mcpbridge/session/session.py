@@ -235,7 +235,9 @@ class Session:
             # Somebody waits for what comes next.
             self.throttle.release()
         if self.filters:
-            lines, envelopes = [self._filtered_in(line) for line in lines], None
+            filtered = [self._filtered_in(line) for line in lines]
+            if any(new is not old for new, old in zip(filtered, lines, strict=True)):
+                lines, envelopes = filtered, None
         if self.dialect is not None:
             self.dialect.send(lines, envelopes)
         else:

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config import LARGE_TURN_SECONDS
 from mcpbridge.errors import Refused, without_frames
-from mcpbridge.protocol.scanning import Slices
+from mcpbridge.protocol.scanning import WHOLE_BYTES, Slices
 
 Found = TypeVar("Found")
 
@@ -38,7 +38,25 @@ class SlicedWork:
         def soon(work: Callable[[], None]) -> IDelayedCall:
             return clock.callLater(0, work)
 
+        self._clock = clock
         self._tasks = Cooperator(terminationPredicateFactory=turn, scheduler=soon)
+        #: What may still be read at once in this turn of the reactor.
+        self._at_once = WHOLE_BYTES
+
+    def at_once(self, size: int) -> bool:
+        """
+        Whether a message of so many bytes may be read in one go, now: in each
+        turn of the reactor as much as `WHOLE_BYTES` may.
+        """
+        if size > self._at_once:
+            return False
+        if self._at_once == WHOLE_BYTES:
+            self._clock.callLater(0, self._next_turn)
+        self._at_once -= size
+        return True
+
+    def _next_turn(self) -> None:
+        self._at_once = WHOLE_BYTES
 
     def do(self, slices: Slices[Found]) -> Deferred[Found]:
         """

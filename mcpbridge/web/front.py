@@ -223,10 +223,16 @@ class Front:
         return self._refused(TooManySessions(""))
 
     def answer(self, request: Plain, body: bytes) -> bytes:
-        """Let the server decide about the message; the whole answer, as bytes."""
+        """
+        Let the server decide about the message; the whole answer, as bytes.
+        Raises `NotPlainAfterAll` where it needs more time for that.
+        """
         self._know_the_time()
         try:
-            request.server.receive(request.ident, body)
+            if not request.server.receive(request.ident, body):
+                raise NotPlainAfterAll
+        except NotPlainAfterAll:
+            raise
         except Exception as error:
             return self._failed(error)
         return self._accepted

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config import COMMIT_SECONDS
 from mcpbridge.guard import guarded
-from mcpbridge.protocol.scanning import LARGE_BYTES
+from mcpbridge.protocol.scanning import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.transports import prompt_descriptor, write_at_once
 from mcpbridge.web.channel import BridgeChannel
 from mcpbridge.web.clients import ClientAddresses, in_head
@@ -163,10 +163,10 @@ class PlainChannel(BridgeChannel):
             if self._deadline is not None:
                 self._set_deadline(None)
             self._later = data
-            if not plain.streamable:
-                self._write(front.answer(plain, body))
-                return b""
             try:
+                if not plain.streamable:
+                    self._write(front.answer(plain, body))
+                    return b""
                 answer = front.post(
                     plain,
                     body,
@@ -208,9 +208,11 @@ class PlainChannel(BridgeChannel):
         """A client writes the same head again and again."""
         if head != self._last_head:
             plain = front.recognise(head, self.loopback or None)
-            if plain is not None and plain.length > min(self.site.max_body, LARGE_BYTES):
-                # A large body is read in slices: the ordinary channel waits for that.
-                plain = None
+            if plain is not None:
+                # A larger body is read in slices: the ordinary channel waits for that.
+                large = LARGE_BYTES if plain.streamable else WHOLE_BYTES
+                if plain.length > min(self.site.max_body, large):
+                    plain = None
             self._last_head, self._last_plain = head, plain
         return self._last_plain
 
