@@ -181,20 +181,20 @@ class PlainChannel(BridgeChannel):
             if isinstance(answer, bytes):
                 self._write(answer)
                 return b""
-            if isinstance(answer, WaitingExchange):
-                # It has all of its request until its answer is out.
-                client = self._client()
-                if not self.site.budget.take(len(body), client):
-                    self._later = b""
-                    return b"%b\r\n\r\n%b%b" % (self._last_head, body, data)
-                self._working, self._sender = len(body), client
-            self._waiting = answer
-            if isinstance(answer, WaitingExchange):
-                # An error of those who wait in line has a status of its own.
-                self._commit_later(plain.server.settings.queue_timeout + COMMIT_SECONDS)
-                self._begin(answer)
-            else:
+            if not isinstance(answer, WaitingExchange):
+                self._waiting = answer
                 self._commit_later(COMMIT_SECONDS)
+                return b""
+            # It has all of its request until its answer is out.
+            client = self._client()
+            if not self.site.budget.take(len(body), client):
+                self._later = b""
+                return b"%b\r\n\r\n%b%b" % (self._last_head, body, data)
+            self._working, self._sender = len(body), client
+            self._waiting = answer
+            # An error of those who wait in line has a status of its own.
+            self._commit_later(plain.server.settings.queue_timeout + COMMIT_SECONDS)
+            self._begin(answer)
             return b""
         return b""
 
