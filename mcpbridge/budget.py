@@ -16,8 +16,8 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from mcpbridge.complaints import Complaints
 from mcpbridge.config import (
-    COMPLAIN_SECONDS,
     EVENTS_DROPPED,
     FULL_GROWTH,
     FULL_SECONDS,
@@ -91,7 +91,7 @@ class ResponseBudget:
         self._enough = 0
         self._stopped = False
         self._call: IDelayedCall | None = None
-        self._complained = float("-inf")
+        self._complaints = Complaints(clock)
 
     def next_age(self) -> int:
         """A number for an event, larger than all before."""
@@ -201,9 +201,7 @@ class ResponseBudget:
     def _become_full(self) -> None:
         if not self.full:
             self.full = True
-            now = self._clock.seconds()
-            if now - self._complained > COMPLAIN_SECONDS:
-                self._complained = now
+            if self._complaints.due() is not None:
                 self.log.warn(
                     "{used} bytes of answers wait for their clients (max_response_bytes):"
                     " backends wait with large messages",

@@ -14,7 +14,8 @@ from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamSer
 from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
 from zope.interface import implementer
 
-from mcpbridge.config import BACKLOG, COMPLAIN_SECONDS
+from mcpbridge.complaints import Complaints
+from mcpbridge.config import BACKLOG
 
 #: The kinds whose descriptions may hold `backlog`.
 _WITH_BACKLOG = ("tcp", "tcp6", "ssl", "tls", "unix")
@@ -53,7 +54,7 @@ def _with_backlog(reactor: Any, description: str) -> IStreamServerEndpoint:
 @implementer(ILogObserver)
 class AcceptErrors:
     """
-    Says at most every `COMPLAIN_SECONDS` that connections cannot be accepted,
+    Says now and then (`Complaints`) that connections cannot be accepted,
     and what to do, instead of what Twisted logs of each.
 
     Where descriptors run out, `twisted.internet.tcp.Port` gives up one that it
@@ -71,9 +72,7 @@ class AcceptErrors:
     _NOT_ACCEPTED = "Could not accept new connection"
 
     def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._not_before = float("-inf")
-        self._unsaid = 0
+        self._closed = Complaints(clock)
 
     def watch(self, port: IListeningPort) -> None:
         """Let a listener of Twisted's log here; any other is left as it is."""
@@ -86,7 +85,7 @@ class AcceptErrors:
         """Count what a listener says of a connection, or pass it on."""
         said = str(event.get("log_format") or "")
         if said.startswith(self._CLOSED):
-            self._unsaid += 1
+            self._closed.add()
         elif said.startswith(self._NOT_ACCEPTED):
             # Nobody was closed; who waits goes on waiting.
             self._complain(str(event.get("acceptError")))
@@ -96,11 +95,9 @@ class AcceptErrors:
             globalLogPublisher(event)
 
     def _complain(self, error: str) -> None:
-        now = self._clock.seconds()
-        if now < self._not_before:
+        count = self._closed.due()
+        if count is None:
             return
-        self._not_before = now + COMPLAIN_SECONDS
-        count, self._unsaid = self._unsaid, 0
         self.log.warn(
             "connections cannot be accepted ({error}); {count} were closed since this was said"
             " last.  This process may have {limit} descriptors: raise the limit (ulimit -n,"

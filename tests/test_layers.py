@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "mcpbridge"
 #: Which rooms a room may import from, besides itself.  A module outside the
 #: four rooms is a room of its own.
 FLOOR = {"errors", "interfaces", "guard", "checks", "config", "transports", "_version", "memory"}
-FLOOR |= {"budget"}
+FLOOR |= {"budget", "complaints"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "interfaces": set(),
@@ -28,10 +28,11 @@ ALLOWED: dict[str, set[str]] = {
     "memory": {"config"},
     "checks": {"errors"},
     "config": {"checks", "errors"},
-    "budget": {"config"},
+    "complaints": {"config"},
+    "budget": {"complaints", "config"},
     "configfile": {"checks", "config", "errors"},
     "doubts": {"config"},
-    "listeners": {"config"},
+    "listeners": {"complaints", "config"},
     "extensions": {"config", "errors"},
     "protocol": {"errors"},
     "backend": FLOOR | {"protocol"},

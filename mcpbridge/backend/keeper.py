@@ -25,7 +25,8 @@ from zope.interface import implementer
 
 from mcpbridge.backend.machine import LIMITS
 from mcpbridge.backend.records import Record, Records
-from mcpbridge.config import COMPLAIN_SECONDS, MAX_RECORDS
+from mcpbridge.complaints import Complaints
+from mcpbridge.config import MAX_RECORDS
 
 #: The pause before a guardian that died is started again: at first, at most.
 FIRST_PAUSE_SECONDS = 0.5
@@ -67,7 +68,7 @@ class Keeper(ProcessProtocol):
         self._base = base
         self._changed = changed
         self._records = records
-        self._complained = -COMPLAIN_SECONDS
+        self._complaints = Complaints(reactor)
         #: Whether the pipe is full, and whether the guardian has missed something since.
         self._full = False
         self._missed = False
@@ -191,9 +192,7 @@ class Keeper(ProcessProtocol):
         self.transport.write(b"".join(json.dumps(each).encode() + b"\n" for each in orders))
 
     def _complain(self) -> None:
-        now = self._clock.seconds()
-        if now - self._complained >= COMPLAIN_SECONDS:
-            self._complained = now
+        if self._complaints.due() is not None:
             self.log.warn(
                 "the guardian is told of {most} processes and containers already, the most it"
                 " may be: others are not cleaned up by it if the bridge is killed",

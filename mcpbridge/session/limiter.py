@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mcpbridge.checks import COUNT
-from mcpbridge.config import COMPLAIN_SECONDS
+from mcpbridge.complaints import Complaints
 from mcpbridge.errors import SettingError
 from mcpbridge.interfaces import IPermit, ISessionLimiter
 
@@ -110,24 +110,20 @@ class EveryLimiter:
 
 
 class Refusals:
-    """Says to the log what a server lacks, at most every `COMPLAIN_SECONDS`."""
+    """Says to the log what a server lacks, now and then (`Complaints`)."""
 
     log = Logger()
 
     def __init__(self, name: str, clock: IReactorTime, what: str = "is full") -> None:
         self._name = name
-        self._clock = clock
         self._what = what
-        self._not_before = float("-inf")
-        self._unsaid = 0
+        self._refusals = Complaints(clock)
 
     def add(self, why: Callable[[], str]) -> None:
         """One more was refused; why is only asked where it is said."""
-        self._unsaid += 1
-        now = self._clock.seconds()
-        if now >= self._not_before:
-            self._not_before = now + COMPLAIN_SECONDS
-            count, self._unsaid = self._unsaid, 0
+        self._refusals.add()
+        count = self._refusals.due()
+        if count is not None:
             self.log.warn(
                 "server {server!r} {what}: {why}; refused since this was said last: {count}",
                 server=self._name,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from mcpbridge.config import COMPLAIN_SECONDS
+from mcpbridge.complaints import Complaints
 from mcpbridge.errors import TooManyOfAddress
 
 #: What is left of a sum of fractions that came and went.
@@ -22,8 +22,8 @@ class Shares:
     """
     How much each address has, and that none has more than `limit`.
 
-    `what` and `setting` are for the log, which is told at most every
-    `COMPLAIN_SECONDS`.  The address None has no share, and is not counted.
+    `what` and `setting` are for the log, which is told now and then
+    (`Complaints`).  The address None has no share, and is not counted.
     """
 
     log = Logger()
@@ -31,11 +31,9 @@ class Shares:
     def __init__(self, limit: int, clock: IReactorTime, *, what: str, setting: str) -> None:
         self.limit = limit
         self.setting = setting
-        self._clock = clock
         self._what = what
         self._taken: dict[str, float] = {}
-        self._not_before = float("-inf")
-        self._unsaid = 0
+        self._refusals = Complaints(clock)
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -72,11 +70,9 @@ class Shares:
 
     def refused(self, address: str | None) -> None:
         """An address was refused; the log is told now and then."""
-        self._unsaid += 1
-        now = self._clock.seconds()
-        if now >= self._not_before:
-            self._not_before = now + COMPLAIN_SECONDS
-            count, self._unsaid = self._unsaid, 0
+        self._refusals.add()
+        count = self._refusals.due()
+        if count is not None:
             self.log.warn(
                 "{address} has its share of {what}: {limit} ({setting}); refused since this was"
                 " said last, of all addresses: {count}",

@@ -14,8 +14,8 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from mcpbridge.complaints import Complaints
 from mcpbridge.config import (
-    COMPLAIN_SECONDS,
     IDLE_ADDRESSES,
     IDLE_CANDIDATES,
     IDLE_LOOK_SECONDS,
@@ -67,7 +67,7 @@ class Connections:
         #: Addresses by how many connections they have.
         self._by_count: dict[int, dict[str, None]] = {}
         self._found: dict[str, _Found] = {}
-        self._not_before = float("-inf")
+        self._refusals = Complaints(clock)
 
     def __len__(self) -> int:
         return self._count
@@ -149,9 +149,7 @@ class Connections:
         return nsmallest(IDLE_CANDIDATES, idle, key=lambda each: each[0])
 
     def _refused(self) -> None:
-        now = self._clock.seconds()
-        if now >= self._not_before:
-            self._not_before = now + COMPLAIN_SECONDS
+        if self._refusals.due() is not None:
             self.log.warn(
                 "refusing connections: {limit} are open (max_connections)", limit=self._limit
             )
