@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from functools import partial
+from time import thread_time
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -49,15 +50,22 @@ class Sweeper:
     else: the status of a child of somebody else is not taken.
 
     `seen` and `ended` are called for each process of a session that was seen
-    without a tag; see `Marks`.
+    without a tag; see `Marks`.  `spent` tells the processor time of this
+    thread: what a reading waited for others on a busy machine is no reason to
+    read less.
     """
 
     log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, seen: Mark = _tell_nobody, ended: Mark = _tell_nobody
+        self,
+        clock: IReactorTime,
+        seen: Mark = _tell_nobody,
+        ended: Mark = _tell_nobody,
+        spent: Callable[[], float] = thread_time,
     ) -> None:
         self._clock = clock
+        self._spent = spent
         able = machine.machine().tags
         #: 0 where there are no tags.
         self.base = machine.choose_base(os.urandom(8), machine.hard_limit()) if able else 0
@@ -166,7 +174,7 @@ class Sweeper:
     def _sweep(self) -> None:
         wanted, self._wanted = self._wanted, {}
         to_kill, self._to_kill = self._to_kill, set()
-        began = self._clock.seconds()
+        began = self._spent()
         try:
             if to_kill:
                 sessions = self._sessions(to_kill)
@@ -178,9 +186,9 @@ class Sweeper:
                 self.base, others, self._sessions(wanted), self._marks.tags(), self._since(wanted)
             )
         except Exception as error:
-            self._answer(wanted, error, self._clock.seconds() - began)
+            self._answer(wanted, error, self._spent() - began)
             return
-        self._read_on(reading, wanted, self._clock.seconds() - began)
+        self._read_on(reading, wanted, self._spent() - began)
 
     def _read_on(
         self,
@@ -189,11 +197,11 @@ class Sweeper:
         busy: float,
     ) -> None:
         """Read until it is done, or the reactor is to have its turn; `busy`: the time so far."""
-        began = now = self._clock.seconds()
+        began = now = self._spent()
         try:
             while now - began < SLICE_SECONDS:
                 next(reading)
-                now = self._clock.seconds()
+                now = self._spent()
         except StopIteration as done:
             answer: procfs.Table | Exception = done.value
         except Exception as error:
@@ -203,7 +211,7 @@ class Sweeper:
             busy += now - began
             self._call = self._clock.callLater(0, self._read_on, reading, wanted, busy)
             return
-        self._answer(wanted, answer, busy + self._clock.seconds() - began)
+        self._answer(wanted, answer, busy + self._spent() - began)
 
     def _answer(
         self,
