@@ -20,7 +20,7 @@ CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py 
     tests/e2e/test_backpressure.py tests/e2e/test_http.py tests/e2e/test_streamable.py \
     tests/e2e/test_modern.py
 
-.PHONY: help serve test lint unit others real coverage bench bench-quick conformance soak clean
+.PHONY: help serve test whole lint unit others others.made others.tested real coverage bench bench-quick conformance soak clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -34,10 +34,19 @@ serve: .venv/.made ## run the bridge in front of the demo server
 test: ## run everything: the tools, the whole suite, and the suite on other Pythons
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory real
+	@$(MAKE) --no-print-directory others.made
+	@log=$$(mktemp); \
+	$(MAKE) --no-print-directory others.tested >"$$log" 2>&1 & others=$$!; \
+	status=0; $(MAKE) --no-print-directory whole || status=$$?; \
+	echo 'on the other Pythons, beside that:'; \
+	wait $$others || status=$$?; cat "$$log"; rm -f "$$log"; exit $$status
+
+# Much of it waits for processes: the other Pythons have that time.  They are made
+# before, as that compiles the launcher anew.
+whole: .venv/.made-dev
 	$(BIN)/python $(PYTEST) $(TESTS)
 	@$(MAKE) --no-print-directory coverage
 	MCPBRIDGE_FRONT=off $(BIN)/python $(PYTEST) $(CONTRACT) $(TESTS)
-	@$(MAKE) --no-print-directory others
 
 lint: .venv/.made-dev ## run ruff and mypy
 	$(BIN)/ruff check .
@@ -47,10 +56,11 @@ lint: .venv/.made-dev ## run ruff and mypy
 unit: .venv/.made-dev ## run the tests that need no real parts and take no time
 	$(BIN)/python $(PYTEST) -m 'not slow' $(TESTS)
 
-others: .venv/.made-dev ## run the quick tests on every other Python from 3.11 on
+others: others.made others.tested ## run the quick tests on every other Python from 3.11 on
+others.made others.tested: others.%: .venv/.made-dev
 	@others=$$($(BIN)/python tests/real/pythons.py) || exit 1; \
 	for other in $$others; do \
-	    $(MAKE) --no-print-directory OTHER="$${other#*=}" ".venv-$${other%%=*}/.tested" || exit 1; \
+	    $(MAKE) --no-print-directory OTHER="$${other#*=}" ".venv-$${other%%=*}/.$*" || exit 1; \
 	done
 
 # the sans-IO part has no branch that its own tests do not take
