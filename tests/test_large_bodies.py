@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from typing import Any
 
 import pytest
@@ -78,18 +79,17 @@ def test_up_to_a_size_it_is_read_as_a_whole(front: bool, cuts: list[int]) -> Non
 
 @both
 def test_so_much_of_that_in_one_turn(front: bool) -> None:
-    """`WHOLE_BYTES` a turn, whoever sends them; what is beyond takes its turns in slices."""
+    """Half of `LARGE_TURN_SECONDS`, whoever sends it; what is beyond is read in slices."""
     world = made(front)
-    size = WHOLE_BYTES // 2 + 1
-    body = json.dumps({"jsonrpc": "2.0", "method": "x", "params": "x" * size}).encode()
-    world.receive(post(body, b"Host: h"), [])
-    world.receive(post(body, b"Host: h"), [])
-    assert world.backend.sent == [body]
-    world.clock.advance(0)
+    now = count(0.0, LARGE_TURN_SECONDS / 3)
+    world.server.work = SlicedWork(world.clock, lambda: next(now))
+    for number in (1, 2, 3):
+        world.receive(post(MEDIUM, b"Host: h"), [])
+        assert world.backend.sent == [MEDIUM] * min(number, 2)
     work(world)
-    assert world.backend.sent == [body, body]
-    world.receive(post(body, b"Host: h"), [])
-    assert world.backend.sent == [body] * 3
+    assert world.backend.sent == [MEDIUM] * 3
+    world.receive(post(MEDIUM, b"Host: h"), [])
+    assert world.backend.sent == [MEDIUM] * 4
 
 
 @both

@@ -6,10 +6,9 @@ from hypothesis import strategies as st
 from twisted.internet.interfaces import IPushProducer
 from zope.interface.verify import verifyObject
 
-from mcpbridge.backend.stdin import StdinQueue
+from mcpbridge.backend.stdin import PIECE_BYTES, StdinQueue
 from mcpbridge.config import ServerSettings
 from mcpbridge.errors import BackendBusy, UnknownSession
-from mcpbridge.transports import AT_ONCE_BYTES
 
 
 def made(max_messages: int = 3, max_bytes: int = 100) -> tuple[StdinQueue, list[bytes]]:
@@ -172,10 +171,10 @@ def test_a_large_message_is_written_in_pieces_and_nothing_gets_between() -> None
         queue.pauseProducing()
 
     queue = StdinQueue(write, 3, 100)
-    large = bytes(range(32, 127)) * 4000
+    large = bytes(range(32, 127)) * (4 * PIECE_BYTES // 95)
     queue.send(large)
     queue.send(b"[2]")
-    assert max(map(len, written)) <= AT_ONCE_BYTES + 1
+    assert max(map(len, written)) <= PIECE_BYTES + 1
     assert queue.waiting == (1, 3), "the large one is under way"
     for _ in range(9):
         queue.resumeProducing()

@@ -173,7 +173,8 @@ class StdioBackend(ProcessProtocol):
             data += self._read_on()
         try:
             lines = self._stdout.receive(data)
-            if self._counted or self._stdout.waiting > SMALL_BYTES:
+            waiting = self._stdout.waiting
+            if waiting > self._counted + SMALL_BYTES or waiting < self._counted:
                 self._count()
         except LineTooLong as error:
             self._count()

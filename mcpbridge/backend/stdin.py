@@ -16,6 +16,9 @@ from zope.interface import implementer
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.transports import AT_ONCE_BYTES
 
+#: How much of a large message its transport gets at a time.
+PIECE_BYTES = 1280 * 1024
+
 
 @implementer(IPushProducer)
 class StdinQueue:
@@ -97,7 +100,7 @@ class StdinQueue:
         """
         while self._rest is not None and not self._paused:
             line, begin = self._rest
-            end = begin + AT_ONCE_BYTES
+            end = begin + PIECE_BYTES
             piece = line[begin:end]
             if end < len(line):
                 self._rest = line, end

@@ -8,6 +8,7 @@ Knows sessions; must not know HTTP.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -20,7 +21,7 @@ from mcpbridge.errors import MessageTooLarge, TooComplex, TooManySessions, Unkno
 from mcpbridge.guard import guarded
 from mcpbridge.protocol.envelope import read_message, split_batch
 from mcpbridge.protocol.large import read_array, read_large, read_whole
-from mcpbridge.protocol.scanning import LARGE_BYTES
+from mcpbridge.protocol.scanning import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.pool import Pool
@@ -180,7 +181,9 @@ class Server:
         session = self.find(ident)
         self.check_size(body)
         if len(body) > LARGE_BYTES:
-            whole = read_whole(body) if self.work.at_once(len(body)) else None
+            whole = None
+            if len(body) <= WHOLE_BYTES:
+                whole = self.work.at_once(partial(read_whole, body))
             if whole is None:
                 return False
             session.client_message(*whole)

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config import LARGE_TURN_SECONDS
 from mcpbridge.errors import Refused, without_frames
-from mcpbridge.protocol.scanning import WHOLE_BYTES, Slices
+from mcpbridge.protocol.scanning import Slices
 
 Found = TypeVar("Found")
 
@@ -39,24 +39,28 @@ class SlicedWork:
             return clock.callLater(0, work)
 
         self._clock = clock
+        self._now = now
         self._tasks = Cooperator(terminationPredicateFactory=turn, scheduler=soon)
-        #: What may still be read at once in this turn of the reactor.
-        self._at_once = WHOLE_BYTES
+        #: How long what was done at once has taken in this turn of the reactor.
+        self._taken: float | None = None
 
-    def at_once(self, size: int) -> bool:
+    def at_once(self, work: Callable[[], Found]) -> Found | None:
         """
-        Whether a message of so many bytes may be read in one go, now: in each
-        turn of the reactor as much as `WHOLE_BYTES` may.
+        The result of work that takes less than a turn; None, and it is not
+        done, where half of this turn is over with such work.
         """
-        if size > self._at_once:
-            return False
-        if self._at_once == WHOLE_BYTES:
+        if self._taken is None:
+            self._taken = 0.0
             self._clock.callLater(0, self._next_turn)
-        self._at_once -= size
-        return True
+        if self._taken >= LARGE_TURN_SECONDS / 2:
+            return None
+        began = self._now()
+        found = work()
+        self._taken += self._now() - began
+        return found
 
     def _next_turn(self) -> None:
-        self._at_once = WHOLE_BYTES
+        self._taken = None
 
     def do(self, slices: Slices[Found]) -> Deferred[Found]:
         """
