@@ -21,7 +21,15 @@ from mcpbridge.errors import (
 )
 from mcpbridge.protocol.envelope import cancelled_id, peek, read_message, requested_token
 from mcpbridge.protocol.headers import Annotation, annotated, check_params
-from mcpbridge.protocol.large import MAX_HEAD_BYTES, Large, read_array, read_batch, read_large
+from mcpbridge.protocol.large import (
+    MAX_HEAD_BYTES,
+    Large,
+    read_array,
+    read_batch,
+    read_large,
+    read_whole,
+    read_whole_later,
+)
 from mcpbridge.protocol.modern import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
@@ -102,6 +110,25 @@ def test_a_message_is_what_it_is_when_it_is_small(
     assert found.params == params
     meta = None if params is None or "_meta" not in params else members(params["_meta"])
     assert found.meta == meta
+
+
+@given(MESSAGES, st.sampled_from(["", "é", "\ud800"]), st.sampled_from([None, 2]))
+def test_as_a_whole_it_is_the_same_or_nothing(
+    content: dict[str, Any], text: str, indent: int | None
+) -> None:
+    body = json.dumps({**content, "text": text}, indent=indent, ensure_ascii=text != "é").encode()
+    found = read_whole(body)
+    assert at_once(read_whole_later(body)) == found
+    if found is not None:
+        assert found == read_message(body)
+    elif text != "\ud800" and content.get("method") != "":
+        with pytest.raises(Refused):
+            read_message(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"jsonrpc":"2.0","method":"a","b":"\xff"}'])
+def test_what_a_look_at_the_whole_cannot_tell_about(body: bytes) -> None:
+    assert read_whole(body) is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config import COMMIT_SECONDS, LARGE_TURN_SECONDS, TRIM_BYTES, TRIM_SECONDS
 from mcpbridge.errors import NotJson
 from mcpbridge.memory import Trimmer, trim_function
-from mcpbridge.protocol.scanning import LARGE_BYTES, WHOLE_BYTES, Slices
+from mcpbridge.protocol.scanning import LARGE_BYTES, MAX_MEMBERS, WHOLE_BYTES, Slices
 from mcpbridge.session.slices import SlicedWork
 from mcpbridge.web.request import BodyBudget
 from tests.test_front import CALL, IDENT, World, post, post_mcp
@@ -79,17 +79,18 @@ def test_up_to_a_size_it_is_read_as_a_whole(front: bool, cuts: list[int]) -> Non
 
 @both
 def test_so_much_of_that_in_one_turn(front: bool) -> None:
-    """Half of `LARGE_TURN_SECONDS`, whoever sends it; what is beyond is read in slices."""
+    """Half of `LARGE_TURN_SECONDS`, whoever sends it; what is beyond waits, and is read alike."""
     world = made(front)
+    many = b'{"jsonrpc":"2.0",%b"method":"x"}' % (b'"method":"x",' * (MAX_MEMBERS + 1))
     now = count(0.0, LARGE_TURN_SECONDS / 3)
     world.server.work = SlicedWork(world.clock, lambda: next(now))
     for number in (1, 2, 3):
-        world.receive(post(MEDIUM, b"Host: h"), [])
-        assert world.backend.sent == [MEDIUM] * min(number, 2)
+        world.receive(post(many, b"Host: h"), [])
+        assert world.backend.sent == [many] * min(number, 2)
     work(world)
-    assert world.backend.sent == [MEDIUM] * 3
-    world.receive(post(MEDIUM, b"Host: h"), [])
-    assert world.backend.sent == [MEDIUM] * 4
+    assert world.backend.sent == [many] * 3
+    world.receive(post(many, b"Host: h"), [])
+    assert world.backend.sent == [many] * 4
 
 
 @both

@@ -70,6 +70,12 @@ def read_whole(body: bytes) -> tuple[bytes, Envelope] | None:
     return one_line(body), envelope
 
 
+def read_whole_later(body: bytes) -> Slices[tuple[bytes, Envelope] | None]:
+    """The same, as one slice."""
+    yield
+    return read_whole(body)
+
+
 def read_large(body: bytes, *, size: int = SLICE_BYTES) -> Slices[Large | None]:
     """
     Check one large message of a client, as `read_message` does; None for an

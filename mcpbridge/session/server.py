@@ -20,7 +20,7 @@ from mcpbridge.config import ServerSettings, share_of
 from mcpbridge.errors import MessageTooLarge, TooComplex, TooManySessions, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.protocol.envelope import read_message, split_batch
-from mcpbridge.protocol.large import read_array, read_large, read_whole
+from mcpbridge.protocol.large import read_array, read_large, read_whole, read_whole_later
 from mcpbridge.protocol.scanning import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.limiter import SessionLimiter
@@ -195,7 +195,15 @@ class Server:
         return True
 
     async def receive_large(self, ident: str, body: bytes) -> None:
-        """The same in slices, while others are served."""
+        """
+        The same while others are served; what is larger than `WHOLE_BYTES`,
+        or needs a closer look, in slices.
+        """
+        if len(body) <= WHOLE_BYTES:
+            whole = await self.work.do(read_whole_later(body))
+            if whole is not None:
+                self.find(ident).client_message(*whole)
+                return
         large = await self.work.do(read_large(body))
         if large is not None:
             line, envelope = large.line, large.envelope
