@@ -126,6 +126,11 @@ def test_as_a_whole_it_is_the_same_or_nothing(
             read_message(body)
 
 
+def test_what_a_look_at_the_whole_can_tell_about() -> None:
+    body = '\n{"jsonrpc":"2.0",\n"method":"é"}'.encode()
+    assert read_whole(body) == read_message(body)
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"jsonrpc":"2.0","method":"a","b":"\xff"}'])
 def test_what_a_look_at_the_whole_cannot_tell_about(body: bytes) -> None:
     assert read_whole(body) is None
