@@ -252,7 +252,7 @@ def config(suite: Suite, folder: Path, mark: str) -> Path:
     for what it changes on another: that takes a server of one identity.
     """
     command, *args = suite.backend()
-    server = {"command": command, "args": args, "env": {MARK: mark}, "base_uri": "", "warm": 2}
+    server = {"command": command, "args": args, "env": {MARK: mark}, "base_uri": "", "warm": 4}
     server["reuse"] = "identity"
     file = folder / "bridge.json"
     file.write_text(json.dumps({"mcpServers": {"conformance": server}}))
