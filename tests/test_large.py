@@ -126,8 +126,9 @@ def test_as_a_whole_it_is_the_same_or_nothing(
             read_message(body)
 
 
-def test_what_a_look_at_the_whole_can_tell_about() -> None:
-    body = '\n{"jsonrpc":"2.0",\n"method":"é"}'.encode()
+@pytest.mark.parametrize("method", ["a", "é"])
+def test_what_a_look_at_the_whole_can_tell_about(method: str) -> None:
+    body = f'\n{{"jsonrpc":"2.0",\n"method":"{method}"}}'.encode()
     assert read_whole(body) == read_message(body)
 
 
