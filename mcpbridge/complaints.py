@@ -1,5 +1,5 @@
 """
-What goes wrong again and again, and is to be said in the log only now and then.
+How often the log says that something has gone wrong once more.
 
 Knows time and numbers; must not know what is said.
 """
@@ -12,7 +12,7 @@ from mcpbridge.config import COMPLAIN_SECONDS
 
 
 class Complaints:
-    """Counts what is not said each time, at most every `COMPLAIN_SECONDS`."""
+    """Counts what goes wrong again and again: it is logged once in `COMPLAIN_SECONDS`."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -25,8 +25,8 @@ class Complaints:
 
     def due(self) -> int | None:
         """
-        How many were added since the last time, where it is to be said now;
-        None: too soon.
+        How often it has happened since it was logged last, if it is to be
+        logged now; None where that is too soon.
         """
         now = self._clock.seconds()
         if now < self._not_before:

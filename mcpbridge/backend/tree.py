@@ -133,8 +133,7 @@ class Sweeper:
             self._reaping = None
             # Nothing is left of the last session but zombies, and nobody looks any more.
             for child in procfs.own_children() or ():
-                if self._is_tagged(child):
-                    reap(child)
+                self._reap_child(child)
 
     # Looks.
 
@@ -289,21 +288,21 @@ class Sweeper:
     def _reap_of(self, children: deque[int]) -> None:
         self._reaping = None
         for _ in range(min(REAPED_AT_ONCE, len(children))):
-            pid = children.popleft()
-            # No status is taken from anybody: what is not tagged is not ours.
-            if pid not in self.leaders and self._is_tagged(pid):
-                reap(pid)
+            self._reap_child(children.popleft())
         if children:
             self._reaping = self._clock.callLater(0, self._reap_of, children)
         else:
             self._reap_later(REAP_SECONDS)
 
-    def _is_tagged(self, pid: int) -> bool:
-        # The first tag is the guardian's, which Twisted waits for.
+    def _reap_child(self, pid: int) -> None:
+        """No status is taken from anybody: what is not tagged is not ours."""
         try:
-            return self.base < procfs.tag_of(pid) < self.base + machine.TAGS
+            tag = procfs.tag_of(pid)
         except OSError:
-            return False
+            return
+        # The first tag is the guardian's, which Twisted waits for.
+        if self.base < tag < self.base + machine.TAGS and pid not in self.leaders:
+            reap(pid)
 
     def _reap_later(self, seconds: float) -> None:
         if self.leaders or self._traced:

@@ -80,18 +80,19 @@ def peek_again(line: bytes) -> Envelope | None:
     The envelope of a line for which `peek` had none, where only a lone
     surrogate was in its way; `result` and `error` are reduced to being there.
     """
-    if b"\\ud" not in line.lower():
-        return None
     try:
         return _convert(_loads(line) if len(line) <= LARGE_BYTES else _outer_members(line))
     except Refused:
         return None
 
 
-def _outer_members(text: bytes) -> dict[str, object]:
+def _outer_members(text: bytes) -> dict[str, object] | None:
     """
-    Those that an envelope has, of a large object; its result and error are not built.
+    The same as `_loads` for a large object, but of its members only those of
+    an envelope, and `result` and `error` are not built.
     """
+    if not _may_have_surrogates(text):
+        return None
     found: dict[str, object] = {}
     for name, (begin, end) in at_once(outline(text))[0].items():
         if name in ("result", "error"):
@@ -282,13 +283,17 @@ def _convert(value: object) -> Envelope | None:
 
 def _loads(text: bytes) -> object:
     """What the fast parser refuses for a lone surrogate; None where that is not why."""
-    if b"\\ud" not in text.lower():
+    if not _may_have_surrogates(text):
         return None
     try:
         # As text: of bytes this parser would guess UTF-16, or skip a BOM.
         return json.loads(text.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return None
+
+
+def _may_have_surrogates(text: bytes) -> bool:
+    return b"\\ud" in text or b"\\uD" in text
 
 
 def _no_constant(name: str) -> None:

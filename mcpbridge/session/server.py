@@ -173,8 +173,8 @@ class Server:
     def receive(self, ident: str, body: bytes) -> bool:
         """
         A message that a client posted to the session of this id; whether it is
-        on its way: False for a large one that takes time, which is for
-        `receive_large`.
+        on its way.  It always is, but one of more than `LARGE_BYTES` only if
+        there is time to read it at once; otherwise it is for `receive_large`.
 
         Raises a `Refused` that says why it is not; then nothing was stored.
         """
@@ -196,9 +196,12 @@ class Server:
 
     async def receive_large(self, ident: str, body: bytes) -> None:
         """
-        The same while others are served; what is larger than `WHOLE_BYTES`,
-        or needs a closer look, in slices.
+        The same for a message of more than `LARGE_BYTES`, while others are
+        served.  What is larger than `WHOLE_BYTES`, or is not told by its
+        envelope alone, is read in slices.
         """
+        self.find(ident)
+        self.check_size(body)
         if len(body) <= WHOLE_BYTES:
             whole = await self.work.do(read_whole_later(body))
             if whole is not None:

@@ -97,7 +97,7 @@ class Claim:
         self.hold()
 
     def hold(self) -> None:
-        """Somebody else holds it too; whether or not there is room, where nobody did any more."""
+        """Hold it once more; if nobody did any more, it is taken again, room or not."""
         if not self._holders:
             for each in self._shares:
                 each.add(self._address, self._amount)

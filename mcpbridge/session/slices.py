@@ -46,8 +46,9 @@ class SlicedWork:
 
     def at_once(self, work: Callable[[], Found]) -> Found | None:
         """
-        The result of work that takes less than a turn; None, and it is not
-        done, where half of this turn is over with such work.
+        Do some work now, which must take less than a turn, and return its
+        result.  Once such work has taken half of `LARGE_TURN_SECONDS` in a turn
+        of the reactor, returns None and does nothing.
         """
         if self._taken is None:
             self._taken = 0.0

@@ -229,12 +229,11 @@ class Front:
         """
         self._know_the_time()
         try:
-            if not request.server.receive(request.ident, body):
-                raise NotPlainAfterAll
-        except NotPlainAfterAll:
-            raise
+            received = request.server.receive(request.ident, body)
         except Exception as error:
             return self._failed(error)
+        if not received:
+            raise NotPlainAfterAll
         return self._accepted
 
     def post(

@@ -21,6 +21,7 @@ from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from mcpbridge.errors import InternalError, NothingHere, Refused, WrongMethod
+from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.web.answers import answer
@@ -99,7 +100,8 @@ class Routes:
             self._server.find(ident)
             raise refusal
         body = request.body() if hasattr(request, "body") else request.content.read()
-        if self._server.receive(ident, body):
+        if len(body) <= LARGE_BYTES:
+            self._server.receive(ident, body)
             _accept(request)
             return None
         receiving = Deferred.fromCoroutine(self._server.receive_large(ident, body))
