@@ -6,6 +6,7 @@ An error goes to terminals and logs, so it shows nothing that may be a secret.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from typing import Any, NamedTuple
@@ -133,6 +134,14 @@ def _is_network(value: object) -> bool:
         return False
 
 
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _is_field_name(value: object) -> bool:
+    """A token (RFC 9110, section 5.1); not `*`, which CORS reads as any header."""
+    return isinstance(value, str) and value != "*" and _TOKEN.fullmatch(value) is not None
+
+
 def _is_origin(value: object) -> bool:
     if not isinstance(value, str):
         return False
@@ -192,6 +201,10 @@ HOSTS = Check(
 NETWORKS = Check(
     "a list of IP addresses and networks, as in `10.0.0.0/8`, or `unix`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_network(n) for n in v),
+)
+HEADER_NAMES = Check(
+    "a list of names of HTTP header fields, as in `X-Request-Id`",
+    lambda v: isinstance(v, (list, tuple)) and all(_is_field_name(n) for n in v),
 )
 ORIGINS = Check(
     "a list of origins, as in `https://example.org`, or `*`",

@@ -22,6 +22,7 @@ from mcpbridge.checks import (
     ENV_NAMES,
     ENVIRONMENT,
     FLAG,
+    HEADER_NAMES,
     HOSTS,
     NETWORKS,
     OBJECT,
@@ -372,6 +373,9 @@ class BridgeSettings:
     )
     allowed_origins: tuple[str, ...] = setting(
         (), ORIGINS, "Sites whose pages may use the bridge, beside its own; `*` is all."
+    )
+    allowed_headers: tuple[str, ...] = setting(
+        (), HEADER_NAMES, "Request headers that such pages may send, beside those of MCP."
     )
     access_log: bool = setting(False, FLAG, "Log each request, session ids shortened.")
     front_channel: bool = setting(

@@ -29,6 +29,7 @@ _OPTIONS = {
     "command": "COMMAND",
     "allowed_hosts": "--allow-host",
     "allowed_origins": "--allow-origin",
+    "allowed_headers": "--allow-header",
     "trusted_proxies": "--trusted-proxy",
     "stderr_notifications": "--no-stderr-notifications",
     "front_channel": "--no-front-channel",
@@ -138,6 +139,7 @@ class Options(usage.Options):
         self.listen: list[str] = []
         self.hosts: list[str] = []
         self.origins: list[str] = []
+        self.headers: list[str] = []
         self.proxies: list[str] = []
         self.env: dict[str, str] = {}
         self.pass_env: list[str] = []
@@ -167,6 +169,10 @@ class Options(usage.Options):
     def opt_allow_origin(self, origin: str) -> None:
         """A site whose pages may use the bridge, as in https://example.org; may repeat."""
         self.origins.append(origin)
+
+    def opt_allow_header(self, name: str) -> None:
+        """A request header that pages of other sites may send too; repeatable."""
+        self.headers.append(name)
 
     def opt_trusted_proxy(self, address: str) -> None:
         """A proxy, or a network of them, that names its clients in a header; may repeat."""
@@ -208,6 +214,8 @@ class Options(usage.Options):
             bridge["allowed_hosts"] = tuple(self.hosts)
         if self.origins:
             bridge["allowed_origins"] = tuple(self.origins)
+        if self.headers:
+            bridge["allowed_headers"] = tuple(self.headers)
         if self.proxies:
             bridge["trusted_proxies"] = tuple(self.proxies)
         if self["access-log"]:

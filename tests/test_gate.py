@@ -227,13 +227,14 @@ def test_preflight_of_an_allowed_origin() -> None:
     assert ask(FakeRequest(PUBLIC, b"OPTIONS")) == 200
 
 
-def preflight(*names: str) -> list[str]:
+def preflight(*names: str, headers: tuple[str, ...] = ()) -> list[str]:
     """What a page that asks for these headers may send."""
     asked = {"origin": "https://app.example", "access_control_request_method": "POST"}
     request = FakeRequest(PUBLIC, b"OPTIONS", **asked)
     for name in names:
         request.requestHeaders.addRawHeader("Access-Control-Request-Headers", name)
-    assert ask(request, allowed_origins=("https://app.example",)) == 204
+    origins = ("https://app.example",)
+    assert ask(request, allowed_origins=origins, allowed_headers=headers) == 204
     return request.headers[b"Access-Control-Allow-Headers"].decode().split(", ")
 
 
@@ -247,6 +248,14 @@ def test_preflight_of_a_request_of_2026_07_28() -> None:
         "MCP-Param-Region",
         "mcp-param-x",
     ]
+
+
+def test_preflight_of_trace_context_and_of_headers_by_setting() -> None:
+    """W3C Trace Context and Baggage, and what `allowed_headers` names."""
+    usual = preflight()
+    assert {"traceparent", "tracestate", "baggage"} <= {*usual}
+    named = preflight("x-request-id", headers=("X-Request-Id", "X-Tenant"))
+    assert named == [*usual, "X-Request-Id", "X-Tenant"]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +337,7 @@ def test_own_page_and_user_may_open_a_stream(kind: str, site: str) -> None:
     assert ask(browser(kind, site), "sse") == 200
 
 
-@pytest.mark.parametrize("path", ["page", "", "mcp", "mcp/", "sse/", "mcp/sse/x", "favicon.ico"])
+@pytest.mark.parametrize("path", ["page", "", "mcp", "mcp/", "sse//", "mcp/sse/x", "favicon.ico"])
 def test_page_that_reaches_no_backend_may_be_visited(path: str) -> None:
     """A link of another site to it; but it is not to be embedded."""
     link = browser("window.open, location, a link", "cross-site")

@@ -235,6 +235,7 @@ def test_what_twistd_runs_is_a_bridge() -> None:
         ),
         ("--allow-host= cat", "--allow-host: expected a list of host names"),
         ("--allow-origin x cat", "--allow-origin: expected a list of origins"),
+        ("--allow-header * cat", "--allow-header: expected a list of names of HTTP header"),
         (
             "--max-message-bytes 999999999 cat",
             "max_request_bytes: expected room for one message of 999999999 bytes",

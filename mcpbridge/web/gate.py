@@ -52,7 +52,7 @@ _HOST = re.compile(
 _METHODS = b"GET, POST, DELETE, OPTIONS"
 _HEADERS = (
     b"Accept, Authorization, Content-Type, Last-Event-ID, Mcp-Session-Id, MCP-Protocol-Version,"
-    b" Mcp-Method, Mcp-Name"
+    b" Mcp-Method, Mcp-Name, traceparent, tracestate, baggage"
 )
 #: Headers whose names tools give, which a browser asks for one by one.
 _PARAM = re.compile(rb"(?i)mcp-param-[!#$%&'*+.^_`|~0-9a-z-]{1,100}")
@@ -87,11 +87,17 @@ def _is_loopback(host: str) -> bool:
 
 
 class Gate:
-    """Checks requests against `allowed_hosts` and `allowed_origins`."""
+    """
+    Checks requests against `allowed_hosts` and `allowed_origins`; tells pages
+    of `allowed_headers`.
+    """
 
     def __init__(self, settings: BridgeSettings) -> None:
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         self._origins = frozenset(origin.lower() for origin in settings.allowed_origins)
+        self._headers = b", ".join(
+            [_HEADERS, *(name.encode("ascii") for name in settings.allowed_headers)]
+        )
 
     def allows_host(self, host: bytes | None, loopback: int | None) -> bool:
         """
@@ -149,6 +155,18 @@ class Gate:
                 f"the Host {_shown(host)} was named by nobody, and a browser has sent this;"
                 " name the host with --allow-host (allowed_hosts)"
             )
+
+    def answer_preflight(self, request: Any) -> bytes:
+        """What the script of a page may do that has passed `check`."""
+        request.setResponseCode(204)
+        request.setHeader(b"Access-Control-Allow-Methods", _METHODS)
+        headers = request.requestHeaders
+        asked = b",".join(headers.getRawHeaders(b"access-control-request-headers") or [])
+        params = [name for name in map(bytes.strip, asked.split(b",")) if _PARAM.fullmatch(name)]
+        allowed = b", ".join([self._headers, *params[:MAX_PARAMS]])
+        request.setHeader(b"Access-Control-Allow-Headers", allowed)
+        request.setHeader(b"Access-Control-Max-Age", b"%d" % PREFLIGHT_SECONDS)
+        return b""
 
     def _check_origin(self, origins: Sequence[bytes], host: bytes | None, rebindable: bool) -> None:
         origin = origins[0].decode("latin-1").strip().lower()
@@ -292,15 +310,3 @@ def is_preflight(request: Any) -> bool:
         and headers.hasHeader(b"origin")
         and headers.hasHeader(b"access-control-request-method")
     )
-
-
-def answer_preflight(request: Any) -> bytes:
-    """What its script may do."""
-    request.setResponseCode(204)
-    request.setHeader(b"Access-Control-Allow-Methods", _METHODS)
-    asked = b",".join(request.requestHeaders.getRawHeaders(b"access-control-request-headers") or [])
-    params = [name for name in map(bytes.strip, asked.split(b",")) if _PARAM.fullmatch(name)]
-    allowed = b", ".join([_HEADERS, *params[:MAX_PARAMS]])
-    request.setHeader(b"Access-Control-Allow-Headers", allowed)
-    request.setHeader(b"Access-Control-Max-Age", b"%d" % PREFLIGHT_SECONDS)
-    return b""

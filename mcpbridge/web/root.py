@@ -17,7 +17,6 @@ from mcpbridge.errors import NothingHere, Refused
 from mcpbridge.web.answers import answer
 from mcpbridge.web.gate import (
     Gate,
-    answer_preflight,
     check_backend_route,
     is_preflight,
     loopback_port,
@@ -58,6 +57,9 @@ class Branch(Resource):
         """Not another branch: hand the rest of the path to the leaf."""
         request.prepath.pop()
         request.postpath.insert(0, path)
+        if request.postpath[-1] == b"" and request.postpath[:-1] in _BACKEND_ROUTES:
+            # Clients and people write a slash at the end; a redirect would lose a POST.
+            request.postpath.pop()
         if not all(map(_is_plain, request.postpath)):
             return self._nothing(request)
         if request.postpath in _BACKEND_ROUTES:
@@ -106,7 +108,7 @@ class Gated(Resource):
         except Refused as refusal:
             return _Refusal(refusal)
         if is_preflight(request):
-            return _Preflight()
+            return _Preflight(self._gate)
         resource: IResource = self._root.getChildWithDefault(path, request)
         return resource
 
@@ -134,8 +136,12 @@ class _Preflight(Resource):
 
     isLeaf = True
 
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self._gate = gate
+
     def render(self, request: Any) -> bytes:
-        return answer_preflight(request)
+        return self._gate.answer_preflight(request)
 
 
 class _Nothing(Resource):
