@@ -25,6 +25,8 @@ SESSION_NOT_FOUND = -32001
 HEADER_MISMATCH = -32020
 MISSING_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
+#: How much of an id an error shows, as it stands in JSON.
+MAX_SHOWN_ID = 80
 #: A refusal for which JSON-RPC has no code of its own.
 SERVER_ERROR = -32000
 
@@ -139,7 +141,21 @@ class NotJsonRpc(Refused):
 
 
 class IdInUse(Refused):
-    """A request has the id of another one that the session still waits for."""
+    """
+    A request has the id of another one that the session still waits for.
+    The answer names it in `data`, and has no id: that would end the first one.
+    """
+
+    @classmethod
+    def of(cls, ident: bytes) -> IdInUse:
+        """What is said about an id, as it stands in JSON."""
+        shown = ident.decode("utf-8", "replace")
+        if len(shown) > MAX_SHOWN_ID:
+            shown = f"{shown[:MAX_SHOWN_ID]}..."
+            ident = msgspec.json.encode(shown)
+        error = cls(f"the id {shown} is that of a request that is still open; use another")
+        error.data = {"requestId": msgspec.Raw(ident)}
+        return error
 
 
 class EventsLost(Refused):

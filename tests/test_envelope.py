@@ -120,7 +120,7 @@ def test_every_set_of_members(members: tuple[bool, ...]) -> None:
     assert envelope.is_response is is_answer
 
 
-@pytest.mark.parametrize("ident", ["1", "-1", "1.5", '"a"', "null", "9" * 300])
+@pytest.mark.parametrize("ident", ["1", "-1", "1.5", '"a"', "9" * 300])
 def test_every_kind_of_id(ident: str) -> None:
     envelope = read_message(b'{"jsonrpc":"2.0","method":"m","id":%b}' % ident.encode())[1]
     assert envelope is not None

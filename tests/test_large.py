@@ -26,6 +26,7 @@ from mcpbridge.protocol.large import (
     Large,
     read_array,
     read_batch,
+    read_foreign_batch,
     read_large,
     read_whole,
     read_whole_later,
@@ -350,3 +351,20 @@ def test_a_name_that_is_no_text_at_all_is_refused() -> None:
     assert envelope is not None
     with pytest.raises(InvalidParams, match="must be a string"):
         read_request(body.replace(b'"?"', b'"\xff"'), envelope, version_header=VERSION)
+
+
+@pytest.mark.parametrize("padding", ["", BIG * 10])
+def test_a_foreign_batch_passes_but_for_an_id_of_null(padding: str) -> None:
+    """Its elements are for the backend to judge, small or large; nobody could answer such an id."""
+    fine = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "x", "params": {"p": padding}}).encode()
+    body = b"[7, %b,\n{}]" % fine
+    assert at_once(read_foreign_batch(body, 3)) == body.replace(b"\n", b" ")
+    with pytest.raises(NotJsonRpc, match="not null"):
+        at_once(read_foreign_batch(b"[%b]" % fine.replace(b'"id": 1', b'"id": null'), 3))
+
+
+def test_a_whole_message_whose_id_is_null_is_looked_at_again() -> None:
+    body = json.dumps({"jsonrpc": "2.0", "id": None, "method": "x", "params": {"p": BIG}}).encode()
+    assert read_whole(body) is None
+    with pytest.raises(NotJsonRpc, match="not null"):
+        at_once(read_large(body))

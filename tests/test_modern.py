@@ -397,3 +397,17 @@ def test_a_long_body_that_is_no_json_is_not_parsed_slowly(monkeypatch: pytest.Mo
     assert claims_modern(line.replace(b"\\ud800", b"x") + long)
     monkeypatch.setattr(modern, "members", lambda line: pytest.fail("it was parsed"))
     assert not claims_modern(line + long)
+
+
+@pytest.mark.parametrize("params", [None, {}, {"_meta": {}}])
+def test_nothing_is_asked_for_in_a_revision_that_is_not_known(params: object) -> None:
+    """It may have other rules: what it lacks is not said, but that it is not known."""
+    message = {"jsonrpc": "2.0", "id": 1, "method": "x", "params": params}
+    line = json.dumps({name: each for name, each in message.items() if each is not None}).encode()
+    with pytest.raises(UnsupportedVersion) as caught:
+        read(line, "2999-01-01")
+    assert caught.value.ident == 1
+    with pytest.raises(InvalidParams):
+        read(line)
+    with pytest.raises(InvalidParams):
+        read(line, None)

@@ -457,7 +457,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], int, int, object]] = {
     "Mcp-Param of nothing": (calling(), {"Mcp_Param_City": "b"}, 400, -32020, "a"),
     "initialize": (asking("initialize"), {}, 404, -32601, "a"),
     "ping": (asking("ping", 2.5), {}, 404, -32601, 2.5),
-    "not acceptable": (asking(), {"Accept": "application/json"}, 406, -32600, "a"),
+    "not acceptable": (asking(), {"Accept": "text/html"}, 406, -32600, "a"),
     "another kind": (asking(), {"Content_Type": "text/plain"}, 415, -32600, "a"),
     "too large": (asking(it="x" * LIMIT), {}, 413, -32600, None),
     "refused": (asking(it="refuse"), {}, 403, -32600, "a"),
@@ -520,11 +520,10 @@ def test_the_gate_comes_first(world: World, header: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-@pytest.mark.parametrize("version", [VERSION, "2027-01-01"])
-def test_post_alone(world: World, method: str, version: str) -> None:
+def test_post_alone(world: World, method: str) -> None:
     """405 for what is no more, with what there is; a session's id does not help."""
     connection = world.connect()
-    head = {**USUAL, "MCP-Protocol-Version": version, "Mcp-Session-Id": "x", "Last-Event-ID": "0-0"}
+    head = {**USUAL, "MCP-Protocol-Version": VERSION, "Mcp-Session-Id": "x", "Last-Event-ID": "0-0"}
     lines = [f"{name}: {value}" for name, value in head.items()]
     connection.send("\r\n".join([f"{method} /mcp HTTP/1.1", *lines]))
     assert connection.error() == (405, -32600, None)

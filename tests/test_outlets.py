@@ -20,9 +20,12 @@ from mcpbridge.session.events import MemoryEventLog
 from mcpbridge.session.session import Session
 from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.testing import FakeBackend
+from mcpbridge.web.accept import ANYTHING, Accepted
 from mcpbridge.web.outlets import ResponseOutlet
 
 NEW, OLD = "2025-11-25", "2025-06-18"
+EVENTS_ALONE = Accepted(json=False, events=True)
+JSON_ALONE = Accepted(json=True, events=False)
 COMMENT = b": keepalive\n\n"
 PROGRESS = b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"t"}}'
 CHANGED = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}'
@@ -94,12 +97,12 @@ class FakeRequest:
 class Opened:
     """One response and its request."""
 
-    def __init__(self, made: Any, transport: Any, **flags: bool) -> None:
+    def __init__(self, made: Any, transport: Any, may: Accepted, **more: Any) -> None:
         self.transport = transport or FakeTransport()
         self.request = FakeRequest(self.transport)
         self.finished = 0
         self.outlet = ResponseOutlet(
-            self.request, made.face, made.settings, made.clock, self.finish, **flags
+            self.request, made.face, made.settings, made.clock, self.finish, may=may, **more
         )
 
     def finish(self) -> None:
@@ -135,7 +138,8 @@ class Made:
         """The permit comes back."""
 
     def post(self, *idents: int, transport: Any = None, batch: bool = False) -> Opened:
-        opened = Opened(self, transport, may_be_json=True, batch=batch)
+        may = JSON_ALONE if self.settings.json_response else ANYTHING
+        opened = Opened(self, transport, may, batch=batch)
         asked: list[Any] = [(ident, "t" if ident == 1 else None) for ident in idents]
         stream = self.face.router.open_post(asked, opened.outlet)
         opened.outlet.opened(stream)
@@ -143,7 +147,7 @@ class Made:
         return opened
 
     def get(self, last: str = "", transport: Any = None) -> Opened:
-        opened = Opened(self, transport, may_be_json=False)
+        opened = Opened(self, transport, EVENTS_ALONE)
         position = self.face.router.position
         if last:
             stream = self.face.router.resume(last, opened.outlet)
@@ -288,7 +292,7 @@ def test_json_alone() -> None:
 
 def test_a_response_taken_over_is_committed_next(made: Made) -> None:
     """One that was patient before has its head at the next turn of the reactor."""
-    opened = Opened(made, None, may_be_json=True)
+    opened = Opened(made, None, ANYTHING)
     opened.outlet.opened(made.face.router.open_post([(1, None)], opened.outlet), patience=0)
     made.all.append(opened)
     assert opened.request.written == []
@@ -577,7 +581,7 @@ def test_a_request_that_finds_no_room_is_answered() -> None:
 def test_every_open_request_gets_its_error_at_the_end() -> None:
     """Whatever its id is: a string that is no text keeps no other from its own."""
     made = Made()
-    strange, plain = Opened(made, None, may_be_json=True), Opened(made, None, may_be_json=True)
+    strange, plain = Opened(made, None, ANYTHING), Opened(made, None, ANYTHING)
     for ident, opened in (("\ud800", strange), (7, plain)):
         stream = made.face.router.open_post([(ident, None)], opened.outlet)
         opened.outlet.opened(stream)

@@ -218,7 +218,31 @@ def test_shown_id_is_short() -> None:
     routed.post("x" * 1000)
     with pytest.raises(IdInUse) as caught:
         routed.post("x" * 1000)
-    assert len(str(caught.value)) < 200
+    assert len(caught.value.body()) < 400
+
+
+@pytest.mark.parametrize("ident", [7, "a", "\ud800"])
+def test_id_in_use_is_named_for_programs(ident: object) -> None:
+    routed = Routed()
+    routed.post(ident)
+    with pytest.raises(IdInUse) as caught:
+        routed.post(ident)
+    said = json.loads(caught.value.body())
+    assert (said["id"], said["error"]["data"]) == (None, {"requestId": ident})
+
+
+def test_stream_of_a_client_that_takes_json_alone() -> None:
+    """It has nothing but the answer, and nothing of it can be asked for again."""
+    routed = Routed()
+    post = Connection()
+    routed.router.open_post([(1, "t")], post, json_only=True)
+    routed.notify("notifications/progress", progressToken="t")
+    routed.ask("q")
+    with pytest.raises(EventsLost):
+        routed.resume("1-0")
+    answer = routed.answer(1)
+    assert post.events == [("1-1", answer)]
+    assert len(routed.get().events) == 2
 
 
 def test_no_more_requests_than_may_be_open() -> None:

@@ -79,7 +79,7 @@ class Calls:
         and `SessionBusy`; then nothing was stored.
         """
         if call.ident in self._by_id:
-            raise IdInUse("the id is that of a request that is still open")
+            raise IdInUse.of(bytes(call.shown))
         if len(self._by_id) >= MAX_IN_FLIGHT:
             raise SessionBusy(f"no more than {MAX_IN_FLIGHT} requests of a session may be open")
         if not self.keep(call, size):

@@ -233,7 +233,33 @@ def read_message(body: bytes) -> tuple[bytes, Envelope | None]:
         raise NotJson(_TOO_DEEP) from None
     if envelope is not None and envelope.method is msgspec.UNSET and not envelope.is_response:
         raise NotJsonRpc("the body is JSON, but no JSON-RPC request, notification or response")
+    check_id(envelope)
     return one_line(body), envelope
+
+
+def has_null_id(envelope: Envelope) -> bool:
+    """
+    Whether a request has null for an id, which MCP forbids (basic/index,
+    "Requests"): its answer could not be told from another.
+    """
+    return envelope.id is None and envelope.is_request
+
+
+def check_id(envelope: Envelope | None) -> None:
+    """Raise `NotJsonRpc` for a request with such an id; None passes."""
+    if envelope is not None and has_null_id(envelope):
+        raise NotJsonRpc("the id of a request must be a string or a number, not null")
+
+
+def check_element(envelope: Envelope | None) -> Envelope:
+    """
+    The envelope of an element of a batch.  Raises `NotJsonRpc` for what is no
+    message, and for what `check_id` does not take.
+    """
+    if envelope is None or not (envelope.method or envelope.is_response):
+        raise NotJsonRpc("an element of the batch is no JSON-RPC message")
+    check_id(envelope)
+    return envelope
 
 
 _TOO_DEEP = "the body is nested too deeply"

@@ -25,10 +25,12 @@ ASKED_KEPT = 1024
 class LogicalStream:
     """What was sent last on a stream, and which requests are open on it."""
 
-    __slots__ = ("answers", "name", "number", "open")
+    __slots__ = ("answers", "json_only", "name", "number", "open")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, json_only: bool = False) -> None:
         self.name = name
+        #: Whether it carries nothing but its answers, all at once.
+        self.json_only = json_only
         self.number = 0
         # In the order of the POST; there are no values.
         self.open: dict[JsonRpcId, None] = {}
@@ -54,7 +56,12 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def open(self, requests: Sequence[tuple[JsonRpcId, ProgressToken | None]]) -> LogicalStream:
+    def open(
+        self,
+        requests: Sequence[tuple[JsonRpcId, ProgressToken | None]],
+        *,
+        json_only: bool = False,
+    ) -> LogicalStream:
         """
         A stream for these requests.
 
@@ -64,11 +71,10 @@ class InFlight:
         """
         if len(self._requests) + len(requests) > MAX_IN_FLIGHT:
             raise SessionBusy(f"no more than {MAX_IN_FLIGHT} requests of a session may be open")
-        stream = LogicalStream(str(self._opened + 1))
+        stream = LogicalStream(str(self._opened + 1), json_only=json_only)
         for ident, _ in requests:
             if ident in self._requests or ident in stream.open:
-                shown = encode(ident).decode()
-                raise IdInUse(f"the id {shown[:80]} is that of a request that is still open")
+                raise IdInUse.of(encode(ident))
             stream.open[ident] = None
         self._opened += 1
         self._running[stream.name] = stream

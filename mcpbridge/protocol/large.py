@@ -13,7 +13,15 @@ import re
 import msgspec
 
 from mcpbridge.errors import EmptyBody, NotJsonRpc, TooComplex
-from mcpbridge.protocol.envelope import Envelope, one_line, peek, read_message
+from mcpbridge.protocol.envelope import (
+    Envelope,
+    check_element,
+    check_id,
+    has_null_id,
+    one_line,
+    peek,
+    read_message,
+)
 from mcpbridge.protocol.pieces import Span
 from mcpbridge.protocol.rewriting import Members, encode
 from mcpbridge.protocol.scanning import (
@@ -60,7 +68,7 @@ def read_whole(body: bytes) -> tuple[bytes, Envelope] | None:
     an array, a lone surrogate, and all that is no message.
     """
     envelope = peek(body)
-    if envelope is None or not (envelope.method or envelope.is_response):
+    if envelope is None or not (envelope.method or envelope.is_response) or has_null_id(envelope):
         return None
     if not body.isascii():
         try:
@@ -136,15 +144,30 @@ def read_batch(body: bytes, most: int, *, size: int = SLICE_BYTES) -> Slices[lis
     found: list[Message] = []
     for begin, end in spans:
         element = line[begin:end]
-        digest = element
-        if len(element) > LARGE_BYTES:
-            digest = _digest(element, (yield from outline(element, ("params", "_meta"), size=size)))
-        envelope = peek(digest)
-        if envelope is None or not (envelope.method or envelope.is_response):
-            raise NotJsonRpc("an element of the batch is no JSON-RPC message")
-        found.append((element, envelope, digest))
+        digest = yield from _digest_of(element, size)
+        found.append((element, check_element(peek(digest)), digest))
         yield
     return found
+
+
+def read_foreign_batch(body: bytes, most: int, *, size: int = SLICE_BYTES) -> Slices[bytes]:
+    """
+    A large batch on one line, whose elements are for the backend to judge, but
+    for requests that nobody could answer.  Raises what `read_batch` raises.
+    """
+    line, spans = yield from read_array(body, most, messages=False, size=size)
+    for begin, end in spans:
+        if line[begin : begin + 1] == b"{":
+            check_id(peek((yield from _digest_of(line[begin:end], size))))
+        yield
+    return line
+
+
+def _digest_of(element: bytes, size: int) -> Slices[bytes]:
+    """An element of a batch, or where it is large, what counts of it."""
+    if len(element) <= LARGE_BYTES:
+        return element
+    return _digest(element, (yield from outline(element, ("params", "_meta"), size=size)))
 
 
 def _digest(text: bytes, found: list[dict[str, Span]]) -> bytes:

@@ -152,6 +152,14 @@ def read_request(
     ident = _ident(envelope)
     try:
         return _read(line, str(envelope.method), ident, version_header)
+    except InvalidParams as error:
+        error.ident = ident
+        if version_header is not None and version_header.strip(" \t") not in MODERN:
+            # Of a revision that the bridge does not know it cannot tell what is missing.
+            unknown = UnsupportedVersion(version_header, MODERN)
+            unknown.ident = ident
+            raise unknown from None
+        raise
     except Refused as error:
         error.ident = ident
         raise

@@ -110,16 +110,22 @@ class StreamRouter:
     # Connections.
 
     def open_post(
-        self, requests: Sequence[tuple[JsonRpcId, ProgressToken | None]], outlet: Outlet
+        self,
+        requests: Sequence[tuple[JsonRpcId, ProgressToken | None]],
+        outlet: Outlet,
+        *,
+        json_only: bool = False,
     ) -> str:
         """
         A stream for the requests of one POST, at least one, by their ids and
-        progress tokens.  Returns its name.
+        progress tokens.  Returns its name.  With `json_only` its client takes
+        nothing but the answers, as if the router had that.
 
         Raises `IdInUse` and `SessionBusy`; then nothing was stored.
         """
         self._check_open()
-        name = self._requests.open(requests).name
+        json_only = json_only or self._json_only
+        name = self._requests.open(requests, json_only=json_only).name
         self._outlets[name] = outlet
         return name
 
@@ -267,7 +273,7 @@ class StreamRouter:
         stream = self._requests.settle(ident)
         if stream is None:
             self.dropped["unasked"] += 1
-        elif not self._json_only:
+        elif not stream.json_only:
             if not (stream.open or stream.number) and self._is_answer(stream, line):
                 return
             self._send(stream, line)
@@ -295,11 +301,11 @@ class StreamRouter:
             stream = self._requests.running(self._asked.settle(cancelled_id(line)))
         elif not method.endswith("/list_changed") and method != "notifications/resources/updated":
             stream = self._requests.only()
-        return self._standalone if stream is None or self._json_only else stream
+        return self._standalone if stream is None or stream.json_only else stream
 
     def _ask(self, line: bytes, ident: JsonRpcId) -> None:
         stream = self._requests.only()
-        if stream is None or self._json_only:
+        if stream is None or stream.json_only:
             stream = self._standalone
         waits = stream is self._standalone and STANDALONE not in self._outlets
         self._asked.add(ident, stream.name, 0 if waits else stream.number + 1)
@@ -350,6 +356,8 @@ class StreamRouter:
         is over.  Raises `EventsGone`, also where a store leaves a gap.
         """
         if name != STANDALONE and (self._json_only or not self._requests.was_opened(name)):
+            raise EventsGone
+        if stream is not None and stream.json_only:
             raise EventsGone
         if stream is not None and number >= stream.number:
             if number == stream.number:

@@ -19,8 +19,8 @@ from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import ServerSettings, share_of
 from mcpbridge.errors import MessageTooLarge, TooComplex, TooManySessions, UnknownSession
 from mcpbridge.guard import guarded
-from mcpbridge.protocol.envelope import read_message, split_batch
-from mcpbridge.protocol.large import read_array, read_large, read_whole, read_whole_later
+from mcpbridge.protocol.envelope import check_id, peek, read_message, split_batch
+from mcpbridge.protocol.large import read_foreign_batch, read_large, read_whole, read_whole_later
 from mcpbridge.protocol.scanning import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.limiter import SessionLimiter
@@ -212,7 +212,7 @@ class Server:
             line, envelope = large.line, large.envelope
         else:
             most = self.settings.max_waiting_messages
-            line, _ = await self.work.do(read_array(body, most, messages=False))
+            line = await self.work.do(read_foreign_batch(body, most))
             envelope = None
         # It may have ended meanwhile.
         self.find(ident).client_message(line, envelope)
@@ -220,12 +220,14 @@ class Server:
     def check_batch(self, line: bytes) -> list[bytes]:
         """
         The elements of a small array.  Raises `TooComplex` for more than may
-        wait for a backend.
+        wait for a backend, and `NotJsonRpc` for a request that nobody could answer.
         """
         elements = split_batch(line) or []
         most = self.settings.max_waiting_messages
         if len(elements) > most:
             raise TooComplex(f"the array has more than {most} elements (max_waiting_messages)")
+        for element in elements:
+            check_id(peek(element))
         return elements
 
     def start(self) -> None:

@@ -83,6 +83,8 @@ class StreamableFace:
                 share, pause=lambda: self.pause(self.share), resume=lambda: self.resume(self.share)
             )
         self.negotiated: str | None = None
+        #: Whether it is over, or about to be, without ever having been initialized.
+        self.failed = False
         self._initialize: JsonRpcId = None
         self._negotiating = False
         self._full: set[object] = set()
@@ -110,10 +112,13 @@ class StreamableFace:
         messages: Sequence[tuple[bytes, Envelope]],
         outlet: Callable[[], Outlet],
         digests: Sequence[bytes] | None = None,
+        *,
+        json_only: bool = False,
     ) -> str | None:
         """
         Messages that the client posted together; all go to the backend, or none.
-        Where they are large, tokens are read in their `digests`.
+        Where they are large, tokens are read in their `digests`.  With
+        `json_only` the client takes no events in answer.
 
         Returns the name of the stream for their answers, to which `outlet()`
         is attached, or None where they ask for nothing.  Raises what
@@ -129,7 +134,9 @@ class StreamableFace:
             for line, envelope in messages
             if envelope.is_request
         ]
-        stream = self.router.open_post(asked, outlet()) if asked else None
+        stream = None
+        if asked:
+            stream = self.router.open_post(asked, outlet(), json_only=json_only)
         try:
             self._session.client_messages(lines)
         except BaseException:
@@ -186,6 +193,7 @@ class StreamableFace:
 
     def close(self) -> None:
         """Open requests get an error that says why; every connection's answer ends."""
+        self.failed = self.failed or self._negotiating
         try:
             self.router.close(self._error_for)
         finally:
@@ -224,6 +232,7 @@ class StreamableFace:
             self.negotiated = answer.result.protocolVersion
         else:
             # What is not initialized is of no use to anybody.
+            self.failed = True
             self._clock.callLater(0, self._session.life.end, "the backend refused to initialize")
 
     # Idleness.

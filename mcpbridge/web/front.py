@@ -118,6 +118,8 @@ def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain |
     host = fields.get(b"host")
     version = fields.get(b"mcp-protocol-version", b"2025-11-25").decode("latin-1")
     if streamable and version in MODERN:
+        if b"mcp-session-id" in fields:
+            return None
         # Where all is to be JSON, some messages are not for the client.
         if server.settings.json_response:
             return None
@@ -181,12 +183,15 @@ class Front:
     def __init__(self, servers: Sequence[Server], gate: Gate) -> None:
         self._gate = gate
         self._servers = {
-            f"{server.settings.base_uri}/{name}".encode("ascii"): (server, name == "mcp")
+            f"{server.settings.base_uri}/{name}{slash}".encode("ascii"): (server, name == "mcp")
             for server in servers
             for name in ("message", "mcp")
+            for slash in ("", "/")
         }
         self._streams = {
-            f"{server.settings.base_uri}/sse".encode("ascii"): server for server in servers
+            f"{server.settings.base_uri}/sse{slash}".encode("ascii"): server
+            for server in servers
+            for slash in ("", "/")
         }
         self._second = 0
         self._dated = b""

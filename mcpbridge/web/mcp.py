@@ -26,26 +26,25 @@ from mcpbridge.errors import (
     UnsupportedVersion,
     WrongMethod,
 )
-from mcpbridge.protocol.envelope import (
-    Envelope,
-    peek,
-    read_message,
-)
+from mcpbridge.protocol.envelope import Envelope, check_element, peek, read_message
 from mcpbridge.protocol.events import Outlet
 from mcpbridge.protocol.large import Message, read_batch, read_large
-from mcpbridge.protocol.modern import PROTOCOL_VERSION, claims_modern, is_modern_version
+from mcpbridge.protocol.modern import (
+    MODERN,
+    PROTOCOL_VERSION,
+    claims_modern,
+    is_modern_version,
+)
 from mcpbridge.protocol.revisions import SUPPORTED, is_accepted
 from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.web.accept import ANYTHING, EVENTS, JSON, Accepted, accepted
 from mcpbridge.web.handover import WaitingAnswer
-from mcpbridge.web.modern import ModernEndpoint, restated
+from mcpbridge.web.modern import ModernEndpoint, limited, not_acceptable, restated
 from mcpbridge.web.outlets import ResponseOutlet
 from mcpbridge.web.waiting import WaitingExchange
-
-JSON = "application/json"
-EVENTS = "text/event-stream"
 
 
 class McpEndpoint:
@@ -89,16 +88,15 @@ class McpEndpoint:
         body = b""
         if refusal is None:
             body = request.body() if hasattr(request, "body") else request.content.read()
-        unacceptable = self._unacceptable(request)
+        unsupported = _unsupported_media(request)
         if len(body) > LARGE_BYTES:
-            return await self._post_large(request, body, unacceptable)
-        if is_modern_version(_version(request)) or claims_modern(body):
-            await self._modern.post(request, body, unacceptable or refusal)
+            return await self._post_large(request, body, unsupported)
+        if self._is_modern(request) or claims_modern(body):
+            await self._modern.post(request, body, unsupported or refusal, _accepted(request))
             return None
-        if unacceptable is not None:
-            raise unacceptable
-        ident = _header(request, b"mcp-session-id")
-        session = self._server.find_streamable(ident) if ident else None
+        if unsupported is not None:
+            raise unsupported
+        session = self._session_of(request)
         if refusal is not None:
             raise refusal
         self._server.check_size(body)
@@ -109,33 +107,34 @@ class McpEndpoint:
         return await self._post_one(request, session, line, envelope)
 
     async def _post_large(
-        self, request: Any, body: bytes, unacceptable: Refused | None
+        self, request: Any, body: bytes, unsupported: Refused | None
     ) -> Deferred[None] | None:
         """
         The same for a message that is read in slices.  What its head says
         against it is said first; a modern one names its revision there.
         """
-        if is_modern_version(_version(request)):
-            await self._modern.post(request, body, unacceptable)
+        if self._is_modern(request):
+            await self._modern.post(request, body, unsupported, _accepted(request))
             return None
-        if unacceptable is not None:
-            raise unacceptable
-        ident = _header(request, b"mcp-session-id")
-        session = self._server.find_streamable(ident) if ident else None
+        if unsupported is not None:
+            raise unsupported
+        session = self._session_of(request)
         self._server.check_size(body)
         large = await self._server.work.do(read_large(body))
         if large is not None and PROTOCOL_VERSION in (large.meta or {}):
-            await self._modern.post(request, large, None)
+            await self._modern.post(request, large, None, _accepted(request))
             return None
         self._check_version(request, session)
         if large is None and session is not None:
             self._check_batches(session)
             most = self._server.settings.max_waiting_messages
             batch = await self._server.work.do(read_batch(body, most))
+            # It may have ended meanwhile.
+            ident = _header(request, b"mcp-session-id")
             return self._post_elements(request, self._server.find_streamable(ident), batch)
         if large is None:
             return await self._post_one(request, None, body, None)
-        session = self._server.find_streamable(ident) if ident else None
+        session = self._session_of(request)
         return await self._post_one(request, session, large.line, large.envelope, large.digest)
 
     async def _post_one(
@@ -161,13 +160,19 @@ class McpEndpoint:
 
     async def get(self, request: Any) -> None:
         """The GET stream, or with Last-Event-ID what was missed of any stream."""
-        _check_era(request)
-        if not _accepts(request, (EVENTS,)):
-            raise NotAcceptable(f"Accept must hold {EVENTS}")
         session = self._find(request)
+        if session is None:
+            # What clients take for: there is no such stream, go on without it.
+            raise WrongMethod(
+                "no Mcp-Session-Id; this is an endpoint for MCP clients, whose session begins with"
+                " a POST of `initialize`",
+                "POST",
+            )
+        if not _accepted(request).events:
+            raise NotAcceptable(f"Accept must allow {EVENTS}")
         face = _face(session)
         face.touch()
-        finished, outlet = self._outlet(request, face, may_be_json=False)
+        finished, outlet = self._outlet(request, face, Accepted(json=False, events=True))
         last = _header(request, b"last-event-id")
         if last:
             stream = face.router.resume(last, outlet)
@@ -180,8 +185,9 @@ class McpEndpoint:
 
     def delete(self, request: Any) -> None:
         """The client has no more use for the session."""
-        _check_era(request)
         session = self._find(request)
+        if session is None:
+            raise MissingSession("no Mcp-Session-Id; it names the session that is to end")
         session.life.end("the client ended it")
         request.setHeader(b"Content-Length", b"0")
 
@@ -190,14 +196,16 @@ class McpEndpoint:
     async def _initialize(self, request: Any, line: bytes, envelope: Envelope) -> None:
         if request.channel is None:
             raise CancelledError
+        self._check_acceptable(request)
         try:
             session = await self._server.open_streamable(self._client_of(request))
         except TooManySessions as error:
             raise TooManyMcpSessions(str(error)) from None
-        request.setHeader(b"Mcp-Session-Id", session.ident.encode("ascii"))
         _face(session).initializing(envelope.id)  # type: ignore[arg-type]
         try:
-            finished = self._post_messages(request, session, [(line, envelope)], batch=False)
+            finished = self._post_messages(
+                request, session, [(line, envelope)], batch=False, opens=True
+            )
             if finished is not None:
                 await finished
         except CancelledError:
@@ -205,20 +213,14 @@ class McpEndpoint:
                 session.life.end("the client left before it had the session's id")
             raise
         except Exception as error:
-            # The answer names no session that is over.
-            request.responseHeaders.removeHeader(b"Mcp-Session-Id")
             what = "was refused" if isinstance(error, Refused) else "could not be handled"
             session.life.end(f"its first message {what}")
             raise
 
     def _post_batch(self, request: Any, session: Session, line: bytes) -> Deferred[None] | None:
         self._check_batches(session)
-        messages: list[Message] = []
-        for element in self._server.check_batch(line):
-            envelope = peek(element)
-            if envelope is None or not (envelope.method or envelope.is_response):
-                raise NotJsonRpc("an element of the batch is no JSON-RPC message")
-            messages.append((element, envelope, element))
+        elements = self._server.check_batch(line)
+        messages = [(each, check_element(peek(each)), each) for each in elements]
         return self._post_elements(request, session, messages)
 
     def _post_elements(
@@ -249,17 +251,24 @@ class McpEndpoint:
         *,
         batch: bool,
         digests: Sequence[bytes] | None = None,
+        opens: bool = False,
     ) -> Deferred[None] | None:
-        """Hand messages on; what is to be waited for, None where they ask for nothing."""
+        """
+        Hand messages on; what is to be waited for, None where they ask for
+        nothing.  `opens`: they are the `initialize` that opens the session.
+        """
         face = _face(session)
+        asks = any(envelope.is_request for _, envelope in messages)
+        may = self._check_acceptable(request) if asks else ANYTHING
         outlets: list[tuple[Deferred[None], ResponseOutlet]] = []
 
         def make_outlet() -> ResponseOutlet:
-            outlets.append(self._outlet(request, face, may_be_json=True, batch=batch))
+            announces = session.ident if opens else None
+            outlets.append(self._outlet(request, face, may, batch=batch, announces=announces))
             return outlets[0][1]
 
         try:
-            stream = face.receive(messages, make_outlet, digests)
+            stream = face.receive(messages, make_outlet, digests, json_only=not may.events)
         except BaseException:
             for _, outlet in outlets:
                 outlet.gone()
@@ -269,12 +278,17 @@ class McpEndpoint:
             request.setHeader(b"Content-Length", b"0")
             return None
         finished, outlet = outlets[0]
-        self._opened(request, face, outlet, outlet, stream, 0)
+        patience = COMMIT_SECONDS
+        if opens:
+            # Whether there is a session to be named is known with the answer: the head
+            # waits for that, as long as nothing between here and the client minds.
+            patience = max(patience, self._server.settings.keepalive_interval)
+        self._opened(request, face, outlet, outlet, stream, 0, patience)
         return finished
 
     async def _take_over(self, request: Any, waiting: WaitingAnswer) -> None:
         """Write what was posted past the ordinary channel, and needs more than one message."""
-        finished, outlet = self._outlet(request, waiting.face, may_be_json=True)
+        finished, outlet = self._outlet(request, waiting.face, self._accepted(request))
         waiting.take_over(outlet)
         # What has come, or has ended it, is written when this returns.
         self._opened(request, waiting.face, outlet, waiting, waiting.stream, 0, patience=0)
@@ -283,7 +297,13 @@ class McpEndpoint:
     # Common parts.
 
     def _outlet(
-        self, request: Any, face: StreamableFace, *, may_be_json: bool, batch: bool = False
+        self,
+        request: Any,
+        face: StreamableFace,
+        may: Accepted,
+        *,
+        batch: bool = False,
+        announces: str | None = None,
     ) -> tuple[Deferred[None], ResponseOutlet]:
         finished: Deferred[None] = Deferred()
         outlet = ResponseOutlet(
@@ -292,8 +312,9 @@ class McpEndpoint:
             self._server.settings,
             self._clock,
             lambda: finished.callback(None),
-            may_be_json=may_be_json,
+            may=may,
             batch=batch,
+            announces=announces,
         )
         return finished, outlet
 
@@ -314,14 +335,29 @@ class McpEndpoint:
         outlet.opened(stream, at, patience)
         request.notifyFinish().addErrback(gone)
 
-    def _find(self, request: Any) -> Session:
+    def _session_of(self, request: Any) -> Session | None:
+        """The live session that a request names, if it names one.  Raises `UnknownSession`."""
         ident = _header(request, b"mcp-session-id")
-        if not ident:
-            raise MissingSession(
-                "no Mcp-Session-Id; this is an endpoint for MCP clients, whose session begins with"
-                " a POST of `initialize`"
-            )
-        session = self._server.find_streamable(ident)
+        return self._server.find_streamable(ident) if ident else None
+
+    def _is_modern(self, request: Any) -> bool:
+        """
+        Whether a POST is of a revision without sessions by its head.  One of
+        a live session is not: there such a version is a mistake.
+        """
+        if not is_modern_version(_version(request)):
+            return False
+        return _header(request, b"mcp-session-id") not in self._server.streamable
+
+    def _find(self, request: Any) -> Session | None:
+        """
+        The session of a GET or DELETE; None where it names none.  Raises
+        `UnknownSession`, `UnsupportedVersion`, and `WrongMethod` for what
+        2026-07-28 has removed.
+        """
+        if _version(request) in MODERN and self._is_modern(request):
+            raise restated(WrongMethod("this revision of MCP has POST alone", "POST"))
+        session = self._session_of(request)
         self._check_version(request, session)
         return session
 
@@ -331,25 +367,29 @@ class McpEndpoint:
         if not is_accepted(header, negotiated):
             raise UnsupportedVersion(header or "", SUPPORTED)
 
-    def _unacceptable(self, request: Any) -> Refused | None:
-        """What the head of a POST says against it, if anything."""
-        wanted = (JSON,) if self._server.settings.json_response else (JSON, EVENTS)
-        if not _accepts(request, wanted):
-            return NotAcceptable(f"Accept must hold {' and '.join(wanted)}")
-        media = _header(request, b"content-type").partition(";")[0].strip().lower()
-        if media != JSON:
-            return UnsupportedMedia(f"the Content-Type is {media!r}; expected {JSON}")
+    def _accepted(self, request: Any) -> Accepted:
+        """What the answer to a request may be: as the client accepts, and the settings allow."""
+        return limited(_accepted(request), self._server.settings)
+
+    def _check_acceptable(self, request: Any) -> Accepted:
+        """The same.  Raises `NotAcceptable` where it may be nothing."""
+        may = self._accepted(request)
+        if may.nothing:
+            raise not_acceptable(self._server.settings)
+        return may
+
+
+def _accepted(request: Any) -> Accepted:
+    """What the client says that it accepts."""
+    return accepted(_header(request, b"accept"))
+
+
+def _unsupported_media(request: Any) -> Refused | None:
+    """What the `Content-Type` of a POST says against it, if anything."""
+    media = _header(request, b"content-type").partition(";")[0].strip().lower()
+    if media == JSON:
         return None
-
-
-def _accepts(request: Any, wanted: Sequence[str]) -> bool:
-    """Whether its `Accept` holds all of these; one that is missing holds anything."""
-    accepted = {
-        part.partition(";")[0].strip().lower() for part in _header(request, b"accept").split(",")
-    }
-    if "*/*" in accepted or accepted == {""}:
-        return True
-    return all(media in accepted or f"{media.partition('/')[0]}/*" in accepted for media in wanted)
+    return UnsupportedMedia(f"the Content-Type is {media!r}; expected {JSON}")
 
 
 def _face(session: Session) -> StreamableFace:
@@ -359,12 +399,6 @@ def _face(session: Session) -> StreamableFace:
 def _version(request: Any) -> str | None:
     """The revision that a request says it is of."""
     return _header(request, b"mcp-protocol-version") or None
-
-
-def _check_era(request: Any) -> None:
-    """Raise `WrongMethod` for what 2026-07-28 has removed."""
-    if is_modern_version(_version(request)):
-        raise restated(WrongMethod("this revision of MCP has POST alone", "POST"))
 
 
 def _header(request: Any, name: bytes) -> str:

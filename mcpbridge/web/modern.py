@@ -28,19 +28,22 @@ from mcpbridge.errors import (
     UNSUPPORTED_VERSION,
     BackendEnded,
     InternalError,
+    NotAcceptable,
     NotJsonRpc,
     Refused,
     UnknownSession,
+    UnsupportedVersion,
 )
 from mcpbridge.protocol import sse
 from mcpbridge.protocol.envelope import Envelope, peek, read_message
 from mcpbridge.protocol.headers import Headers, check_headers
 from mcpbridge.protocol.large import Large, read_large
-from mcpbridge.protocol.modern import ModernRequest, read_request
+from mcpbridge.protocol.modern import LISTEN, MODERN, ModernRequest, read_request
 from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.server import Server
+from mcpbridge.web.accept import ANYTHING, EVENTS, JSON, Accepted
 from mcpbridge.web.answers import answer
 from mcpbridge.web.reply import Reply
 from mcpbridge.web.waiting import WaitingExchange
@@ -82,10 +85,12 @@ class ModernEndpoint:
         self._clock = clock
         self._client_of = client_of
 
-    async def post(self, request: Any, body: bytes | Large, refusal: Refused | None) -> None:
+    async def post(
+        self, request: Any, body: bytes | Large, refusal: Refused | None, accepted: Accepted
+    ) -> None:
         """
         One request or notification, unless its head is to be answered with
-        this refusal.  Raises `Refused`.
+        this refusal; the client accepts no more than that.  Raises `Refused`.
         """
         headers = _headers(request)
         if refusal is not None:
@@ -99,8 +104,16 @@ class ModernEndpoint:
             request.setResponseCode(202)
             request.setHeader(b"Content-Length", b"0")
             return
+        settings = self._server.settings
+        listens = asked.method == LISTEN
+        # Who listens gets events, whatever the settings say: there is no other way.
+        may = accepted._replace(json=False) if listens else limited(accepted, settings)
+        if may.nothing:
+            refusal = restated(not_acceptable(settings, listens=listens))
+            refusal.ident = asked.id
+            raise refusal
         finished: Deferred[None] = Deferred()
-        outlet = ExchangeOutlet(request, self._server.settings, self._clock, finished)
+        outlet = ExchangeOutlet(request, settings, self._clock, finished, may)
         exchange = outlet.exchange = Exchange(
             asked, ANYBODY, outlet, _connection(request), client=self._client_of(request)
         )
@@ -113,7 +126,7 @@ class ModernEndpoint:
         request.notifyFinish().addErrback(gone)
         try:
             # An error of those who wait in line has a status of its own.
-            outlet.wait(self._server.settings.queue_timeout + COMMIT_SECONDS)
+            outlet.wait(settings.queue_timeout + COMMIT_SECONDS)
             await work_on(self._server, exchange, headers)
             outlet.wait(COMMIT_SECONDS)
         except CancelledError:
@@ -124,7 +137,7 @@ class ModernEndpoint:
     async def take_over(self, request: Any, waiting: WaitingExchange) -> None:
         """Write what was asked past the ordinary channel, and needs more than one message."""
         finished: Deferred[None] = Deferred()
-        outlet = ExchangeOutlet(request, self._server.settings, self._clock, finished)
+        outlet = ExchangeOutlet(request, self._server.settings, self._clock, finished, ANYTHING)
         outlet.exchange = waiting.exchange
 
         def gone(_: object) -> None:
@@ -174,10 +187,12 @@ def _checked(
 ) -> ModernRequest | None:
     if envelope is None or not isinstance(envelope.method, str):
         raise NotJsonRpc("expected one request or notification")
+    version = next(iter(headers("MCP-Protocol-Version")), None)
     if not envelope.is_request:
+        if version is not None and version.strip(" \t") not in MODERN:
+            raise UnsupportedVersion(version, MODERN)
         return None
-    versions = headers("MCP-Protocol-Version")
-    asked = read_request(line, envelope, version_header=versions[0] if versions else None)
+    asked = read_request(line, envelope, version_header=version)
     check_headers(asked, headers)
     return asked
 
@@ -224,10 +239,12 @@ class ExchangeOutlet:
         settings: ServerSettings,
         clock: IReactorTime,
         finished: Deferred[None],
+        may: Accepted,
     ) -> None:
         self.exchange: Exchange | None = None
         self._request = request
         self._settings = settings
+        self._may = may
         self._paused = False
         self._over = False
         self._behind = 0
@@ -243,7 +260,7 @@ class ExchangeOutlet:
 
     def wait(self, patience: float) -> None:
         """Nothing has come yet; if that takes longer from now on, it is kept alive."""
-        if self.reply.request is not None and not self.reply.streaming and self._may_stream():
+        if self.reply.request is not None and not self.reply.streaming and self._may.events:
             self.reply.begin_after(patience, self._begin)
 
     # What an exchange asks: Outlet.
@@ -257,9 +274,9 @@ class ExchangeOutlet:
 
     def _send(self, lines: list[bytes], final: bool) -> None:
         reply = self.reply
-        if not self._may_stream():
+        if not self._may.events:
             lines = lines[-1:] if final else []
-        if not reply.streaming and final and len(lines) == 1:
+        if not reply.streaming and final and len(lines) == 1 and self._fits_json(lines[0]):
             reply.write_json(lines[0], status_of(lines[0]))
         elif lines:
             if not reply.streaming:
@@ -293,10 +310,9 @@ class ExchangeOutlet:
         if not self._paused:
             self.exchange = None
 
-    def _may_stream(self) -> bool:
-        """Who listens gets events, whatever the settings say: there is no other way."""
-        listens = self.exchange is not None and self.exchange.listens
-        return listens or not self._settings.json_response
+    def _fits_json(self, answer: bytes) -> bool:
+        """An error has a status, which events have not, whatever the client accepts."""
+        return self._may.json or status_of(answer) != 200
 
     def _begin(self) -> None:
         self.reply.begin(sse.comment())
@@ -321,6 +337,19 @@ class ExchangeOutlet:
             self.exchange.resume()
         if self._over:
             self.exchange = None
+
+
+def limited(accepted: Accepted, settings: ServerSettings) -> Accepted:
+    """What the answer to a request may be: as the client accepts, and the settings allow."""
+    return accepted._replace(events=False) if settings.json_response else accepted
+
+
+def not_acceptable(settings: ServerSettings, *, listens: bool = False) -> NotAcceptable:
+    """What is said to a client that accepts nothing of what there may be."""
+    if listens:
+        return NotAcceptable(f"Accept must allow {EVENTS}")
+    either = JSON if settings.json_response else f"{JSON} or {EVENTS}"
+    return NotAcceptable(f"Accept must allow {either}")
 
 
 def restated(refusal: Refused) -> Refused:

@@ -17,6 +17,7 @@ from mcpbridge.config import COMMIT_SECONDS, RETRY_MILLISECONDS, ServerSettings
 from mcpbridge.protocol import sse
 from mcpbridge.protocol.events import Event
 from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.web.accept import Accepted
 from mcpbridge.web.reply import Reply
 
 
@@ -24,10 +25,12 @@ class ResponseOutlet:
     """
     One response, attached to one stream of a session.
 
-    With `may_be_json` it is JSON when all that it gets is final; a silent
+    Where it may be either, it is JSON when all that it gets is final; a silent
     request becomes an event stream after `COMMIT_SECONDS`, so that its
     connection is kept alive and the client has an event to come back to.
-    `finished` is called once, when the response is complete.
+    `finished` is called once, when the response is complete.  `announces` is
+    the id of the session that the request is to open: the head has it, unless
+    the session is known to have failed by then.
     """
 
     def __init__(
@@ -38,12 +41,14 @@ class ResponseOutlet:
         clock: IReactorTime,
         finished: Callable[[], None],
         *,
-        may_be_json: bool,
+        may: Accepted,
         batch: bool = False,
+        announces: str | None = None,
     ) -> None:
         self._face = face
         self._settings = settings
-        self._may_be_json = may_be_json
+        self._may = may
+        self._announces = announces
         self._batch = batch
         self._reply = Reply(
             request,
@@ -65,9 +70,9 @@ class ResponseOutlet:
         self.position = position
         if self._reply.request is None or self._reply.streaming:
             return
-        if not self._may_be_json:
+        if not self._may.json:
             self._begin()
-        elif not self._settings.json_response:
+        elif self._may.events:
             self._reply.begin_after(patience, self._begin)
 
     def gone(self) -> None:
@@ -79,8 +84,9 @@ class ResponseOutlet:
     def answer(self, line: bytes) -> bool:
         """All of the response, unless it is an event stream already."""
         reply = self._reply
-        if reply.request is None or reply.streaming or not self._may_be_json:
+        if reply.request is None or reply.streaming or not self._may.json:
             return False
+        self._announce()
         reply.write_json(b"[" + line + b"]" if self._batch else line)
         return True
 
@@ -89,7 +95,8 @@ class ResponseOutlet:
         reply = self._reply
         if reply.request is None:
             return
-        if not reply.streaming and self._may_be_json and final and self._fits_json(events):
+        if not reply.streaming and self._may.json and final and self._fits_json(events):
+            self._announce()
             lines = [event.line for event in events]
             reply.write_json(b"[" + b",".join(lines) + b"]" if self._batch else lines[0])
             return
@@ -107,8 +114,8 @@ class ResponseOutlet:
             # A cancelled request was accepted; of a stream that is over and
             # was read, `No Content` ends a client's reconnecting (WHATWG
             # HTML, section 9.2.2).
-            request.setResponseCode(202 if self._may_be_json else 204)
-            if self._may_be_json:
+            request.setResponseCode(202 if self._may.json else 204)
+            if self._may.json:
                 request.setHeader(b"Content-Length", b"0")
         self._reply.finish()
 
@@ -117,16 +124,23 @@ class ResponseOutlet:
         self.end()
 
     def _fits_json(self, events: list[Event]) -> bool:
-        return len(events) == 1 or self._settings.json_response
+        return len(events) == 1 or not self._may.events
 
     def _begin(self, first: str = "") -> None:
         """An event stream, and where the revision has one the priming event."""
         stream, _, number = first.partition("-")
         before = f"{stream}-{int(number) - 1}" if number else f"{self.stream}-{self.position}"
         primes = self._face.revision.primes and self._face.negotiated is not None
+        self._announce()
         self._reply.begin(
             sse.priming_event(before, RETRY_MILLISECONDS) if primes else sse.comment()
         )
+
+    def _announce(self) -> None:
+        """The head is about to be written."""
+        if self._announces is not None and not self._face.failed:
+            request = self._reply.request
+            request.setHeader(b"Mcp-Session-Id", self._announces.encode("ascii"))
 
     def _over(self) -> None:
         self._face.resume(self)

@@ -74,7 +74,6 @@ NO_SESSION = error(-32001, "no such session, or it has ended")
         ("GET", "/", 404, LOOK_HERE),
         ("GET", "//", 404, LOOK_HERE),
         ("GET", "/nothing", 404, NOTHING),
-        ("GET", "/sse/", 404, LOOK_HERE),
         ("GET", "//sse", 404, LOOK_HERE),
         ("GET", "/sse//", 404, LOOK_HERE),
         ("GET", "/a//sse", 404, LOOK_AT_A),

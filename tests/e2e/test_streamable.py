@@ -160,7 +160,7 @@ AS_EVENTS = "Accept: text/event-stream"
     ("method", "body", "headers", "status", "code", "text"),
     [
         ("POST", PING, ["Mcp-Session-Id: "], 400, -32000, "Mcp-Session-Id"),
-        ("GET", None, ["Mcp-Session-Id: "], 400, -32000, "Mcp-Session-Id"),
+        ("GET", None, ["Mcp-Session-Id: "], 405, -32000, "Mcp-Session-Id"),
         ("DELETE", None, ["Mcp-Session-Id: "], 400, -32000, "Mcp-Session-Id"),
         ("POST", b"no JSON", [], 400, -32700, "JSON"),
         ("POST", b"\xff", [], 400, -32700, ""),
@@ -171,8 +171,8 @@ AS_EVENTS = "Accept: text/event-stream"
         ("POST", PING, [f"Mcp-Session-Id: {UNKNOWN}"], 404, -32001, "no such session"),
         ("GET", None, [f"Mcp-Session-Id: {UNKNOWN}"], 404, -32001, "no such session"),
         ("DELETE", None, [f"Mcp-Session-Id: {UNKNOWN}"], 404, -32001, "no such session"),
-        ("POST", PING, [AS_JSON], 406, -32000, "text/event-stream"),
-        ("POST", PING, [AS_EVENTS], 406, -32000, "application/json"),
+        ("POST", PING, ["Accept: text/html"], 406, -32000, "application/json or text/event-stream"),
+        ("POST", PING, ["Accept: */*;q=0"], 406, -32000, "application/json or text/event-stream"),
         ("GET", None, [AS_JSON], 406, -32000, "text/event-stream"),
         ("POST", b"x" * (LARGE + 1), [], 413, -32000, str(LARGE)),
         ("POST", PING, ["Content-Type: text/plain"], 415, -32000, "application/json"),
@@ -200,11 +200,18 @@ def test_refusals(
     assert client.call("ping").status == 200
 
 
-@pytest.mark.parametrize("version", ["2024-01-01", "1.0", "x" * 200])
-@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
-def test_unsupported_version(client: Streamable, method: str, version: str) -> None:
-    """400 with -32022 and the versions that are supported."""
-    body = PING if method == "POST" else None
+VERSIONS = ["2024-01-01", "1.0", "x" * 200, "2025-13-45", "2026-07-28", "2026-07-29"]
+NOTICE = b'{"jsonrpc":"2.0","method":"notifications/x"}'
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("method", "body"), [("POST", PING), ("POST", NOTICE), ("GET", None), ("DELETE", None)]
+)
+def test_unsupported_version(
+    client: Streamable, method: str, body: bytes | None, version: str
+) -> None:
+    """400 with -32022 and the versions that are supported; also those without sessions."""
     with client.send(method, body, f"MCP-Protocol-Version: {version}") as answer:
         assert answer.status == 400
         error = answer.json["error"]
@@ -217,6 +224,97 @@ def test_every_supported_version_is_taken(client: Streamable, version: str) -> N
     """Any supported version may be named in any session, or none."""
     header = f"MCP-Protocol-Version: {version}"
     with client.send("POST", PING, header) as answer:
+        assert answer.status == 200
+
+
+def test_an_envelope_counts_and_not_the_session_beside_it(bridge: Bridge) -> None:
+    """A whole request of 2026-07-28 is one, whatever session's id a client still sends."""
+    client = bridge.streamable()
+    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}
+    message = request("ping", _meta={**meta, "io.modelcontextprotocol/clientCapabilities": {}})
+    headers = ["MCP-Protocol-Version: 2026-07-28", "Mcp-Method: ping"]
+    with client.send("POST", message, *headers) as answer:
+        assert (answer.status, answer.json["error"]["code"]) == (404, -32601)
+    assert client.call("ping").status == 200
+
+
+@pytest.mark.parametrize("version", ["2025-13-45", "2027-01-01"])
+@pytest.mark.parametrize("body", [PING, NOTICE])
+def test_no_known_revision_and_no_session(bridge: Bridge, body: bytes, version: str) -> None:
+    """Whatever it asks: 400 with -32022."""
+    header = f"MCP-Protocol-Version: {version}"
+    with bridge.visitor().send("POST", body, header) as answer:
+        assert (answer.status, answer.json["error"]["code"]) == (400, -32022)
+        assert answer.json["error"]["data"]["requested"] == version
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_id_null(bridge: Bridge, batch: bool) -> None:
+    """A request that nobody could answer: 400 with -32600, and nothing reaches the backend."""
+    client = bridge.streamable(version="2025-03-26")
+    message = b'{"jsonrpc":"2.0","id":null,"method":"echo"}'
+    body = b"[%b,%b]" % (PING, message) if batch else message
+    with client.send("POST", body) as answer:
+        assert (answer.status, answer.json["error"]["code"]) == (400, -32600)
+        assert "id" in answer.json["error"]["message"]
+    with client.send("POST", b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"x"}}') as it:
+        assert it.status == 202, "an error about something unreadable has none"
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/json", "application/*", "*/*", "", "text/event-stream;q=0, */*"]
+)
+def test_json_for_whoever_accepts_that(client: Streamable, accept: str) -> None:
+    """An answer alone is JSON; only `text/event-stream` or what excludes JSON gets events."""
+    with client.call("ping", f"Accept: {accept}") as answer:
+        assert (answer.status, answer.kind) == (200, "application/json")
+
+
+@pytest.mark.parametrize("accept", [AS_EVENTS, "Accept: application/json;q=0, */*;q=0.1"])
+def test_events_for_whoever_accepts_these_alone(client: Streamable, accept: str) -> None:
+    """The answer is an event."""
+    with client.call("ping", accept) as answer:
+        assert (answer.status, answer.kind) == (200, "text/event-stream")
+        assert answer.answer()["result"] == {"was": "ping"}
+
+
+def test_what_is_no_answer_goes_elsewhere_where_json_alone_is_accepted(client: Streamable) -> None:
+    """Progress and questions go on the GET stream; the answer is JSON, after any time."""
+    call = client.call(
+        "tools/call", AS_JSON, _meta={"progressToken": 1}, say=[progress(1, 1)], gate="a"
+    )
+    stream = client.listen()
+    assert stream.message()["method"] == "notifications/progress"
+    client.tell("open", gate="a")
+    assert (call.kind, call.json["result"]) == ("application/json", {"was": "tools/call"})
+
+
+@pytest.mark.parametrize("accept", ["text/html", "*/*;q=0", "application/json;q=0"])
+def test_what_asks_nothing_never_fails_for_its_accept(client: Streamable, accept: str) -> None:
+    """There is nothing to be accepted."""
+    for body in (NOTICE, b'{"jsonrpc":"2.0","id":"x","result":{}}'):
+        with client.send("POST", body, f"Accept: {accept}") as answer:
+            assert answer.status == 202
+
+
+def test_nothing_acceptable_opens_no_session(bridge: Bridge) -> None:
+    """It is refused before a backend is started."""
+    before = bridge.log.count("' opened")
+    with bridge.visitor().call("initialize", "Accept: text/html") as answer:
+        assert answer.status == 406
+    assert bridge.log.count("' opened") == before
+
+
+def test_a_trailing_slash(bridge: Bridge) -> None:
+    """`/mcp/` is served as `/mcp` is, on the quick path and on the ordinary one."""
+    client = bridge.visitor()
+    client.path += "/"
+    client.initialize()
+    assert client.call("ping").status == 200
+    assert client.call("ping", "Accept: */*").status == 200
+    stream = client.listen()
+    assert stream.status == 200
+    with client.send("DELETE") as answer:
         assert answer.status == 200
 
 
@@ -233,6 +331,10 @@ def test_an_id_in_flight(client: Streamable) -> None:
     """400 for an id that is in flight, and its request is none the worse."""
     first = client.send("POST", request("slow", 5, gate="a"))
     until(lambda: client.send("POST", request("twin", 5)).status == 400)
+    with client.send("POST", request("twin", 5)) as answer:
+        assert answer.json["id"] is None, "this would end the first"
+        assert "5" in answer.json["error"]["message"]
+        assert answer.json["error"]["data"] == {"requestId": 5}
     client.tell("open", gate="a")
     assert first.answer() == {"jsonrpc": "2.0", "id": 5, "result": {"was": "slow"}}
     assert client.send("POST", request("again", 6)).status == 200
@@ -639,9 +741,9 @@ def test_a_backend_that_refuses_to_initialize(bridge: Bridge) -> None:
     client = bridge.visitor()
     with client.call("initialize", exit=3) as answer:
         assert answer.status == 200
-        client.ident = answer.headers["mcp-session-id"]
+        assert "mcp-session-id" not in answer.headers, "there is no such session"
         assert "3" in answer.answer()["error"]["message"]
-    bridge.wait_for_close(client)
+    bridge.wait_for_log(" closed after ", "exit status 3")
 
 
 def test_gone_before_it_has_an_id(bridge: Bridge) -> None:
