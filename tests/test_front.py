@@ -419,6 +419,9 @@ def post_mcp(body: bytes, *fields: bytes) -> bytes:
 @example(post_mcp(MODERN, *SAYING), [], [b"modern"])
 @example(post_mcp(MODERN, *SAYING) * 2 + post_mcp(CALL), [], [b"modern"] * 2 + [ANSWER])
 @example(post_mcp(MODERN, *SAYING), [150, 300], [b"wait", b"modern"])
+@example(
+    post_mcp(MODERN, *SAYING) + post(CALL, b"Connection: close") + b"x" * 20_000, [], [b"modern"]
+)
 @example(post_mcp(MODERN), [], [ANSWER])
 @example(post_mcp(CALL, *SAYING), [], [ANSWER])
 @example(post_mcp(b'{"jsonrpc":"2.0","id":1,"method":"initialize"}') + post(CALL), [], [])

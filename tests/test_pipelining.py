@@ -106,6 +106,78 @@ def test_many_small_requests_behind_one_answer_that_is_not_taken(front: bool) ->
     world.channel.connectionLost()
 
 
+CLOSING = call(2).replace(b"Host", b"Connection: close\r\nHost")
+
+
+@both
+@pytest.mark.parametrize("first", [call(1), post_mcp(MODERN, *SAYING)])
+@pytest.mark.parametrize("last", [CLOSING, b"nonsense\r\n\r\n", b"GET /x HTTP/1.0\r\n\r\n"])
+@pytest.mark.parametrize("behind", [b"", b"x" * PIPELINED_BYTES, call(3) * 100])
+def test_what_comes_behind_the_last_request_is_thrown_away(
+    front: bool, first: bytes, last: bytes, behind: bytes
+) -> None:
+    """A transport that is closing is neither paused nor resumed: it raises if it is."""
+    world = World(front=front)
+    world.channel.dataReceived(first + last + behind)
+    for _ in range(2):
+        world.say(answer(1))
+        world.answer_modern()
+        world.say(answer(2))
+        world.let_turns_pass()
+    assert world.transport.disconnecting
+    assert asked(world) <= 2
+    written = world.transport.value()
+    # As TLS does, which reads until its peer has said goodbye as well.
+    world.channel.dataReceived(call(4) * 100)
+    assert world.transport.producerState == "producing"
+    assert asked(world) <= 2
+    assert world.transport.value() == written
+    kept = world.channel
+    assert (kept._later, kept._dataBuffer, kept._full) == (b"", [], False)
+    world.channel.connectionLost()
+
+
+@both
+def test_a_paused_connection_is_read_again_before_it_is_closed(front: bool) -> None:
+    """TLS is closed when its peer has said goodbye, which has to be read."""
+    world = World(front=front)
+    world.channel.dataReceived(call(1) + call(2) * (PIPELINED_BYTES // 100))
+    assert world.transport.producerState == "paused"
+    world.channel.loseConnection()
+    assert world.transport.producerState == "producing"
+    assert not world.channel._full
+    world.channel.connectionLost()
+
+
+@both
+def test_who_sends_without_end_behind_the_last_request_is_cut_off(
+    front: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "DRAIN_BYTES", 1000)
+    world = World(front=front)
+    world.channel.dataReceived(CLOSING)
+    world.say(answer(2))
+    assert world.transport.disconnecting
+    gone: list[bool] = []
+    for data in (b"x" * 1000, b"x"):
+        world.channel.dataReceived(data)
+        gone.append(world.transport.disconnected)
+    assert gone == [False, True]
+    world.channel.connectionLost()
+
+
+@both
+def test_a_line_that_is_too_long_closes_the_connection(front: bool) -> None:
+    """And nothing behind it is taken for a request."""
+    world = World(front=front)
+    world.channel.dataReceived(b"GET /" + b"x" * 20_000)
+    assert world.transport.disconnecting
+    world.channel.dataReceived(b"\r\n\r\n" + call(1) * 100)
+    assert asked(world) == 0
+    assert world.transport.value() == b""
+    world.channel.connectionLost()
+
+
 @both
 @pytest.mark.parametrize("left", [True, False])
 def test_who_is_not_read_is_noticed_leaving(

@@ -89,6 +89,8 @@ class BridgeChannel(WatchedChannel):
     log = Logger()
     _deadline: IDelayedCall | None = None
     _draining = False
+    #: Whether no request is taken any more: what still arrives is thrown away.
+    _discarding = False
     _drained = 0
     _behind = 0
     _admitted = True
@@ -116,7 +118,7 @@ class BridgeChannel(WatchedChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes of requests, or of what was refused and is thrown away."""
-        if self._draining:
+        if self._discarding:
             self._drain(data)
         elif self._later or self._is_busy():
             self._later += data
@@ -197,6 +199,11 @@ class BridgeChannel(WatchedChannel):
 
     def _settle(self) -> None:
         """Where much came behind a request, no more is read until that is done."""
+        if self.transport.disconnecting:
+            # Nothing of it will be served.  TLS goes on reading, for the peer's goodbye.
+            self._later, self._dataBuffer = b"", []
+            self._full = False
+            return
         behind = len(self._later)
         if self._dataBuffer:
             behind += sum(map(len, self._dataBuffer))
@@ -262,9 +269,14 @@ class BridgeChannel(WatchedChannel):
         has had a chance to be read: closing at once would reset it.  No
         request that has arrived behind is served any more.
         """
-        self._later = b""
+        self._later, self._dataBuffer = b"", []
+        self._discarding = True
         self.site.turns.leave(self)
         if not self._draining:
+            if (self._full or self._waitingForTransport) and not self.transport.disconnecting:
+                # TLS reads its peer's goodbye before it closes.
+                self._networkProducer.resumeProducing()
+            self._full = False
             super().loseConnection()
             return
         self.setTimeout(None)
@@ -273,6 +285,10 @@ class BridgeChannel(WatchedChannel):
         half_closeable: Any = IHalfCloseableDescriptor(self.transport, None)
         if half_closeable is not None:
             half_closeable.loseWriteConnection()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """No line of a head is that long."""
+        self.loseConnection()
 
     def timeoutConnection(self) -> None:
         """Idle for too long.  What is drained has a deadline of its own."""
@@ -341,7 +357,7 @@ class BridgeChannel(WatchedChannel):
         """Answer before the body is complete, then throw the rest away."""
         if not self.requests or self.requests[-1].refusal is None:
             return
-        self._draining = True
+        self._draining = self._discarding = True
         self.persistent = 0
         request = self.requests[-1]
         request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
