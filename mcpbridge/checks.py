@@ -29,6 +29,10 @@ class Check(NamedTuple):
         return SettingError(name, self.expected, value)
 
 
+#: What is no part of a variable's name, but of other patterns, of lists and of shells.
+_NO_PATTERN = frozenset("?[]{}$,;|'\"\t\r\n ")
+
+
 def kind_of(value: object) -> object:
     """What a value is, where what it holds may be secret."""
     if value is None or isinstance(value, bool):
@@ -104,6 +108,11 @@ def _is_env_name(value: object) -> bool:
     return is_text(value) and value != "" and "=" not in str(value)
 
 
+def _is_env_pattern(value: object) -> bool:
+    """Whether it is a name in which `*` may stand for any characters, and not several names."""
+    return _is_env_name(value) and "**" not in str(value) and not set(str(value)) & _NO_PATTERN
+
+
 def _is_path_prefix(value: object) -> bool:
     return value == "" or (
         isinstance(value, str)
@@ -167,8 +176,8 @@ TEXTS = Check(
     complain=_wrong_texts,
 )
 ENV_NAMES = Check(
-    "a list of names of environment variables",
-    lambda v: isinstance(v, (list, tuple)) and all(map(_is_env_name, v)),
+    "a list of names of environment variables, in which `*` stands for any characters",
+    lambda v: isinstance(v, (list, tuple)) and all(map(_is_env_pattern, v)),
     complain=_wrong_names,
 )
 ENVIRONMENT = Check(

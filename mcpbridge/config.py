@@ -45,8 +45,6 @@ MIB = 1024 * 1024
 DEFAULT_LISTEN = "tcp:8808:interface=127.0.0.1"
 #: What a server serves below its base.
 SERVED_PATHS = ("/sse", "/message", "/mcp")
-#: What a backend gets of the bridge's environment, beside all of `LC_*`.
-INHERITED_ENV = ("HOME", "PATH", "LANG", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL", "TERM")
 #: A line of stderr is cut here; the session lives.
 STDERR_LINE_BYTES = 64 * 1024
 #: How many of the last lines of stderr the log shows when a session closes,
@@ -220,7 +218,10 @@ class ServerSettings:
         metadata={"check": ENVIRONMENT, "text": "Environment variables of the backend."},
     )
     pass_env: tuple[str, ...] = setting(
-        (), ENV_NAMES, "Variables of the bridge's own environment that the backend gets too."
+        (),
+        ENV_NAMES,
+        "Variables of the bridge's own environment that the backend gets too; `*` stands for any"
+        " characters, as in `AWS_*`.",
     )
     cwd: str | None = setting(
         None, DIRECTORY, "The backend's directory; one that is not there is said at the start."

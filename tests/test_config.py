@@ -101,7 +101,9 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     "args": WRONG_TEXTS,
     "name": ("", None),
     "env": (None, [], {"A": 1}, {"": "x"}, {"A=B": "x"}, {"A": "\0"}, {1: "x"}),
-    "pass_env": ("HOME", None, [""], ["A=B"], [1]),
+    "pass_env": (
+        ("HOME", None, [""], ["A=B"], [1], ["A,B"], ["A B"], ["A?"], ["[AB]"], ["A**"], ["$A"])
+    ),
     "cwd": ("", 1, "a\0b"),
     "public_path": ("x", "/", "/a/", 1),
     **dict.fromkeys(COUNTS, WRONG_COUNTS),
@@ -253,12 +255,12 @@ def test_two_servers_have_two_bases() -> None:
         (
             "pass_env",
             ["A=hush"],
-            "pass_env: expected a list of names of environment variables, got [",
+            "pass_env: expected a list of names of environment variables, in which",
         ),
         (
             "pass_env",
             "A=hush",
-            "pass_env: expected a list of names of environment variables, got <",
+            "pass_env: expected a list of names of environment variables, in which",
         ),
         ("pass_env", [["hush"]], "pass_env: expected a list of names"),
         ("args", ["--token", "hush", 1], "args[2]: expected a string, got <a number>"),

@@ -9,21 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from mcpbridge.config import INHERITED_ENV, ServerSettings
+from mcpbridge.config import ServerSettings
+from mcpbridge.environment import passed_environment
 from mcpbridge.errors import CannotStart
 
 
 def backend_environment(settings: ServerSettings, own: Mapping[str, str]) -> dict[str, str]:
     """
-    The backend's whole environment: a few harmless variables of the bridge's
-    `own`, those that `pass_env` names, and `env`.  Nothing else passes, so
-    that no secret of the bridge does.
+    The backend's whole environment: of the bridge's `own` what is needed to
+    find programs, proxies and caches, what `pass_env` names, and `env`.
+    Nothing else passes, so that no secret of the bridge does.
     """
-    passed = {
-        name: value
-        for name, value in own.items()
-        if name in INHERITED_ENV or name.startswith("LC_") or name in settings.pass_env
-    }
+    passed, _ = passed_environment(own, settings.pass_env)
     return {**passed, **settings.env}
 
 
