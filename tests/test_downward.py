@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mcpbridge.protocol import calls, rounds
+from mcpbridge.protocol.capabilities import TASKS_EXTENSION as TASKS
 from mcpbridge.protocol.downward import LegacySession, Step
 from mcpbridge.protocol.envelope import Envelope, read_message
 from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
@@ -21,6 +22,7 @@ from mcpbridge.protocol.listening import (
 )
 
 PREFIX = "io.modelcontextprotocol/"
+EXTENSION_NOTIFICATIONS = ("notifications/x", "ui/notifications/x")
 EVERYTHING = {
     "elicitation": {"form": {}, "url": {}},
     "sampling": {"tools": {}},
@@ -138,6 +140,8 @@ def check_for_backend(line: bytes) -> None:
     message = json.loads(line)
     assert message["jsonrpc"] == "2.0"
     if "id" not in message:
+        if message["method"] in EXTENSION_NOTIFICATIONS:
+            return
         assert message["method"] == "notifications/cancelled"
         assert isinstance(message["params"]["requestId"], int)
         return
@@ -185,7 +189,12 @@ def test_initialize_is_answered_by_what_the_server_says_of_itself(asked: str, go
         {
             "resultType": "complete",
             "supportedVersions": ["2026-07-28"],
-            "capabilities": {**capabilities, "extensions": {}, "tasks": {}},
+            "capabilities": {
+                **capabilities,
+                "extensions": {TASKS: {}, "a/b": {"c": [1]}},
+                "tasks": {},
+                "new": [1],
+            },
             "instructions": "do",
             "ttlMs": 1,
             "cacheScope": "public",
@@ -195,7 +204,7 @@ def test_initialize_is_answered_by_what_the_server_says_of_itself(asked: str, go
     assert [each["result"] for each in talk.heard()] == [
         {
             "protocolVersion": got,
-            "capabilities": capabilities,
+            "capabilities": {**capabilities, "extensions": {"a/b": {"c": [1]}}, "new": [1]},
             "serverInfo": server,
             "instructions": "do",
         }
@@ -253,6 +262,11 @@ def test_initialize_that_cannot_be_read(params: Any, code: int) -> None:
             {"experimental": {"x": {}}, "other": 1},
             "2025-11-25",
             {"experimental": {"x": {}}, "other": 1},
+        ),
+        (
+            {"extensions": {"a/b": {"c": [1]}, TASKS: {}}, "tasks": {}},
+            "2025-06-18",
+            {"extensions": {"a/b": {"c": [1]}}},
         ),
     ],
 )
@@ -462,6 +476,19 @@ def test_cancellation() -> None:
     talk.answer({}, number)
     talk.tell("notifications/cancelled", requestId="a")
     assert not talk.client + talk.backend
+
+
+@pytest.mark.parametrize("method", EXTENSION_NOTIFICATIONS)
+def test_a_notification_of_an_extension_passes_as_it_stands(method: str) -> None:
+    talk = Talk(start=False)
+    talk.tell(method)
+    assert talk.backend == []
+    talk = Talk()
+    talk.requested()
+    talk.tell(method, a=1.0)
+    talk.tell("notifications/tasks/status", a=1)
+    talk.tell("notifications/progress", progressToken=1)
+    assert talk.requested() == [{"jsonrpc": "2.0", "method": method, "params": {"a": 1.0}}]
 
 
 def test_initialize_is_not_cancelled() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mcpbridge.errors import InvalidParams, MethodNotFound, MissingCapability
 from mcpbridge.protocol.answers import CACHEABLE
+from mcpbridge.protocol.capabilities import TASKS_EXTENSION as TASKS
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.handshake import HandshakeRefused
 from mcpbridge.protocol.modern import (
@@ -17,6 +18,7 @@ from mcpbridge.protocol.modern import (
     LOG_LEVEL,
     LOG_LEVELS,
     MAY_ASK,
+    PREFIX,
     PROTOCOL_VERSION,
     REMOVED,
     SERVER_INFO,
@@ -109,7 +111,14 @@ def final(said: Said) -> Any:
     [
         ({}, {}),
         (ALL, ALL),
-        ({"extensions": {"a/b": {}}, "tasks": {}, "new": {}}, {}),
+        (
+            {"extensions": {"a/b": {"c": [1]}, TASKS: {}}, "tasks": {}, "new": {}},
+            {"extensions": {"a/b": {"c": [1]}}, "new": {}},
+        ),
+        ({"extensions": {TASKS: {}}, "new": [1], "newer": None}, {"new": [1]}),
+        ({"extensions": {"a/b": 1, "c/d": {}}}, {"extensions": {"c/d": {}}}),
+        ({"extensions": {}}, {}),
+        ({"extensions": 5}, {}),
         ({"roots": {"listChanged": True, "x": 1}}, {"roots": {"x": 1}}),
         ({"experimental": {"x": {}}, "sampling": None}, {"experimental": {"x": {}}}),
         ({"elicitation": []}, {}),
@@ -242,6 +251,30 @@ def test_what_a_backend_sees_of_a_request() -> None:
         "id": 2,
         "method": "tools/call",
         "params": {**CALL, "x": [1.0], "_meta": {"progressToken": 2, "traceparent": "00-1"}},
+    }
+
+
+def test_the_meta_of_a_declared_extension_passes() -> None:
+    """The prefix is that of the specification, and of the extensions beside it."""
+    ui = PREFIX + "ui"
+    meta: dict[str, Any] = {ui: {"a": 1}, TASKS: {}, PREFIX + "other": 1}
+    able: dict[str, Any] = {"extensions": {ui: {}, TASKS: {}}}
+    (written,) = opened().ask(request("tools/list", {}, capabilities=able, **meta))
+    assert json.loads(written)["params"] == {"_meta": {ui: {"a": 1}}}
+
+
+@pytest.mark.parametrize("method", ["ui/open", "x"])
+def test_a_request_of_an_extension_passes_with_all_its_parameters(method: str) -> None:
+    params = {"task": 1, "inputResponses": [2], "requestState": {}, "x": None}
+    conversation = opened()
+    (written,) = conversation.ask(request(method, params))
+    asked_for = json.loads(written)
+    assert (asked_for["method"], asked_for["params"]) == (method, params)
+    said = final(conversation.from_backend(line(id=asked_for["id"], result={"y": 1})))
+    assert said["result"] == {
+        "y": 1,
+        "resultType": "complete",
+        "_meta": {SERVER_INFO: SERVER},
     }
 
 
@@ -439,13 +472,35 @@ def test_a_backend_without_logging_is_told_no_level() -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["notifications/elicitation/complete", "notifications/tasks/status", "notifications/x", "", 5],
+    [
+        "notifications/elicitation/complete",
+        "notifications/tasks",
+        "notifications/tasks/status",
+        "notifications/roots/list_changed",
+        "",
+        5,
+    ],
 )
 def test_other_notifications_are_dropped(method: Any) -> None:
     conversation = opened()
     asked(conversation, level="debug")
     assert conversation.from_backend(line(method=method, params={})) == Said()
     assert conversation.dropped == {"unwanted": 1}
+
+
+@pytest.mark.parametrize("method", ["notifications/x", "ui/notifications/x"])
+def test_a_notification_of_an_extension_is_for_the_running_request(method: str) -> None:
+    """As it stands; and never for a request that may not be the one it belongs to."""
+    conversation = opened()
+    note = line(method=method, params={"a": 1.0, "_meta": {"ui": {}}})
+    assert conversation.from_backend(note).notes == []
+    asked(conversation)
+    assert conversation.from_backend(note).notes == [note]
+    conversation.cancel(None)
+    assert conversation.from_backend(note).notes == []
+    asked(conversation)
+    assert conversation.from_backend(note).notes == []
+    assert conversation.dropped == {"unwanted": 3}
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -25,6 +25,7 @@ from mcpbridge.errors import (
 )
 from mcpbridge.protocol import revisions
 from mcpbridge.protocol.calls import Call, Calls, cancelled_line
+from mcpbridge.protocol.capabilities import is_of_extension
 from mcpbridge.protocol.envelope import Envelope, cancelled_id, peek, peek_again
 from mcpbridge.protocol.listening import Heard, Listening
 from mcpbridge.protocol.lowering import (
@@ -123,6 +124,8 @@ class LegacySession:
         elif envelope.method == "notifications/initialized" and not self._ready:
             self._ready = True
             undo = self._start(now, step)
+        elif self._state == "open" and is_of_extension(envelope.method):
+            step.to_backend.append(line)
         self._undo = (envelope, undo) if undo and step.to_backend else None
         return self._done(step)
 

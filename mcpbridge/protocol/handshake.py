@@ -14,12 +14,29 @@ import msgspec
 from mcpbridge.errors import BridgeError
 from mcpbridge.protocol import revisions
 from mcpbridge.protocol.answers import complete, error_code, error_of
+from mcpbridge.protocol.capabilities import well_formed, with_extensions
 from mcpbridge.protocol.modern import MODERN
 from mcpbridge.protocol.reading import text
 from mcpbridge.protocol.rewriting import Members, changed, encode, members, value
 
 #: The revision that a backend is asked for; it may choose an older one.
 ASKED_REVISION = revisions.SUPPORTED[-1]
+#: Capabilities whose values are objects, by the specification; other names may mean anything.
+_CLIENT_CAPABILITIES = frozenset(
+    {"elicitation", "experimental", "extensions", "roots", "sampling", "tasks"}
+)
+_SERVER_CAPABILITIES = frozenset(
+    {
+        "completions",
+        "experimental",
+        "extensions",
+        "logging",
+        "prompts",
+        "resources",
+        "tasks",
+        "tools",
+    }
+)
 #: How many revisions of a refusal are read.
 MAX_NAMED = 32
 
@@ -40,7 +57,7 @@ class Initialized(NamedTuple):
     """The backend's answer to `initialize`; what is Raw is as it stands."""
 
     protocol_version: str
-    #: Those of its members that are objects.
+    #: Its members, without those of the specification that are no objects.
     capabilities: Members
     server_info: msgspec.Raw | None
     instructions: msgspec.Raw | None
@@ -51,7 +68,10 @@ class Initialized(NamedTuple):
         no counterpart there, and are not offered.
         """
         offered = changed(self.capabilities, {"tasks": msgspec.UNSET})
-        result: dict[str, object] = {"supportedVersions": MODERN, "capabilities": offered}
+        result: dict[str, object] = {
+            "supportedVersions": MODERN,
+            "capabilities": with_extensions(offered),
+        }
         if self.instructions is not None:
             result["instructions"] = self.instructions
         return encode(complete("server/discover", changed({}, result), self.server_info))
@@ -95,7 +115,10 @@ def read_answer(message: Members) -> Initialized:
     info, instructions = result.get("serverInfo"), result.get("instructions")
     return Initialized(
         version,
-        _objects(members(result["capabilities"]) or {} if "capabilities" in result else {}),
+        well_formed(
+            members(result["capabilities"]) or {} if "capabilities" in result else {},
+            _SERVER_CAPABILITIES,
+        ),
         info if info is not None and _is_implementation(info) else None,
         instructions if text(instructions) is not None else None,
     )
@@ -117,24 +140,19 @@ def _refusal(error: Members) -> HandshakeRefused:
 
 def _declarable(declared: Members) -> dict[str, object]:
     """
-    The capabilities of a client, as 2025-11-25 knows them.
+    The capabilities of a client, for a server of 2025-11-25 or before.
 
-    `extensions` is younger, and what an extension changes in messages is not
-    translated; nor are tasks.  That roots change is never told.
+    Tasks are not translated, and that roots change is never told.  All else
+    passes: an extension is between the client and the server, and so is a
+    capability that the bridge does not know.
     """
-    objects = _objects(declared)
-    known: dict[str, object] = {
-        name: objects[name]
-        for name in ("elicitation", "experimental", "sampling")
-        if name in objects
-    }
-    if "roots" in objects:
-        known["roots"] = changed(members(objects["roots"]) or {}, {"listChanged": msgspec.UNSET})
-    return known
-
-
-def _objects(outer: Members) -> Members:
-    return {name: raw for name, raw in outer.items() if bytes(raw).startswith(b"{")}
+    known = well_formed(declared, _CLIENT_CAPABILITIES)
+    known.pop("tasks", None)
+    if "roots" in known:
+        roots = members(known["roots"]) or {}
+        roots.pop("listChanged", None)
+        known["roots"] = msgspec.Raw(encode(roots))
+    return dict(with_extensions(known))
 
 
 def _is_implementation(raw: msgspec.Raw) -> bool:

@@ -20,6 +20,7 @@ from mcpbridge.errors import (
     UNSUPPORTED_VERSION,
     InvalidParams,
 )
+from mcpbridge.protocol.capabilities import with_extensions
 from mcpbridge.protocol.modern import SERVER_INFO, SUBSCRIPTION_ID
 from mcpbridge.protocol.rewriting import (
     Members,
@@ -109,9 +110,11 @@ def reason_of(answer: Mapping[str, msgspec.Raw]) -> str:
 def initialize_result(discovered: Members, revision: str) -> dict[str, object]:
     """The InitializeResult of a session, from the result of `server/discover`."""
     capabilities = members_of(discovered.get("capabilities"))
-    for name in ("extensions", "tasks"):
-        capabilities.pop(name, None)
-    said: dict[str, object] = {"protocolVersion": revision, "capabilities": capabilities}
+    capabilities.pop("tasks", None)
+    said: dict[str, object] = {
+        "protocolVersion": revision,
+        "capabilities": with_extensions(capabilities),
+    }
     server = members_of(discovered.get("_meta")).get(SERVER_INFO)
     said["serverInfo"] = implementation(server) or _UNKNOWN
     instructions = discovered.get("instructions")

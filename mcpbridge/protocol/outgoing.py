@@ -12,8 +12,20 @@ from collections.abc import Mapping
 import msgspec
 
 from mcpbridge.errors import MethodNotFound
-from mcpbridge.protocol.modern import MODERN, PREFIX, PROGRESS_TOKEN, REMOVED, ModernRequest
-from mcpbridge.protocol.rewriting import changed, encode
+from mcpbridge.protocol.capabilities import with_extensions
+from mcpbridge.protocol.modern import (
+    CLIENT_CAPABILITIES,
+    CLIENT_INFO,
+    LOG_LEVEL,
+    MAY_ASK,
+    MODERN,
+    PREFIX,
+    PROGRESS_TOKEN,
+    PROTOCOL_VERSION,
+    REMOVED,
+    ModernRequest,
+)
+from mcpbridge.protocol.rewriting import changed, encode, members
 
 #: How many requests of the bridge's own may be unanswered and still be told
 #: from answers to nothing.
@@ -22,7 +34,11 @@ OWN_KEPT = 256
 #: What no legacy backend is asked: the last two are for the bridge to answer.
 _NOT_ASKED = REMOVED | {"server/discover", "subscriptions/listen"}
 #: What is between client and bridge, or asks for a task, which is not translated.
+#: In a request of an extension the names may mean anything.
 _NOT_PASSED = dict.fromkeys(("inputResponses", "requestState", "task"), msgspec.UNSET)
+
+#: What a request of 2026-07-28 may say of itself in `_meta`.
+_META = frozenset({CLIENT_CAPABILITIES, CLIENT_INFO, LOG_LEVEL, PROTOCOL_VERSION})
 
 
 class Outgoing:
@@ -74,14 +90,13 @@ class Outgoing:
         which is its progress token too where the client has given one.
         """
         self._numbers += 1
-        changes: dict[str, object] = {
-            name: msgspec.UNSET for name in request.meta if name.startswith(PREFIX)
-        }
+        changes: dict[str, object] = dict.fromkeys(_not_passed_of_meta(request), msgspec.UNSET)
         if PROGRESS_TOKEN in request.meta:
             wanted = request.progress_token is not None
             changes[PROGRESS_TOKEN] = self._numbers if wanted else msgspec.UNSET
         meta = changed(request.meta, changes)
-        params = changed(request.params, {**_NOT_PASSED, "_meta": meta or msgspec.UNSET})
+        own = _NOT_PASSED if request.method in MAY_ASK else {}
+        params = changed(request.params, {**own, "_meta": meta or msgspec.UNSET})
         return self._numbers, encode({**request.outer, "id": self._numbers, "params": params})
 
 
@@ -98,3 +113,16 @@ def notification(method: str, params: Mapping[str, object] | None = None) -> byt
     """The line of a notification."""
     message: dict[str, object] = {"jsonrpc": "2.0", "method": method}
     return encode(message if params is None else {**message, "params": params})
+
+
+def _not_passed_of_meta(request: ModernRequest) -> list[str]:
+    """
+    The keys of `_meta` with the prefix of the specification, but for those
+    that are extensions which the client declares.
+    """
+    named = [name for name in request.meta if name.startswith(PREFIX)]
+    if all(name in _META for name in named):
+        return named
+    declared = with_extensions(members(request.capabilities) or {})
+    extensions = members(declared.get("extensions", b"")) or {}
+    return [name for name in named if name not in extensions]

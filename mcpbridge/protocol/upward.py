@@ -18,6 +18,7 @@ import msgspec
 
 from mcpbridge.errors import INVALID_REQUEST, METHOD_NOT_FOUND, Refused
 from mcpbridge.protocol import answers
+from mcpbridge.protocol.capabilities import is_of_extension
 from mcpbridge.protocol.envelope import split_batch
 from mcpbridge.protocol.handshake import Initialized, initialize_params, read_answer
 from mcpbridge.protocol.listens import read_change
@@ -366,6 +367,9 @@ class LegacyConversation:
             level, wanted = text(params.get("level")), call.request.log_level
             if level in LOG_LEVELS and wanted in LOG_LEVELS:
                 return line if LOG_LEVELS.index(level) >= LOG_LEVELS.index(wanted) else None
+        # It says of no request whose it is, so it must not be that of another.
+        elif is_of_extension(method) and not self._abandoned:
+            return line
         return None
 
     def _give_up(self, call: _Call, why: str) -> list[bytes]:

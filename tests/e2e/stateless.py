@@ -76,6 +76,8 @@ def send(port: int, base: str, method: str, **params: Any) -> Response:
     ]
     if method == "tools/call":
         lines.append(f"Mcp-Name: {params['name']}")
+    elif method == "resources/read":
+        lines.append(f"Mcp-Name: {params['uri']}")
     return Response(port, "POST", f"{base}/mcp", request(method, 1, **params, _meta=meta), lines)
 
 

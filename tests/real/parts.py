@@ -175,6 +175,13 @@ def filesystem_server(folder: Path) -> list[str]:
     return [node(), _script("server-filesystem"), str(folder)]
 
 
+def apps_server() -> list[str]:
+    """The command line of a legacy server with MCP Apps, which shows them to who declares them."""
+    modules = REAL / "clients" / "node_modules"
+    built(modules / "@modelcontextprotocol" / "ext-apps")
+    return [node(), str(ROOT / "tests" / "real" / "apps.mjs"), str(modules)]
+
+
 def _script(name: str) -> str:
     return built(MODULES / "@modelcontextprotocol" / name / "dist" / "index.js")
 
