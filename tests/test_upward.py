@@ -26,7 +26,7 @@ from mcpbridge.protocol.modern import (
     read_request,
 )
 from mcpbridge.protocol.outgoing import OWN_KEPT
-from mcpbridge.protocol.questions import MAX_QUESTIONS
+from mcpbridge.protocol.questions import MAX_KEY_LENGTH, MAX_NAMED_KEYS, MAX_QUESTIONS
 from mcpbridge.protocol.said import Said
 from mcpbridge.protocol.upward import LegacyConversation
 
@@ -544,13 +544,13 @@ def test_a_question_is_an_input_request(method: str, asks: str, params: Any, ent
         "id": "c-1",
         "result": {
             "resultType": "input_required",
-            "inputRequests": {"input-1": {"method": asks, **({"params": entry} if entry else {})}},
+            "inputRequests": {"q": {"method": asks, **({"params": entry} if entry else {})}},
             "requestState": "s",
             "_meta": {SERVER_INFO: SERVER},
         },
     }
     assert conversation.parked
-    given = {"inputResponses": {"input-1": {"action": "decline"}, "other": {}}}
+    given = {"inputResponses": {"q": {"action": "decline"}, "other": {}}}
     lines = conversation.resume(request(method, {**CALL, **given}, ident=9))
     assert [json.loads(each) for each in lines] == [
         {"jsonrpc": "2.0", "id": "q", "result": {"action": "decline"}}
@@ -700,6 +700,69 @@ def test_questions_that_are_not_answered_are_asked_again() -> None:
     again = json.loads(conversation.input_required("t"))["result"]
     assert sorted(again["inputRequests"]) == ["input-1", "input-3"]
     assert conversation.resume(request(params=CALL, level="debug"))[0].find(b"setLevel") > 0
+
+
+@pytest.mark.parametrize(
+    ("idents", "keys"),
+    [
+        (["user_name", "a", 1, 2.0], ["user_name", "a", "input-1", "input-2"]),
+        (["", "a\x00", "a\n", "\u202e", "x" * (MAX_KEY_LENGTH + 1)], "12345"),
+        (["x" * MAX_KEY_LENGTH, "é \U0001f600"], ["x" * MAX_KEY_LENGTH, "é \U0001f600"]),
+        (["a", "a"], ["a", "input-1"]),
+        # Nor do the two kinds of keys collide, whichever is first.
+        (["input-2", 5, 6, 7], ["input-2", "input-1", "input-3", "input-4"]),
+        ([5, "input-1", "input-9", "input-x"], ["input-1", "input-2", "input-9", "input-x"]),
+        (["input-01"], ["input-01"]),
+    ],
+)
+def test_a_string_id_is_the_key_of_its_question(idents: list[Any], keys: Any) -> None:
+    if isinstance(keys, str):
+        keys = [f"input-{each}" for each in keys]
+    conversation = opened()
+    asked(conversation)
+    for ident in idents:
+        assert conversation.from_backend(question(ident)).asked
+    assert list(conversation.questions) == keys
+    result = json.loads(conversation.input_required("s"))["result"]
+    assert list(result["inputRequests"]) == keys
+    given = {"inputResponses": {key: {"action": "cancel"} for key in keys}}
+    lines = conversation.resume(request(params={**CALL, **given}))
+    assert [json.loads(each)["id"] for each in lines] == idents
+
+
+def test_a_lone_surrogate_is_no_key() -> None:
+    conversation = opened()
+    asked(conversation)
+    raw = b'{"jsonrpc":"2.0","id":"\\ud800","method":"roots/list"}'
+    assert conversation.from_backend(raw).asked
+    assert list(conversation.questions) == ["input-1"]
+
+
+def test_a_key_is_used_once_in_a_call_and_again_in_the_next() -> None:
+    """Clients may merge the answers of several rounds."""
+    conversation = opened()
+    number = asked(conversation)
+    for key in ("a", "input-1"):
+        conversation.from_backend(question("a"))
+        assert list(conversation.questions) == [key]
+        conversation.input_required("s")
+        conversation.resume(request(params={**CALL, "inputResponses": {key: {}}}))
+    conversation.from_backend(line(id=number, result={}))
+    asked(conversation)
+    conversation.from_backend(question("a"))
+    assert list(conversation.questions) == ["a"]
+
+
+def test_a_bounded_number_of_ids_become_keys() -> None:
+    """MAX_NAMED_KEYS: those of a call that asks for ever are not remembered for ever."""
+    conversation = opened()
+    asked(conversation)
+    for number in range(MAX_NAMED_KEYS + 2):
+        conversation.from_backend(question(f"q{number}"))
+        [key] = conversation.questions
+        assert key.startswith("q") is (number < MAX_NAMED_KEYS)
+        conversation.input_required("s")
+        conversation.resume(request(params={**CALL, "inputResponses": {key: {}}}))
 
 
 @pytest.mark.parametrize("given", [5, [], None, {"input-1": 5}, {"other": None}])

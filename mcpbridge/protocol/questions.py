@@ -8,6 +8,7 @@ know which request they belong to.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -41,6 +42,12 @@ QUESTIONS = frozenset({ELICIT, SAMPLE, LIST_ROOTS})
 
 #: The most questions of a request that may be open.
 MAX_QUESTIONS = 64
+#: The longest id of a question that becomes a key of `inputRequests`, in characters.
+MAX_KEY_LENGTH = 128
+#: How many ids of a call's questions become keys; later questions are `input-N`.
+MAX_NAMED_KEYS = 1024
+#: What a key of the bridge's own begins with.
+_OWN_KEY = "input-"
 
 #: What 2026-07-28 does not have in the parameters of a question.
 _LEGACY_PARAMS = frozenset({"_meta", "task", "elicitationId"})
@@ -155,17 +162,45 @@ class OpenQuestions:
     def __init__(self) -> None:
         self.by_key: dict[str, Question] = {}
         self._keys = 0
+        # Those that the server named in this call, also where they are answered.
+        self._named: set[str] = set()
 
-    def key(self) -> str:
-        """A key of `inputRequests` that is used once: clients may merge rounds."""
-        self._keys += 1
-        return f"input-{self._keys}"
+    def begin(self) -> None:
+        """Another request runs: what was a key for the last one may be one again."""
+        self._named.clear()
+
+    def key(self, ident: msgspec.Raw | None = None) -> str:
+        """
+        A key of `inputRequests` that is used once in a call: clients may merge rounds.
+
+        A string that the server gave its question as its id is the key, where
+        it is unique and may be one; otherwise, and for a number, it is
+        `input-N`.
+        """
+        named = None if ident is None else text(ident)
+        if named is not None and self._may_be_key(named):
+            self._named.add(named)
+            return named
+        while True:
+            self._keys += 1
+            key = f"{_OWN_KEY}{self._keys}"
+            if key not in self._named:
+                return key
+
+    def _may_be_key(self, named: str) -> bool:
+        if len(self._named) >= MAX_NAMED_KEYS or not 0 < len(named) <= MAX_KEY_LENGTH:
+            return False
+        if named in self._named or any(unicodedata.category(each)[0] == "C" for each in named):
+            return False
+        number = named.removeprefix(_OWN_KEY)
+        own = number != named and number.isascii() and number.isdigit()
+        return not (own and int(number) <= self._keys)
 
     def add(self, question: Question) -> None:
         """The backend asks; raises `NoQuestion` where it asks too much."""
         if len(self.by_key) >= MAX_QUESTIONS:
             raise NoQuestion(INTERNAL_ERROR, f"{MAX_QUESTIONS} requests are open already")
-        self.by_key[self.key()] = question
+        self.by_key[self.key(question.ident)] = question
 
     def answer(self, given: Members) -> list[bytes]:
         """The lines for the backend, for those that are answered."""

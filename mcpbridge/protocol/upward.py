@@ -136,6 +136,7 @@ class LegacyConversation:
             raise RuntimeError("the backend works for another request")
         check_passed(request)
         lines = self._set_level(request)
+        self._open.begin()
         number, line = self._outgoing.passed(request)
         self._call = _Call(number, request)
         return [*lines, line]
