@@ -290,6 +290,11 @@ class ServerSettings:
     input_timeout: float = setting(
         600.0, POSITIVE_SECONDS, "Seconds that a call waits for what the client was asked."
     )
+    task_timeout: float = setting(
+        3600.0,
+        POSITIVE_SECONDS,
+        "Seconds that an unfinished task of 2026-07-28 keeps its process; its `ttlMs`, if shorter.",
+    )
     start_timeout: float = setting(
         30.0,
         POSITIVE_SECONDS,

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config import ServerSettings, share_of
 from mcpbridge.errors import MessageRefused, Refused, UnknownSession
 from mcpbridge.protocol.envelope import peek
-from mcpbridge.protocol.modern import PREFIX, read_request
+from mcpbridge.protocol.modern import PREFIX, TASKS, read_request
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.exchange import Exchange
@@ -31,6 +31,8 @@ from mcpbridge.testing import FakeBackend, FakeLauncher
 VERSION = "2026-07-28"
 #: What a caller can do, unless it says otherwise.
 ABLE: dict[str, Any] = {"elicitation": {"form": {}}}
+#: The same, and take tasks for answers.
+ABLE_TASKS: dict[str, Any] = {**ABLE, "extensions": {TASKS: {}}}
 
 
 class Scripted(FakeBackend):
@@ -211,6 +213,65 @@ class Modern(Scripted):
 
     def on_cancelled(self, message: dict[str, Any]) -> None:
         self.calls.pop(message["params"]["requestId"], None)
+
+
+class WithTasks(Modern):
+    """A server whose tool may begin a task; the tasks of each process are called 1, 2, ..."""
+
+    capabilities: ClassVar[dict[str, Any]] = {"tools": {}, "extensions": {TASKS: {}}}
+    ttl_ms: ClassVar[Any] = 900_000
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        #: The tasks, by their ids.
+        self.tasks: dict[str, dict[str, Any]] = {}
+        #: The streams that are about tasks.
+        self.listens: dict[Any, list[str]] = {}
+
+    def task(self, ident: Any, arguments: dict[str, Any]) -> None:
+        """Begin a task that has a token."""
+        name = str(len(self.tasks) + 1)
+        times = {"createdAt": "2026-11-29T00:00:00Z", "lastUpdatedAt": "2026-11-29T00:00:00Z"}
+        task = {"taskId": name, "status": "working", **times, "ttlMs": self.ttl_ms}
+        self.tasks[name] = {**task, "token": arguments["token"]}
+        self.answer(ident, {"resultType": "task", **task})
+        if "seconds" in arguments:
+            self.clock.callLater(arguments["seconds"], self.complete, name)
+
+    def complete(self, name: str, status: str = "completed") -> None:
+        """End a task, and tell who listens."""
+        self.tasks[name].update(status=status, result={"content": []})
+        for subscription, names in self.listens.items():
+            if name in names:
+                meta = {PREFIX + "subscriptionId": subscription}
+                self.say(
+                    {"method": "notifications/tasks", "params": {"_meta": meta, **self.tasks[name]}}
+                )
+
+    def tasks_get(self, message: dict[str, Any]) -> None:
+        task = self.tasks.get(message["params"]["taskId"])
+        if task is None:
+            self.refuse(message["id"], -32602)
+        else:
+            self.answer(message["id"], {"resultType": "complete", **task})
+
+    def tasks_update(self, message: dict[str, Any]) -> None:
+        self.tasks[message["params"]["taskId"]].update(got=message["params"]["inputResponses"])
+        self.answer(message["id"], {"resultType": "complete"})
+
+    def tasks_cancel(self, message: dict[str, Any]) -> None:
+        self.answer(message["id"], {"resultType": "complete"})
+        self.complete(message["params"]["taskId"], "cancelled")
+
+    def subscriptions_listen(self, message: dict[str, Any]) -> None:
+        wanted = message["params"]["notifications"]
+        self.listens[message["id"]] = wanted.get("taskIds", [])
+        params = {"_meta": {PREFIX + "subscriptionId": message["id"]}, "notifications": wanted}
+        self.say({"method": "notifications/subscriptions/acknowledged", "params": params})
+
+    def on_cancelled(self, message: dict[str, Any]) -> None:
+        super().on_cancelled(message)
+        self.listens.pop(message["params"]["requestId"], None)
 
 
 class Launcher(FakeLauncher):

@@ -44,6 +44,7 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "max_waiting_requests": 64,
     "queue_timeout": 10.0,
     "input_timeout": 600.0,
+    "task_timeout": 3600.0,
     "start_timeout": 30.0,
     "probe_timeout": 10.0,
     "request_state_key": None,
@@ -111,7 +112,14 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("ping_interval", "stop_grace", "kill_grace"), WRONG_SECONDS),
     **dict.fromkeys(("idle_timeout", "keepalive_interval"), WRONG_SECONDS),
     **dict.fromkeys(
-        ("peer_timeout", "queue_timeout", "input_timeout", "start_timeout", "probe_timeout"),
+        (
+            "peer_timeout",
+            "queue_timeout",
+            "input_timeout",
+            "task_timeout",
+            "start_timeout",
+            "probe_timeout",
+        ),
         (*WRONG_SECONDS, 0),
     ),
     "max_process_age": WRONG_SECONDS,

@@ -45,9 +45,17 @@ LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert"
 
 #: What may be answered with `input_required` (basic/patterns/mrtr).
 MAY_ASK = frozenset({"tools/call", "prompts/get", "resources/read"})
+#: The extension of tasks, and its requests, each about a task that is there.
+TASKS = PREFIX + "tasks"
+TASK_METHODS = frozenset({"tasks/cancel", "tasks/get", "tasks/update"})
 #: What names something, and the parameter that does (basic/transports/
-#: streamable-http, "Standard Request Headers").
-NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+#: streamable-http, "Standard Request Headers"; for tasks the extension's "Routing Headers").
+NAMED = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    **dict.fromkeys(sorted(TASK_METHODS), "taskId"),
+}
 #: The request whose answer is the end of a stream of notifications.
 LISTEN = "subscriptions/listen"
 #: What clients sent until 2025-11-25, and this revision has no more.
@@ -60,8 +68,6 @@ REMOVED = frozenset(
         "ping",
         "resources/subscribe",
         "resources/unsubscribe",
-        "tasks/cancel",
-        "tasks/get",
         "tasks/list",
         "tasks/result",
     }

@@ -6,7 +6,7 @@ Knows ids, progress tokens and subscriptions; must not know who asks: that is
 a tag here.  Ids and tokens are numbers of the bridge's own on the way to the
 backend, as those of two clients may be equal, and the client's on the way
 back, byte for byte.  Nothing is ever delivered to a guess.  Each line is O(1)
-beside its length; a result is not decoded.
+beside its length; a result is not decoded, unless it may be a task.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mcpbridge.protocol.modern import (
     LOG_LEVELS,
     PROGRESS_TOKEN,
     SUBSCRIPTION_ID,
+    TASK_METHODS,
     ModernRequest,
 )
 from mcpbridge.protocol.rewriting import (
@@ -37,12 +38,15 @@ from mcpbridge.protocol.rewriting import (
     value,
     with_meta,
 )
+from mcpbridge.protocol.tasks import TASK_CHANGED, Tasks, declares_tasks
 
 Tag = TypeVar("Tag", bound=Hashable)
 
 #: How many cancelled requests are remembered that may still be heard of.
 CANCELLED_KEPT = 1024
 
+#: The first message on a subscription.
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 #: What is of a request, which it does not name.
 LOGGED = "notifications/message"
 #: Why a line of the backend reached nobody: it is no JSON-RPC message; it is
@@ -67,6 +71,10 @@ class _Asked(NamedTuple, Generic[Tag]):
     ident: msgspec.Raw
     token: msgspec.Raw | None
     level: int | None
+    #: Its method where its answer may be a task, or says something of one.
+    tasks: str | None
+    #: The bridge itself has asked.
+    own: bool
 
 
 class Multiplexer(Generic[Tag]):
@@ -74,10 +82,12 @@ class Multiplexer(Generic[Tag]):
     The requests in flight on one process.
 
     A tag stands for one request and is in flight once at a time.  `dropped`
-    counts what reached nobody, by its reason.
+    counts what reached nobody, by its reason.  `tasks` gives tasks the names
+    that clients see, and heeds what is said of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: Tasks | None = None) -> None:
+        self._tasks = Tasks() if tasks is None else tasks
         self._last = 0
         self._requests: dict[int, _Asked[Tag]] = {}
         self._listens: dict[int, _Asked[Tag]] = {}
@@ -104,10 +114,11 @@ class Multiplexer(Generic[Tag]):
 
     # From the clients.
 
-    def ask(self, request: ModernRequest, tag: Tag) -> bytes:
+    def ask(self, request: ModernRequest, tag: Tag, *, own: bool = False) -> bytes:
         """
         Take a request in; returns the line for the backend.  But for its id
-        and its progress token, all members are as they stand.
+        and its progress token, all members are as they stand.  `own`: it is
+        the bridge's, and no client hears its answer.
 
         Raises `SessionBusy`, with the request's `ident`, where as many of its
         kind are in flight as may be: those that listen are counted apart, so
@@ -130,7 +141,10 @@ class Multiplexer(Generic[Tag]):
         if request.log_level is not None and request.method != LISTEN:
             level = LOG_LEVELS.index(request.log_level)
             self._logging[number] = None
-        of_its_kind[number] = _Asked(tag, request.outer["id"].copy(), token, level)
+        of_tasks = request.method in TASK_METHODS or declares_tasks(request)
+        method = request.method if of_tasks else None
+        ident = request.outer["id"].copy()
+        of_its_kind[number] = _Asked(tag, ident, token, level, method, own)
         self._numbers[tag] = number
         return encode(line)
 
@@ -185,9 +199,11 @@ class Multiplexer(Generic[Tag]):
             return self._drop("request")
         if isinstance(envelope.method, str):
             return self._notified(line, envelope.method, outer)
-        return self._answered(envelope, outer) if envelope.is_response else self._drop("invalid")
+        if not envelope.is_response:
+            return self._drop("invalid")
+        return self._answered(line, envelope, outer)
 
-    def _answered(self, envelope: Envelope, outer: Members) -> Delivery[Tag] | None:
+    def _answered(self, line: bytes, envelope: Envelope, outer: Members) -> Delivery[Tag] | None:
         number = _number(envelope.id)
         self._cancelled.pop(number, None)
         listens = number in self._listens
@@ -198,6 +214,10 @@ class Multiplexer(Generic[Tag]):
         result = members(outer["result"]) if listens and "result" in outer else None
         if result is not None and SUBSCRIPTION_ID in meta_of(result):
             changes["result"] = with_meta(result, {SUBSCRIPTION_ID: asked.ident})
+        if asked.tasks is not None and not listens and b'"taskId"' in line:
+            task = members(outer["result"]) if "result" in outer else None
+            if task is not None:
+                changes["result"] = self._tasks.from_result(task, asked.tasks, own=asked.own)
         return Delivery(asked.tag, encode(changed(outer, changes)), True)
 
     def _notified(self, line: bytes, method: str, outer: Members) -> Delivery[Tag] | None:
@@ -207,12 +227,17 @@ class Multiplexer(Generic[Tag]):
             return self._ended(_number(cancelled_id(line)))
         params = (members(outer["params"]) if "params" in outer else None) or {}
         subscription = meta_of(params).get(SUBSCRIPTION_ID)
+        number = 0 if subscription is None else _number(_value(subscription))
+        asked = self._listens.get(number)
+        if method == TASK_CHANGED:
+            params = self._tasks.from_notification(params, heard=asked is not None)
         if subscription is None:
             return self._unassociated(line, method, params)
-        asked = self._listens.get(_number(_value(subscription)))
         # Logs are of a request and never on a subscription (server/utilities/logging).
         if asked is None or method == LOGGED:
             return self._drop("unasked")
+        if method == ACKNOWLEDGED:
+            params = self._tasks.from_acknowledgement(params)
         new = with_meta(params, {SUBSCRIPTION_ID: asked.ident})
         return Delivery(asked.tag, encode(changed(outer, {"params": new})), False)
 
@@ -238,9 +263,10 @@ class Multiplexer(Generic[Tag]):
     def _unassociated(self, line: bytes, method: str, params: Members) -> Delivery[Tag] | None:
         """
         What does not say of which request it is.  Only a log can be told: it
-        is of the one that wants logs, where no other does or, cancelled, did.
+        is of the one that wants logs, where no other does or, cancelled, did,
+        and no task runs, whose log it may be.
         """
-        if method != LOGGED or len(self._logging) != 1 or self.muddled:
+        if method != LOGGED or len(self._logging) != 1 or self.muddled or len(self._tasks):
             return self._drop("unassociated")
         asked = self._requests[next(iter(self._logging))]
         if not _is_logged(params, asked.level or 0):

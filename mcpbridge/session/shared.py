@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from mcpbridge._version import __version__
 from mcpbridge.config import SAY_AGAIN_SECONDS, ServerSettings
 from mcpbridge.errors import (
+    INVALID_PARAMS,
     BackendBusy,
     BackendEnded,
     BackendFailed,
@@ -35,11 +36,13 @@ from mcpbridge.protocol.modern import (
     LISTEN,
     MODERN,
     PROTOCOL_VERSION,
+    TASKS,
     ModernRequest,
     read_request,
 )
 from mcpbridge.protocol.multiplexer import CANCELLED_KEPT, Multiplexer
 from mcpbridge.protocol.rewriting import encode
+from mcpbridge.protocol.tasks import Tasks, for_owner
 from mcpbridge.session.exchange import (
     Exchange,
     KnownTools,
@@ -50,17 +53,22 @@ from mcpbridge.session.exchange import (
 )
 from mcpbridge.session.session import Session
 
+#: How often the tasks of a process are looked at; the bridge asks after one of them each time.
+TASKS_SECONDS = 1.0
+
 
 class OtherEra(BridgeError):
     """The server does not speak what it was taken to speak."""
 
 
-def own_request(method: str, params: dict[str, object]) -> ModernRequest:
-    """A request of the bridge's own, which can do nothing for a server."""
+def own_request(
+    method: str, params: dict[str, object], extensions: dict[str, object] | None = None
+) -> ModernRequest:
+    """A request of the bridge's own, which can do nothing for a server but know extensions."""
     meta = {
         PROTOCOL_VERSION: MODERN[-1],
         CLIENT_INFO: {"name": "mcpbridge", "version": __version__},
-        CLIENT_CAPABILITIES: {},
+        CLIENT_CAPABILITIES: {} if extensions is None else {"extensions": extensions},
     }
     message = {"jsonrpc": "2.0", "id": 0, "method": method, "params": {**params, "_meta": meta}}
     line = encode(message)
@@ -112,6 +120,36 @@ class _ToolsChanged:
         """The process has ended."""
 
 
+class _TaskAsked:
+    """The bridge's own `tasks/get`, so that a task that is over is not waited for."""
+
+    def __init__(self, process: SharedProcess, ident: str) -> None:
+        self._process = process
+        self._ident = ident
+
+    def deliver(self, lines: list[bytes], final: bool) -> None:
+        """The answer, which has been heeded, unless the server does not know the task."""
+        if final:
+            self._process.task_told(self._ident, lines[-1])
+
+    def fail(self, refusal: Refused) -> None:
+        """The process has ended."""
+
+
+class _ErrorCode(msgspec.Struct):
+    code: float
+
+
+def _says_unknown(line: bytes) -> bool:
+    envelope = peek(line)
+    if envelope is None or isinstance(envelope.error, msgspec.UnsetType):
+        return False
+    try:
+        return msgspec.json.decode(envelope.error, type=_ErrorCode).code == INVALID_PARAMS
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+
+
 class _Discovered(msgspec.Struct):
     supportedVersions: list[str]
     capabilities: dict[str, Any] = {}
@@ -151,13 +189,20 @@ class SharedProcess:
         self._freed = freed
         self._lost = lost
         self._orphaned = orphaned
-        self._requests: Multiplexer[_Receiver] = Multiplexer()
+        self.tasks = Tasks(limit=settings.task_timeout, now=session.clock.seconds)
+        #: Whether the server has said that it has tasks; None: it has not been asked.
+        self.offers_tasks: bool | None = None
+        self._requests: Multiplexer[_Receiver] = Multiplexer(self.tasks)
         #: How many of them are the bridge's own.
         self._own = 0
         #: Cancellations that it did not take yet.
         self._unsaid: deque[bytes] = deque(maxlen=CANCELLED_KEPT)
         #: When they are said, should it say nothing before.
         self._again = Timer(session.clock)
+        #: While there are tasks: when they are looked at, and the question under way.
+        self._task_timer = Timer(session.clock)
+        self._minding = False
+        self._task_asked: _TaskAsked | None = None
         #: It has not answered the bridge's own request: nobody else is to wait for it.
         self.hung = False
 
@@ -174,7 +219,7 @@ class SharedProcess:
     @property
     def in_use(self) -> bool:
         """Whether anybody waits for anything of it."""
-        return bool(self.load or self._requests.listens > self.watched)
+        return bool(self.load or len(self.tasks) or self._requests.listens > self.watched)
 
     async def open(self, patience: float) -> None:
         """
@@ -195,6 +240,8 @@ class SharedProcess:
             raise OtherEra("the server's answer to `server/discover` is of no use") from None
         if not set(told.supportedVersions) & set(MODERN):
             raise OtherEra("the server speaks no revision of MCP that the bridge knows")
+        extensions = told.capabilities.get("extensions")
+        self.offers_tasks = isinstance(extensions, dict) and TASKS in extensions
         tools = told.capabilities.get("tools")
         if isinstance(tools, dict) and tools.get("listChanged") is True:
             self._watch_tools()
@@ -214,6 +261,14 @@ class SharedProcess:
         if not exchange.listens:
             self.upkeep.served += 1
 
+    def ask_task(self, exchange: Exchange, ident: str) -> None:
+        """
+        Send a client's request about a task of this process, by the server's
+        own id.  Whoever asks again and again does not wear it out.  Raises `Refused`.
+        """
+        exchange.worker = self
+        self._send(for_owner(exchange.request, ident), exchange)
+
     async def _ask(self, method: str, params: dict[str, object], patience: float) -> bytes:
         own = _Own()
         self._send(own_request(method, params), own)
@@ -229,8 +284,8 @@ class SharedProcess:
             self._withdraw(own)
             self._own -= 1
 
-    def _send(self, request: ModernRequest, receiver: _Receiver) -> None:
-        line = self._requests.ask(request, receiver)
+    def _send(self, request: ModernRequest, receiver: _Receiver, *, own: bool = False) -> None:
+        line = self._requests.ask(request, receiver, own=own)
         try:
             self.session.client_messages([line])
         except UnknownSession:
@@ -270,6 +325,43 @@ class SharedProcess:
             self.watched = 0
             self.log.warn("the tools of {label} are not watched", label=self.session.label)
 
+    # Tasks.
+
+    def _mind_tasks(self) -> None:
+        """Look at the tasks now and then, as long as there are any."""
+        self._minding = True
+        self._task_timer.start(TASKS_SECONDS, self._look_at_tasks)
+
+    def _look_at_tasks(self) -> None:
+        """Let go what has kept the process for long enough, or ask after one task."""
+        self.tasks.expire()
+        ident = None if self._task_asked is not None else self.tasks.to_ask()
+        if ident is not None:
+            self._ask_after(ident)
+        if len(self.tasks):
+            self._mind_tasks()
+        else:
+            self._minding = False
+            self._freed(self)
+
+    def _ask_after(self, ident: str) -> None:
+        asked = _TaskAsked(self, ident)
+        request = own_request("tasks/get", {"taskId": ident}, {TASKS: {}})
+        try:
+            self._send(request, asked, own=True)
+        except Refused:
+            # It is busy, or ends: asked again, or not.
+            return
+        self._task_asked = asked
+        self._own += 1
+
+    def task_told(self, ident: str, line: bytes) -> None:
+        """The server has answered what the bridge asked of a task."""
+        self._task_asked = None
+        self._own -= 1
+        if _says_unknown(line):
+            self.tasks.forget(ident)
+
     # What an exchange asks: Worker.
 
     def cancel(self, exchange: Exchange) -> None:
@@ -301,6 +393,8 @@ class SharedProcess:
                 receiver, told, final = delivery
                 freed = freed or final
                 guarded(self.log, "a response", receiver.deliver, [told], final)
+        if not self._minding and len(self.tasks):
+            self._mind_tasks()
         if freed:
             self._freed(self)
 
@@ -312,6 +406,14 @@ class SharedProcess:
     def close(self) -> None:
         """What was asked has no answer; who listens is listened for elsewhere."""
         self._again.stop()
+        self._task_timer.stop()
+        if len(self.tasks):
+            self.log.warn(
+                "session {label} has ended with {count} tasks that were not over: {why}",
+                label=self.session.label,
+                count=len(self.tasks),
+                why=self.session.reason,
+            )
         for receiver in self._requests.clear():
             if isinstance(receiver, Exchange) and receiver.listens:
                 guarded(self.log, "listening anew", self._orphaned, receiver)

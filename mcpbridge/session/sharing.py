@@ -14,10 +14,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mcpbridge.config import RELISTEN_SECONDS, ServerSettings
-from mcpbridge.errors import BackendFailed, BridgeError, Refused, ServerBusy, TooManySessions
+from mcpbridge.errors import (
+    BackendFailed,
+    BridgeError,
+    MethodNotFound,
+    Refused,
+    ServerBusy,
+    TooManySessions,
+)
 from mcpbridge.guard import guarded
 from mcpbridge.protocol.headers import Headers, check_params
 from mcpbridge.protocol.listens import complete_line
+from mcpbridge.protocol.modern import TASK_METHODS
+from mcpbridge.protocol.tasks import owner_of, unknown_task
 from mcpbridge.session.exchange import ENOUGH, UNUSED, Exchange, backend_ended
 from mcpbridge.session.line import Crowd, Place, WaitingLine, outlived
 from mcpbridge.session.pool import Pool
@@ -53,6 +62,10 @@ class SharedProcesses:
         self._untold = untold
         #: Of those that wait in line for a process to themselves.
         self._alone: list[Place] = []
+        #: Those that may have tasks, by what stands in the tasks' ids.
+        self._owners: dict[str, SharedProcess] = {}
+        #: Whether the server has tasks, as far as it has said.
+        self._offers_tasks: bool | None = None
         self._start = Crowd(settings.max_waiting_requests)
         #: Those that are to listen again, and what will have them do so.
         self._again: dict[Exchange, IDelayedCall | Deferred[None]] = {}
@@ -62,6 +75,9 @@ class SharedProcesses:
 
     async def ask(self, exchange: Exchange, headers: Headers) -> None:
         """Put a request to a process.  Raises `Refused` and `OtherEra`."""
+        if exchange.request.method in TASK_METHODS:
+            self._ask_owner(exchange)
+            return
         process = await self._reserve(exchange)
         try:
             request = exchange.request
@@ -74,6 +90,33 @@ class SharedProcesses:
                 process.ask(exchange)
         finally:
             self._let_go(process)
+
+    def _ask_owner(self, exchange: Exchange) -> None:
+        """
+        Put a request about a task to the process that has it, however much
+        that has to do: nobody else can answer, and it takes no work.
+        """
+        request = exchange.request
+        process, ident = self._owner(exchange, request.name or "")
+        if process is None:
+            if self._offers_tasks is False:
+                raise MethodNotFound(f"the server has no tasks, and no {request.method!r}")
+            raise unknown_task(request)
+        process.upkeep.wake()
+        process.reserved += 1
+        try:
+            if not exchange.over:
+                process.ask_task(exchange, ident)
+        finally:
+            self._let_go(process)
+
+    def _owner(self, exchange: Exchange, task: str) -> tuple[SharedProcess | None, str]:
+        """Which process has a task, and its id there; None also where it is somebody else's."""
+        owner, ident = owner_of(task)
+        process = self._owners.get(owner)
+        if process is None or process.identity != exchange.identity:
+            return None, ident
+        return process, ident
 
     async def open(self, session: Session, identity: str, patience: float) -> SharedProcess:
         """
@@ -104,6 +147,8 @@ class SharedProcesses:
             raise
         self._pool.readiness.succeeded()
         self._processes.append(process)
+        self._owners[process.tasks.owner] = process
+        self._offers_tasks = process.offers_tasks
         self._rest(process)
         return process
 
@@ -156,7 +201,7 @@ class SharedProcesses:
 
     def _is_over(self, process: SharedProcess, exchange: Exchange) -> bool:
         """Whether it is to make room for a process that can do what this request wants."""
-        if process.load:
+        if process.load or len(process.tasks):
             return False
         silent = process.identity == exchange.identity and process.muddled
         return process.upkeep.is_worn() or (silent and _wants_logs(exchange))
@@ -191,6 +236,9 @@ class SharedProcesses:
         if process.load and not _wants_logs(exchange) and place.is_behind(self._alone):
             # Somebody who came before waits until it is empty: no more is put on top.
             return False
+        if len(process.tasks) and _wants_logs(exchange) and not self._pool.is_full():
+            # A log that names no request may be of a task: none is told while there is one.
+            return False
         limit = 1 if _wants_logs(exchange) else self._settings.concurrency
         return process.load < limit and not (process.alone and process.load)
 
@@ -218,7 +266,9 @@ class SharedProcesses:
         """It has less to do: it is for whoever waits, or rests, or has done enough."""
         if process not in self._processes:
             return
-        if not process.load and (process.hung or process.upkeep.is_worn()):
+        if process.load or len(process.tasks):
+            pass
+        elif process.hung or process.upkeep.is_worn():
             # Who only listens to it is listened for elsewhere.
             process.session.life.end("it does not answer" if process.hung else ENOUGH)
         elif not process.in_use:
@@ -239,6 +289,7 @@ class SharedProcesses:
         """It takes no more requests."""
         if process in self._processes:
             self._processes.remove(process)
+            del self._owners[process.tasks.owner]
             self._line.wake()
 
     # Listening.

@@ -24,7 +24,7 @@ from mcpbridge.errors import (
     TooManySessions,
 )
 from mcpbridge.protocol.headers import Headers
-from mcpbridge.protocol.modern import REMOVED
+from mcpbridge.protocol.modern import REMOVED, TASK_METHODS
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.leases import Leases
@@ -81,7 +81,7 @@ class Stateless:
         request = exchange.request
         try:
             if request.method in REMOVED:
-                raise MethodNotFound(f"MCP {request.version} has no method {request.method!r}")
+                raise _no_method(exchange)
             if exchange.client is not None:
                 self._claim(exchange)
             await self._ask(exchange, headers)
@@ -118,6 +118,9 @@ class Stateless:
                 raise Stopping("the bridge is shutting down")
             # A parked process may hold the place that finding out would take.
             modern = not self._leases.awaits(exchange) and await self._is_modern(exchange.identity)
+            if not modern and exchange.request.method in TASK_METHODS:
+                # An older server has no tasks that could be named here.
+                raise _no_method(exchange)
             try:
                 await (self._shared if modern else self._leases).ask(exchange, headers)
             except OtherEra as error:
@@ -185,3 +188,8 @@ class Stateless:
 
     def _unused(self) -> Session | None:
         return self._shared.unused() or self._leases.unused()
+
+
+def _no_method(exchange: Exchange) -> MethodNotFound:
+    request = exchange.request
+    return MethodNotFound(f"MCP {request.version} has no method {request.method!r}")
