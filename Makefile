@@ -64,8 +64,8 @@ others.made others.tested: others.%: .venv/.made-dev
 	done
 
 # the sans-IO part has no branch that its own tests do not take
-PROTOCOL := $(patsubst %,tests/test_%.py,downward downward_machine envelope framing headers large \
-    listens modern multiplexer peeking pings requeststate revisions rewriting scanning sse streams \
+PROTOCOL := $(patsubst %,tests/test_%.py,capabilities downward downward_machine envelope framing headers large \
+    listens modern multiplexer oversized peeking pings requeststate revisions rewriting scanning sse streams \
     streams_machine tasks upward waiting)
 coverage: .venv/.made-dev ## measure the branch coverage of the protocol, which must be whole
 	$(BIN)/coverage run --source=mcpbridge.protocol -m pytest -q $(PROTOCOL)

@@ -51,6 +51,9 @@ STDERR_LINE_BYTES = 64 * 1024
 #: and how much of each.
 STDERR_TAIL_LINES = 5
 STDERR_TAIL_CHARS = 500
+#: A line of a backend beyond `max_message_bytes` is skipped; one so many times as long
+#: has no end, and ends the session.
+ENDLESS_FACTOR = 64
 #: A launcher must have started a backend after this time.
 LAUNCH_SECONDS = 60.0
 #: How many connections may wait to be accepted, where a listener does not say.

@@ -8,6 +8,8 @@ dotted name from the configuration or as an argument of `Bridge`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from zope.interface import Attribute, Interface
 
 
@@ -80,6 +82,13 @@ class IBackendReceiver(Interface):
     def messages_received(lines: list[bytes]) -> None:
         """
         The backend wrote these messages, each one line without its newline.
+        """
+
+    def message_too_large(message: Any) -> None:
+        """
+        The backend wrote a message beyond `max_message_bytes`, of which only
+        the ends are there: a `mcpbridge.protocol.oversized.Oversized`, after
+        what came before it.
         """
 
     def diagnostics_received(lines: list[bytes]) -> None:

@@ -7,34 +7,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpbridge.protocol.framing import LineFramer, LineTooLong
+from mcpbridge.protocol.framing import LineFramer
+from mcpbridge.protocol.oversized import END_BYTES, Oversized
 
 NO_LIMIT = 1 << 30
 
 
 def framed(pieces: Iterable[bytes], limit: int = NO_LIMIT, *, cut: bool = False) -> list[bytes]:
-    """All lines of a stream that arrives in these pieces, and a mark where one was too long."""
+    """All lines of a stream that arrives in these pieces; of those too long nothing but that."""
     framer = LineFramer(limit, cut=cut)
     lines: list[bytes] = []
-    try:
-        for piece in pieces:
-            lines += framer.receive(piece)
-        last = framer.finish()
-    except LineTooLong as error:
-        return [*lines, *error.lines, b"TOO LONG"]
-    return [*lines, last] if last else lines
+    for piece in pieces:
+        lines += framer.receive(piece)
+    last = framer.finish()
+    lines += [last] if last else []
+    return [*lines, *(b"TOO LONG: %d" % each.size for each in framer.take_oversized())]
 
 
 def expected(stream: bytes, limit: int = NO_LIMIT, *, cut: bool = False) -> list[bytes]:
     """The same, said as shortly as can be."""
     lines: list[bytes] = []
+    skipped: list[bytes] = []
     for line in stream.split(b"\n"):
         if len(line) > limit and not cut:
-            return [*lines, b"TOO LONG"]
+            skipped.append(b"TOO LONG: %d" % len(line))
+            continue
         line = line[:limit].removesuffix(b"\r")
         if line.strip():
             lines.append(line)
-    return lines
+    return lines + skipped
 
 
 def all_cuts(stream: bytes) -> Iterator[list[bytes]]:
@@ -80,11 +81,12 @@ def test_blank_lines_and_carriage_returns(stream: bytes, lines: list[bytes]) -> 
     assert framed([stream]) == lines
 
 
-def test_a_line_too_long_gives_the_lines_before_it() -> None:
+def test_a_line_too_long_costs_no_other_line() -> None:
     framer = LineFramer(4)
-    with pytest.raises(LineTooLong, match="longer than 4 bytes") as caught:
-        framer.receive(b"one\ntwo\n12345\nnever\n")
-    assert (caught.value.limit, caught.value.lines) == (4, [b"one", b"two"])
+    assert framer.receive(b"one\ntwo\n12345\nmore\n") == [b"one", b"two", b"more"]
+    assert framer.has_oversized
+    assert framer.take_oversized() == [Oversized(b"12345", b"12345", 5)]
+    assert not framer.has_oversized
 
 
 def test_a_line_too_long_is_noticed_before_its_end() -> None:
@@ -92,9 +94,23 @@ def test_a_line_too_long_is_noticed_before_its_end() -> None:
     framer = LineFramer(4)
     assert framer.receive(b"1234") == []
     assert framer.waiting == 4
-    with pytest.raises(LineTooLong):
-        framer.receive(b"5")
-    assert framer.waiting == 0
+    assert framer.receive(b"5") == []
+    assert (framer.waiting, framer.skipped) == (0, 5)
+    assert framer.receive(b"6\n") == []
+    assert framer.skipped == 0
+    assert [each.size for each in framer.take_oversized()] == [6]
+
+
+@pytest.mark.parametrize("step", [1, 1000, END_BYTES, 50_000])
+def test_both_ends_of_a_line_too_long_are_kept(step: int) -> None:
+    """END_BYTES of each, however it comes."""
+    line = bytes(range(11, 256)) * 200
+    framer = LineFramer(10_000)
+    for at in range(0, len(line), step):
+        assert framer.receive(line[at : at + step]) == []
+    assert framer.finish() == b""
+    kept = Oversized(line[:END_BYTES], line[-END_BYTES:], len(line))
+    assert framer.take_oversized() == [kept]
 
 
 def test_with_cut_a_flood_without_newlines_is_not_kept() -> None:

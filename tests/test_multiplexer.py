@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -642,3 +643,13 @@ class SharedMachine(RuleBasedStateMachine):
 
 TestShared = SharedMachine.TestCase
 TestShared.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_only_open_request(shared: Multiplexer[str]) -> None:
+    """Its number; none where somebody listens, who waits for messages too."""
+    found: list[object] = []
+    numbers: list[int] = []
+    for tag in "abc":
+        found.append(shared.only_open)
+        numbers.append(number_of(shared.ask(read(request()), tag)))
+    assert found == [msgspec.UNSET, numbers[0], msgspec.UNSET]

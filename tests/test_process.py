@@ -12,7 +12,13 @@ from zope.interface.verify import verifyObject
 
 from mcpbridge.backend.process import EXIT_NEWS_SECONDS, StdioBackend
 from mcpbridge.budget import ResponseBudget
-from mcpbridge.config import FULL_SECONDS, SMALL_BYTES, STDERR_LINE_BYTES, ServerSettings
+from mcpbridge.config import (
+    ENDLESS_FACTOR,
+    FULL_SECONDS,
+    SMALL_BYTES,
+    STDERR_LINE_BYTES,
+    ServerSettings,
+)
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.interfaces import IBackend
 from mcpbridge.testing import FakeReactor, FakeTree
@@ -45,6 +51,9 @@ class Made:
 
     def messages_received(self, lines: list[bytes]) -> None:
         self.told.append(("messages", lines))
+
+    def message_too_large(self, message: Any) -> None:
+        self.told.append(("too large", message.size))
 
     def diagnostics_received(self, lines: list[bytes]) -> None:
         self.told.append(("stderr", lines))
@@ -128,18 +137,31 @@ def test_a_last_line_without_an_end(
     assert "notifications" not in "".join(log_lines)
 
 
-@pytest.mark.parametrize("pieces", [[b"[1]\n[" + b"2" * 100], [b"[1]\n", b"[" * 60, b"[" * 60]])
-def test_a_line_beyond_the_limit_ends_the_output(pieces: list[bytes]) -> None:
-    """Every resource has a bound: the session ends with a clear reason, not the memory."""
+@pytest.mark.parametrize("pieces", [[b"[1]\n[" + b"2" * 100], [b"[1]\n", b"[" * 60, b"[" * 41]])
+def test_a_line_beyond_the_limit_is_told_by_its_ends(pieces: list[bytes]) -> None:
+    """Every resource has a bound, and what comes behind it passes."""
     made = Made()
-    for piece in pieces:
+    for piece in [*pieces, b"\n[2]\n"]:
         made.process.say(piece)
     assert made.told == [
         ("messages", [b"[1]"]),
-        ("output", "the backend wrote a line of more than 100 bytes"),
+        ("messages", [b"[2]"]),
+        ("too large", 101),
+    ]
+
+
+def test_a_line_without_end_ends_the_output() -> None:
+    """ENDLESS_FACTOR: to skip it for ever would keep a core busy."""
+    made = Made()
+    for _ in range(ENDLESS_FACTOR):
+        made.process.say(b"x" * 100)
+        assert made.told == []
+    made.process.say(b"x")
+    assert made.told == [
+        ("output", "the backend wrote a line without end, of more than 6400 bytes")
     ]
     made.process.close_output()
-    assert len(made.told) == 2
+    assert len(made.told) == 1
 
 
 def test_a_line_of_the_limit_passes() -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from mcpbridge.errors import (
@@ -897,3 +898,13 @@ def test_session_may_end_within_a_batch() -> None:
     routed.router.route(b'[{"jsonrpc":"2.0","id":1,"result":{}},{"jsonrpc":"2.0","method":"m"}]')
     assert len(ended.events) == 1
     assert routed.router.dropped == {"unread": 1}
+
+
+def test_only_open_request() -> None:
+    """None, one, or several, of which none is the only one."""
+    routed = Routed()
+    found: list[object] = []
+    for ident in ("a", "b", "c"):
+        found.append(routed.router.only_open)
+        routed.post(ident)
+    assert found == [msgspec.UNSET, "a", msgspec.UNSET]

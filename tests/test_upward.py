@@ -1157,3 +1157,10 @@ def test_any_line_at_any_time(moves: list[Any]) -> None:
             conversation.resume(request(params={**CALL, "inputResponses": given}, ident=current))
             check(conversation.held())
         assert conversation.running is (current is not None or conversation.parked)
+
+
+def test_only_open_request() -> None:
+    conversation = opened()
+    assert conversation.only_open is msgspec.UNSET
+    asked(conversation)
+    assert isinstance(conversation.only_open, int)

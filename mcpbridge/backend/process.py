@@ -23,11 +23,11 @@ from zope.interface import implementer
 from mcpbridge.backend.ladder import Ladder, Rungs, Tree, build_ladder
 from mcpbridge.backend.stdin import StdinQueue
 from mcpbridge.budget import ResponseBudget
-from mcpbridge.config import SMALL_BYTES, STDERR_LINE_BYTES, ServerSettings
+from mcpbridge.config import ENDLESS_FACTOR, SMALL_BYTES, STDERR_LINE_BYTES, ServerSettings
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackend
 from mcpbridge.protocol.envelope import is_json
-from mcpbridge.protocol.framing import LineFramer, LineTooLong
+from mcpbridge.protocol.framing import LineFramer
 from mcpbridge.transports import write_at_once
 
 #: How much Twisted reads of a pipe at once (`twisted.internet.fdesc.readFromFD`),
@@ -171,17 +171,22 @@ class StdioBackend(ProcessProtocol):
             return
         if len(data) == TWISTED_READ_BYTES:
             data += self._read_on()
-        try:
-            lines = self._stdout.receive(data)
-            waiting = self._stdout.waiting
-            if waiting > self._counted + SMALL_BYTES or waiting < self._counted:
-                self._count()
-        except LineTooLong as error:
+        lines = self._stdout.receive(data)
+        waiting = self._stdout.waiting
+        if waiting > self._counted + SMALL_BYTES or waiting < self._counted:
             self._count()
-            self._pass_on(error.lines)
-            self._output_over(f"the backend wrote a line of more than {error.limit} bytes")
-        else:
-            self._pass_on(lines)
+        self._pass_on(lines)
+        if self._stdout.skipped or self._stdout.has_oversized:
+            self._skip()
+
+    def _skip(self) -> None:
+        """A line was too large to be kept, or is about to be."""
+        limit = self._settings.max_message_bytes
+        for oversized in self._stdout.take_oversized():
+            self._receiver.message_too_large(oversized)
+        if self._stdout.skipped > limit * ENDLESS_FACTOR:
+            endless = f"of more than {limit * ENDLESS_FACTOR} bytes"
+            self._output_over(f"the backend wrote a line without end, {endless}")
 
     def errReceived(self, data: bytes) -> None:
         """Bytes of stderr: text, one line a line."""
@@ -204,6 +209,8 @@ class StdioBackend(ProcessProtocol):
         """The end of stdout; a last line that no newline ended counts if it is whole."""
         last = self._stdout.finish()
         self._count()
+        if not (self._discarding or self._output_reported):
+            self._skip()
         if last and not self._discarding:
             if is_json(last) or last.lstrip()[0] not in (_OBJECT, _ARRAY):
                 self._pass_on([last])

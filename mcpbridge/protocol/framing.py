@@ -9,18 +9,7 @@ arrives in.
 
 from __future__ import annotations
 
-
-class LineTooLong(Exception):
-    """
-    A line grew beyond the limit before its end came.
-
-    `lines` are the whole lines that came before it in the same bytes.
-    """
-
-    def __init__(self, limit: int, lines: list[bytes]) -> None:
-        super().__init__(f"a line is longer than {limit} bytes")
-        self.limit = limit
-        self.lines = lines
+from mcpbridge.protocol.oversized import END_BYTES, Oversized
 
 
 class LineFramer:
@@ -29,17 +18,21 @@ class LineFramer:
 
     A line is given without its newline and without one carriage return
     before it; a blank line is not given at all.  Of a line beyond `limit`
-    bytes the rest is skipped with `cut`; otherwise `LineTooLong` is raised
-    and the framer is of no further use.
+    bytes the rest is skipped with `cut`; otherwise all of it but its two
+    ends, which `take_oversized` gives when its end has come.
     """
 
-    __slots__ = ("_cut", "_limit", "_parts", "_size")
+    __slots__ = ("_cut", "_head", "_limit", "_oversized", "_parts", "_size", "_skipped", "_tail")
 
     def __init__(self, limit: int, *, cut: bool = False) -> None:
         self._limit = limit
         self._cut = cut
         self._parts: list[bytes] = []
         self._size = 0
+        # Of a line that is skipped: how much of it has come, and its ends.
+        self._skipped = 0
+        self._head = self._tail = b""
+        self._oversized: list[Oversized] = []
 
     @property
     def waiting(self) -> int:
@@ -47,43 +40,69 @@ class LineFramer:
         return self._size
 
     def receive(self, data: bytes) -> list[bytes]:
-        """
-        Take the next bytes, return the lines that they complete.
-
-        Raises `LineTooLong`.
-        """
+        """Take the next bytes, return the lines that they complete."""
         lines: list[bytes] = []
         *ended, tail = data.split(b"\n")
         for piece in ended:
-            if self._parts or len(piece) > self._limit:
-                self._keep(piece, lines)
+            if self._skipped or self._parts or len(piece) > self._limit:
+                self._keep(piece)
                 piece = self._take()
             if piece.endswith(b"\r"):
                 piece = piece[:-1]
             if piece and not piece.isspace():
                 lines.append(piece)
         if tail:
-            self._keep(tail, lines)
+            self._keep(tail)
         return lines
+
+    @property
+    def skipped(self) -> int:
+        """How many bytes have come of a line that is skipped; 0 where none is."""
+        return self._skipped
+
+    @property
+    def has_oversized(self) -> bool:
+        """Whether `take_oversized` has any to give."""
+        return bool(self._oversized)
+
+    def take_oversized(self) -> list[Oversized]:
+        """The lines beyond the limit whose ends have come, each once."""
+        taken, self._oversized = self._oversized, []
+        return taken
 
     def finish(self) -> bytes:
         """At the end of the stream: the last line that no newline ended, or nothing."""
         last = self._take().removesuffix(b"\r")
         return b"" if last.isspace() else last
 
-    def _keep(self, piece: bytes, before: list[bytes]) -> None:
+    def _keep(self, piece: bytes) -> None:
+        if self._skipped:
+            self._skip(piece)
+            return
         room = self._limit - self._size
         if len(piece) > room:
             if not self._cut:
+                kept = b"".join(self._parts)
                 self._parts.clear()
                 self._size = 0
-                raise LineTooLong(self._limit, before)
+                self._head = (kept[:END_BYTES] + piece[:END_BYTES])[:END_BYTES]
+                self._skip(kept)
+                self._skip(piece)
+                return
             piece = piece[:room]
         if piece:
             self._parts.append(piece)
             self._size += len(piece)
 
+    def _skip(self, piece: bytes) -> None:
+        self._skipped += len(piece)
+        self._tail = (self._tail + piece[-END_BYTES:])[-END_BYTES:]
+
     def _take(self) -> bytes:
+        if self._skipped:
+            self._oversized.append(Oversized(self._head, self._tail, self._skipped))
+            self._skipped = 0
+            self._head = self._tail = b""
         line = b"".join(self._parts)
         self._parts.clear()
         self._size = 0

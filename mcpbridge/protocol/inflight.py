@@ -116,6 +116,10 @@ class InFlight:
         """The stream that runs, where there is just one."""
         return next(iter(self._running.values())) if len(self._running) == 1 else None
 
+    def only_id(self) -> JsonRpcId | msgspec.UnsetType:
+        """The id of the only request that is open; UNSET for none or several."""
+        return next(iter(self._requests)) if len(self._requests) == 1 else msgspec.UNSET
+
     def clear(self) -> list[LogicalStream]:
         """Wait for nothing more; returns the streams that ran."""
         streams = list(self._running.values())

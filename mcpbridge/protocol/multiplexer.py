@@ -108,6 +108,13 @@ class Multiplexer(Generic[Tag]):
         return len(self._listens)
 
     @property
+    def only_open(self) -> int | msgspec.UnsetType:
+        """The number of the only request in flight; UNSET for none or several, or who listens."""
+        if len(self._requests) != 1 or self._listens:
+            return msgspec.UNSET
+        return next(iter(self._requests))
+
+    @property
     def muddled(self) -> bool:
         """Whether a cancelled request may still log: nobody else gets logs of this process."""
         return bool(self._cancelled)

@@ -98,6 +98,11 @@ class StreamRouter:
         return len(self._requests)
 
     @property
+    def only_open(self) -> MaybeId:
+        """The id of the only request that is not answered yet; UNSET for none or several."""
+        return self._requests.only_id()
+
+    @property
     def has_outlets(self) -> bool:
         """Whether any connection is attached."""
         return bool(self._outlets)

@@ -79,6 +79,13 @@ class LegacyConversation:
         return self._open.by_key
 
     @property
+    def only_open(self) -> int | msgspec.UnsetType:
+        """The number of the request that runs, where the bridge has asked nothing beside it."""
+        if self._call is None or self._abandoned or self.unanswered:
+            return msgspec.UNSET
+        return self._call.number
+
+    @property
     def running(self) -> bool:
         """A request is at the backend, and its client has no last answer yet."""
         return self._call is not None

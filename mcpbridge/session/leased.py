@@ -27,6 +27,7 @@ from mcpbridge.config import (
 )
 from mcpbridge.errors import BackendBusy, BackendFailed, UnknownSession
 from mcpbridge.guard import guarded
+from mcpbridge.protocol.envelope import JsonRpcId
 from mcpbridge.protocol.handshake import HandshakeRefused
 from mcpbridge.protocol.listens import Change
 from mcpbridge.protocol.modern import ModernRequest
@@ -300,6 +301,10 @@ class LeasedProcess:
             each()
         if self._is_done:
             self._done()
+
+    def only_open(self) -> JsonRpcId | msgspec.UnsetType:
+        """Its only request, as the bridge numbers it."""
+        return self.conversation.only_open
 
     def stop_keepalive(self) -> None:
         """It is not used any more."""

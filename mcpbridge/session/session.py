@@ -20,11 +20,13 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mcpbridge.config import ATTENDED_FACTOR, STDERR_TAIL_CHARS, STDERR_TAIL_LINES, ServerSettings
-from mcpbridge.errors import BackendBusy, MessageRefused, UnknownSession
+from mcpbridge.errors import INTERNAL_ERROR, BackendBusy, MessageRefused, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
-from mcpbridge.protocol.envelope import Envelope, peek
+from mcpbridge.protocol.envelope import Envelope, JsonRpcId, peek
+from mcpbridge.protocol.oversized import Oversized
 from mcpbridge.protocol.pings import PingLedger
+from mcpbridge.protocol.rewriting import encode
 from mcpbridge.protocol.sse import stderr_message
 from mcpbridge.session.throttle import Throttle
 
@@ -44,6 +46,13 @@ class Stream(Protocol):
 
     def send(self, lines: list[bytes]) -> None:
         """Write these messages, in order, as one piece."""
+
+    def only_open(self) -> JsonRpcId | msgspec.UnsetType:
+        """
+        The id, as the backend knows it, of the only request that it has to
+        answer; UNSET where there is none, or several, or nobody counts them.
+        """
+        ...
 
     def stop_keepalive(self) -> None:
         """Ping no more."""
@@ -81,6 +90,10 @@ class NoStream:
 
     def send(self, lines: list[bytes]) -> None:
         """Nobody reads."""
+
+    def only_open(self) -> JsonRpcId | msgspec.UnsetType:
+        """None is."""
+        return msgspec.UNSET
 
     def stop_keepalive(self) -> None:
         """None runs."""
@@ -321,6 +334,37 @@ class Session:
         if self.receiving:
             self._pass_on(lines)
 
+    def message_too_large(self, message: Oversized) -> None:
+        """
+        Let a message that is not kept cost no more than itself: the request
+        that it answers fails, what the backend asked with it is answered with
+        an error, and a notification is lost.
+        """
+        if not self.receiving:
+            return
+        ident = message.ident
+        if ident is msgspec.UNSET and self.dialect is None and not message.has_method:
+            ident = self.stream.only_open()
+        why = (
+            f"the server wrote a message of {message.size} bytes, more than the bridge takes"
+            " (max_message_bytes)"
+        )
+        self.log.warn(
+            "session {label} of {server!r}: {why}; {what}",
+            label=self.label,
+            server=self.server,
+            why=why,
+            what=_what_is_lost(message, ident),
+        )
+        if ident is msgspec.UNSET:
+            return
+        error = {"code": INTERNAL_ERROR, "message": why}
+        line = encode({"jsonrpc": "2.0", "id": ident, "error": error})
+        if message.has_method:
+            self.answer_backend(line)
+        else:
+            self.messages_received([line])
+
     def diagnostics_received(self, lines: list[bytes]) -> None:
         """Keep the last lines for the log, and tell the client of all."""
         latest = [line[:STDERR_TAIL_CHARS] for line in lines[-STDERR_TAIL_LINES:]]
@@ -375,6 +419,14 @@ class Session:
             return answer
         self.answer_backend(answer)
         return None
+
+
+def _what_is_lost(message: Oversized, ident: JsonRpcId | msgspec.UnsetType) -> str:
+    if message.has_method:
+        return "it is a notification" if ident is msgspec.UNSET else "the request is refused"
+    if ident is msgspec.UNSET:
+        return "whose answer it is cannot be told, and a client may wait for it"
+    return "the call that it answers fails"
 
 
 def _readable(lines: Sequence[bytes]) -> str:

@@ -29,7 +29,7 @@ from mcpbridge.errors import (
     UnknownSession,
 )
 from mcpbridge.guard import guarded
-from mcpbridge.protocol.envelope import peek
+from mcpbridge.protocol.envelope import JsonRpcId, peek
 from mcpbridge.protocol.modern import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
@@ -397,6 +397,10 @@ class SharedProcess:
             self._mind_tasks()
         if freed:
             self._freed(self)
+
+    def only_open(self) -> JsonRpcId | msgspec.UnsetType:
+        """The only request that it has, as the bridge numbers it."""
+        return self._requests.only_open
 
     def stop_keepalive(self) -> None:
         """It is not used any more."""

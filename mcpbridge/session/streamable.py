@@ -185,6 +185,10 @@ class StreamableFace:
                 self._learn(line)
             self.router.route(line)
 
+    def only_open(self) -> JsonRpcId | msgspec.UnsetType:
+        """The only request of the client's that is open."""
+        return self.router.only_open
+
     def stop_keepalive(self) -> None:
         """No more looks at the time."""
         idle, self._idle = self._idle, None

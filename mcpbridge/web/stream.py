@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from mcpbridge.config import ServerSettings
 from mcpbridge.protocol import sse
+from mcpbridge.protocol.envelope import JsonRpcId
 from mcpbridge.session.session import Session
 from mcpbridge.transports import AT_ONCE_BYTES, prompt_descriptor, write_at_once
 from mcpbridge.web.sockets import acknowledged, notice_vanished_peer, unsent
@@ -109,6 +111,10 @@ class EventStream:
             else:
                 self._watch.arm(size)
         request.sentLength += size
+
+    def only_open(self) -> JsonRpcId | msgspec.UnsetType:
+        """Nobody counts them: what passes here is not read."""
+        return msgspec.UNSET
 
     def stop_keepalive(self) -> None:
         """No more pings, and no more looks at the client."""

@@ -353,21 +353,77 @@ def test_line_that_does_not_end() -> None:
         for _ in range(3):
             stream = bridge.open()
             assert stream.rest() == []
-            reason = "the backend wrote a line of more than 1000000 bytes"
+            reason = "the backend wrote a line without end, of more than 64000000 bytes"
             assert reason in bridge.wait_for_close(stream)
         assert bridge.rss() - before < 2 * MEGABYTE
         bridge.wait_until_empty()
 
 
-def test_lines_before_one_that_is_too_long(tmp_path: Path) -> None:
-    """The messages before it still arrive."""
+def test_lines_around_one_that_is_too_long(tmp_path: Path) -> None:
+    """The messages before it arrive, and those behind it."""
     good = request("good") + b"\n"
     (tmp_path / "lines").write_bytes(good * 3 + b"{" + b"x" * 2000 + b"\n" + good)
     command = backend("stdout", tmp_path / "lines")
     with serving("--max-message-bytes", "1000", command=command) as bridge:
         stream = bridge.open()
-        assert stream.rest() == [request("good")] * 3
-        assert "more than 1000 bytes" in bridge.wait_for_close(stream)
+        assert [stream.message() for _ in range(4)] == [request("good")] * 4
+        bridge.wait_for_log("wrote a message of 2001 bytes", "max_message_bytes")
+        assert stream.round_trip(request("y")) == request("y")
+
+
+TOO_LARGE = ("--max-message-bytes", "20000")
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_an_answer_that_is_too_large_on_sse(where: str) -> None:
+    """It costs the call that it answers: the session and its state stay."""
+    with serving(*TOO_LARGE, command=backend("large_answers")) as bridge:
+        stream = bridge.open()
+        assert stream.post(request("x", "big", where=where, size=50_000)).status == 202
+        failed = json.loads(stream.message())
+        assert (failed["id"], failed["error"]["code"]) == ("big", -32603)
+        assert "max_message_bytes" in failed["error"]["message"]
+        assert stream.post(request("x", 2, size=5)).status == 202
+        assert json.loads(stream.message()) == {
+            "jsonrpc": "2.0",
+            "id": 2,
+            "result": {"pad": "xxxxx"},
+        }
+
+
+def test_messages_that_are_too_large_on_mcp() -> None:
+    """An answer fails its call, a question is refused, a notification is lost."""
+    with serving(*TOO_LARGE, command=backend("large_answers")) as bridge:
+        client = bridge.streamable()
+        for where in ("first", "last", "middle"):
+            with client.call("x", where=where, size=50_000) as answer:
+                assert answer.json["error"]["code"] == -32603, where
+        stream = client.listen()
+        client.tell("notify", size=50_000)
+        client.tell("ask", size=50_000)
+        heard = stream.message()
+        assert (heard["method"], heard["params"]["error"]["code"]) == (
+            "notifications/heard",
+            -32603,
+        )
+        assert client.call("x", size=5).answer()["result"] == {"pad": "xxxxx"}
+
+
+@pytest.mark.parametrize("where", ["first", "last", "middle"])
+def test_an_answer_that_is_too_large_to_a_request_of_2026_07_28(where: str) -> None:
+    """Its client is told, and the process serves the next one."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    head = ["MCP-Protocol-Version: 2026-07-28", "Mcp-Method: resources/templates/list"]
+    with serving(*TOO_LARGE, command=backend("large_answers")) as bridge:
+        client = bridge.visitor()
+        for size, failed in ((50_000, True), (5, False)):
+            message = request("resources/templates/list", where=where, size=size, _meta=meta)
+            with client.send("POST", message, *head) as answer:
+                assert ("error" in answer.json) is failed
+                assert answer.json["id"] == 1
 
 
 # Other sessions.

@@ -35,6 +35,9 @@ class Receiver:
     def messages_received(self, lines: list[bytes]) -> None:
         self.heard()
 
+    def message_too_large(self, message: Any) -> None:
+        pass
+
     def diagnostics_received(self, lines: list[bytes]) -> None:
         pass
 
