@@ -216,6 +216,21 @@ def test_its_place_is_not_given_away_nor_is_it_replaced_for_its_age() -> None:
     world.end()
 
 
+def test_a_worn_process_with_a_task_goes_on_where_there_is_room_for_no_other() -> None:
+    world = World(WithTasks, limit=1, max_process_requests=1)
+    ident = begin(world)
+    for each in "bcd":
+        call = world.call(each)
+        world.run()
+        assert call.result["token"] == each
+    assert len(world.backends) == 1
+    world.live[0].complete("1")
+    assert ask(world, "get", ident).result["status"] == "completed"
+    world.run(1)
+    assert not world.live
+    world.end()
+
+
 def test_who_wants_logs_gets_a_process_without_a_task() -> None:
     """Where there is room for one; else one that tells no logs."""
     world = World(WithTasks, limit=2)

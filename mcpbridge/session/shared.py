@@ -77,7 +77,7 @@ def own_request(
     return read_request(line, envelope, version_header=MODERN[-1])
 
 
-class _Receiver(Hashable, Protocol):
+class Receiver(Hashable, Protocol):
     """Whose request it is: a client's `Exchange`, or the bridge itself."""
 
     def deliver(self, lines: list[bytes], final: bool) -> None:
@@ -192,7 +192,7 @@ class SharedProcess:
         self.tasks = Tasks(limit=settings.task_timeout, now=session.clock.seconds)
         #: Whether the server has said that it has tasks; None: it has not been asked.
         self.offers_tasks: bool | None = None
-        self._requests: Multiplexer[_Receiver] = Multiplexer(self.tasks)
+        self._requests: Multiplexer[Receiver] = Multiplexer(self.tasks)
         #: How many of them are the bridge's own.
         self._own = 0
         #: Cancellations that it did not take yet.
@@ -284,7 +284,21 @@ class SharedProcess:
             self._withdraw(own)
             self._own -= 1
 
-    def _send(self, request: ModernRequest, receiver: _Receiver, *, own: bool = False) -> None:
+    def listen(self, request: ModernRequest, receiver: Receiver) -> None:
+        """Send a `subscriptions/listen` that is a part of a client's.  Raises `Refused`."""
+        self.upkeep.wake()
+        try:
+            self._send(request, receiver)
+        except BaseException:
+            self._freed(self)
+            raise
+
+    def leave(self, receiver: Receiver) -> None:
+        """Nobody listens there any more."""
+        self._withdraw(receiver)
+        self._freed(self)
+
+    def _send(self, request: ModernRequest, receiver: Receiver, *, own: bool = False) -> None:
         line = self._requests.ask(request, receiver, own=own)
         try:
             self.session.client_messages([line])
@@ -295,7 +309,7 @@ class SharedProcess:
             self._requests.undo(receiver)
             raise
 
-    def _withdraw(self, receiver: _Receiver) -> None:
+    def _withdraw(self, receiver: Receiver) -> None:
         """The server is to stop working on a request, where it does."""
         line = self._requests.cancel(receiver)
         if line is not None:

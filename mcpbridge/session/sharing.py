@@ -26,12 +26,21 @@ from mcpbridge.guard import guarded
 from mcpbridge.protocol.headers import Headers, check_params
 from mcpbridge.protocol.listens import complete_line
 from mcpbridge.protocol.modern import TASK_METHODS
-from mcpbridge.protocol.tasks import owner_of, unknown_task
+from mcpbridge.protocol.tasks import (
+    declares_tasks,
+    listening_for,
+    owner_of,
+    task_ids,
+    undeclared,
+    unknown_task,
+    without_tasks,
+)
 from mcpbridge.session.exchange import ENOUGH, UNUSED, Exchange, backend_ended
 from mcpbridge.session.line import Crowd, Place, WaitingLine, outlived
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session
 from mcpbridge.session.shared import OtherEra, SharedProcess
+from mcpbridge.session.task_listening import TaskStream
 
 
 class SharedProcesses:
@@ -78,6 +87,11 @@ class SharedProcesses:
         if exchange.request.method in TASK_METHODS:
             self._ask_owner(exchange)
             return
+        if exchange.listens:
+            named = task_ids(exchange.request)
+            if named:
+                await self._listen_to_owners(exchange, named)
+                return
         process = await self._reserve(exchange)
         try:
             request = exchange.request
@@ -109,6 +123,34 @@ class SharedProcesses:
                 process.ask_task(exchange, ident)
         finally:
             self._let_go(process)
+
+    async def _listen_to_owners(self, exchange: Exchange, named: list[str]) -> None:
+        """
+        Have all processes that have one of these tasks tell of it, and one of
+        all else that is listened for.  A task that is not there is not
+        promised.  Raises `Refused` and `OtherEra`.
+        """
+        request = exchange.request
+        if not declares_tasks(request):
+            raise undeclared()
+        shares: dict[SharedProcess, list[str]] = {}
+        for each in named:
+            process, ident = self._owner(exchange, each)
+            if process is not None:
+                shares.setdefault(process, []).append(ident)
+        stream = TaskStream(exchange, self._clock)
+        try:
+            rest = without_tasks(request)
+            if rest is not None:
+                await self.ask(stream.add_rest(rest), lambda _: [])
+            if exchange.over:
+                return
+            for process, idents in shares.items():
+                stream.add(process, idents, listening_for(request, idents))
+        except BaseException:
+            stream.cancel(exchange)
+            raise
+        stream.begin()
 
     def _owner(self, exchange: Exchange, task: str) -> tuple[SharedProcess | None, str]:
         """Which process has a task, and its id there; None also where it is somebody else's."""
@@ -221,7 +263,7 @@ class SharedProcesses:
             each
             for each in self._processes
             if each.identity == exchange.identity
-            and not each.upkeep.is_worn()
+            and not (each.upkeep.is_worn() and self._may_replace(each))
             and self._has_room(each, exchange, place)
         ]
         return min(free, key=lambda each: each.load, default=None)
@@ -231,7 +273,8 @@ class SharedProcesses:
             return True
         if process.hung:
             return False
-        if process.upkeep.served + process.reserved >= self._settings.max_process_requests:
+        served = process.upkeep.served + process.reserved
+        if served >= self._settings.max_process_requests and self._may_replace(process):
             return False
         if process.load and not _wants_logs(exchange) and place.is_behind(self._alone):
             # Somebody who came before waits until it is empty: no more is put on top.
@@ -241,6 +284,13 @@ class SharedProcesses:
             return False
         limit = 1 if _wants_logs(exchange) else self._settings.concurrency
         return process.load < limit and not (process.alone and process.load)
+
+    def _may_replace(self, process: SharedProcess) -> bool:
+        """
+        Whether a worn process is to work no more.  One that a task keeps, which
+        may be for an hour, goes on where there is no room for another.
+        """
+        return not (len(process.tasks) and self._pool.is_full())
 
     async def _another(self, exchange: Exchange) -> SharedProcess | None:
         """Start one, for this request and others; None: somebody else has, or has tried."""
