@@ -114,6 +114,18 @@ def test_an_extension_is_left_out(tmp_path: Path, capsys: Any) -> None:
     assert told(tmp_path, capsys, MODERN, **ran)[0] == 0
 
 
+def test_an_extension_has_a_run_of_its_own(tmp_path: Path, capsys: Any) -> None:
+    suite = replace(MODERN, scenarios=1, extension=True)
+    for name, checks in {"tasks_lifecycle": WENT_WRONG, "ping": WENT_WELL}.items():
+        outcome(tmp_path, suite, **{name: checks})
+    found = results(tmp_path, extension=True)
+    assert judge([Outcome(suite, found, "all that it printed")]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "of a test tasks-lifecycle: FAILURE ping: no answer",
+        "conformance of a test: 0/1",
+    ]
+
+
 def missing(folder: Path, capsys: Any, check: str, found: Any) -> tuple[int, list[str]]:
     ran = outcome(folder, MODERN, ping=found, discover=WENT_WELL, **BESIDE)
     status = judge([replace(ran, expected={("ping", check): "it cannot"})])

@@ -46,7 +46,7 @@ BAD = ("FAILURE", "WARNING")
 #: The scenario that leaves a stream and resumes it, and its check of that.
 POLLING = "server-sse-polling"
 RESUMED = "server-sse-disconnect-resume"
-#: Scenarios of an extension that no server here has; the suite runs them unasked.
+#: Scenarios of an extension, which the suite runs unasked: a run of their own has its server.
 EXTENSION = "tasks-"
 #: Scenarios that the suite runs without counting them, and that are to pass as well.
 UNCOUNTED = (
@@ -68,7 +68,8 @@ class Suite:
 
     `backend` is the command line of what the bridge is in front of, which is started
     ahead where the suite gives a call less time than that takes.  A modern suite has
-    no streams that are resumed, and has scenarios that do not count.
+    no streams that are resumed, and has scenarios that do not count.  One of an
+    extension has its scenarios alone, all of which count.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Suite:
     backend: Command
     modern: bool = False
     ahead: bool = False
+    extension: bool = False
 
     def run(self, url: str, folder: Path) -> "Outcome":
         """Run it against a server, with its results in a folder."""
@@ -96,7 +98,8 @@ class Suite:
             printed = done.stdout
         except subprocess.TimeoutExpired:
             printed = f"it did not end within {SECONDS} seconds"
-        return Outcome(self, results(folder), printed, expected(self.name))
+        found = results(folder, extension=self.extension)
+        return Outcome(self, found, printed, expected(self.name))
 
 
 def legacy(name: str, revision: str, scenarios: int, backend: Command) -> Suite:
@@ -124,6 +127,15 @@ SUITES = (
     modern("dual-era, Python SDK", parts.conformance_server),
     modern("npm SDK", parts.npm_conformance_server),
     modern("legacy-only backend", parts.legacy_conformance_server, ahead=True),
+    Suite(
+        "tasks (SEP-2663)",
+        "conformance-0.2.0",
+        ("--suite", "pending"),
+        10,
+        parts.tasks_conformance_server,
+        modern=True,
+        extension=True,
+    ),
 )
 
 
@@ -133,12 +145,12 @@ def expected(suite: str) -> dict[tuple[str, str], str]:
     return {(miss["scenario"], miss["check"]): miss["why"] for miss in misses}
 
 
-def results(folder: Path) -> dict[str, list[Check] | None]:
-    """The checks of each scenario; none where it broke off."""
+def results(folder: Path, *, extension: bool = False) -> dict[str, list[Check] | None]:
+    """The checks of each scenario, or of the extension's alone; none where it broke off."""
     found: dict[str, list[Check] | None] = {}
     for each in sorted(folder.iterdir()):
         name = _FOLDER.fullmatch(each.name)
-        if name and not name["scenario"].startswith(EXTENSION):
+        if name and name["scenario"].startswith(EXTENSION) is extension:
             file = each / "checks.json"
             found[name["scenario"]] = json.loads(file.read_text()) if file.exists() else None
     return found
@@ -155,7 +167,7 @@ class Outcome:
 
     def uncounted(self) -> Sequence[str]:
         """The scenarios that are run beside those that count."""
-        return UNCOUNTED if self.suite.modern else ()
+        return UNCOUNTED if self.suite.modern and not self.suite.extension else ()
 
     def counted(self) -> list[str]:
         """The scenarios that count."""

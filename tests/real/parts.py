@@ -144,6 +144,11 @@ def npm_conformance_server() -> list[str]:
     return [node(), str(ROOT / "tests" / "conformance" / "server.mjs"), str(modules)]
 
 
+def tasks_conformance_server() -> list[str]:
+    """The command line of the server for it that has the tasks extension."""
+    return [command("env"), f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.conformance.tasks"]
+
+
 def _conformance_module(environment: str, module: str) -> list[str]:
     python = built(REAL / environment / "bin" / "python")
     return [command("env"), f"PYTHONPATH={ROOT}", python, "-m", f"tests.conformance.{module}"]
