@@ -112,6 +112,10 @@ UNREAD_BYTES_PER_SECOND = MIB
 ATTENDED_FACTOR = 8
 #: How many processes that are not in use may be ended to make room for one.
 ROOM_TRIES = 8
+#: How many sessions whose grace is not over are looked at for the one that gives way next, and
+#: those of how many addresses beside a newcomer's own, those with most sessions first.
+ABANDONED_LOOKS = 32
+ABANDONED_ADDRESSES = 16
 #: How long a legacy backend's questions are collected before the client gets them.
 COLLECT_SECONDS = 0.05
 #: After which a process that did not take what the bridge had to say is tried again.
@@ -259,6 +263,12 @@ class ServerSettings:
     )
     idle_timeout: float = setting(
         300.0, SECONDS, "Seconds a client of `/mcp` may stay away and say nothing; 0: for ever."
+    )
+    abandoned_grace: float = setting(
+        60.0,
+        SECONDS,
+        "Seconds that nothing was heard of a client of `/mcp` before its session is ended where"
+        " `max_sessions` is reached and another client comes; 0: it is never ended for that.",
     )
     keepalive_interval: float = setting(
         15.0, SECONDS, "Seconds between comments on an open stream of `/mcp`; 0: none."

@@ -305,7 +305,15 @@ class ServerBusy(Refused):
 
     status = 429
     code = INTERNAL_ERROR
-    retry_after = 1
+    retry_after: int | None = 1
+
+    @classmethod
+    def because(cls, error: Refused) -> ServerBusy:
+        """The same for a request of 2026-07-28, with the time of another try where it is known."""
+        busy = cls(str(error))
+        if "retry_after" in vars(error):
+            busy.retry_after = error.retry_after
+        return busy
 
 
 class NotAcceptable(Refused):

@@ -405,17 +405,6 @@ class World:
         self.over_all: SessionLimiter = SessionLimiter(1000) if beside is None else beside.over_all
         self.limiter = SessionLimiter(limit)
         self.settings = ServerSettings(command="x", max_sessions=limit, reuse=reuse, **changes)
-        self.pool = Pool(
-            self.settings,
-            self.clock,
-            launcher=self.launcher,
-            limiter=EveryLimiter(self.over_all, self.limiter),
-            over_all=self.over_all,
-            filters=[Filter()],
-        )
-        self.eras = Eras()
-        if known:
-            self.eras.modern = issubclass(kind, Modern)
         #: The address whose requests are made now, and what each address has.
         self.client: str | None = None
         self.shares = Shares(
@@ -424,8 +413,21 @@ class World:
             what="sessions",
             setting="max_sessions_per_address",
         )
+        claims = Claims(self.shares)
+        self.pool = Pool(
+            self.settings,
+            self.clock,
+            launcher=self.launcher,
+            limiter=EveryLimiter(self.over_all, self.limiter),
+            over_all=self.over_all,
+            filters=[Filter()],
+            claims=claims,
+        )
+        self.eras = Eras()
+        if known:
+            self.eras.modern = issubclass(kind, Modern)
         self.stateless: Stateless = Stateless(
-            self.settings, self.clock, self.pool, self.eras, Claims(self.shares)
+            self.settings, self.clock, self.pool, self.eras, claims
         )
         self._ids = 0
         if beside is not None:

@@ -31,6 +31,7 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "max_waiting_bytes": 8 * MIB,
     "stderr_notifications": True,
     "idle_timeout": 300.0,
+    "abandoned_grace": 60.0,
     "keepalive_interval": 15.0,
     "json_response": False,
     "stderr_in_errors": False,
@@ -110,7 +111,7 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(COUNTS, WRONG_COUNTS),
     "max_sessions_per_address": WRONG_SHARES,
     **dict.fromkeys(("ping_interval", "stop_grace", "kill_grace"), WRONG_SECONDS),
-    **dict.fromkeys(("idle_timeout", "keepalive_interval"), WRONG_SECONDS),
+    **dict.fromkeys(("idle_timeout", "abandoned_grace", "keepalive_interval"), WRONG_SECONDS),
     **dict.fromkeys(
         (
             "peer_timeout",

@@ -133,7 +133,7 @@ def test_a_directory_is_relative_to_the_file(cwd: str | None, expected: str | No
         ),
         (
             {"mcpServers": {"a": {**CAT, "zzz": 1}}},
-            "mcpServers.a.zzz: expected one of args, base_uri, command,",
+            "mcpServers.a.zzz: expected one of abandoned_grace, args, base_uri, command,",
         ),
         (
             {"mcpServers": {"a": {**CAT, "name": "b"}}},

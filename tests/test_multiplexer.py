@@ -651,5 +651,5 @@ def test_only_open_request(shared: Multiplexer[str]) -> None:
     numbers: list[int] = []
     for tag in "abc":
         found.append(shared.only_open)
-        numbers.append(number_of(shared.ask(read(request()), tag)))
+        numbers.append(number_of(shared.ask(request(), tag)))
     assert found == [msgspec.UNSET, numbers[0], msgspec.UNSET]

@@ -32,6 +32,7 @@ from mcpbridge.protocol.listens import Change, Filter, acknowledge, read_filter
 from mcpbridge.protocol.modern import MAY_ASK, MODERN, ModernRequest
 from mcpbridge.protocol.requeststate import presented
 from mcpbridge.protocol.rewriting import result_line
+from mcpbridge.session.abandoned import Newcomer
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.exchange import ENOUGH, UNUSED, Exchange, backend_ended
 from mcpbridge.session.group import Discovered, Group, Kind, Listening
@@ -97,7 +98,8 @@ class Leases:
                 self._discover(exchange, discovered)
                 return
         listens = read_filter(request.params.get("notifications")) if exchange.listens else None
-        process = await self._lease(kind, request, exchange.claim)
+        newcomer = Newcomer(exchange.client)
+        process = await self._lease(kind, request, exchange.claim, newcomer)
         try:
             if listens is not None:
                 self._listen(exchange, listens, process)
@@ -154,7 +156,7 @@ class Leases:
         return object()
 
     async def _lease(
-        self, kind: Kind, request: ModernRequest, claim: Claim | None
+        self, kind: Kind, request: ModernRequest, claim: Claim | None, newcomer: Newcomer
     ) -> LeasedProcess:
         place = Place()
         while True:
@@ -169,16 +171,16 @@ class Leases:
                 other.session.life.end("its connection has declared other capabilities")
             try:
                 # A server may take longer to start than its clients wait.
-                opening = self._open(kind, request, claim)
+                opening = self._open(kind, request, claim, newcomer)
                 return await outlived(opening, self.returned, self._untold)
             except TooManySessions as error:
                 if not (self._group_of or self._pool.has_leaving()):
-                    raise ServerBusy(str(error)) from None
-                await self._line.wait(place, lambda: self._may_go(kind, request))
+                    raise ServerBusy.because(error) from None
+                await self._line.wait(place, lambda: self._may_go(kind, request, newcomer))
 
-    def _may_go(self, kind: Kind, request: ModernRequest) -> bool:
+    def _may_go(self, kind: Kind, request: ModernRequest, newcomer: Newcomer) -> bool:
         groups = map(self._groups.get, (kind, kind.untouched(request.client_info)))
-        return any(group.free for group in groups if group) or not self._pool.is_full()
+        return any(group.free for group in groups if group) or not self._pool.is_full(newcomer)
 
     def _free(self, kind: Kind, request: ModernRequest) -> LeasedProcess | None:
         process = self._pop_free(kind)
@@ -226,12 +228,16 @@ class Leases:
             group.opened(process, request)
 
     async def _open(
-        self, kind: Kind, request: ModernRequest, claim: Claim | None = None
+        self,
+        kind: Kind,
+        request: ModernRequest,
+        claim: Claim | None = None,
+        newcomer: Newcomer | None = None,
     ) -> LeasedProcess:
         # It counts also when its client has left: it is started for that one.
         counts = Hold(claim)
         try:
-            process = self._made(await self._pool.take(), kind, request, counts)
+            process = self._made(await self._pool.take(newcomer), kind, request, counts)
         except BaseException as error:
             counts.release()
             if isinstance(error, BackendFailed):

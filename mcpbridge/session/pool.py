@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from math import ceil
 from typing import Any, cast
 from uuid import uuid4
 
@@ -28,11 +30,19 @@ from mcpbridge.config import (
     WARM_SECONDS,
     ServerSettings,
 )
-from mcpbridge.errors import BackendFailed, CannotStart, Stopping, TooManySessions
+from mcpbridge.errors import (
+    BackendFailed,
+    CannotStart,
+    Stopping,
+    TooManyOfAddress,
+    TooManySessions,
+)
+from mcpbridge.session.abandoned import AbandonedSessions, Due, Newcomer, first_for, first_of
 from mcpbridge.session.held import Held
 from mcpbridge.session.limiter import Refusals, SessionLimiter
 from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Session
+from mcpbridge.session.shares import Claim, Claims
 from mcpbridge.session.start_check import StartCheck, neutral_initialize
 
 
@@ -43,6 +53,7 @@ class Pool:
     `warm` of them are kept ready, started one at a time, never beyond what
     the limiter allows, replaced when they are too old.  `limiter` is an
     `EveryLimiter`, and `over_all` the part of it that is for all servers.
+    `claims` are the shares of client addresses.
     """
 
     log = Logger()
@@ -58,8 +69,11 @@ class Pool:
         observers: Sequence[Any] = (),
         filters: Sequence[Any] = (),
         greeting: Callable[[], bytes] = neutral_initialize,
+        claims: Claims | None = None,
     ) -> None:
         self.settings = settings
+        #: The sessions that may have to give way where the limits are reached.
+        self.abandoned = AbandonedSessions(settings)
         self.readiness = Readiness(settings.name)
         #: Whether it can be started, where that is in doubt.
         self.check = StartCheck(
@@ -84,6 +98,7 @@ class Pool:
         self._launcher = launcher
         self._limiter = limiter
         self._over_all = over_all
+        self._claims = claims or Claims()
         self._observers = observers
         self._filters = filters
         self._refusals = Refusals(settings.name, clock)
@@ -97,10 +112,13 @@ class Pool:
         self._earliest = 0.0
         self._tending = False
         self._wake: IDelayedCall | None = None
+        #: Says that there is room, when the next abandoned session may be ended.
+        self._room: IDelayedCall | None = None
 
-    async def take(self) -> Session:
+    async def take(self, newcomer: Newcomer | None = None) -> Session:
         """
-        A session with a backend that nobody has used, and no stream yet.
+        A session with a backend that nobody has used, and no stream yet.  For
+        a newcomer an abandoned session is ended, where the limits are reached.
 
         Raises `TooManySessions`, `BackendFailed`, `ServerDown` and
         `Stopping`; then no permit is held and no process left.
@@ -110,7 +128,24 @@ class Pool:
         if self._spares:
             return self._take_spare()
         self.readiness.check(self._clock.seconds())
-        return await self._start(await self._make_room())
+        return await self._start(await self._make_room(newcomer))
+
+    async def claim(self, address: str | None, amount: float = 1) -> Claim | None:
+        """
+        So much of the shares of an address, for which its own abandoned
+        sessions are ended.  Raises `TooManyOfAddress` and `Stopping`.
+        """
+        for _ in range(ROOM_TRIES):
+            due = self._own_due(address, amount)
+            if due is None or due.at > self._clock.seconds():
+                break
+            if not await self._ended_for(due):
+                break
+        try:
+            return self._claims.take(address, amount)
+        except TooManyOfAddress as error:
+            self._say_when(error, self._own_due(address, amount))
+            raise
 
     def start(self) -> None:
         """Begin to keep processes ready."""
@@ -122,6 +157,7 @@ class Pool:
         self.stopping = True
         self.check.stop()
         self._no_wake()
+        self._no_room()
         for launching in list(self._launching):
             launching.cancel()
         unclosed = list(self.unclosed)
@@ -129,14 +165,25 @@ class Pool:
             session.life.end("the bridge stops")
         return DeferredList([session.gone() for session in unclosed])
 
-    def is_full(self) -> bool:
+    def is_full(self, newcomer: Newcomer | None = None) -> bool:
         """Whether `take` would raise `TooManySessions` now."""
-        return (
-            not (self.stopping or self._spares)
-            and not self.readiness.wait(self._clock.seconds())
-            and bool(self._limiter.is_full())
-            and not any(pool.has_unused() for pool in self._who_may_give())
-        )
+        if self.stopping or self._spares or self.readiness.wait(self._clock.seconds()):
+            return False
+        if not self._limiter.is_full():
+            return False
+        if any(pool.has_unused() for pool in self._who_may_give()):
+            return False
+        due = self._due_for(newcomer)
+        return due is None or due.at > self._clock.seconds()
+
+    def too_many(self, newcomer: Newcomer | None) -> TooManySessions:
+        """What a newcomer is told for whom there is no room; it knows when there may be."""
+        error = TooManySessions("too many concurrent MCP sessions")
+        due = self._due_for(newcomer)
+        self._say_when(error, due)
+        if due is not None:
+            self._tell_room_at(due.at)
+        return error
 
     # Starting.
 
@@ -195,21 +242,80 @@ class Pool:
 
     # Room.
 
-    async def _make_room(self) -> Any:
-        """A permit; for it processes that nobody uses are ended, if need be."""
+    async def _make_room(self, newcomer: Newcomer | None) -> Any:
+        """
+        A permit; for it processes that nobody uses are ended, if need be, and
+        then sessions that their clients have abandoned.
+        """
         for _ in range(ROOM_TRIES):
             permit = self._limiter.acquire()
             if permit is not None:
                 return permit
             given = (pool.give_one_up() for pool in self._who_may_give())
             session = next((each for each in given if each is not None), None)
-            if session is None:
-                break
-            if not await self.gone_in_time(session):
-                break
+            if session is not None:
+                gone = await self.gone_in_time(session)
+            else:
+                due = self._due_for(newcomer)
+                if due is None or due.at > self._clock.seconds():
+                    break
+                gone = await self._ended_for(due)
             if self.stopping:
                 raise Stopping("the bridge is shutting down")
-        raise TooManySessions("too many concurrent MCP sessions")
+            if not gone:
+                break
+        raise self.too_many(newcomer)
+
+    # Abandoned sessions.
+
+    def _due_for(self, newcomer: Newcomer | None) -> Due | None:
+        """The abandoned session that gives way to a newcomer next, now or later."""
+        # Another limiter than these is not known to be helped by that.
+        if newcomer is None or not self._limiter.is_full():
+            return None
+        over_all = self._is_over_all_full()
+        limit = self.settings.max_sessions
+        if over_all and self._over_all is not None:
+            limit = self._over_all.limit
+        above = partial(
+            self._claims.above, newcomer=newcomer.address, limit=limit, over_all=over_all
+        )
+        where = [pool.abandoned for pool in self._who_may_give()]
+        return first_for(newcomer, where, above, self._clock.seconds())
+
+    def _own_due(self, address: str | None, amount: float) -> Due | None:
+        """The same of an address that has its share, and among its own sessions."""
+        over = self._claims.over(address, amount)
+        if over is None:
+            return None
+        pools = [self, *self.neighbours] if self._claims.is_over_all(over) else [self]
+        return first_of(address, [pool.abandoned for pool in pools], self._clock.seconds())
+
+    async def _ended_for(self, due: Due) -> bool:
+        """End an abandoned session; whether nothing is left of it when that is due."""
+        due.session.life.end("its client has abandoned it, and its place was needed")
+        return await self.gone_in_time(due.session)
+
+    def _say_when(self, error: TooManySessions, due: Due | None) -> None:
+        if due is not None:
+            error.retry_after = max(1, ceil(due.at - self._clock.seconds()))
+
+    def _tell_room_at(self, at: float) -> None:
+        """Who waits in line is told then that a session may be ended; one timer for all."""
+        if self.stopping or (self._room is not None and self._room.getTime() <= at):
+            return
+        self._no_room()
+        delay = max(0.0, at - self._clock.seconds())
+        self._room = self._clock.callLater(delay, self._room_due)
+
+    def _room_due(self) -> None:
+        self._room = None
+        self.made_room()
+
+    def _no_room(self) -> None:
+        room, self._room = self._room, None
+        if room is not None:
+            room.cancel()
 
     async def gone_in_time(self, session: Session) -> bool:
         """Whether nothing of a session that was told to end is left when that is due."""
@@ -237,15 +343,17 @@ class Pool:
 
     def _who_may_give(self) -> Sequence[Pool]:
         """Whose processes may be ended for one of ours."""
+        return [self, *self.neighbours] if self._is_over_all_full() else [self]
+
+    def _is_over_all_full(self) -> bool:
+        """Whether it is the bridge's limit that is reached, and not the server's own."""
         # Each holds a permit; where they are as many as may be, no other server can help.
         ours = len(self.unclosed) + len(self._launching)
-        if (
+        return (
             ours < self.settings.max_sessions
             and self._over_all is not None
             and self._over_all.is_full()
-        ):
-            return [self, *self.neighbours]
-        return [self]
+        )
 
     def has_unused(self) -> bool:
         """Whether there is a process that nobody uses just now."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -22,6 +22,7 @@ from mcpbridge.guard import guarded
 from mcpbridge.protocol.envelope import check_id, peek, read_message, split_batch
 from mcpbridge.protocol.large import read_foreign_batch, read_large, read_whole, read_whole_later
 from mcpbridge.protocol.scanning import LARGE_BYTES, WHOLE_BYTES
+from mcpbridge.session.abandoned import Newcomer
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.pool import Pool
@@ -69,6 +70,13 @@ class Server:
         self.eras = Eras()
         #: What reads large messages, of all servers together.
         self.work = work or SlicedWork(clock)
+        own = Shares(
+            share_of(settings.max_sessions, settings.max_sessions_per_address),
+            clock,
+            what=f"the sessions of server {settings.name!r}",
+            setting="max_sessions_per_address",
+        )
+        self.claims = Claims(own, *shares)
         self.pool = Pool(
             settings,
             clock,
@@ -78,14 +86,8 @@ class Server:
             observers=observers,
             filters=filters,
             greeting=self.eras.greeting,
+            claims=self.claims,
         )
-        own = Shares(
-            share_of(settings.max_sessions, settings.max_sessions_per_address),
-            clock,
-            what=f"the sessions of server {settings.name!r}",
-            setting="max_sessions_per_address",
-        )
-        self.claims = Claims(own, *shares)
         self.stateless = Stateless(settings, clock, self.pool, self.eras, self.claims)
 
     @property
@@ -103,9 +105,12 @@ class Server:
             events = self._event_store.open(session.ident)
             return StreamableFace(session, self.settings, self._clock, events, self._budget)
 
-        return await self.open_session(
+        session = await self.open_session(
             make_face, self.streamable, stderr_notifications=False, client=client
         )
+        face = cast("StreamableFace", session.stream)
+        self.pool.abandoned.add(session, client, face.last_heard)
+        return session
 
     async def open_session(
         self,
@@ -124,9 +129,9 @@ class Server:
         is held and no process left.
         """
         live = self.sessions if table is None else table
-        claim = self.claims.take(client)
+        claim = await self.pool.claim(client)
         try:
-            session = await self.pool.take()
+            session = await self.pool.take(Newcomer(client))
         except BaseException as error:
             if claim is not None:
                 claim.release()
@@ -135,7 +140,7 @@ class Server:
             raise
         if claim is not None:
             session.ended.addCallback(lambda _: claim.release())
-        session.forget = lambda gone: _forget(live, gone)
+        session.forget = lambda gone: self._forget(live, gone)
         session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
         session.dialect = self.eras.dialect(session, self.pool.readiness, self.pool.check.doubt)
         session.opened()
@@ -147,9 +152,15 @@ class Server:
         live[session.ident] = session
         return session
 
-    def is_full(self) -> bool:
-        """Whether a session that is asked for now would be refused with `TooManySessions`."""
-        return self.pool.is_full()
+    def refusal(self, client: Callable[[], str | None]) -> TooManySessions | None:
+        """
+        What a session that is asked for now is refused with, where there is no
+        room for it; `client` tells whose share it counts against.
+        """
+        if not self.pool.is_full():
+            return None
+        newcomer = Newcomer(client())
+        return self.pool.too_many(newcomer) if self.pool.is_full(newcomer) else None
 
     def find(self, ident: str) -> Session:
         """The live session of this id.  Raises `UnknownSession`."""
@@ -241,6 +252,6 @@ class Server:
         guarded(self.log, "telling who listens that the bridge stops", self.stateless.stop)
         return self.pool.stop()
 
-
-def _forget(table: dict[str, Session], session: Session) -> None:
-    table.pop(session.ident, None)
+    def _forget(self, table: dict[str, Session], session: Session) -> None:
+        table.pop(session.ident, None)
+        self.pool.abandoned.remove(session)

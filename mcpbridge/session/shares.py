@@ -6,7 +6,7 @@ Knows numbers and addresses; must not know what is shared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -148,6 +148,30 @@ class Claims:
 
     def __init__(self, *shares: Shares) -> None:
         self._shares = shares
+
+    def over(self, address: str | None, amount: float = 1) -> Shares | None:
+        """The shares that `take` would refuse for; the server's own come first."""
+        return next((each for each in self._shares if each.is_over(address, amount)), None)
+
+    def is_over_all(self, shares: Shares) -> bool:
+        """Whether these are not the server's own."""
+        return shares is not self._shares[0]
+
+    def above(
+        self, addresses: Iterable[str], newcomer: str | None, limit: int, *, over_all: bool
+    ) -> list[str]:
+        """
+        Those of these addresses that have more than an equal part of `limit`,
+        if it were divided among all that have something and the newcomer, and
+        more than that has; those with most come first.
+        """
+        if not self._shares:
+            return []
+        shares = self._shares[-1 if over_all else 0]
+        part = max(1.0, limit / (len(shares) + (not shares.taken(newcomer))))
+        least = max(part, shares.taken(newcomer)) + _NOTHING
+        found = [each for each in addresses if shares.taken(each) > least]
+        return sorted(found, key=shares.taken, reverse=True)
 
     def take(self, address: str | None, amount: float = 1, *, always: bool = False) -> Claim | None:
         """

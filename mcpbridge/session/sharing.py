@@ -35,6 +35,7 @@ from mcpbridge.protocol.tasks import (
     unknown_task,
     without_tasks,
 )
+from mcpbridge.session.abandoned import Newcomer
 from mcpbridge.session.exchange import ENOUGH, UNUSED, Exchange, backend_ended
 from mcpbridge.session.line import Crowd, Place, WaitingLine, outlived
 from mcpbridge.session.pool import Pool
@@ -217,7 +218,7 @@ class SharedProcesses:
                 process = await self._another(exchange)
             except TooManySessions as error:
                 if not (self._processes or self._pool.has_leaving()):
-                    raise ServerBusy(str(error)) from None
+                    raise ServerBusy.because(error) from None
                 await self._wait(exchange, place)
             else:
                 if process is not None:
@@ -237,7 +238,7 @@ class SharedProcesses:
     def _may_go(self, exchange: Exchange, place: Place) -> bool:
         return (
             self._free(exchange, place) is not None
-            or not self._pool.is_full()
+            or not self._pool.is_full(Newcomer(exchange.client))
             or any(self._is_over(each, exchange) for each in self._processes)
         )
 
@@ -301,7 +302,7 @@ class SharedProcesses:
 
     async def _start_one(self, exchange: Exchange) -> SharedProcess:
         try:
-            session = await self._pool.take()
+            session = await self._pool.take(Newcomer(exchange.client))
             process = await self.open(session, exchange.identity, self._settings.start_timeout)
             self._hold(process, exchange)
         except BackendFailed as error:

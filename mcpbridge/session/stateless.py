@@ -25,6 +25,7 @@ from mcpbridge.errors import (
 )
 from mcpbridge.protocol.headers import Headers
 from mcpbridge.protocol.modern import REMOVED, TASK_METHODS
+from mcpbridge.session.abandoned import Newcomer
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.leases import Leases
@@ -83,12 +84,14 @@ class Stateless:
             if request.method in REMOVED:
                 raise _no_method(exchange)
             if exchange.client is not None:
-                self._claim(exchange)
+                await self._claim(exchange)
+                if exchange.over:
+                    return
             await self._ask(exchange, headers)
         except (TooManySessions, ServerBusy) as error:
             if not isinstance(error, TooManyOfAddress):
                 self._pool.refused()
-            busy = ServerBusy(str(error))
+            busy = ServerBusy.because(error)
             busy.ident = request.id
             raise busy from None
         except Refused as error:
@@ -101,7 +104,7 @@ class Stateless:
         self._leases.stop()
         self._line.stop()
 
-    def _claim(self, exchange: Exchange) -> None:
+    async def _claim(self, exchange: Exchange) -> None:
         """
         Until it is over it counts as what it has of a process: all of an older
         one, or of one that several share its part.
@@ -109,7 +112,15 @@ class Stateless:
         amount = 1 / self._settings.concurrency if self._eras.modern else 1
         # What is parked for a retry has its place already.
         always = self._leases.awaits(exchange)
-        exchange.claim = self._claims.take(exchange.client, amount, always=always)
+        if always or self._claims.over(exchange.client, amount) is None:
+            exchange.claim = self._claims.take(exchange.client, amount, always=always)
+            return
+        claim = await self._pool.claim(exchange.client, amount)
+        if not exchange.over:
+            exchange.claim = claim
+        elif claim is not None:
+            # Its client has left meanwhile.
+            claim.release()
 
     async def _ask(self, exchange: Exchange, headers: Headers) -> None:
         why = ""
@@ -117,7 +128,7 @@ class Stateless:
             if self._pool.stopping:
                 raise Stopping("the bridge is shutting down")
             # A parked process may hold the place that finding out would take.
-            modern = not self._leases.awaits(exchange) and await self._is_modern(exchange.identity)
+            modern = not self._leases.awaits(exchange) and await self._is_modern(exchange)
             if not modern and exchange.request.method in TASK_METHODS:
                 # An older server has no tasks that could be named here.
                 raise _no_method(exchange)
@@ -147,24 +158,24 @@ class Stateless:
             # take what one caller says of itself: to find out anew would cost all the others.
             self._eras.modern = None
 
-    async def _is_modern(self, identity: str) -> bool:
+    async def _is_modern(self, exchange: Exchange) -> bool:
         while self._eras.modern is None:
             if await self._probing.is_first():
-                await outlived(self._find_out(identity), lambda _: None)
+                await outlived(self._find_out(exchange), lambda _: None)
         return self._eras.modern
 
-    async def _find_out(self, identity: str) -> None:
+    async def _find_out(self, exchange: Exchange) -> None:
         try:
-            self._eras.modern = await self._probe(identity)
+            self._eras.modern = await self._probe(exchange.identity, Newcomer(exchange.client))
         finally:
             self._probing.done()
 
-    async def _probe(self, identity: str) -> bool:
+    async def _probe(self, identity: str, newcomer: Newcomer) -> bool:
         """
         Any answer but that of a modern server, silence and death too, say that
         it is an older one (basic/transports/stdio, "Backward Compatibility").
         """
-        session = await self._take()
+        session = await self._take(newcomer)
         try:
             await self._shared.open(session, identity, self._settings.probe_timeout)
         except (OtherEra, BackendFailed):
@@ -173,18 +184,18 @@ class Stateless:
             return False
         return True
 
-    async def _take(self) -> Session:
+    async def _take(self, newcomer: Newcomer) -> Session:
         place = Place()
         while True:
             try:
-                return await self._pool.take()
+                return await self._pool.take(newcomer)
             except BackendFailed as error:
                 self._pool.fail(str(error))
                 raise
             except TooManySessions:
                 if not (len(self._shared) or len(self._leases) or self._pool.has_leaving()):
                     raise
-                await self._line.wait(place, lambda: not self._pool.is_full())
+                await self._line.wait(place, lambda: not self._pool.is_full(newcomer))
 
     def _unused(self) -> Session | None:
         return self._shared.unused() or self._leases.unused()

@@ -89,6 +89,8 @@ class StreamableFace:
         self._negotiating = False
         self._full: set[object] = set()
         self._last = clock.seconds()
+        #: When there was last anything for a request whose connection is lost.
+        self._answered = self._last
         self._idle: IDelayedCall | None = None
         if settings.idle_timeout:
             self._look_later()
@@ -106,6 +108,16 @@ class StreamableFace:
     def touch(self) -> None:
         """The client has said something."""
         self._last = self._clock.seconds()
+
+    def last_heard(self) -> float | None:
+        """
+        When the client was last heard of, or got an answer that it may still
+        come back for; None while it has a connection, or a request that runs.
+        """
+        router = self.router
+        if router.has_outlets or router.in_flight:
+            return None
+        return max(self._last, self._answered)
 
     def receive(
         self,
@@ -180,6 +192,8 @@ class StreamableFace:
         if self.router.has_outlets:
             # What is said to nobody keeps no session alive.
             self._last = self._clock.seconds()
+        elif self.router.in_flight:
+            self._answered = self._clock.seconds()
         for line in lines:
             if self._negotiating:
                 self._learn(line)

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString
 from twisted.web.server import version
 
-from mcpbridge.errors import InternalError, Refused, TooManySessions
+from mcpbridge.errors import InternalError, Refused
 from mcpbridge.protocol.envelope import read_message
 from mcpbridge.protocol.headers import PARAM_PREFIX, Headers
 from mcpbridge.protocol.modern import LISTEN, MODERN, claims_modern
@@ -207,15 +207,21 @@ class Front:
             return None
         return plain
 
-    def refuse_stream(self, head: bytes, loopback: int | None) -> bytes | None:
+    def refuse_stream(
+        self, head: bytes, loopback: int | None, client: Callable[[], str | None] = lambda: None
+    ) -> bytes | None:
         """
         The answer to a plain request for an event stream whose server is
-        full; None for any other, and where there is room.
+        full; None for any other, and where there is room.  `client` tells the
+        address whose share the request counts against.
         """
         first, *lines = head.split(b"\r\n")
         target = _STREAM.fullmatch(first)
         server = self._streams.get(target[1]) if target is not None else None
-        if server is None or len(head) > HEAD_BYTES or not server.is_full():
+        if server is None or len(head) > HEAD_BYTES:
+            return None
+        refusal = server.refusal(client)
+        if refusal is None:
             return None
         fields = _read_fields(lines)
         if fields is None or b"content-length" in fields:
@@ -225,7 +231,7 @@ class Front:
         if not self._gate.allows_host(fields.get(b"host"), loopback):
             return None
         server.pool.refused()
-        return self._refused(TooManySessions(""))
+        return self._refused(refusal)
 
     def answer(self, request: Plain, body: bytes) -> bytes:
         """

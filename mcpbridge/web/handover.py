@@ -42,6 +42,8 @@ class WaitingAnswer:
     def detach(self) -> None:
         """The connection is gone."""
         self.face.router.detach(self.stream, self)
+        # From now on the session may be idle.
+        self.face.touch()
 
     # What the router asks: Outlet.
 

@@ -200,7 +200,9 @@ class McpEndpoint:
         try:
             session = await self._server.open_streamable(self._client_of(request))
         except TooManySessions as error:
-            raise TooManyMcpSessions(str(error)) from None
+            refusal = TooManyMcpSessions(str(error))
+            refusal.retry_after = error.retry_after
+            raise refusal from None
         _face(session).initializing(envelope.id)  # type: ignore[arg-type]
         try:
             finished = self._post_messages(

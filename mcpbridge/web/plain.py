@@ -202,7 +202,7 @@ class PlainChannel(BridgeChannel):
         """Under a flood of clients for whom there is no room, saying so is to be cheap."""
         if end < 4 or not data.startswith(b"GET "):
             return None
-        return front.refuse_stream(data[: end - 4], self.loopback or None)
+        return front.refuse_stream(data[: end - 4], self.loopback or None, self._client)
 
     def _recognise(self, front: Front, head: bytes) -> Plain | None:
         """A client writes the same head again and again."""
