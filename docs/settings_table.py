@@ -31,6 +31,7 @@ OPTIONS = {
     "stderr_notifications": "`--no-stderr-notifications`",
     "env": "`--env NAME=VALUE`",
     "pass_env": "`--pass-env NAME`",
+    "stderr_log": "`--stderr-log log\\|file\\|none`",
     "reuse": "`--reuse connection\\|identity\\|never`",
     "allowed_hosts": "`--allow-host HOST`",
     "allowed_origins": "`--allow-origin ORIGIN`",

@@ -54,6 +54,15 @@ STDERR_TAIL_CHARS = 500
 #: A line of a backend beyond `max_message_bytes` is skipped; one so many times as long
 #: has no end, and ends the session.
 ENDLESS_FACTOR = 64
+#: How many lines of stderr of one process, and of all processes of a server, are logged in
+#: so many seconds, and how much of each; what is left out is counted.
+STDERR_SECONDS = 10.0
+STDERR_PROCESS_LINES = 100
+STDERR_SERVER_LINES = 200
+STDERR_LOG_CHARS = 1000
+#: A file of a server's stderr is rotated at this size, and so many old ones are kept.
+STDERR_FILE_BYTES = 10 * MIB
+STDERR_FILES = 5
 #: A launcher must have started a backend after this time.
 LAUNCH_SECONDS = 60.0
 #: How many connections may wait to be accepted, where a listener does not say.
@@ -261,6 +270,15 @@ class ServerSettings:
     stderr_notifications: bool = setting(
         True, FLAG, "Send stderr lines as notifications; on `/sse` alone."
     )
+    stderr_log: str = setting(
+        "log",
+        Check("`log`, `file` or `none`", lambda v: v in ("log", "file", "none")),
+        "Where stderr goes as it comes: to the log, to a file of the server in `stderr_dir`, or"
+        " nowhere.",
+    )
+    stderr_dir: str | None = setting(
+        None, DIRECTORY, "Directory for the files of `stderr_log: file`."
+    )
     idle_timeout: float = setting(
         300.0, SECONDS, "Seconds a client of `/mcp` may stay away and say nothing; 0: for ever."
     )
@@ -343,6 +361,8 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         _check_all(self)
+        if self.stderr_log == "file" and self.stderr_dir is None:
+            raise SettingError("stderr_dir", "a directory, as stderr_log is `file`", None)
 
 
 @dataclass(frozen=True, kw_only=True)

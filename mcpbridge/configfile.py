@@ -56,7 +56,8 @@ def read_config(path: str) -> BridgeSettings:
     """
     The settings that a file holds.
 
-    A relative `cwd` or `state_dir` is relative to the file's folder.  Raises `SettingError`.
+    A relative `cwd`, `stderr_dir` or `state_dir` is relative to the file's folder.
+    Raises `SettingError`.
     """
     try:
         text = Path(path).read_bytes()
@@ -138,9 +139,10 @@ def _parse_server(
     _check_keys(entry, _SERVER_KEYS, where, FOREIGN_KEYS)
     entry = {key: value for key, value in entry.items() if key not in FOREIGN_KEYS}
     entry = {**defaults, **entry}
-    cwd = entry.get("cwd")
-    if isinstance(cwd, str) and cwd:
-        entry["cwd"] = os.path.join(folder, os.path.expanduser(cwd))
+    for setting in ("cwd", "stderr_dir"):
+        path = entry.get(setting)
+        if isinstance(path, str) and path:
+            entry[setting] = os.path.join(folder, os.path.expanduser(path))
     if "base_uri" not in entry:
         entry["base_uri"] = f"/{name}"
         if not PATH_PREFIX.accepts(entry["base_uri"]):

@@ -99,6 +99,8 @@ class Options(usage.Options):
         ],
         ["concurrency", None, None, "Requests of 2026-07-28 on one process; default 16."],
         ["input-timeout", None, None, "Seconds a call waits for the client's input; default 600."],
+        ["stderr-log", None, None, "Where stderr goes: log, file or none; default log."],
+        ["stderr-dir", None, None, "Directory for the files of --stderr-log file."],
         ["cwd", None, None, "The backend's directory."],
         ["state-dir", None, None, "Directory of the state file, for a start after kill -9."],
         ["config", None, None, "A JSON file with mcpServers, in the place of COMMAND."],
@@ -124,7 +126,7 @@ class Options(usage.Options):
         "keepalive-interval",
         "input-timeout",
     )
-    _TEXTS = ("base-uri", "public-path", "cwd", "reuse")
+    _TEXTS = ("base-uri", "public-path", "cwd", "reuse", "stderr-log", "stderr-dir")
     #: Flags that concern one server.
     _FLAGS = (
         "no-stderr-notifications",
@@ -253,13 +255,16 @@ class Options(usage.Options):
             for name in names:
                 if self[name] is not None:
                     values[name.replace("-", "_")] = convert(self[name])
-        if values.get("cwd"):
+        for name in ("cwd", "stderr_dir"):
+            if not values.get(name):
+                continue
             # twistd changes directory when it becomes a daemon.
             try:
-                values["cwd"] = os.path.abspath(values["cwd"])
+                values[name] = os.path.abspath(values[name])
             except FileNotFoundError:
                 expected = "an absolute path, as the working directory was removed"
-                raise SettingError("--cwd", expected, values["cwd"]) from None
+                option = f"--{name.replace('_', '-')}"
+                raise SettingError(option, expected, values[name]) from None
         command, *arguments = self.command
         return ServerSettings(
             command=command,

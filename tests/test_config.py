@@ -30,6 +30,8 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "max_waiting_messages": 1024,
     "max_waiting_bytes": 8 * MIB,
     "stderr_notifications": True,
+    "stderr_log": "log",
+    "stderr_dir": None,
     "idle_timeout": 300.0,
     "abandoned_grace": 60.0,
     "keepalive_interval": 15.0,
@@ -107,6 +109,8 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
         ("HOME", None, [""], ["A=B"], [1], ["A,B"], ["A B"], ["A?"], ["[AB]"], ["A**"], ["$A"])
     ),
     "cwd": ("", 1, "a\0b"),
+    "stderr_log": ("", None, True, "logs", ["log"]),
+    "stderr_dir": ("", 1, "a\0b"),
     "public_path": ("x", "/", "/a/", 1),
     **dict.fromkeys(COUNTS, WRONG_COUNTS),
     "max_sessions_per_address": WRONG_SHARES,

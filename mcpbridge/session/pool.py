@@ -37,6 +37,7 @@ from mcpbridge.errors import (
     TooManyOfAddress,
     TooManySessions,
 )
+from mcpbridge.guard import guarded
 from mcpbridge.session.abandoned import AbandonedSessions, Due, Newcomer, first_for, first_of
 from mcpbridge.session.held import Held
 from mcpbridge.session.limiter import Refusals, SessionLimiter
@@ -44,6 +45,7 @@ from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Session
 from mcpbridge.session.shares import Claim, Claims
 from mcpbridge.session.start_check import StartCheck, neutral_initialize
+from mcpbridge.session.stderr import ServerStderr
 
 
 class Pool:
@@ -101,6 +103,7 @@ class Pool:
         self._claims = claims or Claims()
         self._observers = observers
         self._filters = filters
+        self._stderr = ServerStderr(settings, clock)
         self._refusals = Refusals(settings.name, clock)
         self._exhausted = Refusals(settings.name, clock, "cannot start backends")
         self._spares: deque[Session] = deque()
@@ -149,6 +152,7 @@ class Pool:
 
     def start(self) -> None:
         """Begin to keep processes ready."""
+        self._stderr.start()
         self._warming = self.settings.warm > 0
         self._not_before(WARM_SECONDS)
 
@@ -163,7 +167,12 @@ class Pool:
         unclosed = list(self.unclosed)
         for session in unclosed:
             session.life.end("the bridge stops")
-        return DeferredList([session.gone() for session in unclosed])
+        gone = DeferredList([session.gone() for session in unclosed])
+        return gone.addCallback(self._close_stderr)
+
+    def _close_stderr(self, result: Any) -> Any:
+        guarded(self.log, "closing the file of stderr", self._stderr.stop)
+        return result
 
     def is_full(self, newcomer: Newcomer | None = None) -> bool:
         """Whether `take` would raise `TooManySessions` now."""
@@ -199,6 +208,7 @@ class Pool:
                 observers=self._observers,
                 filters=self._filters,
                 stderr_notifications=False,
+                stderr=self._stderr.process(),
                 announced=False,
             )
             session.backend = await self._launch(session)

@@ -28,6 +28,7 @@ from mcpbridge.protocol.oversized import Oversized
 from mcpbridge.protocol.pings import PingLedger
 from mcpbridge.protocol.rewriting import encode
 from mcpbridge.protocol.sse import stderr_message
+from mcpbridge.session.stderr import ProcessStderr
 from mcpbridge.session.throttle import Throttle
 
 #: How much of a session's id a log may show.
@@ -135,6 +136,8 @@ class Session:
     observers: Sequence[Any] = ()
     filters: Sequence[Any] = ()
     stderr_notifications: bool = True
+    #: Where its stderr is to be read as it comes.
+    stderr: ProcessStderr | None = None
 
     backend: Any = None
     dialect: Dialect | None = None
@@ -169,6 +172,11 @@ class Session:
         """What a log may show of the id."""
         return self.ident[:LABEL_CHARS]
 
+    @property
+    def stderr_label(self) -> str:
+        """What stands before its lines of stderr; nobody knows the id of a spare process."""
+        return self.label if self.announced else f"{self.label} (no client yet)"
+
     def last_words(self, settings: ServerSettings) -> dict[str, object] | None:
         """The end of stderr, as the data of an error; None where it is not to be shown."""
         if not (settings.stderr_in_errors and self.stderr_tail):
@@ -195,6 +203,8 @@ class Session:
 
     def account(self) -> None:
         """Say to the log how the session went, when nothing of it is left."""
+        if self.stderr is not None:
+            guarded(self.log, "logging stderr", self.stderr.finish, self.stderr_label)
         stderr = f"; last stderr: {_readable(self.stderr_tail)}" if self.stderr_tail else ""
         if not self.announced:
             self.log.info(
@@ -369,6 +379,8 @@ class Session:
         """Keep the last lines for the log, and tell the client of all."""
         latest = [line[:STDERR_TAIL_CHARS] for line in lines[-STDERR_TAIL_LINES:]]
         self.stderr_tail = (self.stderr_tail + latest)[-STDERR_TAIL_LINES:]
+        if self.stderr is not None:
+            guarded(self.log, "logging stderr", self.stderr.received, self.stderr_label, lines)
         if not self.receiving:
             return
         if self.stderr_notifications and self.stream.has_reader:
