@@ -118,7 +118,7 @@ class Bridge(Service):
         self._recovery = Recovery(reactor, self._sweeper.base)
         #: The value of the label that tells this bridge's containers from all others.
         self._bridge_id = f"{self._sweeper.base:x}-{secrets.token_hex(8)}"
-        self._gate = Gate(settings)
+        self._gate = Gate(settings, self._clock)
         self._accept_errors = AcceptErrors(self._clock)
         self._over_all = SessionLimiter(settings.max_sessions)
         self._shares = Shares(

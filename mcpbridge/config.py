@@ -98,6 +98,8 @@ TURN_SECONDS = 0.002
 LEFT_SECONDS = 1.0
 #: How often the log says that there is no room, for clients or for connections.
 COMPLAIN_SECONDS = 60.0
+#: Of so many causes it is known when the log said so last; all others count as one.
+MAX_CAUSES = 64
 #: How long a server that cannot be started is left alone, at first and at most.
 BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource, getChildForRequest
 
-from mcpbridge.config import BridgeSettings
+from mcpbridge.config import COMPLAIN_SECONDS, BridgeSettings
 from mcpbridge.errors import Forbidden
 from mcpbridge.web.gate import MAX_PARAMS, Gate, loopback_port
 from mcpbridge.web.root import Branch, Gated
@@ -475,3 +476,41 @@ def test_refusals_say_what_would_allow_it() -> None:
     assert origin in refusal(LOOPBACK, sec_fetch_site="cross-site")
     assert host in refusal(PUBLIC, host="evil.example", origin="http://evil.example")
     assert host in refusal(PUBLIC, host="evil.example", user_agent=CHROMIUM)
+
+
+def test_a_refusal_is_in_the_log_once_a_minute(log_lines: list[str]) -> None:
+    """With the option that would allow it; a malformed request is nobody's setting."""
+    clock = Clock()
+    gate = Gate(BridgeSettings(), clock)
+    gated = Gated(gate, Branch())
+
+    def send(**headers: Any) -> None:
+        getChildForRequest(gated, FakeRequest(LOOPBACK, **headers))
+
+    for _ in range(3):
+        send(host="evil.example")
+    send(host="localhost:8808", origin="https://evil.example")
+    send(host="a b")
+    assert log_lines == [
+        (
+            "a request was refused (403): the Host 'evil.example' is not one of this server;"
+            " name it with --allow-host (allowed_hosts) if it should be"
+        ),
+        (
+            "a request was refused (403): the Origin 'https://evil.example' is not allowed;"
+            " name it with --allow-origin (allowed_origins) if it should be"
+        ),
+    ]
+    clock.advance(COMPLAIN_SECONDS)
+    send(host="evil.example")
+    assert log_lines[2].endswith("if it should be (3 times since this was said last)")
+
+
+def test_what_is_refused_forges_no_line_of_the_log(log_lines: list[str]) -> None:
+    gate = Gate(BridgeSettings(), Clock())
+    host = "evil\x1b[31m\r\n" + "x" * 1000
+    gated = Gated(gate, Branch())
+    getChildForRequest(gated, FakeRequest(LOOPBACK, host="localhost:8808", origin=host))
+    (line,) = log_lines
+    assert line.isprintable()
+    assert len(line) < 400

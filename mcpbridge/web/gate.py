@@ -27,10 +27,13 @@ from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.web.http_headers import Headers
 
+from mcpbridge.complaints import ComplaintsByCause, times
 from mcpbridge.config import BridgeSettings
-from mcpbridge.errors import BadHost, Forbidden
+from mcpbridge.errors import BadHost, Forbidden, Refused
 
 #: Names of this machine that a client on it may use.
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -90,9 +93,14 @@ class Gate:
     """
     Checks requests against `allowed_hosts` and `allowed_origins`; tells pages
     of `allowed_headers`.
+
+    With a `clock` it says what it refuses to the log, once in a while.
     """
 
-    def __init__(self, settings: BridgeSettings) -> None:
+    log = Logger()
+
+    def __init__(self, settings: BridgeSettings, clock: IReactorTime | None = None) -> None:
+        self._complaints = None if clock is None else ComplaintsByCause(clock)
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         self._origins = frozenset(origin.lower() for origin in settings.allowed_origins)
         self._headers = b", ".join(
@@ -116,6 +124,16 @@ class Gate:
     def _is_named(self, name: str, port: str) -> bool:
         """Whether `allowed_hosts` has it, with its port or without any."""
         return name in self._hosts or f"{name}:{port}" in self._hosts
+
+    def complain(self, refusal: Refused) -> None:
+        """Say to the log what was refused, and by which setting it would be allowed."""
+        if self._complaints is None or not isinstance(refusal, Forbidden):
+            return
+        count = self._complaints.add(str(refusal))
+        if count is not None:
+            self.log.warn(
+                "a request was refused (403): {why}{times}", why=refusal, times=times(count)
+            )
 
     def check(self, request: Any, loopback: int | None) -> None:
         """

@@ -106,6 +106,7 @@ class Gated(Resource):
         try:
             self._gate.check(request, loopback or None)
         except Refused as refusal:
+            self._gate.complain(refusal)
             return _Refusal(refusal)
         if is_preflight(request):
             return _Preflight(self._gate)
