@@ -258,7 +258,8 @@ def test_stop_closes_stdin_and_discards_what_is_still_said() -> None:
     made.process.end()
     assert not first.called
     made.tree.answer()
-    assert made.told == []
+    # Its last words may say why it has failed.
+    assert made.told == [("stderr", [b"oops"])]
     made.assert_over(first, second)
     made.assert_over(made.backend.stop())
 

@@ -191,7 +191,8 @@ class StdioBackend(ProcessProtocol):
     def errReceived(self, data: bytes) -> None:
         """Bytes of stderr: text, one line a line."""
         lines = self._stderr.receive(data)
-        if lines and not self._discarding:
+        if lines:
+            # Also while it is stopped: its last words say why it has failed.
             self._receiver.diagnostics_received(lines)
 
     def inConnectionLost(self) -> None:
@@ -234,7 +235,7 @@ class StdioBackend(ProcessProtocol):
     def errConnectionLost(self) -> None:
         """The end of stderr."""
         last = self._stderr.finish()
-        if last and not self._discarding:
+        if last:
             self._receiver.diagnostics_received([last])
 
     def processExited(self, reason: Failure) -> None:

@@ -39,6 +39,7 @@ from mcpbridge.errors import (
 )
 from mcpbridge.guard import guarded
 from mcpbridge.session.abandoned import AbandonedSessions, Due, Newcomer, first_for, first_of
+from mcpbridge.session.failures import Failures
 from mcpbridge.session.held import Held
 from mcpbridge.session.limiter import Refusals, SessionLimiter
 from mcpbridge.session.readiness import Readiness
@@ -104,6 +105,7 @@ class Pool:
         self._observers = observers
         self._filters = filters
         self._stderr = ServerStderr(settings, clock)
+        self.failures = Failures(settings, clock, self._stderr)
         self._refusals = Refusals(settings.name, clock)
         self._exhausted = Refusals(settings.name, clock, "cannot start backends")
         self._spares: deque[Session] = deque()
@@ -242,12 +244,7 @@ class Pool:
         if exhausted:
             self._exhausted.add(lambda: why)
             return BackendFailed(why)
-        self.log.warn(
-            "session {label} of {server!r} not opened: {why}",
-            label=session.label,
-            server=self.settings.name,
-            why=why,
-        )
+        self.failures.not_opened(session.label, why)
         return BackendFailed(why)
 
     # Room.
@@ -501,6 +498,7 @@ class Pool:
 
     def _closed(self, session: Session) -> None:
         self.unclosed.discard(session)
+        guarded(self.log, "telling of a failure", self._tell_failure, session)
         if self.stopping:
             return
         if self._starved:
@@ -510,6 +508,9 @@ class Pool:
         self.tell_room()
         # Those who wait come first.
         self.check.look()
+
+    def _tell_failure(self, session: Session) -> None:
+        self.failures.closed(session, said=not self.stopping)
 
     def tell_room(self) -> None:
         """There may be a process, or room for one: here, or at another server."""

@@ -150,6 +150,7 @@ class Server:
             session.life.end("the stream could not be opened")
             raise
         live[session.ident] = session
+        self.pool.failures.watch(session)
         return session
 
     def refusal(self, client: Callable[[], str | None]) -> TooManySessions | None:

@@ -155,6 +155,9 @@ class Session:
     announced: bool = True
     opened_at: float = field(init=False)
     receiving: bool = field(init=False, default=True)
+    #: Whether its backend has said anything, and whether it ended by itself.
+    heard: bool = field(init=False, default=False)
+    output_ended: bool = field(init=False, default=False)
     #: Whether its backend takes nothing more.
     leaving: bool = field(init=False, default=False)
     #: Whether the client does not keep up; and the bound on what nobody reads.
@@ -321,6 +324,7 @@ class Session:
         """Pass what the backend wrote on to the client."""
         if not self.receiving:
             return
+        self.heard = True
         if not self.stream.has_reader:
             self._thrown_away(sum(map(len, lines)))
         if self.dialect is not None:
@@ -396,6 +400,7 @@ class Session:
 
     def output_closed(self, reason: str) -> None:
         """Nothing more comes: the session is over."""
+        self.output_ended = self.receiving
         self.life.end(reason)
 
     def _send(self, lines: list[bytes]) -> None:
