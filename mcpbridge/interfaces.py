@@ -65,7 +65,7 @@ class IBackend(Interface):
     def stop() -> object:
         """
         End the backend and everything it has started: close its stdin at
-        once, discard what it still says, then signal as the graces allow.
+        once, discard its messages from now on, then signal as the graces allow.
 
         Returns a `Deferred[None]` that fires when nothing of it is left and
         never fails.  May be called more than once.
@@ -92,7 +92,10 @@ class IBackendReceiver(Interface):
         """
 
     def diagnostics_received(lines: list[bytes]) -> None:
-        """The backend wrote these lines to stderr, or something else for people."""
+        """
+        The backend wrote these lines to stderr, or something else for people.
+        What it writes while it is stopped may come too, and is logged.
+        """
 
     def input_closed(reason: str) -> None:
         """
@@ -101,7 +104,7 @@ class IBackendReceiver(Interface):
         """
 
     def output_closed(reason: str) -> None:
-        """Nothing more will come from the backend.  Called once, last."""
+        """No more messages will come from the backend.  Called once, after all of them."""
 
 
 class IBackendLauncher(Interface):
