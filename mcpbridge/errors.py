@@ -168,10 +168,17 @@ class EventsLost(Refused):
 
 
 class StreamTaken(Refused):
-    """The session's GET stream is open already; it has one at a time."""
+    """
+    The session's GET stream is open, and was taken over too often of late for
+    one more connection to take it.
+    """
 
-    status = 409
+    status = 429
     code = SERVER_ERROR
+
+    def __init__(self, text: str, retry_after: int) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
 
 
 class MessageRefused(Refused):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from mcpbridge import errors
-from mcpbridge.errors import BridgeError, Refused, SettingError, WrongMethod
+from mcpbridge.errors import BridgeError, Refused, SettingError, StreamTaken, WrongMethod
 
 #: Name, HTTP status, JSON-RPC code, Retry-After.
 TABLE = {
@@ -15,7 +15,6 @@ TABLE = {
     "NotJsonRpc": (400, -32600, None),
     "IdInUse": (400, -32600, None),
     "EventsLost": (400, -32000, None),
-    "StreamTaken": (409, -32000, None),
     "MessageRefused": (403, -32000, None),
     "Forbidden": (403, -32000, None),
     "BadHost": (400, -32000, None),
@@ -43,7 +42,13 @@ TABLE = {
     "ServerBusy": (429, -32603, b"1"),
 }
 #: Those that are made of more than a text, each with a test of its own.
-OF_THEIR_OWN = {"MissingCapability", "ServerDown", "TooManyOfAddress", "UnsupportedVersion"}
+OF_THEIR_OWN = {
+    "MissingCapability",
+    "ServerDown",
+    "StreamTaken",
+    "TooManyOfAddress",
+    "UnsupportedVersion",
+}
 
 
 def all_below(kind: type[BridgeError]) -> Iterator[type[BridgeError]]:
@@ -145,3 +150,10 @@ def test_an_error_says_which_request_it_answers(ident: str | float | None) -> No
     error = errors.MethodNotFound("no such method")
     error.ident = ident
     assert json.loads(error.body())["id"] == ident
+
+
+def test_a_stream_that_is_taken_says_when_to_come_back() -> None:
+    """promise: no lasting 409 for a second GET stream."""
+    error = StreamTaken("two clients", 7)
+    assert (error.status, error.code) == (429, -32000)
+    assert (b"Retry-After", b"7") in error.headers()

@@ -47,6 +47,8 @@ class FakeTransport:
     """A connection that can be aborted."""
 
     aborted = False
+    #: What is not written, as a transport of Twisted's has it.
+    dataBuffer = b""
 
     def abortConnection(self) -> None:
         self.aborted = True
@@ -589,3 +591,54 @@ def test_every_open_request_gets_its_error_at_the_end() -> None:
     assert (strange.finished, plain.finished) == (1, 1)
     assert b"\\ud800" in strange.request.text
     assert b'"id":7' in plain.request.text
+
+
+# A GET stream that is taken over.
+
+
+def test_what_the_transport_still_holds_moves(made: Made) -> None:
+    """Each event once: what is written stays, what is not comes on the newer connection."""
+    old = made.get()
+    lines = [
+        CHANGED,
+        CHANGED.replace(b"tools", b"prompts"),
+        CHANGED.replace(b"tools", b"resources"),
+    ]
+    made.said(lines[0])
+    made.said(lines[1])
+    old.transport.dataBuffer = b"x" * 1000
+    made.said(lines[2])
+    sizes = [len(event(f"0-{n}", line)) for n, line in enumerate(lines, 1)]
+    # All of the last chunk, and the line end behind the last but one.
+    last = sizes[2] + len(b"%x" % sizes[2]) + 4
+    old.transport.dataBuffer = b"x" * (last + 3)
+    assert old.outlet.unwritten() == 2
+    new = made.get()
+    assert new.request.text == priming("0-1") + b"".join(
+        event(f"0-{n}", lines[n - 1]) for n in (2, 3)
+    )
+    assert (old.finished, old.transport.aborted) == (1, True)
+    made.said(CHANGED)
+    assert new.request.text.endswith(event("0-4", CHANGED))
+
+
+def test_events_of_one_chunk_are_told_apart(made: Made) -> None:
+    old = made.get()
+    made.said(CHANGED)
+    made.leave(old)
+    made.said(PROGRESS, CHANGED)
+    old = made.get()
+    for more, left in ((1, 2), (0, 1), (-len(event("0-3", CHANGED)), 0)):
+        old.transport.dataBuffer = b"x" * (2 + len(event("0-3", CHANGED)) + more)
+        assert old.outlet.unwritten() == left
+
+
+def test_an_older_connection_that_has_written_all_is_closed_in_order(made: Made) -> None:
+    old = made.get()
+    made.said(CHANGED)
+    new = made.get()
+    assert (old.finished, old.transport.aborted) == (1, False)
+    assert new.request.text == priming("0-1")
+    assert made.post(1).outlet.unwritten() == 0
+    made.leave(new)
+    assert new.outlet.unwritten() == 0

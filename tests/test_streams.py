@@ -18,7 +18,7 @@ from mcpbridge.errors import (
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.events import Event
 from mcpbridge.protocol.inflight import ASKED_KEPT, MAX_IN_FLIGHT
-from mcpbridge.protocol.streams import StreamRouter
+from mcpbridge.protocol.streams import TAKEOVER_SECONDS, TAKEOVERS, StreamRouter
 from mcpbridge.session.events import MemoryEventLog
 
 
@@ -31,6 +31,12 @@ class Connection:
         #: Whether an answer that comes first is all of the response.
         self.plain = False
         self.whole: list[bytes] = []
+        #: How many of the last events are still in its buffer.
+        self.behind = 0
+
+    def unwritten(self) -> int:
+        assert not self.over
+        return self.behind
 
     def answer(self, line: bytes) -> bool:
         assert not self.over
@@ -69,12 +75,14 @@ class Routed:
     def __init__(self, *, kept: int = 100, waiting: int = 100, json_only: bool = False) -> None:
         self.store = MemoryEventLog(kept, 1 << 20)
         self.to_backend: list[Any] = []
+        self.now = 0.0
         self.router = StreamRouter(
             self.store,
             max_waiting_events=waiting,
             max_waiting_bytes=1000,
             answer_backend=lambda line: self.to_backend.append(json.loads(line)),
             json_only=json_only,
+            now=lambda: self.now,
         )
 
     def post(self, *ids: Any, token: Any = None) -> Connection:
@@ -451,17 +459,70 @@ def test_waiting_messages_are_flushed_in_order() -> None:
     assert routed.router.dropped.total() == 0
 
 
-def test_second_get_stream_is_refused() -> None:
-    """promise: 409 for a second GET stream."""
+def test_second_get_stream_takes_over() -> None:
+    """promise: the newest GET stream has what comes, and the older one ends."""
     routed = Routed()
-    get = routed.get()
+    old, post = routed.get(), routed.post(1)
+    lines = [routed.notify("notifications/tools/list_changed", n=n) for n in range(2)]
+    new = routed.get()
+    assert (old.over, new.over, post.over) == ("displaced", "", "")
+    routed.router.detach("0", old)
+    lines.append(routed.notify("notifications/tools/list_changed", n=2))
+    assert (old.lines, new.events) == (lines[:2], [("0-3", lines[2])])
+
+
+def test_what_is_not_written_moves_to_the_newer_stream() -> None:
+    """Each message on one stream, and none is lost with a connection that nobody reads."""
+    routed = Routed()
+    old = routed.get()
+    lines = [routed.notify(n=1), routed.notify(n=2), routed.ask("a")]
+    old.behind = 2
+    new = routed.get()
+    assert new.events == [("0-2", lines[1]), ("0-3", lines[2])]
+    assert routed.resume("0-2").lines == lines[2:]
+    assert routed.refused == []
+
+
+def test_what_is_not_written_and_not_kept_is_counted() -> None:
+    routed = Routed(kept=1)
+    old = routed.get()
+    routed.notify(n=1)
+    routed.ask("a")
+    last = routed.notify(n=2)
+    old.behind = 3
+    assert routed.get().lines == []
+    assert routed.router.dropped == {"unread": 3}
+    assert routed.refused == ["a"]
+    assert routed.resume("0-2").lines == [last]
+
+
+def test_two_clients_do_not_take_the_stream_from_each_other_for_ever() -> None:
+    """`TAKEOVERS` in `TAKEOVER_SECONDS`; the next one is told when it may."""
+    routed = Routed()
+    for _ in range(TAKEOVERS + 1):
+        last = routed.get()
+        routed.now += 1
+    for again in (routed.get, lambda: routed.resume("0-0")):
+        with pytest.raises(StreamTaken, match="do two clients use one session") as caught:
+            again()
+        assert caught.value.retry_after == TAKEOVER_SECONDS - TAKEOVERS + 1
+    assert last.over == ""
+    post = routed.post(1)
+    routed.notify()
+    assert routed.resume("1-0").over == ""
+    assert post.over == "displaced"
+    routed.now = TAKEOVER_SECONDS + 1
+    routed.resume("0-0")
     with pytest.raises(StreamTaken):
         routed.get()
-    routed.router.detach("0", Connection())
-    with pytest.raises(StreamTaken):
-        routed.get()
-    routed.router.detach("0", get)
+    routed.now += 1
     routed.get()
+
+
+def test_a_stream_that_nobody_has_is_not_taken_over() -> None:
+    routed = Routed()
+    for _ in range(2 * TAKEOVERS):
+        routed.router.detach("0", routed.get())
 
 
 def test_nothing_is_sent_on_a_quiet_get_stream() -> None:
@@ -553,8 +614,7 @@ def test_get_stream_is_resumed_with_what_was_sent_and_what_waits() -> None:
     assert routed.resume("0-4").events == []
     assert routed.resume("0-2").lines == lines[2:], "what has waited is kept, too"
     assert routed.router.position == 4
-    with pytest.raises(StreamTaken):
-        routed.get()
+    assert routed.get().events == []
 
 
 @pytest.mark.parametrize(

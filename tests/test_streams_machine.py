@@ -9,6 +9,7 @@ has not read, and comes back with the last event that it has seen.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from typing import Any
@@ -18,10 +19,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mcpbridge.errors import EventsLost, IdInUse, StreamTaken
+from mcpbridge.errors import EventsLost, IdInUse
 from mcpbridge.protocol.envelope import Envelope
 from mcpbridge.protocol.events import Event
-from mcpbridge.protocol.streams import StreamRouter
+from mcpbridge.protocol.streams import TAKEOVER_SECONDS, StreamRouter
 from mcpbridge.session.events import MemoryEventLog
 
 IDS = st.sampled_from([1, "1", 2, "2", "a"])
@@ -53,6 +54,9 @@ class Outlet:
     def end(self) -> None:
         assert not self.over
         self.over = "end"
+
+    def unwritten(self) -> int:
+        return len(self.unread)
 
     def displaced(self) -> None:
         assert not self.over
@@ -88,6 +92,7 @@ class StreamsMachine(RuleBasedStateMachine):
             max_waiting_events=waiting,
             max_waiting_bytes=10_000,
             answer_backend=lambda line: self.to_backend.append(json.loads(line)["id"]),
+            now=itertools.count(0, TAKEOVER_SECONDS).__next__,
             json_only=json_only,
         )
         self.said = 0
@@ -255,15 +260,26 @@ class StreamsMachine(RuleBasedStateMachine):
     def get(self) -> None:
         outlet = Outlet()
         stream = self.streams["0"]
-        if stream.outlet is not None:
-            with pytest.raises(StreamTaken):
-                self.router.open_get(outlet)
-            return
-        # Without an id the client says that it does without what it has not read.
+        # Without an id the client says that it does without what it has not read;
+        # what is still with the older connection moves.
+        displaced, moved = stream.outlet, []
         stream.read = len(stream.sent)
+        if displaced is not None:
+            first = len(stream.sent) - len(displaced.unread)
+            numbers = range(first + 1, len(stream.sent) + 1)
+            if all(("0", number) in self.kept for number in numbers):
+                moved = list(numbers)
+                stream.read = first
+            else:
+                self.dropped["unread"] += len(displaced.unread)
+                for asked, (where, number) in list(self.asked.items()):
+                    if where == "0" and number > first:
+                        self.refuse(asked)
         stream.outlet = stream.reading = outlet
         self.flush()
         self.router.open_get(outlet)
+        assert [ident for ident, _ in outlet.unread[: len(moved)]] == [f"0-{n}" for n in moved]
+        assert displaced is None or displaced.over == "displaced"
 
     @rule(data=st.data(), count=st.integers(1, 4))
     def read(self, data: st.DataObject, count: int) -> None:

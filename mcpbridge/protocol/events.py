@@ -33,8 +33,15 @@ class Outlet(Protocol):
     def end(self) -> None:
         """The stream is over, nothing more comes: the response ends."""
 
+    def unwritten(self) -> int:
+        """How many of the last events of the GET stream the network does not have yet."""
+        ...
+
     def displaced(self) -> None:
-        """Another connection has taken the stream over: the response ends."""
+        """
+        Another connection has taken the stream over: the response ends, and
+        what is unwritten of it is never written.
+        """
 
 
 class EventStore(Protocol):

@@ -13,7 +13,8 @@ replays.
 from __future__ import annotations
 
 import re
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -42,6 +43,13 @@ from mcpbridge.protocol.waiting import Budget, MaybeId, Waiter, WaitingRoom
 
 #: The name of the GET stream.
 STANDALONE = "0"
+
+#: So often in so many seconds a connection may take the GET stream from
+#: another one.  A client that comes back through a proxy which has kept its
+#: old connection needs one; two clients that take the stream from each other
+#: would go on for ever.
+TAKEOVERS = 6
+TAKEOVER_SECONDS = 10.0
 
 #: Why a message of the backend reached nobody: it answers no request that is
 #: open (never made, answered, cancelled); it is no JSON-RPC message, which a
@@ -80,6 +88,7 @@ class StreamRouter:
         answer_backend: Callable[[bytes], None],
         json_only: bool = False,
         budget: Budget | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._answer_backend = answer_backend
@@ -90,6 +99,9 @@ class StreamRouter:
         self._waiting = WaitingRoom(max_waiting_events, max_waiting_bytes, budget)
         self._outlets: dict[str, Outlet] = {}
         self._asked = Asked()
+        self._now = now
+        #: When the GET stream was last taken over.
+        self._takeovers: deque[float] = deque(maxlen=TAKEOVERS)
         self.dropped: Counter[Why] = Counter()
 
     @property
@@ -143,17 +155,18 @@ class StreamRouter:
 
     def open_get(self, outlet: Outlet) -> str:
         """
-        Attach the GET stream; what waits is sent.  Returns its name.
+        Attach the GET stream, in place of the connection that has it; what
+        waits is sent, and before it what that connection has not written.
+        Returns the stream's name.
 
-        Raises `StreamTaken` where one is attached.
+        Raises `StreamTaken` beyond `TAKEOVERS` in `TAKEOVER_SECONDS`.
         """
         self._check_open()
-        if STANDALONE in self._outlets:
-            raise StreamTaken("the GET stream of this session is open already")
-        self._outlets[STANDALONE] = outlet
-        events = self._take_waiting()
-        if events:
-            outlet.send(events, False)
+        self._check_takeover()
+        displaced = self._outlets.get(STANDALONE)
+        events = [] if displaced is None else self._unwritten(displaced)
+        events += self._take_waiting()
+        self._attach(STANDALONE, outlet, events)
         return STANDALONE
 
     def resume(self, last_event_id: str, outlet: Outlet) -> str:
@@ -163,7 +176,8 @@ class StreamRouter:
         event is final.  Returns the stream's name.
 
         Raises `EventsLost`; a request of the backend among what is lost is
-        answered then, where no connection is left that could have it.
+        answered then, where no connection is left that could have it.  Raises
+        `StreamTaken` as `open_get` does.
         """
         self._check_open()
         match = _EVENT_ID.fullmatch(last_event_id)
@@ -185,14 +199,9 @@ class StreamRouter:
                 outlet.end()
             return name
         if stream is self._standalone:
+            self._check_takeover()
             events += self._take_waiting()
-        displaced = self._outlets.get(name)
-        self._outlets[name] = outlet
-        if events:
-            outlet.send(events, False)
-        # Last: what it sets free may bring the next message.
-        if displaced is not None:
-            displaced.displaced()
+        self._attach(name, outlet, events)
         return name
 
     def detach(self, stream: str, outlet: Outlet) -> None:
@@ -336,6 +345,47 @@ class StreamRouter:
             self.dropped["unread"] += len(stream.answers)
         else:
             outlet.send(_number(stream, stream.answers), True)
+
+    # Who has a stream.
+
+    def _attach(self, name: str, outlet: Outlet, events: list[Event]) -> None:
+        """In place of the connection that has the stream, and with these events first."""
+        displaced = self._outlets.get(name)
+        self._outlets[name] = outlet
+        if events:
+            outlet.send(events, False)
+        # Last: what it sets free may bring the next message.
+        if displaced is not None:
+            displaced.displaced()
+
+    def _check_takeover(self) -> None:
+        """Count a takeover of the GET stream, if it is one.  Raises `StreamTaken`."""
+        if STANDALONE not in self._outlets:
+            return
+        now = self._now()
+        if len(self._takeovers) == TAKEOVERS:
+            left = self._takeovers[0] + TAKEOVER_SECONDS - now
+            if left > 0:
+                raise StreamTaken(
+                    f"the GET stream of this session was taken over {TAKEOVERS} times in"
+                    f" {TAKEOVER_SECONDS:g} s: do two clients use one session?",
+                    int(left) + 1,
+                )
+        self._takeovers.append(now)
+
+    def _unwritten(self, outlet: Outlet) -> list[Event]:
+        """What the GET stream's connection has not written, as far as it is kept."""
+        count = outlet.unwritten()
+        if not count:
+            return []
+        number = self._standalone.number - count
+        try:
+            return self._missed(STANDALONE, self._standalone, number)
+        except EventsGone:
+            self.dropped["unread"] += count
+            for asked in self._asked.after(STANDALONE, number):
+                self._refuse(asked)
+            return []
 
     # What waits, and what is missed.
 

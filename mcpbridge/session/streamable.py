@@ -74,6 +74,7 @@ class StreamableFace:
             answer_backend=self._answer_backend,
             json_only=settings.json_response,
             budget=budget,
+            now=clock.seconds,
         )
         #: What its clients have not taken; None where nobody counts that.
         self.share: Share | None = None

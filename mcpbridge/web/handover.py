@@ -65,6 +65,10 @@ class WaitingAnswer:
         """Nothing more comes."""
         self._ordinary().end()
 
+    def unwritten(self) -> int:
+        """It carries no GET stream."""
+        return 0
+
     def displaced(self) -> None:
         """Another connection has the stream."""
         self._ordinary().displaced()
@@ -90,6 +94,10 @@ class _Nowhere:
 
     def end(self) -> None:
         """Nothing to end."""
+
+    def unwritten(self) -> int:
+        """Nothing is written."""
+        return 0
 
     def displaced(self) -> None:
         """Nothing to end."""

@@ -8,6 +8,7 @@ streams; must not know which message belongs where.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from mcpbridge.protocol.events import Event
 from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.accept import Accepted
 from mcpbridge.web.reply import Reply
+from mcpbridge.web.sockets import buffered
 
 
 class ResponseOutlet:
@@ -49,6 +51,8 @@ class ResponseOutlet:
         self._settings = settings
         self._may = may
         self._announces = announces
+        #: Of a GET: where each event ends that may not be written yet, by `Reply.written`.
+        self._ends: deque[int] = deque()
         self._batch = batch
         self._reply = Reply(
             request,
@@ -102,7 +106,11 @@ class ResponseOutlet:
             return
         if not reply.streaming:
             self._begin(events[0].ident)
-        reply.write(b"".join(sse.identified_event(each.ident, each.line) for each in events))
+        pieces = [sse.identified_event(each.ident, each.line) for each in events]
+        if self._may.json:
+            reply.write(b"".join(pieces))
+        else:
+            self._write_noting(pieces)
         if final:
             self.end()
 
@@ -119,9 +127,46 @@ class ResponseOutlet:
                 request.setHeader(b"Content-Length", b"0")
         self._reply.finish()
 
+    def unwritten(self) -> int:
+        """How many of the last events are still in the transport's buffer, whole or in part."""
+        request = self._reply.request
+        if request is None or self._may.json:
+            return 0
+        self._forget_written(buffered(request.transport))
+        return len(self._ends)
+
     def displaced(self) -> None:
-        """Another connection has the stream."""
+        """
+        Another connection has the stream.  What the transport holds would be
+        read twice: where there is any, the connection is cut instead of closed.
+        """
+        reply = self._reply
+        if self.unwritten() or (reply.streaming and self._may.json and self._is_behind()):
+            reply.abort()
         self.end()
+
+    def _is_behind(self) -> bool:
+        """Whether the transport still holds anything of a POST's response."""
+        request = self._reply.request
+        return request is not None and buffered(request.transport) > 0
+
+    def _write_noting(self, pieces: list[bytes]) -> None:
+        """Write events as one chunk, and note where each of them ends."""
+        reply = self._reply
+        self._forget_written(buffered(reply.request.transport))
+        data = b"".join(pieces)
+        reply.write(data)
+        # Behind the data of a chunk is one line end.
+        end = reply.written - 2 - len(data)
+        for piece in pieces:
+            end += len(piece)
+            self._ends.append(end)
+
+    def _forget_written(self, pending: int) -> None:
+        """Forget the events that the network has, where so many bytes are not written."""
+        written = self._reply.written - pending
+        while self._ends and self._ends[0] <= written:
+            self._ends.popleft()
 
     def _fits_json(self, events: list[Event]) -> bool:
         return len(events) == 1 or not self._may.events

@@ -53,6 +53,8 @@ class Reply:
             # What is not taken counts, where the connection is one of the bridge's own.
             request.channel.share = share
         self.streaming = False
+        #: Bytes of the event stream after its head, as they are on the wire.
+        self.written = 0
         self._settings = settings
         self._clock = clock
         self._finished = finished
@@ -92,7 +94,10 @@ class Reply:
         """Events."""
         request = self.request
         if request is not None:
-            self._watch.wrote(len(data))
+            size = len(data)
+            # With what frames a chunk: its size in hexadecimal digits, and two line ends.
+            self.written += size + (size.bit_length() + 3) // 4 + 4
+            self._watch.wrote(size)
             request.write(data)
 
     def write_json(self, body: bytes, status: int = 200) -> None:

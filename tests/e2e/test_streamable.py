@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mcpbridge.protocol.streams import TAKEOVER_SECONDS, TAKEOVERS
 from tests.e2e.harness import (
     NEVER,
     Bridge,
@@ -360,13 +361,25 @@ def test_405(bridge: Bridge, method: str) -> None:
 
 
 def test_second_get_stream(client: Streamable) -> None:
-    """409 for a second GET stream; when the first is gone there may be another."""
+    """A second GET takes over: the first one ends, and the second has what comes."""
     first = client.listen()
-    assert first.status == 200
-    with client.listen() as second:
-        assert (second.status, second.json["error"]["code"]) == (409, -32000)
-    first.close()
-    until(lambda: client.listen().status == 200)
+    second = client.listen()
+    assert (first.status, second.status) == (200, 200)
+    client.tell("notifications/x")
+    assert second.message()["method"] == "got/list_changed"
+    assert first.messages() == []
+
+
+def test_too_many_takeovers(client: Streamable) -> None:
+    """`TAKEOVERS` in a while; the next one gets 429 with Retry-After, and disturbs nothing."""
+    for _ in range(TAKEOVERS + 1):
+        last = client.listen()
+        assert last.status == 200
+    with client.listen() as refused:
+        assert (refused.status, refused.json["error"]["code"]) == (429, -32000)
+        assert 1 <= int(refused.headers["retry-after"]) <= TAKEOVER_SECONDS
+    client.tell("notifications/x")
+    assert last.message()["method"] == "got/list_changed"
 
 
 def test_429(bridge: Bridge) -> None:
