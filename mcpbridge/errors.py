@@ -184,10 +184,9 @@ class StreamTaken(Refused):
 class MessageRefused(Refused):
     """
     A message filter refused the message; a filter raises this with the text
-    that the sender is to read.
+    that the sender is to read.  In a session it is an ordinary JSON-RPC error.
     """
 
-    status = 403
     code = SERVER_ERROR
 
 

@@ -173,10 +173,11 @@ class IMessageFilter(Interface):
 
     Both methods return the message that passes, one line of JSON without a
     newline, most often the one they were given.  They refuse by raising
-    `mcpbridge.errors.MessageRefused`: a client gets its text in a JSON-RPC
-    error, in the place of an answer too; a backend whose request is refused
-    gets one as the answer; a refused notification is dropped.  What was
-    refused is counted in the log.
+    `mcpbridge.errors.MessageRefused`: whoever has sent a request gets its
+    text in a JSON-RPC error as the answer; where an answer is refused, such
+    an error takes its place; a refused notification is dropped.  Of a batch
+    what is not refused goes on: a filter that refuses an array is asked
+    again for each of its messages.  What was refused is counted in the log.
 
     Of a session they see what its client says and gets, whatever its server
     speaks.  Of requests of 2026-07-28 they see what the backend reads and

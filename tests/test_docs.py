@@ -266,6 +266,13 @@ def test_the_filter_of_the_examples() -> None:
     twice = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","method":"ping"}'
     assert json.loads(judge.from_client(None, twice))["method"] == "ping"
     assert b"tools/call" not in judge.from_client(None, twice)
+    named = [{"name": "echo"}, {"name": "clock"}, {}, 1]
+    told = {"jsonrpc": "2.0", "id": 1, "result": {"tools": named, "nextCursor": "x"}}
+    one = {"jsonrpc": "2.0", "id": 1, "result": {"tools": named[:1], "nextCursor": "x"}}
+    assert json.loads(judge.from_backend(None, json.dumps(told).encode())) == one
+    assert json.loads(judge.from_backend(None, json.dumps([told, 1]).encode())) == [one, 1]
+    for line in (b'{"method":"notifications/tools/list_changed"}', b'{"result":"tools"}'):
+        assert judge.from_backend(None, line) is line
     refused: list[Any] = [call("clock"), [call("echo"), call("clock")], call(["echo"])]
     for message in [*refused, {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}]:
         with pytest.raises(MessageRefused):

@@ -15,7 +15,7 @@ TABLE = {
     "NotJsonRpc": (400, -32600, None),
     "IdInUse": (400, -32600, None),
     "EventsLost": (400, -32000, None),
-    "MessageRefused": (403, -32000, None),
+    "MessageRefused": (400, -32000, None),
     "Forbidden": (403, -32000, None),
     "BadHost": (400, -32000, None),
     "MissingSession": (400, -32000, None),

@@ -460,7 +460,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], int, int, object]] = {
     "not acceptable": (asking(), {"Accept": "text/html"}, 406, -32600, "a"),
     "another kind": (asking(), {"Content_Type": "text/plain"}, 415, -32600, "a"),
     "too large": (asking(it="x" * LIMIT), {}, 413, -32600, None),
-    "refused": (asking(it="refuse"), {}, 403, -32600, "a"),
+    "refused": (asking(it="refuse"), {}, 400, -32600, "a"),
     "a defect": (asking(it="explode"), {}, 500, -32603, "a"),
 }
 

@@ -16,6 +16,8 @@ from twisted.internet.tcp import Connection
 from zope.interface.verify import verifyObject
 
 from mcpbridge.config import COMMIT_SECONDS, ServerSettings
+from mcpbridge.errors import MessageRefused
+from mcpbridge.protocol.envelope import peek
 from mcpbridge.session.events import MemoryEventLog
 from mcpbridge.session.session import Session
 from mcpbridge.session.streamable import StreamableFace
@@ -642,3 +644,48 @@ def test_an_older_connection_that_has_written_all_is_closed_in_order(made: Made)
     assert made.post(1).outlet.unwritten() == 0
     made.leave(new)
     assert new.outlet.unwritten() == 0
+
+
+class NoSecrets:
+    """A filter."""
+
+    def from_client(self, session: object, line: bytes) -> bytes:
+        if b"secret" in line:
+            raise MessageRefused("that is secret")
+        return line
+
+    def from_backend(self, session: object, line: bytes) -> bytes:
+        return line
+
+
+def receive(made: Made, opened: Opened, *lines: bytes) -> str | None:
+    messages = [(line, peek(line)) for line in lines]
+    return made.face.receive(messages, lambda: opened.outlet)  # type: ignore[arg-type]
+
+
+def test_a_refused_call_is_answered_with_its_id(made: Made) -> None:
+    """beat: a 403 without an id ends clients of SDK 1.x; this one is an answer like any other."""
+    made.session.filters = [NoSecrets()]
+    opened = Opened(made, None, may_be_json=True)
+    call = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"%b"}}'
+    assert receive(made, opened, call % b"secret") == "1"
+    assert opened.request.written == []
+    made.clock.advance(0)
+    assert opened.request.code == 200
+    assert msgspec.json.decode(opened.request.text) == {
+        "jsonrpc": "2.0",
+        "id": 7,
+        "error": {"code": -32000, "message": "that is secret"},
+    }
+    assert receive(made, Opened(made, None, may_be_json=True), call % b"open") == "2"
+    assert made.backend.sent == [call % b"open"]
+
+
+def test_a_refused_cancellation_cancels_nothing(made: Made) -> None:
+    made.session.filters = [NoSecrets()]
+    opened = made.post(1)
+    cancelled = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1%b}}'
+    assert receive(made, opened, cancelled % b',"reason":"secret"') is None
+    assert (made.face.router.in_flight, made.backend.sent) == (1, [])
+    assert receive(made, opened, cancelled % b"") is None
+    assert (made.face.router.in_flight, len(made.backend.sent)) == (0, 1)

@@ -438,10 +438,63 @@ def test_filters_change_messages_in_their_order() -> None:
 
 
 def test_a_client_reads_why_its_message_was_refused() -> None:
+    """On the normal way, so that it goes on: never from within its own call."""
+    made = Made(filters=[Filter()])
+    made.post(CALL.replace(b"swordfish", b"forbidden"))
+    assert (made.backend.sent, made.session.messages_in, made.stream.lines) == ([], 0, [])
+    made.clock.advance(0)
+    ident = json.loads(CALL)["id"]
+    error = {"code": -32000, "message": "not here"}
+    assert json.loads(made.stream.lines[0]) == {"jsonrpc": "2.0", "id": ident, "error": error}
+    assert made.session.refused == 1
+
+
+def test_a_refused_message_without_an_answer_is_dropped_and_counted() -> None:
+    made = Made(filters=[Filter()])
+    made.post(b'{"jsonrpc":"2.0","method":"forbidden"}')
+    made.clock.advance(0)
+    assert (made.backend.sent, made.stream.lines, made.session.refused) == ([], [], 1)
+
+
+def test_a_refused_answer_of_the_client_is_an_error_for_the_backend() -> None:
+    made = Made(filters=[Filter()])
+    made.post(b'{"jsonrpc":"2.0","id":"q","result":"forbidden"}')
+    error = {"code": -32000, "message": "not here"}
+    assert json.loads(made.backend.sent[0]) == {"jsonrpc": "2.0", "id": "q", "error": error}
+    assert made.clock.getDelayedCalls() == []
+
+
+def test_of_an_array_only_what_is_refused_does_not_pass() -> None:
+    made = Made(filters=[Filter()])
+    call = b'{"jsonrpc":"2.0","id":%d,"method":"%b"}'
+    bad = [call % (1, b"forbidden"), b'{"jsonrpc":"2.0","method":"forbidden"}']
+    made.post(b"[" + b",".join([bad[0], call % (2, b"m"), bad[1], call % (3, b"m")]) + b"]")
+    assert json.loads(made.backend.sent[0]) == [json.loads(call % (n, b"m")) for n in (2, 3)]
+    made.clock.advance(0)
+    assert [json.loads(each)["id"] for each in made.stream.lines] == [1]
+    made.post(b"[" + b",".join(bad) + b"]")
+    assert (len(made.backend.sent), made.session.refused) == (1, 4)
+    made.session.life.end("the client left")
+    made.clock.advance(0)
+    assert len(made.stream.lines) == 1
+
+
+def test_what_was_not_stored_is_not_answered_either() -> None:
+    """The client sends all of it again."""
+    made = Made(filters=[Filter()])
+    made.backend.busy = True
+    lines = [CALL, CALL.replace(b"swordfish", b"forbidden")]
+    with pytest.raises(BackendBusy):
+        made.session.client_posted(lines)
+    assert made.clock.getDelayedCalls() == []
+
+
+def test_a_request_without_a_session_that_is_refused_goes_to_nobody() -> None:
+    """Who serves such requests answers with the refusal."""
     made = Made(filters=[Filter()])
     with pytest.raises(MessageRefused, match="not here"):
-        made.post(CALL.replace(b"swordfish", b"forbidden"))
-    assert (made.backend.sent, made.session.messages_in) == ([], 0)
+        made.session.client_messages([CALL, CALL.replace(b"swordfish", b"forbidden")])
+    assert made.backend.sent == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ machine of four states; messages do not go through it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -23,10 +23,10 @@ from mcpbridge.config import ATTENDED_FACTOR, STDERR_TAIL_CHARS, STDERR_TAIL_LIN
 from mcpbridge.errors import INTERNAL_ERROR, BackendBusy, MessageRefused, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
-from mcpbridge.protocol.envelope import Envelope, JsonRpcId, peek
+from mcpbridge.protocol.envelope import Envelope, JsonRpcId, peek, peek_again, split_batch
 from mcpbridge.protocol.oversized import Oversized
 from mcpbridge.protocol.pings import PingLedger
-from mcpbridge.protocol.rewriting import encode
+from mcpbridge.protocol.rewriting import encode, error_line
 from mcpbridge.protocol.sse import stderr_message
 from mcpbridge.session.stderr import ProcessStderr
 from mcpbridge.session.throttle import Throttle
@@ -242,11 +242,71 @@ class Session:
         One message of the client: to the backend, or consumed where it
         answers a ping of the bridge.
 
-        Raises `BackendBusy` and `MessageRefused`; then nothing was stored.
+        Raises `BackendBusy`; then nothing was stored.  What a filter refuses
+        is answered as `client_posted` says.
         """
         if envelope is not None and self.pings.is_ours(envelope):
             return
-        self.client_messages([line], [envelope])
+        self.client_posted([line], [envelope])
+
+    def client_posted(
+        self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None
+    ) -> Collection[int]:
+        """
+        The same as `client_messages`, but what a filter refuses keeps nothing
+        else from passing: a request is answered with an error, like the
+        backend would, and soon; in the place of a response the backend gets
+        an error; a notification is dropped.
+
+        Returns which of the lines were dropped, by their numbers.  Raises
+        `BackendBusy`.
+        """
+        if not self.filters:
+            self.client_messages(lines, envelopes)
+            return ()
+        passed: list[bytes] = []
+        answers: list[bytes] = []
+        dropped: set[int] = set()
+        for number, line in enumerate(lines):
+            kept = self._judged(line, answers)
+            if kept is None:
+                dropped.add(number)
+            else:
+                passed.append(kept)
+        if passed:
+            if passed == lines:
+                passed = lines
+            else:
+                envelopes = None
+            self._to_backend(passed, envelopes)
+        if answers:
+            # Not from within a call of the client's, who does not wait for them yet.
+            self.clock.callLater(0, self._answer_client, answers)
+        return dropped
+
+    def _judged(self, line: bytes, answers: list[bytes]) -> bytes | None:
+        """What of a client's message passes; its errors are added to `answers`."""
+        try:
+            return self._filtered_in(line)
+        except MessageRefused as refusal:
+            text = str(refusal)
+        elements = split_batch(line)
+        if elements is not None:
+            kept = [new for each in elements if (new := self._judged(each, answers)) is not None]
+            return b"[" + b",".join(kept) + b"]" if kept else None
+        self.refused += 1
+        envelope = peek(line) or peek_again(line)
+        if envelope is None or envelope.id is msgspec.UNSET:
+            return None
+        answer = error_line(envelope.id, MessageRefused.code, text)
+        if envelope.is_request:
+            answers.append(answer)
+            return None
+        return answer if envelope.is_response else None
+
+    def _answer_client(self, lines: list[bytes]) -> None:
+        if self.receiving:
+            self._send(lines)
 
     def client_messages(
         self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None
@@ -257,13 +317,17 @@ class Session:
 
         Raises `BackendBusy` and `MessageRefused`.
         """
-        if self.throttle is not None:
-            # Somebody waits for what comes next.
-            self.throttle.release()
         if self.filters:
             filtered = [self._filtered_in(line) for line in lines]
             if any(new is not old for new, old in zip(filtered, lines, strict=True)):
                 lines, envelopes = filtered, None
+        self._to_backend(lines, envelopes)
+
+    def _to_backend(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None) -> None:
+        """Raises `BackendBusy`; then nothing was stored."""
+        if self.throttle is not None:
+            # Somebody waits for what comes next.
+            self.throttle.release()
         if self.dialect is not None:
             self.dialect.send(lines, envelopes)
         else:

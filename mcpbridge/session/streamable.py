@@ -135,7 +135,7 @@ class StreamableFace:
 
         Returns the name of the stream for their answers, to which `outlet()`
         is attached, or None where they ask for nothing.  Raises what
-        `StreamRouter.open_post` and `Session.client_messages` raise.
+        `StreamRouter.open_post` and `Session.client_posted` raise.
         """
         self._last = self._clock.seconds()
         lines = [line for line, _ in messages]
@@ -151,15 +151,15 @@ class StreamableFace:
         if asked:
             stream = self.router.open_post(asked, outlet(), json_only=json_only)
         try:
-            self._session.client_messages(lines)
+            dropped = self._session.client_posted(lines)
         except BaseException:
             if stream is not None:
                 self.router.abandon(stream)
             raise
-        for line, envelope in messages:
+        for number, (line, envelope) in enumerate(messages):
             if envelope.is_response:
                 self.router.answered_backend(envelope)
-            elif envelope.method == "notifications/cancelled":
+            elif envelope.method == "notifications/cancelled" and number not in dropped:
                 cancelled: Any = cancelled_id(line)
                 if cancelled is not msgspec.UNSET:
                     self.router.cancel(cancelled)
