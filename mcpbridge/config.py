@@ -321,7 +321,10 @@ class ServerSettings:
     )
     queue_timeout: float = setting(10.0, POSITIVE_SECONDS, "Seconds that each of them may wait.")
     input_timeout: float = setting(
-        600.0, POSITIVE_SECONDS, "Seconds that a call waits for what the client was asked."
+        600.0,
+        POSITIVE_SECONDS,
+        "Seconds that a call waits for what the client was asked, or a server's question for a"
+        " client that reads it.",
     )
     task_timeout: float = setting(
         3600.0,

@@ -666,7 +666,7 @@ def receive(made: Made, opened: Opened, *lines: bytes) -> str | None:
 def test_a_refused_call_is_answered_with_its_id(made: Made) -> None:
     """beat: a 403 without an id ends clients of SDK 1.x; this one is an answer like any other."""
     made.session.filters = [NoSecrets()]
-    opened = Opened(made, None, may_be_json=True)
+    opened = Opened(made, None, ANYTHING)
     call = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"%b"}}'
     assert receive(made, opened, call % b"secret") == "1"
     assert opened.request.written == []
@@ -677,7 +677,7 @@ def test_a_refused_call_is_answered_with_its_id(made: Made) -> None:
         "id": 7,
         "error": {"code": -32000, "message": "that is secret"},
     }
-    assert receive(made, Opened(made, None, may_be_json=True), call % b"open") == "2"
+    assert receive(made, Opened(made, None, ANYTHING), call % b"open") == "2"
     assert made.backend.sent == [call % b"open"]
 
 
@@ -689,3 +689,28 @@ def test_a_refused_cancellation_cancels_nothing(made: Made) -> None:
     assert (made.face.router.in_flight, made.backend.sent) == (1, [])
     assert receive(made, opened, cancelled % b"") is None
     assert (made.face.router.in_flight, len(made.backend.sent)) == (0, 1)
+
+
+def test_a_question_is_held_as_long_as_its_client_may_take(made: Made) -> None:
+    asked = b'{"jsonrpc":"2.0","id":"%b","method":"elicitation/create"}'
+    made.said(asked % b"a")
+    made.clock.advance(made.settings.input_timeout - 1)
+    made.said(asked % b"b")
+    assert made.backend.sent == []
+    made.clock.advance(1)
+    assert [msgspec.json.decode(each)["id"] for each in made.backend.sent] == ["a"]
+    get = made.get()
+    assert asked % b"b" in get.request.text
+    made.clock.advance(made.settings.input_timeout)
+    assert len(made.backend.sent) == 1
+    made.leave(get)
+    made.said(asked % b"c")
+
+
+def test_a_response_that_must_be_json_takes_no_question() -> None:
+    made = Made(json_response=True)
+    post, get = made.post(1), made.get()
+    assert (post.outlet.takes_events, get.outlet.takes_events) == (False, True)
+    made.leave(get)
+    assert not get.outlet.takes_events
+    check_end(made)

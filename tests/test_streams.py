@@ -25,6 +25,8 @@ from mcpbridge.session.events import MemoryEventLog
 class Connection:
     """An outlet that remembers."""
 
+    takes_events = True
+
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.over = ""
@@ -76,6 +78,8 @@ class Routed:
         self.store = MemoryEventLog(kept, 1 << 20)
         self.to_backend: list[Any] = []
         self.now = 0.0
+        #: When each question that waits is due.
+        self.held: list[float | None] = []
         self.router = StreamRouter(
             self.store,
             max_waiting_events=waiting,
@@ -83,6 +87,8 @@ class Routed:
             answer_backend=lambda line: self.to_backend.append(json.loads(line)),
             json_only=json_only,
             now=lambda: self.now,
+            input_timeout=60,
+            held=lambda: self.held.append(self.router.due),
         )
 
     def post(self, *ids: Any, token: Any = None) -> Connection:
@@ -720,15 +726,77 @@ def test_waiting_requests_are_not_lost_with_others() -> None:
 
 
 def test_request_cancelled_while_it_waits() -> None:
-    """Both come, in order; nobody waits for its answer then."""
-    routed = Routed(kept=1)
-    lines = [routed.ask("a"), routed.notify("notifications/cancelled", requestId="a")]
-    get = routed.get()
-    assert get.lines == lines
-    routed.router.detach("0", get)
-    with pytest.raises(EventsLost):
-        routed.resume("0-0")
+    """Nobody hears of either, and nobody waits for its answer."""
+    routed = Routed()
+    routed.ask("a")
+    asked = routed.ask("b")
+    cancelled = routed.notify("notifications/cancelled", requestId="a")
+    unknown = routed.notify("notifications/cancelled", requestId="c")
+    nothing = routed.notify("notifications/cancelled")
+    assert cancelled not in (lines := routed.get().lines)
+    assert lines == [asked, unknown, nothing]
+    assert len(routed.router._asked) == 1
     assert routed.refused == []
+
+
+# Questions while several calls run.
+
+
+def test_a_question_goes_where_somebody_reads_it() -> None:
+    """beat: an elicitation of one of two calls reaches its client without a GET stream."""
+    routed = Routed()
+    one, two, three = routed.post(1), routed.post(2), routed.post(3)
+    first = routed.ask("a")
+    assert (three.lines, two.lines, one.lines) == ([first], [], [])
+    three.takes_events = False
+    second = routed.ask("b")
+    routed.router.detach("2", two)
+    third = routed.ask("c")
+    assert (three.lines, two.lines, one.lines) == ([first], [second], [third])
+    cancelled = routed.notify("notifications/cancelled", requestId="b")
+    assert routed.resume("2-1").lines == [cancelled]
+    get = routed.get()
+    fourth = routed.ask("d")
+    assert get.lines == [fourth]
+    assert routed.held == []
+
+
+@pytest.mark.parametrize("only", [True, False])
+def test_a_question_of_the_only_call_whose_client_cannot_have_it_there(only: bool) -> None:
+    """JSON alone, or a connection that is lost: the GET stream has it, if there is one."""
+    routed = Routed()
+    post, get = routed.post(1), routed.get()
+    if only:
+        post.takes_events = False
+    else:
+        routed.router.detach("1", post)
+    asked = routed.ask("a")
+    assert (get.lines, post.lines) == ([asked], [])
+
+
+def test_a_question_that_nobody_can_have_waits_and_is_answered_in_time() -> None:
+    """promise: never nowhere; `input_timeout` later the server has an error."""
+    routed = Routed()
+    routed.post(1).takes_events = False
+    routed.ask("a")
+    routed.now = 10.0
+    routed.notify(n=1)
+    routed.ask("b")
+    assert routed.held == [60, 60]
+    assert routed.router.due == 60
+    routed.now = 59.0
+    routed.router.tick()
+    assert routed.refused == []
+    routed.now = 60.0
+    routed.router.tick()
+    assert (routed.refused, routed.router.due) == (["a"], 70)
+    assert routed.router.dropped == {"unread": 1}
+    get = routed.get()
+    assert len(get.lines) == 1
+    due: float | None = routed.router.due
+    assert due is None
+    routed.router.tick()
+    assert routed.refused == ["a"]
 
 
 def test_request_that_waited_is_lost_like_any_other() -> None:

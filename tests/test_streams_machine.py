@@ -37,6 +37,8 @@ MESSAGES = st.tuples(
 class Outlet:
     """A connection: what was sent and not read yet, and whether it is over."""
 
+    takes_events = True
+
     def __init__(self) -> None:
         self.unread: list[Event] = []
         self.over = ""
@@ -153,6 +155,16 @@ class StreamsMachine(RuleBasedStateMachine):
         running = self.running()
         return running[0] if len(running) == 1 and not self.json_only else "0"
 
+    def of_question(self) -> str:
+        """The same for a request, which goes where somebody reads it."""
+        name, listens = self.unassociated(), self.streams["0"].outlet is not None
+        if self.json_only or (name == "0" and listens):
+            return "0"
+        if name != "0":
+            return "0" if listens and self.streams[name].outlet is None else name
+        read = [each for each in self.running() if self.streams[each].outlet is not None]
+        return read[-1] if read else "0"
+
     def expect_answer(self, line: bytes, ident: Any) -> None:
         name = self.holder(ident)
         if name is None:
@@ -205,6 +217,10 @@ class StreamsMachine(RuleBasedStateMachine):
         elif kind == "progress":
             names = [name for (name, _), token in self.tokens if token == about]
             self.expect(names[0] if names and not self.json_only else "0", line)
+        elif kind == "cancel" and any(about == asked for _, asked in self.waiting):
+            held = next(each for each in self.waiting if each[1] == about)
+            self.waiting.remove(held)
+            self.asked.pop(about, None)
         elif kind == "cancel":
             name, _ = self.asked.pop(about, ("0", 0))
             self.expect(name if self.streams[name].open else "0", line)
@@ -213,7 +229,7 @@ class StreamsMachine(RuleBasedStateMachine):
         elif kind == "log":
             self.expect(self.unassociated(), line)
         else:
-            name = self.unassociated()
+            name = self.of_question()
             stream = self.streams[name]
             waits = name == "0" and stream.outlet is None
             self.asked.pop(about, None)

@@ -26,9 +26,20 @@ def test_the_oldest_notification_gives_way_first() -> None:
     assert room.add(notification(b"n3")) == [notification(b"n3")]
     assert room.add(request(b"r4", 4)) == [first]
     assert (len(room), room.size) == (3, 6)
-    assert [line for line, _ in room.take()] == [b"r2", b"r3", b"r4"]
+    assert [line for line, *_ in room.take()] == [b"r2", b"r3", b"r4"]
     assert (len(room), room.size) == (0, 0)
     assert room.take() == []
+
+
+def test_a_request_that_is_withdrawn_waits_no_more() -> None:
+    budget = Counted(100)
+    room = WaitingRoom(3, 100, budget)
+    for each in (request(b"r1", 1), notification(b"n"), Waiter(b"r2", 2, 7.0)):
+        room.add(each)
+    assert [room.withdraw(3), room.withdraw(1), room.withdraw(1)] == [False, True, False]
+    assert (len(room), room.size, budget.used, room.oldest_request) == (2, 3, 3, 7.0)
+    assert room.take_oldest_request() == Waiter(b"r2", 2, 7.0)
+    assert (len(room), room.size, budget.used, room.oldest_request) == (1, 1, 1, None)
 
 
 @pytest.mark.parametrize("large", [notification(b"x" * 11), request(b"x" * 11, 1)])

@@ -20,6 +20,11 @@ class Event(NamedTuple):
 class Outlet(Protocol):
     """A connection to the client, attached to one logical stream."""
 
+    @property
+    def takes_events(self) -> bool:
+        """Whether it can carry more than answers; not where they must be JSON."""
+        ...
+
     def answer(self, line: bytes) -> bool:
         """
         Write this, the only message of the stream, as all of the response,

@@ -8,7 +8,7 @@ step is O(1), for a batch O(1) for each request of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -119,6 +119,10 @@ class InFlight:
     def only_id(self) -> JsonRpcId | msgspec.UnsetType:
         """The id of the only request that is open; UNSET for none or several."""
         return next(iter(self._requests)) if len(self._requests) == 1 else msgspec.UNSET
+
+    def newest_first(self) -> Iterator[LogicalStream]:
+        """The streams that run."""
+        return reversed(self._running.values())
 
     def clear(self) -> list[LogicalStream]:
         """Wait for nothing more; returns the streams that ran."""

@@ -68,8 +68,12 @@ class StreamRouter:
     request; progress on that of the request with its token; a request or
     another notification on the POST stream that runs, where there is exactly
     one, otherwise on the GET stream; there, too, what says of itself that it
-    belongs to no request.  With `json_only` a POST stream has nothing but
-    its answers, all at once, and cannot be resumed.
+    belongs to no request.  A request goes on the newest POST stream that can
+    carry it where the GET stream has no outlet, so that somebody reads it;
+    where there is none, it waits for `input_timeout` seconds at most: `tick`
+    is to be called when it is `due`, and `held` is called for each.  With
+    `json_only` a POST stream has nothing but its answers, all at once, and
+    cannot be resumed.
 
     While a POST stream has no outlet its messages are in `store`; for the
     GET stream they wait, within the two bounds.  `answer_backend` is called
@@ -89,6 +93,8 @@ class StreamRouter:
         json_only: bool = False,
         budget: Budget | None = None,
         now: Callable[[], float] = time.monotonic,
+        input_timeout: float = 600.0,
+        held: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._answer_backend = answer_backend
@@ -100,6 +106,8 @@ class StreamRouter:
         self._outlets: dict[str, Outlet] = {}
         self._asked = Asked()
         self._now = now
+        self._input_timeout = input_timeout
+        self._held = held
         #: When the GET stream was last taken over.
         self._takeovers: deque[float] = deque(maxlen=TAKEOVERS)
         self.dropped: Counter[Why] = Counter()
@@ -123,6 +131,20 @@ class StreamRouter:
     def position(self) -> int:
         """The number of the last event of the GET stream; 0 before the first."""
         return self._standalone.number
+
+    @property
+    def due(self) -> float | None:
+        """When a request of the backend has waited long enough; None where none waits."""
+        since = self._waiting.oldest_request
+        return None if since is None else since + self._input_timeout
+
+    def tick(self) -> None:
+        """Answer the requests of the backend that have waited too long with an error."""
+        while (due := self.due) is not None and due <= self._now():
+            self.dropped["unread"] += 1
+            waiter = self._waiting.take_oldest_request()
+            assert waiter.asked is not msgspec.UNSET
+            self._refuse(waiter.asked)
 
     # Connections.
 
@@ -275,6 +297,8 @@ class StreamRouter:
             self.dropped["unread"] += 1
         elif isinstance(envelope.method, str):
             if envelope.id is msgspec.UNSET:
+                if envelope.method == "notifications/cancelled" and self._withdraw(line):
+                    return
                 self._send(self._stream_of_notification(line, envelope.method), line)
             else:
                 self._ask(line, envelope.id)
@@ -318,17 +342,47 @@ class StreamRouter:
         return self._standalone if stream is None or stream.json_only else stream
 
     def _ask(self, line: bytes, ident: JsonRpcId) -> None:
-        stream = self._requests.only()
-        if stream is None or stream.json_only:
-            stream = self._standalone
+        stream = self._stream_of_question()
         waits = stream is self._standalone and STANDALONE not in self._outlets
         self._asked.add(ident, stream.name, 0 if waits else stream.number + 1)
         self._send(stream, line, ident)
 
+    def _stream_of_question(self) -> LogicalStream:
+        """One where a request of the backend is read; the GET stream where there is none."""
+        if self._json_only:
+            return self._standalone
+        listens = STANDALONE in self._outlets
+        only = self._requests.only()
+        if only is not None and not only.json_only:
+            outlet = self._outlets.get(only.name)
+            # Who has lost the connection may come back to the stream.
+            if (not listens) if outlet is None else outlet.takes_events:
+                return only
+        if not listens:
+            for stream in self._requests.newest_first():
+                outlet = self._outlets.get(stream.name)
+                if outlet is not None and outlet.takes_events:
+                    return stream
+        return self._standalone
+
+    def _withdraw(self, line: bytes) -> bool:
+        """Whether a request that is cancelled was still waiting: then nobody hears of either."""
+        if self._waiting.oldest_request is None:
+            return False
+        asked = cancelled_id(line)
+        if asked is msgspec.UNSET or not self._waiting.withdraw(asked):
+            return False
+        self._asked.settle(asked)
+        return True
+
     def _send(self, stream: LogicalStream, line: bytes, asked: MaybeId = msgspec.UNSET) -> None:
         outlet = self._outlets.get(stream.name)
         if outlet is None and stream is self._standalone:
-            self._wait(Waiter(line, asked))
+            if asked is msgspec.UNSET:
+                self._wait(Waiter(line, asked))
+            else:
+                self._wait(Waiter(line, asked, self._now()))
+                self._held()
             return
         final = stream is not self._standalone and not stream.open
         if final:
@@ -390,7 +444,7 @@ class StreamRouter:
     # What waits, and what is missed.
 
     def _wait(self, waiter: Waiter) -> None:
-        for _, asked in self._waiting.add(waiter):
+        for _, asked, _ in self._waiting.add(waiter):
             self.dropped["no room"] += 1
             if asked is not msgspec.UNSET:
                 self._refuse(asked)
@@ -398,7 +452,7 @@ class StreamRouter:
     def _take_waiting(self) -> list[Event]:
         stream = self._standalone
         events = []
-        for line, asked in self._waiting.take():
+        for line, asked, _ in self._waiting.take():
             events += _number(stream, [line])
             self._store.append(STANDALONE, stream.number, line)
             if asked is not msgspec.UNSET:

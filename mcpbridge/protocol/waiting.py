@@ -35,10 +35,14 @@ class Budget(Protocol):
 
 
 class Waiter(NamedTuple):
-    """A message that waits; `asked` is its id where it is a request."""
+    """
+    A message that waits; `asked` is its id where it is a request, which has
+    waited since `since`.
+    """
 
     line: bytes
     asked: MaybeId
+    since: float = 0.0
 
 
 class WaitingRoom:
@@ -82,11 +86,34 @@ class WaitingRoom:
             self._budget.take(len(waiter.line))
         while len(self) > self._max_events or self._bytes > self._room():
             _, oldest = (self._notifications or self._requests).popleft()
-            self._bytes -= len(oldest.line)
-            if self._budget is not None:
-                self._budget.give_back(len(oldest.line))
+            self._gone(oldest)
             gone.append(oldest)
         return gone
+
+    @property
+    def oldest_request(self) -> float | None:
+        """Since when the first request waits; None where none does."""
+        return self._requests[0][1].since if self._requests else None
+
+    def take_oldest_request(self) -> Waiter:
+        """The request that has waited longest; there is one."""
+        _, waiter = self._requests.popleft()
+        self._gone(waiter)
+        return waiter
+
+    def withdraw(self, asked: MaybeId) -> bool:
+        """Let a request wait no more, which takes as long as many wait; whether it did."""
+        for at, (_, waiter) in enumerate(self._requests):
+            if waiter.asked == asked:
+                del self._requests[at]
+                self._gone(waiter)
+                return True
+        return False
+
+    def _gone(self, waiter: Waiter) -> None:
+        self._bytes -= len(waiter.line)
+        if self._budget is not None:
+            self._budget.give_back(len(waiter.line))
 
     def _room(self) -> int:
         full = self._budget is not None and self._budget.full

@@ -75,7 +75,11 @@ class StreamableFace:
             json_only=settings.json_response,
             budget=budget,
             now=clock.seconds,
+            input_timeout=settings.input_timeout,
+            held=self._question_held,
         )
+        #: When a question that nobody reads has waited long enough.
+        self._due: IDelayedCall | None = None
         #: What its clients have not taken; None where nobody counts that.
         self.share: Share | None = None
         if budget is not None:
@@ -206,9 +210,11 @@ class StreamableFace:
 
     def stop_keepalive(self) -> None:
         """No more looks at the time."""
-        idle, self._idle = self._idle, None
-        if idle is not None and idle.active():
-            idle.cancel()
+        timers = (self._idle, self._due)
+        self._idle = self._due = None
+        for timer in timers:
+            if timer is not None and timer.active():
+                timer.cancel()
 
     def close(self) -> None:
         """Open requests get an error that says why; every connection's answer ends."""
@@ -253,6 +259,18 @@ class StreamableFace:
             # What is not initialized is of no use to anybody.
             self.failed = True
             self._clock.callLater(0, self._session.life.end, "the backend refused to initialize")
+
+    # Questions of the backend that nobody reads yet.
+
+    def _question_held(self) -> None:
+        due = self.router.due
+        if self._due is None and due is not None:
+            self._due = self._clock.callLater(max(0.0, due - self._clock.seconds()), self._tick)
+
+    def _tick(self) -> None:
+        self._due = None
+        self.router.tick()
+        self._question_held()
 
     # Idleness.
 

@@ -47,6 +47,11 @@ class WaitingAnswer:
 
     # What the router asks: Outlet.
 
+    @property
+    def takes_events(self) -> bool:
+        """As its response does; a plain request accepts both."""
+        return self._response is None or self._response.takes_events
+
     def answer(self, line: bytes) -> bool:
         """The answer, at once."""
         if self._response is not None:
@@ -84,6 +89,8 @@ class WaitingAnswer:
 
 class _Nowhere:
     """A response that nobody reads."""
+
+    takes_events = False
 
     def answer(self, line: bytes) -> bool:
         """It is kept for whoever comes back."""

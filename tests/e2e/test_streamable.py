@@ -382,6 +382,19 @@ def test_too_many_takeovers(client: Streamable) -> None:
     assert last.message()["method"] == "got/list_changed"
 
 
+def test_a_question_while_several_calls_run(client: Streamable) -> None:
+    """It goes on the newest stream of a call where no GET stream is open."""
+    log = {"method": "notifications/message", "params": {"level": "info", "data": "here"}}
+    first = client.send("POST", request("slow", 5, say=[log], gate="a"))
+    assert first.message() == {"jsonrpc": "2.0", **log}
+    asked = {"id": "q", "method": "elicitation/create"}
+    second = client.send("POST", request("asks", 6, say=[asked], gate="a"))
+    assert second.message() == {"jsonrpc": "2.0", **asked}
+    client.tell("open", gate="a")
+    assert first.messages()[-1]["result"] == {"was": "slow"}
+    assert second.messages()[-1]["result"] == {"was": "asks"}
+
+
 def test_429(bridge: Bridge) -> None:
     """Where all permits are taken: 429 with Retry-After, as a JSON-RPC error."""
     client = bridge.streamable("/one")
