@@ -479,6 +479,16 @@ def test_of_an_array_only_what_is_refused_does_not_pass() -> None:
     assert len(made.stream.lines) == 1
 
 
+def test_an_array_within_an_array_is_not_looked_into() -> None:
+    """It is no message; and to look into each would take a filter very long."""
+    made = Made(filters=[Filter()])
+    call = b'{"jsonrpc":"2.0","id":1,"method":"%b"}'
+    made.post(b"[[[" + call % b"forbidden" + b"," + call % b"m" + b"]]," + call % b"m" + b"]")
+    made.clock.advance(0)
+    assert (made.backend.sent, made.stream.lines) == ([b"[" + call % b"m" + b"]"], [])
+    assert made.session.refused == 1
+
+
 def test_what_was_not_stored_is_not_answered_either() -> None:
     """The client sends all of it again."""
     made = Made(filters=[Filter()])

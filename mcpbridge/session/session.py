@@ -284,15 +284,19 @@ class Session:
             self.clock.callLater(0, self._answer_client, answers)
         return dropped
 
-    def _judged(self, line: bytes, answers: list[bytes]) -> bytes | None:
-        """What of a client's message passes; its errors are added to `answers`."""
+    def _judged(self, line: bytes, answers: list[bytes], *, whole: bool = True) -> bytes | None:
+        """
+        What of a client's message passes; its errors are added to `answers`.
+        An array within an array is no message, and not looked into.
+        """
         try:
             return self._filtered_in(line)
         except MessageRefused as refusal:
             text = str(refusal)
-        elements = split_batch(line)
+        elements = split_batch(line) if whole else None
         if elements is not None:
-            kept = [new for each in elements if (new := self._judged(each, answers)) is not None]
+            judged = [self._judged(each, answers, whole=False) for each in elements]
+            kept = [each for each in judged if each is not None]
             return b"[" + b",".join(kept) + b"]" if kept else None
         self.refused += 1
         envelope = peek(line) or peek_again(line)
