@@ -152,14 +152,17 @@ class Bridge(Service):
             from mcpbridge.web.clients import ClientAddresses
             from mcpbridge.web.root import Branch, Gated
             from mcpbridge.web.routes import Routes
+            from mcpbridge.web.server_card import ServerCards
 
             clients = ClientAddresses(self.settings)
+            cards = ServerCards(self.servers, clients.is_proxy)
             root = Branch()
+            cards.serve_well_known(root)
             for server in self.servers:
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
-                routes = Routes(server, self._clock, clients.of_request)
+                routes = Routes(server, self._clock, clients.of_request, cards)
                 branch.serve(server.settings, routes.resource())
             root.told = self.settings.servers
             self._resource = cast("IResource", Gated(self._gate, root))

@@ -260,6 +260,42 @@ def test_whatever_they_say_nothing_is_raised(client: list[bytes], backend: list[
     made.end()
 
 
+INFO = {"name": "s", "version": "1"}
+
+
+def told(**more: object) -> bytes:
+    result = {"protocolVersion": "2025-06-18", "serverInfo": INFO, **more}
+    return encode({"jsonrpc": "2.0", "id": "a", "result": result})
+
+
+def test_what_an_older_server_says_of_itself_is_known_from_then_on() -> None:
+    made = Made()
+    made.post(INITIALIZE)
+    assert made.eras.known.info is None
+    made.say(told())
+    assert json.loads(made.eras.known.info or b"") == INFO
+    assert made.eras.known.versions == ("2025-06-18", "2026-07-28")
+
+
+def test_an_answer_that_may_be_to_something_else_makes_nothing_known() -> None:
+    """With the id of `initialize` once more, a tool could say what a client tells it to."""
+    made = Made()
+    made.post(b'{"jsonrpc":"2.0","id":"a","method":"tools/call"}', INITIALIZE)
+    made.say(told())
+    assert made.session.dialect is None
+    assert made.eras.known.info is None
+
+
+def test_what_a_newer_server_says_of_itself_is_known_from_then_on() -> None:
+    made = Made(is_modern())
+    made.post(INITIALIZE)
+    meta = {"io.modelcontextprotocol/serverInfo": INFO}
+    made.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}, "_meta": meta})
+    assert json.loads(made.eras.known.info or b"") == INFO
+    assert made.eras.known.versions[-1] == "2026-07-28"
+    assert Made(is_modern()).opened().eras.known.info is None
+
+
 # Downward.
 
 

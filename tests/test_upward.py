@@ -258,7 +258,7 @@ def test_the_meta_of_a_declared_extension_passes() -> None:
     """The prefix is that of the specification, and of the extensions beside it."""
     ui = PREFIX + "ui"
     meta: dict[str, Any] = {ui: {"a": 1}, TASKS: {}, PREFIX + "other": 1}
-    able: dict[str, Any] = {"extensions": {ui: {}, TASKS: {}}}
+    able: dict[str, Any] = {"extensions": {ui: {}, TASKS: {}, PROTOCOL_VERSION: {}}}
     (written,) = opened().ask(request("tools/list", {}, capabilities=able, **meta))
     assert json.loads(written)["params"] == {"_meta": {ui: {"a": 1}}}
 

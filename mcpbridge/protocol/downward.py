@@ -52,6 +52,7 @@ from mcpbridge.protocol.modern import (
     MAY_ASK,
     MODERN,
     PROTOCOL_VERSION,
+    SERVER_INFO,
     SUBSCRIPTION_ID,
 )
 from mcpbridge.protocol.rewriting import Members, encode, error_line, members, result_line
@@ -104,6 +105,7 @@ class LegacySession:
         self._ready = False
         self._undo: tuple[Envelope, Callable[[], None]] | None = None
         self.dropped: Counter[Why] = Counter()
+        self._server_info: msgspec.Raw | None = None
 
     def from_client(self, line: bytes, envelope: Envelope, now: float) -> Step:
         """One message of the client; no batch.  At most one line is for the backend."""
@@ -162,6 +164,11 @@ class LegacySession:
         step.to_backend.extend(map(self._calls.retry, self._waiting.paced(now)))
         self._hear(self._listening.tick(now), step)
         return self._done(step)
+
+    def take_server_info(self) -> msgspec.Raw | None:
+        """What the backend said of itself when the session opened; only once."""
+        taken, self._server_info = self._server_info, None
+        return taken
 
     @property
     def due(self) -> float | None:
@@ -344,6 +351,7 @@ class LegacySession:
 
     def _open(self, call: Call, discovered: Members, now: float, step: Step) -> None:
         self._state = "open"
+        self._server_info = members_of(discovered.get("_meta")).get(SERVER_INFO)
         self._listening.want(changing_lists(discovered))
         said = initialize_result(discovered, self._revision)
         step.to_client.append(result_line(call.shown, said))

@@ -125,4 +125,4 @@ def _not_passed_of_meta(request: ModernRequest) -> list[str]:
         return named
     declared = with_extensions(members(request.capabilities) or {})
     extensions = members(declared.get("extensions", b"")) or {}
-    return [name for name in named if name not in extensions]
+    return [name for name in named if name in _META or name not in extensions]

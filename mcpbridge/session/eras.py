@@ -20,6 +20,7 @@ from mcpbridge.protocol.downward import LegacySession
 from mcpbridge.protocol.envelope import Envelope, peek, peek_again, split_batch
 from mcpbridge.protocol.modern import MODERN
 from mcpbridge.protocol.rewriting import encode, error_line
+from mcpbridge.protocol.server_card import KnownServer
 from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Dialect, Session
 from mcpbridge.session.shared import own_request
@@ -36,6 +37,8 @@ class Eras:
     def __init__(self) -> None:
         self.legacy: bool | None = None
         self.modern: bool | None = None
+        #: What its card says.
+        self.known = KnownServer()
 
     def dialect(
         self, session: Session, readiness: Readiness, doubt: Callable[[str], object]
@@ -153,6 +156,10 @@ class Undecided:
             if answer.error is msgspec.UNSET:
                 self._session.dialect = None
                 self._eras.legacy = True
+                if self._requests == 1 and not isinstance(answer.result, msgspec.UnsetType):
+                    # Otherwise it may be the answer to another request, with
+                    # words of the client's own.
+                    self._eras.known.initialize_result(answer.result)
                 self._readiness.succeeded()
             elif speaks_modern_only(bytes(answer.error)):
                 if self._requests == 1:
@@ -263,6 +270,7 @@ class Downward:
         self._initialize = None
         if answer.error is msgspec.UNSET:
             self._readiness.succeeded()
+            self._eras.known.discovered(self._kept.take_server_info())
         else:
             self._eras.legacy = None
 

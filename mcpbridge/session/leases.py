@@ -32,6 +32,7 @@ from mcpbridge.protocol.listens import Change, Filter, acknowledge, read_filter
 from mcpbridge.protocol.modern import MAY_ASK, MODERN, ModernRequest
 from mcpbridge.protocol.requeststate import presented
 from mcpbridge.protocol.rewriting import result_line
+from mcpbridge.protocol.server_card import KnownServer
 from mcpbridge.session.abandoned import Newcomer
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.exchange import ENOUGH, UNUSED, Exchange, backend_ended
@@ -61,7 +62,9 @@ class Leases:
         pool: Pool,
         line: WaitingLine,
         untold: Callable[[BridgeError], None],
+        known: KnownServer | None = None,
     ) -> None:
+        self._known = known or KnownServer()
         self._settings = settings
         self._clock = clock
         self._pool = pool
@@ -304,6 +307,9 @@ class Leases:
         except BaseException:
             life.end("it could not be asked")
             raise
+        told = process.conversation.initialized
+        if told is not None:
+            self._known.initialized(told.protocol_version, told.server_info)
 
     def returned(self, process: LeasedProcess) -> None:
         """It works for nobody: it is for whoever waits, or rests, or has done enough."""

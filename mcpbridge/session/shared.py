@@ -42,6 +42,7 @@ from mcpbridge.protocol.modern import (
 )
 from mcpbridge.protocol.multiplexer import CANCELLED_KEPT, Multiplexer
 from mcpbridge.protocol.rewriting import encode
+from mcpbridge.protocol.server_card import KnownServer, info_of_discovery
 from mcpbridge.protocol.tasks import Tasks, for_owner
 from mcpbridge.session.exchange import (
     Exchange,
@@ -174,7 +175,9 @@ class SharedProcess:
         freed: Callable[[SharedProcess], None],
         lost: Callable[[SharedProcess], None],
         orphaned: Callable[[Exchange], None],
+        known: KnownServer,
     ) -> None:
+        self._known = known
         self.session = session
         self.identity = identity
         self.upkeep = Upkeep(session, settings)
@@ -242,6 +245,7 @@ class SharedProcess:
             raise OtherEra("the server speaks no revision of MCP that the bridge knows")
         extensions = told.capabilities.get("extensions")
         self.offers_tasks = isinstance(extensions, dict) and TASKS in extensions
+        self._known.discovered(info_of_discovery(envelope.result))
         tools = told.capabilities.get("tools")
         if isinstance(tools, dict) and tools.get("listChanged") is True:
             self._watch_tools()

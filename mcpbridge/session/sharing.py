@@ -26,6 +26,7 @@ from mcpbridge.guard import guarded
 from mcpbridge.protocol.headers import Headers, check_params
 from mcpbridge.protocol.listens import complete_line
 from mcpbridge.protocol.modern import TASK_METHODS
+from mcpbridge.protocol.server_card import KnownServer
 from mcpbridge.protocol.tasks import (
     declares_tasks,
     listening_for,
@@ -63,7 +64,9 @@ class SharedProcesses:
         pool: Pool,
         line: WaitingLine,
         untold: Callable[[BridgeError], None],
+        known: KnownServer | None = None,
     ) -> None:
+        self._known = known or KnownServer()
         self._settings = settings
         self._clock = clock
         self._pool = pool
@@ -173,6 +176,7 @@ class SharedProcesses:
             freed=self._freed,
             lost=self._lost,
             orphaned=self._listen_again,
+            known=self._known,
         )
         session.forget = lambda _: self._lost(process)
         session.stream = process

@@ -66,9 +66,11 @@ class Stateless:
         self._probing = Crowd(settings.max_waiting_requests)
         self._line = WaitingLine(clock, settings.max_waiting_requests, settings.queue_timeout)
         self._shared = SharedProcesses(
-            settings, clock, pool, self._line, partial(self._learn, True)
+            settings, clock, pool, self._line, partial(self._learn, True), eras.known
         )
-        self._leases = Leases(settings, clock, pool, self._line, partial(self._learn, False))
+        self._leases = Leases(
+            settings, clock, pool, self._line, partial(self._learn, False), eras.known
+        )
         pool.unused = self._unused
         pool.made_room = self._line.wake
 

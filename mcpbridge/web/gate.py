@@ -55,7 +55,7 @@ _HOST = re.compile(
 _METHODS = b"GET, POST, DELETE, OPTIONS"
 _HEADERS = (
     b"Accept, Authorization, Content-Type, Last-Event-ID, Mcp-Session-Id, MCP-Protocol-Version,"
-    b" Mcp-Method, Mcp-Name, traceparent, tracestate, baggage"
+    b" Mcp-Method, Mcp-Name, If-None-Match, traceparent, tracestate, baggage"
 )
 #: Headers whose names tools give, which a browser asks for one by one.
 _PARAM = re.compile(rb"(?i)mcp-param-[!#$%&'*+.^_`|~0-9a-z-]{1,100}")

@@ -88,8 +88,7 @@ class ResponseOutlet:
     @property
     def takes_events(self) -> bool:
         """Whether somebody reads it, and it may be an event stream."""
-        may = not (self._may_be_json and self._settings.json_response)
-        return may and self._reply.request is not None
+        return self._may.events and self._reply.request is not None
 
     def answer(self, line: bytes) -> bool:
         """All of the response, unless it is an event stream already."""

@@ -26,6 +26,7 @@ from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.web.answers import answer
 from mcpbridge.web.mcp import McpEndpoint
+from mcpbridge.web.server_card import ServerCards
 from mcpbridge.web.stream import EventStream
 
 
@@ -44,7 +45,9 @@ class Routes:
         server: Server,
         clock: IReactorTime,
         client_of: Callable[[Any], str | None] = lambda request: None,
+        cards: ServerCards | None = None,
     ) -> None:
+        self._cards = cards or ServerCards([server])
         self._server = server
         self._clock = clock
         self._client_of = client_of
@@ -123,6 +126,13 @@ class Routes:
     def mcp_delete(self, request: Any) -> None:
         """The end of a session of Streamable HTTP."""
         self._mcp.delete(request)
+
+    @app.route("/mcp/server-card", methods=["GET"])
+    def server_card(self, request: Any) -> bytes:
+        """What the server has said of itself, for who is not connected."""
+        # Before the base and the two segments of this path.
+        mount = request.prepath[: -2 - self._server.settings.base_uri.count("/")]
+        return self._cards.card(request, self._server, mount)
 
     @app.handle_errors(Refused)
     def refused(self, request: IRequest, failure: Failure) -> bytes:
