@@ -113,7 +113,7 @@ FORCE:
 	.venv-$*/bin/python $(PYTEST) -m 'not slow' $(TESTS)
 
 # The real parts.  Without npm, the tests of servers in JavaScript are skipped.
-REAL_PYTHON := .real/client1/.made .real/client2/.made .real/fastmcp/.made .real/servers/.made
+REAL_PYTHON := $(patsubst %,.real/%/.made,client1 client2 fastmcp servers tasks)
 REAL_NODE := .real/clients/.made .real/conformance/.made
 real: .venv/.made-dev $(REAL_PYTHON) .real/node/.made $(REAL_NODE) ## build the parts that other people wrote
 

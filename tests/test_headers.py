@@ -469,3 +469,14 @@ def test_an_error_is_ascii_whatever_a_schema_says() -> None:
     assert str(caught.value).isascii()
     assert len(str(caught.value)) < 200
     assert json.loads(caught.value.body())["error"]["message"] == str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["tasks/get", "tasks/update", "tasks/cancel"])
+def test_the_name_of_a_task_may_be_left_out_and_not_be_wrong(method: str) -> None:
+    """Clients of today leave it out; what the body says is enough to find a task."""
+    asked = request(method, taskId="a.1")
+    fields = {**CALL, "Mcp-Method": method, "Mcp-Name": "a.1"}
+    check_headers(asked, Fields(fields))
+    check_headers(asked, Fields({**fields, "Mcp-Name": ABSENT}))
+    assert "params.taskId" in mismatch(asked, {**fields, "Mcp-Name": "a.2"})
+    assert "Mcp-Name" in mismatch(asked, {**fields, "Mcp-Name": ["a.1", "a.1"]})

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from mcpbridge.errors import HeaderMismatch, Refused
-from mcpbridge.protocol.modern import NAMED, ModernRequest
+from mcpbridge.protocol.modern import NAMED, TASK_METHODS, ModernRequest
 from mcpbridge.protocol.reading import text
 from mcpbridge.protocol.rewriting import members, value
 from mcpbridge.protocol.scanning import LARGE_BYTES, at_once, elements
@@ -87,12 +87,19 @@ def check_headers(request: ModernRequest, headers: Headers) -> None:
         _expect(headers, "MCP-Protocol-Version", request.version)
         _expect(headers, "Mcp-Method", request.method)
         if request.name is not None:
-            name = "Mcp-Name"
-            if _decoded(name, _only(headers, name)) != request.name:
-                raise HeaderMismatch(f"{name} is not params.{NAMED[request.method]}")
+            _expect_name(request, request.name, headers)
     except HeaderMismatch as error:
         error.ident = request.id
         raise
+
+
+def _expect_name(request: ModernRequest, expected: str, headers: Headers) -> None:
+    name = "Mcp-Name"
+    if request.method in TASK_METHODS and not headers(name):
+        # Clients of today leave it out there; the body says which task, and so which process.
+        return
+    if _decoded(name, _only(headers, name)) != expected:
+        raise HeaderMismatch(f"{name} is not params.{NAMED[request.method]}")
 
 
 def check_params(request: ModernRequest, annotations: Annotations, headers: Headers) -> None:

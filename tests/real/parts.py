@@ -164,6 +164,16 @@ def time_server() -> list[str]:
     return [built(REAL / "servers" / "bin" / "mcp-server-time"), "--local-timezone=UTC"]
 
 
+def tasks_server() -> list[str]:
+    """The command line of a server on FastMCP whose tool runs as a task."""
+    return [built(REAL / "tasks" / "bin" / "python"), str(CLIENTS / "tasks_server.py")]
+
+
+def tasks_client() -> list[str]:
+    """The command line of a client on FastMCP that drives tasks, up to its arguments."""
+    return [built(REAL / "tasks" / "bin" / "python"), str(CLIENTS / "tasks_client.py")]
+
+
 def git_server(repository: Path) -> list[str]:
     """The command line of the real git server."""
     command("git")
