@@ -171,9 +171,9 @@ class ProcessStderr:
             if not self._said:
                 self._said = True
                 shown.append(
-                    f"more than {STDERR_PROCESS_LINES} lines of a process, or"
-                    f" {STDERR_SERVER_LINES} of a server, in {STDERR_SECONDS:g} s:"
-                    " the others are counted"
+                    f"wrote more than {STDERR_PROCESS_LINES} lines of stderr in"
+                    f" {STDERR_SECONDS:g} s (all of the server: {STDERR_SERVER_LINES});"
+                    " the rest is counted"
                 )
         if shown:
             self._server.write(label, shown)

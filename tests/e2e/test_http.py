@@ -623,3 +623,27 @@ def test_backends_directory(tmp_path: Path) -> None:
     with serving("--cwd", str(tmp_path), command=command) as bridge:
         described = json.loads(bridge.open().message())["params"]
         assert described["directory"] == str(tmp_path)
+
+
+def test_stderr_is_in_the_log_while_the_backend_lives() -> None:
+    """promise: a backend that hangs or installs something is not silent to the operator."""
+    script = 'printf "one\\033[31m\\n" >&2; read line; cat > /dev/null'
+    with serving(command=["sh", "-c", script]) as bridge:
+        stream = bridge.open()
+        line = f"'sh' {stream.ident[:8]} stderr: one\\x1b[31m"
+        until(lambda: line in bridge.log)
+        assert stream.is_open()
+        assert "\x1b" not in bridge.log
+        stream.close()
+        bridge.wait_for_close(stream)
+
+
+def test_the_last_words_of_a_backend_are_in_the_log() -> None:
+    """However soon it ends; and one warning says what to do for all that end so."""
+    with serving(command=["sh", "-c", "echo last words >&2; exit 3"]) as bridge:
+        for _ in range(10):
+            stream = bridge.open()
+            assert "last stderr: last words" in bridge.wait_for_close(stream)
+        assert bridge.log.count("stderr: last words\n") >= 10
+        assert bridge.log.count("failed: ") == 1
+        assert "before it had answered anything; its stderr is above" in bridge.log
