@@ -123,6 +123,8 @@ UNREAD_BYTES_PER_SECOND = MIB
 ATTENDED_FACTOR = 8
 #: How many processes that are not in use may be ended to make room for one.
 ROOM_TRIES = 8
+#: How many processes of a server go on starting whose clients have left.
+KEPT_STARTS = 1
 #: How many sessions whose grace is not over are looked at for the one that gives way next, and
 #: those of how many addresses beside a newcomer's own, those with most sessions first.
 ABANDONED_LOOKS = 32
@@ -335,7 +337,7 @@ class ServerSettings:
         30.0,
         POSITIVE_SECONDS,
         "Seconds that a new process may take to answer `initialize`, and as many for `tools/list`;"
-        " for requests of 2026-07-28.",
+        " for requests of 2026-07-28, and where a session's client has left meanwhile.",
     )
     probe_timeout: float = setting(
         10.0, POSITIVE_SECONDS, "Seconds of silence after which a server is not of 2026-07-28."

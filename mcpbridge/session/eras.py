@@ -178,6 +178,11 @@ class Undecided:
             break
         return lines
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether it was told `initialize`, and has said nothing yet."""
+        return self._initialize is not None and not self._heard
+
     def close(self) -> None:
         """Nothing runs; but was it any use?"""
         session = self._session
@@ -190,6 +195,13 @@ class Undecided:
             return
         if self._readiness.stillborn():
             self._doubt(session.reason)
+
+
+def is_starting(session: Session) -> bool:
+    """Whether its process was told `initialize`, and has said nothing yet."""
+    if not session.receiving or session.leaving:
+        return False
+    return isinstance(session.dialect, (Undecided, Downward)) and session.dialect.is_starting
 
 
 class Downward:
@@ -253,6 +265,11 @@ class Downward:
             self._tell_backend(step.to_backend)
             self._wait_until(step.due)
         return to_client
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether the client's `initialize` is not answered."""
+        return self._initialize is not None
 
     def close(self) -> None:
         """No more timers."""

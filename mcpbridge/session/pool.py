@@ -20,7 +20,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mcpbridge.complaints import Complaints
 from mcpbridge.config import (
+    KEPT_STARTS,
     LAUNCH_SECONDS,
     MAX_BACKOFF_SECONDS,
     ROOM_TRIES,
@@ -41,6 +43,7 @@ from mcpbridge.guard import guarded
 from mcpbridge.session.abandoned import AbandonedSessions, Due, Newcomer, first_for, first_of
 from mcpbridge.session.failures import Failures
 from mcpbridge.session.held import Held
+from mcpbridge.session.kept import KeptStart
 from mcpbridge.session.limiter import Refusals, SessionLimiter
 from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Session
@@ -108,6 +111,11 @@ class Pool:
         self.failures = Failures(settings, clock, self._stderr)
         self._refusals = Refusals(settings.name, clock)
         self._exhausted = Refusals(settings.name, clock, "cannot start backends")
+        self._impatient = Complaints(clock)
+        #: Processes that go on starting without a client, until nothing of them is left.
+        self._kept: dict[Session, KeptStart] = {}
+        #: Those who wait for the first one of these.
+        self._awaiting: list[Deferred[None]] = []
         self._spares: deque[Session] = deque()
         self._launching: set[Deferred[Any]] = set()
         self._warming = False
@@ -130,6 +138,8 @@ class Pool:
         """
         if self.stopping:
             raise Stopping("the bridge is shutting down")
+        if self._kept:
+            await self._first_start()
         if self._spares:
             return self._take_spare()
         self.readiness.check(self._clock.seconds())
@@ -164,6 +174,7 @@ class Pool:
         self.check.stop()
         self._no_wake()
         self._no_room()
+        self._start_over()
         for launching in list(self._launching):
             launching.cancel()
         unclosed = list(self.unclosed)
@@ -182,7 +193,7 @@ class Pool:
             return False
         if not self._limiter.is_full():
             return False
-        if any(pool.has_unused() for pool in self._who_may_give()):
+        if any(pool.has_unused() or pool.free_start() for pool in self._who_may_give()):
             return False
         due = self._due_for(newcomer)
         return due is None or due.at > self._clock.seconds()
@@ -260,18 +271,103 @@ class Pool:
                 return permit
             given = (pool.give_one_up() for pool in self._who_may_give())
             session = next((each for each in given if each is not None), None)
+            session = session or self._start_of_a_neighbour()
+            due = None if session is not None else self._due_for(newcomer)
             if session is not None:
                 gone = await self.gone_in_time(session)
-            else:
-                due = self._due_for(newcomer)
-                if due is None or due.at > self._clock.seconds():
-                    break
+            elif due is not None and due.at <= self._clock.seconds():
                 gone = await self._ended_for(due)
+            elif (kept := self.free_start()) is not None:
+                gone = await self._kept_gone(kept)
+            else:
+                break
             if self.stopping:
                 raise Stopping("the bridge is shutting down")
             if not gone:
                 break
         raise self.too_many(newcomer)
+
+    # Starts whose clients have left.
+
+    def keep_start(self, session: Session, why: str) -> bool:
+        """
+        The client of a session has left while its process starts: let that go
+        on, where the bounds allow it.  It keeps its permit, and ends when it
+        has started, or after `start_timeout`.
+        """
+        left = session.opened_at + self.settings.start_timeout - self._clock.seconds()
+        if self.stopping or len(self._kept) >= KEPT_STARTS or left <= 0:
+            return False
+        self._kept[session] = KeptStart(session, why, left, self._start_over)
+        self._impatient.add()
+        count = self._impatient.due()
+        if count is not None:
+            self.log.warn(
+                "server {server!r}: a client left after {seconds:.1f} s, before its process had"
+                " answered; that goes on starting for up to {timeout:g} s (start_timeout), so that"
+                " the next one need not install what it installs. With `warm` processes are"
+                " started before clients come. Clients that left so since this was said last:"
+                " {count}",
+                server=self.settings.name,
+                seconds=self._clock.seconds() - session.opened_at,
+                timeout=self.settings.start_timeout,
+                count=count,
+            )
+        return True
+
+    def free_start(self) -> Session | None:
+        """One of these for whose place nobody waits."""
+        return next((each for each, kept in self._kept.items() if not kept.promised), None)
+
+    async def _first_start(self) -> None:
+        """
+        As long as no process of the server has ever answered: wait for the one
+        that is kept, which is ahead of any other.
+        """
+        while (
+            not self.readiness.successes
+            and not all(kept.over for kept in self._kept.values())
+            and len(self._awaiting) < self.settings.max_waiting_requests
+        ):
+            turn: Deferred[None] = Deferred()
+            self._awaiting.append(turn)
+            try:
+                await turn
+            finally:
+                if turn in self._awaiting:
+                    self._awaiting.remove(turn)
+        if self.stopping:
+            raise Stopping("the bridge is shutting down")
+
+    def _start_over(self) -> None:
+        """A kept start has come to an end: who waits for it goes on, in a turn of its own."""
+        waiting, self._awaiting = self._awaiting, []
+        for turn in waiting:
+            self._clock.callLater(0, _fire, turn)
+
+    def _start_of_a_neighbour(self) -> Session | None:
+        """End one of another server: it is nobody's, and somebody needs its place."""
+        for pool in self._who_may_give():
+            session = None if pool is self else pool.free_start()
+            if session is not None:
+                pool._kept[session].promised = True
+                pool._kept[session].end("its place was needed")
+                return session
+        return None
+
+    async def _kept_gone(self, session: Session) -> bool:
+        """Wait for the place of one of our own, which is ahead of any other that were started."""
+        kept = self._kept[session]
+        kept.promised = True
+        patience = kept.until - self._clock.seconds()
+        patience += self.settings.stop_grace + self.settings.kill_grace + STOP_SLACK_SECONDS
+        try:
+            await session.gone().addTimeout(max(0.0, patience), self._clock)
+        except defer.TimeoutError:
+            return False
+        finally:
+            kept.promised = False
+        return True
 
     # Abandoned sessions.
 
@@ -368,7 +464,7 @@ class Pool:
 
     def has_leaving(self) -> bool:
         """Whether a process is about to end, or to be there: who waits is told."""
-        return bool(self._launching) or any(each.leaving for each in self.unclosed)
+        return bool(self._launching or self._kept) or any(each.leaving for each in self.unclosed)
 
     def give_one_up(self) -> Session | None:
         """End a process that nobody uses just now, if there is one."""
@@ -499,6 +595,7 @@ class Pool:
     def _closed(self, session: Session) -> None:
         self.unclosed.discard(session)
         guarded(self.log, "telling of a failure", self._tell_failure, session)
+        self._kept.pop(session, None)
         if self.stopping:
             return
         if self._starved:
@@ -521,3 +618,8 @@ class Pool:
         wake, self._wake = self._wake, None
         if wake is not None and wake.active():
             wake.cancel()
+
+
+def _fire(turn: Deferred[None]) -> None:
+    if not turn.called:
+        turn.callback(None)

@@ -23,11 +23,11 @@ from mcpbridge.protocol.envelope import check_id, peek, read_message, split_batc
 from mcpbridge.protocol.large import read_foreign_batch, read_large, read_whole, read_whole_later
 from mcpbridge.protocol.scanning import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.session.abandoned import Newcomer
-from mcpbridge.session.eras import Eras
+from mcpbridge.session.eras import Eras, is_starting
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.pool import Pool
 from mcpbridge.session.session import Session, Stream
-from mcpbridge.session.shares import Claims, Shares
+from mcpbridge.session.shares import Claim, Claims, Shares
 from mcpbridge.session.slices import SlicedWork
 from mcpbridge.session.stateless import Stateless
 from mcpbridge.session.streamable import StreamableFace
@@ -88,6 +88,8 @@ class Server:
             greeting=self.eras.greeting,
             claims=self.claims,
         )
+        #: What each session has of its client's shares.
+        self._claim_of: dict[Session, Claim] = {}
         self.stateless = Stateless(settings, clock, self.pool, self.eras, self.claims)
 
     @property
@@ -139,7 +141,8 @@ class Server:
                 self.pool.refused()
             raise
         if claim is not None:
-            session.ended.addCallback(lambda _: claim.release())
+            self._claim_of[session] = claim
+            session.ended.addCallback(lambda _: self._release(session))
         session.forget = lambda gone: self._forget(live, gone)
         session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
         session.dialect = self.eras.dialect(session, self.pool.readiness, self.pool.check.doubt)
@@ -152,6 +155,22 @@ class Server:
         live[session.ident] = session
         self.pool.failures.watch(session)
         return session
+
+    def client_left(self, session: Session, why: str) -> None:
+        """
+        The client of a session is gone for good.  The session ends; a process
+        that had not answered `initialize` may be kept until it has started.
+        """
+        if is_starting(session) and self.pool.keep_start(session, why):
+            # It is there for nobody: its client may have another one.
+            self._release(session)
+        else:
+            session.life.end(why)
+
+    def _release(self, session: Session) -> None:
+        claim = self._claim_of.pop(session, None)
+        if claim is not None:
+            claim.release()
 
     def refusal(self, client: Callable[[], str | None]) -> TooManySessions | None:
         """

@@ -212,7 +212,7 @@ class McpEndpoint:
                 await finished
         except CancelledError:
             if not request.startedWriting:
-                session.life.end("the client left before it had the session's id")
+                self._server.client_left(session, "the client left before it had the session's id")
             raise
         except Exception as error:
             what = "was refused" if isinstance(error, Refused) else "could not be handled"

@@ -86,7 +86,7 @@ class Routes:
 
         def client_gone(failure: Failure) -> None:
             stream = cast("EventStream", session.stream)
-            session.life.end(stream.client_gone(_in_short(failure)))
+            self._server.client_left(session, stream.client_gone(_in_short(failure)))
 
         aborted.addErrback(client_gone)
         # Klein finishes the response when this returns, and cancels it when

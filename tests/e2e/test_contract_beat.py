@@ -427,8 +427,17 @@ def test_body_that_is_no_message(obeying: Bridge, body: bytes, code: int) -> Non
 # Environment.
 
 
+#: Without these `npx` and `uvx` reach nothing behind a proxy.
+CONNECTIVITY = {
+    *("CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR"),
+    *("SSL_CERT_FILE", "NPM_CONFIG_CACHE", "NPM_CONFIG_REGISTRY", "npm_config_cache"),
+    *("npm_config_registry", "UV_CACHE_DIR", "UV_INDEX_URL", "HTTP_PROXY", "HTTPS_PROXY"),
+    *("ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+}
+
+
 def test_environment() -> None:
-    """Environment: HOME, PATH, LANG and what is named; nothing secret of the bridge's own."""
+    """Environment: HOME, PATH, LANG, proxies and what is named; nothing secret of the bridge's."""
     environment = {
         "HOME": "/home/somebody",
         "LANG": "C.UTF-8",
@@ -446,6 +455,7 @@ def test_environment() -> None:
         expected = {name: environment[name] for name in ("HOME", "LANG", "LC_TIME", "TZ", "NAMED")}
         assert described | expected | {"OURS": "a=b", "E": ""} == described
         allowed = {"PATH", "TMPDIR", "USER", "LOGNAME", "SHELL", "TERM"} | expected.keys()
-        others = {name for name in described if not name.startswith("LC_")} - allowed
+        allowed |= CONNECTIVITY
+        others = {n for n in described if not n.startswith(("LC_", "XDG_"))} - allowed
         assert others == {"OURS", "E"}
         assert "hidden" not in described.values()

@@ -1,0 +1,105 @@
+"""A server that takes long to start once, and clients that do not wait for it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import Bridge, backend, request, serving
+
+pytestmark = pytest.mark.slow
+
+#: How long it takes, and after which a client gives up.
+INSTALL = 3.0
+PATIENCE = 0.8
+#: How often clients come.
+TRIES = 25
+
+
+def config(folder: Path, max_sessions: int) -> dict[str, Any]:
+    """A server that is not installed yet."""
+    command, *args = backend("installing", folder, INSTALL)
+    graces = {"stop_grace": 0.2, "kill_grace": 0.2}
+    server = {"command": command, "args": args, "max_sessions": max_sessions, "base_uri": ""}
+    return {"mcpServers": {"slow": {**server, **graces}}}
+
+
+def comes(bridge: Bridge, transport: str) -> bool:
+    """Whether a client that waits for `PATIENCE` gets an answer to `initialize`."""
+    body = request("initialize", 1, protocolVersion="2025-11-25", capabilities={})
+    headers = "Host: localhost\r\nAccept: application/json, text/event-stream\r\n"
+    typed = f"{headers}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    address = ("127.0.0.1", bridge.port)
+    with socket.create_connection(address) as one, socket.create_connection(address) as two:
+        try:
+            if transport == "mcp":
+                one.sendall(b"POST /mcp HTTP/1.1\r\n" + typed.encode() + body)
+            else:
+                one.sendall(f"GET /sse HTTP/1.1\r\n{headers}\r\n".encode())
+                found = re.search(rb"/message\S+", read_until(one, rb"/message\S+\s"))
+                assert found is not None
+                two.sendall(b"POST %b HTTP/1.1\r\n" % found[0] + typed.encode() + body)
+            read_until(one, rb'"result"')
+        except TimeoutError:
+            return False
+    return True
+
+
+def read_until(connection: socket.socket, pattern: bytes) -> bytes:
+    """What is read until that is in it.  Raises `TimeoutError`, also where nothing more comes."""
+    data = b""
+    end = time.monotonic() + PATIENCE
+    while not re.search(pattern, data):
+        connection.settimeout(max(0.001, end - time.monotonic()))
+        piece = connection.recv(65536)
+        if not piece or b" 429 " in data[:20]:
+            time.sleep(0.2)
+            raise TimeoutError
+        data += piece
+    return data
+
+
+def installs(folder: Path) -> int:
+    """How many were begun."""
+    return len((folder / "installs").read_text().splitlines())
+
+
+@pytest.mark.parametrize("transport", ["mcp", "sse"])
+@pytest.mark.parametrize("max_sessions", [1, 10])
+def test_clients_that_do_not_wait_get_there(
+    tmp_path: Path, max_sessions: int, transport: str
+) -> None:
+    """The first one's process goes on without it, and the others wait for that."""
+    with serving(config=config(tmp_path, max_sessions)) as bridge:
+        assert not comes(bridge, transport)
+        line = bridge.wait_for_log("a client left after", "`warm`")
+        assert "start_timeout" in line
+        assert any(comes(bridge, transport) for _ in range(TRIES))
+        assert installs(tmp_path) == 1
+        assert bridge.log.count("a client left after") == 1
+        bridge.wait_for_log("its process was kept: it has started")
+
+
+def test_many_who_come_back_are_no_herd(tmp_path: Path) -> None:
+    """Eight at once while the first one's process starts: none begins to install too."""
+    with serving(config=config(tmp_path, 20)) as bridge:
+        assert not comes(bridge, "mcp")
+        bridge.wait_for_log("a client left after")
+        told: list[bool] = []
+
+        def come() -> None:
+            told.append(any(comes(bridge, "mcp") for _ in range(TRIES)))
+
+        workers = [threading.Thread(target=come) for _ in range(8)]
+        for each in workers:
+            each.start()
+        for each in workers:
+            each.join()
+        assert told == [True] * 8
+        assert installs(tmp_path) == 1
