@@ -957,3 +957,15 @@ def test_undone_messages_have_not_happened() -> None:
     talk.ask("v", "resources/subscribe", {"uri": "a"})
     assert [each["id"] for each in talk.heard()] == ["u", "v"]
     assert talk.session._calls._kept == 0
+
+
+def test_what_a_server_says_of_itself_is_taken_once() -> None:
+    talk = Talk(start=False)
+    assert talk.session.take_server_info() is None
+    talk.initialize({})
+    info = {"name": "s", "version": "1"}
+    talk.answer({"capabilities": {}, "_meta": {PREFIX + "serverInfo": info}})
+    taken = talk.session.take_server_info()
+    assert taken is not None
+    assert json.loads(bytes(taken)) == info
+    assert talk.session.take_server_info() is None

@@ -41,6 +41,7 @@ from mcpbridge.interfaces import (
     ISessionObserver,
 )
 from mcpbridge.protocol.envelope import read_message
+from mcpbridge.protocol.oversized import Oversized
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
@@ -897,3 +898,13 @@ def test_stopping_while_a_backend_starts() -> None:
     assert failures[0].type is Stopping
     assert stopped.called
     assert opened.limiter.taken == 0
+
+
+def test_oversized_messages_are_reported_once_in_a_while(log_lines: list[str]) -> None:
+    """COMPLAIN_SECONDS: each fails its call, but a server that goes on fills no log."""
+    made = Made()
+    for ident in (1, 2, 3):
+        head = b'{"jsonrpc":"2.0","id":%d,"result":"' % ident
+        made.session.message_too_large(Oversized(head, b'x"}', 5000))
+    assert [json.loads(line)["id"] for line in made.stream.lines] == [1, 2, 3]
+    assert sum("max_message_bytes" in line for line in log_lines) == 1

@@ -360,7 +360,7 @@ class StreamRouter:
                 return only
         if not listens:
             for stream in self._requests.newest_first():
-                outlet = self._outlets.get(stream.name)
+                outlet = None if stream.json_only else self._outlets.get(stream.name)
                 if outlet is not None and outlet.takes_events:
                     return stream
         return self._standalone

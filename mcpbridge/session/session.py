@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mcpbridge.complaints import Complaints
 from mcpbridge.config import ATTENDED_FACTOR, STDERR_TAIL_CHARS, STDERR_TAIL_LINES, ServerSettings
 from mcpbridge.errors import INTERNAL_ERROR, BackendBusy, MessageRefused, UnknownSession
 from mcpbridge.guard import guarded
@@ -163,6 +164,8 @@ class Session:
     #: Whether the client does not keep up; and the bound on what nobody reads.
     paused: bool = field(init=False, default=False)
     throttle: Throttle | None = field(init=False, default=None)
+    #: Messages beyond `max_message_bytes`, once there are any.
+    oversized: Complaints | None = field(init=False, default=None)
     life: Life = field(init=False)
     log: ClassVar[Logger] = Logger()
 
@@ -431,13 +434,18 @@ class Session:
             f"the server wrote a message of {message.size} bytes, more than the bridge takes"
             " (max_message_bytes)"
         )
-        self.log.warn(
-            "session {label} of {server!r}: {why}; {what}",
-            label=self.label,
-            server=self.server,
-            why=why,
-            what=_what_is_lost(message, ident),
-        )
+        if self.oversized is None:
+            self.oversized = Complaints(self.clock)
+        self.oversized.add()
+        if (count := self.oversized.due()) is not None:
+            self.log.warn(
+                "session {label} of {server!r}: {why}; {what} ({count} such since the last report)",
+                label=self.label,
+                server=self.server,
+                why=why,
+                what=_what_is_lost(message, ident),
+                count=count,
+            )
         if ident is msgspec.UNSET:
             return
         error = {"code": INTERNAL_ERROR, "message": why}
