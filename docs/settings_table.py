@@ -70,6 +70,7 @@ BRIDGE_OPTIONS = (
     "access_log",
     "front_channel",
     "state_dir",
+    "strict",
 )
 #: In a file the name of a server is its key; a bridge's servers are an object of their own.
 NOT_IN_A_FILE = ("name", "servers")

@@ -7,7 +7,7 @@ An error goes to terminals and logs, so it shows nothing that may be a secret.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
@@ -19,14 +19,17 @@ class Check(NamedTuple):
 
     expected: str
     accepts: Callable[[Any], bool]
-    #: The error where the value itself is not to be shown.
-    complain: Callable[[str, Any], SettingError] | None = None
+    #: The errors where the value itself is not to be shown.
+    complain: Callable[[str, Any], Iterator[SettingError]] | None = None
 
-    def error(self, name: str, value: object) -> SettingError:
-        """What is wrong with a value that is not accepted."""
+    def errors(self, name: str, value: object) -> Iterator[SettingError]:
+        """All that is wrong with a value; nothing where it is accepted."""
+        if self.accepts(value):
+            return
         if self.complain is not None:
-            return self.complain(name, value)
-        return SettingError(name, self.expected, value)
+            yield from self.complain(name, value)
+        else:
+            yield SettingError(name, self.expected, value)
 
 
 #: What is no part of a variable's name, but of other patterns, of lists and of shells.
@@ -46,44 +49,51 @@ def kind_of(value: object) -> object:
     return "<a list>" if isinstance(value, (list, tuple)) else f"<{type(value).__name__}>"
 
 
-def _wrong_command(name: str, value: Any) -> SettingError:
+def _wrong_command(name: str, value: Any) -> Iterator[SettingError]:
     """A list has the arguments in it."""
     shown = value if isinstance(value, str) else kind_of(value)
-    return SettingError(name, COMMAND.expected, shown)
+    yield SettingError(name, COMMAND.expected, shown)
 
 
-def _wrong_texts(name: str, value: Any) -> SettingError:
+def _wrong_texts(name: str, value: Any) -> Iterator[SettingError]:
     """Arguments hold keys and passwords."""
     if not isinstance(value, (list, tuple)):
-        return SettingError(name, TEXTS.expected, kind_of(value))
-    at, wrong = next((at, each) for at, each in enumerate(value) if not is_text(each))
-    return SettingError(f"{name}[{at}]", _text_for(wrong), kind_of(wrong))
+        yield SettingError(name, TEXTS.expected, kind_of(value))
+        return
+    for at, each in enumerate(value):
+        if not is_text(each):
+            yield SettingError(f"{name}[{at}]", _text_for(each), kind_of(each))
 
 
-def _wrong_names(name: str, value: Any) -> SettingError:
+def _wrong_names(name: str, value: Any) -> Iterator[SettingError]:
     """Somebody may write NAME=VALUE for a name."""
     if not isinstance(value, (list, tuple)):
-        return SettingError(name, ENV_NAMES.expected, kind_of(value))
+        yield SettingError(name, ENV_NAMES.expected, kind_of(value))
+        return
     shown = [_without_value(each) if isinstance(each, str) else kind_of(each) for each in value]
-    return SettingError(name, ENV_NAMES.expected, shown)
+    yield SettingError(name, ENV_NAMES.expected, shown)
 
 
-def _wrong_environment(name: str, value: Any) -> SettingError:
+def _wrong_environment(name: str, value: Any) -> Iterator[SettingError]:
     """Only the variable is named."""
     if not isinstance(value, Mapping):
-        return SettingError(name, ENVIRONMENT.expected, kind_of(value))
+        yield SettingError(name, ENVIRONMENT.expected, kind_of(value))
+        return
     for key, text in value.items():
         if not _is_env_name(key):
             shown = _without_value(key) if isinstance(key, str) else kind_of(key)
-            return SettingError(name, ENVIRONMENT.expected, f"<the name {shown!r}>")
-        if not is_text(text):
-            return SettingError(f"{name}.{key}", _text_for(text), kind_of(text))
-    raise AssertionError("nothing is wrong with it")
+            yield SettingError(name, ENVIRONMENT.expected, f"<the name {shown!r}>")
+        elif not is_text(text):
+            yield SettingError(f"{name}.{key}", _text_for(text), kind_of(text))
 
 
-def _hidden(expected: str) -> Callable[[str, Any], SettingError]:
+def _hidden(expected: str) -> Callable[[str, Any], Iterator[SettingError]]:
     """For a value that is never shown."""
-    return lambda name, value: SettingError(name, expected, kind_of(value))
+
+    def complain(name: str, value: Any) -> Iterator[SettingError]:
+        yield SettingError(name, expected, kind_of(value))
+
+    return complain
 
 
 def _without_value(text: str) -> str:

@@ -8,7 +8,7 @@ same errors.  Knows no reactor and no file; `configfile` reads those.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -45,6 +45,10 @@ MIB = 1024 * 1024
 DEFAULT_LISTEN = "tcp:8808:interface=127.0.0.1"
 #: What a server serves below its base.
 SERVED_PATHS = ("/sse", "/message", "/mcp")
+#: A file of a server's variables (`envFile`) may have so many bytes.
+ENV_FILE_BYTES = MIB
+#: So many keys of a file that mean nothing to the bridge are named at the start.
+NAMED_KEYS = 30
 #: A line of stderr is cut here; the session lives.
 STDERR_LINE_BYTES = 64 * 1024
 #: How many of the last lines of stderr the log shows when a session closes,
@@ -210,16 +214,22 @@ def setting(default: Any, check: Check, text: str) -> Any:
     return field(default=default, metadata={"check": check, "text": text})
 
 
+def wrong_settings(kind: type[Any], values: Mapping[str, Any]) -> Iterator[SettingError]:
+    """What is wrong with values of a class of settings, each by itself, in the order of fields."""
+    for each in fields(kind):
+        check: Check | None = each.metadata.get("check")
+        if check is not None and each.name in values:
+            yield from check.errors(each.name, values[each.name])
+
+
 def _check_all(settings: Any) -> None:
     """Raise `SettingError` for the first field that its check does not accept."""
-    for each in fields(settings):
-        check = each.metadata.get("check")
-        value = getattr(settings, each.name)
-        if check is not None:
-            if not check.accepts(value):
-                raise check.error(each.name, value)
-            if isinstance(value, list):
-                object.__setattr__(settings, each.name, tuple(value))
+    values = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    for error in wrong_settings(type(settings), values):
+        raise error
+    for name, value in values.items():
+        if isinstance(value, list):
+            object.__setattr__(settings, name, tuple(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,6 +443,9 @@ class BridgeSettings:
         "Directory for the bridge's state file, by which a later start cleans up after a bridge"
         " that was killed.",
     )
+    strict: bool = setting(
+        False, FLAG, "Start only if every server of the file can be served, but for disabled ones."
+    )
     child_subreaper: bool | None = field(
         default=None,
         metadata={
@@ -458,21 +471,24 @@ class BridgeSettings:
                 f"room for one message of {largest} bytes (max_message_bytes)",
                 share,
             )
-        seen: dict[str, str] = {}
-        for server in self.servers:
-            if server.base_uri in seen:
-                raise SettingError(
-                    f"mcpServers.{server.name}.base_uri",
-                    "a path of its own",
-                    f"<{server.base_uri!r}, which server {seen[server.base_uri]!r} has>",
-                )
-            seen[server.base_uri] = server.name
-        for server in self.servers:
-            for base, name in seen.items():
-                for path in SERVED_PATHS:
-                    if name != server.name and f"{server.base_uri}/".startswith(f"{base}{path}/"):
-                        raise SettingError(
-                            f"mcpServers.{server.name}.base_uri",
-                            f"a path that is not below {base + path!r} of server {name!r}",
-                            server.base_uri,
-                        )
+        for at, server in enumerate(self.servers):
+            for other in self.servers[:at]:
+                error = path_conflict(server, other) or path_conflict(other, server)
+                if error is not None:
+                    raise error
+
+
+def path_conflict(server: ServerSettings, other: ServerSettings) -> SettingError | None:
+    """What is wrong with the path of a server beside another's, if anything."""
+    name = f"mcpServers.{server.name}.base_uri"
+    if server.base_uri == other.base_uri:
+        got = f"<{server.base_uri!r}, which server {other.name!r} has>"
+        return SettingError(name, "a path of its own", got)
+    for path in SERVED_PATHS:
+        if f"{server.base_uri}/".startswith(f"{other.base_uri}{path}/"):
+            return SettingError(
+                name,
+                f"a path that is not below {other.base_uri + path!r} of server {other.name!r}",
+                server.base_uri,
+            )
+    return None

@@ -49,6 +49,15 @@ class SettingError(BridgeError):
         self.got = got
 
 
+class SettingErrors(SettingError):
+    """Settings of a file are wrong: one line for each of them."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("config", "a file without errors", "<errors>")
+        self.args = ("\n".join(lines),)
+        self.lines = tuple(lines)
+
+
 def _shown(value: object) -> str:
     """The value as JSON where it has such a form, cut to a readable length."""
     try:

@@ -12,13 +12,14 @@ from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
+from twisted.logger import LogLevel
 from twisted.python import usage
 
 from mcpbridge._version import __version__
 from mcpbridge.bridge import Bridge
 from mcpbridge.config import BridgeSettings, ServerSettings
-from mcpbridge.configfile import read_config
-from mcpbridge.errors import BridgeError, CannotListen, SettingError
+from mcpbridge.configfile import Notice, read_config
+from mcpbridge.errors import BridgeError, CannotListen, SettingError, SettingErrors
 from mcpbridge.listeners import make_endpoint
 from mcpbridge.signals import SignalHandlers
 
@@ -52,6 +53,7 @@ class Options(usage.Options):
 
     optFlags: ClassVar = [
         ["no-stderr-notifications", None, "Do not send the backend's stderr to clients of /sse."],
+        ["strict", None, "Start only if every server of the file can be served."],
         ["access-log", None, "Log each request, session ids shortened."],
         ["no-front-channel", None, "Leave all requests to twisted.web's own channel."],
         ["json-response", None, "Answer on /mcp with JSON alone, never events."],
@@ -147,6 +149,8 @@ class Options(usage.Options):
         self.pass_env: list[str] = []
         self.command: tuple[str, ...] = ()
         self.settings = BridgeSettings()
+        #: What the log says of the file at the start.
+        self.notices: list[Notice] = []
 
     def opt_listen(self, description: str) -> None:
         """An endpoint to listen on; may repeat; default tcp:8808:interface=127.0.0.1."""
@@ -202,8 +206,8 @@ class Options(usage.Options):
         """Make settings of it all, or say in one line what is wrong."""
         try:
             self.settings = self._read()
-            for description in self.settings.listen:
-                check_endpoint(description, "--listen" if self.listen else "bridge.listen")
+            for description in self.listen:
+                check_endpoint(description)
         except SettingError as error:
             _fail(error)
 
@@ -229,10 +233,19 @@ class Options(usage.Options):
             bridge["state_dir"] = self["state-dir"] and os.path.abspath(self["state-dir"])
         if path is not None:
             self._refuse_with_config()
-            return _as_options(lambda: _replaced(read_config(path), bridge))
+            return _as_options(lambda: _replaced(self._read_file(path), bridge))
         if not self.command:
             raise SettingError("COMMAND", "the backend's command line, or --config", "<nothing>")
         return _as_options(lambda: BridgeSettings(servers=(self._server(),), **bridge))
+
+    def _read_file(self, path: str) -> BridgeSettings:
+        return read_config(
+            path,
+            strict=bool(self["strict"]),
+            notify=self.notices.append,
+            # What the command line says of listeners takes the place of the file's.
+            check_listen=(lambda _: None) if self.listen else endpoint_error,
+        )
 
     def _refuse_with_config(self) -> None:
         """With a file, what concerns one server stands in the file."""
@@ -281,17 +294,24 @@ class Options(usage.Options):
         )
 
 
-def check_endpoint(description: str, name: str = "--listen") -> None:
-    """Raise `SettingError` for a description that no endpoint can be made of."""
+def endpoint_error(description: str) -> str | None:
+    """Why no endpoint can be made of a description; None where one can."""
     try:
         make_endpoint(None, description)
     except Exception as error:
-        why = " ".join(str(error).split())
+        return " ".join(str(error).split())
+    return None
+
+
+def check_endpoint(description: str) -> None:
+    """Raise `SettingError` for a description that no endpoint can be made of."""
+    why = endpoint_error(description)
+    if why is not None:
         raise SettingError(
-            name,
+            "--listen",
             "an endpoint description as in `tcp:8808:interface=127.0.0.1`",
             f"<{description!r}: {why}>",
-        ) from None
+        )
 
 
 def makeService(options: Options) -> IService:
@@ -310,6 +330,7 @@ class _Run(Bridge):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options.settings)
+        self._notices = options.notices
         self._twistd: Any = options.parent or {}
         self._signals = SignalHandlers(
             self._reactor,
@@ -331,6 +352,10 @@ class _Run(Bridge):
 
     def startService(self) -> None:
         """Serve, and from when the reactor runs see to its signals."""
+        for notice in self._notices:
+            self.log.emit(
+                LogLevel.levelWithName(notice.level), "{text}", text=_printable(notice.text)
+            )
         super().startService()
         if not self.settings.listen:
             self.log.warn("nothing is served: there is no listener (listen)")
@@ -370,6 +395,8 @@ def _as_options(build: Any) -> BridgeSettings:
     """Build settings; an error names the option instead of the setting."""
     try:
         built: BridgeSettings = build()
+    except SettingErrors:
+        raise
     except SettingError as error:
         raise SettingError(option_of(error.name), error.expected, error.got) from None
     return built
@@ -405,6 +432,10 @@ def _number(text: str) -> Any:
 
 
 def _fail(error: BridgeError) -> NoReturn:
-    """One line, and an exit status that is not 0."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
-    raise SystemExit(f"mcpbridge: {text}")
+    """A line for each thing that is wrong, and an exit status that is not 0."""
+    lines = error.lines if isinstance(error, SettingErrors) else (str(error),)
+    raise SystemExit("\n".join(f"mcpbridge: {_printable(line)}" for line in lines))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

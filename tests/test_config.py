@@ -76,6 +76,7 @@ BRIDGE_DEFAULTS: dict[str, Any] = {
     "access_log": False,
     "front_channel": True,
     "state_dir": None,
+    "strict": False,
     "child_subreaper": None,
 }
 
@@ -155,6 +156,7 @@ WRONG_BRIDGE: dict[str, tuple[Any, ...]] = {
     "allowed_origins": ("*", None, ["example.org"], [1], ["https://"], ["https://a/b"]),
     "access_log": (None, 0, "yes"),
     "front_channel": (None, 1, "no"),
+    "strict": (None, 1, "no"),
     "state_dir": ("", 1, "a\0b"),
     "child_subreaper": (0, 1, "yes"),
 }

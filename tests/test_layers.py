@@ -30,7 +30,10 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"checks", "errors"},
     "complaints": {"config"},
     "budget": {"complaints", "config"},
-    "configfile": {"checks", "config", "errors"},
+    "jsonc": set(),
+    "expansion": set(),
+    "dotenv": set(),
+    "configfile": {"checks", "config", "dotenv", "errors", "expansion", "jsonc"},
     "environment": set(),
     "doubts": {"config", "environment"},
     "listeners": {"complaints", "config"},
@@ -111,7 +114,18 @@ def test_there_is_no_cycle() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["protocol", "errors", "interfaces", "checks", "config", "configfile"]
+    "room",
+    [
+        "protocol",
+        "errors",
+        "interfaces",
+        "checks",
+        "config",
+        "configfile",
+        "dotenv",
+        "expansion",
+        "jsonc",
+    ],
 )
 def test_no_reactor_below(room: str) -> None:
     """protocol/ is sans-IO; settings, errors and interfaces are plain too."""

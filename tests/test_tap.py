@@ -322,13 +322,16 @@ def test_no_command_beside_a_file(config: str) -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ([], "--config: expected an object with `mcpServers`, got <a list>"),
-        ({}, "mcpServers: expected an object of named servers, got null"),
+        ([], "expected an object with `mcpServers`, got <a list>"),
+        ({}, "expected an object of named servers, `mcpServers` (or"),
         ({"mcpServers": {"a": CAT}, "bridge": 1}, "bridge: expected an object, got <a number>"),
-        ({"mcpServers": {"a": CAT}, "brigde": {}}, "brigde: expected `bridge`, got <a key that"),
+        (
+            {"mcpServers": {"a": CAT}, "brigde": {}},
+            "brigde: unknown key `brigde`; did you mean `bridge`?",
+        ),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"listen": ["tcp:x"]}},
-            "bridge.listen: expected an endpoint description",
+            "bridge.listen[0]: expected an endpoint description",
         ),
         (
             {"mcpServers": {"a": {**CAT, "max_sessions": "10"}}},
@@ -340,7 +343,37 @@ def test_what_is_wrong_in_a_file_is_one_line(content: Any, line: str, tmp_path: 
     """keep: wrong settings are errors that name the field, as it stands in the file."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(content))
-    assert refused("--config", str(path)).startswith(f"mcpbridge: {line}")
+    assert refused("--config", str(path)).startswith(f"mcpbridge: {path}:1: {line}")
+
+
+def test_all_that_is_wrong_in_a_file_is_a_line_each(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(r'{"servers": {"a": {"args\u001b": []}}, "bridge": {"x\u001b": 1, "warm": 1}}')
+    with pytest.raises(SystemExit) as caught:
+        parsed("--config", str(path))
+    lines = str(caught.value.code).split("\n")
+    assert len(lines) == 4
+    assert all(line.startswith(f"mcpbridge: {path}:1: ") for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_strict(tmp_path: Path) -> None:
+    """An entry that cannot be served stops the others only with `--strict`."""
+    path = tmp_path / "config.json"
+    path.write_text('{"mcpServers": {"a": {"command": "cat"}, "b": {"url": "https://x"}}}')
+    options = Options()
+    options.parseOptions(["--config", str(path)])
+    assert [server.name for server in options.settings.servers] == ["a"]
+    [notice] = options.notices
+    assert (notice.level, "mcpServers.b: not served" in notice.text) == ("warn", True)
+    line = refused("--strict", "--config", str(path))
+    assert line.startswith(f"mcpbridge: {path}:1: mcpServers.b.url: a remote server")
+
+
+def test_a_listener_on_the_command_line_takes_the_place_of_a_wrong_one(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"servers": {"a": {"command": "cat"}}, "bridge": {"listen": ["tcp:x"]}}')
+    assert parsed("--config", str(path), "--listen", "tcp:1").listen == ("tcp:1",)
 
 
 @pytest.mark.parametrize(
@@ -497,3 +530,32 @@ async def test_no_listener_is_said(tmp_path: Path, log_lines: list[str]) -> None
     service.startService()
     await service.stopService()
     assert "nothing is served: there is no listener (listen)" in log_lines
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.usefixtures("handlers")
+async def test_what_a_file_leaves_open_is_in_the_log(tmp_path: Path, log_lines: list[str]) -> None:
+    path = tmp_path / "config.json"
+    entries = '"a": {"command": "cat", "ic\\u001bon": 1}, "b": {}, "c": {"enabled": false}'
+    path.write_text(f'{{"mcpServers": {{{entries}}}, "bridge": {{"listen": []}}}}')
+    options = Options()
+    options.parseOptions(["--config", str(path)])
+    service: Any = makeService(options)
+    service.startService()
+    await service.stopService()
+    assert f"{path}:1: mcpServers.b: not served: there is no `command`" in log_lines
+    assert f"{path}:1: mcpServers.c: not served: it is disabled" in log_lines
+    ignored = r"`ic\x1bon` (in a) belongs to other programs, and is ignored"
+    assert f"{path}:1: {ignored}" in log_lines
+
+
+def test_twistd_names_all_reasons_where_nothing_is_left(tmp_path: Path) -> None:
+    """Each on a line of its own, and exit status 1."""
+    path = tmp_path / "config.json"
+    path.write_text('{"mcpServers": {"a": {"comand": "x"},\n"b": {"url": "https://x"}}}')
+    done = twistd("mcpbridge", "--config", str(path), folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"mcpbridge: {path}:1: mcpServers.a.comand: unknown key")
+    assert second.startswith(f"mcpbridge: {path}:2: mcpServers.b.url: a remote server")
