@@ -772,14 +772,19 @@ def test_a_backend_that_refuses_to_initialize(bridge: Bridge) -> None:
     bridge.wait_for_log(" closed after ", "exit status 3")
 
 
-def test_gone_before_it_has_an_id(bridge: Bridge) -> None:
-    """A client that leaves before it has its session's id leaves no session."""
-    before = bridge.log.count("' opened")
-    call = bridge.visitor().call("initialize", gate="never")
-    until(lambda: bridge.log.count("' opened") > before)
-    call.reset()
-    until(lambda: bridge.log.count(" closed after ") == bridge.log.count("' opened"))
-    bridge.wait_until_empty()
+def test_gone_before_it_has_an_id() -> None:
+    """
+    A client that leaves before it has its session's id leaves no session, and
+    no process that does not answer within `start_timeout`.
+    """
+    command, *args = backend("script")
+    server = {"command": command, "args": args, "base_uri": "", "start_timeout": 2}
+    with serving(config={"mcpServers": {"slow": server}}) as bridge:
+        call = bridge.visitor().call("initialize", gate="never")
+        until(lambda: "' opened" in bridge.log)
+        call.reset()
+        bridge.wait_for_log(" closed after ", "it did not start in time")
+        bridge.wait_until_empty()
 
 
 def test_idle_sessions() -> None:
