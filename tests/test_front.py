@@ -155,7 +155,9 @@ class World:
 
     def calls_of_connection(self) -> list[Any]:
         """What is still to happen, but for what the session waits for."""
-        return [each for each in self.clock.getDelayedCalls() if "StreamableFace" not in str(each)]
+        of_sessions = ("StreamableFace", "Failures")
+        calls = self.clock.getDelayedCalls()
+        return [each for each in calls if not any(name in str(each) for name in of_sessions)]
 
     def answer_modern(self) -> None:
         """The processes that belong to no session answer what they were asked."""
