@@ -114,7 +114,10 @@ def test_max_sessions_must_be_an_integer(tmp_path: Path, value: object, shown: s
     config.write_text(json.dumps({"mcpServers": servers}))
     assert run_to_end("--config", str(config)) == (
         1,
-        f"mcpbridge: mcpServers.one.max_sessions: expected an integer ≥ 1, got {shown}\n",
+        (
+            f"mcpbridge: {config}:1: mcpServers.one.max_sessions: expected an integer ≥ 1,"
+            f" got {shown}\n"
+        ),
     )
 
 

@@ -491,41 +491,61 @@ def test_wrong_options(name: str, value: str, got: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "name"),
+    ("content", "says"),
     [
-        ("{", "--config"),
-        ("[]", "--config"),
-        ("[" * 100_000, "--config"),
-        ("{}", "mcpServers"),
-        ('{"servers":{}}', "mcpServers"),
-        ('{"mcpServers":{}}', "mcpServers"),
-        ('{"mcpServers":{"a":[]}}', "mcpServers.a"),
-        ('{"mcpServers":{"a":{}}}', "mcpServers.a.command"),
-        ('{"mcpServers":{"a":{"command":""}}}', "mcpServers.a.command"),
-        ('{"mcpServers":{"a":{"command":"x","args":"y"}}}', "mcpServers.a.args"),
-        ('{"mcpServers":{"a":{"command":"x","max_session":1}}}', "mcpServers.a.max_session"),
-        ('{"mcpServers":{"a":{"command":"x","env":{"A":1}}}}', "mcpServers.a.env.A"),
-        ('{"mcpServers":{"a":{"command":"x"},"a":{"command":"y"}}}', "--config"),
-        ('{"mcpServers":{"a":{"command":"x","url":"http://x"}}}', "mcpServers.a"),
-        ('{"mcpServers":{"a":{"command":"x"}},"bridge":[]}', "bridge"),
-        ('{"mcpServers":{"a":{"command":"x"}},"bridge":{"listen":"tcp:1"}}', "bridge.listen"),
+        ("{", "expected `}`, got the end of the file"),
+        ("[]", "expected an object with `mcpServers`, got .+"),
+        ("[" * 100_000, "nested too deeply, .+"),
+        ("{}", "expected an object of named servers, `mcpServers` .+"),
+        ('{"servers":{}}', "servers: expected at least one server .+"),
+        ('{"mcpServers":{}}', "mcpServers: expected at least one server .+"),
+        ('{"mcpServers":{"a":[]}}', "mcpServers.a: expected an object, got .+"),
+        ('{"mcpServers":{"a":{}}}', "mcpServers.a: there is no `command`"),
+        ('{"mcpServers":{"a":{"command":""}}}', "mcpServers.a.command: expected .+"),
+        ('{"mcpServers":{"a":{"command":"x","args":"y"}}}', "mcpServers.a.args: expected .+"),
+        (
+            '{"mcpServers":{"a":{"command":"x","max_session":1}}}',
+            "mcpServers.a.max_session: unknown key .+; did you mean `max_sessions`.",
+        ),
+        (
+            '{"mcpServers":{"a":{"command":"x","env":{"A":1}}}}',
+            "mcpServers.a.env.A: expected a string, got .+",
+        ),
+        (
+            '{"mcpServers":{"a":{"command":"x"},"a":{"command":"y"}}}',
+            "mcpServers.a: the key stands there twice, again in line 1",
+        ),
+        (
+            '{"mcpServers":{"a":{"command":"x","url":"http://x"}}}',
+            "mcpServers.a.url: a remote server; .+",
+        ),
+        (
+            '{"mcpServers":{"a":{"command":"x"}},"bridge":[]}',
+            "bridge: expected an object, got .+",
+        ),
+        (
+            '{"mcpServers":{"a":{"command":"x"}},"bridge":{"listen":"tcp:1"}}',
+            "bridge.listen: expected .+",
+        ),
         (
             '{"mcpServers":{"a":{"command":"x"}},"bridge":{"max_sessions":true}}',
-            "bridge.max_sessions",
+            "bridge.max_sessions: expected an integer ≥ 1, got true",
         ),
         (
-            '{"mcpServers":{"a":{"command":"x"},"b":{"command":"x","base_uri":"/a"}}}',
-            "mcpServers.b.base_uri",
+            (
+                '{"mcpServers":{"a":{"command":"x"},"b":{"command":"x","base_uri":"/a"}},'
+                '"bridge":{"strict":true}}'
+            ),
+            "mcpServers.b.base_uri: the path .+",
         ),
-        ('{"mcpServers":{"a b":{"command":"x"}}}', "mcpServers.a b"),
     ],
 )
-def test_wrong_file(tmp_path: Path, content: str, name: str) -> None:
-    """The same for a configuration file."""
+def test_wrong_file(tmp_path: Path, content: str, says: str) -> None:
+    """The same for a configuration file, with the place in it."""
     file = tmp_path / "config.json"
     file.write_text(content)
     said = complaint("--config", str(file))
-    assert re.fullmatch(f"mcpbridge: {name}: expected .+, got .+", said), said
+    assert re.fullmatch(rf"mcpbridge: {file}:\d+(:\d+)?: {says}", said), said
 
 
 def test_wrong_setting_starts_nothing(tmp_path: Path) -> None:
