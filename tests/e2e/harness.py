@@ -670,7 +670,8 @@ class Bridge:
 
     def assert_log_clean(self) -> None:
         """Nothing went wrong that nobody expected."""
-        log = self.log
+        # A backend may say on its stderr what it likes.
+        log = "\n".join(line for line in self.log.splitlines() if " stderr: " not in line)
         for complaint in ("Traceback", "Unhandled", "#critical", "failed; going on"):
             assert complaint not in log, log
 
