@@ -11,7 +11,8 @@ import pytest
 from tests.e2e.harness import Bridge, Streamable, backend, request, serving, until
 from tests.e2e.stateless import Caller
 
-GRACE = 2.0
+#: Long enough that a slow machine gets its next request in before it is over.
+GRACE = 4.0
 pytestmark = pytest.mark.slow
 
 #: How much later than it was told a client comes.
@@ -103,21 +104,19 @@ def test_a_client_of_every_kind_gets_the_place() -> None:
 
 
 def test_clients_that_never_say_goodbye() -> None:
-    """Twenty of them at three places: each is served, after the time that it was told."""
+    """Eight of them at three places: each is served, by the time that it was told at the latest."""
     with serving(config=config(3)) as bridge:
-        refusals = 0
-        for _ in range(20):
+        for number in range(8):
             visitor = bridge.visitor("/one")
-            while True:
+            with visitor.send("POST", request("initialize", 1)) as answer:
+                told = answer.headers.get("retry-after")
+                assert answer.status == (200 if told is None else 429)
+                assert told is None or number >= 3
+            if told is not None:
+                time.sleep(float(told) + LATE)
                 with visitor.send("POST", request("initialize", 1)) as answer:
-                    if answer.status == 200:
-                        break
-                    assert answer.status == 429
-                    refusals += 1
-                    time.sleep(float(answer.headers["retry-after"]) + LATE)
+                    assert answer.status == 200, "what it was told was not true"
             visitor.drop()
-        # Three come, and the next waits: never more than once.
-        assert refusals <= 20 / 3 + 1
         assert len(bridge.marked()) <= 3
 
 

@@ -16,10 +16,10 @@ from tests.e2e.harness import Bridge, backend, request, serving
 pytestmark = pytest.mark.slow
 
 #: How long it takes, and after which a client gives up.
-INSTALL = 3.0
-PATIENCE = 0.8
+INSTALL = 5.0
+PATIENCE = 2.0
 #: How often clients come.
-TRIES = 25
+TRIES = 10
 
 
 def config(folder: Path, max_sessions: int) -> dict[str, Any]:
