@@ -578,7 +578,7 @@ def test_sessions_that_ended_are_forgotten() -> None:
     assert len(found) == 1
     assert len(found._of["a"]._heap) < 50
     found.remove(stays)
-    assert (len(found), found._of, found._by_count) == (0, {}, {})
+    assert (len(found), found._of, found._fullest._by_count) == (0, {}, {})
 
 
 def test_so_many_addresses_are_looked_at() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.protocol.capabilities import TASKS_EXTENSION as TASKS
 from mcpbridge.protocol.capabilities import is_of_extension, with_extensions
 from mcpbridge.protocol.handshake import read_answer
+from mcpbridge.protocol.modern import TASKS
 from mcpbridge.protocol.rewriting import encode, members
 
 

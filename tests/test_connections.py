@@ -154,7 +154,9 @@ def test_the_numbers_are_right(steps: list[tuple[str, bool, int]]) -> None:
         by_count = {
             count: {each for each in per if per[each] == count} for count in set(per.values()) - {0}
         }
-        assert {count: set(each) for count, each in connections._by_count.items()} == by_count
+        assert {
+            count: set(each) for count, each in connections._fullest._by_count.items()
+        } == by_count
         assert set(connections._of) == {each for each in per if per[each]}
 
 

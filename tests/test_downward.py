@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from mcpbridge.protocol import calls, rounds
-from mcpbridge.protocol.capabilities import TASKS_EXTENSION as TASKS
 from mcpbridge.protocol.downward import LegacySession, Step
 from mcpbridge.protocol.envelope import Envelope, read_message
 from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
@@ -20,6 +19,7 @@ from mcpbridge.protocol.listening import (
     MAX_URI_LENGTH,
     MAX_URIS,
 )
+from mcpbridge.protocol.modern import TASKS
 
 PREFIX = "io.modelcontextprotocol/"
 EXTENSION_NOTIFICATIONS = ("notifications/x", "ui/notifications/x")

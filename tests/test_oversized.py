@@ -55,13 +55,14 @@ def test_id(text: str, ident: object) -> None:
         ('{"params":"%s","method":"x","id":1}', True),
         ('{"id":1,"result":{"method":"x","y":"%s"}}', False),
         ('{"method":{},"x":"%s"}', True),
+        ('{"params":{"x":"%s"},"method":{"y":1}}', True),
     ],
 )
 def test_method(text: str, has: bool) -> None:
     assert of(text % BIG, 100).has_method is has
 
 
-NAMES = st.sampled_from(["id", "x", "result", "method", '"id":1,'])
+NAMES = st.sampled_from(["id", "x", "result", "params", "method", '"id":1,'])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.just(',"id":9}'),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
@@ -77,4 +78,4 @@ def test_whatever_is_told_is_so(message: dict[str, Any], end: int, ascii_: bool)
     if told.ident is not msgspec.UNSET:
         assert told.ident == message["id"]
     if told.has_method:
-        assert "method" in message
+        assert {"method", "params"} & message.keys()

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from mcpbridge.errors import InvalidParams, MethodNotFound, MissingCapability
 from mcpbridge.protocol.answers import CACHEABLE
-from mcpbridge.protocol.capabilities import TASKS_EXTENSION as TASKS
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.handshake import HandshakeRefused
 from mcpbridge.protocol.modern import (
@@ -22,6 +21,7 @@ from mcpbridge.protocol.modern import (
     PROTOCOL_VERSION,
     REMOVED,
     SERVER_INFO,
+    TASKS,
     ModernRequest,
     read_request,
 )

@@ -12,11 +12,8 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
+from mcpbridge.protocol.modern import ACKNOWLEDGED, TASKS
 from mcpbridge.protocol.rewriting import Members, encode, members
-
-#: The extension that changes the messages of the specification itself, and is
-#: therefore not passed from one era to the other.
-TASKS_EXTENSION = "io.modelcontextprotocol/tasks"
 
 #: The notifications of the specification, of any revision: those that pass
 #: between the eras are translated one by one.
@@ -31,7 +28,7 @@ _CORE_NOTIFICATIONS = frozenset(
         "notifications/resources/list_changed",
         "notifications/resources/updated",
         "notifications/roots/list_changed",
-        "notifications/subscriptions/acknowledged",
+        ACKNOWLEDGED,
         "notifications/tasks",
         "notifications/tools/list_changed",
     }
@@ -61,9 +58,7 @@ def with_extensions(capabilities: Members) -> Members:
     if raw is None:
         return capabilities
     found = members(raw) or {}
-    kept = {
-        name: each for name, each in found.items() if name != TASKS_EXTENSION and _is_object(each)
-    }
+    kept = {name: each for name, each in found.items() if name != TASKS and _is_object(each)}
     if found and len(kept) == len(found):
         return capabilities
     rest = {name: each for name, each in capabilities.items() if name != "extensions"}

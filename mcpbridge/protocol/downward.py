@@ -44,6 +44,7 @@ from mcpbridge.protocol.lowering import (
     uris_of,
 )
 from mcpbridge.protocol.modern import (
+    ACKNOWLEDGED,
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
     LISTEN,
@@ -373,7 +374,7 @@ class LegacySession:
         if method == "notifications/cancelled":
             self._unlisten(cancelled_id(line), _ENDED, now, step)
             return
-        acknowledged = method == "notifications/subscriptions/acknowledged"
+        acknowledged = method == ACKNOWLEDGED
         if not acknowledged and b"ubscriptionId" not in line and b"\\u" not in line:
             step.to_client.append(line)
             return

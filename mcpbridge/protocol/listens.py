@@ -14,7 +14,7 @@ import msgspec
 
 from mcpbridge.errors import InvalidParams
 from mcpbridge.protocol.envelope import JsonRpcId
-from mcpbridge.protocol.modern import SERVER_INFO, SUBSCRIPTION_ID
+from mcpbridge.protocol.modern import ACKNOWLEDGED, SERVER_INFO, SUBSCRIPTION_ID
 from mcpbridge.protocol.rewriting import Members, changed, encode, members, with_meta
 
 #: The most resources that one stream may be about.
@@ -143,7 +143,7 @@ def acknowledged_line(listen_id: JsonRpcId, promised: Filter) -> bytes:
     return encode(
         {
             "jsonrpc": "2.0",
-            "method": "notifications/subscriptions/acknowledged",
+            "method": ACKNOWLEDGED,
             "params": {"_meta": {SUBSCRIPTION_ID: listen_id}, "notifications": promised},
         }
     )

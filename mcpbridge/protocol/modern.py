@@ -58,6 +58,8 @@ NAMED = {
 }
 #: The request whose answer is the end of a stream of notifications.
 LISTEN = "subscriptions/listen"
+#: The first message of that stream.
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 #: What clients sent until 2025-11-25, and this revision has no more.
 REMOVED = frozenset(
     {

@@ -21,6 +21,7 @@ from mcpbridge.errors import SessionBusy
 from mcpbridge.protocol.envelope import Envelope, cancelled_id, peek, peek_again, progress_token
 from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
 from mcpbridge.protocol.modern import (
+    ACKNOWLEDGED,
     LISTEN,
     LOG_LEVELS,
     PROGRESS_TOKEN,
@@ -45,8 +46,6 @@ Tag = TypeVar("Tag", bound=Hashable)
 #: How many cancelled requests are remembered that may still be heard of.
 CANCELLED_KEPT = 1024
 
-#: The first message on a subscription.
-ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 #: What is of a request, which it does not name.
 LOGGED = "notifications/message"
 #: Why a line of the backend reached nobody: it is no JSON-RPC message; it is

@@ -56,8 +56,8 @@ class Oversized(NamedTuple):
 
     @property
     def has_method(self) -> bool:
-        """Whether it is known to be a request or a notification."""
-        return "method" in self.members()
+        """Whether it is known to be a request or a notification: no response has `params`."""
+        return not {"method", "params"}.isdisjoint(self.members())
 
 
 def _first_members(head: bytes) -> dict[str, object]:
@@ -85,7 +85,7 @@ def _first_members(head: bytes) -> dict[str, object]:
 def _text(token: bytes) -> str | None:
     """The name of a member that matters; None for all others."""
     name = next(iter(_loads(b"{%b:0}" % token)), "")
-    return name if name in ("id", "method", "result", "error") else None
+    return name if name in ("id", "method", "params") else None
 
 
 def _loads(text: bytes) -> dict[str, object]:

@@ -18,9 +18,9 @@ import msgspec
 
 from mcpbridge.errors import InvalidParams
 from mcpbridge.protocol.calls import Call
-from mcpbridge.protocol.capabilities import TASKS_EXTENSION
 from mcpbridge.protocol.envelope import JsonRpcId
 from mcpbridge.protocol.lowering import text_of
+from mcpbridge.protocol.modern import TASKS
 from mcpbridge.protocol.rewriting import encode, members
 
 #: How often a call may come back with questions.
@@ -71,7 +71,7 @@ def read_abilities(capabilities: msgspec.Raw | None, version: str) -> Abilities:
     for name in ("experimental", "elicitation", "extensions", "roots", "sampling"):
         if name in declared:
             inner[name] = _parts(declared[name], name)
-    inner.get("extensions", {}).pop(TASKS_EXTENSION, None)
+    inner.get("extensions", {}).pop(TASKS, None)
     elicitation, sampling = inner.get("elicitation"), inner.get("sampling", {})
     inner.get("roots", {}).pop("listChanged", None)
     modes = version >= _WITH_MODES

@@ -17,7 +17,13 @@ from datetime import UTC, datetime
 import msgspec
 
 from mcpbridge.errors import InvalidParams, MissingCapability
-from mcpbridge.protocol.modern import SUBSCRIPTION_ID, TASK_METHODS, TASKS, ModernRequest
+from mcpbridge.protocol.modern import (
+    ACKNOWLEDGED,
+    SUBSCRIPTION_ID,
+    TASK_METHODS,
+    TASKS,
+    ModernRequest,
+)
 from mcpbridge.protocol.rewriting import Members, changed, encode, members, value
 
 #: The notification that carries a task.
@@ -123,8 +129,7 @@ def acknowledged(request: ModernRequest, promised: Members, tasks: list[str]) ->
     if tasks:
         told[TASK_IDS] = tasks
     params = {"_meta": {SUBSCRIPTION_ID: request.outer["id"]}, "notifications": told}
-    method = "notifications/subscriptions/acknowledged"
-    return encode({"jsonrpc": "2.0", "method": method, "params": params})
+    return encode({"jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": params})
 
 
 def _filter(request: ModernRequest) -> Members:

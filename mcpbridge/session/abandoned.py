@@ -8,14 +8,14 @@ a session ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import islice
 from math import inf
 from typing import NamedTuple
 
 from mcpbridge.config import ABANDONED_ADDRESSES, ABANDONED_LOOKS, ServerSettings
 from mcpbridge.session.session import Session
+from mcpbridge.session.shares import Fullest
 
 #: How many sessions that have ended an index may hold beside as many as live.
 _SLACK = 16
@@ -120,7 +120,7 @@ class AbandonedSessions:
         self._entries: dict[Session, _Entry] = {}
         self._of: dict[str | None, _Oldest] = {}
         #: Addresses by how many sessions they have.
-        self._by_count: dict[int, dict[str, None]] = {}
+        self._fullest = Fullest()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -158,26 +158,14 @@ class AbandonedSessions:
         of_address = self._of.get(address)
         return None if of_address is None else of_address.first(now, self._grace)
 
-    def fullest(self) -> Iterator[str]:
+    def fullest(self) -> list[str]:
         """Some of the addresses that have most sessions, the fullest first."""
-        # Of ten thousand sessions there are at most 141 different numbers.
-        counts = sorted(self._by_count, reverse=True)
-        return islice(
-            (address for count in counts for address in self._by_count[count]),
-            ABANDONED_ADDRESSES,
-        )
+        return self._fullest.first(ABANDONED_ADDRESSES)
 
     def _counted(self, address: str | None, before: int, after: int) -> None:
-        if address is None:
-            # It may have all there is.
-            return
-        if before:
-            same = self._by_count[before]
-            del same[address]
-            if not same:
-                del self._by_count[before]
-        if after:
-            self._by_count.setdefault(after, {})[address] = None
+        # None may have all there is.
+        if address is not None:
+            self._fullest.changed(address, before, after)
 
 
 def _never() -> None:

@@ -19,15 +19,13 @@ from mcpbridge.errors import BackendEnded, BackendFailed, Refused
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.headers import Annotations, annotated
 from mcpbridge.protocol.listens import all_changes, notification_line, promised_by
-from mcpbridge.protocol.modern import LISTEN, ModernRequest
+from mcpbridge.protocol.modern import ACKNOWLEDGED, LISTEN, ModernRequest
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.session import Session
 from mcpbridge.session.shares import Claim
 
 #: How many pages of a list of tools are read for what headers must say.
 TOOLS_PAGES = 100
-
-_ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
 
 class Outlet(Protocol):
@@ -149,7 +147,7 @@ class Exchange:
         what it is about may have changed in between.
         """
         envelope = peek(line) if b"acknowledged" in line else None
-        if envelope is None or envelope.method != _ACKNOWLEDGED:
+        if envelope is None or envelope.method != ACKNOWLEDGED:
             return [line]
         known, self._acknowledged = self._acknowledged, True
         if not known:

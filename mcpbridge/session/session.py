@@ -27,7 +27,7 @@ from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
 from mcpbridge.protocol.envelope import Envelope, JsonRpcId, peek, peek_again, split_batch
 from mcpbridge.protocol.oversized import Oversized
 from mcpbridge.protocol.pings import PingLedger
-from mcpbridge.protocol.rewriting import encode, error_line
+from mcpbridge.protocol.rewriting import error_line
 from mcpbridge.protocol.sse import stderr_message
 from mcpbridge.session.stderr import ProcessStderr
 from mcpbridge.session.throttle import Throttle
@@ -448,8 +448,7 @@ class Session:
             )
         if ident is msgspec.UNSET:
             return
-        error = {"code": INTERNAL_ERROR, "message": why}
-        line = encode({"jsonrpc": "2.0", "id": ident, "error": error})
+        line = error_line(ident, INTERNAL_ERROR, why)
         if message.has_method:
             self.answer_backend(line)
         else:

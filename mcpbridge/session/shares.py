@@ -7,6 +7,7 @@ Knows numbers and addresses; must not know what is shared.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -16,6 +17,31 @@ from mcpbridge.errors import TooManyOfAddress
 
 #: What is left of a sum of fractions that came and went.
 _NOTHING = 1e-6
+
+
+class Fullest:
+    """Addresses by how much each of them has, in whole numbers; a change costs the same always."""
+
+    def __init__(self) -> None:
+        # The addresses that have so much, in the order in which they came to it.
+        self._by_count: dict[int, dict[str, None]] = {}
+
+    def changed(self, address: str, before: int, after: int) -> None:
+        """An address had so much, and has so much now; 0: it is, or was, not counted."""
+        if before:
+            same = self._by_count[before]
+            del same[address]
+            if not same:
+                del self._by_count[before]
+        if after:
+            self._by_count.setdefault(after, {})[address] = None
+
+    def first(self, most: int) -> list[str]:
+        """So many addresses at most, those with most first."""
+        # Of ten thousand things there are at most 141 different numbers.
+        counts = sorted(self._by_count, reverse=True)
+        found = (address for count in counts for address in self._by_count[count])
+        return list(islice(found, most))
 
 
 class Shares:

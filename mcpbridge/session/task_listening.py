@@ -16,8 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from mcpbridge.errors import Refused
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.listens import complete_line
-from mcpbridge.protocol.modern import ModernRequest
-from mcpbridge.protocol.multiplexer import ACKNOWLEDGED
+from mcpbridge.protocol.modern import ACKNOWLEDGED, ModernRequest
 from mcpbridge.protocol.rewriting import Members
 from mcpbridge.protocol.tasks import acknowledged, failed_line, promised_tasks
 from mcpbridge.session.exchange import Exchange, Timer

@@ -7,7 +7,6 @@ Knows numbers, addresses and idleness; must not know what a connection is for.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from heapq import nsmallest
 from typing import Protocol
 
@@ -20,7 +19,7 @@ from mcpbridge.config import (
     IDLE_CANDIDATES,
     IDLE_LOOK_SECONDS,
 )
-from mcpbridge.session.shares import Shares
+from mcpbridge.session.shares import Fullest, Shares
 from mcpbridge.web.clients import Peer
 
 
@@ -65,7 +64,7 @@ class Connections:
         self._count = 0
         self._of: dict[str, dict[Connection, None]] = {}
         #: Addresses by how many connections they have.
-        self._by_count: dict[int, dict[str, None]] = {}
+        self._fullest = Fullest()
         self._found: dict[str, _Found] = {}
         self._refusals = Complaints(clock)
 
@@ -81,7 +80,9 @@ class Connections:
             if not self._make_room(address):
                 self._shares.refused(address)
                 return False
-        elif self._count >= self._limit and not any(map(self._make_room, self._fullest())):
+        elif self._count >= self._limit and not any(
+            map(self._make_room, self._fullest.first(IDLE_ADDRESSES))
+        ):
             self._refused()
             return False
         of_address = self._of.setdefault(address, {})
@@ -103,23 +104,7 @@ class Connections:
 
     def _counted(self, address: str, before: int, after: int) -> None:
         self._count += after - before
-        if before:
-            same = self._by_count[before]
-            del same[address]
-            if not same:
-                del self._by_count[before]
-        if after:
-            self._by_count.setdefault(after, {})[address] = None
-
-    def _fullest(self) -> Iterator[str]:
-        """Some addresses that have most connections, the fullest first."""
-        # Of ten thousand connections there are at most 141 different numbers.
-        found = [
-            address
-            for count in sorted(self._by_count, reverse=True)[:IDLE_ADDRESSES]
-            for address, _ in zip(self._by_count[count], range(IDLE_ADDRESSES), strict=False)
-        ]
-        return iter(found[:IDLE_ADDRESSES])
+        self._fullest.changed(address, before, after)
 
     def _make_room(self, address: str) -> bool:
         """Whether an idle connection of an address has given way."""

@@ -279,8 +279,8 @@ def test_events_for_whoever_accepts_these_alone(client: Streamable, accept: str)
         assert answer.answer()["result"] == {"was": "ping"}
 
 
-def test_what_is_no_answer_goes_elsewhere_where_json_alone_is_accepted(client: Streamable) -> None:
-    """Progress and questions go on the GET stream; the answer is JSON, after any time."""
+def assert_answered_with_json(client: Streamable) -> None:
+    """A call whose client takes JSON alone: its progress goes on the GET stream."""
     call = client.call(
         "tools/call", AS_JSON, _meta={"progressToken": 1}, say=[progress(1, 1)], gate="a"
     )
@@ -288,6 +288,11 @@ def test_what_is_no_answer_goes_elsewhere_where_json_alone_is_accepted(client: S
     assert stream.message()["method"] == "notifications/progress"
     client.tell("open", gate="a")
     assert (call.kind, call.json["result"]) == ("application/json", {"was": "tools/call"})
+
+
+def test_what_is_no_answer_goes_elsewhere_where_json_alone_is_accepted(client: Streamable) -> None:
+    """Progress and questions go on the GET stream; the answer is JSON, after any time."""
+    assert_answered_with_json(client)
 
 
 @pytest.mark.parametrize("accept", ["text/html", "*/*;q=0", "application/json;q=0"])
@@ -665,13 +670,7 @@ def test_json_alone(bridge: Bridge) -> None:
     client = bridge.streamable("/json")
     with client.call("ping", AS_JSON) as answer:
         assert (answer.status, answer.kind) == (200, "application/json")
-    call = client.call(
-        "tools/call", AS_JSON, _meta={"progressToken": 1}, say=[progress(1, 1)], gate="a"
-    )
-    stream = client.listen()
-    assert stream.message()["method"] == "notifications/progress"
-    client.tell("open", gate="a")
-    assert (call.kind, call.json["result"]) == ("application/json", {"was": "tools/call"})
+    assert_answered_with_json(client)
 
 
 def test_json_alone_and_cancelled(bridge: Bridge) -> None:
