@@ -43,7 +43,9 @@ RESULT_SECONDS = 60.0
 _OWNER_BYTES = 18
 _TERMINAL = frozenset({"completed", "failed", "cancelled"})
 _DECLARED = encode(TASKS)
+#: The members of a task that are kept, where they are not longer than that.
 _KEPT = ("createdAt", "ttlMs", "pollIntervalMs")
+_KEPT_BYTES = 256
 
 
 def declares_tasks(request: ModernRequest) -> bool:
@@ -160,8 +162,8 @@ class Tasks:
     The tasks of one process.
 
     `limit` is the longest that one keeps its process, in seconds; `now` tells
-    the time.  `unfinished` is their number, as far as known: what passes is
-    heeded, and at most `MAX_TASKS` are remembered, those made last.
+    the time.  Their length is the number of unfinished ones, as far as known
+    from what passes; at most `MAX_TASKS` are remembered, those made last.
     """
 
     def __init__(self, *, limit: float = 3600.0, now: Callable[[], float] = lambda: 0.0) -> None:
@@ -278,10 +280,6 @@ class Tasks:
             "lastUpdatedAt": now,
             "error": {"code": -32603, "message": why},
         }
-
-
-#: A member of a task that is longer is none of those that are kept.
-_KEPT_BYTES = 256
 
 
 def failed_line(request: ModernRequest, task: Mapping[str, object]) -> bytes:
