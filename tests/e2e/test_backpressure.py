@@ -350,12 +350,13 @@ def test_line_that_does_not_end() -> None:
         assert first.rest() == []
         bridge.wait_for_close(first)
         before = bridge.rss()
-        for _ in range(3):
+        for _ in range(10):
             stream = bridge.open()
             assert stream.rest() == []
             reason = "the backend wrote a line without end, of more than 64000000 bytes"
             assert reason in bridge.wait_for_close(stream)
-        assert bridge.rss() - before < 2 * MEGABYTE
+        # A line is 64 MB, of which 1 MB is kept for a while; were that kept of each, it were 10.
+        assert bridge.rss() - before < 6 * MEGABYTE
         bridge.wait_until_empty()
 
 
