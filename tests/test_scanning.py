@@ -150,6 +150,9 @@ def test_elements_are_found(text: bytes, size: int) -> None:
 @example(b"[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]", None, 8)
 @example(b"[1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1]", None, 8)
 @example(b"[" + b" " * 50 + b"]", None, 8)
+@example(b"10000000\\.0", None, 8)
+@example(b"10000000\\", None, 8)
+@example(b"10000000x", None, 8)
 def test_what_is_wrong_is_refused(text: bytes, data: st.DataObject | None, size: int) -> None:
     if data is not None and text:
         # Bytes are changed, left out, or put in.

@@ -304,8 +304,9 @@ class _Reader:
             if end < begin + self._size:
                 # One that cannot be cut: numbers, and what is no JSON, which shows by
                 # what stands behind it.
-                check_piece(self._view, [(at, min(end + 1, len(self._text)))])
-                return end
+                behind = check_piece(self._view, [(at, min(end + 1, len(self._text)))])
+                # What follows a number without a delimiter is no part of it.
+                return end if behind is None else min(behind, end)
             if end - at > MAX_NUMBER_BYTES:
                 raise TooComplex(
                     f"a number has more than {MAX_NUMBER_BYTES} bytes (MAX_NUMBER_BYTES)"
