@@ -84,11 +84,19 @@ class IBackendReceiver(Interface):
         The backend wrote these messages, each one line without its newline.
         """
 
-    def message_too_large(message: Any) -> None:
+    def message_lost(lost: Any) -> None:
         """
-        The backend wrote a message beyond `max_message_bytes`, of which only
-        the ends are there: a `mcpbridge.protocol.oversized.Oversized`, after
-        what came before it.
+        The backend wrote a message that cannot pass, a
+        `mcpbridge.protocol.stdout.Lost` that says why: one beyond
+        `max_message_bytes`, or one that is not a line of its own.  Called in
+        the order of the messages.
+        """
+
+    def misbehaved(fault: str, what: str, line: bytes) -> None:
+        """
+        The backend does what MCP forbids, and nothing is lost by that: for
+        the log.  `fault` names the kind, `what` says it in words, and `line`
+        is an example, or empty.
         """
 
     def diagnostics_received(lines: list[bytes]) -> None:

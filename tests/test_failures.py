@@ -192,3 +192,20 @@ def test_stderr_of_a_spare_process_says_so(log_lines: list[str]) -> None:
     for each in served.launcher.backends:
         each.stopped.callback(None)
     served.server.stop()
+
+
+def test_mistakes_are_said_once_in_a_while(log_lines: list[str]) -> None:
+    """COMPLAIN_SECONDS: once for a kind of mistake, whichever session makes it."""
+    served = Served()
+    one, two = served.open(), served.open()
+    for session in (one, two, two):
+        session.misbehaved("text", "it writes text", b"hello")
+    two.misbehaved("bom", "it writes a mark", b"{}")
+    lines = [line for line in log_lines if "it writes" in line]
+    assert lines == [
+        f"session {one.label} of 'x': it writes text: hello",
+        f"session {two.label} of 'x': it writes a mark: {{}}",
+    ]
+    served.clock.advance(COMPLAIN_SECONDS)
+    one.misbehaved("text", "it writes text", b"again")
+    assert log_lines[-1].endswith("it writes text: again (3 times since this was said last)")

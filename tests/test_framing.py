@@ -125,3 +125,19 @@ def test_a_line_in_very_many_pieces() -> None:
     """Linear: joining what is there with each of these pieces would copy 2 TB."""
     piece = b"x" * 80
     assert framed([piece] * 200_000 + [b"\n"]) == [piece * 200_000]
+
+
+def test_the_beginning_of_a_line_is_taken_away() -> None:
+    """What follows is a line of its own."""
+    framer = LineFramer(NO_LIMIT)
+    assert framer.receive(b"one\nab") == [b"one"]
+    assert framer.receive(b"cd") == []
+    assert framer.begun(3) == b"abc"
+    assert framer.begun(4) == b"abcd"
+    assert framer.begun(5) == b""
+    framer.discard(3)
+    assert framer.waiting == 1
+    assert framer.receive(b"e\nx\n") == [b"de", b"x"]
+    framer.receive(b"yz")
+    framer.discard(2)
+    assert (framer.waiting, framer.finish()) == (0, b"")

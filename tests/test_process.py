@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
@@ -21,6 +22,7 @@ from mcpbridge.config import (
 )
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.interfaces import IBackend
+from mcpbridge.protocol.stdout import UTF16, Lost
 from mcpbridge.testing import FakeReactor, FakeTree
 
 MESSAGE = b'{"jsonrpc":"2.0","method":"notifications/message"}'
@@ -38,6 +40,8 @@ class Made:
         self.reactor = FakeReactor()
         self.tree = FakeTree()
         self.told: list[tuple[str, Any]] = []
+        #: Of those that cost nothing.
+        self.mistakes: list[tuple[str, bytes]] = []
         self.reaped: list[int] = []
         self.backend = StdioBackend(
             SETTINGS, self.reactor, self, "0c8a4a3e", self.reaped.append, remove=remove
@@ -52,8 +56,11 @@ class Made:
     def messages_received(self, lines: list[bytes]) -> None:
         self.told.append(("messages", lines))
 
-    def message_too_large(self, message: Any) -> None:
-        self.told.append(("too large", message.size))
+    def message_lost(self, lost: Lost) -> None:
+        self.told.append((lost.fault, lost.ident))
+
+    def misbehaved(self, fault: str, what: str, line: bytes) -> None:
+        self.mistakes.append((fault, line))
 
     def diagnostics_received(self, lines: list[bytes]) -> None:
         self.told.append(("stderr", lines))
@@ -146,7 +153,7 @@ def test_a_line_beyond_the_limit_is_told_by_its_ends(pieces: list[bytes]) -> Non
     assert made.told == [
         ("messages", [b"[1]"]),
         ("messages", [b"[2]"]),
-        ("too large", 101),
+        ("oversized", UNSET),
     ]
 
 
@@ -164,10 +171,42 @@ def test_a_line_without_end_ends_the_output() -> None:
     assert len(made.told) == 1
 
 
+def test_messages_with_headers_are_lost_one_by_one() -> None:
+    """As language servers have them: without line ends, and the next one right behind."""
+    made = Made()
+    body = b'{"jsonrpc":"2.0","id":%d,"result":{}}'
+    data = b"".join(
+        b"Content-Length: %d\r\n\r\n%b" % (len(each), each) for each in (body % 1, body % 2)
+    )
+    for at in range(0, len(data), 10):
+        made.process.say(data[at : at + 10])
+    assert made.told == [("headers", 1), ("headers", 2)]
+    made.process.say(MESSAGE + b"\n")
+    assert made.told[2:] == [("messages", [MESSAGE])]
+
+
+def test_what_had_begun_like_a_message_is_text_at_the_end() -> None:
+    made = Made()
+    made.process.say(b"[\n")
+    assert made.told == []
+    made.process.close_output()
+    assert made.told == [("stderr", [b"stdout: ["])]
+    assert made.mistakes == [("text", b"[")]
+
+
+def test_utf16_ends_it() -> None:
+    made = Made()
+    made.process.say('{"jsonrpc":"2.0"}\n'.encode("utf-16"))
+    assert made.told == [("output", UTF16)]
+    assert made.mistakes == [("utf-16", b"")]
+
+
 def test_a_line_of_the_limit_passes() -> None:
     made = Made()
-    made.process.say(b"{" * 100 + b"\n")
-    assert made.told == [("messages", [b"{" * 100])]
+    line = b'{"%b":0}' % (b"x" * 94)
+    assert len(line) == 100
+    made.process.say(line + b"\n")
+    assert made.told == [("messages", [line])]
 
 
 # stderr.

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 import pytest
+from msgspec import UNSET
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -41,10 +42,10 @@ from mcpbridge.interfaces import (
     ISessionObserver,
 )
 from mcpbridge.protocol.envelope import read_message
-from mcpbridge.protocol.oversized import Oversized
+from mcpbridge.protocol.stdout import Lost
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.server import Server
-from mcpbridge.session.session import Session
+from mcpbridge.session.session import SHOWN_CHARS, Session
 from mcpbridge.session.throttle import WINDOW_SECONDS
 from mcpbridge.testing import FakeBackend, FakeLauncher, RecordingStream
 
@@ -900,11 +901,96 @@ def test_stopping_while_a_backend_starts() -> None:
     assert opened.limiter.taken == 0
 
 
-def test_oversized_messages_are_reported_once_in_a_while(log_lines: list[str]) -> None:
-    """COMPLAIN_SECONDS: each fails its call, but a server that goes on fills no log."""
-    made = Made()
-    for ident in (1, 2, 3):
-        head = b'{"jsonrpc":"2.0","id":%d,"result":"' % ident
-        made.session.message_too_large(Oversized(head, b'x"}', 5000))
-    assert [json.loads(line)["id"] for line in made.stream.lines] == [1, 2, 3]
-    assert sum("max_message_bytes" in line for line in log_lines) == 1
+# What a backend does wrong.
+
+
+class Complaining(Made):
+    """A session, and what it complains of."""
+
+    def __init__(self, **options: Any) -> None:
+        self.complaints: list[tuple[str, str]] = []
+        super().__init__(
+            complain=lambda _, fault, what: self.complaints.append((fault, what)), **options
+        )
+
+
+@pytest.mark.parametrize(
+    ("lost", "client", "backend", "said"),
+    [
+        (Lost("lines", "why", 1), [1], [], "why; the call that it answers fails"),
+        (Lost("lines", "why", "q", True), [], ["q"], "why; the request is refused"),
+        (Lost("lines", "why", UNSET, True), [], [], "why; it is a notification"),
+        (Lost("lines", "why"), [], [], "why; whose answer it is cannot be told"),
+        (Lost("invalid", "why", may_be_text=True), [], [], "why; it is thrown away"),
+        (Lost("invalid", "why", 1, may_be_text=True), [1], [], "why; the call that"),
+    ],
+)
+def test_a_message_that_cannot_pass(
+    lost: Lost, client: list[Any], backend: list[Any], said: str
+) -> None:
+    """Who waits for an answer gets an error that says why."""
+    made = Complaining()
+    made.session.message_lost(lost)
+    assert [json.loads(line)["id"] for line in made.stream.lines] == client
+    assert [json.loads(line)["id"] for line in made.backend.sent] == backend
+    for line in (*made.stream.lines, *made.backend.sent):
+        assert json.loads(line)["error"] == {"code": -32603, "message": "why"}
+    [(fault, what)] = made.complaints
+    assert fault == lost.fault
+    assert what.startswith(said)
+
+
+def test_a_message_that_cannot_pass_when_nobody_reads() -> None:
+    made = Complaining()
+    made.session.life.end("over")
+    made.session.message_lost(Lost("lines", "why", 1))
+    made.session.reached_nobody("invalid", b"{")
+    made.clock.advance(0)
+    assert made.complaints == []
+    assert made.stream.lines == []
+
+
+def test_a_line_is_shown_escaped_and_cut() -> None:
+    made = Complaining()
+    made.session.misbehaved("text", "what it does", b"\x1b[31m\xff" + b"x" * 999)
+    [(fault, what)] = made.complaints
+    assert fault == "text"
+    assert what.startswith(r"what it does: \x1b[31m\xffxxx")
+    assert len(what) < SHOWN_CHARS + 50
+
+
+@pytest.mark.parametrize(
+    ("why", "line", "said"),
+    [
+        ("unasked", REPLY, "(id 1)"),
+        ("unasked", REPLY.replace(b'"id":1', b'"id":"\\u001b"'), r'(id "\u001b")'),
+        ("request", ASKED, '(id "x")'),
+        ("forbidden", ASKED, '(id "x")'),
+    ],
+)
+def test_what_reached_nobody_is_named_by_its_id(why: str, line: bytes, said: str) -> None:
+    """What it says is never shown."""
+    made = Complaining()
+    made.session.reached_nobody(why, line)
+    [(fault, what)] = made.complaints
+    assert fault == why
+    assert what.endswith(said)
+    assert "swordfish" not in what
+
+
+def test_what_is_nobodys_mistake_is_not_named() -> None:
+    made = Complaining()
+    made.session.reached_nobody("no room", REPLY)
+    assert made.complaints == []
+
+
+def test_an_answer_that_is_no_json_fails_its_call() -> None:
+    """Python writes NaN, which JSON has not; never from within the reading of the backend."""
+    made = Complaining()
+    made.session.reached_nobody("invalid", b'{"jsonrpc":"2.0","id":1,"result":{"x":NaN}}')
+    assert made.stream.lines == []
+    made.clock.advance(0)
+    [answer] = map(json.loads, made.stream.lines)
+    assert answer["id"] == 1
+    assert "no JSON-RPC message" in answer["error"]["message"]
+    assert [fault for fault, _ in made.complaints] == ["invalid"]

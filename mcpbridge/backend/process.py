@@ -26,8 +26,8 @@ from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import ENDLESS_FACTOR, SMALL_BYTES, STDERR_LINE_BYTES, ServerSettings
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackend
-from mcpbridge.protocol.envelope import is_json
 from mcpbridge.protocol.framing import LineFramer
+from mcpbridge.protocol.stdout import UTF16, Lost, OddLines, is_message
 from mcpbridge.transports import write_at_once
 
 #: How much Twisted reads of a pipe at once (`twisted.internet.fdesc.readFromFD`),
@@ -81,6 +81,8 @@ class StdioBackend(ProcessProtocol):
         self._deadline: IDelayedCall | None = None
         self._closing_stdin: IDelayedCall | None = None
         self._stdout = LineFramer(settings.max_message_bytes)
+        #: What it has written to stdout that is not plainly a message, once there is any.
+        self._odd: OddLines | None = None
         self._stderr = LineFramer(STDERR_LINE_BYTES, cut=True)
         self._budget = budget
         #: What counts of a line that is not complete; whether it waits for room.
@@ -176,14 +178,29 @@ class StdioBackend(ProcessProtocol):
         if waiting > self._counted + SMALL_BYTES or waiting < self._counted:
             self._count()
         self._pass_on(lines)
+        if self._odd is not None and self._odd.body_size:
+            self._take_body(self._odd)
         if self._stdout.skipped or self._stdout.has_oversized:
             self._skip()
+
+    def _take_body(self, odd: OddLines) -> None:
+        """A message whose size was told has no line end."""
+        size = odd.body_size
+        begun = self._stdout.begun(size)
+        if begun and odd.take_body(begun):
+            self._stdout.discard(size)
+            self._count()
 
     def _skip(self) -> None:
         """A line was too large to be kept, or is about to be."""
         limit = self._settings.max_message_bytes
-        for oversized in self._stdout.take_oversized():
-            self._receiver.message_too_large(oversized)
+        for message in self._stdout.take_oversized():
+            why = (
+                f"the server wrote a message of {message.size} bytes, more than the bridge takes"
+                " (max_message_bytes)"
+            )
+            lost = Lost("oversized", why, message.ident, message.has_method)
+            self._receiver.message_lost(lost)
         if self._stdout.skipped > limit * ENDLESS_FACTOR:
             endless = f"of more than {limit * ENDLESS_FACTOR} bytes"
             self._output_over(f"the backend wrote a line without end, {endless}")
@@ -213,7 +230,7 @@ class StdioBackend(ProcessProtocol):
         if not (self._discarding or self._output_reported):
             self._skip()
         if last and not self._discarding:
-            if is_json(last) or last.lstrip()[0] not in (_OBJECT, _ARRAY):
+            if is_message(last) or last.lstrip()[0] not in (_OBJECT, _ARRAY):
                 self._pass_on([last])
             else:
                 self.log.warn(
@@ -221,6 +238,8 @@ class StdioBackend(ProcessProtocol):
                     label=self._label,
                     size=len(last),
                 )
+        if self._odd is not None and not self._discarding:
+            self._odd.finish()
         if self.exit_status is None and not self._discarding:
             # It has most often exited, and the signal that says so is on its way.
             self._no_deadline()
@@ -314,17 +333,21 @@ class StdioBackend(ProcessProtocol):
         return f"the backend ended ({self.exit_status})" if self.exit_status else ""
 
     def _pass_on(self, lines: list[bytes]) -> None:
-        if not lines:
-            return
-        if all(line[0] == _OBJECT for line in lines) or all(map(_is_message, lines)):
-            self._receiver.messages_received(lines)
-            return
-        # Some are not MCP: print statements, banners.
-        for line in lines:
-            if _is_message(line):
-                self._receiver.messages_received([line])
+        odd = self._odd
+        if odd is None or not odd.is_within:
+            for line in lines:
+                if not (line.startswith(b'{"') and line.endswith(b"}")):
+                    break
             else:
-                self._receiver.diagnostics_received([b"stdout: " + line[:STDERR_LINE_BYTES]])
+                if lines:
+                    self._receiver.messages_received(lines)
+                return
+        # Some may not be MCP: print statements, banners, other framings.
+        if odd is None:
+            odd = self._odd = OddLines(self._receiver, STDERR_LINE_BYTES)
+        odd.take(lines)
+        if odd.is_utf16:
+            self._output_over(UTF16)
 
     def _output_over(self, reason: str) -> None:
         self._no_deadline()
@@ -392,9 +415,3 @@ class StdioBackend(ProcessProtocol):
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 waiter.callback(None)
-
-
-def _is_message(line: bytes) -> bool:
-    """Whether a line of stdout is MCP: an object, or an array that is one (not `[INFO] ready`)."""
-    first = line.lstrip()[0]
-    return first == _OBJECT or (first == _ARRAY and is_json(line))

@@ -70,6 +70,24 @@ class LineFramer:
         taken, self._oversized = self._oversized, []
         return taken
 
+    def begun(self, size: int) -> bytes:
+        """The first bytes of the unfinished line; nothing where there are not so many."""
+        if self._size < size:
+            return b""
+        found: list[bytes] = []
+        for part in self._parts:
+            found.append(part[:size])
+            size -= len(found[-1])
+            if not size:
+                break
+        return b"".join(found)
+
+    def discard(self, size: int) -> None:
+        """Go on behind the first bytes of the unfinished line, as if a newline stood there."""
+        rest = b"".join(self._parts)[size:]
+        self._parts = [rest] if rest else []
+        self._size = len(rest)
+
     def finish(self) -> bytes:
         """At the end of the stream: the last line that no newline ended, or nothing."""
         last = self._take().removesuffix(b"\r")

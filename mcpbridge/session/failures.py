@@ -107,6 +107,18 @@ class Failures:
             times=times(count),
         )
 
+    def misbehaved(self, session: Session, fault: str, what: str) -> None:
+        """A backend makes a mistake of this kind, and `what` says which."""
+        count = self._complaints.add(("misbehaved", fault))
+        if count is not None:
+            self.log.warn(
+                "session {label} of {server!r}: {what}{times}",
+                label=session.label,
+                server=self._settings.name,
+                what=what,
+                times=times(count),
+            )
+
     def _advice(self, session: Session) -> str:
         """Where to look, and what to try.  Arguments may hold passwords: they are not shown."""
         settings = self._settings

@@ -222,6 +222,7 @@ class Pool:
                 filters=self._filters,
                 stderr_notifications=False,
                 stderr=self._stderr.process(),
+                complain=self.failures.misbehaved,
                 announced=False,
             )
             session.backend = await self._launch(session)

@@ -19,21 +19,22 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from mcpbridge.complaints import Complaints
 from mcpbridge.config import ATTENDED_FACTOR, STDERR_TAIL_CHARS, STDERR_TAIL_LINES, ServerSettings
 from mcpbridge.errors import INTERNAL_ERROR, BackendBusy, MessageRefused, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
 from mcpbridge.protocol.envelope import Envelope, JsonRpcId, peek, peek_again, split_batch
-from mcpbridge.protocol.oversized import Oversized
 from mcpbridge.protocol.pings import PingLedger
-from mcpbridge.protocol.rewriting import error_line
+from mcpbridge.protocol.rewriting import encode, error_line
 from mcpbridge.protocol.sse import stderr_message
-from mcpbridge.session.stderr import ProcessStderr
+from mcpbridge.protocol.stdout import Lost, unreadable
+from mcpbridge.session.stderr import ProcessStderr, printable
 from mcpbridge.session.throttle import Throttle
 
 #: How much of a session's id a log may show.
 LABEL_CHARS = 8
+#: How much of what a backend wrote wrongly a warning shows.
+SHOWN_CHARS = 200
 #: From here on decoding a line's envelope is quicker than searching all of it.
 LONG_LINE_BYTES = 4096
 
@@ -139,6 +140,8 @@ class Session:
     stderr_notifications: bool = True
     #: Where its stderr is to be read as it comes.
     stderr: ProcessStderr | None = None
+    #: Told what its backend does wrong: the session, the kind of mistake, and what it is.
+    complain: Callable[[Session, str, str], None] = lambda session, fault, what: None
 
     backend: Any = None
     dialect: Dialect | None = None
@@ -164,8 +167,6 @@ class Session:
     #: Whether the client does not keep up; and the bound on what nobody reads.
     paused: bool = field(init=False, default=False)
     throttle: Throttle | None = field(init=False, default=None)
-    #: Messages beyond `max_message_bytes`, once there are any.
-    oversized: Complaints | None = field(init=False, default=None)
     life: Life = field(init=False)
     log: ClassVar[Logger] = Logger()
 
@@ -419,40 +420,41 @@ class Session:
         if self.receiving:
             self._pass_on(lines)
 
-    def message_too_large(self, message: Oversized) -> None:
+    def message_lost(self, lost: Lost) -> None:
         """
-        Let a message that is not kept cost no more than itself: the request
+        Let a message that cannot pass cost no more than itself: the request
         that it answers fails, what the backend asked with it is answered with
         an error, and a notification is lost.
         """
         if not self.receiving:
             return
-        ident = message.ident
-        if ident is msgspec.UNSET and self.dialect is None and not message.has_method:
+        ident = lost.ident
+        is_answer = not (lost.has_method or lost.may_be_text)
+        if ident is msgspec.UNSET and self.dialect is None and is_answer:
             ident = self.stream.only_open()
-        why = (
-            f"the server wrote a message of {message.size} bytes, more than the bridge takes"
-            " (max_message_bytes)"
-        )
-        if self.oversized is None:
-            self.oversized = Complaints(self.clock)
-        self.oversized.add()
-        if (count := self.oversized.due()) is not None:
-            self.log.warn(
-                "session {label} of {server!r}: {why}; {what} ({count} such since the last report)",
-                label=self.label,
-                server=self.server,
-                why=why,
-                what=_what_is_lost(message, ident),
-                count=count,
-            )
+        self.complain(self, lost.fault, f"{lost.why}; {_what_is_lost(lost, ident)}")
         if ident is msgspec.UNSET:
             return
-        line = error_line(ident, INTERNAL_ERROR, why)
-        if message.has_method:
+        line = error_line(ident, INTERNAL_ERROR, lost.why)
+        if lost.has_method:
             self.answer_backend(line)
         else:
             self.messages_received([line])
+
+    def misbehaved(self, fault: str, what: str, line: bytes) -> None:
+        """Warn of what the backend does, and show the line, if there is one."""
+        self.complain(self, fault, f"{what}: {printable(line, SHOWN_CHARS)}" if line else what)
+
+    def reached_nobody(self, why: str, line: bytes) -> None:
+        """A message of the backend was thrown away, and it is to blame."""
+        if why == "invalid":
+            # Not from within the reading of what it has written.
+            self.clock.callLater(0, self.message_lost, unreadable(line))
+        elif why in _NOT_PASSED:
+            envelope = peek(line) or peek_again(line)
+            ident = encode(None if envelope is None else envelope.id)
+            what = _NOT_PASSED[why]
+            self.complain(self, why, f"{what} (id {printable(ident, SHOWN_CHARS)})")
 
     def diagnostics_received(self, lines: list[bytes]) -> None:
         """Keep the last lines for the log, and tell the client of all."""
@@ -513,8 +515,20 @@ class Session:
         return None
 
 
-def _what_is_lost(message: Oversized, ident: JsonRpcId | msgspec.UnsetType) -> str:
-    if message.has_method:
+_NOT_PASSED = {
+    "unasked": (
+        "the server answered a request that is not open, one that was never made or has been"
+        " answered; the answer is thrown away"
+    ),
+    "request": "the server sent a request, which 2026-07-28 does not allow; it is thrown away",
+}
+_NOT_PASSED["forbidden"] = _NOT_PASSED["request"]
+
+
+def _what_is_lost(lost: Lost, ident: JsonRpcId | msgspec.UnsetType) -> str:
+    if lost.may_be_text and ident is msgspec.UNSET:
+        return "it is thrown away"
+    if lost.has_method:
         return "it is a notification" if ident is msgspec.UNSET else "the request is refused"
     if ident is msgspec.UNSET:
         return "whose answer it is cannot be told, and a client may wait for it"

@@ -191,18 +191,22 @@ class ProcessStderr:
 
 
 def readable(line: bytes) -> str:
+    """A line of stderr, or of stdout, as text for a log, and which of them it is of."""
+    if line.startswith(_STDOUT):
+        return f"stdout: {printable(line[len(_STDOUT) :])}"
+    return f"stderr: {printable(line)}"
+
+
+def printable(line: bytes, most: int = STDERR_LOG_CHARS) -> str:
     """
     A line as text that a terminal and a reader of logs take for one line: what
     is no printable character is escaped, and a long line is cut.
     """
-    kind = "stderr: "
-    if line.startswith(_STDOUT):
-        line, kind = line[len(_STDOUT) :], "stdout: "
     # A character has four bytes at most.
-    text = line[: 4 * STDERR_LOG_CHARS].decode("utf-8", "backslashreplace").rstrip("\r")
+    text = line[: 4 * most].decode("utf-8", "backslashreplace").rstrip("\r")
     text = text.replace("\t", "    ")
     if not text.isprintable():
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    if len(text) > STDERR_LOG_CHARS:
-        text = f"{text[:STDERR_LOG_CHARS]}... (cut; {len(line)} bytes)"
-    return kind + text
+    if len(text) > most:
+        text = f"{text[:most]}... (cut; {len(line)} bytes)"
+    return text
