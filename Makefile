@@ -64,9 +64,9 @@ others.made others.tested: others.%: .venv/.made-dev
 	done
 
 # the sans-IO part has no branch that its own tests do not take
-PROTOCOL := $(patsubst %,tests/test_%.py,capabilities downward downward_machine envelope framing headers large \
-    listens modern multiplexer oversized peeking pings requeststate revisions rewriting scanning server_card sse streams \
-    streams_machine tasks upward waiting)
+PROTOCOL := $(patsubst %,tests/test_%.py,capabilities downward downward_machine envelope framing headers ids large \
+    listens modern multiplexer oversized peeking pings requeststate respelled revisions rewriting scanning server_card sse stdout \
+    streams streams_machine tasks upward waiting)
 coverage: .venv/.made-dev ## measure the branch coverage of the protocol, which must be whole
 	$(BIN)/coverage run --source=mcpbridge.protocol -m pytest -q $(PROTOCOL)
 	$(BIN)/coverage report --fail-under=100

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpbridge.errors import BackendBusy, UnknownSession
-from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
-from mcpbridge.protocol.multiplexer import CANCELLED_KEPT
+from mcpbridge.protocol.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.protocol.outgoing import OWN_KEPT
 from mcpbridge.session.leased import SUBSCRIBED_AT_ONCE
 from tests.fakes import Call, Legacy, Modern, Scripted, World

@@ -10,7 +10,7 @@ import pytest
 from mcpbridge.protocol import calls, rounds
 from mcpbridge.protocol.downward import LegacySession, Step
 from mcpbridge.protocol.envelope import Envelope, read_message
-from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
+from mcpbridge.protocol.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.protocol.listening import (
     ACKNOWLEDGED_SECONDS,
     FIRST_PAUSE,
@@ -51,7 +51,8 @@ class Talk:
         *,
         start: bool = True,
     ) -> None:
-        self.session = LegacySession(version="9.9")
+        self.reported: list[tuple[str, bytes]] = []
+        self.session = LegacySession(version="9.9", report=lambda *told: self.reported.append(told))
         self.now = 100.0
         self.due: float | None = None
         self.client: list[Any] = []
@@ -969,3 +970,63 @@ def test_what_a_server_says_of_itself_is_taken_once() -> None:
     assert taken is not None
     assert json.loads(bytes(taken)) == info
     assert talk.session.take_server_info() is None
+
+
+# Answers of backends that are not exact.
+
+
+def test_numbers_that_are_given_back_as_text() -> None:
+    """From the first answer on, and of a listen."""
+    talk = Talk(start=False)
+    talk.initialize({})
+    talk.answer({"capabilities": ALL_LISTS}, str(talk.last["id"]))
+    talk.tell("notifications/initialized")
+    listen = talk.last["id"]
+    talk.answer({}, str(listen))
+    talk.heard()
+    talk.ask("mine", "tools/list")
+    talk.answer({"resultType": "complete", "tools": []}, str(talk.last["id"]))
+    assert [each["id"] for each in talk.heard()] == ["mine"]
+    assert talk.reported == []
+
+
+@pytest.mark.parametrize("ident", ["x", "01", 99, None])
+def test_answers_that_nobody_waits_for_are_reported(ident: Any) -> None:
+    """But not those of what was cancelled."""
+    talk = Talk()
+    talk.reply(id=ident, result={})
+    assert [why for why, _ in talk.reported] == ["unasked"]
+    talk.ask(1, "tools/list")
+    number = talk.last["id"]
+    talk.tell("notifications/cancelled", requestId=1)
+    for late in (number, str(number)):
+        talk.answer({"tools": []}, late)
+    assert len(talk.reported) == 1
+
+
+def test_cancelled_kept() -> None:
+    """CANCELLED_KEPT: the answer to the oldest is unasked like any other."""
+    talk = Talk()
+    numbers = []
+    for _ in range(CANCELLED_KEPT + 1):
+        talk.ask(1, "tools/list")
+        numbers.append(talk.last["id"])
+        talk.tell("notifications/cancelled", requestId=1)
+    talk.answer({}, numbers[1])
+    assert talk.reported == []
+    talk.answer({}, numbers[0])
+    assert [why for why, _ in talk.reported] == ["unasked"]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"{", "invalid"),
+        (b'{"level":30}', "invalid"),
+        (b'{"jsonrpc":"2.0","id":1,"method":"roots/list"}', "forbidden"),
+    ],
+)
+def test_what_is_no_message_is_reported(line: bytes, why: str) -> None:
+    talk = Talk()
+    talk.raw(line)
+    assert talk.reported == [(why, line)]

@@ -45,7 +45,9 @@ class Made:
             permit=self,
             forget=lambda _: None,
             closed=lambda _: None,
+            complain=lambda _, fault, what: self.complaints.append((fault, what)),
         )
+        self.complaints: list[tuple[str, str]] = []
         self.backend = self.session.backend = FakeBackend(self.session)
         self.stream = self.session.stream = RecordingStream()
         self.doubts: list[str] = []
@@ -128,6 +130,25 @@ def test_initialize_and_its_answer_pass_as_they_are() -> None:
     assert made.backend.sent == [INITIALIZE]
     assert made.stream.lines == [NOTE, TOLD, NOTE]
     assert (made.eras.legacy, made.session.dialect) == (True, None)
+    made.end()
+
+
+@pytest.mark.parametrize(("asked", "said"), [(b"1", b'"1"'), (b'"1"', b"1")])
+def test_a_server_that_spells_ids_in_another_way(asked: bytes, said: bytes) -> None:
+    """Its answers get the client's ids, all through the session, and it is named."""
+    made = Made()
+    made.post(INITIALIZE.replace(b'"\\u0061"', asked))
+    made.say(NOTE, TOLD.replace(b'"a"', said))
+    assert [each.get("id") for each in made.answers()] == [None, json.loads(asked)]
+    assert [fault for fault, _ in made.complaints] == ["ids"]
+    ping = b'{"jsonrpc":"2.0","id":%b,"method":"ping"}'
+    made.post(ping % b"7", b"[%b,%b]" % (ping % b"8", ping % b'"x"'))
+    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 8}}
+    made.post(encode(cancelled))
+    for ident in ("7", "8", "x", "99"):
+        made.say(encode({"jsonrpc": "2.0", "id": ident, "result": {}}))
+    assert [each["id"] for each in made.answers()] == [7, "8", "x", "99"]
+    assert len(made.backend.sent) == 3
     made.end()
 
 

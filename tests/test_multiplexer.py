@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mcpbridge.errors import SessionBusy
 from mcpbridge.protocol.envelope import peek, peek_again
-from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
+from mcpbridge.protocol.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.protocol.modern import (
     CLIENT_CAPABILITIES,
     LOG_LEVEL,
@@ -23,7 +23,7 @@ from mcpbridge.protocol.modern import (
     ModernRequest,
     read_request,
 )
-from mcpbridge.protocol.multiplexer import CANCELLED_KEPT, Delivery, Multiplexer
+from mcpbridge.protocol.multiplexer import Delivery, Multiplexer
 
 META = {PROTOCOL_VERSION: MODERN[-1], CLIENT_CAPABILITIES: {}}
 LISTEN = "subscriptions/listen"
@@ -121,13 +121,55 @@ def test_any_answer_is_one(shared: Multiplexer[str], body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "ident", ["2", '"1"', "1.5", "null", "0", "-1", "1e30", '"\\ud800"', "9" * 300]
+    "ident",
+    ["2", '"01"', '"1.0"', "1.5", "null", "0", "-1", "1e30", '"\\ud800"', "9" * 300],
 )
 def test_an_answer_to_what_was_not_asked(shared: Multiplexer[str], ident: str) -> None:
     shared.ask(request(), "a")
     assert shared.from_backend(b'{"jsonrpc":"2.0","id":%b,"result":{}}' % ident.encode()) is None
     assert shared.dropped == {"unasked": 1}
     assert len(shared) == 1
+
+
+def test_a_number_that_is_given_back_as_text(shared: Multiplexer[str]) -> None:
+    """Beside a request that is open and has the text for its client's id."""
+    shared.ask(request('"1"'), "a")
+    shared.ask(request("9", LISTEN), "b")
+    assert shared.from_backend(answer("2")) == ("b", answer(9).replace(b" ", b""), True)
+    assert shared.from_backend(answer("1")) == ("a", answer("1").replace(b" ", b""), True)
+
+
+@pytest.mark.parametrize("number", [1, "1"])
+def test_answers_that_nobody_waits_for_are_reported(number: Any) -> None:
+    """But not those of a request that was cancelled, or what is no answer."""
+    reported: list[tuple[str, bytes]] = []
+    shared: Multiplexer[str] = Multiplexer(report=lambda *told: reported.append(told))
+    shared.ask(request(), "a")
+    shared.ask(request(), "b")
+    shared.cancel("a")
+    assert shared.from_backend(answer(number)) is None
+    assert shared.from_backend(of_listen(7)) is None
+    assert reported == []
+    unasked = (answer(7), answer("x"), answer(None))
+    for line in (*unasked, b"{", b'{"jsonrpc":"2.0"}'):
+        assert shared.from_backend(line) is None
+    asks = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "roots/list"}).encode()
+    assert shared.from_backend(asks) is None
+    expected = [("unasked", each) for each in unasked]
+    expected += [("invalid", b"{"), ("invalid", b'{"jsonrpc":"2.0"}'), ("request", asks)]
+    assert reported == expected
+
+
+def test_cancelled_kept_of_all_requests() -> None:
+    """CANCELLED_KEPT: the answer to the oldest is unasked like any other."""
+    reported: list[tuple[str, bytes]] = []
+    shared: Multiplexer[str] = Multiplexer(report=lambda *told: reported.append(told))
+    for _ in range(CANCELLED_KEPT + 1):
+        shared.ask(request(), "a")
+        shared.cancel("a")
+    for number in (2, 1):
+        shared.from_backend(answer(number))
+    assert reported == [("unasked", answer(1))]
 
 
 def test_no_number_comes_twice(shared: Multiplexer[str]) -> None:
@@ -557,7 +599,7 @@ class SharedMachine(RuleBasedStateMachine):
         """A number that is in use, or was, or never."""
         return data.draw(st.sampled_from([*self.numbers[-6:], *list(self.open)[:4], 10_000]))
 
-    @rule(data=st.data(), spelled=st.sampled_from(["%d", "%d.0"]))
+    @rule(data=st.data(), spelled=st.sampled_from(["%d", "%d.0", '"%d"']))
     def answer(self, data: st.DataObject, spelled: str) -> None:
         number = self.pick(data)
         tag, ident, _, listens, _ = self.open.pop(number, (None, "", None, False, None))

@@ -17,7 +17,8 @@ from mcpbridge.errors import (
 )
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.events import Event
-from mcpbridge.protocol.inflight import ASKED_KEPT, MAX_IN_FLIGHT
+from mcpbridge.protocol.inflight import ASKED_KEPT, CANCELLED_KEPT, MAX_IN_FLIGHT
+from mcpbridge.protocol.rewriting import encode
 from mcpbridge.protocol.streams import TAKEOVER_SECONDS, TAKEOVERS, StreamRouter
 from mcpbridge.session.events import MemoryEventLog
 
@@ -78,6 +79,7 @@ class Routed:
         self.store = MemoryEventLog(kept, 1 << 20)
         self.to_backend: list[Any] = []
         self.now = 0.0
+        self.reported: list[tuple[str, bytes]] = []
         #: When each question that waits is due.
         self.held: list[float | None] = []
         self.router = StreamRouter(
@@ -89,6 +91,7 @@ class Routed:
             now=lambda: self.now,
             input_timeout=60,
             held=lambda: self.held.append(self.router.due),
+            report=lambda why, line: self.reported.append((why, line)),
         )
 
     def post(self, *ids: Any, token: Any = None) -> Connection:
@@ -1036,3 +1039,89 @@ def test_only_open_request() -> None:
         found.append(routed.router.only_open)
         routed.post(ident)
     assert found == [msgspec.UNSET, "a", msgspec.UNSET]
+
+
+# Answers of backends that are not exact.
+
+
+@pytest.mark.parametrize(("asked", "said"), [(1, "1"), ("1", 1), (0, "0"), (-5, "-5")])
+def test_an_id_that_is_spelled_in_another_way(asked: Any, said: Any) -> None:
+    """The client gets its own; a message keeps all else as it was written."""
+    routed = Routed()
+    connection = routed.post(asked, "other")
+    routed.router.route(b'{"id":%b, "jsonrpc":"2.0","result":{"x": 1.50}}' % encode(said))
+    expected = b'{"id":%b,"jsonrpc":"2.0","result":{"x": 1.50}}' % encode(asked)
+    assert connection.lines == [expected]
+    assert routed.router.in_flight == 1
+    assert routed.reported == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        *((1, "01"), (1, "1.0"), (1, "+1"), (1.0, "1"), (1.5, "1.5"), ("1.0", 1)),
+        *(("1", 1.0), ("a", "b"), (1, 2), (1, None)),
+    ],
+)
+def test_an_id_that_nobody_has(asked: Any, said: Any) -> None:
+    routed = Routed()
+    connection = routed.post(asked)
+    line = routed.answer(said)
+    assert connection.lines == []
+    assert routed.router.in_flight == 1
+    assert routed.reported == [("unasked", line)]
+
+
+def test_of_two_ids_each_has_its_own_answer() -> None:
+    """No other spelling is looked for where the exact id is open."""
+    routed = Routed()
+    one, other = routed.post(1), routed.post("1")
+    first, second = routed.answer("1"), routed.answer(1)
+    assert (one.lines, other.lines) == ([second], [first])
+
+
+def test_an_id_in_another_spelling_once() -> None:
+    routed = Routed()
+    routed.post(1)
+    routed.answer("1")
+    line = routed.answer("1")
+    assert routed.reported == [("unasked", line)]
+
+
+@pytest.mark.parametrize("said", [1, "1"])
+@pytest.mark.parametrize("again", [None, 1, "1"])
+def test_an_id_that_was_cancelled_lately(said: Any, again: Any) -> None:
+    """Its answer may be on its way: it is no mistake, and answers nothing else."""
+    routed = Routed()
+    connection = routed.post(1)
+    routed.router.cancel(1)
+    assert connection.over
+    asked = None if again is None else routed.post(again)
+    line = routed.answer(said)
+    exact = again == said
+    assert routed.reported == []
+    if asked is not None:
+        assert asked.lines == ([line] if exact else [])
+    assert routed.router.dropped["unasked"] == (not exact)
+
+
+def test_cancelled_kept() -> None:
+    """CANCELLED_KEPT: of the oldest it is not known any more."""
+    routed = Routed()
+    for number in range(CANCELLED_KEPT + 1):
+        routed.post(number)
+        routed.router.cancel(number)
+    late, first = routed.answer(1), routed.answer(0)
+    assert late
+    assert routed.reported == [("unasked", first)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b'{"jsonrpc":"2.0","id":1,"result":NaN}', b'{"level":30}', b'{"jsonrpc":"2.0"}'],
+)
+def test_what_is_no_message_is_reported(line: bytes) -> None:
+    routed = Routed()
+    routed.router.route(line)
+    assert routed.reported == [("invalid", line)]
+    assert routed.router.dropped == {"invalid": 1}

@@ -164,7 +164,7 @@ def test_a_client_is_named_where_it_says_who_it_is(info: Any, passes: bool) -> N
         (line(id=5, method="roots/list"), None),
         (line(method="notifications/message", params={}), None),
         (line(id=2, result={}), None),
-        (line(id="1", result={}), None),
+        (line(id="01", result={}), None),
         (b"Server started", None),
         (b"", None),
         (b"[]", None),
@@ -400,7 +400,7 @@ def test_an_error_of_null_is_none() -> None:
     assert "result" in final(said)
 
 
-@pytest.mark.parametrize("ident", ["2", True, None, [2], {}, 2.5, "x" * 99])
+@pytest.mark.parametrize("ident", ["02", True, None, [2], {}, 2.5, "x" * 99])
 def test_an_answer_to_another_id_is_dropped(ident: Any) -> None:
     conversation = opened()
     assert asked(conversation) == 2
@@ -1164,3 +1164,56 @@ def test_only_open_request() -> None:
     assert conversation.only_open is msgspec.UNSET
     asked(conversation)
     assert isinstance(conversation.only_open, int)
+
+
+# Answers of backends that are not exact.
+
+
+def reporting(reported: list[tuple[str, bytes]]) -> LegacyConversation:
+    """A conversation that has not begun, and what it reports."""
+    return LegacyConversation(b"{}", None, "9", lambda *told: reported.append(told))
+
+
+def test_numbers_that_are_given_back_as_text() -> None:
+    """From the handshake on."""
+    reported: list[tuple[str, bytes]] = []
+    conversation = reporting(reported)
+    ident = json.loads(conversation.initialize())["id"]
+    result = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": SERVER}
+    assert conversation.handshake(line(id=str(ident), result=result))
+    number = asked(conversation)
+    said = conversation.from_backend(line(id=str(number), result={"content": []}))
+    assert final(said)["id"] == "c-1"
+    assert reported == []
+
+
+@pytest.mark.parametrize("ident", ["01", "1.0", "x", None, 99, "99", True, [1]])
+def test_answers_that_nobody_waits_for_are_reported(ident: Any) -> None:
+    reported: list[tuple[str, bytes]] = []
+    conversation = reporting(reported)
+    conversation.initialize()
+    odd = line(id=ident, result={})
+    assert conversation.handshake(odd) is None
+    result = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": SERVER}
+    assert conversation.handshake(line(id=1, result=result))
+    number = asked(conversation)
+    conversation.from_backend(odd)
+    assert reported == [("unasked", odd)] * 2
+    conversation.cancel(None)
+    conversation.from_backend(line(id=str(number), result={}))
+    assert reported == [("unasked", odd)] * 2
+
+
+@pytest.mark.parametrize("odd", [b"{", b"[1]", b'{"level":30,"id":1}', b'{"id":1,"result":{}}'])
+def test_what_is_no_message_is_reported(odd: bytes) -> None:
+    reported: list[tuple[str, bytes]] = []
+    conversation = reporting(reported)
+    conversation.initialize()
+    result = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": SERVER}
+    if b"result" not in odd and b'"id":1' not in odd:
+        assert conversation.handshake(odd) is None
+        assert [why for why, _ in reported] == ["invalid"]
+    assert conversation.handshake(line(id=1, result=result))
+    reported.clear()
+    conversation.from_backend(odd)
+    assert [why for why, _ in reported] == ["invalid"]

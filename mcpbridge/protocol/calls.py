@@ -14,7 +14,7 @@ import msgspec
 
 from mcpbridge.errors import IdInUse, SessionBusy
 from mcpbridge.protocol.envelope import JsonRpcId
-from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
+from mcpbridge.protocol.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.protocol.lowering import members_of
 from mcpbridge.protocol.modern import LOG_LEVEL
 from mcpbridge.protocol.rewriting import Members, changed, encode
@@ -72,6 +72,7 @@ class Calls:
         self._by_id: dict[JsonRpcId, Call] = {}
         self._by_number: dict[JsonRpcId | msgspec.UnsetType, Call] = {}
         self._kept = 0
+        self._cancelled: dict[int, None] = {}
 
     def record(self, call: Call, size: int = 0) -> None:
         """
@@ -149,10 +150,16 @@ class Calls:
             call.number = None
         return call
 
+    def cancellation(self, number: int, reason: str | None = None) -> bytes:
+        """The line that cancels a request, for the backend, whose answer may be on its way."""
+        if len(self._cancelled) >= CANCELLED_KEPT:
+            del self._cancelled[next(iter(self._cancelled))]
+        self._cancelled[number] = None
+        params: dict[str, object] = {"requestId": number}
+        if reason is not None:
+            params["reason"] = reason
+        return encode({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
 
-def cancelled_line(number: int, reason: str | None = None) -> bytes:
-    """The cancellation of a request, for the backend."""
-    params: dict[str, object] = {"requestId": number}
-    if reason is not None:
-        params["reason"] = reason
-    return encode({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+    def was_cancelled(self, number: int) -> bool:
+        """Whether that number was cancelled lately."""
+        return number in self._cancelled

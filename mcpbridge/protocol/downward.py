@@ -24,9 +24,10 @@ from mcpbridge.errors import (
     Refused,
 )
 from mcpbridge.protocol import revisions
-from mcpbridge.protocol.calls import Call, Calls, cancelled_line
+from mcpbridge.protocol.calls import Call, Calls
 from mcpbridge.protocol.capabilities import is_of_extension
 from mcpbridge.protocol.envelope import Envelope, cancelled_id, peek, peek_again
+from mcpbridge.protocol.ids import own_number
 from mcpbridge.protocol.listening import Heard, Listening
 from mcpbridge.protocol.lowering import (
     changing_lists,
@@ -92,17 +93,21 @@ class LegacySession:
     One session of a legacy client, and the process that it has to itself.
 
     `version` is the bridge's own, for a client that does not say its name.
-    `dropped` counts what reached nobody, by its reason.
+    `dropped` counts what reached nobody, by its reason; where that is the
+    backend's mistake, `report` is called with it and the message.
     """
 
-    def __init__(self, *, version: str) -> None:
+    def __init__(
+        self, *, version: str, report: Callable[[Why, bytes], None] = lambda why, line: None
+    ) -> None:
+        self._report = report
         self._name = {"name": "mcpbridge", "version": version}
         self._state: Literal["new", "asked", "open"] = "new"
         self._revision = ""
         self._abilities = Abilities({})
         self._calls = Calls()
         self._waiting = Waiting()
-        self._listening: Listening[Call] = Listening(self._calls.ask, cancelled_line)
+        self._listening: Listening[Call] = Listening(self._calls.ask, self._calls.cancellation)
         self._ready = False
         self._undo: tuple[Envelope, Callable[[], None]] | None = None
         self.dropped: Counter[Why] = Counter()
@@ -148,9 +153,9 @@ class LegacySession:
         step = Step([], [], None)
         envelope = peek(line) or peek_again(line)
         if envelope is None:
-            self.dropped["invalid"] += 1
+            self._drop("invalid", line)
         elif envelope.method is not msgspec.UNSET and envelope.id is not msgspec.UNSET:
-            self.dropped["forbidden"] += 1
+            self._drop("forbidden", line)
         elif envelope.method is not msgspec.UNSET:
             self._notification(line, envelope.method, now, step)
         else:
@@ -281,7 +286,7 @@ class LegacySession:
         if number is None:
             return None
         reason = text_of(members_of(members_of(line).get("params")).get("reason"))
-        step.to_backend.append(cancelled_line(number, reason))
+        step.to_backend.append(self._calls.cancellation(number, reason))
         return lambda: self._calls.restore(call)
 
     def _answer(
@@ -325,11 +330,13 @@ class LegacySession:
     # What the backend says.
 
     def _response(self, line: bytes, envelope: Envelope, now: float, step: Step) -> None:
-        call = self._calls.answered(envelope.id)
+        number = own_number(envelope.id)
+        call = self._calls.answered(number)
         answer = members_of(line)
         if call is None:
             why = reason_of(answer) if "error" in answer else _ENDED
-            self._unlisten(envelope.id, why, now, step)
+            if not self._unlisten(number, why, now, step) and not self._calls.was_cancelled(number):
+                self._report("unasked", line)
             return
         result = members(answer.get("result", b""))
         kind = "error" if result is None else kind_of(result)
@@ -392,12 +399,18 @@ class LegacySession:
         else:
             self.dropped["not listened to"] += 1
 
-    def _unlisten(self, number: object, why: str, now: float, step: Step) -> None:
+    def _unlisten(self, number: object, why: str, now: float, step: Step) -> bool:
+        """Whether it was a subscription, which is over now."""
         heard = self._listening.ended(number, why, now)
         if heard is None:
             self.dropped["unasked"] += 1
         else:
             self._hear(heard, step)
+        return heard is not None
+
+    def _drop(self, why: Why, line: bytes) -> None:
+        self.dropped[why] += 1
+        self._report(why, line)
 
     def _hear(self, heard: Heard[Call], step: Step) -> None:
         step.to_backend.extend(heard.to_backend)

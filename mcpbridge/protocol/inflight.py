@@ -14,10 +14,13 @@ import msgspec
 
 from mcpbridge.errors import IdInUse, SessionBusy
 from mcpbridge.protocol.envelope import JsonRpcId, ProgressToken
+from mcpbridge.protocol.ids import is_answer_to, other_spelling
 from mcpbridge.protocol.rewriting import encode
 
 #: How many requests of the client a session waits for at a time.
 MAX_IN_FLIGHT = 1024
+#: How many cancelled requests are remembered, whose answers may be on their way.
+CANCELLED_KEPT = 1024
 #: How many unanswered requests of the backend are remembered with their streams.
 ASKED_KEPT = 1024
 
@@ -52,6 +55,7 @@ class InFlight:
         # Of a request: its stream, and its token where that stands for it.
         self._requests: dict[JsonRpcId, tuple[LogicalStream, ProgressToken | None]] = {}
         self._tokens: dict[ProgressToken | None, LogicalStream] = {}
+        self._cancelled: dict[JsonRpcId, None] = {}
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -100,6 +104,31 @@ class InFlight:
                 del self._running[stream.name]
         return stream
 
+    def cancel(self, ident: JsonRpcId) -> LogicalStream | None:
+        """The same for one that the client has cancelled: its answer may still come."""
+        stream = self.settle(ident)
+        if stream is not None:
+            if len(self._cancelled) >= CANCELLED_KEPT:
+                del self._cancelled[next(iter(self._cancelled))]
+            self._cancelled[ident] = None
+        return stream
+
+    def was_cancelled(self, ident: JsonRpcId) -> bool:
+        """Whether a request of this id, however the backend spells it, was cancelled lately."""
+        return not self._cancelled.keys().isdisjoint((ident, other_spelling(ident)))
+
+    def meant_by(self, ident: JsonRpcId) -> JsonRpcId | msgspec.UnsetType:
+        """
+        The id of the open request that the backend means with an id that none
+        has: 1 for "1", or the other way round.  UNSET where there is none, or
+        one of these was cancelled lately.
+        """
+        other = other_spelling(ident)
+        stream, _ = self._requests.get(other, (None, None))  # type: ignore[arg-type]
+        if stream is None or self.was_cancelled(ident):
+            return msgspec.UNSET
+        return next((each for each in stream.open if is_answer_to(ident, each)), msgspec.UNSET)
+
     def was_opened(self, name: str) -> bool:
         """Whether there is or was a stream of that name."""
         return 0 < int(name) <= self._opened
@@ -130,6 +159,7 @@ class InFlight:
         self._running.clear()
         self._requests.clear()
         self._tokens.clear()
+        self._cancelled.clear()
         return streams
 
 

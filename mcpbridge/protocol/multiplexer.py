@@ -12,14 +12,15 @@ beside its length; a result is not decoded, unless it may be a task.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from mcpbridge.errors import SessionBusy
 from mcpbridge.protocol.envelope import Envelope, cancelled_id, peek, peek_again, progress_token
-from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
+from mcpbridge.protocol.ids import own_number
+from mcpbridge.protocol.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.protocol.modern import (
     ACKNOWLEDGED,
     LISTEN,
@@ -42,9 +43,6 @@ from mcpbridge.protocol.rewriting import (
 from mcpbridge.protocol.tasks import TASK_CHANGED, Tasks, declares_tasks
 
 Tag = TypeVar("Tag", bound=Hashable)
-
-#: How many cancelled requests are remembered that may still be heard of.
-CANCELLED_KEPT = 1024
 
 #: What is of a request, which it does not name.
 LOGGED = "notifications/message"
@@ -81,20 +79,28 @@ class Multiplexer(Generic[Tag]):
     The requests in flight on one process.
 
     A tag stands for one request and is in flight once at a time.  `dropped`
-    counts what reached nobody, by its reason.  `tasks` gives tasks the names
+    counts what reached nobody, by its reason; where that is the backend's
+    mistake, `report` is called with it and the message.  `tasks` gives tasks the names
     that clients see, and heeds what is said of them.
     """
 
-    def __init__(self, tasks: Tasks | None = None) -> None:
+    def __init__(
+        self,
+        tasks: Tasks | None = None,
+        report: Callable[[Why, bytes], None] = lambda why, line: None,
+    ) -> None:
+        self._report = report
         self._tasks = Tasks() if tasks is None else tasks
         self._last = 0
         self._requests: dict[int, _Asked[Tag]] = {}
         self._listens: dict[int, _Asked[Tag]] = {}
         self._numbers: dict[Tag, int] = {}
+        # Those that were cancelled, whose answers may be on their way.
+        self._cancelled: dict[int, None] = {}
         # Those that want logs; and those that did and were cancelled, of which
         # the backend may still log.
         self._logging: dict[int, None] = {}
-        self._cancelled: dict[int, None] = {}
+        self._muddling: dict[int, None] = {}
         self.dropped: Counter[Why] = Counter()
 
     def __len__(self) -> int:
@@ -116,7 +122,7 @@ class Multiplexer(Generic[Tag]):
     @property
     def muddled(self) -> bool:
         """Whether a cancelled request may still log: nobody else gets logs of this process."""
-        return bool(self._cancelled)
+        return bool(self._muddling)
 
     # From the clients.
 
@@ -162,10 +168,9 @@ class Multiplexer(Generic[Tag]):
         number = self._numbers.get(tag)
         if number is None:
             return None
+        _remember(self._cancelled, number)
         if number in self._logging:
-            if len(self._cancelled) >= CANCELLED_KEPT:
-                del self._cancelled[next(iter(self._cancelled))]
-            self._cancelled[number] = None
+            _remember(self._muddling, number)
         self._forget(number)
         params = {"requestId": number}
         return encode({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
@@ -179,8 +184,10 @@ class Multiplexer(Generic[Tag]):
     def clear(self) -> list[Tag]:
         """Forget all, as the process has ended; returns whose requests were in flight."""
         tags = list(self._numbers)
-        for kept in (self._requests, self._listens, self._numbers, self._logging, self._cancelled):
+        for kept in (self._requests, self._listens, self._numbers):
             kept.clear()
+        for numbers in (self._logging, self._muddling, self._cancelled):
+            numbers.clear()
         return tags
 
     def _forget(self, number: int) -> _Asked[Tag] | None:
@@ -198,24 +205,25 @@ class Multiplexer(Generic[Tag]):
         envelope = peek(line) or peek_again(line)
         outer = None if envelope is None else members(line)
         if envelope is None or outer is None:
-            return self._drop("invalid")
+            return self._reject("invalid", line)
         if envelope.is_request:
             # No answer either: a client must not write responses
             # (basic/transports/stdio).
-            return self._drop("request")
+            return self._reject("request", line)
         if isinstance(envelope.method, str):
             return self._notified(line, envelope.method, outer)
         if not envelope.is_response:
-            return self._drop("invalid")
+            return self._reject("invalid", line)
         return self._answered(line, envelope, outer)
 
     def _answered(self, line: bytes, envelope: Envelope, outer: Members) -> Delivery[Tag] | None:
-        number = _number(envelope.id)
-        self._cancelled.pop(number, None)
+        number = own_number(envelope.id)
+        self._muddling.pop(number, None)
         listens = number in self._listens
         asked = self._forget(number)
         if asked is None:
-            return self._drop("unasked")
+            late = number in self._cancelled
+            return self._drop("unasked") if late else self._reject("unasked", line)
         changes: dict[str, object] = {"id": asked.ident}
         result = members(outer["result"]) if listens and "result" in outer else None
         if result is not None and SUBSCRIPTION_ID in meta_of(result):
@@ -279,9 +287,20 @@ class Multiplexer(Generic[Tag]):
             return self._drop("level")
         return Delivery(asked.tag, line, False)
 
+    def _reject(self, why: Why, line: bytes) -> Delivery[Tag] | None:
+        self._report(why, line)
+        return self._drop(why)
+
     def _drop(self, why: Why) -> Delivery[Tag] | None:
         self.dropped[why] += 1
         return None
+
+
+def _remember(numbers: dict[int, None], number: int) -> None:
+    """The oldest beyond `CANCELLED_KEPT` are forgotten."""
+    if len(numbers) >= CANCELLED_KEPT:
+        del numbers[next(iter(numbers))]
+    numbers[number] = None
 
 
 def _is_logged(params: Members, wanted: int) -> bool:
@@ -298,7 +317,5 @@ def _value(raw: msgspec.Raw) -> object:
 
 
 def _number(said: object) -> int:
-    """One of the bridge's numbers as a backend says it, 1.0 too; 0, which is none, for all else."""
-    if isinstance(said, float) and said.is_integer():
-        return int(said)
-    return said if isinstance(said, int) and not isinstance(said, bool) else 0
+    """A token, or the name of a subscription: one of the bridge's numbers, and never text."""
+    return 0 if isinstance(said, str) else own_number(said)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from mcpbridge.protocol.ids import own_number
 from mcpbridge.protocol.rewriting import value
 
 _decode_text = msgspec.json.Decoder(str).decode
@@ -45,6 +46,12 @@ def whole_number(raw: msgspec.Raw | None) -> int | None:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return None if found is None or found != int(found) else int(found)
+
+
+def answered_number(raw: msgspec.Raw | None) -> int | None:
+    """The number in the id of an answer, "7" too; None for anything else."""
+    said = text(raw)
+    return whole_number(raw) if said is None else own_number(said) or None
 
 
 def is_id(raw: msgspec.Raw | None) -> bool:

@@ -38,6 +38,7 @@ from mcpbridge.protocol.envelope import (
     split_batch,
 )
 from mcpbridge.protocol.events import Event, EventStore, Outlet
+from mcpbridge.protocol.ids import with_id
 from mcpbridge.protocol.inflight import Asked, InFlight, LogicalStream
 from mcpbridge.protocol.waiting import Budget, MaybeId, Waiter, WaitingRoom
 
@@ -79,7 +80,8 @@ class StreamRouter:
     GET stream they wait, within the two bounds.  `answer_backend` is called
     with a line for the backend when a request of it reached nobody.
 
-    `dropped` counts what reached nobody, by its reason.  Whatever opens a
+    `dropped` counts what reached nobody, by its reason; where the backend is
+    to blame, `report` is called with it and the message.  Whatever opens a
     stream raises `UnknownSession` after `close`.
     """
 
@@ -95,6 +97,7 @@ class StreamRouter:
         now: Callable[[], float] = time.monotonic,
         input_timeout: float = 600.0,
         held: Callable[[], None] = lambda: None,
+        report: Callable[[Why, bytes], None] = lambda why, line: None,
     ) -> None:
         self._store = store
         self._answer_backend = answer_backend
@@ -108,6 +111,7 @@ class StreamRouter:
         self._now = now
         self._input_timeout = input_timeout
         self._held = held
+        self._report = report
         #: When the GET stream was last taken over.
         self._takeovers: deque[float] = deque(maxlen=TAKEOVERS)
         self.dropped: Counter[Why] = Counter()
@@ -238,7 +242,7 @@ class StreamRouter:
 
     def cancel(self, request_id: JsonRpcId) -> None:
         """The client has cancelled a request; where it was the last of its stream, that ends."""
-        stream = self._requests.settle(request_id)
+        stream = self._requests.cancel(request_id)
         if stream is None or stream.open:
             return
         if stream.answers:
@@ -266,7 +270,7 @@ class StreamRouter:
             # A lone surrogate keeps no answer from its client.
             envelope = peek(element) or peek_again(element)
             if envelope is None:
-                self.dropped["invalid"] += 1
+                self._drop("invalid", element)
             else:
                 self._route(element, envelope)
 
@@ -305,12 +309,12 @@ class StreamRouter:
         elif envelope.id is not msgspec.UNSET and envelope.is_response:
             self._answer(line, envelope.id)
         else:
-            self.dropped["invalid"] += 1
+            self._drop("invalid", line)
 
     def _answer(self, line: bytes, ident: JsonRpcId) -> None:
         stream = self._requests.settle(ident)
         if stream is None:
-            self.dropped["unasked"] += 1
+            self._answer_oddly(line, ident)
         elif not stream.json_only:
             if not (stream.open or stream.number) and self._is_answer(stream, line):
                 return
@@ -319,6 +323,20 @@ class StreamRouter:
             stream.answers.append(line)
             if not stream.open:
                 self._send_answers(stream)
+
+    def _answer_oddly(self, line: bytes, ident: JsonRpcId) -> None:
+        """An answer with an id that no open request has, unless it is spelled in another way."""
+        meant = self._requests.meant_by(ident)
+        if meant is not msgspec.UNSET:
+            self._answer(with_id(line, meant), meant)
+        elif self._requests.was_cancelled(ident):
+            self.dropped["unasked"] += 1
+        else:
+            self._drop("unasked", line)
+
+    def _drop(self, why: Why, line: bytes) -> None:
+        self.dropped[why] += 1
+        self._report(why, line)
 
     def _is_answer(self, stream: LogicalStream, line: bytes) -> bool:
         """Whether a message was all of a response, which nobody can resume: it is not kept."""

@@ -12,6 +12,7 @@ abandoned request may still speak, no question reaches a client.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -34,7 +35,7 @@ from mcpbridge.protocol.questions import (
     read_required,
     read_responses,
 )
-from mcpbridge.protocol.reading import is_id, text, whole_number
+from mcpbridge.protocol.reading import answered_number, is_id, text, whole_number
 from mcpbridge.protocol.rewriting import Members, changed, encode, error_line, members, result_line
 from mcpbridge.protocol.said import Said
 
@@ -58,14 +59,22 @@ class LegacyConversation:
     `capabilities` are those that the clients declare, canonical: all requests
     must declare the same, or a backend hides what it could do, or offers what
     it cannot.  `version` is the bridge's own, for where `client_info` is
-    missing or no Implementation.
+    missing or no Implementation.  `report` is called with what the backend
+    says wrongly, and what is wrong with it.
     """
 
-    def __init__(self, capabilities: bytes, client_info: msgspec.Raw | None, version: str) -> None:
+    def __init__(
+        self,
+        capabilities: bytes,
+        client_info: msgspec.Raw | None,
+        version: str,
+        report: Callable[[str, bytes], None] = lambda why, line: None,
+    ) -> None:
         #: The backend's answer to `initialize`, once it is there.
         self.initialized: Initialized | None = None
         #: How many of the backend's lines went nowhere, and why.
         self.dropped: Counter[str] = Counter()
+        self._report = report
         self._opening = initialize_params(capabilities, client_info, version)
         self._outgoing = Outgoing()
         self._open = OpenQuestions()
@@ -120,7 +129,9 @@ class LegacyConversation:
         if "method" in message:
             pinged = text(message["method"]) == "ping" and is_id(message.get("id"))
             return [result_line(message["id"], {})] if pinged else None
-        if self._outgoing.settle(whole_number(message.get("id"))) is None:
+        if self._outgoing.settle(answered_number(message.get("id"))) is None:
+            is_rpc = "id" in message and text(message.get("jsonrpc")) == "2.0"
+            self._drop("unasked" if is_rpc else "invalid", line)
             return None
         self.initialized = read_answer(message)
         return [notification("notifications/initialized")]
@@ -258,19 +269,23 @@ class LegacyConversation:
         for each in split_batch(line) or [line]:
             message = members(each)
             if message is None or text(message.get("jsonrpc")) != "2.0":
-                self.dropped["invalid"] += 1
+                self._drop("invalid", each)
             elif "method" not in message:
-                self._answered(said, message)
+                self._answered(said, message, each)
             elif "id" not in message:
                 self._notified(said, message, each)
             elif is_id(message["id"]):
                 self._asked(said, message["id"], message)
             else:
-                self.dropped["invalid"] += 1
+                self._drop("invalid", each)
         return said
 
-    def _answered(self, said: Said, message: Members) -> None:
-        number = whole_number(message.get("id"))
+    def _drop(self, why: str, line: bytes) -> None:
+        self.dropped[why] += 1
+        self._report(why, line)
+
+    def _answered(self, said: Said, message: Members, line: bytes) -> None:
+        number = answered_number(message.get("id"))
         call = self._call
         if call is not None and number == call.number and not call.answered:
             call.answered = True
@@ -291,7 +306,7 @@ class LegacyConversation:
             self._abandoned.remove(number)
             self.dropped["late"] += 1
         else:
-            self.dropped["unasked"] += 1
+            self._drop("unasked", line)
 
     def _finish(self, said: Said, call: _Call, message: Members) -> None:
         """The backend has answered a request that is not parked."""

@@ -18,7 +18,9 @@ from mcpbridge.config import MAX_BACKOFF_SECONDS
 from mcpbridge.errors import METHOD_NOT_FOUND, UNSUPPORTED_VERSION, BackendBusy, UnknownSession
 from mcpbridge.protocol.downward import LegacySession
 from mcpbridge.protocol.envelope import Envelope, peek, peek_again, split_batch
+from mcpbridge.protocol.ids import is_answer_to
 from mcpbridge.protocol.modern import MODERN
+from mcpbridge.protocol.respelled import Respelled
 from mcpbridge.protocol.rewriting import encode, error_line
 from mcpbridge.protocol.server_card import KnownServer
 from mcpbridge.session.readiness import Readiness
@@ -150,12 +152,16 @@ class Undecided:
         asked, envelope = self._initialize
         for number, line in enumerate(lines):
             answer = peek(line) or peek_again(line)
-            if answer is None or not answer.is_response or answer.id != envelope.id:
+            if answer is None or not answer.is_response:
+                continue
+            if not is_answer_to(answer.id, envelope.id):
                 continue
             self._initialize = None
             if answer.error is msgspec.UNSET:
                 self._session.dialect = None
                 self._eras.legacy = True
+                if answer.id != envelope.id:
+                    lines = self._respell(lines, number, asked, envelope)
                 if self._requests == 1 and not isinstance(answer.result, msgspec.UnsetType):
                     # Otherwise it may be the answer to another request, with
                     # words of the client's own.
@@ -178,6 +184,20 @@ class Undecided:
             break
         return lines
 
+    def _respell(
+        self, lines: list[bytes], number: int, asked: bytes, envelope: Envelope
+    ) -> list[bytes]:
+        """The backend has answered `"1"` for 1, or 1 for `"1"`: it will do so again."""
+        line = lines[number]
+        what = (
+            "the server gives the ids of requests back as text, or text as numbers, which older"
+            " clients do not take; the bridge sets that right"
+        )
+        self._session.misbehaved("ids", what, encode((peek(line) or envelope).id))
+        respelled = self._session.dialect = RespelledIds(self._session)
+        respelled.ids.from_client(asked, envelope)
+        return lines[:number] + respelled.received(lines[number:])
+
     @property
     def is_starting(self) -> bool:
         """Whether it was told `initialize`, and has said nothing yet."""
@@ -197,6 +217,30 @@ class Undecided:
             self._doubt(session.reason)
 
 
+class RespelledIds:
+    """A session whose backend gives ids back in another spelling than its client's."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.ids = Respelled()
+
+    def send(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None) -> None:
+        """Messages of the client."""
+        send(self._session, lines)
+        for line, known in zip(lines, envelopes or [None] * len(lines), strict=True):
+            for each in [line] if known else split_batch(line) or [line]:
+                envelope = known or peek(each) or peek_again(each)
+                if envelope is not None:
+                    self.ids.from_client(each, envelope)
+
+    def received(self, lines: list[bytes]) -> list[bytes]:
+        """Messages of the backend."""
+        return [self.ids.from_backend(line) for line in lines]
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
 def is_starting(session: Session) -> bool:
     """Whether its process was told `initialize`, and has said nothing yet."""
     if not session.receiving or session.leaving:
@@ -214,7 +258,7 @@ class Downward:
         self._eras = eras
         self._readiness = readiness
         self._local = _Local(session)
-        self._kept = LegacySession(version=__version__)
+        self._kept = LegacySession(version=__version__, report=session.reached_nobody)
         self._timer: IDelayedCall | None = None
         #: The client's `initialize`, while it is not answered.
         self._initialize: Envelope | None = None

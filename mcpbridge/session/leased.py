@@ -87,7 +87,9 @@ class LeasedProcess:
         self.session = session
         #: Whose share it counts against while it is not free.
         self.counts = counts or Hold()
-        self.conversation = LegacyConversation(first.capabilities, first.client_info, __version__)
+        self.conversation = LegacyConversation(
+            first.capabilities, first.client_info, __version__, session.reached_nobody
+        )
         self.upkeep = Upkeep(session, settings)
         self.exchange: Exchange | None = None
         #: While it is parked: what it has of its client's share.

@@ -30,6 +30,7 @@ from mcpbridge.errors import (
 )
 from mcpbridge.guard import guarded
 from mcpbridge.protocol.envelope import JsonRpcId, peek
+from mcpbridge.protocol.inflight import CANCELLED_KEPT
 from mcpbridge.protocol.modern import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
@@ -40,7 +41,7 @@ from mcpbridge.protocol.modern import (
     ModernRequest,
     read_request,
 )
-from mcpbridge.protocol.multiplexer import CANCELLED_KEPT, Multiplexer
+from mcpbridge.protocol.multiplexer import Multiplexer
 from mcpbridge.protocol.rewriting import encode
 from mcpbridge.protocol.server_card import KnownServer, info_of_discovery
 from mcpbridge.protocol.tasks import Tasks, for_owner
@@ -195,7 +196,7 @@ class SharedProcess:
         self.tasks = Tasks(limit=settings.task_timeout, now=session.clock.seconds)
         #: Whether the server has said that it has tasks; None: it has not been asked.
         self.offers_tasks: bool | None = None
-        self._requests: Multiplexer[Receiver] = Multiplexer(self.tasks)
+        self._requests: Multiplexer[Receiver] = Multiplexer(self.tasks, session.reached_nobody)
         #: How many of them are the bridge's own.
         self._own = 0
         #: Cancellations that it did not take yet.

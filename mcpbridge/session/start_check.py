@@ -26,6 +26,7 @@ from mcpbridge.config import CHECK_SECONDS, ServerSettings
 from mcpbridge.errors import BackendBusy, BackendFailed, Stopping, UnknownSession
 from mcpbridge.protocol.envelope import peek, peek_again
 from mcpbridge.protocol.handshake import initialize_params
+from mcpbridge.protocol.ids import is_answer_to
 from mcpbridge.protocol.rewriting import encode
 from mcpbridge.session.exchange import Timer
 from mcpbridge.session.readiness import Readiness
@@ -74,7 +75,9 @@ class Greeting:
         """Look for the answer; nobody hears of the rest."""
         for line in lines:
             envelope = peek(line) or peek_again(line)
-            if envelope is None or not envelope.is_response or envelope.id != _IDENT:
+            if envelope is None or not envelope.is_response:
+                continue
+            if not is_answer_to(envelope.id, _IDENT):
                 continue
             if self._answered is not None and not self._answered.called:
                 self._answered.callback(None)

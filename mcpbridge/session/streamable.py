@@ -27,6 +27,7 @@ from mcpbridge.protocol.envelope import (
     requested_token,
 )
 from mcpbridge.protocol.events import Outlet
+from mcpbridge.protocol.ids import is_answer_to
 from mcpbridge.protocol.revisions import Revision, revision
 from mcpbridge.protocol.rewriting import encode
 from mcpbridge.protocol.streams import StreamRouter
@@ -77,6 +78,7 @@ class StreamableFace:
             now=clock.seconds,
             input_timeout=settings.input_timeout,
             held=self._question_held,
+            report=session.reached_nobody,
         )
         #: When a question that nobody reads has waited long enough.
         self._due: IDelayedCall | None = None
@@ -246,7 +248,9 @@ class StreamableFace:
 
     def _learn(self, line: bytes) -> None:
         envelope = peek(line)
-        if envelope is None or not envelope.is_response or envelope.id != self._initialize:
+        if envelope is None or not envelope.is_response:
+            return
+        if not is_answer_to(envelope.id, self._initialize):
             return
         self._negotiating = False
         try:

@@ -1,0 +1,51 @@
+"""
+A session whose server gives the ids of requests back in another spelling.
+
+Knows the requests that are not answered; must not know who carries messages.
+Only sessions that are known to need it have one, as it reads every message.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mcpbridge.protocol.envelope import Envelope, JsonRpcId, cancelled_id, peek, peek_again
+from mcpbridge.protocol.ids import other_spelling, with_id
+from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
+
+
+class Respelled:
+    """
+    The requests of a client whose server gives ids back in another spelling:
+    its answers get the ids that the client gave.  Of the requests that are
+    not answered the newest `MAX_IN_FLIGHT` are known.
+    """
+
+    def __init__(self) -> None:
+        self._asked: dict[JsonRpcId | msgspec.UnsetType, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def from_client(self, line: bytes, envelope: Envelope) -> None:
+        """A message of the client: a request is waited for, a cancelled one is not."""
+        if envelope.is_request:
+            if len(self._asked) >= MAX_IN_FLIGHT:
+                del self._asked[next(iter(self._asked))]
+            self._asked[envelope.id] = None
+        elif envelope.method == "notifications/cancelled":
+            self._asked.pop(cancelled_id(line), None)
+
+    def from_backend(self, line: bytes) -> bytes:
+        """A message of the server, with the id that the client gave where it answers a request."""
+        envelope = peek(line) or peek_again(line)
+        if envelope is None or not envelope.is_response:
+            return line
+        if envelope.id in self._asked:
+            del self._asked[envelope.id]
+            return line
+        other = other_spelling(envelope.id)
+        if other is msgspec.UNSET or other not in self._asked:
+            return line
+        del self._asked[other]
+        return with_id(line, other)

@@ -1,0 +1,158 @@
+"""Servers that break the framing of stdio, and what their clients and operators see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import Bridge, backend, request, serving
+from tests.e2e.stateless import send
+
+INITIALIZE = {"protocolVersion": "2025-11-25", "capabilities": {}}
+
+Call = Callable[[str], Any]
+
+
+def at_sse(bridge: Bridge, ident: int | str = 7) -> Call:
+    """How a client of HTTP+SSE calls a tool; the answer."""
+    stream = bridge.open()
+    stream.send_message(request("initialize", 1, **INITIALIZE))
+    assert answer_of(stream)["id"] == 1
+
+    def call(tool: str) -> Any:
+        stream.send_message(request("tools/call", ident, name=tool, arguments={}))
+        return answer_of(stream)
+
+    return call
+
+
+def answer_of(stream: Any) -> Any:
+    """The next message that is not the bridge's note of a line of stderr."""
+    while True:
+        message = json.loads(stream.message())
+        if "method" not in message:
+            return message
+
+
+def at_mcp(bridge: Bridge, ident: int | str = 7) -> Call:
+    """The same at Streamable HTTP."""
+    client = bridge.streamable()
+
+    def call(tool: str) -> Any:
+        body = request("tools/call", ident, name=tool, arguments={})
+        with client.send("POST", body) as response:
+            return response.answer()
+
+    return call
+
+
+def of_2026(bridge: Bridge, ident: int = 1) -> Call:
+    """The same for a client of 2026-07-28."""
+
+    def call(tool: str) -> Any:
+        with send(bridge.port, "", "tools/call", name=tool, arguments={}) as response:
+            return response.answer()
+
+    return call
+
+
+pytestmark = pytest.mark.slow
+
+clients = pytest.mark.parametrize("client", [at_sse, at_mcp, of_2026])
+
+
+@clients
+@pytest.mark.parametrize(
+    ("how", "error", "logged"),
+    [
+        ("headers", "Content-Length headers", ["Content-Length headers", "one message of JSON"]),
+        ("lines", "over several lines", ["over several lines", "without indentation"]),
+    ],
+)
+def test_an_answer_that_cannot_pass_is_an_error(
+    client: Callable[[Bridge], Call], how: str, error: str, logged: list[str]
+) -> None:
+    """Soon, with what the server does wrong; and the session goes on."""
+    with serving(command=backend("misframed", "well")) as bridge:
+        call = client(bridge)
+        failed = call(how)
+        assert failed["id"] in (1, 7)
+        assert error in failed["error"]["message"]
+        bridge.wait_for_log("#warn", *logged)
+        assert "result" in call("well")
+
+
+@pytest.mark.parametrize("client", [at_mcp, of_2026])
+def test_an_answer_that_is_no_json_is_an_error(client: Callable[[Bridge], Call]) -> None:
+    """`NaN`, as Python writes it.  At `/sse` every line in braces passes as it is."""
+    with serving(command=backend("misframed", "well")) as bridge:
+        call = client(bridge)
+        assert "no JSON-RPC message" in call("nan")["error"]["message"]
+        bridge.wait_for_log("#warn", "no JSON-RPC message")
+        assert "result" in call("well")
+
+
+@clients
+@pytest.mark.parametrize(
+    ("how", "logged"),
+    [
+        ("bom", ["byte order mark"]),
+        ("print", ["what is no JSON", "{'jsonrpc': '2.0', "]),
+    ],
+)
+def test_what_can_be_read_passes(
+    client: Callable[[Bridge], Call], how: str, logged: list[str]
+) -> None:
+    """And is named all the same."""
+    with serving(command=backend("misframed", how)) as bridge:
+        call = client(bridge)
+        assert call(how)["result"]["content"] == [{"type": "text", "text": "done"}]
+        bridge.wait_for_log("#warn", *logged)
+
+
+@pytest.mark.parametrize(
+    ("client", "first"),
+    [(at_sse, "text id")]
+    + [(each, how) for each in (at_mcp, of_2026) for how in ("well", "text id")],
+)
+def test_ids_as_text(client: Callable[..., Call], first: str) -> None:
+    """The client gets its own; at `/sse`, where ids are not read, if `initialize` shows it."""
+    with serving(command=backend("misframed", first)) as bridge:
+        answer = client(bridge)("text id")
+        assert answer["id"] in (1, 7)
+        assert type(answer["id"]) is int
+        assert "result" in answer
+
+
+@pytest.mark.parametrize("client", [at_sse, at_mcp])
+def test_ids_as_numbers(client: Callable[..., Call]) -> None:
+    with serving(command=backend("misframed", "text id")) as bridge:
+        answer = client(bridge, "7")("text id")
+        assert (answer["id"], "result" in answer) == ("7", True)
+
+
+@pytest.mark.parametrize("client", [at_mcp, of_2026])
+def test_an_answer_that_nobody_asked_for(client: Callable[[Bridge], Call]) -> None:
+    """It reaches nobody and is named by its id."""
+    with serving(command=backend("misframed", "well")) as bridge:
+        call = client(bridge)
+        assert "result" in call("twice")
+        bridge.wait_for_log("#warn", "answered a request that is not open")
+        assert "result" in call("well")
+
+
+@clients
+def test_utf16(client: Callable[[Bridge], Call]) -> None:
+    """Nothing of it can be read, so the process ends, and who waits is told why."""
+    with serving(command=backend("misframed", "well")) as bridge:
+        call = client(bridge)
+        if client is at_sse:
+            with pytest.raises(StopIteration):
+                call("utf-16")
+        else:
+            assert "UTF-16" in call("utf-16")["error"]["message"]
+        bridge.wait_for_log("UTF-16", " closed after ")
+        bridge.wait_until_empty()
