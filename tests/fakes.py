@@ -373,12 +373,14 @@ class Call:
     def retry(
         self, given: str = "", connection: ClientConnection | None = None, **changes: Any
     ) -> Call:
-        """Come back with an answer, on the same connection unless another one is given."""
-        [key] = self.result["inputRequests"]
+        """
+        Come back with an answer to all that is asked, on the same connection
+        unless another one is given.
+        """
         answer = {"action": "accept", "content": {"token": given}}
         params = {
             **self.message["params"],
-            "inputResponses": {key: answer},
+            "inputResponses": dict.fromkeys(self.result["inputRequests"], answer),
             "requestState": self.result["requestState"],
             **changes,
         }

@@ -108,6 +108,18 @@ def test_one_identity_shares_what_comes_late() -> None:
     world.end()
 
 
+def test_a_question_that_comes_late_is_asked_with_those_of_the_next_call(world: World) -> None:
+    """Both are of one connection, and nothing says that they are of two calls."""
+    connection = ClientConnection()
+    done(world, "a", connection)
+    call = world.call("b", "ask", connection=connection)
+    world.run(COLLECT_SECONDS)
+    assert tokens_in(call) == {"a", "b"}
+    retry = call.retry("x")
+    world.run()
+    assert (retry.result["token"], retry.result["given"]) == ("b", "x")
+
+
 def test_one_process_for_the_requests_of_a_connection(world: World) -> None:
     one, two = ClientConnection(), ClientConnection()
     for _ in range(3):
