@@ -175,6 +175,30 @@ def test_a_server_that_changes_under_way(kinds: tuple[type[Scripted], type[Scrip
     world.end()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": -32022, "data": {"supported": ["2026-07-28"]}},
+        {"code": -32022},
+        {"code": -32601},
+    ],
+)
+def test_a_newer_server_that_was_taken_for_an_older_one(error: dict[str, Any]) -> None:
+    """It was silent for longer than a probe; so it was told `initialize`, which it refuses."""
+
+    class Newer(Modern):
+        def initialize(self, message: dict[str, Any]) -> None:
+            self.say({"id": message["id"], "error": {"message": "no", **error}})
+
+    world = World(Newer, known=False)
+    world.eras.modern = False
+    call = world.call("a")
+    world.run(1)
+    assert call.result["token"] == "a"
+    assert world.eras.modern is True
+    world.end()
+
+
 # All of it together.
 
 CALLS = ("ask", "ask", "echo", "echo", "wait", "listen", "retry", "retry")

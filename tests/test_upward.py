@@ -185,6 +185,7 @@ UNSUPPORTED = {"code": -32022, "message": "no", "data": {"supported": ["2026-07-
     ("answer", "code", "supported", "text"),
     [
         ({"error": UNSUPPORTED}, -32022, ("2026-07-28",), "initialize: no"),
+        ({"error": {"code": -32601, "message": "no"}}, -32601, (), "initialize: no"),
         ({"error": {"code": 1.5, "data": {"supported": 5}}}, None, (), "no reason"),
         ({"error": {"code": -1, "message": 5, "data": 5}}, -1, (), "no reason"),
         ({"error": {"code": -1, "data": {"supported": ["x"] * 99}}}, -1, ("x",) * 32, "refused"),
@@ -203,6 +204,23 @@ def test_a_refused_handshake(answer: Any, code: Any, supported: Any, text: str) 
         conversation.handshake(line(id=1, **answer))
     assert (caught.value.code, caught.value.supported) == (code, supported)
     assert conversation.initialized is None
+
+
+@pytest.mark.parametrize(
+    ("code", "supported", "modern"),
+    [
+        (-32022, (), True),
+        (-32601, (), True),
+        (-32602, (), False),
+        (None, (), False),
+        (-32602, ("2026-07-28",), True),
+        (-32022, ("2025-11-25",), False),
+    ],
+)
+def test_which_refusals_are_of_a_newer_server(
+    code: int | None, supported: tuple[str, ...], modern: bool
+) -> None:
+    assert HandshakeRefused("no", code, supported).modern_only is modern
 
 
 def test_what_a_backend_is_discovered_as() -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from mcpbridge.errors import BridgeError
+from mcpbridge.errors import METHOD_NOT_FOUND, UNSUPPORTED_VERSION, BridgeError
 from mcpbridge.protocol import revisions
 from mcpbridge.protocol.answers import complete, error_code, error_of
 from mcpbridge.protocol.capabilities import well_formed, with_extensions
@@ -37,6 +37,8 @@ _SERVER_CAPABILITIES = frozenset(
         "tools",
     }
 )
+#: What a server of 2026-07-28 alone refuses `initialize` with, unless it chooses another code.
+MODERN_CODES = (UNSUPPORTED_VERSION, METHOD_NOT_FOUND)
 #: How many revisions of a refusal are read.
 MAX_NAMED = 32
 
@@ -44,13 +46,23 @@ MAX_NAMED = 32
 class HandshakeRefused(BridgeError):
     """
     The backend does not want `initialize`; `code` is that of its error, and
-    `supported` the revisions that it names, as one of 2026-07-28 alone does.
+    `supported` the revisions that it names, as one of 2026-07-28 alone should.
     """
 
     def __init__(self, text: str, code: int | None = None, supported: tuple[str, ...] = ()) -> None:
         super().__init__(text)
         self.code = code
         self.supported = supported
+
+    @property
+    def modern_only(self) -> bool:
+        """
+        Whether it says that the backend takes only newer revisions
+        (2026-07-28, basic/versioning).
+        """
+        if self.supported:
+            return bool(set(self.supported) & set(MODERN))
+        return self.code in MODERN_CODES
 
 
 class Initialized(NamedTuple):

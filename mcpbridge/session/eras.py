@@ -15,9 +15,10 @@ from twisted.logger import Logger
 
 from mcpbridge._version import __version__
 from mcpbridge.config import MAX_BACKOFF_SECONDS
-from mcpbridge.errors import METHOD_NOT_FOUND, UNSUPPORTED_VERSION, BackendBusy, UnknownSession
+from mcpbridge.errors import METHOD_NOT_FOUND, BackendBusy, UnknownSession
 from mcpbridge.protocol.downward import LegacySession
 from mcpbridge.protocol.envelope import Envelope, peek, peek_again, split_batch
+from mcpbridge.protocol.handshake import MODERN_CODES
 from mcpbridge.protocol.ids import is_answer_to
 from mcpbridge.protocol.modern import MODERN
 from mcpbridge.protocol.respelled import Respelled
@@ -61,9 +62,6 @@ class Eras:
         return neutral_initialize()
 
 
-_MODERN_CODES = (UNSUPPORTED_VERSION, METHOD_NOT_FOUND)
-
-
 class _SupportedVersions(msgspec.Struct):
     supported: list[str] = []
 
@@ -87,12 +85,12 @@ def speaks_modern_only(error: bytes) -> bool:
         told = msgspec.json.decode(error, type=_Error)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         try:
-            return msgspec.json.decode(error, type=_CodeAlone).code in _MODERN_CODES
+            return msgspec.json.decode(error, type=_CodeAlone).code in MODERN_CODES
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return False
     if told.data is not None and told.data.supported:
         return bool(set(told.data.supported) & set(MODERN))
-    return told.code in _MODERN_CODES
+    return told.code in MODERN_CODES
 
 
 class Undecided:

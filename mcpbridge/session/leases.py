@@ -29,7 +29,7 @@ from mcpbridge.errors import (
 from mcpbridge.protocol.handshake import HandshakeRefused
 from mcpbridge.protocol.headers import Headers, check_params
 from mcpbridge.protocol.listens import Change, Filter, acknowledge, read_filter
-from mcpbridge.protocol.modern import MAY_ASK, MODERN, ModernRequest
+from mcpbridge.protocol.modern import MAY_ASK, ModernRequest
 from mcpbridge.protocol.requeststate import presented
 from mcpbridge.protocol.rewriting import result_line
 from mcpbridge.protocol.server_card import KnownServer
@@ -298,7 +298,7 @@ class Leases:
             await process.open()
         except HandshakeRefused as error:
             life.end(f"it is of no use: {error}")
-            if set(error.supported) & set(MODERN):
+            if error.modern_only:
                 raise OtherEra(str(error)) from None
             raise BackendFailed(str(error)) from None
         except BridgeError as error:
