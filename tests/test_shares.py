@@ -259,6 +259,8 @@ def test_a_parked_call_counts_until_its_process_is_free() -> None:
 
 def test_a_process_counts_for_who_left_while_it_started() -> None:
     world = fakes.World(fakes.Legacy, limit=4)
+    # Otherwise all others would wait for that start.
+    world.pool.readiness.succeeded()
     world.launcher.mute = True
     for _ in range(3):
         world.client = "a"

@@ -36,6 +36,7 @@ from mcpbridge.protocol.server_card import KnownServer
 from mcpbridge.session.abandoned import Newcomer
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.exchange import ENOUGH, UNUSED, Exchange, backend_ended
+from mcpbridge.session.first_start import FirstStart
 from mcpbridge.session.group import Discovered, Group, Kind, Listening
 from mcpbridge.session.leased import LeasedProcess
 from mcpbridge.session.line import Place, WaitingLine, outlived
@@ -76,6 +77,9 @@ class Leases:
         #: What kind each is of while it has served nobody.
         self._untouched: dict[LeasedProcess, Kind] = {}
         self._discovered = Discovered()
+        #: For whom processes are being opened; some of them may have left.
+        self._opening: set[Exchange] = set()
+        self._first = FirstStart(pool.readiness, clock, settings.max_waiting_requests)
         #: Free processes that may be ended to make room, longest free first.
         self._resting: dict[LeasedProcess, None] = {}
         #: The free process of each connection, which has at most one.
@@ -101,8 +105,7 @@ class Leases:
                 self._discover(exchange, discovered)
                 return
         listens = read_filter(request.params.get("notifications")) if exchange.listens else None
-        newcomer = Newcomer(exchange.client)
-        process = await self._lease(kind, request, exchange.claim, newcomer)
+        process = await self._lease(kind, exchange)
         try:
             if listens is not None:
                 self._listen(exchange, listens, process)
@@ -158,15 +161,17 @@ class Leases:
             return exchange.connection
         return object()
 
-    async def _lease(
-        self, kind: Kind, request: ModernRequest, claim: Claim | None, newcomer: Newcomer
-    ) -> LeasedProcess:
+    async def _lease(self, kind: Kind, exchange: Exchange) -> LeasedProcess:
+        request, claim, newcomer = exchange.request, exchange.claim, Newcomer(exchange.client)
         place = Place()
         while True:
             process = self._free(kind, request)
             if process is not None:
                 process.counts.take(claim)
                 return process
+            if await self._first.wait(self._opens_for_nobody):
+                # It may be the one that has been waited for.
+                continue
             other = self._kept.get(kind.scope)
             if other is not None and not self._group_of[other].needs(other):
                 # A connection that declares other capabilities each time is
@@ -174,12 +179,26 @@ class Leases:
                 other.session.life.end("its connection has declared other capabilities")
             try:
                 # A server may take longer to start than its clients wait.
-                opening = self._open(kind, request, claim, newcomer)
+                opening = self._open_for(exchange, kind, claim, newcomer)
                 return await outlived(opening, self.returned, self._untold)
             except TooManySessions as error:
                 if not (self._group_of or self._pool.has_leaving()):
                     raise ServerBusy.because(error) from None
                 await self._line.wait(place, lambda: self._may_go(kind, request, newcomer))
+
+    async def _open_for(
+        self, exchange: Exchange, kind: Kind, claim: Claim | None, newcomer: Newcomer
+    ) -> LeasedProcess:
+        self._opening.add(exchange)
+        try:
+            return await self._open(kind, exchange.request, claim, newcomer)
+        finally:
+            self._opening.remove(exchange)
+            self._first.over()
+
+    def _opens_for_nobody(self) -> bool:
+        """Whether a process is being opened whose client has left."""
+        return not self._pool.stopping and any(each.over for each in self._opening)
 
     def _may_go(self, kind: Kind, request: ModernRequest, newcomer: Newcomer) -> bool:
         groups = map(self._groups.get, (kind, kind.untouched(request.client_info)))

@@ -42,6 +42,7 @@ from mcpbridge.errors import (
 from mcpbridge.guard import guarded
 from mcpbridge.session.abandoned import AbandonedSessions, Due, Newcomer, first_for, first_of
 from mcpbridge.session.failures import Failures
+from mcpbridge.session.first_start import FirstStart
 from mcpbridge.session.held import Held
 from mcpbridge.session.kept import KeptStart
 from mcpbridge.session.limiter import Refusals, SessionLimiter
@@ -114,8 +115,7 @@ class Pool:
         self._impatient = Complaints(clock)
         #: Processes that go on starting without a client, until nothing of them is left.
         self._kept: dict[Session, KeptStart] = {}
-        #: Those who wait for the first one of these.
-        self._awaiting: list[Deferred[None]] = []
+        self._first = FirstStart(self.readiness, clock, settings.max_waiting_requests)
         self._spares: deque[Session] = deque()
         self._launching: set[Deferred[Any]] = set()
         self._warming = False
@@ -174,7 +174,7 @@ class Pool:
         self.check.stop()
         self._no_wake()
         self._no_room()
-        self._start_over()
+        self._first.over()
         for launching in list(self._launching):
             launching.cancel()
         unclosed = list(self.unclosed)
@@ -299,7 +299,7 @@ class Pool:
         left = session.opened_at + self.settings.start_timeout - self._clock.seconds()
         if self.stopping or len(self._kept) >= KEPT_STARTS or left <= 0:
             return False
-        self._kept[session] = KeptStart(session, why, left, self._start_over)
+        self._kept[session] = KeptStart(session, why, left, self._first.over)
         self._impatient.add()
         count = self._impatient.due()
         if count is not None:
@@ -321,30 +321,10 @@ class Pool:
         return next((each for each, kept in self._kept.items() if not kept.promised), None)
 
     async def _first_start(self) -> None:
-        """
-        As long as no process of the server has ever answered: wait for the one
-        that is kept, which is ahead of any other.
-        """
-        while (
-            not self.readiness.successes
-            and not all(kept.over for kept in self._kept.values())
-            and len(self._awaiting) < self.settings.max_waiting_requests
-        ):
-            turn: Deferred[None] = Deferred()
-            self._awaiting.append(turn)
-            try:
-                await turn
-            finally:
-                if turn in self._awaiting:
-                    self._awaiting.remove(turn)
+        """Wait for the one that is kept, which is ahead of any other."""
+        await self._first.wait(lambda: not all(kept.over for kept in self._kept.values()))
         if self.stopping:
             raise Stopping("the bridge is shutting down")
-
-    def _start_over(self) -> None:
-        """A kept start has come to an end: who waits for it goes on, in a turn of its own."""
-        waiting, self._awaiting = self._awaiting, []
-        for turn in waiting:
-            self._clock.callLater(0, _fire, turn)
 
     def _start_of_a_neighbour(self) -> Session | None:
         """End one of another server: it is nobody's, and somebody needs its place."""
@@ -619,8 +599,3 @@ class Pool:
         wake, self._wake = self._wake, None
         if wake is not None and wake.active():
             wake.cancel()
-
-
-def _fire(turn: Deferred[None]) -> None:
-    if not turn.called:
-        turn.callback(None)
