@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e import stateless
 from tests.e2e.harness import Bridge, backend, request, serving
 
 pytestmark = pytest.mark.slow
@@ -22,12 +23,12 @@ PATIENCE = 2.0
 TRIES = 10
 
 
-def config(folder: Path, max_sessions: int) -> dict[str, Any]:
+def config(folder: Path, max_sessions: int, *era: str, **more: Any) -> dict[str, Any]:
     """A server that is not installed yet."""
-    command, *args = backend("installing", folder, INSTALL)
+    command, *args = backend("installing", folder, INSTALL, *era)
     graces = {"stop_grace": 0.2, "kill_grace": 0.2}
     server = {"command": command, "args": args, "max_sessions": max_sessions, "base_uri": ""}
-    return {"mcpServers": {"slow": {**server, **graces}}}
+    return {"mcpServers": {"slow": {**server, **graces, **more}}}
 
 
 def comes(bridge: Bridge, transport: str) -> bool:
@@ -63,6 +64,22 @@ def read_until(connection: socket.socket, pattern: bytes) -> bytes:
             raise TimeoutError
         data += piece
     return data
+
+
+def calls(bridge: Bridge) -> bool:
+    """Whether a client of 2026-07-28 that waits for `PATIENCE` gets an answer."""
+    with stateless.send(bridge.port, "", "resources/list") as response:
+        response.socket.settimeout(PATIENCE)
+        try:
+            answer = response.answer()
+        except TimeoutError:
+            return False
+    if "result" in answer:
+        return True
+    # It is told at once to come back later.
+    assert response.status == 429, answer
+    time.sleep(0.2)
+    return False
 
 
 def installs(folder: Path) -> int:
@@ -103,3 +120,27 @@ def test_many_who_come_back_are_no_herd(tmp_path: Path) -> None:
             each.join()
         assert told == [True] * 8
         assert installs(tmp_path) == 1
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("max_sessions", [1, 10])
+def test_clients_without_a_session_get_there(tmp_path: Path, max_sessions: int, era: str) -> None:
+    """What the first one had started goes on, and the others wait for that."""
+    patient = {"probe_timeout": 300, "start_timeout": 300}
+    with serving(config=config(tmp_path, max_sessions, era, **patient)) as bridge:
+        assert not calls(bridge)
+        assert any(calls(bridge) for _ in range(TRIES))
+        assert installs(tmp_path) == 1
+        # Those who have left hold no place.
+        assert any(calls(bridge) for _ in range(TRIES))
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+def test_clients_without_a_session_are_no_herd(tmp_path: Path, era: str) -> None:
+    """Also where the bridge has found out nothing of the server, and asks it as an older one."""
+    patient = {"probe_timeout": 1, "start_timeout": 300}
+    with serving(config=config(tmp_path, 10, era, **patient)) as bridge:
+        assert not calls(bridge)
+        assert any(calls(bridge) for _ in range(TRIES))
+        # The first one was ended after `probe_timeout`, perhaps before it had begun.
+        assert installs(tmp_path) <= 2

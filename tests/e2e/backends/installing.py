@@ -1,9 +1,10 @@
 """
-A server that has to be installed first, as by `npx`: `installing.py DIR SECONDS`.
+A server that has to be installed first, as by `npx`: `installing.py DIR SECONDS [modern]`.
 
 Where `DIR/installed` is not there it takes so long, writes that at its end,
 and notes in `DIR/installs` that it has begun.  One that is killed meanwhile
-leaves nothing behind.  Then it answers whatever it is asked.
+leaves nothing behind.  Then it answers whatever it is asked, of 2025-11-25 or,
+with `modern`, of 2026-07-28.
 """
 
 import json
@@ -18,15 +19,20 @@ if not (folder / "installed").exists():
     time.sleep(seconds)
     (folder / "installed").touch()
 
+modern = "modern" in sys.argv
+info = {"name": "installing", "version": "1"}
+
 for line in sys.stdin.buffer:
     message = json.loads(line)
-    if message.get("method") == "initialize":
-        version = message["params"]["protocolVersion"]
-        info = {"name": "installing", "version": "1"}
-        result = {"protocolVersion": version, "capabilities": {}, "serverInfo": info}
-    else:
-        result = {"method": message.get("method")}
+    method, params = message.get("method"), message.get("params", {})
+    told = {"result": {"method": method}}
+    if method == "initialize" and not modern:
+        version = params["protocolVersion"]
+        told = {"result": {"protocolVersion": version, "capabilities": {}, "serverInfo": info}}
+    elif method == "server/discover" and modern:
+        told = {"result": {"supportedVersions": ["2026-07-28"], "capabilities": {}}}
+    elif method in ("initialize", "server/discover"):
+        told = {"error": {"code": -32601, "message": f"no {method}"}}
     if "id" in message:
-        answer = {"jsonrpc": "2.0", "id": message["id"], "result": result}
-        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.write(json.dumps({"jsonrpc": "2.0", "id": message["id"], **told}) + "\n")
         sys.stdout.flush()
