@@ -149,6 +149,7 @@ class Bridge(Service):
         give it `parsePOSTFormSubmission=False`.
         """
         if self._resource is None:
+            from mcpbridge.web.caller import callers, nobody
             from mcpbridge.web.clients import ClientAddresses
             from mcpbridge.web.root import Branch, Gated
             from mcpbridge.web.routes import Routes
@@ -162,7 +163,8 @@ class Bridge(Service):
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
-                routes = Routes(server, self._clock, clients.of_request, cards)
+                caller_of = callers(clients.address) if server.tells_callers else nobody
+                routes = Routes(server, self._clock, clients.of_request, cards, caller_of)
                 branch.serve(server.settings, routes.resource())
             root.told = self.settings.servers
             self._resource = cast("IResource", Gated(self._gate, root))

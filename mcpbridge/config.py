@@ -55,6 +55,8 @@ STDERR_LINE_BYTES = 64 * 1024
 #: and how much of each.
 STDERR_TAIL_LINES = 5
 STDERR_TAIL_CHARS = 500
+#: How much filters and observers are told of a client's name, and of its version.
+CLIENT_TEXT_CHARS = 200
 #: A line of a backend beyond `max_message_bytes` is skipped; one so many times as long
 #: has no end, and ends the session.
 ENDLESS_FACTOR = 64

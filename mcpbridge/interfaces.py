@@ -137,11 +137,63 @@ class IBackendLauncher(Interface):
         """
 
 
+class ICaller(Interface):
+    """
+    Who has sent a message, or is to get it.
+
+    What a client says of itself proves nothing: neither its name nor a header
+    of its own making does.
+    """
+
+    identity = Attribute(
+        """Who it has proved to be, str.  As nobody is asked yet, it is always `""`."""
+    )
+    address = Attribute(
+        """
+        The IP address of the client, str: that of the connection's other end,
+        or what a trusted proxy (`trusted_proxies`) says.  None where it is
+        not known: on a UNIX socket without such a proxy, and where proxies
+        contradict each other.
+        """
+    )
+    client_name = Attribute(
+        """
+        The `name` of the client's `clientInfo`, str; None until it has said
+        so, and where it is no string.  It is known already to a filter that
+        is asked about the `initialize` itself, and of that is the first one
+        of a session that counts; of one of more than 64 KiB nothing is read.
+        Cut to 200 characters (`mcpbridge.config.CLIENT_TEXT_CHARS`), which may
+        be any: escape them in a log.
+        """
+    )
+    client_version = Attribute("The same with its `version`.")
+    headers = Attribute(
+        """
+        The headers of the HTTP request, a read-only mapping of their names in
+        lower case to their values, both str; several of one name are joined
+        by `, ` (RFC 9110, section 5.3).  Of a session it is the request that
+        has opened it: `GET /sse`, or the POST of `initialize`.  They may hold
+        secrets: do not log them.
+        """
+    )
+
+
 class ISessionInfo(Interface):
     """
     What observers and filters may know of a session.  A process that serves
     requests of 2026-07-28 is one too: of all clients that it serves.
     """
+
+    caller = Attribute(
+        """
+        Its client, an `ICaller`: the same object for the life of the session.
+        A process that serves requests of 2026-07-28 has none of its own:
+        there it is, during each call of a filter's methods and of
+        `message_passed`, the caller of the request that the message belongs
+        to, and None where it is of no client's request: one of the bridge's
+        own, a notification for nobody in particular; at any other time, None.
+        """
+    )
 
     server = Attribute("The name of its server, str.")
     label = Attribute("The first characters of its id, fit for a log, str.")

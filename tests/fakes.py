@@ -19,6 +19,7 @@ from mcpbridge.config import ServerSettings, share_of
 from mcpbridge.errors import MessageRefused, Refused, UnknownSession
 from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.modern import PREFIX, TASKS, read_request
+from mcpbridge.session.caller import Caller
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.eras import Eras
 from mcpbridge.session.exchange import Exchange
@@ -324,7 +325,9 @@ class Call:
         self.ends = 0
         self.refusal: Refused | None = None
         self.gone = False
-        self.exchange = Exchange(request, identity, self, connection, client=world.client)
+        self.exchange = Exchange(
+            request, identity, self, connection, client=world.client, caller=world.caller
+        )
         self.failure: Failure | None = None
         asking = world.stateless.ask(self.exchange, lambda _: [])
         self.deferred = Deferred.fromCoroutine(asking).addErrback(self._failed)
@@ -390,7 +393,10 @@ class Call:
 
 
 class World:
-    """A server, its limits and its time; `known`: which era it is of; `beside`: another server."""
+    """
+    A server, its limits and its time; `known`: which era it is of; `beside`:
+    another server; `watcher`: a filter that is an observer too.
+    """
 
     def __init__(
         self,
@@ -400,6 +406,7 @@ class World:
         known: bool = True,
         beside: World | None = None,
         reuse: str = "identity",
+        watcher: Any = None,
         **changes: Any,
     ) -> None:
         self.clock: Clock = Clock() if beside is None else beside.clock
@@ -409,6 +416,8 @@ class World:
         self.settings = ServerSettings(command="x", max_sessions=limit, reuse=reuse, **changes)
         #: The address whose requests are made now, and what each address has.
         self.client: str | None = None
+        #: Who makes them.
+        self.caller: Caller | None = None
         self.shares = Shares(
             share_of(limit, self.settings.max_sessions_per_address),
             self.clock,
@@ -422,7 +431,8 @@ class World:
             launcher=self.launcher,
             limiter=EveryLimiter(self.over_all, self.limiter),
             over_all=self.over_all,
-            filters=[Filter()],
+            filters=[Filter()] if watcher is None else [watcher],
+            observers=[] if watcher is None else [watcher],
             claims=claims,
         )
         self.eras = Eras()

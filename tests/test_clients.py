@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.testing import StringTransport
+from twisted.web.test.requesthelper import DummyRequest
 
 from mcpbridge.config import BridgeSettings
 from mcpbridge.web.clients import ClientAddresses, Peer, in_head
@@ -54,6 +56,49 @@ def test_so_may_unix_sockets() -> None:
     assert trusting.client(trusting.peer(address), in_head(b"\r\nX-Forwarded-For: 192.0.2.1")) == (
         "192.0.2.1"
     )
+
+
+@pytest.mark.parametrize(
+    ("end", "headers", "address"),
+    [
+        (tcp("192.0.2.1"), [], "192.0.2.1"),
+        (tcp("127.0.0.1"), [], "127.0.0.1"),
+        (tcp("2001:DB8::1"), [], "2001:db8::1"),
+        (tcp("::ffff:192.0.2.1"), [], "192.0.2.1"),
+        (tcp("fe80::1%eth0"), [], "fe80::1"),
+        (tcp("192.0.2.1"), [(b"X-Forwarded-For", b"198.51.100.1")], "192.0.2.1"),
+        (tcp(PROXY), [], PROXY),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"x, 2001:db8::1, 10.0.0.2")], "2001:db8::1"),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"127.0.0.1")], "127.0.0.1"),
+        (tcp(PROXY), [(b"Forwarded", b'for="[2001:db8:0::1]:4711"')], "2001:db8::1"),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"unknown")], None),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"192.0.2.1"), (b"Forwarded", b"for=192.0.2.2")], None),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"192.0.2.1"), (b"Forwarded", b"for=_hidden")], None),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"::1"), (b"Forwarded", b'for="[::1]"')], "::1"),
+        (UNIXAddress(None), [(b"X-Forwarded-For", b"192.0.2.1")], None),
+        (object(), [], None),
+    ],
+)
+def test_the_address_of_a_client_itself(
+    end: Any, headers: list[tuple[bytes, bytes]], address: str | None
+) -> None:
+    """Whether or not it is counted, and never one that is made up."""
+    request: Any = DummyRequest([b""])
+    request.channel = StringTransport(peerAddress=end)
+    for name, value in headers:
+        request.requestHeaders.addRawHeader(name, value)
+    assert TRUSTING.address(request) == address
+    request.channel = None
+    assert TRUSTING.address(request) is None
+
+
+def test_the_address_behind_a_proxy_on_a_unix_socket() -> None:
+    request: Any = DummyRequest([b""])
+    request.channel = StringTransport(peerAddress=UNIXAddress(None))
+    trusting = ClientAddresses(BridgeSettings(trusted_proxies=("unix",)))
+    assert trusting.address(request) is None
+    request.requestHeaders.addRawHeader(b"X-Forwarded-For", b"192.0.2.1")
+    assert trusting.address(request) == "192.0.2.1"
 
 
 def test_what_has_no_address_has_no_share() -> None:

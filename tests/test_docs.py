@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -34,6 +34,7 @@ from mcpbridge.interfaces import (
     ISessionLimiter,
     ISessionObserver,
 )
+from mcpbridge.session.caller import Caller
 from tests.real.bridge import LOOPBACK, serving
 from tests.real.parts import ROOT, beside_python
 from tests.real.processes import eventually
@@ -253,13 +254,14 @@ def test_the_limiter_of_the_examples() -> None:
 
 
 @pytest.mark.usefixtures("examples")
-def test_the_filter_of_the_examples() -> None:
+def test_the_filter_of_the_examples(log_lines: list[str]) -> None:
     kind = importlib.import_module("tool_filter").ToolFilter
     judge = kind(ServerSettings(**SETTINGS, options={"allowed_tools": ["echo"]}))
 
     def call(tool: object) -> dict[str, Any]:
         return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool}}
 
+    session = SimpleNamespace(caller=Caller("", "192.0.2.1", {"authorization": "s3cret"}))
     allowed = json.dumps(call("echo")).encode()
     assert json.loads(judge.from_client(None, allowed)) == call("echo")
     assert judge.from_backend(None, b"as it is") == b"as it is"
@@ -276,7 +278,28 @@ def test_the_filter_of_the_examples() -> None:
     refused: list[Any] = [call("clock"), [call("echo"), call("clock")], call(["echo"])]
     for message in [*refused, {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}]:
         with pytest.raises(MessageRefused):
-            judge.from_client(None, json.dumps(message).encode())
+            judge.from_client(session, json.dumps(message).encode())
+    assert len(log_lines) == len(refused) + 1
+    assert log_lines[0] == "<Caller address='192.0.2.1'> may not call 'clock'"
+
+
+@pytest.mark.usefixtures("examples")
+def test_the_observer_of_the_examples(tmp_path: Path) -> None:
+    kind = importlib.import_module("session_ledger").SessionLedger
+    path = tmp_path / "ledger"
+    ledger = kind(ServerSettings(**SETTINGS, options={"ledger": str(path)}))
+    caller = Caller("", "192.0.2.1", {"authorization": "s3cret"})
+    counts = dict.fromkeys(("messages_in", "messages_out", "bytes_in", "bytes_out"), 0)
+    for each in (caller, None):
+        session = SimpleNamespace(server="x", label="1", caller=each, **counts)
+        ledger.session_opened(session)
+        ledger.session_closed(session, "the client left")
+    assert ledger.open == 0
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [each["client"] for each in entries] == [
+        {"address": "192.0.2.1", "name": None, "version": None},
+        None,
+    ]
 
 
 @pytest.mark.usefixtures("examples")
@@ -450,7 +473,7 @@ def test_the_embedding_example_serves_a_session(tmp_path: Path) -> None:
 def test_the_extended_example_serves_sessions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES), prepend=os.pathsep)
     # where `python` is one that has the demo server
     commands = tmp_path / "bin"
     commands.mkdir()

@@ -73,6 +73,7 @@ class World:
         loopback: int = 0,
         sessions: int = 100,
         waiting: int = 1024,
+        filtered: bool = False,
         **bridge: Any,
     ) -> None:
         from mcpbridge.web.root import Branch, Gated
@@ -95,7 +96,7 @@ class World:
             self.clock,
             launcher=self.launcher,
             limiter=limiter,
-            filters=[Refuser()],
+            filters=[Refuser()] if filtered else [],
             event_store=MemoryEventStore(),
         )
         self.server = server
@@ -430,7 +431,7 @@ def post_mcp(body: bytes, *fields: bytes) -> bytes:
 @example(post_mcp(b'[{"jsonrpc":"2.0","id":1,"method":"x"}]') + post(CALL), [], [ANSWER])
 def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]) -> None:
     """Both ways in give the same answer for the same bytes, whatever the backend says."""
-    fronted, ordinary = World(front=True), World(front=False)
+    fronted, ordinary = (World(front=way, filtered=b"refuse" in data) for way in (True, False))
     for each in (fronted, ordinary):
         each.receive(data, cuts)
         for line in said:
@@ -483,7 +484,7 @@ def test_what_is_modern_reaches_no_session(
 @pytest.mark.parametrize("cuts", [[], [70], [70, 140, 150]])
 def test_plain_requests_are_recognised(body: bytes, ident: str, cuts: list[int]) -> None:
     """The front is not idle: it answers these, also where the body comes later."""
-    world, ordinary = World(front=True), World(front=False)
+    world, ordinary = (World(front=way, filtered=True) for way in (True, False))
     data = post(body, b"Host: h", b"User-Agent: x", ident=ident)
     head = data.index(b"\r\n\r\n") + 4
     for each in (world, ordinary):
@@ -495,7 +496,7 @@ def test_plain_requests_are_recognised(body: bytes, ident: str, cuts: list[int])
 def test_defects_are_answered_alike(logged_failures: list[Any]) -> None:
     """A filter that breaks: 500 from both, and the details in the log alone."""
     data = post(b'{"jsonrpc":"2.0","method":"explode"}')
-    worlds = [World(front=True), World(front=False)]
+    worlds = [World(front=way, filtered=True) for way in (True, False)]
     for world in worlds:
         world.receive(data, [])
     assert worlds[0].seen() == worlds[1].seen()

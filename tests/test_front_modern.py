@@ -335,11 +335,31 @@ def test_a_closing_connection_is_handed_nothing() -> None:
     assert site.transport.value() == b""
 
 
-def test_defects_are_answered_alike(logged_failures: list[Any]) -> None:
-    """A filter that breaks: 500 from both, and the details in the log alone."""
+@pytest.mark.parametrize("it", ["", "refuse", "explode"])
+def test_whose_filters_are_told_who_calls_they_are_left_to_the_ordinary_channel(
+    it: str, logged_failures: list[Any]
+) -> None:
+    """Which reads all headers; sessions have read theirs when they were opened."""
+    sites = [Site(Instant, front=way, filtered=True) for way in (True, False)]
+    for site in sites:
+        site.receive(ask(asking("x", it=it), b"Mcp-Method: x") + post(CALL), [])
+    assert sites[0].seen() == sites[1].seen()
+    assert sites[0].recognised == 1
+    assert len(logged_failures) == (2 if it == "explode" else 0)
+
+
+def test_defects_are_answered_alike(
+    logged_failures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 from both, and the details in the log alone."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
     sites = [Site(Modern, front=True), Site(Modern, front=False)]
     for site in sites:
-        site.receive(ask(asking("x", it="explode"), b"Mcp-Method: x"), [])
+        monkeypatch.setattr(site.server.stateless, "ask", fail)
+        site.receive(ask(asking("x"), b"Mcp-Method: x"), [])
     assert sites[0].seen() == sites[1].seen()
     assert sites[0].recognised == 1
     assert b" 500 " in sites[0].seen()[0]

@@ -585,7 +585,10 @@ class SharedMachine(RuleBasedStateMachine):
         self.open[number] = self.tags, ident, token, listens, level
 
     def expect(self, line: bytes, tag: int | None, why: str = "", final: bool = False) -> bytes:
-        """The line reaches that tag, or nobody for that reason."""
+        """The line reaches that tag, which is told before, or nobody for that reason."""
+        whose = self.shared.whose(line)
+        if tag is not None or why in ("invalid", "request", "unassociated"):
+            assert whose == tag
         delivery: Delivery[int] | None = self.shared.from_backend(line)
         if tag is None:
             assert delivery is None

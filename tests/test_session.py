@@ -37,12 +37,14 @@ from mcpbridge.errors import (
 )
 from mcpbridge.interfaces import (
     IBackendReceiver,
+    ICaller,
     IMessageFilter,
     ISessionInfo,
     ISessionObserver,
 )
 from mcpbridge.protocol.envelope import read_message
 from mcpbridge.protocol.stdout import Lost
+from mcpbridge.session.caller import Caller
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import SHOWN_CHARS, Session
@@ -136,6 +138,7 @@ AFTERWARDS = ["release", "closed"]
 def test_the_interfaces() -> None:
     session = Made().session
     verifyObject(ISessionInfo, session)
+    verifyObject(ICaller, Caller("", None, {}))
     verifyObject(IBackendReceiver, session)
     verifyObject(ISessionObserver, Observer())
     verifyObject(IMessageFilter, Filter())

@@ -1235,3 +1235,62 @@ def test_what_is_no_message_is_reported(odd: bytes) -> None:
     reported.clear()
     conversation.from_backend(odd)
     assert [why for why, _ in reported] == ["invalid"]
+
+
+# Whose a line is.
+
+
+def test_which_lines_are_of_the_request_that_runs() -> None:
+    """Its answer, its progress, its questions, and what only it can have caused."""
+    conversation = opened()
+    log = line(method="notifications/message", params={"level": "info", "data": 1})
+    assert not conversation.is_of_request(log)
+    own = json.loads(conversation.list_tools(None))["id"]
+    number = asked(conversation, progressToken="t")
+
+    def progress(token: Any) -> bytes:
+        return line(method="notifications/progress", params={"progressToken": token, "progress": 1})
+
+    of_it = [
+        line(id=number, result={}),
+        line(id=str(number), result={}),
+        line(id=float(number), error={"code": 1, "message": "no"}),
+        progress(number),
+        question(),
+        log,
+        line(method="notifications/cancelled", params={"requestId": 0}),
+        b"[%b,%b]" % (line(id=own, result={}), line(id=number, result={})),
+    ]
+    of_none = [
+        line(id=own, result={}),
+        line(id=f"0{number}", result={}),
+        progress(number + 1),
+        progress("t"),
+        line(id=1, method="ping"),
+        line(method="notifications/tools/list_changed"),
+        line(method="notifications/resources/updated", params={"uri": "a:b"}),
+        line(method="notifications/initialized"),
+        b"[1, []]",
+        b"nonsense",
+    ]
+    assert all(map(conversation.is_of_request, of_it))
+    assert not any(map(conversation.is_of_request, of_none))
+    conversation.cancel("left")
+    assert not any(map(conversation.is_of_request, of_it))
+
+
+def test_what_may_be_of_a_request_that_was_given_up_is_of_no_other() -> None:
+    conversation = opened()
+    asked(conversation)
+    conversation.cancel("left")
+    number = asked(conversation)
+    log = line(method="notifications/message", params={"level": "info", "data": 1})
+    assert not conversation.is_of_request(log)
+    assert not conversation.is_of_request(question())
+    assert conversation.is_of_request(line(id=number, result={}))
+
+
+def test_a_request_that_may_not_ask_has_no_questions() -> None:
+    conversation = opened()
+    asked(conversation, method="tools/list", params={})
+    assert not conversation.is_of_request(question())

@@ -42,9 +42,21 @@ class SessionLedger:
             "time": round(time.time(), 3),
             "server": session.server,
             "session": session.label,
+            "client": _client(session.caller),
             "reason": reason,
             "messages": [session.messages_in, session.messages_out],
             "bytes": [session.bytes_in, session.bytes_out],
         }
         with self._path.open("a", encoding="utf-8") as ledger:
             ledger.write(json.dumps(entry) + "\n")
+
+
+def _client(caller: Any) -> dict[str, str | None] | None:
+    """Who had the session; None for a process that served several clients (2026-07-28)."""
+    if caller is None:
+        return None
+    return {
+        "address": caller.address,
+        "name": caller.client_name,
+        "version": caller.client_version,
+    }

@@ -1,5 +1,5 @@
 """
-A filter that lets only some tools be seen and called.
+A filter that lets only some tools be seen and called, and logs who tried others.
 
 In a configuration file: "filters": ["tool_filter.ToolFilter"], with
 "options": {"allowed_tools": ["echo", "add"]}.
@@ -8,11 +8,15 @@ In a configuration file: "filters": ["tool_filter.ToolFilter"], with
 import json
 from typing import Any
 
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from mcpbridge import ServerSettings
 from mcpbridge.errors import MessageRefused, SettingError
 from mcpbridge.interfaces import IMessageFilter
+
+#: How much of a tool's name is shown.
+SHOWN_CHARS = 100
 
 
 @implementer(IMessageFilter)
@@ -21,6 +25,8 @@ class ToolFilter:
     Refuses a `tools/call` of any tool that is not named in
     `options.allowed_tools`, and takes it out of the answers to `tools/list`.
     """
+
+    log = Logger()
 
     def __init__(self, settings: ServerSettings) -> None:
         allowed = settings.options.get("allowed_tools")
@@ -37,7 +43,7 @@ class ToolFilter:
         """
         message = json.loads(line)
         for each in _each(message):
-            self._judge(each)
+            self._judge(session, each)
         return json.dumps(message, allow_nan=False).encode()
 
     def from_backend(self, session: Any, line: bytes) -> bytes:
@@ -66,13 +72,16 @@ class ToolFilter:
         name = tool.get("name") if isinstance(tool, dict) else None
         return isinstance(name, str) and name in self._allowed
 
-    def _judge(self, message: Any) -> None:
+    def _judge(self, session: Any, message: Any) -> None:
         if not isinstance(message, dict) or message.get("method") != "tools/call":
             return
         params = message.get("params")
         name = params.get("name") if isinstance(params, dict) else None
         if not isinstance(name, str) or name not in self._allowed:
-            raise MessageRefused(f"the tool {name!r} may not be called here")
+            tool = repr(name)[:SHOWN_CHARS]
+            # Not the headers, which hold secrets.
+            self.log.warn("{caller} may not call {tool}", caller=repr(session.caller), tool=tool)
+            raise MessageRefused(f"the tool {tool} may not be called here")
 
 
 def _each(message: Any) -> list[Any]:

@@ -216,6 +216,24 @@ class Multiplexer(Generic[Tag]):
             return self._reject("invalid", line)
         return self._answered(line, envelope, outer)
 
+    def whose(self, line: bytes) -> Tag | None:
+        """Whose a line is, before `from_backend` takes it; None where it is nobody's."""
+        envelope = peek(line) or peek_again(line)
+        if envelope is None or envelope.is_request:
+            return None
+        if not isinstance(envelope.method, str):
+            number = own_number(envelope.id)
+        elif envelope.method == "notifications/progress":
+            number = _number(progress_token(line))
+        elif envelope.method == "notifications/cancelled":
+            number = _number(cancelled_id(line))
+        else:
+            params = members((members(line) or {}).get("params", b"")) or {}
+            named = meta_of(params).get(SUBSCRIPTION_ID)
+            number = _number(_value(named)) if named is not None else self._of(envelope.method)
+        asked = self._requests.get(number) or self._listens.get(number)
+        return None if asked is None else asked.tag
+
     def _answered(self, line: bytes, envelope: Envelope, outer: Members) -> Delivery[Tag] | None:
         number = own_number(envelope.id)
         self._muddling.pop(number, None)
@@ -280,9 +298,10 @@ class Multiplexer(Generic[Tag]):
         is of the one that wants logs, where no other does or, cancelled, did,
         and no task runs, whose log it may be.
         """
-        if method != LOGGED or len(self._logging) != 1 or self.muddled or len(self._tasks):
+        number = self._of(method)
+        if not number:
             return self._drop("unassociated")
-        asked = self._requests[next(iter(self._logging))]
+        asked = self._requests[number]
         if not _is_logged(params, asked.level or 0):
             return self._drop("level")
         return Delivery(asked.tag, line, False)
@@ -290,6 +309,12 @@ class Multiplexer(Generic[Tag]):
     def _reject(self, why: Why, line: bytes) -> Delivery[Tag] | None:
         self._report(why, line)
         return self._drop(why)
+
+    def _of(self, method: str) -> int:
+        """The number of the request that a notification of no named one is of; 0 for none."""
+        if method != LOGGED or len(self._logging) != 1 or self.muddled or len(self._tasks):
+            return 0
+        return next(iter(self._logging))
 
     def _drop(self, why: Why) -> Delivery[Tag] | None:
         self.dropped[why] += 1

@@ -280,6 +280,32 @@ class LegacyConversation:
                 self._drop("invalid", each)
         return said
 
+    def is_of_request(self, line: bytes) -> bool:
+        """
+        Whether a line of the backend, before it is told, is of the request
+        that runs: as far as that can be said.
+        """
+        call = self._call
+        if call is None:
+            return False
+        found = map(members, split_batch(line) or [line])
+        return any(self._is_of(call, message) for message in found if message is not None)
+
+    def _is_of(self, call: _Call, message: Members) -> bool:
+        if "method" not in message:
+            return answered_number(message.get("id")) == call.number
+        method = text(message["method"]) or ""
+        if method == "notifications/progress":
+            params = members(message.get("params", b"")) or {}
+            return whole_number(params.get(PROGRESS_TOKEN)) == call.number
+        # The rest does not say of which request it is.
+        if self._abandoned or call.answered:
+            return False
+        if "id" in message:
+            return method != "ping" and call.request.method in MAY_ASK
+        of_call = ("notifications/message", "notifications/cancelled")
+        return method in of_call or is_of_extension(method)
+
     def _drop(self, why: str, line: bytes) -> None:
         self.dropped[why] += 1
         self._report(why, line)

@@ -20,6 +20,7 @@ from mcpbridge.protocol.envelope import peek
 from mcpbridge.protocol.headers import Annotations, annotated
 from mcpbridge.protocol.listens import all_changes, notification_line, promised_by
 from mcpbridge.protocol.modern import ACKNOWLEDGED, LISTEN, ModernRequest
+from mcpbridge.session.caller import Caller
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.session import Session
 from mcpbridge.session.shares import Claim
@@ -72,6 +73,7 @@ class Exchange:
     identity serves no other.  `connection` is the one it came on; None where
     that is not known, or where a proxy sends several clients' requests on it.
     `client` is the address whose share it counts against; None: nobody's.
+    `caller` is what filters and observers are told of the client.
     """
 
     def __init__(
@@ -82,11 +84,13 @@ class Exchange:
         connection: ClientConnection | None = None,
         *,
         client: str | None = None,
+        caller: Caller | None = None,
     ) -> None:
         self.request = request
         self.identity = identity
         self.connection = connection
         self.client = client
+        self.caller = caller
         #: What it has of its client's share, until it is over.
         self.claim: Claim | None = None
         self.worker: Worker | None = None

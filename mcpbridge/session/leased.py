@@ -33,6 +33,7 @@ from mcpbridge.protocol.listens import Change
 from mcpbridge.protocol.modern import ModernRequest
 from mcpbridge.protocol.said import Said
 from mcpbridge.protocol.upward import LegacyConversation
+from mcpbridge.session.caller import Caller
 from mcpbridge.session.exchange import (
     Exchange,
     KnownTools,
@@ -92,6 +93,8 @@ class LeasedProcess:
         )
         self.upkeep = Upkeep(session, settings)
         self.exchange: Exchange | None = None
+        #: The client of its request, also while that is parked.
+        self._caller: Caller | None = None
         #: While it is parked: what it has of its client's share.
         self.claim: Claim | None = None
         self._settings = settings
@@ -218,7 +221,7 @@ class LeasedProcess:
         Cancel the request; it can work for another when that has ended, and
         ends itself where that takes longer than `CANCEL_SECONDS`.
         """
-        self.exchange = None
+        self.exchange = self._caller = None
         self._no_wait()
         self._owner.unparked(self)
         self._tell(self.conversation.cancel(reason))
@@ -247,11 +250,12 @@ class LeasedProcess:
     def _work_for(self, exchange: Exchange) -> None:
         exchange.worker = self
         self.exchange = exchange
+        self._caller = exchange.caller
 
     def _pass(self, *lines: bytes) -> None:
         """Lines of a client's, all or none."""
         try:
-            self.session.client_messages(list(lines))
+            self.session.messages_of(self._caller, list(lines))
         except UnknownSession:
             raise backend_ended(self.session, self._settings) from None
 
@@ -277,6 +281,10 @@ class LeasedProcess:
         """It does again, or is gone."""
         if self.exchange in (None, exchange):
             self.session.resume_backend()
+
+    def caller_of(self, line: bytes) -> Caller | None:
+        """Whose a line of the process is, before it is sent."""
+        return self._caller if self.conversation.is_of_request(line) else None
 
     # What its session asks: Stream.
 
@@ -349,6 +357,7 @@ class LeasedProcess:
         It works for nobody.  What was read together with its last answer, or
         before, was not said to the next one, who has to wait for that long.
         """
+        self._caller = None
         self._is_done = self._reading
         if not self._reading:
             self._owner.returned(self)

@@ -285,6 +285,7 @@ class Leases:
         session.gone().addCallback(lambda _: counts.release())
         session.forget = lambda _: process.leave()
         session.stream = process
+        session.caller_of = process.caller_of
         self._untouched[process] = kind.untouched(request.client_info)
         self._enter(process, kind)
         session.opened()

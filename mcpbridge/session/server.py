@@ -23,6 +23,7 @@ from mcpbridge.protocol.envelope import check_id, peek, read_message, split_batc
 from mcpbridge.protocol.large import read_foreign_batch, read_large, read_whole, read_whole_later
 from mcpbridge.protocol.scanning import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.session.abandoned import Newcomer
+from mcpbridge.session.caller import Caller
 from mcpbridge.session.eras import Eras, is_starting
 from mcpbridge.session.limiter import SessionLimiter
 from mcpbridge.session.pool import Pool
@@ -60,6 +61,8 @@ class Server:
         shares: Sequence[Shares] = (),
         work: SlicedWork | None = None,
     ) -> None:
+        #: Whether filters or observers are to know who calls.
+        self.tells_callers = bool(observers or filters)
         self._budget = budget
         self._event_store = event_store
         self.settings = settings
@@ -97,7 +100,9 @@ class Server:
         """All sessions that are not closed, the live ones among them."""
         return self.pool.unclosed
 
-    async def open_streamable(self, client: str | None = None) -> Session:
+    async def open_streamable(
+        self, client: str | None = None, caller: Caller | None = None
+    ) -> Session:
         """
         The same for Streamable HTTP: its streams are a `StreamableFace`, and
         stderr is not for a client that expects MCP alone.
@@ -108,7 +113,11 @@ class Server:
             return StreamableFace(session, self.settings, self._clock, events, self._budget)
 
         session = await self.open_session(
-            make_face, self.streamable, stderr_notifications=False, client=client
+            make_face,
+            self.streamable,
+            stderr_notifications=False,
+            client=client,
+            caller=caller,
         )
         face = cast("StreamableFace", session.stream)
         self.pool.abandoned.add(session, client, face.last_heard)
@@ -121,12 +130,14 @@ class Server:
         *,
         stderr_notifications: bool = True,
         client: str | None = None,
+        caller: Caller | None = None,
     ) -> Session:
         """
         A process that nobody has used becomes a session that is live.
 
         `make_stream` is called once the backend runs.  `client` is the address
-        whose share the session counts against, until nothing of it is left.
+        whose share the session counts against, until nothing of it is left;
+        `caller` is what filters and observers are told of it.
         Raises `TooManyOfAddress`, and what `Pool.take` raises; then no permit
         is held and no process left.
         """
@@ -143,6 +154,7 @@ class Server:
         if claim is not None:
             self._claim_of[session] = claim
             session.ended.addCallback(lambda _: self._release(session))
+        session.caller = caller
         session.forget = lambda gone: self._forget(live, gone)
         session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
         session.dialect = self.eras.dialect(session, self.pool.readiness, self.pool.check.doubt)

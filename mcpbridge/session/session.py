@@ -28,6 +28,7 @@ from mcpbridge.protocol.pings import PingLedger
 from mcpbridge.protocol.rewriting import encode, error_line
 from mcpbridge.protocol.sse import stderr_message
 from mcpbridge.protocol.stdout import Lost, unreadable
+from mcpbridge.session.caller import Caller
 from mcpbridge.session.stderr import ProcessStderr, printable
 from mcpbridge.session.throttle import Throttle
 
@@ -143,6 +144,11 @@ class Session:
     #: Told what its backend does wrong: the session, the kind of mistake, and what it is.
     complain: Callable[[Session, str, str], None] = lambda session, fault, what: None
 
+    #: Its client, where filters or observers are to know it.
+    caller: Caller | None = None
+    #: Whose a line of the backend is, of a process that serves several clients.
+    caller_of: Callable[[bytes], Caller | None] | None = None
+
     backend: Any = None
     dialect: Dialect | None = None
     stream: Stream = field(default_factory=NoStream)
@@ -249,8 +255,11 @@ class Session:
         Raises `BackendBusy`; then nothing was stored.  What a filter refuses
         is answered as `client_posted` says.
         """
-        if envelope is not None and self.pings.is_ours(envelope):
-            return
+        if envelope is not None:
+            if self.pings.is_ours(envelope):
+                return
+            if self.caller is not None and envelope.method == "initialize":
+                self.caller.initialized(line)
         self.client_posted([line], [envelope])
 
     def client_posted(
@@ -330,6 +339,17 @@ class Session:
             if any(new is not old for new, old in zip(filtered, lines, strict=True)):
                 lines, envelopes = filtered, None
         self._to_backend(lines, envelopes)
+
+    def messages_of(self, caller: Caller | None, lines: list[bytes]) -> None:
+        """
+        The same for a process that serves several clients, with whose messages
+        they are; None: the bridge's own.
+        """
+        resting, self.caller = self.caller, caller
+        try:
+            self.client_messages(lines)
+        finally:
+            self.caller = resting
 
     def _to_backend(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None) -> None:
         """Raises `BackendBusy`; then nothing was stored."""
@@ -485,14 +505,27 @@ class Session:
             return
         self.messages_out += len(lines)
         self.bytes_out += sum(map(len, lines))
+        if not self.observers:
+            self.stream.send(lines)
+            return
+        # Once an answer is delivered nobody knows any more whose it was.
+        callers = [self._whose(line) for line in lines]
         self.stream.send(lines)
+        resting = self.caller
         for observer in self.observers:
-            for line in lines:
+            for line, caller in zip(lines, callers, strict=True):
+                self.caller = caller
                 guarded(self.log, "an observer", observer.message_passed, self, False, line)
+        self.caller = resting
+
+    def _whose(self, line: bytes) -> Caller | None:
+        """The client that a message of the backend is for."""
+        return self.caller if self.caller_of is None else self.caller_of(line)
 
     def _filtered(self, line: bytes) -> bytes | None:
         """What the filters make of a message of the backend; None: nothing is to pass."""
-        original = line
+        original, resting = line, self.caller
+        self.caller = self._whose(line)
         try:
             for each in self.filters:
                 line = each.from_backend(self, line)
@@ -502,6 +535,8 @@ class Session:
         except Exception:
             self.log.failure("a filter failed; session {label}", label=self.label)
             text = "the message could not be checked"
+        finally:
+            self.caller = resting
         self.refused += 1
         envelope = peek(original)
         if envelope is None or not (envelope.is_request or envelope.is_response):

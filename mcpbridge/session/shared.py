@@ -45,6 +45,7 @@ from mcpbridge.protocol.multiplexer import Multiplexer
 from mcpbridge.protocol.rewriting import encode
 from mcpbridge.protocol.server_card import KnownServer, info_of_discovery
 from mcpbridge.protocol.tasks import Tasks, for_owner
+from mcpbridge.session.caller import Caller
 from mcpbridge.session.exchange import (
     Exchange,
     KnownTools,
@@ -82,6 +83,11 @@ def own_request(
 class Receiver(Hashable, Protocol):
     """Whose request it is: a client's `Exchange`, or the bridge itself."""
 
+    @property
+    def caller(self) -> Caller | None:
+        """Who filters and observers are told it is."""
+        ...
+
     def deliver(self, lines: list[bytes], final: bool) -> None:
         """Messages for it; with `final` the last one is the answer."""
 
@@ -91,6 +97,8 @@ class Receiver(Hashable, Protocol):
 
 class _Own:
     """A request of the bridge's own; `answer` fires with the line, or fails with a `Refused`."""
+
+    caller = None
 
     def __init__(self) -> None:
         self.answer: Deferred[bytes] = Deferred()
@@ -109,6 +117,8 @@ class _Own:
 class _ToolsChanged:
     """The bridge's own subscription: what it knows of the tools is not true any more."""
 
+    caller = None
+
     def __init__(self, process: SharedProcess) -> None:
         self._process = process
 
@@ -124,6 +134,8 @@ class _ToolsChanged:
 
 class _TaskAsked:
     """The bridge's own `tasks/get`, so that a task that is over is not waited for."""
+
+    caller = None
 
     def __init__(self, process: SharedProcess, ident: str) -> None:
         self._process = process
@@ -306,7 +318,7 @@ class SharedProcess:
     def _send(self, request: ModernRequest, receiver: Receiver, *, own: bool = False) -> None:
         line = self._requests.ask(request, receiver, own=own)
         try:
-            self.session.client_messages([line])
+            self.session.messages_of(receiver.caller, [line])
         except UnknownSession:
             self._requests.undo(receiver)
             raise backend_ended(self.session, self._settings) from None
@@ -393,6 +405,11 @@ class SharedProcess:
 
     def resume(self, exchange: Exchange) -> None:
         """Nothing was paused."""
+
+    def caller_of(self, line: bytes) -> Caller | None:
+        """Whose a line of the process is, before it is sent."""
+        receiver = self._requests.whose(line)
+        return None if receiver is None else receiver.caller
 
     # What its session asks: Stream.
 

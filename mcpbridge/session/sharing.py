@@ -180,6 +180,7 @@ class SharedProcesses:
         )
         session.forget = lambda _: self._lost(process)
         session.stream = process
+        session.caller_of = process.caller_of
         session.opened()
         try:
             await process.open(patience)

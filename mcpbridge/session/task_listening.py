@@ -37,6 +37,7 @@ class _Part:
         self._stream = stream
         self.process = process
         self.tasks = tasks
+        self.caller = stream.caller
         self.acknowledged = False
         self.over = False
 
@@ -62,6 +63,7 @@ class TaskStream:
     """
 
     def __init__(self, exchange: Exchange, clock: IReactorTime) -> None:
+        self.caller = exchange.caller
         self._exchange = exchange
         self._parts: list[_Part] = []
         self._rest: Exchange | None = None
@@ -91,7 +93,7 @@ class TaskStream:
         """What listens for all but tasks: as any other that listens, with this for its client."""
         part = _Part(self)
         self._parts.append(part)
-        self._rest = Exchange(request, self._exchange.identity, part)
+        self._rest = Exchange(request, self._exchange.identity, part, caller=self.caller)
         return self._rest
 
     def begin(self) -> None:

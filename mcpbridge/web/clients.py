@@ -81,18 +81,14 @@ class ClientAddresses:
         """
         if not peer.proxy:
             return peer.share
-        named = [
-            self._nearest(reversed(entries))
-            for entries in (_forwarded_for(fields), _forwarded(fields))
-            if entries
-        ]
-        if not named:
+        hosts = self._named(fields)
+        if not hosts:
             # The proxy's own: a look whether the bridge is well.
             return None
-        if None in named or len(set(named)) > 1:
+        named = {self._known(host or "") for host in hosts}
+        if None in hosts or len(named) > 1:
             return f"a client of {peer.address}"
-        assert named[0] is not None
-        return named[0].share
+        return named.pop().share
 
     def of_request(self, request: Any) -> str | None:
         """
@@ -107,15 +103,35 @@ class ClientAddresses:
             peer = self.peer(channel.getPeer())
         return self.client(peer, _of_headers(request.requestHeaders))
 
-    def _nearest(self, entries: Iterable[str]) -> Peer | None:
+    def address(self, request: Any) -> str | None:
+        """
+        The address of a request's client itself, whether or not it is counted;
+        None where that is not known: it has no address, or nobody is believed.
+        """
+        channel = request.channel
+        if channel is None:
+            return None
+        end = channel.getPeer()
+        hosts = self._named(_of_headers(request.requestHeaders)) if self.is_proxy(end) else []
+        named = {_plain(host) for host in hosts or [getattr(end, "host", None)]}
+        return named.pop() if len(named) == 1 else None
+
+    def _named(self, fields: Fields) -> list[str | None]:
+        """Whom proxies name, in each of the headers that is there; None: no address."""
+        return [
+            self._nearest(reversed(entries))
+            for entries in (_forwarded_for(fields), _forwarded(fields))
+            if entries
+        ]
+
+    def _nearest(self, entries: Iterable[str]) -> str | None:
         """The first of these that is no proxy, else the last; None where it is no address."""
-        found: Peer | None = None
+        found: str | None = None
         for hop, entry in enumerate(entries):
-            host = _host(entry)
-            if host is None or hop == MAX_HOPS:
+            found = _host(entry)
+            if found is None or hop == MAX_HOPS:
                 return None
-            found = self._known(host)
-            if not found.proxy:
+            if not self._known(found).proxy:
                 break
         return found
 
@@ -184,6 +200,12 @@ def _host(entry: str) -> str | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     return text if _parsed(text) is not None else None
+
+
+def _plain(host: Any) -> str | None:
+    """An address as it is always written; None for what is none."""
+    address = _parsed(str(host))
+    return None if address is None else str(address)
 
 
 def _parsed(host: str) -> IPv4Address | IPv6Address | None:

@@ -27,13 +27,14 @@ from mcpbridge.protocol.envelope import read_message
 from mcpbridge.protocol.headers import PARAM_PREFIX, Headers
 from mcpbridge.protocol.modern import LISTEN, MODERN, claims_modern
 from mcpbridge.protocol.revisions import SUPPORTED
+from mcpbridge.session.caller import ANYBODY
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.server import Server
 from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.answers import phrase
 from mcpbridge.web.gate import BROWSER_FIELDS, PREFETCH_FIELDS, Gate, is_browser_agent
 from mcpbridge.web.handover import WaitingAnswer
-from mcpbridge.web.modern import ANYBODY, PROXY_HEADERS, read_post, restated, status_of, work_on
+from mcpbridge.web.modern import PROXY_HEADERS, read_post, restated, status_of, work_on
 from mcpbridge.web.waiting import WaitingExchange
 
 #: A longer head, or one with more lines, is for the ordinary channel.
@@ -120,8 +121,9 @@ def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain |
     if streamable and version in MODERN:
         if b"mcp-session-id" in fields:
             return None
-        # Where all is to be JSON, some messages are not for the client.
-        if server.settings.json_response:
+        # Where all is to be JSON, some messages are not for the client; and
+        # who is told of the caller, is told of all headers.
+        if server.settings.json_response or server.tells_callers:
             return None
         proxied = not _PROXY.isdisjoint(fields)
         return Plain(server, "", int(digits), host, streamable, _headers(fields), proxied)

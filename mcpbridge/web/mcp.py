@@ -41,6 +41,7 @@ from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.session.streamable import StreamableFace
 from mcpbridge.web.accept import ANYTHING, EVENTS, JSON, Accepted, accepted
+from mcpbridge.web.caller import CallerOf, nobody
 from mcpbridge.web.handover import WaitingAnswer
 from mcpbridge.web.modern import ModernEndpoint, limited, not_acceptable, restated
 from mcpbridge.web.outlets import ResponseOutlet
@@ -50,7 +51,7 @@ from mcpbridge.web.waiting import WaitingExchange
 class McpEndpoint:
     """
     The endpoint of one server; `client_of` tells the address whose share a
-    request counts against.
+    request counts against, `caller_of` who has sent it.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class McpEndpoint:
         server: Server,
         clock: IReactorTime,
         client_of: Callable[[Any], str | None] = lambda request: None,
+        caller_of: CallerOf = nobody,
     ) -> None:
         self._server = server
         self._clock = clock
         self._client_of = client_of
-        self._modern = ModernEndpoint(server, clock, client_of)
+        self._caller_of = caller_of
+        self._modern = ModernEndpoint(server, clock, client_of, caller_of)
 
     async def post(self, request: Any) -> None:
         """A message, or a batch of them, from the client."""
@@ -197,8 +200,11 @@ class McpEndpoint:
         if request.channel is None:
             raise CancelledError
         self._check_acceptable(request)
+        caller = self._caller_of(request)
+        if caller is not None:
+            caller.initialized(line)
         try:
-            session = await self._server.open_streamable(self._client_of(request))
+            session = await self._server.open_streamable(self._client_of(request), caller)
         except TooManySessions as error:
             refusal = TooManyMcpSessions(str(error))
             refusal.retry_after = error.retry_after

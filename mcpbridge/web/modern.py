@@ -40,11 +40,13 @@ from mcpbridge.protocol.headers import Headers, check_headers
 from mcpbridge.protocol.large import Large, read_large
 from mcpbridge.protocol.modern import LISTEN, MODERN, ModernRequest, read_request
 from mcpbridge.protocol.scanning import LARGE_BYTES
+from mcpbridge.session.caller import ANYBODY
 from mcpbridge.session.connection import ClientConnection
 from mcpbridge.session.exchange import Exchange
 from mcpbridge.session.server import Server
 from mcpbridge.web.accept import ANYTHING, EVENTS, JSON, Accepted
 from mcpbridge.web.answers import answer
+from mcpbridge.web.caller import CallerOf, nobody
 from mcpbridge.web.reply import Reply
 from mcpbridge.web.waiting import WaitingExchange
 
@@ -62,9 +64,6 @@ STATUSES = {
 #: Codes that no new implementation should use.
 LEFT_TO_OTHERS = range(-32019, -31999)
 
-#: Whoever comes, as long as nobody is asked who it is.
-ANYBODY = ""
-
 #: What proxies add to a request: where one of these stands, the connection is
 #: the proxy's, which may send the requests of several clients on it.
 PROXY_HEADERS = frozenset({"forwarded", "via", "x-forwarded-for", "x-real-ip"})
@@ -80,10 +79,12 @@ class ModernEndpoint:
         server: Server,
         clock: IReactorTime,
         client_of: Callable[[Any], str | None] = lambda request: None,
+        caller_of: CallerOf = nobody,
     ) -> None:
         self._server = server
         self._clock = clock
         self._client_of = client_of
+        self._caller_of = caller_of
 
     async def post(
         self, request: Any, body: bytes | Large, refusal: Refused | None, accepted: Accepted
@@ -112,10 +113,18 @@ class ModernEndpoint:
             refusal = restated(not_acceptable(settings, listens=listens))
             refusal.ident = asked.id
             raise refusal
+        caller = self._caller_of(request)
+        if caller is not None:
+            caller.introduced(asked.client_info)
         finished: Deferred[None] = Deferred()
         outlet = ExchangeOutlet(request, settings, self._clock, finished, may)
         exchange = outlet.exchange = Exchange(
-            asked, ANYBODY, outlet, _connection(request), client=self._client_of(request)
+            asked,
+            ANYBODY if caller is None else caller.identity,
+            outlet,
+            _connection(request),
+            client=self._client_of(request),
+            caller=caller,
         )
 
         def gone(_: object) -> None:

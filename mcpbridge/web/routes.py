@@ -25,6 +25,7 @@ from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import Session
 from mcpbridge.web.answers import answer
+from mcpbridge.web.caller import CallerOf, nobody
 from mcpbridge.web.mcp import McpEndpoint
 from mcpbridge.web.server_card import ServerCards
 from mcpbridge.web.stream import EventStream
@@ -34,7 +35,8 @@ class Routes:
     """
     HTTP+SSE (MCP revision 2024-11-05, basic/transports) for one server.
 
-    `client_of` tells the address whose share a request counts against, or None.
+    `client_of` tells the address whose share a request counts against, or None;
+    `caller_of` who has sent it.
     """
 
     app = Klein()
@@ -46,12 +48,14 @@ class Routes:
         clock: IReactorTime,
         client_of: Callable[[Any], str | None] = lambda request: None,
         cards: ServerCards | None = None,
+        caller_of: CallerOf = nobody,
     ) -> None:
         self._cards = cards or ServerCards([server])
         self._server = server
         self._clock = clock
         self._client_of = client_of
-        self._mcp = McpEndpoint(server, clock, client_of)
+        self._caller_of = caller_of
+        self._mcp = McpEndpoint(server, clock, client_of, caller_of)
 
     def resource(self) -> IResource:
         """A leaf that serves what is below the server's base."""
@@ -79,7 +83,9 @@ class Routes:
             return stream
 
         try:
-            session = await self._server.open_session(make_stream, client=self._client_of(request))
+            session = await self._server.open_session(
+                make_stream, client=self._client_of(request), caller=self._caller_of(request)
+            )
         except BaseException:
             aborted.addErrback(lambda _: None)
             raise
