@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.testing import StringTransport
 from zope.interface import implementer
@@ -19,7 +22,7 @@ from mcpbridge.protocol.modern import PREFIX
 from mcpbridge.protocol.scanning import LARGE_BYTES
 from mcpbridge.session.caller import Caller
 from mcpbridge.testing import FakeBackend, FakeLauncher, FakeReactor
-from tests.fakes import ABLE_TASKS, Legacy, Modern, WithTasks, World
+from tests.fakes import ABLE_TASKS, Call, Legacy, Modern, WithTasks, World
 from tests.test_modern_endpoint import Legacy as LegacyAtOnce
 from tests.test_modern_endpoint import Modern as ModernAtOnce
 from tests.test_modern_endpoint import answer, asking, meta
@@ -297,6 +300,8 @@ def test_one_after_the_other_on_a_leased_process(watcher: Watcher) -> None:
         world.run()
         assert call.result["token"] == name
         assert watcher.of(name) == ["in tools/call", "out answer"]
+    [process] = world.stateless._leases._group_of
+    assert process._caller is None, "nobody's headers are kept"
     [backend] = world.live
     backend.say({"method": "notifications/message", "params": {"level": "info", "data": 1}})
     # What the bridge asks for itself passes no filter, but its answers do.
@@ -381,6 +386,92 @@ def test_a_spare_process_is_nobodys(watcher: Watcher, kind: Any) -> None:
     world.end()
 
 
+class Suspicious:
+    """Notes what bears somebody's token and is told to be of somebody else."""
+
+    def __init__(self) -> None:
+        self.right = 0
+        self.wrong: list[tuple[str | None, bytes]] = []
+
+    def session_opened(self, session: Any) -> None:
+        if session.caller is not None:
+            self.wrong.append((session.caller.identity, b"opened"))
+
+    def session_closed(self, session: Any, reason: str) -> None:
+        if session.caller is not None:
+            self.wrong.append((session.caller.identity, b"closed"))
+
+    def message_passed(self, session: Any, from_client: bool, line: bytes) -> None:
+        self._check(session, line)
+
+    def from_client(self, session: Any, line: bytes) -> bytes:
+        self._check(session, line)
+        return line
+
+    from_backend = from_client
+
+    def _check(self, session: Any, line: bytes) -> None:
+        identity = None if session.caller is None else session.caller.identity
+        tokens = set(_TOKEN.findall(line.decode()))
+        asks = json.loads(line).get("method") == "tools/call"
+        if tokens and (asks or identity is not None) and tokens != {identity}:
+            self.wrong.append((identity, line))
+        self.right += tokens == {identity}
+
+
+_TOKEN = re.compile(r'"(?:token|message)": ?"(who [0-9])"')
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["echo", "wait", "ask", "retry", "leave", "finish"]),
+            st.integers(0, 3),
+            st.sampled_from([None, 0.0, COLLECT_SECONDS, 3.0]),
+        ),
+        max_size=30,
+    ),
+    st.sampled_from([Modern, Legacy]),
+    st.integers(1, 3),
+)
+def test_nobody_is_taken_for_another(
+    steps: list[tuple[str, int, float | None]], kind: Any, limit: int
+) -> None:
+    watcher = Suspicious()
+    world = World(kind, limit, watcher=watcher, queue_timeout=5)
+    calls: list[Call] = []
+    retried: set[Call] = set()
+    for what, number, seconds in steps:
+        who = f"who {number}"
+        mine = [each for each in calls if each.message["params"]["arguments"]["token"] == who]
+        world.caller = named(who)
+        if what == "retry":
+            for call in mine:
+                done = call.ends and not call.refusal and call not in retried
+                if done and "inputRequests" in call.lines[-1].get("result", {}):
+                    retried.add(call)
+                    calls.append(call.retry("x"))
+        elif what == "leave":
+            for call in mine[-1:]:
+                call.leave()
+        elif what == "finish":
+            for backend in world.live:
+                backend.finish(who)
+        else:
+            calls.append(world.call(who, what))
+        if seconds is not None:
+            world.run(seconds)
+    for call in calls:
+        call.leave()
+    world.run(world.settings.input_timeout)
+    world.end()
+    assert watcher.wrong == []
+    # Each answer has been seen by the filter and by the observer.
+    answered = [call for call in calls if call.ends and not call.refusal]
+    assert watcher.right >= 2 * len(answered)
+
+
 # From the wire.
 
 
@@ -404,6 +495,7 @@ class Site:
         kind: type[FakeBackend] = FakeBackend,
         *,
         front: bool = True,
+        only: str = "",
     ) -> None:
         self.launcher = Launcher()
         self.launcher.kind = kind
@@ -418,8 +510,8 @@ class Site:
             settings,
             FakeReactor(),
             launcher=self.launcher,
-            filters=watchers,
-            observers=watchers,
+            filters=[] if only == "observers" else watchers,
+            observers=[] if only == "filters" else watchers,
             environment={},
         )
 
@@ -520,6 +612,18 @@ def test_requests_of_2026(watcher: Watcher, kind: type[FakeBackend]) -> None:
     assert (one.headers["x-team"], other.headers["x-team"]) == ("red", "blue")
     assert one.headers["mcp-method"] == "x"
     assert watcher.at_rest()
+
+
+@pytest.mark.parametrize("only", ["filters", "observers"])
+def test_one_of_both_is_enough(watcher: Watcher, only: str) -> None:
+    site = Site(watcher, ModernAtOnce, only=only)
+    site.ask("x")
+    site.answer_all()
+    seen, unseen = watcher.filtered, watcher.observed
+    if only == "observers":
+        seen, unseen = unseen, seen
+    assert [each for each in seen if each[0] == ""] == [("", "in", "x"), ("", "out", "answer")]
+    assert unseen == []
 
 
 def test_nothing_is_made_where_nobody_asks() -> None:

@@ -1290,6 +1290,17 @@ def test_what_may_be_of_a_request_that_was_given_up_is_of_no_other() -> None:
     assert conversation.is_of_request(line(id=number, result={}))
 
 
+def test_what_comes_behind_the_answer_of_a_parked_request_is_nobodys() -> None:
+    conversation = opened()
+    number = asked(conversation)
+    conversation.from_backend(question())
+    conversation.input_required("state")
+    log = line(method="notifications/message", params={"level": "info", "data": 1})
+    assert conversation.is_of_request(log)
+    conversation.from_backend(line(id=number, result={}))
+    assert not conversation.is_of_request(log)
+
+
 def test_a_request_that_may_not_ask_has_no_questions() -> None:
     conversation = opened()
     asked(conversation, method="tools/list", params={})

@@ -221,7 +221,7 @@ class LeasedProcess:
         Cancel the request; it can work for another when that has ended, and
         ends itself where that takes longer than `CANCEL_SECONDS`.
         """
-        self.exchange = self._caller = None
+        self.exchange = None
         self._no_wait()
         self._owner.unparked(self)
         self._tell(self.conversation.cancel(reason))
