@@ -159,11 +159,11 @@ class ICaller(Interface):
     client_name = Attribute(
         """
         The `name` of the client's `clientInfo`, str; None until it has said
-        so, and where it is no string.  It is known already to a filter that
-        is asked about the `initialize` itself, and of that is the first one
-        of a session that counts; of one of more than 64 KiB nothing is read.
-        Cut to 200 characters (`mcpbridge.config.CLIENT_TEXT_CHARS`), which may
-        be any: escape them in a log.
+        so, and where it is no string.  A filter that is asked about the
+        `initialize` of a session knows it already.  Of several the first
+        counts, and of one of more than 64 KiB nothing is read.  Cut to 200
+        characters (`mcpbridge.config.CLIENT_TEXT_CHARS`), which may be any:
+        escape them in a log.
         """
     )
     client_version = Attribute("The same with its `version`.")
