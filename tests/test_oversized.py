@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpbridge.protocol.oversized import Oversized
+from mcpbridge.protocol.oversized import COMMAS, LAST_MEMBERS, Oversized
 
 
 def of(text: str | bytes, end: int) -> Oversized:
@@ -79,3 +79,32 @@ def test_whatever_is_told_is_so(message: dict[str, Any], end: int, ascii_: bool)
         assert told.ident == message["id"]
     if told.has_method:
         assert {"method", "params"} & message.keys()
+
+
+def of_tail(tail: str) -> Oversized:
+    """A message whose beginning shows nothing."""
+    return Oversized(b'{"result":[', tail.encode(), 10**9)
+
+
+def test_last_members() -> None:
+    """LAST_MEMBERS: of more scalars at the end only the last are looked at."""
+    more = "".join(f',"x{number}":1' for number in range(LAST_MEMBERS - 1))
+    assert of_tail(f'],"id":7{more}}}').ident == 7
+    assert of_tail(f'],"id":7{more},"y":1}}').ident is msgspec.UNSET
+
+
+def test_commas_in_strings() -> None:
+    """COMMAS: so many may stand in the last member."""
+    text = "a," * (COMMAS - 1)
+    assert of_tail(f'],"id":"{text}"}}').ident == text
+    assert of_tail(f'],"id":"{text},"}}').ident is msgspec.UNSET
+
+
+@pytest.mark.parametrize("tail", ['"id":7}', 'x,"id":7', ',"id":7]', ""])
+def test_what_is_no_end_of_an_object(tail: str) -> None:
+    assert of_tail(tail).ident is msgspec.UNSET
+
+
+def test_many_quotes_and_commas() -> None:
+    """Linear: what is cut off is not searched anew from each of its quotes and commas."""
+    assert Oversized(b'{"' + b'\\"' * 2000, b',"":0' * 800 + b"x}", 10**9).members() == {}

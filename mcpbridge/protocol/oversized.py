@@ -19,14 +19,17 @@ from mcpbridge.protocol.envelope import JsonRpcId
 #: How much of each end of such a line is kept.
 END_BYTES = 4096
 
-_STRING = rb'"(?:[^"\\]|\\.)*"'
+#: How many of the last members are looked at, and how many commas for each of
+#: them, as a string may have some.
+LAST_MEMBERS = 16
+COMMAS = 8
+
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _SCALAR = rb"(?:" + _STRING + rb"|-?[0-9][0-9.eE+-]*|true|false|null)"
 _SPACE = rb"[ \t\r]*"
-_TOKEN = re.compile(_STRING + rb"|[{}\[\],:]|[^\s{}\[\],:\"]+")
-#: The last members of an object, where all of them are scalars, up to its end.
-_LAST_MEMBERS = re.compile(
-    rb"((?:" + _SPACE.join([rb",", _STRING, rb":", _SCALAR, rb""]) + rb")+)\}" + _SPACE + rb"\Z"
-)
+#: A string may be cut off: a search that failed there would be quadratic.
+_TOKEN = re.compile(_STRING + rb"?|[{}\[\],:]|[^\s{}\[\],:\"]+")
+_LAST_MEMBER = re.compile(_SPACE.join([rb",", _STRING, rb":", _SCALAR, rb""]))
 
 
 class Oversized(NamedTuple):
@@ -41,11 +44,7 @@ class Oversized(NamedTuple):
         The members that the ends show of the outermost object: scalars by
         their values, others as UNSET, as it is known only that they are there.
         """
-        found = _first_members(self.head)
-        last = _LAST_MEMBERS.search(self.tail)
-        if last is not None:
-            found |= _loads(b"{%b}" % last[1].lstrip(b" \t\r,"))
-        return found
+        return _first_members(self.head) | _last_members(self.tail)
 
     @property
     def ident(self) -> JsonRpcId | msgspec.UnsetType:
@@ -80,6 +79,34 @@ def _first_members(head: bytes) -> dict[str, object]:
             found |= _loads(b'{"%b":%b}' % (name.encode("ascii", "ignore"), token))
         before = token
     return found
+
+
+def _last_members(tail: bytes) -> dict[str, object]:
+    """The last members of an object, as long as they are scalars, up to its end."""
+    found: dict[str, object] = {}
+    rest = tail.rstrip(b" \t\r")
+    if not rest.endswith(b"}"):
+        return found
+    rest = rest[:-1]
+    for _ in range(LAST_MEMBERS):
+        at = _last_member(rest)
+        if at is None:
+            break
+        found = _loads(b"{%b}" % rest[at + 1 :]) | found
+        rest = rest[:at]
+    return found
+
+
+def _last_member(text: bytes) -> int | None:
+    """Where the comma before it stands; None where it is no scalar."""
+    at = len(text)
+    for _ in range(COMMAS):
+        at = text.rfind(b",", 0, at)
+        if at < 0:
+            return None
+        if _LAST_MEMBER.fullmatch(text, at):
+            return at
+    return None
 
 
 def _text(token: bytes) -> str | None:
