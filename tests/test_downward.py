@@ -459,7 +459,7 @@ def test_what_the_backend_must_not_say() -> None:
     talk.notify("cancelled", requestId=talk.last["id"])
     talk.notify("cancelled")
     assert talk.heard() == []
-    assert talk.session.dropped == {"invalid": 5, "forbidden": 1, "unasked": 6}
+    assert talk.session.dropped == {"invalid": 5, "request": 1, "unasked": 6}
 
 
 def test_cancellation() -> None:
@@ -1023,10 +1023,19 @@ def test_cancelled_kept() -> None:
     [
         (b"{", "invalid"),
         (b'{"level":30}', "invalid"),
-        (b'{"jsonrpc":"2.0","id":1,"method":"roots/list"}', "forbidden"),
+        (b'{"jsonrpc":"2.0","id":1,"method":"roots/list"}', "request"),
     ],
 )
 def test_what_is_no_message_is_reported(line: bytes, why: str) -> None:
     talk = Talk()
     talk.raw(line)
     assert talk.reported == [(why, line)]
+
+
+def test_a_listen_that_is_ended_twice_is_no_mistake() -> None:
+    """By a notification, and by its answer."""
+    talk = Talk(server=ALL_LISTS)
+    listen = talk.last["id"]
+    talk.notify("cancelled", requestId=listen)
+    talk.answer({}, listen)
+    assert talk.reported == []

@@ -160,6 +160,17 @@ def test_answers_that_nobody_waits_for_are_reported(number: Any) -> None:
     assert reported == expected
 
 
+def test_a_listen_that_is_ended_twice_is_no_mistake() -> None:
+    """By a notification, and by its answer."""
+    reported: list[tuple[str, bytes]] = []
+    shared: Multiplexer[str] = Multiplexer(report=lambda *told: reported.append(told))
+    shared.ask(request("9", LISTEN), "a")
+    delivery = shared.from_backend(said("notifications/cancelled", requestId=1))
+    assert delivery is not None
+    assert shared.from_backend(answer(1)) is None
+    assert reported == []
+
+
 def test_cancelled_kept_of_all_requests() -> None:
     """CANCELLED_KEPT: the answer to the oldest is unasked like any other."""
     reported: list[tuple[str, bytes]] = []
@@ -170,6 +181,18 @@ def test_cancelled_kept_of_all_requests() -> None:
     for number in (2, 1):
         shared.from_backend(answer(number))
     assert reported == [("unasked", answer(1))]
+
+
+def test_whose_a_line_is(shared: Multiplexer[str]) -> None:
+    shared.ask(request(level="debug", token="1"), "a")
+    shared.ask(request("9", LISTEN), "b")
+    progress = said("notifications/progress", progressToken=1, progress=1)
+    log = said("notifications/message", level="info", data=1)
+    of_a = (answer(1), answer("1"), answer(1.0), progress, log)
+    of_b = (answer(2), of_listen(2), said("notifications/cancelled", requestId=2))
+    asks = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode()
+    for tag, lines in (("a", of_a), ("b", of_b), (None, (answer(3), asks, b"{", said("x")))):
+        assert [shared.whose(line) for line in lines] == [tag] * len(lines)
 
 
 def test_no_number_comes_twice(shared: Multiplexer[str]) -> None:

@@ -15,7 +15,7 @@ from mcpbridge.errors import (
     StreamTaken,
     UnknownSession,
 )
-from mcpbridge.protocol.envelope import peek
+from mcpbridge.protocol.envelope import Envelope, peek
 from mcpbridge.protocol.events import Event
 from mcpbridge.protocol.inflight import ASKED_KEPT, CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.protocol.rewriting import encode
@@ -1125,3 +1125,12 @@ def test_what_is_no_message_is_reported(line: bytes) -> None:
     routed.router.route(line)
     assert routed.reported == [("invalid", line)]
     assert routed.router.dropped == {"invalid": 1}
+
+
+def test_a_question_that_was_answered_while_it_waited() -> None:
+    """It is sent all the same, and nobody waits for another answer."""
+    routed = Routed()
+    line = routed.say(id="q", method="roots/list")
+    routed.router.answered_backend(Envelope("2.0", id="q", result=msgspec.Raw(b"{}")))
+    assert routed.get().lines == [line]
+    assert routed.to_backend == []

@@ -152,13 +152,17 @@ class Calls:
 
     def cancellation(self, number: int, reason: str | None = None) -> bytes:
         """The line that cancels a request, for the backend, whose answer may be on its way."""
-        if len(self._cancelled) >= CANCELLED_KEPT:
-            del self._cancelled[next(iter(self._cancelled))]
-        self._cancelled[number] = None
+        self.expect_late(number)
         params: dict[str, object] = {"requestId": number}
         if reason is not None:
             params["reason"] = reason
         return encode({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+
+    def expect_late(self, number: int) -> None:
+        """The answer to that number, should it come, is no mistake."""
+        if len(self._cancelled) >= CANCELLED_KEPT:
+            del self._cancelled[next(iter(self._cancelled))]
+        self._cancelled[number] = None
 
     def was_cancelled(self, number: int) -> bool:
         """Whether that number was cancelled lately."""

@@ -74,7 +74,7 @@ _NOT_OF_THE_CLIENT = ("task", "inputResponses", "requestState")
 _ENDED = "it has ended the subscription"
 #: Why a message reached nobody: it answers nothing that is open; it is no
 #: message; a modern backend must not ask; it is of no listen that counts.
-Why = Literal["unasked", "invalid", "forbidden", "not listened to"]
+Why = Literal["unasked", "invalid", "request", "not listened to"]
 
 
 class Step(NamedTuple):
@@ -155,7 +155,7 @@ class LegacySession:
         if envelope is None:
             self._drop("invalid", line)
         elif envelope.method is not msgspec.UNSET and envelope.id is not msgspec.UNSET:
-            self._drop("forbidden", line)
+            self._drop("request", line)
         elif envelope.method is not msgspec.UNSET:
             self._notification(line, envelope.method, now, step)
         else:
@@ -379,7 +379,10 @@ class LegacySession:
 
     def _notification(self, line: bytes, method: str, now: float, step: Step) -> None:
         if method == "notifications/cancelled":
-            self._unlisten(cancelled_id(line), _ENDED, now, step)
+            number = cancelled_id(line)
+            if self._unlisten(number, _ENDED, now, step):
+                # It may answer it all the same.
+                self._calls.expect_late(own_number(number))
             return
         acknowledged = method == ACKNOWLEDGED
         if not acknowledged and b"ubscriptionId" not in line and b"\\u" not in line:

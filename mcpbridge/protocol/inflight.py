@@ -35,8 +35,8 @@ class LogicalStream:
         #: Whether it carries nothing but its answers, all at once.
         self.json_only = json_only
         self.number = 0
-        # In the order of the POST; there are no values.
-        self.open: dict[JsonRpcId, None] = {}
+        # In the order of the POST; an id leads to itself, as 1 finds 1.0, too.
+        self.open: dict[JsonRpcId, JsonRpcId] = {}
         # What is held back until all answers of a batch are there.
         self.answers: list[bytes] = []
 
@@ -79,7 +79,7 @@ class InFlight:
         for ident, _ in requests:
             if ident in self._requests or ident in stream.open:
                 raise IdInUse.of(encode(ident))
-            stream.open[ident] = None
+            stream.open[ident] = ident
         self._opened += 1
         self._running[stream.name] = stream
         for ident, token in requests:
@@ -124,10 +124,10 @@ class InFlight:
         one of these was cancelled lately.
         """
         other = other_spelling(ident)
-        stream, _ = self._requests.get(other, (None, None))  # type: ignore[arg-type]
-        if stream is None or self.was_cancelled(ident):
+        if other is msgspec.UNSET or other not in self._requests or self.was_cancelled(ident):
             return msgspec.UNSET
-        return next((each for each in stream.open if is_answer_to(ident, each)), msgspec.UNSET)
+        asked = self._requests[other][0].open[other]
+        return asked if is_answer_to(ident, asked) else msgspec.UNSET
 
     def was_opened(self, name: str) -> bool:
         """Whether there is or was a stream of that name."""

@@ -289,6 +289,8 @@ class Multiplexer(Generic[Tag]):
         asked = self._forget(number) if number in self._listens else None
         if asked is None:
             return self._drop("unasked")
+        # It may answer it all the same.
+        _remember(self._cancelled, number)
         result = {"resultType": "complete", "_meta": {SUBSCRIPTION_ID: asked.ident}}
         return Delivery(asked.tag, result_line(asked.ident, result), True)
 
