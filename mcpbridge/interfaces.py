@@ -88,8 +88,7 @@ class IBackendReceiver(Interface):
         """
         The backend wrote a message that cannot pass, a
         `mcpbridge.protocol.stdout.Lost` that says why: one beyond
-        `max_message_bytes`, or one that is not a line of its own.  Called in
-        the order of the messages.
+        `max_message_bytes`, or one that is not a line of its own.
         """
 
     def misbehaved(fault: str, what: str, line: bytes) -> None:

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from mcpbridge.backend.process import EXIT_NEWS_SECONDS, StdioBackend
+from mcpbridge.backend.process import BODY_SECONDS, EXIT_NEWS_SECONDS, StdioBackend
 from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import (
     ENDLESS_FACTOR,
@@ -180,9 +180,26 @@ def test_messages_with_headers_are_lost_one_by_one() -> None:
     )
     for at in range(0, len(data), 10):
         made.process.say(data[at : at + 10])
+    assert made.told == [("headers", 1)]
+    made.reactor.advance(BODY_SECONDS)
     assert made.told == [("headers", 1), ("headers", 2)]
     made.process.say(MESSAGE + b"\n")
     assert made.told[2:] == [("messages", [MESSAGE])]
+    assert made.reactor.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_message_with_a_header_that_is_waited_for_at_the_end(ends: bool) -> None:
+    """BODY_SECONDS: nothing is left of it."""
+    made = Made()
+    made.process.say(b"Content-Length: 99\n{")
+    assert len(made.reactor.getDelayedCalls()) == 1
+    if ends:
+        made.backend.stop()
+    else:
+        made.process.close_output()
+        assert ("stderr", [b"stdout: Content-Length: 99"]) in made.told
+    assert made.backend._body_call is None
 
 
 def test_what_had_begun_like_a_message_is_text_at_the_end() -> None:

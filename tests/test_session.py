@@ -46,6 +46,7 @@ from mcpbridge.protocol.envelope import read_message
 from mcpbridge.protocol.stdout import Lost
 from mcpbridge.session.caller import Caller
 from mcpbridge.session.limiter import SessionLimiter
+from mcpbridge.session.lost import LOST_KEPT, LOST_SECONDS
 from mcpbridge.session.server import Server
 from mcpbridge.session.session import SHOWN_CHARS, Session
 from mcpbridge.session.throttle import WINDOW_SECONDS
@@ -92,7 +93,7 @@ class Filter:
         self.old, self.new = old, new
 
     def from_client(self, session: Any, line: bytes) -> bytes:
-        if b"forbidden" in line:
+        if b"request" in line:
             raise MessageRefused("not here")
         if b"broken" in line:
             raise RuntimeError("a defect of the filter")
@@ -445,7 +446,7 @@ def test_filters_change_messages_in_their_order() -> None:
 def test_a_client_reads_why_its_message_was_refused() -> None:
     """On the normal way, so that it goes on: never from within its own call."""
     made = Made(filters=[Filter()])
-    made.post(CALL.replace(b"swordfish", b"forbidden"))
+    made.post(CALL.replace(b"swordfish", b"request"))
     assert (made.backend.sent, made.session.messages_in, made.stream.lines) == ([], 0, [])
     made.clock.advance(0)
     ident = json.loads(CALL)["id"]
@@ -456,14 +457,14 @@ def test_a_client_reads_why_its_message_was_refused() -> None:
 
 def test_a_refused_message_without_an_answer_is_dropped_and_counted() -> None:
     made = Made(filters=[Filter()])
-    made.post(b'{"jsonrpc":"2.0","method":"forbidden"}')
+    made.post(b'{"jsonrpc":"2.0","method":"request"}')
     made.clock.advance(0)
     assert (made.backend.sent, made.stream.lines, made.session.refused) == ([], [], 1)
 
 
 def test_a_refused_answer_of_the_client_is_an_error_for_the_backend() -> None:
     made = Made(filters=[Filter()])
-    made.post(b'{"jsonrpc":"2.0","id":"q","result":"forbidden"}')
+    made.post(b'{"jsonrpc":"2.0","id":"q","result":"request"}')
     error = {"code": -32000, "message": "not here"}
     assert json.loads(made.backend.sent[0]) == {"jsonrpc": "2.0", "id": "q", "error": error}
     assert made.clock.getDelayedCalls() == []
@@ -472,7 +473,7 @@ def test_a_refused_answer_of_the_client_is_an_error_for_the_backend() -> None:
 def test_of_an_array_only_what_is_refused_does_not_pass() -> None:
     made = Made(filters=[Filter()])
     call = b'{"jsonrpc":"2.0","id":%d,"method":"%b"}'
-    bad = [call % (1, b"forbidden"), b'{"jsonrpc":"2.0","method":"forbidden"}']
+    bad = [call % (1, b"request"), b'{"jsonrpc":"2.0","method":"request"}']
     made.post(b"[" + b",".join([bad[0], call % (2, b"m"), bad[1], call % (3, b"m")]) + b"]")
     assert json.loads(made.backend.sent[0]) == [json.loads(call % (n, b"m")) for n in (2, 3)]
     made.clock.advance(0)
@@ -488,7 +489,7 @@ def test_an_array_within_an_array_is_not_looked_into() -> None:
     """It is no message; and to look into each would take a filter very long."""
     made = Made(filters=[Filter()])
     call = b'{"jsonrpc":"2.0","id":1,"method":"%b"}'
-    made.post(b"[[[" + call % b"forbidden" + b"," + call % b"m" + b"]]," + call % b"m" + b"]")
+    made.post(b"[[[" + call % b"request" + b"," + call % b"m" + b"]]," + call % b"m" + b"]")
     made.clock.advance(0)
     assert (made.backend.sent, made.stream.lines) == ([b"[" + call % b"m" + b"]"], [])
     assert made.session.refused == 1
@@ -498,7 +499,7 @@ def test_what_was_not_stored_is_not_answered_either() -> None:
     """The client sends all of it again."""
     made = Made(filters=[Filter()])
     made.backend.busy = True
-    lines = [CALL, CALL.replace(b"swordfish", b"forbidden")]
+    lines = [CALL, CALL.replace(b"swordfish", b"request")]
     with pytest.raises(BackendBusy):
         made.session.client_posted(lines)
     assert made.clock.getDelayedCalls() == []
@@ -508,18 +509,18 @@ def test_a_request_without_a_session_that_is_refused_goes_to_nobody() -> None:
     """Who serves such requests answers with the refusal."""
     made = Made(filters=[Filter()])
     with pytest.raises(MessageRefused, match="not here"):
-        made.session.client_messages([CALL, CALL.replace(b"swordfish", b"forbidden")])
+        made.session.client_messages([CALL, CALL.replace(b"swordfish", b"request")])
     assert made.backend.sent == []
 
 
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        (ASKED.replace(b"roots/list", b"forbidden"), "not here"),
+        (ASKED.replace(b"roots/list", b"request"), "not here"),
         (ASKED.replace(b"roots/list", b"broken"), "the message could not be checked"),
-        (NOTE.replace(b"message", b"forbidden"), None),
+        (NOTE.replace(b"message", b"request"), None),
         (NOTE.replace(b"message", b"broken"), None),
-        (b'["forbidden"]', None),
+        (b'["request"]', None),
     ],
 )
 def test_a_refused_message_of_the_backend(
@@ -543,7 +544,7 @@ def test_a_refused_message_of_the_backend(
 def test_a_refused_answer_is_an_error_for_who_asked() -> None:
     """They are not to wait for ever."""
     made = Made(filters=[Filter()])
-    made.session.messages_received([REPLY.replace(b"swordfish", b"forbidden")])
+    made.session.messages_received([REPLY.replace(b"swordfish", b"request")])
     error = {"code": -32000, "message": "not here"}
     assert list(map(json.loads, made.stream.lines)) == [{"jsonrpc": "2.0", "id": 1, "error": error}]
     assert (made.session.refused, made.backend.sent) == (1, [])
@@ -552,7 +553,7 @@ def test_a_refused_answer_is_an_error_for_who_asked() -> None:
 def test_a_backend_that_does_not_read_the_answer_to_its_request() -> None:
     made = Made(filters=[Filter()])
     made.backend.busy = True
-    made.session.messages_received([ASKED.replace(b"roots/list", b"forbidden")])
+    made.session.messages_received([ASKED.replace(b"roots/list", b"request")])
     assert made.order == TEARDOWN
     assert "does not read the answers" in made.session.reason
 
@@ -566,7 +567,7 @@ def test_a_refused_request_of_a_backend_that_takes_no_answer() -> None:
     made = Made(filters=[Filter()])
     setattr(made.backend, "send", closed)  # noqa: B010
     made.session.input_closed("the backend closed its stdin")
-    made.session.messages_received([ASKED.replace(b"roots/list", b"forbidden"), REPLY])
+    made.session.messages_received([ASKED.replace(b"roots/list", b"request"), REPLY])
     assert made.stream.lines == [REPLY]
 
 
@@ -608,7 +609,7 @@ def test_the_account_of_a_session(log_lines: list[str]) -> None:
     made = Made(filters=[Filter()])
     made.session.opened()
     made.post(CALL)
-    made.session.messages_received([REPLY, NOTE.replace(b"message", b"forbidden")])
+    made.session.messages_received([REPLY, NOTE.replace(b"message", b"request")])
     made.session.diagnostics_received([b"line %d" % number for number in range(7)])
     made.session.diagnostics_received([b"\x1b[31mred\n" + b"x" * 9999])
     made.clock.advance(12.34)
@@ -634,7 +635,7 @@ def test_the_log_holds_no_whole_id_and_no_contents(
     made = Made(filters=[Filter()], observers=[FailingObserver()])
     made.session.opened()
     made.post(CALL)
-    made.session.messages_received([REPLY, CALL.replace(b"tools", b"forbidden")])
+    made.session.messages_received([REPLY, CALL.replace(b"tools", b"request")])
     made.session.messages_received([CALL.replace(b"tools", b"broken")])
     setattr(made.backend, "stop", fail)  # noqa: B010
     made.session.life.end("over")
@@ -920,12 +921,11 @@ class Complaining(Made):
 @pytest.mark.parametrize(
     ("lost", "client", "backend", "said"),
     [
-        (Lost("lines", "why", 1), [1], [], "why; the call that it answers fails"),
-        (Lost("lines", "why", "q", True), [], ["q"], "why; the request is refused"),
-        (Lost("lines", "why", UNSET, True), [], [], "why; it is a notification"),
-        (Lost("lines", "why"), [], [], "why; whose answer it is cannot be told"),
-        (Lost("invalid", "why", may_be_text=True), [], [], "why; it is thrown away"),
-        (Lost("invalid", "why", 1, may_be_text=True), [1], [], "why; the call that"),
+        (Lost("x", "why", 1, certain=True), [1], [], "why; the call that it answers fails"),
+        (Lost("x", "why", "q", True, certain=True), [], ["q"], "why; the request is refused"),
+        (Lost("x", "why", UNSET, True, certain=True), [], [], "why; it is a notification"),
+        (Lost("x", "why", certain=True), [], [], "why; whose answer it is cannot be told"),
+        (Lost("x", "why"), [], [], "why; it is dropped"),
     ],
 )
 def test_a_message_that_cannot_pass(
@@ -941,16 +941,60 @@ def test_a_message_that_cannot_pass(
     [(fault, what)] = made.complaints
     assert fault == lost.fault
     assert what.startswith(said)
+    assert made.clock.getDelayedCalls() == []
 
 
-def test_a_message_that_cannot_pass_when_nobody_reads() -> None:
+@pytest.mark.parametrize("answer", [b"", REPLY, REPLY.replace(b'"id":1', b'"id":"1"')])
+def test_what_may_be_a_copy_of_an_answer(answer: bytes) -> None:
+    """LOST_SECONDS: the request fails only if no answer follows."""
     made = Complaining()
-    made.session.life.end("over")
     made.session.message_lost(Lost("lines", "why", 1))
-    made.session.reached_nobody("invalid", b"{")
-    made.clock.advance(0)
-    assert made.complaints == []
+    made.session.message_lost(Lost("lines", "again", 1))
+    made.session.messages_received([NOTE])
+    if answer:
+        made.session.messages_received([answer])
+    made.clock.advance(LOST_SECONDS)
+    [_, last] = map(json.loads, made.stream.lines)
+    assert last["id"] in (1, "1")
+    assert ("error" in last) == (not answer)
+    assert made.clock.getDelayedCalls() == []
+
+
+def test_lost_kept() -> None:
+    """LOST_KEPT: of more nothing is told, until those are over, each in its own time."""
+    made = Complaining()
+    line = b'{"jsonrpc":"2.0","id":%d,"result":NaN}'
+    made.session.reached_nobody("invalid", line % 0)
+    made.clock.advance(LOST_SECONDS / 2)
+    for number in range(1, 2 * LOST_KEPT):
+        made.session.reached_nobody("invalid", line % number)
+        made.session.message_lost(Lost("lines", "why", number))
+    made.clock.advance(LOST_SECONDS / 2)
+    assert [json.loads(line)["id"] for line in made.stream.lines] == [0]
+    made.clock.advance(LOST_SECONDS / 2)
+    assert [json.loads(line)["id"] for line in made.stream.lines] == list(range(LOST_KEPT))
+    made.session.reached_nobody("invalid", line % 99)
+    made.clock.advance(LOST_SECONDS)
+    assert json.loads(made.stream.lines[-1])["id"] == 99
+    assert made.clock.getDelayedCalls() == []
+
+
+def test_a_message_that_cannot_pass_when_the_session_ends() -> None:
+    made = Complaining()
+    made.session.message_lost(Lost("lines", "why", 1))
+    made.session.life.end("over")
+    made.session.message_lost(Lost("lines", "why", 2))
+    assert made.clock.getDelayedCalls() == []
+    assert len(made.complaints) == 1
     assert made.stream.lines == []
+
+
+def test_the_bridges_own_error_is_no_mistake_of_the_backend() -> None:
+    """Where the request was answered before."""
+    made = Complaining()
+    made.stream.send = lambda lines: made.session.reached_nobody("unasked", lines[0])  # type: ignore[method-assign]
+    made.session.message_lost(Lost("x", "why", 1, certain=True))
+    assert [fault for fault, _ in made.complaints] == ["x"]
 
 
 def test_a_line_is_shown_escaped_and_cut() -> None:
@@ -968,13 +1012,13 @@ def test_a_line_is_shown_escaped_and_cut() -> None:
         ("unasked", REPLY, "(id 1)"),
         ("unasked", REPLY.replace(b'"id":1', b'"id":"\\u001b"'), r'(id "\u001b")'),
         ("request", ASKED, '(id "x")'),
-        ("forbidden", ASKED, '(id "x")'),
+        ("null", b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":""}}', "(id null)"),
     ],
 )
 def test_what_reached_nobody_is_named_by_its_id(why: str, line: bytes, said: str) -> None:
     """What it says is never shown."""
     made = Complaining()
-    made.session.reached_nobody(why, line)
+    made.session.reached_nobody("unasked" if why == "null" else why, line)
     [(fault, what)] = made.complaints
     assert fault == why
     assert what.endswith(said)
@@ -992,8 +1036,8 @@ def test_an_answer_that_is_no_json_fails_its_call() -> None:
     made = Complaining()
     made.session.reached_nobody("invalid", b'{"jsonrpc":"2.0","id":1,"result":{"x":NaN}}')
     assert made.stream.lines == []
-    made.clock.advance(0)
+    made.clock.advance(LOST_SECONDS)
     [answer] = map(json.loads, made.stream.lines)
     assert answer["id"] == 1
-    assert "no JSON-RPC message" in answer["error"]["message"]
+    assert "not a JSON-RPC message" in answer["error"]["message"]
     assert [fault for fault, _ in made.complaints] == ["invalid"]

@@ -36,6 +36,8 @@ TWISTED_READ_BYTES = 8192
 READ_BYTES = 256 * 1024
 #: How long after the end of stdout the exit status may take to be known.
 EXIT_NEWS_SECONDS = 0.1
+#: How long a message that a Content-Length header has announced may wait for a line end.
+BODY_SECONDS = 0.2
 
 _OBJECT, _ARRAY = b"{["
 
@@ -83,6 +85,7 @@ class StdioBackend(ProcessProtocol):
         self._stdout = LineFramer(settings.max_message_bytes)
         #: What it has written to stdout that is not plainly a message, once there is any.
         self._odd: OddLines | None = None
+        self._body_call: IDelayedCall | None = None
         self._stderr = LineFramer(STDERR_LINE_BYTES, cut=True)
         self._budget = budget
         #: What counts of a line that is not complete; whether it waits for room.
@@ -157,6 +160,7 @@ class StdioBackend(ProcessProtocol):
         # What is thrown away is not to wait, nor to count.
         self._stdout.finish()
         self._count()
+        self._no_body_call()
         self._held = False
         guarded(self.log, "resuming a backend's pipes", self.resume)
         self._ladder.stop()
@@ -178,18 +182,22 @@ class StdioBackend(ProcessProtocol):
         if waiting > self._counted + SMALL_BYTES or waiting < self._counted:
             self._count()
         self._pass_on(lines)
-        if self._odd is not None and self._odd.body_size:
-            self._take_body(self._odd)
+        if self._odd is not None and self._odd.body_size and self._body_call is None:
+            # A line end of its own may be on its way.
+            self._body_call = self._clock.callLater(BODY_SECONDS, self._take_body, self._odd)
         if self._stdout.skipped or self._stdout.has_oversized:
             self._skip()
 
     def _take_body(self, odd: OddLines) -> None:
-        """A message whose size was told has no line end."""
-        size = odd.body_size
-        begun = self._stdout.begun(size)
-        if begun and odd.take_body(begun):
-            self._stdout.discard(size)
-            self._count()
+        """A message whose size was told has no line end; the size may be wrong."""
+        self._body_call = None
+        framer = self._stdout
+        if odd.body_size and not self._discarding:
+            sizes = (odd.body_size, framer.waiting)
+            taken = odd.take_body(*map(framer.begun, sizes))
+            if taken:
+                framer.discard(taken)
+                self._count()
 
     def _skip(self) -> None:
         """A line was too large to be kept, or is about to be."""
@@ -199,7 +207,7 @@ class StdioBackend(ProcessProtocol):
                 f"the server wrote a message of {message.size} bytes, more than the bridge takes"
                 " (max_message_bytes)"
             )
-            lost = Lost("oversized", why, message.ident, message.has_method)
+            lost = Lost("oversized", why, message.ident, message.has_method, certain=True)
             self._receiver.message_lost(lost)
         if self._stdout.skipped > limit * ENDLESS_FACTOR:
             endless = f"of more than {limit * ENDLESS_FACTOR} bytes"
@@ -225,6 +233,7 @@ class StdioBackend(ProcessProtocol):
 
     def outConnectionLost(self) -> None:
         """The end of stdout; a last line that no newline ended counts if it is whole."""
+        self._no_body_call()
         last = self._stdout.finish()
         self._count()
         if not (self._discarding or self._output_reported):
@@ -404,6 +413,11 @@ class StdioBackend(ProcessProtocol):
             self._deadline = self._clock.callLater(self._settings.kill_grace, self._late)
         else:
             self._output_over(self._how_it_ended())
+
+    def _no_body_call(self) -> None:
+        call, self._body_call = self._body_call, None
+        if call is not None:
+            call.cancel()
 
     def _no_deadline(self) -> None:
         deadline, self._deadline = self._deadline, None

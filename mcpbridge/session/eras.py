@@ -188,8 +188,8 @@ class Undecided:
         """The backend has answered `"1"` for 1, or 1 for `"1"`: it will do so again."""
         line = lines[number]
         what = (
-            "the server gives the ids of requests back as text, or text as numbers, which older"
-            " clients do not take; the bridge sets that right"
+            "the server returns the ids of requests as text instead of numbers, or the other way"
+            " round, which older clients do not accept; the bridge restores them"
         )
         self._session.misbehaved("ids", what, encode((peek(line) or envelope).id))
         respelled = self._session.dialect = RespelledIds(self._session)

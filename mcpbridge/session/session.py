@@ -29,6 +29,7 @@ from mcpbridge.protocol.rewriting import encode, error_line
 from mcpbridge.protocol.sse import stderr_message
 from mcpbridge.protocol.stdout import Lost, unreadable
 from mcpbridge.session.caller import Caller
+from mcpbridge.session.lost import LostAnswers
 from mcpbridge.session.stderr import ProcessStderr, printable
 from mcpbridge.session.throttle import Throttle
 
@@ -173,6 +174,9 @@ class Session:
     #: Whether the client does not keep up; and the bound on what nobody reads.
     paused: bool = field(init=False, default=False)
     throttle: Throttle | None = field(init=False, default=None)
+    #: Answers of the backend that cannot pass, once there are any; whether a request fails now.
+    lost: LostAnswers | None = field(init=False, default=None)
+    failing: bool = field(init=False, default=False)
     life: Life = field(init=False)
     log: ClassVar[Logger] = Logger()
 
@@ -417,6 +421,8 @@ class Session:
         if not self.receiving:
             return
         self.heard = True
+        if self.lost:
+            self.lost.heard(lines)
         if not self.stream.has_reader:
             self._thrown_away(sum(map(len, lines)))
         if self.dialect is not None:
@@ -449,31 +455,46 @@ class Session:
         if not self.receiving:
             return
         ident = lost.ident
-        is_answer = not (lost.has_method or lost.may_be_text)
-        if ident is msgspec.UNSET and self.dialect is None and is_answer:
+        if ident is msgspec.UNSET and self.dialect is None and lost.certain and not lost.has_method:
             ident = self.stream.only_open()
         self.complain(self, lost.fault, f"{lost.why}; {_what_is_lost(lost, ident)}")
         if ident is msgspec.UNSET:
             return
-        line = error_line(ident, INTERNAL_ERROR, lost.why)
-        if lost.has_method:
-            self.answer_backend(line)
+        if not lost.certain:
+            if self.lost is None:
+                self.lost = LostAnswers(self.clock, self._fail)
+            self.lost.add(ident, lost.why)
+        elif lost.has_method:
+            self.answer_backend(error_line(ident, INTERNAL_ERROR, lost.why))
         else:
-            self.messages_received([line])
+            self._fail(ident, lost.why)
+
+    def _fail(self, ident: JsonRpcId, why: str) -> None:
+        """Answer a request in the backend's place."""
+        self.failing = True
+        try:
+            self.messages_received([error_line(ident, INTERNAL_ERROR, why)])
+        finally:
+            self.failing = False
 
     def misbehaved(self, fault: str, what: str, line: bytes) -> None:
         """Warn of what the backend does, and show the line, if there is one."""
         self.complain(self, fault, f"{what}: {printable(line, SHOWN_CHARS)}" if line else what)
 
     def reached_nobody(self, why: str, line: bytes) -> None:
-        """A message of the backend was thrown away, and it is to blame."""
+        """A message of the backend was dropped, and it is to blame."""
+        if self.failing:
+            # It was not the backend's.
+            return
         if why == "invalid":
-            # Not from within the reading of what it has written.
-            self.clock.callLater(0, self.message_lost, unreadable(line))
+            if self.lost is None or not self.lost.is_full:
+                self.message_lost(unreadable(line))
         elif why in _NOT_PASSED:
             envelope = peek(line) or peek_again(line)
             ident = encode(None if envelope is None else envelope.id)
             what = _NOT_PASSED[why]
+            if why == "unasked" and envelope is not None and envelope.id is None:
+                why, what = "null", _NULL_ID
             self.complain(self, why, f"{what} (id {printable(ident, SHOWN_CHARS)})")
 
     def diagnostics_received(self, lines: list[bytes]) -> None:
@@ -552,17 +573,23 @@ class Session:
 
 _NOT_PASSED = {
     "unasked": (
-        "the server answered a request that is not open, one that was never made or has been"
-        " answered; the answer is thrown away"
+        "the server answered a request that is not open (never made, or answered already);"
+        " the answer is dropped"
     ),
-    "request": "the server sent a request, which 2026-07-28 does not allow; it is thrown away",
+    "request": "the server sent a request, which 2026-07-28 does not allow; it is dropped",
 }
-_NOT_PASSED["forbidden"] = _NOT_PASSED["request"]
+
+_NULL_ID = (
+    "the server answered no request in particular, most often because it could not read one;"
+    " the answer is dropped"
+)
 
 
 def _what_is_lost(lost: Lost, ident: JsonRpcId | msgspec.UnsetType) -> str:
-    if lost.may_be_text and ident is msgspec.UNSET:
-        return "it is thrown away"
+    if not lost.certain:
+        if ident is msgspec.UNSET:
+            return "it is dropped"
+        return "if it is the answer to a call and no other follows, the call fails"
     if lost.has_method:
         return "it is a notification" if ident is msgspec.UNSET else "the request is refused"
     if ident is msgspec.UNSET:
@@ -595,6 +622,8 @@ def _build_life() -> Callable[[Session], Life]:
         session.reason = reason
         session.receiving = False
         session.leaving = True
+        if session.lost is not None:
+            guarded(log, "waiting for answers no more", session.lost.stop)
         if session.throttle is not None:
             guarded(log, "releasing the throttle", session.throttle.release)
         guarded(log, "forgetting the session", session.forget, session)

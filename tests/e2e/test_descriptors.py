@@ -35,7 +35,10 @@ class Receiver:
     def messages_received(self, lines: list[bytes]) -> None:
         self.heard()
 
-    def message_too_large(self, message: Any) -> None:
+    def message_lost(self, lost: Any) -> None:
+        pass
+
+    def misbehaved(self, fault: str, what: str, line: bytes) -> None:
         pass
 
     def diagnostics_received(self, lines: list[bytes]) -> None:

@@ -68,7 +68,7 @@ clients = pytest.mark.parametrize("client", [at_sse, at_mcp, of_2026])
 @pytest.mark.parametrize(
     ("how", "error", "logged"),
     [
-        ("headers", "Content-Length headers", ["Content-Length headers", "one message of JSON"]),
+        ("headers", "Content-Length headers", ["Content-Length headers", "one line of JSON"]),
         ("lines", "over several lines", ["over several lines", "without indentation"]),
     ],
 )
@@ -90,8 +90,8 @@ def test_an_answer_that_is_no_json_is_an_error(client: Callable[[Bridge], Call])
     """`NaN`, as Python writes it.  At `/sse` every line in braces passes as it is."""
     with serving(command=backend("misframed", "well")) as bridge:
         call = client(bridge)
-        assert "no JSON-RPC message" in call("nan")["error"]["message"]
-        bridge.wait_for_log("#warn", "no JSON-RPC message")
+        assert "not a JSON-RPC message" in call("nan")["error"]["message"]
+        bridge.wait_for_log("#warn", "not a JSON-RPC message")
         assert "result" in call("well")
 
 
@@ -100,7 +100,9 @@ def test_an_answer_that_is_no_json_is_an_error(client: Callable[[Bridge], Call])
     ("how", "logged"),
     [
         ("bom", ["byte order mark"]),
-        ("print", ["what is no JSON", "{'jsonrpc': '2.0', "]),
+        ("print", ["something other than JSON", "bytes that name jsonrpc are not shown"]),
+        ("hello", ["something other than JSON", "hello from the server"]),
+        ("dump", ["over several lines", "if it is the answer"]),
     ],
 )
 def test_what_can_be_read_passes(

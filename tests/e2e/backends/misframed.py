@@ -35,6 +35,10 @@ def answer(how: str, message: dict) -> None:
         write(json.dumps(message).encode() + b"\n")
     elif how == "twice":
         write(line + b"\n" + line + b"\n")
+    elif how == "hello":
+        write(b"hello from the server\n" + line + b"\n")
+    elif how == "dump":
+        write(json.dumps(message, indent=2).encode() + b"\n" + line + b"\n")
     elif how == "print":
         write(f"{message}\n".encode() + line + b"\n")
     else:
