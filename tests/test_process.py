@@ -202,6 +202,18 @@ def test_a_message_with_a_header_that_is_waited_for_at_the_end(ends: bool) -> No
     assert made.backend._body_call is None
 
 
+def test_a_message_with_a_header_is_not_waited_for_where_the_backend_is_stopped() -> None:
+    """By what stands before the header, in the same read."""
+    made = Made()
+    made.backend._receiver.messages_received = lambda lines: made.backend.stop()
+    before = len(made.reactor.getDelayedCalls())
+    made.process.say(MESSAGE + b"\nContent-Length: 99\n")
+    assert made.backend._odd is not None
+    assert made.backend._odd.body_size == 99
+    assert made.backend._body_call is None
+    assert before == 0
+
+
 def test_what_had_begun_like_a_message_is_text_at_the_end() -> None:
     made = Made()
     made.process.say(b"[\n")

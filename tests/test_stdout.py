@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from mcpbridge.protocol.framing import LineFramer
-from mcpbridge.protocol.stdout import JOINED_BYTES, Lost, OddLines, is_message, unreadable
+from mcpbridge.protocol.oversized import END_BYTES
+from mcpbridge.protocol.stdout import (
+    JOINED_BYTES,
+    Lost,
+    OddLines,
+    _Joined,
+    is_message,
+    unreadable,
+)
 
 ANSWER = {"jsonrpc": "2.0", "id": 1, "result": {"x": ["{", "]", '"']}}
 ASKS = {"jsonrpc": "2.0", "id": "q", "method": "roots/list"}
@@ -80,6 +88,7 @@ def framed(message: object, name: str = "Content-Length", more: str = "") -> byt
         b"{} ",
         b"[1]",
         b"\t[ ]",
+        b'[{"jsonrpc":"2.0","id":1,"result":"\\ud800"}]',
         b'{ "jsonrpc":"2.0","id":1,"result":"\\ud800"}',
         b'{"x":1}',
     ],
@@ -212,6 +221,15 @@ def test_joined_bytes_of_text() -> None:
     assert not read.odd.is_within
 
 
+def test_of_a_large_message_only_the_beginning_is_searched() -> None:
+    """Not all that is kept of it, for each of its lines: that would be quadratic."""
+    joined = _Joined(b'{"jsonrpc": "2.0", "id": 1, "result": [')
+    while joined._size <= JOINED_BYTES:
+        joined.add(b'  "%b",' % (b"x" * 1000))
+        assert not joined.is_large_text
+    assert END_BYTES <= len(joined._head) <= END_BYTES + 1
+
+
 @given(
     st.recursive(st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
 )
@@ -249,14 +267,15 @@ def test_content_length_headers(name: str, more: str, step: int, waits: bool) ->
 
 @pytest.mark.parametrize("size", [5, len(LINE), len(LINE) + 1, 10**9 - 1])
 @pytest.mark.parametrize("step", [1, 9, 10_000])
-def test_a_header_before_a_line_is_text(size: int, step: int) -> None:
+@pytest.mark.parametrize("space", [b"", b" ", b"\t "])
+def test_a_header_before_a_line_is_text(size: int, step: int, space: bytes) -> None:
     """With a line end of its own a message is right, however it comes in."""
     header = b"Content-Length: %d" % size
-    data = header + b"\r\n\r\n" + LINE + b"\n"
+    data = header + b"\r\n\r\n" + LINE + space + b"\n"
     read = Read()
     for at in range(0, len(data), step):
         read.write(data[at : at + step])
-    assert read.messages == [LINE]
+    assert read.messages == [LINE + space]
     assert read.mistakes == [("text", header)]
     assert not read.odd.is_within
 

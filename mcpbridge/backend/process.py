@@ -182,11 +182,15 @@ class StdioBackend(ProcessProtocol):
         if waiting > self._counted + SMALL_BYTES or waiting < self._counted:
             self._count()
         self._pass_on(lines)
-        if self._odd is not None and self._odd.body_size and self._body_call is None:
-            # A line end of its own may be on its way.
-            self._body_call = self._clock.callLater(BODY_SECONDS, self._take_body, self._odd)
+        if self._odd is not None and self._odd.body_size and not self._discarding:
+            self._await_body(self._odd)
         if self._stdout.skipped or self._stdout.has_oversized:
             self._skip()
+
+    def _await_body(self, odd: OddLines) -> None:
+        """A line end of its own may be on its way."""
+        if self._body_call is None:
+            self._body_call = self._clock.callLater(BODY_SECONDS, self._take_body, odd)
 
     def _take_body(self, odd: OddLines) -> None:
         """A message whose size was told has no line end; the size may be wrong."""

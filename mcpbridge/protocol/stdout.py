@@ -103,7 +103,9 @@ class Receiver(Protocol):
 def is_message(line: bytes) -> bool:
     """Whether a line is JSON that may be a message: an object, or an array (not `[INFO] ready`)."""
     first = line.lstrip()[:1]
-    return first in (b"{", b"[") and (is_json(line) or peek_again(line) is not None)
+    if first not in (b"{", b"["):
+        return False
+    return is_json(line) or peek_again(line) is not None or split_batch(line) is not None
 
 
 def unreadable(line: bytes) -> Lost:
@@ -224,7 +226,7 @@ class OddLines:
         if _TYPE.fullmatch(line):
             return b""
         # With a line end of its own a message is right, and the header is text.
-        rest = line[self.body_size :]
+        rest = line[self.body_size :].strip()
         if rest and self.take_body(line[: self.body_size]):
             # The next header, which has no line of its own.
             return rest
@@ -279,7 +281,7 @@ class _Joined:
         self.depth = 0
         self.lines: list[bytes] = []
         self._size = 0
-        self._tail = b""
+        self._head = self._tail = b""
         self.add(first)
 
     def add(self, line: bytes) -> None:
@@ -290,16 +292,15 @@ class _Joined:
         self._size += len(line) + 1
         if room > 0:
             self.lines.append(line[:room])
+        if len(self._head) < END_BYTES:
+            self._head += line[: END_BYTES - len(self._head)] + b" "
         if self._size > JOINED_BYTES:
             self._tail = (self._tail + b" " + line[-END_BYTES:])[-END_BYTES:]
 
     @property
     def is_large_text(self) -> bool:
         """Whether there is too much of it, and its beginning does not tell of a message."""
-        return self._size > JOINED_BYTES and b'"jsonrpc"' not in self._head()
-
-    def _head(self) -> bytes:
-        return b" ".join(self.lines)[:END_BYTES]
+        return self._size > JOINED_BYTES and b'"jsonrpc"' not in self._head
 
     def messages(self) -> list[MaybeId] | None:
         """
