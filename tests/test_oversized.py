@@ -60,6 +60,7 @@ def test_id(text: str, ident: object) -> None:
 )
 def test_method(text: str, has: bool) -> None:
     assert of(text % BIG, 100).has_method is has
+    assert of(text % BIG, 100).answered == (msgspec.UNSET if has else of(text % BIG, 100).ident)
 
 
 NAMES = st.sampled_from(["id", "x", "result", "params", "method", '"id":1,'])

@@ -49,14 +49,28 @@ class Oversized(NamedTuple):
     @property
     def ident(self) -> JsonRpcId | msgspec.UnsetType:
         """The id of the message, UNSET where neither end shows it."""
-        ident = self.members().get("id", msgspec.UNSET)
-        is_id = isinstance(ident, str | int | float) and not isinstance(ident, bool)
-        return ident if is_id else msgspec.UNSET  # type: ignore[return-value]
+        return _ident(self.members())
 
     @property
     def has_method(self) -> bool:
         """Whether it is known to be a request or a notification: no response has `params`."""
-        return not {"method", "params"}.isdisjoint(self.members())
+        return _has_method(self.members())
+
+    @property
+    def answered(self) -> JsonRpcId | msgspec.UnsetType:
+        """The id of the message, UNSET also where it is a request or a notification."""
+        found = self.members()
+        return msgspec.UNSET if _has_method(found) else _ident(found)
+
+
+def _ident(found: dict[str, object]) -> JsonRpcId | msgspec.UnsetType:
+    ident = found.get("id", msgspec.UNSET)
+    is_id = isinstance(ident, str | int | float) and not isinstance(ident, bool)
+    return ident if is_id else msgspec.UNSET  # type: ignore[return-value]
+
+
+def _has_method(found: dict[str, object]) -> bool:
+    return not {"method", "params"}.isdisjoint(found)
 
 
 def _first_members(head: bytes) -> dict[str, object]:

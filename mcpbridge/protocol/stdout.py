@@ -346,4 +346,4 @@ def _ident_of_answer(ends: Oversized) -> MaybeId:
     """The id of a message of which these are the ends, where they show that it is an answer."""
     both = ends.head + ends.tail
     is_answer = b'"jsonrpc"' in both and (b'"result"' in both or b'"error"' in both)
-    return ends.ident if is_answer and not ends.has_method else msgspec.UNSET
+    return ends.answered if is_answer else msgspec.UNSET
