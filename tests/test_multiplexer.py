@@ -183,6 +183,16 @@ def test_cancelled_kept_of_all_requests() -> None:
     assert reported == [("unasked", answer(1))]
 
 
+def test_only_open_beside_a_cancelled_request(shared: Multiplexer[str]) -> None:
+    """An answer may be that of the other one, until that has come."""
+    shared.ask(request(), "a")
+    shared.ask(request(), "b")
+    shared.cancel("a")
+    known = [shared.only_open]
+    shared.from_backend(answer(1))
+    assert [*known, shared.only_open] == [msgspec.UNSET, 2]
+
+
 def test_whose_a_line_is(shared: Multiplexer[str]) -> None:
     shared.ask(request(level="debug", token="1"), "a")
     shared.ask(request("9", LISTEN), "b")

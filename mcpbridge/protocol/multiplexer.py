@@ -114,8 +114,11 @@ class Multiplexer(Generic[Tag]):
 
     @property
     def only_open(self) -> int | msgspec.UnsetType:
-        """The number of the only request in flight; UNSET for none or several, or who listens."""
-        if len(self._requests) != 1 or self._listens:
+        """
+        The number of the only request in flight that an answer may be for;
+        UNSET for none or several, who listens and who has cancelled counted.
+        """
+        if len(self._requests) != 1 or self._listens or self._cancelled:
             return msgspec.UNSET
         return next(iter(self._requests))
 
@@ -240,8 +243,10 @@ class Multiplexer(Generic[Tag]):
         listens = number in self._listens
         asked = self._forget(number)
         if asked is None:
-            late = number in self._cancelled
-            return self._drop("unasked") if late else self._reject("unasked", line)
+            if number not in self._cancelled:
+                return self._reject("unasked", line)
+            del self._cancelled[number]
+            return self._drop("unasked")
         changes: dict[str, object] = {"id": asked.ident}
         result = members(outer["result"]) if listens and "result" in outer else None
         if result is not None and SUBSCRIPTION_ID in meta_of(result):
