@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from mcpbridge.backend.process import BODY_SECONDS, EXIT_NEWS_SECONDS, StdioBackend
+from mcpbridge.backend.process import EXIT_NEWS_SECONDS, REST_SECONDS, StdioBackend
 from mcpbridge.budget import ResponseBudget
 from mcpbridge.config import (
     ENDLESS_FACTOR,
@@ -181,16 +181,40 @@ def test_messages_with_headers_are_lost_one_by_one() -> None:
     for at in range(0, len(data), 10):
         made.process.say(data[at : at + 10])
     assert made.told == [("headers", 1)]
-    made.reactor.advance(BODY_SECONDS)
+    made.reactor.advance(REST_SECONDS)
     assert made.told == [("headers", 1), ("headers", 2)]
     made.process.say(MESSAGE + b"\n")
     assert made.told[2:] == [("messages", [MESSAGE])]
     assert made.reactor.getDelayedCalls() == []
 
 
+def test_a_message_with_line_ends_in_a_string() -> None:
+    """It never looks complete; what it says is not logged."""
+    made = Made()
+    made.process.say(b'{"jsonrpc":"2.0","id":1,"result":{"text":"one\nsecret\nend"}}\n')
+    assert made.told == []
+    made.reactor.advance(REST_SECONDS)
+    assert made.told == [("lines", 1)]
+    made.process.say(MESSAGE + b"\n")
+    assert made.told == [("lines", 1), ("messages", [MESSAGE])]
+    assert made.mistakes == []
+
+
+def test_the_rest_may_be_in_a_pipe_that_is_not_read() -> None:
+    made = Made()
+    made.process.say(b"Content-Length: %d\n%b" % (len(MESSAGE), MESSAGE))
+    made.backend.pause()
+    made.reactor.advance(2 * REST_SECONDS)
+    made.backend.resume()
+    made.process.say(b"\n")
+    made.reactor.advance(REST_SECONDS)
+    assert made.told == [("stderr", [b"stdout: Content-Length: 50"]), ("messages", [MESSAGE])]
+    assert made.reactor.getDelayedCalls() == []
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_message_with_a_header_that_is_waited_for_at_the_end(ends: bool) -> None:
-    """BODY_SECONDS: nothing is left of it."""
+    """REST_SECONDS: nothing is left of it."""
     made = Made()
     made.process.say(b"Content-Length: 99\n{")
     assert len(made.reactor.getDelayedCalls()) == 1
@@ -199,7 +223,7 @@ def test_a_message_with_a_header_that_is_waited_for_at_the_end(ends: bool) -> No
     else:
         made.process.close_output()
         assert ("stderr", [b"stdout: Content-Length: 99"]) in made.told
-    assert made.backend._body_call is None
+    assert made.backend._rest_call is None
 
 
 def test_a_message_with_a_header_is_not_waited_for_where_the_backend_is_stopped() -> None:
@@ -210,7 +234,7 @@ def test_a_message_with_a_header_is_not_waited_for_where_the_backend_is_stopped(
     made.process.say(MESSAGE + b"\nContent-Length: 99\n")
     assert made.backend._odd is not None
     assert made.backend._odd.body_size == 99
-    assert made.backend._body_call is None
+    assert made.backend._rest_call is None
     assert before == 0
 
 

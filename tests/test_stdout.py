@@ -369,6 +369,7 @@ def test_such_an_object_is_found_whatever_is_around_it(line: bytes) -> None:
 )
 def test_text_that_may_be_a_message_is_not_shown(line: bytes) -> None:
     read = Read().write(line + b"\n")
+    read.odd.finish()
     shown = b"(%d bytes that name jsonrpc are not shown)" % len(line)
     assert read.text == [b"stdout: " + shown]
     assert read.mistakes == [("text", shown)]
@@ -410,3 +411,36 @@ def test_a_batch_between_such_lines() -> None:
     read = Read().write(b"{\n" + batch + b"\n")
     assert read.messages == [batch]
     assert read.text == [b"stdout: {"]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("last", [LINE, b""])
+def test_an_answer_with_line_ends_in_a_string(waits: bool, last: bytes) -> None:
+    """It is not told twice, and never shown."""
+    read = Read().write(b'{"jsonrpc":"2.0","id":5,"result":{"text":"one\nsecret\nend"}}\n')
+    if waits:
+        read.odd.waited()
+        read.odd.waited()
+        assert len(read.lost) == 1
+    read.write(last + b"\n")
+    read.odd.finish()
+    assert read.lost == [("lines", 5, False)]
+    assert (read.text, read.mistakes) == ([], [])
+
+
+def test_an_answer_over_several_lines_that_takes_long() -> None:
+    read = Read()
+    for line in pretty(ANSWER).splitlines():
+        read.write(line + b"\n")
+        read.odd.waited()
+    read.odd.waited()
+    assert read.lost == [("lines", 1, False)]
+    assert (read.text, read.mistakes) == ([], [])
+
+
+def test_a_copy_that_is_no_json_is_not_shown() -> None:
+    """As a program prints its own objects."""
+    read = Read().write(b"{ jsonrpc: '2.0',\n  id: 1,\n  result: { text: 'secret' } }\nhello\n")
+    assert [b"secret" in each for each in read.text] == [False, False]
+    assert read.text[-1] == b"stdout: hello"
+    assert read.lost == []

@@ -36,8 +36,9 @@ TWISTED_READ_BYTES = 8192
 READ_BYTES = 256 * 1024
 #: How long after the end of stdout the exit status may take to be known.
 EXIT_NEWS_SECONDS = 0.1
-#: How long a message that a Content-Length header has announced may wait for a line end.
-BODY_SECONDS = 0.2
+#: How long a message that has begun oddly may wait for its rest: one behind a Content-Length
+#: header for a line end, one over several lines for the others.
+REST_SECONDS = 0.2
 
 _OBJECT, _ARRAY = b"{["
 
@@ -85,7 +86,7 @@ class StdioBackend(ProcessProtocol):
         self._stdout = LineFramer(settings.max_message_bytes)
         #: What it has written to stdout that is not plainly a message, once there is any.
         self._odd: OddLines | None = None
-        self._body_call: IDelayedCall | None = None
+        self._rest_call: IDelayedCall | None = None
         self._stderr = LineFramer(STDERR_LINE_BYTES, cut=True)
         self._budget = budget
         #: What counts of a line that is not complete; whether it waits for room.
@@ -160,7 +161,7 @@ class StdioBackend(ProcessProtocol):
         # What is thrown away is not to wait, nor to count.
         self._stdout.finish()
         self._count()
-        self._no_body_call()
+        self._no_rest_call()
         self._held = False
         guarded(self.log, "resuming a backend's pipes", self.resume)
         self._ladder.stop()
@@ -182,23 +183,29 @@ class StdioBackend(ProcessProtocol):
         if waiting > self._counted + SMALL_BYTES or waiting < self._counted:
             self._count()
         self._pass_on(lines)
-        if self._odd is not None and self._odd.body_size and not self._discarding:
-            self._await_body(self._odd)
+        if self._odd is not None and self._odd.is_within and not self._discarding:
+            self._await_rest(self._odd)
         if self._stdout.skipped or self._stdout.has_oversized:
             self._skip()
 
-    def _await_body(self, odd: OddLines) -> None:
-        """A line end of its own may be on its way."""
-        if self._body_call is None:
-            self._body_call = self._clock.callLater(BODY_SECONDS, self._take_body, odd)
+    def _await_rest(self, odd: OddLines) -> None:
+        """What a message lacks, a line end or more of it, may be on its way."""
+        if self._rest_call is None:
+            self._rest_call = self._clock.callLater(REST_SECONDS, self._rest_awaited, odd)
 
-    def _take_body(self, odd: OddLines) -> None:
-        """A message whose size was told has no line end; the size may be wrong."""
-        self._body_call = None
+    def _rest_awaited(self, odd: OddLines) -> None:
+        self._rest_call = None
         framer = self._stdout
-        if odd.body_size and not self._discarding:
-            sizes = (odd.body_size, framer.waiting)
-            taken = odd.take_body(*map(framer.begun, sizes))
+        if self._discarding:
+            return
+        if self._paused or self._held:
+            # It may be in the pipe.
+            self._await_rest(odd)
+            return
+        odd.waited()
+        if odd.body_size:
+            # A message with a header has no line end, and the size may be wrong.
+            taken = odd.take_body(*map(framer.begun, (odd.body_size, framer.waiting)))
             if taken:
                 framer.discard(taken)
                 self._count()
@@ -237,7 +244,7 @@ class StdioBackend(ProcessProtocol):
 
     def outConnectionLost(self) -> None:
         """The end of stdout; a last line that no newline ended counts if it is whole."""
-        self._no_body_call()
+        self._no_rest_call()
         last = self._stdout.finish()
         self._count()
         if not (self._discarding or self._output_reported):
@@ -418,8 +425,8 @@ class StdioBackend(ProcessProtocol):
         else:
             self._output_over(self._how_it_ended())
 
-    def _no_body_call(self) -> None:
-        call, self._body_call = self._body_call, None
+    def _no_rest_call(self) -> None:
+        call, self._rest_call = self._rest_call, None
         if call is not None:
             call.cancel()
 

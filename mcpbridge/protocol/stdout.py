@@ -193,6 +193,14 @@ class OddLines:
                 return len(body)
         return 0
 
+    def waited(self) -> None:
+        """
+        Nothing has come for a while: the end of what was begun may never come,
+        as where a string has line ends in it.
+        """
+        if self._joined is not None:
+            self._lose(self._joined)
+
     def finish(self) -> None:
         """Nothing more comes: what was kept because of what might follow is text."""
         self._end_header()
@@ -245,7 +253,7 @@ class OddLines:
         joined = self._joined
         if joined is not None:
             joined.add(line)
-        elif _OPENS.match(line):
+        elif _OPENS.match(line) or (line.lstrip()[:1] == b"{" and b"jsonrpc" in _ends(line)):
             joined = self._joined = _Joined(line)
         else:
             self._text([line])
@@ -257,13 +265,22 @@ class OddLines:
             self._end_joined()
         else:
             self._joined = None
-            for ident in whole:
+            for ident in [] if joined.told else whole:
                 self._receiver.message_lost(Lost("lines", _SEVERAL, ident))
 
     def _end_joined(self) -> None:
         joined, self._joined = self._joined, None
         if joined is not None:
-            self._text(joined.lines)
+            self._lose(joined)
+            if not joined.told:
+                self._text(joined.lines)
+
+    def _lose(self, joined: _Joined) -> None:
+        """Say whose answer it is, as far as that has come."""
+        ident = msgspec.UNSET if joined.told else joined.answered()
+        if ident is not msgspec.UNSET:
+            joined.told = True
+            self._receiver.message_lost(Lost("lines", _SEVERAL, ident))
 
     def _text(self, lines: list[bytes]) -> None:
         if any(b"jsonrpc" in _ends(line) for line in lines):
@@ -279,6 +296,8 @@ class _Joined:
     def __init__(self, first: bytes) -> None:
         #: How many objects and arrays are open.
         self.depth = 0
+        #: Whether it was said that it is an answer.
+        self.told = False
         self.lines: list[bytes] = []
         self._size = 0
         self._head = self._tail = b""
@@ -302,6 +321,11 @@ class _Joined:
         """Whether there is too much of it, and its beginning does not tell of a message."""
         return self._size > JOINED_BYTES and b'"jsonrpc"' not in self._head
 
+    def answered(self) -> MaybeId:
+        """The id of the request that it answers, as far as its ends show it."""
+        tail = self._tail or b" ".join(self.lines)[-END_BYTES:]
+        return _ident_of_answer(Oversized(self._head, tail, self._size))
+
     def messages(self) -> list[MaybeId] | None:
         """
         The ids of the messages that they are together, one or those of a
@@ -312,8 +336,8 @@ class _Joined:
             envelopes = list(map(_envelope, split_batch(whole) or [whole]))
             found = [each for each in envelopes if each is not None]
             return [each.id if each.is_response else msgspec.UNSET for each in found] or None
-        ends = Oversized(whole[:END_BYTES], self._tail or whole[-END_BYTES:], self._size)
-        return [_ident_of_answer(ends)] if b'"jsonrpc"' in ends.head + ends.tail else None
+        is_named = b'"jsonrpc"' in _ends(whole) or b'"jsonrpc"' in self._tail
+        return [self.answered()] if is_named else None
 
 
 def _is_object(line: bytes) -> bool:

@@ -20,7 +20,7 @@ from mcpbridge.protocol.ids import other_spelling
 #: How long the real answer may take.
 LOST_SECONDS = 0.3
 #: How many are waited for at a time; of more nothing is told.
-LOST_KEPT = 16
+LOST_KEPT = 32
 
 
 class LostAnswers:
