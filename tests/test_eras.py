@@ -12,7 +12,9 @@ from twisted.internet.task import Clock
 
 from mcpbridge.config import MAX_BACKOFF_SECONDS, STILLBORN_STARTS
 from mcpbridge.errors import BackendBusy, UnknownSession
-from mcpbridge.session.eras import Downward, Eras, Undecided, speaks_modern_only
+from mcpbridge.protocol.handshake import refusal
+from mcpbridge.protocol.rewriting import members
+from mcpbridge.session.eras import Downward, Eras, Undecided
 from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Session
 from mcpbridge.testing import FakeBackend, RecordingStream
@@ -239,7 +241,7 @@ def test_a_backend_that_refuses_and_takes_no_more(error: Exception) -> None:
     ],
 )
 def test_which_errors_say_so(error: bytes, modern: bool) -> None:
-    assert speaks_modern_only(error) is modern
+    assert refusal(members(error) or {}).modern_only is modern
 
 
 @given(

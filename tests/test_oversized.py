@@ -107,5 +107,6 @@ def test_what_is_no_end_of_an_object(tail: str) -> None:
 
 
 def test_many_quotes_and_commas() -> None:
-    """Linear: what is cut off is not searched anew from each of its quotes and commas."""
-    assert Oversized(b'{"' + b'\\"' * 2000, b',"":0' * 800 + b"x}", 10**9).members() == {}
+    """Linear: to search anew from each of them would take hours."""
+    head, tail = b'{"' + b'\\"' * 1_000_000, b',"":0' * 500_000 + b"x}"
+    assert Oversized(head, tail, 10**9).members() == {}

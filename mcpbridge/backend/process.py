@@ -27,7 +27,7 @@ from mcpbridge.config import ENDLESS_FACTOR, SMALL_BYTES, STDERR_LINE_BYTES, Ser
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackend
 from mcpbridge.protocol.framing import LineFramer
-from mcpbridge.protocol.stdout import UTF16, Lost, OddLines, is_message
+from mcpbridge.protocol.stdout import UTF16, OddLines, is_message, too_large
 from mcpbridge.transports import write_at_once
 
 #: How much Twisted reads of a pipe at once (`twisted.internet.fdesc.readFromFD`),
@@ -214,12 +214,7 @@ class StdioBackend(ProcessProtocol):
         """A line was too large to be kept, or is about to be."""
         limit = self._settings.max_message_bytes
         for message in self._stdout.take_oversized():
-            why = (
-                f"the server wrote a message of {message.size} bytes, more than the bridge takes"
-                " (max_message_bytes)"
-            )
-            lost = Lost("oversized", why, message.ident, message.has_method, certain=True)
-            self._receiver.message_lost(lost)
+            self._receiver.message_lost(too_large(message))
         if self._stdout.skipped > limit * ENDLESS_FACTOR:
             endless = f"of more than {limit * ENDLESS_FACTOR} bytes"
             self._output_over(f"the backend wrote a line without end, {endless}")

@@ -17,6 +17,7 @@ from mcpbridge.protocol.envelope import JsonRpcId
 from mcpbridge.protocol.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.protocol.lowering import members_of
 from mcpbridge.protocol.modern import LOG_LEVEL
+from mcpbridge.protocol.recent import Recent
 from mcpbridge.protocol.rewriting import Members, changed, encode
 
 #: How many bytes are kept for the calls that may come back; one alone may have more.
@@ -72,7 +73,8 @@ class Calls:
         self._by_id: dict[JsonRpcId, Call] = {}
         self._by_number: dict[JsonRpcId | msgspec.UnsetType, Call] = {}
         self._kept = 0
-        self._cancelled: dict[int, None] = {}
+        #: Those whose answers may come, but are not waited for.
+        self.late: Recent[int] = Recent(CANCELLED_KEPT)
 
     def record(self, call: Call, size: int = 0) -> None:
         """
@@ -152,18 +154,8 @@ class Calls:
 
     def cancellation(self, number: int, reason: str | None = None) -> bytes:
         """The line that cancels a request, for the backend, whose answer may be on its way."""
-        self.expect_late(number)
+        self.late.add(number)
         params: dict[str, object] = {"requestId": number}
         if reason is not None:
             params["reason"] = reason
         return encode({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
-
-    def expect_late(self, number: int) -> None:
-        """The answer to that number, should it come, is no mistake."""
-        if len(self._cancelled) >= CANCELLED_KEPT:
-            del self._cancelled[next(iter(self._cancelled))]
-        self._cancelled[number] = None
-
-    def was_cancelled(self, number: int) -> bool:
-        """Whether that number was cancelled lately."""
-        return number in self._cancelled

@@ -335,7 +335,7 @@ class LegacySession:
         answer = members_of(line)
         if call is None:
             why = reason_of(answer) if "error" in answer else _ENDED
-            if not self._unlisten(number, why, now, step) and not self._calls.was_cancelled(number):
+            if not self._unlisten(number, why, now, step) and number not in self._calls.late:
                 self._report("unasked", line)
             return
         result = members(answer.get("result", b""))
@@ -382,7 +382,7 @@ class LegacySession:
             number = cancelled_id(line)
             if self._unlisten(number, _ENDED, now, step):
                 # It may answer it all the same.
-                self._calls.expect_late(own_number(number))
+                self._calls.late.add(own_number(number))
             return
         acknowledged = method == ACKNOWLEDGED
         if not acknowledged and b"ubscriptionId" not in line and b"\\u" not in line:

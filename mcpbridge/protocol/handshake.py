@@ -37,8 +37,9 @@ _SERVER_CAPABILITIES = frozenset(
         "tools",
     }
 )
-#: What a server of 2026-07-28 alone refuses `initialize` with, unless it chooses another code.
-MODERN_CODES = (UNSUPPORTED_VERSION, METHOD_NOT_FOUND)
+#: What a server of 2026-07-28 alone refuses `initialize` with, unless it chooses another code:
+#: to one that knows no older revision the method is unknown.
+_MODERN_CODES = (UNSUPPORTED_VERSION, METHOD_NOT_FOUND)
 #: How many revisions of a refusal are read.
 MAX_NAMED = 32
 
@@ -62,7 +63,7 @@ class HandshakeRefused(BridgeError):
         """
         if self.supported:
             return bool(set(self.supported) & set(MODERN))
-        return self.code in MODERN_CODES
+        return self.code in _MODERN_CODES
 
 
 class Initialized(NamedTuple):
@@ -116,7 +117,7 @@ def read_answer(message: Members) -> Initialized:
     """
     error = error_of(message)
     if error is not None:
-        raise _refusal(error)
+        raise refusal(error)
     result = members(message["result"]) or {}
     version = text(result.get("protocolVersion"))
     if version not in revisions.SUPPORTED:
@@ -136,7 +137,8 @@ def read_answer(message: Members) -> Initialized:
     )
 
 
-def _refusal(error: Members) -> HandshakeRefused:
+def refusal(error: Members) -> HandshakeRefused:
+    """What an error says that answers `initialize`."""
     data = members(error["data"]) if "data" in error else None
     try:
         named = value((data or {})["supported"])

@@ -15,6 +15,7 @@ import msgspec
 from mcpbridge.errors import IdInUse, SessionBusy
 from mcpbridge.protocol.envelope import JsonRpcId, ProgressToken
 from mcpbridge.protocol.ids import is_answer_to, other_spelling
+from mcpbridge.protocol.recent import Recent
 from mcpbridge.protocol.rewriting import encode
 
 #: How many requests of the client a session waits for at a time.
@@ -55,7 +56,7 @@ class InFlight:
         # Of a request: its stream, and its token where that stands for it.
         self._requests: dict[JsonRpcId, tuple[LogicalStream, ProgressToken | None]] = {}
         self._tokens: dict[ProgressToken | None, LogicalStream] = {}
-        self._cancelled: dict[JsonRpcId, None] = {}
+        self._cancelled: Recent[JsonRpcId] = Recent(CANCELLED_KEPT)
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -108,14 +109,12 @@ class InFlight:
         """The same for one that the client has cancelled: its answer may still come."""
         stream = self.settle(ident)
         if stream is not None:
-            if len(self._cancelled) >= CANCELLED_KEPT:
-                del self._cancelled[next(iter(self._cancelled))]
-            self._cancelled[ident] = None
+            self._cancelled.add(ident)
         return stream
 
     def was_cancelled(self, ident: JsonRpcId) -> bool:
         """Whether a request of this id, however the backend spells it, was cancelled lately."""
-        return not self._cancelled.keys().isdisjoint((ident, other_spelling(ident)))
+        return ident in self._cancelled or other_spelling(ident) in self._cancelled
 
     def meant_by(self, ident: JsonRpcId) -> JsonRpcId | msgspec.UnsetType:
         """

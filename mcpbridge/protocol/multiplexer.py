@@ -30,6 +30,7 @@ from mcpbridge.protocol.modern import (
     TASK_METHODS,
     ModernRequest,
 )
+from mcpbridge.protocol.recent import Recent
 from mcpbridge.protocol.rewriting import (
     Members,
     changed,
@@ -80,8 +81,8 @@ class Multiplexer(Generic[Tag]):
 
     A tag stands for one request and is in flight once at a time.  `dropped`
     counts what reached nobody, by its reason; where that is the backend's
-    mistake, `report` is called with it and the message.  `tasks` gives tasks the names
-    that clients see, and heeds what is said of them.
+    mistake, `report` is called with it and the message.  `tasks` gives tasks
+    the names that clients see, and heeds what is said of them.
     """
 
     def __init__(
@@ -96,11 +97,11 @@ class Multiplexer(Generic[Tag]):
         self._listens: dict[int, _Asked[Tag]] = {}
         self._numbers: dict[Tag, int] = {}
         # Those that were cancelled, whose answers may be on their way.
-        self._cancelled: dict[int, None] = {}
+        self._cancelled: Recent[int] = Recent(CANCELLED_KEPT)
         # Those that want logs; and those that did and were cancelled, of which
         # the backend may still log.
         self._logging: dict[int, None] = {}
-        self._muddling: dict[int, None] = {}
+        self._muddling: Recent[int] = Recent(CANCELLED_KEPT)
         self.dropped: Counter[Why] = Counter()
 
     def __len__(self) -> int:
@@ -171,9 +172,9 @@ class Multiplexer(Generic[Tag]):
         number = self._numbers.get(tag)
         if number is None:
             return None
-        _remember(self._cancelled, number)
+        self._cancelled.add(number)
         if number in self._logging:
-            _remember(self._muddling, number)
+            self._muddling.add(number)
         self._forget(number)
         params = {"requestId": number}
         return encode({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
@@ -187,10 +188,10 @@ class Multiplexer(Generic[Tag]):
     def clear(self) -> list[Tag]:
         """Forget all, as the process has ended; returns whose requests were in flight."""
         tags = list(self._numbers)
-        for kept in (self._requests, self._listens, self._numbers):
+        for kept in (self._requests, self._listens, self._numbers, self._logging):
             kept.clear()
-        for numbers in (self._logging, self._muddling, self._cancelled):
-            numbers.clear()
+        self._muddling.clear()
+        self._cancelled.clear()
         return tags
 
     def _forget(self, number: int) -> _Asked[Tag] | None:
@@ -239,14 +240,12 @@ class Multiplexer(Generic[Tag]):
 
     def _answered(self, line: bytes, envelope: Envelope, outer: Members) -> Delivery[Tag] | None:
         number = own_number(envelope.id)
-        self._muddling.pop(number, None)
+        self._muddling.discard(number)
         listens = number in self._listens
         asked = self._forget(number)
         if asked is None:
-            if number not in self._cancelled:
-                return self._reject("unasked", line)
-            del self._cancelled[number]
-            return self._drop("unasked")
+            late = self._cancelled.discard(number)
+            return self._drop("unasked") if late else self._reject("unasked", line)
         changes: dict[str, object] = {"id": asked.ident}
         result = members(outer["result"]) if listens and "result" in outer else None
         if result is not None and SUBSCRIPTION_ID in meta_of(result):
@@ -295,7 +294,7 @@ class Multiplexer(Generic[Tag]):
         if asked is None:
             return self._drop("unasked")
         # It may answer it all the same.
-        _remember(self._cancelled, number)
+        self._cancelled.add(number)
         result = {"resultType": "complete", "_meta": {SUBSCRIPTION_ID: asked.ident}}
         return Delivery(asked.tag, result_line(asked.ident, result), True)
 
@@ -326,13 +325,6 @@ class Multiplexer(Generic[Tag]):
     def _drop(self, why: Why) -> Delivery[Tag] | None:
         self.dropped[why] += 1
         return None
-
-
-def _remember(numbers: dict[int, None], number: int) -> None:
-    """The oldest beyond `CANCELLED_KEPT` are forgotten."""
-    if len(numbers) >= CANCELLED_KEPT:
-        del numbers[next(iter(numbers))]
-    numbers[number] = None
 
 
 def _is_logged(params: Members, wanted: int) -> bool:

@@ -12,6 +12,7 @@ import msgspec
 from mcpbridge.protocol.envelope import Envelope, JsonRpcId, cancelled_id, peek, peek_again
 from mcpbridge.protocol.ids import other_spelling, with_id
 from mcpbridge.protocol.inflight import MAX_IN_FLIGHT
+from mcpbridge.protocol.recent import Recent
 
 
 class Respelled:
@@ -22,7 +23,7 @@ class Respelled:
     """
 
     def __init__(self) -> None:
-        self._asked: dict[JsonRpcId | msgspec.UnsetType, None] = {}
+        self._asked: Recent[JsonRpcId | msgspec.UnsetType] = Recent(MAX_IN_FLIGHT)
 
     def __len__(self) -> int:
         return len(self._asked)
@@ -30,22 +31,18 @@ class Respelled:
     def from_client(self, line: bytes, envelope: Envelope) -> None:
         """A message of the client: a request is waited for, a cancelled one is not."""
         if envelope.is_request:
-            if len(self._asked) >= MAX_IN_FLIGHT:
-                del self._asked[next(iter(self._asked))]
-            self._asked[envelope.id] = None
+            self._asked.add(envelope.id)
         elif envelope.method == "notifications/cancelled":
-            self._asked.pop(cancelled_id(line), None)
+            self._asked.discard(cancelled_id(line))
 
     def from_backend(self, line: bytes) -> bytes:
         """A message of the server, with the id that the client gave where it answers a request."""
         envelope = peek(line) or peek_again(line)
         if envelope is None or not envelope.is_response:
             return line
-        if envelope.id in self._asked:
-            del self._asked[envelope.id]
+        if self._asked.discard(envelope.id):
             return line
         other = other_spelling(envelope.id)
-        if other is msgspec.UNSET or other not in self._asked:
+        if other is msgspec.UNSET or not self._asked.discard(other):
             return line
-        del self._asked[other]
         return with_id(line, other)

@@ -108,6 +108,15 @@ def is_message(line: bytes) -> bool:
     return is_json(line) or peek_again(line) is not None or split_batch(line) is not None
 
 
+def too_large(message: Oversized) -> Lost:
+    """What is said of a message beyond `max_message_bytes`."""
+    why = (
+        f"the server wrote a message of {message.size} bytes, more than the bridge takes"
+        " (max_message_bytes)"
+    )
+    return Lost("oversized", why, message.ident, message.has_method, certain=True)
+
+
 def unreadable(line: bytes) -> Lost:
     """
     What is wrong with an object, or what looks like one, that is no JSON-RPC

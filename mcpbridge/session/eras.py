@@ -18,11 +18,10 @@ from mcpbridge.config import MAX_BACKOFF_SECONDS
 from mcpbridge.errors import METHOD_NOT_FOUND, BackendBusy, UnknownSession
 from mcpbridge.protocol.downward import LegacySession
 from mcpbridge.protocol.envelope import Envelope, peek, peek_again, split_batch
-from mcpbridge.protocol.handshake import MODERN_CODES
+from mcpbridge.protocol.handshake import refusal
 from mcpbridge.protocol.ids import is_answer_to
-from mcpbridge.protocol.modern import MODERN
 from mcpbridge.protocol.respelled import Respelled
-from mcpbridge.protocol.rewriting import encode, error_line
+from mcpbridge.protocol.rewriting import encode, error_line, members
 from mcpbridge.protocol.server_card import KnownServer
 from mcpbridge.session.readiness import Readiness
 from mcpbridge.session.session import Dialect, Session
@@ -60,37 +59,6 @@ class Eras:
         if self.modern and not self.legacy:
             return encode(own_request("server/discover", {}).outer)
         return neutral_initialize()
-
-
-class _SupportedVersions(msgspec.Struct):
-    supported: list[str] = []
-
-
-class _Error(msgspec.Struct):
-    code: float
-    data: _SupportedVersions | None = None
-
-
-class _CodeAlone(msgspec.Struct):
-    code: float
-
-
-def speaks_modern_only(error: bytes) -> bool:
-    """
-    Whether this error, an answer to `initialize`, says that the server takes
-    only newer revisions (2026-07-28, basic/versioning: the code is the
-    server's to choose; to one of no older revision the method is unknown).
-    """
-    try:
-        told = msgspec.json.decode(error, type=_Error)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        try:
-            return msgspec.json.decode(error, type=_CodeAlone).code in MODERN_CODES
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            return False
-    if told.data is not None and told.data.supported:
-        return bool(set(told.data.supported) & set(MODERN))
-    return told.code in MODERN_CODES
 
 
 class Undecided:
@@ -165,7 +133,7 @@ class Undecided:
                     # words of the client's own.
                     self._eras.known.initialize_result(answer.result)
                 self._readiness.succeeded()
-            elif speaks_modern_only(bytes(answer.error)):
+            elif refusal(members(answer.error) or {}).modern_only:
                 if self._requests == 1:
                     # Otherwise it may be the answer to another request with the
                     # same id: that counts for this session alone, not for all.

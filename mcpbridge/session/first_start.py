@@ -12,6 +12,7 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from mcpbridge.session.line import Turns
 from mcpbridge.session.readiness import Readiness
 
 
@@ -22,7 +23,7 @@ class FirstStart:
         self._readiness = readiness
         self._clock = clock
         self._limit = limit
-        self._waiting: list[Deferred[None]] = []
+        self._turns = Turns()
 
     async def wait(self, goes_on: Callable[[], bool]) -> bool:
         """
@@ -31,21 +32,14 @@ class FirstStart:
         it has waited.
         """
         waited = False
-        while not self._readiness.successes and goes_on() and len(self._waiting) < self._limit:
+        while not self._readiness.successes and goes_on() and len(self._turns) < self._limit:
             waited = True
-            turn: Deferred[None] = Deferred()
-            self._waiting.append(turn)
-            try:
-                await turn
-            finally:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
+            await self._turns.wait()
         return waited
 
     def over(self) -> None:
         """One has come to an end: all who wait look again, each in a turn of its own."""
-        waiting, self._waiting = self._waiting, []
-        for turn in waiting:
+        for turn in self._turns.take():
             self._clock.callLater(0, _fire, turn)
 
 

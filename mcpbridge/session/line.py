@@ -104,6 +104,31 @@ def _stopping() -> Stopping:
     return Stopping("the bridge is shutting down")
 
 
+class Turns:
+    """Who waits for one thing to be over; whoever is cancelled waits no more."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Deferred[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def wait(self) -> None:
+        """Until somebody fires the Deferred that stands for it in `take`."""
+        turn: Deferred[None] = Deferred()
+        self._waiting.append(turn)
+        try:
+            await turn
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    def take(self) -> list[Deferred[None]]:
+        """All of them, to be fired, longest waiting first."""
+        taken, self._waiting = self._waiting, []
+        return taken
+
+
 class Crowd:
     """
     Requests that need the same thing done: one does it, and the others wait
@@ -113,7 +138,7 @@ class Crowd:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._at_work = False
-        self._waiting: list[Deferred[None]] = []
+        self._turns = Turns()
 
     async def is_first(self) -> bool:
         """
@@ -123,22 +148,15 @@ class Crowd:
         if not self._at_work:
             self._at_work = True
             return True
-        if len(self._waiting) >= self._limit:
+        if len(self._turns) >= self._limit:
             raise ServerBusy("a process is being started, and as many requests wait as may")
-        turn: Deferred[None] = Deferred()
-        self._waiting.append(turn)
-        try:
-            await turn
-        finally:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+        await self._turns.wait()
         return False
 
     def done(self) -> None:
         """It is done, or cannot be: who still needs it is to try."""
         self._at_work = False
-        waiting, self._waiting = self._waiting, []
-        for turn in waiting:
+        for turn in self._turns.take():
             turn.callback(None)
 
 

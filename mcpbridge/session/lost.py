@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from mcpbridge.protocol.envelope import JsonRpcId, peek, peek_again
@@ -30,7 +31,7 @@ class LostAnswers:
         self._clock = clock
         self._fail = fail
         #: When each is due, and why; the oldest first.
-        self._due: dict[object, tuple[float, JsonRpcId, str]] = {}
+        self._due: dict[JsonRpcId, tuple[float, str]] = {}
         self._timer: IDelayedCall | None = None
 
     def __len__(self) -> int:
@@ -45,7 +46,7 @@ class LostAnswers:
         """What looks like the answer to this request cannot pass."""
         if self.is_full or ident in self._due:
             return
-        self._due[ident] = self._clock.seconds() + LOST_SECONDS, ident, why
+        self._due[ident] = self._clock.seconds() + LOST_SECONDS, why
         if self._timer is None:
             self._timer = self._clock.callLater(LOST_SECONDS, self._tick)
 
@@ -54,8 +55,9 @@ class LostAnswers:
         for line in lines:
             envelope = peek(line) or peek_again(line)
             if envelope is not None and envelope.is_response:
-                self._due.pop(envelope.id, None)
-                self._due.pop(other_spelling(envelope.id), None)
+                for ident in (envelope.id, other_spelling(envelope.id)):
+                    if not isinstance(ident, msgspec.UnsetType):
+                        self._due.pop(ident, None)
 
     def stop(self) -> None:
         """Nobody waits any more."""
@@ -68,9 +70,9 @@ class LostAnswers:
         self._timer = None
         now = self._clock.seconds()
         while self._due:
-            key, (due, ident, why) = next(iter(self._due.items()))
+            ident, (due, why) = next(iter(self._due.items()))
             if due > now:
                 self._timer = self._clock.callLater(due - now, self._tick)
                 return
-            del self._due[key]
+            del self._due[ident]
             self._fail(ident, why)
