@@ -16,11 +16,12 @@ from tests.e2e.harness import Bridge, backend, request, serving
 
 pytestmark = pytest.mark.slow
 
-#: How long it takes, and after which a client gives up.
+#: How long it takes, and after which the first client gives up.
 INSTALL = 5.0
 PATIENCE = 2.0
-#: How often clients come.
-TRIES = 10
+#: How long those wait who come after it, one after the other: more and more, so
+#: that one of them is patient enough on any machine.
+PATIENCES = [PATIENCE * 1.5**number for number in range(10)]
 
 
 def config(folder: Path, max_sessions: int, *era: str, **more: Any) -> dict[str, Any]:
@@ -31,8 +32,9 @@ def config(folder: Path, max_sessions: int, *era: str, **more: Any) -> dict[str,
     return {"mcpServers": {"slow": {**server, **graces, **more}}}
 
 
-def comes(bridge: Bridge, transport: str) -> bool:
-    """Whether a client that waits for `PATIENCE` gets an answer to `initialize`."""
+def comes(bridge: Bridge, transport: str, patience: float = PATIENCE) -> bool:
+    """Whether a client that waits for so long gets an answer to `initialize`."""
+    end = time.monotonic() + patience
     body = request("initialize", 1, protocolVersion="2025-11-25", capabilities={})
     headers = "Host: localhost\r\nAccept: application/json, text/event-stream\r\n"
     typed = f"{headers}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -43,42 +45,46 @@ def comes(bridge: Bridge, transport: str) -> bool:
                 one.sendall(b"POST /mcp HTTP/1.1\r\n" + typed.encode() + body)
             else:
                 one.sendall(f"GET /sse HTTP/1.1\r\n{headers}\r\n".encode())
-                found = re.search(rb"/message\S+", read_until(one, rb"/message\S+\s"))
+                found = re.search(rb"/message\S+", read_until(one, rb"/message\S+\s", end))
                 assert found is not None
                 two.sendall(b"POST %b HTTP/1.1\r\n" % found[0] + typed.encode() + body)
-            read_until(one, rb'"result"')
+            read_until(one, rb'"result"', end)
         except TimeoutError:
             return False
     return True
 
 
-def read_until(connection: socket.socket, pattern: bytes) -> bytes:
-    """What is read until that is in it.  Raises `TimeoutError`, also where nothing more comes."""
+def read_until(connection: socket.socket, pattern: bytes, end: float) -> bytes:
+    """What is read until that is in it.  Raises `TimeoutError` at that time."""
     data = b""
-    end = time.monotonic() + PATIENCE
     while not re.search(pattern, data):
         connection.settimeout(max(0.001, end - time.monotonic()))
         piece = connection.recv(65536)
         if not piece or b" 429 " in data[:20]:
-            time.sleep(0.2)
+            wait_until(end)
             raise TimeoutError
         data += piece
     return data
 
 
-def calls(bridge: Bridge) -> bool:
-    """Whether a client of 2026-07-28 that waits for `PATIENCE` gets an answer."""
+def wait_until(end: float) -> None:
+    """A client that is sent away, or told to come later, comes when it would have left."""
+    time.sleep(max(0.0, end - time.monotonic()))
+
+
+def calls(bridge: Bridge, patience: float = PATIENCE) -> bool:
+    """Whether a client of 2026-07-28 that waits for so long gets an answer."""
+    end = time.monotonic() + patience
     with stateless.send(bridge.port, "", "resources/list") as response:
-        response.socket.settimeout(PATIENCE)
+        response.socket.settimeout(patience)
         try:
             answer = response.answer()
         except TimeoutError:
             return False
     if "result" in answer:
         return True
-    # It is told at once to come back later.
     assert response.status == 429, answer
-    time.sleep(0.2)
+    wait_until(end)
     return False
 
 
@@ -97,7 +103,7 @@ def test_clients_that_do_not_wait_get_there(
         assert not comes(bridge, transport)
         line = bridge.wait_for_log("a client left after", "`warm`")
         assert "start_timeout" in line
-        assert any(comes(bridge, transport) for _ in range(TRIES))
+        assert any(comes(bridge, transport, each) for each in PATIENCES)
         assert installs(tmp_path) == 1
         assert bridge.log.count("a client left after") == 1
         bridge.wait_for_log("its process was kept: it has started")
@@ -111,7 +117,7 @@ def test_many_who_come_back_are_no_herd(tmp_path: Path) -> None:
         told: list[bool] = []
 
         def come() -> None:
-            told.append(any(comes(bridge, "mcp") for _ in range(TRIES)))
+            told.append(any(comes(bridge, "mcp", each) for each in PATIENCES))
 
         workers = [threading.Thread(target=come) for _ in range(8)]
         for each in workers:
@@ -129,10 +135,10 @@ def test_clients_without_a_session_get_there(tmp_path: Path, max_sessions: int, 
     patient = {"probe_timeout": 300, "start_timeout": 300}
     with serving(config=config(tmp_path, max_sessions, era, **patient)) as bridge:
         assert not calls(bridge)
-        assert any(calls(bridge) for _ in range(TRIES))
+        assert any(calls(bridge, each) for each in PATIENCES)
         assert installs(tmp_path) == 1
         # Those who have left hold no place.
-        assert any(calls(bridge) for _ in range(TRIES))
+        assert any(calls(bridge, each) for each in PATIENCES)
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -141,6 +147,6 @@ def test_clients_without_a_session_are_no_herd(tmp_path: Path, era: str) -> None
     patient = {"probe_timeout": 1, "start_timeout": 300}
     with serving(config=config(tmp_path, 10, era, **patient)) as bridge:
         assert not calls(bridge)
-        assert any(calls(bridge) for _ in range(TRIES))
+        assert any(calls(bridge, each) for each in PATIENCES)
         # The first one was ended after `probe_timeout`, perhaps before it had begun.
         assert installs(tmp_path) <= 2
