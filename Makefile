@@ -65,7 +65,7 @@ others.made others.tested: others.%: .venv/.made-dev
 
 # the sans-IO part has no branch that its own tests do not take
 PROTOCOL := $(patsubst %,tests/test_%.py,capabilities downward downward_machine envelope framing headers ids large \
-    listens modern multiplexer oversized peeking pings requeststate respelled revisions rewriting scanning server_card sse stdout \
+    listens modern multiplexer oversized peeking pings recent requeststate respelled revisions rewriting scanning server_card sse stdout \
     streams streams_machine tasks upward waiting)
 coverage: .venv/.made-dev ## measure the branch coverage of the protocol, which must be whole
 	$(BIN)/coverage run --source=mcpbridge.protocol -m pytest -q $(PROTOCOL)

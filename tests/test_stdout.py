@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from mcpbridge.protocol.framing import LineFramer
-from mcpbridge.protocol.oversized import END_BYTES
+from mcpbridge.protocol.oversized import END_BYTES, Oversized
 from mcpbridge.protocol.stdout import (
     JOINED_BYTES,
     Lost,
     OddLines,
     _Joined,
     is_message,
+    too_large,
     unreadable,
 )
 
@@ -444,3 +445,25 @@ def test_a_copy_that_is_no_json_is_not_shown() -> None:
     assert [b"secret" in each for each in read.text] == [False, False]
     assert read.text[-1] == b"stdout: hello"
     assert read.lost == []
+
+
+# Messages beyond the limit.
+
+
+@pytest.mark.parametrize(
+    ("head", "ident", "has_method"),
+    [
+        (b'{"jsonrpc":"2.0","id":1,"result":"', 1, False),
+        (b'{"jsonrpc":"2.0","id":"q","method":"x","params":{', "q", True),
+        (b'{"result":"', UNSET, False),
+    ],
+)
+def test_a_message_that_is_too_large(head: bytes, ident: object, has_method: bool) -> None:
+    lost = too_large(Oversized(head, b"", 5000))
+    assert (lost.fault, lost.ident, lost.has_method, lost.certain) == (
+        "oversized",
+        ident,
+        has_method,
+        True,
+    )
+    assert "a message of 5000 bytes" in lost.why

@@ -28,7 +28,7 @@ class Recent(Generic[T]):
         return each in self._kept
 
     def add(self, each: T) -> None:
-        """Keep it, as the newest where it is new."""
+        """Keep it; what is there already stays in its place."""
         if len(self._kept) >= self._limit and each not in self._kept:
             del self._kept[next(iter(self._kept))]
         self._kept[each] = None
