@@ -21,7 +21,7 @@ from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-LAUNCHER = Path("mcpbridge", "backend", "launch")
+LAUNCHER = Path("mcpbridge", "stdio", "launch")
 
 
 class BuildWithLauncher(build_py):  # type: ignore[misc]
@@ -114,13 +114,18 @@ setup(
     package_dir={"": "."},
     packages=[
         "mcpbridge",
-        "mcpbridge.backend",
-        "mcpbridge.protocol",
+        "mcpbridge.config",
+        "mcpbridge.jsonrpc",
+        "mcpbridge.mcp",
+        "mcpbridge.processes",
         "mcpbridge.session",
+        "mcpbridge.stateless",
+        "mcpbridge.stdio",
+        "mcpbridge.translation",
         "mcpbridge.web",
         "twisted.plugins",
     ],
-    package_data={"mcpbridge": ["py.typed"], "mcpbridge.backend": ["launch.c"]},
+    package_data={"mcpbridge": ["py.typed"], "mcpbridge.stdio": ["launch.c"]},
     cmdclass={"build_py": BuildWithLauncher},
     distclass=LinuxDistribution,
     include_package_data=False,

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mcpbridge import checks, config
-from mcpbridge.config import BridgeSettings, ServerSettings
+from mcpbridge.config import checks, settings
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.tap import Options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +56,7 @@ VALUES = {
     checks.DIRECTORY: "DIR",
     checks.PATH_PREFIX: "PATH",
     checks.OPTIONAL_PATH_PREFIX: "PATH",
-    config.ENDPOINTS: "ENDPOINT",
+    settings.ENDPOINTS: "ENDPOINT",
     checks.FLAG: "",
 }
 #: Settings of the bridge as a whole that have an option; of the same name as

@@ -19,25 +19,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
-from mcpbridge.backend.chain import PythonShim, find_chain
-from mcpbridge.backend.keeper import END_SECONDS, Keeper
-from mcpbridge.backend.launcher import LocalLauncher
-from mcpbridge.backend.machine import shortcomings
-from mcpbridge.backend.records import MarkedProcess, Records
-from mcpbridge.backend.recovery import Journal, Recovery
-from mcpbridge.backend.state_file import candidates
-from mcpbridge.backend.subreaper import set_child_subreaper
-from mcpbridge.backend.tree import Sweeper
-from mcpbridge.budget import ResponseBudget
-from mcpbridge.config import (
-    CONTAINER_STOP_SECONDS,
-    REPORTED_LINES,
-    STOP_SLACK_SECONDS,
-    BridgeSettings,
-    ServerSettings,
-    share_of,
-)
-from mcpbridge.doubts import doubts
+from mcpbridge.config.rlimit_warnings import shortages
+from mcpbridge.config.settings import BridgeSettings, ServerSettings, share_of
+from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
+from mcpbridge.config.warnings import doubts
 from mcpbridge.errors import CannotListen
 from mcpbridge.extensions import load, verified
 from mcpbridge.guard import guarded
@@ -48,16 +33,25 @@ from mcpbridge.interfaces import (
     ISessionLimiter,
     ISessionObserver,
 )
-from mcpbridge.limits import shortages
-from mcpbridge.listeners import AcceptErrors, make_endpoint
 from mcpbridge.memory import Trimmer, trim_function
-from mcpbridge.session.events import MemoryEventStore
-from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
-from mcpbridge.session.report import session_lines
-from mcpbridge.session.server import Server
-from mcpbridge.session.shares import Shares
-from mcpbridge.session.slices import SlicedWork
-from mcpbridge.web.gate import Gate
+from mcpbridge.processes.address_shares import Shares
+from mcpbridge.processes.permits import EveryLimiter, SessionLimiter
+from mcpbridge.response_budget import ResponseBudget
+from mcpbridge.server import Server
+from mcpbridge.session.memory_event_store import MemoryEventStore
+from mcpbridge.session_report import session_lines
+from mcpbridge.sliced_work import SlicedWork
+from mcpbridge.stdio.cleanup_records import MarkedProcess, Records
+from mcpbridge.stdio.exec_chain import PythonShim, find_chain
+from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.process_tags import shortcomings
+from mcpbridge.stdio.process_tree import Sweeper
+from mcpbridge.stdio.recovery import Journal, Recovery
+from mcpbridge.stdio.state_file import candidates
+from mcpbridge.stdio.subreaper import set_child_subreaper
+from mcpbridge.stdio.watchdog import END_SECONDS, Keeper
+from mcpbridge.web.listeners import AcceptErrors, make_endpoint
+from mcpbridge.web.transport_security import Gate
 from mcpbridge.web.urls import exposed, served_urls
 
 #: A page whose name is rebound to this machine's address is of the same origin
@@ -149,8 +143,8 @@ class Bridge(Service):
         give it `parsePOSTFormSubmission=False`.
         """
         if self._resource is None:
-            from mcpbridge.web.caller import callers, nobody
-            from mcpbridge.web.clients import ClientAddresses
+            from mcpbridge.web.client_addresses import ClientAddresses
+            from mcpbridge.web.request_caller import callers, nobody
             from mcpbridge.web.root import Branch, Gated
             from mcpbridge.web.routes import Routes
             from mcpbridge.web.server_card import ServerCards
@@ -173,7 +167,7 @@ class Bridge(Service):
     def site(self) -> Any:
         """A site for the resource, with all limits: what the bridge's own listeners serve."""
         if self._site is None:
-            from mcpbridge.web.front import Front
+            from mcpbridge.web.fast_path import Front
             from mcpbridge.web.site import BridgeSite
 
             front = Front(self.servers, self._gate) if self.settings.front_channel else None

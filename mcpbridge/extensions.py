@@ -13,7 +13,7 @@ from zope.interface import Interface
 from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
-from mcpbridge.config import ServerSettings
+from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import SettingError
 
 

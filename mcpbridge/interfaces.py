@@ -87,7 +87,7 @@ class IBackendReceiver(Interface):
     def message_lost(lost: Any) -> None:
         """
         The backend wrote a message that cannot pass, a
-        `mcpbridge.protocol.stdout.Lost` that says why: one beyond
+        `mcpbridge.jsonrpc.malformed_output.Lost` that says why: one beyond
         `max_message_bytes`, or one that is not a line of its own.
         """
 
@@ -161,7 +161,7 @@ class ICaller(Interface):
         so, and where it is no string.  A filter that is asked about the
         `initialize` of a session knows it already.  Of several the first
         counts, and of one of more than 64 KiB nothing is read.  Cut to 200
-        characters (`mcpbridge.config.CLIENT_TEXT_CHARS`), which may be any:
+        characters (`mcpbridge.config.tuning.CLIENT_TEXT_CHARS`), which may be any:
         escape them in a log.
         """
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from mcpbridge.config import TRIM_SECONDS
+from mcpbridge.config.tuning import TRIM_SECONDS
 
 
 def trim_function() -> Callable[[], object] | None:

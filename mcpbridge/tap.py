@@ -17,11 +17,11 @@ from twisted.python import usage
 
 from mcpbridge._version import __version__
 from mcpbridge.bridge import Bridge
-from mcpbridge.config import BridgeSettings, ServerSettings
-from mcpbridge.configfile import Notice, read_config
+from mcpbridge.config.file import Notice, read_config
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.errors import BridgeError, CannotListen, SettingError, SettingErrors
-from mcpbridge.listeners import make_endpoint
 from mcpbridge.signals import SignalHandlers
+from mcpbridge.web.listeners import make_endpoint
 
 #: An integer; more digits than these are no setting's.
 _DIGITS = re.compile(r"[+-]?[0-9]{1,30}")

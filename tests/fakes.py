@@ -15,18 +15,18 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from mcpbridge.config import ServerSettings, share_of
+from mcpbridge.config.settings import ServerSettings, share_of
 from mcpbridge.errors import MessageRefused, Refused, UnknownSession
-from mcpbridge.protocol.envelope import peek
-from mcpbridge.protocol.modern import PREFIX, TASKS, read_request
-from mcpbridge.session.caller import Caller
-from mcpbridge.session.connection import ClientConnection
-from mcpbridge.session.eras import Eras
-from mcpbridge.session.exchange import Exchange
-from mcpbridge.session.limiter import EveryLimiter, SessionLimiter
-from mcpbridge.session.pool import Pool
-from mcpbridge.session.shares import Claims, Shares
-from mcpbridge.session.stateless import Stateless
+from mcpbridge.jsonrpc.envelope import peek
+from mcpbridge.mcp.modern_request import PREFIX, TASKS, read_request
+from mcpbridge.processes.address_shares import Claims, Shares
+from mcpbridge.processes.caller import Caller
+from mcpbridge.processes.era import Eras
+from mcpbridge.processes.permits import EveryLimiter, SessionLimiter
+from mcpbridge.processes.pool import Pool
+from mcpbridge.stateless.client_connection import ClientConnection
+from mcpbridge.stateless.dispatcher import Stateless
+from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.testing import FakeBackend, FakeLauncher
 
 VERSION = "2026-07-28"

@@ -11,7 +11,7 @@ import msgspec
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
-from mcpbridge.config import ServerSettings
+from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import MessageRefused
 from mcpbridge.interfaces import (
     IBackend,

@@ -15,23 +15,18 @@ import msgspec
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from mcpbridge.budget import ResponseBudget, Share
-from mcpbridge.config import SESSION_SHARE, ServerSettings
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.config.tuning import SESSION_SHARE
 from mcpbridge.errors import SERVER_ERROR
 from mcpbridge.guard import guarded
-from mcpbridge.protocol.envelope import (
-    Envelope,
-    JsonRpcId,
-    cancelled_id,
-    peek,
-    requested_token,
-)
-from mcpbridge.protocol.events import Outlet
-from mcpbridge.protocol.ids import is_answer_to
-from mcpbridge.protocol.revisions import Revision, revision
-from mcpbridge.protocol.rewriting import encode
-from mcpbridge.protocol.streams import StreamRouter
-from mcpbridge.session.session import Session
+from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, cancelled_id, peek, requested_token
+from mcpbridge.jsonrpc.ids import is_answer_to
+from mcpbridge.jsonrpc.members import encode
+from mcpbridge.mcp.revisions import Revision, revision
+from mcpbridge.mcp.stream_events import Outlet
+from mcpbridge.mcp.stream_router import StreamRouter
+from mcpbridge.processes.backend_session import Session
+from mcpbridge.response_budget import ResponseBudget, Share
 
 #: How often in an `idle_timeout` it is looked whether it is over.
 LOOKS = 4

@@ -12,15 +12,10 @@ from urllib.parse import quote
 
 from twisted.web.resource import IResource, Resource
 
-from mcpbridge.config import SERVED_PATHS, ServerSettings
+from mcpbridge.config.settings import SERVED_PATHS, ServerSettings
 from mcpbridge.errors import NothingHere, Refused
-from mcpbridge.web.answers import answer
-from mcpbridge.web.gate import (
-    Gate,
-    check_backend_route,
-    is_preflight,
-    loopback_port,
-)
+from mcpbridge.web.error_response import answer
+from mcpbridge.web.transport_security import Gate, check_backend_route, is_preflight, loopback_port
 from mcpbridge.web.urls import mcp_at
 
 #: What is below a base and reaches a backend.

@@ -21,14 +21,14 @@ from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from mcpbridge.errors import InternalError, NothingHere, Refused, WrongMethod
-from mcpbridge.protocol.scanning import LARGE_BYTES
-from mcpbridge.session.server import Server
-from mcpbridge.session.session import Session
-from mcpbridge.web.answers import answer
-from mcpbridge.web.caller import CallerOf, nobody
-from mcpbridge.web.mcp import McpEndpoint
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
+from mcpbridge.processes.backend_session import Session
+from mcpbridge.server import Server
+from mcpbridge.web.error_response import answer
+from mcpbridge.web.request_caller import CallerOf, nobody
 from mcpbridge.web.server_card import ServerCards
-from mcpbridge.web.stream import EventStream
+from mcpbridge.web.sse_stream import EventStream
+from mcpbridge.web.streamable_http import McpEndpoint
 
 
 class Routes:

@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 from twisted.web.resource import Resource
 
-from mcpbridge.config import ServerSettings
+from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import NothingHere, Refused
-from mcpbridge.protocol.server_card import (
+from mcpbridge.mcp.server_card import (
     CARD_TYPE,
     CATALOG_TYPE,
     KnownServer,
@@ -28,8 +28,8 @@ from mcpbridge.protocol.server_card import (
     matches,
     server_card,
 )
-from mcpbridge.session.server import Server
-from mcpbridge.web.answers import answer
+from mcpbridge.server import Server
+from mcpbridge.web.error_response import answer
 from mcpbridge.web.root import Branch
 
 #: Where the card of a server is, below its base.

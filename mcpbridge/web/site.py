@@ -19,17 +19,18 @@ from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from mcpbridge.budget import ResponseBudget
-from mcpbridge.config import IDLE_SECONDS, BridgeSettings, share_of
+from mcpbridge.config.settings import BridgeSettings, share_of
+from mcpbridge.config.tuning import IDLE_SECONDS
 from mcpbridge.guard import guarded
-from mcpbridge.session.shares import Shares
-from mcpbridge.web.channel import BridgeChannel
-from mcpbridge.web.clients import ClientAddresses
-from mcpbridge.web.connections import Connections
-from mcpbridge.web.front import Front
-from mcpbridge.web.plain import PlainChannel
-from mcpbridge.web.request import BodyBudget, BridgeRequest
-from mcpbridge.web.turns import Turns
+from mcpbridge.processes.address_shares import Shares
+from mcpbridge.response_budget import ResponseBudget
+from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
+from mcpbridge.web.client_addresses import ClientAddresses
+from mcpbridge.web.connection import BridgeChannel
+from mcpbridge.web.connection_limits import Connections
+from mcpbridge.web.fair_turns import Turns
+from mcpbridge.web.fast_connection import PlainChannel
+from mcpbridge.web.fast_path import Front
 
 #: How long a connection may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IListeningPort
 
-from mcpbridge.config import ServerSettings
+from mcpbridge.config.settings import ServerSettings
 
 #: Addresses that stand for all interfaces.
 _ALL = ("0.0.0.0", "::")

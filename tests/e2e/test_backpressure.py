@@ -12,16 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import (
-    NEVER,
-    Bridge,
-    Stream,
-    backend,
-    beside,
-    request,
-    serving,
-    until,
-)
+from tests.e2e.harness import NEVER, Bridge, Stream, backend, beside, request, serving, until
 from tests.real.processes import eventually
 
 MEGABYTE = 1_000_000

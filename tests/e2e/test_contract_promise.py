@@ -17,16 +17,8 @@ from pathlib import Path
 import pytest
 
 from mcpbridge.errors import SettingError
-from mcpbridge.session.limiter import SessionLimiter
-from tests.e2e.harness import (
-    NEVER,
-    Bridge,
-    Stream,
-    Wire,
-    backend,
-    request,
-    serving,
-)
+from mcpbridge.processes.permits import SessionLimiter
+from tests.e2e.harness import NEVER, Bridge, Stream, Wire, backend, request, serving
 from tests.real.processes import PROC
 
 #: An observer whose every method raises.

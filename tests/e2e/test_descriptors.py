@@ -19,9 +19,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from mcpbridge.backend.launcher import LocalLauncher
-from mcpbridge.backend.tree import Sweeper
-from mcpbridge.config import ServerSettings
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.process_tree import Sweeper
 
 pytestmark = pytest.mark.slow
 

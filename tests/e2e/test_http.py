@@ -16,15 +16,7 @@ from typing import Any
 import pytest
 
 from mcpbridge.tap import Options
-from tests.e2e.harness import (
-    LOOPBACK,
-    Bridge,
-    backend,
-    request,
-    run_to_end,
-    serving,
-    until,
-)
+from tests.e2e.harness import LOOPBACK, Bridge, backend, request, run_to_end, serving, until
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 

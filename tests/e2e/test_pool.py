@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.config import STILLBORN_STARTS
+from mcpbridge.config.tuning import STILLBORN_STARTS
 from tests.e2e.harness import Bridge, Streamable, backend, serving, shell, until
 from tests.e2e.stateless import (
     PREFIX,

@@ -1,0 +1,1 @@
+"""Settings: what they are, what they must be, and how they are read from a file."""

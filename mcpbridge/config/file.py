@@ -1,0 +1,718 @@
+"""
+Settings from a JSON file: the servers of desktop clients, as these clients
+write them, and a `bridge` object of ours.
+
+Knows names and what other programs mean by theirs; must not know the reactor.
+What is wrong is one line that names the file, the line, the setting and what
+to do.  An entry that cannot be served as it is meant is not served.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mcpbridge.config.checks import PATH_PREFIX, kind_of
+from mcpbridge.config.dotenv import NotDotenv, parse_dotenv
+from mcpbridge.config.expansion import bare_variable, expand
+from mcpbridge.config.jsonc import Document, Keys, NotJsonc, parse_jsonc
+from mcpbridge.config.settings import BridgeSettings, ServerSettings, path_conflict, wrong_settings
+from mcpbridge.config.tuning import ENV_FILE_BYTES, NAMED_KEYS
+from mcpbridge.errors import SettingError, SettingErrors
+
+#: Where the servers stand, by client: most of them, VS Code, Zed, and VS Code's settings.
+_CONTAINERS: tuple[tuple[str, ...], ...] = (
+    ("mcpServers",),
+    ("servers",),
+    ("context_servers",),
+    ("mcp", "servers"),
+)
+#: Keys of a server's object that other programs write for themselves, and that
+#: might be taken for misspelt settings of ours.
+FOREIGN_KEYS = frozenset(
+    {
+        "alwaysAllow",
+        "autoApprove",
+        "autoStart",
+        "description",
+        "dev",
+        "gallery",
+        "headers",
+        "icon",
+        "initTimeout",
+        "name",
+        "networkTimeout",
+        "notes",
+        "requestTimeout",
+        "startupTimeout",
+        "startup_timeout_ms",
+        "startup_timeout_sec",
+        "timeout",
+        "title",
+        "tool_timeout_sec",
+        "trust",
+        "version",
+    }
+)
+#: Keys that say what a server's clients or the server itself may do, without case and
+#: separators.  The bridge does not enforce them, so it serves no server that has them.
+_ALLOWS = frozenset({"tools", "includetools", "enabledtools", "allowedtools", "includetags"})
+_DENIES = frozenset(
+    {"excludetools", "disabledtools", "deniedtools", "blockedtools", "excludetags"}
+    | {"sandbox", "sandboxenabled"}
+)
+#: Keys at the top that name servers which are not to be used.
+_DISABLED_SERVERS = ("disabledMcpServers", "disabledMcpjsonServers")
+#: Keys of a server that the bridge obeys, and that are no settings of it.
+_OBEYED = frozenset({"disabled", "enabled", "envFile", "transport", "type"})
+_REMOTE = ("url", "serverUrl", "httpUrl")
+#: What others call a setting of ours, where it does not look like it.
+_SYNONYMS = {
+    "arguments": "args",
+    "argv": "args",
+    "cmd": "command",
+    "directory": "cwd",
+    "environ": "env",
+    "environment": "env",
+    "envvars": "env",
+    "workdir": "cwd",
+    "workingdir": "cwd",
+    "workingdirectory": "cwd",
+}
+
+_SERVER_KEYS = frozenset(f.name for f in fields(ServerSettings)) - {"name"}
+#: What makes no sense for several servers alike.
+_DEFAULT_KEYS = _SERVER_KEYS - {"command", "args", "base_uri", "public_path"}
+_BRIDGE_KEYS = frozenset(f.name for f in fields(BridgeSettings)) - {"servers"}
+#: How like one of ours a key must be to be a mistake, at the top and elsewhere.
+_NEAR_AT_TOP = 0.83
+_NEAR = 0.8
+#: What may not stand in a path.
+_NOT_IN_PATH = re.compile(r"[^\w.~@:+/-]+", re.ASCII)
+#: How many servers a warning about a key names.
+_NAMED_SERVERS = 5
+
+
+class Notice(NamedTuple):
+    """What the log says of a file at the start."""
+
+    level: Literal["info", "warn", "error"]
+    text: str
+
+
+def read_config(
+    path: str,
+    *,
+    strict: bool = False,
+    environment: Mapping[str, str] = os.environ,
+    notify: Callable[[Notice], object] = lambda notice: None,
+    check_listen: Callable[[str], str | None] = lambda description: None,
+) -> BridgeSettings:
+    """
+    The settings that a file holds.
+
+    A relative `cwd`, `stderr_dir`, `state_dir` or `envFile` is relative to the file's folder.
+    With `strict` an entry that cannot be served is an error, otherwise it is
+    left out, and `notify` is told.  `check_listen` returns what is wrong with a
+    listener's description.  Raises `SettingError`: for a file that cannot be
+    read one, for all that is wrong in it `SettingErrors`.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise SettingError(
+            "config", "a file that can be read", f"<{path}: {error.strerror}>"
+        ) from None
+    try:
+        document = parse_jsonc(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SettingErrors([f"{path}:{line}: the file is not UTF-8; save it as that"]) from None
+    except NotJsonc as error:
+        raise SettingErrors([f"{path}:{error.line}:{error.column}: {error}"]) from None
+    folder = os.path.dirname(os.path.abspath(path))
+    return _Reader(document, folder, path, environment, notify, check_listen).read(strict)
+
+
+def parse_config(
+    content: object,
+    folder: str,
+    *,
+    strict: bool = False,
+    environment: Mapping[str, str] = os.environ,
+    notify: Callable[[Notice], object] = lambda notice: None,
+) -> BridgeSettings:
+    """The settings in a decoded file, as `read_config` reads them.  Raises `SettingErrors`."""
+    document = Document(content, {}, [])
+    return _Reader(document, folder, "", environment, notify, lambda _: None).read(strict)
+
+
+class _Problem(NamedTuple):
+    """What is wrong: where it stands, and what to do."""
+
+    keys: Keys
+    text: str
+
+
+class _Reader:
+    """Makes settings of one file, and collects all that is wrong with it."""
+
+    def __init__(
+        self,
+        document: Document,
+        folder: str,
+        path: str,
+        environment: Mapping[str, str],
+        notify: Callable[[Notice], object],
+        check_listen: Callable[[str], str | None],
+    ) -> None:
+        self._document = document
+        self._folder = folder
+        self._path = path
+        self._environment = environment
+        self._notify = notify
+        self._check_listen = check_listen
+        # Such a file belongs to the folder around it: `.vscode/mcp.json`.
+        name = os.path.basename(folder)
+        workspace = os.path.dirname(folder) if name.startswith(".") else folder
+        self._predefined = {
+            "workspaceFolder": workspace,
+            "workspaceFolderBasename": os.path.basename(workspace),
+            "userHome": os.path.expanduser("~"),
+            "pathSeparator": os.sep,
+            "/": os.sep,
+        }
+        #: What concerns the whole file or the bridge, and what concerns one entry.
+        self._fatal: list[_Problem] = []
+        self._of_entries: list[_Problem] = []
+        #: Keys that mean nothing here, and the servers in which each of them stands.
+        self._ignored: dict[str, list[Keys]] = {}
+        self._container: tuple[str, ...] = ("mcpServers",)
+
+    def read(self, strict: bool) -> BridgeSettings:
+        """The settings.  Raises `SettingErrors`."""
+        content = self._document.content
+        for keys, line in self._document.repeated:
+            again = f", again in line {line}" if line else ""
+            self._fatal.append(_Problem(keys, f"the key stands there twice{again}"))
+        if not isinstance(content, dict):
+            self._fatal.append(
+                _Problem((), f"expected an object with `mcpServers`, got {kind_of(content)}")
+            )
+            raise self._errors()
+        servers = self._find_servers(content)
+        self._check_top(content)
+        bridge, defaults = self._read_bridge(content.get("bridge", {}))
+        strict = strict or bridge.get("strict") is True
+        disabled = self._names_disabled_at_top(content)
+        parsed: list[ServerSettings] = []
+        left_out = 0
+        for name, entry in servers.items():
+            if name in disabled or self._is_disabled(name, entry):
+                left_out += 1
+                self._tell("info", (*self._container, name), "not served: it is disabled")
+                continue
+            server = self._read_server(name, entry, defaults, parsed, strict=strict)
+            if server is not None:
+                parsed.append(server)
+        if not parsed and not self._of_entries and not self._fatal:
+            got = f"<{left_out}, all of them disabled>" if left_out else "<none>"
+            self._fatal.append(
+                _Problem(
+                    self._container, f"expected at least one server that is not disabled, got {got}"
+                )
+            )
+        if self._fatal or not parsed or (strict and self._of_entries):
+            raise self._errors()
+        settings = self._build({**bridge, "servers": tuple(parsed), "strict": strict})
+        self._tell_ignored()
+        return settings
+
+    # The top of the file, and the bridge.
+
+    def _find_servers(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        for container in _CONTAINERS:
+            found: Any = content
+            for key in container:
+                found = found.get(key) if isinstance(found, dict) else None
+            if found is None:
+                continue
+            self._container = container
+            if isinstance(found, dict):
+                return found
+            self._fatal.append(
+                _Problem(container, f"expected an object of named servers, got {kind_of(found)}")
+            )
+            return {}
+        if "mcpServers" in map(_near_at_top, content):
+            # Named as what it was to be.
+            return {}
+        self._fatal.append(
+            _Problem(
+                (),
+                "expected an object of named servers, `mcpServers` (or `servers` as in VS Code,"
+                " or `context_servers` as in Zed)",
+            )
+        )
+        return {}
+
+    def _check_top(self, content: Mapping[str, Any]) -> None:
+        """Whatever else there is belongs to others, unless it is nearly one of ours."""
+        for key in content:
+            if key in ("bridge", self._container[0]):
+                continue
+            near = _near_at_top(key)
+            if _names_servers(key, content[key]):
+                continue
+            if near is not None:
+                self._fatal.append(_Problem((key,), _unknown(key, near)))
+            else:
+                self._ignored.setdefault(key, []).append((key,))
+
+    def _names_disabled_at_top(self, content: Mapping[str, Any]) -> set[str]:
+        """The servers that another program's lists exclude."""
+        lists = [content.get(key) for key in _DISABLED_SERVERS]
+        gemini = content.get("mcp")
+        if isinstance(gemini, dict):
+            lists.append(gemini.get("excluded"))
+        names = {name for each in lists if isinstance(each, list) for name in map(str, each)}
+        allowed = gemini.get("allowed") if isinstance(gemini, dict) else None
+        servers = content.get(self._container[0])
+        if isinstance(allowed, list) and isinstance(servers, dict):
+            names |= servers.keys() - set(map(str, allowed))
+        return names
+
+    def _read_bridge(self, bridge: object) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings of the bridge, and the defaults of all servers."""
+        if not isinstance(bridge, dict):
+            self._fatal.append(_Problem(("bridge",), f"expected an object, got {kind_of(bridge)}"))
+            return {}, {}
+        bridge = dict(bridge)
+        defaults = bridge.pop("defaults", {})
+        bridge = self._own_settings(("bridge",), BridgeSettings, bridge, _BRIDGE_KEYS)
+        if isinstance(bridge.get("state_dir"), str) and bridge["state_dir"]:
+            bridge["state_dir"] = self._in_folder(bridge["state_dir"])
+        listen = bridge.get("listen")
+        for at, description in enumerate(listen if isinstance(listen, list) else []):
+            keys = ("bridge", "listen", at)
+            why = self._check_listen(description) if isinstance(description, str) else None
+            if why is not None:
+                if self._is_expanded(keys):
+                    why = "wrong once its variables are replaced"
+                self._fatal.append(
+                    _Problem(
+                        keys,
+                        "expected an endpoint description as in `tcp:8808:interface=127.0.0.1`,"
+                        f" got <{self._raw(keys)!r}: {why}>",
+                    )
+                )
+        if not isinstance(defaults, dict):
+            text = f"expected an object of settings of servers, got {kind_of(defaults)}"
+            self._fatal.append(_Problem(("bridge", "defaults"), text))
+            return bridge, {}
+        return bridge, self._own_settings(
+            ("bridge", "defaults"), ServerSettings, defaults, _DEFAULT_KEYS
+        )
+
+    def _own_settings(
+        self, where: Keys, kind: type[Any], given: Mapping[str, Any], known: frozenset[str]
+    ) -> dict[str, Any]:
+        """An object of ours, in which every key must be one of ours."""
+        for key in given:
+            if key not in known:
+                self._fatal.append(_Problem((*where, key), _not_ours(key, where, known)))
+        problems: list[_Problem] = []
+        values = {key: value for key, value in given.items() if key in known}
+        expanded: dict[str, Any] = self._expand(values, where, problems)
+        self._check(where, kind, expanded, problems)
+        self._fatal += problems
+        # Nothing is made of them then, but that all else is judged too.
+        return {} if problems else expanded
+
+    def _build(self, values: dict[str, Any]) -> BridgeSettings:
+        try:
+            return BridgeSettings(**values)
+        except SettingError as error:
+            # What each setting must be is checked: this is what they are together.
+            self._fatal.append(_Problem(("bridge", error.name), _without_name(error)))
+            raise self._errors() from None
+
+    # A server.
+
+    def _is_disabled(self, name: str, entry: object) -> bool:
+        """Whether an entry says so; what is neither true nor false is an error later."""
+        if not isinstance(entry, dict):
+            return False
+        return entry.get("disabled") is True or entry.get("enabled") is False
+
+    def _read_server(
+        self,
+        name: str,
+        entry: object,
+        defaults: Mapping[str, Any],
+        others: list[ServerSettings],
+        *,
+        strict: bool,
+    ) -> ServerSettings | None:
+        """A server; None where it cannot be served, which is told."""
+        where: Keys = (*self._container, name)
+        problems: list[_Problem] = []
+        level: Literal["warn", "error"] = "error"
+        server = None
+        if not isinstance(entry, dict):
+            problems.append(_Problem(where, f"expected an object, got {kind_of(entry)}"))
+        elif (key := _remote(entry)) is not None:
+            level = "warn"
+            text = "a remote server; mcpbridge serves those that have a `command` (stdio)"
+            problems.append(_Problem((*where, key), text))
+        else:
+            values = self._server_values(where, name, entry, problems)
+            if not problems:
+                values = {**defaults, **values, "name": name}
+                for setting in ("cwd", "stderr_dir"):
+                    if values.get(setting):
+                        values[setting] = self._in_folder(values[setting])
+                server = ServerSettings(**values)
+                self._check_path(where, server, others, problems)
+        self._of_entries += problems
+        if server is not None and not problems:
+            if server.base_uri == self._slug(name) != f"/{name}":
+                text = f"served at {server.base_uri}, as its name cannot stand in a path"
+                self._tell("warn", where, f"{text}; `base_uri` may say otherwise")
+            return server
+        if not strict:
+            reasons = "; ".join(self._shown(each, where) for each in problems)
+            self._tell(level, where, f"not served: {reasons}")
+        return None
+
+    def _server_values(
+        self, where: Keys, name: str, entry: Mapping[str, Any], problems: list[_Problem]
+    ) -> dict[str, Any]:
+        """What an entry says, with variables replaced, paths made whole, and all of it checked."""
+        for key in ("disabled", "enabled"):
+            if key in entry and not isinstance(entry[key], bool):
+                got = kind_of(entry[key])
+                problems.append(_Problem((*where, key), f"expected true or false, got {got}"))
+        own: dict[str, Any] = {}
+        for key, value in entry.items():
+            if key in _SERVER_KEYS:
+                own[key] = value
+            elif key not in _OBEYED:
+                problem = self._judge(key, value, where)
+                if problem is not None:
+                    problems.append(_Problem((*where, key), problem))
+        values: dict[str, Any] = self._expand(own, where, problems)
+        self._warn_of_bare_variables(values, where)
+        self._check(where, ServerSettings, values, problems)
+        if "command" not in own and not any("`command`" in each.text for each in problems):
+            problems.append(_Problem(where, "there is no `command`"))
+        if entry.get("envFile") is not None:
+            given = self._read_env_file((*where, "envFile"), entry["envFile"], problems)
+            if isinstance(values.get("env", {}), dict):
+                values["env"] = {**given, **values.get("env", {})}
+        if "base_uri" not in values:
+            values["base_uri"] = self._path_of(where, name, problems)
+        return values
+
+    def _judge(self, key: str, value: object, where: Keys) -> str | None:
+        """What is wrong with a key that is no setting; one that means nothing is noted."""
+        plain = _plain(key)
+        if plain in _ALLOWS | _DENIES and not key.startswith("_"):
+            if _restricts(value, allows=plain in _ALLOWS):
+                if "sandbox" in plain:
+                    return f"`{key}`: mcpbridge has no sandbox; remove it to serve this without one"
+                return (
+                    f"`{key}` restricts tools, which mcpbridge does not enforce; remove it to"
+                    " serve all tools, or write a filter (`filters`)"
+                )
+        elif key not in FOREIGN_KEYS and not key.startswith(("_", "$", "/", "#", "x-")):
+            if key in _BRIDGE_KEYS:
+                return f"a setting of the bridge; it belongs in `bridge`: `bridge.{key}`"
+            near = _nearest(plain, _SERVER_KEYS | _OBEYED)
+            if near is not None:
+                return _unknown(key, near)
+        self._ignored.setdefault(key, []).append((*where, key))
+        return None
+
+    def _check_path(
+        self,
+        where: Keys,
+        server: ServerSettings,
+        others: Iterable[ServerSettings],
+        problems: list[_Problem],
+    ) -> None:
+        for other in others:
+            error = path_conflict(server, other) or path_conflict(other, server)
+            if error is not None:
+                problems.append(
+                    _Problem(
+                        (*where, "base_uri"),
+                        f"the path {server.base_uri!r} collides with {other.base_uri!r} of server"
+                        f" {other.name!r}; give it a `base_uri` of its own",
+                    )
+                )
+                return
+
+    def _path_of(self, where: Keys, name: str, problems: list[_Problem]) -> str:
+        """The path that a server's name makes."""
+        base = self._slug(name)
+        if base == "/":
+            text = "the name cannot stand in a path; give the server a `base_uri`"
+            problems.append(_Problem(where, text))
+        return base
+
+    @staticmethod
+    def _slug(name: str) -> str:
+        """A path of a name: the name itself where it can be one; `/` where nothing is left."""
+        if PATH_PREFIX.accepts(f"/{name}"):
+            return f"/{name}"
+        base = "/" + re.sub(r"/{2,}", "/", _NOT_IN_PATH.sub("-", name)).strip("-/")
+        return base if PATH_PREFIX.accepts(base) else "/"
+
+    def _read_env_file(self, keys: Keys, given: object, problems: list[_Problem]) -> dict[str, str]:
+        """The variables of a file."""
+        if not isinstance(given, str) or not given or "\0" in given:
+            problems.append(_Problem(keys, f"expected the path of a file, got {kind_of(given)}"))
+            return {}
+        found: list[_Problem] = []
+        path = self._in_folder(str(self._expand(given, keys, found)))
+        problems += found
+        if found:
+            return {}
+        shown = self._raw(keys) if self._is_expanded(keys) else path
+        try:
+            with open(path, "rb") as file:
+                data = file.read(ENV_FILE_BYTES + 1)
+            if len(data) > ENV_FILE_BYTES:
+                problems.append(
+                    _Problem(keys, f"{shown} has more than {ENV_FILE_BYTES} bytes (ENV_FILE_BYTES)")
+                )
+                return {}
+            if b"\0" in data:
+                problems.append(_Problem(keys, f"{shown} is not a text: it holds NUL"))
+                return {}
+            return parse_dotenv(data.decode("utf-8-sig"))
+        except OSError as error:
+            problems.append(_Problem(keys, f"cannot read {shown}: {error.strerror}"))
+        except UnicodeDecodeError:
+            problems.append(_Problem(keys, f"{shown} is not UTF-8"))
+        except NotDotenv as error:
+            problems.append(_Problem(keys, f"{shown}, line {error.line}: {error}"))
+        return {}
+
+    def _warn_of_bare_variables(self, values: Mapping[str, Any], where: Keys) -> None:
+        """`$NAME` is not replaced, and nobody means it as it stands in `env`."""
+        env = values.get("env")
+        for key, value in env.items() if isinstance(env, dict) else ():
+            raw = self._raw((*where, "env", key), value)
+            name = bare_variable(raw) if isinstance(raw, str) else None
+            if name is not None:
+                self._tell(
+                    "warn",
+                    (*where, "env", key),
+                    f"`${name}` is passed as it stands; for the variable write `${{{name}}}`",
+                )
+
+    # Values.
+
+    def _expand(self, value: Any, keys: Keys, problems: list[_Problem]) -> Any:
+        """A value with all variables in its strings replaced."""
+        if isinstance(value, dict):
+            return {key: self._expand(each, (*keys, key), problems) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._expand(each, (*keys, at), problems) for at, each in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        text, wrong = expand(value, self._environment, self._predefined)
+        problems += [_Problem(keys, each) for each in wrong]
+        # What cannot be replaced is not judged any further.
+        return value if wrong else text
+
+    def _check(
+        self, where: Keys, kind: type[Any], values: Mapping[str, Any], problems: list[_Problem]
+    ) -> None:
+        """Judge each setting by itself; none that is known to be wrong already."""
+        wrong = {each.keys for each in problems}
+        for error in wrong_settings(kind, values):
+            keys = (*where, *_keys_of(error.name))
+            if any(each[: len(keys)] == keys for each in wrong):
+                continue
+            if self._is_expanded(keys):
+                # What a variable holds is not shown.
+                got = f"{kind_of(self._raw(keys))}, once its variables are replaced"
+                text = f"expected {error.expected}, got {got}"
+            else:
+                text = _without_name(error)
+            problems.append(_Problem(keys, text))
+
+    def _raw(self, keys: Keys, default: Any = None) -> Any:
+        """What stands in the file."""
+        found = self._document.content
+        for key in keys:
+            try:
+                found = found[key]
+            except (LookupError, TypeError):
+                return default
+        return found
+
+    def _is_expanded(self, keys: Keys) -> bool:
+        """Whether there is a variable in what stands in the file."""
+        return "${" in json.dumps(self._raw(keys))
+
+    def _in_folder(self, path: str) -> str:
+        return os.path.join(self._folder, os.path.expanduser(path))
+
+    # What is told.
+
+    def _place(self, keys: Keys) -> str:
+        """The file and the line, as far as they are known."""
+        if not self._path:
+            return ""
+        while keys and keys not in self._document.lines:
+            keys = keys[:-1]
+        return f"{self._path}:{self._document.lines.get(keys, 1)}: "
+
+    def _shown(self, problem: _Problem, above: Keys) -> str:
+        """A problem of an entry, without what all of the entry's have."""
+        rest = problem.keys[len(above) :]
+        if rest and problem.text.startswith(f"`{rest[-1]}`"):
+            return problem.text
+        line = self._document.lines.get(problem.keys)
+        of_line = f" (line {line})" if rest and line else ""
+        return f"{_name_of(rest)}{of_line}: {problem.text}" if rest else problem.text
+
+    def _tell(self, level: Literal["info", "warn", "error"], keys: Keys, text: str) -> None:
+        self._notify(Notice(level, f"{self._place(keys)}{_name_of(keys)}: {text}"))
+
+    def _errors(self) -> SettingErrors:
+        """All that is wrong, in the order of the file."""
+        problems = [*self._fatal, *self._of_entries]
+        problems.sort(key=lambda each: self._document.lines.get(each.keys, 0))
+        lines = []
+        for each in problems:
+            name = f"{_name_of(each.keys)}: " if each.keys else ""
+            lines.append(f"{self._place(each.keys)}{name}{each.text}")
+        return SettingErrors(lines)
+
+    def _tell_ignored(self) -> None:
+        """One line for each key that means nothing here."""
+        for key, places in list(self._ignored.items())[:NAMED_KEYS]:
+            names = [str(place[-2]) for place in places if len(place) > 1]
+            where = ""
+            if names:
+                more = len(names) - _NAMED_SERVERS
+                others = f" and {more} more" if more > 0 else ""
+                where = f" (in {', '.join(names[:_NAMED_SERVERS])}{others})"
+            what = (
+                "restricts nothing"
+                if _plain(key) in _ALLOWS | _DENIES
+                else "belongs to other programs"
+            )
+            text = f"`{key}`{where} {what}, and is ignored"
+            self._notify(Notice("warn", f"{self._place(places[0])}{text}"))
+        more = len(self._ignored) - NAMED_KEYS
+        if more > 0:
+            text = f"{more} more keys belong to other programs, and are ignored"
+            self._notify(Notice("warn", f"{self._place(())}{text}"))
+
+
+def _remote(entry: Mapping[str, Any]) -> str | None:
+    """The key that makes an entry one of a server elsewhere."""
+    for key in _REMOTE:
+        if key in entry:
+            return key
+    for key in ("type", "transport"):
+        if entry.get(key, "stdio") not in ("stdio", "local", None):
+            return key
+    return None
+
+
+def _restricts(value: object, *, allows: bool) -> bool:
+    """Whether a list of tools, or a sandbox, keeps anything from anybody."""
+    if allows:
+        # An empty list allows nothing; `*` is all.
+        return not (
+            value is None or value in ({}, "*") or (isinstance(value, list) and "*" in value)
+        )
+    return bool(value)
+
+
+def _names_servers(key: str, value: object) -> bool:
+    """Whether a key at the top is one that the bridge obeys."""
+    if key == "mcp":
+        return isinstance(value, dict) and not {"allowed", "excluded"}.isdisjoint(value)
+    return key in _DISABLED_SERVERS
+
+
+def _near_at_top(key: str) -> str | None:
+    """The object of ours that a key at the top was to be."""
+    if key in ("bridge", "mcpServers"):
+        return None
+    ours = {"bridge": "bridge", "mcpservers": "mcpServers"}
+    near = difflib.get_close_matches(key.lower(), ours, n=1, cutoff=_NEAR_AT_TOP)
+    return ours[near[0]] if near else None
+
+
+def _plain(key: str) -> str:
+    """Without case and separators."""
+    return key.lower().replace("_", "").replace("-", "")
+
+
+def _nearest(plain: str, known: Iterable[str]) -> str | None:
+    """The key that one was to be, if it is nearly that."""
+    if plain in _SYNONYMS:
+        return _SYNONYMS[plain]
+    ours = {_plain(each): each for each in known}
+    near = difflib.get_close_matches(plain, ours, n=1, cutoff=_NEAR)
+    return ours[near[0]] if near else None
+
+
+def _unknown(key: str, meant: str) -> str:
+    return f"unknown key `{key}`; did you mean `{meant}`?"
+
+
+def _not_ours(key: str, where: Keys, known: frozenset[str]) -> str:
+    """What a key in one of our own objects was to be."""
+    if where == ("bridge",) and key in _DEFAULT_KEYS:
+        return f"a setting of servers; for all of them write `bridge.defaults.{key}`"
+    if key in _SERVER_KEYS:
+        return "a setting of one server; it belongs in that server's object"
+    if key in _BRIDGE_KEYS:
+        return f"a setting of the bridge; it belongs in `bridge`: `bridge.{key}`"
+    near = _nearest(_plain(key), known)
+    if near is not None:
+        return _unknown(key, near)
+    return f"unknown key `{key}`; there are {', '.join(sorted(known))}"
+
+
+def _keys_of(name: str) -> Keys:
+    """Where a setting stands that an error names: `args[2]`, `env.NAME`."""
+    setting, _, key = name.partition(".")
+    if key:
+        return (setting, key)
+    indexed = re.fullmatch(r"(\w+)\[(\d+)\]", setting)
+    return (indexed[1], int(indexed[2])) if indexed else (setting,)
+
+
+def _name_of(keys: Keys) -> str:
+    """Keys as they are written: `mcpServers.files.args[2]`."""
+    name = ""
+    for key in keys:
+        if isinstance(key, int):
+            name += f"[{key}]"
+        elif re.fullmatch(r"[\w-]+", key):
+            name += f".{key}" if name else key
+        else:
+            quoted = json.dumps(key, ensure_ascii=False)
+            name += f"[{quoted}]" if name else quoted
+    return name
+
+
+def _without_name(error: SettingError) -> str:
+    return str(error).removeprefix(f"{error.name}: ")

@@ -1,0 +1,1 @@
+"""What the MCP specification says, without I/O: revisions, streams, subscriptions, tasks."""

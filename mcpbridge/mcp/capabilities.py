@@ -1,0 +1,81 @@
+"""
+What extensions bring: which capabilities, and which notifications, pass
+between a peer of one era and a peer of the other.
+
+Knows what belongs to the specification itself, and that tasks are not passed;
+must not know what any other extension means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+
+import msgspec
+
+from mcpbridge.jsonrpc.members import Members, encode, members
+from mcpbridge.mcp.modern_request import ACKNOWLEDGED, TASKS
+
+#: The notifications of the specification, of any revision: those that pass
+#: between the eras are translated one by one.
+_CORE_NOTIFICATIONS = frozenset(
+    {
+        "notifications/cancelled",
+        "notifications/elicitation/complete",
+        "notifications/initialized",
+        "notifications/message",
+        "notifications/progress",
+        "notifications/prompts/list_changed",
+        "notifications/resources/list_changed",
+        "notifications/resources/updated",
+        "notifications/roots/list_changed",
+        ACKNOWLEDGED,
+        "notifications/tasks",
+        "notifications/tools/list_changed",
+    }
+)
+
+
+def is_of_extension(method: object) -> bool:
+    """
+    Whether the method of a notification is one of an extension that passes
+    from one era to the other; what is no name never is.
+    """
+    return (
+        isinstance(method, str)
+        and method != ""
+        and method not in _CORE_NOTIFICATIONS
+        and not method.startswith("notifications/tasks/")
+    )
+
+
+def with_extensions(capabilities: Members) -> Members:
+    """
+    The same with only those `extensions` that need no translation.  One whose
+    value is no object is left out, for a peer may refuse all of them over it;
+    `extensions` itself is left out where none remain.
+    """
+    raw = capabilities.get("extensions")
+    if raw is None:
+        return capabilities
+    found = members(raw) or {}
+    kept = {name: each for name, each in found.items() if name != TASKS and _is_object(each)}
+    if found and len(kept) == len(found):
+        return capabilities
+    rest = {name: each for name, each in capabilities.items() if name != "extensions"}
+    return {**rest, "extensions": msgspec.Raw(encode(kept))} if kept else rest
+
+
+def well_formed(capabilities: Members, known: AbstractSet[str]) -> Members:
+    """
+    The capabilities without nulls, and without those of the `known` names
+    whose values are no objects.
+    """
+    return {
+        name: each
+        for name, each in capabilities.items()
+        if (_is_object(each) if name in known else bytes(each) != b"null")
+    }
+
+
+def _is_object(raw: msgspec.Raw) -> bool:
+    return bytes(raw).startswith(b"{")

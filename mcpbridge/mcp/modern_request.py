@@ -1,0 +1,310 @@
+"""
+A request of MCP 2026-07-28, which says all about itself: its revision, its
+client and what that can do.
+
+Knows the names of that revision and what a request must have; must not know
+HTTP, a backend or other requests.  What is read here is checked only as far
+as the bridge acts on it: the rest is for the server to judge.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import msgspec
+
+from mcpbridge.errors import (
+    HeaderMismatch,
+    InvalidParams,
+    NotJsonRpc,
+    Refused,
+    TooComplex,
+    UnsupportedVersion,
+)
+from mcpbridge.jsonrpc.envelope import SECOND_PARSE_BYTES, Envelope, ProgressToken, is_json
+from mcpbridge.jsonrpc.large_messages import Large
+from mcpbridge.jsonrpc.members import Members, members, meta_of, value
+from mcpbridge.mcp.revisions import SUPPORTED
+
+#: The revisions without a handshake that the bridge speaks, oldest first.
+MODERN = ("2026-07-28",)
+
+#: The keys of `_meta` (2026-07-28, basic/index, "_meta").
+PREFIX = "io.modelcontextprotocol/"
+PROTOCOL_VERSION = PREFIX + "protocolVersion"
+CLIENT_INFO = PREFIX + "clientInfo"
+CLIENT_CAPABILITIES = PREFIX + "clientCapabilities"
+LOG_LEVEL = PREFIX + "logLevel"
+SUBSCRIPTION_ID = PREFIX + "subscriptionId"
+SERVER_INFO = PREFIX + "serverInfo"
+PROGRESS_TOKEN = "progressToken"
+
+#: Of RFC 5424, section 6.2.1, least severe first.
+LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+
+#: What may be answered with `input_required` (basic/patterns/mrtr).
+MAY_ASK = frozenset({"tools/call", "prompts/get", "resources/read"})
+#: The extension of tasks, and its requests, each about a task that is there.
+TASKS = PREFIX + "tasks"
+TASK_METHODS = frozenset({"tasks/cancel", "tasks/get", "tasks/update"})
+#: What names something, and the parameter that does (basic/transports/
+#: streamable-http, "Standard Request Headers"; for tasks the extension's "Routing Headers").
+NAMED = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    **dict.fromkeys(sorted(TASK_METHODS), "taskId"),
+}
+#: The request whose answer is the end of a stream of notifications.
+LISTEN = "subscriptions/listen"
+#: The first message of that stream.
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
+#: What clients sent until 2025-11-25, and this revision has no more.
+REMOVED = frozenset(
+    {
+        "initialize",
+        "logging/setLevel",
+        "notifications/initialized",
+        "notifications/roots/list_changed",
+        "ping",
+        "resources/subscribe",
+        "resources/unsubscribe",
+        "tasks/list",
+        "tasks/result",
+    }
+)
+
+#: The largest `clientCapabilities`, in bytes of canonical JSON.
+MAX_CAPABILITIES_BYTES = 64 * 1024
+#: What is longer than this, as it was written, is not even read.
+_UNREAD_BYTES = 2 * MAX_CAPABILITIES_BYTES
+#: The largest `clientInfo`, and the largest `subscriptions/listen`, in bytes as they are written.
+MAX_CLIENT_INFO_BYTES = 256 * 1024
+MAX_LISTEN_BYTES = 1024 * 1024
+
+#: What a request has to have; null is none.
+RequestId = str | int | float
+
+_decode_scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
+_MISSING = "is missing"
+_UNREADABLE = object()
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+class ModernRequest(msgspec.Struct, frozen=True, eq=False):
+    """
+    One request, and what the bridge must know of it.
+
+    `outer`, `params` and `meta` are the members of it, of its `params` and
+    of its `_meta`, as they stand.  `capabilities` are the client's in canonical JSON: sorted
+    keys, no spaces, ASCII, so those of two spellings are equal.  `name` is
+    what `Mcp-Name` must say, None for a method that has none.
+    """
+
+    outer: dict[str, msgspec.Raw]
+    id: RequestId
+    method: str
+    params: dict[str, msgspec.Raw]
+    meta: dict[str, msgspec.Raw]
+    version: str
+    capabilities: bytes
+    client_info: msgspec.Raw | None
+    log_level: str | None
+    progress_token: ProgressToken | None
+    name: str | None
+
+    @property
+    def arguments(self) -> msgspec.Raw | None:
+        """The arguments of a tool or a prompt, as they stand."""
+        return self.params.get("arguments")
+
+
+def is_modern_version(header: str | None) -> bool:
+    """
+    Whether `MCP-Protocol-Version` names a revision without a handshake: one
+    that the bridge speaks, or a later one than any with it.
+    """
+    return header is not None and _DATE.fullmatch(header) is not None and header > SUPPORTED[-1]
+
+
+def claims_modern(line: bytes) -> bool:
+    """
+    Whether a message says in `params._meta` that it is of a revision without
+    a handshake (basic/versioning, "Backward Compatibility").  Never raises.
+    """
+    # Without the prefix: some encoders escape the slash of it.
+    if b'protocolVersion"' not in line:
+        return False
+    if len(line) > SECOND_PARSE_BYTES and not is_json(line):
+        # `read_message` will refuse it: no second, slow parse for it.
+        return False
+    params = (members(line) or {}).get("params")
+    return params is not None and PROTOCOL_VERSION in meta_of(members(params) or {})
+
+
+def read_request(
+    line: bytes | Large, envelope: Envelope, *, version_header: str | None
+) -> ModernRequest:
+    """
+    Read one request, with the `MCP-Protocol-Version` it came with; None
+    where there was no such header.
+
+    What is wrong is told in this order: what is no request; no version in
+    `_meta`; another one in the header; one the bridge does not speak, whose
+    rules are not known; then what the revision asks for.  Raises, with the
+    `ident` of the request: `NotJsonRpc`, `InvalidParams` (basic/index,
+    "Per-request protocol fields"), `HeaderMismatch` and `UnsupportedVersion`
+    (basic/transports/streamable-http, "Protocol Version Header").
+    """
+    ident = _ident(envelope)
+    try:
+        return _read(line, str(envelope.method), ident, version_header)
+    except InvalidParams as error:
+        error.ident = ident
+        if version_header is not None and version_header.strip(" \t") not in MODERN:
+            # Of a revision that the bridge does not know it cannot tell what is missing.
+            unknown = UnsupportedVersion(version_header, MODERN)
+            unknown.ident = ident
+            raise unknown from None
+        raise
+    except Refused as error:
+        error.ident = ident
+        raise
+
+
+def _ident(envelope: Envelope) -> RequestId:
+    ident = envelope.id
+    if not envelope.is_request or isinstance(ident, msgspec.UnsetType):
+        raise NotJsonRpc("expected a request or a notification")
+    if ident is None or (isinstance(ident, str) and not _is_unicode(ident)):
+        raise NotJsonRpc("the id of a request must be a string or an integer")
+    return ident
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written in UTF-8: it has no lone surrogate."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _read(line: bytes | Large, method: str, ident: RequestId, header: str | None) -> ModernRequest:
+    if isinstance(line, Large):
+        outer = line.outer
+        params = _known(line.params, outer.get("params"), "params")
+        meta = _known(line.meta, params.get("_meta"), "params._meta")
+        if method == LISTEN and len(line.line) > MAX_LISTEN_BYTES:
+            raise TooComplex(f"{LISTEN} has more than {MAX_LISTEN_BYTES} bytes (MAX_LISTEN_BYTES)")
+    else:
+        outer = members(line) or {}
+        params = _object(outer.get("params"), "params")
+        meta = _object(params.get("_meta"), "params._meta")
+    version = _text(meta.get(PROTOCOL_VERSION), PROTOCOL_VERSION)
+    _check_version(version, header)
+    capabilities = _canonical(meta.get(CLIENT_CAPABILITIES))
+    client_info = _optional(meta, CLIENT_INFO)
+    if client_info is not None:
+        if _size(client_info) > MAX_CLIENT_INFO_BYTES:
+            raise InvalidParams(
+                f"{CLIENT_INFO} has more than {MAX_CLIENT_INFO_BYTES} bytes (MAX_CLIENT_INFO_BYTES)"
+            )
+        _object(client_info, CLIENT_INFO)
+        # It is kept for longer than the rest of the request, of which it is a view.
+        client_info = client_info.copy()
+    named_by = NAMED.get(method)
+    return ModernRequest(
+        outer=outer,
+        id=ident,
+        method=method,
+        params=params,
+        meta=meta,
+        version=version,
+        capabilities=capabilities,
+        client_info=client_info,
+        log_level=_log_level(meta),
+        progress_token=_token(meta),
+        name=None if named_by is None else _text(params.get(named_by), f"params.{named_by}"),
+    )
+
+
+def _check_version(version: str, header: str | None) -> None:
+    if header is None:
+        raise HeaderMismatch("the header MCP-Protocol-Version is missing")
+    if header.strip(" \t") != version:
+        raise HeaderMismatch(f"MCP-Protocol-Version is not what {PROTOCOL_VERSION} says")
+    if version not in MODERN:
+        # Those alone that `server/discover` names: in the others this very
+        # request cannot be made.
+        raise UnsupportedVersion(version, MODERN)
+
+
+def _object(raw: msgspec.Raw | None, name: str) -> dict[str, msgspec.Raw]:
+    return _known(None if raw is None else members(raw), raw, name)
+
+
+def _known(found: Members | None, raw: msgspec.Raw | None, name: str) -> dict[str, msgspec.Raw]:
+    if found is None:
+        raise InvalidParams(f"{name} {_MISSING if raw is None else 'must be an object'}")
+    return found
+
+
+def _text(raw: msgspec.Raw | None, name: str) -> str:
+    text = None if raw is None else _value(raw)
+    if not isinstance(text, str):
+        raise InvalidParams(f"{name} {_MISSING if raw is None else 'must be a string'}")
+    return text
+
+
+def _optional(meta: dict[str, msgspec.Raw], key: str) -> msgspec.Raw | None:
+    """A member that need not be there; null is as good as nothing."""
+    raw = meta.get(key)
+    return None if raw is None or bytes(raw) == b"null" else raw
+
+
+def _value(raw: msgspec.Raw) -> object:
+    """What it says; an object for what cannot be told, which is of no type that is asked for."""
+    try:
+        try:
+            return _decode_scalar(raw)
+        except msgspec.ValidationError:
+            # However large it is: it is not built.
+            return _UNREADABLE
+        except msgspec.DecodeError:
+            return value(raw)
+    except ValueError:
+        return _UNREADABLE
+
+
+def _log_level(meta: dict[str, msgspec.Raw]) -> str | None:
+    raw = _optional(meta, LOG_LEVEL)
+    level = None if raw is None else _value(raw)
+    if level is None or (isinstance(level, str) and level in LOG_LEVELS):
+        return level
+    raise InvalidParams(f"{LOG_LEVEL} must be one of {', '.join(LOG_LEVELS)}")
+
+
+def _token(meta: dict[str, msgspec.Raw]) -> ProgressToken | None:
+    raw = _optional(meta, PROGRESS_TOKEN)
+    token = None if raw is None else _value(raw)
+    if token is None or (isinstance(token, str | int | float) and not isinstance(token, bool)):
+        return token
+    raise InvalidParams(f"{PROGRESS_TOKEN} must be a string or an integer")
+
+
+def _size(raw: msgspec.Raw) -> int:
+    return memoryview(raw).nbytes
+
+
+def _canonical(raw: msgspec.Raw | None) -> bytes:
+    too_long = f"{CLIENT_CAPABILITIES} has more than {MAX_CAPABILITIES_BYTES} bytes"
+    if raw is not None and _size(raw) > _UNREAD_BYTES:
+        raise InvalidParams(too_long)
+    found = _object(raw, CLIENT_CAPABILITIES)
+    try:
+        read = {name: value(each) for name, each in found.items()}
+        # Not the fast encoder, which does not take lone surrogates.
+        text = json.dumps(read, sort_keys=True, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        raise InvalidParams(f"{CLIENT_CAPABILITIES} cannot be read") from None
+    if len(text) > MAX_CAPABILITIES_BYTES:
+        raise InvalidParams(too_long)
+    return text.encode("ascii")

@@ -1,0 +1,33 @@
+"""
+Requests of 2026-07-28 that the bridge itself makes.
+"""
+
+from __future__ import annotations
+
+from mcpbridge._version import __version__
+from mcpbridge.jsonrpc.envelope import peek
+from mcpbridge.jsonrpc.members import encode
+from mcpbridge.mcp.modern_request import (
+    CLIENT_CAPABILITIES,
+    CLIENT_INFO,
+    MODERN,
+    PROTOCOL_VERSION,
+    ModernRequest,
+    read_request,
+)
+
+
+def own_request(
+    method: str, params: dict[str, object], extensions: dict[str, object] | None = None
+) -> ModernRequest:
+    """A request of the bridge's own, which can do nothing for a server but know extensions."""
+    meta = {
+        PROTOCOL_VERSION: MODERN[-1],
+        CLIENT_INFO: {"name": "mcpbridge", "version": __version__},
+        CLIENT_CAPABILITIES: {} if extensions is None else {"extensions": extensions},
+    }
+    message = {"jsonrpc": "2.0", "id": 0, "method": method, "params": {**params, "_meta": meta}}
+    line = encode(message)
+    envelope = peek(line)
+    assert envelope is not None
+    return read_request(line, envelope, version_header=MODERN[-1])

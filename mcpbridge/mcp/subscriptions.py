@@ -1,0 +1,169 @@
+"""
+The stream of `subscriptions/listen` for a client of 2026-07-28, where the
+bridge is the one that answers it (basic/patterns/subscriptions).
+
+Knows filters and the lines of a stream; must not know who listens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from mcpbridge.errors import InvalidParams
+from mcpbridge.jsonrpc.envelope import JsonRpcId
+from mcpbridge.jsonrpc.members import Members, changed, encode, members, with_meta
+from mcpbridge.mcp.modern_request import ACKNOWLEDGED, SERVER_INFO, SUBSCRIPTION_ID
+
+#: The most resources that one stream may be about.
+MAX_RESOURCES = 1024
+
+UPDATED = "notifications/resources/updated"
+#: What a stream can tell, beside updates: the notification and its member of
+#: the filter.
+LIST_CHANGED = {
+    "notifications/tools/list_changed": "toolsListChanged",
+    "notifications/prompts/list_changed": "promptsListChanged",
+    "notifications/resources/list_changed": "resourcesListChanged",
+}
+RESOURCES = "resourceSubscriptions"
+
+
+class Change(NamedTuple):
+    """
+    What a backend tells those who listen: the member of the filter that asks
+    for it, the resource where it is about one, and the line as it came.
+    """
+
+    kind: str
+    uri: str | None
+    line: bytes
+
+
+class Filter(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What a client listens for, or is promised: a SubscriptionFilter."""
+
+    tools_list_changed: bool = False
+    prompts_list_changed: bool = False
+    resources_list_changed: bool = False
+    resource_subscriptions: tuple[str, ...] = ()
+
+    def wants(self, change: Change) -> bool:
+        """
+        Whether a change is to be told.  A resource may be told of for one that
+        it is a part of (2026-07-28, `ResourceUpdatedNotification`).
+        """
+        if change.uri is None:
+            return bool(getattr(self, _FIELDS[change.kind]))
+        return any(_is_part(change.uri, uri) for uri in self.resource_subscriptions)
+
+
+_FIELDS = {
+    "toolsListChanged": "tools_list_changed",
+    "promptsListChanged": "prompts_list_changed",
+    "resourcesListChanged": "resources_list_changed",
+}
+
+
+def _is_part(uri: str, whole: str) -> bool:
+    return uri == whole or uri.startswith(whole.rstrip("/") + "/")
+
+
+def read_filter(raw: msgspec.Raw | None) -> Filter:
+    """
+    The filter of a `subscriptions/listen`, as it stands in `params`; of a
+    resource that is named twice the first is kept.
+
+    Raises `InvalidParams`, without an id, where it is missing or no
+    SubscriptionFilter, and for more than `MAX_RESOURCES` resources.
+    """
+    if raw is None:
+        raise InvalidParams("params.notifications is missing")
+    try:
+        asked = msgspec.json.decode(raw, type=Filter)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidParams(f"params.notifications: {error}") from None
+    if len(asked.resource_subscriptions) > MAX_RESOURCES:
+        raise InvalidParams(f"a stream may be about {MAX_RESOURCES} resources at most")
+    return msgspec.structs.replace(
+        asked, resource_subscriptions=tuple(dict.fromkeys(asked.resource_subscriptions))
+    )
+
+
+def acknowledge(asked: Filter, capabilities: Members) -> Filter:
+    """What of it a backend with these capabilities will tell."""
+    return Filter(
+        asked.tools_list_changed and _can(capabilities, "tools", "listChanged"),
+        asked.prompts_list_changed and _can(capabilities, "prompts", "listChanged"),
+        asked.resources_list_changed and _can(capabilities, "resources", "listChanged"),
+        asked.resource_subscriptions if _can(capabilities, "resources", "subscribe") else (),
+    )
+
+
+def _can(capabilities: Members, name: str, what: str) -> bool:
+    return bytes(_inner(capabilities, name).get(what, b"")) == b"true"
+
+
+def read_change(method: str, params: msgspec.Raw | None, line: bytes) -> Change | None:
+    """A notification as one for those who listen; None where it is none, or names no resource."""
+    if method in LIST_CHANGED:
+        return Change(LIST_CHANGED[method], None, line)
+    if method != UPDATED or params is None:
+        return None
+    try:
+        uri = msgspec.json.decode((members(params) or {})["uri"], type=str)
+    except (KeyError, msgspec.MsgspecError, ValueError):
+        return None
+    return Change(RESOURCES, uri, line)
+
+
+def promised_by(line: bytes) -> Filter:
+    """What an acknowledgement promises; nothing where that cannot be told."""
+    outer = members(line) or {}
+    try:
+        return read_filter(_inner(outer, "params").get("notifications"))
+    except InvalidParams:
+        return Filter()
+
+
+def all_changes(promised: Filter) -> Iterator[Change]:
+    """Everything that a stream is about has perhaps changed while nobody told."""
+    for method, kind in LIST_CHANGED.items():
+        if getattr(promised, _FIELDS[kind]):
+            yield Change(kind, None, encode({"jsonrpc": "2.0", "method": method}))
+    for uri in promised.resource_subscriptions:
+        message = {"jsonrpc": "2.0", "method": UPDATED, "params": {"uri": uri}}
+        yield Change(RESOURCES, uri, encode(message))
+
+
+def acknowledged_line(listen_id: JsonRpcId, promised: Filter) -> bytes:
+    """The first line of a stream."""
+    return encode(
+        {
+            "jsonrpc": "2.0",
+            "method": ACKNOWLEDGED,
+            "params": {"_meta": {SUBSCRIPTION_ID: listen_id}, "notifications": promised},
+        }
+    )
+
+
+def notification_line(listen_id: JsonRpcId, change: Change) -> bytes:
+    """The backend's notification on a stream: what its `_meta` says is kept."""
+    message = members(change.line) or {}
+    params = _inner(message, "params")
+    return encode(changed(message, {"params": with_meta(params, {SUBSCRIPTION_ID: listen_id})}))
+
+
+def complete_line(listen_id: JsonRpcId, server_info: msgspec.Raw | None = None) -> bytes:
+    """The answer that ends a stream from the server's side ("Graceful Closure")."""
+    meta: dict[str, object] = {SUBSCRIPTION_ID: listen_id}
+    if server_info is not None:
+        meta[SERVER_INFO] = server_info
+    result = {"resultType": "complete", "_meta": meta}
+    return encode({"jsonrpc": "2.0", "id": listen_id, "result": result})
+
+
+def _inner(outer: Members, name: str) -> Members:
+    return (members(outer[name]) or {}) if name in outer else {}

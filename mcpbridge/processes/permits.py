@@ -1,0 +1,133 @@
+"""
+Permits for sessions, in the manner of Twisted's `DeferredSemaphore`, but
+nobody waits: when all permits are out, the answer is no.
+
+Knows numbers; must not know sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from mcpbridge.config.checks import COUNT
+from mcpbridge.errors import SettingError
+from mcpbridge.interfaces import IPermit, ISessionLimiter
+from mcpbridge.rate_limited_log import Complaints
+
+
+@implementer(IPermit)
+class Permit:
+    """One permit; released twice it counts once."""
+
+    __slots__ = ("_limiter",)
+
+    def __init__(self, limiter: SessionLimiter) -> None:
+        self._limiter: SessionLimiter | None = limiter
+
+    def release(self) -> None:
+        """Give it back."""
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            limiter._returned()
+
+
+@implementer(ISessionLimiter)
+class SessionLimiter:
+    """
+    At most `limit` permits at a time.
+
+    Raises `SettingError` for a limit that is no integer ≥ 1: nothing is ever
+    taken for unlimited.
+    """
+
+    def __init__(self, limit: int) -> None:
+        if not COUNT.accepts(limit):
+            raise SettingError("max_sessions", COUNT.expected, limit)
+        self.limit = limit
+        self.taken = 0
+
+    def acquire(self) -> Permit | None:
+        """A permit, or None at the limit."""
+        if self.taken >= self.limit:
+            return None
+        self.taken += 1
+        return Permit(self)
+
+    def is_full(self) -> bool:
+        """Whether `acquire` would say no."""
+        return self.taken >= self.limit
+
+    def _returned(self) -> None:
+        self.taken -= 1
+
+
+@implementer(IPermit)
+class _Permits:
+    """Permits of several limiters, as one."""
+
+    def __init__(self, permits: Sequence[Permit]) -> None:
+        self._permits = permits
+
+    def release(self) -> None:
+        """Give all of them back."""
+        for permit in self._permits:
+            permit.release()
+
+
+@implementer(ISessionLimiter)
+class EveryLimiter:
+    """A permit of each of several limiters, or none of any."""
+
+    def __init__(self, *limiters: object) -> None:
+        self._limiters = cast("tuple[SessionLimiter, ...]", limiters)
+
+    def is_full(self) -> bool:
+        """Whether one of them is known to say no; a limiter of somebody else is not asked."""
+        return any(
+            limiter.is_full() for limiter in self._limiters if isinstance(limiter, SessionLimiter)
+        )
+
+    def acquire(self) -> _Permits | None:
+        """A permit that stands for one of each, or None if one of them says no."""
+        taken: list[Permit] = []
+        try:
+            for limiter in self._limiters:
+                permit = limiter.acquire()
+                if permit is None:
+                    return None
+                taken.append(permit)
+            complete = _Permits(taken)
+            taken = []
+            return complete
+        finally:
+            for permit in taken:
+                permit.release()
+
+
+class Refusals:
+    """Says to the log what a server lacks, now and then (`Complaints`)."""
+
+    log = Logger()
+
+    def __init__(self, name: str, clock: IReactorTime, what: str = "is full") -> None:
+        self._name = name
+        self._what = what
+        self._refusals = Complaints(clock)
+
+    def add(self, why: Callable[[], str]) -> None:
+        """One more was refused; why is only asked where it is said."""
+        self._refusals.add()
+        count = self._refusals.due()
+        if count is not None:
+            self.log.warn(
+                "server {server!r} {what}: {why}; refused since this was said last: {count}",
+                server=self._name,
+                what=self._what,
+                why=why(),
+                count=count,
+            )

@@ -1,1 +1,0 @@
-"""The sans-IO part: bytes and messages, without a reactor."""

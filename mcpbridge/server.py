@@ -1,0 +1,297 @@
+"""
+A named server: its settings, its limiter, and the table of its live sessions.
+
+The one place that decides about a message of a client, whatever way it came.
+Knows sessions; must not know HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from mcpbridge.config.settings import ServerSettings, share_of
+from mcpbridge.errors import MessageTooLarge, TooComplex, TooManySessions, UnknownSession
+from mcpbridge.guard import guarded
+from mcpbridge.jsonrpc.envelope import check_id, peek, read_message, split_batch
+from mcpbridge.jsonrpc.large_messages import (
+    read_foreign_batch,
+    read_large,
+    read_whole,
+    read_whole_later,
+)
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
+from mcpbridge.processes.abandoned import Newcomer
+from mcpbridge.processes.address_shares import Claim, Claims, Shares
+from mcpbridge.processes.backend_session import Session, Stream
+from mcpbridge.processes.caller import Caller
+from mcpbridge.processes.era import Eras
+from mcpbridge.processes.permits import SessionLimiter
+from mcpbridge.processes.pool import Pool
+from mcpbridge.response_budget import ResponseBudget
+from mcpbridge.session.negotiation import first_dialect, greeting, is_starting
+from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.sliced_work import SlicedWork
+from mcpbridge.stateless.dispatcher import Stateless
+
+
+class Server:
+    """
+    Opens sessions, finds them, and ends them all when the bridge stops.
+
+    `shares` are those of client addresses over all servers.  `limiter` is an
+    `EveryLimiter`; `launcher`, `observers` and `filters` provide the interfaces of
+    those names.  `work` is shared by all servers of a bridge, so that others
+    wait for one of them at a time.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        *,
+        launcher: Any,
+        limiter: Any,
+        over_all: SessionLimiter | None = None,
+        observers: Sequence[Any] = (),
+        filters: Sequence[Any] = (),
+        event_store: Any = None,
+        budget: ResponseBudget | None = None,
+        shares: Sequence[Shares] = (),
+        work: SlicedWork | None = None,
+    ) -> None:
+        #: Whether filters or observers are to know who calls.
+        self.tells_callers = bool(observers or filters)
+        self._budget = budget
+        self._event_store = event_store
+        self.settings = settings
+        #: Live sessions of HTTP+SSE, and of Streamable HTTP.
+        self.sessions: dict[str, Session] = {}
+        self.streamable: dict[str, Session] = {}
+        self._clock = clock
+        self.eras = Eras()
+        #: What reads large messages, of all servers together.
+        self.work = work or SlicedWork(clock)
+        own = Shares(
+            share_of(settings.max_sessions, settings.max_sessions_per_address),
+            clock,
+            what=f"the sessions of server {settings.name!r}",
+            setting="max_sessions_per_address",
+        )
+        self.claims = Claims(own, *shares)
+        self.pool = Pool(
+            settings,
+            clock,
+            launcher=launcher,
+            limiter=limiter,
+            over_all=over_all,
+            observers=observers,
+            filters=filters,
+            greeting=partial(greeting, self.eras),
+            claims=self.claims,
+        )
+        #: What each session has of its client's shares.
+        self._claim_of: dict[Session, Claim] = {}
+        self.stateless = Stateless(settings, clock, self.pool, self.eras, self.claims)
+
+    @property
+    def unclosed(self) -> set[Session]:
+        """All sessions that are not closed, the live ones among them."""
+        return self.pool.unclosed
+
+    async def open_streamable(
+        self, client: str | None = None, caller: Caller | None = None
+    ) -> Session:
+        """
+        The same for Streamable HTTP: its streams are a `StreamableFace`, and
+        stderr is not for a client that expects MCP alone.
+        """
+
+        def make_face(session: Session) -> StreamableFace:
+            events = self._event_store.open(session.ident)
+            return StreamableFace(session, self.settings, self._clock, events, self._budget)
+
+        session = await self.open_session(
+            make_face,
+            self.streamable,
+            stderr_notifications=False,
+            client=client,
+            caller=caller,
+        )
+        face = cast("StreamableFace", session.stream)
+        self.pool.abandoned.add(session, client, face.last_heard)
+        return session
+
+    async def open_session(
+        self,
+        make_stream: Callable[[Session], Stream],
+        table: dict[str, Session] | None = None,
+        *,
+        stderr_notifications: bool = True,
+        client: str | None = None,
+        caller: Caller | None = None,
+    ) -> Session:
+        """
+        A process that nobody has used becomes a session that is live.
+
+        `make_stream` is called once the backend runs.  `client` is the address
+        whose share the session counts against, until nothing of it is left;
+        `caller` is what filters and observers are told of it.
+        Raises `TooManyOfAddress`, and what `Pool.take` raises; then no permit
+        is held and no process left.
+        """
+        live = self.sessions if table is None else table
+        claim = await self.pool.claim(client)
+        try:
+            session = await self.pool.take(Newcomer(client))
+        except BaseException as error:
+            if claim is not None:
+                claim.release()
+            if isinstance(error, TooManySessions):
+                self.pool.refused()
+            raise
+        if claim is not None:
+            self._claim_of[session] = claim
+            session.ended.addCallback(lambda _: self._release(session))
+        session.caller = caller
+        session.forget = lambda gone: self._forget(live, gone)
+        session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
+        session.dialect = first_dialect(
+            session, self.eras, self.pool.readiness, self.pool.check.doubt
+        )
+        session.opened()
+        try:
+            session.stream = make_stream(session)
+        except BaseException:
+            session.life.end("the stream could not be opened")
+            raise
+        live[session.ident] = session
+        self.pool.failures.watch(session)
+        return session
+
+    def client_left(self, session: Session, why: str) -> None:
+        """
+        The client of a session is gone for good.  The session ends; a process
+        that had not answered `initialize` may be kept until it has started.
+        """
+        if is_starting(session) and self.pool.keep_start(session, why):
+            # It is there for nobody: its client may have another one.
+            self._release(session)
+        else:
+            session.life.end(why)
+
+    def _release(self, session: Session) -> None:
+        claim = self._claim_of.pop(session, None)
+        if claim is not None:
+            claim.release()
+
+    def refusal(self, client: Callable[[], str | None]) -> TooManySessions | None:
+        """
+        What a session that is asked for now is refused with, where there is no
+        room for it; `client` tells whose share it counts against.
+        """
+        if not self.pool.is_full():
+            return None
+        newcomer = Newcomer(client())
+        return self.pool.too_many(newcomer) if self.pool.is_full(newcomer) else None
+
+    def find(self, ident: str) -> Session:
+        """The live session of this id.  Raises `UnknownSession`."""
+        session = self.sessions.get(ident)
+        if session is None:
+            raise UnknownSession("no such session, or it has ended")
+        return session
+
+    def find_streamable(self, ident: str) -> Session:
+        """The live session of Streamable HTTP of this id.  Raises `UnknownSession`."""
+        session = self.streamable.get(ident)
+        if session is None:
+            raise UnknownSession("no such session, or it has ended")
+        return session
+
+    def check_size(self, body: bytes) -> None:
+        """Raise `MessageTooLarge` for a body beyond `max_message_bytes`."""
+        if len(body) > self.settings.max_message_bytes:
+            raise MessageTooLarge(f"a message may have {self.settings.max_message_bytes} bytes")
+
+    def receive(self, ident: str, body: bytes) -> bool:
+        """
+        A message that a client posted to the session of this id; whether it is
+        on its way.  It always is, but one of more than `LARGE_BYTES` only if
+        there is time to read it at once; otherwise it is for `receive_large`.
+
+        Raises a `Refused` that says why it is not; then nothing was stored.
+        """
+        session = self.find(ident)
+        self.check_size(body)
+        if len(body) > LARGE_BYTES:
+            whole = None
+            if len(body) <= WHOLE_BYTES:
+                whole = self.work.at_once(partial(read_whole, body))
+            if whole is None:
+                return False
+            session.client_message(*whole)
+            return True
+        line, envelope = read_message(body)
+        if envelope is None:
+            self.check_batch(line)
+        session.client_message(line, envelope)
+        return True
+
+    async def receive_large(self, ident: str, body: bytes) -> None:
+        """
+        The same for a message of more than `LARGE_BYTES`, while others are
+        served.  What is larger than `WHOLE_BYTES`, or is not told by its
+        envelope alone, is read in slices.
+        """
+        self.find(ident)
+        self.check_size(body)
+        if len(body) <= WHOLE_BYTES:
+            whole = await self.work.do(read_whole_later(body))
+            if whole is not None:
+                self.find(ident).client_message(*whole)
+                return
+        large = await self.work.do(read_large(body))
+        if large is not None:
+            line, envelope = large.line, large.envelope
+        else:
+            most = self.settings.max_waiting_messages
+            line = await self.work.do(read_foreign_batch(body, most))
+            envelope = None
+        # It may have ended meanwhile.
+        self.find(ident).client_message(line, envelope)
+
+    def check_batch(self, line: bytes) -> list[bytes]:
+        """
+        The elements of a small array.  Raises `TooComplex` for more than may
+        wait for a backend, and `NotJsonRpc` for a request that nobody could answer.
+        """
+        elements = split_batch(line) or []
+        most = self.settings.max_waiting_messages
+        if len(elements) > most:
+            raise TooComplex(f"the array has more than {most} elements (max_waiting_messages)")
+        for element in elements:
+            check_id(peek(element))
+        return elements
+
+    def start(self) -> None:
+        """Keep processes ready, where the settings say so."""
+        self.pool.start()
+
+    def stop(self) -> Deferred[Any]:
+        """End all sessions; fires when nothing of them is left."""
+        self.pool.stopping = True
+        # Whatever fails here: the processes end.
+        guarded(self.log, "telling who listens that the bridge stops", self.stateless.stop)
+        return self.pool.stop()
+
+    def _forget(self, table: dict[str, Session], session: Session) -> None:
+        table.pop(session.ident, None)
+        self.pool.abandoned.remove(session)

@@ -1,0 +1,1 @@
+"""The stdio side: start a backend, talk to it, and end its whole process tree."""

@@ -1,0 +1,169 @@
+"""
+The default launcher: a backend is a process of this machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from twisted.internet import process
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorProcess, IReactorTime
+from zope.interface import implementer
+
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.errors import CannotStart, OutOfResources
+from mcpbridge.interfaces import IBackendLauncher
+from mcpbridge.response_budget import ResponseBudget
+from mcpbridge.stdio.backend import StdioBackend
+from mcpbridge.stdio.cleanup_records import Containers
+from mcpbridge.stdio.command import backend_environment, find_program
+from mcpbridge.stdio.container_command import parse_container_command
+from mcpbridge.stdio.containers import ServerContainers
+from mcpbridge.stdio.exec_chain import Chain, find_chain
+from mcpbridge.stdio.leader import Leader
+from mcpbridge.stdio.process_tree import GroupTree, Sweeper, TaggedTree
+
+#: What helps where the system has no more of something (pipe(2), fork(2)).
+_REMEDIES = {
+    errno.EMFILE: "raise the limit on descriptors (ulimit -n) or lower max_sessions",
+    errno.ENFILE: "raise the system's limit on descriptors (fs.file-max) or lower max_sessions",
+    errno.EAGAIN: "raise the limit on processes (ulimit -u, TasksMax=) or lower max_sessions",
+    errno.ENOMEM: "the system has no memory; lower max_sessions",
+}
+
+
+@implementer(IBackendLauncher)
+class LocalLauncher:
+    """
+    Starts a server's command with `reactor.spawnProcess`, behind the exec
+    chain, with a tag from the bridge's sweeper.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        reactor: Any,
+        sweeper: Sweeper,
+        environment: Mapping[str, str] = os.environ,
+        chain: Callable[[], Chain] = find_chain,
+        *,
+        budget: ResponseBudget | None = None,
+        tell: Callable[[str, Containers], object] = lambda key, record: None,
+        forget: Callable[[str], object] = lambda key: None,
+        bridge_id: str = "",
+    ) -> None:
+        self._budget = budget
+        self._settings = settings
+        self._processes: IReactorProcess = reactor
+        self._clock: IReactorTime = reactor
+        self._sweeper = sweeper
+        self._chain = chain
+        self._environment = backend_environment(settings, environment)
+        command = parse_container_command(settings.command, settings.args)
+        #: Where the command starts a container; asked once, not for each session.
+        self._containers: ServerContainers | None = None
+        if command is not None and settings.containers:
+            self._containers = ServerContainers(
+                command,
+                settings,
+                reactor,
+                self._environment,
+                chain=chain,
+                bridge_id=bridge_id or secrets.token_hex(8),
+                tell=tell,
+                forget=forget,
+            )
+
+    @property
+    def starts_containers(self) -> bool:
+        """Whether the end of a session takes the time of a container engine too."""
+        return self._containers is not None
+
+    def check(self) -> str | None:
+        """What is missing or doubtful now, if anything."""
+        try:
+            self._find()
+        except CannotStart as error:
+            return str(error)
+        return None if self._containers is None else self._containers.command.warning()
+
+    def launch(self, receiver: Any, label: str) -> Deferred[StdioBackend]:
+        """Look the command up afresh, and spawn it."""
+        try:
+            return succeed(self._spawn(self._find(), receiver, label))
+        except CannotStart as error:
+            return fail(error)
+        except OSError as error:
+            why = f"cannot start {self._settings.command!r}: {error.strerror or error}"
+            remedy = _REMEDIES.get(error.errno or 0)
+            if remedy is not None:
+                return fail(OutOfResources(f"{why}; {remedy}"))
+            return fail(CannotStart(why))
+
+    def _find(self) -> str:
+        settings = self._settings
+        return find_program(settings.command, self._environment, settings.cwd)
+
+    def _spawn(self, program: str, receiver: Any, label: str) -> StdioBackend:
+        if self._containers is None:
+            return self._spawn_line([program, *self._settings.args], receiver, label, None)
+        container = self._containers.new(program, label)
+        try:
+            return self._spawn_line(container.line, receiver, label, container.remove)
+        except BaseException:
+            container.give_up()
+            raise
+
+    def _spawn_line(
+        self,
+        command: list[str],
+        receiver: Any,
+        label: str,
+        remove: Callable[[bool], Deferred[None]] | None,
+    ) -> StdioBackend:
+        tag = self._sweeper.new_tag()
+        chain = self._chain()
+        line = chain.wrap(command, tag, self._settings.cwd)
+        sweeper = self._sweeper
+        backend = StdioBackend(
+            self._settings,
+            self._clock,
+            receiver,
+            label,
+            sweeper.leader_exited,
+            self._budget,
+            remove=remove,
+        )
+        with _descriptors_closed_by_child() if chain.closes_descriptors else nullcontext():
+            transport = self._processes.spawnProcess(backend, line[0], line, self._environment)
+        # Without a pid it has exited and been reaped already.
+        pid = transport.pid
+        if pid is not None:
+            keeps = tag and isinstance(transport, process.Process)
+            sweeper.leader_started(pid, tag, Leader(transport, pid) if keeps else None)
+        tree = TaggedTree(pid, tag, sweeper) if tag else GroupTree(pid, self._clock)
+        backend.begin(pid, tree)
+        return backend
+
+
+@contextmanager
+def _descriptors_closed_by_child() -> Iterator[None]:
+    """
+    Let Twisted's spawn look at three descriptors instead of all.
+
+    It asks the system about each open descriptor, one by one, so as to close
+    in the child what would be inherited: milliseconds where there are
+    thousands.  Where the child closes them itself that is in vain.
+    """
+    listing = process._listOpenFDs
+    process._listOpenFDs = lambda: [0, 1, 2]
+    try:
+        yield
+    finally:
+        process._listOpenFDs = listing

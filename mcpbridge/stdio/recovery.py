@@ -1,0 +1,299 @@
+"""
+Recovery after a bridge that was killed together with its guardian.
+
+`Journal` writes this bridge's own state file; `Recovery` finds those of dead
+bridges, and has a guardian clean up after each of them.  What a state file
+is, and what the guardian does, is in `state_file` and `guardian`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mcpbridge.config.tuning import CLEANUP_SECONDS, MAX_CLEANUPS
+from mcpbridge.guard import guarded
+from mcpbridge.stdio.cleanup_records import Containers, MarkedProcess, Record, Records
+from mcpbridge.stdio.state_file import (
+    FORGET_SECONDS,
+    NoStateDirectory,
+    Place,
+    StateFile,
+    is_safe_directory,
+    open_state_directory,
+    take_dead,
+)
+from mcpbridge.stdio.watchdog import guardian_command, set_tag
+
+#: How soon marked processes are in the state file; containers are at once.
+SAVE_SECONDS = 1.0
+#: No more of what a guardian reports is kept.
+REPORT_BYTES = 64 * 1024
+#: What a report says.
+_REPORTED = {"processes", "left", "containers", "errors"}
+
+
+class Journal:
+    """Keeps this bridge's state file, where there may be one."""
+
+    log = Logger()
+
+    def __init__(self, clock: IReactorTime, records: Records) -> None:
+        self._clock = clock
+        self._records = records
+        self._file: StateFile | None = None
+        self._call: IDelayedCall | None = None
+
+    def open(self, folders: Sequence[str], base: int) -> None:
+        """Make the file in the first of these directories that can be had, or say why not."""
+        try:
+            self._file = StateFile.create(open_state_directory(folders), base)
+        except (OSError, NoStateDirectory) as error:
+            self.log.info(
+                "no state file ({error}): if this bridge and its guardian are killed together,"
+                " the next start does not know what they have left; set state_dir",
+                error=str(error),
+            )
+        else:
+            self._save()
+
+    def changed(self, record: Record) -> None:
+        """The records have this one more, or less."""
+        if self._file is None:
+            return
+        if isinstance(record, Containers):
+            self._save()
+        elif self._call is None:
+            self._call = self._clock.callLater(SAVE_SECONDS, self._save)
+
+    def close(self, *, clean: bool) -> None:
+        """The bridge has stopped; without anything left the file goes."""
+        self._no_call()
+        file, self._file = self._file, None
+        if file is not None:
+            if clean:
+                file.remove()
+            else:
+                file.release()
+
+    def _save(self) -> None:
+        self._no_call()
+        if self._file is None:
+            return
+        try:
+            self._file.save(self._records)
+        except OSError as error:
+            self.log.warn(
+                "cannot write {path}: {error}", path=self._file.path, error=error.strerror
+            )
+
+    def _no_call(self) -> None:
+        call, self._call = self._call, None
+        if call is not None and call.active():
+            call.cancel()
+
+
+class Cleaner(ProcessProtocol):
+    """One guardian that cleans up after one dead bridge; `done` fires with its report, or None."""
+
+    log = Logger()
+    transport: Any
+
+    def __init__(self, clock: IReactorTime, records: Sequence[Record], tag: int) -> None:
+        self._clock = clock
+        self._tag = tag
+        self._records = records
+        self._output = b""
+        self._patience: IDelayedCall | None = None
+        self.done: Deferred[dict[str, Any] | None] = Deferred()
+
+    def connectionMade(self) -> None:
+        """Tell it all, and that the bridge is dead."""
+        set_tag(self.transport.pid, self._tag)
+        orders = [json.dumps({"add": each.as_json()}) for each in self._records]
+        self.transport.write("".join(f"{each}\n" for each in orders).encode())
+        self.transport.closeStdin()
+        self._patience = self._clock.callLater(CLEANUP_SECONDS, self.kill)
+
+    def outReceived(self, data: bytes) -> None:
+        """Its report is the last line."""
+        self._output = (self._output + data)[-REPORT_BYTES:]
+
+    def errReceived(self, data: bytes) -> None:
+        """It complains."""
+        self.log.warn("guardian: {text!r}", text=data[:500].decode("utf-8", "replace"))
+
+    def processEnded(self, reason: Failure) -> None:
+        """It is gone."""
+        if self._patience is not None and self._patience.active():
+            self._patience.cancel()
+        try:
+            report = json.loads(self._output.splitlines()[-1])
+        except (IndexError, ValueError):
+            report = None
+        # The files may be of another version by now: what is no report is none.
+        whole = isinstance(report, dict) and report.keys() >= _REPORTED
+        self.done.callback(report if whole else None)
+
+    def kill(self) -> None:
+        """It takes too long, or the bridge stops: the file stays for the next start."""
+        try:
+            self.transport.signalProcess("KILL")
+        except ProcessExitedAlready:
+            pass
+
+
+class Recovery:
+    """
+    Cleans up what dead bridges of this user have left, one after the other.
+
+    The killing is done by a process of its own, off the reactor's loop.
+    `tag` is what that process carries: this bridge's own base, which no
+    session has.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, tag: int) -> None:
+        self._processes: IReactorProcess = reactor
+        self._clock: IReactorTime = reactor
+        self._tag = tag
+        self._cleaner: Cleaner | None = None
+        self._dead: Iterator[StateFile] = iter(())
+        #: How many more bridges are cleaned up after.
+        self._left = 0
+        #: How many files were left to bridges elsewhere.
+        self._elsewhere = 0
+        self._stopping = False
+        self._stopped: Deferred[None] | None = None
+
+    def start(self, folders: Sequence[str]) -> None:
+        """Look through these directories, and begin."""
+        self._stopping = False
+        self._left = MAX_CLEANUPS
+        self._elsewhere = 0
+        safe = [folder for folder in folders if is_safe_directory(folder)]
+        self._dead = (file for folder in safe for file in take_dead(folder))
+        guarded(self.log, "looking for bridges that were killed", self._next)
+
+    def stop(self) -> Deferred[None]:
+        """End a cleaning that is at work; the next start does it again."""
+        self._stopping = True
+        if self._cleaner is None:
+            return succeed(None)
+        if self._stopped is None:
+            self._stopped = Deferred()
+            self._cleaner.kill()
+        return self._stopped
+
+    def _next(self) -> None:
+        here = Place.here()
+        for file in self._dead:
+            if self._stopping:
+                file.release()
+                return
+            if not self._left:
+                file.release()
+                self.log.warn("more bridges were killed; the next start cleans up after them")
+                break
+            if self._may_clean(file, here):
+                self._left -= 1
+                self._clean(file)
+                return
+        if self._elsewhere:
+            self.log.info(
+                "{count} state files of bridges on other machines or in other PID namespaces"
+                " are left alone",
+                count=self._elsewhere,
+            )
+
+    def _may_clean(self, file: StateFile, here: Place) -> bool:
+        """Whether process numbers and engines mean here what they meant to that bridge."""
+        place = file.state.place
+        same_boot = (place.boot, place.pid_namespace) == (here.boot, here.pid_namespace)
+        if same_boot and place.host == here.host:
+            return True
+        if not same_boot and (place.host != here.host or place.boot == here.boot):
+            # Another machine, or a container of this one: it is for a bridge there.
+            if file.age() > FORGET_SECONDS:
+                file.remove()
+            else:
+                self._elsewhere += 1
+                file.release()
+            return False
+        self._leave_containers(file)
+        if same_boot:
+            # The machine has got another name.
+            return True
+        # It was restarted since: no process is left.
+        file.remove()
+        return False
+
+    def _leave_containers(self, file: StateFile) -> None:
+        for each in file.records():
+            if isinstance(each, Containers):
+                self.log.warn(
+                    "a bridge that was killed (pid {pid}, on {host!r} before a restart or under"
+                    " another name) may have left containers: look at"
+                    " `{engine} ps -a --filter {filter}`",
+                    pid=file.state.pid,
+                    host=file.state.place.host,
+                    engine=" ".join(each.engine),
+                    filter=each.filter,
+                )
+
+    def _clean(self, file: StateFile) -> None:
+        here = file.state.place == Place.here()
+        records = [each for each in file.records() if here or isinstance(each, MarkedProcess)]
+        cleaner = Cleaner(self._clock, records, self._tag)
+        cleaner.done.addCallback(self._cleaned, file)
+        cleaner.done.addErrback(lambda why: self.log.failure("recovery failed", why))
+        line = guardian_command(file.state.base, self._tag)
+        self._cleaner = cleaner
+        try:
+            self._processes.spawnProcess(cleaner, sys.executable, line, {})
+        except OSError as error:
+            self._cleaner = None
+            file.release()
+            self.log.warn(
+                "cannot clean up after a bridge that was killed (pid {pid}): {error}",
+                pid=file.state.pid,
+                error=str(error),
+            )
+
+    def _cleaned(self, report: dict[str, Any] | None, file: StateFile) -> None:
+        self._cleaner = None
+        pid = file.state.pid
+        if report is None or report["left"] or report["errors"]:
+            file.release()
+            if not self._stopping:
+                self.log.warn(
+                    "a bridge that was killed (pid {pid}) may have left something that cannot be"
+                    " ended: {report}; the next start tries again",
+                    pid=pid,
+                    report=report or "the guardian did not report",
+                )
+        else:
+            file.remove()
+            self.log.info(
+                "a bridge that was killed (pid {pid}) had left {processes} processes and"
+                " {containers} containers: they are ended",
+                pid=pid,
+                processes=report["processes"],
+                containers=report["containers"],
+            )
+        if self._stopping:
+            stopped, self._stopped = self._stopped, None
+            if stopped is not None:
+                stopped.callback(None)
+        else:
+            self._next()

@@ -1,0 +1,174 @@
+"""
+`initialize` as a client of legacy backends sends it, and what its answer says.
+
+Knows the handshake of 2025-11-25 and before (basic/lifecycle); must not know
+what comes after it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from mcpbridge.errors import METHOD_NOT_FOUND, UNSUPPORTED_VERSION, BridgeError
+from mcpbridge.jsonrpc.lenient import text
+from mcpbridge.jsonrpc.members import Members, changed, encode, members, value
+from mcpbridge.mcp import revisions
+from mcpbridge.mcp.capabilities import well_formed, with_extensions
+from mcpbridge.mcp.modern_request import MODERN
+from mcpbridge.translation.to_modern import complete, error_code, error_of
+
+#: The revision that a backend is asked for; it may choose an older one.
+ASKED_REVISION = revisions.SUPPORTED[-1]
+#: Capabilities whose values are objects, by the specification; other names may mean anything.
+_CLIENT_CAPABILITIES = frozenset(
+    {"elicitation", "experimental", "extensions", "roots", "sampling", "tasks"}
+)
+_SERVER_CAPABILITIES = frozenset(
+    {
+        "completions",
+        "experimental",
+        "extensions",
+        "logging",
+        "prompts",
+        "resources",
+        "tasks",
+        "tools",
+    }
+)
+#: What a server of 2026-07-28 alone refuses `initialize` with, unless it chooses another code:
+#: to one that knows no older revision the method is unknown.
+_MODERN_CODES = (UNSUPPORTED_VERSION, METHOD_NOT_FOUND)
+#: How many revisions of a refusal are read.
+MAX_NAMED = 32
+
+
+class HandshakeRefused(BridgeError):
+    """
+    The backend does not want `initialize`; `code` is that of its error, and
+    `supported` the revisions that it names, as one of 2026-07-28 alone should.
+    """
+
+    def __init__(self, text: str, code: int | None = None, supported: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.code = code
+        self.supported = supported
+
+    @property
+    def modern_only(self) -> bool:
+        """
+        Whether it says that the backend takes only newer revisions
+        (2026-07-28, basic/versioning).
+        """
+        if self.supported:
+            return bool(set(self.supported) & set(MODERN))
+        return self.code in _MODERN_CODES
+
+
+class Initialized(NamedTuple):
+    """The backend's answer to `initialize`; what is Raw is as it stands."""
+
+    protocol_version: str
+    #: Its members, without those of the specification that are no objects.
+    capabilities: Members
+    server_info: msgspec.Raw | None
+    instructions: msgspec.Raw | None
+
+    def discover_result(self) -> bytes:
+        """
+        The same as a DiscoverResult of 2026-07-28.  Tasks of 2025-11-25 have
+        no counterpart there, and are not offered.
+        """
+        offered = changed(self.capabilities, {"tasks": msgspec.UNSET})
+        result: dict[str, object] = {
+            "supportedVersions": MODERN,
+            "capabilities": with_extensions(offered),
+        }
+        if self.instructions is not None:
+            result["instructions"] = self.instructions
+        return encode(complete("server/discover", changed({}, result), self.server_info))
+
+
+def initialize_params(
+    capabilities: bytes, client_info: msgspec.Raw | None, version: str
+) -> dict[str, object]:
+    """
+    The parameters of `initialize` for clients with these capabilities;
+    `version` is the bridge's own, which stands in for a client that does not
+    say who it is, or not as an Implementation.
+    """
+    info: object = client_info
+    if client_info is None or not _is_implementation(client_info):
+        info = {"name": "mcpbridge", "version": version}
+    return {
+        "protocolVersion": ASKED_REVISION,
+        "capabilities": _declarable(members(capabilities) or {}),
+        "clientInfo": info,
+    }
+
+
+def read_answer(message: Members) -> Initialized:
+    """
+    What the answer to `initialize` says.
+
+    Raises `HandshakeRefused` for an error, for no InitializeResult, and for
+    a revision that the bridge does not know.
+    """
+    error = error_of(message)
+    if error is not None:
+        raise refusal(error)
+    result = members(message["result"]) or {}
+    version = text(result.get("protocolVersion"))
+    if version not in revisions.SUPPORTED:
+        shown = "none" if version is None else repr(version[:40])
+        raise HandshakeRefused(
+            f"the server chose a revision that the bridge does not know: {shown}"
+        )
+    info, instructions = result.get("serverInfo"), result.get("instructions")
+    return Initialized(
+        version,
+        well_formed(
+            members(result["capabilities"]) or {} if "capabilities" in result else {},
+            _SERVER_CAPABILITIES,
+        ),
+        info if info is not None and _is_implementation(info) else None,
+        instructions if text(instructions) is not None else None,
+    )
+
+
+def refusal(error: Members) -> HandshakeRefused:
+    """What an error says that answers `initialize`."""
+    data = members(error["data"]) if "data" in error else None
+    try:
+        named = value((data or {})["supported"])
+    except (KeyError, ValueError):
+        named = None
+    listed = named[:MAX_NAMED] if isinstance(named, list) else []
+    supported = tuple(each for each in listed if isinstance(each, str))
+    shown = text(error.get("message")) or "no reason was given"
+    return HandshakeRefused(
+        f"the server refused initialize: {shown[:200]}", error_code(error), supported
+    )
+
+
+def _declarable(declared: Members) -> dict[str, object]:
+    """
+    The capabilities of a client, for a server of 2025-11-25 or before.
+
+    Tasks are not translated, and that roots change is never told.  All else
+    passes: an extension is between the client and the server, and so is a
+    capability that the bridge does not know.
+    """
+    known = well_formed(declared, _CLIENT_CAPABILITIES)
+    known.pop("tasks", None)
+    if "roots" in known:
+        roots = members(known["roots"]) or {}
+        roots.pop("listChanged", None)
+        known["roots"] = msgspec.Raw(encode(roots))
+    return dict(with_extensions(known))
+
+
+def _is_implementation(raw: msgspec.Raw) -> bool:
+    info = members(raw) or {}
+    return text(info.get("name")) is not None and text(info.get("version")) is not None

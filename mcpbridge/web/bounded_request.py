@@ -1,0 +1,139 @@
+"""
+A request whose body is kept in memory, within bounds.
+
+Knows sizes; must not know what is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+from twisted.python.failure import Failure
+from twisted.web.server import Request
+
+from mcpbridge.config.tuning import TRIM_BYTES
+from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
+from mcpbridge.processes.address_shares import Shares
+
+
+class BodyBudget:
+    """
+    How many bytes all requests may hold together, from their arrival until
+    their answers are out, and those of one client address, where `shares` says
+    so.  `freed` is called when a large one is over.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        shares: Shares | None = None,
+        freed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._limit = limit
+        self._shares = shares
+        self._freed = freed
+        self.used = 0
+
+    def has_room(self, size: int, address: str | None = None) -> bool:
+        """Whether `take` would take so much."""
+        if self.used + size > self._limit:
+            return False
+        return self._shares is None or not self._shares.is_over(address, size)
+
+    def take(self, size: int, address: str | None = None) -> bool:
+        """Take some for a client, or none where there is no room."""
+        if self.used + size > self._limit:
+            return False
+        if self._shares is not None and not self._shares.take(address, size):
+            return False
+        self.used += size
+        return True
+
+    def give_back(self, size: int, address: str | None = None) -> None:
+        """Return what was taken for a client."""
+        self.used -= size
+        if self._shares is not None:
+            self._shares.give_back(address, size)
+        if size >= TRIM_BYTES:
+            self._freed()
+
+    def refusal(self, size: int) -> NoRoom:
+        """What is said where so much could not be taken."""
+        if self.used + size > self._limit or self._shares is None:
+            return NoRoom("the bridge is receiving as much as it may hold (max_request_bytes)")
+        return NoRoom(
+            "your address is sending as much at a time as it may:"
+            f" {self._shares.limit} bytes ({self._shares.setting})"
+        )
+
+
+class BridgeRequest(Request):
+    """
+    A request whose body is kept in memory, up to the site's limit.
+
+    `refusal` is set where the body was refused; routes raise it once they
+    know that nothing else is wrong.
+    """
+
+    channel: Any
+    content: Any
+    refusal: Refused | None = None
+    _held = 0
+    #: The address whose share it counts against.
+    _client: str | None = None
+
+    def gotLength(self, length: int | None) -> None:
+        """The head is there; `length` is None for a chunked body."""
+        self.content = BytesIO()
+        if length is not None and length > self.channel.site.max_body:
+            self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Keep some more of the body, or refuse it."""
+        if self.refusal is not None:
+            return
+        size = len(data)
+        site = self.channel.site
+        if self._held + size > site.max_body:
+            self._refuse()
+            return
+        if not self._held:
+            self._client = site.clients.of_request(self)
+        if not site.budget.take(size, self._client):
+            self.refusal = site.budget.refusal(size)
+            self.let_go()
+        else:
+            self._held += size
+            self.content.write(data)
+
+    def body(self) -> bytes:
+        """
+        The whole body; what held it is freed.  It counts until the answer is
+        out: whoever works on it has it in some form.
+        """
+        body: bytes = self.content.getvalue()
+        self.content = BytesIO()
+        return body
+
+    def _refuse(self) -> None:
+        limit = self.channel.site.max_body
+        self.let_go()
+        self.refusal = MessageTooLarge(f"a message may have {limit} bytes")
+
+    def let_go(self) -> None:
+        """Nobody has the body any more."""
+        if self._held and self.channel is not None:
+            self.channel.site.budget.give_back(self._held, self._client)
+            self._held = 0
+        self.content = BytesIO()
+
+    def _cleanup(self) -> None:
+        self.let_go()
+        super()._cleanup()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The connection is gone, with what the request held."""
+        self.let_go()
+        super().connectionLost(reason)

@@ -1,0 +1,216 @@
+"""
+Which address a client has, for what is shared among addresses.
+
+Knows addresses and what proxies write of them (`X-Forwarded-For`; RFC 7239);
+must not know what is shared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any, NamedTuple
+
+from twisted.internet.address import UNIXAddress
+
+from mcpbridge.config.settings import BridgeSettings
+
+#: How many addresses are remembered, so that they are read once.
+KNOWN_ADDRESSES = 4096
+#: How many proxies in a row are looked through.
+MAX_HOPS = 32
+#: The network that one host, or one customer, most often has (RFC 6177).
+IPV6_PREFIX = 64
+
+FORWARDED_FOR = "x-forwarded-for"
+FORWARDED = "forwarded"
+#: Gives the values of a header.
+Fields = Callable[[str], list[str]]
+
+_FIELD = re.compile(rb"(?i)\r\n(x-forwarded-for|forwarded):([^\r]*)")
+_FOR = re.compile(r"(?i)(?:^|;)\s*for\s*=\s*([^;]*)")
+
+
+class Peer(NamedTuple):
+    """
+    The other end of a connection, or the client behind it.
+
+    `address` is what is counted: an IPv4 address, the /64 of an IPv6 address,
+    `unix`, or an empty string where nothing is known.
+    """
+
+    address: str
+    exempt: bool = False
+    proxy: bool = False
+
+    @property
+    def share(self) -> str | None:
+        """The address whose share this counts against; None where it has none."""
+        return None if self.exempt or self.proxy else self.address or None
+
+
+class ClientAddresses:
+    """Tells clients apart by address, as `exempt_addresses` and `trusted_proxies` say."""
+
+    def __init__(self, settings: BridgeSettings) -> None:
+        self._exempt = _Networks(settings.exempt_addresses)
+        self._proxies = _Networks(settings.trusted_proxies)
+        self._known = lru_cache(KNOWN_ADDRESSES)(self._classify)
+
+    def peer(self, address: Any) -> Peer:
+        """Who connects from an `IAddress`."""
+        if isinstance(address, UNIXAddress):
+            return self._known("unix")
+        return self._known(str(getattr(address, "host", "")))
+
+    def is_proxy(self, address: Any) -> bool:
+        """Whether an `IAddress` is that of a trusted proxy."""
+        return self.peer(address).proxy
+
+    def client(self, peer: Peer, fields: Fields) -> str | None:
+        """
+        The address whose share a request counts against; None: nobody's.
+
+        Behind a trusted proxy it is the right-most entry that is not a trusted
+        proxy itself, for what stands left of that the client may have written.
+        A proxy that writes one of the two headers passes on what the client
+        says in the other; where they differ, neither is believed, and the
+        request counts with all such requests of its proxy.
+        """
+        if not peer.proxy:
+            return peer.share
+        hosts = self._named(fields)
+        if not hosts:
+            # The proxy's own: a look whether the bridge is well.
+            return None
+        named = {self._known(host or "") for host in hosts}
+        if None in hosts or len(named) > 1:
+            return f"a client of {peer.address}"
+        return named.pop().share
+
+    def of_request(self, request: Any) -> str | None:
+        """
+        The same for a request of twisted.web, whatever site it has come to; None
+        where its connection is lost.
+        """
+        channel = request.channel
+        if channel is None:
+            return None
+        peer = getattr(channel, "peer", None)
+        if peer is None:
+            peer = self.peer(channel.getPeer())
+        return self.client(peer, _of_headers(request.requestHeaders))
+
+    def address(self, request: Any) -> str | None:
+        """
+        The address of a request's client itself, whether or not it is counted;
+        None where that is not known: it has no address, or nobody is believed.
+        """
+        channel = request.channel
+        if channel is None:
+            return None
+        end = channel.getPeer()
+        hosts = self._named(_of_headers(request.requestHeaders)) if self.is_proxy(end) else []
+        named = {_plain(host) for host in hosts or [getattr(end, "host", None)]}
+        return named.pop() if len(named) == 1 else None
+
+    def _named(self, fields: Fields) -> list[str | None]:
+        """Whom proxies name, in each of the headers that is there; None: no address."""
+        return [
+            self._nearest(reversed(entries))
+            for entries in (_forwarded_for(fields), _forwarded(fields))
+            if entries
+        ]
+
+    def _nearest(self, entries: Iterable[str]) -> str | None:
+        """The first of these that is no proxy, else the last; None where it is no address."""
+        found: str | None = None
+        for hop, entry in enumerate(entries):
+            found = _host(entry)
+            if found is None or hop == MAX_HOPS:
+                return None
+            if not self._known(found).proxy:
+                break
+        return found
+
+    def _classify(self, host: str) -> Peer:
+        if host == "unix":
+            return Peer(host, self._exempt.unix, self._proxies.unix)
+        address = _parsed(host)
+        if address is None:
+            return Peer("")
+        exempt, proxy = address in self._exempt, address in self._proxies
+        if address.version == 6:
+            return Peer(str(ip_network((address, IPV6_PREFIX), strict=False)), exempt, proxy)
+        return Peer(str(address), exempt, proxy)
+
+
+class _Networks:
+    """A list of addresses and networks."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.unix = "unix" in names
+        self._networks = [ip_network(name, strict=False) for name in names if name != "unix"]
+
+    def __contains__(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(address in network for network in self._networks)
+
+
+def in_head(head: bytes) -> Fields:
+    """What of a request's head, whose lines end with CRLF, names its client."""
+    found = [(name.lower(), value) for name, value in _FIELD.findall(head)]
+
+    def fields(wanted: str) -> list[str]:
+        name = wanted.encode("ascii")
+        return [value.decode("latin-1") for each, value in found if each == name]
+
+    return fields
+
+
+def _of_headers(headers: Any) -> Fields:
+    def fields(name: str) -> list[str]:
+        values = headers.getRawHeaders(name.encode("ascii")) or []
+        return [value.decode("latin-1") for value in values]
+
+    return fields
+
+
+def _forwarded_for(fields: Fields) -> list[str]:
+    """The entries of `X-Forwarded-For`, the nearest last."""
+    return [entry for value in fields(FORWARDED_FOR) for entry in value.split(",")]
+
+
+def _forwarded(fields: Fields) -> list[str]:
+    """
+    The nodes of `Forwarded`, the nearest last.  Commas are not looked for
+    within quotes: a quote that the client has opened must not hide what its
+    proxy has appended.
+    """
+    found = [_FOR.search(each) for value in fields(FORWARDED) for each in value.split(",")]
+    return ["" if each is None else each[1] for each in found]
+
+
+def _host(entry: str) -> str | None:
+    """An address without its port and quotes (RFC 7239, section 6); None for another name."""
+    text = entry.strip().strip('"')
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    return text if _parsed(text) is not None else None
+
+
+def _plain(host: Any) -> str | None:
+    """An address as it is always written; None for what is none."""
+    address = _parsed(str(host))
+    return None if address is None else str(address)
+
+
+def _parsed(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -1,0 +1,169 @@
+"""
+Whether a client still takes what is written to it, and quickly enough.
+
+Knows a transport and time; must not know what is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from mcpbridge.config.tuning import RATE_SECONDS
+from mcpbridge.web.tcp import acknowledged, unsent
+
+#: How often in a timeout it is looked: while something waits, and while nothing does.
+LOOKS = 20
+IDLE_LOOKS = 10
+
+
+class ClientWatch:
+    """
+    Calls `stalled` with a reason, once, for a client that does not read: it
+    has taken no byte for `timeout` seconds while data waited for it, or over
+    `RATE_SECONDS` fewer than `min_rate` bytes a second of what waited.
+
+    `looked` is called after each look.
+
+    `start` looks until `stop`, which is for a stream; `arm` looks only for as
+    long as something waits.
+
+    What counts for the rate is only what waited *between* two looks: of a
+    stream of small messages something is always on its way, and whoever takes
+    all of it in time is not slow, however little that is.
+    """
+
+    __slots__ = (
+        "_acknowledged",
+        "_always",
+        "_began",
+        "_call",
+        "_clock",
+        "_gained",
+        "_looked",
+        "_looked_at",
+        "_min_rate",
+        "_owed",
+        "_pending",
+        "_progress",
+        "_stalled",
+        "_taken",
+        "_timeout",
+        "_transport",
+        "_waited",
+        "_written",
+    )
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        transport: Any,
+        timeout: float,
+        min_rate: int,
+        stalled: Callable[[str], None],
+        pending: Callable[[Any], int] = unsent,
+        acknowledged: Callable[[Any], int | None] = acknowledged,
+        looked: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._looked_at = looked
+        self._clock = clock
+        self._transport = transport
+        self._timeout = timeout
+        self._min_rate = min_rate
+        self._stalled = stalled
+        self._pending = pending
+        self._acknowledged = acknowledged
+        self._always = False
+        self._written = 0
+        self._call: IDelayedCall | None = None
+        #: Bytes that waited at the last look; 0 where none did.
+        self._waited = 0
+        #: At the last look: when that was, and bytes taken by then.
+        self._looked = 0.0
+        self._taken = 0
+        #: When the client was last seen to take something.
+        self._progress = 0.0
+        #: In this window of the rate: its begin, bytes taken, and bytes due.
+        self._began = 0.0
+        self._gained = 0
+        self._owed = 0.0
+
+    def start(self) -> None:
+        """Look until `stop`."""
+        self._always = True
+        self._look_in(self._timeout / IDLE_LOOKS)
+
+    def arm(self, size: int = 0) -> None:
+        """So many bytes were written, and not all of them were taken at once: look now."""
+        self._written += size
+        if not self._waited:
+            self._look()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._waited = 0
+        call, self._call = self._call, None
+        if call is not None and call.active():
+            call.cancel()
+
+    def wrote(self, size: int) -> None:
+        """So many bytes were written."""
+        self._written += size
+
+    def _look_in(self, seconds: float) -> None:
+        if self._call is not None and self._call.active():
+            self._call.reset(seconds)
+        else:
+            self._call = self._clock.callLater(seconds, self._look)
+
+    def _look(self) -> None:
+        waiting = self._pending(self._transport)
+        if waiting:
+            reason = self._judge(waiting)
+            if reason is None:
+                self._look_in(self._timeout / LOOKS)
+            else:
+                self.stop()
+                self._stalled(reason)
+        elif self._always:
+            self._waited = 0
+            self._look_in(self._timeout / IDLE_LOOKS)
+        else:
+            self.stop()
+        self._looked_at()
+
+    def _judge(self, waiting: int) -> str | None:
+        """Why the client is to be cut off, if it is."""
+        # What the peer has acknowledged where the system tells, for the
+        # socket's own buffer may hide a slow reader for minutes.
+        taken = self._acknowledged(self._transport)
+        if taken is None:
+            taken = self._written - waiting
+        now = self._clock.seconds()
+        if not self._waited:
+            self._progress = now
+            self._begin_window(now)
+        else:
+            gained = max(0, taken - self._taken)
+            if gained:
+                self._progress = now
+            self._gained += gained
+            self._owed += min(self._waited, self._min_rate * (now - self._looked))
+            if now - self._progress >= self._timeout:
+                return f"the client took no byte for {self._timeout:g} s"
+            if now - self._began >= RATE_SECONDS:
+                if self._gained < self._owed:
+                    return (
+                        f"the client took {self._gained} bytes in {now - self._began:.0f} s"
+                        " (min_transfer_rate)"
+                    )
+                self._begin_window(now)
+        self._waited, self._looked, self._taken = waiting, now, taken
+        return None
+
+    def _begin_window(self, now: float) -> None:
+        self._began = now
+        self._gained = 0
+        self._owed = 0.0

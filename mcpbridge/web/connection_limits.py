@@ -1,0 +1,136 @@
+"""
+The connections that are open, by client address, and which of them gives way.
+
+Knows numbers, addresses and idleness; must not know what a connection is for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import nsmallest
+from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from mcpbridge.config.tuning import IDLE_ADDRESSES, IDLE_CANDIDATES, IDLE_LOOK_SECONDS
+from mcpbridge.processes.address_shares import Fullest, Shares
+from mcpbridge.rate_limited_log import Complaints
+from mcpbridge.web.client_addresses import Peer
+
+
+class Connection(Protocol):
+    """What is asked of a connection."""
+
+    peer: Peer
+
+    def idle_since(self) -> float | None:
+        """When something was last heard on it; None while it has anything to do."""
+
+    def give_way(self) -> bool:
+        """Close, if nothing is lost by it; False where something would be."""
+
+
+class _Found:
+    """The idle connections that were found of an address, those that give way first."""
+
+    def __init__(self) -> None:
+        self.idle: deque[tuple[float, Connection]] = deque()
+        self.not_before = float("-inf")
+
+
+class Connections:
+    """
+    At most `limit` connections, and of each address at most its share.
+
+    Where one too many is opened, the one that has been idle longest gives way,
+    of the address that has its share, or of the one that has most; only where
+    nothing is idle the new one is refused.  It costs the same however many are
+    open, but for a look for idle ones, which finds many at once.
+    """
+
+    log = Logger()
+
+    def __init__(self, limit: int, share: int, clock: IReactorTime) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._shares = Shares(
+            share, clock, what="connections", setting="max_connections_per_address"
+        )
+        self._count = 0
+        self._of: dict[str, dict[Connection, None]] = {}
+        #: Addresses by how many connections they have.
+        self._fullest = Fullest()
+        self._found: dict[str, _Found] = {}
+        self._refusals = Complaints(clock)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def admit(self, connection: Connection) -> bool:
+        """Count one that was opened; False where there is no room for it."""
+        address = connection.peer.address
+        if connection.peer.share is not None and len(self._of.get(address, ())) >= (
+            self._shares.limit
+        ):
+            if not self._make_room(address):
+                self._shares.refused(address)
+                return False
+        elif self._count >= self._limit and not any(
+            map(self._make_room, self._fullest.first(IDLE_ADDRESSES))
+        ):
+            self._refused()
+            return False
+        of_address = self._of.setdefault(address, {})
+        of_address[connection] = None
+        self._counted(address, len(of_address) - 1, len(of_address))
+        return True
+
+    def remove(self, connection: Connection) -> None:
+        """One is closed; that may be said twice."""
+        address = connection.peer.address
+        of_address = self._of.get(address, {})
+        if connection not in of_address:
+            return
+        del of_address[connection]
+        self._counted(address, len(of_address) + 1, len(of_address))
+        if not of_address:
+            del self._of[address]
+            self._found.pop(address, None)
+
+    def _counted(self, address: str, before: int, after: int) -> None:
+        self._count += after - before
+        self._fullest.changed(address, before, after)
+
+    def _make_room(self, address: str) -> bool:
+        """Whether an idle connection of an address has given way."""
+        found = self._found.get(address)
+        if found is None:
+            found = self._found[address] = _Found()
+        now = self._clock.seconds()
+        if not found.idle and now >= found.not_before:
+            found.idle.extend(self._look(address))
+            if len(found.idle) < IDLE_CANDIDATES:
+                found.not_before = now + IDLE_LOOK_SECONDS * len(self._of[address])
+        while found.idle:
+            since, connection = found.idle.popleft()
+            # It may have been closed, or have had something to do, meanwhile.
+            is_open = connection in self._of[address]
+            if is_open and connection.idle_since() == since and connection.give_way():
+                self.remove(connection)
+                return True
+        return False
+
+    def _look(self, address: str) -> list[tuple[float, Connection]]:
+        idle = (
+            (since, connection)
+            for connection in self._of.get(address, ())
+            if (since := connection.idle_since()) is not None
+        )
+        return nsmallest(IDLE_CANDIDATES, idle, key=lambda each: each[0])
+
+    def _refused(self) -> None:
+        if self._refusals.due() is not None:
+            self.log.warn(
+                "refusing connections: {limit} are open (max_connections)", limit=self._limit
+            )

@@ -1,0 +1,358 @@
+"""
+The front of a connection: plain requests to post a message, read without
+ceremony.
+
+A client that posts writes nearly the same head again and again, and all that
+is wanted of it is a session and a length.  What is recognised here is exactly
+what the ordinary channel would understand in the same way; anything else, and
+anything in doubt, is left to it.  Knows the bytes of a request (RFC 9112);
+must not decide about a message: that is for the server.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import time
+from typing import NamedTuple, cast
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import datetimeToString
+from twisted.web.server import version
+
+from mcpbridge.errors import InternalError, Refused
+from mcpbridge.jsonrpc.envelope import read_message
+from mcpbridge.mcp.header_validation import PARAM_PREFIX, Headers
+from mcpbridge.mcp.modern_request import LISTEN, MODERN, claims_modern
+from mcpbridge.mcp.revisions import SUPPORTED
+from mcpbridge.processes.caller import ANYBODY
+from mcpbridge.server import Server
+from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.stateless.client_connection import ClientConnection
+from mcpbridge.web.error_response import phrase
+from mcpbridge.web.pending_exchange import WaitingExchange
+from mcpbridge.web.pending_response import WaitingAnswer
+from mcpbridge.web.stateless_http import PROXY_HEADERS, read_post, restated, status_of, work_on
+from mcpbridge.web.transport_security import BROWSER_FIELDS, PREFETCH_FIELDS, Gate, is_browser_agent
+
+#: A longer head, or one with more lines, is for the ordinary channel.
+HEAD_BYTES = 8192
+HEAD_LINES = 64
+
+_END = b"\r\n\r\n"
+_TARGET = re.compile(rb"POST ([!-~]+?)(?:\?sessionId=([0-9a-f-]{36}))? HTTP/1\.1")
+_STREAM = re.compile(rb"GET ([!-~]+) HTTP/1\.1")
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_IDENT = re.compile(rb"[0-9a-f-]{36}")
+#: Fields that change what a request is, or whether it is answered; only the
+#: ordinary channel reads them.  Whatever a browser sends is for that too, and
+#: with it for the gate.
+_NOT_PLAIN = (
+    frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te", b"origin"})
+    | BROWSER_FIELDS
+    | PREFETCH_FIELDS
+)
+#: Fields that are read here, and so may stand there once.
+_READ = frozenset(
+    {
+        b"content-length",
+        b"host",
+        b"connection",
+        b"accept",
+        b"content-type",
+        b"mcp-session-id",
+        b"mcp-protocol-version",
+        b"mcp-method",
+        b"mcp-name",
+    }
+)
+#: Read as well, for whether they are there.
+_PROXY = frozenset(name.encode("ascii") for name in PROXY_HEADERS)
+_PARAM = PARAM_PREFIX.lower().encode("ascii")
+
+
+class Plain(NamedTuple):
+    """
+    What is wanted of a plain request's head; `streamable`: at `/mcp`.
+
+    One of 2026-07-28 has `headers` that its body must agree with, and needs
+    no `ident` of a session; `proxied`: a proxy has sent it.
+    """
+
+    server: Server
+    ident: str
+    length: int
+    host: bytes | None
+    streamable: bool
+    headers: Headers | None = None
+    proxied: bool = False
+
+
+def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain | None:
+    """
+    The head of a plain request, without its last empty line; None where it
+    is not plain.
+
+    `servers` are found by the path to post to, byte for byte, with whether it
+    is that of Streamable HTTP.
+    """
+    if len(head) > HEAD_BYTES:
+        return None
+    first, *lines = head.split(b"\r\n")
+    target = _TARGET.fullmatch(first)
+    if target is None:
+        return None
+    server, streamable = servers.get(target[1], (None, False))
+    fields = _read_fields(lines)
+    if server is None or fields is None:
+        return None
+    digits = fields.get(b"content-length", b"")
+    # Without a length there is no body, and an answer of its own.
+    if not digits.isdigit() or len(digits) > 10 or int(digits) == 0:
+        return None
+    if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    if streamable and (target[2] is not None or not _may_post(fields)):
+        return None
+    host = fields.get(b"host")
+    version = fields.get(b"mcp-protocol-version", b"2025-11-25").decode("latin-1")
+    if streamable and version in MODERN:
+        if b"mcp-session-id" in fields:
+            return None
+        # Where all is to be JSON, some messages are not for the client; and
+        # who is told of the caller, is told of all headers.
+        if server.settings.json_response or server.tells_callers:
+            return None
+        proxied = not _PROXY.isdisjoint(fields)
+        return Plain(server, "", int(digits), host, streamable, _headers(fields), proxied)
+    ident = fields.get(b"mcp-session-id", b"") if streamable else target[2]
+    if ident is None or not _IDENT.fullmatch(ident):
+        return None
+    if streamable and version not in SUPPORTED:
+        return None
+    return Plain(server, ident.decode("ascii"), int(digits), host, streamable)
+
+
+def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
+    """The fields that are read here; None where one is not plain."""
+    if len(lines) > HEAD_LINES:
+        return None
+    fields: dict[bytes, bytes] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or not _NAME.fullmatch(name):
+            return None
+        if b"\n" in value or b"\r" in value or b"\0" in value:
+            return None
+        name = name.lower()
+        if name in _NOT_PLAIN or name in fields:
+            return None
+        if name == b"user-agent" and is_browser_agent(value):
+            return None
+        if name in _READ or name in _PROXY or name.startswith(_PARAM):
+            fields[name] = value.strip(b" \t")
+    return fields
+
+
+def _may_post(fields: dict[bytes, bytes]) -> bool:
+    """Whether the endpoint would take it: the usual headers, and in doubt not."""
+    accepted = {part.strip(b" \t") for part in fields.get(b"accept", b"").split(b",")}
+    return (
+        accepted >= {b"application/json", b"text/event-stream"}
+        and fields.get(b"content-type", b"").lower() == b"application/json"
+    )
+
+
+def _headers(fields: dict[bytes, bytes]) -> Headers:
+    def get(name: str) -> list[str]:
+        value = fields.get(name.lower().encode("latin-1"))
+        return [] if value is None else [value.decode("latin-1")]
+
+    return get
+
+
+class NotPlainAfterAll(Exception):
+    """A message that the ordinary channel has to look at: a batch, a beginning."""
+
+
+class Front:
+    """Answers plain requests for the servers of one site."""
+
+    log = Logger()
+
+    def __init__(self, servers: Sequence[Server], gate: Gate) -> None:
+        self._gate = gate
+        self._servers = {
+            f"{server.settings.base_uri}/{name}{slash}".encode("ascii"): (server, name == "mcp")
+            for server in servers
+            for name in ("message", "mcp")
+            for slash in ("", "/")
+        }
+        self._streams = {
+            f"{server.settings.base_uri}/sse{slash}".encode("ascii"): server
+            for server in servers
+            for slash in ("", "/")
+        }
+        self._second = 0
+        self._dated = b""
+        self._accepted = b""
+
+    def recognise(self, head: bytes, loopback: int | None = None) -> Plain | None:
+        """
+        The head of a plain request, or None; `loopback` is the port of the
+        listener, if it is on loopback.
+        """
+        plain = read_head(head, self._servers)
+        if plain is not None and not self._gate.allows_host(plain.host, loopback):
+            return None
+        return plain
+
+    def refuse_stream(
+        self, head: bytes, loopback: int | None, client: Callable[[], str | None] = lambda: None
+    ) -> bytes | None:
+        """
+        The answer to a plain request for an event stream whose server is
+        full; None for any other, and where there is room.  `client` tells the
+        address whose share the request counts against.
+        """
+        first, *lines = head.split(b"\r\n")
+        target = _STREAM.fullmatch(first)
+        server = self._streams.get(target[1]) if target is not None else None
+        if server is None or len(head) > HEAD_BYTES:
+            return None
+        refusal = server.refusal(client)
+        if refusal is None:
+            return None
+        fields = _read_fields(lines)
+        if fields is None or b"content-length" in fields:
+            return None
+        if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+            return None
+        if not self._gate.allows_host(fields.get(b"host"), loopback):
+            return None
+        server.pool.refused()
+        return self._refused(refusal)
+
+    def answer(self, request: Plain, body: bytes) -> bytes:
+        """
+        Let the server decide about the message; the whole answer, as bytes.
+        Raises `NotPlainAfterAll` where it needs more time for that.
+        """
+        self._know_the_time()
+        try:
+            received = request.server.receive(request.ident, body)
+        except Exception as error:
+            return self._failed(error)
+        if not received:
+            raise NotPlainAfterAll
+        return self._accepted
+
+    def post(
+        self,
+        request: Plain,
+        body: bytes,
+        answer: Callable[[bytes], None],
+        hand_over: Callable[[], None],
+        client: Callable[[], str | None] = lambda: None,
+        connection: Callable[[], ClientConnection | None] = lambda: None,
+    ) -> bytes | WaitingAnswer | WaitingExchange:
+        """
+        The same for Streamable HTTP: the whole answer, or what waits for it
+        and calls `answer` with all of it, or `hand_over`; an exchange is to
+        be begun.  `client` tells the address whose share the request counts
+        against, `connection` the one that it came on.
+        """
+        if request.headers is not None:
+            known = None if request.proxied else connection()
+            return self._ask(request, request.headers, body, answer, hand_over, client(), known)
+        self._know_the_time()
+        made: list[WaitingAnswer] = []
+        if claims_modern(body):
+            raise NotPlainAfterAll
+        try:
+            face = cast("StreamableFace", request.server.find_streamable(request.ident).stream)
+            request.server.check_size(body)
+            line, envelope = read_message(body)
+            if envelope is None or envelope.method == "initialize":
+                raise NotPlainAfterAll
+
+            def wait() -> WaitingAnswer:
+                made.append(WaitingAnswer(face, lambda b: answer(self._json(b)), hand_over))
+                return made[0]
+
+            stream = face.receive([(line, envelope)], wait)
+        except NotPlainAfterAll:
+            raise
+        except Exception as error:
+            return self._failed(error)
+        if stream is None:
+            return self._accepted
+        made[0].stream = stream
+        return made[0]
+
+    def _ask(
+        self,
+        request: Plain,
+        headers: Headers,
+        body: bytes,
+        answer: Callable[[bytes], None],
+        hand_over: Callable[[], None],
+        client: str | None,
+        connection: ClientConnection | None,
+    ) -> bytes | WaitingExchange:
+        """A request of 2026-07-28 that most likely has one message for an answer."""
+        try:
+            asked = read_post(request.server, body, headers)
+        except Refused as error:
+            return self._refused(error)
+        if asked is None or asked.method == LISTEN:
+            raise NotPlainAfterAll
+        return WaitingExchange(
+            asked,
+            ANYBODY,
+            connection=connection,
+            work=partial(work_on, request.server, headers=headers),
+            answer=lambda line: answer(self._json(line, status_of(line))),
+            refuse=lambda refusal: answer(self._refused(restated(refusal))),
+            hand_over=hand_over,
+            client=client,
+        )
+
+    def _know_the_time(self) -> None:
+        now = int(time())
+        if now != self._second:
+            self._second = now
+            self._dated = b"Server: %b\r\nDate: %b\r\n" % (version, datetimeToString(now))
+            self._accepted = b"%b%bContent-Length: 0%b" % (_status(202), self._dated, _END)
+            self._typed = b"%bContent-Type: application/json\r\nContent-Length: " % self._dated
+            self._json_head = _status(200) + self._typed
+
+    def _json(self, line: bytes, status: int = 200) -> bytes:
+        self._know_the_time()
+        head = self._json_head if status == 200 else _status(status) + self._typed
+        return b"%b%d%b%b" % (head, len(line), _END, line)
+
+    def _failed(self, error: Exception) -> bytes:
+        if isinstance(error, Refused):
+            return self._refused(error)
+        self.log.failure("a request failed", Failure(error))
+        return self._refused(InternalError.of_ours())
+
+    def _refused(self, refusal: Refused) -> bytes:
+        self._know_the_time()
+        body = refusal.body()
+        fields = b"".join(b"%b: %b\r\n" % field for field in refusal.headers())
+        return b"%b%b%bContent-Length: %d%b%b" % (
+            _status(refusal.status),
+            self._dated,
+            fields,
+            len(body),
+            _END,
+            body,
+        )
+
+
+def _status(code: int) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (code, phrase(code))

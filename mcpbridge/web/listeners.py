@@ -1,0 +1,108 @@
+"""
+From a listener's description to an endpoint.
+
+Knows Twisted's descriptions and what they lack; must not know what is served.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamServerEndpoint
+from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
+from zope.interface import implementer
+
+from mcpbridge.config.tuning import BACKLOG
+from mcpbridge.rate_limited_log import Complaints
+
+#: The kinds whose descriptions may hold `backlog`.
+_WITH_BACKLOG = ("tcp", "tcp6", "ssl", "tls", "unix")
+
+
+def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+    """
+    The endpoint of a description; its backlog is `BACKLOG` where none is named.
+
+    Raises whatever Twisted raises, and `ValueError` where that says too little.
+    """
+    if description.isdecimal():
+        raise ValueError(f"a port alone; for this machine: `tcp:{description}:interface=127.0.0.1`")
+    try:
+        return _with_backlog(reactor, description)
+    except (ImportError, NameError) as error:
+        # Twisted leaves names undefined where it cannot import OpenSSL.
+        raise ValueError(f"{error}; TLS needs `pip install 'mcpbridge[tls]'`") from error
+
+
+def _with_backlog(reactor: Any, description: str) -> IStreamServerEndpoint:
+    endpoint: IStreamServerEndpoint
+    kind, colon, rest = description.partition(":")
+    if colon and kind in _WITH_BACKLOG:
+        try:
+            # Of two that are named alike the last one counts: the user's own.
+            endpoint = serverFromString(reactor, f"{kind}:backlog={BACKLOG}:{rest}")
+            return endpoint
+        except TypeError:
+            # It has one by its place, or something is wrong with it.
+            pass
+    endpoint = serverFromString(reactor, description)
+    return endpoint
+
+
+@implementer(ILogObserver)
+class AcceptErrors:
+    """
+    Says now and then (`Complaints`) that connections cannot be accepted,
+    and what to do, instead of what Twisted logs of each.
+
+    Where descriptors run out, `twisted.internet.tcp.Port` gives up one that it
+    has in reserve, accepts who waits, closes it and takes the reserve back:
+    three lines for each connection, in a log that then fills the disk.  Nothing
+    but those lines passes here, since a port's logger says little else.
+    """
+
+    log = Logger()
+    #: What the formats of those events start with.  In another version of
+    #: Twisted with other words all of them would pass as they are.
+    _RELEASED = "EMFILE encountered"
+    _CLOSED = "EMFILE recovery"
+    _RESERVED = "Re-reserving EMFILE"
+    _NOT_ACCEPTED = "Could not accept new connection"
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._closed = Complaints(clock)
+
+    def watch(self, port: IListeningPort) -> None:
+        """Let a listener of Twisted's log here; any other is left as it is."""
+        logger = getattr(port, "_logger", None)
+        if isinstance(logger, Logger):
+            own: Any = port
+            own._logger = Logger(namespace=logger.namespace, source=port, observer=self)
+
+    def __call__(self, event: LogEvent) -> None:
+        """Count what a listener says of a connection, or pass it on."""
+        said = str(event.get("log_format") or "")
+        if said.startswith(self._CLOSED):
+            self._closed.add()
+        elif said.startswith(self._NOT_ACCEPTED):
+            # Nobody was closed; who waits goes on waiting.
+            self._complain(str(event.get("acceptError")))
+        elif said.startswith(self._RESERVED):
+            self._complain("EMFILE")
+        elif not said.startswith(self._RELEASED):
+            globalLogPublisher(event)
+
+    def _complain(self, error: str) -> None:
+        count = self._closed.due()
+        if count is None:
+            return
+        self.log.warn(
+            "connections cannot be accepted ({error}); {count} were closed since this was said"
+            " last.  This process may have {limit} descriptors: raise the limit (ulimit -n,"
+            " LimitNOFILE=) or lower max_connections and max_sessions",
+            error=error,
+            count=count,
+            limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        )

@@ -1,0 +1,415 @@
+"""
+Requests of MCP 2026-07-28 at the endpoint of Streamable HTTP: each a POST of
+its own, without a session.
+
+Knows statuses and headers (2026-07-28, basic/transports/streamable-http); who
+works on a request is for `stateless.dispatcher`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.config.tuning import COMMIT_SECONDS
+from mcpbridge.errors import (
+    HEADER_MISMATCH,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    MISSING_CAPABILITY,
+    PARSE_ERROR,
+    UNSUPPORTED_VERSION,
+    BackendEnded,
+    InternalError,
+    NotAcceptable,
+    NotJsonRpc,
+    Refused,
+    UnknownSession,
+    UnsupportedVersion,
+)
+from mcpbridge.jsonrpc import sse
+from mcpbridge.jsonrpc.envelope import Envelope, peek, read_message
+from mcpbridge.jsonrpc.large_messages import Large, read_large
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
+from mcpbridge.mcp.header_validation import Headers, check_headers
+from mcpbridge.mcp.modern_request import LISTEN, MODERN, ModernRequest, read_request
+from mcpbridge.processes.caller import ANYBODY
+from mcpbridge.server import Server
+from mcpbridge.stateless.client_connection import ClientConnection
+from mcpbridge.stateless.exchange import Exchange
+from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted
+from mcpbridge.web.error_response import answer
+from mcpbridge.web.pending_exchange import WaitingExchange
+from mcpbridge.web.request_caller import CallerOf, nobody
+from mcpbridge.web.response import Reply
+
+#: The statuses of answers that are errors; of all others it is 200.
+STATUSES = {
+    PARSE_ERROR: 400,
+    INVALID_REQUEST: 400,
+    METHOD_NOT_FOUND: 404,
+    INVALID_PARAMS: 400,
+    HEADER_MISMATCH: 400,
+    MISSING_CAPABILITY: 400,
+    UNSUPPORTED_VERSION: 400,
+}
+
+#: Codes that no new implementation should use.
+LEFT_TO_OTHERS = range(-32019, -31999)
+
+#: What proxies add to a request: where one of these stands, the connection is
+#: the proxy's, which may send the requests of several clients on it.
+PROXY_HEADERS = frozenset({"forwarded", "via", "x-forwarded-for", "x-real-ip"})
+
+
+class ModernEndpoint:
+    """The endpoint of one server, for requests that belong to no session."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        server: Server,
+        clock: IReactorTime,
+        client_of: Callable[[Any], str | None] = lambda request: None,
+        caller_of: CallerOf = nobody,
+    ) -> None:
+        self._server = server
+        self._clock = clock
+        self._client_of = client_of
+        self._caller_of = caller_of
+
+    async def post(
+        self, request: Any, body: bytes | Large, refusal: Refused | None, accepted: Accepted
+    ) -> None:
+        """
+        One request or notification, unless its head is to be answered with
+        this refusal; the client accepts no more than that.  Raises `Refused`.
+        """
+        headers = _headers(request)
+        if refusal is not None:
+            raise of_request(refusal, body)
+        if isinstance(body, bytes) and len(body) <= LARGE_BYTES:
+            asked = read_post(self._server, body, headers)
+        else:
+            asked = await _read_large(self._server, body, headers)
+        if asked is None:
+            # None is defined that a client would send over HTTP.
+            request.setResponseCode(202)
+            request.setHeader(b"Content-Length", b"0")
+            return
+        settings = self._server.settings
+        listens = asked.method == LISTEN
+        # Who listens gets events, whatever the settings say: there is no other way.
+        may = accepted._replace(json=False) if listens else limited(accepted, settings)
+        if may.nothing:
+            refusal = restated(not_acceptable(settings, listens=listens))
+            refusal.ident = asked.id
+            raise refusal
+        caller = self._caller_of(request)
+        if caller is not None:
+            caller.introduced(asked.client_info)
+        finished: Deferred[None] = Deferred()
+        outlet = ExchangeOutlet(request, settings, self._clock, finished, may)
+        exchange = outlet.exchange = Exchange(
+            asked,
+            ANYBODY if caller is None else caller.identity,
+            outlet,
+            _connection(request),
+            client=self._client_of(request),
+            caller=caller,
+        )
+
+        def gone(_: object) -> None:
+            exchange.cancel()
+            outlet.reply.gone()
+            outlet.exchange = None
+
+        request.notifyFinish().addErrback(gone)
+        try:
+            # An error of those who wait in line has a status of its own.
+            outlet.wait(settings.queue_timeout + COMMIT_SECONDS)
+            await work_on(self._server, exchange, headers)
+            outlet.wait(COMMIT_SECONDS)
+        except CancelledError:
+            gone(None)
+            raise
+        await finished
+
+    async def take_over(self, request: Any, waiting: WaitingExchange) -> None:
+        """Write what was asked past the ordinary channel, and needs more than one message."""
+        finished: Deferred[None] = Deferred()
+        outlet = ExchangeOutlet(request, self._server.settings, self._clock, finished, ANYTHING)
+        outlet.exchange = waiting.exchange
+
+        def gone(_: object) -> None:
+            waiting.detach()
+            outlet.reply.gone()
+            outlet.exchange = None
+
+        request.notifyFinish().addErrback(gone)
+        waiting.take_over(outlet)
+        # What has come is written when this returns; if nothing has, it has been long.
+        outlet.wait(0)
+        await finished
+
+
+def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | None:
+    """
+    The request, checked as far as its server is not needed; None for a
+    notification.  Raises `Refused`, as it is to be answered.
+    """
+    try:
+        server.check_size(body)
+        return _checked(*read_message(body), headers)
+    except Refused as error:
+        raise of_request(error, body) from None
+
+
+async def _read_large(
+    server: Server, body: bytes | Large, headers: Headers
+) -> ModernRequest | None:
+    """The same for a message that is read in slices, or was already."""
+    large: Large | None = None
+    try:
+        if isinstance(body, Large):
+            large = body
+        else:
+            server.check_size(body)
+            large = await server.work.do(read_large(body))
+        if large is None:
+            return _checked(b"", None, headers)
+        return _checked(large, large.envelope, headers)
+    except Refused as error:
+        raise of_request(error, large or b"") from None
+
+
+def _checked(
+    line: bytes | Large, envelope: Envelope | None, headers: Headers
+) -> ModernRequest | None:
+    if envelope is None or not isinstance(envelope.method, str):
+        raise NotJsonRpc("expected one request or notification")
+    version = next(iter(headers("MCP-Protocol-Version")), None)
+    if not envelope.is_request:
+        if version is not None and version.strip(" \t") not in MODERN:
+            raise UnsupportedVersion(version, MODERN)
+        return None
+    asked = read_request(line, envelope, version_header=version)
+    check_headers(asked, headers)
+    return asked
+
+
+def of_request(refusal: Refused, body: bytes | Large) -> Refused:
+    """
+    A refusal as 2026-07-28 has it, with the id of the request, if it can be
+    told: for that alone no large body is read.
+    """
+    digest = body.digest if isinstance(body, Large) else body
+    if refusal.ident is None and len(digest) <= LARGE_BYTES:
+        refusal.ident = _ident(digest)
+    return restated(refusal)
+
+
+async def work_on(server: Server, exchange: Exchange, headers: Headers) -> None:
+    """
+    Have a request worked on; whatever is wrong is its answer.  Raises
+    `CancelledError` alone, where it was cancelled.
+    """
+    try:
+        await server.stateless.ask(exchange, headers)
+    except UnknownSession:
+        exchange.fail(BackendEnded("the request was not answered: its process is ending"))
+    except Refused as error:
+        exchange.fail(error)
+    except CancelledError:
+        raise
+    except Exception:
+        # Not for the routes: events may have begun.
+        ModernEndpoint.log.failure("a request failed")
+        exchange.fail(InternalError.of_ours())
+
+
+class ExchangeOutlet:
+    """
+    The response to one request: JSON where all there is to say is the answer,
+    otherwise events, without ids: nobody can come back to them.
+    """
+
+    def __init__(
+        self,
+        request: Any,
+        settings: ServerSettings,
+        clock: IReactorTime,
+        finished: Deferred[None],
+        may: Accepted,
+    ) -> None:
+        self.exchange: Exchange | None = None
+        self._request = request
+        self._settings = settings
+        self._may = may
+        self._paused = False
+        self._over = False
+        self._behind = 0
+        self.reply = Reply(
+            request,
+            settings,
+            clock,
+            finished=lambda: finished.callback(None),
+            paused=self._pause,
+            resumed=self._resume,
+            over=self._resume,
+        )
+
+    def wait(self, patience: float) -> None:
+        """Nothing has come yet; if that takes longer from now on, it is kept alive."""
+        if self.reply.request is not None and not self.reply.streaming and self._may.events:
+            self.reply.begin_after(patience, self._begin)
+
+    # What an exchange asks: Outlet.
+
+    def send(self, lines: list[bytes], final: bool) -> None:
+        """Messages of the server's."""
+        if self.reply.request is not None:
+            self._send(lines, final)
+        if final:
+            self._done()
+
+    def _send(self, lines: list[bytes], final: bool) -> None:
+        reply = self.reply
+        if not self._may.events:
+            lines = lines[-1:] if final else []
+        if not reply.streaming and final and len(lines) == 1 and self._fits_json(lines[0]):
+            reply.write_json(lines[0], status_of(lines[0]))
+        elif lines:
+            if not reply.streaming:
+                self._begin()
+            self._write(sse.message_events(lines))
+            if final:
+                reply.finish()
+
+    def fail(self, refusal: Refused) -> None:
+        """An answer of the bridge's."""
+        if self.reply.request is not None:
+            self._fail(refusal)
+        self._done()
+
+    def _fail(self, refusal: Refused) -> None:
+        reply = self.reply
+        restated(refusal)
+        if reply.streaming:
+            self._write(sse.message_events([refusal.body()]))
+        else:
+            reply.request.write(answer(reply.request, refusal))
+        reply.finish()
+
+    def _done(self) -> None:
+        """
+        The exchange is over.  It has all of its request, and this is kept
+        until the garbage collector comes: so it is let go, but not before its
+        worker has been told that this client keeps up.
+        """
+        self._over = True
+        if not self._paused:
+            self.exchange = None
+
+    def _fits_json(self, answer: bytes) -> bool:
+        """An error has a status, which events have not, whatever the client accepts."""
+        return self._may.json or status_of(answer) != 200
+
+    def _begin(self) -> None:
+        self.reply.begin(sse.comment())
+
+    def _write(self, events: bytes) -> None:
+        self.reply.write(events)
+        if self._paused:
+            self._behind += len(events)
+            if self._behind > self._settings.max_waiting_bytes:
+                # Nobody else is to wait for this client.
+                self.reply.abort()
+
+    def _pause(self) -> None:
+        self._paused = True
+        if self.exchange is not None:
+            self.exchange.pause()
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._behind = 0
+        if self.exchange is not None:
+            self.exchange.resume()
+        if self._over:
+            self.exchange = None
+
+
+def limited(accepted: Accepted, settings: ServerSettings) -> Accepted:
+    """What the answer to a request may be: as the client accepts, and the settings allow."""
+    return accepted._replace(events=False) if settings.json_response else accepted
+
+
+def not_acceptable(settings: ServerSettings, *, listens: bool = False) -> NotAcceptable:
+    """What is said to a client that accepts nothing of what there may be."""
+    if listens:
+        return NotAcceptable(f"Accept must allow {EVENTS}")
+    either = JSON if settings.json_response else f"{JSON} or {EVENTS}"
+    return NotAcceptable(f"Accept must allow {either}")
+
+
+def restated(refusal: Refused) -> Refused:
+    """
+    The same refusal in the codes of 2026-07-28, which has left some to older
+    implementations (basic/index, "Error Codes").
+    """
+    if refusal.code in LEFT_TO_OTHERS:
+        refusal.code = INTERNAL_ERROR if refusal.status >= 500 else INVALID_REQUEST
+    return refusal
+
+
+def _ident(body: bytes) -> str | int | float | None:
+    """The id of a request that cannot be read as one; None where it has none."""
+    envelope = peek(body)
+    if envelope is None or not envelope.is_request or isinstance(envelope.id, msgspec.UnsetType):
+        return None
+    return envelope.id
+
+
+class _Code(msgspec.Struct):
+    code: float
+
+
+def status_of(line: bytes) -> int:
+    """The status of a response that is this answer alone."""
+    envelope = peek(line)
+    if envelope is None or isinstance(envelope.error, msgspec.UnsetType):
+        return 200
+    try:
+        return STATUSES.get(int(msgspec.json.decode(envelope.error, type=_Code).code), 200)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        return 200
+
+
+def _connection(request: Any) -> ClientConnection | None:
+    """
+    The client's connection.  None behind a proxy, and under a site that is
+    not the bridge's own, whose connections do not say when they are lost.
+    """
+    known = getattr(request.channel, "client_connection", None)
+    if known is None or any(map(request.requestHeaders.hasHeader, PROXY_HEADERS)):
+        return None
+    connection: ClientConnection | None = known()
+    return connection
+
+
+def _headers(request: Any) -> Headers:
+    def get(name: str) -> list[str]:
+        values = request.requestHeaders.getRawHeaders(name.encode("latin-1"), [])
+        return [value.decode("latin-1") for value in values]
+
+    return get

@@ -1,0 +1,410 @@
+"""
+The MCP endpoint of Streamable HTTP: POST, GET and DELETE.
+
+Knows statuses and headers (MCP 2025-11-25, basic/transports); which message
+goes where is for the router, and what differs between revisions is in
+`mcp.revisions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from mcpbridge.config.tuning import COMMIT_SECONDS
+from mcpbridge.errors import (
+    MissingSession,
+    NotAcceptable,
+    NotJsonRpc,
+    Refused,
+    TooManyMcpSessions,
+    TooManySessions,
+    UnsupportedMedia,
+    UnsupportedVersion,
+    WrongMethod,
+)
+from mcpbridge.jsonrpc.envelope import Envelope, check_element, peek, read_message
+from mcpbridge.jsonrpc.large_messages import Message, read_batch, read_large
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
+from mcpbridge.mcp.modern_request import MODERN, PROTOCOL_VERSION, claims_modern, is_modern_version
+from mcpbridge.mcp.revisions import SUPPORTED, is_accepted
+from mcpbridge.mcp.stream_events import Outlet
+from mcpbridge.processes.backend_session import Session
+from mcpbridge.server import Server
+from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted, accepted
+from mcpbridge.web.pending_exchange import WaitingExchange
+from mcpbridge.web.pending_response import WaitingAnswer
+from mcpbridge.web.request_caller import CallerOf, nobody
+from mcpbridge.web.stateless_http import ModernEndpoint, limited, not_acceptable, restated
+from mcpbridge.web.stream_response import ResponseOutlet
+
+
+class McpEndpoint:
+    """
+    The endpoint of one server; `client_of` tells the address whose share a
+    request counts against, `caller_of` who has sent it.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        clock: IReactorTime,
+        client_of: Callable[[Any], str | None] = lambda request: None,
+        caller_of: CallerOf = nobody,
+    ) -> None:
+        self._server = server
+        self._clock = clock
+        self._client_of = client_of
+        self._caller_of = caller_of
+        self._modern = ModernEndpoint(server, clock, client_of, caller_of)
+
+    async def post(self, request: Any) -> None:
+        """A message, or a batch of them, from the client."""
+        finished = await self._post(request)
+        if finished is not None:
+            # Whatever was read of it has gone on to the backend, and is let go here.
+            if hasattr(request, "let_go"):
+                request.let_go()
+            await finished
+
+    async def _post(self, request: Any) -> Deferred[None] | None:
+        """The same; what is still to be waited for, with nothing of the body in hand."""
+        waiting: WaitingAnswer | WaitingExchange | None
+        waiting = getattr(request.channel, "handed_over", None)
+        if waiting is not None:
+            request.channel.handed_over = None
+            if isinstance(waiting, WaitingExchange):
+                await self._modern.take_over(request, waiting)
+            else:
+                await self._take_over(request, waiting)
+            return None
+        refusal: Refused | None = getattr(request, "refusal", None)
+        body = b""
+        if refusal is None:
+            body = request.body() if hasattr(request, "body") else request.content.read()
+        unsupported = _unsupported_media(request)
+        if len(body) > LARGE_BYTES:
+            return await self._post_large(request, body, unsupported)
+        if self._is_modern(request) or claims_modern(body):
+            await self._modern.post(request, body, unsupported or refusal, _accepted(request))
+            return None
+        if unsupported is not None:
+            raise unsupported
+        session = self._session_of(request)
+        if refusal is not None:
+            raise refusal
+        self._server.check_size(body)
+        line, envelope = read_message(body)
+        self._check_version(request, session)
+        if envelope is None and session is not None:
+            return self._post_batch(request, session, line)
+        return await self._post_one(request, session, line, envelope)
+
+    async def _post_large(
+        self, request: Any, body: bytes, unsupported: Refused | None
+    ) -> Deferred[None] | None:
+        """
+        The same for a message that is read in slices.  What its head says
+        against it is said first; a modern one names its revision there.
+        """
+        if self._is_modern(request):
+            await self._modern.post(request, body, unsupported, _accepted(request))
+            return None
+        if unsupported is not None:
+            raise unsupported
+        session = self._session_of(request)
+        self._server.check_size(body)
+        large = await self._server.work.do(read_large(body))
+        if large is not None and PROTOCOL_VERSION in (large.meta or {}):
+            await self._modern.post(request, large, None, _accepted(request))
+            return None
+        self._check_version(request, session)
+        if large is None and session is not None:
+            self._check_batches(session)
+            most = self._server.settings.max_waiting_messages
+            batch = await self._server.work.do(read_batch(body, most))
+            # It may have ended meanwhile.
+            ident = _header(request, b"mcp-session-id")
+            return self._post_elements(request, self._server.find_streamable(ident), batch)
+        if large is None:
+            return await self._post_one(request, None, body, None)
+        session = self._session_of(request)
+        return await self._post_one(request, session, large.line, large.envelope, large.digest)
+
+    async def _post_one(
+        self,
+        request: Any,
+        session: Session | None,
+        line: bytes,
+        envelope: Envelope | None,
+        digest: bytes | None = None,
+    ) -> Deferred[None] | None:
+        """No batch; in a digest of it tokens are read."""
+        if session is None:
+            if envelope is None or envelope.method != "initialize" or not envelope.is_request:
+                raise MissingSession("no Mcp-Session-Id; a session begins with `initialize`")
+            await self._initialize(request, line, envelope)
+            return None
+        if envelope is None or envelope.method == "initialize":
+            raise NotJsonRpc("the session is initialized already")
+        digests = None if digest is None else [digest]
+        return self._post_messages(
+            request, session, [(line, envelope)], batch=False, digests=digests
+        )
+
+    async def get(self, request: Any) -> None:
+        """The GET stream, or with Last-Event-ID what was missed of any stream."""
+        session = self._find(request)
+        if session is None:
+            # What clients take for: there is no such stream, go on without it.
+            raise WrongMethod(
+                "no Mcp-Session-Id; this is an endpoint for MCP clients, whose session begins with"
+                " a POST of `initialize`",
+                "POST",
+            )
+        if not _accepted(request).events:
+            raise NotAcceptable(f"Accept must allow {EVENTS}")
+        face = _face(session)
+        face.touch()
+        finished, outlet = self._outlet(request, face, Accepted(json=False, events=True))
+        last = _header(request, b"last-event-id")
+        if last:
+            stream = face.router.resume(last, outlet)
+            position = int(last.rpartition("-")[2])
+        else:
+            position = face.router.position
+            stream = face.router.open_get(outlet)
+        self._opened(request, face, outlet, outlet, stream, position)
+        await finished
+
+    def delete(self, request: Any) -> None:
+        """The client has no more use for the session."""
+        session = self._find(request)
+        if session is None:
+            raise MissingSession("no Mcp-Session-Id; it names the session that is to end")
+        session.life.end("the client ended it")
+        request.setHeader(b"Content-Length", b"0")
+
+    # The parts of a POST.
+
+    async def _initialize(self, request: Any, line: bytes, envelope: Envelope) -> None:
+        if request.channel is None:
+            raise CancelledError
+        self._check_acceptable(request)
+        caller = self._caller_of(request)
+        if caller is not None:
+            caller.initialized(line)
+        try:
+            session = await self._server.open_streamable(self._client_of(request), caller)
+        except TooManySessions as error:
+            refusal = TooManyMcpSessions(str(error))
+            refusal.retry_after = error.retry_after
+            raise refusal from None
+        _face(session).initializing(envelope.id)  # type: ignore[arg-type]
+        try:
+            finished = self._post_messages(
+                request, session, [(line, envelope)], batch=False, opens=True
+            )
+            if finished is not None:
+                await finished
+        except CancelledError:
+            if not request.startedWriting:
+                self._server.client_left(session, "the client left before it had the session's id")
+            raise
+        except Exception as error:
+            what = "was refused" if isinstance(error, Refused) else "could not be handled"
+            session.life.end(f"its first message {what}")
+            raise
+
+    def _post_batch(self, request: Any, session: Session, line: bytes) -> Deferred[None] | None:
+        self._check_batches(session)
+        elements = self._server.check_batch(line)
+        messages = [(each, check_element(peek(each)), each) for each in elements]
+        return self._post_elements(request, session, messages)
+
+    def _post_elements(
+        self, request: Any, session: Session, messages: Sequence[Message]
+    ) -> Deferred[None] | None:
+        """The messages of a batch, each with its digest."""
+        if not messages:
+            raise NotJsonRpc("the batch is empty")
+        if any(envelope.method == "initialize" for _, envelope, _ in messages):
+            raise NotJsonRpc("`initialize` must not be part of a batch")
+        return self._post_messages(
+            request,
+            session,
+            [(line, envelope) for line, envelope, _ in messages],
+            batch=True,
+            digests=[digest for _, _, digest in messages],
+        )
+
+    def _check_batches(self, session: Session) -> None:
+        if not _face(session).revision.batches:
+            raise NotJsonRpc("a batch; this session's revision of MCP has none")
+
+    def _post_messages(
+        self,
+        request: Any,
+        session: Session,
+        messages: Sequence[tuple[bytes, Envelope]],
+        *,
+        batch: bool,
+        digests: Sequence[bytes] | None = None,
+        opens: bool = False,
+    ) -> Deferred[None] | None:
+        """
+        Hand messages on; what is to be waited for, None where they ask for
+        nothing.  `opens`: they are the `initialize` that opens the session.
+        """
+        face = _face(session)
+        asks = any(envelope.is_request for _, envelope in messages)
+        may = self._check_acceptable(request) if asks else ANYTHING
+        outlets: list[tuple[Deferred[None], ResponseOutlet]] = []
+
+        def make_outlet() -> ResponseOutlet:
+            announces = session.ident if opens else None
+            outlets.append(self._outlet(request, face, may, batch=batch, announces=announces))
+            return outlets[0][1]
+
+        try:
+            stream = face.receive(messages, make_outlet, digests, json_only=not may.events)
+        except BaseException:
+            for _, outlet in outlets:
+                outlet.gone()
+            raise
+        if stream is None:
+            request.setResponseCode(202)
+            request.setHeader(b"Content-Length", b"0")
+            return None
+        finished, outlet = outlets[0]
+        patience = COMMIT_SECONDS
+        if opens:
+            # Whether there is a session to be named is known with the answer: the head
+            # waits for that, as long as nothing between here and the client minds.
+            patience = max(patience, self._server.settings.keepalive_interval)
+        self._opened(request, face, outlet, outlet, stream, 0, patience)
+        return finished
+
+    async def _take_over(self, request: Any, waiting: WaitingAnswer) -> None:
+        """Write what was posted past the ordinary channel, and needs more than one message."""
+        finished, outlet = self._outlet(request, waiting.face, self._accepted(request))
+        waiting.take_over(outlet)
+        # What has come, or has ended it, is written when this returns.
+        self._opened(request, waiting.face, outlet, waiting, waiting.stream, 0, patience=0)
+        await finished
+
+    # Common parts.
+
+    def _outlet(
+        self,
+        request: Any,
+        face: StreamableFace,
+        may: Accepted,
+        *,
+        batch: bool = False,
+        announces: str | None = None,
+    ) -> tuple[Deferred[None], ResponseOutlet]:
+        finished: Deferred[None] = Deferred()
+        outlet = ResponseOutlet(
+            request,
+            face,
+            self._server.settings,
+            self._clock,
+            lambda: finished.callback(None),
+            may=may,
+            batch=batch,
+            announces=announces,
+        )
+        return finished, outlet
+
+    def _opened(
+        self,
+        request: Any,
+        face: StreamableFace,
+        outlet: ResponseOutlet,
+        attached: Outlet,
+        stream: str,
+        at: int,
+        patience: float = COMMIT_SECONDS,
+    ) -> None:
+        def gone(_: object) -> None:
+            outlet.gone()
+            face.router.detach(stream, attached)
+
+        outlet.opened(stream, at, patience)
+        request.notifyFinish().addErrback(gone)
+
+    def _session_of(self, request: Any) -> Session | None:
+        """The live session that a request names, if it names one.  Raises `UnknownSession`."""
+        ident = _header(request, b"mcp-session-id")
+        return self._server.find_streamable(ident) if ident else None
+
+    def _is_modern(self, request: Any) -> bool:
+        """
+        Whether a POST is of a revision without sessions by its head.  One of
+        a live session is not: there such a version is a mistake.
+        """
+        if not is_modern_version(_version(request)):
+            return False
+        return _header(request, b"mcp-session-id") not in self._server.streamable
+
+    def _find(self, request: Any) -> Session | None:
+        """
+        The session of a GET or DELETE; None where it names none.  Raises
+        `UnknownSession`, `UnsupportedVersion`, and `WrongMethod` for what
+        2026-07-28 has removed.
+        """
+        if _version(request) in MODERN and self._is_modern(request):
+            raise restated(WrongMethod("this revision of MCP has POST alone", "POST"))
+        session = self._session_of(request)
+        self._check_version(request, session)
+        return session
+
+    def _check_version(self, request: Any, session: Session | None) -> None:
+        header = _version(request)
+        negotiated = _face(session).negotiated if session is not None else None
+        if not is_accepted(header, negotiated):
+            raise UnsupportedVersion(header or "", SUPPORTED)
+
+    def _accepted(self, request: Any) -> Accepted:
+        """What the answer to a request may be: as the client accepts, and the settings allow."""
+        return limited(_accepted(request), self._server.settings)
+
+    def _check_acceptable(self, request: Any) -> Accepted:
+        """The same.  Raises `NotAcceptable` where it may be nothing."""
+        may = self._accepted(request)
+        if may.nothing:
+            raise not_acceptable(self._server.settings)
+        return may
+
+
+def _accepted(request: Any) -> Accepted:
+    """What the client says that it accepts."""
+    return accepted(_header(request, b"accept"))
+
+
+def _unsupported_media(request: Any) -> Refused | None:
+    """What the `Content-Type` of a POST says against it, if anything."""
+    media = _header(request, b"content-type").partition(";")[0].strip().lower()
+    if media == JSON:
+        return None
+    return UnsupportedMedia(f"the Content-Type is {media!r}; expected {JSON}")
+
+
+def _face(session: Session) -> StreamableFace:
+    return cast("StreamableFace", session.stream)
+
+
+def _version(request: Any) -> str | None:
+    """The revision that a request says it is of."""
+    return _header(request, b"mcp-protocol-version") or None
+
+
+def _header(request: Any, name: bytes) -> str:
+    """A header's values, joined as one."""
+    values = request.requestHeaders.getRawHeaders(name) or []
+    return ", ".join(value.decode("latin-1") for value in values)

@@ -1,0 +1,44 @@
+"""
+Limits of the system against the number of sessions.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import pytest
+
+from mcpbridge.config.rlimit_warnings import DESCRIPTORS_BESIDE, DESCRIPTORS_PER_SESSION, shortages
+
+ENOUGH = 100 * DESCRIPTORS_PER_SESSION + DESCRIPTORS_BESIDE
+UNLIMITED = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "processes", "says"),
+    [
+        (ENOUGH, 100, []),
+        (UNLIMITED, UNLIMITED, []),
+        (ENOUGH - 1, UNLIMITED, ["ulimit -n"]),
+        (UNLIMITED, 99, ["ulimit -u"]),
+        (256, 10, ["ulimit -n", "ulimit -u"]),
+    ],
+)
+def test_limits_that_would_be_reached_are_named(
+    descriptors: int, processes: int, says: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that is too low is a warning at the start, not a riddle under load."""
+    limits = {resource.RLIMIT_NOFILE: descriptors, resource.RLIMIT_NPROC: processes}
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    found = shortages(100, lambda which: (limits[which], limits[which]))
+    assert len(found) == len(says)
+    assert all(word in line for word, line in zip(says, found, strict=True))
+
+
+def test_superuser_is_not_bound_by_the_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """setrlimit(2): RLIMIT_NPROC."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert shortages(100, lambda which: (UNLIMITED if which == 7 else 5000, 5000)) == []

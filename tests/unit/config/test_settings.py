@@ -1,0 +1,309 @@
+"""Each setting: its default, what it accepts, and how a wrong one is named."""
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.errors import SettingError
+
+MIB = 1024 * 1024
+
+SERVER_DEFAULTS: dict[str, Any] = {
+    "args": (),
+    "name": "default",
+    "env": {},
+    "pass_env": (),
+    "cwd": None,
+    "base_uri": "",
+    "public_path": None,
+    "max_sessions": 100,
+    "max_sessions_per_address": None,
+    "ping_interval": 30.0,
+    "stop_grace": 1.0,
+    "kill_grace": 2.0,
+    "peer_timeout": 60.0,
+    "min_transfer_rate": 512,
+    "max_message_bytes": 16 * MIB,
+    "max_waiting_messages": 1024,
+    "max_waiting_bytes": 8 * MIB,
+    "stderr_notifications": True,
+    "stderr_log": "log",
+    "stderr_dir": None,
+    "idle_timeout": 300.0,
+    "abandoned_grace": 60.0,
+    "keepalive_interval": 15.0,
+    "json_response": False,
+    "stderr_in_errors": False,
+    "containers": True,
+    "container_init": False,
+    "warm": 0,
+    "reuse": "connection",
+    "concurrency": 16,
+    "max_process_age": 3600.0,
+    "max_process_requests": 1000,
+    "max_waiting_requests": 64,
+    "queue_timeout": 10.0,
+    "input_timeout": 600.0,
+    "task_timeout": 3600.0,
+    "start_timeout": 30.0,
+    "probe_timeout": 10.0,
+    "request_state_key": None,
+    "event_store": None,
+    "launcher": None,
+    "limiter": None,
+    "observers": (),
+    "filters": (),
+    "options": {},
+}
+BRIDGE_DEFAULTS: dict[str, Any] = {
+    "servers": (),
+    "listen": ("tcp:8808:interface=127.0.0.1",),
+    "max_sessions": 1000,
+    "max_connections": 10_000,
+    "max_request_bytes": 256 * MIB,
+    "max_sessions_per_address": None,
+    "max_connections_per_address": None,
+    "max_request_bytes_per_address": None,
+    "exempt_addresses": ("127.0.0.0/8", "::1", "unix"),
+    "trusted_proxies": (),
+    "max_response_bytes": 256 * MIB,
+    "allowed_hosts": (),
+    "allowed_origins": (),
+    "allowed_headers": (),
+    "access_log": False,
+    "front_channel": True,
+    "state_dir": None,
+    "strict": False,
+    "child_subreaper": None,
+}
+
+COUNTS = (
+    "max_sessions",
+    "max_message_bytes",
+    "max_waiting_messages",
+    "max_waiting_bytes",
+    "concurrency",
+    "max_process_requests",
+    "max_waiting_requests",
+)
+SHARES = (
+    "max_sessions_per_address",
+    "max_connections_per_address",
+    "max_request_bytes_per_address",
+)
+WRONG_SHARES = (0, -1, 1.0, "10", True, [1])
+WRONG_NETWORKS = ("10.0.0.0/8", None, [""], ["localhost"], ["10.0.0.0/33"], [1], ["::/129"])
+WRONG_COUNTS = (0, -1, 1.0, "10", True, None, [1])
+WRONG_SECONDS = (-1, -0.1, 1e6 + 1, 10**400, float("nan"), float("inf"), "1", True, None)
+WRONG_TEXTS = ("text", None, [1], ["a\0b"], {"a": "b"})
+WRONG_NAMES = ("package.Name", None, ["name"], [""], [1], ["."])
+
+WRONG_SERVER: dict[str, tuple[Any, ...]] = {
+    "command": ("", None, 1, ["cat"], "a\0b"),
+    "args": WRONG_TEXTS,
+    "name": ("", None),
+    "env": (None, [], {"A": 1}, {"": "x"}, {"A=B": "x"}, {"A": "\0"}, {1: "x"}),
+    "pass_env": (
+        ("HOME", None, [""], ["A=B"], [1], ["A,B"], ["A B"], ["A?"], ["[AB]"], ["A**"], ["$A"])
+    ),
+    "cwd": ("", 1, "a\0b"),
+    "stderr_log": ("", None, True, "logs", ["log"]),
+    "stderr_dir": ("", 1, "a\0b"),
+    "public_path": ("x", "/", "/a/", 1),
+    **dict.fromkeys(COUNTS, WRONG_COUNTS),
+    "max_sessions_per_address": WRONG_SHARES,
+    **dict.fromkeys(("ping_interval", "stop_grace", "kill_grace"), WRONG_SECONDS),
+    **dict.fromkeys(("idle_timeout", "abandoned_grace", "keepalive_interval"), WRONG_SECONDS),
+    **dict.fromkeys(
+        (
+            "peer_timeout",
+            "queue_timeout",
+            "input_timeout",
+            "task_timeout",
+            "start_timeout",
+            "probe_timeout",
+        ),
+        (*WRONG_SECONDS, 0),
+    ),
+    "max_process_age": WRONG_SECONDS,
+    **dict.fromkeys(("warm", "min_transfer_rate"), (-1, 1.0, "1", True, None)),
+    "reuse": ("always", "", None, True),
+    "request_state_key": ("", "x" * 31, 1, "\0" * 40),
+    "stderr_notifications": (None, 0, 1, "true"),
+    **dict.fromkeys(
+        ("json_response", "stderr_in_errors", "containers", "container_init"),
+        (None, 0, 1, "true"),
+    ),
+    "event_store": ("", "name", ".", 1),
+    "launcher": ("", "name", ".", 1),
+    "limiter": ("", "name", ".", 1),
+    "observers": WRONG_NAMES,
+    "filters": WRONG_NAMES,
+    "options": (None, [], "x"),
+}
+WRONG_BRIDGE: dict[str, tuple[Any, ...]] = {
+    "listen": ("tcp:1", None, [""], [1], ["\0"]),
+    **dict.fromkeys(
+        ("max_sessions", "max_connections", "max_request_bytes", "max_response_bytes"), WRONG_COUNTS
+    ),
+    **dict.fromkeys(SHARES, WRONG_SHARES),
+    **dict.fromkeys(("exempt_addresses", "trusted_proxies"), WRONG_NETWORKS),
+    "allowed_hosts": ("h", None, [""], [1], ["http://h"], ["a b"]),
+    "allowed_headers": ("x-a", None, ["*"], [1], [""], ["x a"], ["x:"], ["x\xe4"]),
+    "allowed_origins": ("*", None, ["example.org"], [1], ["https://"], ["https://a/b"]),
+    "access_log": (None, 0, "yes"),
+    "front_channel": (None, 1, "no"),
+    "strict": (None, 1, "no"),
+    "state_dir": ("", 1, "a\0b"),
+    "child_subreaper": (0, 1, "yes"),
+}
+
+
+def test_the_defaults() -> None:
+    """keep: `command` is required, `args` [], `base_uri` "", `max_sessions` 100."""
+    server = dataclasses.asdict(ServerSettings(command="cat"))
+    assert server == {"command": "cat", **SERVER_DEFAULTS}
+    assert dataclasses.asdict(BridgeSettings()) == BRIDGE_DEFAULTS
+    with pytest.raises(SettingError, match=r"^command: "):
+        ServerSettings()
+
+
+@pytest.mark.parametrize("name", WRONG_SERVER)
+def test_a_wrong_setting_of_a_server(name: str) -> None:
+    """keep: `0`, `"10"`, `true` are errors that name the field."""
+    for value in WRONG_SERVER[name]:
+        with pytest.raises(SettingError) as caught:
+            pytest.fail(f"accepted: {ServerSettings(**{'command': 'cat', name: value})}")
+        named = caught.value.name
+        # Of a list or an object what is wrong in it, where the rest is not shown.
+        assert re.split(r"[.[]", named)[0] == name
+        assert str(caught.value).startswith(f"{named}: expected {caught.value.expected}, got ")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", WRONG_BRIDGE)
+def test_a_wrong_setting_of_the_bridge(name: str) -> None:
+    for value in WRONG_BRIDGE[name]:
+        with pytest.raises(SettingError) as caught:
+            pytest.fail(f"accepted: {BridgeSettings(**{name: value})}")
+        assert caught.value.name == name
+
+
+def test_every_setting_has_a_check() -> None:
+    """A setting that nobody checks would be one that may be wrong."""
+    checked = {f.name for f in dataclasses.fields(ServerSettings) if "check" in f.metadata}
+    assert checked == WRONG_SERVER.keys() | {"base_uri"} == SERVER_DEFAULTS.keys() | {"command"}
+    checked = {f.name for f in dataclasses.fields(BridgeSettings) if "check" in f.metadata}
+    assert checked == WRONG_BRIDGE.keys() == BRIDGE_DEFAULTS.keys() - {"servers"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("args", ["a", ""]),
+        ("env", {"A": ""}),
+        ("cwd", "."),
+        ("public_path", ""),
+        ("public_path", "/outside"),
+        ("max_sessions", 1),
+        ("ping_interval", 0),
+        ("stop_grace", 0),
+        ("kill_grace", 0.5),
+        ("peer_timeout", 0.001),
+        ("peer_timeout", 1_000_000),
+        ("idle_timeout", 0),
+        ("keepalive_interval", 0),
+        ("event_store", "package.module.Name"),
+        ("launcher", "package.module.Name"),
+    ],
+)
+def test_what_is_just_right(name: str, value: Any) -> None:
+    held = getattr(ServerSettings(**{"command": "cat", name: value}), name)
+    assert held == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize("base", ["", "/a", "/a/b", "/a.b", "/..a", "/mcp-1_~:@!$&'()*+,;=|\\^`"])
+def test_a_base_is_literal(base: str) -> None:
+    """keep: `base_uri` is a literal path prefix, never a pattern."""
+    assert ServerSettings(command="cat", base_uri=base).base_uri == base
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        *("a", "a/b", "/", "/a/", "//", "//a", "/a//b", "/.", "/a/..", "/../a", "/a/./b"),
+        *("/a b", "/a\t", "/a?", "/a#", "/a%20", "/<a>", "/a>", "/é", "/\x7f", "/a\n"),
+        *(None, 1, ["/a"], b"/a"),
+    ],
+)
+def test_a_base_that_is_none(base: Any) -> None:
+    with pytest.raises(SettingError, match=r"^base_uri: expected an empty string or a path"):
+        ServerSettings(command="cat", base_uri=base)
+
+
+def test_two_servers_have_two_bases() -> None:
+    first = ServerSettings(command="cat", name="first", base_uri="/x")
+    second = ServerSettings(command="cat", name="second", base_uri="/x")
+    with pytest.raises(SettingError) as caught:
+        BridgeSettings(servers=(first, second))
+    assert str(caught.value) == (
+        "mcpServers.second.base_uri: expected a path of its own,"
+        " got <'/x', which server 'first' has>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("env", {"A": "hush", "N": 1}, "env.N: expected a string, got <a number>"),
+        ("env", {"A": "hush", "N": None}, "env.N: expected a string, got null"),
+        ("env", {"N": ["hush"]}, "env.N: expected a string, got <a list>"),
+        ("env", {"N": {"value": "hush"}}, "env.N: expected a string, got <an object>"),
+        ("env", {"N": "hush\0"}, "env.N: expected a string without NUL, got <a string of 5 ch"),
+        ("env", {"A=hush": "x"}, "env: expected an object of strings, with names that hold no"),
+        ("env", {1: "hush"}, "env: expected an object of strings"),
+        ("env", "A=hush", "env: expected an object of strings"),
+        ("env", b"hush", "env: expected an object of strings"),
+        (
+            "pass_env",
+            ["A=hush"],
+            "pass_env: expected a list of names of environment variables, in which",
+        ),
+        (
+            "pass_env",
+            "A=hush",
+            "pass_env: expected a list of names of environment variables, in which",
+        ),
+        ("pass_env", [["hush"]], "pass_env: expected a list of names"),
+        ("args", ["--token", "hush", 1], "args[2]: expected a string, got <a number>"),
+        (
+            "args",
+            "--token hush",
+            "args: expected a list of strings, got <a string of 12 characters>",
+        ),
+        ("command", ["x", "--token=hush"], "command: expected a string that is not empty, got <a"),
+        ("options", ["hush"], "options: expected an object, got <a list>"),
+        (
+            "request_state_key",
+            "hush",
+            (
+                "request_state_key: expected a string of at least 32 characters,"
+                " got <a string of 4 characters>"
+            ),
+        ),
+    ],
+)
+def test_an_error_shows_no_secret(name: str, value: Any, says: str) -> None:
+    """What it shows may stand on a terminal and in a log."""
+    with pytest.raises(SettingError) as caught:
+        ServerSettings(**{"command": "cat", name: value})
+    assert str(caught.value).startswith(says)
+    assert "hush" not in str(caught.value)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ServerSettings(command="cat").command = "dog"  # type: ignore[misc]

@@ -1,0 +1,79 @@
+"""The ids of requests, as servers give them back."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpbridge.jsonrpc.ids import is_answer_to, other_spelling, own_number, with_id
+from mcpbridge.jsonrpc.lenient import answered_number
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(0, "0"), (1, "1"), (-7, "-7"), (10**17, "1" + "0" * 17)],
+)
+def test_an_integer_and_its_text(one: int, other: str) -> None:
+    assert other_spelling(one) == other
+    assert other_spelling(other) == one
+    assert is_answer_to(one, other)
+    assert is_answer_to(other, one)
+
+
+@pytest.mark.parametrize(
+    "ident",
+    [
+        *("01", "+1", "-0", "1.0", "1e0", " 1", "1 ", "1\n", "", "-", "\u0661", "x", "9" * 19),
+        *(1.0, 1.5, None, True, False, 10**18, msgspec.UNSET),
+    ],
+)
+def test_what_has_no_other_spelling(ident: Any) -> None:
+    assert other_spelling(ident) is msgspec.UNSET
+
+
+@pytest.mark.parametrize(
+    ("ident", "asked"),
+    [("1", 1.0), (1.0, "1"), ("1", 2), ("a", 1), (msgspec.UNSET, 1), ("1", msgspec.UNSET)],
+)
+def test_what_answers_something_else(ident: Any, asked: Any) -> None:
+    assert not is_answer_to(ident, asked)
+
+
+@given(st.integers() | st.text() | st.floats(allow_nan=False) | st.none())
+def test_every_id_answers_itself_and_is_spelled_back(ident: Any) -> None:
+    assert is_answer_to(ident, ident)
+    other = other_spelling(ident)
+    if other is not msgspec.UNSET:
+        assert type(other) is not type(ident)
+        assert other_spelling(other) == ident
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        *((7, 7), (7.0, 7), ("7", 7), (0, 0), ("0", 0)),
+        *((True, 0), (False, 0), (None, 0), ("07", 0), ("x", 0), (1.5, 0), (msgspec.UNSET, 0)),
+    ],
+)
+def test_the_bridges_own_numbers(said: Any, number: int) -> None:
+    assert own_number(said) == number
+
+
+@pytest.mark.parametrize(
+    ("raw", "number"),
+    [
+        *((b"7", 7), (b"7.0", 7), (b'"7"', 7), (b'"\\u0037"', 7)),
+        *((b'"07"', None), (b'"7.0"', None), (b"true", None), (b"null", None), (b"[7]", None)),
+        (None, None),
+    ],
+)
+def test_the_same_in_what_is_read_by_members(raw: bytes | None, number: int | None) -> None:
+    assert answered_number(None if raw is None else msgspec.Raw(raw)) == number
+
+
+def test_all_but_the_id_stays_as_it_is() -> None:
+    line = b'{"jsonrpc":"2.0", "id":"1","result":{"x":"\\ud800", "y":1.50}}'
+    assert with_id(line, 1) == (b'{"jsonrpc":"2.0","id":1,"result":{"x":"\\ud800", "y":1.50}}')
+    assert with_id(b"[1]", 1) == b"[1]"

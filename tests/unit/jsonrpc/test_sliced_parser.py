@@ -1,0 +1,331 @@
+"""Large JSON texts in slices: what is found, and what is refused, is what a plain parser says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mcpbridge.errors import NotJson, NotJsonRpc, TooComplex
+from mcpbridge.jsonrpc.fragments import MAX_DEPTH
+from mcpbridge.jsonrpc.sliced_parser import (
+    MAX_MEMBERS,
+    MAX_NAME_BYTES,
+    MAX_NUMBER_BYTES,
+    at_once,
+    elements,
+    outline,
+)
+
+#: Slices so small that everything is cut everywhere.
+SIZES = st.sampled_from([8, 9, 11, 16, 30, 64])
+
+TEXTS = st.one_of(
+    st.text(max_size=40),
+    st.text(alphabet='"\\[]{},:/u0\ud800\udc00\U0001f600é\n', max_size=40),
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
+    lambda inner: (
+        st.lists(inner, max_size=6)
+        | st.dictionaries(st.text(max_size=6) | TEXTS, inner, max_size=6)
+    ),
+    max_leaves=30,
+)
+DEEP = st.builds(
+    lambda kinds, leaf: _nested(kinds, leaf), st.lists(st.booleans(), max_size=60), VALUES
+)
+
+
+def _nested(kinds: list[bool], leaf: object) -> object:
+    for kind in kinds:
+        leaf = [leaf, 1] if kind else {"a": 1, "b": leaf}
+    return leaf
+
+
+@st.composite
+def written(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> bytes:
+    """JSON, spelled in one way or another."""
+    text = json.dumps(
+        draw(values),
+        ensure_ascii=draw(st.booleans()),
+        indent=draw(st.sampled_from([None, 0, 2])),
+        separators=draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\t", " : ")])),
+    )
+    return text.encode("utf-8", "surrogatepass")
+
+
+def plain(text: bytes) -> object:
+    """What a plain parser says; raises `ValueError`."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    return json.loads(text.decode("utf-8"), parse_constant=refuse)
+
+
+def found(text: bytes, size: int) -> list[dict[str, bytes]]:
+    """The members, as they stand."""
+    return [
+        {name: text[begin:end] for name, (begin, end) in spans.items()}
+        for spans in at_once(outline(text, ("params", "_meta"), size=size))
+    ]
+
+
+@given(written(st.dictionaries(TEXTS, VALUES | DEEP, max_size=5)), SIZES)
+@settings(max_examples=200)
+def test_members_are_found_as_a_plain_parser_has_them(text: bytes, size: int) -> None:
+    try:
+        expected = plain(text)
+    except UnicodeDecodeError as error:
+        with pytest.raises(NotJson, match=rf"not UTF-8 \(byte {error.start}\)"):
+            found(text, size)
+        return
+    assert isinstance(expected, dict)
+    (outer, *_) = found(text, size)
+    # A name with a lone surrogate is found under another.
+    if text.isascii() and b"\\ud" in text:
+        assert len(outer) <= len(expected)
+    else:
+        assert {name: plain(raw) for name, raw in outer.items()} == expected
+        assert all(raw == raw.strip() for raw in outer.values())
+
+
+@given(
+    written(
+        st.fixed_dictionaries(
+            {"a": VALUES, "params": st.fixed_dictionaries({"x": DEEP, "_meta": VALUES}) | VALUES}
+        )
+    ),
+    SIZES,
+)
+def test_what_is_within_is_found_too(text: bytes, size: int) -> None:
+    try:
+        expected: Any = plain(text)
+    except UnicodeDecodeError:
+        return
+    levels = [expected]
+    for name in ("params", "_meta"):
+        if not isinstance(levels[-1].get(name), dict):
+            break
+        levels.append(levels[-1][name])
+    inside = found(text, size)
+    assert len(inside) == len(levels)
+    for spans, level in zip(inside, levels, strict=True):
+        if b"\\ud" not in text:
+            assert {name: plain(raw) for name, raw in spans.items()} == level
+
+
+@given(written(st.lists(VALUES | DEEP, max_size=8)), SIZES)
+@settings(max_examples=150)
+def test_elements_are_found(text: bytes, size: int) -> None:
+    try:
+        expected = plain(text)
+    except UnicodeDecodeError:
+        return
+    spans = at_once(elements(text, 8, size=size))
+    assert [plain(text[begin:end]) for begin, end in spans] == expected
+
+
+@given(written(VALUES | DEEP), st.data(), SIZES)
+@settings(max_examples=400)
+@example(b"[1,2,3,4,5,6,7,8,9,]", None, 8)
+@example(b"[1,2,3,4,5,,6,7,8,9]", None, 8)
+@example(b'[1,2,3,4,5,{"a":1,2},7]', None, 8)
+@example(b"[1,2,3,4,5,[6},7,8,9]", None, 8)
+@example(b"[1,2,3,4,5]]]]]]]]]]]]]", None, 8)
+@example(b'["aaaaaaaaaaaaa\\qaaaaaaaaaaaaaaa"]', None, 8)
+@example(b'["aaaaaaaaaaaaa\x01aaaaaaaaaaaaaaa"]', None, 8)
+@example(b'["aaaaaa\\u12","aaaa\\u1234aaaaaaaa"]', None, 8)
+@example(b'["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', None, 8)
+@example(b'[\\"1,2,3,4,5,6,7,8,9]', None, 8)
+@example(b'["\\ud800aaaaaaaaaaaaaaaaa\\udc00\\ud800"]', None, 8)
+@example(b"[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]", None, 8)
+@example(b"[1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1]", None, 8)
+@example(b"[" + b" " * 50 + b"]", None, 8)
+@example(b"10000000\\.0", None, 8)
+@example(b"10000000\\", None, 8)
+@example(b"10000000x", None, 8)
+def test_what_is_wrong_is_refused(text: bytes, data: st.DataObject | None, size: int) -> None:
+    if data is not None and text:
+        # Bytes are changed, left out, or put in.
+        for _ in range(data.draw(st.integers(0, 2))):
+            at = data.draw(st.integers(0, max(0, len(text) - 1)))
+            new = data.draw(st.sampled_from([b"", b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\"]))
+            text = text[:at] + new + text[at + data.draw(st.integers(0, 1)) :]
+    for whole in (b"[%b]" % text, b'{"params":%b}' % text):
+        try:
+            plain(whole)
+            valid = True
+        except ValueError:
+            valid = False
+        work = (
+            elements(whole, 10_000, size=size) if whole[:1] == b"[" else outline(whole, size=size)
+        )
+        if valid:
+            at_once(work)
+        else:
+            with pytest.raises(NotJson) as caught:
+                at_once(work)
+            assert str(caught.value).startswith("the body is not ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "Input data was truncated"),
+        (b" " * 50, "Input data was truncated"),
+        (b'{"a":[1,2,3,4,5,6,7]        ]', "(byte 28)"),
+        (b'{"a":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaa', "Input data was truncated"),
+        (b'{"a":[1,2,3,4,5,6,7]]]]]]]]]]]]]]', "(byte 20)"),
+        (b'{"a":[1,2,33333333333333333]]', "(byte 28)"),
+        (b"[", "expected '{'"),
+        (b'{"a"', "Input data was truncated"),
+        (b'{"a', "Input data was truncated"),
+        (b'{"a":', "Input data was truncated"),
+        (b"{1:2}", "expected '\"' (byte 1)"),
+        (b'{"a" 1}', "expected ':' (byte 5)"),
+        (b'{"a":1 "b":2}', "expected ',' or '}' (byte 7)"),
+        (b'{"a":1,}', "expected '\"' (byte 7)"),
+        (b'{"a":1}}', "trailing characters (byte 7)"),
+        (b'{"\x01":1}', "invalid character (byte 2)"),
+        (b'{"a":tru}', "invalid character"),
+        (b'{"a":[1,2,3,4,5,6,7,8,9,x,1,2,3,4]}', "invalid character (byte 24)"),
+        (b'{"a":["aaaaaaaaaaaaaaaaaaaaaaaaaaaaa",x,1,2,3,4]}', "invalid character (byte 38)"),
+        (b'{"a":"aaaaaaaaaaaaaaaaaaaaaaaaaaa\x01"}', "invalid character (byte 33)"),
+        (b'{"a":"aaaaaaaaaaaaaaaaaaaaaaaaaaa\xff"}', "not UTF-8 (byte 33)"),
+    ],
+)
+def test_the_place_of_an_error_is_said(text: bytes, words: str) -> None:
+    with pytest.raises(NotJson) as caught:
+        at_once(outline(text, size=8))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "Input data was truncated"),
+        (b"{}", "expected '['"),
+        (b"[1", "Input data was truncated"),
+        (b"[1 2]", "expected ',' or ']' (byte 3)"),
+        (b"[1]]", "trailing characters (byte 3)"),
+        (b"[]]", "trailing characters (byte 2)"),
+    ],
+)
+def test_the_place_of_an_error_in_an_array_is_said(text: bytes, words: str) -> None:
+    with pytest.raises(NotJson) as caught:
+        at_once(elements(text, 10, size=8))
+    assert words in str(caught.value)
+
+
+def test_an_empty_array_has_no_elements() -> None:
+    assert at_once(elements(b" [ ] ", 10)) == []
+
+
+def steps(work: Any) -> int:
+    """How many slices were done before it was refused."""
+    done = 0
+    try:
+        for _ in work:
+            done += 1
+    except NotJsonRpc:
+        return done
+    pytest.fail("it was not refused")
+
+
+def test_more_members_than_may_be_are_refused_before_the_rest_is_read() -> None:
+    pairs = b",".join(b'"%d":1' % each for each in range(MAX_MEMBERS))
+    at_once(outline(b'{"params":{%b}}' % pairs[: pairs.rindex(b",")], ("params",)))
+    for text in (b"{%b,%b}", b'{"params":{%b},%b}', b'{"params":{"_meta":{%b}},%b}'):
+        work = outline(text % (pairs, b'"x":1,' * 1_000_000), ("params", "_meta"), utf8=False)
+        with pytest.raises(TooComplex, match="MAX_MEMBERS"):
+            at_once(work)
+
+
+def test_the_id_of_what_is_refused_is_told_where_it_came_first() -> None:
+    many = b'"params":{%b}' % (b'"x":1,' * MAX_MEMBERS)
+    for text, ident in (
+        (b'{"id":7,%b}' % many, 7),
+        (b'{"id":"a",%b}' % many, "a"),
+        (b'{"id":[],%b}' % many, None),
+        (b'{"id":"%b",%b}' % (b"a" * MAX_NAME_BYTES, many), None),
+        (b'{%b,"id":7}' % many, None),
+    ):
+        with pytest.raises(TooComplex) as caught:
+            at_once(outline(text, ("params",)))
+        assert caught.value.ident == ident
+
+
+def test_more_elements_than_may_be_are_refused_before_the_rest_is_read() -> None:
+    text = b"[" + b"{}," * 1_000_000 + b"{}]"
+    work = elements(text, 1024)
+    with pytest.raises(TooComplex, match="1024 elements"):
+        at_once(work)
+    assert len(at_once(elements(b"[" + b"{}," * 1023 + b"{}]", 1024))) == 1024
+
+
+def test_an_element_that_is_no_object_is_refused_before_the_rest_is_read() -> None:
+    assert steps(elements(b"[1," + b"x" * 1000, 9, messages=True, size=10**6)) == 1
+    assert steps(elements(b"[{},[" + b"x" * 1000, 9, messages=True, size=10**6)) == 2
+
+
+#: Deeper than any Python lets a decoder in C go: 1,000 up to 3.11, 10,000 in 3.13.
+BEYOND = 50_000
+
+
+@pytest.mark.parametrize(("opens", "closes"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_what_is_nested_too_deeply_is_refused(opens: bytes, closes: bytes) -> None:
+    def text(depth: int) -> bytes:
+        return b'{"a":[%b%b1%b]}' % (b"1," * 60, opens * depth, closes * depth)
+
+    at_once(outline(text(MAX_DEPTH - 10), size=64))
+    for depth, size in ((MAX_DEPTH + 100, 64), (100_000, 64), (100_000, 10**6), (5000, 4096)):
+        with pytest.raises(NotJson, match="MAX_DEPTH"):
+            at_once(outline(text(depth), size=size))
+    # Found out while a comma is looked for.
+    with pytest.raises(NotJson, match="MAX_DEPTH"):
+        at_once(outline(b'{"a":[1,%b%b' % (b" " * 4100, opens * BEYOND), size=4096))
+    # Deep within one piece alone, at whose end it is not.
+    pair = opens * BEYOND + b"1" + closes * BEYOND
+    with pytest.raises(NotJson, match="nested too deeply"):
+        at_once(outline(b'{"a":["%b",%b,1]}' % (b"x" * 600_000, pair), size=500_000))
+
+
+def test_a_name_or_a_number_that_is_too_long_is_refused() -> None:
+    with pytest.raises(TooComplex, match="MAX_NAME_BYTES"):
+        at_once(outline(b'{"%b":1}' % (b"a" * MAX_NAME_BYTES)))
+    with pytest.raises(TooComplex, match="MAX_NUMBER_BYTES"):
+        at_once(outline(b'{"a":1%b}' % (b"0" * 2 * MAX_NUMBER_BYTES)))
+    at_once(outline(b'{"a":1%b}' % (b"0" * (MAX_NUMBER_BYTES - 1))))
+
+
+def test_a_name_may_have_a_lone_surrogate() -> None:
+    (outer,) = at_once(outline(b'{"\\ud800":1,"b":2}'))
+    assert outer["b"] == (16, 17)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"1",
+        b"{}",
+        b'""',
+        b'{"a":[1,{"b":"x[\\"y"}]}',
+        b'"[\\\\"',
+        b"[[[[[]],1]]]",
+        b'"\\ud83d\\ude00"',
+    ],
+)
+def test_a_megabyte_is_read_in_bounded_slices(unit: bytes) -> None:
+    text = b'{"params":{"a":[%b]}}' % b",".join([unit] * (1_000_000 // (len(unit) + 1)))
+    done = sum(1 for _ in outline(text, ("params",)))
+    assert done >= len(text) // (64 * 1024)
+    assert found(text, 64 * 1024)[1]["a"] == text[15:-2]

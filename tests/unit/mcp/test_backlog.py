@@ -1,0 +1,111 @@
+"""What waits for a client, and what gives way."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpbridge.config.tuning import SMALL_BYTES
+from mcpbridge.mcp.backlog import Waiter, WaitingRoom
+
+
+def notification(line: bytes) -> Waiter:
+    return Waiter(line, msgspec.UNSET)
+
+
+def request(line: bytes, ident: int) -> Waiter:
+    return Waiter(line, ident)
+
+
+def test_the_oldest_notification_gives_way_first() -> None:
+    room = WaitingRoom(3, 100)
+    first, second, third = request(b"r1", 1), notification(b"n1"), notification(b"n2")
+    assert [room.add(each) for each in (first, second, third)] == [[], [], []]
+    assert room.add(request(b"r2", 2)) == [second]
+    assert room.add(request(b"r3", 3)) == [third]
+    assert room.add(notification(b"n3")) == [notification(b"n3")]
+    assert room.add(request(b"r4", 4)) == [first]
+    assert (len(room), room.size) == (3, 6)
+    assert [line for line, *_ in room.take()] == [b"r2", b"r3", b"r4"]
+    assert (len(room), room.size) == (0, 0)
+    assert room.take() == []
+
+
+def test_a_request_that_is_withdrawn_waits_no_more() -> None:
+    budget = Counted(100)
+    room = WaitingRoom(3, 100, budget)
+    for each in (request(b"r1", 1), notification(b"n"), Waiter(b"r2", 2, 7.0)):
+        room.add(each)
+    assert [room.withdraw(3), room.withdraw(1), room.withdraw(1)] == [False, True, False]
+    assert (len(room), room.size, budget.used, room.oldest_request) == (2, 3, 3, 7.0)
+    assert room.take_oldest_request() == Waiter(b"r2", 2, 7.0)
+    assert (len(room), room.size, budget.used, room.oldest_request) == (1, 1, 1, None)
+
+
+@pytest.mark.parametrize("large", [notification(b"x" * 11), request(b"x" * 11, 1)])
+def test_what_can_never_fit_displaces_nothing(large: Waiter) -> None:
+    room = WaitingRoom(3, 10)
+    assert room.add(notification(b"x" * 10)) == []
+    assert room.add(large) == [large]
+    assert len(room) == 1
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 12), st.booleans())),
+    max_events=st.integers(1, 5),
+    max_bytes=st.integers(1, 20),
+)
+def test_any_arrivals(sizes: list[tuple[int, bool]], max_events: int, max_bytes: int) -> None:
+    """Within the bounds at every step, in order, and everything is somewhere once."""
+    room = WaitingRoom(max_events, max_bytes)
+    model: list[Waiter] = []
+    for at, (size, asks) in enumerate(sizes):
+        line = b"%d" % at + b"x" * size
+        waiter = request(line, at) if asks else notification(line)
+        gone = []
+        if len(line) > max_bytes:
+            gone.append(waiter)
+        else:
+            model.append(waiter)
+            while len(model) > max_events or sum(len(each.line) for each in model) > max_bytes:
+                victim = next((w for w in model if w.asked is msgspec.UNSET), model[0])
+                model.remove(victim)
+                gone.append(victim)
+        assert room.add(waiter) == gone
+        assert len(room) == len(model) <= max_events
+        assert room.size == sum(len(each.line) for each in model) <= max_bytes
+    assert room.take() == model
+
+
+class Counted:
+    """A budget that is full beyond its limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self.full = False
+
+    def take(self, size: int) -> None:
+        self.used += size
+        self.full = self.used > self.limit
+
+    def give_back(self, size: int) -> None:
+        self.take(-size)
+
+
+def test_while_the_budget_is_full_there_is_room_for_small_bytes() -> None:
+    """SMALL_BYTES: the oldest give way until no more than that waits."""
+    budget = Counted(3 * SMALL_BYTES)
+    room = WaitingRoom(100, 10 * SMALL_BYTES, budget)
+    half = b"x" * (SMALL_BYTES // 2)
+    waiters = [notification(half) for _ in range(6)]
+    assert [room.add(each) for each in waiters] == [[]] * 6
+    assert (budget.used, budget.full) == (3 * SMALL_BYTES, False)
+    # One more byte, and it is full; with what gives way it is not any more.
+    assert room.add(notification(b"x")) == waiters[:1]
+    assert (budget.used, room.size) == (room.size, 5 * len(half) + 1)
+    budget.take(3 * SMALL_BYTES)
+    assert room.add(notification(b"y")) == waiters[1:5]
+    assert room.size == len(half) + 2 <= SMALL_BYTES
+    assert len(room.take()) == 3
+    assert budget.used == 3 * SMALL_BYTES

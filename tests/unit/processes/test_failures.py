@@ -1,0 +1,212 @@
+"""Failures of backends, as warnings that say what to do."""
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.config.tuning import COMPLAIN_SECONDS
+from mcpbridge.errors import BackendFailed, CannotStart
+from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.permits import EveryLimiter, SessionLimiter
+from mcpbridge.server import Server
+from mcpbridge.testing import FakeLauncher, RecordingStream
+
+INITIALIZE = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
+ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}'
+SILENT = "said nothing"
+
+
+class Served:
+    """A server between fakes."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = Clock()
+        self.launcher = FakeLauncher()
+        values: dict[str, Any] = {"command": "npx", "name": "x", "args": ("--key", "hush")}
+        self.server = Server(
+            ServerSettings(**{**values, **options}),
+            self.clock,
+            launcher=self.launcher,
+            limiter=EveryLimiter(SessionLimiter(100)),
+        )
+
+    def open(self) -> Session:
+        found: list[Any] = []
+        opening = self.server.open_session(lambda _: RecordingStream())
+        Deferred.fromCoroutine(opening).addBoth(found.append)
+        session: Session = found[0]
+        return session
+
+    def end(self, session: Session, status: str, reason: str | None = None) -> None:
+        """Its backend ends by itself."""
+        session.backend.exit_status = status
+        session.output_closed(reason or f"the backend ended ({status})")
+        session.backend.stopped.callback(None)
+
+
+def said(lines: list[str]) -> list[str]:
+    """The warnings among the lines of a log."""
+    return [line for line in lines if " failed: " in line or SILENT in line or "not op" in line]
+
+
+def test_a_backend_that_dies_at_once(log_lines: list[str]) -> None:
+    """With where to look; arguments may hold keys and are not shown."""
+    served = Served()
+    session = served.open()
+    session.client_message(INITIALIZE, None)
+    session.diagnostics_received([b"no such package"])
+    served.end(session, "exit status 1")
+    (line,) = said(log_lines)
+    assert line == (
+        f"session {session.label} of 'x' failed: the backend ended (exit status 1) before it"
+        " had answered anything; its stderr is above; if that does not tell, run 'npx' with its"
+        " arguments yourself"
+    )
+    assert served.clock.getDelayedCalls() == []
+
+
+def test_one_line_for_a_cause_and_not_for_a_client(log_lines: list[str]) -> None:
+    served = Served()
+    for _ in range(3):
+        served.end(served.open(), "exit status 1")
+    served.end(served.open(), "exit status 127")
+    first, second = said(log_lines)
+    assert "exit status 1)" in first
+    assert second.endswith("; status 127 most often means that a command was not found")
+    served.clock.advance(COMPLAIN_SECONDS)
+    served.end(served.open(), "exit status 1")
+    assert said(log_lines)[2].endswith("(3 times since this was said last)")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "heard", "warns"),
+    [
+        ("exit status 0", None, False, True),
+        ("exit status 0", None, True, False),
+        ("exit status 1", None, True, True),
+        ("signal 9", None, True, True),
+        ("signal 15", "the backend wrote a line of more than 5 bytes", True, True),
+    ],
+)
+def test_which_ends_are_failures(
+    status: str, reason: str | None, heard: bool, warns: bool, log_lines: list[str]
+) -> None:
+    served = Served()
+    session = served.open()
+    session.client_message(INITIALIZE, None)
+    if heard:
+        session.messages_received([ANSWER])
+    served.end(session, status, reason)
+    assert len(said(log_lines)) == warns
+    assert ("before it had answered" in "".join(said(log_lines))) == (warns and not heard)
+
+
+def test_normal_ends_are_none(log_lines: list[str]) -> None:
+    """The client left, however the backend then ended; and the stop of the bridge."""
+    served = Served()
+    first, second = served.open(), served.open()
+    first.life.end("the client went away")
+    first.backend.exit_status = "signal 9"
+    first.backend.stopped.callback(None)
+    served.server.stop()
+    second.output_closed("the backend ended (signal 2)")
+    second.backend.stopped.callback(None)
+    assert said(log_lines) == []
+    assert served.clock.getDelayedCalls() == []
+
+
+def test_a_backend_that_says_nothing(log_lines: list[str]) -> None:
+    """It is a warning after `start_timeout`, and the session goes on."""
+    served = Served(start_timeout=20.0, args=())
+    session = served.open()
+    session.client_message(INITIALIZE, None)
+    served.clock.advance(20)
+    (line,) = said(log_lines)
+    assert line.startswith(
+        f"session {session.label} of 'x': the backend has said nothing for 20 s (start_timeout);"
+        " the session goes on."
+    )
+    assert line.endswith("it has written nothing to stderr: run 'npx' yourself to see what it does")
+    assert session.receiving
+    assert served.clock.getDelayedCalls() == []
+    served.open().client_message(INITIALIZE, None)
+    served.clock.advance(20)
+    assert len(said(log_lines)) == 1
+
+
+def test_a_backend_that_was_asked_nothing_is_not_silent(log_lines: list[str]) -> None:
+    """A client of `/sse` may wait; once it has asked, the backend has its time."""
+    served = Served(start_timeout=20.0)
+    quiet, answered = served.open(), served.open()
+    answered.client_message(INITIALIZE, None)
+    answered.messages_received([ANSWER])
+    served.clock.advance(20)
+    served.clock.advance(20)
+    assert said(log_lines) == []
+    quiet.client_message(INITIALIZE, None)
+    served.clock.advance(20)
+    assert len(said(log_lines)) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "place"),
+    [
+        ("log", "its stderr is above"),
+        ("none", "its stderr ended with 'stderr: two'"),
+        ("file", "its stderr is in "),
+    ],
+)
+def test_where_to_look(mode: str, place: str, log_lines: list[str], tmp_path: Any) -> None:
+    served = Served(stderr_log=mode, stderr_dir=str(tmp_path))
+    session = served.open()
+    session.diagnostics_received([b"one", b"two"])
+    served.end(session, "exit status 1")
+    (line,) = said(log_lines)
+    assert place in line
+    assert ("'x' " + session.label + " stderr: two" in log_lines) == (mode == "log")
+    served.server.stop()
+
+
+def test_a_start_that_fails_is_one_line(log_lines: list[str]) -> None:
+    served = Served()
+    served.launcher.error = CannotStart("cannot start 'npx': it was not found")
+    for _ in range(3):
+        failure: Any = served.open()
+        assert failure.check(BackendFailed)
+    (line,) = said(log_lines)
+    assert line.endswith("of 'x' not opened: cannot start 'npx': it was not found")
+
+
+def test_stderr_of_a_spare_process_says_so(log_lines: list[str]) -> None:
+    served = Served(warm=1)
+    served.server.start()
+    served.clock.advance(1)
+    (backend,) = served.launcher.backends
+    backend.receiver.diagnostics_received([b"one"])
+    session = served.open()
+    session.diagnostics_received([b"two"])
+    assert f"'x' {session.label} (no client yet) stderr: one" in log_lines
+    assert f"'x' {session.label} stderr: two" in log_lines
+    for each in served.launcher.backends:
+        each.stopped.callback(None)
+    served.server.stop()
+
+
+def test_mistakes_are_said_once_in_a_while(log_lines: list[str]) -> None:
+    """COMPLAIN_SECONDS: once for a kind of mistake, whichever session makes it."""
+    served = Served()
+    one, two = served.open(), served.open()
+    for session in (one, two, two):
+        session.misbehaved("text", "it writes text", b"hello")
+    two.misbehaved("bom", "it writes a mark", b"{}")
+    lines = [line for line in log_lines if "it writes" in line]
+    assert lines == [
+        f"session {one.label} of 'x': it writes text: hello",
+        f"session {two.label} of 'x': it writes a mark: {{}}",
+    ]
+    served.clock.advance(COMPLAIN_SECONDS)
+    one.misbehaved("text", "it writes text", b"again")
+    assert log_lines[-1].endswith("it writes text: again (3 times since this was said last)")

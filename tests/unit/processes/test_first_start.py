@@ -1,0 +1,236 @@
+"""A server that is slow to start once, and clients of 2026-07-28 that do not wait for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mcpbridge.errors import BackendFailed, Stopping
+from mcpbridge.stateless.client_connection import ClientConnection
+from tests.fakes import Call, Legacy, Modern, Scripted, World
+
+#: How long it takes to install, and after which a client gives up.
+INSTALL = 6
+PATIENCE = 2
+#: How often one comes.
+TRIES = 20
+
+kinds = pytest.mark.parametrize("kind", [Legacy, Modern])
+
+
+def installing(kind: type[Scripted], seconds: float = INSTALL) -> type[Scripted]:
+    """A server whose processes answer nothing until one of them has run for so long."""
+
+    class Installing(kind):  # type: ignore[misc,valid-type]
+        #: How many have begun, and when that was done; one that is ended meanwhile leaves nothing.
+        installs = 0
+        installed = False
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.ready = type(self).installed
+            self.early: list[dict[str, Any]] = []
+            if not self.ready:
+                type(self).installs += 1
+                self.clock.callLater(seconds, self.done)
+
+        def done(self) -> None:
+            if not self.ended:
+                self.ready = type(self).installed = True
+                for message in self.early:
+                    super()._hear(message)
+
+        def _hear(self, message: dict[str, Any]) -> None:
+            super()._hear(message) if self.ready else self.early.append(message)
+
+    return Installing
+
+
+class Slow:
+    """Such a server, behind the bridge."""
+
+    def __init__(self, kind: type[Scripted], seconds: float = INSTALL, **options: Any) -> None:
+        self.kind: Any = installing(kind, seconds)
+        self.world = World(self.kind, **{"limit": 10, "reuse": "connection", **options})
+
+    def call(self, name: str = "one") -> Call:
+        info = {"name": name, "version": "1"}
+        return self.world.call("a", connection=ClientConnection(), info=info)
+
+    def left(self) -> None:
+        """The first one has come, and left."""
+        leave(self.call())
+        self.world.run(PATIENCE)
+        assert self.kind.installs == 1
+
+    def told(self) -> list[str]:
+        """What the processes were told that their clients are called."""
+        opened = [each.early + each.heard for each in self.world.backends]
+        return [lines[0]["params"]["clientInfo"]["name"] for lines in opened]
+
+
+def leave(call: Call) -> None:
+    assert call.exchange.connection is not None
+    call.leave()
+    call.exchange.connection.lose()
+
+
+def answered(call: Call) -> bool:
+    return bool(call.ends) and call.result["token"] == "a"
+
+
+@kinds
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("limit", [1, 10])
+@pytest.mark.parametrize("reuse", ["connection", "never", "identity"])
+def test_clients_that_do_not_wait_get_there(
+    kind: type[Scripted], known: bool, limit: int, reuse: str
+) -> None:
+    """What the first one had started goes on, and no other one is started beside it."""
+    slow = Slow(kind, limit=limit, known=known, reuse=reuse)
+    slow.left()
+    for _ in range(TRIES):
+        call = slow.call()
+        slow.world.run(PATIENCE)
+        if answered(call):
+            break
+        leave(call)
+        slow.world.run(0.1)
+    assert answered(call)
+    assert slow.kind.installs == 1
+    slow.world.run(Scripted.stop_seconds)
+    assert slow.world.limiter.taken == len(slow.world.live) <= 1
+    slow.world.end()
+
+
+@kinds
+def test_what_is_slower_than_a_probe_is_begun_twice(kind: type[Scripted]) -> None:
+    """Whatever says nothing for `probe_timeout` is ended; then it is not disturbed any more."""
+    slow = Slow(kind, 15, known=False, probe_timeout=10)
+    for _ in range(TRIES):
+        call = slow.call()
+        slow.world.run(PATIENCE)
+        if answered(call):
+            break
+        leave(call)
+        slow.world.run(0.1)
+    assert answered(call)
+    assert slow.kind.installs == 2
+    slow.world.end()
+
+
+@kinds
+def test_many_who_come_back_are_no_herd(kind: type[Scripted]) -> None:
+    slow = Slow(kind)
+    slow.left()
+    calls = [slow.call(f"{number}") for number in range(8)]
+    slow.world.run(INSTALL - PATIENCE)
+    slow.world.run(1)
+    assert all(map(answered, calls))
+    assert slow.kind.installs == 1
+    slow.world.end()
+
+
+def test_it_is_for_one_who_says_the_same_of_itself() -> None:
+    """Also where that one has waited for it."""
+    slow = Slow(Legacy)
+    slow.left()
+    other, same = slow.call("other"), slow.call()
+    slow.world.run(INSTALL - PATIENCE)
+    slow.world.run(1)
+    assert answered(other)
+    assert answered(same)
+    assert len(slow.world.backends) == 2
+    assert slow.told() == ["one", "other"]
+    slow.world.end()
+
+
+@pytest.mark.parametrize("how", ["dies", "late"])
+def test_who_waits_goes_on_when_the_start_fails(how: str) -> None:
+    slow = Slow(Legacy, 100, start_timeout=20.0)
+    slow.left()
+    call = slow.call()
+    slow.world.run()
+    assert len(slow.world.backends) == 1
+    slow.kind.installed = True
+    if how == "dies":
+        slow.world.backends[0].die()
+    else:
+        slow.world.run(20 - PATIENCE)
+    slow.world.run()
+    slow.world.run(1)
+    assert answered(call)
+    slow.world.run(100)
+    slow.world.end()
+
+
+def test_it_is_waited_for_no_longer_than_it_may_take() -> None:
+    """Who waits for it has begun its own then, and that may take as long."""
+    slow = Slow(Legacy, 100, start_timeout=20.0)
+    slow.left()
+    calls = [slow.call() for _ in range(3)]
+    slow.world.run(20 - PATIENCE)
+    assert slow.told().count("one") == 4
+    slow.world.run(20)
+    assert all(isinstance(each.refusal, BackendFailed) for each in calls)
+    slow.world.run(100)
+    slow.world.end()
+
+
+def test_no_more_than_so_many_wait_for_it() -> None:
+    """`max_waiting_requests`: the next one begins its own."""
+    slow = Slow(Legacy, max_waiting_requests=2)
+    slow.left()
+    for _ in range(3):
+        slow.call()
+    slow.world.run()
+    assert slow.kind.installs == 2
+    slow.world.run(INSTALL)
+    slow.world.end()
+
+
+def test_who_waits_may_leave() -> None:
+    slow = Slow(Legacy)
+    slow.left()
+    leave(slow.call())
+    slow.world.run(INSTALL)
+    assert len(slow.world.backends) == 1
+    call = slow.call()
+    slow.world.run()
+    assert answered(call)
+    slow.world.end()
+
+
+def test_those_who_are_still_there_do_not_wait_for_each_other() -> None:
+    """The first one may have brought words that the server does not take."""
+    slow = Slow(Legacy)
+    slow.call()
+    slow.call()
+    slow.world.run()
+    assert slow.kind.installs == 2
+    slow.world.run(INSTALL)
+    slow.world.end()
+
+
+def test_nobody_waits_for_a_server_that_has_worked() -> None:
+    slow = Slow(Legacy)
+    slow.world.pool.readiness.succeeded()
+    slow.left()
+    slow.call()
+    slow.world.run()
+    assert slow.kind.installs == 2
+    slow.world.run(INSTALL)
+    slow.world.end()
+
+
+def test_the_bridge_stops() -> None:
+    slow = Slow(Legacy)
+    slow.left()
+    call = slow.call()
+    slow.world.stop()
+    slow.world.run(1)
+    assert isinstance(call.refusal, Stopping)
+    assert len(slow.world.backends) == 1
+    slow.world.run(INSTALL)
+    slow.world.end()

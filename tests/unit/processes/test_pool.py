@@ -1,0 +1,582 @@
+"""The processes of a server: permits, spare ones, room, and what fails."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.config.tuning import (
+    COMPLAIN_SECONDS,
+    HELD_BYTES,
+    LAUNCH_SECONDS,
+    MAX_BACKOFF_SECONDS,
+    SETTLED_SECONDS,
+    STARVED_SECONDS,
+    STOP_SLACK_SECONDS,
+    WARM_SECONDS,
+)
+from mcpbridge.errors import (
+    BackendFailed,
+    CannotStart,
+    OutOfResources,
+    ServerDown,
+    Stopping,
+    TooManySessions,
+)
+from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.permits import EveryLimiter, SessionLimiter
+from mcpbridge.processes.pool import Pool
+from mcpbridge.stdio.backend import StdioBackend
+from mcpbridge.testing import FakeBackend, FakeLauncher, FakeReactor, FakeTree, RecordingStream
+
+NOTES = [b'{"jsonrpc":"2.0","method":"notifications/%d"}' % number for number in range(4)]
+
+
+class SlowLauncher(FakeLauncher):
+    """One that takes its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launching: list[tuple[Deferred[FakeBackend], FakeBackend]] = []
+
+    def launch(self, receiver: Any, label: str) -> Deferred[FakeBackend]:
+        self.backends.append(FakeBackend(receiver, label))
+        self.launching.append((Deferred(), self.backends[-1]))
+        return self.launching[-1][0]
+
+    def finish(self, index: int = 0) -> None:
+        launched, backend = self.launching.pop(index)
+        launched.callback(backend)
+
+
+class Pooled:
+    """A pool between fakes."""
+
+    def __init__(
+        self,
+        limit: int = 2,
+        over_all: SessionLimiter | None = None,
+        clock: Clock | None = None,
+        launcher: Any = None,
+        **options: Any,
+    ) -> None:
+        self.clock = clock or Clock()
+        self.launcher: Any = launcher or FakeLauncher()
+        self.over_all = over_all or SessionLimiter(1000)
+        self.limiter = SessionLimiter(limit)
+        self.pool = Pool(
+            ServerSettings(command="cat", max_sessions=limit, **options),
+            self.clock,
+            launcher=self.launcher,
+            limiter=EveryLimiter(self.over_all, self.limiter),
+            over_all=self.over_all,
+        )
+        self.pool.start()
+
+    @property
+    def backends(self) -> list[Any]:
+        return list(self.launcher.backends)
+
+    @property
+    def taken(self) -> int:
+        return self.limiter.taken
+
+    def take(self) -> Session:
+        [result] = self.taking()
+        if isinstance(result, Failure):
+            result.raiseException()
+        session: Session = result
+        return session
+
+    def taking(self) -> Taking:
+        return Taking(self.pool.take())
+
+    def warmed(self) -> Pooled:
+        self.clock.pump([WARM_SECONDS] * self.pool.settings.warm)
+        assert self.taken == self.pool.settings.warm
+        return self
+
+    def check(self) -> None:
+        """Nothing is held that is not there."""
+        assert self.taken == len(self.pool.unclosed) + len(self.pool._launching)
+        assert self.taken <= self.limiter.limit
+
+
+class Taking(list[Any]):
+    """What became of a `take`, once it has."""
+
+    def __init__(self, coroutine: Coroutine[Deferred[Any], Any, Any]) -> None:
+        self.deferred = Deferred.fromCoroutine(coroutine).addBoth(self.append)
+
+    @property
+    def failed(self) -> type[object]:
+        [failure] = self
+        assert isinstance(failure, Failure)
+        return type(failure.value)
+
+
+def end(session: Session) -> None:
+    session.life.end("over")
+    close(session)
+
+
+def close(session: Session) -> None:
+    if not session.backend.stopped.called:
+        session.backend.stopped.callback(None)
+
+
+# Taking.
+
+
+def test_a_permit_comes_and_goes_with_a_process() -> None:
+    made = Pooled(limit=1)
+    session = made.take()
+    assert (made.taken, made.pool.unclosed) == (1, {session})
+    with pytest.raises(TooManySessions):
+        made.take()
+    session.life.end("over")
+    assert made.taken == 1
+    close(session)
+    assert (made.taken, made.pool.unclosed) == (0, set())
+    assert made.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("error", [CannotStart("not found"), RuntimeError("a defect")])
+def test_a_launch_that_fails_holds_nothing(error: Exception) -> None:
+    """A client's own try: the server is not down for others."""
+    made = Pooled()
+    made.launcher.error = error
+    assert made.taking().failed is (
+        BackendFailed if isinstance(error, CannotStart) else RuntimeError
+    )
+    assert (made.taken, str(made.pool.readiness)) == (0, "ready")
+
+
+def test_what_the_system_lacks_is_a_line_a_minute(log_lines: list[str]) -> None:
+    """promise: a flood of clients without descriptors does not fill the log."""
+    made = Pooled()
+    made.launcher.error = OutOfResources("no descriptors")
+    for _ in range(100):
+        assert made.taking().failed is BackendFailed
+    start = "server 'default' cannot start backends: no descriptors; refused since"
+    assert log_lines == [f"{start} this was said last: 1"]
+    made.clock.advance(COMPLAIN_SECONDS)
+    assert made.taking().failed is BackendFailed
+    assert log_lines[1:] == [f"{start} this was said last: 100"]
+    assert made.taken == 0
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_launch_takes_not_for_ever(chained: bool) -> None:
+    """Also one whose Deferred has fired with another one."""
+    made = Pooled()
+    if chained:
+        made.launcher.launch = lambda *_: succeed(None).addCallback(lambda _: Deferred())
+    else:
+        made.launcher.launch = lambda *_: Deferred()
+    taking = made.taking()
+    made.clock.advance(LAUNCH_SECONDS)
+    assert taking.failed is BackendFailed
+    assert made.taken == 0
+    assert made.clock.getDelayedCalls() == []
+
+
+def test_a_take_that_is_cancelled_while_it_launches() -> None:
+    made = Pooled(launcher=SlowLauncher())
+    taking = made.taking()
+    taking.deferred.cancel()
+    assert taking.failed is CancelledError
+    made.check()
+    assert made.taken == 0
+    assert made.clock.getDelayedCalls() == []
+
+
+def test_stop_while_it_launches() -> None:
+    made = Pooled(launcher=SlowLauncher(), warm=1)
+    taking = made.taking()
+    made.clock.advance(WARM_SECONDS)
+    assert made.taken == 2
+    stopped: list[Any] = []
+    made.pool.stop().addCallback(stopped.append)
+    assert taking.failed is Stopping
+    assert stopped == [[]]
+    assert made.taken == 0
+    assert made.taking().failed is Stopping
+    assert made.clock.getDelayedCalls() == []
+
+
+# Spare processes.
+
+
+def test_a_spare_one_is_ready_and_is_replaced_soon() -> None:
+    """Each time, whatever else is planned: old ones are to be replaced in an hour."""
+    made = Pooled(limit=10, warm=1).warmed()
+    for count in range(1, 6):
+        assert len(made.backends) == count
+        made.take()
+        assert len(made.backends) == count
+        made.clock.advance(WARM_SECONDS)
+    assert len(made.backends) == 6
+
+
+def test_spare_ones_are_started_one_by_one() -> None:
+    made = Pooled(limit=10, warm=5)
+    counts = []
+    for _ in range(8):
+        made.clock.advance(WARM_SECONDS)
+        counts.append(len(made.backends))
+    assert counts == [1, 2, 3, 4, 5, 5, 5, 5]
+
+
+def test_one_launch_under_way_is_enough() -> None:
+    made = Pooled(launcher=SlowLauncher(), limit=10, warm=3)
+    made.clock.pump([WARM_SECONDS] * 20)
+    assert len(made.backends) == 1
+    made.pool.fail("something else")
+    made.pool.readiness.succeeded()
+    made.launcher.finish()
+    made.clock.advance(WARM_SECONDS)
+    assert len(made.backends) == 2
+    made.pool.stop()
+
+
+def test_within_the_limits_and_again_when_there_is_room() -> None:
+    made = Pooled(limit=1, warm=1)
+    session = made.take()
+    made.clock.advance(WARM_SECONDS)
+    assert len(made.backends) == 1
+    end(session)
+    made.clock.advance(WARM_SECONDS)
+    assert len(made.backends) == 2
+
+
+def test_room_that_another_server_makes_is_found() -> None:
+    over_all = SessionLimiter(1)
+    permit = over_all.acquire()
+    assert permit is not None
+    made = Pooled(over_all=over_all, warm=1)
+    made.clock.advance(WARM_SECONDS)
+    permit.release()
+    made.clock.advance(STARVED_SECONDS)
+    assert len(made.backends) == 1
+
+
+def test_an_old_one_is_replaced() -> None:
+    made = Pooled(warm=1, max_process_age=50.0).warmed()
+    made.clock.advance(49)
+    assert made.backends[0].events == []
+    made.clock.advance(1)
+    assert made.backends[0].events == ["stop"]
+    assert len(made.backends) == 2
+    assert str(made.pool.readiness) == "ready"
+    made.take()
+    assert made.backends[1].events == []
+
+
+def test_an_age_of_nothing_is_no_storm() -> None:
+    made = Pooled(limit=1000, warm=1, max_process_age=0.001)
+    for _ in range(1000):
+        made.clock.advance(0.01)
+        for backend in made.backends:
+            if not backend.receiver.receiving:
+                close(backend.receiver)
+    assert len(made.backends) <= 10 / WARM_SECONDS + 1
+
+
+def test_what_it_said_comes_first() -> None:
+    """In order, never from within `take`, and before what comes in the same turn."""
+    made = Pooled(warm=1).warmed()
+    [backend] = made.backends
+    session = backend.receiver
+    session.messages_received(NOTES[:1])
+    session.messages_received(NOTES[1:3])
+    assert made.take() is session
+    stream = session.stream = RecordingStream()
+    assert stream.lines == []
+    assert backend.events[-1] == "pause"
+    made.clock.advance(0)
+    assert backend.events[-1] == "resume"
+    session.messages_received(NOTES[3:])
+    assert stream.lines == NOTES
+
+
+def test_what_it_said_is_bounded() -> None:
+    made = Pooled(warm=1).warmed()
+    [backend] = made.backends
+    line = b'"' + b"x" * (HELD_BYTES // 2) + b'"'
+    backend.receiver.messages_received([line])
+    assert backend.events == []
+    backend.receiver.messages_received([line])
+    assert backend.events == ["pause"]
+    session = made.take()
+    session.stream = RecordingStream()
+    made.clock.advance(0)
+    assert (session.stream.lines, backend.events[-1]) == ([line, line], "resume")
+
+
+def test_what_it_said_is_for_nobody_when_it_has_ended() -> None:
+    made = Pooled(warm=1).warmed()
+    made.backends[0].receiver.messages_received(NOTES)
+    session = made.take()
+    stream = session.stream = RecordingStream()
+    session.life.end("over")
+    made.clock.advance(0)
+    assert stream.lines == []
+    assert made.backends[0].events[-1] == "stop"
+
+
+@pytest.mark.parametrize("how", ["input_closed", "output_closed"])
+def test_one_that_dies_is_not_given_to_anybody(how: str) -> None:
+    made = Pooled(warm=1).warmed()
+    [backend] = made.backends
+    getattr(backend.receiver, how)("exit status 3")
+    assert backend.events == ["stop"]
+    assert str(made.pool.readiness) == "down after 1 failed start: exit status 3"
+    assert made.taking().failed is ServerDown
+    close(backend.receiver)
+    assert made.taken == 0
+    made.clock.advance(1)
+    assert len(made.backends) == 2
+
+
+def test_one_that_is_not_read_and_dies_gives_its_permit_back() -> None:
+    """What it wrote stays in the pipe, whose end is then never seen."""
+    reactor = FakeReactor()
+
+    class Launcher(FakeLauncher):
+        def launch(self, receiver: Any, label: str) -> Any:
+            options = ServerSettings(command="cat")
+            backend = StdioBackend(options, reactor, receiver, label, lambda pid: None)
+            process = reactor.spawnProcess(backend, "cat", ["cat"])
+            backend.begin(process.pid, FakeTree(prompt=True))
+            return succeed(backend)
+
+    made = Pooled(warm=1, clock=reactor, launcher=Launcher())
+    reactor.advance(WARM_SECONDS)
+    [process] = reactor.processes
+    for _ in range(2):
+        process.say(b'{"jsonrpc":"%s"}\n' % (b"x" * HELD_BYTES))
+    assert process.paused
+    session = next(iter(made.pool.unclosed))
+    process.close_input()
+    process.exit(1)
+    reactor.pump([0.125] * 80)
+    assert session.ended.called
+    assert session not in made.pool.unclosed
+    made.check()
+    made.pool.stop()
+
+
+def test_one_that_waited_long_had_been_started_well() -> None:
+    made = Pooled(warm=1).warmed()
+    made.pool.readiness.failures = 3
+    made.clock.advance(MAX_BACKOFF_SECONDS)
+    made.backends[0].receiver.output_closed("nobody spoke to it")
+    assert str(made.pool.readiness) == "ready"
+    made.clock.advance(WARM_SECONDS)
+    assert len(made.backends) == 2
+
+
+@pytest.mark.parametrize("waited", [0.0, SETTLED_SECONDS])
+def test_one_that_lives_when_it_is_taken_ends_the_failures(waited: float) -> None:
+    made = Pooled(warm=1).warmed()
+    made.pool.readiness.failures = 3
+    made.clock.advance(waited)
+    made.take()
+    assert made.pool.readiness.failures == (0 if waited else 3)
+
+
+@pytest.mark.parametrize("lives", [0.0, 0.5, 6.0, 59.0])
+@pytest.mark.parametrize("warm", [1, 3])
+def test_a_server_that_dies_is_no_storm(lives: float, warm: int) -> None:
+    """An hour of one that ends soon after each start: launches about once in a minute each."""
+    made = Pooled(limit=10, warm=warm)
+
+    def launch(receiver: Any, label: str) -> Any:
+        backend = FakeBackend(receiver, label)
+        backend.stopped = succeed(None)
+        made.launcher.backends.append(backend)
+        made.clock.callLater(lives, receiver.output_closed, "it crashed")
+        return succeed(backend)
+
+    made.launcher.launch = launch
+    made.clock.pump([0.125] * 3600 * 8)
+    assert 3600 / (MAX_BACKOFF_SECONDS + lives) <= len(made.backends)
+    assert len(made.backends) <= (3600 / MAX_BACKOFF_SECONDS + 8) * warm
+    made.check()
+
+
+@pytest.mark.parametrize("error", [CannotStart("not found"), RuntimeError("a defect")])
+def test_a_launcher_that_fails_is_no_storm(error: Exception, logged_failures: list[Any]) -> None:
+    made = Pooled(warm=1)
+    tries: list[float] = []
+
+    def launch(*_: object) -> Any:
+        tries.append(made.clock.seconds())
+        raise error if isinstance(error, RuntimeError) else CannotStart("not found")
+
+    made.launcher.launch = launch
+    made.clock.pump([0.125] * 3600 * 8)
+    assert 50 <= len(tries) <= 70
+    assert made.taken == 0
+    assert made.taking().failed is ServerDown
+
+
+# Full, and down.
+
+
+def test_down_is_not_full() -> None:
+    """503, also where no permit is left: what `take` says."""
+    made = Pooled(limit=1)
+    session = made.take()
+    assert made.pool.is_full()
+    made.pool.fail("it crashes")
+    assert not made.pool.is_full()
+    assert made.taking().failed is ServerDown
+    made.clock.advance(1)
+    assert made.pool.is_full()
+    assert made.taking().failed is TooManySessions
+    end(session)
+
+
+def test_a_spare_one_is_taken_while_the_server_is_down() -> None:
+    made = Pooled(limit=1, warm=1).warmed()
+    made.pool.fail("another one crashed")
+    assert not made.pool.is_full()
+    made.take()
+
+
+# Room.
+
+
+def two(over_all: int, limit: int = 2, warm: int = 1) -> tuple[Pooled, Pooled]:
+    """One without spare processes, and its neighbour with some."""
+    shared, clock = SessionLimiter(over_all), Clock()
+    ours = Pooled(limit, shared, clock)
+    theirs = Pooled(warm, shared, clock, warm=warm).warmed()
+    ours.pool.neighbours = [theirs.pool]
+    return ours, theirs
+
+
+def test_a_spare_process_of_a_neighbour_makes_room() -> None:
+    ours, theirs = two(over_all=1)
+    assert not ours.pool.is_full()
+    taking = ours.taking()
+    assert (taking, theirs.backends[0].events) == ([], ["stop"])
+    close(theirs.backends[0].receiver)
+    assert isinstance(taking[0], Session)
+    assert (ours.taken, theirs.taken) == (1, 0)
+    end(taking[0])
+    theirs.clock.advance(STARVED_SECONDS)
+    assert len(theirs.backends) == 2
+
+
+def test_it_does_not_where_that_would_not_help() -> None:
+    """The server's own limit is full, and the one over all as well."""
+    ours, theirs = two(over_all=2, limit=1)
+    ours.take()
+    assert ours.over_all.is_full()
+    assert ours.pool.is_full()
+    assert ours.taking().failed is TooManySessions
+    assert theirs.backends[0].events == []
+
+
+def test_nor_where_there_is_room_over_all() -> None:
+    ours, theirs = two(over_all=5, limit=1)
+    ours.take()
+    assert ours.taking().failed is TooManySessions
+    assert theirs.backends[0].events == []
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop", "never"])
+def test_room_that_is_waited_for(how: str) -> None:
+    """The wait for it can be cancelled, ends with the bridge, and is bounded."""
+    ours, theirs = two(over_all=1)
+    taking = ours.taking()
+    if how == "cancel":
+        taking.deferred.cancel()
+        assert taking.failed is CancelledError
+    elif how == "stop":
+        ours.pool.stop()
+        close(theirs.backends[0].receiver)
+        assert taking.failed is Stopping
+    else:
+        ours.clock.advance(3 + STOP_SLACK_SECONDS)
+        assert taking.failed is TooManySessions
+    close(theirs.backends[0].receiver)
+    theirs.pool.stop()
+    assert (ours.taken, theirs.taken, ours.over_all.taken) == (0, 0, 0)
+    assert ours.clock.getDelayedCalls() == []
+
+
+# All of it, at random.
+
+STEPS = st.one_of(
+    st.tuples(
+        st.sampled_from(
+            ["take", "launched", "broken", "cancel", "end", "closed", "drain", "crash"]
+        ),
+        st.integers(0, 9),
+    ),
+    st.tuples(st.just("time"), st.sampled_from([0, 0.05, 0.1, 1, 5, 60, 3600])),
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(STEPS, max_size=60), st.integers(1, 4), st.integers(0, 3))
+def test_never_more_than_the_limit_and_nothing_is_left(
+    steps: list[tuple[str, float]], limit: int, warm: int
+) -> None:
+    launcher = SlowLauncher()
+    made = Pooled(limit, warm=warm, launcher=launcher, max_process_age=100.0)
+    takings: list[Taking] = []
+    had: set[Session] = set()
+    for step, number in steps:
+        index = int(number)
+        sessions = sorted(made.pool.unclosed, key=lambda each: each.ident)
+        session = sessions[index % len(sessions)] if sessions else None
+        if step == "take":
+            takings.append(made.taking())
+        elif step == "time":
+            made.clock.advance(number)
+        elif step == "cancel" and takings:
+            takings[index % len(takings)].deferred.cancel()
+        elif step in ("launched", "broken") and launcher.launching:
+            launched, backend = launcher.launching.pop(index % len(launcher.launching))
+            if not launched.called:
+                launched.callback(backend) if step == "launched" else launched.errback(
+                    CannotStart("no")
+                )
+        elif session is not None and step == "end":
+            session.life.end("over")
+        elif session is not None and step == "drain":
+            session.input_closed("it takes no more")
+        elif session is not None and step == "crash":
+            session.output_closed("it crashed")
+        elif session is not None and step == "closed" and not session.receiving:
+            close(session)
+        made.check()
+        given_out = [each for taking in takings for each in taking if isinstance(each, Session)]
+        assert len(given_out) == len(set(given_out))
+        assert not set(given_out) & set(made.pool._spares)
+        assert len(made.pool._spares) <= warm
+        had |= set(given_out)
+    stopped: list[Any] = []
+    made.pool.stop().addCallback(stopped.append)
+    made.check()
+    for session in list(made.pool.unclosed):
+        close(session)
+    made.clock.advance(0)
+    assert stopped
+    assert all(taking for taking in takings)
+    assert (made.taken, made.over_all.taken, made.pool.unclosed) == (0, 0, set())
+    assert made.clock.getDelayedCalls() == []
+    assert all(session.ended.called for session in had)

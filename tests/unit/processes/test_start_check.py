@@ -1,0 +1,257 @@
+"""What one caller's words do to a server counts against nobody else."""
+
+from __future__ import annotations
+
+import gc
+import json
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from mcpbridge.config.tuning import CHECK_SECONDS, STILLBORN_STARTS
+from mcpbridge.errors import BackendFailed, CannotStart, ServerDown
+from mcpbridge.processes.era import Eras
+from mcpbridge.processes.start_check import neutral_initialize
+from mcpbridge.session.negotiation import first_dialect, greeting
+from mcpbridge.testing import RecordingStream
+from tests.fakes import Call, Legacy, Modern, World
+
+BAD = {"name": "bad", "version": "1"}
+GOOD = {"name": "good", "version": "1"}
+
+
+class Choosy(Legacy):
+    """Ends, or refuses, when it hears of one client."""
+
+    how = "ends"
+
+    def initialize(self, message: dict[str, Any]) -> None:
+        if message["params"]["clientInfo"]["name"] != "bad":
+            super().initialize(message)
+        elif self.how == "ends":
+            self.backend_exits()
+        elif self.how == "refuses":
+            self.refuse(message["id"], -32602)
+
+    def backend_exits(self) -> None:
+        self.exit_status = "exit status 7"
+        self.die()
+
+
+class Broken(Choosy):
+    """Ends whatever it hears."""
+
+    def initialize(self, message: dict[str, Any]) -> None:
+        self.backend_exits()
+
+
+def called(world: World, token: str, info: Any) -> Call:
+    call = world.call(token, info=info)
+    for _ in range(3):
+        world.run(0.5)
+    return call
+
+
+def is_ready(world: World) -> bool:
+    return str(world.pool.readiness) == "ready"
+
+
+@pytest.mark.parametrize("reuse", ["connection", "never"])
+@pytest.mark.parametrize("how", ["ends", "refuses", "is mute"])
+def test_a_caller_whom_the_server_cannot_take(how: str, reuse: str) -> None:
+    """However often it comes: it is told so, and all others are served."""
+    world = World(
+        type("Kind", (Choosy,), {"how": how}), limit=20, reuse=reuse, start_timeout=1.0, warm=1
+    )
+    world.pool.start()
+    for number in range(STILLBORN_STARTS + 2):
+        bad = called(world, f"bad {number}", BAD)
+        good = called(world, f"{number}", GOOD)
+        assert isinstance(bad.refusal, BackendFailed)
+        assert good.result["token"] == f"{number}"
+        assert is_ready(world)
+    world.run(CHECK_SECONDS)
+    assert is_ready(world)
+    world.end()
+
+
+def opened(world: World) -> Any:
+    """A session of an older client, which has not said anything yet."""
+    taken: list[Any] = []
+    Deferred.fromCoroutine(world.pool.take()).addBoth(taken.append)
+    [session] = taken
+    session.stream = RecordingStream()
+    session.dialect = first_dialect(
+        session, world.eras, world.pool.readiness, world.pool.check.doubt
+    )
+    session.opened()
+    return session
+
+
+def initialized(world: World, info: Any) -> list[Any]:
+    """What a session is told that begins with this."""
+    session = opened(world)
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+    session.client_messages([json.dumps(message).encode()])
+    world.run(0.1)
+    lines = list(session.stream.lines)
+    session.life.end("done")
+    world.run(1)
+    return lines
+
+
+def test_sessions_of_a_client_whom_the_server_cannot_take() -> None:
+    """So many in a row that the server is in doubt, and then it is found to be well."""
+    world = World(Choosy, limit=4)
+    for _ in range(3 * STILLBORN_STARTS + 2):
+        assert initialized(world, BAD) == []
+        assert is_ready(world)
+    [line] = initialized(world, GOOD)
+    assert b'"result"' in line
+    assert len(world.backends) <= 3 * STILLBORN_STARTS + 3 + 3, "a check for each such row"
+    world.end()
+
+
+def test_a_server_that_nobody_can_start(log_lines: list[str]) -> None:
+    world = World(Broken, limit=4)
+    for _ in range(STILLBORN_STARTS):
+        assert is_ready(world)
+        initialized(world, GOOD)
+    assert "down after 1 failed start" in str(world.pool.readiness)
+    with pytest.raises(ServerDown):
+        world.pool.readiness.check(world.clock.seconds() - 0.5)
+    world.end()
+
+
+def test_a_check_is_made_once_in_check_seconds() -> None:
+    world = World(Choosy, limit=20)
+    for number in range(20):
+        world.call(f"{number}", info=BAD)
+        world.run()
+    heard = [json.dumps(each.heard[:1]) for each in world.backends]
+    assert sum('"mcpbridge"' in each for each in heard) == 1
+    world.run(CHECK_SECONDS)
+    heard = [json.dumps(each.heard[:1]) for each in world.backends]
+    assert sum('"mcpbridge"' in each for each in heard) == 2
+    for _ in range(5):
+        world.run(CHECK_SECONDS)
+    assert len(world.backends) == 22
+    assert is_ready(world)
+    world.end()
+
+
+def test_a_check_waits_for_room() -> None:
+    world = World(Choosy, limit=1)
+    bad = world.call("a", info=BAD)
+    world.run()
+    assert isinstance(bad.refusal, BackendFailed)
+    assert len(world.backends) == 1
+    world.run(1)
+    world.run(1)
+    assert len(world.backends) == 2
+    assert world.limiter.taken == 0
+    world.end()
+
+
+@pytest.mark.parametrize("fails", ["mute", "launch", "takes nothing"])
+def test_a_server_that_fails_by_itself_as_well(fails: str) -> None:
+    world = World(Choosy, limit=4, start_timeout=2.0)
+    world.call("a", info=BAD)
+    if fails == "launch":
+        world.launcher.error = CannotStart("no such program")
+    elif fails == "mute":
+        world.launcher.mute = True
+    else:
+        world.launcher.kind = type("Deaf", (Choosy,), {"ended": True, "__init__": _deaf})
+    world.run()
+    world.run(2)
+    assert "down after 1 failed start" in str(world.pool.readiness)
+    world.run(1)
+    world.end()
+    # Nothing is left that nobody handles.
+    gc.collect()
+
+
+def _deaf(self: Any, *arguments: Any) -> None:
+    Choosy.__init__(self, *arguments)
+    self.ended = True
+
+
+def test_it_works_for_somebody_while_it_is_checked() -> None:
+    world = World(Choosy, limit=4, start_timeout=2.0)
+    world.call("a", info=BAD)
+    world.launcher.mute = True
+    world.run(0.5)
+    world.launcher.mute = False
+    good = world.call("b", info=GOOD)
+    world.run(3)
+    assert good.result["token"] == "b"
+    assert is_ready(world)
+    world.end()
+
+
+def test_one_who_comes_while_a_server_that_was_down_is_checked() -> None:
+    """It is told to come again, so that a server that starts slowly is not tried by everybody."""
+    world = World(Choosy, limit=4, start_timeout=2.0)
+    world.launcher.mute = True
+    world.call("a", info=GOOD)
+    world.run(2)
+    world.run(2)
+    assert "down after 1" in str(world.pool.readiness)
+    world.run(1)
+    world.call("b", info=GOOD)
+    for _ in range(4):
+        world.run(1)
+    if not world.pool.readiness.in_doubt:
+        world.run(1)
+    late = world.call("c", info=GOOD)
+    assert isinstance(late.refusal, ServerDown)
+    world.run(10)
+    world.end()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, CHECK_SECONDS])
+def test_the_bridge_stops_during_a_check(seconds: float) -> None:
+    world = World(Choosy, limit=4)
+    world.call("a", info=BAD)
+    world.run()
+    world.call("b", info=BAD)
+    world.launcher.mute = True
+    world.clock.advance(seconds)
+    world.end()
+
+
+def test_what_a_process_is_greeted_with() -> None:
+    eras = Eras()
+    assert greeting(eras) == neutral_initialize()
+    assert json.loads(greeting(eras))["params"]["clientInfo"]["name"] == "mcpbridge"
+    eras.modern = True
+    assert json.loads(greeting(eras))["method"] == "server/discover"
+    eras.legacy = True
+    assert json.loads(greeting(eras))["method"] == "initialize"
+
+
+# What one session says of the era of the server.
+
+
+@pytest.mark.parametrize("kind", [Legacy, Modern])
+def test_an_answer_that_may_be_that_of_another_request(kind: Any) -> None:
+    """Two requests with one id: which answer is that of `initialize` the client has a part in."""
+    world = World(kind, limit=4)
+    session = opened(world)
+    both: list[dict[str, Any]] = [
+        {"method": "no/such"},
+        {"method": "initialize", "params": {"clientInfo": GOOD}},
+    ]
+    lines = [json.dumps({"jsonrpc": "2.0", "id": 1, **each}).encode() for each in both]
+    session.client_messages(lines)
+    session.messages_received(
+        [b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no such method"}}']
+    )
+    assert world.eras.legacy is None
+    world.run(1)
+    session.life.end("done")
+    world.run(1)
+    world.end()

@@ -1,0 +1,572 @@
+"""Who gets a process, and who is told that there is one, or room for one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from mcpbridge.config.tuning import CANCEL_SECONDS, RELISTEN_SECONDS
+from mcpbridge.errors import BackendFailed, BridgeError, CannotStart, HeaderMismatch, ServerBusy
+from mcpbridge.processes.backend_session import Session
+from mcpbridge.stateless.client_connection import ClientConnection
+from mcpbridge.stateless.request_queue import Place, WaitingLine, outlived
+from tests.fakes import ABLE, Call, Legacy, Modern, Scripted, World
+
+both = pytest.mark.parametrize("kind", [Legacy, Modern])
+
+
+def two_servers(kind: type[Scripted], limit: int) -> tuple[World, World]:
+    """With so many processes between them, and one client's request at a time on each."""
+    one = World(kind, concurrency=1)
+    one.over_all.limit = limit
+    return one, World(kind, concurrency=1, beside=one)
+
+
+@pytest.mark.parametrize(("kind", "beside"), [(Legacy, False), (Legacy, True), (Modern, True)])
+def test_who_had_a_process_ended_has_its_place(kind: type[Scripted], beside: bool) -> None:
+    """Also where the former callers come again at once, and wait in line meanwhile."""
+    one, other = two_servers(kind, 1)
+    if not beside:
+        other = one
+    one.call("a", able={})
+    one.run()
+    first, later = other.call("b"), one.call("c", able={})
+    one.run(Scripted.stop_seconds)
+    assert (first.result["token"], later.ends) == ("b", 0)
+    one.run(Scripted.stop_seconds)
+    assert later.result["token"] == "c"
+    other.stop()
+    one.end()
+
+
+@both
+def test_a_session_has_the_place_of_the_process_that_was_ended_for_it(kind: type[Scripted]) -> None:
+    world = World(kind, limit=1)
+    world.call("a")
+    world.run()
+    taken: list[Any] = []
+    Deferred.fromCoroutine(world.pool.take()).addBoth(taken.append)
+    later = world.call("b")
+    world.run(Scripted.stop_seconds)
+    [session] = taken
+    assert isinstance(session, Session)
+    assert not later.ends
+    world.end()
+
+
+def test_who_has_a_place_in_line_keeps_it() -> None:
+    """Also when the line is full by the time that it was woken for nothing."""
+    line = WaitingLine(Clock(), 1, 10)
+    place = Place()
+    told: list[Any] = []
+
+    def wait(place: Place) -> None:
+        Deferred.fromCoroutine(line.wait(place, lambda: True)).addBoth(told.append)
+
+    wait(place)
+    line.wake()
+    wait(Place())
+    wait(place)
+    assert (told, len(line)) == ([None], 2)
+    wait(Place())
+    assert told.pop().check(ServerBusy)
+    line.wake()
+    assert told == [None] * 3
+
+
+# Who is told.
+
+
+@both
+def test_a_process_of_a_neighbour_becomes_idle(kind: type[Scripted]) -> None:
+    one, other = two_servers(kind, 2)
+    one.call("a", "wait")
+    other.call("b", "wait")
+    one.run()
+    waiting = other.call("c")
+    one.backends[0].finish("a")
+    one.run(Scripted.stop_seconds)
+    assert waiting.result["token"] == "c"
+    other.stop()
+    one.end()
+
+
+@both
+def test_a_spare_process_has_started(kind: type[Scripted]) -> None:
+    world = World(kind, limit=1, warm=1)
+    world.launcher.slow = True
+    world.pool.start()
+    world.run(1)
+    call = world.call("a")
+    world.launcher.finish()
+    world.run()
+    assert call.result["token"] == "a"
+    world.end()
+
+
+@both
+def test_a_launch_of_a_neighbour_fails(kind: type[Scripted]) -> None:
+    one, other = two_servers(kind, 2)
+    other.call("b", "wait")
+    one.launcher.slow = True
+    failing, waiting = one.call("a"), other.call("c")
+    one.run(1)
+    assert not waiting.ends
+    [(launched, _)] = one.launcher.waiting
+    launched.errback(Failure(CannotStart("no")))
+    one.run()
+    assert isinstance(failing.refusal, BackendFailed)
+    assert waiting.result["token"] == "c"
+    other.stop()
+    one.end()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_last_one_who_listens_leaves(beside: bool) -> None:
+    """Its process is not needed for that any more."""
+    one, other = two_servers(Legacy, 2)
+    if not beside:
+        other = one
+    listening = one.listen(identity="x")
+    other.call("b", "wait")
+    one.run()
+    waiting = other.call("a")
+    one.run(1)
+    assert not waiting.ends
+    listening.leave()
+    one.run(Scripted.stop_seconds)
+    assert waiting.result["token"] == "a"
+    other.stop()
+    one.end()
+
+
+@pytest.mark.parametrize("known", [True, False])
+@both
+def test_a_process_that_drains_is_about_to_leave(kind: type[Scripted], known: bool) -> None:
+    """Who comes waits for its place, and is not refused."""
+    world = World(kind, limit=1)
+    world.call("a")
+    world.run()
+    [draining] = world.backends
+    draining.close_input()
+    if not known:
+        world.eras.modern = None
+    call = world.call("b")
+    world.run()
+    assert not call.ends
+    draining.die()
+    world.run(1)
+    world.run(1)
+    assert call.result["token"] == "b"
+    world.end()
+
+
+class Rude(Legacy):
+    """Does not answer what was cancelled."""
+
+    polite = False
+
+
+@settings(max_examples=150)
+@given(
+    st.tuples(*[st.sampled_from([Legacy, Rude, Modern])] * 2),
+    st.tuples(*[st.integers(1, 3)] * 3),
+    st.fixed_dictionaries(
+        {
+            "warm": st.integers(0, 1),
+            "idle_timeout": st.sampled_from([0.0, 30.0]),
+            "concurrency": st.sampled_from([1, 2]),
+            "reuse": st.sampled_from(["connection", "identity", "never"]),
+            "max_process_requests": st.sampled_from([1, 3, 1000]),
+        }
+    ),
+    st.lists(
+        st.tuples(
+            st.integers(0, 1),
+            st.sampled_from(["echo", "wait", "ask", "list", "listen", "leave", "die", "finish"]),
+            st.integers(0, 9),
+            st.sampled_from([0, 0.06, 0.5, 3]),
+        ),
+        min_size=10,
+        max_size=40,
+    ),
+)
+def test_nobody_waits_for_what_there_is(
+    kinds: tuple[type[Scripted], type[Scripted]],
+    limits: tuple[int, int, int],
+    changes: dict[str, Any],
+    steps: list[tuple[int, str, int, float]],
+) -> None:
+    """At two servers that share what room there is, whatever happens to them and in between."""
+    one = World(kinds[0], limits[0], queue_timeout=1e5, **changes)
+    both = [one, World(kinds[1], limits[1], beside=one, queue_timeout=1e5, **changes)]
+    one.over_all.limit = limits[2]
+    calls: list[Call] = []
+    connections = [ClientConnection() for _ in range(4)]
+    for each in both:
+        each.pool.start()
+    for whose, what, which, seconds in steps:
+        world = both[whose]
+        able: dict[str, Any] = ABLE if which % 2 else {}
+        level = "info" if which > 6 else None
+        if what == "list":
+            calls.append(world.request("resources/list", able=able))
+        elif what == "listen":
+            calls.append(world.listen(able=able))
+        elif what == "leave":
+            for call in calls[-1 - which :][:1]:
+                call.leave()
+        elif what in ("die", "finish"):
+            for process in world.live[which % 3 :][:1]:
+                tokens = [each["token"] for each in process.calls.values()]
+                process.die() if what == "die" else [process.finish(each) for each in tokens]
+        else:
+            connection = connections[which % 4]
+            if which > 7:
+                connection.lose()
+                connections[which % 4] = ClientConnection()
+            token = f"{len(calls)}"
+            calls.append(world.call(token, what, able=able, level=level, connection=connection))
+        world.run(seconds)
+        for each in both:
+            waiting = each.stateless._line._waiting.values()
+            assert not [since for since, may_go in waiting if may_go()]
+    both[1].stop()
+    one.end()
+    assert [call.ends for call in calls] == [not call.gone for call in calls]
+
+
+# Which process it is.
+
+
+def test_a_second_group_of_a_kind_is_not_forgotten() -> None:
+    """When what the first one tried for those who listened to it comes to nothing."""
+    world = World(Legacy)
+    listening = world.listen()
+    world.run()
+    world.backends[0].die()
+    world.launcher.slow = True
+    world.run(RELISTEN_SECONDS)
+    [(launched, _)] = world.launcher.waiting
+    listening.leave()
+    world.launcher.slow = False
+    world.call("a")
+    world.run()
+    launched.errback(Failure(CannotStart("no")))
+    call = world.call("b")
+    world.run()
+    assert call.result["token"] == "b"
+    assert len(world.backends) == 3
+    world.end()
+
+
+def test_no_process_gets_more_requests_than_it_may() -> None:
+    """Also of those that wait for what the bridge asks first, all at once."""
+    world = World(Modern, limit=2, max_process_requests=2)
+    for number in range(5):
+        world.call(f"{number}", "wait")
+    world.run()
+    assert [len(each.calls) for each in world.backends] == [2, 2]
+    world.end()
+
+
+def test_who_wants_logs_is_served_under_a_steady_stream() -> None:
+    world = World(Modern, limit=1)
+    calls = [world.call("0", "wait")]
+    world.run()
+    [backend] = world.backends
+    logged = world.call("logged", level="info")
+    for number in range(1, 10):
+        calls.append(world.call(f"{number}", "wait"))
+        world.run()
+        backend.finish(f"{number - 1}")
+        world.run()
+    assert logged.result["token"] == "logged"
+    impatient = world.call("impatient", level="info")
+    waiting = world.call("10")
+    world.run()
+    assert not waiting.ends
+    # Nobody is kept waiting for one that has left.
+    impatient.leave()
+    world.run()
+    assert waiting.result["token"] == "10"
+    backend.finish("9")
+    assert [each.result["token"] for each in calls] == [f"{number}" for number in range(10)]
+    world.end()
+
+
+def test_who_wants_logs_keeps_back_only_those_who_come_later() -> None:
+    """However many come, on a process that works on something long: the others are served."""
+    world = World(Modern, limit=1)
+    long = world.call("long", "wait")
+    world.run()
+    logged, calls = [], []
+    for number in range(5):
+        logged.append(world.call(f"logged {number}", level="info"))
+        world.run(1)
+        calls.append(world.call(f"{number}"))
+        world.run(3)
+    world.run(world.settings.queue_timeout)
+    assert [each.result["token"] for each in calls] == [f"{number}" for number in range(5)]
+    assert all(isinstance(each.refusal, ServerBusy) for each in logged)
+    assert not long.ends
+    world.end()
+
+
+@pytest.mark.parametrize("level", [None, "debug"])
+def test_who_listens_changes_nothing_for_who_wants_logs(level: str | None) -> None:
+    """Nobody is put beside who gets them; and a level of its own is no wish for them."""
+    world = World(Modern, limit=1)
+    logged = world.call("logged", "wait", level="debug")
+    world.run()
+    world.listen(level=level)
+    other = world.call("other", "wait")
+    world.run()
+    [process] = world.backends
+    assert len(process.calls) == 1
+    logged.leave()
+    world.run()
+    # It may still log for who has left, which is nothing to those who listen.
+    world.listen(level=level)
+    world.run()
+    assert len(process.calls) == 1
+    third = world.call("third")
+    world.run()
+    assert third.result["token"] == "third"
+    process.finish("other")
+    assert other.result["token"] == "other"
+    world.listen(level=level)
+    world.run(1)
+    assert world.backends == [process]
+    world.end()
+
+
+def test_a_process_that_may_log_for_who_has_left() -> None:
+    """It is replaced for who wants logs, also where somebody listens to it, and only then."""
+    world = World(Modern, limit=1)
+    world.listen()
+    left = world.call("a", "wait", level="debug")
+    world.run()
+    left.leave()
+    ordinary = world.call("b", "wait")
+    logged = world.call("c", "wait", level="debug")
+    world.run(1)
+    [first] = world.backends
+    first.finish("b")
+    world.run(Scripted.stop_seconds)
+    assert ordinary.result["token"] == "b"
+    [_, second] = world.backends
+    second.say({"method": "notifications/message", "params": {"level": "info", "data": "x"}})
+    second.finish("c")
+    assert [each.get("method") for each in logged.lines] == ["notifications/message", None]
+    world.end()
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_leased_process_that_does_not_tell_its_tools(leaves: bool) -> None:
+    world = World(type("Deaf", (Legacy,), {"tools_list": None}))
+    call = world.call("a")
+    world.run()
+    if leaves:
+        call.leave()
+        world.run(CANCEL_SECONDS)
+    else:
+        world.run(world.settings.start_timeout)
+        assert isinstance(call.refusal, BackendFailed)
+    assert not world.live
+    world.end()
+
+
+def test_a_shared_process_that_does_not_tell_its_tools() -> None:
+    """It ends when those who have it are served, and is for nobody else."""
+    world = World(type("Deaf", (Modern,), {"tools_list": None}))
+    busy = world.request("prompts/get", {"name": "p"})
+    call = world.call("a")
+    world.run()
+    [hung] = world.backends
+    world.run(world.settings.start_timeout)
+    assert isinstance(call.refusal, BackendFailed)
+    world.request("prompts/get", {"name": "q"})
+    world.run()
+    [_, other] = world.backends
+    assert other.heard[-1]["params"]["name"] == "q"
+    assert not hung.ended
+    busy.leave()
+    assert hung.ended
+    world.end()
+
+
+class Paged(Legacy):
+    """Tells its tools in two pages, and from the second one on when told to."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.lists: list[dict[str, Any]] = []
+
+    def tools_list(self, message: dict[str, Any]) -> None:
+        self.lists.append(message)
+        if len(self.lists) == 1 and "cursor" not in message["params"]:
+            self.tell()
+
+    def tell(self) -> None:
+        asked, self.lists = self.lists, []
+        region = {"type": "string", "x-mcp-header": "Region"}
+        schema = {"type": "object", "properties": {"region": region}}
+        page = {"tools": [{"name": "t", "inputSchema": schema}], "nextCursor": "2"}
+        for message in asked:
+            self.answer(message["id"], {"tools": []} if "cursor" in message["params"] else page)
+
+
+def test_half_a_list_of_tools_is_not_taken_for_all_of_it() -> None:
+    """Who waited for it has left: what the next call's headers must say is asked anew."""
+    world = World(Paged, limit=1)
+    left = world.call("a")
+    world.run()
+    left.leave()
+    call = world.request("tools/call", {"name": "t", "arguments": {"token": "b", "region": "eu"}})
+    world.run()
+    for _ in range(2):
+        [process] = world.backends
+        process.tell()
+        world.run()
+    assert isinstance(call.refusal, HeaderMismatch)
+    world.end()
+
+
+# What is started outlives whom it was started for, at an older and a newer server, and while
+# it is found out which it is.
+ways = pytest.mark.parametrize(("kind", "known"), [(Legacy, True), (Modern, True), (Modern, False)])
+
+
+@ways
+def test_a_server_that_is_slower_than_its_clients(kind: type[Scripted], known: bool) -> None:
+    """It is started once, and there for the one who comes when it is ready."""
+    world = World(kind, limit=1, concurrency=1, known=known, probe_timeout=30)
+    world.launcher.slow = True
+    for token in "ab":
+        call = world.call(token)
+        world.run(5)
+        call.leave()
+    world.launcher.finish()
+    world.run()
+    last = world.call("c")
+    world.run()
+    assert last.result["token"] == "c"
+    assert len(world.backends) == 1
+    world.end()
+
+
+@pytest.mark.parametrize(
+    ("kind", "known", "seconds"),
+    [(Modern, None, 15), (Modern, False, 8), (Legacy, None, 15), (Legacy, True, 8)],
+)
+def test_what_a_server_is_is_found_out_without_its_clients(
+    kind: type[Scripted], known: bool | None, seconds: int
+) -> None:
+    """
+    Also where it needs longer to begin than they wait, and is of another era
+    than it was, or than its silence made it look like.
+    """
+
+    class Slow(kind):  # type: ignore[misc,valid-type]
+        def _hear(self, message: dict[str, Any]) -> None:
+            first = message.get("method") in ("initialize", "server/discover")
+            self.clock.callLater(seconds if first else 0, super()._hear, message)
+
+    world = World(Slow, limit=2, known=False)
+    world.eras.modern = known
+    for _ in range(12):
+        call = world.call("a")
+        for _ in range(6):
+            world.run(1)
+        if call.ends:
+            break
+        call.leave()
+    assert call.result["token"] == "a"
+    world.end()
+
+
+def test_a_server_that_has_changed_is_looked_at_anew_without_its_clients() -> None:
+    """It says nothing to what it was asked, for which nobody waits any more."""
+
+    class Older(Legacy):
+        def discover(self, message: dict[str, Any]) -> None:
+            """It knows no such thing, and does not say so."""
+
+    world = World(Modern)
+    world.launcher.kind = Older
+    call = world.call("a")
+    world.run(1)
+    call.leave()
+    world.run(world.settings.start_timeout)
+    assert world.eras.modern is None
+    world.end()
+
+
+@pytest.mark.parametrize("how", ["slow", "mute"])
+@ways
+def test_what_nobody_waits_for_ends_with_the_bridge(
+    kind: type[Scripted], known: bool, how: str
+) -> None:
+    world = World(kind, known=known)
+    setattr(world.launcher, how, True)
+    call = world.call("a")
+    world.run()
+    call.leave()
+    world.run(1)
+    assert world.limiter.taken == 1
+    world.end()
+
+
+@ways
+def test_what_nobody_waits_for_fails_as_it_should_not(
+    kind: type[Scripted], known: bool, logged_failures: list[Failure]
+) -> None:
+    """The log is told, and who comes next is served."""
+    world = World(kind, known=known)
+    world.launcher.slow = True
+    world.call("a").leave()
+    world.launcher.slow = False
+    [(launched, _)] = world.launcher.waiting
+    defect = RuntimeError("a defect")
+    launched.errback(Failure(defect))
+    assert [each.value for each in logged_failures] == [defect]
+    call = world.call("b")
+    world.run()
+    assert call.result["token"] == "b"
+    world.end()
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("outcome", [None, ServerBusy("full"), RuntimeError("a defect")])
+def test_work_that_outlives_its_caller(
+    outcome: Exception | None, left: bool, logged_failures: list[Failure]
+) -> None:
+    working: Deferred[None] = Deferred()
+    told: list[Any] = []
+    unwanted: list[None] = []
+    untold: list[BridgeError] = []
+
+    async def work() -> None:
+        await working
+
+    asking = Deferred.fromCoroutine(outlived(work(), unwanted.append, untold.append))
+    asking.addErrback(lambda failure: failure.value).addCallback(told.append)
+    if left:
+        asking.cancel()
+    working.callback(None) if outcome is None else working.errback(outcome)
+    if not left:
+        asking.cancel()  # too late
+        assert (told, unwanted, untold, logged_failures) == ([outcome], [], [], [])
+        return
+    assert isinstance(told[0], CancelledError)
+    assert unwanted == [None] * (outcome is None)
+    assert untold == ([outcome] if isinstance(outcome, ServerBusy) else [])
+    defects = [outcome] if isinstance(outcome, RuntimeError) else []
+    assert [each.value for each in logged_failures] == defects

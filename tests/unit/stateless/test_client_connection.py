@@ -1,0 +1,209 @@
+"""Which connection a request of 2026-07-28 is known to come on, by either way in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.config.tuning import CANCEL_SECONDS
+from mcpbridge.server import Server
+from mcpbridge.session.memory_event_store import MemoryEventStore
+from mcpbridge.testing import CLEANLY
+from mcpbridge.web.fast_path import Front
+from mcpbridge.web.root import Branch, Gated
+from mcpbridge.web.routes import Routes
+from mcpbridge.web.site import BridgeSite
+from mcpbridge.web.stateless_http import PROXY_HEADERS, _connection
+from mcpbridge.web.transport_security import Gate
+from tests.unit.web.test_fast_path import _Unlimited
+from tests.unit.web.test_fast_path_stateless import asking
+from tests.unit.web.test_stateless_http import USUAL, Launcher, Legacy, answer
+
+PROXY = "192.0.2.1"
+both_ways = pytest.mark.parametrize("front", [True, False], ids=["fast path", "twisted.web"])
+
+
+class Instant(Legacy):
+    """One that answers at once."""
+
+    def send(self, line: bytes) -> None:
+        super().send(line)
+        message = json.loads(line)
+        if message["method"] == "x":
+            self.receiver.messages_received([answer(message["id"], {})])
+
+
+class Broken(Legacy):
+    """One that does not answer, and whose launcher has a defect."""
+
+    def resume(self) -> None:
+        raise RuntimeError("a defect")
+
+
+class Site:
+    """A site before a server of the older kind."""
+
+    def __init__(self, *, front: bool, **settings: Any) -> None:
+        self.clock = Clock()
+        self.launcher = Launcher()
+        self.launcher.kind = Instant
+        server_settings = ServerSettings(command="x", **settings)
+        self.server = Server(
+            server_settings,
+            self.clock,
+            launcher=self.launcher,
+            limiter=_Unlimited(),
+            event_store=MemoryEventStore(),
+        )
+        self.server.eras.modern = False
+        root = Branch()
+        root.leaf = Routes(self.server, self.clock).resource()
+        every = BridgeSettings(
+            servers=(server_settings,), allowed_hosts=("h",), trusted_proxies=(PROXY,)
+        )
+        gate = Gate(every)
+        self.site = BridgeSite(
+            Gated(gate, root),
+            self.clock,
+            every,
+            Front([self.server], gate) if front else None,
+        )
+
+    def connect(self, peer: Any = None) -> Any:
+        channel: Any = self.site.buildProtocol(None)
+        channel.makeConnection(StringTransport(peerAddress=peer))
+        return channel
+
+    def ask(self, channel: Any, **headers: str) -> None:
+        """A request, and its answer."""
+        self.send(channel, **headers)
+        assert channel.transport.value().startswith(b"HTTP/1.1 200")
+
+    def send(self, channel: Any, **headers: str) -> None:
+        """A request."""
+        body = asking()
+        given = {**USUAL, "Mcp-Method": "x", "Content-Length": str(len(body)), **headers}
+        lines = [f"{name.replace('_', '-')}: {value}" for name, value in given.items()]
+        head = "\r\n".join(["POST /mcp HTTP/1.1", *lines])
+        channel.transport.clear()
+        channel.dataReceived(head.encode("ascii") + b"\r\n\r\n" + body)
+        self.clock.advance(0)
+
+    @property
+    def started(self) -> int:
+        return len(self.launcher.backends)
+
+    @property
+    def running(self) -> int:
+        return sum("stop" not in each.events for each in self.launcher.backends)
+
+
+@both_ways
+def test_one_process_for_a_connection_until_it_is_lost(front: bool) -> None:
+    site = Site(front=front)
+    first, second = site.connect(), site.connect()
+    for _ in range(3):
+        site.ask(first)
+        site.ask(second)
+    assert (site.started, site.running) == (2, 2)
+    first.connectionLost(CLEANLY)
+    assert (site.started, site.running) == (2, 1)
+    site.ask(second)
+    # From the same address and port.
+    site.ask(site.connect())
+    assert (site.started, site.running) == (3, 2)
+
+
+def test_a_connection_is_gone_whatever_fails_then(logged_failures: list[Any]) -> None:
+    """Otherwise it would be counted for ever, and the bridge wait for it when it stops."""
+    site = Site(front=True)
+    site.launcher.kind = Broken
+    channel = site.connect()
+    site.send(channel)
+    closed: list[None] = []
+    site.site.close_connections().addCallback(closed.append)
+    channel.connectionLost(CLEANLY)
+    assert (closed, site.site.channels) == ([None], set())
+    assert [each.type for each in logged_failures] == [RuntimeError]
+    # Nor is its process, which does not answer, kept for a client that has gone.
+    site.clock.advance(CANCEL_SECONDS)
+    assert (site.started, site.running) == (1, 0)
+
+
+def test_processes_end_whatever_fails_at_the_stop(logged_failures: list[Any]) -> None:
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    site = Site(front=True)
+    channel = site.connect()
+    site.ask(channel)
+    site.server.stateless.stop = fail  # type: ignore[method-assign]
+    site.server.stop()
+    assert site.running == 0
+    assert [each.type for each in logged_failures] == [RuntimeError]
+    channel.connectionLost(CLEANLY)
+
+
+def test_both_ways_of_one_connection_are_one() -> None:
+    """A request that the fast path leaves to twisted.web has the same process."""
+    site = Site(front=True)
+    channel = site.connect()
+    site.ask(channel)
+    site.ask(channel, TE="trailers")
+    assert site.started == 1
+
+
+@both_ways
+@pytest.mark.parametrize("header", sorted(PROXY_HEADERS))
+def test_what_a_proxy_has_sent_is_of_no_connection(front: bool, header: str) -> None:
+    """Its connection may bring the next client's request."""
+    site = Site(front=front)
+    channel = site.connect()
+    for _ in range(3):
+        site.ask(channel, **{header: "x"})
+    assert (site.started, site.running) == (3, 0)
+    site.ask(channel)
+    assert (site.started, site.running) == (4, 1)
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("peer", "started"),
+    [
+        (IPv4Address("TCP", PROXY, 5), 3),
+        (UNIXAddress(None), 3),
+        (IPv4Address("TCP", "192.0.2.2", 5), 1),
+    ],
+)
+def test_a_connection_of_a_proxy(front: bool, peer: Any, started: int) -> None:
+    """A trusted one, or what connects to a UNIX socket."""
+    site = Site(front=front)
+    channel = site.connect(peer)
+    for _ in range(3):
+        site.ask(channel)
+    assert site.started == started
+
+
+@both_ways
+def test_the_setting_decides(front: bool) -> None:
+    site = Site(front=front, reuse="identity")
+    for _ in range(3):
+        site.ask(site.connect())
+    assert site.started == 1
+
+
+def test_a_site_of_an_application() -> None:
+    """Its connections do not say when they are lost, so none is known."""
+
+    class Request:
+        channel = object()
+
+    assert _connection(Request()) is None
+    Request.channel = None
+    assert _connection(Request()) is None

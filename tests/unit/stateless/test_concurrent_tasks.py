@@ -1,0 +1,283 @@
+"""Tasks of 2026-07-28: whose they are, which process has them, and how long that is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mcpbridge.errors import (
+    InvalidParams,
+    MethodNotFound,
+    MissingCapability,
+    Refused,
+    ServerBusy,
+    Stopping,
+)
+from mcpbridge.mcp.tasks import POLL_SECONDS, RESULT_SECONDS
+from tests.fakes import ABLE_TASKS, Call, Legacy, Modern, WithTasks, World
+
+
+@pytest.fixture
+def world() -> Any:
+    world = World(WithTasks)
+    yield world
+    world.end()
+
+
+def begin(world: World, token: str = "a", **options: Any) -> str:
+    call = task(world, token, **options)
+    assert call.result["resultType"] == "task"
+    return str(call.result["taskId"])
+
+
+def task(world: World, token: str = "a", *, identity: str = "", **arguments: Any) -> Call:
+    params = {"name": "t", "arguments": {"token": token, "do": "task", **arguments}}
+    call = world.request("tools/call", params, able=ABLE_TASKS, identity=identity)
+    world.run()
+    return call
+
+
+def ask(world: World, method: str, ident: str, *, identity: str = "", **params: Any) -> Call:
+    params = {"taskId": ident, **params}
+    call = world.request(f"tasks/{method}", params, able=ABLE_TASKS, identity=identity)
+    world.run()
+    return call
+
+
+def test_six_tasks_of_several_processes_with_equal_ids() -> None:
+    world = World(WithTasks, concurrency=2)
+    params = [{"name": "t", "arguments": {"token": f"{each}", "do": "task"}} for each in range(6)]
+    calls = [world.request("tools/call", each, able=ABLE_TASKS) for each in params]
+    world.run()
+    assert len(world.live) > 1
+    idents = [each.result["taskId"] for each in calls]
+    assert len(set(idents)) == 6
+    for number, ident in enumerate(idents):
+        got = ask(world, "get", ident).result
+        assert (got["taskId"], got["token"]) == (ident, f"{number}")
+    ask(world, "update", idents[3], inputResponses={"q": {"a": 1}})
+    assert ask(world, "get", idents[3]).result["got"] == {"q": {"a": 1}}
+    assert ask(world, "cancel", idents[4]).result == {"resultType": "complete"}
+    states = [ask(world, "get", each).result["status"] for each in idents]
+    assert states == ["working"] * 4 + ["cancelled", "working"]
+    world.end()
+
+
+def test_a_task_is_asked_for_however_much_its_process_has_to_do() -> None:
+    world = World(WithTasks, limit=1, concurrency=1, max_process_requests=2)
+    ident = begin(world)
+    world.call("b", "wait")
+    world.run()
+    for _ in range(5):
+        assert ask(world, "get", ident).result["status"] == "working"
+    assert world.live[0].calls
+    world.live[0].finish("b")
+    world.live[0].complete("1")
+    assert ask(world, "get", ident).result["status"] == "completed"
+    world.run(1)
+    # It had done enough, and nobody needs it any more.
+    assert not world.live
+    world.end()
+
+
+@pytest.mark.parametrize("method", ["get", "update", "cancel"])
+def test_of_somebody_else_or_of_nobody_is_the_same(world: World, method: str) -> None:
+    ident = begin(world, identity="x")
+    owner = ident.partition(".")[0]
+    foreign = ask(world, method, ident, identity="y", inputResponses={}).refusal
+    never = [
+        ask(world, method, each, identity="y", inputResponses={}).refusal
+        for each in ("1", "x.1", f"{owner}.2", "")
+    ]
+    assert isinstance(foreign, InvalidParams)
+    for each in never:
+        assert isinstance(each, InvalidParams)
+        assert (each.status, str(each)) == (foreign.status, str(foreign))
+    # Nothing reached the process, and none was started for it.
+    [backend] = world.live
+    assert not any(each["method"].startswith("tasks/") for each in backend.heard)
+    assert ask(world, "get", ident, identity="x").result["status"] == "working"
+
+
+def test_who_has_not_declared_tasks(world: World) -> None:
+    begin(world)
+    refusal = world.request("tasks/get", {"taskId": "x.1"}).refusal
+    assert isinstance(refusal, MissingCapability)
+
+
+def test_an_older_server_has_no_tasks() -> None:
+    world = World(Legacy, known=False)
+    for each in ("get", "update", "cancel", "list", "result"):
+        call = ask(world, each, "x.1")
+        world.run(1)
+        assert isinstance(call.refusal, MethodNotFound)
+    world.end()
+
+
+def test_a_server_that_has_said_that_it_has_none() -> None:
+    world = World(Modern)
+    assert isinstance(ask(world, "get", "x.1").refusal, InvalidParams)
+    world.call("a")
+    world.run()
+    assert isinstance(ask(world, "get", "x.1").refusal, MethodNotFound)
+    world.end()
+
+
+@pytest.mark.parametrize("method", ["list", "result"])
+def test_what_the_extension_has_removed(world: World, method: str) -> None:
+    assert isinstance(ask(world, method, "1").refusal, MethodNotFound)
+
+
+# How long a process is kept.
+
+
+def test_a_process_with_a_task_outlives_its_idle_timeout() -> None:
+    world = World(WithTasks, idle_timeout=4)
+    ident = begin(world, seconds=8)
+    for _ in range(8):
+        world.run(1)
+    assert ask(world, "get", ident).result["status"] == "completed"
+    world.run(3)
+    assert len(world.live) == 1
+    # What is over stays readable as long as the process lives.
+    assert ask(world, "get", ident).result["status"] == "completed"
+    world.run(4)
+    assert not world.live
+    assert isinstance(ask(world, "get", ident).refusal, InvalidParams)
+    world.end()
+
+
+def test_a_task_that_nobody_asks_for_is_over_for_its_process_too() -> None:
+    world = World(WithTasks, idle_timeout=4)
+    begin(world, seconds=8)
+    for _ in range(int(POLL_SECONDS + 2)):
+        world.run(1)
+    assert world.live[0].heard[-1]["method"] == "tasks/get"
+    for _ in range(int(RESULT_SECONDS - 2)):
+        world.run(1)
+    assert len(world.live) == 1
+    for _ in range(8):
+        world.run(1)
+    assert not world.live
+    world.end()
+
+
+@pytest.mark.parametrize("how", ["ttl", "setting"])
+def test_no_task_keeps_its_process_for_ever(how: str) -> None:
+    kind = type("Short", (WithTasks,), {"ttl_ms": 20_000 if how == "ttl" else None})
+    world = World(kind, idle_timeout=4, task_timeout=3600 if how == "ttl" else 20)
+    begin(world)
+    world.live[0].mute = True
+    for _ in range(20):
+        world.run(1)
+    assert len(world.live) == 1
+    for _ in range(5):
+        world.run(1)
+    assert not world.live
+    world.end()
+
+
+def test_a_task_that_its_server_has_forgotten() -> None:
+    world = World(WithTasks, idle_timeout=4)
+    begin(world)
+    world.live[0].tasks.clear()
+    for _ in range(int(POLL_SECONDS + 6)):
+        world.run(1)
+    assert not world.live
+    world.end()
+
+
+def test_a_process_that_is_busy_when_it_is_asked(world: World) -> None:
+    begin(world)
+    [backend] = world.live
+    backend.busy = True
+    for _ in range(int(POLL_SECONDS + 1)):
+        world.run(1)
+    backend.busy = False
+    heard = len(backend.heard)
+    for _ in range(int(POLL_SECONDS + 1)):
+        world.run(1)
+    assert [each["method"] for each in backend.heard[heard:]] == ["tasks/get"]
+
+
+def test_its_place_is_not_given_away_nor_is_it_replaced_for_its_age() -> None:
+    world = World(WithTasks, limit=1, max_process_age=100, queue_timeout=5)
+    ident = begin(world, identity="x")
+    other = world.call("b", identity="y")
+    world.run(6)
+    assert isinstance(other.refusal, ServerBusy)
+    world.run(200)
+    assert ask(world, "get", ident, identity="x").result["status"] == "working"
+    world.live[0].complete("1")
+    ask(world, "get", ident, identity="x")
+    world.run(1)
+    assert not world.live
+    world.end()
+
+
+def test_a_worn_process_with_a_task_goes_on_where_there_is_room_for_no_other() -> None:
+    world = World(WithTasks, limit=1, max_process_requests=1)
+    ident = begin(world)
+    for each in "bcd":
+        call = world.call(each)
+        world.run()
+        assert call.result["token"] == each
+    assert len(world.backends) == 1
+    world.live[0].complete("1")
+    assert ask(world, "get", ident).result["status"] == "completed"
+    world.run(1)
+    assert not world.live
+    world.end()
+
+
+def test_who_wants_logs_gets_a_process_without_a_task() -> None:
+    """Where there is room for one; else one that tells no logs."""
+    world = World(WithTasks, limit=2)
+    begin(world)
+    calls = [world.call(each, "wait", level="debug") for each in "bc"]
+    world.run()
+    [first, second] = world.live
+    assert [each["token"] for each in second.calls.values()] == ["b"]
+    assert [each["token"] for each in first.calls.values()] == ["c"]
+    for backend in (first, second):
+        backend.say({"method": "notifications/message", "params": {"level": "info", "data": "x"}})
+    assert [len(each.lines) for each in calls] == [1, 0]
+    for each in calls:
+        each.leave()
+    world.end()
+
+
+# Ends.
+
+
+@pytest.mark.parametrize("polling", [False, True])
+def test_a_process_that_dies_with_its_tasks(world: World, polling: bool) -> None:
+    ident = begin(world)
+    [backend] = world.live
+    if polling:
+        backend.mute = True
+        world.run(POLL_SECONDS + 1)
+    waiting = ask(world, "get", ident) if polling else None
+    backend.die()
+    world.run(1)
+    assert isinstance(ask(world, "get", ident).refusal, InvalidParams)
+    assert waiting is None or isinstance(waiting.refusal, Refused)
+
+
+def test_a_client_that_leaves_while_it_asks(world: World) -> None:
+    ident = begin(world)
+    [backend] = world.live
+    backend.mute = True
+    asking = ask(world, "get", ident)
+    asking.leave()
+    world.run()
+    assert backend.heard[-1]["method"] == "notifications/cancelled"
+
+
+def test_while_the_bridge_stops(world: World) -> None:
+    ident = begin(world)
+    world.stop()
+    assert isinstance(ask(world, "get", ident).refusal, Stopping)
+    world.run(1)
+    assert world.limiter.taken == 0

@@ -1,0 +1,578 @@
+"""One backend process: its three pipes, its end, and what its session hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec import UNSET
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from zope.interface.verify import verifyObject
+
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.config.tuning import ENDLESS_FACTOR, FULL_SECONDS, SMALL_BYTES, STDERR_LINE_BYTES
+from mcpbridge.errors import BackendBusy, UnknownSession
+from mcpbridge.interfaces import IBackend
+from mcpbridge.jsonrpc.malformed_output import UTF16, Lost
+from mcpbridge.response_budget import ResponseBudget
+from mcpbridge.stdio.backend import EXIT_NEWS_SECONDS, REST_SECONDS, StdioBackend
+from mcpbridge.testing import FakeReactor, FakeTree
+
+MESSAGE = b'{"jsonrpc":"2.0","method":"notifications/message"}'
+SETTINGS = ServerSettings(
+    command="cat", max_message_bytes=100, max_waiting_messages=2, stop_grace=1, kill_grace=2
+)
+
+
+class Made:
+    """A backend that runs; `told` is what its session hears."""
+
+    def __init__(
+        self, *, begin: bool = True, remove: Callable[[bool], Deferred[None]] | None = None
+    ) -> None:
+        self.reactor = FakeReactor()
+        self.tree = FakeTree()
+        self.told: list[tuple[str, Any]] = []
+        #: Of those that cost nothing.
+        self.mistakes: list[tuple[str, bytes]] = []
+        self.reaped: list[int] = []
+        self.backend = StdioBackend(
+            SETTINGS, self.reactor, self, "0c8a4a3e", self.reaped.append, remove=remove
+        )
+        self.process = self.reactor.spawnProcess(self.backend, "cat", ["cat"])
+        self.pid = self.process.pid
+        if begin:
+            self.backend.begin(self.process.pid, self.tree)
+
+    # IBackendReceiver.
+
+    def messages_received(self, lines: list[bytes]) -> None:
+        self.told.append(("messages", lines))
+
+    def message_lost(self, lost: Lost) -> None:
+        self.told.append((lost.fault, lost.ident))
+
+    def misbehaved(self, fault: str, what: str, line: bytes) -> None:
+        self.mistakes.append((fault, line))
+
+    def diagnostics_received(self, lines: list[bytes]) -> None:
+        self.told.append(("stderr", lines))
+
+    def input_closed(self, reason: str) -> None:
+        self.told.append(("input", reason))
+
+    def output_closed(self, reason: str) -> None:
+        self.told.append(("output", reason))
+
+    def heard(self) -> list[tuple[str, Any]]:
+        """What came of its output."""
+        return [(what, data) for what, data in self.told if what != "input"]
+
+    def assert_over(self, *stopped: Deferred[None]) -> None:
+        """Nothing of it is left, and who waited knows."""
+        assert all(each.called for each in stopped)
+        assert self.reactor.getDelayedCalls() == []
+        assert self.reaped == [self.pid]
+
+
+def test_the_interface() -> None:
+    verifyObject(IBackend, Made().backend)
+
+
+# stdout.
+
+
+@pytest.mark.parametrize(
+    ("pieces", "told"),
+    [
+        ([b"[1]\n"], [("messages", [b"[1]"])]),
+        ([b"[1]\n[2]\n[3]"], [("messages", [b"[1]", b"[2]"])]),
+        ([b'{"half":', b"1", b"}\n"], [("messages", [b'{"half":1}'])]),
+        ([b"\n  \n\r\n"], []),
+        ([b"[1]\r\n"], [("messages", [b"[1]"])]),
+        ([b"  [1]\n"], [("messages", [b"  [1]"])]),
+        ([b"hello\n"], [("stderr", [b"stdout: hello"])]),
+        ([b"[INFO] ready\n"], [("stderr", [b"stdout: [INFO] ready"])]),
+        ([b" [1]\n[INFO]\n"], [("messages", [b" [1]"]), ("stderr", [b"stdout: [INFO]"])]),
+        (
+            [b"[1]\nhello\n {}\n"],
+            [("messages", [b"[1]"]), ("stderr", [b"stdout: hello"]), ("messages", [b" {}"])],
+        ),
+    ],
+)
+def test_lines_of_stdout(pieces: list[bytes], told: list[Any]) -> None:
+    """
+    keep: each message line of stdout; beat: a line that pauses in its middle,
+    blank lines, `\\r\\n`.  What is no message goes the way of stderr, marked.
+    """
+    made = Made()
+    for piece in pieces:
+        made.process.say(piece)
+    assert made.told == told
+
+
+@pytest.mark.parametrize(
+    ("rest", "told", "logged"),
+    [
+        (MESSAGE, [("messages", [MESSAGE])], False),
+        (MESSAGE + b"\r", [("messages", [MESSAGE])], False),
+        (b"[" + MESSAGE + b"]", [("messages", [b"[" + MESSAGE + b"]"])], False),
+        (MESSAGE[:-1], [], True),
+        (b"  ", [], False),
+    ],
+)
+def test_a_last_line_without_an_end(
+    rest: bytes, told: list[Any], logged: bool, log_lines: list[str]
+) -> None:
+    """A last line that no newline ended counts if it is whole; its half is not passed on."""
+    made = Made()
+    made.process.say(b"[1]\n" + rest)
+    made.process.close_output()
+    assert made.told[1:] == told
+    # Its exit status may be on its way.
+    made.reactor.advance(EXIT_NEWS_SECONDS)
+    assert made.told[1:-1] == told
+    assert made.told[-1] == ("output", "the backend closed its stdout")
+    assert any("in the middle of a message of 49 bytes" in line for line in log_lines) is logged
+    assert "notifications" not in "".join(log_lines)
+
+
+@pytest.mark.parametrize("pieces", [[b"[1]\n[" + b"2" * 100], [b"[1]\n", b"[" * 60, b"[" * 41]])
+def test_a_line_beyond_the_limit_is_told_by_its_ends(pieces: list[bytes]) -> None:
+    """Every resource has a bound, and what comes behind it passes."""
+    made = Made()
+    for piece in [*pieces, b"\n[2]\n"]:
+        made.process.say(piece)
+    assert made.told == [
+        ("messages", [b"[1]"]),
+        ("messages", [b"[2]"]),
+        ("oversized", UNSET),
+    ]
+
+
+def test_a_line_without_end_ends_the_output() -> None:
+    """ENDLESS_FACTOR: to skip it for ever would keep a core busy."""
+    made = Made()
+    for _ in range(ENDLESS_FACTOR):
+        made.process.say(b"x" * 100)
+        assert made.told == []
+    made.process.say(b"x")
+    assert made.told == [
+        ("output", "the backend wrote a line without end, of more than 6400 bytes")
+    ]
+    made.process.close_output()
+    assert len(made.told) == 1
+
+
+def test_messages_with_headers_are_lost_one_by_one() -> None:
+    """As language servers have them: without line ends, and the next one right behind."""
+    made = Made()
+    body = b'{"jsonrpc":"2.0","id":%d,"result":{}}'
+    data = b"".join(
+        b"Content-Length: %d\r\n\r\n%b" % (len(each), each) for each in (body % 1, body % 2)
+    )
+    for at in range(0, len(data), 10):
+        made.process.say(data[at : at + 10])
+    assert made.told == [("headers", 1)]
+    made.reactor.advance(REST_SECONDS)
+    assert made.told == [("headers", 1), ("headers", 2)]
+    made.process.say(MESSAGE + b"\n")
+    assert made.told[2:] == [("messages", [MESSAGE])]
+    assert made.reactor.getDelayedCalls() == []
+
+
+def test_a_message_with_line_ends_in_a_string() -> None:
+    """It never looks complete; what it says is not logged."""
+    made = Made()
+    made.process.say(b'{"jsonrpc":"2.0","id":1,"result":{"text":"one\nsecret\nend"}}\n')
+    assert made.told == []
+    made.reactor.advance(REST_SECONDS)
+    assert made.told == [("lines", 1)]
+    made.process.say(MESSAGE + b"\n")
+    assert made.told == [("lines", 1), ("messages", [MESSAGE])]
+    assert made.mistakes == []
+
+
+def test_the_rest_may_be_in_a_pipe_that_is_not_read() -> None:
+    made = Made()
+    made.process.say(b"Content-Length: %d\n%b" % (len(MESSAGE), MESSAGE))
+    made.backend.pause()
+    made.reactor.advance(2 * REST_SECONDS)
+    made.backend.resume()
+    made.process.say(b"\n")
+    made.reactor.advance(REST_SECONDS)
+    assert made.told == [("stderr", [b"stdout: Content-Length: 50"]), ("messages", [MESSAGE])]
+    assert made.reactor.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_message_with_a_header_that_is_waited_for_at_the_end(ends: bool) -> None:
+    """REST_SECONDS: nothing is left of it."""
+    made = Made()
+    made.process.say(b"Content-Length: 99\n{")
+    assert len(made.reactor.getDelayedCalls()) == 1
+    if ends:
+        made.backend.stop()
+    else:
+        made.process.close_output()
+        assert ("stderr", [b"stdout: Content-Length: 99"]) in made.told
+    assert made.backend._rest_call is None
+
+
+def test_a_message_with_a_header_is_not_waited_for_where_the_backend_is_stopped() -> None:
+    """By what stands before the header, in the same read."""
+    made = Made()
+    made.backend._receiver.messages_received = lambda lines: made.backend.stop()
+    before = len(made.reactor.getDelayedCalls())
+    made.process.say(MESSAGE + b"\nContent-Length: 99\n")
+    assert made.backend._odd is not None
+    assert made.backend._odd.body_size == 99
+    assert made.backend._rest_call is None
+    assert before == 0
+
+
+def test_what_had_begun_like_a_message_is_text_at_the_end() -> None:
+    made = Made()
+    made.process.say(b"[\n")
+    assert made.told == []
+    made.process.close_output()
+    assert made.told == [("stderr", [b"stdout: ["])]
+    assert made.mistakes == [("text", b"[")]
+
+
+def test_utf16_ends_it() -> None:
+    made = Made()
+    made.process.say('{"jsonrpc":"2.0"}\n'.encode("utf-16"))
+    assert made.told == [("output", UTF16)]
+    assert made.mistakes == [("utf-16", b"")]
+
+
+def test_a_line_of_the_limit_passes() -> None:
+    made = Made()
+    line = b'{"%b":0}' % (b"x" * 94)
+    assert len(line) == 100
+    made.process.say(line + b"\n")
+    assert made.told == [("messages", [line])]
+
+
+# stderr.
+
+
+def test_lines_of_stderr() -> None:
+    """promise: stderr lines, whatever the bytes are."""
+    made = Made()
+    made.process.complain(b"one\ntw")
+    made.process.complain(b"o\r\n\xff\n\nhalf")
+    made.process.close_output(2)
+    assert made.told == [("stderr", [b"one"]), ("stderr", [b"two", b"\xff"]), ("stderr", [b"half"])]
+
+
+def test_a_long_line_that_is_no_message_is_cut() -> None:
+    """A stderr line is cut at 64 KiB, the session lives."""
+    made = Made()
+    made.process.complain(b"x" * STDERR_LINE_BYTES * 2)
+    made.process.complain(b"x\nnext\n")
+    assert made.told == [("stderr", [b"x" * STDERR_LINE_BYTES, b"next"])]
+
+
+# stdin.
+
+
+def test_messages_go_to_stdin_a_line_each() -> None:
+    made = Made()
+    made.backend.send(b"[1]")
+    made.backend.send(b"[2]")
+    assert made.process.written == [b"[1]\n", b"[2]\n"]
+
+
+def test_a_backend_that_does_not_read() -> None:
+    """promise: the queue towards a backend is bounded; what was taken is not lost."""
+    made = Made()
+    made.process.producer.pauseProducing()
+    made.backend.send(b"[1]")
+    made.backend.send(b"[2]")
+    with pytest.raises(BackendBusy):
+        made.backend.send(b"[3]")
+    made.process.producer.resumeProducing()
+    assert made.process.written == [b"[1]\n", b"[2]\n"]
+
+
+def test_a_backend_that_closes_its_stdin_is_ended() -> None:
+    """The backend closes its stdin: the session ends, what it still says passes."""
+    made = Made()
+    made.process.close_input()
+    assert made.told == [("input", "the backend closed its stdin")]
+    with pytest.raises(UnknownSession):
+        made.backend.send(b"[1]")
+    made.process.say(b"[2]\n")
+    assert made.told[-1] == ("messages", [b"[2]"])
+    made.reactor.advance(SETTINGS.stop_grace)
+    assert made.tree.signals == [("leader", "SIGTERM")]
+
+
+# Backpressure.
+
+
+def test_pause_and_resume() -> None:
+    """A client that does not read stops the reading of its own backend."""
+    made = Made()
+    made.backend.pause()
+    made.backend.pause()
+    assert made.process.paused
+    made.backend.resume()
+    assert not made.process.paused
+
+
+# Its end.
+
+
+def test_stop_closes_stdin_and_discards_what_is_still_said() -> None:
+    """promise: the backend is told and reaped."""
+    made = Made()
+    made.backend.pause()
+    first = made.backend.stop()
+    assert 0 in made.process.pipes  # not within an event
+    made.reactor.advance(0)
+    assert 0 not in made.process.pipes
+    assert not made.process.paused
+    made.backend.pause()
+    assert not made.process.paused
+    made.process.say(b"[1]\nhello\n" + b"x" * 200)
+    made.process.complain(b"oops\n")
+    second = made.backend.stop()
+    made.process.end()
+    assert not first.called
+    made.tree.answer()
+    # Its last words may say why it has failed.
+    assert made.told == [("stderr", [b"oops"])]
+    made.assert_over(first, second)
+    made.assert_over(made.backend.stop())
+
+
+def test_stop_waits_for_the_tree_and_for_the_reaping() -> None:
+    """promise: the permit returns when the tree is gone and reaped, not before."""
+    made = Made()
+    stopped = made.backend.stop()
+    made.reactor.advance(SETTINGS.stop_grace)
+    made.process.end(signalled=15)
+    made.tree.rest = [11]
+    made.tree.answer()
+    assert made.tree.signals == [("leader", "SIGTERM"), ("11", "SIGTERM")]
+    assert not stopped.called
+    made.tree.rest = []
+    made.tree.answer()
+    made.assert_over(stopped)
+
+
+def test_stop_waits_for_the_pipes_to_be_closed() -> None:
+    """No leaked descriptor: the transport's own word that all are closed comes last."""
+    made = Made()
+    setattr(made.process, "loseConnection", lambda: None)  # noqa: B010
+    stopped = made.backend.stop()
+    made.process.exit()
+    made.tree.answer()
+    made.process.close_output(1)
+    made.reactor.advance(0)
+    assert not stopped.called
+    made.process.close_output(2)
+    made.assert_over(stopped)
+
+
+def test_pipes_that_a_stranger_holds_are_closed() -> None:
+    """No leaked descriptor: once the tree is gone, nobody else's end is waited for."""
+    made = Made()
+    stopped = made.backend.stop()
+    made.process.exit()
+    assert made.process.pipes
+    made.tree.answer()
+    made.assert_over(stopped)
+
+
+@pytest.mark.parametrize(
+    ("graces", "signalled", "interrupted"),
+    [(0, None, False), (0, 9, True), (1, 15, True), (1, None, True)],
+)
+def test_stop_waits_for_what_is_outside_the_tree(
+    graces: int, signalled: int | None, interrupted: bool
+) -> None:
+    """
+    A container is removed when the tree of its CLI is gone; only then is the
+    session over.
+    """
+    asked: list[bool] = []
+    removed: Deferred[None] = Deferred()
+
+    def remove(killed: bool) -> Deferred[None]:
+        asked.append(killed)
+        return removed
+
+    made = Made(remove=remove)
+    stopped = made.backend.stop()
+    made.reactor.advance(graces * SETTINGS.stop_grace)
+    made.process.end(signalled=signalled)
+    assert asked == []
+    made.tree.answer()
+    assert asked == [interrupted]
+    assert not stopped.called
+    assert not made.backend.stop().called
+    removed.callback(None)
+    made.assert_over(stopped, made.backend.stop())
+
+
+@pytest.mark.parametrize(
+    ("status", "signalled", "text"),
+    [(0, None, "exit status 0"), (3, None, "exit status 3"), (0, 9, "signal 9")],
+)
+def test_a_backend_that_ends_by_itself(status: int, signalled: int | None, text: str) -> None:
+    """beat: the backend exits: the stream ends with what it wrote last, the child is reaped."""
+    made = Made()
+    made.process.exit(status, signalled)
+    assert made.backend.exit_status == text
+    assert made.told == [("input", f"the backend ended ({text})")]
+    made.process.say(b"[1]\n")
+    made.process.complain(b"bye\n")
+    made.process.loseConnection()
+    made.tree.answer()
+    assert made.heard() == [
+        ("messages", [b"[1]"]),
+        ("stderr", [b"bye"]),
+        ("output", f"the backend ended ({text})"),
+    ]
+    made.assert_over(made.backend.stop())
+
+
+def test_a_backend_that_ends_before_it_began() -> None:
+    """Reaped within the spawn: there is no pid to signal, and the session still hears of it."""
+    made = Made(begin=False)
+    made.process.exit(127)
+    made.backend.begin(made.process.pid, made.tree)
+    assert made.told == []
+    made.reactor.advance(0)
+    assert made.told == [("input", "the backend ended (exit status 127)")]
+    made.process.loseConnection()
+    made.tree.answer()
+    assert made.told[-1] == ("output", "the backend ended (exit status 127)")
+    assert made.backend.stop().called
+    assert made.reaped == []
+    assert made.reactor.getDelayedCalls() == []
+
+
+def test_an_output_that_a_stranger_holds_open_is_not_waited_for() -> None:
+    """beat: the backend exits, the stream ends, also where its pipe does not."""
+    made = Made()
+    made.process.exit()
+    made.tree.answer()
+    made.process.say(b"[1]\n")
+    made.reactor.advance(SETTINGS.kill_grace - 0.01)
+    assert made.told[1:] == [("messages", [b"[1]"])]
+    made.reactor.advance(0.01)
+    assert made.told[2:] == [("output", "the backend ended (exit status 0)")]
+    made.assert_over(made.backend.stop())
+
+
+def test_a_client_that_reads_slowly_gets_the_last_words_all_the_same() -> None:
+    """While the client does not keep up, the deadline for what is left does not count."""
+    made = Made()
+    made.backend.pause()
+    made.process.exit()
+    made.tree.answer()
+    made.reactor.pump([SETTINGS.kill_grace] * 10)
+    assert len(made.told) == 1
+    made.backend.resume()
+    made.process.say(b"[1]\n")
+    made.process.loseConnection()
+    assert made.heard() == [
+        ("messages", [b"[1]"]),
+        ("output", "the backend ended (exit status 0)"),
+    ]
+    made.assert_over(made.backend.stop())
+
+
+def test_the_end_of_stdout_is_told_once() -> None:
+    made = Made()
+    made.process.close_output()
+    made.process.end()
+    made.tree.answer()
+    assert [what for what, _ in made.told].count("output") == 1
+    made.assert_over(made.backend.stop())
+
+
+def test_the_end_of_stdout_waits_for_the_exit_status() -> None:
+    """A backend that exits closes its stdout first; the reason is that it ended."""
+    made = Made()
+    made.process.close_output()
+    made.process.exit(3)
+    assert made.told[-1] == ("output", "the backend ended (exit status 3)")
+    made.reactor.advance(EXIT_NEWS_SECONDS)
+    assert [name for name, _ in made.told].count("output") == 1
+
+
+# The budget.
+
+
+class Large(Made):
+    """A backend that may write large messages, of 200,000 bytes, and what all may hold."""
+
+    def __init__(self, budget: ResponseBudget) -> None:
+        super().__init__(begin=False)
+        settings = ServerSettings(command="cat", max_message_bytes=3 * SMALL_BYTES)
+        self.backend = StdioBackend(
+            settings, self.reactor, self, "0c8a4a3e", self.reaped.append, budget
+        )
+        self.process = self.reactor.spawnProcess(self.backend, "cat", ["cat"])
+        self.backend.begin(self.process.pid, self.tree)
+
+
+HALF = b'{"a":"' + b"x" * 2 * SMALL_BYTES
+
+
+def test_a_large_line_counts_until_it_is_complete() -> None:
+    budget = ResponseBudget(10 * SMALL_BYTES, Clock())
+    made = Large(budget)
+    made.process.say(HALF[:SMALL_BYTES])
+    assert budget.used == 0
+    made.process.say(HALF[SMALL_BYTES:])
+    assert budget.used == len(HALF)
+    made.process.say(b'"}\n{"b"')
+    assert budget.used == 0
+    assert made.told == [("messages", [HALF + b'"}'])]
+
+
+@pytest.mark.parametrize("end", ["too long", "stopped", "output", "go on"])
+def test_a_large_line_waits_for_room(end: str) -> None:
+    """Its backend is not read, whatever its client says; small lines pass."""
+    clock = Clock()
+    budget = ResponseBudget(SMALL_BYTES, clock)
+    budget.take(SMALL_BYTES + 1)
+    made: Any = Large(budget)
+    other = Large(budget)
+    other.process.say(b"[1]\n[2")
+    assert other.told == [("messages", [b"[1]"])]
+    made.process.say(HALF)
+    assert made.process.paused
+    made.backend.resume()
+    assert made.process.paused
+    if end == "too long":
+        made.process.say(HALF)
+        assert budget.used == SMALL_BYTES + 1
+    elif end == "stopped":
+        made.backend.stop()
+        assert budget.used == SMALL_BYTES + 1
+        assert not made.process.paused
+    elif end == "output":
+        made.process.close_output(1)
+        assert budget.used == SMALL_BYTES + 1
+    else:
+        # Its client does not keep up either.
+        made.backend.pause()
+        clock.advance(FULL_SECONDS)
+        assert made.process.paused
+        made.backend.resume()
+        assert not made.process.paused
+        made.process.say(b'"}\n')
+        assert made.told == [("messages", [HALF + b'"}'])]
+    budget.give_back(budget.used)
+    clock.advance(FULL_SECONDS)
+    assert clock.getDelayedCalls() == []

@@ -1,0 +1,97 @@
+"""A backend's command: what is said where it is not there."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.errors import CannotStart
+from mcpbridge.stdio.command import find_program
+from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.process_tree import Sweeper
+from mcpbridge.tap import Options
+from mcpbridge.testing import FakeReactor
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("no-such-program", ""),
+        ("no-such-program --with arguments", "; its arguments belong into `args`"),
+        ("/no/such/program x", "; its arguments belong into `args`"),
+    ],
+)
+def test_a_command_that_is_not_found(command: str, hint: str) -> None:
+    with pytest.raises(CannotStart) as caught:
+        find_program(command, {"PATH": "/bin"}, None)
+    where = "" if "/" in command else " in the backend's PATH"
+    assert str(caught.value) == f"cannot start {command!r}: it was not found{where}{hint}"
+
+
+@pytest.fixture
+def removed_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory is gone."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+
+@pytest.mark.usefixtures("removed_directory")
+def test_absolute_commands_need_no_working_directory(tmp_path: Path) -> None:
+    """promise: an upgrade that removes the folder the bridge was started in breaks nothing."""
+    program = tmp_path / "program"
+    program.write_text("")
+    program.chmod(0o755)
+    assert find_program(sys.executable, {}, None) == sys.executable
+    assert find_program("program", {"PATH": f"bin::{tmp_path}"}, None) == str(program)
+    assert find_program("./program", {}, str(tmp_path)) == str(program)
+    assert find_program("program", {"PATH": "."}, str(tmp_path)) == str(program)
+
+
+@pytest.mark.usefixtures("removed_directory")
+@pytest.mark.parametrize(
+    ("command", "directory", "says"),
+    [
+        ("./program", None, "it was not found; the bridge's own directory was removed"),
+        ("no-such-program", None, "PATH; the bridge's own directory was removed"),
+        ("program", "below", "there is no directory 'below'"),
+    ],
+)
+def test_relative_commands_say_why(command: str, directory: str | None, says: str) -> None:
+    with pytest.raises(CannotStart, match=says):
+        find_program(command, {"PATH": "bin:/nowhere"}, directory)
+
+
+@pytest.mark.usefixtures("removed_directory")
+def test_relative_directory_is_one_line() -> None:
+    with pytest.raises(SystemExit, match="--cwd: expected an absolute path"):
+        Options().parseOptions(["--cwd", "below", "--", "cat"])
+
+
+@pytest.mark.parametrize(
+    ("number", "exhausted", "says"),
+    [
+        (errno.EMFILE, True, "raise the limit on descriptors (ulimit -n)"),
+        (errno.ENFILE, True, "fs.file-max"),
+        (errno.EAGAIN, True, "raise the limit on processes (ulimit -u, TasksMax=)"),
+        (errno.ENOMEM, True, "memory"),
+        (errno.EACCES, False, ""),
+    ],
+)
+def test_what_the_system_lacks_is_said(number: int, exhausted: bool, says: str) -> None:
+    """With what helps, where it is a limit that was reached."""
+    reactor = FakeReactor()
+    reactor.spawn_error = OSError(number, os.strerror(number))
+    launcher = LocalLauncher(ServerSettings(command=sys.executable), reactor, Sweeper(reactor))
+    failures: list[Any] = []
+    launcher.launch(None, "x").addErrback(failures.append)
+    error = failures[0].value
+    assert isinstance(error, CannotStart)
+    assert error.exhausted == exhausted
+    assert os.strerror(number) in str(error)
+    assert says in str(error)

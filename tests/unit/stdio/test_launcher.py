@@ -1,0 +1,154 @@
+"""What a launcher spawns, for a backend that is a container and for one that is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpbridge.bridge import Bridge
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, STOP_SLACK_SECONDS
+from mcpbridge.errors import CannotStart
+from mcpbridge.stdio import launcher as module
+from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.process_tree import Sweeper
+from mcpbridge.stdio.watchdog import END_SECONDS
+from mcpbridge.testing import FakeReactor
+
+
+class Plain:
+    """A chain that changes nothing."""
+
+    closes_descriptors = False
+
+    def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
+        return command
+
+
+class Receiver:
+    """Hears of the backend's end."""
+
+    def input_closed(self, reason: str) -> None: ...
+
+    def output_closed(self, reason: str) -> None: ...
+
+
+class Made:
+    """A launcher in front of a program that exists."""
+
+    def __init__(self, folder: Path, name: str, *arguments: str, **settings: Any) -> None:
+        self.program = folder / name
+        self.program.touch()
+        self.program.chmod(0o755)
+        self.reactor = FakeReactor()
+        self.records: dict[str, Any] = {}
+        self.launcher = LocalLauncher(
+            ServerSettings(command=str(self.program), args=arguments, **settings),
+            self.reactor,
+            Sweeper(self.reactor),
+            {"TMPDIR": str(folder)},
+            chain=Plain,
+            tell=self.records.__setitem__,
+            forget=self.records.pop,
+            bridge_id="b",
+        )
+
+    def launch(self) -> Any:
+        """A backend that runs."""
+        launched: list[Any] = []
+        self.launcher.launch(Receiver(), "0c8a4a3e").addCallback(launched.append)
+        return launched[0]
+
+    def end(self) -> None:
+        """The last process ends, and so do the looks for the rest of its tree."""
+        self.reactor.processes[-1].end()
+        self.reactor.pump([0.1] * 20)
+
+
+def test_a_container_is_labelled(tmp_path: Path) -> None:
+    made = Made(tmp_path, "docker", "run", "-i", "x")
+    assert made.launcher.starts_containers
+    backend = made.launch()
+    [process] = made.reactor.processes
+    [value] = made.records
+    assert process.line[:2] == [str(made.program), "run"]
+    assert process.line[-2:] == ["-i", "x"]
+    assert f"--label=mcpbridge.session={value}" in process.line
+    # Its end is that of the container, whatever becomes of the CLI.
+    made.end()
+    stopped = backend.stop()
+    [_, asked] = made.reactor.processes
+    assert "ps" in asked.line
+    assert not stopped.called
+    asked.end()
+    assert stopped.called
+    assert made.records == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "settings"),
+    [
+        ("cat", ["run", "-i", "x"], {}),
+        ("docker", ["exec", "-i", "x"], {}),
+        ("docker", ["run", "-i", "x"], {"containers": False}),
+    ],
+)
+def test_what_is_no_container_is_left_alone(
+    tmp_path: Path, name: str, arguments: list[str], settings: dict[str, Any]
+) -> None:
+    made = Made(tmp_path, name, *arguments, **settings)
+    assert not made.launcher.starts_containers
+    stopped = made.launch().stop()
+    assert made.reactor.processes[0].line == [str(made.program), *arguments]
+    made.end()
+    assert len(made.reactor.processes) == 1
+    assert stopped.called
+
+
+def test_the_command_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for each session: what is no container starts as fast as ever."""
+    made = Made(tmp_path, "cat")
+    monkeypatch.delattr(module, "parse_container_command")
+    made.launch().stop()
+    made.end()
+
+
+def test_a_container_that_cannot_be_started(tmp_path: Path) -> None:
+    """Nothing of it is remembered, and nobody is asked for it."""
+    made = Made(tmp_path, "podman", "run", "-i", "x")
+    made.reactor.spawn_error = BlockingIOError(11, "Resource temporarily unavailable")
+    failures: list[Any] = []
+    made.launcher.launch(None, "0c8a4a3e").addErrback(failures.append)
+    assert failures[0].check(CannotStart)
+    assert made.records == {}
+    assert made.reactor.processes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("docker", ["run", "-i", "x"], None),
+        ("docker", ["run", "-it", "x"], "`docker run`: `-t` makes a terminal of its pipes"),
+        ("cat", ["run", "-it", "x"], None),
+    ],
+)
+def test_doubtful_options_are_reported_at_startup(
+    tmp_path: Path, name: str, arguments: list[str], says: str | None
+) -> None:
+    problem = Made(tmp_path, name, *arguments).launcher.check()
+    if says is None:
+        assert problem is None
+    else:
+        assert problem is not None
+        assert problem.startswith(says)
+
+
+@pytest.mark.parametrize("command", ["docker", "cat"])
+def test_the_stop_of_the_bridge_leaves_time_for_the_engine(command: str) -> None:
+    """And has an end: `CONTAINER_STOP_SECONDS`."""
+    server = ServerSettings(command=command, args=("run", "-i", "x"), stop_grace=1, kill_grace=2)
+    bridge = Bridge(BridgeSettings(servers=(server,), listen=()), FakeReactor())
+    extra = CONTAINER_STOP_SECONDS if command == "docker" else 0
+    assert bridge.longest_stop() == 3 + STOP_SLACK_SECONDS + extra + END_SECONDS

@@ -1,0 +1,141 @@
+"""The number of a process is kept when it exits, until its tree is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from twisted.internet import process
+
+from mcpbridge.stdio import procfs
+from mcpbridge.stdio.leader import Leader, reap
+from tests.real.processes import eventually
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="numbers are kept on Linux"
+)
+
+#: Attaches to the process that it is given and does nothing more (PTRACE_SEIZE).
+TRACER = """
+import ctypes, sys, time
+if ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), 0, 0) != 0:
+    print("refused", flush=True)
+else:
+    print("traces", flush=True)
+    time.sleep(600)
+"""
+
+
+class Transport:
+    """What Twisted has of a process, as far as reaping goes."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.statuses: list[int] = []
+        self.reapProcess: Callable[[], None] = lambda: None
+
+    def processEnded(self, status: int) -> None:
+        self.statuses.append(status)
+
+
+class Made:
+    """A child whose end Twisted waits for."""
+
+    def __init__(self, *command: str) -> None:
+        self.pid = os.posix_spawn(command[0], command, {})
+        self.transport = Transport(self.pid)
+        handlers: dict[int, Any] = process.reapProcessHandlers
+        handlers[self.pid] = self.transport
+        self.leader = Leader(self.transport, self.pid)
+
+    def wait(self) -> None:
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.fixture
+def made() -> Iterator[Callable[..., Made]]:
+    """Makes children, and reaps them."""
+    children: list[Made] = []
+
+    def make(*command: str) -> Made:
+        children.append(Made(*command))
+        return children[-1]
+
+    yield make
+    for each in children:
+        if not each.leader.exited:
+            process.reapProcessHandlers.pop(each.pid, None)
+        try:
+            os.kill(each.pid, signal.SIGKILL)
+            os.waitpid(each.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "number"),
+    [("exit 0", 0, None), ("exit 7", 7, None), ("kill -TERM $$", None, signal.SIGTERM)],
+)
+def test_twisted_is_told_and_the_number_kept(
+    made: Callable[..., Made], script: str, code: int | None, number: int | None
+) -> None:
+    """The status is that of wait(2); nobody else gets the number before it is reaped."""
+    child = made("/bin/sh", "-c", script)
+    child.wait()
+    child.transport.reapProcess()
+    [status] = child.transport.statuses
+    if code is not None:
+        assert os.WIFEXITED(status)
+        assert os.WEXITSTATUS(status) == code
+    else:
+        assert os.WIFSIGNALED(status)
+        assert os.WTERMSIG(status) == number
+    assert child.pid not in process.reapProcessHandlers
+    child.leader.look()
+    assert child.transport.statuses == [status]
+    assert procfs.is_dead(child.pid)
+    assert reap(child.pid)
+    assert reap(child.pid)
+
+
+def test_one_that_runs_has_not_exited(made: Callable[..., Made]) -> None:
+    child = made("/bin/sleep", "600")
+    child.transport.reapProcess()
+    child.leader.look_behind_tracer()
+    assert not child.leader.exited
+    assert not reap(child.pid)
+
+
+def test_one_that_somebody_else_has_reaped(made: Callable[..., Made]) -> None:
+    """Its number may be anybody's then."""
+    child = made("/bin/true")
+    os.waitpid(child.pid, 0)
+    child.transport.reapProcess()
+    assert child.leader.exited
+    assert not child.leader.held
+    assert child.transport.statuses == [0]
+
+
+def test_one_that_is_dead_and_traced(made: Callable[..., Made]) -> None:
+    """Its end is kept from its parent as long as the tracer likes; nothing of it runs."""
+    child = made("/bin/sleep", "600")
+    with subprocess.Popen(
+        [sys.executable, "-c", TRACER, str(child.pid)], stdout=subprocess.PIPE
+    ) as tracer:
+        assert tracer.stdout is not None
+        if tracer.stdout.readline() != b"traces\n":
+            pytest.skip("this machine does not let a process be traced")
+        os.kill(child.pid, signal.SIGKILL)
+        assert eventually(lambda: procfs.is_dead(child.pid), 60)
+        child.leader.look()
+        assert not child.leader.exited
+        child.leader.look_behind_tracer()
+        assert child.transport.statuses == [signal.SIGKILL]
+        assert not reap(child.pid)
+        tracer.kill()
+    assert eventually(lambda: reap(child.pid), 60)

@@ -1,0 +1,601 @@
+"""
+State files, and what a bridge that starts makes of those of dead ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from mcpbridge.config.tuning import CLEANUP_SECONDS, MAX_CLEANUPS
+from mcpbridge.stdio.cleanup_records import Containers, MarkedProcess, Record, Records
+from mcpbridge.stdio.process_tags import TAGS
+from mcpbridge.stdio.recovery import SAVE_SECONDS, Journal, Recovery
+from mcpbridge.stdio.state_file import (
+    FORGET_SECONDS,
+    UNFINISHED_SECONDS,
+    NoStateDirectory,
+    Place,
+    StateFile,
+    candidates,
+    is_safe_directory,
+    open_state_directory,
+    take_dead,
+)
+from tests.unit.stdio.test_watchdog_program import Store, ended, sleeping
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
+
+BASE = (1 << 61) + 11 * TAGS
+MINE = (1 << 61) + 2000 * TAGS
+ONE = MarkedProcess(11, 1000)
+ENGINE = Containers(("/usr/bin/docker",), "label=a=b", (("HOME", "/root"),))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return open_state_directory([str(tmp_path / "deep" / "state")])
+
+
+def dead_bridge(folder: str, base: int = BASE, *records: Record, **changes: Any) -> str:
+    """The file of a bridge that has died; its path."""
+    file = StateFile.create(folder, base)
+    file.save(records)
+    file.release()
+    path = Path(file.path)
+    head, _, rest = path.read_text().partition("\n")
+    told = json.loads(head)
+    told["pid"], told["start_time"] = changes.pop("pid", 2**22 + 1), 1
+    told["place"] |= {key: changes.pop(key) for key in list(changes) if key in told["place"]}
+    path.write_text(json.dumps({**told, **changes}) + "\n" + rest)
+    return file.path
+
+
+def bases(folder: str) -> list[int]:
+    """Whose files are those of dead bridges; they stay."""
+    found = []
+    for file in take_dead(folder):
+        found.append(file.state.base)
+        file.release()
+    return found
+
+
+# State files.
+
+
+def test_a_file_says_what_is_needed(folder: str) -> None:
+    file = StateFile.create(folder, BASE)
+    assert file.state.base == BASE
+    assert file.state.pid == os.getpid()
+    assert file.state.is_running()
+    assert file.state.place == Place.here()
+    assert stat.S_IMODE(os.stat(file.path).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    assert os.listdir(folder) == [os.path.basename(file.path)]
+    file.save([ONE, ENGINE])
+    assert file.records() == [ONE, ENGINE]
+    file.save([ENGINE])
+    assert file.records() == [ENGINE]
+    file.save([])
+    assert file.records() == []
+    file.remove()
+    assert os.listdir(folder) == []
+
+
+def test_a_live_bridge_is_left_alone(folder: str) -> None:
+    """By its lock, within one process too, and without one by its pid."""
+    file = StateFile.create(folder, BASE)
+    assert bases(folder) == []
+    file.release()
+    assert bases(folder) == []
+    assert os.path.exists(file.path)
+
+
+def test_a_dead_bridge_is_found_by_one(folder: str) -> None:
+    """Two that start at once do not both take it."""
+    dead_bridge(folder, BASE, ENGINE)
+    [file] = take_dead(folder)
+    assert file.records() == [ENGINE]
+    assert list(take_dead(folder)) == []
+    file.release()
+    [file] = take_dead(folder)
+    file.remove()
+    assert list(take_dead(folder)) == []
+
+
+def test_a_file_that_another_has_just_removed(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was opened before, and is locked after: nothing to clean up a second time."""
+    path = dead_bridge(folder)
+    lock = fcntl.flock
+
+    def locked_late(descriptor: int, how: int) -> None:
+        os.unlink(path)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", locked_late)
+    assert StateFile.take(path) is None
+
+
+def test_the_lock_goes_with_the_process(folder: str) -> None:
+    """Also killed with SIGKILL, and while children of it live: none inherits the lock."""
+    program = (
+        "import subprocess, sys\n"
+        "from mcpbridge.stdio.state_file import StateFile\n"
+        "file = StateFile.create(sys.argv[1], int(sys.argv[2]))\n"
+        "child = subprocess.Popen(['sleep', '600'], close_fds=False, stdin=-3, stdout=-3)\n"
+        "print(child.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, folder, str(BASE)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        assert bases(folder) == []
+        process.kill()
+        process.communicate()
+        assert bases(folder) == [BASE]
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"base": 7}', '{"base": "x"}', "\0" * 100]
+)
+def test_a_file_that_cannot_be_read_goes(folder: str, content: str) -> None:
+    path = Path(dead_bridge(folder))
+    path.write_text(content)
+    assert bases(folder) == []
+    assert not path.exists()
+
+
+def test_what_is_cut_off_costs_the_records_alone(folder: str) -> None:
+    """A full disk: the tags are still known."""
+    path = Path(dead_bridge(folder, BASE, ENGINE))
+    path.write_bytes(path.read_bytes()[:-5])
+    [file] = take_dead(folder)
+    assert (file.state.base, file.records()) == (BASE, [])
+    file.release()
+
+
+def test_files_of_others_are_no_orders(folder: str, tmp_path: Path) -> None:
+    """What others could have written names programs to run: it is not read."""
+    path = dead_bridge(folder)
+    os.chmod(path, 0o666)
+    assert bases(folder) == []
+    os.chmod(path, 0o600)
+    other = tmp_path / "elsewhere"
+    os.rename(path, other)
+    os.symlink(other, path)
+    assert bases(folder) == []
+    os.unlink(path)
+    os.mkfifo(path)
+    assert bases(folder) == []
+    os.unlink(path)
+    os.mkdir(path)
+    assert bases(folder) == []
+    (Path(folder) / "notes.json").write_text("{}")
+    assert bases(folder) == []
+
+
+def test_unfinished_files_go_in_time(folder: str) -> None:
+    path = Path(folder, "bridge-1.json.new")
+    path.touch()
+    assert bases(folder) == []
+    assert path.exists()
+    old = time.time() - UNFINISHED_SECONDS - 60
+    os.utime(path, (old, old))
+    assert bases(folder) == []
+    assert not path.exists()
+
+
+def test_a_file_system_without_locks(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No state file, and nothing half made."""
+
+    def refused(descriptor: int, how: int) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(OSError, match="no locks"):
+        StateFile.create(folder, BASE)
+    assert os.listdir(folder) == []
+
+
+# Directories.
+
+
+def test_where_state_files_are(tmp_path: Path) -> None:
+    home = {"HOME": "/home/a"}
+    runtime = {**home, "XDG_RUNTIME_DIR": str(tmp_path)}
+    assert candidates("x", runtime, 1000) == [os.path.abspath("x")]
+    assert candidates(None, {}, 0) == ["/run/mcpbridge", "/var/lib/mcpbridge"]
+    assert candidates(None, {}, 1000) == []
+    assert candidates(None, home, 1000) == ["/home/a/.local/state/mcpbridge"]
+    assert candidates(None, {**home, "XDG_STATE_HOME": "/s"}, 1000) == ["/s/mcpbridge"]
+    assert candidates(None, {**home, "XDG_STATE_HOME": "s"}, 1000) == [
+        "/home/a/.local/state/mcpbridge"
+    ]
+    assert candidates(None, runtime, 1000) == [
+        f"{tmp_path}/mcpbridge",
+        "/home/a/.local/state/mcpbridge",
+    ]
+    gone = {**home, "XDG_RUNTIME_DIR": "/run/user/none"}
+    assert candidates(None, gone, 1000) == ["/home/a/.local/state/mcpbridge"]
+    systemd = {"STATE_DIRECTORY": "/var/lib/x:/var/lib/y"}
+    assert candidates(None, systemd, 1000) == ["/var/lib/x"]
+
+
+def test_the_first_directory_that_can_be_had(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    wide.chmod(0o777)
+    good = str(tmp_path / "good")
+    bad = [str(tmp_path / "file" / "x"), str(tmp_path / "file"), str(wide)]
+    assert open_state_directory([*bad, good]) == good
+    assert open_state_directory([good]) == good
+    for each in bad:
+        with pytest.raises(NoStateDirectory, match=each):
+            open_state_directory([each])
+    with pytest.raises(NoStateDirectory, match="HOME"):
+        open_state_directory([])
+    assert is_safe_directory(good)
+    assert not is_safe_directory(str(wide))
+    assert not is_safe_directory(str(tmp_path / "none"))
+
+
+# This bridge's own file.
+
+
+def test_the_journal_names_containers_at_once(folder: str) -> None:
+    """And processes within `SAVE_SECONDS`, many in one go."""
+    clock, records = Clock(), Records()
+    journal = Journal(clock, records)
+    journal.open([folder], BASE)
+    [path] = Path(folder).iterdir()
+
+    def saved() -> list[Any]:
+        return list(json.loads(path.read_text().splitlines()[1]))
+
+    def add(*added: Record) -> None:
+        for each in added:
+            records.add(0, each)
+            journal.changed(each)
+
+    assert saved() == []
+    add(ENGINE)
+    assert saved() == [ENGINE.as_json()]
+    add(ONE, MarkedProcess(12, 1))
+    assert len(clock.getDelayedCalls()) == 1
+    assert saved() == [ENGINE.as_json()]
+    clock.advance(SAVE_SECONDS)
+    assert len(saved()) == 3
+    records.drop(0)
+    journal.changed(ENGINE)
+    assert saved() == []
+    add(ONE)
+    journal.close(clean=True)
+    assert os.listdir(folder) == []
+    assert clock.getDelayedCalls() == []
+    journal.close(clean=True)
+
+
+def test_what_was_left_at_the_stop_is_for_the_next_start(folder: str) -> None:
+    journal = Journal(Clock(), Records())
+    journal.open([folder], BASE)
+    journal.close(clean=False)
+    assert len(os.listdir(folder)) == 1
+    journal.open([folder], BASE)
+    journal.close(clean=True)
+    assert os.listdir(folder) == []
+
+
+def test_no_directory_is_one_line(tmp_path: Path, log_lines: list[str]) -> None:
+    (tmp_path / "file").touch()
+    journal = Journal(Clock(), Records())
+    journal.open([str(tmp_path / "file" / "x")], BASE)
+    journal.changed(ENGINE)
+    journal.close(clean=True)
+    [line] = log_lines
+    assert "no state file" in line
+    assert str(tmp_path / "file" / "x") in line
+    assert "state_dir" in line
+
+
+def test_a_full_disk_is_a_line(
+    folder: str, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(Clock(), Records())
+    journal.open([folder], BASE)
+
+    def full(*arguments: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    journal.changed(ENGINE)
+    assert "No space left" in log_lines[-1]
+    journal.close(clean=True)
+
+
+# Recovery, with the process that cleans up played by the test.
+
+
+class Spawned:
+    """A process that cleans up."""
+
+    pid = None
+
+    def __init__(self, cleaner: Any, line: list[str]) -> None:
+        self.cleaner = cleaner
+        self.base, self.tag = int(line[-2]), int(line[-1])
+        self.told = b""
+        self.closed = self.killed = False
+
+    def write(self, data: bytes) -> None:
+        self.told += data
+
+    def closeStdin(self) -> None:
+        self.closed = True
+
+    def signalProcess(self, name: str) -> None:
+        if self.killed:
+            raise ProcessExitedAlready
+        assert name == "KILL"
+        self.killed = True
+
+    def end(self, *output: bytes) -> None:
+        for each in output:
+            self.cleaner.outReceived(each)
+        self.cleaner.processEnded(Failure(ProcessDone(0)))
+
+    def report(self, **changes: Any) -> None:
+        report = {"processes": 0, "left": 0, "containers": 0, "errors": [], **changes}
+        self.end(b'{"ready": true}\n{"proc', b'esses": 0}\n' + json.dumps(report).encode() + b"\n")
+
+
+class Machine(Clock):
+    """A reactor that spawns them."""
+
+    broken = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spawned: list[Spawned] = []
+
+    def spawnProcess(self, cleaner: Any, program: str, line: list[str], env: Any) -> None:
+        if self.broken:
+            raise OSError("no room")
+        assert program == line[0]
+        self.spawned.append(Spawned(cleaner, line))
+        cleaner.makeConnection(self.spawned[-1])
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    machine = Machine()
+    yield machine
+    assert machine.getDelayedCalls() == []
+
+
+def test_dead_bridges_are_cleaned_up_after_one_by_one(
+    folder: str, machine: Machine, log_lines: list[str]
+) -> None:
+    first = dead_bridge(folder, BASE, ENGINE, ONE, pid=2**22 + 7)
+    second = dead_bridge(folder, BASE + TAGS)
+    alive = StateFile.create(folder, MINE)
+    Recovery(machine, MINE).start([folder, "/no/such/folder"])
+    [spawned] = machine.spawned
+    assert (spawned.base, spawned.tag, spawned.closed) == (BASE, MINE, True)
+    told = [json.loads(line)["add"] for line in spawned.told.splitlines()]
+    assert told == [ENGINE.as_json(), ONE.as_json()]
+    assert os.path.exists(first)
+    spawned.report(processes=3, containers=1)
+    assert not os.path.exists(first)
+    assert log_lines[-1].startswith(f"a bridge that was killed (pid {2**22 + 7}) had left 3 proc")
+    assert "1 containers" in log_lines[-1]
+    machine.spawned[1].report()
+    assert not os.path.exists(second)
+    assert len(machine.spawned) == 2
+    assert os.listdir(folder) == [os.path.basename(alive.path)]
+    alive.remove()
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        b"",
+        b'{"ready": true}\n',
+        b"Traceback\n",
+        b"null\n",
+        b'{"left": 0}\n',
+        b'{"processes": 1, "left": 1, "containers": 0, "errors": []}\n',
+        b'{"processes": 1, "left": 0, "containers": 0, "errors": ["docker: away"]}\n',
+    ],
+)
+def test_what_could_not_be_ended_is_for_the_next_start(
+    folder: str, machine: Machine, log_lines: list[str], output: bytes
+) -> None:
+    path = dead_bridge(folder)
+    Recovery(machine, MINE).start([folder])
+    machine.spawned[0].end(output)
+    assert os.path.exists(path)
+    assert bases(folder) == [BASE]
+    assert "the next start tries again" in log_lines[-1]
+
+
+def test_a_cleaning_has_a_bound(folder: str, machine: Machine) -> None:
+    """`CLEANUP_SECONDS`."""
+    dead_bridge(folder)
+    Recovery(machine, MINE).start([folder])
+    machine.advance(CLEANUP_SECONDS)
+    assert machine.spawned[0].killed
+    machine.spawned[0].end()
+
+
+def test_so_many_at_one_start(folder: str, machine: Machine, log_lines: list[str]) -> None:
+    """`MAX_CLEANUPS`."""
+    for number in range(MAX_CLEANUPS + 2):
+        dead_bridge(folder, BASE + number * TAGS)
+    Recovery(machine, MINE).start([folder])
+    for number in range(MAX_CLEANUPS):
+        machine.spawned[number].report()
+    assert len(machine.spawned) == MAX_CLEANUPS
+    assert len(bases(folder)) == 2
+    assert "the next start" in log_lines[-1]
+
+
+def test_a_process_that_cannot_be_started(
+    folder: str, machine: Machine, log_lines: list[str]
+) -> None:
+    dead_bridge(folder)
+    machine.broken = True
+    recovery = Recovery(machine, MINE)
+    recovery.start([folder])
+    assert "no room" in log_lines[-1]
+    assert bases(folder) == [BASE]
+    stopped: list[None] = []
+    recovery.stop().addCallback(stopped.append)
+    assert stopped == [None]
+
+
+@pytest.mark.parametrize("output", [b"", b"null\n", b'{"left": 0}\n'])
+def test_the_stop_ends_a_cleaning(
+    folder: str, machine: Machine, log_lines: list[str], output: bytes
+) -> None:
+    """The file stays, and nothing more begins."""
+    dead_bridge(folder)
+    dead_bridge(folder, BASE + TAGS)
+    recovery = Recovery(machine, MINE)
+    recovery.start([folder])
+    stopped: list[None] = []
+    recovery.stop().addCallback(stopped.append)
+    [spawned] = machine.spawned
+    assert (spawned.killed, stopped) == (True, [])
+    spawned.end(output)
+    assert stopped == [None]
+    assert len(machine.spawned) == 1
+    assert len(bases(folder)) == 2
+    assert log_lines == []
+
+
+def test_after_a_restart_of_the_machine_no_process_is_sought(
+    folder: str, machine: Machine, log_lines: list[str]
+) -> None:
+    """Numbers and tags are others' now; of containers only the operator can know."""
+    plain = dead_bridge(folder, BASE, boot="before")
+    contained = dead_bridge(folder, BASE + TAGS, ENGINE, ONE, boot="before")
+    Recovery(machine, MINE).start([folder])
+    assert machine.spawned == []
+    assert not os.path.exists(plain)
+    assert not os.path.exists(contained)
+    [line] = log_lines
+    assert "/usr/bin/docker ps -a --filter label=a=b" in line
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"boot": "other", "host": "other"},
+        {"pid_namespace": "pid:[1]"},
+        {"pid_namespace": "pid:[1]", "host": "other"},
+    ],
+)
+def test_a_bridge_elsewhere_is_left_alone(
+    folder: str, machine: Machine, log_lines: list[str], place: Any
+) -> None:
+    """Another machine with the same home, another container: one line; in time it goes."""
+    path = dead_bridge(folder, BASE, ENGINE, **place)
+    Recovery(machine, MINE).start([folder])
+    assert machine.spawned == []
+    assert os.path.exists(path)
+    [line] = log_lines
+    assert line.startswith("1 state files of bridges on other machines")
+    dead_bridge(folder, BASE, ENGINE, began=time.time() - FORGET_SECONDS - 60, **place)
+    Recovery(machine, MINE).start([folder])
+    assert machine.spawned == []
+    assert not os.path.exists(path)
+
+
+def test_a_machine_with_another_name(folder: str, machine: Machine, log_lines: list[str]) -> None:
+    """The processes are the same; containers may be another engine's, and are only named."""
+    dead_bridge(folder, BASE, ENGINE, ONE, host="old name")
+    Recovery(machine, MINE).start([folder])
+    [spawned] = machine.spawned
+    assert [json.loads(line)["add"] for line in spawned.told.splitlines()] == [ONE.as_json()]
+    assert "/usr/bin/docker ps -a" in log_lines[0]
+    spawned.report()
+
+
+def test_where_nothing_says_which_boot_this_is(
+    folder: str, monkeypatch: pytest.MonkeyPatch, machine: Machine, logged_failures: list[Any]
+) -> None:
+    """A sandbox without that file: said, and the bridge goes on."""
+
+    def unknown() -> Place:
+        raise FileNotFoundError(2, "No such file or directory", "boot_id")
+
+    dead_bridge(folder)
+    monkeypatch.setattr(Place, "here", unknown)
+    recovery = Recovery(machine, MINE)
+    recovery.start([folder])
+    Journal(machine, Records()).open([folder], MINE)
+    assert machine.spawned == []
+    assert len(logged_failures) == 1
+
+
+# With real processes.
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_dead_bridge_and_all_it_left(
+    folder: str, tmp_path: Path, running_reactor: Any, log_lines: list[str]
+) -> None:
+    store = Store(tmp_path)
+    store.run("c1")
+    finished: Deferred[None] = Deferred()
+
+    class Watched(Recovery):
+        def _cleaned(self, report: Any, file: StateFile) -> None:
+            super()._cleaned(report, file)
+            finished.callback(None)
+
+    with sleeping(BASE + 1) as one, sleeping(BASE + 2) as two, sleeping(MINE + 1) as other:
+        two.send_signal(signal.SIGSTOP)
+        dead_bridge(folder, BASE, store.record)
+        Watched(running_reactor, MINE).start([folder])
+        await finished
+        assert ended(one)
+        assert ended(two)
+        assert other.poll() is None
+    assert store.left() == []
+    assert os.listdir(folder) == []
+    assert "had left 2 processes and 1 containers" in log_lines[-1]
+
+
+def test_a_state_is_what_its_fields_say(folder: str) -> None:
+    """Every field of the first line comes back."""
+    file = StateFile.create(folder, BASE)
+    file.release()
+    head = json.loads(Path(file.path).read_text().partition("\n")[0])
+    assert head == {"version": 1, **dataclasses.asdict(file.state)}
+    os.unlink(file.path)

@@ -1,0 +1,110 @@
+"""What the guardian does with the containers that it was told of."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from mcpbridge.stdio import watchdog_program
+from tests.engine.running import LABEL, Engine, running_engine
+
+WANTED = f"label={LABEL}=b"
+SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(1000)"]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """An engine, and a guardian that is in a hurry."""
+    monkeypatch.setattr(watchdog_program, "ENGINE_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog_program, "BIRTH_SECONDS", 0.05)
+    with running_engine() as engine:
+        yield engine
+
+
+def remove(engine: Engine) -> tuple[int, str]:
+    folder = str(engine.socket.parent)
+    environment = {"PATH": os.defpath, "DOCKER_HOST": str(engine.socket), "TMPDIR": folder}
+    return watchdog_program.remove_containers([str(engine.bin / "docker")], WANTED, environment)
+
+
+def test_its_own_are_removed_and_nobody_elses(engine: Engine) -> None:
+    for label in (f"{LABEL}=b", f"{LABEL}=b", f"{LABEL}=bb", "other=b"):
+        engine.start(label, *SLEEPER)
+    assert remove(engine) == (2, "")
+    assert engine.containers(f"{LABEL}=b") == []
+    assert len(engine.containers()) == 2
+
+
+def test_cidfiles_are_removed(engine: Engine) -> None:
+    folder, other = (engine.socket.parent / f"mcpbridge-{each}" for each in ("b", "bb"))
+    for each in (folder, other):
+        each.mkdir()
+        (each / "cidfile").touch()
+    remove(engine)
+    assert not folder.exists()
+    assert (other / "cidfile").exists()
+
+
+def test_there_are_none(engine: Engine) -> None:
+    assert remove(engine) == (0, "")
+    assert engine.calls("rm") == []
+
+
+def test_an_engine_that_lists_all_loses_none(engine: Engine) -> None:
+    """One that does not know the filter, say: each container's own label counts."""
+    engine.start(f"{LABEL}=other", *SLEEPER)
+    engine.start(f"{LABEL}=b", *SLEEPER)
+    engine.set("blind")
+    _, problem = remove(engine)
+    assert problem.endswith("has not the label that was asked for")
+    engine.unset("blind")
+    assert len(engine.containers()) == len(engine.containers(f"{LABEL}=other")) == 1
+
+
+def test_a_container_that_is_born_late(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the bridge is dead: what its CLI had asked the engine for."""
+    looks: list[list[str]] = []
+    run_engine = watchdog_program.run_engine
+
+    def run(command: list[str], environment: dict[str, str]) -> str:
+        output = run_engine(command, environment)
+        if "ps" in command and not looks:
+            # Born between the first look and the second.
+            engine.start(f"{LABEL}=b", *SLEEPER)
+        looks.append(output.split())
+        return output
+
+    monkeypatch.setattr(watchdog_program, "run_engine", run)
+    assert remove(engine) == (1, "")
+    assert looks[0] == []
+    assert engine.containers() == []
+
+
+def test_an_engine_that_is_away(engine: Engine) -> None:
+    engine.go_away()
+    removed, problem = remove(engine)
+    assert removed == 0
+    assert "Cannot connect to the daemon" in problem
+    engine.come_back()
+
+
+def test_a_removal_that_fails(engine: Engine) -> None:
+    engine.start(f"{LABEL}=b", *SLEEPER)
+    engine.set("stuck")
+    _, problem = remove(engine)
+    assert "removal is stuck" in problem
+    engine.unset("stuck")
+    assert remove(engine) == (1, "")
+
+
+@pytest.mark.parametrize("volumes", [False, True])
+def test_volumes_go_with_a_container_that_was_to_remove_itself(
+    engine: Engine, volumes: bool
+) -> None:
+    engine.start(f"{LABEL}=b", *SLEEPER, volumes=volumes)
+    assert remove(engine) == (1, "")
+    [line] = engine.calls("rm")
+    assert ("-v" in line) is volumes

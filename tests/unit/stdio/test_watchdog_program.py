@@ -1,0 +1,339 @@
+"""
+The guardian as a process: what it outlives, and what it cleans up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpbridge.stdio import process_tags, watchdog_program
+from mcpbridge.stdio.cleanup_records import Containers, MarkedProcess, Record
+from mcpbridge.stdio.exec_chain import PythonShim
+from mcpbridge.stdio.watchdog import guardian_command
+from mcpbridge.stdio.watchdog_program import Records, kill_process, start_time
+from tests.real.processes import eventually
+
+PATIENCE = 60
+BASE = (1 << 61) + 7 * process_tags.TAGS
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
+
+#: An engine that keeps its containers as files, and says what it was asked.
+ENGINE = """#!/bin/sh
+cd "$STORE" || exit 1
+echo "$*" >> asked
+case "$1 $2" in
+    "-H ps"|"ps -aq") test -e broken && { echo "daemon is away" >&2; exit 1; }
+        ls containers ;;
+    "container inspect") test -e "containers/$4" && echo "b " ;;
+    "rm -f") shift 2; test -e stubborn || (cd containers && rm "$@") ;;
+esac
+"""
+
+
+class Guarding:
+    """A guardian that waits, and the bridge's end of its pipe."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={}
+        )
+        assert self.process.stdout is not None
+        assert json.loads(self.process.stdout.readline()) == {"ready": True}
+
+    def tell(self, *records: Record) -> None:
+        assert self.process.stdin is not None
+        for each in records:
+            self.process.stdin.write(json.dumps({"add": each.as_json()}).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def bridge_dies(self) -> dict[str, Any]:
+        """What it reports."""
+        output, self.complaints = self.process.communicate(timeout=PATIENCE)
+        return dict(json.loads(output))
+
+
+@contextlib.contextmanager
+def guarding(command: Sequence[str] | None = None) -> Iterator[Guarding]:
+    running = Guarding(command or guardian_command(BASE))
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.communicate()
+
+
+@contextlib.contextmanager
+def sleeping(tag: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that carries a tag, or none."""
+    command = ["sleep", "600"]
+    process = subprocess.Popen(PythonShim().wrap(command, tag, None) if tag else command)
+    try:
+        if tag:
+            assert eventually(lambda: b"sleep" in cmdline(process.pid)[:5], PATIENCE)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def marked(process: subprocess.Popen[bytes]) -> MarkedProcess:
+    started = start_time(process.pid)
+    assert started is not None
+    return MarkedProcess(process.pid, started)
+
+
+def ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.wait(PATIENCE) == -signal.SIGKILL
+
+
+def test_it_kills_what_carries_a_tag() -> None:
+    """Also what a bridge that froze it before it died has left stopped."""
+    with (
+        guarding() as running,
+        sleeping(BASE + 1) as one,
+        sleeping(BASE + 2) as frozen,
+        sleeping(BASE + process_tags.TAGS) as stranger,
+        sleeping() as untagged,
+    ):
+        frozen.send_signal(signal.SIGSTOP)
+        report = running.bridge_dies()
+        assert ended(one)
+        assert ended(frozen)
+        assert stranger.poll() is None
+        assert untagged.poll() is None
+    assert report == {"processes": 2, "left": 0, "containers": 0, "errors": []}
+    assert running.process.returncode == 0
+
+
+def test_it_outlives_signals() -> None:
+    """All that can be outlived; then the end of its input is noticed as ever."""
+    outlived = signal.valid_signals() - watchdog_program.LEFT_ALONE
+    assert {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE} < outlived
+    with guarding() as running:
+        for number in outlived:
+            running.process.send_signal(number)
+        assert running.bridge_dies()["left"] == 0
+    assert running.process.returncode == 0
+
+
+def test_it_needs_no_file_once_it_waits(tmp_path: Path) -> None:
+    """An upgrade in place, or a release folder that was swapped and removed."""
+    folder = tmp_path / "release" / "backend"
+    folder.mkdir(parents=True)
+    for source in Path(watchdog_program.__file__).parent.glob("*.py"):
+        shutil.copy(source, folder)
+    program = str(folder / "guardian.py")
+    # -X importtime: a line on stderr for each module that is imported.
+    command = [sys.executable, "-I", "-S", "-X", "importtime", program, str(BASE)]
+    engine = Containers(("/no/such/engine",), "label=x")
+    with guarding(command) as running, sleeping(BASE + 1) as backend, sleeping() as lost:
+        assert running.process.stderr is not None
+        os.set_blocking(running.process.stderr.fileno(), False)
+        imported = running.process.stderr.read()
+        assert b"procfs" in imported
+        os.set_blocking(running.process.stderr.fileno(), True)
+        shutil.rmtree(tmp_path / "release")
+        running.tell(marked(lost), engine)
+        report = running.bridge_dies()
+        assert ended(backend)
+        assert ended(lost)
+    assert running.complaints == b""
+    assert (report["processes"], report["left"]) == (2, 0)
+    assert "/no/such/engine" in report["errors"][0]
+    assert running.process.returncode == 1
+
+
+def test_it_kills_marked_processes_and_no_others() -> None:
+    """A number that is used again is another process's."""
+    with guarding() as running, sleeping() as lost, sleeping() as other:
+        old = marked(other)
+        running.tell(marked(lost), MarkedProcess(old.pid, old.start_time - 1))
+        running.tell(MarkedProcess(2**22 + 1, 5))
+        report = running.bridge_dies()
+        assert ended(lost)
+        assert other.poll() is None
+    assert report["processes"] == 1
+
+
+def test_where_no_descriptor_of_a_process_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old kernels, sandboxes: the start time says enough."""
+
+    def refused(pid: int) -> int:
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    with sleeping() as lost:
+        mark = marked(lost)
+        assert not kill_process(mark.pid, mark.start_time + 1)
+        assert lost.poll() is None
+        assert kill_process(mark.pid, mark.start_time)
+        assert ended(lost)
+
+
+def test_a_zombie_has_no_start_time() -> None:
+    process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert start_time(process.pid) is None
+    process.wait()
+    assert start_time(process.pid) is None
+
+
+class Store:
+    """Containers of a fake engine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engine = folder / "docker"
+        self.engine.write_text(ENGINE)
+        self.engine.chmod(0o755)
+        (folder / "containers").mkdir()
+
+    def run(self, *names: str) -> None:
+        for name in names:
+            (self.folder / "containers" / name).touch()
+
+    def left(self) -> list[str]:
+        return sorted(os.listdir(self.folder / "containers"))
+
+    def asked(self) -> list[str]:
+        return (self.folder / "asked").read_text().splitlines()
+
+    @property
+    def record(self) -> Containers:
+        environment = {"PATH": os.environ["PATH"], "STORE": str(self.folder)}
+        return Containers((str(self.engine),), "label=a=b", tuple(sorted(environment.items())))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def test_it_removes_containers(store: Store) -> None:
+    store.run("c1", "c2")
+    with guarding() as running:
+        running.tell(store.record, store.record)
+        report = running.bridge_dies()
+    assert report == {"processes": 0, "left": 0, "containers": 2, "errors": []}
+    assert store.left() == []
+    listing = "ps -aq --no-trunc --filter label=a=b"
+    asked = [each for each in store.asked() if "inspect" not in each]
+    assert asked[:3] == [listing, "rm -f c1", "rm -f c2"]
+    # What the dead CLIs had asked for may still be created: it is looked for longer.
+    assert set(asked[3:]) == {listing}
+
+
+@pytest.mark.parametrize(("trouble", "says"), [("broken", "daemon is away"), ("stubborn", "left")])
+def test_an_engine_that_fails_is_tried_again(store: Store, trouble: str, says: str) -> None:
+    """So many times, and what is left is reported."""
+    store.run("c1")
+    (store.folder / trouble).touch()
+    with guarding() as running:
+        running.tell(store.record)
+        report = running.bridge_dies()
+    assert says in report["errors"][0]
+    assert running.process.returncode == 1
+    assert sum("ps" in each for each in store.asked()) >= watchdog_program.ENGINE_TRIES
+    assert store.left() == ["c1"]
+
+
+def test_engines_get_signals_as_they_are(store: Store, tmp_path: Path) -> None:
+    """What the guardian does nothing at, its engine's programs may need."""
+    store.engine.write_text(f"#!/bin/sh\ngrep SigIgn /proc/self/status > {tmp_path}/ignored\n")
+    with guarding() as running:
+        running.tell(store.record)
+        running.bridge_dies()
+    ignored = int((tmp_path / "ignored").read_text().split()[1], 16)
+    # Two more are the C library's own, and may have been ignored by who started the tests.
+    assert not [each for each in signal.valid_signals() if ignored >> (each - 1) & 1]
+
+
+def test_the_next_bridge_outdoes_a_guardian_that_was_stopped() -> None:
+    """It kills it, as it does everything of a dead bridge, and is not killed by it."""
+    with guarding() as stopped, guarding(guardian_command(BASE, BASE + process_tags.TAGS)) as new:
+        stopped.process.send_signal(signal.SIGSTOP)
+        with sleeping(BASE + 1) as backend:
+            report = new.bridge_dies()
+            assert ended(backend)
+        assert ended(stopped.process)
+        assert new.process.returncode == 0
+    assert report["processes"] == 1
+
+
+def order(*orders: Any) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in orders)
+
+
+ONE, TWO = MarkedProcess(1, 1).as_json(), MarkedProcess(2, 1).as_json()
+
+
+def test_records_come_in_pieces() -> None:
+    data = order({"add": ONE}, {"add": TWO}, {"drop": ONE})
+    for size in (1, 7, len(data)):
+        records = Records()
+        for at in range(0, len(data), size):
+            records.receive(data[at : at + size])
+        assert records.all() == [TWO]
+
+
+def test_a_table_counts_before_it_is_complete() -> None:
+    """The bridge may die in the middle of it."""
+    records = Records()
+    records.receive(order({"add": ONE}, {"reset": True}, {"add": TWO}))
+    assert records.all() == [ONE, TWO]
+    records.receive(order({"reset": True}))
+    assert records.all() == [ONE, TWO]
+    records.receive(order({"add": TWO}, {"complete": True}))
+    assert records.all() == [TWO]
+
+
+@pytest.mark.parametrize("noise", [b"{\n", b"[1]\n", b"7\n", b'"x"\n', b"null\n", b"\xff\n", b"\n"])
+def test_what_is_no_order_is_passed_over(noise: bytes) -> None:
+    records = Records()
+    records.receive(noise + order({"add": ONE}, {"unknown": 1}) + noise)
+    assert records.all() == [ONE]
+
+
+def test_a_line_has_a_bound() -> None:
+    """`LINE_BYTES`."""
+    records = Records()
+    for _ in range(3):
+        records.receive(b"x" * watchdog_program.LINE_BYTES)
+    assert len(records._partial) <= watchdog_program.LINE_BYTES
+    records.receive(b"\n" + order({"add": ONE}))
+    assert records.all() == [ONE]
+
+
+def test_what_cannot_be_counted_is_killed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is out of files or memory, say, of which the bridge has died."""
+
+    def no_files(base: int) -> list[Any]:
+        raise OSError(errno.ENFILE, "Too many open files in system")
+
+    killed: list[int] = []
+
+    def kill_all(base: int) -> int:
+        killed.append(base)
+        return 0
+
+    monkeypatch.setattr(watchdog_program, "find_tagged", no_files)
+    monkeypatch.setattr(watchdog_program, "kill_all", kill_all)
+    report = watchdog_program.clean_up(BASE, [])
+    assert (killed, report["processes"], report["left"]) == ([BASE], 0, 0)

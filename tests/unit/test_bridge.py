@@ -1,0 +1,498 @@
+"""
+The service as an application embeds it, and extensions of others, end to end
+through real sockets in the test's own reactor.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+import treq
+from twisted.application.service import Application, IService, IServiceCollection
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import Site
+from zope.interface.verify import verifyObject
+
+from mcpbridge import Bridge, BridgeSettings, ServerSettings
+from mcpbridge.config.tuning import BACKLOG, STOP_SLACK_SECONDS
+from mcpbridge.errors import CannotListen, SettingError
+from mcpbridge.stdio import process_tags
+from mcpbridge.stdio.watchdog import END_SECONDS
+from mcpbridge.testing import FakeBackend, FakeLauncher
+from tests.client import SseClient
+from tests.thirdparty import Notebook, OnePlace, ParrotLauncher
+
+PARROT = "tests.thirdparty.ParrotLauncher"
+PING = b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"word":"hello"}}'
+
+
+def server(**settings: Any) -> ServerSettings:
+    """A server of parrots, unless something else is asked for."""
+    return ServerSettings(**{"command": "parrot", "launcher": PARROT, **settings})
+
+
+async def until(reactor: Any, what: Callable[[], bool]) -> None:
+    """Wait until something is so, a minute at most."""
+    deadline = reactor.seconds() + 60
+    while not what():
+        assert reactor.seconds() < deadline, "it did not come to that"
+        await deferLater(reactor, 0.01)
+
+
+class Started:
+    """A started bridge and its clients."""
+
+    def __init__(self, reactor: Any, bridge: Bridge) -> None:
+        self._reactor = reactor
+        self.bridge = bridge
+        self.clients: list[SseClient] = []
+
+    @property
+    def origin(self) -> str:
+        return self.bridge.urls()[0].removesuffix("/mcp")
+
+    async def client(self, path: str = "/sse", origin: str | None = None) -> SseClient:
+        client = SseClient(self._reactor, origin or self.origin)
+        self.clients.append(client)
+        await client.open(path)
+        return client
+
+
+@pytest.fixture
+def start(running_reactor: Any) -> Iterator[Callable[..., Started]]:
+    """Starts bridges on ports of their own; stops them at the end."""
+    started: list[Started] = []
+
+    def begin(*servers: ServerSettings, **arguments: Any) -> Started:
+        listen = arguments.pop("listen", ("tcp:0:interface=127.0.0.1",))
+        settings = BridgeSettings(
+            servers=servers,
+            listen=listen,
+            allowed_hosts=arguments.pop("allowed_hosts", ()),
+            child_subreaper=False,
+        )
+        bridge = Bridge(settings, running_reactor, **arguments)
+        bridge.startService()
+        started.append(Started(running_reactor, bridge))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        for client in each.clients:
+            pytest_twisted.blockon(Deferred.fromCoroutine(client.close()))
+        pytest_twisted.blockon(each.bridge.stopService())
+
+
+@pytest_twisted.ensureDeferred
+async def test_third_party_extensions_by_dotted_name(start: Any, log_lines: list[str]) -> None:
+    """A launcher, a limiter, an observer and a filter of others, named in the settings."""
+    Notebook.pages.clear()
+    running = start(
+        server(
+            base_uri="/birds",
+            limiter="tests.thirdparty.OnePlace",
+            observers=("tests.thirdparty.Notebook",),
+            filters=("tests.thirdparty.Censor",),
+            options={"title": "birds"},
+        )
+    )
+    origin = running.origin.removesuffix("/birds")
+    client = await running.client("/birds/sse", origin)
+    assert client.endpoint.startswith("/birds/message?sessionId=")
+    assert await client.post(PING.replace(b"hello", b"darn")) == (202, b"")
+    assert await client.message() == '{"jsonrpc":"2.0","id":1,"result":{"word":"****"}}'
+    assert await client.post(PING.replace(b"hello", b"secret")) == (202, b"")
+    assert await client.message() == (
+        '{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"that is secret"}}'
+    )
+    second = await running.client("/birds/sse", origin)
+    assert second.response.code == 429
+    assert second.response.headers.getRawHeaders("retry-after")
+    assert (await client.post(b'{"jsonrpc":"2.0","method":"leave"}'))[0] == 202
+    await client.events.ended
+    assert [page[0] for page in Notebook.pages] == [
+        *("made", "opened", "in", "out", "out", "in", "closed")
+    ]
+    assert Notebook.pages[0] == ("made", "birds")
+    assert Notebook.pages[-1] == ("closed", "the parrot left")
+    third = await running.client("/birds/sse", origin)
+    assert third.response.code == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_third_party_extensions_as_arguments(start: Any, running_reactor: Any) -> None:
+    """The same, given to `Bridge`."""
+    Notebook.pages.clear()
+    settings = ServerSettings(command="x")
+    running = start(
+        settings,
+        launcher=ParrotLauncher(settings),
+        limiter=OnePlace(settings),
+        observers=[Notebook(settings)],
+    )
+    client = await running.client()
+    await client.post(PING)
+    assert await client.message() == '{"jsonrpc":"2.0","id":1,"result":{"word":"hello"}}'
+    assert (await running.client()).response.code == 429
+    await client.close()
+    await until(running_reactor, lambda: Notebook.pages[-1][0] == "closed")
+    assert [page[0] for page in Notebook.pages] == ["made", "opened", "in", "out", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("launcher", "tests.thirdparty.NotALauncher", "launcher: expected an object that provides"),
+        ("launcher", "tests.nothing.Here", "launcher: expected the name of something"),
+        ("limiter", "tests.thirdparty.breaks", "no luck today"),
+        ("observers", ("tests.thirdparty.Censor",), "ISessionObserver"),
+        ("filters", ("tests.thirdparty.Notebook",), "IMessageFilter"),
+    ],
+)
+def test_wrong_extensions_are_loud(setting: str, value: Any, says: str) -> None:
+    """An extension that is none is an error of one line, before anything starts."""
+    settings = BridgeSettings(servers=(server(**{setting: value}),))
+    with pytest.raises(SettingError) as caught:
+        Bridge(settings, object())
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_argument_is_loud() -> None:
+    """So is an argument that provides nothing."""
+    with pytest.raises(SettingError, match="ISessionLimiter"):
+        Bridge(BridgeSettings(servers=(server(),)), object(), limiter=object())
+
+
+def test_bridge_is_a_service() -> None:
+    """Three ways of use: embed in an existing Twisted application."""
+    bridge = Bridge(BridgeSettings(servers=(server(),), listen=()), object())
+    assert verifyObject(IService, bridge)
+    application = Application("host")
+    bridge.setServiceParent(IServiceCollection(application))
+    assert list(IServiceCollection(application)) == [bridge]
+
+
+@pytest_twisted.ensureDeferred
+async def test_resource_under_any_site(start: Any, running_reactor: Any) -> None:
+    """An embedded bridge advertises mount point + `base_uri`, and `public_path` overrides."""
+    running = start(
+        server(name="a", base_uri="/a"),
+        server(name="b", base_uri="/b", public_path="/out/side"),
+        listen=(),
+    )
+    assert running.bridge.urls() == []
+    root = Resource()
+    mount = Resource()
+    root.putChild(b"my tools", mount)
+    resource = running.bridge.resource()
+    assert verifyObject(IResource, resource)
+    mount.putChild(b"v1", resource)
+    port = running_reactor.listenTCP(0, Site(root), interface="127.0.0.1")
+    try:
+        origin = f"http://127.0.0.1:{port.getHost().port}"
+        first = await running.client("/my%20tools/v1/a/sse", origin)
+        assert first.endpoint.startswith("/my%20tools/v1/a/message?sessionId=")
+        await first.post(PING)
+        assert "hello" in await first.message()
+        too_large = PING.replace(b"hello", b"x" * 17 * 2**20)
+        assert (await first.post(too_large))[0] == 413
+        second = await running.client("/my%20tools/v1/b/sse", origin)
+        assert second.endpoint.startswith("/out/side/message?sessionId=")
+        missing = await running.client("/my%20tools/v1/c/sse", origin)
+        assert missing.response.code == 404
+        await first.close()
+        await second.close()
+    finally:
+        await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_named_servers_have_their_own_limits(running_reactor: Any) -> None:
+    """A server has its own limiter, and the bridge a limit over all."""
+    settings = BridgeSettings(
+        servers=(
+            server(name="a", base_uri="/a", max_sessions=1),
+            server(name="b", base_uri="/b", max_sessions=9),
+        ),
+        listen=("tcp:0:interface=127.0.0.1",),
+        max_sessions=2,
+        child_subreaper=False,
+    )
+    bridge = Bridge(settings, running_reactor)
+    bridge.startService()
+    running = Started(running_reactor, bridge)
+    origin = running.origin.removesuffix("/a")
+    try:
+        first = await running.client("/a/sse", origin)
+        assert (await running.client("/a/sse", origin)).response.code == 429
+        assert (await running.client("/b/sse", origin)).response.code == 200
+        assert (await running.client("/b/sse", origin)).response.code == 429
+        await first.close()
+        await until(running_reactor, lambda: not bridge.servers[0].unclosed)
+        assert (await running.client("/b/sse", origin)).response.code == 200
+        for client in running.clients:
+            await client.close()
+    finally:
+        await bridge.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_listener_that_fails_leaves_none_open(running_reactor: Any) -> None:
+    """All listeners, or none: an address that is taken is one clear error."""
+    taken = running_reactor.listenTCP(0, Site(Resource()), interface="127.0.0.1")
+    number = taken.getHost().port
+    settings = BridgeSettings(
+        servers=(server(),),
+        listen=("tcp:0:interface=127.0.0.1", f"tcp:{number}:interface=127.0.0.1"),
+    )
+    bridge = Bridge(settings, running_reactor)
+    try:
+        with pytest.raises(CannotListen, match="cannot listen on"):
+            bridge.privilegedStartService()
+        assert bridge.urls() == []
+    finally:
+        await taken.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_listener_that_others_reach_is_a_warning(
+    start: Any, running_reactor: Any, log_lines: list[str]
+) -> None:
+    """The URL says what is true, and one line for each such listener what it means."""
+    running = start(server(), listen=("tcp:0:interface=127.0.0.1", "tcp:0"))
+    [here, _, everywhere, _] = running.bridge.urls()
+    assert here.startswith("http://127.0.0.1:")
+    assert everywhere.startswith("http://0.0.0.0:")
+    assert f"serving {everywhere}" in log_lines
+    warnings = [line for line in log_lines if "there is no authentication" in line]
+    origin = everywhere.removesuffix("/mcp")
+    ports: Any = running.bridge._ports
+    assert {port.backlog for port in ports} == {BACKLOG}
+    assert [line.partition(" may be ")[0] for line in warnings] == [f"{origin} (all interfaces)"]
+    assert "--allow-host (allowed_hosts)" in warnings[0]
+    assert {port._logger.observer for port in ports} == {running.bridge._accept_errors}
+    start(server(), listen=("tcp:0",), allowed_hosts=("mcp.example",))
+    [_, second] = [line for line in log_lines if "there is no authentication" in line]
+    assert "--allow-host" not in second
+
+
+@pytest_twisted.ensureDeferred
+async def test_listener_of_the_application_is_its_own_matter(
+    start: Any, running_reactor: Any, log_lines: list[str]
+) -> None:
+    """No warning where the bridge opens no port, nor for a UNIX socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        running = start(server(), listen=())
+        local = start(server(), listen=(f"unix:{folder}/socket",))
+        port = running_reactor.listenTCP(0, running.bridge.site())
+        await port.stopListening()
+        await local.bridge.stopService()
+    assert any(line.startswith("serving unix:") for line in log_lines)
+    assert not [line for line in log_lines if "authentication" in line]
+
+
+@pytest_twisted.ensureDeferred
+async def test_doubts_are_logged_at_the_start(start: Any, log_lines: list[str]) -> None:
+    """What the settings hardly mean."""
+    start(server(pass_env=("GONE",)), environment={})
+    assert "server 'default': GONE is not set here (pass_env)" in log_lines
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_the_machine_does_not_allow_is_one_warning(
+    start: Any, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not hold for processes here, and what follows from it; nothing where all does."""
+    start(server(launcher=None, command="cat"))
+    assert not [line for line in log_lines if "processes of backends" in line]
+    here = process_tags.Machine(tags=True, hidden=True, pidfds=False)
+    monkeypatch.setattr(process_tags, "machine", lambda: here)
+    start(server(launcher=None, command="cat"))
+    [warning] = [line for line in log_lines if "processes of backends" in line]
+    assert "hidepid" in warning
+    assert "pidfd_open" in warning
+
+
+INITIALIZE = (
+    b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25",'
+    b'"capabilities":{},"clientInfo":{"name":"x","version":"1"},"word":"%s"}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "reason"),
+    [
+        (b"secret", 200, "the backend refused to initialize"),
+        (b"trouble", 500, "its first message could not be handled"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_session_that_a_filter_does_not_let_begin(
+    word: bytes, status: int, reason: str, start: Any, logged_failures: list[Any]
+) -> None:
+    """No session, no id, no process, whatever the filter raised."""
+    Notebook.pages.clear()
+    running = start(
+        server(filters=("tests.thirdparty.Censor",), observers=("tests.thirdparty.Notebook",))
+    )
+    headers: Any = {
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+    }
+    response = await treq.post(
+        f"{running.origin}/mcp", data=INITIALIZE % word, headers=headers, persistent=False
+    )
+    await treq.content(response)
+    assert response.code == status
+    assert not response.headers.hasHeader("Mcp-Session-Id")
+    await until(running._reactor, lambda: not running.bridge.servers[0].unclosed)
+    assert Notebook.pages[-1] == ("closed", reason)
+    assert len(logged_failures) == (status == 500)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_asks_at_the_wrong_place_is_told_the_right_one(start: Any) -> None:
+    """At a server's base its URLs, at the root some of several; deeper nothing."""
+    running = start(
+        *(server(name=name, base_uri=f"/{name}") for name in ("a", "b", "c+", "d")),
+        server(name="e", base_uri="/deep/e", public_path="/out"),
+    )
+    origin = running.origin.removesuffix("/a")
+
+    async def told(path: str) -> str:
+        response = await treq.get(f"{origin}{path}", persistent=False)
+        assert response.code == 404
+        text: str = (await treq.json_content(response))["error"]["message"]
+        said, _, hint = text.partition("; ")
+        assert said == "nothing is served at this path"
+        return hint
+
+    assert await told("/") == "MCP is at /a/mcp, /b/mcp, /c+/mcp and 2 more"
+    assert await told("/b") == "MCP is at /b/mcp and /b/sse"
+    assert await told("/b/") == "MCP is at /b/mcp and /b/sse"
+    assert await told("/c%2B/mcp//") == "MCP is at /c+/mcp and /c+/sse"
+    assert await told("/deep/e") == "MCP is at /out/mcp and /out/sse"
+    assert await told("/deep") == ""
+    assert await told("/deep/") == ""
+    assert await told("/nothing") == ""
+    assert await told("/b/nothing") == ""
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_right_place_below_a_mount(start: Any, running_reactor: Any) -> None:
+    """The paths are those of the site that it is part of."""
+    running = start(server(base_uri="/a"), listen=())
+    root = Resource()
+    root.putChild(b"my tools", running.bridge.resource())
+    port = running_reactor.listenTCP(0, Site(root), interface="127.0.0.1")
+    try:
+        for path in ("", "/", "/a", "/a/"):
+            url = f"http://127.0.0.1:{port.getHost().port}/my%20tools{path}"
+            response = await treq.get(url, persistent=False)
+            text = (await treq.json_content(response))["error"]["message"]
+            assert text.endswith("; MCP is at /my%20tools/a/mcp and /my%20tools/a/sse")
+    finally:
+        await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_says_what_it_is(start: Any) -> None:
+    """Somebody looks at it with a browser."""
+    response = await treq.get(f"{start(server()).origin}/mcp", persistent=False)
+    assert response.code == 405
+    assert response.headers.getRawHeaders("Allow") == ["POST"]
+    text = (await treq.json_content(response))["error"]["message"]
+    assert text.startswith("no Mcp-Session-Id; this is an endpoint for MCP clients")
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_access_log_names_the_session(running_reactor: Any, log_lines: list[str]) -> None:
+    """Eight characters of the header's id, and nothing of one that is none."""
+    settings = BridgeSettings(
+        servers=(server(),),
+        listen=("tcp:0:interface=127.0.0.1",),
+        access_log=True,
+        child_subreaper=False,
+    )
+    bridge = Bridge(settings, running_reactor)
+    bridge.startService()
+    try:
+        ident = "0c1d1f0e-7c55-4c0e-9a53-8f3a52d8b1f4"
+        for given in (ident, "x" * 50, ident[:20]):
+            headers: Any = {"Mcp-Session-Id": given}
+            response = await treq.delete(bridge.urls()[0], headers=headers, persistent=False)
+            await treq.content(response)
+    finally:
+        await bridge.stopService()
+    lines = [line for line in log_lines if " DELETE /mcp 404 " in line]
+    assert [len(line.split(" ")) for line in lines] == [6, 5, 5]
+    assert lines[0].endswith(" 0c1d1f0e")
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_gives_up_on_what_cannot_be_ended(
+    running_reactor: Any, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bridge whose backend never ends stops all the same, and says so."""
+    monkeypatch.setattr("mcpbridge.bridge.STOP_SLACK_SECONDS", 0.05)
+    assert STOP_SLACK_SECONDS > 1
+    launcher = FakeLauncher()
+    settings = BridgeSettings(
+        servers=(ServerSettings(command="x", stop_grace=0.0, kill_grace=0.0),),
+        listen=("tcp:0:interface=127.0.0.1",),
+    )
+    bridge = Bridge(settings, running_reactor, launcher=launcher)
+    bridge.startService()
+    running = Started(running_reactor, bridge)
+    client = await running.client()
+    await bridge.stopService()
+    assert "1 sessions could not be ended" in log_lines
+    await client.events.ended
+    launcher.backends[0].stopped.callback(None)
+
+
+def test_the_longest_stop_has_the_end_of_the_guardian_in_it(running_reactor: Any) -> None:
+    """The log names it to whoever is impatient."""
+    each = ServerSettings(command="x", stop_grace=1.0, kill_grace=2.0)
+    settings = BridgeSettings(servers=(each,), listen=())
+    assert Bridge(settings, running_reactor).longest_stop() == 3 + STOP_SLACK_SECONDS + END_SECONDS
+    other = Bridge(settings, running_reactor, launcher=FakeLauncher())
+    assert other.longest_stop() == 3 + STOP_SLACK_SECONDS
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_while_a_backend_starts(start: Any) -> None:
+    """A launch that is under way when the bridge stops is cancelled, and leaves nothing."""
+    cancelled: list[Deferred[FakeBackend]] = []
+
+    class Slow(FakeLauncher):
+        def launch(self, receiver: Any, label: str) -> Deferred[FakeBackend]:
+            return Deferred(cancelled.append)
+
+    running = start(ServerSettings(command="x"), launcher=Slow())
+    client = SseClient(running._reactor, running.origin)
+    opening = Deferred.fromCoroutine(client.open())
+    while not running.bridge.servers[0].pool._launching:
+        await deferLater(running._reactor, 0.01)
+    await running.bridge.stopService()
+    response = await opening
+    assert response.code == 503
+    assert len(cancelled) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_real_process_behind_an_embedded_bridge(start: Any) -> None:
+    """The default launcher, the guardian and a real process, in a host's reactor."""
+    line = ("-u", "-c", "import sys\nfor line in sys.stdin: sys.stdout.write(line)")
+    running = start(ServerSettings(command=sys.executable, args=line, stop_grace=5.0))
+    client = await running.client()
+    assert (await client.post(PING))[0] == 202
+    assert await client.message() == PING.decode()

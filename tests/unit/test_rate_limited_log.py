@@ -1,0 +1,53 @@
+"""What is said only now and then."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+
+from mcpbridge.config.tuning import COMPLAIN_SECONDS, MAX_CAUSES
+from mcpbridge.rate_limited_log import Complaints, ComplaintsByCause, times
+
+
+def test_it_is_said_at_once_and_then_in_time() -> None:
+    clock = Clock()
+    complaints = Complaints(clock)
+    complaints.add()
+    assert complaints.due() == 1
+    complaints.add()
+    complaints.add()
+    clock.advance(COMPLAIN_SECONDS - 0.001)
+    assert complaints.due() is None
+    clock.advance(0.001)
+    assert complaints.due() == 2
+    clock.advance(COMPLAIN_SECONDS)
+    assert complaints.due() == 0, "something may be said that is not counted"
+
+
+def test_each_cause_is_said_once_in_a_while() -> None:
+    clock = Clock()
+    complaints = ComplaintsByCause(clock)
+    assert complaints.add("a") == 1
+    assert complaints.add("b") == 1
+    assert [complaints.add("a"), complaints.add("a"), complaints.add("b")] == [None] * 3
+    clock.advance(COMPLAIN_SECONDS)
+    assert complaints.add("a") == 3
+    assert complaints.add("b") == 2
+
+
+def test_causes_that_a_client_makes_up_count_as_one() -> None:
+    """bound: MAX_CAUSES; those that are known are still said, and old ones give way."""
+    clock = Clock()
+    complaints = ComplaintsByCause(clock)
+    said = [complaints.add(number) for number in range(MAX_CAUSES + 10)]
+    assert said == [1] * (MAX_CAUSES + 1) + [None] * 9
+    clock.advance(COMPLAIN_SECONDS)
+    assert complaints.add(MAX_CAUSES - 1) == 1
+    assert [complaints.add(f"new {number}") for number in range(2 * MAX_CAUSES)].count(
+        1
+    ) == MAX_CAUSES - 1
+    assert len(complaints._causes) == MAX_CAUSES
+
+
+def test_how_often() -> None:
+    assert times(1) == ""
+    assert times(3) == " (3 times since this was said last)"

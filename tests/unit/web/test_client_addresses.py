@@ -1,0 +1,154 @@
+"""Whose share a request counts against: addresses, and what trusted proxies say of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.testing import StringTransport
+from twisted.web.test.requesthelper import DummyRequest
+
+from mcpbridge.config.settings import BridgeSettings
+from mcpbridge.web.client_addresses import ClientAddresses, Peer, in_head
+
+PROXY = "10.0.0.1"
+TRUSTING = ClientAddresses(BridgeSettings(trusted_proxies=("10.0.0.0/24", "fd00::/8")))
+
+
+def tcp(host: str) -> Any:
+    return (IPv6Address if ":" in host else IPv4Address)("TCP", host, 1)
+
+
+def said_by(peer: str, *lines: str, clients: ClientAddresses = TRUSTING) -> str | None:
+    head = "\r\n".join(["POST /mcp HTTP/1.1", *lines]).encode("latin-1")
+    return clients.client(clients.peer(tcp(peer)), in_head(head))
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8:0:0:ffff::2", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_an_ipv6_client_is_its_network(host: str, address: str) -> None:
+    assert TRUSTING.peer(tcp(host)) == Peer(address)
+    assert TRUSTING.peer(tcp(host)).share == address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
+def test_loopback_may_have_everything_by_default(host: str) -> None:
+    assert TRUSTING.peer(tcp(host)).share is None
+    assert ClientAddresses(BridgeSettings(exempt_addresses=())).peer(tcp(host)).share
+
+
+def test_so_may_unix_sockets() -> None:
+    address = UNIXAddress(None)
+    assert ClientAddresses(BridgeSettings()).peer(address).share is None
+    assert ClientAddresses(BridgeSettings(exempt_addresses=())).peer(address).share == "unix"
+    trusting = ClientAddresses(BridgeSettings(exempt_addresses=(), trusted_proxies=("unix",)))
+    assert trusting.is_proxy(address)
+    assert trusting.client(trusting.peer(address), in_head(b"\r\nX-Forwarded-For: 192.0.2.1")) == (
+        "192.0.2.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "headers", "address"),
+    [
+        (tcp("192.0.2.1"), [], "192.0.2.1"),
+        (tcp("127.0.0.1"), [], "127.0.0.1"),
+        (tcp("2001:DB8::1"), [], "2001:db8::1"),
+        (tcp("::ffff:192.0.2.1"), [], "192.0.2.1"),
+        (tcp("fe80::1%eth0"), [], "fe80::1"),
+        (tcp("192.0.2.1"), [(b"X-Forwarded-For", b"198.51.100.1")], "192.0.2.1"),
+        (tcp(PROXY), [], PROXY),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"x, 2001:db8::1, 10.0.0.2")], "2001:db8::1"),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"127.0.0.1")], "127.0.0.1"),
+        (tcp(PROXY), [(b"Forwarded", b'for="[2001:db8:0::1]:4711"')], "2001:db8::1"),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"unknown")], None),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"192.0.2.1"), (b"Forwarded", b"for=192.0.2.2")], None),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"192.0.2.1"), (b"Forwarded", b"for=_hidden")], None),
+        (tcp(PROXY), [(b"X-Forwarded-For", b"::1"), (b"Forwarded", b'for="[::1]"')], "::1"),
+        (UNIXAddress(None), [(b"X-Forwarded-For", b"192.0.2.1")], None),
+        (object(), [], None),
+    ],
+)
+def test_the_address_of_a_client_itself(
+    end: Any, headers: list[tuple[bytes, bytes]], address: str | None
+) -> None:
+    """Whether or not it is counted, and never one that is made up."""
+    request: Any = DummyRequest([b""])
+    request.channel = StringTransport(peerAddress=end)
+    for name, value in headers:
+        request.requestHeaders.addRawHeader(name, value)
+    assert TRUSTING.address(request) == address
+    request.channel = None
+    assert TRUSTING.address(request) is None
+
+
+def test_the_address_behind_a_proxy_on_a_unix_socket() -> None:
+    request: Any = DummyRequest([b""])
+    request.channel = StringTransport(peerAddress=UNIXAddress(None))
+    trusting = ClientAddresses(BridgeSettings(trusted_proxies=("unix",)))
+    assert trusting.address(request) is None
+    request.requestHeaders.addRawHeader(b"X-Forwarded-For", b"192.0.2.1")
+    assert trusting.address(request) == "192.0.2.1"
+
+
+def test_what_has_no_address_has_no_share() -> None:
+    assert TRUSTING.peer(object()).share is None
+    assert TRUSTING.peer(tcp("?")).share is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "client"),
+    [
+        ((), None),
+        (("X-Forwarded-For: 192.0.2.1",), "192.0.2.1"),
+        (("x-forwarded-FOR:192.0.2.1",), "192.0.2.1"),
+        (("X-Forwarded-For: 192.0.2.9, 192.0.2.1",), "192.0.2.1"),
+        (("X-Forwarded-For: 192.0.2.9", "X-Forwarded-For: 192.0.2.1"), "192.0.2.1"),
+        (("X-Forwarded-For: 192.0.2.9, 192.0.2.1, 10.0.0.2",), "192.0.2.1"),
+        (("X-Forwarded-For: 10.0.0.3, 10.0.0.2",), None),
+        (("X-Forwarded-For: 127.0.0.1",), None),
+        (("X-Forwarded-For: 192.0.2.1:4711",), "192.0.2.1"),
+        (("X-Forwarded-For: 2001:db8::1",), "2001:db8::/64"),
+        (("X-Forwarded-For: [2001:db8::1]:4711",), "2001:db8::/64"),
+        (("Forwarded: for=192.0.2.1",), "192.0.2.1"),
+        (("Forwarded: for=192.0.2.9, proto=http;For=192.0.2.1;by=x",), "192.0.2.1"),
+        (('Forwarded: for="[2001:db8::1]:4711"',), "2001:db8::/64"),
+        (('Forwarded: for="192.0.2.9', "Forwarded: for=192.0.2.1"), "192.0.2.1"),
+        (('Forwarded: for="192.0.2.9, for=192.0.2.1',), "192.0.2.1"),
+        (("Forwarded: for=192.0.2.1", "X-Forwarded-For: 192.0.2.1"), "192.0.2.1"),
+        # One of them is the client's own.
+        (("Forwarded: for=192.0.2.9", "X-Forwarded-For: 192.0.2.1"), "a client of 10.0.0.1"),
+        (("X-Forwarded-For: unknown",), "a client of 10.0.0.1"),
+        (("X-Forwarded-For: 192.0.2.1,",), "a client of 10.0.0.1"),
+        (("X-Forwarded-For: ",), "a client of 10.0.0.1"),
+        (("Forwarded: for=_hidden",), "a client of 10.0.0.1"),
+        (("Forwarded: proto=http",), "a client of 10.0.0.1"),
+        (("X-Forwarded-For: 192.0.2.1" + ", 10.0.0.2" * 40,), "a client of 10.0.0.1"),
+    ],
+)
+def test_a_trusted_proxy_names_its_client(lines: tuple[str, ...], client: str | None) -> None:
+    """The right-most entry that is no trusted proxy: what is left of it anybody can write."""
+    assert said_by(PROXY, *lines) == client
+
+
+@pytest.mark.parametrize("peer", ["192.0.2.7", "10.0.1.1"])
+@pytest.mark.parametrize("line", ["X-Forwarded-For: 192.0.2.1", "Forwarded: for=127.0.0.1"])
+def test_nobody_else_does(peer: str, line: str) -> None:
+    assert said_by(peer, line) == peer
+    assert said_by(peer, line, clients=ClientAddresses(BridgeSettings())) == peer
+
+
+def test_a_proxy_itself_has_no_share_of_connections() -> None:
+    assert TRUSTING.peer(tcp(PROXY)).share is None
+    assert TRUSTING.is_proxy(tcp(PROXY))
+    assert not TRUSTING.is_proxy(tcp("192.0.2.1"))

@@ -1,0 +1,148 @@
+"""Whether a client takes what is written to it: from when on, how quickly, and until when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from mcpbridge.config.tuning import RATE_SECONDS
+from mcpbridge.web.client_watch import ClientWatch
+
+TIMEOUT = 60.0
+RATE = 500
+
+
+class Peer:
+    """A client, its connection and the watch over it; `says`: whether the system tells."""
+
+    def __init__(self, *, rate: int = RATE, says: bool = True) -> None:
+        self.clock = Clock()
+        self.waiting = 0
+        self.taken = 7
+        self.reasons: list[str] = []
+        self.watch = ClientWatch(
+            self.clock,
+            self,
+            TIMEOUT,
+            rate,
+            self.reasons.append,
+            lambda _: self.waiting,
+            lambda _: self.taken if says else None,
+        )
+
+    def write(self, size: int) -> None:
+        self.waiting += size
+        self.watch.arm(size)
+
+    def take(self, size: int) -> None:
+        size = min(size, self.waiting)
+        self.waiting -= size
+        self.taken += size
+
+    def live(self, seconds: float, size: int = 0, every: float = 1) -> None:
+        """Take so much each time."""
+        end = self.clock.seconds() + seconds
+        due = self.clock.seconds() + every
+        while self.clock.seconds() < end and not self.reasons:
+            self.clock.advance(0.5)
+            if self.clock.seconds() >= due:
+                due += every
+                self.take(size)
+
+
+both = pytest.mark.parametrize("says", [True, False])
+
+
+@both
+def test_who_takes_nothing(says: bool) -> None:
+    """Not before the time, and not a tenth of it later; said once."""
+    peer = Peer(says=says)
+    peer.write(14_000_000)
+    peer.live(TIMEOUT - 0.5)
+    assert not peer.reasons
+    peer.live(0.1 * TIMEOUT)
+    assert peer.reasons == ["the client took no byte for 60 s"]
+    assert peer.clock.getDelayedCalls() == []
+
+
+@both
+def test_a_trickle(says: bool) -> None:
+    """2 KB every 20 s do not hold a large answer for ever."""
+    peer = Peer(says=says)
+    peer.write(14_000_000)
+    peer.live(2 * RATE_SECONDS, 2000, every=20)
+    [reason] = peer.reasons
+    assert "min_transfer_rate" in reason
+    assert peer.clock.seconds() <= 1.1 * RATE_SECONDS
+
+
+@both
+@pytest.mark.parametrize(("size", "every"), [(1000, 1), (55_000, 50), (RATE + 10, 1)])
+def test_slow_but_steady(says: bool, size: int, every: float) -> None:
+    """At the rate, in small pieces or in large ones."""
+    peer = Peer(says=says)
+    peer.write(1_000_000)
+    peer.live(600, size, every)
+    assert not peer.reasons
+
+
+def test_any_rate() -> None:
+    peer = Peer(rate=0)
+    peer.write(1_000_000)
+    peer.live(600, 1, every=50)
+    assert not peer.reasons
+
+
+@both
+def test_small_messages_on_a_slow_line(says: bool) -> None:
+    """At each look something is on its way, and it is always another: nobody is slow."""
+    peer = Peer(says=says)
+    for _ in range(1200):
+        peer.clock.advance(0.5)
+        peer.take(peer.waiting)
+        peer.write(20)
+    assert not peer.reasons
+    peer.watch.stop()
+    assert peer.clock.getDelayedCalls() == []
+
+
+def test_nothing_runs_when_all_is_taken() -> None:
+    """Armed anew, it has all its time again."""
+    peer = Peer()
+    peer.write(1000)
+    peer.live(50)
+    peer.take(1000)
+    peer.live(10)
+    assert peer.clock.getDelayedCalls() == []
+    peer.watch.arm()
+    assert peer.clock.getDelayedCalls() == []
+    peer.write(1000)
+    peer.live(50)
+    assert not peer.reasons
+    peer.live(15)
+    assert peer.reasons
+
+
+def test_a_stream_is_looked_at_all_the_time() -> None:
+    """What the system took, and nobody acknowledges, is seen without being told."""
+    peer = Peer()
+    peer.watch.start()
+    peer.live(300)
+    assert not peer.reasons
+    peer.waiting = 10
+    peer.live(TIMEOUT - 0.5)
+    assert not peer.reasons
+    peer.live(0.2 * TIMEOUT)
+    assert peer.reasons
+    assert peer.clock.getDelayedCalls() == []
+
+
+def test_a_stop_is_a_stop() -> None:
+    peer: Any = Peer()
+    peer.watch.start()
+    peer.write(5)
+    peer.watch.stop()
+    peer.watch.stop()
+    assert peer.clock.getDelayedCalls() == []

@@ -1,0 +1,247 @@
+"""Connections: no address has them all, and who is idle gives way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from mcpbridge.config.tuning import (
+    COMPLAIN_SECONDS,
+    GIVE_WAY_SECONDS,
+    IDLE_CANDIDATES,
+    IDLE_LOOK_SECONDS,
+    IDLE_SECONDS,
+)
+from mcpbridge.web import connection
+from mcpbridge.web.client_addresses import Peer
+from mcpbridge.web.connection_limits import Connections
+from tests.unit.web.test_fast_path import CALL, World, post, post_mcp
+
+both = pytest.mark.parametrize("front", [True, False])
+NOTE = b'{"jsonrpc":"2.0","method":"x"}'
+
+
+class Fake:
+    """A connection that is idle since some time, or busy."""
+
+    def __init__(
+        self, address: str, since: float | None, *, exempt: bool = False, full: bool = False
+    ) -> None:
+        self.peer = Peer(address, exempt)
+        self.since = since
+        self.full = full
+        self.gone = False
+
+    def idle_since(self) -> float | None:
+        return self.since
+
+    def give_way(self) -> bool:
+        self.gone = not self.full
+        return self.gone
+
+
+def opened(connections: Connections, *fakes: Fake) -> list[bool]:
+    return [connections.admit(each) for each in fakes]
+
+
+def test_the_longest_idle_of_the_address_with_most_gives_way() -> None:
+    connections = Connections(6, 4, Clock())
+    few = [Fake("few", 0.0), Fake("few", 0.1)]
+    most = [Fake("most", 3.0), Fake("most", 1.0), Fake("most", None), Fake("most", 2.0)]
+    assert all(opened(connections, *few, *most))
+    assert opened(connections, Fake("new", 9.0), Fake("other", 9.0)) == [True, True]
+    assert [each.gone for each in most] == [False, True, False, True]
+    assert not any(each.gone for each in few)
+    assert len(connections) == 6
+
+
+def test_an_address_with_its_share_makes_room_for_itself_alone(log_lines: list[str]) -> None:
+    clock = Clock()
+    connections = Connections(100, 2, clock)
+    other, idle = Fake("b", 0.0), Fake("a", 5.0)
+    assert all(opened(connections, other, idle, Fake("a", None), Fake("a", None)))
+    assert idle.gone
+    assert opened(connections, Fake("a", 6.0), Fake("a", 6.0)) == [False, False]
+    assert not other.gone
+    assert log_lines == [
+        (
+            "a has its share of connections: 2 (max_connections_per_address); refused since this"
+            " was said last, of all addresses: 1"
+        )
+    ]
+    clock.advance(COMPLAIN_SECONDS)
+    assert opened(connections, Fake("a", 6.0)) == [False]
+    assert log_lines[1].endswith("of all addresses: 2")
+    assert len(connections) == 3
+
+
+def test_who_is_exempt_may_have_all_and_gives_way_as_well() -> None:
+    connections = Connections(5, 2, Clock())
+    exempt = [Fake("local", float(each), exempt=True) for each in range(5)]
+    assert all(opened(connections, *exempt))
+    assert opened(connections, Fake("a", None), Fake("a", None), Fake("a", None)) == [
+        True,
+        True,
+        False,
+    ]
+    assert [each.gone for each in exempt] == [True, True, False, False, False]
+
+
+def test_where_nothing_is_idle_the_new_one_is_refused(log_lines: list[str]) -> None:
+    clock = Clock()
+    connections = Connections(3, 3, clock)
+    busy = [Fake("a", None), Fake("b", None), Fake("c", 0.0, full=True)]
+    assert all(opened(connections, *busy))
+    assert opened(connections, Fake("d", 0.0), Fake("e", 0.0)) == [False, False]
+    assert log_lines == ["refusing connections: 3 are open (max_connections)"]
+    # It is not looked again for each that knocks.
+    busy[0].since = 1.0
+    assert opened(connections, Fake("d", 0.0)) == [False]
+    clock.advance(IDLE_LOOK_SECONDS * 3)
+    assert opened(connections, Fake("d", 0.0)) == [True]
+    assert busy[0].gone
+
+
+def test_who_has_something_to_do_by_now_does_not_give_way() -> None:
+    connections = Connections(3, 3, Clock())
+    fakes = [Fake("a", 0.0), Fake("a", 1.0), Fake("a", 2.0)]
+    assert all(opened(connections, *fakes, Fake("b", 9.0)))
+    fakes[1].since = None
+    assert opened(connections, Fake("c", 9.0)) == [True]
+    assert [each.gone for each in fakes] == [True, False, True]
+
+
+def test_one_look_finds_many() -> None:
+    looked = [0]
+
+    class Counted(Fake):
+        def idle_since(self) -> float | None:
+            looked[0] += 1
+            return super().idle_since()
+
+    count = 50 * IDLE_CANDIDATES
+    connections = Connections(count, count, Clock())
+    assert all(opened(connections, *(Counted("a", float(each)) for each in range(count))))
+    # As many as are open come from elsewhere, and each takes the place of one.
+    for each in range(count // 4):
+        assert connections.admit(Fake(str(each), None))
+    assert looked[0] < (count // 4 / IDLE_CANDIDATES + 1) * count + count
+    assert len(connections) == count
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 9)), max_size=60))
+def test_the_numbers_are_right(steps: list[tuple[str, bool, int]]) -> None:
+    connections = Connections(6, 3, Clock())
+    known: list[Fake] = []
+    for address, opens, number in steps:
+        if opens:
+            fake = Fake(address, None if number < 5 else float(number))
+            if connections.admit(fake):
+                known.append(fake)
+        elif known:
+            connections.remove(known[number % len(known)])
+            connections.remove(known.pop(number % len(known)))
+        known = [each for each in known if not each.gone]
+        assert len(connections) == len(known) <= 6
+        per = {each: sum(fake.peer.address == each for fake in known) for each in "abc"}
+        assert max(per.values()) <= 3
+        by_count = {
+            count: {each for each in per if per[each] == count} for count in set(per.values()) - {0}
+        }
+        assert {
+            count: set(each) for count, each in connections._fullest._by_count.items()
+        } == by_count
+        assert set(connections._of) == {each for each in per if per[each]}
+
+
+# Real channels.
+
+
+def connect(world: World, host: str) -> tuple[Any, StringTransport]:
+    made = world.site.buildProtocol(None)
+    transport = StringTransport(peerAddress=IPv4Address("TCP", host, 1))
+    made.makeConnection(transport)
+    return made, transport
+
+
+@both
+def test_ten_thousand_idle_connections_keep_nobody_out(front: bool) -> None:
+    """Half of them are refused, and others take the places of the rest."""
+    world = World(front=front, max_connections=10)
+    flood = []
+    for _ in range(20):
+        flood.append(connect(world, "192.0.2.1"))
+        world.clock.advance(0.001)
+    assert len(world.site._connections) == 6
+    others = [connect(world, f"192.0.2.{each}") for each in range(2, 10)]
+    for made, transport in others:
+        world.clock.advance(0.001)
+        made.dataReceived(post(NOTE))
+        assert transport.value().startswith(b"HTTP/1.1 202")
+        assert not transport.disconnecting
+    assert len(world.site._connections) == 10
+    for made, _ in (*flood, *others):
+        made.connectionLost()
+    world.channel.connectionLost()
+    assert len(world.site._connections) == 0
+    assert not world.site.channels
+
+
+BUSY = [
+    post(NOTE)[:20],
+    post(NOTE)[:-5],
+    post_mcp(CALL),
+    b"POST /b/message HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nx",
+]
+
+
+@both
+@pytest.mark.parametrize("data", BUSY)
+def test_who_is_in_the_middle_of_something_is_not_idle(front: bool, data: bytes) -> None:
+    world = World(front=front)
+    world.channel.dataReceived(data)
+    assert world.channel.idle_since() is None
+    world.channel.connectionLost()
+
+
+@both
+def test_a_connection_is_idle_since_it_was_heard_last(
+    front: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(front=front)
+    assert world.channel.idle_since() == 0.0
+    world.clock.advance(7)
+    world.channel.dataReceived(post(NOTE))
+    assert world.channel.idle_since() == 7.0
+    world.clock.advance(IDLE_SECONDS - 1)
+    assert world.channel.idle_since() == 7.0
+    monkeypatch.setattr(connection, "unsent", lambda transport: 1)
+    assert not world.channel.give_way()
+    assert not world.seen()[1]
+    monkeypatch.setattr(connection, "unsent", lambda transport: 0)
+    assert world.channel.give_way()
+    assert world.seen()[1]
+    world.channel.connectionLost()
+
+
+@both
+def test_who_gives_way_does_so_soon(front: bool, log_lines: list[str]) -> None:
+    """GIVE_WAY_SECONDS: over TLS a client that does not close as well would stay, uncounted."""
+    world = World(front=front)
+    aborted: list[float] = []
+    world.transport.abortConnection = lambda: aborted.append(  # type: ignore[method-assign]
+        world.clock.seconds()
+    )
+    log_lines.clear()
+    assert world.channel.give_way()
+    world.clock.advance(GIVE_WAY_SECONDS)
+    assert aborted == [GIVE_WAY_SECONDS]
+    assert log_lines == []
+    world.channel.connectionLost()
+    assert not world.calls_of_connection()

@@ -1,0 +1,351 @@
+"""
+Nobody waits for what somebody else has pipelined: connections take turns, on
+both ways in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from mcpbridge.config.tuning import (
+    PIPELINED_BYTES,
+    SLICE_BYTES,
+    SLICE_REQUESTS,
+    SLICE_SECONDS,
+    TURN_SECONDS,
+)
+from mcpbridge.web.fair_turns import Turns
+from tests.unit.web.test_fast_path import CALL, MODERN, SAYING, World, post, post_mcp
+
+both = pytest.mark.parametrize("front", [True, False])
+NOTE = b'{"jsonrpc":"2.0","method":"x"}'
+#: Requests that are answered at once, each in another way.
+AT_ONCE = [
+    b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n",
+    post(NOTE),
+    post_mcp(NOTE),
+    post(b"{}"),
+    b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n" + post(NOTE),
+    post_mcp(MODERN.replace(b'"id":"m",', b""), *SAYING),
+]
+
+
+class Connection:
+    """One more connection to a world's site."""
+
+    def __init__(self, world: World) -> None:
+        self.channel: Any = world.site.buildProtocol(None)
+        self.transport = StringTransport()
+        self.channel.makeConnection(self.transport)
+
+    def answers(self) -> int:
+        return self.transport.value().count(b"HTTP/1.1 ")
+
+
+def connections(world: World, count: int) -> list[Connection]:
+    return [Connection(world) for _ in range(count)]
+
+
+def close(world: World, *others: Connection) -> None:
+    """All connections are lost; the fixture of all tests sees what is left then."""
+    for each in (world.channel, *(other.channel for other in others)):
+        each.connectionLost()
+    nobody_waits(world)
+
+
+def nobody_waits(world: World) -> None:
+    turns = world.site.turns
+    assert not len(turns)
+    assert turns._call is None
+
+
+class Recorded:
+    """A connection that has so many requests to serve, each of which takes some time."""
+
+    def __init__(self, name: str, turns: Turns, log: list[str], left: int, takes: float) -> None:
+        self.name, self.turns, self.log, self.left, self.takes = name, turns, log, left, takes
+        self.failed = False
+
+    def serve_slice(self) -> None:
+        served, began = 0, self.turns.now()
+        while True:
+            self.left -= 1
+            self.log.append(self.name)
+            if self.takes < 0:
+                raise RuntimeError("a defect")
+            TIME[0] += self.takes
+            served += 1
+            if not self.left:
+                return
+            if not self.turns.may_go_on(served, began):
+                self.turns.join(self)
+                return
+
+    def fail(self) -> None:
+        self.failed = True
+
+
+TIME = [0.0]
+
+
+class Iterations(Clock):
+    """Logs each call that is to come: the reactor makes it in its next iteration."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self.log = log
+
+    def callLater(self, *arguments: Any, **named: Any) -> Any:
+        self.log.append("|")
+        return super().callLater(*arguments, **named)
+
+
+def a_queue(takes: float, *lefts: int) -> tuple[Clock, list[str], list[Recorded]]:
+    log: list[str] = []
+    clock = Iterations(log)
+    turns = Turns(clock, lambda: TIME[0])
+    recorded = [
+        Recorded(name, turns, log, left, takes) for name, left in zip("abc", lefts, strict=False)
+    ]
+    for each in recorded:
+        turns.join(each)
+    return clock, log, recorded
+
+
+def test_a_turn_has_a_time_and_the_queue_an_order() -> None:
+    """Half a turn for each request: two are served in an iteration of the reactor."""
+    clock, log, _ = a_queue(TURN_SECONDS / 2, 3, 2, 1)
+    clock.advance(0)
+    assert "".join(log) == "|ab|ca|ba"
+
+
+def test_in_a_turn_each_is_served_a_slice() -> None:
+    clock, log, _ = a_queue(0.0, SLICE_REQUESTS + 1, SLICE_REQUESTS, 1)
+    clock.advance(0)
+    assert "".join(log) == "|" + "a" * SLICE_REQUESTS + "b" * SLICE_REQUESTS + "ca"
+
+
+def test_a_slice_has_a_number_of_requests_and_a_time() -> None:
+    turns = Turns(Clock(), lambda: TIME[0])
+    now = turns.now()
+    assert turns.may_go_on(SLICE_REQUESTS - 1, now)
+    assert not turns.may_go_on(SLICE_REQUESTS, now)
+    assert not turns.may_go_on(1, now - SLICE_SECONDS)
+
+
+def test_who_is_alone_goes_on_for_a_whole_turn() -> None:
+    clock, log, _ = a_queue(0.0, 10 * SLICE_REQUESTS)
+    clock.advance(0)
+    assert "".join(log) == "|" + "a" * 10 * SLICE_REQUESTS
+    assert not clock.getDelayedCalls()
+
+
+def test_a_connection_whose_request_fails_is_ended_and_no_other(
+    logged_failures: list[Any],
+) -> None:
+    clock, log, (bad, good) = a_queue(0.0, 3, 3)
+    bad.takes = -1.0
+    clock.advance(0)
+    assert "".join(log) == "|abbb"
+    assert bad.failed
+    assert not good.failed
+    assert not clock.getDelayedCalls()
+    assert [each.type for each in logged_failures] == [RuntimeError]
+
+
+def test_turns_go_on_where_a_connection_cannot_even_be_ended(logged_failures: list[Any]) -> None:
+    def fail() -> None:
+        raise ValueError("another defect")
+
+    clock, log, (bad, _) = a_queue(0.0, 1, 1)
+    bad.takes, bad.fail = -1.0, fail  # type: ignore[method-assign]
+    clock.advance(0)
+    assert "".join(log) == "|ab"
+    assert [each.type for each in logged_failures] == [RuntimeError, ValueError]
+
+
+def test_who_leaves_the_queue_leaves_no_call_behind() -> None:
+    clock, _, (one, other) = a_queue(0.0, 1, 1)
+    one.turns.leave(one)
+    one.turns.leave(one)
+    assert clock.getDelayedCalls()
+    one.turns.leave(other)
+    assert not clock.getDelayedCalls()
+
+
+@both
+@pytest.mark.parametrize("request_", AT_ONCE)
+def test_of_many_requests_in_a_read_a_few_are_served_at_once(front: bool, request_: bytes) -> None:
+    world = World(front=front)
+    each = request_.count(b"HTTP/1.1\r\n")
+    world.channel.dataReceived(request_ * 100)
+    assert world.transport.value().count(b"HTTP/1.1 ") == SLICE_REQUESTS
+    world.let_turns_pass()
+    assert world.transport.value().count(b"HTTP/1.1 ") == 100 * each
+    assert world.transport.producerState == "producing"
+    close(world)
+
+
+@both
+@pytest.mark.parametrize("request_", AT_ONCE[:4])
+def test_while_others_wait_a_read_is_served_one_request(front: bool, request_: bytes) -> None:
+    world = World(front=front)
+    others = connections(world, 40)
+    for other in others:
+        other.channel.dataReceived(request_ * 50)
+    # The first did not know yet that there would be others.
+    assert [other.answers() for other in others] == [SLICE_REQUESTS] + [1] * 39
+    world.let_turns_pass()
+    assert [other.answers() for other in others] == [50] * 40
+    close(world, *others)
+
+
+@both
+@pytest.mark.parametrize("request_", AT_ONCE[:4])
+def test_a_single_request_never_waits_for_what_others_have_pipelined(
+    front: bool, request_: bytes
+) -> None:
+    world = World(front=front)
+    others = connections(world, 3)
+    for other in others:
+        other.channel.dataReceived(request_ * 100)
+    world.channel.dataReceived(request_)
+    assert world.transport.value().count(b"HTTP/1.1 ") == 1
+    assert world.channel not in world.site.turns._waiting
+    close(world, *others)
+
+
+@both
+def test_the_order_of_answers_is_that_of_requests(front: bool) -> None:
+    world = World(front=front)
+    other = Connection(world)
+    other.channel.dataReceived(AT_ONCE[0] * 100)
+    wanted = [404, 202, 400] * 20
+    world.channel.dataReceived((AT_ONCE[0] + post(NOTE) + post(b"{}")) * 20)
+    world.let_turns_pass()
+    answers = world.transport.value().split(b"HTTP/1.1 ")[1:]
+    assert [int(each[:3]) for each in answers] == wanted
+    close(world, other)
+
+
+@both
+def test_calls_that_wait_for_their_answers_go_on_with_them(front: bool) -> None:
+    """What is behind a call is not served before that is answered, whoever's turn it is."""
+    world = World(front=front)
+    world.channel.dataReceived(post_mcp(NOTE) * 20 + post_mcp(CALL) + post_mcp(NOTE) * 20)
+    world.let_turns_pass()
+    assert world.transport.value().count(b"HTTP/1.1 202") == 20
+    world.say(b'{"jsonrpc":"2.0","id":1,"result":{}}')
+    world.let_turns_pass()
+    assert world.transport.value().count(b"HTTP/1.1 202") == 40
+    close(world)
+
+
+@both
+@pytest.mark.parametrize("cut", [10, 100, -10, -5])
+def test_a_request_in_pieces_is_whole_behind_what_waits(front: bool, cut: int) -> None:
+    world = World(front=front)
+    half = post(NOTE)[:cut]
+    world.channel.dataReceived(post(NOTE) * 50 + half)
+    world.channel.dataReceived(post(NOTE)[cut:] + post(NOTE) * 50)
+    assert world.transport.value().count(b"HTTP/1.1 202") == SLICE_REQUESTS
+    world.let_turns_pass()
+    assert len(world.backend.sent) == 101
+    assert world.transport.value().count(b"HTTP/1.1 202") == 101
+    close(world)
+
+
+@both
+def test_who_waits_for_a_turn_is_not_read_beyond_the_bound(front: bool) -> None:
+    """The queue is a few bytes for each connection; PIPELINED_BYTES bounds what waits."""
+    world = World(front=front)
+    other = Connection(world)
+    other.channel.dataReceived(AT_ONCE[0] * 100)
+    size = 0
+    while world.transport.producerState == "producing":
+        world.channel.dataReceived(post(NOTE) * 8)
+        size += 8 * len(post(NOTE))
+    assert PIPELINED_BYTES < size < PIPELINED_BYTES + 16 * len(post(NOTE))
+    world.let_turns_pass()
+    assert world.transport.producerState == "producing"
+    assert len(world.backend.sent) == size // len(post(NOTE))
+    close(world, other)
+
+
+@both
+def test_an_answer_that_is_not_taken_holds_up_its_own_connection_alone(front: bool) -> None:
+    world = World(front=front)
+    other = Connection(world)
+    for channel in (world.channel, other.channel):
+        channel.dataReceived(post(NOTE) * 20)
+    world.channel.pauseProducing()
+    world.let_turns_pass()
+    assert other.answers() == 20
+    assert len(world.backend.sent) == 20 + SLICE_REQUESTS
+    world.channel.resumeProducing()
+    world.let_turns_pass()
+    assert len(world.backend.sent) == 40
+    close(world, other)
+
+
+@both
+@pytest.mark.parametrize("how", ["lost", "stop", "close"])
+def test_who_goes_while_it_waits_for_a_turn_is_not_served(front: bool, how: str) -> None:
+    world = World(front=front)
+    other = Connection(world)
+    for channel in (world.channel, other.channel):
+        channel.dataReceived(post(NOTE) * 20)
+    sent = len(world.backend.sent)
+    if how == "lost":
+        world.channel.connectionLost()
+    elif how == "stop":
+        world.site.close_connections()
+        other.channel.connectionLost()
+    else:
+        world.channel.loseConnection()
+    world.let_turns_pass()
+    assert len(world.backend.sent) == sent + (0 if how == "stop" else 19)
+    if how != "lost":
+        world.channel.connectionLost()
+    if how != "stop":
+        other.channel.connectionLost()
+    nobody_waits(world)
+
+
+@both
+def test_nothing_behind_a_last_request_is_served(front: bool) -> None:
+    world = World(front=front)
+    world.channel.dataReceived(post(NOTE) + post(NOTE, b"Connection: close") + post(NOTE) * 20)
+    world.let_turns_pass()
+    assert len(world.backend.sent) == 2
+    assert world.transport.disconnecting
+    close(world)
+
+
+@both
+@pytest.mark.parametrize("headed", [True, False])
+def test_a_body_in_tiny_chunks_takes_turns_as_well(front: bool, headed: bool) -> None:
+    """Thousands of chunks in one read cost as much as hundreds of requests."""
+    world = World(front=front, budget=100_000)
+    world.site.max_body = 100_000
+    head = post(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    chunks = b"1\r\n \r\n" * 10_000
+    if headed:
+        world.channel.dataReceived(head + chunks)
+    else:
+        world.channel.dataReceived(head)
+        world.channel.dataReceived(chunks)
+    taken = world.site.budget.used
+    assert 0 < taken <= SLICE_REQUESTS * SLICE_BYTES / 6 + 1
+    assert world.transport.producerState == "paused"
+    world.let_turns_pass()
+    assert world.site.budget.used == 10_000
+    world.channel.dataReceived(b"1e\r\n" + NOTE + b"\r\n0\r\n\r\n" + post(b"{}"))
+    world.let_turns_pass()
+    assert world.site.budget.used == 0
+    assert world.transport.value().count(b"HTTP/1.1 ") == 2
+    close(world)

@@ -1,0 +1,627 @@
+"""
+The front of a connection answers as the ordinary channel does: the same bytes
+for the same bytes, however they are cut, hostile ones above all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.config.tuning import COMMIT_SECONDS, HEAD_SECONDS, REQUEST_SECONDS
+from mcpbridge.errors import MessageRefused
+from mcpbridge.processes.backend_session import Session
+from mcpbridge.server import Server
+from mcpbridge.session.memory_event_store import MemoryEventStore
+from mcpbridge.testing import FakeBackend, RecordingStream
+from mcpbridge.web.fast_path import Front
+from mcpbridge.web.site import BridgeSite
+from mcpbridge.web.transport_security import Gate
+from tests.unit.web.test_stateless_http import Launcher, Modern, answer
+
+IDENT = "12345678-1234-4234-8234-123456789abc"
+LIMIT = 300
+CALL = b'{"jsonrpc":"2.0","id":1,"method":"x"}'
+META = (
+    b'"params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28",'
+    b'"io.modelcontextprotocol/clientCapabilities":{}}}'
+)
+MODERN = b'{"jsonrpc":"2.0","id":"m","method":"x",%b}' % META
+
+
+class Refuser:
+    """A filter that refuses one word, and breaks on another."""
+
+    def from_client(self, session: object, line: bytes) -> bytes:
+        if b"refuse" in line:
+            raise MessageRefused("refused")
+        if b"explode" in line:
+            raise RuntimeError("a defect")
+        return line
+
+    def from_backend(self, session: object, line: bytes) -> bytes:
+        return line
+
+
+class World:
+    """A site with one live session, and one connection to it; no reactor."""
+
+    def __init__(
+        self,
+        *,
+        front: bool,
+        budget: int = 10_000,
+        full: bool = False,
+        json_response: bool = False,
+        limit: int = LIMIT,
+        hosts: tuple[str, ...] = ("h", "h:8808"),
+        loopback: int = 0,
+        sessions: int = 100,
+        waiting: int = 1024,
+        filtered: bool = False,
+        **bridge: Any,
+    ) -> None:
+        from mcpbridge.web.root import Branch, Gated
+        from mcpbridge.web.routes import Routes
+
+        self.clock = Clock()
+        self.launcher = Launcher()
+        self.launcher.kind = FakeBackend
+        limiter = _Unlimited()
+        server_settings = ServerSettings(
+            command="x",
+            base_uri="/b",
+            max_sessions=sessions,
+            max_message_bytes=limit,
+            max_waiting_messages=waiting,
+            json_response=json_response,
+        )
+        server = Server(
+            server_settings,
+            self.clock,
+            launcher=self.launcher,
+            limiter=limiter,
+            filters=[Refuser()] if filtered else [],
+            event_store=MemoryEventStore(),
+        )
+        self.server = server
+        opened: list[Session] = []
+        Deferred.fromCoroutine(server.open_session(lambda _: RecordingStream())).addCallback(
+            opened.append
+        )
+        server.sessions = {IDENT: opened[0]}
+        Deferred.fromCoroutine(server.open_streamable()).addCallback(opened.append)
+        server.streamable = {IDENT: opened[1]}
+        limiter.full = full
+        # What is started from now on is for requests of 2026-07-28.
+        self.launcher.kind = Modern
+        self.server = server
+        self.face: Any = opened[1].stream
+        self.backend, self.backend2 = self.launcher.backends
+        root = Branch()
+        root.branch(b"b").leaf = Routes(server, self.clock, self.client_of).resource()
+        all_settings = BridgeSettings(
+            servers=(server_settings,),
+            max_request_bytes=budget,
+            allowed_hosts=hosts,
+            **bridge,
+        )
+        gate = Gate(all_settings)
+        self.site = BridgeSite(
+            Gated(gate, root),
+            self.clock,
+            all_settings,
+            Front([server], gate) if front else None,
+            seconds=self.clock.seconds,
+        )
+        self.channel: Any = self.site.buildProtocol(None)
+        self.transport = StringTransport()
+        self.channel.makeConnection(self.transport)
+        self.channel.loopback = loopback
+        if front:
+            self.recognised = 0
+            for name in ("answer", "post"):
+                setattr(self.site.front, name, self._counted(getattr(self.site.front, name)))
+
+    def client_of(self, request: Any) -> str | None:
+        client: str | None = self.site.clients.of_request(request)
+        return client
+
+    def _counted(self, way: Any) -> Any:
+        def counted(*arguments: Any) -> Any:
+            answer = way(*arguments)
+            self.recognised += 1
+            return answer
+
+        return counted
+
+    def say(self, line: bytes) -> None:
+        """The backend of the session of Streamable HTTP writes a message."""
+        self.backend2.receiver.messages_received([line])
+
+    def calls_of_connection(self) -> list[Any]:
+        """What is still to happen, but for what the session waits for."""
+        of_sessions = ("StreamableFace", "Failures")
+        calls = self.clock.getDelayedCalls()
+        return [each for each in calls if not any(name in str(each) for name in of_sessions)]
+
+    def answer_modern(self) -> None:
+        """The processes that belong to no session answer what they were asked."""
+        for backend in self.launcher.backends[2:]:
+            for line in list(backend.sent):
+                message = json.loads(line)
+                if message["method"] == "x":
+                    backend.receiver.messages_received([answer(message["id"], {})])
+
+    def receive(self, data: bytes, cuts: list[int]) -> None:
+        """The bytes, cut at these places; none after the connection is closed."""
+        places = sorted({cut % (len(data) + 1) for cut in cuts})
+        for start, end in zip([0, *places], [*places, len(data)], strict=True):
+            if start < end and not self.transport.disconnecting:
+                self.channel.dataReceived(data[start:end])
+                self.let_turns_pass()
+
+    def let_turns_pass(self) -> None:
+        """What was pipelined is served, in as many turns as that takes."""
+        while len(self.site.turns):
+            self.clock.advance(0)
+
+    def seen(self) -> tuple[bytes, bool, list[bytes], list[bytes], list[list[bytes]]]:
+        """All that differs to a client, or to the backends."""
+        answers = re.sub(rb"\r\nDate: [^\r]+", b"", self.transport.value())
+        others = [each.sent for each in self.launcher.backends[2:]]
+        closing = self.transport.disconnecting
+        return answers, closing, self.backend.sent, self.backend2.sent, others
+
+
+class _Unlimited:
+    full = False
+
+    def is_full(self) -> bool:
+        return self.full
+
+    def acquire(self) -> Any:
+        return None if self.full else self
+
+    def release(self) -> None:
+        pass
+
+
+TARGETS = st.sampled_from(
+    [
+        b"/b/message?sessionId=" + IDENT.encode(),
+        b"/b/message?sessionId=" + IDENT.replace("1", "2").encode(),
+        b"/b/message?sessionId=" + IDENT.upper().encode(),
+        b"/b/message?sessionId=" + IDENT.encode() + b"&x=1",
+        b"/b/message?sessionId=" + IDENT.encode() + b"&sessionId=x",
+        b"/b/message?sessionId=" + IDENT.encode() + b"#x",
+        b"/b/message?sessionId=",
+        b"/b/message",
+        b"/b//message?sessionId=" + IDENT.encode(),
+        b"/%62/message?sessionId=" + IDENT.encode(),
+        b"/b/message/?sessionId=" + IDENT.encode(),
+        b"http://h/b/message?sessionId=" + IDENT.encode(),
+        b"/sse",
+        b"*",
+        b"/b/mcp",
+        b"/b/mcp",
+        b"/b/mcp?x",
+        b"/b/mcp?sessionId=" + IDENT.encode(),
+    ]
+)
+BODIES = st.sampled_from(
+    [
+        CALL,
+        CALL,
+        b"",
+        b"{}",
+        b"[]",
+        b"nonsense",
+        b'{"jsonrpc":"2.0",\n"method":"x"}\r\n',
+        b'{"jsonrpc":"2.0","method":"refuse"}',
+        b'{"jsonrpc":"2.0","method":"\xff"}',
+        b'{"jsonrpc":"2.0","method":"' + b"x" * LIMIT + b'"}',
+        b"POST /b/message?sessionId=" + IDENT.encode() + b" HTTP/1.1\r\n\r\n",
+        b"0\r\n\r\n",
+        b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}',
+        b'{"jsonrpc":"2.0","id":7,"result":{}}',
+        b'{"jsonrpc":"2.0","id":2,"method":"y"}',
+        b'{"jsonrpc":"2.0","id":1,"method":"initialize"}',
+        b'[{"jsonrpc":"2.0","id":3,"method":"z"}]',
+        MODERN,
+        MODERN,
+        MODERN.replace(b"/", b"\\/"),
+        MODERN.replace(b"2026-07-28", b"2025-11-25"),
+        MODERN.replace(b"2026-07-28", b"2027-01-01"),
+        MODERN.replace(b'"x"', b'"initialize"'),
+        MODERN.replace(b'"id":"m",', b""),
+        b"[%b]" % MODERN,
+    ]
+)
+STREAMABLE = [
+    b"Mcp-Session-Id: " + IDENT.encode(),
+    b"Accept: application/json, text/event-stream",
+    b"Content-Type: application/json",
+]
+#: What a client of Streamable HTTP may get wrong.
+ODD = st.sampled_from(
+    [
+        b"",
+        b"",
+        b"",
+        b"MCP-Protocol-Version: 2025-11-25",
+        b"MCP-Protocol-Version: 2999-01-01",
+        b"MCP-Protocol-Version: 2026-07-28",
+        b"MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: x",
+        b"MCP-Protocol-Version: 2026-07-28\r\nMCP-Protocol-Version: 2026-07-28\r\nMcp-Method: x",
+        b"MCP-Protocol-Version: 2025-11-25\r\nMCP-Protocol-Version: 2026-07-28",
+        b"Mcp-Method: x",
+        b"Mcp-Session-Id: " + IDENT.encode(),
+        b"Mcp-Session-Id: " + IDENT.replace("1", "3").encode(),
+        b"Accept: application/json;q=0, text/event-stream",
+        b"Content-Type: text/plain",
+        b"Last-Event-ID: 0-0",
+    ]
+)
+FIELDS = st.lists(
+    st.sampled_from(
+        [
+            b"Host: h",
+            b"Host: H:8808",
+            b"Host: evil",
+            b"Host: h:evil",
+            b"Host:",
+            b"Origin: http://h",
+            b"Origin: http://evil",
+            b"Sec-Fetch-Site: cross-site",
+            b"Sec-Fetch-Site: same-origin",
+            b"Sec-Fetch-Mode: cors",
+            b"User-Agent: Mozilla/5.0",
+            b"User-Agent: node",
+            b"Content-Type: application/json",
+            b"Accept: */*",
+            b"Connection: keep-alive",
+            b"Connection: close",
+            b"connection: Keep-Alive, close",
+            b"Transfer-Encoding: chunked",
+            b"Transfer-Encoding: identity",
+            b"transfer-encoding : chunked",
+            b"Content-Length: 5",
+            b"Content-Length: +5",
+            b"Content-Length: 5, 5",
+            b"Content-Length:",
+            b"content-length: 0037",
+            b"Content-Length: 99999999999999999999",
+            b"Content-Length : 37",
+            b"Expect: 100-continue",
+            b"Upgrade: h2c",
+            b"X: a\x00b",
+            b"X: a\nContent-Length: 3",
+            b"X: a\rb",
+            b"X:",
+            b"X",
+            b": x",
+            b" folded",
+            b"\tfolded",
+            b"X\xff: y",
+            b"X: \xff",
+            b"X Y: z",
+            b"TE: trailers",
+            b"Cookie: a=b; c",
+            b"Authorization: Basic !!!",
+            b"X-Long: " + b"y" * 9000,
+        ]
+    ),
+    max_size=4,
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """One request, plain more often than not."""
+    body = draw(BODIES)
+    fields = list(draw(FIELDS)) if draw(st.booleans()) else [b"Host: h"]
+    streamable = draw(st.booleans())
+    if streamable:
+        fields += draw(st.sampled_from([STREAMABLE] * 4 + [STREAMABLE[1:], STREAMABLE[:2]]))
+        odd = draw(ODD)
+        fields += [odd] if odd else []
+    if draw(st.integers(0, 9)):
+        length = len(body) + draw(st.sampled_from([0, 0, 0, 0, 1, -1]))
+        fields.insert(draw(st.integers(0, len(fields))), b"Content-Length: %d" % max(0, length))
+    method = draw(st.sampled_from([b"POST"] * 6 + [b"post", b"GET", b"OPTIONS", b"PRI"]))
+    version = draw(st.sampled_from([b"HTTP/1.1"] * 6 + [b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.1 "]))
+    usual = b"/b/mcp" if streamable else b"/b/message?sessionId=" + IDENT.encode()
+    target = draw(TARGETS) if draw(st.booleans()) else usual
+    end = draw(st.sampled_from([b"\r\n"] * 9 + [b"\n"]))
+    head = end.join([b" ".join([method, target, version]), *fields, b"", b""])
+    return head + body
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """What a connection receives: requests in a row, here and there a byte changed."""
+    data = bytearray(b"".join(draw(st.lists(requests(), min_size=1, max_size=4))))
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
+        place = draw(st.integers(0, len(data) - 1))
+        data[place] = draw(st.integers(0, 255))
+    return bytes(data)
+
+
+def post(body: bytes, *fields: bytes, ident: str = IDENT) -> bytes:
+    """A plain request."""
+    lines = [
+        b"POST /b/message?sessionId=%b HTTP/1.1" % ident.encode(),
+        b"Content-Length: %d" % len(body),
+        *with_host(fields),
+    ]
+    return b"\r\n".join([*lines, b"", b""]) + body
+
+
+def with_host(fields: Sequence[bytes]) -> list[bytes]:
+    """With a Host where none is named."""
+    named = any(field.lower().startswith(b"host:") for field in fields)
+    return [*fields] if named else [b"Host: h", *fields]
+
+
+#: What a client of 2026-07-28 says beside a session's id.
+SAYING = (b"Host: h", b"MCP-Protocol-Version: 2026-07-28", b"Mcp-Method: x")
+ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}'
+SAID = st.lists(
+    st.sampled_from(
+        [
+            ANSWER,
+            b'{"jsonrpc":"2.0","id":2,"result":{}}',
+            b'{"jsonrpc":"2.0","id":3,"error":{"code":1,"message":"no"}}',
+            b'{"jsonrpc":"2.0","method":"notifications/message"}',
+            b'{"jsonrpc":"2.0","id":9,"method":"sampling/createMessage"}',
+            b"wait",
+            b"modern",
+            b"modern",
+        ]
+    ),
+    max_size=5,
+)
+
+
+def post_mcp(body: bytes, *fields: bytes) -> bytes:
+    """A plain request of Streamable HTTP."""
+    lines = [b"POST /b/mcp HTTP/1.1", b"Content-Length: %d" % len(body)]
+    lines += [*STREAMABLE, *with_host(fields)]
+    return b"\r\n".join([*lines, b"", b""]) + body
+
+
+@settings(max_examples=400, deadline=None)
+@given(streams(), st.lists(st.integers(0, 10_000), max_size=4), SAID)
+@example(post(CALL) * 3, [], [])
+@example(post(CALL) + b"\r\n" + post(CALL), [5, 60, 140], [])
+@example(post(CALL, b"Transfer-Encoding: chunked") + b"0\r\n\r\n", [], [])
+@example(post(CALL, b"Content-Length: 3"), [], [])
+@example(post(b"x" * (LIMIT + 1)) + post(CALL), [], [])
+@example(post(CALL) + post(CALL, b"Connection: close") + post(CALL), [], [])
+@example(post_mcp(CALL) + post(CALL), [], [ANSWER])
+@example(post_mcp(CALL) + post(CALL), [], [b"wait", ANSWER])
+@example(post_mcp(CALL), [], [b'{"jsonrpc":"2.0","method":"notifications/message"}', ANSWER])
+@example(post_mcp(CALL) * 2, [], [ANSWER])
+@example(post_mcp(CALL, b"MCP-Protocol-Version: 2999-01-01"), [], [ANSWER])
+@example(post_mcp(MODERN, *SAYING), [], [b"modern"])
+@example(post_mcp(MODERN, *SAYING) * 2 + post_mcp(CALL), [], [b"modern"] * 2 + [ANSWER])
+@example(post_mcp(MODERN, *SAYING), [150, 300], [b"wait", b"modern"])
+@example(
+    post_mcp(MODERN, *SAYING) + post(CALL, b"Connection: close") + b"x" * 20_000, [], [b"modern"]
+)
+@example(post_mcp(MODERN), [], [ANSWER])
+@example(post_mcp(CALL, *SAYING), [], [ANSWER])
+@example(post_mcp(b'{"jsonrpc":"2.0","id":1,"method":"initialize"}') + post(CALL), [], [])
+@example(post_mcp(b'[{"jsonrpc":"2.0","id":1,"method":"x"}]') + post(CALL), [], [ANSWER])
+def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]) -> None:
+    """Both ways in give the same answer for the same bytes, whatever the backend says."""
+    fronted, ordinary = (World(front=way, filtered=b"refuse" in data) for way in (True, False))
+    for each in (fronted, ordinary):
+        each.receive(data, cuts)
+        for line in said:
+            if line == b"wait":
+                each.clock.advance(COMMIT_SECONDS)
+            elif line == b"modern":
+                each.answer_modern()
+            else:
+                each.say(line)
+    assert fronted.seen() == ordinary.seen()
+    for each in (fronted, ordinary):
+        each.channel.connectionLost()
+        assert each.site.budget.used == 0, "what was held is given back"
+        assert not each.face.router.has_outlets
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (SAYING, b"200 OK"),
+        ([], b"400 Bad Request"),
+        ([b"MCP-Protocol-Version: 2025-11-25"], b"400 Bad Request"),
+        ([b"MCP-Protocol-Version: 2026-07-28"], b"400 Bad Request"),
+    ],
+)
+@pytest.mark.parametrize("session", [True, False])
+def test_what_is_modern_reaches_no_session(
+    headers: Sequence[bytes], status: bytes, session: bool
+) -> None:
+    """Whatever session it names: one that says in its body that it is modern is taken for that."""
+    world, ordinary = World(front=True), World(front=False)
+    data = post_mcp(MODERN, *headers)
+    if not session:
+        data = data.replace(STREAMABLE[0] + b"\r\n", b"")
+    for each in (world, ordinary):
+        each.receive(data, [])
+        each.answer_modern()
+        assert each.backend2.sent == []
+        assert each.seen()[0].startswith(b"HTTP/1.1 " + status)
+    assert world.seen() == ordinary.seen()
+    # A session's id beside it is rare, and for the ordinary channel.
+    assert world.recognised == (any(b"2026-07-28" in header for header in headers) and not session)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [CALL, b"nonsense", b'{"jsonrpc":"2.0","method":"refuse"}', b"{}", b" "],
+)
+@pytest.mark.parametrize("ident", [IDENT, IDENT.replace("1", "9")])
+@pytest.mark.parametrize("cuts", [[], [70], [70, 140, 150]])
+def test_plain_requests_are_recognised(body: bytes, ident: str, cuts: list[int]) -> None:
+    """The front is not idle: it answers these, also where the body comes later."""
+    world, ordinary = (World(front=way, filtered=True) for way in (True, False))
+    data = post(body, b"Host: h", b"User-Agent: x", ident=ident)
+    head = data.index(b"\r\n\r\n") + 4
+    for each in (world, ordinary):
+        each.receive(data, [head + cut for cut in cuts if head + cut < len(data)])
+    assert world.recognised == 1
+    assert world.seen() == ordinary.seen()
+
+
+def test_defects_are_answered_alike(logged_failures: list[Any]) -> None:
+    """A filter that breaks: 500 from both, and the details in the log alone."""
+    data = post(b'{"jsonrpc":"2.0","method":"explode"}')
+    worlds = [World(front=way, filtered=True) for way in (True, False)]
+    for world in worlds:
+        world.receive(data, [])
+    assert worlds[0].seen() == worlds[1].seen()
+    assert worlds[0].recognised == 1
+    assert b"500" in worlds[0].seen()[0]
+    assert len(logged_failures) == 2
+
+
+def test_busy_backend_is_answered_alike() -> None:
+    """503 with Retry-After from both."""
+    worlds = [World(front=True), World(front=False)]
+    for world in worlds:
+        world.backend.busy = True
+        world.receive(post(CALL), [])
+    assert worlds[0].seen() == worlds[1].seen()
+    assert b"503" in worlds[0].seen()[0]
+    assert b"Retry-After: 1\r\n" in worlds[0].seen()[0]
+
+
+def test_no_room_for_a_body_is_answered_alike() -> None:
+    """The bound over all bodies holds for both, and what was held is given back."""
+    worlds = [World(front=True, budget=LIMIT), World(front=False, budget=LIMIT)]
+    for world in worlds:
+        world.site.budget.take(LIMIT - 10)
+        world.receive(post(CALL), [100])
+        world.site.budget.give_back(LIMIT - 10)
+    assert worlds[0].seen() == worlds[1].seen()
+    assert b"503" in worlds[0].seen()[0]
+
+
+def test_body_that_stops_coming_is_not_awaited_for_ever() -> None:
+    """A plain request's body has the deadline of every body, and frees what it held."""
+    world = World(front=True)
+    data = post(CALL)
+    world.receive(data[:-5], [])
+    assert world.site.budget.used == len(CALL) - 5, "what has arrived"
+    world.clock.advance(HEAD_SECONDS)
+    for _ in range(10):
+        world.channel.resetTimeout()
+        world.clock.advance(REQUEST_SECONDS / 10)
+    assert world.transport.disconnected
+    world.channel.connectionLost()
+    assert world.site.budget.used == 0
+    assert world.recognised == 0
+
+
+@pytest.mark.parametrize("cut", [1, 30])
+def test_head_that_stops_coming_is_not_awaited_for_ever(cut: int) -> None:
+    """A drip-fed head: nothing resets its deadline."""
+    world = World(front=True)
+    for place in range(cut):
+        world.channel.dataReceived(post(CALL)[place : place + 1])
+        world.clock.advance(HEAD_SECONDS / 31)
+    world.channel.resetTimeout()
+    world.clock.advance(HEAD_SECONDS)
+    assert world.transport.disconnected
+
+
+def one_of(name: bytes, *values: bytes) -> st.SearchStrategy[list[bytes]]:
+    """No such field, one of these, or more than one."""
+    field = st.sampled_from([b"%b: %b" % (name, value) for value in values])
+    return st.lists(field, max_size=1) | st.lists(field, max_size=2)
+
+
+#: What says who has sent a request, from where and to whom.
+SENDERS = st.tuples(
+    one_of(b"Host", b"127.0.0.1:8808", b"localhost", b"h", b"a.example", b"a.example:x", b"b", b""),
+    one_of(b"Origin", b"http://a.example", b"http://127.0.0.1:8808", b"https://h", b"null"),
+    one_of(b"Sec-Fetch-Site", b"cross-site", b"same-site", b"same-origin", b"none"),
+    one_of(b"Sec-Fetch-Mode", b"navigate", b"no-cors", b"cors"),
+    one_of(b"Sec-Fetch-Dest", b"document", b"empty", b"image"),
+    one_of(b"Sec-Purpose", b"prefetch"),
+    one_of(b"User-Agent", b"Mozilla/5.0", b"node", b"curl/8"),
+    one_of(b"Accept", b"*/*", b"text/event-stream", b"text/html"),
+).map(lambda lists: [field for fields in lists for field in fields])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    SENDERS,
+    st.sampled_from([b"/b/message?sessionId=" + IDENT.encode(), b"/b/mcp", b"/b/sse", b"/b"]),
+    st.sampled_from([(), ("h",), ("h", "a.example")]),
+    st.sampled_from([0, 8808]),
+    st.sampled_from([b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0"]),
+)
+@example([b"Host: a.example"], b"/b/mcp", (), 0, b"HTTP/1.1")
+@example([b"Host: a.example", b"User-Agent: Mozilla/5.0"], b"/b/mcp", (), 0, b"HTTP/1.1")
+@example([b"Host: h", b"Sec-Fetch-Site: same-site"], b"/b/mcp", ("h",), 0, b"HTTP/1.1")
+@example([b"Host: h", b"Sec-Fetch-Site: cross-site"], b"/b/sse", ("h",), 0, b"HTTP/1.1")
+@example([], b"/b/sse", (), 0, b"HTTP/1.1")
+def test_senders_are_judged_alike(
+    sender: list[bytes], target: bytes, hosts: tuple[str, ...], loopback: int, version: bytes
+) -> None:
+    """Host, Origin and what a browser says: the same verdict from both ways in."""
+    if target.startswith(b"/b/sse"):
+        data = b"\r\n".join([b"GET %b %b" % (target, version), *sender, b"", b""])
+    else:
+        lines = [b"POST %b %b" % (target, version), b"Content-Length: %d" % len(CALL), *sender]
+        lines += STREAMABLE if target == b"/b/mcp" else []
+        data = b"\r\n".join([*lines, b"", b""]) + CALL
+    # Where a stream would open, both say that there is no room: nothing is started.
+    worlds = [World(front=way, full=True, hosts=hosts, loopback=loopback) for way in (True, False)]
+    for world in worlds:
+        world.receive(data, [])
+        world.say(ANSWER)
+    assert worlds[0].seen() == worlds[1].seen()
+    answers, _, *sent = worlds[1].seen()
+    if answers.startswith((b"HTTP/1.1 400", b"HTTP/1.1 403")):
+        assert sent == [[], [], []], "a message of it has reached a backend"
+    for world in worlds:
+        world.channel.connectionLost()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    FIELDS,
+    st.sampled_from([b"GET", b"GET", b"HEAD", b"POST", b"get"]),
+    st.sampled_from([b"/b/sse", b"/b/sse", b"/b/sse?x", b"/b/sse/", b"/b//sse", b"/sse"]),
+    st.lists(st.integers(0, 1000), max_size=2),
+)
+@example([b"Host: h"], b"GET", b"/b/sse", [])
+def test_refusals_of_streams_are_alike(
+    fields: list[bytes], method: bytes, path: bytes, cuts: list[int]
+) -> None:
+    """promise: `max_sessions` reached: 429, the same from both, and the connection lives."""
+    head = b"\r\n".join([b"%b %b HTTP/1.1" % (method, path), *fields, b"", b""])
+    worlds = [World(front=True, full=True), World(front=False, full=True)]
+    for world in worlds:
+        world.receive(head + post(CALL, b"Host: h"), cuts)
+    assert worlds[0].seen() == worlds[1].seen()
+    if fields == [b"Host: h"] and method == b"GET" and path == b"/b/sse":
+        assert b" 429 Too Many Requests\r\n" in worlds[0].seen()[0]
+        assert worlds[0].seen()[2] == [CALL]

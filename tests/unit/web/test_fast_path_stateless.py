@@ -1,0 +1,366 @@
+"""
+Requests of 2026-07-28 get the same answer with the front and without, whatever
+their bytes are and whatever becomes of them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mcpbridge.config.tuning import COMMIT_SECONDS
+from mcpbridge.testing import FakeBackend
+from tests.unit.web.test_fast_path import CALL, FIELDS, IDENT, LIMIT, World, post, post_mcp
+from tests.unit.web.test_stateless_http import TOOL, Legacy, Modern, answer, failure
+
+
+class Instant(Modern):
+    """A server that answers before it is left alone."""
+
+    def send(self, line: bytes) -> None:
+        super().send(line)
+        message = json.loads(line)
+        if message["method"] == "x":
+            self.receiver.messages_received([answer(message["id"], {})])
+
+
+class Talking(Instant):
+    """One that also says something before."""
+
+    def send(self, line: bytes) -> None:
+        message = json.loads(line)
+        meta = message.get("params", {}).get("_meta", {})
+        if message["method"] == "x" and "progressToken" in meta:
+            self.receiver.messages_received([progress(meta["progressToken"])])
+        super().send(line)
+
+
+KINDS: list[type[FakeBackend]] = [Modern, Modern, Legacy, Legacy, Instant, Talking, FakeBackend]
+
+
+def progress(token: object) -> bytes:
+    params = {"progressToken": token, "progress": 1}
+    message = {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
+    return json.dumps(message).encode()
+
+
+class Site(World):
+    """A site whose servers of no session are of one kind."""
+
+    def __init__(self, kind: type[FakeBackend], *, front: bool, **settings: Any) -> None:
+        super().__init__(front=front, **settings)
+        self.launcher.kind = kind
+
+    def let(self, happen: str) -> None:
+        """Some time passes, or the servers say something about all that they were asked."""
+        if happen in ("wait", "tick"):
+            self.clock.advance(COMMIT_SECONDS if happen == "wait" else COMMIT_SECONDS / 2)
+            return
+        for backend in self.launcher.backends[2:]:
+            for line in list(backend.sent):
+                message = json.loads(line)
+                if "id" in message and message.get("method") in ("x", "tools/call", "tools/list"):
+                    self._tell(backend, message, happen)
+
+    def stopped(self) -> list[bool]:
+        """Which backends were told to end."""
+        return ["stop" in each.events for each in self.launcher.backends]
+
+    def _tell(self, backend: FakeBackend, message: dict[str, Any], what: str) -> None:
+        if what == "progress":
+            said = progress(message.get("params", {}).get("_meta", {}).get("progressToken"))
+        elif what == "fail":
+            said = failure(message["id"], -32602)
+        else:
+            result = {"tools": [TOOL]} if message["method"] == "tools/list" else {}
+            said = answer(message["id"], result)
+        backend.receiver.messages_received([said])
+
+
+def asking(method: str = "x", **params: Any) -> bytes:
+    """A request that has all it needs, without spaces."""
+    prefix = "io.modelcontextprotocol/"
+    meta: dict[str, Any] = {prefix + "protocolVersion": "2026-07-28"}
+    meta[prefix + "clientCapabilities"] = {}
+    if method == "x":
+        meta["progressToken"] = 1
+    message = {"jsonrpc": "2.0", "id": "m", "method": method, "params": {"_meta": meta, **params}}
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+ASKED = asking()
+#: A name that is no UTF-8.
+NO_TEXT = ASKED.replace(b'"id"', b'"\x9b"')
+CALLED = asking("tools/call", name="tool", arguments={"city": "Bonn"})
+BODIES = [
+    ASKED,
+    CALLED,
+    asking("tools/call", name="tool", arguments={"city": "Ulm"}),
+    asking("tools/call", name="tool"),
+    asking("tools/call"),
+    asking("x", it="refuse"),
+    asking("ping"),
+    asking("initialize"),
+    asking("server/discover"),
+    asking("tools/list"),
+    asking("subscriptions/listen", notifications={}),
+    asking("x", it="y" * LIMIT),
+    ASKED.replace(b'"id":"m",', b""),
+    ASKED.replace(b'"id":"m"', b'"id":null'),
+    ASKED.replace(b'"id":"m"', b'"id":{}'),
+    ASKED.replace(b'"id":"m"', b'"id":"m","id":7'),
+    ASKED.replace(b'"id":"m"', b'"id":"\\ud800"'),
+    ASKED.replace(b"2026-07-28", b"2025-11-25"),
+    ASKED.replace(b"2026-07-28", b"2027-01-01"),
+    ASKED.replace(b"{}", b"[]"),
+    ASKED.replace(b"{}", b"NaN"),
+    ASKED.replace(b"{}", b'{"x":' + b"[" * 60 + b"]" * 60 + b"}"),
+    ASKED.replace(b'"progressToken":1', b'"progressToken":[]'),
+    ASKED.replace(b",", b",\r\n "),
+    ASKED.replace(b"x", b"\xff"),
+    NO_TEXT,
+    b"[%b]" % ASKED,
+    b"\xef\xbb\xbf" + ASKED,
+    ASKED[:-1],
+    CALL,
+    b'{"jsonrpc":"2.0","id":7,"result":{}}',
+    b"{}",
+    b"nonsense",
+    b" ",
+]
+USUAL = [
+    b"Host: h",
+    b"Accept: application/json, text/event-stream",
+    b"Content-Type: application/json",
+    b"MCP-Protocol-Version: 2026-07-28",
+]
+ODD = st.sampled_from(
+    [
+        b"Host: evil",
+        b"Origin: http://h",
+        b"Accept: application/json",
+        b"Accept: application/jsonx, text/event-stream",
+        b"Accept: application/json,text/event-stream;q=0",
+        b"Content-Type: text/plain",
+        b"Content-Type: Application/JSON",
+        b"MCP-Protocol-Version:  2026-07-28\t",
+        b"MCP-Protocol-Version: 2026-07-28, 2026-07-28",
+        b"MCP-Protocol-Version: 2025-11-25",
+        b"MCP-Protocol-Version: 2027-01-01",
+        b"MCP-Protocol-Version:",
+        b"Mcp-Session-Id: " + IDENT.encode(),
+        b"Mcp-Session-Id: x",
+        b"Mcp-Method: x",
+        b"mcp-method: tools/call ",
+        b"Mcp-Method: X",
+        b"Mcp-Method: \xff",
+        b"Mcp-Method: x\x0b",
+        b"Mcp-Method:",
+        b"Mcp-Name: tool",
+        b"MCP-NAME: =?base64?dG9vbA==?=",
+        b"Mcp-Name: =?base64?dG9vbA?=",
+        b"Mcp-Name: other",
+        b"Mcp-Param-City: Bonn",
+        b"mcp-param-city: =?base64?Qm9ubg==?=",
+        b"Mcp-Param-City: Ulm",
+        b"Mcp-Param-: x",
+        b"Mcp-Param-Other: \xe4",
+        b"Connection: close",
+        b"Last-Event-ID: 0-0",
+    ]
+)
+HAPPENINGS = st.lists(
+    st.sampled_from(["answer", "answer", "answer", "fail", "progress", "wait", "tick"]), max_size=6
+)
+
+
+def ask(body: bytes, *more: bytes, usual: list[bytes] = USUAL) -> bytes:
+    """A plain request; `more` are fields."""
+    lines = [b"POST /b/mcp HTTP/1.1", *usual, *more, b"Content-Length: %d" % len(body)]
+    return b"\r\n".join([*lines, b"", b""]) + body
+
+
+X = ask(ASKED, b"Mcp-Method: x")
+TOOLS = (b"Mcp-Method: tools/call", b"Mcp-Name: tool", b"Mcp-Param-City: Bonn")
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """One request, of 2026-07-28 more often than not."""
+    if draw(st.integers(0, 3)) == 0:
+        return draw(st.sampled_from([X, ask(CALLED, *TOOLS), post(CALL, b"Host: h")]))
+    body = draw(st.sampled_from(BODIES))
+    usual = list(USUAL)
+    if draw(st.booleans()):
+        method = b"tools/call" if b"tools/call" in body else b"x"
+        usual += TOOLS if method != b"x" else [b"Mcp-Method: x"]
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
+        field = draw(ODD)
+        name = field.partition(b":")[0].lower()
+        if draw(st.booleans()):
+            usual = [each for each in usual if each.partition(b":")[0].lower() != name]
+        usual.insert(draw(st.integers(0, len(usual))), field)
+    if draw(st.integers(0, 4)) == 0:
+        usual += draw(FIELDS)
+    return ask(body, usual=usual)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """What a connection receives: requests in a row, here and there a byte changed."""
+    data = bytearray(b"".join(draw(st.lists(requests(), min_size=1, max_size=4))))
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data)
+
+
+@settings(max_examples=500, deadline=None)
+@given(streams(), st.lists(st.integers(0, 2000), max_size=4), st.sampled_from(KINDS), HAPPENINGS)
+@example(X * 3, [], Modern, ["answer"] * 3)
+@example(X * 3, [], Legacy, ["answer"] * 3)
+@example(X * 2, [], Modern, ["tick", "answer", "tick", "tick", "answer"])
+@example(X * 2, [], Legacy, ["answer", "wait", "progress"])
+@example(X * 2, [], Modern, ["progress", "answer", "answer"])
+@example(X * 2, [], Modern, ["fail", "fail"])
+@example(X + post(CALL, b"Host: h") + X, [], Modern, ["wait", "answer", "answer"])
+@example(X * 3 + post(CALL, b"Host: h"), [], Instant, [])
+@example(X * 3 + post(CALL, b"Host: h"), [500], Talking, [])
+@example(X * 2, [], FakeBackend, ["wait"] * 20)
+@example(X + X.replace(b"2026", b"2025", 1), [], FakeBackend, ["tick"] * 40)
+@example(ask(NO_TEXT, b"Mcp-Method: x") + X, [], Modern, ["answer"])
+@example(post_mcp(NO_TEXT, b"Host: h") + X, [], Modern, ["answer"])
+@example(ask(CALLED, *TOOLS) * 2, [], Modern, ["answer", "answer"])
+@example(ask(CALLED, *TOOLS[:2]), [], Modern, [])
+@example(ask(asking("ping"), b"Mcp-Method: ping") * 2 + X, [], Modern, ["answer"])
+def test_same_bytes_same_answers(
+    data: bytes, cuts: list[int], kind: type[FakeBackend], happenings: list[str]
+) -> None:
+    """Both ways in answer alike and tell the servers the same, also when the client leaves."""
+    sites = [Site(kind, front=True), Site(kind, front=False)]
+    for site in sites:
+        site.receive(data, cuts)
+        for happening in happenings:
+            site.let(happening)
+    assert sites[0].seen() == sites[1].seen()
+    for site in sites:
+        site.channel.connectionLost()
+        assert site.site.budget.used == 0, "what was held is given back"
+    assert sites[0].seen() == sites[1].seen()
+    assert sites[0].stopped() == sites[1].stopped()
+
+
+@pytest.mark.parametrize("kind", [Modern, Legacy])
+@pytest.mark.parametrize("cuts", [[], [250, 400]])
+def test_they_are_recognised(kind: type[FakeBackend], cuts: list[int]) -> None:
+    """The front is not idle, and its answer has one message and its status."""
+    site = Site(kind, front=True)
+    site.receive(X * 2, cuts)
+    site.let("answer")
+    site.let("fail")
+    assert site.recognised == 2
+    first, second = site.seen()[0].split(b"HTTP/1.1 ")[1:]
+    assert first.startswith(b"200 OK\r\n")
+    assert second.startswith(b"400 Bad Request\r\n")
+
+
+@pytest.mark.parametrize("method", ["ping", "initialize"])
+def test_refusals_behind_it_are_the_fronts_too(method: str) -> None:
+    """What the servers never see: with its id, in the codes of the revision."""
+    site = Site(Modern, front=True)
+    site.receive(ask(asking(method), b"Mcp-Method: " + method.encode()), [])
+    assert site.recognised == 1
+    assert site.seen()[0].startswith(b"HTTP/1.1 404 Not Found\r\n")
+    assert b'"id":"m"' in site.seen()[0]
+
+
+def test_a_row_of_answers_at_once_is_no_depth() -> None:
+    """However many requests come in one piece."""
+    sites = [Site(Instant, front=True), Site(Instant, front=False)]
+    for site in sites:
+        # The ordinary channel does go deeper, in its own way.
+        times = 1 if site is sites[0] else 300
+        for _ in range(times):
+            site.receive(X * (300 // times), [])
+    assert sites[0].recognised == 300
+    assert sites[0].seen() == sites[1].seen()
+
+
+def test_all_json_is_for_the_ordinary_channel() -> None:
+    """There some of what the servers say is not for the client."""
+    site, ordinary = (Site(Modern, front=front, json_response=True) for front in (True, False))
+    for each in (site, ordinary):
+        each.receive(X, [])
+        each.let("progress")
+        each.let("answer")
+    assert site.recognised == 0
+    assert site.seen() == ordinary.seen()
+    assert site.seen()[0].startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize("kind", [Modern, Legacy, FakeBackend])
+@pytest.mark.parametrize("waits", [False, True])
+def test_who_leaves_has_cancelled(kind: type[FakeBackend], waits: bool) -> None:
+    """Whoever writes the answer by then, and also where nobody works on it yet."""
+    sites = [Site(kind, front=True), Site(kind, front=False)]
+    for site in sites:
+        site.receive(X + X, [])
+        if waits:
+            site.let("wait")
+        asked = len(site.launcher.backends[-1].sent)
+        site.channel.connectionLost()
+        if kind is not FakeBackend:
+            assert len(site.launcher.backends[-1].sent) > asked or site.stopped()[-1]
+        else:
+            # What a server is goes on being found out, for the next one.
+            assert not site.stopped()[-1]
+    assert sites[0].seen()[2:] == sites[1].seen()[2:]
+    assert sites[0].stopped() == sites[1].stopped()
+    assert sites[0].recognised == 1
+
+
+def test_a_closing_connection_is_handed_nothing() -> None:
+    """What comes of its request then is for nobody: it is cancelled."""
+    site = Site(Modern, front=True)
+    site.receive(X, [])
+    site.transport.disconnecting = True
+    site.let("progress")
+    assert site.transport.value() == b""
+    assert b"notifications/cancelled" in site.launcher.backends[2].sent[-1]
+    site.let("answer")
+    site.channel.connectionLost()
+    assert site.transport.value() == b""
+
+
+@pytest.mark.parametrize("it", ["", "refuse", "explode"])
+def test_whose_filters_are_told_who_calls_they_are_left_to_the_ordinary_channel(
+    it: str, logged_failures: list[Any]
+) -> None:
+    """Which reads all headers; sessions have read theirs when they were opened."""
+    sites = [Site(Instant, front=way, filtered=True) for way in (True, False)]
+    for site in sites:
+        site.receive(ask(asking("x", it=it), b"Mcp-Method: x") + post(CALL), [])
+    assert sites[0].seen() == sites[1].seen()
+    assert sites[0].recognised == 1
+    assert len(logged_failures) == (2 if it == "explode" else 0)
+
+
+def test_defects_are_answered_alike(
+    logged_failures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 from both, and the details in the log alone."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    sites = [Site(Modern, front=True), Site(Modern, front=False)]
+    for site in sites:
+        monkeypatch.setattr(site.server.stateless, "ask", fail)
+        site.receive(ask(asking("x"), b"Mcp-Method: x"), [])
+    assert sites[0].seen() == sites[1].seen()
+    assert sites[0].recognised == 1
+    assert b" 500 " in sites[0].seen()[0]
+    assert len(logged_failures) == 2

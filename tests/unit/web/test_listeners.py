@@ -1,0 +1,120 @@
+"""From a description to an endpoint: what is added to it, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+import pytest
+from twisted.internet import tcp
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactor
+
+from mcpbridge.config.tuning import BACKLOG, COMPLAIN_SECONDS
+from mcpbridge.web.listeners import AcceptErrors, make_endpoint
+
+
+@pytest.mark.parametrize(
+    ("description", "backlog"),
+    [
+        ("tcp:1", BACKLOG),
+        ("tcp:port=1:interface=127.0.0.1", BACKLOG),
+        ("tcp6:1:interface=\\:\\:1", BACKLOG),
+        ("unix:/nowhere/mcp.sock", BACKLOG),
+        ("tcp:1:backlog=7", 7),
+        ("tcp:1:127.0.0.1:7", 7),
+        ("tcp6:1:7", 7),
+    ],
+)
+def test_a_burst_of_clients_may_wait(description: str, backlog: int) -> None:
+    """Unless the description says how many."""
+    reactor: Any = MemoryReactor()
+    make_endpoint(reactor, description).listen(Factory())
+    [listener] = reactor.tcpServers or reactor.unixServers
+    assert listener[2] == backlog
+
+
+@pytest.mark.parametrize(
+    ("description", "error", "says"),
+    [
+        ("8808", ValueError, "a port alone; for this machine: `tcp:8808:interface=127.0.0.1`"),
+        ("tcp", TypeError, "port"),
+        ("tcp:x", ValueError, "invalid literal"),
+        ("tcp:1:bogus=2", TypeError, "bogus"),
+        ("carrier:1", ValueError, "Unknown endpoint type"),
+    ],
+)
+def test_what_is_wrong_is_said(description: str, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        make_endpoint(MemoryReactor(), description)
+
+
+def test_tls_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be installed is named."""
+    monkeypatch.setitem(sys.modules, "OpenSSL", None)
+    monkeypatch.delitem(sys.modules, "twisted.internet.ssl", raising=False)
+    monkeypatch.delattr("twisted.internet.ssl", raising=False)
+    with pytest.raises(ValueError, match=r"OpenSSL.*; TLS needs `pip install 'mcpbridge\[tls\]'`"):
+        make_endpoint(MemoryReactor(), "ssl:8443")
+
+
+class Exhausted:
+    """
+    The socket of a listener in a process without descriptors; `waiting`
+    connections get the one in reserve, one after the other.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.error: int | None = None
+
+    def accept(self) -> tuple[Any, Any]:
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise OSError(error, "no descriptors")
+        if self.waiting:
+            self.waiting -= 1
+            return self, ("192.0.2.1", 1)
+        raise OSError(errno.EAGAIN, "nobody waits")
+
+    def close(self) -> None:
+        """A connection that is closed at once."""
+
+
+def test_connections_without_descriptors_are_a_line_a_minute(log_lines: list[str]) -> None:
+    """promise: what to do is said, at most every `COMPLAIN_SECONDS`, with how many were closed."""
+    clock = Clock()
+    errors = AcceptErrors(clock)
+    ports: list[Any] = [tcp.Port(0, Factory(), reactor=MemoryReactor()) for _ in range(2)]
+    tcp._reservedFD.reserve()  # As each listener does when it starts.
+
+    def run_out(port: Any, error: int, waiting: int) -> None:
+        port.socket.error, port.socket.waiting, port.numberAccepts = error, waiting, 100
+        port.doRead()
+
+    for port in ports:
+        errors.watch(port)
+        port.socket = Exhausted()
+    for waiting in (1, 2, 3):
+        for port in ports:
+            run_out(port, errno.EMFILE, waiting)
+    run_out(ports[0], errno.ENFILE, 0)
+    assert len(log_lines) == 1
+    assert log_lines[0].startswith("connections cannot be accepted (EMFILE); 1 were closed")
+    assert "raise the limit (ulimit -n, LimitNOFILE=)" in log_lines[0]
+    clock.advance(COMPLAIN_SECONDS)
+    run_out(ports[0], errno.ENFILE, 0)
+    assert len(log_lines) == 2
+    assert log_lines[1].startswith("connections cannot be accepted (ENFILE); 11 were closed")
+
+
+def test_whatever_else_a_listener_says_is_logged(log_lines: list[str]) -> None:
+    """And what has no logger of that kind is left alone."""
+    port = tcp.Port(0, Factory(), reactor=MemoryReactor())
+    errors = AcceptErrors(Clock())
+    errors.watch(port)
+    port._logger.info("something of {which}", which="its own")
+    errors.watch(object())  # type: ignore[arg-type]
+    assert log_lines == ["something of its own"]

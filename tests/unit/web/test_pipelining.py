@@ -1,0 +1,365 @@
+"""
+What a client sends behind a request that is not answered yet, and answers
+that it does not take: both ways in bound them alike.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from mcpbridge.config.tuning import HEAD_SECONDS, LEFT_SECONDS, PIPELINED_BYTES, SLOW_SECONDS
+from mcpbridge.response_budget import ResponseBudget, Share
+from mcpbridge.web import connection, watched_connection
+from tests.unit.web.test_fast_path import MODERN, SAYING, World, post, post_mcp
+
+both = pytest.mark.parametrize("front", [True, False])
+
+
+def call(ident: int) -> bytes:
+    """A request of a session, of nearly the largest size."""
+    line = b'{"jsonrpc":"2.0","id":%d,"method":"x","params":"%b"}' % (ident, b"x" * 200)
+    return post_mcp(line)
+
+
+def answer(ident: int) -> bytes:
+    return b'{"jsonrpc":"2.0","id":%d,"result":{}}' % ident
+
+
+def answered(world: World) -> list[int]:
+    """The ids of what was answered, in order."""
+    return [int(each) for each in re.findall(rb'"id":(\d+),"result"', world.transport.value())]
+
+
+def asked(world: World) -> int:
+    return len(world.backend2.sent)
+
+
+@both
+@pytest.mark.parametrize("piece", [1000, 50_000])
+def test_what_comes_behind_a_request_is_bounded(front: bool, piece: int) -> None:
+    """Nothing is read while more than that waits; each request is answered, in order."""
+    world = World(front=front)
+    transport = world.transport
+    count = 3 * PIPELINED_BYTES // len(call(100))
+    data = b"".join(call(100 + each) for each in range(count))
+    unread = [data[at : at + piece] for at in range(0, len(data), piece)]
+    answers = 0
+    while answers < count:
+        # As a transport does, which reads while it is not paused.
+        while unread and transport.producerState == "producing":
+            world.channel.dataReceived(unread.pop(0))
+        assert asked(world) == answers + 1
+        world.say(answer(100 + answers))
+        answers += 1
+    assert answered(world) == list(range(100, 100 + count))
+    assert transport.producerState == "producing"
+    world.channel.connectionLost()
+
+
+@both
+def test_no_more_is_read_than_that(front: bool) -> None:
+    world = World(front=front)
+    world.channel.dataReceived(call(1))
+    size = 0
+    while world.transport.producerState == "producing":
+        world.channel.dataReceived(call(2))
+        size += len(call(2))
+    assert PIPELINED_BYTES < size <= PIPELINED_BYTES + len(call(2))
+    world.channel.connectionLost()
+    assert world.channel._looking is None
+
+
+@both
+@pytest.mark.parametrize("data", [call(1) * 2, post_mcp(MODERN, *SAYING) * 2])
+def test_answers_that_nobody_takes_do_not_pile_up(front: bool, data: bytes) -> None:
+    """The next request is begun when the client has taken the last answer."""
+    world = World(front=front)
+    world.channel.dataReceived(data)
+    # What the transport does when its buffer is full, and when it is empty.
+    world.channel.pauseProducing()
+    world.say(answer(1))
+    world.answer_modern()
+    begun = [asked(world), *(len(each.sent) for each in world.launcher.backends[2:])]
+    assert world.transport.value().count(b"HTTP/1.1 200") == 1
+    world.channel.dataReceived(post(b"{}"))
+    world.channel.resumeProducing()
+    assert [asked(world), *(len(each.sent) for each in world.launcher.backends[2:])] > begun
+    world.say(answer(1))
+    world.answer_modern()
+    assert world.transport.value().count(b"HTTP/1.1 200") == 2
+    assert b"400 Bad Request" in world.transport.value()
+    assert world.transport.producerState == "producing"
+    world.channel.connectionLost()
+
+
+@both
+def test_many_small_requests_behind_one_answer_that_is_not_taken(front: bool) -> None:
+    world = World(front=front)
+    world.channel.pauseProducing()
+    world.channel.dataReceived(call(1) * 3)
+    assert asked(world) == 0
+    world.channel.resumeProducing()
+    assert asked(world) == 1
+    world.channel.connectionLost()
+
+
+CLOSING = call(2).replace(b"Host", b"Connection: close\r\nHost")
+
+
+@both
+@pytest.mark.parametrize("first", [call(1), post_mcp(MODERN, *SAYING)])
+@pytest.mark.parametrize("last", [CLOSING, b"nonsense\r\n\r\n", b"GET /x HTTP/1.0\r\n\r\n"])
+@pytest.mark.parametrize("behind", [b"", b"x" * PIPELINED_BYTES, call(3) * 100])
+def test_what_comes_behind_the_last_request_is_thrown_away(
+    front: bool, first: bytes, last: bytes, behind: bytes
+) -> None:
+    """A transport that is closing is neither paused nor resumed: it raises if it is."""
+    world = World(front=front)
+    world.channel.dataReceived(first + last + behind)
+    for _ in range(2):
+        world.say(answer(1))
+        world.answer_modern()
+        world.say(answer(2))
+        world.let_turns_pass()
+    assert world.transport.disconnecting
+    assert asked(world) <= 2
+    written = world.transport.value()
+    # As TLS does, which reads until its peer has said goodbye as well.
+    world.channel.dataReceived(call(4) * 100)
+    assert world.transport.producerState == "producing"
+    assert asked(world) <= 2
+    assert world.transport.value() == written
+    kept = world.channel
+    assert (kept._later, kept._dataBuffer, kept._full) == (b"", [], False)
+    world.channel.connectionLost()
+
+
+@both
+def test_a_paused_connection_is_read_again_before_it_is_closed(front: bool) -> None:
+    """TLS is closed when its peer has said goodbye, which has to be read."""
+    world = World(front=front)
+    world.channel.dataReceived(call(1) + call(2) * (PIPELINED_BYTES // 100))
+    assert world.transport.producerState == "paused"
+    world.channel.loseConnection()
+    assert world.transport.producerState == "producing"
+    assert not world.channel._full
+    world.channel.connectionLost()
+
+
+@both
+def test_who_sends_without_end_behind_the_last_request_is_cut_off(
+    front: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "DRAIN_BYTES", 1000)
+    world = World(front=front)
+    world.channel.dataReceived(CLOSING)
+    world.say(answer(2))
+    assert world.transport.disconnecting
+    gone: list[bool] = []
+    for data in (b"x" * 1000, b"x"):
+        world.channel.dataReceived(data)
+        gone.append(world.transport.disconnected)
+    assert gone == [False, True]
+    world.channel.connectionLost()
+
+
+@both
+def test_a_line_that_is_too_long_closes_the_connection(front: bool) -> None:
+    """And nothing behind it is taken for a request."""
+    world = World(front=front)
+    world.channel.dataReceived(b"GET /" + b"x" * 20_000)
+    assert world.transport.disconnecting
+    world.channel.dataReceived(b"\r\n\r\n" + call(1) * 100)
+    assert asked(world) == 0
+    assert world.transport.value() == b""
+    world.channel.connectionLost()
+
+
+@both
+@pytest.mark.parametrize("left", [True, False])
+def test_who_is_not_read_is_noticed_leaving(
+    front: bool, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that leaves behind unread bytes: its request is over all the same."""
+    gone: list[Any] = []
+    monkeypatch.setattr(connection, "has_left", lambda transport: bool(gone))
+    world = World(front=front)
+    world.channel.dataReceived(call(1) + call(2) * (PIPELINED_BYTES // 100))
+    assert world.transport.producerState == "paused"
+    for _ in range(5):
+        world.clock.advance(LEFT_SECONDS)
+        assert not world.transport.disconnecting
+    gone += [left] * left
+    world.clock.advance(LEFT_SECONDS)
+    assert world.transport.disconnecting is left
+    world.channel.connectionLost()
+
+
+@both
+def test_nobody_looks_after_a_client_that_is_read(
+    front: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Any] = []
+    monkeypatch.setattr(connection, "has_left", looks.append)
+    world = World(front=front)
+    count = PIPELINED_BYTES // len(call(2)) + 2
+    world.channel.dataReceived(call(1) + call(2) * count)
+    world.say(answer(1))
+    for _ in range(count):
+        world.say(answer(2))
+    assert world.transport.producerState == "producing"
+    for _ in range(3):
+        world.clock.advance(LEFT_SECONDS)
+    assert len(looks) == 1
+    world.channel.connectionLost()
+
+
+@both
+def test_each_request_has_a_deadline_of_its_own(front: bool) -> None:
+    """A client that always has the next one half on its way is in time with each."""
+    world = World(front=front)
+    half = len(post(b"{}")) // 2
+    for _ in range(10):
+        world.channel.dataReceived(post(b"{}")[:half])
+        world.clock.advance(HEAD_SECONDS * 0.6)
+        assert not world.transport.disconnecting
+        world.channel.dataReceived(post(b"{}")[half:] + post(b"{}")[:half])
+        world.clock.advance(HEAD_SECONDS * 0.6)
+        assert not world.transport.disconnecting
+        world.channel.dataReceived(post(b"{}")[half:])
+    world.channel.dataReceived(post(b"{}")[:half])
+    world.clock.advance(HEAD_SECONDS)
+    assert world.transport.disconnecting
+    world.channel.connectionLost()
+
+
+@both
+def test_who_takes_an_answer_slowly_is_not_idle(
+    front: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large answer on a slow line; and a client that takes nothing of one is cut off."""
+    untaken = [1000]
+    monkeypatch.setattr(watched_connection, "unsent", lambda transport: untaken[0])
+    monkeypatch.setattr(watched_connection, "acknowledged", lambda transport: None)
+    world: Any = World(front=front)
+    world.channel.dataReceived(call(1))
+    world.say(answer(1))
+    for _ in range(5):
+        world.clock.pump([1] * 59)
+        assert not world.transport.disconnecting
+        # As slow as a modem.
+        untaken[0] -= 60 * 512
+    world.clock.pump([1] * 55)
+    assert not world.transport.disconnecting
+    world.clock.pump([1] * 10)
+    assert world.transport.disconnecting
+    world.channel.connectionLost()
+    assert not world.calls_of_connection()
+
+
+@both
+@pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
+def test_who_takes_nothing_of_an_answer_is_cut_off(
+    front: bool, close: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `peer_timeout`, also where the connection closes behind the answer."""
+    monkeypatch.setattr(watched_connection, "unsent", lambda transport: 1000)
+    monkeypatch.setattr(watched_connection, "acknowledged", lambda transport: 17)
+    world = World(front=front)
+    aborted: list[float] = []
+    transport: Any = world.transport
+    transport.abortConnection = lambda: aborted.append(world.clock.seconds())
+    world.channel.dataReceived(call(1).replace(b"Host", close + b"Host"))
+    world.say(answer(1))
+    world.clock.pump([1] * 59)
+    assert not aborted
+    world.clock.pump([1] * 7)
+    assert aborted
+    world.channel.connectionLost()
+    assert not world.calls_of_connection()
+
+
+@both
+@pytest.mark.parametrize("rate", [100, 512])
+def test_who_sends_a_body_too_slowly_is_cut_off(front: bool, rate: int) -> None:
+    """`min_transfer_rate` over a minute, from the time on at which its head must be there."""
+    world = World(front=front, budget=100_000, limit=100_000)
+    head, _, _ = call(1).partition(b"\r\n\r\n")
+    head = re.sub(rb"(?i)content-length: \d+", b"Content-Length: 90000", head)
+    world.channel.dataReceived(head + b"\r\n\r\n")
+    for _ in range(100):
+        if world.transport.disconnecting:
+            break
+        world.channel.dataReceived(b"x" * rate)
+        world.clock.advance(1)
+    assert world.transport.disconnecting is (rate < 512)
+    world.channel.connectionLost()
+    assert world.site.budget.used == 0
+
+
+@both
+@pytest.mark.parametrize("end", ["taken", "lost", "cut off"])
+def test_what_is_not_taken_counts(front: bool, end: str) -> None:
+    """Until it is taken or the connection is gone; beyond its share the session's backend waits."""
+    world: Any = World(front=front)
+    told: list[str] = []
+    world.face.share = Share(100, lambda: told.append("pause"), lambda: told.append("resume"))
+    budget = world.site.responses = ResponseBudget(1000, world.clock)
+    world.channel.dataReceived(call(1))
+    world.transport.dataBuffer = b"x" * 700
+    world.say(answer(1))
+    assert (budget.used, world.face.share.used, told) == (700, 700, ["pause"])
+    if end == "cut off":
+        world.clock.advance(SLOW_SECONDS)
+        budget.take(500)
+        assert world.transport.disconnecting
+        assert budget.used == 500
+        budget.give_back(500)
+    world.transport.dataBuffer = b""
+    if end == "taken":
+        world.channel.resumeProducing()
+    else:
+        world.channel.connectionLost()
+    assert (budget.used, world.face.share.used, told) == (0, 0, ["pause", "resume"])
+    if end == "taken":
+        world.channel.connectionLost()
+    assert not world.calls_of_connection()
+    assert not budget._readers
+
+
+@both
+def test_an_answer_counts_for_its_own_session_alone(front: bool) -> None:
+    """The next one on the connection may be another session's, or nobody's."""
+    world: Any = World(front=front)
+    told: list[str] = []
+    world.face.share = Share(100, lambda: told.append("pause"), lambda: told.append("resume"))
+    budget = world.site.responses = ResponseBudget(1000, world.clock)
+    world.channel.dataReceived(call(1))
+    world.say(answer(1))
+    assert answered(world) == [1]
+    world.transport.dataBuffer = b"x" * 700
+    world.channel.dataReceived(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (budget.used, world.face.share.used, told) == (700, 0, [])
+    # Nor is a session that has ended kept by a connection that is open.
+    assert world.channel.share is None
+    world.transport.dataBuffer = b""
+    world.channel.connectionLost()
+
+
+def test_only_what_has_arrived_of_a_body_counts() -> None:
+    """Who announces much, and sends little, takes no room from anybody."""
+    world = World(front=True, budget=2000)
+    others = [world.site.buildProtocol(None) for _ in range(10)]
+    for each in others:
+        each.makeConnection(type(world.transport)())
+        each.dataReceived(call(1)[:-200])
+    assert world.site.budget.used < 1000
+    world.receive(call(1), [len(call(1)) - 10])
+    world.say(answer(1))
+    assert answered(world) == [1]
+    for each in (*others, world.channel):
+        each.connectionLost()
+    assert world.site.budget.used == 0
