@@ -19,10 +19,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
-from mcpbridge.config.rlimit_warnings import shortages
+from mcpbridge.config.rlimit_warnings import rlimit_warnings
 from mcpbridge.config.settings import BridgeSettings, ServerSettings, share_of
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
-from mcpbridge.config.warnings import doubts
+from mcpbridge.config.warnings import configuration_warnings
 from mcpbridge.errors import CannotListen
 from mcpbridge.extensions import load, verified
 from mcpbridge.guard import guarded
@@ -35,13 +35,13 @@ from mcpbridge.interfaces import (
 )
 from mcpbridge.memory import Trimmer, trim_function
 from mcpbridge.processes.address_shares import Shares
-from mcpbridge.processes.permits import EveryLimiter, SessionLimiter
+from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.session_report import session_lines
 from mcpbridge.sliced_work import SlicedWork
-from mcpbridge.stdio.cleanup_records import MarkedProcess, Records
+from mcpbridge.stdio.cleanup_records import CleanupRecords, MarkedProcess
 from mcpbridge.stdio.exec_chain import PythonShim, find_chain
 from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.process_tags import shortcomings
@@ -49,9 +49,9 @@ from mcpbridge.stdio.process_tree import Sweeper
 from mcpbridge.stdio.recovery import Journal, Recovery
 from mcpbridge.stdio.state_file import candidates
 from mcpbridge.stdio.subreaper import set_child_subreaper
-from mcpbridge.stdio.watchdog import END_SECONDS, Keeper
+from mcpbridge.stdio.watchdog import END_SECONDS, Watchdog
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint
-from mcpbridge.web.transport_security import Gate
+from mcpbridge.web.transport_security import TransportSecurity
 from mcpbridge.web.urls import exposed, served_urls
 
 #: A page whose name is rebound to this machine's address is of the same origin
@@ -106,13 +106,13 @@ class Bridge(Service):
         self._observers = [verified("observers", ISessionObserver, each) for each in observers]
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
         self._sweeper = Sweeper(self._clock, self._process_marked, self._process_ended)
-        records = Records()
+        records = CleanupRecords()
         self._journal = Journal(self._clock, records)
-        self._keeper = Keeper(reactor, self._sweeper.base, records, self._journal.changed)
+        self._keeper = Watchdog(reactor, self._sweeper.base, records, self._journal.changed)
         self._recovery = Recovery(reactor, self._sweeper.base)
         #: The value of the label that tells this bridge's containers from all others.
         self._bridge_id = f"{self._sweeper.base:x}-{secrets.token_hex(8)}"
-        self._gate = Gate(settings, self._clock)
+        self._security = TransportSecurity(settings, self._clock)
         self._accept_errors = AcceptErrors(self._clock)
         self._over_all = SessionLimiter(settings.max_sessions)
         self._shares = Shares(
@@ -145,7 +145,7 @@ class Bridge(Service):
         if self._resource is None:
             from mcpbridge.web.client_addresses import ClientAddresses
             from mcpbridge.web.request_caller import callers, nobody
-            from mcpbridge.web.root import Branch, Gated
+            from mcpbridge.web.root import Branch, SecuredResource
             from mcpbridge.web.routes import Routes
             from mcpbridge.web.server_card import ServerCards
 
@@ -161,21 +161,23 @@ class Bridge(Service):
                 routes = Routes(server, self._clock, clients.of_request, cards, caller_of)
                 branch.serve(server.settings, routes.resource())
             root.told = self.settings.servers
-            self._resource = cast("IResource", Gated(self._gate, root))
+            self._resource = cast("IResource", SecuredResource(self._security, root))
         return self._resource
 
     def site(self) -> Any:
         """A site for the resource, with all limits: what the bridge's own listeners serve."""
         if self._site is None:
-            from mcpbridge.web.fast_path import Front
+            from mcpbridge.web.fast_path import FastPath
             from mcpbridge.web.site import BridgeSite
 
-            front = Front(self.servers, self._gate) if self.settings.front_channel else None
+            fast_path = (
+                FastPath(self.servers, self._security) if self.settings.front_channel else None
+            )
             self._site = BridgeSite(
                 self.resource(),
                 self._reactor,
                 self.settings,
-                front,
+                fast_path,
                 self._budget,
                 freed=self._trimmer.freed,
             )
@@ -240,7 +242,7 @@ class Bridge(Service):
                 origin=origin,
                 hosts="" if self.settings.allowed_hosts else _NAME_THE_HOSTS,
             )
-        for doubt in doubts(self.settings, self._environment):
+        for doubt in configuration_warnings(self.settings, self._environment):
             self.log.warn("{doubt}", doubt=doubt)
         for name, launcher in self._launchers:
             problem = guarded(self.log, "checking a launcher", launcher.check)
@@ -317,7 +319,7 @@ class Bridge(Service):
         sessions = min(
             self.settings.max_sessions, sum(each.max_sessions for each in self.settings.servers)
         )
-        for shortage in shortages(sessions):
+        for shortage in rlimit_warnings(sessions):
             self.log.warn("{shortage}", shortage=shortage)
         missing = shortcomings()
         if missing:
@@ -399,7 +401,7 @@ class Bridge(Service):
             settings,
             self._clock,
             launcher=launcher,
-            limiter=EveryLimiter(self._over_all, limiter),
+            limiter=CombinedLimiter(self._over_all, limiter),
             over_all=self._over_all,
             observers=[*self._observers, *observers],
             filters=[*self._filters, *filters],

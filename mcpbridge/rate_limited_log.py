@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from mcpbridge.config.tuning import COMPLAIN_SECONDS, MAX_CAUSES
 
 
-class Complaints:
+class RateLimitedLog:
     """Counts what goes wrong again and again: it is logged once in `COMPLAIN_SECONDS`."""
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -43,7 +43,7 @@ class Complaints:
         return self._clock.seconds() >= self._not_before
 
 
-class ComplaintsByCause:
+class RateLimitedLogByCause:
     """
     The same for each of several causes, of which `MAX_CAUSES` are remembered.
 
@@ -54,8 +54,8 @@ class ComplaintsByCause:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         #: By cause, the one that was added last at the end.
-        self._causes: dict[Hashable, Complaints] = {}
-        self._others = Complaints(clock)
+        self._causes: dict[Hashable, RateLimitedLog] = {}
+        self._others = RateLimitedLog(clock)
 
     def add(self, cause: Hashable) -> int | None:
         """
@@ -70,13 +70,13 @@ class ComplaintsByCause:
         complaints.add()
         return complaints.due()
 
-    def _new(self) -> Complaints:
+    def _new(self) -> RateLimitedLog:
         if len(self._causes) >= MAX_CAUSES:
             oldest = next(iter(self._causes))
             if not self._causes[oldest].quiet:
                 return self._others
             del self._causes[oldest]
-        return Complaints(self._clock)
+        return RateLimitedLog(self._clock)
 
 
 def times(count: int) -> str:

@@ -23,7 +23,7 @@ from mcpbridge.config.tuning import (
     SLOW_SECONDS,
     TRIM_BYTES,
 )
-from mcpbridge.rate_limited_log import Complaints
+from mcpbridge.rate_limited_log import RateLimitedLog
 
 
 class EventLog(Protocol):
@@ -91,7 +91,7 @@ class ResponseBudget:
         self._enough = 0
         self._stopped = False
         self._call: IDelayedCall | None = None
-        self._complaints = Complaints(clock)
+        self._complaints = RateLimitedLog(clock)
 
     def next_age(self) -> int:
         """A number for an event, larger than all before."""

@@ -28,16 +28,16 @@ from mcpbridge.jsonrpc.large_messages import (
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.processes.abandoned import Newcomer
 from mcpbridge.processes.address_shares import Claim, Claims, Shares
-from mcpbridge.processes.backend_session import Session, Stream
+from mcpbridge.processes.backend_session import BackendSession, Sink
 from mcpbridge.processes.caller import Caller
-from mcpbridge.processes.era import Eras
+from mcpbridge.processes.era import ServerEra
 from mcpbridge.processes.permits import SessionLimiter
-from mcpbridge.processes.pool import Pool
+from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.response_budget import ResponseBudget
-from mcpbridge.session.negotiation import first_dialect, greeting, is_starting
-from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.session.negotiation import first_adapter, greeting, is_starting
+from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.sliced_work import SlicedWork
-from mcpbridge.stateless.dispatcher import Stateless
+from mcpbridge.stateless.dispatcher import StatelessDispatcher
 
 
 class Server:
@@ -45,7 +45,7 @@ class Server:
     Opens sessions, finds them, and ends them all when the bridge stops.
 
     `shares` are those of client addresses over all servers.  `limiter` is an
-    `EveryLimiter`; `launcher`, `observers` and `filters` provide the interfaces of
+    `CombinedLimiter`; `launcher`, `observers` and `filters` provide the interfaces of
     those names.  `work` is shared by all servers of a bridge, so that others
     wait for one of them at a time.
     """
@@ -73,10 +73,10 @@ class Server:
         self._event_store = event_store
         self.settings = settings
         #: Live sessions of HTTP+SSE, and of Streamable HTTP.
-        self.sessions: dict[str, Session] = {}
-        self.streamable: dict[str, Session] = {}
+        self.sessions: dict[str, BackendSession] = {}
+        self.streamable: dict[str, BackendSession] = {}
         self._clock = clock
-        self.eras = Eras()
+        self.era = ServerEra()
         #: What reads large messages, of all servers together.
         self.work = work or SlicedWork(clock)
         own = Shares(
@@ -86,7 +86,7 @@ class Server:
             setting="max_sessions_per_address",
         )
         self.claims = Claims(own, *shares)
-        self.pool = Pool(
+        self.pool = ProcessPool(
             settings,
             clock,
             launcher=launcher,
@@ -94,29 +94,29 @@ class Server:
             over_all=over_all,
             observers=observers,
             filters=filters,
-            greeting=partial(greeting, self.eras),
+            greeting=partial(greeting, self.era),
             claims=self.claims,
         )
         #: What each session has of its client's shares.
-        self._claim_of: dict[Session, Claim] = {}
-        self.stateless = Stateless(settings, clock, self.pool, self.eras, self.claims)
+        self._claim_of: dict[BackendSession, Claim] = {}
+        self.stateless = StatelessDispatcher(settings, clock, self.pool, self.era, self.claims)
 
     @property
-    def unclosed(self) -> set[Session]:
+    def unclosed(self) -> set[BackendSession]:
         """All sessions that are not closed, the live ones among them."""
         return self.pool.unclosed
 
     async def open_streamable(
         self, client: str | None = None, caller: Caller | None = None
-    ) -> Session:
+    ) -> BackendSession:
         """
-        The same for Streamable HTTP: its streams are a `StreamableFace`, and
+        The same for Streamable HTTP: its streams are a `StreamableSession`, and
         stderr is not for a client that expects MCP alone.
         """
 
-        def make_face(session: Session) -> StreamableFace:
+        def make_face(session: BackendSession) -> StreamableSession:
             events = self._event_store.open(session.ident)
-            return StreamableFace(session, self.settings, self._clock, events, self._budget)
+            return StreamableSession(session, self.settings, self._clock, events, self._budget)
 
         session = await self.open_session(
             make_face,
@@ -125,26 +125,26 @@ class Server:
             client=client,
             caller=caller,
         )
-        face = cast("StreamableFace", session.stream)
-        self.pool.abandoned.add(session, client, face.last_heard)
+        streamable = cast("StreamableSession", session.sink)
+        self.pool.abandoned.add(session, client, streamable.last_heard)
         return session
 
     async def open_session(
         self,
-        make_stream: Callable[[Session], Stream],
-        table: dict[str, Session] | None = None,
+        make_stream: Callable[[BackendSession], Sink],
+        table: dict[str, BackendSession] | None = None,
         *,
         stderr_notifications: bool = True,
         client: str | None = None,
         caller: Caller | None = None,
-    ) -> Session:
+    ) -> BackendSession:
         """
         A process that nobody has used becomes a session that is live.
 
         `make_stream` is called once the backend runs.  `client` is the address
         whose share the session counts against, until nothing of it is left;
         `caller` is what filters and observers are told of it.
-        Raises `TooManyOfAddress`, and what `Pool.take` raises; then no permit
+        Raises `TooManyOfAddress`, and what `ProcessPool.take` raises; then no permit
         is held and no process left.
         """
         live = self.sessions if table is None else table
@@ -163,12 +163,10 @@ class Server:
         session.caller = caller
         session.forget = lambda gone: self._forget(live, gone)
         session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
-        session.dialect = first_dialect(
-            session, self.eras, self.pool.readiness, self.pool.check.doubt
-        )
+        session.adapter = first_adapter(session, self.era, self.pool.backoff, self.pool.check.doubt)
         session.opened()
         try:
-            session.stream = make_stream(session)
+            session.sink = make_stream(session)
         except BaseException:
             session.life.end("the stream could not be opened")
             raise
@@ -176,7 +174,7 @@ class Server:
         self.pool.failures.watch(session)
         return session
 
-    def client_left(self, session: Session, why: str) -> None:
+    def client_left(self, session: BackendSession, why: str) -> None:
         """
         The client of a session is gone for good.  The session ends; a process
         that had not answered `initialize` may be kept until it has started.
@@ -187,7 +185,7 @@ class Server:
         else:
             session.life.end(why)
 
-    def _release(self, session: Session) -> None:
+    def _release(self, session: BackendSession) -> None:
         claim = self._claim_of.pop(session, None)
         if claim is not None:
             claim.release()
@@ -202,14 +200,14 @@ class Server:
         newcomer = Newcomer(client())
         return self.pool.too_many(newcomer) if self.pool.is_full(newcomer) else None
 
-    def find(self, ident: str) -> Session:
+    def find(self, ident: str) -> BackendSession:
         """The live session of this id.  Raises `UnknownSession`."""
         session = self.sessions.get(ident)
         if session is None:
             raise UnknownSession("no such session, or it has ended")
         return session
 
-    def find_streamable(self, ident: str) -> Session:
+    def find_streamable(self, ident: str) -> BackendSession:
         """The live session of Streamable HTTP of this id.  Raises `UnknownSession`."""
         session = self.streamable.get(ident)
         if session is None:
@@ -292,6 +290,6 @@ class Server:
         guarded(self.log, "telling who listens that the bridge stops", self.stateless.stop)
         return self.pool.stop()
 
-    def _forget(self, table: dict[str, Session], session: Session) -> None:
+    def _forget(self, table: dict[str, BackendSession], session: BackendSession) -> None:
         table.pop(session.ident, None)
         self.pool.abandoned.remove(session)

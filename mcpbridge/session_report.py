@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 
 
@@ -27,7 +27,7 @@ def session_lines(server: Server, now: float) -> Iterator[str]:
         )
 
 
-def _use(server: Server, session: Session) -> str:
+def _use(server: Server, session: BackendSession) -> str:
     """What it is for."""
     if server.sessions.get(session.ident) is session:
         return "/sse"
@@ -36,7 +36,7 @@ def _use(server: Server, session: Session) -> str:
     return "requests of 2026-07-28, or none any more" if session.announced else "warm"
 
 
-def _state(session: Session) -> str:
+def _state(session: BackendSession) -> str:
     """How far its life has got."""
     if not session.receiving:
         return "closing"

@@ -3,7 +3,7 @@ Fakes for tests of mcpbridge and of its extensions, public and documented.
 
 `FakeReactor` is a `Clock` that spawns `FakeProcess`es: a test feeds their
 stdout, looks at what was written to their stdin, and moves the time.
-`FakeBackend`, `FakeLauncher` and `RecordingStream` stand for the two sides of
+`FakeBackend`, `FakeLauncher` and `RecordingSink` stand for the two sides of
 a session.
 """
 
@@ -248,7 +248,7 @@ class FakeLauncher:
         return None
 
 
-class RecordingStream:
+class RecordingSink:
     """A session's way to its client, which notes what is asked of it."""
 
     def __init__(self) -> None:

@@ -21,11 +21,11 @@ from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.mcp.modern_request import PREFIX, TASKS, read_request
 from mcpbridge.processes.address_shares import Claims, Shares
 from mcpbridge.processes.caller import Caller
-from mcpbridge.processes.era import Eras
-from mcpbridge.processes.permits import EveryLimiter, SessionLimiter
-from mcpbridge.processes.pool import Pool
+from mcpbridge.processes.era import ServerEra
+from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
+from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.stateless.dispatcher import Stateless
+from mcpbridge.stateless.dispatcher import StatelessDispatcher
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.testing import FakeBackend, FakeLauncher
 
@@ -425,22 +425,20 @@ class World:
             setting="max_sessions_per_address",
         )
         claims = Claims(self.shares)
-        self.pool = Pool(
+        self.pool = ProcessPool(
             self.settings,
             self.clock,
             launcher=self.launcher,
-            limiter=EveryLimiter(self.over_all, self.limiter),
+            limiter=CombinedLimiter(self.over_all, self.limiter),
             over_all=self.over_all,
             filters=[Filter()] if watcher is None else [watcher],
             observers=[] if watcher is None else [watcher],
             claims=claims,
         )
-        self.eras = Eras()
+        self.era = ServerEra()
         if known:
-            self.eras.modern = issubclass(kind, Modern)
-        self.stateless: Stateless = Stateless(
-            self.settings, self.clock, self.pool, self.eras, claims
-        )
+            self.era.modern = issubclass(kind, Modern)
+        self.stateless = StatelessDispatcher(self.settings, self.clock, self.pool, self.era, claims)
         self._ids = 0
         if beside is not None:
             self.pool.neighbours, beside.pool.neighbours = [beside.pool], [self.pool]

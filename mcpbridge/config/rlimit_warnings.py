@@ -18,7 +18,7 @@ DESCRIPTORS_BESIDE = 64
 Limits = Callable[[int], tuple[int, int]]
 
 
-def shortages(sessions: int, getrlimit: Limits = resource.getrlimit) -> list[str]:
+def rlimit_warnings(sessions: int, getrlimit: Limits = resource.getrlimit) -> list[str]:
     """
     A line for each limit of this process that so many sessions would reach.
     """

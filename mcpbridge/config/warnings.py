@@ -12,7 +12,9 @@ from mcpbridge.config.environment import name_pattern, passed_environment
 from mcpbridge.config.settings import BridgeSettings
 
 
-def doubts(settings: BridgeSettings, environment: Mapping[str, str]) -> Iterator[str]:
+def configuration_warnings(
+    settings: BridgeSettings, environment: Mapping[str, str]
+) -> Iterator[str]:
     """A line for each of them, for the log at the start."""
     yield from _withheld(settings, environment)
     for server in settings.servers:

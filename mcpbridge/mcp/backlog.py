@@ -34,7 +34,7 @@ class Budget(Protocol):
         """So many bytes are not held any more."""
 
 
-class Waiter(NamedTuple):
+class BacklogMessage(NamedTuple):
     """
     A message that waits; `asked` is its id where it is a request, which has
     waited since `since`.
@@ -45,7 +45,7 @@ class Waiter(NamedTuple):
     since: float = 0.0
 
 
-class WaitingRoom:
+class Backlog:
     """
     Messages in their order, at most `max_events` with at most `max_bytes`.
 
@@ -62,8 +62,8 @@ class WaitingRoom:
         self._arrived = 0
         self._bytes = 0
         # Both in order; the number of its arrival is each one's first.
-        self._notifications: deque[tuple[int, Waiter]] = deque()
-        self._requests: deque[tuple[int, Waiter]] = deque()
+        self._notifications: deque[tuple[int, BacklogMessage]] = deque()
+        self._requests: deque[tuple[int, BacklogMessage]] = deque()
 
     def __len__(self) -> int:
         return len(self._notifications) + len(self._requests)
@@ -73,7 +73,7 @@ class WaitingRoom:
         """The bytes of all that wait."""
         return self._bytes
 
-    def add(self, waiter: Waiter) -> list[Waiter]:
+    def add(self, waiter: BacklogMessage) -> list[BacklogMessage]:
         """Let one wait; returns those that give way, which may be this one."""
         if len(waiter.line) > self._max_bytes:
             return [waiter]
@@ -95,7 +95,7 @@ class WaitingRoom:
         """Since when the first request waits; None where none does."""
         return self._requests[0][1].since if self._requests else None
 
-    def take_oldest_request(self) -> Waiter:
+    def take_oldest_request(self) -> BacklogMessage:
         """The request that has waited longest; there is one."""
         _, waiter = self._requests.popleft()
         self._gone(waiter)
@@ -110,7 +110,7 @@ class WaitingRoom:
                 return True
         return False
 
-    def _gone(self, waiter: Waiter) -> None:
+    def _gone(self, waiter: BacklogMessage) -> None:
         self._bytes -= len(waiter.line)
         if self._budget is not None:
             self._budget.give_back(len(waiter.line))
@@ -119,7 +119,7 @@ class WaitingRoom:
         full = self._budget is not None and self._budget.full
         return min(SMALL_BYTES, self._max_bytes) if full else self._max_bytes
 
-    def take(self) -> list[Waiter]:
+    def take(self) -> list[BacklogMessage]:
         """All that wait, in the order in which they came; then none does."""
         both = sorted([*self._notifications, *self._requests], key=lambda each: each[0])
         self._notifications.clear()

@@ -21,7 +21,7 @@ from mcpbridge.errors import HeaderMismatch, Refused
 from mcpbridge.jsonrpc.lenient import text
 from mcpbridge.jsonrpc.members import members, value
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, at_once, elements
-from mcpbridge.mcp.modern_request import NAMED, TASK_METHODS, ModernRequest
+from mcpbridge.mcp.modern_request import NAME_BEARING_METHODS, TASK_METHODS, ModernRequest
 
 #: All values of the header field of that name, in whatever case, decoded as
 #: latin-1; none where it is missing.
@@ -99,7 +99,7 @@ def _expect_name(request: ModernRequest, expected: str, headers: Headers) -> Non
         # Clients of today leave it out there; the body says which task, and so which process.
         return
     if _decoded(name, _only(headers, name)) != expected:
-        raise HeaderMismatch(f"{name} is not params.{NAMED[request.method]}")
+        raise HeaderMismatch(f"{name} is not params.{NAME_BEARING_METHODS[request.method]}")
 
 
 def check_params(request: ModernRequest, annotations: Annotations, headers: Headers) -> None:

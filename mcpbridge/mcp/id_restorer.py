@@ -15,7 +15,7 @@ from mcpbridge.jsonrpc.recent import Recent
 from mcpbridge.mcp.inflight import MAX_IN_FLIGHT
 
 
-class Respelled:
+class IdRestorer:
     """
     The requests of a client whose server gives ids back in another spelling:
     its answers get the ids that the client gave.  Of the requests that are

@@ -25,10 +25,10 @@ from mcpbridge.errors import (
 from mcpbridge.jsonrpc.envelope import SECOND_PARSE_BYTES, Envelope, ProgressToken, is_json
 from mcpbridge.jsonrpc.large_messages import Large
 from mcpbridge.jsonrpc.members import Members, members, meta_of, value
-from mcpbridge.mcp.revisions import SUPPORTED
+from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 
 #: The revisions without a handshake that the bridge speaks, oldest first.
-MODERN = ("2026-07-28",)
+MODERN_PROTOCOL_VERSIONS = ("2026-07-28",)
 
 #: The keys of `_meta` (2026-07-28, basic/index, "_meta").
 PREFIX = "io.modelcontextprotocol/"
@@ -44,13 +44,13 @@ PROGRESS_TOKEN = "progressToken"
 LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 
 #: What may be answered with `input_required` (basic/patterns/mrtr).
-MAY_ASK = frozenset({"tools/call", "prompts/get", "resources/read"})
+INPUT_REQUIRED_METHODS = frozenset({"tools/call", "prompts/get", "resources/read"})
 #: The extension of tasks, and its requests, each about a task that is there.
 TASKS = PREFIX + "tasks"
 TASK_METHODS = frozenset({"tasks/cancel", "tasks/get", "tasks/update"})
 #: What names something, and the parameter that does (basic/transports/
 #: streamable-http, "Standard Request Headers"; for tasks the extension's "Routing Headers").
-NAMED = {
+NAME_BEARING_METHODS = {
     "tools/call": "name",
     "prompts/get": "name",
     "resources/read": "uri",
@@ -125,7 +125,11 @@ def is_modern_version(header: str | None) -> bool:
     Whether `MCP-Protocol-Version` names a revision without a handshake: one
     that the bridge speaks, or a later one than any with it.
     """
-    return header is not None and _DATE.fullmatch(header) is not None and header > SUPPORTED[-1]
+    return (
+        header is not None
+        and _DATE.fullmatch(header) is not None
+        and header > HANDSHAKE_PROTOCOL_VERSIONS[-1]
+    )
 
 
 def claims_modern(line: bytes) -> bool:
@@ -162,9 +166,12 @@ def read_request(
         return _read(line, str(envelope.method), ident, version_header)
     except InvalidParams as error:
         error.ident = ident
-        if version_header is not None and version_header.strip(" \t") not in MODERN:
+        if (
+            version_header is not None
+            and version_header.strip(" \t") not in MODERN_PROTOCOL_VERSIONS
+        ):
             # Of a revision that the bridge does not know it cannot tell what is missing.
-            unknown = UnsupportedVersion(version_header, MODERN)
+            unknown = UnsupportedVersion(version_header, MODERN_PROTOCOL_VERSIONS)
             unknown.ident = ident
             raise unknown from None
         raise
@@ -210,7 +217,7 @@ def _read(line: bytes | Large, method: str, ident: RequestId, header: str | None
         _object(client_info, CLIENT_INFO)
         # It is kept for longer than the rest of the request, of which it is a view.
         client_info = client_info.copy()
-    named_by = NAMED.get(method)
+    named_by = NAME_BEARING_METHODS.get(method)
     return ModernRequest(
         outer=outer,
         id=ident,
@@ -231,10 +238,10 @@ def _check_version(version: str, header: str | None) -> None:
         raise HeaderMismatch("the header MCP-Protocol-Version is missing")
     if header.strip(" \t") != version:
         raise HeaderMismatch(f"MCP-Protocol-Version is not what {PROTOCOL_VERSION} says")
-    if version not in MODERN:
+    if version not in MODERN_PROTOCOL_VERSIONS:
         # Those alone that `server/discover` names: in the others this very
         # request cannot be made.
-        raise UnsupportedVersion(version, MODERN)
+        raise UnsupportedVersion(version, MODERN_PROTOCOL_VERSIONS)
 
 
 def _object(raw: msgspec.Raw | None, name: str) -> dict[str, msgspec.Raw]:

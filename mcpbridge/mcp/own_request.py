@@ -10,7 +10,7 @@ from mcpbridge.jsonrpc.members import encode
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
-    MODERN,
+    MODERN_PROTOCOL_VERSIONS,
     PROTOCOL_VERSION,
     ModernRequest,
     read_request,
@@ -22,7 +22,7 @@ def own_request(
 ) -> ModernRequest:
     """A request of the bridge's own, which can do nothing for a server but know extensions."""
     meta = {
-        PROTOCOL_VERSION: MODERN[-1],
+        PROTOCOL_VERSION: MODERN_PROTOCOL_VERSIONS[-1],
         CLIENT_INFO: {"name": "mcpbridge", "version": __version__},
         CLIENT_CAPABILITIES: {} if extensions is None else {"extensions": extensions},
     }
@@ -30,4 +30,4 @@ def own_request(
     line = encode(message)
     envelope = peek(line)
     assert envelope is not None
-    return read_request(line, envelope, version_header=MODERN[-1])
+    return read_request(line, envelope, version_header=MODERN_PROTOCOL_VERSIONS[-1])

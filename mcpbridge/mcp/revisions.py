@@ -39,10 +39,10 @@ _KNOWN = (
 _BY_NAME = {revision.name: revision for revision in _KNOWN}
 
 #: What may stand in `MCP-Protocol-Version`, oldest first.
-SUPPORTED = tuple(_BY_NAME)
+HANDSHAKE_PROTOCOL_VERSIONS = tuple(_BY_NAME)
 #: What a client speaks of which nothing is known (2025-06-18,
 #: basic/transports, "Protocol Version Header").
-ASSUMED = "2025-03-26"
+DEFAULT_PROTOCOL_VERSION = "2025-03-26"
 
 
 def revision(negotiated: str | None) -> Revision:
@@ -54,10 +54,10 @@ def revision(negotiated: str | None) -> Revision:
     versions are dates, and sort.
     """
     if negotiated is None:
-        return _BY_NAME[ASSUMED]
+        return _BY_NAME[DEFAULT_PROTOCOL_VERSION]
     known = _BY_NAME.get(negotiated)
     if known is None:
-        before = _KNOWN[max(0, bisect_right(SUPPORTED, negotiated) - 1)]
+        before = _KNOWN[max(0, bisect_right(HANDSHAKE_PROTOCOL_VERSIONS, negotiated) - 1)]
         known = Revision(negotiated, before.primes, before.batches)
     return known
 

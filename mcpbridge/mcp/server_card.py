@@ -16,8 +16,8 @@ import msgspec
 
 from mcpbridge.jsonrpc.lenient import text
 from mcpbridge.jsonrpc.members import encode, members
-from mcpbridge.mcp.modern_request import MODERN, SERVER_INFO
-from mcpbridge.mcp.revisions import SUPPORTED
+from mcpbridge.mcp.modern_request import MODERN_PROTOCOL_VERSIONS, SERVER_INFO
+from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 
 CARD_TYPE = "application/mcp-server-card+json"
 CATALOG_TYPE = "application/ai-catalog+json"
@@ -53,9 +53,13 @@ class KnownServer:
         A process took `initialize`, and chose that revision.  The bridge
         translates for clients of 2026-07-28.
         """
-        if version in SUPPORTED and self._learn(info):
-            usable = {*self.versions, version, *MODERN}
-            self.versions = tuple(each for each in (*SUPPORTED, *MODERN) if each in usable)
+        if version in HANDSHAKE_PROTOCOL_VERSIONS and self._learn(info):
+            usable = {*self.versions, version, *MODERN_PROTOCOL_VERSIONS}
+            self.versions = tuple(
+                each
+                for each in (*HANDSHAKE_PROTOCOL_VERSIONS, *MODERN_PROTOCOL_VERSIONS)
+                if each in usable
+            )
 
     def initialize_result(self, result: msgspec.Raw) -> None:
         """The same, as it stands in the answer."""
@@ -70,7 +74,7 @@ class KnownServer:
         bridge keeps sessions for clients of every older revision.
         """
         if self._learn(info):
-            self.versions = (*SUPPORTED, *MODERN)
+            self.versions = (*HANDSHAKE_PROTOCOL_VERSIONS, *MODERN_PROTOCOL_VERSIONS)
 
     def _learn(self, info: msgspec.Raw | None) -> bool:
         """Keep a copy: the answer that it is part of may be much larger."""

@@ -17,7 +17,7 @@ class Event(NamedTuple):
     line: bytes
 
 
-class Outlet(Protocol):
+class StreamSink(Protocol):
     """A connection to the client, attached to one logical stream."""
 
     @property

@@ -5,7 +5,7 @@ Connections" and "Resumability and Redelivery").
 
 Knows messages and logical streams: the GET stream, named `0`, and one for
 each POST that carries requests, named `1`, `2` and on.  Must not know HTTP,
-SSE or connections: one is an `Outlet` here, and may come and go while its
+SSE or connections: one is an `StreamSink` here, and may come and go while its
 stream lives.  Each message is O(1); a resumption is as long as what it
 replays.
 """
@@ -32,9 +32,9 @@ from mcpbridge.jsonrpc.envelope import (
     split_batch,
 )
 from mcpbridge.jsonrpc.ids import with_id
-from mcpbridge.mcp.backlog import Budget, MaybeId, Waiter, WaitingRoom
+from mcpbridge.mcp.backlog import Backlog, BacklogMessage, Budget, MaybeId
 from mcpbridge.mcp.inflight import Asked, InFlight, LogicalStream
-from mcpbridge.mcp.stream_events import Event, EventStore, Outlet
+from mcpbridge.mcp.stream_events import Event, EventStore, StreamSink
 
 #: The name of the GET stream.
 STANDALONE = "0"
@@ -99,8 +99,8 @@ class StreamRouter:
         self._closed = False
         self._requests = InFlight()
         self._standalone = LogicalStream(STANDALONE)
-        self._waiting = WaitingRoom(max_waiting_events, max_waiting_bytes, budget)
-        self._outlets: dict[str, Outlet] = {}
+        self._waiting = Backlog(max_waiting_events, max_waiting_bytes, budget)
+        self._outlets: dict[str, StreamSink] = {}
         self._asked = Asked()
         self._now = now
         self._input_timeout = input_timeout
@@ -149,7 +149,7 @@ class StreamRouter:
     def open_post(
         self,
         requests: Sequence[tuple[JsonRpcId, ProgressToken | None]],
-        outlet: Outlet,
+        outlet: StreamSink,
         *,
         json_only: bool = False,
     ) -> str:
@@ -173,7 +173,7 @@ class StreamRouter:
             self._requests.settle(ident)
             self._outlets.pop(stream, None)
 
-    def open_get(self, outlet: Outlet) -> str:
+    def open_get(self, outlet: StreamSink) -> str:
         """
         Attach the GET stream, in place of the connection that has it; what
         waits is sent, and before it what that connection has not written.
@@ -189,7 +189,7 @@ class StreamRouter:
         self._attach(STANDALONE, outlet, events)
         return STANDALONE
 
-    def resume(self, last_event_id: str, outlet: Outlet) -> str:
+    def resume(self, last_event_id: str, outlet: StreamSink) -> str:
         """
         Replay what came after an event on its stream, then attach the outlet
         in place of the one that is there; of a stream that is over the last
@@ -224,7 +224,7 @@ class StreamRouter:
         self._attach(name, outlet, events)
         return name
 
-    def detach(self, stream: str, outlet: Outlet) -> None:
+    def detach(self, stream: str, outlet: StreamSink) -> None:
         """
         The connection is gone; the requests go on ("a disconnection SHOULD
         NOT be interpreted as the client cancelling its request").
@@ -391,9 +391,9 @@ class StreamRouter:
         outlet = self._outlets.get(stream.name)
         if outlet is None and stream is self._standalone:
             if asked is msgspec.UNSET:
-                self._wait(Waiter(line, asked))
+                self._wait(BacklogMessage(line, asked))
             else:
-                self._wait(Waiter(line, asked, self._now()))
+                self._wait(BacklogMessage(line, asked, self._now()))
                 self._held()
             return
         final = stream is not self._standalone and not stream.open
@@ -414,7 +414,7 @@ class StreamRouter:
 
     # Who has a stream.
 
-    def _attach(self, name: str, outlet: Outlet, events: list[Event]) -> None:
+    def _attach(self, name: str, outlet: StreamSink, events: list[Event]) -> None:
         """In place of the connection that has the stream, and with these events first."""
         displaced = self._outlets.get(name)
         self._outlets[name] = outlet
@@ -439,7 +439,7 @@ class StreamRouter:
                 )
         self._takeovers.append(now)
 
-    def _unwritten(self, outlet: Outlet) -> list[Event]:
+    def _unwritten(self, outlet: StreamSink) -> list[Event]:
         """What the GET stream's connection has not written, as far as it is kept."""
         count = outlet.unwritten()
         if not count:
@@ -455,7 +455,7 @@ class StreamRouter:
 
     # What waits, and what is missed.
 
-    def _wait(self, waiter: Waiter) -> None:
+    def _wait(self, waiter: BacklogMessage) -> None:
         for _, asked, _ in self._waiting.add(waiter):
             self.dropped["no room"] += 1
             if asked is not msgspec.UNSET:

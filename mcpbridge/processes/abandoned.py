@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import ABANDONED_ADDRESSES, ABANDONED_LOOKS
 from mcpbridge.processes.address_shares import Fullest
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 
 #: How many sessions that have ended an index may hold beside as many as live.
 _SLACK = 16
@@ -32,7 +32,7 @@ class Due(NamedTuple):
     """A session, and when it may be ended for a newcomer."""
 
     at: float
-    session: Session
+    session: BackendSession
 
 
 class _Entry:
@@ -41,10 +41,10 @@ class _Entry:
     __slots__ = ("address", "last_heard", "session")
 
     def __init__(
-        self, session: Session, address: str | None, last_heard: Callable[[], float | None]
+        self, session: BackendSession, address: str | None, last_heard: Callable[[], float | None]
     ) -> None:
         #: None once it has ended.
-        self.session: Session | None = session
+        self.session: BackendSession | None = session
         self.address = address
         self.last_heard = last_heard
 
@@ -118,7 +118,7 @@ class AbandonedSessions:
         grace = settings.abandoned_grace or inf
         self._grace = min(grace, settings.idle_timeout or inf)
         self._never = grace == inf
-        self._entries: dict[Session, _Entry] = {}
+        self._entries: dict[BackendSession, _Entry] = {}
         self._of: dict[str | None, _Oldest] = {}
         #: Addresses by how many sessions they have.
         self._fullest = Fullest()
@@ -127,7 +127,7 @@ class AbandonedSessions:
         return len(self._entries)
 
     def add(
-        self, session: Session, address: str | None, last_heard: Callable[[], float | None]
+        self, session: BackendSession, address: str | None, last_heard: Callable[[], float | None]
     ) -> None:
         """
         A session has begun.  `last_heard` gives the time when something was
@@ -141,7 +141,7 @@ class AbandonedSessions:
         of_address.add(entry, session.clock.seconds())
         self._counted(address, len(of_address) - 1, len(of_address))
 
-    def remove(self, session: Session) -> None:
+    def remove(self, session: BackendSession) -> None:
         """It has ended, or is about to."""
         entry = self._entries.pop(session, None)
         if entry is None:

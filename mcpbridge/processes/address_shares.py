@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.errors import TooManyOfAddress
-from mcpbridge.rate_limited_log import Complaints
+from mcpbridge.rate_limited_log import RateLimitedLog
 
 #: What is left of a sum of fractions that came and went.
 _NOTHING = 1e-6
@@ -49,7 +49,7 @@ class Shares:
     How much each address has, and that none has more than `limit`.
 
     `what` and `setting` are for the log, which is told now and then
-    (`Complaints`).  The address None has no share, and is not counted.
+    (`RateLimitedLog`).  The address None has no share, and is not counted.
     """
 
     log = Logger()
@@ -59,7 +59,7 @@ class Shares:
         self.setting = setting
         self._what = what
         self._taken: dict[str, float] = {}
-        self._refusals = Complaints(clock)
+        self._refusals = RateLimitedLog(clock)
 
     def __len__(self) -> int:
         return len(self._taken)

@@ -42,7 +42,7 @@ SHOWN_CHARS = 200
 LONG_LINE_BYTES = 4096
 
 
-class Stream(Protocol):
+class Sink(Protocol):
     """The way to the client."""
 
     @property
@@ -67,7 +67,7 @@ class Stream(Protocol):
         """End the stream; called once, also when the client has gone."""
 
 
-class Dialect(Protocol):
+class Adapter(Protocol):
     """
     What stands between a session and its backend where the two do not speak
     the same revision of MCP, or where that is not known yet.
@@ -89,7 +89,7 @@ class Dialect(Protocol):
         """The session is over: no more timers.  Called once."""
 
 
-class NoStream:
+class NoSink:
     """Before the stream is there."""
 
     has_reader = False
@@ -123,11 +123,11 @@ class Life(Protocol):
 
 @implementer(ISessionInfo, IBackendReceiver)
 @dataclass(eq=False, slots=True)
-class Session:
+class BackendSession:
     """
     What a session is made of, and the way of its messages.
 
-    `life` is its machine.  `backend` and `stream` are set once, before
+    `life` is its machine.  `backend` and `sink` are set once, before
     anything passes.  `forget` takes the session out of the table of live ones, and `closed` is
     called when nothing of it is left.
     """
@@ -136,15 +136,15 @@ class Session:
     server: str
     clock: IReactorTime
     permit: Any
-    forget: Callable[[Session], None]
-    closed: Callable[[Session], None]
+    forget: Callable[[BackendSession], None]
+    closed: Callable[[BackendSession], None]
     observers: Sequence[Any] = ()
     filters: Sequence[Any] = ()
     stderr_notifications: bool = True
     #: Where its stderr is to be read as it comes.
     stderr: ProcessStderr | None = None
     #: Told what its backend does wrong: the session, the kind of mistake, and what it is.
-    complain: Callable[[Session, str, str], None] = lambda session, fault, what: None
+    complain: Callable[[BackendSession, str, str], None] = lambda session, fault, what: None
 
     #: Its client, where filters or observers are to know it.
     caller: Caller | None = None
@@ -152,8 +152,8 @@ class Session:
     caller_of: Callable[[bytes], Caller | None] | None = None
 
     backend: Any = None
-    dialect: Dialect | None = None
-    stream: Stream = field(default_factory=NoStream)
+    adapter: Adapter | None = None
+    sink: Sink = field(default_factory=NoSink)
     reason: str = ""
     messages_in: int = 0
     bytes_in: int = 0
@@ -361,8 +361,8 @@ class Session:
         if self.throttle is not None:
             # Somebody waits for what comes next.
             self.throttle.release()
-        if self.dialect is not None:
-            self.dialect.send(lines, envelopes)
+        if self.adapter is not None:
+            self.adapter.send(lines, envelopes)
         else:
             self.backend.send(lines[0] if len(lines) == 1 else b"\n".join(lines))
         self.messages_in += len(lines)
@@ -405,8 +405,8 @@ class Session:
     def answer_backend(self, line: bytes) -> None:
         """An answer of the bridge's own to a request of the backend."""
         try:
-            if self.dialect is not None:
-                self.dialect.send([line])
+            if self.adapter is not None:
+                self.adapter.send([line])
             else:
                 self.backend.send(line)
         except BackendBusy:
@@ -424,10 +424,10 @@ class Session:
         self.heard = True
         if self.lost:
             self.lost.heard(lines)
-        if not self.stream.has_reader:
+        if not self.sink.has_reader:
             self._thrown_away(sum(map(len, lines)))
-        if self.dialect is not None:
-            lines = self.dialect.received(lines)
+        if self.adapter is not None:
+            lines = self.adapter.received(lines)
         self._pass_on(lines)
 
     def _pass_on(self, lines: list[bytes]) -> None:
@@ -456,8 +456,8 @@ class Session:
         if not self.receiving:
             return
         ident = lost.ident
-        if ident is msgspec.UNSET and self.dialect is None and lost.certain and not lost.has_method:
-            ident = self.stream.only_open()
+        if ident is msgspec.UNSET and self.adapter is None and lost.certain and not lost.has_method:
+            ident = self.sink.only_open()
         self.complain(self, lost.fault, f"{lost.why}; {_what_is_lost(lost, ident)}")
         if ident is msgspec.UNSET:
             return
@@ -506,11 +506,11 @@ class Session:
             guarded(self.log, "logging stderr", self.stderr.received, self.stderr_label, lines)
         if not self.receiving:
             return
-        if self.stderr_notifications and self.stream.has_reader:
+        if self.stderr_notifications and self.sink.has_reader:
             self._send([stderr_message(line) for line in lines])
         else:
             size = sum(map(len, lines))
-            self._thrown_away(size // ATTENDED_FACTOR if self.stream.has_reader else size)
+            self._thrown_away(size // ATTENDED_FACTOR if self.sink.has_reader else size)
 
     def input_closed(self, reason: str) -> None:
         """The backend takes nothing more."""
@@ -528,11 +528,11 @@ class Session:
         self.messages_out += len(lines)
         self.bytes_out += sum(map(len, lines))
         if not self.observers:
-            self.stream.send(lines)
+            self.sink.send(lines)
             return
         # Once an answer is delivered nobody knows any more whose it was.
         callers = [self._whose(line) for line in lines]
-        self.stream.send(lines)
+        self.sink.send(lines)
         resting = self.caller
         for observer in self.observers:
             for line, caller in zip(lines, callers, strict=True):
@@ -603,8 +603,8 @@ def _readable(lines: Sequence[bytes]) -> str:
     return " | ".join(repr(line.decode("utf-8", "replace"))[1:-1] for line in lines)
 
 
-def _build_life() -> Callable[[Session], Life]:
-    machine = TypeMachineBuilder(Life, Session)
+def _build_life() -> Callable[[BackendSession], Life]:
+    machine = TypeMachineBuilder(Life, BackendSession)
 
     live = machine.state("live")
     draining = machine.state("draining")
@@ -612,14 +612,14 @@ def _build_life() -> Callable[[Session], Life]:
     closed = machine.state("closed")
 
     @pep614(live.upon(Life.drain).to(draining))
-    def take_no_more(life: Life, session: Session) -> None:
+    def take_no_more(life: Life, session: BackendSession) -> None:
         session.leaving = True
         session.forget(session)
 
     @pep614(live.upon(Life.end).to(closing))
     @pep614(draining.upon(Life.end).to(closing))
-    def tear_down(life: Life, session: Session, reason: str) -> None:
-        log, stream = session.log, session.stream
+    def tear_down(life: Life, session: BackendSession, reason: str) -> None:
+        log, stream = session.log, session.sink
         session.reason = reason
         session.receiving = False
         session.leaving = True
@@ -630,8 +630,8 @@ def _build_life() -> Callable[[Session], Life]:
         guarded(log, "forgetting the session", session.forget, session)
         guarded(log, "stopping the keepalive", stream.stop_keepalive)
         guarded(log, "closing the stream", stream.close)
-        if session.dialect is not None:
-            guarded(log, "closing the dialect", session.dialect.close)
+        if session.adapter is not None:
+            guarded(log, "closing the dialect", session.adapter.close)
         stopped = guarded(log, "stopping the backend", session.backend.stop)
 
         def not_stopped(why: Any) -> None:
@@ -646,7 +646,7 @@ def _build_life() -> Callable[[Session], Life]:
             not_stopped(None)
 
     @pep614(closing.upon(Life.gone).to(closed))
-    def account(life: Life, session: Session) -> None:
+    def account(life: Life, session: BackendSession) -> None:
         log = session.log
         guarded(log, "returning the permit", session.permit.release)
         guarded(log, "the last account", session.account)

@@ -14,7 +14,7 @@ from mcpbridge.config.tuning import BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, STILLB
 from mcpbridge.errors import ServerDown
 
 
-class Readiness:
+class StartBackoff:
     """
     Counts starts that failed in a row, and says so.  After each the server is down for a
     while, which doubles from `BACKOFF_SECONDS` to `MAX_BACKOFF_SECONDS`; one

@@ -7,13 +7,13 @@ Knows lines and how many bytes they may be; must not know what they say.
 from __future__ import annotations
 
 from mcpbridge.config.tuning import HELD_BYTES
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 
 
-class Held:
-    """What a spare process says before anybody has it, a `Dialect`."""
+class BufferedOutput:
+    """What a spare process says before anybody has it, a `Adapter`."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: BackendSession) -> None:
         self._session = session
         self._size = 0
         self.lines: list[bytes] = []

@@ -12,7 +12,7 @@ class OtherEra(BridgeError):
     """The server does not speak what it was taken to speak."""
 
 
-class Eras:
+class ServerEra:
     """
     What is known of a server: whether its processes take `initialize`
     (legacy), and whether they take requests of 2026-07-28 (modern).  None: not

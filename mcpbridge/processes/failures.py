@@ -11,9 +11,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.stderr import ServerStderr, readable
-from mcpbridge.rate_limited_log import ComplaintsByCause, times
+from mcpbridge.rate_limited_log import RateLimitedLogByCause, times
 
 _CLEAN_EXIT = "exit status 0"
 #: What a shell, or `env`, says with its exit status.
@@ -32,9 +32,9 @@ class Failures:
         self._settings = settings
         self._clock = clock
         self._stderr = stderr
-        self._complaints = ComplaintsByCause(clock)
+        self._complaints = RateLimitedLogByCause(clock)
         #: Sessions of clients that are not over, and when it is looked whether they were answered.
-        self._watched: dict[Session, IDelayedCall] = {}
+        self._watched: dict[BackendSession, IDelayedCall] = {}
 
     def not_opened(self, label: str, why: str) -> None:
         """A backend could not be started."""
@@ -48,14 +48,14 @@ class Failures:
                 times=times(count),
             )
 
-    def watch(self, session: Session) -> None:
+    def watch(self, session: BackendSession) -> None:
         """A client has this session: say so if its backend is silent, or dies without a word."""
         self._watched[session] = self._later(session)
 
-    def _later(self, session: Session) -> IDelayedCall:
+    def _later(self, session: BackendSession) -> IDelayedCall:
         return self._clock.callLater(self._settings.start_timeout, self._look, session)
 
-    def _look(self, session: Session) -> None:
+    def _look(self, session: BackendSession) -> None:
         """Its time is over."""
         if not session.messages_in and not session.heard:
             # Its client has not asked for anything yet.
@@ -76,7 +76,7 @@ class Failures:
                 times=times(count),
             )
 
-    def closed(self, session: Session, *, said: bool = True) -> None:
+    def closed(self, session: BackendSession, *, said: bool = True) -> None:
         """
         Nothing is left of a session: warn if its backend is to blame.
 
@@ -107,7 +107,7 @@ class Failures:
             times=times(count),
         )
 
-    def misbehaved(self, session: Session, fault: str, what: str) -> None:
+    def misbehaved(self, session: BackendSession, fault: str, what: str) -> None:
         """A backend makes a mistake of this kind, and `what` says which."""
         count = self._complaints.add(("misbehaved", fault))
         if count is not None:
@@ -119,7 +119,7 @@ class Failures:
                 times=times(count),
             )
 
-    def _advice(self, session: Session) -> str:
+    def _advice(self, session: BackendSession) -> str:
         """Where to look, and what to try.  Arguments may hold passwords: they are not shown."""
         settings = self._settings
         command = f"run {settings.command!r}{' with its arguments' if settings.args else ''}"

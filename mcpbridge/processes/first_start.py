@@ -12,18 +12,18 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from mcpbridge.processes.backoff import Readiness
-from mcpbridge.processes.waiters import Turns
+from mcpbridge.processes.backoff import StartBackoff
+from mcpbridge.processes.waiters import Waiters
 
 
 class FirstStart:
     """Those who wait for it, as long as no process of the server has ever answered."""
 
-    def __init__(self, readiness: Readiness, clock: IReactorTime, limit: int) -> None:
-        self._readiness = readiness
+    def __init__(self, backoff: StartBackoff, clock: IReactorTime, limit: int) -> None:
+        self._backoff = backoff
         self._clock = clock
         self._limit = limit
-        self._turns = Turns()
+        self._turns = Waiters()
 
     async def wait(self, goes_on: Callable[[], bool]) -> bool:
         """
@@ -32,7 +32,7 @@ class FirstStart:
         it has waited.
         """
         waited = False
-        while not self._readiness.successes and goes_on() and len(self._turns) < self._limit:
+        while not self._backoff.successes and goes_on() and len(self._turns) < self._limit:
             waited = True
             await self._turns.wait()
         return waited

@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mcpbridge.guard import guarded
-from mcpbridge.processes.backend_session import Dialect, NoStream, Session
+from mcpbridge.processes.backend_session import Adapter, BackendSession, NoSink
 from mcpbridge.timers import Timer
 
 
 class KeptStart:
     """
-    Takes the place of the client; a `Dialect`.  The process ends with its
+    Takes the place of the client; a `Adapter`.  The process ends with its
     first message, or after so many seconds; then `over` is called.
     """
 
     def __init__(
-        self, session: Session, why: str, seconds: float, over: Callable[[], object]
+        self, session: BackendSession, why: str, seconds: float, over: Callable[[], object]
     ) -> None:
         self.until = session.clock.seconds() + seconds
         #: Whether a newcomer waits for its place already.
@@ -31,16 +31,16 @@ class KeptStart:
         self._session = session
         self._why = why
         self._tell = over
-        self._inner: Dialect | None = session.dialect
+        self._inner: Adapter | None = session.adapter
         self._timer = Timer(session.clock)
         # Nobody finds it any more, and nobody reads what it says.
         guarded(session.log, "forgetting the session", session.forget, session)
         session.forget = lambda _: self._end()
-        stream, session.stream = session.stream, NoStream()
+        stream, session.sink = session.sink, NoSink()
         session.reason = why
         guarded(session.log, "stopping the keepalive", stream.stop_keepalive)
         guarded(session.log, "closing the stream", stream.close)
-        session.dialect = self
+        session.adapter = self
         session.resume_backend()
         self._timer.start(seconds, lambda: self.end("it did not start in time"))
 

@@ -17,7 +17,7 @@ from zope.interface import implementer
 from mcpbridge.config.checks import COUNT
 from mcpbridge.errors import SettingError
 from mcpbridge.interfaces import IPermit, ISessionLimiter
-from mcpbridge.rate_limited_log import Complaints
+from mcpbridge.rate_limited_log import RateLimitedLog
 
 
 @implementer(IPermit)
@@ -80,7 +80,7 @@ class _Permits:
 
 
 @implementer(ISessionLimiter)
-class EveryLimiter:
+class CombinedLimiter:
     """A permit of each of several limiters, or none of any."""
 
     def __init__(self, *limiters: object) -> None:
@@ -109,15 +109,15 @@ class EveryLimiter:
                 permit.release()
 
 
-class Refusals:
-    """Says to the log what a server lacks, now and then (`Complaints`)."""
+class RefusalLog:
+    """Says to the log what a server lacks, now and then (`RateLimitedLog`)."""
 
     log = Logger()
 
     def __init__(self, name: str, clock: IReactorTime, what: str = "is full") -> None:
         self._name = name
         self._what = what
-        self._refusals = Complaints(clock)
+        self._refusals = RateLimitedLog(clock)
 
     def add(self, why: Callable[[], str]) -> None:
         """One more was refused; why is only asked where it is said."""

@@ -35,25 +35,25 @@ from mcpbridge.errors import BackendFailed, CannotStart, Stopping, TooManyOfAddr
 from mcpbridge.guard import guarded
 from mcpbridge.processes.abandoned import AbandonedSessions, Due, Newcomer, first_for, first_of
 from mcpbridge.processes.address_shares import Claim, Claims
-from mcpbridge.processes.backend_session import Session
-from mcpbridge.processes.backoff import Readiness
-from mcpbridge.processes.buffered_output import Held
+from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.backoff import StartBackoff
+from mcpbridge.processes.buffered_output import BufferedOutput
 from mcpbridge.processes.failures import Failures
 from mcpbridge.processes.first_start import FirstStart
 from mcpbridge.processes.kept_start import KeptStart
-from mcpbridge.processes.permits import Refusals, SessionLimiter
+from mcpbridge.processes.permits import RefusalLog, SessionLimiter
 from mcpbridge.processes.start_check import StartCheck, neutral_initialize
 from mcpbridge.processes.stderr import ServerStderr
-from mcpbridge.rate_limited_log import Complaints
+from mcpbridge.rate_limited_log import RateLimitedLog
 
 
-class Pool:
+class ProcessPool:
     """
     Hands out processes that nobody has used, within the limits.
 
     `warm` of them are kept ready, started one at a time, never beyond what
     the limiter allows, replaced when they are too old.  `limiter` is an
-    `EveryLimiter`, and `over_all` the part of it that is for all servers.
+    `CombinedLimiter`, and `over_all` the part of it that is for all servers.
     `claims` are the shares of client addresses.
     """
 
@@ -75,23 +75,23 @@ class Pool:
         self.settings = settings
         #: The sessions that may have to give way where the limits are reached.
         self.abandoned = AbandonedSessions(settings)
-        self.readiness = Readiness(settings.name)
+        self.backoff = StartBackoff(settings.name)
         #: Whether it can be started, where that is in doubt.
         self.check = StartCheck(
             settings,
             clock,
-            self.readiness,
+            self.backoff,
             acquire=limiter.acquire,
             start=self._start,
             failed=self.fail,
             greeting=greeting,
         )
         #: All that are not closed, whoever has them.
-        self.unclosed: set[Session] = set()
+        self.unclosed: set[BackendSession] = set()
         #: The pools of other servers, whose spare processes may have to make room.
-        self.neighbours: Sequence[Pool] = ()
+        self.neighbours: Sequence[ProcessPool] = ()
         #: Gives a process that nobody uses just now, to be ended; or None.
-        self.unused: Callable[[], Session | None] = lambda: None
+        self.unused: Callable[[], BackendSession | None] = lambda: None
         #: Called when a process is gone, and perhaps there is room.
         self.made_room: Callable[[], None] = lambda: None
         self.stopping = False
@@ -104,13 +104,13 @@ class Pool:
         self._filters = filters
         self._stderr = ServerStderr(settings, clock)
         self.failures = Failures(settings, clock, self._stderr)
-        self._refusals = Refusals(settings.name, clock)
-        self._exhausted = Refusals(settings.name, clock, "cannot start backends")
-        self._impatient = Complaints(clock)
+        self._refusals = RefusalLog(settings.name, clock)
+        self._exhausted = RefusalLog(settings.name, clock, "cannot start backends")
+        self._impatient = RateLimitedLog(clock)
         #: Processes that go on starting without a client, until nothing of them is left.
-        self._kept: dict[Session, KeptStart] = {}
-        self._first = FirstStart(self.readiness, clock, settings.max_waiting_requests)
-        self._spares: deque[Session] = deque()
+        self._kept: dict[BackendSession, KeptStart] = {}
+        self._first = FirstStart(self.backoff, clock, settings.max_waiting_requests)
+        self._spares: deque[BackendSession] = deque()
         self._launching: set[Deferred[Any]] = set()
         self._warming = False
         #: Whether the limits allowed no spare process when one was to be started.
@@ -122,7 +122,7 @@ class Pool:
         #: Says that there is room, when the next abandoned session may be ended.
         self._room: IDelayedCall | None = None
 
-    async def take(self, newcomer: Newcomer | None = None) -> Session:
+    async def take(self, newcomer: Newcomer | None = None) -> BackendSession:
         """
         A session with a backend that nobody has used, and no stream yet.  For
         a newcomer an abandoned session is ended, where the limits are reached.
@@ -136,7 +136,7 @@ class Pool:
             await self._first_start()
         if self._spares:
             return self._take_spare()
-        self.readiness.check(self._clock.seconds())
+        self.backoff.check(self._clock.seconds())
         return await self._start(await self._make_room(newcomer))
 
     async def claim(self, address: str | None, amount: float = 1) -> Claim | None:
@@ -183,7 +183,7 @@ class Pool:
 
     def is_full(self, newcomer: Newcomer | None = None) -> bool:
         """Whether `take` would raise `TooManySessions` now."""
-        if self.stopping or self._spares or self.readiness.wait(self._clock.seconds()):
+        if self.stopping or self._spares or self.backoff.wait(self._clock.seconds()):
             return False
         if not self._limiter.is_full():
             return False
@@ -203,9 +203,9 @@ class Pool:
 
     # Starting.
 
-    async def _start(self, permit: Any) -> Session:
+    async def _start(self, permit: Any) -> BackendSession:
         try:
-            session = Session(
+            session = BackendSession(
                 ident=str(uuid4()),
                 server=self.settings.name,
                 clock=self._clock,
@@ -227,7 +227,7 @@ class Pool:
         self.unclosed.add(session)
         return session
 
-    async def _launch(self, session: Session) -> Any:
+    async def _launch(self, session: BackendSession) -> Any:
         launching = cast("Deferred[Any]", self._launcher.launch(session, session.label))
         self._launching.add(launching)
         if not launching.called or launching.paused:
@@ -246,7 +246,7 @@ class Pool:
         finally:
             self._launching.discard(launching)
 
-    def _failed(self, session: Session, why: str, exhausted: bool = False) -> BackendFailed:
+    def _failed(self, session: BackendSession, why: str, exhausted: bool = False) -> BackendFailed:
         if exhausted:
             self._exhausted.add(lambda: why)
             return BackendFailed(why)
@@ -284,7 +284,7 @@ class Pool:
 
     # Starts whose clients have left.
 
-    def keep_start(self, session: Session, why: str) -> bool:
+    def keep_start(self, session: BackendSession, why: str) -> bool:
         """
         The client of a session has left while its process starts: let that go
         on, where the bounds allow it.  It keeps its permit, and ends when it
@@ -310,7 +310,7 @@ class Pool:
             )
         return True
 
-    def free_start(self) -> Session | None:
+    def free_start(self) -> BackendSession | None:
         """One of these for whose place nobody waits."""
         return next((each for each, kept in self._kept.items() if not kept.promised), None)
 
@@ -320,7 +320,7 @@ class Pool:
         if self.stopping:
             raise Stopping("the bridge is shutting down")
 
-    def _start_of_a_neighbour(self) -> Session | None:
+    def _start_of_a_neighbour(self) -> BackendSession | None:
         """End one of another server: it is nobody's, and somebody needs its place."""
         for pool in self._who_may_give():
             session = None if pool is self else pool.free_start()
@@ -330,7 +330,7 @@ class Pool:
                 return session
         return None
 
-    async def _kept_gone(self, session: Session) -> bool:
+    async def _kept_gone(self, session: BackendSession) -> bool:
         """Wait for the place of one of our own, which is ahead of any other that were started."""
         kept = self._kept[session]
         kept.promised = True
@@ -395,7 +395,7 @@ class Pool:
         if room is not None:
             room.cancel()
 
-    async def gone_in_time(self, session: Session) -> bool:
+    async def gone_in_time(self, session: BackendSession) -> bool:
         """Whether nothing of a session that was told to end is left when that is due."""
         settings = self.settings
         patience = settings.stop_grace + settings.kill_grace + STOP_SLACK_SECONDS
@@ -419,7 +419,7 @@ class Pool:
             limit = "a limiter, or the number that may wait, allows no more"
         return f"it has {ours} processes, and {limit}"
 
-    def _who_may_give(self) -> Sequence[Pool]:
+    def _who_may_give(self) -> Sequence[ProcessPool]:
         """Whose processes may be ended for one of ours."""
         return [self, *self.neighbours] if self._is_over_all_full() else [self]
 
@@ -441,7 +441,7 @@ class Pool:
         """Whether a process is about to end, or to be there: who waits is told."""
         return bool(self._launching or self._kept) or any(each.leaving for each in self.unclosed)
 
-    def give_one_up(self) -> Session | None:
+    def give_one_up(self) -> BackendSession | None:
         """End a process that nobody uses just now, if there is one."""
         session = self.unused()
         if session is None and self._spares:
@@ -452,12 +452,12 @@ class Pool:
 
     # Spare processes.
 
-    def _take_spare(self) -> Session:
+    def _take_spare(self) -> BackendSession:
         session = self._spares.popleft()
-        lines = cast("Held", session.dialect).lines
-        session.dialect = None
+        lines = cast("BufferedOutput", session.adapter).lines
+        session.adapter = None
         if self._age(session) >= SETTLED_SECONDS:
-            self.readiness.succeeded()
+            self.backoff.succeeded()
         if lines:
             # What comes in this turn would overtake them.
             session.pause_backend()
@@ -465,13 +465,13 @@ class Pool:
         self._not_before(WARM_SECONDS)
         return session
 
-    def _hand_on(self, session: Session, lines: list[bytes]) -> None:
+    def _hand_on(self, session: BackendSession, lines: list[bytes]) -> None:
         """What a process said while nobody had it, for who has it now."""
         if session.receiving:
             session.resume_backend()
             session.messages_received(lines)
 
-    def _age(self, session: Session) -> float:
+    def _age(self, session: BackendSession) -> float:
         return self._clock.seconds() - session.opened_at
 
     def _not_before(self, delay: float) -> None:
@@ -493,7 +493,7 @@ class Pool:
         """When a spare process is to be started, or replaced."""
         if len(self._spares) < self.settings.warm:
             now = self._clock.seconds()
-            return max(self._earliest, now + self.readiness.wait(now))
+            return max(self._earliest, now + self.backoff.wait(now))
         if not self.settings.max_process_age:
             return None
         return max(self._earliest, self._spares[0].opened_at + self.settings.max_process_age)
@@ -522,7 +522,7 @@ class Pool:
         if self._spares and age and self._spares[0].opened_at + age <= self._clock.seconds():
             session = self._spares.popleft()
             if self._age(session) >= SETTLED_SECONDS:
-                self.readiness.succeeded()
+                self.backoff.succeeded()
             session.life.end("it has waited long enough")
 
     async def _add_spare(self) -> None:
@@ -537,18 +537,18 @@ class Pool:
         except BackendFailed as error:
             self.fail(str(error))
             return
-        session.dialect = Held(session)
+        session.adapter = BufferedOutput(session)
         self._spares.append(session)
         self.tell_room()
 
     def fail(self, why: str) -> None:
         """A process was of no use: leave the server alone for a while."""
-        self.readiness.failed(self._clock.seconds(), why)
+        self.backoff.failed(self._clock.seconds(), why)
         self._look()
 
     # Ends.
 
-    def _lost(self, session: Session) -> None:
+    def _lost(self, session: BackendSession) -> None:
         """
         A spare process has ended, or is about to; where nobody told it to and
         it was not there for long, that is a failed start.
@@ -564,10 +564,10 @@ class Pool:
         if self._age(session) < MAX_BACKOFF_SECONDS:
             self.fail(why)
         else:
-            self.readiness.succeeded()
+            self.backoff.succeeded()
             self._look()
 
-    def _closed(self, session: Session) -> None:
+    def _closed(self, session: BackendSession) -> None:
         self.unclosed.discard(session)
         guarded(self.log, "telling of a failure", self._tell_failure, session)
         self._kept.pop(session, None)
@@ -581,7 +581,7 @@ class Pool:
         # Those who wait come first.
         self.check.look()
 
-    def _tell_failure(self, session: Session) -> None:
+    def _tell_failure(self, session: BackendSession) -> None:
         self.failures.closed(session, said=not self.stopping)
 
     def tell_room(self) -> None:

@@ -28,8 +28,8 @@ from mcpbridge.errors import BackendBusy, BackendFailed, Stopping, UnknownSessio
 from mcpbridge.jsonrpc.envelope import peek, peek_again
 from mcpbridge.jsonrpc.ids import is_answer_to
 from mcpbridge.jsonrpc.members import encode
-from mcpbridge.processes.backend_session import Session
-from mcpbridge.processes.backoff import Readiness
+from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.backoff import StartBackoff
 from mcpbridge.timers import Timer
 from mcpbridge.translation.handshake import initialize_params
 
@@ -47,12 +47,12 @@ def neutral_initialize() -> bytes:
 
 class Greeting:
     """
-    A process that hears nothing but the bridge's first words; a `Dialect`.
+    A process that hears nothing but the bridge's first words; a `Adapter`.
 
     Any answer will do, an error too: what a server refuses it has read.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: BackendSession) -> None:
         self._session = session
         #: Fires with the answer; None while nothing has been said.
         self._answered: Deferred[None] | None = None
@@ -105,16 +105,16 @@ class StartCheck:
         self,
         settings: ServerSettings,
         clock: IReactorTime,
-        readiness: Readiness,
+        backoff: StartBackoff,
         *,
         acquire: Callable[[], Any],
-        start: Callable[[Any], Coroutine[Deferred[Any], Any, Session]],
+        start: Callable[[Any], Coroutine[Deferred[Any], Any, BackendSession]],
         failed: Callable[[str], object],
         greeting: Callable[[], bytes] = neutral_initialize,
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._readiness = readiness
+        self._backoff = backoff
         self._acquire = acquire
         self._start = start
         self._failed = failed
@@ -139,7 +139,7 @@ class StartCheck:
         if not self._wanted or self._running or self._stopped:
             return
         now = self._clock.seconds()
-        if self._readiness.wait(now):
+        if self._backoff.wait(now):
             self._wanted = False
             return
         delay = self._earliest - now
@@ -151,7 +151,7 @@ class StartCheck:
         if permit is not None:
             self._timer.stop()
             self._wanted, self._running = False, True
-            self._readiness.in_doubt = True
+            self._backoff.in_doubt = True
             Deferred.fromCoroutine(self._check(permit)).addErrback(self._not_checked)
 
     def stop(self) -> None:
@@ -163,19 +163,19 @@ class StartCheck:
         self.log.failure("checking whether a server starts failed", failure)
 
     async def _check(self, permit: Any) -> None:
-        successes = self._readiness.successes
+        successes = self._backoff.successes
         try:
             why = await self._why_not(permit)
         except Stopping:
             return
         finally:
-            self._running = self._readiness.in_doubt = False
+            self._running = self._backoff.in_doubt = False
             self._earliest = self._clock.seconds() + CHECK_SECONDS
-        if successes != self._readiness.successes:
+        if successes != self._backoff.successes:
             # Meanwhile it has worked for somebody, so it can be started.
             return
         if why is None:
-            self._readiness.succeeded()
+            self._backoff.succeeded()
         else:
             # The pause is over before the next one is due: it is no longer than the server is down.
             self._earliest = float("-inf")
@@ -186,7 +186,7 @@ class StartCheck:
             session = await self._start(permit)
         except BackendFailed as error:
             return str(error)
-        greeting = session.dialect = Greeting(session)
+        greeting = session.adapter = Greeting(session)
         try:
             await greeting.say(self._greeting(), self._settings.start_timeout)
         except BackendFailed as error:

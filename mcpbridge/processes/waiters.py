@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 
 
-class Turns:
+class Waiters:
     """Who waits for one thing to be over; whoever is cancelled waits no more."""
 
     def __init__(self) -> None:

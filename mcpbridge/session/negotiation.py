@@ -19,37 +19,37 @@ from mcpbridge.errors import METHOD_NOT_FOUND, BackendBusy, UnknownSession
 from mcpbridge.jsonrpc.envelope import Envelope, peek, peek_again, split_batch
 from mcpbridge.jsonrpc.ids import is_answer_to
 from mcpbridge.jsonrpc.members import encode, error_line, members
-from mcpbridge.mcp.id_restorer import Respelled
+from mcpbridge.mcp.id_restorer import IdRestorer
 from mcpbridge.mcp.own_request import own_request
-from mcpbridge.processes.backend_session import Dialect, Session
-from mcpbridge.processes.backoff import Readiness
-from mcpbridge.processes.era import Eras
+from mcpbridge.processes.backend_session import Adapter, BackendSession
+from mcpbridge.processes.backoff import StartBackoff
+from mcpbridge.processes.era import ServerEra
 from mcpbridge.processes.start_check import neutral_initialize
 from mcpbridge.translation.handshake import refusal
-from mcpbridge.translation.legacy_client import LegacySession
+from mcpbridge.translation.legacy_client import LegacyClientTranslator
 
 
-def first_dialect(
-    session: Session, eras: Eras, readiness: Readiness, doubt: Callable[[str], object]
-) -> Dialect:
+def first_adapter(
+    session: BackendSession, era: ServerEra, backoff: StartBackoff, doubt: Callable[[str], object]
+) -> Adapter:
     """
     What a session of an older client begins with.
 
     `doubt` is called with why the server may be one that cannot be started.
     """
-    if eras.legacy is False:
-        return Downward(session, eras, readiness)
-    return Undecided(session, eras, readiness, doubt)
+    if era.legacy is False:
+        return LegacyClientAdapter(session, era, backoff)
+    return UndecidedAdapter(session, era, backoff, doubt)
 
 
-def greeting(eras: Eras) -> bytes:
+def greeting(era: ServerEra) -> bytes:
     """What a process is told by the bridge itself, to see whether it answers."""
-    if eras.modern and not eras.legacy:
+    if era.modern and not era.legacy:
         return encode(own_request("server/discover", {}).outer)
     return neutral_initialize()
 
 
-class Undecided:
+class UndecidedAdapter:
     """
     Until a backend has taken `initialize`: a session passes as it is, but for
     the probe of a client that knows both eras, which no older backend is to see.
@@ -57,16 +57,16 @@ class Undecided:
 
     def __init__(
         self,
-        session: Session,
-        eras: Eras,
-        readiness: Readiness,
+        session: BackendSession,
+        era: ServerEra,
+        backoff: StartBackoff,
         doubt: Callable[[str], object],
     ) -> None:
         self._session = session
-        self._eras = eras
-        self._readiness = readiness
+        self._era = era
+        self._backoff = backoff
         self._doubt = doubt
-        self._local = _Local(session)
+        self._local = _BridgeMessages(session)
         self._heard = False
         #: How many requests have been passed to the backend.
         self._requests = 0
@@ -112,22 +112,22 @@ class Undecided:
                 continue
             self._initialize = None
             if answer.error is msgspec.UNSET:
-                self._session.dialect = None
-                self._eras.legacy = True
+                self._session.adapter = None
+                self._era.legacy = True
                 if answer.id != envelope.id:
                     lines = self._respell(lines, number, asked, envelope)
                 if self._requests == 1 and not isinstance(answer.result, msgspec.UnsetType):
                     # Otherwise it may be the answer to another request, with
                     # words of the client's own.
-                    self._eras.known.initialize_result(answer.result)
-                self._readiness.succeeded()
+                    self._era.known.initialize_result(answer.result)
+                self._backoff.succeeded()
             elif refusal(members(answer.error) or {}).modern_only:
                 if self._requests == 1:
                     # Otherwise it may be the answer to another request with the
                     # same id: that counts for this session alone, not for all.
-                    self._eras.legacy = False
-                downward = Downward(self._session, self._eras, self._readiness)
-                self._session.dialect = downward
+                    self._era.legacy = False
+                downward = LegacyClientAdapter(self._session, self._era, self._backoff)
+                self._session.adapter = downward
                 before = lines[:number]
                 try:
                     downward.send([asked])
@@ -148,7 +148,7 @@ class Undecided:
             " round, which older clients do not accept; the bridge restores them"
         )
         self._session.misbehaved("ids", what, encode((peek(line) or envelope).id))
-        respelled = self._session.dialect = RespelledIds(self._session)
+        respelled = self._session.adapter = IdRestoringAdapter(self._session)
         respelled.ids.from_client(asked, envelope)
         return lines[:number] + respelled.received(lines[number:])
 
@@ -167,16 +167,16 @@ class Undecided:
             or now - session.opened_at >= MAX_BACKOFF_SECONDS
         ):
             return
-        if self._readiness.stillborn():
+        if self._backoff.stillborn():
             self._doubt(session.reason)
 
 
-class RespelledIds:
+class IdRestoringAdapter:
     """A session whose backend gives ids back in another spelling than its client's."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: BackendSession) -> None:
         self._session = session
-        self.ids = Respelled()
+        self.ids = IdRestorer()
 
     def send(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None) -> None:
         """Messages of the client."""
@@ -195,24 +195,27 @@ class RespelledIds:
         """Nothing runs."""
 
 
-def is_starting(session: Session) -> bool:
+def is_starting(session: BackendSession) -> bool:
     """Whether its process was told `initialize`, and has said nothing yet."""
     if not session.receiving or session.leaving:
         return False
-    return isinstance(session.dialect, (Undecided, Downward)) and session.dialect.is_starting
+    return (
+        isinstance(session.adapter, (UndecidedAdapter, LegacyClientAdapter))
+        and session.adapter.is_starting
+    )
 
 
-class Downward:
+class LegacyClientAdapter:
     """A session of an older client, kept here, before a backend that knows none."""
 
     log = Logger()
 
-    def __init__(self, session: Session, eras: Eras, readiness: Readiness) -> None:
+    def __init__(self, session: BackendSession, era: ServerEra, backoff: StartBackoff) -> None:
         self._session = session
-        self._eras = eras
-        self._readiness = readiness
-        self._local = _Local(session)
-        self._kept = LegacySession(version=__version__, report=session.reached_nobody)
+        self._era = era
+        self._backoff = backoff
+        self._local = _BridgeMessages(session)
+        self._kept = LegacyClientTranslator(version=__version__, report=session.reached_nobody)
         self._timer: IDelayedCall | None = None
         #: The client's `initialize`, while it is not answered.
         self._initialize: Envelope | None = None
@@ -274,7 +277,7 @@ class Downward:
         self._no_timer()
         if self._initialize is not None:
             # Perhaps it has become one that takes `initialize`.
-            self._eras.legacy = None
+            self._era.legacy = None
 
     def _heed(self, asked: Envelope, lines: list[bytes]) -> None:
         """Whether the answer to `initialize`, if it is there, is what this era has."""
@@ -284,10 +287,10 @@ class Downward:
             return
         self._initialize = None
         if answer.error is msgspec.UNSET:
-            self._readiness.succeeded()
-            self._eras.known.discovered(self._kept.take_server_info())
+            self._backoff.succeeded()
+            self._era.known.discovered(self._kept.take_server_info())
         else:
-            self._eras.legacy = None
+            self._era.legacy = None
 
     def _no_timer(self) -> None:
         timer, self._timer = self._timer, None
@@ -320,13 +323,13 @@ class Downward:
         self._wait_until(step.due)
 
 
-class _Local:
+class _BridgeMessages:
     """
     Messages that the bridge itself has for the client: they come like those
     of a backend, never from within a call of the client's.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: BackendSession) -> None:
         self._session = session
         self._lines: list[bytes] = []
 
@@ -346,6 +349,6 @@ class _Local:
         self._session.say(self.take())
 
 
-def send(session: Session, lines: list[bytes]) -> None:
+def send(session: BackendSession, lines: list[bytes]) -> None:
     """Lines for a session's backend: all of them, or none.  Raises `BackendBusy`."""
     session.backend.send(lines[0] if len(lines) == 1 else b"\n".join(lines))

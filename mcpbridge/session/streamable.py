@@ -23,9 +23,9 @@ from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, cancelled_id, peek, 
 from mcpbridge.jsonrpc.ids import is_answer_to
 from mcpbridge.jsonrpc.members import encode
 from mcpbridge.mcp.revisions import Revision, revision
-from mcpbridge.mcp.stream_events import Outlet
+from mcpbridge.mcp.stream_events import StreamSink
 from mcpbridge.mcp.stream_router import StreamRouter
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.response_budget import ResponseBudget, Share
 
 #: How often in an `idle_timeout` it is looked whether it is over.
@@ -46,14 +46,14 @@ class _InitializeAnswer(msgspec.Struct):
     result: _Negotiated | None = None
 
 
-class StreamableFace:
+class StreamableSession:
     """The streams of one session, all of them."""
 
     log = Logger()
 
     def __init__(
         self,
-        session: Session,
+        session: BackendSession,
         settings: ServerSettings,
         clock: IReactorTime,
         events: Any,
@@ -124,7 +124,7 @@ class StreamableFace:
     def receive(
         self,
         messages: Sequence[tuple[bytes, Envelope]],
-        outlet: Callable[[], Outlet],
+        outlet: Callable[[], StreamSink],
         digests: Sequence[bytes] | None = None,
         *,
         json_only: bool = False,
@@ -136,7 +136,7 @@ class StreamableFace:
 
         Returns the name of the stream for their answers, to which `outlet()`
         is attached, or None where they ask for nothing.  Raises what
-        `StreamRouter.open_post` and `Session.client_posted` raise.
+        `StreamRouter.open_post` and `BackendSession.client_posted` raise.
         """
         self._last = self._clock.seconds()
         lines = [line for line, _ in messages]

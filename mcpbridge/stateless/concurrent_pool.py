@@ -38,16 +38,16 @@ from mcpbridge.mcp.tasks import (
     without_tasks,
 )
 from mcpbridge.processes.abandoned import Newcomer
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.era import OtherEra
-from mcpbridge.processes.pool import Pool
-from mcpbridge.stateless.concurrent_worker import SharedProcess
+from mcpbridge.processes.pool import ProcessPool
+from mcpbridge.stateless.concurrent_worker import ConcurrentWorker
 from mcpbridge.stateless.exchange import ENOUGH, UNUSED, Exchange, backend_ended
-from mcpbridge.stateless.request_queue import Crowd, Place, WaitingLine, outlived
-from mcpbridge.stateless.task_subscription import TaskStream
+from mcpbridge.stateless.request_queue import RequestQueue, SingleFlight, Ticket, outlived
+from mcpbridge.stateless.task_subscription import TaskSubscription
 
 
-class SharedProcesses:
+class ConcurrentPool:
     """
     All shared processes of a server.
 
@@ -63,8 +63,8 @@ class SharedProcesses:
         self,
         settings: ServerSettings,
         clock: IReactorTime,
-        pool: Pool,
-        line: WaitingLine,
+        pool: ProcessPool,
+        line: RequestQueue,
         untold: Callable[[BridgeError], None],
         known: KnownServer | None = None,
     ) -> None:
@@ -72,16 +72,16 @@ class SharedProcesses:
         self._settings = settings
         self._clock = clock
         self._pool = pool
-        self._line = line
-        self._processes: list[SharedProcess] = []
+        self._queue = line
+        self._processes: list[ConcurrentWorker] = []
         self._untold = untold
         #: Of those that wait in line for a process to themselves.
-        self._alone: list[Place] = []
+        self._alone: list[Ticket] = []
         #: Those that may have tasks, by what stands in the tasks' ids.
-        self._owners: dict[str, SharedProcess] = {}
+        self._owners: dict[str, ConcurrentWorker] = {}
         #: Whether the server has tasks, as far as it has said.
         self._offers_tasks: bool | None = None
-        self._start = Crowd(settings.max_waiting_requests)
+        self._start = SingleFlight(settings.max_waiting_requests)
         #: Those that are to listen again, and what will have them do so.
         self._again: dict[Exchange, IDelayedCall | Deferred[None]] = {}
 
@@ -139,12 +139,12 @@ class SharedProcesses:
         request = exchange.request
         if not declares_tasks(request):
             raise undeclared()
-        shares: dict[SharedProcess, list[str]] = {}
+        shares: dict[ConcurrentWorker, list[str]] = {}
         for each in named:
             process, ident = self._owner(exchange, each)
             if process is not None:
                 shares.setdefault(process, []).append(ident)
-        stream = TaskStream(exchange, self._clock)
+        stream = TaskSubscription(exchange, self._clock)
         try:
             rest = without_tasks(request)
             if rest is not None:
@@ -158,7 +158,7 @@ class SharedProcesses:
             raise
         stream.begin()
 
-    def _owner(self, exchange: Exchange, task: str) -> tuple[SharedProcess | None, str]:
+    def _owner(self, exchange: Exchange, task: str) -> tuple[ConcurrentWorker | None, str]:
         """Which process has a task, and its id there; None also where it is somebody else's."""
         owner, ident = owner_of(task)
         process = self._owners.get(owner)
@@ -166,12 +166,14 @@ class SharedProcesses:
             return None, ident
         return process, ident
 
-    async def open(self, session: Session, identity: str, patience: float) -> SharedProcess:
+    async def open(
+        self, session: BackendSession, identity: str, patience: float
+    ) -> ConcurrentWorker:
         """
         Make one of a process that nobody has used.  Raises `Refused`, and
         `OtherEra` where the server is older; then it has ended.
         """
-        process = SharedProcess(
+        process = ConcurrentWorker(
             session,
             identity,
             self._settings,
@@ -181,7 +183,7 @@ class SharedProcesses:
             known=self._known,
         )
         session.forget = lambda _: self._lost(process)
-        session.stream = process
+        session.sink = process
         session.caller_of = process.caller_of
         session.opened()
         try:
@@ -195,14 +197,14 @@ class SharedProcesses:
         except BaseException:
             session.life.end("it could not be asked")
             raise
-        self._pool.readiness.succeeded()
+        self._pool.backoff.succeeded()
         self._processes.append(process)
         self._owners[process.tasks.owner] = process
         self._offers_tasks = process.offers_tasks
         self._rest(process)
         return process
 
-    def unused(self) -> Session | None:
+    def unused(self) -> BackendSession | None:
         """A process that nobody uses just now."""
         return next((each.session for each in self._processes if not each.in_use), None)
 
@@ -213,11 +215,11 @@ class SharedProcesses:
             guarded(self.log, "a response", self._end_of, exchange)
             waiting.cancel()
 
-    async def _reserve(self, exchange: Exchange) -> SharedProcess:
-        place = Place()
+    async def _reserve(self, exchange: Exchange) -> ConcurrentWorker:
+        ticket = Ticket()
         while True:
             self._end_worn(exchange)
-            process = self._free(exchange, place)
+            process = self._free(exchange, ticket)
             if process is not None:
                 self._hold(process, exchange)
                 return process
@@ -226,57 +228,57 @@ class SharedProcesses:
             except TooManySessions as error:
                 if not (self._processes or self._pool.has_leaving()):
                     raise ServerBusy.because(error) from None
-                await self._wait(exchange, place)
+                await self._wait(exchange, ticket)
             else:
                 if process is not None:
                     return process
 
-    async def _wait(self, exchange: Exchange, place: Place) -> None:
+    async def _wait(self, exchange: Exchange, ticket: Ticket) -> None:
         alone = _wants_logs(exchange)
         if alone:
-            self._alone.append(place)
+            self._alone.append(ticket)
         try:
-            await self._line.wait(place, lambda: self._may_go(exchange, place))
+            await self._queue.wait(ticket, lambda: self._may_go(exchange, ticket))
         finally:
             if alone:
-                self._alone.remove(place)
-                self._line.wake()
+                self._alone.remove(ticket)
+                self._queue.wake()
 
-    def _may_go(self, exchange: Exchange, place: Place) -> bool:
+    def _may_go(self, exchange: Exchange, ticket: Ticket) -> bool:
         return (
-            self._free(exchange, place) is not None
+            self._free(exchange, ticket) is not None
             or not self._pool.is_full(Newcomer(exchange.client))
             or any(self._is_over(each, exchange) for each in self._processes)
         )
 
-    def _is_over(self, process: SharedProcess, exchange: Exchange) -> bool:
+    def _is_over(self, process: ConcurrentWorker, exchange: Exchange) -> bool:
         """Whether it is to make room for a process that can do what this request wants."""
         if process.load or len(process.tasks):
             return False
         silent = process.identity == exchange.identity and process.muddled
         return process.upkeep.is_worn() or (silent and _wants_logs(exchange))
 
-    def _hold(self, process: SharedProcess, exchange: Exchange) -> None:
+    def _hold(self, process: ConcurrentWorker, exchange: Exchange) -> None:
         process.upkeep.wake()
         process.reserved += 1
         if not exchange.listens:
             process.alone = exchange.request.log_level is not None
 
-    def _let_go(self, process: SharedProcess) -> None:
+    def _let_go(self, process: ConcurrentWorker) -> None:
         process.reserved -= 1
         self._freed(process)
 
-    def _free(self, exchange: Exchange, place: Place) -> SharedProcess | None:
+    def _free(self, exchange: Exchange, ticket: Ticket) -> ConcurrentWorker | None:
         free = [
             each
             for each in self._processes
             if each.identity == exchange.identity
             and not (each.upkeep.is_worn() and self._may_replace(each))
-            and self._has_room(each, exchange, place)
+            and self._has_room(each, exchange, ticket)
         ]
         return min(free, key=lambda each: each.load, default=None)
 
-    def _has_room(self, process: SharedProcess, exchange: Exchange, place: Place) -> bool:
+    def _has_room(self, process: ConcurrentWorker, exchange: Exchange, ticket: Ticket) -> bool:
         if exchange.listens:
             return True
         if process.hung:
@@ -284,7 +286,7 @@ class SharedProcesses:
         served = process.upkeep.served + process.reserved
         if served >= self._settings.max_process_requests and self._may_replace(process):
             return False
-        if process.load and not _wants_logs(exchange) and place.is_behind(self._alone):
+        if process.load and not _wants_logs(exchange) and ticket.is_behind(self._alone):
             # Somebody who came before waits until it is empty: no more is put on top.
             return False
         if len(process.tasks) and _wants_logs(exchange) and not self._pool.is_full():
@@ -293,21 +295,21 @@ class SharedProcesses:
         limit = 1 if _wants_logs(exchange) else self._settings.concurrency
         return process.load < limit and not (process.alone and process.load)
 
-    def _may_replace(self, process: SharedProcess) -> bool:
+    def _may_replace(self, process: ConcurrentWorker) -> bool:
         """
         Whether a worn process is to work no more.  One that a task keeps, which
         may be for an hour, goes on where there is no room for another.
         """
         return not (len(process.tasks) and self._pool.is_full())
 
-    async def _another(self, exchange: Exchange) -> SharedProcess | None:
+    async def _another(self, exchange: Exchange) -> ConcurrentWorker | None:
         """Start one, for this request and others; None: somebody else has, or has tried."""
         if not await self._start.is_first():
             return None
         # A server may take longer to start than its clients wait.
         return await outlived(self._start_one(exchange), self._let_go, self._untold)
 
-    async def _start_one(self, exchange: Exchange) -> SharedProcess:
+    async def _start_one(self, exchange: Exchange) -> ConcurrentWorker:
         try:
             session = await self._pool.take(Newcomer(exchange.client))
             process = await self.open(session, exchange.identity, self._settings.start_timeout)
@@ -317,10 +319,10 @@ class SharedProcesses:
             raise
         finally:
             self._start.done()
-        self._line.wake()
+        self._queue.wake()
         return process
 
-    def _freed(self, process: SharedProcess) -> None:
+    def _freed(self, process: ConcurrentWorker) -> None:
         """It has less to do: it is for whoever waits, or rests, or has done enough."""
         if process not in self._processes:
             return
@@ -334,7 +336,7 @@ class SharedProcesses:
             self._rest(process)
         self._pool.tell_room()
 
-    def _rest(self, process: SharedProcess) -> None:
+    def _rest(self, process: ConcurrentWorker) -> None:
         process.upkeep.rest(lambda: process.session.life.end(UNUSED))
 
     def _end_worn(self, exchange: Exchange) -> None:
@@ -343,12 +345,12 @@ class SharedProcesses:
             if self._is_over(process, exchange):
                 process.session.life.end(ENOUGH)
 
-    def _lost(self, process: SharedProcess) -> None:
+    def _lost(self, process: ConcurrentWorker) -> None:
         """It takes no more requests."""
         if process in self._processes:
             self._processes.remove(process)
             del self._owners[process.tasks.owner]
-            self._line.wake()
+            self._queue.wake()
 
     # Listening.
 
@@ -359,7 +361,7 @@ class SharedProcesses:
         if exchange.over:
             return
         exchange.worker = self
-        delay = max(RELISTEN_SECONDS, self._pool.readiness.wait(self._clock.seconds()))
+        delay = max(RELISTEN_SECONDS, self._pool.backoff.wait(self._clock.seconds()))
         self._again[exchange] = self._clock.callLater(delay, self._ask_again, exchange)
 
     def _ask_again(self, exchange: Exchange) -> None:

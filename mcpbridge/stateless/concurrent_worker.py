@@ -32,7 +32,7 @@ from mcpbridge.jsonrpc.envelope import JsonRpcId, peek
 from mcpbridge.mcp.inflight import CANCELLED_KEPT
 from mcpbridge.mcp.modern_request import (
     LISTEN,
-    MODERN,
+    MODERN_PROTOCOL_VERSIONS,
     TASKS,
     ModernRequest,
 )
@@ -40,10 +40,16 @@ from mcpbridge.mcp.multiplexer import Multiplexer
 from mcpbridge.mcp.own_request import own_request
 from mcpbridge.mcp.server_card import KnownServer, info_of_discovery
 from mcpbridge.mcp.tasks import Tasks, for_owner
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.era import OtherEra
-from mcpbridge.stateless.exchange import Exchange, KnownTools, Upkeep, backend_ended, backend_failed
+from mcpbridge.stateless.exchange import (
+    Exchange,
+    ToolAnnotations,
+    WorkerUsage,
+    backend_ended,
+    backend_failed,
+)
 from mcpbridge.timers import Timer
 
 #: How often the tasks of a process are looked at; the bridge asks after one of them each time.
@@ -89,7 +95,7 @@ class _ToolsChanged:
 
     caller = None
 
-    def __init__(self, process: SharedProcess) -> None:
+    def __init__(self, process: ConcurrentWorker) -> None:
         self._process = process
 
     def deliver(self, lines: list[bytes], final: bool) -> None:
@@ -107,7 +113,7 @@ class _TaskAsked:
 
     caller = None
 
-    def __init__(self, process: SharedProcess, ident: str) -> None:
+    def __init__(self, process: ConcurrentWorker, ident: str) -> None:
         self._process = process
         self._ident = ident
 
@@ -139,7 +145,7 @@ class _Discovered(msgspec.Struct):
     capabilities: dict[str, Any] = {}
 
 
-class SharedProcess:
+class ConcurrentWorker:
     """
     One process; the stream of its session.
 
@@ -151,24 +157,24 @@ class SharedProcess:
 
     def __init__(
         self,
-        session: Session,
+        session: BackendSession,
         identity: str,
         settings: ServerSettings,
         *,
-        freed: Callable[[SharedProcess], None],
-        lost: Callable[[SharedProcess], None],
+        freed: Callable[[ConcurrentWorker], None],
+        lost: Callable[[ConcurrentWorker], None],
         orphaned: Callable[[Exchange], None],
         known: KnownServer,
     ) -> None:
         self._known = known
         self.session = session
         self.identity = identity
-        self.upkeep = Upkeep(session, settings)
+        self.upkeep = WorkerUsage(session, settings)
         #: Requests that are about to be made.
         self.reserved = 0
         #: Its only request wants log messages, and nothing else would say whose they are.
         self.alone = False
-        self.tools = KnownTools(self._list_tools)
+        self.tools = ToolAnnotations(self._list_tools)
         #: How many subscriptions are the bridge's own.
         self.watched = 0
         self._settings = settings
@@ -224,7 +230,7 @@ class SharedProcess:
             told = msgspec.json.decode(envelope.result, type=_Discovered)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise OtherEra("the server's answer to `server/discover` is of no use") from None
-        if not set(told.supportedVersions) & set(MODERN):
+        if not set(told.supportedVersions) & set(MODERN_PROTOCOL_VERSIONS):
             raise OtherEra("the server speaks no revision of MCP that the bridge knows")
         extensions = told.capabilities.get("extensions")
         self.offers_tasks = isinstance(extensions, dict) and TASKS in extensions

@@ -27,19 +27,19 @@ from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import REMOVED, TASK_METHODS
 from mcpbridge.processes.abandoned import Newcomer
 from mcpbridge.processes.address_shares import Claims
-from mcpbridge.processes.backend_session import Session
-from mcpbridge.processes.era import Eras, OtherEra
-from mcpbridge.processes.pool import Pool
-from mcpbridge.stateless.concurrent_pool import SharedProcesses
+from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.era import OtherEra, ServerEra
+from mcpbridge.processes.pool import ProcessPool
+from mcpbridge.stateless.concurrent_pool import ConcurrentPool
 from mcpbridge.stateless.exchange import Exchange
-from mcpbridge.stateless.exclusive_pool import Leases
-from mcpbridge.stateless.request_queue import Crowd, Place, WaitingLine, outlived
+from mcpbridge.stateless.exclusive_pool import ExclusivePool
+from mcpbridge.stateless.request_queue import RequestQueue, SingleFlight, Ticket, outlived
 
 #: How often it may turn out that a server is not of the era that it was taken for.
 TURNS = 3
 
 
-class Stateless:
+class StatelessDispatcher:
     """
     The way in for requests that belong to no session.
 
@@ -54,24 +54,24 @@ class Stateless:
         self,
         settings: ServerSettings,
         clock: IReactorTime,
-        pool: Pool,
-        eras: Eras,
+        pool: ProcessPool,
+        era: ServerEra,
         claims: Claims | None = None,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._claims = claims or Claims()
-        self._eras = eras
-        self._probing = Crowd(settings.max_waiting_requests)
-        self._line = WaitingLine(clock, settings.max_waiting_requests, settings.queue_timeout)
-        self._shared = SharedProcesses(
-            settings, clock, pool, self._line, partial(self._learn, True), eras.known
+        self._era = era
+        self._probing = SingleFlight(settings.max_waiting_requests)
+        self._queue = RequestQueue(clock, settings.max_waiting_requests, settings.queue_timeout)
+        self._shared = ConcurrentPool(
+            settings, clock, pool, self._queue, partial(self._learn, True), era.known
         )
-        self._leases = Leases(
-            settings, clock, pool, self._line, partial(self._learn, False), eras.known
+        self._leases = ExclusivePool(
+            settings, clock, pool, self._queue, partial(self._learn, False), era.known
         )
         pool.unused = self._unused
-        pool.made_room = self._line.wake
+        pool.made_room = self._queue.wake
 
     async def ask(self, exchange: Exchange, headers: Headers) -> None:
         """
@@ -103,14 +103,14 @@ class Stateless:
         """Who listens is told that this is the end; all else ends with its process."""
         self._shared.stop()
         self._leases.stop()
-        self._line.stop()
+        self._queue.stop()
 
     async def _claim(self, exchange: Exchange) -> None:
         """
         Until it is over it counts as what it has of a process: all of an older
         one, or of one that several share its part.
         """
-        amount = 1 / self._settings.concurrency if self._eras.modern else 1
+        amount = 1 / self._settings.concurrency if self._era.modern else 1
         # What is parked for a retry has its place already.
         always = self._leases.awaits(exchange)
         if always or self._claims.over(exchange.client, amount) is None:
@@ -148,26 +148,26 @@ class Stateless:
     def _learn(self, modern: bool, error: BridgeError) -> None:
         """What it says of the server, which was taken to be of this era, that this went wrong."""
         if isinstance(error, OtherEra):
-            self._eras.modern = not modern
+            self._era.modern = not modern
             self.log.info("server {server!r}: {why}", server=self._settings.name, why=str(error))
         elif (
             isinstance(error, BackendFailed)
-            and self._pool.readiness.failures
+            and self._pool.backoff.failures
             and not (len(self._shared) or len(self._leases))
         ):
             # It may have become another one.  Not where it can be started, and only did not
             # take what one caller says of itself: to find out anew would cost all the others.
-            self._eras.modern = None
+            self._era.modern = None
 
     async def _is_modern(self, exchange: Exchange) -> bool:
-        while self._eras.modern is None:
+        while self._era.modern is None:
             if await self._probing.is_first():
                 await outlived(self._find_out(exchange), lambda _: None)
-        return self._eras.modern
+        return self._era.modern
 
     async def _find_out(self, exchange: Exchange) -> None:
         try:
-            self._eras.modern = await self._probe(exchange.identity, Newcomer(exchange.client))
+            self._era.modern = await self._probe(exchange.identity, Newcomer(exchange.client))
         finally:
             self._probing.done()
 
@@ -185,8 +185,8 @@ class Stateless:
             return False
         return True
 
-    async def _take(self, newcomer: Newcomer) -> Session:
-        place = Place()
+    async def _take(self, newcomer: Newcomer) -> BackendSession:
+        ticket = Ticket()
         while True:
             try:
                 return await self._pool.take(newcomer)
@@ -196,9 +196,9 @@ class Stateless:
             except TooManySessions:
                 if not (len(self._shared) or len(self._leases) or self._pool.has_leaving()):
                     raise
-                await self._line.wait(place, lambda: not self._pool.is_full(newcomer))
+                await self._queue.wait(ticket, lambda: not self._pool.is_full(newcomer))
 
-    def _unused(self) -> Session | None:
+    def _unused(self) -> BackendSession | None:
         return self._shared.unused() or self._leases.unused()
 
 

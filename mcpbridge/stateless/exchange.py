@@ -20,7 +20,7 @@ from mcpbridge.mcp.header_validation import Annotations, annotated
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, LISTEN, ModernRequest
 from mcpbridge.mcp.subscriptions import all_changes, notification_line, promised_by
 from mcpbridge.processes.address_shares import Claim
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.caller import Caller
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.timers import Timer
@@ -29,7 +29,7 @@ from mcpbridge.timers import Timer
 TOOLS_PAGES = 100
 
 
-class Outlet(Protocol):
+class ExchangeSink(Protocol):
     """The response to one request."""
 
     def send(self, lines: list[bytes], final: bool) -> None:
@@ -80,7 +80,7 @@ class Exchange:
         self,
         request: ModernRequest,
         identity: str,
-        outlet: Outlet,
+        outlet: ExchangeSink,
         connection: ClientConnection | None = None,
         *,
         client: str | None = None,
@@ -126,7 +126,7 @@ class Exchange:
             if self.worker is not None:
                 self.worker.cancel(self)
 
-    def _ended(self) -> Outlet:
+    def _ended(self) -> ExchangeSink:
         """It is over: it has no response any more, which has it in turn, and all of its request."""
         self.over = True
         claim, self.claim = self.claim, None
@@ -167,10 +167,10 @@ UNUSED = "nobody has used it for a while"
 DISCONNECTED = "the connection that it served is closed"
 
 
-class Upkeep:
+class WorkerUsage:
     """When a process that is used again and again has been used enough."""
 
-    def __init__(self, session: Session, settings: ServerSettings) -> None:
+    def __init__(self, session: BackendSession, settings: ServerSettings) -> None:
         self._session = session
         self._settings = settings
         self._rest = Timer(session.clock)
@@ -197,7 +197,7 @@ class Upkeep:
         self._rest.stop()
 
 
-class KnownTools:
+class ToolAnnotations:
     """
     What headers have to say of the arguments of a process's tools.
 
@@ -235,14 +235,14 @@ class KnownTools:
         return found
 
 
-def backend_ended(session: Session, settings: ServerSettings) -> BackendEnded:
+def backend_ended(session: BackendSession, settings: ServerSettings) -> BackendEnded:
     """What a client is told whose process has ended."""
     error = BackendEnded(f"the request was not answered: {session.reason}")
     error.data = session.last_words(settings)
     return error
 
 
-def backend_failed(session: Session, settings: ServerSettings) -> BackendFailed:
+def backend_failed(session: BackendSession, settings: ServerSettings) -> BackendFailed:
     """The same where it never came to work."""
     error = BackendFailed(session.reason)
     error.data = session.last_words(settings)

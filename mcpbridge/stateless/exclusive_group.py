@@ -28,13 +28,13 @@ from mcpbridge.mcp.subscriptions import (
 )
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import DISCONNECTED, ENOUGH, Exchange
-from mcpbridge.stateless.exclusive_worker import LeasedProcess
+from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
 
 #: Of how many clients it is remembered what the server answers to `server/discover`.
 DISCOVERED_KEPT = 64
 
 
-class Kind(NamedTuple):
+class GroupKey(NamedTuple):
     """
     Which requests may be served by the same processes.
 
@@ -49,7 +49,7 @@ class Kind(NamedTuple):
     capabilities: bytes
     scope: object = None
 
-    def untouched(self, client_info: msgspec.Raw | None) -> Kind:
+    def untouched(self, client_info: msgspec.Raw | None) -> GroupKey:
         """
         The kind of the processes that have been initialized for a client that
         says this of itself, and have served nobody.
@@ -61,35 +61,35 @@ class Kind(NamedTuple):
         return self._replace(scope=blake2b(info, digest_size=16).digest())
 
 
-class Discovered:
+class DiscoverResults:
     """
     What the server answers to `server/discover`, by what it was told of the
     client: it may depend on that, and may repeat it.
     """
 
     def __init__(self) -> None:
-        self._known: dict[Kind, bytes] = {}
+        self._known: dict[GroupKey, bytes] = {}
 
-    def find(self, kind: Kind, client_info: msgspec.Raw | None) -> bytes | None:
+    def find(self, kind: GroupKey, client_info: msgspec.Raw | None) -> bytes | None:
         """The result, where it is known."""
         return self._known.get(kind.untouched(client_info))
 
-    def add(self, kind: Kind, client_info: msgspec.Raw | None, result: bytes) -> None:
+    def add(self, kind: GroupKey, client_info: msgspec.Raw | None, result: bytes) -> None:
         """Keep this result; beyond `DISCOVERED_KEPT` the oldest is forgotten."""
         self._known[kind.untouched(client_info)] = result
         if len(self._known) > DISCOVERED_KEPT:
             del self._known[next(iter(self._known))]
 
 
-class Group:
+class ExclusiveGroup:
     """The processes of one kind, and who listens to them."""
 
     log = Logger()
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: GroupKey) -> None:
         self.kind = kind
-        self.processes: list[LeasedProcess] = []
-        self.free: list[LeasedProcess] = []
+        self.processes: list[ExclusiveWorker] = []
+        self.free: list[ExclusiveWorker] = []
         self.listens: dict[Exchange, Filter] = {}
         #: A request of this kind, with which a process can be opened.
         self.example: ModernRequest | None = None
@@ -123,11 +123,11 @@ class Group:
         """Whether there is somebody who listens, and nothing to listen to."""
         return bool(self.listens) and not self.processes
 
-    def needs(self, process: LeasedProcess) -> bool:
+    def needs(self, process: ExclusiveWorker) -> bool:
         """Whether it is the only one that somebody listens to."""
         return bool(self.listens) and self.processes == [process]
 
-    def opened(self, process: LeasedProcess, example: ModernRequest) -> None:
+    def opened(self, process: ExclusiveWorker, example: ModernRequest) -> None:
         """A process has shaken hands: it is to tell what is listened for."""
         # Without what it asks for, which may be large.
         info = example.client_info
@@ -187,14 +187,14 @@ class Group:
         if again is not None and again.active():
             again.cancel()
 
-    def _initialized(self) -> list[LeasedProcess]:
+    def _initialized(self) -> list[ExclusiveWorker]:
         return [each for each in self.processes if each.conversation.initialized is not None]
 
 
-class Listening:
+class GroupSubscriber:
     """What stands for all processes of a group, for one who listens: a `Worker`."""
 
-    def __init__(self, group: Group, ended: Callable[[Group], None]) -> None:
+    def __init__(self, group: ExclusiveGroup, ended: Callable[[ExclusiveGroup], None]) -> None:
         self._group = group
         self._ended = ended
 

@@ -23,26 +23,31 @@ from mcpbridge.config.tuning import RELISTEN_SECONDS
 from mcpbridge.errors import BackendFailed, BridgeError, Refused, ServerBusy, TooManySessions
 from mcpbridge.jsonrpc.members import result_line
 from mcpbridge.mcp.header_validation import Headers, check_params
-from mcpbridge.mcp.modern_request import MAY_ASK, ModernRequest
+from mcpbridge.mcp.modern_request import INPUT_REQUIRED_METHODS, ModernRequest
 from mcpbridge.mcp.request_state import presented
 from mcpbridge.mcp.server_card import KnownServer
 from mcpbridge.mcp.subscriptions import Change, Filter, acknowledge, read_filter
 from mcpbridge.processes.abandoned import Newcomer
 from mcpbridge.processes.address_shares import Claim, Hold
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.era import OtherEra
 from mcpbridge.processes.first_start import FirstStart
-from mcpbridge.processes.pool import Pool
+from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import ENOUGH, UNUSED, Exchange, backend_ended
-from mcpbridge.stateless.exclusive_group import Discovered, Group, Kind, Listening
-from mcpbridge.stateless.exclusive_worker import LeasedProcess
-from mcpbridge.stateless.request_queue import Place, WaitingLine, outlived
-from mcpbridge.stateless.suspended_calls import Parking
+from mcpbridge.stateless.exclusive_group import (
+    DiscoverResults,
+    ExclusiveGroup,
+    GroupKey,
+    GroupSubscriber,
+)
+from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
+from mcpbridge.stateless.request_queue import RequestQueue, Ticket, outlived
+from mcpbridge.stateless.suspended_calls import SuspendedCalls
 from mcpbridge.translation.handshake import HandshakeRefused
 
 
-class Leases:
+class ExclusivePool:
     """
     All processes of an older server that are lent to stateless clients.
 
@@ -55,8 +60,8 @@ class Leases:
         self,
         settings: ServerSettings,
         clock: IReactorTime,
-        pool: Pool,
-        line: WaitingLine,
+        pool: ProcessPool,
+        line: RequestQueue,
         untold: Callable[[BridgeError], None],
         known: KnownServer | None = None,
     ) -> None:
@@ -64,21 +69,21 @@ class Leases:
         self._settings = settings
         self._clock = clock
         self._pool = pool
-        self._line = line
+        self._queue = line
         self._untold = untold
-        self._parking = Parking(settings, clock)
-        self._groups: dict[Kind, Group] = {}
-        self._group_of: dict[LeasedProcess, Group] = {}
+        self._parking = SuspendedCalls(settings, clock)
+        self._groups: dict[GroupKey, ExclusiveGroup] = {}
+        self._group_of: dict[ExclusiveWorker, ExclusiveGroup] = {}
         #: What kind each is of while it has served nobody.
-        self._untouched: dict[LeasedProcess, Kind] = {}
-        self._discovered = Discovered()
+        self._untouched: dict[ExclusiveWorker, GroupKey] = {}
+        self._discovered = DiscoverResults()
         #: For whom processes are being opened; some of them may have left.
         self._opening: set[Exchange] = set()
-        self._first = FirstStart(pool.readiness, clock, settings.max_waiting_requests)
+        self._first = FirstStart(pool.backoff, clock, settings.max_waiting_requests)
         #: Free processes that may be ended to make room, longest free first.
-        self._resting: dict[LeasedProcess, None] = {}
+        self._resting: dict[ExclusiveWorker, None] = {}
         #: The free process of each connection, which has at most one.
-        self._kept: dict[object, LeasedProcess] = {}
+        self._kept: dict[object, ExclusiveWorker] = {}
 
     def __len__(self) -> int:
         return len(self._group_of)
@@ -86,8 +91,8 @@ class Leases:
     async def ask(self, exchange: Exchange, headers: Headers) -> None:
         """Put a request to a process.  Raises `Refused` and `OtherEra`."""
         request = exchange.request
-        kind = Kind(exchange.identity, request.capabilities, self._scope(exchange))
-        if request.method in MAY_ASK and (state := presented(request)) is not None:
+        kind = GroupKey(exchange.identity, request.capabilities, self._scope(exchange))
+        if request.method in INPUT_REQUIRED_METHODS and (state := presented(request)) is not None:
             process = self._parking.find(exchange, state)
             if not exchange.over:
                 process.counts.take(exchange.claim)
@@ -123,7 +128,7 @@ class Leases:
         """Whether a process is parked for this retry, whatever else is known of the server."""
         return self._parking.awaits(exchange)
 
-    def unused(self) -> Session | None:
+    def unused(self) -> BackendSession | None:
         """A process that nobody uses just now."""
         for process in self._resting:
             if not self._group_of[process].needs(process):
@@ -156,9 +161,9 @@ class Leases:
             return exchange.connection
         return object()
 
-    async def _lease(self, kind: Kind, exchange: Exchange) -> LeasedProcess:
+    async def _lease(self, kind: GroupKey, exchange: Exchange) -> ExclusiveWorker:
         request, claim, newcomer = exchange.request, exchange.claim, Newcomer(exchange.client)
-        place = Place()
+        ticket = Ticket()
         while True:
             process = self._free(kind, request)
             if process is not None:
@@ -179,11 +184,11 @@ class Leases:
             except TooManySessions as error:
                 if not (self._group_of or self._pool.has_leaving()):
                     raise ServerBusy.because(error) from None
-                await self._line.wait(place, lambda: self._may_go(kind, request, newcomer))
+                await self._queue.wait(ticket, lambda: self._may_go(kind, request, newcomer))
 
     async def _open_for(
-        self, exchange: Exchange, kind: Kind, claim: Claim | None, newcomer: Newcomer
-    ) -> LeasedProcess:
+        self, exchange: Exchange, kind: GroupKey, claim: Claim | None, newcomer: Newcomer
+    ) -> ExclusiveWorker:
         self._opening.add(exchange)
         try:
             return await self._open(kind, exchange.request, claim, newcomer)
@@ -195,11 +200,11 @@ class Leases:
         """Whether a process is being opened whose client has left."""
         return not self._pool.stopping and any(each.over for each in self._opening)
 
-    def _may_go(self, kind: Kind, request: ModernRequest, newcomer: Newcomer) -> bool:
+    def _may_go(self, kind: GroupKey, request: ModernRequest, newcomer: Newcomer) -> bool:
         groups = map(self._groups.get, (kind, kind.untouched(request.client_info)))
         return any(group.free for group in groups if group) or not self._pool.is_full(newcomer)
 
-    def _free(self, kind: Kind, request: ModernRequest) -> LeasedProcess | None:
+    def _free(self, kind: GroupKey, request: ModernRequest) -> ExclusiveWorker | None:
         process = self._pop_free(kind)
         if process is None and kind.scope is not None:
             process = self._pop_free(kind.untouched(request.client_info))
@@ -207,7 +212,7 @@ class Leases:
                 self._move(process, kind, request)
         return process
 
-    def _pop_free(self, kind: Kind) -> LeasedProcess | None:
+    def _pop_free(self, kind: GroupKey) -> ExclusiveWorker | None:
         group = self._groups.get(kind)
         while group is not None and group.free:
             process = group.free[-1]
@@ -218,7 +223,7 @@ class Leases:
             process.session.life.end(ENOUGH)
         return None
 
-    def _not_free(self, process: LeasedProcess) -> None:
+    def _not_free(self, process: ExclusiveWorker) -> None:
         group = self._group_of[process]
         if process in group.free:
             group.free.remove(process)
@@ -226,7 +231,7 @@ class Leases:
         if self._kept.get(group.kind.scope) is process:
             del self._kept[group.kind.scope]
 
-    def _went_on(self, process: LeasedProcess, kind: Kind) -> None:
+    def _went_on(self, process: ExclusiveWorker, kind: GroupKey) -> None:
         """
         A retry may come on any connection.  Where it is not the one that the
         call was made on, two have spoken to the process, and it serves
@@ -237,7 +242,7 @@ class Leases:
             self._move(process, kind._replace(scope=object()))
 
     def _move(
-        self, process: LeasedProcess, kind: Kind, request: ModernRequest | None = None
+        self, process: ExclusiveWorker, kind: GroupKey, request: ModernRequest | None = None
     ) -> None:
         self._leave(process)
         group = self._enter(process, kind)
@@ -246,11 +251,11 @@ class Leases:
 
     async def _open(
         self,
-        kind: Kind,
+        kind: GroupKey,
         request: ModernRequest,
         claim: Claim | None = None,
         newcomer: Newcomer | None = None,
-    ) -> LeasedProcess:
+    ) -> ExclusiveWorker:
         # It counts also when its client has left: it is started for that one.
         counts = Hold(claim)
         try:
@@ -266,7 +271,7 @@ class Leases:
             # It was told who calls and what that client can do.
             self._pool.check.doubt(str(error))
             raise
-        self._pool.readiness.succeeded()
+        self._pool.backoff.succeeded()
         self._discovered.add(kind, request.client_info, process.conversation.discover_result())
         group = self._group_of.get(process)
         if group is not None:
@@ -274,31 +279,31 @@ class Leases:
         return process
 
     def _made(
-        self, session: Session, kind: Kind, request: ModernRequest, counts: Hold
-    ) -> LeasedProcess:
-        process = LeasedProcess(session, request, self._settings, self, counts)
+        self, session: BackendSession, kind: GroupKey, request: ModernRequest, counts: Hold
+    ) -> ExclusiveWorker:
+        process = ExclusiveWorker(session, request, self._settings, self, counts)
         session.gone().addCallback(lambda _: counts.release())
         session.forget = lambda _: process.leave()
-        session.stream = process
+        session.sink = process
         session.caller_of = process.caller_of
         self._untouched[process] = kind.untouched(request.client_info)
         self._enter(process, kind)
         session.opened()
         return process
 
-    def _enter(self, process: LeasedProcess, kind: Kind) -> Group:
+    def _enter(self, process: ExclusiveWorker, kind: GroupKey) -> ExclusiveGroup:
         """
         Only a group that has something in it is kept, so that there is never
         a second one of a kind.
         """
-        group = self._groups.setdefault(kind, Group(kind))
+        group = self._groups.setdefault(kind, ExclusiveGroup(kind))
         group.processes.append(process)
         self._group_of[process] = group
         if isinstance(kind.scope, ClientConnection):
             kind.scope.observe(self)
         return group
 
-    def _leave(self, process: LeasedProcess) -> None:
+    def _leave(self, process: ExclusiveWorker) -> None:
         self._not_free(process)
         group = self._group_of.pop(process)
         group.processes.remove(process)
@@ -307,7 +312,7 @@ class Leases:
             self._listen_again(group)
         self._forget_empty(group)
 
-    async def _shake_hands(self, process: LeasedProcess) -> None:
+    async def _shake_hands(self, process: ExclusiveWorker) -> None:
         life = process.session.life
         try:
             await process.open()
@@ -326,7 +331,7 @@ class Leases:
         if told is not None:
             self._known.initialized(told.protocol_version, told.server_info)
 
-    def returned(self, process: LeasedProcess) -> None:
+    def returned(self, process: ExclusiveWorker) -> None:
         """It works for nobody: it is for whoever waits, or rests, or has done enough."""
         group = self._group_of.get(process)
         if group is None or process in group.free:
@@ -346,7 +351,7 @@ class Leases:
             self._move(process, self._untouched[process])
             self._keep(process, self._group_of[process])
 
-    def _keep(self, process: LeasedProcess, group: Group) -> None:
+    def _keep(self, process: ExclusiveWorker, group: ExclusiveGroup) -> None:
         """It is free, for requests of its kind."""
         group.free.append(process)
         process.counts.release()
@@ -361,7 +366,7 @@ class Leases:
         process.upkeep.rest(lambda: self._rested(process))
         self._pool.tell_room()
 
-    def _rested(self, process: LeasedProcess) -> None:
+    def _rested(self, process: ExclusiveWorker) -> None:
         group = self._group_of.get(process)
         if group is None or process not in group.free:
             return
@@ -370,40 +375,40 @@ class Leases:
         else:
             process.session.life.end(UNUSED)
 
-    def lost(self, process: LeasedProcess) -> None:
+    def lost(self, process: ExclusiveWorker) -> None:
         """It takes nothing more."""
         if process in self._group_of:
             self.unparked(process)
             del self._untouched[process]
             self._leave(process)
-            self._line.wake()
+            self._queue.wake()
 
-    def _forget_empty(self, group: Group) -> None:
+    def _forget_empty(self, group: ExclusiveGroup) -> None:
         if group.is_empty and self._groups.get(group.kind) is group:
             del self._groups[group.kind]
 
     # Waiting for the client.
 
-    def parked(self, process: LeasedProcess, request: ModernRequest) -> str:
+    def parked(self, process: ExclusiveWorker, request: ModernRequest) -> str:
         """Its request waits for the client; returns the state that brings the client back."""
         return self._parking.enter(process, self._group_of[process].kind.identity, request)
 
-    def unparked(self, process: LeasedProcess) -> None:
+    def unparked(self, process: ExclusiveWorker) -> None:
         """It does not wait any more, if it did: no state brings a client back to it."""
         self._parking.leave(process)
 
     # Listening.
 
-    def _listen(self, exchange: Exchange, asked: Filter, process: LeasedProcess) -> None:
+    def _listen(self, exchange: Exchange, asked: Filter, process: ExclusiveWorker) -> None:
         group = self._group_of.get(process)
         initialized = process.conversation.initialized
         if group is None or initialized is None:
             raise backend_ended(process.session, self._settings)
         if not exchange.over:
-            exchange.worker = Listening(group, self._unheard)
+            exchange.worker = GroupSubscriber(group, self._unheard)
             group.listen(exchange, acknowledge(asked, initialized.capabilities))
 
-    def _unheard(self, group: Group) -> None:
+    def _unheard(self, group: ExclusiveGroup) -> None:
         """Somebody listens no more: a process may not be needed for that now."""
         if not (group.listens or group.may_keep):
             for process in list(group.free):
@@ -411,20 +416,20 @@ class Leases:
         self._forget_empty(group)
         self._pool.tell_room()
 
-    def changed(self, process: LeasedProcess, change: Change) -> None:
+    def changed(self, process: ExclusiveWorker, change: Change) -> None:
         """Tell those who listen."""
         group = self._group_of.get(process)
         if group is not None:
             group.tell(change)
 
-    def _listen_again(self, group: Group) -> None:
+    def _listen_again(self, group: ExclusiveGroup) -> None:
         """Nothing is left to listen to: have a process again."""
         if self._pool.stopping or group.again is not None or group.example is None:
             return
-        delay = max(RELISTEN_SECONDS, self._pool.readiness.wait(self._clock.seconds()))
+        delay = max(RELISTEN_SECONDS, self._pool.backoff.wait(self._clock.seconds()))
         group.again = self._clock.callLater(delay, self._open_again, group, group.example)
 
-    def _open_again(self, group: Group, example: ModernRequest) -> None:
+    def _open_again(self, group: ExclusiveGroup, example: ModernRequest) -> None:
         group.again = None
 
         def failed(failure: Failure) -> None:

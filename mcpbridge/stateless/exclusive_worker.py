@@ -27,39 +27,45 @@ from mcpbridge.jsonrpc.envelope import JsonRpcId
 from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.subscriptions import Change
 from mcpbridge.processes.address_shares import Claim, Hold
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.caller import Caller
-from mcpbridge.stateless.exchange import Exchange, KnownTools, Upkeep, backend_ended, backend_failed
+from mcpbridge.stateless.exchange import (
+    Exchange,
+    ToolAnnotations,
+    WorkerUsage,
+    backend_ended,
+    backend_failed,
+)
 from mcpbridge.timers import Timer
 from mcpbridge.translation.handshake import HandshakeRefused
-from mcpbridge.translation.legacy_server import LegacyConversation
-from mcpbridge.translation.server_output import Said
+from mcpbridge.translation.legacy_server import LegacyServerTranslator
+from mcpbridge.translation.server_output import ServerOutput
 
 #: How many subscriptions of a process may be unanswered.
 SUBSCRIBED_AT_ONCE = 16
 
 
-class Owner(Protocol):
+class ExclusiveWorkerObserver(Protocol):
     """Who leases processes out."""
 
-    def returned(self, process: LeasedProcess) -> None:
+    def returned(self, process: ExclusiveWorker) -> None:
         """It works for nobody."""
 
-    def parked(self, process: LeasedProcess, request: ModernRequest) -> str:
+    def parked(self, process: ExclusiveWorker, request: ModernRequest) -> str:
         """Its request waits for the client; returns the state that brings the client back."""
         ...
 
-    def unparked(self, process: LeasedProcess) -> None:
+    def unparked(self, process: ExclusiveWorker) -> None:
         """It does not wait any more, if it did: no state brings a client back to it."""
 
-    def changed(self, process: LeasedProcess, change: Change) -> None:
+    def changed(self, process: ExclusiveWorker, change: Change) -> None:
         """It tells of something that clients may listen for."""
 
-    def lost(self, process: LeasedProcess) -> None:
+    def lost(self, process: ExclusiveWorker) -> None:
         """It takes nothing more."""
 
 
-class LeasedProcess:
+class ExclusiveWorker:
     """
     One process; the stream of its session.  At any time it opens, is free,
     works for an exchange, is parked, or recovers from a cancelled request.
@@ -69,19 +75,19 @@ class LeasedProcess:
 
     def __init__(
         self,
-        session: Session,
+        session: BackendSession,
         first: ModernRequest,
         settings: ServerSettings,
-        owner: Owner,
+        owner: ExclusiveWorkerObserver,
         counts: Hold | None = None,
     ) -> None:
         self.session = session
         #: Whose share it counts against while it is not free.
         self.counts = counts or Hold()
-        self.conversation = LegacyConversation(
+        self.conversation = LegacyServerTranslator(
             first.capabilities, first.client_info, __version__, session.reached_nobody
         )
-        self.upkeep = Upkeep(session, settings)
+        self.upkeep = WorkerUsage(session, settings)
         self.exchange: Exchange | None = None
         #: The client of its request, also while that is parked.
         self._caller: Caller | None = None
@@ -92,7 +98,7 @@ class LeasedProcess:
         #: Fires when the handshake is over, fails with what went wrong.
         self._opening: Deferred[None] | None = None
         self._listing: Deferred[msgspec.Raw] | None = None
-        self.tools = KnownTools(self._list_tools)
+        self.tools = ToolAnnotations(self._list_tools)
         #: What is waited for: questions to be complete, a retry, a late answer.
         self._wait: IDelayedCall | None = None
         #: Whether lines of it are being read, and what is to follow then.
@@ -352,7 +358,7 @@ class LeasedProcess:
         if not self._reading:
             self._owner.returned(self)
 
-    def _heed(self, said: Said) -> None:
+    def _heed(self, said: ServerOutput) -> None:
         """Do what a line of the backend amounts to."""
         self._tell(said.to_backend)
         if said.tools is not None:

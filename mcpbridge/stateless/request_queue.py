@@ -18,23 +18,23 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mcpbridge.errors import BridgeError, ServerBusy, Stopping
-from mcpbridge.processes.waiters import Turns
+from mcpbridge.processes.waiters import Waiters
 
 T = TypeVar("T")
 
 
-class Place:
+class Ticket:
     """Where a request stands in line; it keeps that until it has a process."""
 
     #: When it began to wait; that is still to come.
     since = inf
 
-    def is_behind(self, others: Iterable[Place]) -> bool:
+    def is_behind(self, others: Iterable[Ticket]) -> bool:
         """Whether one of the others came before."""
         return any(each.since <= self.since for each in others)
 
 
-class WaitingLine:
+class RequestQueue:
     """Requests that wait for a process, in their order, bounded in number and time."""
 
     def __init__(self, clock: IReactorTime, limit: int, timeout: float) -> None:
@@ -49,7 +49,7 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def wait(self, place: Place, may_go: Callable[[], bool]) -> None:
+    async def wait(self, ticket: Ticket, may_go: Callable[[], bool]) -> None:
         """
         Returns when there may be a process: when `may_go` said so after
         something had changed.  Raises `ServerBusy` and `Stopping`.
@@ -57,13 +57,13 @@ class WaitingLine:
         if self._stopped:
             raise _stopping()
         now = self._clock.seconds()
-        if place.since == inf:
+        if ticket.since == inf:
             if len(self._waiting) >= self._limit:
                 raise ServerBusy("all processes are at work, and as many requests wait as may")
-            place.since = now
+            ticket.since = now
         turn: Deferred[None] = Deferred()
-        self._waiting[turn] = place.since, may_go
-        turn.addTimeout(max(0.0, place.since + self._timeout - now), self._clock)
+        self._waiting[turn] = ticket.since, may_go
+        turn.addTimeout(max(0.0, ticket.since + self._timeout - now), self._clock)
         try:
             await turn
         except defer.TimeoutError:
@@ -105,7 +105,7 @@ def _stopping() -> Stopping:
     return Stopping("the bridge is shutting down")
 
 
-class Crowd:
+class SingleFlight:
     """
     Requests that need the same thing done: one does it, and the others wait
     until that is over.  As many may wait as may wait in line.
@@ -114,7 +114,7 @@ class Crowd:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._at_work = False
-        self._turns = Turns()
+        self._turns = Waiters()
 
     async def is_first(self) -> bool:
         """

@@ -12,17 +12,17 @@ from twisted.internet.interfaces import IReactorTime
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import InvalidRequestState
-from mcpbridge.mcp.modern_request import MAY_ASK, ModernRequest
+from mcpbridge.mcp.modern_request import INPUT_REQUIRED_METHODS, ModernRequest
 from mcpbridge.mcp.request_state import StateKey, presented
 from mcpbridge.stateless.exchange import Exchange
-from mcpbridge.stateless.exclusive_worker import LeasedProcess
+from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
 
 #: The length of a key that is made at start, and of what names a parked call.
 KEY_BYTES = 32
 HANDLE_BYTES = 16
 
 
-class Parking:
+class SuspendedCalls:
     """The parked processes of a server, each with a name that counts until it leaves."""
 
     def __init__(self, settings: ServerSettings, clock: IReactorTime) -> None:
@@ -30,13 +30,13 @@ class Parking:
         self._clock = clock
         key = settings.request_state_key
         self._key = StateKey(token_bytes(KEY_BYTES) if key is None else key.encode("utf-8"))
-        self._parked: dict[str, LeasedProcess] = {}
-        self._handles: dict[LeasedProcess, str] = {}
+        self._parked: dict[str, ExclusiveWorker] = {}
+        self._handles: dict[ExclusiveWorker, str] = {}
 
     def __len__(self) -> int:
         return len(self._parked)
 
-    def enter(self, process: LeasedProcess, identity: str, request: ModernRequest) -> str:
+    def enter(self, process: ExclusiveWorker, identity: str, request: ModernRequest) -> str:
         """A process waits with this call; returns the state for its client."""
         handle = token_urlsafe(HANDLE_BYTES)
         self._parked[handle] = process
@@ -44,7 +44,7 @@ class Parking:
         timeout = self._settings.input_timeout
         return self._key.seal(handle, identity, request, self._clock.seconds(), timeout)
 
-    def leave(self, process: LeasedProcess) -> None:
+    def leave(self, process: ExclusiveWorker) -> None:
         """It does not wait any more, if it did: no state leads to it."""
         handle = self._handles.pop(process, None)
         if handle is not None:
@@ -53,7 +53,7 @@ class Parking:
             if claim is not None:
                 claim.release()
 
-    def find(self, exchange: Exchange, state: str) -> LeasedProcess:
+    def find(self, exchange: Exchange, state: str) -> ExclusiveWorker:
         """The process that waits for this retry.  Raises `InvalidRequestState`."""
         handle = self._key.open(state, exchange.identity, exchange.request, self._clock.seconds())
         process = self._parked.get(handle)
@@ -66,7 +66,7 @@ class Parking:
     def awaits(self, exchange: Exchange) -> bool:
         """Whether there is one."""
         request = exchange.request
-        if not self._parked or request.method not in MAY_ASK:
+        if not self._parked or request.method not in INPUT_REQUIRED_METHODS:
             return False
         try:
             state = presented(request)

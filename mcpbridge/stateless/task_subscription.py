@@ -19,7 +19,7 @@ from mcpbridge.jsonrpc.members import Members
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, ModernRequest
 from mcpbridge.mcp.subscriptions import complete_line
 from mcpbridge.mcp.tasks import acknowledged, failed_line, promised_tasks
-from mcpbridge.stateless.concurrent_worker import SharedProcess
+from mcpbridge.stateless.concurrent_worker import ConcurrentWorker
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.timers import Timer
 
@@ -33,7 +33,10 @@ class _Part:
     """What one process writes of a stream; of tasks, where it has any of it."""
 
     def __init__(
-        self, stream: TaskStream, process: SharedProcess | None = None, tasks: Sequence[str] = ()
+        self,
+        stream: TaskSubscription,
+        process: ConcurrentWorker | None = None,
+        tasks: Sequence[str] = (),
     ) -> None:
         self._stream = stream
         self.process = process
@@ -53,7 +56,7 @@ class _Part:
         self._stream.lost(self, refusal)
 
 
-class TaskStream:
+class TaskSubscription:
     """
     A client's stream, the worker of its exchange.
 
@@ -80,7 +83,7 @@ class TaskStream:
         self._errors: list[bytes | Refused] = []
         exchange.worker = self
 
-    def add(self, process: SharedProcess, tasks: Sequence[str], request: ModernRequest) -> None:
+    def add(self, process: ConcurrentWorker, tasks: Sequence[str], request: ModernRequest) -> None:
         """Have a process tell of tasks, by its own ids, with this request."""
         part = _Part(self, process, tasks)
         self._parts.append(part)

@@ -72,7 +72,7 @@ def read_record(value: Any) -> Record:
     raise ValueError("not a record")
 
 
-class Records:
+class CleanupRecords:
     """
     The records of one bridge, by owner: a session's tag, or any other key.
 

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import CLEANUP_SECONDS, MAX_CLEANUPS
 from mcpbridge.guard import guarded
-from mcpbridge.stdio.cleanup_records import Containers, MarkedProcess, Record, Records
+from mcpbridge.stdio.cleanup_records import CleanupRecords, Containers, MarkedProcess, Record
 from mcpbridge.stdio.state_file import (
     FORGET_SECONDS,
     NoStateDirectory,
@@ -32,7 +32,7 @@ from mcpbridge.stdio.state_file import (
     open_state_directory,
     take_dead,
 )
-from mcpbridge.stdio.watchdog import guardian_command, set_tag
+from mcpbridge.stdio.watchdog import set_tag, watchdog_command
 
 #: How soon marked processes are in the state file; containers are at once.
 SAVE_SECONDS = 1.0
@@ -47,7 +47,7 @@ class Journal:
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, records: Records) -> None:
+    def __init__(self, clock: IReactorTime, records: CleanupRecords) -> None:
         self._clock = clock
         self._records = records
         self._file: StateFile | None = None
@@ -257,7 +257,7 @@ class Recovery:
         cleaner = Cleaner(self._clock, records, self._tag)
         cleaner.done.addCallback(self._cleaned, file)
         cleaner.done.addErrback(lambda why: self.log.failure("recovery failed", why))
-        line = guardian_command(file.state.base, self._tag)
+        line = watchdog_command(file.state.base, self._tag)
         self._cleaner = cleaner
         try:
             self._processes.spawnProcess(cleaner, sys.executable, line, {})

@@ -24,8 +24,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mcpbridge.config.tuning import MAX_RECORDS
-from mcpbridge.rate_limited_log import Complaints
-from mcpbridge.stdio.cleanup_records import Record, Records
+from mcpbridge.rate_limited_log import RateLimitedLog
+from mcpbridge.stdio.cleanup_records import CleanupRecords, Record
 from mcpbridge.stdio.process_tags import LIMITS
 
 #: The pause before a guardian that died is started again: at first, at most.
@@ -38,7 +38,7 @@ END_SECONDS = 5.0
 
 
 @implementer(IPushProducer)
-class Keeper(ProcessProtocol):
+class Watchdog(ProcessProtocol):
     """
     Keeps a guardian for the tags of one bridge.
 
@@ -60,7 +60,7 @@ class Keeper(ProcessProtocol):
         self,
         reactor: Any,
         base: int,
-        records: Records,
+        records: CleanupRecords,
         changed: Callable[[Record], None] = lambda record: None,
     ) -> None:
         self._processes: IReactorProcess = reactor
@@ -68,7 +68,7 @@ class Keeper(ProcessProtocol):
         self._base = base
         self._changed = changed
         self._records = records
-        self._complaints = Complaints(reactor)
+        self._complaints = RateLimitedLog(reactor)
         #: Whether the pipe is full, and whether the guardian has missed something since.
         self._full = False
         self._missed = False
@@ -82,7 +82,7 @@ class Keeper(ProcessProtocol):
         """Start a guardian; where that fails, say so and try again later."""
         self._again = None
         try:
-            self._processes.spawnProcess(self, sys.executable, guardian_command(self._base), {})
+            self._processes.spawnProcess(self, sys.executable, watchdog_command(self._base), {})
         except OSError as error:
             self.log.warn("no guardian: {error}", error=str(error))
             self._try_later()
@@ -230,7 +230,7 @@ def set_tag(pid: int | None, tag: int) -> None:
         pass
 
 
-def guardian_command(base: int, tag: int | None = None) -> list[str]:
+def watchdog_command(base: int, tag: int | None = None) -> list[str]:
     """The command line of a guardian for the tags of `base`, with a tag of its own."""
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "watchdog_program.py")
     own = [] if tag is None else [str(tag)]

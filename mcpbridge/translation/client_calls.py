@@ -24,7 +24,7 @@ from mcpbridge.translation.to_legacy import members_of
 MAX_KEPT_BYTES = 64 * 1024 * 1024
 
 
-class Call:
+class ClientCall:
     """
     A request of the client that is not answered yet.
 
@@ -59,7 +59,7 @@ class Call:
         self.answers: dict[str, msgspec.Raw] = {}
 
 
-class Calls:
+class ClientCalls:
     """
     Those that are not answered yet.
 
@@ -70,13 +70,13 @@ class Calls:
     def __init__(self) -> None:
         self.meta: dict[str, object] = {LOG_LEVEL: msgspec.UNSET}
         self._numbers = 0
-        self._by_id: dict[JsonRpcId, Call] = {}
-        self._by_number: dict[JsonRpcId | msgspec.UnsetType, Call] = {}
+        self._by_id: dict[JsonRpcId, ClientCall] = {}
+        self._by_number: dict[JsonRpcId | msgspec.UnsetType, ClientCall] = {}
         self._kept = 0
         #: Those whose answers may come, but are not waited for.
         self.late: Recent[int] = Recent(CANCELLED_KEPT)
 
-    def record(self, call: Call, size: int = 0) -> None:
+    def record(self, call: ClientCall, size: int = 0) -> None:
         """
         Wait for an answer, and keep that many bytes for it.  Raises `IdInUse`
         and `SessionBusy`; then nothing was stored.
@@ -89,7 +89,7 @@ class Calls:
             raise SessionBusy("the open requests of the session are too large together")
         self._by_id[call.ident] = call
 
-    def keep(self, call: Call, size: int) -> bool:
+    def keep(self, call: ClientCall, size: int) -> bool:
         """Keep more bytes for a call, or less; False where there is no room, and nothing is."""
         others = self._kept - call.size
         if others and size > 0 and self._kept + size > MAX_KEPT_BYTES:
@@ -98,22 +98,22 @@ class Calls:
         self._kept += size
         return True
 
-    def settle(self, call: Call) -> None:
+    def settle(self, call: ClientCall) -> None:
         """Wait for no answer to it."""
         del self._by_id[call.ident]
         self._by_number.pop(call.number, None)
         self._kept -= call.size
 
-    def restore(self, call: Call) -> None:
+    def restore(self, call: ClientCall) -> None:
         """Wait for it again, as before `settle`."""
         self._by_id[call.ident] = self._by_number[call.number] = call
         self._kept += call.size
 
-    def has(self, call: Call) -> bool:
+    def has(self, call: ClientCall) -> bool:
         """Whether it waits for an answer."""
         return self._by_id.get(call.ident) is call
 
-    def with_id(self, ident: JsonRpcId) -> Call | None:
+    def with_id(self, ident: JsonRpcId) -> ClientCall | None:
         """The call with that id of the client."""
         return self._by_id.get(ident)
 
@@ -125,13 +125,13 @@ class Calls:
         message = {"jsonrpc": "2.0", "id": self._numbers, "method": method}
         return self._numbers, encode({**message, "params": {**params, "_meta": meta}})
 
-    def send(self, call: Call, method: str, params: Mapping[str, object]) -> bytes:
+    def send(self, call: ClientCall, method: str, params: Mapping[str, object]) -> bytes:
         """The line that asks the backend what a call wants to know."""
         call.number, line = self.ask(method, params)
         self._by_number[call.number] = call
         return line
 
-    def retry(self, call: Call) -> bytes:
+    def retry(self, call: ClientCall) -> bytes:
         """The same once more, with the answers to the backend's questions and its state."""
         params: dict[str, object] = dict(call.params)
         if call.answers:
@@ -140,12 +140,12 @@ class Calls:
             params["requestState"] = call.state
         return self.send(call, call.method, params)
 
-    def unsend(self, call: Call) -> None:
+    def unsend(self, call: ClientCall) -> None:
         """It did not reach the backend, but waits on."""
         del self._by_number[call.number]
         call.number = None
 
-    def answered(self, number: JsonRpcId | msgspec.UnsetType) -> Call | None:
+    def answered(self, number: JsonRpcId | msgspec.UnsetType) -> ClientCall | None:
         """The backend has answered that number: in flight no more.  None: it was not."""
         call = self._by_number.pop(number, None)
         if call is not None:

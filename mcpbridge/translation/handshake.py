@@ -16,11 +16,11 @@ from mcpbridge.jsonrpc.lenient import text
 from mcpbridge.jsonrpc.members import Members, changed, encode, members, value
 from mcpbridge.mcp import revisions
 from mcpbridge.mcp.capabilities import well_formed, with_extensions
-from mcpbridge.mcp.modern_request import MODERN
+from mcpbridge.mcp.modern_request import MODERN_PROTOCOL_VERSIONS
 from mcpbridge.translation.to_modern import complete, error_code, error_of
 
 #: The revision that a backend is asked for; it may choose an older one.
-ASKED_REVISION = revisions.SUPPORTED[-1]
+ASKED_REVISION = revisions.HANDSHAKE_PROTOCOL_VERSIONS[-1]
 #: Capabilities whose values are objects, by the specification; other names may mean anything.
 _CLIENT_CAPABILITIES = frozenset(
     {"elicitation", "experimental", "extensions", "roots", "sampling", "tasks"}
@@ -62,7 +62,7 @@ class HandshakeRefused(BridgeError):
         (2026-07-28, basic/versioning).
         """
         if self.supported:
-            return bool(set(self.supported) & set(MODERN))
+            return bool(set(self.supported) & set(MODERN_PROTOCOL_VERSIONS))
         return self.code in _MODERN_CODES
 
 
@@ -82,7 +82,7 @@ class Initialized(NamedTuple):
         """
         offered = changed(self.capabilities, {"tasks": msgspec.UNSET})
         result: dict[str, object] = {
-            "supportedVersions": MODERN,
+            "supportedVersions": MODERN_PROTOCOL_VERSIONS,
             "capabilities": with_extensions(offered),
         }
         if self.instructions is not None:
@@ -120,7 +120,7 @@ def read_answer(message: Members) -> Initialized:
         raise refusal(error)
     result = members(message["result"]) or {}
     version = text(result.get("protocolVersion"))
-    if version not in revisions.SUPPORTED:
+    if version not in revisions.HANDSHAKE_PROTOCOL_VERSIONS:
         shown = "none" if version is None else repr(version[:40])
         raise HandshakeRefused(
             f"the server chose a revision that the bridge does not know: {shown}"

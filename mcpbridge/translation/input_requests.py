@@ -25,7 +25,7 @@ from mcpbridge.errors import (
 )
 from mcpbridge.jsonrpc.lenient import same_id, text
 from mcpbridge.jsonrpc.members import Members, encode, error_line, members, result_line
-from mcpbridge.mcp.modern_request import MAY_ASK, ModernRequest
+from mcpbridge.mcp.modern_request import INPUT_REQUIRED_METHODS, ModernRequest
 from mcpbridge.translation.to_modern import URL_ELICITATION_REQUIRED, error_code
 
 ELICIT = "elicitation/create"
@@ -47,7 +47,7 @@ _OWN_KEY = "input-"
 _LEGACY_PARAMS = frozenset({"_meta", "task", "elicitationId"})
 
 
-class Question(NamedTuple):
+class ServerRequest(NamedTuple):
     """An open request of the backend: its own id, as it stands, and what it asks."""
 
     ident: msgspec.Raw
@@ -84,7 +84,7 @@ class NoQuestion(BridgeError):
         self.code = code
 
 
-def read_question(ident: msgspec.Raw, method: str, params: msgspec.Raw | None) -> Question:
+def read_question(ident: msgspec.Raw, method: str, params: msgspec.Raw | None) -> ServerRequest:
     """
     A request of the backend as a question.
 
@@ -99,16 +99,16 @@ def read_question(ident: msgspec.Raw, method: str, params: msgspec.Raw | None) -
     kept = _without_legacy(given)
     if method == ELICIT and _mode(kept) is None:
         raise NoQuestion(INVALID_PARAMS, "the mode of an elicitation is form or url")
-    return Question(ident, method, kept)
+    return ServerRequest(ident, method, kept)
 
 
-def read_required(method: str, error: Members) -> list[Question]:
+def read_required(method: str, error: Members) -> list[ServerRequest]:
     """
     The questions of an error -32042, "URL elicitation required" (2025-11-25,
     client/elicitation); empty where it is another, does not say them as it
     should, or answers a method that may not ask.
     """
-    if method not in MAY_ASK or error_code(error) != URL_ELICITATION_REQUIRED:
+    if method not in INPUT_REQUIRED_METHODS or error_code(error) != URL_ELICITATION_REQUIRED:
         return []
     data = _object(error, "data") or {}
     try:
@@ -120,7 +120,7 @@ def read_required(method: str, error: Members) -> list[Question]:
         params = members(each) or {}
         if _mode(params) != "url":
             return []
-        found.append(Question(msgspec.Raw(b"null"), ELICIT, _without_legacy(params)))
+        found.append(ServerRequest(msgspec.Raw(b"null"), ELICIT, _without_legacy(params)))
     return found
 
 
@@ -139,7 +139,7 @@ def read_responses(request: ModernRequest) -> Members:
     return given
 
 
-def missing_of(question: Question, request: ModernRequest) -> MissingCapability | None:
+def missing_of(question: ServerRequest, request: ModernRequest) -> MissingCapability | None:
     """The answer for a request whose client has not declared what a question takes."""
     required = question.missing(request.capabilities)
     if required is None:
@@ -154,7 +154,7 @@ class OpenQuestions:
     """The questions of the running request that are not answered, by their keys."""
 
     def __init__(self) -> None:
-        self.by_key: dict[str, Question] = {}
+        self.by_key: dict[str, ServerRequest] = {}
         self._keys = 0
         # Those that the server named in this call, also where they are answered.
         self._named: set[str] = set()
@@ -190,7 +190,7 @@ class OpenQuestions:
         own = number != named and number.isascii() and number.isdigit()
         return not (own and int(number) <= self._keys)
 
-    def add(self, question: Question) -> None:
+    def add(self, question: ServerRequest) -> None:
         """The backend asks; raises `NoQuestion` where it asks too much."""
         if len(self.by_key) >= MAX_QUESTIONS:
             raise NoQuestion(INTERNAL_ERROR, f"{MAX_QUESTIONS} requests are open already")
@@ -213,7 +213,7 @@ class OpenQuestions:
         return lines
 
 
-def input_requests(questions: Mapping[str, Question]) -> msgspec.Raw:
+def input_requests(questions: Mapping[str, ServerRequest]) -> msgspec.Raw:
     """The `inputRequests` of a result."""
     return msgspec.Raw(encode({key: question.entry() for key, question in questions.items()}))
 

@@ -20,7 +20,7 @@ from mcpbridge.errors import InvalidParams
 from mcpbridge.jsonrpc.envelope import JsonRpcId
 from mcpbridge.jsonrpc.members import encode, members
 from mcpbridge.mcp.modern_request import TASKS
-from mcpbridge.translation.client_calls import Call
+from mcpbridge.translation.client_calls import ClientCall
 from mcpbridge.translation.to_legacy import text_of
 
 #: How often a call may come back with questions.
@@ -43,7 +43,7 @@ class CannotAsk(Exception):
     """The client cannot be asked what the backend wants to know; why, as the client reads it."""
 
 
-class Abilities(msgspec.Struct, frozen=True):
+class InputCapabilities(msgspec.Struct, frozen=True):
     """
     What a client can be asked.
 
@@ -60,7 +60,7 @@ class Abilities(msgspec.Struct, frozen=True):
     modes: bool = False
 
 
-def read_abilities(capabilities: msgspec.Raw | None, version: str) -> Abilities:
+def read_input_capabilities(capabilities: msgspec.Raw | None, version: str) -> InputCapabilities:
     """
     The capabilities of an `initialize` in a session of that revision; a null
     is as good as none.  Raises `InvalidParams` where one is no object.
@@ -77,7 +77,7 @@ def read_abilities(capabilities: msgspec.Raw | None, version: str) -> Abilities:
     modes = version >= _WITH_MODES
     if elicitation is not None and not modes:
         elicitation.clear()
-    return Abilities(
+    return InputCapabilities(
         {**declared, **inner},
         # No mode is form mode (2025-11-25, client/elicitation, "Capabilities").
         forms=elicitation is not None and (not elicitation or "form" in elicitation),
@@ -99,7 +99,7 @@ def _parts(raw: msgspec.Raw | None, name: str) -> dict[str, msgspec.Raw]:
     return {key: part for key, part in parts.items() if _unless_null(part) is not None}
 
 
-class Question(NamedTuple):
+class InputRequest(NamedTuple):
     """What the backend asks under a key; the params as the client gets them."""
 
     key: str
@@ -107,18 +107,18 @@ class Question(NamedTuple):
     params: Mapping[str, object] | None
 
 
-class Round(NamedTuple):
+class InputRound(NamedTuple):
     """
     One `input_required` result: what the client is to be asked, what is
     answered in its place, and the backend's state, as it stands.
     """
 
-    questions: list[Question]
+    questions: list[InputRequest]
     answers: dict[str, msgspec.Raw]
     state: msgspec.Raw | None
 
 
-def read_round(result: Mapping[str, msgspec.Raw], client: Abilities) -> Round:
+def read_round(result: Mapping[str, msgspec.Raw], client: InputCapabilities) -> InputRound:
     """
     What a result asks, of a client with these abilities.
 
@@ -135,7 +135,7 @@ def read_round(result: Mapping[str, msgspec.Raw], client: Abilities) -> Round:
         raise CannotAsk("the server's inputRequests are no object")
     if not wanted and state is None:
         raise CannotAsk("the server wants input, but does not say what")
-    found = Round([], {}, state)
+    found = InputRound([], {}, state)
     for key, entry in wanted.items():
         question = _read_question(key, members(entry) or {}, client)
         if question is None:
@@ -146,15 +146,15 @@ def read_round(result: Mapping[str, msgspec.Raw], client: Abilities) -> Round:
 
 
 def _read_question(
-    key: str, entry: Mapping[str, msgspec.Raw], client: Abilities
-) -> Question | None:
+    key: str, entry: Mapping[str, msgspec.Raw], client: InputCapabilities
+) -> InputRequest | None:
     """One entry of `inputRequests`; None: it is declined."""
     method = text_of(entry.get("method"))
     params = members(entry["params"]) if "params" in entry else None
     if method == _ROOTS:
         if not client.roots:
             raise CannotAsk("the server asks for roots, which this client has not declared")
-        return Question(key, method, params)
+        return InputRequest(key, method, params)
     if method not in (_ELICIT, _SAMPLE) or params is None:
         raise CannotAsk("the server asks something that MCP 2026-07-28 does not have")
     if method == _ELICIT:
@@ -163,20 +163,20 @@ def _read_question(
         raise CannotAsk("the server asks for sampling, which this client has not declared")
     if not client.sampling_tools and not params.keys().isdisjoint(("tools", "toolChoice")):
         raise CannotAsk("the server asks for sampling with tools, which this client cannot")
-    return Question(key, method, params)
+    return InputRequest(key, method, params)
 
 
 def _read_elicitation(
-    key: str, params: Mapping[str, msgspec.Raw], client: Abilities
-) -> Question | None:
+    key: str, params: Mapping[str, msgspec.Raw], client: InputCapabilities
+) -> InputRequest | None:
     mode = text_of(params["mode"]) if "mode" in params else "form"
     if mode == "form" and client.forms:
         if client.modes:
-            return Question(key, _ELICIT, params)
-        return Question(key, _ELICIT, {name: params[name] for name in params if name != "mode"})
+            return InputRequest(key, _ELICIT, params)
+        return InputRequest(key, _ELICIT, {name: params[name] for name in params if name != "mode"})
     if mode == "url" and client.urls:
         # 2025-11-25 wants an id, which this revision no longer has.
-        return Question(key, _ELICIT, {"elicitationId": str(uuid.uuid4()), **params})
+        return InputRequest(key, _ELICIT, {"elicitationId": str(uuid.uuid4()), **params})
     return None
 
 
@@ -184,7 +184,7 @@ def _unless_null(raw: msgspec.Raw | None) -> msgspec.Raw | None:
     return None if raw is None or bytes(raw) == b"null" else raw
 
 
-class Waiting:
+class PendingInput:
     """
     The calls that wait for the client, or for the time to be sent again, and
     the bridge's own questions: `bridge:1`, `bridge:2` and on.
@@ -192,17 +192,17 @@ class Waiting:
 
     def __init__(self) -> None:
         self._asked = 0
-        self._questions: dict[JsonRpcId, Call] = {}
+        self._questions: dict[JsonRpcId, ClientCall] = {}
         # Each with one delay for all, so what comes first is due first.
-        self._legs: dict[Call, float] = {}
-        self._paced: dict[Call, float] = {}
+        self._legs: dict[ClientCall, float] = {}
+        self._paced: dict[ClientCall, float] = {}
 
     @property
     def due(self) -> float | None:
         """When the first of them is due; None where none waits."""
         return min((next(iter(all_.values())) for all_ in self._both() if all_), default=None)
 
-    def add(self, call: Call, asked: Round, now: float) -> list[bytes]:
+    def add(self, call: ClientCall, asked: InputRound, now: float) -> list[bytes]:
         """
         Let a call wait for a round; returns the questions as lines for the
         client.  A round without any, of `requestState` or declined answers
@@ -227,11 +227,11 @@ class Waiting:
             self._paced[call] = now + PACE_SECONDS
         return lines
 
-    def asker(self, ident: JsonRpcId | msgspec.UnsetType) -> Call | None:
+    def asker(self, ident: JsonRpcId | msgspec.UnsetType) -> ClientCall | None:
         """The call for which the client was asked that; None: it was not, or is answered."""
         return None if ident is msgspec.UNSET else self._questions.get(ident)
 
-    def answer(self, call: Call, ident: str, result: msgspec.Raw) -> bool:
+    def answer(self, call: ClientCall, ident: str, result: msgspec.Raw) -> bool:
         """The client has answered; returns whether that was the last answer of the round."""
         del self._questions[ident]
         call.answers[call.questions.pop(ident)] = result
@@ -239,13 +239,13 @@ class Waiting:
             del self._legs[call]
         return not call.questions
 
-    def take_back(self, call: Call, ident: str, key: str, now: float) -> None:
+    def take_back(self, call: ClientCall, ident: str, key: str, now: float) -> None:
         """The last answer of the round could not be used: it is open again."""
         self._questions[ident] = call
         call.questions[ident] = key
         self._legs[call] = now + LEG_SECONDS
 
-    def drop(self, call: Call, answered: JsonRpcId | msgspec.UnsetType = None) -> list[bytes]:
+    def drop(self, call: ClientCall, answered: JsonRpcId | msgspec.UnsetType = None) -> list[bytes]:
         """A call waits no more; returns the cancellations of its questions but the answered one."""
         self._legs.pop(call, None)
         self._paced.pop(call, None)
@@ -259,22 +259,22 @@ class Waiting:
         call.questions = {}
         return lines
 
-    def late(self, now: float) -> list[Call]:
+    def late(self, now: float) -> list[ClientCall]:
         """The calls whose client has not answered in time; they wait on until dropped."""
         return _due(self._legs, now)
 
-    def paced(self, now: float) -> list[Call]:
+    def paced(self, now: float) -> list[ClientCall]:
         """The calls that have waited long enough to be sent again; they wait no more."""
         due = _due(self._paced, now)
         for call in due:
             del self._paced[call]
         return due
 
-    def _both(self) -> tuple[dict[Call, float], dict[Call, float]]:
+    def _both(self) -> tuple[dict[ClientCall, float], dict[ClientCall, float]]:
         return self._legs, self._paced
 
 
-def _due(waiting: Mapping[Call, float], now: float) -> list[Call]:
+def _due(waiting: Mapping[ClientCall, float], now: float) -> list[ClientCall]:
     due = []
     for call, at in waiting.items():
         if at > now:

@@ -26,25 +26,25 @@ from mcpbridge.mcp.modern_request import (
     ACKNOWLEDGED,
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
+    INPUT_REQUIRED_METHODS,
     LISTEN,
     LOG_LEVEL,
     LOG_LEVELS,
-    MAY_ASK,
-    MODERN,
+    MODERN_PROTOCOL_VERSIONS,
     PROTOCOL_VERSION,
     SERVER_INFO,
     SUBSCRIPTION_ID,
 )
-from mcpbridge.translation.client_calls import Call, Calls
+from mcpbridge.translation.client_calls import ClientCall, ClientCalls
 from mcpbridge.translation.input_rounds import (
     MAX_ROUNDS,
-    Abilities,
     CannotAsk,
-    Waiting,
-    read_abilities,
+    InputCapabilities,
+    PendingInput,
+    read_input_capabilities,
     read_round,
 )
-from mcpbridge.translation.subscription_relay import Heard, Listening
+from mcpbridge.translation.subscription_relay import Heard, SubscriptionRelay
 from mcpbridge.translation.to_legacy import (
     changing_lists,
     implementation,
@@ -82,7 +82,7 @@ class Step(NamedTuple):
     due: float | None
 
 
-class LegacySession:
+class LegacyClientTranslator:
     """
     One session of a legacy client, and the process that it has to itself.
 
@@ -98,10 +98,12 @@ class LegacySession:
         self._name = {"name": "mcpbridge", "version": version}
         self._state: Literal["new", "asked", "open"] = "new"
         self._revision = ""
-        self._abilities = Abilities({})
-        self._calls = Calls()
-        self._waiting = Waiting()
-        self._listening: Listening[Call] = Listening(self._calls.ask, self._calls.cancellation)
+        self._abilities = InputCapabilities({})
+        self._calls = ClientCalls()
+        self._waiting = PendingInput()
+        self._listening: SubscriptionRelay[ClientCall] = SubscriptionRelay(
+            self._calls.ask, self._calls.cancellation
+        )
         self._ready = False
         self._undo: tuple[Envelope, Callable[[], None]] | None = None
         self.dropped: Counter[Why] = Counter()
@@ -114,7 +116,7 @@ class LegacySession:
         if envelope.is_request:
             outer = members(line) or {}
             shown = msgspec.Raw(bytes(outer.get("id", b"")) or encode(envelope.id))
-            call = Call(envelope.id, shown, str(envelope.method))  # type: ignore[arg-type]
+            call = ClientCall(envelope.id, shown, str(envelope.method))  # type: ignore[arg-type]
             try:
                 undo = self._request(line, outer, call, now, step)
             except Refused as refused:
@@ -182,7 +184,7 @@ class LegacySession:
     # Requests of the client.
 
     def _request(
-        self, line: bytes, outer: Members, call: Call, now: float, step: Step
+        self, line: bytes, outer: Members, call: ClientCall, now: float, step: Step
     ) -> Callable[[], None] | None:
         """Raises `Refused` where the answer is an error; then nothing is recorded."""
         method, shown = call.method, call.shown
@@ -208,18 +210,22 @@ class LegacySession:
             return self._subscribe(call, params, now, step)
         return self._forward(call, params, len(line), step)
 
-    def _initialize(self, call: Call, params: Members, step: Step) -> Callable[[], None]:
+    def _initialize(self, call: ClientCall, params: Members, step: Step) -> Callable[[], None]:
         if self._state != "new":
             raise NotJsonRpc("the session is initialized already")
         version = text_of(params.get("protocolVersion"))
         if version is None:
             raise InvalidParams("protocolVersion must be a string")
-        revision = version if version in revisions.SUPPORTED else revisions.SUPPORTED[-1]
-        abilities = read_abilities(params.get("capabilities"), revision)
+        revision = (
+            version
+            if version in revisions.HANDSHAKE_PROTOCOL_VERSIONS
+            else revisions.HANDSHAKE_PROTOCOL_VERSIONS[-1]
+        )
+        abilities = read_input_capabilities(params.get("capabilities"), revision)
         self._calls.record(call)
         self._state, self._revision, self._abilities = "asked", revision, abilities
         self._calls.meta |= {
-            PROTOCOL_VERSION: MODERN[-1],
+            PROTOCOL_VERSION: MODERN_PROTOCOL_VERSIONS[-1],
             CLIENT_INFO: implementation(params.get("clientInfo")) or self._name,
             CLIENT_CAPABILITIES: msgspec.Raw(encode(abilities.declared)),
         }
@@ -231,7 +237,9 @@ class LegacySession:
 
         return undo
 
-    def _subscribe(self, call: Call, params: Members, now: float, step: Step) -> Callable[[], None]:
+    def _subscribe(
+        self, call: ClientCall, params: Members, now: float, step: Step
+    ) -> Callable[[], None]:
         uri = text_of(params.get("uri"))
         if uri is None:
             raise InvalidParams("uri must be a string")
@@ -249,9 +257,11 @@ class LegacySession:
 
         return undo
 
-    def _forward(self, call: Call, params: Members, size: int, step: Step) -> Callable[[], None]:
+    def _forward(
+        self, call: ClientCall, params: Members, size: int, step: Step
+    ) -> Callable[[], None]:
         params_of(params.get("_meta"), "_meta")
-        if call.method in MAY_ASK:
+        if call.method in INPUT_REQUIRED_METHODS:
             for name in _NOT_OF_THE_CLIENT:
                 params.pop(name, None)
             call.params = params
@@ -311,7 +321,7 @@ class LegacySession:
 
         return undo
 
-    def _fail(self, call: Call, why: str, step: Step, answered: str | None = None) -> None:
+    def _fail(self, call: ClientCall, why: str, step: Step, answered: str | None = None) -> None:
         """Answer a call that came so far: a tool says what is wrong in its result."""
         step.to_client.extend(self._waiting.drop(call, answered))
         self._calls.settle(call)
@@ -334,7 +344,11 @@ class LegacySession:
             return
         result = members(answer.get("result", b""))
         kind = "error" if result is None else kind_of(result)
-        if result is not None and kind == "input_required" and call.method in MAY_ASK:
+        if (
+            result is not None
+            and kind == "input_required"
+            and call.method in INPUT_REQUIRED_METHODS
+        ):
             self._ask_client(call, result, now, step)
             return
         self._calls.settle(call)
@@ -351,7 +365,7 @@ class LegacySession:
         else:
             step.to_client.append(lower_error(answer, call.shown))
 
-    def _open(self, call: Call, discovered: Members, now: float, step: Step) -> None:
+    def _open(self, call: ClientCall, discovered: Members, now: float, step: Step) -> None:
         self._state = "open"
         self._server_info = members_of(discovered.get("_meta")).get(SERVER_INFO)
         self._listening.want(changing_lists(discovered))
@@ -359,7 +373,7 @@ class LegacySession:
         step.to_client.append(result_line(call.shown, said))
         self._start(now, step)
 
-    def _ask_client(self, call: Call, result: Members, now: float, step: Step) -> None:
+    def _ask_client(self, call: ClientCall, result: Members, now: float, step: Step) -> None:
         call.rounds += 1
         if call.rounds > MAX_ROUNDS:
             self._fail(call, f"the server has asked for input more than {MAX_ROUNDS} times", step)
@@ -409,7 +423,7 @@ class LegacySession:
         self.dropped[why] += 1
         self._report(why, line)
 
-    def _hear(self, heard: Heard[Call], step: Step) -> None:
+    def _hear(self, heard: Heard[ClientCall], step: Step) -> None:
         step.to_backend.extend(heard.to_backend)
         for call, problem in heard.answers:
             if not self._calls.has(call):

@@ -17,9 +17,9 @@ from mcpbridge.mcp.capabilities import with_extensions
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
+    INPUT_REQUIRED_METHODS,
     LOG_LEVEL,
-    MAY_ASK,
-    MODERN,
+    MODERN_PROTOCOL_VERSIONS,
     PREFIX,
     PROGRESS_TOKEN,
     PROTOCOL_VERSION,
@@ -95,7 +95,7 @@ class Outgoing:
             wanted = request.progress_token is not None
             changes[PROGRESS_TOKEN] = self._numbers if wanted else msgspec.UNSET
         meta = changed(request.meta, changes)
-        own = _NOT_PASSED if request.method in MAY_ASK else {}
+        own = _NOT_PASSED if request.method in INPUT_REQUIRED_METHODS else {}
         params = changed(request.params, {**own, "_meta": meta or msgspec.UNSET})
         return self._numbers, encode({**request.outer, "id": self._numbers, "params": params})
 
@@ -104,7 +104,9 @@ def check_passed(request: ModernRequest) -> None:
     """Raise `MethodNotFound` for what 2026-07-28 has removed, and what the bridge answers."""
     method = request.method
     if method in _NOT_ASKED or method.startswith(("tasks/", "notifications/")):
-        error = MethodNotFound(f"{method[:80]} is no method for a server of {MODERN[-1]}")
+        error = MethodNotFound(
+            f"{method[:80]} is no method for a server of {MODERN_PROTOCOL_VERSIONS[-1]}"
+        )
         error.ident = request.id
         raise error
 

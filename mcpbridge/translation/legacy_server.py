@@ -22,14 +22,19 @@ from mcpbridge.jsonrpc.envelope import split_batch
 from mcpbridge.jsonrpc.lenient import answered_number, is_id, text, whole_number
 from mcpbridge.jsonrpc.members import Members, changed, encode, error_line, members, result_line
 from mcpbridge.mcp.capabilities import is_of_extension
-from mcpbridge.mcp.modern_request import LOG_LEVELS, MAY_ASK, PROGRESS_TOKEN, ModernRequest
+from mcpbridge.mcp.modern_request import (
+    INPUT_REQUIRED_METHODS,
+    LOG_LEVELS,
+    PROGRESS_TOKEN,
+    ModernRequest,
+)
 from mcpbridge.mcp.subscriptions import read_change
 from mcpbridge.translation import to_modern
 from mcpbridge.translation.handshake import Initialized, initialize_params, read_answer
 from mcpbridge.translation.input_requests import (
     NoQuestion,
     OpenQuestions,
-    Question,
+    ServerRequest,
     input_requests,
     missing_of,
     read_question,
@@ -37,7 +42,7 @@ from mcpbridge.translation.input_requests import (
     read_responses,
 )
 from mcpbridge.translation.legacy_requests import OWN_KEPT, Outgoing, check_passed, notification
-from mcpbridge.translation.server_output import Said
+from mcpbridge.translation.server_output import ServerOutput
 
 
 @dataclass(slots=True)
@@ -52,7 +57,7 @@ class _Call:
     answered: bool = False
 
 
-class LegacyConversation:
+class LegacyServerTranslator:
     """
     One legacy backend, initialized once, serving one request at a time.
 
@@ -83,7 +88,7 @@ class LegacyConversation:
         self._listing: int | None = None
 
     @property
-    def questions(self) -> dict[str, Question]:
+    def questions(self) -> dict[str, ServerRequest]:
         """The backend's open questions to the running request's client, by key."""
         return self._open.by_key
 
@@ -197,9 +202,9 @@ class LegacyConversation:
         lines = [] if call.answered else self._set_level(request)
         return lines + self._open.answer(given)
 
-    def held(self) -> Said:
+    def held(self) -> ServerOutput:
         """What came for a request while it was parked, once it is resumed: its end, or nothing."""
-        said = Said()
+        said = ServerOutput()
         call = self._running()
         if isinstance(call.held, Refused):
             said.refused = call.held
@@ -244,7 +249,7 @@ class LegacyConversation:
         return self._outgoing.request("resources/unsubscribe", {"uri": uri})
 
     def list_tools(self, cursor: str | None) -> bytes:
-        """A request of the bridge's own, whose result is in `Said.tools`."""
+        """A request of the bridge's own, whose result is in `ServerOutput.tools`."""
         line = self._outgoing.request("tools/list", {} if cursor is None else {"cursor": cursor})
         self._listing = self._outgoing.last
         return line
@@ -262,9 +267,9 @@ class LegacyConversation:
 
     # What the backend says.
 
-    def from_backend(self, line: bytes) -> Said:
+    def from_backend(self, line: bytes) -> ServerOutput:
         """What a line of the backend amounts to, after the handshake; never raises for one."""
-        said = Said()
+        said = ServerOutput()
         # 2025-03-26, basic, "Batching": a backend may send arrays.
         for each in split_batch(line) or [line]:
             message = members(each)
@@ -302,7 +307,7 @@ class LegacyConversation:
         if self._abandoned or call.answered:
             return False
         if "id" in message:
-            return method != "ping" and call.request.method in MAY_ASK
+            return method != "ping" and call.request.method in INPUT_REQUIRED_METHODS
         of_call = ("notifications/message", "notifications/cancelled")
         return method in of_call or is_of_extension(method)
 
@@ -310,7 +315,7 @@ class LegacyConversation:
         self.dropped[why] += 1
         self._report(why, line)
 
-    def _answered(self, said: Said, message: Members, line: bytes) -> None:
+    def _answered(self, said: ServerOutput, message: Members, line: bytes) -> None:
         number = answered_number(message.get("id"))
         call = self._call
         if call is not None and number == call.number and not call.answered:
@@ -334,7 +339,7 @@ class LegacyConversation:
         else:
             self._drop("unasked", line)
 
-    def _finish(self, said: Said, call: _Call, message: Members) -> None:
+    def _finish(self, said: ServerOutput, call: _Call, message: Members) -> None:
         """The backend has answered a request that is not parked."""
         self._call = None
         request, info = call.request, self._known().server_info
@@ -354,7 +359,7 @@ class LegacyConversation:
             asked = input_requests({self._open.key(): each for each in required})
             said.final = result_line(request.id, to_modern.input_required(asked, None, info))
 
-    def _asked(self, said: Said, ident: msgspec.Raw, message: Members) -> None:
+    def _asked(self, said: ServerOutput, ident: msgspec.Raw, message: Members) -> None:
         method = text(message["method"]) or ""
         if method == "ping":
             said.to_backend.append(result_line(ident, {}))
@@ -381,13 +386,13 @@ class LegacyConversation:
     def _may_ask(self) -> _Call:
         """The request that a question belongs to; raises `NoQuestion` where there is none."""
         call = self._call
-        if call is None or call.answered or call.request.method not in MAY_ASK:
+        if call is None or call.answered or call.request.method not in INPUT_REQUIRED_METHODS:
             raise NoQuestion(METHOD_NOT_FOUND, "no request is running that may ask the client")
         if self._abandoned:
             raise NoQuestion(METHOD_NOT_FOUND, "it may belong to a request that was given up")
         return call
 
-    def _notified(self, said: Said, message: Members, line: bytes) -> None:
+    def _notified(self, said: ServerOutput, message: Members, line: bytes) -> None:
         method = text(message["method"]) or ""
         change = read_change(method, message.get("params"), line)
         params = members(message.get("params", b"")) or {}

@@ -15,7 +15,7 @@ from mcpbridge.mcp.subscriptions import Change
 
 
 @dataclass(slots=True)
-class Said:
+class ServerOutput:
     """
     What a line of the backend amounts to.
 

@@ -66,7 +66,7 @@ class _Listen(Generic[Tag]):
         self.since = now
 
 
-class Listening(Generic[Tag]):
+class SubscriptionRelay(Generic[Tag]):
     """
     What a session listens to.
 

@@ -28,10 +28,10 @@ from mcpbridge.config.tuning import (
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.web.bounded_request import BodyBudget
 from mcpbridge.web.client_addresses import ClientAddresses, Peer
-from mcpbridge.web.fair_turns import Turns
+from mcpbridge.web.fair_turns import FairTurns
 from mcpbridge.web.tcp import has_left, unsent
 from mcpbridge.web.transport_security import loopback_port
-from mcpbridge.web.watched_connection import CONNECTION_DONE, WatchedChannel
+from mcpbridge.web.watched_connection import CONNECTION_DONE, WatchedConnection
 
 
 class _Site(Protocol):
@@ -40,14 +40,14 @@ class _Site(Protocol):
     clock: IReactorTime
     budget: BodyBudget
     clients: ClientAddresses
-    turns: Turns
+    turns: FairTurns
     max_body: int
     min_transfer_rate: int
 
-    def opened(self, channel: BridgeChannel) -> bool:
+    def opened(self, channel: BridgeConnection) -> bool:
         """A connection was made; False where there are too many."""
 
-    def closed(self, channel: BridgeChannel) -> None:
+    def closed(self, channel: BridgeConnection) -> None:
         """A connection is gone."""
 
     def is_pooled(self, transport: Any) -> bool:
@@ -55,7 +55,7 @@ class _Site(Protocol):
         ...
 
 
-class BridgeChannel(WatchedChannel):
+class BridgeConnection(WatchedConnection):
     """
     An HTTP/1.1 connection that does not wait or store without bound.
 

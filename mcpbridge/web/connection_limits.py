@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from mcpbridge.config.tuning import IDLE_ADDRESSES, IDLE_CANDIDATES, IDLE_LOOK_SECONDS
 from mcpbridge.processes.address_shares import Fullest, Shares
-from mcpbridge.rate_limited_log import Complaints
+from mcpbridge.rate_limited_log import RateLimitedLog
 from mcpbridge.web.client_addresses import Peer
 
 
@@ -62,7 +62,7 @@ class Connections:
         #: Addresses by how many connections they have.
         self._fullest = Fullest()
         self._found: dict[str, _Found] = {}
-        self._refusals = Complaints(clock)
+        self._refusals = RateLimitedLog(clock)
 
     def __len__(self) -> int:
         return self._count

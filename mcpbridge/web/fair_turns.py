@@ -23,13 +23,13 @@ class Turn(Protocol):
     """A connection with requests that have arrived and are not served."""
 
     def serve_slice(self) -> None:
-        """Serve the next request, and more while `Turns.may_go_on`."""
+        """Serve the next request, and more while `FairTurns.may_go_on`."""
 
     def fail(self) -> None:
         """Serving it has raised: end the connection."""
 
 
-class Turns:
+class FairTurns:
     """
     A queue of connections, served round robin in slices of a few requests.
 

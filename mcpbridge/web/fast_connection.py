@@ -3,7 +3,7 @@ The connection with the front before it: plain requests are answered from the
 bytes at hand, everything else goes to the ordinary channel, on the same
 connection, at any request.
 
-Knows where requests begin and end; what is plain is for `front`.
+Knows where requests begin and end; what is plain is for `fast_path`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.transports import prompt_descriptor, write_at_once
 from mcpbridge.web.client_addresses import ClientAddresses, in_head
-from mcpbridge.web.connection import BridgeChannel
-from mcpbridge.web.fast_path import Front, NotPlainAfterAll, Plain
-from mcpbridge.web.pending_exchange import WaitingExchange
-from mcpbridge.web.pending_response import WaitingAnswer
+from mcpbridge.web.connection import BridgeConnection
+from mcpbridge.web.fast_path import FastPath, FastRequest, NotFastAfterAll
+from mcpbridge.web.pending_exchange import PendingExchange
+from mcpbridge.web.pending_response import PendingResponse
 from mcpbridge.web.watched_connection import CONNECTION_DONE
 
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length:[^\r]*")
 
 
-class PlainChannel(BridgeChannel):
+class FastConnection(BridgeConnection):
     """
     A connection whose site has a front.
 
@@ -42,9 +42,9 @@ class PlainChannel(BridgeChannel):
     _descriptor: Any
     #: The head of the last request, and what it was recognised as.
     _last_head: bytes
-    _last_plain: Plain | None
+    _last_plain: FastRequest | None
     #: A plain request whose body is arriving, in pieces.
-    _arriving: Plain | None = None
+    _arriving: FastRequest | None = None
     _missing = 0
     _held = 0
     #: The address whose share that, or what is at work, counts against.
@@ -53,12 +53,12 @@ class PlainChannel(BridgeChannel):
     #: What the request that waits, or was handed over, holds of the budget.
     _working = 0
     #: A plain request that waits for its answer.
-    _waiting: WaitingAnswer | WaitingExchange | None = None
+    _waiting: PendingResponse | PendingExchange | None = None
     #: When it has waited for long.
     _due = 0.0
     _commit_call: IDelayedCall | None = None
     #: What the endpoint of Streamable HTTP takes over of a plain request.
-    handed_over: WaitingAnswer | WaitingExchange | None = None
+    handed_over: PendingResponse | PendingExchange | None = None
 
     def connectionMade(self) -> None:
         """Nothing has arrived."""
@@ -73,7 +73,7 @@ class PlainChannel(BridgeChannel):
     def _take(self, data: bytes) -> None:
         """Bytes for the front, or from the first request on that is not plain for twisted.web."""
         if self._is_between_requests():
-            data = self._serve_plain(self.site.front, data)
+            data = self._serve_plain(self.site.fast_path, data)
             if not data:
                 self.resetTimeout()
                 return
@@ -116,15 +116,15 @@ class PlainChannel(BridgeChannel):
 
     # Requests.
 
-    def _serve_plain(self, front: Front, data: bytes) -> bytes:
+    def _serve_plain(self, fast_path: FastPath, data: bytes) -> bytes:
         """
         Answer one plain request at once, and leave what is behind it for
         later; return what is left to the ordinary channel, from the first byte
         of a request on.
         """
         while data:
-            plain = self._arriving
-            if plain is not None:
+            fast_request = self._arriving
+            if fast_request is not None:
                 piece = data[: self._missing]
                 if not self.site.budget.take(len(piece), self._sender):
                     # Whose answer it is that there is no room.
@@ -141,47 +141,47 @@ class PlainChannel(BridgeChannel):
                 self._let_go()
             else:
                 end = data.find(b"\r\n\r\n") + 4
-                plain = self._recognise(front, data[: end - 4]) if end > 3 else None
-                if plain is None:
-                    refusal = self._refuse_stream(front, data, end)
+                fast_request = self._recognise(fast_path, data[: end - 4]) if end > 3 else None
+                if fast_request is None:
+                    refusal = self._refuse_stream(fast_path, data, end)
                     if refusal is None:
                         return data
                     self._later = data[end:]
                     self._write(refusal)
                     return b""
-                if len(data) - end < plain.length:
-                    self._arriving, self._missing = plain, plain.length
+                if len(data) - end < fast_request.length:
+                    self._arriving, self._missing = fast_request, fast_request.length
                     self._sender = self._client()
                     data = data[end:]
                     continue
-                body = data[end : end + plain.length]
+                body = data[end : end + fast_request.length]
                 budget = self.site.budget
-                if budget.used and not budget.has_room(plain.length, self._client()):
+                if budget.used and not budget.has_room(fast_request.length, self._client()):
                     # What has arrived at once is not counted, but refused alike.
                     return data
-                data = data[end + plain.length :]
+                data = data[end + fast_request.length :]
             if self._deadline is not None:
                 self._set_deadline(None)
             self._later = data
             try:
-                if not plain.streamable:
-                    self._write(front.answer(plain, body))
+                if not fast_request.streamable:
+                    self._write(fast_path.answer(fast_request, body))
                     return b""
-                answer = front.post(
-                    plain,
+                answer = fast_path.post(
+                    fast_request,
                     body,
                     self._answered,
                     self._hand_over,
                     self._client,
                     self.client_connection,
                 )
-            except NotPlainAfterAll:
+            except NotFastAfterAll:
                 self._later = b""
                 return self._last_head + b"\r\n\r\n" + body + data
             if isinstance(answer, bytes):
                 self._write(answer)
                 return b""
-            if not isinstance(answer, WaitingExchange):
+            if not isinstance(answer, PendingExchange):
                 self._waiting = answer
                 self._commit_later(COMMIT_SECONDS)
                 return b""
@@ -193,27 +193,27 @@ class PlainChannel(BridgeChannel):
             self._working, self._sender = len(body), client
             self._waiting = answer
             # An error of those who wait in line has a status of its own.
-            self._commit_later(plain.server.settings.queue_timeout + COMMIT_SECONDS)
+            self._commit_later(fast_request.server.settings.queue_timeout + COMMIT_SECONDS)
             self._begin(answer)
             return b""
         return b""
 
-    def _refuse_stream(self, front: Front, data: bytes, end: int) -> bytes | None:
+    def _refuse_stream(self, fast_path: FastPath, data: bytes, end: int) -> bytes | None:
         """Under a flood of clients for whom there is no room, saying so is to be cheap."""
         if end < 4 or not data.startswith(b"GET "):
             return None
-        return front.refuse_stream(data[: end - 4], self.loopback or None, self._client)
+        return fast_path.refuse_stream(data[: end - 4], self.loopback or None, self._client)
 
-    def _recognise(self, front: Front, head: bytes) -> Plain | None:
+    def _recognise(self, fast_path: FastPath, head: bytes) -> FastRequest | None:
         """A client writes the same head again and again."""
         if head != self._last_head:
-            plain = front.recognise(head, self.loopback or None)
-            if plain is not None:
+            fast_request = fast_path.recognise(head, self.loopback or None)
+            if fast_request is not None:
                 # A larger body is read in slices: the ordinary channel waits for that.
-                large = LARGE_BYTES if plain.streamable else WHOLE_BYTES
-                if plain.length > min(self.site.max_body, large):
-                    plain = None
-            self._last_head, self._last_plain = head, plain
+                large = LARGE_BYTES if fast_request.streamable else WHOLE_BYTES
+                if fast_request.length > min(self.site.max_body, large):
+                    fast_request = None
+            self._last_head, self._last_plain = head, fast_request
         return self._last_plain
 
     def _client(self) -> str | None:
@@ -252,7 +252,7 @@ class PlainChannel(BridgeChannel):
 
     # Answers that come later.
 
-    def _begin(self, exchange: WaitingExchange) -> None:
+    def _begin(self, exchange: PendingExchange) -> None:
         """Have it worked on; its answer may be there when this returns."""
 
         def begun() -> None:
@@ -264,7 +264,7 @@ class PlainChannel(BridgeChannel):
     def _answered(self, answer: bytes) -> None:
         """All of the answer to a request that waited for it."""
         waiting, self._waiting = self._waiting, None
-        self.share = waiting.face.share if isinstance(waiting, WaitingAnswer) else None
+        self.share = waiting.streamable.share if isinstance(waiting, PendingResponse) else None
         if self._working:
             self._done()
         self._write(answer)

@@ -25,17 +25,22 @@ from twisted.web.server import version
 from mcpbridge.errors import InternalError, Refused
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.mcp.header_validation import PARAM_PREFIX, Headers
-from mcpbridge.mcp.modern_request import LISTEN, MODERN, claims_modern
-from mcpbridge.mcp.revisions import SUPPORTED
+from mcpbridge.mcp.modern_request import LISTEN, MODERN_PROTOCOL_VERSIONS, claims_modern
+from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
-from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.web.error_response import phrase
-from mcpbridge.web.pending_exchange import WaitingExchange
-from mcpbridge.web.pending_response import WaitingAnswer
+from mcpbridge.web.pending_exchange import PendingExchange
+from mcpbridge.web.pending_response import PendingResponse
 from mcpbridge.web.stateless_http import PROXY_HEADERS, read_post, restated, status_of, work_on
-from mcpbridge.web.transport_security import BROWSER_FIELDS, PREFETCH_FIELDS, Gate, is_browser_agent
+from mcpbridge.web.transport_security import (
+    BROWSER_FIELDS,
+    PREFETCH_FIELDS,
+    TransportSecurity,
+    is_browser_agent,
+)
 
 #: A longer head, or one with more lines, is for the ordinary channel.
 HEAD_BYTES = 8192
@@ -73,7 +78,7 @@ _PROXY = frozenset(name.encode("ascii") for name in PROXY_HEADERS)
 _PARAM = PARAM_PREFIX.lower().encode("ascii")
 
 
-class Plain(NamedTuple):
+class FastRequest(NamedTuple):
     """
     What is wanted of a plain request's head; `streamable`: at `/mcp`.
 
@@ -90,7 +95,7 @@ class Plain(NamedTuple):
     proxied: bool = False
 
 
-def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain | None:
+def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> FastRequest | None:
     """
     The head of a plain request, without its last empty line; None where it
     is not plain.
@@ -118,7 +123,7 @@ def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain |
         return None
     host = fields.get(b"host")
     version = fields.get(b"mcp-protocol-version", b"2025-11-25").decode("latin-1")
-    if streamable and version in MODERN:
+    if streamable and version in MODERN_PROTOCOL_VERSIONS:
         if b"mcp-session-id" in fields:
             return None
         # Where all is to be JSON, some messages are not for the client; and
@@ -126,13 +131,13 @@ def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> Plain |
         if server.settings.json_response or server.tells_callers:
             return None
         proxied = not _PROXY.isdisjoint(fields)
-        return Plain(server, "", int(digits), host, streamable, _headers(fields), proxied)
+        return FastRequest(server, "", int(digits), host, streamable, _headers(fields), proxied)
     ident = fields.get(b"mcp-session-id", b"") if streamable else target[2]
     if ident is None or not _IDENT.fullmatch(ident):
         return None
-    if streamable and version not in SUPPORTED:
+    if streamable and version not in HANDSHAKE_PROTOCOL_VERSIONS:
         return None
-    return Plain(server, ident.decode("ascii"), int(digits), host, streamable)
+    return FastRequest(server, ident.decode("ascii"), int(digits), host, streamable)
 
 
 def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
@@ -173,17 +178,17 @@ def _headers(fields: dict[bytes, bytes]) -> Headers:
     return get
 
 
-class NotPlainAfterAll(Exception):
+class NotFastAfterAll(Exception):
     """A message that the ordinary channel has to look at: a batch, a beginning."""
 
 
-class Front:
+class FastPath:
     """Answers plain requests for the servers of one site."""
 
     log = Logger()
 
-    def __init__(self, servers: Sequence[Server], gate: Gate) -> None:
-        self._gate = gate
+    def __init__(self, servers: Sequence[Server], security: TransportSecurity) -> None:
+        self._security = security
         self._servers = {
             f"{server.settings.base_uri}/{name}{slash}".encode("ascii"): (server, name == "mcp")
             for server in servers
@@ -199,15 +204,15 @@ class Front:
         self._dated = b""
         self._accepted = b""
 
-    def recognise(self, head: bytes, loopback: int | None = None) -> Plain | None:
+    def recognise(self, head: bytes, loopback: int | None = None) -> FastRequest | None:
         """
         The head of a plain request, or None; `loopback` is the port of the
         listener, if it is on loopback.
         """
-        plain = read_head(head, self._servers)
-        if plain is not None and not self._gate.allows_host(plain.host, loopback):
+        fast_request = read_head(head, self._servers)
+        if fast_request is not None and not self._security.allows_host(fast_request.host, loopback):
             return None
-        return plain
+        return fast_request
 
     def refuse_stream(
         self, head: bytes, loopback: int | None, client: Callable[[], str | None] = lambda: None
@@ -230,15 +235,15 @@ class Front:
             return None
         if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
             return None
-        if not self._gate.allows_host(fields.get(b"host"), loopback):
+        if not self._security.allows_host(fields.get(b"host"), loopback):
             return None
         server.pool.refused()
         return self._refused(refusal)
 
-    def answer(self, request: Plain, body: bytes) -> bytes:
+    def answer(self, request: FastRequest, body: bytes) -> bytes:
         """
         Let the server decide about the message; the whole answer, as bytes.
-        Raises `NotPlainAfterAll` where it needs more time for that.
+        Raises `NotFastAfterAll` where it needs more time for that.
         """
         self._know_the_time()
         try:
@@ -246,18 +251,18 @@ class Front:
         except Exception as error:
             return self._failed(error)
         if not received:
-            raise NotPlainAfterAll
+            raise NotFastAfterAll
         return self._accepted
 
     def post(
         self,
-        request: Plain,
+        request: FastRequest,
         body: bytes,
         answer: Callable[[bytes], None],
         hand_over: Callable[[], None],
         client: Callable[[], str | None] = lambda: None,
         connection: Callable[[], ClientConnection | None] = lambda: None,
-    ) -> bytes | WaitingAnswer | WaitingExchange:
+    ) -> bytes | PendingResponse | PendingExchange:
         """
         The same for Streamable HTTP: the whole answer, or what waits for it
         and calls `answer` with all of it, or `hand_over`; an exchange is to
@@ -268,22 +273,24 @@ class Front:
             known = None if request.proxied else connection()
             return self._ask(request, request.headers, body, answer, hand_over, client(), known)
         self._know_the_time()
-        made: list[WaitingAnswer] = []
+        made: list[PendingResponse] = []
         if claims_modern(body):
-            raise NotPlainAfterAll
+            raise NotFastAfterAll
         try:
-            face = cast("StreamableFace", request.server.find_streamable(request.ident).stream)
+            streamable = cast(
+                "StreamableSession", request.server.find_streamable(request.ident).sink
+            )
             request.server.check_size(body)
             line, envelope = read_message(body)
             if envelope is None or envelope.method == "initialize":
-                raise NotPlainAfterAll
+                raise NotFastAfterAll
 
-            def wait() -> WaitingAnswer:
-                made.append(WaitingAnswer(face, lambda b: answer(self._json(b)), hand_over))
+            def wait() -> PendingResponse:
+                made.append(PendingResponse(streamable, lambda b: answer(self._json(b)), hand_over))
                 return made[0]
 
-            stream = face.receive([(line, envelope)], wait)
-        except NotPlainAfterAll:
+            stream = streamable.receive([(line, envelope)], wait)
+        except NotFastAfterAll:
             raise
         except Exception as error:
             return self._failed(error)
@@ -294,22 +301,22 @@ class Front:
 
     def _ask(
         self,
-        request: Plain,
+        request: FastRequest,
         headers: Headers,
         body: bytes,
         answer: Callable[[bytes], None],
         hand_over: Callable[[], None],
         client: str | None,
         connection: ClientConnection | None,
-    ) -> bytes | WaitingExchange:
+    ) -> bytes | PendingExchange:
         """A request of 2026-07-28 that most likely has one message for an answer."""
         try:
             asked = read_post(request.server, body, headers)
         except Refused as error:
             return self._refused(error)
         if asked is None or asked.method == LISTEN:
-            raise NotPlainAfterAll
-        return WaitingExchange(
+            raise NotFastAfterAll
+        return PendingExchange(
             asked,
             ANYBODY,
             connection=connection,

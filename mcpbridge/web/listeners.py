@@ -15,7 +15,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
 from zope.interface import implementer
 
 from mcpbridge.config.tuning import BACKLOG
-from mcpbridge.rate_limited_log import Complaints
+from mcpbridge.rate_limited_log import RateLimitedLog
 
 #: The kinds whose descriptions may hold `backlog`.
 _WITH_BACKLOG = ("tcp", "tcp6", "ssl", "tls", "unix")
@@ -54,7 +54,7 @@ def _with_backlog(reactor: Any, description: str) -> IStreamServerEndpoint:
 @implementer(ILogObserver)
 class AcceptErrors:
     """
-    Says now and then (`Complaints`) that connections cannot be accepted,
+    Says now and then (`RateLimitedLog`) that connections cannot be accepted,
     and what to do, instead of what Twisted logs of each.
 
     Where descriptors run out, `twisted.internet.tcp.Port` gives up one that it
@@ -72,7 +72,7 @@ class AcceptErrors:
     _NOT_ACCEPTED = "Could not accept new connection"
 
     def __init__(self, clock: IReactorTime) -> None:
-        self._closed = Complaints(clock)
+        self._closed = RateLimitedLog(clock)
 
     def watch(self, port: IListeningPort) -> None:
         """Let a listener of Twisted's log here; any other is left as it is."""

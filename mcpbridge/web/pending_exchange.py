@@ -19,10 +19,10 @@ from twisted.python.failure import Failure
 from mcpbridge.errors import Refused
 from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.stateless.exchange import Exchange, Outlet
+from mcpbridge.stateless.exchange import Exchange, ExchangeSink
 
 
-class WaitingExchange:
+class PendingExchange:
     """
     An exchange, and what stands in for its response until the first message
     is there.
@@ -53,7 +53,7 @@ class WaitingExchange:
         self._answer = answer
         self._refuse = refuse
         self._hand_over = hand_over
-        self._response: Outlet | None = None
+        self._response: ExchangeSink | None = None
         self._working: Deferred[None] | None = None
 
     def begin(self, begun: Callable[[], None]) -> None:
@@ -65,7 +65,7 @@ class WaitingExchange:
         self._working.addCallback(lambda _: begun())
         self._working.addErrback(self._stopped)
 
-    def take_over(self, response: Outlet) -> None:
+    def take_over(self, response: ExchangeSink) -> None:
         """What comes from now on is for this response."""
         self._response = response
 

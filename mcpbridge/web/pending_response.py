@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mcpbridge.mcp.stream_events import Event, Outlet
-from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.mcp.stream_events import Event, StreamSink
+from mcpbridge.session.streamable import StreamableSession
 
 
-class WaitingAnswer:
+class PendingResponse:
     """
     Stands in for a response until the first message is there.
 
@@ -25,25 +25,25 @@ class WaitingAnswer:
 
     def __init__(
         self,
-        face: StreamableFace,
+        streamable: StreamableSession,
         answer: Callable[[bytes], None],
         hand_over: Callable[[], None],
     ) -> None:
-        self.face = face
+        self.streamable = streamable
         self.stream = ""
         self._answer = answer
         self._hand_over = hand_over
-        self._response: Outlet | None = None
+        self._response: StreamSink | None = None
 
-    def take_over(self, response: Outlet) -> None:
+    def take_over(self, response: StreamSink) -> None:
         """What the router says from now on is for this response."""
         self._response = response
 
     def detach(self) -> None:
         """The connection is gone."""
-        self.face.router.detach(self.stream, self)
+        self.streamable.router.detach(self.stream, self)
         # From now on the session may be idle.
-        self.face.touch()
+        self.streamable.touch()
 
     # What the router asks: Outlet.
 
@@ -78,7 +78,7 @@ class WaitingAnswer:
         """Another connection has the stream."""
         self._ordinary().displaced()
 
-    def _ordinary(self) -> Outlet:
+    def _ordinary(self) -> StreamSink:
         if self._response is None:
             self._hand_over()
         if self._response is None:

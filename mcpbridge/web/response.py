@@ -23,7 +23,7 @@ from mcpbridge.web.tcp import notice_vanished_peer
 
 
 @implementer(IPushProducer)
-class Reply:
+class Response:
     """
     A response that nobody has begun yet.
 

@@ -15,7 +15,12 @@ from twisted.web.resource import IResource, Resource
 from mcpbridge.config.settings import SERVED_PATHS, ServerSettings
 from mcpbridge.errors import NothingHere, Refused
 from mcpbridge.web.error_response import answer
-from mcpbridge.web.transport_security import Gate, check_backend_route, is_preflight, loopback_port
+from mcpbridge.web.transport_security import (
+    TransportSecurity,
+    check_backend_route,
+    is_preflight,
+    loopback_port,
+)
 from mcpbridge.web.urls import mcp_at
 
 #: What is below a base and reaches a backend.
@@ -84,12 +89,12 @@ def _is_plain(segment: bytes) -> bool:
         return False
 
 
-class Gated(Resource):
+class SecuredResource(Resource):
     """What stands before all branches: the gate, on every path."""
 
-    def __init__(self, gate: Gate, root: Branch) -> None:
+    def __init__(self, security: TransportSecurity, root: Branch) -> None:
         super().__init__()
-        self._gate = gate
+        self._security = security
         self._root = root
 
     def getChildWithDefault(self, path: bytes, request: Any) -> IResource:
@@ -99,12 +104,12 @@ class Gated(Resource):
         if loopback is None:
             loopback = loopback_port(getattr(channel, "transport", None))
         try:
-            self._gate.check(request, loopback or None)
+            self._security.check(request, loopback or None)
         except Refused as refusal:
-            self._gate.complain(refusal)
+            self._security.complain(refusal)
             return _Refusal(refusal)
         if is_preflight(request):
-            return _Preflight(self._gate)
+            return _Preflight(self._security)
         resource: IResource = self._root.getChildWithDefault(path, request)
         return resource
 
@@ -132,12 +137,12 @@ class _Preflight(Resource):
 
     isLeaf = True
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, security: TransportSecurity) -> None:
         super().__init__()
-        self._gate = gate
+        self._security = security
 
     def render(self, request: Any) -> bytes:
-        return self._gate.answer_preflight(request)
+        return self._security.answer_preflight(request)
 
 
 class _Nothing(Resource):

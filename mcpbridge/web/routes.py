@@ -22,7 +22,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from mcpbridge.errors import InternalError, NothingHere, Refused, WrongMethod
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 from mcpbridge.web.error_response import answer
 from mcpbridge.web.request_caller import CallerOf, nobody
@@ -69,7 +69,7 @@ class Routes:
         finished: Deferred[None] = Deferred()
         aborted = request.notifyFinish()
 
-        def make_stream(session: Session) -> EventStream:
+        def make_stream(session: BackendSession) -> EventStream:
             if request.channel is None:
                 raise CancelledError
             stream = EventStream(
@@ -91,7 +91,7 @@ class Routes:
             raise
 
         def client_gone(failure: Failure) -> None:
-            stream = cast("EventStream", session.stream)
+            stream = cast("EventStream", session.sink)
             self._server.client_left(session, stream.client_gone(_in_short(failure)))
 
         aborted.addErrback(client_gone)
@@ -160,7 +160,7 @@ class Routes:
         self.log.failure("a request failed", failure)
         return answer(request, InternalError.of_ours())
 
-    def _endpoint(self, request: Any, session: Session) -> str:
+    def _endpoint(self, request: Any, session: BackendSession) -> str:
         """Where the client is to post, as the client sees the path."""
         settings = self._server.settings
         base = settings.public_path

@@ -65,7 +65,7 @@ class ServerCards:
     def card(self, request: Any, server: Server, mount: Sequence[bytes]) -> bytes:
         """The card of a server; `mount` is where the bridge is.  Raises `CardUnknown`."""
         origin, host = self._origin(request)
-        made = _card(server.settings, server.eras.known, origin, host, mount)
+        made = _card(server.settings, server.era.known, origin, host, mount)
         if made is None:
             raise CardUnknown(_not_yet(server.settings.name))
         return _document(request, made[1], CARD_TYPE, CARD_CACHE)
@@ -90,7 +90,7 @@ class ServerCards:
         found = [
             made
             for each in self._servers
-            if (made := _card(each.settings, each.eras.known, origin, host, mount)) is not None
+            if (made := _card(each.settings, each.era.known, origin, host, mount)) is not None
         ]
         if not found:
             raise CardUnknown(_not_yet(None))

@@ -26,11 +26,11 @@ from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses
-from mcpbridge.web.connection import BridgeChannel
+from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.connection_limits import Connections
-from mcpbridge.web.fair_turns import Turns
-from mcpbridge.web.fast_connection import PlainChannel
-from mcpbridge.web.fast_path import Front
+from mcpbridge.web.fair_turns import FairTurns
+from mcpbridge.web.fast_connection import FastConnection
+from mcpbridge.web.fast_path import FastPath
 
 #: How long a connection may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
@@ -80,7 +80,7 @@ class BridgeSite(Site):
         resource: IResource,
         reactor: Any,
         settings: BridgeSettings,
-        front: Front | None = None,
+        fast_path: FastPath | None = None,
         responses: ResponseBudget | None = None,
         *,
         freed: Callable[[], None] = lambda: None,
@@ -95,10 +95,10 @@ class BridgeSite(Site):
         )
         self.clock: IReactorTime = reactor
         #: The access log is written by the ordinary channel.
-        self.front = None if settings.access_log else front
+        self.fast_path = None if settings.access_log else fast_path
         # Not the one that may become HTTP/2.
-        self.protocol: Any = BridgeChannel if self.front is None else PlainChannel
-        self.turns = Turns(reactor, seconds)
+        self.protocol: Any = BridgeConnection if self.fast_path is None else FastConnection
+        self.turns = FairTurns(reactor, seconds)
         self.max_body = max(server.max_message_bytes for server in settings.servers)
         share = share_of(settings.max_request_bytes, settings.max_request_bytes_per_address)
         # One message must fit into it, however little there is.
@@ -114,7 +114,7 @@ class BridgeSite(Site):
         # A connection does not know whose answers will be written to it.
         self.peer_timeout = max(server.peer_timeout for server in settings.servers)
         self.min_transfer_rate = min(server.min_transfer_rate for server in settings.servers)
-        self.channels: set[BridgeChannel] = set()
+        self.channels: set[BridgeConnection] = set()
         self._connections = Connections(
             settings.max_connections,
             share_of(settings.max_connections, settings.max_connections_per_address),
@@ -123,14 +123,14 @@ class BridgeSite(Site):
         self._access_log = settings.access_log
         self._emptied: Deferred[None] | None = None
 
-    def opened(self, channel: BridgeChannel) -> bool:
+    def opened(self, channel: BridgeConnection) -> bool:
         """Count a connection; False where there are too many."""
         if not self._connections.admit(channel):
             return False
         self.channels.add(channel)
         return True
 
-    def closed(self, channel: BridgeChannel) -> None:
+    def closed(self, channel: BridgeConnection) -> None:
         """A connection is gone."""
         self._connections.remove(channel)
         self.channels.discard(channel)

@@ -17,7 +17,7 @@ from zope.interface import implementer
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.jsonrpc import sse
 from mcpbridge.jsonrpc.envelope import JsonRpcId
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.transports import AT_ONCE_BYTES, prompt_descriptor, write_at_once
 from mcpbridge.web.client_watch import ClientWatch
 from mcpbridge.web.tcp import acknowledged, notice_vanished_peer, unsent
@@ -39,7 +39,7 @@ class EventStream:
     def __init__(
         self,
         request: Any,
-        session: Session,
+        session: BackendSession,
         settings: ServerSettings,
         clock: IReactorTime,
         finished: Callable[[], None],

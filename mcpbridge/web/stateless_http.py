@@ -40,16 +40,21 @@ from mcpbridge.jsonrpc.envelope import Envelope, peek, read_message
 from mcpbridge.jsonrpc.large_messages import Large, read_large
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.header_validation import Headers, check_headers
-from mcpbridge.mcp.modern_request import LISTEN, MODERN, ModernRequest, read_request
+from mcpbridge.mcp.modern_request import (
+    LISTEN,
+    MODERN_PROTOCOL_VERSIONS,
+    ModernRequest,
+    read_request,
+)
 from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted
 from mcpbridge.web.error_response import answer
-from mcpbridge.web.pending_exchange import WaitingExchange
+from mcpbridge.web.pending_exchange import PendingExchange
 from mcpbridge.web.request_caller import CallerOf, nobody
-from mcpbridge.web.response import Reply
+from mcpbridge.web.response import Response
 
 #: The statuses of answers that are errors; of all others it is 200.
 STATUSES = {
@@ -118,7 +123,7 @@ class ModernEndpoint:
         if caller is not None:
             caller.introduced(asked.client_info)
         finished: Deferred[None] = Deferred()
-        outlet = ExchangeOutlet(request, settings, self._clock, finished, may)
+        outlet = ExchangeResponse(request, settings, self._clock, finished, may)
         exchange = outlet.exchange = Exchange(
             asked,
             ANYBODY if caller is None else caller.identity,
@@ -144,10 +149,10 @@ class ModernEndpoint:
             raise
         await finished
 
-    async def take_over(self, request: Any, waiting: WaitingExchange) -> None:
+    async def take_over(self, request: Any, waiting: PendingExchange) -> None:
         """Write what was asked past the ordinary channel, and needs more than one message."""
         finished: Deferred[None] = Deferred()
-        outlet = ExchangeOutlet(request, self._server.settings, self._clock, finished, ANYTHING)
+        outlet = ExchangeResponse(request, self._server.settings, self._clock, finished, ANYTHING)
         outlet.exchange = waiting.exchange
 
         def gone(_: object) -> None:
@@ -199,8 +204,8 @@ def _checked(
         raise NotJsonRpc("expected one request or notification")
     version = next(iter(headers("MCP-Protocol-Version")), None)
     if not envelope.is_request:
-        if version is not None and version.strip(" \t") not in MODERN:
-            raise UnsupportedVersion(version, MODERN)
+        if version is not None and version.strip(" \t") not in MODERN_PROTOCOL_VERSIONS:
+            raise UnsupportedVersion(version, MODERN_PROTOCOL_VERSIONS)
         return None
     asked = read_request(line, envelope, version_header=version)
     check_headers(asked, headers)
@@ -237,7 +242,7 @@ async def work_on(server: Server, exchange: Exchange, headers: Headers) -> None:
         exchange.fail(InternalError.of_ours())
 
 
-class ExchangeOutlet:
+class ExchangeResponse:
     """
     The response to one request: JSON where all there is to say is the answer,
     otherwise events, without ids: nobody can come back to them.
@@ -258,7 +263,7 @@ class ExchangeOutlet:
         self._paused = False
         self._over = False
         self._behind = 0
-        self.reply = Reply(
+        self.reply = Response(
             request,
             settings,
             clock,

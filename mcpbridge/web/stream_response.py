@@ -18,13 +18,13 @@ from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS, RETRY_MILLISECONDS
 from mcpbridge.jsonrpc import sse
 from mcpbridge.mcp.stream_events import Event
-from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.web.content_negotiation import Accepted
-from mcpbridge.web.response import Reply
+from mcpbridge.web.response import Response
 from mcpbridge.web.tcp import buffered
 
 
-class ResponseOutlet:
+class StreamResponse:
     """
     One response, attached to one stream of a session.
 
@@ -39,7 +39,7 @@ class ResponseOutlet:
     def __init__(
         self,
         request: Any,
-        face: StreamableFace,
+        streamable: StreamableSession,
         settings: ServerSettings,
         clock: IReactorTime,
         finished: Callable[[], None],
@@ -48,22 +48,22 @@ class ResponseOutlet:
         batch: bool = False,
         announces: str | None = None,
     ) -> None:
-        self._face = face
+        self._streamable = streamable
         self._settings = settings
         self._may = may
         self._announces = announces
-        #: Of a GET: where each event ends that may not be written yet, by `Reply.written`.
+        #: Of a GET: where each event ends that may not be written yet, by `Response.written`.
         self._ends: deque[int] = deque()
         self._batch = batch
-        self._reply = Reply(
+        self._reply = Response(
             request,
             settings,
             clock,
             finished=finished,
-            paused=lambda: face.pause(self),
-            resumed=lambda: face.resume(self),
+            paused=lambda: streamable.pause(self),
+            resumed=lambda: streamable.resume(self),
             over=self._over,
-            share=face.share,
+            share=streamable.share,
         )
         #: The stream that it is attached to, and the event before its first.
         self.stream = ""
@@ -181,7 +181,7 @@ class ResponseOutlet:
         """An event stream, and where the revision has one the priming event."""
         stream, _, number = first.partition("-")
         before = f"{stream}-{int(number) - 1}" if number else f"{self.stream}-{self.position}"
-        primes = self._face.revision.primes and self._face.negotiated is not None
+        primes = self._streamable.revision.primes and self._streamable.negotiated is not None
         self._announce()
         self._reply.begin(
             sse.priming_event(before, RETRY_MILLISECONDS) if primes else sse.comment()
@@ -189,11 +189,11 @@ class ResponseOutlet:
 
     def _announce(self) -> None:
         """The head is about to be written."""
-        if self._announces is not None and not self._face.failed:
+        if self._announces is not None and not self._streamable.failed:
             request = self._reply.request
             request.setHeader(b"Mcp-Session-Id", self._announces.encode("ascii"))
 
     def _over(self) -> None:
-        self._face.resume(self)
+        self._streamable.resume(self)
         # From now on the session may be idle.
-        self._face.touch()
+        self._streamable.touch()

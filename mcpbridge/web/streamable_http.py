@@ -29,18 +29,23 @@ from mcpbridge.errors import (
 from mcpbridge.jsonrpc.envelope import Envelope, check_element, peek, read_message
 from mcpbridge.jsonrpc.large_messages import Message, read_batch, read_large
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
-from mcpbridge.mcp.modern_request import MODERN, PROTOCOL_VERSION, claims_modern, is_modern_version
-from mcpbridge.mcp.revisions import SUPPORTED, is_accepted
-from mcpbridge.mcp.stream_events import Outlet
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.mcp.modern_request import (
+    MODERN_PROTOCOL_VERSIONS,
+    PROTOCOL_VERSION,
+    claims_modern,
+    is_modern_version,
+)
+from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS, is_accepted
+from mcpbridge.mcp.stream_events import StreamSink
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
-from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted, accepted
-from mcpbridge.web.pending_exchange import WaitingExchange
-from mcpbridge.web.pending_response import WaitingAnswer
+from mcpbridge.web.pending_exchange import PendingExchange
+from mcpbridge.web.pending_response import PendingResponse
 from mcpbridge.web.request_caller import CallerOf, nobody
 from mcpbridge.web.stateless_http import ModernEndpoint, limited, not_acceptable, restated
-from mcpbridge.web.stream_response import ResponseOutlet
+from mcpbridge.web.stream_response import StreamResponse
 
 
 class McpEndpoint:
@@ -73,11 +78,11 @@ class McpEndpoint:
 
     async def _post(self, request: Any) -> Deferred[None] | None:
         """The same; what is still to be waited for, with nothing of the body in hand."""
-        waiting: WaitingAnswer | WaitingExchange | None
+        waiting: PendingResponse | PendingExchange | None
         waiting = getattr(request.channel, "handed_over", None)
         if waiting is not None:
             request.channel.handed_over = None
-            if isinstance(waiting, WaitingExchange):
+            if isinstance(waiting, PendingExchange):
                 await self._modern.take_over(request, waiting)
             else:
                 await self._take_over(request, waiting)
@@ -138,7 +143,7 @@ class McpEndpoint:
     async def _post_one(
         self,
         request: Any,
-        session: Session | None,
+        session: BackendSession | None,
         line: bytes,
         envelope: Envelope | None,
         digest: bytes | None = None,
@@ -168,17 +173,17 @@ class McpEndpoint:
             )
         if not _accepted(request).events:
             raise NotAcceptable(f"Accept must allow {EVENTS}")
-        face = _face(session)
-        face.touch()
-        finished, outlet = self._outlet(request, face, Accepted(json=False, events=True))
+        streamable = _streamable(session)
+        streamable.touch()
+        finished, outlet = self._outlet(request, streamable, Accepted(json=False, events=True))
         last = _header(request, b"last-event-id")
         if last:
-            stream = face.router.resume(last, outlet)
+            stream = streamable.router.resume(last, outlet)
             position = int(last.rpartition("-")[2])
         else:
-            position = face.router.position
-            stream = face.router.open_get(outlet)
-        self._opened(request, face, outlet, outlet, stream, position)
+            position = streamable.router.position
+            stream = streamable.router.open_get(outlet)
+        self._opened(request, streamable, outlet, outlet, stream, position)
         await finished
 
     def delete(self, request: Any) -> None:
@@ -204,7 +209,7 @@ class McpEndpoint:
             refusal = TooManyMcpSessions(str(error))
             refusal.retry_after = error.retry_after
             raise refusal from None
-        _face(session).initializing(envelope.id)  # type: ignore[arg-type]
+        _streamable(session).initializing(envelope.id)  # type: ignore[arg-type]
         try:
             finished = self._post_messages(
                 request, session, [(line, envelope)], batch=False, opens=True
@@ -220,14 +225,16 @@ class McpEndpoint:
             session.life.end(f"its first message {what}")
             raise
 
-    def _post_batch(self, request: Any, session: Session, line: bytes) -> Deferred[None] | None:
+    def _post_batch(
+        self, request: Any, session: BackendSession, line: bytes
+    ) -> Deferred[None] | None:
         self._check_batches(session)
         elements = self._server.check_batch(line)
         messages = [(each, check_element(peek(each)), each) for each in elements]
         return self._post_elements(request, session, messages)
 
     def _post_elements(
-        self, request: Any, session: Session, messages: Sequence[Message]
+        self, request: Any, session: BackendSession, messages: Sequence[Message]
     ) -> Deferred[None] | None:
         """The messages of a batch, each with its digest."""
         if not messages:
@@ -242,14 +249,14 @@ class McpEndpoint:
             digests=[digest for _, _, digest in messages],
         )
 
-    def _check_batches(self, session: Session) -> None:
-        if not _face(session).revision.batches:
+    def _check_batches(self, session: BackendSession) -> None:
+        if not _streamable(session).revision.batches:
             raise NotJsonRpc("a batch; this session's revision of MCP has none")
 
     def _post_messages(
         self,
         request: Any,
-        session: Session,
+        session: BackendSession,
         messages: Sequence[tuple[bytes, Envelope]],
         *,
         batch: bool,
@@ -260,18 +267,18 @@ class McpEndpoint:
         Hand messages on; what is to be waited for, None where they ask for
         nothing.  `opens`: they are the `initialize` that opens the session.
         """
-        face = _face(session)
+        streamable = _streamable(session)
         asks = any(envelope.is_request for _, envelope in messages)
         may = self._check_acceptable(request) if asks else ANYTHING
-        outlets: list[tuple[Deferred[None], ResponseOutlet]] = []
+        outlets: list[tuple[Deferred[None], StreamResponse]] = []
 
-        def make_outlet() -> ResponseOutlet:
+        def make_outlet() -> StreamResponse:
             announces = session.ident if opens else None
-            outlets.append(self._outlet(request, face, may, batch=batch, announces=announces))
+            outlets.append(self._outlet(request, streamable, may, batch=batch, announces=announces))
             return outlets[0][1]
 
         try:
-            stream = face.receive(messages, make_outlet, digests, json_only=not may.events)
+            stream = streamable.receive(messages, make_outlet, digests, json_only=not may.events)
         except BaseException:
             for _, outlet in outlets:
                 outlet.gone()
@@ -286,15 +293,15 @@ class McpEndpoint:
             # Whether there is a session to be named is known with the answer: the head
             # waits for that, as long as nothing between here and the client minds.
             patience = max(patience, self._server.settings.keepalive_interval)
-        self._opened(request, face, outlet, outlet, stream, 0, patience)
+        self._opened(request, streamable, outlet, outlet, stream, 0, patience)
         return finished
 
-    async def _take_over(self, request: Any, waiting: WaitingAnswer) -> None:
+    async def _take_over(self, request: Any, waiting: PendingResponse) -> None:
         """Write what was posted past the ordinary channel, and needs more than one message."""
-        finished, outlet = self._outlet(request, waiting.face, self._accepted(request))
+        finished, outlet = self._outlet(request, waiting.streamable, self._accepted(request))
         waiting.take_over(outlet)
         # What has come, or has ended it, is written when this returns.
-        self._opened(request, waiting.face, outlet, waiting, waiting.stream, 0, patience=0)
+        self._opened(request, waiting.streamable, outlet, waiting, waiting.stream, 0, patience=0)
         await finished
 
     # Common parts.
@@ -302,16 +309,16 @@ class McpEndpoint:
     def _outlet(
         self,
         request: Any,
-        face: StreamableFace,
+        streamable: StreamableSession,
         may: Accepted,
         *,
         batch: bool = False,
         announces: str | None = None,
-    ) -> tuple[Deferred[None], ResponseOutlet]:
+    ) -> tuple[Deferred[None], StreamResponse]:
         finished: Deferred[None] = Deferred()
-        outlet = ResponseOutlet(
+        outlet = StreamResponse(
             request,
-            face,
+            streamable,
             self._server.settings,
             self._clock,
             lambda: finished.callback(None),
@@ -324,21 +331,21 @@ class McpEndpoint:
     def _opened(
         self,
         request: Any,
-        face: StreamableFace,
-        outlet: ResponseOutlet,
-        attached: Outlet,
+        streamable: StreamableSession,
+        outlet: StreamResponse,
+        attached: StreamSink,
         stream: str,
         at: int,
         patience: float = COMMIT_SECONDS,
     ) -> None:
         def gone(_: object) -> None:
             outlet.gone()
-            face.router.detach(stream, attached)
+            streamable.router.detach(stream, attached)
 
         outlet.opened(stream, at, patience)
         request.notifyFinish().addErrback(gone)
 
-    def _session_of(self, request: Any) -> Session | None:
+    def _session_of(self, request: Any) -> BackendSession | None:
         """The live session that a request names, if it names one.  Raises `UnknownSession`."""
         ident = _header(request, b"mcp-session-id")
         return self._server.find_streamable(ident) if ident else None
@@ -352,23 +359,23 @@ class McpEndpoint:
             return False
         return _header(request, b"mcp-session-id") not in self._server.streamable
 
-    def _find(self, request: Any) -> Session | None:
+    def _find(self, request: Any) -> BackendSession | None:
         """
         The session of a GET or DELETE; None where it names none.  Raises
         `UnknownSession`, `UnsupportedVersion`, and `WrongMethod` for what
         2026-07-28 has removed.
         """
-        if _version(request) in MODERN and self._is_modern(request):
+        if _version(request) in MODERN_PROTOCOL_VERSIONS and self._is_modern(request):
             raise restated(WrongMethod("this revision of MCP has POST alone", "POST"))
         session = self._session_of(request)
         self._check_version(request, session)
         return session
 
-    def _check_version(self, request: Any, session: Session | None) -> None:
+    def _check_version(self, request: Any, session: BackendSession | None) -> None:
         header = _version(request)
-        negotiated = _face(session).negotiated if session is not None else None
+        negotiated = _streamable(session).negotiated if session is not None else None
         if not is_accepted(header, negotiated):
-            raise UnsupportedVersion(header or "", SUPPORTED)
+            raise UnsupportedVersion(header or "", HANDSHAKE_PROTOCOL_VERSIONS)
 
     def _accepted(self, request: Any) -> Accepted:
         """What the answer to a request may be: as the client accepts, and the settings allow."""
@@ -395,8 +402,8 @@ def _unsupported_media(request: Any) -> Refused | None:
     return UnsupportedMedia(f"the Content-Type is {media!r}; expected {JSON}")
 
 
-def _face(session: Session) -> StreamableFace:
-    return cast("StreamableFace", session.stream)
+def _streamable(session: BackendSession) -> StreamableSession:
+    return cast("StreamableSession", session.sink)
 
 
 def _version(request: Any) -> str | None:

@@ -33,7 +33,7 @@ from twisted.web.http_headers import Headers
 
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.errors import BadHost, Forbidden, Refused
-from mcpbridge.rate_limited_log import ComplaintsByCause, times
+from mcpbridge.rate_limited_log import RateLimitedLogByCause, times
 
 #: Names of this machine that a client on it may use.
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -89,7 +89,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-class Gate:
+class TransportSecurity:
     """
     Checks requests against `allowed_hosts` and `allowed_origins`; tells pages
     of `allowed_headers`.
@@ -100,7 +100,7 @@ class Gate:
     log = Logger()
 
     def __init__(self, settings: BridgeSettings, clock: IReactorTime | None = None) -> None:
-        self._complaints = None if clock is None else ComplaintsByCause(clock)
+        self._complaints = None if clock is None else RateLimitedLogByCause(clock)
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         self._origins = frozenset(origin.lower() for origin in settings.allowed_origins)
         self._headers = b", ".join(
@@ -205,7 +205,7 @@ class Gate:
 
 def check_backend_route(request: Any) -> None:
     """
-    Raise `Forbidden` for a request that has passed `Gate.check`, goes to a
+    Raise `Forbidden` for a request that has passed `TransportSecurity.check`, goes to a
     route that reaches a backend, and is not the will of a program, of a page
     that may, or of a user: to be called before anything is started.
     """

@@ -31,7 +31,7 @@ class _Site(Protocol):
     responses: ResponseBudget | None
 
 
-class WatchedChannel(HTTPChannel):
+class WatchedConnection(HTTPChannel):
     """
     A connection that is cut off when its client does not take an answer.
 

@@ -55,7 +55,7 @@ def tries(seconds: float) -> int:
     return 1 + math.floor(math.log2(seconds + 1))
 
 
-class Refusals:
+class RefusalLog:
     """Calls of a server that is of no use, and what each was answered."""
 
     def __init__(self, caller: Caller) -> None:
@@ -92,7 +92,7 @@ def test_bad_servers_are_nobody_elses(tmp_path: Path) -> None:
     done: Counter[str] = Counter()
     with serving(config={"mcpServers": servers}) as bridge:
         began = time.monotonic()
-        broken, mute = (Refusals(Caller(bridge, base)) for base in ("/broken", "/mute"))
+        broken, mute = (RefusalLog(Caller(bridge, base)) for base in ("/broken", "/mute"))
         clients = {base: bridge.streamable(base) for base in ("/older", "/newer")}
 
         def good(base: str) -> Callable[[int], None]:

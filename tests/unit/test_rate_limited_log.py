@@ -5,12 +5,12 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 
 from mcpbridge.config.tuning import COMPLAIN_SECONDS, MAX_CAUSES
-from mcpbridge.rate_limited_log import Complaints, ComplaintsByCause, times
+from mcpbridge.rate_limited_log import RateLimitedLog, RateLimitedLogByCause, times
 
 
 def test_it_is_said_at_once_and_then_in_time() -> None:
     clock = Clock()
-    complaints = Complaints(clock)
+    complaints = RateLimitedLog(clock)
     complaints.add()
     assert complaints.due() == 1
     complaints.add()
@@ -25,7 +25,7 @@ def test_it_is_said_at_once_and_then_in_time() -> None:
 
 def test_each_cause_is_said_once_in_a_while() -> None:
     clock = Clock()
-    complaints = ComplaintsByCause(clock)
+    complaints = RateLimitedLogByCause(clock)
     assert complaints.add("a") == 1
     assert complaints.add("b") == 1
     assert [complaints.add("a"), complaints.add("a"), complaints.add("b")] == [None] * 3
@@ -37,7 +37,7 @@ def test_each_cause_is_said_once_in_a_while() -> None:
 def test_causes_that_a_client_makes_up_count_as_one() -> None:
     """bound: MAX_CAUSES; those that are known are still said, and old ones give way."""
     clock = Clock()
-    complaints = ComplaintsByCause(clock)
+    complaints = RateLimitedLogByCause(clock)
     said = [complaints.add(number) for number in range(MAX_CAUSES + 10)]
     assert said == [1] * (MAX_CAUSES + 1) + [None] * 9
     clock.advance(COMPLAIN_SECONDS)

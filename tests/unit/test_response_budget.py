@@ -18,7 +18,7 @@ from mcpbridge.config.tuning import (
     TRIM_BYTES,
 )
 from mcpbridge.errors import EventsGone
-from mcpbridge.mcp.backlog import SMALL_BYTES, Waiter, WaitingRoom
+from mcpbridge.mcp.backlog import SMALL_BYTES, Backlog, BacklogMessage
 from mcpbridge.response_budget import ResponseBudget, Share
 from mcpbridge.session.memory_event_store import MemoryEventStore
 
@@ -301,13 +301,13 @@ def test_who_has_ended_does_not_wait() -> None:
 def test_a_full_budget_and_the_waiting_room() -> None:
     """What waits for a client that is away counts; while all is full, little may wait."""
     world = World()
-    room = WaitingRoom(1000, 10 * SMALL_BYTES, world.budget)
+    room = Backlog(1000, 10 * SMALL_BYTES, world.budget)
     for _ in range(3):
-        assert room.add(Waiter(b"x" * SMALL_BYTES, 1)) == []
+        assert room.add(BacklogMessage(b"x" * SMALL_BYTES, 1)) == []
     assert world.budget.used == room.size == 3 * SMALL_BYTES
     reader = Reader(world, LIMIT)
     assert world.budget.full
-    assert len(room.add(Waiter(b"x" * 10, 2))) == 3
+    assert len(room.add(BacklogMessage(b"x" * 10, 2))) == 3
     assert room.size == 10
     reader.size = 0
     reader.measure()

@@ -9,7 +9,11 @@ import resource
 
 import pytest
 
-from mcpbridge.config.rlimit_warnings import DESCRIPTORS_BESIDE, DESCRIPTORS_PER_SESSION, shortages
+from mcpbridge.config.rlimit_warnings import (
+    DESCRIPTORS_BESIDE,
+    DESCRIPTORS_PER_SESSION,
+    rlimit_warnings,
+)
 
 ENOUGH = 100 * DESCRIPTORS_PER_SESSION + DESCRIPTORS_BESIDE
 UNLIMITED = resource.RLIM_INFINITY
@@ -31,7 +35,7 @@ def test_limits_that_would_be_reached_are_named(
     """A limit that is too low is a warning at the start, not a riddle under load."""
     limits = {resource.RLIMIT_NOFILE: descriptors, resource.RLIMIT_NPROC: processes}
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    found = shortages(100, lambda which: (limits[which], limits[which]))
+    found = rlimit_warnings(100, lambda which: (limits[which], limits[which]))
     assert len(found) == len(says)
     assert all(word in line for word, line in zip(says, found, strict=True))
 
@@ -41,4 +45,4 @@ def test_superuser_is_not_bound_by_the_number_of_processes(
 ) -> None:
     """setrlimit(2): RLIMIT_NPROC."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert shortages(100, lambda which: (UNLIMITED if which == 7 else 5000, 5000)) == []
+    assert rlimit_warnings(100, lambda which: (UNLIMITED if which == 7 else 5000, 5000)) == []

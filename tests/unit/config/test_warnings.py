@@ -3,7 +3,7 @@
 import pytest
 
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
-from mcpbridge.config.warnings import doubts
+from mcpbridge.config.warnings import configuration_warnings
 
 
 def server(name: str = "a", **settings: object) -> ServerSettings:
@@ -31,7 +31,7 @@ def test_what_is_hardly_meant_is_said(
     servers: list[ServerSettings], limit: int, says: list[str]
 ) -> None:
     settings = BridgeSettings(servers=tuple(servers), max_sessions=limit)
-    found = list(doubts(settings, {"THERE": ""}))
+    found = list(configuration_warnings(settings, {"THERE": ""}))
     assert len(found) == len(says)
     assert all(line.startswith(start) for line, start in zip(found, says, strict=True))
 
@@ -47,7 +47,9 @@ def test_a_withheld_variable_is_one_line_without_its_value() -> None:
         )
     )
     secret = "http://user:hush@proxy:3128"
-    (line,) = doubts(settings, {"HTTPS_PROXY": secret, "HTTP_PROXY": "http://proxy:3128"})
+    (line,) = configuration_warnings(
+        settings, {"HTTPS_PROXY": secret, "HTTP_PROXY": "http://proxy:3128"}
+    )
     assert line == (
         "HTTPS_PROXY holds a user name or a password, so the backends of 'a', 'b' do not get it;"
         " if they should, name it with --pass-env (pass_env)"

@@ -6,19 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpbridge.config.tuning import SMALL_BYTES
-from mcpbridge.mcp.backlog import Waiter, WaitingRoom
+from mcpbridge.mcp.backlog import Backlog, BacklogMessage
 
 
-def notification(line: bytes) -> Waiter:
-    return Waiter(line, msgspec.UNSET)
+def notification(line: bytes) -> BacklogMessage:
+    return BacklogMessage(line, msgspec.UNSET)
 
 
-def request(line: bytes, ident: int) -> Waiter:
-    return Waiter(line, ident)
+def request(line: bytes, ident: int) -> BacklogMessage:
+    return BacklogMessage(line, ident)
 
 
 def test_the_oldest_notification_gives_way_first() -> None:
-    room = WaitingRoom(3, 100)
+    room = Backlog(3, 100)
     first, second, third = request(b"r1", 1), notification(b"n1"), notification(b"n2")
     assert [room.add(each) for each in (first, second, third)] == [[], [], []]
     assert room.add(request(b"r2", 2)) == [second]
@@ -33,18 +33,18 @@ def test_the_oldest_notification_gives_way_first() -> None:
 
 def test_a_request_that_is_withdrawn_waits_no_more() -> None:
     budget = Counted(100)
-    room = WaitingRoom(3, 100, budget)
-    for each in (request(b"r1", 1), notification(b"n"), Waiter(b"r2", 2, 7.0)):
+    room = Backlog(3, 100, budget)
+    for each in (request(b"r1", 1), notification(b"n"), BacklogMessage(b"r2", 2, 7.0)):
         room.add(each)
     assert [room.withdraw(3), room.withdraw(1), room.withdraw(1)] == [False, True, False]
     assert (len(room), room.size, budget.used, room.oldest_request) == (2, 3, 3, 7.0)
-    assert room.take_oldest_request() == Waiter(b"r2", 2, 7.0)
+    assert room.take_oldest_request() == BacklogMessage(b"r2", 2, 7.0)
     assert (len(room), room.size, budget.used, room.oldest_request) == (1, 1, 1, None)
 
 
 @pytest.mark.parametrize("large", [notification(b"x" * 11), request(b"x" * 11, 1)])
-def test_what_can_never_fit_displaces_nothing(large: Waiter) -> None:
-    room = WaitingRoom(3, 10)
+def test_what_can_never_fit_displaces_nothing(large: BacklogMessage) -> None:
+    room = Backlog(3, 10)
     assert room.add(notification(b"x" * 10)) == []
     assert room.add(large) == [large]
     assert len(room) == 1
@@ -57,8 +57,8 @@ def test_what_can_never_fit_displaces_nothing(large: Waiter) -> None:
 )
 def test_any_arrivals(sizes: list[tuple[int, bool]], max_events: int, max_bytes: int) -> None:
     """Within the bounds at every step, in order, and everything is somewhere once."""
-    room = WaitingRoom(max_events, max_bytes)
-    model: list[Waiter] = []
+    room = Backlog(max_events, max_bytes)
+    model: list[BacklogMessage] = []
     for at, (size, asks) in enumerate(sizes):
         line = b"%d" % at + b"x" * size
         waiter = request(line, at) if asks else notification(line)
@@ -96,7 +96,7 @@ class Counted:
 def test_while_the_budget_is_full_there_is_room_for_small_bytes() -> None:
     """SMALL_BYTES: the oldest give way until no more than that waits."""
     budget = Counted(3 * SMALL_BYTES)
-    room = WaitingRoom(100, 10 * SMALL_BYTES, budget)
+    room = Backlog(100, 10 * SMALL_BYTES, budget)
     half = b"x" * (SMALL_BYTES // 2)
     waiters = [notification(half) for _ in range(6)]
     assert [room.add(each) for each in waiters] == [[]] * 6

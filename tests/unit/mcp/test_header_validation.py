@@ -22,13 +22,13 @@ from mcpbridge.mcp.header_validation import (
 )
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
-    MODERN,
+    MODERN_PROTOCOL_VERSIONS,
     PROTOCOL_VERSION,
     ModernRequest,
     read_request,
 )
 
-VERSION = MODERN[-1]
+VERSION = MODERN_PROTOCOL_VERSIONS[-1]
 META = {PROTOCOL_VERSION: VERSION, CLIENT_CAPABILITIES: {}}
 CALL = {"MCP-Protocol-Version": VERSION, "Mcp-Method": "tools/call", "Mcp-Name": "add"}
 ABSENT = object()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mcpbridge.jsonrpc.envelope import peek
-from mcpbridge.mcp.id_restorer import Respelled
+from mcpbridge.mcp.id_restorer import IdRestorer
 from mcpbridge.mcp.inflight import MAX_IN_FLIGHT
 
 
@@ -14,7 +14,7 @@ class Talk:
     """A client and its server."""
 
     def __init__(self) -> None:
-        self.ids = Respelled()
+        self.ids = IdRestorer()
 
     def tell(self, **members: Any) -> None:
         line = json.dumps({"jsonrpc": "2.0", **members}).encode()

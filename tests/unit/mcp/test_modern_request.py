@@ -14,12 +14,12 @@ from mcpbridge.mcp import modern_request
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
+    INPUT_REQUIRED_METHODS,
     LOG_LEVEL,
     LOG_LEVELS,
     MAX_CAPABILITIES_BYTES,
-    MAY_ASK,
-    MODERN,
-    NAMED,
+    MODERN_PROTOCOL_VERSIONS,
+    NAME_BEARING_METHODS,
     PROTOCOL_VERSION,
     REMOVED,
     TASK_METHODS,
@@ -28,9 +28,9 @@ from mcpbridge.mcp.modern_request import (
     is_modern_version,
     read_request,
 )
-from mcpbridge.mcp.revisions import SUPPORTED
+from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 
-VERSION = MODERN[-1]
+VERSION = MODERN_PROTOCOL_VERSIONS[-1]
 META = {
     PROTOCOL_VERSION: VERSION,
     CLIENT_INFO: {"name": "c", "version": "1"},
@@ -78,7 +78,7 @@ def refusal(line: bytes, header: str | None = VERSION) -> Refused:
         ("2026-07-28", True),
         ("2025-11-26", True),
         ("2999-01-01", True),
-        *((each, False) for each in SUPPORTED),
+        *((each, False) for each in HANDSHAKE_PROTOCOL_VERSIONS),
         ("1900-01-01", False),
         ("v999.0.0", False),
         ("2026-07-28 ", False),
@@ -95,8 +95,8 @@ def test_which_versions_are_modern(header: str | None, modern: bool) -> None:
 
 
 def test_every_modern_revision_is_later_than_any_legacy_one() -> None:
-    assert all(is_modern_version(each) for each in MODERN)
-    assert sorted(MODERN) == list(MODERN)
+    assert all(is_modern_version(each) for each in MODERN_PROTOCOL_VERSIONS)
+    assert sorted(MODERN_PROTOCOL_VERSIONS) == list(MODERN_PROTOCOL_VERSIONS)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_every_kind_of_token(token: object) -> None:
     assert type(found) is type(token)
 
 
-@pytest.mark.parametrize(("method", "parameter"), NAMED.items())
+@pytest.mark.parametrize(("method", "parameter"), NAME_BEARING_METHODS.items())
 def test_what_names_something(method: str, parameter: str) -> None:
     assert read(request(method, **{parameter: "caf\u00e9"})).name == "caf\u00e9"
     assert read(request(method, **{parameter: "\ud800"})).name == "\ud800"
@@ -204,8 +204,8 @@ def test_what_names_something(method: str, parameter: str) -> None:
 
 
 def test_methods_are_of_one_list_or_the_other() -> None:
-    assert set(NAMED) == MAY_ASK | TASK_METHODS
-    assert not (MAY_ASK | TASK_METHODS) & REMOVED
+    assert set(NAME_BEARING_METHODS) == INPUT_REQUIRED_METHODS | TASK_METHODS
+    assert not (INPUT_REQUIRED_METHODS | TASK_METHODS) & REMOVED
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     LOG_LEVEL,
     LOG_LEVELS,
-    MODERN,
+    MODERN_PROTOCOL_VERSIONS,
     PROTOCOL_VERSION,
     SUBSCRIPTION_ID,
     ModernRequest,
@@ -25,7 +25,7 @@ from mcpbridge.mcp.modern_request import (
 )
 from mcpbridge.mcp.multiplexer import Delivery, Multiplexer
 
-META = {PROTOCOL_VERSION: MODERN[-1], CLIENT_CAPABILITIES: {}}
+META = {PROTOCOL_VERSION: MODERN_PROTOCOL_VERSIONS[-1], CLIENT_CAPABILITIES: {}}
 LISTEN = "subscriptions/listen"
 #: Where a client's id or token stands in a request's text.
 #: What comes on a subscription alone (basic/patterns/subscriptions).
@@ -55,7 +55,7 @@ def request(
 def read(line: bytes) -> ModernRequest:
     envelope = peek(line) or peek_again(line)
     assert envelope is not None
-    return read_request(line, envelope, version_header=MODERN[-1])
+    return read_request(line, envelope, version_header=MODERN_PROTOCOL_VERSIONS[-1])
 
 
 def said(method: str, **params: Any) -> bytes:
@@ -91,7 +91,11 @@ def test_a_request_goes_on_with_a_number_and_all_else_as_it_stands(
         b'{"params":{"a":[ 1.0,"\\ud800" ],'
         b'"_meta":{"x": 1e2,"%b":"%b","%b":{ }},"b":"caf\xc3\xa9"},'
         b'"id":"mine","extra":[ ],"method":"tools/list","jsonrpc":"2.0"}'
-    ) % (PROTOCOL_VERSION.encode(), MODERN[-1].encode(), CLIENT_CAPABILITIES.encode())
+    ) % (
+        PROTOCOL_VERSION.encode(),
+        MODERN_PROTOCOL_VERSIONS[-1].encode(),
+        CLIENT_CAPABILITIES.encode(),
+    )
     assert shared.ask(read(line), "a") == line.replace(b'"mine"', b"1")
     with_token = line.replace(b'"x": 1e2', b'"progressToken":"t"').replace(b'"mine"', b"1.0")
     expected = with_token.replace(b":1.0,", b":2,").replace(b'"t"', b"2")

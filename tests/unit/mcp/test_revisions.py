@@ -2,7 +2,13 @@
 
 import pytest
 
-from mcpbridge.mcp.revisions import ASSUMED, SUPPORTED, Revision, is_accepted, revision
+from mcpbridge.mcp.revisions import (
+    DEFAULT_PROTOCOL_VERSION,
+    HANDSHAKE_PROTOCOL_VERSIONS,
+    Revision,
+    is_accepted,
+    revision,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,17 +33,19 @@ def test_what_a_revision_does(negotiated: str, primes: bool, batches: bool) -> N
 
 
 def test_nothing_known_is_2025_03_26() -> None:
-    assert revision(None) == revision(ASSUMED) == Revision("2025-03-26", batches=True)
+    assert (
+        revision(None) == revision(DEFAULT_PROTOCOL_VERSION) == Revision("2025-03-26", batches=True)
+    )
 
 
-@pytest.mark.parametrize("header", [None, *SUPPORTED, "2024-10-07"])
+@pytest.mark.parametrize("header", [None, *HANDSHAKE_PROTOCOL_VERSIONS, "2024-10-07"])
 def test_versions_that_are_served(header: str | None) -> None:
     """Any supported one, whatever was negotiated, and what the backend itself has chosen."""
     assert is_accepted(header, "2024-10-07")
 
 
 @pytest.mark.parametrize("header", ["", "2024-10-07", "2026-07-28", "2025-11-25 ", "x"])
-@pytest.mark.parametrize("negotiated", [None, *SUPPORTED])
+@pytest.mark.parametrize("negotiated", [None, *HANDSHAKE_PROTOCOL_VERSIONS])
 def test_versions_that_are_not(header: str, negotiated: str | None) -> None:
     """promise: a version that is not supported gets a 400."""
     assert not is_accepted(header, negotiated)
@@ -45,5 +53,5 @@ def test_versions_that_are_not(header: str, negotiated: str | None) -> None:
 
 def test_supported_versions_are_in_order() -> None:
     """The search for one that was never heard of relies on it."""
-    assert sorted(SUPPORTED) == list(SUPPORTED)
-    assert SUPPORTED == ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+    assert sorted(HANDSHAKE_PROTOCOL_VERSIONS) == list(HANDSHAKE_PROTOCOL_VERSIONS)
+    assert HANDSHAKE_PROTOCOL_VERSIONS == ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")

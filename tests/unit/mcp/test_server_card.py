@@ -14,8 +14,8 @@ from twisted.web.http_headers import Headers
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import NothingHere
-from mcpbridge.mcp.modern_request import MODERN
-from mcpbridge.mcp.revisions import SUPPORTED
+from mcpbridge.mcp.modern_request import MODERN_PROTOCOL_VERSIONS
+from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 from mcpbridge.mcp.server_card import (
     MAX_INFO_BYTES,
     MAX_NAME,
@@ -76,7 +76,7 @@ def test_a_card_says_what_the_server_said_and_where_it_is() -> None:
             {
                 "type": "streamable-http",
                 "url": PLACE.mcp,
-                "supportedProtocolVersions": ["2025-06-18", *MODERN],
+                "supportedProtocolVersions": ["2025-06-18", *MODERN_PROTOCOL_VERSIONS],
             },
             {"type": "sse", "url": PLACE.sse},
         ],
@@ -147,7 +147,10 @@ def test_what_is_no_server_info_makes_no_card(info: Any) -> None:
 @pytest.mark.parametrize(
     ("result", "versions"),
     [
-        ({"protocolVersion": "2024-11-05", "serverInfo": INFO}, ("2024-11-05", *MODERN)),
+        (
+            {"protocolVersion": "2024-11-05", "serverInfo": INFO},
+            ("2024-11-05", *MODERN_PROTOCOL_VERSIONS),
+        ),
         ({"protocolVersion": "1999-01-01", "serverInfo": INFO}, ()),
         ({"serverInfo": INFO}, ()),
         ({"protocolVersion": "2024-11-05"}, ()),
@@ -163,11 +166,11 @@ def test_an_initialize_result_is_read(result: Any, versions: Any) -> None:
 def test_versions_are_those_that_were_chosen_by_this_version_of_the_server() -> None:
     server = known()
     server.initialized("2024-11-05", raw(INFO))
-    assert list(server.versions) == ["2024-11-05", "2025-06-18", *MODERN]
+    assert list(server.versions) == ["2024-11-05", "2025-06-18", *MODERN_PROTOCOL_VERSIONS]
     server.initialized("2024-11-05", raw({**INFO, "version": "2"}))
-    assert list(server.versions) == ["2024-11-05", *MODERN]
+    assert list(server.versions) == ["2024-11-05", *MODERN_PROTOCOL_VERSIONS]
     server.discovered(raw(INFO))
-    assert list(server.versions) == [*SUPPORTED, *MODERN]
+    assert list(server.versions) == [*HANDSHAKE_PROTOCOL_VERSIONS, *MODERN_PROTOCOL_VERSIONS]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +247,7 @@ class FakeRequest:
         self.headers[name] = value
 
 
-class Eras:
+class ServerEra:
     def __init__(self, known: KnownServer) -> None:
         self.known = known
 
@@ -254,7 +257,7 @@ class Served:
 
     def __init__(self, known: KnownServer, **settings: Any) -> None:
         self.settings = ServerSettings(command="secret", **settings)
-        self.eras = Eras(known)
+        self.era = ServerEra(known)
 
 
 def cards(*servers: Any, proxy: bool = False) -> ServerCards:
@@ -365,7 +368,7 @@ def test_the_catalog_has_what_is_known() -> None:
     assert [each["url"] for each in listed["entries"]] == ["http://h/m/one/mcp/server-card"]
     assert request.headers[b"Content-Type"] == b"application/ai-catalog+json"
     assert request.headers[b"Cache-Control"] == b"no-cache"
-    two.eras.known = known()
+    two.era.known = known()
     cards(one, two).catalog(request, ())
     assert request.headers[b"Cache-Control"] == b"public, max-age=3600"
     with pytest.raises(CardUnknown, match="no server has"):

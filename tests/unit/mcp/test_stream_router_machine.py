@@ -37,7 +37,7 @@ MESSAGES = st.tuples(
 )
 
 
-class Outlet:
+class StreamSink:
     """A connection: what was sent and not read yet, and whether it is over."""
 
     takes_events = True
@@ -77,9 +77,9 @@ class Stream:
         self.open: list[Any] = []
         self.held: list[bytes] = []
         #: What the router has attached, and whether the client still has it too.
-        self.outlet: Outlet | None = None
+        self.outlet: StreamSink | None = None
         #: What the client reads from; it may be over, or dropped unnoticed.
-        self.reading: Outlet | None = None
+        self.reading: StreamSink | None = None
 
 
 class StreamsMachine(RuleBasedStateMachine):
@@ -262,7 +262,7 @@ class StreamsMachine(RuleBasedStateMachine):
 
     @rule(requests=st.lists(st.tuples(IDS, TOKENS), min_size=1, max_size=3), busy=st.booleans())
     def post(self, requests: list[tuple[Any, Any]], busy: bool) -> None:
-        outlet = Outlet()
+        outlet = StreamSink()
         ids = [ident for ident, _ in requests]
         if len(set(ids)) < len(ids) or any(self.holder(ident) for ident in ids):
             with pytest.raises(IdInUse):
@@ -282,7 +282,7 @@ class StreamsMachine(RuleBasedStateMachine):
 
     @rule()
     def get(self) -> None:
-        outlet = Outlet()
+        outlet = StreamSink()
         stream = self.streams["0"]
         # Without an id the client says that it does without what it has not read;
         # what is still with the older connection moves.
@@ -332,7 +332,7 @@ class StreamsMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def late_news(self, data: st.DataObject) -> None:
         """A connection that is not attached goes: that changes nothing."""
-        self.router.detach(data.draw(st.sampled_from(sorted(self.streams))), Outlet())
+        self.router.detach(data.draw(st.sampled_from(sorted(self.streams))), StreamSink())
 
     @rule(data=st.data())
     def resume(self, data: st.DataObject) -> None:
@@ -340,7 +340,7 @@ class StreamsMachine(RuleBasedStateMachine):
 
     def come_back(self, name: str) -> bool:
         """Resume with the last event that was read; whether that is possible."""
-        stream, outlet = self.streams[name], Outlet()
+        stream, outlet = self.streams[name], StreamSink()
         last = f"{name}-{stream.read}"
         missed = range(stream.read + 1, len(stream.sent) + 1)
         runs = name == "0" or bool(stream.open)

@@ -14,7 +14,7 @@ from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     LISTEN,
     LOG_LEVEL,
-    MODERN,
+    MODERN_PROTOCOL_VERSIONS,
     PROTOCOL_VERSION,
     SUBSCRIPTION_ID,
     TASKS,
@@ -46,7 +46,7 @@ DECLARED: dict[str, Any] = {"extensions": {TASKS: {}}}
 def request(
     method: str = "tools/call", able: Any = DECLARED, level: str | None = None, **params: Any
 ) -> ModernRequest:
-    meta = {PROTOCOL_VERSION: MODERN[-1], CLIENT_CAPABILITIES: able}
+    meta = {PROTOCOL_VERSION: MODERN_PROTOCOL_VERSIONS[-1], CLIENT_CAPABILITIES: able}
     if level is not None:
         meta[LOG_LEVEL] = level
     params = {"name": "t", **params, "_meta": meta}
@@ -54,7 +54,7 @@ def request(
     line = json.dumps(message).encode()
     envelope = peek(line)
     assert envelope is not None
-    return read_request(line, envelope, version_header=MODERN[-1])
+    return read_request(line, envelope, version_header=MODERN_PROTOCOL_VERSIONS[-1])
 
 
 def task(ident: Any = "1", status: Any = "working", **more: Any) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from mcpbridge.config.tuning import ABANDONED_ADDRESSES, ABANDONED_LOOKS
 from mcpbridge.errors import ServerBusy, TooManyOfAddress, TooManySessions, UnknownSession
 from mcpbridge.processes.abandoned import AbandonedSessions, Newcomer
 from mcpbridge.processes.address_shares import Shares
-from mcpbridge.processes.backend_session import Session
-from mcpbridge.processes.permits import EveryLimiter, SessionLimiter
+from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
-from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.testing import FakeLauncher, RecordingStream
+from mcpbridge.testing import FakeLauncher, RecordingSink
 from tests.fakes import Legacy, Modern, World
 from tests.unit.mcp.test_stream_router import Connection
 
@@ -61,7 +61,7 @@ class Served:
             ServerSettings(command="cat", max_sessions=limit, **changes),
             self.clock,
             launcher=self.launcher,
-            limiter=EveryLimiter(machine.over_all, self.limiter),
+            limiter=CombinedLimiter(machine.over_all, self.limiter),
             over_all=machine.over_all,
             event_store=MemoryEventStore(),
             shares=[machine.shares],
@@ -70,16 +70,16 @@ class Served:
     def coming(self, client: str | None = None, *, sse: bool = False) -> list[Any]:
         """What becomes of one who wants a session."""
         if sse:
-            opening = self.server.open_session(lambda _: RecordingStream(), client=client)
+            opening = self.server.open_session(lambda _: RecordingSink(), client=client)
         else:
             opening = self.server.open_streamable(client)
         told: list[Any] = []
         Deferred.fromCoroutine(opening).addBoth(told.append)
         return told
 
-    def open(self, client: str | None = None) -> Session:
+    def open(self, client: str | None = None) -> BackendSession:
         [session] = self.coming(client)
-        assert isinstance(session, Session), session
+        assert isinstance(session, BackendSession), session
         return session
 
     def refused(self, client: str | None = None) -> TooManySessions:
@@ -88,11 +88,13 @@ class Served:
         assert isinstance(failure.value, TooManySessions)
         return failure.value
 
-    def gone(self, session: Session) -> None:
+    def gone(self, session: BackendSession) -> None:
         """Nothing is left of its process."""
         cast("Any", session.backend).stopped.callback(None)
 
-    def taken_from(self, session: Session, client: str | None = None, *, sse: bool = False) -> Any:
+    def taken_from(
+        self, session: BackendSession, client: str | None = None, *, sse: bool = False
+    ) -> Any:
         """The place of a session goes to a client, once nothing is left of it."""
         told = self.coming(client, sse=sse)
         assert told == []
@@ -101,15 +103,15 @@ class Served:
             self.server.find_streamable(session.ident)
         self.gone(session)
         [newer] = told
-        assert isinstance(newer, Session)
+        assert isinstance(newer, BackendSession)
         return newer
 
 
-def face(session: Session) -> StreamableFace:
-    return cast("StreamableFace", session.stream)
+def face(session: BackendSession) -> StreamableSession:
+    return cast("StreamableSession", session.sink)
 
 
-def reason(*sessions: Session) -> list[bool]:
+def reason(*sessions: BackendSession) -> list[bool]:
     """Which of them were told to end."""
     return [bool(each.reason) for each in sessions]
 
@@ -297,7 +299,7 @@ def test_a_share_that_is_full_of_abandoned_sessions(over_all: bool, log_lines: l
     coming = served.coming("a")
     assert reason(first, second) == [True, False]
     beside.gone(first)
-    assert isinstance(coming[0], Session)
+    assert isinstance(coming[0], BackendSession)
     assert not [line for line in log_lines[told:] if "has its share" in line]
 
 
@@ -326,7 +328,7 @@ def test_the_bridges_limit_is_reached_by_a_neighbour() -> None:
     coming = ours.coming()
     assert reason(*sessions) == [False, True]
     theirs.gone(sessions[1])
-    assert isinstance(coming[0], Session)
+    assert isinstance(coming[0], BackendSession)
 
 
 def test_a_servers_own_limit_is_not_helped_by_a_neighbour() -> None:
@@ -351,7 +353,7 @@ def test_a_spare_process_goes_before_a_session() -> None:
     coming = ours.coming()
     assert reason(session) == [False]
     spare.stopped.callback(None)
-    assert isinstance(coming[0], Session)
+    assert isinstance(coming[0], BackendSession)
     theirs.server.stop()
 
 
@@ -385,7 +387,7 @@ def test_one_of_many_newcomers_has_its_place() -> None:
     coming = [served.coming() for _ in range(5)]
     assert [len(told) for told in coming] == [0, 1, 1, 1, 1]
     served.gone(session)
-    assert isinstance(coming[0][0], Session)
+    assert isinstance(coming[0][0], BackendSession)
 
 
 # What the front is told.
@@ -432,7 +434,7 @@ class Beside:
         self.world = World(kind, limit, **changes)
         self.faces: list[float | None] = []
 
-    def hold(self) -> Session:
+    def hold(self) -> BackendSession:
         """A session takes a place."""
         taken: list[Any] = []
         world = self.world
@@ -441,7 +443,7 @@ class Beside:
         now = world.clock.seconds()
         world.pool.abandoned.add(session, None, lambda: now)
         session.forget = world.pool.abandoned.remove
-        return cast("Session", session)
+        return cast("BackendSession", session)
 
 
 @pytest.mark.parametrize("known", [True, False])

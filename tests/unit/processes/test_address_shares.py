@@ -86,7 +86,7 @@ def test_bodies_that_never_end_keep_nobody_else_out(
     front: bool, cuts: list[int], log_lines: list[str]
 ) -> None:
     """promise: one address holds half of the budget at most, and is told which setting says so."""
-    world = World(front=front, budget=10 * HELD)
+    world = World(fast_path=front, budget=10 * HELD)
     held = []
     for _ in range(17):
         made, transport = connect(world, "192.0.2.1")
@@ -113,7 +113,7 @@ def test_bodies_that_never_end_keep_nobody_else_out(
 
 @both
 def test_behind_a_trusted_proxy_each_client_has_a_share(front: bool) -> None:
-    world = World(front=front, budget=4 * HELD, trusted_proxies=("10.0.0.1",))
+    world = World(fast_path=front, budget=4 * HELD, trusted_proxies=("10.0.0.1",))
     opened = []
     for client in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2"):
         opened.append(connect(world, "10.0.0.1"))
@@ -138,7 +138,7 @@ def test_both_ways_in_answer_a_full_budget_alike(full: str, cuts: list[int], beh
     """Whether a request arrives at once or in pieces."""
     seen = []
     for front in (True, False):
-        world = World(front=front, budget=LIMIT if full == "budget" else 2 * LIMIT)
+        world = World(fast_path=front, budget=LIMIT if full == "budget" else 2 * LIMIT)
         others = [connect(world, "192.0.2.1" if full == "budget" else "192.168.1.1")]
         others[0][0].dataReceived(UNFINISHED)
         used = world.site.budget.used
@@ -181,7 +181,7 @@ def test_one_address_does_not_get_all_sessions(
     front: bool, opens: bytes, proxied: bool, log_lines: list[str]
 ) -> None:
     """promise: a share is refused like a full server, with the setting's name."""
-    world = World(front=front, trusted_proxies=("10.0.0.1",), sessions=6)
+    world = World(fast_path=front, trusted_proxies=("10.0.0.1",), sessions=6)
     server = world.server
     opened = []
 
@@ -260,7 +260,7 @@ def test_a_parked_call_counts_until_its_process_is_free() -> None:
 def test_a_process_counts_for_who_left_while_it_started() -> None:
     world = fakes.World(fakes.Legacy, limit=4)
     # Otherwise all others would wait for that start.
-    world.pool.readiness.succeeded()
+    world.pool.backoff.succeeded()
     world.launcher.mute = True
     for _ in range(3):
         world.client = "a"

@@ -40,13 +40,13 @@ from mcpbridge.interfaces import (
 )
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.jsonrpc.malformed_output import Lost
-from mcpbridge.processes.backend_session import SHOWN_CHARS, Session
+from mcpbridge.processes.backend_session import SHOWN_CHARS, BackendSession
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.lost_answers import LOST_KEPT, LOST_SECONDS
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.throttle import WINDOW_SECONDS
 from mcpbridge.server import Server
-from mcpbridge.testing import FakeBackend, FakeLauncher, RecordingStream
+from mcpbridge.testing import FakeBackend, FakeLauncher, RecordingSink
 
 IDENT = "0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10"
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"secret":"swordfish"}}'
@@ -105,9 +105,9 @@ class Made:
         self.order: list[str] = []
         self.clock = Clock()
         self.backend = FakeBackend()
-        self.stream = RecordingStream()
+        self.stream = RecordingSink()
         self.backend.events = self.stream.events = self.order
-        self.session = Session(
+        self.session = BackendSession(
             ident=IDENT,
             server="cat",
             clock=self.clock,
@@ -117,7 +117,7 @@ class Made:
             **options,
         )
         self.session.backend = self.backend
-        self.session.stream = self.stream
+        self.session.sink = self.stream
 
     def release(self) -> None:
         self.order.append("release")
@@ -150,7 +150,7 @@ def test_the_interfaces() -> None:
         lambda session: (session.input_closed("no more"), session.life.end("the client left")),
     ],
 )
-def test_however_it_ends_the_order_is_fixed(end: Callable[[Session], None]) -> None:
+def test_however_it_ends_the_order_is_fixed(end: Callable[[BackendSession], None]) -> None:
     """promise: the keepalive stops, then the stream, then the backend; the permit last."""
     made = Made()
     end(made.session)
@@ -214,7 +214,7 @@ def test_a_step_that_raises_skips_no_other(
     holder: Any = {"made": made, "observer": observer}.get(where) or getattr(made, where)
     if step == "account":
         # A session has slots: its method is its class's.
-        monkeypatch.setattr(Session, step, lambda self: fail())
+        monkeypatch.setattr(BackendSession, step, lambda self: fail())
     else:
         setattr(holder, step, fail)
     made.session.life.end("over")
@@ -652,7 +652,7 @@ class Opened:
         self.clock = Clock()
         self.launcher: Any = launcher or FakeLauncher()
         self.limiter = SessionLimiter(limit)
-        self.streams: list[RecordingStream] = []
+        self.streams: list[RecordingSink] = []
         self.server = Server(
             ServerSettings(command="cat", max_message_bytes=1000),
             self.clock,
@@ -661,12 +661,12 @@ class Opened:
             **options,
         )
 
-    def make_stream(self, session: Session) -> RecordingStream:
+    def make_stream(self, session: BackendSession) -> RecordingSink:
         assert session.backend is not None
-        self.streams.append(RecordingStream())
+        self.streams.append(RecordingSink())
         return self.streams[-1]
 
-    def open(self, make_stream: Any = None) -> Session:
+    def open(self, make_stream: Any = None) -> BackendSession:
         return result_of(self.server.open_session(make_stream or self.make_stream))
 
 
@@ -696,7 +696,7 @@ def test_a_session_opens() -> None:
     opened = Opened(observers=[observer := Observer()])
     session = opened.open()
     assert opened.server.find(session.ident) is session
-    assert session.stream is opened.streams[0]
+    assert session.sink is opened.streams[0]
     assert (observer.told, opened.limiter.taken) == (["opened"], 1)
     [backend] = opened.launcher.backends
     assert (backend.receiver, backend.label) == (session, session.ident[:8])

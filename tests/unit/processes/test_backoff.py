@@ -6,56 +6,56 @@ import pytest
 
 from mcpbridge.config.tuning import BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, STILLBORN_STARTS
 from mcpbridge.errors import ServerDown
-from mcpbridge.processes.backoff import Readiness
+from mcpbridge.processes.backoff import StartBackoff
 
 
 def test_the_pause_doubles_to_its_maximum_and_is_reset() -> None:
-    readiness, now, pauses = Readiness("cat"), 100.0, []
+    backoff, now, pauses = StartBackoff("cat"), 100.0, []
     for _ in range(2000):
-        pauses.append(readiness.failed(now, "no"))
+        pauses.append(backoff.failed(now, "no"))
         now += pauses[-1]
     assert pauses[:7] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, MAX_BACKOFF_SECONDS]
     assert set(pauses[6:]) == {MAX_BACKOFF_SECONDS}
-    readiness.succeeded()
-    assert (readiness.wait(now), str(readiness)) == (0.0, "ready")
-    assert readiness.failed(now, "no") == BACKOFF_SECONDS
+    backoff.succeeded()
+    assert (backoff.wait(now), str(backoff)) == (0.0, "ready")
+    assert backoff.failed(now, "no") == BACKOFF_SECONDS
 
 
 def test_failures_while_it_is_down_are_one() -> None:
     """Sixteen that were begun together say no more than one."""
-    readiness = Readiness("cat")
-    assert [readiness.failed(0.25, "no") for _ in range(16)] == [1.0] * 16
-    assert readiness.failed(0.75, "why not") == 0.5
-    assert str(readiness) == "down after 1 failed start: why not"
-    assert readiness.failed(1.25, "no") == 2.0
-    assert str(readiness) == "down after 2 failed starts: no"
+    backoff = StartBackoff("cat")
+    assert [backoff.failed(0.25, "no") for _ in range(16)] == [1.0] * 16
+    assert backoff.failed(0.75, "why not") == 0.5
+    assert str(backoff) == "down after 1 failed start: why not"
+    assert backoff.failed(1.25, "no") == 2.0
+    assert str(backoff) == "down after 2 failed starts: no"
 
 
 def test_a_failure_without_a_reason_is_one() -> None:
-    readiness = Readiness("cat")
-    readiness.failed(0.0, "")
-    assert str(readiness).startswith("down")
+    backoff = StartBackoff("cat")
+    backoff.failed(0.0, "")
+    assert str(backoff).startswith("down")
 
 
 def test_clients_are_told_when_to_come_again() -> None:
-    readiness = Readiness("cat")
-    readiness.check(0.0)
-    readiness.failed(0.0, "it was not found")
+    backoff = StartBackoff("cat")
+    backoff.check(0.0)
+    backoff.failed(0.0, "it was not found")
     with pytest.raises(ServerDown) as raised:
-        readiness.check(0.5)
+        backoff.check(0.5)
     assert str(raised.value) == (
         "the server 'cat' cannot be started (it was not found); the bridge tries again in 1 s"
     )
     assert (raised.value.status, raised.value.retry_after) == (503, 1)
-    readiness.check(1.0)
+    backoff.check(1.0)
 
 
 def test_sessions_whose_process_ends_without_a_word() -> None:
     """Each may be its client's fault; many in a row may be the server's."""
-    readiness = Readiness("cat")
-    doubts = [readiness.stillborn() for _ in range(STILLBORN_STARTS)]
+    backoff = StartBackoff("cat")
+    doubts = [backoff.stillborn() for _ in range(STILLBORN_STARTS)]
     assert doubts == [False] * (STILLBORN_STARTS - 1) + [True]
-    readiness.check(0.0)
-    assert readiness.stillborn()
-    readiness.succeeded()
-    assert not readiness.stillborn()
+    backoff.check(0.0)
+    assert backoff.stillborn()
+    backoff.succeeded()
+    assert not backoff.stillborn()

@@ -9,10 +9,10 @@ from twisted.internet.task import Clock
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import COMPLAIN_SECONDS
 from mcpbridge.errors import BackendFailed, CannotStart
-from mcpbridge.processes.backend_session import Session
-from mcpbridge.processes.permits import EveryLimiter, SessionLimiter
+from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.server import Server
-from mcpbridge.testing import FakeLauncher, RecordingStream
+from mcpbridge.testing import FakeLauncher, RecordingSink
 
 INITIALIZE = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}'
@@ -30,17 +30,17 @@ class Served:
             ServerSettings(**{**values, **options}),
             self.clock,
             launcher=self.launcher,
-            limiter=EveryLimiter(SessionLimiter(100)),
+            limiter=CombinedLimiter(SessionLimiter(100)),
         )
 
-    def open(self) -> Session:
+    def open(self) -> BackendSession:
         found: list[Any] = []
-        opening = self.server.open_session(lambda _: RecordingStream())
+        opening = self.server.open_session(lambda _: RecordingSink())
         Deferred.fromCoroutine(opening).addBoth(found.append)
-        session: Session = found[0]
+        session: BackendSession = found[0]
         return session
 
-    def end(self, session: Session, status: str, reason: str | None = None) -> None:
+    def end(self, session: BackendSession, status: str, reason: str | None = None) -> None:
         """Its backend ends by itself."""
         session.backend.exit_status = status
         session.output_closed(reason or f"the backend ended ({status})")

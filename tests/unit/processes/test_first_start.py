@@ -215,7 +215,7 @@ def test_those_who_are_still_there_do_not_wait_for_each_other() -> None:
 
 def test_nobody_waits_for_a_server_that_has_worked() -> None:
     slow = Slow(Legacy)
-    slow.world.pool.readiness.succeeded()
+    slow.world.pool.backoff.succeeded()
     slow.left()
     slow.call()
     slow.world.run()

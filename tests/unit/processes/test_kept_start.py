@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import COMPLAIN_SECONDS, KEPT_STARTS
 from mcpbridge.errors import Stopping, TooManySessions, UnknownSession
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from tests.unit.processes.test_abandoned import Machine, Served
 
 INITIALIZE = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
@@ -22,24 +22,24 @@ START = 30.0
 both = pytest.mark.parametrize("sse", [False, True])
 
 
-def begun(served: Served, client: str | None = None, *, sse: bool = False) -> Session:
+def begun(served: Served, client: str | None = None, *, sse: bool = False) -> BackendSession:
     """A session whose client has said `initialize`."""
     [session] = served.coming(client, sse=sse)
-    assert isinstance(session, Session)
+    assert isinstance(session, BackendSession)
     session.client_messages([INITIALIZE])
     return session
 
 
-def leave(served: Served, session: Session) -> None:
+def leave(served: Served, session: BackendSession) -> None:
     served.server.client_left(session, "the client left")
 
 
-def runs(session: Session) -> bool:
+def runs(session: BackendSession) -> bool:
     """Whether its process was not told to end."""
     return "stop" not in cast("Any", session.backend).events
 
 
-def kept(served: Served, client: str | None = None, *, sse: bool = False) -> Session:
+def kept(served: Served, client: str | None = None, *, sse: bool = False) -> BackendSession:
     session = begun(served, client, sse=sse)
     leave(served, session)
     assert runs(session)
@@ -60,7 +60,7 @@ def test_it_ends_when_it_has_started_and_is_given_to_nobody(sse: bool, said: byt
     served.clock.advance(0)
     assert not runs(session)
     assert session.reason == "the client left; its process was kept: it has started"
-    assert served.server.pool.readiness.successes == (said is ANSWER)
+    assert served.server.pool.backoff.successes == (said is ANSWER)
     served.gone(session)
     newer = served.open()
     assert newer.backend is not session.backend
@@ -138,7 +138,7 @@ def test_many_who_come_wait_for_the_first_start(sse: bool) -> None:
     session.messages_received([ANSWER])
     served.clock.advance(0)
     served.clock.advance(0)
-    assert [type(told[0]) for told in coming] == [Session] * 8
+    assert [type(told[0]) for told in coming] == [BackendSession] * 8
     assert len(served.launcher.backends) == 9
 
 
@@ -152,7 +152,7 @@ def test_who_waits_goes_on_when_the_start_fails(how: str) -> None:
     else:
         served.clock.advance(START)
     served.clock.advance(0)
-    assert isinstance(coming[0], Session)
+    assert isinstance(coming[0], BackendSession)
 
 
 def test_no_more_than_so_many_wait_for_it() -> None:
@@ -181,14 +181,14 @@ def test_nobody_waits_for_a_server_that_has_worked() -> None:
     served = Machine().serve(20)
     begun(served).messages_received([ANSWER])
     kept(served)
-    assert isinstance(served.coming()[0], Session)
+    assert isinstance(served.coming()[0], BackendSession)
 
 
 @pytest.mark.parametrize("worked", [False, True])
 def test_one_waits_for_its_place_where_there_is_no_other(worked: bool) -> None:
     served = Machine().serve(1)
     if worked:
-        served.server.pool.readiness.succeeded()
+        served.server.pool.backoff.succeeded()
     session = kept(served)
     assert not served.server.pool.is_full()
     first = served.coming()
@@ -201,7 +201,7 @@ def test_one_waits_for_its_place_where_there_is_no_other(worked: bool) -> None:
     served.clock.advance(0)
     assert first == []
     served.gone(session)
-    assert isinstance(first[0], Session)
+    assert isinstance(first[0], BackendSession)
 
 
 def test_it_gives_way_to_a_client_of_another_server() -> None:
@@ -213,14 +213,14 @@ def test_it_gives_way_to_a_client_of_another_server() -> None:
     assert not runs(session)
     assert session.reason == "the client left; its process was kept: its place was needed"
     theirs.gone(session)
-    assert isinstance(coming[0], Session)
+    assert isinstance(coming[0], BackendSession)
 
 
 def test_it_counts_against_nobodys_share() -> None:
     """Who left may come back, where it may have no more than one."""
     served = Machine().serve(4, max_sessions_per_address=1)
     session = kept(served, "a")
-    served.server.pool.readiness.succeeded()
+    served.server.pool.backoff.succeeded()
     newer = served.open("a")
     assert served.refused("a")
     session.messages_received([ANSWER])
@@ -229,7 +229,7 @@ def test_it_counts_against_nobodys_share() -> None:
     assert served.refused("a")
     newer.life.end("over")
     served.gone(newer)
-    assert isinstance(served.open("a"), Session)
+    assert isinstance(served.open("a"), BackendSession)
 
 
 def test_the_bridge_stops() -> None:

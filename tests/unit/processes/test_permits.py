@@ -11,7 +11,7 @@ from zope.interface.verify import verifyObject
 from mcpbridge.config.tuning import COMPLAIN_SECONDS
 from mcpbridge.errors import SettingError
 from mcpbridge.interfaces import IPermit, ISessionLimiter
-from mcpbridge.processes.permits import EveryLimiter, Permit, Refusals, SessionLimiter
+from mcpbridge.processes.permits import CombinedLimiter, Permit, RefusalLog, SessionLimiter
 
 
 @implementer(ISessionLimiter)
@@ -23,7 +23,7 @@ class Failing:
 
 
 def test_the_interfaces() -> None:
-    for limiter in (SessionLimiter(1), EveryLimiter(SessionLimiter(1))):
+    for limiter in (SessionLimiter(1), CombinedLimiter(SessionLimiter(1))):
         verifyObject(ISessionLimiter, limiter)
         verifyObject(IPermit, limiter.acquire())
 
@@ -70,7 +70,7 @@ def test_every_short_history() -> None:
 def test_one_of_each_or_none_of_any() -> None:
     """promise: a refused request holds no permit, of none of the limiters."""
     whole, part = SessionLimiter(3), SessionLimiter(1)
-    both = EveryLimiter(whole, part)
+    both = CombinedLimiter(whole, part)
     permit = both.acquire()
     assert permit is not None
     assert (whole.taken, part.taken) == (1, 1)
@@ -84,13 +84,13 @@ def test_one_of_each_or_none_of_any() -> None:
 def test_a_limiter_that_raises_keeps_no_permit_of_the_others() -> None:
     whole = SessionLimiter(1)
     with pytest.raises(OSError, match="database"):
-        EveryLimiter(whole, Failing()).acquire()
+        CombinedLimiter(whole, Failing()).acquire()
     assert whole.taken == 0
 
 
 def test_the_log_is_told_of_a_full_server_now_and_then(log_lines: list[str]) -> None:
     clock = Clock()
-    refusals = Refusals("cat", clock)
+    refusals = RefusalLog("cat", clock)
     for _ in range(100):
         refusals.add(lambda: "no room")
     assert log_lines == ["server 'cat' is full: no room; refused since this was said last: 1"]

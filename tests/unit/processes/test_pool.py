@@ -31,11 +31,11 @@ from mcpbridge.errors import (
     Stopping,
     TooManySessions,
 )
-from mcpbridge.processes.backend_session import Session
-from mcpbridge.processes.permits import EveryLimiter, SessionLimiter
-from mcpbridge.processes.pool import Pool
+from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
+from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.stdio.backend import StdioBackend
-from mcpbridge.testing import FakeBackend, FakeLauncher, FakeReactor, FakeTree, RecordingStream
+from mcpbridge.testing import FakeBackend, FakeLauncher, FakeReactor, FakeTree, RecordingSink
 
 NOTES = [b'{"jsonrpc":"2.0","method":"notifications/%d"}' % number for number in range(4)]
 
@@ -72,11 +72,11 @@ class Pooled:
         self.launcher: Any = launcher or FakeLauncher()
         self.over_all = over_all or SessionLimiter(1000)
         self.limiter = SessionLimiter(limit)
-        self.pool = Pool(
+        self.pool = ProcessPool(
             ServerSettings(command="cat", max_sessions=limit, **options),
             self.clock,
             launcher=self.launcher,
-            limiter=EveryLimiter(self.over_all, self.limiter),
+            limiter=CombinedLimiter(self.over_all, self.limiter),
             over_all=self.over_all,
         )
         self.pool.start()
@@ -89,11 +89,11 @@ class Pooled:
     def taken(self) -> int:
         return self.limiter.taken
 
-    def take(self) -> Session:
+    def take(self) -> BackendSession:
         [result] = self.taking()
         if isinstance(result, Failure):
             result.raiseException()
-        session: Session = result
+        session: BackendSession = result
         return session
 
     def taking(self) -> Taking:
@@ -123,12 +123,12 @@ class Taking(list[Any]):
         return type(failure.value)
 
 
-def end(session: Session) -> None:
+def end(session: BackendSession) -> None:
     session.life.end("over")
     close(session)
 
 
-def close(session: Session) -> None:
+def close(session: BackendSession) -> None:
     if not session.backend.stopped.called:
         session.backend.stopped.callback(None)
 
@@ -157,7 +157,7 @@ def test_a_launch_that_fails_holds_nothing(error: Exception) -> None:
     assert made.taking().failed is (
         BackendFailed if isinstance(error, CannotStart) else RuntimeError
     )
-    assert (made.taken, str(made.pool.readiness)) == (0, "ready")
+    assert (made.taken, str(made.pool.backoff)) == (0, "ready")
 
 
 def test_what_the_system_lacks_is_a_line_a_minute(log_lines: list[str]) -> None:
@@ -241,7 +241,7 @@ def test_one_launch_under_way_is_enough() -> None:
     made.clock.pump([WARM_SECONDS] * 20)
     assert len(made.backends) == 1
     made.pool.fail("something else")
-    made.pool.readiness.succeeded()
+    made.pool.backoff.succeeded()
     made.launcher.finish()
     made.clock.advance(WARM_SECONDS)
     assert len(made.backends) == 2
@@ -276,7 +276,7 @@ def test_an_old_one_is_replaced() -> None:
     made.clock.advance(1)
     assert made.backends[0].events == ["stop"]
     assert len(made.backends) == 2
-    assert str(made.pool.readiness) == "ready"
+    assert str(made.pool.backoff) == "ready"
     made.take()
     assert made.backends[1].events == []
 
@@ -299,7 +299,7 @@ def test_what_it_said_comes_first() -> None:
     session.messages_received(NOTES[:1])
     session.messages_received(NOTES[1:3])
     assert made.take() is session
-    stream = session.stream = RecordingStream()
+    stream = session.sink = RecordingSink()
     assert stream.lines == []
     assert backend.events[-1] == "pause"
     made.clock.advance(0)
@@ -317,16 +317,16 @@ def test_what_it_said_is_bounded() -> None:
     backend.receiver.messages_received([line])
     assert backend.events == ["pause"]
     session = made.take()
-    session.stream = RecordingStream()
+    session.sink = RecordingSink()
     made.clock.advance(0)
-    assert (session.stream.lines, backend.events[-1]) == ([line, line], "resume")
+    assert (session.sink.lines, backend.events[-1]) == ([line, line], "resume")
 
 
 def test_what_it_said_is_for_nobody_when_it_has_ended() -> None:
     made = Pooled(warm=1).warmed()
     made.backends[0].receiver.messages_received(NOTES)
     session = made.take()
-    stream = session.stream = RecordingStream()
+    stream = session.sink = RecordingSink()
     session.life.end("over")
     made.clock.advance(0)
     assert stream.lines == []
@@ -339,7 +339,7 @@ def test_one_that_dies_is_not_given_to_anybody(how: str) -> None:
     [backend] = made.backends
     getattr(backend.receiver, how)("exit status 3")
     assert backend.events == ["stop"]
-    assert str(made.pool.readiness) == "down after 1 failed start: exit status 3"
+    assert str(made.pool.backoff) == "down after 1 failed start: exit status 3"
     assert made.taking().failed is ServerDown
     close(backend.receiver)
     assert made.taken == 0
@@ -377,10 +377,10 @@ def test_one_that_is_not_read_and_dies_gives_its_permit_back() -> None:
 
 def test_one_that_waited_long_had_been_started_well() -> None:
     made = Pooled(warm=1).warmed()
-    made.pool.readiness.failures = 3
+    made.pool.backoff.failures = 3
     made.clock.advance(MAX_BACKOFF_SECONDS)
     made.backends[0].receiver.output_closed("nobody spoke to it")
-    assert str(made.pool.readiness) == "ready"
+    assert str(made.pool.backoff) == "ready"
     made.clock.advance(WARM_SECONDS)
     assert len(made.backends) == 2
 
@@ -388,10 +388,10 @@ def test_one_that_waited_long_had_been_started_well() -> None:
 @pytest.mark.parametrize("waited", [0.0, SETTLED_SECONDS])
 def test_one_that_lives_when_it_is_taken_ends_the_failures(waited: float) -> None:
     made = Pooled(warm=1).warmed()
-    made.pool.readiness.failures = 3
+    made.pool.backoff.failures = 3
     made.clock.advance(waited)
     made.take()
-    assert made.pool.readiness.failures == (0 if waited else 3)
+    assert made.pool.backoff.failures == (0 if waited else 3)
 
 
 @pytest.mark.parametrize("lives", [0.0, 0.5, 6.0, 59.0])
@@ -472,7 +472,7 @@ def test_a_spare_process_of_a_neighbour_makes_room() -> None:
     taking = ours.taking()
     assert (taking, theirs.backends[0].events) == ([], ["stop"])
     close(theirs.backends[0].receiver)
-    assert isinstance(taking[0], Session)
+    assert isinstance(taking[0], BackendSession)
     assert (ours.taken, theirs.taken) == (1, 0)
     end(taking[0])
     theirs.clock.advance(STARVED_SECONDS)
@@ -538,7 +538,7 @@ def test_never_more_than_the_limit_and_nothing_is_left(
     launcher = SlowLauncher()
     made = Pooled(limit, warm=warm, launcher=launcher, max_process_age=100.0)
     takings: list[Taking] = []
-    had: set[Session] = set()
+    had: set[BackendSession] = set()
     for step, number in steps:
         index = int(number)
         sessions = sorted(made.pool.unclosed, key=lambda each: each.ident)
@@ -564,7 +564,9 @@ def test_never_more_than_the_limit_and_nothing_is_left(
         elif session is not None and step == "closed" and not session.receiving:
             close(session)
         made.check()
-        given_out = [each for taking in takings for each in taking if isinstance(each, Session)]
+        given_out = [
+            each for taking in takings for each in taking if isinstance(each, BackendSession)
+        ]
         assert len(given_out) == len(set(given_out))
         assert not set(given_out) & set(made.pool._spares)
         assert len(made.pool._spares) <= warm

@@ -11,10 +11,10 @@ from twisted.internet.defer import Deferred
 
 from mcpbridge.config.tuning import CHECK_SECONDS, STILLBORN_STARTS
 from mcpbridge.errors import BackendFailed, CannotStart, ServerDown
-from mcpbridge.processes.era import Eras
+from mcpbridge.processes.era import ServerEra
 from mcpbridge.processes.start_check import neutral_initialize
-from mcpbridge.session.negotiation import first_dialect, greeting
-from mcpbridge.testing import RecordingStream
+from mcpbridge.session.negotiation import first_adapter, greeting
+from mcpbridge.testing import RecordingSink
 from tests.fakes import Call, Legacy, Modern, World
 
 BAD = {"name": "bad", "version": "1"}
@@ -54,7 +54,7 @@ def called(world: World, token: str, info: Any) -> Call:
 
 
 def is_ready(world: World) -> bool:
-    return str(world.pool.readiness) == "ready"
+    return str(world.pool.backoff) == "ready"
 
 
 @pytest.mark.parametrize("reuse", ["connection", "never"])
@@ -81,10 +81,8 @@ def opened(world: World) -> Any:
     taken: list[Any] = []
     Deferred.fromCoroutine(world.pool.take()).addBoth(taken.append)
     [session] = taken
-    session.stream = RecordingStream()
-    session.dialect = first_dialect(
-        session, world.eras, world.pool.readiness, world.pool.check.doubt
-    )
+    session.sink = RecordingSink()
+    session.adapter = first_adapter(session, world.era, world.pool.backoff, world.pool.check.doubt)
     session.opened()
     return session
 
@@ -96,7 +94,7 @@ def initialized(world: World, info: Any) -> list[Any]:
     message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
     session.client_messages([json.dumps(message).encode()])
     world.run(0.1)
-    lines = list(session.stream.lines)
+    lines = list(session.sink.lines)
     session.life.end("done")
     world.run(1)
     return lines
@@ -119,9 +117,9 @@ def test_a_server_that_nobody_can_start(log_lines: list[str]) -> None:
     for _ in range(STILLBORN_STARTS):
         assert is_ready(world)
         initialized(world, GOOD)
-    assert "down after 1 failed start" in str(world.pool.readiness)
+    assert "down after 1 failed start" in str(world.pool.backoff)
     with pytest.raises(ServerDown):
-        world.pool.readiness.check(world.clock.seconds() - 0.5)
+        world.pool.backoff.check(world.clock.seconds() - 0.5)
     world.end()
 
 
@@ -167,7 +165,7 @@ def test_a_server_that_fails_by_itself_as_well(fails: str) -> None:
         world.launcher.kind = type("Deaf", (Choosy,), {"ended": True, "__init__": _deaf})
     world.run()
     world.run(2)
-    assert "down after 1 failed start" in str(world.pool.readiness)
+    assert "down after 1 failed start" in str(world.pool.backoff)
     world.run(1)
     world.end()
     # Nothing is left that nobody handles.
@@ -199,12 +197,12 @@ def test_one_who_comes_while_a_server_that_was_down_is_checked() -> None:
     world.call("a", info=GOOD)
     world.run(2)
     world.run(2)
-    assert "down after 1" in str(world.pool.readiness)
+    assert "down after 1" in str(world.pool.backoff)
     world.run(1)
     world.call("b", info=GOOD)
     for _ in range(4):
         world.run(1)
-    if not world.pool.readiness.in_doubt:
+    if not world.pool.backoff.in_doubt:
         world.run(1)
     late = world.call("c", info=GOOD)
     assert isinstance(late.refusal, ServerDown)
@@ -224,13 +222,13 @@ def test_the_bridge_stops_during_a_check(seconds: float) -> None:
 
 
 def test_what_a_process_is_greeted_with() -> None:
-    eras = Eras()
-    assert greeting(eras) == neutral_initialize()
-    assert json.loads(greeting(eras))["params"]["clientInfo"]["name"] == "mcpbridge"
-    eras.modern = True
-    assert json.loads(greeting(eras))["method"] == "server/discover"
-    eras.legacy = True
-    assert json.loads(greeting(eras))["method"] == "initialize"
+    era = ServerEra()
+    assert greeting(era) == neutral_initialize()
+    assert json.loads(greeting(era))["params"]["clientInfo"]["name"] == "mcpbridge"
+    era.modern = True
+    assert json.loads(greeting(era))["method"] == "server/discover"
+    era.legacy = True
+    assert json.loads(greeting(era))["method"] == "initialize"
 
 
 # What one session says of the era of the server.
@@ -250,7 +248,7 @@ def test_an_answer_that_may_be_that_of_another_request(kind: Any) -> None:
     session.messages_received(
         [b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no such method"}}']
     )
-    assert world.eras.legacy is None
+    assert world.era.legacy is None
     world.run(1)
     session.life.end("done")
     world.run(1)

@@ -13,11 +13,11 @@ from twisted.internet.task import Clock
 from mcpbridge.config.tuning import MAX_BACKOFF_SECONDS, STILLBORN_STARTS
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.jsonrpc.members import members
-from mcpbridge.processes.backend_session import Session
-from mcpbridge.processes.backoff import Readiness
-from mcpbridge.processes.era import Eras
-from mcpbridge.session.negotiation import Downward, Undecided, first_dialect
-from mcpbridge.testing import FakeBackend, RecordingStream
+from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.backoff import StartBackoff
+from mcpbridge.processes.era import ServerEra
+from mcpbridge.session.negotiation import LegacyClientAdapter, UndecidedAdapter, first_adapter
+from mcpbridge.testing import FakeBackend, RecordingSink
 from mcpbridge.translation.handshake import refusal
 
 INITIALIZE = (
@@ -37,11 +37,11 @@ NOTE = b'{"jsonrpc":"2.0","method":"notifications/message","params":{}}'
 class Made:
     """A session that has just been opened, between fakes."""
 
-    def __init__(self, eras: Eras | None = None, readiness: Readiness | None = None) -> None:
+    def __init__(self, era: ServerEra | None = None, backoff: StartBackoff | None = None) -> None:
         self.clock = Clock()
-        self.eras = eras or Eras()
-        self.readiness = readiness or Readiness("cat")
-        self.session = Session(
+        self.era = era or ServerEra()
+        self.backoff = backoff or StartBackoff("cat")
+        self.session = BackendSession(
             ident="0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10",
             server="cat",
             clock=self.clock,
@@ -52,10 +52,10 @@ class Made:
         )
         self.complaints: list[tuple[str, str]] = []
         self.backend = self.session.backend = FakeBackend(self.session)
-        self.stream = self.session.stream = RecordingStream()
+        self.stream = self.session.sink = RecordingSink()
         self.doubts: list[str] = []
-        self.session.dialect = first_dialect(
-            self.session, self.eras, self.readiness, self.doubts.append
+        self.session.adapter = first_adapter(
+            self.session, self.era, self.backoff, self.doubts.append
         )
 
     def release(self) -> None:
@@ -91,7 +91,7 @@ class Made:
     def opened(self) -> Made:
         """Initialized, before a backend that is modern alone."""
         self.post(INITIALIZE)
-        if isinstance(self.session.dialect, Undecided):
+        if isinstance(self.session.adapter, UndecidedAdapter):
             self.say(MODERN_ONLY)
         capabilities = {"tools": {"listChanged": True}}
         self.answer({"supportedVersions": ["2026-07-28"], "capabilities": capabilities})
@@ -112,10 +112,10 @@ def encode(message: object) -> bytes:
     return json.dumps(message).encode()
 
 
-def is_modern() -> Eras:
-    eras = Eras()
-    eras.legacy = False
-    return eras
+def is_modern() -> ServerEra:
+    era = ServerEra()
+    era.legacy = False
+    return era
 
 
 def busy(error: Exception) -> Any:
@@ -134,7 +134,7 @@ def test_initialize_and_its_answer_pass_as_they_are() -> None:
     made.say(NOTE, TOLD, NOTE)
     assert made.backend.sent == [INITIALIZE]
     assert made.stream.lines == [NOTE, TOLD, NOTE]
-    assert (made.eras.legacy, made.session.dialect) == (True, None)
+    assert (made.era.legacy, made.session.adapter) == (True, None)
     made.end()
 
 
@@ -168,7 +168,7 @@ def test_a_probe_is_answered_here(member: bytes) -> None:
     made.post(NOTE, probe, INITIALIZE, probe.replace(b'"id":0,', b""))
     assert made.backend.sent == [NOTE + b"\n" + INITIALIZE]
     assert len(made.answers()) == 1
-    assert isinstance(made.session.dialect, Undecided)
+    assert isinstance(made.session.adapter, UndecidedAdapter)
     made.end()
 
 
@@ -187,12 +187,12 @@ def test_another_error_leaves_it_undecided() -> None:
     made.post(INITIALIZE)
     made.say(error)
     assert made.stream.lines == [error]
-    assert made.eras.legacy is None
+    assert made.era.legacy is None
     made.post(PROBE)
     made.post(INITIALIZE)
     made.say(TOLD)
     assert made.backend.sent == [INITIALIZE] * 2
-    assert made.eras.legacy is True
+    assert made.era.legacy is True
 
 
 def test_a_backend_that_is_modern_alone_keeps_its_process() -> None:
@@ -200,8 +200,8 @@ def test_a_backend_that_is_modern_alone_keeps_its_process() -> None:
     made.post(INITIALIZE)
     made.say(MODERN_ONLY)
     assert made.stream.lines == []
-    assert made.eras.legacy is False
-    assert isinstance(made.session.dialect, Downward)
+    assert made.era.legacy is False
+    assert isinstance(made.session.adapter, LegacyClientAdapter)
     assert [json.loads(line)["method"] for line in made.backend.sent] == [
         "initialize",
         "server/discover",
@@ -220,7 +220,7 @@ def test_a_backend_that_refuses_and_takes_no_more(error: Exception) -> None:
     setattr(made.backend, "send", busy(error))  # noqa: B010
     made.say(NOTE, MODERN_ONLY)
     assert made.stream.lines == [NOTE, MODERN_ONLY]
-    assert made.eras.legacy is False
+    assert made.era.legacy is False
     made.end()
 
 
@@ -297,10 +297,10 @@ def told(**more: object) -> bytes:
 def test_what_an_older_server_says_of_itself_is_known_from_then_on() -> None:
     made = Made()
     made.post(INITIALIZE)
-    assert made.eras.known.info is None
+    assert made.era.known.info is None
     made.say(told())
-    assert json.loads(made.eras.known.info or b"") == INFO
-    assert made.eras.known.versions == ("2025-06-18", "2026-07-28")
+    assert json.loads(made.era.known.info or b"") == INFO
+    assert made.era.known.versions == ("2025-06-18", "2026-07-28")
 
 
 def test_an_answer_that_may_be_to_something_else_makes_nothing_known() -> None:
@@ -308,8 +308,8 @@ def test_an_answer_that_may_be_to_something_else_makes_nothing_known() -> None:
     made = Made()
     made.post(b'{"jsonrpc":"2.0","id":"a","method":"tools/call"}', INITIALIZE)
     made.say(told())
-    assert made.session.dialect is None
-    assert made.eras.known.info is None
+    assert made.session.adapter is None
+    assert made.era.known.info is None
 
 
 def test_what_a_newer_server_says_of_itself_is_known_from_then_on() -> None:
@@ -317,9 +317,9 @@ def test_what_a_newer_server_says_of_itself_is_known_from_then_on() -> None:
     made.post(INITIALIZE)
     meta = {"io.modelcontextprotocol/serverInfo": INFO}
     made.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}, "_meta": meta})
-    assert json.loads(made.eras.known.info or b"") == INFO
-    assert made.eras.known.versions[-1] == "2026-07-28"
-    assert Made(is_modern()).opened().eras.known.info is None
+    assert json.loads(made.era.known.info or b"") == INFO
+    assert made.era.known.versions[-1] == "2026-07-28"
+    assert Made(is_modern()).opened().era.known.info is None
 
 
 # Downward.
@@ -414,7 +414,7 @@ def test_a_backend_that_takes_no_more_may_still_speak() -> None:
 def test_a_server_that_has_become_another_is_asked_again(how: str) -> None:
     """What is known of a server holds as long as it answers that way."""
     made = Made(is_modern())
-    made.readiness.failed(0.0, "no")
+    made.backoff.failed(0.0, "no")
     made.post(INITIALIZE)
     if how == "refused":
         made.refuse()
@@ -422,16 +422,16 @@ def test_a_server_that_has_become_another_is_asked_again(how: str) -> None:
     elif how == "answered":
         made.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}})
     made.end()
-    assert made.eras.legacy is (False if how == "answered" else None)
-    assert bool(made.readiness.failures) is (how != "answered")
+    assert made.era.legacy is (False if how == "answered" else None)
+    assert bool(made.backoff.failures) is (how != "answered")
 
 
 @pytest.mark.parametrize("how", ["silent", "spoke", "lasted", "left"])
 def test_processes_that_end_without_a_word(how: str) -> None:
     """Many in a row are a doubt; not where it has spoken, or its client has left."""
-    eras, readiness = Eras(), Readiness("cat")
+    era, backoff = ServerEra(), StartBackoff("cat")
     for number in range(STILLBORN_STARTS):
-        made = Made(eras, readiness)
+        made = Made(era, backoff)
         made.post(INITIALIZE)
         if how == "spoke":
             made.say(NOTE)
@@ -442,4 +442,4 @@ def test_processes_that_end_without_a_word(how: str) -> None:
         made.end()
         last = number == STILLBORN_STARTS - 1
         assert made.doubts == (["over"] if how == "silent" and last else [])
-    assert str(readiness) == "ready"
+    assert str(backoff) == "ready"

@@ -8,7 +8,7 @@ import pytest
 
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.session import negotiation
-from mcpbridge.session.negotiation import Undecided
+from mcpbridge.session.negotiation import UndecidedAdapter
 from tests.unit.processes.test_backend_session import CALL, Filter
 from tests.unit.processes.test_backend_session import Made as Opened
 from tests.unit.session.test_negotiation import Made, is_modern
@@ -22,7 +22,7 @@ def test_before_the_era_is_known(method: bytes, monkeypatch: pytest.MonkeyPatch)
     class Backend:
         send = staticmethod(sent.append)
 
-    class Session:
+    class BackendSession:
         backend = Backend()
 
     def none(line: bytes) -> None:
@@ -30,9 +30,9 @@ def test_before_the_era_is_known(method: bytes, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(negotiation, "peek", none)
     monkeypatch.setattr(negotiation, "peek_again", none)
-    session: Any = Session()
+    session: Any = BackendSession()
     nothing: Any = None
-    undecided = Undecided(session, nothing, nothing, nothing)
+    undecided = UndecidedAdapter(session, nothing, nothing, nothing)
     line, envelope = read_message(b'{"jsonrpc":"2.0","method":"%b","params":{}}' % method)
     undecided.send([line], [envelope])
     assert (sent, read) == ([line], [])
@@ -57,8 +57,8 @@ def test_a_filter_that_changes_nothing(changed: bool) -> None:
         def send(self, lines: list[bytes], envelopes: object = None) -> None:
             told.append(envelopes)
 
-    dialect: Any = Told()
-    made.session.dialect = dialect
+    adapter: Any = Told()
+    made.session.adapter = adapter
     line, envelope = read_message(CALL)
     made.session.client_messages([line], [envelope])
     assert told == [None if changed else [envelope]]

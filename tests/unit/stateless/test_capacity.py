@@ -13,9 +13,9 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import CANCEL_SECONDS, RELISTEN_SECONDS
 from mcpbridge.errors import BackendFailed, BridgeError, CannotStart, HeaderMismatch, ServerBusy
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.stateless.request_queue import Place, WaitingLine, outlived
+from mcpbridge.stateless.request_queue import RequestQueue, Ticket, outlived
 from tests.fakes import ABLE, Call, Legacy, Modern, Scripted, World
 
 both = pytest.mark.parametrize("kind", [Legacy, Modern])
@@ -55,26 +55,26 @@ def test_a_session_has_the_place_of_the_process_that_was_ended_for_it(kind: type
     later = world.call("b")
     world.run(Scripted.stop_seconds)
     [session] = taken
-    assert isinstance(session, Session)
+    assert isinstance(session, BackendSession)
     assert not later.ends
     world.end()
 
 
 def test_who_has_a_place_in_line_keeps_it() -> None:
     """Also when the line is full by the time that it was woken for nothing."""
-    line = WaitingLine(Clock(), 1, 10)
-    place = Place()
+    line = RequestQueue(Clock(), 1, 10)
+    ticket = Ticket()
     told: list[Any] = []
 
-    def wait(place: Place) -> None:
-        Deferred.fromCoroutine(line.wait(place, lambda: True)).addBoth(told.append)
+    def wait(ticket: Ticket) -> None:
+        Deferred.fromCoroutine(line.wait(ticket, lambda: True)).addBoth(told.append)
 
-    wait(place)
+    wait(ticket)
     line.wake()
-    wait(Place())
-    wait(place)
+    wait(Ticket())
+    wait(ticket)
     assert (told, len(line)) == ([None], 2)
-    wait(Place())
+    wait(Ticket())
     assert told.pop().check(ServerBusy)
     line.wake()
     assert told == [None] * 3
@@ -156,7 +156,7 @@ def test_a_process_that_drains_is_about_to_leave(kind: type[Scripted], known: bo
     [draining] = world.backends
     draining.close_input()
     if not known:
-        world.eras.modern = None
+        world.era.modern = None
     call = world.call("b")
     world.run()
     assert not call.ends
@@ -235,7 +235,7 @@ def test_nobody_waits_for_what_there_is(
             calls.append(world.call(token, what, able=able, level=level, connection=connection))
         world.run(seconds)
         for each in both:
-            waiting = each.stateless._line._waiting.values()
+            waiting = each.stateless._queue._waiting.values()
             assert not [since for since, may_go in waiting if may_go()]
     both[1].stop()
     one.end()
@@ -480,7 +480,7 @@ def test_what_a_server_is_is_found_out_without_its_clients(
             self.clock.callLater(seconds if first else 0, super()._hear, message)
 
     world = World(Slow, limit=2, known=False)
-    world.eras.modern = known
+    world.era.modern = known
     for _ in range(12):
         call = world.call("a")
         for _ in range(6):
@@ -505,7 +505,7 @@ def test_a_server_that_has_changed_is_looked_at_anew_without_its_clients() -> No
     world.run(1)
     call.leave()
     world.run(world.settings.start_timeout)
-    assert world.eras.modern is None
+    assert world.era.modern is None
     world.end()
 
 

@@ -15,12 +15,12 @@ from mcpbridge.config.tuning import CANCEL_SECONDS
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.testing import CLEANLY
-from mcpbridge.web.fast_path import Front
-from mcpbridge.web.root import Branch, Gated
+from mcpbridge.web.fast_path import FastPath
+from mcpbridge.web.root import Branch, SecuredResource
 from mcpbridge.web.routes import Routes
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.stateless_http import PROXY_HEADERS, _connection
-from mcpbridge.web.transport_security import Gate
+from mcpbridge.web.transport_security import TransportSecurity
 from tests.unit.web.test_fast_path import _Unlimited
 from tests.unit.web.test_fast_path_stateless import asking
 from tests.unit.web.test_stateless_http import USUAL, Launcher, Legacy, answer
@@ -61,18 +61,18 @@ class Site:
             limiter=_Unlimited(),
             event_store=MemoryEventStore(),
         )
-        self.server.eras.modern = False
+        self.server.era.modern = False
         root = Branch()
         root.leaf = Routes(self.server, self.clock).resource()
         every = BridgeSettings(
             servers=(server_settings,), allowed_hosts=("h",), trusted_proxies=(PROXY,)
         )
-        gate = Gate(every)
+        gate = TransportSecurity(every)
         self.site = BridgeSite(
-            Gated(gate, root),
+            SecuredResource(gate, root),
             self.clock,
             every,
-            Front([self.server], gate) if front else None,
+            FastPath([self.server], gate) if front else None,
         )
 
     def connect(self, peer: Any = None) -> Any:

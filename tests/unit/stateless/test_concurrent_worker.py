@@ -245,7 +245,7 @@ def test_a_process_that_dies_or_hangs(method: str, how: str) -> None:
         call.leave()
     else:
         assert isinstance(call.refusal, BackendFailed | BackendEnded)
-    assert (str(world.pool.readiness) == "ready") is (method != "server/discover")
+    assert (str(world.pool.backoff) == "ready") is (method != "server/discover")
     world.run(1)
     world.end()
 
@@ -255,7 +255,7 @@ def test_a_server_that_crashes_at_start_is_left_alone(world: World) -> None:
     call = world.call("a")
     world.run()
     assert isinstance(call.refusal, BackendFailed)
-    world.eras.modern = True
+    world.era.modern = True
     assert isinstance(world.call("b").refusal, ServerDown)
 
 
@@ -307,7 +307,7 @@ def test_the_server_becomes_another_one(world: World) -> None:
     call = world.call("b")
     world.run(1)
     assert call.result["token"] == "b"
-    assert world.eras.modern is False
+    assert world.era.modern is False
 
 
 @pytest.mark.parametrize("turns", range(6))

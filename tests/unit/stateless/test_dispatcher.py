@@ -21,7 +21,7 @@ def test_the_era_is_found_out_once(kind: type[Scripted], limit: int) -> None:
     for _ in range(5):
         world.run(0.5)
     assert [each.result["token"] for each in calls] == [f"{number}" for number in range(5)]
-    assert world.eras.modern is (kind is Modern)
+    assert world.era.modern is (kind is Modern)
     probes = [
         each
         for backend in world.backends
@@ -48,7 +48,7 @@ def test_no_good_answer_is_an_older_server(how: str) -> None:
     world.run(world.settings.probe_timeout)
     world.run(1)
     assert call.result["token"] == "a"
-    assert world.eras.modern is False
+    assert world.era.modern is False
     world.end()
 
 
@@ -191,11 +191,11 @@ def test_a_newer_server_that_was_taken_for_an_older_one(error: dict[str, Any]) -
             self.say({"id": message["id"], "error": {"message": "no", **error}})
 
     world = World(Newer, known=False)
-    world.eras.modern = False
+    world.era.modern = False
     call = world.call("a")
     world.run(1)
     assert call.result["token"] == "a"
-    assert world.eras.modern is True
+    assert world.era.modern is True
     world.end()
 
 

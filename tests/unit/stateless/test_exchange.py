@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 from mcpbridge.errors import BackendEnded, ServerBusy, Stopping
 from mcpbridge.mcp.modern_request import SUBSCRIPTION_ID
 from mcpbridge.mcp.own_request import own_request
-from mcpbridge.stateless.exchange import TOOLS_PAGES, Exchange, KnownTools
-from mcpbridge.stateless.request_queue import Crowd, Place, WaitingLine
+from mcpbridge.stateless.exchange import TOOLS_PAGES, Exchange, ToolAnnotations
+from mcpbridge.stateless.request_queue import RequestQueue, SingleFlight, Ticket
 
 ACKNOWLEDGED = b'{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged"}'
 ESCAPED = ACKNOWLEDGED.replace(b"/", b"\\/")
@@ -154,14 +154,14 @@ class Line:
 
     def __init__(self, limit: int = 3, timeout: float = 10.0) -> None:
         self.clock = Clock()
-        self.line = WaitingLine(self.clock, limit, timeout)
+        self.line = RequestQueue(self.clock, limit, timeout)
         self.places = 0
         self.order: list[str] = []
 
     async def _wait(self, name: str, fruitless: int) -> None:
-        place = Place()
+        ticket = Ticket()
         while True:
-            await self.line.wait(place, lambda: self.places > 0)
+            await self.line.wait(ticket, lambda: self.places > 0)
             if not fruitless:
                 break
             fruitless -= 1
@@ -240,7 +240,7 @@ def test_a_wake_within_a_wake_is_one_more_and_not_deeper() -> None:
 
 def test_a_crowd() -> None:
     """One at a time; the next one when it was in vain; deep recursion for nobody."""
-    crowd = Crowd(2000)
+    crowd = SingleFlight(2000)
     done: list[int] = []
 
     async def work(number: int) -> None:
@@ -265,7 +265,7 @@ def test_a_crowd() -> None:
 
 
 def test_a_crowd_is_bounded() -> None:
-    crowd = Crowd(1)
+    crowd = SingleFlight(1)
     first, second, third = (Waiting(crowd.is_first()) for _ in range(3))
     assert (first.got, second.got) == ([True], [])
     assert third.failed is ServerBusy
@@ -281,7 +281,7 @@ class Pages:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str | None, Deferred[msgspec.Raw]]] = []
-        self.tools = KnownTools(self.page)
+        self.tools = ToolAnnotations(self.page)
 
     async def page(self, cursor: str | None) -> msgspec.Raw:
         self.asked.append((cursor, Deferred()))

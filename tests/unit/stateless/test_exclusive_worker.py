@@ -233,7 +233,7 @@ def test_a_parked_call_is_found_whatever_is_known_of_the_server() -> None:
     """To find that out would take the place that it has."""
     world = World(Legacy, limit=1)
     call = parked(world, "a")
-    world.eras.modern = None
+    world.era.modern = None
     retry = call.retry("x")
     world.run()
     assert retry.result["given"] == "x"
@@ -400,7 +400,7 @@ def test_the_server_becomes_another_one(world: World) -> None:
     call = world.call("b")
     world.run(1)
     assert call.result["token"] == "b"
-    assert world.eras.modern is True
+    assert world.era.modern is True
 
 
 def test_a_process_that_is_too_old_is_not_lent() -> None:

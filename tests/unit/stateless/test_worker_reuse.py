@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mcpbridge.config.tuning import CANCEL_SECONDS, COLLECT_SECONDS, RELISTEN_SECONDS
 from mcpbridge.errors import InvalidRequestState
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.stateless.exclusive_group import DISCOVERED_KEPT, Discovered, Kind
+from mcpbridge.stateless.exclusive_group import DISCOVERED_KEPT, DiscoverResults, GroupKey
 from tests.fakes import Call, Legacy, World
 
 private = pytest.mark.parametrize("reuse", ["connection", "never"])
@@ -297,7 +297,7 @@ def test_what_a_server_says_of_itself_is_known_for_the_words_that_it_was_told(re
 
 
 def test_what_is_known_of_a_server_is_bounded_by_discovered_kept() -> None:
-    known, kind = Discovered(), Kind("", b"{}", object())
+    known, kind = DiscoverResults(), GroupKey("", b"{}", object())
     for number in range(DISCOVERED_KEPT + 1):
         known.add(kind, msgspec.Raw(b'{"name":"%d"}' % number), b"%d" % number)
     assert known.find(kind, msgspec.Raw(b'{"name":"0"}')) is None

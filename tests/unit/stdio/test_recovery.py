@@ -25,7 +25,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import CLEANUP_SECONDS, MAX_CLEANUPS
-from mcpbridge.stdio.cleanup_records import Containers, MarkedProcess, Record, Records
+from mcpbridge.stdio.cleanup_records import CleanupRecords, Containers, MarkedProcess, Record
 from mcpbridge.stdio.process_tags import TAGS
 from mcpbridge.stdio.recovery import SAVE_SECONDS, Journal, Recovery
 from mcpbridge.stdio.state_file import (
@@ -269,7 +269,7 @@ def test_the_first_directory_that_can_be_had(tmp_path: Path) -> None:
 
 def test_the_journal_names_containers_at_once(folder: str) -> None:
     """And processes within `SAVE_SECONDS`, many in one go."""
-    clock, records = Clock(), Records()
+    clock, records = Clock(), CleanupRecords()
     journal = Journal(clock, records)
     journal.open([folder], BASE)
     [path] = Path(folder).iterdir()
@@ -301,7 +301,7 @@ def test_the_journal_names_containers_at_once(folder: str) -> None:
 
 
 def test_what_was_left_at_the_stop_is_for_the_next_start(folder: str) -> None:
-    journal = Journal(Clock(), Records())
+    journal = Journal(Clock(), CleanupRecords())
     journal.open([folder], BASE)
     journal.close(clean=False)
     assert len(os.listdir(folder)) == 1
@@ -312,7 +312,7 @@ def test_what_was_left_at_the_stop_is_for_the_next_start(folder: str) -> None:
 
 def test_no_directory_is_one_line(tmp_path: Path, log_lines: list[str]) -> None:
     (tmp_path / "file").touch()
-    journal = Journal(Clock(), Records())
+    journal = Journal(Clock(), CleanupRecords())
     journal.open([str(tmp_path / "file" / "x")], BASE)
     journal.changed(ENGINE)
     journal.close(clean=True)
@@ -325,7 +325,7 @@ def test_no_directory_is_one_line(tmp_path: Path, log_lines: list[str]) -> None:
 def test_a_full_disk_is_a_line(
     folder: str, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = Journal(Clock(), Records())
+    journal = Journal(Clock(), CleanupRecords())
     journal.open([folder], BASE)
 
     def full(*arguments: Any) -> int:
@@ -558,7 +558,7 @@ def test_where_nothing_says_which_boot_this_is(
     monkeypatch.setattr(Place, "here", unknown)
     recovery = Recovery(machine, MINE)
     recovery.start([folder])
-    Journal(machine, Records()).open([folder], MINE)
+    Journal(machine, CleanupRecords()).open([folder], MINE)
     assert machine.spawned == []
     assert len(logged_failures) == 1
 

@@ -20,14 +20,20 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import COMPLAIN_SECONDS, MAX_RECORDS
 from mcpbridge.stdio import procfs, watchdog_program
-from mcpbridge.stdio.cleanup_records import Containers, MarkedProcess, Record, Records, read_record
+from mcpbridge.stdio.cleanup_records import (
+    CleanupRecords,
+    Containers,
+    MarkedProcess,
+    Record,
+    read_record,
+)
 from mcpbridge.stdio.process_tags import TAGS
 from mcpbridge.stdio.watchdog import (
     END_SECONDS,
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     SETTLED_SECONDS,
-    Keeper,
+    Watchdog,
     set_tag,
 )
 
@@ -41,7 +47,7 @@ class Guardian:
 
     pid = None
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: Watchdog) -> None:
         self.keeper = keeper
         self.producer: Any = None
         self.records = watchdog_program.Records()
@@ -89,7 +95,7 @@ class Machine(Clock):
         self.broken = False
         self.commands: list[list[str]] = []
 
-    def spawnProcess(self, keeper: Keeper, program: str, line: list[str], env: Any) -> Any:
+    def spawnProcess(self, keeper: Watchdog, program: str, line: list[str], env: Any) -> Any:
         if self.broken:
             raise OSError("no room")
         assert program == line[0]
@@ -105,13 +111,13 @@ def machine() -> Machine:
 
 
 @pytest.fixture
-def keeper(machine: Machine) -> Keeper:
-    keeper = Keeper(machine, 1 << 40, Records())
+def keeper(machine: Machine) -> Watchdog:
+    keeper = Watchdog(machine, 1 << 40, CleanupRecords())
     keeper.start()
     return keeper
 
 
-def test_the_guardian_is_told_and_forgets(machine: Machine, keeper: Keeper) -> None:
+def test_the_guardian_is_told_and_forgets(machine: Machine, keeper: Watchdog) -> None:
     [guardian] = machine.guardians
     assert keeper.tell(7, ONE)
     assert keeper.tell(7, ENGINE)
@@ -124,7 +130,7 @@ def test_the_guardian_is_told_and_forgets(machine: Machine, keeper: Keeper) -> N
     assert guardian.told == {TWO}
 
 
-def test_a_record_of_two_owners_goes_with_the_last(machine: Machine, keeper: Keeper) -> None:
+def test_a_record_of_two_owners_goes_with_the_last(machine: Machine, keeper: Watchdog) -> None:
     """The containers of one engine belong to all sessions that have one."""
     for owner in ("a", "b"):
         assert keeper.tell(owner, ENGINE)
@@ -136,7 +142,7 @@ def test_a_record_of_two_owners_goes_with_the_last(machine: Machine, keeper: Kee
 
 
 def test_a_new_guardian_is_told_everything(
-    machine: Machine, keeper: Keeper, log_lines: list[str]
+    machine: Machine, keeper: Watchdog, log_lines: list[str]
 ) -> None:
     """Also what was told while there was none."""
     keeper.tell(1, ONE)
@@ -150,13 +156,13 @@ def test_a_new_guardian_is_told_everything(
 
 
 def test_before_the_start_it_is_only_noted(machine: Machine) -> None:
-    keeper = Keeper(machine, 1 << 40, Records())
+    keeper = Watchdog(machine, 1 << 40, CleanupRecords())
     keeper.tell(1, ONE)
     keeper.start()
     assert machine.guardians[0].told == {ONE}
 
 
-def test_a_guardian_that_does_not_read_costs_no_memory(machine: Machine, keeper: Keeper) -> None:
+def test_a_guardian_that_does_not_read_costs_no_memory(machine: Machine, keeper: Watchdog) -> None:
     """While the pipe is full nothing is written; then the table, once."""
     [guardian] = machine.guardians
     keeper.tell("engine", ENGINE)
@@ -174,7 +180,7 @@ def test_a_guardian_that_does_not_read_costs_no_memory(machine: Machine, keeper:
     assert guardian.written == written
 
 
-def test_records_are_bounded(machine: Machine, keeper: Keeper, log_lines: list[str]) -> None:
+def test_records_are_bounded(machine: Machine, keeper: Watchdog, log_lines: list[str]) -> None:
     """`MAX_RECORDS`: nobody is told of others, and the log says so once a minute."""
     for number in range(MAX_RECORDS):
         assert keeper.tell("all", MarkedProcess(number, 1))
@@ -190,7 +196,7 @@ def test_records_are_bounded(machine: Machine, keeper: Keeper, log_lines: list[s
     assert keeper.tell("one more", ONE)
 
 
-def test_pauses_between_starts(machine: Machine, keeper: Keeper) -> None:
+def test_pauses_between_starts(machine: Machine, keeper: Watchdog) -> None:
     """They grow up to a longest one, and start anew for one that has run for some time."""
     pause = FIRST_PAUSE_SECONDS
     for _ in range(12):
@@ -211,7 +217,7 @@ def test_pauses_between_starts(machine: Machine, keeper: Keeper) -> None:
 
 def test_one_that_cannot_be_started_is_tried_again(machine: Machine, log_lines: list[str]) -> None:
     machine.broken = True
-    keeper = Keeper(machine, 1 << 40, Records())
+    keeper = Watchdog(machine, 1 << 40, CleanupRecords())
     keeper.start()
     assert any("no guardian: no room" in line for line in log_lines)
     machine.broken = False
@@ -230,7 +236,7 @@ def test_one_that_ends_while_it_is_spawned_is_started_again(machine: Machine) ->
             return spawned
 
     hasty = Hasty()
-    keeper = Keeper(hasty, 1 << 40, Records())
+    keeper = Watchdog(hasty, 1 << 40, CleanupRecords())
     keeper.start()
     hasty.advance(FIRST_PAUSE_SECONDS)
     assert len(hasty.guardians) == 2
@@ -241,7 +247,7 @@ def test_one_that_ends_while_it_is_spawned_is_started_again(machine: Machine) ->
     assert hasty.getDelayedCalls() == []
 
 
-def test_the_stop_wakes_the_guardian_first(machine: Machine, keeper: Keeper) -> None:
+def test_the_stop_wakes_the_guardian_first(machine: Machine, keeper: Watchdog) -> None:
     """One that somebody stopped (SIGSTOP) would not notice the end of its stdin."""
     [guardian] = machine.guardians
     stopped: list[bool] = []
@@ -256,7 +262,7 @@ def test_the_stop_wakes_the_guardian_first(machine: Machine, keeper: Keeper) -> 
     assert machine.getDelayedCalls() == []
 
 
-def test_a_guardian_that_does_not_end_is_killed(machine: Machine, keeper: Keeper) -> None:
+def test_a_guardian_that_does_not_end_is_killed(machine: Machine, keeper: Watchdog) -> None:
     [guardian] = machine.guardians
     stopped: list[bool] = []
     keeper.stop().addCallback(stopped.append)
@@ -266,7 +272,7 @@ def test_a_guardian_that_does_not_end_is_killed(machine: Machine, keeper: Keeper
     assert stopped == [False]
 
 
-def test_the_stop_while_there_is_no_guardian(machine: Machine, keeper: Keeper) -> None:
+def test_the_stop_while_there_is_no_guardian(machine: Machine, keeper: Watchdog) -> None:
     machine.guardians[0].end()
     stopped: list[bool] = []
     keeper.stop().addCallback(stopped.append)
@@ -274,7 +280,7 @@ def test_the_stop_while_there_is_no_guardian(machine: Machine, keeper: Keeper) -
     assert machine.getDelayedCalls() == []
 
 
-def test_a_guardian_that_has_exited_is_not_signalled(machine: Machine, keeper: Keeper) -> None:
+def test_a_guardian_that_has_exited_is_not_signalled(machine: Machine, keeper: Watchdog) -> None:
     [guardian] = machine.guardians
     guardian.exited = True
     keeper.stop()
@@ -286,8 +292,8 @@ def test_a_guardian_that_has_exited_is_not_signalled(machine: Machine, keeper: K
 def test_changes_are_passed_on(machine: Machine) -> None:
     """Whoever keeps the state file gets to know of each."""
     seen: list[tuple[Record, bool]] = []
-    records = Records()
-    keeper = Keeper(machine, 1 << 40, records, lambda each: seen.append((each, each in records)))
+    records = CleanupRecords()
+    keeper = Watchdog(machine, 1 << 40, records, lambda each: seen.append((each, each in records)))
     keeper.tell(1, ONE)
     keeper.tell(1, ONE)
     keeper.tell(2, ONE)
@@ -346,7 +352,7 @@ _STEPS = st.lists(
 
 @given(_STEPS)
 def test_records_are_those_that_have_an_owner(steps: list[tuple[str, int, Record]]) -> None:
-    records, model = Records(), set[tuple[int, Record]]()
+    records, model = CleanupRecords(), set[tuple[int, Record]]()
     for step, owner, record in steps:
         before = {each for _, each in model}
         if step == "add":
@@ -369,7 +375,7 @@ def test_the_guardian_knows_what_the_bridge_knows(
 ) -> None:
     """Whatever order things come in, and whenever its pipe is full."""
     machine = Machine()
-    keeper = Keeper(machine, 1 << 40, Records())
+    keeper = Watchdog(machine, 1 << 40, CleanupRecords())
     keeper.start()
     for step, owner, record in steps:
         match data.draw(st.sampled_from(["", "full", "empty", "end"])):

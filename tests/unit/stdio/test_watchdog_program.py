@@ -21,7 +21,7 @@ import pytest
 from mcpbridge.stdio import process_tags, watchdog_program
 from mcpbridge.stdio.cleanup_records import Containers, MarkedProcess, Record
 from mcpbridge.stdio.exec_chain import PythonShim
-from mcpbridge.stdio.watchdog import guardian_command
+from mcpbridge.stdio.watchdog import watchdog_command
 from mcpbridge.stdio.watchdog_program import Records, kill_process, start_time
 from tests.real.processes import eventually
 
@@ -67,7 +67,7 @@ class Guarding:
 
 @contextlib.contextmanager
 def guarding(command: Sequence[str] | None = None) -> Iterator[Guarding]:
-    running = Guarding(command or guardian_command(BASE))
+    running = Guarding(command or watchdog_command(BASE))
     try:
         yield running
     finally:
@@ -267,7 +267,7 @@ def test_engines_get_signals_as_they_are(store: Store, tmp_path: Path) -> None:
 
 def test_the_next_bridge_outdoes_a_guardian_that_was_stopped() -> None:
     """It kills it, as it does everything of a dead bridge, and is not killed by it."""
-    with guarding() as stopped, guarding(guardian_command(BASE, BASE + process_tags.TAGS)) as new:
+    with guarding() as stopped, guarding(watchdog_command(BASE, BASE + process_tags.TAGS)) as new:
         stopped.process.send_signal(signal.SIGSTOP)
         with sleeping(BASE + 1) as backend:
             report = new.bridge_dies()

@@ -11,7 +11,7 @@ from mcpbridge.jsonrpc.envelope import Envelope, read_message
 from mcpbridge.mcp.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.mcp.modern_request import TASKS
 from mcpbridge.translation import client_calls, input_rounds
-from mcpbridge.translation.legacy_client import LegacySession, Step
+from mcpbridge.translation.legacy_client import LegacyClientTranslator, Step
 from mcpbridge.translation.subscription_relay import (
     ACKNOWLEDGED_SECONDS,
     FIRST_PAUSE,
@@ -52,7 +52,9 @@ class Talk:
         start: bool = True,
     ) -> None:
         self.reported: list[tuple[str, bytes]] = []
-        self.session = LegacySession(version="9.9", report=lambda *told: self.reported.append(told))
+        self.session = LegacyClientTranslator(
+            version="9.9", report=lambda *told: self.reported.append(told)
+        )
         self.now = 100.0
         self.due: float | None = None
         self.client: list[Any] = []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mcpbridge.jsonrpc.envelope import read_message
-from mcpbridge.translation.legacy_client import LegacySession, Step
+from mcpbridge.translation.legacy_client import LegacyClientTranslator, Step
 
 PREFIX = "io.modelcontextprotocol/"
 METHODS = ("tools/call", "tools/call", "prompts/get", "tools/list", "x/y")
@@ -42,7 +42,7 @@ class DownwardMachine(RuleBasedStateMachine):
         version=st.sampled_from(["2024-11-05", "2025-11-25"]),
     )
     def start(self, capabilities: Any, version: str) -> None:
-        self.session = LegacySession(version="1")
+        self.session = LegacyClientTranslator(version="1")
         self.now = 0.0
         self.due: float | None = None
         self.asked = 0

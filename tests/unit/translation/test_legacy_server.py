@@ -12,9 +12,9 @@ from mcpbridge.errors import InvalidParams, MethodNotFound, MissingCapability
 from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
+    INPUT_REQUIRED_METHODS,
     LOG_LEVEL,
     LOG_LEVELS,
-    MAY_ASK,
     PREFIX,
     PROTOCOL_VERSION,
     REMOVED,
@@ -26,8 +26,8 @@ from mcpbridge.mcp.modern_request import (
 from mcpbridge.translation.handshake import HandshakeRefused
 from mcpbridge.translation.input_requests import MAX_KEY_LENGTH, MAX_NAMED_KEYS, MAX_QUESTIONS
 from mcpbridge.translation.legacy_requests import OWN_KEPT
-from mcpbridge.translation.legacy_server import LegacyConversation
-from mcpbridge.translation.server_output import Said
+from mcpbridge.translation.legacy_server import LegacyServerTranslator
+from mcpbridge.translation.server_output import ServerOutput
 from mcpbridge.translation.to_modern import CACHEABLE
 
 ALL: dict[str, Any] = {
@@ -66,9 +66,9 @@ def request(
     return read_request(body, envelope, version_header="2026-07-28")
 
 
-def opened(declared: Any = ALL, **result: Any) -> LegacyConversation:
+def opened(declared: Any = ALL, **result: Any) -> LegacyServerTranslator:
     """A conversation with a backend that has answered `initialize`."""
-    conversation = LegacyConversation(json.dumps(declared).encode(), None, "9")
+    conversation = LegacyServerTranslator(json.dumps(declared).encode(), None, "9")
     ident = json.loads(conversation.initialize())["id"]
     answer = {
         "protocolVersion": "2025-11-25",
@@ -81,7 +81,7 @@ def opened(declared: Any = ALL, **result: Any) -> LegacyConversation:
     return conversation
 
 
-def asked(conversation: LegacyConversation, **changes: Any) -> Any:
+def asked(conversation: LegacyServerTranslator, **changes: Any) -> Any:
     """Ask; returns the id that the backend sees."""
     return json.loads(conversation.ask(request(**changes))[-1])["id"]
 
@@ -90,7 +90,7 @@ def question(ident: Any = 0, method: str = "elicitation/create", params: Any = F
     return line(id=ident, method=method, params=params)
 
 
-def codes(said: Said) -> list[Any]:
+def codes(said: ServerOutput) -> list[Any]:
     """What the backend is answered: an id and an error's code, or an id and a result."""
     return [
         (each["id"], each["error"]["code"] if "error" in each else each["result"])
@@ -98,7 +98,7 @@ def codes(said: Said) -> list[Any]:
     ]
 
 
-def final(said: Said) -> Any:
+def final(said: ServerOutput) -> Any:
     assert said.final is not None
     return json.loads(said.final)
 
@@ -127,7 +127,7 @@ def final(said: Said) -> Any:
 )
 def test_a_backend_is_told_what_the_client_declares(capabilities: Any, declared: Any) -> None:
     """beat: a legacy backend sees exactly the capabilities of its client."""
-    conversation = LegacyConversation(json.dumps(capabilities).encode(), None, "9")
+    conversation = LegacyServerTranslator(json.dumps(capabilities).encode(), None, "9")
     assert json.loads(conversation.initialize()) == {
         "jsonrpc": "2.0",
         "id": 1,
@@ -151,7 +151,7 @@ def test_a_backend_is_told_what_the_client_declares(capabilities: Any, declared:
 )
 def test_a_client_is_named_where_it_says_who_it_is(info: Any, passes: bool) -> None:
     raw = msgspec.Raw(json.dumps(info).encode())
-    told = json.loads(LegacyConversation(b"{}", raw, "9").initialize())["params"]["clientInfo"]
+    told = json.loads(LegacyServerTranslator(b"{}", raw, "9").initialize())["params"]["clientInfo"]
     assert told == (info if passes else {"name": "mcpbridge", "version": "9"})
 
 
@@ -171,7 +171,7 @@ def test_a_client_is_named_where_it_says_who_it_is(info: Any, passes: bool) -> N
     ],
 )
 def test_what_comes_before_the_answer(said: bytes, lines: Any) -> None:
-    conversation = LegacyConversation(b"{}", None, "9")
+    conversation = LegacyServerTranslator(b"{}", None, "9")
     conversation.initialize()
     written = conversation.handshake(said)
     assert (written and [json.loads(each) for each in written]) == lines
@@ -198,7 +198,7 @@ UNSUPPORTED = {"code": -32022, "message": "no", "data": {"supported": ["2026-07-
     ],
 )
 def test_a_refused_handshake(answer: Any, code: Any, supported: Any, text: str) -> None:
-    conversation = LegacyConversation(b"{}", None, "9")
+    conversation = LegacyServerTranslator(b"{}", None, "9")
     conversation.initialize()
     with pytest.raises(HandshakeRefused, match=text) as caught:
         conversation.handshake(line(id=1, **answer))
@@ -252,7 +252,7 @@ def test_what_a_strange_backend_is_discovered_as(strange: Any) -> None:
 
 def test_nothing_is_said_before_the_handshake() -> None:
     with pytest.raises(RuntimeError, match="not initialized"):
-        LegacyConversation(b"{}", None, "9").discover_result()
+        LegacyServerTranslator(b"{}", None, "9").discover_result()
 
 
 # A request.
@@ -333,7 +333,9 @@ def test_a_request_that_was_never_written_leaves_nothing() -> None:
     assert conversation.clean
     again = conversation.ask(request(level="info"))
     assert len(before) == len(again) == 2
-    assert conversation.from_backend(line(id=json.loads(before[1])["id"], result={})) == Said()
+    assert (
+        conversation.from_backend(line(id=json.loads(before[1])["id"], result={})) == ServerOutput()
+    )
     assert conversation.from_backend(line(id=json.loads(again[1])["id"], result={})).final
 
 
@@ -422,7 +424,7 @@ def test_an_error_of_null_is_none() -> None:
 def test_an_answer_to_another_id_is_dropped(ident: Any) -> None:
     conversation = opened()
     assert asked(conversation) == 2
-    assert conversation.from_backend(line(id=ident, result={})) == Said()
+    assert conversation.from_backend(line(id=ident, result={})) == ServerOutput()
     assert conversation.from_backend(line(id=2.0, result={})).final is not None
 
 
@@ -444,16 +446,16 @@ def test_progress_of_nothing_is_dropped(params: Any) -> None:
     conversation = opened()
     assert asked(conversation, progressToken=2) == 2
     said = conversation.from_backend(line(method="notifications/progress", params=params))
-    assert said == Said()
+    assert said == ServerOutput()
     assert conversation.dropped == {"unwanted": 1}
 
 
 def test_progress_that_nobody_wants_is_dropped() -> None:
     conversation = opened()
     progress = line(method="notifications/progress", params={"progressToken": 2, "progress": 1})
-    assert conversation.from_backend(progress) == Said()
+    assert conversation.from_backend(progress) == ServerOutput()
     assert asked(conversation) == 2
-    assert conversation.from_backend(progress) == Said()
+    assert conversation.from_backend(progress) == ServerOutput()
 
 
 @pytest.mark.parametrize("wanted", [None, *LOG_LEVELS])
@@ -502,7 +504,7 @@ def test_a_backend_without_logging_is_told_no_level() -> None:
 def test_other_notifications_are_dropped(method: Any) -> None:
     conversation = opened()
     asked(conversation, level="debug")
-    assert conversation.from_backend(line(method=method, params={})) == Said()
+    assert conversation.from_backend(line(method=method, params={})) == ServerOutput()
     assert conversation.dropped == {"unwanted": 1}
 
 
@@ -535,7 +537,7 @@ def test_changes_are_for_those_who_listen(running: bool) -> None:
 # Questions.
 
 
-@pytest.mark.parametrize("method", sorted(MAY_ASK))
+@pytest.mark.parametrize("method", sorted(INPUT_REQUIRED_METHODS))
 @pytest.mark.parametrize(
     ("asks", "params", "entry"),
     [
@@ -556,7 +558,7 @@ def test_a_question_is_an_input_request(method: str, asks: str, params: Any, ent
     conversation = opened()
     number = asked(conversation, method=method)
     said = conversation.from_backend(question("q", asks, params))
-    assert said == Said(asked=True)
+    assert said == ServerOutput(asked=True)
     assert json.loads(conversation.input_required("s")) == {
         "jsonrpc": "2.0",
         "id": "c-1",
@@ -573,7 +575,7 @@ def test_a_question_is_an_input_request(method: str, asks: str, params: Any, ent
     assert [json.loads(each) for each in lines] == [
         {"jsonrpc": "2.0", "id": "q", "result": {"action": "decline"}}
     ]
-    assert conversation.held() == Said()
+    assert conversation.held() == ServerOutput()
     assert (conversation.running, conversation.parked) == (True, False)
     assert final(conversation.from_backend(line(id=number, result={})))["id"] == 9
 
@@ -626,7 +628,7 @@ def test_a_question_takes_a_capability(
     assert said.refused.ident == ("retry" if parked else "c-1")
     # It is answered, but the backend may still work on it.
     assert (conversation.running, conversation.clean) == (False, False)
-    assert conversation.from_backend(line(id=number, result={})) == Said()
+    assert conversation.from_backend(line(id=number, result={})) == ServerOutput()
     assert conversation.clean
     assert conversation.dropped == {"late": 1}
 
@@ -668,7 +670,7 @@ def test_a_ping_is_answered(running: bool) -> None:
 @pytest.mark.parametrize("ident", [None, True, {}, []])
 def test_a_request_needs_an_id(ident: Any) -> None:
     conversation = opened()
-    assert conversation.from_backend(question(ident)) == Said()
+    assert conversation.from_backend(question(ident)) == ServerOutput()
     assert conversation.dropped == {"invalid": 1}
 
 
@@ -699,8 +701,8 @@ def test_a_backend_takes_a_question_back(ident: Any, cancelled: bytes, gone: boo
     asked(conversation)
     conversation.from_backend(question(ident))
     head = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{'
-    assert conversation.from_backend(head + b"}}") == Said()
-    assert conversation.from_backend(head + b'"requestId":%b}}' % cancelled) == Said()
+    assert conversation.from_backend(head + b"}}") == ServerOutput()
+    assert conversation.from_backend(head + b'"requestId":%b}}' % cancelled) == ServerOutput()
     assert (not conversation.questions) is gone
     # With nothing left to ask there is still the state.
     assert ("inputRequests" in json.loads(conversation.input_required("s"))["result"]) is not gone
@@ -815,13 +817,13 @@ def test_an_answer_while_parked_is_held() -> None:
     conversation.from_backend(question("q"))
     conversation.input_required("s")
     progress = line(method="notifications/progress", params={"progressToken": number})
-    assert conversation.from_backend(progress) == Said()
+    assert conversation.from_backend(progress) == ServerOutput()
     said = conversation.from_backend(line(id=number, result={"v": 1}))
     assert codes(said) == [("q", -32000)]
     assert said.final is None
     # It is over: nothing more is asked, and what comes twice counts once.
     assert codes(conversation.from_backend(question(8))) == [(8, -32601)]
-    assert conversation.from_backend(line(id=number, result={"v": 2})) == Said()
+    assert conversation.from_backend(line(id=number, result={"v": 2})) == ServerOutput()
     given = {"inputResponses": {"input-1": {"action": "accept"}}}
     assert conversation.resume(request(params={**CALL, **given}, ident=5, level="info")) == []
     answer = final(conversation.held())
@@ -918,8 +920,8 @@ def test_a_cancelled_request(parked: bool, reason: str | None) -> None:
     other = asked(conversation, level="debug")
     assert codes(conversation.from_backend(question(1))) == [(1, -32601)]
     message = line(method="notifications/message", params={"level": "error"})
-    assert conversation.from_backend(message) == Said()
-    assert conversation.from_backend(line(id=number, result={})) == Said()
+    assert conversation.from_backend(message) == ServerOutput()
+    assert conversation.from_backend(line(id=number, result={})) == ServerOutput()
     assert conversation.dropped == {"late": 1, "unwanted": 1}
     assert conversation.from_backend(question(2)).asked
     assert conversation.from_backend(line(id=other, result={})).final is not None
@@ -1025,7 +1027,7 @@ def test_requests_of_the_bridge_s_own() -> None:
         conversation.from_backend(line(id=ident, **outcome))
         for ident, outcome in zip(idents, outcomes, strict=True)
     ]
-    assert said[:2] == [Said(), Said()]
+    assert said[:2] == [ServerOutput(), ServerOutput()]
     assert [bytes(each.tools or b"") for each in said[2:]] == [b'{"tools": [1.0]}', b"{}", b"{}"]
     assert conversation.running
     assert not conversation.dropped
@@ -1073,7 +1075,7 @@ def test_a_batch_is_read_one_by_one() -> None:
 def test_what_is_no_message_is_dropped(said: bytes) -> None:
     conversation = opened()
     assert asked(conversation) == 2
-    assert conversation.from_backend(said) == Said()
+    assert conversation.from_backend(said) == ServerOutput()
     assert conversation.dropped == {"invalid": 1}
 
 
@@ -1141,7 +1143,7 @@ def test_any_line_at_any_time(moves: list[Any]) -> None:
     conversation = opened()
     current = None
 
-    def check(said: Said) -> None:
+    def check(said: ServerOutput) -> None:
         nonlocal current
         for end in (
             said.final and json.loads(said.final)["id"],
@@ -1187,9 +1189,9 @@ def test_only_open_request() -> None:
 # Answers of backends that are not exact.
 
 
-def reporting(reported: list[tuple[str, bytes]]) -> LegacyConversation:
+def reporting(reported: list[tuple[str, bytes]]) -> LegacyServerTranslator:
     """A conversation that has not begun, and what it reports."""
-    return LegacyConversation(b"{}", None, "9", lambda *told: reported.append(told))
+    return LegacyServerTranslator(b"{}", None, "9", lambda *told: reported.append(told))
 
 
 def test_numbers_that_are_given_back_as_text() -> None:

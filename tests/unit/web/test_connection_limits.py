@@ -171,9 +171,9 @@ def connect(world: World, host: str) -> tuple[Any, StringTransport]:
 
 
 @both
-def test_ten_thousand_idle_connections_keep_nobody_out(front: bool) -> None:
+def test_ten_thousand_idle_connections_keep_nobody_out(fast_path: bool) -> None:
     """Half of them are refused, and others take the places of the rest."""
-    world = World(front=front, max_connections=10)
+    world = World(fast_path=fast_path, max_connections=10)
     flood = []
     for _ in range(20):
         flood.append(connect(world, "192.0.2.1"))
@@ -203,8 +203,8 @@ BUSY = [
 
 @both
 @pytest.mark.parametrize("data", BUSY)
-def test_who_is_in_the_middle_of_something_is_not_idle(front: bool, data: bytes) -> None:
-    world = World(front=front)
+def test_who_is_in_the_middle_of_something_is_not_idle(fast_path: bool, data: bytes) -> None:
+    world = World(fast_path=fast_path)
     world.channel.dataReceived(data)
     assert world.channel.idle_since() is None
     world.channel.connectionLost()
@@ -212,9 +212,9 @@ def test_who_is_in_the_middle_of_something_is_not_idle(front: bool, data: bytes)
 
 @both
 def test_a_connection_is_idle_since_it_was_heard_last(
-    front: bool, monkeypatch: pytest.MonkeyPatch
+    fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     assert world.channel.idle_since() == 0.0
     world.clock.advance(7)
     world.channel.dataReceived(post(NOTE))
@@ -231,9 +231,9 @@ def test_a_connection_is_idle_since_it_was_heard_last(
 
 
 @both
-def test_who_gives_way_does_so_soon(front: bool, log_lines: list[str]) -> None:
+def test_who_gives_way_does_so_soon(fast_path: bool, log_lines: list[str]) -> None:
     """GIVE_WAY_SECONDS: over TLS a client that does not close as well would stay, uncounted."""
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     aborted: list[float] = []
     world.transport.abortConnection = lambda: aborted.append(  # type: ignore[method-assign]
         world.clock.seconds()

@@ -18,7 +18,7 @@ from mcpbridge.config.tuning import (
     SLICE_SECONDS,
     TURN_SECONDS,
 )
-from mcpbridge.web.fair_turns import Turns
+from mcpbridge.web.fair_turns import FairTurns
 from tests.unit.web.test_fast_path import CALL, MODERN, SAYING, World, post, post_mcp
 
 both = pytest.mark.parametrize("front", [True, False])
@@ -66,7 +66,9 @@ def nobody_waits(world: World) -> None:
 class Recorded:
     """A connection that has so many requests to serve, each of which takes some time."""
 
-    def __init__(self, name: str, turns: Turns, log: list[str], left: int, takes: float) -> None:
+    def __init__(
+        self, name: str, turns: FairTurns, log: list[str], left: int, takes: float
+    ) -> None:
         self.name, self.turns, self.log, self.left, self.takes = name, turns, log, left, takes
         self.failed = False
 
@@ -107,7 +109,7 @@ class Iterations(Clock):
 def a_queue(takes: float, *lefts: int) -> tuple[Clock, list[str], list[Recorded]]:
     log: list[str] = []
     clock = Iterations(log)
-    turns = Turns(clock, lambda: TIME[0])
+    turns = FairTurns(clock, lambda: TIME[0])
     recorded = [
         Recorded(name, turns, log, left, takes) for name, left in zip("abc", lefts, strict=False)
     ]
@@ -130,7 +132,7 @@ def test_in_a_turn_each_is_served_a_slice() -> None:
 
 
 def test_a_slice_has_a_number_of_requests_and_a_time() -> None:
-    turns = Turns(Clock(), lambda: TIME[0])
+    turns = FairTurns(Clock(), lambda: TIME[0])
     now = turns.now()
     assert turns.may_go_on(SLICE_REQUESTS - 1, now)
     assert not turns.may_go_on(SLICE_REQUESTS, now)
@@ -179,8 +181,10 @@ def test_who_leaves_the_queue_leaves_no_call_behind() -> None:
 
 @both
 @pytest.mark.parametrize("request_", AT_ONCE)
-def test_of_many_requests_in_a_read_a_few_are_served_at_once(front: bool, request_: bytes) -> None:
-    world = World(front=front)
+def test_of_many_requests_in_a_read_a_few_are_served_at_once(
+    fast_path: bool, request_: bytes
+) -> None:
+    world = World(fast_path=fast_path)
     each = request_.count(b"HTTP/1.1\r\n")
     world.channel.dataReceived(request_ * 100)
     assert world.transport.value().count(b"HTTP/1.1 ") == SLICE_REQUESTS
@@ -192,8 +196,8 @@ def test_of_many_requests_in_a_read_a_few_are_served_at_once(front: bool, reques
 
 @both
 @pytest.mark.parametrize("request_", AT_ONCE[:4])
-def test_while_others_wait_a_read_is_served_one_request(front: bool, request_: bytes) -> None:
-    world = World(front=front)
+def test_while_others_wait_a_read_is_served_one_request(fast_path: bool, request_: bytes) -> None:
+    world = World(fast_path=fast_path)
     others = connections(world, 40)
     for other in others:
         other.channel.dataReceived(request_ * 50)
@@ -207,9 +211,9 @@ def test_while_others_wait_a_read_is_served_one_request(front: bool, request_: b
 @both
 @pytest.mark.parametrize("request_", AT_ONCE[:4])
 def test_a_single_request_never_waits_for_what_others_have_pipelined(
-    front: bool, request_: bytes
+    fast_path: bool, request_: bytes
 ) -> None:
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     others = connections(world, 3)
     for other in others:
         other.channel.dataReceived(request_ * 100)
@@ -220,8 +224,8 @@ def test_a_single_request_never_waits_for_what_others_have_pipelined(
 
 
 @both
-def test_the_order_of_answers_is_that_of_requests(front: bool) -> None:
-    world = World(front=front)
+def test_the_order_of_answers_is_that_of_requests(fast_path: bool) -> None:
+    world = World(fast_path=fast_path)
     other = Connection(world)
     other.channel.dataReceived(AT_ONCE[0] * 100)
     wanted = [404, 202, 400] * 20
@@ -233,9 +237,9 @@ def test_the_order_of_answers_is_that_of_requests(front: bool) -> None:
 
 
 @both
-def test_calls_that_wait_for_their_answers_go_on_with_them(front: bool) -> None:
+def test_calls_that_wait_for_their_answers_go_on_with_them(fast_path: bool) -> None:
     """What is behind a call is not served before that is answered, whoever's turn it is."""
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     world.channel.dataReceived(post_mcp(NOTE) * 20 + post_mcp(CALL) + post_mcp(NOTE) * 20)
     world.let_turns_pass()
     assert world.transport.value().count(b"HTTP/1.1 202") == 20
@@ -247,8 +251,8 @@ def test_calls_that_wait_for_their_answers_go_on_with_them(front: bool) -> None:
 
 @both
 @pytest.mark.parametrize("cut", [10, 100, -10, -5])
-def test_a_request_in_pieces_is_whole_behind_what_waits(front: bool, cut: int) -> None:
-    world = World(front=front)
+def test_a_request_in_pieces_is_whole_behind_what_waits(fast_path: bool, cut: int) -> None:
+    world = World(fast_path=fast_path)
     half = post(NOTE)[:cut]
     world.channel.dataReceived(post(NOTE) * 50 + half)
     world.channel.dataReceived(post(NOTE)[cut:] + post(NOTE) * 50)
@@ -260,9 +264,9 @@ def test_a_request_in_pieces_is_whole_behind_what_waits(front: bool, cut: int) -
 
 
 @both
-def test_who_waits_for_a_turn_is_not_read_beyond_the_bound(front: bool) -> None:
+def test_who_waits_for_a_turn_is_not_read_beyond_the_bound(fast_path: bool) -> None:
     """The queue is a few bytes for each connection; PIPELINED_BYTES bounds what waits."""
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     other = Connection(world)
     other.channel.dataReceived(AT_ONCE[0] * 100)
     size = 0
@@ -277,8 +281,8 @@ def test_who_waits_for_a_turn_is_not_read_beyond_the_bound(front: bool) -> None:
 
 
 @both
-def test_an_answer_that_is_not_taken_holds_up_its_own_connection_alone(front: bool) -> None:
-    world = World(front=front)
+def test_an_answer_that_is_not_taken_holds_up_its_own_connection_alone(fast_path: bool) -> None:
+    world = World(fast_path=fast_path)
     other = Connection(world)
     for channel in (world.channel, other.channel):
         channel.dataReceived(post(NOTE) * 20)
@@ -294,8 +298,8 @@ def test_an_answer_that_is_not_taken_holds_up_its_own_connection_alone(front: bo
 
 @both
 @pytest.mark.parametrize("how", ["lost", "stop", "close"])
-def test_who_goes_while_it_waits_for_a_turn_is_not_served(front: bool, how: str) -> None:
-    world = World(front=front)
+def test_who_goes_while_it_waits_for_a_turn_is_not_served(fast_path: bool, how: str) -> None:
+    world = World(fast_path=fast_path)
     other = Connection(world)
     for channel in (world.channel, other.channel):
         channel.dataReceived(post(NOTE) * 20)
@@ -317,8 +321,8 @@ def test_who_goes_while_it_waits_for_a_turn_is_not_served(front: bool, how: str)
 
 
 @both
-def test_nothing_behind_a_last_request_is_served(front: bool) -> None:
-    world = World(front=front)
+def test_nothing_behind_a_last_request_is_served(fast_path: bool) -> None:
+    world = World(fast_path=fast_path)
     world.channel.dataReceived(post(NOTE) + post(NOTE, b"Connection: close") + post(NOTE) * 20)
     world.let_turns_pass()
     assert len(world.backend.sent) == 2
@@ -328,9 +332,9 @@ def test_nothing_behind_a_last_request_is_served(front: bool) -> None:
 
 @both
 @pytest.mark.parametrize("headed", [True, False])
-def test_a_body_in_tiny_chunks_takes_turns_as_well(front: bool, headed: bool) -> None:
+def test_a_body_in_tiny_chunks_takes_turns_as_well(fast_path: bool, headed: bool) -> None:
     """Thousands of chunks in one read cost as much as hundreds of requests."""
-    world = World(front=front, budget=100_000)
+    world = World(fast_path=fast_path, budget=100_000)
     world.site.max_body = 100_000
     head = post(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
     chunks = b"1\r\n \r\n" * 10_000

@@ -20,13 +20,13 @@ from twisted.internet.testing import StringTransport
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS, HEAD_SECONDS, REQUEST_SECONDS
 from mcpbridge.errors import MessageRefused
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
-from mcpbridge.testing import FakeBackend, RecordingStream
-from mcpbridge.web.fast_path import Front
+from mcpbridge.testing import FakeBackend, RecordingSink
+from mcpbridge.web.fast_path import FastPath
 from mcpbridge.web.site import BridgeSite
-from mcpbridge.web.transport_security import Gate
+from mcpbridge.web.transport_security import TransportSecurity
 from tests.unit.web.test_stateless_http import Launcher, Modern, answer
 
 IDENT = "12345678-1234-4234-8234-123456789abc"
@@ -59,7 +59,7 @@ class World:
     def __init__(
         self,
         *,
-        front: bool,
+        fast_path: bool,
         budget: int = 10_000,
         full: bool = False,
         json_response: bool = False,
@@ -71,7 +71,7 @@ class World:
         filtered: bool = False,
         **bridge: Any,
     ) -> None:
-        from mcpbridge.web.root import Branch, Gated
+        from mcpbridge.web.root import Branch, SecuredResource
         from mcpbridge.web.routes import Routes
 
         self.clock = Clock()
@@ -95,8 +95,8 @@ class World:
             event_store=MemoryEventStore(),
         )
         self.server = server
-        opened: list[Session] = []
-        Deferred.fromCoroutine(server.open_session(lambda _: RecordingStream())).addCallback(
+        opened: list[BackendSession] = []
+        Deferred.fromCoroutine(server.open_session(lambda _: RecordingSink())).addCallback(
             opened.append
         )
         server.sessions = {IDENT: opened[0]}
@@ -106,7 +106,7 @@ class World:
         # What is started from now on is for requests of 2026-07-28.
         self.launcher.kind = Modern
         self.server = server
-        self.face: Any = opened[1].stream
+        self.streamable: Any = opened[1].sink
         self.backend, self.backend2 = self.launcher.backends
         root = Branch()
         root.branch(b"b").leaf = Routes(server, self.clock, self.client_of).resource()
@@ -116,22 +116,24 @@ class World:
             allowed_hosts=hosts,
             **bridge,
         )
-        gate = Gate(all_settings)
+        security = TransportSecurity(all_settings)
         self.site = BridgeSite(
-            Gated(gate, root),
+            SecuredResource(security, root),
             self.clock,
             all_settings,
-            Front([server], gate) if front else None,
+            FastPath([server], security) if fast_path else None,
             seconds=self.clock.seconds,
         )
         self.channel: Any = self.site.buildProtocol(None)
         self.transport = StringTransport()
         self.channel.makeConnection(self.transport)
         self.channel.loopback = loopback
-        if front:
+        if fast_path:
             self.recognised = 0
             for name in ("answer", "post"):
-                setattr(self.site.front, name, self._counted(getattr(self.site.front, name)))
+                setattr(
+                    self.site.fast_path, name, self._counted(getattr(self.site.fast_path, name))
+                )
 
     def client_of(self, request: Any) -> str | None:
         client: str | None = self.site.clients.of_request(request)
@@ -151,7 +153,7 @@ class World:
 
     def calls_of_connection(self) -> list[Any]:
         """What is still to happen, but for what the session waits for."""
-        of_sessions = ("StreamableFace", "Failures")
+        of_sessions = ("StreamableSession", "Failures")
         calls = self.clock.getDelayedCalls()
         return [each for each in calls if not any(name in str(each) for name in of_sessions)]
 
@@ -426,7 +428,7 @@ def post_mcp(body: bytes, *fields: bytes) -> bytes:
 @example(post_mcp(b'[{"jsonrpc":"2.0","id":1,"method":"x"}]') + post(CALL), [], [ANSWER])
 def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]) -> None:
     """Both ways in give the same answer for the same bytes, whatever the backend says."""
-    fronted, ordinary = (World(front=way, filtered=b"refuse" in data) for way in (True, False))
+    fronted, ordinary = (World(fast_path=way, filtered=b"refuse" in data) for way in (True, False))
     for each in (fronted, ordinary):
         each.receive(data, cuts)
         for line in said:
@@ -440,7 +442,7 @@ def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]
     for each in (fronted, ordinary):
         each.channel.connectionLost()
         assert each.site.budget.used == 0, "what was held is given back"
-        assert not each.face.router.has_outlets
+        assert not each.streamable.router.has_outlets
 
 
 @pytest.mark.parametrize(
@@ -457,7 +459,7 @@ def test_what_is_modern_reaches_no_session(
     headers: Sequence[bytes], status: bytes, session: bool
 ) -> None:
     """Whatever session it names: one that says in its body that it is modern is taken for that."""
-    world, ordinary = World(front=True), World(front=False)
+    world, ordinary = World(fast_path=True), World(fast_path=False)
     data = post_mcp(MODERN, *headers)
     if not session:
         data = data.replace(STREAMABLE[0] + b"\r\n", b"")
@@ -479,7 +481,7 @@ def test_what_is_modern_reaches_no_session(
 @pytest.mark.parametrize("cuts", [[], [70], [70, 140, 150]])
 def test_plain_requests_are_recognised(body: bytes, ident: str, cuts: list[int]) -> None:
     """The front is not idle: it answers these, also where the body comes later."""
-    world, ordinary = (World(front=way, filtered=True) for way in (True, False))
+    world, ordinary = (World(fast_path=way, filtered=True) for way in (True, False))
     data = post(body, b"Host: h", b"User-Agent: x", ident=ident)
     head = data.index(b"\r\n\r\n") + 4
     for each in (world, ordinary):
@@ -491,7 +493,7 @@ def test_plain_requests_are_recognised(body: bytes, ident: str, cuts: list[int])
 def test_defects_are_answered_alike(logged_failures: list[Any]) -> None:
     """A filter that breaks: 500 from both, and the details in the log alone."""
     data = post(b'{"jsonrpc":"2.0","method":"explode"}')
-    worlds = [World(front=way, filtered=True) for way in (True, False)]
+    worlds = [World(fast_path=way, filtered=True) for way in (True, False)]
     for world in worlds:
         world.receive(data, [])
     assert worlds[0].seen() == worlds[1].seen()
@@ -502,7 +504,7 @@ def test_defects_are_answered_alike(logged_failures: list[Any]) -> None:
 
 def test_busy_backend_is_answered_alike() -> None:
     """503 with Retry-After from both."""
-    worlds = [World(front=True), World(front=False)]
+    worlds = [World(fast_path=True), World(fast_path=False)]
     for world in worlds:
         world.backend.busy = True
         world.receive(post(CALL), [])
@@ -513,7 +515,7 @@ def test_busy_backend_is_answered_alike() -> None:
 
 def test_no_room_for_a_body_is_answered_alike() -> None:
     """The bound over all bodies holds for both, and what was held is given back."""
-    worlds = [World(front=True, budget=LIMIT), World(front=False, budget=LIMIT)]
+    worlds = [World(fast_path=True, budget=LIMIT), World(fast_path=False, budget=LIMIT)]
     for world in worlds:
         world.site.budget.take(LIMIT - 10)
         world.receive(post(CALL), [100])
@@ -524,7 +526,7 @@ def test_no_room_for_a_body_is_answered_alike() -> None:
 
 def test_body_that_stops_coming_is_not_awaited_for_ever() -> None:
     """A plain request's body has the deadline of every body, and frees what it held."""
-    world = World(front=True)
+    world = World(fast_path=True)
     data = post(CALL)
     world.receive(data[:-5], [])
     assert world.site.budget.used == len(CALL) - 5, "what has arrived"
@@ -541,7 +543,7 @@ def test_body_that_stops_coming_is_not_awaited_for_ever() -> None:
 @pytest.mark.parametrize("cut", [1, 30])
 def test_head_that_stops_coming_is_not_awaited_for_ever(cut: int) -> None:
     """A drip-fed head: nothing resets its deadline."""
-    world = World(front=True)
+    world = World(fast_path=True)
     for place in range(cut):
         world.channel.dataReceived(post(CALL)[place : place + 1])
         world.clock.advance(HEAD_SECONDS / 31)
@@ -593,7 +595,9 @@ def test_senders_are_judged_alike(
         lines += STREAMABLE if target == b"/b/mcp" else []
         data = b"\r\n".join([*lines, b"", b""]) + CALL
     # Where a stream would open, both say that there is no room: nothing is started.
-    worlds = [World(front=way, full=True, hosts=hosts, loopback=loopback) for way in (True, False)]
+    worlds = [
+        World(fast_path=way, full=True, hosts=hosts, loopback=loopback) for way in (True, False)
+    ]
     for world in worlds:
         world.receive(data, [])
         world.say(ANSWER)
@@ -618,7 +622,7 @@ def test_refusals_of_streams_are_alike(
 ) -> None:
     """promise: `max_sessions` reached: 429, the same from both, and the connection lives."""
     head = b"\r\n".join([b"%b %b HTTP/1.1" % (method, path), *fields, b"", b""])
-    worlds = [World(front=True, full=True), World(front=False, full=True)]
+    worlds = [World(fast_path=True, full=True), World(fast_path=False, full=True)]
     for world in worlds:
         world.receive(head + post(CALL, b"Host: h"), cuts)
     assert worlds[0].seen() == worlds[1].seen()

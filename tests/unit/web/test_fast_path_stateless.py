@@ -51,8 +51,8 @@ def progress(token: object) -> bytes:
 class Site(World):
     """A site whose servers of no session are of one kind."""
 
-    def __init__(self, kind: type[FakeBackend], *, front: bool, **settings: Any) -> None:
-        super().__init__(front=front, **settings)
+    def __init__(self, kind: type[FakeBackend], *, fast_path: bool, **settings: Any) -> None:
+        super().__init__(fast_path=fast_path, **settings)
         self.launcher.kind = kind
 
     def let(self, happen: str) -> None:
@@ -240,7 +240,7 @@ def test_same_bytes_same_answers(
     data: bytes, cuts: list[int], kind: type[FakeBackend], happenings: list[str]
 ) -> None:
     """Both ways in answer alike and tell the servers the same, also when the client leaves."""
-    sites = [Site(kind, front=True), Site(kind, front=False)]
+    sites = [Site(kind, fast_path=True), Site(kind, fast_path=False)]
     for site in sites:
         site.receive(data, cuts)
         for happening in happenings:
@@ -257,7 +257,7 @@ def test_same_bytes_same_answers(
 @pytest.mark.parametrize("cuts", [[], [250, 400]])
 def test_they_are_recognised(kind: type[FakeBackend], cuts: list[int]) -> None:
     """The front is not idle, and its answer has one message and its status."""
-    site = Site(kind, front=True)
+    site = Site(kind, fast_path=True)
     site.receive(X * 2, cuts)
     site.let("answer")
     site.let("fail")
@@ -270,7 +270,7 @@ def test_they_are_recognised(kind: type[FakeBackend], cuts: list[int]) -> None:
 @pytest.mark.parametrize("method", ["ping", "initialize"])
 def test_refusals_behind_it_are_the_fronts_too(method: str) -> None:
     """What the servers never see: with its id, in the codes of the revision."""
-    site = Site(Modern, front=True)
+    site = Site(Modern, fast_path=True)
     site.receive(ask(asking(method), b"Mcp-Method: " + method.encode()), [])
     assert site.recognised == 1
     assert site.seen()[0].startswith(b"HTTP/1.1 404 Not Found\r\n")
@@ -279,7 +279,7 @@ def test_refusals_behind_it_are_the_fronts_too(method: str) -> None:
 
 def test_a_row_of_answers_at_once_is_no_depth() -> None:
     """However many requests come in one piece."""
-    sites = [Site(Instant, front=True), Site(Instant, front=False)]
+    sites = [Site(Instant, fast_path=True), Site(Instant, fast_path=False)]
     for site in sites:
         # The ordinary channel does go deeper, in its own way.
         times = 1 if site is sites[0] else 300
@@ -291,7 +291,9 @@ def test_a_row_of_answers_at_once_is_no_depth() -> None:
 
 def test_all_json_is_for_the_ordinary_channel() -> None:
     """There some of what the servers say is not for the client."""
-    site, ordinary = (Site(Modern, front=front, json_response=True) for front in (True, False))
+    site, ordinary = (
+        Site(Modern, fast_path=fast_path, json_response=True) for fast_path in (True, False)
+    )
     for each in (site, ordinary):
         each.receive(X, [])
         each.let("progress")
@@ -305,7 +307,7 @@ def test_all_json_is_for_the_ordinary_channel() -> None:
 @pytest.mark.parametrize("waits", [False, True])
 def test_who_leaves_has_cancelled(kind: type[FakeBackend], waits: bool) -> None:
     """Whoever writes the answer by then, and also where nobody works on it yet."""
-    sites = [Site(kind, front=True), Site(kind, front=False)]
+    sites = [Site(kind, fast_path=True), Site(kind, fast_path=False)]
     for site in sites:
         site.receive(X + X, [])
         if waits:
@@ -324,7 +326,7 @@ def test_who_leaves_has_cancelled(kind: type[FakeBackend], waits: bool) -> None:
 
 def test_a_closing_connection_is_handed_nothing() -> None:
     """What comes of its request then is for nobody: it is cancelled."""
-    site = Site(Modern, front=True)
+    site = Site(Modern, fast_path=True)
     site.receive(X, [])
     site.transport.disconnecting = True
     site.let("progress")
@@ -340,7 +342,7 @@ def test_whose_filters_are_told_who_calls_they_are_left_to_the_ordinary_channel(
     it: str, logged_failures: list[Any]
 ) -> None:
     """Which reads all headers; sessions have read theirs when they were opened."""
-    sites = [Site(Instant, front=way, filtered=True) for way in (True, False)]
+    sites = [Site(Instant, fast_path=way, filtered=True) for way in (True, False)]
     for site in sites:
         site.receive(ask(asking("x", it=it), b"Mcp-Method: x") + post(CALL), [])
     assert sites[0].seen() == sites[1].seen()
@@ -356,7 +358,7 @@ def test_defects_are_answered_alike(
     async def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
-    sites = [Site(Modern, front=True), Site(Modern, front=False)]
+    sites = [Site(Modern, fast_path=True), Site(Modern, fast_path=False)]
     for site in sites:
         monkeypatch.setattr(site.server.stateless, "ask", fail)
         site.receive(ask(asking("x"), b"Mcp-Method: x"), [])

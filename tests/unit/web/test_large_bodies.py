@@ -31,8 +31,8 @@ def call(ident: int = 1, method: str = "x", **params: object) -> bytes:
     return json.dumps(message).encode()
 
 
-def made(front: bool = True, **settings: Any) -> World:
-    return World(front=front, limit=LIMIT, **{"budget": BUDGET, **settings})
+def made(fast_path: bool = True, **settings: Any) -> World:
+    return World(fast_path=fast_path, limit=LIMIT, **{"budget": BUDGET, **settings})
 
 
 def work(world: World) -> None:
@@ -53,8 +53,8 @@ both = pytest.mark.parametrize("front", [True, False])
 
 @both
 @pytest.mark.parametrize("cuts", [[], [100, 40_000]])
-def test_a_large_message_goes_on_as_it_is(front: bool, cuts: list[int]) -> None:
-    world = made(front)
+def test_a_large_message_goes_on_as_it_is(fast_path: bool, cuts: list[int]) -> None:
+    world = made(fast_path)
     for body in (call(), call(method="y"), json.dumps([{"jsonrpc": "2.0", "a": BIG}]).encode()):
         world.receive(post(body, b"Host: h"), cuts)
         assert world.backend.sent[-1:] != [body], "in a turn of its own"
@@ -69,10 +69,10 @@ MEDIUM = json.dumps({"jsonrpc": "2.0", "method": "x", "params": "é" + "x" * LAR
 
 @both
 @pytest.mark.parametrize("cuts", [[], [40_000]])
-def test_up_to_a_size_it_is_read_as_a_whole(front: bool, cuts: list[int]) -> None:
-    world = made(front)
+def test_up_to_a_size_it_is_read_as_a_whole(fast_path: bool, cuts: list[int]) -> None:
+    world = made(fast_path)
     world.receive(post(MEDIUM, b"Host: h"), cuts)
-    if not front:
+    if not fast_path:
         assert world.backend.sent == [], "in a turn of its own"
         work(world)
     assert world.backend.sent == [MEDIUM]
@@ -107,8 +107,10 @@ def test_so_much_of_that_in_one_turn() -> None:
         (b"[%b]" % MEDIUM, 202),
     ],
 )
-def test_what_is_not_told_at_once_takes_its_turns(front: bool, body: bytes, status: int) -> None:
-    world = made(front)
+def test_what_is_not_told_at_once_takes_its_turns(
+    fast_path: bool, body: bytes, status: int
+) -> None:
+    world = made(fast_path)
     world.receive(post(body, b"Host: h"), [])
     assert world.backend.sent == []
     work(world)
@@ -118,9 +120,9 @@ def test_what_is_not_told_at_once_takes_its_turns(front: bool, body: bytes, stat
 
 
 @both
-def test_one_at_a_time_on_a_connection(front: bool) -> None:
+def test_one_at_a_time_on_a_connection(fast_path: bool) -> None:
     """What comes behind a large message stays behind it."""
-    world = made(front)
+    world = made(fast_path)
     world.receive(post(call(), b"Host: h") + post(CALL, b"Host: h"), [])
     work(world)
     assert world.backend.sent == [call(), CALL]
@@ -140,9 +142,9 @@ def test_one_at_a_time_on_a_connection(front: bool) -> None:
     ],
 )
 def test_what_is_wrong_is_refused_and_nothing_is_sent(
-    front: bool, body: bytes, status: int, words: str
+    fast_path: bool, body: bytes, status: int, words: str
 ) -> None:
-    world = made(front)
+    world = made(fast_path)
     world.receive(post(body, b"Host: h"), [])
     work(world)
     found = answered(world)
@@ -157,8 +159,8 @@ def test_what_is_wrong_is_refused_and_nothing_is_sent(
 
 
 @both
-def test_a_session_that_ends_meanwhile_gets_nothing(front: bool) -> None:
-    world = made(front)
+def test_a_session_that_ends_meanwhile_gets_nothing(fast_path: bool) -> None:
+    world = made(fast_path)
     world.receive(post(call(), b"Host: h"), [])
     world.server.sessions.clear()
     work(world)
@@ -167,8 +169,8 @@ def test_a_session_that_ends_meanwhile_gets_nothing(front: bool) -> None:
 
 
 @both
-def test_a_client_that_leaves_meanwhile_is_forgotten(front: bool) -> None:
-    world = made(front)
+def test_a_client_that_leaves_meanwhile_is_forgotten(fast_path: bool) -> None:
+    world = made(fast_path)
     world.receive(post(call(), b"Host: h"), [])
     world.receive(post_mcp(call(), b"Host: h"), [])
     assert world.site.budget.used > 0
@@ -188,11 +190,11 @@ def batch(count: int, size: int = 0) -> bytes:
 
 @both
 @pytest.mark.parametrize("size", [0, 10_000])
-def test_a_batch_counts_as_its_messages(front: bool, size: int) -> None:
+def test_a_batch_counts_as_its_messages(fast_path: bool, size: int) -> None:
     """Refused whole where it has more than may wait, at both endpoints."""
     for posted in (post, post_mcp):
-        world = made(front, waiting=20)
-        world.face.negotiated = "2025-03-26"
+        world = made(fast_path, waiting=20)
+        world.streamable.negotiated = "2025-03-26"
         world.receive(posted(batch(21, size), b"Host: h"), [])
         work(world)
         status, body = answered(world)
@@ -206,17 +208,17 @@ def test_a_batch_counts_as_its_messages(front: bool, size: int) -> None:
 
 
 @both
-def test_a_large_batch_is_a_batch(front: bool) -> None:
-    world = made(front)
+def test_a_large_batch_is_a_batch(fast_path: bool) -> None:
+    world = made(fast_path)
     messages = [
         {"jsonrpc": "2.0", "id": n, "method": "x", "params": {"a": BIG[:40_000]}} for n in (1, 2)
     ]
     body = json.dumps(messages).encode()
-    world.face.negotiated = "2025-06-18"
+    world.streamable.negotiated = "2025-06-18"
     world.receive(post_mcp(body), [])
     work(world)
     assert answered(world)[0] == 400, "a revision without batches"
-    world.face.negotiated = "2025-03-26"
+    world.streamable.negotiated = "2025-03-26"
     for odd, words in ((b"[]", "empty"), (b'[{"jsonrpc":"2.0","id":1,"method":"initialize"}]', "")):
         world.receive(post_mcp(odd + b" " * LARGE_BYTES), [])
         work(world)
@@ -236,8 +238,8 @@ def test_a_large_batch_is_a_batch(front: bool) -> None:
 
 
 @both
-def test_a_large_call_is_answered(front: bool) -> None:
-    world = made(front)
+def test_a_large_call_is_answered(fast_path: bool) -> None:
+    world = made(fast_path)
     body = call(7, "tools/call", _meta={"progressToken": "t"})
     world.receive(post_mcp(body), [])
     work(world)
@@ -251,12 +253,12 @@ def test_a_large_call_is_answered(front: bool) -> None:
 
 
 @both
-def test_what_the_head_says_is_said_first(front: bool) -> None:
+def test_what_the_head_says_is_said_first(fast_path: bool) -> None:
     for fields, status in (
         ([b"Mcp-Session-Id: " + IDENT.replace("1", "3").encode()], 404),
         ([], 400),
     ):
-        world = made(front)
+        world = made(fast_path)
         usual = [b"Accept: application/json, text/event-stream", b"Content-Type: application/json"]
         names = {each.partition(b":")[0] for each in fields}
         kept = [each for each in usual if each.partition(b":")[0] not in names]
@@ -267,8 +269,8 @@ def test_what_the_head_says_is_said_first(front: bool) -> None:
 
 
 @both
-def test_a_session_may_begin_large_but_once(front: bool) -> None:
-    world = made(front)
+def test_a_session_may_begin_large_but_once(fast_path: bool) -> None:
+    world = made(fast_path)
     body = call(1, "initialize")
     world.receive(post_mcp(body), [])
     work(world)
@@ -286,8 +288,8 @@ HEAD = (b"Mcp-Method: x",)
 
 @both
 @pytest.mark.parametrize("kind", [Modern, Legacy])
-def test_a_large_request_is_answered_and_counts_until_then(front: bool, kind: Any) -> None:
-    world = made(front)
+def test_a_large_request_is_answered_and_counts_until_then(fast_path: bool, kind: Any) -> None:
+    world = made(fast_path)
     world.launcher.kind = kind
     body = asking("x", a=[BIG])
     world.receive(ask(body, *HEAD), [])
@@ -304,7 +306,7 @@ def test_a_large_request_is_answered_and_counts_until_then(front: bool, kind: An
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_small_request_counts_until_its_answer_is_out_too(late: bool) -> None:
-    worlds = [made(front=True), made(front=False)]
+    worlds = [made(fast_path=True), made(fast_path=False)]
     for world in worlds:
         world.receive(X, [])
         assert world.site.budget.used == len(asking("x"))
@@ -320,7 +322,7 @@ def test_a_small_request_counts_until_its_answer_is_out_too(late: bool) -> None:
 
 
 def test_no_room_for_a_small_request_is_answered_alike() -> None:
-    worlds = [made(front=True), made(front=False)]
+    worlds = [made(fast_path=True), made(fast_path=False)]
     for world in worlds:
         world.site.budget.take(BUDGET - 10)
         world.receive(X, [])
@@ -341,9 +343,9 @@ def test_no_room_for_a_small_request_is_answered_alike() -> None:
     ],
 )
 def test_a_large_request_that_is_wrong(
-    front: bool, body: bytes, status: int, code: int | None
+    fast_path: bool, body: bytes, status: int, code: int | None
 ) -> None:
-    world = made(front)
+    world = made(fast_path)
     world.receive(ask(body, *HEAD), [])
     work(world)
     found = answered(world)
@@ -355,8 +357,8 @@ def test_a_large_request_that_is_wrong(
 
 
 @both
-def test_a_large_request_whose_head_does_not_name_its_revision(front: bool) -> None:
-    world = made(front)
+def test_a_large_request_whose_head_does_not_name_its_revision(fast_path: bool) -> None:
+    world = made(fast_path)
     usual = [b"Host: h", b"Accept: */*", b"Content-Type: application/json"]
     world.receive(ask(asking("x", a=BIG), usual=usual), [])
     work(world)

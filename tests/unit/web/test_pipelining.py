@@ -39,9 +39,9 @@ def asked(world: World) -> int:
 
 @both
 @pytest.mark.parametrize("piece", [1000, 50_000])
-def test_what_comes_behind_a_request_is_bounded(front: bool, piece: int) -> None:
+def test_what_comes_behind_a_request_is_bounded(fast_path: bool, piece: int) -> None:
     """Nothing is read while more than that waits; each request is answered, in order."""
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     transport = world.transport
     count = 3 * PIPELINED_BYTES // len(call(100))
     data = b"".join(call(100 + each) for each in range(count))
@@ -60,8 +60,8 @@ def test_what_comes_behind_a_request_is_bounded(front: bool, piece: int) -> None
 
 
 @both
-def test_no_more_is_read_than_that(front: bool) -> None:
-    world = World(front=front)
+def test_no_more_is_read_than_that(fast_path: bool) -> None:
+    world = World(fast_path=fast_path)
     world.channel.dataReceived(call(1))
     size = 0
     while world.transport.producerState == "producing":
@@ -74,9 +74,9 @@ def test_no_more_is_read_than_that(front: bool) -> None:
 
 @both
 @pytest.mark.parametrize("data", [call(1) * 2, post_mcp(MODERN, *SAYING) * 2])
-def test_answers_that_nobody_takes_do_not_pile_up(front: bool, data: bytes) -> None:
+def test_answers_that_nobody_takes_do_not_pile_up(fast_path: bool, data: bytes) -> None:
     """The next request is begun when the client has taken the last answer."""
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     world.channel.dataReceived(data)
     # What the transport does when its buffer is full, and when it is empty.
     world.channel.pauseProducing()
@@ -96,8 +96,8 @@ def test_answers_that_nobody_takes_do_not_pile_up(front: bool, data: bytes) -> N
 
 
 @both
-def test_many_small_requests_behind_one_answer_that_is_not_taken(front: bool) -> None:
-    world = World(front=front)
+def test_many_small_requests_behind_one_answer_that_is_not_taken(fast_path: bool) -> None:
+    world = World(fast_path=fast_path)
     world.channel.pauseProducing()
     world.channel.dataReceived(call(1) * 3)
     assert asked(world) == 0
@@ -114,10 +114,10 @@ CLOSING = call(2).replace(b"Host", b"Connection: close\r\nHost")
 @pytest.mark.parametrize("last", [CLOSING, b"nonsense\r\n\r\n", b"GET /x HTTP/1.0\r\n\r\n"])
 @pytest.mark.parametrize("behind", [b"", b"x" * PIPELINED_BYTES, call(3) * 100])
 def test_what_comes_behind_the_last_request_is_thrown_away(
-    front: bool, first: bytes, last: bytes, behind: bytes
+    fast_path: bool, first: bytes, last: bytes, behind: bytes
 ) -> None:
     """A transport that is closing is neither paused nor resumed: it raises if it is."""
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     world.channel.dataReceived(first + last + behind)
     for _ in range(2):
         world.say(answer(1))
@@ -138,9 +138,9 @@ def test_what_comes_behind_the_last_request_is_thrown_away(
 
 
 @both
-def test_a_paused_connection_is_read_again_before_it_is_closed(front: bool) -> None:
+def test_a_paused_connection_is_read_again_before_it_is_closed(fast_path: bool) -> None:
     """TLS is closed when its peer has said goodbye, which has to be read."""
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     world.channel.dataReceived(call(1) + call(2) * (PIPELINED_BYTES // 100))
     assert world.transport.producerState == "paused"
     world.channel.loseConnection()
@@ -151,10 +151,10 @@ def test_a_paused_connection_is_read_again_before_it_is_closed(front: bool) -> N
 
 @both
 def test_who_sends_without_end_behind_the_last_request_is_cut_off(
-    front: bool, monkeypatch: pytest.MonkeyPatch
+    fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "DRAIN_BYTES", 1000)
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     world.channel.dataReceived(CLOSING)
     world.say(answer(2))
     assert world.transport.disconnecting
@@ -167,9 +167,9 @@ def test_who_sends_without_end_behind_the_last_request_is_cut_off(
 
 
 @both
-def test_a_line_that_is_too_long_closes_the_connection(front: bool) -> None:
+def test_a_line_that_is_too_long_closes_the_connection(fast_path: bool) -> None:
     """And nothing behind it is taken for a request."""
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     world.channel.dataReceived(b"GET /" + b"x" * 20_000)
     assert world.transport.disconnecting
     world.channel.dataReceived(b"\r\n\r\n" + call(1) * 100)
@@ -181,12 +181,12 @@ def test_a_line_that_is_too_long_closes_the_connection(front: bool) -> None:
 @both
 @pytest.mark.parametrize("left", [True, False])
 def test_who_is_not_read_is_noticed_leaving(
-    front: bool, left: bool, monkeypatch: pytest.MonkeyPatch
+    fast_path: bool, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that leaves behind unread bytes: its request is over all the same."""
     gone: list[Any] = []
     monkeypatch.setattr(connection, "has_left", lambda transport: bool(gone))
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     world.channel.dataReceived(call(1) + call(2) * (PIPELINED_BYTES // 100))
     assert world.transport.producerState == "paused"
     for _ in range(5):
@@ -200,11 +200,11 @@ def test_who_is_not_read_is_noticed_leaving(
 
 @both
 def test_nobody_looks_after_a_client_that_is_read(
-    front: bool, monkeypatch: pytest.MonkeyPatch
+    fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[Any] = []
     monkeypatch.setattr(connection, "has_left", looks.append)
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     count = PIPELINED_BYTES // len(call(2)) + 2
     world.channel.dataReceived(call(1) + call(2) * count)
     world.say(answer(1))
@@ -218,9 +218,9 @@ def test_nobody_looks_after_a_client_that_is_read(
 
 
 @both
-def test_each_request_has_a_deadline_of_its_own(front: bool) -> None:
+def test_each_request_has_a_deadline_of_its_own(fast_path: bool) -> None:
     """A client that always has the next one half on its way is in time with each."""
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     half = len(post(b"{}")) // 2
     for _ in range(10):
         world.channel.dataReceived(post(b"{}")[:half])
@@ -238,13 +238,13 @@ def test_each_request_has_a_deadline_of_its_own(front: bool) -> None:
 
 @both
 def test_who_takes_an_answer_slowly_is_not_idle(
-    front: bool, monkeypatch: pytest.MonkeyPatch
+    fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large answer on a slow line; and a client that takes nothing of one is cut off."""
     untaken = [1000]
     monkeypatch.setattr(watched_connection, "unsent", lambda transport: untaken[0])
     monkeypatch.setattr(watched_connection, "acknowledged", lambda transport: None)
-    world: Any = World(front=front)
+    world: Any = World(fast_path=fast_path)
     world.channel.dataReceived(call(1))
     world.say(answer(1))
     for _ in range(5):
@@ -263,12 +263,12 @@ def test_who_takes_an_answer_slowly_is_not_idle(
 @both
 @pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
 def test_who_takes_nothing_of_an_answer_is_cut_off(
-    front: bool, close: bytes, monkeypatch: pytest.MonkeyPatch
+    fast_path: bool, close: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After `peer_timeout`, also where the connection closes behind the answer."""
     monkeypatch.setattr(watched_connection, "unsent", lambda transport: 1000)
     monkeypatch.setattr(watched_connection, "acknowledged", lambda transport: 17)
-    world = World(front=front)
+    world = World(fast_path=fast_path)
     aborted: list[float] = []
     transport: Any = world.transport
     transport.abortConnection = lambda: aborted.append(world.clock.seconds())
@@ -284,9 +284,9 @@ def test_who_takes_nothing_of_an_answer_is_cut_off(
 
 @both
 @pytest.mark.parametrize("rate", [100, 512])
-def test_who_sends_a_body_too_slowly_is_cut_off(front: bool, rate: int) -> None:
+def test_who_sends_a_body_too_slowly_is_cut_off(fast_path: bool, rate: int) -> None:
     """`min_transfer_rate` over a minute, from the time on at which its head must be there."""
-    world = World(front=front, budget=100_000, limit=100_000)
+    world = World(fast_path=fast_path, budget=100_000, limit=100_000)
     head, _, _ = call(1).partition(b"\r\n\r\n")
     head = re.sub(rb"(?i)content-length: \d+", b"Content-Length: 90000", head)
     world.channel.dataReceived(head + b"\r\n\r\n")
@@ -302,16 +302,16 @@ def test_who_sends_a_body_too_slowly_is_cut_off(front: bool, rate: int) -> None:
 
 @both
 @pytest.mark.parametrize("end", ["taken", "lost", "cut off"])
-def test_what_is_not_taken_counts(front: bool, end: str) -> None:
+def test_what_is_not_taken_counts(fast_path: bool, end: str) -> None:
     """Until it is taken or the connection is gone; beyond its share the session's backend waits."""
-    world: Any = World(front=front)
+    world: Any = World(fast_path=fast_path)
     told: list[str] = []
-    world.face.share = Share(100, lambda: told.append("pause"), lambda: told.append("resume"))
+    world.streamable.share = Share(100, lambda: told.append("pause"), lambda: told.append("resume"))
     budget = world.site.responses = ResponseBudget(1000, world.clock)
     world.channel.dataReceived(call(1))
     world.transport.dataBuffer = b"x" * 700
     world.say(answer(1))
-    assert (budget.used, world.face.share.used, told) == (700, 700, ["pause"])
+    assert (budget.used, world.streamable.share.used, told) == (700, 700, ["pause"])
     if end == "cut off":
         world.clock.advance(SLOW_SECONDS)
         budget.take(500)
@@ -323,7 +323,7 @@ def test_what_is_not_taken_counts(front: bool, end: str) -> None:
         world.channel.resumeProducing()
     else:
         world.channel.connectionLost()
-    assert (budget.used, world.face.share.used, told) == (0, 0, ["pause", "resume"])
+    assert (budget.used, world.streamable.share.used, told) == (0, 0, ["pause", "resume"])
     if end == "taken":
         world.channel.connectionLost()
     assert not world.calls_of_connection()
@@ -331,18 +331,18 @@ def test_what_is_not_taken_counts(front: bool, end: str) -> None:
 
 
 @both
-def test_an_answer_counts_for_its_own_session_alone(front: bool) -> None:
+def test_an_answer_counts_for_its_own_session_alone(fast_path: bool) -> None:
     """The next one on the connection may be another session's, or nobody's."""
-    world: Any = World(front=front)
+    world: Any = World(fast_path=fast_path)
     told: list[str] = []
-    world.face.share = Share(100, lambda: told.append("pause"), lambda: told.append("resume"))
+    world.streamable.share = Share(100, lambda: told.append("pause"), lambda: told.append("resume"))
     budget = world.site.responses = ResponseBudget(1000, world.clock)
     world.channel.dataReceived(call(1))
     world.say(answer(1))
     assert answered(world) == [1]
     world.transport.dataBuffer = b"x" * 700
     world.channel.dataReceived(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
-    assert (budget.used, world.face.share.used, told) == (700, 0, [])
+    assert (budget.used, world.streamable.share.used, told) == (700, 0, [])
     # Nor is a session that has ended kept by a connection that is open.
     assert world.channel.share is None
     world.transport.dataBuffer = b""
@@ -351,7 +351,7 @@ def test_an_answer_counts_for_its_own_session_alone(front: bool) -> None:
 
 def test_only_what_has_arrived_of_a_body_counts() -> None:
     """Who announces much, and sends little, takes no room from anybody."""
-    world = World(front=True, budget=2000)
+    world = World(fast_path=True, budget=2000)
     others = [world.site.buildProtocol(None) for _ in range(10)]
     for each in others:
         each.makeConnection(type(world.transport)())

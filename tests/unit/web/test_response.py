@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.web.response import Reply
+from mcpbridge.web.response import Response
 from tests.unit.web.test_stream_response import COMMENT, FakeRequest, FakeTransport, Stalled
 
 
@@ -22,7 +22,7 @@ class Told:
         self.clock = Clock()
         self.events: list[str] = []
         self.request = FakeRequest(transport or FakeTransport())
-        self.reply = Reply(
+        self.reply = Response(
             self.request,
             ServerSettings(command="x", **settings),
             self.clock,

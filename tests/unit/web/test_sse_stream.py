@@ -13,7 +13,7 @@ from twisted.internet.tcp import Connection
 from zope.interface.verify import verifyObject
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.testing import FakeBackend
 from mcpbridge.web.sse_stream import EventStream
 
@@ -66,7 +66,7 @@ class Made:
 
     def __init__(self, transport: Any = None, *, opened: bool = True, **changes: Any) -> None:
         self.clock = Clock()
-        self.session = Session(
+        self.session = BackendSession(
             ident="0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10",
             server="cat",
             clock=self.clock,
@@ -89,7 +89,7 @@ class Made:
             pending=lambda _: self.waiting,
             acknowledged=lambda _: self.taken,
         )
-        self.session.stream = self.stream
+        self.session.sink = self.stream
         if opened:
             self.stream.open(ENDPOINT)
 

@@ -19,11 +19,11 @@ from mcpbridge.errors import CannotStart, MessageRefused, UnknownSession
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.testing import CLEANLY, FakeBackend, FakeLauncher
-from mcpbridge.web.root import Branch, Gated
+from mcpbridge.web.root import Branch, SecuredResource
 from mcpbridge.web.routes import Routes
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.stateless_http import status_of
-from mcpbridge.web.transport_security import Gate
+from mcpbridge.web.transport_security import TransportSecurity
 
 VERSION = "2026-07-28"
 PREFIX = "io.modelcontextprotocol/"
@@ -148,7 +148,10 @@ class World:
         root.leaf = Routes(self.server, self.clock).resource()
         every = BridgeSettings(servers=(settings,), allowed_hosts=("h",))
         self.site = BridgeSite(
-            Gated(Gate(every), root), self.clock, every, seconds=self.clock.seconds
+            SecuredResource(TransportSecurity(every), root),
+            self.clock,
+            every,
+            seconds=self.clock.seconds,
         )
 
     def connect(self) -> Connection:

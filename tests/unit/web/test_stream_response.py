@@ -19,12 +19,12 @@ from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.errors import MessageRefused
 from mcpbridge.jsonrpc.envelope import peek
-from mcpbridge.processes.backend_session import Session
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.session.memory_event_store import MemoryEventLog
-from mcpbridge.session.streamable import StreamableFace
+from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.testing import FakeBackend
 from mcpbridge.web.content_negotiation import ANYTHING, Accepted
-from mcpbridge.web.stream_response import ResponseOutlet
+from mcpbridge.web.stream_response import StreamResponse
 
 NEW, OLD = "2025-11-25", "2025-06-18"
 EVENTS_ALONE = Accepted(json=False, events=True)
@@ -106,8 +106,8 @@ class Opened:
         self.transport = transport or FakeTransport()
         self.request = FakeRequest(self.transport)
         self.finished = 0
-        self.outlet = ResponseOutlet(
-            self.request, made.face, made.settings, made.clock, self.finish, may=may, **more
+        self.outlet = StreamResponse(
+            self.request, made.streamable, made.settings, made.clock, self.finish, may=may, **more
         )
 
     def finish(self) -> None:
@@ -123,7 +123,7 @@ class Made:
         self.settings = ServerSettings(command="cat", **changes)
         self.backend = FakeBackend()
         self.backend.stopped = succeed(None)
-        self.session = Session(
+        self.session = BackendSession(
             ident="0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10",
             server="cat",
             clock=self.clock,
@@ -134,9 +134,9 @@ class Made:
             backend=self.backend,
         )
         self.log = MemoryEventLog(100, 100_000)
-        self.face = StreamableFace(self.session, self.settings, self.clock, self.log)
-        self.session.stream = self.face
-        self.face.negotiated = negotiated
+        self.streamable = StreamableSession(self.session, self.settings, self.clock, self.log)
+        self.session.sink = self.streamable
+        self.streamable.negotiated = negotiated
         self.all: list[Opened] = []
 
     def release(self) -> None:
@@ -146,19 +146,19 @@ class Made:
         may = JSON_ALONE if self.settings.json_response else ANYTHING
         opened = Opened(self, transport, may, batch=batch)
         asked: list[Any] = [(ident, "t" if ident == 1 else None) for ident in idents]
-        stream = self.face.router.open_post(asked, opened.outlet)
+        stream = self.streamable.router.open_post(asked, opened.outlet)
         opened.outlet.opened(stream)
         self.all.append(opened)
         return opened
 
     def get(self, last: str = "", transport: Any = None) -> Opened:
         opened = Opened(self, transport, EVENTS_ALONE)
-        position = self.face.router.position
+        position = self.streamable.router.position
         if last:
-            stream = self.face.router.resume(last, opened.outlet)
+            stream = self.streamable.router.resume(last, opened.outlet)
             position = int(last.rpartition("-")[2])
         else:
-            stream = self.face.router.open_get(opened.outlet)
+            stream = self.streamable.router.open_get(opened.outlet)
         opened.outlet.opened(stream, position)
         self.all.append(opened)
         return opened
@@ -167,7 +167,7 @@ class Made:
         """The connection is lost, as `notifyFinish` tells it."""
         opened.request.channel = None
         opened.outlet.gone()
-        self.face.router.detach(opened.outlet.stream, opened.outlet)
+        self.streamable.router.detach(opened.outlet.stream, opened.outlet)
 
     def said(self, *lines: bytes) -> None:
         self.session.messages_received(list(lines))
@@ -238,12 +238,12 @@ def test_a_silent_request_is_committed(negotiated: str, head: bytes) -> None:
 def test_no_priming_before_the_revision_is_known() -> None:
     """A slow `initialize` is committed without what its client might not understand."""
     made = Made(None)
-    made.face.initializing(1)
+    made.streamable.initializing(1)
     opened = made.post(1)
     made.clock.advance(COMMIT_SECONDS)
     assert opened.request.text == COMMENT
     made.said(b'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25"}}')
-    assert made.face.negotiated == NEW
+    assert made.streamable.negotiated == NEW
     assert made.get().request.text == priming("0-0")
     check_end(made)
 
@@ -253,17 +253,17 @@ def test_no_priming_before_the_revision_is_known() -> None:
 )
 def test_an_answer_that_names_no_revision(line: bytes) -> None:
     made = Made(None)
-    made.face.initializing(1)
+    made.streamable.initializing(1)
     opened = made.post(1)
     made.said(CHANGED, line)
-    assert (made.face.negotiated, opened.request.text) == (None, line)
+    assert (made.streamable.negotiated, opened.request.text) == (None, line)
     check_end(made)
 
 
 def test_a_backend_that_refuses_to_initialize() -> None:
     """Its client gets the error; then the session is over."""
     made = Made(None)
-    made.face.initializing(1)
+    made.streamable.initializing(1)
     opened = made.post(1)
     error = b'{"jsonrpc":"2.0","id":1,"error":{"code":-1,"message":"no"}}'
     made.said(error)
@@ -298,7 +298,7 @@ def test_json_alone() -> None:
 def test_a_response_taken_over_is_committed_next(made: Made) -> None:
     """One that was patient before has its head at the next turn of the reactor."""
     opened = Opened(made, None, ANYTHING)
-    opened.outlet.opened(made.face.router.open_post([(1, None)], opened.outlet), patience=0)
+    opened.outlet.opened(made.streamable.router.open_post([(1, None)], opened.outlet), patience=0)
     made.all.append(opened)
     assert opened.request.written == []
     made.clock.advance(0)
@@ -310,7 +310,7 @@ def test_a_response_taken_over_is_committed_next(made: Made) -> None:
 
 def test_a_cancelled_request_was_accepted(made: Made) -> None:
     opened = made.post(1)
-    made.face.router.cancel(1)
+    made.streamable.router.cancel(1)
     assert (opened.request.code, opened.request.written) == (202, [])
     assert opened.request.headers == {b"Content-Length": b"0"}
     assert opened.finished == 1
@@ -320,7 +320,7 @@ def test_nothing_more_to_come_back_for(made: Made) -> None:
     """A stream that was cancelled after it began: its client comes back once, not for ever."""
     opened = made.post(1)
     made.said(PROGRESS)
-    made.face.router.cancel(1)
+    made.streamable.router.cancel(1)
     assert opened.finished == 1
     again = made.get("1-1")
     assert (again.request.code, again.request.headers, again.finished) == (204, {}, 1)
@@ -420,7 +420,7 @@ def test_who_is_gone_holds_up_nobody(made: Made, how: str) -> None:
     elif how == "answered":
         made.said(answer_to(1))
     elif how == "cancelled":
-        made.face.router.cancel(1)
+        made.streamable.router.cancel(1)
     else:
         made.get("1-1")
     assert made.backend.events == ["pause", "resume"]
@@ -503,7 +503,7 @@ def test_a_message_of_the_client_is_a_sign_of_life() -> None:
     made = Made(idle_timeout=40)
     for _ in range(10):
         made.clock.pump([10] * 3)
-        made.face.touch()
+        made.streamable.touch()
     assert made.ended == ""
     check_end(made)
 
@@ -588,7 +588,7 @@ def test_every_open_request_gets_its_error_at_the_end() -> None:
     made = Made()
     strange, plain = Opened(made, None, ANYTHING), Opened(made, None, ANYTHING)
     for ident, opened in (("\ud800", strange), (7, plain)):
-        stream = made.face.router.open_post([(ident, None)], opened.outlet)
+        stream = made.streamable.router.open_post([(ident, None)], opened.outlet)
         opened.outlet.opened(stream)
     made.session.life.end("over")
     assert (strange.finished, plain.finished) == (1, 1)
@@ -661,7 +661,7 @@ class NoSecrets:
 
 def receive(made: Made, opened: Opened, *lines: bytes) -> str | None:
     messages = [(line, peek(line)) for line in lines]
-    return made.face.receive(messages, lambda: opened.outlet)  # type: ignore[arg-type]
+    return made.streamable.receive(messages, lambda: opened.outlet)  # type: ignore[arg-type]
 
 
 def test_a_refused_call_is_answered_with_its_id(made: Made) -> None:
@@ -687,9 +687,9 @@ def test_a_refused_cancellation_cancels_nothing(made: Made) -> None:
     opened = made.post(1)
     cancelled = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1%b}}'
     assert receive(made, opened, cancelled % b',"reason":"secret"') is None
-    assert (made.face.router.in_flight, made.backend.sent) == (1, [])
+    assert (made.streamable.router.in_flight, made.backend.sent) == (1, [])
     assert receive(made, opened, cancelled % b"") is None
-    assert (made.face.router.in_flight, len(made.backend.sent)) == (0, 1)
+    assert (made.streamable.router.in_flight, len(made.backend.sent)) == (0, 1)
 
 
 def test_a_question_is_held_as_long_as_its_client_may_take(made: Made) -> None:

@@ -15,8 +15,8 @@ from twisted.web.resource import Resource, getChildForRequest
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.config.tuning import COMPLAIN_SECONDS
 from mcpbridge.errors import Forbidden
-from mcpbridge.web.root import Branch, Gated
-from mcpbridge.web.transport_security import MAX_PARAMS, Gate, loopback_port
+from mcpbridge.web.root import Branch, SecuredResource
+from mcpbridge.web.transport_security import MAX_PARAMS, TransportSecurity, loopback_port
 
 
 class FakeRequest:
@@ -83,7 +83,7 @@ def ask(request: FakeRequest, path: str = "page", **settings: Any) -> int:
     request.prepath, request.postpath = [], path.encode().split(b"/")
     root = Branch()
     root.leaf = root.branch(b"mcp").leaf = Page()
-    gated = Gated(Gate(BridgeSettings(**settings)), root)
+    gated = SecuredResource(TransportSecurity(BridgeSettings(**settings)), root)
     body = getChildForRequest(gated, request).render(request)
     assert (body == b"page") == (request.code == 200)
     return request.code
@@ -172,7 +172,7 @@ def test_host_that_is_none(host: str, valid: bool, hosts: Any) -> None:
     for address in (LOOPBACK, PUBLIC):
         status = ask(FakeRequest(address, host=host.encode("latin-1")), allowed_hosts=hosts)
         assert (status == 400) == (not valid)
-        assert Gate(BridgeSettings(allowed_hosts=hosts)).allows_host(
+        assert TransportSecurity(BridgeSettings(allowed_hosts=hosts)).allows_host(
             host.encode("latin-1"), 8808 if address is LOOPBACK else None
         ) == (status == 200)
 
@@ -464,11 +464,11 @@ def test_browser_at_a_name_that_nobody_named(marks: Any, status: int, path: str)
 
 def test_refusals_say_what_would_allow_it() -> None:
     """Which option, and which setting."""
-    gate = Gate(BridgeSettings())
+    security = TransportSecurity(BridgeSettings())
 
     def refusal(address: Any, **headers: Any) -> str:
         with pytest.raises(Forbidden) as caught:
-            gate.check(FakeRequest(address, **headers), loopback_port(Listening(address)))
+            security.check(FakeRequest(address, **headers), loopback_port(Listening(address)))
         return str(caught.value)
 
     host, origin = "--allow-host (allowed_hosts)", "--allow-origin (allowed_origins)"
@@ -482,8 +482,8 @@ def test_refusals_say_what_would_allow_it() -> None:
 def test_a_refusal_is_in_the_log_once_a_minute(log_lines: list[str]) -> None:
     """With the option that would allow it; a malformed request is nobody's setting."""
     clock = Clock()
-    gate = Gate(BridgeSettings(), clock)
-    gated = Gated(gate, Branch())
+    security = TransportSecurity(BridgeSettings(), clock)
+    gated = SecuredResource(security, Branch())
 
     def send(**headers: Any) -> None:
         getChildForRequest(gated, FakeRequest(LOOPBACK, **headers))
@@ -508,9 +508,9 @@ def test_a_refusal_is_in_the_log_once_a_minute(log_lines: list[str]) -> None:
 
 
 def test_what_is_refused_forges_no_line_of_the_log(log_lines: list[str]) -> None:
-    gate = Gate(BridgeSettings(), Clock())
+    security = TransportSecurity(BridgeSettings(), Clock())
     host = "evil\x1b[31m\r\n" + "x" * 1000
-    gated = Gated(gate, Branch())
+    gated = SecuredResource(security, Branch())
     getChildForRequest(gated, FakeRequest(LOOPBACK, host="localhost:8808", origin=host))
     (line,) = log_lines
     assert line.isprintable()
