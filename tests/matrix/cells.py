@@ -58,7 +58,7 @@ ROWS = {
     "2025-06-18": Row("Streamable HTTP, 2025-06-18", "2025-06-18"),
     "2025-11-25": Row("Streamable HTTP, 2025-11-25", "2025-11-25"),
     "2026-07-28": Row("2026-07-28, pinned", "2026-07-28", sdks=SECOND),
-    "auto": Row("whatever is newest (`auto`)", "auto", sdks=SECOND),
+    "auto": Row("newest revision (`auto`)", "auto", sdks=SECOND),
 }
 #: What a client that takes the newest agrees on with the bridge.
 NEWEST = "2026-07-28"
