@@ -57,6 +57,11 @@ def value_of(cell: Rounds | str | None, pick: Callable[[dict[str, Any]], float])
     return median(pick(each) for each in cell)
 
 
+def _number(value: float) -> str:
+    """Write whole numbers from 1000 on, and four digits of smaller ones."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def rate(result: dict[str, Any]) -> float:
     """Per second."""
     return float(result["rate"])
@@ -111,7 +116,9 @@ class Comparison:
             return Figure(name, None, goal, at_most=low, reason=reason)
         if best is None:
             return Figure(name, None, goal, at_most=low, reason="no peer was measured")
-        detail = f"{value:,.4g} against {best[0]:,.4g} of {best[1].name} ({best[1].transport})"
+        detail = (
+            f"{_number(value)} against {_number(best[0])} of {best[1].name} ({best[1].transport})"
+        )
         return Figure(name, value / best[0], goal, at_most=low, detail=detail)
 
 
