@@ -1,12 +1,13 @@
 """
-An application of its own that serves an MCP server beside its pages.
+A web application that also serves an MCP server.
 
 Run it with
 
     twistd -noy docs/examples/embed.py
 
-and open http://127.0.0.1:8080/; the MCP server is at /tools/demo/sse.  LISTEN
-in the environment is another endpoint to listen on.
+The application is at http://127.0.0.1:8080/, and the MCP server at
+/tools/demo/mcp and /tools/demo/sse.  Set the environment variable LISTEN to
+listen on another endpoint.
 """
 
 import os
@@ -24,20 +25,24 @@ from mcpbridge import Bridge, BridgeSettings, ServerSettings
 LISTEN = os.environ.get("LISTEN", "tcp:8080:interface=127.0.0.1")
 
 
-class Front(Resource):
+class HomePage(Resource):
     """The application's own page."""
 
     def getChild(self, path: bytes, request: Any) -> Any:
-        """The page itself, where nothing was put below it."""
+        """Serve this page at `/`, and what was put below it everywhere else."""
         return self if path == b"" else super().getChild(path, request)
 
     def render_GET(self, request: Any) -> bytes:
-        """Say hello."""
+        """Return the text of the page."""
         return b"hello from the application\n"
 
 
 def without_query(timestamp: str, request: Any) -> str:
-    """A line of the access log; the query may hold a session's id, which is a secret."""
+    """
+    Format a line of the access log without the query.
+
+    The query of a post to `/message` holds the session id, which is a secret.
+    """
     method, path = (
         each.decode("ascii", "backslashreplace")
         for each in (request.method, request.uri.partition(b"?")[0])
@@ -46,7 +51,7 @@ def without_query(timestamp: str, request: Any) -> str:
 
 
 def make_bridge(reactor: Any) -> Bridge:
-    """A bridge without a listener of its own, for the bundled demo server."""
+    """Create a bridge for the bundled demo server, without a listener of its own."""
     demo = ServerSettings(
         name="demo",
         command=sys.executable,
@@ -58,13 +63,14 @@ def make_bridge(reactor: Any) -> Bridge:
 
 
 def make_service(reactor: Any, listen: str = LISTEN) -> MultiService:
-    """The whole application: the bridge, and a site that has it below /tools."""
+    """Create the application's services: the bridge, and a site that serves it below /tools."""
     services = MultiService()
     bridge = make_bridge(reactor)
-    # Services stop in reverse order: first nobody comes in, then the sessions end.
+    # Services stop in reverse order: first the listener, so that no session
+    # begins, and then the bridge, which ends the sessions.
     bridge.setServiceParent(services)
 
-    root = Front()
+    root = HomePage()
     root.putChild(b"tools", bridge.resource())
     site = Site(root, logFormatter=without_query, reactor=reactor, parsePOSTFormSubmission=False)
     endpoint = serverFromString(reactor, listen)
@@ -73,7 +79,7 @@ def make_service(reactor: Any, listen: str = LISTEN) -> MultiService:
 
 
 def make_application() -> Any:
-    """What twistd looks for."""
+    """Create the application that `twistd -y` runs."""
     from twisted.internet import reactor
 
     application = Application("shop")

@@ -1,5 +1,5 @@
 """
-A launcher whose backend is an object in the bridge's own process.
+A launcher whose backends are objects in the bridge's own process.
 
 In a configuration file: "launcher": "inprocess_launcher.InProcessLauncher".
 """
@@ -26,7 +26,7 @@ GREET = {
 
 @implementer(IBackend)
 class Greeter:
-    """An MCP server with one tool; its answers wait while the client does not keep up."""
+    """An MCP server with one tool.  It holds its answers while the bridge has paused it."""
 
     def __init__(self, receiver: Any) -> None:
         self.exit_status: str | None = None
@@ -35,7 +35,7 @@ class Greeter:
         self._answers: list[bytes] = []
 
     def send(self, line: bytes) -> None:
-        """A message of the client; only requests are answered."""
+        """Answer a request from the client; ignore everything else."""
         message = json.loads(line)
         if isinstance(message, dict) and "method" in message and "id" in message:
             answer = {"jsonrpc": "2.0", "id": message["id"], **self._answer(message)}
@@ -43,16 +43,16 @@ class Greeter:
             self._flush()
 
     def pause(self) -> None:
-        """The client does not keep up."""
+        """Hold the answers: the client does not keep up."""
         self._paused = True
 
     def resume(self) -> None:
-        """It does again."""
+        """Send the answers that were held, and those that follow."""
         self._paused = False
         self._flush()
 
     def stop(self) -> Deferred[None]:
-        """There is no process to end."""
+        """Report the end at once, as there is no process to wait for."""
         self._answers.clear()
         self.exit_status = "exit status 0"
         return succeed(None)
@@ -79,21 +79,21 @@ class Greeter:
                 whom = params.get("arguments", {}).get("whom", "world")
                 result = {"content": [{"type": "text", "text": f"hello, {whom}"}]}
             case _:
-                return {"error": {"code": -32601, "message": "not here"}}
+                return {"error": {"code": -32601, "message": "Method not found"}}
         return {"result": result}
 
 
 @implementer(IBackendLauncher)
 class InProcessLauncher:
-    """Gives each session a greeter of its own."""
+    """Gives each session its own `Greeter`."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
 
     def launch(self, receiver: Any, label: str) -> Deferred[Greeter]:
-        """Nothing to wait for."""
+        """Create the backend; there is nothing to wait for."""
         return succeed(Greeter(receiver))
 
     def check(self) -> str | None:
-        """Nothing can be missing."""
+        """Report no problem, as nothing can be missing."""
         return None

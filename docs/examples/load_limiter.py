@@ -1,8 +1,8 @@
 """
 A limiter that admits nobody while the machine is busy.
 
-In a configuration file: "limiter": "load_limiter.LoadLimiter", and perhaps
-"options": {"max_load": 8}.
+In a configuration file: "limiter": "load_limiter.LoadLimiter", optionally with
+"options": {"max_load": 8}.  By default the limit is twice the number of CPUs.
 """
 
 import os
@@ -15,14 +15,14 @@ from mcpbridge.interfaces import IPermit, ISessionLimiter
 
 
 @implementer(IPermit)
-class Place:
-    """The right to one session; given back twice it counts once."""
+class Permit:
+    """The right to run one process.  Releasing it a second time does nothing."""
 
     def __init__(self, limiter: "LoadLimiter") -> None:
         self._limiter: LoadLimiter | None = limiter
 
     def release(self) -> None:
-        """Give it back."""
+        """Return the permit to the limiter."""
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter.taken -= 1
@@ -30,7 +30,7 @@ class Place:
 
 @implementer(ISessionLimiter)
 class LoadLimiter:
-    """At most `max_sessions`, and none beyond a load average of `options.max_load`."""
+    """Allows `max_sessions` processes, and no new one above a load of `options.max_load`."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.taken = 0
@@ -39,9 +39,9 @@ class LoadLimiter:
         if not isinstance(self._max_load, (int, float)) or isinstance(self._max_load, bool):
             raise SettingError("options.max_load", "a number", self._max_load)
 
-    def acquire(self) -> Place | None:
-        """A place, or None: the client gets a 429."""
+    def acquire(self) -> Permit | None:
+        """Return a permit, or None: then the client gets a 429."""
         if self.taken >= self._limit or os.getloadavg()[0] > self._max_load:
             return None
         self.taken += 1
-        return Place(self)
+        return Permit(self)

@@ -1,5 +1,5 @@
 """
-An observer that writes a line of JSON for each session that has ended.
+An observer that writes a line of JSON to a file for each session that has ended.
 
 In a configuration file: "observers": ["session_ledger.SessionLedger"], with
 "options": {"ledger": "/var/log/mcp-sessions.jsonl"}.
@@ -19,7 +19,7 @@ from mcpbridge.interfaces import ISessionObserver
 
 @implementer(ISessionObserver)
 class SessionLedger:
-    """Counts the sessions that are open, and appends the others to a file."""
+    """Counts the open sessions, and appends each one that has ended to a file."""
 
     def __init__(self, settings: ServerSettings) -> None:
         path = settings.options.get("ledger")
@@ -29,14 +29,14 @@ class SessionLedger:
         self.open = 0
 
     def session_opened(self, session: Any) -> None:
-        """One more."""
+        """Count the session."""
         self.open += 1
 
     def message_passed(self, session: Any, from_client: bool, line: bytes) -> None:
-        """The session counts them itself."""
+        """Do nothing: the session counts its messages itself."""
 
     def session_closed(self, session: Any, reason: str) -> None:
-        """One less, and a line for it."""
+        """Count the session no more, and write its line."""
         self.open -= 1
         entry = {
             "time": round(time.time(), 3),
@@ -52,7 +52,7 @@ class SessionLedger:
 
 
 def _client(caller: Any) -> dict[str, str | None] | None:
-    """Who had the session; None for a process that served several clients (2026-07-28)."""
+    """Describe the client; None for a process that served several clients (2026-07-28)."""
     if caller is None:
         return None
     return {

@@ -1,5 +1,5 @@
 """
-A filter that lets only some tools be seen and called, and logs who tried others.
+A filter that hides all but some tools, and logs who tried to call a hidden one.
 
 In a configuration file: "filters": ["tool_filter.ToolFilter"], with
 "options": {"allowed_tools": ["echo", "add"]}.
@@ -15,15 +15,15 @@ from mcpbridge import ServerSettings
 from mcpbridge.errors import MessageRefused, SettingError
 from mcpbridge.interfaces import IMessageFilter
 
-#: How much of a tool's name is shown.
+#: How much of a tool's name appears in the log and in the error.
 SHOWN_CHARS = 100
 
 
 @implementer(IMessageFilter)
 class ToolFilter:
     """
-    Refuses a `tools/call` of any tool that is not named in
-    `options.allowed_tools`, and takes it out of the answers to `tools/list`.
+    Allows only the tools in `options.allowed_tools`: refuses a `tools/call` of
+    any other, and removes it from the results of `tools/list`.
     """
 
     log = Logger()
@@ -36,22 +36,24 @@ class ToolFilter:
 
     def from_client(self, session: Any, line: bytes) -> bytes:
         """
-        Judge one message, or each of an array.
+        Check a message, or each message of an array.
 
-        What passes is written anew: of a member that stands there twice a
-        backend might read the one that was not judged.
+        Return the message as this filter has read it, serialized again.  If
+        the original holds a member twice, a backend might read the one that
+        was not checked.
         """
         message = json.loads(line)
         for each in _each(message):
-            self._judge(session, each)
+            self._check(session, each)
         return json.dumps(message, allow_nan=False).encode()
 
     def from_backend(self, session: Any, line: bytes) -> bytes:
         """
-        Take the refused tools out of a list of tools.  All else passes as it is.
+        Remove the tools that are not allowed from a list of tools.
 
-        Which request a message answers is not known here; a result with a
-        list of `tools` is one of `tools/list`, whatever its id.
+        Every other message passes unchanged.  A filter cannot tell which
+        request a message answers, so any result with a list of `tools` counts
+        as one of `tools/list`, whatever its id.
         """
         if b"tools" not in line and b"\\u" not in line:
             return line
@@ -72,18 +74,18 @@ class ToolFilter:
         name = tool.get("name") if isinstance(tool, dict) else None
         return isinstance(name, str) and name in self._allowed
 
-    def _judge(self, session: Any, message: Any) -> None:
+    def _check(self, session: Any, message: Any) -> None:
         if not isinstance(message, dict) or message.get("method") != "tools/call":
             return
         params = message.get("params")
         name = params.get("name") if isinstance(params, dict) else None
         if not isinstance(name, str) or name not in self._allowed:
             tool = repr(name)[:SHOWN_CHARS]
-            # Not the headers, which hold secrets.
+            # The repr leaves out the headers, which may hold secrets.
             self.log.warn("{caller} may not call {tool}", caller=repr(session.caller), tool=tool)
             raise MessageRefused(f"the tool {tool} may not be called here")
 
 
 def _each(message: Any) -> list[Any]:
-    """The messages of a line: one, or those of an array."""
+    """Return the messages of a line: one, or those of an array."""
     return message if isinstance(message, list) else [message]
