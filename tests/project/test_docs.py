@@ -85,6 +85,21 @@ def test_every_document_is_reached_from_the_readme() -> None:
         assert f"(docs/{path.name})" in readme
 
 
+# The tables of modules.
+
+_MODULE = re.compile(r"`([a-z_]+(?:/[a-z_]+)?\.py)`")
+
+
+def test_the_architecture_has_a_line_for_every_module_and_names_no_other() -> None:
+    package = ROOT / "mcpbridge"
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rows = "".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
+    described = set(_MODULE.findall(rows))
+    assert described >= {name for name in modules if not name.endswith("/__init__.py")}
+    assert set(_MODULE.findall(text)) <= modules
+
+
 # Tables of settings.
 
 
