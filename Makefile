@@ -20,7 +20,7 @@ CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py 
     tests/e2e/test_backpressure.py tests/e2e/test_http.py tests/e2e/test_streamable.py \
     tests/e2e/test_modern.py
 
-.PHONY: help serve test whole lint unit others others.made others.tested real coverage bench bench-quick conformance soak clean
+.PHONY: help serve test whole lint unit others others.made others.tested real coverage bench bench-quick conformance soak news clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -82,6 +82,9 @@ conformance: .venv/.made-dev $(CONFORMANCE_PARTS) ## run the MCP conformance sui
 soak: .venv/.made-dev ## end ten thousand sessions in every way, beside two hundred that live
 	MCPBRIDGE_SOAK=10000 MCPBRIDGE_HEALTHY=200 $(BIN)/python $(PYTEST) -s \
 	    -o faulthandler_timeout=0 tests/e2e/test_soak.py tests/e2e/test_hostile.py
+
+news: .venv/.made-dev ## print the release notes of the changes since the last release
+	$(BIN)/towncrier build --draft
 
 clean: ## remove all that was made here
 	rm -rf .venv .venv-* .real build dist *.egg-info htmlcov .coverage .coverage.*
