@@ -36,6 +36,7 @@ from mcpbridge.interfaces import (
 from mcpbridge.memory import Trimmer, trim_function
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
+from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
@@ -123,9 +124,8 @@ class Bridge(Service):
         )
         self._work = SlicedWork(self._clock)
         self._launchers: list[tuple[str, Any]] = []
+        self._pools: list[ProcessPool] = []
         self.servers = [self._build_server(each) for each in settings.servers]
-        for server in self.servers:
-            server.pool.neighbours = [each.pool for each in self.servers if each is not server]
         self._ports: list[IListeningPort] = []
         self._site: Any = None
         self._resource: IResource | None = None
@@ -409,4 +409,5 @@ class Bridge(Service):
             budget=self._budget,
             shares=[self._shares],
             work=self._work,
+            pools=self._pools,
         )

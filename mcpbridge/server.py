@@ -48,6 +48,7 @@ class Server:
     `CombinedLimiter`; `launcher`, `observers` and `filters` provide the interfaces of
     those names.  `work` is shared by all servers of a bridge, so that others
     wait for one of them at a time.
+    `pools` are the process pools of all servers of the bridge.
     """
 
     log = Logger()
@@ -66,6 +67,7 @@ class Server:
         budget: ResponseBudget | None = None,
         shares: Sequence[Shares] = (),
         work: SlicedWork | None = None,
+        pools: list[ProcessPool] | None = None,
     ) -> None:
         #: Whether filters or observers are to know who calls.
         self.tells_callers = bool(observers or filters)
@@ -96,6 +98,8 @@ class Server:
             filters=filters,
             greeting=partial(greeting, self.era),
             claims=self.claims,
+            observer=self,
+            pools=pools,
         )
         #: What each session has of its client's shares.
         self._claim_of: dict[BackendSession, Claim] = {}
@@ -114,12 +118,12 @@ class Server:
         stderr is not for a client that expects MCP alone.
         """
 
-        def make_face(session: BackendSession) -> StreamableSession:
+        def make_sink(session: BackendSession) -> StreamableSession:
             events = self._event_store.open(session.ident)
             return StreamableSession(session, self.settings, self._clock, events, self._budget)
 
         session = await self.open_session(
-            make_face,
+            make_sink,
             self.streamable,
             stderr_notifications=False,
             client=client,
@@ -131,7 +135,7 @@ class Server:
 
     async def open_session(
         self,
-        make_stream: Callable[[BackendSession], Sink],
+        make_sink: Callable[[BackendSession], Sink],
         table: dict[str, BackendSession] | None = None,
         *,
         stderr_notifications: bool = True,
@@ -141,7 +145,7 @@ class Server:
         """
         A process that nobody has used becomes a session that is live.
 
-        `make_stream` is called once the backend runs.  `client` is the address
+        `make_sink` is called once the backend runs.  `client` is the address
         whose share the session counts against, until nothing of it is left;
         `caller` is what filters and observers are told of it.
         Raises `TooManyOfAddress`, and what `ProcessPool.take` raises; then no permit
@@ -160,13 +164,14 @@ class Server:
         if claim is not None:
             self._claim_of[session] = claim
             session.ended.addCallback(lambda _: self._release(session))
-        session.caller = caller
-        session.forget = lambda gone: self._forget(live, gone)
-        session.stderr_notifications = stderr_notifications and self.settings.stderr_notifications
-        session.adapter = first_adapter(session, self.era, self.pool.backoff, self.pool.check.doubt)
-        session.opened()
+        session.open(
+            lambda gone: self._forget(live, gone),
+            adapter=first_adapter(session, self.era, self.pool.backoff, self.pool.check.doubt),
+            caller=caller,
+            stderr_notifications=stderr_notifications and self.settings.stderr_notifications,
+        )
         try:
-            session.sink = make_stream(session)
+            session.connect(make_sink(session))
         except BaseException:
             session.life.end("the stream could not be opened")
             raise
@@ -279,13 +284,21 @@ class Server:
             check_id(peek(element))
         return elements
 
+    def idle_process(self) -> BackendSession | None:
+        """A worker's process that nobody uses just now, for the pool to end."""
+        return self.stateless.idle_process()
+
+    def capacity_freed(self) -> None:
+        """There may be room for a process: requests that wait for one look again."""
+        self.stateless.capacity_freed()
+
     def start(self) -> None:
         """Keep processes ready, where the settings say so."""
         self.pool.start()
 
     def stop(self) -> Deferred[Any]:
         """End all sessions; fires when nothing of them is left."""
-        self.pool.stopping = True
+        self.pool.begin_stop()
         # Whatever fails here: the processes end.
         guarded(self.log, "telling who listens that the bridge stops", self.stateless.stop)
         return self.pool.stop()

@@ -20,6 +20,7 @@ from mcpbridge.errors import MessageRefused, Refused, UnknownSession
 from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.mcp.modern_request import PREFIX, TASKS, read_request
 from mcpbridge.processes.address_shares import Claims, Shares
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.era import ServerEra
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
@@ -425,6 +426,8 @@ class World:
             setting="max_sessions_per_address",
         )
         claims = Claims(self.shares)
+        #: Those of all servers.
+        self.pools: list[ProcessPool] = [] if beside is None else beside.pools
         self.pool = ProcessPool(
             self.settings,
             self.clock,
@@ -434,14 +437,20 @@ class World:
             filters=[Filter()] if watcher is None else [watcher],
             observers=[] if watcher is None else [watcher],
             claims=claims,
+            observer=self,
+            pools=self.pools,
         )
         self.era = ServerEra()
         if known:
             self.era.modern = issubclass(kind, Modern)
         self.stateless = StatelessDispatcher(self.settings, self.clock, self.pool, self.era, claims)
         self._ids = 0
-        if beside is not None:
-            self.pool.neighbours, beside.pool.neighbours = [beside.pool], [self.pool]
+
+    def idle_process(self) -> BackendSession | None:
+        return self.stateless.idle_process()
+
+    def capacity_freed(self) -> None:
+        self.stateless.capacity_freed()
 
     @property
     def backends(self) -> list[Any]:
@@ -490,7 +499,7 @@ class World:
             self.run()
 
     def stop(self) -> None:
-        self.pool.stopping = True
+        self.pool.begin_stop()
         self.stateless.stop()
         self.pool.stop()
         self.run()

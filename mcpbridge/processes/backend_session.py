@@ -125,18 +125,21 @@ class Life(Protocol):
 @dataclass(eq=False, slots=True)
 class BackendSession:
     """
-    What a session is made of, and the way of its messages.
+    A backend process with its permit, its counters and its filters, and the
+    path of its messages; for whoever has it just now.
 
-    `life` is its machine.  `backend` and `sink` are set once, before
-    anything passes.  `forget` takes the session out of the table of live ones, and `closed` is
-    called when nothing of it is left.
+    `life` is its state machine.  A launcher is given the session, and
+    `started` the backend that comes of that.  The pool has it first; `open`
+    hands it to a client's session or to a worker, and `leave_client` takes it
+    from a client that has gone.  `forget` is called when the backend takes
+    nothing more, `closed` when nothing of it is left.
     """
 
     ident: str
     server: str
     clock: IReactorTime
     permit: Any
-    forget: Callable[[BackendSession], None]
+    forget: Callable[[BackendSession], object]
     closed: Callable[[BackendSession], None]
     observers: Sequence[Any] = ()
     filters: Sequence[Any] = ()
@@ -211,13 +214,64 @@ class BackendSession:
         self.ended.addCallback(tell)
         return waiting
 
-    def opened(self) -> None:
-        """Say that the session is open, to the log and to the observers."""
+    def started(self, backend: Any) -> None:
+        """The launcher has started the backend, an `IBackend`."""
+        self.backend = backend
+
+    def open(
+        self,
+        forget: Callable[[BackendSession], object],
+        *,
+        sink: Sink | None = None,
+        adapter: Adapter | None = None,
+        caller: Caller | None = None,
+        caller_of: Callable[[bytes], Caller | None] | None = None,
+        stderr_notifications: bool = False,
+    ) -> None:
+        """
+        Hand the session over to who will use it, and tell the log and the
+        observers that it is open.
+
+        `forget` is called when it takes nothing more.  `sink` may follow with
+        `connect`.  `caller` is its one client, and `caller_of` says for which
+        client a line of the backend is where it serves several.
+        """
+        self.forget = forget
+        if sink is not None:
+            self.sink = sink
+        self.adapter = adapter
+        self.caller = caller
+        self.caller_of = caller_of
+        self.stderr_notifications = stderr_notifications
         self.announced = True
         self.opened_at = self.clock.seconds()
         self.log.info("session {label} of {server!r} opened", label=self.label, server=self.server)
         for observer in self.observers:
             guarded(self.log, "an observer", observer.session_opened, self)
+
+    def connect(self, sink: Sink) -> None:
+        """Send the backend's messages there from now on."""
+        self.sink = sink
+
+    def adapt(self, adapter: Adapter | None) -> None:
+        """Put an adapter before the backend, in place of any other."""
+        self.adapter = adapter
+
+    def leave_client(
+        self, why: str, adapter: Adapter, forget: Callable[[BackendSession], object]
+    ) -> None:
+        """
+        Take the session from its client, who has gone and whom nobody is to
+        find here any more, while the backend goes on.
+        """
+        guarded(self.log, "forgetting the session", self.forget, self)
+        self.forget = forget
+        self.reason = why
+        sink, self.sink = self.sink, NoSink()
+        guarded(self.log, "stopping the keepalive", sink.stop_keepalive)
+        guarded(self.log, "closing the stream", sink.close)
+        self.adapter = adapter
+        self.resume_backend()
 
     def account(self) -> None:
         """Say to the log how the session went, when nothing of it is left."""
@@ -619,7 +673,7 @@ def _build_life() -> Callable[[BackendSession], Life]:
     @pep614(live.upon(Life.end).to(closing))
     @pep614(draining.upon(Life.end).to(closing))
     def tear_down(life: Life, session: BackendSession, reason: str) -> None:
-        log, stream = session.log, session.sink
+        log, sink = session.log, session.sink
         session.reason = reason
         session.receiving = False
         session.leaving = True
@@ -628,10 +682,10 @@ def _build_life() -> Callable[[BackendSession], Life]:
         if session.throttle is not None:
             guarded(log, "releasing the throttle", session.throttle.release)
         guarded(log, "forgetting the session", session.forget, session)
-        guarded(log, "stopping the keepalive", stream.stop_keepalive)
-        guarded(log, "closing the stream", stream.close)
+        guarded(log, "stopping the keepalive", sink.stop_keepalive)
+        guarded(log, "closing the stream", sink.close)
         if session.adapter is not None:
-            guarded(log, "closing the dialect", session.adapter.close)
+            guarded(log, "closing the adapter", session.adapter.close)
         stopped = guarded(log, "stopping the backend", session.backend.stop)
 
         def not_stopped(why: Any) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mcpbridge.guard import guarded
-from mcpbridge.processes.backend_session import Adapter, BackendSession, NoSink
+from mcpbridge.processes.backend_session import Adapter, BackendSession
 from mcpbridge.timers import Timer
 
 
@@ -33,15 +32,7 @@ class KeptStart:
         self._tell = over
         self._inner: Adapter | None = session.adapter
         self._timer = Timer(session.clock)
-        # Nobody finds it any more, and nobody reads what it says.
-        guarded(session.log, "forgetting the session", session.forget, session)
-        session.forget = lambda _: self._end()
-        stream, session.sink = session.sink, NoSink()
-        session.reason = why
-        guarded(session.log, "stopping the keepalive", stream.stop_keepalive)
-        guarded(session.log, "closing the stream", stream.close)
-        session.adapter = self
-        session.resume_backend()
+        session.leave_client(why, self, lambda _: self._end())
         self._timer.start(seconds, lambda: self.end("it did not start in time"))
 
     def end(self, what: str) -> None:

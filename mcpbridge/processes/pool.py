@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 from twisted.internet import defer
@@ -47,14 +47,38 @@ from mcpbridge.processes.stderr import ServerStderr
 from mcpbridge.rate_limited_log import RateLimitedLog
 
 
+class PoolObserver(Protocol):
+    """Who uses the processes of a pool once it has handed them out."""
+
+    def idle_process(self) -> BackendSession | None:
+        """A process that nobody uses just now, which may be ended; or None."""
+        ...
+
+    def capacity_freed(self) -> None:
+        """A process is gone, and there may be room for another."""
+
+
+class NoObserver:
+    """Whoever takes a process from this pool never gives one back."""
+
+    def idle_process(self) -> BackendSession | None:
+        """There is none."""
+        return None
+
+    def capacity_freed(self) -> None:
+        """Nobody waits for that."""
+
+
 class ProcessPool:
     """
     Hands out processes that nobody has used, within the limits.
 
     `warm` of them are kept ready, started one at a time, never beyond what
-    the limiter allows, replaced when they are too old.  `limiter` is an
+    the limiter allows, replaced when they are too old.  `limiter` is a
     `CombinedLimiter`, and `over_all` the part of it that is for all servers.
-    `claims` are the shares of client addresses.
+    `claims` are the shares of client addresses.  `pools` are those of all
+    servers of the bridge, whose unused processes may have to make room for one
+    another: the pool adds itself.
     """
 
     log = Logger()
@@ -71,6 +95,8 @@ class ProcessPool:
         filters: Sequence[Any] = (),
         greeting: Callable[[], bytes] = neutral_initialize,
         claims: Claims | None = None,
+        observer: PoolObserver | None = None,
+        pools: list[ProcessPool] | None = None,
     ) -> None:
         self.settings = settings
         #: The sessions that may have to give way where the limits are reached.
@@ -88,12 +114,10 @@ class ProcessPool:
         )
         #: All that are not closed, whoever has them.
         self.unclosed: set[BackendSession] = set()
-        #: The pools of other servers, whose spare processes may have to make room.
-        self.neighbours: Sequence[ProcessPool] = ()
-        #: Gives a process that nobody uses just now, to be ended; or None.
-        self.unused: Callable[[], BackendSession | None] = lambda: None
-        #: Called when a process is gone, and perhaps there is room.
-        self.made_room: Callable[[], None] = lambda: None
+        self._observer = observer or NoObserver()
+        self._pools = [] if pools is None else pools
+        self._pools.append(self)
+        #: Whether no process is started any more.
         self.stopping = False
         self._clock = clock
         self._launcher = launcher
@@ -162,9 +186,13 @@ class ProcessPool:
         self._warming = self.settings.warm > 0
         self._not_before(WARM_SECONDS)
 
+    def begin_stop(self) -> None:
+        """Start no more processes."""
+        self.stopping = True
+
     def stop(self) -> Deferred[Any]:
         """End all processes; fires when nothing of them is left."""
-        self.stopping = True
+        self.begin_stop()
         self.check.stop()
         self._no_wake()
         self._no_room()
@@ -219,7 +247,7 @@ class ProcessPool:
                 complain=self.failures.misbehaved,
                 announced=False,
             )
-            session.backend = await self._launch(session)
+            session.started(await self._launch(session))
         except BaseException:
             permit.release()
             self.tell_room()
@@ -366,7 +394,7 @@ class ProcessPool:
         over = self._claims.over(address, amount)
         if over is None:
             return None
-        pools = [self, *self.neighbours] if self._claims.is_over_all(over) else [self]
+        pools = self._all_pools() if self._claims.is_over_all(over) else [self]
         return first_of(address, [pool.abandoned for pool in pools], self._clock.seconds())
 
     async def _ended_for(self, due: Due) -> bool:
@@ -388,7 +416,7 @@ class ProcessPool:
 
     def _room_due(self) -> None:
         self._room = None
-        self.made_room()
+        self._observer.capacity_freed()
 
     def _no_room(self) -> None:
         room, self._room = self._room, None
@@ -421,7 +449,11 @@ class ProcessPool:
 
     def _who_may_give(self) -> Sequence[ProcessPool]:
         """Whose processes may be ended for one of ours."""
-        return [self, *self.neighbours] if self._is_over_all_full() else [self]
+        return self._all_pools() if self._is_over_all_full() else [self]
+
+    def _all_pools(self) -> list[ProcessPool]:
+        """This pool, and those of the other servers."""
+        return [self, *(each for each in self._pools if each is not self)]
 
     def _is_over_all_full(self) -> bool:
         """Whether it is the bridge's limit that is reached, and not the server's own."""
@@ -435,7 +467,7 @@ class ProcessPool:
 
     def has_unused(self) -> bool:
         """Whether there is a process that nobody uses just now."""
-        return bool(self._spares) or self.unused() is not None
+        return bool(self._spares) or self._observer.idle_process() is not None
 
     def has_leaving(self) -> bool:
         """Whether a process is about to end, or to be there: who waits is told."""
@@ -443,7 +475,7 @@ class ProcessPool:
 
     def give_one_up(self) -> BackendSession | None:
         """End a process that nobody uses just now, if there is one."""
-        session = self.unused()
+        session = self._observer.idle_process()
         if session is None and self._spares:
             session = self._spares.pop()
         if session is not None:
@@ -455,7 +487,7 @@ class ProcessPool:
     def _take_spare(self) -> BackendSession:
         session = self._spares.popleft()
         lines = cast("BufferedOutput", session.adapter).lines
-        session.adapter = None
+        session.adapt(None)
         if self._age(session) >= SETTLED_SECONDS:
             self.backoff.succeeded()
         if lines:
@@ -537,7 +569,7 @@ class ProcessPool:
         except BackendFailed as error:
             self.fail(str(error))
             return
-        session.adapter = BufferedOutput(session)
+        session.adapt(BufferedOutput(session))
         self._spares.append(session)
         self.tell_room()
 
@@ -586,8 +618,10 @@ class ProcessPool:
 
     def tell_room(self) -> None:
         """There may be a process, or room for one: here, or at another server."""
-        for pool in (self, *self.neighbours):
-            pool.made_room()
+        self._observer.capacity_freed()
+        for pool in self._pools:
+            if pool is not self:
+                pool._observer.capacity_freed()
 
     def _no_wake(self) -> None:
         wake, self._wake = self._wake, None

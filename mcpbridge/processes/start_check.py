@@ -186,7 +186,8 @@ class StartCheck:
             session = await self._start(permit)
         except BackendFailed as error:
             return str(error)
-        greeting = session.adapter = Greeting(session)
+        greeting = Greeting(session)
+        session.adapt(greeting)
         try:
             await greeting.say(self._greeting(), self._settings.start_timeout)
         except BackendFailed as error:

@@ -112,7 +112,7 @@ class UndecidedAdapter:
                 continue
             self._initialize = None
             if answer.error is msgspec.UNSET:
-                self._session.adapter = None
+                self._session.adapt(None)
                 self._era.legacy = True
                 if answer.id != envelope.id:
                     lines = self._respell(lines, number, asked, envelope)
@@ -127,7 +127,7 @@ class UndecidedAdapter:
                     # same id: that counts for this session alone, not for all.
                     self._era.legacy = False
                 downward = LegacyClientAdapter(self._session, self._era, self._backoff)
-                self._session.adapter = downward
+                self._session.adapt(downward)
                 before = lines[:number]
                 try:
                     downward.send([asked])
@@ -148,7 +148,8 @@ class UndecidedAdapter:
             " round, which older clients do not accept; the bridge restores them"
         )
         self._session.misbehaved("ids", what, encode((peek(line) or envelope).id))
-        respelled = self._session.adapter = IdRestoringAdapter(self._session)
+        respelled = IdRestoringAdapter(self._session)
+        self._session.adapt(respelled)
         respelled.ids.from_client(asked, envelope)
         return lines[:number] + respelled.received(lines[number:])
 

@@ -182,10 +182,7 @@ class ConcurrentPool:
             orphaned=self._listen_again,
             known=self._known,
         )
-        session.forget = lambda _: self._lost(process)
-        session.sink = process
-        session.caller_of = process.caller_of
-        session.opened()
+        session.open(lambda _: self._lost(process), sink=process, caller_of=process.caller_of)
         try:
             await process.open(patience)
         except OtherEra as error:
@@ -360,7 +357,7 @@ class ConcurrentPool:
             self._end_of(exchange)
         if exchange.over:
             return
-        exchange.worker = self
+        exchange.assign(self)
         delay = max(RELISTEN_SECONDS, self._pool.backoff.wait(self._clock.seconds()))
         self._again[exchange] = self._clock.callLater(delay, self._ask_again, exchange)
 

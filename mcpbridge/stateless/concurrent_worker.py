@@ -249,7 +249,7 @@ class ConcurrentWorker:
 
     def ask(self, exchange: Exchange) -> None:
         """Send a client's request.  Raises `Refused`."""
-        exchange.worker = self
+        exchange.assign(self)
         self._send(exchange.request, exchange)
         if not exchange.listens:
             self.upkeep.served += 1
@@ -259,7 +259,7 @@ class ConcurrentWorker:
         Send a client's request about a task of this process, by the server's
         own id.  Whoever asks again and again does not wear it out.  Raises `Refused`.
         """
-        exchange.worker = self
+        exchange.assign(self)
         self._send(for_owner(exchange.request, ident), exchange)
 
     async def _ask(self, method: str, params: dict[str, object], patience: float) -> bytes:

@@ -70,8 +70,6 @@ class StatelessDispatcher:
         self._leases = ExclusivePool(
             settings, clock, pool, self._queue, partial(self._learn, False), era.known
         )
-        pool.unused = self._unused
-        pool.made_room = self._queue.wake
 
     async def ask(self, exchange: Exchange, headers: Headers) -> None:
         """
@@ -99,6 +97,10 @@ class StatelessDispatcher:
             error.ident = request.id
             raise
 
+    def capacity_freed(self) -> None:
+        """There may be room for a process: let those who wait for one look again."""
+        self._queue.wake()
+
     def stop(self) -> None:
         """Who listens is told that this is the end; all else ends with its process."""
         self._shared.stop()
@@ -114,11 +116,11 @@ class StatelessDispatcher:
         # What is parked for a retry has its place already.
         always = self._leases.awaits(exchange)
         if always or self._claims.over(exchange.client, amount) is None:
-            exchange.claim = self._claims.take(exchange.client, amount, always=always)
+            exchange.charge(self._claims.take(exchange.client, amount, always=always))
             return
         claim = await self._pool.claim(exchange.client, amount)
         if not exchange.over:
-            exchange.claim = claim
+            exchange.charge(claim)
         elif claim is not None:
             # Its client has left meanwhile.
             claim.release()
@@ -198,7 +200,8 @@ class StatelessDispatcher:
                     raise
                 await self._queue.wait(ticket, lambda: not self._pool.is_full(newcomer))
 
-    def _unused(self) -> BackendSession | None:
+    def idle_process(self) -> BackendSession | None:
+        """A process that nobody uses just now, which may be ended; or None."""
         return self._shared.unused() or self._leases.unused()
 
 

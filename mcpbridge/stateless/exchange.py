@@ -93,7 +93,7 @@ class Exchange:
         self.caller = caller
         #: What it has of its client's share, until it is over.
         self.claim: Claim | None = None
-        self.worker: Worker | None = None
+        self._worker: Worker | None = None
         self.over = False
         self._outlet = outlet
         self._acknowledged = False
@@ -102,6 +102,19 @@ class Exchange:
     def listens(self) -> bool:
         """Whether it stays open for notifications."""
         return self.request.method == LISTEN
+
+    def assign(self, worker: Worker) -> None:
+        """From now on this worker is told of cancellation and backpressure."""
+        self._worker = worker
+
+    def charge(self, claim: Claim | None) -> None:
+        """Count against its client's share, until it is over."""
+        self.claim = claim
+
+    def take_claim(self) -> Claim | None:
+        """Count no more, and return what has to go on counting in its place."""
+        claim, self.claim = self.claim, None
+        return claim
 
     def deliver(self, lines: list[bytes], final: bool) -> None:
         """Messages for the client; with `final` the exchange is over."""
@@ -123,13 +136,13 @@ class Exchange:
         """The client has gone, which is how it cancels (basic/patterns/cancellation)."""
         if not self.over:
             self._ended()
-            if self.worker is not None:
-                self.worker.cancel(self)
+            if self._worker is not None:
+                self._worker.cancel(self)
 
     def _ended(self) -> ExchangeSink:
         """It is over: it has no response any more, which has it in turn, and all of its request."""
         self.over = True
-        claim, self.claim = self.claim, None
+        claim = self.take_claim()
         if claim is not None:
             claim.release()
         outlet, self._outlet = self._outlet, _NOBODY
@@ -137,13 +150,13 @@ class Exchange:
 
     def pause(self) -> None:
         """The client does not keep up."""
-        if self.worker is not None:
-            self.worker.pause(self)
+        if self._worker is not None:
+            self._worker.pause(self)
 
     def resume(self) -> None:
         """It does again, or is gone."""
-        if self.worker is not None:
-            self.worker.resume(self)
+        if self._worker is not None:
+            self._worker.resume(self)
 
     def _heard(self, line: bytes) -> list[bytes]:
         """

@@ -283,12 +283,9 @@ class ExclusivePool:
     ) -> ExclusiveWorker:
         process = ExclusiveWorker(session, request, self._settings, self, counts)
         session.gone().addCallback(lambda _: counts.release())
-        session.forget = lambda _: process.leave()
-        session.sink = process
-        session.caller_of = process.caller_of
         self._untouched[process] = kind.untouched(request.client_info)
         self._enter(process, kind)
-        session.opened()
+        session.open(lambda _: process.leave(), sink=process, caller_of=process.caller_of)
         return process
 
     def _enter(self, process: ExclusiveWorker, kind: GroupKey) -> ExclusiveGroup:
@@ -405,7 +402,7 @@ class ExclusivePool:
         if group is None or initialized is None:
             raise backend_ended(process.session, self._settings)
         if not exchange.over:
-            exchange.worker = GroupSubscriber(group, self._unheard)
+            exchange.assign(GroupSubscriber(group, self._unheard))
             group.listen(exchange, acknowledge(asked, initialized.capabilities))
 
     def _unheard(self, group: ExclusiveGroup) -> None:

@@ -244,7 +244,7 @@ class ExclusiveWorker:
         self._owner.lost(self)
 
     def _work_for(self, exchange: Exchange) -> None:
-        exchange.worker = self
+        exchange.assign(self)
         self.exchange = exchange
         self._caller = exchange.caller
 
@@ -409,7 +409,7 @@ class ExclusiveWorker:
             self.exchange = exchange
             return
         # The exchange is about to be over, but the process is not free for that.
-        self.claim, exchange.claim = exchange.claim, None
+        self.claim = exchange.take_claim()
         state = self._owner.parked(self, exchange.request)
         self._wait = self.session.clock.callLater(
             self._settings.input_timeout, self.give_up, "the client did not come back"

@@ -81,7 +81,7 @@ class TaskSubscription:
         self._is_late = False
         #: Why a part has nothing to say, in the order of their ends.
         self._errors: list[bytes | Refused] = []
-        exchange.worker = self
+        exchange.assign(self)
 
     def add(self, process: ConcurrentWorker, tasks: Sequence[str], request: ModernRequest) -> None:
         """Have a process tell of tasks, by its own ids, with this request."""

@@ -19,6 +19,7 @@ from mcpbridge.processes.abandoned import AbandonedSessions, Newcomer
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
+from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.session.streamable import StreamableSession
@@ -40,12 +41,10 @@ class Machine:
         self.over_all = SessionLimiter(limit)
         self.shares = Shares(share_of(limit, share), self.clock, what="all", setting="m")
         self.servers: list[Served] = []
+        self.pools: list[ProcessPool] = []
 
     def serve(self, limit: int = 2, **changes: Any) -> Served:
         self.servers.append(Served(self, limit, **changes))
-        pools = [each.server.pool for each in self.servers]
-        for pool in pools:
-            pool.neighbours = [each for each in pools if each is not pool]
         return self.servers[-1]
 
 
@@ -65,6 +64,7 @@ class Served:
             over_all=machine.over_all,
             event_store=MemoryEventStore(),
             shares=[machine.shares],
+            pools=machine.pools,
         )
 
     def coming(self, client: str | None = None, *, sse: bool = False) -> list[Any]:

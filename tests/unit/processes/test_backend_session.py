@@ -580,7 +580,7 @@ def test_a_filter_that_fails_on_a_message_of_the_client() -> None:
 def test_an_observer_that_raises_disturbs_nothing(logged_failures: list[Failure]) -> None:
     """promise: a step that raises skips no other; other observers are told all the same."""
     made = Made(observers=[FailingObserver(), observer := Observer()])
-    made.session.opened()
+    made.session.open(made.session.forget, stderr_notifications=True)
     made.post(CALL)
     made.session.messages_received([REPLY])
     made.session.life.end("over")
@@ -603,7 +603,7 @@ def test_an_observer_that_raises_disturbs_nothing(logged_failures: list[Failure]
 def test_the_account_of_a_session(log_lines: list[str]) -> None:
     """Opened and closed, each one line, with all that was asked for."""
     made = Made(filters=[Filter()])
-    made.session.opened()
+    made.session.open(made.session.forget, stderr_notifications=True)
     made.post(CALL)
     made.session.messages_received([REPLY, NOTE.replace(b"message", b"request")])
     made.session.diagnostics_received([b"line %d" % number for number in range(7)])
@@ -629,7 +629,7 @@ def test_the_log_holds_no_whole_id_and_no_contents(
 ) -> None:
     """Whatever goes wrong: no message contents, no whole session id."""
     made = Made(filters=[Filter()], observers=[FailingObserver()])
-    made.session.opened()
+    made.session.open(made.session.forget, stderr_notifications=True)
     made.post(CALL)
     made.session.messages_received([REPLY, CALL.replace(b"tools", b"request")])
     made.session.messages_received([CALL.replace(b"tools", b"broken")])
@@ -661,13 +661,13 @@ class Opened:
             **options,
         )
 
-    def make_stream(self, session: BackendSession) -> RecordingSink:
+    def make_sink(self, session: BackendSession) -> RecordingSink:
         assert session.backend is not None
         self.streams.append(RecordingSink())
         return self.streams[-1]
 
-    def open(self, make_stream: Any = None) -> BackendSession:
-        return result_of(self.server.open_session(make_stream or self.make_stream))
+    def open(self, make_sink: Any = None) -> BackendSession:
+        return result_of(self.server.open_session(make_sink or self.make_sink))
 
 
 def result_of(coroutine: Coroutine[Deferred[Any], Any, Any]) -> Any:
@@ -743,7 +743,7 @@ def test_a_backend_that_cannot_start_holds_no_permit(
     opened = Opened(launcher=launcher)
     if at_once:
         launcher.error = error
-    opening = Deferred.fromCoroutine(opened.server.open_session(opened.make_stream))
+    opening = Deferred.fromCoroutine(opened.server.open_session(opened.make_sink))
     failures: list[Failure] = []
     opening.addErrback(failures.append)
     if not at_once:
@@ -767,7 +767,7 @@ def test_a_launcher_that_raises_holds_no_permit() -> None:
 def test_a_client_that_leaves_before_the_backend_runs_holds_no_permit() -> None:
     """promise: the client goes away, and the permit returns."""
     opened = Opened(launcher=SlowLauncher())
-    opening = Deferred.fromCoroutine(opened.server.open_session(opened.make_stream))
+    opening = Deferred.fromCoroutine(opened.server.open_session(opened.make_sink))
     failures: list[Failure] = []
     opening.addErrback(failures.append)
     assert opened.limiter.taken == 1
@@ -780,7 +780,7 @@ def test_a_client_that_leaves_before_the_backend_runs_holds_no_permit() -> None:
 def test_a_backend_that_takes_for_ever_to_start_holds_no_permit() -> None:
     """Every wait has a bound: the client gets a clear error, the permit returns."""
     opened = Opened(launcher=SlowLauncher())
-    opening = Deferred.fromCoroutine(opened.server.open_session(opened.make_stream))
+    opening = Deferred.fromCoroutine(opened.server.open_session(opened.make_sink))
     failures: list[Failure] = []
     opening.addErrback(failures.append)
     opened.clock.advance(LAUNCH_SECONDS - 1)
@@ -892,7 +892,7 @@ def test_stopping_ends_all_and_waits_for_all() -> None:
 
 def test_stopping_while_a_backend_starts() -> None:
     opened = Opened(launcher=SlowLauncher())
-    opening = Deferred.fromCoroutine(opened.server.open_session(opened.make_stream))
+    opening = Deferred.fromCoroutine(opened.server.open_session(opened.make_sink))
     failures: list[Failure] = []
     opening.addErrback(failures.append)
     stopped = opened.server.stop()

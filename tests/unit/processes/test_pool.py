@@ -66,6 +66,7 @@ class Pooled:
         over_all: SessionLimiter | None = None,
         clock: Clock | None = None,
         launcher: Any = None,
+        pools: list[ProcessPool] | None = None,
         **options: Any,
     ) -> None:
         self.clock = clock or Clock()
@@ -78,6 +79,7 @@ class Pooled:
             launcher=self.launcher,
             limiter=CombinedLimiter(self.over_all, self.limiter),
             over_all=self.over_all,
+            pools=pools,
         )
         self.pool.start()
 
@@ -460,9 +462,9 @@ def test_a_spare_one_is_taken_while_the_server_is_down() -> None:
 def two(over_all: int, limit: int = 2, warm: int = 1) -> tuple[Pooled, Pooled]:
     """One without spare processes, and its neighbour with some."""
     shared, clock = SessionLimiter(over_all), Clock()
-    ours = Pooled(limit, shared, clock)
-    theirs = Pooled(warm, shared, clock, warm=warm).warmed()
-    ours.pool.neighbours = [theirs.pool]
+    pools: list[ProcessPool] = []
+    ours = Pooled(limit, shared, clock, pools=pools)
+    theirs = Pooled(warm, shared, clock, pools=pools, warm=warm).warmed()
     return ours, theirs
 
 

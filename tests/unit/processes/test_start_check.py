@@ -81,9 +81,8 @@ def opened(world: World) -> Any:
     taken: list[Any] = []
     Deferred.fromCoroutine(world.pool.take()).addBoth(taken.append)
     [session] = taken
-    session.sink = RecordingSink()
-    session.adapter = first_adapter(session, world.era, world.pool.backoff, world.pool.check.doubt)
-    session.opened()
+    adapter = first_adapter(session, world.era, world.pool.backoff, world.pool.check.doubt)
+    session.open(session.forget, sink=RecordingSink(), adapter=adapter)
     return session
 
 

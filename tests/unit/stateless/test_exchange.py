@@ -52,7 +52,7 @@ class Noted:
 def make(method: str = "x") -> tuple[Exchange, Noted]:
     noted = Noted()
     exchange = Exchange(own_request(method, {}), "", noted)
-    exchange.worker = noted
+    exchange.assign(noted)
     return exchange, noted
 
 
@@ -87,7 +87,7 @@ def test_what_is_cancelled_gets_nothing() -> None:
 
 def test_without_a_worker_nobody_is_told() -> None:
     exchange, noted = make()
-    exchange.worker = None
+    exchange._worker = None
     exchange.pause()
     exchange.resume()
     exchange.cancel()

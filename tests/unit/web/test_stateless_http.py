@@ -612,7 +612,7 @@ def test_a_backend_that_does_not_read(world: World) -> None:
 
 
 def test_the_bridge_stops(world: World) -> None:
-    world.server.pool.stopping = True
+    world.server.pool.begin_stop()
     posted = world.post(asking())
     assert posted.error() == (503, -32603, "a")
     assert "retry-after" in posted.head
