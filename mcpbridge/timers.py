@@ -1,5 +1,5 @@
 """
-Delayed calls that are replaced and cancelled.
+A delayed call that can be replaced and cancelled.
 """
 
 from __future__ import annotations
@@ -10,19 +10,40 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 
 class Timer:
-    """At most one call that is to come."""
+    """At most one delayed call at a time."""
+
+    __slots__ = ("_call", "_clock", "_function")
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._call: IDelayedCall | None = None
+        self._function: Callable[[], object] | None = None
 
-    def start(self, seconds: float, call: Callable[[], object]) -> None:
-        """Make this call then, in place of any other."""
+    @property
+    def is_running(self) -> bool:
+        """Whether a call is still to come."""
+        return self._call is not None
+
+    @property
+    def due(self) -> float | None:
+        """When the call is to come, on the clock; None where none is."""
+        return None if self._call is None else self._call.getTime()
+
+    def start(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call this function in so many seconds, in place of any other."""
         self.stop()
-        self._call = self._clock.callLater(seconds, call)
+        self._function = function
+        self._call = self._clock.callLater(seconds, self._fire)
 
     def stop(self) -> None:
-        """Make none."""
+        """Cancel the call, if there is one."""
         call, self._call = self._call, None
-        if call is not None and call.active():
+        if call is not None:
+            self._function = None
             call.cancel()
+
+    def _fire(self) -> None:
+        function, self._function = self._function, None
+        self._call = None
+        if function is not None:
+            function()

@@ -1,6 +1,6 @@
 """
-One process of a server that speaks MCP 2026-07-28, for several requests at
-once.
+A process of a server that speaks MCP 2026-07-28, which works on several
+requests at a time.
 
 Knows whose requests it has; what is rewritten on the way is for
 `mcp.multiplexer`.
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
+from twisted.internet.interfaces import IReactorTime
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import SAY_AGAIN_SECONDS
@@ -43,21 +43,16 @@ from mcpbridge.mcp.tasks import Tasks, for_owner
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.era import OtherEra
-from mcpbridge.stateless.exchange import (
-    Exchange,
-    ToolAnnotations,
-    WorkerUsage,
-    backend_ended,
-    backend_failed,
-)
+from mcpbridge.stateless.exchange import Exchange
+from mcpbridge.stateless.worker import BackendWorker
 from mcpbridge.timers import Timer
 
-#: How often the tasks of a process are looked at; the bridge asks after one of them each time.
+#: Seconds between two looks at the tasks of a process; each asks the server after one of them.
 TASKS_SECONDS = 1.0
 
 
 class Receiver(Hashable, Protocol):
-    """Whose request it is: a client's `Exchange`, or the bridge itself."""
+    """Who has made a request: a client's `Exchange`, or the bridge itself."""
 
     @property
     def caller(self) -> Caller | None:
@@ -65,72 +60,89 @@ class Receiver(Hashable, Protocol):
         ...
 
     def deliver(self, lines: list[bytes], final: bool) -> None:
-        """Messages for it; with `final` the last one is the answer."""
+        """Take messages; if `final`, the last one is the response."""
 
     def fail(self, refusal: Refused) -> None:
-        """There will be none."""
+        """Take this error in place of a response."""
 
 
-class _Own:
-    """A request of the bridge's own; `answer` fires with the line, or fails with a `Refused`."""
+class ConcurrentWorkerObserver(Protocol):
+    """The pool that a worker belongs to."""
+
+    def worker_freed(self, worker: ConcurrentWorker) -> None:
+        """It has less to do."""
+
+    def worker_lost(self, worker: ConcurrentWorker) -> None:
+        """Its process takes nothing more."""
+
+    def subscription_lost(self, exchange: Exchange) -> None:
+        """A subscription was open when its process ended."""
+
+
+class _OwnRequest:
+    """
+    A request of the bridge's own; `response` fires with the line, or fails
+    with a `Refused`.
+    """
 
     caller = None
 
     def __init__(self) -> None:
-        self.answer: Deferred[bytes] = Deferred()
+        self.response: Deferred[bytes] = Deferred()
 
     def deliver(self, lines: list[bytes], final: bool) -> None:
-        """Only the answer counts."""
-        if final and not self.answer.called:
-            self.answer.callback(lines[-1])
+        """Take the response; nothing else counts."""
+        if final and not self.response.called:
+            self.response.callback(lines[-1])
 
     def fail(self, refusal: Refused) -> None:
-        """There will be none."""
-        if not self.answer.called:
-            self.answer.errback(refusal)
+        """Fail the response."""
+        if not self.response.called:
+            self.response.errback(refusal)
 
 
-class _ToolsChanged:
-    """The bridge's own subscription: what it knows of the tools is not true any more."""
+class _ToolsSubscription:
+    """The bridge's own subscription to changes of the list of tools."""
 
     caller = None
 
-    def __init__(self, process: ConcurrentWorker) -> None:
-        self._process = process
+    def __init__(self, worker: ConcurrentWorker) -> None:
+        self._worker = worker
 
     def deliver(self, lines: list[bytes], final: bool) -> None:
-        """Something has changed."""
-        self._process.tools.changed()
+        """Forget what is known of the tools."""
+        self._worker.tools.invalidate()
         if final:
-            self._process.watched = 0
+            self._worker.own_subscriptions = 0
 
     def fail(self, refusal: Refused) -> None:
-        """The process has ended."""
+        """Do nothing: the process has ended."""
 
 
-class _TaskAsked:
-    """The bridge's own `tasks/get`, so that a task that is over is not waited for."""
+class _TaskQuery:
+    """The bridge's own `tasks/get`; `answered` is called with the task's id and the response."""
 
     caller = None
 
-    def __init__(self, process: ConcurrentWorker, ident: str) -> None:
-        self._process = process
+    def __init__(self, ident: str, answered: Callable[[str, bytes], None]) -> None:
         self._ident = ident
+        self._answered = answered
 
     def deliver(self, lines: list[bytes], final: bool) -> None:
-        """The answer, which has been heeded, unless the server does not know the task."""
+        """Take the response."""
         if final:
-            self._process.task_told(self._ident, lines[-1])
+            self._answered(self._ident, lines[-1])
 
     def fail(self, refusal: Refused) -> None:
-        """The process has ended."""
+        """Do nothing: the process has ended."""
 
 
 class _ErrorCode(msgspec.Struct):
     code: float
 
 
-def _says_unknown(line: bytes) -> bool:
+def _is_unknown_task(line: bytes) -> bool:
+    """Return whether a response to `tasks/get` says that there is no such task."""
     envelope = peek(line)
     if envelope is None or isinstance(envelope.error, msgspec.UnsetType):
         return False
@@ -140,90 +152,129 @@ def _says_unknown(line: bytes) -> bool:
         return False
 
 
+class _TaskPolling:
+    """
+    Looks at a process's tasks now and then, so that one that is over, or that
+    the server has forgotten, does not keep the process.
+
+    `query` sends a request of the bridge's own and returns whether that went;
+    `expired` is called when no task is left.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        clock: IReactorTime,
+        query: Callable[[ModernRequest, Receiver], bool],
+        expired: Callable[[], None],
+    ) -> None:
+        self._tasks = tasks
+        self._timer = Timer(clock)
+        self._query = query
+        self._expired = expired
+        self._is_polling = False
+        #: Whether a query has not been answered.
+        self.is_querying = False
+
+    def begin(self) -> None:
+        """Poll, unless it polls already."""
+        if not self._is_polling:
+            self._is_polling = True
+            self._timer.start(TASKS_SECONDS, self._poll)
+
+    def stop(self) -> None:
+        """Poll no more."""
+        self._timer.stop()
+
+    def _poll(self) -> None:
+        self._tasks.expire()
+        ident = None if self.is_querying else self._tasks.to_ask()
+        if ident is not None:
+            request = own_request("tasks/get", {"taskId": ident}, {TASKS: {}})
+            # Where the process is busy, the next look asks again.
+            self.is_querying = self._query(request, _TaskQuery(ident, self._answered))
+        if len(self._tasks):
+            self._timer.start(TASKS_SECONDS, self._poll)
+        else:
+            self._is_polling = False
+            self._expired()
+
+    def _answered(self, ident: str, line: bytes) -> None:
+        """Forget a task that the server does not know; any other response was read on the way."""
+        self.is_querying = False
+        if _is_unknown_task(line):
+            self._tasks.forget(ident)
+
+
 class _Discovered(msgspec.Struct):
     supportedVersions: list[str]
     capabilities: dict[str, Any] = {}
 
 
-class ConcurrentWorker:
-    """
-    One process; the stream of its session.
-
-    `freed` is called when it has less to do, `lost` when it takes nothing
-    more, and `orphaned` with each exchange that listened when it ended.
-    """
-
-    log = Logger()
+class ConcurrentWorker(BackendWorker):
+    """One process of a server that speaks MCP 2026-07-28, for one identity."""
 
     def __init__(
         self,
         session: BackendSession,
         identity: str,
         settings: ServerSettings,
-        *,
-        freed: Callable[[ConcurrentWorker], None],
-        lost: Callable[[ConcurrentWorker], None],
-        orphaned: Callable[[Exchange], None],
+        observer: ConcurrentWorkerObserver,
         known: KnownServer,
     ) -> None:
-        self._known = known
-        self.session = session
+        super().__init__(session, settings)
         self.identity = identity
-        self.upkeep = WorkerUsage(session, settings)
-        #: Requests that are about to be made.
+        #: The number of requests that are about to be made.
         self.reserved = 0
-        #: Its only request wants log messages, and nothing else would say whose they are.
+        #: Whether its only request wants log messages.  No other request is
+        #: added: nothing would say whose they are.
         self.alone = False
-        self.tools = ToolAnnotations(self._list_tools)
-        #: How many subscriptions are the bridge's own.
-        self.watched = 0
-        self._settings = settings
-        self._freed = freed
-        self._lost = lost
-        self._orphaned = orphaned
-        self.tasks = Tasks(limit=settings.task_timeout, now=session.clock.seconds)
-        #: Whether the server has said that it has tasks; None: it has not been asked.
+        #: The number of subscriptions that are the bridge's own.
+        self.own_subscriptions = 0
+        #: Whether the server has tasks; None: it has not been asked.
         self.offers_tasks: bool | None = None
-        self._requests: Multiplexer[Receiver] = Multiplexer(self.tasks, session.reached_nobody)
-        #: How many of them are the bridge's own.
-        self._own = 0
-        #: Cancellations that it did not take yet.
-        self._unsaid: deque[bytes] = deque(maxlen=CANCELLED_KEPT)
-        #: When they are said, should it say nothing before.
-        self._again = Timer(session.clock)
-        #: While there are tasks: when they are looked at, and the question under way.
-        self._task_timer = Timer(session.clock)
-        self._minding = False
-        self._task_asked: _TaskAsked | None = None
-        #: It has not answered the bridge's own request: nobody else is to wait for it.
+        #: Whether it left a request of the bridge's own unanswered: no other is to wait for it.
         self.hung = False
+        self._observer = observer
+        self._known = known
+        self.tasks = Tasks(limit=settings.task_timeout, now=session.clock.seconds)
+        self._requests: Multiplexer[Receiver] = Multiplexer(self.tasks, session.reached_nobody)
+        #: The number of requests with a response that are the bridge's own.
+        self._own_requests = 0
+        #: Cancellations that did not fit into the pipe.
+        self._unsent: deque[bytes] = deque(maxlen=CANCELLED_KEPT)
+        self._polling = _TaskPolling(
+            self.tasks, session.clock, self._query_task, lambda: observer.worker_freed(self)
+        )
 
     @property
     def load(self) -> int:
-        """How many requests of clients it works on, without those that listen."""
-        return len(self._requests) - self._own + self.reserved
+        """The number of clients' requests that it works on, without subscriptions."""
+        own = self._own_requests + self._polling.is_querying
+        return len(self._requests) - own + self.reserved
 
     @property
     def muddled(self) -> bool:
-        """Whether nobody gets logs of it any more."""
+        """Whether no client gets its log messages any more."""
         return self._requests.muddled
 
     @property
     def in_use(self) -> bool:
-        """Whether anybody waits for anything of it."""
-        return bool(self.load or len(self.tasks) or self._requests.listens > self.watched)
+        """Whether any client waits for anything of it."""
+        subscribed = self._requests.listens > self.own_subscriptions
+        return bool(self.load or len(self.tasks) or subscribed)
 
     async def open(self, patience: float) -> None:
         """
-        Ask who it is, which also tells which era it is of.
+        Ask who the server is (`server/discover`), which also shows its era.
 
-        Raises `OtherEra` for an answer of an older server, and `Refused` for
-        none, or one that is of no use.
+        Raises `OtherEra` for the answer of a legacy server, and a `Refused`
+        for no answer, or one that is of no use.
         """
         try:
-            envelope = peek(await self._ask("server/discover", {}, patience))
+            envelope = peek(await self._request("server/discover", {}, patience))
         except BackendEnded:
-            raise backend_failed(self.session, self._settings) from None
+            raise self.failed_error() from None
         if envelope is None or isinstance(envelope.result, msgspec.UnsetType):
             raise OtherEra("the server answered `server/discover` with an error")
         try:
@@ -237,192 +288,171 @@ class ConcurrentWorker:
         self._known.discovered(info_of_discovery(envelope.result))
         tools = told.capabilities.get("tools")
         if isinstance(tools, dict) and tools.get("listChanged") is True:
-            self._watch_tools()
+            self._subscribe_to_tools()
 
-    async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
-        params: dict[str, object] = {} if cursor is None else {"cursor": cursor}
-        envelope = peek(await self._ask("tools/list", params, self._settings.start_timeout))
-        if envelope is None or isinstance(envelope.result, msgspec.UnsetType):
-            # It has none, or does not want to say: so there are no rules.
-            return msgspec.Raw(b"{}")
-        return envelope.result
+    # The bridge's own requests.
 
-    def ask(self, exchange: Exchange) -> None:
-        """Send a client's request.  Raises `Refused`."""
-        exchange.assign(self)
-        self._send(exchange.request, exchange)
-        if not exchange.listens:
-            self.upkeep.served += 1
-
-    def ask_task(self, exchange: Exchange, ident: str) -> None:
-        """
-        Send a client's request about a task of this process, by the server's
-        own id.  Whoever asks again and again does not wear it out.  Raises `Refused`.
-        """
-        exchange.assign(self)
-        self._send(for_owner(exchange.request, ident), exchange)
-
-    async def _ask(self, method: str, params: dict[str, object], patience: float) -> bytes:
-        own = _Own()
-        self._send(own_request(method, params), own)
-        self._own += 1
-        own.answer.addTimeout(patience, self.session.clock)
+    async def _request(self, method: str, params: dict[str, object], patience: float) -> bytes:
+        own = _OwnRequest()
+        self._send_request(own_request(method, params), own)
+        self._own_requests += 1
+        own.response.addTimeout(patience, self.session.clock)
         try:
-            return await own.answer
+            return await own.response
         except defer.TimeoutError:
             self.hung = True
             raise BackendFailed(f"no answer to `{method}` in {patience:g} s") from None
         finally:
-            # Where there was none, nobody waits for it any more.
-            self._withdraw(own)
-            self._own -= 1
+            # If there was no response, nobody waits for it any more.
+            self._cancel_request(own)
+            self._own_requests -= 1
 
-    def listen(self, request: ModernRequest, receiver: Receiver) -> None:
-        """Send a `subscriptions/listen` that is a part of a client's.  Raises `Refused`."""
-        self.upkeep.wake()
+    async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
+        params: dict[str, object] = {} if cursor is None else {"cursor": cursor}
+        envelope = peek(await self._request("tools/list", params, self._settings.start_timeout))
+        if envelope is None or isinstance(envelope.result, msgspec.UnsetType):
+            # It has no tools, or does not tell: so no header is needed.
+            return msgspec.Raw(b"{}")
+        return envelope.result
+
+    def _subscribe_to_tools(self) -> None:
+        params: dict[str, object] = {"notifications": {"toolsListChanged": True}}
+        self.own_subscriptions = 1
         try:
-            self._send(request, receiver)
+            self._send_request(own_request(LISTEN, params), _ToolsSubscription(self))
+        except Refused:
+            self.own_subscriptions = 0
+            self.log.warn("the tools of {label} are not watched", label=self.session.label)
+
+    def _query_task(self, request: ModernRequest, receiver: Receiver) -> bool:
+        try:
+            self._send_request(request, receiver, own=True)
+        except Refused:
+            # It is busy, or ends.
+            return False
+        return True
+
+    # Requests of clients.
+
+    def ask(self, exchange: Exchange) -> None:
+        """Work on a request.  Raises a `Refused`."""
+        exchange.assign(self)
+        self._send_request(exchange.request, exchange)
+        if not exchange.is_subscription:
+            self.usage.served += 1
+
+    def ask_about_task(self, exchange: Exchange, ident: str) -> None:
+        """
+        Work on a request about a task of this process, by the server's own id.
+
+        It does not count as a use: a client may ask again and again.  Raises
+        a `Refused`.
+        """
+        exchange.assign(self)
+        self._send_request(for_owner(exchange.request, ident), exchange)
+
+    def subscribe(self, request: ModernRequest, receiver: Receiver) -> None:
+        """Send a `subscriptions/listen` that is a part of a client's.  Raises a `Refused`."""
+        self.usage.end_idle()
+        try:
+            self._send_request(request, receiver)
         except BaseException:
-            self._freed(self)
+            self._observer.worker_freed(self)
             raise
 
-    def leave(self, receiver: Receiver) -> None:
-        """Nobody listens there any more."""
-        self._withdraw(receiver)
-        self._freed(self)
+    def unsubscribe(self, receiver: Receiver) -> None:
+        """End such a part."""
+        self._cancel_request(receiver)
+        self._observer.worker_freed(self)
 
-    def _send(self, request: ModernRequest, receiver: Receiver, *, own: bool = False) -> None:
+    def _send_request(
+        self, request: ModernRequest, receiver: Receiver, *, own: bool = False
+    ) -> None:
         line = self._requests.ask(request, receiver, own=own)
         try:
             self.session.messages_of(receiver.caller, [line])
         except UnknownSession:
             self._requests.undo(receiver)
-            raise backend_ended(self.session, self._settings) from None
+            raise self.ended_error() from None
         except BaseException:
             self._requests.undo(receiver)
             raise
 
-    def _withdraw(self, receiver: Receiver) -> None:
-        """The server is to stop working on a request, where it does."""
+    def _cancel_request(self, receiver: Receiver) -> None:
+        """Have the server stop working on a request, if it still does."""
         line = self._requests.cancel(receiver)
         if line is not None:
-            self._unsaid.append(line)
-            self._say()
+            self._unsent.append(line)
+            self._send_cancellations()
 
-    def _say(self) -> None:
-        """What it does not read just now is said later: others wait for its answers."""
-        self._again.stop()
-        while self._unsaid:
+    def _send_cancellations(self) -> None:
+        """Send what fits into the pipe, and the rest later: others wait for responses."""
+        self._retry.stop()
+        while self._unsent:
             try:
-                self.session.backend.send(self._unsaid[0])
+                self.session.backend.send(self._unsent[0])
             except BackendBusy:
-                self._again.start(SAY_AGAIN_SECONDS, self._say)
+                self._retry.start(SAY_AGAIN_SECONDS, self._send_cancellations)
                 return
             except UnknownSession:
-                self._unsaid.clear()
+                self._unsent.clear()
                 return
-            self._unsaid.popleft()
+            self._unsent.popleft()
 
-    def _watch_tools(self) -> None:
-        params: dict[str, object] = {"notifications": {"toolsListChanged": True}}
-        self.watched = 1
-        try:
-            self._send(own_request(LISTEN, params), _ToolsChanged(self))
-        except Refused:
-            self.watched = 0
-            self.log.warn("the tools of {label} are not watched", label=self.session.label)
-
-    # Tasks.
-
-    def _mind_tasks(self) -> None:
-        """Look at the tasks now and then, as long as there are any."""
-        self._minding = True
-        self._task_timer.start(TASKS_SECONDS, self._look_at_tasks)
-
-    def _look_at_tasks(self) -> None:
-        """Let go what has kept the process for long enough, or ask after one task."""
-        self.tasks.expire()
-        ident = None if self._task_asked is not None else self.tasks.to_ask()
-        if ident is not None:
-            self._ask_after(ident)
-        if len(self.tasks):
-            self._mind_tasks()
-        else:
-            self._minding = False
-            self._freed(self)
-
-    def _ask_after(self, ident: str) -> None:
-        asked = _TaskAsked(self, ident)
-        request = own_request("tasks/get", {"taskId": ident}, {TASKS: {}})
-        try:
-            self._send(request, asked, own=True)
-        except Refused:
-            # It is busy, or ends: asked again, or not.
-            return
-        self._task_asked = asked
-        self._own += 1
-
-    def task_told(self, ident: str, line: bytes) -> None:
-        """The server has answered what the bridge asked of a task."""
-        self._task_asked = None
-        self._own -= 1
-        if _says_unknown(line):
-            self.tasks.forget(ident)
-
-    # What an exchange asks: Worker.
+    # Worker: what an exchange calls.
 
     def cancel(self, exchange: Exchange) -> None:
-        """The client has gone: the server is to stop working on its request."""
-        self._withdraw(exchange)
-        self._freed(self)
+        """Have the server stop working on a request: the client has gone."""
+        self._cancel_request(exchange)
+        self._observer.worker_freed(self)
 
     def pause(self, exchange: Exchange) -> None:
-        """Others need not wait for one that does not keep up: its response is bounded."""
+        """Do nothing: others must not wait for one client, whose response is bounded."""
 
     def resume(self, exchange: Exchange) -> None:
-        """Nothing was paused."""
+        """Do nothing: nothing was paused."""
 
     def caller_of(self, line: bytes) -> Caller | None:
-        """Whose a line of the process is, before it is sent."""
+        """Return the client that a line of the process is for, before it is sent."""
         receiver = self._requests.whose(line)
         return None if receiver is None else receiver.caller
 
-    # What its session asks: Stream.
+    # Sink: what its session calls.
 
     @property
     def has_reader(self) -> bool:
-        """Whether any request is open, or anybody listens."""
+        """Whether any request or subscription is open."""
         return bool(len(self._requests) or self._requests.listens)
 
     def send(self, lines: list[bytes]) -> None:
-        """Messages of the process, each for whom it is."""
+        """Deliver messages of the process, each to whom it is for."""
         freed = False
-        if self._unsaid:
-            self._say()
+        if self._unsent:
+            self._send_cancellations()
         for line in lines:
             delivery = self._requests.from_backend(line)
             if delivery is not None:
                 receiver, told, final = delivery
                 freed = freed or final
                 guarded(self.log, "a response", receiver.deliver, [told], final)
-        if not self._minding and len(self.tasks):
-            self._mind_tasks()
+        if len(self.tasks):
+            self._polling.begin()
         if freed:
-            self._freed(self)
+            self._observer.worker_freed(self)
 
     def only_open(self) -> JsonRpcId | msgspec.UnsetType:
-        """The only request that it has, as the bridge numbers it."""
+        """Return the only request that it has, as the bridge numbers it."""
         return self._requests.only_open
 
     def stop_keepalive(self) -> None:
-        """It is not used any more."""
-        self.upkeep.wake()
-        self._lost(self)
+        """Stop the timer that keeps the worker."""
+        self.usage.end_idle()
+        self._observer.worker_lost(self)
 
     def close(self) -> None:
-        """What was asked has no answer; who listens is listened for elsewhere."""
-        self._again.stop()
-        self._task_timer.stop()
+        """Fail what has not been answered; subscriptions go on with another process."""
+        self._retry.stop()
+        self._polling.stop()
         if len(self.tasks):
             self.log.warn(
                 "session {label} has ended with {count} tasks that were not over: {why}",
@@ -431,8 +461,7 @@ class ConcurrentWorker:
                 why=self.session.reason,
             )
         for receiver in self._requests.clear():
-            if isinstance(receiver, Exchange) and receiver.listens:
-                guarded(self.log, "listening anew", self._orphaned, receiver)
+            if isinstance(receiver, Exchange) and receiver.is_subscription:
+                guarded(self.log, "subscribing again", self._observer.subscription_lost, receiver)
             else:
-                error = backend_ended(self.session, self._settings)
-                guarded(self.log, "a response", receiver.fail, error)
+                guarded(self.log, "a response", receiver.fail, self.ended_error())

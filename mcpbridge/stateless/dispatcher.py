@@ -1,6 +1,6 @@
 """
-Requests of MCP 2026-07-28 to one server: which era its processes are of, and
-with that, who works on a request.
+Requests of MCP 2026-07-28 to one server: of which era the server is, and with
+that, which pool of workers has them.
 
 Knows what it takes to find that out; must not know HTTP.
 """
@@ -33,19 +33,19 @@ from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.stateless.concurrent_pool import ConcurrentPool
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.stateless.exclusive_pool import ExclusivePool
-from mcpbridge.stateless.request_queue import RequestQueue, SingleFlight, Ticket, outlived
+from mcpbridge.stateless.request_queue import RequestQueue, SingleFlight, Ticket, shielded
 
-#: How often it may turn out that a server is not of the era that it was taken for.
-TURNS = 3
+#: How often one request may find that the server is not of the era it was taken for.
+ERA_TRIES = 3
 
 
 class StatelessDispatcher:
     """
     The way in for requests that belong to no session.
 
-    The era is found out once, with `server/discover` on a process that is
-    thrown away where it does not answer it, and again when a process turns
-    out to be of the other one.
+    The era is found out once, by a `server/discover` to a process that is
+    thrown away if it does not answer that; and again when a process turns out
+    to be of the other one.
     """
 
     log = Logger()
@@ -64,26 +64,26 @@ class StatelessDispatcher:
         self._era = era
         self._probing = SingleFlight(settings.max_waiting_requests)
         self._queue = RequestQueue(clock, settings.max_waiting_requests, settings.queue_timeout)
-        self._shared = ConcurrentPool(
-            settings, clock, pool, self._queue, partial(self._learn, True), era.known
+        self._concurrent = ConcurrentPool(
+            settings, clock, pool, self._queue, partial(self._reconsider_era, True), era.known
         )
-        self._leases = ExclusivePool(
-            settings, clock, pool, self._queue, partial(self._learn, False), era.known
+        self._exclusive = ExclusivePool(
+            settings, clock, pool, self._queue, partial(self._reconsider_era, False), era.known
         )
 
     async def ask(self, exchange: Exchange, headers: Headers) -> None:
         """
-        Have a request worked on; what comes of it goes to its outlet.
+        Have a request worked on; the response goes to the exchange's sink.
 
-        `headers` gives the values of a header of the request's.  Raises a
-        `Refused`, with the request's `ident`, where nobody works on it.
+        `headers` returns the values of one of the request's header fields.
+        Raises a `Refused`, with the request's `ident`, if nobody works on it.
         """
         request = exchange.request
         try:
             if request.method in REMOVED:
-                raise _no_method(exchange)
+                raise _no_such_method(exchange)
             if exchange.client is not None:
-                await self._claim(exchange)
+                await self._charge(exchange)
                 if exchange.over:
                     return
             await self._ask(exchange, headers)
@@ -97,24 +97,28 @@ class StatelessDispatcher:
             error.ident = request.id
             raise
 
+    def idle_process(self) -> BackendSession | None:
+        """Return a process that nobody uses just now, which may be ended; or None."""
+        return self._concurrent.idle_process() or self._exclusive.idle_process()
+
     def capacity_freed(self) -> None:
-        """There may be room for a process: let those who wait for one look again."""
+        """Let requests that wait for a process look again: there may be room for one."""
         self._queue.wake()
 
     def stop(self) -> None:
-        """Who listens is told that this is the end; all else ends with its process."""
-        self._shared.stop()
-        self._leases.stop()
+        """End all subscriptions, and refuse what waits; the rest ends with its process."""
+        self._concurrent.stop()
+        self._exclusive.stop()
         self._queue.stop()
 
-    async def _claim(self, exchange: Exchange) -> None:
+    async def _charge(self, exchange: Exchange) -> None:
         """
-        Until it is over it counts as what it has of a process: all of an older
-        one, or of one that several share its part.
+        Count a request against its client's share: as a whole process of a
+        legacy server, or as a part of one that serves several requests.
         """
         amount = 1 / self._settings.concurrency if self._era.modern else 1
-        # What is parked for a retry has its place already.
-        always = self._leases.awaits(exchange)
+        # The retry of a suspended call has its process already.
+        always = self._exclusive.has_suspended(exchange)
         if always or self._claims.over(exchange.client, amount) is None:
             exchange.charge(self._claims.take(exchange.client, amount, always=always))
             return
@@ -127,44 +131,48 @@ class StatelessDispatcher:
 
     async def _ask(self, exchange: Exchange, headers: Headers) -> None:
         why = ""
-        for _ in range(TURNS):
+        for _ in range(ERA_TRIES):
             if self._pool.stopping:
                 raise Stopping("the bridge is shutting down")
-            # A parked process may hold the place that finding out would take.
-            modern = not self._leases.awaits(exchange) and await self._is_modern(exchange)
+            # A suspended call may hold the process that probing would need.
+            suspended = self._exclusive.has_suspended(exchange)
+            modern = not suspended and await self._is_modern(exchange)
             if not modern and exchange.request.method in TASK_METHODS:
-                # An older server has no tasks that could be named here.
-                raise _no_method(exchange)
+                # A legacy server has no tasks that a client could name here.
+                raise _no_such_method(exchange)
             try:
-                await (self._shared if modern else self._leases).ask(exchange, headers)
+                await (self._concurrent if modern else self._exclusive).ask(exchange, headers)
             except OtherEra as error:
                 why = str(error)
-                self._learn(modern, error)
+                self._reconsider_era(modern, error)
             except BackendFailed as error:
-                self._learn(modern, error)
+                self._reconsider_era(modern, error)
                 raise
             else:
                 return
         raise BackendFailed(f"the server is of no era that lasts: {why}")
 
-    def _learn(self, modern: bool, error: BridgeError) -> None:
-        """What it says of the server, which was taken to be of this era, that this went wrong."""
+    # The server's era.
+
+    def _reconsider_era(self, modern: bool, error: BridgeError) -> None:
+        """Draw from this error, of a server taken to be of this era, what it says of that."""
         if isinstance(error, OtherEra):
             self._era.modern = not modern
             self.log.info("server {server!r}: {why}", server=self._settings.name, why=str(error))
         elif (
             isinstance(error, BackendFailed)
             and self._pool.backoff.failures
-            and not (len(self._shared) or len(self._leases))
+            and not (len(self._concurrent) or len(self._exclusive))
         ):
-            # It may have become another one.  Not where it can be started, and only did not
-            # take what one caller says of itself: to find out anew would cost all the others.
+            # It cannot be started at all, and may be another one when it can.
+            # A server that only dislikes what one caller says of itself is
+            # not probed again, which would cost all the others.
             self._era.modern = None
 
     async def _is_modern(self, exchange: Exchange) -> bool:
         while self._era.modern is None:
             if await self._probing.is_first():
-                await outlived(self._find_out(exchange), lambda _: None)
+                await shielded(self._find_out(exchange), lambda _: None)
         return self._era.modern
 
     async def _find_out(self, exchange: Exchange) -> None:
@@ -175,19 +183,21 @@ class StatelessDispatcher:
 
     async def _probe(self, identity: str, newcomer: Newcomer) -> bool:
         """
-        Any answer but that of a modern server, silence and death too, say that
-        it is an older one (basic/transports/stdio, "Backward Compatibility").
+        Return whether the server answers `server/discover` as a modern one
+        does.  Any other answer, silence and death too, are a legacy server's
+        (basic/transports/stdio, "Backward Compatibility").
         """
-        session = await self._take(newcomer)
+        session = await self._take_process(newcomer)
         try:
-            await self._shared.open(session, identity, self._settings.probe_timeout)
+            await self._concurrent.open(session, identity, self._settings.probe_timeout)
         except (OtherEra, BackendFailed):
-            # Its place may be the only one there is; but not all that is told to end does.
+            # Its permit may be the only one.  But it is not waited for without
+            # end: not every process ends that is told to.
             await self._pool.gone_in_time(session)
             return False
         return True
 
-    async def _take(self, newcomer: Newcomer) -> BackendSession:
+    async def _take_process(self, newcomer: Newcomer) -> BackendSession:
         ticket = Ticket()
         while True:
             try:
@@ -196,15 +206,12 @@ class StatelessDispatcher:
                 self._pool.fail(str(error))
                 raise
             except TooManySessions:
-                if not (len(self._shared) or len(self._leases) or self._pool.has_leaving()):
+                workers = len(self._concurrent) + len(self._exclusive)
+                if not (workers or self._pool.has_leaving()):
                     raise
                 await self._queue.wait(ticket, lambda: not self._pool.is_full(newcomer))
 
-    def idle_process(self) -> BackendSession | None:
-        """A process that nobody uses just now, which may be ended; or None."""
-        return self._shared.unused() or self._leases.unused()
 
-
-def _no_method(exchange: Exchange) -> MethodNotFound:
+def _no_such_method(exchange: Exchange) -> MethodNotFound:
     request = exchange.request
     return MethodNotFound(f"MCP {request.version} has no method {request.method!r}")

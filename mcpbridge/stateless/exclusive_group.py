@@ -1,8 +1,8 @@
 """
-The processes of an older server that may be lent to the same callers, and who
-listens to them.
+The workers of a legacy server that may serve the same requests, and who has
+subscribed to what their server tells.
 
-Knows who is to be told what; must not know how a process is had.
+Knows who is to get which notification; must not know how a worker is had.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 import msgspec
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.guard import guarded
@@ -27,22 +27,24 @@ from mcpbridge.mcp.subscriptions import (
     notification_line,
 )
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.stateless.exchange import DISCONNECTED, ENOUGH, Exchange
+from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
+from mcpbridge.stateless.worker import DISCONNECTED, ENOUGH
+from mcpbridge.timers import Timer
 
-#: Of how many clients it is remembered what the server answers to `server/discover`.
+#: For how many kinds of client the answer to `server/discover` is remembered.
 DISCOVERED_KEPT = 64
 
 
 class GroupKey(NamedTuple):
     """
-    Which requests may be served by the same processes.
+    What requests must have in common to be served by the same workers.
 
-    `scope` is what they must have in common beside identity and capabilities:
-    None for nothing (`reuse: identity`), their `ClientConnection`, or an object
-    of one request's own, which no other request has.  It is the digest of a
-    `clientInfo` for processes that have been initialized in these words and
-    have served nobody: any request that says the same may have one.
+    `scope` is what that is beside identity and capabilities: None for nothing
+    (`reuse: identity`), their `ClientConnection`, or an object of one
+    request's own, which no other request has.  For workers that have made the
+    handshake and served nobody it is a digest of the `clientInfo` that the
+    server was told: any request that says the same may have one.
     """
 
     identity: str
@@ -51,99 +53,99 @@ class GroupKey(NamedTuple):
 
     def untouched(self, client_info: msgspec.Raw | None) -> GroupKey:
         """
-        The kind of the processes that have been initialized for a client that
-        says this of itself, and have served nobody.
+        Return the key of the workers that have made the handshake for a
+        client with this `clientInfo`, and have served nobody.
         """
         if self.scope is None:
             return self
-        # A digest: a client may say of itself as much as a message may hold.
+        # A digest, since a clientInfo may be as large as a message.
         info = b"" if client_info is None else bytes(client_info)
         return self._replace(scope=blake2b(info, digest_size=16).digest())
 
 
 class DiscoverResults:
     """
-    What the server answers to `server/discover`, by what it was told of the
-    client: it may depend on that, and may repeat it.
+    Answers to `server/discover`, by what the server was told of the client:
+    the answer may depend on that, and may repeat it.
     """
 
     def __init__(self) -> None:
         self._known: dict[GroupKey, bytes] = {}
 
-    def find(self, kind: GroupKey, client_info: msgspec.Raw | None) -> bytes | None:
-        """The result, where it is known."""
-        return self._known.get(kind.untouched(client_info))
+    def find(self, key: GroupKey, client_info: msgspec.Raw | None) -> bytes | None:
+        """Return the result for such a client, or None."""
+        return self._known.get(key.untouched(client_info))
 
-    def add(self, kind: GroupKey, client_info: msgspec.Raw | None, result: bytes) -> None:
-        """Keep this result; beyond `DISCOVERED_KEPT` the oldest is forgotten."""
-        self._known[kind.untouched(client_info)] = result
+    def add(self, key: GroupKey, client_info: msgspec.Raw | None, result: bytes) -> None:
+        """Keep a result; beyond `DISCOVERED_KEPT` the oldest is forgotten."""
+        self._known[key.untouched(client_info)] = result
         if len(self._known) > DISCOVERED_KEPT:
             del self._known[next(iter(self._known))]
 
 
 class ExclusiveGroup:
-    """The processes of one kind, and who listens to them."""
+    """The workers with one key, and their subscribers."""
 
     log = Logger()
 
-    def __init__(self, kind: GroupKey) -> None:
-        self.kind = kind
-        self.processes: list[ExclusiveWorker] = []
+    def __init__(self, key: GroupKey, clock: IReactorTime) -> None:
+        self.key = key
+        self.workers: list[ExclusiveWorker] = []
         self.free: list[ExclusiveWorker] = []
-        self.listens: dict[Exchange, Filter] = {}
-        #: A request of this kind, with which a process can be opened.
+        self.subscribers: dict[Exchange, Filter] = {}
+        #: A request with this key, with which a worker can be opened.
         self.example: ModernRequest | None = None
-        #: Whether there was nothing to listen to for a while.
+        #: Whether subscribers may have missed notifications for want of a worker.
         self.missed = False
-        #: When there is to be a process again to listen to.
-        self.again: IDelayedCall | None = None
-        # How many listen to each resource.
+        #: When a worker is opened for the subscribers, as there is none.
+        self.reopening = Timer(clock)
+        # How many have subscribed to each resource.
         self._resources: Counter[str] = Counter()
 
     @property
-    def may_keep(self) -> bool:
-        """Whether another request of this kind may come, for which a process is kept."""
-        scope = self.kind.scope
+    def is_reusable(self) -> bool:
+        """Whether another request with this key may come, for which a worker is kept."""
+        scope = self.key.scope
         if isinstance(scope, ClientConnection):
             return not scope.lost
         return scope is None or isinstance(scope, bytes)
 
     @property
-    def why_over(self) -> str:
-        """Why its processes end that nobody may have after this."""
-        return DISCONNECTED if isinstance(self.kind.scope, ClientConnection) else ENOUGH
+    def end_reason(self) -> str:
+        """Why its workers' processes end when no other request may have them."""
+        return DISCONNECTED if isinstance(self.key.scope, ClientConnection) else ENOUGH
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing would be missed of it."""
-        return not (self.processes or self.listens or self.again)
+        """Whether it can be forgotten."""
+        return not (self.workers or self.subscribers or self.reopening.is_running)
 
     @property
-    def unheard(self) -> bool:
-        """Whether there is somebody who listens, and nothing to listen to."""
-        return bool(self.listens) and not self.processes
+    def lacks_worker(self) -> bool:
+        """Whether there are subscribers, and no worker whose server could tell them anything."""
+        return bool(self.subscribers) and not self.workers
 
-    def needs(self, process: ExclusiveWorker) -> bool:
-        """Whether it is the only one that somebody listens to."""
-        return bool(self.listens) and self.processes == [process]
+    def needs(self, worker: ExclusiveWorker) -> bool:
+        """Return whether it is the only one that subscribers have."""
+        return bool(self.subscribers) and self.workers == [worker]
 
-    def opened(self, process: ExclusiveWorker, example: ModernRequest) -> None:
-        """A process has shaken hands: it is to tell what is listened for."""
-        # Without what it asks for, which may be large.
+    def opened(self, worker: ExclusiveWorker, example: ModernRequest) -> None:
+        """A worker has made the handshake: subscribe to what subscribers wait for."""
+        # Keep no arguments, which may be large.
         info = example.client_info
         self.example = msgspec.structs.replace(
             example, outer={}, params={}, meta={}, client_info=info and info.copy()
         )
         for uri in list(self._resources):
-            process.subscribe(uri)
+            worker.subscribe(uri)
         if self.missed:
             self.missed = False
-            for exchange, promised in list(self.listens.items()):
+            for exchange, promised in list(self.subscribers.items()):
                 self._deliver(exchange, *all_changes(promised))
 
-    def listen(self, exchange: Exchange, promised: Filter) -> None:
-        """From now on it is told what it was promised."""
-        self.listens[exchange] = promised
+    def subscribe(self, exchange: Exchange, promised: Filter) -> None:
+        """Acknowledge a subscription, and deliver what it was promised from now on."""
+        self.subscribers[exchange] = promised
         for uri in promised.resource_subscriptions:
             self._resources[uri] += 1
             if self._resources[uri] == 1:
@@ -151,21 +153,21 @@ class ExclusiveGroup:
                     each.subscribe(uri)
         exchange.deliver([acknowledged_line(exchange.request.id, promised)], False)
 
-    def unlisten(self, exchange: Exchange) -> None:
-        """Its client has gone."""
-        promised = self.listens.pop(exchange, None)
+    def unsubscribe(self, exchange: Exchange) -> None:
+        """End a subscription: its client has gone."""
+        promised = self.subscribers.pop(exchange, None)
         for uri in () if promised is None else promised.resource_subscriptions:
             self._resources[uri] -= 1
             if not self._resources[uri]:
                 del self._resources[uri]
                 for each in self._initialized():
                     each.unsubscribe(uri)
-        if not self.listens:
-            self.no_again()
+        if not self.subscribers:
+            self.reopening.stop()
 
-    def tell(self, change: Change) -> None:
-        """To those who listen for it."""
-        for exchange, promised in list(self.listens.items()):
+    def notify(self, change: Change) -> None:
+        """Deliver a notification to the subscribers that want it."""
+        for exchange, promised in list(self.subscribers.items()):
             if promised.wants(change):
                 self._deliver(exchange, change)
 
@@ -173,38 +175,32 @@ class ExclusiveGroup:
         lines = [notification_line(exchange.request.id, each) for each in changes]
         guarded(self.log, "a response", exchange.deliver, lines, False)
 
-    def end_listens(self) -> None:
-        """Who listens is told that this is the end, and may listen anew."""
-        self.no_again()
-        for exchange in list(self.listens):
-            self.unlisten(exchange)
+    def end_subscriptions(self) -> None:
+        """End all subscriptions from the server's side ("Graceful Closure")."""
+        self.reopening.stop()
+        for exchange in list(self.subscribers):
+            self.unsubscribe(exchange)
             line = complete_line(exchange.request.id)
             guarded(self.log, "a response", exchange.deliver, [line], True)
 
-    def no_again(self) -> None:
-        """No process is needed."""
-        again, self.again = self.again, None
-        if again is not None and again.active():
-            again.cancel()
-
     def _initialized(self) -> list[ExclusiveWorker]:
-        return [each for each in self.processes if each.conversation.initialized is not None]
+        return [each for each in self.workers if each.translator.initialized is not None]
 
 
 class GroupSubscriber:
-    """What stands for all processes of a group, for one who listens: a `Worker`."""
+    """The `Worker` of a subscription: all workers of a group."""
 
-    def __init__(self, group: ExclusiveGroup, ended: Callable[[ExclusiveGroup], None]) -> None:
+    def __init__(self, group: ExclusiveGroup, left: Callable[[ExclusiveGroup], None]) -> None:
         self._group = group
-        self._ended = ended
+        self._left = left
 
     def cancel(self, exchange: Exchange) -> None:
-        """The client has gone."""
-        self._group.unlisten(exchange)
-        self._ended(self._group)
+        """End the subscription: the client has gone."""
+        self._group.unsubscribe(exchange)
+        self._left(self._group)
 
     def pause(self, exchange: Exchange) -> None:
-        """Others need not wait for one that does not keep up: its response is bounded."""
+        """Do nothing: others must not wait for one client, whose response is bounded."""
 
     def resume(self, exchange: Exchange) -> None:
-        """Nothing was paused."""
+        """Do nothing: nothing was paused."""

@@ -1,26 +1,25 @@
 """
-Which process of an older server a request of MCP 2026-07-28 is lent.
+Which process of a legacy server works on a request of MCP 2026-07-28.
 
-A process serves one identity, with one set of declared capabilities, and one
-request at a time; so what it asks can only be asked of the caller whose
-request runs.  What it says too late could still reach the caller after that;
-so unless `reuse` says otherwise it serves one connection, and ends with it.
-Knows processes and who waits; must not know messages.
+A worker serves one identity, with one set of declared capabilities, and one
+request at a time; so whatever the server asks can only be for the caller
+whose request runs.  What it says too late could still reach the next caller,
+so unless `reuse` says otherwise a worker serves one connection, and ends with
+it.  Knows workers and who waits; must not know messages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.config.tuning import RELISTEN_SECONDS
-from mcpbridge.errors import BackendFailed, BridgeError, Refused, ServerBusy, TooManySessions
+from mcpbridge.errors import BackendFailed, BridgeError, Refused
 from mcpbridge.jsonrpc.members import result_line
 from mcpbridge.mcp.header_validation import Headers, check_params
 from mcpbridge.mcp.modern_request import INPUT_REQUIRED_METHODS, ModernRequest
@@ -34,7 +33,7 @@ from mcpbridge.processes.era import OtherEra
 from mcpbridge.processes.first_start import FirstStart
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.stateless.exchange import ENOUGH, UNUSED, Exchange, backend_ended
+from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.stateless.exclusive_group import (
     DiscoverResults,
     ExclusiveGroup,
@@ -42,403 +41,388 @@ from mcpbridge.stateless.exclusive_group import (
     GroupSubscriber,
 )
 from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
-from mcpbridge.stateless.request_queue import RequestQueue, Ticket, outlived
+from mcpbridge.stateless.request_queue import RequestQueue, shielded
 from mcpbridge.stateless.suspended_calls import SuspendedCalls
-from mcpbridge.translation.handshake import HandshakeRefused
+from mcpbridge.stateless.worker import ENOUGH, UNUSED
+from mcpbridge.stateless.worker_pool import WorkerPool
 
 
-class ExclusivePool:
-    """
-    All processes of an older server that are lent to stateless clients.
-
-    `untold` is called with why there is none, where nobody waits for it any more.
-    """
-
-    log = Logger()
+class ExclusivePool(WorkerPool):
+    """All workers of a legacy server, in groups of those that may serve the same requests."""
 
     def __init__(
         self,
         settings: ServerSettings,
         clock: IReactorTime,
         pool: ProcessPool,
-        line: RequestQueue,
-        untold: Callable[[BridgeError], None],
+        queue: RequestQueue,
+        failed_unclaimed: Callable[[BridgeError], None],
         known: KnownServer | None = None,
     ) -> None:
-        self._known = known or KnownServer()
-        self._settings = settings
-        self._clock = clock
-        self._pool = pool
-        self._queue = line
-        self._untold = untold
-        self._parking = SuspendedCalls(settings, clock)
+        super().__init__(settings, clock, pool, queue, failed_unclaimed, known)
+        self._suspended = SuspendedCalls(settings, clock)
         self._groups: dict[GroupKey, ExclusiveGroup] = {}
         self._group_of: dict[ExclusiveWorker, ExclusiveGroup] = {}
-        #: What kind each is of while it has served nobody.
+        #: The key of each worker's group while it has served nobody.
         self._untouched: dict[ExclusiveWorker, GroupKey] = {}
         self._discovered = DiscoverResults()
-        #: For whom processes are being opened; some of them may have left.
+        #: For whom workers are being opened; some of them may have left.
         self._opening: set[Exchange] = set()
         self._first = FirstStart(pool.backoff, clock, settings.max_waiting_requests)
-        #: Free processes that may be ended to make room, longest free first.
-        self._resting: dict[ExclusiveWorker, None] = {}
-        #: The free process of each connection, which has at most one.
-        self._kept: dict[object, ExclusiveWorker] = {}
+        #: Free workers that may be ended to make room, longest free first.
+        self._idle: dict[ExclusiveWorker, None] = {}
+        #: The free worker of each connection, which has at most one.
+        self._free_of: dict[object, ExclusiveWorker] = {}
 
     def __len__(self) -> int:
         return len(self._group_of)
 
+    # Requests.
+
     async def ask(self, exchange: Exchange, headers: Headers) -> None:
-        """Put a request to a process.  Raises `Refused` and `OtherEra`."""
+        """Have a worker work on a request.  Raises a `Refused` and `OtherEra`."""
         request = exchange.request
-        kind = GroupKey(exchange.identity, request.capabilities, self._scope(exchange))
+        key = GroupKey(exchange.identity, request.capabilities, self._scope(exchange))
         if request.method in INPUT_REQUIRED_METHODS and (state := presented(request)) is not None:
-            process = self._parking.find(exchange, state)
-            if not exchange.over:
-                process.counts.take(exchange.claim)
-                process.go_on(exchange)
-                self._went_on(process, kind)
+            self._resume(exchange, state, key)
             return
         if request.method == "server/discover":
-            discovered = self._discovered.find(kind, request.client_info)
+            discovered = self._discovered.find(key, request.client_info)
             if discovered is not None:
-                self._discover(exchange, discovered)
+                self._answer_discover(exchange, discovered)
                 return
-        listens = read_filter(request.params.get("notifications")) if exchange.listens else None
-        process = await self._lease(kind, exchange)
+        promised = None
+        if exchange.is_subscription:
+            promised = read_filter(request.params.get("notifications"))
+        worker = await self._worker_for(key, exchange)
         try:
-            if listens is not None:
-                self._listen(exchange, listens, process)
+            if promised is not None:
+                self._subscribe(exchange, promised, worker)
             elif request.method == "server/discover":
-                self._discover(exchange, process.conversation.discover_result())
+                self._answer_discover(exchange, worker.translator.discover_result())
             else:
                 if request.method == "tools/call":
-                    annotations = await process.tools.annotations(request.name)
+                    annotations = await worker.tools.annotations(request.name)
                     check_params(request, annotations, headers)
-                if process not in self._group_of:
-                    raise backend_ended(process.session, self._settings)
+                if worker not in self._group_of:
+                    raise worker.ended_error()
                 if not exchange.over:
-                    process.upkeep.touched = True
-                    process.ask(exchange)
+                    worker.usage.touched = True
+                    worker.ask(exchange)
         finally:
-            if process.exchange is None and not process.conversation.running:
-                process.released()
+            if worker.exchange is None and not worker.translator.running:
+                worker.release()
 
-    def awaits(self, exchange: Exchange) -> bool:
-        """Whether a process is parked for this retry, whatever else is known of the server."""
-        return self._parking.awaits(exchange)
+    def has_suspended(self, exchange: Exchange) -> bool:
+        """Return whether a worker waits for this retry, whatever else is known of the server."""
+        return self._suspended.has(exchange)
 
-    def unused(self) -> BackendSession | None:
-        """A process that nobody uses just now."""
-        for process in self._resting:
-            if not self._group_of[process].needs(process):
-                return process.session
+    def idle_process(self) -> BackendSession | None:
+        """Return a process that nobody uses just now, or None."""
+        for worker in self._idle:
+            if not self._group_of[worker].needs(worker):
+                return worker.session
         return None
 
     def stop(self) -> None:
-        """Who listens is told that this is the end."""
+        """End all subscriptions."""
         for group in list(self._groups.values()):
-            group.end_listens()
-
-    def _discover(self, exchange: Exchange, result: bytes) -> None:
-        exchange.deliver([result_line(exchange.request.id, msgspec.Raw(result))], True)
+            group.end_subscriptions()
 
     def connection_lost(self, connection: ClientConnection) -> None:
-        """End the process that was kept for it; or give it to others, if it has served nobody."""
-        process = self._kept.get(connection)
-        if process is not None and not self._group_of[process].listens:
-            self._not_free(process)
-            process.counts.again()
-            self.returned(process)
+        """End the worker that was kept for it; or give it to others, if it has served nobody."""
+        worker = self._free_of.get(connection)
+        if worker is not None and not self._group_of[worker].subscribers:
+            self._take(worker)
+            worker.hold.again()
+            self.worker_free(worker)
 
-    # Lending.
+    def _answer_discover(self, exchange: Exchange, result: bytes) -> None:
+        exchange.deliver([result_line(exchange.request.id, msgspec.Raw(result))], True)
 
     def _scope(self, exchange: Exchange) -> object:
-        """What a request must have in common with the next one of the same process."""
+        """Return what the next request on the same worker must have in common with this one."""
         if self._settings.reuse == "identity":
             return None
         if self._settings.reuse == "connection" and exchange.connection is not None:
             return exchange.connection
         return object()
 
-    async def _lease(self, kind: GroupKey, exchange: Exchange) -> ExclusiveWorker:
+    # Suspended calls.
+
+    def _resume(self, exchange: Exchange, state: str, key: GroupKey) -> None:
+        worker = self._suspended.find(exchange, state)
+        if exchange.over:
+            return
+        worker.hold.take(exchange.claim)
+        worker.resume_call(exchange)
+        # A retry may come on any connection.  If it is not the one of the
+        # call, two have spoken to the process, and it serves neither again.
+        group = self._group_of.get(worker)
+        if group is not None and group.key.scope is not key.scope:
+            self._move(worker, key._replace(scope=object()))
+
+    def worker_suspended(self, worker: ExclusiveWorker, request: ModernRequest) -> str:
+        """Keep a worker for the retry of this request; return its `requestState`."""
+        return self._suspended.add(worker, self._group_of[worker].key.identity, request)
+
+    def worker_resumed(self, worker: ExclusiveWorker) -> None:
+        """A worker waits no more, if it did: its `requestState` is void."""
+        self._suspended.remove(worker)
+
+    # Which worker.
+
+    async def _worker_for(self, key: GroupKey, exchange: Exchange) -> ExclusiveWorker:
+        # A worker counts against the client that it was made for, also when
+        # that has left, and has no claim any more.
         request, claim, newcomer = exchange.request, exchange.claim, Newcomer(exchange.client)
-        ticket = Ticket()
-        while True:
-            process = self._free(kind, request)
-            if process is not None:
-                process.counts.take(claim)
-                return process
-            if await self._first.wait(self._opens_for_nobody):
-                # It may be the one that has been waited for.
-                continue
-            other = self._kept.get(kind.scope)
-            if other is not None and not self._group_of[other].needs(other):
-                # A connection that declares other capabilities each time is
-                # not to collect a process for each.
-                other.session.life.end("its connection has declared other capabilities")
-            try:
-                # A server may take longer to start than its clients wait.
-                opening = self._open_for(exchange, kind, claim, newcomer)
-                return await outlived(opening, self.returned, self._untold)
-            except TooManySessions as error:
-                if not (self._group_of or self._pool.has_leaving()):
-                    raise ServerBusy.because(error) from None
-                await self._queue.wait(ticket, lambda: self._may_go(kind, request, newcomer))
+        return await self._acquire(
+            lambda ticket: self._take_free(key, request, claim),
+            partial(self._start, key, exchange, claim, newcomer),
+            lambda ticket: self._queue.wait(
+                ticket, lambda: self._may_proceed(key, request, newcomer)
+            ),
+        )
+
+    def _take_free(
+        self, key: GroupKey, request: ModernRequest, claim: Claim | None
+    ) -> ExclusiveWorker | None:
+        worker = self._pop_free(key)
+        if worker is None and key.scope is not None:
+            worker = self._pop_free(key.untouched(request.client_info))
+            if worker is not None:
+                self._move(worker, key, request)
+        if worker is not None:
+            worker.hold.take(claim)
+        return worker
+
+    def _pop_free(self, key: GroupKey) -> ExclusiveWorker | None:
+        group = self._groups.get(key)
+        while group is not None and group.free:
+            worker = group.free[-1]
+            self._take(worker)
+            if not worker.usage.is_worn():
+                worker.usage.end_idle()
+                return worker
+            worker.session.life.end(ENOUGH)
+        return None
+
+    def _take(self, worker: ExclusiveWorker) -> None:
+        """A worker is not free any more."""
+        group = self._group_of[worker]
+        if worker in group.free:
+            group.free.remove(worker)
+        self._idle.pop(worker, None)
+        if self._free_of.get(group.key.scope) is worker:
+            del self._free_of[group.key.scope]
+
+    def _may_proceed(self, key: GroupKey, request: ModernRequest, newcomer: Newcomer) -> bool:
+        groups = map(self._groups.get, (key, key.untouched(request.client_info)))
+        return any(group.free for group in groups if group) or not self._pool.is_full(newcomer)
+
+    async def _start(
+        self, key: GroupKey, exchange: Exchange, claim: Claim | None, newcomer: Newcomer
+    ) -> ExclusiveWorker | None:
+        """Open a worker; None where it is worth looking for a free one again."""
+        if await self._first.wait(self._opens_for_nobody):
+            # The start that was waited for may have made one that this request can have.
+            return None
+        other = self._free_of.get(key.scope)
+        if other is not None and not self._group_of[other].needs(other):
+            # A connection that declares other capabilities each time must not
+            # collect a process for each.
+            other.session.life.end("its connection has declared other capabilities")
+        # A server may take longer to start than its clients wait.
+        opening = self._open_for(exchange, key, claim, newcomer)
+        return await shielded(opening, self.worker_free, self._failed_unclaimed)
 
     async def _open_for(
-        self, exchange: Exchange, kind: GroupKey, claim: Claim | None, newcomer: Newcomer
+        self, exchange: Exchange, key: GroupKey, claim: Claim | None, newcomer: Newcomer
     ) -> ExclusiveWorker:
         self._opening.add(exchange)
         try:
-            return await self._open(kind, exchange.request, claim, newcomer)
+            return await self._open(key, exchange.request, claim, newcomer)
         finally:
             self._opening.remove(exchange)
             self._first.over()
 
     def _opens_for_nobody(self) -> bool:
-        """Whether a process is being opened whose client has left."""
+        """Return whether a worker is being opened whose client has left."""
         return not self._pool.stopping and any(each.over for each in self._opening)
 
-    def _may_go(self, kind: GroupKey, request: ModernRequest, newcomer: Newcomer) -> bool:
-        groups = map(self._groups.get, (kind, kind.untouched(request.client_info)))
-        return any(group.free for group in groups if group) or not self._pool.is_full(newcomer)
-
-    def _free(self, kind: GroupKey, request: ModernRequest) -> ExclusiveWorker | None:
-        process = self._pop_free(kind)
-        if process is None and kind.scope is not None:
-            process = self._pop_free(kind.untouched(request.client_info))
-            if process is not None:
-                self._move(process, kind, request)
-        return process
-
-    def _pop_free(self, kind: GroupKey) -> ExclusiveWorker | None:
-        group = self._groups.get(kind)
-        while group is not None and group.free:
-            process = group.free[-1]
-            self._not_free(process)
-            if not process.upkeep.is_worn():
-                process.upkeep.wake()
-                return process
-            process.session.life.end(ENOUGH)
-        return None
-
-    def _not_free(self, process: ExclusiveWorker) -> None:
-        group = self._group_of[process]
-        if process in group.free:
-            group.free.remove(process)
-        self._resting.pop(process, None)
-        if self._kept.get(group.kind.scope) is process:
-            del self._kept[group.kind.scope]
-
-    def _went_on(self, process: ExclusiveWorker, kind: GroupKey) -> None:
-        """
-        A retry may come on any connection.  Where it is not the one that the
-        call was made on, two have spoken to the process, and it serves
-        neither of them again.
-        """
-        group = self._group_of.get(process)
-        if group is not None and group.kind.scope is not kind.scope:
-            self._move(process, kind._replace(scope=object()))
-
-    def _move(
-        self, process: ExclusiveWorker, kind: GroupKey, request: ModernRequest | None = None
-    ) -> None:
-        self._leave(process)
-        group = self._enter(process, kind)
-        if request is not None:
-            group.opened(process, request)
+    # The life of a worker.
 
     async def _open(
         self,
-        kind: GroupKey,
+        key: GroupKey,
         request: ModernRequest,
         claim: Claim | None = None,
         newcomer: Newcomer | None = None,
     ) -> ExclusiveWorker:
-        # It counts also when its client has left: it is started for that one.
-        counts = Hold(claim)
+        hold = Hold(claim)
         try:
-            process = self._made(await self._pool.take(newcomer), kind, request, counts)
+            worker = self._adopt(await self._pool.take(newcomer), key, request, hold)
         except BaseException as error:
-            counts.release()
+            hold.release()
             if isinstance(error, BackendFailed):
                 self._pool.fail(str(error))
             raise
         try:
-            await self._shake_hands(process)
+            await self._introduce(worker, self._settings.start_timeout)
         except BackendFailed as error:
-            # It was told who calls and what that client can do.
+            # That may be the fault of the client: the server was told who it
+            # is and what it can do.
             self._pool.check.doubt(str(error))
             raise
-        self._pool.backoff.succeeded()
-        self._discovered.add(kind, request.client_info, process.conversation.discover_result())
-        group = self._group_of.get(process)
-        if group is not None:
-            group.opened(process, request)
-        return process
-
-    def _made(
-        self, session: BackendSession, kind: GroupKey, request: ModernRequest, counts: Hold
-    ) -> ExclusiveWorker:
-        process = ExclusiveWorker(session, request, self._settings, self, counts)
-        session.gone().addCallback(lambda _: counts.release())
-        self._untouched[process] = kind.untouched(request.client_info)
-        self._enter(process, kind)
-        session.open(lambda _: process.leave(), sink=process, caller_of=process.caller_of)
-        return process
-
-    def _enter(self, process: ExclusiveWorker, kind: GroupKey) -> ExclusiveGroup:
-        """
-        Only a group that has something in it is kept, so that there is never
-        a second one of a kind.
-        """
-        group = self._groups.setdefault(kind, ExclusiveGroup(kind))
-        group.processes.append(process)
-        self._group_of[process] = group
-        if isinstance(kind.scope, ClientConnection):
-            kind.scope.observe(self)
-        return group
-
-    def _leave(self, process: ExclusiveWorker) -> None:
-        self._not_free(process)
-        group = self._group_of.pop(process)
-        group.processes.remove(process)
-        if group.unheard:
-            group.missed = True
-            self._listen_again(group)
-        self._forget_empty(group)
-
-    async def _shake_hands(self, process: ExclusiveWorker) -> None:
-        life = process.session.life
-        try:
-            await process.open()
-        except HandshakeRefused as error:
-            life.end(f"it is of no use: {error}")
-            if error.modern_only:
-                raise OtherEra(str(error)) from None
-            raise BackendFailed(str(error)) from None
-        except BridgeError as error:
-            life.end(f"it is of no use: {error}")
-            raise
-        except BaseException:
-            life.end("it could not be asked")
-            raise
-        told = process.conversation.initialized
+        told = worker.translator.initialized
         if told is not None:
             self._known.initialized(told.protocol_version, told.server_info)
+        self._pool.backoff.succeeded()
+        self._discovered.add(key, request.client_info, worker.translator.discover_result())
+        group = self._group_of.get(worker)
+        if group is not None:
+            group.opened(worker, request)
+        return worker
 
-    def returned(self, process: ExclusiveWorker) -> None:
-        """It works for nobody: it is for whoever waits, or rests, or has done enough."""
-        group = self._group_of.get(process)
-        if group is None or process in group.free:
+    def _adopt(
+        self, session: BackendSession, key: GroupKey, request: ModernRequest, hold: Hold
+    ) -> ExclusiveWorker:
+        worker = ExclusiveWorker(session, request, self._settings, self, hold)
+        session.gone().addCallback(lambda _: hold.release())
+        self._untouched[worker] = key.untouched(request.client_info)
+        self._enter(worker, key)
+        session.open(lambda _: worker.leave(), sink=worker, caller_of=worker.caller_of)
+        return worker
+
+    def _enter(self, worker: ExclusiveWorker, key: GroupKey) -> ExclusiveGroup:
+        """
+        Put a worker into its group.  A group is kept only while it has
+        something in it, so that there are never two with one key.
+        """
+        group = self._groups.setdefault(key, ExclusiveGroup(key, self._clock))
+        group.workers.append(worker)
+        self._group_of[worker] = group
+        if isinstance(key.scope, ClientConnection):
+            key.scope.observe(self)
+        return group
+
+    def _leave(self, worker: ExclusiveWorker) -> None:
+        self._take(worker)
+        group = self._group_of.pop(worker)
+        group.workers.remove(worker)
+        if group.lacks_worker:
+            group.missed = True
+            self._reopen_later(group)
+        self._forget_if_empty(group)
+
+    def _move(
+        self, worker: ExclusiveWorker, key: GroupKey, request: ModernRequest | None = None
+    ) -> None:
+        self._leave(worker)
+        group = self._enter(worker, key)
+        if request is not None:
+            group.opened(worker, request)
+
+    def worker_free(self, worker: ExclusiveWorker) -> None:
+        """A worker works on nothing: keep it for other requests, or end it."""
+        group = self._group_of.get(worker)
+        if group is None or worker in group.free:
             return
-        upkeep = process.upkeep
-        upkeep.touched = upkeep.touched or bool(group.listens)
-        if not process.conversation.clean:
-            process.session.life.end("its last request may still run")
-        elif upkeep.is_worn():
-            process.session.life.end(ENOUGH)
-        elif group.listens or group.may_keep:
-            self._keep(process, group)
-        elif upkeep.touched:
-            process.session.life.end(group.why_over)
+        usage = worker.usage
+        usage.touched = usage.touched or bool(group.subscribers)
+        if not worker.translator.clean:
+            worker.session.life.end("its last request may still run")
+        elif usage.is_worn():
+            worker.session.life.end(ENOUGH)
+        elif group.subscribers or group.is_reusable:
+            self._keep(worker, group)
+        elif usage.touched:
+            worker.session.life.end(group.end_reason)
         else:
-            # Nobody has used it: it has been told who wanted it, and that is all.
-            self._move(process, self._untouched[process])
-            self._keep(process, self._group_of[process])
+            # It has been told which client wanted it, and that is all.
+            self._move(worker, self._untouched[worker])
+            self._keep(worker, self._group_of[worker])
 
-    def _keep(self, process: ExclusiveWorker, group: ExclusiveGroup) -> None:
-        """It is free, for requests of its kind."""
-        group.free.append(process)
-        process.counts.release()
-        scope = group.kind.scope
+    def _keep(self, worker: ExclusiveWorker, group: ExclusiveGroup) -> None:
+        """Keep a free worker for requests with the key of its group."""
+        group.free.append(worker)
+        worker.hold.release()
+        scope = group.key.scope
         if isinstance(scope, ClientConnection):
-            before = self._kept.get(scope)
-            self._kept[scope] = process
+            before = self._free_of.get(scope)
+            self._free_of[scope] = worker
             if before is not None and not self._group_of[before].needs(before):
                 before.session.life.end("its connection has another one")
-        if scope is None or not group.listens:
-            self._resting[process] = None
-        process.upkeep.rest(lambda: self._rested(process))
+        if scope is None or not group.subscribers:
+            self._idle[worker] = None
+        worker.usage.begin_idle(lambda: self._expired(worker))
         self._pool.tell_room()
 
-    def _rested(self, process: ExclusiveWorker) -> None:
-        group = self._group_of.get(process)
-        if group is None or process not in group.free:
+    def _expired(self, worker: ExclusiveWorker) -> None:
+        """A worker has been free for `idle_timeout`."""
+        group = self._group_of.get(worker)
+        if group is None or worker not in group.free:
             return
-        if group.needs(process):
-            process.upkeep.rest(lambda: self._rested(process))
+        if group.needs(worker):
+            worker.usage.begin_idle(lambda: self._expired(worker))
         else:
-            process.session.life.end(UNUSED)
+            worker.session.life.end(UNUSED)
 
-    def lost(self, process: ExclusiveWorker) -> None:
-        """It takes nothing more."""
-        if process in self._group_of:
-            self.unparked(process)
-            del self._untouched[process]
-            self._leave(process)
+    def worker_lost(self, worker: ExclusiveWorker) -> None:
+        """The process of a worker takes nothing more: forget it."""
+        if worker in self._group_of:
+            self.worker_resumed(worker)
+            del self._untouched[worker]
+            self._leave(worker)
             self._queue.wake()
 
-    def _forget_empty(self, group: ExclusiveGroup) -> None:
-        if group.is_empty and self._groups.get(group.kind) is group:
-            del self._groups[group.kind]
+    def _forget_if_empty(self, group: ExclusiveGroup) -> None:
+        if group.is_empty and self._groups.get(group.key) is group:
+            del self._groups[group.key]
 
-    # Waiting for the client.
+    # Subscriptions.
 
-    def parked(self, process: ExclusiveWorker, request: ModernRequest) -> str:
-        """Its request waits for the client; returns the state that brings the client back."""
-        return self._parking.enter(process, self._group_of[process].kind.identity, request)
-
-    def unparked(self, process: ExclusiveWorker) -> None:
-        """It does not wait any more, if it did: no state brings a client back to it."""
-        self._parking.leave(process)
-
-    # Listening.
-
-    def _listen(self, exchange: Exchange, asked: Filter, process: ExclusiveWorker) -> None:
-        group = self._group_of.get(process)
-        initialized = process.conversation.initialized
+    def _subscribe(self, exchange: Exchange, asked: Filter, worker: ExclusiveWorker) -> None:
+        group = self._group_of.get(worker)
+        initialized = worker.translator.initialized
         if group is None or initialized is None:
-            raise backend_ended(process.session, self._settings)
+            raise worker.ended_error()
         if not exchange.over:
-            exchange.assign(GroupSubscriber(group, self._unheard))
-            group.listen(exchange, acknowledge(asked, initialized.capabilities))
+            exchange.assign(GroupSubscriber(group, self._subscriber_left))
+            group.subscribe(exchange, acknowledge(asked, initialized.capabilities))
 
-    def _unheard(self, group: ExclusiveGroup) -> None:
-        """Somebody listens no more: a process may not be needed for that now."""
-        if not (group.listens or group.may_keep):
-            for process in list(group.free):
-                process.session.life.end(group.why_over)
-        self._forget_empty(group)
+    def _subscriber_left(self, group: ExclusiveGroup) -> None:
+        """End the free workers that were kept for it alone."""
+        if not (group.subscribers or group.is_reusable):
+            for worker in list(group.free):
+                worker.session.life.end(group.end_reason)
+        self._forget_if_empty(group)
         self._pool.tell_room()
 
-    def changed(self, process: ExclusiveWorker, change: Change) -> None:
-        """Tell those who listen."""
-        group = self._group_of.get(process)
+    def worker_notified(self, worker: ExclusiveWorker, change: Change) -> None:
+        """Pass a notification of the server to the subscribers of its group."""
+        group = self._group_of.get(worker)
         if group is not None:
-            group.tell(change)
+            group.notify(change)
 
-    def _listen_again(self, group: ExclusiveGroup) -> None:
-        """Nothing is left to listen to: have a process again."""
-        if self._pool.stopping or group.again is not None or group.example is None:
+    def _reopen_later(self, group: ExclusiveGroup) -> None:
+        """A group has subscribers and no worker: open one after a while."""
+        if self._pool.stopping or group.reopening.is_running or group.example is None:
             return
-        delay = max(RELISTEN_SECONDS, self._pool.backoff.wait(self._clock.seconds()))
-        group.again = self._clock.callLater(delay, self._open_again, group, group.example)
+        reopen = partial(self._reopen, group, group.example)
+        group.reopening.start(self._reopening_delay(), reopen)
 
-    def _open_again(self, group: ExclusiveGroup, example: ModernRequest) -> None:
-        group.again = None
-
+    def _reopen(self, group: ExclusiveGroup, example: ModernRequest) -> None:
         def failed(failure: Failure) -> None:
             if not isinstance(failure.value, Refused):
-                # The server is another one: who listens anew gets on with that.
+                # If the server has changed its era, a new subscription gets on with that.
                 if failure.check(OtherEra) is None:
-                    self.log.failure("listening anew failed", failure)
-                group.end_listens()
-            elif group.unheard:
-                self._listen_again(group)
-            self._forget_empty(group)
+                    self.log.failure("opening a process for subscribers failed", failure)
+                group.end_subscriptions()
+            elif group.lacks_worker:
+                self._reopen_later(group)
+            self._forget_if_empty(group)
 
-        if group.unheard:
-            opening = Deferred.fromCoroutine(self._open(group.kind, example))
-            opening.addCallbacks(self.returned, failed)
+        if group.lacks_worker:
+            opening = Deferred.fromCoroutine(self._open(group.key, example))
+            opening.addCallbacks(self.worker_free, failed)

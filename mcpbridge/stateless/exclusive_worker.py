@@ -1,6 +1,6 @@
 """
-One process of an older server, leased to one request of MCP 2026-07-28 at a
-time.
+A process of a legacy server, which works on one request of MCP 2026-07-28 at
+a time.
 
 Knows whose request it works on and how long it waits; what is said is for
 `translation.legacy_server`.
@@ -15,8 +15,6 @@ from typing import Protocol
 import msgspec
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 
 from mcpbridge._version import __version__
 from mcpbridge.config.settings import ServerSettings
@@ -29,13 +27,9 @@ from mcpbridge.mcp.subscriptions import Change
 from mcpbridge.processes.address_shares import Claim, Hold
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.caller import Caller
-from mcpbridge.stateless.exchange import (
-    Exchange,
-    ToolAnnotations,
-    WorkerUsage,
-    backend_ended,
-    backend_failed,
-)
+from mcpbridge.processes.era import OtherEra
+from mcpbridge.stateless.exchange import Exchange
+from mcpbridge.stateless.worker import BackendWorker
 from mcpbridge.timers import Timer
 from mcpbridge.translation.handshake import HandshakeRefused
 from mcpbridge.translation.legacy_server import LegacyServerTranslator
@@ -46,80 +40,90 @@ SUBSCRIBED_AT_ONCE = 16
 
 
 class ExclusiveWorkerObserver(Protocol):
-    """Who leases processes out."""
+    """The pool that a worker belongs to."""
 
-    def returned(self, process: ExclusiveWorker) -> None:
-        """It works for nobody."""
+    def worker_free(self, worker: ExclusiveWorker) -> None:
+        """It works on nothing."""
 
-    def parked(self, process: ExclusiveWorker, request: ModernRequest) -> str:
-        """Its request waits for the client; returns the state that brings the client back."""
+    def worker_suspended(self, worker: ExclusiveWorker, request: ModernRequest) -> str:
+        """Its request waits for the client; return the `requestState` of the retry."""
         ...
 
-    def unparked(self, process: ExclusiveWorker) -> None:
-        """It does not wait any more, if it did: no state brings a client back to it."""
+    def worker_resumed(self, worker: ExclusiveWorker) -> None:
+        """Its request waits no more, if it did: its `requestState` is void."""
 
-    def changed(self, process: ExclusiveWorker, change: Change) -> None:
-        """It tells of something that clients may listen for."""
+    def worker_notified(self, worker: ExclusiveWorker, change: Change) -> None:
+        """The server has sent a notification that clients may subscribe to."""
 
-    def lost(self, process: ExclusiveWorker) -> None:
-        """It takes nothing more."""
+    def worker_lost(self, worker: ExclusiveWorker) -> None:
+        """Its process takes nothing more."""
 
 
-class ExclusiveWorker:
+class ExclusiveWorker(BackendWorker):
     """
-    One process; the stream of its session.  At any time it opens, is free,
-    works for an exchange, is parked, or recovers from a cancelled request.
-    """
+    One process of a legacy server.
 
-    log = Logger()
+    At any time it opens, is free, works on an exchange, is suspended until
+    its client has answered the server's questions, or recovers from a
+    cancelled request.  It never works on a second request before the first is
+    answered: on a legacy server's stdio nothing says which request a question
+    or a log message belongs to, and it must not reach another client.
+
+    `hold` is whose share it counts against while it is not free.
+    """
 
     def __init__(
         self,
         session: BackendSession,
         first: ModernRequest,
         settings: ServerSettings,
-        owner: ExclusiveWorkerObserver,
-        counts: Hold | None = None,
+        observer: ExclusiveWorkerObserver,
+        hold: Hold | None = None,
     ) -> None:
-        self.session = session
-        #: Whose share it counts against while it is not free.
-        self.counts = counts or Hold()
-        self.conversation = LegacyServerTranslator(
+        super().__init__(session, settings)
+        self.hold = hold or Hold()
+        self.translator = LegacyServerTranslator(
             first.capabilities, first.client_info, __version__, session.reached_nobody
         )
-        self.upkeep = WorkerUsage(session, settings)
         self.exchange: Exchange | None = None
-        #: The client of its request, also while that is parked.
-        self._caller: Caller | None = None
-        #: While it is parked: what it has of its client's share.
+        #: While it is suspended: what it has of its client's share.
         self.claim: Claim | None = None
-        self._settings = settings
-        self._owner = owner
+        #: The client of its request, also while that is suspended.
+        self._caller: Caller | None = None
+        self._observer = observer
         #: Fires when the handshake is over, fails with what went wrong.
         self._opening: Deferred[None] | None = None
         self._listing: Deferred[msgspec.Raw] | None = None
-        self.tools = ToolAnnotations(self._list_tools)
-        #: What is waited for: questions to be complete, a retry, a late answer.
-        self._wait: IDelayedCall | None = None
-        #: Whether lines of it are being read, and what is to follow then.
+        #: What it waits for, one thing at a time: more questions, a retry, or
+        #: the late answer to a cancelled request.
+        self._wait = Timer(session.clock)
+        #: Whether lines of the process are being read; and what is to be done
+        #: after that, since it may give the worker to the next request.
         self._reading = False
-        self._heard: list[Callable[[], object]] = []
-        self._is_done = False
-        #: Resources it is to be told of: whether they are listened to now.
-        self._to_tell: dict[str, bool] = {}
-        #: When it is told what it did not take, should it say nothing before.
-        self._again = Timer(session.clock)
+        self._after_reading: list[Callable[[], object]] = []
+        self._free_after_reading = False
+        #: Resources that the process is still to be told of: whether to
+        #: subscribe to each or to unsubscribe.
+        self._unsent: dict[str, bool] = {}
 
-    async def open(self) -> None:
-        """Shake hands.  Raises `HandshakeRefused` and `BackendFailed`."""
-        timeout = self._settings.start_timeout
+    async def open(self, patience: float) -> None:
+        """
+        Make the handshake (`initialize`).
+
+        Raises `OtherEra` where the server speaks only revisions without one,
+        and `BackendFailed` where it refuses, ends or does not answer.
+        """
         opening = self._opening = Deferred()
         try:
-            self.session.backend.send(self.conversation.initialize())
-            opening.addTimeout(timeout, self.session.clock)
+            self.session.backend.send(self.translator.initialize())
+            opening.addTimeout(patience, self.session.clock)
             await opening
+        except HandshakeRefused as error:
+            if error.modern_only:
+                raise OtherEra(str(error)) from None
+            raise BackendFailed(str(error)) from None
         except defer.TimeoutError:
-            raise BackendFailed(f"no answer to `initialize` in {timeout:g} s") from None
+            raise BackendFailed(f"no answer to `initialize` in {patience:g} s") from None
         except (BackendBusy, UnknownSession) as error:
             raise BackendFailed(str(error)) from None
         finally:
@@ -129,11 +133,11 @@ class ExclusiveWorker:
         timeout = self._settings.start_timeout
         listing = self._listing = Deferred()
         try:
-            self.session.backend.send(self.conversation.list_tools(cursor))
+            self.session.backend.send(self.translator.list_tools(cursor))
             listing.addTimeout(timeout, self.session.clock)
             return await listing
         except BackendBusy:
-            self.conversation.unsaid()
+            self.translator.unsaid()
             raise
         except defer.TimeoutError:
             why = f"no answer to `tools/list` in {timeout:g} s"
@@ -141,204 +145,229 @@ class ExclusiveWorker:
             raise BackendFailed(why) from None
         finally:
             self._listing = None
-            self.conversation.unlisted()
+            self.translator.unlisted()
 
     # Requests.
 
     def ask(self, exchange: Exchange) -> None:
-        """Work for an exchange.  Raises `Refused`; then it works for nobody."""
-        *before, line = self.conversation.ask(exchange.request)
-        self._work_for(exchange)
+        """Work on an exchange.  Raises a `Refused`; then it works on nothing."""
+        *before, line = self.translator.ask(exchange.request)
+        self._work_on(exchange)
         try:
-            self._tell(before)
-            self._pass(line)
+            self._send_own(before)
+            self._send_for_client(line)
         except BaseException:
-            # The backend has never heard of it.
+            # The backend has never heard of the request.
             self.exchange = None
-            self.conversation.unasked()
+            self.translator.unasked()
             raise
-        self.upkeep.served += 1
+        self.usage.served += 1
 
-    def go_on(self, exchange: Exchange) -> None:
-        """Go on with the parked request.  Raises `Refused`; then it is still parked."""
-        lines = self.conversation.resume(exchange.request)
-        self._no_wait()
-        self._work_for(exchange)
+    def resume_call(self, exchange: Exchange) -> None:
+        """
+        Go on with the suspended request, of which this exchange is the retry.
+
+        Raises a `Refused`; then it is suspended as before.
+        """
+        lines = self.translator.resume(exchange.request)
+        self._wait.stop()
+        self._work_on(exchange)
         try:
             if lines:
-                self._pass(*lines)
+                self._send_for_client(*lines)
         except BaseException:
             self.exchange = None
             self.session.life.end("its queue is full, or a filter refused an answer")
             raise
-        self._owner.unparked(self)
-        self._heed(self.conversation.held())
-        if self.conversation.questions and self.exchange is not None:
-            self._collect()
-
-    def subscribe(self, uri: str) -> None:
-        """Be told of a resource."""
-        self._change(uri, True)
-
-    def unsubscribe(self, uri: str) -> None:
-        """Not any more."""
-        self._change(uri, False)
-
-    def _change(self, uri: str, wanted: bool) -> None:
-        if uri in self._to_tell and self._to_tell[uri] is not wanted:
-            # It was not told of the last change, and need not be.
-            del self._to_tell[uri]
-        else:
-            self._to_tell[uri] = wanted
-        self._tell_changes()
-
-    def _tell_changes(self) -> None:
-        """A few at a time: a list of resources is not to keep calls from the process."""
-        self._again.stop()
-        if not self.session.receiving:
-            self._to_tell.clear()
-        while self._to_tell and self.conversation.unanswered < SUBSCRIBED_AT_ONCE:
-            uri, wanted = next(iter(self._to_tell.items()))
-            told = self.conversation
-            try:
-                self.session.backend.send((told.subscribe if wanted else told.unsubscribe)(uri))
-            except BackendBusy:
-                told.unsaid()
-                self._again.start(SAY_AGAIN_SECONDS, self._tell_changes)
-                return
-            except UnknownSession:
-                told.unsaid()
-                self._to_tell.clear()
-                return
-            del self._to_tell[uri]
+        self._observer.worker_resumed(self)
+        self._handle(self.translator.held())
+        if self.translator.questions and self.exchange is not None:
+            self._collect_questions()
 
     def give_up(self, reason: str) -> None:
         """
-        Cancel the request; it can work for another when that has ended, and
-        ends itself where that takes longer than `CANCEL_SECONDS`.
+        Cancel the request.
+
+        The worker is free when the request has ended.  Where that takes
+        longer than `CANCEL_SECONDS`, the process is ended instead: what it
+        says late could reach the next client.
         """
         self.exchange = None
-        self._no_wait()
-        self._owner.unparked(self)
-        self._tell(self.conversation.cancel(reason))
+        self._wait.stop()
+        self._observer.worker_resumed(self)
+        self._send_own(self.translator.cancel(reason))
         self._recover(f"its request was given up: {reason}")
 
-    def released(self) -> None:
+    def release(self) -> None:
         """
-        Who had it has asked nothing of it, or left before: it is for others
-        when what the bridge itself has asked for them has an answer.
+        Give it back unused: whoever had it has asked nothing, or left before.
+
+        It is free when what the bridge itself has asked for that client (the
+        list of tools) is answered.
         """
         self._recover("its list of tools was not awaited")
 
-    def _recover(self, reason: str) -> None:
-        """It works for nobody, once nothing that it was asked may still be heard of."""
-        if self.conversation.clean:
-            self._done()
-        elif self.session.receiving and self._wait is None:
-            self._wait = self.session.clock.callLater(CANCEL_SECONDS, self.session.life.end, reason)
-
     def leave(self) -> None:
-        """It takes nothing more: who waits for an answer may get it, but nobody is asked."""
+        """
+        The process takes nothing more.  Its client still gets an answer that
+        is on the way, but is not asked anything any more.
+        """
         if self.exchange is not None:
-            self._no_wait()
-        self._owner.lost(self)
+            self._wait.stop()
+        self._observer.worker_lost(self)
 
-    def _work_for(self, exchange: Exchange) -> None:
+    def _recover(self, reason: str) -> None:
+        """Become free as soon as nothing that was asked before can still be answered."""
+        if self.translator.clean:
+            self._become_free()
+        elif self.session.receiving and not self._wait.is_running:
+            self._wait.start(CANCEL_SECONDS, partial(self.session.life.end, reason))
+
+    def _become_free(self) -> None:
+        """
+        Tell the pool that it works on nothing.
+
+        The next request is given to it only when all that was read together
+        with the last answer has been handled: that was not said to it.
+        """
+        self._caller = None
+        self._free_after_reading = self._reading
+        if not self._reading:
+            self._observer.worker_free(self)
+
+    def _work_on(self, exchange: Exchange) -> None:
         exchange.assign(self)
         self.exchange = exchange
         self._caller = exchange.caller
 
-    def _pass(self, *lines: bytes) -> None:
-        """Lines of a client's, all or none."""
+    def _send_for_client(self, *lines: bytes) -> None:
+        """Send a client's messages, all or none.  Raises a `Refused`."""
         try:
             self.session.messages_of(self._caller, list(lines))
         except UnknownSession:
-            raise backend_ended(self.session, self._settings) from None
+            raise self.ended_error() from None
 
-    def _tell(self, lines: list[bytes]) -> None:
-        """Lines of the bridge's own."""
+    def _send_own(self, lines: list[bytes]) -> None:
         for line in lines:
             self.session.answer_backend(line)
 
-    # What an exchange asks: Worker.
+    # Resource subscriptions.
+
+    def subscribe(self, uri: str) -> None:
+        """Subscribe to a resource."""
+        self._change_subscription(uri, True)
+
+    def unsubscribe(self, uri: str) -> None:
+        """Unsubscribe from a resource."""
+        self._change_subscription(uri, False)
+
+    def _change_subscription(self, uri: str, wanted: bool) -> None:
+        if uri in self._unsent and self._unsent[uri] is not wanted:
+            # The process was not told of the last change, and need not be.
+            del self._unsent[uri]
+        else:
+            self._unsent[uri] = wanted
+        self._send_subscriptions()
+
+    def _send_subscriptions(self) -> None:
+        """Send a few at a time: a long list must not keep calls from the process."""
+        self._retry.stop()
+        if not self.session.receiving:
+            self._unsent.clear()
+        while self._unsent and self.translator.unanswered < SUBSCRIBED_AT_ONCE:
+            uri, wanted = next(iter(self._unsent.items()))
+            write = self.translator.subscribe if wanted else self.translator.unsubscribe
+            try:
+                self.session.backend.send(write(uri))
+            except BackendBusy:
+                self.translator.unsaid()
+                self._retry.start(SAY_AGAIN_SECONDS, self._send_subscriptions)
+                return
+            except UnknownSession:
+                self.translator.unsaid()
+                self._unsent.clear()
+                return
+            del self._unsent[uri]
+
+    # Worker: what an exchange calls.
 
     def cancel(self, exchange: Exchange) -> None:
-        """The client has gone."""
+        """Cancel the request: the client has gone."""
         if exchange is self.exchange:
             guarded(self.log, "reading a backend again", self.session.resume_backend)
             self.give_up("the client has gone")
 
     def pause(self, exchange: Exchange) -> None:
-        """The client does not keep up."""
+        """Leave the output in the pipe: the client does not keep up."""
         if exchange is self.exchange:
             self.session.pause_backend()
 
     def resume(self, exchange: Exchange) -> None:
-        """It does again, or is gone."""
+        """Read on, unless it works on another exchange by now."""
         if self.exchange in (None, exchange):
             self.session.resume_backend()
 
     def caller_of(self, line: bytes) -> Caller | None:
-        """Whose a line of the process is, before it is sent."""
-        return self._caller if self.conversation.is_of_request(line) else None
+        """Return the client that a line of the process is for, before it is sent."""
+        return self._caller if self.translator.is_of_request(line) else None
 
-    # What its session asks: Stream.
+    # Sink: what its session calls.
 
     @property
     def has_reader(self) -> bool:
-        """Whether it works for anybody, or on what the bridge itself has asked."""
-        return self.exchange is not None or not self.conversation.clean
+        """Whether it works on an exchange, or on what the bridge itself has asked."""
+        return self.exchange is not None or not self.translator.clean
 
     def send(self, lines: list[bytes]) -> None:
-        """Messages of the process."""
+        """Handle messages of the process."""
         self._reading = True
         try:
             for line in lines:
-                if self.conversation.initialized is None:
-                    self._shake_hands(line)
+                if self.translator.initialized is None:
+                    self._make_handshake(line)
                 else:
-                    self._heed(self.conversation.from_backend(line))
+                    self._handle(self.translator.from_backend(line))
         finally:
             self._reading = False
-        if self._to_tell:
-            self._tell_changes()
-        heard, self._heard = self._heard, []
-        for each in heard:
+        if self._unsent:
+            self._send_subscriptions()
+        after, self._after_reading = self._after_reading, []
+        for each in after:
             each()
-        if self._is_done:
-            self._done()
+        if self._free_after_reading:
+            self._become_free()
 
     def only_open(self) -> JsonRpcId | msgspec.UnsetType:
-        """Its only request, as the bridge numbers it."""
-        return self.conversation.only_open
+        """Return its only request, as the bridge numbers it."""
+        return self.translator.only_open
 
     def stop_keepalive(self) -> None:
-        """It is not used any more."""
-        self.upkeep.wake()
-        self._no_wait()
+        """Stop all timers that keep the worker."""
+        self.usage.end_idle()
+        self._wait.stop()
         self.leave()
 
     def close(self) -> None:
-        """What was asked has no answer."""
-        self._again.stop()
-        error = backend_ended(self.session, self._settings)
+        """Fail what has not been answered."""
+        self._retry.stop()
+        error = self.ended_error()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             guarded(self.log, "a response", exchange.fail, error)
         for waiting in (self._opening, self._listing):
             if waiting is not None and not waiting.called:
-                waiting.errback(backend_failed(self.session, self._settings))
+                waiting.errback(self.failed_error())
 
-    def _shake_hands(self, line: bytes) -> None:
+    def _make_handshake(self, line: bytes) -> None:
         try:
-            lines = self.conversation.handshake(line)
+            lines = self.translator.handshake(line)
         except HandshakeRefused as error:
             if self._opening is not None and not self._opening.called:
                 self._opening.errback(error)
             return
-        self._tell(lines or [])
-        if self.conversation.initialized is not None:
-            self._heard.append(self._opened)
+        self._send_own(lines or [])
+        if self.translator.initialized is not None:
+            self._after_reading.append(self._opened)
 
     def _opened(self) -> None:
         if self._opening is not None and not self._opening.called:
@@ -348,76 +377,61 @@ class ExclusiveWorker:
         if self._listing is not None and not self._listing.called:
             self._listing.callback(tools)
 
-    def _done(self) -> None:
-        """
-        It works for nobody.  What was read together with its last answer, or
-        before, was not said to the next one, who has to wait for that long.
-        """
-        self._caller = None
-        self._is_done = self._reading
-        if not self._reading:
-            self._owner.returned(self)
-
-    def _heed(self, said: ServerOutput) -> None:
-        """Do what a line of the backend amounts to."""
-        self._tell(said.to_backend)
-        if said.tools is not None:
-            self._heard.append(partial(self._listed, said.tools))
-        for change in said.changed:
+    def _handle(self, output: ServerOutput) -> None:
+        """Do what a line of the server amounts to."""
+        self._send_own(output.to_backend)
+        if output.tools is not None:
+            self._after_reading.append(partial(self._listed, output.tools))
+        for change in output.changed:
             if change.kind == "toolsListChanged":
-                self.tools.changed()
-            self._owner.changed(self, change)
+                self.tools.invalidate()
+            self._observer.worker_notified(self, change)
         exchange = self.exchange
         if exchange is None:
-            if self._wait is not None and not self.conversation.running and self.conversation.clean:
-                # What was given up has ended after all.
-                self._no_wait()
-                self._done()
+            waits = self._wait.is_running
+            if waits and not self.translator.running and self.translator.clean:
+                # A request that was given up has ended after all.
+                self._wait.stop()
+                self._become_free()
             return
-        if said.notes:
-            guarded(self.log, "a response", exchange.deliver, said.notes, False)
+        if output.notes:
+            guarded(self.log, "a response", exchange.deliver, output.notes, False)
         if self.exchange is None:
-            # The client has gone by that.
+            # To write that has shown that the client has gone.
             return
-        if said.refused is not None:
+        if output.refused is not None:
             self.exchange = None
-            guarded(self.log, "a response", exchange.fail, said.refused)
-            self.give_up(str(said.refused))
-        elif said.final is not None:
-            self._no_wait()
+            guarded(self.log, "a response", exchange.fail, output.refused)
+            self.give_up(str(output.refused))
+        elif output.final is not None:
+            self._wait.stop()
             self.exchange = None
-            guarded(self.log, "a response", exchange.deliver, [said.final], True)
-            self._done()
-        elif said.asked:
-            self._collect()
+            guarded(self.log, "a response", exchange.deliver, [output.final], True)
+            self._become_free()
+        elif output.asked:
+            self._collect_questions()
 
-    # Waiting.
+    # Questions to the client.
 
-    def _collect(self) -> None:
-        """A question may be the first of several."""
-        if self._wait is None and not self.session.leaving:
-            self._wait = self.session.clock.callLater(COLLECT_SECONDS, self._park)
+    def _collect_questions(self) -> None:
+        """Wait for `COLLECT_SECONDS` after the first question: it may be one of several."""
+        if not self._wait.is_running and not self.session.leaving:
+            self._wait.start(COLLECT_SECONDS, self._suspend)
 
-    def _park(self) -> None:
-        """The client gets the questions; the request waits until they are answered."""
-        self._wait = None
+    def _suspend(self) -> None:
+        """Send the client the questions; the request waits until they are answered."""
         exchange, self.exchange = self.exchange, None
         if exchange is None:
             return
-        if not self.conversation.questions:
-            # They were taken back.
+        if not self.translator.questions:
+            # The server has taken them back.
             self.exchange = exchange
             return
         # The exchange is about to be over, but the process is not free for that.
         self.claim = exchange.take_claim()
-        state = self._owner.parked(self, exchange.request)
-        self._wait = self.session.clock.callLater(
-            self._settings.input_timeout, self.give_up, "the client did not come back"
+        state = self._observer.worker_suspended(self, exchange.request)
+        self._wait.start(
+            self._settings.input_timeout, partial(self.give_up, "the client did not come back")
         )
-        asked = self.conversation.input_required(state)
+        asked = self.translator.input_required(state)
         guarded(self.log, "a response", exchange.deliver, [asked], True)
-
-    def _no_wait(self) -> None:
-        wait, self._wait = self._wait, None
-        if wait is not None and wait.active():
-            wait.cancel()

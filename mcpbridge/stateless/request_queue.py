@@ -1,6 +1,6 @@
 """
-Requests of MCP 2026-07-28 that wait: for a process, or for one of them to
-find out what all of them need.
+Stateless requests that wait: for a process, or for one of them to start what
+all of them need.
 
 Knows order, number and time; must not know what they wait for.
 """
@@ -24,18 +24,22 @@ T = TypeVar("T")
 
 
 class Ticket:
-    """Where a request stands in line; it keeps that until it has a process."""
+    """A request's place in the queue, which it keeps until it has a process."""
 
-    #: When it began to wait; that is still to come.
+    #: When it began to wait; infinity as long as it has not.
     since = inf
 
     def is_behind(self, others: Iterable[Ticket]) -> bool:
-        """Whether one of the others came before."""
+        """Return whether one of the others began to wait before."""
         return any(each.since <= self.since for each in others)
 
 
 class RequestQueue:
-    """Requests that wait for a process, in their order, bounded in number and time."""
+    """
+    Requests that wait for a process, longest waiting first.
+
+    At most `limit` of them wait, each for at most `timeout` seconds.
+    """
 
     def __init__(self, clock: IReactorTime, limit: int, timeout: float) -> None:
         self._clock = clock
@@ -44,15 +48,18 @@ class RequestQueue:
         self._waiting: dict[Deferred[None], tuple[float, Callable[[], bool]]] = {}
         self._stopped = False
         self._waking = False
-        self._again = False
+        self._wake_again = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def wait(self, ticket: Ticket, may_go: Callable[[], bool]) -> None:
+    async def wait(self, ticket: Ticket, may_proceed: Callable[[], bool]) -> None:
         """
-        Returns when there may be a process: when `may_go` said so after
-        something had changed.  Raises `ServerBusy` and `Stopping`.
+        Return when there may be a process: `may_proceed` is asked after each
+        change.  A request that waits again keeps its place and its deadline.
+
+        Raises `ServerBusy` where too many wait or the time is over, and
+        `Stopping`.
         """
         if self._stopped:
             raise _stopping()
@@ -62,7 +69,7 @@ class RequestQueue:
                 raise ServerBusy("all processes are at work, and as many requests wait as may")
             ticket.since = now
         turn: Deferred[None] = Deferred()
-        self._waiting[turn] = ticket.since, may_go
+        self._waiting[turn] = ticket.since, may_proceed
         turn.addTimeout(max(0.0, ticket.since + self._timeout - now), self._clock)
         try:
             await turn
@@ -73,28 +80,30 @@ class RequestQueue:
 
     def wake(self) -> None:
         """
-        Something has changed: all go on for whom there may be a process now,
-        who has waited longest first.  Called meanwhile, it is done once more.
+        Let every request proceed for which there may be a process now, the
+        longest waiting first.  Called from within itself, it starts over.
         """
-        self._again = True
+        self._wake_again = True
         if self._waking:
             return
         self._waking = True
         try:
-            while self._again:
-                self._again = False
+            while self._wake_again:
+                self._wake_again = False
                 self._wake_once()
         finally:
             self._waking = False
 
     def _wake_once(self) -> None:
-        for turn, (_, may_go) in sorted(self._waiting.items(), key=lambda each: each[1][0]):
-            if turn in self._waiting and may_go():
+        # A request that waits for the second time is at the end of the
+        # dictionary, and may have waited longest.
+        for turn, (_, may_proceed) in sorted(self._waiting.items(), key=lambda each: each[1][0]):
+            if turn in self._waiting and may_proceed():
                 del self._waiting[turn]
                 turn.callback(None)
 
     def stop(self) -> None:
-        """Nobody waits any more."""
+        """Fail all that wait with `Stopping`."""
         self._stopped = True
         waiting, self._waiting = self._waiting, {}
         for turn in waiting:
@@ -107,53 +116,55 @@ def _stopping() -> Stopping:
 
 class SingleFlight:
     """
-    Requests that need the same thing done: one does it, and the others wait
-    until that is over.  As many may wait as may wait in line.
+    Lets one of several requests do what all of them need, while at most
+    `limit` others wait until it is done.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._at_work = False
-        self._turns = Waiters()
+        self._busy = False
+        self._waiters = Waiters()
 
     async def is_first(self) -> bool:
         """
-        Whether it is the caller who does it, and calls `done`; for others,
-        returns when that was called.  Raises `ServerBusy`.
+        Return True to the request that is to do it, and to call `done`; and
+        False to the others, after that call.  Raises `ServerBusy`.
         """
-        if not self._at_work:
-            self._at_work = True
+        if not self._busy:
+            self._busy = True
             return True
-        if len(self._turns) >= self._limit:
+        if len(self._waiters) >= self._limit:
             raise ServerBusy("a process is being started, and as many requests wait as may")
-        await self._turns.wait()
+        await self._waiters.wait()
         return False
 
     def done(self) -> None:
-        """It is done, or cannot be: who still needs it is to try."""
-        self._at_work = False
-        for turn in self._turns.take():
+        """It is done, or has failed: whoever still needs it tries next."""
+        self._busy = False
+        for turn in self._waiters.take():
             turn.callback(None)
 
 
 _log = Logger()
 
 
-async def outlived(
+async def shielded(
     work: Coroutine[Deferred[Any], Any, T],
-    unwanted: Callable[[T], object],
-    untold: Callable[[BridgeError], object] = lambda _: None,
+    unclaimed: Callable[[T], object],
+    failed_unclaimed: Callable[[BridgeError], object] = lambda _: None,
 ) -> T:
     """
-    What comes of work that goes on when its caller is cancelled, as others
-    have a use for it; then `unwanted` is called with that, or `untold` with
-    what it raises.  Raises what it raises.
+    Await work that goes on when the caller is cancelled, since others have a
+    use for it.
+
+    Then `unclaimed` is called with its result, or `failed_unclaimed` with the
+    `BridgeError` that it raised.  Raises what the work raises.
     """
     waiting: Deferred[T] = Deferred()
 
     def done(result: T) -> None:
         if waiting.called:
-            unwanted(result)
+            unclaimed(result)
         else:
             waiting.callback(result)
 
@@ -161,9 +172,9 @@ async def outlived(
         if not waiting.called:
             waiting.errback(failure)
         elif isinstance(failure.value, BridgeError):
-            untold(failure.value)
+            failed_unclaimed(failure.value)
         else:
-            _log.failure("what nobody waits for any more failed", failure)
+            _log.failure("work that nobody waits for any more failed", failure)
 
     Deferred.fromCoroutine(work).addCallback(done).addErrback(failed)
     return await waiting

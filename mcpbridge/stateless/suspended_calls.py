@@ -1,7 +1,8 @@
 """
-Calls that wait for their clients, and what brings a client back to its own.
+Calls that wait for their clients' answers, and the `requestState` that brings
+a retry to its own.
 
-Knows which process waits with which call; must not know what is asked.
+Knows which worker waits with which call; must not know what is asked.
 """
 
 from __future__ import annotations
@@ -17,56 +18,56 @@ from mcpbridge.mcp.request_state import StateKey, presented
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
 
-#: The length of a key that is made at start, and of what names a parked call.
+#: Bytes of a signing key that is made at startup, and of a suspended call's handle.
 KEY_BYTES = 32
 HANDLE_BYTES = 16
 
 
 class SuspendedCalls:
-    """The parked processes of a server, each with a name that counts until it leaves."""
+    """The suspended workers of a server, each under a random handle."""
 
     def __init__(self, settings: ServerSettings, clock: IReactorTime) -> None:
         self._settings = settings
         self._clock = clock
         key = settings.request_state_key
         self._key = StateKey(token_bytes(KEY_BYTES) if key is None else key.encode("utf-8"))
-        self._parked: dict[str, ExclusiveWorker] = {}
+        self._workers: dict[str, ExclusiveWorker] = {}
         self._handles: dict[ExclusiveWorker, str] = {}
 
     def __len__(self) -> int:
-        return len(self._parked)
+        return len(self._workers)
 
-    def enter(self, process: ExclusiveWorker, identity: str, request: ModernRequest) -> str:
-        """A process waits with this call; returns the state for its client."""
+    def add(self, worker: ExclusiveWorker, identity: str, request: ModernRequest) -> str:
+        """Suspend a worker with this call; return the `requestState` for its client."""
         handle = token_urlsafe(HANDLE_BYTES)
-        self._parked[handle] = process
-        self._handles[process] = handle
+        self._workers[handle] = worker
+        self._handles[worker] = handle
         timeout = self._settings.input_timeout
         return self._key.seal(handle, identity, request, self._clock.seconds(), timeout)
 
-    def leave(self, process: ExclusiveWorker) -> None:
-        """It does not wait any more, if it did: no state leads to it."""
-        handle = self._handles.pop(process, None)
+    def remove(self, worker: ExclusiveWorker) -> None:
+        """Make its `requestState` void, and release its claim; no matter if it is not here."""
+        handle = self._handles.pop(worker, None)
         if handle is not None:
-            del self._parked[handle]
-            claim, process.claim = process.claim, None
+            del self._workers[handle]
+            claim, worker.claim = worker.claim, None
             if claim is not None:
                 claim.release()
 
     def find(self, exchange: Exchange, state: str) -> ExclusiveWorker:
-        """The process that waits for this retry.  Raises `InvalidRequestState`."""
+        """Return the worker that waits for this retry.  Raises `InvalidRequestState`."""
         handle = self._key.open(state, exchange.identity, exchange.request, self._clock.seconds())
-        process = self._parked.get(handle)
-        if process is None or not process.conversation.parked:
+        worker = self._workers.get(handle)
+        if worker is None or not worker.translator.parked:
             raise InvalidRequestState(
                 "what waited for this input is over; send the request again without requestState"
             )
-        return process
+        return worker
 
-    def awaits(self, exchange: Exchange) -> bool:
-        """Whether there is one."""
+    def has(self, exchange: Exchange) -> bool:
+        """Return whether a worker waits for this request, as its retry."""
         request = exchange.request
-        if not self._parked or request.method not in INPUT_REQUIRED_METHODS:
+        if not self._workers or request.method not in INPUT_REQUIRED_METHODS:
             return False
         try:
             state = presented(request)

@@ -1,10 +1,10 @@
 """
-One stream of `subscriptions/listen` that names tasks (SEP-2663, "Task Status
+One `subscriptions/listen` that names tasks (SEP-2663, "Task Status
 Notifications"), which several processes may have.
 
-Knows one client's stream and its parts: one for each process that has tasks
-of it, and one for all else that is listened for.  Must not know which process
-has which task.
+Knows one client's subscription and its parts: one for each worker that has
+tasks of it, and one for all else that was asked for.  Must not know which
+worker has which task.
 """
 
 from __future__ import annotations
@@ -23,47 +23,49 @@ from mcpbridge.stateless.concurrent_worker import ConcurrentWorker
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.timers import Timer
 
-#: How long the acknowledgement waits for the processes that have the tasks.
+#: Seconds that the acknowledgement waits for the workers that have the tasks.
 ACKNOWLEDGE_SECONDS = 5.0
-#: How many messages may wait for it; with more it waits for none of them.
+#: How many messages may wait for it; with more it waits for no part any longer.
 MAX_BEFORE_ACKNOWLEDGED = 256
 
 
 class _Part:
-    """What one process writes of a stream; of tasks, where it has any of it."""
+    """
+    A part of a subscription, with the worker that serves it and the tasks
+    that this has; without a worker, the part that is about no task.
+    """
 
     def __init__(
         self,
-        stream: TaskSubscription,
-        process: ConcurrentWorker | None = None,
+        subscription: TaskSubscription,
+        worker: ConcurrentWorker | None = None,
         tasks: Sequence[str] = (),
     ) -> None:
-        self._stream = stream
-        self.process = process
+        self._subscription = subscription
+        self.worker = worker
         self.tasks = tasks
-        self.caller = stream.caller
+        self.caller = subscription.caller
         self.acknowledged = False
         self.over = False
 
     def send(self, lines: list[bytes], final: bool) -> None:
-        """Messages of the process; with `final` the last one is the answer."""
-        self._stream.heard(self, lines, final)
+        """Take messages; if `final`, the last one is the response."""
+        self._subscription.part_received(self, lines, final)
 
     deliver = send
 
     def fail(self, refusal: Refused) -> None:
-        """There will be no more: the process has ended, and with it its tasks."""
-        self._stream.lost(self, refusal)
+        """Take the end of the process, and with it of its tasks."""
+        self._subscription.part_failed(self, refusal)
 
 
 class TaskSubscription:
     """
-    A client's stream, the worker of its exchange.
+    The `Worker` of a client's subscription to tasks.
 
-    Each part is added, and then the stream is begun.  There is one
-    acknowledgement, of what all have promised.  The end of a part is no end
-    of the others; where it is that of a process, its unfinished tasks have
-    failed.
+    Parts are added, and then it begins.  It is acknowledged once, with what
+    all parts have promised.  The end of a part does not end the others; if
+    its process has ended, its unfinished tasks have failed.
     """
 
     def __init__(self, exchange: Exchange, clock: IReactorTime) -> None:
@@ -73,47 +75,47 @@ class TaskSubscription:
         self._rest: Exchange | None = None
         self._promised: Members = {}
         self._tasks: list[str] = []
-        #: What has come before the acknowledgement could be written.
+        #: Messages that wait for the acknowledgement.
         self._waiting: list[bytes] = []
         self._begun = False
         self._acknowledged = False
-        self._late = Timer(clock)
+        self._deadline = Timer(clock)
         self._is_late = False
-        #: Why a part has nothing to say, in the order of their ends.
+        #: Why parts have nothing to say, in the order in which they ended.
         self._errors: list[bytes | Refused] = []
         exchange.assign(self)
 
-    def add(self, process: ConcurrentWorker, tasks: Sequence[str], request: ModernRequest) -> None:
-        """Have a process tell of tasks, by its own ids, with this request."""
-        part = _Part(self, process, tasks)
+    def add(self, worker: ConcurrentWorker, tasks: Sequence[str], request: ModernRequest) -> None:
+        """Subscribe to tasks of a worker, by its server's own ids, with this request."""
+        part = _Part(self, worker, tasks)
         self._parts.append(part)
         try:
-            process.listen(request, part)
+            worker.subscribe(request, part)
         except Refused as error:
             part.over = True
             self._errors.append(error)
 
     def add_rest(self, request: ModernRequest) -> Exchange:
-        """What listens for all but tasks: as any other that listens, with this for its client."""
+        """Return an exchange with this request, which is about all but tasks."""
         part = _Part(self)
         self._parts.append(part)
         self._rest = Exchange(request, self._exchange.identity, part, caller=self.caller)
         return self._rest
 
     def begin(self) -> None:
-        """All parts have been asked."""
+        """All parts have been added: acknowledge when they have."""
         self._begun = True
-        self._late.start(ACKNOWLEDGE_SECONDS, self._wait_no_longer)
+        self._deadline.start(ACKNOWLEDGE_SECONDS, self._deadline_passed)
         self._settle()
 
-    # What a part says.
+    # What a part calls.
 
-    def heard(self, part: _Part, lines: list[bytes], final: bool) -> None:
-        """Messages of a part."""
+    def part_received(self, part: _Part, lines: list[bytes], final: bool) -> None:
+        """Pass messages of a part on, but for its acknowledgement and its response."""
         answer = lines[-1] if final else None
         passing = []
         for line in lines[:-1] if final else lines:
-            if part.acknowledged or not _acknowledges(line):
+            if part.acknowledged or not _is_acknowledgement(line):
                 passing.append(line)
                 continue
             part.acknowledged = True
@@ -127,15 +129,15 @@ class TaskSubscription:
         self._pass(passing)
         self._settle()
 
-    def lost(self, part: _Part, refusal: Refused) -> None:
-        """A part ends with its process, or there is none for it."""
+    def part_failed(self, part: _Part, refusal: Refused) -> None:
+        """End a part with its process, and tell the client that its tasks have failed."""
         part.over = True
         if not part.acknowledged:
             self._errors.append(refusal)
-        if part.process is not None:
-            found = [part.process.tasks.failed(each, str(refusal)) for each in part.tasks]
+        if part.worker is not None:
+            failed = [part.worker.tasks.failed(each, str(refusal)) for each in part.tasks]
             request = self._exchange.request
-            self._pass([failed_line(request, each) for each in found if each is not None])
+            self._pass([failed_line(request, each) for each in failed if each is not None])
         self._settle()
 
     # What the client gets.
@@ -149,12 +151,12 @@ class TaskSubscription:
         if len(self._waiting) > MAX_BEFORE_ACKNOWLEDGED:
             self._acknowledge()
 
-    def _wait_no_longer(self) -> None:
+    def _deadline_passed(self) -> None:
         self._is_late = True
         self._settle()
 
     def _settle(self) -> None:
-        """Acknowledge when all have, and end when all have ended."""
+        """Acknowledge once all parts have, and complete once all have ended."""
         if not self._begun or self._exchange.over:
             return
         ended = all(part.over for part in self._parts)
@@ -165,46 +167,46 @@ class TaskSubscription:
             if all(self._is_settled(part) for part in self._parts):
                 self._acknowledge()
         if ended:
-            self._late.stop()
+            self._deadline.stop()
             self._exchange.deliver([complete_line(self._exchange.request.id)], True)
 
     def _is_settled(self, part: _Part) -> bool:
-        of_tasks = part.process is not None
-        return part.acknowledged or part.over or (of_tasks and self._is_late)
+        has_tasks = part.worker is not None
+        return part.acknowledged or part.over or (has_tasks and self._is_late)
 
     def _acknowledge(self) -> None:
         self._acknowledged = True
-        self._late.stop()
+        self._deadline.stop()
         first = acknowledged(self._exchange.request, self._promised, self._tasks)
         waiting, self._waiting = self._waiting, []
         self._exchange.deliver([first, *waiting], False)
 
     def _refuse(self, error: bytes | Refused) -> None:
-        self._late.stop()
+        self._deadline.stop()
         if isinstance(error, bytes):
             self._exchange.deliver([error], True)
         else:
             self._exchange.fail(error)
 
-    # What an exchange asks: Worker.
+    # Worker: what the exchange calls.
 
     def cancel(self, exchange: Exchange) -> None:
-        """The client has gone, or is refused: nobody need tell it anything."""
-        self._late.stop()
+        """End all parts: the client has gone, or is refused."""
+        self._deadline.stop()
         if self._rest is not None:
             self._rest.cancel()
         for part in self._parts:
-            if part.process is not None and not part.over:
+            if part.worker is not None and not part.over:
                 part.over = True
-                part.process.leave(part)
+                part.worker.unsubscribe(part)
 
     def pause(self, exchange: Exchange) -> None:
-        """Others need not wait for one that does not keep up: its response is bounded."""
+        """Do nothing: others must not wait for one client, whose response is bounded."""
 
     def resume(self, exchange: Exchange) -> None:
-        """Nothing was paused."""
+        """Do nothing: nothing was paused."""
 
 
-def _acknowledges(line: bytes) -> bool:
+def _is_acknowledgement(line: bytes) -> bool:
     envelope = peek(line) if b"acknowledged" in line else None
     return envelope is not None and envelope.method == ACKNOWLEDGED

@@ -301,7 +301,7 @@ def test_one_after_the_other_on_a_leased_process(watcher: Watcher) -> None:
         world.run()
         assert call.result["token"] == name
         assert watcher.of(name) == ["in tools/call", "out answer"]
-    [process] = world.stateless._leases._group_of
+    [process] = world.stateless._exclusive._group_of
     assert process._caller is None, "nobody's headers are kept"
     [backend] = world.live
     backend.say({"method": "notifications/message", "params": {"level": "info", "data": 1}})

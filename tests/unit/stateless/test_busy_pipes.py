@@ -293,7 +293,7 @@ def test_who_listens_to_a_process_that_takes_nothing_more(works: bool, moment: s
     elif moment == "answers":
         process.answer_one()
     process.say(NOTHING)
-    assert process.receiver.sink._to_tell == {}
+    assert process.receiver.sink._unsent == {}
     assert [each.refusal for each in (stream, more)] == [None] * 2
     for each in (more, *calls):
         each.leave()
@@ -315,7 +315,7 @@ def test_a_cancellation_waits_while_the_pipe_is_full(who: str) -> None:
     expected: list[object] = ["b", "a"]
     if who == "bridge":
         # Its own list of tools, which nobody waits for any more.
-        process.receiver.sink.tools.changed()
+        process.receiver.sink.tools.invalidate()
         process.mute = True
         calls[1] = world.call("d")
         world.run()
@@ -357,7 +357,7 @@ def test_no_more_cancellations_wait_than_may() -> None:
     process.busy = True
     for each in [*calls[more:], *late]:
         each.leave()
-    assert len(process.receiver.sink._unsaid) == CANCELLED_KEPT
+    assert len(process.receiver.sink._unsent) == CANCELLED_KEPT
     process.busy = False
     process.finish("0")
     world.run()
@@ -385,7 +385,7 @@ def test_who_leaves_a_process_that_takes_nothing_more(busy: bool) -> None:
     else:
         calls[2].leave()
     world.run()
-    assert not process.receiver.sink._unsaid
+    assert not process.receiver.sink._unsent
     if busy:
         process.finish("c")
         assert calls[2].result["token"] == "c"

@@ -15,7 +15,7 @@ from mcpbridge.config.tuning import CANCEL_SECONDS, RELISTEN_SECONDS
 from mcpbridge.errors import BackendFailed, BridgeError, CannotStart, HeaderMismatch, ServerBusy
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.stateless.request_queue import RequestQueue, Ticket, outlived
+from mcpbridge.stateless.request_queue import RequestQueue, Ticket, shielded
 from tests.fakes import ABLE, Call, Legacy, Modern, Scripted, World
 
 both = pytest.mark.parametrize("kind", [Legacy, Modern])
@@ -556,7 +556,7 @@ def test_work_that_outlives_its_caller(
     async def work() -> None:
         await working
 
-    asking = Deferred.fromCoroutine(outlived(work(), unwanted.append, untold.append))
+    asking = Deferred.fromCoroutine(shielded(work(), unwanted.append, untold.append))
     asking.addErrback(lambda failure: failure.value).addCallback(told.append)
     if left:
         asking.cancel()

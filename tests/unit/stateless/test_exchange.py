@@ -15,8 +15,9 @@ from twisted.python.failure import Failure
 from mcpbridge.errors import BackendEnded, ServerBusy, Stopping
 from mcpbridge.mcp.modern_request import SUBSCRIPTION_ID
 from mcpbridge.mcp.own_request import own_request
-from mcpbridge.stateless.exchange import TOOLS_PAGES, Exchange, ToolAnnotations
+from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.stateless.request_queue import RequestQueue, SingleFlight, Ticket
+from mcpbridge.stateless.worker import TOOLS_PAGES, ToolAnnotations
 
 ACKNOWLEDGED = b'{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged"}'
 ESCAPED = ACKNOWLEDGED.replace(b"/", b"\\/")
@@ -309,7 +310,7 @@ def test_tools_are_listed_once() -> None:
 def test_what_changes_meanwhile_is_not_kept() -> None:
     pages = Pages()
     waiting = Waiting(pages.tools.annotations("a"))
-    pages.tools.changed()
+    pages.tools.invalidate()
     pages.give("a")
     assert len(waiting.got) == 1
     again = Waiting(pages.tools.annotations("a"))

@@ -197,11 +197,11 @@ def test_a_retry_after_its_time(world: World) -> None:
     other = parked(world, "b")
     assert world.live == [backend]
     assert isinstance(call.retry("x").refusal, InvalidRequestState)
-    assert len(world.stateless._leases._parking) == 1
+    assert len(world.stateless._exclusive._suspended) == 1
     retry = other.retry("y")
     world.run()
     assert retry.result["given"] == "y"
-    assert len(world.stateless._leases._parking) == 0
+    assert len(world.stateless._exclusive._suspended) == 0
 
 
 def test_a_retry_after_the_death_of_its_process(world: World) -> None:
@@ -514,7 +514,8 @@ def test_who_listens_is_told_once_and_on(world: World) -> None:
     call.leave()
     world.run()
     assert any(each.get("method") == "resources/unsubscribe" for each in second.heard)
-    assert world.stateless._leases._groups[next(iter(world.stateless._leases._groups))].processes
+    group = next(iter(world.stateless._exclusive._groups.values()))
+    assert group.workers
 
 
 def test_the_last_process_is_worn(world: World) -> None:
@@ -539,12 +540,12 @@ def test_a_client_that_left_before_it_could_listen(world: World) -> None:
     call = world.listen()
     call.leave(aborted=False)
     world.run(1)
-    [group] = world.stateless._leases._groups.values()
-    assert group.listens == {}
+    [group] = world.stateless._exclusive._groups.values()
+    assert group.subscribers == {}
     world.run(world.settings.idle_timeout)
     assert not world.live
     world.run(1)
-    assert world.stateless._leases._groups == {}
+    assert world.stateless._exclusive._groups == {}
 
 
 def test_listening_to_a_server_that_is_another_one() -> None:

@@ -149,7 +149,7 @@ def test_its_process_ends_with_a_connection(world: World, log_lines: list[str]) 
     world.run(1)
     assert world.limiter.taken == 0
     assert any("the connection that it served is closed" in each for each in log_lines)
-    assert world.stateless._leases._groups == {}
+    assert world.stateless._exclusive._groups == {}
 
 
 @pytest.mark.parametrize("aborted", [True, False])
@@ -169,7 +169,7 @@ def test_a_connection_that_is_lost_at_any_time(
     connection.lose()
     world.run(CANCEL_SECONDS)
     world.run(1)
-    parked = len(world.stateless._leases._parking)
+    parked = len(world.stateless._exclusive._suspended)
     untouched = [each for each in world.live if not each.calls and not each.over]
     assert world.limiter.taken == 1 + parked + len(untouched)
     assert done(world, "again", kept).result["token"] == "again"
@@ -400,7 +400,7 @@ def test_a_listener_has_a_process_again(reuse: str, lose_first: bool) -> None:
     connection.lose()
     world.run(1)
     assert world.limiter.taken == 0
-    assert world.stateless._leases._groups == {}
+    assert world.stateless._exclusive._groups == {}
     world.end()
 
 
@@ -479,11 +479,11 @@ def test_whatever_happens(
             if answered and "inputRequests" in call.lines[-1]["result"]:
                 known.append(call)
                 asked.append(call)
-        leases = world.stateless._leases
+        leases = world.stateless._exclusive
         free = [each for group in leases._groups.values() for each in group.free]
-        kept = list(leases._kept.values())
+        kept = list(leases._free_of.values())
         assert len(set(kept)) == len(kept) <= len(free)
-        assert set(leases._resting) <= set(free)
+        assert set(leases._idle) <= set(free)
     for whose, call in calls:
         for token in tokens_in(call):
             assert whose in owner[token], "of another connection"
@@ -493,5 +493,5 @@ def test_whatever_happens(
         call.leave()
     world.run(world.settings.input_timeout)
     world.run(world.settings.idle_timeout)
-    assert world.stateless._leases._kept == {}
+    assert world.stateless._exclusive._free_of == {}
     world.end()

@@ -1,0 +1,142 @@
+"""
+What the two kinds of worker have in common: one backend process, how much it
+has been used, and what it has said of its tools.
+
+Knows one process; must not know which request it works on, nor which revision
+of MCP it speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from twisted.logger import Logger
+
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.errors import BackendEnded, BackendFailed
+from mcpbridge.mcp.header_validation import Annotations, annotated
+from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.timers import Timer
+
+#: How many pages of `tools/list` are read to learn which headers its tools need.
+TOOLS_PAGES = 100
+
+#: Why a worker's process ends: it is worn out, nobody uses it, or the one
+#: connection that it served is closed.
+ENOUGH = "it has been used enough"
+UNUSED = "nobody has used it for a while"
+DISCONNECTED = "the connection that it served is closed"
+
+
+class WorkerUsage:
+    """How much a process has been used, and how long it has been idle."""
+
+    def __init__(self, session: BackendSession, settings: ServerSettings) -> None:
+        self._session = session
+        self._settings = settings
+        self._idle = Timer(session.clock)
+        #: The number of requests it has been given.
+        self.served = 0
+        #: Whether it has been told anything of a client beyond the handshake.
+        self.touched = False
+
+    def is_worn(self) -> bool:
+        """Return whether it is too old for another request, or has served too many."""
+        settings, session = self._settings, self._session
+        age = session.clock.seconds() - session.opened_at
+        old = 0 < settings.max_process_age <= age
+        return old or self.served >= settings.max_process_requests
+
+    def begin_idle(self, expired: Callable[[], object]) -> None:
+        """Call `expired` once it has been idle for `idle_timeout`, if that is not 0."""
+        self.end_idle()
+        if self._settings.idle_timeout:
+            self._idle.start(self._settings.idle_timeout, expired)
+
+    def end_idle(self) -> None:
+        """Stop the timer: it is in use again, or has ended."""
+        self._idle.stop()
+
+
+class ToolAnnotations:
+    """
+    The `x-mcp-header` annotations of a server's tools, read on first use.
+
+    `read_page` returns one result of `tools/list`, for a cursor or None.
+    """
+
+    def __init__(self, read_page: Callable[[str | None], Awaitable[msgspec.Raw]]) -> None:
+        self._read_page = read_page
+        self._known: dict[str, Annotations] | None = None
+        self._changes = 0
+
+    async def annotations(self, tool: str | None) -> Annotations:
+        """Return those of one tool.  Raises what `read_page` raises."""
+        known = self._known
+        if known is None:
+            changes = self._changes
+            known = await self._read_all()
+            # A list that changed while it was read is good for this call only.
+            if changes == self._changes:
+                self._known = known
+        return known.get(tool or "", ())
+
+    def invalidate(self) -> None:
+        """The list has changed: read it again before the next use."""
+        self._changes += 1
+        self._known = None
+
+    async def _read_all(self) -> dict[str, Annotations]:
+        found: dict[str, Annotations] = {}
+        cursor: str | None = None
+        for _ in range(TOOLS_PAGES):
+            page, cursor = annotated(await self._read_page(cursor))
+            found.update(page)
+            if cursor is None:
+                break
+        return found
+
+
+class BackendWorker:
+    """
+    One backend process that works on stateless requests.
+
+    A subclass is the `Sink` of the process's session, and the `Worker` of the
+    exchanges that it works on.
+    """
+
+    log = Logger()
+
+    def __init__(self, session: BackendSession, settings: ServerSettings) -> None:
+        self.session = session
+        self.usage = WorkerUsage(session, settings)
+        self.tools = ToolAnnotations(self._list_tools)
+        self._settings = settings
+        #: When messages of the bridge's own that did not fit into the pipe are sent again.
+        self._retry = Timer(session.clock)
+
+    async def open(self, patience: float) -> None:
+        """
+        Have the process introduce itself within so many seconds.
+
+        Raises `OtherEra` where it does not speak what this worker speaks, and
+        a `Refused` where it is of no use.
+        """
+        raise NotImplementedError
+
+    async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
+        """Return one result of `tools/list`.  Raises a `Refused`."""
+        raise NotImplementedError
+
+    def ended_error(self) -> BackendEnded:
+        """Return what a client is told whose process has ended."""
+        error = BackendEnded(f"the request was not answered: {self.session.reason}")
+        error.data = self.session.last_words(self._settings)
+        return error
+
+    def failed_error(self) -> BackendFailed:
+        """Return what a client is told whose process never came to work."""
+        error = BackendFailed(self.session.reason)
+        error.data = self.session.last_words(self._settings)
+        return error
