@@ -109,7 +109,7 @@ class Bridge(Service):
         self._sweeper = Sweeper(self._clock, self._process_marked, self._process_ended)
         records = CleanupRecords()
         self._journal = Journal(self._clock, records)
-        self._keeper = Watchdog(reactor, self._sweeper.base, records, self._journal.changed)
+        self._watchdog = Watchdog(reactor, self._sweeper.base, records, self._journal.changed)
         self._recovery = Recovery(reactor, self._sweeper.base)
         #: The value of the label that tells this bridge's containers from all others.
         self._bridge_id = f"{self._sweeper.base:x}-{secrets.token_hex(8)}"
@@ -255,7 +255,7 @@ class Bridge(Service):
         """
         Stop to listen, end all sessions; fires when nothing of them is left,
         or when the graces of all servers and `STOP_SLACK_SECONDS` are over, and
-        the guardian has ended.
+        the watchdog has ended.
         """
         super().stopService()
         if self._reporting is not None:
@@ -276,7 +276,7 @@ class Bridge(Service):
         ended.addCallback(all_ended)
         done.addCallback(lambda _: self._nothing_more_to_count())
         stopped = done.addCallback(lambda _: DeferredList([*closed, self._recovery.stop()]))
-        nothing_left = stopped.addCallback(lambda _: self._keeper.stop())
+        nothing_left = stopped.addCallback(lambda _: self._watchdog.stop())
         return nothing_left.addCallback(self._close_journal)
 
     def _nothing_more_to_count(self) -> None:
@@ -285,7 +285,7 @@ class Bridge(Service):
 
     def longest_stop(self) -> float:
         """How many seconds `stopService` takes at most."""
-        # Connections are closed meanwhile, the guardian ends after that.
+        # Connections are closed meanwhile, the watchdog ends after that.
         local = any(isinstance(each, LocalLauncher) for _, each in self._launchers)
         return self._longest_end() + (END_SECONDS if local else 0.0)
 
@@ -332,16 +332,16 @@ class Bridge(Service):
         if self._sweeper.base:
             folders = candidates(self.settings.state_dir, self._environment, os.geteuid())
             self._journal.open(folders, self._sweeper.base)
-            self._keeper.start()
+            self._watchdog.start()
             self._recovery.start(folders)
 
-    # What the guardian could not find by itself: processes that carry no tag.
+    # What the watchdog could not find by itself: processes that carry no tag.
 
     def _process_marked(self, tag: int, pid: int, started: int) -> None:
-        self._keeper.tell(tag, MarkedProcess(pid, started))
+        self._watchdog.tell(tag, MarkedProcess(pid, started))
 
     def _process_ended(self, tag: int, pid: int, started: int) -> None:
-        self._keeper.forget(tag, MarkedProcess(pid, started))
+        self._watchdog.forget(tag, MarkedProcess(pid, started))
 
     def _listen(self, description: str) -> None:
         """Open one listener.  Raises `CannotListen`."""
@@ -379,8 +379,8 @@ class Bridge(Service):
                 self._sweeper,
                 self._environment,
                 budget=self._budget,
-                tell=self._keeper.tell,
-                forget=self._keeper.forget,
+                tell=self._watchdog.tell,
+                forget=self._watchdog.forget,
                 bridge_id=self._bridge_id,
             )
         )

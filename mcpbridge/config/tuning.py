@@ -146,7 +146,7 @@ CANCEL_SECONDS = 1.0
 #: How soon what a client listens for is listened for anew, when its process has ended.
 RELISTEN_SECONDS = 1.0
 
-#: How many processes and containers the guardian is told of, beside the tags.
+#: How many processes and containers the watchdog is told of, beside the tags.
 MAX_RECORDS = 4096
 
 #: How many dead bridges a start cleans up after; the next start goes on with the others.

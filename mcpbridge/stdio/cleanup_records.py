@@ -3,7 +3,7 @@ What is to be cleaned up after a bridge that was killed, beside its tags.
 
 Tags find most processes (see `procfs`).  A record names what they do not
 find: a process that may have lost its tag, the containers of an engine.
-Records travel to the guardian and into the state file as JSON.
+Records travel to the watchdog and into the state file as JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class MarkedProcess:
     start_time: int
 
     def as_json(self) -> dict[str, Any]:
-        """The record as the guardian reads it."""
+        """The record as the watchdog reads it."""
         return {"process": [self.pid, self.start_time]}
 
 
@@ -49,7 +49,7 @@ class Containers:
     environment: tuple[tuple[str, str], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The record as the guardian reads it."""
+        """The record as the watchdog reads it."""
         named = {"engine": list(self.engine), "filter": self.filter}
         return {"containers": {**named, "environment": dict(self.environment)}}
 

@@ -47,7 +47,7 @@ from mcpbridge.stdio.engine_command import COMPLAINT_CHARS, EngineCommand, Engin
 from mcpbridge.stdio.exec_chain import Chain
 
 #: What an engine's CLI reads of its environment to find the engine, without
-#: anything secret: the guardian is told this, and it is written to a file.
+#: anything secret: the watchdog is told this, and it is written to a file.
 ENGINE_VARIABLES = frozenset(
     {
         *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "SSH_AUTH_SOCK"),
@@ -101,7 +101,7 @@ class ServerContainers:
         self._forget = forget
         self._slots = DeferredSemaphore(ENGINE_COMMANDS)
         self._away = False
-        # The guardian finds it by this name, and removes it after a kill.
+        # The watchdog finds it by this name, and removes it after a kill.
         temporary = environment.get("TMPDIR") or "/tmp"
         self._folder = os.path.join(temporary, f"mcpbridge-{bridge_id}")
 

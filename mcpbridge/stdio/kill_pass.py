@@ -1,7 +1,7 @@
 """
 A kill that cannot be outrun: everything is stopped before anything is killed.
 
-Uses the standard library alone, like `procfs`: the guardian runs it too.
+Uses the standard library alone, like `procfs`: the watchdog runs it too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if __package__:
     from mcpbridge.stdio.process_tags import newest_process
     from mcpbridge.stdio.procfs import NOTHING, Reader, Tagged, rounds, signal_if, tag_of
 else:
-    # Beside the guardian, which runs without the package.
+    # Beside the watchdog, which runs without the package.
     from process_tags import newest_process  # type: ignore[import-not-found,no-redef]
     from procfs import (  # type: ignore[import-not-found,no-redef]
         NOTHING,

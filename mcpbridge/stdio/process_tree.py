@@ -90,7 +90,7 @@ class Sweeper:
             return 0
         in_use = set(self.leaders.values()) | self._wanted.keys()
         while True:
-            # The first is the guardian's.
+            # The first is the watchdog's.
             self._next = self._next % (process_tags.TAGS - 1) + 1
             if self.base + self._next not in in_use:
                 return self.base + self._next
@@ -242,7 +242,7 @@ class Sweeper:
                     asked.callback(found[tag] or table.unknown)
 
     def _sort_out(self, found: list[procfs.Tagged]) -> list[procfs.Tagged]:
-        """What lives, beside leaders and guardian; adopted zombies are reaped."""
+        """What lives, beside leaders and watchdog; adopted zombies are reaped."""
         living = []
         for process in found:
             if process.pid in self.leaders or process.tag == self.base:
@@ -302,7 +302,7 @@ class Sweeper:
             tag = procfs.tag_of(pid)
         except OSError:
             return
-        # The first tag is the guardian's, which Twisted waits for.
+        # The first tag is the watchdog's, which Twisted waits for.
         if self.base < tag < self.base + process_tags.TAGS and pid not in self.leaders:
             reap(pid)
 

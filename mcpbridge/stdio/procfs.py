@@ -18,7 +18,7 @@ read it may have forked and exited, and its child is not in the list.  So a
 pass is repeated for what is new until a listing holds nothing that could not
 be read; see `read_table`.
 
-Uses the standard library alone: the guardian runs this file by itself.
+Uses the standard library alone: the watchdog runs this file by itself.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if __package__:
         possible_processes,
     )
 else:
-    # Beside the guardian, which runs without the package.
+    # Beside the watchdog, which runs without the package.
     from process_tags import (  # type: ignore[import-not-found,no-redef]
         LIMITS,
         TAGS,

@@ -1,9 +1,9 @@
 """
-Recovery after a bridge that was killed together with its guardian.
+Recovery after a bridge that was killed together with its watchdog.
 
 `Journal` writes this bridge's own state file; `Recovery` finds those of dead
-bridges, and has a guardian clean up after each of them.  What a state file
-is, and what the guardian does, is in `state_file` and `guardian`.
+bridges, and has a watchdog clean up after each of them.  What a state file
+is, and what the watchdog does, is in `state_file` and `watchdog_program`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mcpbridge.stdio.watchdog import set_tag, watchdog_command
 
 #: How soon marked processes are in the state file; containers are at once.
 SAVE_SECONDS = 1.0
-#: No more of what a guardian reports is kept.
+#: No more of what a watchdog reports is kept.
 REPORT_BYTES = 64 * 1024
 #: What a report says.
 _REPORTED = {"processes", "left", "containers", "errors"}
@@ -59,7 +59,7 @@ class Journal:
             self._file = StateFile.create(open_state_directory(folders), base)
         except (OSError, NoStateDirectory) as error:
             self.log.info(
-                "no state file ({error}): if this bridge and its guardian are killed together,"
+                "no state file ({error}): if this bridge and its watchdog are killed together,"
                 " the next start does not know what they have left; set state_dir",
                 error=str(error),
             )
@@ -103,7 +103,7 @@ class Journal:
 
 
 class Cleaner(ProcessProtocol):
-    """One guardian that cleans up after one dead bridge; `done` fires with its report, or None."""
+    """One watchdog that cleans up after one dead bridge; `done` fires with its report, or None."""
 
     log = Logger()
     transport: Any
@@ -130,7 +130,7 @@ class Cleaner(ProcessProtocol):
 
     def errReceived(self, data: bytes) -> None:
         """It complains."""
-        self.log.warn("guardian: {text!r}", text=data[:500].decode("utf-8", "replace"))
+        self.log.warn("watchdog: {text!r}", text=data[:500].decode("utf-8", "replace"))
 
     def processEnded(self, reason: Failure) -> None:
         """It is gone."""
@@ -280,7 +280,7 @@ class Recovery:
                     "a bridge that was killed (pid {pid}) may have left something that cannot be"
                     " ended: {report}; the next start tries again",
                     pid=pid,
-                    report=report or "the guardian did not report",
+                    report=report or "the watchdog did not report",
                 )
         else:
             file.remove()

@@ -1,7 +1,7 @@
 """
 The state file of a bridge: how a later start finds what it has left.
 
-The guardian is a single net: killed together with the bridge it cleans up
+The watchdog is a single net: killed together with the bridge it cleans up
 nothing.  So every bridge writes a small file that says which tags are its
 own, and holds an exclusive flock(2) on it as long as it lives.  The kernel
 frees the lock whatever the bridge dies of: a file that can be locked is a

@@ -1,8 +1,8 @@
 """
-The keeper of the guardian: one guardian process for the whole bridge.
+The bridge's side of the watchdog: one watchdog process for the whole bridge.
 
-Knows how the guardian is started, and started again, and what it is told;
-what it does is in `guardian`.
+Knows how the watchdog is started, and started again, and what it is told;
+what it does is in `watchdog_program`.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from mcpbridge.rate_limited_log import RateLimitedLog
 from mcpbridge.stdio.cleanup_records import CleanupRecords, Record
 from mcpbridge.stdio.process_tags import LIMITS
 
-#: The pause before a guardian that died is started again: at first, at most.
+#: The pause before a watchdog that died is started again: at first, at most.
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
-#: A guardian that has run for so long is no failed start: the pause is the first again.
+#: A watchdog that has run for so long is no failed start: the pause is the first again.
 SETTLED_SECONDS = 60.0
-#: How long the guardian may take to end when the bridge stops.
+#: How long the watchdog may take to end when the bridge stops.
 END_SECONDS = 5.0
 
 
 @implementer(IPushProducer)
 class Watchdog(ProcessProtocol):
     """
-    Keeps a guardian for the tags of one bridge.
+    Keeps a watchdog for the tags of one bridge.
 
     Its stdin is the sign of life of the bridge: the bridge holds the other
-    end, and the kernel closes it whatever the bridge dies of.  The guardian
+    end, and the kernel closes it whatever the bridge dies of.  The watchdog
     is told through it what the tags do not find.
 
-    A guardian that does not read (stopped, say) costs no memory: while the
+    A watchdog that does not read (stopped, say) costs no memory: while the
     pipe is full nothing is written, and then the table of records, which is
     bounded, is written as a whole.
 
@@ -69,7 +69,7 @@ class Watchdog(ProcessProtocol):
         self._changed = changed
         self._records = records
         self._complaints = RateLimitedLog(reactor)
-        #: Whether the pipe is full, and whether the guardian has missed something since.
+        #: Whether the pipe is full, and whether the watchdog has missed something since.
         self._full = False
         self._missed = False
         self._stopping: Deferred[bool] | None = None
@@ -79,17 +79,17 @@ class Watchdog(ProcessProtocol):
         self._again: IDelayedCall | None = None
 
     def start(self) -> None:
-        """Start a guardian; where that fails, say so and try again later."""
+        """Start a watchdog; where that fails, say so and try again later."""
         self._again = None
         try:
             self._processes.spawnProcess(self, sys.executable, watchdog_command(self._base), {})
         except OSError as error:
-            self.log.warn("no guardian: {error}", error=str(error))
+            self.log.warn("cannot start the watchdog: {error}; trying again", error=str(error))
             self._try_later()
 
     def tell(self, owner: int | str, record: Record) -> bool:
         """
-        Have the guardian clean this up too if the bridge dies.
+        Have the watchdog clean this up too if the bridge dies.
 
         `owner` is a session's tag or any other key; see `forget`.  Returns
         False where `MAX_RECORDS` are kept already: then it is not.
@@ -110,7 +110,7 @@ class Watchdog(ProcessProtocol):
 
     def stop(self) -> Deferred[bool]:
         """
-        The bridge has stopped: let the guardian look once more, and end.
+        The bridge has stopped: let the watchdog look once more, and end.
 
         Fires with whether it says that nothing is left.
         """
@@ -131,7 +131,7 @@ class Watchdog(ProcessProtocol):
     # ProcessProtocol.
 
     def connectionMade(self) -> None:
-        """The guardian was spawned: it gets to know what the one before knew."""
+        """The watchdog was spawned: it gets to know what the one before knew."""
         self._running = True
         self._started = self._clock.seconds()
         self._full = self._missed = False
@@ -140,14 +140,14 @@ class Watchdog(ProcessProtocol):
         self._write_all()
 
     def errReceived(self, data: bytes) -> None:
-        """The guardian complains."""
-        self.log.warn("guardian: {text!r}", text=data[:500].decode("utf-8", "replace"))
+        """The watchdog complains."""
+        self.log.warn("watchdog: {text!r}", text=data[:500].decode("utf-8", "replace"))
 
     def processEnded(self, reason: Failure) -> None:
-        """The guardian is gone: as it should, or it is started again."""
+        """The watchdog is gone: as it should, or it is started again."""
         self._running = False
         if self._stopping is None:
-            self.log.warn("the guardian ended: {reason}", reason=reason.getErrorMessage())
+            self.log.warn("the watchdog ended: {reason}", reason=reason.getErrorMessage())
             if self._clock.seconds() - self._started >= SETTLED_SECONDS:
                 self._pause = FIRST_PAUSE_SECONDS
             self._try_later()
@@ -172,7 +172,7 @@ class Watchdog(ProcessProtocol):
             self._write_all()
 
     def stopProducing(self) -> None:
-        """The guardian reads no more: it is about to end, and another one will be told."""
+        """The watchdog reads no more: it is about to end, and another one will be told."""
         self._full = True
 
     # What follows from them.
@@ -194,7 +194,7 @@ class Watchdog(ProcessProtocol):
     def _complain(self) -> None:
         if self._complaints.due() is not None:
             self.log.warn(
-                "the guardian is told of {most} processes and containers already, the most it"
+                "the watchdog is told of {most} processes and containers already, the most it"
                 " may be: others are not cleaned up by it if the bridge is killed",
                 most=MAX_RECORDS,
             )
@@ -216,7 +216,7 @@ class Watchdog(ProcessProtocol):
 
 def set_tag(pid: int | None, tag: int) -> None:
     """
-    Give a guardian its tag as soon as it is spawned, before it does so itself.
+    Give a watchdog its tag as soon as it is spawned, before it does so itself.
 
     One that is stopped or killed while its interpreter starts would carry
     none, and no later start would find it.
@@ -231,7 +231,7 @@ def set_tag(pid: int | None, tag: int) -> None:
 
 
 def watchdog_command(base: int, tag: int | None = None) -> list[str]:
-    """The command line of a guardian for the tags of `base`, with a tag of its own."""
+    """The command line of a watchdog for the tags of `base`, with a tag of its own."""
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "watchdog_program.py")
     own = [] if tag is None else [str(tag)]
     return [sys.executable, "-I", "-S", script, str(base), *own]

@@ -1,13 +1,13 @@
 """
-The guardian: one small process beside the bridge, for the day it is killed.
+The watchdog: one small process beside the bridge, for the day it is killed.
 
 It reads its standard input.  When that ends, the bridge has stopped or was
-killed with SIGKILL; then the guardian kills every process that carries a tag
+killed with SIGKILL; then the watchdog kills every process that carries a tag
 of the bridge and every process that it was told of, and removes the
-containers that it was told of.  Run as `python -I -S guardian.py BASE [TAG]`;
+containers that it was told of.  Run as `python -I -S watchdog_program.py BASE [TAG]`;
 it needs nothing but the standard library and the modules beside it.
 
-BASE is the base of the bridge's tags, TAG the guardian's own (default: BASE).
+BASE is the base of the bridge's tags, TAG the watchdog's own (default: BASE).
 A bridge that starts runs this program for a bridge that is dead: with the
 BASE of the dead one, a TAG of its own, and an input that ends at once.
 
@@ -54,7 +54,7 @@ else:
     from mcpbridge.stdio.process_tags import LIMITS
     from mcpbridge.stdio.procfs import find_tagged
 
-#: How long the guardian goes on killing before it gives up.
+#: How long the watchdog goes on killing before it gives up.
 GIVE_UP_SECONDS = 30.0
 #: Between two looks.
 PAUSE_SECONDS = 0.02
@@ -72,7 +72,7 @@ BIRTH_SECONDS = 5.0
 VOLUMES_LABEL = "mcpbridge.remove-volumes"
 #: A longer line of the input is dropped: no record is as long.
 LINE_BYTES = 1024 * 1024
-#: Signals that the guardian does not survive, or must leave alone.  SIGCHLD
+#: Signals that the watchdog does not survive, or must leave alone.  SIGCHLD
 #: has to keep its default for the engines' exit statuses to be known.
 LEFT_ALONE = frozenset(
     {
@@ -180,7 +180,7 @@ def kill_all(base: int) -> int:
 def count_tagged(base: int) -> int:
     """How many processes of sessions carry a tag of this base and live, as far as is seen."""
     try:
-        # `base` itself is the tag of the bridge's guardian.
+        # `base` itself is the tag of the bridge's watchdog.
         return sum(not each.zombie and each.tag != base for each in find_tagged(base))
     except OSError:
         # This is for the report alone, and must keep nothing from being killed:

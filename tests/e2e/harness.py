@@ -518,7 +518,7 @@ class Bridge:
     mark: str
     port: int = 0
     streams: list[Wire | Streamable] = field(default_factory=list)
-    guardians: set[Process] = field(default_factory=set)
+    watchdogs: set[Process] = field(default_factory=set)
 
     # Its clients.
 
@@ -583,10 +583,10 @@ class Bridge:
     # Its processes.
 
     def below(self) -> set[Process]:
-        """What descends from it, zombies among them, but for the guardian."""
+        """What descends from it, zombies among them, but for the watchdog."""
         found = descendants(self.process.pid)
-        self.guardians |= {each for each in found if "guardian.py" in each.command}
-        return found - self.guardians
+        self.watchdogs |= {each for each in found if "watchdog_program.py" in each.command}
+        return found - self.watchdogs
 
     def marked(self) -> set[Process]:
         """What carries the mark, wherever it is, but for the bridge itself."""
@@ -596,16 +596,16 @@ class Bridge:
         """All of its sessions' processes that are to be found."""
         return self.below() | self.marked()
 
-    def guardian(self) -> Process:
-        """Its guardian; waits until there is one."""
+    def watchdog(self) -> Process:
+        """Its watchdog; waits until there is one."""
 
         def found() -> list[Process]:
             self.below()
-            return [each for each in self.guardians if alive(each)]
+            return [each for each in self.watchdogs if alive(each)]
 
         until(found)
-        [guardian] = found()
-        return guardian
+        [watchdog] = found()
+        return watchdog
 
     def wait_for_backends(self, count: int, running: str = "") -> set[Process]:
         """Wait until so many processes carry the mark and run a command that begins like this."""
@@ -664,9 +664,9 @@ class Bridge:
         self.assert_nothing_left()
 
     def assert_nothing_left(self) -> None:
-        """Its guardian goes last; nothing else is there when the bridge has ended."""
+        """Its watchdog goes last; nothing else is there when the bridge has ended."""
         assert not self.marked(), self._told(self.marked())
-        until(lambda: not any(map(alive, self.guardians)))
+        until(lambda: not any(map(alive, self.watchdogs)))
 
     def assert_log_clean(self) -> None:
         """Nothing went wrong that nobody expected."""

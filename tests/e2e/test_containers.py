@@ -115,18 +115,18 @@ def test_bridge_stops(engine: Engine, tmp_path: Path, init: bool) -> None:
 
 @pytest.mark.parametrize("init", [False, True])
 def test_bridge_is_killed(engine: Engine, tmp_path: Path, init: bool) -> None:
-    """The guardian removes its containers, and nobody else's."""
+    """The watchdog removes its containers, and nobody else's."""
     settings = server(engine, tmp_path / "told", container_init=init)
     others = backend("stubborn", tmp_path / "others", "deaf")
     with serving(config=config(s=settings)) as bridge:
         open_ready(bridge)
         engine.start(f"{LABEL}=another", *others)
         engine.start("other=label", *others)
-        bridge.guardian()
+        bridge.watchdog()
         bridge.kill()
         until(lambda: len(engine.containers()) == 2)
         bridge.wait_until_empty()
-        until(lambda: not any(alive(each) for each in bridge.guardians))
+        until(lambda: not any(alive(each) for each in bridge.watchdogs))
         assert not Path(cidfile(engine)).parent.exists()
     assert len(engine.containers()) == 2
     engine.run("rm", *engine.containers())
@@ -138,11 +138,11 @@ def test_bridge_is_killed_while_a_container_is_created(engine: Engine, tmp_path:
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         bridge.open("/s")
         until(lambda: engine.calls("run"))
-        bridge.guardian()
+        bridge.watchdog()
         bridge.kill()
         until(engine.containers)
         until(lambda: not engine.containers())
-        until(lambda: not any(alive(each) for each in bridge.guardians))
+        until(lambda: not any(alive(each) for each in bridge.watchdogs))
 
 
 def test_client_leaves_while_its_container_is_created(engine: Engine, tmp_path: Path) -> None:
@@ -182,11 +182,11 @@ def test_bridge_stops_while_the_engine_is_away(engine: Engine, tmp_path: Path) -
     with serving(*state, config=config(s=dict(settings)), clean=False) as bridge:
         open_ready(bridge)
         engine.go_away()
-        bridge.guardian()
+        bridge.watchdog()
         bridge.process.send_signal(signal.SIGTERM)
         assert bridge.process.wait(2 * PATIENCE) in STOPPED
         assert "1 sessions could not be ended" in bridge.log
-        until(lambda: not any(alive(each) for each in bridge.guardians))
+        until(lambda: not any(alive(each) for each in bridge.watchdogs))
         engine.come_back()
         assert len(engine.containers()) == 1
         with serving(*state, config=config(s=dict(settings))) as following:
@@ -194,7 +194,7 @@ def test_bridge_stops_while_the_engine_is_away(engine: Engine, tmp_path: Path) -
             assert engine.containers() == []
 
 
-def test_bridge_and_guardian_are_killed(engine: Engine, tmp_path: Path) -> None:
+def test_bridge_and_watchdog_are_killed(engine: Engine, tmp_path: Path) -> None:
     """The next start removes the containers of the dead bridge, and nobody else's."""
     state = ("--state-dir", str(tmp_path / "state"))
     settings = server(engine, tmp_path / "told")
@@ -202,10 +202,10 @@ def test_bridge_and_guardian_are_killed(engine: Engine, tmp_path: Path) -> None:
         open_ready(living)
         with serving(*state, config=config(s=dict(settings))) as dead:
             open_ready(dead)
-            guardian = dead.guardian()
-            for pid in (dead.process.pid, guardian.pid):
+            watchdog = dead.watchdog()
+            for pid in (dead.process.pid, watchdog.pid):
                 os.kill(pid, signal.SIGSTOP)
-            for pid in (dead.process.pid, guardian.pid):
+            for pid in (dead.process.pid, watchdog.pid):
                 os.kill(pid, signal.SIGKILL)
             dead.process.wait()
             assert len(engine.containers()) == 2
@@ -233,9 +233,9 @@ def test_engine_that_does_not_know_filters(engine: Engine, tmp_path: Path) -> No
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         open_ready(bridge)
         engine.set("blind")
-        bridge.guardian()
+        bridge.watchdog()
         bridge.kill()
-        until(lambda: not any(alive(each) for each in bridge.guardians))
+        until(lambda: not any(alive(each) for each in bridge.watchdogs))
         engine.unset("blind")
         [left] = engine.containers()
         assert engine.containers("other=label") == [left]

@@ -188,15 +188,15 @@ def test_bridge_stops(docker: Docker, init: bool) -> None:
 
 @pytest.mark.parametrize("init", [False, True])
 def test_bridge_is_killed(docker: Docker, init: bool) -> None:
-    """The guardian removes its container, and nobody else's."""
+    """The watchdog removes its container, and nobody else's."""
     own = ["run", "-d", "--network=none", f"--label={LABEL}=other", "busybox", "sleep", "1000"]
     with bridge_before(docker, container_init=init) as bridge:
         open_ready(bridge)
         other = docker.run(*own).strip()
-        bridge.guardian()
+        bridge.watchdog()
         bridge.kill()
         until(lambda: docker.containers() == [other])
-        until(lambda: not any(alive(each) for each in bridge.guardians))
+        until(lambda: not any(alive(each) for each in bridge.watchdogs))
         assert docker.run("inspect", "--format={{.State.Running}}", other) == "true\n"
     docker.run("rm", "--force", other)
 

@@ -217,28 +217,28 @@ def test_hostile_backends_leave_nothing_and_hit_nobody(tmp_path: Path, engine: E
         bridge.hang_up()
 
 
-def kill_bridge(bridge: Bridge, guardian: Process) -> None:
-    """The guardian is left to clean up."""
+def kill_bridge(bridge: Bridge, watchdog: Process) -> None:
+    """The watchdog is left to clean up."""
     bridge.process.kill()
 
 
 @pytest.mark.parametrize("kill", [kill_bridge, *EVERY_ORDER])
 def test_nothing_is_left_when_the_bridge_is_killed(tmp_path: Path, kill: Kill) -> None:
-    """By the guardian; where that was killed too, by the next start."""
+    """By the watchdog; where that was killed too, by the next start."""
     options = ["--state-dir", str(tmp_path), "--stop-grace", "0.2", "--kill-grace", "0.2"]
     command = backend("hostile")
     with serving(*options, "--max-sessions", str(LIMIT), command=command) as bridge:
-        guardian = bridge.guardian()
+        watchdog = bridge.watchdog()
         for number in range(max(2 * len(KINDS), min(LIMIT, CYCLES // 100))):
             client = bridge.streamable()
             kind = KINDS[number % len(KINDS)]
             assert client.call(kind).answer()["result"]["was"] == kind
-        kill(bridge, guardian)
+        kill(bridge, watchdog)
         bridge.process.wait()
         if kill is kill_bridge:
             until(lambda: not bridge.marked())
         with serving(*options, command=command) as following:
             following.wait_for_log(f"a bridge that was killed (pid {bridge.process.pid}) had left")
             until(lambda: not bridge.marked())
-            until(lambda: not alive(guardian))
+            until(lambda: not alive(watchdog))
     assert list(tmp_path.iterdir()) == []

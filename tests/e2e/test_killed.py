@@ -1,5 +1,5 @@
 """
-Bridge and guardian killed with SIGKILL, in every order: what is left, and
+Bridge and watchdog killed with SIGKILL, in every order: what is left, and
 that the next start leaves nothing of it.
 """
 
@@ -28,56 +28,56 @@ def bridge_with(folder: Path) -> Iterator[Bridge]:
         yield bridge
 
 
-def kill_together(bridge: Bridge, guardian: Process) -> None:
+def kill_together(bridge: Bridge, watchdog: Process) -> None:
     """Neither gets to run before both are killed."""
-    for pid in (bridge.process.pid, guardian.pid):
+    for pid in (bridge.process.pid, watchdog.pid):
         os.kill(pid, signal.SIGSTOP)
-    for pid in (bridge.process.pid, guardian.pid):
+    for pid in (bridge.process.pid, watchdog.pid):
         os.kill(pid, signal.SIGKILL)
 
 
-def kill_guardian_first(bridge: Bridge, guardian: Process) -> None:
+def kill_watchdog_first(bridge: Bridge, watchdog: Process) -> None:
     """The bridge has no time to start another one."""
     os.kill(bridge.process.pid, signal.SIGSTOP)
-    os.kill(guardian.pid, signal.SIGKILL)
-    until(lambda: not alive(guardian))
+    os.kill(watchdog.pid, signal.SIGKILL)
+    until(lambda: not alive(watchdog))
     bridge.process.kill()
 
 
-def kill_bridge_first(bridge: Bridge, guardian: Process) -> None:
-    """The guardian has no time to clean up."""
-    os.kill(guardian.pid, signal.SIGSTOP)
+def kill_bridge_first(bridge: Bridge, watchdog: Process) -> None:
+    """The watchdog has no time to clean up."""
+    os.kill(watchdog.pid, signal.SIGSTOP)
     bridge.process.kill()
     bridge.process.wait()
-    os.kill(guardian.pid, signal.SIGKILL)
+    os.kill(watchdog.pid, signal.SIGKILL)
 
 
-def stop_guardian(bridge: Bridge, guardian: Process) -> None:
+def stop_watchdog(bridge: Bridge, watchdog: Process) -> None:
     """It is never killed, and never runs again."""
-    os.kill(guardian.pid, signal.SIGSTOP)
+    os.kill(watchdog.pid, signal.SIGSTOP)
     bridge.process.kill()
 
 
 Kill = Callable[[Bridge, Process], None]
 EVERY_ORDER: Sequence[Kill] = (
     kill_together,
-    kill_guardian_first,
+    kill_watchdog_first,
     kill_bridge_first,
-    stop_guardian,
+    stop_watchdog,
 )
 
 
 @pytest.mark.parametrize("kill", EVERY_ORDER)
 def test_the_next_start_ends_what_was_left(tmp_path: Path, kill: Kill) -> None:
-    """The daemons of a bridge that died with its guardian; another bridge is not disturbed."""
+    """The daemons of a bridge that died with its watchdog; another bridge is not disturbed."""
     with bridge_with(tmp_path) as neighbour, bridge_with(tmp_path) as bridge:
         theirs = neighbour.open()
         assert theirs.message() == READY
         undisturbed = neighbour.marked()
-        guardian = bridge.guardian()
+        watchdog = bridge.watchdog()
         assert bridge.open().message() == READY
         everything = bridge.marked()
-        kill(bridge, guardian)
+        kill(bridge, watchdog)
         bridge.process.wait()
         # The backend itself dies with the bridge; its strays do not.
         until(lambda: len(bridge.marked()) == 3)
@@ -87,32 +87,32 @@ def test_the_next_start_ends_what_was_left(tmp_path: Path, kill: Kill) -> None:
             following.wait_for_log(f"a bridge that was killed (pid {pid}) had left 3 processes")
             assert not bridge.marked()
             assert not any(map(alive, everything))
-            until(lambda: not alive(guardian))
+            until(lambda: not alive(watchdog))
             assert following.open().message() == READY
         assert neighbour.marked() == undisturbed
         assert len(list(tmp_path.glob("bridge-*.json"))) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_guardian_that_has_done_its_work_leaves_nothing_to_do(tmp_path: Path) -> None:
+def test_a_watchdog_that_has_done_its_work_leaves_nothing_to_do(tmp_path: Path) -> None:
     """The bridge alone was killed."""
     with bridge_with(tmp_path) as bridge:
-        guardian = bridge.guardian()
+        watchdog = bridge.watchdog()
         assert bridge.open().message() == READY
         bridge.kill()
-        until(lambda: not alive(guardian))
+        until(lambda: not alive(watchdog))
         assert not bridge.marked()
     with bridge_with(tmp_path) as following:
         following.wait_for_log("had left 0 processes and 0 containers")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stopped_guardian_works_at_the_stop(tmp_path: Path) -> None:
+def test_a_stopped_watchdog_works_at_the_stop(tmp_path: Path) -> None:
     """It is woken, says that nothing is left, and ends by itself."""
     with bridge_with(tmp_path) as bridge:
-        guardian = bridge.guardian()
+        watchdog = bridge.watchdog()
         assert bridge.open().message() == READY
-        os.kill(guardian.pid, signal.SIGSTOP)
+        os.kill(watchdog.pid, signal.SIGSTOP)
         bridge.stop()
         # Had it been killed, the state file would be there for the next start.
         assert list(tmp_path.iterdir()) == []
@@ -124,14 +124,14 @@ def catches(process: Process, number: int) -> bool:
     return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
-def test_signals_do_not_end_the_guardian(tmp_path: Path) -> None:
+def test_signals_do_not_end_the_watchdog(tmp_path: Path) -> None:
     with bridge_with(tmp_path) as bridge:
-        guardian = bridge.guardian()
-        until(lambda: catches(guardian, signal.SIGUSR1))
+        watchdog = bridge.watchdog()
+        until(lambda: catches(watchdog, signal.SIGUSR1))
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE):
-            os.kill(guardian.pid, number)
+            os.kill(watchdog.pid, number)
         assert bridge.open().message() == READY
         bridge.kill()
         until(lambda: not bridge.marked())
-        until(lambda: not alive(guardian))
-        assert "the guardian ended" not in bridge.log
+        until(lambda: not alive(watchdog))
+        assert "the watchdog ended" not in bridge.log

@@ -66,10 +66,10 @@ def test_nothing_runs_when_a_session_is_closed(how: str, sessions: int, tmp_path
 
 @pytest.mark.parametrize("how", ["renew-1", "threads", "limit"])
 def test_nothing_runs_when_the_bridge_was_killed(how: str, tmp_path: Path) -> None:
-    """The guardian is not outrun either, and sees what has threads or another limit."""
+    """The watchdog is not outrun either, and sees what has threads or another limit."""
     command = backend("leaving", how, tmp_path)
     with serving(*GRACES, command=command) as bridge:
-        bridge.guardian()
+        bridge.watchdog()
         assert bridge.open().message() == READY
         assert running(tmp_path)
         bridge.kill()

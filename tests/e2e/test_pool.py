@@ -308,7 +308,7 @@ def test_nothing_is_left_of_a_bridge(how: int) -> None:
         else:
             bridge.kill()
             until(lambda: not bridge.marked())
-            until(lambda: not any(map(alive, bridge.guardians)))
+            until(lambda: not any(map(alive, bridge.watchdogs)))
         assert not any(map(alive, everything))
 
 

@@ -287,9 +287,9 @@ def _inner_session(stream: Stream) -> Stream:
 
 
 def test_bridge_is_killed(tmp_path: Path) -> None:
-    """Bridge killed with SIGKILL: the whole tree dies, strays too, and the guardian goes last."""
+    """Bridge killed with SIGKILL: the whole tree dies, strays too, and the watchdog goes last."""
     with serving(config=config(tmp_path)) as bridge:
-        guardian = bridge.guardian()
+        watchdog = bridge.watchdog()
         for base in ("/strays", "/stubborn", "/hydra", "/strays"):
             open_ready(bridge, base)
         everything = bridge.marked()
@@ -297,17 +297,17 @@ def test_bridge_is_killed(tmp_path: Path) -> None:
         bridge.kill()
         until(lambda: not bridge.marked())
         assert not any(map(alive, everything))
-        until(lambda: not alive(guardian))
+        until(lambda: not alive(watchdog))
 
 
-def test_bridge_is_killed_and_its_guardian_sleeps(tmp_path: Path) -> None:
+def test_bridge_is_killed_and_its_watchdog_sleeps(tmp_path: Path) -> None:
     """
     Every direct backend dies with the bridge by itself, also one that ignores
-    EOF; the rest dies as soon as the guardian may run.
+    EOF; the rest dies as soon as the watchdog may run.
     """
     with serving(config=config(tmp_path)) as bridge:
-        guardian = bridge.guardian()
-        os.kill(guardian.pid, signal.SIGSTOP)
+        watchdog = bridge.watchdog()
+        os.kill(watchdog.pid, signal.SIGSTOP)
         try:
             open_ready(bridge, "/stubborn")
             open_ready(bridge, "/strays")
@@ -317,38 +317,38 @@ def test_bridge_is_killed_and_its_guardian_sleeps(tmp_path: Path) -> None:
             until(lambda: not any(map(alive, leaders)))
             assert len(sleepers(bridge)) == 3
         finally:
-            os.kill(guardian.pid, signal.SIGCONT)
+            os.kill(watchdog.pid, signal.SIGCONT)
         until(lambda: not bridge.marked())
-        until(lambda: not alive(guardian))
+        until(lambda: not alive(watchdog))
 
 
 def test_bridge_is_killed_strangers_survive(tmp_path: Path) -> None:
-    """The guardian kills nothing that is not ours."""
+    """The watchdog kills nothing that is not ours."""
     with serving(config=config(tmp_path)) as bridge:
-        guardian = bridge.guardian()
+        watchdog = bridge.watchdog()
         open_ready(bridge, "/strays")
         sleep = ["sleep", f"600.{bridge.mark}"]
         tagged = ["prlimit", f"--rss={1 << 40}:{1 << 40}", *sleep]
         with bystander(sleep) as plain, bystander(tagged) as other:
             bridge.kill()
-            until(lambda: not alive(guardian))
+            until(lambda: not alive(watchdog))
             assert {each.pid for each in bridge.marked()} == {plain.pid, other.pid}
             assert plain.poll() is None
             assert other.poll() is None
 
 
-def test_guardian_is_killed(tmp_path: Path) -> None:
-    """A guardian that dies is replaced, and sessions do not notice."""
+def test_watchdog_is_killed(tmp_path: Path) -> None:
+    """A watchdog that dies is replaced, and sessions do not notice."""
     with serving(config=config(tmp_path)) as bridge:
-        first = bridge.guardian()
+        first = bridge.watchdog()
         stream = open_ready(bridge, "/strays")
         os.kill(first.pid, signal.SIGKILL)
-        bridge.wait_for_log("the guardian ended")
-        until(lambda: bridge.below() and any(alive(x) for x in bridge.guardians if x != first))
+        bridge.wait_for_log("the watchdog ended")
+        until(lambda: bridge.below() and any(alive(x) for x in bridge.watchdogs if x != first))
         assert stream.round_trip(request("x")) == request("x")
         bridge.kill()
         until(lambda: not bridge.marked())
-        until(lambda: not any(map(alive, bridge.guardians)))
+        until(lambda: not any(map(alive, bridge.watchdogs)))
 
 
 # Permits, and what is left after many sessions.
@@ -420,7 +420,7 @@ def test_client_is_gone_before_its_session_is_there(zoo: Bridge, base: str) -> N
 def test_stop_without_sessions() -> None:
     """A bridge that never had a session stops as cleanly."""
     with serving() as bridge:
-        bridge.guardian()
+        bridge.watchdog()
         bridge.stop()
         assert "closed after" not in bridge.log
 

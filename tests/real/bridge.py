@@ -59,7 +59,7 @@ class RunningBridge:
 
     def backends(self) -> set[Process]:
         """The processes that it runs for its clients, wherever they have got to."""
-        below = {one for one in descendants(self.process.pid) if "guardian" not in one.command}
+        below = {one for one in descendants(self.process.pid) if "watchdog" not in one.command}
         found = below | marked(f"{MARK}={self.mark}")
         self.seen |= found
         return found
@@ -104,7 +104,7 @@ class RunningBridge:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the bridge does not stop:\n{self.output}") from None
-        # the guardian among them, which may have a moment to notice
+        # the watchdog among them, which may have a moment to notice
         eventually(lambda: not any(alive(process) for process in below), PATIENCE)
         left = ", ".join(str(process) for process in below if alive(process))
         assert not left, f"outlived the bridge: {left}"

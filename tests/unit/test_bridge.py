@@ -459,7 +459,7 @@ async def test_stop_gives_up_on_what_cannot_be_ended(
     launcher.backends[0].stopped.callback(None)
 
 
-def test_the_longest_stop_has_the_end_of_the_guardian_in_it(running_reactor: Any) -> None:
+def test_the_longest_stop_has_the_end_of_the_watchdog_in_it(running_reactor: Any) -> None:
     """The log names it to whoever is impatient."""
     each = ServerSettings(command="x", stop_grace=1.0, kill_grace=2.0)
     settings = BridgeSettings(servers=(each,), listen=())
@@ -490,7 +490,7 @@ async def test_stop_while_a_backend_starts(start: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_real_process_behind_an_embedded_bridge(start: Any) -> None:
-    """The default launcher, the guardian and a real process, in a host's reactor."""
+    """The default launcher, the watchdog and a real process, in a host's reactor."""
     line = ("-u", "-c", "import sys\nfor line in sys.stdin: sys.stdout.write(line)")
     running = start(ServerSettings(command=sys.executable, args=line, stop_grace=5.0))
     client = await running.client()

@@ -158,7 +158,7 @@ def test_what_is_run(engine: Engine) -> None:
     engine.end()
 
 
-def test_the_guardian_is_told(engine: Engine, temporary: Path) -> None:
+def test_the_watchdog_is_told(engine: Engine, temporary: Path) -> None:
     """Before the start, of this bridge's containers alone, and of nothing secret."""
     container = engine.new()
     assert engine.records == {

@@ -1,6 +1,6 @@
 """
-What the guardian is told, and when it is started again; the guardian itself
-is in `test_guardian`.
+The bridge's side of the watchdog: what it is told, and when it is started again.
+The program itself is tested in `test_watchdog_program`.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ TWO = MarkedProcess(12, 1001)
 ENGINE = Containers(("/usr/bin/docker", "--context", "x"), "label=a=b", (("HOME", "/root"),))
 
 
-class Guardian:
-    """The process's transport, and what the guardian has read of its stdin."""
+class WatchdogProcess:
+    """The process's transport, and what the watchdog has read of its stdin."""
 
     pid = None
 
-    def __init__(self, keeper: Watchdog) -> None:
-        self.keeper = keeper
+    def __init__(self, protocol: Watchdog) -> None:
+        self.protocol = protocol
         self.producer: Any = None
         self.records = watchdog_program.Records()
         self.written = 0
@@ -79,7 +79,7 @@ class Guardian:
 
     def end(self, error: Exception | None = None) -> None:
         self.exited = True
-        self.keeper.processEnded(Failure(error or ProcessTerminated(signal=signal.SIGKILL)))
+        self.protocol.processEnded(Failure(error or ProcessTerminated(signal=signal.SIGKILL)))
 
     @property
     def told(self) -> set[Record]:
@@ -87,22 +87,22 @@ class Guardian:
 
 
 class Machine(Clock):
-    """A reactor that spawns guardians."""
+    """A reactor that spawns watchdog processes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.guardians: list[Guardian] = []
+        self.processes: list[WatchdogProcess] = []
         self.broken = False
         self.commands: list[list[str]] = []
 
-    def spawnProcess(self, keeper: Watchdog, program: str, line: list[str], env: Any) -> Any:
+    def spawnProcess(self, protocol: Watchdog, program: str, line: list[str], env: Any) -> Any:
         if self.broken:
             raise OSError("no room")
         assert program == line[0]
         self.commands.append(line)
-        self.guardians.append(Guardian(keeper))
-        keeper.makeConnection(self.guardians[-1])
-        return self.guardians[-1]
+        self.processes.append(WatchdogProcess(protocol))
+        protocol.makeConnection(self.processes[-1])
+        return self.processes[-1]
 
 
 @pytest.fixture
@@ -111,118 +111,120 @@ def machine() -> Machine:
 
 
 @pytest.fixture
-def keeper(machine: Machine) -> Watchdog:
-    keeper = Watchdog(machine, 1 << 40, CleanupRecords())
-    keeper.start()
-    return keeper
+def watchdog(machine: Machine) -> Watchdog:
+    watchdog = Watchdog(machine, 1 << 40, CleanupRecords())
+    watchdog.start()
+    return watchdog
 
 
-def test_the_guardian_is_told_and_forgets(machine: Machine, keeper: Watchdog) -> None:
-    [guardian] = machine.guardians
-    assert keeper.tell(7, ONE)
-    assert keeper.tell(7, ENGINE)
-    assert keeper.tell(8, TWO)
-    assert guardian.told == {ONE, TWO, ENGINE}
-    keeper.forget(7, ONE)
-    assert guardian.told == {TWO, ENGINE}
-    keeper.forget(7)
-    keeper.forget("nobody")
-    assert guardian.told == {TWO}
+def test_the_watchdog_is_told_and_forgets(machine: Machine, watchdog: Watchdog) -> None:
+    [process] = machine.processes
+    assert watchdog.tell(7, ONE)
+    assert watchdog.tell(7, ENGINE)
+    assert watchdog.tell(8, TWO)
+    assert process.told == {ONE, TWO, ENGINE}
+    watchdog.forget(7, ONE)
+    assert process.told == {TWO, ENGINE}
+    watchdog.forget(7)
+    watchdog.forget("nobody")
+    assert process.told == {TWO}
 
 
-def test_a_record_of_two_owners_goes_with_the_last(machine: Machine, keeper: Watchdog) -> None:
+def test_a_record_of_two_owners_goes_with_the_last(machine: Machine, watchdog: Watchdog) -> None:
     """The containers of one engine belong to all sessions that have one."""
     for owner in ("a", "b"):
-        assert keeper.tell(owner, ENGINE)
-        assert keeper.tell(owner, ENGINE)
-    keeper.forget("a")
-    assert machine.guardians[0].told == {ENGINE}
-    keeper.forget("b")
-    assert machine.guardians[0].told == set()
+        assert watchdog.tell(owner, ENGINE)
+        assert watchdog.tell(owner, ENGINE)
+    watchdog.forget("a")
+    assert machine.processes[0].told == {ENGINE}
+    watchdog.forget("b")
+    assert machine.processes[0].told == set()
 
 
-def test_a_new_guardian_is_told_everything(
-    machine: Machine, keeper: Watchdog, log_lines: list[str]
+def test_a_new_watchdog_is_told_everything(
+    machine: Machine, watchdog: Watchdog, log_lines: list[str]
 ) -> None:
     """Also what was told while there was none."""
-    keeper.tell(1, ONE)
-    keeper.tell(1, TWO)
-    machine.guardians[0].end()
-    keeper.tell(2, ENGINE)
-    keeper.forget(1, TWO)
+    watchdog.tell(1, ONE)
+    watchdog.tell(1, TWO)
+    machine.processes[0].end()
+    watchdog.tell(2, ENGINE)
+    watchdog.forget(1, TWO)
     machine.advance(FIRST_PAUSE_SECONDS)
-    assert machine.guardians[1].told == {ONE, ENGINE}
-    assert any("the guardian ended" in line for line in log_lines)
+    assert machine.processes[1].told == {ONE, ENGINE}
+    assert any("the watchdog ended" in line for line in log_lines)
 
 
 def test_before_the_start_it_is_only_noted(machine: Machine) -> None:
-    keeper = Watchdog(machine, 1 << 40, CleanupRecords())
-    keeper.tell(1, ONE)
-    keeper.start()
-    assert machine.guardians[0].told == {ONE}
+    watchdog = Watchdog(machine, 1 << 40, CleanupRecords())
+    watchdog.tell(1, ONE)
+    watchdog.start()
+    assert machine.processes[0].told == {ONE}
 
 
-def test_a_guardian_that_does_not_read_costs_no_memory(machine: Machine, keeper: Watchdog) -> None:
+def test_a_watchdog_that_does_not_read_costs_no_memory(
+    machine: Machine, watchdog: Watchdog
+) -> None:
     """While the pipe is full nothing is written; then the table, once."""
-    [guardian] = machine.guardians
-    keeper.tell("engine", ENGINE)
-    keeper.pauseProducing()
-    before = guardian.written
+    [process] = machine.processes
+    watchdog.tell("engine", ENGINE)
+    watchdog.pauseProducing()
+    before = process.written
     for number in range(10 * MAX_RECORDS):
-        keeper.tell(number, MarkedProcess(number, number))
-        keeper.forget(number)
-    keeper.tell(1, TWO)
-    assert guardian.written == before
-    keeper.resumeProducing()
-    assert guardian.told == {ENGINE, TWO}
-    written = guardian.written
-    keeper.resumeProducing()
-    assert guardian.written == written
+        watchdog.tell(number, MarkedProcess(number, number))
+        watchdog.forget(number)
+    watchdog.tell(1, TWO)
+    assert process.written == before
+    watchdog.resumeProducing()
+    assert process.told == {ENGINE, TWO}
+    written = process.written
+    watchdog.resumeProducing()
+    assert process.written == written
 
 
-def test_records_are_bounded(machine: Machine, keeper: Watchdog, log_lines: list[str]) -> None:
+def test_records_are_bounded(machine: Machine, watchdog: Watchdog, log_lines: list[str]) -> None:
     """`MAX_RECORDS`: nobody is told of others, and the log says so once a minute."""
     for number in range(MAX_RECORDS):
-        assert keeper.tell("all", MarkedProcess(number, 1))
-    assert not keeper.tell("one more", ONE)
-    assert not keeper.tell("one more", ONE)
+        assert watchdog.tell("all", MarkedProcess(number, 1))
+    assert not watchdog.tell("one more", ONE)
+    assert not watchdog.tell("one more", ONE)
     [line] = [each for each in log_lines if str(MAX_RECORDS) in each]
     assert "not cleaned up" in line
     machine.advance(COMPLAIN_SECONDS)
-    assert not keeper.tell("one more", ONE)
+    assert not watchdog.tell("one more", ONE)
     assert len([each for each in log_lines if str(MAX_RECORDS) in each]) == 2
-    assert len(machine.guardians[0].told) == MAX_RECORDS
-    keeper.forget("all", MarkedProcess(5, 1))
-    assert keeper.tell("one more", ONE)
+    assert len(machine.processes[0].told) == MAX_RECORDS
+    watchdog.forget("all", MarkedProcess(5, 1))
+    assert watchdog.tell("one more", ONE)
 
 
-def test_pauses_between_starts(machine: Machine, keeper: Watchdog) -> None:
+def test_pauses_between_starts(machine: Machine, watchdog: Watchdog) -> None:
     """They grow up to a longest one, and start anew for one that has run for some time."""
     pause = FIRST_PAUSE_SECONDS
     for _ in range(12):
-        count = len(machine.guardians)
-        machine.guardians[-1].end()
+        count = len(machine.processes)
+        machine.processes[-1].end()
         machine.advance(pause * 0.99)
-        assert len(machine.guardians) == count
+        assert len(machine.processes) == count
         machine.advance(pause * 0.01 + 1e-6)
-        assert len(machine.guardians) == count + 1
+        assert len(machine.processes) == count + 1
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
     assert pause == LONGEST_PAUSE_SECONDS
     machine.advance(SETTLED_SECONDS)
-    machine.guardians[-1].end()
-    count = len(machine.guardians)
+    machine.processes[-1].end()
+    count = len(machine.processes)
     machine.advance(FIRST_PAUSE_SECONDS)
-    assert len(machine.guardians) == count + 1
+    assert len(machine.processes) == count + 1
 
 
 def test_one_that_cannot_be_started_is_tried_again(machine: Machine, log_lines: list[str]) -> None:
     machine.broken = True
-    keeper = Watchdog(machine, 1 << 40, CleanupRecords())
-    keeper.start()
-    assert any("no guardian: no room" in line for line in log_lines)
+    watchdog = Watchdog(machine, 1 << 40, CleanupRecords())
+    watchdog.start()
+    assert any("cannot start the watchdog: no room" in line for line in log_lines)
     machine.broken = False
     machine.advance(FIRST_PAUSE_SECONDS)
-    assert len(machine.guardians) == 1
+    assert len(machine.processes) == 1
 
 
 def test_one_that_ends_while_it_is_spawned_is_started_again(machine: Machine) -> None:
@@ -231,79 +233,81 @@ def test_one_that_ends_while_it_is_spawned_is_started_again(machine: Machine) ->
     class Hasty(Machine):
         def spawnProcess(self, *arguments: Any) -> Any:
             spawned = super().spawnProcess(*arguments)
-            if len(self.guardians) == 1:
+            if len(self.processes) == 1:
                 spawned.end()
             return spawned
 
     hasty = Hasty()
-    keeper = Watchdog(hasty, 1 << 40, CleanupRecords())
-    keeper.start()
+    watchdog = Watchdog(hasty, 1 << 40, CleanupRecords())
+    watchdog.start()
     hasty.advance(FIRST_PAUSE_SECONDS)
-    assert len(hasty.guardians) == 2
+    assert len(hasty.processes) == 2
     stopped: list[bool] = []
-    keeper.stop().addCallback(stopped.append)
-    hasty.guardians[1].end(ProcessDone(0))
+    watchdog.stop().addCallback(stopped.append)
+    hasty.processes[1].end(ProcessDone(0))
     assert stopped == [True]
     assert hasty.getDelayedCalls() == []
 
 
-def test_the_stop_wakes_the_guardian_first(machine: Machine, keeper: Watchdog) -> None:
+def test_the_stop_wakes_the_watchdog_first(machine: Machine, watchdog: Watchdog) -> None:
     """One that somebody stopped (SIGSTOP) would not notice the end of its stdin."""
-    [guardian] = machine.guardians
+    [process] = machine.processes
     stopped: list[bool] = []
-    keeper.stop().addCallback(stopped.append)
-    assert (guardian.signals, guardian.closed, stopped) == (
+    watchdog.stop().addCallback(stopped.append)
+    assert (process.signals, process.closed, stopped) == (
         [signal.SIGCONT],
         True,
         [],
     )
-    guardian.end(ProcessDone(0))
+    process.end(ProcessDone(0))
     assert stopped == [True]
     assert machine.getDelayedCalls() == []
 
 
-def test_a_guardian_that_does_not_end_is_killed(machine: Machine, keeper: Watchdog) -> None:
-    [guardian] = machine.guardians
+def test_a_watchdog_that_does_not_end_is_killed(machine: Machine, watchdog: Watchdog) -> None:
+    [process] = machine.processes
     stopped: list[bool] = []
-    keeper.stop().addCallback(stopped.append)
+    watchdog.stop().addCallback(stopped.append)
     machine.advance(END_SECONDS)
-    assert guardian.signals == [signal.SIGCONT, signal.SIGKILL]
-    guardian.end()
+    assert process.signals == [signal.SIGCONT, signal.SIGKILL]
+    process.end()
     assert stopped == [False]
 
 
-def test_the_stop_while_there_is_no_guardian(machine: Machine, keeper: Watchdog) -> None:
-    machine.guardians[0].end()
+def test_the_stop_while_there_is_no_watchdog(machine: Machine, watchdog: Watchdog) -> None:
+    machine.processes[0].end()
     stopped: list[bool] = []
-    keeper.stop().addCallback(stopped.append)
+    watchdog.stop().addCallback(stopped.append)
     assert stopped == [False]
     assert machine.getDelayedCalls() == []
 
 
-def test_a_guardian_that_has_exited_is_not_signalled(machine: Machine, keeper: Watchdog) -> None:
-    [guardian] = machine.guardians
-    guardian.exited = True
-    keeper.stop()
+def test_a_watchdog_that_has_exited_is_not_signalled(machine: Machine, watchdog: Watchdog) -> None:
+    [process] = machine.processes
+    process.exited = True
+    watchdog.stop()
     machine.advance(END_SECONDS)
-    guardian.end()
-    assert guardian.signals == []
+    process.end()
+    assert process.signals == []
 
 
 def test_changes_are_passed_on(machine: Machine) -> None:
     """Whoever keeps the state file gets to know of each."""
     seen: list[tuple[Record, bool]] = []
     records = CleanupRecords()
-    keeper = Watchdog(machine, 1 << 40, records, lambda each: seen.append((each, each in records)))
-    keeper.tell(1, ONE)
-    keeper.tell(1, ONE)
-    keeper.tell(2, ONE)
-    keeper.forget(1)
-    keeper.forget(2)
+    watchdog = Watchdog(
+        machine, 1 << 40, records, lambda each: seen.append((each, each in records))
+    )
+    watchdog.tell(1, ONE)
+    watchdog.tell(1, ONE)
+    watchdog.tell(2, ONE)
+    watchdog.forget(1)
+    watchdog.forget(2)
     assert seen == [(ONE, True), (ONE, False)]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
-def test_the_guardian_has_its_tag_before_it_runs() -> None:
+def test_the_watchdog_has_its_tag_before_it_runs() -> None:
     """One that is stopped at once is found by it all the same."""
     base = (1 << 61) + 5 * TAGS
     process = subprocess.Popen(["sleep", "600"])
@@ -370,25 +374,25 @@ def test_records_are_those_that_have_an_owner(steps: list[tuple[str, int, Record
 
 
 @given(_STEPS, st.lists(st.integers(0, 2), max_size=10), st.data())
-def test_the_guardian_knows_what_the_bridge_knows(
+def test_the_watchdog_knows_what_the_bridge_knows(
     steps: list[tuple[str, int, Record]], pauses: list[int], data: st.DataObject
 ) -> None:
     """Whatever order things come in, and whenever its pipe is full."""
     machine = Machine()
-    keeper = Watchdog(machine, 1 << 40, CleanupRecords())
-    keeper.start()
+    watchdog = Watchdog(machine, 1 << 40, CleanupRecords())
+    watchdog.start()
     for step, owner, record in steps:
         match data.draw(st.sampled_from(["", "full", "empty", "end"])):
             case "full":
-                keeper.pauseProducing()
+                watchdog.pauseProducing()
             case "empty":
-                keeper.resumeProducing()
+                watchdog.resumeProducing()
             case "end":
-                machine.guardians[-1].end()
+                machine.processes[-1].end()
                 machine.advance(LONGEST_PAUSE_SECONDS)
         if step == "add":
-            keeper.tell(owner, record)
+            watchdog.tell(owner, record)
         else:
-            keeper.forget(owner, None if step == "all" else record)
-    keeper.resumeProducing()
-    assert machine.guardians[-1].told == set(keeper._records)
+            watchdog.forget(owner, None if step == "all" else record)
+    watchdog.resumeProducing()
+    assert machine.processes[-1].told == set(watchdog._records)

@@ -1,4 +1,4 @@
-"""What the guardian does with the containers that it was told of."""
+"""What the watchdog does with the containers that it was told of."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(1000)"]
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An engine, and a guardian that is in a hurry."""
+    """An engine, and a watchdog that is in a hurry."""
     monkeypatch.setattr(watchdog_program, "ENGINE_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(watchdog_program, "BIRTH_SECONDS", 0.05)
     with running_engine() as engine:

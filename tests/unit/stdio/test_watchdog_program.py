@@ -1,5 +1,5 @@
 """
-The guardian as a process: what it outlives, and what it cleans up.
+The watchdog as a process: what it outlives, and what it cleans up.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ esac
 
 
 class Guarding:
-    """A guardian that waits, and the bridge's end of its pipe."""
+    """A watchdog that waits, and the bridge's end of its pipe."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.process = subprocess.Popen(
@@ -139,7 +139,7 @@ def test_it_needs_no_file_once_it_waits(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for source in Path(watchdog_program.__file__).parent.glob("*.py"):
         shutil.copy(source, folder)
-    program = str(folder / "guardian.py")
+    program = str(folder / "watchdog_program.py")
     # -X importtime: a line on stderr for each module that is imported.
     command = [sys.executable, "-I", "-S", "-X", "importtime", program, str(BASE)]
     engine = Containers(("/no/such/engine",), "label=x")
@@ -255,7 +255,7 @@ def test_an_engine_that_fails_is_tried_again(store: Store, trouble: str, says: s
 
 
 def test_engines_get_signals_as_they_are(store: Store, tmp_path: Path) -> None:
-    """What the guardian does nothing at, its engine's programs may need."""
+    """What the watchdog does nothing at, its engine's programs may need."""
     store.engine.write_text(f"#!/bin/sh\ngrep SigIgn /proc/self/status > {tmp_path}/ignored\n")
     with guarding() as running:
         running.tell(store.record)
@@ -265,7 +265,7 @@ def test_engines_get_signals_as_they_are(store: Store, tmp_path: Path) -> None:
     assert not [each for each in signal.valid_signals() if ignored >> (each - 1) & 1]
 
 
-def test_the_next_bridge_outdoes_a_guardian_that_was_stopped() -> None:
+def test_the_next_bridge_outdoes_a_watchdog_that_was_stopped() -> None:
     """It kills it, as it does everything of a dead bridge, and is not killed by it."""
     with guarding() as stopped, guarding(watchdog_command(BASE, BASE + process_tags.TAGS)) as new:
         stopped.process.send_signal(signal.SIGSTOP)
