@@ -1,7 +1,7 @@
 """
-Extensions: objects that provide an interface, loaded by dotted name.
+Load the objects that extend the bridge, and check that they provide their interface.
 
-Fails loudly: what does not provide its interface is an error at the start.
+An object that does not is reported at startup, with the setting that named it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ def load(
     setting: str, interface: type[Interface], dotted_name: str | None, settings: ServerSettings
 ) -> Any:
     """
-    Call what the name stands for with the server's settings; None without a
-    name.  Raises `SettingError` where there is no such thing, where it
-    raises, and where the result does not provide the interface.
+    Import a factory by its dotted name and call it with the server's settings.
+
+    Returns the object that it makes; None without a name.  Raises
+    `SettingError` if nothing has that name, if the factory raises, or if its
+    object does not provide the interface.
     """
     if dotted_name is None:
         return None
     setting = f"mcpServers.{settings.name}.{setting}"
-    expected = f"the name of something that gives an {interface.__name__}"
+    expected = f"the dotted name of a factory of {interface.__name__}"
     try:
         made = namedAny(dotted_name)(settings)
     except SettingError:
@@ -45,7 +47,11 @@ def load(
 
 
 def verified(setting: str, interface: type[Interface], given: Any) -> Any:
-    """The object, if it provides the interface (or is None).  Raises `SettingError`."""
+    """
+    Return the object if it provides the interface; None stays None.
+
+    Raises `SettingError` with what is missing of the interface.
+    """
     if given is None:
         return None
     try:

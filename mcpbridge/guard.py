@@ -1,5 +1,5 @@
 """
-A step that may fail without keeping the next one from being taken.
+Run a step whose failure must not prevent the next one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from twisted.logger import Logger
 
 def guarded(log: Logger, what: str, step: Callable[..., Any], *arguments: Any) -> Any:
     """
-    Take a step of a teardown, or call an extension; what it raises is
-    logged with `what`, and None returned.
+    Call a step of a teardown, or a method of an extension, and return its result.
+
+    An exception is logged with `what`, a short name of the step, and None returned.
     """
     try:
         return step(*arguments)

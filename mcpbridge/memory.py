@@ -1,9 +1,9 @@
 """
-Memory that is free in this process, given back to the system.
+Give unused memory of this process back to the system.
 
-The C library keeps what was freed for the next one who asks: after a few large
-requests that may be gigabytes.  Knows malloc_trim(3) of the GNU C library;
-elsewhere nothing is done.
+The C library keeps freed memory for the next allocation: after a few large
+requests that may be gigabytes.  Uses malloc_trim(3) of the GNU C library;
+does nothing where there is no such function.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from mcpbridge.config.tuning import TRIM_SECONDS
+from mcpbridge.timers import Timer
 
 
 def trim_function() -> Callable[[], object] | None:
-    """What gives memory back; None where the C library has no such function."""
+    """Return a function that gives memory back; None where the C library has none."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
@@ -27,27 +28,24 @@ def trim_function() -> Callable[[], object] | None:
 
 
 class Trimmer:
-    """Gives memory back some time after much was freed: `TRIM_SECONDS`, at most so often."""
+    """
+    Gives memory back `TRIM_SECONDS` after a large amount was freed.
+
+    Once for everything that was freed in that time: a trim takes
+    milliseconds where the heap is large.
+    """
 
     def __init__(self, clock: IReactorTime, trim: Callable[[], object] | None) -> None:
-        self._clock = clock
         self._trim = trim
-        self._call: IDelayedCall | None = None
+        self._timer = Timer(clock)
         self._stopped = False
 
     def freed(self) -> None:
-        """Much was freed, or is about to be."""
-        if self._trim is not None and self._call is None and not self._stopped:
-            self._call = self._clock.callLater(TRIM_SECONDS, self._do)
+        """Schedule a trim: a large amount of memory was freed, or is about to be."""
+        if self._trim is not None and not self._timer.is_running and not self._stopped:
+            self._timer.start(TRIM_SECONDS, self._trim)
 
     def stop(self) -> None:
-        """Not any more: what is left goes with the process."""
+        """Cancel a scheduled trim, and schedule no more."""
         self._stopped = True
-        call, self._call = self._call, None
-        if call is not None:
-            call.cancel()
-
-    def _do(self) -> None:
-        self._call = None
-        if self._trim is not None:
-            self._trim()
+        self._timer.stop()

@@ -1,7 +1,7 @@
 """
-How often the log says that something has gone wrong once more.
+Limit how often the log repeats a line.
 
-Knows time and numbers; must not know what is said.
+Counts occurrences and time; does not know the text of the line.
 """
 
 from __future__ import annotations
@@ -14,41 +14,42 @@ from mcpbridge.config.tuning import COMPLAIN_SECONDS, MAX_CAUSES
 
 
 class RateLimitedLog:
-    """Counts what goes wrong again and again: it is logged once in `COMPLAIN_SECONDS`."""
+    """Counts a recurring problem, which is logged once in `COMPLAIN_SECONDS`."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._not_before = float("-inf")
-        self._unsaid = 0
+        self._unlogged = 0
 
     def add(self) -> None:
-        """It has happened once more."""
-        self._unsaid += 1
+        """Count one more occurrence."""
+        self._unlogged += 1
 
     def due(self) -> int | None:
         """
-        How often it has happened since it was logged last, if it is to be
-        logged now; None where that is too soon.
+        Return the number of occurrences since the last log line, if another
+        line is due now; otherwise None.
         """
         now = self._clock.seconds()
         if now < self._not_before:
             return None
         self._not_before = now + COMPLAIN_SECONDS
-        count, self._unsaid = self._unsaid, 0
+        count, self._unlogged = self._unlogged, 0
         return count
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing was logged for so long that it would be logged at once."""
+        """True if the next occurrence would be logged at once."""
         return self._clock.seconds() >= self._not_before
 
 
 class RateLimitedLogByCause:
     """
-    The same for each of several causes, of which `MAX_CAUSES` are remembered.
+    Limits a log line separately for each of up to `MAX_CAUSES` causes.
 
-    A client may have a part in a cause, such as a header that it sent: while
-    there are more of them within `COMPLAIN_SECONDS`, the rest counts as one.
+    A cause may contain text of a client, such as a header.  While more than
+    `MAX_CAUSES` different ones occur within `COMPLAIN_SECONDS`, the further ones
+    count as one cause: a client must not be able to fill the log or the memory.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -59,16 +60,18 @@ class RateLimitedLogByCause:
 
     def add(self, cause: Hashable) -> int | None:
         """
-        It has happened once more for this cause.  Returns how often since it
-        was logged last, if it is to be logged now; None where that is too soon.
+        Count one more occurrence for this cause.
+
+        Returns the number of its occurrences since the last log line, if
+        another line is due now; otherwise None.
         """
-        complaints = self._causes.pop(cause, None)
-        if complaints is None:
-            complaints = self._new()
-        if complaints is not self._others:
-            self._causes[cause] = complaints
-        complaints.add()
-        return complaints.due()
+        counter = self._causes.pop(cause, None)
+        if counter is None:
+            counter = self._new()
+        if counter is not self._others:
+            self._causes[cause] = counter
+        counter.add()
+        return counter.due()
 
     def _new(self) -> RateLimitedLog:
         if len(self._causes) >= MAX_CAUSES:
@@ -80,5 +83,5 @@ class RateLimitedLogByCause:
 
 
 def times(count: int) -> str:
-    """How often it has happened, to be put behind a line; nothing where that was once."""
-    return "" if count == 1 else f" ({count} times since this was said last)"
+    """Return a suffix for a log line that stands for `count` occurrences; empty for one."""
+    return "" if count == 1 else f" ({count} times since it was last logged)"

@@ -1,10 +1,10 @@
 """
-What all answers may hold together that clients have not taken yet.
+Bound the memory of all responses that clients have not read yet.
 
-Counts bytes, and says who gives way when there are too many: events that are
-kept for clients that may come back, then the slowest client's connection; then
-what is still to come waits in its backend.  Knows no socket, process or
-session: each registers itself.
+Counts bytes, and makes room when there are too many: first the oldest stored
+events go, which are for clients that may reconnect; then the slowest clients
+are disconnected; then backends are paused in the middle of large messages.
+Knows no socket, process or session: each registers itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import heapq
 from collections.abc import Callable
 from typing import Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.config.tuning import (
@@ -24,48 +24,49 @@ from mcpbridge.config.tuning import (
     TRIM_BYTES,
 )
 from mcpbridge.rate_limited_log import RateLimitedLog
+from mcpbridge.timers import Timer
 
 
 class EventLog(Protocol):
-    """The events of a session, the oldest of which may be dropped."""
+    """The stored events of a session, of which the oldest may be dropped."""
 
     def age(self) -> int | None:
-        """When its oldest event came, as `next_age` has counted; None without one."""
+        """Return the number that `next_age` gave its oldest event; None if there is none."""
 
     def drop_oldest(self) -> None:
-        """Drop that; reports what is freed."""
+        """Drop the oldest event, and report the freed bytes to the budget."""
 
 
 class Reader(Protocol):
-    """A connection with bytes that its client has not taken."""
+    """A connection with bytes that its client has not read."""
 
     def measure(self) -> None:
-        """Report how many these are now."""
+        """Report the present number of unread bytes to the budget."""
 
     def slowness(self) -> float:
-        """Seconds that they will take, at the client's pace; 0 as long as that is not known."""
+        """Estimate the seconds until all is read, at the client's pace; 0 if unknown."""
 
     def cut_off(self, reason: str) -> None:
-        """Close the connection; reports that nothing waits any more."""
+        """Close the connection, and report its bytes as freed."""
 
 
 class Source(Protocol):
     """A backend that is writing a large message."""
 
     def go_on(self) -> None:
-        """Read on."""
+        """Continue to read the backend."""
 
 
 class ResponseBudget:
     """
-    At most `limit` bytes of answers, but for small ones and one large one.
+    Keeps unread responses below `limit` bytes, apart from small ones and one large one.
 
     A message is large from `SMALL_BYTES` on.  While the budget is `full`, a
-    backend that is writing a large one is not read: `hold`.  So as not to
-    have all of them wait for each other, each with half a message, the first
-    of them may go on alone; the next one when what that wrote is out.
+    backend in the middle of a large message is not read: `hold`.  If all of
+    them waited so, each with half a message, none would ever finish; so one at
+    a time may continue, and the next one once the first one's message is read.
 
-    `freed` is called when much was freed.
+    `freed` is called whenever `TRIM_BYTES` were freed.
     """
 
     log = Logger()
@@ -76,88 +77,90 @@ class ResponseBudget:
         self.limit = limit
         self.used = 0
         self.full = False
-        self._clock = clock
         self._freed = freed
         self._freed_bytes = 0
         self._age = 0
         self._logs: dict[EventLog, None] = {}
         self._readers: dict[Reader, None] = {}
         self._held: dict[Source, None] = {}
-        #: The one that goes on, and what was used when it began to.
-        self._going: Source | None = None
+        #: The one source that may continue, and the bytes in use when it was let.
+        self._continuing: Source | None = None
         self._ceiling = 0
         self._relieving = False
-        #: While it is full: from how many bytes on all are looked at again.
-        self._enough = 0
+        #: While the budget is full: above so many bytes room is made again.
+        self._relieve_above = 0
         self._stopped = False
-        self._call: IDelayedCall | None = None
-        self._complaints = RateLimitedLog(clock)
+        self._timer = Timer(clock)
+        self._full_log = RateLimitedLog(clock)
 
     def next_age(self) -> int:
-        """A number for an event, larger than all before."""
+        """Return a number for a new event, larger than all before."""
         self._age += 1
         return self._age
 
     def take(self, size: int) -> None:
-        """So many bytes more are held."""
+        """Count so many bytes more."""
         self.used += size
-        if self.used > self.limit and self.used > self._enough and not self._relieving:
+        if self.used > self.limit and self.used > self._relieve_above and not self._relieving:
             self._relieve()
 
     def give_back(self, size: int) -> None:
-        """So many bytes are not held any more."""
+        """Count so many bytes less."""
         self.used -= size
         self._freed_bytes += size
         if self._freed_bytes >= TRIM_BYTES:
             self._freed_bytes = 0
             self._freed()
         if self.full and self.used <= self.limit:
-            self._enough = 0
-            # Not now: what is freed here may be held elsewhere in a moment.
-            self._look_in(0)
+            self._relieve_above = 0
+            # In the next iteration: bytes freed here often move elsewhere in a moment.
+            self._check_in(0)
 
     def keep(self, log: EventLog) -> None:
-        """This log has events."""
+        """Register a log that has events."""
         self._logs[log] = None
 
     def forget(self, log: EventLog) -> None:
-        """It has none any more."""
+        """Unregister a log without events."""
         self._logs.pop(log, None)
 
     def behind(self, reader: Reader) -> None:
-        """Something waits for this client."""
+        """Register a connection with unread bytes."""
         self._readers[reader] = None
 
     def caught_up(self, reader: Reader) -> None:
-        """Nothing does any more."""
+        """Unregister a connection whose client has read everything."""
         self._readers.pop(reader, None)
 
     def hold(self, source: Source) -> bool:
-        """Whether this one must wait with its large message; it is told when to go on."""
-        if not self.full or source is self._going:
+        """
+        Return True if a backend must wait in the middle of a large message.
+
+        Its `go_on` is called when it may continue.
+        """
+        if not self.full or source is self._continuing:
             return False
         self._held[source] = None
         return True
 
     def wrote(self, source: Source) -> None:
-        """Its large message is complete, or it has ended."""
+        """Note that a backend's large message is complete, or that the backend has ended."""
         self._held.pop(source, None)
-        if source is self._going:
-            self._going = None
+        if source is self._continuing:
+            self._continuing = None
 
     def stop(self) -> None:
-        """No more looks; what is left is only counted."""
+        """Stop the timer; from now on bytes are only counted."""
         self._stopped = True
-        call, self._call = self._call, None
-        if call is not None and call.active():
-            call.cancel()
+        self._timer.stop()
 
     def _relieve(self) -> None:
         """
-        Make room; where too little gives way it is full.  Then this is done
-        again a second later, or when one part in `FULL_GROWTH` of the limit
-        more has come: it looks at all logs and clients, which is too much to
-        be done for each message.
+        Make room; if that is not enough, become full.
+
+        While full, this is repeated every `FULL_SECONDS`, or when the use has
+        grown by one part in `FULL_GROWTH` of the limit.  It looks at all logs
+        and clients, which is too expensive for each message.
         """
         self._relieving = True
         try:
@@ -166,20 +169,23 @@ class ResponseBudget:
                 self._cut_off_slowest()
         finally:
             self._relieving = False
-        self._enough = 0
+        self._relieve_above = 0
         if self.used > self.limit:
-            self._enough = self.used + self.limit // FULL_GROWTH
+            self._relieve_above = self.used + self.limit // FULL_GROWTH
             self._become_full()
 
     def _drop_events(self) -> None:
         """
-        Some more than need be, for to look for the oldest means to look at all
-        logs; but not many, for small ones are dropped one by one, at 4 µs each.
+        Drop the oldest events of all sessions until a little room is free.
+
+        Slightly more than necessary, since finding the oldest event means
+        looking at all logs; but only slightly, since small events are dropped
+        one by one, at 4 µs each.
         """
         oldest = [(age, n, log) for n, log in enumerate(self._logs) if (age := log.age())]
         heapq.heapify(oldest)
-        enough = self.limit - self.limit // EVENTS_DROPPED
-        while oldest and self.used > enough:
+        target = self.limit - self.limit // EVENTS_DROPPED
+        while oldest and self.used > target:
             _, number, log = oldest[0]
             log.drop_oldest()
             age = log.age()
@@ -201,50 +207,47 @@ class ResponseBudget:
     def _become_full(self) -> None:
         if not self.full:
             self.full = True
-            if self._complaints.due() is not None:
+            if self._full_log.due() is not None:
                 self.log.warn(
                     "{used} bytes of answers wait for their clients (max_response_bytes):"
                     " backends wait with large messages",
                     used=self.used,
                 )
-        if self._call is None:
-            self._look_in(FULL_SECONDS)
+        if not self._timer.is_running:
+            self._check_in(FULL_SECONDS)
 
-    def _look_in(self, seconds: float) -> None:
-        if self._stopped:
-            return
-        if self._call is not None and self._call.active():
-            self._call.reset(seconds)
-        else:
-            self._call = self._clock.callLater(seconds, self._look)
+    def _check_in(self, seconds: float) -> None:
+        if not self._stopped:
+            self._timer.start(seconds, self._check)
 
-    def _look(self) -> None:
-        self._call = None
+    def _check(self) -> None:
         if self.used > self.limit:
             self._relieve()
         if self.used <= self.limit:
             self.full = False
-            self._going, self._ceiling = None, 0
+            self._continuing, self._ceiling = None, 0
             held, self._held = self._held, {}
             for source in held:
                 source.go_on()
-        elif self._going is None and self._held:
-            self._let_one_go()
+        elif self._continuing is None and self._held:
+            self._continue_one()
 
-    def _let_one_go(self) -> None:
+    def _continue_one(self) -> None:
         if self._ceiling and self.used > self._ceiling:
-            # What the last one wrote is not out.
+            # The message of the last one is not read yet.
             return
         self._ceiling = self.used
-        source = self._going = next(iter(self._held))
+        source = self._continuing = next(iter(self._held))
         del self._held[source]
         source.go_on()
 
 
 class Share:
     """
-    What one session may hold of that in answers that are not taken; beyond it
-    its own backend is not read.
+    The part of the budget that one session may use.
+
+    Calls `pause` when the session's unread responses exceed `limit` bytes,
+    and `resume` when they no longer do.
     """
 
     def __init__(self, limit: int, pause: Callable[[], None], resume: Callable[[], None]) -> None:
@@ -255,7 +258,7 @@ class Share:
         self.used = 0
 
     def change(self, size: int) -> None:
-        """So many bytes more, or less."""
+        """Count so many bytes more; less if negative."""
         self.used += size
         if self._paused is not (self.used > self._limit):
             self._paused = not self._paused

@@ -1,5 +1,5 @@
 """
-What an operator wants to know of the sessions that there are now.
+Describe the running sessions for an operator: one line of text for each process.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from mcpbridge.server import Server
 
 def session_lines(server: Server, now: float) -> Iterator[str]:
     """
-    A line for each process of a server that is not gone; `now` is the clock's.
+    Yield a line for each process of a server, the oldest first; `now` is the
+    clock's time in seconds.
 
-    No line holds more of a session's id than the log shows anyway.
+    A session is named by its label, the part of its id that is in the log
+    anyway, since the whole id is a secret.
     """
     for session in sorted(server.unclosed, key=lambda each: each.opened_at):
         pid = getattr(session.backend, "pid", None)
@@ -28,16 +30,16 @@ def session_lines(server: Server, now: float) -> Iterator[str]:
 
 
 def _use(server: Server, session: BackendSession) -> str:
-    """What it is for."""
+    """Name what the process is used for: an endpoint, stateless requests, nothing yet."""
     if server.sessions.get(session.ident) is session:
         return "/sse"
     if server.streamable.get(session.ident) is session:
         return "/mcp"
-    return "requests of 2026-07-28, or none any more" if session.announced else "warm"
+    return "requests of 2026-07-28, or idle" if session.announced else "warm"
 
 
 def _state(session: BackendSession) -> str:
-    """How far its life has got."""
+    """Name the state of the session: `open`, `ending` or `closing`."""
     if not session.receiving:
         return "closing"
     return "ending" if session.leaving else "open"

@@ -1,8 +1,8 @@
 """
-Work that is done in slices, a little in each turn of the reactor, so that
-others are served in between.
+Do long work in slices, a little in each iteration of the reactor, so that
+other clients are served in between.
 
-Knows time; must not know what the work is.
+Knows time; does not know what the work is.
 """
 
 from __future__ import annotations
@@ -25,34 +25,36 @@ Found = TypeVar("Found")
 
 class SlicedWork:
     """
-    Does all the work that it is given, in turns of `LARGE_TURN_SECONDS`; each gets
-    a slice, one after the other.  A thread would not help: what the work is
-    done with holds the interpreter's lock.
+    Shares `LARGE_TURN_SECONDS` of each iteration of the reactor among pieces of work.
+
+    The pieces get a slice each, in turn.  A thread would not help: parsing
+    JSON holds the interpreter's lock.
     """
 
     def __init__(self, clock: IReactorTime, now: Callable[[], float] = monotonic) -> None:
-        def turn() -> Callable[[], bool]:
+        def iteration() -> Callable[[], bool]:
             end = now() + LARGE_TURN_SECONDS
             return lambda: now() >= end
 
-        def soon(work: Callable[[], None]) -> IDelayedCall:
+        def next_iteration(work: Callable[[], None]) -> IDelayedCall:
             return clock.callLater(0, work)
 
         self._clock = clock
         self._now = now
-        self._tasks = Cooperator(terminationPredicateFactory=turn, scheduler=soon)
-        #: How long what was done at once has taken in this turn of the reactor.
+        self._tasks = Cooperator(terminationPredicateFactory=iteration, scheduler=next_iteration)
+        #: Seconds that `at_once` has used in this iteration; None before its first call.
         self._taken: float | None = None
 
     def at_once(self, work: Callable[[], Found]) -> Found | None:
         """
-        Do some work now, which must take less than a turn, and return its
-        result.  Once such work has taken half of `LARGE_TURN_SECONDS` in a turn
-        of the reactor, returns None and does nothing.
+        Call `work` now and return its result; it must take only a moment.
+
+        Returns None without calling it if such calls have used half of
+        `LARGE_TURN_SECONDS` in this iteration of the reactor: then use `do`.
         """
         if self._taken is None:
             self._taken = 0.0
-            self._clock.callLater(0, self._next_turn)
+            self._clock.callLater(0, self._iteration_over)
         if self._taken >= LARGE_TURN_SECONDS / 2:
             return None
         began = self._now()
@@ -60,12 +62,14 @@ class SlicedWork:
         self._taken += self._now() - began
         return found
 
-    def _next_turn(self) -> None:
+    def _iteration_over(self) -> None:
         self._taken = None
 
     def do(self, slices: Slices[Found]) -> Deferred[Found]:
         """
-        The result of some work, or its error.  Cancelled, it is not gone on with.
+        Return a `Deferred` of the result of some work, which fails with what it raises.
+
+        Cancelling the Deferred ends the work.
         """
         found: list[Found] = []
         refused: list[Refused] = []
@@ -74,7 +78,7 @@ class SlicedWork:
             try:
                 found.append((yield from slices))
             except Refused as refusal:
-                # With its traceback, the task would hold all that was read.
+                # Its traceback would keep everything alive that was parsed so far.
                 refused.append(without_frames(refusal))
 
         def finished(_: object) -> None:
@@ -87,7 +91,7 @@ class SlicedWork:
             task.stop()
 
         def failed(failure: Failure) -> None:
-            # Who has cancelled it is told so by the Deferred itself.
+            # After a cancellation the Deferred has failed already.
             if failure.check(TaskStopped) is None:
                 done.errback(failure)
 

@@ -150,7 +150,7 @@ async def test_third_party_extensions_as_arguments(start: Any, running_reactor: 
     ("setting", "value", "says"),
     [
         ("launcher", "tests.thirdparty.NotALauncher", "launcher: expected an object that provides"),
-        ("launcher", "tests.nothing.Here", "launcher: expected the name of something"),
+        ("launcher", "tests.nothing.Here", "launcher: expected the dotted name of a factory"),
         ("limiter", "tests.thirdparty.breaks", "no luck today"),
         ("observers", ("tests.thirdparty.Censor",), "ISessionObserver"),
         ("filters", ("tests.thirdparty.Notebook",), "IMessageFilter"),

@@ -50,4 +50,4 @@ def test_causes_that_a_client_makes_up_count_as_one() -> None:
 
 def test_how_often() -> None:
     assert times(1) == ""
-    assert times(3) == " (3 times since this was said last)"
+    assert times(3) == " (3 times since it was last logged)"

@@ -331,7 +331,7 @@ async def test_a_line_for_each_session(parrots: Bridge, log_lines: list[str]) ->
     assert "in 3 messages (17 B), out 0 (0 B), refused 0" in lines[spare.label]
     spare.announced = True
     [line] = [each for each in session_lines(server, now) if spare.label in each]
-    assert ": requests of 2026-07-28, or none any more, open" in line
+    assert ": requests of 2026-07-28, or idle, open" in line
     assert not any(each.ident in "".join(lines.values()) for each in (sse, mcp, spare))
     del log_lines[:]
     parrots.log_sessions()

@@ -78,7 +78,7 @@ def test_one_line_for_a_cause_and_not_for_a_client(log_lines: list[str]) -> None
     assert second.endswith("; status 127 most often means that a command was not found")
     served.clock.advance(COMPLAIN_SECONDS)
     served.end(served.open(), "exit status 1")
-    assert said(log_lines)[2].endswith("(3 times since this was said last)")
+    assert said(log_lines)[2].endswith("(3 times since it was last logged)")
 
 
 @pytest.mark.parametrize(
@@ -209,4 +209,4 @@ def test_mistakes_are_said_once_in_a_while(log_lines: list[str]) -> None:
     ]
     served.clock.advance(COMPLAIN_SECONDS)
     one.misbehaved("text", "it writes text", b"again")
-    assert log_lines[-1].endswith("it writes text: again (3 times since this was said last)")
+    assert log_lines[-1].endswith("it writes text: again (3 times since it was last logged)")

@@ -504,7 +504,7 @@ def test_a_refusal_is_in_the_log_once_a_minute(log_lines: list[str]) -> None:
     ]
     clock.advance(COMPLAIN_SECONDS)
     send(host="evil.example")
-    assert log_lines[2].endswith("if it should be (3 times since this was said last)")
+    assert log_lines[2].endswith("if it should be (3 times since it was last logged)")
 
 
 def test_what_is_refused_forges_no_line_of_the_log(log_lines: list[str]) -> None:
