@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEFINITIONS := setup.py mcpbridge/_version.py
+DEFINITIONS := pyproject.toml setup.py mcpbridge/_version.py
 
 # options of `make serve` and of `make test`, e.g. make serve SERVE="--ping-interval 5"
 SERVE ?=
