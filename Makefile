@@ -20,7 +20,7 @@ CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py 
     tests/e2e/test_backpressure.py tests/e2e/test_http.py tests/e2e/test_streamable.py \
     tests/e2e/test_modern.py
 
-.PHONY: help serve test whole lint unit others others.made others.tested real coverage bench bench-quick conformance soak news clean
+.PHONY: help serve test whole lint unit others others.made others.tested real coverage bench bench-quick conformance soak news dist clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -85,6 +85,19 @@ soak: .venv/.made-dev ## end ten thousand sessions in every way, beside two hund
 
 news: .venv/.made-dev ## print the release notes of the changes since the last release
 	$(BIN)/towncrier build --draft
+
+# Each wheel is built from an unpacked source distribution, so that nothing an
+# earlier build left here gets into it.
+BUILD := $(BIN)/python -m build -Cquiet=true
+dist: .venv/.made-dev ## build the source distribution and both wheels, and check them
+	rm -rf build dist *.egg-info
+	MCPBRIDGE_PURE=1 $(BUILD)
+	MCPBRIDGE_PURE=0 $(BUILD)
+	$(BIN)/twine check --strict dist/*
+	@ls dist/*linux_*.whl >/dev/null 2>&1 || { \
+	    echo 'no wheel has the launcher: that takes Linux, a C compiler and a static C library'; \
+	    exit 1; \
+	}
 
 clean: ## remove all that was made here
 	rm -rf .venv .venv-* .real build dist *.egg-info htmlcov .coverage .coverage.*
