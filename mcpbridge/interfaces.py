@@ -170,7 +170,7 @@ class ICaller(Interface):
         """
         The headers of the HTTP request, a read-only mapping of their names in
         lower case to their values, both str; several of one name are joined
-        by `, ` (RFC 9110, section 5.3).  Of a session it is the request that
+        by a comma and a space (RFC 9110, section 5.3).  Of a session it is the request that
         has opened it: `GET /sse`, or the POST of `initialize`.  They may hold
         secrets: do not log them.
         """

@@ -1,7 +1,7 @@
 """
 Fakes for tests of mcpbridge and of its extensions, public and documented.
 
-`FakeReactor` is a `Clock` that spawns `FakeProcess`es: a test feeds their
+`FakeReactor` is a `Clock` that spawns each `FakeProcess`: a test feeds their
 stdout, looks at what was written to their stdin, and moves the time.
 `FakeBackend`, `FakeLauncher` and `RecordingSink` stand for the two sides of
 a session.
