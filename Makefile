@@ -1,5 +1,5 @@
 # The commands of a checkout.  Everything they make stays inside it: .venv,
-# .venv-3.X for other Pythons, and .real for the parts of the end-to-end tests
+# .venv-3.X for other Pythons, .venv-docs for Sphinx, and .real for the parts of the end-to-end tests
 # that other people wrote.  A file .made in each says that it is complete.
 
 PYTHON ?= python3
@@ -20,7 +20,7 @@ CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py 
     tests/e2e/test_backpressure.py tests/e2e/test_http.py tests/e2e/test_streamable.py \
     tests/e2e/test_modern.py
 
-.PHONY: help serve test whole lint unit others others.made others.tested real coverage bench bench-quick conformance soak news dist clean
+.PHONY: help serve test whole lint unit others others.made others.tested real coverage bench bench-quick conformance soak docs news dist clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -99,6 +99,10 @@ dist: .venv/.made-dev ## build the source distribution and both wheels, and chec
 	    exit 1; \
 	}
 
+docs: .venv-docs/.made ## build the documentation in build/docs; a warning is an error
+	.venv-docs/bin/python -m sphinx -q -E -W --keep-going -c docs -d build/doctrees . build/docs
+	@echo 'the documentation is in build/docs/index.html'
+
 clean: ## remove all that was made here
 	rm -rf .venv .venv-* .real build dist *.egg-info htmlcov .coverage .coverage.*
 	rm -rf benchmarks/.build benchmarks/.peers
@@ -113,6 +117,11 @@ clean: ## remove all that was made here
 
 .venv/.made-dev: .venv/.made
 	$(BIN)/python $(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv-docs/.made: $(DEFINITIONS)
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP) --editable '.[docs]'
 	@touch $@
 
 # Another Python, named by OTHER; the target that tests is never up to date.
