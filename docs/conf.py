@@ -55,6 +55,7 @@ CONTENTS = {
         "docs/architecture",
         "docs/decisions/README",
         "docs/hot-path",
+        "docs/releasing",
         "docs/benchmarks",
         "How it is measured </benchmarks/README>",
     ],

@@ -4,9 +4,11 @@ import contextlib
 import http.client
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -41,7 +43,11 @@ from tests.real.processes import eventually
 
 DOCS = ROOT / "docs"
 EXAMPLES = DOCS / "examples"
-DOCUMENTS = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
+DECISIONS = sorted((DOCS / "decisions").glob("0*.md"))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "benchmarks" / "README.md"])
+each_document = pytest.mark.parametrize(
+    "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
+)
 #: How long anything may take; nothing is proven by it.
 PATIENCE = 60
 _FENCED = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -68,7 +74,7 @@ def anchors(path: Path) -> set[str]:
 # Links.
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@each_document
 def test_links_between_documents_resolve(path: Path) -> None:
     for link in _LINK.finditer(prose(path)):
         target, _, fragment = link["target"].partition("#")
@@ -81,8 +87,44 @@ def test_links_between_documents_resolve(path: Path) -> None:
 
 def test_every_document_is_reached_from_the_readme() -> None:
     readme = prose(ROOT / "README.md")
-    for path in DOCS.glob("*.md"):
-        assert f"(docs/{path.name})" in readme
+    reached = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("*/README.md")]
+    for path in set(reached) - {ROOT / "README.md"}:
+        assert f"({path.relative_to(ROOT)})" in readme
+
+
+# Decisions.
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
+def test_a_decision_has_its_sections_and_is_in_the_index(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(f"# {path.name[:4]}: ")
+    assert re.search(r"^Status: (accepted|replaced by \[)", text, re.MULTILINE)
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
+        "Context",
+        "Decision",
+        "Consequences",
+        "Alternatives considered",
+    ]
+    assert f"[{path.name[:4]}]({path.name})" in prose(path.parent / "README.md")
+
+
+# The site.
+
+
+def test_every_document_is_in_a_table_of_contents_of_the_site(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    conf = runpy.run_path(str(DOCS / "conf.py"))
+    listed = {ROOT / f"{conf['root_doc']}.md"}
+    for sections in conf["TOCTREES"].values():
+        for entry in itertools.chain(*sections.values()):
+            name = re.sub(r".*<(.*)>", r"\1", entry).lstrip("/")
+            found = set(ROOT.glob(f"{name}.md"))
+            assert found, f"docs/conf.py names {entry}, which is not there"
+            listed |= found
+    assert listed == set(DOCUMENTS)
 
 
 # The tables of modules.
@@ -194,7 +236,7 @@ def test_a_row_of_the_table_of_answers_is_read() -> None:
 # Blocks of JSON.
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@each_document
 def test_blocks_of_json_are_json(path: Path) -> None:
     for block in blocks(path, "json"):
         assert isinstance(json.loads(block), dict)
