@@ -23,7 +23,7 @@ from mcpbridge.web.client_addresses import Peer
 from mcpbridge.web.connection_limits import Connections
 from tests.unit.web.test_fast_path import CALL, World, post, post_mcp
 
-both = pytest.mark.parametrize("front", [True, False])
+both = pytest.mark.parametrize("fast_path", [True, False])
 NOTE = b'{"jsonrpc":"2.0","method":"x"}'
 
 

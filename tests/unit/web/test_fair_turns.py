@@ -21,7 +21,7 @@ from mcpbridge.config.tuning import (
 from mcpbridge.web.fair_turns import FairTurns
 from tests.unit.web.test_fast_path import CALL, MODERN, SAYING, World, post, post_mcp
 
-both = pytest.mark.parametrize("front", [True, False])
+both = pytest.mark.parametrize("fast_path", [True, False])
 NOTE = b'{"jsonrpc":"2.0","method":"x"}'
 #: Requests that are answered at once, each in another way.
 AT_ONCE = [

@@ -48,7 +48,7 @@ def answered(world: World) -> tuple[int, Any]:
     return status, json.loads(body) if body else None
 
 
-both = pytest.mark.parametrize("front", [True, False])
+both = pytest.mark.parametrize("fast_path", [True, False])
 
 
 @both

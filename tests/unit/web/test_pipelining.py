@@ -15,7 +15,7 @@ from mcpbridge.response_budget import ResponseBudget, Share
 from mcpbridge.web import connection, watched_connection
 from tests.unit.web.test_fast_path import MODERN, SAYING, World, post, post_mcp
 
-both = pytest.mark.parametrize("front", [True, False])
+both = pytest.mark.parametrize("fast_path", [True, False])
 
 
 def call(ident: int) -> bytes:
