@@ -1,20 +1,13 @@
 """A backend's command: what is said where it is not there."""
 
-import errno
-import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import CannotStart
 from mcpbridge.stdio.command import find_program
-from mcpbridge.stdio.launcher import LocalLauncher
-from mcpbridge.stdio.process_tree import Sweeper
 from mcpbridge.tap import Options
-from mcpbridge.testing import FakeReactor
 
 
 @pytest.mark.parametrize(
@@ -71,27 +64,3 @@ def test_relative_commands_say_why(command: str, directory: str | None, says: st
 def test_relative_directory_is_one_line() -> None:
     with pytest.raises(SystemExit, match="--cwd: expected an absolute path"):
         Options().parseOptions(["--cwd", "below", "--", "cat"])
-
-
-@pytest.mark.parametrize(
-    ("number", "exhausted", "says"),
-    [
-        (errno.EMFILE, True, "raise the limit on descriptors (ulimit -n)"),
-        (errno.ENFILE, True, "fs.file-max"),
-        (errno.EAGAIN, True, "raise the limit on processes (ulimit -u, TasksMax=)"),
-        (errno.ENOMEM, True, "memory"),
-        (errno.EACCES, False, ""),
-    ],
-)
-def test_what_the_system_lacks_is_said(number: int, exhausted: bool, says: str) -> None:
-    """With what helps, where it is a limit that was reached."""
-    reactor = FakeReactor()
-    reactor.spawn_error = OSError(number, os.strerror(number))
-    launcher = LocalLauncher(ServerSettings(command=sys.executable), reactor, Sweeper(reactor))
-    failures: list[Any] = []
-    launcher.launch(None, "x").addErrback(failures.append)
-    error = failures[0].value
-    assert isinstance(error, CannotStart)
-    assert error.exhausted == exhausted
-    assert os.strerror(number) in str(error)
-    assert says in str(error)

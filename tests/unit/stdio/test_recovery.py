@@ -8,9 +8,7 @@ import dataclasses
 import fcntl
 import json
 import os
-import signal
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_twisted
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -39,7 +35,6 @@ from mcpbridge.stdio.state_file import (
     open_state_directory,
     take_dead,
 )
-from tests.unit.stdio.test_watchdog_program import Store, ended, sleeping
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 
@@ -131,32 +126,6 @@ def test_a_file_that_another_has_just_removed(folder: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(fcntl, "flock", locked_late)
     assert StateFile.take(path) is None
-
-
-def test_the_lock_goes_with_the_process(folder: str) -> None:
-    """Also killed with SIGKILL, and while children of it live: none inherits the lock."""
-    program = (
-        "import subprocess, sys\n"
-        "from mcpbridge.stdio.state_file import StateFile\n"
-        "file = StateFile.create(sys.argv[1], int(sys.argv[2]))\n"
-        "child = subprocess.Popen(['sleep', '600'], close_fds=False, stdin=-3, stdout=-3)\n"
-        "print(child.pid, flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, folder, str(BASE)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    child = int(process.stdout.readline())
-    try:
-        assert bases(folder) == []
-        process.kill()
-        process.communicate()
-        assert bases(folder) == [BASE]
-    finally:
-        os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -561,35 +530,6 @@ def test_where_nothing_says_which_boot_this_is(
     Journal(machine, CleanupRecords()).open([folder], MINE)
     assert machine.spawned == []
     assert len(logged_failures) == 1
-
-
-# With real processes.
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_dead_bridge_and_all_it_left(
-    folder: str, tmp_path: Path, running_reactor: Any, log_lines: list[str]
-) -> None:
-    store = Store(tmp_path)
-    store.run("c1")
-    finished: Deferred[None] = Deferred()
-
-    class Watched(Recovery):
-        def _cleaned(self, report: Any, file: StateFile) -> None:
-            super()._cleaned(report, file)
-            finished.callback(None)
-
-    with sleeping(BASE + 1) as one, sleeping(BASE + 2) as two, sleeping(MINE + 1) as other:
-        two.send_signal(signal.SIGSTOP)
-        dead_bridge(folder, BASE, store.record)
-        Watched(running_reactor, MINE).start([folder])
-        await finished
-        assert ended(one)
-        assert ended(two)
-        assert other.poll() is None
-    assert store.left() == []
-    assert os.listdir(folder) == []
-    assert "had left 2 processes and 1 containers" in log_lines[-1]
 
 
 def test_a_state_is_what_its_fields_say(folder: str) -> None:

@@ -1,14 +1,12 @@
 """
 The bridge's side of the watchdog: what it is told, and when it is started again.
-The program itself is tested in `test_watchdog_program`.
+The program itself is tested in `tests/integration`.
 """
 
 from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import COMPLAIN_SECONDS, MAX_RECORDS
-from mcpbridge.stdio import procfs, watchdog_program
+from mcpbridge.stdio import watchdog_program
 from mcpbridge.stdio.cleanup_records import (
     CleanupRecords,
     Containers,
@@ -27,14 +25,12 @@ from mcpbridge.stdio.cleanup_records import (
     Record,
     read_record,
 )
-from mcpbridge.stdio.process_tags import TAGS
 from mcpbridge.stdio.watchdog import (
     END_SECONDS,
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     SETTLED_SECONDS,
     Watchdog,
-    set_tag,
 )
 
 ONE = MarkedProcess(11, 1000)
@@ -304,19 +300,6 @@ def test_changes_are_passed_on(machine: Machine) -> None:
     watchdog.forget(1)
     watchdog.forget(2)
     assert seen == [(ONE, True), (ONE, False)]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
-def test_the_watchdog_has_its_tag_before_it_runs() -> None:
-    """One that is stopped at once is found by it all the same."""
-    base = (1 << 61) + 5 * TAGS
-    process = subprocess.Popen(["sleep", "600"])
-    set_tag(process.pid, base)
-    assert procfs.tag_of(process.pid) == base
-    process.kill()
-    process.wait()
-    set_tag(process.pid, base)
-    set_tag(None, base)
 
 
 @pytest.mark.parametrize("record", [ONE, ENGINE, Containers(("/x",), "label=y")])

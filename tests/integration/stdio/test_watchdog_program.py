@@ -135,7 +135,7 @@ def test_it_outlives_signals() -> None:
 
 def test_it_needs_no_file_once_it_waits(tmp_path: Path) -> None:
     """An upgrade in place, or a release folder that was swapped and removed."""
-    folder = tmp_path / "release" / "backend"
+    folder = tmp_path / "release" / "stdio"
     folder.mkdir(parents=True)
     for source in Path(watchdog_program.__file__).parent.glob("*.py"):
         shutil.copy(source, folder)

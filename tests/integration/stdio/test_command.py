@@ -1,0 +1,38 @@
+"""Start commands that the system refuses, and read what the error names."""
+
+import errno
+import os
+import sys
+from typing import Any
+
+import pytest
+
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.errors import CannotStart
+from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.process_tree import Sweeper
+from mcpbridge.testing import FakeReactor
+
+
+@pytest.mark.parametrize(
+    ("number", "exhausted", "says"),
+    [
+        (errno.EMFILE, True, "raise the limit on descriptors (ulimit -n)"),
+        (errno.ENFILE, True, "fs.file-max"),
+        (errno.EAGAIN, True, "raise the limit on processes (ulimit -u, TasksMax=)"),
+        (errno.ENOMEM, True, "memory"),
+        (errno.EACCES, False, ""),
+    ],
+)
+def test_what_the_system_lacks_is_said(number: int, exhausted: bool, says: str) -> None:
+    """With what helps, where it is a limit that was reached."""
+    reactor = FakeReactor()
+    reactor.spawn_error = OSError(number, os.strerror(number))
+    launcher = LocalLauncher(ServerSettings(command=sys.executable), reactor, Sweeper(reactor))
+    failures: list[Any] = []
+    launcher.launch(None, "x").addErrback(failures.append)
+    error = failures[0].value
+    assert isinstance(error, CannotStart)
+    assert error.exhausted == exhausted
+    assert os.strerror(number) in str(error)
+    assert says in str(error)

@@ -1,0 +1,163 @@
+"""Run twistd and its plugin as real processes: refusals, signals and messages."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from mcpbridge.tap import Options, makeService
+from tests.e2e.harness import carrying, serving
+from tests.real.parts import need_processes
+from tests.real.processes import eventually
+
+TWISTD = Path(sys.executable).with_name("twistd")
+
+
+def twistd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TWISTD, "-n", *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--max-sessions 0 cat", "mcpbridge: --max-sessions: expected an integer ≥ 1, got 0\n"),
+        ("--sessions 1 cat", "mcpbridge: option --sessions not recognized\n"),
+        (
+            "",
+            "mcpbridge: COMMAND: expected the backend's command line, or --config, got <nothing>\n",
+        ),
+    ],
+)
+def test_twistd_says_one_line_and_starts_nothing(arguments: str, line: str, tmp_path: Path) -> None:
+    """keep: wrong settings are errors that name the field: one line, exit status not 0."""
+    done = twistd("mcpbridge", *arguments.split(), folder=tmp_path)
+    assert done.returncode != 0
+    assert (done.stdout, done.stderr) == ("", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_twistd_ends_where_it_cannot_listen(tmp_path: Path) -> None:
+    """An address that is taken: a line, a status, and no file of a dead process."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        free = "tcp:0:interface=127.0.0.1"
+        arguments = ("mcpbridge", "--listen", free, "--listen", listen, "cat")
+        done = twistd("--pidfile=twistd.pid", *arguments, folder=tmp_path)
+    assert done.returncode != 0
+    assert f"mcpbridge: cannot listen on '{listen}': " in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_daemon_that_cannot_listen_tells_who_waits_for_it(tmp_path: Path) -> None:
+    """The command ends, with a status and the reason; the log has all of it."""
+    need_processes()
+    mark = str(uuid.uuid4().int)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        line = ["--pidfile=pid", "--logfile=log", "mcpbridge", "--listen", listen, "cat", mark]
+        done = subprocess.run(
+            [TWISTD, *line],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"cannot listen on '{listen}'" in done.stdout
+    assert eventually(lambda: not carrying(mark), 60)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    assert f"cannot listen on '{listen}': " in log
+    assert "in use" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_signals_while_it_stops() -> None:
+    """The first one counts; the others are told how long it may take."""
+    waits = ["sh", "-c", "while [ ! -e leave ]; do sleep 0.1; done"]
+    with serving("--stop-grace", "1000", "--kill-grace", "100", command=waits) as bridge:
+        bridge.open()
+        bridge.wait_for_backends(1)
+        bridge.process.send_signal(signal.SIGTERM)
+        bridge.wait_for_log("Received SIGTERM")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            bridge.process.send_signal(number)
+            bridge.wait_for_log(f"{number.name}: stopping already; it takes 1110 s at most")
+        (bridge.folder / "leave").touch()
+        assert bridge.process.wait(60) == -signal.SIGTERM
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Handlers of signals are what they were, afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.usefixtures("handlers")
+async def test_no_listener_is_said(tmp_path: Path, log_lines: list[str]) -> None:
+    """A bridge that serves nothing says so, where it is all that twistd runs."""
+    path = tmp_path / "config.json"
+    path.write_text('{"mcpServers": {"a": {"command": "cat"}}, "bridge": {"listen": []}}')
+    options = Options()
+    options.parseOptions(["--config", str(path)])
+    service: Any = makeService(options)
+    service.startService()
+    await service.stopService()
+    assert "nothing is served: there is no listener (listen)" in log_lines
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.usefixtures("handlers")
+async def test_what_a_file_leaves_open_is_in_the_log(tmp_path: Path, log_lines: list[str]) -> None:
+    path = tmp_path / "config.json"
+    entries = '"a": {"command": "cat", "ic\\u001bon": 1}, "b": {}, "c": {"enabled": false}'
+    path.write_text(f'{{"mcpServers": {{{entries}}}, "bridge": {{"listen": []}}}}')
+    options = Options()
+    options.parseOptions(["--config", str(path)])
+    service: Any = makeService(options)
+    service.startService()
+    await service.stopService()
+    assert f"{path}:1: mcpServers.b: not served: there is no `command`" in log_lines
+    assert f"{path}:1: mcpServers.c: not served: it is disabled" in log_lines
+    ignored = r"`ic\x1bon` (in a) belongs to other programs, and is ignored"
+    assert f"{path}:1: {ignored}" in log_lines
+
+
+def test_twistd_names_all_reasons_where_nothing_is_left(tmp_path: Path) -> None:
+    """Each on a line of its own, and exit status 1."""
+    path = tmp_path / "config.json"
+    path.write_text('{"mcpServers": {"a": {"comand": "x"},\n"b": {"url": "https://x"}}}')
+    done = twistd("mcpbridge", "--config", str(path), folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"mcpbridge: {path}:1: mcpServers.a.comand: unknown key")
+    assert second.startswith(f"mcpbridge: {path}:2: mcpServers.b.url: a remote server")
