@@ -19,6 +19,7 @@ from mcpbridge.jsonrpc.sliced_parser import (
     elements,
     outline,
 )
+from tests.examples import examples
 
 #: Slices so small that everything is cut everywhere.
 SIZES = st.sampled_from([8, 9, 11, 16, 30, 64])
@@ -80,7 +81,7 @@ def found(text: bytes, size: int) -> list[dict[str, bytes]]:
 
 
 @given(written(st.dictionaries(TEXTS, VALUES | DEEP, max_size=5)), SIZES)
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_members_are_found_as_a_plain_parser_has_them(text: bytes, size: int) -> None:
     try:
         expected = plain(text)
@@ -124,7 +125,7 @@ def test_what_is_within_is_found_too(text: bytes, size: int) -> None:
 
 
 @given(written(st.lists(VALUES | DEEP, max_size=8)), SIZES)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_elements_are_found(text: bytes, size: int) -> None:
     try:
         expected = plain(text)
@@ -135,7 +136,7 @@ def test_elements_are_found(text: bytes, size: int) -> None:
 
 
 @given(written(VALUES | DEEP), st.data(), SIZES)
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @example(b"[1,2,3,4,5,6,7,8,9,]", None, 8)
 @example(b"[1,2,3,4,5,,6,7,8,9]", None, 8)
 @example(b'[1,2,3,4,5,{"a":1,2},7]', None, 8)

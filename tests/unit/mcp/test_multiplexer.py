@@ -24,6 +24,7 @@ from mcpbridge.mcp.modern_request import (
     read_request,
 )
 from mcpbridge.mcp.multiplexer import Delivery, Multiplexer
+from tests.examples import examples
 
 META = {PROTOCOL_VERSION: MODERN_PROTOCOL_VERSIONS[-1], CLIENT_CAPABILITIES: {}}
 LISTEN = "subscriptions/listen"
@@ -724,7 +725,7 @@ class SharedMachine(RuleBasedStateMachine):
 
 
 TestShared = SharedMachine.TestCase
-TestShared.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestShared.settings = settings(max_examples=examples(100), stateful_step_count=40, deadline=None)
 
 
 def test_only_open_request(shared: Multiplexer[str]) -> None:

@@ -25,6 +25,7 @@ from mcpbridge.jsonrpc.ids import with_id
 from mcpbridge.mcp.stream_events import Event
 from mcpbridge.mcp.stream_router import TAKEOVER_SECONDS, StreamRouter
 from mcpbridge.session.memory_event_store import MemoryEventLog
+from tests.examples import examples
 
 IDS = st.sampled_from([1, "1", 2, "2", "a"])
 #: What a backend may write instead.
@@ -423,4 +424,4 @@ class StreamsMachine(RuleBasedStateMachine):
 
 
 TestStreams = StreamsMachine.TestCase
-TestStreams.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+TestStreams.settings = settings(max_examples=examples(300), stateful_step_count=50, deadline=None)

@@ -25,6 +25,7 @@ from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.testing import FakeLauncher, RecordingSink
+from tests.examples import examples
 from tests.fakes import Legacy, Modern, World
 from tests.unit.mcp.test_stream_router import Connection
 
@@ -592,7 +593,7 @@ def test_so_many_addresses_are_looked_at() -> None:
     assert fullest[0] == f"{2 * ABANDONED_ADDRESSES - 1}"
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     st.lists(
         st.tuples(

@@ -23,6 +23,7 @@ from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.modern_request import PREFIX
 from mcpbridge.processes.caller import Caller
 from mcpbridge.testing import FakeBackend, FakeLauncher, FakeReactor
+from tests.examples import examples
 from tests.fakes import ABLE_TASKS, Call, Legacy, Modern, WithTasks, World
 from tests.unit.web.test_stateless_http import Legacy as LegacyAtOnce
 from tests.unit.web.test_stateless_http import Modern as ModernAtOnce
@@ -423,7 +424,7 @@ class Suspicious:
 _TOKEN = re.compile(r'"(?:token|message)": ?"(who [0-9])"')
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
         st.tuples(

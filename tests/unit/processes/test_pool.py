@@ -36,6 +36,7 @@ from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.stdio.backend import StdioBackend
 from mcpbridge.testing import FakeBackend, FakeLauncher, FakeReactor, FakeTree, RecordingSink
+from tests.examples import examples
 
 NOTES = [b'{"jsonrpc":"2.0","method":"notifications/%d"}' % number for number in range(4)]
 
@@ -532,7 +533,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.lists(STEPS, max_size=60), st.integers(1, 4), st.integers(0, 3))
 def test_never_more_than_the_limit_and_nothing_is_left(
     steps: list[tuple[str, float]], limit: int, warm: int

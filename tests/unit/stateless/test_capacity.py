@@ -16,6 +16,7 @@ from mcpbridge.errors import BackendFailed, BridgeError, CannotStart, HeaderMism
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.request_queue import RequestQueue, Ticket, shielded
+from tests.examples import examples
 from tests.fakes import ABLE, Call, Legacy, Modern, Scripted, World
 
 both = pytest.mark.parametrize("kind", [Legacy, Modern])
@@ -173,7 +174,7 @@ class Rude(Legacy):
     polite = False
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.tuples(*[st.sampled_from([Legacy, Rude, Modern])] * 2),
     st.tuples(*[st.integers(1, 3)] * 3),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mcpbridge.config.tuning import COLLECT_SECONDS
 from mcpbridge.errors import BackendFailed, MethodNotFound, ServerBusy
+from tests.examples import examples
 from tests.fakes import Call, Legacy, Modern, Scripted, World
 
 
@@ -313,7 +314,7 @@ class Crowded:
         world.end()
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     STEPS,
     st.sampled_from([Legacy, Modern]),

@@ -13,6 +13,7 @@ from mcpbridge.config.tuning import CANCEL_SECONDS, COLLECT_SECONDS, RELISTEN_SE
 from mcpbridge.errors import InvalidRequestState
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exclusive_group import DISCOVERED_KEPT, DiscoverResults, GroupKey
+from tests.examples import examples
 from tests.fakes import Call, Legacy, World
 
 private = pytest.mark.parametrize("reuse", ["connection", "never"])
@@ -429,7 +430,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(STEPS, st.sampled_from(["connection", "never"]), st.integers(1, 5), st.integers(0, 1))
 def test_whatever_happens(
     steps: list[tuple[str, int, float]], reuse: str, limit: int, warm: int

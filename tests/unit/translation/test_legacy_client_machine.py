@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.translation.legacy_client import LegacyClientTranslator, Step
+from tests.examples import examples
 
 PREFIX = "io.modelcontextprotocol/"
 METHODS = ("tools/call", "tools/call", "prompts/get", "tools/list", "x/y")
@@ -251,4 +252,4 @@ class DownwardMachine(RuleBasedStateMachine):
 
 
 TestDownward = DownwardMachine.TestCase
-TestDownward.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestDownward.settings = settings(max_examples=examples(120), stateful_step_count=40, deadline=None)

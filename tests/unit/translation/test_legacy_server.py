@@ -29,6 +29,7 @@ from mcpbridge.translation.legacy_requests import OWN_KEPT
 from mcpbridge.translation.legacy_server import LegacyServerTranslator
 from mcpbridge.translation.server_output import ServerOutput
 from mcpbridge.translation.to_modern import CACHEABLE
+from tests.examples import examples
 
 ALL: dict[str, Any] = {
     "elicitation": {"form": {}, "url": {}},
@@ -1136,7 +1137,7 @@ MOVES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(MOVES)
 def test_any_line_at_any_time(moves: list[Any]) -> None:
     """No line raises; each request has one end at most, with its own id, and only in its time."""

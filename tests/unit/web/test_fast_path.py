@@ -27,6 +27,7 @@ from mcpbridge.testing import FakeBackend, RecordingSink
 from mcpbridge.web.fast_path import FastPath
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.transport_security import TransportSecurity
+from tests.examples import examples
 from tests.unit.web.test_stateless_http import Launcher, Modern, answer
 
 IDENT = "12345678-1234-4234-8234-123456789abc"
@@ -403,7 +404,7 @@ def post_mcp(body: bytes, *fields: bytes) -> bytes:
     return b"\r\n".join([*lines, b"", b""]) + body
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(streams(), st.lists(st.integers(0, 10_000), max_size=4), SAID)
 @example(post(CALL) * 3, [], [])
 @example(post(CALL) + b"\r\n" + post(CALL), [5, 60, 140], [])
@@ -571,7 +572,7 @@ SENDERS = st.tuples(
 ).map(lambda lists: [field for fields in lists for field in fields])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(
     SENDERS,
     st.sampled_from([b"/b/message?sessionId=" + IDENT.encode(), b"/b/mcp", b"/b/sse", b"/b"]),
@@ -609,7 +610,7 @@ def test_senders_are_judged_alike(
         world.channel.connectionLost()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     FIELDS,
     st.sampled_from([b"GET", b"GET", b"HEAD", b"POST", b"get"]),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.testing import FakeBackend
+from tests.examples import examples
 from tests.unit.web.test_fast_path import CALL, FIELDS, IDENT, LIMIT, World, post, post_mcp
 from tests.unit.web.test_stateless_http import TOOL, Legacy, Modern, answer, failure
 
@@ -218,7 +219,7 @@ def streams(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(streams(), st.lists(st.integers(0, 2000), max_size=4), st.sampled_from(KINDS), HAPPENINGS)
 @example(X * 3, [], Modern, ["answer"] * 3)
 @example(X * 3, [], Legacy, ["answer"] * 3)
