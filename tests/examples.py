@@ -11,4 +11,5 @@ QUICK = 10
 
 def examples(number: int) -> int:
     """Return that number of examples, or its part in a profile with fewer than FULL."""
+    assert settings.default is not None
     return max(1, number * settings.default.max_examples // FULL)
