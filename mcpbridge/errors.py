@@ -35,14 +35,18 @@ class BridgeError(Exception):
     """The root of all errors of mcpbridge; its text is fit for a user."""
 
 
+class Described(str):
+    """A description of a wrong value, which an error shows in place of the value."""
+
+
 class SettingError(BridgeError):
     """
-    A setting is wrong: one line with its name, what was expected and what
-    was got.
+    A setting is wrong.  The error is one line: the setting's name, what was
+    expected, and what was given.
     """
 
     def __init__(self, name: str, expected: str, got: object) -> None:
-        shown = got if isinstance(got, str) and got.startswith("<") else _shown(got)
+        shown = str(got) if isinstance(got, Described) else _shown(got)
         super().__init__(f"{name}: expected {expected}, got {shown}")
         self.name = name
         self.expected = expected
@@ -50,10 +54,10 @@ class SettingError(BridgeError):
 
 
 class SettingErrors(SettingError):
-    """Settings of a file are wrong: one line for each of them."""
+    """Several settings are wrong: one line for each of them."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("config", "a file without errors", "<errors>")
+        super().__init__("config", "a file without errors", Described("errors"))
         self.args = ("\n".join(lines),)
         self.lines = tuple(lines)
 

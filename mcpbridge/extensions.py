@@ -14,7 +14,7 @@ from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.errors import SettingError
+from mcpbridge.errors import Described, SettingError
 
 
 def load(
@@ -37,13 +37,13 @@ def load(
         raise
     except Exception as error:
         raise SettingError(
-            setting, expected, f"<{dotted_name}: {type(error).__name__}: {error}>"
+            setting, expected, Described(f"{dotted_name}: {type(error).__name__}: {error}")
         ) from error
     try:
         return verified(setting, interface, made)
     except SettingError as error:
-        got = str(error.got)[1:-1]
-        raise SettingError(setting, error.expected, f"<{dotted_name}: {got}>") from error
+        got = Described(f"{dotted_name}: {error.got}")
+        raise SettingError(setting, error.expected, got) from error
 
 
 def verified(setting: str, interface: type[Interface], given: Any) -> Any:
@@ -59,6 +59,6 @@ def verified(setting: str, interface: type[Interface], given: Any) -> Any:
     except Invalid as error:
         reason = " ".join(str(error).split())
         raise SettingError(
-            setting, f"an object that provides {interface.__name__}", f"<{reason}>"
+            setting, f"an object that provides {interface.__name__}", Described(reason)
         ) from error
     return given

@@ -1,7 +1,7 @@
 """
-What a setting must be, in words and as a test; and what is told of one that is wrong.
+The checks of settings: what a value must be, in words and as a test.
 
-An error goes to terminals and logs, so it shows nothing that may be a secret.
+Errors go to terminals and logs, so they show no value that may be a secret.
 """
 
 from __future__ import annotations
@@ -9,21 +9,29 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_network
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from mcpbridge.errors import SettingError
+from mcpbridge.errors import Described, SettingError
+
+#: How an option gives a value: as one text, as a number, by being there, or in parts.
+Form = Literal[
+    "text", "integer", "number", "flag", "directory", "list", "mapping", "json", "secret"
+]
 
 
 class Check(NamedTuple):
-    """What a setting must be, in words and as a test."""
+    """What a value must be, in words and as a test, and how an option gives it."""
 
     expected: str
     accepts: Callable[[Any], bool]
-    #: The errors where the value itself is not to be shown.
+    #: Makes the errors of a value that must not be shown.
     complain: Callable[[str, Any], Iterator[SettingError]] | None = None
+    form: Form = "text"
+    #: Stands for the value in `--help`.
+    metavar: str = ""
 
     def errors(self, name: str, value: object) -> Iterator[SettingError]:
-        """All that is wrong with a value; nothing where it is accepted."""
+        """Yield everything that is wrong with a value."""
         if self.accepts(value):
             return
         if self.complain is not None:
@@ -32,31 +40,32 @@ class Check(NamedTuple):
             yield SettingError(name, self.expected, value)
 
 
-#: What is no part of a variable's name, but of other patterns, of lists and of shells.
+#: Characters of other pattern languages, of lists and of shells: no name holds them.
 _NO_PATTERN = frozenset("?[]{}$,;|'\"\t\r\n ")
 
 
 def kind_of(value: object) -> object:
-    """What a value is, where what it holds may be secret."""
+    """Describe a value without showing it, as it may hold a secret."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return f"<a string of {len(value)} characters>"
+        return Described(f"a string of {len(value)} characters" if value else "an empty string")
     if isinstance(value, (int, float)):
-        return "<a number>"
+        return Described("a number")
     if isinstance(value, Mapping):
-        return "<an object>"
-    return "<a list>" if isinstance(value, (list, tuple)) else f"<{type(value).__name__}>"
+        return Described("an object")
+    is_list = isinstance(value, (list, tuple))
+    return Described("a list" if is_list else f"a value of type {type(value).__name__}")
 
 
 def _wrong_command(name: str, value: Any) -> Iterator[SettingError]:
-    """A list has the arguments in it."""
+    """Hide a list: it holds arguments."""
     shown = value if isinstance(value, str) else kind_of(value)
     yield SettingError(name, COMMAND.expected, shown)
 
 
 def _wrong_texts(name: str, value: Any) -> Iterator[SettingError]:
-    """Arguments hold keys and passwords."""
+    """Hide arguments: they may be keys and passwords."""
     if not isinstance(value, (list, tuple)):
         yield SettingError(name, TEXTS.expected, kind_of(value))
         return
@@ -66,7 +75,7 @@ def _wrong_texts(name: str, value: Any) -> Iterator[SettingError]:
 
 
 def _wrong_names(name: str, value: Any) -> Iterator[SettingError]:
-    """Somebody may write NAME=VALUE for a name."""
+    """Hide values: somebody may write NAME=VALUE for a name."""
     if not isinstance(value, (list, tuple)):
         yield SettingError(name, ENV_NAMES.expected, kind_of(value))
         return
@@ -75,20 +84,20 @@ def _wrong_names(name: str, value: Any) -> Iterator[SettingError]:
 
 
 def _wrong_environment(name: str, value: Any) -> Iterator[SettingError]:
-    """Only the variable is named."""
+    """Name the variable and hide its value."""
     if not isinstance(value, Mapping):
         yield SettingError(name, ENVIRONMENT.expected, kind_of(value))
         return
     for key, text in value.items():
         if not _is_env_name(key):
             shown = _without_value(key) if isinstance(key, str) else kind_of(key)
-            yield SettingError(name, ENVIRONMENT.expected, f"<the name {shown!r}>")
+            yield SettingError(name, ENVIRONMENT.expected, Described(f"the name {shown!r}"))
         elif not is_text(text):
             yield SettingError(f"{name}.{key}", _text_for(text), kind_of(text))
 
 
 def _hidden(expected: str) -> Callable[[str, Any], Iterator[SettingError]]:
-    """For a value that is never shown."""
+    """Make errors for a value that is never shown."""
 
     def complain(name: str, value: Any) -> Iterator[SettingError]:
         yield SettingError(name, expected, kind_of(value))
@@ -102,7 +111,7 @@ def _without_value(text: str) -> str:
 
 
 def _text_for(wrong: object) -> str:
-    return "a string without NUL" if isinstance(wrong, str) else TEXT.expected
+    return "a string without NUL characters" if isinstance(wrong, str) else TEXT.expected
 
 
 def _is_number(value: object) -> bool:
@@ -110,7 +119,7 @@ def _is_number(value: object) -> bool:
 
 
 def is_text(value: object) -> bool:
-    """Whether it is a string that the system takes."""
+    """Accept a string that can be passed to the system."""
     return isinstance(value, str) and "\0" not in value
 
 
@@ -119,7 +128,7 @@ def _is_env_name(value: object) -> bool:
 
 
 def _is_env_pattern(value: object) -> bool:
-    """Whether it is a name in which `*` may stand for any characters, and not several names."""
+    """Accept one name, in which `*` may match any characters."""
     return _is_env_name(value) and "**" not in str(value) and not set(str(value)) & _NO_PATTERN
 
 
@@ -157,7 +166,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def _is_field_name(value: object) -> bool:
-    """A token (RFC 9110, section 5.1); not `*`, which CORS reads as any header."""
+    """Accept a token (RFC 9110, section 5.1), but not `*`, which CORS reads as any header."""
     return isinstance(value, str) and value != "*" and _TOKEN.fullmatch(value) is not None
 
 
@@ -168,64 +177,126 @@ def _is_origin(value: object) -> bool:
     return value in ("*", "null") or (separator != "" and scheme.isalpha() and _is_host(host))
 
 
-COUNT = Check("an integer ≥ 1", _is_count)
-SHARE = Check("an integer ≥ 1, or null for a half", lambda v: v is None or _is_count(v))
-COUNT_OR_NONE = Check("an integer ≥ 0", lambda v: type(v) is int and v >= 0)
-SECONDS = Check("a number of seconds ≥ 0 and ≤ 1000000", lambda v: _is_number(v) and 0 <= v <= 1e6)
-POSITIVE_SECONDS = Check(
-    "a number of seconds > 0 and ≤ 1000000", lambda v: _is_number(v) and 0 < v <= 1e6
+COUNT = Check("an integer ≥ 1", _is_count, form="integer", metavar="N")
+SHARE = Check(
+    "an integer ≥ 1, or null", lambda v: v is None or _is_count(v), form="integer", metavar="N"
 )
-FLAG = Check("true or false", lambda v: isinstance(v, bool))
+COUNT_OR_NONE = Check(
+    "an integer ≥ 0", lambda v: type(v) is int and v >= 0, form="integer", metavar="N"
+)
+SECONDS = Check(
+    "a number of seconds ≥ 0 and ≤ 1000000",
+    lambda v: _is_number(v) and 0 <= v <= 1e6,
+    form="number",
+    metavar="SECONDS",
+)
+POSITIVE_SECONDS = Check(
+    "a number of seconds > 0 and ≤ 1000000",
+    lambda v: _is_number(v) and 0 < v <= 1e6,
+    form="number",
+    metavar="SECONDS",
+)
+FLAG = Check("true or false", lambda v: isinstance(v, bool), form="flag")
+OPTIONAL_FLAG = Check(
+    "true, false or null", lambda v: v is None or isinstance(v, bool), form="flag"
+)
 TEXT = Check("a string", is_text)
 COMMAND = Check(
-    "a string that is not empty", lambda v: is_text(v) and v != "", complain=_wrong_command
+    "a string that is not empty",
+    lambda v: is_text(v) and v != "",
+    complain=_wrong_command,
+    metavar="COMMAND",
 )
 TEXTS = Check(
     "a list of strings",
     lambda v: isinstance(v, (list, tuple)) and all(map(is_text, v)),
     complain=_wrong_texts,
+    form="list",
+    metavar="ARG",
 )
 ENV_NAMES = Check(
-    "a list of names of environment variables, in which `*` stands for any characters",
+    "a list of names of environment variables, in which `*` matches any characters",
     lambda v: isinstance(v, (list, tuple)) and all(map(_is_env_pattern, v)),
     complain=_wrong_names,
+    form="list",
+    metavar="NAME",
 )
 ENVIRONMENT = Check(
-    "an object of strings, with names that hold no `=`",
+    "an object of strings, with no `=` in their names",
     lambda v: isinstance(v, Mapping) and all(_is_env_name(n) and is_text(s) for n, s in v.items()),
     complain=_wrong_environment,
+    form="mapping",
+    metavar="NAME=VALUE",
 )
-OBJECT = Check("an object", lambda v: isinstance(v, Mapping), complain=_hidden("an object"))
+OBJECT = Check(
+    "an object",
+    lambda v: isinstance(v, Mapping),
+    complain=_hidden("an object"),
+    form="json",
+    metavar="JSON",
+)
 _SECRET = "a string of at least 32 characters"
-SECRET = Check(_SECRET, lambda v: v is None or _is_secret(v), complain=_hidden(_SECRET))
-PATH_PREFIX = Check(
-    "an empty string or a path that starts with `/`, does not end with `/`, and holds no space,"
-    " no `//`, no part `.` or `..` and none of `?#%<>`",
-    _is_path_prefix,
+SECRET = Check(
+    _SECRET,
+    lambda v: v is None or _is_secret(v),
+    complain=_hidden(_SECRET),
+    form="secret",
+    metavar="FILE",
 )
-OPTIONAL_PATH_PREFIX = Check(PATH_PREFIX.expected, lambda v: v is None or _is_path_prefix(v))
-DIRECTORY = Check("the path of a directory", lambda v: v is None or (is_text(v) and v != ""))
+PATH_PREFIX = Check(
+    "an empty string, or a path that starts with `/`, does not end with `/`, and has no space, no"
+    " `//`, no `.` or `..` segment and none of the characters `?#%<>`",
+    _is_path_prefix,
+    metavar="PATH",
+)
+OPTIONAL_PATH_PREFIX = Check(
+    PATH_PREFIX.expected, lambda v: v is None or _is_path_prefix(v), metavar="PATH"
+)
+DIRECTORY = Check(
+    "the path of a directory",
+    lambda v: v is None or (is_text(v) and v != ""),
+    form="directory",
+    metavar="DIR",
+)
 DOTTED_NAME = Check(
-    "the dotted name of a callable, as in `package.module.Name`",
+    "the dotted name of a callable, such as `package.module.Name`",
     lambda v: v is None or (is_text(v) and "." in v.strip(".")),
+    metavar="NAME",
 )
 DOTTED_NAMES = Check(
-    "a list of dotted names, as in `package.module.Name`",
+    "a list of dotted names, such as `package.module.Name`",
     lambda v: isinstance(v, (list, tuple)) and all(is_text(n) and "." in n.strip(".") for n in v),
+    form="list",
+    metavar="NAME",
 )
 HOSTS = Check(
-    "a list of host names, with a port or without",
+    "a list of host names, with or without a port",
     lambda v: isinstance(v, (list, tuple)) and all(_is_host(n) for n in v),
+    form="list",
+    metavar="HOST",
 )
 NETWORKS = Check(
-    "a list of IP addresses and networks, as in `10.0.0.0/8`, or `unix`",
+    "a list of IP addresses, networks such as `10.0.0.0/8`, or `unix`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_network(n) for n in v),
+    form="list",
+    metavar="ADDRESS",
 )
 HEADER_NAMES = Check(
-    "a list of names of HTTP header fields, as in `X-Request-Id`",
+    "a list of names of HTTP headers, such as `X-Request-Id`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_field_name(n) for n in v),
+    form="list",
+    metavar="NAME",
 )
 ORIGINS = Check(
-    "a list of origins, as in `https://example.org`, or `*`",
+    "a list of origins, such as `https://example.org`, or `*`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_origin(n) for n in v),
+    form="list",
+    metavar="ORIGIN",
 )
+
+
+def one_of(*words: str) -> Check:
+    """Make a check that accepts one of a few words."""
+    *others, last = (f"`{each}`" for each in words)
+    expected = f"{', '.join(others)} or {last}"
+    return Check(expected, lambda v: v in words, metavar="|".join(words))

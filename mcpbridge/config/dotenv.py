@@ -1,7 +1,7 @@
 """
-Files of environment variables (`.env`), as `envFile` names them.
+Files of environment variables (`.env`), which `envFile` names.
 
-Knows text; must not know whose variables they are.  An error shows no value.
+Knows text; must not know which server gets the variables.  Its errors show no values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$"}
 
 
 class NotDotenv(ValueError):
-    """A line is no assignment; `line` is its number."""
+    """A line is not an assignment; `line` is its number."""
 
     def __init__(self, line: int) -> None:
         super().__init__("expected NAME=VALUE, a comment or an empty line")
@@ -33,10 +33,10 @@ class NotDotenv(ValueError):
 
 def parse_dotenv(text: str) -> dict[str, str]:
     """
-    The variables that a file assigns; of one that is assigned twice the last.
+    Return the variables that a file assigns; the last assignment of a name counts.
 
-    Values may be quoted, also over several lines; in double quotes `\\n`, `\\t` and
-    the like are escapes.  Nothing is expanded.  Raises `NotDotenv`.
+    A quoted value may span lines; in double quotes `\\n`, `\\t` and the like are
+    escapes.  Variables in values are not replaced.  Raises `NotDotenv`.
     """
     text = text.replace("\r\n", "\n")
     variables: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """
-What a backend gets of the bridge's own environment.
+The part of the bridge's environment that a backend gets.
 
-Knows names and values of variables; must not know processes, nor the settings
+Knows names and values of variables; must not know processes, nor the variables
 that `env` adds.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-#: What every backend gets, beside all of `LC_*` and `XDG_*`.
+#: What every backend gets, in addition to `LC_*` and `XDG_*`.
 INHERITED_ENV = ("HOME", "PATH", "LANG", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL", "TERM")
 #: What `npx`, `uvx` and HTTP clients need behind a company's proxy.  These hold
 #: URLs, which may hold a password.
@@ -40,11 +40,11 @@ def passed_environment(
     own: Mapping[str, str], pass_env: Iterable[str]
 ) -> tuple[dict[str, str], list[str]]:
     """
-    What passes of the bridge's `own` environment, and the names of what would
-    pass by default but holds a user name or password in a URL.
+    Select the variables of the bridge's `own` environment that a backend gets.
 
-    `pass_env` names variables, or patterns of names; what it names passes
-    whatever it holds.
+    Return them, and the names of those that are withheld because they hold a user
+    name or password in a URL.  `pass_env` holds names, or patterns of names, of
+    variables that are passed whatever they hold.
     """
     patterns = [name_pattern(each) for each in pass_env]
     passed: dict[str, str] = {}
@@ -62,7 +62,7 @@ def passed_environment(
 
 
 def name_pattern(text: str) -> re.Pattern[str]:
-    """A name in which `*` stands for any characters, or none; case matters."""
+    """Compile a name in which `*` matches any characters; case matters."""
     return re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL)
 
 
@@ -76,9 +76,9 @@ def _passes_by_default(name: str) -> bool:
 
 
 def _holds_userinfo(name: str, value: str) -> bool:
-    """Whether a value may hold a user name or a password (RFC 3986, section 3.2.1)."""
+    """Tell whether a value may hold a user name or password (RFC 3986, section 3.2.1)."""
     if name.lower().endswith("_proxy"):
-        # A proxy's URL has no other place for an `@`, and a password may hold anything.
+        # In the URL of a proxy an `@` can only follow a password, which may hold anything.
         return "@" in value
     return any(
         _url_has_userinfo(part)

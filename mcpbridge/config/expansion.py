@@ -1,8 +1,8 @@
 """
-Variables in the values of a configuration file: `${NAME}` and its kin.
+Variables in the values of a configuration file, such as `${NAME}`.
 
-Knows text and a mapping; must not know what a value is for.  What it says of a
-text shows no value, and no default, which may be a secret as well.
+Knows text and a mapping; must not know what a value is for.  Its errors show
+neither values nor defaults, as both may be secrets.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping
 _OPENING = re.compile(r"(\$+)\{")
 _VARIABLE = re.compile(r"(?:env:)?(?P<name>[A-Za-z_]\w*)(?::-(?P<default>.*))?", re.DOTALL | re.A)
 _INPUT = re.compile(r"(?:prompt(?:String)?|input):(?P<name>[\w.-]+)")
-#: What may be shown of what is not understood.
+#: The part of an unknown form that an error may show.
 _SHOWN = re.compile(r"\w*(?::\w+)?")
-#: A variable as shells have it, which is left as it stands.
+#: A variable as in a shell, which is not replaced.
 _BARE = re.compile(r"\$[A-Za-z_]\w*", re.A)
 
 
@@ -23,16 +23,16 @@ def expand(
     text: str, environment: Mapping[str, str], predefined: Mapping[str, str]
 ) -> tuple[str, list[str]]:
     """
-    The text with its variables replaced, and what is wrong with them.
+    Replace the variables of a text; return the result and a list of errors.
 
-    `predefined` holds names that are not of the environment, and come first.
+    `predefined` holds further variables, which take precedence over the environment.
     """
     parts: list[str] = []
     problems: list[str] = []
     at = 0
     while (opening := _OPENING.search(text, at)) is not None:
         dollars = len(opening[1])
-        # Of the dollars before a brace two are one of the text.
+        # Two dollars before a brace stand for one.
         parts += text[at : opening.start()], "$" * (dollars // 2)
         at = opening.end()
         if dollars % 2 == 0:
@@ -40,7 +40,7 @@ def expand(
             continue
         end = text.find("}", at)
         if end < 0:
-            problems.append("`${` has no `}`; for a `${` of the text itself write `$${`")
+            problems.append("`${` has no `}`; for a literal `${`, write `$${`")
             break
         try:
             parts.append(_value(text[at:end], environment, predefined))
@@ -52,20 +52,20 @@ def expand(
 
 
 def bare_variable(text: str) -> str | None:
-    """The name, where all of a text is a variable as shells have it: `$NAME`."""
+    """Return the name if the whole text is a variable as in a shell: `$NAME`."""
     return text[1:] if _BARE.fullmatch(text) else None
 
 
 def _value(body: str, environment: Mapping[str, str], predefined: Mapping[str, str]) -> str:
-    """What stands for `${body}`.  Raises `LookupError` with what is to be done."""
+    """Return the value of `${body}`.  Raises `LookupError` that says what to do."""
     if body in predefined:
         return predefined[body]
     asked = _INPUT.fullmatch(body)
     if asked is not None:
         name = re.sub(r"\W", "_", asked["name"]).upper()
         raise LookupError(
-            f"`${{{body}}}` is asked of the user by an editor; write `${{{name}}}`"
-            " and set that variable where mcpbridge runs"
+            f"`${{{body}}}` asks the user of an editor; write `${{{name}}}` instead, and set that"
+            " environment variable for mcpbridge"
         )
     variable = _VARIABLE.fullmatch(body)
     if variable is None:
@@ -73,19 +73,19 @@ def _value(body: str, environment: Mapping[str, str], predefined: Mapping[str, s
         beginning = shown[0] if shown else ""
         dots = "" if beginning == body else "..."
         raise LookupError(
-            f"`${{{beginning}{dots}}}` is not understood; write `${{NAME}}`, `${{NAME:-default}}`"
-            " or, for a `${` of the text itself, `$${`"
+            f"`${{{beginning}{dots}}}` is not supported; write `${{NAME}}` or `${{NAME:-default}}`,"
+            " or `$${` for a literal `${`"
         )
     name, default = variable["name"], variable["default"]
     if default is not None and "${" in default:
-        raise LookupError(f"the default of `${{{name}}}` may not hold a variable itself")
+        raise LookupError(f"the default of `${{{name}}}` cannot contain a variable")
     value = environment.get(name)
-    # As in shells: an empty one takes the default too.
+    # As in shells, the default replaces an empty value too.
     if default is not None and not value:
         return str(default)
     if value is None:
         raise LookupError(
-            f"the variable {name} is not set; set it where mcpbridge runs,"
-            f" or write `${{{name}:-default}}`"
+            f"the environment variable {name} is not set; set it for mcpbridge, or write"
+            f" `${{{name}:-default}}`"
         )
     return value

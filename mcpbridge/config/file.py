@@ -1,10 +1,10 @@
 """
-Settings from a JSON file: the servers of desktop clients, as these clients
-write them, and a `bridge` object of ours.
+Reads settings from a JSON file: servers in the format of MCP clients, and a
+`bridge` object for the bridge itself.
 
-Knows names and what other programs mean by theirs; must not know the reactor.
-What is wrong is one line that names the file, the line, the setting and what
-to do.  An entry that cannot be served as it is meant is not served.
+Knows the keys of the settings and those that other programs write; must not know
+the reactor.  Each error is one line that names the file, the line, the key and what
+to do.  A server that cannot be served as its entry demands is not served.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from mcpbridge.config.expansion import bare_variable, expand
 from mcpbridge.config.jsonc import Document, Keys, NotJsonc, parse_jsonc
 from mcpbridge.config.settings import BridgeSettings, ServerSettings, path_conflict, wrong_settings
 from mcpbridge.config.tuning import ENV_FILE_BYTES, NAMED_KEYS
-from mcpbridge.errors import SettingError, SettingErrors
+from mcpbridge.errors import Described, SettingError, SettingErrors
 
-#: Where the servers stand, by client: most of them, VS Code, Zed, and VS Code's settings.
+#: The object that holds the servers: of most clients, VS Code, Zed, and VS Code's settings.
 _CONTAINERS: tuple[tuple[str, ...], ...] = (
     ("mcpServers",),
     ("servers",),
     ("context_servers",),
     ("mcp", "servers"),
 )
-#: Keys of a server's object that other programs write for themselves, and that
-#: might be taken for misspelt settings of ours.
+#: Keys of other programs in a server's object, which might be taken for misspelt
+#: settings.
 FOREIGN_KEYS = frozenset(
     {
         "alwaysAllow",
@@ -60,19 +60,19 @@ FOREIGN_KEYS = frozenset(
         "version",
     }
 )
-#: Keys that say what a server's clients or the server itself may do, without case and
-#: separators.  The bridge does not enforce them, so it serves no server that has them.
+#: Keys that restrict a server or its clients, without case and separators.  The bridge
+#: does not enforce them, so it does not serve a server that has them.
 _ALLOWS = frozenset({"tools", "includetools", "enabledtools", "allowedtools", "includetags"})
 _DENIES = frozenset(
     {"excludetools", "disabledtools", "deniedtools", "blockedtools", "excludetags"}
     | {"sandbox", "sandboxenabled"}
 )
-#: Keys at the top that name servers which are not to be used.
+#: Keys at the top that name disabled servers.
 _DISABLED_SERVERS = ("disabledMcpServers", "disabledMcpjsonServers")
-#: Keys of a server that the bridge obeys, and that are no settings of it.
-_OBEYED = frozenset({"disabled", "enabled", "envFile", "transport", "type"})
+#: Keys of a server that the bridge honours although they are not settings.
+_HONOURED = frozenset({"disabled", "enabled", "envFile", "transport", "type"})
 _REMOTE = ("url", "serverUrl", "httpUrl")
-#: What others call a setting of ours, where it does not look like it.
+#: Other words for a setting that are not similar to its name.
 _SYNONYMS = {
     "arguments": "args",
     "argv": "args",
@@ -87,20 +87,20 @@ _SYNONYMS = {
 }
 
 _SERVER_KEYS = frozenset(f.name for f in fields(ServerSettings)) - {"name"}
-#: What makes no sense for several servers alike.
+#: Settings that make sense for several servers at once.
 _DEFAULT_KEYS = _SERVER_KEYS - {"command", "args", "base_uri", "public_path"}
 _BRIDGE_KEYS = frozenset(f.name for f in fields(BridgeSettings)) - {"servers"}
-#: How like one of ours a key must be to be a mistake, at the top and elsewhere.
+#: How similar to a known key an unknown one must be to count as misspelt.
 _NEAR_AT_TOP = 0.83
 _NEAR = 0.8
-#: What may not stand in a path.
+#: Characters that a path cannot contain.
 _NOT_IN_PATH = re.compile(r"[^\w.~@:+/-]+", re.ASCII)
-#: How many servers a warning about a key names.
+#: The largest number of servers that a warning about a key names.
 _NAMED_SERVERS = 5
 
 
 class Notice(NamedTuple):
-    """What the log says of a file at the start."""
+    """A line about the settings, for the log at the start."""
 
     level: Literal["info", "warn", "error"]
     text: str
@@ -115,25 +115,26 @@ def read_config(
     check_listen: Callable[[str], str | None] = lambda description: None,
 ) -> BridgeSettings:
     """
-    The settings that a file holds.
+    Read the settings from a file.
 
-    A relative `cwd`, `stderr_dir`, `state_dir` or `envFile` is relative to the file's folder.
-    With `strict` an entry that cannot be served is an error, otherwise it is
-    left out, and `notify` is told.  `check_listen` returns what is wrong with a
-    listener's description.  Raises `SettingError`: for a file that cannot be
-    read one, for all that is wrong in it `SettingErrors`.
+    A relative `cwd`, `stderr_dir`, `state_dir` or `envFile` is relative to the folder of
+    the file.  A server that cannot be served is left out with a notice; with `strict` it
+    is an error.  `check_listen` returns what is wrong with the description of a listener.
+    Raises `SettingError` for a file that cannot be read, and `SettingErrors` with a line
+    for each error in it.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise SettingError(
-            "config", "a file that can be read", f"<{path}: {error.strerror}>"
+            "config", "a readable file", Described(f"{path}: {error.strerror}")
         ) from None
     try:
         document = parse_jsonc(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise SettingErrors([f"{path}:{line}: the file is not UTF-8; save it as that"]) from None
+        text = "the file is not valid UTF-8; save it as UTF-8"
+        raise SettingErrors([f"{path}:{line}: {text}"]) from None
     except NotJsonc as error:
         raise SettingErrors([f"{path}:{error.line}:{error.column}: {error}"]) from None
     folder = os.path.dirname(os.path.abspath(path))
@@ -148,20 +149,20 @@ def parse_config(
     environment: Mapping[str, str] = os.environ,
     notify: Callable[[Notice], object] = lambda notice: None,
 ) -> BridgeSettings:
-    """The settings in a decoded file, as `read_config` reads them.  Raises `SettingErrors`."""
+    """Read the settings from a decoded file, as `read_config` does.  Raises `SettingErrors`."""
     document = Document(content, {}, [])
     return _Reader(document, folder, "", environment, notify, lambda _: None).read(strict)
 
 
 class _Problem(NamedTuple):
-    """What is wrong: where it stands, and what to do."""
+    """An error: the keys that lead to it, and what to do."""
 
     keys: Keys
     text: str
 
 
 class _Reader:
-    """Makes settings of one file, and collects all that is wrong with it."""
+    """Makes settings of one file, and collects all of its errors."""
 
     def __init__(
         self,
@@ -178,7 +179,7 @@ class _Reader:
         self._environment = environment
         self._notify = notify
         self._check_listen = check_listen
-        # Such a file belongs to the folder around it: `.vscode/mcp.json`.
+        # A file such as `.vscode/mcp.json` belongs to the folder around `.vscode`.
         name = os.path.basename(folder)
         workspace = os.path.dirname(folder) if name.startswith(".") else folder
         self._predefined = {
@@ -188,19 +189,19 @@ class _Reader:
             "pathSeparator": os.sep,
             "/": os.sep,
         }
-        #: What concerns the whole file or the bridge, and what concerns one entry.
+        #: Errors of the whole file or the bridge, and errors of single servers.
         self._fatal: list[_Problem] = []
         self._of_entries: list[_Problem] = []
-        #: Keys that mean nothing here, and the servers in which each of them stands.
+        #: Keys that are ignored, and the servers that have them.
         self._ignored: dict[str, list[Keys]] = {}
         self._container: tuple[str, ...] = ("mcpServers",)
 
     def read(self, strict: bool) -> BridgeSettings:
-        """The settings.  Raises `SettingErrors`."""
+        """Return the settings.  Raises `SettingErrors`."""
         content = self._document.content
         for keys, line in self._document.repeated:
-            again = f", again in line {line}" if line else ""
-            self._fatal.append(_Problem(keys, f"the key stands there twice{again}"))
+            again = f"; it is set again in line {line}" if line else ""
+            self._fatal.append(_Problem(keys, f"duplicate key{again}"))
         if not isinstance(content, dict):
             self._fatal.append(
                 _Problem((), f"expected an object with `mcpServers`, got {kind_of(content)}")
@@ -222,7 +223,7 @@ class _Reader:
             if server is not None:
                 parsed.append(server)
         if not parsed and not self._of_entries and not self._fatal:
-            got = f"<{left_out}, all of them disabled>" if left_out else "<none>"
+            got = f"{left_out} disabled" if left_out else "none"
             self._fatal.append(
                 _Problem(
                     self._container, f"expected at least one server that is not disabled, got {got}"
@@ -263,7 +264,7 @@ class _Reader:
         return {}
 
     def _check_top(self, content: Mapping[str, Any]) -> None:
-        """Whatever else there is belongs to others, unless it is nearly one of ours."""
+        """Ignore other keys, unless they look like misspelt ones of ours."""
         for key in content:
             if key in ("bridge", self._container[0]):
                 continue
@@ -276,7 +277,7 @@ class _Reader:
                 self._ignored.setdefault(key, []).append((key,))
 
     def _names_disabled_at_top(self, content: Mapping[str, Any]) -> set[str]:
-        """The servers that another program's lists exclude."""
+        """Return the servers that lists of other programs exclude."""
         lists = [content.get(key) for key in _DISABLED_SERVERS]
         gemini = content.get("mcp")
         if isinstance(gemini, dict):
@@ -289,7 +290,7 @@ class _Reader:
         return names
 
     def _read_bridge(self, bridge: object) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings of the bridge, and the defaults of all servers."""
+        """Return the settings of the bridge, and the defaults of all servers."""
         if not isinstance(bridge, dict):
             self._fatal.append(_Problem(("bridge",), f"expected an object, got {kind_of(bridge)}"))
             return {}, {}
@@ -304,16 +305,16 @@ class _Reader:
             why = self._check_listen(description) if isinstance(description, str) else None
             if why is not None:
                 if self._is_expanded(keys):
-                    why = "wrong once its variables are replaced"
+                    why = "it is invalid once its variables are replaced"
                 self._fatal.append(
                     _Problem(
                         keys,
-                        "expected an endpoint description as in `tcp:8808:interface=127.0.0.1`,"
-                        f" got <{self._raw(keys)!r}: {why}>",
+                        "expected an endpoint description, such as"
+                        f" `tcp:8808:interface=127.0.0.1`, got {self._raw(keys)!r}: {why}",
                     )
                 )
         if not isinstance(defaults, dict):
-            text = f"expected an object of settings of servers, got {kind_of(defaults)}"
+            text = f"expected an object of server settings, got {kind_of(defaults)}"
             self._fatal.append(_Problem(("bridge", "defaults"), text))
             return bridge, {}
         return bridge, self._own_settings(
@@ -323,7 +324,7 @@ class _Reader:
     def _own_settings(
         self, where: Keys, kind: type[Any], given: Mapping[str, Any], known: frozenset[str]
     ) -> dict[str, Any]:
-        """An object of ours, in which every key must be one of ours."""
+        """Read an object of the bridge, in which every key must be a setting."""
         for key in given:
             if key not in known:
                 self._fatal.append(_Problem((*where, key), _not_ours(key, where, known)))
@@ -332,21 +333,21 @@ class _Reader:
         expanded: dict[str, Any] = self._expand(values, where, problems)
         self._check(where, kind, expanded, problems)
         self._fatal += problems
-        # Nothing is made of them then, but that all else is judged too.
+        # The rest of the file is checked all the same.
         return {} if problems else expanded
 
     def _build(self, values: dict[str, Any]) -> BridgeSettings:
         try:
             return BridgeSettings(**values)
         except SettingError as error:
-            # What each setting must be is checked: this is what they are together.
+            # Each setting by itself is right: this is about several of them together.
             self._fatal.append(_Problem(("bridge", error.name), _without_name(error)))
             raise self._errors() from None
 
     # A server.
 
     def _is_disabled(self, name: str, entry: object) -> bool:
-        """Whether an entry says so; what is neither true nor false is an error later."""
+        """Tell whether an entry is disabled; a value other than true or false is an error later."""
         if not isinstance(entry, dict):
             return False
         return entry.get("disabled") is True or entry.get("enabled") is False
@@ -360,7 +361,7 @@ class _Reader:
         *,
         strict: bool,
     ) -> ServerSettings | None:
-        """A server; None where it cannot be served, which is told."""
+        """Read a server; return None if it cannot be served, with a notice."""
         where: Keys = (*self._container, name)
         problems: list[_Problem] = []
         level: Literal["warn", "error"] = "error"
@@ -369,7 +370,7 @@ class _Reader:
             problems.append(_Problem(where, f"expected an object, got {kind_of(entry)}"))
         elif (key := _remote(entry)) is not None:
             level = "warn"
-            text = "a remote server; mcpbridge serves those that have a `command` (stdio)"
+            text = "a remote server; mcpbridge serves stdio servers, which have a `command`"
             problems.append(_Problem((*where, key), text))
         else:
             values = self._server_values(where, name, entry, problems)
@@ -383,8 +384,8 @@ class _Reader:
         self._of_entries += problems
         if server is not None and not problems:
             if server.base_uri == self._slug(name) != f"/{name}":
-                text = f"served at {server.base_uri}, as its name cannot stand in a path"
-                self._tell("warn", where, f"{text}; `base_uri` may say otherwise")
+                text = f"served at {server.base_uri}, as a path cannot hold the name"
+                self._tell("warn", where, f"{text}; set `base_uri` to choose another path")
             return server
         if not strict:
             reasons = "; ".join(self._shown(each, where) for each in problems)
@@ -394,7 +395,7 @@ class _Reader:
     def _server_values(
         self, where: Keys, name: str, entry: Mapping[str, Any], problems: list[_Problem]
     ) -> dict[str, Any]:
-        """What an entry says, with variables replaced, paths made whole, and all of it checked."""
+        """Return the settings of an entry, with variables replaced and everything checked."""
         for key in ("disabled", "enabled"):
             if key in entry and not isinstance(entry[key], bool):
                 got = kind_of(entry[key])
@@ -403,7 +404,7 @@ class _Reader:
         for key, value in entry.items():
             if key in _SERVER_KEYS:
                 own[key] = value
-            elif key not in _OBEYED:
+            elif key not in _HONOURED:
                 problem = self._judge(key, value, where)
                 if problem is not None:
                     problems.append(_Problem((*where, key), problem))
@@ -421,20 +422,20 @@ class _Reader:
         return values
 
     def _judge(self, key: str, value: object, where: Keys) -> str | None:
-        """What is wrong with a key that is no setting; one that means nothing is noted."""
+        """Return what is wrong with an unknown key; note one that is ignored."""
         plain = _plain(key)
         if plain in _ALLOWS | _DENIES and not key.startswith("_"):
             if _restricts(value, allows=plain in _ALLOWS):
                 if "sandbox" in plain:
-                    return f"`{key}`: mcpbridge has no sandbox; remove it to serve this without one"
+                    return f"`{key}`: mcpbridge has no sandbox; remove the key to serve without one"
                 return (
                     f"`{key}` restricts tools, which mcpbridge does not enforce; remove it to"
-                    " serve all tools, or write a filter (`filters`)"
+                    " serve all tools, or restrict them with a filter of your own (`filters`)"
                 )
         elif key not in FOREIGN_KEYS and not key.startswith(("_", "$", "/", "#", "x-")):
             if key in _BRIDGE_KEYS:
-                return f"a setting of the bridge; it belongs in `bridge`: `bridge.{key}`"
-            near = _nearest(plain, _SERVER_KEYS | _OBEYED)
+                return f"a setting of the bridge; move it to `bridge.{key}`"
+            near = _nearest(plain, _SERVER_KEYS | _HONOURED)
             if near is not None:
                 return _unknown(key, near)
         self._ignored.setdefault(key, []).append((*where, key))
@@ -460,23 +461,23 @@ class _Reader:
                 return
 
     def _path_of(self, where: Keys, name: str, problems: list[_Problem]) -> str:
-        """The path that a server's name makes."""
+        """Return the path that is made of a server's name."""
         base = self._slug(name)
         if base == "/":
-            text = "the name cannot stand in a path; give the server a `base_uri`"
+            text = "no path can be made of the name; give the server a `base_uri`"
             problems.append(_Problem(where, text))
         return base
 
     @staticmethod
     def _slug(name: str) -> str:
-        """A path of a name: the name itself where it can be one; `/` where nothing is left."""
+        """Make a path of a name, without the characters it cannot hold; `/` if none is left."""
         if PATH_PREFIX.accepts(f"/{name}"):
             return f"/{name}"
         base = "/" + re.sub(r"/{2,}", "/", _NOT_IN_PATH.sub("-", name)).strip("-/")
         return base if PATH_PREFIX.accepts(base) else "/"
 
     def _read_env_file(self, keys: Keys, given: object, problems: list[_Problem]) -> dict[str, str]:
-        """The variables of a file."""
+        """Read the variables of an `envFile`."""
         if not isinstance(given, str) or not given or "\0" in given:
             problems.append(_Problem(keys, f"expected the path of a file, got {kind_of(given)}"))
             return {}
@@ -495,19 +496,19 @@ class _Reader:
                 )
                 return {}
             if b"\0" in data:
-                problems.append(_Problem(keys, f"{shown} is not a text: it holds NUL"))
+                problems.append(_Problem(keys, f"{shown} is not a text file: it has NUL bytes"))
                 return {}
             return parse_dotenv(data.decode("utf-8-sig"))
         except OSError as error:
             problems.append(_Problem(keys, f"cannot read {shown}: {error.strerror}"))
         except UnicodeDecodeError:
-            problems.append(_Problem(keys, f"{shown} is not UTF-8"))
+            problems.append(_Problem(keys, f"{shown} is not valid UTF-8"))
         except NotDotenv as error:
             problems.append(_Problem(keys, f"{shown}, line {error.line}: {error}"))
         return {}
 
     def _warn_of_bare_variables(self, values: Mapping[str, Any], where: Keys) -> None:
-        """`$NAME` is not replaced, and nobody means it as it stands in `env`."""
+        """Warn of `$NAME` in `env`: it is not replaced, though it is meant to be."""
         env = values.get("env")
         for key, value in env.items() if isinstance(env, dict) else ():
             raw = self._raw((*where, "env", key), value)
@@ -516,13 +517,13 @@ class _Reader:
                 self._tell(
                     "warn",
                     (*where, "env", key),
-                    f"`${name}` is passed as it stands; for the variable write `${{{name}}}`",
+                    f"`${name}` is passed literally; to insert the variable, write `${{{name}}}`",
                 )
 
     # Values.
 
     def _expand(self, value: Any, keys: Keys, problems: list[_Problem]) -> Any:
-        """A value with all variables in its strings replaced."""
+        """Replace all variables in the strings of a value."""
         if isinstance(value, dict):
             return {key: self._expand(each, (*keys, key), problems) for key, each in value.items()}
         if isinstance(value, list):
@@ -531,20 +532,20 @@ class _Reader:
             return value
         text, wrong = expand(value, self._environment, self._predefined)
         problems += [_Problem(keys, each) for each in wrong]
-        # What cannot be replaced is not judged any further.
+        # What cannot be replaced is not checked any further.
         return value if wrong else text
 
     def _check(
         self, where: Keys, kind: type[Any], values: Mapping[str, Any], problems: list[_Problem]
     ) -> None:
-        """Judge each setting by itself; none that is known to be wrong already."""
+        """Check each setting by itself, except those with an error already."""
         wrong = {each.keys for each in problems}
         for error in wrong_settings(kind, values):
             keys = (*where, *_keys_of(error.name))
             if any(each[: len(keys)] == keys for each in wrong):
                 continue
             if self._is_expanded(keys):
-                # What a variable holds is not shown.
+                # The value of a variable is not shown.
                 got = f"{kind_of(self._raw(keys))}, once its variables are replaced"
                 text = f"expected {error.expected}, got {got}"
             else:
@@ -552,7 +553,7 @@ class _Reader:
             problems.append(_Problem(keys, text))
 
     def _raw(self, keys: Keys, default: Any = None) -> Any:
-        """What stands in the file."""
+        """Return what the file holds, with its variables."""
         found = self._document.content
         for key in keys:
             try:
@@ -562,7 +563,7 @@ class _Reader:
         return found
 
     def _is_expanded(self, keys: Keys) -> bool:
-        """Whether there is a variable in what stands in the file."""
+        """Tell whether the file has a variable in this place."""
         return "${" in json.dumps(self._raw(keys))
 
     def _in_folder(self, path: str) -> str:
@@ -571,7 +572,7 @@ class _Reader:
     # What is told.
 
     def _place(self, keys: Keys) -> str:
-        """The file and the line, as far as they are known."""
+        """Return the file and the line, as far as they are known."""
         if not self._path:
             return ""
         while keys and keys not in self._document.lines:
@@ -579,7 +580,7 @@ class _Reader:
         return f"{self._path}:{self._document.lines.get(keys, 1)}: "
 
     def _shown(self, problem: _Problem, above: Keys) -> str:
-        """A problem of an entry, without what all of the entry's have."""
+        """Return a problem of an entry, without the keys that lead to the entry."""
         rest = problem.keys[len(above) :]
         if rest and problem.text.startswith(f"`{rest[-1]}`"):
             return problem.text
@@ -591,7 +592,7 @@ class _Reader:
         self._notify(Notice(level, f"{self._place(keys)}{_name_of(keys)}: {text}"))
 
     def _errors(self) -> SettingErrors:
-        """All that is wrong, in the order of the file."""
+        """Return all errors, in the order of the file."""
         problems = [*self._fatal, *self._of_entries]
         problems.sort(key=lambda each: self._document.lines.get(each.keys, 0))
         lines = []
@@ -601,7 +602,7 @@ class _Reader:
         return SettingErrors(lines)
 
     def _tell_ignored(self) -> None:
-        """One line for each key that means nothing here."""
+        """Warn of the ignored keys, in a line for each."""
         for key, places in list(self._ignored.items())[:NAMED_KEYS]:
             names = [str(place[-2]) for place in places if len(place) > 1]
             where = ""
@@ -612,18 +613,18 @@ class _Reader:
             what = (
                 "restricts nothing"
                 if _plain(key) in _ALLOWS | _DENIES
-                else "belongs to other programs"
+                else "is not a setting of mcpbridge"
             )
-            text = f"`{key}`{where} {what}, and is ignored"
+            text = f"`{key}`{where} {what} and is ignored"
             self._notify(Notice("warn", f"{self._place(places[0])}{text}"))
         more = len(self._ignored) - NAMED_KEYS
         if more > 0:
-            text = f"{more} more keys belong to other programs, and are ignored"
+            text = f"{more} more keys are not settings of mcpbridge and are ignored"
             self._notify(Notice("warn", f"{self._place(())}{text}"))
 
 
 def _remote(entry: Mapping[str, Any]) -> str | None:
-    """The key that makes an entry one of a server elsewhere."""
+    """Return the key that makes an entry a remote server, if there is one."""
     for key in _REMOTE:
         if key in entry:
             return key
@@ -634,7 +635,7 @@ def _remote(entry: Mapping[str, Any]) -> str | None:
 
 
 def _restricts(value: object, *, allows: bool) -> bool:
-    """Whether a list of tools, or a sandbox, keeps anything from anybody."""
+    """Tell whether a list of tools, or a sandbox, restricts anything."""
     if allows:
         # An empty list allows nothing; `*` is all.
         return not (
@@ -644,14 +645,14 @@ def _restricts(value: object, *, allows: bool) -> bool:
 
 
 def _names_servers(key: str, value: object) -> bool:
-    """Whether a key at the top is one that the bridge obeys."""
+    """Tell whether the bridge honours a key at the top."""
     if key == "mcp":
         return isinstance(value, dict) and not {"allowed", "excluded"}.isdisjoint(value)
     return key in _DISABLED_SERVERS
 
 
 def _near_at_top(key: str) -> str | None:
-    """The object of ours that a key at the top was to be."""
+    """Return the object that a misspelt key at the top stands for."""
     if key in ("bridge", "mcpServers"):
         return None
     ours = {"bridge": "bridge", "mcpservers": "mcpServers"}
@@ -660,12 +661,12 @@ def _near_at_top(key: str) -> str | None:
 
 
 def _plain(key: str) -> str:
-    """Without case and separators."""
+    """Return a key without case and separators."""
     return key.lower().replace("_", "").replace("-", "")
 
 
 def _nearest(plain: str, known: Iterable[str]) -> str | None:
-    """The key that one was to be, if it is nearly that."""
+    """Return the known key that a misspelt one stands for, if there is one."""
     if plain in _SYNONYMS:
         return _SYNONYMS[plain]
     ours = {_plain(each): each for each in known}
@@ -678,21 +679,21 @@ def _unknown(key: str, meant: str) -> str:
 
 
 def _not_ours(key: str, where: Keys, known: frozenset[str]) -> str:
-    """What a key in one of our own objects was to be."""
+    """Say what to do about an unknown key in `bridge` or `bridge.defaults`."""
     if where == ("bridge",) and key in _DEFAULT_KEYS:
-        return f"a setting of servers; for all of them write `bridge.defaults.{key}`"
+        return f"a server setting; to set it for all servers, use `bridge.defaults.{key}`"
     if key in _SERVER_KEYS:
-        return "a setting of one server; it belongs in that server's object"
+        return "a setting of a single server; move it to the object of that server"
     if key in _BRIDGE_KEYS:
-        return f"a setting of the bridge; it belongs in `bridge`: `bridge.{key}`"
+        return f"a setting of the bridge; move it to `bridge.{key}`"
     near = _nearest(_plain(key), known)
     if near is not None:
         return _unknown(key, near)
-    return f"unknown key `{key}`; there are {', '.join(sorted(known))}"
+    return f"unknown key `{key}`; the known keys are {', '.join(sorted(known))}"
 
 
 def _keys_of(name: str) -> Keys:
-    """Where a setting stands that an error names: `args[2]`, `env.NAME`."""
+    """Return the keys of a setting that an error names: `args[2]`, `env.NAME`."""
     setting, _, key = name.partition(".")
     if key:
         return (setting, key)
@@ -701,7 +702,7 @@ def _keys_of(name: str) -> Keys:
 
 
 def _name_of(keys: Keys) -> str:
-    """Keys as they are written: `mcpServers.files.args[2]`."""
+    """Write keys as one name: `mcpServers.files.args[2]`."""
     name = ""
     for key in keys:
         if isinstance(key, int):

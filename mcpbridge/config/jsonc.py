@@ -1,7 +1,7 @@
 """
-JSON with comments and trailing commas, as desktop clients write it (JSONC).
+JSON with comments and trailing commas (JSONC), as the files of MCP clients have it.
 
-Knows text and where in it a value stands; must not know what it means.
+Knows text and the place of each value in it; must not know what the values mean.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-#: Where a value stands in a file: the keys and indices that lead to it.
+#: The keys and indices that lead to a value.
 Keys = tuple[str | int, ...]
 #: How deeply objects and lists may be nested.
 MAX_DEPTH = 100
 
-#: What stands between two tokens.
+#: Space and comments between two tokens.
 _SPACE = re.compile(r"(?:[ \t\r\n]+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![\w.+-])")
 _WORD = re.compile(r"[\w.+-]+")
 _NEWLINE = re.compile(r"\n")
-#: Words of other languages, and what JSON has for them.
+#: Words of other languages, and what JSON writes for them.
 _FOREIGN = {"True": "true", "False": "false", "None": "null", "undefined": "null"}
 _CONSTANTS: dict[str, Any] = {"true": True, "false": False, "null": None}
 
 
 class NotJsonc(ValueError):
-    """A text cannot be read as JSON: what is wrong, and where, counted from 1."""
+    """A text is not JSON: the error, with its line and column, counted from 1."""
 
     def __init__(self, problem: str, line: int, column: int) -> None:
         super().__init__(problem)
@@ -38,11 +38,11 @@ class NotJsonc(ValueError):
 
 
 class Document(NamedTuple):
-    """What a text holds, in which line each of it stands, and the keys that stand there twice."""
+    """The value of a text, the line of each value in it, and its duplicate keys."""
 
     content: Any
     lines: Mapping[Keys, int]
-    #: Each with the line of its second place.
+    #: Each with the line of its second occurrence.
     repeated: list[tuple[Keys, int]]
 
 
@@ -62,7 +62,7 @@ class _Parser:
         self._repeated: list[tuple[Keys, int]] = []
 
     def document(self) -> Document:
-        """All of the text."""
+        """Read the whole text."""
         content = self._value(())
         if self._next():
             self._fail("the end of the file")
@@ -117,7 +117,7 @@ class _Parser:
         return content
 
     def _separate(self, end: str) -> None:
-        """Pass the comma; the last one may stand there or not."""
+        """Skip a comma, which is optional behind the last value."""
         following = self._next()
         if following == ",":
             self._at += 1
@@ -127,7 +127,7 @@ class _Parser:
     def _string(self) -> str:
         found = _STRING.match(self._text, self._at)
         if found is None:
-            self._raise("a string that does not end in its line")
+            self._raise("the string is not closed in its line")
         text: str = self._scalar(found)
         return text
 
@@ -136,26 +136,26 @@ class _Parser:
             value = json.loads(found[0])
         except json.JSONDecodeError as error:
             self._at += error.pos
-            self._raise("a `\\` in a string that begins no escape")
+            self._raise("the string has an invalid escape after `\\`")
         except ValueError:
-            self._raise("a number with too many digits")
+            self._raise("the number has too many digits")
         self._at = found.end()
         return value
 
     def _next(self) -> str:
-        """The next character that counts; empty at the end."""
+        """Return the next character behind space and comments; empty at the end."""
         space = _SPACE.match(self._text, self._at)
         self._at = space.end() if space else self._at
         following = self._text[self._at : self._at + 1]
         if self._text.startswith("/*", self._at):
-            self._raise("a comment that does not end")
+            self._raise("the comment is not closed")
         return following
 
     def _line(self) -> int:
         return bisect_right(self._starts, self._at)
 
     def _fail(self, expected: str) -> NoReturn:
-        # One character: the whole word may be a key or a password without its quotes.
+        # Show one character only: the word may be a password without its quotes.
         got = repr(self._text[self._at]) if self._at < len(self._text) else "the end of the file"
         word = _WORD.match(self._text, self._at)
         if word is not None and word[0] in _FOREIGN:

@@ -1,5 +1,5 @@
 """
-What the system allows this process, against what the settings promise.
+Warnings about resource limits that are too low for the settings.
 
 Knows getrlimit(2); must not know sessions beyond their number.
 """
@@ -10,34 +10,32 @@ import os
 import resource
 from collections.abc import Callable
 
-#: Descriptors of a session: three pipes, its stream, and a connection that posts.
+#: Descriptors of a session: three pipes, its stream, and a connection for its requests.
 DESCRIPTORS_PER_SESSION = 5
-#: Descriptors of the bridge itself, and some more for what comes and goes.
+#: Descriptors of the bridge itself, and some for short-lived connections.
 DESCRIPTORS_BESIDE = 64
 
 Limits = Callable[[int], tuple[int, int]]
 
 
 def rlimit_warnings(sessions: int, getrlimit: Limits = resource.getrlimit) -> list[str]:
-    """
-    A line for each limit of this process that so many sessions would reach.
-    """
+    """Return a line for each limit of this process that so many sessions would exceed."""
     found = []
     descriptors = sessions * DESCRIPTORS_PER_SESSION + DESCRIPTORS_BESIDE
     allowed = getrlimit(resource.RLIMIT_NOFILE)[0]
     if _is_below(allowed, descriptors):
         found.append(
-            f"{sessions} sessions (max_sessions) need about {descriptors} descriptors, and"
-            f" {allowed} are allowed: raise the limit (ulimit -n) or lower max_sessions"
+            f"{sessions} sessions (max_sessions) need about {descriptors} file descriptors, but the"
+            f" limit is {allowed}; raise it (ulimit -n, LimitNOFILE=) or lower --max-sessions"
         )
     processes = getattr(resource, "RLIMIT_NPROC", None)
-    # The superuser is not bound by it (setrlimit(2)).
+    # It does not apply to the superuser (setrlimit(2)).
     if processes is not None and os.geteuid() != 0:
         allowed = getrlimit(processes)[0]
         if _is_below(allowed, sessions):
             found.append(
-                f"{sessions} sessions (max_sessions) are as many processes, and this user may"
-                f" have {allowed}: raise the limit (ulimit -u) or lower max_sessions"
+                f"{sessions} sessions (max_sessions) need as many processes, but the limit of this"
+                f" user is {allowed}; raise it (ulimit -u, LimitNPROC=) or lower --max-sessions"
             )
     return found
 

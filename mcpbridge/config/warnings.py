@@ -1,5 +1,5 @@
 """
-What the settings may say, and is hardly meant.
+Configuration warnings: settings that are valid, but hardly intended.
 
 Knows settings; must not know what is made of them.
 """
@@ -15,35 +15,43 @@ from mcpbridge.config.settings import BridgeSettings
 def configuration_warnings(
     settings: BridgeSettings, environment: Mapping[str, str]
 ) -> Iterator[str]:
-    """A line for each of them, for the log at the start."""
+    """Yield a line for each, for the log at the start."""
     yield from _withheld(settings, environment)
     for server in settings.servers:
         for name in server.pass_env:
             if name == "*":
                 yield (
-                    f"server {server.name!r} gets the bridge's whole environment, secrets"
-                    " included; name only what it needs (pass_env)"
+                    f"server {server.name!r} gets the bridge's whole environment, including"
+                    " secrets; name only the variables it needs (--pass-env, pass_env)"
                 )
             elif "*" in name:
                 if not any(map(name_pattern(name).fullmatch, environment)):
-                    yield f"server {server.name!r}: nothing like {name} is set here (pass_env)"
+                    yield (
+                        f"server {server.name!r}: no environment variable matches {name}"
+                        " (--pass-env, pass_env)"
+                    )
             elif name not in environment:
-                yield f"server {server.name!r}: {name} is not set here (pass_env)"
+                yield (
+                    f"server {server.name!r}: the environment variable {name} is not set"
+                    " (--pass-env, pass_env)"
+                )
         if server.warm >= server.max_sessions:
             yield (
-                f"server {server.name!r}: {server.warm} processes ahead (warm) are all that"
-                f" max_sessions allows ({server.max_sessions}): others have to make them end first"
+                f"server {server.name!r}: warm ({server.warm}) leaves no room below max_sessions"
+                f" ({server.max_sessions}), so a warm process has to end for each other process;"
+                " lower --warm or raise --max-sessions"
             )
     warm = sum(server.warm for server in settings.servers)
     if warm >= settings.max_sessions:
         yield (
-            f"{warm} processes ahead of all servers (warm) are all that the bridge's max_sessions"
-            f" allows ({settings.max_sessions}): others have to make them end first"
+            f"warm of all servers together ({warm}) leaves no room below bridge.max_sessions"
+            f" ({settings.max_sessions}), so a warm process has to end for each other process;"
+            " lower warm or raise --bridge-max-sessions"
         )
 
 
 def _withheld(settings: BridgeSettings, environment: Mapping[str, str]) -> Iterator[str]:
-    """One line for each variable that may hold a password; its value is never shown."""
+    """Yield a line for each variable that is withheld; its value is never shown."""
     servers: dict[str, list[str]] = {}
     for server in settings.servers:
         for name in passed_environment(environment, server.pass_env)[1]:
@@ -51,6 +59,6 @@ def _withheld(settings: BridgeSettings, environment: Mapping[str, str]) -> Itera
                 servers.setdefault(name, []).append(repr(server.name))
     for name, without in servers.items():
         yield (
-            f"{name} holds a user name or a password, so the backends of {', '.join(without)} do"
-            " not get it; if they should, name it with --pass-env (pass_env)"
+            f"{name} holds a user name or a password, so it is not passed to"
+            f" {', '.join(without)}; to pass it, name it with --pass-env (pass_env)"
         )

@@ -303,7 +303,10 @@ async def test_listener_of_the_application_is_its_own_matter(
 async def test_doubts_are_logged_at_the_start(start: Any, log_lines: list[str]) -> None:
     """What the settings hardly mean."""
     start(server(pass_env=("GONE",)), environment={})
-    assert "server 'default': GONE is not set here (pass_env)" in log_lines
+    assert (
+        "server 'default': the environment variable GONE is not set (--pass-env, pass_env)"
+        in log_lines
+    )
 
 
 @pytest_twisted.ensureDeferred

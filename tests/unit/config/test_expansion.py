@@ -44,19 +44,22 @@ def test_what_is_replaced(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("${NO}", "the variable NO is not set; set it where mcpbridge runs, or write `${NO:-d"),
-        ("${env:NO}", "the variable NO is not set"),
+        (
+            "${NO}",
+            "the environment variable NO is not set; set it for mcpbridge, or write",
+        ),
+        ("${env:NO}", "the environment variable NO is not set"),
         (
             "${input:api-key}",
-            "`${input:api-key}` is asked of the user by an editor; write `${API_K",
+            "`${input:api-key}` asks the user of an editor; write `${API_K",
         ),
-        ("${NO:?hush}", "`${NO...}` is not understood; write `${NAME}`, `${NAME:-default}` or"),
-        ("${NO-hush}", "`${NO...}` is not understood"),
-        ("${command:a.hush}", "`${command:a...}` is not understood"),
-        ("${}", "`${}` is not understood"),
-        ("${workspaceFolder:x}", "`${workspaceFolder:x}` is not understood"),
-        ("${NO:-${A}", "the default of `${NO}` may not hold a variable itself"),
-        ("x${A", "`${` has no `}`; for a `${` of the text itself write `$${`"),
+        ("${NO:?hush}", "`${NO...}` is not supported; write `${NAME}` or `${NAME:-default}`, or"),
+        ("${NO-hush}", "`${NO...}` is not supported"),
+        ("${command:a.hush}", "`${command:a...}` is not supported"),
+        ("${}", "`${}` is not supported"),
+        ("${workspaceFolder:x}", "`${workspaceFolder:x}` is not supported"),
+        ("${NO:-${A}", "the default of `${NO}` cannot contain a variable"),
+        ("x${A", "`${` has no `}`; for a literal `${`, write `$${`"),
     ],
 )
 def test_what_cannot_be_replaced(text: str, problem: str) -> None:
@@ -68,8 +71,8 @@ def test_what_cannot_be_replaced(text: str, problem: str) -> None:
 def test_all_of_them_are_named() -> None:
     _, problems = expand("${X}${A}${Y}${", ENVIRONMENT, {})
     assert [each.split(";")[0] for each in problems] == [
-        "the variable X is not set",
-        "the variable Y is not set",
+        "the environment variable X is not set",
+        "the environment variable Y is not set",
         "`${` has no `}`",
     ]
 

@@ -89,27 +89,27 @@ def test_a_directory_is_relative_to_the_file(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "expected an object with `mcpServers`, got <a list>"),
+        ([], "expected an object with `mcpServers`, got a list"),
         ({}, "expected an object of named servers, `mcpServers` (or `servers` as in VS Code, or"),
         ({"mcp": {"x": {}}}, "expected an object of named servers, `mcpServers` (or"),
-        ({"servers": 1}, "servers: expected an object of named servers, got <a number>"),
+        ({"servers": 1}, "servers: expected an object of named servers, got a number"),
         (
             {"mcp": {"servers": 1}},
-            "mcp.servers: expected an object of named servers, got <a number>",
+            "mcp.servers: expected an object of named servers, got a number",
         ),
-        ({"mcpServers": []}, "mcpServers: expected an object of named servers, got <a list>"),
+        ({"mcpServers": []}, "mcpServers: expected an object of named servers, got a list"),
         (
             {"mcpServers": {}},
-            "mcpServers: expected at least one server that is not disabled, got <none>",
+            "mcpServers: expected at least one server that is not disabled, got none",
         ),
         (
             {"mcpServers": {"a": {**CAT, "disabled": True, "env": {"A": "hush"}}}},
-            "mcpServers: expected at least one server that is not disabled, got <1, all of them",
+            "mcpServers: expected at least one server that is not disabled, got 1 disabled",
         ),
-        ({"mcpServers": {"a": "cat"}}, "mcpServers.a: expected an object, got <a string of 3"),
+        ({"mcpServers": {"a": "cat"}}, "mcpServers.a: expected an object, got a string of 3"),
         (
             {"mcpServers": {"a": {**CAT, "env": {"A": "hush", "N": 1}}}},
-            "mcpServers.a.env.N: expected a string, got <a number>",
+            "mcpServers.a.env.N: expected a string, got a number",
         ),
         (
             {"mcpServers": {"a": {**CAT, "env": "hush"}}},
@@ -127,7 +127,7 @@ def test_a_directory_is_relative_to_the_file(
         ({"mcpServers": {"a": CAT}, "Bridge": {}}, "Bridge: unknown key `Bridge`; did you mean `b"),
         (
             {"mcpServers": {"a": {**CAT, "envFile": 1}}},
-            "mcpServers.a.envFile: expected the path of a file, got <a number>",
+            "mcpServers.a.envFile: expected the path of a file, got a number",
         ),
         (
             {"mcpServers": {"a": {**CAT, "envFile": "no"}}},
@@ -135,7 +135,7 @@ def test_a_directory_is_relative_to_the_file(
         ),
         (
             {"mcpServers": {"a": {**CAT, "envFile": "${NO}/x"}}},
-            "mcpServers.a.envFile: the variable NO is not set; set it where",
+            "mcpServers.a.envFile: the environment variable NO is not set; set it for",
         ),
         (
             {"mcpServers": {"a": {**CAT, "envFile": "/no/${HUSH}"}}},
@@ -143,11 +143,11 @@ def test_a_directory_is_relative_to_the_file(
         ),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"warm": 1}},
-            "bridge.warm: a setting of servers; for all of them write `bridge.defaults.warm`",
+            "bridge.warm: a server setting; to set it for all servers, use `bridge.defaults.warm`",
         ),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"command": "x"}},
-            "bridge.command: a setting of one server; it belongs in that server's object",
+            "bridge.command: a setting of a single server; move it to the object of that",
         ),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"max-sesions": 1}},
@@ -155,7 +155,7 @@ def test_a_directory_is_relative_to_the_file(
         ),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"defaults": {"listen": []}}},
-            "bridge.defaults.listen: a setting of the bridge; it belongs in `bridge`",
+            "bridge.defaults.listen: a setting of the bridge; move it to `bridge.",
         ),
         ({"mcpServers": {"a": {}}}, "mcpServers.a: there is no `command`"),
         (
@@ -164,15 +164,15 @@ def test_a_directory_is_relative_to_the_file(
         ),
         (
             {"mcpServers": {"a": {**CAT, "disabled": "yes"}}},
-            "mcpServers.a.disabled: expected true or false, got <a string of 3 characters>",
+            "mcpServers.a.disabled: expected true or false, got a string of 3 characters",
         ),
         (
             {"mcpServers": {"a": {**CAT, "enabled": 0}}},
-            "mcpServers.a.enabled: expected true or false, got <a number>",
+            "mcpServers.a.enabled: expected true or false, got a number",
         ),
         (
             {"mcpServers": {"a": {"type": "sse", "url": "http://x"}}},
-            "mcpServers.a.url: a remote server; mcpbridge serves those that have a `command`",
+            "mcpServers.a.url: a remote server; mcpbridge serves stdio servers, which have a",
         ),
         (
             {"mcpServers": {"a": {**CAT, "serverUrl": "http://x"}}},
@@ -187,7 +187,7 @@ def test_a_directory_is_relative_to_the_file(
         ),
         (
             {"mcpServers": {"a": {**CAT, "listen": []}}},
-            "mcpServers.a.listen: a setting of the bridge; it belongs in `bridge`: `bridge.listen`",
+            "mcpServers.a.listen: a setting of the bridge; move it to `bridge.listen`",
         ),
         (
             {"mcpServers": {"a": {**CAT, "max_sessions": "10"}}},
@@ -199,7 +199,7 @@ def test_a_directory_is_relative_to_the_file(
         ),
         (
             {"mcpServers": {"a": {**CAT, "base_uri": "${HUSH}"}}},
-            "mcpServers.a.base_uri: expected an empty string or a path",
+            "mcpServers.a.base_uri: expected an empty string, or a path",
         ),
         (
             {"mcpServers": {"a": {**CAT, "cwd": ""}}},
@@ -207,13 +207,13 @@ def test_a_directory_is_relative_to_the_file(
         ),
         (
             {"mcpServers": {"ü": CAT}},
-            "mcpServers.ü: the name cannot stand in a path; give the server a `base_uri`",
+            "mcpServers.ü: no path can be made of the name; give the server a `base_uri`",
         ),
-        ({"mcpServers": {"..": CAT}}, 'mcpServers[".."]: the name cannot stand in a path'),
-        ({"mcpServers": {"a": CAT}, "bridge": 1}, "bridge: expected an object, got <a number>"),
+        ({"mcpServers": {"..": CAT}}, 'mcpServers[".."]: no path can be made of the name'),
+        ({"mcpServers": {"a": CAT}, "bridge": 1}, "bridge: expected an object, got a number"),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"servers": []}},
-            "bridge.servers: unknown key `servers`; there are access_log,",
+            "bridge.servers: unknown key `servers`; the known keys are access_log,",
         ),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"max_sessions": 0}},
@@ -225,15 +225,15 @@ def test_a_directory_is_relative_to_the_file(
         ),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"listen": ["tcp:${NO}"]}},
-            "bridge.listen[0]: the variable NO is not set",
+            "bridge.listen[0]: the environment variable NO is not set",
         ),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"request_state_key": "x"}},
-            "bridge.request_state_key: a setting of servers; for all of them write",
+            "bridge.request_state_key: a server setting; to set it for all servers",
         ),
         (
             {"mcpServers": {"a": CAT}, "bridge": {"max_request_bytes": 1}},
-            "bridge.max_request_bytes: expected room for one message of",
+            "bridge.max_request_bytes: expected at least ",
         ),
     ],
 )
@@ -269,12 +269,12 @@ def test_a_long_value_is_cut() -> None:
         (
             b'{"mcpServers": {"a": {},\n"a": {}}}',
             "1",
-            "mcpServers.a: the key stands there twice, again in line 2",
+            "mcpServers.a: duplicate key; it is set again in line 2",
         ),
         (b'{"a": NaN}', "1:7", "expected a value, got 'N'"),
-        (b'{\n"a": "\xff"}', "2", "the file is not UTF-8; save it as that"),
+        (b'{\n"a": "\xff"}', "2", "the file is not valid UTF-8; save it as UTF-8"),
         (b"[" * 100_000, "1:101", "nested too deeply, more than 100 levels"),
-        (b"[\n]", "1", "expected an object with `mcpServers`, got <a list>"),
+        (b"[\n]", "1", "expected an object with `mcpServers`, got a list"),
     ],
 )
 def test_a_file_that_is_not_json(content: bytes, place: str, problem: str, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_file_that_cannot_be_read(name: str, reason: str, tmp_path: Path) -> N
     path = tmp_path / name
     with pytest.raises(SettingError) as caught:
         read_config(str(path))
-    assert str(caught.value).startswith(f"config: expected a file that can be read, got <{path}: ")
+    assert str(caught.value).startswith(f"config: expected a readable file, got {path}: ")
     assert reason in str(caught.value)
 
 
@@ -320,7 +320,10 @@ def test_defaults_of_the_bridge_are_for_all_servers() -> None:
     ("defaults", "says"),
     [
         ({"ping_interval": -1}, "bridge.defaults.ping_interval: expected a number"),
-        ({"command": "x"}, "bridge.defaults.command: a setting of one server; it belongs in that"),
+        (
+            {"command": "x"},
+            "bridge.defaults.command: a setting of a single server; move",
+        ),
         ([], "bridge.defaults: expected an object"),
     ],
 )
@@ -357,7 +360,11 @@ def told(content: Any, **options: Any) -> tuple[list[str], list[tuple[str, str]]
             "enable: unknown key `enable`; did you mean `enabled`?",
         ),
         ({**CAT, "maxSessions": 1}, "error", "maxSessions: unknown key `maxSessions`; did you m"),
-        ({**CAT, "args": ["${NO}"]}, "error", "args[0]: the variable NO is not set; set it where"),
+        (
+            {**CAT, "args": ["${NO}"]},
+            "error",
+            "args[0]: the environment variable NO is not set;",
+        ),
         ({**CAT, "base_uri": "/a"}, "error", "base_uri: the path '/a' collides with '/a' of serv"),
         (
             {**CAT, "base_uri": "/a/sse/b"},
@@ -365,7 +372,7 @@ def told(content: Any, **options: Any) -> tuple[list[str], list[tuple[str, str]]
             "base_uri: the path '/a/sse/b' collides with '/",
         ),
         ({**CAT, "base_uri": ""}, None, ""),
-        ({"url": "https://example.org"}, "warn", "url: a remote server; mcpbridge serves those"),
+        ({"url": "https://example.org"}, "warn", "url: a remote server; mcpbridge serves stdio"),
         ({"command": "x", "type": "http"}, "warn", "type: a remote server"),
         ({**CAT, "tools": ["one"]}, "error", "`tools` restricts tools, which mcpbridge does not"),
         ({**CAT, "tools": []}, "error", "`tools` restricts tools"),
@@ -411,8 +418,8 @@ def test_several_reasons_are_one_line_of_one_server() -> None:
     assert (served, level) == (["b"], "error")
     assert line == (
         "mcpServers.a: not served: comand: unknown key `comand`; did you mean `command`?;"
-        " args[1]: the variable NO is not set; set it where mcpbridge runs, or write"
-        " `${NO:-default}`; args[0]: expected a string, got <a number>"
+        " args[1]: the environment variable NO is not set; set it for mcpbridge, or write"
+        " `${NO:-default}`; args[0]: expected a string, got a number"
     )
 
 
@@ -432,7 +439,7 @@ def test_a_key_of_others_is_a_warning(key: str, value: Any) -> None:
     content = {"mcpServers": {"a": {**CAT, key: value}, "b": {**CAT, key: value}}}
     served, notices = told(content)
     assert served == ["a", "b"]
-    assert notices == [("warn", f"`{key}` (in a, b) belongs to other programs, and is ignored")]
+    assert notices == [("warn", f"`{key}` (in a, b) is not a setting of mcpbridge and is ignored")]
 
 
 @pytest.mark.parametrize(
@@ -451,13 +458,13 @@ def test_a_key_of_others_is_a_warning(key: str, value: Any) -> None:
 def test_what_restricts_nothing_is_served(key: str, value: Any) -> None:
     served, notices = told({"mcpServers": {"a": {**CAT, key: value}}})
     assert served == ["a"]
-    assert notices == [("warn", f"`{key}` (in a) restricts nothing, and is ignored")]
+    assert notices == [("warn", f"`{key}` (in a) restricts nothing and is ignored")]
 
 
 def test_a_warning_names_a_few_servers() -> None:
     servers = {f"s{number}": {**CAT, "icon": "x"} for number in range(8)}
     _, [(_, line)] = told({"mcpServers": servers})
-    assert line.startswith("`icon` (in s0, s1, s2, s3, s4 and 3 more) belongs")
+    assert line.startswith("`icon` (in s0, s1, s2, s3, s4 and 3 more) is not a setting")
 
 
 def test_so_many_keys_are_named_and_the_others_counted() -> None:
@@ -465,7 +472,7 @@ def test_so_many_keys_are_named_and_the_others_counted() -> None:
     others = {f"zz{number}": 1 for number in range(NAMED_KEYS + 2)}
     _, notices = told({"mcpServers": {"a": CAT}, **others})
     assert len(notices) == NAMED_KEYS + 1
-    assert notices[-1][1] == "2 more keys belong to other programs, and are ignored"
+    assert notices[-1][1] == "2 more keys are not settings of mcpbridge and are ignored"
     assert (
         len(told({"mcpServers": {"a": CAT}, **dict.fromkeys(list(others)[2:], 1)})[1])
         == len(others) - 2
@@ -501,7 +508,7 @@ def test_a_name_that_cannot_stand_in_a_path(name: str, base: str) -> None:
     assert (server.name, server.base_uri) == (name, base)
     [(level, line)] = notices
     assert level == "warn"
-    assert f"served at {base}, as its name cannot stand in a path" in line
+    assert f"served at {base}, as a path cannot hold the name" in line
 
 
 def test_all_errors_at_once() -> None:
@@ -571,7 +578,7 @@ def test_a_variable_of_shells_is_passed_with_a_warning() -> None:
     served, [(level, line)] = told(content)
     assert (served, level) == (["a"], "warn")
     assert line == (
-        "mcpServers.a.env.KEY: `$SET` is passed as it stands; for the variable write `${SET}`"
+        "mcpServers.a.env.KEY: `$SET` is passed literally; to insert the variable, write `${SET}`"
     )
 
 
@@ -594,8 +601,8 @@ def test_a_file_of_variables(tmp_path: Path) -> None:
     ("data", "problem"),
     [
         (b"A=1\nhush", ", line 2: expected NAME=VALUE, a comment or an empty line"),
-        (b"A=\xff", " is not UTF-8"),
-        (b"A=\0", " is not a text: it holds NUL"),
+        (b"A=\xff", " is not valid UTF-8"),
+        (b"A=\0", " is not a text file: it has NUL bytes"),
         (b"#" * (ENV_FILE_BYTES + 1), f" has more than {ENV_FILE_BYTES} bytes (ENV_FILE_BYTES)"),
     ],
 )
@@ -685,4 +692,4 @@ def test_a_listener_of_a_variable_shows_no_value(tmp_path: Path) -> None:
     with pytest.raises(SettingErrors) as caught:
         read_config(str(path), environment={"H": "hush"}, check_listen=lambda text: f"{text} no")
     [line] = caught.value.lines
-    assert line.endswith("got <'tcp:${H}': wrong once its variables are replaced>")
+    assert line.endswith("got 'tcp:${H}': it is invalid once its variables are replaced")

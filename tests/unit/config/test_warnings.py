@@ -1,9 +1,15 @@
-"""What the settings may say, and is hardly meant."""
+"""Configuration warnings: valid settings that are hardly intended."""
 
 import pytest
 
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.warnings import configuration_warnings
+
+GONE = "server 'a': the environment variable GONE is not set (--pass-env, pass_env)"
+LIKE = "server 'a': no environment variable matches th* (--pass-env, pass_env)"
+WHOLE = "server 'a' gets the bridge's whole environment, including secrets; name only"
+NO_ROOM = "server 'a': warm (3) leaves no room below max_sessions (3)"
+NO_ROOM_FOR_ALL = "warm of all servers together (4) leaves no room below bridge.max_sessions"
 
 
 def server(name: str = "a", **settings: object) -> ServerSettings:
@@ -16,18 +22,38 @@ def server(name: str = "a", **settings: object) -> ServerSettings:
     [
         ([server()], 1, []),
         ([server(pass_env=["THERE"])], 1, []),
-        ([server(pass_env=["THERE", "GONE"])], 1, ["server 'a': GONE is not set here (pass_env)"]),
+        (
+            [server(pass_env=["THERE", "GONE"])],
+            1,
+            [GONE],
+        ),
         ([server(pass_env=["TH*", "*E"])], 1, []),
-        ([server(pass_env=["th*"])], 1, ["server 'a': nothing like th* is set here (pass_env)"]),
-        ([server(pass_env=["*"])], 1, ["server 'a' gets the bridge's whole environment, secrets"]),
+        (
+            [server(pass_env=["th*"])],
+            1,
+            [LIKE],
+        ),
+        (
+            [server(pass_env=["*"])],
+            1,
+            [WHOLE],
+        ),
         ([server(warm=2, max_sessions=3)], 9, []),
-        ([server(warm=3, max_sessions=3)], 9, ["server 'a': 3 processes ahead (warm) are all"]),
+        (
+            [server(warm=3, max_sessions=3)],
+            9,
+            [NO_ROOM],
+        ),
         ([server(warm=2), server("b", warm=2)], 5, []),
-        ([server(warm=2), server("b", warm=2)], 4, ["4 processes ahead of all servers (warm)"]),
-        ([server(warm=4)], 4, ["4 processes ahead of all servers (warm)"]),
+        (
+            [server(warm=2), server("b", warm=2)],
+            4,
+            [NO_ROOM_FOR_ALL],
+        ),
+        ([server(warm=4)], 4, [NO_ROOM_FOR_ALL]),
     ],
 )
-def test_what_is_hardly_meant_is_said(
+def test_settings_that_are_hardly_intended_are_warned_of(
     servers: list[ServerSettings], limit: int, says: list[str]
 ) -> None:
     settings = BridgeSettings(servers=tuple(servers), max_sessions=limit)
@@ -37,7 +63,7 @@ def test_what_is_hardly_meant_is_said(
 
 
 def test_a_withheld_variable_is_one_line_without_its_value() -> None:
-    """It names the servers that do not get it, and not those that have a value of their own."""
+    """The line names the servers that do not get it, except those with a value of their own."""
     settings = BridgeSettings(
         servers=(
             server("a"),
@@ -51,6 +77,6 @@ def test_a_withheld_variable_is_one_line_without_its_value() -> None:
         settings, {"HTTPS_PROXY": secret, "HTTP_PROXY": "http://proxy:3128"}
     )
     assert line == (
-        "HTTPS_PROXY holds a user name or a password, so the backends of 'a', 'b' do not get it;"
-        " if they should, name it with --pass-env (pass_env)"
+        "HTTPS_PROXY holds a user name or a password, so it is not passed to 'a', 'b';"
+        " to pass it, name it with --pass-env (pass_env)"
     )
