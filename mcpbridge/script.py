@@ -1,15 +1,69 @@
 """
-The console script `mcpbridge`: `twistd -n mcpbridge` without a pid file.
+The console script `mcpbridge`: `twistd --nodaemon mcpbridge` without a pid file,
+and with a log that is written for people.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 
-from twisted.scripts.twistd import run
+from twisted.logger import (
+    FileLogObserver,
+    ILogObserver,
+    LogEvent,
+    LogLevel,
+    eventAsText,
+    formatTime,
+)
+from twisted.scripts.twistd import ServerOptions, runApp  # type: ignore[attr-defined]
+
+
+class ConsoleOptions(ServerOptions):
+    """The options of twistd, as the console script sets them."""
+
+    #: What the help calls this program.
+    program = "mcpbridge"
 
 
 def main() -> None:
     """Run twistd with the arguments of this command."""
-    sys.argv = ["twistd", "--nodaemon", "--pidfile=", "mcpbridge", *sys.argv[1:]]
-    run()
+    options = ConsoleOptions()
+    options.parseOptions(["--nodaemon", "--pidfile=", "mcpbridge", *sys.argv[1:]])
+    if not options["logfile"]:
+        options["logger"] = console_observer
+    runApp(options)
+
+
+def console_observer() -> ILogObserver:
+    """Make the observer that writes the log to the terminal."""
+    return FileLogObserver(sys.stdout, console_line)
+
+
+#: What Twisted logs about itself at every start and stop.
+_TWISTEDS_OWN = re.compile(
+    r"(twistd \S+ \(.*\) starting up|reactor class: |Server Shut Down|Main loop terminated)"
+    r"|(Starting|Stopping) factory "
+    r"|\w+ starting on \S+$"
+    r"|\(\w+ Port .* Closed\)$"
+)
+
+
+def console_line(event: LogEvent) -> str | None:
+    """
+    Format an event as a line for people: the time, the level if it is a warning or
+    worse, and the text; a traceback follows in lines of its own.
+
+    Return None for what Twisted logs about itself at every start and stop.
+    """
+    text = eventAsText(event, includeTimestamp=False, includeSystem=False)
+    level = event.get("log_level", LogLevel.info)
+    if not text:
+        return None
+    prefix = ""
+    if level >= LogLevel.warn:
+        prefix = "warning: " if level is LogLevel.warn else f"{level.name}: "
+    elif _TWISTEDS_OWN.match(text):
+        return None
+    time = formatTime(event.get("log_time"))
+    return f"{time} {prefix}{text}".replace("\n", "\n\t") + "\n"

@@ -1,14 +1,23 @@
 """
-`twistd mcpbridge`: options to settings to `Bridge`, nothing else.
+The plugin of `twistd`: options to settings to `Bridge`, nothing else.
+
+The options are made from the settings' own metadata (`mcpbridge.config.options`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import difflib
+import getopt
+import ipaddress
+import json
 import os
 import re
-from typing import Any, ClassVar, NoReturn
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
@@ -17,285 +26,286 @@ from twisted.python import usage
 
 from mcpbridge._version import __version__
 from mcpbridge.bridge import Bridge
+from mcpbridge.config.command_help import EXAMPLES, help_text
 from mcpbridge.config.file import Notice, read_config
+from mcpbridge.config.options import OPTIONS, Option, label_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
-from mcpbridge.errors import BridgeError, CannotListen, SettingError, SettingErrors
+from mcpbridge.errors import BridgeError, CannotListen, Described, SettingError, SettingErrors
 from mcpbridge.signals import SignalHandlers
 from mcpbridge.web.listeners import make_endpoint
 
-#: An integer; more digits than these are no setting's.
-_DIGITS = re.compile(r"[+-]?[0-9]{1,30}")
-#: Settings whose option is not called like them.
-_OPTIONS = {
-    "command": "COMMAND",
-    "allowed_hosts": "--allow-host",
-    "allowed_origins": "--allow-origin",
-    "allowed_headers": "--allow-header",
-    "trusted_proxies": "--trusted-proxy",
-    "stderr_notifications": "--no-stderr-notifications",
-    "front_channel": "--no-front-channel",
-    "containers": "--no-containers",
-}
-#: What of a message twistd's parent reads of a daemon that cannot start.
+DEFAULT_PORT = 8808
+DEFAULT_HOST = "127.0.0.1"
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII)
+#: How many bytes of a daemon's error message the waiting twistd reads.
 _STATUS_BYTES = 100
 
 
 class Options(usage.Options):
-    """The command line; an option is named like its setting."""
+    """
+    The command line of `mcpbridge`, and of `twistd mcpbridge`.
 
-    synopsis = "[options] COMMAND [ARG ...]"
-    longdesc = (
-        "Puts a stdio MCP server on the network over HTTP+SSE and Streamable HTTP, for clients of"
-        " every revision of MCP: one backend process for one client session, and nothing is ever"
-        " left behind."
-        "  COMMAND and what follows it is the command line of the backend."
-    )
-
-    optFlags: ClassVar = [
-        ["no-stderr-notifications", None, "Do not send the backend's stderr to clients of /sse."],
-        ["strict", None, "Start only if every server of the file can be served."],
-        ["access-log", None, "Log each request, session ids shortened."],
-        ["no-front-channel", None, "Leave all requests to twisted.web's own channel."],
-        ["json-response", None, "Answer on /mcp with JSON alone, never events."],
-        ["stderr-in-errors", None, "Show the last stderr in the errors of a session that ended."],
-        ["no-containers", None, "Do not label and remove containers that COMMAND starts."],
-        ["container-init", None, "Add --init to a COMMAND that starts a container."],
-    ]
-
-    optParameters: ClassVar = [
-        ["base-uri", None, None, "Literal path before /sse and /message; default empty."],
-        ["public-path", None, None, "The base as clients see it, behind a proxy that rewrites."],
-        ["max-sessions", None, None, "Sessions at a time; default 100."],
-        [
-            "max-sessions-per-address",
-            None,
-            None,
-            "Of them for one client address; default half.",
-        ],
-        ["ping-interval", None, None, "Seconds between pings, 0 for none; default 30."],
-        ["stop-grace", None, None, "Seconds from closing stdin to SIGTERM; default 1."],
-        ["kill-grace", None, None, "Seconds from SIGTERM to SIGKILL; default 2."],
-        ["peer-timeout", None, None, "Seconds a client may take no byte; default 60."],
-        ["min-transfer-rate", None, None, "Bytes a second a client must take; default 512."],
-        [
-            "idle-timeout",
-            None,
-            None,
-            "Seconds until an idle session ends, 0 for never; default 300.",
-        ],
-        [
-            "keepalive-interval",
-            None,
-            None,
-            "Seconds between comments on /mcp, 0: none; default 15.",
-        ],
-        ["max-message-bytes", None, None, "Size of one message; default 16777216."],
-        ["max-waiting-messages", None, None, "Messages that may wait for a backend; default 1024."],
-        ["max-waiting-bytes", None, None, "Bytes that may wait for a backend; default 8388608."],
-        ["warm", None, None, "Processes that are started ahead; default 0."],
-        [
-            "reuse",
-            None,
-            None,
-            "Reuse processes of older servers: connection, identity or never.",
-        ],
-        ["concurrency", None, None, "Requests of 2026-07-28 on one process; default 16."],
-        ["input-timeout", None, None, "Seconds a call waits for the client's input; default 600."],
-        ["stderr-log", None, None, "Where stderr goes: log, file or none; default log."],
-        ["stderr-dir", None, None, "Directory for the files of --stderr-log file."],
-        ["cwd", None, None, "The backend's directory."],
-        ["state-dir", None, None, "Directory of the state file, for a start after kill -9."],
-        ["config", None, None, "A JSON file with mcpServers, in the place of COMMAND."],
-    ]
-
-    #: How the text of an option becomes the value of a setting.
-    _INTEGERS = (
-        "max-sessions",
-        "max-sessions-per-address",
-        "max-message-bytes",
-        "max-waiting-messages",
-        "max-waiting-bytes",
-        "warm",
-        "concurrency",
-        "min-transfer-rate",
-    )
-    _SECONDS = (
-        "ping-interval",
-        "stop-grace",
-        "kill-grace",
-        "peer-timeout",
-        "idle-timeout",
-        "keepalive-interval",
-        "input-timeout",
-    )
-    _TEXTS = ("base-uri", "public-path", "cwd", "reuse", "stderr-log", "stderr-dir")
-    #: Flags that concern one server.
-    _FLAGS = (
-        "no-stderr-notifications",
-        "json-response",
-        "stderr-in-errors",
-        "no-containers",
-        "container-init",
-    )
+    A method for each option is added below this class.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.listen: list[str] = []
-        self.hosts: list[str] = []
-        self.origins: list[str] = []
-        self.headers: list[str] = []
-        self.proxies: list[str] = []
-        self.env: dict[str, str] = {}
-        self.pass_env: list[str] = []
+        #: What was given for each setting: texts, or true and false for a flag.
+        self.given: dict[Option, list[Any]] = {}
+        self.port: str | None = None
+        self.host: str | None = None
+        self.config: str | None = None
         self.command: tuple[str, ...] = ()
         self.settings = BridgeSettings()
-        #: What the log says of the file at the start.
+        #: What the log says about the settings at the start.
         self.notices: list[Notice] = []
 
-    def opt_listen(self, description: str) -> None:
-        """An endpoint to listen on; may repeat; default tcp:8808:interface=127.0.0.1."""
-        self.listen.append(description)
+    def opt_port(self, port: str) -> None:
+        """Port to listen on."""
+        self.port = port
 
-    def opt_env(self, assignment: str) -> None:
-        """An environment variable of the backend, NAME=VALUE; may repeat."""
-        name, equals, value = assignment.partition("=")
-        if not equals or not name:
-            got = "<no name>" if equals else assignment
-            _fail(SettingError("--env", "NAME=VALUE", got))
-        self.env[name] = value
+    def opt_host(self, host: str) -> None:
+        """Address to listen on."""
+        self.host = host
 
-    def opt_pass_env(self, name: str) -> None:
-        """A variable of this environment that the backend gets too; may repeat."""
-        self.pass_env.append(name)
+    def opt_config(self, path: str) -> None:
+        """Serve the servers of a configuration file."""
+        self.config = path
 
-    def opt_allow_host(self, host: str) -> None:
-        """What may stand in Host; may repeat; by default anything, on loopback its names."""
-        self.hosts.append(host)
+    def opt_request_state_key(self, key: str) -> None:
+        """Refuse the key, which would be taken for the path of its file otherwise."""
+        raise usage.UsageError(
+            "--request-state-key cannot be used, as `ps` would show the key to every user; write"
+            " the key to a file, and give --request-state-key-file FILE"
+        )
 
-    def opt_allow_origin(self, origin: str) -> None:
-        """A site whose pages may use the bridge, as in https://example.org; may repeat."""
-        self.origins.append(origin)
+    def opt_logfile(self, path: str) -> None:
+        """Write the log to a file."""
+        self._set_for_twistd("logfile", path)
 
-    def opt_allow_header(self, name: str) -> None:
-        """A request header that pages of other sites may send too; repeatable."""
-        self.headers.append(name)
+    def opt_pidfile(self, path: str) -> None:
+        """Write the process id to a file."""
+        self._set_for_twistd("pidfile", path)
 
-    def opt_trusted_proxy(self, address: str) -> None:
-        """A proxy, or a network of them, that names its clients in a header; may repeat."""
-        self.proxies.append(address)
+    def opt_help(self) -> None:
+        """Print the help and exit."""
+        print(self)
+        raise SystemExit(0)
 
-    opt_h = usage.Options.opt_help
+    opt_h = opt_help
 
     def opt_version(self) -> None:
         """Print the version and exit."""
         print(f"mcpbridge {__version__}")
         raise SystemExit(0)
 
-    def parseOptions(self, options: Any = None) -> None:
-        """An option that is not known, or lacks its value, is one line too."""
+    def __str__(self) -> str:
+        """Return the help."""
+        program = self._program()
+        command = f"{program} [options] COMMAND [ARG ...]"
+        lines = [command, f"{program} [options] --config FILE"]
+        return help_text(lines, shutil.get_terminal_size().columns)
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Parse the command line.  Raises `SystemExit` with one line for what is wrong."""
+        options = list(sys.argv[1:] if options is None else options)
+        if options in (["help"], ["version"]):
+            options = [f"--{options[0]}"]
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
-            raise SystemExit(f"mcpbridge: {error}") from None
+            raise SystemExit(f"mcpbridge: {_printable(self._explain(error))}") from None
 
     def parseArgs(self, *command: str) -> None:
-        """COMMAND [ARG ...]"""
+        """Take COMMAND [ARG ...]."""
         self.command = command
 
     def postOptions(self) -> None:
-        """Make settings of it all, or say in one line what is wrong."""
+        """Make the settings.  Raises `SystemExit` with a line for each that is wrong."""
+        if self.config is None and not self.command:
+            raise SystemExit(
+                "mcpbridge: COMMAND is missing: give the command line of an MCP server, or"
+                f" --config FILE\n\n{EXAMPLES}\nFor all options, run: {self._program()} --help"
+            )
         try:
             self.settings = self._read()
-            for description in self.listen:
-                check_endpoint(description)
         except SettingError as error:
             _fail(error)
 
-    def _read(self) -> BridgeSettings:
-        path = self["config"]
-        bridge: dict[str, Any] = {}
-        if self.listen:
-            bridge["listen"] = tuple(self.listen)
-        if self.hosts:
-            bridge["allowed_hosts"] = tuple(self.hosts)
-        if self.origins:
-            bridge["allowed_origins"] = tuple(self.origins)
-        if self.headers:
-            bridge["allowed_headers"] = tuple(self.headers)
-        if self.proxies:
-            bridge["trusted_proxies"] = tuple(self.proxies)
-        if self["access-log"]:
-            bridge["access_log"] = True
-        if self["no-front-channel"]:
-            bridge["front_channel"] = False
-        if self["state-dir"] is not None:
-            # twistd changes directory when it becomes a daemon.
-            bridge["state_dir"] = self["state-dir"] and os.path.abspath(self["state-dir"])
-        if path is not None:
-            self._refuse_with_config()
-            return _as_options(lambda: _replaced(self._read_file(path), bridge))
-        if not self.command:
-            raise SettingError("COMMAND", "the backend's command line, or --config", "<nothing>")
-        return _as_options(lambda: BridgeSettings(servers=(self._server(),), **bridge))
+    # Settings.
 
-    def _read_file(self, path: str) -> BridgeSettings:
+    def _read(self) -> BridgeSettings:
+        bridge = self._values(BridgeSettings)
+        listen = self._listen_on(bridge.get("listen"))
+        if listen is not None:
+            bridge["listen"] = listen
+        for description in bridge.get("listen", ()):
+            check_endpoint(description)
+        if self.config is not None:
+            self._refuse_with_config()
+            with _named_by_option(BridgeSettings):
+                return dataclasses.replace(self._read_file(self.config, bridge), **bridge)
+        server = self._server()
+        with _named_by_option(BridgeSettings):
+            return BridgeSettings(servers=(server,), **bridge)
+
+    def _values(self, kind: type[Any]) -> dict[str, Any]:
+        """Return what the options say of one kind of settings."""
+        return {
+            option.setting: texts[-1] if option.form == "flag" else option.value(texts)
+            for option, texts in self.given.items()
+            if option.kind is kind
+        }
+
+    def _server(self) -> ServerSettings:
+        command, *arguments = self.command
+        values = {
+            "name": os.path.basename(command) or command,
+            **self._values(ServerSettings),
+        }
+        with _named_by_option(ServerSettings):
+            return ServerSettings(command=command, args=tuple(arguments), **values)
+
+    def _listen_on(self, listen: Sequence[str] | None) -> tuple[str, ...] | None:
+        """Return the endpoint that --port and --host make; None without them."""
+        given = "--port" if self.port is not None else "--host"
+        if self.port is None and self.host is None:
+            return None
+        if listen is not None:
+            text = f"{given} cannot be combined with --listen; write address and port into the"
+            example = f"--listen tcp:{DEFAULT_PORT}:interface={DEFAULT_HOST}"
+            raise SettingErrors([f"{text} endpoint, as in {example}"])
+        port = str(DEFAULT_PORT) if self.port is None else self.port
+        if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+            raise SettingError("--port (bridge.listen)", "a port from 0 to 65535", port)
+        return (endpoint_of(DEFAULT_HOST if self.host is None else self.host, int(port)),)
+
+    def _read_file(self, path: str, bridge: dict[str, Any]) -> BridgeSettings:
         return read_config(
             path,
-            strict=bool(self["strict"]),
+            strict=bool(bridge.get("strict")),
             notify=self.notices.append,
-            # What the command line says of listeners takes the place of the file's.
-            check_listen=(lambda _: None) if self.listen else endpoint_error,
+            # Listeners of the command line replace those of the file.
+            check_listen=(lambda _: None) if "listen" in bridge else endpoint_error,
         )
 
     def _refuse_with_config(self) -> None:
-        """With a file, what concerns one server stands in the file."""
+        """Raise `SettingErrors` for what concerns one server: it belongs in the file."""
         if self.command:
-            raise SettingError("--config", "no COMMAND beside it", self.command[0])
-        given = [*self._INTEGERS, *self._SECONDS, *self._TEXTS]
-        given = [name for name in given if self[name] is not None]
-        given += ["env"] * bool(self.env) + ["pass-env"] * bool(self.pass_env)
-        given += [name for name in self._FLAGS if self[name]]
-        if given:
-            raise SettingError(f"--{given[0]}", "to stand in the file of --config", "<an option>")
+            command = json.dumps(self.command[0], ensure_ascii=False)
+            text = f"COMMAND ({command}) cannot be combined with --config; leave one of them out"
+            raise SettingErrors([text])
+        lines = [
+            f"{option.label} cannot be combined with --config; set it in the file, in the"
+            " server's object or in `bridge.defaults`"
+            for option in self.given
+            if option.kind is ServerSettings
+        ]
+        if lines:
+            raise SettingErrors(lines)
 
-    def _server(self) -> ServerSettings:
-        values: dict[str, Any] = {}
-        for names, convert in (
-            (self._INTEGERS, _integer),
-            (self._SECONDS, _number),
-            (self._TEXTS, str),
-        ):
-            for name in names:
-                if self[name] is not None:
-                    values[name.replace("-", "_")] = convert(self[name])
-        for name in ("cwd", "stderr_dir"):
-            if not values.get(name):
-                continue
-            # twistd changes directory when it becomes a daemon.
-            try:
-                values[name] = os.path.abspath(values[name])
-            except FileNotFoundError:
-                expected = "an absolute path, as the working directory was removed"
-                option = f"--{name.replace('_', '-')}"
-                raise SettingError(option, expected, values[name]) from None
-        command, *arguments = self.command
-        return ServerSettings(
-            command=command,
-            args=tuple(arguments),
-            name=os.path.basename(command) or command,
-            env=self.env,
-            pass_env=tuple(self.pass_env),
-            stderr_notifications=not self["no-stderr-notifications"],
-            json_response=bool(self["json-response"]),
-            stderr_in_errors=bool(self["stderr-in-errors"]),
-            containers=not self["no-containers"],
-            container_init=bool(self["container-init"]),
-            **values,
-        )
+    # The program around.
+
+    def _program(self) -> str:
+        """Return how this program is called."""
+        default = "mcpbridge" if self.parent is None else "twistd [options] mcpbridge"
+        return str(getattr(self.parent, "program", default))
+
+    def _set_for_twistd(self, name: str, value: str) -> None:
+        """Set an option of twistd, which reads its options when these are parsed."""
+        if self.parent is not None:
+            self.parent[name] = value
+
+    def _explain(self, error: usage.UsageError) -> str:
+        """Say what is wrong with an option, and what to do."""
+        cause = error.__context__
+        if not isinstance(cause, getopt.GetoptError):
+            return str(error)
+        known = {each.rstrip("=") for each in self.longOpt} - {"request-state-key"}
+        name = cause.opt
+        option = f"-{name}" if len(name) == 1 else f"--{name}"
+        if "requires argument" in cause.msg:
+            [spelling] = [f" {each}" for each in _spellings(name)] or [""]
+            return f"{option} needs a value{':' if spelling else ''}{spelling}"
+        if "must not have an argument" in cause.msg:
+            return f"{option} takes no value"
+        if "not a unique prefix" in cause.msg:
+            meant = sorted(f"--{each}" for each in known if each.startswith(name))
+            return f"{option} is ambiguous: it may be {', '.join(meant[:-1])} or {meant[-1]}"
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        if near:
+            return f"unknown option {option}; did you mean --{near[0]}?"
+        parents: Sequence[str] = getattr(self.parent, "longOpt", ())
+        if name in {each.rstrip("=") for each in parents}:
+            return f"{option} is an option of twistd: use `twistd {option} ... mcpbridge ...`"
+        return f"unknown option {option}; for all options, run: {self._program()} --help"
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """How options of this name are written, with their values."""
+    for option in OPTIONS:
+        if name in (option.name, *option.old_names):
+            yield option.spelling
+    others = {"port": "N", "host": "ADDRESS", "config": "FILE", "logfile": "FILE"}
+    others["pidfile"] = "FILE"
+    if name in others:
+        yield f"--{name} {others[name]}"
+
+
+def _taking(option: Option) -> Callable[[Options, str], None]:
+    def take(self: Options, value: str) -> None:
+        self.given.setdefault(option, []).append(value)
+
+    take.__doc__ = option.text
+    return take
+
+
+def _switching(option: Option, *, on: bool) -> Callable[[Options], None]:
+    def switch(self: Options) -> None:
+        self.given.setdefault(option, []).append(on)
+
+    switch.__doc__ = option.text
+    return switch
+
+
+def _add_options() -> None:
+    """Give `Options` a method for each option, and for each of its other names."""
+    for option in OPTIONS:
+        methods: dict[str, Any] = {"": _taking(option)}
+        if option.form == "flag":
+            methods = {
+                "": _switching(option, on=True),
+                "no_": _switching(option, on=False),
+            }
+        for prefix, method in methods.items():
+            for name in (option.name, *option.old_names):
+                setattr(Options, f"opt_{prefix}{name.replace('-', '_')}", method)
+
+
+_add_options()
+
+
+def endpoint_of(host: str, port: int) -> str:
+    """
+    Describe a TCP endpoint of an address: IPv4, IPv6 with or without brackets, or a
+    name.  Raises `SettingError`.
+    """
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        version = ipaddress.ip_address(bare).version
+    except ValueError:
+        if not _HOST_NAME.fullmatch(host) or host.rpartition(":")[2].isdigit():
+            raise SettingError(
+                "--host (bridge.listen)", "an IP address or a host name, without a port", host
+            ) from None
+        version = 4
+    if version == 6:
+        return f"tcp6:{port}:interface={bare.replace(':', chr(92) + ':')}"
+    return f"tcp:{port}:interface={bare}"
 
 
 def endpoint_error(description: str) -> str | None:
-    """Why no endpoint can be made of a description; None where one can."""
+    """Return why no endpoint can be made of a description; None if one can."""
     try:
         make_endpoint(None, description)
     except Exception as error:
@@ -305,17 +315,19 @@ def endpoint_error(description: str) -> str | None:
 
 def check_endpoint(description: str) -> None:
     """Raise `SettingError` for a description that no endpoint can be made of."""
+    if not description:
+        return
     why = endpoint_error(description)
     if why is not None:
         raise SettingError(
-            "--listen",
-            "an endpoint description as in `tcp:8808:interface=127.0.0.1`",
-            f"<{description!r}: {why}>",
+            "--listen (bridge.listen)",
+            "an endpoint description, such as `tcp:8808:interface=127.0.0.1`",
+            Described(f"{description!r}: {why}"),
         )
 
 
 def makeService(options: Options) -> IService:
-    """What twistd runs."""
+    """Return what twistd runs."""
     try:
         return _Run(options)
     except SettingError as error:
@@ -324,8 +336,10 @@ def makeService(options: Options) -> IService:
 
 class _Run(Bridge):
     """
-    A bridge as all that twistd runs: it ends it, with a line and a status,
-    where it cannot listen, and bears signals while it stops.
+    The bridge as the only service of twistd.
+
+    If it cannot listen, it ends the process with a line and an exit status.  It
+    handles signals until it has stopped.
     """
 
     def __init__(self, options: Options) -> None:
@@ -341,7 +355,7 @@ class _Run(Bridge):
 
     def privilegedStartService(self) -> None:
         """Open the listeners, or exit."""
-        # By now twistd has become a daemon, or will never.
+        # If twistd becomes a daemon, it has done so by now.
         self._signals.install()
         try:
             super().privilegedStartService()
@@ -351,18 +365,18 @@ class _Run(Bridge):
             _fail(error)
 
     def startService(self) -> None:
-        """Serve, and from when the reactor runs see to its signals."""
+        """Serve, and handle the reactor's signals as soon as it runs."""
         for notice in self._notices:
             self.log.emit(
                 LogLevel.levelWithName(notice.level), "{text}", text=_printable(notice.text)
             )
         super().startService()
         if not self.settings.listen:
-            self.log.warn("nothing is served: there is no listener (listen)")
+            self.log.warn("nothing is served: there is no listener (--listen, bridge.listen)")
         self._reactor.callWhenRunning(self._signals.install_stop)
 
     def stopService(self) -> Deferred[Any]:
-        """Stop; the handlers stay until nothing is left."""
+        """Stop; signals are handled until nothing is left."""
         stopped = super().stopService()
 
         def restore(result: Any) -> Any:
@@ -373,8 +387,8 @@ class _Run(Bridge):
 
     def _tell_parent(self, error: BridgeError) -> None:
         """
-        A daemon's terminal is gone: the log has the line, and the process
-        that waits for the start is told, which would wait for ever.
+        Tell the process that waits for a daemon to start, which would wait for ever,
+        and write the error to the log, as the daemon has no terminal.
         """
         pipe = self._twistd.get("statusPipe")
         if pipe is not None:
@@ -391,48 +405,20 @@ class _Run(Bridge):
                     os.unlink(path)
 
 
-def _as_options(build: Any) -> BridgeSettings:
-    """Build settings; an error names the option instead of the setting."""
+@contextmanager
+def _named_by_option(kind: type[Any]) -> Iterator[None]:
+    """Name the option in the errors of settings that the command line gives."""
     try:
-        built: BridgeSettings = build()
+        yield
     except SettingErrors:
         raise
     except SettingError as error:
-        raise SettingError(option_of(error.name), error.expected, error.got) from None
-    return built
-
-
-def option_of(name: str) -> str:
-    """What a setting is called on the command line; as in a file, where it is in files alone."""
-    setting, rest = re.fullmatch(r"(\w*)(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
-    if setting == "args":
-        return "COMMAND"
-    option = _OPTIONS.get(setting) or f"--{setting.replace('_', '-')}"
-    known = {f"--{each.rstrip('=')}" for each in Options().longOpt}
-    if option in known or setting in _OPTIONS:
-        return f"{option}{rest}"
-    return name
-
-
-def _replaced(settings: BridgeSettings, changes: dict[str, Any]) -> BridgeSettings:
-    return dataclasses.replace(settings, **changes)
-
-
-def _integer(text: str) -> Any:
-    """The number a text stands for, or the text, which no check accepts."""
-    return int(text) if _DIGITS.fullmatch(text) else text
-
-
-def _number(text: str) -> Any:
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return number if math.isfinite(number) else text
+        name = "--config" if error.name == "config" else label_of(kind, error.name)
+        raise SettingError(name, error.expected, error.got) from None
 
 
 def _fail(error: BridgeError) -> NoReturn:
-    """A line for each thing that is wrong, and an exit status that is not 0."""
+    """Exit with status 1 and a line for each error."""
     lines = error.lines if isinstance(error, SettingErrors) else (str(error),)
     raise SystemExit("\n".join(f"mcpbridge: {_printable(line)}" for line in lines))
 

@@ -1,9 +1,10 @@
 """
-The settings: every default and every limit has its name here.
+The settings of a server and of the bridge, with their defaults and checks.
 
-A setting is a field of a frozen dataclass with a check of its own, so that
-the command line, the configuration file and an embedding application get the
-same errors.  Knows no reactor and no file; `configfile` reads those.
+Each setting is a field of a frozen dataclass and carries its own check, so that
+the command line, a configuration file and an embedding application get the same
+errors.  Its metadata also makes its option, its line in `--help` and its row in
+the documentation.  Knows neither the reactor nor files.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mcpbridge.config.checks import (
     HOSTS,
     NETWORKS,
     OBJECT,
+    OPTIONAL_FLAG,
     OPTIONAL_PATH_PREFIX,
     ORIGINS,
     PATH_PREFIX,
@@ -36,34 +38,81 @@ from mcpbridge.config.checks import (
     TEXTS,
     Check,
     is_text,
+    one_of,
 )
 from mcpbridge.config.tuning import MIB
-from mcpbridge.errors import SettingError
+from mcpbridge.errors import Described, SettingError
 
-#: Where the bridge listens when nothing is said.
+#: Where the bridge listens by default.
 DEFAULT_LISTEN = "tcp:8808:interface=127.0.0.1"
-#: What a server serves below its base.
+#: The headings of `--help`, in their order.
+COMMON = "Common options"
+LISTENING = "Listening"
+SECURITY = "Security"
+LIMITS = "Limits"
+SESSIONS = "Sessions"
+PROCESSES = "Backend processes"
+STATELESS = "Stateless requests (2026-07-28)"
+CONTAINERS = "Containers"
+LOGGING = "Logging"
+EXTENSIONS = "Extensions"
+GROUPS = (
+    *(COMMON, LISTENING, SECURITY, LIMITS, SESSIONS, PROCESSES),
+    *(STATELESS, CONTAINERS, LOGGING, EXTENSIONS),
+)
+#: The paths that a server serves below its base.
 SERVED_PATHS = ("/sse", "/message", "/mcp")
 
 
 def share_of(limit: int, share: int | None) -> int:
-    """How much of so much one client address may have, where the setting may say nothing."""
+    """Return the share of a limit that one client address may use; half of it by default."""
     return max(1, limit // 2) if share is None else share
 
 
 ENDPOINTS = Check(
-    f"a list of endpoint descriptions, as in `{DEFAULT_LISTEN}`",
+    f"a list of endpoint descriptions, such as `{DEFAULT_LISTEN}`",
     lambda v: isinstance(v, (list, tuple)) and all(is_text(n) and n for n in v),
+    form="list",
+    metavar="ENDPOINT",
 )
 
 
-def setting(default: Any, check: Check, text: str) -> Any:
-    """A field with its default, its check, and what it is for in one line."""
-    return field(default=default, metadata={"check": check, "text": text})
+def setting(
+    default: Any,
+    check: Check,
+    text: str,
+    *,
+    group: str,
+    unset: str = "",
+    metavar: str = "",
+    option: str = "",
+    aliases: tuple[str, ...] = (),
+) -> Any:
+    """
+    Declare a setting: its default, its check, and one sentence that says what it does.
+
+    The command line, its help and the tables in the documentation are made from
+    this.  `group` is the heading in `--help`.  `unset` describes the default where
+    the value itself says too little, such as null.  `option` is the name of the
+    option where it is not that of the setting, `aliases` are other names of that
+    option, and `metavar` stands for its value where that of the check will not do.
+    """
+    metadata = {
+        "check": check,
+        "text": text,
+        "group": group,
+        "unset": unset,
+        "metavar": metavar or check.metavar,
+        "option": option,
+        "aliases": aliases,
+    }
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def wrong_settings(kind: type[Any], values: Mapping[str, Any]) -> Iterator[SettingError]:
-    """What is wrong with values of a class of settings, each by itself, in the order of fields."""
+    """Yield what is wrong with each of the values by itself, in the order of the fields."""
     for each in fields(kind):
         check: Check | None = each.metadata.get("check")
         if check is not None and each.name in values:
@@ -83,242 +132,443 @@ def _check_all(settings: Any) -> None:
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """
-    One named server: how its backends are started, and what its sessions may do.
+    The settings of one server: how its backends are started and what its sessions may do.
 
-    Raises `SettingError` for the first setting that is wrong.
+    Raises `SettingError` for the first wrong setting.
     """
 
-    command: str = setting("", COMMAND, "The backend's program, found through its own PATH.")
-    args: tuple[str, ...] = setting((), TEXTS, "Its arguments; no shell reads them.")
-    name: str = setting("default", COMMAND, "The server's name, for the log.")
-    env: Mapping[str, str] = field(
-        default_factory=dict,
-        metadata={"check": ENVIRONMENT, "text": "Environment variables of the backend."},
+    command: str = setting(
+        "",
+        COMMAND,
+        "Program of the MCP server, looked up in the `PATH` of the backend.",
+        group=COMMON,
+    )
+    args: tuple[str, ...] = setting(
+        (), TEXTS, "Arguments of the program; no shell interprets them.", group=COMMON
+    )
+    name: str = setting(
+        "default",
+        COMMAND,
+        "Name of the server in the log.",
+        group=PROCESSES,
+        unset="the name of the program",
+        metavar="NAME",
+    )
+    env: Mapping[str, str] = setting(
+        {}, ENVIRONMENT, "Environment variables to set for the backend.", group=COMMON
     )
     pass_env: tuple[str, ...] = setting(
         (),
         ENV_NAMES,
-        "Variables of the bridge's own environment that the backend gets too; `*` stands for any"
-        " characters, as in `AWS_*`.",
+        "Environment variables of the bridge to pass to the backend; `*` matches any characters,"
+        " as in `AWS_*`.",
+        group=COMMON,
     )
     cwd: str | None = setting(
-        None, DIRECTORY, "The backend's directory; one that is not there is said at the start."
+        None,
+        DIRECTORY,
+        "Working directory of the backend; a missing directory is reported at startup.",
+        group=COMMON,
+        unset="the directory in which the bridge was started",
     )
-    base_uri: str = setting("", PATH_PREFIX, "The literal path before `/sse` and `/message`.")
+    base_uri: str = setting(
+        "",
+        PATH_PREFIX,
+        "Path in front of `/mcp`, `/sse` and `/message`.",
+        group=LISTENING,
+        unset="none; in a file, `/NAME` with the name of the server",
+    )
     public_path: str | None = setting(
-        None, OPTIONAL_PATH_PREFIX, "The base as clients see it, where a proxy rewrites paths."
+        None,
+        OPTIONAL_PATH_PREFIX,
+        "Path that clients see in place of `base_uri`, if a reverse proxy rewrites paths.",
+        group=LISTENING,
+        unset="the value of `base_uri`",
     )
     max_sessions: int = setting(
-        100, COUNT, "Backend processes at a time: those of sessions, and all others."
+        100,
+        COUNT,
+        "Maximum number of backend processes of this server, for sessions and stateless requests"
+        " together.",
+        group=COMMON,
     )
     max_sessions_per_address: int | None = setting(
-        None, SHARE, "How many of these one client address may have; half of them by default."
+        None,
+        SHARE,
+        "Maximum number of backend processes of this server for one client address.",
+        group=LIMITS,
+        unset="half of `max_sessions`",
     )
-    ping_interval: float = setting(30.0, SECONDS, "Seconds between pings of a session; 0: none.")
-    stop_grace: float = setting(1.0, SECONDS, "Seconds from closing stdin to SIGTERM.")
-    kill_grace: float = setting(2.0, SECONDS, "Seconds from SIGTERM to SIGKILL.")
+    ping_interval: float = setting(
+        30.0,
+        SECONDS,
+        "Seconds between the pings that each session sends to its client; 0 disables them.",
+        group=SESSIONS,
+    )
+    stop_grace: float = setting(
+        1.0,
+        SECONDS,
+        "Seconds that a backend has to exit once its stdin is closed; then it gets SIGTERM.",
+        group=PROCESSES,
+    )
+    kill_grace: float = setting(
+        2.0,
+        SECONDS,
+        "Seconds that a backend has to exit after SIGTERM; then it gets SIGKILL.",
+        group=PROCESSES,
+    )
     peer_timeout: float = setting(
-        60.0, POSITIVE_SECONDS, "Seconds a client may take no byte while data waits for it."
+        60.0,
+        POSITIVE_SECONDS,
+        "Seconds before a client that has stopped reading is disconnected.",
+        group=SESSIONS,
     )
     min_transfer_rate: int = setting(
         512,
         COUNT_OR_NONE,
-        "Bytes a second, over a minute, that a client must take of what waits for it, or send of a"
-        " body; 0: any.",
+        "Bytes per second, averaged over a minute, below which a client that reads an answer or"
+        " sends a body is disconnected; 0 disables the check.",
+        group=LIMITS,
+        metavar="BYTES",
     )
-    max_message_bytes: int = setting(16 * MIB, COUNT, "The size of one message, either way.")
-    max_waiting_messages: int = setting(1024, COUNT, "Messages that may wait for a backend.")
-    max_waiting_bytes: int = setting(8 * MIB, COUNT, "Bytes that may wait for a backend.")
+    max_message_bytes: int = setting(
+        16 * MIB,
+        COUNT,
+        "Maximum size of one message in bytes, in either direction.",
+        group=LIMITS,
+        metavar="BYTES",
+    )
+    max_waiting_messages: int = setting(
+        1024, COUNT, "Maximum number of messages queued for one backend process.", group=LIMITS
+    )
+    max_waiting_bytes: int = setting(
+        8 * MIB,
+        COUNT,
+        "Maximum size in bytes of all messages queued for one backend process.",
+        group=LIMITS,
+        metavar="BYTES",
+    )
     stderr_notifications: bool = setting(
-        True, FLAG, "Send stderr lines as notifications; on `/sse` alone."
+        True,
+        FLAG,
+        "Send each line of the backend's stderr to the client as a notification, on `/sse` only.",
+        group=LOGGING,
     )
     stderr_log: str = setting(
         "log",
-        Check("`log`, `file` or `none`", lambda v: v in ("log", "file", "none")),
-        "Where stderr goes as it comes: to the log, to a file of the server in `stderr_dir`, or"
-        " nowhere.",
+        one_of("log", "file", "none"),
+        "Where the backend's stderr is written: to the log, to a file in `stderr_dir`, or nowhere.",
+        group=LOGGING,
     )
     stderr_dir: str | None = setting(
-        None, DIRECTORY, "Directory for the files of `stderr_log: file`."
+        None,
+        DIRECTORY,
+        "Directory for stderr files; required if `stderr_log` is `file`.",
+        group=LOGGING,
     )
     idle_timeout: float = setting(
-        300.0, SECONDS, "Seconds a client of `/mcp` may stay away and say nothing; 0: for ever."
+        300.0,
+        SECONDS,
+        "Seconds without a request or an open stream after which a session on `/mcp` ends;"
+        " 0 disables the timeout.",
+        group=SESSIONS,
     )
     abandoned_grace: float = setting(
         60.0,
         SECONDS,
-        "Seconds that nothing was heard of a client of `/mcp` before its session is ended where"
-        " `max_sessions` is reached and another client comes; 0: it is never ended for that.",
+        "Seconds of silence after which a session on `/mcp` may be ended to make room for a new"
+        " client, once `max_sessions` is reached; 0 disables this.",
+        group=SESSIONS,
     )
     keepalive_interval: float = setting(
-        15.0, SECONDS, "Seconds between comments on an open stream of `/mcp`; 0: none."
+        15.0,
+        SECONDS,
+        "Seconds between the comments that keep an event stream of `/mcp` open; 0 disables them.",
+        group=SESSIONS,
     )
-    json_response: bool = setting(False, FLAG, "Answer on `/mcp` with JSON alone, never events.")
+    json_response: bool = setting(
+        False,
+        FLAG,
+        "Answer requests on `/mcp` with JSON, never with an event stream.",
+        group=SESSIONS,
+    )
     stderr_in_errors: bool = setting(
-        False, FLAG, "Show the last lines of stderr in the errors of a session that ended."
+        False,
+        FLAG,
+        "Show the last lines of stderr to the client in the errors of a session that has ended.",
+        group=LOGGING,
     )
-    warm: int = setting(0, COUNT_OR_NONE, "Processes that are started ahead, for whoever comes.")
+    warm: int = setting(
+        0,
+        COUNT_OR_NONE,
+        "Number of backend processes kept ready for new clients.",
+        group=PROCESSES,
+    )
     reuse: str = setting(
         "connection",
-        Check(
-            "`connection`, `identity` or `never`",
-            lambda v: v in ("connection", "identity", "never"),
-        ),
-        "Which later requests of 2026-07-28 a process of an older server may serve: those on the"
-        " same connection, all of the same identity, or none.",
+        one_of("connection", "identity", "never"),
+        "Which later stateless requests may use the same process of a legacy server: those on the"
+        " same connection, those of the same identity, or none.",
+        group=STATELESS,
     )
     concurrency: int = setting(
-        16, COUNT, "Requests of 2026-07-28 at a time on one process of a server that speaks it."
+        16,
+        COUNT,
+        "Maximum number of stateless requests that one process of a modern server handles at a"
+        " time.",
+        group=STATELESS,
     )
     max_process_age: float = setting(
-        3600.0, SECONDS, "Seconds after which a process between two uses is replaced; 0: never."
+        3600.0,
+        SECONDS,
+        "Age in seconds at which a process that is not in use is replaced; 0 disables this.",
+        group=PROCESSES,
     )
     max_process_requests: int = setting(
-        1000, COUNT, "Requests of 2026-07-28 after which a process is replaced."
+        1000,
+        COUNT,
+        "Number of stateless requests after which a process is replaced.",
+        group=STATELESS,
     )
     max_waiting_requests: int = setting(
-        64, COUNT, "Requests of 2026-07-28 that may wait for a process."
+        64,
+        COUNT,
+        "Maximum number of stateless requests that wait for a process.",
+        group=STATELESS,
     )
-    queue_timeout: float = setting(10.0, POSITIVE_SECONDS, "Seconds that each of them may wait.")
+    queue_timeout: float = setting(
+        10.0,
+        POSITIVE_SECONDS,
+        "Seconds that a stateless request may wait for a process.",
+        group=STATELESS,
+    )
     input_timeout: float = setting(
         600.0,
         POSITIVE_SECONDS,
-        "Seconds that a call waits for what the client was asked, or a server's question for a"
-        " client that reads it.",
+        "Seconds that a server's question to its client waits to be read and answered.",
+        group=SESSIONS,
     )
     task_timeout: float = setting(
         3600.0,
         POSITIVE_SECONDS,
-        "Seconds that an unfinished task of 2026-07-28 keeps its process; its `ttlMs`, if shorter.",
+        "Seconds that an unfinished task keeps its process, unless the task's own `ttlMs` is"
+        " shorter.",
+        group=STATELESS,
     )
     start_timeout: float = setting(
         30.0,
         POSITIVE_SECONDS,
-        "Seconds that a new process may take to answer `initialize`, and as many for `tools/list`;"
-        " for requests of 2026-07-28, and where a session's client has left meanwhile.",
+        "Seconds that a new process has to answer `initialize`, and again to answer `tools/list`;"
+        " applies to stateless requests and to sessions whose client has left.",
+        group=PROCESSES,
     )
     probe_timeout: float = setting(
-        10.0, POSITIVE_SECONDS, "Seconds of silence after which a server is not of 2026-07-28."
+        10.0,
+        POSITIVE_SECONDS,
+        "Seconds that a server has to answer `server/discover`; one that stays silent is treated as"
+        " a legacy server.",
+        group=PROCESSES,
     )
     request_state_key: str | None = setting(
         None,
         SECRET,
-        "Signs what clients bring back of calls that wait for them; by default a random one.",
+        "Secret that signs the `requestState` of calls that wait for input.",
+        group=STATELESS,
+        unset="a new random key at each start",
+        option="request-state-key-file",
     )
     containers: bool = setting(
         True,
         FLAG,
         "Label the container that `docker run`, `podman run` or `nerdctl run` starts, and remove it"
         " when its session ends.",
+        group=CONTAINERS,
     )
     container_init: bool = setting(
-        False, FLAG, "Add `--init` to such a command, for a small init process in the container."
+        False,
+        FLAG,
+        "Add `--init` to `docker run`, `podman run` or `nerdctl run`, for an init process in the"
+        " container.",
+        group=CONTAINERS,
     )
-    event_store: str | None = setting(None, DOTTED_NAME, "An `IEventStore` of your own.")
-    launcher: str | None = setting(None, DOTTED_NAME, "An `IBackendLauncher` of your own.")
-    limiter: str | None = setting(None, DOTTED_NAME, "An `ISessionLimiter` of your own.")
-    observers: tuple[str, ...] = setting((), DOTTED_NAMES, "`ISessionObserver`s of your own.")
-    filters: tuple[str, ...] = setting((), DOTTED_NAMES, "`IMessageFilter`s of your own.")
-    options: Mapping[str, Any] = field(
-        default_factory=dict,
-        metadata={"check": OBJECT, "text": "Anything, for the extensions named here."},
+    event_store: str | None = setting(
+        None,
+        DOTTED_NAME,
+        "Your own `IEventStore`.",
+        group=EXTENSIONS,
+        unset="events are kept in memory",
+    )
+    launcher: str | None = setting(
+        None,
+        DOTTED_NAME,
+        "Your own `IBackendLauncher`.",
+        group=EXTENSIONS,
+        unset="backends are local processes",
+    )
+    limiter: str | None = setting(
+        None,
+        DOTTED_NAME,
+        "Your own `ISessionLimiter`.",
+        group=EXTENSIONS,
+        unset="`max_sessions` is the limit",
+    )
+    observers: tuple[str, ...] = setting(
+        (), DOTTED_NAMES, "Your own `ISessionObserver`s.", group=EXTENSIONS
+    )
+    filters: tuple[str, ...] = setting(
+        (), DOTTED_NAMES, "Your own `IMessageFilter`s.", group=EXTENSIONS
+    )
+    options: Mapping[str, Any] = setting(
+        {}, OBJECT, "Options for your extensions.", group=EXTENSIONS
     )
 
     def __post_init__(self) -> None:
         _check_all(self)
         if self.stderr_log == "file" and self.stderr_dir is None:
-            raise SettingError("stderr_dir", "a directory, as stderr_log is `file`", None)
+            raise SettingError(
+                "stderr_dir", "a directory, as `stderr_log` is `file`", Described("none")
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeSettings:
     """
-    The bridge: its listeners, its servers, and the limits over all of them.
+    The settings of the bridge: its listeners, its servers and the limits they share.
 
-    Raises `SettingError` for the first setting that is wrong.
+    Raises `SettingError` for the first wrong setting.
     """
 
     servers: tuple[ServerSettings, ...] = ()
     listen: tuple[str, ...] = setting(
-        (DEFAULT_LISTEN,), ENDPOINTS, "Where to listen: Twisted endpoint descriptions."
+        (DEFAULT_LISTEN,), ENDPOINTS, "Twisted endpoints to listen on.", group=LISTENING
     )
-    max_sessions: int = setting(1000, COUNT, "Sessions of all servers together.")
-    max_connections: int = setting(10_000, COUNT, "Open connections of all listeners together.")
+    max_sessions: int = setting(
+        1000,
+        COUNT,
+        "Maximum number of backend processes of all servers together.",
+        group=LIMITS,
+        option="bridge-max-sessions",
+    )
+    max_connections: int = setting(
+        10_000, COUNT, "Maximum number of open connections on all listeners together.", group=LIMITS
+    )
     max_request_bytes: int = setting(
-        256 * MIB, COUNT, "Bytes of all requests together, until their answers are out."
+        256 * MIB,
+        COUNT,
+        "Maximum size in bytes of all requests that are being received or processed.",
+        group=LIMITS,
+        metavar="BYTES",
     )
     max_sessions_per_address: int | None = setting(
-        None, SHARE, "How many sessions one client address may have; half of them by default."
+        None,
+        SHARE,
+        "Maximum number of backend processes of all servers for one client address.",
+        group=LIMITS,
+        unset="half of `max_sessions`",
+        option="bridge-max-sessions-per-address",
     )
     max_connections_per_address: int | None = setting(
-        None, SHARE, "How many connections one client address may have; half of them by default."
+        None,
+        SHARE,
+        "Maximum number of connections from one client address.",
+        group=LIMITS,
+        unset="half of `max_connections`",
     )
     max_request_bytes_per_address: int | None = setting(
-        None, SHARE, "How much of `max_request_bytes` one client address may take; by default half."
+        None,
+        SHARE,
+        "Share of `max_request_bytes` that one client address may use.",
+        group=LIMITS,
+        unset="half of `max_request_bytes`",
+        metavar="BYTES",
     )
     exempt_addresses: tuple[str, ...] = setting(
         ("127.0.0.0/8", "::1", "unix"),
         NETWORKS,
-        "Client addresses that may have all there is; `unix` is every UNIX socket.",
+        "Client addresses that the limits for one address do not apply to; `unix` means all UNIX"
+        " sockets.",
+        group=LIMITS,
     )
     trusted_proxies: tuple[str, ...] = setting(
         (),
         NETWORKS,
-        "Proxies whose `X-Forwarded-For` or `Forwarded` names the client; nobody else's is read.",
+        "Proxies that are trusted to name the client in `X-Forwarded-For` or `Forwarded`.",
+        group=SECURITY,
+        aliases=("trusted-proxy",),
     )
     max_response_bytes: int = setting(
-        256 * MIB, COUNT, "Bytes of all answers that clients have not taken, and of kept events."
+        256 * MIB,
+        COUNT,
+        "Maximum size in bytes of all answers that clients have not read yet, including events kept"
+        " for resumption.",
+        group=LIMITS,
+        metavar="BYTES",
     )
     allowed_hosts: tuple[str, ...] = setting(
         (),
         HOSTS,
-        "What may stand in `Host`; by default anything, but on loopback its names, and from"
-        " browsers these and addresses.",
+        "Accepted values of the `Host` header.",
+        group=SECURITY,
+        unset="the names of loopback on a loopback address, otherwise any; browsers may only use"
+        " the names of loopback and IP addresses",
+        aliases=("allow-host",),
     )
     allowed_origins: tuple[str, ...] = setting(
-        (), ORIGINS, "Sites whose pages may use the bridge, beside its own; `*` is all."
+        (),
+        ORIGINS,
+        "Websites whose pages may use the bridge, such as `https://example.org`; `*` allows all.",
+        group=SECURITY,
+        unset="the bridge's own origin only",
+        aliases=("allow-origin",),
     )
     allowed_headers: tuple[str, ...] = setting(
-        (), HEADER_NAMES, "Request headers that such pages may send, beside those of MCP."
+        (),
+        HEADER_NAMES,
+        "Request headers that pages of other websites may send, in addition to those of MCP.",
+        group=SECURITY,
+        aliases=("allow-header",),
     )
-    access_log: bool = setting(False, FLAG, "Log each request, session ids shortened.")
+    access_log: bool = setting(
+        False, FLAG, "Log each request; session ids are shortened.", group=LOGGING
+    )
     front_channel: bool = setting(
-        True, FLAG, "Answer plain posts before the ordinary HTTP channel; not with `access_log`."
+        True,
+        FLAG,
+        "Answer ordinary POST requests without the overhead of Twisted's HTTP channel; off while"
+        " `access_log` is on.",
+        group=LISTENING,
     )
     state_dir: str | None = setting(
         None,
         DIRECTORY,
-        "Directory for the bridge's state file, by which a later start cleans up after a bridge"
-        " that was killed.",
+        "Directory for a state file, which lets the next start clean up after a bridge that was"
+        " killed.",
+        group=PROCESSES,
+        unset="a directory of systemd or of the user",
     )
     strict: bool = setting(
-        False, FLAG, "Start only if every server of the file can be served, but for disabled ones."
+        False,
+        FLAG,
+        "Refuse to start unless every server in the file can be served; disabled servers do not"
+        " count.",
+        group=COMMON,
     )
-    child_subreaper: bool | None = field(
-        default=None,
-        metadata={
-            "check": Check("true, false or null", lambda v: v is None or isinstance(v, bool)),
-            "text": "Adopt orphans of backends (Linux); by default when run by twistd.",
-        },
+    child_subreaper: bool | None = setting(
+        None,
+        OPTIONAL_FLAG,
+        "Adopt processes that a backend leaves behind, so that they can be ended (Linux only).",
+        group=PROCESSES,
+        unset="on if the bridge opens listeners of its own",
     )
 
     def __post_init__(self) -> None:
         _check_all(self)
         largest = max((each.max_message_bytes for each in self.servers), default=0)
-        for name in ("max_request_bytes", "max_response_bytes"):
-            if getattr(self, name) < largest:
-                raise SettingError(
-                    name,
-                    f"room for one message of {largest} bytes (max_message_bytes)",
-                    getattr(self, name),
-                )
-        share = self.max_request_bytes_per_address
-        if share is not None and share < largest:
-            raise SettingError(
-                "max_request_bytes_per_address",
-                f"room for one message of {largest} bytes (max_message_bytes)",
-                share,
-            )
+        for name in ("max_request_bytes", "max_response_bytes", "max_request_bytes_per_address"):
+            limit = getattr(self, name)
+            if limit is not None and limit < largest:
+                expected = f"at least {largest}, the size of one message (max_message_bytes)"
+                raise SettingError(name, expected, limit)
         for at, server in enumerate(self.servers):
             for other in self.servers[:at]:
                 error = path_conflict(server, other) or path_conflict(other, server)
@@ -327,16 +577,16 @@ class BridgeSettings:
 
 
 def path_conflict(server: ServerSettings, other: ServerSettings) -> SettingError | None:
-    """What is wrong with the path of a server beside another's, if anything."""
+    """Return what is wrong with the path of a server beside another's, if anything."""
     name = f"mcpServers.{server.name}.base_uri"
     if server.base_uri == other.base_uri:
-        got = f"<{server.base_uri!r}, which server {other.name!r} has>"
+        got = Described(f"{server.base_uri!r}, which server {other.name!r} has already")
         return SettingError(name, "a path of its own", got)
     for path in SERVED_PATHS:
         if f"{server.base_uri}/".startswith(f"{other.base_uri}{path}/"):
             return SettingError(
                 name,
-                f"a path that is not below {other.base_uri + path!r} of server {other.name!r}",
+                f"a path outside {other.base_uri + path!r}, which server {other.name!r} serves",
                 server.base_uri,
             )
     return None

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 MIB = 1024 * 1024
 
-#: A file of a server's variables (`envFile`) may have so many bytes.
+#: The largest file of environment variables (`envFile`).
 ENV_FILE_BYTES = MIB
+
+#: The largest file that holds a secret (`--request-state-key-file`).
+SECRET_FILE_BYTES = 64 * 1024
 
 #: So many keys of a file that mean nothing to the bridge are named at the start.
 NAMED_KEYS = 30

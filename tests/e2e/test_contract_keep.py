@@ -66,13 +66,13 @@ def test_command_is_required() -> None:
     """`command`: a string, not empty, required."""
     status, output = run_to_end()
     assert status == 1
-    assert (
-        output
-        == "mcpbridge: COMMAND: expected the backend's command line, or --config, got <nothing>\n"
+    assert output.startswith(
+        "mcpbridge: COMMAND is missing: give the command line of an MCP server,"
     )
     status, output = run_to_end("--", "")
     assert status == 1
-    assert output == 'mcpbridge: COMMAND: expected a string that is not empty, got ""\n'
+    expected = 'expected a string that is not empty, got ""'
+    assert output == f"mcpbridge: COMMAND (command): {expected}\n"
 
 
 def test_args_pass_as_they_are() -> None:
@@ -128,7 +128,7 @@ def test_max_sessions_on_the_command_line(value: str, shown: str) -> None:
     """`max_sessions` ≥ 1, as an option."""
     assert run_to_end("--max-sessions", value, "--", "cat") == (
         1,
-        f"mcpbridge: --max-sessions: expected an integer ≥ 1, got {shown}\n",
+        f"mcpbridge: --max-sessions (max_sessions): expected an integer ≥ 1, got {shown}\n",
     )
 
 

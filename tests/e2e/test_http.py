@@ -468,18 +468,18 @@ def complaint(*arguments: str) -> str:
         ("--base-uri", "/x y", '"/x y"'),
         ("--base-uri", "/%41", '"/%41"'),
         ("--env", "NAME", '"NAME"'),
-        ("--env", "=x", "<no name>"),
+        ("--env", "=x", "a value without a name"),
         ("--pass-env", "A=B", r'.*"A=\.\.\.".*'),
         ("--listen", "tcp:many", ".*tcp:many.*"),
         ("--listen", "nonsense:1", ".*nonsense:1.*"),
-        ("--config", "/no/such/file", ".*"),
         ("--cwd", "", '""'),
     ],
 )
 def test_wrong_options(name: str, value: str, got: str) -> None:
     """A wrong setting is one line that names it, what was expected and what was got."""
     said = complaint(name, value, "--", "cat")
-    assert re.fullmatch(f"mcpbridge: {name}: expected .+, got ({got})", said), said
+    key = r"\([a-z_.]+\)"
+    assert re.fullmatch(f"mcpbridge: {name} {key}: expected .+, got ({got})", said), said
 
 
 @pytest.mark.parametrize(
@@ -505,7 +505,7 @@ def test_wrong_options(name: str, value: str, got: str) -> None:
         ),
         (
             '{"mcpServers":{"a":{"command":"x"},"a":{"command":"y"}}}',
-            "mcpServers.a: the key stands there twice, again in line 1",
+            "mcpServers.a: duplicate key; it is set again in line 1",
         ),
         (
             '{"mcpServers":{"a":{"command":"x","url":"http://x"}}}',
@@ -554,7 +554,7 @@ def test_missing_file(tmp_path: Path) -> None:
     status, output = run_to_end("--config", str(tmp_path / "none.json"))
     assert status == 1
     assert output.count("\n") == 1
-    assert str(tmp_path / "none.json") in output
+    assert output.startswith(f"mcpbridge: --config: expected a readable file, got {tmp_path}/none")
 
 
 def test_port_in_use(tmp_path: Path) -> None:

@@ -38,11 +38,13 @@ def twistd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("--max-sessions 0 cat", "mcpbridge: --max-sessions: expected an integer ≥ 1, got 0\n"),
-        ("--sessions 1 cat", "mcpbridge: option --sessions not recognized\n"),
         (
-            "",
-            "mcpbridge: COMMAND: expected the backend's command line, or --config, got <nothing>\n",
+            "--max-sessions 0 cat",
+            "mcpbridge: --max-sessions (max_sessions): expected an integer ≥ 1, got 0\n",
+        ),
+        (
+            "--sessions 1 cat",
+            "mcpbridge: unknown option --sessions; did you mean --max-sessions?\n",
         ),
     ],
 )
@@ -106,7 +108,7 @@ def test_signals_while_it_stops() -> None:
         bridge.wait_for_log("Received SIGTERM")
         for number in (signal.SIGTERM, signal.SIGINT):
             bridge.process.send_signal(number)
-            bridge.wait_for_log(f"{number.name}: stopping already; it takes 1110 s at most")
+            bridge.wait_for_log(f"{number.name}: already stopping, which may take up to 1110 s")
         (bridge.folder / "leave").touch()
         assert bridge.process.wait(60) == -signal.SIGTERM
 
@@ -131,7 +133,7 @@ async def test_no_listener_is_said(tmp_path: Path, log_lines: list[str]) -> None
     service: Any = makeService(options)
     service.startService()
     await service.stopService()
-    assert "nothing is served: there is no listener (listen)" in log_lines
+    assert "nothing is served: there is no listener (--listen, bridge.listen)" in log_lines
 
 
 @pytest_twisted.ensureDeferred
@@ -147,7 +149,7 @@ async def test_what_a_file_leaves_open_is_in_the_log(tmp_path: Path, log_lines: 
     await service.stopService()
     assert f"{path}:1: mcpServers.b: not served: there is no `command`" in log_lines
     assert f"{path}:1: mcpServers.c: not served: it is disabled" in log_lines
-    ignored = r"`ic\x1bon` (in a) belongs to other programs, and is ignored"
+    ignored = r"`ic\x1bon` (in a) is not a setting of mcpbridge and is ignored"
     assert f"{path}:1: {ignored}" in log_lines
 
 

@@ -1,8 +1,9 @@
-"""The command line: an option becomes a setting, or one line says what is wrong."""
+"""The command line: options become settings, and errors say what to do."""
 
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +13,17 @@ from typing import Any
 
 import pytest
 from twisted.application.service import IService, IServiceMaker
+from twisted.internet.endpoints import serverFromString
 from twisted.plugin import getPlugins
+from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 
 from mcpbridge._version import __version__
 from mcpbridge.bridge import Bridge
+from mcpbridge.config.options import OPTIONS, label_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
-from mcpbridge.tap import Options, makeService, option_of
+from mcpbridge.config.tuning import SECRET_FILE_BYTES
+from mcpbridge.script import ConsoleOptions
+from mcpbridge.tap import Options, endpoint_of, makeService
 
 CAT = {"command": "cat"}
 TWISTD = Path(sys.executable).with_name("twistd")
@@ -91,17 +97,30 @@ def test_a_command_is_all_it_takes() -> None:
         ("--no-stderr-notifications", "stderr_notifications", False),
         ("--json-response", "json_response", True),
         ("--stderr-in-errors", "stderr_in_errors", True),
+        ("--no-stderr-in-errors", "stderr_in_errors", False),
+        ("--stderr-in-errors --no-stderr-in-errors", "stderr_in_errors", False),
+        ("--no-containers --containers", "containers", True),
+        ("--name other", "name", "other"),
+        ("--probe-timeout 5", "probe_timeout", 5.0),
+        ("--observers a.b --observers c.d", "observers", ("a.b", "c.d")),
+        ('--options {"a":[1]}', "options", {"a": [1]}),
+        ("--max-waiting-requests 1 --max-waiting-requests 2", "max_waiting_requests", 2),
     ],
 )
 def test_an_option_is_a_setting_of_the_server(arguments: str, name: str, value: Any) -> None:
     [server] = parsed(*arguments.split(), "cat").servers
-    assert server == ServerSettings(command="cat", **{"name": "cat", name: value})
+    assert server == ServerSettings(**{"command": "cat", "name": "cat", name: value})
 
 
 def test_options_of_the_bridge() -> None:
-    settings = parsed("--listen", "tcp:1", "--listen", "unix:/tmp/x", "--access-log", "cat")
+    settings = parsed(
+        *("--listen", "tcp:1", "--listen", "unix:/tmp/x", "--access-log", "--no-child-subreaper"),
+        *("--bridge-max-sessions", "3", "--max-sessions", "2", "cat"),
+    )
     assert settings.listen == ("tcp:1", "unix:/tmp/x")
     assert settings.access_log is True
+    assert settings.child_subreaper is False
+    assert (settings.max_sessions, settings.servers[0].max_sessions) == (3, 2)
 
 
 @pytest.mark.parametrize(("given", "value"), [("/run/x", "/run/x"), ("x", os.path.abspath("x"))])
@@ -122,53 +141,132 @@ def test_the_command_line_overrides_the_file(config: str) -> None:
     assert (settings.listen, settings.access_log) == (("tcp:2",), True)
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("asked", ["--version", "version"])
+def test_the_version(asked: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parsed("--version")
+        parsed(asked)
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"mcpbridge {__version__}\n"
 
 
-def test_the_help_names_every_option() -> None:
-    text = str(Options())
-    for name in (
-        "base_uri",
-        "cwd",
-        "max_sessions",
-        "warm",
-        "reuse",
-        "concurrency",
-        "input_timeout",
-    ):
-        assert name in ServerSettings.__dataclass_fields__
-        assert f"--{name.replace('_', '-')}=" in text
-    assert "COMMAND" in text
+def test_a_terminal_gets_help_of_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns, widest in (("30", 49), ("80", 79), ("500", 99)):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert max(map(len, str(Options()).split("Common options:")[1].splitlines())) <= widest
 
 
-def test_the_help_has_a_short_name(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("asked", ["-h", "--help", "help"])
+def test_the_help(asked: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Examples and common options come first, then all others in groups."""
     with pytest.raises(SystemExit) as caught:
-        parsed("-h")
+        parsed(asked)
     assert caught.value.code == 0
-    assert "--max-sessions" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.startswith("Usage: mcpbridge [options] COMMAND [ARG ...]\n")
+    assert "`" not in text
+    headings = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+    assert headings[:3] == ["Examples", "Common options", "Listening"]
+    assert "(default: 16777216, which is 16 MiB)" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("kind", [ServerSettings, BridgeSettings])
-def test_an_error_names_a_setting_by_its_option(kind: type[Any]) -> None:
-    """And what has none, which is an error of a file, as it stands there."""
-    known = {f"--{each.rstrip('=')}" for each in Options().longOpt} | {"COMMAND"}
-    for field in dataclasses.fields(kind):
-        named = option_of(field.name)
-        assert named in known or named == field.name
-    assert option_of("args[2]") == "COMMAND"
-    assert option_of("mcpServers.a.cwd") == "mcpServers.a.cwd"
+def test_the_help_of_twistd_names_twistd() -> None:
+    options = Options()
+    options.parent = ServerOptions()
+    assert str(options).startswith("Usage: twistd [options] mcpbridge [options] COMMAND")
+    options.parent = ConsoleOptions()
+    assert str(options).startswith("Usage: mcpbridge [options] COMMAND")
 
 
-def test_every_option_is_what_an_error_names() -> None:
-    """All options but those that concern no setting are names of settings."""
-    fields = [*dataclasses.fields(ServerSettings), *dataclasses.fields(BridgeSettings)]
-    named = {option_of(field.name) for field in fields}
-    known = {f"--{each.rstrip('=')}" for each in Options().longOpt}
-    assert known - named == {"--config", "--help", "--version"}
+def test_every_setting_has_an_option_of_its_own_name() -> None:
+    """The bridge's own limits on sessions are named apart from those of a server."""
+    known = {each.rstrip("=") for each in Options().longOpt}
+    text = str(Options())
+    for kind in (BridgeSettings, ServerSettings):
+        for field in dataclasses.fields(kind):
+            if field.name in ("command", "args", "servers"):
+                continue
+            [option] = [each for each in OPTIONS if (each.kind, each.field) == (kind, field)]
+            name = field.name.replace("_", "-")
+            apart = {f"bridge-{name}"} if kind is BridgeSettings else {f"{name}-file"}
+            assert option.name == name or {option.name} == apart
+            assert option.name in known
+            assert f"  {option.spelling}" in text
+            if option.form == "flag":
+                assert f"no-{option.name}" in known
+
+
+def test_an_error_names_a_setting_by_option_and_key() -> None:
+    assert label_of(ServerSettings, "max_sessions") == "--max-sessions (max_sessions)"
+    assert label_of(BridgeSettings, "max_sessions") == "--bridge-max-sessions (bridge.max_sessions)"
+    assert label_of(ServerSettings, "env.A") == "--env (env.A)"
+    assert label_of(ServerSettings, "args[2]") == "COMMAND (args[2])"
+    assert label_of(BridgeSettings, "mcpServers.a.cwd") == "mcpServers.a.cwd"
+
+
+@pytest.mark.parametrize("old", ["--allow-host", "--allowed-host", "--allowed-hosts"])
+def test_other_names_of_an_option(old: str) -> None:
+    assert parsed(old, "a", "--allow-host", "b", "cat").allowed_hosts == ("a", "b")
+
+
+def test_other_names_of_all_options() -> None:
+    settings = parsed(
+        *("--allow-origin", "https://a", "--allow-header", "x-a", "--trusted-proxy", "::1", "cat")
+    )
+    assert settings.allowed_origins == ("https://a",)
+    assert settings.allowed_headers == ("x-a",)
+    assert settings.trusted_proxies == ("::1",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "listen"),
+    [
+        ("", "tcp:8808:interface=127.0.0.1"),
+        ("--port 9", "tcp:9:interface=127.0.0.1"),
+        ("--port 0", "tcp:0:interface=127.0.0.1"),
+        ("--port 8 --port 9", "tcp:9:interface=127.0.0.1"),
+        ("--host 0.0.0.0", "tcp:8808:interface=0.0.0.0"),
+        ("--host localhost --port 65535", "tcp:65535:interface=localhost"),
+        ("--host ::1 --port 9", r"tcp6:9:interface=\:\:1"),
+        ("--host [::] --port 9", r"tcp6:9:interface=\:\:"),
+    ],
+)
+def test_port_and_host_make_an_endpoint(arguments: str, listen: str, config: str) -> None:
+    """They take the place of the listeners of a file."""
+    assert parsed(*arguments.split(), "cat").listen == (listen,)
+    if arguments:
+        assert parsed("--config", config, *arguments.split()).listen == (listen,)
+
+
+def test_an_endpoint_of_an_ipv6_address_can_be_opened(running_reactor: Any) -> None:
+    endpoint = serverFromString(running_reactor, endpoint_of("::1", 7))
+    assert (endpoint._interface, endpoint._port) == ("::1", 7)
+
+
+def test_a_key_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("k" * 40 + "\n")
+    [server] = parsed("--request-state-key-file", str(path), "cat").servers
+    assert server.request_state_key == "k" * 40
+
+
+def test_a_file_that_holds_no_key(tmp_path: Path) -> None:
+    """An error shows nothing of the key, nor of what may be the key instead of a path."""
+    path = tmp_path / "hush"
+    name = "mcpbridge: --request-state-key-file (request_state_key): expected "
+    for content, says in (
+        (None, "a file that holds the key, got a file that cannot be read: No such file or d"),
+        (b"hush", "a string of at least 32 characters, got a string of 4 characters"),
+        (b"\xff" * 40, "a file that holds the key, got a file that cannot be read: not a text"),
+        (b"k" * (SECRET_FILE_BYTES + 1), "a file that holds the key, got a file of more than"),
+    ):
+        if content is not None:
+            path.write_bytes(content)
+        line = refused("--request-state-key-file", str(path), "cat")
+        assert line.startswith(name + says)
+        assert "hush" not in line
+    line = refused("--request-state-key", "hush", "cat")
+    assert "give --request-state-key-file FILE" in line
+    assert "hush" not in line
 
 
 def test_the_plugin() -> None:
@@ -188,25 +286,61 @@ def test_what_twistd_runs_is_a_bridge() -> None:
 # What is wrong.
 
 
+@pytest.fixture(scope="module")
+def labels() -> dict[str, str]:
+    """What an error calls an option: with its key in a file."""
+    labels = {f"--{option.name}": f"--{option.name} ({option.key})" for option in OPTIONS}
+    return {"--port": "--port (bridge.listen)", "--host": "--host (bridge.listen)", **labels}
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("", "COMMAND: expected the backend's command line, or --config, got <nothing>"),
         ("--max-sessions 0 cat", "--max-sessions: expected an integer ≥ 1, got 0"),
-        ("--max-sessions ten cat", '--max-sessions: expected an integer ≥ 1, got "ten"'),
-        ("--max-sessions 1.5 cat", '--max-sessions: expected an integer ≥ 1, got "1.5"'),
-        ("--max-sessions --5 cat", '--max-sessions: expected an integer ≥ 1, got "--5"'),
+        (
+            "--max-sessions ten cat",
+            '--max-sessions: expected an integer ≥ 1, got "ten"',
+        ),
+        (
+            "--max-sessions 1.5 cat",
+            '--max-sessions: expected an integer ≥ 1, got "1.5"',
+        ),
+        (
+            "--max-sessions --5 cat",
+            '--max-sessions: expected an integer ≥ 1, got "--5"',
+        ),
         ("--max-sessions ٣ cat", '--max-sessions: expected an integer ≥ 1, got "٣"'),
         ("--max-sessions= cat", '--max-sessions: expected an integer ≥ 1, got ""'),
-        ("--max-message-bytes -1 cat", "--max-message-bytes: expected an integer ≥ 1, got -1"),
-        ("--max-waiting-messages x cat", "--max-waiting-messages: expected an integer ≥ 1,"),
-        ("--max-waiting-bytes x cat", "--max-waiting-bytes: expected an integer ≥ 1,"),
-        ("--ping-interval -1 cat", "--ping-interval: expected a number of seconds ≥ 0"),
+        (
+            "--max-message-bytes -1 cat",
+            "--max-message-bytes: expected an integer ≥ 1, got -1",
+        ),
+        (
+            "--max-waiting-messages x cat",
+            "--max-waiting-messages: expected an integer ≥ 1,",
+        ),
+        (
+            "--max-waiting-bytes x cat",
+            "--max-waiting-bytes: expected an integer ≥ 1,",
+        ),
+        (
+            "--ping-interval -1 cat",
+            "--ping-interval: expected a number of seconds ≥ 0",
+        ),
         ("--stop-grace soon cat", "--stop-grace: expected a number of seconds ≥ 0"),
-        ("--kill-grace 1e7 cat", "--kill-grace: expected a number of seconds ≥ 0 and ≤ 1000000"),
+        (
+            "--kill-grace 1e7 cat",
+            "--kill-grace: expected a number of seconds ≥ 0 and ≤ 1000000",
+        ),
         ("--peer-timeout 0 cat", "--peer-timeout: expected a number of seconds > 0"),
-        ("--idle-timeout -1 cat", "--idle-timeout: expected a number of seconds ≥ 0"),
-        ("--keepalive-interval x cat", "--keepalive-interval: expected a number of seconds ≥ 0"),
+        (
+            "--idle-timeout -1 cat",
+            "--idle-timeout: expected a number of seconds ≥ 0",
+        ),
+        (
+            "--keepalive-interval x cat",
+            "--keepalive-interval: expected a number of seconds ≥ 0",
+        ),
         ("--warm -1 cat", "--warm: expected an integer ≥ 0, got -1"),
         ("--warm some cat", '--warm: expected an integer ≥ 0, got "some"'),
         (
@@ -215,24 +349,39 @@ def test_what_twistd_runs_is_a_bridge() -> None:
         ),
         ("--reuse= cat", '--reuse: expected `connection`, `identity` or `never`, got ""'),
         ("--concurrency 0 cat", "--concurrency: expected an integer ≥ 1, got 0"),
-        ("--input-timeout 0 cat", "--input-timeout: expected a number of seconds > 0"),
-        ("--json-response=1 cat", "option --json-response must not have an argument"),
-        ("--base-uri a cat", "--base-uri: expected an empty string or a path"),
-        ("--public-path a/ cat", "--public-path: expected an empty string or a path"),
-        ("--state-dir= cat", '--state-dir: expected the path of a directory, got ""'),
+        (
+            "--input-timeout 0 cat",
+            "--input-timeout: expected a number of seconds > 0",
+        ),
+        ("--json-response=1 cat", "--json-response takes no value"),
+        ("--base-uri a cat", "--base-uri: expected an empty string, or a path"),
+        ("--public-path a/ cat", "--public-path: expected an empty string, or a path"),
+        (
+            "--state-dir= cat",
+            '--state-dir: expected the path of a directory, got ""',
+        ),
         ("--cwd= cat", '--cwd: expected the path of a directory, got ""'),
         ("--env A cat", '--env: expected NAME=VALUE, got "A"'),
-        ("--env =1 cat", "--env: expected NAME=VALUE, got <no name>"),
+        ("--env =1 cat", "--env: expected NAME=VALUE, got a value without a name"),
         (
             "--pass-env A=1 cat",
-            "--pass-env: expected a list of names of environment variables, in which `*` stands",
+            "--pass-env: expected a list of names of environment variables, in which `*` matches",
         ),
-        ("--allow-host= cat", "--allow-host: expected a list of host names"),
-        ("--allow-origin x cat", "--allow-origin: expected a list of origins"),
-        ("--allow-header * cat", "--allow-header: expected a list of names of HTTP header"),
+        (
+            "--allow-host= cat",
+            "--allowed-hosts: expected a list of host names",
+        ),
+        (
+            "--allow-origin x cat",
+            "--allowed-origins: expected a list of origins",
+        ),
+        (
+            "--allow-header * cat",
+            "--allowed-headers: expected a list of names of HTTP headers",
+        ),
         (
             "--max-message-bytes 999999999 cat",
-            "max_request_bytes: expected room for one message of 999999999 bytes",
+            "--max-request-bytes: expected at least 999999999, the size of",
         ),
         ("--listen= cat", "--listen: expected a list of endpoint descriptions"),
         ("--listen tcp:x cat", "--listen: expected an endpoint description"),
@@ -241,28 +390,71 @@ def test_what_twistd_runs_is_a_bridge() -> None:
         (
             "--listen 8808 cat",
             (
-                "--listen: expected an endpoint description as in `tcp:8808:interface=127.0.0.1`,"
-                " got <'8808': a port alone; for this machine: `tcp:8808:interface=127.0.0.1`>"
+                "--listen: expected an endpoint description, such as"
+                " `tcp:8808:interface=127.0.0.1`, got '8808': a port alone; for this machine:"
+                " `tcp:8808:interface=127.0.0.1`"
             ),
         ),
         (
             "--config /no/such/file",
-            "--config: expected a file that can be read, got </no/such",
+            "--config: expected a readable file, got /no/such",
         ),
-        ("--sessions 1 cat", "option --sessions not recognized"),
-        ("-x cat", "option -x not recognized"),
-        ("--max-sessions", "option --max-sessions requires argument"),
-        ("--access-log=1 cat", "option --access-log must not have an argument"),
+        ("--options x cat", '--options: expected a JSON object, such as \'{"key": '),
+        ("--options [] cat", "--options: expected an object, got a list"),
+        ("--port x cat", '--port: expected a port from 0 to 65535, got "x"'),
+        ("--port 65536 cat", "--port: expected a port from 0 to 65535, got "),
+        ("--host= cat", "--host: expected an IP address or a host name, without"),
+        ("--host a:1 cat", "--host: expected an IP address or a host name, wit"),
+        ("--port 1 --listen tcp:2 cat", "--port cannot be combined with --listen; write address"),
+        ("--host a --listen tcp:2 cat", "--host cannot be combined with --listen; write address"),
+        ("--sessions 1 cat", "unknown option --sessions; did you mean --max-sessions?"),
+        ("--prot 1 cat", "unknown option --prot; did you mean --port?"),
+        ("--prot=1 cat", "unknown option --prot; did you mean --port?"),
+        ("--qqq cat", "unknown option --qqq; for all options, run: mcpbridge --help"),
+        ("-x cat", "unknown option -x; for all options, run: mcpbridge --help"),
+        ("--max-sessions", "--max-sessions needs a value: --max-sessions N"),
+        ("--allow-host", "--allow-host needs a value: --allowed-hosts HOST"),
+        ("--port", "--port needs a value: --port N"),
+        ("--max-waiting 1 cat", "--max-waiting is ambiguous: it may be --max-waiting-bytes, --max"),
+        ("--access-log=1 cat", "--access-log takes no value"),
     ],
 )
-def test_what_is_wrong_is_one_line(arguments: str, line: str) -> None:
-    """keep: wrong settings are errors that name the field."""
-    assert refused(*arguments.split()).startswith(f"mcpbridge: {line}")
+def test_an_error_is_one_line(arguments: str, line: str, labels: dict[str, str]) -> None:
+    """keep: wrong settings are errors that name the field, as an option and as a key."""
+    said = refused(*arguments.split())
+    option, colon, _ = line.partition(": ")
+    label = labels.get(option, option) if colon else option
+    assert said.startswith(f"mcpbridge: {line.replace(option, label, 1)}")
+
+
+def test_a_missing_command_shows_examples() -> None:
+    with pytest.raises(SystemExit) as caught:
+        parsed("--port", "1")
+    first, *others = str(caught.value.code).split("\n")
+    assert first.startswith("mcpbridge: COMMAND is missing: give the command line of an MCP server")
+    assert "  mcpbridge --port 9000 --config mcp.json" in others
+    assert others[-1] == "For all options, run: mcpbridge --help"
+
+
+def test_an_option_of_twistd_is_pointed_to() -> None:
+    options = Options()
+    options.parent = ServerOptions()
+    with pytest.raises(SystemExit, match="--rundir is an option of twistd: use `twistd --rundir"):
+        options.parseOptions(["--rundir", "/", "cat"])
+
+
+def test_options_that_twistd_has_too() -> None:
+    options = Options()
+    options.parent = ServerOptions()
+    options.parseOptions(["--logfile", "a", "--pidfile", "b", "cat"])
+    assert (options.parent["logfile"], options.parent["pidfile"]) == ("a", "b")
 
 
 def test_an_empty_command() -> None:
     """keep: `command` is a string that is not empty."""
-    assert refused("") == 'mcpbridge: COMMAND: expected a string that is not empty, got ""'
+    assert (
+        refused("") == 'mcpbridge: COMMAND (command): expected a string that is not empty, got ""'
+    )
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
@@ -303,22 +495,26 @@ def test_one_line_whatever_was_given(text: str) -> None:
 )
 def test_what_stands_in_a_file_does_not_stand_beside_it(arguments: str, config: str) -> None:
     name = arguments.split()[0].partition("=")[0]
+    [option] = [each for each in OPTIONS if name in (f"--{each.name}", f"--no-{each.name}")]
     assert refused("--config", config, *arguments.split()) == (
-        f"mcpbridge: {name}: expected to stand in the file of --config, got <an option>"
+        f"mcpbridge: --{option.name} ({option.key}) cannot be combined with --config; set it in the"
+        " file, in the server's object or in `bridge.defaults`"
     )
 
 
 def test_no_command_beside_a_file(config: str) -> None:
     line = refused("--config", config, "cat")
-    assert line == 'mcpbridge: --config: expected no COMMAND beside it, got "cat"'
+    assert line == (
+        'mcpbridge: COMMAND ("cat") cannot be combined with --config; leave one of them out'
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ([], "expected an object with `mcpServers`, got <a list>"),
+        ([], "expected an object with `mcpServers`, got a list"),
         ({}, "expected an object of named servers, `mcpServers` (or"),
-        ({"mcpServers": {"a": CAT}, "bridge": 1}, "bridge: expected an object, got <a number>"),
+        ({"mcpServers": {"a": CAT}, "bridge": 1}, "bridge: expected an object, got a number"),
         (
             {"mcpServers": {"a": CAT}, "brigde": {}},
             "brigde: unknown key `brigde`; did you mean `bridge`?",
@@ -373,8 +569,8 @@ def test_a_listener_on_the_command_line_takes_the_place_of_a_wrong_one(tmp_path:
 @pytest.mark.parametrize(
     ("extension", "reason"),
     [
-        ("no.such.Launcher", "<no.such.Launcher: ObjectNotFound: "),
-        ("builtins.len", "<builtins.len: TypeError: "),
+        ("no.such.Launcher", "no.such.Launcher: ObjectNotFound: "),
+        ("builtins.len", "builtins.len: TypeError: "),
         ("builtins.id", "check() attribute was not provided"),
     ],
 )

@@ -1,0 +1,130 @@
+"""
+The text of `--help`.
+
+Knows options and the width of a terminal; must not know how a command line is
+parsed.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from mcpbridge.config.options import OPTIONS, Option, default_text, option_of
+from mcpbridge.config.settings import COMMON, GROUPS, LOGGING
+
+EXAMPLES = """\
+Examples:
+  mcpbridge npx -y @modelcontextprotocol/server-filesystem /srv/shared
+      Serve one MCP server at http://127.0.0.1:8808/mcp and /sse.
+
+  mcpbridge --port 9000 --config mcp.json
+      Serve each server of a configuration file, at /NAME/mcp and /NAME/sse.
+"""
+_INTRODUCTION = """\
+Put stdio MCP servers on the network, over Streamable HTTP and HTTP+SSE. COMMAND is \
+the command line of an MCP server, which runs once for each client session. A \
+configuration file holds one or more servers, in the format that MCP clients use.\
+"""
+_ABOUT_OPTIONS = """\
+An option sets the setting of the same name: in a configuration file --max-sessions is \
+max_sessions. With --config, settings of a single server go into the file, either into the \
+server's object or into bridge.defaults. An option may be shortened as long as it stays \
+unambiguous.\
+"""
+_ABOUT_TWISTD = """\
+To run as a daemon, as another user, or on another reactor, use twistd and its options: \
+twistd --pidfile=/run/mcpbridge.pid --uid=mcp mcpbridge [options] COMMAND [ARG ...]. \
+For a list of them, run twistd --help.\
+"""
+#: Where the texts of options begin, and how wide they get at most.
+_COLUMN = 28
+_WIDEST = 100
+_NARROWEST = 50
+
+
+class Entry(NamedTuple):
+    """An option that sets no setting by itself."""
+
+    group: str
+    spelling: str
+    text: str
+    default: str = ""
+
+
+#: Shown in front of the options of their group.
+FIRST = (
+    Entry(COMMON, "--port N", "Port to listen on; 0 picks a free one.", "8808"),
+    Entry(
+        COMMON,
+        "--host ADDRESS",
+        "IP address or host name to listen on; 0.0.0.0 and :: mean all interfaces.",
+        "127.0.0.1",
+    ),
+    Entry(COMMON, "--config FILE", "Serve the servers of a configuration file."),
+)
+#: Shown behind the options of their group.
+LAST = (
+    Entry(COMMON, "--version", "Print the version and exit."),
+    Entry(COMMON, "-h, --help", "Print this help and exit."),
+    Entry(LOGGING, "--logfile FILE", "Write the log to a file, in the format of Twisted."),
+    Entry(LOGGING, "--pidfile FILE", "Write the process id to a file."),
+)
+#: In place of the texts of the settings, which say less.
+_TEXTS = {
+    "listen": "Twisted endpoints to listen on, instead of --port and --host.",
+}
+
+
+def help_text(usage: Sequence[str], width: int) -> str:
+    """Return the help for a terminal of this width; `usage` holds the command lines."""
+    width = max(_NARROWEST, min(width, _WIDEST)) - 1
+    first, *others = usage
+    lines = [f"Usage: {first}", *(f"       {each}" for each in others), ""]
+    lines += [*textwrap.wrap(_INTRODUCTION, width), "", EXAMPLES.rstrip(), ""]
+    for group in GROUPS:
+        lines += [f"{group}:", *_group(group, width), ""]
+    lines += [*textwrap.wrap(_ABOUT_OPTIONS, width, break_on_hyphens=False), ""]
+    lines += textwrap.wrap(_ABOUT_TWISTD, width, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _group(group: str, width: int) -> Iterator[str]:
+    for entry in FIRST:
+        if entry.group == group:
+            text = f"{entry.text} (default: {entry.default})" if entry.default else entry.text
+            yield from _columns(entry.spelling, text, width)
+    for option in OPTIONS:
+        if option.field.metadata["group"] == group:
+            yield from _columns(option.spelling, _text_of(option), width)
+    for entry in LAST:
+        if entry.group == group:
+            yield from _columns(entry.spelling, entry.text, width)
+
+
+def _text_of(option: Option) -> str:
+    """The sentence about an option, with its default; settings are named by their options."""
+    text = _TEXTS.get(option.setting, option.text)
+    if option.repeats:
+        text += " Repeat the option for each one."
+    default = default_text(option.field)
+    if default:
+        text += f" (default: {default})"
+
+    def plain(found: re.Match[str]) -> str:
+        named = option_of(option.kind, found[1])
+        return found[1] if named is None else f"--{named.name}"
+
+    return re.sub(r"`([^`]*)`", plain, text)
+
+
+def _columns(left: str, text: str, width: int) -> list[str]:
+    """The option on the left, its text on the right; below it where the option is long."""
+    indent = " " * _COLUMN
+    lines = [indent + line for line in textwrap.wrap(text, width - _COLUMN, break_on_hyphens=False)]
+    left = f"  {left}"
+    if len(left) + 2 > _COLUMN:
+        return [left, *lines]
+    return [left.ljust(_COLUMN) + lines[0].lstrip(), *lines[1:]]
