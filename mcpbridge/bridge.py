@@ -170,9 +170,7 @@ class Bridge(Service):
             from mcpbridge.web.fast_path import FastPath
             from mcpbridge.web.site import BridgeSite
 
-            fast_path = (
-                FastPath(self.servers, self._security) if self.settings.front_channel else None
-            )
+            fast_path = FastPath(self.servers, self._security) if self.settings.fast_path else None
             self._site = BridgeSite(
                 self.resource(),
                 self._reactor,

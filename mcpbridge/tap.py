@@ -211,17 +211,28 @@ class Options(usage.Options):
         default = "mcpbridge" if self.parent is None else "twistd [options] mcpbridge"
         return str(getattr(self.parent, "program", default))
 
+    def _note_former(self, former: str, name: str) -> None:
+        """Warn at the start, once, of an option that was renamed."""
+        notice = Notice("warn", f"--{former} is now --{name}; the former name still works")
+        if former and notice not in self.notices:
+            self.notices.append(notice)
+
     def _set_for_twistd(self, name: str, value: str) -> None:
         """Set an option of twistd, which reads its options when these are parsed."""
         if self.parent is not None:
             self.parent[name] = value
+
+    def _hidden(self) -> set[str]:
+        """Return options that are not to be suggested."""
+        former = {each.renamed_from for each in OPTIONS}
+        return {"request-state-key", *former, *(f"no-{each}" for each in former)}
 
     def _explain(self, error: usage.UsageError) -> str:
         """Say what is wrong with an option, and what to do."""
         cause = error.__context__
         if not isinstance(cause, getopt.GetoptError):
             return str(error)
-        known = {each.rstrip("=") for each in self.longOpt} - {"request-state-key"}
+        known = {each.rstrip("=") for each in self.longOpt} - self._hidden()
         name = cause.opt
         option = f"-{name}" if len(name) == 1 else f"--{name}"
         if "requires argument" in cause.msg:
@@ -252,17 +263,21 @@ def _spellings(name: str) -> Iterator[str]:
         yield f"--{name} {others[name]}"
 
 
-def _taking(option: Option) -> Callable[[Options, str], None]:
+def _taking(option: Option, former: str = "") -> Callable[[Options, str], None]:
     def take(self: Options, value: str) -> None:
         self.given.setdefault(option, []).append(value)
+        self._note_former(former, option.name)
 
     take.__doc__ = option.text
     return take
 
 
-def _switching(option: Option, *, on: bool) -> Callable[[Options], None]:
+def _switching(option: Option, former: str = "", *, on: bool) -> Callable[[Options], None]:
+    prefix = "" if on else "no-"
+
     def switch(self: Options) -> None:
         self.given.setdefault(option, []).append(on)
+        self._note_former(former and f"{prefix}{former}", f"{prefix}{option.name}")
 
     switch.__doc__ = option.text
     return switch
@@ -271,15 +286,19 @@ def _switching(option: Option, *, on: bool) -> Callable[[Options], None]:
 def _add_options() -> None:
     """Give `Options` a method for each option, and for each of its other names."""
     for option in OPTIONS:
-        methods: dict[str, Any] = {"": _taking(option)}
-        if option.form == "flag":
-            methods = {
-                "": _switching(option, on=True),
-                "no_": _switching(option, on=False),
-            }
-        for prefix, method in methods.items():
-            for name in (option.name, *option.old_names):
-                setattr(Options, f"opt_{prefix}{name.replace('-', '_')}", method)
+        names = {"": (option.name, *option.old_names)}
+        if option.renamed_from:
+            names[option.renamed_from] = (option.renamed_from,)
+        for former, spelled in names.items():
+            methods: dict[str, Any] = {"": _taking(option, former)}
+            if option.form == "flag":
+                methods = {
+                    "": _switching(option, former, on=True),
+                    "no_": _switching(option, former, on=False),
+                }
+            for prefix, method in methods.items():
+                for name in spelled:
+                    setattr(Options, f"opt_{prefix}{name.replace('-', '_')}", method)
 
 
 _add_options()

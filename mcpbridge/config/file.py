@@ -22,7 +22,13 @@ from mcpbridge.config.checks import PATH_PREFIX, kind_of
 from mcpbridge.config.dotenv import NotDotenv, parse_dotenv
 from mcpbridge.config.expansion import bare_variable, expand
 from mcpbridge.config.jsonc import Document, Keys, NotJsonc, parse_jsonc
-from mcpbridge.config.settings import BridgeSettings, ServerSettings, path_conflict, wrong_settings
+from mcpbridge.config.settings import (
+    BridgeSettings,
+    ServerSettings,
+    former_names,
+    path_conflict,
+    wrong_settings,
+)
 from mcpbridge.config.tuning import ENV_FILE_BYTES, NAMED_KEYS
 from mcpbridge.errors import Described, SettingError, SettingErrors
 
@@ -325,6 +331,7 @@ class _Reader:
         self, where: Keys, kind: type[Any], given: Mapping[str, Any], known: frozenset[str]
     ) -> dict[str, Any]:
         """Read an object of the bridge, in which every key must be a setting."""
+        given = self._with_todays_names(where, kind, given)
         for key in given:
             if key not in known:
                 self._fatal.append(_Problem((*where, key), _not_ours(key, where, known)))
@@ -335,6 +342,24 @@ class _Reader:
         self._fatal += problems
         # The rest of the file is checked all the same.
         return {} if problems else expanded
+
+    def _with_todays_names(
+        self, where: Keys, kind: type[Any], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Accept settings by their former names, with a warning for each."""
+        values = dict(given)
+        for former, name in former_names(kind).items():
+            if former not in given:
+                continue
+            value = values.pop(former)
+            if name in given:
+                text = f"this setting is now `{name}`, which is set as well; remove `{former}`"
+                self._fatal.append(_Problem((*where, former), text))
+            else:
+                values[name] = value
+                text = f"this setting is now `{name}`; the former name still works"
+                self._tell("warn", (*where, former), text)
+        return values
 
     def _build(self, values: dict[str, Any]) -> BridgeSettings:
         try:

@@ -72,6 +72,12 @@ class Option(NamedTuple):
         return names
 
     @property
+    def renamed_from(self) -> str:
+        """The name of the option before its setting was renamed; empty if it was not."""
+        former: str = self.field.metadata["renamed_from"]
+        return former.replace("_", "-")
+
+    @property
     def spelling(self) -> str:
         """The option as documents show it, with a name for its value."""
         if self.form == "flag":

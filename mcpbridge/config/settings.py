@@ -87,6 +87,7 @@ def setting(
     metavar: str = "",
     option: str = "",
     aliases: tuple[str, ...] = (),
+    renamed_from: str = "",
 ) -> Any:
     """
     Declare a setting: its default, its check, and one sentence that says what it does.
@@ -96,6 +97,8 @@ def setting(
     the value itself says too little, such as null.  `option` is the name of the
     option where it is not that of the setting, `aliases` are other names of that
     option, and `metavar` stands for its value where that of the check will not do.
+    `renamed_from` is the former name of the setting, which files and the command line
+    may still use.
     """
     metadata = {
         "check": check,
@@ -105,10 +108,17 @@ def setting(
         "metavar": metavar or check.metavar,
         "option": option,
         "aliases": aliases,
+        "renamed_from": renamed_from,
     }
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def former_names(kind: type[Any]) -> dict[str, str]:
+    """Map the former names of settings to their names of today."""
+    names = {each.metadata.get("renamed_from"): each.name for each in fields(kind)}
+    return {former: name for former, name in names.items() if former}
 
 
 def wrong_settings(kind: type[Any], values: Mapping[str, Any]) -> Iterator[SettingError]:
@@ -531,12 +541,13 @@ class BridgeSettings:
     access_log: bool = setting(
         False, FLAG, "Log each request; session ids are shortened.", group=LOGGING
     )
-    front_channel: bool = setting(
+    fast_path: bool = setting(
         True,
         FLAG,
         "Answer ordinary POST requests without the overhead of Twisted's HTTP channel; off while"
         " `access_log` is on.",
         group=LISTENING,
+        renamed_from="front_channel",
     )
     state_dir: str | None = setting(
         None,

@@ -43,7 +43,7 @@ PATIENCE = 25.0
 NEVER = "100000"
 BACKENDS = Path(__file__).with_name("backends")
 #: `make test` runs these tests a second time with MCPBRIDGE_FRONT=off.
-FRONT = ("--no-front-channel",) if os.environ.get("MCPBRIDGE_FRONT") == "off" else ()
+FRONT = ("--no-fast-path",) if os.environ.get("MCPBRIDGE_FRONT") == "off" else ()
 LOOPBACK = ("--listen", "tcp:0:interface=127.0.0.1")
 #: `twistd` ends by the signal that stopped it, once everything is stopped.
 STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)

@@ -217,6 +217,21 @@ def test_other_names_of_all_options() -> None:
     assert settings.trusted_proxies == ("::1",)
 
 
+@pytest.mark.parametrize(("prefix", "value"), [("", True), ("no-", False)])
+def test_an_option_of_a_former_name_works_with_one_warning(prefix: str, value: bool) -> None:
+    options = Options()
+    options.parseOptions([f"--{prefix}front-channel", f"--{prefix}front-channel", "cat"])
+    assert options.settings.fast_path is value
+    [notice] = options.notices
+    assert notice == (
+        "warn",
+        f"--{prefix}front-channel is now --{prefix}fast-path; the former name still works",
+    )
+    options = Options()
+    options.parseOptions([f"--{prefix}fast-path", "cat"])
+    assert (options.settings.fast_path, options.notices) == (value, [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "listen"),
     [

@@ -412,6 +412,21 @@ def test_an_entry_that_cannot_be_served_stops_no_other(
         assert text.split(": ")[-1] in error
 
 
+def test_a_setting_of_a_former_name_works_with_a_warning() -> None:
+    notices: list[Notice] = []
+    content = {"mcpServers": {"a": CAT}, "bridge": {"front_channel": False}}
+    assert parse_config(content, "/", notify=notices.append).fast_path is False
+    assert notices == [
+        (
+            "warn",
+            "bridge.front_channel: this setting is now `fast_path`; the former name still works",
+        )
+    ]
+    content = {"mcpServers": {"a": CAT}, "bridge": {"front_channel": False, "fast_path": True}}
+    with pytest.raises(SettingErrors, match="now `fast_path`, which is set as well; remove"):
+        parse_config(content, "/")
+
+
 def test_several_reasons_are_one_line_of_one_server() -> None:
     entry = {"comand": "x", "args": [1, "${NO}"], "env": {"A": "${SET}"}}
     served, [(level, line)] = told({"mcpServers": {"a": entry, "b": CAT}})

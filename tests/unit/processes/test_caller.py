@@ -505,7 +505,7 @@ class Site:
             servers=(ServerSettings(command="x"),),
             listen=(),
             trusted_proxies=(PROXY,),
-            front_channel=front,
+            fast_path=front,
         )
         watchers = [] if watcher is None else [watcher]
         self.bridge = Bridge(
