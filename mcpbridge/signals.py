@@ -1,7 +1,7 @@
 """
-What the bridge does at signals, where `twistd` runs it.
+The signal handlers of a bridge that `twistd` or `mcpbridge` runs.
 
-An embedded bridge has none of this: signals are its application's.  Knows
+An embedded bridge installs none of them: signals belong to its application.  Knows
 signals, terminals and log files; must not know sessions.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 
 from twisted.logger import Logger, globalLogPublisher
 
-#: The kernel hangs up the whole terminal session, and sends SIGHUP before all
-#: of it has noticed: after this time a terminal that is still there has not gone.
+#: The kernel sends SIGHUP before it has hung up the whole terminal session: a terminal
+#: that is still there after this time stays.
 HANGUP_SECONDS = 0.5
-#: twistd rotates its own log file at SIGUSR1; this module's handler replaces that.
+#: twistd rotates its own log file at SIGUSR1; the handler of this module replaces its handler.
 _TWISTD = "twisted.scripts._twistd_unix"
 
 Handler = Callable[[int, Any], None]
@@ -27,10 +27,10 @@ class SignalHandlers:
     """
     The handlers of one service.
 
-    `stop` is called once, at the first signal that stops; `stopping` says
-    what to log at those that come later; `report` writes a line per session.
-    `has_terminal` says whether the process has a controlling terminal.  All
-    are called in the reactor's thread, not in a signal handler.
+    `running` tells whether the service runs, `longest_stop` how many seconds it may
+    take to stop; `report` logs a line for each session, and `has_terminal` tells
+    whether the process has a controlling terminal.  All of them are called in the
+    reactor's thread, not in a signal handler.
     """
 
     log = Logger()
@@ -51,15 +51,14 @@ class SignalHandlers:
         self._has_terminal = has_terminal
         self._had_terminal = False
         self._told_to_stop = False
-        #: What was there before, of what `restore` puts back.
+        #: The handlers that `restore` puts back.
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
         """
-        Handle SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2, unless somebody else does.
+        Handle SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2, unless another handler is installed.
 
-        A signal that the process was started to ignore (`nohup`) stays
-        ignored.
+        A signal that was ignored when the process started (`nohup`) stays ignored.
         """
         self._had_terminal = self._has_terminal()
         for number, handle in (
@@ -75,8 +74,8 @@ class SignalHandlers:
 
     def install_stop(self) -> None:
         """
-        Stand before the reactor's own handlers of SIGINT and SIGTERM, which
-        the reactor has installed when it runs; those of others stay.
+        Wrap the reactor's own handlers of SIGINT and SIGTERM, which it has installed by
+        the time it runs; handlers of others stay.
         """
         for number, own in (
             (signal.SIGINT, self._reactor.sigInt),
@@ -86,19 +85,19 @@ class SignalHandlers:
                 signal.signal(number, self._once(own))
 
     def restore(self) -> None:
-        """Put back what `install` has replaced."""
+        """Put back the handlers that `install` has replaced."""
         before, self._before = self._before, {}
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    # What the handlers do.
+    # The handlers.
 
     def _in_reactor(self, handle: Callable[[], None]) -> Handler:
-        """A handler that leaves the work to the reactor: a signal may come in the middle of it."""
+        """Make a handler that calls another in the reactor, as a signal may interrupt anything."""
         return lambda number, frame: self._reactor.callFromThread(handle)
 
     def _once(self, stop: Handler) -> Handler:
-        """A handler that tells the reactor to stop, which it takes but once."""
+        """Make a handler that stops the reactor, which may be told so only once."""
 
         def received(number: int, frame: Any) -> None:
             if self._may_stop():
@@ -115,7 +114,7 @@ class SignalHandlers:
 
     def _stopping_already(self, name: str) -> None:
         self.log.info(
-            "{name}: stopping already; it takes {seconds:g} s at most",
+            "{name}: already stopping, which may take up to {seconds:g} s",
             name=name,
             seconds=self._longest_stop(),
         )
@@ -138,8 +137,8 @@ class SignalHandlers:
             self._reactor.callLater(HANGUP_SECONDS, self._look_at_terminal)
         reopened = ", ".join(reopen_log_files(self.log))
         self.log.info(
-            "SIGHUP: {what}; settings are not read again",
-            what=f"reopened {reopened}" if reopened else "no log file was reopened",
+            "SIGHUP: {what}; settings are not reloaded",
+            what=f"reopened {reopened}" if reopened else "there is no log file to reopen",
         )
 
     def _look_at_terminal(self) -> None:
@@ -147,14 +146,14 @@ class SignalHandlers:
             self._terminal_gone()
 
     def _terminal_gone(self) -> None:
-        self._stop("SIGHUP", "the terminal has gone")
+        self._stop("SIGHUP", "the terminal is gone")
 
     def _usr2(self) -> None:
-        self.log.info("SIGUSR2 is not used; SIGUSR1 lists the sessions, SIGHUP reopens log files")
+        self.log.info("SIGUSR2 does nothing; SIGUSR1 lists the sessions, SIGHUP reopens log files")
 
 
 def has_controlling_terminal() -> bool:
-    """Whether this process has a controlling terminal that has not hung up (tty(4))."""
+    """Tell whether this process has a controlling terminal that has not hung up (tty(4))."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError:
@@ -164,10 +163,10 @@ def has_controlling_terminal() -> bool:
 
 def reopen_log_files(log: Logger, publisher: Any = globalLogPublisher) -> Iterator[str]:
     """
-    Reopen the files that Twisted logs into, whatever has been renamed; their paths.
+    Reopen the files that Twisted logs to; yield their paths.
 
-    A file that cannot be opened any more is left as it is, with a warning: a
-    log that goes on into a renamed file is better than none.
+    A file that cannot be opened again is kept open, with a warning: a log in a renamed
+    file is better than none.
     """
     # twistd keeps the observer of --logfile to itself, and no public way leads
     # from the publisher to its observers, nor from an observer to its file.
@@ -177,7 +176,7 @@ def reopen_log_files(log: Logger, publisher: Any = globalLogPublisher) -> Iterat
         if not callable(reopen) or not isinstance(path, str):
             continue
         try:
-            # `reopen` closes the old file first: be sure that there is a new one.
+            # `reopen` closes the old file first, so make sure that a new one can be opened.
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666))
             reopen()
         except OSError as error:

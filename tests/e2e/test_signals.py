@@ -30,9 +30,9 @@ def test_sessions_go_on(tmp_path: Path) -> None:
         stream = open_ready(bridge, "")
         [leader] = [each for each in bridge.below() if "strays.py" in each.command]
         bridge.process.send_signal(signal.SIGHUP)
-        bridge.wait_for_log("SIGHUP: no log file was reopened")
+        bridge.wait_for_log("SIGHUP: there is no log file to reopen")
         bridge.process.send_signal(signal.SIGUSR2)
-        bridge.wait_for_log("SIGUSR2 is not used")
+        bridge.wait_for_log("SIGUSR2 does nothing")
         bridge.process.send_signal(signal.SIGUSR1)
         bridge.wait_for_log("1 sessions and other processes:")
         bridge.wait_for_log(f"session {stream.ident[:8]} of ", "/sse, open, ", f"pid {leader.pid},")
@@ -133,7 +133,7 @@ def test_a_terminal_that_hangs_up_stops(tmp_path: Path) -> None:
                 os.close(ours)
                 assert process.wait(PATIENCE) == 0
                 until(lambda: not any(map(alive, processes)))
-            assert "SIGHUP: the terminal has gone, shutting down" in log.read_text()
+            assert "SIGHUP: the terminal is gone, shutting down" in log.read_text()
             assert "the bridge stops" in log.read_text()
     finally:
         with contextlib.suppress(OSError):

@@ -103,9 +103,9 @@ def test_signals_that_do_not_stop(world: World, log_lines: list[str]) -> None:
     world.raise_signal(signal.SIGUSR1)
     assert world.reports == 1
     world.raise_signal(signal.SIGUSR2)
-    assert "SIGUSR2 is not used" in log_lines[-1]
+    assert "SIGUSR2 does nothing" in log_lines[-1]
     world.raise_signal(signal.SIGHUP)
-    assert log_lines[-1].startswith("SIGHUP: no log file was reopened")
+    assert log_lines[-1].startswith("SIGHUP: there is no log file to reopen")
     assert world.reactor.stops == 0
     assert world.reactor.getDelayedCalls() == []
 
@@ -116,7 +116,7 @@ def test_quit_stops_once(world: World, log_lines: list[str]) -> None:
     assert log_lines[-1] == "SIGQUIT: received, shutting down"
     world.raise_signal(signal.SIGQUIT)
     assert world.reactor.stops == 1
-    assert log_lines[-1] == "SIGQUIT: stopping already; it takes 8 s at most"
+    assert log_lines[-1] == "SIGQUIT: already stopping, which may take up to 8 s"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT])
@@ -131,7 +131,7 @@ def test_one_stop_for_all_signals(world: World, log_lines: list[str], number: in
     for other in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.raise_signal(other)
         world.reactor.turn()
-        assert f"{signal.Signals(other).name}: stopping already" in log_lines[-1]
+        assert f"{signal.Signals(other).name}: already stopping" in log_lines[-1]
     assert world.reactor.stops == 1
 
 
@@ -140,7 +140,7 @@ def test_a_stop_of_another_kind_is_a_stop_too(world: World, log_lines: list[str]
     world.running = False
     world.raise_signal(signal.SIGQUIT)
     assert world.reactor.stops == 0
-    assert "stopping already" in log_lines[-1]
+    assert "already stopping" in log_lines[-1]
 
 
 def test_a_terminal_that_has_gone_stops(log_lines: list[str]) -> None:
@@ -149,7 +149,7 @@ def test_a_terminal_that_has_gone_stops(log_lines: list[str]) -> None:
     world.terminal = False
     world.raise_signal(signal.SIGHUP)
     assert world.reactor.stops == 1
-    assert log_lines[-1] == "SIGHUP: the terminal has gone, shutting down"
+    assert log_lines[-1] == "SIGHUP: the terminal is gone, shutting down"
 
 
 def test_a_terminal_that_is_about_to_go_stops(log_lines: list[str]) -> None:
@@ -157,7 +157,7 @@ def test_a_terminal_that_is_about_to_go_stops(log_lines: list[str]) -> None:
     world = World(terminal=True)
     world.handlers.install()
     world.raise_signal(signal.SIGHUP)
-    assert "was reopened" in log_lines[-1]
+    assert "no log file to reopen" in log_lines[-1]
     world.terminal = False
     world.reactor.advance(HANGUP_SECONDS)
     assert world.reactor.stops == 1
