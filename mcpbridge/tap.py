@@ -193,7 +193,7 @@ class Options(usage.Options):
         """Raise `SettingErrors` for what concerns one server: it belongs in the file."""
         if self.command:
             command = json.dumps(self.command[0], ensure_ascii=False)
-            text = f"COMMAND ({command}) cannot be combined with --config; leave one of them out"
+            text = f"COMMAND ({command}) cannot be combined with --config, which names the servers"
             raise SettingErrors([text])
         lines = [
             f"{option.label} cannot be combined with --config; set it in the file, in the"
@@ -350,6 +350,10 @@ def makeService(options: Options) -> IService:
     try:
         return _Run(options)
     except SettingError as error:
+        prefix = f"mcpServers.{options.settings.servers[0].name}."
+        if options.config is None and error.name.startswith(prefix):
+            name = label_of(ServerSettings, error.name.removeprefix(prefix))
+            error = SettingError(name, error.expected, error.got)
         _fail(error)
 
 

@@ -64,7 +64,7 @@ def _value(body: str, environment: Mapping[str, str], predefined: Mapping[str, s
     if asked is not None:
         name = re.sub(r"\W", "_", asked["name"]).upper()
         raise LookupError(
-            f"`${{{body}}}` asks the user of an editor; write `${{{name}}}` instead, and set that"
+            f"`${{{body}}}` would ask the user of an editor; write `${{{name}}}`, and set that"
             " environment variable for mcpbridge"
         )
     variable = _VARIABLE.fullmatch(body)

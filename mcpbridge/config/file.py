@@ -409,8 +409,9 @@ class _Reader:
         self._of_entries += problems
         if server is not None and not problems:
             if server.base_uri == self._slug(name) != f"/{name}":
-                text = f"served at {server.base_uri}, as a path cannot hold the name"
-                self._tell("warn", where, f"{text}; set `base_uri` to choose another path")
+                why = "as its name has characters that a path cannot have"
+                text = f"served at {server.base_uri}, {why}; for another path set `base_uri`"
+                self._tell("warn", where, text)
             return server
         if not strict:
             reasons = "; ".join(self._shown(each, where) for each in problems)

@@ -520,7 +520,7 @@ def test_what_stands_in_a_file_does_not_stand_beside_it(arguments: str, config: 
 def test_no_command_beside_a_file(config: str) -> None:
     line = refused("--config", config, "cat")
     assert line == (
-        'mcpbridge: COMMAND ("cat") cannot be combined with --config; leave one of them out'
+        'mcpbridge: COMMAND ("cat") cannot be combined with --config, which names the servers'
     )
 
 
@@ -602,6 +602,13 @@ def test_an_extension_that_is_none(extension: str, reason: str, tmp_path: Path) 
     assert line.startswith("mcpbridge: mcpServers.a.launcher: expected ")
     assert reason in line
     assert "\n" not in line
+    options = Options()
+    options.parseOptions(["--launcher", extension, "cat"])
+    with pytest.raises(SystemExit) as caught:
+        makeService(options)
+    line = str(caught.value.code)
+    assert line.startswith("mcpbridge: --launcher (launcher): expected ")
+    assert reason in line
 
 
 def twistd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -51,7 +51,7 @@ def test_what_is_replaced(text: str, expected: str) -> None:
         ("${env:NO}", "the environment variable NO is not set"),
         (
             "${input:api-key}",
-            "`${input:api-key}` asks the user of an editor; write `${API_K",
+            "`${input:api-key}` would ask the user of an editor; write `${API_K",
         ),
         ("${NO:?hush}", "`${NO...}` is not supported; write `${NAME}` or `${NAME:-default}`, or"),
         ("${NO-hush}", "`${NO...}` is not supported"),

@@ -523,7 +523,7 @@ def test_a_name_that_cannot_stand_in_a_path(name: str, base: str) -> None:
     assert (server.name, server.base_uri) == (name, base)
     [(level, line)] = notices
     assert level == "warn"
-    assert f"served at {base}, as a path cannot hold the name" in line
+    assert f"served at {base}, as its name has characters that a path cannot have" in line
 
 
 def test_all_errors_at_once() -> None:

@@ -1,0 +1,102 @@
+"""The console script: what it sets for twistd, and its log for people."""
+
+import io
+from typing import Any
+
+import pytest
+from twisted.logger import Logger, LogLevel, LogPublisher
+from twisted.python.failure import Failure
+
+from mcpbridge import script
+from mcpbridge.script import ConsoleOptions, console_line
+
+
+def line_of(level: LogLevel, text: str, **event: Any) -> str | None:
+    return console_line(
+        {"log_level": level, "log_time": 0.0, "log_format": "{text}", "text": text, **event}
+    )
+
+
+@pytest.mark.parametrize(
+    ("level", "prefix"),
+    [
+        (LogLevel.debug, ""),
+        (LogLevel.info, ""),
+        (LogLevel.warn, "warning: "),
+        (LogLevel.error, "error: "),
+        (LogLevel.critical, "critical: "),
+    ],
+)
+def test_a_line_has_a_time_and_its_level_from_warnings_up(level: LogLevel, prefix: str) -> None:
+    line = line_of(level, "serving", log_namespace="mcpbridge.tap")
+    assert line is not None
+    time, rest = line.split(" ", 1)
+    assert time.startswith("19")
+    assert rest == f"{prefix}serving\n"
+
+
+def test_more_lines_are_indented() -> None:
+    line = line_of(LogLevel.info, "one\ntwo")
+    assert line is not None
+    assert line.endswith(" one\n\ttwo\n")
+
+
+def test_a_traceback_stays() -> None:
+    try:
+        raise ValueError("unexpected")
+    except ValueError:
+        line = line_of(LogLevel.critical, "failed", log_failure=Failure())
+    assert line is not None
+    assert " critical: failed\n\tTraceback" in line
+    assert "\tbuiltins.ValueError: unexpected\n" in line
+
+
+def test_an_event_without_text_is_no_line() -> None:
+    assert console_line({"log_level": LogLevel.info}) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "twistd 26.10.0 (/usr/bin/python3 3.11.7) starting up.",
+        "reactor class: twisted.internet.epollreactor.EPollReactor.",
+        "BridgeSite starting on 8808",
+        "Starting factory <mcpbridge.web.site.BridgeSite object at 0x7f>",
+        "Stopping factory <mcpbridge.web.site.BridgeSite object at 0x7f>",
+        "(TCP Port 8808 Closed)",
+        "Main loop terminated.",
+        "Server Shut Down.",
+    ],
+)
+def test_what_twisted_logs_about_itself_is_left_out(text: str) -> None:
+    assert line_of(LogLevel.info, text) is None
+    assert line_of(LogLevel.warn, text) is not None
+
+
+def test_the_signal_that_stops_stays() -> None:
+    assert line_of(LogLevel.info, "Received SIGTERM, shutting down.") is not None
+
+
+@pytest.mark.parametrize("logfile", [None, "log"])
+def test_the_script_runs_twistd_in_the_foreground(
+    logfile: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log file has the format of Twisted."""
+    ran: list[ConsoleOptions] = []
+    monkeypatch.setattr(script, "runApp", ran.append)
+    arguments = [] if logfile is None else ["--logfile", logfile]
+    monkeypatch.setattr("sys.argv", ["mcpbridge", *arguments, "cat"])
+    script.main()
+    [options] = ran
+    assert (options["nodaemon"], options["pidfile"]) == (1, "")
+    assert options["logfile"] == logfile
+    assert options["logger"] is (script.console_observer if logfile is None else None)
+    assert options.subOptions.command == ("cat",)
+
+
+def test_the_log_goes_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr("sys.stdout", terminal)
+    publisher = LogPublisher(script.console_observer())
+    Logger("x", observer=publisher).warn("almost {what}", what="full")
+    assert terminal.getvalue().endswith(" warning: almost full\n")
