@@ -58,7 +58,7 @@ from mcpbridge.web.urls import exposed, served_urls
 #: A page whose name is rebound to this machine's address is of the same origin
 #: as the bridge; only the names that clients use tell it from them.
 _NAME_THE_HOSTS = (
-    "; name the hosts that clients use with --allow-host (allowed_hosts), so that no web page"
+    "; name the hosts that clients use with --allowed-hosts (allowed_hosts), so that no web page"
     " reaches it under a name of its own (DNS rebinding)"
 )
 

@@ -151,7 +151,7 @@ class TransportSecurity:
         if host is not None and not self._is_ours(*parts, loopback):
             raise Forbidden(
                 f"the Host {_shown(host)} is not one of this server;"
-                " name it with --allow-host (allowed_hosts) if it should be"
+                " name it with --allowed-hosts (allowed_hosts) if it should be"
             )
         rebindable = host is not None and not (
             name in LOOPBACK_NAMES or _is_address(name) or self._is_named(name, port)
@@ -165,13 +165,13 @@ class TransportSecurity:
         elif is_from_elsewhere(headers) and not _is_visit(request):
             raise Forbidden(
                 "a web page of another site has sent this; its script may, with an Origin that is"
-                " allowed by --allow-origin (allowed_origins)"
+                " allowed by --allowed-origins (allowed_origins)"
             )
         if rebindable and "." in name and _is_of_page(headers):
             # A same-origin GET of a page whose name was rebound has no Origin.
             raise Forbidden(
                 f"the Host {_shown(host)} was named by nobody, and a browser has sent this;"
-                " name the host with --allow-host (allowed_hosts)"
+                " name the host with --allowed-hosts (allowed_hosts)"
             )
 
     def answer_preflight(self, request: Any) -> bytes:
@@ -193,13 +193,13 @@ class TransportSecurity:
         if len(origins) > 1 or not _is_own(origin, host):
             raise Forbidden(
                 f"the Origin {origin[:100]!r} is not allowed;"
-                " name it with --allow-origin (allowed_origins) if it should be"
+                " name it with --allowed-origins (allowed_origins) if it should be"
             )
         if rebindable:
             # The page may be anybody's whose DNS server says that its name is this machine.
             raise Forbidden(
                 f"the Origin {origin[:100]!r} is that of the Host, which was named by nobody;"
-                " name the host with --allow-host (allowed_hosts)"
+                " name the host with --allowed-hosts (allowed_hosts)"
             )
 
 

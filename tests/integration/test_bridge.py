@@ -277,11 +277,11 @@ async def test_listener_that_others_reach_is_a_warning(
     ports: Any = running.bridge._ports
     assert {port.backlog for port in ports} == {BACKLOG}
     assert [line.partition(" may be ")[0] for line in warnings] == [f"{origin} (all interfaces)"]
-    assert "--allow-host (allowed_hosts)" in warnings[0]
+    assert "--allowed-hosts (allowed_hosts)" in warnings[0]
     assert {port._logger.observer for port in ports} == {running.bridge._accept_errors}
     start(server(), listen=("tcp:0",), allowed_hosts=("mcp.example",))
     [_, second] = [line for line in log_lines if "there is no authentication" in line]
-    assert "--allow-host" not in second
+    assert "--allowed-hosts" not in second
 
 
 @pytest_twisted.ensureDeferred

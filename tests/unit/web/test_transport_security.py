@@ -471,7 +471,7 @@ def test_refusals_say_what_would_allow_it() -> None:
             security.check(FakeRequest(address, **headers), loopback_port(Listening(address)))
         return str(caught.value)
 
-    host, origin = "--allow-host (allowed_hosts)", "--allow-origin (allowed_origins)"
+    host, origin = "--allowed-hosts (allowed_hosts)", "--allowed-origins (allowed_origins)"
     assert host in refusal(LOOPBACK, host="evil.example")
     assert origin in refusal(LOOPBACK, origin="http://evil.example")
     assert origin in refusal(LOOPBACK, sec_fetch_site="cross-site")
@@ -495,11 +495,11 @@ def test_a_refusal_is_in_the_log_once_a_minute(log_lines: list[str]) -> None:
     assert log_lines == [
         (
             "a request was refused (403): the Host 'evil.example' is not one of this server;"
-            " name it with --allow-host (allowed_hosts) if it should be"
+            " name it with --allowed-hosts (allowed_hosts) if it should be"
         ),
         (
             "a request was refused (403): the Origin 'https://evil.example' is not allowed;"
-            " name it with --allow-origin (allowed_origins) if it should be"
+            " name it with --allowed-origins (allowed_origins) if it should be"
         ),
     ]
     clock.advance(COMPLAIN_SECONDS)
