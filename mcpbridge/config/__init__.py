@@ -1,1 +1,1 @@
-"""Settings: what they are, what they must be, and how they are read from a file."""
+"""Settings: their declaration and checks, their options, and the file they are read from."""

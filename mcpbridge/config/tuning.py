@@ -1,8 +1,8 @@
 """
-Internal constants: bounds and intervals that are not settings.
+Internal constants: limits and intervals that are not settings.
 
-Each has a name here so that a test can reach it and an operator can look it up.
-Times are in seconds, sizes in bytes, unless the name says otherwise.
+Each has a name, so that tests can reach it and operators can look it up.  Times are
+in seconds and sizes in bytes, unless the name says otherwise.
 """
 
 from __future__ import annotations
@@ -15,209 +15,209 @@ ENV_FILE_BYTES = MIB
 #: The largest file that holds a secret (`--request-state-key-file`).
 SECRET_FILE_BYTES = 64 * 1024
 
-#: So many keys of a file that mean nothing to the bridge are named at the start.
+#: The largest number of ignored keys of a file that are named at the start.
 NAMED_KEYS = 30
 
-#: A line of stderr is cut here; the session lives.
+#: A longer line of stderr is truncated; the session goes on.
 STDERR_LINE_BYTES = 64 * 1024
 
-#: How many of the last lines of stderr the log shows when a session closes,
-#: and how much of each.
+#: The last lines of stderr in the log when a session ends: how many, and the length of
+#: each.
 STDERR_TAIL_LINES = 5
 STDERR_TAIL_CHARS = 500
 
-#: How much filters and observers are told of a client's name, and of its version.
+#: The longest name and version of a client that filters and observers get.
 CLIENT_TEXT_CHARS = 200
 
-#: A line of a backend beyond `max_message_bytes` is skipped; one so many times as long
-#: has no end, and ends the session.
+#: A line of a backend beyond `max_message_bytes` is skipped.  One that is this many times
+#: as long counts as endless and ends the session.
 ENDLESS_FACTOR = 64
 
-#: How many lines of stderr of one process, and of all processes of a server, are logged in
-#: so many seconds, and how much of each; what is left out is counted.
+#: The lines of stderr that are logged in this time: of one process, of all processes of a
+#: server, and the length of each.  Further lines are counted.
 STDERR_SECONDS = 10.0
 STDERR_PROCESS_LINES = 100
 STDERR_SERVER_LINES = 200
 STDERR_LOG_CHARS = 1000
 
-#: A file of a server's stderr is rotated at this size, and so many old ones are kept.
+#: The size at which a stderr file is rotated, and how many old ones are kept.
 STDERR_FILE_BYTES = 10 * MIB
 STDERR_FILES = 5
 
-#: A launcher must have started a backend after this time.
+#: How long a launcher may take to start a backend.
 LAUNCH_SECONDS = 60.0
 
-#: How many connections may wait to be accepted, where a listener does not say.
+#: How many connections may wait to be accepted, unless the endpoint says otherwise.
 BACKLOG = 1024
 
-#: A request's head must be complete after this time, and all of it after the other.
+#: How long a client may take to send the head of a request, and all of it.
 HEAD_SECONDS = 30.0
 REQUEST_SECONDS = 300.0
 
-#: Over so long a time a client must transfer bytes at `min_transfer_rate`.
+#: The time over which `min_transfer_rate` is averaged.
 RATE_SECONDS = 60.0
 
 #: An idle connection is closed after this time.
 IDLE_SECONDS = 60.0
 
-#: How long and how much is still read of a body that was refused, so that
-#: its sender gets to read the answer.
+#: How long, and how many bytes, a refused body is read and discarded, so that the client
+#: sees the answer.
 DRAIN_SECONDS = 5.0
 DRAIN_BYTES = 64 * MIB
 
-#: A request of `/mcp` that has had no message for so long is answered as an
-#: event stream, which is kept alive and can be resumed.
+#: A request of `/mcp` without a message for this long is answered with an event stream,
+#: which can be kept alive and resumed.
 COMMIT_SECONDS = 2.0
 
-#: How soon a client is to come back (`retry`, 2025-11-25, basic/transports).
+#: How soon a client should reconnect (`retry`, 2025-11-25, basic/transports).
 RETRY_MILLISECONDS = 1000
 
-#: What a client may send behind an open stream, where nothing can answer it, and
-#: behind any other request, before no more is read until that is answered.
+#: How much a client may send behind an open stream, where nothing can answer it; and how
+#: much is read behind any other request before that is answered.
 PIPELINED_BYTES = 16 * 1024
 
-#: A connection serves at most so many pipelined requests, for at most so long, before
-#: it goes to the back of the queue of all that have more.
+#: How many pipelined requests of one connection are served, and for how long, before it
+#: goes to the back of the queue of connections that have more.
 SLICE_REQUESTS = 8
 SLICE_SECONDS = 0.00025
 
-#: Of a chunked body, whose chunks may be of one byte, so much counts as a request.
+#: How much of a chunked body counts as one request, as its chunks may be single bytes.
 SLICE_BYTES = 2048
 
 #: How long that queue is served in one iteration of the reactor.
 TURN_SECONDS = 0.002
 
-#: How often it is looked whether a client has left whose connection is not read.
+#: How often a connection that is not read is checked for a client that has left.
 LEFT_SECONDS = 1.0
 
-#: How often the log says that there is no room, for clients or for connections.
+#: How often the log repeats that a limit on clients or connections is reached.
 COMPLAIN_SECONDS = 60.0
 
-#: Of so many causes it is known when the log said so last; all others count as one.
+#: The number of causes that are repeated separately; all others count as one.
 MAX_CAUSES = 64
 
-#: How long a server that cannot be started is left alone, at first and at most.
+#: The pause before a server that could not be started is tried again, at first and at most.
 BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0
 
-#: After so many sessions in a row whose process ended without a word, it is checked whether
-#: the server can be started.
+#: After this many sessions in a row whose process ended without output, the bridge checks
+#: whether the server can be started.
 STILLBORN_STARTS = 50
 
-#: How far apart a server that can be started is checked for that, when callers' processes fail.
+#: The least time between two of these checks of a server that can be started.
 CHECK_SECONDS = 5.0
 
-#: Spare processes are started one at a time, so far apart.
+#: The time between two starts of warm processes.
 WARM_SECONDS = 0.1
 
-#: How soon that is tried again while the limits allow none.
+#: The same while the limits allow no warm process.
 STARVED_SECONDS = 5.0
 
-#: A process that lives so long has started.
+#: A process that lives this long has started successfully.
 SETTLED_SECONDS = 5.0
 
-#: What a spare process may say before it is used; then it is not read.
+#: How much output of a warm process is read before its first use.
 HELD_BYTES = 64 * 1024
 
-#: How much output that nobody reads is taken from a backend in a second; then it is
-#: paused for the rest of that second.
+#: How much output that nobody reads is taken from a backend in a second; then the backend
+#: is paused for the rest of that second.
 UNREAD_BYTES_PER_SECOND = MIB
 
-#: How many times as much stderr is taken while a client reads, who may wait for an answer.
+#: How many times as much stderr is read while a client may be waiting for an answer.
 ATTENDED_FACTOR = 8
 
-#: How many processes that are not in use may be ended to make room for one.
+#: How many unused processes may be ended to make room for one.
 ROOM_TRIES = 8
 
-#: How many processes of a server go on starting whose clients have left.
+#: How many processes of a server may go on starting although their clients have left.
 KEPT_STARTS = 1
 
-#: How many sessions whose grace is not over are looked at for the one that gives way next, and
-#: those of how many addresses beside a newcomer's own, those with most sessions first.
+#: The search for the next session that may give way: how many sessions within their grace
+#: it looks at, and the sessions of how many other addresses, those with the most first.
 ABANDONED_LOOKS = 32
 ABANDONED_ADDRESSES = 16
 
-#: How long a legacy backend's questions are collected before the client gets them.
+#: How long questions of a legacy server are collected before the client gets them.
 COLLECT_SECONDS = 0.05
 
-#: After which a process that did not take what the bridge had to say is tried again.
+#: The pause before a message that a process did not take is sent again.
 SAY_AGAIN_SECONDS = 0.5
 
-#: How long a legacy backend may take to answer what was cancelled, to be used again.
+#: How long a legacy server may take to answer a cancelled request before its process is ended.
 CANCEL_SECONDS = 1.0
 
-#: How soon what a client listens for is listened for anew, when its process has ended.
+#: The pause before a subscription is renewed when its process has ended.
 RELISTEN_SECONDS = 1.0
 
-#: How many processes and containers the watchdog is told of, beside the tags.
+#: How many processes and containers without a tag the watchdog keeps.
 MAX_RECORDS = 4096
 
-#: How many dead bridges a start cleans up after; the next start goes on with the others.
+#: How many killed bridges one start cleans up after; a later start continues.
 MAX_CLEANUPS = 64
 
-#: How long it may take to clean up after one of them.
+#: How long cleaning up after one of them may take.
 CLEANUP_SECONDS = 180.0
 
 #: How many lines about sessions (SIGUSR1) are logged in one turn of the reactor.
 REPORTED_LINES = 50
 
-#: How long all large messages together are read in one turn of the reactor.
+#: How long large messages are parsed in one turn of the reactor, all of them together.
 LARGE_TURN_SECONDS = 0.005
 
-#: Memory is given back to the system when a request of this size is over, so often at most.
+#: Memory is returned to the system after a request of this size, and this often at most.
 TRIM_BYTES = MIB
 TRIM_SECONDS = 2.0
 
-#: A session may hold that part of `max_response_bytes` in answers that are not taken,
-#: and in any case one message.
+#: One session may use this part of `max_response_bytes` (one eighth) for unread answers, and
+#: at least one message.
 SESSION_SHARE = 8
 
-#: What a client, a line of a backend or a waiting room holds beyond so much counts as large.
+#: A message of a client, a line of a backend or a queue above this size counts as large.
 SMALL_BYTES = 64 * 1024
 
-#: What an event that is kept takes beside its text, about.
+#: About how much memory a stored event takes in addition to its text.
 EVENT_OVERHEAD = 400
 
-#: Which part of `max_response_bytes` is made free at a time where events give way.
+#: The part of `max_response_bytes` (1/256) that is freed at a time by dropping events.
 EVENTS_DROPPED = 256
 
-#: While `max_response_bytes` is reached, clients that will need longer than this to take
-#: what waits for them are slow; and how often that is looked at.
+#: While `max_response_bytes` is reached, a client that needs longer than this to read what
+#: waits for it counts as slow; and how often clients are checked for that.
 SLOW_SECONDS = 5.0
 FULL_SECONDS = 1.0
 
-#: ... and before that when it has grown by one part in so many of its limit.
+#: They are also checked when unread answers have grown by this part (1/64) of the limit.
 FULL_GROWTH = 64
 
-#: How long a command of a container engine may take, how much of its output is
-#: read, and how many run at a time for one server.
+#: Commands of a container engine: how long each may take, how much of its output is read,
+#: and how many run at a time for one server.
 ENGINE_COMMAND_SECONDS = 30.0
 ENGINE_OUTPUT_BYTES = 64 * 1024
 ENGINE_COMMANDS = 4
 
-#: How soon an engine is asked again whether a container is gone, at first and at most.
+#: The pause before an engine is asked again whether a container is gone, at first and at most.
 ENGINE_PAUSE_SECONDS = 0.1
 MAX_ENGINE_PAUSE_SECONDS = 10.0
 
-#: After so many failed removals of one container the log says so.
+#: The number of failed removals of a container after which the log says so.
 REMOVALS_BEFORE_WARNING = 3
 
 #: How long an engine may go on creating a container after its CLI was interrupted.
 CONTAINER_BIRTH_SECONDS = 5.0
 
-#: How long the bridge waits at its stop beyond the graces of its servers, and
-#: how much longer where they run in containers.
+#: How long stopping the bridge may take in addition to the graces of its servers, and how
+#: much longer if servers run in containers.
 STOP_SLACK_SECONDS = 5.0
 CONTAINER_STOP_SECONDS = 10.0
 
-#: How many idle connections of an address are found in one look, and for how long for
-#: each of its connections it is not looked again where there were fewer: a look takes a
-#: microsecond for each, so all of them together take a tenth of the time at most.
+#: How many idle connections of an address one search finds.  If there are fewer, the next
+#: search waits this long for each connection of the address: as a search takes a
+#: microsecond for each, searches take at most a tenth of the time.
 IDLE_CANDIDATES = 64
 IDLE_LOOK_SECONDS = 0.00001
 
-#: How long a connection that gives way may take to close; it is not counted meanwhile.
+#: How long a connection that gives way may take to close; until then it is not counted.
 GIVE_WAY_SECONDS = 1.0
 
-#: Of how many addresses, those with most connections first, one is looked for.
+#: In how many addresses an idle connection is searched for, those with the most first.
 IDLE_ADDRESSES = 8

@@ -1,4 +1,4 @@
 from twisted.application.service import ServiceMaker
 
-DESCRIPTION = "Puts a stdio MCP server on the network over HTTP and SSE."
+DESCRIPTION = "Puts stdio MCP servers on the network, over Streamable HTTP and HTTP+SSE."
 mcpbridge = ServiceMaker("mcpbridge", "mcpbridge.tap", DESCRIPTION, "mcpbridge")
