@@ -8,14 +8,13 @@ but for line ends between its tokens.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
 from typing import Generic, Literal, TypeVar
 
 import msgspec
 
 from mcpbridge.errors import EmptyBody, NotJson, NotJsonRpc, Refused
+from mcpbridge.jsonrpc import surrogates
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, at_once, outline
 
 #: The largest body that is parsed a second time for the sake of a lone
@@ -59,9 +58,6 @@ class Envelope(msgspec.Struct, frozen=True):
 
 _decode = msgspec.json.Decoder(Envelope).decode
 _decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_scan = json.JSONDecoder().raw_decode
-_SPACE = re.compile(r"[ \t\r\n]*")
-_BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 
 def peek(line: bytes) -> Envelope | None:
@@ -81,17 +77,18 @@ def peek_again(line: bytes) -> Envelope | None:
     surrogate was in its way; `result` and `error` are reduced to being there.
     """
     try:
-        return _convert(_loads(line) if len(line) <= LARGE_BYTES else _outer_members(line))
+        whole = len(line) <= LARGE_BYTES
+        return _convert(surrogates.parse(line) if whole else _outer_members(line))
     except Refused:
         return None
 
 
 def _outer_members(text: bytes) -> dict[str, object] | None:
     """
-    The same as `_loads` for a large object, but of its members only those of
-    an envelope, and `result` and `error` are not built.
+    Do the same as `surrogates.parse` for a large object, but decode only the
+    members of an envelope, and neither `result` nor `error`.
     """
-    if not _may_have_surrogates(text):
+    if not surrogates.may_have_surrogates(text):
         return None
     found: dict[str, object] = {}
     for name, (begin, end) in at_once(outline(text))[0].items():
@@ -100,7 +97,7 @@ def _outer_members(text: bytes) -> dict[str, object] | None:
         elif name in Envelope.__struct_fields__:
             if end - begin > LARGE_BYTES:
                 raise NotJsonRpc(f"{name!r} of the message has more than {LARGE_BYTES} bytes")
-            found[name] = json.loads(text[begin:end].decode("utf-8"))
+            found[name] = surrogates.loads(text[begin:end])
     return found
 
 
@@ -113,18 +110,7 @@ def split_batch(line: bytes) -> list[bytes] | None:
     except RecursionError:
         return None
     except msgspec.DecodeError:
-        return None if _loads(line) is None else _split(line.decode("utf-8"))
-
-
-def _split(text: str) -> list[bytes]:
-    """The same of what is known to be an array, with a parser that tells where a value ends."""
-    elements = []
-    at = _SPACE.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
-    while text[at] != "]":
-        _, end = _scan(text, at)
-        elements.append(text[at:end].encode("utf-8"))
-        at = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
-    return elements
+        return None if surrogates.parse(line) is None else surrogates.split_array(line)
 
 
 class _Progress(msgspec.Struct):
@@ -155,7 +141,7 @@ def _reader(kind: type[Params]) -> Callable[[bytes], Params | None]:
             except msgspec.ValidationError:
                 return None
             except msgspec.DecodeError:
-                return msgspec.convert(_loads(line), message).params
+                return msgspec.convert(surrogates.parse(line), message).params
         except (msgspec.ValidationError, UnicodeError, RecursionError):
             return None
 
@@ -284,7 +270,7 @@ def _read_lone_surrogates(body: bytes, why: str) -> Envelope | None:
     JSON's grammar (RFC 8259, section 8.2), and JavaScript writes it.  Gives
     None for an array.
     """
-    value = _loads(body) if len(body) <= SECOND_PARSE_BYTES else None
+    value = surrogates.parse(body) if len(body) <= SECOND_PARSE_BYTES else None
     if value is not None:
         return _convert(value)
     raise NotJson(f"the body is not JSON: {why.removeprefix('JSON is malformed: ')}")
@@ -305,22 +291,3 @@ def _convert(value: object) -> Envelope | None:
         return msgspec.convert(outer, Envelope)
     except (msgspec.ValidationError, UnicodeError) as error:
         raise NotJsonRpc(f"the body is no JSON-RPC 2.0 message: {error}") from None
-
-
-def _loads(text: bytes) -> object:
-    """What the fast parser refuses for a lone surrogate; None where that is not why."""
-    if not _may_have_surrogates(text):
-        return None
-    try:
-        # As text: of bytes this parser would guess UTF-16, or skip a BOM.
-        return json.loads(text.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _may_have_surrogates(text: bytes) -> bool:
-    return b"\\ud" in text or b"\\uD" in text
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -13,10 +13,12 @@ import re
 import msgspec
 
 from mcpbridge.jsonrpc.envelope import JsonRpcId
-from mcpbridge.jsonrpc.members import changed, encode, members
+from mcpbridge.jsonrpc.members import changed, encode, integer_of, members, string_of
 
 #: The one way in which an integer is written as decimal text, at most 18 digits.
 _CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,17}")
+
+_OPENS_ID = frozenset(b'"-0123456789')
 
 
 def other_spelling(ident: JsonRpcId | msgspec.UnsetType) -> str | int | msgspec.UnsetType:
@@ -50,6 +52,25 @@ def own_number(ident: object) -> int:
     if isinstance(ident, float) and ident.is_integer():
         return int(ident)
     return ident if isinstance(ident, int) and not isinstance(ident, bool) else 0
+
+
+def own_number_of(raw: msgspec.Raw | None) -> int | None:
+    """The same of a member that is not decoded: 0 and below too for a number; None otherwise."""
+    said = string_of(raw)
+    return integer_of(raw) if said is None else own_number(said) or None
+
+
+def is_id(raw: msgspec.Raw | None) -> bool:
+    """Whether it is a string or a number, as the id of a request must be."""
+    return raw is not None and bytes(raw)[0] in _OPENS_ID
+
+
+def same_id(one: msgspec.Raw, other: msgspec.Raw | None) -> bool:
+    """Whether two ids are the same, however they are spelled."""
+    if other is None or bytes(one) == bytes(other):
+        return other is not None
+    said = string_of(one)
+    return said is not None and said == string_of(other)
 
 
 def with_id(line: bytes, ident: JsonRpcId) -> bytes:

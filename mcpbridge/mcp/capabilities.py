@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from mcpbridge.jsonrpc.members import Members, encode, members
+from mcpbridge.jsonrpc.members import Members, encode, members_of, string_of
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, TASKS
 
 #: The notifications of the specification, of any revision: those that pass
@@ -57,7 +57,7 @@ def with_extensions(capabilities: Members) -> Members:
     raw = capabilities.get("extensions")
     if raw is None:
         return capabilities
-    found = members(raw) or {}
+    found = members_of(raw)
     kept = {name: each for name, each in found.items() if name != TASKS and _is_object(each)}
     if found and len(kept) == len(found):
         return capabilities
@@ -75,6 +75,12 @@ def well_formed(capabilities: Members, known: AbstractSet[str]) -> Members:
         for name, each in capabilities.items()
         if (_is_object(each) if name in known else bytes(each) != b"null")
     }
+
+
+def is_implementation(raw: msgspec.Raw | None) -> bool:
+    """Tell whether a member is an Implementation, which has a name and a version."""
+    found = members_of(raw)
+    return all(string_of(found.get(name)) is not None for name in ("name", "version"))
 
 
 def _is_object(raw: msgspec.Raw) -> bool:

@@ -18,8 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from mcpbridge.errors import HeaderMismatch, Refused
-from mcpbridge.jsonrpc.lenient import text
-from mcpbridge.jsonrpc.members import members, value
+from mcpbridge.jsonrpc.members import members, members_of, string_of, value, value_of
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, at_once, elements
 from mcpbridge.mcp.modern_request import NAME_BEARING_METHODS, TASK_METHODS, ModernRequest
 
@@ -249,7 +248,7 @@ def annotated(result: bytes | msgspec.Raw) -> tuple[dict[str, Annotations], str 
     and none knows which header to send ("Schema Extension").  So is whatever
     is no tool; nothing is raised.
     """
-    page = members(result) or {}
+    page = members_of(result)
     found: dict[str, Annotations] = {}
     for tool in _tools(page.get("tools")):
         if isinstance(tool, dict) and isinstance(name := tool.get("name"), str):
@@ -258,15 +257,14 @@ def annotated(result: bytes | msgspec.Raw) -> tuple[dict[str, Annotations], str 
             found.pop(name, None)
             if annotations:
                 found[name] = annotations
-    cursor = _readable(page.get("nextCursor"))
-    return found, cursor if isinstance(cursor, str) else None
+    return found, string_of(page.get("nextCursor"))
 
 
 def _tools(raw: msgspec.Raw | None) -> Iterator[object]:
     """What is in a list of tools; of a large one that alone which may have annotations."""
     whole = b"" if raw is None else bytes(raw)
     if len(whole) <= LARGE_BYTES:
-        found = _readable(raw)
+        found = value_of(raw)
         yield from found if isinstance(found, list) else []
     elif _may_be_annotated(whole):
         try:
@@ -274,26 +272,19 @@ def _tools(raw: msgspec.Raw | None) -> Iterator[object]:
         except Refused:
             return
         for begin, end in spans:
-            tool = members(whole[begin:end]) or {}
+            tool = members_of(whole[begin:end])
             schema = tool.get("inputSchema")
             size = 0 if schema is None else memoryview(schema).nbytes
             readable = 0 < size <= MAX_SCHEMA_BYTES and _may_be_annotated(bytes(schema or b""))
             yield {
-                "name": text(tool.get("name")),
-                "inputSchema": _readable(schema) if readable else None,
+                "name": string_of(tool.get("name")),
+                "inputSchema": value_of(schema) if readable else None,
             }
 
 
 def _may_be_annotated(schema: bytes) -> bool:
     """Whether the keyword may stand there, perhaps with escapes."""
     return ANNOTATION.encode("ascii") in schema or b"\\u" in schema
-
-
-def _readable(raw: msgspec.Raw | None) -> object:
-    try:
-        return None if raw is None else value(raw)
-    except ValueError:
-        return None
 
 
 def _annotations(schema: object) -> Annotations | None:

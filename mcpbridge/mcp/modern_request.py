@@ -24,7 +24,16 @@ from mcpbridge.errors import (
 )
 from mcpbridge.jsonrpc.envelope import SECOND_PARSE_BYTES, Envelope, ProgressToken, is_json
 from mcpbridge.jsonrpc.large_messages import Large
-from mcpbridge.jsonrpc.members import Members, members, meta_of, value
+from mcpbridge.jsonrpc.members import (
+    Members,
+    is_null,
+    members,
+    members_of,
+    meta_of,
+    number_of,
+    string_of,
+    value,
+)
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 
 #: The revisions without a handshake that the bridge speaks, oldest first.
@@ -86,9 +95,7 @@ MAX_LISTEN_BYTES = 1024 * 1024
 #: What a request has to have; null is none.
 RequestId = str | int | float
 
-_decode_scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
 _MISSING = "is missing"
-_UNREADABLE = object()
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -143,8 +150,7 @@ def claims_modern(line: bytes) -> bool:
     if len(line) > SECOND_PARSE_BYTES and not is_json(line):
         # `read_message` will refuse it: no second, slow parse for it.
         return False
-    params = (members(line) or {}).get("params")
-    return params is not None and PROTOCOL_VERSION in meta_of(members(params) or {})
+    return PROTOCOL_VERSION in meta_of(members_of(members_of(line).get("params")))
 
 
 def read_request(
@@ -255,8 +261,8 @@ def _known(found: Members | None, raw: msgspec.Raw | None, name: str) -> dict[st
 
 
 def _text(raw: msgspec.Raw | None, name: str) -> str:
-    text = None if raw is None else _value(raw)
-    if not isinstance(text, str):
+    text = string_of(raw)
+    if text is None:
         raise InvalidParams(f"{name} {_MISSING if raw is None else 'must be a string'}")
     return text
 
@@ -264,35 +270,22 @@ def _text(raw: msgspec.Raw | None, name: str) -> str:
 def _optional(meta: dict[str, msgspec.Raw], key: str) -> msgspec.Raw | None:
     """A member that need not be there; null is as good as nothing."""
     raw = meta.get(key)
-    return None if raw is None or bytes(raw) == b"null" else raw
-
-
-def _value(raw: msgspec.Raw) -> object:
-    """What it says; an object for what cannot be told, which is of no type that is asked for."""
-    try:
-        try:
-            return _decode_scalar(raw)
-        except msgspec.ValidationError:
-            # However large it is: it is not built.
-            return _UNREADABLE
-        except msgspec.DecodeError:
-            return value(raw)
-    except ValueError:
-        return _UNREADABLE
+    return None if is_null(raw) else raw
 
 
 def _log_level(meta: dict[str, msgspec.Raw]) -> str | None:
     raw = _optional(meta, LOG_LEVEL)
-    level = None if raw is None else _value(raw)
-    if level is None or (isinstance(level, str) and level in LOG_LEVELS):
+    level = string_of(raw)
+    if raw is None or level in LOG_LEVELS:
         return level
     raise InvalidParams(f"{LOG_LEVEL} must be one of {', '.join(LOG_LEVELS)}")
 
 
 def _token(meta: dict[str, msgspec.Raw]) -> ProgressToken | None:
     raw = _optional(meta, PROGRESS_TOKEN)
-    token = None if raw is None else _value(raw)
-    if token is None or (isinstance(token, str | int | float) and not isinstance(token, bool)):
+    text = string_of(raw)
+    token = number_of(raw) if text is None else text
+    if token is not None or raw is None:
         return token
     raise InvalidParams(f"{PROGRESS_TOKEN} must be a string or an integer")
 

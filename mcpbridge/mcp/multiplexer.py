@@ -22,12 +22,15 @@ from mcpbridge.jsonrpc.envelope import Envelope, cancelled_id, peek, peek_again,
 from mcpbridge.jsonrpc.ids import own_number
 from mcpbridge.jsonrpc.members import (
     Members,
+    cancellation_line,
     changed,
     encode,
     members,
+    members_of,
     meta_of,
+    number_of,
     result_line,
-    value,
+    string_of,
     with_meta,
 )
 from mcpbridge.jsonrpc.recent import Recent
@@ -176,8 +179,7 @@ class Multiplexer(Generic[Tag]):
         if number in self._logging:
             self._muddling.add(number)
         self._forget(number)
-        params = {"requestId": number}
-        return encode({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+        return cancellation_line(number)
 
     def undo(self, tag: Tag) -> None:
         """Undo `ask`: the backend did not take the line, and will say nothing of it."""
@@ -232,9 +234,9 @@ class Multiplexer(Generic[Tag]):
         elif envelope.method == "notifications/cancelled":
             number = _number(cancelled_id(line))
         else:
-            params = members((members(line) or {}).get("params", b"")) or {}
+            params = members_of(members_of(line).get("params"))
             named = meta_of(params).get(SUBSCRIPTION_ID)
-            number = _number(_value(named)) if named is not None else self._of(envelope.method)
+            number = self._of(envelope.method) if named is None else _number(number_of(named))
         asked = self._requests.get(number) or self._listens.get(number)
         return None if asked is None else asked.tag
 
@@ -261,9 +263,9 @@ class Multiplexer(Generic[Tag]):
             return self._progressed(_number(progress_token(line)), outer)
         if method == "notifications/cancelled":
             return self._ended(_number(cancelled_id(line)))
-        params = (members(outer["params"]) if "params" in outer else None) or {}
+        params = members_of(outer.get("params"))
         subscription = meta_of(params).get(SUBSCRIPTION_ID)
-        number = 0 if subscription is None else _number(_value(subscription))
+        number = _number(number_of(subscription))
         asked = self._listens.get(number)
         if method == TASK_CHANGED:
             params = self._tasks.from_notification(params, heard=asked is not None)
@@ -328,16 +330,8 @@ class Multiplexer(Generic[Tag]):
 
 
 def _is_logged(params: Members, wanted: int) -> bool:
-    level = _value(params["level"]) if "level" in params else None
-    return isinstance(level, str) and level in LOG_LEVELS and LOG_LEVELS.index(level) >= wanted
-
-
-def _value(raw: msgspec.Raw) -> object:
-    """What it says; None for what cannot be told."""
-    try:
-        return value(raw)
-    except ValueError:
-        return None
+    level = string_of(params.get("level"))
+    return level in LOG_LEVELS and LOG_LEVELS.index(level) >= wanted
 
 
 def _number(said: object) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from mcpbridge._version import __version__
 from mcpbridge.jsonrpc.envelope import peek
-from mcpbridge.jsonrpc.members import encode
+from mcpbridge.jsonrpc.members import request_line
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
@@ -26,8 +26,7 @@ def own_request(
         CLIENT_INFO: {"name": "mcpbridge", "version": __version__},
         CLIENT_CAPABILITIES: {} if extensions is None else {"extensions": extensions},
     }
-    message = {"jsonrpc": "2.0", "id": 0, "method": method, "params": {**params, "_meta": meta}}
-    line = encode(message)
+    line = request_line(0, method, {**params, "_meta": meta})
     envelope = peek(line)
     assert envelope is not None
     return read_request(line, envelope, version_header=MODERN_PROTOCOL_VERSIONS[-1])

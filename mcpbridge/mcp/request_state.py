@@ -27,7 +27,7 @@ from collections.abc import Mapping
 import msgspec
 
 from mcpbridge.errors import InvalidRequestState
-from mcpbridge.jsonrpc.lenient import text
+from mcpbridge.jsonrpc.members import string_of
 from mcpbridge.mcp.modern_request import ModernRequest
 
 #: The longest token that is looked at, in characters.
@@ -53,7 +53,7 @@ def presented(request: ModernRequest) -> str | None:
     raw = request.params.get("requestState")
     if raw is None:
         return None
-    token = text(raw)
+    token = string_of(raw)
     if token is None:
         raise _invalid(request, "requestState is no string")
     return token

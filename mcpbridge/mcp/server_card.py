@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mcpbridge.jsonrpc.lenient import text
-from mcpbridge.jsonrpc.members import encode, members
+from mcpbridge.jsonrpc.members import encode, members_of, meta_of, string_of
 from mcpbridge.mcp.modern_request import MODERN_PROTOCOL_VERSIONS, SERVER_INFO
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 
@@ -63,8 +62,8 @@ class KnownServer:
 
     def initialize_result(self, result: msgspec.Raw) -> None:
         """The same, as it stands in the answer."""
-        found = members(result) or {}
-        version = text(found.get("protocolVersion"))
+        found = members_of(result)
+        version = string_of(found.get("protocolVersion"))
         if version is not None:
             self.initialized(version, found.get("serverInfo"))
 
@@ -92,8 +91,7 @@ class KnownServer:
 
 def info_of_discovery(result: bytes | msgspec.Raw) -> msgspec.Raw | None:
     """The `serverInfo` of a DiscoverResult."""
-    meta = (members(result) or {}).get("_meta")
-    return None if meta is None else (members(meta) or {}).get(SERVER_INFO)
+    return meta_of(members_of(result)).get(SERVER_INFO)
 
 
 class Place(NamedTuple):

@@ -32,6 +32,7 @@ from mcpbridge.jsonrpc.envelope import (
     split_batch,
 )
 from mcpbridge.jsonrpc.ids import with_id
+from mcpbridge.jsonrpc.members import error_line
 from mcpbridge.mcp.backlog import Backlog, BacklogMessage, Budget, MaybeId
 from mcpbridge.mcp.inflight import Asked, InFlight, LogicalStream
 from mcpbridge.mcp.stream_events import Event, EventStore, StreamSink
@@ -492,8 +493,8 @@ class StreamRouter:
 
     def _refuse(self, asked: JsonRpcId) -> None:
         self._asked.settle(asked)
-        error = {"code": SERVER_ERROR, "message": "the request did not reach the client"}
-        self._answer_backend(msgspec.json.encode({"jsonrpc": "2.0", "id": asked, "error": error}))
+        why = "the request did not reach the client"
+        self._answer_backend(error_line(asked, SERVER_ERROR, why))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -14,7 +14,16 @@ import msgspec
 
 from mcpbridge.errors import InvalidParams
 from mcpbridge.jsonrpc.envelope import JsonRpcId
-from mcpbridge.jsonrpc.members import Members, changed, encode, members, with_meta
+from mcpbridge.jsonrpc.members import (
+    Members,
+    changed,
+    encode,
+    members_of,
+    notification_line,
+    result_line,
+    string_of,
+    with_meta,
+)
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, SERVER_INFO, SUBSCRIPTION_ID
 
 #: The most resources that one stream may be about.
@@ -103,7 +112,7 @@ def acknowledge(asked: Filter, capabilities: Members) -> Filter:
 
 
 def _can(capabilities: Members, name: str, what: str) -> bool:
-    return bytes(_inner(capabilities, name).get(what, b"")) == b"true"
+    return bytes(members_of(capabilities.get(name)).get(what, b"")) == b"true"
 
 
 def read_change(method: str, params: msgspec.Raw | None, line: bytes) -> Change | None:
@@ -112,18 +121,15 @@ def read_change(method: str, params: msgspec.Raw | None, line: bytes) -> Change 
         return Change(LIST_CHANGED[method], None, line)
     if method != UPDATED or params is None:
         return None
-    try:
-        uri = msgspec.json.decode((members(params) or {})["uri"], type=str)
-    except (KeyError, msgspec.MsgspecError, ValueError):
-        return None
-    return Change(RESOURCES, uri, line)
+    uri = string_of(members_of(params).get("uri"))
+    return None if uri is None else Change(RESOURCES, uri, line)
 
 
 def promised_by(line: bytes) -> Filter:
     """What an acknowledgement promises; nothing where that cannot be told."""
-    outer = members(line) or {}
+    params = members_of(members_of(line).get("params"))
     try:
-        return read_filter(_inner(outer, "params").get("notifications"))
+        return read_filter(params.get("notifications"))
     except InvalidParams:
         return Filter()
 
@@ -132,27 +138,21 @@ def all_changes(promised: Filter) -> Iterator[Change]:
     """Everything that a stream is about has perhaps changed while nobody told."""
     for method, kind in LIST_CHANGED.items():
         if getattr(promised, _FIELDS[kind]):
-            yield Change(kind, None, encode({"jsonrpc": "2.0", "method": method}))
+            yield Change(kind, None, notification_line(method))
     for uri in promised.resource_subscriptions:
-        message = {"jsonrpc": "2.0", "method": UPDATED, "params": {"uri": uri}}
-        yield Change(RESOURCES, uri, encode(message))
+        yield Change(RESOURCES, uri, notification_line(UPDATED, {"uri": uri}))
 
 
 def acknowledged_line(listen_id: JsonRpcId, promised: Filter) -> bytes:
     """The first line of a stream."""
-    return encode(
-        {
-            "jsonrpc": "2.0",
-            "method": ACKNOWLEDGED,
-            "params": {"_meta": {SUBSCRIPTION_ID: listen_id}, "notifications": promised},
-        }
-    )
+    params = {"_meta": {SUBSCRIPTION_ID: listen_id}, "notifications": promised}
+    return notification_line(ACKNOWLEDGED, params)
 
 
-def notification_line(listen_id: JsonRpcId, change: Change) -> bytes:
+def change_line(listen_id: JsonRpcId, change: Change) -> bytes:
     """The backend's notification on a stream: what its `_meta` says is kept."""
-    message = members(change.line) or {}
-    params = _inner(message, "params")
+    message = members_of(change.line)
+    params = members_of(message.get("params"))
     return encode(changed(message, {"params": with_meta(params, {SUBSCRIPTION_ID: listen_id})}))
 
 
@@ -161,9 +161,4 @@ def complete_line(listen_id: JsonRpcId, server_info: msgspec.Raw | None = None) 
     meta: dict[str, object] = {SUBSCRIPTION_ID: listen_id}
     if server_info is not None:
         meta[SERVER_INFO] = server_info
-    result = {"resultType": "complete", "_meta": meta}
-    return encode({"jsonrpc": "2.0", "id": listen_id, "result": result})
-
-
-def _inner(outer: Members, name: str) -> Members:
-    return (members(outer[name]) or {}) if name in outer else {}
+    return result_line(listen_id, {"resultType": "complete", "_meta": meta})

@@ -17,7 +17,16 @@ from datetime import UTC, datetime
 import msgspec
 
 from mcpbridge.errors import InvalidParams, MissingCapability
-from mcpbridge.jsonrpc.members import Members, changed, encode, members, value
+from mcpbridge.jsonrpc.members import (
+    Members,
+    changed,
+    encode,
+    members_of,
+    notification_line,
+    number_of,
+    string_of,
+    strings_of,
+)
 from mcpbridge.mcp.modern_request import (
     ACKNOWLEDGED,
     SUBSCRIPTION_ID,
@@ -52,8 +61,7 @@ def declares_tasks(request: ModernRequest) -> bool:
     """Whether the client of a request takes a task for an answer ("Capability Negotiation")."""
     if _DECLARED not in request.capabilities:
         return False
-    extensions = (members(request.capabilities) or {}).get("extensions")
-    return extensions is not None and TASKS in (members(extensions) or {})
+    return TASKS in members_of(members_of(request.capabilities).get("extensions"))
 
 
 def undeclared() -> MissingCapability:
@@ -119,10 +127,9 @@ def without_tasks(request: ModernRequest) -> ModernRequest | None:
 
 def promised_tasks(line: bytes) -> tuple[Members, list[str]]:
     """What an acknowledgement promises: the members beside tasks, and the tasks."""
-    params = members((members(line) or {}).get("params", b"")) or {}
-    promised = members(params.get("notifications", b"")) or {}
-    raw = promised.pop(TASK_IDS, None)
-    return promised, [] if raw is None else _texts(raw)
+    params = members_of(members_of(line).get("params"))
+    promised = members_of(params.get("notifications"))
+    return promised, strings_of(promised.pop(TASK_IDS, None))
 
 
 def acknowledged(request: ModernRequest, promised: Members, tasks: list[str]) -> bytes:
@@ -131,11 +138,11 @@ def acknowledged(request: ModernRequest, promised: Members, tasks: list[str]) ->
     if tasks:
         told[TASK_IDS] = tasks
     params = {"_meta": {SUBSCRIPTION_ID: request.outer["id"]}, "notifications": told}
-    return encode({"jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": params})
+    return notification_line(ACKNOWLEDGED, params)
 
 
 def _filter(request: ModernRequest) -> Members:
-    return members(request.params.get("notifications", b"")) or {}
+    return members_of(request.params.get("notifications"))
 
 
 def _with_params(request: ModernRequest, params: Members) -> ModernRequest:
@@ -188,7 +195,7 @@ class Tasks:
         The result of a request as its client must see it; with `own` it is
         the bridge's.  What is no task is the same as before.
         """
-        if method not in TASK_METHODS and _text(result, "resultType") != "task":
+        if method not in TASK_METHODS and string_of(result.get("resultType")) != "task":
             return result
         return self._heeded(result, own=own)
 
@@ -198,21 +205,21 @@ class Tasks:
 
     def from_acknowledgement(self, params: Members) -> Members:
         """The params of an acknowledgement, with the tasks by their clients' ids."""
-        promised = members(params.get("notifications", b"")) or {}
+        promised = members_of(params.get("notifications"))
         if TASK_IDS not in promised:
             return params
-        named = [self.name(each) for each in _texts(promised[TASK_IDS])]
+        named = [self.name(each) for each in strings_of(promised[TASK_IDS])]
         return changed(params, {"notifications": changed(promised, {TASK_IDS: named})})
 
     def _heeded(self, task: Members, *, own: bool) -> Members:
-        ident = _text(task, "taskId")
+        ident = string_of(task.get("taskId"))
         if ident is None:
             return task
         self._heed(ident, task, own)
         return changed(task, {"taskId": self.name(ident)})
 
     def _heed(self, ident: str, task: Members, own: bool) -> None:
-        status = _text(task, "status")
+        status = string_of(task.get("status"))
         now = self._now()
         known = self._tasks.get(ident)
         if status is None:
@@ -229,10 +236,11 @@ class Tasks:
                 # While this many others keep the process, one more or less does not matter.
                 del self._tasks[next(iter(self._tasks))]
             known = self._tasks[ident] = Task(now, now, now, {})
-        ttl = _number(task, "ttlMs")
-        limit = self._limit if ttl is None else min(self._limit, ttl / 1000)
+        ttl = number_of(task.get("ttlMs"))
+        poll = number_of(task.get("pollIntervalMs")) or 0
+        limit = self._limit if ttl is None else min(self._limit, max(0.0, float(ttl)) / 1000)
         known.until = known.since + limit
-        known.ask_at = now + max(POLL_SECONDS, 2 * (_number(task, "pollIntervalMs") or 0) / 1000)
+        known.ask_at = now + max(POLL_SECONDS, 2 * poll / 1000)
         # Of large messages only views would be kept, and with them all of the message.
         known.kept = {
             name: msgspec.Raw(bytes(task[name]))
@@ -285,27 +293,4 @@ class Tasks:
 def failed_line(request: ModernRequest, task: Mapping[str, object]) -> bytes:
     """A notification on a stream that a task has failed."""
     params = {"_meta": {SUBSCRIPTION_ID: request.outer["id"]}, **task}
-    return encode({"jsonrpc": "2.0", "method": TASK_CHANGED, "params": params})
-
-
-def _value(raw: msgspec.Raw) -> object:
-    try:
-        return value(raw)
-    except ValueError:
-        return None
-
-
-def _texts(raw: msgspec.Raw) -> list[str]:
-    found = _value(raw)
-    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
-
-
-def _text(found: Members, name: str) -> str | None:
-    said = _value(found[name]) if name in found else None
-    return said if isinstance(said, str) else None
-
-
-def _number(found: Members, name: str) -> float | None:
-    said = _value(found[name]) if name in found else None
-    number = isinstance(said, int | float) and not isinstance(said, bool)
-    return max(0.0, float(said)) if number else None  # type: ignore[arg-type]
+    return notification_line(TASK_CHANGED, params)

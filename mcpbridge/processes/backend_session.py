@@ -615,10 +615,11 @@ class BackendSession:
             self.caller = resting
         self.refused += 1
         envelope = peek(original)
-        if envelope is None or not (envelope.is_request or envelope.is_response):
+        if envelope is None or isinstance(envelope.id, msgspec.UnsetType):
             return None
-        error = {"code": MessageRefused.code, "message": text}
-        answer = msgspec.json.encode({"jsonrpc": "2.0", "id": envelope.id, "error": error})
+        if not (envelope.is_request or envelope.is_response):
+            return None
+        answer = error_line(envelope.id, MessageRefused.code, text)
         if envelope.is_response:
             # Whoever has asked is not to wait for ever.
             return answer

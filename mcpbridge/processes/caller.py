@@ -15,8 +15,7 @@ from zope.interface import implementer
 
 from mcpbridge.config.tuning import CLIENT_TEXT_CHARS
 from mcpbridge.interfaces import ICaller
-from mcpbridge.jsonrpc.lenient import text
-from mcpbridge.jsonrpc.members import members
+from mcpbridge.jsonrpc.members import members_of, string_of
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 
 #: Whoever comes, as long as nobody is asked who it is.
@@ -56,9 +55,9 @@ class Caller:
 
     def introduced(self, info: msgspec.Raw | None) -> None:
         """What it says of itself: its `clientInfo`, as it stands; None where it says nothing."""
-        said = {} if info is None else members(info) or {}
-        self.client_name = _kept(text(said.get("name")))
-        self.client_version = _kept(text(said.get("version")))
+        said = members_of(info)
+        self.client_name = _kept(string_of(said.get("name")))
+        self.client_version = _kept(string_of(said.get("version")))
 
     def initialized(self, line: bytes) -> None:
         """
@@ -68,7 +67,7 @@ class Caller:
         if self.client_name is not None or self.client_version is not None:
             return
         if len(line) <= LARGE_BYTES:
-            params = members((members(line) or {}).get("params", b"")) or {}
+            params = members_of(members_of(line).get("params"))
             self.introduced(params.get("clientInfo"))
 
 

@@ -27,7 +27,7 @@ from mcpbridge.config.tuning import CHECK_SECONDS
 from mcpbridge.errors import BackendBusy, BackendFailed, Stopping, UnknownSession
 from mcpbridge.jsonrpc.envelope import peek, peek_again
 from mcpbridge.jsonrpc.ids import is_answer_to
-from mcpbridge.jsonrpc.members import encode
+from mcpbridge.jsonrpc.members import request_line
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.backoff import StartBackoff
 from mcpbridge.timers import Timer
@@ -42,7 +42,7 @@ _IDENT = 0
 def neutral_initialize() -> bytes:
     """An `initialize` of the bridge's own."""
     params = initialize_params(_CAPABILITIES, None, __version__)
-    return encode({"jsonrpc": "2.0", "id": _IDENT, "method": "initialize", "params": params})
+    return request_line(_IDENT, "initialize", params)
 
 
 class Greeting:

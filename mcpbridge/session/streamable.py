@@ -21,7 +21,7 @@ from mcpbridge.errors import SERVER_ERROR
 from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, cancelled_id, peek, requested_token
 from mcpbridge.jsonrpc.ids import is_answer_to
-from mcpbridge.jsonrpc.members import encode
+from mcpbridge.jsonrpc.members import error_line
 from mcpbridge.mcp.revisions import Revision, revision
 from mcpbridge.mcp.stream_events import StreamSink
 from mcpbridge.mcp.stream_router import StreamRouter
@@ -229,14 +229,8 @@ class StreamableSession:
                 )
 
     def _error_for(self, ident: JsonRpcId) -> bytes:
-        error: dict[str, Any] = {
-            "code": SERVER_ERROR,
-            "message": f"the session has ended: {self._session.reason}",
-        }
-        data = self._session.last_words(self._settings)
-        if data is not None:
-            error["data"] = data
-        return encode({"jsonrpc": "2.0", "id": ident, "error": error})
+        why = f"the session has ended: {self._session.reason}"
+        return error_line(ident, SERVER_ERROR, why, self._session.last_words(self._settings))
 
     def _answer_backend(self, line: bytes) -> None:
         self._session.answer_backend(line)

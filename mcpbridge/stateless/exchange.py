@@ -13,7 +13,7 @@ from typing import Protocol
 from mcpbridge.errors import Refused
 from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, LISTEN, ModernRequest
-from mcpbridge.mcp.subscriptions import all_changes, notification_line, promised_by
+from mcpbridge.mcp.subscriptions import all_changes, change_line, promised_by
 from mcpbridge.processes.address_shares import Claim
 from mcpbridge.processes.caller import Caller
 from mcpbridge.stateless.client_connection import ClientConnection
@@ -168,6 +168,4 @@ class Exchange:
         again, self._acknowledged = self._acknowledged, True
         if not again:
             return [line]
-        return [
-            notification_line(self.request.id, change) for change in all_changes(promised_by(line))
-        ]
+        return [change_line(self.request.id, change) for change in all_changes(promised_by(line))]

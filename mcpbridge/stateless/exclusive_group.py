@@ -23,8 +23,8 @@ from mcpbridge.mcp.subscriptions import (
     Filter,
     acknowledged_line,
     all_changes,
+    change_line,
     complete_line,
-    notification_line,
 )
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange
@@ -172,7 +172,7 @@ class ExclusiveGroup:
                 self._deliver(exchange, change)
 
     def _deliver(self, exchange: Exchange, *changes: Change) -> None:
-        lines = [notification_line(exchange.request.id, each) for each in changes]
+        lines = [change_line(exchange.request.id, each) for each in changes]
         guarded(self.log, "a response", exchange.deliver, lines, False)
 
     def end_subscriptions(self) -> None:

@@ -14,11 +14,10 @@ import msgspec
 
 from mcpbridge.errors import IdInUse, SessionBusy
 from mcpbridge.jsonrpc.envelope import JsonRpcId
-from mcpbridge.jsonrpc.members import Members, changed, encode
+from mcpbridge.jsonrpc.members import Members, cancellation_line, changed, members_of, request_line
 from mcpbridge.jsonrpc.recent import Recent
 from mcpbridge.mcp.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.mcp.modern_request import LOG_LEVEL
-from mcpbridge.translation.to_legacy import members_of
 
 #: How many bytes are kept for the calls that may come back; one alone may have more.
 MAX_KEPT_BYTES = 64 * 1024 * 1024
@@ -122,8 +121,7 @@ class ClientCalls:
         self._numbers += 1
         given = params.get("_meta")
         meta = changed(members_of(given) if isinstance(given, msgspec.Raw) else {}, self.meta)
-        message = {"jsonrpc": "2.0", "id": self._numbers, "method": method}
-        return self._numbers, encode({**message, "params": {**params, "_meta": meta}})
+        return self._numbers, request_line(self._numbers, method, {**params, "_meta": meta})
 
     def send(self, call: ClientCall, method: str, params: Mapping[str, object]) -> bytes:
         """The line that asks the backend what a call wants to know."""
@@ -155,7 +153,4 @@ class ClientCalls:
     def cancellation(self, number: int, reason: str | None = None) -> bytes:
         """The line that cancels a request, for the backend, whose answer may be on its way."""
         self.late.add(number)
-        params: dict[str, object] = {"requestId": number}
-        if reason is not None:
-            params["reason"] = reason
-        return encode({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+        return cancellation_line(number, reason)

@@ -12,12 +12,19 @@ from typing import NamedTuple
 import msgspec
 
 from mcpbridge.errors import METHOD_NOT_FOUND, UNSUPPORTED_VERSION, BridgeError
-from mcpbridge.jsonrpc.lenient import text
-from mcpbridge.jsonrpc.members import Members, changed, encode, members, value
+from mcpbridge.jsonrpc.members import (
+    Members,
+    changed,
+    encode,
+    error_code_of,
+    members_of,
+    string_of,
+    value_of,
+)
 from mcpbridge.mcp import revisions
-from mcpbridge.mcp.capabilities import well_formed, with_extensions
+from mcpbridge.mcp.capabilities import is_implementation, well_formed, with_extensions
 from mcpbridge.mcp.modern_request import MODERN_PROTOCOL_VERSIONS
-from mcpbridge.translation.to_modern import complete, error_code, error_of
+from mcpbridge.translation.to_modern import complete, error_of
 
 #: The revision that a backend is asked for; it may choose an older one.
 ASKED_REVISION = revisions.HANDSHAKE_PROTOCOL_VERSIONS[-1]
@@ -99,11 +106,11 @@ def initialize_params(
     say who it is, or not as an Implementation.
     """
     info: object = client_info
-    if client_info is None or not _is_implementation(client_info):
+    if client_info is None or not is_implementation(client_info):
         info = {"name": "mcpbridge", "version": version}
     return {
         "protocolVersion": ASKED_REVISION,
-        "capabilities": _declarable(members(capabilities) or {}),
+        "capabilities": _declarable(members_of(capabilities)),
         "clientInfo": info,
     }
 
@@ -118,8 +125,8 @@ def read_answer(message: Members) -> Initialized:
     error = error_of(message)
     if error is not None:
         raise refusal(error)
-    result = members(message["result"]) or {}
-    version = text(result.get("protocolVersion"))
+    result = members_of(message["result"])
+    version = string_of(result.get("protocolVersion"))
     if version not in revisions.HANDSHAKE_PROTOCOL_VERSIONS:
         shown = "none" if version is None else repr(version[:40])
         raise HandshakeRefused(
@@ -128,27 +135,20 @@ def read_answer(message: Members) -> Initialized:
     info, instructions = result.get("serverInfo"), result.get("instructions")
     return Initialized(
         version,
-        well_formed(
-            members(result["capabilities"]) or {} if "capabilities" in result else {},
-            _SERVER_CAPABILITIES,
-        ),
-        info if info is not None and _is_implementation(info) else None,
-        instructions if text(instructions) is not None else None,
+        well_formed(members_of(result.get("capabilities")), _SERVER_CAPABILITIES),
+        info if is_implementation(info) else None,
+        instructions if string_of(instructions) is not None else None,
     )
 
 
 def refusal(error: Members) -> HandshakeRefused:
     """What an error says that answers `initialize`."""
-    data = members(error["data"]) if "data" in error else None
-    try:
-        named = value((data or {})["supported"])
-    except (KeyError, ValueError):
-        named = None
+    named = value_of(members_of(error.get("data")).get("supported"))
     listed = named[:MAX_NAMED] if isinstance(named, list) else []
     supported = tuple(each for each in listed if isinstance(each, str))
-    shown = text(error.get("message")) or "no reason was given"
+    shown = string_of(error.get("message")) or "no reason was given"
     return HandshakeRefused(
-        f"the server refused initialize: {shown[:200]}", error_code(error), supported
+        f"the server refused initialize: {shown[:200]}", error_code_of(error), supported
     )
 
 
@@ -163,12 +163,7 @@ def _declarable(declared: Members) -> dict[str, object]:
     known = well_formed(declared, _CLIENT_CAPABILITIES)
     known.pop("tasks", None)
     if "roots" in known:
-        roots = members(known["roots"]) or {}
+        roots = members_of(known["roots"])
         roots.pop("listChanged", None)
         known["roots"] = msgspec.Raw(encode(roots))
     return dict(with_extensions(known))
-
-
-def _is_implementation(raw: msgspec.Raw) -> bool:
-    info = members(raw) or {}
-    return text(info.get("name")) is not None and text(info.get("version")) is not None

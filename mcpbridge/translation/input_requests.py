@@ -23,10 +23,20 @@ from mcpbridge.errors import (
     InvalidParams,
     MissingCapability,
 )
-from mcpbridge.jsonrpc.lenient import same_id, text
-from mcpbridge.jsonrpc.members import Members, encode, error_line, members, result_line
+from mcpbridge.jsonrpc.ids import same_id
+from mcpbridge.jsonrpc.members import (
+    Members,
+    elements_of,
+    encode,
+    error_code_of,
+    error_line,
+    members,
+    members_of,
+    result_line,
+    string_of,
+)
 from mcpbridge.mcp.modern_request import INPUT_REQUIRED_METHODS, ModernRequest
-from mcpbridge.translation.to_modern import URL_ELICITATION_REQUIRED, error_code
+from mcpbridge.translation.to_modern import URL_ELICITATION_REQUIRED
 
 ELICIT = "elicitation/create"
 SAMPLE = "sampling/createMessage"
@@ -65,7 +75,7 @@ class ServerRequest(NamedTuple):
         The capabilities that it takes and the client has not declared, as a
         ClientCapabilities object; None where nothing is missing.
         """
-        declared = members(capabilities) or {}
+        declared = members_of(capabilities)
         if self.method == ELICIT:
             return _missing_mode(declared, _mode(self.params))
         if self.method == LIST_ROOTS:
@@ -108,16 +118,12 @@ def read_required(method: str, error: Members) -> list[ServerRequest]:
     client/elicitation); empty where it is another, does not say them as it
     should, or answers a method that may not ask.
     """
-    if method not in INPUT_REQUIRED_METHODS or error_code(error) != URL_ELICITATION_REQUIRED:
+    if method not in INPUT_REQUIRED_METHODS or error_code_of(error) != URL_ELICITATION_REQUIRED:
         return []
-    data = _object(error, "data") or {}
-    try:
-        listed = msgspec.json.decode(data["elicitations"], type=list[msgspec.Raw])
-    except (KeyError, msgspec.MsgspecError, ValueError, RecursionError):
-        return []
+    listed = elements_of(members_of(error.get("data")).get("elicitations"))
     found = []
-    for each in listed[:MAX_QUESTIONS]:
-        params = members(each) or {}
+    for each in (listed or [])[:MAX_QUESTIONS]:
+        params = members_of(each)
         if _mode(params) != "url":
             return []
         found.append(ServerRequest(msgspec.Raw(b"null"), ELICIT, _without_legacy(params)))
@@ -171,7 +177,7 @@ class OpenQuestions:
         it is unique and may be one; otherwise, and for a number, it is
         `input-N`.
         """
-        named = None if ident is None else text(ident)
+        named = string_of(ident)
         if named is not None and self._may_be_key(named):
             self._named.add(named)
             return named
@@ -224,7 +230,7 @@ def _without_legacy(params: Members) -> Members:
 
 def _mode(params: Members) -> str | None:
     """`form`, which may be left unsaid, or `url`; None for anything else."""
-    mode = text(params["mode"]) if "mode" in params else "form"
+    mode = string_of(params["mode"]) if "mode" in params else "form"
     return mode if mode in ("form", "url") else None
 
 

@@ -18,10 +18,16 @@ import msgspec
 
 from mcpbridge.errors import InvalidParams
 from mcpbridge.jsonrpc.envelope import JsonRpcId
-from mcpbridge.jsonrpc.members import encode, members
+from mcpbridge.jsonrpc.members import (
+    cancellation_line,
+    is_null,
+    members,
+    members_of,
+    request_line,
+    string_of,
+)
 from mcpbridge.mcp.modern_request import TASKS
 from mcpbridge.translation.client_calls import ClientCall
-from mcpbridge.translation.to_legacy import text_of
 
 #: How often a call may come back with questions.
 MAX_ROUNDS = 8
@@ -96,7 +102,7 @@ def _parts(raw: msgspec.Raw | None, name: str) -> dict[str, msgspec.Raw]:
     parts = members(raw)
     if parts is None:
         raise InvalidParams(f"{name} is no object")
-    return {key: part for key, part in parts.items() if _unless_null(part) is not None}
+    return {key: part for key, part in parts.items() if not is_null(part)}
 
 
 class InputRequest(NamedTuple):
@@ -137,7 +143,7 @@ def read_round(result: Mapping[str, msgspec.Raw], client: InputCapabilities) -> 
         raise CannotAsk("the server wants input, but does not say what")
     found = InputRound([], {}, state)
     for key, entry in wanted.items():
-        question = _read_question(key, members(entry) or {}, client)
+        question = _read_question(key, members_of(entry), client)
         if question is None:
             found.answers[key] = _DECLINED
         else:
@@ -149,7 +155,7 @@ def _read_question(
     key: str, entry: Mapping[str, msgspec.Raw], client: InputCapabilities
 ) -> InputRequest | None:
     """One entry of `inputRequests`; None: it is declined."""
-    method = text_of(entry.get("method"))
+    method = string_of(entry.get("method"))
     params = members(entry["params"]) if "params" in entry else None
     if method == _ROOTS:
         if not client.roots:
@@ -169,7 +175,7 @@ def _read_question(
 def _read_elicitation(
     key: str, params: Mapping[str, msgspec.Raw], client: InputCapabilities
 ) -> InputRequest | None:
-    mode = text_of(params["mode"]) if "mode" in params else "form"
+    mode = string_of(params["mode"]) if "mode" in params else "form"
     if mode == "form" and client.forms:
         if client.modes:
             return InputRequest(key, _ELICIT, params)
@@ -181,7 +187,7 @@ def _read_elicitation(
 
 
 def _unless_null(raw: msgspec.Raw | None) -> msgspec.Raw | None:
-    return None if raw is None or bytes(raw) == b"null" else raw
+    return None if is_null(raw) else raw
 
 
 class PendingInput:
@@ -219,8 +225,7 @@ class PendingInput:
             ident = f"{_PREFIX}{self._asked}"
             self._questions[ident] = call
             call.questions[ident] = key
-            question: dict[str, object] = {"jsonrpc": "2.0", "id": ident, "method": method}
-            lines.append(encode(question if params is None else {**question, "params": params}))
+            lines.append(request_line(ident, method, params))
         if lines:
             self._legs[call] = now + LEG_SECONDS
         else:
@@ -253,9 +258,7 @@ class PendingInput:
         for ident in call.questions:
             del self._questions[ident]
             if ident != answered:
-                params = {"requestId": ident, "reason": "the call it belongs to is over"}
-                method = "notifications/cancelled"
-                lines.append(encode({"jsonrpc": "2.0", "method": method, "params": params}))
+                lines.append(cancellation_line(ident, "the call it belongs to is over"))
         call.questions = {}
         return lines
 

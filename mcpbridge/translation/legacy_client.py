@@ -19,9 +19,18 @@ import msgspec
 from mcpbridge.errors import INTERNAL_ERROR, InvalidParams, MethodNotFound, NotJsonRpc, Refused
 from mcpbridge.jsonrpc.envelope import Envelope, cancelled_id, peek, peek_again
 from mcpbridge.jsonrpc.ids import own_number
-from mcpbridge.jsonrpc.members import Members, encode, error_line, members, result_line
+from mcpbridge.jsonrpc.members import (
+    Members,
+    encode,
+    error_line,
+    members,
+    members_of,
+    number_of,
+    result_line,
+    string_of,
+)
 from mcpbridge.mcp import revisions
-from mcpbridge.mcp.capabilities import is_of_extension
+from mcpbridge.mcp.capabilities import is_implementation, is_of_extension
 from mcpbridge.mcp.modern_request import (
     ACKNOWLEDGED,
     CLIENT_CAPABILITIES,
@@ -47,17 +56,13 @@ from mcpbridge.translation.input_rounds import (
 from mcpbridge.translation.subscription_relay import Heard, SubscriptionRelay
 from mcpbridge.translation.to_legacy import (
     changing_lists,
-    implementation,
     initialize_result,
     kind_of,
     lower_error,
     lower_notification,
     lower_result,
-    members_of,
-    number_of,
     params_of,
     reason_of,
-    text_of,
     uris_of,
 )
 
@@ -114,7 +119,7 @@ class LegacyClientTranslator:
         step = Step([], [], None)
         undo = None
         if envelope.is_request:
-            outer = members(line) or {}
+            outer = members_of(line)
             shown = msgspec.Raw(bytes(outer.get("id", b"")) or encode(envelope.id))
             call = ClientCall(envelope.id, shown, str(envelope.method))  # type: ignore[arg-type]
             try:
@@ -200,7 +205,7 @@ class LegacyClientTranslator:
         if method == "initialize":
             return self._initialize(call, params, step)
         if method == "logging/setLevel":
-            level = text_of(params.get("level"))
+            level = string_of(params.get("level"))
             if level not in LOG_LEVELS:
                 raise InvalidParams(f"level: expected one of {', '.join(LOG_LEVELS)}")
             self._calls.meta[LOG_LEVEL] = level
@@ -213,7 +218,7 @@ class LegacyClientTranslator:
     def _initialize(self, call: ClientCall, params: Members, step: Step) -> Callable[[], None]:
         if self._state != "new":
             raise NotJsonRpc("the session is initialized already")
-        version = text_of(params.get("protocolVersion"))
+        version = string_of(params.get("protocolVersion"))
         if version is None:
             raise InvalidParams("protocolVersion must be a string")
         revision = (
@@ -224,9 +229,10 @@ class LegacyClientTranslator:
         abilities = read_input_capabilities(params.get("capabilities"), revision)
         self._calls.record(call)
         self._state, self._revision, self._abilities = "asked", revision, abilities
+        info = params.get("clientInfo")
         self._calls.meta |= {
             PROTOCOL_VERSION: MODERN_PROTOCOL_VERSIONS[-1],
-            CLIENT_INFO: implementation(params.get("clientInfo")) or self._name,
+            CLIENT_INFO: info if is_implementation(info) else self._name,
             CLIENT_CAPABILITIES: msgspec.Raw(encode(abilities.declared)),
         }
         step.to_backend.append(self._calls.send(call, "server/discover", {}))
@@ -240,7 +246,7 @@ class LegacyClientTranslator:
     def _subscribe(
         self, call: ClientCall, params: Members, now: float, step: Step
     ) -> Callable[[], None]:
-        uri = text_of(params.get("uri"))
+        uri = string_of(params.get("uri"))
         if uri is None:
             raise InvalidParams("uri must be a string")
         restore = self._listening.mark(now)
@@ -289,7 +295,7 @@ class LegacyClientTranslator:
         self._calls.settle(call)
         if number is None:
             return None
-        reason = text_of(members_of(members_of(line).get("params")).get("reason"))
+        reason = string_of(members_of(members_of(line).get("params")).get("reason"))
         step.to_backend.append(self._calls.cancellation(number, reason))
         return lambda: self._calls.restore(call)
 

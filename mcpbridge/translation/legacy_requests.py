@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from mcpbridge.errors import MethodNotFound
-from mcpbridge.jsonrpc.members import changed, encode, members
+from mcpbridge.jsonrpc.members import changed, encode, members_of, request_line
 from mcpbridge.mcp.capabilities import with_extensions
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
@@ -66,7 +66,7 @@ class Outgoing:
         if len(self._own) >= OWN_KEPT:
             del self._own[next(iter(self._own))]
         self._own[self._numbers] = method == "tools/list"
-        return encode({"jsonrpc": "2.0", "id": self._numbers, "method": method, "params": params})
+        return request_line(self._numbers, method, params)
 
     def settle(self, number: int | None) -> bool | None:
         """One of the bridge's own is answered: whether it was a tools/list; None for another."""
@@ -111,12 +111,6 @@ def check_passed(request: ModernRequest) -> None:
         raise error
 
 
-def notification(method: str, params: Mapping[str, object] | None = None) -> bytes:
-    """The line of a notification."""
-    message: dict[str, object] = {"jsonrpc": "2.0", "method": method}
-    return encode(message if params is None else {**message, "params": params})
-
-
 def _not_passed_of_meta(request: ModernRequest) -> list[str]:
     """
     The keys of `_meta` with the prefix of the specification, but for those
@@ -125,6 +119,6 @@ def _not_passed_of_meta(request: ModernRequest) -> list[str]:
     named = [name for name in request.meta if name.startswith(PREFIX)]
     if all(name in _META for name in named):
         return named
-    declared = with_extensions(members(request.capabilities) or {})
-    extensions = members(declared.get("extensions", b"")) or {}
+    declared = with_extensions(members_of(request.capabilities))
+    extensions = members_of(declared.get("extensions"))
     return [name for name in named if name in _META or name not in extensions]

@@ -19,8 +19,20 @@ import msgspec
 
 from mcpbridge.errors import INVALID_REQUEST, METHOD_NOT_FOUND, Refused
 from mcpbridge.jsonrpc.envelope import split_batch
-from mcpbridge.jsonrpc.lenient import answered_number, is_id, text, whole_number
-from mcpbridge.jsonrpc.members import Members, changed, encode, error_line, members, result_line
+from mcpbridge.jsonrpc.ids import is_id, own_number_of
+from mcpbridge.jsonrpc.members import (
+    Members,
+    cancellation_line,
+    changed,
+    encode,
+    error_line,
+    integer_of,
+    members,
+    members_of,
+    notification_line,
+    result_line,
+    string_of,
+)
 from mcpbridge.mcp.capabilities import is_of_extension
 from mcpbridge.mcp.modern_request import (
     INPUT_REQUIRED_METHODS,
@@ -41,7 +53,7 @@ from mcpbridge.translation.input_requests import (
     read_required,
     read_responses,
 )
-from mcpbridge.translation.legacy_requests import OWN_KEPT, Outgoing, check_passed, notification
+from mcpbridge.translation.legacy_requests import OWN_KEPT, Outgoing, check_passed
 from mcpbridge.translation.server_output import ServerOutput
 
 
@@ -130,16 +142,16 @@ class LegacyServerTranslator:
 
         Raises `HandshakeRefused`.
         """
-        message = members(line) or {}
+        message = members_of(line)
         if "method" in message:
-            pinged = text(message["method"]) == "ping" and is_id(message.get("id"))
+            pinged = string_of(message["method"]) == "ping" and is_id(message.get("id"))
             return [result_line(message["id"], {})] if pinged else None
-        if self._outgoing.settle(answered_number(message.get("id"))) is None:
-            is_rpc = "id" in message and text(message.get("jsonrpc")) == "2.0"
+        if self._outgoing.settle(own_number_of(message.get("id"))) is None:
+            is_rpc = "id" in message and string_of(message.get("jsonrpc")) == "2.0"
             self._drop("unasked" if is_rpc else "invalid", line)
             return None
         self.initialized = read_answer(message)
-        return [notification("notifications/initialized")]
+        return [notification_line("notifications/initialized")]
 
     def discover_result(self) -> bytes:
         """The DiscoverResult for clients: the result, without an envelope."""
@@ -224,8 +236,7 @@ class LegacyServerTranslator:
             return []
         lines = self._give_up(call, "the request it belongs to was cancelled")
         if not call.answered:
-            params = {"requestId": call.number, **({} if reason is None else {"reason": reason})}
-            lines.insert(0, notification("notifications/cancelled", params))
+            lines.insert(0, cancellation_line(call.number, reason))
         return lines
 
     # What the bridge wants.
@@ -273,7 +284,7 @@ class LegacyServerTranslator:
         # 2025-03-26, basic, "Batching": a backend may send arrays.
         for each in split_batch(line) or [line]:
             message = members(each)
-            if message is None or text(message.get("jsonrpc")) != "2.0":
+            if message is None or string_of(message.get("jsonrpc")) != "2.0":
                 self._drop("invalid", each)
             elif "method" not in message:
                 self._answered(said, message, each)
@@ -298,11 +309,11 @@ class LegacyServerTranslator:
 
     def _is_of(self, call: _Call, message: Members) -> bool:
         if "method" not in message:
-            return answered_number(message.get("id")) == call.number
-        method = text(message["method"]) or ""
+            return own_number_of(message.get("id")) == call.number
+        method = string_of(message["method"]) or ""
         if method == "notifications/progress":
-            params = members(message.get("params", b"")) or {}
-            return whole_number(params.get(PROGRESS_TOKEN)) == call.number
+            params = members_of(message.get("params"))
+            return integer_of(params.get(PROGRESS_TOKEN)) == call.number
         # The rest does not say of which request it is.
         if self._abandoned or call.answered:
             return False
@@ -316,7 +327,7 @@ class LegacyServerTranslator:
         self._report(why, line)
 
     def _answered(self, said: ServerOutput, message: Members, line: bytes) -> None:
-        number = answered_number(message.get("id"))
+        number = own_number_of(message.get("id"))
         call = self._call
         if call is not None and number == call.number and not call.answered:
             call.answered = True
@@ -345,7 +356,7 @@ class LegacyServerTranslator:
         request, info = call.request, self._known().server_info
         error = to_modern.error_of(message)
         if error is None:
-            result = to_modern.complete(request.method, members(message["result"]) or {}, info)
+            result = to_modern.complete(request.method, members_of(message["result"]), info)
             said.final = result_line(request.id, result)
             return
         required = read_required(request.method, error)
@@ -360,7 +371,7 @@ class LegacyServerTranslator:
             said.final = result_line(request.id, to_modern.input_required(asked, None, info))
 
     def _asked(self, said: ServerOutput, ident: msgspec.Raw, message: Members) -> None:
-        method = text(message["method"]) or ""
+        method = string_of(message["method"]) or ""
         if method == "ping":
             said.to_backend.append(result_line(ident, {}))
             return
@@ -393,9 +404,9 @@ class LegacyServerTranslator:
         return call
 
     def _notified(self, said: ServerOutput, message: Members, line: bytes) -> None:
-        method = text(message["method"]) or ""
+        method = string_of(message["method"]) or ""
         change = read_change(method, message.get("params"), line)
-        params = members(message.get("params", b"")) or {}
+        params = members_of(message.get("params"))
         if change is not None:
             said.changed.append(change)
         elif method == "notifications/cancelled":
@@ -414,11 +425,11 @@ class LegacyServerTranslator:
             token = call.request.meta.get(PROGRESS_TOKEN)
             if call.request.progress_token is None or token is None:
                 return None
-            if whole_number(params.get(PROGRESS_TOKEN)) != call.number:
+            if integer_of(params.get(PROGRESS_TOKEN)) != call.number:
                 return None
             return encode(changed(message, {"params": changed(params, {PROGRESS_TOKEN: token})}))
         if method == "notifications/message" and not self._abandoned:
-            level, wanted = text(params.get("level")), call.request.log_level
+            level, wanted = string_of(params.get("level")), call.request.log_level
             if level in LOG_LEVELS and wanted in LOG_LEVELS:
                 return line if LOG_LEVELS.index(level) >= LOG_LEVELS.index(wanted) else None
         # It says of no request whose it is, so it must not be that of another.

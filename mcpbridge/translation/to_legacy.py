@@ -24,12 +24,17 @@ from mcpbridge.jsonrpc.members import (
     Members,
     changed,
     encode,
+    error_code_of,
     error_line,
+    is_null,
     members,
-    value,
+    members_of,
+    string_of,
+    strings_of,
+    value_of,
     with_meta,
 )
-from mcpbridge.mcp.capabilities import with_extensions
+from mcpbridge.mcp.capabilities import is_implementation, with_extensions
 from mcpbridge.mcp.modern_request import SERVER_INFO, SUBSCRIPTION_ID
 
 #: The results that say how long they may be kept (server/utilities/caching).
@@ -52,58 +57,25 @@ _SHOWN = 200
 Kind = Literal["complete", "input_required", "unknown"]
 
 
-def text_of(raw: msgspec.Raw | None) -> str | None:
-    """A string; None for anything else."""
-    said = _value(raw)
-    return said if isinstance(said, str) else None
-
-
-def _value(raw: msgspec.Raw | None) -> object:
-    try:
-        return None if raw is None else value(raw)
-    except ValueError:
-        return None
-
-
-def members_of(raw: bytes | msgspec.Raw | None) -> Members:
-    """The members of an object; none for anything else."""
-    return {} if raw is None else members(raw) or {}
-
-
 def params_of(raw: msgspec.Raw | None, name: str) -> Members:
     """
     The members of an object that may be missing, or null.  Raises
     `InvalidParams`, which names it, for anything else.
     """
-    found = {} if raw is None or bytes(raw) == b"null" else members(raw)
+    found = {} if is_null(raw) else members(raw)  # type: ignore[arg-type]
     if found is None:
         raise InvalidParams(f"{name} must be an object")
     return found
 
 
-def number_of(raw: msgspec.Raw | None) -> int | float | None:
-    """A number; None for anything else."""
-    said = _value(raw)
-    return said if isinstance(said, int | float) and not isinstance(said, bool) else None
-
-
 def uris_of(raw: msgspec.Raw | None) -> frozenset[str]:
     """The resources in a filter of `subscriptions/listen`."""
-    said = _value(members_of(raw).get("resourceSubscriptions"))
-    listed = said if isinstance(said, list) else []
-    return frozenset(uri for uri in listed if isinstance(uri, str))
-
-
-def implementation(raw: msgspec.Raw | None) -> msgspec.Raw | None:
-    """A name and a version as they stand; None for what does not have both."""
-    found = members_of(raw)
-    has_both = all(text_of(found.get(name)) is not None for name in ("name", "version"))
-    return raw if has_both else None
+    return frozenset(strings_of(members_of(raw).get("resourceSubscriptions")))
 
 
 def reason_of(answer: Mapping[str, msgspec.Raw]) -> str:
     """Why an answer is an error, in the words of its sender, cut to a readable length."""
-    said = text_of(members_of(answer.get("error")).get("message"))
+    said = string_of(members_of(answer.get("error")).get("message"))
     return "no reason was given" if said is None else said[:_SHOWN]
 
 
@@ -116,9 +88,9 @@ def initialize_result(discovered: Members, revision: str) -> dict[str, object]:
         "capabilities": with_extensions(capabilities),
     }
     server = members_of(discovered.get("_meta")).get(SERVER_INFO)
-    said["serverInfo"] = implementation(server) or _UNKNOWN
+    said["serverInfo"] = server if is_implementation(server) else _UNKNOWN
     instructions = discovered.get("instructions")
-    if text_of(instructions) is not None:
+    if string_of(instructions) is not None:
         said["instructions"] = instructions
     return said
 
@@ -129,13 +101,13 @@ def changing_lists(discovered: Members) -> list[str]:
     return [
         flag
         for name, flag in _LISTS.items()
-        if _value(members_of(capabilities.get(name)).get("listChanged")) is True
+        if value_of(members_of(capabilities.get(name)).get("listChanged")) is True
     ]
 
 
 def kind_of(result: Members) -> Kind:
     """What a result is (basic/index, "ResultType"); one that does not say is complete."""
-    said = text_of(result["resultType"]) if "resultType" in result else "complete"
+    said = string_of(result["resultType"]) if "resultType" in result else "complete"
     if said == "complete":
         return "complete"
     return "input_required" if said == "input_required" else "unknown"
@@ -157,8 +129,8 @@ def lower_error(answer: Members, shown: msgspec.Raw) -> bytes:
     if members_of(answer.get("result")):
         return error_line(shown, INTERNAL_ERROR, _OTHER_KIND)
     error = members_of(answer.get("error"))
-    code = _value(error.get("code"))
-    if isinstance(code, bool) or not isinstance(code, int) or text_of(error.get("message")) is None:
+    code = error_code_of(error)
+    if code is None or string_of(error.get("message")) is None:
         return error_line(shown, INTERNAL_ERROR, _UNREADABLE)
     if code in _OF_THE_BRIDGE:
         text = f"the server refuses what the bridge has made of the request: {reason_of(answer)}"

@@ -10,7 +10,16 @@ from __future__ import annotations
 import msgspec
 
 from mcpbridge.errors import INTERNAL_ERROR, INVALID_PARAMS
-from mcpbridge.jsonrpc.members import Members, changed, members, with_meta
+from mcpbridge.jsonrpc.members import (
+    Members,
+    changed,
+    elements_of,
+    error_code_of,
+    is_null,
+    members,
+    members_of,
+    with_meta,
+)
 from mcpbridge.mcp.modern_request import SERVER_INFO
 
 #: Whose results say how long they may be kept (2026-07-28, server/utilities/caching).
@@ -59,18 +68,10 @@ def error_of(message: Members) -> Members | None:
     object becomes one, and so does a result that is none.
     """
     error = message.get("error")
-    if error is None or bytes(error) == b"null":
+    if error is None or is_null(error):
         result = message.get("result")
         return _NO_OBJECT if result is None or members(result) is None else None
     return members(error) or _NO_OBJECT
-
-
-def error_code(error: Members) -> int | None:
-    """The code of an error; None where it has none that is an integer."""
-    try:
-        return msgspec.json.decode(error["code"], type=int)
-    except (KeyError, msgspec.MsgspecError, ValueError):
-        return None
 
 
 def modern_error(error: Members) -> Members:
@@ -78,7 +79,7 @@ def modern_error(error: Members) -> Members:
     An error with a code of 2026-07-28, which forbids two of the older ones
     (basic/index, "Error Codes"), and with a message.
     """
-    code = error_code(error)
+    code = error_code_of(error)
     changes: dict[str, object] = {}
     if code == RESOURCE_NOT_FOUND:
         changes["code"] = INVALID_PARAMS
@@ -101,13 +102,12 @@ def _signed(result: Members, server_info: msgspec.Raw | None) -> Members:
 
 def _tools(listed: msgspec.Raw) -> object:
     """Tools without `execution`; none that can only be called as a task."""
-    try:
-        tools = msgspec.json.decode(listed, type=list[msgspec.Raw])
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    tools = elements_of(listed)
+    if tools is None:
         return listed
     kept: list[object] = []
     for each in tools:
-        tool = members(each) or {}
+        tool = members_of(each)
         if "execution" not in tool:
             kept.append(each)
         elif not _needs_task(tool.pop("execution")):
@@ -116,4 +116,4 @@ def _tools(listed: msgspec.Raw) -> object:
 
 
 def _needs_task(execution: msgspec.Raw) -> bool:
-    return bytes((members(execution) or {}).get("taskSupport", b"")) == b'"required"'
+    return bytes(members_of(execution).get("taskSupport", b"")) == b'"required"'

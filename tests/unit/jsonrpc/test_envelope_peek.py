@@ -1,7 +1,6 @@
 """What the stream router reads in a message beyond its envelope."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpbridge.jsonrpc import surrogates
 from mcpbridge.jsonrpc.envelope import (
     cancelled_id,
     peek,
@@ -79,17 +79,17 @@ def test_a_lone_surrogate_hides_no_envelope() -> None:
 
 def test_a_large_line_with_one_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     filling = b'["\\ud800",%b]' % (b"[]," * LARGE_BYTES + b"1")
-    built: list[str] = []
+    built: list[bytes] = []
 
-    def loads(text: str) -> Any:
+    def loads(text: bytes) -> Any:
         built.append(text)
         return json.loads(text)
 
-    monkeypatch.setattr("mcpbridge.jsonrpc.envelope.json", SimpleNamespace(loads=loads))
+    monkeypatch.setattr(surrogates, "loads", loads)
     envelope = peek_again(b'{"jsonrpc":"2.0","id":"7","a":1,"error":%b}' % filling)
     assert envelope is not None
     assert (envelope.id, envelope.is_response) == ("7", True)
-    assert built == ['"2.0"', '"7"']
+    assert built == [b'"2.0"', b'"7"']
     assert peek_again(b'{"jsonrpc":"2.0","id":"7","method":%b}' % filling) is None
     assert peek_again(b'{"jsonrpc":"2.0","id":%b}' % filling) is None
     assert peek_again(b'{"jsonrpc":"2.0","id":1,"result":%b' % filling) is None

@@ -7,8 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpbridge.jsonrpc.ids import is_answer_to, other_spelling, own_number, with_id
-from mcpbridge.jsonrpc.lenient import answered_number
+from mcpbridge.jsonrpc.ids import (
+    is_answer_to,
+    other_spelling,
+    own_number,
+    own_number_of,
+    with_id,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +75,7 @@ def test_the_bridges_own_numbers(said: Any, number: int) -> None:
     ],
 )
 def test_the_same_in_what_is_read_by_members(raw: bytes | None, number: int | None) -> None:
-    assert answered_number(None if raw is None else msgspec.Raw(raw)) == number
+    assert own_number_of(None if raw is None else msgspec.Raw(raw)) == number
 
 
 def test_all_but_the_id_stays_as_it_is() -> None:

@@ -9,12 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpbridge.jsonrpc.members import (
+    cancellation_line,
     changed,
+    elements_of,
     encode,
+    error_code_of,
     error_line,
+    integer_of,
+    is_null,
     members,
+    members_of,
     meta_of,
+    notification_line,
+    number_of,
+    request_line,
     result_line,
+    string_of,
+    strings_of,
     value,
     with_meta,
 )
@@ -190,3 +201,69 @@ def test_answers() -> None:
 def test_a_name_that_is_no_text(text: bytes) -> None:
     """The fast parser has an error of its own for that."""
     assert members(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "string", "number", "integer"),
+    [
+        (None, None, None, None),
+        (b'"a"', "a", None, None),
+        (LONE, "\ud800", None, None),
+        (b"1", None, 1, 1),
+        (b"1.0", None, 1.0, 1),
+        (b"1.5", None, 1.5, None),
+        (b"true", None, None, None),
+        (b"null", None, None, None),
+        (b"1e999", None, None, None),
+        (b'{"a":1}', None, None, None),
+        (b"[" * 100_000 + b"]" * 100_000, None, None, None),
+    ],
+)
+def test_scalars(text: bytes | None, string: Any, number: Any, integer: Any) -> None:
+    raw = None if text is None else Raw(text)
+    assert (string_of(raw), number_of(raw), integer_of(raw)) == (string, number, integer)
+    assert is_null(raw) == (text in (None, b"null"))
+
+
+@pytest.mark.parametrize(
+    ("text", "elements", "strings"),
+    [
+        (None, None, []),
+        (b'["a", 1 ,' + b'"b"]', [b'"a"', b"1", b'"b"'], ["a", "b"]),
+        (b"[]", [], []),
+        (b"{}", None, []),
+        (b"[" * 100_000 + b"]" * 100_000, None, []),
+    ],
+)
+def test_arrays(text: bytes | None, elements: Any, strings: list[str]) -> None:
+    raw = None if text is None else Raw(text)
+    found = elements_of(raw)
+    assert (None if found is None else [bytes(each) for each in found]) == elements
+    assert strings_of(raw) == strings
+
+
+def test_members_of_anything() -> None:
+    assert texts(members_of(Raw(b'{"a":1}'))) == {"a": b"1"}
+    assert members_of(None) == members_of(b"[]") == members_of(b"") == {}
+
+
+@pytest.mark.parametrize(("code", "read"), [("-32601", -32601), ("1.0", None), ('"1"', None)])
+def test_error_codes(code: str, read: Any) -> None:
+    assert error_code_of({"code": Raw(code.encode())}) == read
+    assert error_code_of({}) is None
+
+
+def test_requests_and_notifications() -> None:
+    assert request_line(1, "a") == b'{"jsonrpc":"2.0","id":1,"method":"a"}'
+    assert json.loads(request_line(Raw(b"1.0"), "a", {"b": Raw(b"2")}))["params"] == {"b": 2}
+    assert notification_line("a") == b'{"jsonrpc":"2.0","method":"a"}'
+    assert json.loads(notification_line("a", {"b": 1}))["params"] == {"b": 1}
+    assert json.loads(cancellation_line(7)) == {
+        "jsonrpc": "2.0",
+        "method": "notifications/cancelled",
+        "params": {"requestId": 7},
+    }
+    assert json.loads(cancellation_line("a", "why"))["params"] == {
+        "requestId": "a",
+        "reason": "why",
+    }

@@ -17,8 +17,8 @@ from mcpbridge.mcp.subscriptions import (
     acknowledge,
     acknowledged_line,
     all_changes,
+    change_line,
     complete_line,
-    notification_line,
     promised_by,
     read_change,
     read_filter,
@@ -162,7 +162,7 @@ def test_the_lines_of_a_stream(ident: Any) -> None:
 def test_a_notification_on_a_stream(params: bytes, seen: Any) -> None:
     line = b'{"jsonrpc":"2.0","method":"m"%b}' % params
     seen = {**seen, "_meta": {**seen.get("_meta", {}), SUBSCRIPTION_ID: "s"}}
-    told = json.loads(notification_line("s", Change("toolsListChanged", None, line)))
+    told = json.loads(change_line("s", Change("toolsListChanged", None, line)))
     assert told == {"jsonrpc": "2.0", "method": "m", "params": seen}
 
 
