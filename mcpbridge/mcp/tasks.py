@@ -236,11 +236,10 @@ class Tasks:
                 # While this many others keep the process, one more or less does not matter.
                 del self._tasks[next(iter(self._tasks))]
             known = self._tasks[ident] = Task(now, now, now, {})
-        ttl = number_of(task.get("ttlMs"))
-        poll = number_of(task.get("pollIntervalMs")) or 0
-        limit = self._limit if ttl is None else min(self._limit, max(0.0, float(ttl)) / 1000)
-        known.until = known.since + limit
-        known.ask_at = now + max(POLL_SECONDS, 2 * poll / 1000)
+        ttl = _seconds(task.get("ttlMs"), self._limit)
+        poll = _seconds(task.get("pollIntervalMs"), self._limit)
+        known.until = known.since + (self._limit if ttl is None else ttl)
+        known.ask_at = now + max(POLL_SECONDS, 2 * (poll or 0.0))
         # Of large messages only views would be kept, and with them all of the message.
         known.kept = {
             name: msgspec.Raw(bytes(task[name]))
@@ -288,6 +287,15 @@ class Tasks:
             "lastUpdatedAt": now,
             "error": {"code": -32603, "message": why},
         }
+
+
+def _seconds(raw: msgspec.Raw | None, most: float) -> float | None:
+    """
+    A duration that a task gives in milliseconds, in seconds, from 0 to `most`; None
+    for no number.  An integer may have more digits than a float can hold.
+    """
+    number = number_of(raw)
+    return None if number is None else min(max(0, number), most * 1000) / 1000
 
 
 def failed_line(request: ModernRequest, task: Mapping[str, object]) -> bytes:

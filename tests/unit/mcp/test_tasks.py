@@ -398,6 +398,22 @@ def test_a_promise_of_several() -> None:
     assert promised_tasks(b"[]") == ({}, [])
 
 
+@pytest.mark.parametrize("name", ["ttlMs", "pollIntervalMs"])
+@pytest.mark.parametrize(("digits", "kept"), [("9" * 400, 1), ("-" + "9" * 400, 0)])
+def test_a_duration_beyond_a_float_is_bounded(
+    world: World, name: str, digits: str, kept: int
+) -> None:
+    number = world.ask(request())
+    line = b'{"jsonrpc":"2.0","id":%d,"result":{"resultType":"task","taskId":"1","%b":%b,' % (
+        number,
+        name.encode(),
+        digits.encode(),
+    )
+    assert world.shared.from_backend(line + b'"status":"working"}}') is not None
+    world.tasks.expire()
+    assert len(world.tasks) == (kept if name == "ttlMs" else 1)
+
+
 def test_a_number_that_no_machine_holds(world: World) -> None:
     number = world.ask(request())
     line = b'{"jsonrpc":"2.0","id":%d,"result":{"resultType":"task","taskId":"1","ttlMs":1e999,' % (
