@@ -110,7 +110,7 @@ class ExclusivePool(WorkerPool):
                     worker.usage.touched = True
                     worker.ask(exchange)
         finally:
-            if worker.exchange is None and not worker.translator.running:
+            if worker.exchange is None and not worker.translator.has_request:
                 worker.release()
 
     def has_suspended(self, exchange: Exchange) -> bool:
@@ -330,7 +330,7 @@ class ExclusivePool(WorkerPool):
             return
         usage = worker.usage
         usage.touched = usage.touched or bool(group.subscribers)
-        if not worker.translator.clean:
+        if not worker.translator.is_idle:
             worker.session.life.end("its last request may still run")
         elif usage.is_worn():
             worker.session.life.end(ENOUGH)

@@ -33,7 +33,7 @@ from mcpbridge.stateless.worker import BackendWorker
 from mcpbridge.timers import Timer
 from mcpbridge.translation.handshake import HandshakeRefused
 from mcpbridge.translation.legacy_server import LegacyServerTranslator
-from mcpbridge.translation.server_output import ServerOutput
+from mcpbridge.translation.running_request import ServerOutput
 
 #: How many subscriptions of a process may be unanswered.
 SUBSCRIBED_AT_ONCE = 16
@@ -133,11 +133,11 @@ class ExclusiveWorker(BackendWorker):
         timeout = self._settings.start_timeout
         listing = self._listing = Deferred()
         try:
-            self.session.backend.send(self.translator.list_tools(cursor))
+            self.session.backend.send(self.translator.requests.list_tools(cursor))
             listing.addTimeout(timeout, self.session.clock)
             return await listing
         except BackendBusy:
-            self.translator.unsaid()
+            self.translator.requests.undo_own()
             raise
         except defer.TimeoutError:
             why = f"no answer to `tools/list` in {timeout:g} s"
@@ -145,13 +145,13 @@ class ExclusiveWorker(BackendWorker):
             raise BackendFailed(why) from None
         finally:
             self._listing = None
-            self.translator.unlisted()
+            self.translator.requests.stop_listing()
 
     # Requests.
 
     def ask(self, exchange: Exchange) -> None:
         """Work on an exchange.  Raises a `Refused`; then it works on nothing."""
-        *before, line = self.translator.ask(exchange.request)
+        *before, line = self.translator.start(exchange.request)
         self._work_on(exchange)
         try:
             self._send_own(before)
@@ -159,7 +159,7 @@ class ExclusiveWorker(BackendWorker):
         except BaseException:
             # The backend has never heard of the request.
             self.exchange = None
-            self.translator.unasked()
+            self.translator.undo_start()
             raise
         self.usage.served += 1
 
@@ -180,8 +180,8 @@ class ExclusiveWorker(BackendWorker):
             self.session.life.end("its queue is full, or a filter refused an answer")
             raise
         self._observer.worker_resumed(self)
-        self._handle(self.translator.held())
-        if self.translator.questions and self.exchange is not None:
+        self._handle(self.translator.take_buffered())
+        if self.translator.server_requests.by_key and self.exchange is not None:
             self._collect_questions()
 
     def give_up(self, reason: str) -> None:
@@ -218,7 +218,7 @@ class ExclusiveWorker(BackendWorker):
 
     def _recover(self, reason: str) -> None:
         """Become free as soon as nothing that was asked before can still be answered."""
-        if self.translator.clean:
+        if self.translator.is_idle:
             self._become_free()
         elif self.session.receiving and not self._wait.is_running:
             self._wait.start(CANCEL_SECONDS, partial(self.session.life.end, reason))
@@ -274,17 +274,18 @@ class ExclusiveWorker(BackendWorker):
         self._retry.stop()
         if not self.session.receiving:
             self._unsent.clear()
-        while self._unsent and self.translator.unanswered < SUBSCRIBED_AT_ONCE:
+        while self._unsent and self.translator.requests.unanswered < SUBSCRIBED_AT_ONCE:
             uri, wanted = next(iter(self._unsent.items()))
-            write = self.translator.subscribe if wanted else self.translator.unsubscribe
+            requests = self.translator.requests
+            write = requests.subscribe if wanted else requests.unsubscribe
             try:
                 self.session.backend.send(write(uri))
             except BackendBusy:
-                self.translator.unsaid()
+                self.translator.requests.undo_own()
                 self._retry.start(SAY_AGAIN_SECONDS, self._send_subscriptions)
                 return
             except UnknownSession:
-                self.translator.unsaid()
+                self.translator.requests.undo_own()
                 self._unsent.clear()
                 return
             del self._unsent[uri]
@@ -309,14 +310,14 @@ class ExclusiveWorker(BackendWorker):
 
     def caller_of(self, line: bytes) -> Caller | None:
         """Return the client that a line of the process is for, before it is sent."""
-        return self._caller if self.translator.is_of_request(line) else None
+        return self._caller if self.translator.belongs_to_request(line) else None
 
     # Sink: what its session calls.
 
     @property
     def has_reader(self) -> bool:
         """Whether it works on an exchange, or on what the bridge itself has asked."""
-        return self.exchange is not None or not self.translator.clean
+        return self.exchange is not None or not self.translator.is_idle
 
     def send(self, lines: list[bytes]) -> None:
         """Handle messages of the process."""
@@ -382,33 +383,33 @@ class ExclusiveWorker(BackendWorker):
         self._send_own(output.to_backend)
         if output.tools is not None:
             self._after_reading.append(partial(self._listed, output.tools))
-        for change in output.changed:
+        for change in output.changes:
             if change.kind == "toolsListChanged":
                 self.tools.invalidate()
             self._observer.worker_notified(self, change)
         exchange = self.exchange
         if exchange is None:
             waits = self._wait.is_running
-            if waits and not self.translator.running and self.translator.clean:
+            if waits and self.translator.is_idle:
                 # A request that was given up has ended after all.
                 self._wait.stop()
                 self._become_free()
             return
-        if output.notes:
-            guarded(self.log, "a response", exchange.deliver, output.notes, False)
+        if output.notifications:
+            guarded(self.log, "a response", exchange.deliver, output.notifications, False)
         if self.exchange is None:
             # To write that has shown that the client has gone.
             return
-        if output.refused is not None:
+        if output.refusal is not None:
             self.exchange = None
-            guarded(self.log, "a response", exchange.fail, output.refused)
-            self.give_up(str(output.refused))
-        elif output.final is not None:
+            guarded(self.log, "a response", exchange.fail, output.refusal)
+            self.give_up(str(output.refusal))
+        elif output.response is not None:
             self._wait.stop()
             self.exchange = None
-            guarded(self.log, "a response", exchange.deliver, [output.final], True)
+            guarded(self.log, "a response", exchange.deliver, [output.response], True)
             self._become_free()
-        elif output.asked:
+        elif output.wants_input:
             self._collect_questions()
 
     # Questions to the client.
@@ -423,7 +424,7 @@ class ExclusiveWorker(BackendWorker):
         exchange, self.exchange = self.exchange, None
         if exchange is None:
             return
-        if not self.translator.questions:
+        if not self.translator.server_requests.by_key:
             # The server has taken them back.
             self.exchange = exchange
             return
@@ -433,5 +434,5 @@ class ExclusiveWorker(BackendWorker):
         self._wait.start(
             self._settings.input_timeout, partial(self.give_up, "the client did not come back")
         )
-        asked = self.translator.input_required(state)
+        asked = self.translator.suspend(state)
         guarded(self.log, "a response", exchange.deliver, [asked], True)

@@ -58,7 +58,7 @@ class SuspendedCalls:
         """Return the worker that waits for this retry.  Raises `InvalidRequestState`."""
         handle = self._key.open(state, exchange.identity, exchange.request, self._clock.seconds())
         worker = self._workers.get(handle)
-        if worker is None or not worker.translator.parked:
+        if worker is None or not worker.translator.is_suspended:
             raise InvalidRequestState(
                 "what waited for this input is over; send the request again without requestState"
             )

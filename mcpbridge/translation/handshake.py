@@ -24,7 +24,7 @@ from mcpbridge.jsonrpc.members import (
 from mcpbridge.mcp import revisions
 from mcpbridge.mcp.capabilities import is_implementation, well_formed, with_extensions
 from mcpbridge.mcp.modern_request import MODERN_PROTOCOL_VERSIONS
-from mcpbridge.translation.to_modern import complete, error_of
+from mcpbridge.translation.to_modern import outcome_of, to_modern_result
 
 #: The revision that a backend is asked for; it may choose an older one.
 ASKED_REVISION = revisions.HANDSHAKE_PROTOCOL_VERSIONS[-1]
@@ -94,7 +94,8 @@ class Initialized(NamedTuple):
         }
         if self.instructions is not None:
             result["instructions"] = self.instructions
-        return encode(complete("server/discover", changed({}, result), self.server_info))
+        whole = to_modern_result("server/discover", changed({}, result), self.server_info)
+        return encode(whole)
 
 
 def initialize_params(
@@ -122,10 +123,10 @@ def read_answer(message: Members) -> Initialized:
     Raises `HandshakeRefused` for an error, for no InitializeResult, and for
     a revision that the bridge does not know.
     """
-    error = error_of(message)
-    if error is not None:
-        raise refusal(error)
-    result = members_of(message["result"])
+    outcome = outcome_of(message)
+    if outcome.error is not None:
+        raise refusal(outcome.error)
+    result = outcome.result or {}
     version = string_of(result.get("protocolVersion"))
     if version not in revisions.HANDSHAKE_PROTOCOL_VERSIONS:
         shown = "none" if version is None else repr(version[:40])

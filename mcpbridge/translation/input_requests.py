@@ -1,14 +1,19 @@
 """
-What a legacy backend asks of the client, as a client of 2026-07-28 is asked:
-an entry of `inputRequests` (basic/patterns/mrtr).
+Input requests: what a server asks of a client while it works on a request.
 
-Knows the three kinds of questions and the capabilities they take; must not
-know which request they belong to.
+Until 2025-11-25 a server sends `elicitation/create`, `sampling/createMessage`
+and `roots/list` as requests of its own.  2026-07-28 puts the same three into
+the `inputRequests` of an `input_required` result, and the client sends its
+request again with `inputResponses` (basic/patterns/mrtr).  Both directions of
+the translation read them into an `InputRequest` and ask `InputCapabilities`
+whether the client can take it.
+
+Knows the three methods, their parameters and the capabilities that they need;
+must not know which request they belong to.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -18,21 +23,18 @@ from mcpbridge.errors import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     METHOD_NOT_FOUND,
-    SERVER_ERROR,
     BridgeError,
     InvalidParams,
     MissingCapability,
 )
-from mcpbridge.jsonrpc.ids import same_id
 from mcpbridge.jsonrpc.members import (
     Members,
     elements_of,
     encode,
     error_code_of,
-    error_line,
+    is_null,
     members,
     members_of,
-    result_line,
     string_of,
 )
 from mcpbridge.mcp.modern_request import INPUT_REQUIRED_METHODS, ModernRequest
@@ -41,100 +43,151 @@ from mcpbridge.translation.to_modern import URL_ELICITATION_REQUIRED
 ELICIT = "elicitation/create"
 SAMPLE = "sampling/createMessage"
 LIST_ROOTS = "roots/list"
-#: What a backend may ask of a client.
-QUESTIONS = frozenset({ELICIT, SAMPLE, LIST_ROOTS})
+#: The methods of input requests, in every revision.
+INPUT_REQUEST_METHODS = frozenset({ELICIT, SAMPLE, LIST_ROOTS})
 
-#: The most questions of a request that may be open.
-MAX_QUESTIONS = 64
-#: The longest id of a question that becomes a key of `inputRequests`, in characters.
-MAX_KEY_LENGTH = 128
-#: How many ids of a call's questions become keys; later questions are `input-N`.
-MAX_NAMED_KEYS = 1024
-#: What a key of the bridge's own begins with.
-_OWN_KEY = "input-"
+#: The most input requests of one call that may be open.
+MAX_INPUT_REQUESTS = 64
 
-#: What 2026-07-28 does not have in the parameters of a question.
+#: Parameters of an input request that 2026-07-28 does not have.
 _LEGACY_PARAMS = frozenset({"_meta", "task", "elicitationId"})
 
 
-class ServerRequest(NamedTuple):
-    """An open request of the backend: its own id, as it stands, and what it asks."""
+class CannotAsk(BridgeError):
+    """
+    The client cannot be asked for this input.
 
-    ident: msgspec.Raw
-    method: str
-    params: Members
+    `code` is that of the error with which a server's own request is answered.
+    """
 
-    def entry(self) -> dict[str, object]:
-        """As a value of `inputRequests`."""
-        if self.method == LIST_ROOTS and not self.params:
-            return {"method": self.method}
-        return {"method": self.method, "params": self.params}
-
-    def missing(self, capabilities: bytes) -> dict[str, object] | None:
-        """
-        The capabilities that it takes and the client has not declared, as a
-        ClientCapabilities object; None where nothing is missing.
-        """
-        declared = members_of(capabilities)
-        if self.method == ELICIT:
-            return _missing_mode(declared, _mode(self.params))
-        if self.method == LIST_ROOTS:
-            return None if _has(declared, "roots") else {"roots": {}}
-        if self.params.keys() & {"tools", "toolChoice"}:
-            sampling = _object(declared, "sampling") or {}
-            return None if _has(sampling, "tools") else {"sampling": {"tools": {}}}
-        return None if _has(declared, "sampling") else {"sampling": {}}
-
-
-class NoQuestion(BridgeError):
-    """A request of the backend is none that a client could be asked; `code` is for the backend."""
-
-    def __init__(self, code: int, text: str) -> None:
+    def __init__(self, text: str, code: int = INTERNAL_ERROR) -> None:
         super().__init__(text)
         self.code = code
 
 
-def read_question(ident: msgspec.Raw, method: str, params: msgspec.Raw | None) -> ServerRequest:
-    """
-    A request of the backend as a question.
+class InputRequest(NamedTuple):
+    """One request for input; `params` is None where it has none."""
 
-    Raises `NoQuestion` for another method, and for parameters that no client
+    method: str
+    params: Members | None
+
+    @property
+    def mode(self) -> str | None:
+        """The mode of an elicitation: `form`, which is the default, or `url`; None otherwise."""
+        params = self.params or {}
+        mode = string_of(params["mode"]) if "mode" in params else "form"
+        return mode if mode in ("form", "url") else None
+
+    @property
+    def wants_tools(self) -> bool:
+        """Whether a sampling request gives the model tools."""
+        return not (self.params or {}).keys().isdisjoint(("tools", "toolChoice"))
+
+    def entry(self) -> dict[str, object]:
+        """Return the request as a value of `inputRequests`."""
+        if self.method == LIST_ROOTS and not self.params:
+            return {"method": self.method}
+        return {"method": self.method, "params": self.params}
+
+
+class InputCapabilities(msgspec.Struct, frozen=True):
+    """
+    The input that a client can be asked for, from its ClientCapabilities.
+
+    An empty `elicitation` declares forms alone (client/elicitation,
+    "Capabilities").  A null is as good as nothing.
+    """
+
+    forms: bool = False
+    urls: bool = False
+    sampling: bool = False
+    sampling_tools: bool = False
+    roots: bool = False
+
+    def missing(self, request: InputRequest) -> dict[str, object] | None:
+        """
+        Return the capabilities that a request needs and the client lacks, as
+        a ClientCapabilities object; None where nothing is missing.
+        """
+        if request.method == LIST_ROOTS:
+            return None if self.roots else {"roots": {}}
+        if request.method == SAMPLE:
+            if request.wants_tools:
+                return None if self.sampling_tools else {"sampling": {"tools": {}}}
+            return None if self.sampling else {"sampling": {}}
+        if request.mode == "url":
+            return None if self.urls else {"elicitation": {"url": {}}}
+        if self.forms:
+            return None
+        return {"elicitation": {"form": {}} if self.urls else {}}
+
+
+def input_capabilities(declared: Mapping[str, msgspec.Raw]) -> InputCapabilities:
+    """Read the members of a ClientCapabilities object; what is no object counts as missing."""
+    elicitation = _object(declared, "elicitation")
+    sampling = _object(declared, "sampling")
+    urls = elicitation is not None and "url" in elicitation
+    return InputCapabilities(
+        forms=elicitation is not None and ("form" in elicitation or not urls),
+        urls=urls,
+        sampling=sampling is not None,
+        sampling_tools=sampling is not None and "tools" in sampling,
+        roots=_object(declared, "roots") is not None,
+    )
+
+
+def missing_capability(asked: InputRequest, request: ModernRequest) -> MissingCapability | None:
+    """Return the refusal of a request whose client cannot take an input request; None if it can."""
+    required = input_capabilities(members_of(request.capabilities)).missing(asked)
+    if required is None:
+        return None
+    names = " and ".join(required)
+    error = MissingCapability(f"the server needs {names} of the client for this", required)
+    error.ident = request.id
+    return error
+
+
+def read_server_request(method: str, params: msgspec.Raw | None) -> InputRequest:
+    """
+    Read a request that a legacy server sends to its client.
+
+    Raise `CannotAsk` for another method, and for parameters that no client
     could make sense of.
     """
-    if method not in QUESTIONS:
-        raise NoQuestion(METHOD_NOT_FOUND, "a client of this bridge has no such method")
+    if method not in INPUT_REQUEST_METHODS:
+        raise CannotAsk("a client of this bridge has no such method", METHOD_NOT_FOUND)
     given = {} if params is None else members(params)
     if given is None:
-        raise NoQuestion(INVALID_PARAMS, "params is not an object")
-    kept = _without_legacy(given)
-    if method == ELICIT and _mode(kept) is None:
-        raise NoQuestion(INVALID_PARAMS, "the mode of an elicitation is form or url")
-    return ServerRequest(ident, method, kept)
+        raise CannotAsk("params is not an object", INVALID_PARAMS)
+    asked = InputRequest(method, _without_legacy(given))
+    if method == ELICIT and asked.mode is None:
+        raise CannotAsk("the mode of an elicitation is form or url", INVALID_PARAMS)
+    return asked
 
 
-def read_required(method: str, error: Members) -> list[ServerRequest]:
+def read_url_elicitations(method: str, error: Members) -> list[InputRequest]:
     """
-    The questions of an error -32042, "URL elicitation required" (2025-11-25,
-    client/elicitation); empty where it is another, does not say them as it
-    should, or answers a method that may not ask.
+    Read the input requests of an error -32042, "URL elicitation required"
+    (2025-11-25, client/elicitation).
+
+    Return none for another error, for one that does not list URL elicitations
+    alone, and for the answer to a method that may not ask for input.
     """
     if method not in INPUT_REQUIRED_METHODS or error_code_of(error) != URL_ELICITATION_REQUIRED:
         return []
-    listed = elements_of(members_of(error.get("data")).get("elicitations"))
-    found = []
-    for each in (listed or [])[:MAX_QUESTIONS]:
-        params = members_of(each)
-        if _mode(params) != "url":
-            return []
-        found.append(ServerRequest(msgspec.Raw(b"null"), ELICIT, _without_legacy(params)))
-    return found
+    listed = elements_of(members_of(error.get("data")).get("elicitations")) or []
+    found = [
+        InputRequest(ELICIT, _without_legacy(members_of(each)))
+        for each in listed[:MAX_INPUT_REQUESTS]
+    ]
+    return found if all(each.mode == "url" for each in found) else []
 
 
-def read_responses(request: ModernRequest) -> Members:
+def read_input_responses(request: ModernRequest) -> Members:
     """
-    The `inputResponses` of a retry; none where it brings none.
+    Return the `inputResponses` of a retry; none where it has none.
 
-    Raises `InvalidParams` where they or one of them are no objects.
+    Raise `InvalidParams` where they, or one of them, are no objects.
     """
     raw = request.params.get("inputResponses")
     given = {} if raw is None else members(raw)
@@ -145,109 +198,16 @@ def read_responses(request: ModernRequest) -> Members:
     return given
 
 
-def missing_of(question: ServerRequest, request: ModernRequest) -> MissingCapability | None:
-    """The answer for a request whose client has not declared what a question takes."""
-    required = question.missing(request.capabilities)
-    if required is None:
-        return None
-    names = " and ".join(required)
-    error = MissingCapability(f"the server needs {names} of the client for this", required)
-    error.ident = request.id
-    return error
-
-
-class OpenQuestions:
-    """The questions of the running request that are not answered, by their keys."""
-
-    def __init__(self) -> None:
-        self.by_key: dict[str, ServerRequest] = {}
-        self._keys = 0
-        # Those that the server named in this call, also where they are answered.
-        self._named: set[str] = set()
-
-    def begin(self) -> None:
-        """Another request runs: what was a key for the last one may be one again."""
-        self._named.clear()
-
-    def key(self, ident: msgspec.Raw | None = None) -> str:
-        """
-        A key of `inputRequests` that is used once in a call: clients may merge rounds.
-
-        A string that the server gave its question as its id is the key, where
-        it is unique and may be one; otherwise, and for a number, it is
-        `input-N`.
-        """
-        named = string_of(ident)
-        if named is not None and self._may_be_key(named):
-            self._named.add(named)
-            return named
-        while True:
-            self._keys += 1
-            key = f"{_OWN_KEY}{self._keys}"
-            if key not in self._named:
-                return key
-
-    def _may_be_key(self, named: str) -> bool:
-        if len(self._named) >= MAX_NAMED_KEYS or not 0 < len(named) <= MAX_KEY_LENGTH:
-            return False
-        if named in self._named or any(unicodedata.category(each)[0] == "C" for each in named):
-            return False
-        number = named.removeprefix(_OWN_KEY)
-        own = number != named and number.isascii() and number.isdigit()
-        return not (own and int(number) <= self._keys)
-
-    def add(self, question: ServerRequest) -> None:
-        """The backend asks; raises `NoQuestion` where it asks too much."""
-        if len(self.by_key) >= MAX_QUESTIONS:
-            raise NoQuestion(INTERNAL_ERROR, f"{MAX_QUESTIONS} requests are open already")
-        self.by_key[self.key(question.ident)] = question
-
-    def answer(self, given: Members) -> list[bytes]:
-        """The lines for the backend, for those that are answered."""
-        keys = [key for key in self.by_key if key in given]
-        return [result_line(self.by_key.pop(key).ident, given[key]) for key in keys]
-
-    def take_back(self, ident: msgspec.Raw | None) -> None:
-        """The backend needs no answer any more."""
-        for key in [key for key, each in self.by_key.items() if same_id(each.ident, ident)]:
-            del self.by_key[key]
-
-    def withdraw(self, why: str) -> list[bytes]:
-        """Nobody will answer them: the lines that say so to the backend."""
-        lines = [error_line(each.ident, SERVER_ERROR, why) for each in self.by_key.values()]
-        self.by_key.clear()
-        return lines
-
-
-def input_requests(questions: Mapping[str, ServerRequest]) -> msgspec.Raw:
-    """The `inputRequests` of a result."""
-    return msgspec.Raw(encode({key: question.entry() for key, question in questions.items()}))
+def input_requests(requests: Mapping[str, InputRequest]) -> msgspec.Raw:
+    """Return the `inputRequests` of a result, by their keys."""
+    return msgspec.Raw(encode({key: each.entry() for key, each in requests.items()}))
 
 
 def _without_legacy(params: Members) -> Members:
     return {name: each for name, each in params.items() if name not in _LEGACY_PARAMS}
 
 
-def _mode(params: Members) -> str | None:
-    """`form`, which may be left unsaid, or `url`; None for anything else."""
-    mode = string_of(params["mode"]) if "mode" in params else "form"
-    return mode if mode in ("form", "url") else None
-
-
-def _missing_mode(declared: Members, mode: str | None) -> dict[str, object] | None:
-    """An empty object declares forms alone (client/elicitation, "Capabilities")."""
-    modes = _object(declared, "elicitation")
-    if mode == "url":
-        there = modes is not None and "url" in modes
-        return None if there else {"elicitation": {"url": {}}}
-    if modes is None:
-        return {"elicitation": {}}
-    return None if "form" in modes or "url" not in modes else {"elicitation": {"form": {}}}
-
-
-def _has(declared: Members, name: str) -> bool:
-    return bytes(declared.get(name, b"")).startswith(b"{")
-
-
-def _object(outer: Members, name: str) -> Members | None:
-    return members(outer[name]) if name in outer else None
+def _object(outer: Mapping[str, msgspec.Raw], name: str) -> Members | None:
+    """Return the members of an object that are not null; None where it is no object."""
+    found = members(outer[name]) if name in outer else None
+    return None if found is None else {key: raw for key, raw in found.items() if not is_null(raw)}

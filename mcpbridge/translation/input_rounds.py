@@ -1,102 +1,99 @@
 """
-A call of a legacy client that a modern backend answers with questions: what
-the client can be asked, and which answers are still to come (2026-07-28,
-basic/patterns/mrtr).
+Rounds of input: a legacy client's call that a server of 2026-07-28 answers
+with `input_required` (basic/patterns/mrtr).
 
-Knows `input_required` results, questions and their deadlines; must not know
-how a call is sent to the backend.  Each step is O(1), for a round O(1) for
-each question of it.
+The client gets each entry of `inputRequests` as a request, and when it has
+answered all of them the call is sent again with their results.  Knows rounds,
+their requests and deadlines; must not know sessions.  Each step is O(1), or
+O(1) for each request of a round.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
 
-from mcpbridge.errors import InvalidParams
-from mcpbridge.jsonrpc.envelope import JsonRpcId
+from mcpbridge.errors import INTERNAL_ERROR, InvalidParams
+from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId
 from mcpbridge.jsonrpc.members import (
+    Members,
     cancellation_line,
+    error_line,
     is_null,
     members,
     members_of,
     request_line,
+    result_line,
     string_of,
 )
 from mcpbridge.mcp.modern_request import TASKS
-from mcpbridge.translation.client_calls import ClientCall
+from mcpbridge.translation.client_calls import ClientCall, ClientCalls, Step
+from mcpbridge.translation.input_requests import (
+    ELICIT,
+    INPUT_REQUEST_METHODS,
+    LIST_ROOTS,
+    CannotAsk,
+    InputCapabilities,
+    InputRequest,
+    input_capabilities,
+)
+from mcpbridge.translation.to_legacy import error_message
 
-#: How often a call may come back with questions.
+#: How many rounds of input a call may have.
 MAX_ROUNDS = 8
-#: How long a client may take for the questions of one round, in seconds.
-LEG_SECONDS = 600.0
-#: How long a call waits that comes back with `requestState` alone, in seconds.
+#: How long a client may take to answer the requests of one round, in seconds.
+ANSWER_SECONDS = 600.0
+#: How long a call waits that gets nothing but `requestState`, in seconds.
 PACE_SECONDS = 0.25
-#: How many questions to a client may be open at a time.
-MAX_QUESTIONS = 256
+#: How many requests to a client may be open at a time.
+MAX_OPEN_INPUT_REQUESTS = 256
 
-#: The revision that has brought URL mode, and `mode` itself.
+#: The revision that brought URL mode, and `mode` itself.
 _WITH_MODES = "2025-11-25"
 _DECLINED = msgspec.Raw(b'{"action":"decline"}')
 _PREFIX = "bridge:"
-_ELICIT, _SAMPLE, _ROOTS = "elicitation/create", "sampling/createMessage", "roots/list"
 
 
-class CannotAsk(Exception):
-    """The client cannot be asked what the backend wants to know; why, as the client reads it."""
-
-
-class InputCapabilities(msgspec.Struct, frozen=True):
+class LegacyClientCapabilities(msgspec.Struct, frozen=True):
     """
-    What a client can be asked.
+    The capabilities of a legacy client.
 
-    `declared` is what the backend is told: the client's capabilities but for
-    those that 2026-07-28 does not have.
+    `declared` is what the server is told: all but what 2026-07-28 does not
+    have.  `has_modes`: the client's revision knows modes of elicitation.
     """
 
     declared: Mapping[str, object]
-    forms: bool = False
-    urls: bool = False
-    sampling: bool = False
-    sampling_tools: bool = False
-    roots: bool = False
-    modes: bool = False
+    input: InputCapabilities
+    has_modes: bool
 
 
-def read_input_capabilities(capabilities: msgspec.Raw | None, version: str) -> InputCapabilities:
+def read_capabilities(raw: msgspec.Raw | None, version: str) -> LegacyClientCapabilities:
     """
-    The capabilities of an `initialize` in a session of that revision; a null
-    is as good as none.  Raises `InvalidParams` where one is no object.
+    Read the capabilities of an `initialize`, in a session of that revision.
+
+    Raise `InvalidParams` where one is no object; a null is as good as none.
     """
-    declared = dict(_parts(capabilities, "capabilities"))
+    declared = _parts(raw, "capabilities")
     declared.pop("tasks", None)
-    inner: dict[str, dict[str, msgspec.Raw]] = {}
+    inner: dict[str, Members] = {}
     for name in ("experimental", "elicitation", "extensions", "roots", "sampling"):
         if name in declared:
             inner[name] = _parts(declared[name], name)
     inner.get("extensions", {}).pop(TASKS, None)
-    elicitation, sampling = inner.get("elicitation"), inner.get("sampling", {})
     inner.get("roots", {}).pop("listChanged", None)
-    modes = version >= _WITH_MODES
-    if elicitation is not None and not modes:
-        elicitation.clear()
-    return InputCapabilities(
-        {**declared, **inner},
-        # No mode is form mode (2025-11-25, client/elicitation, "Capabilities").
-        forms=elicitation is not None and (not elicitation or "form" in elicitation),
-        urls=elicitation is not None and "url" in elicitation,
-        sampling="sampling" in inner,
-        sampling_tools="tools" in sampling,
-        roots="roots" in inner,
-        modes=modes,
-    )
+    has_modes = version >= _WITH_MODES
+    can = input_capabilities(declared)
+    if not has_modes and "elicitation" in inner:
+        inner["elicitation"].clear()
+        can = msgspec.structs.replace(can, forms=True, urls=False)
+    return LegacyClientCapabilities({**declared, **inner}, can, has_modes)
 
 
-def _parts(raw: msgspec.Raw | None, name: str) -> dict[str, msgspec.Raw]:
-    """The members that are not null."""
+def _parts(raw: msgspec.Raw | None, name: str) -> Members:
+    """Return the members of an object that are not null."""
     if raw is None:
         return {}
     parts = members(raw)
@@ -105,32 +102,26 @@ def _parts(raw: msgspec.Raw | None, name: str) -> dict[str, msgspec.Raw]:
     return {key: part for key, part in parts.items() if not is_null(part)}
 
 
-class InputRequest(NamedTuple):
-    """What the backend asks under a key; the params as the client gets them."""
-
-    key: str
-    method: str
-    params: Mapping[str, object] | None
-
-
 class InputRound(NamedTuple):
     """
-    One `input_required` result: what the client is to be asked, what is
-    answered in its place, and the backend's state, as it stands.
+    One `input_required` result.
+
+    `requests` are for the client, by their keys, with the params that it
+    gets; `responses` are given in its place; `state` is the server's.
     """
 
-    questions: list[InputRequest]
-    answers: dict[str, msgspec.Raw]
+    requests: list[tuple[str, InputRequest]]
+    responses: Members
     state: msgspec.Raw | None
 
 
-def read_round(result: Mapping[str, msgspec.Raw], client: InputCapabilities) -> InputRound:
+def read_round(result: Members, client: LegacyClientCapabilities) -> InputRound:
     """
-    What a result asks, of a client with these abilities.
+    Read an `input_required` result for a client with these capabilities.
 
-    An elicitation that the client cannot do is declined in its place.  Raises
-    `CannotAsk` for all else that it cannot, and for a result that is not one
-    of 2026-07-28.
+    An elicitation that the client cannot take is declined for it.  Raise
+    `CannotAsk` for any other request that it cannot take, and for a result
+    that is not one of 2026-07-28.
     """
     state = _unless_null(result.get("requestState"))
     if state is not None and not bytes(state).startswith(b'"'):
@@ -143,47 +134,42 @@ def read_round(result: Mapping[str, msgspec.Raw], client: InputCapabilities) -> 
         raise CannotAsk("the server wants input, but does not say what")
     found = InputRound([], {}, state)
     for key, entry in wanted.items():
-        question = _read_question(key, members_of(entry), client)
-        if question is None:
-            found.answers[key] = _DECLINED
+        asked = _read_entry(members_of(entry), client)
+        if asked is None:
+            found.responses[key] = _DECLINED
         else:
-            found.questions.append(question)
+            found.requests.append((key, asked))
     return found
 
 
-def _read_question(
-    key: str, entry: Mapping[str, msgspec.Raw], client: InputCapabilities
-) -> InputRequest | None:
-    """One entry of `inputRequests`; None: it is declined."""
+def _read_entry(entry: Members, client: LegacyClientCapabilities) -> InputRequest | None:
+    """Read an entry of `inputRequests`; None where it is to be declined."""
     method = string_of(entry.get("method"))
     params = members(entry["params"]) if "params" in entry else None
-    if method == _ROOTS:
-        if not client.roots:
-            raise CannotAsk("the server asks for roots, which this client has not declared")
-        return InputRequest(key, method, params)
-    if method not in (_ELICIT, _SAMPLE) or params is None:
+    if method not in INPUT_REQUEST_METHODS or (params is None and method != LIST_ROOTS):
         raise CannotAsk("the server asks something that MCP 2026-07-28 does not have")
-    if method == _ELICIT:
-        return _read_elicitation(key, params, client)
-    if not client.sampling:
-        raise CannotAsk("the server asks for sampling, which this client has not declared")
-    if not client.sampling_tools and not params.keys().isdisjoint(("tools", "toolChoice")):
+    asked = InputRequest(method, params)
+    if method == ELICIT:
+        lacks = asked.mode is None or client.input.missing(asked) is not None
+        return None if lacks else _legacy_elicitation(asked, client)
+    if client.input.missing(asked) is None:
+        return asked
+    if method == LIST_ROOTS:
+        raise CannotAsk("the server asks for roots, which this client has not declared")
+    if client.input.sampling:
         raise CannotAsk("the server asks for sampling with tools, which this client cannot")
-    return InputRequest(key, method, params)
+    raise CannotAsk("the server asks for sampling, which this client has not declared")
 
 
-def _read_elicitation(
-    key: str, params: Mapping[str, msgspec.Raw], client: InputCapabilities
-) -> InputRequest | None:
-    mode = string_of(params["mode"]) if "mode" in params else "form"
-    if mode == "form" and client.forms:
-        if client.modes:
-            return InputRequest(key, _ELICIT, params)
-        return InputRequest(key, _ELICIT, {name: params[name] for name in params if name != "mode"})
-    if mode == "url" and client.urls:
-        # 2025-11-25 wants an id, which this revision no longer has.
-        return InputRequest(key, _ELICIT, {"elicitationId": str(uuid.uuid4()), **params})
-    return None
+def _legacy_elicitation(asked: InputRequest, client: LegacyClientCapabilities) -> InputRequest:
+    params = asked.params or {}
+    if asked.mode == "url":
+        # 2025-11-25 wants an id, which 2026-07-28 no longer has.
+        ident = msgspec.Raw(b'"%b"' % str(uuid.uuid4()).encode())
+        return InputRequest(ELICIT, {"elicitationId": ident, **params})
+    if client.has_modes:
+        return asked
+    return InputRequest(ELICIT, {name: params[name] for name in params if name != "mode"})
 
 
 def _unless_null(raw: msgspec.Raw | None) -> msgspec.Raw | None:
@@ -192,89 +178,95 @@ def _unless_null(raw: msgspec.Raw | None) -> msgspec.Raw | None:
 
 class PendingInput:
     """
-    The calls that wait for the client, or for the time to be sent again, and
-    the bridge's own questions: `bridge:1`, `bridge:2` and on.
+    The calls that wait for the client, or for the time to be sent again.
+
+    The bridge's requests to the client have the ids `bridge:1`, `bridge:2`
+    and on.
     """
 
     def __init__(self) -> None:
-        self._asked = 0
-        self._questions: dict[JsonRpcId, ClientCall] = {}
-        # Each with one delay for all, so what comes first is due first.
-        self._legs: dict[ClientCall, float] = {}
+        self._last_number = 0
+        self._by_id: dict[JsonRpcId, ClientCall] = {}
+        # Each has one delay for all calls, so the first is due first.
+        self._deadlines: dict[ClientCall, float] = {}
         self._paced: dict[ClientCall, float] = {}
 
     @property
     def due(self) -> float | None:
-        """When the first of them is due; None where none waits."""
-        return min((next(iter(all_.values())) for all_ in self._both() if all_), default=None)
+        """When the first call is due; None where none waits."""
+        both = (self._deadlines, self._paced)
+        return min((next(iter(each.values())) for each in both if each), default=None)
 
     def add(self, call: ClientCall, asked: InputRound, now: float) -> list[bytes]:
         """
-        Let a call wait for a round; returns the questions as lines for the
-        client.  A round without any, of `requestState` or declined answers
-        alone, is paced: a backend cannot make the bridge spin.  Raises
-        `CannotAsk` where too many are open already.
+        Let a call wait for a round; return the requests as lines for the client.
+
+        A round without any, of `requestState` or declined elicitations alone,
+        is paced: a server cannot make the bridge spin.  Raise `CannotAsk`
+        where more than `MAX_OPEN_INPUT_REQUESTS` would be open.
         """
-        if len(self._questions) + len(asked.questions) > MAX_QUESTIONS:
-            raise CannotAsk(f"no more than {MAX_QUESTIONS} questions to a client may be open")
+        if len(self._by_id) + len(asked.requests) > MAX_OPEN_INPUT_REQUESTS:
+            raise CannotAsk(
+                f"no more than {MAX_OPEN_INPUT_REQUESTS} questions to a client may be open"
+            )
         call.state = asked.state
-        call.answers = dict(asked.answers)
+        call.responses = dict(asked.responses)
         lines = []
-        for key, method, params in asked.questions:
-            self._asked += 1
-            ident = f"{_PREFIX}{self._asked}"
-            self._questions[ident] = call
-            call.questions[ident] = key
+        for key, (method, params) in asked.requests:
+            self._last_number += 1
+            ident = f"{_PREFIX}{self._last_number}"
+            self._by_id[ident] = call
+            call.keys[ident] = key
             lines.append(request_line(ident, method, params))
         if lines:
-            self._legs[call] = now + LEG_SECONDS
+            self._deadlines[call] = now + ANSWER_SECONDS
         else:
             self._paced[call] = now + PACE_SECONDS
         return lines
 
-    def asker(self, ident: JsonRpcId | msgspec.UnsetType) -> ClientCall | None:
-        """The call for which the client was asked that; None: it was not, or is answered."""
-        return None if ident is msgspec.UNSET else self._questions.get(ident)
+    def call_of(self, ident: JsonRpcId | msgspec.UnsetType) -> ClientCall | None:
+        """Return the call that waits for the answer to this request; None where none does."""
+        return None if ident is msgspec.UNSET else self._by_id.get(ident)
 
     def answer(self, call: ClientCall, ident: str, result: msgspec.Raw) -> bool:
-        """The client has answered; returns whether that was the last answer of the round."""
-        del self._questions[ident]
-        call.answers[call.questions.pop(ident)] = result
-        if not call.questions:
-            del self._legs[call]
-        return not call.questions
+        """Take the client's answer; return True where it was the last one of the round."""
+        del self._by_id[ident]
+        call.responses[call.keys.pop(ident)] = result
+        if not call.keys:
+            del self._deadlines[call]
+        return not call.keys
 
-    def take_back(self, call: ClientCall, ident: str, key: str, now: float) -> None:
-        """The last answer of the round could not be used: it is open again."""
-        self._questions[ident] = call
-        call.questions[ident] = key
-        self._legs[call] = now + LEG_SECONDS
+    def undo_answer(self, call: ClientCall, ident: str, key: str, now: float) -> None:
+        """Open a request again whose answer, the last of a round, could not be used."""
+        self._by_id[ident] = call
+        call.keys[ident] = key
+        self._deadlines[call] = now + ANSWER_SECONDS
 
     def drop(self, call: ClientCall, answered: JsonRpcId | msgspec.UnsetType = None) -> list[bytes]:
-        """A call waits no more; returns the cancellations of its questions but the answered one."""
-        self._legs.pop(call, None)
+        """
+        Let a call wait no more; return the lines that cancel its requests at
+        the client, but for the answered one.
+        """
+        self._deadlines.pop(call, None)
         self._paced.pop(call, None)
         lines = []
-        for ident in call.questions:
-            del self._questions[ident]
+        for ident in call.keys:
+            del self._by_id[ident]
             if ident != answered:
                 lines.append(cancellation_line(ident, "the call it belongs to is over"))
-        call.questions = {}
+        call.keys = {}
         return lines
 
-    def late(self, now: float) -> list[ClientCall]:
-        """The calls whose client has not answered in time; they wait on until dropped."""
-        return _due(self._legs, now)
+    def overdue(self, now: float) -> list[ClientCall]:
+        """Return the calls whose client has not answered in time; they wait until dropped."""
+        return _due(self._deadlines, now)
 
-    def paced(self, now: float) -> list[ClientCall]:
-        """The calls that have waited long enough to be sent again; they wait no more."""
+    def take_paced(self, now: float) -> list[ClientCall]:
+        """Return the calls that may be sent again now; they wait no more."""
         due = _due(self._paced, now)
         for call in due:
             del self._paced[call]
         return due
-
-    def _both(self) -> tuple[dict[ClientCall, float], dict[ClientCall, float]]:
-        return self._legs, self._paced
 
 
 def _due(waiting: Mapping[ClientCall, float], now: float) -> list[ClientCall]:
@@ -284,3 +276,87 @@ def _due(waiting: Mapping[ClientCall, float], now: float) -> list[ClientCall]:
             break
         due.append(call)
     return due
+
+
+class InputRounds:
+    """The rounds of input of a session's calls."""
+
+    def __init__(self, calls: ClientCalls) -> None:
+        self._calls = calls
+        self._pending = PendingInput()
+        #: The client's, once it has sent `initialize`.
+        self.client = LegacyClientCapabilities({}, InputCapabilities(), False)
+
+    @property
+    def due(self) -> float | None:
+        """When `tick` has something to do; None where nothing waits."""
+        return self._pending.due
+
+    def begin(self, call: ClientCall, result: Members, now: float, step: Step) -> None:
+        """Ask the client for what an `input_required` result wants, or fail the call."""
+        call.rounds += 1
+        if call.rounds > MAX_ROUNDS:
+            self.fail(call, f"the server has asked for input more than {MAX_ROUNDS} times", step)
+            return
+        try:
+            asked = read_round(result, self.client)
+            step.to_client.extend(self._pending.add(call, asked, now))
+        except CannotAsk as why:
+            self._calls.settle(call)
+            step.to_client.append(error_line(call.raw_id, INTERNAL_ERROR, str(why)))
+
+    def call_of(self, envelope: Envelope) -> ClientCall | None:
+        """Return the call for which a response of the client is; None for any other response."""
+        return self._pending.call_of(envelope.id)
+
+    def answer(
+        self, call: ClientCall, line: bytes, ident: str, now: float, step: Step
+    ) -> Callable[[], None] | None:
+        """
+        Take the response to the request `ident`; the last of a round sends the call again.
+
+        Return what undoes that, None where nothing was sent.
+        """
+        outer = members_of(line)
+        if members(outer.get("result", b"")) is None:
+            why = f"the client did not answer the server's question: {error_message(outer)}"
+            self.fail(call, why, step, ident)
+            return None
+        if not self._calls.count(call, len(line)):
+            self.fail(call, "the client's answers are too large", step, ident)
+            return None
+        key = call.keys[ident]
+        if not self._pending.answer(call, ident, outer["result"]):
+            return None
+        step.to_backend.append(self._calls.send_again(call))
+
+        def undo() -> None:
+            self._calls.undo_send(call)
+            self._calls.count(call, -len(line))
+            self._pending.undo_answer(call, ident, key, now)
+
+        return undo
+
+    def drop(self, call: ClientCall, step: Step) -> None:
+        """Cancel at the client what it is asked for a call that is over."""
+        step.to_client.extend(self._pending.drop(call))
+
+    def tick(self, now: float, step: Step) -> None:
+        """Fail the calls that have waited too long, and send the paced ones again."""
+        for call in self._pending.overdue(now):
+            self.fail(call, "the client did not answer the server's questions in time", step)
+        step.to_backend.extend(map(self._calls.send_again, self._pending.take_paced(now)))
+
+    def fail(self, call: ClientCall, why: str, step: Step, answered: str | None = None) -> None:
+        """
+        Answer a call that came as far as asking the client.
+
+        A tool says what is wrong in its result, where a model can read it.
+        """
+        step.to_client.extend(self._pending.drop(call, answered))
+        self._calls.settle(call)
+        if call.method == "tools/call":
+            content = [{"type": "text", "text": why}]
+            step.to_client.append(result_line(call.raw_id, {"content": content, "isError": True}))
+        else:
+            step.to_client.append(error_line(call.raw_id, INTERNAL_ERROR, why))

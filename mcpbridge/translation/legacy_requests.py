@@ -1,8 +1,8 @@
 """
-What the bridge writes to a legacy backend: requests with numbers of its own.
+The requests that a legacy server is sent: those of clients, and the bridge's own.
 
-Knows which numbers were given out, and what the backend was told; must not
-know what its answers mean to a client.
+Knows which numbers were given out, which of them nobody waits for any more,
+and which log level the server was told; must not know what its answers mean.
 """
 
 from __future__ import annotations
@@ -27,83 +27,141 @@ from mcpbridge.mcp.modern_request import (
     ModernRequest,
 )
 
-#: How many requests of the bridge's own may be unanswered and still be told
-#: from answers to nothing.
+#: How many unanswered requests of the bridge's own are remembered, and how many
+#: of clients that were given up.
 OWN_KEPT = 256
 
-#: What no legacy backend is asked: the last two are for the bridge to answer.
-_NOT_ASKED = REMOVED | {"server/discover", "subscriptions/listen"}
-#: What is between client and bridge, or asks for a task, which is not translated.
-#: In a request of an extension the names may mean anything.
-_NOT_PASSED = dict.fromkeys(("inputResponses", "requestState", "task"), msgspec.UNSET)
+#: Methods that no legacy server is asked: the last two are for the bridge to answer.
+_NOT_FORWARDED = REMOVED | {"server/discover", "subscriptions/listen"}
+#: Parameters that are between client and bridge, or ask for a task, which is not
+#: translated.  In a request of an extension the names may mean anything.
+_REMOVED_PARAMS = dict.fromkeys(("inputResponses", "requestState", "task"), msgspec.UNSET)
 
 #: What a request of 2026-07-28 may say of itself in `_meta`.
 _META = frozenset({CLIENT_CAPABILITIES, CLIENT_INFO, LOG_LEVEL, PROTOCOL_VERSION})
 
 
-class Outgoing:
-    """The requests of one process, numbered for its life, and its log level."""
+class LegacyRequests:
+    """
+    The requests of one process, numbered for its life, and its log level.
+
+    The bridge's own requests have answers that reach no client: `subscribe`,
+    `unsubscribe`, `list_tools`, and the setting of the log level.
+    """
 
     def __init__(self) -> None:
-        self._numbers = 0
-        # Of the bridge's own: whether it is a tools/list.
+        self._last_number = 0
+        # Unanswered ones of the bridge's own; True for a tools/list.
         self._own: dict[int, bool] = {}
+        self._listing: int | None = None
+        self._abandoned: set[int] = set()
         self._level: str | None = None
 
-    @property
-    def last(self) -> int:
-        """The number that was given out last."""
-        return self._numbers
+    # Requests of clients.
 
-    @property
-    def waiting(self) -> int:
-        """How many of the bridge's own are not answered."""
-        return len(self._own)
+    def forward(self, request: ModernRequest) -> tuple[int, bytes]:
+        """
+        Return the number and the line of a client's request, as a legacy
+        server takes it.
 
-    def request(self, method: str, params: Mapping[str, object]) -> bytes:
-        """The line of a request of the bridge's own."""
-        self._numbers += 1
-        if len(self._own) >= OWN_KEPT:
-            del self._own[next(iter(self._own))]
-        self._own[self._numbers] = method == "tools/list"
-        return request_line(self._numbers, method, params)
-
-    def settle(self, number: int | None) -> bool | None:
-        """One of the bridge's own is answered: whether it was a tools/list; None for another."""
-        return None if number is None else self._own.pop(number, None)
+        The number is its progress token, too, where the client has given one.
+        """
+        self._last_number += 1
+        changes: dict[str, object] = dict.fromkeys(_removed_meta(request), msgspec.UNSET)
+        if PROGRESS_TOKEN in request.meta:
+            wanted = request.progress_token is not None
+            changes[PROGRESS_TOKEN] = self._last_number if wanted else msgspec.UNSET
+        meta = changed(request.meta, changes)
+        removed = _REMOVED_PARAMS if request.method in INPUT_REQUIRED_METHODS else {}
+        params = changed(request.params, {**removed, "_meta": meta or msgspec.UNSET})
+        line = encode({**request.outer, "id": self._last_number, "params": params})
+        return self._last_number, line
 
     def set_level(self, request: ModernRequest) -> list[bytes]:
-        """The line that sets the log level that a client wants, where it is not the last one."""
+        """Return the line that sets the log level a client wants, where it is another one."""
         level = request.log_level
         if level is None or level == self._level:
             return []
         self._level = level
-        return [self.request("logging/setLevel", {"level": level})]
+        return [self.own("logging/setLevel", {"level": level})]
 
     def forget_level(self) -> None:
-        """It is not known whether the backend was told the last one."""
+        """Set the level anew next time: it is not known whether the server was told."""
         self._level = None
 
-    def passed(self, request: ModernRequest) -> tuple[int, bytes]:
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether the server may still work on a request that nobody waits for."""
+        return bool(self._abandoned)
+
+    def abandon(self, number: int) -> None:
+        """Stop waiting for the answer to a client's request."""
+        # Of too many, 0 stands for the rest.  It is never answered, so the process
+        # is never taken for idle again.
+        self._abandoned.add(number if len(self._abandoned) < OWN_KEPT else 0)
+
+    def settle_abandoned(self, number: int | None) -> bool:
+        """Take the answer to an abandoned request; return False where it is none."""
+        if number not in self._abandoned:
+            return False
+        self._abandoned.remove(number)
+        return True
+
+    # Requests of the bridge's own.
+
+    @property
+    def unanswered(self) -> int:
+        """How many of the bridge's own have no answer yet."""
+        return len(self._own)
+
+    def own(self, method: str, params: Mapping[str, object]) -> bytes:
+        """Return the line of a request of the bridge's own."""
+        self._last_number += 1
+        if len(self._own) >= OWN_KEPT:
+            del self._own[next(iter(self._own))]
+        self._own[self._last_number] = method == "tools/list"
+        return request_line(self._last_number, method, params)
+
+    def subscribe(self, uri: str) -> bytes:
+        """Return the line that subscribes to a resource."""
+        return self.own("resources/subscribe", {"uri": uri})
+
+    def unsubscribe(self, uri: str) -> bytes:
+        """Return the line that ends a subscription."""
+        return self.own("resources/unsubscribe", {"uri": uri})
+
+    def list_tools(self, cursor: str | None) -> bytes:
+        """Return the line that asks for a page of tools, which comes as `ServerOutput.tools`."""
+        line = self.own("tools/list", {} if cursor is None else {"cursor": cursor})
+        self._listing = self._last_number
+        return line
+
+    def stop_listing(self) -> None:
+        """Wait for no page of tools any more; it must not be taken for the next one."""
+        if self._listing is not None:
+            self._abandoned.add(self._listing)
+            self._listing = None
+
+    def settle_own(self, number: int | None) -> bool | None:
         """
-        A client's request, as a legacy backend takes it, and its number,
-        which is its progress token too where the client has given one.
+        Take the answer to one of the bridge's own; return whether that was a
+        tools/list, None where it is another's.
         """
-        self._numbers += 1
-        changes: dict[str, object] = dict.fromkeys(_not_passed_of_meta(request), msgspec.UNSET)
-        if PROGRESS_TOKEN in request.meta:
-            wanted = request.progress_token is not None
-            changes[PROGRESS_TOKEN] = self._numbers if wanted else msgspec.UNSET
-        meta = changed(request.meta, changes)
-        own = _NOT_PASSED if request.method in INPUT_REQUIRED_METHODS else {}
-        params = changed(request.params, {**own, "_meta": meta or msgspec.UNSET})
-        return self._numbers, encode({**request.outer, "id": self._numbers, "params": params})
+        listed = None if number is None else self._own.pop(number, None)
+        if listed and number not in self._abandoned:
+            self._listing = None
+        return listed
+
+    def undo_own(self) -> None:
+        """Forget the last request, which could not be written."""
+        if self._own.pop(self._last_number, None):
+            self._listing = None
 
 
-def check_passed(request: ModernRequest) -> None:
-    """Raise `MethodNotFound` for what 2026-07-28 has removed, and what the bridge answers."""
+def check_method(request: ModernRequest) -> None:
+    """Raise `MethodNotFound` for what 2026-07-28 has removed, or the bridge itself answers."""
     method = request.method
-    if method in _NOT_ASKED or method.startswith(("tasks/", "notifications/")):
+    if method in _NOT_FORWARDED or method.startswith(("tasks/", "notifications/")):
         error = MethodNotFound(
             f"{method[:80]} is no method for a server of {MODERN_PROTOCOL_VERSIONS[-1]}"
         )
@@ -111,10 +169,10 @@ def check_passed(request: ModernRequest) -> None:
         raise error
 
 
-def _not_passed_of_meta(request: ModernRequest) -> list[str]:
+def _removed_meta(request: ModernRequest) -> list[str]:
     """
-    The keys of `_meta` with the prefix of the specification, but for those
-    that are extensions which the client declares.
+    Return the keys of `_meta` with the specification's prefix, except those
+    of extensions that the client declares.
     """
     named = [name for name in request.meta if name.startswith(PREFIX)]
     if all(name in _META for name in named):

@@ -1,9 +1,8 @@
 """
-What a backend of 2026-07-28 says, as a client of an earlier revision must
-see it.
+Messages of a server of 2026-07-28, as a client of an earlier revision must see them.
 
-Knows the messages of both eras; must not know which call is open or what is
-subscribed to.  What needs no change stays byte-identical.
+Knows the messages of both eras; must not know which call is open, nor what a
+client is subscribed to.  What needs no change stays byte-identical.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from mcpbridge.errors import (
     INTERNAL_ERROR,
     MISSING_CAPABILITY,
     UNSUPPORTED_VERSION,
-    InvalidParams,
 )
 from mcpbridge.jsonrpc.members import (
     Members,
@@ -26,9 +24,8 @@ from mcpbridge.jsonrpc.members import (
     encode,
     error_code_of,
     error_line,
-    is_null,
-    members,
     members_of,
+    meta_of,
     string_of,
     strings_of,
     value_of,
@@ -37,108 +34,99 @@ from mcpbridge.jsonrpc.members import (
 from mcpbridge.mcp.capabilities import is_implementation, with_extensions
 from mcpbridge.mcp.modern_request import SERVER_INFO, SUBSCRIPTION_ID
 
-#: The results that say how long they may be kept (server/utilities/caching).
+#: Methods whose results say how long they may be kept (server/utilities/caching).
 _CACHEABLE = frozenset(
     {"prompts/list", "resources/list", "resources/read", "resources/templates/list", "tools/list"}
 )
 #: Errors that blame the sender of a request of 2026-07-28, which is the bridge.
-_OF_THE_BRIDGE = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
-_LISTS = {
+_CAUSED_BY_BRIDGE = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
+#: The member of a subscription's filter for each capability with `listChanged`.
+_LIST_FILTERS = {
     "tools": "toolsListChanged",
     "prompts": "promptsListChanged",
     "resources": "resourcesListChanged",
 }
-_UNKNOWN = {"name": "unknown", "version": "0"}
+_UNKNOWN_SERVER = {"name": "unknown", "version": "0"}
 _UNREADABLE = "the server's answer is none of JSON-RPC 2.0"
-_OTHER_KIND = "the server's result is of a kind that this client cannot have"
-#: How much of a text of others is repeated in one of the bridge's, in characters.
-_SHOWN = 200
+_OTHER_TYPE = "the server's result is of a kind that this client cannot have"
+#: How much of a peer's error message the bridge repeats, in characters.
+_SHOWN_CHARS = 200
 
-Kind = Literal["complete", "input_required", "unknown"]
-
-
-def params_of(raw: msgspec.Raw | None, name: str) -> Members:
-    """
-    The members of an object that may be missing, or null.  Raises
-    `InvalidParams`, which names it, for anything else.
-    """
-    found = {} if is_null(raw) else members(raw)  # type: ignore[arg-type]
-    if found is None:
-        raise InvalidParams(f"{name} must be an object")
-    return found
+ResultType = Literal["complete", "input_required", "unknown"]
 
 
-def uris_of(raw: msgspec.Raw | None) -> frozenset[str]:
-    """The resources in a filter of `subscriptions/listen`."""
+def subscribed_uris(raw: msgspec.Raw | None) -> frozenset[str]:
+    """Return the resources in a filter of `subscriptions/listen`."""
     return frozenset(strings_of(members_of(raw).get("resourceSubscriptions")))
 
 
-def reason_of(answer: Mapping[str, msgspec.Raw]) -> str:
-    """Why an answer is an error, in the words of its sender, cut to a readable length."""
-    said = string_of(members_of(answer.get("error")).get("message"))
-    return "no reason was given" if said is None else said[:_SHOWN]
+def error_message(response: Mapping[str, msgspec.Raw]) -> str:
+    """Return the message of a response's error, cut to a readable length."""
+    message = string_of(members_of(response.get("error")).get("message"))
+    return "no reason was given" if message is None else message[:_SHOWN_CHARS]
 
 
 def initialize_result(discovered: Members, revision: str) -> dict[str, object]:
-    """The InitializeResult of a session, from the result of `server/discover`."""
+    """Return the InitializeResult of a session, from the result of `server/discover`."""
     capabilities = members_of(discovered.get("capabilities"))
     capabilities.pop("tasks", None)
-    said: dict[str, object] = {
+    server_info = meta_of(discovered).get(SERVER_INFO)
+    result: dict[str, object] = {
         "protocolVersion": revision,
         "capabilities": with_extensions(capabilities),
+        "serverInfo": server_info if is_implementation(server_info) else _UNKNOWN_SERVER,
     }
-    server = members_of(discovered.get("_meta")).get(SERVER_INFO)
-    said["serverInfo"] = server if is_implementation(server) else _UNKNOWN
     instructions = discovered.get("instructions")
     if string_of(instructions) is not None:
-        said["instructions"] = instructions
-    return said
+        result["instructions"] = instructions
+    return result
 
 
-def changing_lists(discovered: Members) -> list[str]:
-    """The members of a filter for the lists of which the server tells that they change."""
+def list_filters(discovered: Members) -> list[str]:
+    """Return the members of a subscription's filter for the lists that may change."""
     capabilities = members_of(discovered.get("capabilities"))
     return [
         flag
-        for name, flag in _LISTS.items()
+        for name, flag in _LIST_FILTERS.items()
         if value_of(members_of(capabilities.get(name)).get("listChanged")) is True
     ]
 
 
-def kind_of(result: Members) -> Kind:
-    """What a result is (basic/index, "ResultType"); one that does not say is complete."""
-    said = string_of(result["resultType"]) if "resultType" in result else "complete"
-    if said == "complete":
+def result_type(result: Members) -> ResultType:
+    """Return the type of a result (basic/index, "ResultType"), which is complete by default."""
+    found = string_of(result["resultType"]) if "resultType" in result else "complete"
+    if found == "complete":
         return "complete"
-    return "input_required" if said == "input_required" else "unknown"
+    return "input_required" if found == "input_required" else "unknown"
 
 
-def lower_result(answer: Members, result: Members, shown: msgspec.Raw, method: str) -> bytes:
-    """An answer with a result that is complete; `shown` is the client's id, as it stands."""
+def to_legacy_result(response: Members, result: Members, raw_id: msgspec.Raw, method: str) -> bytes:
+    """Return a response with a complete result; `raw_id` is the client's id, as it stands."""
     changes: dict[str, object] = {"resultType": msgspec.UNSET}
     if method in _CACHEABLE:
         changes |= {"ttlMs": msgspec.UNSET, "cacheScope": msgspec.UNSET}
-    plain = changed(result, changes)
-    if "_meta" in plain:
-        plain = with_meta(plain, {SERVER_INFO: msgspec.UNSET})
-    return encode({**answer, "id": shown, "result": plain})
+    legacy = changed(result, changes)
+    if "_meta" in legacy:
+        legacy = with_meta(legacy, {SERVER_INFO: msgspec.UNSET})
+    return encode({**response, "id": raw_id, "result": legacy})
 
 
-def lower_error(answer: Members, shown: msgspec.Raw) -> bytes:
-    """Any other answer."""
-    if members_of(answer.get("result")):
-        return error_line(shown, INTERNAL_ERROR, _OTHER_KIND)
-    error = members_of(answer.get("error"))
+def to_legacy_error(response: Members, raw_id: msgspec.Raw) -> bytes:
+    """Return any other response as an error."""
+    if members_of(response.get("result")):
+        return error_line(raw_id, INTERNAL_ERROR, _OTHER_TYPE)
+    error = members_of(response.get("error"))
     code = error_code_of(error)
     if code is None or string_of(error.get("message")) is None:
-        return error_line(shown, INTERNAL_ERROR, _UNREADABLE)
-    if code in _OF_THE_BRIDGE:
-        text = f"the server refuses what the bridge has made of the request: {reason_of(answer)}"
-        return error_line(shown, INTERNAL_ERROR, text)
-    return encode({**answer, "id": shown})
+        return error_line(raw_id, INTERNAL_ERROR, _UNREADABLE)
+    if code in _CAUSED_BY_BRIDGE:
+        why = error_message(response)
+        text = f"the server refuses what the bridge has made of the request: {why}"
+        return error_line(raw_id, INTERNAL_ERROR, text)
+    return encode({**response, "id": raw_id})
 
 
-def lower_notification(notice: Members) -> bytes:
-    """A notification of a subscription, without the number of that."""
-    params = with_meta(members_of(notice.get("params")), {SUBSCRIPTION_ID: msgspec.UNSET})
-    return encode({**notice, "params": params})
+def to_legacy_notification(notification: Members) -> bytes:
+    """Return a notification of a subscription without the subscription's number."""
+    params = with_meta(members_of(notification.get("params")), {SUBSCRIPTION_ID: msgspec.UNSET})
+    return encode({**notification, "params": params})

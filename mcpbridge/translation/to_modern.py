@@ -1,11 +1,13 @@
 """
-A legacy backend's answer, as a client of 2026-07-28 must see it.
+Responses of a legacy server, as a client of 2026-07-28 must see them.
 
-Knows the shapes of results and errors of both eras; must not know which
-request they belong to.  What needs no change stays byte-identical.
+Knows results and errors of both eras; must not know which request they answer.
+What needs no change stays byte-identical.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,7 +24,7 @@ from mcpbridge.jsonrpc.members import (
 )
 from mcpbridge.mcp.modern_request import SERVER_INFO
 
-#: Whose results say how long they may be kept (2026-07-28, server/utilities/caching).
+#: Methods whose results say how long they may be kept (2026-07-28, server/utilities/caching).
 CACHEABLE = frozenset(
     {
         "server/discover",
@@ -39,45 +41,58 @@ URL_ELICITATION_REQUIRED = -32042
 RESOURCE_NOT_FOUND = -32002
 
 
-def complete(method: str, result: Members, server_info: msgspec.Raw | None) -> Members:
-    """A result with what 2026-07-28 asks of it; tools without what it has no word for."""
+class Outcome(NamedTuple):
+    """The members of a response's result, or those of its error: one is None."""
+
+    result: Members | None
+    error: Members | None
+
+
+def outcome_of(response: Members) -> Outcome:
+    """
+    Read the result or the error of a response, once.
+
+    An error that is no object becomes one, and so does a result that is none.
+    """
+    raw = response.get("error")
+    if raw is None or is_null(raw):
+        result = members(response.get("result", b""))
+        return Outcome(result, _NEITHER if result is None else None)
+    return Outcome(None, members(raw) or _NEITHER)
+
+
+def to_modern_result(method: str, result: Members, server_info: msgspec.Raw | None) -> Members:
+    """
+    Return a result with the members that 2026-07-28 asks for.
+
+    A tool loses `execution`, which that revision does not have, and one that
+    can only be called as a task is left out.
+    """
     changes: dict[str, object] = {"resultType": "complete"}
     if method in CACHEABLE:
-        # A legacy server says nothing of it, so: do not.
+        # A legacy server does not say how long, so: not at all.
         changes.update(ttlMs=0, cacheScope="private")
     if method == "tools/list" and "tools" in result:
         changes["tools"] = _tools(result["tools"])
-    return changed(_signed(result, server_info), changes)
+    return changed(_with_server_info(result, server_info), changes)
 
 
-def input_required(
+def input_required_result(
     requests: msgspec.Raw | None, state: str | None, server_info: msgspec.Raw | None
 ) -> Members:
-    """An InputRequiredResult; one of the two must be there."""
-    whole: dict[str, object] = {"resultType": "input_required"}
+    """Return an InputRequiredResult; requests or state must be there."""
+    result: dict[str, object] = {"resultType": "input_required"}
     if requests is not None:
-        whole["inputRequests"] = requests
+        result["inputRequests"] = requests
     if state is not None:
-        whole["requestState"] = state
-    return _signed(changed({}, whole), server_info)
+        result["requestState"] = state
+    return _with_server_info(changed({}, result), server_info)
 
 
-def error_of(message: Members) -> Members | None:
+def to_modern_error(error: Members) -> Members:
     """
-    The error of a response; None where it has a result.  An error that is no
-    object becomes one, and so does a result that is none.
-    """
-    error = message.get("error")
-    if error is None or is_null(error):
-        result = message.get("result")
-        return _NO_OBJECT if result is None or members(result) is None else None
-    return members(error) or _NO_OBJECT
-
-
-def modern_error(error: Members) -> Members:
-    """
-    An error with a code of 2026-07-28, which forbids two of the older ones
-    (basic/index, "Error Codes"), and with a message.
+    Return an error with a message, and with a code that 2026-07-28 allows: it
+    forbids two of the older ones (basic/index, "Error Codes").
     """
     code = error_code_of(error)
     changes: dict[str, object] = {}
@@ -90,18 +105,17 @@ def modern_error(error: Members) -> Members:
     return changed(error, changes)
 
 
-_NO_OBJECT = changed(
+_NEITHER = changed(
     {}, {"code": INTERNAL_ERROR, "message": "the server's answer has neither a result nor an error"}
 )
 
 
-def _signed(result: Members, server_info: msgspec.Raw | None) -> Members:
-    """The same with the server's name (basic/index, "Per-response protocol fields")."""
+def _with_server_info(result: Members, server_info: msgspec.Raw | None) -> Members:
+    """Name the server in `_meta` (basic/index, "Per-response protocol fields")."""
     return with_meta(result, {SERVER_INFO: msgspec.UNSET if server_info is None else server_info})
 
 
 def _tools(listed: msgspec.Raw) -> object:
-    """Tools without `execution`; none that can only be called as a task."""
     tools = elements_of(listed)
     if tools is None:
         return listed

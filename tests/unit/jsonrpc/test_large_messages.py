@@ -45,7 +45,7 @@ from mcpbridge.mcp.modern_request import (
     read_request,
 )
 from mcpbridge.mcp.multiplexer import Multiplexer
-from mcpbridge.translation.legacy_requests import Outgoing
+from mcpbridge.translation.legacy_requests import LegacyRequests
 
 VERSION = "2026-07-28"
 META: dict[str, object] = {PROTOCOL_VERSION: VERSION, CLIENT_CAPABILITIES: {}}
@@ -228,7 +228,7 @@ def test_a_request_is_read_alike_and_goes_on_alike() -> None:
     said = json.loads(Multiplexer[int]().ask(request, 1))
     assert said["params"]["arguments"] == {"a": [{"b": BIG}] * 3}
     assert said["params"]["_meta"]["progressToken"] == said["id"] == 1
-    _, line = Outgoing().passed(request)
+    _, line = LegacyRequests().forward(request)
     assert json.loads(line)["params"]["arguments"] == {"a": [{"b": BIG}] * 3}
     assert json.loads(line)["params"]["_meta"] == {"progressToken": 1}
 

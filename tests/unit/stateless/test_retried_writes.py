@@ -56,7 +56,7 @@ def test_nothing_is_left_for_a_process_that_closed_its_stdin() -> None:
     process.closed = True
     listen(world, *MANY[:OWN_KEPT])
     assert process.receiver.sink._unsent == {}
-    assert process.receiver.sink.translator.unanswered == 0
+    assert process.receiver.sink.translator.requests.unanswered == 0
     process.close_input()
     process.die()
     world.end()

@@ -11,12 +11,13 @@ from mcpbridge.jsonrpc.envelope import Envelope, read_message
 from mcpbridge.mcp.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.mcp.modern_request import TASKS
 from mcpbridge.translation import client_calls, input_rounds
-from mcpbridge.translation.legacy_client import LegacyClientTranslator, Step
+from mcpbridge.translation.client_calls import Step
+from mcpbridge.translation.legacy_client import LegacyClientTranslator
 from mcpbridge.translation.subscription_relay import (
     ACKNOWLEDGED_SECONDS,
     FIRST_PAUSE,
     LONGEST_PAUSE,
-    MAX_RELISTENS,
+    MAX_RENEWALS,
     MAX_URI_LENGTH,
     MAX_URIS,
 )
@@ -545,7 +546,7 @@ def test_questions_are_asked_and_the_call_is_sent_again() -> None:
     assert len(url["params"].pop("elicitationId")) == 36
     assert url["params"] == URL["params"]
     assert [each.get("params") for each in others] == [{"messages": []}, {"tools": []}, None]
-    assert talk.due == talk.now + input_rounds.LEG_SECONDS
+    assert talk.due == talk.now + input_rounds.ANSWER_SECONDS
     for number in range(5, 0, -1):
         assert talk.backend == []
         talk.say(id=f"bridge:{number}", result={"n": number})
@@ -689,7 +690,7 @@ class TestACallThatFails:
     def test_by_time(self, method: str) -> None:
         talk = Talk(EVERYTHING)
         asked(talk, {"a": FORM}, method=method)
-        talk.wait(input_rounds.LEG_SECONDS - 1)
+        talk.wait(input_rounds.ANSWER_SECONDS - 1)
         assert len(talk.heard()) == 1
         talk.wait(1)
         assert talk.client[0]["params"]["requestId"] == "bridge:1"
@@ -730,8 +731,8 @@ def test_a_call_that_waits_is_cancelled_with_its_questions() -> None:
 
 def test_bound_of_questions() -> None:
     talk = Talk(EVERYTHING)
-    asked(talk, {str(n): ROOTS for n in range(input_rounds.MAX_QUESTIONS)})
-    assert len(talk.heard()) == input_rounds.MAX_QUESTIONS
+    asked(talk, {str(n): ROOTS for n in range(input_rounds.MAX_OPEN_INPUT_REQUESTS)})
+    assert len(talk.heard()) == input_rounds.MAX_OPEN_INPUT_REQUESTS
     talk.ask("more", "tools/call")
     require(talk, 0, {"a": ROOTS})
     assert errors(talk.heard()) == [("more", -32603)]
@@ -762,7 +763,7 @@ def test_changed_lists_are_listened_to_once_the_client_is_there() -> None:
     assert listen["params"]["notifications"] == {"toolsListChanged": True}
     talk.notify("tools/list_changed", listen["id"])
     talk.notify("tools/list_changed", True)
-    assert talk.session.dropped == {"not listened to": 2}
+    assert talk.session.dropped == {"not subscribed": 2}
     talk.acknowledge(listen["id"])
     talk.acknowledge(77)
     talk.notify("tools/list_changed", listen["id"])
@@ -829,7 +830,7 @@ def test_bounds_of_subscriptions() -> None:
         talk.ask(1, "resources/subscribe", wrong)
         assert errors(talk.heard()) == [(1, -32602)]
     for number in range(MAX_URIS):
-        talk.session._listening._uris[str(number)] = None
+        talk.session._relay._uris[str(number)] = None
     talk.ask(1, "resources/subscribe", {"uri": "more"})
     assert errors(talk.heard()) == [(1, -32000)]
     assert talk.backend[1:] == []
@@ -883,7 +884,7 @@ def test_a_listen_that_nobody_acknowledges() -> None:
 def test_a_listen_that_ends_is_opened_again_but_not_for_ever(cancels: bool) -> None:
     talk = Talk(server=ALL_LISTS)
     pauses = []
-    for _ in range(MAX_RELISTENS + 1):
+    for _ in range(MAX_RENEWALS + 1):
         number = talk.last["id"]
         talk.acknowledge(number)
         if cancels:
@@ -893,7 +894,7 @@ def test_a_listen_that_ends_is_opened_again_but_not_for_ever(cancels: bool) -> N
         if talk.due is not None:
             pauses.append(talk.due - talk.now)
             talk.wait(pauses[-1])
-    assert pauses == [min(LONGEST_PAUSE, FIRST_PAUSE * 2**n) for n in range(MAX_RELISTENS)]
+    assert pauses == [min(LONGEST_PAUSE, FIRST_PAUSE * 2**n) for n in range(MAX_RENEWALS)]
     assert not talk.due
     talk.ask(1, "resources/subscribe", {"uri": "a"})
     number = talk.last["id"]
@@ -959,7 +960,7 @@ def test_undone_messages_have_not_happened() -> None:
     talk.undo()
     talk.ask("v", "resources/subscribe", {"uri": "a"})
     assert [each["id"] for each in talk.heard()] == ["u", "v"]
-    assert talk.session._calls._kept == 0
+    assert talk.session._calls._kept_bytes == 0
 
 
 def test_what_a_server_says_of_itself_is_taken_once() -> None:

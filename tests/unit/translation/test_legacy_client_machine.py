@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mcpbridge.jsonrpc.envelope import read_message
-from mcpbridge.translation.legacy_client import LegacyClientTranslator, Step
+from mcpbridge.translation.client_calls import Step
+from mcpbridge.translation.legacy_client import LegacyClientTranslator
 from tests.examples import examples
 
 PREFIX = "io.modelcontextprotocol/"

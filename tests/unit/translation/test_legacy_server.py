@@ -24,10 +24,11 @@ from mcpbridge.mcp.modern_request import (
     read_request,
 )
 from mcpbridge.translation.handshake import HandshakeRefused
-from mcpbridge.translation.input_requests import MAX_KEY_LENGTH, MAX_NAMED_KEYS, MAX_QUESTIONS
+from mcpbridge.translation.input_requests import MAX_INPUT_REQUESTS
 from mcpbridge.translation.legacy_requests import OWN_KEPT
 from mcpbridge.translation.legacy_server import LegacyServerTranslator
-from mcpbridge.translation.server_output import ServerOutput
+from mcpbridge.translation.running_request import ServerOutput
+from mcpbridge.translation.server_requests import MAX_KEY_LENGTH, MAX_NAMED_KEYS
 from mcpbridge.translation.to_modern import CACHEABLE
 from tests.examples import examples
 
@@ -84,7 +85,7 @@ def opened(declared: Any = ALL, **result: Any) -> LegacyServerTranslator:
 
 def asked(conversation: LegacyServerTranslator, **changes: Any) -> Any:
     """Ask; returns the id that the backend sees."""
-    return json.loads(conversation.ask(request(**changes))[-1])["id"]
+    return json.loads(conversation.start(request(**changes))[-1])["id"]
 
 
 def question(ident: Any = 0, method: str = "elicitation/create", params: Any = FORM) -> bytes:
@@ -100,8 +101,8 @@ def codes(said: ServerOutput) -> list[Any]:
 
 
 def final(said: ServerOutput) -> Any:
-    assert said.final is not None
-    return json.loads(said.final)
+    assert said.response is not None
+    return json.loads(said.response)
 
 
 # The handshake.
@@ -264,7 +265,7 @@ def test_what_a_backend_sees_of_a_request() -> None:
     params = {**CALL, "inputResponses": {}, "requestState": "s", "task": {"ttl": 1}, "x": [1.0]}
     conversation = opened()
     meta: dict[str, Any] = {LOG_LEVEL + "x": 1, "progressToken": "t", "traceparent": "00-1"}
-    (written,) = conversation.ask(request(params=params, **meta))
+    (written,) = conversation.start(request(params=params, **meta))
     assert json.loads(written) == {
         "jsonrpc": "2.0",
         "id": 2,
@@ -278,7 +279,7 @@ def test_the_meta_of_a_declared_extension_passes() -> None:
     ui = PREFIX + "ui"
     meta: dict[str, Any] = {ui: {"a": 1}, TASKS: {}, PREFIX + "other": 1}
     able: dict[str, Any] = {"extensions": {ui: {}, TASKS: {}, PROTOCOL_VERSION: {}}}
-    (written,) = opened().ask(request("tools/list", {}, capabilities=able, **meta))
+    (written,) = opened().start(request("tools/list", {}, capabilities=able, **meta))
     assert json.loads(written)["params"] == {"_meta": {ui: {"a": 1}}}
 
 
@@ -286,7 +287,7 @@ def test_the_meta_of_a_declared_extension_passes() -> None:
 def test_a_request_of_an_extension_passes_with_all_its_parameters(method: str) -> None:
     params = {"task": 1, "inputResponses": [2], "requestState": {}, "x": None}
     conversation = opened()
-    (written,) = conversation.ask(request(method, params))
+    (written,) = conversation.start(request(method, params))
     asked_for = json.loads(written)
     assert (asked_for["method"], asked_for["params"]) == (method, params)
     said = final(conversation.from_backend(line(id=asked_for["id"], result={"y": 1})))
@@ -298,7 +299,7 @@ def test_a_request_of_an_extension_passes_with_all_its_parameters(method: str) -
 
 
 def test_an_empty_meta_is_not_sent() -> None:
-    (written,) = opened().ask(request("tools/list", {}, progressToken=None))
+    (written,) = opened().start(request("tools/list", {}, progressToken=None))
     assert json.loads(written)["params"] == {}
 
 
@@ -310,34 +311,34 @@ def test_what_no_backend_is_asked(method: str) -> None:
     """MCP, basic/index: a method that 2026-07-28 has removed is not found."""
     conversation = opened()
     with pytest.raises(MethodNotFound) as caught:
-        conversation.ask(request(method, level="debug"))
+        conversation.start(request(method, level="debug"))
     assert caught.value.ident == "c-1"
-    assert not conversation.running
+    assert not conversation.has_request
 
 
 def test_one_request_at_a_time() -> None:
     conversation = opened()
-    for call in (conversation.held, lambda: conversation.input_required("s")):
+    for call in (conversation.take_buffered, lambda: conversation.suspend("s")):
         with pytest.raises(RuntimeError, match="no request is running"):
             call()
     asked(conversation)
-    assert conversation.running
-    assert not conversation.clean
-    with pytest.raises(RuntimeError, match="works for another"):
+    assert conversation.has_request
+    assert not conversation.is_idle
+    with pytest.raises(RuntimeError, match="works on another"):
         asked(conversation)
 
 
 def test_a_request_that_was_never_written_leaves_nothing() -> None:
     conversation = opened()
-    before = conversation.ask(request(level="info"))
-    conversation.unasked()
-    assert conversation.clean
-    again = conversation.ask(request(level="info"))
+    before = conversation.start(request(level="info"))
+    conversation.undo_start()
+    assert conversation.is_idle
+    again = conversation.start(request(level="info"))
     assert len(before) == len(again) == 2
     assert (
         conversation.from_backend(line(id=json.loads(before[1])["id"], result={})) == ServerOutput()
     )
-    assert conversation.from_backend(line(id=json.loads(again[1])["id"], result={})).final
+    assert conversation.from_backend(line(id=json.loads(again[1])["id"], result={})).response
 
 
 @pytest.mark.parametrize("method", sorted(CACHEABLE - {"server/discover"} | {"tools/call", "x/y"}))
@@ -347,8 +348,8 @@ def test_a_result_is_completed(method: str) -> None:
     number = asked(conversation, method=method, ident=3.0)
     body = b'{"jsonrpc":"2.0","id":%d,"result":{"v": [1.0, "\\ud800"],"_meta":{"k":1}}}' % number
     said = conversation.from_backend(body)
-    assert b'"id":3.0' in (said.final or b"")
-    assert b'[1.0, "\\ud800"]' in (said.final or b"")
+    assert b'"id":3.0' in (said.response or b"")
+    assert b'[1.0, "\\ud800"]' in (said.response or b"")
     expected: dict[str, Any] = {
         "v": [1.0, "\ud800"],
         "resultType": "complete",
@@ -357,9 +358,9 @@ def test_a_result_is_completed(method: str) -> None:
     if method in CACHEABLE:
         expected |= {"ttlMs": 0, "cacheScope": "private"}
     assert final(said)["result"] == expected
-    assert not conversation.running
-    assert conversation.clean
-    assert conversation.from_backend(body).final is None
+    assert not conversation.has_request
+    assert conversation.is_idle
+    assert conversation.from_backend(body).response is None
     assert conversation.dropped == {"unasked": 1}
 
 
@@ -426,7 +427,7 @@ def test_an_answer_to_another_id_is_dropped(ident: Any) -> None:
     conversation = opened()
     assert asked(conversation) == 2
     assert conversation.from_backend(line(id=ident, result={})) == ServerOutput()
-    assert conversation.from_backend(line(id=2.0, result={})).final is not None
+    assert conversation.from_backend(line(id=2.0, result={})).response is not None
 
 
 # Notifications.
@@ -438,7 +439,7 @@ def test_progress_has_the_client_s_own_token(token: Any) -> None:
     number = asked(conversation, progressToken=token)
     params = {"progressToken": number, "progress": 0.5, "message": "m"}
     said = conversation.from_backend(line(method="notifications/progress", params=params))
-    (note,) = said.notes
+    (note,) = said.notifications
     assert json.dumps(json.loads(note)["params"]) == json.dumps({**params, "progressToken": token})
 
 
@@ -465,21 +466,21 @@ def test_a_message_is_as_loud_as_its_request_wants(wanted: str | None, level: An
     """MCP, utilities/logging: at or above the level, and none without one."""
     conversation = opened()
     said = line(method="notifications/message", params={"level": level, "data": 1.0})
-    assert conversation.from_backend(said).notes == []
+    assert conversation.from_backend(said).notifications == []
     asked(conversation, level=wanted)
     loud = (
         wanted is not None
         and level in LOG_LEVELS
         and LOG_LEVELS.index(level) >= LOG_LEVELS.index(wanted)
     )
-    assert conversation.from_backend(said).notes == ([said] if loud else [])
+    assert conversation.from_backend(said).notifications == ([said] if loud else [])
 
 
 def test_a_backend_is_told_the_level_where_it_changes() -> None:
     conversation = opened()
     levels = []
     for level in ("info", "info", None, "debug"):
-        lines = [json.loads(each) for each in conversation.ask(request(level=level))]
+        lines = [json.loads(each) for each in conversation.start(request(level=level))]
         levels.append([each["params"]["level"] for each in lines[:-1]])
         assert conversation.from_backend(line(id=lines[0]["id"], result={})).to_backend == []
         conversation.from_backend(line(id=lines[-1]["id"], result={}))
@@ -488,7 +489,7 @@ def test_a_backend_is_told_the_level_where_it_changes() -> None:
 
 
 def test_a_backend_without_logging_is_told_no_level() -> None:
-    assert len(opened(capabilities={}).ask(request(level="debug"))) == 1
+    assert len(opened(capabilities={}).start(request(level="debug"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -514,13 +515,13 @@ def test_a_notification_of_an_extension_is_for_the_running_request(method: str) 
     """As it stands; and never for a request that may not be the one it belongs to."""
     conversation = opened()
     note = line(method=method, params={"a": 1.0, "_meta": {"ui": {}}})
-    assert conversation.from_backend(note).notes == []
+    assert conversation.from_backend(note).notifications == []
     asked(conversation)
-    assert conversation.from_backend(note).notes == [note]
+    assert conversation.from_backend(note).notifications == [note]
     conversation.cancel(None)
-    assert conversation.from_backend(note).notes == []
+    assert conversation.from_backend(note).notifications == []
     asked(conversation)
-    assert conversation.from_backend(note).notes == []
+    assert conversation.from_backend(note).notifications == []
     assert conversation.dropped == {"unwanted": 3}
 
 
@@ -530,9 +531,9 @@ def test_changes_are_for_those_who_listen(running: bool) -> None:
     if running:
         asked(conversation, level="debug")
     said = line(method="notifications/tools/list_changed")
-    assert conversation.from_backend(said).changed == [("toolsListChanged", None, said)]
+    assert conversation.from_backend(said).changes == [("toolsListChanged", None, said)]
     said = line(method="notifications/resources/updated", params={"uri": "a:b"})
-    assert conversation.from_backend(said).changed == [("resourceSubscriptions", "a:b", said)]
+    assert conversation.from_backend(said).changes == [("resourceSubscriptions", "a:b", said)]
 
 
 # Questions.
@@ -559,8 +560,8 @@ def test_a_question_is_an_input_request(method: str, asks: str, params: Any, ent
     conversation = opened()
     number = asked(conversation, method=method)
     said = conversation.from_backend(question("q", asks, params))
-    assert said == ServerOutput(asked=True)
-    assert json.loads(conversation.input_required("s")) == {
+    assert said == ServerOutput(wants_input=True)
+    assert json.loads(conversation.suspend("s")) == {
         "jsonrpc": "2.0",
         "id": "c-1",
         "result": {
@@ -570,14 +571,14 @@ def test_a_question_is_an_input_request(method: str, asks: str, params: Any, ent
             "_meta": {SERVER_INFO: SERVER},
         },
     }
-    assert conversation.parked
+    assert conversation.is_suspended
     given = {"inputResponses": {"q": {"action": "decline"}, "other": {}}}
     lines = conversation.resume(request(method, {**CALL, **given}, ident=9))
     assert [json.loads(each) for each in lines] == [
         {"jsonrpc": "2.0", "id": "q", "result": {"action": "decline"}}
     ]
-    assert conversation.held() == ServerOutput()
-    assert (conversation.running, conversation.parked) == (True, False)
+    assert conversation.take_buffered() == ServerOutput()
+    assert (conversation.has_request, conversation.is_suspended) == (True, False)
     assert final(conversation.from_backend(line(id=number, result={})))["id"] == 9
 
 
@@ -614,23 +615,23 @@ def test_a_question_takes_a_capability(
     conversation = opened(declared)
     number = asked(conversation, capabilities=declared)
     if parked:
-        conversation.input_required("s")
+        conversation.suspend("s")
     said = conversation.from_backend(question(4, asks, params))
-    assert said.asked is (required is None)
+    assert said.wants_input is (required is None)
     if required is None:
         return
     assert codes(said) == [(4, -32600)]
     if parked:
-        assert said.refused is None
+        assert said.refusal is None
         assert conversation.resume(request(capabilities=declared, ident="retry")) == []
-        said = conversation.held()
-    assert isinstance(said.refused, MissingCapability)
-    assert said.refused.data == {"requiredCapabilities": required}
-    assert said.refused.ident == ("retry" if parked else "c-1")
+        said = conversation.take_buffered()
+    assert isinstance(said.refusal, MissingCapability)
+    assert said.refusal.data == {"requiredCapabilities": required}
+    assert said.refusal.ident == ("retry" if parked else "c-1")
     # It is answered, but the backend may still work on it.
-    assert (conversation.running, conversation.clean) == (False, False)
+    assert (conversation.has_request, conversation.is_idle) == (False, False)
     assert conversation.from_backend(line(id=number, result={})) == ServerOutput()
-    assert conversation.clean
+    assert conversation.is_idle
     assert conversation.dropped == {"late": 1}
 
 
@@ -655,9 +656,9 @@ def test_what_a_backend_may_not_ask(running: Any, asks: Any, params: Any, code: 
         asked(conversation, method=running)
     said = conversation.from_backend(question(1.5, asks, params))
     assert codes(said) == [(1.5, code)]
-    assert not said.asked
-    assert said.refused is None
-    assert not conversation.questions
+    assert not said.wants_input
+    assert said.refusal is None
+    assert not conversation.server_requests.by_key
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -678,10 +679,10 @@ def test_a_request_needs_an_id(ident: Any) -> None:
 def test_questions_have_a_bound() -> None:
     conversation = opened()
     asked(conversation)
-    for each in range(MAX_QUESTIONS):
-        assert conversation.from_backend(question(each)).asked
+    for each in range(MAX_INPUT_REQUESTS):
+        assert conversation.from_backend(question(each)).wants_input
     assert codes(conversation.from_backend(question("x"))) == [("x", -32603)]
-    assert len(conversation.questions) == MAX_QUESTIONS
+    assert len(conversation.server_requests.by_key) == MAX_INPUT_REQUESTS
 
 
 @pytest.mark.parametrize(
@@ -704,9 +705,9 @@ def test_a_backend_takes_a_question_back(ident: Any, cancelled: bytes, gone: boo
     head = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{'
     assert conversation.from_backend(head + b"}}") == ServerOutput()
     assert conversation.from_backend(head + b'"requestId":%b}}' % cancelled) == ServerOutput()
-    assert (not conversation.questions) is gone
+    assert (not conversation.server_requests.by_key) is gone
     # With nothing left to ask there is still the state.
-    assert ("inputRequests" in json.loads(conversation.input_required("s"))["result"]) is not gone
+    assert ("inputRequests" in json.loads(conversation.suspend("s"))["result"]) is not gone
 
 
 def test_questions_that_are_not_answered_are_asked_again() -> None:
@@ -714,11 +715,11 @@ def test_questions_that_are_not_answered_are_asked_again() -> None:
     asked(conversation)
     conversation.from_backend(question(1))
     conversation.from_backend(question(2, "roots/list", {}))
-    conversation.input_required("s")
+    conversation.suspend("s")
     conversation.from_backend(question(3))
     lines = conversation.resume(request(params={**CALL, "inputResponses": {"input-2": {}}}))
     assert [json.loads(each)["id"] for each in lines] == [2]
-    again = json.loads(conversation.input_required("t"))["result"]
+    again = json.loads(conversation.suspend("t"))["result"]
     assert sorted(again["inputRequests"]) == ["input-1", "input-3"]
     assert conversation.resume(request(params=CALL, level="debug"))[0].find(b"setLevel") > 0
 
@@ -742,9 +743,9 @@ def test_a_string_id_is_the_key_of_its_question(idents: list[Any], keys: Any) ->
     conversation = opened()
     asked(conversation)
     for ident in idents:
-        assert conversation.from_backend(question(ident)).asked
-    assert list(conversation.questions) == keys
-    result = json.loads(conversation.input_required("s"))["result"]
+        assert conversation.from_backend(question(ident)).wants_input
+    assert list(conversation.server_requests.by_key) == keys
+    result = json.loads(conversation.suspend("s"))["result"]
     assert list(result["inputRequests"]) == keys
     given = {"inputResponses": {key: {"action": "cancel"} for key in keys}}
     lines = conversation.resume(request(params={**CALL, **given}))
@@ -755,8 +756,8 @@ def test_a_lone_surrogate_is_no_key() -> None:
     conversation = opened()
     asked(conversation)
     raw = b'{"jsonrpc":"2.0","id":"\\ud800","method":"roots/list"}'
-    assert conversation.from_backend(raw).asked
-    assert list(conversation.questions) == ["input-1"]
+    assert conversation.from_backend(raw).wants_input
+    assert list(conversation.server_requests.by_key) == ["input-1"]
 
 
 def test_a_key_is_used_once_in_a_call_and_again_in_the_next() -> None:
@@ -765,13 +766,13 @@ def test_a_key_is_used_once_in_a_call_and_again_in_the_next() -> None:
     number = asked(conversation)
     for key in ("a", "input-1"):
         conversation.from_backend(question("a"))
-        assert list(conversation.questions) == [key]
-        conversation.input_required("s")
+        assert list(conversation.server_requests.by_key) == [key]
+        conversation.suspend("s")
         conversation.resume(request(params={**CALL, "inputResponses": {key: {}}}))
     conversation.from_backend(line(id=number, result={}))
     asked(conversation)
     conversation.from_backend(question("a"))
-    assert list(conversation.questions) == ["a"]
+    assert list(conversation.server_requests.by_key) == ["a"]
 
 
 def test_a_bounded_number_of_ids_become_keys() -> None:
@@ -780,9 +781,9 @@ def test_a_bounded_number_of_ids_become_keys() -> None:
     asked(conversation)
     for number in range(MAX_NAMED_KEYS + 2):
         conversation.from_backend(question(f"q{number}"))
-        [key] = conversation.questions
+        [key] = conversation.server_requests.by_key
         assert key.startswith("q") is (number < MAX_NAMED_KEYS)
-        conversation.input_required("s")
+        conversation.suspend("s")
         conversation.resume(request(params={**CALL, "inputResponses": {key: {}}}))
 
 
@@ -791,12 +792,12 @@ def test_responses_are_objects(given: Any) -> None:
     conversation = opened()
     asked(conversation)
     conversation.from_backend(question())
-    conversation.input_required("s")
+    conversation.suspend("s")
     with pytest.raises(InvalidParams) as caught:
         conversation.resume(request(params={**CALL, "inputResponses": given}, ident="r"))
     assert caught.value.ident == "r"
-    assert conversation.parked
-    assert list(conversation.questions) == ["input-1"]
+    assert conversation.is_suspended
+    assert list(conversation.server_requests.by_key) == ["input-1"]
 
 
 def test_a_retry_declares_what_its_questions_take() -> None:
@@ -804,10 +805,10 @@ def test_a_retry_declares_what_its_questions_take() -> None:
     conversation = opened()
     asked(conversation)
     conversation.from_backend(question())
-    conversation.input_required("s")
+    conversation.suspend("s")
     with pytest.raises(MissingCapability):
         conversation.resume(request(capabilities={}))
-    assert conversation.parked
+    assert conversation.is_suspended
     given = {"inputResponses": {"input-1": {"action": "cancel"}}}
     assert len(conversation.resume(request(params={**CALL, **given}, capabilities={}))) == 1
 
@@ -816,34 +817,34 @@ def test_an_answer_while_parked_is_held() -> None:
     conversation = opened()
     number = asked(conversation, progressToken="t", level="debug")
     conversation.from_backend(question("q"))
-    conversation.input_required("s")
+    conversation.suspend("s")
     progress = line(method="notifications/progress", params={"progressToken": number})
     assert conversation.from_backend(progress) == ServerOutput()
     said = conversation.from_backend(line(id=number, result={"v": 1}))
     assert codes(said) == [("q", -32000)]
-    assert said.final is None
+    assert said.response is None
     # It is over: nothing more is asked, and what comes twice counts once.
     assert codes(conversation.from_backend(question(8))) == [(8, -32601)]
     assert conversation.from_backend(line(id=number, result={"v": 2})) == ServerOutput()
     given = {"inputResponses": {"input-1": {"action": "accept"}}}
     assert conversation.resume(request(params={**CALL, **given}, ident=5, level="info")) == []
-    answer = final(conversation.held())
+    answer = final(conversation.take_buffered())
     assert (answer["id"], answer["result"]["v"]) == (5, 1)
-    assert conversation.clean
+    assert conversation.is_idle
 
 
 def test_a_refusal_while_parked_outlives_the_answer() -> None:
     conversation = opened({})
     number = asked(conversation, capabilities={})
-    conversation.input_required("s")
+    conversation.suspend("s")
     conversation.from_backend(question(1))
     conversation.from_backend(question(2, "roots/list", {}))
     conversation.from_backend(line(id=number, result={}))
     conversation.resume(request(capabilities={}))
-    said = conversation.held()
-    assert said.refused is not None
-    assert said.refused.data == {"requiredCapabilities": {"elicitation": {}}}
-    assert conversation.clean
+    said = conversation.take_buffered()
+    assert said.refusal is not None
+    assert said.refusal.data == {"requiredCapabilities": {"elicitation": {}}}
+    assert conversation.is_idle
 
 
 # URL elicitation required.
@@ -854,7 +855,7 @@ def test_a_refusal_while_parked_outlives_the_answer() -> None:
     [
         ([URL], "tools/call", 1),
         ([URL, {**URL, "url": "b:c"}], "resources/read", 2),
-        ([URL] * (MAX_QUESTIONS + 1), "tools/call", MAX_QUESTIONS),
+        ([URL] * (MAX_INPUT_REQUESTS + 1), "tools/call", MAX_INPUT_REQUESTS),
         ([URL], "tools/list", None),
         ([], "tools/call", None),
         ([FORM], "tools/call", None),
@@ -867,7 +868,7 @@ def test_url_elicitation_required(elicitations: Any, method: str, outcome: int |
     conversation = opened()
     error = {"code": -32042, "message": "m", "data": {"elicitations": elicitations}}
     said = conversation.from_backend(line(id=asked(conversation, method=method), error=error))
-    assert conversation.clean
+    assert conversation.is_idle
     if outcome is None:
         assert final(said)["error"]["code"] == -32603
         return
@@ -894,10 +895,10 @@ def test_url_elicitation_takes_its_capability() -> None:
     error = {"code": -32042, "message": "m", "data": {"elicitations": [URL]}}
     number = asked(conversation, capabilities={"elicitation": {}})
     said = conversation.from_backend(line(id=number, error=error))
-    assert said.final is None
-    assert said.refused is not None
-    assert said.refused.data == {"requiredCapabilities": {"elicitation": {"url": {}}}}
-    assert conversation.clean
+    assert said.response is None
+    assert said.refusal is not None
+    assert said.refusal.data == {"requiredCapabilities": {"elicitation": {"url": {}}}}
+    assert conversation.is_idle
 
 
 # Cancellation.
@@ -910,12 +911,12 @@ def test_a_cancelled_request(parked: bool, reason: str | None) -> None:
     number = asked(conversation, level="debug")
     conversation.from_backend(question("q"))
     if parked:
-        conversation.input_required("s")
+        conversation.suspend("s")
     told, refusal = map(json.loads, conversation.cancel(reason))
     params = {"requestId": number, **({"reason": reason} if reason else {})}
     assert told == {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
     assert (refusal["id"], refusal["error"]["code"]) == ("q", -32000)
-    assert not conversation.running
+    assert not conversation.has_request
     assert conversation.cancel(reason) == []
     # Whose is it?  That is never guessed.
     other = asked(conversation, level="debug")
@@ -924,9 +925,9 @@ def test_a_cancelled_request(parked: bool, reason: str | None) -> None:
     assert conversation.from_backend(message) == ServerOutput()
     assert conversation.from_backend(line(id=number, result={})) == ServerOutput()
     assert conversation.dropped == {"late": 1, "unwanted": 1}
-    assert conversation.from_backend(question(2)).asked
-    assert conversation.from_backend(line(id=other, result={})).final is not None
-    assert conversation.clean
+    assert conversation.from_backend(question(2)).wants_input
+    assert conversation.from_backend(line(id=other, result={})).response is not None
+    assert conversation.is_idle
 
 
 @pytest.mark.parametrize("method", ["resources/list", "completion/complete"])
@@ -935,57 +936,57 @@ def test_what_a_cancelled_request_asks_reaches_no_other(method: str) -> None:
     conversation = opened()
     number = asked(conversation, method=method)
     assert len(conversation.cancel(None)) == 1
-    assert not conversation.clean
+    assert not conversation.is_idle
     other = asked(conversation)
-    assert not conversation.from_backend(question(1)).asked
+    assert not conversation.from_backend(question(1)).wants_input
     conversation.from_backend(line(id=number, result={}))
-    assert conversation.from_backend(question(2)).asked
+    assert conversation.from_backend(question(2)).wants_input
     conversation.from_backend(line(id=other, result={}))
-    assert conversation.clean
+    assert conversation.is_idle
 
 
 def test_a_late_list_of_tools_is_not_taken_for_the_next() -> None:
     """What the bridge asks for itself is abandoned like what a client asks."""
     conversation = opened()
-    late = json.loads(conversation.list_tools(None))["id"]
-    conversation.unlisted()
-    clean = [conversation.clean]
-    listed = json.loads(conversation.list_tools(None))["id"]
+    late = json.loads(conversation.requests.list_tools(None))["id"]
+    conversation.requests.stop_listing()
+    clean = [conversation.is_idle]
+    listed = json.loads(conversation.requests.list_tools(None))["id"]
     assert conversation.from_backend(line(id=late, result={"tools": []})).tools is None
-    clean.append(conversation.clean)
+    clean.append(conversation.is_idle)
     assert conversation.from_backend(line(id=listed, result={"tools": []})).tools is not None
-    conversation.unlisted()
-    assert [*clean, conversation.clean] == [False, True, True]
+    conversation.requests.stop_listing()
+    assert [*clean, conversation.is_idle] == [False, True, True]
 
 
 def test_how_many_of_the_bridges_own_are_not_answered() -> None:
     conversation = opened()
-    before = conversation.unanswered
-    first = json.loads(conversation.subscribe("file:///a"))["id"]
-    conversation.unsubscribe("file:///b")
-    counts = [conversation.unanswered]
-    conversation.unsaid()
-    counts.append(conversation.unanswered)
+    before = conversation.requests.unanswered
+    first = json.loads(conversation.requests.subscribe("file:///a"))["id"]
+    conversation.requests.unsubscribe("file:///b")
+    counts = [conversation.requests.unanswered]
+    conversation.requests.undo_own()
+    counts.append(conversation.requests.unanswered)
     conversation.from_backend(line(id=first, result={}))
-    assert [*counts, conversation.unanswered] == [before + 2, before + 1, before]
+    assert [*counts, conversation.requests.unanswered] == [before + 2, before + 1, before]
 
 
 def test_a_list_of_tools_that_was_not_asked_for_is_not_abandoned() -> None:
     """It could not be written, so no answer will come that might be taken for another."""
     conversation = opened()
-    conversation.list_tools(None)
-    conversation.unsaid()
-    conversation.unlisted()
-    assert conversation.clean
+    conversation.requests.list_tools(None)
+    conversation.requests.undo_own()
+    conversation.requests.stop_listing()
+    assert conversation.is_idle
 
 
 def test_an_answered_request_is_not_cancelled() -> None:
     conversation = opened()
     number = asked(conversation)
-    conversation.input_required("s")
+    conversation.suspend("s")
     conversation.from_backend(line(id=number, result={}))
     assert conversation.cancel("expired") == []
-    assert conversation.clean
+    assert conversation.is_idle
 
 
 def test_too_many_cancelled_requests_leave_a_doubt_for_good() -> None:
@@ -996,7 +997,7 @@ def test_too_many_cancelled_requests_leave_a_doubt_for_good() -> None:
         conversation.cancel(None)
     for number in numbers:
         conversation.from_backend(line(id=number, result={}))
-    assert not conversation.clean
+    assert not conversation.is_idle
 
 
 # The bridge's own requests.
@@ -1006,11 +1007,11 @@ def test_requests_of_the_bridge_s_own() -> None:
     conversation = opened()
     number = asked(conversation)
     lines = [
-        conversation.subscribe("a:b"),
-        conversation.unsubscribe("a:b"),
-        conversation.list_tools(None),
-        conversation.list_tools("next"),
-        conversation.list_tools("more"),
+        conversation.requests.subscribe("a:b"),
+        conversation.requests.unsubscribe("a:b"),
+        conversation.requests.list_tools(None),
+        conversation.requests.list_tools("next"),
+        conversation.requests.list_tools("more"),
     ]
     sent = [json.loads(each) for each in lines]
     assert [(each["method"], each["params"]) for each in sent] == [
@@ -1030,15 +1031,15 @@ def test_requests_of_the_bridge_s_own() -> None:
     ]
     assert said[:2] == [ServerOutput(), ServerOutput()]
     assert [bytes(each.tools or b"") for each in said[2:]] == [b'{"tools": [1.0]}', b"{}", b"{}"]
-    assert conversation.running
+    assert conversation.has_request
     assert not conversation.dropped
 
 
 def test_own_requests_have_a_bound() -> None:
     conversation = opened()
-    first = json.loads(conversation.list_tools(None))["id"]
+    first = json.loads(conversation.requests.list_tools(None))["id"]
     for _ in range(OWN_KEPT):
-        last = json.loads(conversation.list_tools(None))["id"]
+        last = json.loads(conversation.requests.list_tools(None))["id"]
     assert conversation.from_backend(line(id=first, result={})).tools is None
     assert conversation.from_backend(line(id=last, result={})).tools is not None
 
@@ -1053,7 +1054,7 @@ def test_a_batch_is_read_one_by_one() -> None:
     parts = [line(id="p", method="ping"), line(id=number, result={}), b"5"]
     said = conversation.from_backend(b"[%b]" % b",".join(parts))
     assert codes(said) == [("p", {})]
-    assert said.final is not None
+    assert said.response is not None
     assert conversation.dropped == {"invalid": 1}
 
 
@@ -1147,37 +1148,39 @@ def test_any_line_at_any_time(moves: list[Any]) -> None:
     def check(said: ServerOutput) -> None:
         nonlocal current
         for end in (
-            said.final and json.loads(said.final)["id"],
-            said.refused and said.refused.ident,
+            said.response and json.loads(said.response)["id"],
+            said.refusal and said.refusal.ident,
         ):
             if end is not None:
                 assert end == current
                 current = None
-        assert not (said.notes and not conversation.running and said.final is None)
+        assert not (said.notifications and not conversation.has_request and said.response is None)
         assert all(json.loads(each)["jsonrpc"] == "2.0" for each in said.to_backend)
 
     for number, move in enumerate(moves):
         if isinstance(move, bytes):
             check(conversation.from_backend(move))
         elif move == "ask" or move == "list":
-            if not conversation.running:
+            if not conversation.has_request:
                 current = f"c-{number}"
                 method = "tools/call" if move == "ask" else "tools/list"
-                conversation.ask(request(method, ident=current, level="info", progressToken=0))
+                conversation.start(request(method, ident=current, level="info", progressToken=0))
         elif move == "tools":
-            conversation.list_tools(None)
+            conversation.requests.list_tools(None)
         elif move == "cancel":
             conversation.cancel("x")
             current = None
-        elif move == "park" and current is not None and not conversation.parked:
-            assert json.loads(conversation.input_required("s"))["id"] == current
+        elif move == "park" and current is not None and not conversation.is_suspended:
+            assert json.loads(conversation.suspend("s"))["id"] == current
             current = None
-        elif move == "resume" and conversation.parked:
+        elif move == "resume" and conversation.is_suspended:
             current = f"c-{number}"
-            given: dict[str, Any] = {key: {} for key in list(conversation.questions)[::2]}
+            given: dict[str, Any] = {
+                key: {} for key in list(conversation.server_requests.by_key)[::2]
+            }
             conversation.resume(request(params={**CALL, "inputResponses": given}, ident=current))
-            check(conversation.held())
-        assert conversation.running is (current is not None or conversation.parked)
+            check(conversation.take_buffered())
+        assert conversation.has_request is (current is not None or conversation.is_suspended)
 
 
 def test_only_open_request() -> None:
@@ -1247,8 +1250,8 @@ def test_which_lines_are_of_the_request_that_runs() -> None:
     """Its answer, its progress, its questions, and what only it can have caused."""
     conversation = opened()
     log = line(method="notifications/message", params={"level": "info", "data": 1})
-    assert not conversation.is_of_request(log)
-    own = json.loads(conversation.list_tools(None))["id"]
+    assert not conversation.belongs_to_request(log)
+    own = json.loads(conversation.requests.list_tools(None))["id"]
     number = asked(conversation, progressToken="t")
 
     def progress(token: Any) -> bytes:
@@ -1276,10 +1279,10 @@ def test_which_lines_are_of_the_request_that_runs() -> None:
         b"[1, []]",
         b"nonsense",
     ]
-    assert all(map(conversation.is_of_request, of_it))
-    assert not any(map(conversation.is_of_request, of_none))
+    assert all(map(conversation.belongs_to_request, of_it))
+    assert not any(map(conversation.belongs_to_request, of_none))
     conversation.cancel("left")
-    assert not any(map(conversation.is_of_request, of_it))
+    assert not any(map(conversation.belongs_to_request, of_it))
 
 
 def test_what_may_be_of_a_request_that_was_given_up_is_of_no_other() -> None:
@@ -1288,23 +1291,23 @@ def test_what_may_be_of_a_request_that_was_given_up_is_of_no_other() -> None:
     conversation.cancel("left")
     number = asked(conversation)
     log = line(method="notifications/message", params={"level": "info", "data": 1})
-    assert not conversation.is_of_request(log)
-    assert not conversation.is_of_request(question())
-    assert conversation.is_of_request(line(id=number, result={}))
+    assert not conversation.belongs_to_request(log)
+    assert not conversation.belongs_to_request(question())
+    assert conversation.belongs_to_request(line(id=number, result={}))
 
 
 def test_what_comes_behind_the_answer_of_a_parked_request_is_nobodys() -> None:
     conversation = opened()
     number = asked(conversation)
     conversation.from_backend(question())
-    conversation.input_required("state")
+    conversation.suspend("state")
     log = line(method="notifications/message", params={"level": "info", "data": 1})
-    assert conversation.is_of_request(log)
+    assert conversation.belongs_to_request(log)
     conversation.from_backend(line(id=number, result={}))
-    assert not conversation.is_of_request(log)
+    assert not conversation.belongs_to_request(log)
 
 
 def test_a_request_that_may_not_ask_has_no_questions() -> None:
     conversation = opened()
     asked(conversation, method="tools/list", params={})
-    assert not conversation.is_of_request(question())
+    assert not conversation.belongs_to_request(question())
