@@ -336,10 +336,10 @@ class Bridge(Service):
     # What the watchdog could not find by itself: processes that carry no tag.
 
     def _process_marked(self, tag: int, pid: int, started: int) -> None:
-        self._watchdog.tell(tag, MarkedProcess(pid, started))
+        self._watchdog.add(tag, MarkedProcess(pid, started))
 
     def _process_ended(self, tag: int, pid: int, started: int) -> None:
-        self._watchdog.forget(tag, MarkedProcess(pid, started))
+        self._watchdog.drop(tag, MarkedProcess(pid, started))
 
     def _listen(self, description: str) -> None:
         """Open one listener.  Raises `CannotListen`."""
@@ -377,8 +377,8 @@ class Bridge(Service):
                 self._sweeper,
                 self._environment,
                 budget=self._budget,
-                tell=self._watchdog.tell,
-                forget=self._watchdog.forget,
+                tell=self._watchdog.add,
+                forget=self._watchdog.drop,
                 bridge_id=self._bridge_id,
             )
         )

@@ -101,6 +101,11 @@ class Machine(Clock):
         return self.processes[-1]
 
 
+def make_watchdog(machine: Machine) -> Watchdog:
+    """Its pauses are the shortest that they may be."""
+    return Watchdog(machine, 1 << 40, CleanupRecords(), jitter=lambda: 0.0)
+
+
 @pytest.fixture
 def machine() -> Machine:
     return Machine()
@@ -108,32 +113,32 @@ def machine() -> Machine:
 
 @pytest.fixture
 def watchdog(machine: Machine) -> Watchdog:
-    watchdog = Watchdog(machine, 1 << 40, CleanupRecords())
+    watchdog = make_watchdog(machine)
     watchdog.start()
     return watchdog
 
 
 def test_the_watchdog_is_told_and_forgets(machine: Machine, watchdog: Watchdog) -> None:
     [process] = machine.processes
-    assert watchdog.tell(7, ONE)
-    assert watchdog.tell(7, ENGINE)
-    assert watchdog.tell(8, TWO)
+    assert watchdog.add(7, ONE)
+    assert watchdog.add(7, ENGINE)
+    assert watchdog.add(8, TWO)
     assert process.told == {ONE, TWO, ENGINE}
-    watchdog.forget(7, ONE)
+    watchdog.drop(7, ONE)
     assert process.told == {TWO, ENGINE}
-    watchdog.forget(7)
-    watchdog.forget("nobody")
+    watchdog.drop(7)
+    watchdog.drop("nobody")
     assert process.told == {TWO}
 
 
 def test_a_record_of_two_owners_goes_with_the_last(machine: Machine, watchdog: Watchdog) -> None:
     """The containers of one engine belong to all sessions that have one."""
     for owner in ("a", "b"):
-        assert watchdog.tell(owner, ENGINE)
-        assert watchdog.tell(owner, ENGINE)
-    watchdog.forget("a")
+        assert watchdog.add(owner, ENGINE)
+        assert watchdog.add(owner, ENGINE)
+    watchdog.drop("a")
     assert machine.processes[0].told == {ENGINE}
-    watchdog.forget("b")
+    watchdog.drop("b")
     assert machine.processes[0].told == set()
 
 
@@ -141,19 +146,19 @@ def test_a_new_watchdog_is_told_everything(
     machine: Machine, watchdog: Watchdog, log_lines: list[str]
 ) -> None:
     """Also what was told while there was none."""
-    watchdog.tell(1, ONE)
-    watchdog.tell(1, TWO)
+    watchdog.add(1, ONE)
+    watchdog.add(1, TWO)
     machine.processes[0].end()
-    watchdog.tell(2, ENGINE)
-    watchdog.forget(1, TWO)
+    watchdog.add(2, ENGINE)
+    watchdog.drop(1, TWO)
     machine.advance(FIRST_PAUSE_SECONDS)
     assert machine.processes[1].told == {ONE, ENGINE}
     assert any("the watchdog ended" in line for line in log_lines)
 
 
 def test_before_the_start_it_is_only_noted(machine: Machine) -> None:
-    watchdog = Watchdog(machine, 1 << 40, CleanupRecords())
-    watchdog.tell(1, ONE)
+    watchdog = make_watchdog(machine)
+    watchdog.add(1, ONE)
     watchdog.start()
     assert machine.processes[0].told == {ONE}
 
@@ -163,13 +168,13 @@ def test_a_watchdog_that_does_not_read_costs_no_memory(
 ) -> None:
     """While the pipe is full nothing is written; then the table, once."""
     [process] = machine.processes
-    watchdog.tell("engine", ENGINE)
+    watchdog.add("engine", ENGINE)
     watchdog.pauseProducing()
     before = process.written
     for number in range(10 * MAX_RECORDS):
-        watchdog.tell(number, MarkedProcess(number, number))
-        watchdog.forget(number)
-    watchdog.tell(1, TWO)
+        watchdog.add(number, MarkedProcess(number, number))
+        watchdog.drop(number)
+    watchdog.add(1, TWO)
     assert process.written == before
     watchdog.resumeProducing()
     assert process.told == {ENGINE, TWO}
@@ -181,17 +186,17 @@ def test_a_watchdog_that_does_not_read_costs_no_memory(
 def test_records_are_bounded(machine: Machine, watchdog: Watchdog, log_lines: list[str]) -> None:
     """`MAX_RECORDS`: nobody is told of others, and the log says so once a minute."""
     for number in range(MAX_RECORDS):
-        assert watchdog.tell("all", MarkedProcess(number, 1))
-    assert not watchdog.tell("one more", ONE)
-    assert not watchdog.tell("one more", ONE)
+        assert watchdog.add("all", MarkedProcess(number, 1))
+    assert not watchdog.add("one more", ONE)
+    assert not watchdog.add("one more", ONE)
     [line] = [each for each in log_lines if str(MAX_RECORDS) in each]
-    assert "not cleaned up" in line
+    assert "does not clean up any others" in line
     machine.advance(COMPLAIN_SECONDS)
-    assert not watchdog.tell("one more", ONE)
+    assert not watchdog.add("one more", ONE)
     assert len([each for each in log_lines if str(MAX_RECORDS) in each]) == 2
     assert len(machine.processes[0].told) == MAX_RECORDS
-    watchdog.forget("all", MarkedProcess(5, 1))
-    assert watchdog.tell("one more", ONE)
+    watchdog.drop("all", MarkedProcess(5, 1))
+    assert watchdog.add("one more", ONE)
 
 
 def test_pauses_between_starts(machine: Machine, watchdog: Watchdog) -> None:
@@ -213,9 +218,20 @@ def test_pauses_between_starts(machine: Machine, watchdog: Watchdog) -> None:
     assert len(machine.processes) == count + 1
 
 
+def test_pauses_vary(machine: Machine) -> None:
+    """By up to the first pause, so that many bridges do not retry at one time."""
+    watchdog = Watchdog(machine, 1 << 40, CleanupRecords(), jitter=lambda: 0.5)
+    watchdog.start()
+    machine.processes[0].end()
+    machine.advance(FIRST_PAUSE_SECONDS * 1.49)
+    assert len(machine.processes) == 1
+    machine.advance(FIRST_PAUSE_SECONDS * 0.02)
+    assert len(machine.processes) == 2
+
+
 def test_one_that_cannot_be_started_is_tried_again(machine: Machine, log_lines: list[str]) -> None:
     machine.broken = True
-    watchdog = Watchdog(machine, 1 << 40, CleanupRecords())
+    watchdog = make_watchdog(machine)
     watchdog.start()
     assert any("cannot start the watchdog: no room" in line for line in log_lines)
     machine.broken = False
@@ -234,7 +250,7 @@ def test_one_that_ends_while_it_is_spawned_is_started_again(machine: Machine) ->
             return spawned
 
     hasty = Hasty()
-    watchdog = Watchdog(hasty, 1 << 40, CleanupRecords())
+    watchdog = make_watchdog(hasty)
     watchdog.start()
     hasty.advance(FIRST_PAUSE_SECONDS)
     assert len(hasty.processes) == 2
@@ -294,11 +310,11 @@ def test_changes_are_passed_on(machine: Machine) -> None:
     watchdog = Watchdog(
         machine, 1 << 40, records, lambda each: seen.append((each, each in records))
     )
-    watchdog.tell(1, ONE)
-    watchdog.tell(1, ONE)
-    watchdog.tell(2, ONE)
-    watchdog.forget(1)
-    watchdog.forget(2)
+    watchdog.add(1, ONE)
+    watchdog.add(1, ONE)
+    watchdog.add(2, ONE)
+    watchdog.drop(1)
+    watchdog.drop(2)
     assert seen == [(ONE, True), (ONE, False)]
 
 
@@ -362,7 +378,7 @@ def test_the_watchdog_knows_what_the_bridge_knows(
 ) -> None:
     """Whatever order things come in, and whenever its pipe is full."""
     machine = Machine()
-    watchdog = Watchdog(machine, 1 << 40, CleanupRecords())
+    watchdog = make_watchdog(machine)
     watchdog.start()
     for step, owner, record in steps:
         match data.draw(st.sampled_from(["", "full", "empty", "end"])):
@@ -374,8 +390,8 @@ def test_the_watchdog_knows_what_the_bridge_knows(
                 machine.processes[-1].end()
                 machine.advance(LONGEST_PAUSE_SECONDS)
         if step == "add":
-            watchdog.tell(owner, record)
+            watchdog.add(owner, record)
         else:
-            watchdog.forget(owner, None if step == "all" else record)
+            watchdog.drop(owner, None if step == "all" else record)
     watchdog.resumeProducing()
     assert machine.processes[-1].told == set(watchdog._records)
