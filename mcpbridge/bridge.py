@@ -42,11 +42,11 @@ from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.session_report import session_lines
 from mcpbridge.sliced_work import SlicedWork
-from mcpbridge.stdio.cleanup_records import CleanupRecords, MarkedProcess
+from mcpbridge.stdio.cleanup_records import CleanupRecords
 from mcpbridge.stdio.exec_chain import PythonShim, find_chain
 from mcpbridge.stdio.launcher import LocalLauncher
-from mcpbridge.stdio.process_tags import shortcomings
-from mcpbridge.stdio.process_tree import Sweeper
+from mcpbridge.stdio.process_tags import new_base, shortcomings
+from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.recovery import Journal, Recovery
 from mcpbridge.stdio.state_file import candidates
 from mcpbridge.stdio.subreaper import set_child_subreaper
@@ -106,13 +106,14 @@ class Bridge(Service):
         )
         self._observers = [verified("observers", ISessionObserver, each) for each in observers]
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
-        self._sweeper = Sweeper(self._clock, self._process_marked, self._process_ended)
         records = CleanupRecords()
+        base = new_base()
         self._journal = Journal(self._clock, records)
-        self._watchdog = Watchdog(reactor, self._sweeper.base, records, self._journal.changed)
-        self._recovery = Recovery(reactor, self._sweeper.base)
+        self._watchdog = Watchdog(reactor, base, records, self._journal.changed)
+        self._recovery = Recovery(reactor, base)
+        self._tracker = ProcessTracker(self._clock, base, self._watchdog)
         #: The value of the label that tells this bridge's containers from all others.
-        self._bridge_id = f"{self._sweeper.base:x}-{secrets.token_hex(8)}"
+        self._bridge_id = f"{base:x}-{secrets.token_hex(8)}"
         self._security = TransportSecurity(settings, self._clock)
         self._accept_errors = AcceptErrors(self._clock)
         self._over_all = SessionLimiter(settings.max_sessions)
@@ -327,19 +328,11 @@ class Bridge(Service):
         wanted = self.settings.child_subreaper
         if wanted if wanted is not None else bool(self.settings.listen):
             set_child_subreaper(True)
-        if self._sweeper.base:
+        if self._tracker.base:
             folders = candidates(self.settings.state_dir, self._environment, os.geteuid())
-            self._journal.open(folders, self._sweeper.base)
+            self._journal.open(folders, self._tracker.base)
             self._watchdog.start()
             self._recovery.start(folders)
-
-    # What the watchdog could not find by itself: processes that carry no tag.
-
-    def _process_marked(self, tag: int, pid: int, started: int) -> None:
-        self._watchdog.add(tag, MarkedProcess(pid, started))
-
-    def _process_ended(self, tag: int, pid: int, started: int) -> None:
-        self._watchdog.drop(tag, MarkedProcess(pid, started))
 
     def _listen(self, description: str) -> None:
         """Open one listener.  Raises `CannotListen`."""
@@ -374,11 +367,10 @@ class Bridge(Service):
             or LocalLauncher(
                 settings,
                 self._reactor,
-                self._sweeper,
+                self._tracker,
                 self._environment,
                 budget=self._budget,
-                tell=self._watchdog.add,
-                forget=self._watchdog.drop,
+                cleanup=self._watchdog,
                 bridge_id=self._bridge_id,
             )
         )

@@ -526,3 +526,14 @@ class Filter:
         if b"forbidden" in line:
             raise MessageRefused("refused")
         return line
+
+
+class CleanupTable(dict[Any, Any]):
+    """A `Cleanup` whose owners have one record each, and drop it once."""
+
+    def add(self, owner: int | str, record: Any) -> bool:
+        self[owner] = record
+        return True
+
+    def drop(self, owner: int | str, record: Any = None) -> object:
+        return self.pop(owner)

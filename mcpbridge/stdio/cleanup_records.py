@@ -1,9 +1,9 @@
 """
-What is to be cleaned up after a bridge that was killed, beside its tags.
+Records of what must be cleaned up after a killed bridge, beside tagged processes.
 
-Tags find most processes (see `procfs`).  A record names what they do not
-find: a process that may have lost its tag, the containers of an engine.
-Records travel to the watchdog and into the state file as JSON.
+Tags lead to most processes (see `procfs`).  A record names what they do not
+lead to: a process without a tag, the containers of an engine.  Records are
+sent to the watchdog and written to the state file as JSON.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from mcpbridge.config.tuning import MAX_RECORDS
 
 
 @dataclass(frozen=True, slots=True)
-class MarkedProcess:
+class ProcessRecord:
     """
-    A process of a session, by pid and start time, in clock ticks since boot.
+    A process of a session, by its pid and its start time in clock ticks since boot.
 
-    The start time is field 22 of `/proc/PID/stat` (proc(5)); together they
-    name one process for as long as the machine runs.
+    The start time is field 22 of `/proc/PID/stat` (proc(5)), 0 if unknown; both
+    together identify one process until the next boot.
     """
 
     pid: int
     start_time: int
 
     def as_json(self) -> dict[str, Any]:
-        """The record as the watchdog reads it."""
+        """Return the record as the watchdog reads it."""
         return {"process": [self.pid, self.start_time]}
 
 
 @dataclass(frozen=True, slots=True)
-class Containers:
+class ContainersRecord:
     """
     All containers that `ENGINE ps --filter FILTER` lists.
 
-    `engine` is the program, by its absolute path, and its global options, as
-    in `("/usr/bin/docker", "--context", "x")`.  `environment` holds what the
-    engine needs (HOME, DOCKER_HOST, XDG_RUNTIME_DIR, ...), and nothing that
-    is secret: it is written into the state file.
+    `engine` is the absolute path of the program and its global options, such
+    as `("/usr/bin/docker", "--context", "x")`.  `environment` holds what the
+    engine needs (HOME, DOCKER_HOST, XDG_RUNTIME_DIR, ...), and no secret: it
+    is written to the state file.
     """
 
     engine: tuple[str, ...]
@@ -49,26 +49,40 @@ class Containers:
     environment: tuple[tuple[str, str], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The record as the watchdog reads it."""
+        """Return the record as the watchdog reads it."""
         named = {"engine": list(self.engine), "filter": self.filter}
         return {"containers": {**named, "environment": dict(self.environment)}}
 
 
-Record = MarkedProcess | Containers
+Record = ProcessRecord | ContainersRecord
+
+
+class Cleanup(Protocol):
+    """
+    Cleans up what its records name if the bridge is killed.
+
+    The watchdog is one; so is a plain `CleanupRecords`, which only keeps them.
+    """
+
+    def add(self, owner: int | str, record: Record) -> bool:
+        """Add a record of an owner: a session's tag, or any other key."""
+
+    def drop(self, owner: int | str, record: Record | None = None) -> object:
+        """Drop a record of an owner, or all that it has."""
 
 
 def read_record(value: Any) -> Record:
-    """The record that JSON stands for.  Raises `ValueError` where it is none."""
+    """Return the record that a JSON value describes.  Raises `ValueError` if it is none."""
     match value:
         case {"process": [int(pid), int(started)]}:
-            return MarkedProcess(pid, started)
+            return ProcessRecord(pid, started)
         case {"containers": {"engine": [*engine], "filter": str(wanted), "environment": given}}:
             if (
                 engine
                 and isinstance(given, Mapping)
                 and all(isinstance(text, str) for text in (*engine, *given, *given.values()))
             ):
-                return Containers(tuple(engine), wanted, tuple(sorted(given.items())))
+                return ContainersRecord(tuple(engine), wanted, tuple(sorted(given.items())))
     raise ValueError("not a record")
 
 
@@ -76,8 +90,9 @@ class CleanupRecords:
     """
     The records of one bridge, by owner: a session's tag, or any other key.
 
-    Bounded by `MAX_RECORDS`.  The same record may have several owners, as
-    the containers of one engine have; it goes when the last owner drops it.
+    Whoever adds them checks `is_full` first, which is True from `MAX_RECORDS`
+    on.  Several owners may have the same record, such as the containers of
+    one engine; it goes when the last of them drops it.
     """
 
     def __init__(self) -> None:
@@ -86,15 +101,15 @@ class CleanupRecords:
         self._size = 0
 
     def __iter__(self) -> Iterator[Record]:
-        """Each record once."""
+        """Iterate over the records, each once."""
         return iter(self._count)
 
     def is_full(self) -> bool:
-        """Whether nothing more can be added."""
+        """Return True if there are `MAX_RECORDS` records."""
         return self._size >= MAX_RECORDS
 
     def add(self, owner: int | str, record: Record) -> bool:
-        """Add a record that the owner does not have yet; whether it is new to all owners."""
+        """Add a record of an owner; return True if no owner had it before."""
         owned = self._owned.setdefault(owner, set())
         if record in owned:
             return False
@@ -104,7 +119,7 @@ class CleanupRecords:
         return self._count[record] == 1
 
     def drop(self, owner: int | str, record: Record | None = None) -> list[Record]:
-        """Drop a record of an owner, or all that it has; those that no owner has now."""
+        """Drop one record of an owner, or all; return those that no owner has now."""
         owned = self._owned.get(owner)
         if owned is None:
             return []

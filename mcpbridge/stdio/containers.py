@@ -36,7 +36,7 @@ from mcpbridge.config.tuning import (
     REMOVALS_BEFORE_WARNING,
 )
 from mcpbridge.guard import guarded
-from mcpbridge.stdio.cleanup_records import Containers
+from mcpbridge.stdio.cleanup_records import Cleanup, ContainersRecord
 from mcpbridge.stdio.container_command import (
     BRIDGE_LABEL,
     SESSION_LABEL,
@@ -68,9 +68,8 @@ class ServerContainers:
     The containers of one server.
 
     `bridge_id` is the value of the label that all containers of the bridge
-    have.  `tell` is called before a container is started, with a key and what
-    is to be cleaned up if the bridge is killed; `forget` with that key, when
-    the engine says that the container is gone.
+    have.  A record is added to `cleanup` before a container is started, and
+    dropped when the engine reports that it is gone.
     """
 
     log = Logger()
@@ -84,8 +83,7 @@ class ServerContainers:
         *,
         chain: Callable[[], Chain],
         bridge_id: str,
-        tell: Callable[[str, Containers], object],
-        forget: Callable[[str], object],
+        cleanup: Cleanup,
     ) -> None:
         self.command = command
         self.clock: IReactorTime = reactor
@@ -97,8 +95,7 @@ class ServerContainers:
         )
         self._chain = chain
         self._bridge_id = bridge_id
-        self._tell = tell
-        self._forget = forget
+        self._cleanup = cleanup
         self._slots = DeferredSemaphore(ENGINE_COMMANDS)
         self._away = False
         # The watchdog finds it by this name, and removes it after a kill.
@@ -115,9 +112,9 @@ class ServerContainers:
         """
         value = f"{self._bridge_id}-{secrets.token_hex(8)}"
         container = Container(self, program, label, value, self._make_folder(program))
-        self._tell(
+        self._cleanup.add(
             value,
-            Containers(
+            ContainersRecord(
                 engine=tuple(self.command.engine_line(program)),
                 filter=f"label={BRIDGE_LABEL}={self._bridge_id}",
                 environment=self._told_environment,
@@ -140,7 +137,7 @@ class ServerContainers:
 
     def gone(self, container: Container) -> None:
         """The engine says that this container is gone."""
-        self._forget(container.value)
+        self._cleanup.drop(container.value)
         # It goes with the last cidfile in it, of any server of the bridge.
         with contextlib.suppress(OSError):
             os.rmdir(self._folder)

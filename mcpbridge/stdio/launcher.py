@@ -21,13 +21,14 @@ from mcpbridge.errors import CannotStart, OutOfResources
 from mcpbridge.interfaces import IBackendLauncher
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.backend import StdioBackend
-from mcpbridge.stdio.cleanup_records import Containers
+from mcpbridge.stdio.cleanup_records import Cleanup, CleanupRecords
 from mcpbridge.stdio.command import backend_environment, find_program
 from mcpbridge.stdio.container_command import parse_container_command
 from mcpbridge.stdio.containers import ServerContainers
 from mcpbridge.stdio.exec_chain import Chain, find_chain
 from mcpbridge.stdio.leader import Leader
-from mcpbridge.stdio.process_tree import GroupTree, Sweeper, TaggedTree
+from mcpbridge.stdio.process_tracker import ProcessTracker
+from mcpbridge.stdio.process_tree import GroupTree, TaggedTree
 
 #: What helps where the system has no more of something (pipe(2), fork(2)).
 _REMEDIES = {
@@ -42,27 +43,26 @@ _REMEDIES = {
 class LocalLauncher:
     """
     Starts a server's command with `reactor.spawnProcess`, behind the exec
-    chain, with a tag from the bridge's sweeper.
+    chain, with a tag from the bridge's tracker.
     """
 
     def __init__(
         self,
         settings: ServerSettings,
         reactor: Any,
-        sweeper: Sweeper,
+        tracker: ProcessTracker,
         environment: Mapping[str, str] = os.environ,
         chain: Callable[[], Chain] = find_chain,
         *,
         budget: ResponseBudget | None = None,
-        tell: Callable[[str, Containers], object] = lambda key, record: None,
-        forget: Callable[[str], object] = lambda key: None,
+        cleanup: Cleanup | None = None,
         bridge_id: str = "",
     ) -> None:
         self._budget = budget
         self._settings = settings
         self._processes: IReactorProcess = reactor
         self._clock: IReactorTime = reactor
-        self._sweeper = sweeper
+        self._tracker = tracker
         self._chain = chain
         self._environment = backend_environment(settings, environment)
         command = parse_container_command(settings.command, settings.args)
@@ -76,8 +76,7 @@ class LocalLauncher:
                 self._environment,
                 chain=chain,
                 bridge_id=bridge_id or secrets.token_hex(8),
-                tell=tell,
-                forget=forget,
+                cleanup=CleanupRecords() if cleanup is None else cleanup,
             )
 
     @property
@@ -127,16 +126,16 @@ class LocalLauncher:
         label: str,
         remove: Callable[[bool], Deferred[None]] | None,
     ) -> StdioBackend:
-        tag = self._sweeper.new_tag()
+        tag = self._tracker.new_tag()
         chain = self._chain()
         line = chain.wrap(command, tag, self._settings.cwd)
-        sweeper = self._sweeper
+        tracker = self._tracker
         backend = StdioBackend(
             self._settings,
             self._clock,
             receiver,
             label,
-            sweeper.leader_exited,
+            tracker.leader_exited,
             self._budget,
             remove=remove,
         )
@@ -146,8 +145,8 @@ class LocalLauncher:
         pid = transport.pid
         if pid is not None:
             keeps = tag and isinstance(transport, process.Process)
-            sweeper.leader_started(pid, tag, Leader(transport, pid) if keeps else None)
-        tree = TaggedTree(pid, tag, sweeper) if tag else GroupTree(pid, self._clock)
+            tracker.leader_started(pid, tag, Leader(transport, pid) if keeps else None)
+        tree = TaggedTree(pid, tag, tracker) if tag else GroupTree(pid, self._clock)
         backend.begin(pid, tree)
         return backend
 

@@ -1,11 +1,11 @@
 """
-The number of a backend's process, kept until nothing of its tree is left.
+Keep the pid of a backend's process until nothing of its tree is left.
 
-A process that has exited keeps its number, and its process group and session
-theirs, until it is reaped.  So the bridge learns of the exit without reaping
-(waitid(2), WNOWAIT) and tells Twisted; it reaps when the whole tree is gone.
-Until then a signal to the group reaches what is in it and nobody else, and
-what is in the session is the backend's, with or without a tag.
+An exited process keeps its pid, and with it the ids of its process group and
+session, until it is reaped.  So the bridge learns of the exit without reaping
+(waitid(2), WNOWAIT), tells Twisted, and reaps when the whole tree is gone.
+Until then a signal to the group reaches its members and nobody else, and a
+process in the session is the backend's, with or without a tag.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Leader:
     """
     Stands between Twisted and one process (`twisted.internet.process.Process`).
 
-    Twisted looks for exited processes at each SIGCHLD, by calling
-    `reapProcess` of each transport; that is where this steps in.
+    At each SIGCHLD, Twisted calls `reapProcess` of every process transport.
+    This object replaces that method of one transport.
     """
 
     def __init__(self, transport: Any, pid: int) -> None:
         self._transport = transport
         self._pid = pid
         self.exited = False
-        #: Whether the number is (still) that of this process.
-        self.held = True
+        #: True as long as the pid is certain to be that of this process.
+        self.unreaped = True
         self._transport.reapProcess = self.look
 
     def look(self) -> None:
@@ -44,9 +44,9 @@ class Leader:
         try:
             found = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
-            # Somebody has reaped it who waits for any child.
-            self.held = False
-            self._tell(0)
+            # It was reaped by somebody who waits for any child.
+            self.unreaped = False
+            self._tell_twisted(0)
             return
         if found is None:
             return
@@ -55,30 +55,22 @@ class Leader:
             status <<= 8
         elif found.si_code == os.CLD_DUMPED:
             status |= _CORE_DUMPED
-        self._tell(status)
+        self._tell_twisted(status)
 
     def look_behind_tracer(self) -> None:
         """
-        Tell Twisted also of a process that is dead, but traced.
+        Tell Twisted, too, if the process is dead but traced.
 
-        The kernel keeps its end from its parent until the tracer has seen to
-        it, which may be never (ptrace(2)).  Nothing of the process runs.
+        The kernel hides its end from its parent until the tracer has seen it,
+        which may be never (ptrace(2)).  Nothing of the process runs.
         """
         self.look()
         if not self.exited and procfs.is_dead(self._pid):
-            self._tell(signal.SIGKILL)
+            self._tell_twisted(signal.SIGKILL)
 
-    def _tell(self, status: int) -> None:
+    def _tell_twisted(self, status: int) -> None:
         self.exited = True
         transport, self._transport = self._transport, None
         del transport.reapProcess
         process.unregisterReapProcessHandler(self._pid, transport)
         transport.processEnded(status)
-
-
-def reap(pid: int) -> bool:
-    """Reap one child if it has exited; False while it has not."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True

@@ -153,6 +153,11 @@ def choose_base(random: bytes, hard_limit: int) -> int:
     return (slots // 2 + int.from_bytes(random, "big") % (slots // 2)) * TAGS
 
 
+def new_base() -> int:
+    """Choose the base of a bridge's tags at random; 0 where processes cannot be tagged."""
+    return choose_base(os.urandom(8), hard_limit()) if machine().tags else 0
+
+
 def carry(tag: int) -> None:
     """Tag this process.  Raises `OSError` or `ValueError` where a limit is lower."""
     for each in LIMITS:

@@ -66,7 +66,7 @@ class Tagged:
     """
     A process of a session.
 
-    `zombie` is True only if no thread of it runs.  `marked` is False where it
+    `zombie` is True only if no thread of it runs.  `tagged` is False where it
     carries no tag, and something else proves whose it is.
     """
 
@@ -74,7 +74,7 @@ class Tagged:
     tag: int
     zombie: bool
     parent: int
-    marked: bool = True
+    tagged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,17 +209,17 @@ class Reader:
         if tag == GONE:
             return False
         self.examined.add(pid)
-        marked = self._base <= tag < self._base + TAGS
-        if not marked:
+        tagged = self._base <= tag < self._base + TAGS
+        if not tagged:
             tag = self._sessions.get(session) or self._known.get(pid) or NONE
             if tag == NONE or pid == session:
                 return None
         fields = _stat(pid)
         if fields:
             zombie = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
-            return Tagged(pid, tag, zombie, int(fields[1]), marked)
+            return Tagged(pid, tag, zombie, int(fields[1]), tagged)
         ended = _has_ended(pid)
-        return False if ended is None else Tagged(pid, tag, ended, 0, marked)
+        return False if ended is None else Tagged(pid, tag, ended, 0, tagged)
 
 
 def _has_ended(pid: int) -> bool | None:

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import CLEANUP_SECONDS, MAX_CLEANUPS
 from mcpbridge.guard import guarded
-from mcpbridge.stdio.cleanup_records import CleanupRecords, Containers, MarkedProcess, Record
+from mcpbridge.stdio.cleanup_records import CleanupRecords, ContainersRecord, ProcessRecord, Record
 from mcpbridge.stdio.state_file import (
     FORGET_SECONDS,
     NoStateDirectory,
@@ -70,7 +70,7 @@ class Journal:
         """The records have this one more, or less."""
         if self._file is None:
             return
-        if isinstance(record, Containers):
+        if isinstance(record, ContainersRecord):
             self._save()
         elif self._call is None:
             self._call = self._clock.callLater(SAVE_SECONDS, self._save)
@@ -240,7 +240,7 @@ class Recovery:
 
     def _leave_containers(self, file: StateFile) -> None:
         for each in file.records():
-            if isinstance(each, Containers):
+            if isinstance(each, ContainersRecord):
                 self.log.warn(
                     "a bridge that was killed (pid {pid}, on {host!r} before a restart or under"
                     " another name) may have left containers: look at"
@@ -253,7 +253,7 @@ class Recovery:
 
     def _clean(self, file: StateFile) -> None:
         here = file.state.place == Place.here()
-        records = [each for each in file.records() if here or isinstance(each, MarkedProcess)]
+        records = [each for each in file.records() if here or isinstance(each, ProcessRecord)]
         cleaner = Cleaner(self._clock, records, self._tag)
         cleaner.done.addCallback(self._cleaned, file)
         cleaner.done.addErrback(lambda why: self.log.failure("recovery failed", why))

@@ -1,9 +1,9 @@
 """
-Processes of sessions that carry no tag, each held by a descriptor.
+Processes of sessions that carry no tag, each held by a pidfd.
 
-A number says whose a process is only while it cannot be used anew.  A
-descriptor (pidfd_open(2)) tells when the process has ended, so what was once
-proven of it stays true until then.
+A pid says which process is meant only until it is reused.  A pidfd
+(pidfd_open(2)) tells when its process has ended; until then what was once
+proven of the pid stays true.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ import select
 from collections.abc import Callable
 
 from mcpbridge.stdio import procfs
+from mcpbridge.stdio.cleanup_records import Cleanup, ProcessRecord
 
-#: What is called with tag, pid and start time.
-Mark = Callable[[int, int, int], None]
-#: Of how many processes a descriptor is held at most.
+#: At most so many processes are held by a descriptor.
 KNOWN_PROCESSES = 256
 
 
-class Marks:
+class UntaggedProcesses:
     """
-    The processes that are held, and whose they are.
+    Remembers untagged processes and their sessions' tags for as long as they live.
 
-    `seen` is called with tag, pid and start time (clock ticks since the boot;
-    0 where that is not told) of each, and `ended` with the same when it has
-    ended: what cleans up after a bridge that was killed cannot find them by
-    itself.
+    `cleanup` is told of each: after the bridge was killed nothing else leads
+    to a process without a tag.
     """
 
-    def __init__(self, seen: Mark, ended: Mark) -> None:
-        self._seen = seen
-        self._ended = ended
-        #: By pid: tag, start time and descriptor.
-        self._held: dict[int, tuple[int, int, int]] = {}
+    def __init__(self, cleanup: Cleanup) -> None:
+        self._cleanup = cleanup
+        #: By pid: tag, record and descriptor.
+        self._held: dict[int, tuple[int, ProcessRecord, int]] = {}
 
     def hold(self, pid: int, tag: int, ours: Callable[[], bool]) -> None:
-        """Hold a process, if it is (still) ours once there is a descriptor; see `tags`."""
+        """
+        Hold a process by a descriptor, unless too many are held.
+
+        `ours` is called once the descriptor is open, so that its answer is
+        about the process that is held, and not about a later one of that pid.
+        """
         if pid in self._held or len(self._held) >= KNOWN_PROCESSES:
             return
         try:
@@ -46,32 +47,32 @@ class Marks:
             return
         try:
             proven = ours()
-            started = procfs.start_time(pid) or 0
+            record = ProcessRecord(pid, procfs.start_time(pid) or 0)
         except OSError:
-            # This descriptor may have been the last one.
-            proven, started = False, 0
+            # That descriptor may have been the last one that the bridge could open.
+            proven = False
         if not proven:
             os.close(descriptor)
             return
-        self._held[pid] = (tag, started, descriptor)
-        self._seen(tag, pid, started)
+        self._held[pid] = (tag, record, descriptor)
+        self._cleanup.add(tag, record)
 
     def tags(self) -> dict[int, int]:
         """
-        The tags of the processes that are held and live, by pid.
+        Return the tags of the processes that are held and live, by pid.
 
-        Those that have ended are let go, and reaped where they are children:
-        their numbers may be used anew.
+        Releases those that have ended, and reaps them if they are children:
+        their pids may be reused.
         """
-        for pid, (tag, started, descriptor) in list(self._held.items()):
-            over = select.poll()
-            over.register(descriptor, select.POLLIN)
-            if over.poll(0):
+        for pid, (tag, record, descriptor) in list(self._held.items()):
+            ended = select.poll()
+            ended.register(descriptor, select.POLLIN)
+            if ended.poll(0):
                 del self._held[pid]
                 try:
                     os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG)
                 except OSError:
                     pass
                 os.close(descriptor)
-                self._ended(tag, pid, started)
+                self._cleanup.drop(tag, record)
         return {pid: tag for pid, (tag, _, _) in self._held.items()}

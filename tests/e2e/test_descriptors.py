@@ -21,7 +21,8 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.stdio.launcher import LocalLauncher
-from mcpbridge.stdio.process_tree import Sweeper
+from mcpbridge.stdio.process_tags import new_base
+from mcpbridge.stdio.process_tracker import ProcessTracker
 
 pytestmark = pytest.mark.slow
 
@@ -94,12 +95,12 @@ async def test_a_backend_stopped_inside_an_event_does_not_close_a_newcomer() -> 
     from twisted.internet import reactor
 
     clock: Any = reactor
-    sweeper = Sweeper(clock)
+    tracker = ProcessTracker(clock, new_base())
 
     async def launch(script: str) -> tuple[Any, Receiver]:
         settings = ServerSettings(command="sh", args=("-c", script), stop_grace=0.1, kill_grace=5)
         receiver = Receiver()
-        return await LocalLauncher(settings, clock, sweeper).launch(receiver, "test"), receiver
+        return await LocalLauncher(settings, clock, tracker).launch(receiver, "test"), receiver
 
     first, speaks = await launch("read _; echo '{}'; read _")
     second, _ = await launch("read _; exec <&-; sleep 60")

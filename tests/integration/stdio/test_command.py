@@ -10,7 +10,7 @@ import pytest
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import CannotStart
 from mcpbridge.stdio.launcher import LocalLauncher
-from mcpbridge.stdio.process_tree import Sweeper
+from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.testing import FakeReactor
 
 
@@ -28,7 +28,9 @@ def test_what_the_system_lacks_is_said(number: int, exhausted: bool, says: str) 
     """With what helps, where it is a limit that was reached."""
     reactor = FakeReactor()
     reactor.spawn_error = OSError(number, os.strerror(number))
-    launcher = LocalLauncher(ServerSettings(command=sys.executable), reactor, Sweeper(reactor))
+    launcher = LocalLauncher(
+        ServerSettings(command=sys.executable), reactor, ProcessTracker(reactor, 0)
+    )
     failures: list[Any] = []
     launcher.launch(None, "x").addErrback(failures.append)
     error = failures[0].value

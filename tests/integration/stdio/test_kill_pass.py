@@ -139,7 +139,7 @@ def test_what_is_found_on_every_machine(backends: Any, how: str) -> None:
     sessions = {backend.leader.pid: TAG}
     found = backend.found(sessions=sessions, since=backend.leader.pid)
     assert {each.tag for each in found} == {TAG}
-    assert {each.marked for each in found} == {how != "limits"}
+    assert {each.tagged for each in found} == {how != "limits"}
     assert kill_pass.kill_pass(BASE, {TAG}, sessions, {}, backend.leader.pid) >= len(found)
     until(lambda: not backend.runs())
 

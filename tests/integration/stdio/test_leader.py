@@ -13,7 +13,8 @@ import pytest
 from twisted.internet import process
 
 from mcpbridge.stdio import procfs
-from mcpbridge.stdio.leader import Leader, reap
+from mcpbridge.stdio.leader import Leader
+from mcpbridge.stdio.reaper import reap
 from tests.real.processes import eventually
 
 pytestmark = pytest.mark.skipif(
@@ -117,7 +118,7 @@ def test_one_that_somebody_else_has_reaped(made: Callable[..., Made]) -> None:
     os.waitpid(child.pid, 0)
     child.transport.reapProcess()
     assert child.leader.exited
-    assert not child.leader.held
+    assert not child.leader.unreaped
     assert child.transport.statuses == [0]
 
 

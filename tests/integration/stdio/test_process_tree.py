@@ -21,22 +21,26 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from mcpbridge.stdio import kill_pass, process_tags, procfs
-from mcpbridge.stdio import process_tree as tree_module
-from mcpbridge.stdio import untagged as marks_module
+from mcpbridge.stdio import reaper as reaper_module
+from mcpbridge.stdio import untagged as untagged_module
+from mcpbridge.stdio.cleanup_records import CleanupRecords, ProcessRecord
 from mcpbridge.stdio.exec_chain import Chain, Compiled, PythonShim, UtilLinux, find_chain, works
-from mcpbridge.stdio.process_tree import (
-    CLEAN_LOOKS,
-    REAP_SECONDS,
+from mcpbridge.stdio.process_tags import new_base
+from mcpbridge.stdio.process_tracker import (
     SLICE_SECONDS,
     SWEEP_REST_FACTOR,
     SWEEP_SECONDS,
+    ProcessTracker,
+)
+from mcpbridge.stdio.process_tree import (
+    CLEAN_LOOKS,
     GroupTree,
-    Sweeper,
     TaggedTree,
     signal_group,
 )
+from mcpbridge.stdio.reaper import REAP_SECONDS
 from mcpbridge.stdio.subreaper import set_child_subreaper
-from mcpbridge.stdio.untagged import Marks
+from mcpbridge.stdio.untagged import UntaggedProcesses
 from tests.real.processes import eventually
 
 #: How long anything may take, which is less than any process here sleeps.
@@ -99,13 +103,13 @@ class Spawned:
     """Processes started as the launcher starts them, ended whatever happens."""
 
     def __init__(self) -> None:
-        self.sweeper = Sweeper(Clock())
+        self.tracker = ProcessTracker(Clock(), new_base())
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(
         self, program: str, *arguments: str, chain: Chain | None = None
     ) -> tuple[subprocess.Popen[bytes], int]:
-        tag = self.sweeper.new_tag()
+        tag = self.tracker.new_tag()
         path = shutil.which(program) or program
         line = (chain or find_chain()).wrap([path, *arguments], tag, None)
         process = subprocess.Popen(line, stdout=subprocess.PIPE)
@@ -115,12 +119,12 @@ class Spawned:
     def found(self, tag: int) -> list[int]:
         return [
             each.pid
-            for each in procfs.find_tagged(self.sweeper.base)
+            for each in procfs.find_tagged(self.tracker.base)
             if each.tag == tag and not each.zombie
         ]
 
     def end(self) -> None:
-        for each in procfs.find_tagged(self.sweeper.base):
+        for each in procfs.find_tagged(self.tracker.base):
             procfs.signal_tagged(each.pid, each.tag, signal.SIGKILL)
         for process in self.processes:
             process.wait()
@@ -269,7 +273,7 @@ def test_what_is_in_anothers_session_is_skipped(spawned: Spawned) -> None:
     process, tag = spawned.start("sleep", "600")
     until(lambda: spawned.found(tag) == [process.pid])
     until(lambda: os.getsid(process.pid) == process.pid)
-    assert procfs.find_tagged(spawned.sweeper.base, {process.pid}) == []
+    assert procfs.find_tagged(spawned.tracker.base, {process.pid}) == []
 
 
 def test_gone_process_has_no_tag() -> None:
@@ -279,21 +283,21 @@ def test_gone_process_has_no_tag() -> None:
 
 def test_tags_differ_and_skip_those_in_use() -> None:
     """No two living sessions have the same tag, also after all were used once."""
-    sweeper = Sweeper(Clock())
-    first = sweeper.new_tag()
-    sweeper.leaders[1] = first
-    sweeper._next = process_tags.TAGS - 1
-    assert sweeper.new_tag() == first + 1
+    tracker = ProcessTracker(Clock(), new_base())
+    first = tracker.new_tag()
+    tracker.leaders[1] = first
+    tracker._last_tag = process_tags.TAGS - 1
+    assert tracker.new_tag() == first + 1
 
 
 class FoundTable:
-    """A sweeper whose table of processes is a list."""
+    """A tracker whose table of processes is a list."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = Clock()
         #: Processor time.
         self.spent = 0.0
-        self.sweeper = Sweeper(self.clock, spent=lambda: self.spent)
+        self.tracker = ProcessTracker(self.clock, new_base(), processor_time=lambda: self.spent)
         self.table: list[procfs.Tagged] = []
         self.sweeps: list[set[int]] = []
         self.error: OSError | None = None
@@ -316,15 +320,15 @@ def found_table(monkeypatch: pytest.MonkeyPatch) -> FoundTable:
 
 def test_one_sweep_answers_all_that_ask(found_table: FoundTable) -> None:
     """However many sessions end at once, the table is read once, and not again too soon."""
-    sweeper, clock = found_table.sweeper, found_table.clock
+    tracker, clock = found_table.tracker, found_table.clock
     found_table.table = [procfs.Tagged(7, 101, False, 1), procfs.Tagged(8, 102, True, 1)]
     answers: list[list[int]] = []
     for tag in (101, 101, 102):
-        sweeper.look(tag).addCallback(answers.append)
+        tracker.look(tag).addCallback(answers.append)
     clock.advance(0)
     assert answers == [[7], [7], []]
     assert len(found_table.sweeps) == 1
-    sweeper.look(101).addCallback(answers.append)
+    tracker.look(101).addCallback(answers.append)
     clock.advance(SWEEP_SECONDS / 2)
     assert len(found_table.sweeps) == 1
     clock.advance(SWEEP_SECONDS / 2)
@@ -333,17 +337,17 @@ def test_one_sweep_answers_all_that_ask(found_table: FoundTable) -> None:
 
 def test_leaders_are_not_counted_and_others_sessions_skipped(found_table: FoundTable) -> None:
     """The leader is Twisted's to reap; what is surely another session's is not looked at."""
-    sweeper, clock = found_table.sweeper, found_table.clock
-    sweeper.leader_started(7, 101)
-    sweeper.leader_started(9, 103)
+    tracker, clock = found_table.tracker, found_table.clock
+    tracker.leader_started(7, 101)
+    tracker.leader_started(9, 103)
     found_table.table = [procfs.Tagged(7, 101, False, 1), procfs.Tagged(8, 101, False, 1)]
     answers: list[list[int]] = []
-    sweeper.look(101).addCallback(answers.append)
+    tracker.look(101).addCallback(answers.append)
     clock.advance(0)
     assert answers == [[8]]
     assert found_table.sweeps == [{9}]
-    sweeper.leader_exited(7)
-    sweeper.leader_exited(9)
+    tracker.leader_exited(7)
+    tracker.leader_exited(9)
     assert clock.getDelayedCalls() == []
 
 
@@ -351,7 +355,7 @@ def test_table_that_cannot_be_read_fails_the_look(found_table: FoundTable) -> No
     """Out of descriptors, what was not seen is not taken for gone."""
     found_table.error = OSError(24, "Too many open files")
     failures: list[Any] = []
-    found_table.sweeper.look(101).addErrback(failures.append)
+    found_table.tracker.look(101).addErrback(failures.append)
     found_table.clock.advance(0)
     assert failures[0].check(OSError)
 
@@ -359,7 +363,7 @@ def test_table_that_cannot_be_read_fails_the_look(found_table: FoundTable) -> No
 def test_nothing_counts_only_when_seen_twice(found_table: FoundTable) -> None:
     """A process may be born behind the place that a look has passed."""
     clock = found_table.clock
-    tree = TaggedTree(6, 101, found_table.sweeper)
+    tree = TaggedTree(6, 101, found_table.tracker)
     answers: list[list[int]] = []
     found_table.table = [procfs.Tagged(7, 101, False, 1)]
     tree.look().addCallback(answers.append)
@@ -375,8 +379,8 @@ def test_nothing_counts_only_when_seen_twice(found_table: FoundTable) -> None:
 
 def test_nothing_counts_only_when_two_looks_in_a_row_say_so(found_table: FoundTable) -> None:
     """promise: nothing is called gone before it is proven, the first time too."""
-    clock, sweeper = found_table.clock, found_table.sweeper
-    tree = TaggedTree(6, 101, sweeper)
+    clock, tracker = found_table.clock, found_table.tracker
+    tree = TaggedTree(6, 101, tracker)
     answers: list[list[int]] = []
     tree.look().addCallback(answers.append)
     clock.advance(0)
@@ -394,12 +398,12 @@ def test_nothing_counts_only_when_two_looks_in_a_row_say_so(found_table: FoundTa
 
 def test_looks_count_from_the_leaders_exit_on(found_table: FoundTable) -> None:
     """What a leader has started after a look has begun, that look may not have seen."""
-    clock, sweeper = found_table.clock, found_table.sweeper
-    sweeper.leader_started(6, 101)
-    tree = TaggedTree(6, 101, sweeper)
+    clock, tracker = found_table.clock, found_table.tracker
+    tracker.leader_started(6, 101)
+    tree = TaggedTree(6, 101, tracker)
     answers: list[list[int]] = []
     tree.look().addCallback(answers.append)
-    sweeper.leader_exited(6)
+    tracker.leader_exited(6)
     clock.pump([0, SWEEP_SECONDS])
     assert answers == []
     clock.advance(SWEEP_SECONDS)
@@ -413,8 +417,8 @@ def test_a_second_kill_is_one_that_cannot_be_outrun(
     """One pass for all trees that need it, before the next look."""
     passes: list[Any] = []
     monkeypatch.setattr(kill_pass, "kill_pass", lambda *told: passes.append(told))
-    clock, sweeper = found_table.clock, found_table.sweeper
-    trees = [TaggedTree(None, tag, sweeper) for tag in (101, 102)]
+    clock, tracker = found_table.clock, found_table.tracker
+    trees = [TaggedTree(None, tag, tracker) for tag in (101, 102)]
     for tree in trees:
         tree.signal_rest([], signal.SIGTERM)
         tree.signal_rest([], signal.SIGKILL)
@@ -423,7 +427,7 @@ def test_a_second_kill_is_one_that_cannot_be_outrun(
     for tree in trees:
         tree.signal_rest([], signal.SIGKILL)
     clock.advance(SWEEP_SECONDS)
-    assert passes == [(sweeper.base, {101, 102}, {}, {}, 0)]
+    assert passes == [(tracker.base, {101, 102}, {}, {}, 0)]
 
 
 def test_a_pass_that_fails_fails_the_looks(
@@ -434,11 +438,11 @@ def test_a_pass_that_fails_fails_the_looks(
 
     monkeypatch.setattr(kill_pass, "kill_pass", fail)
     failures: list[Any] = []
-    found_table.sweeper.kill(101)
-    found_table.sweeper.look(101).addErrback(failures.append)
+    found_table.tracker.kill(101)
+    found_table.tracker.look(101).addErrback(failures.append)
     found_table.clock.advance(0)
     assert failures[0].check(OSError)
-    found_table.sweeper.look(101).addCallback(failures.append)
+    found_table.tracker.look(101).addCallback(failures.append)
     found_table.clock.advance(SWEEP_SECONDS)
     assert failures[1:] == [[]]
 
@@ -447,12 +451,12 @@ def test_a_long_reading_lets_others_have_their_turn(
     found_table: FoundTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who asks meanwhile gets an answer of a reading that began later."""
-    clock, sweeper = found_table.clock, found_table.sweeper
+    clock, tracker = found_table.clock, found_table.tracker
     events: list[Any] = []
 
     def read(*told: object) -> Generator[None, None, procfs.Table]:
         if not events:
-            sweeper.look(102).addCallback(events.append)
+            tracker.look(102).addCallback(events.append)
         for _ in range(2):
             events.append("slice")
             found_table.spent += SLICE_SECONDS
@@ -464,7 +468,7 @@ def test_a_long_reading_lets_others_have_their_turn(
 
     monkeypatch.setattr(procfs, "read_table", read)
     events.clear()
-    sweeper.look(101).addCallback(events.append)
+    tracker.look(101).addCallback(events.append)
     clock.advance(0)
     assert events == ["slice", "others", "slice", "others", []]
     # For a tenth of one processor: it rests for ten times as long as it has read.
@@ -477,21 +481,22 @@ def test_a_long_reading_lets_others_have_their_turn(
 @linux
 def test_what_was_seen_without_a_tag_is_held_until_it_ends() -> None:
     """Its number is its own as long as a descriptor of it says that it lives."""
-    seen: list[tuple[int, ...]] = []
-    ended: list[tuple[int, ...]] = []
-    marks = Marks(lambda *told: seen.append(told), lambda *told: ended.append(told))
+    records = CleanupRecords()
+    untagged = UntaggedProcesses(records)
     process = subprocess.Popen(["sleep", "600"])
-    marks.hold(process.pid, 101, lambda: False)
-    assert marks.tags() == {}
+    untagged.hold(process.pid, 101, lambda: False)
+    assert untagged.tags() == {}
     for _ in range(2):
-        marks.hold(process.pid, 101, lambda: True)
-    assert marks.tags() == {process.pid: 101}
-    assert seen == [(101, process.pid, procfs.start_time(process.pid))]
-    assert ended == []
+        untagged.hold(process.pid, 101, lambda: True)
+    assert untagged.tags() == {process.pid: 101}
+    started = procfs.start_time(process.pid)
+    assert started is not None
+    assert list(records) == [ProcessRecord(process.pid, started)]
+    assert records._owned.keys() == {101}
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert marks.tags() == {}
-    assert ended == seen
+    assert untagged.tags() == {}
+    assert list(records) == []
     # An adopted one is reaped.
     with pytest.raises(ChildProcessError):
         os.waitpid(process.pid, 0)
@@ -501,16 +506,16 @@ def test_what_was_seen_without_a_tag_is_held_until_it_ends() -> None:
 @linux
 def test_only_so_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """KNOWN_PROCESSES: each takes a descriptor."""
-    monkeypatch.setattr(marks_module, "KNOWN_PROCESSES", 1)
-    marks = Marks(lambda *told: None, lambda *told: None)
+    monkeypatch.setattr(untagged_module, "KNOWN_PROCESSES", 1)
+    untagged = UntaggedProcesses(CleanupRecords())
     processes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
     for each in processes:
-        marks.hold(each.pid, 101, lambda: True)
-    assert marks.tags() == {processes[0].pid: 101}
+        untagged.hold(each.pid, 101, lambda: True)
+    assert untagged.tags() == {processes[0].pid: 101}
     for each in processes:
         each.kill()
         os.waitid(os.P_PID, each.pid, os.WEXITED | os.WNOWAIT)
-    assert marks.tags() == {}
+    assert untagged.tags() == {}
     for each in processes:
         each.wait()
 
@@ -525,14 +530,14 @@ def test_what_cannot_be_read_for_want_of_descriptors_is_not_held(
 ) -> None:
     """The descriptor of the process may be the last that the bridge can have."""
     monkeypatch.setattr(procfs, "start_time", no_descriptors)
-    seen: list[tuple[int, ...]] = []
-    marks = Marks(lambda *told: seen.append(told), lambda *told: None)
+    records = CleanupRecords()
+    untagged = UntaggedProcesses(records)
     process = subprocess.Popen(["sleep", "600"])
     before = os.listdir("/proc/self/fd")
-    marks.hold(process.pid, 101, lambda: True)
-    marks.hold(process.pid, 101, no_descriptors)
+    untagged.hold(process.pid, 101, lambda: True)
+    untagged.hold(process.pid, 101, no_descriptors)
     assert os.listdir("/proc/self/fd") == before
-    assert (marks.tags(), seen) == ({}, [])
+    assert (untagged.tags(), list(records)) == ({}, [])
     process.kill()
     process.wait()
 
@@ -542,16 +547,16 @@ def test_who_asks_is_answered_whatever_fails(
     found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     """Otherwise no tree of any session would be looked at, or killed, ever again."""
-    sweeper, clock = found_table.sweeper, found_table.clock
-    found_table.table = [procfs.Tagged(7, 101, False, 1, marked=False)]
+    tracker, clock = found_table.tracker, found_table.clock
+    found_table.table = [procfs.Tagged(7, 101, False, 1, tagged=False)]
     answers: list[Any] = []
     with monkeypatch.context() as patch:
-        patch.setattr(Marks, fails, no_descriptors)
-        sweeper.look(101).addBoth(answers.append)
+        patch.setattr(UntaggedProcesses, fails, no_descriptors)
+        tracker.look(101).addBoth(answers.append)
         clock.advance(0)
         assert [each.type for each in answers] == [OSError]
     found_table.table = []
-    sweeper.look(101).addCallback(answers.append)
+    tracker.look(101).addCallback(answers.append)
     clock.advance(SWEEP_SECONDS)
     assert answers[1:] == [[]]
 
@@ -559,19 +564,19 @@ def test_who_asks_is_answered_whatever_fails(
 def test_looks_go_on_where_one_for_adopted_processes_fails(
     found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, logged_failures: list[Any]
 ) -> None:
-    sweeper, clock = found_table.sweeper, found_table.clock
+    tracker, clock = found_table.tracker, found_table.clock
     monkeypatch.setattr(procfs, "own_children", lambda: None)
     with monkeypatch.context() as patch:
-        patch.setattr(Marks, "tags", no_descriptors)
-        sweeper.leader_started(7, 101)
+        patch.setattr(UntaggedProcesses, "tags", no_descriptors)
+        tracker.leader_started(7, 101)
         clock.advance(REAP_SECONDS)
         clock.advance(0)
     assert [each.type for each in logged_failures] == [OSError]
     answers: list[Any] = []
-    sweeper.look(101).addCallback(answers.append)
+    tracker.look(101).addCallback(answers.append)
     clock.advance(SWEEP_SECONDS)
     assert answers == [[]]
-    sweeper.leader_exited(7)
+    tracker.leader_exited(7)
 
 
 @linux
@@ -582,7 +587,7 @@ def test_what_cannot_be_signalled_is_said_once(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(procfs, "signal_if", refuse)
-    tree = TaggedTree(None, 101, found_table.sweeper)
+    tree = TaggedTree(None, 101, found_table.tracker)
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         tree.signal_rest([7, 8], number)
     assert log_lines == ["cannot signal process 7: Operation not permitted"]
@@ -595,9 +600,9 @@ def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
     stranger = subprocess.Popen(["true"])
     mine, tag = spawned.start("sleep", "600")
     until(lambda: procfs.tag_of(mine.pid) == tag)
-    sweeper, clock = spawned.sweeper, spawned.sweeper._clock
+    tracker, clock = spawned.tracker, spawned.tracker._clock
     assert isinstance(clock, Clock)
-    sweeper.leader_started(1, 0)
+    tracker.leader_started(1, 0)
     mine.kill()
     os.waitid(os.P_PID, stranger.pid, os.WEXITED | os.WNOWAIT)
     os.waitid(os.P_PID, mine.pid, os.WEXITED | os.WNOWAIT)
@@ -605,7 +610,7 @@ def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
     with pytest.raises(ChildProcessError):
         os.waitpid(mine.pid, 0)
     assert stranger.wait() == 0
-    sweeper.leader_exited(1)
+    tracker.leader_exited(1)
     assert clock.getDelayedCalls() == []
 
 
@@ -614,8 +619,8 @@ def test_only_so_many_are_reaped_in_a_turn(
     spawned: Spawned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """REAPED_AT_ONCE: a process that forks without end leaves thousands in a second."""
-    monkeypatch.setattr(tree_module, "REAPED_AT_ONCE", 1)
-    sweeper, clock = spawned.sweeper, spawned.sweeper._clock
+    monkeypatch.setattr(reaper_module, "REAPED_AT_ONCE", 1)
+    tracker, clock = spawned.tracker, spawned.tracker._clock
     assert isinstance(clock, Clock)
     started = [spawned.start("sleep", "600") for _ in range(2)]
     until(lambda: all(procfs.tag_of(process.pid) == tag for process, tag in started))
@@ -623,7 +628,7 @@ def test_only_so_many_are_reaped_in_a_turn(
     children = [each.pid for each in processes]
     assert set(children) <= set(procfs.own_children() or ())
     monkeypatch.setattr(procfs, "own_children", lambda: children)
-    sweeper.leader_started(1, 0)
+    tracker.leader_started(1, 0)
     for each in processes:
         each.kill()
         os.waitid(os.P_PID, each.pid, os.WEXITED | os.WNOWAIT)
@@ -640,7 +645,7 @@ def test_only_so_many_are_reaped_in_a_turn(
     for pid in children:
         with pytest.raises(ChildProcessError):
             os.waitpid(pid, 0)
-    sweeper.leader_exited(1)
+    tracker.leader_exited(1)
     assert clock.getDelayedCalls() == []
 
 
@@ -648,11 +653,11 @@ def test_only_so_many_are_reaped_in_a_turn(
 def test_no_zombie_outlives_the_last_session(spawned: Spawned) -> None:
     mine, tag = spawned.start("sleep", "600")
     until(lambda: procfs.tag_of(mine.pid) == tag)
-    sweeper = spawned.sweeper
-    sweeper.leader_started(1, 0)
+    tracker = spawned.tracker
+    tracker.leader_started(1, 0)
     mine.kill()
     os.waitid(os.P_PID, mine.pid, os.WEXITED | os.WNOWAIT)
-    sweeper.leader_exited(1)
+    tracker.leader_exited(1)
     with pytest.raises(ChildProcessError):
         os.waitpid(mine.pid, 0)
 
@@ -665,16 +670,16 @@ def test_without_a_list_of_children_the_table_is_read(
     monkeypatch.setattr(procfs, "own_children", lambda: None)
     mine, tag = spawned.start("sleep", "600")
     until(lambda: procfs.tag_of(mine.pid) == tag)
-    sweeper, clock = spawned.sweeper, spawned.sweeper._clock
+    tracker, clock = spawned.tracker, spawned.tracker._clock
     assert isinstance(clock, Clock)
-    sweeper.leader_started(1, 0)
+    tracker.leader_started(1, 0)
     mine.kill()
     os.waitid(os.P_PID, mine.pid, os.WEXITED | os.WNOWAIT)
     clock.advance(REAP_SECONDS)
     clock.advance(0)
     with pytest.raises(ChildProcessError):
         os.waitpid(mine.pid, 0)
-    sweeper.leader_exited(1)
+    tracker.leader_exited(1)
     assert clock.getDelayedCalls() == []
 
 

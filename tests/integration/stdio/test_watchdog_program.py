@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from mcpbridge.stdio import process_tags, watchdog_program
-from mcpbridge.stdio.cleanup_records import Containers, MarkedProcess, Record
+from mcpbridge.stdio.cleanup_records import ContainersRecord, ProcessRecord, Record
 from mcpbridge.stdio.exec_chain import PythonShim
 from mcpbridge.stdio.watchdog import watchdog_command
 from mcpbridge.stdio.watchdog_program import Records, kill_process, start_time
@@ -93,10 +93,10 @@ def cmdline(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def marked(process: subprocess.Popen[bytes]) -> MarkedProcess:
+def marked(process: subprocess.Popen[bytes]) -> ProcessRecord:
     started = start_time(process.pid)
     assert started is not None
-    return MarkedProcess(process.pid, started)
+    return ProcessRecord(process.pid, started)
 
 
 def ended(process: subprocess.Popen[bytes]) -> bool:
@@ -142,7 +142,7 @@ def test_it_needs_no_file_once_it_waits(tmp_path: Path) -> None:
     program = str(folder / "watchdog_program.py")
     # -X importtime: a line on stderr for each module that is imported.
     command = [sys.executable, "-I", "-S", "-X", "importtime", program, str(BASE)]
-    engine = Containers(("/no/such/engine",), "label=x")
+    engine = ContainersRecord(("/no/such/engine",), "label=x")
     with guarding(command) as running, sleeping(BASE + 1) as backend, sleeping() as lost:
         assert running.process.stderr is not None
         os.set_blocking(running.process.stderr.fileno(), False)
@@ -164,8 +164,8 @@ def test_it_kills_marked_processes_and_no_others() -> None:
     """A number that is used again is another process's."""
     with guarding() as running, sleeping() as lost, sleeping() as other:
         old = marked(other)
-        running.tell(marked(lost), MarkedProcess(old.pid, old.start_time - 1))
-        running.tell(MarkedProcess(2**22 + 1, 5))
+        running.tell(marked(lost), ProcessRecord(old.pid, old.start_time - 1))
+        running.tell(ProcessRecord(2**22 + 1, 5))
         report = running.bridge_dies()
         assert ended(lost)
         assert other.poll() is None
@@ -196,7 +196,7 @@ def test_a_zombie_has_no_start_time() -> None:
 
 
 class Store:
-    """Containers of a fake engine."""
+    """ContainersRecord of a fake engine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -216,9 +216,11 @@ class Store:
         return (self.folder / "asked").read_text().splitlines()
 
     @property
-    def record(self) -> Containers:
+    def record(self) -> ContainersRecord:
         environment = {"PATH": os.environ["PATH"], "STORE": str(self.folder)}
-        return Containers((str(self.engine),), "label=a=b", tuple(sorted(environment.items())))
+        return ContainersRecord(
+            (str(self.engine),), "label=a=b", tuple(sorted(environment.items()))
+        )
 
 
 @pytest.fixture
@@ -281,7 +283,7 @@ def order(*orders: Any) -> bytes:
     return b"".join(json.dumps(each).encode() + b"\n" for each in orders)
 
 
-ONE, TWO = MarkedProcess(1, 1).as_json(), MarkedProcess(2, 1).as_json()
+ONE, TWO = ProcessRecord(1, 1).as_json(), ProcessRecord(2, 1).as_json()
 
 
 def test_records_come_in_pieces() -> None:

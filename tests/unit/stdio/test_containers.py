@@ -23,10 +23,11 @@ from mcpbridge.config.tuning import (
     MAX_ENGINE_PAUSE_SECONDS,
     REMOVALS_BEFORE_WARNING,
 )
-from mcpbridge.stdio.cleanup_records import Containers
+from mcpbridge.stdio.cleanup_records import ContainersRecord
 from mcpbridge.stdio.container_command import parse_container_command
 from mcpbridge.stdio.containers import Container, ServerContainers
 from mcpbridge.testing import FakeProcess, FakeReactor
+from tests.fakes import CleanupTable
 
 ID = "0123456789abcdef" * 4
 ENVIRONMENT = {"PATH": "/bin", "DOCKER_HOST": "unix:///x", "API_KEY": "secret"}
@@ -55,7 +56,7 @@ class Engine:
         command, *arguments = text.split()
         parsed = parse_container_command(command, arguments)
         assert parsed is not None
-        self.records: dict[str, Containers] = {}
+        self.records = CleanupTable()
         self.all = ServerContainers(
             parsed,
             ServerSettings(command=command, args=tuple(arguments), name="s", **settings),
@@ -63,8 +64,7 @@ class Engine:
             environment,
             chain=Plain,
             bridge_id="b",
-            tell=self.records.__setitem__,
-            forget=self.records.pop,
+            cleanup=self.records,
         )
         self.answered = 0
         self.made: list[Container] = []
@@ -162,7 +162,7 @@ def test_the_watchdog_is_told(engine: Engine, temporary: Path) -> None:
     """Before the start, of this bridge's containers alone, and of nothing secret."""
     container = engine.new()
     assert engine.records == {
-        container.value: Containers(
+        container.value: ContainersRecord(
             engine=("/p", "--context", "c"),
             filter="label=mcpbridge.bridge=b",
             environment=(

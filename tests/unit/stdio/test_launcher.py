@@ -13,9 +13,11 @@ from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, STOP_SLACK_SECONDS
 from mcpbridge.errors import CannotStart
 from mcpbridge.stdio import launcher as module
 from mcpbridge.stdio.launcher import LocalLauncher
-from mcpbridge.stdio.process_tree import Sweeper
+from mcpbridge.stdio.process_tags import new_base
+from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.watchdog import END_SECONDS
 from mcpbridge.testing import FakeReactor
+from tests.fakes import CleanupTable
 
 
 class Plain:
@@ -43,15 +45,14 @@ class Made:
         self.program.touch()
         self.program.chmod(0o755)
         self.reactor = FakeReactor()
-        self.records: dict[str, Any] = {}
+        self.records = CleanupTable()
         self.launcher = LocalLauncher(
             ServerSettings(command=str(self.program), args=arguments, **settings),
             self.reactor,
-            Sweeper(self.reactor),
+            ProcessTracker(self.reactor, new_base()),
             {"TMPDIR": str(folder)},
             chain=Plain,
-            tell=self.records.__setitem__,
-            forget=self.records.pop,
+            cleanup=self.records,
             bridge_id="b",
         )
 

@@ -21,7 +21,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import CLEANUP_SECONDS, MAX_CLEANUPS
-from mcpbridge.stdio.cleanup_records import CleanupRecords, Containers, MarkedProcess, Record
+from mcpbridge.stdio.cleanup_records import CleanupRecords, ContainersRecord, ProcessRecord, Record
 from mcpbridge.stdio.process_tags import TAGS
 from mcpbridge.stdio.recovery import SAVE_SECONDS, Journal, Recovery
 from mcpbridge.stdio.state_file import (
@@ -40,8 +40,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ta
 
 BASE = (1 << 61) + 11 * TAGS
 MINE = (1 << 61) + 2000 * TAGS
-ONE = MarkedProcess(11, 1000)
-ENGINE = Containers(("/usr/bin/docker",), "label=a=b", (("HOME", "/root"),))
+ONE = ProcessRecord(11, 1000)
+ENGINE = ContainersRecord(("/usr/bin/docker",), "label=a=b", (("HOME", "/root"),))
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_the_journal_names_containers_at_once(folder: str) -> None:
     assert saved() == []
     add(ENGINE)
     assert saved() == [ENGINE.as_json()]
-    add(ONE, MarkedProcess(12, 1))
+    add(ONE, ProcessRecord(12, 1))
     assert len(clock.getDelayedCalls()) == 1
     assert saved() == [ENGINE.as_json()]
     clock.advance(SAVE_SECONDS)

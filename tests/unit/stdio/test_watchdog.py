@@ -20,8 +20,8 @@ from mcpbridge.config.tuning import COMPLAIN_SECONDS, MAX_RECORDS
 from mcpbridge.stdio import watchdog_program
 from mcpbridge.stdio.cleanup_records import (
     CleanupRecords,
-    Containers,
-    MarkedProcess,
+    ContainersRecord,
+    ProcessRecord,
     Record,
     read_record,
 )
@@ -33,9 +33,9 @@ from mcpbridge.stdio.watchdog import (
     Watchdog,
 )
 
-ONE = MarkedProcess(11, 1000)
-TWO = MarkedProcess(12, 1001)
-ENGINE = Containers(("/usr/bin/docker", "--context", "x"), "label=a=b", (("HOME", "/root"),))
+ONE = ProcessRecord(11, 1000)
+TWO = ProcessRecord(12, 1001)
+ENGINE = ContainersRecord(("/usr/bin/docker", "--context", "x"), "label=a=b", (("HOME", "/root"),))
 
 
 class WatchdogProcess:
@@ -172,7 +172,7 @@ def test_a_watchdog_that_does_not_read_costs_no_memory(
     watchdog.pauseProducing()
     before = process.written
     for number in range(10 * MAX_RECORDS):
-        watchdog.add(number, MarkedProcess(number, number))
+        watchdog.add(number, ProcessRecord(number, number))
         watchdog.drop(number)
     watchdog.add(1, TWO)
     assert process.written == before
@@ -186,7 +186,7 @@ def test_a_watchdog_that_does_not_read_costs_no_memory(
 def test_records_are_bounded(machine: Machine, watchdog: Watchdog, log_lines: list[str]) -> None:
     """`MAX_RECORDS`: nobody is told of others, and the log says so once a minute."""
     for number in range(MAX_RECORDS):
-        assert watchdog.add("all", MarkedProcess(number, 1))
+        assert watchdog.add("all", ProcessRecord(number, 1))
     assert not watchdog.add("one more", ONE)
     assert not watchdog.add("one more", ONE)
     [line] = [each for each in log_lines if str(MAX_RECORDS) in each]
@@ -195,7 +195,7 @@ def test_records_are_bounded(machine: Machine, watchdog: Watchdog, log_lines: li
     assert not watchdog.add("one more", ONE)
     assert len([each for each in log_lines if str(MAX_RECORDS) in each]) == 2
     assert len(machine.processes[0].told) == MAX_RECORDS
-    watchdog.drop("all", MarkedProcess(5, 1))
+    watchdog.drop("all", ProcessRecord(5, 1))
     assert watchdog.add("one more", ONE)
 
 
@@ -318,7 +318,7 @@ def test_changes_are_passed_on(machine: Machine) -> None:
     assert seen == [(ONE, True), (ONE, False)]
 
 
-@pytest.mark.parametrize("record", [ONE, ENGINE, Containers(("/x",), "label=y")])
+@pytest.mark.parametrize("record", [ONE, ENGINE, ContainersRecord(("/x",), "label=y")])
 def test_a_record_survives_json(record: Record) -> None:
     assert read_record(json.loads(json.dumps(record.as_json()))) == record
 
@@ -347,7 +347,7 @@ def test_what_is_no_record(value: Any) -> None:
         read_record(value)
 
 
-_RECORDS = st.integers(0, 3).map(lambda number: MarkedProcess(number, 0))
+_RECORDS = st.integers(0, 3).map(lambda number: ProcessRecord(number, 0))
 _STEPS = st.lists(
     st.tuples(st.sampled_from(["add", "drop", "all"]), st.integers(0, 2), _RECORDS), max_size=40
 )
