@@ -45,11 +45,11 @@ from mcpbridge.sliced_work import SlicedWork
 from mcpbridge.stdio.cleanup_records import CleanupRecords
 from mcpbridge.stdio.exec_chain import PythonShim, find_chain
 from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.prctl import set_child_subreaper
 from mcpbridge.stdio.process_tags import new_base, shortcomings
 from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.recovery import Journal, Recovery
 from mcpbridge.stdio.state_file import candidates
-from mcpbridge.stdio.subreaper import set_child_subreaper
 from mcpbridge.stdio.watchdog import END_SECONDS, Watchdog
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint
 from mcpbridge.web.transport_security import TransportSecurity

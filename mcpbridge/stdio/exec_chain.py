@@ -1,11 +1,15 @@
 """
-What stands before a backend's command so that the child, before it runs, is
-leader of a session of its own (setsid(2)), carries a tag (see `procfs`), dies
-with the bridge (prctl(2), PR_SET_PDEATHSIG) and stands in its directory.
+Prepare a child process before it becomes a backend's command.
 
-Each way ends in exec: the backend keeps the pid that was spawned, and no
-wrapper waits beside it.  None needs a directory for the spawn itself, which
-would make Twisted fork the whole bridge.
+The child must lead a session of its own (setsid(2)), carry a tag (see
+`procfs`), die with the bridge (prctl(2), PR_SET_PDEATHSIG) and be in its
+working directory.  A chain is a command line that does this and then executes
+the command.
+
+Every chain ends in exec, so the backend keeps the pid that was spawned and no
+wrapper process stays beside it.  None of them needs Twisted to change the
+directory: Twisted would then fork the whole bridge in place of a posix_spawn,
+which takes longer the more memory the bridge has.
 """
 
 from __future__ import annotations
@@ -21,10 +25,10 @@ from typing import Protocol
 
 from mcpbridge.stdio.process_tags import LIMITS
 
-#: How long the trial of a chain at the start may take.
+#: How long the trial of a chain may take.
 TRIAL_SECONDS = 10.0
 
-#: Asks for its own limits, for which it needs no /proc.
+#: A program that prints its own limits; it needs no /proc.
 _TRIAL = f"import resource; print(*[n for each in {LIMITS!r} for n in resource.getrlimit(each)])"
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -32,28 +36,28 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 class Chain(Protocol):
     """A way to prepare a child."""
 
-    #: Whether it closes all descriptors but 0, 1 and 2.
+    #: True if it closes all descriptors but 0, 1 and 2.
     closes_descriptors: bool
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
-        """The command line to spawn; `tag` 0: none."""
+        """Return the command line to spawn; without a tag if that is 0."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """`launch.c`, built at installation where there is a compiler: one link."""
+    """The preferred chain: one small program, compiled from `launch.c` at installation."""
 
     path: str = os.path.join(_HERE, "launch")
     closes_descriptors = True
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
-        """One program that does it all."""
+        """Put `launch` with its arguments before the command."""
         return [self.path, str(tag), str(os.getpid()), directory or "-", "--", *command]
 
 
 @dataclass(frozen=True)
 class UtilLinux:
-    """Small programs that exec each other: a millisecond each."""
+    """Programs of util-linux and coreutils that execute each other, a millisecond each."""
 
     env: str
     setsid: str
@@ -62,10 +66,10 @@ class UtilLinux:
     closes_descriptors = False
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
-        """A link for each thing that is wanted."""
+        """Put one program for each step before the command."""
         links = []
         if directory is not None:
-            # `env` comes first: behind it a command may hold an `=`.
+            # `env` is first: it would take a later argument with an `=` for a variable.
             links += [self.env, "-C", directory]
         links += [self.setsid]
         if tag:
@@ -75,19 +79,24 @@ class UtilLinux:
 
 @dataclass(frozen=True)
 class PythonShim:
-    """`exec_shim.py`: slower by the start of an interpreter, and right everywhere."""
+    """`exec_shim.py`: slower by the start of an interpreter, but it works everywhere."""
 
     closes_descriptors = False
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
-        """An interpreter that becomes the command."""
+        """Put the interpreter and the shim before the command."""
         shim = os.path.join(_HERE, "exec_shim.py")
         return [sys.executable, "-I", "-S", shim, str(tag), directory or "-", "--", *command]
 
 
 @cache
 def find_chain() -> Chain:
-    """The fastest chain that works on this machine, each tried once with a harmless command."""
+    """
+    Return the fastest chain that works on this machine.
+
+    Each is tried once with a harmless command: an installed program may be
+    of another version, for another machine, or forbidden to set limits.
+    """
     return next((chain for chain in _candidates() if works(chain)), PythonShim())
 
 
@@ -104,7 +113,7 @@ def _candidates() -> Iterator[Chain]:
 
 
 def works(chain: Chain) -> bool:
-    """Whether a tag set by the chain, in a directory, is seen by the command (Linux)."""
+    """Return True if a command behind this chain, in another directory, has its tag (Linux)."""
     tag = 1 << 40
     try:
         trial = subprocess.run(

@@ -1,38 +1,36 @@
 """
-The fallback of the exec chain where util-linux is missing.
+The fallback of the exec chain: a Python program that becomes the command.
 
-`python -I -S exec_shim.py TAG DIRECTORY -- COMMAND [ARG ...]` does in one process
-what `env -C`, `setsid`, `prlimit` and `setpriv` do: a session of its own, the
-tag, death with its parent, the directory; then it becomes the command.  It is
-slower than the chain by the start of an interpreter.  TAG 0 means none,
-DIRECTORY `-` means the present one.
+`python -I -S exec_shim.py TAG DIRECTORY -- COMMAND [ARG ...]` does in one
+process what `env -C`, `setsid`, `prlimit` and `setpriv` do: it begins a
+session of its own, sets its tag, asks to be killed with its parent, changes
+the directory, and executes the command.  It is slower than the other chains
+by the start of an interpreter.  TAG 0 means no tag, DIRECTORY `-` the present
+directory.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    from prctl import set_parent_death_signal  # type: ignore[import-not-found]
+else:
+    from mcpbridge.stdio.prctl import set_parent_death_signal
 
 #: `resource` has no name for it.
 _RLIMIT_LOCKS = 10
 
 
-def set_parent_death_signal(number: int) -> bool:
-    """Ask for a signal at the parent's death (prctl(2), Linux); False elsewhere."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        import ctypes
-
-        return bool(ctypes.CDLL(None, use_errno=True).prctl(1, number, 0, 0, 0) == 0)
-    except (ImportError, OSError, AttributeError):
-        return False
-
-
 def main(arguments: list[str]) -> int:
-    """Become the command, or say why not: 126 it cannot run, 127 it is not there."""
-    import signal
+    """
+    Execute the command; return an exit status only if that is impossible.
 
+    127: there is no such program.  126: it cannot be executed, or a step before that failed.
+    """
     tag, directory, _, *command = arguments
     try:
         os.setsid()
@@ -42,7 +40,7 @@ def main(arguments: list[str]) -> int:
             for limit in (resource.RLIMIT_RSS, _RLIMIT_LOCKS):
                 resource.setrlimit(limit, (int(tag), int(tag)))
         set_parent_death_signal(signal.SIGKILL)
-        # What this interpreter ignores, the command would inherit.
+        # The command would inherit what this interpreter ignores.
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         if directory != "-":

@@ -1,15 +1,28 @@
 /*
- * Prepares a process and becomes its command: the exec chain in one link.
+ * launch: prepare a process, then become a backend's command.
  *
  *   launch TAG PARENT DIRECTORY -- PROGRAM [ARG ...]
  *
- * A session of its own (setsid), a tag (two limits, see procfs.py; 0: none),
- * death with its parent (PR_SET_PDEATHSIG; PARENT is the pid that it must
- * still have, since the parent may have died before), a directory (`-`: the
- * present one), and no descriptor but 0, 1 and 2.  Linux only.
+ * This is the preferred way to start a backend (exec_chain.py, `Compiled`).
+ * setup.py compiles it at installation where there is a C compiler, static
+ * where the C library allows it, so that no dynamic linker runs before it.
+ * It takes the place of the four programs of util-linux, or of a Python
+ * interpreter, which all take longer to start.  In this order it
  *
- * Exit status as a shell's: 126 the program cannot be run, 127 it is not
- * there; 125 something before it failed.
+ *   1. begins a session of its own (setsid), so that the process group and
+ *      the session id lead to what the backend starts;
+ *   2. sets TAG as two resource limits that Linux does not enforce, which
+ *      every descendant inherits (see procfs.py); 0 means no tag;
+ *   3. asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG),
+ *      and then checks that PARENT is still its parent, since the bridge may
+ *      have died before the request;
+ *   4. changes to DIRECTORY, unless that is `-`;
+ *   5. closes all descriptors but 0, 1 and 2, so that the bridge need not ask
+ *      the system about each of its thousands before every spawn;
+ *   6. executes PROGRAM, which must be an absolute path.
+ *
+ * The exit status is 127 if there is no such program, 126 if it cannot be
+ * executed, and 125 if an earlier step failed, as with env(1).  Linux only.
  */
 #include <errno.h>
 #include <signal.h>

@@ -25,6 +25,7 @@ from mcpbridge.stdio import reaper as reaper_module
 from mcpbridge.stdio import untagged as untagged_module
 from mcpbridge.stdio.cleanup_records import CleanupRecords, ProcessRecord
 from mcpbridge.stdio.exec_chain import Chain, Compiled, PythonShim, UtilLinux, find_chain, works
+from mcpbridge.stdio.prctl import set_child_subreaper
 from mcpbridge.stdio.process_tags import new_base
 from mcpbridge.stdio.process_tracker import (
     SLICE_SECONDS,
@@ -39,7 +40,6 @@ from mcpbridge.stdio.process_tree import (
     signal_group,
 )
 from mcpbridge.stdio.reaper import REAP_SECONDS
-from mcpbridge.stdio.subreaper import set_child_subreaper
 from mcpbridge.stdio.untagged import UntaggedProcesses
 from tests.real.processes import eventually
 
