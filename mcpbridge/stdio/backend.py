@@ -27,7 +27,7 @@ from mcpbridge.interfaces import IBackend
 from mcpbridge.jsonrpc.framing import LineFramer
 from mcpbridge.jsonrpc.malformed_output import UTF16, OddLines, is_message, too_large
 from mcpbridge.response_budget import ResponseBudget
-from mcpbridge.stdio.shutdown import Ladder, Rungs, Tree, build_ladder
+from mcpbridge.stdio.shutdown import Shutdown, ShutdownActions, Tree, build_shutdown
 from mcpbridge.stdio.stdin_queue import StdinQueue
 from mcpbridge.transports import write_at_once
 
@@ -112,7 +112,7 @@ class StdioBackend(ProcessProtocol):
             # What the pipe does not take waits in the queue, and is counted.
             writer.bufferSize = 0
         self.transport.registerProducer(self._queue, True)
-        self._rungs = Rungs(
+        self._actions = ShutdownActions(
             clock=self._clock,
             label=self._label,
             tree=tree,
@@ -121,7 +121,7 @@ class StdioBackend(ProcessProtocol):
             close_stdin=self._close_stdin,
             gone=self._tree_gone,
         )
-        self._ladder: Ladder = build_ladder(self._rungs)
+        self._shutdown: Shutdown = build_shutdown(self._actions)
         if pid is None:
             self._clock.callLater(0, self._leader_exited)
 
@@ -165,7 +165,7 @@ class StdioBackend(ProcessProtocol):
         self._no_rest_call()
         self._held = False
         guarded(self.log, "resuming a backend's pipes", self.resume)
-        self._ladder.stop()
+        self._shutdown.stop()
         if self._gone:
             self._close_pipes()
         self._settle()
@@ -236,7 +236,7 @@ class StdioBackend(ProcessProtocol):
         if not self._discarding:
             self._news = "the backend closed its stdin"
             self._receiver.input_closed(self._news)
-            self._ladder.stop()
+            self._shutdown.stop()
 
     def outConnectionLost(self) -> None:
         """The end of stdout; a last line that no newline ended counts if it is whole."""
@@ -289,7 +289,7 @@ class StdioBackend(ProcessProtocol):
             self._receiver.input_closed(self._how_it_ended())
             if 1 not in self.transport.pipes:
                 self._output_over(self._how_it_ended())
-        self._ladder.leader_exited()
+        self._shutdown.leader_exited()
 
     def processEnded(self, reason: Failure) -> None:
         """The leader is reaped and all pipes are closed."""
@@ -344,7 +344,7 @@ class StdioBackend(ProcessProtocol):
 
     def _how_it_ended(self) -> str:
         # What was told to end has ended for the reason that it was told for.
-        if self._news and (self.exit_status is None or self._rungs.signalled):
+        if self._news and (self.exit_status is None or self._actions.signalled):
             return self._news
         return f"the backend ended ({self.exit_status})" if self.exit_status else ""
 
@@ -407,7 +407,7 @@ class StdioBackend(ProcessProtocol):
             self._deadline = self._clock.callLater(self._settings.kill_grace, self._late)
         if self._remove is not None:
             killed = self.exit_status is not None and self.exit_status.startswith("signal")
-            self._remove(self._rungs.signalled or killed).addCallback(self._all_removed)
+            self._remove(self._actions.signalled or killed).addCallback(self._all_removed)
         self._settle()
 
     def _all_removed(self, _: None) -> None:

@@ -1,70 +1,79 @@
 """
-The stop ladder of a backend's whole process tree, as a machine.
+The shutdown sequence of a backend's whole process tree, as a state machine.
 
-stdin closed, then after the stop grace SIGTERM, then after the kill grace
-SIGKILL, again and again until nothing is left.  Where the leader has exited
-and others are left, SIGTERM at once.  Knows the order and the graces; must
-not know how a process is found or signalled.
+Close stdin; after the stop grace send SIGTERM; after the kill grace send
+SIGKILL, again and again until nothing is left.  If the leader has exited and
+left others behind, they get SIGTERM at once.  Knows the order and the graces;
+does not know how processes are found or signalled.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from automat import TypeMachineBuilder, pep614
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.guard import guarded
+from mcpbridge.timers import Timer, backoff
 
-#: Between two SIGKILLs for what does not die: at first, at most, and after
-#: how many of them the log says so.
+#: The pause between two SIGKILLs for what does not die: the first, the longest.
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
+#: With so many SIGKILLs the log reports that they have no effect.
 KILLS_BEFORE_WARNING = 6
-#: How many of those that are left this names.
+#: That report names so many of the remaining processes.
 SHOWN_PROCESSES = 8
+
+_KILL_PAUSES = backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
 
 
 class Tree(Protocol):
-    """A process tree: a leader, and the rest."""
+    """A process tree: its leader, and the rest."""
 
     def signal_leader(self, number: int) -> None:
-        """Signal the leader, which has not been reaped, and its group."""
+        """Signal the leader, if it is not reaped, and its group."""
 
     def signal_rest(self, pids: list[int], number: int) -> None:
-        """Signal these processes, if they are still of this tree."""
+        """Signal these processes, if they still belong to this tree."""
 
     def look(self) -> Deferred[list[int]]:
-        """The pids of the rest, found afresh."""
+        """Find the rest anew; return a `Deferred` of its pids."""
 
 
-class Ladder(Protocol):
-    """The inputs."""
+class Shutdown(Protocol):
+    """The inputs of the state machine."""
 
     def stop(self) -> None:
-        """The backend is to end."""
+        """End the backend.  May be called more than once."""
 
     def leader_exited(self) -> None:
-        """The leader has exited and is reaped."""
+        """Note that the leader has exited."""
 
     def time_up(self) -> None:
-        """The present grace is over."""
+        """Note that the present grace or pause is over."""
 
     def found_some(self, pids: list[int]) -> None:
-        """A look at the tree has found these, beside the leader."""
+        """Note that a look has found these processes beside the leader."""
 
     def found_none(self) -> None:
-        """A look at the tree has found nothing beside the leader."""
+        """Note that a look has found nothing beside the leader."""
 
 
 @dataclass(eq=False, slots=True)
-class Rungs:
-    """What the ladder stands on."""
+class ShutdownActions:
+    """
+    The actions of the state machine, and what they need to know.
+
+    `close_stdin` closes the backend's stdin; `gone` is called once, when
+    nothing is left of the tree.  `kill_pause` returns the pause in seconds
+    after that many SIGKILLs.
+    """
 
     clock: IReactorTime
     label: str
@@ -73,48 +82,46 @@ class Rungs:
     kill_grace: float
     close_stdin: Callable[[], None]
     gone: Callable[[], None]
-    timer: IDelayedCall | None = None
-    looking: bool = False
-    terminated: frozenset[int] = frozenset()
+    kill_pause: Callable[[int], float] = _KILL_PAUSES
+    #: True once the leader was signalled.
     signalled: bool = False
-    kills: int = 0
-    left: tuple[int, ...] = ()
-    complained: bool = False
-    pause: float = FIRST_PAUSE_SECONDS
+    _timer: Timer = field(init=False)
+    _looking: bool = False
+    _look_failed: bool = False
+    #: The pids that have had a SIGTERM; those that a SIGKILL has left.
+    _terminated: frozenset[int] = frozenset()
+    _left: tuple[int, ...] = ()
+    _kills: int = 0
     log: ClassVar[Logger] = Logger()
 
-    def wait(self, ladder: Ladder, seconds: float) -> None:
-        """Start the timer of a grace, in the place of the one before."""
-        self.wait_no_more()
-        self.timer = self.clock.callLater(seconds, self._fire, ladder)
+    def __post_init__(self) -> None:
+        self._timer = Timer(self.clock)
 
-    def wait_no_more(self) -> None:
-        """Stop the timer."""
-        timer, self.timer = self.timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
+    def wait(self, machine: Shutdown, seconds: float) -> None:
+        """Start a grace or a pause instead of the present one."""
+        self._timer.start(seconds, machine.time_up)
 
-    def _fire(self, ladder: Ladder) -> None:
-        self.timer = None
-        ladder.time_up()
+    def stop_waiting(self) -> None:
+        """Cancel the present grace or pause."""
+        self._timer.stop()
 
-    def look(self, ladder: Ladder) -> None:
-        """Look at the tree; one look at a time."""
-        if self.looking:
+    def look(self, machine: Shutdown) -> None:
+        """Look at the tree, unless a look is under way."""
+        if self._looking:
             return
-        self.looking = True
+        self._looking = True
 
         def looked(pids: list[int]) -> None:
-            self.looking = False
+            self._looking = False
             if pids:
-                ladder.found_some(pids)
+                machine.found_some(pids)
             else:
-                ladder.found_none()
+                machine.found_none()
 
         def failed(why: Any) -> None:
-            # Out of descriptors, say: what was not seen is not gone.
-            if not self.complained:
-                self.complained = True
+            # Out of descriptors, for example: what was not seen may still be there.
+            if not self._look_failed:
+                self._look_failed = True
                 self.log.failure(
                     "cannot look at the processes of {label}; its permit stays taken and that"
                     " is tried again",
@@ -124,8 +131,8 @@ class Rungs:
             self.clock.callLater(LONGEST_PAUSE_SECONDS, look_again)
 
         def look_again() -> None:
-            self.looking = False
-            self.look(ladder)
+            self._looking = False
+            self.look(machine)
 
         self.tree.look().addCallbacks(looked, failed)
 
@@ -135,120 +142,126 @@ class Rungs:
         guarded(self.log, "signalling a backend", self.tree.signal_leader, number)
 
     def terminate(self, pids: list[int]) -> None:
-        """SIGTERM to those of the rest that have not had one."""
-        fresh = [pid for pid in pids if pid not in self.terminated]
-        self.terminated |= set(fresh)
+        """Send SIGTERM to those of the rest that have not had one."""
+        fresh = [pid for pid in pids if pid not in self._terminated]
+        self._terminated |= set(fresh)
         guarded(self.log, "SIGTERM", self.tree.signal_rest, fresh, signal.SIGTERM)
 
     def kill(self, pids: list[int]) -> None:
-        """SIGKILL to the rest; say so where it does not help."""
-        self.left = tuple(pids)
+        """Send SIGKILL to the rest."""
+        self._left = tuple(pids)
         guarded(self.log, "SIGKILL", self.tree.signal_rest, pids, signal.SIGKILL)
 
-    def wait_longer(self, ladder: Ladder) -> None:
-        """The pause before the next SIGKILL, and a warning when there were many."""
-        self.kills += 1
-        if self.kills == KILLS_BEFORE_WARNING:
+    def wait_after_kill(self, machine: Shutdown) -> None:
+        """Pause before the next SIGKILL, and report it once if many had no effect."""
+        pause = self.kill_pause(self._kills)
+        self._kills += 1
+        if self._kills == KILLS_BEFORE_WARNING:
             self.log.error(
                 "processes of {label} do not die from SIGKILL{which}; its permit stays taken"
                 " and they are tried again",
                 label=self.label,
-                which="".join(f", {pid}" for pid in self.left[:SHOWN_PROCESSES]),
+                which="".join(f", {pid}" for pid in self._left[:SHOWN_PROCESSES]),
             )
-        self.wait(ladder, self.pause)
-        self.pause = min(self.pause * 2, LONGEST_PAUSE_SECONDS)
+        self.wait(machine, pause)
 
 
-def _build() -> Callable[[Rungs], Ladder]:
-    machine = TypeMachineBuilder(Ladder, Rungs)
+def _build() -> Callable[[ShutdownActions], Shutdown]:
+    builder = TypeMachineBuilder(Shutdown, ShutdownActions)
 
-    running = machine.state("running")
-    closing = machine.state("closing: stdin is closed")
-    searching = machine.state("searching: the leader has exited by itself")
-    terminating = machine.state("terminating: SIGTERM was sent, the leader lives")
-    terminating_rest = machine.state("terminating the rest")
-    killing = machine.state("killing: SIGKILL was sent, the leader lives")
-    killing_rest = machine.state("killing the rest")
-    gone = machine.state("gone")
+    running = builder.state("running")
+    closing = builder.state("closing: stdin is closed")
+    searching = builder.state("searching: the leader has exited by itself")
+    terminating = builder.state("terminating: SIGTERM was sent, the leader lives")
+    terminating_rest = builder.state("terminating the rest")
+    killing = builder.state("killing: SIGKILL was sent, the leader lives")
+    killing_rest = builder.state("killing the rest")
+    gone = builder.state("gone")
 
-    @pep614(running.upon(Ladder.stop).to(closing))
-    def close_stdin(ladder: Ladder, rungs: Rungs) -> None:
-        guarded(rungs.log, "closing a backend's stdin", rungs.close_stdin)
-        rungs.wait(ladder, rungs.stop_grace)
+    @pep614(running.upon(Shutdown.stop).to(closing))
+    def close_stdin(machine: Shutdown, actions: ShutdownActions) -> None:
+        guarded(actions.log, "closing a backend's stdin", actions.close_stdin)
+        actions.wait(machine, actions.stop_grace)
 
-    @pep614(running.upon(Ladder.leader_exited).to(searching))
-    @pep614(closing.upon(Ladder.leader_exited).to(searching))
-    def search(ladder: Ladder, rungs: Rungs) -> None:
-        rungs.wait_no_more()
-        rungs.look(ladder)
+    @pep614(running.upon(Shutdown.leader_exited).to(searching))
+    @pep614(closing.upon(Shutdown.leader_exited).to(searching))
+    def search(machine: Shutdown, actions: ShutdownActions) -> None:
+        actions.stop_waiting()
+        actions.look(machine)
 
-    @pep614(closing.upon(Ladder.time_up).to(terminating))
-    def terminate(ladder: Ladder, rungs: Rungs) -> None:
-        rungs.signal_leader(signal.SIGTERM)
-        rungs.wait(ladder, rungs.kill_grace)
-        rungs.look(ladder)
+    @pep614(closing.upon(Shutdown.time_up).to(terminating))
+    def terminate(machine: Shutdown, actions: ShutdownActions) -> None:
+        actions.signal_leader(signal.SIGTERM)
+        actions.wait(machine, actions.kill_grace)
+        actions.look(machine)
 
-    @pep614(terminating.upon(Ladder.found_some).loop())
-    def terminate_strays(ladder: Ladder, rungs: Rungs, pids: list[int]) -> None:
-        rungs.terminate(pids)
+    # Processes that have left the leader's group, while the leader lives.
+    @pep614(terminating.upon(Shutdown.found_some).loop())
+    def terminate_beside_leader(
+        machine: Shutdown, actions: ShutdownActions, pids: list[int]
+    ) -> None:
+        actions.terminate(pids)
 
-    @pep614(searching.upon(Ladder.found_some).to(terminating_rest))
-    def terminate_rest(ladder: Ladder, rungs: Rungs, pids: list[int]) -> None:
-        rungs.terminate(pids)
-        rungs.wait(ladder, rungs.kill_grace)
-        rungs.look(ladder)
+    @pep614(searching.upon(Shutdown.found_some).to(terminating_rest))
+    def terminate_rest(machine: Shutdown, actions: ShutdownActions, pids: list[int]) -> None:
+        actions.terminate(pids)
+        actions.wait(machine, actions.kill_grace)
+        actions.look(machine)
 
-    @pep614(terminating_rest.upon(Ladder.found_some).loop())
-    def still_there(ladder: Ladder, rungs: Rungs, pids: list[int]) -> None:
-        rungs.terminate(pids)
-        rungs.look(ladder)
+    # The kill grace goes on: it began with the first SIGTERM.
+    @pep614(terminating_rest.upon(Shutdown.found_some).loop())
+    def terminate_newborn(machine: Shutdown, actions: ShutdownActions, pids: list[int]) -> None:
+        actions.terminate(pids)
+        actions.look(machine)
 
-    @pep614(terminating.upon(Ladder.leader_exited).to(terminating_rest))
-    @pep614(killing.upon(Ladder.leader_exited).to(killing_rest))
-    def look_for_rest(ladder: Ladder, rungs: Rungs) -> None:
-        rungs.look(ladder)
+    @pep614(terminating.upon(Shutdown.leader_exited).to(terminating_rest))
+    @pep614(killing.upon(Shutdown.leader_exited).to(killing_rest))
+    def look_for_rest(machine: Shutdown, actions: ShutdownActions) -> None:
+        actions.look(machine)
 
-    @pep614(terminating.upon(Ladder.time_up).to(killing))
-    @pep614(killing.upon(Ladder.time_up).loop())
-    def kill(ladder: Ladder, rungs: Rungs) -> None:
-        rungs.signal_leader(signal.SIGKILL)
-        rungs.wait_longer(ladder)
-        rungs.look(ladder)
+    @pep614(terminating.upon(Shutdown.time_up).to(killing))
+    @pep614(killing.upon(Shutdown.time_up).loop())
+    def kill(machine: Shutdown, actions: ShutdownActions) -> None:
+        actions.signal_leader(signal.SIGKILL)
+        actions.wait_after_kill(machine)
+        actions.look(machine)
 
-    @pep614(terminating_rest.upon(Ladder.time_up).to(killing_rest))
-    @pep614(killing_rest.upon(Ladder.time_up).loop())
-    def look_and_kill(ladder: Ladder, rungs: Rungs) -> None:
-        rungs.look(ladder)
+    @pep614(terminating_rest.upon(Shutdown.time_up).to(killing_rest))
+    @pep614(killing_rest.upon(Shutdown.time_up).loop())
+    def look_before_kill(machine: Shutdown, actions: ShutdownActions) -> None:
+        actions.look(machine)
 
-    @pep614(killing.upon(Ladder.found_some).loop())
-    def kill_strays(ladder: Ladder, rungs: Rungs, pids: list[int]) -> None:
-        rungs.kill(pids)
+    @pep614(killing.upon(Shutdown.found_some).loop())
+    def kill_beside_leader(machine: Shutdown, actions: ShutdownActions, pids: list[int]) -> None:
+        actions.kill(pids)
 
-    @pep614(killing_rest.upon(Ladder.found_some).loop())
-    def kill_rest(ladder: Ladder, rungs: Rungs, pids: list[int]) -> None:
-        rungs.kill(pids)
-        rungs.wait_longer(ladder)
+    @pep614(killing_rest.upon(Shutdown.found_some).loop())
+    def kill_rest(machine: Shutdown, actions: ShutdownActions, pids: list[int]) -> None:
+        actions.kill(pids)
+        actions.wait_after_kill(machine)
 
-    @pep614(searching.upon(Ladder.found_none).to(gone))
-    @pep614(terminating_rest.upon(Ladder.found_none).to(gone))
-    @pep614(killing_rest.upon(Ladder.found_none).to(gone))
-    def nothing_left(ladder: Ladder, rungs: Rungs) -> None:
-        rungs.wait_no_more()
-        rungs.gone()
+    @pep614(searching.upon(Shutdown.found_none).to(gone))
+    @pep614(terminating_rest.upon(Shutdown.found_none).to(gone))
+    @pep614(killing_rest.upon(Shutdown.found_none).to(gone))
+    def nothing_left(machine: Shutdown, actions: ShutdownActions) -> None:
+        actions.stop_waiting()
+        actions.gone()
 
-    for state, inputs in (
-        (closing, (Ladder.stop,)),
-        (searching, (Ladder.stop,)),
-        (terminating, (Ladder.stop, Ladder.found_none)),
-        (terminating_rest, (Ladder.stop,)),
-        (killing, (Ladder.stop, Ladder.found_none)),
-        (killing_rest, (Ladder.stop,)),
-        (gone, (Ladder.stop,)),
+    # A second `stop` changes nothing, nor does an empty look while the leader lives.
+    for state, ignored in (
+        (closing, (Shutdown.stop,)),
+        (searching, (Shutdown.stop,)),
+        (terminating, (Shutdown.stop, Shutdown.found_none)),
+        (terminating_rest, (Shutdown.stop,)),
+        (killing, (Shutdown.stop, Shutdown.found_none)),
+        (killing_rest, (Shutdown.stop,)),
+        (gone, (Shutdown.stop,)),
     ):
-        for each in inputs:
+        for each in ignored:
             state.upon(each).loop().returns(None)
 
-    return machine.build()
+    return builder.build()
 
 
-build_ladder = _build()
+#: Make a state machine from its actions.
+build_shutdown = _build()

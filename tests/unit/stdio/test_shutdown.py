@@ -1,4 +1,4 @@
-"""The stop ladder, rung by rung, on a clock: nothing too early, nothing left."""
+"""The shutdown sequence, step by step, on a clock: nothing too early, nothing left."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from mcpbridge.stdio.shutdown import (
     FIRST_PAUSE_SECONDS,
     KILLS_BEFORE_WARNING,
     LONGEST_PAUSE_SECONDS,
-    Rungs,
-    build_ladder,
+    ShutdownActions,
+    build_shutdown,
 )
 from mcpbridge.testing import FakeTree
+from mcpbridge.timers import backoff
 
 STOP_GRACE = 1.0
 KILL_GRACE = 2.0
@@ -30,7 +31,7 @@ def fail(*_: object) -> NoReturn:
 
 
 class Made:
-    """A ladder on a clock; `told` is what it did, and when."""
+    """A state machine on a clock; `told` is what it did, and when."""
 
     def __init__(
         self, rest: tuple[int, ...] = (), stop_grace: float = STOP_GRACE, **changes: Any
@@ -42,9 +43,10 @@ class Made:
         parts: dict[str, Any] = {
             "close_stdin": lambda: self.tell("close stdin"),
             "gone": lambda: self.tell("gone"),
+            "kill_pause": backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, lambda: 0.0),
         }
-        self.ladder = build_ladder(
-            Rungs(
+        self.shutdown = build_shutdown(
+            ShutdownActions(
                 clock=self.clock,
                 label="0c8a4a3e",
                 tree=self.tree,
@@ -71,16 +73,16 @@ class Made:
         assert self.tree.looks == []
         assert self.clock.getDelayedCalls() == []
         told = len(self.told)
-        self.ladder.stop()
+        self.shutdown.stop()
         assert len(self.told) == told
 
 
 def test_a_backend_that_honours_the_end_of_its_input() -> None:
     """beat: the backend honours EOF: released as soon as the process can exit."""
     made = Made()
-    made.ladder.stop()
+    made.shutdown.stop()
     made.clock.advance(0.3)
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     made.found()
     assert made.told == [(0.0, "close stdin"), (0.3, "gone")]
     made.assert_over()
@@ -89,7 +91,7 @@ def test_a_backend_that_honours_the_end_of_its_input() -> None:
 def test_a_backend_that_ignores_it() -> None:
     """beat: close stdin → SIGTERM → SIGKILL, two graces, respected exactly."""
     made = Made()
-    made.ladder.stop()
+    made.shutdown.stop()
     made.clock.advance(STOP_GRACE - 0.001)
     assert made.told == [(0.0, "close stdin")]
     made.clock.advance(0.001)
@@ -98,7 +100,7 @@ def test_a_backend_that_ignores_it() -> None:
     assert len(made.told) == 2
     made.clock.advance(0.001)
     assert made.told[2:] == [(3.0, "leader SIGKILL")]
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     made.found()
     assert made.told[3:] == [(3.0, "gone")]
     made.assert_over()
@@ -106,11 +108,11 @@ def test_a_backend_that_ignores_it() -> None:
 
 def test_a_backend_that_heeds_sigterm() -> None:
     made = Made()
-    made.ladder.stop()
+    made.shutdown.stop()
     made.clock.advance(STOP_GRACE)
     made.found()
     made.clock.advance(0.2)
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     made.found()
     assert made.told == [(0.0, "close stdin"), (1.0, "leader SIGTERM"), (1.2, "gone")]
     made.assert_over()
@@ -118,7 +120,7 @@ def test_a_backend_that_heeds_sigterm() -> None:
 
 def test_without_a_grace() -> None:
     made = Made(stop_grace=0)
-    made.ladder.stop()
+    made.shutdown.stop()
     made.clock.advance(0)
     assert made.told == [(0.0, "close stdin"), (0.0, "leader SIGTERM")]
 
@@ -126,7 +128,7 @@ def test_without_a_grace() -> None:
 def test_a_leader_that_leaves_nobody_behind() -> None:
     """beat: the backend exits: child reaped, permit freed; nothing is signalled."""
     made = Made()
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     assert made.told == []
     made.found()
     assert made.told == [(0.0, "gone")]
@@ -138,10 +140,10 @@ def test_a_leader_that_leaves_others_behind(stopped: bool) -> None:
     """beat: grandchildren: SIGTERM at once, then the kill grace, then the whole tree is gone."""
     made = Made()
     if stopped:
-        made.ladder.stop()
+        made.shutdown.stop()
         made.told.clear()
     made.clock.advance(0.5)
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     made.found(11, 12)
     assert made.told == [(0.5, "11 SIGTERM"), (0.5, "12 SIGTERM")]
     made.found(12)
@@ -159,7 +161,7 @@ def test_a_leader_that_leaves_others_behind(stopped: bool) -> None:
 
 def test_who_is_born_meanwhile_gets_a_sigterm_of_its_own() -> None:
     made = Made()
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     made.found(11)
     made.found(11, 12)
     made.found(11, 12)
@@ -171,7 +173,7 @@ def test_who_is_born_meanwhile_gets_a_sigterm_of_its_own() -> None:
 def test_strays_beside_a_living_leader() -> None:
     """beat: the whole tree: what left the leader's group is signalled with it."""
     made = Made()
-    made.ladder.stop()
+    made.shutdown.stop()
     made.clock.advance(STOP_GRACE)
     made.found(11)
     made.clock.advance(KILL_GRACE)
@@ -183,7 +185,7 @@ def test_strays_beside_a_living_leader() -> None:
         (3.0, "11 SIGKILL"),
         (3.0, "12 SIGKILL"),
     ]
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     made.found(12)
     assert made.told[6:] == [(3.0, "12 SIGKILL")]
     made.clock.advance(LONGEST_PAUSE_SECONDS)
@@ -194,11 +196,11 @@ def test_strays_beside_a_living_leader() -> None:
 def test_the_kill_grace_begins_with_the_first_sigterm() -> None:
     """A leader that exits late in its grace gains no time for the rest."""
     made = Made()
-    made.ladder.stop()
+    made.shutdown.stop()
     made.clock.advance(STOP_GRACE)
     made.found(11)
     made.clock.advance(KILL_GRACE - 0.5)
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     made.found(11, 12)
     assert made.told[2:] == [(1.0, "11 SIGTERM"), (2.5, "12 SIGTERM")]
     made.clock.advance(0.5)
@@ -209,7 +211,7 @@ def test_the_kill_grace_begins_with_the_first_sigterm() -> None:
 def test_nothing_found_is_no_end_while_the_leader_lives() -> None:
     """promise: the permit returns when the tree is gone, the leader with it."""
     made = Made()
-    made.ladder.stop()
+    made.shutdown.stop()
     made.clock.advance(STOP_GRACE)
     made.found()
     made.clock.advance(KILL_GRACE)
@@ -223,11 +225,11 @@ def test_what_cannot_be_killed_is_tried_again(who: str, log_lines: list[str]) ->
     made = Made(rest=(11,))
     if who == "leader":
         made.tree.rest = []
-        made.ladder.stop()
+        made.shutdown.stop()
         made.clock.advance(STOP_GRACE + KILL_GRACE)
         name = "leader"
     else:
-        made.ladder.leader_exited()
+        made.shutdown.leader_exited()
         made.tree.answer()
         made.clock.advance(KILL_GRACE)
         name = "11"
@@ -244,7 +246,7 @@ def test_what_cannot_be_killed_is_tried_again(who: str, log_lines: list[str]) ->
     assert (", 11;" in warning) is (who == "rest")
     assert len(kills) > KILLS_BEFORE_WARNING
     if who == "leader":
-        made.ladder.leader_exited()
+        made.shutdown.leader_exited()
     made.clock.advance(LONGEST_PAUSE_SECONDS)
     made.found()
     made.assert_over()
@@ -252,7 +254,7 @@ def test_what_cannot_be_killed_is_tried_again(who: str, log_lines: list[str]) ->
 
 def test_the_warning_comes_with_the_last_of_some_kills(log_lines: list[str]) -> None:
     made = Made()
-    made.ladder.stop()
+    made.shutdown.stop()
     made.clock.pump([STOP_GRACE, KILL_GRACE])
     for kill in range(1, KILLS_BEFORE_WARNING + 1):
         assert len(made.told) == 2 + kill
@@ -263,7 +265,7 @@ def test_the_warning_comes_with_the_last_of_some_kills(log_lines: list[str]) -> 
 def test_a_look_that_fails_is_tried_again(logged_failures: list[Failure]) -> None:
     """What was not seen is not gone."""
     made = Made(rest=(11,))
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     for _ in range(2):
         made.tree.looks.pop().errback(OSError("too many open files"))
         assert made.told == []
@@ -280,10 +282,10 @@ def test_a_look_that_fails_is_tried_again(logged_failures: list[Failure]) -> Non
 
 def test_one_look_at_a_time() -> None:
     made = Made()
-    made.ladder.stop()
+    made.shutdown.stop()
     made.clock.advance(STOP_GRACE)
     made.clock.advance(KILL_GRACE)
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     assert len(made.tree.looks) == 1
     made.found()
     made.assert_over()
@@ -295,7 +297,7 @@ def test_a_signal_that_fails_keeps_nothing_from_being_tried(
     """promise: each step guarded."""
     made = Made(close_stdin=fail)
     made.tree.on_signal = fail
-    made.ladder.stop()
+    made.shutdown.stop()
     made.clock.advance(STOP_GRACE)
     made.found(11)
     made.clock.advance(KILL_GRACE)
@@ -307,7 +309,7 @@ def test_a_signal_that_fails_keeps_nothing_from_being_tried(
         ("11", "SIGKILL"),
     ]
     assert len(logged_failures) == 5
-    made.ladder.leader_exited()
+    made.shutdown.leader_exited()
     made.found()
     made.assert_over()
 
@@ -319,10 +321,10 @@ def test_stop_may_come_again_at_any_time(moment: int) -> None:
     for again in (moment, None):
         made = Made()
         steps: list[Callable[[], object]] = [
-            made.ladder.stop,
+            made.shutdown.stop,
             partial(made.clock.advance, STOP_GRACE),
             partial(made.clock.advance, KILL_GRACE),
-            made.ladder.leader_exited,
+            made.shutdown.leader_exited,
             partial(made.found, 11),
             partial(made.clock.advance, 5),
             made.found,
@@ -330,7 +332,7 @@ def test_stop_may_come_again_at_any_time(moment: int) -> None:
         for number, step in enumerate(steps):
             step()
             if number == again:
-                made.ladder.stop()
+                made.shutdown.stop()
         made.assert_over()
         stories.append(made.told)
     assert stories[0] == stories[1]
@@ -356,15 +358,15 @@ def test_every_small_tree_is_gone_in_the_end(dies_of: str, look_takes: float) ->
             name = signal.Signals(number).name
             made.tell(f"{whom} {name}")
             if whom == "leader" and dies_of == name:
-                made.clock.callLater(0.01, made.ladder.leader_exited)
+                made.clock.callLater(0.01, made.shutdown.leader_exited)
             elif whom != "leader" and name in (pids[int(whom)], "SIGKILL"):
                 made.tree.rest = [pid for pid in made.tree.rest if str(pid) != whom]
 
         made.tree.on_signal = signalled
         if stops:
-            made.ladder.stop()
+            made.shutdown.stop()
         if dies_of == "at EOF" or not stops:
-            made.ladder.leader_exited()
+            made.shutdown.leader_exited()
         # Who dies alone does so before long.
         alone = [pid for pid, what in pids.items() if what == "alone"]
         waited = 0.0
