@@ -14,11 +14,11 @@ from typing import Any
 
 from twisted.logger import Logger, globalLogPublisher
 
+from mcpbridge.twisted_internals import is_twistd_handler, observed_files
+
 #: The kernel sends SIGHUP before it has hung up the whole terminal session: a terminal
 #: that is still there after this time stays.
 HANGUP_SECONDS = 0.5
-#: twistd rotates its own log file at SIGUSR1; the handler of this module replaces its handler.
-_TWISTD = "twisted.scripts._twistd_unix"
 
 Handler = Callable[[int, Any], None]
 
@@ -68,7 +68,8 @@ class SignalHandlers:
             (signal.SIGUSR2, self._usr2),
         ):
             before = signal.getsignal(number)
-            if before == signal.SIG_DFL or getattr(before, "__module__", "") == _TWISTD:
+            # twistd rotates its own log file at SIGUSR1; this module does that as well.
+            if before == signal.SIG_DFL or is_twistd_handler(before):
                 self._before[number] = before
                 signal.signal(number, self._in_reactor(handle))
 
@@ -168,10 +169,7 @@ def reopen_log_files(log: Logger, publisher: Any = globalLogPublisher) -> Iterat
     A file that cannot be opened again is kept open, with a warning: a log in a renamed
     file is better than none.
     """
-    # twistd keeps the observer of --logfile to itself, and no public way leads
-    # from the publisher to its observers, nor from an observer to its file.
-    for observer in list(getattr(publisher, "_observers", ())):
-        file = getattr(observer, "_outFile", None)
+    for file in observed_files(publisher):
         reopen, path = getattr(file, "reopen", None), getattr(file, "path", None)
         if not callable(reopen) or not isinstance(path, str):
             continue

@@ -29,7 +29,7 @@ from mcpbridge.jsonrpc.malformed_output import UTF16, OddLines, is_message, too_
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.shutdown import Shutdown, ShutdownActions, Tree, build_shutdown
 from mcpbridge.stdio.stdin_queue import StdinQueue
-from mcpbridge.transports import write_at_once
+from mcpbridge.twisted_internals import write_at_once
 
 #: How much Twisted reads of a pipe at once (`twisted.internet.fdesc.readFromFD`),
 #: and how much more is read when there was as much.

@@ -7,8 +7,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from twisted.internet import process
@@ -29,6 +29,7 @@ from mcpbridge.stdio.exec_chain import Chain, find_chain
 from mcpbridge.stdio.leader import Leader
 from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.process_tree import GroupTree, TaggedTree
+from mcpbridge.twisted_internals import descriptors_closed_by_child
 
 #: What helps where the system has no more of something (pipe(2), fork(2)).
 _REMEDIES = {
@@ -139,7 +140,7 @@ class LocalLauncher:
             self._budget,
             remove=remove,
         )
-        with _descriptors_closed_by_child() if chain.closes_descriptors else nullcontext():
+        with descriptors_closed_by_child() if chain.closes_descriptors else nullcontext():
             transport = self._processes.spawnProcess(backend, line[0], line, self._environment)
         # Without a pid it has exited and been reaped already.
         pid = transport.pid
@@ -149,20 +150,3 @@ class LocalLauncher:
         tree = TaggedTree(pid, tag, tracker) if tag else GroupTree(pid, self._clock)
         backend.begin(pid, tree)
         return backend
-
-
-@contextmanager
-def _descriptors_closed_by_child() -> Iterator[None]:
-    """
-    Let Twisted's spawn look at three descriptors instead of all.
-
-    It asks the system about each open descriptor, one by one, so as to close
-    in the child what would be inherited: milliseconds where there are
-    thousands.  Where the child closes them itself that is in vain.
-    """
-    listing = process._listOpenFDs
-    process._listOpenFDs = lambda: [0, 1, 2]
-    try:
-        yield
-    finally:
-        process._listOpenFDs = listing

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from mcpbridge.errors import BackendBusy, UnknownSession
-from mcpbridge.transports import AT_ONCE_BYTES
+from mcpbridge.twisted_internals import AT_ONCE_BYTES
 
 #: How much of a large message its transport gets at a time.
 PIECE_BYTES = 1280 * 1024

@@ -11,11 +11,11 @@ from io import BytesIO
 from typing import Any
 
 from twisted.python.failure import Failure
-from twisted.web.server import Request
 
 from mcpbridge.config.tuning import TRIM_BYTES
 from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
 from mcpbridge.processes.address_shares import Shares
+from mcpbridge.twisted_internals import OpenRequest
 
 
 class BodyBudget:
@@ -69,7 +69,7 @@ class BodyBudget:
         )
 
 
-class BridgeRequest(Request):
+class BridgeRequest(OpenRequest):
     """
     A request whose body is kept in memory, up to the site's limit.
 
@@ -80,7 +80,8 @@ class BridgeRequest(Request):
     channel: Any
     content: Any
     refusal: Refused | None = None
-    _held = 0
+    #: Bytes of the body that count against the budget of the site.
+    held = 0
     #: The address whose share it counts against.
     _client: str | None = None
 
@@ -96,16 +97,16 @@ class BridgeRequest(Request):
             return
         size = len(data)
         site = self.channel.site
-        if self._held + size > site.max_body:
+        if self.held + size > site.max_body:
             self._refuse()
             return
-        if not self._held:
+        if not self.held:
             self._client = site.clients.of_request(self)
         if not site.budget.take(size, self._client):
             self.refusal = site.budget.refusal(size)
             self.let_go()
         else:
-            self._held += size
+            self.held += size
             self.content.write(data)
 
     def body(self) -> bytes:
@@ -124,14 +125,14 @@ class BridgeRequest(Request):
 
     def let_go(self) -> None:
         """Nobody has the body any more."""
-        if self._held and self.channel is not None:
-            self.channel.site.budget.give_back(self._held, self._client)
-            self._held = 0
+        if self.held and self.channel is not None:
+            self.channel.site.budget.give_back(self.held, self._client)
+            self.held = 0
         self.content = BytesIO()
 
-    def _cleanup(self) -> None:
+    def completed(self) -> None:
+        """Release the body when the response is complete."""
         self.let_go()
-        super()._cleanup()
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone, with what the request held."""

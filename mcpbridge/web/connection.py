@@ -26,6 +26,7 @@ from mcpbridge.config.tuning import (
     SLICE_BYTES,
 )
 from mcpbridge.stateless.client_connection import ClientConnection
+from mcpbridge.timers import Timer
 from mcpbridge.web.bounded_request import BodyBudget
 from mcpbridge.web.client_addresses import ClientAddresses, Peer
 from mcpbridge.web.fair_turns import FairTurns
@@ -35,7 +36,7 @@ from mcpbridge.web.watched_connection import CONNECTION_DONE, WatchedConnection
 
 
 class _Site(Protocol):
-    """What a connection asks of its site."""
+    """The part of `BridgeSite` that a connection uses."""
 
     clock: IReactorTime
     budget: BodyBudget
@@ -45,13 +46,13 @@ class _Site(Protocol):
     min_transfer_rate: int
 
     def opened(self, channel: BridgeConnection) -> bool:
-        """A connection was made; False where there are too many."""
+        """Count a new connection; return False if there are too many."""
 
     def closed(self, channel: BridgeConnection) -> None:
-        """A connection is gone."""
+        """Count a connection no more."""
 
     def is_pooled(self, transport: Any) -> bool:
-        """Whether a proxy may send several clients' requests on this connection."""
+        """Tell whether a proxy may send several clients' requests on this connection."""
         ...
 
 
@@ -59,53 +60,47 @@ class BridgeConnection(WatchedConnection):
     """
     An HTTP/1.1 connection that does not wait or store without bound.
 
-    One request at a time: what comes behind it waits until its answer is
-    complete and on its way, and beyond `PIPELINED_BYTES` is not read.  Of many
-    that have arrived together a few are served at once, and the others when
-    it is the connection's turn again.
-    `streaming` is set while an endless answer is written: what a client sends
-    behind it can never be answered, and too much of it ends the connection.
+    One request at a time: what arrives behind it waits in `_pipelined` until
+    its response is complete and written, and beyond `PIPELINED_BYTES` is not
+    read.  twisted.web's own channel would parse all that one read has brought,
+    and serve it in one go; this one hands it the bytes in slices, takes back
+    what is behind a request in `requestDone`, and gives way to other
+    connections (`FairTurns`) after a few requests.
+
+    `streaming` is set while an endless response is written: what a client
+    sends behind it can never be answered, and too much of it closes the
+    connection.
     """
 
-    # With more than thirty attributes in its dictionary an instance has one of
-    # its own, of a kilobyte and more (PEP 412); these are always set.
-    __slots__ = (
-        "_client_connection",
-        "_dataBuffer",
-        "_handlingRequest",
-        "_networkProducer",
-        "_transferDecoder",
-        "loopback",
-        "peer",
-        "requests",
-    )
+    # As in `OpenChannel`: attributes that every connection has.
+    __slots__ = ("_client_connection", "loopback", "peer")
 
     site: Any
-    transport: Any
-    #: Twisted's own, which is moved on as bytes come.
-    _TimeoutMixin__timeoutCall: IDelayedCall | None
-    _networkProducer: Any
     streaming = False
     log = Logger()
+    #: Aborts the connection if a request does not arrive in time.
     _deadline: IDelayedCall | None = None
+    #: Whether a refused body is still arriving, behind its response.
     _draining = False
-    #: Whether no request is taken any more: what still arrives is thrown away.
+    #: Whether no request is accepted any more: what still arrives is dropped.
     _discarding = False
     _drained = 0
-    _behind = 0
+    #: Bytes that arrived behind an endless response.
+    _behind_stream = 0
     _admitted = True
-    #: What came behind the request that is handled.
-    _later = b""
-    #: Whether bytes are being taken: what is left of them is seen to then.
-    _taking = False
-    #: Whether no more is read, and what looks whether the client has left.
-    _full = False
-    _looking: IDelayedCall | None = None
-    #: How much of a body had arrived when that was last looked at.
+    #: Bytes that arrived behind the request that is handled.
+    _pipelined = b""
+    #: Whether bytes are being parsed: what is left of them is dealt with after that.
+    _parsing = False
+    #: Whether reading is paused because too much is pipelined.
+    _reading_paused = False
+    _departure_check: Timer | None = None
+    _giving_way: Timer | None = None
+    #: How much of a body had arrived when its rate was last checked.
     _arrived_before: int | None = None
 
     def connectionMade(self) -> None:
-        """Count the connection; refuse it where there are too many."""
+        """Count the connection; refuse it if there are too many."""
         self._client_connection: ClientConnection | None = None
         super().connectionMade()
         #: 0 where the listener is not on loopback.
@@ -117,39 +112,35 @@ class BridgeConnection(WatchedConnection):
             self.transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes of requests, or of what was refused and is thrown away."""
+        """Receive bytes of requests, or of a refused body that is dropped."""
         if self._discarding:
             self._drain(data)
-        elif self._later or self._is_busy():
-            self._later += data
+        elif self._pipelined or self.is_busy():
+            self._pipelined += data
             if self.streaming:
-                self._behind += len(data)
-                if self._behind > PIPELINED_BYTES:
+                self._behind_stream += len(data)
+                if self._behind_stream > PIPELINED_BYTES:
                     self.log.info("a client sends behind its open stream; closing its connection")
                     self.transport.abortConnection()
                     return
-            self._settle()
+            self._limit_pipelined()
         else:
-            self._take_all(data)
+            self._parse_requests(data)
 
     # One request after the other.
 
-    def _is_busy(self) -> bool:
-        """Whether a request is handled, or its answer is not taken."""
-        return self._handlingRequest or self._waitingForTransport
-
-    def _take_all(self, data: bytes) -> None:
+    def _parse_requests(self, data: bytes) -> None:
         """
-        Take bytes, request by request while the last one is done and the
-        connection's slice lasts; what is left waits.
+        Parse request by request while the last one is done and the
+        connection's slice lasts; the rest stays in `_pipelined`.
         """
-        self._taking = True
+        self._parsing = True
         served = 0
         began = 0.0
         try:
             while True:
-                self._take(data)
-                if not self._later or self._is_busy():
+                self._parse(data)
+                if not self._pipelined or self.is_busy():
                     break
                 site: _Site = self.site
                 turns = site.turns
@@ -159,108 +150,97 @@ class BridgeConnection(WatchedConnection):
                 if not turns.may_go_on(served, began):
                     turns.join(self)
                     break
-                data, self._later = self._later, b""
+                data, self._pipelined = self._pipelined, b""
         finally:
-            self._taking = False
-        self._watch()
-        if self._later or self._dataBuffer or self._full:
-            self._settle()
+            self._parsing = False
+        self._update_deadline()
+        if self._pipelined or self._reading_paused or self.has_pipelined():
+            self._limit_pipelined()
 
-    def _take(self, data: bytes) -> None:
+    def _parse(self, data: bytes) -> None:
         """
-        Bytes for twisted.web's channel, which serves one request at the most:
-        `requestDone` takes what is behind that out of its hands.
+        Give bytes to twisted.web's channel, which serves one request at most:
+        `requestDone` takes from it what is behind that.
         """
-        if self.length is None and self._transferDecoder is not None:
+        if self.is_receiving_chunks():
             # A chunk costs the same whether it has one byte or a thousand.
-            self._later = data[SLICE_BYTES:] + self._later
+            self._pipelined = data[SLICE_BYTES:] + self._pipelined
             data = data[:SLICE_BYTES]
         super().dataReceived(data)
 
-    # What a turn asks.
-
-    def serve_slice(self) -> None:
-        """Go on with what has arrived."""
-        self._go_on()
-
-    def fail(self) -> None:
-        """Serving a request has raised."""
-        self.transport.abortConnection()
-
-    def _go_on(self) -> None:
-        """With what came behind a request, when that is done."""
-        if self._taking:
+    def _parse_pipelined(self) -> None:
+        """Go on with what arrived behind a request, if that is done."""
+        if self._parsing:
             return
-        if self._later and not self._is_busy():
-            data, self._later = self._later, b""
-            self._take_all(data)
-        elif self._full:
-            self._settle()
+        if self._pipelined and not self.is_busy():
+            data, self._pipelined = self._pipelined, b""
+            self._parse_requests(data)
+        elif self._reading_paused:
+            self._limit_pipelined()
 
-    def _settle(self) -> None:
-        """Where much came behind a request, no more is read until that is done."""
+    def _limit_pipelined(self) -> None:
+        """Pause reading while more than `PIPELINED_BYTES` wait behind a request."""
         if self.transport.disconnecting:
-            # Nothing of it will be served.  TLS goes on reading, for the peer's goodbye.
-            self._later, self._dataBuffer = b"", []
-            self._full = False
+            # Nothing of it will be served.  TLS goes on reading, for the peer's close_notify.
+            self._discard_pipelined()
+            self._reading_paused = False
             return
-        behind = len(self._later)
-        if self._dataBuffer:
-            behind += sum(map(len, self._dataBuffer))
-        full = behind > PIPELINED_BYTES
-        if full:
-            self._networkProducer.pauseProducing()
-            if self._looking is None:
-                self._looking = self.site.clock.callLater(LEFT_SECONDS, self._look)
-        elif self._full and (self._handlingRequest or not self._waitingForTransport):
-            self._networkProducer.resumeProducing()
-        self._full = full
+        pause = len(self._pipelined) + self.pipelined_length() > PIPELINED_BYTES
+        if pause:
+            self.pause_reading()
+            if self._departure_check is None:
+                self._departure_check = Timer(self.site.clock)
+            if not self._departure_check.is_running:
+                self._departure_check.start(LEFT_SECONDS, self._check_departure)
+        elif self._reading_paused and (self.is_handling_request() or not self.is_transport_full()):
+            self.resume_reading()
+        self._reading_paused = pause
 
-    def _look(self) -> None:
-        """Who is not read is not heard leaving either."""
-        self._looking = None
+    def _discard_pipelined(self) -> None:
+        """Drop what arrived behind the request that is handled."""
+        self._pipelined = b""
+        self.discard_pipelined()
+
+    def _check_departure(self) -> None:
+        """Abort if the client has left: without reading, nothing else tells."""
         if has_left(self.transport):
             self.transport.abortConnection()
-        elif self._full:
-            self._looking = self.site.clock.callLater(LEFT_SECONDS, self._look)
+        elif self._reading_paused and self._departure_check is not None:
+            self._departure_check.start(LEFT_SECONDS, self._check_departure)
 
     def requestDone(self, request: Any) -> None:
-        """An answer is complete: what came behind it is next."""
-        # At any time bytes are in one of the first two: behind a request with a
-        # body, or behind one without, which is still being read line by line.
-        self._later = b"".join([*self._dataBuffer, self._buffer, self._later])
-        self._dataBuffer = []
-        self._buffer = b""
-        self._behind = 0
+        """Go on with what arrived behind a request whose response is complete."""
+        self._pipelined = self.take_pipelined() + self._pipelined
+        self._behind_stream = 0
         super().requestDone(request)
         if self.persistent:
-            self._go_on()
+            self._parse_pipelined()
 
     def resumeProducing(self) -> None:
-        """What was written is taken."""
+        """Go on when the transport has written what it was given."""
         super().resumeProducing()
-        self._go_on()
+        self._parse_pipelined()
 
     def allContentReceived(self) -> None:
-        """All of a request is there; the next one has a deadline of its own."""
+        """Stop the deadline of a complete request; the next one has its own."""
         self._set_deadline(None)
         super().allContentReceived()
 
     def allHeadersReceived(self) -> None:
-        """The head is there: a body that is known to be too large is not awaited."""
+        """Refuse a body that is known to be too large, without waiting for it."""
         super().allHeadersReceived()
         if self.length is None:
-            # Chunked: for `_take`, in slices.
-            self._later, self._buffer = self._buffer + self._later, b""
+            # Chunked: for `_parse`, in slices.
+            self._pipelined = self.take_unparsed() + self._pipelined
         self._answer_refused_body()
 
     def rawDataReceived(self, data: bytes) -> None:
-        """Some of the body."""
+        """Receive some of a body."""
         if self._draining:
             self._drain(data)
             return
         super().rawDataReceived(data)
-        if not self._handlingRequest:
+        if not self.is_handling_request():
             self._answer_refused_body()
 
     def loseConnection(self) -> None:
@@ -269,66 +249,41 @@ class BridgeConnection(WatchedConnection):
         has had a chance to be read: closing at once would reset it.  No
         request that has arrived behind is served any more.
         """
-        self._later, self._dataBuffer = b"", []
+        self._discard_pipelined()
         self._discarding = True
         self.site.turns.leave(self)
         if not self._draining:
-            if (self._full or self._waitingForTransport) and not self.transport.disconnecting:
-                # TLS reads its peer's goodbye before it closes.
-                self._networkProducer.resumeProducing()
-            self._full = False
+            paused = self._reading_paused or self.is_transport_full()
+            if paused and not self.transport.disconnecting:
+                # TLS reads its peer's close_notify before it closes.
+                self.resume_reading()
+            self._reading_paused = False
             super().loseConnection()
             return
         self.setTimeout(None)
-        self._networkProducer.unregisterProducer()
-        # TLS has no half-close: there the sender reads the answer meanwhile.
+        self.unregister_from_transport()
+        # TLS has no half-close: there the sender reads the response meanwhile.
         half_closeable: Any = IHalfCloseableDescriptor(self.transport, None)
         if half_closeable is not None:
             half_closeable.loseWriteConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        """No line of a head is that long."""
+        """Close: no line of a head is that long."""
         self.loseConnection()
 
     def timeoutConnection(self) -> None:
-        """Idle for too long.  What is drained has a deadline of its own."""
+        """Close an idle connection.  One that is drained has a deadline of its own."""
         if not self._draining:
             super().timeoutConnection()
 
-    # What the table of connections asks.
-
-    def idle_since(self) -> float | None:
-        """When something was last heard; None while a request is begun or its answer waits."""
-        idle = self._TimeoutMixin__timeoutCall
-        if idle is None or self._is_busy() or self._later or self.requests or self._buffer:
-            return None
-        if self._draining or self._in_body() or self.timeOut is None:
-            return None
-        return idle.getTime() - float(self.timeOut)
-
-    def give_way(self) -> bool:
-        """Close an idle connection; False where the last answer is not taken yet."""
-        if unsent(self.transport):
-            return False
-        self.setTimeout(None)
-        # TLS waits for its peer to close as well, and another connection has the place.
-        self._abortingCall = self.site.clock.callLater(GIVE_WAY_SECONDS, self._make_way)
-        self.loseConnection()
-        return True
-
-    def _make_way(self) -> None:
-        """Without a line in the log: that would be one for each connection of a flood."""
-        self._abortingCall = None
-        self.transport.abortConnection()
-
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
-        """Gone: stop the clocks."""
+        """Stop all timers, and tell the site last."""
         self._set_deadline(None)
-        self._later, self._dataBuffer = b"", []
+        self._discard_pipelined()
         self.site.turns.leave(self)
-        looking, self._looking = self._looking, None
-        if looking is not None:
-            looking.cancel()
+        for timer in (self._departure_check, self._giving_way):
+            if timer is not None:
+                timer.stop()
         try:
             super().connectionLost(reason)
             # The requests have been told: what is kept for the next one is not needed.
@@ -342,74 +297,101 @@ class BridgeConnection(WatchedConnection):
 
     def client_connection(self) -> ClientConnection | None:
         """
-        This connection, for what may serve it alone.  None where it is a
+        Return this connection, for what may serve it alone; None if it is a
         proxy's, on which several clients' requests may come.
         """
         if self._client_connection is None and not self.site.is_pooled(self.transport):
             self._client_connection = ClientConnection()
         return self._client_connection
 
-    def _send100Continue(self) -> None:
-        if self.requests[-1].refusal is None:
-            super()._send100Continue()
+    # Called by `FairTurns`.
+
+    def serve_slice(self) -> None:
+        """Go on with what has arrived."""
+        self._parse_pipelined()
+
+    def fail(self) -> None:
+        """Close: serving a request has raised."""
+        self.transport.abortConnection()
+
+    # Called by `Connections`.
+
+    def idle_since(self) -> float | None:
+        """Return when bytes last arrived; None while a request is begun or its response waits."""
+        if self.is_busy() or self._pipelined or self._draining or self.is_receiving_request():
+            return None
+        return self.last_received()
+
+    def give_way(self) -> bool:
+        """Close an idle connection; return False if its client has not read the last response."""
+        if unsent(self.transport):
+            return False
+        self.setTimeout(None)
+        # TLS waits for its peer to close as well, and another connection needs the capacity.
+        # Without a line in the log: that would be one for each connection of a flood.
+        self._giving_way = Timer(self.site.clock)
+        self._giving_way.start(GIVE_WAY_SECONDS, self.transport.abortConnection)
+        self.loseConnection()
+        return True
+
+    # A refused body is answered before it is complete, and the rest dropped.
+
+    def may_continue(self) -> bool:
+        """Ask no client for a body that is refused."""
+        return self.requests[-1].refusal is None
 
     def _answer_refused_body(self) -> None:
-        """Answer before the body is complete, then throw the rest away."""
         if not self.requests or self.requests[-1].refusal is None:
             return
         self._draining = self._discarding = True
         self.persistent = 0
-        request = self.requests[-1]
-        request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        self.requests[-1].responseHeaders.setRawHeaders(b"Connection", [b"close"])
         self._set_deadline(DRAIN_SECONDS)
-        request.requestReceived(self._command, self._path, self._version)
+        self.handle_request_now()
 
     def _drain(self, data: bytes) -> None:
         self._drained += len(data)
         if self._drained > DRAIN_BYTES:
             self.transport.abortConnection()
 
-    def _watch(self) -> None:
-        """A request that has begun must be complete in time."""
+    # A request that has begun must be complete in time.
+
+    def _update_deadline(self) -> None:
+        """Start the deadline of a request that has begun, or stop that of one that is complete."""
         if self._draining:
             return
-        if self._handlingRequest:
-            self._set_deadline(None)
-        elif self.requests or self._buffer or self._in_body():
-            if self._deadline is None:
-                self._began = self.site.clock.seconds()
-                self._arrived_before = None
-                self._set_deadline(HEAD_SECONDS)
-        else:
-            self._set_deadline(None)
-
-    def _in_body(self) -> bool:
-        """Whether a body is arriving, whose head was in time."""
-        return self._transferDecoder is not None
+        if self.is_handling_request() or not self.is_receiving_request():
+            if self._deadline is not None:
+                self._set_deadline(None)
+        elif self._deadline is None:
+            self._began = self.site.clock.seconds()
+            self._arrived_before = None
+            self._set_deadline(HEAD_SECONDS)
 
     def _arrived_of_body(self) -> int:
-        """How many bytes of the body that is arriving are there."""
-        return self.requests[-1]._held if self.requests else 0
+        """Return how many bytes have arrived of the body that is being received."""
+        return self.requests[-1].held if self.requests else 0
 
     def _sends_enough(self) -> bool:
-        """Whether of the body as much has arrived since the last time as must."""
+        """Tell whether the body has arrived at `min_transfer_rate` since the last check."""
         before, self._arrived_before = self._arrived_before, self._arrived_of_body()
         due = self.site.min_transfer_rate * RATE_SECONDS
         return before is None or self._arrived_before - before >= due
 
     def _set_deadline(self, seconds: float | None) -> None:
+        # Not a `Timer`, which would be one more object for each connection.
         deadline = self._deadline
         if deadline is not None:
             self._deadline = None
             if deadline.active():
                 deadline.cancel()
         if seconds is not None:
-            self._deadline = self.site.clock.callLater(seconds, self._too_late)
+            self._deadline = self.site.clock.callLater(seconds, self._check_deadline)
 
-    def _too_late(self) -> None:
+    def _check_deadline(self) -> None:
+        """Abort, unless the head was in time and the body arrives quickly enough."""
         self._deadline = None
-        if not self._draining and self._in_body():
-            # The head was in time; the body has longer, as long as it arrives.
+        if not self._draining and self.is_receiving_body():
             left = self._began + REQUEST_SECONDS - self.site.clock.seconds()
             if left > 0 and self._sends_enough():
                 self._set_deadline(min(left, RATE_SECONDS))

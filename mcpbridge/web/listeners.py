@@ -16,6 +16,13 @@ from zope.interface import implementer
 
 from mcpbridge.config.tuning import BACKLOG
 from mcpbridge.rate_limited_log import RateLimitedLog
+from mcpbridge.twisted_internals import (
+    CONNECTION_CLOSED,
+    CONNECTION_NOT_ACCEPTED,
+    DESCRIPTOR_RESERVED_AGAIN,
+    RESERVED_DESCRIPTOR_RELEASED,
+    log_port_to,
+)
 
 #: The kinds whose descriptions may hold `backlog`.
 _WITH_BACKLOG = ("tcp", "tcp6", "ssl", "tls", "unix")
@@ -64,34 +71,25 @@ class AcceptErrors:
     """
 
     log = Logger()
-    #: What the formats of those events start with.  In another version of
-    #: Twisted with other words all of them would pass as they are.
-    _RELEASED = "EMFILE encountered"
-    _CLOSED = "EMFILE recovery"
-    _RESERVED = "Re-reserving EMFILE"
-    _NOT_ACCEPTED = "Could not accept new connection"
 
     def __init__(self, clock: IReactorTime) -> None:
         self._closed = RateLimitedLog(clock)
 
     def watch(self, port: IListeningPort) -> None:
         """Let a listener of Twisted's log here; any other is left as it is."""
-        logger = getattr(port, "_logger", None)
-        if isinstance(logger, Logger):
-            own: Any = port
-            own._logger = Logger(namespace=logger.namespace, source=port, observer=self)
+        log_port_to(port, self)
 
     def __call__(self, event: LogEvent) -> None:
         """Count what a listener says of a connection, or pass it on."""
         said = str(event.get("log_format") or "")
-        if said.startswith(self._CLOSED):
+        if said.startswith(CONNECTION_CLOSED):
             self._closed.add()
-        elif said.startswith(self._NOT_ACCEPTED):
+        elif said.startswith(CONNECTION_NOT_ACCEPTED):
             # Nobody was closed; who waits goes on waiting.
             self._complain(str(event.get("acceptError")))
-        elif said.startswith(self._RESERVED):
+        elif said.startswith(DESCRIPTOR_RESERVED_AGAIN):
             self._complain("EMFILE")
-        elif not said.startswith(self._RELEASED):
+        elif not said.startswith(RESERVED_DESCRIPTOR_RELEASED):
             globalLogPublisher(event)
 
     def _complain(self, error: str) -> None:

@@ -18,7 +18,7 @@ from mcpbridge.config.settings import ServerSettings
 from mcpbridge.jsonrpc import sse
 from mcpbridge.jsonrpc.envelope import JsonRpcId
 from mcpbridge.processes.backend_session import BackendSession
-from mcpbridge.transports import AT_ONCE_BYTES, prompt_descriptor, write_at_once
+from mcpbridge.twisted_internals import AT_ONCE_BYTES, prompt_descriptor, write_at_once
 from mcpbridge.web.client_watch import ClientWatch
 from mcpbridge.web.tcp import acknowledged, notice_vanished_peer, unsent
 

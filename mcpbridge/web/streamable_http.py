@@ -79,9 +79,9 @@ class McpEndpoint:
     async def _post(self, request: Any) -> Deferred[None] | None:
         """The same; what is still to be waited for, with nothing of the body in hand."""
         waiting: PendingResponse | PendingExchange | None
-        waiting = getattr(request.channel, "handed_over", None)
+        take_handed_over = getattr(request.channel, "take_handed_over", None)
+        waiting = take_handed_over() if take_handed_over is not None else None
         if waiting is not None:
-            request.channel.handed_over = None
             if isinstance(waiting, PendingExchange):
                 await self._modern.take_over(request, waiting)
             else:

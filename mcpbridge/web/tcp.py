@@ -12,6 +12,8 @@ import termios
 from fcntl import ioctl
 from typing import Any
 
+from mcpbridge.twisted_internals import buffered_bytes
+
 #: Where `tcpi_bytes_acked` lies in `struct tcp_info` (linux/tcp.h).
 _BYTES_ACKED = slice(120, 128)
 #: `tcpi_state`, its first byte, of a peer that sends nothing more: TCP_CLOSE
@@ -107,9 +109,6 @@ def buffered(transport: Any) -> int:
     """Bytes of those in user space, under all wrappers; 0 if none is known."""
     total = 0
     while transport is not None:
-        buffered = getattr(transport, "dataBuffer", None)
-        if isinstance(buffered, (bytes, bytearray, memoryview)):
-            total += len(buffered) - int(getattr(transport, "offset", 0))
-            total += int(getattr(transport, "_tempDataLen", 0))
+        total += buffered_bytes(transport)
         transport = getattr(transport, "transport", None)
     return total

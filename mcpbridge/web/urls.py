@@ -68,6 +68,6 @@ def _origin(port: IListeningPort) -> str:
 
 
 def _is_tls(port: IListeningPort) -> bool:
-    # What listens with TLS wraps the factory it was given.
-    factory = getattr(port, "factory", None)
-    return getattr(port, "_tls", False) or type(factory).__name__ == "TLSMemoryBIOFactory"
+    # A port with TLS wraps the factory it was given.  By name: without pyOpenSSL
+    # the class cannot be imported.
+    return type(getattr(port, "factory", None)).__name__ == "TLSMemoryBIOFactory"

@@ -12,10 +12,10 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
 
 from mcpbridge.config.tuning import SLOW_SECONDS
 from mcpbridge.response_budget import ResponseBudget, Share
+from mcpbridge.twisted_internals import OpenChannel
 from mcpbridge.web.client_watch import ClientWatch
 from mcpbridge.web.tcp import acknowledged, buffered, unsent
 
@@ -31,7 +31,7 @@ class _Site(Protocol):
     responses: ResponseBudget | None
 
 
-class WatchedConnection(HTTPChannel):
+class WatchedConnection(OpenChannel):
     """
     A connection that is cut off when its client does not take an answer.
 
@@ -41,7 +41,6 @@ class WatchedConnection(HTTPChannel):
     """
 
     site: Any
-    transport: Any
     #: Set while an endless answer is written, which has a watch of its own.
     streaming = False
     log = Logger()

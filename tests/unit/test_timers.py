@@ -71,9 +71,7 @@ def test_a_call_is_made_once_with_its_arguments() -> None:
     clock.advance(0.9)
     assert made == []
     clock.advance(0.1)
-    assert made == [(1, 2)]
-    assert not timer.is_running
-    assert clock.getDelayedCalls() == []
+    assert (made, timer.is_running, clock.getDelayedCalls()) == ([(1, 2)], False, [])
 
 
 def test_a_call_that_was_made_keeps_nothing_alive() -> None:

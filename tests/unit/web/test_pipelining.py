@@ -69,7 +69,7 @@ def test_no_more_is_read_than_that(fast_path: bool) -> None:
         size += len(call(2))
     assert PIPELINED_BYTES < size <= PIPELINED_BYTES + len(call(2))
     world.channel.connectionLost()
-    assert world.channel._looking is None
+    assert not world.channel._departure_check.is_running
 
 
 @both
@@ -133,7 +133,7 @@ def test_what_comes_behind_the_last_request_is_thrown_away(
     assert asked(world) <= 2
     assert world.transport.value() == written
     kept = world.channel
-    assert (kept._later, kept._dataBuffer, kept._full) == (b"", [], False)
+    assert (kept._pipelined, kept.pipelined_length(), kept._reading_paused) == (b"", 0, False)
     world.channel.connectionLost()
 
 
@@ -145,7 +145,7 @@ def test_a_paused_connection_is_read_again_before_it_is_closed(fast_path: bool) 
     assert world.transport.producerState == "paused"
     world.channel.loseConnection()
     assert world.transport.producerState == "producing"
-    assert not world.channel._full
+    assert not world.channel._reading_paused
     world.channel.connectionLost()
 
 
