@@ -137,6 +137,15 @@ FORCE:
 .venv-%/.tested: .venv-%/.made FORCE
 	.venv-$*/bin/python $(PYTEST) -m 'not slow' $(TESTS)
 
+# Twisted's newest release, or the candidate of the next one while PyPI has it; looked
+# for each time.  Not part of `make test`: a failure here is news, and no regression.
+.PHONY: twisted-pre
+twisted-pre: .venv-twisted-pre/.made ## run the quick tests on the newest Twisted, pre-releases included
+	.venv-twisted-pre/bin/python $(PIP) --pre --upgrade twisted
+	.venv-twisted-pre/bin/python -c 'import twisted; print("Twisted", twisted.__version__)'
+	.venv-twisted-pre/bin/python $(PYTEST) -m 'not slow' $(TESTS)
+.venv-twisted-pre/.made: OTHER := $(PYTHON)
+
 # The real parts.  Without npm, the tests of servers in JavaScript are skipped.
 REAL_PYTHON := $(patsubst %,.real/%/.made,client1 client2 fastmcp servers tasks)
 REAL_NODE := .real/clients/.made .real/conformance/.made
