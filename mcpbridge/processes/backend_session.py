@@ -1,5 +1,5 @@
 """
-A session: one client's stream bound to one backend.
+A session: one backend process, bound to a client's stream or to a worker.
 
 Knows the order in which a session ends, and what passes in which direction;
 must not know HTTP, nor how a process is stopped.  Its life is an Automat
@@ -21,101 +21,100 @@ from zope.interface import implementer
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import ATTENDED_FACTOR, STDERR_TAIL_CHARS, STDERR_TAIL_LINES
-from mcpbridge.errors import INTERNAL_ERROR, BackendBusy, MessageRefused, UnknownSession
+from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
-from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, peek, peek_again, split_batch
-from mcpbridge.jsonrpc.malformed_output import Lost, unreadable
-from mcpbridge.jsonrpc.members import encode, error_line
+from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, peek
+from mcpbridge.jsonrpc.malformed_output import Lost
 from mcpbridge.jsonrpc.sse import stderr_message
 from mcpbridge.mcp.pings import PingLedger
+from mcpbridge.processes.backend_faults import BackendFaults
 from mcpbridge.processes.caller import Caller
-from mcpbridge.processes.lost_answers import LostAnswers
-from mcpbridge.processes.stderr import ProcessStderr, printable
+from mcpbridge.processes.message_filters import MessageFilters
+from mcpbridge.processes.stderr import ProcessStderr
 from mcpbridge.processes.throttle import Throttle
 
-#: How much of a session's id a log may show.
+#: So many characters of a session's id may be logged: too few to use the session.
 LABEL_CHARS = 8
-#: How much of what a backend wrote wrongly a warning shows.
-SHOWN_CHARS = 200
-#: From here on decoding a line's envelope is quicker than searching all of it.
+#: In longer lines it is quicker to decode the envelope than to search for a ping's id.
 LONG_LINE_BYTES = 4096
 
 
 class Sink(Protocol):
-    """The way to the client."""
+    """Where a session sends the backend's messages: a client's stream, or a worker."""
 
     @property
     def has_reader(self) -> bool:
-        """Whether anybody reads what is sent now."""
+        """True while someone reads what is sent."""
         ...
 
     def send(self, lines: list[bytes]) -> None:
-        """Write these messages, in order, as one piece."""
+        """Send these messages to the client, in order and in one piece."""
 
     def only_open(self) -> JsonRpcId | msgspec.UnsetType:
         """
-        The id, as the backend knows it, of the only request that it has to
-        answer; UNSET where there is none, or several, or nobody counts them.
+        Return the backend's id of the only request that it has to answer;
+        UNSET where it has to answer none, several, or an unknown number.
         """
         ...
 
     def stop_keepalive(self) -> None:
-        """Ping no more."""
+        """Send no more pings."""
 
     def close(self) -> None:
-        """End the stream; called once, also when the client has gone."""
+        """End the stream.  Called once, also when the client has gone."""
 
 
 class Adapter(Protocol):
     """
-    What stands between a session and its backend where the two do not speak
-    the same revision of MCP, or where that is not known yet.
+    Stands between a session and its backend where they do not speak the same
+    revision of MCP, where that is not known yet, or where no client is there.
     """
 
     def send(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None) -> None:
         """
-        Messages of the client: all go on, or none.  Raises `BackendBusy`.
+        Send all of these messages of the client to the backend, or none.
+        Raises `BackendBusy`.
 
-        `envelopes` are theirs, None for a batch, where they have been read:
-        to read a large one again takes long.
+        `envelopes` are those of the lines, None for a batch, where they have
+        been read: reading a large one again takes long.
         """
 
     def received(self, lines: list[bytes]) -> list[bytes]:
-        """What of the backend's messages, or in their place, is for the client."""
+        """Return what the client gets for these messages of the backend."""
         ...
 
     def close(self) -> None:
-        """The session is over: no more timers.  Called once."""
+        """Stop all timers: the session is over.  Called once."""
 
 
 class NoSink:
-    """Before the stream is there."""
+    """The sink of a session that has no client: what is sent is dropped."""
 
     has_reader = False
 
     def send(self, lines: list[bytes]) -> None:
-        """Nobody reads."""
+        """Drop the messages."""
 
     def only_open(self) -> JsonRpcId | msgspec.UnsetType:
-        """None is."""
+        """Return UNSET: there are no requests."""
         return msgspec.UNSET
 
     def stop_keepalive(self) -> None:
-        """None runs."""
+        """Do nothing: there is no keepalive."""
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is no stream."""
 
 
 class Life(Protocol):
-    """The inputs of a session's life."""
+    """The inputs of a session's state machine."""
 
     def drain(self) -> None:
-        """The backend takes nothing more; what it has written still goes out."""
+        """The backend takes no more messages; what it has written still goes out."""
 
     def end(self, reason: str) -> None:
-        """The session is over, and this is why."""
+        """End the session; `reason` is for the log."""
 
     def gone(self) -> None:
         """Nothing of the backend is left."""
@@ -126,13 +125,13 @@ class Life(Protocol):
 class BackendSession:
     """
     A backend process with its permit, its counters and its filters, and the
-    path of its messages; for whoever has it just now.
+    path of its messages; for whoever uses it at the time.
 
     `life` is its state machine.  A launcher is given the session, and
-    `started` the backend that comes of that.  The pool has it first; `open`
-    hands it to a client's session or to a worker, and `leave_client` takes it
-    from a client that has gone.  `forget` is called when the backend takes
-    nothing more, `closed` when nothing of it is left.
+    `started` is called with the backend.  The pool has it first; `open` hands
+    it to a client's session or to a worker, and `leave_client` takes it from a
+    client that has gone.  `forget` is called when the backend takes no more
+    messages, `closed` when nothing of it is left.
     """
 
     ident: str
@@ -142,45 +141,51 @@ class BackendSession:
     forget: Callable[[BackendSession], object]
     closed: Callable[[BackendSession], None]
     observers: Sequence[Any] = ()
-    filters: Sequence[Any] = ()
+    #: None where there are no filters.
+    filters: MessageFilters | None = None
     stderr_notifications: bool = True
-    #: Where its stderr is to be read as it comes.
+    #: Writes stderr to the log or a file while the process runs; None: nowhere.
     stderr: ProcessStderr | None = None
-    #: Told what its backend does wrong: the session, the kind of mistake, and what it is.
+    #: Called with the session, the kind of a mistake of its backend, and a description.
     complain: Callable[[BackendSession, str, str], None] = lambda session, fault, what: None
 
-    #: Its client, where filters or observers are to know it.
+    #: The client, where filters or observers need to know it.
     caller: Caller | None = None
-    #: Whose a line of the backend is, of a process that serves several clients.
+    #: Tells which client a line of the backend is for, where it serves several.
     caller_of: Callable[[bytes], Caller | None] | None = None
 
     backend: Any = None
     adapter: Adapter | None = None
     sink: Sink = field(default_factory=NoSink)
+    #: Why it ended, or is about to; for the log.
     reason: str = ""
     messages_in: int = 0
     bytes_in: int = 0
     messages_out: int = 0
     bytes_out: int = 0
+    #: How many messages the filters have refused.
     refused: int = 0
     pings: PingLedger = field(default_factory=PingLedger)
     stderr_tail: list[bytes] = field(default_factory=list)
+    #: Fires when nothing of the backend is left.
     ended: Deferred[None] = field(default_factory=Deferred)
-    #: Whether anybody was told that it is open; a spare process is not.
+    #: False for a spare process: observers and the log do not know it yet.
     announced: bool = True
     opened_at: float = field(init=False)
+    #: False once the session has ended: messages of the backend are dropped.
     receiving: bool = field(init=False, default=True)
-    #: Whether its backend has said anything, and whether it ended by itself.
+    #: True once the backend has written a message.
     heard: bool = field(init=False, default=False)
+    #: True where the backend closed its stdout before the bridge ended the session.
     output_ended: bool = field(init=False, default=False)
-    #: Whether its backend takes nothing more.
+    #: True once the backend takes no more messages.
     leaving: bool = field(init=False, default=False)
-    #: Whether the client does not keep up; and the bound on what nobody reads.
+    #: True while the client does not keep up, so that the backend is paused.
     paused: bool = field(init=False, default=False)
+    #: Made when output is dropped for the first time.
     throttle: Throttle | None = field(init=False, default=None)
-    #: Answers of the backend that cannot pass, once there are any; whether a request fails now.
-    lost: LostAnswers | None = field(init=False, default=None)
-    failing: bool = field(init=False, default=False)
+    #: Made at the backend's first mistake, so that others cost nothing per message.
+    faults: BackendFaults | None = field(init=False, default=None)
     life: Life = field(init=False)
     log: ClassVar[Logger] = Logger()
 
@@ -190,22 +195,22 @@ class BackendSession:
 
     @property
     def label(self) -> str:
-        """What a log may show of the id."""
+        """The part of the id that a log may show."""
         return self.ident[:LABEL_CHARS]
 
     @property
     def stderr_label(self) -> str:
-        """What stands before its lines of stderr; nobody knows the id of a spare process."""
+        """The label before its lines of stderr."""
         return self.label if self.announced else f"{self.label} (no client yet)"
 
     def last_words(self, settings: ServerSettings) -> dict[str, object] | None:
-        """The end of stderr, as the data of an error; None where it is not to be shown."""
+        """Return the end of stderr as `{"stderr": [line]}`; None where it is not to be shown."""
         if not (settings.stderr_in_errors and self.stderr_tail):
             return None
         return {"stderr": [line.decode("utf-8", "replace") for line in self.stderr_tail]}
 
     def gone(self) -> Deferred[None]:
-        """Fires when nothing of it is left; any number may wait for that."""
+        """Return a Deferred of its own that fires when nothing of the backend is left."""
         waiting: Deferred[None] = Deferred()
 
         def tell(result: None) -> None:
@@ -214,8 +219,10 @@ class BackendSession:
         self.ended.addCallback(tell)
         return waiting
 
+    # Who uses it.
+
     def started(self, backend: Any) -> None:
-        """The launcher has started the backend, an `IBackend`."""
+        """Take the `IBackend` that the launcher has started."""
         self.backend = backend
 
     def open(
@@ -232,9 +239,9 @@ class BackendSession:
         Hand the session over to who will use it, and tell the log and the
         observers that it is open.
 
-        `forget` is called when it takes nothing more.  `sink` may follow with
-        `connect`.  `caller` is its one client, and `caller_of` says for which
-        client a line of the backend is where it serves several.
+        `forget` is called when it takes no more messages.  `sink` may follow
+        with `connect`.  `caller` is its one client; `caller_of` tells which
+        client a line of the backend is for, where it serves several.
         """
         self.forget = forget
         if sink is not None:
@@ -261,8 +268,8 @@ class BackendSession:
         self, why: str, adapter: Adapter, forget: Callable[[BackendSession], object]
     ) -> None:
         """
-        Take the session from its client, who has gone and whom nobody is to
-        find here any more, while the backend goes on.
+        Take the session from a client that has gone, while the backend goes
+        on; no client finds the session any more.
         """
         guarded(self.log, "forgetting the session", self.forget, self)
         self.forget = forget
@@ -273,43 +280,12 @@ class BackendSession:
         self.adapter = adapter
         self.resume_backend()
 
-    def account(self) -> None:
-        """Say to the log how the session went, when nothing of it is left."""
-        if self.stderr is not None:
-            guarded(self.log, "logging stderr", self.stderr.finish, self.stderr_label)
-        stderr = f"; last stderr: {_readable(self.stderr_tail)}" if self.stderr_tail else ""
-        if not self.announced:
-            self.log.info(
-                "a spare process of {server!r} ended: {reason}; backend: {ended}{stderr}",
-                server=self.server,
-                reason=self.reason,
-                ended=self.backend.exit_status or "not exited",
-                stderr=stderr,
-            )
-            return
-        self.log.info(
-            "session {label} of {server!r} closed after {seconds:.1f} s: {reason};"
-            " in {messages_in} messages ({bytes_in} B), out {messages_out} ({bytes_out} B),"
-            " refused {refused}; backend: {ended}{stderr}",
-            label=self.label,
-            server=self.server,
-            seconds=self.clock.seconds() - self.opened_at,
-            reason=self.reason,
-            messages_in=self.messages_in,
-            bytes_in=self.bytes_in,
-            messages_out=self.messages_out,
-            bytes_out=self.bytes_out,
-            refused=self.refused,
-            ended=self.backend.exit_status or "not exited",
-            stderr=stderr,
-        )
-
     # From the client.
 
     def client_message(self, line: bytes, envelope: Envelope | None) -> None:
         """
-        One message of the client: to the backend, or consumed where it
-        answers a ping of the bridge.
+        Pass one message of the client to the backend, unless it answers a
+        ping of the bridge.
 
         Raises `BackendBusy`; then nothing was stored.  What a filter refuses
         is answered as `client_posted` says.
@@ -325,84 +301,49 @@ class BackendSession:
         self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None
     ) -> Collection[int]:
         """
-        The same as `client_messages`, but what a filter refuses keeps nothing
-        else from passing: a request is answered with an error, like the
-        backend would, and soon; in the place of a response the backend gets
-        an error; a notification is dropped.
+        Pass the messages of one POST to the backend.  What a filter refuses
+        keeps nothing else from passing, and is answered soon
+        (`MessageFilters.from_post`).
 
-        Returns which of the lines were dropped, by their numbers.  Raises
-        `BackendBusy`.
+        Returns the indexes of the lines that were dropped.  Raises
+        `BackendBusy`; then nothing was stored.
         """
-        if not self.filters:
+        if self.filters is None:
             self.client_messages(lines, envelopes)
             return ()
-        passed: list[bytes] = []
-        answers: list[bytes] = []
-        dropped: set[int] = set()
-        for number, line in enumerate(lines):
-            kept = self._judged(line, answers)
-            if kept is None:
-                dropped.add(number)
-            else:
-                passed.append(kept)
+        passed, answers, dropped = self.filters.from_post(self, lines)
         if passed:
-            if passed == lines:
-                passed = lines
-            else:
-                envelopes = None
-            self._to_backend(passed, envelopes)
+            # Envelopes describe the lines as they were before the filters changed them.
+            self._send_to_backend(passed, envelopes if passed == lines else None)
         if answers:
-            # Not from within a call of the client's, who does not wait for them yet.
-            self.clock.callLater(0, self._answer_client, answers)
+            # In a later turn: the caller of this method is not ready for answers yet.
+            self.clock.callLater(0, self._send_answers, answers)
         return dropped
 
-    def _judged(self, line: bytes, answers: list[bytes], *, whole: bool = True) -> bytes | None:
-        """
-        What of a client's message passes; its errors are added to `answers`.
-        An array within an array is no message, and not looked into.
-        """
-        try:
-            return self._filtered_in(line)
-        except MessageRefused as refusal:
-            text = str(refusal)
-        elements = split_batch(line) if whole else None
-        if elements is not None:
-            judged = [self._judged(each, answers, whole=False) for each in elements]
-            kept = [each for each in judged if each is not None]
-            return b"[" + b",".join(kept) + b"]" if kept else None
-        self.refused += 1
-        envelope = peek(line) or peek_again(line)
-        if envelope is None or envelope.id is msgspec.UNSET:
-            return None
-        answer = error_line(envelope.id, MessageRefused.code, text)
-        if envelope.is_request:
-            answers.append(answer)
-            return None
-        return answer if envelope.is_response else None
-
-    def _answer_client(self, lines: list[bytes]) -> None:
+    def _send_answers(self, lines: list[bytes]) -> None:
         if self.receiving:
-            self._send(lines)
+            self._send_to_client(lines)
 
     def client_messages(
         self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None
     ) -> None:
         """
-        Messages of the client as one: all of them go to the backend, or none;
-        with their `envelopes`, where these have been read.
+        Pass all of these messages of the client to the backend, or none;
+        `envelopes` are theirs, where these have been read.
 
         Raises `BackendBusy` and `MessageRefused`.
         """
-        if self.filters:
-            filtered = [self._filtered_in(line) for line in lines]
+        filters = self.filters
+        if filters is not None:
+            filtered = [filters.from_client(self, line) for line in lines]
             if any(new is not old for new, old in zip(filtered, lines, strict=True)):
                 lines, envelopes = filtered, None
-        self._to_backend(lines, envelopes)
+        self._send_to_backend(lines, envelopes)
 
     def messages_of(self, caller: Caller | None, lines: list[bytes]) -> None:
         """
-        The same for a process that serves several clients, with whose messages
-        they are; None: the bridge's own.
+        Pass messages of this client to a backend that serves several; None
+        for the bridge's own messages.  Otherwise like `client_messages`.
         """
         resting, self.caller = self.caller, caller
         try:
@@ -410,10 +351,12 @@ class BackendSession:
         finally:
             self.caller = resting
 
-    def _to_backend(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None) -> None:
+    def _send_to_backend(
+        self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None
+    ) -> None:
         """Raises `BackendBusy`; then nothing was stored."""
         if self.throttle is not None:
-            # Somebody waits for what comes next.
+            # A client waits for what the backend writes next.
             self.throttle.release()
         if self.adapter is not None:
             self.adapter.send(lines, envelopes)
@@ -425,39 +368,8 @@ class BackendSession:
             for line in lines:
                 guarded(self.log, "an observer", observer.message_passed, self, True, line)
 
-    def _filtered_in(self, line: bytes) -> bytes:
-        for each in self.filters:
-            line = each.from_client(self, line)
-        return line
-
-    # Backpressure: who pauses the backend resumes it; a throttled one stays paused.
-
-    def pause_backend(self) -> None:
-        """The client does not keep up: leave in the pipes what the backend writes."""
-        self.paused = True
-        self.backend.pause()
-
-    def resume_backend(self) -> None:
-        """The client keeps up again, or is gone."""
-        self.paused = False
-        if self.throttle is None or not self.throttle.pausing:
-            self.backend.resume()
-
-    def _thrown_away(self, size: int) -> None:
-        """Nobody has read so many bytes: not too many of them in a second."""
-        if self.throttle is None:
-            self.throttle = Throttle(self.clock, self._throttled, self._unthrottled)
-        self.throttle.thrown_away(size)
-
-    def _throttled(self) -> None:
-        self.backend.pause()
-
-    def _unthrottled(self) -> None:
-        if not self.paused:
-            self.backend.resume()
-
     def answer_backend(self, line: bytes) -> None:
-        """An answer of the bridge's own to a request of the backend."""
+        """Send the bridge's own answer to a request of the backend."""
         try:
             if self.adapter is not None:
                 self.adapter.send([line])
@@ -466,117 +378,73 @@ class BackendSession:
         except BackendBusy:
             self.life.end("the backend does not read the answers to its own requests")
         except UnknownSession:
-            # It has closed its stdin: it does not want one.
+            # The backend has closed its stdin, so it wants no answer.
             pass
+
+    # Backpressure.  Two parties pause the backend: a client that does not keep
+    # up, and the throttle on output that nobody reads.  It runs while neither does.
+
+    def pause_backend(self) -> None:
+        """Leave the backend's output in its pipes: the client does not keep up."""
+        self.paused = True
+        self.backend.pause()
+
+    def resume_backend(self) -> None:
+        """Read the backend's output again: the client keeps up, or is gone."""
+        self.paused = False
+        if self.throttle is None or not self.throttle.pausing:
+            self.backend.resume()
+
+    def _count_unread(self, size: int) -> None:
+        """Count so many bytes that nobody reads; too many in a second pause the backend."""
+        if self.throttle is None:
+            self.throttle = Throttle(self.clock, self.backend.pause, self._throttle_over)
+        self.throttle.count(size)
+
+    def _throttle_over(self) -> None:
+        if not self.paused:
+            self.backend.resume()
 
     # From the backend: IBackendReceiver.
 
     def messages_received(self, lines: list[bytes]) -> None:
-        """Pass what the backend wrote on to the client."""
+        """Pass messages of the backend on to the client."""
         if not self.receiving:
             return
         self.heard = True
-        if self.lost:
-            self.lost.heard(lines)
+        if self.faults is not None:
+            self.faults.messages_received(lines)
         if not self.sink.has_reader:
-            self._thrown_away(sum(map(len, lines)))
+            self._count_unread(sum(map(len, lines)))
         if self.adapter is not None:
             lines = self.adapter.received(lines)
         self._pass_on(lines)
 
+    def say(self, lines: list[bytes]) -> None:
+        """Send the client messages of the bridge itself, as if the backend had written them."""
+        if self.receiving:
+            self._pass_on(lines)
+
     def _pass_on(self, lines: list[bytes]) -> None:
-        if self.filters:
-            lines = [kept for line in lines if (kept := self._filtered(line))]
+        if self.filters is not None:
+            lines = [kept for line in lines if (kept := self._filtered(self.filters, line))]
         for line in lines:
-            # An id of one of our pings can stand there only like this; in a
-            # long line it is quicker to decode it than to search.
+            # The backend may use an id that looks like that of a bridge's ping.  One that
+            # holds neither of these texts does not.
             if len(line) > LONG_LINE_BYTES or b"ping:" in line or b"\\u00" in line:
                 envelope = peek(line)
                 if envelope is not None:
                     self.pings.backend_sent(envelope)
-        self._send(lines)
+        self._send_to_client(lines)
 
-    def say(self, lines: list[bytes]) -> None:
-        """Messages of the bridge itself, which come as if the backend had written them."""
-        if self.receiving:
-            self._pass_on(lines)
-
-    def message_lost(self, lost: Lost) -> None:
-        """
-        Let a message that cannot pass cost no more than itself: the request
-        that it answers fails, what the backend asked with it is answered with
-        an error, and a notification is lost.
-        """
-        if not self.receiving:
-            return
-        ident = lost.ident
-        if ident is msgspec.UNSET and self.adapter is None and lost.certain and not lost.has_method:
-            ident = self.sink.only_open()
-        self.complain(self, lost.fault, f"{lost.why}; {_what_is_lost(lost, ident)}")
-        if ident is msgspec.UNSET:
-            return
-        if not lost.certain:
-            if self.lost is None:
-                self.lost = LostAnswers(self.clock, self._fail)
-            self.lost.add(ident, lost.why)
-        elif lost.has_method:
-            self.answer_backend(error_line(ident, INTERNAL_ERROR, lost.why))
-        else:
-            self._fail(ident, lost.why)
-
-    def _fail(self, ident: JsonRpcId, why: str) -> None:
-        """Answer a request in the backend's place."""
-        self.failing = True
+    def _filtered(self, filters: MessageFilters, line: bytes) -> bytes | None:
+        resting, self.caller = self.caller, self._recipient(line)
         try:
-            self.messages_received([error_line(ident, INTERNAL_ERROR, why)])
+            return filters.from_backend(self, line)
         finally:
-            self.failing = False
+            self.caller = resting
 
-    def misbehaved(self, fault: str, what: str, line: bytes) -> None:
-        """Warn of what the backend does, and show the line, if there is one."""
-        self.complain(self, fault, f"{what}: {printable(line, SHOWN_CHARS)}" if line else what)
-
-    def reached_nobody(self, why: str, line: bytes) -> None:
-        """A message of the backend was dropped, and it is to blame."""
-        if self.failing:
-            # It was not the backend's.
-            return
-        if why == "invalid":
-            if self.lost is None or not self.lost.is_full:
-                self.message_lost(unreadable(line))
-        elif why in _NOT_PASSED:
-            envelope = peek(line) or peek_again(line)
-            ident = encode(None if envelope is None else envelope.id)
-            what = _NOT_PASSED[why]
-            if why == "unasked" and envelope is not None and envelope.id is None:
-                why, what = "null", _NULL_ID
-            self.complain(self, why, f"{what} (id {printable(ident, SHOWN_CHARS)})")
-
-    def diagnostics_received(self, lines: list[bytes]) -> None:
-        """Keep the last lines for the log, and tell the client of all."""
-        latest = [line[:STDERR_TAIL_CHARS] for line in lines[-STDERR_TAIL_LINES:]]
-        self.stderr_tail = (self.stderr_tail + latest)[-STDERR_TAIL_LINES:]
-        if self.stderr is not None:
-            guarded(self.log, "logging stderr", self.stderr.received, self.stderr_label, lines)
-        if not self.receiving:
-            return
-        if self.stderr_notifications and self.sink.has_reader:
-            self._send([stderr_message(line) for line in lines])
-        else:
-            size = sum(map(len, lines))
-            self._thrown_away(size // ATTENDED_FACTOR if self.sink.has_reader else size)
-
-    def input_closed(self, reason: str) -> None:
-        """The backend takes nothing more."""
-        self.reason = self.reason or reason
-        self.life.drain()
-
-    def output_closed(self, reason: str) -> None:
-        """Nothing more comes: the session is over."""
-        self.output_ended = self.receiving
-        self.life.end(reason)
-
-    def _send(self, lines: list[bytes]) -> None:
+    def _send_to_client(self, lines: list[bytes]) -> None:
         if not lines:
             return
         self.messages_out += len(lines)
@@ -584,8 +452,8 @@ class BackendSession:
         if not self.observers:
             self.sink.send(lines)
             return
-        # Once an answer is delivered nobody knows any more whose it was.
-        callers = [self._whose(line) for line in lines]
+        # Looked up first: once an answer is delivered, its request is forgotten.
+        callers = [self._recipient(line) for line in lines]
         self.sink.send(lines)
         resting = self.caller
         for observer in self.observers:
@@ -594,67 +462,104 @@ class BackendSession:
                 guarded(self.log, "an observer", observer.message_passed, self, False, line)
         self.caller = resting
 
-    def _whose(self, line: bytes) -> Caller | None:
-        """The client that a message of the backend is for."""
+    def _recipient(self, line: bytes) -> Caller | None:
+        """Return the client that a message of the backend is for."""
         return self.caller if self.caller_of is None else self.caller_of(line)
 
-    def _filtered(self, line: bytes) -> bytes | None:
-        """What the filters make of a message of the backend; None: nothing is to pass."""
-        original, resting = line, self.caller
-        self.caller = self._whose(line)
-        try:
-            for each in self.filters:
-                line = each.from_backend(self, line)
-            return line
-        except MessageRefused as refusal:
-            text = str(refusal)
-        except Exception:
-            self.log.failure("a filter failed; session {label}", label=self.label)
-            text = "the message could not be checked"
-        finally:
-            self.caller = resting
-        self.refused += 1
-        envelope = peek(original)
-        if envelope is None or isinstance(envelope.id, msgspec.UnsetType):
-            return None
-        if not (envelope.is_request or envelope.is_response):
-            return None
-        answer = error_line(envelope.id, MessageRefused.code, text)
-        if envelope.is_response:
-            # Whoever has asked is not to wait for ever.
-            return answer
-        self.answer_backend(answer)
-        return None
+    def diagnostics_received(self, lines: list[bytes]) -> None:
+        """Keep the last lines of stderr, log them, and send them to a client that wants them."""
+        latest = [line[:STDERR_TAIL_CHARS] for line in lines[-STDERR_TAIL_LINES:]]
+        self.stderr_tail = (self.stderr_tail + latest)[-STDERR_TAIL_LINES:]
+        if self.stderr is not None:
+            guarded(self.log, "logging stderr", self.stderr.received, self.stderr_label, lines)
+        if not self.receiving:
+            return
+        if self.stderr_notifications and self.sink.has_reader:
+            self._send_to_client([stderr_message(line) for line in lines])
+        else:
+            size = sum(map(len, lines))
+            self._count_unread(size // ATTENDED_FACTOR if self.sink.has_reader else size)
+
+    def input_closed(self, reason: str) -> None:
+        """Note that the backend takes no more messages."""
+        self.reason = self.reason or reason
+        self.life.drain()
+
+    def output_closed(self, reason: str) -> None:
+        """End the session: the backend writes no more messages."""
+        self.output_ended = self.receiving
+        self.life.end(reason)
+
+    # Mistakes of the backend.
+
+    def message_lost(self, lost: Lost) -> None:
+        """Fail the request that is answered by a message that cannot pass (`BackendFaults`)."""
+        if self.receiving:
+            self._backend_faults().message_lost(lost)
+
+    def misbehaved(self, fault: str, what: str, line: bytes) -> None:
+        """Warn of a mistake of the backend, and show the line unless it is empty."""
+        self._backend_faults().misbehaved(fault, what, line)
+
+    def reached_nobody(self, why: str, line: bytes) -> None:
+        """Warn of a message of the backend that was dropped, where that is its fault."""
+        self._backend_faults().message_dropped(why, line)
+
+    def _backend_faults(self) -> BackendFaults:
+        if self.faults is None:
+            self.faults = BackendFaults(self, self.clock)
+        return self.faults
+
+    def only_open_request(self) -> JsonRpcId | msgspec.UnsetType:
+        """Return what `Sink.only_open` does; UNSET also where an adapter changes ids."""
+        return self.sink.only_open() if self.adapter is None else msgspec.UNSET
+
+    def answer_for_backend(self, line: bytes) -> None:
+        """Answer a request of the client in the backend's place."""
+        self.messages_received([line])
+
+    def warn(self, fault: str, what: str) -> None:
+        """Log a warning about the backend; `fault` is the kind of mistake."""
+        self.complain(self, fault, what)
 
 
-_NOT_PASSED = {
-    "unasked": (
-        "the server answered a request that is not open (never made, or answered already);"
-        " the answer is dropped"
-    ),
-    "request": "the server sent a request, which 2026-07-28 does not allow; it is dropped",
-}
-
-_NULL_ID = (
-    "the server answered no request in particular, most often because it could not read one;"
-    " the answer is dropped"
-)
-
-
-def _what_is_lost(lost: Lost, ident: JsonRpcId | msgspec.UnsetType) -> str:
-    if not lost.certain:
-        if ident is msgspec.UNSET:
-            return "it is dropped"
-        return "if it is the answer to a call and no other follows, the call fails"
-    if lost.has_method:
-        return "it is a notification" if ident is msgspec.UNSET else "the request is refused"
-    if ident is msgspec.UNSET:
-        return "whose answer it is cannot be told, and a client may wait for it"
-    return "the call that it answers fails"
+def log_end(session: BackendSession) -> None:
+    """Log how a session went, once nothing of its backend is left."""
+    log = session.log
+    if session.stderr is not None:
+        guarded(log, "logging stderr", session.stderr.finish, session.stderr_label)
+    tail = session.stderr_tail
+    stderr = f"; last stderr: {_readable(tail)}" if tail else ""
+    ended = session.backend.exit_status or "not exited"
+    if not session.announced:
+        log.info(
+            "a spare process of {server!r} ended: {reason}; backend: {ended}{stderr}",
+            server=session.server,
+            reason=session.reason,
+            ended=ended,
+            stderr=stderr,
+        )
+        return
+    log.info(
+        "session {label} of {server!r} closed after {seconds:.1f} s: {reason};"
+        " in {messages_in} messages ({bytes_in} B), out {messages_out} ({bytes_out} B),"
+        " refused {refused}; backend: {ended}{stderr}",
+        label=session.label,
+        server=session.server,
+        seconds=session.clock.seconds() - session.opened_at,
+        reason=session.reason,
+        messages_in=session.messages_in,
+        bytes_in=session.bytes_in,
+        messages_out=session.messages_out,
+        bytes_out=session.bytes_out,
+        refused=session.refused,
+        ended=ended,
+        stderr=stderr,
+    )
 
 
 def _readable(lines: Sequence[bytes]) -> str:
-    """Lines of stderr in a log: no control characters, on one line."""
+    """Return lines of stderr as one line of a log, without control characters."""
     return " | ".join(repr(line.decode("utf-8", "replace"))[1:-1] for line in lines)
 
 
@@ -667,7 +572,7 @@ def _build_life() -> Callable[[BackendSession], Life]:
     closed = machine.state("closed")
 
     @pep614(live.upon(Life.drain).to(draining))
-    def take_no_more(life: Life, session: BackendSession) -> None:
+    def begin_draining(life: Life, session: BackendSession) -> None:
         session.leaving = True
         session.forget(session)
 
@@ -678,8 +583,8 @@ def _build_life() -> Callable[[BackendSession], Life]:
         session.reason = reason
         session.receiving = False
         session.leaving = True
-        if session.lost is not None:
-            guarded(log, "waiting for answers no more", session.lost.stop)
+        if session.faults is not None:
+            guarded(log, "stopping the wait for lost answers", session.faults.stop)
         if session.throttle is not None:
             guarded(log, "releasing the throttle", session.throttle.release)
         guarded(log, "forgetting the session", session.forget, session)
@@ -690,7 +595,7 @@ def _build_life() -> Callable[[BackendSession], Life]:
         stopped = guarded(log, "stopping the backend", session.backend.stop)
 
         def not_stopped(why: Any) -> None:
-            # Nobody promises that the backend is gone.
+            # The process may still run: without its permit the limit would be exceeded.
             if why is not None:
                 log.failure("stopping a backend failed", why)
             log.error("session {label} keeps its permit", label=session.label)
@@ -701,15 +606,15 @@ def _build_life() -> Callable[[BackendSession], Life]:
             not_stopped(None)
 
     @pep614(closing.upon(Life.gone).to(closed))
-    def account(life: Life, session: BackendSession) -> None:
+    def settle(life: Life, session: BackendSession) -> None:
         log = session.log
         guarded(log, "returning the permit", session.permit.release)
-        guarded(log, "the last account", session.account)
+        guarded(log, "logging the end of the session", log_end, session)
         for observer in session.observers if session.announced else ():
             guarded(log, "an observer", observer.session_closed, session, session.reason)
-        # Who had it ended to have its place comes before those who only wait for one.
+        # First those who ended it to have its place, then those who only wait for a place.
         session.ended.callback(None)
-        guarded(log, "closing the account", session.closed, session)
+        guarded(log, "reporting the end of the session", session.closed, session)
 
     for state, inputs in (
         (draining, (Life.drain,)),

@@ -41,6 +41,7 @@ from mcpbridge.processes.buffered_output import BufferedOutput
 from mcpbridge.processes.failures import Failures
 from mcpbridge.processes.first_start import FirstStart
 from mcpbridge.processes.kept_start import KeptStart
+from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.processes.permits import RefusalLog, SessionLimiter
 from mcpbridge.processes.start_check import StartCheck, neutral_initialize
 from mcpbridge.processes.stderr import ServerStderr
@@ -125,7 +126,7 @@ class ProcessPool:
         self._over_all = over_all
         self._claims = claims or Claims()
         self._observers = observers
-        self._filters = filters
+        self._filters = MessageFilters(filters) if filters else None
         self._stderr = ServerStderr(settings, clock)
         self.failures = Failures(settings, clock, self._stderr)
         self._refusals = RefusalLog(settings.name, clock)

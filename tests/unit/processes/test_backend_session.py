@@ -40,9 +40,10 @@ from mcpbridge.interfaces import (
 )
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.jsonrpc.malformed_output import Lost
-from mcpbridge.processes.backend_session import SHOWN_CHARS, BackendSession
+from mcpbridge.processes.backend_faults import LOST_KEPT, LOST_SECONDS, SHOWN_CHARS
+from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.caller import Caller
-from mcpbridge.processes.lost_answers import LOST_KEPT, LOST_SECONDS
+from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.throttle import WINDOW_SECONDS
 from mcpbridge.server import Server
@@ -101,7 +102,7 @@ class Filter:
 class Made:
     """A live session between fakes; `order` is what was asked of all of them."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, filters: list[Filter] | None = None, **options: Any) -> None:
         self.order: list[str] = []
         self.clock = Clock()
         self.backend = FakeBackend()
@@ -114,6 +115,7 @@ class Made:
             permit=self,
             forget=lambda _: self.order.append("forget"),
             closed=lambda _: self.order.append("closed"),
+            filters=MessageFilters(filters) if filters else None,
             **options,
         )
         self.session.backend = self.backend
@@ -199,7 +201,7 @@ def test_the_end_may_be_told_again_while_it_happens() -> None:
         ("session", "forget"),
         ("stream", "stop_keepalive"),
         ("stream", "close"),
-        ("session", "account"),
+        ("module", "log_end"),
         ("observer", "session_closed"),
         ("session", "closed"),
         ("made", "release"),
@@ -211,10 +213,9 @@ def test_a_step_that_raises_skips_no_other(
     """promise: each step guarded, so that a step that raises skips no other."""
     made = Made(observers=[observer := Observer()])
     observer.told = made.order
-    holder: Any = {"made": made, "observer": observer}.get(where) or getattr(made, where)
-    if step == "account":
-        # A session has slots: its method is its class's.
-        monkeypatch.setattr(BackendSession, step, lambda self: fail())
+    holder: Any = {"made": made, "observer": observer}.get(where) or getattr(made, where, None)
+    if step == "log_end":
+        monkeypatch.setattr(f"mcpbridge.processes.backend_session.{step}", fail)
     else:
         setattr(holder, step, fail)
     made.session.life.end("over")

@@ -21,7 +21,7 @@ class Made:
 
 def test_up_to_the_bound_nothing_is_paused() -> None:
     made = Made()
-    made.throttle.thrown_away(UNREAD_BYTES_PER_SECOND)
+    made.throttle.count(UNREAD_BYTES_PER_SECOND)
     assert made.told == []
     assert not made.throttle.pausing
 
@@ -29,8 +29,8 @@ def test_up_to_the_bound_nothing_is_paused() -> None:
 def test_beyond_unread_bytes_per_second_the_backend_waits_for_the_next_window() -> None:
     made = Made()
     made.clock.advance(WINDOW_SECONDS / 4)
-    made.throttle.thrown_away(UNREAD_BYTES_PER_SECOND + 1)
-    made.throttle.thrown_away(1)  # what was read already
+    made.throttle.count(UNREAD_BYTES_PER_SECOND + 1)
+    made.throttle.count(1)  # what was read already
     assert made.told == ["pause"]
     assert made.throttle.pausing
     made.clock.advance(WINDOW_SECONDS / 2)
@@ -38,9 +38,9 @@ def test_beyond_unread_bytes_per_second_the_backend_waits_for_the_next_window() 
     made.clock.advance(WINDOW_SECONDS / 4)
     assert made.told == ["pause", "resume"]
     # A window of its own.
-    made.throttle.thrown_away(UNREAD_BYTES_PER_SECOND)
+    made.throttle.count(UNREAD_BYTES_PER_SECOND)
     assert made.told == ["pause", "resume"]
-    made.throttle.thrown_away(1)
+    made.throttle.count(1)
     assert made.told == ["pause", "resume", "pause"]
     made.throttle.release()
 
@@ -48,7 +48,7 @@ def test_beyond_unread_bytes_per_second_the_backend_waits_for_the_next_window() 
 def test_a_slow_backend_is_never_paused() -> None:
     made = Made()
     for _ in range(10):
-        made.throttle.thrown_away(UNREAD_BYTES_PER_SECOND)
+        made.throttle.count(UNREAD_BYTES_PER_SECOND)
         made.clock.advance(WINDOW_SECONDS)
     assert made.told == []
 
@@ -57,9 +57,9 @@ def test_release_lets_the_backend_go_on_at_once() -> None:
     made = Made()
     made.throttle.release()
     assert made.told == []
-    made.throttle.thrown_away(UNREAD_BYTES_PER_SECOND + 1)
+    made.throttle.count(UNREAD_BYTES_PER_SECOND + 1)
     made.throttle.release()
     assert made.told == ["pause", "resume"]
     assert made.clock.getDelayedCalls() == []
-    made.throttle.thrown_away(UNREAD_BYTES_PER_SECOND)
+    made.throttle.count(UNREAD_BYTES_PER_SECOND)
     assert made.told == ["pause", "resume"]

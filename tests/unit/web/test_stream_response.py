@@ -20,6 +20,7 @@ from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.errors import MessageRefused
 from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.session.memory_event_store import MemoryEventLog
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.testing import FakeBackend
@@ -666,7 +667,7 @@ def receive(made: Made, opened: Opened, *lines: bytes) -> str | None:
 
 def test_a_refused_call_is_answered_with_its_id(made: Made) -> None:
     """beat: a 403 without an id ends clients of SDK 1.x; this one is an answer like any other."""
-    made.session.filters = [NoSecrets()]
+    made.session.filters = MessageFilters([NoSecrets()])
     opened = Opened(made, None, ANYTHING)
     call = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"%b"}}'
     assert receive(made, opened, call % b"secret") == "1"
@@ -683,7 +684,7 @@ def test_a_refused_call_is_answered_with_its_id(made: Made) -> None:
 
 
 def test_a_refused_cancellation_cancels_nothing(made: Made) -> None:
-    made.session.filters = [NoSecrets()]
+    made.session.filters = MessageFilters([NoSecrets()])
     opened = made.post(1)
     cancelled = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1%b}}'
     assert receive(made, opened, cancelled % b',"reason":"secret"') is None
