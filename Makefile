@@ -92,7 +92,7 @@ news: .venv/.made-dev ## print the release notes of the changes since the last r
 # earlier build left here gets into it.
 BUILD := $(BIN)/python -m build -Cquiet=true
 dist: .venv/.made-dev ## build the source distribution and both wheels, and check them
-	rm -rf build dist *.egg-info
+	rm -rf dist *.egg-info
 	MCPBRIDGE_PURE=1 $(BUILD)
 	MCPBRIDGE_PURE=0 $(BUILD)
 	$(BIN)/twine check --strict dist/*
