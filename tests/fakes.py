@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config.settings import ServerSettings, share_of
 from mcpbridge.errors import MessageRefused, Refused, UnknownSession
 from mcpbridge.jsonrpc.envelope import peek
+from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp.modern_request import PREFIX, TASKS, read_request
 from mcpbridge.processes.address_shares import Claims, Shares
 from mcpbridge.processes.backend_session import BackendSession
@@ -319,7 +320,7 @@ class Call:
         line = json.dumps(message).encode()
         envelope = peek(line)
         assert envelope is not None
-        request = read_request(line, envelope, version_header=VERSION)
+        request = read_request(with_envelope(line, envelope), version_header=VERSION)
         self.world = world
         self.message = message
         self.lines: list[Any] = []

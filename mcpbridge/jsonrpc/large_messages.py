@@ -23,7 +23,8 @@ from mcpbridge.jsonrpc.envelope import (
     read_message,
 )
 from mcpbridge.jsonrpc.fragments import Span
-from mcpbridge.jsonrpc.members import Members, encode
+from mcpbridge.jsonrpc.members import encode
+from mcpbridge.jsonrpc.parsed_message import ParsedMessage
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, SLICE_BYTES, Slices, elements, outline
 
 #: The longest `id` or `method` of a large message, in bytes as it is written.
@@ -32,23 +33,6 @@ MAX_HEAD_BYTES = 16 * 1024
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 #: What of `params` the envelope's readers look for.
 _TOKENS = ("progressToken", "requestId")
-
-
-class Large(msgspec.Struct, frozen=True, eq=False):
-    """
-    One large message on one line.
-
-    `digest` is a small message that has in common with it what its envelope
-    and the readers of tokens look at.  The values of the members are views of
-    the line; `params` and `meta` are None where there is no such object.
-    """
-
-    line: bytes
-    digest: bytes
-    envelope: Envelope
-    outer: Members
-    params: Members | None
-    meta: Members | None
 
 
 #: A message as the router takes it: its line, its envelope, its digest.
@@ -78,7 +62,7 @@ def read_whole_later(body: bytes) -> Slices[tuple[bytes, Envelope] | None]:
     return read_whole(body)
 
 
-def read_large(body: bytes, *, size: int = SLICE_BYTES) -> Slices[Large | None]:
+def read_large(body: bytes, *, size: int = SLICE_BYTES) -> Slices[ParsedMessage | None]:
     """
     Check one large message of a client, as `read_message` does; None for an
     array, of which nothing is read yet.
@@ -106,7 +90,7 @@ def read_large(body: bytes, *, size: int = SLICE_BYTES) -> Slices[Large | None]:
         {name: msgspec.Raw(view[begin:end]) for name, (begin, end) in spans.items()}
         for spans in (*found, {}, {})[:3]
     )
-    return Large(
+    return ParsedMessage(
         line,
         digest,
         envelope,

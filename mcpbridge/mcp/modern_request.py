@@ -23,7 +23,6 @@ from mcpbridge.errors import (
     UnsupportedVersion,
 )
 from mcpbridge.jsonrpc.envelope import SECOND_PARSE_BYTES, Envelope, ProgressToken, is_json
-from mcpbridge.jsonrpc.large_messages import Large
 from mcpbridge.jsonrpc.members import (
     Members,
     is_null,
@@ -34,6 +33,7 @@ from mcpbridge.jsonrpc.members import (
     string_of,
     value,
 )
+from mcpbridge.jsonrpc.parsed_message import ParsedMessage
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 
 #: The revisions without a handshake that the bridge speaks, oldest first.
@@ -153,9 +153,7 @@ def claims_modern(line: bytes) -> bool:
     return PROTOCOL_VERSION in meta_of(members_of(members_of(line).get("params")))
 
 
-def read_request(
-    line: bytes | Large, envelope: Envelope, *, version_header: str | None
-) -> ModernRequest:
+def read_request(message: ParsedMessage, *, version_header: str | None) -> ModernRequest:
     """
     Read one request, with the `MCP-Protocol-Version` it came with; None
     where there was no such header.
@@ -167,9 +165,9 @@ def read_request(
     "Per-request protocol fields"), `HeaderMismatch` and `UnsupportedVersion`
     (basic/transports/streamable-http, "Protocol Version Header").
     """
-    ident = _ident(envelope)
+    ident = _ident(message.envelope)
     try:
-        return _read(line, str(envelope.method), ident, version_header)
+        return _read(message, ident, version_header)
     except InvalidParams as error:
         error.ident = ident
         if (
@@ -200,17 +198,12 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _read(line: bytes | Large, method: str, ident: RequestId, header: str | None) -> ModernRequest:
-    if isinstance(line, Large):
-        outer = line.outer
-        params = _known(line.params, outer.get("params"), "params")
-        meta = _known(line.meta, params.get("_meta"), "params._meta")
-        if method == LISTEN and len(line.line) > MAX_LISTEN_BYTES:
-            raise TooComplex(f"{LISTEN} has more than {MAX_LISTEN_BYTES} bytes (MAX_LISTEN_BYTES)")
-    else:
-        outer = members(line) or {}
-        params = _object(outer.get("params"), "params")
-        meta = _object(params.get("_meta"), "params._meta")
+def _read(message: ParsedMessage, ident: RequestId, header: str | None) -> ModernRequest:
+    outer, method = message.outer, str(message.envelope.method)
+    params = _known(message.params, outer.get("params"), "params")
+    meta = _known(message.meta, params.get("_meta"), "params._meta")
+    if method == LISTEN and len(message.line) > MAX_LISTEN_BYTES:
+        raise TooComplex(f"{LISTEN} has more than {MAX_LISTEN_BYTES} bytes (MAX_LISTEN_BYTES)")
     version = _text(meta.get(PROTOCOL_VERSION), PROTOCOL_VERSION)
     _check_version(version, header)
     capabilities = _canonical(meta.get(CLIENT_CAPABILITIES))

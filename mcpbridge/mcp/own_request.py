@@ -5,8 +5,8 @@ Requests of 2026-07-28 that the bridge itself makes.
 from __future__ import annotations
 
 from mcpbridge._version import __version__
-from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.jsonrpc.members import request_line
+from mcpbridge.jsonrpc.parsed_message import parse_message
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
@@ -27,6 +27,6 @@ def own_request(
         CLIENT_CAPABILITIES: {} if extensions is None else {"extensions": extensions},
     }
     line = request_line(0, method, {**params, "_meta": meta})
-    envelope = peek(line)
-    assert envelope is not None
-    return read_request(line, envelope, version_header=MODERN_PROTOCOL_VERSIONS[-1])
+    parsed = parse_message(line)
+    assert parsed is not None
+    return read_request(parsed, version_header=MODERN_PROTOCOL_VERSIONS[-1])

@@ -29,6 +29,7 @@ from mcpbridge.errors import (
 )
 from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.envelope import JsonRpcId, peek
+from mcpbridge.jsonrpc.members import integer_of, members_of
 from mcpbridge.mcp.inflight import CANCELLED_KEPT
 from mcpbridge.mcp.modern_request import (
     LISTEN,
@@ -137,19 +138,12 @@ class _TaskQuery:
         """Do nothing: the process has ended."""
 
 
-class _ErrorCode(msgspec.Struct):
-    code: float
-
-
 def _is_unknown_task(line: bytes) -> bool:
     """Return whether a response to `tasks/get` says that there is no such task."""
     envelope = peek(line)
     if envelope is None or isinstance(envelope.error, msgspec.UnsetType):
         return False
-    try:
-        return msgspec.json.decode(envelope.error, type=_ErrorCode).code == INVALID_PARAMS
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return False
+    return integer_of(members_of(envelope.error).get("code")) == INVALID_PARAMS
 
 
 class _TaskPolling:

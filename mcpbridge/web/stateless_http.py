@@ -36,8 +36,10 @@ from mcpbridge.errors import (
     UnsupportedVersion,
 )
 from mcpbridge.jsonrpc import sse
-from mcpbridge.jsonrpc.envelope import Envelope, peek, read_message
-from mcpbridge.jsonrpc.large_messages import Large, read_large
+from mcpbridge.jsonrpc.envelope import peek
+from mcpbridge.jsonrpc.large_messages import read_large
+from mcpbridge.jsonrpc.members import integer_of, members_of
+from mcpbridge.jsonrpc.parsed_message import ParsedMessage, parse_message
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.header_validation import Headers, check_headers
 from mcpbridge.mcp.modern_request import (
@@ -93,7 +95,7 @@ class ModernEndpoint:
         self._caller_of = caller_of
 
     async def post(
-        self, request: Any, body: bytes | Large, refusal: Refused | None, accepted: Accepted
+        self, request: Any, body: bytes | ParsedMessage, refusal: Refused | None, accepted: Accepted
     ) -> None:
         """
         One request or notification, unless its head is to be answered with
@@ -174,50 +176,46 @@ def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | 
     """
     try:
         server.check_size(body)
-        return _checked(*read_message(body), headers)
+        return _checked(parse_message(body), headers)
     except Refused as error:
         raise of_request(error, body) from None
 
 
 async def _read_large(
-    server: Server, body: bytes | Large, headers: Headers
+    server: Server, body: bytes | ParsedMessage, headers: Headers
 ) -> ModernRequest | None:
     """The same for a message that is read in slices, or was already."""
-    large: Large | None = None
+    large: ParsedMessage | None = None
     try:
-        if isinstance(body, Large):
+        if isinstance(body, ParsedMessage):
             large = body
         else:
             server.check_size(body)
             large = await server.work.do(read_large(body))
-        if large is None:
-            return _checked(b"", None, headers)
-        return _checked(large, large.envelope, headers)
+        return _checked(large, headers)
     except Refused as error:
         raise of_request(error, large or b"") from None
 
 
-def _checked(
-    line: bytes | Large, envelope: Envelope | None, headers: Headers
-) -> ModernRequest | None:
-    if envelope is None or not isinstance(envelope.method, str):
+def _checked(message: ParsedMessage | None, headers: Headers) -> ModernRequest | None:
+    if message is None or not isinstance(message.envelope.method, str):
         raise NotJsonRpc("expected one request or notification")
     version = next(iter(headers("MCP-Protocol-Version")), None)
-    if not envelope.is_request:
+    if not message.envelope.is_request:
         if version is not None and version.strip(" \t") not in MODERN_PROTOCOL_VERSIONS:
             raise UnsupportedVersion(version, MODERN_PROTOCOL_VERSIONS)
         return None
-    asked = read_request(line, envelope, version_header=version)
+    asked = read_request(message, version_header=version)
     check_headers(asked, headers)
     return asked
 
 
-def of_request(refusal: Refused, body: bytes | Large) -> Refused:
+def of_request(refusal: Refused, body: bytes | ParsedMessage) -> Refused:
     """
     A refusal as 2026-07-28 has it, with the id of the request, if it can be
     told: for that alone no large body is read.
     """
-    digest = body.digest if isinstance(body, Large) else body
+    digest = body.digest if isinstance(body, ParsedMessage) else body
     if refusal.ident is None and len(digest) <= LARGE_BYTES:
         refusal.ident = _ident(digest)
     return restated(refusal)
@@ -291,9 +289,13 @@ class ExchangeResponse:
         reply = self.reply
         if not self._may.events:
             lines = lines[-1:] if final else []
-        if not reply.streaming and final and len(lines) == 1 and self._fits_json(lines[0]):
-            reply.write_json(lines[0], status_of(lines[0]))
-        elif lines:
+        if not reply.streaming and final and len(lines) == 1:
+            status = status_of(lines[0])
+            # An error has a status, which events have not, whatever the client accepts.
+            if self._may.json or status != 200:
+                reply.write_json(lines[0], status)
+                return
+        if lines:
             if not reply.streaming:
                 self._begin()
             self._write(sse.message_events(lines))
@@ -324,10 +326,6 @@ class ExchangeResponse:
         self._over = True
         if not self._paused:
             self.exchange = None
-
-    def _fits_json(self, answer: bytes) -> bool:
-        """An error has a status, which events have not, whatever the client accepts."""
-        return self._may.json or status_of(answer) != 200
 
     def _begin(self) -> None:
         self.reply.begin(sse.comment())
@@ -385,19 +383,15 @@ def _ident(body: bytes) -> str | int | float | None:
     return envelope.id
 
 
-class _Code(msgspec.Struct):
-    code: float
-
-
 def status_of(line: bytes) -> int:
     """The status of a response that is this answer alone."""
-    envelope = peek(line)
+    # A worker has written its outer members, none with an escape in its name: a result
+    # is told by searching, which is quicker than to decode it.
+    envelope = peek(line) if b'"error"' in line else None
     if envelope is None or isinstance(envelope.error, msgspec.UnsetType):
         return 200
-    try:
-        return STATUSES.get(int(msgspec.json.decode(envelope.error, type=_Code).code), 200)
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
-        return 200
+    code = integer_of(members_of(envelope.error).get("code"))
+    return 200 if code is None else STATUSES.get(code, 200)
 
 
 def _connection(request: Any) -> ClientConnection | None:

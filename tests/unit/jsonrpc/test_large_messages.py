@@ -22,7 +22,6 @@ from mcpbridge.errors import (
 from mcpbridge.jsonrpc.envelope import cancelled_id, peek, read_message, requested_token
 from mcpbridge.jsonrpc.large_messages import (
     MAX_HEAD_BYTES,
-    Large,
     read_array,
     read_batch,
     read_foreign_batch,
@@ -31,6 +30,7 @@ from mcpbridge.jsonrpc.large_messages import (
     read_whole_later,
 )
 from mcpbridge.jsonrpc.members import members, string_of
+from mcpbridge.jsonrpc.parsed_message import ParsedMessage, parse_message, with_envelope
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, MAX_MEMBERS, at_once
 from mcpbridge.mcp.header_validation import Annotation, annotated, check_params
 from mcpbridge.mcp.modern_request import (
@@ -76,7 +76,7 @@ MESSAGES = st.fixed_dictionaries(
 )
 
 
-def large(body: bytes, size: int = 64) -> Large:
+def large(body: bytes, size: int = 64) -> ParsedMessage:
     found = at_once(read_large(body, size=size))
     assert found is not None
     return found
@@ -211,10 +211,10 @@ def asked(
     content = {"name": "t", "_meta": {**META, **(meta or {})}, **(params or {})}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": content}).encode()
     found = large(body, 4096)
-    request = read_request(found, found.envelope, version_header=VERSION)
-    line, envelope = read_message(body)
-    assert envelope is not None
-    same = read_request(line, envelope, version_header=VERSION)
+    request = read_request(found, version_header=VERSION)
+    parsed = parse_message(body)
+    assert parsed is not None
+    same = read_request(parsed, version_header=VERSION)
     for name in ModernRequest.__struct_fields__:
         assert getattr(request, name) == getattr(same, name)
     return request
@@ -245,7 +245,7 @@ def test_a_request_is_read_alike_and_goes_on_alike() -> None:
 def test_what_is_missing_is_told(params: dict[str, object], words: str) -> None:
     found = large(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "a", **params}).encode())
     with pytest.raises(InvalidParams) as caught:
-        read_request(found, found.envelope, version_header=VERSION)
+        read_request(found, version_header=VERSION)
     assert str(caught.value) == words
     assert caught.value.ident == 1
 
@@ -348,8 +348,9 @@ def test_a_name_that_is_no_text_at_all_is_refused() -> None:
     ).encode()
     envelope = peek(body)
     assert envelope is not None
+    broken = with_envelope(body.replace(b'"?"', b'"\xff"'), envelope)
     with pytest.raises(InvalidParams, match="must be a string"):
-        read_request(body.replace(b'"?"', b'"\xff"'), envelope, version_header=VERSION)
+        read_request(broken, version_header=VERSION)
 
 
 @pytest.mark.parametrize("padding", ["", BIG * 10])

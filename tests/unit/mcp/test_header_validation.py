@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mcpbridge.errors import HeaderMismatch
 from mcpbridge.jsonrpc.envelope import peek, peek_again
 from mcpbridge.jsonrpc.members import encode
+from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp.header_validation import (
     Annotation,
     Annotations,
@@ -57,7 +58,7 @@ def request(method: str = "tools/call", ident: object = 5, **params: Any) -> Mod
     line = json.dumps(message).encode()
     envelope = peek(line) or peek_again(line)
     assert envelope is not None
-    return read_request(line, envelope, version_header=VERSION)
+    return read_request(with_envelope(line, envelope), version_header=VERSION)
 
 
 def base64_of(text: str | bytes) -> str:
@@ -455,7 +456,7 @@ def test_arguments_that_cannot_be_compared() -> None:
     line = encode(outer).replace(b'"HERE"', b"1e999")
     envelope = peek(line)
     assert envelope is not None
-    asked = read_request(line, envelope, version_header=VERSION)
+    asked = read_request(with_envelope(line, envelope), version_header=VERSION)
     check_params(asked, (), Fields({}))
     with pytest.raises(HeaderMismatch) as caught:
         check_params(asked, ONE["integer"], Fields({}))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mcpbridge.errors import HeaderMismatch, InvalidParams, NotJsonRpc, Refused, UnsupportedVersion
 from mcpbridge.jsonrpc.envelope import SECOND_PARSE_BYTES, peek, peek_again
 from mcpbridge.jsonrpc.members import members
+from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp import modern_request
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
@@ -53,7 +54,7 @@ def request(
 def read(line: bytes, header: str | None = VERSION) -> ModernRequest:
     envelope = peek(line) or peek_again(line)
     assert envelope is not None
-    return read_request(line, envelope, version_header=header)
+    return read_request(with_envelope(line, envelope), version_header=header)
 
 
 def with_key(key: str, value: object) -> dict[str, object]:

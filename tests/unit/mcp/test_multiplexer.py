@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mcpbridge.errors import SessionBusy
 from mcpbridge.jsonrpc.envelope import peek, peek_again
+from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
@@ -56,7 +57,7 @@ def request(
 def read(line: bytes) -> ModernRequest:
     envelope = peek(line) or peek_again(line)
     assert envelope is not None
-    return read_request(line, envelope, version_header=MODERN_PROTOCOL_VERSIONS[-1])
+    return read_request(with_envelope(line, envelope), version_header=MODERN_PROTOCOL_VERSIONS[-1])
 
 
 def said(method: str, **params: Any) -> bytes:

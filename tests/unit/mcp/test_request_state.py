@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mcpbridge.errors import InvalidRequestState
 from mcpbridge.jsonrpc.envelope import peek, peek_again
+from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     PROTOCOL_VERSION,
@@ -34,7 +35,7 @@ def request(params: Any = None, *, method: str = "tools/list", ident: Any = 7) -
     body = f'{line}, "params": {{{members}}}}}'.encode()
     envelope = peek(body) or peek_again(body)
     assert envelope is not None
-    return read_request(body, envelope, version_header="2026-07-28")
+    return read_request(with_envelope(body, envelope), version_header="2026-07-28")
 
 
 def seal(**changes: Any) -> str:

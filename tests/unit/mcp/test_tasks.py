@@ -10,6 +10,7 @@ import pytest
 from mcpbridge.errors import InvalidParams, MissingCapability
 from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.jsonrpc.members import encode, members
+from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     LISTEN,
@@ -54,7 +55,7 @@ def request(
     line = json.dumps(message).encode()
     envelope = peek(line)
     assert envelope is not None
-    return read_request(line, envelope, version_header=MODERN_PROTOCOL_VERSIONS[-1])
+    return read_request(with_envelope(line, envelope), version_header=MODERN_PROTOCOL_VERSIONS[-1])
 
 
 def task(ident: Any = "1", status: Any = "working", **more: Any) -> dict[str, Any]:

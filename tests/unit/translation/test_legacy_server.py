@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mcpbridge.errors import InvalidParams, MethodNotFound, MissingCapability
 from mcpbridge.jsonrpc.envelope import peek
+from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     INPUT_REQUIRED_METHODS,
@@ -65,7 +66,7 @@ def request(
     body = line(id=ident, method=method, params={**params, "_meta": meta})
     envelope = peek(body)
     assert envelope is not None
-    return read_request(body, envelope, version_header="2026-07-28")
+    return read_request(with_envelope(body, envelope), version_header="2026-07-28")
 
 
 def opened(declared: Any = ALL, **result: Any) -> LegacyServerTranslator:
