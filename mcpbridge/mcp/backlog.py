@@ -1,8 +1,8 @@
 """
-What waits for a client that has no GET stream open.
+Messages that wait for a client without a GET stream.
 
-Knows notifications and requests of the backend, and two bounds; must not
-know streams.  Each step is O(1), emptying it O(n).
+Knows notifications and requests of the server, and two bounds; must not know
+streams.  Each step is O(1), emptying it O(n).
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from mcpbridge.jsonrpc.envelope import JsonRpcId
 MaybeId = JsonRpcId | msgspec.UnsetType
 
 
-#: What a room may hold even while the budget is full.
+#: How many bytes a backlog may hold even while the budget is full.
 SMALL_BYTES = 64 * 1024
 
 
 class Budget(Protocol):
-    """What all rooms, and others, may hold together."""
+    """A bound for what all backlogs, and others, hold together."""
 
     full: bool
 
     def take(self, size: int) -> None:
-        """So many bytes more are held."""
+        """Count that many more bytes."""
 
     def give_back(self, size: int) -> None:
-        """So many bytes are not held any more."""
+        """Count that many fewer bytes."""
 
 
 class BacklogMessage(NamedTuple):
     """
-    A message that waits; `asked` is its id where it is a request, which has
-    waited since `since`.
+    A message that waits; `request_id` is its id where it is a request, which
+    has waited since `since`.
     """
 
     line: bytes
-    asked: MaybeId
+    request_id: MaybeId
     since: float = 0.0
 
 
@@ -49,10 +49,10 @@ class Backlog:
     """
     Messages in their order, at most `max_events` with at most `max_bytes`.
 
-    Where there is no room the oldest notification gives way, and where there
-    is none left the oldest request.  What is larger than `max_bytes` by
-    itself gives way at once.  While the budget is full, there is room for
-    `SMALL_BYTES`.
+    A message that does not fit makes the oldest notification give way, and
+    where there is none the oldest request, as somebody waits for its answer.
+    One that is larger than `max_bytes` by itself is not taken.  While the
+    budget is full, `SMALL_BYTES` may wait.
     """
 
     def __init__(self, max_events: int, max_bytes: int, budget: Budget | None = None) -> None:
@@ -61,7 +61,7 @@ class Backlog:
         self._max_bytes = max_bytes
         self._arrived = 0
         self._bytes = 0
-        # Both in order; the number of its arrival is each one's first.
+        # Two queues, each in order; the number of its arrival is first in each entry.
         self._notifications: deque[tuple[int, BacklogMessage]] = deque()
         self._requests: deque[tuple[int, BacklogMessage]] = deque()
 
@@ -70,25 +70,25 @@ class Backlog:
 
     @property
     def size(self) -> int:
-        """The bytes of all that wait."""
+        """The bytes of all messages that wait."""
         return self._bytes
 
-    def add(self, waiter: BacklogMessage) -> list[BacklogMessage]:
-        """Let one wait; returns those that give way, which may be this one."""
-        if len(waiter.line) > self._max_bytes:
-            return [waiter]
+    def add(self, message: BacklogMessage) -> list[BacklogMessage]:
+        """Let a message wait; return those that give way, which may be this one."""
+        if len(message.line) > self._max_bytes:
+            return [message]
         self._arrived += 1
-        self._bytes += len(waiter.line)
-        queue = self._notifications if waiter.asked is msgspec.UNSET else self._requests
-        queue.append((self._arrived, waiter))
-        gone = []
+        self._bytes += len(message.line)
+        queue = self._notifications if message.request_id is msgspec.UNSET else self._requests
+        queue.append((self._arrived, message))
+        dropped = []
         if self._budget is not None:
-            self._budget.take(len(waiter.line))
-        while len(self) > self._max_events or self._bytes > self._room():
+            self._budget.take(len(message.line))
+        while len(self) > self._max_events or self._bytes > self._capacity():
             _, oldest = (self._notifications or self._requests).popleft()
-            self._gone(oldest)
-            gone.append(oldest)
-        return gone
+            self._count_removed(oldest)
+            dropped.append(oldest)
+        return dropped
 
     @property
     def oldest_request(self) -> float | None:
@@ -96,35 +96,35 @@ class Backlog:
         return self._requests[0][1].since if self._requests else None
 
     def take_oldest_request(self) -> BacklogMessage:
-        """The request that has waited longest; there is one."""
-        _, waiter = self._requests.popleft()
-        self._gone(waiter)
-        return waiter
+        """Remove and return the request that has waited longest; there is one."""
+        _, message = self._requests.popleft()
+        self._count_removed(message)
+        return message
 
-    def withdraw(self, asked: MaybeId) -> bool:
-        """Let a request wait no more, which takes as long as many wait; whether it did."""
-        for at, (_, waiter) in enumerate(self._requests):
-            if waiter.asked == asked:
+    def remove_request(self, request_id: MaybeId) -> bool:
+        """Remove a request; return False where it does not wait.  O(n) in the requests."""
+        for at, (_, message) in enumerate(self._requests):
+            if message.request_id == request_id:
                 del self._requests[at]
-                self._gone(waiter)
+                self._count_removed(message)
                 return True
         return False
 
-    def _gone(self, waiter: BacklogMessage) -> None:
-        self._bytes -= len(waiter.line)
+    def _count_removed(self, message: BacklogMessage) -> None:
+        self._bytes -= len(message.line)
         if self._budget is not None:
-            self._budget.give_back(len(waiter.line))
+            self._budget.give_back(len(message.line))
 
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         full = self._budget is not None and self._budget.full
         return min(SMALL_BYTES, self._max_bytes) if full else self._max_bytes
 
     def take(self) -> list[BacklogMessage]:
-        """All that wait, in the order in which they came; then none does."""
+        """Remove and return all messages, in the order in which they came."""
         both = sorted([*self._notifications, *self._requests], key=lambda each: each[0])
         self._notifications.clear()
         self._requests.clear()
         if self._budget is not None:
             self._budget.give_back(self._bytes)
         self._bytes = 0
-        return [waiter for _, waiter in both]
+        return [message for _, message in both]

@@ -1,8 +1,8 @@
 """
-A session whose server gives the ids of requests back in another spelling.
+Restores the ids of requests that a server gives back in another spelling.
 
-Knows the requests that are not answered; must not know who carries messages.
-Only sessions that are known to need it have one, as it reads every message.
+Knows the unanswered requests; must not know who carries messages.  Only the
+sessions that are known to need it have one, as it reads every message.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from mcpbridge.mcp.inflight import MAX_IN_FLIGHT
 
 class IdRestorer:
     """
-    The requests of a client whose server gives ids back in another spelling:
-    its answers get the ids that the client gave.  Of the requests that are
-    not answered the newest `MAX_IN_FLIGHT` are known.
+    Gives a server's answers the ids that the client gave its requests.
+
+    It knows the newest `MAX_IN_FLIGHT` of the unanswered requests.
     """
 
     def __init__(self) -> None:
-        self._asked: Recent[JsonRpcId | msgspec.UnsetType] = Recent(MAX_IN_FLIGHT)
+        self._open: Recent[JsonRpcId | msgspec.UnsetType] = Recent(MAX_IN_FLIGHT)
 
     def __len__(self) -> int:
-        return len(self._asked)
+        return len(self._open)
 
     def from_client(self, line: bytes, envelope: Envelope) -> None:
-        """A message of the client: a request is waited for, a cancelled one is not."""
+        """Take note of a message of the client: a request, or the cancellation of one."""
         if envelope.is_request:
-            self._asked.add(envelope.id)
+            self._open.add(envelope.id)
         elif envelope.method == "notifications/cancelled":
-            self._asked.discard(cancelled_id(line))
+            self._open.discard(cancelled_id(line))
 
     def from_backend(self, line: bytes) -> bytes:
-        """A message of the server, with the id that the client gave where it answers a request."""
+        """Return a message of the server; an answer, with the id that the client gave."""
         envelope = peek(line) or peek_again(line)
         if envelope is None or not envelope.is_response:
             return line
-        if self._asked.discard(envelope.id):
+        if self._open.discard(envelope.id):
             return line
         other = other_spelling(envelope.id)
-        if other is msgspec.UNSET or not self._asked.discard(other):
+        if other is msgspec.UNSET or not self._open.discard(other):
             return line
         return with_id(line, other)

@@ -1,9 +1,9 @@
 """
-The requests that are not answered yet, of the client and of the backend, and
-which stream each is on.
+The unanswered requests of a session, the client's and the server's, and the
+stream that each is on.
 
 Knows ids and progress tokens; must not know what is sent on a stream.  Each
-step is O(1), for a batch O(1) for each request of it.
+step is O(1), or O(1) for each request of a batch.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from mcpbridge.jsonrpc.ids import is_answer_to, other_spelling
 from mcpbridge.jsonrpc.members import encode
 from mcpbridge.jsonrpc.recent import Recent
 
-#: How many requests of the client a session waits for at a time.
+#: How many requests of its client a session may have in flight.
 MAX_IN_FLIGHT = 1024
 #: How many cancelled requests are remembered, whose answers may be on their way.
 CANCELLED_KEPT = 1024
-#: How many unanswered requests of the backend are remembered with their streams.
+#: How many unanswered requests of the server are remembered with their streams.
 ASKED_KEPT = 1024
 
 
 class LogicalStream:
-    """What was sent last on a stream, and which requests are open on it."""
+    """A stream: the number of its last event, and the requests that are open on it."""
 
     __slots__ = ("answers", "json_only", "name", "number", "open")
 
     def __init__(self, name: str, *, json_only: bool = False) -> None:
         self.name = name
-        #: Whether it carries nothing but its answers, all at once.
+        #: Whether it carries nothing but its answers, all of them at once.
         self.json_only = json_only
         self.number = 0
-        # In the order of the POST; an id leads to itself, as 1 finds 1.0, too.
+        # In the order of the POST.  An id leads to itself as the client wrote it: 1 finds 1.0.
         self.open: dict[JsonRpcId, JsonRpcId] = {}
-        # What is held back until all answers of a batch are there.
+        # Answers that wait until those to the whole batch are there.
         self.answers: list[bytes] = []
 
 
 class InFlight:
     """
-    The requests in flight, and the POST streams that wait for their answers.
+    The client's requests in flight, and the POST streams that wait for their answers.
 
-    A stream is named when it is opened: `1`, `2` and on.  It runs until no
-    request is open on it.
+    Streams are named `1`, `2` and on in the order in which they are opened.
+    One runs until no request is open on it.
     """
 
     def __init__(self) -> None:
         self._opened = 0
         self._running: dict[str | None, LogicalStream] = {}
-        # Of a request: its stream, and its token where that stands for it.
+        # By request: its stream, and its progress token where that leads to it.
         self._requests: dict[JsonRpcId, tuple[LogicalStream, ProgressToken | None]] = {}
         self._tokens: dict[ProgressToken | None, LogicalStream] = {}
         self._cancelled: Recent[JsonRpcId] = Recent(CANCELLED_KEPT)
@@ -68,11 +68,11 @@ class InFlight:
         json_only: bool = False,
     ) -> LogicalStream:
         """
-        A stream for these requests.
+        Open a stream for requests, by their ids and progress tokens.
 
-        An id keeps its JSON type: 1 and "1" are two.  Of two open requests
-        with one token, which the specification forbids, the first one has it.
-        Raises `IdInUse` and `SessionBusy`; then nothing was stored.
+        An id keeps its JSON type: 1 and "1" are two ids.  Of two open requests
+        with one token, which the specification forbids, the first has it.
+        Raise `IdInUse` and `SessionBusy`; then nothing was stored.
         """
         if len(self._requests) + len(requests) > MAX_IN_FLIGHT:
             raise SessionBusy(f"no more than {MAX_IN_FLIGHT} requests of a session may be open")
@@ -93,8 +93,8 @@ class InFlight:
 
     def settle(self, ident: JsonRpcId) -> LogicalStream | None:
         """
-        A request is open no more; returns its stream, which is over where
-        it has no other.  None: it was not open.
+        Close a request; return its stream, which is over where it has no
+        other.  Return None where the request was not open.
         """
         stream, token = self._requests.pop(ident, (None, None))
         if stream is not None:
@@ -106,21 +106,21 @@ class InFlight:
         return stream
 
     def cancel(self, ident: JsonRpcId) -> LogicalStream | None:
-        """The same for one that the client has cancelled: its answer may still come."""
+        """Do the same for a request that the client has cancelled: its answer may still come."""
         stream = self.settle(ident)
         if stream is not None:
             self._cancelled.add(ident)
         return stream
 
     def was_cancelled(self, ident: JsonRpcId) -> bool:
-        """Whether a request of this id, however the backend spells it, was cancelled lately."""
+        """Tell whether a request of this id, in either spelling, was cancelled lately."""
         return ident in self._cancelled or other_spelling(ident) in self._cancelled
 
-    def meant_by(self, ident: JsonRpcId) -> JsonRpcId | msgspec.UnsetType:
+    def respelled(self, ident: JsonRpcId) -> JsonRpcId | msgspec.UnsetType:
         """
-        The id of the open request that the backend means with an id that none
-        has: 1 for "1", or the other way round.  UNSET where there is none, or
-        one of these was cancelled lately.
+        Return the id of the open request that the server means with an id
+        that none has: 1 for "1", or the other way round.  Return UNSET where
+        there is none, or one of the two was cancelled lately.
         """
         other = other_spelling(ident)
         if other is msgspec.UNSET or other not in self._requests or self.was_cancelled(ident):
@@ -129,31 +129,31 @@ class InFlight:
         return asked if is_answer_to(ident, asked) else msgspec.UNSET
 
     def was_opened(self, name: str) -> bool:
-        """Whether there is or was a stream of that name."""
+        """Tell whether there is or was a stream of that name."""
         return 0 < int(name) <= self._opened
 
     def running(self, name: str | None) -> LogicalStream | None:
-        """The stream of that name, unless it is over."""
+        """Return the stream of that name; None where it is over."""
         return self._running.get(name)
 
     def with_token(self, token: ProgressToken | None) -> LogicalStream | None:
-        """The stream of the open request that has this token."""
+        """Return the stream of the open request that has this token."""
         return self._tokens.get(token)
 
-    def only(self) -> LogicalStream | None:
-        """The stream that runs, where there is just one."""
+    def only_stream(self) -> LogicalStream | None:
+        """Return the stream that runs, where exactly one does."""
         return next(iter(self._running.values())) if len(self._running) == 1 else None
 
     def only_id(self) -> JsonRpcId | msgspec.UnsetType:
-        """The id of the only request that is open; UNSET for none or several."""
+        """Return the id of the only open request; UNSET for none or several."""
         return next(iter(self._requests)) if len(self._requests) == 1 else msgspec.UNSET
 
     def newest_first(self) -> Iterator[LogicalStream]:
-        """The streams that run."""
+        """Return the streams that run, the newest first."""
         return reversed(self._running.values())
 
     def clear(self) -> list[LogicalStream]:
-        """Wait for nothing more; returns the streams that ran."""
+        """Forget all; return the streams that ran."""
         streams = list(self._running.values())
         self._running.clear()
         self._requests.clear()
@@ -162,11 +162,11 @@ class InFlight:
         return streams
 
 
-class Asked:
+class ServerRequests:
     """
-    The unanswered requests of the backend: on which stream each went, with
-    which number; 0 while it waits.  The oldest beyond `ASKED_KEPT` are
-    forgotten.
+    The unanswered requests of the server: the stream that each went on, and
+    the number that it has there, 0 while it waits.  The oldest beyond
+    `ASKED_KEPT` are forgotten.
     """
 
     def __init__(self) -> None:
@@ -176,24 +176,24 @@ class Asked:
         return len(self._events)
 
     def add(self, ident: JsonRpcId, stream: str, number: int) -> None:
-        """The backend asks."""
+        """Remember a request."""
         self._events.pop(ident, None)
         if len(self._events) >= ASKED_KEPT:
             del self._events[next(iter(self._events))]
         self._events[ident] = stream, number
 
-    def went(self, ident: JsonRpcId, stream: str, number: int) -> None:
-        """One that waited was sent."""
+    def sent(self, ident: JsonRpcId, stream: str, number: int) -> None:
+        """Take note that a request which waited was sent."""
         if ident in self._events:
             self._events[ident] = stream, number
 
     def settle(self, ident: JsonRpcId | msgspec.UnsetType) -> str | None:
-        """It is answered, or cancelled; returns its stream's name where it is known."""
+        """Forget a request, answered or cancelled; return its stream's name where it is known."""
         name, _ = self._events.pop(ident, (None, 0))
         return name
 
     def after(self, stream: str, number: int) -> list[JsonRpcId]:
-        """Those that went on a stream after an event."""
+        """Return the ids of the requests that went on a stream after an event."""
         return [
             ident
             for ident, (name, at) in self._events.items()

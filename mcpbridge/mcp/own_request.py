@@ -1,5 +1,7 @@
 """
 Requests of 2026-07-28 that the bridge itself makes.
+
+Knows what such a request says of its sender; must not know where it goes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,12 @@ from mcpbridge.mcp.modern_request import (
 def own_request(
     method: str, params: dict[str, object], extensions: dict[str, object] | None = None
 ) -> ModernRequest:
-    """A request of the bridge's own, which can do nothing for a server but know extensions."""
+    """
+    Return a request of the bridge's own.
+
+    The bridge declares no capabilities but these extensions: a server must
+    not ask it for input.
+    """
     meta = {
         PROTOCOL_VERSION: MODERN_PROTOCOL_VERSIONS[-1],
         CLIENT_INFO: {"name": "mcpbridge", "version": __version__},

@@ -1,5 +1,5 @@
 """
-Which answers to `ping` requests are the bridge's own.
+The bridge's own `ping` requests, and which answers are to them.
 
 Knows ids; must not know timers or streams.
 """
@@ -17,7 +17,7 @@ _PREFIX = "ping:"
 class PingLedger:
     """
     Numbers the bridge's pings, and tells their answers from the answers to
-    the backend's requests, which may use the same ids.
+    the server's requests, which may use the same ids.
     """
 
     __slots__ = ("_number", "_ours", "_theirs")
@@ -29,10 +29,11 @@ class PingLedger:
 
     def next_number(self) -> int:
         """
-        The number of the next ping: 1, 2, 3 and on, leaving out those that
-        the backend has used and that are not answered yet.  Beyond
-        `PINGS_KEPT` unanswered ones the oldest is forgotten, and its answer
-        would pass.
+        Return the number of the next ping: 1, 2, 3 and on.
+
+        A number is left out while the server has an unanswered request with
+        the same id.  Beyond `PINGS_KEPT` unanswered pings the oldest is
+        forgotten, and its answer would pass to the server.
         """
         self._number += 1
         while f"{_PREFIX}{self._number}" in self._theirs:
@@ -44,8 +45,8 @@ class PingLedger:
 
     def backend_sent(self, envelope: Envelope) -> None:
         """
-        The backend has sent this message: where it asks with an id that an
-        outstanding ping has, the answers to both pass from now on.
+        Take note of a message of the server: where it is a request with the id
+        of an unanswered ping, the answers to both pass from now on.
         """
         ident = envelope.id
         if isinstance(ident, str) and ident.startswith(_PREFIX) and envelope.is_request:
@@ -55,7 +56,7 @@ class PingLedger:
             self._theirs[ident] = None
 
     def is_ours(self, envelope: Envelope) -> bool:
-        """Whether this message of the client answers a ping of the bridge; asked once."""
+        """Tell, once, whether a message of the client answers a ping of the bridge."""
         ident = envelope.id
         if not isinstance(ident, str) or not envelope.is_response:
             return False

@@ -1,6 +1,5 @@
 """
-What differs between the revisions of MCP that have Streamable HTTP, all of
-it in one place.
+The revisions of MCP with a handshake, and how their transports differ.
 
 Knows names of revisions; must not know messages or HTTP.
 """
@@ -14,13 +13,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Revision:
     """
-    One revision, as a server's transport has to see it.
+    One revision, as a server's transport sees it.
 
-    `primes`: a stream begins with an event that has an id and no data, and
-    says how soon to come back (2025-11-25, basic/transports, "Sending
-    Messages to the Server"); clients of before then fail on empty data.
+    `primes`: a stream begins with an event that has an id, no data, and the
+    time after which to come back (2025-11-25, basic/transports, "Sending
+    Messages to the Server").  Clients of earlier revisions fail on empty data.
     `batches`: a client may post arrays (2025-03-26, basic, "Batching";
-    2025-06-18 has removed them again).
+    2025-06-18 removed them again).
     """
 
     name: str
@@ -29,8 +28,8 @@ class Revision:
 
 
 _KNOWN = (
-    # It has no Streamable HTTP, but an old backend may choose it, and its
-    # client then names it in each request.
+    # It has no Streamable HTTP, but an old server may choose it, and its client then
+    # names it in each request.
     Revision("2024-11-05"),
     Revision("2025-03-26", batches=True),
     Revision("2025-06-18"),
@@ -38,20 +37,20 @@ _KNOWN = (
 )
 _BY_NAME = {revision.name: revision for revision in _KNOWN}
 
-#: What may stand in `MCP-Protocol-Version`, oldest first.
+#: The revisions with a handshake, as `MCP-Protocol-Version` names them, oldest first.
 HANDSHAKE_PROTOCOL_VERSIONS = tuple(_BY_NAME)
-#: What a client speaks of which nothing is known (2025-06-18,
+#: The revision of a client that does not name any (2025-06-18,
 #: basic/transports, "Protocol Version Header").
 DEFAULT_PROTOCOL_VERSION = "2025-03-26"
 
 
 def revision(negotiated: str | None) -> Revision:
     """
-    The revision that a session speaks, by the version in the backend's
+    Return the revision that a session speaks, by the version in the server's
     answer to `initialize`; None where it is not known.
 
-    One that the bridge has never heard of behaves like the newest before it:
-    versions are dates, and sort.
+    A revision that the bridge does not know behaves like the newest before
+    it: versions are dates, and sort.
     """
     if negotiated is None:
         return _BY_NAME[DEFAULT_PROTOCOL_VERSION]
@@ -64,8 +63,10 @@ def revision(negotiated: str | None) -> Revision:
 
 def is_accepted(header: str | None, negotiated: str | None) -> bool:
     """
-    Whether a request with this `MCP-Protocol-Version` is served in a session
-    that speaks `negotiated`: any version that the bridge supports, equal or
-    not, and the session's own, whatever it is.
+    Tell whether a request with this `MCP-Protocol-Version` is served in a
+    session that speaks `negotiated`.
+
+    Any version that the bridge supports is, equal or not, and the session's
+    own, whatever it is.
     """
     return header is None or header in _BY_NAME or header == negotiated

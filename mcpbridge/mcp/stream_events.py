@@ -1,13 +1,19 @@
 """
-What a stream's messages are to the connections that carry them and to the
-store that keeps them: the words that both sides of the router share.
+The types that the router of a session shares with the connections that carry
+its streams and with the store that keeps their events.
 
 Knows no logic.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
+
+#: Why a message of the server reached nobody: it answers no request that is
+#: open (never made, answered, cancelled); it is no JSON-RPC message, which a
+#: client could make nothing of; there was no room for it to wait; the session
+#: ended, or a client that takes JSON alone left, before it was read.
+DropReason = Literal["unasked", "invalid", "no room", "unread"]
 
 
 class Event(NamedTuple):
@@ -22,30 +28,30 @@ class StreamSink(Protocol):
 
     @property
     def takes_events(self) -> bool:
-        """Whether it can carry more than answers; not where they must be JSON."""
+        """Whether it can carry more than answers; False where they must be JSON."""
         ...
 
     def answer(self, line: bytes) -> bool:
         """
-        Write this, the only message of the stream, as all of the response,
-        where that can be: nobody can come back to it.  False: nothing was done.
+        Write this, the only message of the stream, as all of the response, if
+        possible: nobody can come back to it.  Return False where nothing was done.
         """
         ...
 
     def send(self, events: list[Event], final: bool) -> None:
-        """Write these, in order; with `final` they are the stream's last, and the response ends."""
+        """Write events, in order; with `final` they are the last, and the response ends."""
 
     def end(self) -> None:
-        """The stream is over, nothing more comes: the response ends."""
+        """End the response: the stream is over."""
 
     def unwritten(self) -> int:
-        """How many of the last events of the GET stream the network does not have yet."""
+        """Return how many of the last events of the GET stream the network does not have yet."""
         ...
 
     def displaced(self) -> None:
         """
-        Another connection has taken the stream over: the response ends, and
-        what is unwritten of it is never written.
+        End the response, as another connection has taken the stream over;
+        never write what is unwritten.
         """
 
 
@@ -56,5 +62,5 @@ class EventStore(Protocol):
         """Keep an event; the numbers of a stream are 1, 2, 3 and on."""
 
     def after(self, stream: str, number: int) -> list[tuple[int, bytes]]:
-        """The events of a stream after that one, in order.  Raises `EventsGone`."""
+        """Return the events of a stream after that one, in order.  Raise `EventsGone`."""
         ...

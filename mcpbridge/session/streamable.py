@@ -72,7 +72,7 @@ class StreamableSession:
             budget=budget,
             now=clock.seconds,
             input_timeout=settings.input_timeout,
-            held=self._question_held,
+            request_waits=self._question_held,
             report=session.reached_nobody,
         )
         #: When a question that nobody reads has waited long enough.
@@ -117,7 +117,7 @@ class StreamableSession:
         come back for; None while it has a connection, or a request that runs.
         """
         router = self.router
-        if router.has_outlets or router.in_flight:
+        if router.has_sinks or router.in_flight:
             return None
         return max(self._last, self._answered)
 
@@ -187,11 +187,11 @@ class StreamableSession:
     @property
     def has_reader(self) -> bool:
         """Whether any connection is attached."""
-        return self.router.has_outlets
+        return self.router.has_sinks
 
     def send(self, lines: list[bytes]) -> None:
         """Messages of the backend, each to the stream that it belongs to."""
-        if self.router.has_outlets:
+        if self.router.has_sinks:
             # What is said to nobody keeps no session alive.
             self._last = self._clock.seconds()
         elif self.router.in_flight:
@@ -272,7 +272,7 @@ class StreamableSession:
 
     def _look(self) -> None:
         idle = self._clock.seconds() - self._last
-        if self.router.has_outlets:
+        if self.router.has_sinks:
             self._last = self._clock.seconds()
         elif idle >= self._settings.idle_timeout:
             self._idle = None

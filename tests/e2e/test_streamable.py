@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.mcp.stream_router import TAKEOVER_SECONDS, TAKEOVERS
+from mcpbridge.mcp.stream_delivery import TAKEOVER_SECONDS, TAKEOVERS
 from tests.e2e.harness import NEVER, Bridge, Response, Streamable, backend, request, serving, until
 from tests.e2e.test_backpressure import SMALL, taken, wait_until_stuck
 from tests.real.processes import eventually

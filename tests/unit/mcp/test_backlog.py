@@ -18,36 +18,40 @@ def request(line: bytes, ident: int) -> BacklogMessage:
 
 
 def test_the_oldest_notification_gives_way_first() -> None:
-    room = Backlog(3, 100)
+    backlog = Backlog(3, 100)
     first, second, third = request(b"r1", 1), notification(b"n1"), notification(b"n2")
-    assert [room.add(each) for each in (first, second, third)] == [[], [], []]
-    assert room.add(request(b"r2", 2)) == [second]
-    assert room.add(request(b"r3", 3)) == [third]
-    assert room.add(notification(b"n3")) == [notification(b"n3")]
-    assert room.add(request(b"r4", 4)) == [first]
-    assert (len(room), room.size) == (3, 6)
-    assert [line for line, *_ in room.take()] == [b"r2", b"r3", b"r4"]
-    assert (len(room), room.size) == (0, 0)
-    assert room.take() == []
+    assert [backlog.add(each) for each in (first, second, third)] == [[], [], []]
+    assert backlog.add(request(b"r2", 2)) == [second]
+    assert backlog.add(request(b"r3", 3)) == [third]
+    assert backlog.add(notification(b"n3")) == [notification(b"n3")]
+    assert backlog.add(request(b"r4", 4)) == [first]
+    assert (len(backlog), backlog.size) == (3, 6)
+    assert [line for line, *_ in backlog.take()] == [b"r2", b"r3", b"r4"]
+    assert (len(backlog), backlog.size) == (0, 0)
+    assert backlog.take() == []
 
 
 def test_a_request_that_is_withdrawn_waits_no_more() -> None:
     budget = Counted(100)
-    room = Backlog(3, 100, budget)
+    backlog = Backlog(3, 100, budget)
     for each in (request(b"r1", 1), notification(b"n"), BacklogMessage(b"r2", 2, 7.0)):
-        room.add(each)
-    assert [room.withdraw(3), room.withdraw(1), room.withdraw(1)] == [False, True, False]
-    assert (len(room), room.size, budget.used, room.oldest_request) == (2, 3, 3, 7.0)
-    assert room.take_oldest_request() == BacklogMessage(b"r2", 2, 7.0)
-    assert (len(room), room.size, budget.used, room.oldest_request) == (1, 1, 1, None)
+        backlog.add(each)
+    assert [backlog.remove_request(3), backlog.remove_request(1), backlog.remove_request(1)] == [
+        False,
+        True,
+        False,
+    ]
+    assert (len(backlog), backlog.size, budget.used, backlog.oldest_request) == (2, 3, 3, 7.0)
+    assert backlog.take_oldest_request() == BacklogMessage(b"r2", 2, 7.0)
+    assert (len(backlog), backlog.size, budget.used, backlog.oldest_request) == (1, 1, 1, None)
 
 
 @pytest.mark.parametrize("large", [notification(b"x" * 11), request(b"x" * 11, 1)])
 def test_what_can_never_fit_displaces_nothing(large: BacklogMessage) -> None:
-    room = Backlog(3, 10)
-    assert room.add(notification(b"x" * 10)) == []
-    assert room.add(large) == [large]
-    assert len(room) == 1
+    backlog = Backlog(3, 10)
+    assert backlog.add(notification(b"x" * 10)) == []
+    assert backlog.add(large) == [large]
+    assert len(backlog) == 1
 
 
 @given(
@@ -57,7 +61,7 @@ def test_what_can_never_fit_displaces_nothing(large: BacklogMessage) -> None:
 )
 def test_any_arrivals(sizes: list[tuple[int, bool]], max_events: int, max_bytes: int) -> None:
     """Within the bounds at every step, in order, and everything is somewhere once."""
-    room = Backlog(max_events, max_bytes)
+    backlog = Backlog(max_events, max_bytes)
     model: list[BacklogMessage] = []
     for at, (size, asks) in enumerate(sizes):
         line = b"%d" % at + b"x" * size
@@ -68,13 +72,13 @@ def test_any_arrivals(sizes: list[tuple[int, bool]], max_events: int, max_bytes:
         else:
             model.append(waiter)
             while len(model) > max_events or sum(len(each.line) for each in model) > max_bytes:
-                victim = next((w for w in model if w.asked is msgspec.UNSET), model[0])
+                victim = next((w for w in model if w.request_id is msgspec.UNSET), model[0])
                 model.remove(victim)
                 gone.append(victim)
-        assert room.add(waiter) == gone
-        assert len(room) == len(model) <= max_events
-        assert room.size == sum(len(each.line) for each in model) <= max_bytes
-    assert room.take() == model
+        assert backlog.add(waiter) == gone
+        assert len(backlog) == len(model) <= max_events
+        assert backlog.size == sum(len(each.line) for each in model) <= max_bytes
+    assert backlog.take() == model
 
 
 class Counted:
@@ -96,16 +100,16 @@ class Counted:
 def test_while_the_budget_is_full_there_is_room_for_small_bytes() -> None:
     """SMALL_BYTES: the oldest give way until no more than that waits."""
     budget = Counted(3 * SMALL_BYTES)
-    room = Backlog(100, 10 * SMALL_BYTES, budget)
+    backlog = Backlog(100, 10 * SMALL_BYTES, budget)
     half = b"x" * (SMALL_BYTES // 2)
     waiters = [notification(half) for _ in range(6)]
-    assert [room.add(each) for each in waiters] == [[]] * 6
+    assert [backlog.add(each) for each in waiters] == [[]] * 6
     assert (budget.used, budget.full) == (3 * SMALL_BYTES, False)
     # One more byte, and it is full; with what gives way it is not any more.
-    assert room.add(notification(b"x")) == waiters[:1]
-    assert (budget.used, room.size) == (room.size, 5 * len(half) + 1)
+    assert backlog.add(notification(b"x")) == waiters[:1]
+    assert (budget.used, backlog.size) == (backlog.size, 5 * len(half) + 1)
     budget.take(3 * SMALL_BYTES)
-    assert room.add(notification(b"y")) == waiters[1:5]
-    assert room.size == len(half) + 2 <= SMALL_BYTES
-    assert len(room.take()) == 3
+    assert backlog.add(notification(b"y")) == waiters[1:5]
+    assert backlog.size == len(half) + 2 <= SMALL_BYTES
+    assert len(backlog.take()) == 3
     assert budget.used == 3 * SMALL_BYTES

@@ -18,8 +18,9 @@ from mcpbridge.errors import (
 from mcpbridge.jsonrpc.envelope import Envelope, peek
 from mcpbridge.jsonrpc.members import encode
 from mcpbridge.mcp.inflight import ASKED_KEPT, CANCELLED_KEPT, MAX_IN_FLIGHT
+from mcpbridge.mcp.stream_delivery import TAKEOVER_SECONDS, TAKEOVERS
 from mcpbridge.mcp.stream_events import Event
-from mcpbridge.mcp.stream_router import TAKEOVER_SECONDS, TAKEOVERS, StreamRouter
+from mcpbridge.mcp.stream_router import StreamRouter
 from mcpbridge.session.memory_event_store import MemoryEventLog
 
 
@@ -90,7 +91,7 @@ class Routed:
             json_only=json_only,
             now=lambda: self.now,
             input_timeout=60,
-            held=lambda: self.held.append(self.router.due),
+            request_waits=lambda: self.held.append(self.router.due),
             report=lambda why, line: self.reported.append((why, line)),
         )
 
@@ -150,7 +151,7 @@ def test_answers_go_to_their_requests() -> None:
     ]
     assert {one.over, text.over, null.over} == {"final"}
     assert routed.router.in_flight == 0
-    assert not routed.router.has_outlets
+    assert not routed.router.has_sinks
     assert routed.router.dropped.total() == 0
 
 
@@ -164,7 +165,7 @@ def test_an_answer_that_is_all_of_a_response_is_not_kept() -> None:
     assert (one.whole, two.whole, one.events, two.events) == ([answers[0]], [answers[1]], [], [])
     assert (three.lines, three.whole, three.over) == (answers[2:], [], "final")
     assert len(routed.store) == 2
-    assert not routed.router.has_outlets
+    assert not routed.router.has_sinks
     with pytest.raises(EventsLost):
         routed.resume("1-0")
     assert routed.get().lines == [progress]
@@ -280,7 +281,7 @@ def test_abandoned_requests_were_never_made() -> None:
     routed = Routed()
     connection = routed.post(1, 2, token="t")
     routed.router.abandon(routed.name)
-    assert (routed.router.in_flight, routed.router.has_outlets) == (0, False)
+    assert (routed.router.in_flight, routed.router.has_sinks) == (0, False)
     assert (connection.events, connection.over) == ([], "")
     routed.router.abandon(routed.name)
     routed.router.abandon("77")
@@ -569,7 +570,7 @@ def test_post_stream_is_resumed_in_the_middle() -> None:
     post = routed.post(1, token="t")
     lines = [routed.notify("notifications/progress", progressToken="t", n=n) for n in range(3)]
     routed.router.detach("1", post)
-    assert not routed.router.has_outlets
+    assert not routed.router.has_sinks
     lines.append(routed.ask("s"))
     assert len(post.events) == 3
     again = routed.resume("1-2")
@@ -592,7 +593,7 @@ def test_finished_stream_is_resumed() -> None:
     assert (last.events, last.over) == ([("1-2", lines[1])], "final")
     nothing = routed.resume("1-2")
     assert (nothing.events, nothing.over) == ([], "end")
-    assert not routed.router.has_outlets
+    assert not routed.router.has_sinks
 
 
 def test_resuming_displaces_a_connection_that_is_still_there() -> None:
@@ -958,7 +959,7 @@ def test_end_answers_everything_that_is_open(json_only: bool) -> None:
     assert two.idents == ["2-1", "2-2", "2-3"]
     assert (get.events, get.over) == ([], "end")
     assert (gone.events, gone.over) == ([], "")
-    assert (routed.router.in_flight, routed.router.has_outlets) == (0, False)
+    assert (routed.router.in_flight, routed.router.has_sinks) == (0, False)
     assert routed.router.dropped.total() == (1 if json_only else 0)
 
 

@@ -22,8 +22,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from mcpbridge.errors import EventsLost, IdInUse
 from mcpbridge.jsonrpc.envelope import Envelope
 from mcpbridge.jsonrpc.ids import with_id
+from mcpbridge.mcp.stream_delivery import TAKEOVER_SECONDS
 from mcpbridge.mcp.stream_events import Event
-from mcpbridge.mcp.stream_router import TAKEOVER_SECONDS, StreamRouter
+from mcpbridge.mcp.stream_router import StreamRouter
 from mcpbridge.session.memory_event_store import MemoryEventLog
 from tests.examples import examples
 
@@ -395,12 +396,12 @@ class StreamsMachine(RuleBasedStateMachine):
         router = self.router
         assert router.in_flight == sum(len(each.open) for each in self.streams.values())
         attached = {name for name, each in self.streams.items() if each.outlet is not None}
-        assert router.has_outlets == bool(attached)
+        assert router.has_sinks == bool(attached)
         assert router.dropped == self.dropped
         assert router.position == len(self.streams["0"].sent)
         assert self.to_backend == self.refused
         assert len(router._asked) == len(self.asked)
-        assert len(router._waiting) == len(self.waiting) <= self.max_waiting
+        assert len(router._backlog) == len(self.waiting) <= self.max_waiting
         assert len(self.log) == len(self.kept) <= self.max_kept
         for each in self.streams.values():
             assert each.outlet is None or not each.outlet.over

@@ -443,7 +443,7 @@ def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]
     for each in (fronted, ordinary):
         each.channel.connectionLost()
         assert each.site.budget.used == 0, "what was held is given back"
-        assert not each.streamable.router.has_outlets
+        assert not each.streamable.router.has_sinks
 
 
 @pytest.mark.parametrize(
