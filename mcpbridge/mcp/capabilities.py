@@ -1,9 +1,8 @@
 """
-What extensions bring: which capabilities, and which notifications, pass
-between a peer of one era and a peer of the other.
+Capabilities and notifications that pass between peers of the two eras.
 
-Knows what belongs to the specification itself, and that tasks are not passed;
-must not know what any other extension means.
+Knows what belongs to the specification itself, and that the extension of tasks
+is not passed; must not know what any other extension means.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import msgspec
 from mcpbridge.jsonrpc.members import Members, encode, members_of, string_of
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, TASKS
 
-#: The notifications of the specification, of any revision: those that pass
+#: The notifications of the specification, in any revision.  Those that pass
 #: between the eras are translated one by one.
 _CORE_NOTIFICATIONS = frozenset(
     {
@@ -37,8 +36,8 @@ _CORE_NOTIFICATIONS = frozenset(
 
 def is_of_extension(method: object) -> bool:
     """
-    Whether the method of a notification is one of an extension that passes
-    from one era to the other; what is no name never is.
+    Tell whether a notification's method is that of an extension, so that it
+    passes from one era to the other; what is no string is not.
     """
     return (
         isinstance(method, str)
@@ -50,9 +49,10 @@ def is_of_extension(method: object) -> bool:
 
 def with_extensions(capabilities: Members) -> Members:
     """
-    The same with only those `extensions` that need no translation.  One whose
-    value is no object is left out, for a peer may refuse all of them over it;
-    `extensions` itself is left out where none remain.
+    Return capabilities with only those `extensions` that need no translation.
+
+    One whose value is no object is left out, as a peer may refuse all of them
+    because of it; `extensions` itself is left out where none remain.
     """
     raw = capabilities.get("extensions")
     if raw is None:
@@ -67,7 +67,7 @@ def with_extensions(capabilities: Members) -> Members:
 
 def well_formed(capabilities: Members, known: AbstractSet[str]) -> Members:
     """
-    The capabilities without nulls, and without those of the `known` names
+    Return capabilities without nulls, and without those of the `known` names
     whose values are no objects.
     """
     return {

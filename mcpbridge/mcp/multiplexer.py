@@ -1,12 +1,12 @@
 """
-Several requests at once on one process that speaks 2026-07-28, and which of
-them each line of it belongs to.
+Several requests at once on one process of a server that speaks 2026-07-28,
+and which of them each of its lines belongs to.
 
-Knows ids, progress tokens and subscriptions; must not know who asks: that is
-a tag here.  Ids and tokens are numbers of the bridge's own on the way to the
-backend, as those of two clients may be equal, and the client's on the way
-back, byte for byte.  Nothing is ever delivered to a guess.  Each line is O(1)
-beside its length; a result is not decoded, unless it may be a task.
+Knows ids, progress tokens and subscriptions; must not know who sent a request:
+that is a tag here.  The ids and tokens of two clients may be equal.  So they
+are replaced by the bridge's own numbers on the way to the server, and restored
+byte for byte on the way back.  Nothing is delivered by guessing.  Each line is
+O(1) beside its length; a result is not decoded, unless it may be a task.
 """
 
 from __future__ import annotations
@@ -48,33 +48,33 @@ from mcpbridge.mcp.tasks import TASK_CHANGED, Tasks, declares_tasks
 
 Tag = TypeVar("Tag", bound=Hashable)
 
-#: What is of a request, which it does not name.
+#: The notification that belongs to a request without naming it.
 LOGGED = "notifications/message"
-#: Why a line of the backend reached nobody: it is no JSON-RPC message; it is
-#: of a request or a subscription that is not open (never made, answered,
-#: cancelled); it is of none, or nothing says of which; its request did not
-#: ask for logs of that level; it is a request, which a backend must not make.
+#: Why a line of the server reached nobody: it is no JSON-RPC message; it
+#: belongs to a request or subscription that is not open (never made, answered,
+#: cancelled); it names none; its request did not ask for logs of that level;
+#: it is a request, which a server must not send.
 Why = Literal["invalid", "unasked", "unassociated", "level", "request"]
 
 
 class Delivery(NamedTuple, Generic[Tag]):
-    """Whose a line is, the line as its client must see it, and whether it is the last."""
+    """A line as its client must see it, the tag of the request, and whether it is the last."""
 
     tag: Tag
     line: bytes
     final: bool
 
 
-class _Asked(NamedTuple, Generic[Tag]):
-    """A request in flight: its id and its token as the client has written them."""
+class _OpenRequest(NamedTuple, Generic[Tag]):
+    """A request in flight; its id and its progress token as the client has written them."""
 
     tag: Tag
     ident: msgspec.Raw
     token: msgspec.Raw | None
     level: int | None
-    #: Its method where its answer may be a task, or says something of one.
-    tasks: str | None
-    #: The bridge itself has asked.
+    #: Its method where its answer may be a task, or be about one.
+    task_method: str | None
+    #: Whether it is the bridge's own.
     own: bool
 
 
@@ -83,9 +83,9 @@ class Multiplexer(Generic[Tag]):
     The requests in flight on one process.
 
     A tag stands for one request and is in flight once at a time.  `dropped`
-    counts what reached nobody, by its reason; where that is the backend's
-    mistake, `report` is called with it and the message.  `tasks` gives tasks
-    the names that clients see, and heeds what is said of them.
+    counts the lines that reached nobody, by the reason; where that is the
+    server's mistake, `report` is called with it and the line.  `tasks` gives
+    tasks the ids that clients see, and follows their states.
     """
 
     def __init__(
@@ -96,55 +96,55 @@ class Multiplexer(Generic[Tag]):
         self._report = report
         self._tasks = Tasks() if tasks is None else tasks
         self._last = 0
-        self._requests: dict[int, _Asked[Tag]] = {}
-        self._listens: dict[int, _Asked[Tag]] = {}
+        self._requests: dict[int, _OpenRequest[Tag]] = {}
+        self._subscriptions: dict[int, _OpenRequest[Tag]] = {}
         self._numbers: dict[Tag, int] = {}
-        # Those that were cancelled, whose answers may be on their way.
+        # Cancelled requests, whose answers may be on their way.
         self._cancelled: Recent[int] = Recent(CANCELLED_KEPT)
-        # Those that want logs; and those that did and were cancelled, of which
-        # the backend may still log.
+        # Requests that want logs; and cancelled ones that did, for which the server may
+        # still log.
         self._logging: dict[int, None] = {}
-        self._muddling: Recent[int] = Recent(CANCELLED_KEPT)
+        self._cancelled_logging: Recent[int] = Recent(CANCELLED_KEPT)
         self.dropped: Counter[Why] = Counter()
 
     def __len__(self) -> int:
-        """How many requests are in flight, without those that listen."""
+        """How many requests are in flight, apart from subscriptions."""
         return len(self._requests)
 
     @property
-    def listens(self) -> int:
+    def subscriptions(self) -> int:
         """How many `subscriptions/listen` are open."""
-        return len(self._listens)
+        return len(self._subscriptions)
 
     @property
     def only_open(self) -> int | msgspec.UnsetType:
         """
-        The number of the only request in flight that an answer may be for;
-        UNSET for none or several, who listens and who has cancelled counted.
+        The number of the only request that an answer may be for; UNSET for none
+        or several, with subscriptions and cancelled requests.
         """
-        if len(self._requests) != 1 or self._listens or self._cancelled:
+        if len(self._requests) != 1 or self._subscriptions or self._cancelled:
             return msgspec.UNSET
         return next(iter(self._requests))
 
     @property
-    def muddled(self) -> bool:
-        """Whether a cancelled request may still log: nobody else gets logs of this process."""
-        return bool(self._muddling)
+    def has_ambiguous_logs(self) -> bool:
+        """Whether a cancelled request may still log, so that no other gets logs."""
+        return bool(self._cancelled_logging)
 
     # From the clients.
 
-    def ask(self, request: ModernRequest, tag: Tag, *, own: bool = False) -> bytes:
+    def send_to_backend(self, request: ModernRequest, tag: Tag, *, own: bool = False) -> bytes:
         """
-        Take a request in; returns the line for the backend.  But for its id
-        and its progress token, all members are as they stand.  `own`: it is
-        the bridge's, and no client hears its answer.
+        Return the line that sends a request.  Except for its id and its
+        progress token, all members are as they stand.  `own`: it is the
+        bridge's, and its answer reaches no client.
 
-        Raises `SessionBusy`, with the request's `ident`, where as many of its
-        kind are in flight as may be: those that listen are counted apart, so
-        that they leave room for others.
+        Raise `SessionBusy`, with the request's `ident`, where `MAX_IN_FLIGHT`
+        of its kind are open: subscriptions are counted apart, so that they
+        leave room for others.
         """
         assert tag not in self._numbers, "a tag is in flight once at a time"
-        of_its_kind = self._listens if request.method == LISTEN else self._requests
+        of_its_kind = self._subscriptions if request.method == LISTEN else self._requests
         if len(of_its_kind) >= MAX_IN_FLIGHT:
             busy = SessionBusy(f"no more than {MAX_IN_FLIGHT} requests of a process may be open")
             busy.ident = request.id
@@ -160,16 +160,16 @@ class Multiplexer(Generic[Tag]):
         if request.log_level is not None and request.method != LISTEN:
             level = LOG_LEVELS.index(request.log_level)
             self._logging[number] = None
-        of_tasks = request.method in TASK_METHODS or declares_tasks(request)
-        method = request.method if of_tasks else None
+        may_be_task = request.method in TASK_METHODS or declares_tasks(request)
+        task_method = request.method if may_be_task else None
         ident = request.outer["id"].copy()
-        of_its_kind[number] = _Asked(tag, ident, token, level, method, own)
+        of_its_kind[number] = _OpenRequest(tag, ident, token, level, task_method, own)
         self._numbers[tag] = number
         return encode(line)
 
     def cancel(self, tag: Tag) -> bytes | None:
         """
-        Forget a request; returns the line that tells the backend
+        Forget a request; return the line that cancels it at the server
         (basic/patterns/cancellation), None where it is not in flight.
         """
         number = self._numbers.get(tag)
@@ -177,28 +177,28 @@ class Multiplexer(Generic[Tag]):
             return None
         self._cancelled.add(number)
         if number in self._logging:
-            self._muddling.add(number)
+            self._cancelled_logging.add(number)
         self._forget(number)
         return cancellation_line(number)
 
     def undo(self, tag: Tag) -> None:
-        """Undo `ask`: the backend did not take the line, and will say nothing of it."""
+        """Undo `send_to_backend`, whose line did not reach the server."""
         number = self._numbers.get(tag)
         if number is not None:
             self._forget(number)
 
     def clear(self) -> list[Tag]:
-        """Forget all, as the process has ended; returns whose requests were in flight."""
+        """Forget all, as the process has ended; return the tags that were in flight."""
         tags = list(self._numbers)
-        for kept in (self._requests, self._listens, self._numbers, self._logging):
+        for kept in (self._requests, self._subscriptions, self._numbers, self._logging):
             kept.clear()
-        self._muddling.clear()
+        self._cancelled_logging.clear()
         self._cancelled.clear()
         return tags
 
-    def _forget(self, number: int) -> _Asked[Tag] | None:
-        """A request is in flight no more; None where it was not."""
-        asked = self._requests.pop(number, None) or self._listens.pop(number, None)
+    def _forget(self, number: int) -> _OpenRequest[Tag] | None:
+        """Remove a request from those in flight; return None where it was not."""
+        asked = self._requests.pop(number, None) or self._subscriptions.pop(number, None)
         if asked is not None:
             self._logging.pop(number, None)
             del self._numbers[asked.tag]
@@ -207,14 +207,13 @@ class Multiplexer(Generic[Tag]):
     # From the backend.
 
     def from_backend(self, line: bytes) -> Delivery[Tag] | None:
-        """Whose a line is; None where it reaches nobody, which is counted."""
+        """Take a line of the server; return None where it reaches nobody, which is counted."""
         envelope = peek(line) or peek_again(line)
         outer = None if envelope is None else members(line)
         if envelope is None or outer is None:
             return self._reject("invalid", line)
         if envelope.is_request:
-            # No answer either: a client must not write responses
-            # (basic/transports/stdio).
+            # It gets no answer: a client must not write responses (basic/transports/stdio).
             return self._reject("request", line)
         if isinstance(envelope.method, str):
             return self._notified(line, envelope.method, outer)
@@ -222,8 +221,8 @@ class Multiplexer(Generic[Tag]):
             return self._reject("invalid", line)
         return self._answered(line, envelope, outer)
 
-    def whose(self, line: bytes) -> Tag | None:
-        """Whose a line is, before `from_backend` takes it; None where it is nobody's."""
+    def tag_of(self, line: bytes) -> Tag | None:
+        """Return the tag of a line's request, before `from_backend` takes it; None for none."""
         envelope = peek(line) or peek_again(line)
         if envelope is None or envelope.is_request:
             return None
@@ -237,13 +236,13 @@ class Multiplexer(Generic[Tag]):
             params = members_of(members_of(line).get("params"))
             named = meta_of(params).get(SUBSCRIPTION_ID)
             number = self._of(envelope.method) if named is None else _number(number_of(named))
-        asked = self._requests.get(number) or self._listens.get(number)
+        asked = self._requests.get(number) or self._subscriptions.get(number)
         return None if asked is None else asked.tag
 
     def _answered(self, line: bytes, envelope: Envelope, outer: Members) -> Delivery[Tag] | None:
         number = own_number(envelope.id)
-        self._muddling.discard(number)
-        listens = number in self._listens
+        self._cancelled_logging.discard(number)
+        listens = number in self._subscriptions
         asked = self._forget(number)
         if asked is None:
             late = self._cancelled.discard(number)
@@ -252,10 +251,10 @@ class Multiplexer(Generic[Tag]):
         result = members(outer["result"]) if listens and "result" in outer else None
         if result is not None and SUBSCRIPTION_ID in meta_of(result):
             changes["result"] = with_meta(result, {SUBSCRIPTION_ID: asked.ident})
-        if asked.tasks is not None and not listens and b'"taskId"' in line:
+        if asked.task_method is not None and not listens and b'"taskId"' in line:
             task = members(outer["result"]) if "result" in outer else None
             if task is not None:
-                changes["result"] = self._tasks.from_result(task, asked.tasks, own=asked.own)
+                changes["result"] = self._tasks.from_result(task, asked.task_method, own=asked.own)
         return Delivery(asked.tag, encode(changed(outer, changes)), True)
 
     def _notified(self, line: bytes, method: str, outer: Members) -> Delivery[Tag] | None:
@@ -266,7 +265,7 @@ class Multiplexer(Generic[Tag]):
         params = members_of(outer.get("params"))
         subscription = meta_of(params).get(SUBSCRIPTION_ID)
         number = _number(number_of(subscription))
-        asked = self._listens.get(number)
+        asked = self._subscriptions.get(number)
         if method == TASK_CHANGED:
             params = self._tasks.from_notification(params, heard=asked is not None)
         if subscription is None:
@@ -280,7 +279,7 @@ class Multiplexer(Generic[Tag]):
         return Delivery(asked.tag, encode(changed(outer, {"params": new})), False)
 
     def _progressed(self, number: int, outer: Members) -> Delivery[Tag] | None:
-        asked = self._requests.get(number) or self._listens.get(number)
+        asked = self._requests.get(number) or self._subscriptions.get(number)
         params = None if asked is None else members(outer["params"])
         if asked is None or asked.token is None or params is None:
             return self._drop("unasked")
@@ -289,10 +288,11 @@ class Multiplexer(Generic[Tag]):
 
     def _ended(self, number: int) -> Delivery[Tag] | None:
         """
-        The backend ends a subscription (basic/patterns/cancellation): the
-        client gets the answer that says so (subscriptions, "Graceful Closure").
+        End a subscription that the server cancels (basic/patterns/cancellation):
+        its client gets the response that says so (subscriptions, "Graceful
+        Closure").
         """
-        asked = self._forget(number) if number in self._listens else None
+        asked = self._forget(number) if number in self._subscriptions else None
         if asked is None:
             return self._drop("unasked")
         # It may answer it all the same.
@@ -302,9 +302,10 @@ class Multiplexer(Generic[Tag]):
 
     def _unassociated(self, line: bytes, method: str, params: Members) -> Delivery[Tag] | None:
         """
-        What does not say of which request it is.  Only a log can be told: it
-        is of the one that wants logs, where no other does or, cancelled, did,
-        and no task runs, whose log it may be.
+        Deliver a notification that names no request, if it is a log.
+
+        A log belongs to the request that wants logs, where no other one does,
+        no cancelled one did, and no task runs which it may be of.
         """
         number = self._of(method)
         if not number:
@@ -319,8 +320,13 @@ class Multiplexer(Generic[Tag]):
         return self._drop(why)
 
     def _of(self, method: str) -> int:
-        """The number of the request that a notification of no named one is of; 0 for none."""
-        if method != LOGGED or len(self._logging) != 1 or self.muddled or len(self._tasks):
+        """Return the number of the request that an unnamed notification belongs to; 0 for none."""
+        if (
+            method != LOGGED
+            or len(self._logging) != 1
+            or self.has_ambiguous_logs
+            or len(self._tasks)
+        ):
             return 0
         return next(iter(self._logging))
 
@@ -335,5 +341,5 @@ def _is_logged(params: Members, wanted: int) -> bool:
 
 
 def _number(said: object) -> int:
-    """A token, or the name of a subscription: one of the bridge's numbers, and never text."""
+    """Return which of the bridge's numbers a progress token or subscription id is; 0 for none."""
     return 0 if isinstance(said, str) else own_number(said)

@@ -1,18 +1,18 @@
 """
-`requestState` of the bridge's own: which waiting request a retry belongs to,
-sealed against everyone but the caller it was given to.
+The bridge's own `requestState`: a token that leads a retry to the suspended
+request it belongs to, and that only the caller it was given to can use.
 
-Knows a key, names and digests; must not know the clock, nor what waits.
-(2026-07-28, basic/patterns/mrtr, "Server Requirements": it is input of an
-attacker, and is to be bound to the caller, to the request and to a time.)
+Knows a key, handles and digests; must not know the clock, nor what is
+suspended.  2026-07-28, basic/patterns/mrtr, "Server Requirements": the state
+is input of a possible attacker, and must be bound to the caller, the request
+and a time.
 
 A token is base64url of
 
     version, 1 byte | expiry, 8 | caller, 16 | request, 16 | handle | seal, 32
 
 where `caller` and `request` are keyed digests, salted with handle and expiry:
-they say nothing of what they are made of, nor whether two tokens are of the
-same caller.
+they reveal nothing, not even whether two tokens are of the same caller.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from mcpbridge.errors import InvalidRequestState
 from mcpbridge.jsonrpc.members import string_of
 from mcpbridge.mcp.modern_request import ModernRequest
 
-#: The longest token that is looked at, in characters.
+#: The longest token that is decoded, in characters.
 MAX_TOKEN = 1024
-#: The longest handle that is sealed, in bytes of UTF-8.
+#: The longest handle, in bytes of UTF-8.
 MAX_HANDLE = 256
 #: The shortest key, in bytes.
 MIN_KEY = 16
@@ -40,15 +40,15 @@ MIN_KEY = 16
 _VERSION = 1
 _FIXED = struct.Struct(">Bd16s16s")
 _SEAL = hashlib.sha256().digest_size
-#: The parameters that differ between a request and its retry.
-_OF_THE_TRY = frozenset({"_meta", "inputResponses", "requestState"})
+#: Parameters that may differ between a request and its retry.
+_RETRY_PARAMS = frozenset({"_meta", "inputResponses", "requestState"})
 
 
 def presented(request: ModernRequest) -> str | None:
     """
-    The token that a request brings along; None where it brings none.
+    Return the token of a request; None where it has none.
 
-    Raises `InvalidRequestState` where it is no string.
+    Raise `InvalidRequestState` where it is no string.
     """
     raw = request.params.get("requestState")
     if raw is None:
@@ -64,7 +64,7 @@ class StateKey:
     Seals and opens tokens with one key; bridges that share the key open each
     other's tokens.
 
-    Raises `ValueError` for a key of less than `MIN_KEY` bytes.
+    Raise `ValueError` for a key of less than `MIN_KEY` bytes.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -76,10 +76,10 @@ class StateKey:
         self, handle: str, identity: str, request: ModernRequest, now: float, ttl: float
     ) -> str:
         """
-        The token with which this caller may retry this request until
-        `now + ttl`, in seconds of the clock that `open` is given too.
+        Return the token with which this caller may retry this request until
+        `now + ttl`, in seconds of the clock that `open` is given, too.
 
-        Raises `ValueError` for a handle of more than `MAX_HANDLE` bytes.
+        Raise `ValueError` for a handle of more than `MAX_HANDLE` bytes.
         """
         name = handle.encode("utf-8")
         if len(name) > MAX_HANDLE:
@@ -93,12 +93,12 @@ class StateKey:
 
     def open(self, token: str, identity: str, request: ModernRequest, now: float) -> str:
         """
-        The handle that was sealed.
+        Return the handle that was sealed in a token.
 
-        Raises `InvalidRequestState` for what was not made with this key, for
-        this caller and for this method with these parameters (in whatever
-        spelling; `_meta`, `inputResponses` and `requestState` apart), and
-        where its time is over.
+        Raise `InvalidRequestState` for a token that was not made with this
+        key, for this caller, or for this method with these parameters (in any
+        spelling; apart from `_meta`, `inputResponses` and `requestState`),
+        and for one that has expired.
         """
         blob = _decode(token)
         if blob is None or len(blob) < _FIXED.size + _SEAL:
@@ -126,15 +126,15 @@ class StateKey:
         return self._digest(b"request", salt, request.method.encode(), _digest(request.params))[:16]
 
     def _digest(self, purpose: bytes, *parts: bytes) -> bytes:
-        """Of the parts one by one: none can lend a byte to its neighbour."""
+        """Return a keyed digest of parts, whose lengths count: no byte can move between two."""
         lengths = b"".join(len(part).to_bytes(8, "big") for part in parts)
         return hmac.digest(self._key, b"\0".join((purpose, lengths, *parts)), "sha256")
 
 
 def _digest(params: Mapping[str, msgspec.Raw]) -> bytes:
-    """Of the parameters themselves, however they are spelled."""
+    """Return a digest of parameters that does not depend on how they are spelled."""
     digest = hashlib.sha256()
-    for name in sorted(params.keys() - _OF_THE_TRY):
+    for name in sorted(params.keys() - _RETRY_PARAMS):
         for part in (name.encode("utf-8", "surrogatepass"), _canonical(bytes(params[name]))):
             digest.update(len(part).to_bytes(8, "big"))
             digest.update(part)
@@ -142,7 +142,7 @@ def _digest(params: Mapping[str, msgspec.Raw]) -> bytes:
 
 
 def _canonical(value: bytes) -> bytes:
-    """The same JSON with sorted keys; what has no such form stands for itself."""
+    """Return the same JSON with sorted keys; what cannot be decoded stands for itself."""
     try:
         return json.dumps(json.loads(value.decode("utf-8")), sort_keys=True).encode("ascii")
     except (ValueError, RecursionError):
@@ -154,7 +154,7 @@ def _encode(blob: bytes) -> str:
 
 
 def _decode(token: str) -> bytes | None:
-    """None for what `_encode` has not written: each blob has just one spelling."""
+    """Return None for what `_encode` does not write: each blob has just one spelling."""
     if len(token) > MAX_TOKEN or not token.isascii():
         return None
     try:

@@ -1,8 +1,8 @@
 """
 The stream of `subscriptions/listen` for a client of 2026-07-28, where the
-bridge is the one that answers it (basic/patterns/subscriptions).
+bridge itself answers it (basic/patterns/subscriptions).
 
-Knows filters and the lines of a stream; must not know who listens.
+Knows filters and the lines of a stream; must not know who subscribes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from mcpbridge.jsonrpc.members import (
 )
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, SERVER_INFO, SUBSCRIPTION_ID
 
-#: The most resources that one stream may be about.
+#: The most resources in one subscription.
 MAX_RESOURCES = 1024
 
 UPDATED = "notifications/resources/updated"
-#: What a stream can tell, beside updates: the notification and its member of
-#: the filter.
+#: The notifications beside updates, and the member of the filter for each.
 LIST_CHANGED = {
     "notifications/tools/list_changed": "toolsListChanged",
     "notifications/prompts/list_changed": "promptsListChanged",
@@ -42,8 +41,8 @@ RESOURCES = "resourceSubscriptions"
 
 class Change(NamedTuple):
     """
-    What a backend tells those who listen: the member of the filter that asks
-    for it, the resource where it is about one, and the line as it came.
+    A notification for subscribers: the member of the filter that asks for it,
+    the resource where it is about one, and the line as it came.
     """
 
     kind: str
@@ -52,7 +51,7 @@ class Change(NamedTuple):
 
 
 class Filter(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What a client listens for, or is promised: a SubscriptionFilter."""
+    """What a client subscribes to, or is promised: a SubscriptionFilter."""
 
     tools_list_changed: bool = False
     prompts_list_changed: bool = False
@@ -61,8 +60,10 @@ class Filter(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
     def wants(self, change: Change) -> bool:
         """
-        Whether a change is to be told.  A resource may be told of for one that
-        it is a part of (2026-07-28, `ResourceUpdatedNotification`).
+        Tell whether a change passes the filter.
+
+        A change of a resource also passes for one that contains it
+        (2026-07-28, `ResourceUpdatedNotification`).
         """
         if change.uri is None:
             return bool(getattr(self, _FIELDS[change.kind]))
@@ -82,11 +83,11 @@ def _is_part(uri: str, whole: str) -> bool:
 
 def read_filter(raw: msgspec.Raw | None) -> Filter:
     """
-    The filter of a `subscriptions/listen`, as it stands in `params`; of a
-    resource that is named twice the first is kept.
+    Read the filter of a `subscriptions/listen`, a member of its `params`.
 
-    Raises `InvalidParams`, without an id, where it is missing or no
-    SubscriptionFilter, and for more than `MAX_RESOURCES` resources.
+    A resource that is named twice counts once.  Raise `InvalidParams`,
+    without an id, where the filter is missing or no SubscriptionFilter, and
+    for more than `MAX_RESOURCES` resources.
     """
     if raw is None:
         raise InvalidParams("params.notifications is missing")
@@ -102,7 +103,7 @@ def read_filter(raw: msgspec.Raw | None) -> Filter:
 
 
 def acknowledge(asked: Filter, capabilities: Members) -> Filter:
-    """What of it a backend with these capabilities will tell."""
+    """Return the part of a filter that a server with these capabilities can serve."""
     return Filter(
         asked.tools_list_changed and _can(capabilities, "tools", "listChanged"),
         asked.prompts_list_changed and _can(capabilities, "prompts", "listChanged"),
@@ -116,7 +117,7 @@ def _can(capabilities: Members, name: str, what: str) -> bool:
 
 
 def read_change(method: str, params: msgspec.Raw | None, line: bytes) -> Change | None:
-    """A notification as one for those who listen; None where it is none, or names no resource."""
+    """Return a notification as a change; None where it is none, or names no resource."""
     if method in LIST_CHANGED:
         return Change(LIST_CHANGED[method], None, line)
     if method != UPDATED or params is None:
@@ -126,7 +127,7 @@ def read_change(method: str, params: msgspec.Raw | None, line: bytes) -> Change 
 
 
 def promised_by(line: bytes) -> Filter:
-    """What an acknowledgement promises; nothing where that cannot be told."""
+    """Return the filter that an acknowledgement promises; an empty one if it cannot be read."""
     params = members_of(members_of(line).get("params"))
     try:
         return read_filter(params.get("notifications"))
@@ -135,7 +136,7 @@ def promised_by(line: bytes) -> Filter:
 
 
 def all_changes(promised: Filter) -> Iterator[Change]:
-    """Everything that a stream is about has perhaps changed while nobody told."""
+    """Yield a change of everything in a filter, for after a time without notifications."""
     for method, kind in LIST_CHANGED.items():
         if getattr(promised, _FIELDS[kind]):
             yield Change(kind, None, notification_line(method))
@@ -144,20 +145,20 @@ def all_changes(promised: Filter) -> Iterator[Change]:
 
 
 def acknowledged_line(listen_id: JsonRpcId, promised: Filter) -> bytes:
-    """The first line of a stream."""
+    """Return the acknowledgement, which is the first line of a stream."""
     params = {"_meta": {SUBSCRIPTION_ID: listen_id}, "notifications": promised}
     return notification_line(ACKNOWLEDGED, params)
 
 
 def change_line(listen_id: JsonRpcId, change: Change) -> bytes:
-    """The backend's notification on a stream: what its `_meta` says is kept."""
+    """Return a change as a notification on a stream; the rest of its `_meta` is kept."""
     message = members_of(change.line)
     params = members_of(message.get("params"))
     return encode(changed(message, {"params": with_meta(params, {SUBSCRIPTION_ID: listen_id})}))
 
 
 def complete_line(listen_id: JsonRpcId, server_info: msgspec.Raw | None = None) -> bytes:
-    """The answer that ends a stream from the server's side ("Graceful Closure")."""
+    """Return the response that ends a stream from the server's side ("Graceful Closure")."""
     meta: dict[str, object] = {SUBSCRIPTION_ID: listen_id}
     if server_info is not None:
         meta[SERVER_INFO] = server_info

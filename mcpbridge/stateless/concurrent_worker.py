@@ -250,12 +250,12 @@ class ConcurrentWorker(BackendWorker):
     @property
     def muddled(self) -> bool:
         """Whether no client gets its log messages any more."""
-        return self._requests.muddled
+        return self._requests.has_ambiguous_logs
 
     @property
     def in_use(self) -> bool:
         """Whether any client waits for anything of it."""
-        subscribed = self._requests.listens > self.own_subscriptions
+        subscribed = self._requests.subscriptions > self.own_subscriptions
         return bool(self.load or len(self.tasks) or subscribed)
 
     async def open(self, patience: float) -> None:
@@ -362,7 +362,7 @@ class ConcurrentWorker(BackendWorker):
     def _send_request(
         self, request: ModernRequest, receiver: Receiver, *, own: bool = False
     ) -> None:
-        line = self._requests.ask(request, receiver, own=own)
+        line = self._requests.send_to_backend(request, receiver, own=own)
         try:
             self.session.messages_of(receiver.caller, [line])
         except UnknownSession:
@@ -408,7 +408,7 @@ class ConcurrentWorker(BackendWorker):
 
     def caller_of(self, line: bytes) -> Caller | None:
         """Return the client that a line of the process is for, before it is sent."""
-        receiver = self._requests.whose(line)
+        receiver = self._requests.tag_of(line)
         return None if receiver is None else receiver.caller
 
     # Sink: what its session calls.
@@ -416,7 +416,7 @@ class ConcurrentWorker(BackendWorker):
     @property
     def has_reader(self) -> bool:
         """Whether any request or subscription is open."""
-        return bool(len(self._requests) or self._requests.listens)
+        return bool(len(self._requests) or self._requests.subscriptions)
 
     def send(self, lines: list[bytes]) -> None:
         """Deliver messages of the process, each to whom it is for."""

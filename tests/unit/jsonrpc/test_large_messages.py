@@ -225,7 +225,7 @@ def test_a_request_is_read_alike_and_goes_on_alike() -> None:
         meta={"progressToken": "t", LOG_LEVEL: "info", CLIENT_INFO: {"name": "x", "version": "1"}},
         params={"arguments": {"a": [{"b": BIG}] * 3}},
     )
-    said = json.loads(Multiplexer[int]().ask(request, 1))
+    said = json.loads(Multiplexer[int]().send_to_backend(request, 1))
     assert said["params"]["arguments"] == {"a": [{"b": BIG}] * 3}
     assert said["params"]["_meta"]["progressToken"] == said["id"] == 1
     _, line = LegacyRequests().forward(request)

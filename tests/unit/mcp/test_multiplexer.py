@@ -98,16 +98,16 @@ def test_a_request_goes_on_with_a_number_and_all_else_as_it_stands(
         MODERN_PROTOCOL_VERSIONS[-1].encode(),
         CLIENT_CAPABILITIES.encode(),
     )
-    assert shared.ask(read(line), "a") == line.replace(b'"mine"', b"1")
+    assert shared.send_to_backend(read(line), "a") == line.replace(b'"mine"', b"1")
     with_token = line.replace(b'"x": 1e2', b'"progressToken":"t"').replace(b'"mine"', b"1.0")
     expected = with_token.replace(b":1.0,", b":2,").replace(b'"t"', b"2")
-    assert shared.ask(read(with_token), "b") == expected
+    assert shared.send_to_backend(read(with_token), "b") == expected
 
 
 @pytest.mark.parametrize("ident", IDS)
 def test_the_answer_has_the_id_as_the_client_wrote_it(shared: Multiplexer[str], ident: str) -> None:
-    shared.ask(request("7"), "other")
-    number = number_of(shared.ask(request(ident), "a"))
+    shared.send_to_backend(request("7"), "other")
+    number = number_of(shared.send_to_backend(request(ident), "a"))
     line = b'{"jsonrpc":"2.0","id":%d,"result":{"a":[ 1,"\\ud800" ]},"x":1e2}' % number
     delivery = shared.from_backend(line)
     assert delivery == ("a", line.replace(b'"id":2', b'"id":' + ident.encode()), True)
@@ -120,10 +120,10 @@ def test_the_answer_has_the_id_as_the_client_wrote_it(shared: Multiplexer[str], 
     "body", ['"error":{"code":-1,"message":"no"}', '"result":null', '"result":7']
 )
 def test_any_answer_is_one(shared: Multiplexer[str], body: str) -> None:
-    shared.ask(request('"x"', LISTEN), "a")
+    shared.send_to_backend(request('"x"', LISTEN), "a")
     delivery = shared.from_backend(f'{{"jsonrpc":"2.0","id":1.0,{body}}}'.encode())
     assert delivery == ("a", f'{{"jsonrpc":"2.0","id":"x",{body}}}'.encode(), True)
-    assert (len(shared), shared.listens) == (0, 0)
+    assert (len(shared), shared.subscriptions) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_any_answer_is_one(shared: Multiplexer[str], body: str) -> None:
     ["2", '"01"', '"1.0"', "1.5", "null", "0", "-1", "1e30", '"\\ud800"', "9" * 300],
 )
 def test_an_answer_to_what_was_not_asked(shared: Multiplexer[str], ident: str) -> None:
-    shared.ask(request(), "a")
+    shared.send_to_backend(request(), "a")
     assert shared.from_backend(b'{"jsonrpc":"2.0","id":%b,"result":{}}' % ident.encode()) is None
     assert shared.dropped == {"unasked": 1}
     assert len(shared) == 1
@@ -139,8 +139,8 @@ def test_an_answer_to_what_was_not_asked(shared: Multiplexer[str], ident: str) -
 
 def test_a_number_that_is_given_back_as_text(shared: Multiplexer[str]) -> None:
     """Beside a request that is open and has the text for its client's id."""
-    shared.ask(request('"1"'), "a")
-    shared.ask(request("9", LISTEN), "b")
+    shared.send_to_backend(request('"1"'), "a")
+    shared.send_to_backend(request("9", LISTEN), "b")
     assert shared.from_backend(answer("2")) == ("b", answer(9).replace(b" ", b""), True)
     assert shared.from_backend(answer("1")) == ("a", answer("1").replace(b" ", b""), True)
 
@@ -150,8 +150,8 @@ def test_answers_that_nobody_waits_for_are_reported(number: Any) -> None:
     """But not those of a request that was cancelled, or what is no answer."""
     reported: list[tuple[str, bytes]] = []
     shared: Multiplexer[str] = Multiplexer(report=lambda *told: reported.append(told))
-    shared.ask(request(), "a")
-    shared.ask(request(), "b")
+    shared.send_to_backend(request(), "a")
+    shared.send_to_backend(request(), "b")
     shared.cancel("a")
     assert shared.from_backend(answer(number)) is None
     assert shared.from_backend(of_listen(7)) is None
@@ -170,7 +170,7 @@ def test_a_listen_that_is_ended_twice_is_no_mistake() -> None:
     """By a notification, and by its answer."""
     reported: list[tuple[str, bytes]] = []
     shared: Multiplexer[str] = Multiplexer(report=lambda *told: reported.append(told))
-    shared.ask(request("9", LISTEN), "a")
+    shared.send_to_backend(request("9", LISTEN), "a")
     delivery = shared.from_backend(said("notifications/cancelled", requestId=1))
     assert delivery is not None
     assert shared.from_backend(answer(1)) is None
@@ -182,7 +182,7 @@ def test_cancelled_kept_of_all_requests() -> None:
     reported: list[tuple[str, bytes]] = []
     shared: Multiplexer[str] = Multiplexer(report=lambda *told: reported.append(told))
     for _ in range(CANCELLED_KEPT + 1):
-        shared.ask(request(), "a")
+        shared.send_to_backend(request(), "a")
         shared.cancel("a")
     for number in (2, 1):
         shared.from_backend(answer(number))
@@ -191,8 +191,8 @@ def test_cancelled_kept_of_all_requests() -> None:
 
 def test_only_open_beside_a_cancelled_request(shared: Multiplexer[str]) -> None:
     """An answer may be that of the other one, until that has come."""
-    shared.ask(request(), "a")
-    shared.ask(request(), "b")
+    shared.send_to_backend(request(), "a")
+    shared.send_to_backend(request(), "b")
     shared.cancel("a")
     known = [shared.only_open]
     shared.from_backend(answer(1))
@@ -200,23 +200,23 @@ def test_only_open_beside_a_cancelled_request(shared: Multiplexer[str]) -> None:
 
 
 def test_whose_a_line_is(shared: Multiplexer[str]) -> None:
-    shared.ask(request(level="debug", token="1"), "a")
-    shared.ask(request("9", LISTEN), "b")
+    shared.send_to_backend(request(level="debug", token="1"), "a")
+    shared.send_to_backend(request("9", LISTEN), "b")
     progress = said("notifications/progress", progressToken=1, progress=1)
     log = said("notifications/message", level="info", data=1)
     of_a = (answer(1), answer("1"), answer(1.0), progress, log)
     of_b = (answer(2), of_listen(2), said("notifications/cancelled", requestId=2))
     asks = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode()
     for tag, lines in (("a", of_a), ("b", of_b), (None, (answer(3), asks, b"{", said("x")))):
-        assert [shared.whose(line) for line in lines] == [tag] * len(lines)
+        assert [shared.tag_of(line) for line in lines] == [tag] * len(lines)
 
 
 def test_no_number_comes_twice(shared: Multiplexer[str]) -> None:
     numbers = []
     for _ in range(3):
-        numbers.append(number_of(shared.ask(request(), "a")))
+        numbers.append(number_of(shared.send_to_backend(request(), "a")))
         shared.cancel("a")
-        numbers.append(number_of(shared.ask(request(), "b")))
+        numbers.append(number_of(shared.send_to_backend(request(), "b")))
         assert shared.clear() == ["b"]
     assert numbers == list(range(1, 7))
 
@@ -238,7 +238,7 @@ def test_no_number_comes_twice(shared: Multiplexer[str]) -> None:
 )
 def test_what_is_no_message_for_a_client(shared: Multiplexer[str], line: bytes, why: str) -> None:
     """streamable-http, "Receiving Messages": no requests of the server, ever."""
-    shared.ask(request(), "a")
+    shared.send_to_backend(request(), "a")
     assert shared.from_backend(line) is None
     assert shared.dropped == {why: 1}
     assert len(shared) == 1
@@ -247,22 +247,22 @@ def test_what_is_no_message_for_a_client(shared: Multiplexer[str], line: bytes, 
 def test_there_is_room_for_so_many_of_either_kind() -> None:
     shared: Multiplexer[int] = Multiplexer()
     for tag in range(MAX_IN_FLIGHT):
-        shared.ask(request(method=LISTEN), -1 - tag)
+        shared.send_to_backend(request(method=LISTEN), -1 - tag)
     for method in (LISTEN, "tools/list"):
         for tag in range(0 if method == LISTEN else MAX_IN_FLIGHT):
-            shared.ask(request(method=method), tag)
+            shared.send_to_backend(request(method=method), tag)
         with pytest.raises(SessionBusy) as caught:
-            shared.ask(request('"x"', method), MAX_IN_FLIGHT)
+            shared.send_to_backend(request('"x"', method), MAX_IN_FLIGHT)
         assert caught.value.ident == "x"
-    assert (len(shared), shared.listens) == (MAX_IN_FLIGHT, MAX_IN_FLIGHT)
+    assert (len(shared), shared.subscriptions) == (MAX_IN_FLIGHT, MAX_IN_FLIGHT)
     assert shared.cancel(0) is not None
-    shared.ask(request(), MAX_IN_FLIGHT)
+    shared.send_to_backend(request(), MAX_IN_FLIGHT)
 
 
 def test_a_tag_is_in_flight_once(shared: Multiplexer[str]) -> None:
-    shared.ask(request(), "a")
+    shared.send_to_backend(request(), "a")
     with pytest.raises(AssertionError):
-        shared.ask(request(), "a")
+        shared.send_to_backend(request(), "a")
 
 
 # Cancellation.
@@ -270,7 +270,7 @@ def test_a_tag_is_in_flight_once(shared: Multiplexer[str]) -> None:
 
 @pytest.mark.parametrize("method", ["tools/list", LISTEN])
 def test_a_cancelled_request_is_forgotten(shared: Multiplexer[str], method: str) -> None:
-    number = number_of(shared.ask(request(method=method, token="1"), "a"))
+    number = number_of(shared.send_to_backend(request(method=method, token="1"), "a"))
     line = shared.cancel("a")
     assert line is not None
     assert json.loads(line) == {
@@ -279,7 +279,7 @@ def test_a_cancelled_request_is_forgotten(shared: Multiplexer[str], method: str)
         "params": {"requestId": number},
     }
     assert shared.cancel("a") is None
-    assert (len(shared), shared.listens) == (0, 0)
+    assert (len(shared), shared.subscriptions) == (0, 0)
     late = [answer(number), said("notifications/progress", progressToken=number), of_listen(number)]
     assert [shared.from_backend(each) for each in late] == [None] * 3
     assert shared.dropped == {"unasked": 3}
@@ -288,24 +288,24 @@ def test_a_cancelled_request_is_forgotten(shared: Multiplexer[str], method: str)
 def test_what_was_not_sent_leaves_no_trace(shared: Multiplexer[str]) -> None:
     line = said("notifications/message", level="error")
     for method in ("tools/list", LISTEN):
-        shared.ask(request(method=method, level="debug"), "a")
+        shared.send_to_backend(request(method=method, level="debug"), "a")
         shared.undo("a")
         shared.undo("a")
-    assert (len(shared), shared.listens) == (0, 0)
+    assert (len(shared), shared.subscriptions) == (0, 0)
     assert shared.cancel("a") is None
-    assert number_of(shared.ask(request(level="debug"), "a")) == 3
+    assert number_of(shared.send_to_backend(request(level="debug"), "a")) == 3
     assert shared.from_backend(line) == ("a", line, False)
 
 
 def test_all_are_forgotten_when_the_process_ends(shared: Multiplexer[str]) -> None:
-    shared.ask(request(level="debug"), "a")
-    shared.ask(request(method=LISTEN), "b")
-    shared.ask(request(), "c")
+    shared.send_to_backend(request(level="debug"), "a")
+    shared.send_to_backend(request(method=LISTEN), "b")
+    shared.send_to_backend(request(), "c")
     shared.cancel("c")
     assert shared.clear() == ["a", "b"]
     assert shared.clear() == []
-    assert (len(shared), shared.listens) == (0, 0)
-    number = number_of(shared.ask(request(level="debug"), "a"))
+    assert (len(shared), shared.subscriptions) == (0, 0)
+    number = number_of(shared.send_to_backend(request(level="debug"), "a"))
     assert shared.from_backend(said("notifications/message", level="error")) is not None
     assert shared.from_backend(answer(number)) is not None
 
@@ -318,8 +318,8 @@ def test_all_are_forgotten_when_the_process_ends(shared: Multiplexer[str]) -> No
 def test_progress_has_the_token_as_the_client_wrote_it(
     shared: Multiplexer[str], token: str, method: str
 ) -> None:
-    shared.ask(request(token="1"), "other")
-    shared.ask(request(token=token, method=method), "a")
+    shared.send_to_backend(request(token="1"), "other")
+    shared.send_to_backend(request(token=token, method=method), "a")
     line = (
         b'{"method":"notifications/progress",'
         b'"params":{"progress":0.50,"progressToken":%b,"x":[ ]},"jsonrpc":"2.0"}'
@@ -331,8 +331,8 @@ def test_progress_has_the_token_as_the_client_wrote_it(
 
 @pytest.mark.parametrize("token", [2, "1", 1.5, True, None, [1], "t", 3])
 def test_progress_of_nobody(shared: Multiplexer[str], token: object) -> None:
-    shared.ask(request(token='"t"'), "a")
-    shared.ask(request(), "without")
+    shared.send_to_backend(request(token='"t"'), "a")
+    shared.send_to_backend(request(), "without")
     assert shared.from_backend(said("notifications/progress", progressToken=token)) is None
     assert shared.from_backend(b'{"jsonrpc":"2.0","method":"notifications/progress"}') is None
     assert shared.dropped == {"unasked": 2}
@@ -346,18 +346,18 @@ def test_progress_of_nobody(shared: Multiplexer[str], token: object) -> None:
 def test_what_comes_on_a_subscription_has_its_id(
     shared: Multiplexer[str], ident: str, method: str
 ) -> None:
-    shared.ask(request("1", LISTEN), "other")
-    shared.ask(request(ident, LISTEN), "a")
+    shared.send_to_backend(request("1", LISTEN), "other")
+    shared.send_to_backend(request(ident, LISTEN), "a")
     params = f'{{"_meta":{{"{SUBSCRIPTION_ID}":%s}},"a":[ ]}}'
     line = f'{{"jsonrpc":"2.0","method":"{method}","params":{params}}}'
     assert shared.from_backend((line % "2").encode()) == ("a", (line % ident).encode(), False)
-    assert (len(shared), shared.listens) == (0, 2)
+    assert (len(shared), shared.subscriptions) == (0, 2)
 
 
 @pytest.mark.parametrize("ident", [1, 3, "2", 2.5, True, None, [2], {}, "\ud800"])
 def test_a_subscription_of_nobody(shared: Multiplexer[str], ident: object) -> None:
-    shared.ask(request(), "a")
-    shared.ask(request(method=LISTEN), "b")
+    shared.send_to_backend(request(), "a")
+    shared.send_to_backend(request(method=LISTEN), "b")
     assert shared.from_backend(of_listen(ident)) is None
     assert shared.dropped == {"unasked": 1}
 
@@ -375,16 +375,16 @@ def test_the_closing_answer_of_a_subscription(
     shared: Multiplexer[str], result: str, mapped: str
 ) -> None:
     """subscriptions, "Graceful Closure": the answer has the subscription's id too."""
-    shared.ask(request("1", LISTEN), "other")
-    shared.ask(request('"x"', LISTEN), "a")
+    shared.send_to_backend(request("1", LISTEN), "other")
+    shared.send_to_backend(request('"x"', LISTEN), "a")
     line = '{"jsonrpc":"2.0","id":%s,"result":' + result % SUBSCRIPTION_ID + "}"
     expected = '{"jsonrpc":"2.0","id":"x","result":' + mapped % SUBSCRIPTION_ID + "}"
     assert shared.from_backend((line % 2).encode()) == ("a", expected.encode(), True)
-    assert shared.listens == 1
+    assert shared.subscriptions == 1
 
 
 def test_a_result_that_is_of_no_subscription_is_left_alone(shared: Multiplexer[str]) -> None:
-    shared.ask(request('"x"'), "a")
+    shared.send_to_backend(request('"x"'), "a")
     line = answer(1, _meta={SUBSCRIPTION_ID: 1})
     delivery = shared.from_backend(line)
     assert delivery is not None
@@ -393,8 +393,8 @@ def test_a_result_that_is_of_no_subscription_is_left_alone(shared: Multiplexer[s
 
 def test_the_backend_ends_a_subscription(shared: Multiplexer[str]) -> None:
     """basic/patterns/cancellation: the server's only use of `notifications/cancelled`."""
-    shared.ask(request("1"), "a")
-    shared.ask(request('"x"', LISTEN), "b")
+    shared.send_to_backend(request("1"), "a")
+    shared.send_to_backend(request('"x"', LISTEN), "b")
     for no_listen in (1, 3, "2", None, True):
         line = said("notifications/cancelled", requestId=no_listen)
         assert shared.from_backend(line) is None
@@ -406,7 +406,7 @@ def test_the_backend_ends_a_subscription(shared: Multiplexer[str]) -> None:
         "id": "x",
         "result": {"resultType": "complete", "_meta": {SUBSCRIPTION_ID: "x"}},
     }
-    assert (len(shared), shared.listens) == (1, 0)
+    assert (len(shared), shared.subscriptions) == (1, 0)
     assert shared.from_backend(answer(2)) is None
     assert shared.dropped == {"unasked": 6}
 
@@ -419,9 +419,9 @@ def test_the_backend_ends_a_subscription(shared: Multiplexer[str]) -> None:
 def test_logs_of_the_level_that_is_wanted(
     shared: Multiplexer[str], wanted: str, level: str
 ) -> None:
-    shared.ask(request("1"), "without")
-    shared.ask(request("1", level=wanted), "a")
-    shared.ask(request("1", LISTEN), "listens")
+    shared.send_to_backend(request("1"), "without")
+    shared.send_to_backend(request("1", level=wanted), "a")
+    shared.send_to_backend(request("1", LISTEN), "listens")
     line = said("notifications/message", level=level, data="\ud800")
     if LOG_LEVELS.index(level) >= LOG_LEVELS.index(wanted):
         assert shared.from_backend(line) == ("a", line, False)
@@ -434,7 +434,7 @@ def test_logs_of_the_level_that_is_wanted(
     "params", ['{"level":7}', '{"level":"all"}', "{}", "[]", '{"level":1e999}']
 )
 def test_logs_of_no_level(shared: Multiplexer[str], params: str) -> None:
-    shared.ask(request(level="debug"), "a")
+    shared.send_to_backend(request(level="debug"), "a")
     line = f'{{"jsonrpc":"2.0","method":"notifications/message","params":{params}}}'
     assert shared.from_backend(line.encode()) is None
     assert shared.from_backend(b'{"jsonrpc":"2.0","method":"notifications/message"}') is None
@@ -444,10 +444,10 @@ def test_logs_of_no_level(shared: Multiplexer[str], params: str) -> None:
 def test_logs_reach_nobody_where_they_may_be_of_two(shared: Multiplexer[str]) -> None:
     line = said("notifications/message", level="error")
     assert shared.from_backend(line) is None
-    shared.ask(request(), "without")
+    shared.send_to_backend(request(), "without")
     assert shared.from_backend(line) is None
-    shared.ask(request(level="debug"), "a")
-    number = number_of(shared.ask(request(level="debug"), "b"))
+    shared.send_to_backend(request(level="debug"), "a")
+    number = number_of(shared.send_to_backend(request(level="debug"), "b"))
     assert shared.from_backend(line) is None
     assert shared.dropped == {"unassociated": 3}
     shared.from_backend(answer(number))
@@ -456,17 +456,17 @@ def test_logs_reach_nobody_where_they_may_be_of_two(shared: Multiplexer[str]) ->
 
 def test_logs_are_not_on_a_subscription(shared: Multiplexer[str]) -> None:
     """server/utilities/logging, "Per-request log level"."""
-    shared.ask(request(level="debug"), "a")
-    number = number_of(shared.ask(request(method=LISTEN), "b"))
+    shared.send_to_backend(request(level="debug"), "a")
+    number = number_of(shared.send_to_backend(request(method=LISTEN), "b"))
     assert shared.from_backend(of_listen(number, "notifications/message")) is None
     assert shared.dropped == {"unasked": 1}
 
 
 def test_logs_of_a_cancelled_request_do_not_reach_the_next(shared: Multiplexer[str]) -> None:
     line = said("notifications/message", level="error")
-    number = number_of(shared.ask(request(level="debug"), "a"))
+    number = number_of(shared.send_to_backend(request(level="debug"), "a"))
     shared.cancel("a")
-    shared.ask(request(level="debug"), "b")
+    shared.send_to_backend(request(level="debug"), "b")
     assert shared.from_backend(line) is None
     assert shared.dropped == {"unassociated": 1}
     assert shared.from_backend(answer(number)) is None
@@ -476,11 +476,11 @@ def test_logs_of_a_cancelled_request_do_not_reach_the_next(shared: Multiplexer[s
 def test_a_cancelled_request_that_wanted_no_logs_is_in_no_ones_way(
     shared: Multiplexer[str],
 ) -> None:
-    shared.ask(request(), "a")
-    shared.ask(request(method=LISTEN), "b")
+    shared.send_to_backend(request(), "a")
+    shared.send_to_backend(request(method=LISTEN), "b")
     shared.cancel("a")
     shared.cancel("b")
-    shared.ask(request(level="debug"), "c")
+    shared.send_to_backend(request(level="debug"), "c")
     line = said("notifications/message", level="error")
     assert shared.from_backend(line) == ("c", line, False)
 
@@ -489,14 +489,14 @@ def test_the_oldest_cancelled_ones_are_no_longer_remembered(shared: Multiplexer[
     line = said("notifications/message", level="error")
     numbers = []
     for _ in range(CANCELLED_KEPT + 1):
-        numbers.append(number_of(shared.ask(request(level="debug"), "x")))
+        numbers.append(number_of(shared.send_to_backend(request(level="debug"), "x")))
         shared.cancel("x")
-    shared.ask(request(level="debug"), "b")
+    shared.send_to_backend(request(level="debug"), "b")
     assert shared.from_backend(line) is None
     for number in numbers[1:]:
-        assert shared.muddled
+        assert shared.has_ambiguous_logs
         shared.from_backend(answer(number))
-    assert not shared.muddled
+    assert not shared.has_ambiguous_logs
     assert shared.from_backend(line) == ("b", line, False)
 
 
@@ -504,7 +504,7 @@ def test_another_notification_is_of_nobody(shared: Multiplexer[str]) -> None:
     """It may be of one that was answered before, also where there is only one now."""
     line = said("notifications/x", a=1)
     for tag, asked in (("a", request()), ("listens", request(method=LISTEN))):
-        shared.ask(asked, tag)
+        shared.send_to_backend(asked, tag)
         assert shared.from_backend(line) is None
     assert shared.dropped == {"unassociated": 2}
 
@@ -512,12 +512,12 @@ def test_another_notification_is_of_nobody(shared: Multiplexer[str]) -> None:
 def test_who_listens_gets_no_logs(shared: Multiplexer[str]) -> None:
     """Nor does a level that it names keep them from whom they are for."""
     line = said("notifications/message", level="error")
-    shared.ask(request(level="debug", method=LISTEN), "listens")
+    shared.send_to_backend(request(level="debug", method=LISTEN), "listens")
     assert shared.from_backend(line) is None
-    shared.ask(request(level="debug"), "a")
+    shared.send_to_backend(request(level="debug"), "a")
     assert shared.from_backend(line) == ("a", line, False)
     shared.cancel("listens")
-    assert not shared.muddled
+    assert not shared.has_ambiguous_logs
     assert shared.from_backend(line) == ("a", line, False)
 
 
@@ -525,7 +525,7 @@ def test_who_listens_gets_no_logs(shared: Multiplexer[str]) -> None:
 def test_what_belongs_on_a_subscription_is_on_nothing_else(
     shared: Multiplexer[str], method: str
 ) -> None:
-    shared.ask(request(level="debug"), "a")
+    shared.send_to_backend(request(level="debug"), "a")
     assert shared.from_backend(said(method)) is None
     assert shared.dropped == {"unassociated": 1}
 
@@ -571,8 +571,8 @@ def test_what_belongs_on_a_subscription_is_on_nothing_else(
 )
 def test_no_line_of_a_backend_raises(message: dict[str, Any]) -> None:
     shared: Multiplexer[str] = Multiplexer()
-    shared.ask(request('"x"', token='"t"', level="info"), "a")
-    shared.ask(request('"y"', LISTEN), "b")
+    shared.send_to_backend(request('"x"', token='"t"', level="info"), "a")
+    shared.send_to_backend(request('"y"', LISTEN), "b")
     delivery = shared.from_backend(json.dumps(message).encode())
     assert shared.dropped.total() == (delivery is None)
 
@@ -581,7 +581,7 @@ def test_no_line_of_a_backend_raises(message: dict[str, Any]) -> None:
 @given(st.binary())
 def test_no_bytes_raise(line: bytes) -> None:
     shared: Multiplexer[str] = Multiplexer()
-    shared.ask(request(), "a")
+    shared.send_to_backend(request(), "a")
     shared.from_backend(line)
     shared.from_backend(b'{"jsonrpc":"2.0","method":"m","params":' + line + b"}")
 
@@ -615,7 +615,7 @@ class SharedMachine(RuleBasedStateMachine):
     def ask(self, ident: str, token: str | None, listens: bool, level: str | None) -> None:
         self.tags += 1
         asked = request(ident, LISTEN if listens else "tools/list", token, level)
-        message = json.loads(self.shared.ask(asked, self.tags))
+        message = json.loads(self.shared.send_to_backend(asked, self.tags))
         number = message["id"]
         assert type(number) is int
         assert number not in self.numbers
@@ -625,7 +625,7 @@ class SharedMachine(RuleBasedStateMachine):
 
     def expect(self, line: bytes, tag: int | None, why: str = "", final: bool = False) -> bytes:
         """The line reaches that tag, which is told before, or nobody for that reason."""
-        whose = self.shared.whose(line)
+        whose = self.shared.tag_of(line)
         if tag is not None or why in ("invalid", "request", "unassociated"):
             assert whose == tag
         delivery: Delivery[int] | None = self.shared.from_backend(line)
@@ -720,8 +720,8 @@ class SharedMachine(RuleBasedStateMachine):
     @invariant()
     def counts(self) -> None:
         listens = sum(each for _, _, _, each, _ in self.open.values())
-        assert self.shared.muddled is bool(self.cancelled)
-        assert (len(self.shared), self.shared.listens) == (len(self.open) - listens, listens)
+        assert self.shared.has_ambiguous_logs is bool(self.cancelled)
+        assert (len(self.shared), self.shared.subscriptions) == (len(self.open) - listens, listens)
         assert self.shared.dropped == self.dropped
 
 
@@ -735,5 +735,5 @@ def test_only_open_request(shared: Multiplexer[str]) -> None:
     numbers: list[int] = []
     for tag in "abc":
         found.append(shared.only_open)
-        numbers.append(number_of(shared.ask(request(), tag)))
+        numbers.append(number_of(shared.send_to_backend(request(), tag)))
     assert found == [msgspec.UNSET, numbers[0], msgspec.UNSET]

@@ -86,7 +86,7 @@ class World:
 
     def ask(self, asked: ModernRequest, **options: Any) -> int:
         self._tags += 1
-        line = self.shared.ask(asked, f"{self._tags}", **options)
+        line = self.shared.send_to_backend(asked, f"{self._tags}", **options)
         number = json.loads(line)["id"]
         assert isinstance(number, int)
         return number
