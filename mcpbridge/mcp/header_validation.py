@@ -1,10 +1,10 @@
 """
-What the headers of a request of 2026-07-28 must say of its body
+Checks that the headers of a request of 2026-07-28 agree with its body
 (basic/transports/streamable-http, "Request Metadata").
 
-Knows header fields by name and value, requests, and of a tool's schema just
-where `x-mcp-header` stands; must not know HTTP, nor where a schema comes from.
-A backend on stdio sees no headers, so nobody else checks them.
+Knows header fields by name and value, requests, and `x-mcp-header` in a tool's
+schema; must not know HTTP, nor where a schema comes from.  A server on stdio
+sees no headers, so nobody else checks them.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from mcpbridge.jsonrpc.members import members, members_of, string_of, value, val
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, at_once, elements
 from mcpbridge.mcp.modern_request import NAME_BEARING_METHODS, TASK_METHODS, ModernRequest
 
-#: All values of the header field of that name, in whatever case, decoded as
+#: Returns all values of the header field of that name, in any case, decoded as
 #: latin-1; none where it is missing.
 Headers = Callable[[str], list[str]]
 
-#: What stands before the name that an annotation gives.
+#: The prefix of the header that an annotation names.
 PARAM_PREFIX = "Mcp-Param-"
-#: The keyword of a schema that is one ("Schema Extension").
+#: The keyword of an annotation in a schema ("Schema Extension").
 ANNOTATION = "x-mcp-header"
 
-#: Of how many tools in a large list, and of schemas of what size, annotations are read.
+#: In a large list of tools, the most tools, and the largest schema, that are read.
 MAX_TOOLS = 10_000
 MAX_SCHEMA_BYTES = 1024 * 1024
 
-_OWS = " \t"
-# What a field's value may be ("Value Encoding").
+_OPTIONAL_SPACE = " \t"
+# The characters of a field's value ("Value Encoding").
 _VISIBLE = re.compile(r"[\t\x20-\x7e]*")
 _ENCODED = re.compile(r"=\?base64\?(.*)\?=")
 # RFC 9110, section 5.6.2.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _DECIMAL = re.compile(r"(-?[0-9]{1,400})(?:\.0{1,400})?")
 
-# The keywords of JSON Schema whose values are schemas, lists or tables of
-# them; an annotation below one of these is out of place.
-_ONE = frozenset(
+# The keywords of JSON Schema whose values are a schema, a list of schemas, or schemas by
+# name.  An annotation below one of these is out of place.
+_WITH_SCHEMA = frozenset(
     {
         "additionalProperties",
         "contains",
@@ -60,12 +60,12 @@ _ONE = frozenset(
         "unevaluatedProperties",
     }
 )
-_SEVERAL = frozenset({"allOf", "anyOf", "items", "oneOf", "prefixItems"})
-_NAMED = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties"})
+_WITH_SCHEMAS = frozenset({"allOf", "anyOf", "items", "oneOf", "prefixItems"})
+_WITH_NAMED_SCHEMAS = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties"})
 
 
 class Annotation(NamedTuple):
-    """An argument that a header repeats: where it is, the header, the type of its schema."""
+    """An argument that a header repeats: its path, the header, and the type in its schema."""
 
     path: tuple[str, ...]
     header: str
@@ -77,10 +77,10 @@ Annotations = tuple[Annotation, ...]
 
 def check_headers(request: ModernRequest, headers: Headers) -> None:
     """
-    Check the headers that each request has ("Standard Request Headers").
+    Check the headers that every request has ("Standard Request Headers").
 
-    Raises `HeaderMismatch`, with the request's `ident`, where one is missing,
-    repeated, not made of visible ASCII, or says something else than the body.
+    Raise `HeaderMismatch`, with the request's `ident`, where one is missing,
+    repeated, not made of visible ASCII, or different from the body.
     """
     try:
         _expect(headers, "MCP-Protocol-Version", request.version)
@@ -95,7 +95,7 @@ def check_headers(request: ModernRequest, headers: Headers) -> None:
 def _expect_name(request: ModernRequest, expected: str, headers: Headers) -> None:
     name = "Mcp-Name"
     if request.method in TASK_METHODS and not headers(name):
-        # Clients of today leave it out there; the body says which task, and so which process.
+        # Today's clients leave it out here; the body says which task, and so which process.
         return
     if _decoded(name, _only(headers, name)) != expected:
         raise HeaderMismatch(f"{name} is not params.{NAME_BEARING_METHODS[request.method]}")
@@ -104,12 +104,11 @@ def _expect_name(request: ModernRequest, expected: str, headers: Headers) -> Non
 def check_params(request: ModernRequest, annotations: Annotations, headers: Headers) -> None:
     """
     Check the `Mcp-Param-*` of a `tools/call` against its arguments ("Server
-    Behavior for Custom Headers"); others than those of the annotations are
-    for others.
+    Behavior for Custom Headers").  Headers without an annotation are ignored.
 
-    A header whose argument is missing or null is refused too: whoever routes
-    by it would be told what the body does not say.  Raises `HeaderMismatch`,
-    with the request's `ident`.
+    A header whose argument is missing or null is refused, too: a proxy that
+    routes by it would be told what the body does not say.  Raise
+    `HeaderMismatch`, with the request's `ident`.
     """
     if not annotations:
         return
@@ -117,7 +116,7 @@ def check_params(request: ModernRequest, annotations: Annotations, headers: Head
         arguments: object = request.arguments
         if isinstance(arguments, msgspec.Raw):
             if memoryview(arguments).nbytes > LARGE_BYTES:
-                arguments = _some(arguments, [annotation.path for annotation in annotations])
+                arguments = _scalars_at(arguments, [annotation.path for annotation in annotations])
             else:
                 arguments = _value(arguments)
         for annotation in annotations:
@@ -137,13 +136,13 @@ def _check_param(annotation: Annotation, argument: object, headers: Headers) -> 
                 f"{_ascii(name)} is there, but {_ascii(where)} has no value for it"
             )
         return
-    said = _decoded(name, _only(headers, name))
-    if said != text and not (annotation.kind == "integer" and _same_integer(said, argument)):
+    sent = _decoded(name, _only(headers, name))
+    if sent != text and not (annotation.kind == "integer" and _same_integer(sent, argument)):
         raise HeaderMismatch(f"{_ascii(name)} is not what {_ascii(where)} says")
 
 
 def _header_text(argument: object) -> str | None:
-    """An argument as its header has it; None where there is to be none."""
+    """Return an argument as its header has it; None where there must be no header."""
     if isinstance(argument, bool):
         return "true" if argument else "false"
     if isinstance(argument, str):
@@ -151,9 +150,9 @@ def _header_text(argument: object) -> str | None:
     return str(argument) if isinstance(argument, int | float) else None
 
 
-def _same_integer(said: str, argument: object) -> bool:
-    """Whether both are one integer: `42.0` is 42 ("Server Validation")."""
-    match = _DECIMAL.fullmatch(said)
+def _same_integer(sent: str, argument: object) -> bool:
+    """Tell whether both are one integer: `42.0` is 42 ("Server Validation")."""
+    match = _DECIMAL.fullmatch(sent)
     return (
         match is not None
         and isinstance(argument, int | float)
@@ -163,14 +162,14 @@ def _same_integer(said: str, argument: object) -> bool:
 
 
 def _at(node: object, path: tuple[str, ...]) -> object:
-    """What is at a path of properties; None where nothing is."""
+    """Return the value at a path of properties; None where there is none."""
     for step in path:
         node = node.get(step) if isinstance(node, dict) else None
     return node
 
 
-def _some(raw: msgspec.Raw, paths: list[tuple[str, ...]]) -> object:
-    """Of large arguments just what is at the end of these paths, if it is no array or object."""
+def _scalars_at(raw: msgspec.Raw, paths: list[tuple[str, ...]]) -> object:
+    """Decode only the scalars at these paths of large arguments."""
     steps: dict[str, list[tuple[str, ...]]] = {}
     for path in paths:
         if path:
@@ -182,7 +181,7 @@ def _some(raw: msgspec.Raw, paths: list[tuple[str, ...]]) -> object:
     found = members(raw)
     if found is None:
         raise _cannot_be_compared()
-    return {name: _some(found[name], rest) for name, rest in steps.items() if name in found}
+    return {name: _scalars_at(found[name], rest) for name, rest in steps.items() if name in found}
 
 
 def _value(raw: msgspec.Raw) -> object:
@@ -205,19 +204,19 @@ def _expect(headers: Headers, name: str, expected: str) -> None:
 
 
 def _only(headers: Headers, name: str) -> str:
-    """The one value of a field, without the white space around it (RFC 9110, section 5.5)."""
+    """Return the single value of a field, without white space around it (RFC 9110, 5.5)."""
     values = headers(name)
     if len(values) != 1:
         wrong = "is there more than once" if values else "is missing"
         raise HeaderMismatch(f"the header {name} {wrong}")
-    text = values[0].strip(_OWS)
+    text = values[0].strip(_OPTIONAL_SPACE)
     if _VISIBLE.fullmatch(text) is None:
         raise HeaderMismatch(f"{name} has characters that no header may have")
     return text
 
 
 def _decoded(name: str, text: str) -> str:
-    """What a value says that may be in Base64 ("Value Encoding")."""
+    """Decode a value that may be in Base64 ("Value Encoding")."""
     match = _ENCODED.fullmatch(text)
     if match is None:
         return text
@@ -232,7 +231,7 @@ def _decoded(name: str, text: str) -> str:
 
 
 def _ascii(text: str) -> str:
-    """A part of a schema, fit for the text of an error."""
+    """Return a part of a schema, fit for the text of an error."""
     return text[:80].encode("ascii", "backslashreplace").decode("ascii")
 
 
@@ -241,19 +240,18 @@ def _ascii(text: str) -> str:
 
 def annotated(result: bytes | msgspec.Raw) -> tuple[dict[str, Annotations], str | None]:
     """
-    Of one result of `tools/list`, the tools that have annotations, by name,
-    and the `nextCursor`, None where this is the last page.
+    Read a result of `tools/list`: return the annotations by tool, for those
+    that have some, and the `nextCursor`, None where this is the last page.
 
-    A tool is left out whose annotations break a rule: clients must drop it,
-    and none knows which header to send ("Schema Extension").  So is whatever
-    is no tool; nothing is raised.
+    A tool whose annotations break a rule is left out, as clients must drop it
+    ("Schema Extension"); so is whatever is no tool.  Never raises.
     """
     page = members_of(result)
     found: dict[str, Annotations] = {}
     for tool in _tools(page.get("tools")):
         if isinstance(tool, dict) and isinstance(name := tool.get("name"), str):
             annotations = _annotations(tool.get("inputSchema"))
-            # Of two with one name the last counts.
+            # Of two tools with one name the last counts.
             found.pop(name, None)
             if annotations:
                 found[name] = annotations
@@ -261,7 +259,7 @@ def annotated(result: bytes | msgspec.Raw) -> tuple[dict[str, Annotations], str 
 
 
 def _tools(raw: msgspec.Raw | None) -> Iterator[object]:
-    """What is in a list of tools; of a large one that alone which may have annotations."""
+    """Yield the tools of a list; of a large one only the parts that annotations need."""
     whole = b"" if raw is None else bytes(raw)
     if len(whole) <= LARGE_BYTES:
         found = value_of(raw)
@@ -283,12 +281,12 @@ def _tools(raw: msgspec.Raw | None) -> Iterator[object]:
 
 
 def _may_be_annotated(schema: bytes) -> bool:
-    """Whether the keyword may stand there, perhaps with escapes."""
+    """Tell whether a schema may have the keyword, perhaps with escapes."""
     return ANNOTATION.encode("ascii") in schema or b"\\u" in schema
 
 
 def _annotations(schema: object) -> Annotations | None:
-    """All annotations of a schema; None where one is against the rules."""
+    """Return all annotations of a schema; None where one breaks a rule."""
     found: dict[str, Annotation] = {}
     for path, node in _schemas(schema):
         if ANNOTATION not in node:
@@ -304,8 +302,8 @@ def _annotations(schema: object) -> Annotations | None:
 
 def _schemas(root: object) -> Iterator[tuple[tuple[str, ...] | None, dict[str, object]]]:
     """
-    Each schema within a schema, and the properties that lead to it; None
-    where other keywords do.  Examples, defaults and the like are no schemas.
+    Yield each schema within a schema with the properties that lead to it;
+    None where other keywords do.  Examples and defaults are no schemas.
     """
     waiting: list[tuple[tuple[str, ...] | None, object]] = [((), root)]
     while waiting:
@@ -317,9 +315,9 @@ def _schemas(root: object) -> Iterator[tuple[tuple[str, ...] | None, dict[str, o
             if keyword == "properties" and isinstance(inner, dict):
                 for name, each in inner.items():
                     waiting.append((None if path is None else (*path, name), each))
-            elif keyword in _SEVERAL and isinstance(inner, list):
+            elif keyword in _WITH_SCHEMAS and isinstance(inner, list):
                 waiting += [(None, each) for each in inner]
-            elif keyword in _NAMED and isinstance(inner, dict):
+            elif keyword in _WITH_NAMED_SCHEMAS and isinstance(inner, dict):
                 waiting += [(None, each) for each in inner.values()]
-            elif keyword in _ONE:
+            elif keyword in _WITH_SCHEMA:
                 waiting.append((None, inner))

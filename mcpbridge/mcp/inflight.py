@@ -125,8 +125,8 @@ class InFlight:
         other = other_spelling(ident)
         if other is msgspec.UNSET or other not in self._requests or self.was_cancelled(ident):
             return msgspec.UNSET
-        asked = self._requests[other][0].open[other]
-        return asked if is_answer_to(ident, asked) else msgspec.UNSET
+        own = self._requests[other][0].open[other]
+        return own if is_answer_to(ident, own) else msgspec.UNSET
 
     def was_opened(self, name: str) -> bool:
         """Tell whether there is or was a stream of that name."""

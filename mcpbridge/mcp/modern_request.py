@@ -1,10 +1,10 @@
 """
-A request of MCP 2026-07-28, which says all about itself: its revision, its
-client and what that can do.
+A request of MCP 2026-07-28, which says everything about itself: its revision,
+its client and the client's capabilities.
 
 Knows the names of that revision and what a request must have; must not know
-HTTP, a backend or other requests.  What is read here is checked only as far
-as the bridge acts on it: the rest is for the server to judge.
+HTTP, a server or other requests.  Members are checked only as far as the
+bridge acts on them: the rest is for the server to judge.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ PROGRESS_TOKEN = "progressToken"
 #: Of RFC 5424, section 6.2.1, least severe first.
 LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 
-#: What may be answered with `input_required` (basic/patterns/mrtr).
+#: Methods that may be answered with `input_required` (basic/patterns/mrtr).
 INPUT_REQUIRED_METHODS = frozenset({"tools/call", "prompts/get", "resources/read"})
-#: The extension of tasks, and its requests, each about a task that is there.
+#: The extension of tasks, and its methods, each about an existing task.
 TASKS = PREFIX + "tasks"
 TASK_METHODS = frozenset({"tasks/cancel", "tasks/get", "tasks/update"})
-#: What names something, and the parameter that does (basic/transports/
+#: Methods that name something, and the parameter that does (basic/transports/
 #: streamable-http, "Standard Request Headers"; for tasks the extension's "Routing Headers").
 NAME_BEARING_METHODS = {
     "tools/call": "name",
@@ -65,11 +65,11 @@ NAME_BEARING_METHODS = {
     "resources/read": "uri",
     **dict.fromkeys(sorted(TASK_METHODS), "taskId"),
 }
-#: The request whose answer is the end of a stream of notifications.
+#: The request that opens a stream of notifications; its answer ends the stream.
 LISTEN = "subscriptions/listen"
 #: The first message of that stream.
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
-#: What clients sent until 2025-11-25, and this revision has no more.
+#: Methods of clients until 2025-11-25 that this revision does not have.
 REMOVED = frozenset(
     {
         "initialize",
@@ -86,13 +86,13 @@ REMOVED = frozenset(
 
 #: The largest `clientCapabilities`, in bytes of canonical JSON.
 MAX_CAPABILITIES_BYTES = 64 * 1024
-#: What is longer than this, as it was written, is not even read.
+#: Capabilities that are written in more bytes than this are not even read.
 _UNREAD_BYTES = 2 * MAX_CAPABILITIES_BYTES
 #: The largest `clientInfo`, and the largest `subscriptions/listen`, in bytes as they are written.
 MAX_CLIENT_INFO_BYTES = 256 * 1024
 MAX_LISTEN_BYTES = 1024 * 1024
 
-#: What a request has to have; null is none.
+#: The id of a request; null is none.
 RequestId = str | int | float
 
 _MISSING = "is missing"
@@ -101,12 +101,13 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 class ModernRequest(msgspec.Struct, frozen=True, eq=False):
     """
-    One request, and what the bridge must know of it.
+    One request, with the members that the bridge acts on.
 
-    `outer`, `params` and `meta` are the members of it, of its `params` and
-    of its `_meta`, as they stand.  `capabilities` are the client's in canonical JSON: sorted
-    keys, no spaces, ASCII, so those of two spellings are equal.  `name` is
-    what `Mcp-Name` must say, None for a method that has none.
+    `outer`, `params` and `meta` are the members of the message, of its
+    `params` and of its `_meta`, as they stand.  `capabilities` are the
+    client's in canonical JSON (sorted keys, no spaces, ASCII), so that two
+    spellings of the same are equal.  `name` is the value that `Mcp-Name` must
+    have; None for a method without one.
     """
 
     outer: dict[str, msgspec.Raw]
@@ -123,14 +124,14 @@ class ModernRequest(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def arguments(self) -> msgspec.Raw | None:
-        """The arguments of a tool or a prompt, as they stand."""
+        """The arguments of a tool or a prompt, as they stand; None where there are none."""
         return self.params.get("arguments")
 
 
 def is_modern_version(header: str | None) -> bool:
     """
-    Whether `MCP-Protocol-Version` names a revision without a handshake: one
-    that the bridge speaks, or a later one than any with it.
+    Tell whether `MCP-Protocol-Version` names a revision without a handshake:
+    one that is later than all that have it.
     """
     return (
         header is not None
@@ -141,29 +142,30 @@ def is_modern_version(header: str | None) -> bool:
 
 def claims_modern(line: bytes) -> bool:
     """
-    Whether a message says in `params._meta` that it is of a revision without
-    a handshake (basic/versioning, "Backward Compatibility").  Never raises.
+    Tell whether a message says in `params._meta` that it is of a revision
+    without a handshake (basic/versioning, "Backward Compatibility").  Never raises.
     """
-    # Without the prefix: some encoders escape the slash of it.
+    # Without the prefix, whose slash some encoders escape.
     if b'protocolVersion"' not in line:
         return False
     if len(line) > SECOND_PARSE_BYTES and not is_json(line):
-        # `read_message` will refuse it: no second, slow parse for it.
+        # `read_message` refuses it: a second, slow parse would be in vain.
         return False
     return PROTOCOL_VERSION in meta_of(members_of(members_of(line).get("params")))
 
 
 def read_request(message: ParsedMessage, *, version_header: str | None) -> ModernRequest:
     """
-    Read one request, with the `MCP-Protocol-Version` it came with; None
+    Read one request, with the `MCP-Protocol-Version` that it came with; None
     where there was no such header.
 
-    What is wrong is told in this order: what is no request; no version in
-    `_meta`; another one in the header; one the bridge does not speak, whose
-    rules are not known; then what the revision asks for.  Raises, with the
-    `ident` of the request: `NotJsonRpc`, `InvalidParams` (basic/index,
-    "Per-request protocol fields"), `HeaderMismatch` and `UnsupportedVersion`
-    (basic/transports/streamable-http, "Protocol Version Header").
+    The first mistake is reported, in this order: it is no request; `_meta`
+    has no version; the header has another one; the bridge does not speak that
+    version, so its rules are not known; then whatever the revision asks for.
+    Raise, with the request's `ident`: `NotJsonRpc`, `InvalidParams`
+    (basic/index, "Per-request protocol fields"), `HeaderMismatch` and
+    `UnsupportedVersion` (basic/transports/streamable-http, "Protocol Version
+    Header").
     """
     ident = _ident(message.envelope)
     try:
@@ -174,7 +176,7 @@ def read_request(message: ParsedMessage, *, version_header: str | None) -> Moder
             version_header is not None
             and version_header.strip(" \t") not in MODERN_PROTOCOL_VERSIONS
         ):
-            # Of a revision that the bridge does not know it cannot tell what is missing.
+            # The bridge cannot tell what is missing in a revision that it does not know.
             unknown = UnsupportedVersion(version_header, MODERN_PROTOCOL_VERSIONS)
             unknown.ident = ident
             raise unknown from None
@@ -194,7 +196,7 @@ def _ident(envelope: Envelope) -> RequestId:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text can be written in UTF-8: it has no lone surrogate."""
+    """Tell whether a text can be encoded in UTF-8: it has no lone surrogate."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
@@ -214,7 +216,7 @@ def _read(message: ParsedMessage, ident: RequestId, header: str | None) -> Moder
                 f"{CLIENT_INFO} has more than {MAX_CLIENT_INFO_BYTES} bytes (MAX_CLIENT_INFO_BYTES)"
             )
         _object(client_info, CLIENT_INFO)
-        # It is kept for longer than the rest of the request, of which it is a view.
+        # A copy, as it is kept for longer than the message, of which it is a view.
         client_info = client_info.copy()
     named_by = NAME_BEARING_METHODS.get(method)
     return ModernRequest(
@@ -238,8 +240,8 @@ def _check_version(version: str, header: str | None) -> None:
     if header.strip(" \t") != version:
         raise HeaderMismatch(f"MCP-Protocol-Version is not what {PROTOCOL_VERSION} says")
     if version not in MODERN_PROTOCOL_VERSIONS:
-        # Those alone that `server/discover` names: in the others this very
-        # request cannot be made.
+        # Only those that `server/discover` names: in the others this very request cannot
+        # be made.
         raise UnsupportedVersion(version, MODERN_PROTOCOL_VERSIONS)
 
 
@@ -261,7 +263,7 @@ def _text(raw: msgspec.Raw | None, name: str) -> str:
 
 
 def _optional(meta: dict[str, msgspec.Raw], key: str) -> msgspec.Raw | None:
-    """A member that need not be there; null is as good as nothing."""
+    """Return an optional member; null is as good as nothing."""
     raw = meta.get(key)
     return None if is_null(raw) else raw
 
@@ -294,7 +296,7 @@ def _canonical(raw: msgspec.Raw | None) -> bytes:
     found = _object(raw, CLIENT_CAPABILITIES)
     try:
         read = {name: value(each) for name, each in found.items()}
-        # Not the fast encoder, which does not take lone surrogates.
+        # Not msgspec, which does not take lone surrogates.
         text = json.dumps(read, sort_keys=True, separators=(",", ":"))
     except (ValueError, RecursionError):
         raise InvalidParams(f"{CLIENT_CAPABILITIES} cannot be read") from None

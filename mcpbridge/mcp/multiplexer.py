@@ -198,11 +198,11 @@ class Multiplexer(Generic[Tag]):
 
     def _forget(self, number: int) -> _OpenRequest[Tag] | None:
         """Remove a request from those in flight; return None where it was not."""
-        asked = self._requests.pop(number, None) or self._subscriptions.pop(number, None)
-        if asked is not None:
+        open_request = self._requests.pop(number, None) or self._subscriptions.pop(number, None)
+        if open_request is not None:
             self._logging.pop(number, None)
-            del self._numbers[asked.tag]
-        return asked
+            del self._numbers[open_request.tag]
+        return open_request
 
     # From the backend.
 
@@ -236,26 +236,28 @@ class Multiplexer(Generic[Tag]):
             params = members_of(members_of(line).get("params"))
             named = meta_of(params).get(SUBSCRIPTION_ID)
             number = self._of(envelope.method) if named is None else _number(number_of(named))
-        asked = self._requests.get(number) or self._subscriptions.get(number)
-        return None if asked is None else asked.tag
+        open_request = self._requests.get(number) or self._subscriptions.get(number)
+        return None if open_request is None else open_request.tag
 
     def _answered(self, line: bytes, envelope: Envelope, outer: Members) -> Delivery[Tag] | None:
         number = own_number(envelope.id)
         self._cancelled_logging.discard(number)
         listens = number in self._subscriptions
-        asked = self._forget(number)
-        if asked is None:
+        open_request = self._forget(number)
+        if open_request is None:
             late = self._cancelled.discard(number)
             return self._drop("unasked") if late else self._reject("unasked", line)
-        changes: dict[str, object] = {"id": asked.ident}
+        changes: dict[str, object] = {"id": open_request.ident}
         result = members(outer["result"]) if listens and "result" in outer else None
         if result is not None and SUBSCRIPTION_ID in meta_of(result):
-            changes["result"] = with_meta(result, {SUBSCRIPTION_ID: asked.ident})
-        if asked.task_method is not None and not listens and b'"taskId"' in line:
+            changes["result"] = with_meta(result, {SUBSCRIPTION_ID: open_request.ident})
+        if open_request.task_method is not None and not listens and b'"taskId"' in line:
             task = members(outer["result"]) if "result" in outer else None
             if task is not None:
-                changes["result"] = self._tasks.from_result(task, asked.task_method, own=asked.own)
-        return Delivery(asked.tag, encode(changed(outer, changes)), True)
+                changes["result"] = self._tasks.from_result(
+                    task, open_request.task_method, own=open_request.own
+                )
+        return Delivery(open_request.tag, encode(changed(outer, changes)), True)
 
     def _notified(self, line: bytes, method: str, outer: Members) -> Delivery[Tag] | None:
         if method == "notifications/progress":
@@ -265,26 +267,26 @@ class Multiplexer(Generic[Tag]):
         params = members_of(outer.get("params"))
         subscription = meta_of(params).get(SUBSCRIPTION_ID)
         number = _number(number_of(subscription))
-        asked = self._subscriptions.get(number)
+        open_request = self._subscriptions.get(number)
         if method == TASK_CHANGED:
-            params = self._tasks.from_notification(params, heard=asked is not None)
+            params = self._tasks.from_notification(params, delivered=open_request is not None)
         if subscription is None:
             return self._unassociated(line, method, params)
         # Logs are of a request and never on a subscription (server/utilities/logging).
-        if asked is None or method == LOGGED:
+        if open_request is None or method == LOGGED:
             return self._drop("unasked")
         if method == ACKNOWLEDGED:
             params = self._tasks.from_acknowledgement(params)
-        new = with_meta(params, {SUBSCRIPTION_ID: asked.ident})
-        return Delivery(asked.tag, encode(changed(outer, {"params": new})), False)
+        new = with_meta(params, {SUBSCRIPTION_ID: open_request.ident})
+        return Delivery(open_request.tag, encode(changed(outer, {"params": new})), False)
 
     def _progressed(self, number: int, outer: Members) -> Delivery[Tag] | None:
-        asked = self._requests.get(number) or self._subscriptions.get(number)
-        params = None if asked is None else members(outer["params"])
-        if asked is None or asked.token is None or params is None:
+        open_request = self._requests.get(number) or self._subscriptions.get(number)
+        params = None if open_request is None else members(outer["params"])
+        if open_request is None or open_request.token is None or params is None:
             return self._drop("unasked")
-        new = changed(params, {PROGRESS_TOKEN: asked.token})
-        return Delivery(asked.tag, encode(changed(outer, {"params": new})), False)
+        new = changed(params, {PROGRESS_TOKEN: open_request.token})
+        return Delivery(open_request.tag, encode(changed(outer, {"params": new})), False)
 
     def _ended(self, number: int) -> Delivery[Tag] | None:
         """
@@ -292,13 +294,13 @@ class Multiplexer(Generic[Tag]):
         its client gets the response that says so (subscriptions, "Graceful
         Closure").
         """
-        asked = self._forget(number) if number in self._subscriptions else None
-        if asked is None:
+        open_request = self._forget(number) if number in self._subscriptions else None
+        if open_request is None:
             return self._drop("unasked")
         # It may answer it all the same.
         self._cancelled.add(number)
-        result = {"resultType": "complete", "_meta": {SUBSCRIPTION_ID: asked.ident}}
-        return Delivery(asked.tag, result_line(asked.ident, result), True)
+        result = {"resultType": "complete", "_meta": {SUBSCRIPTION_ID: open_request.ident}}
+        return Delivery(open_request.tag, result_line(open_request.ident, result), True)
 
     def _unassociated(self, line: bytes, method: str, params: Members) -> Delivery[Tag] | None:
         """
@@ -310,10 +312,10 @@ class Multiplexer(Generic[Tag]):
         number = self._of(method)
         if not number:
             return self._drop("unassociated")
-        asked = self._requests[number]
-        if not _is_logged(params, asked.level or 0):
+        open_request = self._requests[number]
+        if not _is_logged(params, open_request.level or 0):
             return self._drop("level")
-        return Delivery(asked.tag, line, False)
+        return Delivery(open_request.tag, line, False)
 
     def _reject(self, why: Why, line: bytes) -> Delivery[Tag] | None:
         self._report(why, line)
@@ -340,6 +342,6 @@ def _is_logged(params: Members, wanted: int) -> bool:
     return level in LOG_LEVELS and LOG_LEVELS.index(level) >= wanted
 
 
-def _number(said: object) -> int:
+def _number(value: object) -> int:
     """Return which of the bridge's numbers a progress token or subscription id is; 0 for none."""
-    return 0 if isinstance(said, str) else own_number(said)
+    return 0 if isinstance(value, str) else own_number(value)

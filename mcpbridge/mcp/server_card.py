@@ -1,7 +1,7 @@
 """
-Server cards (SEP-2127, the extension `server-card`): what a server has said of
-itself, as a document for those who are not connected yet, and the catalog of
-several.
+Server cards (SEP-2127, the extension `server-card`): a document in which
+clients that are not connected yet find what a server has said of itself, and
+the catalog of several.
 
 Knows the documents; must not know how they are served, nor how a server is run.
 """
@@ -22,10 +22,9 @@ CARD_TYPE = "application/mcp-server-card+json"
 CATALOG_TYPE = "application/ai-catalog+json"
 SCHEMA = "https://static.modelcontextprotocol.io/schemas/v1/server-card.schema.json"
 
-#: The largest `serverInfo` that is kept for a card, in bytes; a server with a
-#: larger one has no card.
+#: The largest `serverInfo` of a card, in bytes; a server with a larger one has no card.
 MAX_INFO_BYTES = 64 * 1024
-#: How long the texts of a card may be, by its schema.
+#: The longest texts that the schema of a card allows, in characters.
 MAX_NAME, MAX_VERSION, MAX_TEXT = 200, 255, 100
 
 _NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
@@ -40,17 +39,17 @@ class _Info(msgspec.Struct):
 
 
 class KnownServer:
-    """What is known of a server from the answers to `initialize` and `server/discover`."""
+    """A server as its answers to `initialize` and `server/discover` describe it."""
 
     def __init__(self) -> None:
-        #: Its `serverInfo`, and the revisions that clients may use; None: not known yet.
+        #: Its `serverInfo`, None while it is not known, and the revisions that clients may use.
         self.info: bytes | None = None
         self.versions: tuple[str, ...] = ()
 
     def initialized(self, version: str, info: msgspec.Raw | None) -> None:
         """
-        A process took `initialize`, and chose that revision.  The bridge
-        translates for clients of 2026-07-28.
+        Learn that a process accepted `initialize` with that revision.  The
+        bridge translates for clients of 2026-07-28.
         """
         if version in HANDSHAKE_PROTOCOL_VERSIONS and self._learn(info):
             usable = {*self.versions, version, *MODERN_PROTOCOL_VERSIONS}
@@ -61,7 +60,7 @@ class KnownServer:
             )
 
     def initialize_result(self, result: msgspec.Raw) -> None:
-        """The same, as it stands in the answer."""
+        """Learn the same from the result of `initialize`."""
         found = members_of(result)
         version = string_of(found.get("protocolVersion"))
         if version is not None:
@@ -69,14 +68,15 @@ class KnownServer:
 
     def discovered(self, info: msgspec.Raw | None) -> None:
         """
-        A process answered `server/discover` with this `serverInfo`.  The
-        bridge keeps sessions for clients of every older revision.
+        Learn that a process answered `server/discover` with this
+        `serverInfo`.  The bridge keeps sessions for clients of every older
+        revision.
         """
         if self._learn(info):
             self.versions = (*HANDSHAKE_PROTOCOL_VERSIONS, *MODERN_PROTOCOL_VERSIONS)
 
     def _learn(self, info: msgspec.Raw | None) -> bool:
-        """Keep a copy: the answer that it is part of may be much larger."""
+        """Keep a copy, as the answer that it is a part of may be much larger."""
         if info is None or memoryview(info).nbytes > MAX_INFO_BYTES:
             return False
         kept = bytes(info)
@@ -90,12 +90,12 @@ class KnownServer:
 
 
 def info_of_discovery(result: bytes | msgspec.Raw) -> msgspec.Raw | None:
-    """The `serverInfo` of a DiscoverResult."""
+    """Return the `serverInfo` of a DiscoverResult."""
     return meta_of(members_of(result)).get(SERVER_INFO)
 
 
 class Place(NamedTuple):
-    """Where a server is served: the host without its port, and the URLs of its endpoints."""
+    """The host that serves a server, without its port, and the URLs of its endpoints."""
 
     host: str
     mcp: str
@@ -103,7 +103,7 @@ class Place(NamedTuple):
 
 
 def server_card(known: KnownServer, place: Place) -> dict[str, Any] | None:
-    """The card; None where nothing is known yet."""
+    """Return a server's card; None where nothing is known of it yet."""
     if known.info is None:
         return None
     info: dict[str, Any] = msgspec.json.decode(known.info)
@@ -134,8 +134,8 @@ def server_card(known: KnownServer, place: Place) -> dict[str, Any] | None:
 
 def card_name(name: str, host: str) -> str:
     """
-    A name in reverse-DNS format: the server's own where it is one, else the
-    host's with what can stand in it of the server's.
+    Return a name in reverse-DNS format: the server's own where it is in that
+    format, otherwise the host's with the server's behind the slash.
     """
     if _NAME.fullmatch(name) and len(name) <= MAX_NAME:
         return name
@@ -147,7 +147,7 @@ def card_name(name: str, host: str) -> str:
 
 
 def catalog(cards: Iterable[tuple[str, dict[str, Any]]], host: str) -> dict[str, Any]:
-    """The AI Catalog of cards, each with its URL."""
+    """Return the AI Catalog of cards, each with its URL."""
     entries: list[dict[str, str]] = []
     used: set[str] = set()
     publisher = _NOT_IN_HOST.sub("-", host).strip("-.") or "localhost"
@@ -163,12 +163,12 @@ def catalog(cards: Iterable[tuple[str, dict[str, Any]]], host: str) -> dict[str,
 
 
 def as_json(document: dict[str, Any]) -> bytes:
-    """A document as it is sent."""
+    """Return a document as it is sent."""
     return encode(document)
 
 
 def matches(tags: Sequence[str], etag: str) -> bool:
-    """Whether `If-None-Match` has a tag (RFC 9110, section 13.1.2: weak comparison)."""
+    """Tell whether `If-None-Match` has a tag (RFC 9110, section 13.1.2: weak comparison)."""
     listed = [each.strip() for each in ",".join(tags).split(",")]
     return "*" in listed or any(each.removeprefix("W/") == etag for each in listed)
 
@@ -177,16 +177,16 @@ def _slug(name: str) -> str:
     return _NOT_IN_NAME.sub("-", name).strip("-.")[:MAX_TEXT] or "server"
 
 
-def _text(said: object) -> str | None:
-    """A text in one line, cut to what the schema allows; None where there is none."""
-    if not isinstance(said, str):
+def _text(value: object) -> str | None:
+    """Return a text on one line, cut to the schema's length; None for anything else."""
+    if not isinstance(value, str):
         return None
-    line = " ".join(said.split())
+    line = " ".join(value.split())
     return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 1]}…"
 
 
-def _is_url(said: object) -> bool:
-    return isinstance(said, str) and _URL.fullmatch(said) is not None
+def _is_url(value: object) -> bool:
+    return isinstance(value, str) and _URL.fullmatch(value) is not None
 
 
 def _is_icon(icon: object) -> bool:

@@ -92,23 +92,23 @@ def read_filter(raw: msgspec.Raw | None) -> Filter:
     if raw is None:
         raise InvalidParams("params.notifications is missing")
     try:
-        asked = msgspec.json.decode(raw, type=Filter)
+        wanted = msgspec.json.decode(raw, type=Filter)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidParams(f"params.notifications: {error}") from None
-    if len(asked.resource_subscriptions) > MAX_RESOURCES:
+    if len(wanted.resource_subscriptions) > MAX_RESOURCES:
         raise InvalidParams(f"a stream may be about {MAX_RESOURCES} resources at most")
     return msgspec.structs.replace(
-        asked, resource_subscriptions=tuple(dict.fromkeys(asked.resource_subscriptions))
+        wanted, resource_subscriptions=tuple(dict.fromkeys(wanted.resource_subscriptions))
     )
 
 
-def acknowledge(asked: Filter, capabilities: Members) -> Filter:
+def acknowledge(wanted: Filter, capabilities: Members) -> Filter:
     """Return the part of a filter that a server with these capabilities can serve."""
     return Filter(
-        asked.tools_list_changed and _can(capabilities, "tools", "listChanged"),
-        asked.prompts_list_changed and _can(capabilities, "prompts", "listChanged"),
-        asked.resources_list_changed and _can(capabilities, "resources", "listChanged"),
-        asked.resource_subscriptions if _can(capabilities, "resources", "subscribe") else (),
+        wanted.tools_list_changed and _can(capabilities, "tools", "listChanged"),
+        wanted.prompts_list_changed and _can(capabilities, "prompts", "listChanged"),
+        wanted.resources_list_changed and _can(capabilities, "resources", "listChanged"),
+        wanted.resource_subscriptions if _can(capabilities, "resources", "subscribe") else (),
     )
 
 

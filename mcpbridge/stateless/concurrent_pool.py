@@ -23,8 +23,8 @@ from mcpbridge.mcp.server_card import KnownServer
 from mcpbridge.mcp.subscriptions import complete_line
 from mcpbridge.mcp.tasks import (
     declares_tasks,
-    listening_for,
     owner_of,
+    subscription_to,
     task_ids,
     undeclared,
     unknown_task,
@@ -154,7 +154,7 @@ class ConcurrentPool(WorkerPool):
             if exchange.over:
                 return
             for worker, idents in owned.items():
-                subscription.add(worker, idents, listening_for(request, idents))
+                subscription.add(worker, idents, subscription_to(request, idents))
         except BaseException:
             subscription.cancel(exchange)
             raise

@@ -182,7 +182,7 @@ class _TaskPolling:
 
     def _poll(self) -> None:
         self._tasks.expire()
-        ident = None if self.is_querying else self._tasks.to_ask()
+        ident = None if self.is_querying else self._tasks.next_to_poll()
         if ident is not None:
             request = own_request("tasks/get", {"taskId": ident}, {TASKS: {}})
             # Where the process is busy, the next look asks again.

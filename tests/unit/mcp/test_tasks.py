@@ -33,9 +33,9 @@ from mcpbridge.mcp.tasks import (
     declares_tasks,
     failed_line,
     for_owner,
-    listening_for,
     owner_of,
     promised_tasks,
+    subscription_to,
     task_ids,
     unknown_task,
     without_tasks,
@@ -255,16 +255,16 @@ def test_a_ttl_counts_from_the_beginning_and_may_change(world: World) -> None:
 
 def test_the_bridge_asks_when_nobody_has_for_a_while(world: World) -> None:
     world.create(pollIntervalMs=1000)
-    assert world.tasks.to_ask() is None
+    assert world.tasks.next_to_poll() is None
     world.now += POLL_SECONDS
-    assert world.tasks.to_ask() == "1"
-    assert world.tasks.to_ask() is None
+    assert world.tasks.next_to_poll() == "1"
+    assert world.tasks.next_to_poll() is None
     world.now += POLL_SECONDS
     world.get(own=True, pollIntervalMs=20_000)
     world.now += 39
-    assert world.tasks.to_ask() is None
+    assert world.tasks.next_to_poll() is None
     world.now += 1
-    assert world.tasks.to_ask() == "1"
+    assert world.tasks.next_to_poll() == "1"
 
 
 def test_a_result_that_only_the_bridge_knows_of_is_kept_for_a_while(world: World) -> None:
@@ -273,7 +273,7 @@ def test_a_result_that_only_the_bridge_knows_of_is_kept_for_a_while(world: World
     world.now += RESULT_SECONDS - 1
     world.tasks.expire()
     assert len(world.tasks) == 1
-    assert world.tasks.to_ask() is None
+    assert world.tasks.next_to_poll() is None
     assert world.tasks.failed("1", "why") is None
     world.get(status="completed")
     assert not len(world.tasks)
@@ -372,7 +372,7 @@ def test_what_is_listened_for() -> None:
     rest = without_tasks(asked)
     assert rest is not None
     assert json.loads(encode(rest.outer))["params"]["notifications"] == {"toolsListChanged": True}
-    one = json.loads(encode(listening_for(asked, ["1"]).outer))
+    one = json.loads(encode(subscription_to(asked, ["1"]).outer))
     assert one["params"]["notifications"] == {"taskIds": ["1"]}
     assert without_tasks(request(LISTEN, notifications={"taskIds": []})) is None
     assert task_ids(request(LISTEN, notifications={})) == []
