@@ -1,19 +1,19 @@
 """
-Whether a server can be started, found out without a client.
+Checks whether a server can be started, with a process that serves no client.
 
-A process that fails while it hears a client's first words may fail because of
-these words: a `clientInfo` that an older server cannot take, capabilities that
-it does not expect.  To count that as a failed start would let one client keep
-the server down for all.  So the bridge starts a process of its own then, says
-what no caller has a part in, and only what comes of that counts.
+A process that fails while it reads a client's first messages may fail because
+of them: a `clientInfo` that an older server cannot take, capabilities that it
+does not expect.  To count that as a failed start would let one client keep
+the server down for all.  So the bridge starts a process of its own then, sends
+it what no caller has a part in, and counts only what comes of that.
 
-Knows processes, time and when it is due; must not know clients.
+Knows processes, time and when a check is due; must not know clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
@@ -39,41 +39,65 @@ _CAPABILITIES = b'{"elicitation":{},"roots":{},"sampling":{}}'
 _IDENT = 0
 
 
+class ProcessStarter(Protocol):
+    """Starts processes that no client has asked for; a `ProcessPool`."""
+
+    #: True once no process is started any more.
+    stopping: bool
+
+    def acquire(self) -> Any:
+        """Return a permit that is free; None where there is none."""
+        ...
+
+    async def start_process(self, permit: Any) -> BackendSession:
+        """Start a process with this permit.  Raises `BackendFailed` and `Stopping`."""
+        ...
+
+    def fail(self, why: str) -> None:
+        """Note that a process was of no use, so the server is left alone for a while."""
+
+    def tell_room(self) -> None:
+        """There may be a process, or capacity for one: tell those who wait."""
+
+
 def neutral_initialize() -> bytes:
-    """An `initialize` of the bridge's own."""
+    """Return an `initialize` of the bridge's own, with the id 0."""
     params = initialize_params(_CAPABILITIES, None, __version__)
     return request_line(_IDENT, "initialize", params)
 
 
 class Greeting:
     """
-    A process that hears nothing but the bridge's first words; a `Adapter`.
+    The `Adapter` of a process that is sent one request by the bridge.
 
     Any answer will do, an error too: what a server refuses it has read.
     """
 
     def __init__(self, session: BackendSession) -> None:
         self._session = session
-        #: Fires with the answer; None while nothing has been said.
+        #: Fires with the answer; None before the request is sent.
         self._answered: Deferred[None] | None = None
 
-    async def say(self, line: bytes, patience: float) -> None:
-        """Say it, and wait for the answer.  Raises `BackendFailed`."""
+    async def ask(self, line: bytes, seconds: float) -> None:
+        """
+        Send the request with the id 0, and wait so many seconds for its
+        answer.  Raises `BackendFailed`.
+        """
         try:
             self._session.backend.send(line)
             self._answered = Deferred()
-            self._answered.addTimeout(patience, self._session.clock)
+            self._answered.addTimeout(seconds, self._session.clock)
             await self._answered
         except defer.TimeoutError:
-            raise BackendFailed(f"no answer to the first message in {patience:g} s") from None
+            raise BackendFailed(f"no answer to the first message in {seconds:g} s") from None
         except (BackendBusy, UnknownSession) as error:
             raise BackendFailed(str(error)) from None
 
     def send(self, lines: list[bytes], envelopes: object = None) -> None:
-        """Nobody has it."""
+        """Do nothing: there is no client."""
 
     def received(self, lines: list[bytes]) -> list[bytes]:
-        """Look for the answer; nobody hears of the rest."""
+        """Look for the answer and drop everything else."""
         for line in lines:
             envelope = peek(line) or peek_again(line)
             if envelope is None or not envelope.is_response:
@@ -85,18 +109,17 @@ class Greeting:
         return []
 
     def close(self) -> None:
-        """It has ended, or was told to."""
+        """Fail the wait: the process has ended, or was told to."""
         if self._answered is not None and not self._answered.called:
             self._answered.errback(BackendFailed(self._session.reason))
 
 
 class StartCheck:
     """
-    Starts at most one process at a time, and at most one in `CHECK_SECONDS`
-    while these can be started.
+    Checks one server, with at most one process at a time, and at most once in
+    `CHECK_SECONDS` while it can be started.
 
-    `acquire` gives a permit or None, `start` a process for it; `greeting` the
-    line that it is told.  `failed` is called with why it was of no use.
+    `greeting` returns the request that the process is sent, with the id 0.
     """
 
     log = Logger()
@@ -106,18 +129,13 @@ class StartCheck:
         settings: ServerSettings,
         clock: IReactorTime,
         backoff: StartBackoff,
-        *,
-        acquire: Callable[[], Any],
-        start: Callable[[Any], Coroutine[Deferred[Any], Any, BackendSession]],
-        failed: Callable[[str], object],
+        starter: ProcessStarter,
         greeting: Callable[[], bytes] = neutral_initialize,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._backoff = backoff
-        self._acquire = acquire
-        self._start = start
-        self._failed = failed
+        self._starter = starter
         self._greeting = greeting
         self._wanted = self._running = self._stopped = False
         self._earliest = float("-inf")
@@ -125,7 +143,7 @@ class StartCheck:
 
     def doubt(self, why: str) -> None:
         """
-        A process was of no use to a caller: find out whose fault that is.
+        Check the server, because a process was of no use to a caller.
 
         While the server is known to be down there is nothing to find out; and
         what fails during a check was begun before its outcome is known.
@@ -135,7 +153,7 @@ class StartCheck:
             self.look()
 
     def look(self) -> None:
-        """Begin, where that is wanted and due, and there is room for a process."""
+        """Begin a check that is wanted and due, if there is a permit."""
         if not self._wanted or self._running or self._stopped:
             return
         now = self._clock.seconds()
@@ -146,20 +164,20 @@ class StartCheck:
         if delay > 0:
             self._timer.start(delay, self.look)
             return
-        # Where there is no room the server has processes, and this is done when one has ended.
-        permit = self._acquire()
+        # Without a permit there are processes of the server; the end of one calls this again.
+        permit = self._starter.acquire()
         if permit is not None:
             self._timer.stop()
             self._wanted, self._running = False, True
             self._backoff.in_doubt = True
-            Deferred.fromCoroutine(self._check(permit)).addErrback(self._not_checked)
+            Deferred.fromCoroutine(self._check(permit)).addErrback(self._check_failed)
 
     def stop(self) -> None:
-        """Begin no more."""
+        """Begin no more checks."""
         self._stopped = True
         self._timer.stop()
 
-    def _not_checked(self, failure: Failure) -> None:
+    def _check_failed(self, failure: Failure) -> None:
         self.log.failure("checking whether a server starts failed", failure)
 
     async def _check(self, permit: Any) -> None:
@@ -172,24 +190,25 @@ class StartCheck:
             self._running = self._backoff.in_doubt = False
             self._earliest = self._clock.seconds() + CHECK_SECONDS
         if successes != self._backoff.successes:
-            # Meanwhile it has worked for somebody, so it can be started.
+            # Meanwhile a process has worked for a caller, so the server can be started.
             return
         if why is None:
             self._backoff.succeeded()
         else:
-            # The pause is over before the next one is due: it is no longer than the server is down.
+            # The backoff may be shorter than `CHECK_SECONDS`, and is what counts now.
             self._earliest = float("-inf")
-            self._failed(why)
+            self._starter.fail(why)
 
     async def _why_not(self, permit: Any) -> str | None:
+        """Start a process and return why it is of no use; None where it answers."""
         try:
-            session = await self._start(permit)
+            session = await self._starter.start_process(permit)
         except BackendFailed as error:
             return str(error)
         greeting = Greeting(session)
         session.adapt(greeting)
         try:
-            await greeting.say(self._greeting(), self._settings.start_timeout)
+            await greeting.ask(self._greeting(), self._settings.start_timeout)
         except BackendFailed as error:
             session.life.end(f"it is of no use: {error}")
             return str(error)

@@ -30,8 +30,8 @@ from mcpbridge.processes.abandoned import Newcomer
 from mcpbridge.processes.address_shares import Claim, Hold
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.era import OtherEra
-from mcpbridge.processes.first_start import FirstStart
 from mcpbridge.processes.pool import ProcessPool
+from mcpbridge.processes.waiters import FirstStart
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.stateless.exclusive_group import (

@@ -483,7 +483,7 @@ async def test_stop_while_a_backend_starts(start: Any) -> None:
     running = start(ServerSettings(command="x"), launcher=Slow())
     client = SseClient(running._reactor, running.origin)
     opening = Deferred.fromCoroutine(client.open())
-    while not running.bridge.servers[0].pool._launching:
+    while not running.bridge.servers[0].pool.launching:
         await deferLater(running._reactor, 0.01)
     await running.bridge.stopService()
     response = await opening

@@ -416,7 +416,7 @@ def test_a_refusal_without_trying() -> None:
     assert served.server.refusal(client("a")) is None
     assert served.server.refusal(client("b")) is not None
     served.taken_from(first, "a")
-    served.server.pool.give_one_up()
+    assert served.server.pool.unused() is None
     second.life.end("over")
     served.gone(second)
     asked.clear()

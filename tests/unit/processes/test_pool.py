@@ -109,7 +109,7 @@ class Pooled:
 
     def check(self) -> None:
         """Nothing is held that is not there."""
-        assert self.taken == len(self.pool.unclosed) + len(self.pool._launching)
+        assert self.taken == len(self.pool.unclosed) + len(self.pool.launching)
         assert self.taken <= self.limiter.limit
 
 
@@ -571,8 +571,8 @@ def test_never_more_than_the_limit_and_nothing_is_left(
             each for taking in takings for each in taking if isinstance(each, BackendSession)
         ]
         assert len(given_out) == len(set(given_out))
-        assert not set(given_out) & set(made.pool._spares)
-        assert len(made.pool._spares) <= warm
+        assert not set(given_out) & set(made.pool.spares)
+        assert len(made.pool.spares) <= warm
         had |= set(given_out)
     stopped: list[Any] = []
     made.pool.stop().addCallback(stopped.append)

@@ -280,7 +280,7 @@ class Crowded:
     def check(self) -> None:
         """Nobody has what is another's, and no process is unaccounted for."""
         world = self.world
-        assert world.limiter.taken == len(world.pool.unclosed) + len(world.pool._launching)
+        assert world.limiter.taken == len(world.pool.unclosed) + len(world.pool.launching)
         assert world.limiter.taken <= 3
         for token, call in self.calls:
             assert call.ends <= 1

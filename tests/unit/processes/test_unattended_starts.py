@@ -102,7 +102,7 @@ def test_it_is_not_kept(what: str) -> None:
     leave(served, session)
     assert not runs(session)
     served.gone(session)
-    assert served.server.pool.free_start() is None
+    assert served.server.pool.unattended.unclaimed() is None
     assert served.limiter.taken == 0
 
 

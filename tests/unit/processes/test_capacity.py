@@ -1,0 +1,84 @@
+"""Which process gives way where the limits are reached."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from mcpbridge.processes.abandoned import Due
+from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.capacity import Candidate, Kind, YieldingPool, who_gives_way
+
+NOW = 100.0
+
+
+def session(name: str) -> BackendSession:
+    """Something that stands for a session: it is only chosen, never used."""
+    return cast("BackendSession", name)
+
+
+class Pool:
+    """A pool with at most one unused process, and one unattended start."""
+
+    def __init__(self, unused: str | None = None, start: str | None = None) -> None:
+        self._unused = unused
+        self._start = start
+        self.unattended = self
+
+    def unused(self) -> Any:
+        return self._unused
+
+    def unclaimed(self) -> Any:
+        return self._start
+
+
+def choose(own: Pool, *others: Pool, due: Due | None = None) -> tuple[Kind, str, Pool] | None:
+    pools = [cast("YieldingPool", pool) for pool in (own, *others)]
+    chosen: Candidate | None = who_gives_way(pools[0], pools[1:], lambda: due, NOW)
+    return cast("tuple[Kind, str, Pool] | None", chosen)
+
+
+DUE = Due(NOW, session("abandoned"))
+
+
+def test_nobody_gives_way() -> None:
+    assert choose(Pool()) is None
+    assert choose(Pool(), Pool(), Pool()) is None
+
+
+def test_an_unused_process_of_the_server_itself_comes_first() -> None:
+    own, other = Pool("mine", "my start"), Pool("theirs", "their start")
+    assert choose(own, other, due=DUE) == (Kind.UNUSED, "mine", own)
+
+
+def test_an_unused_process_of_another_server_comes_before_all_that_are_of_use() -> None:
+    own, other = Pool(None, "my start"), Pool("theirs", "their start")
+    assert choose(own, Pool(), other, due=DUE) == (Kind.UNUSED, "theirs", other)
+
+
+def test_an_unattended_start_of_another_server_comes_before_an_abandoned_session() -> None:
+    own, other = Pool(None, "my start"), Pool(None, "their start")
+    assert choose(own, other, due=DUE) == (Kind.OTHERS_START, "their start", other)
+
+
+def test_an_abandoned_session_comes_before_a_start_of_the_server_itself() -> None:
+    own = Pool(None, "my start")
+    assert choose(own, Pool(), due=DUE) == (Kind.ABANDONED, "abandoned", own)
+
+
+@pytest.mark.parametrize("due", [None, Due(NOW + 1, session("abandoned"))])
+def test_a_session_whose_grace_is_not_over_stays(due: Due | None) -> None:
+    own = Pool(None, "my start")
+    assert choose(own, Pool(), due=due) == (Kind.OWN_START, "my start", own)
+    assert choose(Pool(), Pool(), due=due) is None
+
+
+def test_abandoned_sessions_are_not_searched_where_another_process_is_found() -> None:
+    """The search looks at the sessions of many addresses."""
+
+    def search() -> Due | None:
+        raise AssertionError("there is no need")
+
+    own = cast("YieldingPool", Pool("mine"))
+    assert who_gives_way(own, [], search, NOW) == (Kind.UNUSED, "mine", own)
