@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from random import random
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -48,7 +49,8 @@ class Server:
     `CombinedLimiter`; `launcher`, `observers` and `filters` provide the interfaces of
     those names.  `work` is shared by all servers of a bridge, so that others
     wait for one of them at a time.
-    `pools` are the process pools of all servers of the bridge.
+    `pools` are the process pools of all servers of the bridge, and `jitter`
+    varies the pauses between failed starts (`StartBackoff`).
     """
 
     log = Logger()
@@ -68,6 +70,7 @@ class Server:
         shares: Sequence[Shares] = (),
         work: SlicedWork | None = None,
         pools: list[ProcessPool] | None = None,
+        jitter: Callable[[], float] = random,
     ) -> None:
         #: Whether filters or observers are to know who calls.
         self.tells_callers = bool(observers or filters)
@@ -100,6 +103,7 @@ class Server:
             claims=self.claims,
             observer=self,
             pools=pools,
+            jitter=jitter,
         )
         #: What each session has of its client's shares.
         self._claim_of: dict[BackendSession, Claim] = {}

@@ -38,6 +38,11 @@ ABLE: dict[str, Any] = {"elicitation": {"form": {}}}
 ABLE_TASKS: dict[str, Any] = {**ABLE, "extensions": {TASKS: {}}}
 
 
+def no_jitter() -> float:
+    """Let each pause between failed starts be the shortest."""
+    return 0.0
+
+
 class Scripted(FakeBackend):
     """
     A process that hears each message in the next turn, and is gone
@@ -432,6 +437,7 @@ class World:
         self.pool = ProcessPool(
             self.settings,
             self.clock,
+            jitter=no_jitter,
             launcher=self.launcher,
             limiter=CombinedLimiter(self.over_all, self.limiter),
             over_all=self.over_all,

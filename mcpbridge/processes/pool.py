@@ -8,6 +8,7 @@ Knows processes that nobody uses yet; must not know what they will be used for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import random
 from typing import Any, Protocol, cast
 from uuid import uuid4
 
@@ -63,7 +64,7 @@ class ProcessPool:
     `limiter` is a `CombinedLimiter`, and `over_all` the part of it that is for
     all servers.  `claims` are the shares of client addresses.  `pools` are
     those of all servers of the bridge, which may end processes for one
-    another: the pool adds itself.
+    another: the pool adds itself.  `jitter` is that of `StartBackoff`.
 
     `spares` keeps processes ready, `unattended` are those whose clients left
     while they started, `capacity` decides who gives way where the limits are
@@ -86,11 +87,12 @@ class ProcessPool:
         claims: Claims | None = None,
         observer: PoolObserver | None = None,
         pools: list[ProcessPool] | None = None,
+        jitter: Callable[[], float] = random,
     ) -> None:
         self.settings = settings
         #: The sessions that may give way once their clients have abandoned them.
         self.abandoned = AbandonedSessions(settings)
-        self.backoff = StartBackoff(settings.name)
+        self.backoff = StartBackoff(settings.name, jitter)
         #: All processes of which something is left, whoever uses them.
         self.unclosed: set[BackendSession] = set()
         self.launching: set[Deferred[Any]] = set()

@@ -26,7 +26,7 @@ from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.testing import FakeLauncher, RecordingSink
 from tests.examples import examples
-from tests.fakes import Legacy, Modern, World
+from tests.fakes import Legacy, Modern, World, no_jitter
 from tests.unit.mcp.test_stream_router import Connection
 
 GRACE = 60.0
@@ -60,6 +60,7 @@ class Served:
         self.server = Server(
             ServerSettings(command="cat", max_sessions=limit, **changes),
             self.clock,
+            jitter=no_jitter,
             launcher=self.launcher,
             limiter=CombinedLimiter(machine.over_all, self.limiter),
             over_all=machine.over_all,

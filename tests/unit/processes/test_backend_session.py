@@ -48,6 +48,7 @@ from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.throttle import WINDOW_SECONDS
 from mcpbridge.server import Server
 from mcpbridge.testing import FakeBackend, FakeLauncher, RecordingSink
+from tests.fakes import no_jitter
 
 IDENT = "0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10"
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"secret":"swordfish"}}'
@@ -657,6 +658,7 @@ class Opened:
         self.server = Server(
             ServerSettings(command="cat", max_message_bytes=1000),
             self.clock,
+            jitter=no_jitter,
             launcher=self.launcher,
             limiter=self.limiter,
             **options,

@@ -7,10 +7,11 @@ import pytest
 from mcpbridge.config.tuning import BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, STILLBORN_STARTS
 from mcpbridge.errors import ServerDown
 from mcpbridge.processes.backoff import StartBackoff
+from tests.fakes import no_jitter
 
 
 def test_the_pause_doubles_to_its_maximum_and_is_reset() -> None:
-    backoff, now, pauses = StartBackoff("cat"), 100.0, []
+    backoff, now, pauses = StartBackoff("cat", no_jitter), 100.0, []
     for _ in range(2000):
         pauses.append(backoff.failed(now, "no"))
         now += pauses[-1]
@@ -21,9 +22,21 @@ def test_the_pause_doubles_to_its_maximum_and_is_reset() -> None:
     assert backoff.failed(now, "no") == BACKOFF_SECONDS
 
 
+def test_each_pause_varies_by_a_part_of_the_first(log_lines: list[str]) -> None:
+    parts = iter([0.5, 0.25])
+    backoff = StartBackoff("cat", lambda: next(parts))
+    assert backoff.failed(10.0, "no") == BACKOFF_SECONDS * 1.5
+    assert log_lines[-1].endswith("the next try is in 1.5 s")
+    with pytest.raises(ServerDown, match=r"tries again in 2 s") as raised:
+        backoff.check(10.0)
+    assert raised.value.retry_after == 2
+    backoff.check(10.0 + BACKOFF_SECONDS * 1.5)
+    assert backoff.failed(20.0, "no") == BACKOFF_SECONDS * 2.25
+
+
 def test_failures_while_it_is_down_are_one() -> None:
     """Sixteen that were begun together say no more than one."""
-    backoff = StartBackoff("cat")
+    backoff = StartBackoff("cat", no_jitter)
     assert [backoff.failed(0.25, "no") for _ in range(16)] == [1.0] * 16
     assert backoff.failed(0.75, "why not") == 0.5
     assert str(backoff) == "down after 1 failed start: why not"
@@ -32,13 +45,13 @@ def test_failures_while_it_is_down_are_one() -> None:
 
 
 def test_a_failure_without_a_reason_is_one() -> None:
-    backoff = StartBackoff("cat")
+    backoff = StartBackoff("cat", no_jitter)
     backoff.failed(0.0, "")
     assert str(backoff).startswith("down")
 
 
 def test_clients_are_told_when_to_come_again() -> None:
-    backoff = StartBackoff("cat")
+    backoff = StartBackoff("cat", no_jitter)
     backoff.check(0.0)
     backoff.failed(0.0, "it was not found")
     with pytest.raises(ServerDown) as raised:
@@ -52,7 +65,7 @@ def test_clients_are_told_when_to_come_again() -> None:
 
 def test_sessions_whose_process_ends_without_a_word() -> None:
     """Each may be its client's fault; many in a row may be the server's."""
-    backoff = StartBackoff("cat")
+    backoff = StartBackoff("cat", no_jitter)
     doubts = [backoff.stillborn() for _ in range(STILLBORN_STARTS)]
     assert doubts == [False] * (STILLBORN_STARTS - 1) + [True]
     backoff.check(0.0)

@@ -13,6 +13,7 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.server import Server
 from mcpbridge.testing import FakeLauncher, RecordingSink
+from tests.fakes import no_jitter
 
 INITIALIZE = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}'
@@ -29,6 +30,7 @@ class Served:
         self.server = Server(
             ServerSettings(**{**values, **options}),
             self.clock,
+            jitter=no_jitter,
             launcher=self.launcher,
             limiter=CombinedLimiter(SessionLimiter(100)),
         )

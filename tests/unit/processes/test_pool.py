@@ -37,6 +37,7 @@ from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.stdio.backend import StdioBackend
 from mcpbridge.testing import FakeBackend, FakeLauncher, FakeReactor, FakeTree, RecordingSink
 from tests.examples import examples
+from tests.fakes import no_jitter
 
 NOTES = [b'{"jsonrpc":"2.0","method":"notifications/%d"}' % number for number in range(4)]
 
@@ -77,6 +78,7 @@ class Pooled:
         self.pool = ProcessPool(
             ServerSettings(command="cat", max_sessions=limit, **options),
             self.clock,
+            jitter=no_jitter,
             launcher=self.launcher,
             limiter=CombinedLimiter(self.over_all, self.limiter),
             over_all=self.over_all,

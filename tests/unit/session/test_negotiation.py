@@ -19,6 +19,7 @@ from mcpbridge.processes.era import ServerEra
 from mcpbridge.session.negotiation import LegacyClientAdapter, UndecidedAdapter, first_adapter
 from mcpbridge.testing import FakeBackend, RecordingSink
 from mcpbridge.translation.handshake import refusal
+from tests.fakes import no_jitter
 
 INITIALIZE = (
     b'{ "jsonrpc":"2.0", "id":"\\u0061", "method":"initialize",'
@@ -40,7 +41,7 @@ class Made:
     def __init__(self, era: ServerEra | None = None, backoff: StartBackoff | None = None) -> None:
         self.clock = Clock()
         self.era = era or ServerEra()
-        self.backoff = backoff or StartBackoff("cat")
+        self.backoff = backoff or StartBackoff("cat", no_jitter)
         self.session = BackendSession(
             ident="0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10",
             server="cat",
@@ -429,7 +430,7 @@ def test_a_server_that_has_become_another_is_asked_again(how: str) -> None:
 @pytest.mark.parametrize("how", ["silent", "spoke", "lasted", "left"])
 def test_processes_that_end_without_a_word(how: str) -> None:
     """Many in a row are a doubt; not where it has spoken, or its client has left."""
-    era, backoff = ServerEra(), StartBackoff("cat")
+    era, backoff = ServerEra(), StartBackoff("cat", no_jitter)
     for number in range(STILLBORN_STARTS):
         made = Made(era, backoff)
         made.post(INITIALIZE)

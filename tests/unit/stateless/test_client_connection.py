@@ -21,6 +21,7 @@ from mcpbridge.web.routes import Routes
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.stateless_http import PROXY_HEADERS, _connection
 from mcpbridge.web.transport_security import TransportSecurity
+from tests.fakes import no_jitter
 from tests.unit.web.test_fast_path import _Unlimited
 from tests.unit.web.test_fast_path_stateless import asking
 from tests.unit.web.test_stateless_http import USUAL, Launcher, Legacy, answer
@@ -57,6 +58,7 @@ class Site:
         self.server = Server(
             server_settings,
             self.clock,
+            jitter=no_jitter,
             launcher=self.launcher,
             limiter=_Unlimited(),
             event_store=MemoryEventStore(),

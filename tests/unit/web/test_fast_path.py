@@ -28,6 +28,7 @@ from mcpbridge.web.fast_path import FastPath
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.transport_security import TransportSecurity
 from tests.examples import examples
+from tests.fakes import no_jitter
 from tests.unit.web.test_stateless_http import Launcher, Modern, answer
 
 IDENT = "12345678-1234-4234-8234-123456789abc"
@@ -90,6 +91,7 @@ class World:
         server = Server(
             server_settings,
             self.clock,
+            jitter=no_jitter,
             launcher=self.launcher,
             limiter=limiter,
             filters=[Refuser()] if filtered else [],

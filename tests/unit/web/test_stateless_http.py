@@ -24,6 +24,7 @@ from mcpbridge.web.routes import Routes
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.stateless_http import status_of
 from mcpbridge.web.transport_security import TransportSecurity
+from tests.fakes import no_jitter
 
 VERSION = "2026-07-28"
 PREFIX = "io.modelcontextprotocol/"
@@ -139,6 +140,7 @@ class World:
         self.server = Server(
             settings,
             self.clock,
+            jitter=no_jitter,
             launcher=self.launcher,
             limiter=self.limiter,
             filters=[Refuser()],
