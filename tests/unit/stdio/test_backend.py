@@ -17,7 +17,8 @@ from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.interfaces import IBackend
 from mcpbridge.jsonrpc.malformed_output import UTF16, Lost
 from mcpbridge.response_budget import ResponseBudget
-from mcpbridge.stdio.backend import EXIT_NEWS_SECONDS, REST_SECONDS, StdioBackend
+from mcpbridge.stdio.backend import EXIT_NEWS_SECONDS, StdioBackend
+from mcpbridge.stdio.stdout_reader import REST_SECONDS
 from mcpbridge.testing import FakeReactor, FakeTree
 
 MESSAGE = b'{"jsonrpc":"2.0","method":"notifications/message"}'
@@ -218,18 +219,19 @@ def test_a_message_with_a_header_that_is_waited_for_at_the_end(ends: bool) -> No
     else:
         made.process.close_output()
         assert ("stderr", [b"stdout: Content-Length: 99"]) in made.told
-    assert made.backend._rest_call is None
+    assert not made.backend._stdout._rest_timer.is_running
 
 
 def test_a_message_with_a_header_is_not_waited_for_where_the_backend_is_stopped() -> None:
     """By what stands before the header, in the same read."""
     made = Made()
-    made.backend._receiver.messages_received = lambda lines: made.backend.stop()
+    made.messages_received = lambda lines: made.backend.stop()  # type: ignore[method-assign]
     before = len(made.reactor.getDelayedCalls())
     made.process.say(MESSAGE + b"\nContent-Length: 99\n")
-    assert made.backend._odd is not None
-    assert made.backend._odd.body_size == 99
-    assert made.backend._rest_call is None
+    malformed = made.backend._stdout._malformed
+    assert malformed is not None
+    assert malformed.body_size == 99
+    assert not made.backend._stdout._rest_timer.is_running
     assert before == 0
 
 
