@@ -1,20 +1,19 @@
 """
-The bridge: the composition root, where all objects are made and wired.
+The composition root: `Bridge` makes all objects and connects them.
 
-What `twistd mcpbridge` runs, and what an application embeds.
+It is the service that `twistd mcpbridge` runs and that an application embeds.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReactorTime
+from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
@@ -42,21 +41,14 @@ from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.session_report import session_lines
 from mcpbridge.sliced_work import SlicedWork
-from mcpbridge.stdio.cleanup_records import CleanupRecords
-from mcpbridge.stdio.exec_chain import PythonShim, find_chain
-from mcpbridge.stdio.launcher import LocalLauncher
-from mcpbridge.stdio.prctl import set_child_subreaper
-from mcpbridge.stdio.process_tags import new_base, shortcomings
-from mcpbridge.stdio.process_tracker import ProcessTracker
-from mcpbridge.stdio.recovery import Journal, Recovery
-from mcpbridge.stdio.state_file import candidates
-from mcpbridge.stdio.watchdog import END_SECONDS, Watchdog
+from mcpbridge.stdio.local_processes import LocalProcesses
+from mcpbridge.timers import Timer
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint
 from mcpbridge.web.transport_security import TransportSecurity
 from mcpbridge.web.urls import exposed, served_urls
 
-#: A page whose name is rebound to this machine's address is of the same origin
-#: as the bridge; only the names that clients use tell it from them.
+#: A page whose host name is rebound to this machine's address has the same origin as the
+#: bridge.  Only the host names that clients use tell the two apart.
 _NAME_THE_HOSTS = (
     "; name the hosts that clients use with --allowed-hosts (allowed_hosts), so that no web page"
     " reaches it under a name of its own (DNS rebinding)"
@@ -71,10 +63,11 @@ class Bridge(Service):
     with `startService` and `stopService`.  With `listen=()` in its settings
     it opens no port: put `resource()` under a site of your own.
 
-    `launcher`, `limiter`, `observers` and `filters` serve all servers that
-    name none of their own in the settings; see `mcpbridge.interfaces`.
-    Raises `SettingError` for an extension that does not provide its
-    interface.
+    `launcher`, `limiter`, `event_store`, `observers` and `filters` are
+    extensions for all servers (`mcpbridge.interfaces`).  A server's own
+    launcher, limiter or event store, named in its settings, takes their
+    place; its own observers and filters are added.  Raises `SettingError`
+    for an extension that does not provide its interface.
     """
 
     log = Logger()
@@ -97,25 +90,22 @@ class Bridge(Service):
         self._reactor: Any = reactor
         self._clock: IReactorTime = reactor
         self._environment = environment
-        self._launcher = verified("launcher", IBackendLauncher, launcher)
-        self._limiter = verified("limiter", ISessionLimiter, limiter)
+
+        # Memory, shared by all servers.
         self._trimmer = Trimmer(self._clock, trim_function())
         self._budget = ResponseBudget(settings.max_response_bytes, self._clock, self._trimmer.freed)
-        self._event_store = verified("event_store", IEventStore, event_store) or (
-            MemoryEventStore(budget=self._budget)
-        )
+        self._work = SlicedWork(self._clock)
+
+        # Extensions, for servers that name none of their own.
+        self._launcher = verified("launcher", IBackendLauncher, launcher)
+        self._limiter = verified("limiter", ISessionLimiter, limiter)
+        self._event_store = verified("event_store", IEventStore, event_store)
+        if self._event_store is None:
+            self._event_store = MemoryEventStore(budget=self._budget)
         self._observers = [verified("observers", ISessionObserver, each) for each in observers]
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
-        records = CleanupRecords()
-        base = new_base()
-        self._journal = Journal(self._clock, records)
-        self._watchdog = Watchdog(reactor, base, records, self._journal.changed)
-        self._recovery = Recovery(reactor, base)
-        self._tracker = ProcessTracker(self._clock, base, self._watchdog)
-        #: The value of the label that tells this bridge's containers from all others.
-        self._bridge_id = f"{base:x}-{secrets.token_hex(8)}"
-        self._security = TransportSecurity(settings, self._clock)
-        self._accept_errors = AcceptErrors(self._clock)
+
+        # Limits over all servers.
         self._over_all = SessionLimiter(settings.max_sessions)
         self._shares = Shares(
             share_of(settings.max_sessions, settings.max_sessions_per_address),
@@ -123,25 +113,70 @@ class Bridge(Service):
             what="the sessions of all servers",
             setting="max_sessions_per_address of the bridge",
         )
-        self._work = SlicedWork(self._clock)
-        self._launchers: list[tuple[str, Any]] = []
         self._pools: list[ProcessPool] = []
+
+        # Servers and their launchers.
+        self._local = LocalProcesses(reactor, environment)
+        self._launchers: list[tuple[str, Any]] = []
         self.servers = [self._build_server(each) for each in settings.servers]
+
+        # HTTP; the site is made when it is first asked for, as it imports the reactor.
+        self._security = TransportSecurity(settings, self._clock)
+        self._accept_errors = AcceptErrors(self._clock)
         self._ports: list[IListeningPort] = []
         self._site: Any = None
         self._resource: IResource | None = None
-        #: The rest of `log_sessions`.
-        self._reporting: IDelayedCall | None = None
+
+        #: Writes the next lines of `log_sessions`.
+        self._report_timer = Timer(self._clock)
+
+    def _build_server(self, settings: ServerSettings) -> Server:
+        """Make one server, with its extensions or else those of the bridge."""
+        launcher = load("launcher", IBackendLauncher, settings.launcher, settings)
+        if launcher is None:
+            launcher = self._launcher
+        if launcher is None:
+            launcher = self._local.launcher(settings, self._budget)
+        self._launchers.append((settings.name, launcher))
+        limiter = load("limiter", ISessionLimiter, settings.limiter, settings)
+        if limiter is None:
+            limiter = self._limiter
+        if limiter is None:
+            limiter = SessionLimiter(settings.max_sessions)
+        event_store = load("event_store", IEventStore, settings.event_store, settings)
+        return Server(
+            settings,
+            self._clock,
+            launcher=launcher,
+            limiter=CombinedLimiter(self._over_all, limiter),
+            over_all=self._over_all,
+            observers=[
+                *self._observers,
+                *(
+                    load("observers", ISessionObserver, each, settings)
+                    for each in settings.observers
+                ),
+            ],
+            filters=[
+                *self._filters,
+                *(load("filters", IMessageFilter, each, settings) for each in settings.filters),
+            ],
+            event_store=self._event_store if event_store is None else event_store,
+            budget=self._budget,
+            shares=[self._shares],
+            work=self._work,
+            pools=self._pools,
+        )
 
     # For embedding.
 
     def resource(self) -> IResource:
         """
-        All servers, each below its base: put it anywhere in a site.
+        Return a resource that serves all servers, each below its base.
 
-        Imports klein, and with it the reactor.  A site that is not the
-        bridge's own knows nothing of its limits on bodies and connections;
-        give it `parsePOSTFormSubmission=False`.
+        It may be put anywhere in a site.  The call imports klein, and with it
+        the reactor.  A site of your own does not apply the bridge's limits on
+        bodies and connections; give it `parsePOSTFormSubmission=False`.
         """
         if self._resource is None:
             from mcpbridge.web.client_addresses import ClientAddresses
@@ -166,7 +201,7 @@ class Bridge(Service):
         return self._resource
 
     def site(self) -> Any:
-        """A site for the resource, with all limits: what the bridge's own listeners serve."""
+        """Return the site of the bridge's own listeners: the resource, with all limits."""
         if self._site is None:
             from mcpbridge.web.fast_path import FastPath
             from mcpbridge.web.site import BridgeSite
@@ -183,17 +218,18 @@ class Bridge(Service):
         return self._site
 
     def urls(self) -> list[str]:
-        """What is served by the bridge's own listeners."""
+        """Return the URLs that the bridge's own listeners serve."""
         return served_urls(self._ports, self.settings.servers)
 
     def log_sessions(self) -> None:
         """
-        Write a line to the log for each process of each server.
+        Log one line for each process of each server.
 
-        A few at a time, so that nobody waits for thousands of lines; while
-        lines are still to be written a further call does nothing.
+        `REPORTED_LINES` are logged in each iteration of the reactor, so that
+        clients need not wait for thousands.  A call before the last line is
+        logged does nothing.
         """
-        if self._reporting is not None:
+        if self._report_timer.is_running:
             return
         now = self._clock.seconds()
         lines = [line for server in self.servers for line in session_lines(server, now)]
@@ -201,19 +237,16 @@ class Bridge(Service):
         self._log_lines(iter(lines))
 
     def _log_lines(self, lines: Iterator[str]) -> None:
-        self._reporting = None
         for line in islice(lines, REPORTED_LINES):
             self.log.info("{line}", line=line)
         rest = list(lines)
         if rest:
-            self._reporting = self._clock.callLater(0, self._log_lines, iter(rest))
+            self._report_timer.start(0, self._log_lines, iter(rest))
 
     # IService.
 
     def privilegedStartService(self) -> None:
-        """
-        Open the listeners, all or none.  Raises `CannotListen`.
-        """
+        """Open all listeners, or none of them and raise `CannotListen`."""
         super().privilegedStartService()
         if self._ports:
             return
@@ -225,24 +258,18 @@ class Bridge(Service):
                 raise
 
     def startService(self) -> None:
-        """Start to serve, and say where."""
+        """Start to serve; log the URLs and everything that an operator should look at."""
         if self.running:
             return
         self.privilegedStartService()
         super().startService()
-        if any(isinstance(launcher, LocalLauncher) for _, launcher in self._launchers):
-            self._prepare_for_processes()
+        self._warn_of_rlimits()
+        self._local.start(self.settings)
         for url in self.urls():
             self.log.info("serving {url}", url=url)
-        for origin in exposed(self._ports):
-            self.log.warn(
-                "{origin} may be reached from other machines, and there is no authentication:"
-                " whoever reaches it runs a backend{hosts}",
-                origin=origin,
-                hosts="" if self.settings.allowed_hosts else _NAME_THE_HOSTS,
-            )
-        for doubt in configuration_warnings(self.settings, self._environment):
-            self.log.warn("{doubt}", doubt=doubt)
+        self._warn_of_exposure()
+        for warning in configuration_warnings(self.settings, self._environment):
+            self.log.warn("{warning}", warning=warning)
         for name, launcher in self._launchers:
             problem = guarded(self.log, "checking a launcher", launcher.check)
             if problem is not None:
@@ -250,89 +277,81 @@ class Bridge(Service):
         for server in self.servers:
             server.start()
 
-    def stopService(self) -> Deferred[Any]:
-        """
-        Stop to listen, end all sessions; fires when nothing of them is left,
-        or when the graces of all servers and `STOP_SLACK_SECONDS` are over, and
-        the watchdog has ended.
-        """
-        super().stopService()
-        if self._reporting is not None:
-            self._reporting.cancel()
-            self._reporting = None
-        closed = [self._close_ports()]
-        ended = DeferredList([server.stop() for server in self.servers])
-        if self._site is not None:
-            closed.append(self._site.close_connections())
-        done: Deferred[None] = Deferred()
-        patience = self._clock.callLater(self._longest_end(), self._give_up, done)
-
-        def all_ended(_: object) -> None:
-            if patience.active():
-                patience.cancel()
-                done.callback(None)
-
-        ended.addCallback(all_ended)
-        done.addCallback(lambda _: self._nothing_more_to_count())
-        stopped = done.addCallback(lambda _: DeferredList([*closed, self._recovery.stop()]))
-        nothing_left = stopped.addCallback(lambda _: self._watchdog.stop())
-        return nothing_left.addCallback(self._close_journal)
-
-    def _nothing_more_to_count(self) -> None:
-        self._budget.stop()
-        self._trimmer.stop()
-
-    def longest_stop(self) -> float:
-        """How many seconds `stopService` takes at most."""
-        # Connections are closed meanwhile, the watchdog ends after that.
-        local = any(isinstance(each, LocalLauncher) for _, each in self._launchers)
-        return self._longest_end() + (END_SECONDS if local else 0.0)
-
-    def _longest_end(self) -> float:
-        """How many seconds the end of all sessions may take."""
-        graces = [each.stop_grace + each.kill_grace for each in self.settings.servers]
-        slack = STOP_SLACK_SECONDS
-        if any(
-            isinstance(each, LocalLauncher) and each.starts_containers
-            for _, each in self._launchers
-        ):
-            slack += CONTAINER_STOP_SECONDS
-        return max(graces, default=0) + slack
-
-    def _give_up(self, done: Deferred[None]) -> None:
-        left = sum(len(server.unclosed) for server in self.servers)
-        self.log.critical("{left} sessions could not be ended", left=left)
-        done.callback(None)
-
-    def _close_journal(self, nothing_left: bool) -> None:
-        """Without anything left the next start need not look for it."""
-        left = any(server.unclosed for server in self.servers)
-        guarded(
-            self.log,
-            "closing the state file",
-            lambda: self._journal.close(clean=nothing_left and not left),
-        )
-
-    def _prepare_for_processes(self) -> None:
-        """What concerns the whole process, so only once the service starts."""
+    def _warn_of_rlimits(self) -> None:
+        if not self._local.is_used:
+            return
         sessions = min(
             self.settings.max_sessions, sum(each.max_sessions for each in self.settings.servers)
         )
-        for shortage in rlimit_warnings(sessions):
-            self.log.warn("{shortage}", shortage=shortage)
-        missing = shortcomings()
-        if missing:
-            self.log.warn("processes of backends: {missing}", missing="; ".join(missing))
-        if isinstance(find_chain(), PythonShim):
-            self.log.info("no compiled launcher and no util-linux: backends start more slowly")
-        wanted = self.settings.child_subreaper
-        if wanted if wanted is not None else bool(self.settings.listen):
-            set_child_subreaper(True)
-        if self._tracker.base:
-            folders = candidates(self.settings.state_dir, self._environment, os.geteuid())
-            self._journal.open(folders, self._tracker.base)
-            self._watchdog.start()
-            self._recovery.start(folders)
+        for warning in rlimit_warnings(sessions):
+            self.log.warn("{warning}", warning=warning)
+
+    def _warn_of_exposure(self) -> None:
+        for origin in exposed(self._ports):
+            self.log.warn(
+                "{origin} may be reached from other machines, and there is no authentication:"
+                " whoever reaches it runs a backend{hosts}",
+                origin=origin,
+                hosts="" if self.settings.allowed_hosts else _NAME_THE_HOSTS,
+            )
+
+    def stopService(self) -> Deferred[Any]:
+        """
+        Close the listeners, end all sessions, and stop the watchdog.
+
+        The `Deferred` fires when nothing is left, after `longest_stop` seconds
+        at most.
+        """
+        super().stopService()
+        self._report_timer.stop()
+        closed = [self._close_ports()]
+        ended = self._end_sessions()
+        if self._site is not None:
+            closed.append(self._site.close_connections())
+
+        def sessions_ended(_: object) -> Deferred[Any]:
+            self._budget.stop()
+            self._trimmer.stop()
+            return DeferredList([*closed, self._local.stop_recovery()])
+
+        def all_closed(_: object) -> Deferred[None]:
+            left = any(server.unclosed for server in self.servers)
+            return self._local.stop(clean=not left)
+
+        return ended.addCallback(sessions_ended).addCallback(all_closed)
+
+    def _end_sessions(self) -> Deferred[None]:
+        """End all sessions, or give up after `_longest_end` seconds."""
+        ended: Deferred[None] = Deferred()
+
+        def give_up() -> None:
+            left = sum(len(server.unclosed) for server in self.servers)
+            self.log.critical("{left} sessions could not be ended", left=left)
+            ended.callback(None)
+
+        def all_ended(_: object) -> None:
+            if patience.is_running:
+                patience.stop()
+                ended.callback(None)
+
+        stopped = DeferredList([server.stop() for server in self.servers])
+        patience = Timer(self._clock)
+        patience.start(self._longest_end(), give_up)
+        stopped.addCallback(all_ended)
+        return ended
+
+    def longest_stop(self) -> float:
+        """Return the most seconds that `stopService` takes."""
+        # Connections are closed while sessions end; the watchdog ends after that.
+        return self._longest_end() + self._local.longest_stop
+
+    def _longest_end(self) -> float:
+        """Return the most seconds that the end of all sessions takes."""
+        graces = [each.stop_grace + each.kill_grace for each in self.settings.servers]
+        slack = STOP_SLACK_SECONDS
+        if self._local.starts_containers:
+            slack += CONTAINER_STOP_SECONDS
+        return max(graces, default=0) + slack
 
     def _listen(self, description: str) -> None:
         """Open one listener.  Raises `CannotListen`."""
@@ -355,49 +374,4 @@ class Bridge(Service):
         ports, self._ports = self._ports, []
         return DeferredList(
             [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
-        )
-
-    # Wiring.
-
-    def _build_server(self, settings: ServerSettings) -> Server:
-        """One server with all that belongs to it."""
-        launcher = (
-            load("launcher", IBackendLauncher, settings.launcher, settings)
-            or self._launcher
-            or LocalLauncher(
-                settings,
-                self._reactor,
-                self._tracker,
-                self._environment,
-                budget=self._budget,
-                cleanup=self._watchdog,
-                bridge_id=self._bridge_id,
-            )
-        )
-        limiter = (
-            load("limiter", ISessionLimiter, settings.limiter, settings)
-            or self._limiter
-            or SessionLimiter(settings.max_sessions)
-        )
-        observers = [
-            load("observers", ISessionObserver, each, settings) for each in settings.observers
-        ]
-        filters = [load("filters", IMessageFilter, each, settings) for each in settings.filters]
-        event_store = (
-            load("event_store", IEventStore, settings.event_store, settings) or self._event_store
-        )
-        self._launchers.append((settings.name, launcher))
-        return Server(
-            settings,
-            self._clock,
-            launcher=launcher,
-            limiter=CombinedLimiter(self._over_all, limiter),
-            over_all=self._over_all,
-            observers=[*self._observers, *observers],
-            filters=[*self._filters, *filters],
-            event_store=event_store,
-            budget=self._budget,
-            shares=[self._shares],
-            work=self._work,
-            pools=self._pools,
         )

@@ -225,7 +225,7 @@ def test_a_message_with_a_header_that_is_waited_for_at_the_end(ends: bool) -> No
 def test_a_message_with_a_header_is_not_waited_for_where_the_backend_is_stopped() -> None:
     """By what stands before the header, in the same read."""
     made = Made()
-    made.messages_received = lambda lines: made.backend.stop()  # type: ignore[method-assign]
+    made.messages_received = lambda lines: made.backend.stop()  # type: ignore[method-assign, assignment]
     before = len(made.reactor.getDelayedCalls())
     made.process.say(MESSAGE + b"\nContent-Length: 99\n")
     malformed = made.backend._stdout._malformed

@@ -1,0 +1,127 @@
+"""
+What all backends of a bridge on this machine share.
+
+The tags of its processes, the readings of the process table, the watchdog
+that cleans up after the bridge, and the state file by which a later start
+does so where the watchdog could not.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.guard import guarded
+from mcpbridge.response_budget import ResponseBudget
+from mcpbridge.stdio.cleanup_records import CleanupRecords
+from mcpbridge.stdio.exec_chain import PythonShim, find_chain
+from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.prctl import set_child_subreaper
+from mcpbridge.stdio.process_tags import new_base, shortcomings
+from mcpbridge.stdio.process_tracker import ProcessTracker
+from mcpbridge.stdio.recovery import Journal, Recovery
+from mcpbridge.stdio.state_file import candidates
+from mcpbridge.stdio.watchdog import END_SECONDS, Watchdog
+
+
+class LocalProcesses:
+    """
+    Makes the launchers of local backends, and starts and stops what they share.
+
+    Nothing is started until `start`, and without a launcher nothing at all.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, environment: Mapping[str, str]) -> None:
+        self._reactor = reactor
+        self._environment = environment
+        records = CleanupRecords()
+        self._base = new_base()
+        self._journal = Journal(reactor, records)
+        self._watchdog = Watchdog(reactor, self._base, records, self._journal.changed)
+        self._recovery = Recovery(reactor, self._base)
+        self._tracker = ProcessTracker(reactor, self._base, self._watchdog)
+        #: The value of the label by which this bridge's containers differ from all others.
+        self._bridge_id = f"{self._base:x}-{secrets.token_hex(8)}"
+        self._launchers: list[LocalLauncher] = []
+
+    def launcher(self, settings: ServerSettings, budget: ResponseBudget) -> LocalLauncher:
+        """Make the launcher of one server."""
+        made = LocalLauncher(
+            settings,
+            self._reactor,
+            self._tracker,
+            self._environment,
+            budget=budget,
+            cleanup=self._watchdog,
+            bridge_id=self._bridge_id,
+        )
+        self._launchers.append(made)
+        return made
+
+    @property
+    def is_used(self) -> bool:
+        """True if a server has a local launcher."""
+        return bool(self._launchers)
+
+    @property
+    def starts_containers(self) -> bool:
+        """True if the command of a server starts containers."""
+        return any(each.starts_containers for each in self._launchers)
+
+    @property
+    def longest_stop(self) -> float:
+        """The most seconds that `stop` takes."""
+        return END_SECONDS if self.is_used else 0.0
+
+    def start(self, settings: BridgeSettings) -> None:
+        """
+        Prepare this process for backends, start the watchdog, and clean up after dead bridges.
+
+        Logs what this machine lacks.
+        """
+        if not self.is_used:
+            return
+        missing = shortcomings()
+        if missing:
+            self.log.warn("processes of backends: {missing}", missing="; ".join(missing))
+        if isinstance(find_chain(), PythonShim):
+            self.log.info("no compiled launcher and no util-linux: backends start more slowly")
+        # An embedding application may have children of its own: unless it is told to, an
+        # embedded bridge, which has no listeners, does not adopt orphans.
+        wanted = settings.child_subreaper
+        if wanted if wanted is not None else bool(settings.listen):
+            set_child_subreaper(True)
+        if self._base:
+            folders = candidates(settings.state_dir, self._environment, os.geteuid())
+            self._journal.open(folders, self._base)
+            self._watchdog.start()
+            self._recovery.start(folders)
+
+    def stop_recovery(self) -> Deferred[None]:
+        """Stop cleaning up after dead bridges; fires when that has ended."""
+        return self._recovery.stop()
+
+    def stop(self, *, clean: bool) -> Deferred[None]:
+        """
+        Let the watchdog clean up and end, then close the state file.
+
+        `clean`: all sessions have ended.  If the watchdog finds nothing either,
+        the state file is removed; otherwise it is left to the next start.
+        """
+
+        def watchdog_ended(nothing_left: bool) -> None:
+            guarded(
+                self.log,
+                "closing the state file",
+                lambda: self._journal.close(clean=nothing_left and clean),
+            )
+
+        return self._watchdog.stop().addCallback(watchdog_ended)
