@@ -303,6 +303,12 @@ def test_messages_are_counted() -> None:
     assert (session.messages_out, session.bytes_out) == (2, len(REPLY) + len(NOTE))
 
 
+def test_every_message_of_a_batch_is_counted() -> None:
+    made = Made()
+    made.session.client_messages([CALL, NOTE])
+    assert (made.session.messages_in, made.session.bytes_in) == (2, len(CALL) + len(NOTE))
+
+
 def test_a_message_that_is_refused_was_not_passed() -> None:
     """promise: beyond the bound the POST is refused, nothing is dropped silently."""
     made = Made(observers=[observer := Observer()])

@@ -582,3 +582,42 @@ def test_who_listens_while_the_server_is_down_is_no_storm() -> None:
     assert not call.ends
     call.leave()
     world.end()
+
+
+def test_only_the_client_that_is_served_resumes_the_process() -> None:
+    """An earlier client that reads again does not let the process of the next one go on."""
+    world = World(Legacy, limit=1)
+    first = world.call("a", "wait")
+    world.run()
+    worker: Any = first.exchange._worker
+    [backend] = world.live
+    backend.finish("a")
+    second = world.call("b", "wait")
+    world.run()
+    assert second.exchange._worker is worker
+    second.exchange.pause()
+    worker.resume(first.exchange)
+    assert backend.events[-1] == "pause"
+    second.exchange.resume()
+    assert backend.events[-1] == "resume"
+    backend.finish("b")
+    world.run()
+    assert second.result["token"] == "b"
+    world.end()
+
+
+def test_a_process_that_may_still_answer_something_else_is_not_used_again() -> None:
+    """A request that was given up may be answered at any time, as if it were the next one's."""
+    world = World(Legacy, limit=1)
+    first = world.call("a", "wait")
+    world.run()
+    worker: Any = first.exchange._worker
+    worker.translator._abandoned.add(0)
+    [backend] = world.live
+    backend.finish("a")
+    second = world.call("b")
+    world.run(1)
+    assert (first.result["token"], second.result["token"]) == ("a", "b")
+    assert len(world.backends) == 2
+    assert "stop" in backend.events
+    world.end()

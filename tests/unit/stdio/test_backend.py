@@ -314,6 +314,24 @@ def test_a_backend_that_closes_its_stdin_is_ended() -> None:
     assert made.tree.signals == [("leader", "SIGTERM")]
 
 
+@pytest.mark.parametrize(
+    ("signalled", "reason"),
+    [(True, "the backend closed its stdin"), (False, "the backend ended (signal 15)")],
+)
+def test_the_reason_of_an_end_is_the_first_one(signalled: bool, reason: str) -> None:
+    """A signal of the bridge's own is no news, unlike one that somebody else sent."""
+    made = Made()
+    made.process.close_input()
+    if signalled:
+        made.reactor.advance(SETTINGS.stop_grace)
+    assert made.tree.signals == [("leader", "SIGTERM")] * signalled
+    made.process.exit(0, 15)
+    made.process.loseConnection()
+    made.tree.answer()
+    assert made.heard() == [("output", reason)]
+    made.assert_over(made.backend.stop())
+
+
 # Backpressure.
 
 

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.config.tuning import HEAD_SECONDS, LEFT_SECONDS, PIPELINED_BYTES, SLOW_SECONDS
+from mcpbridge.config.tuning import (
+    HEAD_SECONDS,
+    LEFT_SECONDS,
+    PIPELINED_BYTES,
+    REQUEST_SECONDS,
+    SLOW_SECONDS,
+)
 from mcpbridge.response_budget import ResponseBudget, Share
 from mcpbridge.web import connection, watched_connection
 from tests.unit.web.test_fast_path import MODERN, SAYING, World, post, post_mcp
@@ -233,6 +239,20 @@ def test_each_request_has_a_deadline_of_its_own(fast_path: bool) -> None:
     world.channel.dataReceived(post(b"{}")[:half])
     world.clock.advance(HEAD_SECONDS)
     assert world.transport.disconnecting
+    world.channel.connectionLost()
+
+
+@both
+def test_each_body_has_a_time_of_its_own(fast_path: bool) -> None:
+    """Requests whose last byte is always late may take longer together than one may."""
+    world = World(fast_path=fast_path)
+    request = post(b"{}")
+    world.channel.dataReceived(request[:-1])
+    pause = HEAD_SECONDS * 0.6
+    for _ in range(int(REQUEST_SECONDS / pause) + 5):
+        world.clock.advance(pause)
+        assert not world.transport.disconnecting
+        world.channel.dataReceived(request[-1:] + request[:-1])
     world.channel.connectionLost()
 
 

@@ -1,0 +1,34 @@
+"""The order in which waiting requests proceed."""
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from mcpbridge.stateless.request_queue import RequestQueue, Ticket
+
+
+def test_who_has_waited_longest_proceeds_first_also_when_waiting_again() -> None:
+    """A request that found its process taken keeps its place before those that came later."""
+    clock = Clock()
+    queue = RequestQueue(clock, limit=2, timeout=100)
+    capacity = 0
+    served: list[str] = []
+
+    def wait(name: str, ticket: Ticket, then: Callable[[], object]) -> None:
+        waiting = Deferred.fromCoroutine(queue.wait(ticket, lambda: capacity > len(served)))
+        waiting.addCallback(lambda _: (served.append(name), then()))
+
+    early = Ticket()
+    wait("early", early, lambda: wait("early again", early, list))
+    clock.advance(1)
+    wait("late", Ticket(), list)
+    capacity = 1
+    queue.wake()
+    capacity = 2
+    queue.wake()
+    assert served == ["early", "early again"]
+    capacity = 3
+    queue.wake()
+    assert served == ["early", "early again", "late"]
+    assert len(queue) == 0
