@@ -48,7 +48,9 @@ def twistd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ),
     ],
 )
-def test_twistd_says_one_line_and_starts_nothing(arguments: str, line: str, tmp_path: Path) -> None:
+def test_twistd_prints_one_line_and_starts_nothing(
+    arguments: str, line: str, tmp_path: Path
+) -> None:
     """keep: wrong settings are errors that name the field: one line, exit status not 0."""
     done = twistd("mcpbridge", *arguments.split(), folder=tmp_path)
     assert done.returncode != 0
@@ -56,7 +58,7 @@ def test_twistd_says_one_line_and_starts_nothing(arguments: str, line: str, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_twistd_ends_where_it_cannot_listen(tmp_path: Path) -> None:
+def test_twistd_exits_if_it_cannot_listen(tmp_path: Path) -> None:
     """An address that is taken: a line, a status, and no file of a dead process."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
@@ -70,7 +72,7 @@ def test_twistd_ends_where_it_cannot_listen(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_daemon_that_cannot_listen_tells_who_waits_for_it(tmp_path: Path) -> None:
+def test_a_daemon_that_cannot_listen_tells_its_parent(tmp_path: Path) -> None:
     """The command ends, with a status and the reason; the log has all of it."""
     need_processes()
     mark = str(uuid.uuid4().int)
@@ -98,7 +100,7 @@ def test_a_daemon_that_cannot_listen_tells_who_waits_for_it(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_signals_while_it_stops() -> None:
+def test_signals_while_stopping() -> None:
     """The first one counts; the others are told how long it may take."""
     waits = ["sh", "-c", "while [ ! -e leave ]; do sleep 0.1; done"]
     with serving("--stop-grace", "1000", "--kill-grace", "100", command=waits) as bridge:
@@ -124,7 +126,7 @@ def handlers() -> Iterator[None]:
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.usefixtures("handlers")
-async def test_no_listener_is_said(tmp_path: Path, log_lines: list[str]) -> None:
+async def test_a_bridge_without_listeners_warns(tmp_path: Path, log_lines: list[str]) -> None:
     """A bridge that serves nothing says so, where it is all that twistd runs."""
     path = tmp_path / "config.json"
     path.write_text('{"mcpServers": {"a": {"command": "cat"}}, "bridge": {"listen": []}}')
@@ -138,7 +140,7 @@ async def test_no_listener_is_said(tmp_path: Path, log_lines: list[str]) -> None
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.usefixtures("handlers")
-async def test_what_a_file_leaves_open_is_in_the_log(tmp_path: Path, log_lines: list[str]) -> None:
+async def test_notices_about_a_file_are_logged(tmp_path: Path, log_lines: list[str]) -> None:
     path = tmp_path / "config.json"
     entries = '"a": {"command": "cat", "ic\\u001bon": 1}, "b": {}, "c": {"enabled": false}'
     path.write_text(f'{{"mcpServers": {{{entries}}}, "bridge": {{"listen": []}}}}')
@@ -153,7 +155,7 @@ async def test_what_a_file_leaves_open_is_in_the_log(tmp_path: Path, log_lines: 
     assert f"{path}:1: {ignored}" in log_lines
 
 
-def test_twistd_names_all_reasons_where_nothing_is_left(tmp_path: Path) -> None:
+def test_twistd_prints_all_reasons_if_no_server_is_left(tmp_path: Path) -> None:
     """Each on a line of its own, and exit status 1."""
     path = tmp_path / "config.json"
     path.write_text('{"mcpServers": {"a": {"comand": "x"},\n"b": {"url": "https://x"}}}')

@@ -135,7 +135,7 @@ def test_one_stop_for_all_signals(world: World, log_lines: list[str], number: in
     assert world.reactor.stops == 1
 
 
-def test_a_stop_of_another_kind_is_a_stop_too(world: World, log_lines: list[str]) -> None:
+def test_a_signal_while_the_service_stops(world: World, log_lines: list[str]) -> None:
     """The service stops already, whoever told it to."""
     world.running = False
     world.raise_signal(signal.SIGQUIT)
@@ -143,7 +143,7 @@ def test_a_stop_of_another_kind_is_a_stop_too(world: World, log_lines: list[str]
     assert "already stopping" in log_lines[-1]
 
 
-def test_a_terminal_that_has_gone_stops(log_lines: list[str]) -> None:
+def test_a_lost_terminal_stops_the_bridge(log_lines: list[str]) -> None:
     world = World(terminal=True)
     world.handlers.install()
     world.terminal = False
@@ -152,7 +152,7 @@ def test_a_terminal_that_has_gone_stops(log_lines: list[str]) -> None:
     assert log_lines[-1] == "SIGHUP: the terminal is gone, shutting down"
 
 
-def test_a_terminal_that_is_about_to_go_stops(log_lines: list[str]) -> None:
+def test_a_terminal_that_is_lost_after_the_signal_stops_the_bridge(log_lines: list[str]) -> None:
     """The signal may come before the kernel has taken the terminal away."""
     world = World(terminal=True)
     world.handlers.install()
@@ -163,7 +163,7 @@ def test_a_terminal_that_is_about_to_go_stops(log_lines: list[str]) -> None:
     assert world.reactor.stops == 1
 
 
-def test_a_terminal_that_is_there_goes_on() -> None:
+def test_a_terminal_that_stays_does_not_stop_the_bridge() -> None:
     """`kill -HUP` from another one."""
     world = World(terminal=True)
     world.handlers.install()
@@ -174,7 +174,7 @@ def test_a_terminal_that_is_there_goes_on() -> None:
 
 
 @pytest.mark.parametrize("other", [signal.SIG_IGN, lambda number, frame: None])
-def test_what_others_have_said_stays(other: Any) -> None:
+def test_handlers_of_others_are_not_replaced(other: Any) -> None:
     """`nohup`, a debugger."""
     for number in OURS:
         signal.signal(number, other)
@@ -187,7 +187,7 @@ def test_what_others_have_said_stays(other: Any) -> None:
     assert all(signal.getsignal(number) == other for number in OURS)
 
 
-def test_handlers_go_with_the_service(world: World) -> None:
+def test_handlers_are_restored_with_the_service(world: World) -> None:
     world.handlers.install()
     assert all(callable(signal.getsignal(number)) for number in OURS)
     world.handlers.restore()
@@ -195,7 +195,7 @@ def test_handlers_go_with_the_service(world: World) -> None:
     world.handlers.restore()
 
 
-def test_rotation_by_twistd_gives_way(world: World, tmp_path: Path) -> None:
+def test_the_handler_of_twistd_for_rotation_is_replaced(world: World, tmp_path: Path) -> None:
     """With --logfile, twistd takes SIGUSR1 for itself before the service is made."""
     world.handlers.restore()
     logger: Any = UnixAppLogger({"logfile": str(tmp_path / "log"), "nodaemon": True})
@@ -250,7 +250,7 @@ def test_a_log_file_that_cannot_be_opened_is_kept(tmp_path: Path, log_lines: lis
 
 
 @pytest.mark.parametrize("publisher", [object(), LogPublisher()])
-def test_where_there_is_none(publisher: Any) -> None:
+def test_no_log_file_to_reopen(publisher: Any) -> None:
     assert list(reopen_log_files(Logger(), publisher)) == []
 
 
@@ -272,7 +272,7 @@ async def test_an_embedded_bridge_installs_no_handlers(running_reactor: Any) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_twistd_runs_has_them_while_it_runs(tmp_path: Path) -> None:
+async def test_handlers_are_installed_while_twistd_runs_the_bridge(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     server = {"command": "parrot", "launcher": "tests.thirdparty.ParrotLauncher"}
     bridge = {"listen": [], "child_subreaper": False}
@@ -311,7 +311,7 @@ class Sink:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_line_for_each_session(parrots: Bridge, log_lines: list[str]) -> None:
+async def test_each_session_is_a_line(parrots: Bridge, log_lines: list[str]) -> None:
     [server] = parrots.servers
     parrots.log_sessions()
     assert log_lines == ["0 sessions and other processes:"]
@@ -340,7 +340,7 @@ async def test_a_line_for_each_session(parrots: Bridge, log_lines: list[str]) ->
     sse.receiving = True
 
 
-def test_many_lines_are_not_written_in_one_turn(log_lines: list[str]) -> None:
+def test_many_lines_are_written_over_several_turns(log_lines: list[str]) -> None:
     """`REPORTED_LINES`; a second request meanwhile adds nothing, and a stop ends it."""
     clock = Clock()
     bridge = Bridge(BridgeSettings(servers=(PARROT,), listen=()), clock)

@@ -53,10 +53,10 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-# What is right.
+# Valid command lines.
 
 
-def test_a_command_is_all_it_takes() -> None:
+def test_a_command_alone_gives_all_defaults() -> None:
     """keep: the defaults are those of the plugin."""
     server = ServerSettings(command="/bin/cat", args=("-u", "--listen", "x"), name="cat")
     assert parsed("/bin/cat", "-u", "--listen", "x") == BridgeSettings(servers=(server,))
@@ -107,12 +107,12 @@ def test_a_command_is_all_it_takes() -> None:
         ("--max-waiting-requests 1 --max-waiting-requests 2", "max_waiting_requests", 2),
     ],
 )
-def test_an_option_is_a_setting_of_the_server(arguments: str, name: str, value: Any) -> None:
+def test_an_option_sets_a_setting_of_the_server(arguments: str, name: str, value: Any) -> None:
     [server] = parsed(*arguments.split(), "cat").servers
     assert server == ServerSettings(**{"command": "cat", "name": "cat", name: value})
 
 
-def test_options_of_the_bridge() -> None:
+def test_options_set_settings_of_the_bridge() -> None:
     settings = parsed(
         *("--listen", "tcp:1", "--listen", "unix:/tmp/x", "--access-log", "--no-child-subreaper"),
         *("--bridge-max-sessions", "3", "--max-sessions", "2", "cat"),
@@ -298,7 +298,7 @@ def test_what_twistd_runs_is_a_bridge() -> None:
     assert service.settings is options.settings
 
 
-# What is wrong.
+# Errors.
 
 
 @pytest.fixture(scope="module")
@@ -473,16 +473,16 @@ def test_an_empty_command() -> None:
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
-def test_a_number_that_is_none_is_shown_as_it_was_given(text: str) -> None:
+def test_an_invalid_number_is_shown_as_given(text: str) -> None:
     assert refused("--ping-interval", text, "cat").endswith(f'got "{text}"')
 
 
-def test_a_number_with_very_many_digits() -> None:
+def test_a_very_long_number_is_truncated() -> None:
     assert refused("--max-sessions", "9" * 5000, "cat").endswith("9999...")
 
 
 @pytest.mark.parametrize("text", ["<a\nb", "\x1b[2J", "a\u2028b"])
-def test_one_line_whatever_was_given(text: str) -> None:
+def test_an_error_is_printable(text: str) -> None:
     assert refused("--base-uri", text, "cat").isprintable()
 
 
@@ -508,7 +508,7 @@ def test_one_line_whatever_was_given(text: str) -> None:
         "--input-timeout 1",
     ],
 )
-def test_what_stands_in_a_file_does_not_stand_beside_it(arguments: str, config: str) -> None:
+def test_server_options_cannot_be_combined_with_a_file(arguments: str, config: str) -> None:
     name = arguments.split()[0].partition("=")[0]
     [option] = [each for each in OPTIONS if name in (f"--{each.name}", f"--no-{each.name}")]
     assert refused("--config", config, *arguments.split()) == (
@@ -517,7 +517,7 @@ def test_what_stands_in_a_file_does_not_stand_beside_it(arguments: str, config: 
     )
 
 
-def test_no_command_beside_a_file(config: str) -> None:
+def test_a_command_cannot_be_combined_with_a_file(config: str) -> None:
     line = refused("--config", config, "cat")
     assert line == (
         'mcpbridge: COMMAND ("cat") cannot be combined with --config, which names the servers'
@@ -544,14 +544,14 @@ def test_no_command_beside_a_file(config: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_in_a_file_is_one_line(content: Any, line: str, tmp_path: Path) -> None:
+def test_an_error_in_a_file_is_one_line(content: Any, line: str, tmp_path: Path) -> None:
     """keep: wrong settings are errors that name the field, as it stands in the file."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(content))
     assert refused("--config", str(path)).startswith(f"mcpbridge: {path}:1: {line}")
 
 
-def test_all_that_is_wrong_in_a_file_is_a_line_each(tmp_path: Path) -> None:
+def test_each_error_in_a_file_is_a_line(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(r'{"servers": {"a": {"args\u001b": []}}, "bridge": {"x\u001b": 1, "warm": 1}}')
     with pytest.raises(SystemExit) as caught:
@@ -575,7 +575,7 @@ def test_strict(tmp_path: Path) -> None:
     assert line.startswith(f"mcpbridge: {path}:1: mcpServers.b.url: a remote server")
 
 
-def test_a_listener_on_the_command_line_takes_the_place_of_a_wrong_one(tmp_path: Path) -> None:
+def test_a_listener_on_the_command_line_replaces_a_wrong_one(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"servers": {"a": {"command": "cat"}}, "bridge": {"listen": ["tcp:x"]}}')
     assert parsed("--config", str(path), "--listen", "tcp:1").listen == ("tcp:1",)
@@ -589,8 +589,10 @@ def test_a_listener_on_the_command_line_takes_the_place_of_a_wrong_one(tmp_path:
         ("builtins.id", "check() attribute was not provided"),
     ],
 )
-def test_an_extension_that_is_none(extension: str, reason: str, tmp_path: Path) -> None:
-    """What does not provide its interface is an error at the start."""
+def test_an_extension_without_its_interface_is_an_error(
+    extension: str, reason: str, tmp_path: Path
+) -> None:
+    """It is reported at startup."""
     path = tmp_path / "config.json"
     server = {"command": "cat", "launcher": extension}
     path.write_text(json.dumps({"mcpServers": {"a": server}}))
@@ -635,7 +637,7 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handlers")
-def test_handlers_of_others_stay(running_reactor: Any) -> None:
+def test_signal_handlers_of_others_stay(running_reactor: Any) -> None:
     """Only Twisted's own are replaced."""
 
     def theirs(number: int, frame: Any) -> None:

@@ -39,7 +39,7 @@ def test_a_file(newline: str) -> None:
     }
 
 
-def test_nothing() -> None:
+def test_a_file_without_variables() -> None:
     assert parse_dotenv("") == {}
 
 
@@ -55,7 +55,7 @@ def test_nothing() -> None:
         ("=hush", 1),
     ],
 )
-def test_what_is_no_assignment(text: str, line: int) -> None:
+def test_a_line_that_is_not_an_assignment(text: str, line: int) -> None:
     with pytest.raises(NotDotenv) as caught:
         parse_dotenv(text)
     assert caught.value.line == line

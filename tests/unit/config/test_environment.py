@@ -89,7 +89,7 @@ def test_userinfo_passes_only_by_name(name: str, value: str) -> None:
         ("HOME", "/home/me@corp.example"),
     ],
 )
-def test_what_only_looks_like_userinfo_passes(name: str, value: str) -> None:
+def test_a_url_without_userinfo_passes(name: str, value: str) -> None:
     assert passed_environment({name: value}, ()) == ({name: value}, [])
 
 
@@ -111,7 +111,7 @@ def test_patterns(pattern: str, names: str) -> None:
     assert sorted(passed_environment(own, (pattern,))[0]) == names.split()
 
 
-def test_env_wins() -> None:
+def test_env_takes_precedence() -> None:
     settings = ServerSettings(
         command="cat", env={"HTTP_PROXY": "http://mine", "AWS_A": "mine"}, pass_env=("AWS_*",)
     )

@@ -37,7 +37,7 @@ PREDEFINED = {"userHome": "/home/me", "/": "/"}
         ("$${A:-${A}}", "${A:-1}"),
     ],
 )
-def test_what_is_replaced(text: str, expected: str) -> None:
+def test_replaced_variables(text: str, expected: str) -> None:
     assert expand(text, ENVIRONMENT, PREDEFINED) == (expected, [])
 
 
@@ -62,13 +62,13 @@ def test_what_is_replaced(text: str, expected: str) -> None:
         ("x${A", "`${` has no `}`; for a literal `${`, write `$${`"),
     ],
 )
-def test_what_cannot_be_replaced(text: str, problem: str) -> None:
+def test_variables_that_cannot_be_replaced(text: str, problem: str) -> None:
     [found] = expand(text, ENVIRONMENT, PREDEFINED)[1]
     assert found.startswith(problem)
     assert "hush" not in found
 
 
-def test_all_of_them_are_named() -> None:
+def test_all_errors_are_reported() -> None:
     _, problems = expand("${X}${A}${Y}${", ENVIRONMENT, {})
     assert [each.split(";")[0] for each in problems] == [
         "the environment variable X is not set",

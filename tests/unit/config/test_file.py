@@ -19,7 +19,7 @@ def parsed(content: Any) -> BridgeSettings:
     return parse_config(content, "/folder")
 
 
-def test_a_file_of_a_desktop_client_serves_as_it_is() -> None:
+def test_a_file_of_a_desktop_client_works_unchanged() -> None:
     settings = parsed(
         {
             "mcpServers": {
@@ -35,7 +35,7 @@ def test_a_file_of_a_desktop_client_serves_as_it_is() -> None:
     assert (git.name, git.base_uri) == ("git", "/git")
 
 
-def test_ours_beside_theirs() -> None:
+def test_settings_of_ours_among_keys_of_clients() -> None:
     settings = parsed(
         {
             "mcpServers": {"a": {**CAT, "base_uri": "", "max_sessions": 7, "ping_interval": 0}},
@@ -47,12 +47,12 @@ def test_ours_beside_theirs() -> None:
     assert (settings.listen, settings.max_sessions, settings.access_log) == (("tcp:1",), 9, True)
 
 
-def test_keys_that_only_clients_know_are_left_out() -> None:
+def test_keys_of_clients_are_ignored() -> None:
     [server] = parsed({"mcpServers": {"a": {**CAT, **dict.fromkeys(FOREIGN_KEYS, 1)}}}).servers
     assert server == parsed({"mcpServers": {"a": CAT}}).servers[0]
 
 
-def test_a_disabled_server_is_left_out_whatever_it_holds() -> None:
+def test_a_disabled_server_is_left_out() -> None:
     servers = {"a": CAT, "b": {"disabled": True, "url": "https://example.com", "x": 1}}
     assert [each.name for each in parsed({"mcpServers": servers}).servers] == ["a"]
 
@@ -237,7 +237,7 @@ def test_a_directory_is_relative_to_the_file(
         ),
     ],
 )
-def test_what_is_wrong_is_named(content: Any, message: str) -> None:
+def test_an_error_names_its_key(content: Any, message: str) -> None:
     """keep: wrong settings are errors that name the field; no value of a variable is shown."""
     with pytest.raises(SettingErrors) as caught:
         parse_config(content, "/folder", environment={"HUSH": "a hush"})
@@ -250,11 +250,11 @@ def test_what_is_wrong_is_named(content: Any, message: str) -> None:
 @pytest.mark.parametrize(
     "key", ["inputs", "$schema", "globalShortcut", "preferences", "servers", "mcp", "x"]
 )
-def test_other_keys_at_the_top_are_those_of_clients(key: str) -> None:
+def test_unknown_keys_at_the_top_are_ignored(key: str) -> None:
     assert parsed({"mcpServers": {"a": CAT}, key: {}}).servers
 
 
-def test_a_long_value_is_cut() -> None:
+def test_a_long_value_is_truncated() -> None:
     with pytest.raises(SettingError) as caught:
         parsed({"mcpServers": {"a": {**CAT, "base_uri": "x" * 1000}}})
     assert len(str(caught.value)) < 300
@@ -303,7 +303,7 @@ def test_a_file(mark: bytes, tmp_path: Path) -> None:
     assert server.cwd == str(tmp_path / "x")
 
 
-def test_defaults_of_the_bridge_are_for_all_servers() -> None:
+def test_defaults_apply_to_all_servers() -> None:
     """The `bridge` object holds defaults; a server's own setting comes first."""
     settings = parse_config(
         {
@@ -389,7 +389,7 @@ def told(content: Any, **options: Any) -> tuple[list[str], list[tuple[str, str]]
         ({**CAT, "type": "local"}, None, ""),
     ],
 )
-def test_an_entry_that_cannot_be_served_stops_no_other(
+def test_a_server_that_cannot_be_served_does_not_stop_others(
     entry: Any, level: str | None, text: str
 ) -> None:
     """It is one line, with what to do; with `strict` it is an error, unless it is disabled."""
@@ -427,7 +427,7 @@ def test_a_setting_of_a_former_name_works_with_a_warning() -> None:
         parse_config(content, "/")
 
 
-def test_several_reasons_are_one_line_of_one_server() -> None:
+def test_all_reasons_of_a_server_are_one_line() -> None:
     entry = {"comand": "x", "args": [1, "${NO}"], "env": {"A": "${SET}"}}
     served, [(level, line)] = told({"mcpServers": {"a": entry, "b": CAT}})
     assert (served, level) == (["b"], "error")
@@ -450,7 +450,7 @@ def test_several_reasons_are_one_line_of_one_server() -> None:
         ("source", "custom"),
     ],
 )
-def test_a_key_of_others_is_a_warning(key: str, value: Any) -> None:
+def test_an_ignored_key_is_a_warning(key: str, value: Any) -> None:
     content = {"mcpServers": {"a": {**CAT, key: value}, "b": {**CAT, key: value}}}
     served, notices = told(content)
     assert served == ["a", "b"]
@@ -470,7 +470,7 @@ def test_a_key_of_others_is_a_warning(key: str, value: Any) -> None:
         ("sandbox", {}),
     ],
 )
-def test_what_restricts_nothing_is_served(key: str, value: Any) -> None:
+def test_a_restriction_without_effect_is_ignored(key: str, value: Any) -> None:
     served, notices = told({"mcpServers": {"a": {**CAT, key: value}}})
     assert served == ["a"]
     assert notices == [("warn", f"`{key}` (in a) restricts nothing and is ignored")]
@@ -482,7 +482,7 @@ def test_a_warning_names_a_few_servers() -> None:
     assert line.startswith("`icon` (in s0, s1, s2, s3, s4 and 3 more) is not a setting")
 
 
-def test_so_many_keys_are_named_and_the_others_counted() -> None:
+def test_ignored_keys_beyond_the_limit_are_counted() -> None:
     """NAMED_KEYS."""
     others = {f"zz{number}": 1 for number in range(NAMED_KEYS + 2)}
     _, notices = told({"mcpServers": {"a": CAT}, **others})
@@ -503,7 +503,7 @@ def test_so_many_keys_are_named_and_the_others_counted() -> None:
         {"disabledMcpjsonServers": ["b"]},
     ],
 )
-def test_lists_of_servers_that_are_not_to_be_used_are_obeyed(top: Any) -> None:
+def test_lists_of_disabled_servers_are_honoured(top: Any) -> None:
     served, notices = told({"mcpServers": {"a": CAT, "b": CAT}, **top})
     assert (served, notices) == (["a"], [("info", "mcpServers.b: not served: it is disabled")])
 
@@ -517,7 +517,7 @@ def test_lists_of_servers_that_are_not_to_be_used_are_obeyed(top: Any) -> None:
         ("/x//y/", "/x/y"),
     ],
 )
-def test_a_name_that_cannot_stand_in_a_path(name: str, base: str) -> None:
+def test_a_name_with_characters_that_a_path_cannot_have(name: str, base: str) -> None:
     notices: list[Notice] = []
     [server] = parse_config({"mcpServers": {name: CAT}}, "/", notify=notices.append).servers
     assert (server.name, server.base_uri) == (name, base)
@@ -550,7 +550,7 @@ def test_all_errors_at_once() -> None:
 # Variables.
 
 
-def test_variables_in_every_string() -> None:
+def test_variables_in_all_strings() -> None:
     """But not in names, nor in what is no string; those of defaults and the bridge too."""
     settings = parse_config(
         {
@@ -588,7 +588,7 @@ def test_the_folders_of_editors(folder: str, workspace: str) -> None:
     assert server.args == (workspace, name, os.path.expanduser("~"), os.sep)
 
 
-def test_a_variable_of_shells_is_passed_with_a_warning() -> None:
+def test_a_shell_variable_is_passed_literally_with_a_warning() -> None:
     content = {"mcpServers": {"a": {**CAT, "env": {"KEY": "$SET"}, "args": ["$SET"]}}}
     served, [(level, line)] = told(content)
     assert (served, level) == (["a"], "warn")
@@ -670,7 +670,7 @@ def test_the_variables_of_a_client_s_file() -> None:
     assert fetch.env == {"FETCH_TOKEN": "a b", "FETCH_PROXY": ""}
 
 
-def test_each_mistake_has_its_line() -> None:
+def test_each_error_has_its_line() -> None:
     """All of a file, in its order."""
     path = CLIENT_FILES / "mistakes.json"
     with pytest.raises(SettingErrors) as caught:

@@ -37,11 +37,11 @@ def test_lines() -> None:
 
 
 @pytest.mark.parametrize("empty", ["{}", "[]", "[/**/]", "{//\n}"])
-def test_what_is_empty(empty: str) -> None:
+def test_empty_containers(empty: str) -> None:
     assert not parse_jsonc(empty).content
 
 
-def test_keys_that_stand_there_twice_are_all_named() -> None:
+def test_all_duplicate_keys_are_reported() -> None:
     document = parse_jsonc('{"a": 1, "b": {"c": 1,\n"c": 2}, \n"a": 3}')
     assert document.repeated == [(("b", "c"), 2), (("a",), 3)]
     assert document.content == {"a": 3, "b": {"c": 2}}
@@ -76,14 +76,14 @@ def test_keys_that_stand_there_twice_are_all_named() -> None:
         ("[" * 100_000, f"nested too deeply, more than {MAX_DEPTH} levels", 1, MAX_DEPTH + 1),
     ],
 )
-def test_what_is_wrong(text: str, problem: str, line: int, column: int) -> None:
+def test_errors(text: str, problem: str, line: int, column: int) -> None:
     """Named with its place in the user's own file, and with no word of it that may be secret."""
     with pytest.raises(NotJsonc) as caught:
         parse_jsonc(text)
     assert (str(caught.value), caught.value.line, caught.value.column) == (problem, line, column)
 
 
-def test_the_deepest_that_is_read() -> None:
+def test_the_deepest_nesting() -> None:
     assert parse_jsonc("[" * MAX_DEPTH + "]" * MAX_DEPTH).content
 
 
@@ -95,7 +95,9 @@ JSON = st.recursive(
 
 
 @given(JSON, st.sampled_from([None, 1]), st.booleans())
-def test_all_json_is_read_as_json_is(content: object, indent: int | None, ascii_only: bool) -> None:
+def test_plain_json_is_read_like_json(
+    content: object, indent: int | None, ascii_only: bool
+) -> None:
     content = json.loads(json.dumps(content).replace("Infinity", "1e999"))
     text = json.dumps(content, indent=indent, ensure_ascii=ascii_only).replace("Infinity", "1e999")
     assert parse_jsonc(text).content == json.loads(text)

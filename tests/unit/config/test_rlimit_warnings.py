@@ -29,7 +29,7 @@ UNLIMITED = resource.RLIM_INFINITY
         (256, 10, ["ulimit -n", "ulimit -u"]),
     ],
 )
-def test_limits_that_would_be_reached_are_named(
+def test_a_limit_that_is_too_low_is_a_warning(
     descriptors: int, processes: int, says: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit that is too low is a warning at the start, not a riddle under load."""
@@ -40,7 +40,7 @@ def test_limits_that_would_be_reached_are_named(
     assert all(word in line for word, line in zip(says, found, strict=True))
 
 
-def test_superuser_is_not_bound_by_the_number_of_processes(
+def test_the_limit_on_processes_does_not_apply_to_the_superuser(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """setrlimit(2): RLIMIT_NPROC."""

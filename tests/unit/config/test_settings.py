@@ -220,7 +220,7 @@ def test_every_setting_has_a_check() -> None:
         ("launcher", "package.module.Name"),
     ],
 )
-def test_what_is_just_right(name: str, value: Any) -> None:
+def test_valid_values(name: str, value: Any) -> None:
     held = getattr(ServerSettings(**{"command": "cat", name: value}), name)
     assert held == (tuple(value) if isinstance(value, list) else value)
 
@@ -239,12 +239,12 @@ def test_a_base_is_literal(base: str) -> None:
         *(None, 1, ["/a"], b"/a"),
     ],
 )
-def test_a_base_that_is_none(base: Any) -> None:
+def test_an_invalid_base(base: Any) -> None:
     with pytest.raises(SettingError, match=r"^base_uri: expected an empty string, or a path"):
         ServerSettings(command="cat", base_uri=base)
 
 
-def test_two_servers_have_two_bases() -> None:
+def test_two_servers_cannot_have_the_same_base() -> None:
     first = ServerSettings(command="cat", name="first", base_uri="/x")
     second = ServerSettings(command="cat", name="second", base_uri="/x")
     with pytest.raises(SettingError) as caught:

@@ -53,7 +53,7 @@ def server(name: str = "a", **settings: object) -> ServerSettings:
         ([server(warm=4)], 4, [NO_ROOM_FOR_ALL]),
     ],
 )
-def test_settings_that_are_hardly_intended_are_warned_of(
+def test_unintended_settings_are_warned_of(
     servers: list[ServerSettings], limit: int, says: list[str]
 ) -> None:
     settings = BridgeSettings(servers=tuple(servers), max_sessions=limit)
@@ -62,7 +62,7 @@ def test_settings_that_are_hardly_intended_are_warned_of(
     assert all(line.startswith(start) for line, start in zip(found, says, strict=True))
 
 
-def test_a_withheld_variable_is_one_line_without_its_value() -> None:
+def test_a_withheld_variable_is_reported_without_its_value() -> None:
     """The line names the servers that do not get it, except those with a value of their own."""
     settings = BridgeSettings(
         servers=(
