@@ -236,8 +236,8 @@ class ServerSettings:
     min_transfer_rate: int = setting(
         512,
         COUNT_OR_NONE,
-        "Bytes per second, averaged over a minute, below which a client that reads an answer or"
-        " sends a body is disconnected; 0 disables the check.",
+        "Minimum rate at which a client must read answers and send bodies, in bytes per second"
+        " averaged over a minute; 0 disables the check.",
         group=LIMITS,
         metavar="BYTES",
     )
@@ -404,29 +404,29 @@ class ServerSettings:
     event_store: str | None = setting(
         None,
         DOTTED_NAME,
-        "Your own `IEventStore`.",
+        "Dotted name of your own `IEventStore`.",
         group=EXTENSIONS,
         unset="events are kept in memory",
     )
     launcher: str | None = setting(
         None,
         DOTTED_NAME,
-        "Your own `IBackendLauncher`.",
+        "Dotted name of your own `IBackendLauncher`.",
         group=EXTENSIONS,
         unset="backends are local processes",
     )
     limiter: str | None = setting(
         None,
         DOTTED_NAME,
-        "Your own `ISessionLimiter`.",
+        "Dotted name of your own `ISessionLimiter`.",
         group=EXTENSIONS,
         unset="`max_sessions` is the limit",
     )
     observers: tuple[str, ...] = setting(
-        (), DOTTED_NAMES, "Your own `ISessionObserver`s.", group=EXTENSIONS
+        (), DOTTED_NAMES, "Dotted names of your own `ISessionObserver`s.", group=EXTENSIONS
     )
     filters: tuple[str, ...] = setting(
-        (), DOTTED_NAMES, "Your own `IMessageFilter`s.", group=EXTENSIONS
+        (), DOTTED_NAMES, "Dotted names of your own `IMessageFilter`s.", group=EXTENSIONS
     )
     options: Mapping[str, Any] = setting(
         {}, OBJECT, "Options for your extensions.", group=EXTENSIONS
@@ -495,7 +495,7 @@ class BridgeSettings:
     exempt_addresses: tuple[str, ...] = setting(
         ("127.0.0.0/8", "::1", "unix"),
         NETWORKS,
-        "Client addresses that the limits for one address do not apply to; `unix` means all UNIX"
+        "Client addresses that are exempt from the limits per address; `unix` means all UNIX"
         " sockets.",
         group=LIMITS,
     )
@@ -519,8 +519,8 @@ class BridgeSettings:
         HOSTS,
         "Accepted values of the `Host` header.",
         group=SECURITY,
-        unset="the names of loopback on a loopback address, otherwise any; browsers may only use"
-        " the names of loopback and IP addresses",
+        unset="on loopback, the names of loopback; elsewhere any host, except that browsers need an"
+        " IP address or a name without a dot",
         aliases=("allow-host",),
     )
     allowed_origins: tuple[str, ...] = setting(

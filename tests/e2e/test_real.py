@@ -169,4 +169,6 @@ def test_the_console_script_is_the_same_without_twistd(tmp_path: Path) -> None:
         visit(bridge, "mcp-2-session", case)
         bridge.assert_nothing_left()
         assert bridge.stop() in STOPPED
+    assert "shutting down" in bridge.output
+    assert "twisted" not in bridge.output
     assert [path.name for path in tmp_path.iterdir()] == []
