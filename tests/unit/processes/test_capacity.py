@@ -81,4 +81,5 @@ def test_abandoned_sessions_are_not_searched_where_another_process_is_found() ->
         raise AssertionError("there is no need")
 
     own = cast("YieldingPool", Pool("mine"))
-    assert who_gives_way(own, [], search, NOW) == (Kind.UNUSED, "mine", own)
+    chosen: Any = who_gives_way(own, [], search, NOW)
+    assert chosen == (Kind.UNUSED, "mine", own)

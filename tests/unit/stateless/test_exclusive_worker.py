@@ -596,6 +596,7 @@ def test_only_the_client_that_is_served_resumes_the_process() -> None:
     world.run()
     assert second.exchange._worker is worker
     second.exchange.pause()
+    assert worker is not None
     worker.resume(first.exchange)
     assert backend.events[-1] == "pause"
     second.exchange.resume()

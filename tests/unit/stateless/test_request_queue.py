@@ -17,7 +17,12 @@ def test_who_has_waited_longest_proceeds_first_also_when_waiting_again() -> None
 
     def wait(name: str, ticket: Ticket, then: Callable[[], object]) -> None:
         waiting = Deferred.fromCoroutine(queue.wait(ticket, lambda: capacity > len(served)))
-        waiting.addCallback(lambda _: (served.append(name), then()))
+
+        def proceed(_: None) -> None:
+            served.append(name)
+            then()
+
+        waiting.addCallback(proceed)
 
     early = Ticket()
     wait("early", early, lambda: wait("early again", early, list))
