@@ -613,7 +613,7 @@ def test_a_process_that_may_still_answer_something_else_is_not_used_again() -> N
     first = world.call("a", "wait")
     world.run()
     worker: Any = first.exchange._worker
-    worker.translator._abandoned.add(0)
+    worker.translator.requests.abandon(0)
     [backend] = world.live
     backend.finish("a")
     second = world.call("b")

@@ -62,5 +62,5 @@ def test_relative_commands_say_why(command: str, directory: str | None, says: st
 
 @pytest.mark.usefixtures("removed_directory")
 def test_relative_directory_is_one_line() -> None:
-    with pytest.raises(SystemExit, match="--cwd: expected an absolute path"):
+    with pytest.raises(SystemExit, match=r"--cwd \(cwd\): expected an absolute path"):
         Options().parseOptions(["--cwd", "below", "--", "cat"])
