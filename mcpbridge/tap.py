@@ -236,8 +236,8 @@ class Options(usage.Options):
         name = cause.opt
         option = f"-{name}" if len(name) == 1 else f"--{name}"
         if "requires argument" in cause.msg:
-            [spelling] = [f" {each}" for each in _spellings(name)] or [""]
-            return f"{option} needs a value{':' if spelling else ''}{spelling}"
+            spelling = next(_spellings(name), "")
+            return f"{option} needs a value" + (f": {spelling}" if spelling else "")
         if "must not have an argument" in cause.msg:
             return f"{option} takes no value"
         if "not a unique prefix" in cause.msg:
