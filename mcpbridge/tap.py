@@ -217,10 +217,14 @@ class Options(usage.Options):
         if former and notice not in self.notices:
             self.notices.append(notice)
 
-    def _set_for_twistd(self, name: str, value: str) -> None:
-        """Set an option of twistd, which reads its options when these are parsed."""
+    def _set_for_twistd(self, name: str, path: str) -> None:
+        """Set an option of twistd, which names a file and is read once these are parsed."""
+        written = path if os.path.exists(path) else os.path.dirname(os.path.abspath(path))
+        if not path or os.path.isdir(path) or not os.access(written, os.W_OK):
+            shown = json.dumps(path, ensure_ascii=False)
+            raise usage.UsageError(f"--{name}: expected the path of a writable file, got {shown}")
         if self.parent is not None:
-            self.parent[name] = value
+            self.parent[name] = path
 
     def _hidden(self) -> set[str]:
         """Return options that are not to be suggested."""
@@ -242,7 +246,7 @@ class Options(usage.Options):
             return f"{option} takes no value"
         if "not a unique prefix" in cause.msg:
             meant = sorted(f"--{each}" for each in known if each.startswith(name))
-            return f"{option} is ambiguous: it may be {', '.join(meant[:-1])} or {meant[-1]}"
+            return f"{option} is ambiguous: write {' or '.join(meant)}"
         near = difflib.get_close_matches(name, sorted(known), n=1)
         if near:
             return f"unknown option {option}; did you mean --{near[0]}?"
@@ -253,7 +257,7 @@ class Options(usage.Options):
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """How options of this name are written, with their values."""
+    """Yield how options of this name are written, with their values."""
     for option in OPTIONS:
         if name in (option.name, *option.old_names):
             yield option.spelling
@@ -313,7 +317,7 @@ def endpoint_of(host: str, port: int) -> str:
     try:
         version = ipaddress.ip_address(bare).version
     except ValueError:
-        if not _HOST_NAME.fullmatch(host) or host.rpartition(":")[2].isdigit():
+        if not _HOST_NAME.fullmatch(host) or host.isdigit():
             raise SettingError(
                 "--host (bridge.listen)", "an IP address or a host name, without a port", host
             ) from None

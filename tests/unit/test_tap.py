@@ -430,7 +430,9 @@ def labels() -> dict[str, str]:
         ("--max-sessions", "--max-sessions needs a value: --max-sessions N"),
         ("--allow-host", "--allow-host needs a value: --allowed-hosts HOST"),
         ("--port", "--port needs a value: --port N"),
-        ("--max-waiting 1 cat", "--max-waiting is ambiguous: it may be --max-waiting-bytes, --max"),
+        ("--max-waiting 1 cat", "--max-waiting is ambiguous: write --max-waiting-bytes or --max-w"),
+        ("--request-state x cat", "--request-state is ambiguous: write --request-state-key-file"),
+        ("--host 9 cat", "--host: expected an IP address or a host name, without a port"),
         ("--access-log=1 cat", "--access-log takes no value"),
     ],
 )
@@ -463,6 +465,14 @@ def test_options_that_twistd_has_too() -> None:
     options.parent = ServerOptions()
     options.parseOptions(["--logfile", "a", "--pidfile", "b", "cat"])
     assert (options.parent["logfile"], options.parent["pidfile"]) == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["--logfile", "--pidfile"])
+def test_a_file_that_cannot_be_written(name: str, tmp_path: Path) -> None:
+    for path in ("", str(tmp_path), str(tmp_path / "missing" / "log")):
+        assert refused(name, path, "cat") == (
+            f'mcpbridge: {name}: expected the path of a writable file, got "{path}"'
+        )
 
 
 def test_an_empty_command() -> None:
