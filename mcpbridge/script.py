@@ -22,7 +22,7 @@ from twisted.scripts.twistd import ServerOptions, runApp  # type: ignore[attr-de
 class ConsoleOptions(ServerOptions):
     """The options of twistd, as the console script sets them."""
 
-    #: What the help calls this program.
+    #: The name of the program in the help.
     program = "mcpbridge"
 
 
@@ -40,7 +40,7 @@ def console_observer() -> ILogObserver:
     return FileLogObserver(sys.stdout, console_line)
 
 
-#: What Twisted logs about itself at every start and stop.
+#: Lines that Twisted logs about itself at every start and stop.
 _TWISTEDS_OWN = re.compile(
     r"(twistd \S+ \(.*\) starting up|reactor class: |Server Shut Down|Main loop terminated)"
     r"|(Starting|Stopping) factory "

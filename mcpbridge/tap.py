@@ -50,14 +50,14 @@ class Options(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()
-        #: What was given for each setting: texts, or true and false for a flag.
+        #: The values of each option in their order: texts, or true and false for a flag.
         self.given: dict[Option, list[Any]] = {}
         self.port: str | None = None
         self.host: str | None = None
         self.config: str | None = None
         self.command: tuple[str, ...] = ()
         self.settings = BridgeSettings()
-        #: What the log says about the settings at the start.
+        #: Lines about the settings, for the log at the start.
         self.notices: list[Notice] = []
 
     def opt_port(self, port: str) -> None:
@@ -107,7 +107,7 @@ class Options(usage.Options):
         return help_text(lines, shutil.get_terminal_size().columns)
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """Parse the command line.  Raises `SystemExit` with one line for what is wrong."""
+        """Parse the command line.  Raises `SystemExit` with a line for each error."""
         options = list(sys.argv[1:] if options is None else options)
         if options in (["help"], ["version"]):
             options = [f"--{options[0]}"]
@@ -121,7 +121,7 @@ class Options(usage.Options):
         self.command = command
 
     def postOptions(self) -> None:
-        """Make the settings.  Raises `SystemExit` with a line for each that is wrong."""
+        """Make the settings.  Raises `SystemExit` with a line for each error."""
         if self.config is None and not self.command:
             raise SystemExit(
                 "mcpbridge: COMMAND is missing: give the command line of an MCP server, or"

@@ -20,7 +20,7 @@ Form = Literal[
 
 
 class Check(NamedTuple):
-    """What a value must be, in words and as a test, and how an option gives it."""
+    """The rule for a value, in words and as a test, and how an option gives the value."""
 
     expected: str
     accepts: Callable[[Any], bool]

@@ -79,7 +79,7 @@ _TEXTS = {
 
 
 def help_text(usage: Sequence[str], width: int) -> str:
-    """Return the help for a terminal of this width; `usage` holds the command lines."""
+    """Format the help for a terminal of this width; `usage` holds the command lines."""
     width = max(_NARROWEST, min(width, _WIDEST)) - 1
     first, *others = usage
     lines = [f"Usage: {first}", *(f"       {each}" for each in others), ""]
@@ -105,7 +105,7 @@ def _group(group: str, width: int) -> Iterator[str]:
 
 
 def _text_of(option: Option) -> str:
-    """The sentence about an option, with its default; settings are named by their options."""
+    """Return the sentence about an option and its default, naming settings by their options."""
     text = _TEXTS.get(option.setting, option.text)
     if option.repeats:
         text += " Repeat the option for each one."
@@ -121,7 +121,7 @@ def _text_of(option: Option) -> str:
 
 
 def _columns(left: str, text: str, width: int) -> list[str]:
-    """The option on the left, its text on the right; below it where the option is long."""
+    """Put the text to the right of the option, or below it if the option is long."""
     indent = " " * _COLUMN
     lines = [indent + line for line in textwrap.wrap(text, width - _COLUMN, break_on_hyphens=False)]
     left = f"  {left}"

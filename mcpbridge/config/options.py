@@ -36,57 +36,57 @@ class Option(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """The name of the setting."""
+        """Name the setting."""
         return self.field.name
 
     @property
     def key(self) -> str:
-        """Where the setting stands in a file: in the server's object, or in `bridge`."""
+        """Name the key in a file: in the object of a server, or in `bridge`."""
         return f"bridge.{self.setting}" if self.kind is BridgeSettings else self.setting
 
     @property
     def label(self) -> str:
-        """What an error calls it: the option and the key."""
+        """Name the option and the key, for an error."""
         return f"--{self.name} ({self.key})"
 
     @property
     def check(self) -> Check:
-        """What a value must be."""
+        """Return the check of the setting."""
         check: Check = self.field.metadata["check"]
         return check
 
     @property
     def form(self) -> Form:
-        """How the option gives the value."""
+        """Tell how the option gives the value."""
         return self.check.form
 
     @property
     def repeats(self) -> bool:
-        """Whether each use of the option adds a value, instead of replacing the last one."""
+        """Tell whether each use of the option adds a value, or replaces the last one."""
         return self.form in ("list", "mapping")
 
     @property
     def old_names(self) -> Sequence[str]:
-        """Other names of the option."""
+        """Return other names of the option."""
         names: Sequence[str] = self.field.metadata["aliases"]
         return names
 
     @property
     def renamed_from(self) -> str:
-        """The name of the option before its setting was renamed; empty if it was not."""
+        """Return the name of the option before its setting was renamed, or an empty string."""
         former: str = self.field.metadata["renamed_from"]
         return former.replace("_", "-")
 
     @property
     def spelling(self) -> str:
-        """The option as documents show it, with a name for its value."""
+        """Write the option as the help shows it, with a name for its value."""
         if self.form == "flag":
             return f"--[no-]{self.name}"
         return f"--{self.name} {self.field.metadata['metavar']}"
 
     @property
     def text(self) -> str:
-        """What the option does, in one sentence."""
+        """Say in one sentence what the option does."""
         text: str = self.field.metadata["text"]
         if self.form == "secret":
             return f"File that holds the {text[0].lower()}{text[1:]}"
@@ -94,11 +94,11 @@ class Option(NamedTuple):
 
     def value(self, texts: Sequence[str]) -> Any:
         """
-        Make the setting's value of the texts that were given, the last of which counts
-        unless the option repeats.
+        Make the value of the setting from the texts that were given.
 
-        What is no number is returned as it is: the setting's check refuses it.
-        Raises `SettingError` for a text from which no value can be made.
+        The last text counts, unless the option repeats.  A text that should be a number
+        and is not is returned unchanged, for the setting's check to refuse.  Raises
+        `SettingError` for a text from which no value can be made.
         """
         last = texts[-1]
         if self.form == "integer":
