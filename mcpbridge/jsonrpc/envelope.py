@@ -1,9 +1,9 @@
 """
-The envelope of a JSON-RPC message: just what a bridge must know of it.
+The envelope of a JSON-RPC message: the few members that a bridge must know.
 
 Knows JSON-RPC 2.0 and JSON (RFC 8259); must not know sessions or transports.
-A message is peeked at, never written anew: what passes is byte-identical,
-but for line ends between its tokens.
+A message is peeked at and never written again: what passes is byte-identical,
+except for line ends between its tokens.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mcpbridge.errors import EmptyBody, NotJson, NotJsonRpc, Refused
 from mcpbridge.jsonrpc import surrogates
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, at_once, outline
 
-#: The largest body that is parsed a second time for the sake of a lone
-#: surrogate, which JSON's grammar allows and the fast parser does not.
+#: The largest body that is parsed a second time because of a lone surrogate, which
+#: JSON's grammar allows and msgspec does not.
 SECOND_PARSE_BYTES = 1024 * 1024
 
 _LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
@@ -32,7 +32,7 @@ class Envelope(msgspec.Struct, frozen=True):
     """
     The outer members of one message (JSON-RPC 2.0, sections 4 and 5).
 
-    `result` and `error` are kept as they stand, undecoded.
+    `result` and `error` are as they stand, not decoded.
     """
 
     jsonrpc: Literal["2.0"]
@@ -43,12 +43,12 @@ class Envelope(msgspec.Struct, frozen=True):
 
     @property
     def is_request(self) -> bool:
-        """It has a method, and an id to answer to."""
+        """Whether it has a method, and an id to answer to."""
         return self.method is not msgspec.UNSET and self.id is not msgspec.UNSET
 
     @property
     def is_response(self) -> bool:
-        """It has no method, but an id and a result or an error."""
+        """Whether it has no method, but an id and a result or an error."""
         return (
             self.method is msgspec.UNSET
             and self.id is not msgspec.UNSET
@@ -62,8 +62,8 @@ _decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 def peek(line: bytes) -> Envelope | None:
     """
-    The envelope of a backend's line, or None where it has none that is valid:
-    a batch, or something that is for its reader to judge.
+    Return the envelope of a server's line; None where it has no valid one,
+    such as a batch.
     """
     try:
         return _decode(line)
@@ -73,8 +73,9 @@ def peek(line: bytes) -> Envelope | None:
 
 def peek_again(line: bytes) -> Envelope | None:
     """
-    The envelope of a line for which `peek` had none, where only a lone
-    surrogate was in its way; `result` and `error` are reduced to being there.
+    Return the envelope of a line for which `peek` returned None because of a
+    lone surrogate; None where that was not why.  Its `result` and `error`
+    only tell that they exist.
     """
     try:
         whole = len(line) <= LARGE_BYTES
@@ -102,7 +103,7 @@ def _outer_members(text: bytes) -> dict[str, object] | None:
 
 
 def split_batch(line: bytes) -> list[bytes] | None:
-    """The elements of an array, byte-identical; None for what is no array."""
+    """Return the elements of an array, byte for byte; None for what is no array."""
     if line.lstrip()[:1] != b"[":
         return None
     try:
@@ -130,7 +131,7 @@ class _Message(msgspec.Struct, Generic[Params]):
 
 
 def _reader(kind: type[Params]) -> Callable[[bytes], Params | None]:
-    """What reads the params of a message; None where they are missing or something else."""
+    """Return a function that reads the params of a message as `kind`; None for other params."""
     message = _Message[kind]  # type: ignore[valid-type]
     decode = msgspec.json.Decoder(message).decode
 
@@ -154,25 +155,25 @@ _read_meta = _reader(_Meta)
 
 
 def progress_token(line: bytes) -> ProgressToken | None:
-    """Whose progress a `notifications/progress` tells (MCP, basic/utilities/progress)."""
+    """Return the token of a `notifications/progress` (MCP, basic/utilities/progress)."""
     params = _read_progress(line)
     return None if params is None else params.progressToken
 
 
 def cancelled_id(line: bytes) -> JsonRpcId | msgspec.UnsetType:
-    """What a `notifications/cancelled` cancels (MCP, basic/utilities/cancellation)."""
+    """Return the id that a `notifications/cancelled` names (MCP, basic/utilities/cancellation)."""
     params = _read_cancelled(line)
     return msgspec.UNSET if params is None else params.requestId
 
 
 def requested_token(line: bytes) -> ProgressToken | None:
-    """The token with which a request asks for progress, in `params._meta`."""
+    """Return the progress token of a request, from `params._meta`."""
     params = _read_meta(line)
     return None if params is None or params.meta is None else params.meta.progressToken
 
 
 def is_json(line: bytes) -> bool:
-    """Whether a line is JSON, whole, whatever it says."""
+    """Tell whether a line is one JSON value."""
     try:
         msgspec.json.decode(line, type=msgspec.Raw)
     except (msgspec.DecodeError, RecursionError):
@@ -182,10 +183,11 @@ def is_json(line: bytes) -> bool:
 
 def one_line(body: bytes) -> bytes:
     """
-    The same JSON without line ends: they can only be white space between
-    tokens, so each becomes a space (MCP, basic/transports, "stdio": messages
-    must not contain embedded newlines).  A body of one line is returned as it
-    is, without a copy.
+    Return JSON without line ends, as messages on stdio must not contain any
+    (MCP, basic/transports, "stdio").
+
+    They can only be white space between tokens, so each becomes a space.  A
+    body of one line is returned without a copy.
     """
     body = body.strip(b"\r\n")
     if b"\n" in body or b"\r" in body:
@@ -195,10 +197,10 @@ def one_line(body: bytes) -> bytes:
 
 def read_message(body: bytes) -> tuple[bytes, Envelope | None]:
     """
-    Check one message from a client; return it as a line, and its envelope
-    (None for an array, whose elements are for the backend to judge).
+    Check one message from a client; return it as a line, and its envelope,
+    which is None for an array.
 
-    Raises `EmptyBody`, `NotJson` (also for bytes that are not UTF-8, RFC 8259
+    Raise `EmptyBody`, `NotJson` (also for bytes that are not UTF-8, RFC 8259
     section 8.1) and `NotJsonRpc`.
     """
     if not body or body.isspace():
@@ -225,22 +227,23 @@ def read_message(body: bytes) -> tuple[bytes, Envelope | None]:
 
 def has_null_id(envelope: Envelope) -> bool:
     """
-    Whether a request has null for an id, which MCP forbids (basic/index,
-    "Requests"): its answer could not be told from another.
+    Tell whether a request has null for an id, which MCP forbids (basic/index,
+    "Requests"): its answer would belong to no request.
     """
     return envelope.id is None and envelope.is_request
 
 
 def check_id(envelope: Envelope | None) -> None:
-    """Raise `NotJsonRpc` for a request with such an id; None passes."""
+    """Raise `NotJsonRpc` for a request whose id is null; None passes."""
     if envelope is not None and has_null_id(envelope):
         raise NotJsonRpc("the id of a request must be a string or a number, not null")
 
 
 def check_element(envelope: Envelope | None) -> Envelope:
     """
-    The envelope of an element of a batch.  Raises `NotJsonRpc` for what is no
-    message, and for what `check_id` does not take.
+    Return the envelope of an element of a batch.
+
+    Raise `NotJsonRpc` for what is no message, and for what `check_id` refuses.
     """
     if envelope is None or not (envelope.method or envelope.is_response):
         raise NotJsonRpc("an element of the batch is no JSON-RPC message")
@@ -252,7 +255,7 @@ _TOO_DEEP = "the body is nested too deeply"
 
 
 def _judge_shape(body: bytes, why: str) -> None:
-    """JSON whose outer members are not an envelope's: an array passes."""
+    """Raise what is wrong with a body that has no envelope; an array passes."""
     try:
         msgspec.json.decode(body, type=msgspec.Raw)
     except msgspec.DecodeError as error:
@@ -266,9 +269,8 @@ def _judge_shape(body: bytes, why: str) -> None:
 
 def _read_lone_surrogates(body: bytes, why: str) -> Envelope | None:
     """
-    What the fast parser refuses may still be JSON: `"\\ud800"` alone is in
-    JSON's grammar (RFC 8259, section 8.2), and JavaScript writes it.  Gives
-    None for an array.
+    Return the envelope of a body that msgspec refused, if a lone surrogate was
+    the reason; None for an array.  Raise `NotJson` with `why` otherwise.
     """
     value = surrogates.parse(body) if len(body) <= SECOND_PARSE_BYTES else None
     if value is not None:
@@ -277,7 +279,7 @@ def _read_lone_surrogates(body: bytes, why: str) -> Envelope | None:
 
 
 def _convert(value: object) -> Envelope | None:
-    """A decoded message's envelope, its result or error reduced to being there."""
+    """Return a decoded message's envelope; its result or error only tells that it exists."""
     if isinstance(value, list):
         return None
     if not isinstance(value, dict):

@@ -1,13 +1,14 @@
 """
-Pieces of a JSON text that is too large to be looked at in one go.
+Checks pieces of a JSON text that is too large to be parsed in one go.
 
-After a comma, a JSON parser's state is the stack of containers that are open,
-and nothing else.  So a text may be cut at any comma between values, and each
-piece checked by itself: in front of it goes what opens the same containers
-(and a first element), behind it what closes those that are open at its end.
-The pieces are valid if and only if the whole is.  That needs no more of a
-piece than its brackets, for which strings and all else are deleted with
-functions that run in C.
+After a comma, the state of a JSON parser is the stack of open containers, and
+nothing else.  So a text may be cut at any comma between values, and each piece
+be checked by itself: before it goes a prefix that opens the same containers
+(with a first element), behind it a suffix that closes those which are open at
+its end.  The pieces are valid if and only if the whole is.
+
+To know the open containers only the brackets of a piece are needed.  Strings
+and everything else are deleted with methods of `bytes` that run in C.
 
 Knows JSON alone; must not know where a text is cut.
 """
@@ -20,7 +21,7 @@ import msgspec
 
 from mcpbridge.errors import NotJson
 
-#: Where something begins and ends.
+#: The begin and the end of something in a text.
 Span = tuple[int, int]
 
 #: How deep arrays and objects of a large message may be nested.
@@ -30,7 +31,7 @@ MAX_DEPTH = 500
 OPENINGS = b"[{"
 TRUNCATED = "Input data was truncated"
 
-# How often pairs of brackets are removed before the rest is gone through one by one.
+# How often pairs of brackets are removed before the rest is looked at one by one.
 _REDUCTIONS = 8
 
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
@@ -43,11 +44,11 @@ _BYTE = re.compile(r"(?:JSON is malformed: )?(.*?)(?: \(byte ([0-9]+)\))?")
 
 def value_end(text: memoryview) -> int | None:
     """
-    Where the value ends that a text begins with, where something other than
-    white space stands behind it: the parser says where that is, and has
-    checked the value then.  None where nothing does, or it is no JSON.
+    Return where the first value of a text ends, if more than white space
+    follows: the parser, which has checked the value then, says where.  Return
+    None where nothing follows, and for what is no JSON.
 
-    Raises `NotJson` for what is nested too deeply.
+    Raise `NotJson` for what is nested too deeply.
     """
     try:
         _skip(text)
@@ -62,10 +63,11 @@ def check_piece(
     text: memoryview, spans: list[Span], prefix: bytes = b"", suffix: bytes = b""
 ) -> int | None:
     """
-    Check a piece that consists of these spans of a text, between others.
+    Check a piece that consists of these spans of a text, between a prefix and
+    a suffix.
 
-    Returns where in the text something stands behind the value that it is,
-    None where nothing does.  Raises `NotJson`.
+    Return where in the text something follows the value that they make; None
+    where nothing does.  Raise `NotJson`.
     """
     piece = b"".join((prefix, *(text[begin:end] for begin, end in spans), suffix))
     try:
@@ -91,7 +93,7 @@ def _trailing(error: msgspec.DecodeError) -> int | None:
 
 
 def without_escapes(piece: bytes) -> bytes:
-    """The same without backslashes and quotes that are escaped."""
+    """Return a piece without escaped backslashes and quotes."""
     if b"\\" in piece:
         piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
     return piece
@@ -99,13 +101,13 @@ def without_escapes(piece: bytes) -> bytes:
 
 def brackets(piece: bytes, quoted: bool) -> tuple[bool, bytes]:
     """
-    The brackets of a piece that stand outside of strings, and whether it ends
-    within one; `quoted`: whether it begins within one.
+    Return whether a piece ends within a string, and its brackets outside of
+    strings; `quoted` tells whether it begins within one.
     """
     kept = piece.translate(None, _CONTENT)
     if quoted:
         kept = b'"' + kept
-    # Two quotes side by side: what is around them stays within or outside.
+    # Two quotes in a row change nothing for what is around them.
     kept = kept.replace(b'""', b"")
     if b'"' not in kept:
         return False, kept
@@ -114,7 +116,7 @@ def brackets(piece: bytes, quoted: bool) -> tuple[bool, bytes]:
 
 
 def closes(stack: bytearray, brackets: bytes) -> bool:
-    """Whether brackets close all that is open; otherwise it is updated."""
+    """Tell whether brackets close the whole stack of open ones; otherwise update it."""
     for _ in range(_REDUCTIONS):
         fewer = brackets.replace(b"[]", b"").replace(b"{}", b"")
         if len(fewer) == len(brackets):
@@ -131,39 +133,40 @@ def closes(stack: bytearray, brackets: bytes) -> bool:
 
 
 def opening(stack: bytearray) -> bytes:
-    """What opens these containers, up to behind a comma in the last of them."""
+    """Return what opens these containers, up to and with a comma in the innermost."""
     outer = b"".join(b"[" if each == 0x5B else b'{"":' for each in stack[:-1])
     return outer + (b"[0," if stack[-1] == 0x5B else b'{"":0,')
 
 
 def closing(stack: bytearray) -> bytes:
-    """What closes them, from a comma in the last of them on."""
+    """Return what closes these containers, from a comma in the innermost on."""
     outer = bytes(0x5D if each == 0x5B else 0x7D for each in reversed(stack[:-1]))
     return (b",0]" if stack[-1] == 0x5B else b',"":0}') + outer
 
 
 def without_surrogates(piece: bytes) -> bytes:
     """
-    The same with other characters in place of all surrogates that are written
-    as escapes, as long in bytes: JSON's grammar has lone ones (RFC 8259,
-    section 8.2), the fast parser does not.
+    Return a piece with another escape, of the same length, in place of every
+    escaped surrogate, because msgspec refuses lone ones.
+
+    A piece cannot go to `surrogates.parse`, which builds what it reads.
     """
     return _SURROGATE.sub(rb"\\ufffd", piece)
 
 
 def not_json(why: str, at: int | None = None) -> NotJson:
-    """What is wrong, and at which byte."""
+    """Return an error that says what is wrong, and at which byte."""
     where = "" if at is None else f" (byte {at})"
     return NotJson(f"the body is not JSON: {why}{where}")
 
 
 def too_deep() -> NotJson:
-    """More than `MAX_DEPTH` arrays and objects are open."""
+    """Return the error for more than `MAX_DEPTH` open arrays and objects."""
     return NotJson(f"the body is nested too deeply: more than {MAX_DEPTH} deep (MAX_DEPTH)")
 
 
 def malformed(error: msgspec.DecodeError, spans: list[Span], before: int = 0) -> NotJson:
-    """What a parser says of a piece that consists of these spans, with so much before them."""
+    """Return a parser's error about a piece of these spans, behind `before` bytes of prefix."""
     match = _BYTE.fullmatch(str(error))
     assert match is not None
     if match[2] is None:
@@ -172,7 +175,7 @@ def malformed(error: msgspec.DecodeError, spans: list[Span], before: int = 0) ->
 
 
 def _place(at: int, spans: list[Span], before: int) -> int:
-    """Where a byte of a piece stands in the text."""
+    """Return where in the text a byte of a piece is."""
     left = max(0, at - before)
     for begin, end in spans[:-1]:
         if left < end - begin:

@@ -1,10 +1,10 @@
 """
-Lines out of a stream of bytes (MCP specification, basic/transports, "stdio").
+Splits a stream of bytes into lines (MCP specification, basic/transports, "stdio").
 
-Knows newlines and sizes; must not know what a line means or where it came
+Knows newlines and sizes; must not know what a line means or where it comes
 from.  Each byte is looked at once, and the pieces of a line are joined only
-when its end is there: linear in the size of a line, however many pieces it
-arrives in.
+when its end is there.  So the work is linear in the size of a line, however
+many pieces it arrives in.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class LineFramer:
     """
     Collects bytes until a newline ends a line.
 
-    A line is given without its newline and without one carriage return
-    before it; a blank line is not given at all.  Of a line beyond `limit`
-    bytes the rest is skipped with `cut`; otherwise all of it but its two
-    ends, which `take_oversized` gives when its end has come.
+    A line comes without its newline and without one carriage return before
+    it; a blank line does not come at all.  With `cut`, a line of more than
+    `limit` bytes loses the rest.  Otherwise it is skipped, and
+    `take_oversized` returns its two ends once its end has come.
     """
 
     __slots__ = ("_cut", "_head", "_limit", "_oversized", "_parts", "_size", "_skipped", "_tail")
@@ -29,7 +29,7 @@ class LineFramer:
         self._cut = cut
         self._parts: list[bytes] = []
         self._size = 0
-        # Of a line that is skipped: how much of it has come, and its ends.
+        # Of the line that is being skipped: how many bytes have come, and its two ends.
         self._skipped = 0
         self._head = self._tail = b""
         self._oversized: list[Oversized] = []
@@ -40,7 +40,7 @@ class LineFramer:
         return self._size
 
     def receive(self, data: bytes) -> list[bytes]:
-        """Take the next bytes, return the lines that they complete."""
+        """Take the next bytes; return the lines that they complete."""
         lines: list[bytes] = []
         *ended, tail = data.split(b"\n")
         for piece in ended:
@@ -57,21 +57,21 @@ class LineFramer:
 
     @property
     def skipped(self) -> int:
-        """How many bytes have come of a line that is skipped; 0 where none is."""
+        """How many bytes have come of a line that is being skipped; 0 where none is."""
         return self._skipped
 
     @property
     def has_oversized(self) -> bool:
-        """Whether `take_oversized` has any to give."""
+        """Whether `take_oversized` has a line to return."""
         return bool(self._oversized)
 
     def take_oversized(self) -> list[Oversized]:
-        """The lines beyond the limit whose ends have come, each once."""
+        """Return the skipped lines whose ends have come, each once."""
         taken, self._oversized = self._oversized, []
         return taken
 
     def begun(self, size: int) -> bytes:
-        """The first bytes of the unfinished line; nothing where there are not so many."""
+        """Return the first `size` bytes of the unfinished line; nothing if it has fewer."""
         if self._size < size:
             return b""
         found: list[bytes] = []
@@ -83,13 +83,13 @@ class LineFramer:
         return b"".join(found)
 
     def discard(self, size: int) -> None:
-        """Go on behind the first bytes of the unfinished line, as if a newline stood there."""
+        """Drop the first `size` bytes of the unfinished line, as if a newline followed them."""
         rest = b"".join(self._parts)[size:]
         self._parts = [rest] if rest else []
         self._size = len(rest)
 
     def finish(self) -> bytes:
-        """At the end of the stream: the last line that no newline ended, or nothing."""
+        """Return the last line, without a newline, at the end of the stream; it may be empty."""
         last = self._take().removesuffix(b"\r")
         return b"" if last.isspace() else last
 
@@ -97,8 +97,8 @@ class LineFramer:
         if self._skipped:
             self._skip(piece)
             return
-        room = self._limit - self._size
-        if len(piece) > room:
+        space = self._limit - self._size
+        if len(piece) > space:
             if not self._cut:
                 kept = b"".join(self._parts)
                 self._parts.clear()
@@ -107,7 +107,7 @@ class LineFramer:
                 self._skip(kept)
                 self._skip(piece)
                 return
-            piece = piece[:room]
+            piece = piece[:space]
         if piece:
             self._parts.append(piece)
             self._size += len(piece)

@@ -1,6 +1,6 @@
 """
-Large messages of a client, read in slices (`scanning`): what the bridge has
-to know of them, while all that is only passed on stays bytes.
+Reads large messages of a client in slices: the few members that the bridge
+needs, while everything that is only passed on stays bytes.
 
 Knows JSON-RPC and where MCP keeps what a transport needs; must not know who
 runs the slices.
@@ -27,11 +27,11 @@ from mcpbridge.jsonrpc.members import encode
 from mcpbridge.jsonrpc.parsed_message import ParsedMessage
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, SLICE_BYTES, Slices, elements, outline
 
-#: The longest `id` or `method` of a large message, in bytes as it is written.
+#: The longest `id` or `method` of a large message, in bytes as they are written.
 MAX_HEAD_BYTES = 16 * 1024
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
-#: What of `params` the envelope's readers look for.
+#: The members of `params` that the functions of `envelope` look for.
 _TOKENS = ("progressToken", "requestId")
 
 
@@ -41,9 +41,11 @@ Message = tuple[bytes, Envelope, bytes]
 
 def read_whole(body: bytes) -> tuple[bytes, Envelope] | None:
     """
-    One large message of a client on one line, and its envelope, in one go; for
-    up to `WHOLE_BYTES`.  None for what only `read_large` can tell more about:
-    an array, a lone surrogate, and all that is no message.
+    Read one message of a client of up to `WHOLE_BYTES` in one go; return it
+    on one line, and its envelope.
+
+    Return None for what `read_large` has to look at: an array, a lone
+    surrogate, and everything that is no message.
     """
     envelope = peek(body)
     if envelope is None or not (envelope.method or envelope.is_response) or has_null_id(envelope):
@@ -57,17 +59,17 @@ def read_whole(body: bytes) -> tuple[bytes, Envelope] | None:
 
 
 def read_whole_later(body: bytes) -> Slices[tuple[bytes, Envelope] | None]:
-    """The same, as one slice."""
+    """Do the same, as one slice."""
     yield
     return read_whole(body)
 
 
 def read_large(body: bytes, *, size: int = SLICE_BYTES) -> Slices[ParsedMessage | None]:
     """
-    Check one large message of a client, as `read_message` does; None for an
-    array, of which nothing is read yet.
+    Check one large message of a client, as `read_message` does; return None
+    for an array, of which nothing is read yet.
 
-    Raises `EmptyBody`, `NotJson`, `NotJsonRpc`, and `TooComplex`.
+    Raise `EmptyBody`, `NotJson`, `NotJsonRpc`, and `TooComplex`.
     """
     text = body.strip(b"\r\n")
     at = _SPACE.match(text, 0, size).end()  # type: ignore[union-attr]
@@ -104,8 +106,8 @@ def read_array(
     body: bytes, most: int, *, messages: bool, size: int = SLICE_BYTES
 ) -> Slices[tuple[bytes, list[Span]]]:
     """
-    An array on one line, and its elements, at most so many; with `messages`
-    they must be objects.  Raises what `elements` raises.
+    Return an array on one line and its elements, of which there may be
+    `most`; with `messages` they must be objects.  Raise what `elements` raises.
     """
     text = body.strip(b"\r\n")
     found = yield from elements(text, most, messages=messages, size=size)
@@ -114,9 +116,10 @@ def read_array(
 
 def read_batch(body: bytes, most: int, *, size: int = SLICE_BYTES) -> Slices[list[Message]]:
     """
-    The messages of a large batch (2025-03-26, basic, "Batching"), at most so many.
+    Return the messages of a large batch (2025-03-26, basic, "Batching"), of
+    which there may be `most`.
 
-    Raises `NotJson`, `NotJsonRpc` and `TooComplex`.
+    Raise `NotJson`, `NotJsonRpc` and `TooComplex`.
     """
     line, spans = yield from read_array(body, most, messages=True, size=size)
     found: list[Message] = []
@@ -130,8 +133,10 @@ def read_batch(body: bytes, most: int, *, size: int = SLICE_BYTES) -> Slices[lis
 
 def read_foreign_batch(body: bytes, most: int, *, size: int = SLICE_BYTES) -> Slices[bytes]:
     """
-    A large batch on one line, whose elements are for the backend to judge, but
-    for requests that nobody could answer.  Raises what `read_batch` raises.
+    Return a large batch on one line.  Its elements are for the server to
+    judge, except for requests that nobody could answer.
+
+    Raise what `read_batch` raises.
     """
     line, spans = yield from read_array(body, most, messages=False, size=size)
     for begin, end in spans:
@@ -142,7 +147,7 @@ def read_foreign_batch(body: bytes, most: int, *, size: int = SLICE_BYTES) -> Sl
 
 
 def _digest_of(element: bytes, size: int) -> Slices[bytes]:
-    """An element of a batch, or where it is large, what counts of it."""
+    """Return an element of a batch, or the digest of a large one."""
     if len(element) <= LARGE_BYTES:
         return element
     return _digest(element, (yield from outline(element, ("params", "_meta"), size=size)))
@@ -165,7 +170,7 @@ def _digest(text: bytes, found: list[dict[str, Span]]) -> bytes:
 
 
 def _tokens(text: bytes, spans: dict[str, Span]) -> dict[str, object]:
-    """Those that are there, and no longer than one may be that is of any use."""
+    """Return the tokens and ids that are there, unless they are too long to be of use."""
     return {
         name: msgspec.Raw(text[begin:end])
         for name in _TOKENS

@@ -1,11 +1,11 @@
 """
-What a server writes to stdout that is no message on a line of its own (MCP,
+Handles output of a server that is not one message on a line (MCP,
 basic/transports, "stdio": "The server MUST NOT write anything to its stdout
 that is not a valid MCP message", and messages have no newlines within).
 
 Knows lines, JSON and the usual mistakes; must not know processes.  Whoever
-reads stdout passes what is plainly a message by itself, and gives the rest to
-an `OddLines`, which says what is wrong in words that name the mistake.
+reads stdout passes on the lines that are plainly messages, and gives the rest
+to a `MalformedOutput`, which names the mistake in words that help to fix it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, is_json, peek, peek_
 from mcpbridge.jsonrpc.members import members
 from mcpbridge.jsonrpc.oversized import END_BYTES, Oversized
 
-#: How much of a message over several lines is kept; of more, only its ends.
+#: How many bytes of a message over several lines are kept; of a longer one only its ends.
 JOINED_BYTES = 256 * 1024
 
 MaybeId = JsonRpcId | msgspec.UnsetType
@@ -27,14 +27,14 @@ MaybeId = JsonRpcId | msgspec.UnsetType
 _decode_ident = msgspec.json.Decoder(str | int | float).decode
 
 _BOM = b"\xef\xbb\xbf"
-#: How a message begins in UTF-16, after a byte order mark or without.
+#: The beginning of a message in UTF-16, with a byte order mark or without.
 _UTF16 = re.compile(rb"(?:\xff\xfe)?{\x00[ \t\r\"]\x00|(?:\xfe\xff)?\x00{\x00[ \t\r\"]")
 _LENGTH = re.compile(rb"(?i)content-length:[ \t]*([1-9][0-9]{0,8})[ \t]*")
 _TYPE = re.compile(rb"(?i)content-type:.*")
-#: How a line begins that may be the first of a message over several lines.
+#: The beginning of a line that may be the first of a message over several lines.
 _OPENS = re.compile(rb"[ \t]*[{\[][ \t\r]*(?:[\"{\[]|\Z)")
 _ESCAPES = re.compile(rb"\\.")
-#: A string, also one that is cut off: a search that failed there would be quadratic.
+#: A string, or the beginning of one: if that did not match, the search would be quadratic.
 _STRINGS = re.compile(rb'"[^"]*"?')
 
 _HEADERS = (
@@ -54,47 +54,47 @@ _TEXT = (
     " treated as stderr, where logs belong"
 )
 UTF16 = "the backend writes UTF-16; MCP's stdio transport is UTF-8"
-#: How much of what a parser says is shown.
+#: How much of a parser's error is shown, in characters.
 _PROBLEM_CHARS = 200
-_OF_AN_ANSWER = frozenset({"jsonrpc", "id", "result", "error"})
+_RESPONSE_MEMBERS = frozenset({"jsonrpc", "id", "result", "error"})
 
 
 class Lost(NamedTuple):
     """
-    A message of the server that cannot pass: `fault` is what kind of mistake
-    that is, and `why` says it in words.
+    A message of the server that cannot pass; `fault` is the kind of mistake,
+    and `why` explains it.
 
-    `ident` is its id where that is known.  Unless it is `certain` that it was
-    sent as a message, a copy of it for people perhaps, it has one only where
-    it is an answer.
+    `ident` is its id, if that is known.  Where it is not `certain` that it
+    was meant as a message (it may be a copy for people, in a log), only a
+    response has one.
     """
 
     fault: str
     why: str
     ident: MaybeId = msgspec.UNSET
-    #: Whether it is a request or a notification.
+    #: Whether it is a request or a notification, not a response.
     has_method: bool = False
     certain: bool = False
 
 
 class Receiver(Protocol):
-    """Who reads a server: `IBackendReceiver`, as far as it is needed here."""
+    """Receives a server's output: the part of `IBackendReceiver` that is needed here."""
 
     def messages_received(self, lines: list[bytes]) -> None:
-        """Messages."""
+        """Take messages."""
 
     def message_lost(self, lost: Lost) -> None:
-        """A message that cannot pass."""
+        """Take note of a message that cannot pass."""
 
     def diagnostics_received(self, lines: list[bytes]) -> None:
-        """Text."""
+        """Take lines of text."""
 
     def misbehaved(self, fault: str, what: str, line: bytes) -> None:
-        """The server makes a mistake that keeps nothing from passing; `line` shows it."""
+        """Report a mistake that keeps nothing from passing; `line` is an example of it."""
 
 
 def is_message(line: bytes) -> bool:
-    """Whether a line is JSON that may be a message: an object, or an array (not `[INFO] ready`)."""
+    """Tell whether a line is a JSON object or array, unlike `[INFO] ready`."""
     first = line.lstrip()[:1]
     if first not in (b"{", b"["):
         return False
@@ -102,7 +102,7 @@ def is_message(line: bytes) -> bool:
 
 
 def too_large(message: Oversized) -> Lost:
-    """What is said of a message beyond `max_message_bytes`."""
+    """Return what is lost with a message of more than `max_message_bytes`."""
     why = (
         f"the server wrote a message of {message.size} bytes, more than the bridge takes"
         " (max_message_bytes)"
@@ -112,38 +112,38 @@ def too_large(message: Oversized) -> Lost:
 
 def unreadable(line: bytes) -> Lost:
     """
-    What is wrong with an object, or what looks like one, that is no JSON-RPC
-    message.  Its text is not shown, as a client's data may be in it.
+    Return what is lost with an object, or what looks like one, that is no
+    JSON-RPC message.  Its text is not shown, as it may contain a client's data.
     """
     outer = members(line)
     try:
         msgspec.json.decode(line, type=Envelope)
         problem = "it is neither a request nor a notification nor a response"
     except msgspec.ValidationError as error:
-        # What a parser says of another `jsonrpc` shows that.
+        # The parser's error about another `jsonrpc` would show its value.
         problem = '`jsonrpc` is not "2.0"' if str(error).endswith("`$.jsonrpc`") else str(error)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         problem = str(error)
     problem = problem[:_PROBLEM_CHARS]
     why = f"the server wrote an object that is not a JSON-RPC message: {problem}"
     if outer is None:
-        # Behind an object another one may stand, which would be taken for its end.
+        # Another object may follow on the line, whose end would be taken for that of this one.
         glued = "trailing characters" in problem
         ends = Oversized(line[:END_BYTES], line[-END_BYTES:], len(line))
         return Lost("invalid", why, msgspec.UNSET if glued else _ident_of_answer(ends))
     # Some log as JSON, and an `id` there may mean anything.
-    told = "jsonrpc" in outer and ("result" in outer or "error" in outer)
-    is_answer = "method" not in outer and (told or _OF_AN_ANSWER.issuperset(outer))
+    is_rpc = "jsonrpc" in outer and ("result" in outer or "error" in outer)
+    is_answer = "method" not in outer and (is_rpc or _RESPONSE_MEMBERS.issuperset(outer))
     return Lost("invalid", why, _ident(outer.get("id")) if is_answer else msgspec.UNSET)
 
 
-class OddLines:
+class MalformedOutput:
     """
-    Lines that are not plainly messages, in order.
+    Takes the lines that are not plainly messages, in order.
 
-    Text of up to `cut` bytes a line goes to the receiver's
-    `diagnostics_received`, behind `stdout: `; not where it may be a message,
-    as what messages say is not for a log.
+    Text goes to the receiver's `diagnostics_received`, up to `cut` bytes of a
+    line and with the prefix `stdout: `.  What may be a message is not shown,
+    as the content of messages does not belong into a log.
     """
 
     def __init__(self, receiver: Receiver, cut: int) -> None:
@@ -151,25 +151,25 @@ class OddLines:
         self._cut = cut
         self._joined: _Joined | None = None
         self._header = b""
-        #: How many bytes a header says its message has, which has no line end; 0: none.
+        #: The size of the message that a header has announced, which has no line end; 0: none.
         self.body_size = 0
-        #: Whether nothing that comes can be read.
+        #: Whether the server writes UTF-16, so that nothing can be read.
         self.is_utf16 = False
 
     @property
     def is_within(self) -> bool:
-        """Whether the next line may belong to the last one, however plain it looks."""
+        """Whether the next line may belong to the last one, even if it looks like a message."""
         return self._joined is not None or self.body_size > 0
 
     def take(self, lines: list[bytes]) -> None:
-        """The next lines; none of them is blank."""
+        """Take the next lines, none of which is blank."""
         messages: list[bytes] = []
         for line in map(self._without_mark, lines):
             if self.body_size:
                 line = self._behind_header(line)
             if not line:
                 continue
-            # Within what may be a message over several lines an object is a part of it.
+            # Inside of what may be a message over several lines, an object is a part of it.
             if is_message(line) if self._joined is None else _is_whole(line):
                 self._end_joined()
                 messages.append(line)
@@ -181,9 +181,11 @@ class OddLines:
 
     def take_body(self, *begun: bytes) -> int:
         """
-        The first `body_size` bytes of an unfinished line, or all of it: if one
-        of these is the message that a header has announced, how many bytes it
-        has, and it is done with.  0: there is none.
+        Take the message that a header has announced, if it is there.
+
+        `begun` are the possible messages: the first `body_size` bytes of an
+        unfinished line, and all of it, as the header may be wrong.  Return
+        the size of the message, 0 where none of them is one.
         """
         for body in begun:
             envelope = _envelope(body)
@@ -197,14 +199,14 @@ class OddLines:
 
     def waited(self) -> None:
         """
-        Nothing has come for a while: the end of what was begun may never come,
-        as where a string has line ends in it.
+        Give up a message over several lines, as nothing has come for a while:
+        its end may never come, because of a line end within a string.
         """
         if self._joined is not None:
             self._lose(self._joined)
 
     def finish(self) -> None:
-        """Nothing more comes: what was kept because of what might follow is text."""
+        """End the output: what was kept because of what might follow is text."""
         self._end_header()
         self._end_joined()
 
@@ -232,13 +234,13 @@ class OddLines:
     # Messages with headers.
 
     def _behind_header(self, line: bytes) -> bytes:
-        """What of a line behind a header is to be looked at still."""
+        """Return the part of a line behind a header that is still to be looked at."""
         if _TYPE.fullmatch(line):
             return b""
-        # With a line end of its own a message is right, and the header is text.
+        # A message with a line end of its own is correct, and the header is text.
         rest = line[self.body_size :].strip()
         if rest and self.take_body(line[: self.body_size]):
-            # The next header, which has no line of its own.
+            # The next header, which is not on a line of its own.
             return rest
         self._end_header()
         return line
@@ -251,7 +253,7 @@ class OddLines:
     # Messages over several lines.
 
     def _join(self, line: bytes) -> None:
-        """Text, unless it is a part of a message together with others."""
+        """Keep a line that may be part of a message over several lines; any other one is text."""
         joined = self._joined
         if joined is not None:
             joined.add(line)
@@ -267,21 +269,21 @@ class OddLines:
             self._end_joined()
         else:
             self._joined = None
-            for ident in [] if joined.told else whole:
+            for ident in [] if joined.reported else whole:
                 self._receiver.message_lost(Lost("lines", _SEVERAL, ident))
 
     def _end_joined(self) -> None:
         joined, self._joined = self._joined, None
         if joined is not None:
             self._lose(joined)
-            if not joined.told:
+            if not joined.reported:
                 self._text(joined.lines)
 
     def _lose(self, joined: _Joined) -> None:
-        """Say whose answer it is, as far as that has come."""
-        ident = msgspec.UNSET if joined.told else joined.answered()
+        """Report the response that these lines are, if they show which request it answers."""
+        ident = msgspec.UNSET if joined.reported else joined.answered()
         if ident is not msgspec.UNSET:
-            joined.told = True
+            joined.reported = True
             self._receiver.message_lost(Lost("lines", _SEVERAL, ident))
 
     def _text(self, lines: list[bytes]) -> None:
@@ -293,26 +295,26 @@ class OddLines:
 
 
 class _Joined:
-    """Lines that may be one message together, the first `JOINED_BYTES` of them."""
+    """Lines that may be one message together; the first `JOINED_BYTES` are kept."""
 
     def __init__(self, first: bytes) -> None:
         #: How many objects and arrays are open.
         self.depth = 0
-        #: Whether it was said that it is an answer.
-        self.told = False
+        #: Whether they were reported as lost.
+        self.reported = False
         self.lines: list[bytes] = []
         self._size = 0
         self._head = self._tail = b""
         self.add(first)
 
     def add(self, line: bytes) -> None:
-        """One more of them.  A string never goes on in the next line."""
+        """Add a line.  A string never goes on in the next line."""
         bare = _STRINGS.sub(b"", _ESCAPES.sub(b"", line))
         self.depth += bare.count(b"{") + bare.count(b"[") - bare.count(b"}") - bare.count(b"]")
-        room = JOINED_BYTES - self._size
+        left = JOINED_BYTES - self._size
         self._size += len(line) + 1
-        if room > 0:
-            self.lines.append(line[:room])
+        if left > 0:
+            self.lines.append(line[:left])
         if len(self._head) < END_BYTES:
             self._head += line[: END_BYTES - len(self._head)] + b" "
         if self._size > JOINED_BYTES:
@@ -320,18 +322,18 @@ class _Joined:
 
     @property
     def is_large_text(self) -> bool:
-        """Whether there is too much of it, and its beginning does not tell of a message."""
+        """Whether they are too large, and do not begin like a message."""
         return self._size > JOINED_BYTES and b'"jsonrpc"' not in self._head
 
     def answered(self) -> MaybeId:
-        """The id of the request that it answers, as far as its ends show it."""
+        """Return the id of the request that they answer, if their ends show it."""
         tail = self._tail or b" ".join(self.lines)[-END_BYTES:]
         return _ident_of_answer(Oversized(self._head, tail, self._size))
 
     def messages(self) -> list[MaybeId] | None:
         """
-        The ids of the messages that they are together, one or those of a
-        batch, UNSET for what is no answer; None where they are none.
+        Return the ids of the messages that they make, one or those of a
+        batch, UNSET for what is no response; None where they make none.
         """
         whole = b" ".join(self.lines)
         if self._size <= JOINED_BYTES and (is_json(whole) or peek_again(whole) is not None):
@@ -348,7 +350,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def _is_whole(line: bytes) -> bool:
-    """Whether a line is a message, or a batch, by itself, whatever came before it."""
+    """Tell whether a line is a message, or a batch, by itself."""
     return all(_envelope(each) is not None for each in split_batch(line) or [line])
 
 
@@ -361,7 +363,7 @@ def _envelope(line: bytes) -> Envelope | None:
 
 
 def _ident(raw: msgspec.Raw | None) -> MaybeId:
-    """An id that a client may have given; UNSET for anything else."""
+    """Return an id that a client may have given; UNSET for anything else."""
     try:
         return msgspec.UNSET if raw is None else _decode_ident(raw)
     except (msgspec.MsgspecError, ValueError):
@@ -369,7 +371,7 @@ def _ident(raw: msgspec.Raw | None) -> MaybeId:
 
 
 def _ident_of_answer(ends: Oversized) -> MaybeId:
-    """The id of a message of which these are the ends, where they show that it is an answer."""
+    """Return the id of a message with these ends, if they show that it is a response."""
     both = ends.head + ends.tail
     is_answer = b'"jsonrpc"' in both and (b'"result"' in both or b'"error"' in both)
     return ends.answered if is_answer else msgspec.UNSET

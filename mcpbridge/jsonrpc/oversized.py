@@ -1,9 +1,9 @@
 """
-What is known of a message that was too large to be kept: its two ends.
+Reads the two ends of a message that was too large to be kept.
 
 Knows JSON-RPC and the first and the last bytes of a line; must not know who
-waits for it.  Only members of the outermost object count, and a guess is
-never made: what the ends do not say is not known.
+waits for it.  Only members of the outermost object count, and nothing is
+guessed: what the ends do not show is not known.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import msgspec
 
 from mcpbridge.jsonrpc.envelope import JsonRpcId
 
-#: How much of each end of such a line is kept.
+#: How many bytes of each end are kept.
 END_BYTES = 4096
 
-#: How many of the last members are looked at, and how many commas for each of
-#: them, as a string may have some.
+#: How many of the last members are read, and how many commas are tried for each of
+#: them, as a string may contain some.
 LAST_MEMBERS = 16
 COMMAS = 8
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _SCALAR = rb"(?:" + _STRING + rb"|-?[0-9][0-9.eE+-]*|true|false|null)"
 _SPACE = rb"[ \t\r]*"
-#: A string may be cut off: a search that failed there would be quadratic.
+#: A string may be cut off: if it did not match, the search would be quadratic.
 _TOKEN = re.compile(_STRING + rb"?|[{}\[\],:]|[^\s{}\[\],:\"]+")
 _LAST_MEMBER = re.compile(_SPACE.join([rb",", _STRING, rb":", _SCALAR, rb""]))
 
 
 class Oversized(NamedTuple):
-    """A line that was not kept: its first and last bytes, at most `END_BYTES`, and its size."""
+    """A line that was not kept: up to `END_BYTES` of each end, and its size."""
 
     head: bytes
     tail: bytes
@@ -41,14 +41,14 @@ class Oversized(NamedTuple):
 
     def members(self) -> dict[str, object]:
         """
-        The members that the ends show of the outermost object: scalars by
-        their values, others as UNSET, as it is known only that they are there.
+        Return the members of the outermost object that the ends show: scalars
+        with their values, others as UNSET, as only their presence is known.
         """
         return _first_members(self.head) | _last_members(self.tail)
 
     @property
     def ident(self) -> JsonRpcId | msgspec.UnsetType:
-        """The id of the message, UNSET where neither end shows it."""
+        """The id of the message; UNSET where neither end shows it."""
         return _ident(self.members())
 
     @property
@@ -58,7 +58,7 @@ class Oversized(NamedTuple):
 
     @property
     def answered(self) -> JsonRpcId | msgspec.UnsetType:
-        """The id of the message, UNSET also where it is a request or a notification."""
+        """The id of a response; UNSET also for a request or a notification."""
         found = self.members()
         return msgspec.UNSET if _has_method(found) else _ident(found)
 
@@ -89,14 +89,14 @@ def _first_members(head: bytes) -> dict[str, object]:
             if name is not None:
                 found[name] = msgspec.UNSET
         elif depth == 1 and before == b":" and name is not None and after in (b",", b"}"):
-            # What is cut off has nothing behind it.
+            # A value that is cut off has nothing behind it.
             found |= _loads(b'{"%b":%b}' % (name.encode("ascii", "ignore"), token))
         before = token
     return found
 
 
 def _last_members(tail: bytes) -> dict[str, object]:
-    """The last members of an object, as long as they are scalars, up to its end."""
+    """Return the last members of an object, as far back as they are scalars."""
     found: dict[str, object] = {}
     rest = tail.rstrip(b" \t\r")
     if not rest.endswith(b"}"):
@@ -112,7 +112,7 @@ def _last_members(tail: bytes) -> dict[str, object]:
 
 
 def _last_member(text: bytes) -> int | None:
-    """Where the comma before it stands; None where it is no scalar."""
+    """Return where the comma before the last member is; None where its value is no scalar."""
     at = len(text)
     for _ in range(COMMAS):
         at = text.rfind(b",", 0, at)
@@ -124,7 +124,7 @@ def _last_member(text: bytes) -> int | None:
 
 
 def _text(token: bytes) -> str | None:
-    """The name of a member that matters; None for all others."""
+    """Return the name of a member that matters; None for any other."""
     name = next(iter(_loads(b"{%b:0}" % token)), "")
     return name if name in ("id", "method", "params") else None
 

@@ -1,7 +1,7 @@
 """
-What was added last, within a bound.
+A set of the things that were added last, within a bound.
 
-Knows order and number; must not know what it is.
+Knows order and number; must not know what the things are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Recent(Generic[T]):
-    """The last `limit` that were added; the oldest beyond that is forgotten."""
+    """A set of the last `limit` additions; the oldest beyond that is forgotten."""
 
     __slots__ = ("_kept", "_limit")
 
@@ -28,18 +28,18 @@ class Recent(Generic[T]):
         return each in self._kept
 
     def add(self, each: T) -> None:
-        """Keep it; what is there already stays in its place."""
+        """Add a thing; one that is there already keeps its place."""
         if len(self._kept) >= self._limit and each not in self._kept:
             del self._kept[next(iter(self._kept))]
         self._kept[each] = None
 
     def discard(self, each: T) -> bool:
-        """Forget it; whether it was there."""
+        """Remove a thing; return whether it was there."""
         if each not in self._kept:
             return False
         del self._kept[each]
         return True
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all."""
         self._kept.clear()

@@ -1,12 +1,12 @@
 """
-Large JSON texts, read in slices and without building what they say.
+Reads large JSON texts in slices, without building what they contain.
 
-A parser that builds objects makes of 16 MB of `[{},{},...` a gigabyte and a
-pause of seconds; even one that only skips them takes longer than others
-should wait.  What is read here is checked whole, but the only objects made
-are the members of a message that a bridge acts on.
+A parser that builds objects turns 16 MB of `[{},{},...` into a gigabyte and a
+pause of seconds; even one that only skips them takes longer than other clients
+should wait.  A text is checked as a whole here, but the only objects made are
+the members that a bridge acts on.
 
-Knows JSON alone; must not know who runs it: each function is a generator that
+Knows JSON alone; must not know who runs it.  Each function is a generator that
 yields after a bounded piece of work (`SLICE_BYTES`), and returns its result.
 """
 
@@ -38,21 +38,21 @@ from mcpbridge.jsonrpc.fragments import (
 )
 
 Found = TypeVar("Found")
-#: What does some work each time it is advanced, and returns what it found.
+#: A generator that does a slice of work each time it is advanced, and returns what it found.
 Slices = Generator[None, None, Found]
 
-#: A longer message is read in slices.
+#: A message of more bytes is read in slices.
 LARGE_BYTES = 64 * 1024
-#: ... but up to here as a whole, where only its outer members are wanted: however it is
-#: written, a parser skips so much in about 3 ms.
+#: Where only its outer members are wanted, a message up to here is read as a whole:
+#: however it is written, a parser skips so much in about 3 ms.
 WHOLE_BYTES = 1280 * 1024
-#: How much is done at a time.
+#: How many bytes are looked at in one slice.
 SLICE_BYTES = 64 * 1024
-#: How many members a large message may have, with those of its `params` and its `_meta`.
+#: The most members of a large message, with those of its `params` and its `_meta`.
 MAX_MEMBERS = 10_000
-#: The longest name of one of those members.
+#: The longest name of one of these members.
 MAX_NAME_BYTES = 64 * 1024
-#: The longest number, which cannot be cut.
+#: The longest number, as a number cannot be cut.
 MAX_NUMBER_BYTES = 1024 * 1024
 
 _decode_ident = msgspec.json.Decoder(str | int | float).decode
@@ -73,11 +73,11 @@ def outline(
     """
     Check that a text is a JSON object, with `utf8` in UTF-8, and find its members.
 
-    Returns the members of the object, then those of its member `inner[0]`,
+    Return the members of the object, then those of its member `inner[0]`,
     then those of the member `inner[1]` of that, and so on as far as there are
-    such objects.  Of members with one name there is the last.
+    such objects.  Of members with one name the last counts.
 
-    Raises `NotJson`, also where it is nested too deeply, and `TooComplex` for
+    Raise `NotJson`, also where it is nested too deeply, and `TooComplex` for
     more than `MAX_MEMBERS` members.
     """
     if utf8:
@@ -101,9 +101,9 @@ def elements(
     """
     Check that a text is a JSON array in UTF-8, and find its elements.
 
-    With `messages` all of them must be objects.  Raises `NotJson`, also where
-    it is nested too deeply; at the first element that is wrong `NotJsonRpc`,
-    and `TooComplex` for more than `most`.
+    With `messages` all of them must be objects.  Raise `NotJson`, also where
+    it is nested too deeply; `NotJsonRpc` at the first element that is no
+    object; and `TooComplex` for more than `most`.
     """
     yield from _check_utf8(text, size)
     reader = _Reader(text, size)
@@ -131,7 +131,7 @@ def elements(
 
 
 def at_once(slices: Slices[Found]) -> Found:
-    """The result of all the work, done now."""
+    """Do all the work now, and return its result."""
     while True:
         try:
             next(slices)
@@ -145,7 +145,7 @@ def _check_utf8(text: bytes, size: int) -> Slices[None]:
     while at < len(text):
         end = min(at + size, len(text))
         if end < len(text):
-            # Not within a character, which has four bytes at most.
+            # Do not cut a character, which has up to four bytes.
             for _ in range(3):
                 end -= text[end] & 0xC0 == 0x80
         piece = text[at:end]
@@ -159,18 +159,18 @@ def _check_utf8(text: bytes, size: int) -> Slices[None]:
 
 
 class _Reader:
-    """A text, and how to go on in it."""
+    """A text, and steps that check the next part of it."""
 
     def __init__(self, text: bytes, size: int) -> None:
         self._text = text
         self._view = memoryview(text)
         self._size = size
         self._members = 0
-        #: The members of the outermost object, as far as it was read.
+        #: The members of the outermost object, as far as it has been read.
         self._outer: dict[str, Span] | None = None
 
     def ident(self) -> str | int | float | None:
-        """The member `id` of what was read, where it is there and may be one."""
+        """Return the member `id` of what was read, if it is one that a request may have."""
         begin, end = (self._outer or {}).get("id", (0, 0))
         if end - begin > MAX_NAME_BYTES:
             return None
@@ -183,7 +183,7 @@ class _Reader:
     # Between values.
 
     def space(self, at: int) -> Slices[int]:
-        """The next byte that is no white space."""
+        """Skip white space; return where the next other byte is."""
         while True:
             end = _SPACE.match(self._text, at, at + self._size).end()  # type: ignore[union-attr]
             if end < at + self._size:
@@ -192,25 +192,25 @@ class _Reader:
             yield
 
     def follow(self, at: int, closing: str) -> Slices[int]:
-        """What follows behind a comma."""
+        """Skip a comma and white space; return where the next value or name begins."""
         if self._text[at : at + 1] != b",":
             raise self.unexpected(at, f"',' or {closing}")
         return (yield from self.space(at + 1))
 
     def finish(self, at: int) -> Slices[None]:
-        """Nothing follows."""
+        """Check that nothing follows."""
         at = yield from self.space(at)
         if at < len(self._text):
             raise not_json("trailing characters", at)
 
     def unexpected(self, at: int, expected: str) -> NotJson:
-        """What is wrong where something else is expected."""
+        """Return the error for a byte where something else is expected."""
         if at >= len(self._text):
             return not_json(TRUNCATED)
         return not_json(f"expected {expected}", at)
 
     def object(self, at: int, inner: tuple[str, ...]) -> Slices[tuple[int, list[dict[str, Span]]]]:
-        """Where an object ends, its members, and those of what is within it."""
+        """Check an object; return where it ends, its members, and those of the inner ones."""
         text = self._text
         found: dict[str, Span] = {}
         if self._outer is None:
@@ -247,7 +247,7 @@ class _Reader:
             at = yield from self.follow(at, "'}'")
 
     def _name(self, at: int) -> tuple[str, int]:
-        """A member's name, and where it ends."""
+        """Return a member's name, and where it ends."""
         if self._text[at : at + 1] != b'"':
             raise self.unexpected(at, "'\"'")
         match = _STRING.match(self._text, at, at + MAX_NAME_BYTES)
@@ -261,7 +261,7 @@ class _Reader:
             try:
                 return _decode_name(match[0]), match.end()
             except msgspec.DecodeError:
-                # No name that is looked for has a surrogate: any other will do.
+                # No name that anybody looks for has a surrogate: another one will do.
                 return _decode_name(without_surrogates(match[0])), match.end()
         except msgspec.DecodeError as error:
             raise malformed(error, [(at, match.end())]) from None
@@ -269,7 +269,7 @@ class _Reader:
     # Values.
 
     def value(self, at: int) -> Slices[int]:
-        """Check a value; where it ends."""
+        """Check a value; return where it ends."""
         if at >= len(self._text):
             raise not_json(TRUNCATED)
         end = value_end(self._view[at : at + self._size])
@@ -281,7 +281,7 @@ class _Reader:
         return (yield from (self._container(at) if first in OPENINGS else self._scalar(at)))
 
     def _trimmed(self, at: int, end: int) -> int:
-        """Without the white space behind a value, which a parser takes with it."""
+        """Return the end of a value without the white space that a parser takes with it."""
         return at + len(self._text[at:end].rstrip(_WHITE))
 
     def _string(self, at: int) -> Slices[int]:
@@ -302,10 +302,9 @@ class _Reader:
         while True:
             end = _SCALAR.match(self._text, begin, begin + self._size).end()  # type: ignore[union-attr]
             if end < begin + self._size:
-                # One that cannot be cut: numbers, and what is no JSON, which shows by
-                # what stands behind it.
+                # A number cannot be cut.  Whether this is one shows with the byte behind it.
                 behind = check_piece(self._view, [(at, min(end + 1, len(self._text)))])
-                # What follows a number without a delimiter is no part of it.
+                # What follows a number without a delimiter does not belong to it.
                 return end if behind is None else min(behind, end)
             if end - at > MAX_NUMBER_BYTES:
                 raise TooComplex(
@@ -316,9 +315,9 @@ class _Reader:
 
     def _container(self, at: int) -> Slices[int]:
         text = self._text
-        #: What is open: the first bytes of arrays and objects.
+        #: The open containers, by their first bytes.
         stack = bytearray(text[at : at + 1])
-        #: What is not checked yet, without slices that are within one string.
+        #: What is not checked yet, without slices that are inside of one string.
         spans, prefix = [(at, at + 1)], b""
         end, quoted = at + 1, False
         while True:
@@ -343,7 +342,7 @@ class _Reader:
                 spans = []
 
     def _slice_end(self, at: int) -> int:
-        """The end of a slice that parts no escape; where there are no strings it is anywhere."""
+        """Return the end of a slice, which does not cut an escape."""
         end = min(at + self._size, len(self._text))
         escape = self._text.rfind(b"\\", max(at, end - 5), end)
         if escape > at and end < len(self._text):
@@ -353,7 +352,7 @@ class _Reader:
         return end
 
     def _next_comma(self, at: int, quoted: bool, stack: bytearray) -> tuple[int, bytearray] | None:
-        """The next comma between values, and what is open there; None where none is near."""
+        """Return the next comma between values and what is open there; None if none is near."""
         text, limit = self._text, at + 2 * self._size
         stack = stack.copy()
         if quoted:
@@ -385,7 +384,7 @@ class _Reader:
         return None
 
     def _last_piece(self, spans: list[Span], prefix: bytes) -> int:
-        """Check the piece in which a value ends, if it does; where that is."""
+        """Check the piece in which a value should end; return where it does."""
         behind = check_piece(self._view, spans, prefix)
         begin, end = spans[-1]
         if behind is not None:

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from mcpbridge.config.tuning import ENDLESS_FACTOR, SMALL_BYTES, STDERR_LINE_BYTES
 from mcpbridge.jsonrpc.framing import LineFramer
-from mcpbridge.jsonrpc.malformed_output import UTF16, OddLines, is_message, too_large
+from mcpbridge.jsonrpc.malformed_output import UTF16, MalformedOutput, is_message, too_large
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
 
@@ -85,7 +85,7 @@ class StdoutReader:
         self._budget = budget
         self._framer = LineFramer(limit)
         #: Made for the first line that is not plainly a message.
-        self._malformed: OddLines | None = None
+        self._malformed: MalformedOutput | None = None
         self._rest_timer = Timer(clock)
         #: The bytes of the unfinished line that are counted in the budget.
         self._counted = 0
@@ -188,7 +188,7 @@ class StdoutReader:
                 return
         # Some lines may not be MCP: print statements, banners, other framings.
         if malformed is None:
-            malformed = self._malformed = OddLines(self._receiver, STDERR_LINE_BYTES)
+            malformed = self._malformed = MalformedOutput(self._receiver, STDERR_LINE_BYTES)
         malformed.take(lines)
         if malformed.is_utf16:
             self._pipes.output_over(UTF16)
@@ -205,11 +205,11 @@ class StdoutReader:
 
     # The rest of a malformed message.
 
-    def _await_rest(self, malformed: OddLines) -> None:
+    def _await_rest(self, malformed: MalformedOutput) -> None:
         if not self._rest_timer.is_running:
             self._rest_timer.start(REST_SECONDS, self._rest_overdue, malformed)
 
-    def _rest_overdue(self, malformed: OddLines) -> None:
+    def _rest_overdue(self, malformed: MalformedOutput) -> None:
         if self._discarding:
             return
         if self.is_waiting:

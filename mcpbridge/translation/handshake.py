@@ -1,5 +1,5 @@
 """
-`initialize` as a client of legacy backends sends it, and what its answer says.
+The handshake with a legacy server: `initialize` and its answer.
 
 Knows the handshake of 2025-11-25 and before (basic/lifecycle); must not know
 what comes after it.
@@ -26,9 +26,9 @@ from mcpbridge.mcp.capabilities import is_implementation, well_formed, with_exte
 from mcpbridge.mcp.modern_request import MODERN_PROTOCOL_VERSIONS
 from mcpbridge.translation.to_modern import outcome_of, to_modern_result
 
-#: The revision that a backend is asked for; it may choose an older one.
+#: The revision that a server is asked for; it may choose an older one.
 ASKED_REVISION = revisions.HANDSHAKE_PROTOCOL_VERSIONS[-1]
-#: Capabilities whose values are objects, by the specification; other names may mean anything.
+#: The specification's capabilities, whose values are objects; other names may mean anything.
 _CLIENT_CAPABILITIES = frozenset(
     {"elicitation", "experimental", "extensions", "roots", "sampling", "tasks"}
 )
@@ -44,17 +44,17 @@ _SERVER_CAPABILITIES = frozenset(
         "tools",
     }
 )
-#: What a server of 2026-07-28 alone refuses `initialize` with, unless it chooses another code:
-#: to one that knows no older revision the method is unknown.
+#: The codes with which a server of 2026-07-28 alone usually refuses `initialize`, which
+#: is an unknown method to it.
 _MODERN_CODES = (UNSUPPORTED_VERSION, METHOD_NOT_FOUND)
-#: How many revisions of a refusal are read.
+#: How many of the revisions that a refusal names are read.
 MAX_NAMED = 32
 
 
 class HandshakeRefused(BridgeError):
     """
-    The backend does not want `initialize`; `code` is that of its error, and
-    `supported` the revisions that it names, as one of 2026-07-28 alone should.
+    The server refuses `initialize`; `code` is that of its error, and
+    `supported` are the revisions that it names, as one of 2026-07-28 alone should.
     """
 
     def __init__(self, text: str, code: int | None = None, supported: tuple[str, ...] = ()) -> None:
@@ -65,8 +65,8 @@ class HandshakeRefused(BridgeError):
     @property
     def modern_only(self) -> bool:
         """
-        Whether it says that the backend takes only newer revisions
-        (2026-07-28, basic/versioning).
+        Whether the server accepts only newer revisions (2026-07-28,
+        basic/versioning).
         """
         if self.supported:
             return bool(set(self.supported) & set(MODERN_PROTOCOL_VERSIONS))
@@ -74,18 +74,19 @@ class HandshakeRefused(BridgeError):
 
 
 class Initialized(NamedTuple):
-    """The backend's answer to `initialize`; what is Raw is as it stands."""
+    """The server's answer to `initialize`; members of type Raw are as they stand."""
 
     protocol_version: str
-    #: Its members, without those of the specification that are no objects.
+    #: Without those of the specification that are no objects.
     capabilities: Members
     server_info: msgspec.Raw | None
     instructions: msgspec.Raw | None
 
     def discover_result(self) -> bytes:
         """
-        The same as a DiscoverResult of 2026-07-28.  Tasks of 2025-11-25 have
-        no counterpart there, and are not offered.
+        Return the answer as a DiscoverResult of 2026-07-28.
+
+        Tasks of 2025-11-25 have no counterpart there, and are not offered.
         """
         offered = changed(self.capabilities, {"tasks": msgspec.UNSET})
         result: dict[str, object] = {
@@ -102,8 +103,9 @@ def initialize_params(
     capabilities: bytes, client_info: msgspec.Raw | None, version: str
 ) -> dict[str, object]:
     """
-    The parameters of `initialize` for clients with these capabilities;
-    `version` is the bridge's own, which stands in for a client that does not
+    Return the parameters of `initialize` for clients with these capabilities.
+
+    The bridge, of this `version`, takes the place of a client that does not
     say who it is, or not as an Implementation.
     """
     info: object = client_info
@@ -118,10 +120,10 @@ def initialize_params(
 
 def read_answer(message: Members) -> Initialized:
     """
-    What the answer to `initialize` says.
+    Read the answer to `initialize`.
 
-    Raises `HandshakeRefused` for an error, for no InitializeResult, and for
-    a revision that the bridge does not know.
+    Raise `HandshakeRefused` for an error, for what is no InitializeResult,
+    and for a revision that the bridge does not know.
     """
     outcome = outcome_of(message)
     if outcome.error is not None:
@@ -143,7 +145,7 @@ def read_answer(message: Members) -> Initialized:
 
 
 def refusal(error: Members) -> HandshakeRefused:
-    """What an error says that answers `initialize`."""
+    """Return the refusal that an error means which answers `initialize`."""
     named = value_of(members_of(error.get("data")).get("supported"))
     listed = named[:MAX_NAMED] if isinstance(named, list) else []
     supported = tuple(each for each in listed if isinstance(each, str))
@@ -155,11 +157,11 @@ def refusal(error: Members) -> HandshakeRefused:
 
 def _declarable(declared: Members) -> dict[str, object]:
     """
-    The capabilities of a client, for a server of 2025-11-25 or before.
+    Return the capabilities of a client, for a server of 2025-11-25 or before.
 
-    Tasks are not translated, and that roots change is never told.  All else
-    passes: an extension is between the client and the server, and so is a
-    capability that the bridge does not know.
+    Tasks are not translated, and changes of roots are never reported.
+    Everything else passes: an extension is between the client and the server,
+    and so is a capability that the bridge does not know.
     """
     known = well_formed(declared, _CLIENT_CAPABILITIES)
     known.pop("tasks", None)

@@ -14,7 +14,7 @@ from mcpbridge.jsonrpc.framing import LineFramer
 from mcpbridge.jsonrpc.malformed_output import (
     JOINED_BYTES,
     Lost,
-    OddLines,
+    MalformedOutput,
     _Joined,
     is_message,
     too_large,
@@ -34,7 +34,7 @@ class Read:
 
     def __init__(self) -> None:
         self.framer = LineFramer(10 * JOINED_BYTES)
-        self.odd = OddLines(self, 50)
+        self.odd = MalformedOutput(self, 50)
         self.messages: list[bytes] = []
         self.lost: list[tuple[str, Any, bool]] = []
         self.text: list[bytes] = []
