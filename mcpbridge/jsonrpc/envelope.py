@@ -220,7 +220,7 @@ def read_message(body: bytes) -> tuple[bytes, Envelope | None]:
     except RecursionError:
         raise NotJson(_TOO_DEEP) from None
     if envelope is not None and envelope.method is msgspec.UNSET and not envelope.is_response:
-        raise NotJsonRpc("the body is JSON, but no JSON-RPC request, notification or response")
+        raise NotJsonRpc("the body is JSON, but not a JSON-RPC request, notification or response")
     check_id(envelope)
     return one_line(body), envelope
 
@@ -246,7 +246,7 @@ def check_element(envelope: Envelope | None) -> Envelope:
     Raise `NotJsonRpc` for what is no message, and for what `check_id` refuses.
     """
     if envelope is None or not (envelope.method or envelope.is_response):
-        raise NotJsonRpc("an element of the batch is no JSON-RPC message")
+        raise NotJsonRpc("an element of the batch is not a JSON-RPC message")
     check_id(envelope)
     return envelope
 
@@ -264,7 +264,7 @@ def _judge_shape(body: bytes, why: str) -> None:
     except RecursionError:
         raise NotJson(_TOO_DEEP) from None
     if body.lstrip()[:1] != b"[":
-        raise NotJsonRpc(f"the body is no JSON-RPC 2.0 message: {why}")
+        raise NotJsonRpc(f"the body is not a JSON-RPC 2.0 message: {why}")
 
 
 def _read_lone_surrogates(body: bytes, why: str) -> Envelope | None:
@@ -283,7 +283,7 @@ def _convert(value: object) -> Envelope | None:
     if isinstance(value, list):
         return None
     if not isinstance(value, dict):
-        raise NotJsonRpc("the body is no JSON-RPC 2.0 message: it is no object")
+        raise NotJsonRpc("the body is not a JSON-RPC 2.0 message: it is not an object")
     outer = {
         name: msgspec.Raw(b"{}") if name in ("result", "error") else value[name]
         for name in Envelope.__struct_fields__
@@ -292,4 +292,4 @@ def _convert(value: object) -> Envelope | None:
     try:
         return msgspec.convert(outer, Envelope)
     except (msgspec.ValidationError, UnicodeError) as error:
-        raise NotJsonRpc(f"the body is no JSON-RPC 2.0 message: {error}") from None
+        raise NotJsonRpc(f"the body is not a JSON-RPC 2.0 message: {error}") from None

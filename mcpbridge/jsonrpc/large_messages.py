@@ -80,7 +80,7 @@ def read_large(body: bytes, *, size: int = SLICE_BYTES) -> Slices[ParsedMessage 
     elif first == b"[":
         return None
     elif first in b'"-0123456789tfn':
-        raise NotJsonRpc("the body is no JSON-RPC 2.0 message: it is no object")
+        raise NotJsonRpc("the body is not a JSON-RPC 2.0 message: it is not an object")
     found = yield from outline(text, ("params", "_meta"), size=size)
     digest = _digest(text, found)
     _, envelope = read_message(digest)

@@ -119,7 +119,7 @@ def elements(
         if len(found) >= most:
             raise TooComplex(f"the array has more than {most} elements (max_waiting_messages)")
         if messages and text[at : at + 1] != b"{":
-            raise NotJsonRpc("an element of the batch is no JSON-RPC message")
+            raise NotJsonRpc("an element of the batch is not a JSON-RPC message")
         end = yield from reader.value(at)
         found.append((at, end))
         yield

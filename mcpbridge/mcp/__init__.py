@@ -1,1 +1,1 @@
-"""What the MCP specification says, without I/O: revisions, streams, subscriptions, tasks."""
+"""The rules of the MCP specification, without I/O: revisions, streams, subscriptions, tasks."""

@@ -107,7 +107,7 @@ def check_params(request: ModernRequest, annotations: Annotations, headers: Head
     Behavior for Custom Headers").  Headers without an annotation are ignored.
 
     A header whose argument is missing or null is refused, too: a proxy that
-    routes by it would be told what the body does not say.  Raise
+    routes by it would go by something that the body does not say.  Raise
     `HeaderMismatch`, with the request's `ident`.
     """
     if not annotations:
@@ -132,13 +132,11 @@ def _check_param(annotation: Annotation, argument: object, headers: Headers) -> 
     text = _header_text(argument)
     if text is None:
         if headers(name):
-            raise HeaderMismatch(
-                f"{_ascii(name)} is there, but {_ascii(where)} has no value for it"
-            )
+            raise HeaderMismatch(f"{_ascii(name)} is present, but {_ascii(where)} has no value")
         return
     sent = _decoded(name, _only(headers, name))
     if sent != text and not (annotation.kind == "integer" and _same_integer(sent, argument)):
-        raise HeaderMismatch(f"{_ascii(name)} is not what {_ascii(where)} says")
+        raise HeaderMismatch(f"{_ascii(name)} does not match {_ascii(where)}")
 
 
 def _header_text(argument: object) -> str | None:
@@ -200,18 +198,18 @@ def _cannot_be_compared() -> HeaderMismatch:
 
 def _expect(headers: Headers, name: str, expected: str) -> None:
     if _only(headers, name) != expected:
-        raise HeaderMismatch(f"{name} is not what the body says")
+        raise HeaderMismatch(f"{name} does not match the body")
 
 
 def _only(headers: Headers, name: str) -> str:
     """Return the single value of a field, without white space around it (RFC 9110, 5.5)."""
     values = headers(name)
     if len(values) != 1:
-        wrong = "is there more than once" if values else "is missing"
+        wrong = "appears more than once" if values else "is missing"
         raise HeaderMismatch(f"the header {name} {wrong}")
     text = values[0].strip(_OPTIONAL_SPACE)
     if _VISIBLE.fullmatch(text) is None:
-        raise HeaderMismatch(f"{name} has characters that no header may have")
+        raise HeaderMismatch(f"{name} has characters that a header must not have")
     return text
 
 

@@ -238,7 +238,7 @@ def _check_version(version: str, header: str | None) -> None:
     if header is None:
         raise HeaderMismatch("the header MCP-Protocol-Version is missing")
     if header.strip(" \t") != version:
-        raise HeaderMismatch(f"MCP-Protocol-Version is not what {PROTOCOL_VERSION} says")
+        raise HeaderMismatch(f"MCP-Protocol-Version does not match {PROTOCOL_VERSION}")
     if version not in MODERN_PROTOCOL_VERSIONS:
         # Only those that `server/discover` names: in the others this very request cannot
         # be made.

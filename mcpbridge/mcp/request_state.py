@@ -55,7 +55,7 @@ def presented(request: ModernRequest) -> str | None:
         return None
     token = string_of(raw)
     if token is None:
-        raise _invalid(request, "requestState is no string")
+        raise _invalid(request, "requestState must be a string")
     return token
 
 

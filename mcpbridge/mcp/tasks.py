@@ -136,10 +136,10 @@ def promised_tasks(line: bytes) -> tuple[Members, list[str]]:
 
 def acknowledged(request: ModernRequest, promised: Members, tasks: list[str]) -> bytes:
     """Return the acknowledgement of a stream that several processes write."""
-    told: dict[str, object] = {**promised}
+    granted: dict[str, object] = {**promised}
     if tasks:
-        told[TASK_IDS] = tasks
-    params = {"_meta": {SUBSCRIPTION_ID: request.outer["id"]}, "notifications": told}
+        granted[TASK_IDS] = tasks
+    params = {"_meta": {SUBSCRIPTION_ID: request.outer["id"]}, "notifications": granted}
     return notification_line(ACKNOWLEDGED, params)
 
 
@@ -165,7 +165,7 @@ class Task(msgspec.Struct, eq=False):
     until: float
     poll_at: float
     kept: Members
-    #: Whether it is finished, and its client has not been told yet.
+    #: Whether it is finished, and its client does not know yet.
     finished: bool = False
 
 

@@ -142,7 +142,9 @@ def missing_capability(asked: InputRequest, request: ModernRequest) -> MissingCa
     if required is None:
         return None
     names = " and ".join(required)
-    error = MissingCapability(f"the server needs {names} of the client for this", required)
+    error = MissingCapability(
+        f"the server needs a capability that the client has not declared: {names}", required
+    )
     error.ident = request.id
     return error
 

@@ -98,7 +98,7 @@ def _parts(raw: msgspec.Raw | None, name: str) -> Members:
         return {}
     parts = members(raw)
     if parts is None:
-        raise InvalidParams(f"{name} is no object")
+        raise InvalidParams(f"{name} must be an object")
     return {key: part for key, part in parts.items() if not is_null(part)}
 
 
@@ -125,13 +125,15 @@ def read_round(result: Members, client: LegacyClientCapabilities) -> InputRound:
     """
     state = _unless_null(result.get("requestState"))
     if state is not None and not bytes(state).startswith(b'"'):
-        raise CannotAsk("the server's requestState is no string")
+        raise CannotAsk("the server's requestState is not a string")
     requests = _unless_null(result.get("inputRequests"))
     wanted = {} if requests is None else members(requests)
     if wanted is None:
-        raise CannotAsk("the server's inputRequests are no object")
+        raise CannotAsk("the server's inputRequests is not an object")
     if not wanted and state is None:
-        raise CannotAsk("the server wants input, but does not say what")
+        raise CannotAsk(
+            "the server's input_required result has neither inputRequests nor requestState"
+        )
     found = InputRound([], {}, state)
     for key, entry in wanted.items():
         asked = _read_entry(members_of(entry), client)
@@ -147,7 +149,7 @@ def _read_entry(entry: Members, client: LegacyClientCapabilities) -> InputReques
     method = string_of(entry.get("method"))
     params = members(entry["params"]) if "params" in entry else None
     if method not in INPUT_REQUEST_METHODS or (params is None and method != LIST_ROOTS):
-        raise CannotAsk("the server asks something that MCP 2026-07-28 does not have")
+        raise CannotAsk("the server sent an input request that MCP 2026-07-28 does not have")
     asked = InputRequest(method, params)
     if method == ELICIT:
         lacks = asked.mode is None or client.input.missing(asked) is not None
@@ -157,7 +159,9 @@ def _read_entry(entry: Members, client: LegacyClientCapabilities) -> InputReques
     if method == LIST_ROOTS:
         raise CannotAsk("the server asks for roots, which this client has not declared")
     if client.input.sampling:
-        raise CannotAsk("the server asks for sampling with tools, which this client cannot")
+        raise CannotAsk(
+            "the server asks for sampling with tools, which this client has not declared"
+        )
     raise CannotAsk("the server asks for sampling, which this client has not declared")
 
 
@@ -207,7 +211,7 @@ class PendingInput:
         """
         if len(self._by_id) + len(asked.requests) > MAX_OPEN_INPUT_REQUESTS:
             raise CannotAsk(
-                f"no more than {MAX_OPEN_INPUT_REQUESTS} questions to a client may be open"
+                f"no more than {MAX_OPEN_INPUT_REQUESTS} input requests to a client may be open"
             )
         call.state = asked.state
         call.responses = dict(asked.responses)

@@ -157,7 +157,7 @@ class LegacyClientTranslator:
         return self._with_due(step)
 
     def take_server_info(self) -> msgspec.Raw | None:
-        """Return what the server said of itself when the session opened; only once."""
+        """Return the server's info, from when the session opened; only once."""
         taken, self._server_info = self._server_info, None
         return taken
 
@@ -316,7 +316,7 @@ class LegacyClientTranslator:
                 step.to_client.append(line)
         elif call.method == "initialize":
             self._state = "new"
-            text = f"the server did not say what it can: {error_message(response)}"
+            text = f"the server did not answer server/discover: {error_message(response)}"
             step.to_client.append(error_line(call.raw_id, INTERNAL_ERROR, text))
         else:
             step.to_client.append(to_legacy_error(response, call.raw_id))

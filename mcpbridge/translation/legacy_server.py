@@ -2,8 +2,8 @@
 Clients of 2026-07-28 in front of a legacy server, which wants `initialize`:
 the translation of one process's messages in both directions.
 
-Knows what the process was told and asked, and which client's request it works
-on; must not know the clock, the pipes, nor who the client is.
+Knows what the process was sent, and which client's request it works on; must
+not know the clock, the pipes, nor who the client is.
 
 A message on stdio does not say which request it belongs to, unless it is a
 response or progress.  So a process works on one request at a time, and its
@@ -215,7 +215,7 @@ class LegacyServerTranslator:
         return lines
 
     def _set_level(self, request: ModernRequest) -> list[bytes]:
-        """A process has one level for all its requests; it is told where another is wanted."""
+        """Return the line that changes the process's log level, which all its requests share."""
         logs = "logging" in self._server().capabilities
         return self.requests.set_level(request) if logs else []
 
@@ -296,7 +296,7 @@ class LegacyServerTranslator:
         except CannotAsk as error:
             output.to_backend.append(error_line(ident, error.code, str(error)))
             return
-        why = "the client has not declared the capability that this takes"
+        why = "the client has not declared the capability that this needs"
         output.to_backend.append(error_line(ident, INVALID_REQUEST, why))
         if running.suspended:
             running.buffered = running.buffered or missing
@@ -323,14 +323,14 @@ class LegacyServerTranslator:
         if method == "notifications/cancelled":
             self.server_requests.cancel(params.get("requestId"))
             return
-        told = None
+        shown = None
         if self._running is not None:
             alone = not self.requests.has_abandoned
-            told = self._running.to_client(method, message, params, line, alone=alone)
-        if told is None:
+            shown = self._running.to_client(method, message, params, line, alone=alone)
+        if shown is None:
             self.dropped["unwanted"] += 1
         else:
-            output.notifications.append(told)
+            output.notifications.append(shown)
 
     def _give_up(self, running: RunningRequest, why: str) -> list[bytes]:
         """Let a request go whose client has gone; the server may still work on it."""

@@ -47,8 +47,8 @@ _LIST_FILTERS = {
     "resources": "resourcesListChanged",
 }
 _UNKNOWN_SERVER = {"name": "unknown", "version": "0"}
-_UNREADABLE = "the server's answer is none of JSON-RPC 2.0"
-_OTHER_TYPE = "the server's result is of a kind that this client cannot have"
+_UNREADABLE = "the server's answer is not a JSON-RPC 2.0 response"
+_OTHER_TYPE = "the server's result is of a type that this client's revision does not have"
 #: How much of a peer's error message the bridge repeats, in characters.
 _SHOWN_CHARS = 200
 
@@ -121,7 +121,7 @@ def to_legacy_error(response: Members, raw_id: msgspec.Raw) -> bytes:
         return error_line(raw_id, INTERNAL_ERROR, _UNREADABLE)
     if code in _CAUSED_BY_BRIDGE:
         why = error_message(response)
-        text = f"the server refuses what the bridge has made of the request: {why}"
+        text = f"the server refuses the request as the bridge has translated it: {why}"
         return error_line(raw_id, INTERNAL_ERROR, text)
     return encode({**response, "id": raw_id})
 

@@ -137,8 +137,8 @@ def test_one_at_a_time_on_a_connection(fast_path: bool) -> None:
         (b"[" * 2 * LARGE_BYTES, 400, "nested too deeply"),
         (call()[:-1], 400, "truncated"),
         (b" " * 2 * LARGE_BYTES, 400, "empty"),
-        (b'"%b"' % BIG.encode(), 400, "it is no object"),
-        (b'{"a":"%b"}' % BIG.encode(), 400, "no JSON-RPC"),
+        (b'"%b"' % BIG.encode(), 400, "it is not an object"),
+        (b'{"a":"%b"}' % BIG.encode(), 400, "not a JSON-RPC"),
     ],
 )
 def test_what_is_wrong_is_refused_and_nothing_is_sent(
