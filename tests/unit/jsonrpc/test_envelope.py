@@ -100,7 +100,7 @@ def test_an_array_passes_without_an_envelope(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("members", list(product([False, True], repeat=4)))
-def test_every_set_of_members(members: tuple[bool, ...]) -> None:
+def test_every_combination_of_members(members: tuple[bool, ...]) -> None:
     """beat: JSON that is no JSON-RPC message is refused; each that is one passes."""
     texts = ('"method":"m"', '"id":7', '"result":null', '"error":{}')
     method, ident, result, error = members
@@ -165,7 +165,7 @@ CALL = b'{"jsonrpc":"2.0","method":"m","params":%b}'
         (CALL % '"\u755cd"'.encode()).decode().encode("utf-16-le"),
     ],
 )
-def test_what_is_not_json(body: bytes) -> None:
+def test_invalid_json_is_refused(body: bytes) -> None:
     """beat: a body that is not JSON gets 400; nothing is forwarded."""
     assert not is_valid(body)
     assert verdict(body) == "NotJson"
@@ -176,7 +176,7 @@ def test_what_is_not_json(body: bytes) -> None:
 @pytest.mark.parametrize("depth", [50_000, 200_000])
 @pytest.mark.parametrize("brackets", ["[]", '{"a":}'])
 @pytest.mark.parametrize("inside", ["", '"\\ud800"'])
-def test_absurd_nesting(shape: str, depth: int, brackets: str, inside: str) -> None:
+def test_deep_nesting_is_refused(shape: str, depth: int, brackets: str, inside: str) -> None:
     """Nesting beyond all reason is refused with 400, whoever would stumble on it."""
     opening, closing = brackets[:-1], brackets[-1]
     inside = inside if opening == "[" else inside or "1"
@@ -184,7 +184,7 @@ def test_absurd_nesting(shape: str, depth: int, brackets: str, inside: str) -> N
     assert verdict(body.encode()) == "NotJson"
 
 
-def test_absurd_nesting_behind_a_wrong_member() -> None:
+def test_deep_nesting_after_an_invalid_member_is_refused() -> None:
     depth = 100_000
     body = b'{"jsonrpc":"1.0","a":' + b"[" * depth + b"]" * depth + b"}"
     assert verdict(body) == "NotJson"
@@ -216,7 +216,7 @@ def test_absurd_nesting_behind_a_wrong_member() -> None:
         b'{"jsonrpc":"2.0","method":7,"method":"m","a":"\\ud800"}',
     ],
 )
-def test_json_that_is_no_message(body: bytes) -> None:
+def test_json_that_is_not_a_message_is_refused(body: bytes) -> None:
     """beat: JSON that is no JSON-RPC message gets 400, -32600."""
     assert is_valid(body)
     assert verdict(body) == "NotJsonRpc"
@@ -269,7 +269,9 @@ def test_every_short_text_is_judged_as_the_standard_library_does() -> None:
 @settings(deadline=None)
 @given(JSON_VALUES, st.data())
 @example("\ud800", None)
-def test_any_value_and_any_damage_to_it(value: Any, data: st.DataObject | None) -> None:
+def test_any_value_passes_and_any_damaged_one_is_refused(
+    value: Any, data: st.DataObject | None
+) -> None:
     body = bytearray(CALL % json.dumps(value).encode())
     assert verdict(bytes(body)) == "passes"
     if data is not None:

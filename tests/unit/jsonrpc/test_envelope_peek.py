@@ -50,21 +50,21 @@ def test_tokens_keep_their_type(token: Any, message: str) -> None:
     "params",
     [None, [], {}, 1, {"progressToken": None}, {"progressToken": True}, {"progressToken": [LONE]}],
 )
-def test_no_token(params: Any) -> None:
+def test_a_message_without_a_token(params: Any) -> None:
     assert progress_token(line_of(params)) is None
     assert requested_token(line_of({"_meta": params})) is None
     assert requested_token(line_of(params)) is None
 
 
 @pytest.mark.parametrize("line", [b'{"method":"m"}', b"{", b"[]", b'{"params":' + DEEP + b"}"])
-def test_no_params(line: bytes) -> None:
+def test_a_message_without_params(line: bytes) -> None:
     assert progress_token(line) is None
     assert requested_token(line) is None
     assert cancelled_id(line) is msgspec.UNSET
 
 
 @pytest.mark.parametrize("ident", [1, "1", None, 1.5])
-def test_what_is_cancelled(ident: Any) -> None:
+def test_the_id_of_a_cancellation(ident: Any) -> None:
     assert cancelled_id(line_of({"requestId": ident, "reason": LONE})) == ident
     assert cancelled_id(line_of({"reason": "x"})) is msgspec.UNSET
 
@@ -77,7 +77,7 @@ def test_a_lone_surrogate_hides_no_envelope() -> None:
     assert (envelope.id, envelope.is_response) == ("7", True)
 
 
-def test_a_large_line_with_one_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_line_with_a_lone_surrogate_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     filling = b'["\\ud800",%b]' % (b"[]," * LARGE_BYTES + b"1")
     built: list[bytes] = []
 
@@ -111,7 +111,7 @@ def test_a_large_line_with_one_is_not_built(monkeypatch: pytest.MonkeyPatch) -> 
         b'["\\ud800",' + DEEP + b"]",
     ],
 )
-def test_what_has_no_envelope_at_all(line: bytes) -> None:
+def test_lines_without_an_envelope(line: bytes) -> None:
     assert peek_again(line) is None
 
 
@@ -148,7 +148,7 @@ def test_elements_of_a_batch_are_byte_identical(
         b"[\xff]",
     ],
 )
-def test_what_is_no_batch(line: bytes) -> None:
+def test_lines_that_are_not_a_batch(line: bytes) -> None:
     assert split_batch(line) is None
 
 

@@ -81,7 +81,7 @@ def test_blank_lines_and_carriage_returns(stream: bytes, lines: list[bytes]) -> 
     assert framed([stream]) == lines
 
 
-def test_a_line_too_long_costs_no_other_line() -> None:
+def test_a_line_beyond_the_limit_affects_no_other_line() -> None:
     framer = LineFramer(4)
     assert framer.receive(b"one\ntwo\n12345\nmore\n") == [b"one", b"two", b"more"]
     assert framer.has_oversized
@@ -113,7 +113,7 @@ def test_both_ends_of_a_line_too_long_are_kept(step: int) -> None:
     assert framer.take_oversized() == [kept]
 
 
-def test_with_cut_a_flood_without_newlines_is_not_kept() -> None:
+def test_cut_bounds_what_is_kept_of_a_line_without_end() -> None:
     framer = LineFramer(4, cut=True)
     for _ in range(1000):
         assert framer.receive(b"abc") == []

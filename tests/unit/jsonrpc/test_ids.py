@@ -34,7 +34,7 @@ def test_an_integer_and_its_text(one: int, other: str) -> None:
         *(1.0, 1.5, None, True, False, 10**18, msgspec.UNSET),
     ],
 )
-def test_what_has_no_other_spelling(ident: Any) -> None:
+def test_ids_without_another_spelling(ident: Any) -> None:
     assert other_spelling(ident) is msgspec.UNSET
 
 
@@ -42,12 +42,12 @@ def test_what_has_no_other_spelling(ident: Any) -> None:
     ("ident", "asked"),
     [("1", 1.0), (1.0, "1"), ("1", 2), ("a", 1), (msgspec.UNSET, 1), ("1", msgspec.UNSET)],
 )
-def test_what_answers_something_else(ident: Any, asked: Any) -> None:
+def test_ids_that_answer_another_request(ident: Any, asked: Any) -> None:
     assert not is_answer_to(ident, asked)
 
 
 @given(st.integers() | st.text() | st.floats(allow_nan=False) | st.none())
-def test_every_id_answers_itself_and_is_spelled_back(ident: Any) -> None:
+def test_every_id_answers_itself_in_both_spellings(ident: Any) -> None:
     assert is_answer_to(ident, ident)
     other = other_spelling(ident)
     if other is not msgspec.UNSET:
@@ -74,11 +74,13 @@ def test_the_bridges_own_numbers(said: Any, number: int) -> None:
         (None, None),
     ],
 )
-def test_the_same_in_what_is_read_by_members(raw: bytes | None, number: int | None) -> None:
+def test_the_bridges_own_numbers_in_undecoded_members(
+    raw: bytes | None, number: int | None
+) -> None:
     assert own_number_of(None if raw is None else msgspec.Raw(raw)) == number
 
 
-def test_all_but_the_id_stays_as_it_is() -> None:
+def test_with_id_replaces_only_the_id() -> None:
     line = b'{"jsonrpc":"2.0", "id":"1","result":{"x":"\\ud800", "y":1.50}}'
     assert with_id(line, 1) == (b'{"jsonrpc":"2.0","id":1,"result":{"x":"\\ud800", "y":1.50}}')
     assert with_id(b"[1]", 1) == b"[1]"

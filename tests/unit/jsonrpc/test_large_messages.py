@@ -83,7 +83,7 @@ def large(body: bytes, size: int = 64) -> ParsedMessage:
 
 
 @given(MESSAGES, st.sampled_from([None, 2]), st.sampled_from([16, 64, 4096]))
-def test_a_message_is_what_it_is_when_it_is_small(
+def test_a_large_message_is_read_like_a_small_one(
     content: dict[str, Any], indent: int | None, size: int
 ) -> None:
     body = json.dumps(content, indent=indent).encode() + b"\r\n"
@@ -113,7 +113,7 @@ def test_a_message_is_what_it_is_when_it_is_small(
 
 
 @given(MESSAGES, st.sampled_from(["", "é", "\ud800"]), st.sampled_from([None, 2]))
-def test_as_a_whole_it_is_the_same_or_nothing(
+def test_read_whole_agrees_with_read_large_or_returns_none(
     content: dict[str, Any], text: str, indent: int | None
 ) -> None:
     body = json.dumps({**content, "text": text}, indent=indent, ensure_ascii=text != "é").encode()
@@ -127,13 +127,13 @@ def test_as_a_whole_it_is_the_same_or_nothing(
 
 
 @pytest.mark.parametrize("method", ["a", "é"])
-def test_what_a_look_at_the_whole_can_tell_about(method: str) -> None:
+def test_read_whole_reads_a_message(method: str) -> None:
     body = f'\n{{"jsonrpc":"2.0",\n"method":"{method}"}}'.encode()
     assert read_whole(body) == read_message(body)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"jsonrpc":"2.0","method":"a","b":"\xff"}'])
-def test_what_a_look_at_the_whole_cannot_tell_about(body: bytes) -> None:
+def test_read_whole_leaves_the_rest_to_read_large(body: bytes) -> None:
     assert read_whole(body) is None
 
 
@@ -152,7 +152,7 @@ def test_what_a_look_at_the_whole_cannot_tell_about(body: bytes) -> None:
         (b'{"jsonrpc":"2.0","id":1,"method":"%b"}' % (b"a" * MAX_HEAD_BYTES), TooComplex),
     ],
 )
-def test_what_is_wrong_is_refused(body: bytes, error: type[Exception]) -> None:
+def test_invalid_messages_are_refused(body: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         large(body)
 
@@ -162,7 +162,7 @@ def test_a_line_end_within_a_string_is_no_json() -> None:
         large(b'{"jsonrpc":"2.0","method":"a","params":["x\ny"]}')
 
 
-def test_a_token_that_is_too_long_is_none() -> None:
+def test_a_token_that_is_too_long_is_ignored() -> None:
     token = "t" * MAX_HEAD_BYTES
     body = json.dumps(
         {"jsonrpc": "2.0", "id": 1, "method": "a", "params": {"_meta": {"progressToken": token}}}
@@ -170,7 +170,7 @@ def test_a_token_that_is_too_long_is_none() -> None:
     assert requested_token(large(body.encode()).digest) is None
 
 
-def test_an_array_is_read_apart() -> None:
+def test_read_large_returns_none_for_an_array() -> None:
     body = b' \r\n[{"a":1},\r\n[2]]'
     assert at_once(read_large(body)) is None
     line, spans = at_once(read_array(body, 2, messages=False))
@@ -220,7 +220,7 @@ def asked(
     return request
 
 
-def test_a_request_is_read_alike_and_goes_on_alike() -> None:
+def test_a_large_request_is_read_and_forwarded_like_a_small_one() -> None:
     request = asked(
         meta={"progressToken": "t", LOG_LEVEL: "info", CLIENT_INFO: {"name": "x", "version": "1"}},
         params={"arguments": {"a": [{"b": BIG}] * 3}},
@@ -242,7 +242,7 @@ def test_a_request_is_read_alike_and_goes_on_alike() -> None:
         ({"params": {"_meta": 7}}, "params._meta must be an object"),
     ],
 )
-def test_what_is_missing_is_told(params: dict[str, object], words: str) -> None:
+def test_a_missing_member_is_named(params: dict[str, object], words: str) -> None:
     found = large(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "a", **params}).encode())
     with pytest.raises(InvalidParams) as caught:
         read_request(found, version_header=VERSION)
@@ -260,7 +260,7 @@ def test_what_is_missing_is_told(params: dict[str, object], words: str) -> None:
         ({PROTOCOL_VERSION: [1]}, "must be a string"),
     ],
 )
-def test_what_is_too_large_or_of_another_kind_is_not_built(
+def test_members_that_are_too_large_or_of_another_type_are_not_built(
     meta: dict[str, object], words: str
 ) -> None:
     with pytest.raises(InvalidParams) as caught:
@@ -312,7 +312,7 @@ def test_members_of_a_large_object() -> None:
     assert bytes(found["a"]) == b'"\\ud800"'
 
 
-def test_text_is_read_of_strings_alone() -> None:
+def test_string_of_reads_strings_only() -> None:
     assert string_of(msgspec.Raw(b'"a"')) == "a"
     assert string_of(msgspec.Raw(b'"\\ud800"')) == "\ud800"
     for odd in (b"[%b]" % (b"{}," * 9), b"7", b"", b"x", b'"', b'"\xff"', b'"\\ud800'):
@@ -335,14 +335,14 @@ def test_annotations_of_a_large_list_of_tools() -> None:
         assert annotated(json.dumps(odd).encode())[0] == {}
 
 
-def test_an_envelope_of_a_large_line_is_what_it_was() -> None:
+def test_peek_reads_a_large_line() -> None:
     line = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"x": BIG}}).encode()
     envelope = peek(line)
     assert envelope is not None
     assert envelope.is_response
 
 
-def test_a_name_that_is_no_text_at_all_is_refused() -> None:
+def test_a_name_that_is_not_utf8_is_refused() -> None:
     body = json.dumps(
         {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "?", "_meta": META}}
     ).encode()

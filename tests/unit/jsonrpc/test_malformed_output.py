@@ -106,7 +106,7 @@ def test_json_is_a_message(line: bytes) -> None:
         *(b"{x", b"[1", b"}", b"{" * 100_000, b"\xff\xfe", b"Content-Length: x"),
     ],
 )
-def test_what_is_no_json_is_text(line: bytes) -> None:
+def test_lines_that_are_not_json_are_text(line: bytes) -> None:
     """With the first line of it; how often is for who complains."""
     read = Read().write(line + b"\n" + LINE + b"\n")
     assert read.text == [b"stdout: " + line[:50]]
@@ -167,7 +167,7 @@ def test_a_message_over_several_lines(message: object, lost: object, end: bytes)
 
 
 @pytest.mark.parametrize("message", [{"level": "info", "x": [1]}, [1, 2], [[]], {"x": {}}])
-def test_json_over_several_lines_that_is_no_message(message: object) -> None:
+def test_json_over_several_lines_that_is_not_a_message(message: object) -> None:
     read = Read().write(pretty(message) + b"hello\n")
     lines = [*pretty(message).splitlines(), b"hello"]
     assert read.lost == []
@@ -175,7 +175,7 @@ def test_json_over_several_lines_that_is_no_message(message: object) -> None:
     assert read.mistakes == [("text", lines[0]), ("text", b"hello")]
 
 
-def test_a_message_between_such_lines() -> None:
+def test_a_message_between_lines_of_another_one() -> None:
     """What was begun is not waited for."""
     read = Read().write(b'{\n"x":\n' + LINE + b"\n}\n")
     assert read.messages == [LINE]
@@ -183,7 +183,7 @@ def test_a_message_between_such_lines() -> None:
     assert not read.odd.is_within
 
 
-def test_what_is_not_finished_is_text() -> None:
+def test_an_unfinished_message_is_text() -> None:
     read = Read().write(b'[\n"x",\n')
     assert read.text == []
     read.odd.finish()
@@ -192,7 +192,7 @@ def test_what_is_not_finished_is_text() -> None:
     assert read.mistakes == [("text", b"[")]
 
 
-def test_an_object_within_such_lines_is_a_part() -> None:
+def test_an_object_within_a_message_over_several_lines_is_part_of_it() -> None:
     whole = b'{"jsonrpc":"2.0","id":1,"result":[\n{},\n{"x":1}\n]}\n'
     read = Read().write(whole)
     assert read.lost == [("lines", 1, False)]
@@ -222,7 +222,7 @@ def test_joined_bytes_of_text() -> None:
     assert not read.odd.is_within
 
 
-def test_of_a_large_message_only_the_beginning_is_searched() -> None:
+def test_only_the_beginning_of_a_large_message_is_searched() -> None:
     """Not all that is kept of it, for each of its lines: that would be quadratic."""
     joined = _Joined(b'{"jsonrpc": "2.0", "id": 1, "result": [')
     while joined._size <= JOINED_BYTES:
@@ -291,14 +291,14 @@ def test_a_header_with_a_wrong_size(size: int) -> None:
 
 
 @pytest.mark.parametrize("last", [b"", b"{", b"Content-Ty"])
-def test_a_header_behind_which_nothing_comes_is_text(last: bytes) -> None:
+def test_a_header_without_a_message_is_text(last: bytes) -> None:
     read = Read().write(b"Content-Length: 5\n" + last).wait()
     assert read.lost == []
     read.odd.finish()
     assert read.text == [b"stdout: Content-Length: 5"]
 
 
-def test_a_header_of_nothing_is_text() -> None:
+def test_a_header_with_size_zero_is_text() -> None:
     assert Read().write(b"Content-Length: 0\n").text == [b"stdout: Content-Length: 0"]
 
 
@@ -322,7 +322,7 @@ def test_a_header_before_text_is_text() -> None:
         (b'{"id":1,"error":{},"result":null}', 1),
     ],
 )
-def test_an_answer_that_is_no_message(line: bytes, ident: object) -> None:
+def test_an_invalid_response_fails_its_request(line: bytes, ident: object) -> None:
     lost = unreadable(line)
     assert (lost.fault, lost.ident, lost.has_method, lost.certain) == (
         "invalid",
@@ -352,14 +352,14 @@ def test_an_id_counts_only_where_an_answer_was_meant(line: bytes) -> None:
     assert unreadable(line).ident is UNSET
 
 
-def test_what_an_object_says_is_not_shown() -> None:
+def test_the_content_of_an_invalid_object_is_not_shown() -> None:
     lost = unreadable(b'{"jsonrpc":"secret","id":1,"result":{}}')
     assert lost.why.endswith('`jsonrpc` is not "2.0"')
     assert "secret" not in str(lost)
 
 
 @pytest.mark.parametrize("line", [b' {"jsonrpc":"2.0","id":1,"result":NaN}', LINE[:-1] + b" } }"])
-def test_such_an_object_is_found_whatever_is_around_it(line: bytes) -> None:
+def test_an_invalid_object_is_found_among_other_lines(line: bytes) -> None:
     read = Read().write(line + b"\n")
     assert [(fault, has_method) for fault, _, has_method in read.lost] == [("invalid", False)]
     assert (read.text, read.mistakes) == ([], [])
@@ -390,7 +390,7 @@ def test_a_large_line_that_begins_like_a_message_is_text() -> None:
     assert read.messages == [LINE]
 
 
-def test_a_large_first_line_shows_whose_answer_it_is() -> None:
+def test_a_large_first_line_shows_which_request_it_answers() -> None:
     large = json.dumps({**ANSWER, "result": "x" * JOINED_BYTES})
     read = Read().write(large.replace('"result"', '\n"result"').encode() + b"\n")
     assert read.lost == [("lines", 1, False)]
@@ -406,7 +406,7 @@ def test_many_escapes_in_a_string_that_is_cut_off() -> None:
     assert read.messages == [LINE]
 
 
-def test_a_batch_between_such_lines() -> None:
+def test_a_batch_between_lines_of_a_message() -> None:
     """It is a message as well."""
     batch = b"[" + LINE + b"]"
     read = Read().write(b"{\n" + batch + b"\n")
@@ -439,7 +439,7 @@ def test_an_answer_over_several_lines_that_takes_long() -> None:
     assert (read.text, read.mistakes) == ([], [])
 
 
-def test_a_copy_that_is_no_json_is_not_shown() -> None:
+def test_a_copy_of_a_message_that_is_not_json_is_not_shown() -> None:
     """As a program prints its own objects."""
     read = Read().write(b"{ jsonrpc: '2.0',\n  id: 1,\n  result: { text: 'secret' } }\nhello\n")
     assert [b"secret" in each for each in read.text] == [False, False]

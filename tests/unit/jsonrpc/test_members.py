@@ -52,7 +52,7 @@ def texts(found: dict[str, msgspec.Raw] | None) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("lone", [b"1", LONE, b'{"a,}":' + LONE + b"}", rb'"\uDFFF\\"'])
 @pytest.mark.parametrize("space", [b"", b" ", b"\t\r\n "])
-def test_members_are_as_they_stand(lone: bytes, space: bytes) -> None:
+def test_members_keep_their_bytes(lone: bytes, space: bytes) -> None:
     content = [b'"a"', b":", lone, b",", b'"b c"', b":", b'[ 1.0 , {"d":1e2} ]', b",", b'"\\u0065"']
     text = space + space.join([b"{", *content, b":", b'"caf\xc3\xa9"', b"}"]) + space
     assert texts(members(text)) == {
@@ -73,7 +73,7 @@ def test_members_are_as_they_stand(lone: bytes, space: bytes) -> None:
         (rb'{ "\ud800" : { } }', {"\ud800": b"{ }"}),
     ],
 )
-def test_members_of_odd_objects(text: bytes, found: dict[str, bytes]) -> None:
+def test_members_of_unusual_objects(text: bytes, found: dict[str, bytes]) -> None:
     assert texts(members(text)) == found
     assert texts(members(Raw(text))) == found
 
@@ -95,13 +95,13 @@ def test_members_of_odd_objects(text: bytes, found: dict[str, bytes]) -> None:
         b'{"a":%b' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
-def test_what_has_no_members(text: bytes, inside: bytes) -> None:
+def test_texts_without_members(text: bytes, inside: bytes) -> None:
     assert members(text.replace(b"%b", inside)) is None
 
 
 @settings(deadline=None)
 @given(st.dictionaries(ANY_TEXT, JSON_VALUES), st.booleans())
-def test_any_object_comes_back(content: dict[str, Any], spaced: bool) -> None:
+def test_any_object_survives_a_round_trip(content: dict[str, Any], spaced: bool) -> None:
     text = json.dumps(content, indent=1 if spaced else None).encode()
     found = members(text)
     assert found is not None
@@ -121,7 +121,7 @@ def test_members_never_raises(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", ["1", '"\\ud800"', "[1.5,null]", '{"a":"\\ud800"}', "9" * 300])
-def test_a_value(text: str) -> None:
+def test_value_decodes(text: str) -> None:
     assert value(text.encode()) == value(Raw(text.encode())) == json.loads(text)
 
 
@@ -138,7 +138,7 @@ def test_a_value(text: str) -> None:
         b"[" * 100_000 + b"]" * 100_000,
     ],
 )
-def test_what_has_no_value(text: bytes) -> None:
+def test_value_refuses_what_is_not_json(text: bytes) -> None:
     with pytest.raises(ValueError):
         value(text)
 
@@ -146,7 +146,7 @@ def test_what_has_no_value(text: bytes) -> None:
 # Changes.
 
 
-def test_changes_keep_places_and_all_the_rest() -> None:
+def test_changed_keeps_the_order_and_the_other_members() -> None:
     before = members(b'{"a": [ 1 ],"b":' + LONE + b',"c":1e2}')
     assert before is not None
     after = changed(before, {"a": 7, "b": msgspec.UNSET, "d": Raw(b"[ 2 ]"), "x": msgspec.UNSET})
@@ -165,13 +165,13 @@ def test_changes_keep_places_and_all_the_rest() -> None:
         (rb'{"_meta":{"\ud800":1}}', {"b": 1}, rb'{"_meta":{"\ud800":1,"b":1}}'),
     ],
 )
-def test_changes_of_meta(params: bytes, changes: dict[str, object], after: bytes) -> None:
+def test_with_meta(params: bytes, changes: dict[str, object], after: bytes) -> None:
     before = members(params)
     assert before is not None
     assert encode(with_meta(before, changes)) == after
 
 
-def test_meta() -> None:
+def test_meta_of() -> None:
     assert texts(meta_of({"_meta": Raw(b'{"a":1}')})) == {"a": b"1"}
     assert meta_of({"_meta": Raw(b"[]")}) == {}
     assert meta_of({}) == {}
@@ -186,7 +186,7 @@ def test_lone_surrogates_are_escaped_wherever_they_are() -> None:
 # Answers.
 
 
-def test_answers() -> None:
+def test_responses() -> None:
     assert result_line(7, {"a": Raw(b"[ ]")}) == b'{"jsonrpc":"2.0","id":7,"result":{"a":[ ]}}'
     assert result_line(Raw(b"1.0"), {}) == b'{"jsonrpc":"2.0","id":1.0,"result":{}}'
     assert json.loads(error_line("a", -32603, "no", {"b": 1})) == {
@@ -198,7 +198,7 @@ def test_answers() -> None:
 
 
 @pytest.mark.parametrize("text", [b'{"\x98":1}', b'{"jsonrpc":"2.0","id":1,"\x98":1}'])
-def test_a_name_that_is_no_text(text: bytes) -> None:
+def test_a_name_that_is_not_utf8(text: bytes) -> None:
     """The fast parser has an error of its own for that."""
     assert members(text) is None
 

@@ -43,7 +43,7 @@ BIG = "x" * 500
         ('{"id":1x,"result":"%s"}', msgspec.UNSET),
     ],
 )
-def test_id(text: str, ident: object) -> None:
+def test_the_id_is_found_at_either_end(text: str, ident: object) -> None:
     """That of the outermost object, and never a guess."""
     assert of(text % BIG, 100).ident == ident
 
@@ -58,7 +58,7 @@ def test_id(text: str, ident: object) -> None:
         ('{"params":{"x":"%s"},"method":{"y":1}}', True),
     ],
 )
-def test_method(text: str, has: bool) -> None:
+def test_a_method_or_params_at_either_end(text: str, has: bool) -> None:
     assert of(text % BIG, 100).has_method is has
     assert of(text % BIG, 100).answered == (msgspec.UNSET if has else of(text % BIG, 100).ident)
 
@@ -72,7 +72,9 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(NAMES, VALUES, max_size=6), st.integers(1, 60), st.booleans())
-def test_whatever_is_told_is_so(message: dict[str, Any], end: int, ascii_: bool) -> None:
+def test_members_that_are_shown_are_correct(
+    message: dict[str, Any], end: int, ascii_: bool
+) -> None:
     """Wherever it is cut."""
     line = json.dumps(message, ensure_ascii=ascii_, separators=(",", ":")).encode()
     told = of(line, end)
@@ -102,7 +104,7 @@ def test_commas_in_strings() -> None:
 
 
 @pytest.mark.parametrize("tail", ['"id":7}', 'x,"id":7', ',"id":7]', ""])
-def test_what_is_no_end_of_an_object(tail: str) -> None:
+def test_text_that_is_not_the_end_of_an_object(tail: str) -> None:
     assert of_tail(tail).ident is msgspec.UNSET
 
 

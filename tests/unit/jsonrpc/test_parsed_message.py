@@ -65,13 +65,13 @@ def test_a_request_and_its_members() -> None:
     ("params", "found"),
     [(None, (None, None)), (b"[]", (None, None)), (b'{"_meta":1}', ({"_meta": b"1"}, None))],
 )
-def test_where_there_is_no_such_object(params: bytes | None, found: Any) -> None:
+def test_params_or_meta_that_are_missing(params: bytes | None, found: Any) -> None:
     member = b"" if params is None else b',"params":' + params
     message = parsed(b'{"jsonrpc":"2.0","method":"a"%b}' % member)
     assert (shown(message.params), shown(message.meta)) == found
 
 
-def test_the_envelope_of_a_response_comes_the_long_way() -> None:
+def test_a_response_is_read() -> None:
     found = parsed(b'{"jsonrpc":"2.0","id":1,"result":{}}')
     assert found.envelope.is_response
     assert shown(found.outer)["result"] == b"{}"
@@ -89,7 +89,7 @@ def test_the_envelope_of_a_response_comes_the_long_way() -> None:
         (b'{"jsonrpc":"2.0","id":null,"method":"a"}', NotJsonRpc),
     ],
 )
-def test_what_is_refused(body: bytes, error: type[Refused]) -> None:
+def test_invalid_messages_are_refused(body: bytes, error: type[Refused]) -> None:
     with pytest.raises(error):
         parse_message(body)
 
@@ -99,7 +99,7 @@ def test_an_array_is_not_read() -> None:
 
 
 @given(MESSAGES, st.booleans())
-def test_all_is_as_read_message_says(content: dict[str, Any], spaced: bool) -> None:
+def test_parse_message_agrees_with_read_message(content: dict[str, Any], spaced: bool) -> None:
     body = json.dumps(content, indent=1 if spaced else None).encode()
     refusals = [refusal(read_message, body), refusal(parse_message, body)]
     assert repr(refusals[0]) == repr(refusals[1])
@@ -115,7 +115,7 @@ def test_all_is_as_read_message_says(content: dict[str, Any], spaced: bool) -> N
     assert (shown(found.params), shown(found.meta)) == (shown(same.params), shown(same.meta))
 
 
-def test_a_spelling_with_escapes_is_the_same() -> None:
+def test_escapes_in_names_and_values_make_no_difference() -> None:
     body = rb'{"jsonrpc":"2\u002e0","id":1,"\u006dethod":"\u0061"}'
     found, envelope = parsed(body), peek(body)
     assert found.envelope == envelope

@@ -11,14 +11,14 @@ def test_the_oldest_is_forgotten() -> None:
     assert len(recent) == 2
 
 
-def test_what_is_there_already_costs_nothing() -> None:
+def test_adding_again_drops_nothing() -> None:
     recent: Recent[int] = Recent(2)
     for number in (1, 2, 2):
         recent.add(number)
     assert 1 in recent
 
 
-def test_what_is_forgotten_was_there_once() -> None:
+def test_discard_returns_whether_it_was_there() -> None:
     recent: Recent[int] = Recent(2)
     recent.add(1)
     assert [recent.discard(1), recent.discard(1)] == [True, False]

@@ -82,7 +82,7 @@ def found(text: bytes, size: int) -> list[dict[str, bytes]]:
 
 @given(written(st.dictionaries(TEXTS, VALUES | DEEP, max_size=5)), SIZES)
 @settings(max_examples=examples(200))
-def test_members_are_found_as_a_plain_parser_has_them(text: bytes, size: int) -> None:
+def test_outline_finds_the_members_that_json_finds(text: bytes, size: int) -> None:
     try:
         expected = plain(text)
     except UnicodeDecodeError as error:
@@ -107,7 +107,7 @@ def test_members_are_found_as_a_plain_parser_has_them(text: bytes, size: int) ->
     ),
     SIZES,
 )
-def test_what_is_within_is_found_too(text: bytes, size: int) -> None:
+def test_outline_finds_inner_members(text: bytes, size: int) -> None:
     try:
         expected: Any = plain(text)
     except UnicodeDecodeError:
@@ -126,7 +126,7 @@ def test_what_is_within_is_found_too(text: bytes, size: int) -> None:
 
 @given(written(st.lists(VALUES | DEEP, max_size=8)), SIZES)
 @settings(max_examples=examples(150))
-def test_elements_are_found(text: bytes, size: int) -> None:
+def test_elements_finds_the_elements_of_an_array(text: bytes, size: int) -> None:
     try:
         expected = plain(text)
     except UnicodeDecodeError:
@@ -154,7 +154,7 @@ def test_elements_are_found(text: bytes, size: int) -> None:
 @example(b"10000000\\.0", None, 8)
 @example(b"10000000\\", None, 8)
 @example(b"10000000x", None, 8)
-def test_what_is_wrong_is_refused(text: bytes, data: st.DataObject | None, size: int) -> None:
+def test_invalid_json_is_refused(text: bytes, data: st.DataObject | None, size: int) -> None:
     if data is not None and text:
         # Bytes are changed, left out, or put in.
         for _ in range(data.draw(st.integers(0, 2))):
@@ -204,7 +204,7 @@ def test_what_is_wrong_is_refused(text: bytes, data: st.DataObject | None, size:
         (b'{"a":"aaaaaaaaaaaaaaaaaaaaaaaaaaa\xff"}', "not UTF-8 (byte 33)"),
     ],
 )
-def test_the_place_of_an_error_is_said(text: bytes, words: str) -> None:
+def test_an_error_names_the_byte(text: bytes, words: str) -> None:
     with pytest.raises(NotJson) as caught:
         at_once(outline(text, size=8))
     assert words in str(caught.value)
@@ -221,7 +221,7 @@ def test_the_place_of_an_error_is_said(text: bytes, words: str) -> None:
         (b"[]]", "trailing characters (byte 2)"),
     ],
 )
-def test_the_place_of_an_error_in_an_array_is_said(text: bytes, words: str) -> None:
+def test_an_error_in_an_array_names_the_byte(text: bytes, words: str) -> None:
     with pytest.raises(NotJson) as caught:
         at_once(elements(text, 10, size=8))
     assert words in str(caught.value)
@@ -242,7 +242,7 @@ def steps(work: Any) -> int:
     pytest.fail("it was not refused")
 
 
-def test_more_members_than_may_be_are_refused_before_the_rest_is_read() -> None:
+def test_too_many_members_are_refused_before_the_rest_is_read() -> None:
     pairs = b",".join(b'"%d":1' % each for each in range(MAX_MEMBERS))
     at_once(outline(b'{"params":{%b}}' % pairs[: pairs.rindex(b",")], ("params",)))
     for text in (b"{%b,%b}", b'{"params":{%b},%b}', b'{"params":{"_meta":{%b}},%b}'):
@@ -251,7 +251,7 @@ def test_more_members_than_may_be_are_refused_before_the_rest_is_read() -> None:
             at_once(work)
 
 
-def test_the_id_of_what_is_refused_is_told_where_it_came_first() -> None:
+def test_a_refusal_has_the_id_if_that_came_first() -> None:
     many = b'"params":{%b}' % (b'"x":1,' * MAX_MEMBERS)
     for text, ident in (
         (b'{"id":7,%b}' % many, 7),
@@ -265,7 +265,7 @@ def test_the_id_of_what_is_refused_is_told_where_it_came_first() -> None:
         assert caught.value.ident == ident
 
 
-def test_more_elements_than_may_be_are_refused_before_the_rest_is_read() -> None:
+def test_too_many_elements_are_refused_before_the_rest_is_read() -> None:
     text = b"[" + b"{}," * 1_000_000 + b"{}]"
     work = elements(text, 1024)
     with pytest.raises(TooComplex, match="1024 elements"):
@@ -273,7 +273,7 @@ def test_more_elements_than_may_be_are_refused_before_the_rest_is_read() -> None
     assert len(at_once(elements(b"[" + b"{}," * 1023 + b"{}]", 1024))) == 1024
 
 
-def test_an_element_that_is_no_object_is_refused_before_the_rest_is_read() -> None:
+def test_an_element_that_is_not_an_object_is_refused_before_the_rest_is_read() -> None:
     assert steps(elements(b"[1," + b"x" * 1000, 9, messages=True, size=10**6)) == 1
     assert steps(elements(b"[{},[" + b"x" * 1000, 9, messages=True, size=10**6)) == 2
 
@@ -283,7 +283,7 @@ BEYOND = 50_000
 
 
 @pytest.mark.parametrize(("opens", "closes"), [(b"[", b"]"), (b'{"a":', b"}")])
-def test_what_is_nested_too_deeply_is_refused(opens: bytes, closes: bytes) -> None:
+def test_deep_nesting_is_refused(opens: bytes, closes: bytes) -> None:
     def text(depth: int) -> bytes:
         return b'{"a":[%b%b1%b]}' % (b"1," * 60, opens * depth, closes * depth)
 

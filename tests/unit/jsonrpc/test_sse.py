@@ -113,14 +113,14 @@ def test_stderr_byte_for_byte(line: bytes, content: bytes) -> None:
 
 @settings(deadline=None)
 @given(st.binary())
-def test_stderr_whatever_its_bytes_are(line: bytes) -> None:
+def test_stderr_of_any_bytes(line: bytes) -> None:
     """promise: stderr is JSON-escaped whatever the bytes are."""
     message = sse.stderr_message(line)
     assert json.loads(message)["params"] == {"content": line.decode("utf-8", "replace")}
     assert not re.search(rb"[\x00-\x1f]", message)
 
 
-def test_events_that_a_client_can_come_back_to() -> None:
+def test_events_with_ids() -> None:
     """Streamable HTTP: an id, and no carriage return that would end a line."""
     assert sse.identified_event("3-7", b'{"a":1}') == (
         b'event: message\nid: 3-7\ndata: {"a":1}\n\n'
@@ -135,7 +135,7 @@ def test_the_priming_event_has_an_empty_data_line() -> None:
     assert sse.priming_event("3-0", 1000) == b"id: 3-0\nretry: 1000\ndata: \n\n"
 
 
-def test_a_comment_is_no_event() -> None:
+def test_a_comment_is_not_an_event() -> None:
     """What keeps a connection alive is a line that clients ignore."""
     assert sse.comment().startswith(b":")
     assert sse.comment().endswith(b"\n\n")

@@ -31,7 +31,7 @@ def test_the_oldest_notification_gives_way_first() -> None:
     assert backlog.take() == []
 
 
-def test_a_request_that_is_withdrawn_waits_no_more() -> None:
+def test_a_removed_request_waits_no_more() -> None:
     budget = Counted(100)
     backlog = Backlog(3, 100, budget)
     for each in (request(b"r1", 1), notification(b"n"), BacklogMessage(b"r2", 2, 7.0)):
@@ -47,7 +47,7 @@ def test_a_request_that_is_withdrawn_waits_no_more() -> None:
 
 
 @pytest.mark.parametrize("large", [notification(b"x" * 11), request(b"x" * 11, 1)])
-def test_what_can_never_fit_displaces_nothing(large: BacklogMessage) -> None:
+def test_a_message_that_cannot_fit_displaces_nothing(large: BacklogMessage) -> None:
     backlog = Backlog(3, 10)
     assert backlog.add(notification(b"x" * 10)) == []
     assert backlog.add(large) == [large]
@@ -59,7 +59,9 @@ def test_what_can_never_fit_displaces_nothing(large: BacklogMessage) -> None:
     max_events=st.integers(1, 5),
     max_bytes=st.integers(1, 20),
 )
-def test_any_arrivals(sizes: list[tuple[int, bool]], max_events: int, max_bytes: int) -> None:
+def test_any_sequence_of_messages(
+    sizes: list[tuple[int, bool]], max_events: int, max_bytes: int
+) -> None:
     """Within the bounds at every step, in order, and everything is somewhere once."""
     backlog = Backlog(max_events, max_bytes)
     model: list[BacklogMessage] = []
@@ -97,7 +99,7 @@ class Counted:
         self.take(-size)
 
 
-def test_while_the_budget_is_full_there_is_room_for_small_bytes() -> None:
+def test_a_full_budget_leaves_room_for_small_bytes() -> None:
     """SMALL_BYTES: the oldest give way until no more than that waits."""
     budget = Counted(3 * SMALL_BYTES)
     backlog = Backlog(100, 10 * SMALL_BYTES, budget)

@@ -84,7 +84,7 @@ def test_names_of_headers_have_no_case(spell: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["  add ", "\tadd\t", "add"])
-def test_white_space_around_a_value_is_not_of_it(value: str) -> None:
+def test_white_space_around_a_value_is_ignored(value: str) -> None:
     """RFC 9110, section 5.5."""
     check_headers(request(name="add"), Fields({name: f" {each}\t" for name, each in CALL.items()}))
     check_headers(request(name="add"), Fields({**CALL, "Mcp-Name": value}))
@@ -132,7 +132,7 @@ def test_a_method_without_a_name_needs_none(method: str) -> None:
         ("resources/read", {"uri": "x", "name": "no"}),
     ],
 )
-def test_what_the_name_is_of(method: str, params: dict[str, str]) -> None:
+def test_the_parameter_that_mcp_name_repeats(method: str, params: dict[str, str]) -> None:
     fields = {**CALL, "Mcp-Method": method, "Mcp-Name": "x"}
     check_headers(request(method, **params), Fields(fields))
     assert "Mcp-Name" in mismatch(request(method, **params), {**fields, "Mcp-Name": "no"})
@@ -159,7 +159,7 @@ def test_a_name_in_base64(name: str) -> None:
         base64_of(b"\xed\xa0\x80"),
     ],
 )
-def test_what_is_no_base64_of_utf8(encoded: str) -> None:
+def test_invalid_base64_is_refused(encoded: str) -> None:
     for name in ("Hello", encoded, "\ud800", ""):
         mismatch(request(name=name), {**CALL, "Mcp-Name": encoded})
 
@@ -167,7 +167,7 @@ def test_what_is_no_base64_of_utf8(encoded: str) -> None:
 @pytest.mark.parametrize(
     "literal", ["=?BASE64?YWRk?=", "=?base64?YWRk", "YWRk?=", "=?utf-8?YWRk?="]
 )
-def test_what_is_not_marked_as_base64_is_meant_as_it_stands(literal: str) -> None:
+def test_a_value_without_the_base64_marker_is_literal(literal: str) -> None:
     check_headers(request(name=literal), Fields({**CALL, "Mcp-Name": literal}))
     mismatch(request(name="add"), {**CALL, "Mcp-Name": literal})
 
@@ -264,7 +264,7 @@ def test_a_tool_with_an_annotation_against_the_rules_is_left_out(schema: object)
 
 
 @pytest.mark.parametrize("shape", [None, True, 7, "a", [], {}, [7], {"a": 1}, [[]], "\ud800"])
-def test_any_shape_is_taken(shape: object) -> None:
+def test_schemas_of_any_shape_are_read(shape: object) -> None:
     good = tool({"a": param()}, "good")
     for odd in (
         shape,
@@ -284,7 +284,7 @@ def test_any_shape_is_taken(shape: object) -> None:
 @pytest.mark.parametrize(
     "result", [b"", b"{", b'{"tools":[1e999]}', b'{"tools":%b}' % (b"[" * 100_000)]
 )
-def test_what_cannot_be_read_has_no_annotations(result: bytes) -> None:
+def test_unreadable_results_have_no_annotations(result: bytes) -> None:
     assert annotated(result) == ({}, None)
 
 
@@ -317,7 +317,7 @@ def test_a_schema_of_any_depth() -> None:
         ),
     )
 )
-def test_any_schema_is_taken(schema: object) -> None:
+def test_any_schema_is_read(schema: object) -> None:
     annotated(listing({"name": "t", "inputSchema": schema}))
 
 
@@ -374,9 +374,7 @@ def passes(kind: str, argument: object, header: object) -> bool:
         ("boolean", False, "false"),
     ],
 )
-def test_a_header_that_says_what_its_argument_says(
-    kind: str, argument: object, header: object
-) -> None:
+def test_a_header_that_matches_its_argument(kind: str, argument: object, header: object) -> None:
     assert passes(kind, argument, header)
 
 
@@ -421,7 +419,9 @@ def test_a_header_that_says_what_its_argument_says(
         ("boolean", True, ABSENT),
     ],
 )
-def test_a_header_that_does_not(kind: str, argument: object, header: object) -> None:
+def test_a_header_that_does_not_match_its_argument(
+    kind: str, argument: object, header: object
+) -> None:
     """streamable-http, "Server Behavior for Custom Headers": 400 and -32020."""
     assert not passes(kind, argument, header)
 
@@ -445,7 +445,7 @@ def test_an_argument_within_another() -> None:
         check_params(asked, nested, Fields({"Mcp-Param-A": "no"}))
 
 
-def test_headers_of_no_annotation_are_for_others() -> None:
+def test_headers_without_an_annotation_are_ignored() -> None:
     asked = request(name="t", arguments={"b": "x"})
     check_params(asked, ONE["string"], Fields({"Mcp-Param-B": ["y", "\x00"]}))
     check_params(asked, (), Fields({"Mcp-Param-A": "y"}))
@@ -473,7 +473,7 @@ def test_an_error_is_ascii_whatever_a_schema_says() -> None:
 
 
 @pytest.mark.parametrize("method", ["tasks/get", "tasks/update", "tasks/cancel"])
-def test_the_name_of_a_task_may_be_left_out_and_not_be_wrong(method: str) -> None:
+def test_the_header_for_a_task_may_be_missing_but_not_wrong(method: str) -> None:
     """Clients of today leave it out; what the body says is enough to find a task."""
     asked = request(method, taskId="a.1")
     fields = {**CALL, "Mcp-Method": method, "Mcp-Name": "a.1"}

@@ -46,14 +46,14 @@ def test_an_answer_has_the_clients_id_once(asked: Any, said: Any) -> None:
 
 
 @pytest.mark.parametrize("said", ["01", "1.0", 1.5, None, "x", 2])
-def test_what_answers_nothing_passes_as_it_is(said: Any) -> None:
+def test_a_message_that_answers_no_request_is_unchanged(said: Any) -> None:
     talk = Talk()
     talk.ask(1)
     assert talk.answered(said) == said
     assert len(talk.ids) == 1
 
 
-def test_only_answers_are_answers() -> None:
+def test_only_responses_are_changed() -> None:
     """A question of the server's has an id of its own; nor is a batch looked into."""
     talk = Talk()
     talk.ask(1)

@@ -131,7 +131,7 @@ def test_which_messages_claim_to_be_modern(line: bytes, claims: bool) -> None:
 
 @settings(deadline=None)
 @given(st.binary())
-def test_a_claim_is_looked_for_without_a_raise(text: bytes) -> None:
+def test_claims_modern_never_raises(text: bytes) -> None:
     claims_modern(text)
     assert claims_modern(b'{"params":{"_meta":{"protocolVersion":' + text) is False
 
@@ -162,7 +162,7 @@ def test_a_request_is_read() -> None:
     assert bytes(found.meta["traceparent"]) == b'"00-1"'
 
 
-def test_as_little_as_may_be() -> None:
+def test_a_minimal_request() -> None:
     found = read(request(meta={PROTOCOL_VERSION: VERSION, CLIENT_CAPABILITIES: {}}))
     assert found.capabilities == b"{}"
     assert (found.client_info, found.log_level, found.progress_token) == (None, None, None)
@@ -171,32 +171,32 @@ def test_as_little_as_may_be() -> None:
 
 
 @pytest.mark.parametrize("key", [CLIENT_INFO, LOG_LEVEL, "progressToken"])
-def test_null_is_as_good_as_nothing(key: str) -> None:
+def test_null_counts_as_missing(key: str) -> None:
     found = read(request(meta=with_key(key, None)))
     assert (found.log_level, found.progress_token) == (None, None)
     assert (found.client_info is None) is (key == CLIENT_INFO)
     assert bytes(found.meta[key]) == b"null"
 
 
-def test_white_space_around_the_version_is_not_of_it() -> None:
+def test_white_space_around_the_version_is_ignored() -> None:
     """RFC 9110, section 5.5."""
     assert read(request(), f" \t{VERSION} ").version == VERSION
 
 
 @pytest.mark.parametrize("level", LOG_LEVELS)
-def test_every_level(level: str) -> None:
+def test_every_log_level(level: str) -> None:
     assert read(request(meta=with_key(LOG_LEVEL, level))).log_level == level
 
 
 @pytest.mark.parametrize("token", ["t", "", 0, -1, 10**30, 1.5])
-def test_every_kind_of_token(token: object) -> None:
+def test_every_type_of_progress_token(token: object) -> None:
     found = read(request(meta=with_key("progressToken", token))).progress_token
     assert found == token
     assert type(found) is type(token)
 
 
 @pytest.mark.parametrize(("method", "parameter"), NAME_BEARING_METHODS.items())
-def test_what_names_something(method: str, parameter: str) -> None:
+def test_methods_that_name_something(method: str, parameter: str) -> None:
     assert read(request(method, **{parameter: "caf\u00e9"})).name == "caf\u00e9"
     assert read(request(method, **{parameter: "\ud800"})).name == "\ud800"
     for wrong in ({}, {parameter: 7}, {parameter: None}, {"other": "x"}):
@@ -299,7 +299,7 @@ def test_capabilities_as_large_as_may_be() -> None:
 
 
 @pytest.mark.parametrize("header", [None, "", "2025-11-25", "2026-07-29", "2026-07-28,2026-07-28"])
-def test_a_header_that_says_something_else(header: str | None) -> None:
+def test_a_header_with_another_version(header: str | None) -> None:
     """streamable-http, "Protocol Version Header": 400 and -32020."""
     error = refusal(request(ident="x"), header)
     assert (type(error), error.status, error.code) == (HeaderMismatch, 400, -32020)
@@ -309,7 +309,7 @@ def test_a_header_that_says_something_else(header: str | None) -> None:
 @pytest.mark.parametrize(
     "version", ["v999.0.0", "2999-01-01", "2025-11-25", "1900-01-01", "x" * 50]
 )
-def test_a_version_that_is_not_spoken(version: str) -> None:
+def test_an_unsupported_version(version: str) -> None:
     """basic/versioning: -32022; what is supported is what `server/discover` names."""
     error = refusal(request(ident=9, meta=with_key(PROTOCOL_VERSION, version)), version)
     assert (type(error), error.status, error.code) == (UnsupportedVersion, 400, -32022)
@@ -317,7 +317,7 @@ def test_a_version_that_is_not_spoken(version: str) -> None:
     assert error.ident == 9
 
 
-def test_what_is_told_first() -> None:
+def test_the_first_mistake_is_reported() -> None:
     """The rules of a revision that is not spoken are not known; a client at odds with itself is."""
     strange = {PROTOCOL_VERSION: "2999-01-01"}
     assert type(refusal(request(meta=strange), "2999-01-01")) is UnsupportedVersion
@@ -335,7 +335,7 @@ def test_what_is_told_first() -> None:
         request(ident="\ud800"),
     ],
 )
-def test_what_is_no_request(line: bytes) -> None:
+def test_messages_that_are_not_a_request(line: bytes) -> None:
     """basic/index, "Requests": the id is a string or an integer, not null."""
     error = refusal(line)
     assert (type(error), error.ident) == (NotJsonRpc, None)

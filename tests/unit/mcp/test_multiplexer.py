@@ -86,7 +86,7 @@ def shared() -> Multiplexer[str]:
 # Requests.
 
 
-def test_a_request_goes_on_with_a_number_and_all_else_as_it_stands(
+def test_only_id_and_progress_token_of_a_request_are_replaced(
     shared: Multiplexer[str],
 ) -> None:
     line = (
@@ -119,7 +119,7 @@ def test_the_answer_has_the_id_as_the_client_wrote_it(shared: Multiplexer[str], 
 @pytest.mark.parametrize(
     "body", ['"error":{"code":-1,"message":"no"}', '"result":null', '"result":7']
 )
-def test_any_answer_is_one(shared: Multiplexer[str], body: str) -> None:
+def test_any_response_reaches_its_client(shared: Multiplexer[str], body: str) -> None:
     shared.send_to_backend(request('"x"', LISTEN), "a")
     delivery = shared.from_backend(f'{{"jsonrpc":"2.0","id":1.0,{body}}}'.encode())
     assert delivery == ("a", f'{{"jsonrpc":"2.0","id":"x",{body}}}'.encode(), True)
@@ -130,14 +130,14 @@ def test_any_answer_is_one(shared: Multiplexer[str], body: str) -> None:
     "ident",
     ["2", '"01"', '"1.0"', "1.5", "null", "0", "-1", "1e30", '"\\ud800"', "9" * 300],
 )
-def test_an_answer_to_what_was_not_asked(shared: Multiplexer[str], ident: str) -> None:
+def test_an_answer_to_no_request(shared: Multiplexer[str], ident: str) -> None:
     shared.send_to_backend(request(), "a")
     assert shared.from_backend(b'{"jsonrpc":"2.0","id":%b,"result":{}}' % ident.encode()) is None
     assert shared.dropped == {"unasked": 1}
     assert len(shared) == 1
 
 
-def test_a_number_that_is_given_back_as_text(shared: Multiplexer[str]) -> None:
+def test_an_id_that_the_server_returns_as_text(shared: Multiplexer[str]) -> None:
     """Beside a request that is open and has the text for its client's id."""
     shared.send_to_backend(request('"1"'), "a")
     shared.send_to_backend(request("9", LISTEN), "b")
@@ -146,7 +146,7 @@ def test_a_number_that_is_given_back_as_text(shared: Multiplexer[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [1, "1"])
-def test_answers_that_nobody_waits_for_are_reported(number: Any) -> None:
+def test_unexpected_answers_are_reported(number: Any) -> None:
     """But not those of a request that was cancelled, or what is no answer."""
     reported: list[tuple[str, bytes]] = []
     shared: Multiplexer[str] = Multiplexer(report=lambda *told: reported.append(told))
@@ -166,7 +166,7 @@ def test_answers_that_nobody_waits_for_are_reported(number: Any) -> None:
     assert reported == expected
 
 
-def test_a_listen_that_is_ended_twice_is_no_mistake() -> None:
+def test_a_listen_that_ends_twice_is_not_reported() -> None:
     """By a notification, and by its answer."""
     reported: list[tuple[str, bytes]] = []
     shared: Multiplexer[str] = Multiplexer(report=lambda *told: reported.append(told))
@@ -199,7 +199,7 @@ def test_only_open_beside_a_cancelled_request(shared: Multiplexer[str]) -> None:
     assert [*known, shared.only_open] == [msgspec.UNSET, 2]
 
 
-def test_whose_a_line_is(shared: Multiplexer[str]) -> None:
+def test_tag_of(shared: Multiplexer[str]) -> None:
     shared.send_to_backend(request(level="debug", token="1"), "a")
     shared.send_to_backend(request("9", LISTEN), "b")
     progress = said("notifications/progress", progressToken=1, progress=1)
@@ -211,7 +211,7 @@ def test_whose_a_line_is(shared: Multiplexer[str]) -> None:
         assert [shared.tag_of(line) for line in lines] == [tag] * len(lines)
 
 
-def test_no_number_comes_twice(shared: Multiplexer[str]) -> None:
+def test_numbers_are_unique(shared: Multiplexer[str]) -> None:
     numbers = []
     for _ in range(3):
         numbers.append(number_of(shared.send_to_backend(request(), "a")))
@@ -236,7 +236,7 @@ def test_no_number_comes_twice(shared: Multiplexer[str]) -> None:
         (b'{"jsonrpc":"2.0","id":null,"method":"elicitation/create","params":{}}', "request"),
     ],
 )
-def test_what_is_no_message_for_a_client(shared: Multiplexer[str], line: bytes, why: str) -> None:
+def test_lines_that_are_not_for_a_client(shared: Multiplexer[str], line: bytes, why: str) -> None:
     """streamable-http, "Receiving Messages": no requests of the server, ever."""
     shared.send_to_backend(request(), "a")
     assert shared.from_backend(line) is None
@@ -244,7 +244,7 @@ def test_what_is_no_message_for_a_client(shared: Multiplexer[str], line: bytes, 
     assert len(shared) == 1
 
 
-def test_there_is_room_for_so_many_of_either_kind() -> None:
+def test_requests_and_subscriptions_are_bounded_apart() -> None:
     shared: Multiplexer[int] = Multiplexer()
     for tag in range(MAX_IN_FLIGHT):
         shared.send_to_backend(request(method=LISTEN), -1 - tag)
@@ -285,7 +285,7 @@ def test_a_cancelled_request_is_forgotten(shared: Multiplexer[str], method: str)
     assert shared.dropped == {"unasked": 3}
 
 
-def test_what_was_not_sent_leaves_no_trace(shared: Multiplexer[str]) -> None:
+def test_undo_leaves_nothing(shared: Multiplexer[str]) -> None:
     line = said("notifications/message", level="error")
     for method in ("tools/list", LISTEN):
         shared.send_to_backend(request(method=method, level="debug"), "a")
@@ -330,7 +330,7 @@ def test_progress_has_the_token_as_the_client_wrote_it(
 
 
 @pytest.mark.parametrize("token", [2, "1", 1.5, True, None, [1], "t", 3])
-def test_progress_of_nobody(shared: Multiplexer[str], token: object) -> None:
+def test_progress_of_no_request(shared: Multiplexer[str], token: object) -> None:
     shared.send_to_backend(request(token='"t"'), "a")
     shared.send_to_backend(request(), "without")
     assert shared.from_backend(said("notifications/progress", progressToken=token)) is None
@@ -343,7 +343,7 @@ def test_progress_of_nobody(shared: Multiplexer[str], token: object) -> None:
 
 @pytest.mark.parametrize("ident", IDS)
 @pytest.mark.parametrize("method", [*sorted(OF_SUBSCRIPTIONS), "notifications/x"])
-def test_what_comes_on_a_subscription_has_its_id(
+def test_notifications_of_a_subscription_have_its_id(
     shared: Multiplexer[str], ident: str, method: str
 ) -> None:
     shared.send_to_backend(request("1", LISTEN), "other")
@@ -355,7 +355,7 @@ def test_what_comes_on_a_subscription_has_its_id(
 
 
 @pytest.mark.parametrize("ident", [1, 3, "2", 2.5, True, None, [2], {}, "\ud800"])
-def test_a_subscription_of_nobody(shared: Multiplexer[str], ident: object) -> None:
+def test_notifications_of_an_unknown_subscription(shared: Multiplexer[str], ident: object) -> None:
     shared.send_to_backend(request(), "a")
     shared.send_to_backend(request(method=LISTEN), "b")
     assert shared.from_backend(of_listen(ident)) is None
@@ -383,7 +383,7 @@ def test_the_closing_answer_of_a_subscription(
     assert shared.subscriptions == 1
 
 
-def test_a_result_that_is_of_no_subscription_is_left_alone(shared: Multiplexer[str]) -> None:
+def test_a_result_without_a_subscription_id_is_unchanged(shared: Multiplexer[str]) -> None:
     shared.send_to_backend(request('"x"'), "a")
     line = answer(1, _meta={SUBSCRIPTION_ID: 1})
     delivery = shared.from_backend(line)
@@ -416,9 +416,7 @@ def test_the_backend_ends_a_subscription(shared: Multiplexer[str]) -> None:
 
 @pytest.mark.parametrize("wanted", LOG_LEVELS)
 @pytest.mark.parametrize("level", LOG_LEVELS)
-def test_logs_of_the_level_that_is_wanted(
-    shared: Multiplexer[str], wanted: str, level: str
-) -> None:
+def test_logs_of_the_requested_level(shared: Multiplexer[str], wanted: str, level: str) -> None:
     shared.send_to_backend(request("1"), "without")
     shared.send_to_backend(request("1", level=wanted), "a")
     shared.send_to_backend(request("1", LISTEN), "listens")
@@ -441,7 +439,7 @@ def test_logs_of_no_level(shared: Multiplexer[str], params: str) -> None:
     assert shared.dropped == {"level": 2}
 
 
-def test_logs_reach_nobody_where_they_may_be_of_two(shared: Multiplexer[str]) -> None:
+def test_ambiguous_logs_reach_nobody(shared: Multiplexer[str]) -> None:
     line = said("notifications/message", level="error")
     assert shared.from_backend(line) is None
     shared.send_to_backend(request(), "without")
@@ -473,7 +471,7 @@ def test_logs_of_a_cancelled_request_do_not_reach_the_next(shared: Multiplexer[s
     assert shared.from_backend(line) == ("b", line, False)
 
 
-def test_a_cancelled_request_that_wanted_no_logs_is_in_no_ones_way(
+def test_a_cancelled_request_without_logs_does_not_affect_others(
     shared: Multiplexer[str],
 ) -> None:
     shared.send_to_backend(request(), "a")
@@ -485,7 +483,7 @@ def test_a_cancelled_request_that_wanted_no_logs_is_in_no_ones_way(
     assert shared.from_backend(line) == ("c", line, False)
 
 
-def test_the_oldest_cancelled_ones_are_no_longer_remembered(shared: Multiplexer[str]) -> None:
+def test_cancelled_requests_are_bounded(shared: Multiplexer[str]) -> None:
     line = said("notifications/message", level="error")
     numbers = []
     for _ in range(CANCELLED_KEPT + 1):
@@ -500,7 +498,7 @@ def test_the_oldest_cancelled_ones_are_no_longer_remembered(shared: Multiplexer[
     assert shared.from_backend(line) == ("b", line, False)
 
 
-def test_another_notification_is_of_nobody(shared: Multiplexer[str]) -> None:
+def test_another_notification_reaches_nobody(shared: Multiplexer[str]) -> None:
     """It may be of one that was answered before, also where there is only one now."""
     line = said("notifications/x", a=1)
     for tag, asked in (("a", request()), ("listens", request(method=LISTEN))):
@@ -509,7 +507,7 @@ def test_another_notification_is_of_nobody(shared: Multiplexer[str]) -> None:
     assert shared.dropped == {"unassociated": 2}
 
 
-def test_who_listens_gets_no_logs(shared: Multiplexer[str]) -> None:
+def test_a_subscription_gets_no_logs(shared: Multiplexer[str]) -> None:
     """Nor does a level that it names keep them from whom they are for."""
     line = said("notifications/message", level="error")
     shared.send_to_backend(request(level="debug", method=LISTEN), "listens")
@@ -522,7 +520,7 @@ def test_who_listens_gets_no_logs(shared: Multiplexer[str]) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(OF_SUBSCRIPTIONS))
-def test_what_belongs_on_a_subscription_is_on_nothing_else(
+def test_notifications_of_subscriptions_reach_no_request(
     shared: Multiplexer[str], method: str
 ) -> None:
     shared.send_to_backend(request(level="debug"), "a")
@@ -569,7 +567,7 @@ def test_what_belongs_on_a_subscription_is_on_nothing_else(
         },
     )
 )
-def test_no_line_of_a_backend_raises(message: dict[str, Any]) -> None:
+def test_no_line_of_the_server_raises(message: dict[str, Any]) -> None:
     shared: Multiplexer[str] = Multiplexer()
     shared.send_to_backend(request('"x"', token='"t"', level="info"), "a")
     shared.send_to_backend(request('"y"', LISTEN), "b")

@@ -65,7 +65,7 @@ def opened(token: str, **changes: Any) -> str:
     identity=st.text(st.characters(exclude_categories=())),
     now=st.floats(0, 1e10),
 )
-def test_what_is_sealed_opens(handle: str, identity: str, now: float) -> None:
+def test_a_sealed_handle_can_be_opened(handle: str, identity: str, now: float) -> None:
     token = KEY.seal(handle, identity, request(), now, TTL)
     assert set(token) <= set(ALPHABET)
     assert KEY.open(token, identity, request(ident=8), now) == handle
@@ -86,7 +86,7 @@ def test_the_same_parameters_in_another_spelling(first: str, second: str) -> Non
     assert opened(token, request=request(second)) == "h-1"
 
 
-def test_what_has_no_canonical_form_stands_for_itself() -> None:
+def test_params_without_a_canonical_form() -> None:
     """An integer that Python does not read is as good as any other value."""
     one, two = f'"a": {"1" * 5000}', f'"a": {"1" * 4999}2'
     token = seal(request=request(one))
@@ -104,7 +104,7 @@ def test_the_longest_handle() -> None:
         seal(handle=handle + "x")
 
 
-def test_a_key_has_a_least_length() -> None:
+def test_a_short_key_is_refused() -> None:
     StateKey(bytes(MIN_KEY))
     with pytest.raises(ValueError, match="the key has"):
         StateKey(bytes(MIN_KEY - 1))
@@ -134,7 +134,7 @@ def test_each_refusal_says_why(changes: dict[str, Any], text: str) -> None:
     assert caught.value.ident == changes.get("request", request(ident="retry")).id
 
 
-def test_it_opens_until_its_time_is_over() -> None:
+def test_a_token_expires() -> None:
     assert opened(seal(), now=NOW + TTL - 0.001) == "h-1"
 
 
@@ -142,12 +142,12 @@ def test_it_opens_until_its_time_is_over() -> None:
     "token",
     ["", "A", "AA", "A" * 40, "é" * 200, "\ud800", "=" * 200, "A" * 200 + "=", " ", "A B" * 60],
 )
-def test_what_is_no_token(token: str) -> None:
+def test_malformed_tokens(token: str) -> None:
     with pytest.raises(InvalidRequestState, match="malformed"):
         opened(token)
 
 
-def test_a_long_token_is_not_looked_at() -> None:
+def test_a_long_token_is_not_decoded() -> None:
     with pytest.raises(InvalidRequestState, match="malformed"):
         opened("A" * (MAX_TOKEN + 4))
     with pytest.raises(InvalidRequestState, match="changed"):
@@ -180,7 +180,7 @@ def test_any_other_text_is_refused(data: st.DataObject) -> None:
 # What it tells.
 
 
-def test_it_does_not_tell_the_caller_nor_the_request() -> None:
+def test_a_token_reveals_neither_caller_nor_request() -> None:
     """Two tokens of one caller have no more in common than two of two callers."""
     one = msgspec.json.encode([seal(handle="x"), seal(handle="y")])
     assert b"alice" not in one
@@ -200,12 +200,12 @@ def test_it_does_not_tell_the_caller_nor_the_request() -> None:
         ('"requestState": "\\ud800"', "\ud800"),
     ],
 )
-def test_what_a_retry_brings(params: str, state: str | None) -> None:
+def test_the_token_of_a_retry(params: str, state: str | None) -> None:
     assert presented(request(params)) == state
 
 
 @pytest.mark.parametrize("value", ["null", "1", "{}", '["s"]'])
-def test_what_is_no_string_is_none_of_ours(value: str) -> None:
+def test_a_state_that_is_not_a_string_is_refused(value: str) -> None:
     with pytest.raises(InvalidRequestState) as caught:
         presented(request(f'"requestState": {value}'))
     assert caught.value.ident == 7

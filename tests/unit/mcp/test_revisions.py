@@ -27,12 +27,12 @@ from mcpbridge.mcp.revisions import (
         ("", False, False),
     ],
 )
-def test_what_a_revision_does(negotiated: str, primes: bool, batches: bool) -> None:
+def test_features_of_each_revision(negotiated: str, primes: bool, batches: bool) -> None:
     """promise: priming for 2025-11-25 on, batches for 2025-03-26."""
     assert revision(negotiated) == Revision(negotiated, primes, batches)
 
 
-def test_nothing_known_is_2025_03_26() -> None:
+def test_an_unknown_revision_is_2025_03_26() -> None:
     assert (
         revision(None) == revision(DEFAULT_PROTOCOL_VERSION) == Revision("2025-03-26", batches=True)
     )

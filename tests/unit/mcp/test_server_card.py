@@ -54,7 +54,7 @@ def card(info: Any, place: Place = PLACE) -> dict[str, Any]:
     return made
 
 
-def test_a_card_says_what_the_server_said_and_where_it_is() -> None:
+def test_a_card_describes_the_server_and_its_endpoints() -> None:
     info = {
         **INFO,
         "title": "Weather",
@@ -99,7 +99,9 @@ def test_a_card_says_what_the_server_said_and_where_it_is() -> None:
         ({"icons": {}}, "weather", "weather"),
     ],
 )
-def test_what_a_card_cannot_have_is_left_out(more: Any, description: str, title: str) -> None:
+def test_values_that_the_schema_forbids_are_left_out(
+    more: Any, description: str, title: str
+) -> None:
     made = card({**INFO, **more})
     assert (made["description"], made["title"]) == (description, title)
     assert not {"websiteUrl", "icons"} & made.keys()
@@ -135,7 +137,7 @@ def test_a_long_host_leaves_room_for_the_name() -> None:
 @pytest.mark.parametrize(
     "info", [None, 5, {}, {"name": "x"}, {"name": 5, "version": "1"}, {**INFO, "x": "y" * 70_000}]
 )
-def test_what_is_no_server_info_makes_no_card(info: Any) -> None:
+def test_an_invalid_server_info_makes_no_card(info: Any) -> None:
     """MAX_INFO_BYTES is the last of these."""
     assert len(json.dumps({**INFO, "x": "y" * 70_000})) > MAX_INFO_BYTES
     server = known(info)
@@ -341,7 +343,7 @@ def test_the_scheme_is_that_of_the_client(
     assert url_of(cards(server, proxy=proxy), request, server).startswith("http")
 
 
-def test_what_is_not_known_is_not_found_and_not_kept() -> None:
+def test_an_unknown_server_has_no_card() -> None:
     server: Any = Served(KnownServer(), name="x")
     with pytest.raises(CardUnknown, match="'x' has not said yet") as caught:
         cards(server).card(FakeRequest(host="h"), server, ())

@@ -195,7 +195,7 @@ def test_error_is_an_answer() -> None:
     assert one.lines == [line]
 
 
-def test_answer_that_nobody_asked_for_is_counted() -> None:
+def test_answer_to_no_request_is_counted() -> None:
     """A GET stream has no answers (2025-03-26, "Listening for Messages from the Server")."""
     routed = Routed()
     get, one = routed.get(), routed.post(1)
@@ -232,7 +232,7 @@ def test_id_that_is_still_open_is_refused(ids: Sequence[Any]) -> None:
     assert routed.post(1)
 
 
-def test_shown_id_is_short() -> None:
+def test_id_in_a_refusal_is_cut() -> None:
     routed = Routed()
     routed.post("x" * 1000)
     with pytest.raises(IdInUse) as caught:
@@ -326,7 +326,7 @@ def test_first_holder_of_a_token_keeps_it() -> None:
 
 
 @pytest.mark.parametrize("ids", [(1,), (1, 2)])
-def test_only_stream_that_runs_gets_what_names_no_request(ids: tuple[int, ...]) -> None:
+def test_notification_of_no_request_goes_on_the_only_stream(ids: tuple[int, ...]) -> None:
     routed = Routed()
     get, post = routed.get(), routed.post(*ids)
     lines = [routed.notify(), routed.ask("s")]
@@ -348,7 +348,7 @@ def test_only_stream_that_runs_gets_what_names_no_request(ids: tuple[int, ...]) 
         "notifications/resources/updated",
     ],
 )
-def test_what_belongs_to_no_request_goes_to_the_get_stream(method: str) -> None:
+def test_changes_of_lists_and_resources_go_on_the_get_stream(method: str) -> None:
     routed = Routed()
     get, post = routed.get(), routed.post(1)
     line = routed.notify(method)
@@ -384,7 +384,7 @@ def test_answered_and_finished_are_forgotten() -> None:
     assert get.lines == [first, second]
 
 
-def test_table_of_the_backends_requests_is_bounded() -> None:
+def test_requests_of_the_server_are_bounded() -> None:
     """The oldest is forgotten: what it was on is not known any more."""
     routed = Routed()
     get, post = routed.get(), routed.post(1)
@@ -416,7 +416,7 @@ def test_table_of_the_backends_requests_is_bounded() -> None:
         b"[1]",
     ],
 )
-def test_what_is_no_message_is_counted(line: bytes) -> None:
+def test_invalid_lines_are_counted(line: bytes) -> None:
     routed = Routed()
     get, post = routed.get(), routed.post(1)
     routed.router.route(line)
@@ -424,7 +424,7 @@ def test_what_is_no_message_is_counted(line: bytes) -> None:
     assert routed.router.dropped == {"invalid": 1}
 
 
-def test_empty_batch_says_nothing() -> None:
+def test_empty_batch_is_ignored() -> None:
     routed = Routed()
     routed.router.route(b"[]")
     assert routed.router.dropped.total() == 0
@@ -443,7 +443,7 @@ def test_batch_is_taken_apart(text: bytes) -> None:
     assert routed.router.dropped == {"invalid": 1}
 
 
-def test_lone_surrogate_keeps_no_answer_from_its_client() -> None:
+def test_answer_with_a_lone_surrogate_reaches_its_client() -> None:
     """beat: JavaScript writes them where it cuts a string."""
     routed = Routed()
     post = routed.post(1)
@@ -481,7 +481,7 @@ def test_second_get_stream_takes_over() -> None:
     assert (old.lines, new.events) == (lines[:2], [("0-3", lines[2])])
 
 
-def test_what_is_not_written_moves_to_the_newer_stream() -> None:
+def test_unwritten_events_move_to_the_newer_stream() -> None:
     """Each message on one stream, and none is lost with a connection that nobody reads."""
     routed = Routed()
     old = routed.get()
@@ -493,7 +493,7 @@ def test_what_is_not_written_moves_to_the_newer_stream() -> None:
     assert routed.refused == []
 
 
-def test_what_is_not_written_and_not_kept_is_counted() -> None:
+def test_unwritten_events_that_are_not_kept_are_counted() -> None:
     routed = Routed(kept=1)
     old = routed.get()
     routed.notify(n=1)
@@ -529,7 +529,7 @@ def test_two_clients_do_not_take_the_stream_from_each_other_for_ever() -> None:
     routed.get()
 
 
-def test_a_stream_that_nobody_has_is_not_taken_over() -> None:
+def test_attaching_a_free_stream_is_not_a_takeover() -> None:
     routed = Routed()
     for _ in range(2 * TAKEOVERS):
         routed.router.detach("0", routed.get())
@@ -746,7 +746,7 @@ def test_request_cancelled_while_it_waits() -> None:
 # Questions while several calls run.
 
 
-def test_a_question_goes_where_somebody_reads_it() -> None:
+def test_a_request_of_the_server_goes_where_it_is_read() -> None:
     """beat: an elicitation of one of two calls reaches its client without a GET stream."""
     routed = Routed()
     one, two, three = routed.post(1), routed.post(2), routed.post(3)
@@ -766,7 +766,7 @@ def test_a_question_goes_where_somebody_reads_it() -> None:
 
 
 @pytest.mark.parametrize("only", [True, False])
-def test_a_question_of_the_only_call_whose_client_cannot_have_it_there(only: bool) -> None:
+def test_a_request_of_the_server_does_not_go_on_a_json_stream(only: bool) -> None:
     """JSON alone, or a connection that is lost: the GET stream has it, if there is one."""
     routed = Routed()
     post, get = routed.post(1), routed.get()
@@ -778,7 +778,7 @@ def test_a_question_of_the_only_call_whose_client_cannot_have_it_there(only: boo
     assert (get.lines, post.lines) == ([asked], [])
 
 
-def test_a_question_that_nobody_can_have_waits_and_is_answered_in_time() -> None:
+def test_a_request_of_the_server_waits_until_input_timeout() -> None:
     """promise: never nowhere; `input_timeout` later the server has an error."""
     routed = Routed()
     routed.post(1).takes_events = False
@@ -946,7 +946,7 @@ def error_for(ident: Any) -> bytes:
 
 
 @pytest.mark.parametrize("json_only", [False, True])
-def test_end_answers_everything_that_is_open(json_only: bool) -> None:
+def test_close_answers_every_open_request(json_only: bool) -> None:
     """promise: open requests get an error when the backend exits."""
     routed = Routed(json_only=json_only)
     one, two, get = routed.post("a"), routed.post(1, 2, 3), routed.get()
@@ -963,7 +963,7 @@ def test_end_answers_everything_that_is_open(json_only: bool) -> None:
     assert routed.router.dropped.total() == (1 if json_only else 0)
 
 
-def test_nothing_comes_after_the_end() -> None:
+def test_nothing_is_sent_after_close() -> None:
     routed = Routed()
     routed.notify()
     routed.ask("a")
@@ -1001,7 +1001,7 @@ class Reentrant(Connection):
         self.then()
 
 
-def test_outlet_may_go_while_it_is_written_to() -> None:
+def test_sink_may_detach_while_it_is_written_to() -> None:
     routed = Routed()
     first = routed.notify(n=1)
     outlet: Reentrant = Reentrant(lambda: routed.router.detach("0", outlet))
@@ -1011,7 +1011,7 @@ def test_outlet_may_go_while_it_is_written_to() -> None:
     assert routed.resume("0-1").lines == [second]
 
 
-def test_what_a_displaced_outlet_sets_free_comes_behind_the_replay() -> None:
+def test_messages_from_a_displaced_sink_come_after_the_replay() -> None:
     routed = Routed()
     old = Connection()
     routed.router.open_post([(1, None)], old)
@@ -1046,7 +1046,7 @@ def test_only_open_request() -> None:
 
 
 @pytest.mark.parametrize(("asked", "said"), [(1, "1"), ("1", 1), (0, "0"), (-5, "-5")])
-def test_an_id_that_is_spelled_in_another_way(asked: Any, said: Any) -> None:
+def test_an_id_in_another_spelling(asked: Any, said: Any) -> None:
     """The client gets its own; a message keeps all else as it was written."""
     routed = Routed()
     connection = routed.post(asked, "other")
@@ -1064,7 +1064,7 @@ def test_an_id_that_is_spelled_in_another_way(asked: Any, said: Any) -> None:
         *(("1", 1.0), ("a", "b"), (1, 2), (1, None)),
     ],
 )
-def test_an_id_that_nobody_has(asked: Any, said: Any) -> None:
+def test_an_id_of_no_request(asked: Any, said: Any) -> None:
     routed = Routed()
     connection = routed.post(asked)
     line = routed.answer(said)
@@ -1121,14 +1121,14 @@ def test_cancelled_kept() -> None:
     "line",
     [b"{", b'{"jsonrpc":"2.0","id":1,"result":NaN}', b'{"level":30}', b'{"jsonrpc":"2.0"}'],
 )
-def test_what_is_no_message_is_reported(line: bytes) -> None:
+def test_invalid_lines_are_reported(line: bytes) -> None:
     routed = Routed()
     routed.router.route(line)
     assert routed.reported == [("invalid", line)]
     assert routed.router.dropped == {"invalid": 1}
 
 
-def test_a_question_that_was_answered_while_it_waited() -> None:
+def test_a_request_of_the_server_that_was_answered_while_it_waited() -> None:
     """It is sent all the same, and nobody waits for another answer."""
     routed = Routed()
     line = routed.say(id="q", method="roots/list")

@@ -58,7 +58,7 @@ def test_a_filter(asked: Any, found: Filter) -> None:
         {"resourceSubscriptions": [str(n) for n in range(MAX_RESOURCES + 1)]},
     ],
 )
-def test_what_is_no_filter(asked: Any) -> None:
+def test_invalid_filters(asked: Any) -> None:
     with pytest.raises(InvalidParams):
         read_filter(raw(asked))
 
@@ -82,7 +82,7 @@ ASKED = Filter(True, True, True, ("a",))
         ({"resources": {"subscribe": True}}, Filter(resource_subscriptions=("a",))),
     ],
 )
-def test_only_what_a_backend_tells_is_promised(capabilities: Any, promised: Filter) -> None:
+def test_only_what_the_server_supports_is_promised(capabilities: Any, promised: Filter) -> None:
     """MCP, patterns/subscriptions, "Acknowledgment"."""
     known = {name: raw(each) for name, each in capabilities.items()}
     assert acknowledge(ASKED, known) == promised
@@ -104,7 +104,7 @@ def test_only_what_a_backend_tells_is_promised(capabilities: Any, promised: Filt
         (Filter(resource_subscriptions=("f://d/x",)), "resourceSubscriptions", "f://d", False),
     ],
 )
-def test_only_what_was_asked_for_is_told(
+def test_only_changes_in_the_filter_pass(
     asked: Filter, kind: str, uri: str | None, wanted: bool
 ) -> None:
     assert asked.wants(Change(kind, uri, b"")) is wanted
@@ -124,7 +124,7 @@ def test_only_what_was_asked_for_is_told(
         ("notifications/x", {"uri": "a"}, None),
     ],
 )
-def test_what_is_a_change(method: str, params: Any, change: Any) -> None:
+def test_notifications_that_are_changes(method: str, params: Any, change: Any) -> None:
     found = read_change(method, None if params is None else raw(params), b"line")
     assert found == (change and (*change, b"line"))
 
@@ -177,7 +177,7 @@ def test_any_filter_is_read_or_refused(given_raw: bytes) -> None:
 @pytest.mark.parametrize(
     "promised", [Filter(), Filter(True, True, True), Filter(resource_subscriptions=("a", "b"))]
 )
-def test_all_that_may_have_changed(promised: Filter) -> None:
+def test_changes_of_everything_in_a_filter(promised: Filter) -> None:
     """Of each thing that was promised, and of nothing else, as a backend would tell it."""
     assert promised_by(acknowledged_line(1, promised)) == promised
     changes = list(all_changes(promised))

@@ -111,7 +111,7 @@ def world() -> World:
 # Ids.
 
 
-def test_the_owner_stands_in_the_id_and_nobody_guesses_it(world: World) -> None:
+def test_a_task_id_has_an_owner_that_cannot_be_guessed(world: World) -> None:
     named = world.create("a.b")["taskId"]
     assert named == f"{world.tasks.owner}.a.b"
     assert owner_of(named) == (world.tasks.owner, "a.b")
@@ -150,30 +150,30 @@ def test_a_task_is_renamed_wherever_it_is_a_result(world: World) -> None:
         ["taskId"],
     ],
 )
-def test_what_is_no_task_is_left_alone(world: World, result: Any) -> None:
+def test_other_results_are_unchanged(world: World, result: Any) -> None:
     assert world.result(request(), result) == result
     assert not len(world.tasks)
 
 
-def test_a_task_without_a_status_is_renamed_and_not_waited_for(world: World) -> None:
+def test_a_task_without_a_status_is_renamed_and_not_followed(world: World) -> None:
     assert world.create(status=None)["taskId"] == world.tasks.name("1")
     assert not len(world.tasks)
 
 
-def test_who_did_not_declare_tasks_gets_what_the_server_says(world: World) -> None:
+def test_results_for_clients_without_tasks_are_unchanged(world: World) -> None:
     result = {"resultType": "task", **task()}
     assert world.result(request(able={}), result) == result
     assert not len(world.tasks)
 
 
-def test_an_error_is_left_alone(world: World) -> None:
+def test_an_error_is_unchanged(world: World) -> None:
     number = world.ask(request("tasks/get", taskId="1"))
     error = {"code": -32602, "message": 'no "taskId"', "data": {"taskId": "1"}}
     line = json.dumps({"jsonrpc": "2.0", "id": number, "error": error}).encode()
     assert told(world.shared.from_backend(line))["error"] == error
 
 
-def test_a_notification_is_renamed_for_who_listens(world: World) -> None:
+def test_a_notification_is_renamed_for_subscribers(world: World) -> None:
     number = world.ask(request(LISTEN, notifications={"taskIds": ["1"]}))
     promised = {"taskIds": ["1", 2], "toolsListChanged": True}
     line = said("notifications/subscriptions/acknowledged", number, notifications=promised)
@@ -189,19 +189,19 @@ def test_a_notification_is_renamed_for_who_listens(world: World) -> None:
 
 
 @pytest.mark.parametrize("promised", [{}, {"toolsListChanged": True}, None, []])
-def test_an_acknowledgement_without_tasks_is_left_alone(world: World, promised: Any) -> None:
+def test_an_acknowledgement_without_tasks_is_unchanged(world: World, promised: Any) -> None:
     number = world.ask(request(LISTEN, notifications={}))
     line = said("notifications/subscriptions/acknowledged", number, notifications=promised)
     assert told(world.shared.from_backend(line))["params"]["notifications"] == promised
 
 
-def test_tasks_that_are_no_list_are_none(world: World) -> None:
+def test_promised_tasks_that_are_not_a_list(world: World) -> None:
     number = world.ask(request(LISTEN, notifications={}))
     line = said("notifications/subscriptions/acknowledged", number, notifications={"taskIds": 1})
     assert told(world.shared.from_backend(line))["params"]["notifications"] == {"taskIds": []}
 
 
-def test_a_notification_of_no_subscription_is_heeded_and_reaches_nobody(world: World) -> None:
+def test_a_notification_without_a_subscription_updates_the_task(world: World) -> None:
     world.create()
     assert world.shared.from_backend(said("notifications/tasks", **task(status="failed"))) is None
     # Its client has not heard of it.
@@ -253,7 +253,7 @@ def test_a_ttl_counts_from_the_beginning_and_may_change(world: World) -> None:
     assert not len(world.tasks)
 
 
-def test_the_bridge_asks_when_nobody_has_for_a_while(world: World) -> None:
+def test_the_bridge_polls_a_task_of_which_it_hears_nothing(world: World) -> None:
     world.create(pollIntervalMs=1000)
     assert world.tasks.next_to_poll() is None
     world.now += POLL_SECONDS
@@ -267,7 +267,7 @@ def test_the_bridge_asks_when_nobody_has_for_a_while(world: World) -> None:
     assert world.tasks.next_to_poll() == "1"
 
 
-def test_a_result_that_only_the_bridge_knows_of_is_kept_for_a_while(world: World) -> None:
+def test_a_finished_task_keeps_its_process_until_its_client_knows(world: World) -> None:
     world.create(ttlMs=None)
     world.get(own=True, status="completed")
     world.now += RESULT_SECONDS - 1
@@ -286,7 +286,7 @@ def test_a_task_that_the_server_does_not_know_any_more(world: World) -> None:
     assert not len(world.tasks)
 
 
-def test_of_more_than_max_tasks_those_made_last_are_remembered(world: World) -> None:
+def test_the_last_max_tasks_are_remembered(world: World) -> None:
     for number in range(MAX_TASKS + 1):
         world.create(f"{number}")
     assert len(world.tasks) == MAX_TASKS
@@ -294,7 +294,7 @@ def test_of_more_than_max_tasks_those_made_last_are_remembered(world: World) -> 
     assert world.tasks.failed(f"{MAX_TASKS}", "why") is not None
 
 
-def test_no_log_is_told_while_a_task_runs_whose_it_may_be(world: World) -> None:
+def test_no_log_is_delivered_while_a_task_runs(world: World) -> None:
     asked = request(able={}, level="debug")
     world.ask(asked)
     log = said("notifications/message", level="info", data="x")
@@ -323,7 +323,7 @@ def test_a_task_whose_process_has_ended_has_failed(world: World) -> None:
     }
 
 
-def test_of_a_long_member_nothing_is_kept(world: World) -> None:
+def test_a_long_member_is_not_kept(world: World) -> None:
     world.create(createdAt="x" * 1000)
     failed = world.tasks.failed("1", "why")
     assert failed is not None
@@ -365,7 +365,7 @@ def test_a_request_for_its_owner() -> None:
     assert message["id"] == "mine"
 
 
-def test_what_is_listened_for() -> None:
+def test_tasks_in_a_subscription() -> None:
     wanted = {"toolsListChanged": True, "taskIds": ["a.1", "b.1", "a.1"]}
     asked = request(LISTEN, notifications=wanted)
     assert task_ids(asked) == ["a.1", "b.1"]
@@ -380,12 +380,12 @@ def test_what_is_listened_for() -> None:
 
 
 @pytest.mark.parametrize("named", [5, [5], {}, ["x"] * (MAX_LISTENED_TASKS + 1)])
-def test_what_cannot_be_listened_for(named: Any) -> None:
+def test_invalid_tasks_in_a_subscription(named: Any) -> None:
     with pytest.raises(InvalidParams, match=r"tasks at most|list of strings"):
         task_ids(request(LISTEN, notifications={"taskIds": named}))
 
 
-def test_a_promise_of_several() -> None:
+def test_an_acknowledgement_of_several_processes() -> None:
     asked = request(LISTEN, notifications={})
     promised = members(b'{"toolsListChanged":true}') or {}
     line = acknowledged(asked, promised, ["a.1"])
@@ -415,7 +415,7 @@ def test_a_duration_beyond_a_float_is_bounded(
     assert len(world.tasks) == (kept if name == "ttlMs" else 1)
 
 
-def test_a_number_that_no_machine_holds(world: World) -> None:
+def test_a_duration_that_is_no_valid_number(world: World) -> None:
     number = world.ask(request())
     line = b'{"jsonrpc":"2.0","id":%d,"result":{"resultType":"task","taskId":"1","ttlMs":1e999,' % (
         number

@@ -291,7 +291,7 @@ def test_capabilities_as_the_backend_sees_them(
         {"result": {"resultType": "input_required", "requestState": "s"}},
     ],
 )
-def test_a_server_that_does_not_say_what_it_can(answer: Any) -> None:
+def test_a_server_that_refuses_discovery(answer: Any) -> None:
     """It is an error of `initialize`, which may be sent again."""
     talk = Talk(start=False)
     talk.initialize({})
@@ -308,7 +308,7 @@ def test_initialize_without_capabilities() -> None:
     assert talk.last["params"]["_meta"][PREFIX + "clientCapabilities"] == {}
 
 
-def test_a_number_that_no_machine_holds() -> None:
+def test_an_error_code_beyond_a_float() -> None:
     talk = Talk()
     talk.ask(1, "tools/list")
     line = b'{"jsonrpc":"2.0","id":%d,"error":{"code":1e999,"message":""}}' % talk.last["id"]
@@ -316,7 +316,7 @@ def test_a_number_that_no_machine_holds() -> None:
     assert errors(talk.heard()) == [(1, -32603)]
 
 
-def test_what_is_said_out_of_order() -> None:
+def test_messages_out_of_order() -> None:
     talk = Talk(start=False)
     talk.ask(1, "tools/list")
     talk.ask(2, "ping")
@@ -378,7 +378,7 @@ def test_bytes_pass_as_they_are() -> None:
     assert talk.lines == [rb'{"jsonrpc":"2.0","id":1.0,"result":{"content":[ {"x":"\udfff"} ]}}']
 
 
-def test_what_a_legacy_client_must_not_mean() -> None:
+def test_methods_that_a_legacy_client_does_not_have() -> None:
     talk = Talk()
     talk.ask(1, "tools/call", {"task": {}, "inputResponses": {}, "requestState": "x", "name": "n"})
     assert set(talk.last["params"]) == {"_meta", "name"}
@@ -450,7 +450,7 @@ def test_errors(answer: Any, code: int, text: str) -> None:
     assert text in said["error"]["message"]
 
 
-def test_what_the_backend_must_not_say() -> None:
+def test_invalid_messages_of_the_server() -> None:
     talk = Talk()
     talk.ask(1, "tools/list")
     for line in (b"", b"[]", b"x", b"[" * 100_000, b'{"jsonrpc":"2.0"}', b'{"id":1}'):
@@ -537,7 +537,7 @@ def require(talk: Talk, number: int, requests: Any, state: Any = "s") -> None:
     talk.answer({key: of for key, of in result.items() if of is not None}, max(numbers))  # type: ignore[type-var]
 
 
-def test_questions_are_asked_and_the_call_is_sent_again() -> None:
+def test_input_requests_reach_the_client_and_the_call_is_retried() -> None:
     talk = Talk(EVERYTHING)
     asked(talk, {"f": FORM, "u": URL, "s": SAMPLE, "t": WITH_TOOLS, "r": ROOTS}, "s\u00e9")
     form, url, *others = talk.heard()
@@ -598,7 +598,7 @@ def test_state_is_byte_exact() -> None:
         ({"elicitation": {}}, "2025-11-25", MODELESS, True),
     ],
 )
-def test_an_elicitation_that_the_client_cannot_is_declined(
+def test_an_elicitation_that_the_client_does_not_support_is_declined(
     capabilities: Any, version: str, request_: Any, passes: bool
 ) -> None:
     talk = Talk(capabilities, version)
@@ -630,7 +630,7 @@ def test_an_elicitation_that_the_client_cannot_is_declined(
     ],
 )
 @pytest.mark.parametrize("method", ["tools/call", "prompts/get", "resources/read"])
-def test_what_cannot_be_asked_ends_the_call(requests: Any, state: Any, method: str) -> None:
+def test_an_unsupported_input_request_ends_the_call(requests: Any, state: Any, method: str) -> None:
     talk = Talk({"elicitation": {}})
     asked(talk, requests, state, method)
     assert errors(talk.heard()) == [("call", -32603)]
@@ -638,13 +638,13 @@ def test_what_cannot_be_asked_ends_the_call(requests: Any, state: Any, method: s
     assert talk.due is None
 
 
-def test_sampling_with_tools_needs_more() -> None:
+def test_sampling_with_tools_needs_its_own_capability() -> None:
     talk = Talk({"sampling": {}})
     asked(talk, {"k": WITH_TOOLS})
     assert errors(talk.heard()) == [("call", -32603)]
 
 
-def test_null_is_as_good_as_nothing() -> None:
+def test_null_counts_as_missing() -> None:
     talk = Talk()
     talk.ask(1, "tools/call")
     talk.answer({"resultType": "input_required", "inputRequests": None, "requestState": "s"})
@@ -715,7 +715,7 @@ class TestACallThatFails:
         assert "too large" in failed(talk, method)
 
 
-def test_a_call_that_waits_is_cancelled_with_its_questions() -> None:
+def test_a_cancelled_call_cancels_its_input_requests() -> None:
     talk = Talk(EVERYTHING)
     asked(talk, {"a": FORM, "b": ROOTS})
     talk.heard()
@@ -729,7 +729,7 @@ def test_a_call_that_waits_is_cancelled_with_its_questions() -> None:
     assert talk.backend == []
 
 
-def test_bound_of_questions() -> None:
+def test_open_input_requests_are_bounded() -> None:
     talk = Talk(EVERYTHING)
     asked(talk, {str(n): ROOTS for n in range(input_rounds.MAX_OPEN_INPUT_REQUESTS)})
     assert len(talk.heard()) == input_rounds.MAX_OPEN_INPUT_REQUESTS
@@ -757,7 +757,7 @@ def test_notifications_pass_as_they_are(line: bytes) -> None:
     assert talk.lines == [line]
 
 
-def test_changed_lists_are_listened_to_once_the_client_is_there() -> None:
+def test_list_changes_are_subscribed_to_once_the_client_is_ready() -> None:
     talk = Talk(server={"tools": {"listChanged": True}, "prompts": {"listChanged": 1}})
     listen = talk.last
     assert listen["params"]["notifications"] == {"toolsListChanged": True}
@@ -772,7 +772,7 @@ def test_changed_lists_are_listened_to_once_the_client_is_there() -> None:
     ]
 
 
-def test_a_subscription_is_granted_when_a_listen_has_it() -> None:
+def test_a_subscription_is_answered_when_its_listen_is_acknowledged() -> None:
     talk = Talk(server=ALL_LISTS)
     first = talk.last["id"]
     talk.acknowledge(first)
@@ -850,7 +850,7 @@ def test_a_subscription_that_the_server_refuses() -> None:
     assert talk.last["params"]["notifications"] == {"resourceSubscriptions": ["b"]}
 
 
-def test_a_subscription_that_was_refused_is_not_asked_for_again() -> None:
+def test_a_refused_subscription_is_not_renewed() -> None:
     talk = Talk()
     talk.ask(1, "resources/subscribe", {"uri": "a"})
     talk.acknowledge(talk.last["id"])
@@ -870,7 +870,7 @@ def test_a_cancelled_subscription_is_not_answered() -> None:
     assert talk.heard() == []
 
 
-def test_a_listen_that_nobody_acknowledges() -> None:
+def test_a_listen_that_is_not_acknowledged() -> None:
     talk = Talk()
     talk.ask(1, "resources/subscribe", {"uri": "a"})
     number = talk.last["id"]
@@ -881,7 +881,7 @@ def test_a_listen_that_nobody_acknowledges() -> None:
 
 
 @pytest.mark.parametrize("cancels", [False, True])
-def test_a_listen_that_ends_is_opened_again_but_not_for_ever(cancels: bool) -> None:
+def test_a_listen_that_ends_is_renewed_a_few_times(cancels: bool) -> None:
     talk = Talk(server=ALL_LISTS)
     pauses = []
     for _ in range(MAX_RENEWALS + 1):
@@ -910,7 +910,7 @@ def test_a_listen_that_ends_is_opened_again_but_not_for_ever(cancels: bool) -> N
 # A backend that takes no more.
 
 
-def test_undone_messages_have_not_happened() -> None:
+def test_undo_restores_the_state_before_a_message() -> None:
     talk = Talk(EVERYTHING, start=False)
     for _ in range(2):
         talk.initialize(EVERYTHING)
@@ -963,7 +963,7 @@ def test_undone_messages_have_not_happened() -> None:
     assert talk.session._calls._kept_bytes == 0
 
 
-def test_what_a_server_says_of_itself_is_taken_once() -> None:
+def test_server_info_is_taken_once() -> None:
     talk = Talk(start=False)
     assert talk.session.take_server_info() is None
     talk.initialize({})
@@ -978,7 +978,7 @@ def test_what_a_server_says_of_itself_is_taken_once() -> None:
 # Answers of backends that are not exact.
 
 
-def test_numbers_that_are_given_back_as_text() -> None:
+def test_ids_that_the_server_returns_as_text() -> None:
     """From the first answer on, and of a listen."""
     talk = Talk(start=False)
     talk.initialize({})
@@ -994,7 +994,7 @@ def test_numbers_that_are_given_back_as_text() -> None:
 
 
 @pytest.mark.parametrize("ident", ["x", "01", 99, None])
-def test_answers_that_nobody_waits_for_are_reported(ident: Any) -> None:
+def test_unexpected_answers_are_reported(ident: Any) -> None:
     """But not those of what was cancelled."""
     talk = Talk()
     talk.reply(id=ident, result={})
@@ -1029,13 +1029,13 @@ def test_cancelled_kept() -> None:
         (b'{"jsonrpc":"2.0","id":1,"method":"roots/list"}', "request"),
     ],
 )
-def test_what_is_no_message_is_reported(line: bytes, why: str) -> None:
+def test_invalid_lines_are_reported(line: bytes, why: str) -> None:
     talk = Talk()
     talk.raw(line)
     assert talk.reported == [(why, line)]
 
 
-def test_a_listen_that_is_ended_twice_is_no_mistake() -> None:
+def test_a_listen_that_ends_twice_is_not_reported() -> None:
     """By a notification, and by its answer."""
     talk = Talk(server=ALL_LISTS)
     listen = talk.last["id"]

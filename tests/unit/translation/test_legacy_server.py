@@ -128,7 +128,7 @@ def final(said: ServerOutput) -> Any:
         (5, {}),
     ],
 )
-def test_a_backend_is_told_what_the_client_declares(capabilities: Any, declared: Any) -> None:
+def test_the_server_gets_the_client_s_capabilities(capabilities: Any, declared: Any) -> None:
     """beat: a legacy backend sees exactly the capabilities of its client."""
     conversation = LegacyServerTranslator(json.dumps(capabilities).encode(), None, "9")
     assert json.loads(conversation.initialize()) == {
@@ -152,7 +152,7 @@ def test_a_backend_is_told_what_the_client_declares(capabilities: Any, declared:
         ([], False),
     ],
 )
-def test_a_client_is_named_where_it_says_who_it_is(info: Any, passes: bool) -> None:
+def test_client_info_is_the_client_s_or_the_bridge_s(info: Any, passes: bool) -> None:
     raw = msgspec.Raw(json.dumps(info).encode())
     told = json.loads(LegacyServerTranslator(b"{}", raw, "9").initialize())["params"]["clientInfo"]
     assert told == (info if passes else {"name": "mcpbridge", "version": "9"})
@@ -173,7 +173,7 @@ def test_a_client_is_named_where_it_says_who_it_is(info: Any, passes: bool) -> N
         (b"[]", None),
     ],
 )
-def test_what_comes_before_the_answer(said: bytes, lines: Any) -> None:
+def test_messages_before_the_answer_to_initialize(said: bytes, lines: Any) -> None:
     conversation = LegacyServerTranslator(b"{}", None, "9")
     conversation.initialize()
     written = conversation.handshake(said)
@@ -220,13 +220,13 @@ def test_a_refused_handshake(answer: Any, code: Any, supported: Any, text: str) 
         (-32022, ("2025-11-25",), False),
     ],
 )
-def test_which_refusals_are_of_a_newer_server(
+def test_refusals_that_mean_a_modern_server(
     code: int | None, supported: tuple[str, ...], modern: bool
 ) -> None:
     assert HandshakeRefused("no", code, supported).modern_only is modern
 
 
-def test_what_a_backend_is_discovered_as() -> None:
+def test_the_discover_result_of_a_legacy_server() -> None:
     """MCP, server/discover; tasks are not offered, and nothing is to be cached."""
     assert json.loads(opened(instructions="Read me.").discover_result()) == {
         "supportedVersions": ["2026-07-28"],
@@ -246,14 +246,14 @@ def test_what_a_backend_is_discovered_as() -> None:
         {"capabilities": {"tools": 5, "logging": None}, "serverInfo": {"name": "x"}},
     ],
 )
-def test_what_a_strange_backend_is_discovered_as(strange: Any) -> None:
+def test_the_discover_result_of_an_unusual_server(strange: Any) -> None:
     result = json.loads(opened(**strange).discover_result())
     assert result["capabilities"] == {}
     assert "instructions" not in result
     assert "_meta" not in result
 
 
-def test_nothing_is_said_before_the_handshake() -> None:
+def test_nothing_is_sent_before_the_handshake() -> None:
     with pytest.raises(RuntimeError, match="not initialized"):
         LegacyServerTranslator(b"{}", None, "9").discover_result()
 
@@ -261,7 +261,7 @@ def test_nothing_is_said_before_the_handshake() -> None:
 # A request.
 
 
-def test_what_a_backend_sees_of_a_request() -> None:
+def test_a_request_as_the_server_gets_it() -> None:
     """beat: what only 2026-07-28 knows is stripped, all else passes."""
     params = {**CALL, "inputResponses": {}, "requestState": "s", "task": {"ttl": 1}, "x": [1.0]}
     conversation = opened()
@@ -308,7 +308,7 @@ def test_an_empty_meta_is_not_sent() -> None:
     "method",
     [*sorted(REMOVED), "server/discover", "subscriptions/listen", "tasks/x", "notifications/x"],
 )
-def test_what_no_backend_is_asked(method: str) -> None:
+def test_methods_that_are_not_forwarded(method: str) -> None:
     """MCP, basic/index: a method that 2026-07-28 has removed is not found."""
     conversation = opened()
     with pytest.raises(MethodNotFound) as caught:
@@ -329,7 +329,7 @@ def test_one_request_at_a_time() -> None:
         asked(conversation)
 
 
-def test_a_request_that_was_never_written_leaves_nothing() -> None:
+def test_undo_start_leaves_nothing() -> None:
     conversation = opened()
     before = conversation.start(request(level="info"))
     conversation.undo_start()
@@ -411,13 +411,13 @@ def test_errors_have_codes_of_2026(error: Any, seen: Any) -> None:
 
 
 @pytest.mark.parametrize("answer", [{}, {"result": 5}, {"result": None}, {"error": 5}])
-def test_an_answer_that_is_none_is_an_error(answer: Any) -> None:
+def test_a_response_without_result_or_error_is_an_error(answer: Any) -> None:
     conversation = opened()
     said = conversation.from_backend(line(id=asked(conversation), **answer))
     assert final(said)["error"]["code"] == -32603
 
 
-def test_an_error_of_null_is_none() -> None:
+def test_an_error_of_null_counts_as_missing() -> None:
     conversation = opened()
     said = conversation.from_backend(line(id=asked(conversation), error=None, result={}))
     assert "result" in final(said)
@@ -445,7 +445,7 @@ def test_progress_has_the_client_s_own_token(token: Any) -> None:
 
 
 @pytest.mark.parametrize("params", [None, [], {}, {"progressToken": "2"}, {"progressToken": 3}])
-def test_progress_of_nothing_is_dropped(params: Any) -> None:
+def test_progress_of_no_request_is_dropped(params: Any) -> None:
     conversation = opened()
     assert asked(conversation, progressToken=2) == 2
     said = conversation.from_backend(line(method="notifications/progress", params=params))
@@ -453,7 +453,7 @@ def test_progress_of_nothing_is_dropped(params: Any) -> None:
     assert conversation.dropped == {"unwanted": 1}
 
 
-def test_progress_that_nobody_wants_is_dropped() -> None:
+def test_progress_without_a_token_is_dropped() -> None:
     conversation = opened()
     progress = line(method="notifications/progress", params={"progressToken": 2, "progress": 1})
     assert conversation.from_backend(progress) == ServerOutput()
@@ -463,7 +463,7 @@ def test_progress_that_nobody_wants_is_dropped() -> None:
 
 @pytest.mark.parametrize("wanted", [None, *LOG_LEVELS])
 @pytest.mark.parametrize("level", [None, "loud", 5, *LOG_LEVELS])
-def test_a_message_is_as_loud_as_its_request_wants(wanted: str | None, level: Any) -> None:
+def test_log_messages_below_the_requested_level_are_dropped(wanted: str | None, level: Any) -> None:
     """MCP, utilities/logging: at or above the level, and none without one."""
     conversation = opened()
     said = line(method="notifications/message", params={"level": level, "data": 1.0})
@@ -477,7 +477,7 @@ def test_a_message_is_as_loud_as_its_request_wants(wanted: str | None, level: An
     assert conversation.from_backend(said).notifications == ([said] if loud else [])
 
 
-def test_a_backend_is_told_the_level_where_it_changes() -> None:
+def test_the_log_level_is_sent_when_it_changes() -> None:
     conversation = opened()
     levels = []
     for level in ("info", "info", None, "debug"):
@@ -489,7 +489,7 @@ def test_a_backend_is_told_the_level_where_it_changes() -> None:
     assert conversation.dropped["late"] == 0
 
 
-def test_a_backend_without_logging_is_told_no_level() -> None:
+def test_a_server_without_logging_gets_no_log_level() -> None:
     assert len(opened(capabilities={}).start(request(level="debug"))) == 1
 
 
@@ -527,7 +527,7 @@ def test_a_notification_of_an_extension_is_for_the_running_request(method: str) 
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_changes_are_for_those_who_listen(running: bool) -> None:
+def test_changes_are_for_subscribers(running: bool) -> None:
     conversation = opened()
     if running:
         asked(conversation, level="debug")
@@ -554,7 +554,9 @@ def test_changes_are_for_those_who_listen(running: bool) -> None:
         ("roots/list", {"x": 1}, {"x": 1}),
     ],
 )
-def test_a_question_is_an_input_request(method: str, asks: str, params: Any, entry: Any) -> None:
+def test_a_request_of_the_server_is_an_input_request(
+    method: str, asks: str, params: Any, entry: Any
+) -> None:
     """MCP, patterns/mrtr: from the backend's request to the answer to it, and the end."""
     if entry is None:
         entry = {k: v for k, v in params.items() if k not in ("_meta", "task")}
@@ -609,7 +611,7 @@ def test_a_question_is_an_input_request(method: str, asks: str, params: Any, ent
     ],
 )
 @pytest.mark.parametrize("parked", [False, True])
-def test_a_question_takes_a_capability(
+def test_an_input_request_needs_a_capability(
     declared: Any, asks: str, params: Any, required: Any, parked: bool
 ) -> None:
     """MCP, basic/index: -32021 names what the client has not declared."""
@@ -651,7 +653,9 @@ def test_a_question_takes_a_capability(
         ("tools/call", "sampling/createMessage", 5, -32602),
     ],
 )
-def test_what_a_backend_may_not_ask(running: Any, asks: Any, params: Any, code: int) -> None:
+def test_requests_that_a_server_may_not_send(
+    running: Any, asks: Any, params: Any, code: int
+) -> None:
     conversation = opened()
     if running is not None:
         asked(conversation, method=running)
@@ -677,7 +681,7 @@ def test_a_request_needs_an_id(ident: Any) -> None:
     assert conversation.dropped == {"invalid": 1}
 
 
-def test_questions_have_a_bound() -> None:
+def test_open_input_requests_are_bounded() -> None:
     conversation = opened()
     asked(conversation)
     for each in range(MAX_INPUT_REQUESTS):
@@ -699,7 +703,7 @@ def test_questions_have_a_bound() -> None:
         ("a", b"null", False),
     ],
 )
-def test_a_backend_takes_a_question_back(ident: Any, cancelled: bytes, gone: bool) -> None:
+def test_a_server_cancels_its_request(ident: Any, cancelled: bytes, gone: bool) -> None:
     conversation = opened()
     asked(conversation)
     conversation.from_backend(question(ident))
@@ -711,7 +715,7 @@ def test_a_backend_takes_a_question_back(ident: Any, cancelled: bytes, gone: boo
     assert ("inputRequests" in json.loads(conversation.suspend("s"))["result"]) is not gone
 
 
-def test_questions_that_are_not_answered_are_asked_again() -> None:
+def test_unanswered_input_requests_are_sent_again() -> None:
     conversation = opened()
     asked(conversation)
     conversation.from_backend(question(1))
@@ -738,7 +742,7 @@ def test_questions_that_are_not_answered_are_asked_again() -> None:
         (["input-01"], ["input-01"]),
     ],
 )
-def test_a_string_id_is_the_key_of_its_question(idents: list[Any], keys: Any) -> None:
+def test_a_string_id_is_the_key_of_an_input_request(idents: list[Any], keys: Any) -> None:
     if isinstance(keys, str):
         keys = [f"input-{each}" for each in keys]
     conversation = opened()
@@ -753,7 +757,7 @@ def test_a_string_id_is_the_key_of_its_question(idents: list[Any], keys: Any) ->
     assert [json.loads(each)["id"] for each in lines] == idents
 
 
-def test_a_lone_surrogate_is_no_key() -> None:
+def test_an_id_with_a_lone_surrogate_is_not_a_key() -> None:
     conversation = opened()
     asked(conversation)
     raw = b'{"jsonrpc":"2.0","id":"\\ud800","method":"roots/list"}'
@@ -801,7 +805,7 @@ def test_responses_are_objects(given: Any) -> None:
     assert list(conversation.server_requests.by_key) == ["input-1"]
 
 
-def test_a_retry_declares_what_its_questions_take() -> None:
+def test_a_retry_must_declare_the_capabilities_of_open_input_requests() -> None:
     """MCP, basic/index: nothing is inferred from an earlier request."""
     conversation = opened()
     asked(conversation)
@@ -814,7 +818,7 @@ def test_a_retry_declares_what_its_questions_take() -> None:
     assert len(conversation.resume(request(params={**CALL, **given}, capabilities={}))) == 1
 
 
-def test_an_answer_while_parked_is_held() -> None:
+def test_a_response_while_suspended_is_buffered() -> None:
     conversation = opened()
     number = asked(conversation, progressToken="t", level="debug")
     conversation.from_backend(question("q"))
@@ -834,7 +838,7 @@ def test_an_answer_while_parked_is_held() -> None:
     assert conversation.is_idle
 
 
-def test_a_refusal_while_parked_outlives_the_answer() -> None:
+def test_a_refusal_while_suspended_takes_precedence_over_the_response() -> None:
     conversation = opened({})
     number = asked(conversation, capabilities={})
     conversation.suspend("s")
@@ -884,14 +888,14 @@ def test_url_elicitation_required(elicitations: Any, method: str, outcome: int |
 
 
 @pytest.mark.parametrize("data", [{}, {"elicitations": None}, 5])
-def test_url_elicitation_required_without_saying_which(data: Any) -> None:
+def test_url_elicitation_required_without_elicitations(data: Any) -> None:
     conversation = opened()
     error = {"code": -32042, "message": "m", "data": data}
     said = conversation.from_backend(line(id=asked(conversation), error=error))
     assert final(said)["error"] == {**error, "code": -32603}
 
 
-def test_url_elicitation_takes_its_capability() -> None:
+def test_url_elicitation_needs_its_capability() -> None:
     conversation = opened()
     error = {"code": -32042, "message": "m", "data": {"elicitations": [URL]}}
     number = asked(conversation, capabilities={"elicitation": {}})
@@ -932,7 +936,7 @@ def test_a_cancelled_request(parked: bool, reason: str | None) -> None:
 
 
 @pytest.mark.parametrize("method", ["resources/list", "completion/complete"])
-def test_what_a_cancelled_request_asks_reaches_no_other(method: str) -> None:
+def test_input_requests_of_a_cancelled_request_reach_no_other(method: str) -> None:
     """Servers ask and log at any method; until it is answered it may be of either."""
     conversation = opened()
     number = asked(conversation, method=method)
@@ -960,7 +964,7 @@ def test_a_late_list_of_tools_is_not_taken_for_the_next() -> None:
     assert [*clean, conversation.is_idle] == [False, True, True]
 
 
-def test_how_many_of_the_bridges_own_are_not_answered() -> None:
+def test_unanswered_requests_of_the_bridge_are_counted() -> None:
     conversation = opened()
     before = conversation.requests.unanswered
     first = json.loads(conversation.requests.subscribe("file:///a"))["id"]
@@ -972,7 +976,7 @@ def test_how_many_of_the_bridges_own_are_not_answered() -> None:
     assert [*counts, conversation.requests.unanswered] == [before + 2, before + 1, before]
 
 
-def test_a_list_of_tools_that_was_not_asked_for_is_not_abandoned() -> None:
+def test_stop_listing_without_a_list_changes_nothing() -> None:
     """It could not be written, so no answer will come that might be taken for another."""
     conversation = opened()
     conversation.requests.list_tools(None)
@@ -990,7 +994,7 @@ def test_an_answered_request_is_not_cancelled() -> None:
     assert conversation.is_idle
 
 
-def test_too_many_cancelled_requests_leave_a_doubt_for_good() -> None:
+def test_after_too_many_cancelled_requests_a_process_is_never_idle() -> None:
     conversation = opened()
     numbers = []
     for _ in range(OWN_KEPT + 2):
@@ -1036,7 +1040,7 @@ def test_requests_of_the_bridge_s_own() -> None:
     assert not conversation.dropped
 
 
-def test_own_requests_have_a_bound() -> None:
+def test_own_requests_are_bounded() -> None:
     conversation = opened()
     first = json.loads(conversation.requests.list_tools(None))["id"]
     for _ in range(OWN_KEPT):
@@ -1048,7 +1052,7 @@ def test_own_requests_have_a_bound() -> None:
 # Lines of any kind.
 
 
-def test_a_batch_is_read_one_by_one() -> None:
+def test_the_elements_of_a_batch_are_read_one_by_one() -> None:
     """2025-03-26, basic, "Batching": implementations must take what comes in one."""
     conversation = opened()
     number = asked(conversation)
@@ -1075,7 +1079,7 @@ def test_a_batch_is_read_one_by_one() -> None:
         b"\xff",
     ],
 )
-def test_what_is_no_message_is_dropped(said: bytes) -> None:
+def test_invalid_lines_are_dropped(said: bytes) -> None:
     conversation = opened()
     assert asked(conversation) == 2
     assert conversation.from_backend(said) == ServerOutput()
@@ -1199,7 +1203,7 @@ def reporting(reported: list[tuple[str, bytes]]) -> LegacyServerTranslator:
     return LegacyServerTranslator(b"{}", None, "9", lambda *told: reported.append(told))
 
 
-def test_numbers_that_are_given_back_as_text() -> None:
+def test_ids_that_the_server_returns_as_text() -> None:
     """From the handshake on."""
     reported: list[tuple[str, bytes]] = []
     conversation = reporting(reported)
@@ -1213,7 +1217,7 @@ def test_numbers_that_are_given_back_as_text() -> None:
 
 
 @pytest.mark.parametrize("ident", ["01", "1.0", "x", None, 99, "99", True, [1]])
-def test_answers_that_nobody_waits_for_are_reported(ident: Any) -> None:
+def test_unexpected_answers_are_reported(ident: Any) -> None:
     reported: list[tuple[str, bytes]] = []
     conversation = reporting(reported)
     conversation.initialize()
@@ -1230,7 +1234,7 @@ def test_answers_that_nobody_waits_for_are_reported(ident: Any) -> None:
 
 
 @pytest.mark.parametrize("odd", [b"{", b"[1]", b'{"level":30,"id":1}', b'{"id":1,"result":{}}'])
-def test_what_is_no_message_is_reported(odd: bytes) -> None:
+def test_invalid_lines_are_reported(odd: bytes) -> None:
     reported: list[tuple[str, bytes]] = []
     conversation = reporting(reported)
     conversation.initialize()
@@ -1247,7 +1251,7 @@ def test_what_is_no_message_is_reported(odd: bytes) -> None:
 # Whose a line is.
 
 
-def test_which_lines_are_of_the_request_that_runs() -> None:
+def test_lines_that_belong_to_the_running_request() -> None:
     """Its answer, its progress, its questions, and what only it can have caused."""
     conversation = opened()
     log = line(method="notifications/message", params={"level": "info", "data": 1})
@@ -1286,7 +1290,7 @@ def test_which_lines_are_of_the_request_that_runs() -> None:
     assert not any(map(conversation.belongs_to_request, of_it))
 
 
-def test_what_may_be_of_a_request_that_was_given_up_is_of_no_other() -> None:
+def test_ambiguous_lines_after_a_cancellation_belong_to_no_request() -> None:
     conversation = opened()
     asked(conversation)
     conversation.cancel("left")
@@ -1297,7 +1301,7 @@ def test_what_may_be_of_a_request_that_was_given_up_is_of_no_other() -> None:
     assert conversation.belongs_to_request(line(id=number, result={}))
 
 
-def test_what_comes_behind_the_answer_of_a_parked_request_is_nobodys() -> None:
+def test_lines_after_the_response_to_a_suspended_request_belong_to_none() -> None:
     conversation = opened()
     number = asked(conversation)
     conversation.from_backend(question())
@@ -1308,7 +1312,7 @@ def test_what_comes_behind_the_answer_of_a_parked_request_is_nobodys() -> None:
     assert not conversation.belongs_to_request(log)
 
 
-def test_a_request_that_may_not_ask_has_no_questions() -> None:
+def test_a_request_that_may_not_ask_has_no_input_requests() -> None:
     conversation = opened()
     asked(conversation, method="tools/list", params={})
     assert not conversation.belongs_to_request(question())
