@@ -31,9 +31,9 @@ from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.web.error_response import phrase
 from mcpbridge.web.pending_exchange import PendingExchange
 from mcpbridge.web.pending_response import PendingResponse
+from mcpbridge.web.response import reason_phrase
 from mcpbridge.web.stateless_http import PROXY_HEADERS, read_post, restated, status_of, work_on
 from mcpbridge.web.transport_security import (
     BROWSER_FIELDS,
@@ -362,4 +362,4 @@ class FastPath:
 
 
 def _status(code: int) -> bytes:
-    return b"HTTP/1.1 %d %b\r\n" % (code, phrase(code))
+    return b"HTTP/1.1 %d %b\r\n" % (code, reason_phrase(code))

@@ -1,37 +1,70 @@
 """
-One HTTP response that is JSON or a stream of server-sent events, whichever it
-turns out to be.
+An HTTP response: an error, JSON, or a stream of server-sent events.
 
-Knows requests and when a client reads; must not know what it is told, nor
-whose messages they are.
+Knows requests, and whether a client reads; must not know whose messages are
+written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from mcpbridge.config.settings import ServerSettings
+from mcpbridge.errors import Refused, without_frames
 from mcpbridge.jsonrpc import sse
 from mcpbridge.response_budget import Share
+from mcpbridge.timers import Timer
 from mcpbridge.web.client_watch import ClientWatch
-from mcpbridge.web.tcp import notice_vanished_peer
+from mcpbridge.web.tcp import acknowledged, notice_vanished_peer, unsent
+from mcpbridge.web.watched_connection import WatchedConnection
+
+
+def reason_phrase(status: int) -> bytes:
+    """Return the reason phrase of a status (RFC 9110, section 15; RFC 6585, section 4)."""
+    return HTTPStatus(status).phrase.encode("ascii")
+
+
+def error_body(request: Any, refusal: Refused) -> bytes:
+    """Set the status and the headers of a refusal; return its body."""
+    body = without_frames(refusal).body()
+    request.setResponseCode(refusal.status, reason_phrase(refusal.status))
+    for name, value in refusal.headers():
+        request.setHeader(name, value)
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    return body
+
+
+def accept(request: Any) -> None:
+    """Set the status of a message that asks for no answer: 202, without a body."""
+    request.setResponseCode(202)
+    # Without it Twisted would send an empty body in chunks.
+    request.setHeader(b"Content-Length", b"0")
 
 
 @implementer(IPushProducer)
 class Response:
     """
-    A response that nobody has begun yet.
+    A response that becomes JSON with `write_json` or events with `begin`.
 
-    `paused` and `resumed` are called as the client keeps up or does not;
-    `finished` once, when the response is complete; `over` when it is complete
-    or its connection is lost.  A client that takes no byte for `peer_timeout`
-    while data waits for it, or less than `min_transfer_rate`, is cut off; once
-    the response is complete, by the connection itself.
+    It keeps an event stream alive, and aborts the connection of a client that
+    takes no byte for `peer_timeout` while data waits for it, or less than
+    `min_transfer_rate`.  A complete response is watched by its connection
+    (`WatchedConnection`).
+
+    What is written is up to a subclass, one for each kind of sink: the stream
+    of a session (`StreamResponse`), an exchange (`ExchangeResponse`), a session
+    of HTTP+SSE (`EventStream`).  It overrides the methods from `keepalive` to
+    `client_stalled`.  A subclass, not an object behind callbacks: there is one
+    for each open stream, and thousands of those.
+
+    `pending` and `acknowledged` are those of `ClientWatch`.
     """
 
     log = Logger()
@@ -42,56 +75,59 @@ class Response:
         settings: ServerSettings,
         clock: IReactorTime,
         *,
-        finished: Callable[[], None],
-        paused: Callable[[], None],
-        resumed: Callable[[], None],
-        over: Callable[[], None],
         share: Share | None = None,
+        keepalive_interval: float | None = None,
+        pending: Callable[[Any], int] = unsent,
+        acknowledged: Callable[[Any], int | None] = acknowledged,
     ) -> None:
+        #: None when the response is complete, or its connection is lost.
         self.request = request
-        if share is not None and request.channel is not None:
-            # What is not taken counts, where the connection is one of the bridge's own.
-            request.channel.share = share
+        #: Fires when the response is complete; not if its connection is lost before.
+        self.finished: Deferred[None] = Deferred()
+        #: Whether this is an event stream, whose head is written.
         self.streaming = False
+        #: Whether the client does not keep up with what is written.
+        self.paused = False
         #: Bytes of the event stream after its head, as they are on the wire.
         self.written = 0
-        self._settings = settings
-        self._clock = clock
-        self._finished = finished
-        self._paused = paused
-        self._resumed = resumed
-        self._over = over
-        self._timer: IDelayedCall | None = None
+        self.settings = settings
+        self._keepalive_interval = (
+            settings.keepalive_interval if keepalive_interval is None else keepalive_interval
+        )
+        if share is not None and isinstance(request.channel, WatchedConnection):
+            request.channel.count_for(share)
+        self._timer = Timer(clock)
         self._watch = ClientWatch(
             clock,
             getattr(request, "transport", None),
             settings.peer_timeout,
             settings.min_transfer_rate,
-            self._cut_off,
+            self.client_stalled,
+            pending,
+            acknowledged,
         )
 
-    def begin_after(self, patience: float, begin: Callable[[], None]) -> None:
-        """Call that and nothing else, unless something is written before."""
-        self._cancel_timer()
-        self._timer = self._clock.callLater(patience, begin)
+    def commit_after(self, seconds: float) -> None:
+        """Call `commit` after so many seconds, unless something is written before."""
+        self._timer.start(seconds, self.commit)
 
     def begin(self, first: bytes) -> None:
-        """The head of an event stream, and what comes first on it."""
-        self._cancel_timer()
+        """Write the head of an event stream, and its first events or comment."""
+        self._timer.stop()
         self.streaming = True
         request = self.request
         for name, value in sse.HEADERS:
             request.setHeader(name, value)
-        notice_vanished_peer(request.transport, self._settings.peer_timeout)
-        if request.channel is not None:
-            request.channel.streaming = True
+        notice_vanished_peer(request.transport, self.settings.peer_timeout)
+        if isinstance(request.channel, WatchedConnection):
+            request.channel.stream_begins()
         request.registerProducer(self, True)
         self._watch.start()
         self.write(first)
         self._keep_alive_later()
 
     def write(self, data: bytes) -> None:
-        """Events."""
+        """Write events; does nothing after the response."""
         request = self.request
         if request is not None:
             size = len(data)
@@ -101,7 +137,7 @@ class Response:
             request.write(data)
 
     def write_json(self, body: bytes, status: int = 200) -> None:
-        """All of the response."""
+        """Write all of the response."""
         request = self.request
         if status != 200:
             request.setResponseCode(status)
@@ -110,64 +146,93 @@ class Response:
         request.write(body)
         self.finish()
 
+    def write_error(self, refusal: Refused) -> None:
+        """Write a refusal as all of the response, with its status."""
+        self.request.write(error_body(self.request, refusal))
+        self.finish()
+
     def finish(self) -> None:
-        """The response is complete."""
+        """Complete the response; does nothing if it is complete, or its connection lost."""
         request, self.request = self.request, None
-        self._stop()
+        self._end()
         if request is None:
             return
         try:
+            # Without a channel the connection is lost, and `gone` about to be called.
             if request.channel is not None and self.streaming:
-                request.channel.streaming = False
+                if isinstance(request.channel, WatchedConnection):
+                    request.channel.stream_ends()
                 request.unregisterProducer()
         finally:
-            self._finished()
+            self.finished.callback(None)
 
     def gone(self) -> None:
-        """The connection is lost."""
+        """Write no more: the connection is lost."""
         self.request = None
-        self._stop()
+        self._end()
 
     def abort(self) -> None:
-        """The client takes nothing: its connection ends."""
+        """Abort the connection, with what is not sent."""
         abort = getattr(getattr(self.request, "transport", None), "abortConnection", None)
         if abort is not None:
             abort()
 
-    def _cut_off(self, reason: str) -> None:
+    def stop_keepalive(self) -> None:
+        """Stop the keepalive, and the checks whether the client reads."""
+        self._timer.stop()
+        self._watch.stop()
+
+    # To be overridden.
+
+    def keepalive(self) -> bytes:
+        """Return what keeps an event stream alive; called every `keepalive_interval`."""
+        return sse.comment()
+
+    def commit(self) -> None:
+        """Begin the event stream; called by `commit_after`."""
+        self.begin(sse.comment())
+
+    def client_paused(self) -> None:
+        """Called when the client does not keep up."""
+
+    def client_resumed(self) -> None:
+        """Called when the client has taken all that was written."""
+
+    def ended(self) -> None:
+        """Called when the response is complete, or its connection lost; perhaps twice."""
+
+    def client_stalled(self, reason: str) -> None:
+        """Called when the client does not read: abort the connection."""
         self.log.info("closing a connection: {reason}", reason=reason)
         self.abort()
 
-    # What the connection asks: IPushProducer.
+    # IPushProducer, called by the connection.
 
     def pauseProducing(self) -> None:
-        """The client does not keep up."""
+        """Note that the client does not keep up."""
+        self.paused = True
         self._watch.arm()
-        self._paused()
+        self.client_paused()
 
     def resumeProducing(self) -> None:
-        """It does again."""
-        self._resumed()
+        """Note that the client has taken all that was written."""
+        self.paused = False
+        self.client_resumed()
 
     def stopProducing(self) -> None:
-        """The connection ends; `notifyFinish` tells the rest."""
-
-    # Keeping alive.
+        """Do nothing: `notifyFinish` tells that the connection is lost."""
 
     def _keep_alive_later(self) -> None:
-        if self._settings.keepalive_interval and self.request is not None:
-            self._timer = self._clock.callLater(self._settings.keepalive_interval, self._keep_alive)
+        if self._keepalive_interval and self.request is not None:
+            self._timer.start(self._keepalive_interval, self._keep_alive)
 
     def _keep_alive(self) -> None:
         self._keep_alive_later()
-        self.write(sse.comment())
+        # Behind what the client does not take it would prove nothing, and wait.
+        if not self.paused:
+            self.write(self.keepalive())
 
-    def _stop(self) -> None:
-        self._cancel_timer()
-        self._watch.stop()
-        self._over()
-
-    def _cancel_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
+    def _end(self) -> None:
+        self.stop_keepalive()
+        self.paused = False
+        self.ended()

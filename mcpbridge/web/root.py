@@ -14,7 +14,7 @@ from twisted.web.resource import IResource, Resource
 
 from mcpbridge.config.settings import SERVED_PATHS, ServerSettings
 from mcpbridge.errors import NothingHere, Refused
-from mcpbridge.web.error_response import answer
+from mcpbridge.web.response import error_body
 from mcpbridge.web.transport_security import (
     TransportSecurity,
     check_backend_route,
@@ -129,7 +129,7 @@ class _Refusal(Resource):
         self._refusal = refusal
 
     def render(self, request: Any) -> bytes:
-        return answer(request, self._refusal)
+        return error_body(request, self._refusal)
 
 
 class _Preflight(Resource):
@@ -155,4 +155,4 @@ class _Nothing(Resource):
         self._text = f"nothing is served at this path{hint and '; '}{hint}"
 
     def render(self, request: Any) -> bytes:
-        return answer(request, NothingHere(self._text))
+        return error_body(request, NothingHere(self._text))

@@ -24,8 +24,8 @@ from mcpbridge.errors import InternalError, NothingHere, Refused, WrongMethod
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
-from mcpbridge.web.error_response import answer
 from mcpbridge.web.request_caller import CallerOf, nobody
+from mcpbridge.web.response import accept, error_body
 from mcpbridge.web.server_card import ServerCards
 from mcpbridge.web.sse_stream import EventStream
 from mcpbridge.web.streamable_http import McpEndpoint
@@ -66,19 +66,12 @@ class Routes:
         """Open a session; its stream is the response."""
         if request.method != b"GET":
             raise WrongMethod("an event stream is opened with GET", "GET")
-        finished: Deferred[None] = Deferred()
         aborted = request.notifyFinish()
 
         def make_stream(session: BackendSession) -> EventStream:
             if request.channel is None:
                 raise CancelledError
-            stream = EventStream(
-                request,
-                session,
-                self._server.settings,
-                self._clock,
-                finished=lambda: finished.callback(None),
-            )
+            stream = EventStream(request, session, self._server.settings, self._clock)
             stream.open(self._endpoint(request, session))
             return stream
 
@@ -90,14 +83,15 @@ class Routes:
             aborted.addErrback(lambda _: None)
             raise
 
+        stream = cast("EventStream", session.sink)
+
         def client_gone(failure: Failure) -> None:
-            stream = cast("EventStream", session.sink)
             self._server.client_left(session, stream.client_gone(_in_short(failure)))
 
         aborted.addErrback(client_gone)
         # Klein finishes the response when this returns, and cancels it when
         # the connection is lost; the session's end is not for it to wait for.
-        await finished
+        await stream.finished
 
     @app.route("/message", methods=["POST"])
     def message(self, request: Any) -> Deferred[None] | None:
@@ -111,10 +105,10 @@ class Routes:
         body = request.body() if hasattr(request, "body") else request.content.read()
         if len(body) <= LARGE_BYTES:
             self._server.receive(ident, body)
-            _accept(request)
+            accept(request)
             return None
         receiving = Deferred.fromCoroutine(self._server.receive_large(ident, body))
-        return receiving.addCallback(lambda _: _accept(request))
+        return receiving.addCallback(lambda _: accept(request))
 
     @app.route("/mcp", methods=["POST"])
     async def mcp_post(self, request: Any) -> None:
@@ -143,7 +137,7 @@ class Routes:
     @app.handle_errors(Refused)
     def refused(self, request: IRequest, failure: Failure) -> bytes:
         """An answer that is not a success."""
-        return answer(request, cast("Refused", failure.value))
+        return error_body(request, cast("Refused", failure.value))
 
     @app.handle_errors(HTTPException)
     def no_route(self, request: IRequest, failure: Failure) -> bytes:
@@ -151,14 +145,14 @@ class Routes:
         error = failure.value
         if isinstance(error, MethodNotAllowed):
             allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
-            return answer(request, WrongMethod(f"this path takes {allowed}", allowed))
-        return answer(request, NothingHere("nothing is served at this path"))
+            return error_body(request, WrongMethod(f"this path takes {allowed}", allowed))
+        return error_body(request, NothingHere("nothing is served at this path"))
 
     @app.handle_errors(Exception)
     def defect(self, request: IRequest, failure: Failure) -> bytes:
         """A defect of ours or of an extension: the log says which."""
         self.log.failure("a request failed", failure)
-        return answer(request, InternalError.of_ours())
+        return error_body(request, InternalError.of_ours())
 
     def _endpoint(self, request: Any, session: BackendSession) -> str:
         """Where the client is to post, as the client sees the path."""
@@ -169,11 +163,6 @@ class Routes:
             mount = request.prepath[: -1 - settings.base_uri.count("/")]
             base = "".join(f"/{quote(segment)}" for segment in mount) + settings.base_uri
         return f"{base}/message?sessionId={session.ident}"
-
-
-def _accept(request: Any) -> None:
-    request.setResponseCode(202)
-    request.setHeader(b"Content-Length", b"0")
 
 
 def _in_short(failure: Failure) -> str:

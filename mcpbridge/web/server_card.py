@@ -29,7 +29,7 @@ from mcpbridge.mcp.server_card import (
     server_card,
 )
 from mcpbridge.server import Server
-from mcpbridge.web.error_response import answer
+from mcpbridge.web.response import error_body
 from mcpbridge.web.root import Branch
 
 #: Where the card of a server is, below its base.
@@ -185,4 +185,4 @@ class _Document(Resource):
                 raise NothingHere("nothing is served at this path")
             return self._make(request, request.prepath[: -self._depth])
         except Refused as refusal:
-            return answer(request, refusal)
+            return error_body(request, refusal)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -53,10 +53,9 @@ from mcpbridge.server import Server
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted
-from mcpbridge.web.error_response import answer
 from mcpbridge.web.pending_exchange import PendingExchange
 from mcpbridge.web.request_caller import CallerOf, nobody
-from mcpbridge.web.response import Response
+from mcpbridge.web.response import Response, accept
 
 #: The statuses of answers that are errors; of all others it is 200.
 STATUSES = {
@@ -110,8 +109,7 @@ class ModernEndpoint:
             asked = await _read_large(self._server, body, headers)
         if asked is None:
             # None is defined that a client would send over HTTP.
-            request.setResponseCode(202)
-            request.setHeader(b"Content-Length", b"0")
+            accept(request)
             return
         settings = self._server.settings
         listens = asked.method == LISTEN
@@ -124,12 +122,11 @@ class ModernEndpoint:
         caller = self._caller_of(request)
         if caller is not None:
             caller.introduced(asked.client_info)
-        finished: Deferred[None] = Deferred()
-        outlet = ExchangeResponse(request, settings, self._clock, finished, may)
-        exchange = outlet.exchange = Exchange(
+        response = ExchangeResponse(request, settings, self._clock, may)
+        exchange = response.exchange = Exchange(
             asked,
             ANYBODY if caller is None else caller.identity,
-            outlet,
+            response,
             _connection(request),
             client=self._client_of(request),
             caller=caller,
@@ -137,36 +134,35 @@ class ModernEndpoint:
 
         def gone(_: object) -> None:
             exchange.cancel()
-            outlet.reply.gone()
-            outlet.exchange = None
+            response.gone()
+            response.exchange = None
 
         request.notifyFinish().addErrback(gone)
         try:
             # An error of those who wait in line has a status of its own.
-            outlet.wait(settings.queue_timeout + COMMIT_SECONDS)
+            response.wait(settings.queue_timeout + COMMIT_SECONDS)
             await work_on(self._server, exchange, headers)
-            outlet.wait(COMMIT_SECONDS)
+            response.wait(COMMIT_SECONDS)
         except CancelledError:
             gone(None)
             raise
-        await finished
+        await response.finished
 
     async def take_over(self, request: Any, waiting: PendingExchange) -> None:
         """Write what was asked past the ordinary channel, and needs more than one message."""
-        finished: Deferred[None] = Deferred()
-        outlet = ExchangeResponse(request, self._server.settings, self._clock, finished, ANYTHING)
-        outlet.exchange = waiting.exchange
+        response = ExchangeResponse(request, self._server.settings, self._clock, ANYTHING)
+        response.exchange = waiting.exchange
 
         def gone(_: object) -> None:
             waiting.detach()
-            outlet.reply.gone()
-            outlet.exchange = None
+            response.gone()
+            response.exchange = None
 
         request.notifyFinish().addErrback(gone)
-        waiting.take_over(outlet)
+        waiting.take_over(response)
         # What has come is written when this returns; if nothing has, it has been long.
-        outlet.wait(0)
-        await finished
+        response.wait(0)
+        await response.finished
 
 
 def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | None:
@@ -240,116 +236,100 @@ async def work_on(server: Server, exchange: Exchange, headers: Headers) -> None:
         exchange.fail(InternalError.of_ours())
 
 
-class ExchangeResponse:
+class ExchangeResponse(Response):
     """
-    The response to one request: JSON where all there is to say is the answer,
-    otherwise events, without ids: nobody can come back to them.
+    The sink of one exchange (`ExchangeSink`): JSON if its only message is the
+    answer, otherwise events, without ids: nobody can come back to them.
     """
 
     def __init__(
-        self,
-        request: Any,
-        settings: ServerSettings,
-        clock: IReactorTime,
-        finished: Deferred[None],
-        may: Accepted,
+        self, request: Any, settings: ServerSettings, clock: IReactorTime, may: Accepted
     ) -> None:
+        super().__init__(request, settings, clock)
         self.exchange: Exchange | None = None
-        self._request = request
-        self._settings = settings
         self._may = may
-        self._paused = False
-        self._over = False
+        self._answered = False
+        #: Bytes written since the client does not keep up.
         self._behind = 0
-        self.reply = Response(
-            request,
-            settings,
-            clock,
-            finished=lambda: finished.callback(None),
-            paused=self._pause,
-            resumed=self._resume,
-            over=self._resume,
-        )
 
-    def wait(self, patience: float) -> None:
-        """Nothing has come yet; if that takes longer from now on, it is kept alive."""
-        if self.reply.request is not None and not self.reply.streaming and self._may.events:
-            self.reply.begin_after(patience, self._begin)
+    def wait(self, seconds: float) -> None:
+        """Begin an event stream, and keep it alive, if nothing is written for so long from now."""
+        if self.request is not None and not self.streaming and self._may.events:
+            self.commit_after(seconds)
 
-    # What an exchange asks: Outlet.
+    # Called by the exchange: ExchangeSink.
 
     def send(self, lines: list[bytes], final: bool) -> None:
-        """Messages of the server's."""
-        if self.reply.request is not None:
+        """Write messages of the server; with `final` the last one is the answer."""
+        if self.request is not None:
             self._send(lines, final)
         if final:
             self._done()
 
     def _send(self, lines: list[bytes], final: bool) -> None:
-        reply = self.reply
         if not self._may.events:
             lines = lines[-1:] if final else []
-        if not reply.streaming and final and len(lines) == 1:
+        if not self.streaming and final and len(lines) == 1:
             status = status_of(lines[0])
             # An error has a status, which events have not, whatever the client accepts.
             if self._may.json or status != 200:
-                reply.write_json(lines[0], status)
+                self.write_json(lines[0], status)
                 return
         if lines:
-            if not reply.streaming:
-                self._begin()
-            self._write(sse.message_events(lines))
+            if not self.streaming:
+                self.commit()
+            self._write_bounded(sse.message_events(lines))
             if final:
-                reply.finish()
+                self.finish()
 
     def fail(self, refusal: Refused) -> None:
-        """An answer of the bridge's."""
-        if self.reply.request is not None:
-            self._fail(refusal)
+        """Write an error of the bridge as the answer."""
+        if self.request is not None:
+            restated(refusal)
+            if self.streaming:
+                self._write_bounded(sse.message_events([refusal.body()]))
+                self.finish()
+            else:
+                self.write_error(refusal)
         self._done()
-
-    def _fail(self, refusal: Refused) -> None:
-        reply = self.reply
-        restated(refusal)
-        if reply.streaming:
-            self._write(sse.message_events([refusal.body()]))
-        else:
-            reply.request.write(answer(reply.request, refusal))
-        reply.finish()
 
     def _done(self) -> None:
         """
-        The exchange is over.  It has all of its request, and this is kept
-        until the garbage collector comes: so it is let go, but not before its
-        worker has been told that this client keeps up.
+        Let go of the exchange, which is over.
+
+        It has all of its request, and this is kept until the garbage collector
+        comes.  But not before its worker has been told that this client keeps up.
         """
-        self._over = True
-        if not self._paused:
+        self._answered = True
+        if not self.paused:
             self.exchange = None
 
-    def _begin(self) -> None:
-        self.reply.begin(sse.comment())
-
-    def _write(self, events: bytes) -> None:
-        self.reply.write(events)
-        if self._paused:
+    def _write_bounded(self, events: bytes) -> None:
+        self.write(events)
+        if self.paused:
             self._behind += len(events)
-            if self._behind > self._settings.max_waiting_bytes:
+            if self._behind > self.settings.max_waiting_bytes:
                 # Nobody else is to wait for this client.
-                self.reply.abort()
+                self.abort()
 
-    def _pause(self) -> None:
-        self._paused = True
+    # Called by the response.
+
+    def client_paused(self) -> None:
+        """Have the worker send less, if it can."""
         if self.exchange is not None:
             self.exchange.pause()
 
-    def _resume(self) -> None:
-        self._paused = False
+    def client_resumed(self) -> None:
+        """Have the worker send again."""
         self._behind = 0
         if self.exchange is not None:
             self.exchange.resume()
-        if self._over:
+        if self._answered:
             self.exchange = None
+
+    def ended(self) -> None:
+        """Tell the worker that it need not wait for this client."""
+        self.client_resumed()
 
 
 def limited(accepted: Accepted, settings: ServerSettings) -> Accepted:

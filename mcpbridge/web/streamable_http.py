@@ -44,6 +44,7 @@ from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted, 
 from mcpbridge.web.pending_exchange import PendingExchange
 from mcpbridge.web.pending_response import PendingResponse
 from mcpbridge.web.request_caller import CallerOf, nobody
+from mcpbridge.web.response import accept
 from mcpbridge.web.stateless_http import ModernEndpoint, limited, not_acceptable, restated
 from mcpbridge.web.stream_response import StreamResponse
 
@@ -175,16 +176,16 @@ class McpEndpoint:
             raise NotAcceptable(f"Accept must allow {EVENTS}")
         streamable = _streamable(session)
         streamable.touch()
-        finished, outlet = self._outlet(request, streamable, Accepted(json=False, events=True))
+        response = self._response(request, streamable, Accepted(json=False, events=True))
         last = _header(request, b"last-event-id")
         if last:
-            stream = streamable.router.resume(last, outlet)
+            stream = streamable.router.resume(last, response)
             position = int(last.rpartition("-")[2])
         else:
             position = streamable.router.position
-            stream = streamable.router.open_get(outlet)
-        self._opened(request, streamable, outlet, outlet, stream, position)
-        await finished
+            stream = streamable.router.open_get(response)
+        self._attached(request, streamable, response, response, stream, position)
+        await response.finished
 
     def delete(self, request: Any) -> None:
         """The client has no more use for the session."""
@@ -270,43 +271,44 @@ class McpEndpoint:
         streamable = _streamable(session)
         asks = any(envelope.is_request for _, envelope in messages)
         may = self._check_acceptable(request) if asks else ANYTHING
-        outlets: list[tuple[Deferred[None], StreamResponse]] = []
+        made: list[StreamResponse] = []
 
-        def make_outlet() -> StreamResponse:
+        def make_response() -> StreamResponse:
             announces = session.ident if opens else None
-            outlets.append(self._outlet(request, streamable, may, batch=batch, announces=announces))
-            return outlets[0][1]
+            made.append(self._response(request, streamable, may, batch=batch, announces=announces))
+            return made[0]
 
         try:
-            stream = streamable.receive(messages, make_outlet, digests, json_only=not may.events)
+            stream = streamable.receive(messages, make_response, digests, json_only=not may.events)
         except BaseException:
-            for _, outlet in outlets:
-                outlet.gone()
+            for response in made:
+                response.gone()
             raise
         if stream is None:
-            request.setResponseCode(202)
-            request.setHeader(b"Content-Length", b"0")
+            accept(request)
             return None
-        finished, outlet = outlets[0]
+        response = made[0]
         patience = COMMIT_SECONDS
         if opens:
             # Whether there is a session to be named is known with the answer: the head
             # waits for that, as long as nothing between here and the client minds.
             patience = max(patience, self._server.settings.keepalive_interval)
-        self._opened(request, streamable, outlet, outlet, stream, 0, patience)
-        return finished
+        self._attached(request, streamable, response, response, stream, 0, patience)
+        return response.finished
 
     async def _take_over(self, request: Any, waiting: PendingResponse) -> None:
         """Write what was posted past the ordinary channel, and needs more than one message."""
-        finished, outlet = self._outlet(request, waiting.streamable, self._accepted(request))
-        waiting.take_over(outlet)
+        response = self._response(request, waiting.streamable, self._accepted(request))
+        waiting.take_over(response)
         # What has come, or has ended it, is written when this returns.
-        self._opened(request, waiting.streamable, outlet, waiting, waiting.stream, 0, patience=0)
-        await finished
+        self._attached(
+            request, waiting.streamable, response, waiting, waiting.stream, 0, patience=0
+        )
+        await response.finished
 
     # Common parts.
 
-    def _outlet(
+    def _response(
         self,
         request: Any,
         streamable: StreamableSession,
@@ -314,35 +316,34 @@ class McpEndpoint:
         *,
         batch: bool = False,
         announces: str | None = None,
-    ) -> tuple[Deferred[None], StreamResponse]:
-        finished: Deferred[None] = Deferred()
-        outlet = StreamResponse(
+    ) -> StreamResponse:
+        return StreamResponse(
             request,
             streamable,
             self._server.settings,
             self._clock,
-            lambda: finished.callback(None),
             may=may,
             batch=batch,
             announces=announces,
         )
-        return finished, outlet
 
-    def _opened(
+    def _attached(
         self,
         request: Any,
         streamable: StreamableSession,
-        outlet: StreamResponse,
-        attached: StreamSink,
+        response: StreamResponse,
+        sink: StreamSink,
         stream: str,
-        at: int,
+        position: int,
         patience: float = COMMIT_SECONDS,
     ) -> None:
-        def gone(_: object) -> None:
-            outlet.gone()
-            streamable.router.detach(stream, attached)
+        """Begin a response once its stream is known; `sink` is what the router has attached."""
 
-        outlet.opened(stream, at, patience)
+        def gone(_: object) -> None:
+            response.gone()
+            streamable.router.detach(stream, sink)
+
+        response.attached(stream, position, patience)
         request.notifyFinish().addErrback(gone)
 
     def _session_of(self, request: Any) -> BackendSession | None:

@@ -55,6 +55,18 @@ class WatchedConnection(OpenChannel):
     _behind_since = 0.0
     _behind_taken = 0
 
+    def stream_begins(self) -> None:
+        """Leave it to an endless response to watch whether it is taken."""
+        self.streaming = True
+
+    def stream_ends(self) -> None:
+        """Watch responses again."""
+        self.streaming = False
+
+    def count_for(self, share: Share) -> None:
+        """Count what the client does not take of this response for a session as well."""
+        self.share = share
+
     def requestDone(self, request: Any) -> None:
         """An answer is complete, and may not be taken yet."""
         size = request.sentLength

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,24 +15,30 @@ from tests.unit.web.test_stream_response import COMMENT, FakeRequest, FakeTransp
 
 
 class Told:
-    """What a reply tells, in order."""
+    """What a response tells its subclass, in order."""
 
     def __init__(self, transport: Any = None, **settings: Any) -> None:
+        told = self
         self.clock = Clock()
         self.events: list[str] = []
         self.request = FakeRequest(transport or FakeTransport())
-        self.reply = Response(
-            self.request,
-            ServerSettings(command="x", **settings),
-            self.clock,
-            finished=self.note("finished"),
-            paused=self.note("paused"),
-            resumed=self.note("resumed"),
-            over=self.note("over"),
-        )
 
-    def note(self, event: str) -> Callable[[], None]:
-        return lambda: self.events.append(event)
+        class Telling(Response):
+            def commit(self) -> None:
+                told.events.append("begin")
+
+            def client_paused(self) -> None:
+                told.events.append("paused")
+
+            def client_resumed(self) -> None:
+                told.events.append("resumed")
+
+            def ended(self) -> None:
+                told.events.append("over")
+
+        settings_ = ServerSettings(command="x", **settings)
+        self.reply = Telling(self.request, settings_, self.clock)
+        self.reply.finished.addCallback(lambda _: self.events.append("finished"))
 
     def check_over(self, *events: str) -> None:
         """It has told that much, and nothing is left to happen."""
@@ -80,12 +85,12 @@ def test_patience() -> None:
     """It is begun when the time has come, unless it was begun or is over before."""
     for before in (lambda told: told.reply.begin(b""), lambda told: told.reply.finish()):
         told = Told(keepalive_interval=0)
-        told.reply.begin_after(2, told.note("begin"))
+        told.reply.commit_after(2)
         before(told)
         told.clock.advance(2)
         assert "begin" not in told.events
     told = Told()
-    told.reply.begin_after(2, told.note("begin"))
+    told.reply.commit_after(2)
     told.clock.advance(2)
     told.check_over("begin")
 
@@ -116,7 +121,7 @@ def test_who_does_not_keep_up() -> None:
 def test_who_is_gone(begun: bool) -> None:
     """Nothing is written any more, nor is it finished: there is nothing to finish."""
     told = Told()
-    told.reply.begin_after(2, told.note("begin"))
+    told.reply.commit_after(2)
     if begun:
         told.reply.begin(b"")
     told.request.channel = told.request.producer = None

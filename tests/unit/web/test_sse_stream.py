@@ -16,6 +16,7 @@ from mcpbridge.config.settings import ServerSettings
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.testing import FakeBackend
 from mcpbridge.web.sse_stream import EventStream
+from mcpbridge.web.watched_connection import WatchedConnection
 
 ENDPOINT = "/base/message?sessionId=0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10"
 
@@ -29,10 +30,6 @@ class FakeTransport:
         self.aborted = True
 
 
-class FakeChannel:
-    streaming = False
-
-
 class FakeRequest:
     """A request as far as a stream writes to it."""
 
@@ -40,7 +37,7 @@ class FakeRequest:
 
     def __init__(self, transport: Any) -> None:
         self.transport = transport
-        self.channel: FakeChannel | None = FakeChannel()
+        self.channel: WatchedConnection | None = WatchedConnection()
         self.headers: dict[bytes, bytes] = {}
         self.written: list[bytes] = []
         self.sentLength = 0
@@ -79,13 +76,11 @@ class Made:
         self.request = FakeRequest(self.transport)
         self.waiting = 0
         self.taken: int | None = None
-        self.finished = 0
         self.stream = EventStream(
             self.request,
             self.session,
             ServerSettings(command="cat", **changes),
             self.clock,
-            finished=self.finish,
             pending=lambda _: self.waiting,
             acknowledged=lambda _: self.taken,
         )
@@ -93,8 +88,10 @@ class Made:
         if opened:
             self.stream.open(ENDPOINT)
 
-    def finish(self) -> None:
-        self.finished += 1
+    @property
+    def finished(self) -> int:
+        """1 when the response is complete; completing it twice would raise."""
+        return int(self.stream.finished.called)
 
     def pings(self) -> list[bytes]:
         """The ids of all pings written."""

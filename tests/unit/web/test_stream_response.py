@@ -26,6 +26,7 @@ from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.testing import FakeBackend
 from mcpbridge.web.content_negotiation import ANYTHING, Accepted
 from mcpbridge.web.stream_response import StreamResponse
+from mcpbridge.web.watched_connection import WatchedConnection
 
 NEW, OLD = "2025-11-25", "2025-06-18"
 EVENTS_ALONE = Accepted(json=False, events=True)
@@ -58,16 +59,12 @@ class FakeTransport:
         self.aborted = True
 
 
-class FakeChannel:
-    streaming = False
-
-
 class FakeRequest:
     """A request as far as an outlet writes to it."""
 
     def __init__(self, transport: Any) -> None:
         self.transport = transport
-        self.channel: FakeChannel | None = FakeChannel()
+        self.channel: WatchedConnection | None = WatchedConnection()
         self.code = 200
         self.headers: dict[bytes, bytes] = {}
         self.written: list[bytes] = []
@@ -106,13 +103,14 @@ class Opened:
     def __init__(self, made: Any, transport: Any, may: Accepted, **more: Any) -> None:
         self.transport = transport or FakeTransport()
         self.request = FakeRequest(self.transport)
-        self.finished = 0
         self.outlet = StreamResponse(
-            self.request, made.streamable, made.settings, made.clock, self.finish, may=may, **more
+            self.request, made.streamable, made.settings, made.clock, may=may, **more
         )
 
-    def finish(self) -> None:
-        self.finished += 1
+    @property
+    def finished(self) -> int:
+        """1 when the response is complete; completing it twice would raise."""
+        return int(self.outlet.finished.called)
 
 
 class Made:
@@ -148,7 +146,7 @@ class Made:
         opened = Opened(self, transport, may, batch=batch)
         asked: list[Any] = [(ident, "t" if ident == 1 else None) for ident in idents]
         stream = self.streamable.router.open_post(asked, opened.outlet)
-        opened.outlet.opened(stream)
+        opened.outlet.attached(stream)
         self.all.append(opened)
         return opened
 
@@ -160,7 +158,7 @@ class Made:
             position = int(last.rpartition("-")[2])
         else:
             stream = self.streamable.router.open_get(opened.outlet)
-        opened.outlet.opened(stream, position)
+        opened.outlet.attached(stream, position)
         self.all.append(opened)
         return opened
 
@@ -299,7 +297,7 @@ def test_json_alone() -> None:
 def test_a_response_taken_over_is_committed_next(made: Made) -> None:
     """One that was patient before has its head at the next turn of the reactor."""
     opened = Opened(made, None, ANYTHING)
-    opened.outlet.opened(made.streamable.router.open_post([(1, None)], opened.outlet), patience=0)
+    opened.outlet.attached(made.streamable.router.open_post([(1, None)], opened.outlet), patience=0)
     made.all.append(opened)
     assert opened.request.written == []
     made.clock.advance(0)
@@ -387,7 +385,7 @@ def test_no_keepalive(made: Made) -> None:
 
 
 def test_an_outlet_is_a_producer(made: Made) -> None:
-    assert verifyObject(IPushProducer, made.get().outlet._reply)
+    assert verifyObject(IPushProducer, made.get().outlet)
 
 
 def test_the_backend_waits_for_the_slowest(made: Made) -> None:
@@ -590,7 +588,7 @@ def test_every_open_request_gets_its_error_at_the_end() -> None:
     strange, plain = Opened(made, None, ANYTHING), Opened(made, None, ANYTHING)
     for ident, opened in (("\ud800", strange), (7, plain)):
         stream = made.streamable.router.open_post([(ident, None)], opened.outlet)
-        opened.outlet.opened(stream)
+        opened.outlet.attached(stream)
     made.session.life.end("over")
     assert (strange.finished, plain.finished) == (1, 1)
     assert b"\\ud800" in strange.request.text
