@@ -20,8 +20,7 @@ from mcpbridge.twisted_internals import prompt_descriptor, write_at_once
 from mcpbridge.web.client_addresses import ClientAddresses, in_head
 from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.fast_path import FastPath, FastRequest, NotFastAfterAll
-from mcpbridge.web.pending_exchange import PendingExchange
-from mcpbridge.web.pending_response import PendingResponse
+from mcpbridge.web.pending_response import PendingExchange, PendingStream
 from mcpbridge.web.watched_connection import CONNECTION_DONE
 
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length:[^\r]*")
@@ -55,12 +54,12 @@ class FastConnection(BridgeConnection):
     #: Bytes of the budget that a request holds which is pending or was handed over.
     _working = 0
     #: A fast request that waits for its response.
-    pending: PendingResponse | PendingExchange | None = None
+    pending: PendingStream | PendingExchange | None = None
     #: When it has waited so long that it gets an event stream.
     _commit_at = 0.0
     _commit_call: IDelayedCall | None = None
     #: A pending request on its way to its endpoint; see `take_handed_over`.
-    _handed_over: PendingResponse | PendingExchange | None = None
+    _handed_over: PendingStream | PendingExchange | None = None
 
     def connectionMade(self) -> None:
         """Begin between requests."""
@@ -121,11 +120,11 @@ class FastConnection(BridgeConnection):
         behind = end + request.length
         if len(data) < behind:
             self.arriving, self._missing = request, request.length
-            self._sender = self._client()
+            self._sender = self.client_address()
             data = data[end:]
             return self._receive_body(fast_path, request, data) if data else b""
         budget = self.site.budget
-        if budget.used and not budget.has_room(request.length, self._client()):
+        if budget.used and not budget.has_room(request.length, self.client_address()):
             # What has arrived at once is not counted, but refused alike.
             return data
         return self._answer(fast_path, request, data[end:behind], data[behind:])
@@ -146,7 +145,9 @@ class FastConnection(BridgeConnection):
         """Refuse `GET /sse` cheaply while no session can be opened; return other requests."""
         if end < 4 or not data.startswith(b"GET "):
             return data
-        refusal = fast_path.refuse_stream(data[: end - 4], self.loopback or None, self._client)
+        refusal = fast_path.refuse_stream(
+            data[: end - 4], self.loopback or None, self.client_address
+        )
         if refusal is None:
             return data
         self._pipelined = data[end:]
@@ -182,40 +183,33 @@ class FastConnection(BridgeConnection):
             if not request.streamable:
                 self._write(fast_path.answer(request, body))
                 return b""
-            answer = fast_path.post(
-                request,
-                body,
-                self._answered,
-                self._hand_over,
-                self._client,
-                self.client_connection,
-            )
+            response = fast_path.post(request, body, self)
         except NotFastAfterAll:
             self._pipelined = b""
             return self._last_request_with(body + behind)
-        if isinstance(answer, bytes):
-            self._write(answer)
-        elif not isinstance(answer, PendingExchange):
-            self.pending = answer
+        if isinstance(response, bytes):
+            self._write(response)
+        elif not isinstance(response, PendingExchange):
+            self.pending = response
             self._commit_later(COMMIT_SECONDS)
         else:
             # It has all of its request until its response is written.
-            client = self._client()
+            client = self.client_address()
             if not self.site.budget.take(len(body), client):
                 self._pipelined = b""
                 return self._last_request_with(body + behind)
             self._working, self._sender = len(body), client
-            self.pending = answer
+            self.pending = response
             # An error of a queued request has a status of its own.
             self._commit_later(request.server.settings.queue_timeout + COMMIT_SECONDS)
-            self._begin(answer)
+            response.begin()
         return b""
 
     def _last_request_with(self, data: bytes) -> bytes:
         """Put the head of the last request back before its body and what is behind that."""
         return b"%b\r\n\r\n%b" % (self._last_head, data)
 
-    def _client(self) -> str | None:
+    def client_address(self) -> str | None:
         """Return the address whose share counts for the last request; None if none does."""
         peer = self.peer
         if not peer.proxy:
@@ -244,28 +238,24 @@ class FastConnection(BridgeConnection):
         elif not write_at_once(self._descriptor, response):
             self._answer_waits(len(response))
 
-    # Responses that come later.
+    # Responses that come later: PendingConnection.
 
-    def _begin(self, exchange: PendingExchange) -> None:
-        """Have a request worked on; its response may be written when this returns."""
-
-        def begun() -> None:
-            if self.pending is exchange:
-                self._commit_later(COMMIT_SECONDS)
-
-        exchange.begin(begun)
-
-    def _answered(self, response: bytes) -> None:
+    def respond(self, response: bytes) -> None:
         """Write all of the response to the pending request."""
         pending, self.pending = self.pending, None
-        self.share = pending.streamable.share if isinstance(pending, PendingResponse) else None
+        self.share = None if pending is None else pending.share
         if self._working:
             self._release_working()
         self._write(response)
         self.share = None
         self._parse_pipelined()
 
-    def _hand_over(self) -> None:
+    def assigned(self, exchange: PendingExchange) -> None:
+        """Give a request that is not queued any more as long as others have."""
+        if self.pending is exchange:
+            self._commit_later(COMMIT_SECONDS)
+
+    def hand_over(self) -> None:
         """
         Hand the pending request over to twisted.web, for a response of more
         than one message.
@@ -286,7 +276,7 @@ class FastConnection(BridgeConnection):
             self._handed_over = None
         self._parse_pipelined()
 
-    def take_handed_over(self) -> PendingResponse | PendingExchange | None:
+    def take_handed_over(self) -> PendingStream | PendingExchange | None:
         """Return what the request that twisted.web handles now is to take over, if anything."""
         handed_over, self._handed_over = self._handed_over, None
         return handed_over
@@ -314,4 +304,4 @@ class FastConnection(BridgeConnection):
             soon = min(left, COMMIT_SECONDS)
             self._commit_call = self.site.clock.callLater(soon, self._commit)
         else:
-            self._hand_over()
+            self.hand_over()

@@ -1,12 +1,12 @@
 """
-The front of a connection: plain requests to post a message, read without
-ceremony.
+The fast path of a connection: requests that post a message, read from their
+bytes without a request object.
 
 A client that posts writes nearly the same head again and again, and all that
-is wanted of it is a session and a length.  What is recognised here is exactly
-what the ordinary channel would understand in the same way; anything else, and
-anything in doubt, is left to it.  Knows the bytes of a request (RFC 9112);
-must not decide about a message: that is for the server.
+is wanted of it is a session and a length.  What is recognized here is exactly
+what twisted.web would understand in the same way; anything else, and anything
+in doubt, is left to it.  Knows the bytes of a request (RFC 9112); must not
+decide about a message: that is for the server.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
-from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.web.pending_exchange import PendingExchange
-from mcpbridge.web.pending_response import PendingResponse
+from mcpbridge.web.pending_response import PendingConnection, PendingExchange, PendingStream
 from mcpbridge.web.response import reason_phrase
 from mcpbridge.web.stateless_http import PROXY_HEADERS, read_post, restated, status_of, work_on
 from mcpbridge.web.transport_security import (
@@ -42,7 +40,7 @@ from mcpbridge.web.transport_security import (
     is_browser_agent,
 )
 
-#: A longer head, or one with more lines, is for the ordinary channel.
+#: A longer head, or one with more lines, is for twisted.web.
 HEAD_BYTES = 8192
 HEAD_LINES = 64
 
@@ -51,15 +49,15 @@ _TARGET = re.compile(rb"POST ([!-~]+?)(?:\?sessionId=([0-9a-f-]{36}))? HTTP/1\.1
 _STREAM = re.compile(rb"GET ([!-~]+) HTTP/1\.1")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _IDENT = re.compile(rb"[0-9a-f-]{36}")
-#: Fields that change what a request is, or whether it is answered; only the
-#: ordinary channel reads them.  Whatever a browser sends is for that too, and
-#: with it for the gate.
-_NOT_PLAIN = (
+#: Fields that change what a request is, or whether it is answered: requests with
+#: one of them are for twisted.web.  So is whatever a browser sends, which
+#: `TransportSecurity` checks there.
+_NOT_FAST = (
     frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te", b"origin"})
     | BROWSER_FIELDS
     | PREFETCH_FIELDS
 )
-#: Fields that are read here, and so may stand there once.
+#: Fields that are read here, and may occur once.
 _READ = frozenset(
     {
         b"content-length",
@@ -73,17 +71,17 @@ _READ = frozenset(
         b"mcp-name",
     }
 )
-#: Read as well, for whether they are there.
+#: Fields of which only the presence is read.
 _PROXY = frozenset(name.encode("ascii") for name in PROXY_HEADERS)
 _PARAM = PARAM_PREFIX.lower().encode("ascii")
 
 
 class FastRequest(NamedTuple):
     """
-    What is wanted of a plain request's head; `streamable`: at `/mcp`.
+    The head of a fast request; `streamable` if it is for `/mcp`.
 
-    One of 2026-07-28 has `headers` that its body must agree with, and needs
-    no `ident` of a session; `proxied`: a proxy has sent it.
+    A request of 2026-07-28 has `headers` that its body must agree with, and no
+    `ident` of a session.  `proxied` if a proxy has sent it.
     """
 
     server: Server
@@ -97,11 +95,10 @@ class FastRequest(NamedTuple):
 
 def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> FastRequest | None:
     """
-    The head of a plain request, without its last empty line; None where it
-    is not plain.
+    Read a head, without its last empty line; return None for one of twisted.web's.
 
-    `servers` are found by the path to post to, byte for byte, with whether it
-    is that of Streamable HTTP.
+    `servers` has a server for each path to post to, byte for byte, and whether
+    the path is that of Streamable HTTP.
     """
     if len(head) > HEAD_BYTES:
         return None
@@ -114,7 +111,7 @@ def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> FastReq
     if server is None or fields is None:
         return None
     digits = fields.get(b"content-length", b"")
-    # Without a length there is no body, and an answer of its own.
+    # Without a length there is no body, and twisted.web has a response for that.
     if not digits.isdigit() or len(digits) > 10 or int(digits) == 0:
         return None
     if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
@@ -126,8 +123,8 @@ def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> FastReq
     if streamable and version in MODERN_PROTOCOL_VERSIONS:
         if b"mcp-session-id" in fields:
             return None
-        # Where all is to be JSON, some messages are not for the client; and
-        # who is told of the caller, is told of all headers.
+        # With `json_response` some messages are not for the client; filters and
+        # observers that are told of the caller are told of all headers.
         if server.settings.json_response or server.tells_callers:
             return None
         proxied = not _PROXY.isdisjoint(fields)
@@ -141,7 +138,7 @@ def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> FastReq
 
 
 def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
-    """The fields that are read here; None where one is not plain."""
+    """Return the fields that are read here; None if one is for twisted.web."""
     if len(lines) > HEAD_LINES:
         return None
     fields: dict[bytes, bytes] = {}
@@ -152,7 +149,7 @@ def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
         if b"\n" in value or b"\r" in value or b"\0" in value:
             return None
         name = name.lower()
-        if name in _NOT_PLAIN or name in fields:
+        if name in _NOT_FAST or name in fields:
             return None
         if name == b"user-agent" and is_browser_agent(value):
             return None
@@ -162,7 +159,7 @@ def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
 
 
 def _may_post(fields: dict[bytes, bytes]) -> bool:
-    """Whether the endpoint would take it: the usual headers, and in doubt not."""
+    """Tell whether the endpoint accepts the usual headers of a POST; in doubt not."""
     accepted = {part.strip(b" \t") for part in fields.get(b"accept", b"").split(b",")}
     return (
         accepted >= {b"application/json", b"text/event-stream"}
@@ -179,11 +176,11 @@ def _headers(fields: dict[bytes, bytes]) -> Headers:
 
 
 class NotFastAfterAll(Exception):
-    """A message that the ordinary channel has to look at: a batch, a beginning."""
+    """Raised for a message that is for twisted.web: a batch, `initialize`, a large one."""
 
 
 class FastPath:
-    """Answers plain requests for the servers of one site."""
+    """Answers fast requests for the servers of one site."""
 
     log = Logger()
 
@@ -201,13 +198,14 @@ class FastPath:
             for slash in ("", "/")
         }
         self._second = 0
-        self._dated = b""
+        self._server_fields = b""
         self._accepted = b""
 
     def recognise(self, head: bytes, loopback: int | None = None) -> FastRequest | None:
         """
-        The head of a plain request, or None; `loopback` is the port of the
-        listener, if it is on loopback.
+        Read the head of a fast request; return None for one of twisted.web's.
+
+        `loopback` is the port of the listener, if it is on loopback.
         """
         fast_request = read_head(head, self._servers)
         if fast_request is not None and not self._security.allows_host(fast_request.host, loopback):
@@ -218,9 +216,11 @@ class FastPath:
         self, head: bytes, loopback: int | None, client: Callable[[], str | None] = lambda: None
     ) -> bytes | None:
         """
-        The answer to a plain request for an event stream whose server is
-        full; None for any other, and where there is room.  `client` tells the
-        address whose share the request counts against.
+        Return the refusal of `GET /sse` if its server can open no session now;
+        None for other requests, and if it can.
+
+        Under a flood of clients a refusal is to cost little.  `client` returns
+        the address whose share counts for the request.
         """
         first, *lines = head.split(b"\r\n")
         target = _STREAM.fullmatch(first)
@@ -238,44 +238,36 @@ class FastPath:
         if not self._security.allows_host(fields.get(b"host"), loopback):
             return None
         server.pool.refused()
-        return self._refused(refusal)
+        return self._error_response(refusal)
 
     def answer(self, request: FastRequest, body: bytes) -> bytes:
         """
-        Let the server decide about the message; the whole answer, as bytes.
-        Raises `NotFastAfterAll` where it needs more time for that.
+        Let the server decide about a message to `/message`; return the whole
+        response.  Raises `NotFastAfterAll` if that takes longer.
         """
-        self._know_the_time()
+        self._update_head()
         try:
             received = request.server.receive(request.ident, body)
         except Exception as error:
-            return self._failed(error)
+            return self._failure(error)
         if not received:
             raise NotFastAfterAll
         return self._accepted
 
     def post(
-        self,
-        request: FastRequest,
-        body: bytes,
-        answer: Callable[[bytes], None],
-        hand_over: Callable[[], None],
-        client: Callable[[], str | None] = lambda: None,
-        connection: Callable[[], ClientConnection | None] = lambda: None,
-    ) -> bytes | PendingResponse | PendingExchange:
+        self, request: FastRequest, body: bytes, connection: PendingConnection
+    ) -> bytes | PendingStream | PendingExchange:
         """
-        The same for Streamable HTTP: the whole answer, or what waits for it
-        and calls `answer` with all of it, or `hand_over`; an exchange is to
-        be begun.  `client` tells the address whose share the request counts
-        against, `connection` the one that it came on.
+        Let the server decide about a message to `/mcp`.  Return the whole
+        response, or a pending one: an exchange is to be begun by the caller.
+        Raises `NotFastAfterAll`.
         """
         if request.headers is not None:
-            known = None if request.proxied else connection()
-            return self._ask(request, request.headers, body, answer, hand_over, client(), known)
-        self._know_the_time()
-        made: list[PendingResponse] = []
+            return self._post_modern(request, request.headers, body, connection)
+        self._update_head()
         if claims_modern(body):
             raise NotFastAfterAll
+        made: list[PendingStream] = []
         try:
             streamable = cast(
                 "StreamableSession", request.server.find_streamable(request.ident).sink
@@ -285,81 +277,84 @@ class FastPath:
             if envelope is None or envelope.method == "initialize":
                 raise NotFastAfterAll
 
-            def wait() -> PendingResponse:
-                made.append(PendingResponse(streamable, lambda b: answer(self._json(b)), hand_over))
+            def make_response() -> PendingStream:
+                made.append(PendingStream(streamable, connection, self))
                 return made[0]
 
-            stream = streamable.receive([(line, envelope)], wait)
+            stream = streamable.receive([(line, envelope)], make_response)
         except NotFastAfterAll:
             raise
         except Exception as error:
-            return self._failed(error)
+            return self._failure(error)
         if stream is None:
             return self._accepted
         made[0].stream = stream
         return made[0]
 
-    def _ask(
-        self,
-        request: FastRequest,
-        headers: Headers,
-        body: bytes,
-        answer: Callable[[bytes], None],
-        hand_over: Callable[[], None],
-        client: str | None,
-        connection: ClientConnection | None,
+    def _post_modern(
+        self, request: FastRequest, headers: Headers, body: bytes, connection: PendingConnection
     ) -> bytes | PendingExchange:
-        """A request of 2026-07-28 that most likely has one message for an answer."""
+        """Make an exchange of a request of 2026-07-28, most of which have one message as answer."""
         try:
             asked = read_post(request.server, body, headers)
         except Refused as error:
-            return self._refused(error)
+            return self._error_response(error)
         if asked is None or asked.method == LISTEN:
             raise NotFastAfterAll
-        return PendingExchange(
-            asked,
-            ANYBODY,
-            connection=connection,
-            work=partial(work_on, request.server, headers=headers),
-            answer=lambda line: answer(self._json(line, status_of(line))),
-            refuse=lambda refusal: answer(self._refused(restated(refusal))),
-            hand_over=hand_over,
-            client=client,
-        )
+        work = partial(work_on, request.server, headers=headers)
+        return PendingExchange(asked, ANYBODY, connection, self, work=work, proxied=request.proxied)
 
-    def _know_the_time(self) -> None:
-        now = int(time())
-        if now != self._second:
-            self._second = now
-            self._dated = b"Server: %b\r\nDate: %b\r\n" % (version, datetimeToString(now))
-            self._accepted = b"%b%bContent-Length: 0%b" % (_status(202), self._dated, _END)
-            self._typed = b"%bContent-Type: application/json\r\nContent-Length: " % self._dated
-            self._json_head = _status(200) + self._typed
+    # The bytes of responses; a `ResponseEncoder` for those that are pending.
 
-    def _json(self, line: bytes, status: int = 200) -> bytes:
-        self._know_the_time()
-        head = self._json_head if status == 200 else _status(status) + self._typed
+    def json_response(self, line: bytes, status: int = 200) -> bytes:
+        """Return a response that is one message."""
+        self._update_head()
+        head = self._json_head if status == 200 else _status_line(status) + self._json_fields
         return b"%b%d%b%b" % (head, len(line), _END, line)
 
-    def _failed(self, error: Exception) -> bytes:
-        if isinstance(error, Refused):
-            return self._refused(error)
-        self.log.failure("a request failed", Failure(error))
-        return self._refused(InternalError.of_ours())
+    def exchange_response(self, line: bytes) -> bytes:
+        """Return a response that is the answer of an exchange, with its status."""
+        return self.json_response(line, status_of(line))
 
-    def _refused(self, refusal: Refused) -> bytes:
-        self._know_the_time()
+    def exchange_error(self, refusal: Refused) -> bytes:
+        """Return a response that is an error of an exchange."""
+        return self._error_response(restated(refusal))
+
+    def _failure(self, error: Exception) -> bytes:
+        if isinstance(error, Refused):
+            return self._error_response(error)
+        self.log.failure("a request failed", Failure(error))
+        return self._error_response(InternalError.of_ours())
+
+    def _error_response(self, refusal: Refused) -> bytes:
+        self._update_head()
         body = refusal.body()
         fields = b"".join(b"%b: %b\r\n" % field for field in refusal.headers())
         return b"%b%b%bContent-Length: %d%b%b" % (
-            _status(refusal.status),
-            self._dated,
+            _status_line(refusal.status),
+            self._server_fields,
             fields,
             len(body),
             _END,
             body,
         )
 
+    def _update_head(self) -> None:
+        """Make the parts of heads that change with the second, which `Date` has."""
+        now = int(time())
+        if now != self._second:
+            self._second = now
+            self._server_fields = b"Server: %b\r\nDate: %b\r\n" % (version, datetimeToString(now))
+            self._accepted = b"%b%bContent-Length: 0%b" % (
+                _status_line(202),
+                self._server_fields,
+                _END,
+            )
+            self._json_fields = (
+                b"%bContent-Type: application/json\r\nContent-Length: " % self._server_fields
+            )
+            self._json_head = _status_line(200) + self._json_fields
 
-def _status(code: int) -> bytes:
+
+def _status_line(code: int) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (code, reason_phrase(code))

@@ -1,110 +1,244 @@
 """
-The answer to a plain request of Streamable HTTP, most often one message.
+The response to a fast request, while its first message is awaited.
 
-Waits for it without a request object of twisted.web; where it turns out that
-more than one message is to be written, the ordinary channel is handed a
-request to write to.  Knows one stream of a session; must not know sockets.
+Most often that message is all of it, and is written without a request object of
+twisted.web; otherwise the request is handed over to twisted.web, and a
+`Response` takes this one's place.  Knows one stream or one exchange; must not
+know sockets, nor how a response is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, Protocol, TypeVar
 
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mcpbridge.errors import Refused
+from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.stream_events import Event, StreamSink
+from mcpbridge.response_budget import Share
 from mcpbridge.session.streamable import StreamableSession
+from mcpbridge.stateless.client_connection import ClientConnection
+from mcpbridge.stateless.exchange import Exchange, ExchangeSink
 
 
-class PendingResponse:
-    """
-    Stands in for a response until the first message is there.
+class PendingConnection(Protocol):
+    """The connection of a pending response; a `FastConnection`."""
 
-    `answer` is called with a body that is all of the answer; `hand_over` when
-    an ordinary response has to take its place, which it does by `take_over`
-    before that returns.
-    """
+    def respond(self, response: bytes) -> None:
+        """Write all of the response to the pending request."""
+
+    def hand_over(self) -> None:
+        """
+        Hand the pending request over to twisted.web, whose endpoint calls
+        `take_over` before this returns; not if the connection is closing.
+        """
+
+    def assigned(self, exchange: PendingExchange) -> None:
+        """Note that the request of an exchange is not queued any more."""
+
+    def client_address(self) -> str | None:
+        """Return the address whose share counts for the request; None if none does."""
+
+    def client_connection(self) -> ClientConnection | None:
+        """Return the client's connection; None if it is a proxy's, for several clients."""
+
+
+class ResponseEncoder(Protocol):
+    """The bytes of whole responses; a `FastPath`."""
+
+    def json_response(self, line: bytes) -> bytes:
+        """Return a response that is one message of a session."""
+        ...
+
+    def exchange_response(self, line: bytes) -> bytes:
+        """Return a response that is the answer of an exchange, with its status."""
+        ...
+
+    def exchange_error(self, refusal: Refused) -> bytes:
+        """Return a response that is an error of an exchange."""
+        ...
+
+
+Sink = TypeVar("Sink", StreamSink, ExchangeSink)
+
+
+class PendingResponse(Generic[Sink]):
+    """Stands in for a response until its first message is there."""
+
+    #: What the session of the response may hold unsent; None if nothing is counted.
+    share: Share | None = None
+
+    def __init__(self, connection: PendingConnection, encoder: ResponseEncoder) -> None:
+        self._connection = connection
+        self._encoder = encoder
+        self._response: Sink | None = None
+
+    def take_over(self, response: Sink) -> None:
+        """Write to this response from now on."""
+        self._response = response
+
+    def detach(self) -> None:
+        """Be told that the connection is lost."""
+        raise NotImplementedError
+
+    def _handed_over(self) -> Sink | None:
+        """Return the response of twisted.web's request; None if the connection is closing."""
+        if self._response is None:
+            self._connection.hand_over()
+        return self._response
+
+
+class PendingStream(PendingResponse[StreamSink]):
+    """The pending response to a request of a session: the sink of one of its streams."""
 
     def __init__(
         self,
         streamable: StreamableSession,
-        answer: Callable[[bytes], None],
-        hand_over: Callable[[], None],
+        connection: PendingConnection,
+        encoder: ResponseEncoder,
     ) -> None:
+        super().__init__(connection, encoder)
         self.streamable = streamable
+        self.share = streamable.share
         self.stream = ""
-        self._answer = answer
-        self._hand_over = hand_over
-        self._response: StreamSink | None = None
-
-    def take_over(self, response: StreamSink) -> None:
-        """What the router says from now on is for this response."""
-        self._response = response
 
     def detach(self) -> None:
-        """The connection is gone."""
+        """Detach the connection, which is lost, from the stream."""
         self.streamable.router.detach(self.stream, self)
         # From now on the session may be idle.
         self.streamable.touch()
 
-    # What the router asks: Outlet.
+    # Called by the router: StreamSink.
 
     @property
     def takes_events(self) -> bool:
-        """As its response does; a plain request accepts both."""
+        """As of the response that takes over; a fast request accepts JSON and events."""
         return self._response is None or self._response.takes_events
 
     def answer(self, line: bytes) -> bool:
-        """The answer, at once."""
+        """Write a message as all of the response, unless that has become an event stream."""
         if self._response is not None:
             return self._response.answer(line)
-        self._answer(line)
+        self._connection.respond(self._encoder.json_response(line))
         return True
 
     def send(self, events: list[Event], final: bool) -> None:
-        """The first of several messages, or an error at the session's end."""
+        """Write the first of several messages, or an error at the session's end."""
         if self._response is None and final and len(events) == 1:
-            self._answer(events[0].line)
+            self._connection.respond(self._encoder.json_response(events[0].line))
         else:
-            self._ordinary().send(events, final)
+            self._sink().send(events, final)
 
     def end(self) -> None:
-        """Nothing more comes."""
-        self._ordinary().end()
+        """Complete the response; nothing more comes."""
+        self._sink().end()
 
     def unwritten(self) -> int:
-        """It carries no GET stream."""
+        """Return 0: this carries no GET stream."""
         return 0
 
     def displaced(self) -> None:
-        """Another connection has the stream."""
-        self._ordinary().displaced()
+        """Complete the response: another connection has the stream."""
+        self._sink().displaced()
 
-    def _ordinary(self) -> StreamSink:
-        if self._response is None:
-            self._hand_over()
-        if self._response is None:
-            # The connection was lost meanwhile.
-            self._response = _Nowhere()
-        return self._response
+    def _sink(self) -> StreamSink:
+        response = self._handed_over()
+        if response is None:
+            response = self._response = _NoReader()
+        return response
 
 
-class _Nowhere:
-    """A response that nobody reads."""
+class _NoReader:
+    """The sink of a stream whose connection is closing."""
 
     takes_events = False
 
     def answer(self, line: bytes) -> bool:
-        """It is kept for whoever comes back."""
+        """Return False, so that the message is kept for a client that comes back."""
         return False
 
     def send(self, events: list[Event], final: bool) -> None:
-        """Lost, but for the store."""
+        """Do nothing: the event store has the messages."""
 
     def end(self) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
     def unwritten(self) -> int:
-        """Nothing is written."""
+        """Return 0."""
         return 0
 
     def displaced(self) -> None:
-        """Nothing to end."""
+        """Do nothing."""
+
+
+class PendingExchange(PendingResponse[ExchangeSink]):
+    """
+    The pending response to a request of 2026-07-28: an exchange and its sink.
+
+    `work` has the request worked on, and raises nothing but `CancelledError`.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        asked: ModernRequest,
+        identity: str,
+        connection: PendingConnection,
+        encoder: ResponseEncoder,
+        *,
+        work: Callable[[Exchange], Coroutine[Deferred[Any], Any, None]],
+        proxied: bool = False,
+    ) -> None:
+        super().__init__(connection, encoder)
+        self.exchange = Exchange(
+            asked,
+            identity,
+            self,
+            None if proxied else connection.client_connection(),
+            client=connection.client_address(),
+        )
+        self._work = work
+        self._working: Deferred[None] | None = None
+
+    def begin(self) -> None:
+        """Have the request worked on.  The response may be written when this returns."""
+        self._working = Deferred.fromCoroutine(self._work(self.exchange))
+        self._working.addCallback(lambda _: self._connection.assigned(self))
+        self._working.addErrback(self._stopped)
+
+    def detach(self) -> None:
+        """Cancel the exchange: its connection is lost, which is how a client cancels."""
+        self.exchange.cancel()
+        if self._working is not None:
+            self._working.cancel()
+
+    def _stopped(self, failure: Failure) -> None:
+        if failure.check(CancelledError) is None:
+            self.log.failure("a request failed", failure)
+
+    # Called by the exchange: ExchangeSink.
+
+    def send(self, lines: list[bytes], final: bool) -> None:
+        """Write messages of the server: the answer alone, or more."""
+        if self._response is None and final and len(lines) == 1:
+            self._connection.respond(self._encoder.exchange_response(lines[0]))
+            return
+        response = self._handed_over()
+        if response is None:
+            # The connection is closing: nobody will read it.  The work that
+            # has brought this may be running just now, and ends by itself.
+            self.exchange.cancel()
+        else:
+            response.send(lines, final)
+
+    def fail(self, refusal: Refused) -> None:
+        """Write an error of the bridge as the answer."""
+        if self._response is None:
+            self._connection.respond(self._encoder.exchange_error(refusal))
+        else:
+            self._response.fail(refusal)

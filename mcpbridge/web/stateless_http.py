@@ -53,7 +53,7 @@ from mcpbridge.server import Server
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted
-from mcpbridge.web.pending_exchange import PendingExchange
+from mcpbridge.web.pending_response import PendingExchange
 from mcpbridge.web.request_caller import CallerOf, nobody
 from mcpbridge.web.response import Response, accept
 

@@ -41,8 +41,7 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted, accepted
-from mcpbridge.web.pending_exchange import PendingExchange
-from mcpbridge.web.pending_response import PendingResponse
+from mcpbridge.web.pending_response import PendingExchange, PendingStream
 from mcpbridge.web.request_caller import CallerOf, nobody
 from mcpbridge.web.response import accept
 from mcpbridge.web.stateless_http import ModernEndpoint, limited, not_acceptable, restated
@@ -79,7 +78,7 @@ class McpEndpoint:
 
     async def _post(self, request: Any) -> Deferred[None] | None:
         """The same; what is still to be waited for, with nothing of the body in hand."""
-        waiting: PendingResponse | PendingExchange | None
+        waiting: PendingStream | PendingExchange | None
         take_handed_over = getattr(request.channel, "take_handed_over", None)
         waiting = take_handed_over() if take_handed_over is not None else None
         if waiting is not None:
@@ -296,7 +295,7 @@ class McpEndpoint:
         self._attached(request, streamable, response, response, stream, 0, patience)
         return response.finished
 
-    async def _take_over(self, request: Any, waiting: PendingResponse) -> None:
+    async def _take_over(self, request: Any, waiting: PendingStream) -> None:
         """Write what was posted past the ordinary channel, and needs more than one message."""
         response = self._response(request, waiting.streamable, self._accepted(request))
         waiting.take_over(response)
