@@ -1,7 +1,7 @@
 """
-A backend's command: its environment, and where its program is.
+Find a backend's program, and make its environment.
 
-Knows paths; must not know the reactor.
+Knows paths; does not know the reactor.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from mcpbridge.errors import CannotStart
 
 def backend_environment(settings: ServerSettings, own: Mapping[str, str]) -> dict[str, str]:
     """
-    The backend's whole environment: of the bridge's `own` what is needed to
-    find programs, proxies and caches, what `pass_env` names, and `env`.
-    Nothing else passes, so that no secret of the bridge does.
+    Return the backend's whole environment.
+
+    It has three parts: those variables of the bridge's `own` that lead to
+    programs, proxies and caches; those that `pass_env` names; and `env`.
+    Nothing else is passed on, so that no secret of the bridge is.
     """
     passed, _ = passed_environment(own, settings.pass_env)
     return {**passed, **settings.env}
@@ -26,13 +28,14 @@ def backend_environment(settings: ServerSettings, own: Mapping[str, str]) -> dic
 
 def find_program(command: str, environment: Mapping[str, str], directory: str | None) -> str:
     """
-    The absolute path of a command, found with the *backend's* PATH and
-    directory.  Raises `CannotStart`, saying what is missing.
+    Return the absolute path of a command, by the *backend's* PATH and directory.
+
+    Raises `CannotStart` with what is missing.
     """
     here = directory or ""
     if directory and not os.path.isdir(directory):
         shown = _absolute(directory) or directory
-        raise CannotStart(f"cannot start {command!r}: there is no directory {shown!r}")
+        raise CannotStart(f"cannot start {command!r}: its directory (cwd) {shown!r} does not exist")
     if os.sep in command:
         candidates = [os.path.join(here, command)]
     else:
@@ -44,18 +47,18 @@ def find_program(command: str, environment: Mapping[str, str], directory: str | 
         if os.access(path, os.X_OK):
             return path
     if there:
-        raise CannotStart(f"cannot start {command!r}: {there[0]!r} may not be executed")
+        raise CannotStart(f"cannot start {command!r}: {there[0]!r} is not executable")
     where = "" if os.sep in command else " in the backend's PATH"
-    hint = "; its arguments belong into `args`" if " " in command else ""
+    hint = "; put its arguments into `args`" if " " in command else ""
     if None in absolute:
-        hint += "; the bridge's own directory was removed: name an absolute path"
+        hint += "; the bridge's own directory was removed, so use an absolute path"
     raise CannotStart(f"cannot start {command!r}: it was not found{where}{hint}")
 
 
 def _absolute(path: str) -> str | None:
     """
-    The path from the root.  None where it starts at the bridge's working
-    directory and that was removed, as a release's folder is at an upgrade.
+    Return the absolute path; None if it is relative to the bridge's own
+    directory and that was removed, as an upgrade removes a release's folder.
     """
     try:
         return os.path.abspath(path)

@@ -1,7 +1,7 @@
 """
-A kill that cannot be outrun: everything is stopped before anything is killed.
+Kill processes that fork faster than they are found: stop all of them, then kill them.
 
-Uses the standard library alone, like `procfs`: the watchdog runs it too.
+Uses the standard library alone, like `procfs`, since the watchdog runs it, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if __package__:
     from mcpbridge.stdio.process_tags import newest_process
     from mcpbridge.stdio.procfs import NOTHING, Reader, Tagged, rounds, signal_if, tag_of
 else:
-    # Beside the watchdog, which runs without the package.
+    # Imported by the watchdog, which runs without the package.
     from process_tags import newest_process  # type: ignore[import-not-found,no-redef]
     from procfs import (  # type: ignore[import-not-found,no-redef]
         NOTHING,
@@ -25,7 +25,7 @@ else:
         tag_of,
     )
 
-#: How often the newest process is asked for within a round.
+#: So many newest processes are examined within a round.
 CHASES = 100
 
 
@@ -37,16 +37,16 @@ def kill_pass(
     since: int = 0,
 ) -> int:
     """
-    Kill what carries one of these tags (None: any of this base), so that it
-    cannot outrun it; return how many processes that were.
+    Kill all processes that carry one of these tags, or with None any tag of
+    this base; return their number.
 
-    A process that renews itself faster than /proc can be read is never there
-    any more when SIGKILL comes.  So everything is stopped first: SIGSTOP to
-    each process that is found, and at once to its group, which the kernel
-    does for all members in one step.  What is stopped does not fork.  Passes
-    go on until one finds nothing new; then all that was stopped is killed,
-    also where a pass fails.  `sessions`, `known` and `since` as in
-    `read_table`.  This process itself is spared.
+    A process that forks and exits faster than /proc can be read is always
+    gone before SIGKILL reaches it.  So everything is stopped first: each
+    process that is found gets SIGSTOP, and so does its group, for which the
+    kernel signals all members in one step.  A stopped process does not fork.
+    Rounds go on until one finds nothing new; then everything that was stopped
+    is killed, even if a round fails.  `sessions`, `known` and `since` are
+    those of `read_table`.  The calling process itself is spared.
     """
     reader = Reader(base, (), sessions, known)
     reader.examined.add(os.getpid())
@@ -54,7 +54,7 @@ def kill_pass(
     groups: set[int] = set()
 
     def visit(pid: int) -> bool:
-        """Stop a process if it is to be killed; whether there may be more like it."""
+        """Stop a process if it is to be killed; return True if there may be more like it."""
         if pid in reader.examined:
             return False
         each = reader.examine(pid)
@@ -73,8 +73,8 @@ def kill_pass(
     try:
         for pids, listed in rounds(since):
             more = sum(map(visit, pids))
-            # A listing takes its time where there are many processes; the
-            # youngest generation has the highest number, or nearly.
+            # A listing takes long where there are many processes.  Meanwhile the youngest
+            # generation has the highest pid, or nearly.
             newest = 0
             for _ in range(CHASES if more and listed else 0):
                 before, newest = newest, newest_process()
@@ -93,7 +93,7 @@ def kill_pass(
 
 
 def is_ours(pid: int, tag: int, sessions: Mapping[int, int], known: Mapping[int, int]) -> bool:
-    """Whether a process has this tag, or is proven to be of its session without one."""
+    """Return True if a process has this tag, or provably belongs to its session without one."""
     if tag_of(pid) == tag or known.get(pid) == tag:
         return True
     try:
@@ -113,11 +113,11 @@ def _signal(
 
 def _signal_group(pid: int, number: int, groups: set[int]) -> None:
     """
-    Signal the group of a process of ours.
+    Signal the group of a process that belongs to a session of the bridge.
 
-    All members of a process session descend from the one that began it, so
-    where one is below a leader all are.  The session of this process itself
-    is another matter: the child is in it until it has called setsid(2).
+    All members of a process session descend from the process that began it,
+    so if one of them descends from a leader, all do.  The only exception is
+    this process's own session: a child is in it until it calls setsid(2).
     """
     try:
         group = os.getpgid(pid)

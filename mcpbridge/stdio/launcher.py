@@ -1,5 +1,5 @@
 """
-The default launcher: a backend is a process of this machine.
+The default launcher: it starts a backend as a process on this machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.process_tree import GroupTree, TaggedTree
 from mcpbridge.twisted_internals import descriptors_closed_by_child
 
-#: What helps where the system has no more of something (pipe(2), fork(2)).
+#: What an operator can do when pipe(2) or fork(2) fails for lack of something.
 _REMEDIES = {
     errno.EMFILE: "raise the limit on descriptors (ulimit -n) or lower max_sessions",
     errno.ENFILE: "raise the system's limit on descriptors (fs.file-max) or lower max_sessions",
@@ -43,8 +43,11 @@ _REMEDIES = {
 @implementer(IBackendLauncher)
 class LocalLauncher:
     """
-    Starts a server's command with `reactor.spawnProcess`, behind the exec
-    chain, with a tag from the bridge's tracker.
+    Starts a server's command with `reactor.spawnProcess`, behind an exec chain,
+    with a tag from the bridge's process tracker.
+
+    `chain` returns the exec chain to use.  `cleanup` is told of containers,
+    which are labelled with `bridge_id`.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class LocalLauncher:
         self._chain = chain
         self._environment = backend_environment(settings, environment)
         command = parse_container_command(settings.command, settings.args)
-        #: Where the command starts a container; asked once, not for each session.
+        #: None unless the command starts containers.  Parsed once, not for each session.
         self._containers: ServerContainers | None = None
         if command is not None and settings.containers:
             self._containers = ServerContainers(
@@ -82,11 +85,11 @@ class LocalLauncher:
 
     @property
     def starts_containers(self) -> bool:
-        """Whether the end of a session takes the time of a container engine too."""
+        """True if the end of a session takes the time of a container engine, too."""
         return self._containers is not None
 
     def check(self) -> str | None:
-        """What is missing or doubtful now, if anything."""
+        """Return what would prevent a start now, or is doubtful about the command; else None."""
         try:
             self._find()
         except CannotStart as error:
@@ -94,7 +97,12 @@ class LocalLauncher:
         return None if self._containers is None else self._containers.command.warning()
 
     def launch(self, receiver: Any, label: str) -> Deferred[StdioBackend]:
-        """Look the command up afresh, and spawn it."""
+        """
+        Look up the command and spawn it; return a `Deferred` of the backend.
+
+        It fails with `CannotStart`, and with `OutOfResources` if the system
+        has no descriptors, processes or memory left.
+        """
         try:
             return succeed(self._spawn(self._find(), receiver, label))
         except CannotStart as error:
@@ -142,7 +150,7 @@ class LocalLauncher:
         )
         with descriptors_closed_by_child() if chain.closes_descriptors else nullcontext():
             transport = self._processes.spawnProcess(backend, line[0], line, self._environment)
-        # Without a pid it has exited and been reaped already.
+        # Without a pid the process has exited during the spawn, and Twisted has reaped it.
         pid = transport.pid
         if pid is not None:
             keeps = tag and isinstance(transport, process.Process)

@@ -1,5 +1,5 @@
 """
-What holds on this machine: whether processes can be tagged, seen and signalled.
+Tags of processes, and what this machine allows: tagging, seeing and signalling them.
 
 Uses the standard library alone, like `procfs`, which is built on it.
 """
@@ -18,17 +18,16 @@ from functools import cache
 TAGS = 1 << 24
 #: `resource` has no name for it.
 RLIMIT_LOCKS = 10
-#: The limits that are a tag, and have no effect on Linux.
+#: The limits that serve as a tag; Linux does not enforce them.
 LIMITS = (resource.RLIMIT_RSS, RLIMIT_LOCKS)
-#: The highest number of a process where the system does not say: its default on
-#: 64-bit machines.
+#: The highest pid if the system does not tell: the default on 64-bit machines.
 DEFAULT_PID_MAX = 1 << 22
 _CAP_SYS_PTRACE = 19
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What holds on this machine; see `machine`."""
+    """What this machine allows; see `machine`."""
 
     tags: bool
     proc: bool = True
@@ -39,10 +38,10 @@ class Machine:
 @cache
 def machine() -> Machine:
     """
-    Find out what holds on this machine.
+    Find out what this machine allows.
 
-    `tags`: limits of processes can be read and set.  `proc`: there is a
-    /proc of this PID namespace.  `hidden`: /proc does not show all processes
+    `tags`: resource limits of processes can be read and set.  `proc`: there is
+    a /proc of this PID namespace.  `hidden`: /proc does not show all processes
     (proc(5), `hidepid`).  `pidfds`: pidfd_open(2) works.
     """
     if not sys.platform.startswith("linux"):
@@ -81,70 +80,74 @@ def _hides() -> bool:
 
 def hides(mounts: Iterable[str], status: Iterable[str]) -> bool:
     """
-    Whether /proc is mounted so that processes of others do not show in it,
-    from the lines of /proc/self/mountinfo and /proc/self/status.
+    Return True if /proc is mounted so that it hides other users' processes.
+
+    `mounts` and `status` are the lines of /proc/self/mountinfo and
+    /proc/self/status.
     """
     options: list[str] = []
     for mount in mounts:
         fields = mount.split()
         if fields[4] == "/proc":
-            # What is mounted last is what is seen.
+            # A later mount hides an earlier one.
             options = fields[-1].split(",")
-    said = dict(each.partition("=")[::2] for each in options)
-    if said.get("hidepid", "off") in ("0", "off"):
+    given = dict(each.partition("=")[::2] for each in options)
+    if given.get("hidepid", "off") in ("0", "off"):
         return False
-    [able] = [line.split()[1] for line in status if line.startswith("CapEff:")]
-    if int(able, 16) >> _CAP_SYS_PTRACE & 1:
+    [capabilities] = [line.split()[1] for line in status if line.startswith("CapEff:")]
+    if int(capabilities, 16) >> _CAP_SYS_PTRACE & 1:
         return False
-    if said["hidepid"] in ("4", "ptraceable"):
+    if given["hidepid"] in ("4", "ptraceable"):
         return True
-    return said.get("gid", "0") not in map(str, (*os.getgroups(), os.getegid()))
+    return given.get("gid", "0") not in map(str, (*os.getgroups(), os.getegid()))
 
 
 def shortcomings() -> list[str]:
-    """What does not hold on this machine, and what follows from it; one sentence each."""
+    """Return what this machine lacks, and what follows from that, as clauses for the log."""
     here = machine()
     if not sys.platform.startswith("linux"):
-        return ["this is not Linux: what leaves the process group of its backend is not ended"]
+        return [
+            "this is not Linux: processes that leave the process group of their backend are not ended"
+        ]
     if not here.tags or not choose_base(bytes(8), hard_limit()):
         why = (
             "processes cannot be tagged (RLIMIT_RSS or RLIMIT_LOCKS of the bridge is limited, or"
-            " prlimit(2) is refused): what leaves the process group of its backend is not ended,"
-            " and nothing is if the bridge is killed"
+            " prlimit(2) is refused): those that leave the process group of their backend are"
+            " not ended, and none are if the bridge is killed"
         )
         return [why]
-    said = []
+    found = []
     if not here.proc:
-        said.append(
-            "there is no /proc of this PID namespace: processes are looked for by their numbers,"
+        found.append(
+            "there is no /proc of this PID namespace: processes are looked for pid by pid,"
             " which is slower, and those of other users are not found"
         )
     elif here.hidden:
-        said.append(
-            "/proc hides processes (hidepid): they are looked for by their numbers too, which is"
+        found.append(
+            "/proc hides processes (hidepid): they are looked for pid by pid, too, which is"
             " slower, and those of other users are not found"
         )
     if not here.pidfds:
-        said.append(
-            "pidfd_open(2) is refused: processes are signalled by number, after their tag and"
+        found.append(
+            "pidfd_open(2) is refused: processes are signalled by pid, after their tag and"
             " start time were read twice"
         )
-    return said
+    return found
 
 
 def hard_limit() -> int:
-    """The highest tag that this process may set; -1: any."""
+    """Return the highest tag that this process may set; -1 if it may set any."""
     limits = [resource.getrlimit(each)[1] for each in LIMITS]
     return min((each for each in limits if each >= 0), default=-1)
 
 
 def choose_base(random: bytes, hard_limit: int) -> int:
     """
-    A base for the tags of one bridge, from eight random bytes.
+    Choose a base for the tags of one bridge, from eight random bytes.
 
-    Not above `hard_limit` (-1: no limit), which only a privileged process may
-    raise: it is that of an outer bridge where a backend is itself a bridge.
-    Returns 0 where there is no room for tags.
+    It is not above `hard_limit` (-1: no limit), which only a privileged
+    process may raise: where a backend is itself a bridge, the outer bridge's
+    tag is that limit.  Returns 0 if there is no room for tags.
     """
     top = (1 << 62) if hard_limit < 0 else min(hard_limit, 1 << 62)
     slots = top // TAGS - 1
@@ -158,14 +161,8 @@ def new_base() -> int:
     return choose_base(os.urandom(8), hard_limit()) if machine().tags else 0
 
 
-def carry(tag: int) -> None:
-    """Tag this process.  Raises `OSError` or `ValueError` where a limit is lower."""
-    for each in LIMITS:
-        resource.setrlimit(each, (tag, tag))
-
-
 def newest_process() -> int:
-    """The number of the newest process; 0 where /proc does not tell."""
+    """Return the pid of the newest process; 0 if /proc does not tell."""
     try:
         with open("/proc/loadavg", "rb", buffering=0) as loadavg:
             return int(loadavg.read(200).split()[4])
@@ -174,15 +171,17 @@ def newest_process() -> int:
 
 
 def listed_processes() -> list[int]:
-    """The numbers of all processes that /proc shows, newest first.  Raises `OSError`."""
+    """Return the pids of all processes that /proc shows, newest first.  Raises `OSError`."""
     names = [name for name in os.listdir("/proc") if name[0].isdigit()]
     return [int(name) for name in reversed(names)]
 
 
 def possible_processes(since: int) -> Iterable[int]:
     """
-    Every number that a process may have, newest first; from `since` on, where
-    that is not 0: the oldest process of interest has that number.
+    Iterate over every pid that a process may have, newest first.
+
+    `since` is the pid of the oldest process of interest, 0 if unknown: what
+    is older is left out.
     """
     most = DEFAULT_PID_MAX
     try:

@@ -1,8 +1,7 @@
 """
-The queue of messages towards a backend's stdin.
+Queue messages for a backend's stdin.
 
-Knows its bounds, and whether the pipe takes more; must not know what a
-message says.
+Knows its bounds and whether the pipe is full; does not know what a message says.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from zope.interface import implementer
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.twisted_internals import AT_ONCE_BYTES
 
-#: How much of a large message its transport gets at a time.
+#: So much of a large message is handed to its transport at a time.
 PIECE_BYTES = 1280 * 1024
 
 
 @implementer(IPushProducer)
 class StdinQueue:
     """
-    Messages that wait while the pipe is full, in order.
+    Keeps messages in order while the pipe is full.
 
-    A producer of the process's stdin: the transport pauses it when enough is
-    buffered there, and resumes it when all of that is written.
+    It is the producer of the process's stdin: the transport pauses it when its
+    buffer is full, and resumes it when the buffer is empty.
     """
 
     __slots__ = (
@@ -45,10 +44,10 @@ class StdinQueue:
         self._write = write
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        # Most often nothing waits, and an empty deque is not small.
+        # None while nothing waits, as most often: an empty deque takes hundreds of bytes.
         self._waiting: deque[bytes] | None = None
         self._messages = 0
-        #: A large message that is being written, and how much of it was.
+        #: A large message that is being written, and the bytes of it that were written.
         self._rest: tuple[bytes, int] | None = None
         self._size = 0
         self._paused = False
@@ -56,17 +55,16 @@ class StdinQueue:
 
     @property
     def waiting(self) -> tuple[int, int]:
-        """How many messages wait here, and their bytes."""
+        """The number of messages that wait here, and of their bytes."""
         return self._messages, self._size
 
     def send(self, line: bytes) -> None:
         """
-        Write a message, or several on lines of their own, or keep them until
-        the pipe takes them.
+        Write a message, or several on lines of their own; queue them if the pipe is full.
 
-        Raises `BackendBusy` where as much as is allowed waits already, or
-        more messages would; an empty queue takes any number.  Raises
-        `UnknownSession` once the pipe is closed.
+        Raises `BackendBusy` if the queue has its maximum of bytes, or would have
+        more messages than allowed; an empty queue takes any number of them.
+        Raises `UnknownSession` once the pipe is closed.
         """
         if not self._paused:
             self._write_line(line)
@@ -79,7 +77,7 @@ class StdinQueue:
         too_many = self._messages + messages > self._max_messages and self._waiting
         if too_many or self._size >= self._max_bytes:
             raise BackendBusy(
-                f"the backend does not read: {self._messages} messages"
+                f"the backend does not read its messages: {self._messages} of them"
                 f" ({self._size} bytes) already wait"
             )
         self._waiting.append(line)
@@ -95,8 +93,10 @@ class StdinQueue:
 
     def _write_rest(self) -> None:
         """
-        Some more of a large message, in pieces: a transport that has all of
-        it copies what the pipe does not take, and others wait for that.
+        Write a large message in pieces, as far as the pipe takes them.
+
+        A transport that got all of it at once would copy what the pipe does
+        not take, again and again, while other clients wait.
         """
         while self._rest is not None and not self._paused:
             line, begin = self._rest
@@ -110,11 +110,11 @@ class StdinQueue:
             self._write(piece)
 
     def pauseProducing(self) -> None:
-        """The transport's buffer is full."""
+        """Queue further messages: the transport's buffer is full."""
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """The transport's buffer is empty: write what waits until it is full again."""
+        """Write queued messages until the transport's buffer is full again."""
         self._paused = False
         self._write_rest()
         while self._waiting and not self._paused:
@@ -126,7 +126,7 @@ class StdinQueue:
             self._waiting = None
 
     def stopProducing(self) -> None:
-        """The pipe is closed: what waits has nowhere to go."""
+        """Drop all queued messages: the pipe is closed."""
         self._closed = self._paused = True
         self._rest = None
         self._waiting = None
@@ -135,8 +135,10 @@ class StdinQueue:
 
 def _count(line: bytes) -> int:
     """
-    How many messages these are: one on each line, but of an array as many as
-    say that they are one.
+    Count the messages of a line, or of several lines.
+
+    Each line is one, but an array, a batch, counts as many as there are
+    `"jsonrpc"` in it.
     """
     if line[:1] == b"[":
         return max(1, line.count(b'"jsonrpc"'))

@@ -590,7 +590,7 @@ def test_missing_command_may_appear(tmp_path: Path) -> None:
             )
         tool.parent.mkdir()
         tool.write_text("#!/bin/sh\nexec /bin/cat -\n")
-        assert "may not be executed" in bridge.knock().body.decode()
+        assert "is not executable" in bridge.knock().body.decode()
         tool.chmod(stat.S_IRWXU)
         stream = bridge.open()
         assert stream.post(request("x")).status == 202
@@ -610,7 +610,7 @@ def test_missing_command_beside_one_that_works(tmp_path: Path) -> None:
     }
     with serving(config={"mcpServers": servers}) as bridge:
         bridge.wait_for_log("'missing'", "was not found")
-        bridge.wait_for_log("'nowhere'", "there is no directory")
+        bridge.wait_for_log("'nowhere'", "does not exist")
         assert bridge.knock("/missing/sse").status == 502
         assert bridge.knock("/nowhere/sse").status == 502
         assert bridge.open("/works").round_trip(request("x")) == request("x")

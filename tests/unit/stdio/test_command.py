@@ -14,8 +14,8 @@ from mcpbridge.tap import Options
     ("command", "hint"),
     [
         ("no-such-program", ""),
-        ("no-such-program --with arguments", "; its arguments belong into `args`"),
-        ("/no/such/program x", "; its arguments belong into `args`"),
+        ("no-such-program --with arguments", "; put its arguments into `args`"),
+        ("/no/such/program x", "; put its arguments into `args`"),
     ],
 )
 def test_a_command_that_is_not_found(command: str, hint: str) -> None:
@@ -50,9 +50,9 @@ def test_absolute_commands_need_no_working_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "directory", "says"),
     [
-        ("./program", None, "it was not found; the bridge's own directory was removed"),
-        ("no-such-program", None, "PATH; the bridge's own directory was removed"),
-        ("program", "below", "there is no directory 'below'"),
+        ("./program", None, "it was not found; the bridge's own directory was removed, so use"),
+        ("no-such-program", None, "PATH; the bridge's own directory was removed, so use"),
+        ("program", "below", "'below' does not exist"),
     ],
 )
 def test_relative_commands_say_why(command: str, directory: str | None, says: str) -> None:
