@@ -1,26 +1,24 @@
 """
-Container engines: run their commands, and remove the containers of sessions.
+Remove the containers of sessions, with the commands of their engine.
 
 `ServerContainers` belongs to a server whose command starts containers,
-`Container` to one of its sessions.  Every container carries a label with a value that no
-other has, and is found by that alone: a name or a process says nothing,
-since the engine, not the CLI, is the parent of what runs in it.  A container
-is gone when the engine answers that nothing has the label.  An engine that
-does not answer proves nothing.
+`Container` to one of its sessions.  Every container carries a label whose
+value no other has, and is found by that alone: neither a name nor a process
+leads to it, since the engine, not its CLI, is the parent of what runs in a
+container.  A container is gone when the engine answers that nothing has the
+label.  As long as the engine does not answer, nothing is proven.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import secrets
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from twisted.internet.task import deferLater
@@ -43,11 +41,12 @@ from mcpbridge.stdio.container_command import (
     VOLUMES_LABEL,
     ContainerCommand,
 )
-from mcpbridge.stdio.engine_command import COMPLAINT_CHARS, EngineCommand, EngineFailed
+from mcpbridge.stdio.engine_command import SHOWN_ERROR_CHARS, EngineCommand, EngineFailed
 from mcpbridge.stdio.exec_chain import Chain
+from mcpbridge.timers import backoff
 
-#: What an engine's CLI reads of its environment to find the engine, without
-#: anything secret: the watchdog is told this, and it is written to a file.
+#: The variables by which an engine's CLI finds the engine.  None is a secret: the watchdog
+#: gets them, and they are written to the state file.
 ENGINE_VARIABLES = frozenset(
     {
         *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "SSH_AUTH_SOCK"),
@@ -67,9 +66,9 @@ class ServerContainers:
     """
     The containers of one server.
 
-    `bridge_id` is the value of the label that all containers of the bridge
-    have.  A record is added to `cleanup` before a container is started, and
-    dropped when the engine reports that it is gone.
+    `bridge_id` is the value of the label of all containers of the bridge.  A
+    record is added to `cleanup` before a container is started, and dropped
+    when the engine reports that it is gone.
     """
 
     log = Logger()
@@ -98,17 +97,17 @@ class ServerContainers:
         self._cleanup = cleanup
         self._slots = DeferredSemaphore(ENGINE_COMMANDS)
         self._away = False
-        # The watchdog finds it by this name, and removes it after a kill.
+        # The watchdog knows this name, and removes the folder after the bridge was killed.
         temporary = environment.get("TMPDIR") or "/tmp"
         self._folder = os.path.join(temporary, f"mcpbridge-{bridge_id}")
 
     def new(self, program: str, label: str) -> Container:
         """
-        Prepare the container of a session; its `line` is to be run.
+        Prepare the container of a session; the caller runs its `line`.
 
-        `program` is the absolute path of the engine, `label` the session's
-        for the log.  Call the container's `remove` when the CLI has ended, or
-        `give_up` where it was not started.
+        `program` is the absolute path of the engine, `label` names the session
+        in the log.  Call the container's `remove` when the CLI has ended, or
+        `give_up` if it could not be started.
         """
         value = f"{self._bridge_id}-{secrets.token_hex(8)}"
         container = Container(self, program, label, value, self._make_folder(program))
@@ -123,7 +122,7 @@ class ServerContainers:
         return container
 
     def line(self, program: str, value: str, cidfile: str | None) -> list[str]:
-        """The command line that starts a container with this value of the session's label."""
+        """Return the command line that starts a container with this label of the session."""
         labels = {BRIDGE_LABEL: self._bridge_id, SESSION_LABEL: value}
         if self.command.remove:
             labels[VOLUMES_LABEL] = "true"
@@ -131,21 +130,21 @@ class ServerContainers:
         return self.command.run_line(program, labels, cidfile, init=init)
 
     def users_cidfile(self) -> str | None:
-        """The path of the cidfile that the user's own options name."""
+        """Return the path of the cidfile that the user's own options name, if any."""
         named = self.command.cidfile
         return None if named is None else os.path.join(self._settings.cwd or "", named)
 
     def gone(self, container: Container) -> None:
-        """The engine says that this container is gone."""
+        """Forget a container: the engine reports that it is gone."""
         self._cleanup.drop(container.value)
-        # It goes with the last cidfile in it, of any server of the bridge.
+        # This succeeds with the last cidfile in it, of any server of the bridge.
         with contextlib.suppress(OSError):
             os.rmdir(self._folder)
 
     def _make_folder(self, program: str) -> str | None:
-        """The private folder of the bridge for cidfiles; None where none is to be had."""
+        """Make the bridge's private folder for cidfiles; return None if that is impossible."""
         if self.command.cidfile is not None or "snap" in program.split(os.sep):
-            # What a snap writes to a temporary folder lands in one of its own.
+            # A snap has a temporary folder of its own, and would write the file there.
             return None
         try:
             with contextlib.suppress(FileExistsError):
@@ -160,7 +159,7 @@ class ServerContainers:
 
     async def find(self, program: str, value: str) -> list[str]:
         """
-        The ids of the containers with this value of the session's label.
+        Return the ids of the containers with this label of the session.
 
         Raises `EngineFailed`.
         """
@@ -176,21 +175,23 @@ class ServerContainers:
 
     async def remove(self, program: str, value: str, ids: Sequence[str]) -> None:
         """
-        Remove containers, once their label was read again from themselves: a
-        filter that an engine does not know must not cost others theirs.
+        Remove containers whose label, read again from each of them, is this one.
 
-        Raises `EngineFailed`.
+        An engine that does not know the filter of `find` lists other people's
+        containers, too.  Raises `EngineFailed`.
         """
         template = f'--format={{{{index .Config.Labels "{SESSION_LABEL}"}}}}'
         for each in ids:
             labelled = (await self._run(program, "container", "inspect", template, each)).strip()
             if labelled != value:
-                raise EngineFailed(f"container {each[:12]} has not the label that was asked for")
+                raise EngineFailed(
+                    f"container {each[:12]} does not have the label that was asked for"
+                )
         volumes = ["--volumes"] if self.command.remove else []
         await self._run(program, "rm", "--force", *volumes, *ids)
 
     def answered(self) -> None:
-        """The engine answers; say so where it did not before."""
+        """Log that the engine answers, if it did not before."""
         if self._away:
             self._away = False
             self.log.info(
@@ -200,7 +201,7 @@ class ServerContainers:
             )
 
     def did_not_answer(self, error: EngineFailed) -> None:
-        """Warn, once until it answers again."""
+        """Warn that the engine does not answer, once until it does."""
         if not self._away:
             self._away = True
             self.log.warn(
@@ -227,8 +228,7 @@ class ServerContainers:
 
 class Container:
     """
-    The container of one session, from before its start to the engine's word
-    that it is gone.
+    The container of one session, from before its start until the engine reports it gone.
     """
 
     log = Logger()
@@ -244,31 +244,27 @@ class Container:
         self._containers = containers
         self._program = program
         self._label = label
-        #: The value of its label.
+        #: The value of the session's label.
         self.value = value
         self._own_cidfile = None if folder is None else os.path.join(folder, value)
         self._cidfile = self._own_cidfile or containers.users_cidfile()
         self.line = containers.line(program, value, self._own_cidfile)
-        self._pause = backoffPolicy(
-            ENGINE_PAUSE_SECONDS,
-            MAX_ENGINE_PAUSE_SECONDS,
-            2.0,
-            jitter=lambda: random.random() * ENGINE_PAUSE_SECONDS,
-        )
+        self._pause = backoff(ENGINE_PAUSE_SECONDS, MAX_ENGINE_PAUSE_SECONDS)
 
     def give_up(self) -> None:
-        """Forget it: it is gone, or was not started after all."""
+        """Forget it: it is gone, or could not be started."""
         guarded(self.log, "forgetting a container", self._containers.gone, self)
 
     def remove(self, interrupted: bool) -> Deferred[None]:
         """
-        Remove it; fires when the engine says that it is gone, and never fails.
+        Remove the container; the `Deferred` fires when the engine reports it gone.
 
-        Call this when the CLI has ended; `interrupted` where it was made to.
+        It never fails.  Call this when the CLI has ended; `interrupted` is
+        True if the CLI was signalled.
         """
         gone: Deferred[None] = Deferred()
         removing = Deferred.fromCoroutine(self._remove(interrupted))
-        # After an error nothing is proven, and the permit stays taken.
+        # After an unexpected error nothing is proven, so the permit stays taken.
         removing.addCallbacks(gone.callback, self._unexpected)
         return gone
 
@@ -277,8 +273,8 @@ class Container:
 
     async def _remove(self, interrupted: bool) -> None:
         now = self._containers.clock.seconds
-        # What a CLI has asked for before it was interrupted, the engine may
-        # create after that: only then does seeing nothing prove nothing.
+        # An interrupted CLI may have asked the engine for a container that the engine creates
+        # only now: for so long it proves nothing that none is listed.
         born_by = now() + (CONTAINER_BIRTH_SECONDS if interrupted else 0.0)
         seen = False
         removals = 0
@@ -300,7 +296,7 @@ class Container:
         self.give_up()
 
     async def _find(self) -> list[str]:
-        """The ids of what is left, as soon as the engine answers."""
+        """Return the ids of what is left, as soon as the engine answers."""
         failures = 0
         while True:
             try:
@@ -317,7 +313,7 @@ class Container:
         try:
             await self._containers.remove(self._program, self.value, ids)
         except EngineFailed as error:
-            # Most often it has gone meanwhile, by `--rm`.
+            # Most often `--rm` has removed it meanwhile.
             if removals == REMOVALS_BEFORE_WARNING:
                 self.log.error(
                     "cannot remove container {ident} of session {label}: {error}; it is tried"
@@ -330,7 +326,7 @@ class Container:
         return True
 
     def _has_id(self) -> bool:
-        """Whether the CLI had its container: then the engine had created it."""
+        """Return True if the CLI wrote an id: then the engine had created the container."""
         try:
             return self._cidfile is not None and os.path.getsize(self._cidfile) > 0
         except OSError:
@@ -341,9 +337,9 @@ class Container:
 
 
 def _ids(output: str) -> list[str]:
-    """What `ps --quiet --no-trunc` prints, a line each.  Raises `EngineFailed`."""
+    """Read the output of `ps --quiet --no-trunc`, an id a line.  Raises `EngineFailed`."""
     ids = output.split()
     strange = next((each for each in ids if not _ID.fullmatch(each)), None)
     if strange is not None:
-        raise EngineFailed(f"not the id of a container: {strange[:COMPLAINT_CHARS]!r}")
+        raise EngineFailed(f"not the id of a container: {strange[:SHOWN_ERROR_CHARS]!r}")
     return ids

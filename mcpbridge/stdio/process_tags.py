@@ -106,9 +106,7 @@ def shortcomings() -> list[str]:
     """Return what this machine lacks, and what follows from that, as clauses for the log."""
     here = machine()
     if not sys.platform.startswith("linux"):
-        return [
-            "this is not Linux: processes that leave the process group of their backend are not ended"
-        ]
+        return ["this is not Linux: processes that leave their backend's process group stay"]
     if not here.tags or not choose_base(bytes(8), hard_limit()):
         why = (
             "processes cannot be tagged (RLIMIT_RSS or RLIMIT_LOCKS of the bridge is limited, or"

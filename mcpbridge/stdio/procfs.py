@@ -1,24 +1,25 @@
 """
-Which processes belong to which session (Linux).
+Find out which process belongs to which session (Linux).
 
-A backend is started with a *tag*: a number that no other session has, as the
-soft and hard limit of two resources that Linux does not limit: RLIMIT_RSS,
+A backend is started with a *tag*: a number that no other session has, set as
+the soft and hard limit of two resources that Linux does not limit: RLIMIT_RSS,
 without effect since 2.4.30, and RLIMIT_LOCKS, since 2.4.25 (getrlimit(2)).
-Every descendant inherits both through `fork`, `setsid`, `exec`, a cleared
-environment and a new parent.  `ulimit -m` in a start script clears one of
-them; the other still says whose the process is.
+Every descendant inherits both, through `fork`, `setsid` and `exec`, with a
+cleared environment and a new parent.  `ulimit -m` in a start script clears one
+of them; the other is still there.
 
-A process without a tag is ours only where something else proves it: it is in
-the process session of a leader that has not been reaped, whose number is
-therefore the leader's, or it was seen there before and a descriptor of it has
-been held since.  Anything else is never signalled and never reaped.
+A process without a tag belongs to a session only if something else proves it:
+it is in the process session of a leader that is not reaped, whose pid is
+therefore still its own, or it was seen there before and has been held by a
+descriptor since.  No other process is ever signalled or reaped.
 
-A single pass over /proc proves little.  By the time that a listed process is
-read it may have forked and exited, and its child is not in the list.  So a
-pass is repeated for what is new until a listing holds nothing that could not
-be read; see `read_table`.
+A single pass over /proc proves little: by the time that a listed process is
+read it may have forked and exited, and its child is not in the list.  So
+passes are repeated for new processes until everything in a listing could be
+read; see `read_table`.
 
-Uses the standard library alone: the watchdog runs this file by itself.
+Uses the standard library alone, since the watchdog runs this file without the
+package.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if __package__:
         possible_processes,
     )
 else:
-    # Beside the watchdog, which runs without the package.
+    # Imported by the watchdog, which runs without the package.
     from process_tags import (  # type: ignore[import-not-found,no-redef]
         LIMITS,
         TAGS,
@@ -49,12 +50,12 @@ else:
         possible_processes,
     )
 
-#: What `tag_of` gives where there is no tag.
+#: What `tag_of` returns for a process without a tag, and for one that is gone.
 NONE = -1
 GONE = -2
-#: How often new processes are listed until all of a listing could be read.
+#: At most so many listings are read until everything in one could be read.
 ROUNDS = 50
-#: After so many processes `read_table` lets its caller do something else.
+#: `read_table` yields after so many processes.
 SLICE = 500
 
 _LIMIT_LINES = (b"Max resident set", b"Max file locks")
@@ -66,8 +67,8 @@ class Tagged:
     """
     A process of a session.
 
-    `zombie` is True only if no thread of it runs.  `tagged` is False where it
-    carries no tag, and something else proves whose it is.
+    `zombie` is True only if none of its threads runs.  `tagged` is False if it
+    carries no tag, and something else proves that it belongs to the session.
     """
 
     pid: int
@@ -80,10 +81,11 @@ class Tagged:
 @dataclass(frozen=True, slots=True)
 class Table:
     """
-    What a pass over all processes has found.
+    The result of `read_table`.
 
     `unknown` are the processes of the last listing that had ended before they
-    could be read: with any of those, nothing found is not nothing there.
+    could be read.  If there are any, an empty `found` does not prove that
+    nothing is there.
     """
 
     found: list[Tagged]
@@ -92,9 +94,10 @@ class Table:
 
 def tag_of(pid: int) -> int:
     """
-    The tag of a process, or whatever number its limit is; `NONE` where it has
-    none, `GONE` where the process is gone or tells nothing.  Raises `OSError`
-    where there are no descriptors left to read with.
+    Return the tag of a process, or whatever number its limit is.
+
+    Returns `NONE` if it has no limit, `GONE` if the process is gone or cannot
+    be read.  Raises `OSError` if the bridge is out of descriptors.
 
     Without privileges a limit can only be lowered, so the higher one counts.
     """
@@ -103,7 +106,7 @@ def tag_of(pid: int) -> int:
     except ProcessLookupError:
         return GONE
     except (OSError, AttributeError):
-        # Another user's: prlimit(2) is refused, but everybody may read this.
+        # Another user's process: prlimit(2) is refused, but everybody may read its file.
         return _tag_in_file(pid)
     return max(soft if soft == hard else NONE for soft, hard in limits)
 
@@ -132,7 +135,7 @@ def _tag_in_file(pid: int) -> int:
 
 
 def own_children() -> list[int] | None:
-    """The children of this process, zombies among them; None where the kernel has no list."""
+    """Return this process's children, with zombies; None if the kernel does not list them."""
     found: list[int] = []
     try:
         for thread in map(int, os.listdir("/proc/self/task")):
@@ -140,7 +143,7 @@ def own_children() -> list[int] | None:
                 with open(f"/proc/self/task/{thread}/children", "rb") as children:
                     found += map(int, children.read().split())
             except FileNotFoundError:
-                # A thread that has ended; or a kernel without CONFIG_PROC_CHILDREN.
+                # The thread has ended, or the kernel was built without CONFIG_PROC_CHILDREN.
                 if thread == os.getpid():
                     return None
     except OSError:
@@ -149,23 +152,23 @@ def own_children() -> list[int] | None:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process was started, in clock ticks since the boot; None where that is not told."""
+    """Return when a process was started, in clock ticks since boot; None if unknown."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
 
 def is_dead(pid: int) -> bool:
-    """Whether a process has ended and waits to be reaped; False where that is not told."""
+    """Return True if a process has ended and waits to be reaped; False if unknown."""
     fields = _stat(pid)
-    # `Z` is the state of the main thread alone: others may run without it.
+    # `Z` is the state of the main thread; other threads may still run.
     return bool(fields) and fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
 
 
 def _stat(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat from the third on; empty where it cannot be read."""
+    """Return the fields of /proc/PID/stat from the third on; empty if it cannot be read."""
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
-            # The name, in parentheses, may hold anything: read behind it.
+            # The name, in parentheses, may contain anything: read what follows it.
             fields = stat.read(4096).rpartition(b")")[2].split()
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -175,7 +178,7 @@ def _stat(pid: int) -> list[bytes]:
 
 
 class Reader:
-    """Examines processes one by one; knows what proves whose they are."""
+    """Examines processes one by one, by all that proves whose they are; see `read_table`."""
 
     def __init__(
         self,
@@ -191,10 +194,7 @@ class Reader:
         self.examined: set[int] = set()
 
     def examine(self, pid: int) -> Tagged | bool | None:
-        """
-        What a process is: `Tagged` if it is of a session, None if it is not,
-        False if it is gone.
-        """
+        """Return a `Tagged` for a session's process, None for another one, False if it is gone."""
         try:
             session = os.getsid(pid)
         except ProcessLookupError:
@@ -223,7 +223,7 @@ class Reader:
 
 
 def _has_ended(pid: int) -> bool | None:
-    """The same as `is_dead` where /proc does not show the process; None if it is gone."""
+    """Do what `is_dead` does where /proc does not show the process; None if it is gone."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -249,23 +249,25 @@ def read_table(
     since: int = 0,
 ) -> Generator[None, None, Table]:
     """
-    Find all processes with a tag of this base, zombies among them; a generator
-    that now and then lets its caller do something else, and returns a `Table`.
+    Find all processes with a tag of this base, with zombies.
 
-    `skip_sessions` are ids of process sessions (setsid(2)) that are not of
-    interest: a process cannot enter the session of another, so one system
-    call spares the reading of its limits.  `sessions` maps leaders that have
-    not been reaped to their tags, `known` processes of which a descriptor is
-    held; what is in one of those counts without a tag.  Costs about 1.5 µs
-    for each process that is not skipped.
+    A generator that yields now and then, so that its caller can do something
+    else, and returns a `Table`.  It costs about 1.5 µs for each process that is
+    not skipped.
 
-    A process may renew itself: fork, and exit at once.  One of its
-    generations is always in the listing, because new numbers are higher than
-    those that the listing has passed.  If that one can be read, it is found.
-    If it is gone by then, or a zombie, the next round lists its descendant.
-    So a round in which everything listed could be read shows that nothing was
-    there; but for the moment in which the numbers begin anew, for which there
-    are two looks.
+    `skip_sessions` are the ids of process sessions (setsid(2)) of no interest:
+    a process cannot enter the session of another, so one system call spares
+    reading its limits.  `sessions` maps unreaped leaders to their tags, and
+    `known` maps processes that are held by a descriptor to theirs; a process
+    in one of those counts without a tag.
+
+    A process may renew itself: fork, and exit at once.  One of its generations
+    is always in the listing, because new pids are higher than those that the
+    listing has passed.  If that generation can be read, it is found.  If it is
+    gone by then, or a zombie, the next round lists its descendant.  So a round
+    in which everything could be read proves that nothing was there, except at
+    the moment when pids start again from the lowest; against that a tree must
+    be seen empty twice.
     """
     reader = Reader(base, skip_sessions, sessions, known)
     found: list[Tagged] = []
@@ -289,9 +291,10 @@ def read_table(
 
 def rounds(since: int) -> Generator[tuple[Iterable[int], bool], None, None]:
     """
-    Numbers of processes, round after round, and whether they were listed: if
-    so, one that is gone was there a moment ago.  First of all, where /proc
-    does not show all processes, every number that may be one.
+    Yield pids to examine, round after round, and whether they were listed.
+
+    A listed process that is gone was there a moment ago.  Where /proc does not
+    show all processes, the first round is every possible pid.
     """
     here = machine()
     if here.hidden or not here.proc:
@@ -301,7 +304,7 @@ def rounds(since: int) -> Generator[tuple[Iterable[int], bool], None, None]:
 
 
 def find_tagged(base: int, skip_sessions: Collection[int] = ()) -> list[Tagged]:
-    """All processes with a tag of this base, zombies among them, at once; see `read_table`."""
+    """Return all processes with a tag of this base, with zombies, at once; see `read_table`."""
     reading = read_table(base, skip_sessions)
     while True:
         try:
@@ -312,7 +315,7 @@ def find_tagged(base: int, skip_sessions: Collection[int] = ()) -> list[Tagged]:
 
 
 def _open(pid: int) -> int | None:
-    """A descriptor of a process; None where there can be none.  Raises `ProcessLookupError`."""
+    """Open a pidfd; return None if that is impossible.  Raises `ProcessLookupError`."""
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:
@@ -324,13 +327,13 @@ def _open(pid: int) -> int | None:
 
 def signal_if(pid: int, number: int, ours: Callable[[], bool]) -> bool:
     """
-    Signal a process if it is (still) ours; False where it is not.
+    Signal a process if `ours` returns True for it; return False if it does not.
 
-    The descriptor is opened before `ours` is asked, so that the signal goes
-    to the process that was seen, or to nobody (pidfd_open(2)).  Where there
-    can be none, `ours` is asked twice and the start time compared: a number
-    is used again only after all others.  Raises `PermissionError` where the
-    process is another user's.
+    The descriptor is opened before `ours` is called, so that the signal
+    reaches the process that was examined, or nobody (pidfd_open(2)).  Without
+    a descriptor `ours` is called twice and the start time compared: a pid is
+    reused only after all others.  Raises `PermissionError` if the process is
+    another user's.
     """
     try:
         process = _open(pid)
@@ -352,5 +355,5 @@ def signal_if(pid: int, number: int, ours: Callable[[], bool]) -> bool:
 
 
 def signal_tagged(pid: int, tag: int, number: int) -> bool:
-    """Signal a process if it (still) carries the tag; see `signal_if`."""
+    """Signal a process if it carries the tag; see `signal_if`."""
     return signal_if(pid, number, lambda: tag_of(pid) == tag)

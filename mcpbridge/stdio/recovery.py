@@ -1,9 +1,9 @@
 """
-Recovery after a bridge that was killed together with its watchdog.
+Clean up after bridges that were killed together with their watchdogs.
 
 `Journal` writes this bridge's own state file; `Recovery` finds those of dead
-bridges, and has a watchdog clean up after each of them.  What a state file
-is, and what the watchdog does, is in `state_file` and `watchdog_program`.
+bridges, and runs a watchdog to clean up after each.  `state_file` describes
+the file, `watchdog_program` what a watchdog does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
+from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -32,52 +32,52 @@ from mcpbridge.stdio.state_file import (
     open_state_directory,
     take_dead,
 )
-from mcpbridge.stdio.watchdog import set_tag, watchdog_command
+from mcpbridge.stdio.watchdog import LOGGED_BYTES, set_tag, watchdog_command
+from mcpbridge.timers import Timer
 
-#: How soon marked processes are in the state file; containers are at once.
+#: Records of processes are written to the state file after so long, those of containers at once.
 SAVE_SECONDS = 1.0
-#: No more of what a watchdog reports is kept.
+#: So much of the end of a watchdog's output is kept: its report is shorter.
 REPORT_BYTES = 64 * 1024
-#: What a report says.
+#: The members of a report.
 _REPORTED = {"processes", "left", "containers", "errors"}
 
 
 class Journal:
-    """Keeps this bridge's state file, where there may be one."""
+    """Keeps this bridge's state file up to date, if there is a directory for it."""
 
     log = Logger()
 
     def __init__(self, clock: IReactorTime, records: CleanupRecords) -> None:
-        self._clock = clock
         self._records = records
         self._file: StateFile | None = None
-        self._call: IDelayedCall | None = None
+        self._timer = Timer(clock)
 
     def open(self, folders: Sequence[str], base: int) -> None:
-        """Make the file in the first of these directories that can be had, or say why not."""
+        """Make the file in the first usable one of these directories, or log why there is none."""
         try:
             self._file = StateFile.create(open_state_directory(folders), base)
         except (OSError, NoStateDirectory) as error:
             self.log.info(
-                "no state file ({error}): if this bridge and its watchdog are killed together,"
-                " the next start does not know what they have left; set state_dir",
+                "no state file ({error}): if this bridge and its watchdog are killed together, the"
+                " next start cannot clean up what they leave; set state_dir",
                 error=str(error),
             )
         else:
             self._save()
 
     def changed(self, record: Record) -> None:
-        """The records have this one more, or less."""
+        """Write the records soon: this one was added or dropped."""
         if self._file is None:
             return
         if isinstance(record, ContainersRecord):
             self._save()
-        elif self._call is None:
-            self._call = self._clock.callLater(SAVE_SECONDS, self._save)
+        elif not self._timer.is_running:
+            self._timer.start(SAVE_SECONDS, self._save)
 
     def close(self, *, clean: bool) -> None:
-        """The bridge has stopped; without anything left the file goes."""
-        self._no_call()
+        """Stop writing; remove the file if the bridge has left nothing (`clean`)."""
+        self._timer.stop()
         file, self._file = self._file, None
         if file is not None:
             if clean:
@@ -86,66 +86,65 @@ class Journal:
                 file.release()
 
     def _save(self) -> None:
-        self._no_call()
+        self._timer.stop()
         if self._file is None:
             return
         try:
             self._file.save(self._records)
         except OSError as error:
             self.log.warn(
-                "cannot write {path}: {error}", path=self._file.path, error=error.strerror
+                "cannot write the state file {path}: {error}",
+                path=self._file.path,
+                error=error.strerror,
             )
-
-    def _no_call(self) -> None:
-        call, self._call = self._call, None
-        if call is not None and call.active():
-            call.cancel()
 
 
 class Cleaner(ProcessProtocol):
-    """One watchdog that cleans up after one dead bridge; `done` fires with its report, or None."""
+    """
+    A watchdog that cleans up after one dead bridge.
+
+    `done` fires with its report, or with None if it made none.
+    """
 
     log = Logger()
     transport: Any
 
     def __init__(self, clock: IReactorTime, records: Sequence[Record], tag: int) -> None:
-        self._clock = clock
         self._tag = tag
         self._records = records
         self._output = b""
-        self._patience: IDelayedCall | None = None
+        self._time_limit = Timer(clock)
         self.done: Deferred[dict[str, Any] | None] = Deferred()
 
     def connectionMade(self) -> None:
-        """Tell it all, and that the bridge is dead."""
+        """Send it all records, and end its input: the bridge is dead."""
         set_tag(self.transport.pid, self._tag)
         orders = [json.dumps({"add": each.as_json()}) for each in self._records]
         self.transport.write("".join(f"{each}\n" for each in orders).encode())
         self.transport.closeStdin()
-        self._patience = self._clock.callLater(CLEANUP_SECONDS, self.kill)
+        self._time_limit.start(CLEANUP_SECONDS, self.kill)
 
     def outReceived(self, data: bytes) -> None:
-        """Its report is the last line."""
+        """Keep the end of its output: the last line is its report."""
         self._output = (self._output + data)[-REPORT_BYTES:]
 
     def errReceived(self, data: bytes) -> None:
-        """It complains."""
-        self.log.warn("watchdog: {text!r}", text=data[:500].decode("utf-8", "replace"))
+        """Log what it writes to stderr."""
+        self.log.warn("watchdog: {text!r}", text=data[:LOGGED_BYTES].decode("utf-8", "replace"))
 
     def processEnded(self, reason: Failure) -> None:
-        """It is gone."""
-        if self._patience is not None and self._patience.active():
-            self._patience.cancel()
+        """Read the report, and fire `done`."""
+        self._time_limit.stop()
         try:
             report = json.loads(self._output.splitlines()[-1])
         except (IndexError, ValueError):
             report = None
-        # The files may be of another version by now: what is no report is none.
+        # An upgrade may have replaced the program by one that reports otherwise.
         whole = isinstance(report, dict) and report.keys() >= _REPORTED
         self.done.callback(report if whole else None)
 
     def kill(self) -> None:
-        """It takes too long, or the bridge stops: the file stays for the next start."""
+        """Kill it; the state file stays for the next start."""
         try:
             self.transport.signalProcess("KILL")
         except ProcessExitedAlready:
@@ -154,11 +153,10 @@ class Cleaner(ProcessProtocol):
 
 class Recovery:
     """
-    Cleans up what dead bridges of this user have left, one after the other.
+    Cleans up after dead bridges of this user, one after the other.
 
-    The killing is done by a process of its own, off the reactor's loop.
-    `tag` is what that process carries: this bridge's own base, which no
-    session has.
+    A watchdog process does it, since it would block the reactor.  `tag` is
+    that process's own: this bridge's base, which no session has.
     """
 
     log = Logger()
@@ -169,15 +167,15 @@ class Recovery:
         self._tag = tag
         self._cleaner: Cleaner | None = None
         self._dead: Iterator[StateFile] = iter(())
-        #: How many more bridges are cleaned up after.
+        #: So many more bridges are cleaned up after.
         self._left = 0
-        #: How many files were left to bridges elsewhere.
+        #: So many files were left to bridges elsewhere.
         self._elsewhere = 0
         self._stopping = False
         self._stopped: Deferred[None] | None = None
 
     def start(self, folders: Sequence[str]) -> None:
-        """Look through these directories, and begin."""
+        """Look for state files of dead bridges in these directories, and clean up."""
         self._stopping = False
         self._left = MAX_CLEANUPS
         self._elsewhere = 0
@@ -186,7 +184,7 @@ class Recovery:
         guarded(self.log, "looking for bridges that were killed", self._next)
 
     def stop(self) -> Deferred[None]:
-        """End a cleaning that is at work; the next start does it again."""
+        """Interrupt the present cleanup, which the next start repeats; fires when it has ended."""
         self._stopping = True
         if self._cleaner is None:
             return succeed(None)
@@ -203,7 +201,9 @@ class Recovery:
                 return
             if not self._left:
                 file.release()
-                self.log.warn("more bridges were killed; the next start cleans up after them")
+                self.log.warn(
+        """Interrupt the present cleanup, which the next start repeats; fires once it ended."""
+                )
                 break
             if self._may_clean(file, here):
                 self._left -= 1
@@ -217,13 +217,13 @@ class Recovery:
             )
 
     def _may_clean(self, file: StateFile, here: Place) -> bool:
-        """Whether process numbers and engines mean here what they meant to that bridge."""
+        """Return True if pids and container engines mean the same here as to that bridge."""
         place = file.state.place
         same_boot = (place.boot, place.pid_namespace) == (here.boot, here.pid_namespace)
         if same_boot and place.host == here.host:
             return True
         if not same_boot and (place.host != here.host or place.boot == here.boot):
-            # Another machine, or a container of this one: it is for a bridge there.
+            # That is another machine, or a container on this one: a bridge there cleans up.
             if file.age() > FORGET_SECONDS:
                 file.remove()
             else:
@@ -232,9 +232,9 @@ class Recovery:
             return False
         self._leave_containers(file)
         if same_boot:
-            # The machine has got another name.
+            # The machine was renamed since.
             return True
-        # It was restarted since: no process is left.
+        # The machine was restarted since: no process is left.
         file.remove()
         return False
 

@@ -77,7 +77,7 @@ class StdinQueue:
         too_many = self._messages + messages > self._max_messages and self._waiting
         if too_many or self._size >= self._max_bytes:
             raise BackendBusy(
-                f"the backend does not read its messages: {self._messages} of them"
+                f"the backend does not read its stdin: {self._messages} messages"
                 f" ({self._size} bytes) already wait"
             )
         self._waiting.append(line)

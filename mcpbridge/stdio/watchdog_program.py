@@ -285,7 +285,9 @@ def remove_labelled(
             inspect = [*engine, "container", "inspect", f"--format={labels}", each]
             labelled, _, volumes = run_engine(inspect, environment).strip().partition(" ")
             if labelled != value:
-                raise ValueError(f"container {each[:12]} has not the label that was asked for")
+                raise ValueError(
+                    f"container {each[:12]} does not have the label that was asked for"
+                )
             run_engine(
                 [*engine, "rm", "-f", *(["-v"] if volumes == "true" else []), each], environment
             )

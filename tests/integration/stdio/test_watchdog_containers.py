@@ -59,7 +59,7 @@ def test_an_engine_that_lists_all_loses_none(engine: Engine) -> None:
     engine.start(f"{LABEL}=b", *SLEEPER)
     engine.set("blind")
     _, problem = remove(engine)
-    assert problem.endswith("has not the label that was asked for")
+    assert problem.endswith("does not have the label that was asked for")
     engine.unset("blind")
     assert len(engine.containers()) == len(engine.containers(f"{LABEL}=other")) == 1
 
