@@ -1,17 +1,17 @@
 """
-Container engines: take a `docker run` command line apart, and label it.
+Parse a `docker run` command line, and add labels to it.
 
 `docker`, `podman` and `nerdctl` start a container outside the process tree
 of their CLI, so ending that tree does not end the container.  This module
-reads the command line of a backend and says whether it starts a container,
-with which engine, and with which of the options that matter here.  No I/O:
-`engine` runs the commands.
+finds out if a backend's command line starts a container, with which engine,
+and with which of the options that matter here.  It does no I/O: `containers`
+runs the engine's commands.
 
 The three CLIs parse options with the pflag library: `--name value`,
 `--name=value`, `--flag`, `--flag=false`, `-n value`, `-nvalue`, `-n=value`,
-and short flags together (`-it`); a `--` ends the options, and so does the
-first argument that is none, here IMAGE.  A flag takes no value from the next
-argument, everything else does.
+and combined short flags (`-it`).  A `--` ends the options, and so does the
+first argument that is not an option, here IMAGE.  A flag takes no value from
+the next argument, every other option does.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-#: The label of every container of one bridge, and that of one session.
+#: The labels of all containers of one bridge, and of the container of one session.
 BRIDGE_LABEL = "mcpbridge.bridge"
 SESSION_LABEL = "mcpbridge.session"
-#: The label of a container that was started with `--rm`: its anonymous volumes go with it.
+#: The label of a container that was started with `--rm`: its anonymous volumes are removed, too.
 VOLUMES_LABEL = "mcpbridge.remove-volumes"
 
 _ENGINES = {"docker": "docker", "podman": "podman", "podman-remote": "podman", "nerdctl": "nerdctl"}
@@ -40,8 +40,8 @@ _GLOBAL_FLAGS = {
         *("--kube-hide-dupe", "-v", "--version", "-h", "--help"),
     },
 }
-#: Short options of the engine itself that take a value, and docker's long ones;
-#: the long ones of the others stand below.
+#: Short options of the engine itself that take a value, and docker's long ones; the long ones
+#: of the other engines are below.
 _GLOBAL_VALUES = {
     "docker": {
         *("-c", "--context", "-H", "--host", "-l", "--log-level", "--config"),
@@ -50,8 +50,8 @@ _GLOBAL_VALUES = {
     "podman": {"-c"},
     "nerdctl": {"-a", "-H", "-n"},
 }
-#: Options of the engine itself that podman and nerdctl take behind `run` too.
-#: They say which containers are meant, so every later command needs them.
+#: Options of the engine itself that podman and nerdctl also accept after `run`.  They select
+#: the engine, so every later command needs them.
 _GLOBAL_BEHIND_RUN = {
     "docker": set[str](),
     "podman": {
@@ -68,7 +68,7 @@ _GLOBAL_BEHIND_RUN = {
         *("--debug-full", "--experimental", "--hosts-dir", "--insecure-registry"),
     },
 }
-#: Options of `run` that are flags, of all engines; all others take a value.
+#: The options of `run`, of all engines, that are flags; all others take a value.
 _RUN_FLAGS = {
     *("-d", "--detach", "-i", "--interactive", "-t", "--tty", "-P", "--publish-all"),
     *("-q", "--quiet", "--rm", "--init", "--help", "--privileged", "--read-only"),
@@ -79,7 +79,7 @@ _RUN_FLAGS = {
     *("--read-only-tmpfs", "--rmi", "--rootfs", "--tls-verify", "--unsetenv-all"),
 }
 _LONG = {"-i": "--interactive", "-t": "--tty", "-d": "--detach"}
-#: What Go's `strconv.ParseBool` takes for true.
+#: The values that are true for Go's `strconv.ParseBool`.
 _TRUE = {"1", "t", "T", "TRUE", "true", "True"}
 
 
@@ -89,9 +89,9 @@ class ContainerCommand:
 
     #: `docker`, `podman` or `nerdctl`.
     engine: str
-    #: The engine with its own options, the program as it was written.
+    #: The engine as it was written, with its own options.
     prefix: tuple[str, ...]
-    #: From the program to `run`, and what follows `run`.
+    #: The arguments up to `run`, and those after it.
     head: tuple[str, ...]
     tail: tuple[str, ...]
     interactive: bool = False
@@ -103,17 +103,17 @@ class ContainerCommand:
     name: str | None = None
 
     def engine_line(self, program: str) -> list[str]:
-        """The engine with its own options, ready for a command such as `ps`."""
+        """Return the engine with its own options, to which a command such as `ps` is added."""
         return [program, *self.prefix[1:]]
 
     def run_line(
         self, program: str, labels: Mapping[str, str], cidfile: str | None, *, init: bool
     ) -> list[str]:
         """
-        The command line to run, with what the bridge adds.
+        Return the command line to run, with the options that the bridge adds.
 
-        That stands right behind `run`, where it is an option whatever
-        follows; an option that is given again later wins, the user's own.
+        They come right after `run`, where they are options whatever follows;
+        of an option that is repeated the last one counts, so the user's own wins.
         """
         added = [f"--label={name}={value}" for name, value in labels.items()]
         if cidfile is not None and self.cidfile is None:
@@ -123,20 +123,20 @@ class ContainerCommand:
         return [program, *self.head[1:], *added, *self.tail]
 
     def warning(self) -> str | None:
-        """What keeps this command line from serving sessions well, in one line."""
+        """Return one line about options that do not suit a backend, or None."""
         found = list(self._problems())
         return f"`{self.engine} run`: {'; '.join(found)}" if found else None
 
     def _problems(self) -> Iterator[str]:
         if self.detach:
-            yield "`-d` disconnects the container from the bridge; remove it from args"
+            yield "`-d` detaches the container from the bridge; remove it from args"
         if self.tty:
-            yield "`-t` makes a terminal of its pipes, which carry messages; remove it from args"
+            yield "`-t` turns its pipes, which carry messages, into a terminal; remove it from args"
         if not self.interactive and not self.detach:
             yield "without `-i` its stdin is closed; add it to args"
         if self.name is not None and self.replace:
             yield (
-                f"`--replace` with `--name {self.name}` makes each session end the one before;"
+                f"`--replace` with `--name {self.name}` lets each session end the one before;"
                 " remove both from args"
             )
         elif self.name is not None:
@@ -146,17 +146,17 @@ class ContainerCommand:
             )
         if self.cidfile is not None:
             yield (
-                f"`--cidfile {self.cidfile}` must not exist before, so it serves one session only;"
+                f"`--cidfile {self.cidfile}` must name a new file, so only one session can start;"
                 " remove it from args"
             )
 
 
 def parse_container_command(command: str, arguments: Sequence[str]) -> ContainerCommand | None:
     """
-    Take a backend's command line apart; None where it starts no container.
+    Parse a backend's command line; return None if it starts no container.
 
-    Only the engine itself is recognised, by the name of its program: neither
-    a shell, `env` or `sudo` before it, nor `compose`, `exec` or `start`.
+    Only the engine itself is recognised, by the name of its program: not
+    behind a shell, `env` or `sudo`, and not with `compose`, `exec` or `start`.
     """
     engine = _ENGINES.get(os.path.basename(command))
     if engine is None:
@@ -186,7 +186,7 @@ def parse_container_command(command: str, arguments: Sequence[str]) -> Container
 
 
 def _read_run_options(engine: str, tail: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The engine's own options among those of `run`, and the last value of each other one."""
+    """Return the engine's own options among those of `run`, and the last value of the others."""
     own = _GLOBAL_BEHIND_RUN[engine]
     flags = _RUN_FLAGS | {each for each in _GLOBAL_FLAGS[engine] & own if each.startswith("--")}
     also: list[str] = []
@@ -205,8 +205,8 @@ class _Options:
     `rest` is what follows them.
 
     `flags` take no value from the next argument, `values` do.  An option that
-    is neither takes the next argument unless that is one of `ends`: newer
-    engines have options that are not known here.
+    is in neither takes the next argument unless that is one of `ends`: newer
+    engines have options that this module does not know.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class _Options:
         self._ends = ends
 
     def skip(self) -> list[str]:
-        """What follows the options."""
+        """Skip all options; return the arguments that follow them."""
         for _ in self:
             pass
         return self.rest
@@ -244,10 +244,10 @@ class _Options:
         return name, "true" if name in self._flags else self._next(name)
 
     def _short(self, letters: str) -> Iterator[tuple[str, str]]:
-        """`-i`, `-it`, `-i=true`, `-eNAME`, `-e NAME`, `-ite NAME`."""
+        """Parse `-i`, `-it`, `-i=true`, `-eNAME`, `-e NAME` or `-ite NAME`."""
         while letters:
             name, letters = f"-{letters[0]}", letters[1:]
-            # pflag: an `=` counts only where something follows it.
+            # In pflag, an `=` with nothing behind it is a letter of its own.
             if letters.startswith("=") and len(letters) > 1:
                 yield name, letters[1:]
                 return

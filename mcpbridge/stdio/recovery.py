@@ -202,7 +202,8 @@ class Recovery:
             if not self._left:
                 file.release()
                 self.log.warn(
-        """Interrupt the present cleanup, which the next start repeats; fires once it ended."""
+                    "more bridges were killed than one start cleans up after (MAX_CLEANUPS);"
+                    " the next start goes on"
                 )
                 break
             if self._may_clean(file, here):

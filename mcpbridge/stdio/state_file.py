@@ -1,22 +1,21 @@
 """
-The state file of a bridge: how a later start finds what it has left.
+The state file of a bridge, by which a later start cleans up after it.
 
-The watchdog is a single net: killed together with the bridge it cleans up
-nothing.  So every bridge writes a small file that says which tags are its
-own, and holds an exclusive flock(2) on it as long as it lives.  The kernel
-frees the lock whatever the bridge dies of: a file that can be locked is a
-dead bridge's.
+A watchdog that is killed together with its bridge cleans up nothing.  So every
+bridge writes a small file with the base of its tags, and holds an exclusive
+flock(2) on it as long as it lives.  The kernel releases the lock whatever the
+bridge dies of, so a file that can be locked belongs to a dead bridge.
 
 The lock belongs to the open file description, which a fork shares: the
-descriptor closes on exec, so no backend holds the lock.  (A record lock
-(fcntl(2)) would be the process's own, but two bridges of one process would
-not exclude each other.)  A process that an embedding application forks
-without exec keeps the lock; then the file counts as a live bridge's, and
-nothing is cleaned up, which is the safe side.
+descriptor closes on exec, so no backend holds the lock.  (A record lock,
+fcntl(2), would belong to the process, but then two bridges of one process
+would not exclude each other.)  If an embedding application forks without exec,
+the child keeps the lock; the file then counts as a live bridge's, and nothing
+is cleaned up, which is safe.
 
-Two lines of JSON say all: the first what the bridge is, the second its
-records (see `records`).  Only the second is ever rewritten: where the disk is
-full, the tags are still known.
+The file has two lines of JSON: the first identifies the bridge, the second has
+its records (see `cleanup_records`).  Only the second is ever rewritten, so
+that the tags are known even if the disk is full.
 """
 
 from __future__ import annotations
@@ -36,25 +35,25 @@ from mcpbridge.stdio import process_tags
 from mcpbridge.stdio.cleanup_records import Record, read_record
 from mcpbridge.stdio.watchdog_program import start_time
 
-#: The names of state files, and of those that are being made.
+#: The names of state files: prefix, suffix, and the further suffix of an unfinished one.
 PREFIX, SUFFIX, UNFINISHED = "bridge-", ".json", ".new"
-#: No state file is larger.
+#: At most so much of a state file is read.
 STATE_FILE_BYTES = 4 * 1024 * 1024
-#: After this time a file is removed that this bridge can do nothing about.
+#: A file of a bridge elsewhere, after which this one cannot clean up, is removed after so long.
 FORGET_SECONDS = 30 * 86400.0
-#: After this time a file that is still being made is nobody's.
+#: A file that is unfinished after so long is removed.
 UNFINISHED_SECONDS = 3600.0
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class NoStateDirectory(BridgeError):
-    """There is no directory for state files; the text says why."""
+    """No directory can be used for state files; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process number means something: a boot of a machine, and a PID namespace."""
+    """Where a pid has its meaning: a machine, one boot of it, and a PID namespace."""
 
     host: str
     boot: str
@@ -62,7 +61,7 @@ class Place:
 
     @classmethod
     def here(cls) -> Self:
-        """Of this process.  Raises `OSError`."""
+        """Return the place of this process.  Raises `OSError`."""
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read().strip()
         return cls(socket.gethostname(), boot, os.readlink("/proc/self/ns/pid"))
@@ -70,7 +69,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class BridgeState:
-    """What the first line says: whose tags these are."""
+    """The first line: which bridge this is, and the base of its tags."""
 
     base: int
     pid: int
@@ -80,15 +79,16 @@ class BridgeState:
 
     def is_running(self) -> bool:
         """
-        Whether that bridge lives, by pid and start time.
+        Return True if that bridge is alive, by its pid and start time.
 
-        Asked beside the lock, for file systems whose locks exclude nobody.
+        It is checked in addition to the lock, since the locks of some file
+        systems exclude nobody.
         """
         return start_time(self.pid) == self.start_time
 
 
 class StateFile:
-    """A state file that this process has locked: its own, or a dead bridge's."""
+    """A state file that this process has locked: its own bridge's, or a dead one's."""
 
     def __init__(self, path: str, descriptor: int, state: BridgeState, at: int) -> None:
         self.path = path
@@ -100,9 +100,9 @@ class StateFile:
     @classmethod
     def create(cls, folder: str, base: int) -> StateFile:
         """
-        The file of this process's bridge, locked before it has its name.
+        Make the file of this process's bridge, and lock it before it gets its name.
 
-        Raises `OSError`, also where the file system knows no locks.
+        Raises `OSError`, also if the file system has no locks.
         """
         pid = os.getpid()
         state = BridgeState(base, pid, start_time(pid) or 0, Place.here(), time.time())
@@ -123,8 +123,10 @@ class StateFile:
     @classmethod
     def take(cls, path: str) -> StateFile | None:
         """
-        The file of a dead bridge; None where it is a live one's, or gone, or
-        not ours.  One that cannot be read is removed.
+        Lock the file of a dead bridge.
+
+        Returns None if the bridge is alive, or the file is gone or not ours.
+        Removes a file that cannot be read.
         """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | _FLAGS)
@@ -132,7 +134,7 @@ class StateFile:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Removed meanwhile by another bridge that has just cleaned up.
+            # Another bridge may have cleaned up and removed it meanwhile.
             found = os.fstat(descriptor)
             if not (found.st_nlink and _is_safe(found) and stat.S_ISREG(found.st_mode)):
                 return None
@@ -151,7 +153,7 @@ class StateFile:
                 os.close(descriptor)
 
     def records(self) -> list[Record]:
-        """The second line; none where it cannot be read."""
+        """Return the records; none if the second line cannot be read."""
         try:
             line = os.pread(self._descriptor, STATE_FILE_BYTES, self._at)
             return [read_record(each) for each in json.loads(line)]
@@ -161,21 +163,22 @@ class StateFile:
     def save(self, records: Iterable[Record]) -> None:
         """Replace the second line.  Raises `OSError`."""
         line = json.dumps([each.as_json() for each in records], separators=(",", ":")).encode()
-        # One write, so that it is all there or nothing; spaces end no JSON early.
+        # One write, so that all of it is there or nothing.  A shorter line is filled up
+        # with spaces, which JSON allows at its end.
         old = os.fstat(self._descriptor).st_size - self._at
         os.pwrite(self._descriptor, line.ljust(old), self._at)
 
     def age(self) -> float:
-        """How many seconds ago the bridge was started, by the wall clock."""
+        """Return how many seconds ago the bridge was started, by the wall clock."""
         return time.time() - self.state.began
 
     def remove(self) -> None:
-        """Nothing is left of the bridge: remove the file, then free the lock."""
+        """Remove the file, then release the lock: nothing is left of the bridge."""
         _unlink(self.path)
         self.release()
 
     def release(self) -> None:
-        """Free the lock and leave the file to a later start."""
+        """Release the lock, and leave the file to a later start."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -183,9 +186,9 @@ class StateFile:
 
 def take_dead(folder: str) -> Iterator[StateFile]:
     """
-    The files of dead bridges, each locked until it is removed or released.
+    Iterate over the files of dead bridges, each locked until it is removed or released.
 
-    Files that were left unfinished long ago are removed by the way.
+    Removes files that were left unfinished.
     """
     try:
         names = sorted(os.listdir(folder))
@@ -209,9 +212,9 @@ def take_dead(folder: str) -> Iterator[StateFile]:
 
 def candidates(setting: str | None, environment: Mapping[str, str], uid: int) -> list[str]:
     """
-    Where state files may be, the best place first.
+    Return the directories in which state files may be, the best one first.
 
-    What is set; otherwise systemd's STATE_DIRECTORY (systemd.exec(5)), the
+    The configured one; otherwise systemd's STATE_DIRECTORY (systemd.exec(5)), the
     user's runtime directory, then the state directory (XDG Base Directory
     Specification), and for the superuser `/run` and `/var/lib`.
     """
@@ -234,7 +237,7 @@ def candidates(setting: str | None, environment: Mapping[str, str], uid: int) ->
 
 def open_state_directory(folders: Iterable[str]) -> str:
     """
-    The first of them that can be had, made where it is not there (mode 0700).
+    Return the first usable one of these directories; make it if it is missing (mode 0700).
 
     Raises `NoStateDirectory`.
     """
@@ -247,17 +250,17 @@ def open_state_directory(folders: Iterable[str]) -> str:
             why = f"{folder}: {error.strerror}"
             continue
         if not _is_safe(found):
-            # Whoever can write there could name programs for us to run.
-            why = f"{folder}: it is another user's, or others may write there"
+            # Whoever can write there could have the bridge run any program.
+            why = f"{folder}: it belongs to another user, or others may write to it"
         elif not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            why = f"{folder}: it cannot be written"
+            why = f"{folder}: it is not writable"
         else:
             return folder
     raise NoStateDirectory(why)
 
 
 def is_safe_directory(folder: str) -> bool:
-    """Whether a directory is there, and nobody else can have put files into it."""
+    """Return True if a directory exists and nobody else can put files into it."""
     try:
         return _is_safe(os.stat(folder))
     except OSError:
@@ -265,12 +268,12 @@ def is_safe_directory(folder: str) -> bool:
 
 
 def _is_safe(found: os.stat_result) -> bool:
-    """Whether nobody else can write it."""
+    """Return True if only this user can write to it."""
     return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def _read_state(value: Any) -> BridgeState:
-    """Raises `ValueError` where it is not the first line of a state file."""
+    """Read the first line of a state file.  Raises `ValueError` if it is none."""
     match value:
         case {
             "base": int(base),

@@ -1,35 +1,34 @@
 """
-The watchdog: one small process beside the bridge, for the day it is killed.
+The watchdog: a small process beside the bridge that cleans up if the bridge is killed.
 
 It reads its standard input.  When that ends, the bridge has stopped or was
-killed with SIGKILL; then the watchdog kills every process that carries a tag
-of the bridge and every process that it was told of, and removes the
-containers that it was told of.  Run as `python -I -S watchdog_program.py BASE [TAG]`;
-it needs nothing but the standard library and the modules beside it.
+killed; then the watchdog kills every process that carries a tag of the
+bridge, kills every process that it was told of, and removes the containers
+that it was told of.  Run it as `python -I -S watchdog_program.py BASE [TAG]`;
+it needs only the standard library and the modules beside it.
 
-BASE is the base of the bridge's tags, TAG the watchdog's own (default: BASE).
-A bridge that starts runs this program for a bridge that is dead: with the
-BASE of the dead one, a TAG of its own, and an input that ends at once.
+BASE is the base of the bridge's tags, TAG the watchdog's own tag (default:
+BASE).  A starting bridge runs this program to clean up after a dead one: with
+the BASE of the dead bridge, a TAG of its own, and an input that ends at once.
 
 The input is JSON, one object a line:
 
 `{"add": RECORD}`      clean this up when the input ends
-`{"drop": RECORD}`     no longer
-`{"reset": true}`      the whole table follows
-`{"complete": true}`   that was all of it
+`{"drop": RECORD}`     do not clean this up
+`{"reset": true}`      forget all records; all present ones follow
+`{"complete": true}`   those were all
 
 where RECORD is `{"process": [PID, START_TIME]}`, START_TIME being field 22 of
 `/proc/PID/stat`, or `{"containers": {"engine": [PROGRAM, ARG, ...], "filter":
 FILTER, "environment": {NAME: VALUE, ...}}}`: all containers that `ENGINE ps
 --filter FILTER` lists.
 
-On standard output there is one line when it waits, `{"ready": true}`, and one
-at the end, `{"processes": FOUND, "left": PROCESSES_LEFT, "containers":
+It writes one line to standard output when it waits, `{"ready": true}`, and its
+report at the end, `{"processes": FOUND, "left": PROCESSES_LEFT, "containers":
 REMOVED, "errors": [TEXT, ...]}`.
 
-Everything is imported before the wait.  By the time the bridge is dead the
-files may be gone or of another version: an upgrade in place, a release
-folder that was swapped.
+Everything is imported before the wait: when the bridge dies, an upgrade may
+have removed the files or replaced them by another version's.
 """
 
 from __future__ import annotations
@@ -54,16 +53,16 @@ else:
     from mcpbridge.stdio.process_tags import LIMITS
     from mcpbridge.stdio.procfs import find_tagged
 
-#: How long the watchdog goes on killing before it gives up.
+#: The watchdog gives up killing after so long.
 GIVE_UP_SECONDS = 30.0
-#: Between two looks.
+#: The pause between two looks at the process table.
 PAUSE_SECONDS = 0.02
-#: How many looks in a row must find nothing: a process may be born behind
-#: the place in /proc that a look has passed.
+#: So many looks in a row must find nothing: a process may be born behind the
+#: place in /proc that a look has passed.
 CLEAN_LOOKS = 2
 #: How long one command of a container engine may take.
 ENGINE_SECONDS = 20.0
-#: How often a container engine that fails is tried, and the pause between.
+#: A container engine that fails is tried so often, with this pause between.
 ENGINE_TRIES = 3
 ENGINE_PAUSE_SECONDS = 1.0
 #: How long an engine may go on creating a container after its CLI was killed.
@@ -72,8 +71,8 @@ BIRTH_SECONDS = 5.0
 VOLUMES_LABEL = "mcpbridge.remove-volumes"
 #: A longer line of the input is dropped: no record is as long.
 LINE_BYTES = 1024 * 1024
-#: Signals that the watchdog does not survive, or must leave alone.  SIGCHLD
-#: has to keep its default for the engines' exit statuses to be known.
+#: Signals that the watchdog cannot survive, or whose default it must keep: without
+#: the default of SIGCHLD the exit statuses of an engine's commands would be lost.
 LEFT_ALONE = frozenset(
     {
         signal.SIGKILL,
@@ -95,16 +94,17 @@ Record = dict[str, Any]
 
 def outlive_signals() -> None:
     """
-    Do nothing at all signals but those in `LEFT_ALONE`.
+    Survive all signals but those in `LEFT_ALONE`.
 
-    By a handler: what is ignored, the container engine's programs would
-    inherit.  A read that a handler interrupts goes on by itself (PEP 475).
+    It takes a handler that does nothing, since the container engine's
+    programs would inherit an ignored signal.  Python resumes a read that a
+    handler has interrupted (PEP 475).
     """
     for number in signal.valid_signals() - LEFT_ALONE:
         try:
             signal.signal(number, _do_nothing)
         except (OSError, ValueError):
-            # The C library keeps some for itself.
+            # The C library reserves some signals.
             pass
 
 
@@ -113,17 +113,17 @@ def _do_nothing(number: int, frame: object) -> None:
 
 
 class Records:
-    """What the bridge wants to be cleaned up, from the lines of the input."""
+    """The records of what to clean up, from the lines of the input."""
 
     def __init__(self) -> None:
         self._table: dict[str, Record] = {}
-        #: The table that a reset has begun to replace, until it is complete:
-        #: where the input ends in between, what stands in either counts.
+        #: The records before a reset, until the new ones are complete.  If the input ends in
+        #: between, the records of both tables count.
         self._before: dict[str, Record] = {}
         self._partial = b""
 
     def receive(self, data: bytes) -> None:
-        """Bytes of the input, in pieces of any size."""
+        """Take bytes of the input, in pieces of any size."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         if len(self._partial) > LINE_BYTES:
             self._partial = b""
@@ -131,7 +131,7 @@ class Records:
             try:
                 self._follow(json.loads(line))
             except (ValueError, TypeError, AttributeError):
-                # Not worth to fail: the tags are still there.
+                # The tags still lead to most processes: go on.
                 continue
 
     def _follow(self, order: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ class Records:
             self._before = {}
 
     def all(self) -> list[Record]:
-        """All records."""
+        """Return all records."""
         return list({**self._before, **self._table}.values())
 
 
@@ -159,7 +159,7 @@ def read_records(descriptor: int) -> list[Record]:
 
 
 def kill_all(base: int) -> int:
-    """Kill what carries a tag of this base; return how many processes are left."""
+    """Kill all processes with a tag of this base; return how many are left."""
     give_up = time.monotonic() + GIVE_UP_SECONDS
     clean = 0
     me = os.getpid()
@@ -167,10 +167,10 @@ def kill_all(base: int) -> int:
     while clean < CLEAN_LOOKS and time.monotonic() < give_up:
         try:
             kill_pass(base)
-            # A zombie holds nothing, and is its parent's to reap.
+            # A zombie holds no resources, and its parent has to reap it.
             left = [each.pid for each in find_tagged(base) if not each.zombie and each.pid != me]
         except OSError:
-            # What was not seen is not gone.
+            # A process that was not seen may still be there.
             left = [-1]
         clean = 0 if left else clean + 1
         time.sleep(PAUSE_SECONDS)
@@ -178,21 +178,21 @@ def kill_all(base: int) -> int:
 
 
 def count_tagged(base: int) -> int:
-    """How many processes of sessions carry a tag of this base and live, as far as is seen."""
+    """Count the living processes of sessions with a tag of this base, as far as can be seen."""
     try:
         # `base` itself is the tag of the bridge's watchdog.
         return sum(not each.zombie and each.tag != base for each in find_tagged(base))
     except OSError:
-        # This is for the report alone, and must keep nothing from being killed:
-        # the bridge may have died of what the system lacks.
+        # The number is only for the report, so go on and kill: the bridge may have died of
+        # the same lack of descriptors.
         return 0
 
 
 def start_time(pid: int) -> int | None:
-    """When a process was started, in clock ticks since the boot; None where it is gone."""
+    """Return when a process was started, in clock ticks since boot; None if it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
-            # The name, in parentheses, may hold anything: read behind it.
+            # The name, in parentheses, may contain anything: read what follows it.
             fields = stat.read(4096).rpartition(b")")[2].split()
         return None if fields[0] in (b"Z", b"X") and int(fields[17]) <= 1 else int(fields[19])
     except (OSError, IndexError, ValueError):
@@ -201,12 +201,11 @@ def start_time(pid: int) -> int | None:
 
 def kill_process(pid: int, started: int) -> bool:
     """
-    Kill a process if it (still) is the one that was started at that time.
+    Kill a process if it is the one that was started at that time; return True if it is.
 
-    Returns whether it was there.  The descriptor is opened before the time is
-    read, so that the signal goes to that process or to nobody (pidfd_open(2));
-    where there is none, the time says enough: a number is used again only
-    after all others.
+    The descriptor is opened before the time is read, so that the signal
+    reaches that process or nobody (pidfd_open(2)).  Without a descriptor the
+    time is proof enough: a pid is reused only after all others.
     """
     try:
         process = os.pidfd_open(pid)
@@ -235,14 +234,14 @@ def remove_containers(
     """
     Remove all containers that a filter, `label=NAME=VALUE`, finds, running or not.
 
-    Returns how many, and what went wrong: "" where none is left.  The CLIs
-    died with the bridge, and what they had asked the engine for it may still
-    create: nothing is left when for `BIRTH_SECONDS` nothing was found.
+    Returns their number, and an error text, "" if none is left.  The CLIs died
+    with the bridge, but the engine may still create a container that one of
+    them has asked for: none is left if none was found for `BIRTH_SECONDS`.
     """
     removed: set[str] = set()
     failures = 0
     why = ""
-    # What the CLIs have written, see `engine`.
+    # The folder of the cidfiles that the CLIs have written (see `containers`).
     name = f"mcpbridge-{wanted.rpartition('=')[2]}"
     shutil.rmtree(os.path.join(environment.get("TMPDIR") or "/tmp", name), ignore_errors=True)
     born_by = time.monotonic() + BIRTH_SECONDS
@@ -272,10 +271,10 @@ def remove_labelled(
     engine: list[str], wanted: str, environment: dict[str, str], found: list[str]
 ) -> None:
     """
-    Remove containers, once their label was read again from themselves: a
-    filter that an engine does not know must not cost others theirs.
+    Remove containers whose label, read again from each of them, is the wanted one.
 
-    Raises what `run_engine` raises; `ValueError` too where the label is another.
+    An engine that does not know the filter lists other people's containers,
+    too.  Raises what `run_engine` raises, and `ValueError` for another label.
     """
     name, _, value = wanted.removeprefix("label=").partition("=")
     labels = f'{{{{index .Config.Labels "{name}"}}}} {{{{index .Config.Labels "{VOLUMES_LABEL}"}}}}'
@@ -292,7 +291,7 @@ def remove_labelled(
                 [*engine, "rm", "-f", *(["-v"] if volumes == "true" else []), each], environment
             )
         except ValueError as error:
-            # Most often it has gone meanwhile.  One that stays keeps no other from going.
+            # Most often it has gone meanwhile.  One that stays must not keep the others.
             problem = str(error)
     if problem:
         raise ValueError(problem)
@@ -300,10 +299,10 @@ def remove_labelled(
 
 def run_engine(command: list[str], environment: dict[str, str]) -> str:
     """
-    Run a command of a container engine; its output.
+    Run a command of a container engine; return its output.
 
-    Raises `OSError`, `subprocess.TimeoutExpired` and `ValueError` with the
-    end of what it printed to its standard error where it fails.
+    Raises `OSError` and `subprocess.TimeoutExpired`, and `ValueError` with the
+    end of its error output if it fails.
     """
     done = subprocess.run(
         command,
@@ -319,10 +318,10 @@ def run_engine(command: list[str], environment: dict[str, str]) -> str:
 
 
 def clean_up(base: int, records: list[Record]) -> dict[str, Any]:
-    """Kill and remove everything; what was done, as it is reported."""
+    """Kill and remove everything; return the report."""
     errors: list[str] = []
-    marked = [each["process"] for each in records if "process" in each]
-    found = count_tagged(base) + sum(kill_process(pid, started) for pid, started in marked)
+    untagged = [each["process"] for each in records if "process" in each]
+    found = count_tagged(base) + sum(kill_process(pid, started) for pid, started in untagged)
     left = kill_all(base)
     removed = 0
     for each in records:
@@ -335,8 +334,8 @@ def clean_up(base: int, records: list[Record]) -> dict[str, Any]:
     return {"processes": found, "left": left, "containers": removed, "errors": errors}
 
 
-def say(message: dict[str, Any]) -> None:
-    """A line on standard output, where somebody still reads it."""
+def report(message: dict[str, Any]) -> None:
+    """Write a line to standard output, if it is still read."""
     try:
         os.write(1, json.dumps(message).encode() + b"\n")
     except OSError:
@@ -344,9 +343,9 @@ def say(message: dict[str, Any]) -> None:
 
 
 def main(base: int, tag: int) -> int:
-    """Wait, then clean up; the exit status is 0 when nothing is left."""
-    # A bridge may itself be the backend of another, which would kill all that
-    # carries the tag of that session: this process carries one of its own.
+    """Wait, then clean up; return the exit status, 0 if nothing is left."""
+    # A bridge may be the backend of another bridge, which kills everything that carries the
+    # tag of that session.  This process must outlive that, so it has a tag of its own.
     for limit in LIMITS:
         resource.setrlimit(limit, (tag, tag))
     try:
@@ -354,11 +353,11 @@ def main(base: int, tag: int) -> int:
     except PermissionError:
         pass
     os.chdir("/")
-    say({"ready": True})
+    report({"ready": True})
     records = read_records(0)
-    report = clean_up(base, records)
-    say(report)
-    return 1 if report["left"] or report["errors"] else 0
+    done = clean_up(base, records)
+    report(done)
+    return 1 if done["left"] or done["errors"] else 0
 
 
 if __name__ == "__main__":

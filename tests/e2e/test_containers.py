@@ -263,7 +263,7 @@ def test_own_name_and_cidfile(engine: Engine, tmp_path: Path) -> None:
 def test_detached_container(engine: Engine, tmp_path: Path) -> None:
     """A session cannot be had with it, which is said, and what it leaves is removed."""
     with serving(config=config(s=server(engine, tmp_path / "told", "-d"))) as bridge:
-        bridge.wait_for_log("server 's': `docker run`: `-d` disconnects")
+        bridge.wait_for_log("server 's': `docker run`: `-d` detaches")
         stream = bridge.open("/s")
         stream.rest()
         bridge.wait_for_close(stream)

@@ -188,13 +188,13 @@ def test_what_is_added(text: str, cidfile: str | None, init: bool, line: str) ->
         ("-i --rm x", []),
         ("-i x", []),
         ("--rm x", ["without `-i`"]),
-        ("-it x", ["`-t` makes"]),
-        ("-d x", ["`-d` disconnects"]),
+        ("-it x", ["`-t` turns"]),
+        ("-d x", ["`-d` detaches"]),
         ("-i --name a x", ["only one container can have the name 'a'"]),
         ("-i --replace --name a x", ["`--replace` with `--name a`"]),
-        ("-i --cidfile a x", ["`--cidfile a` must not exist"]),
-        ("-t --name a x", ["`-t` makes", "without `-i`", "only one container"]),
-        ("-d --cidfile a x", ["`-d` disconnects", "`--cidfile a` must not exist"]),
+        ("-i --cidfile a x", ["`--cidfile a` must name a new file"]),
+        ("-t --name a x", ["`-t` turns", "without `-i`", "only one container"]),
+        ("-d --cidfile a x", ["`-d` detaches", "`--cidfile a` must name a new file"]),
     ],
 )
 def test_warnings(options: str, says: list[str]) -> None:

@@ -131,7 +131,11 @@ def test_a_container_that_cannot_be_started(tmp_path: Path) -> None:
     ("name", "arguments", "says"),
     [
         ("docker", ["run", "-i", "x"], None),
-        ("docker", ["run", "-it", "x"], "`docker run`: `-t` makes a terminal of its pipes"),
+        (
+            "docker",
+            ["run", "-it", "x"],
+            "`docker run`: `-t` turns its pipes, which carry messages, into",
+        ),
         ("cat", ["run", "-it", "x"], None),
     ],
 )
