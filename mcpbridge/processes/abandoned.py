@@ -1,6 +1,6 @@
 """
-Which sessions of Streamable HTTP their clients have abandoned, and which of
-these gives way to a newcomer.
+Finds the Streamable HTTP session that its client has abandoned and that gives
+way to a newcomer.
 
 Knows addresses, times and how many sessions an address has; must not know how
 a session ends.
@@ -18,32 +18,32 @@ from mcpbridge.config.tuning import ABANDONED_ADDRESSES, ABANDONED_LOOKS
 from mcpbridge.processes.address_shares import Fullest
 from mcpbridge.processes.backend_session import BackendSession
 
-#: How many sessions that have ended an index may hold beside as many as live.
+#: An index may hold so many ended sessions, beside as many as it has live ones.
 _SLACK = 16
 
 
 class Newcomer(NamedTuple):
-    """Who needs a place; the address is None where it counts against nobody's share."""
+    """A client that needs a process; the address is None where it counts against no share."""
 
     address: str | None
 
 
 class Due(NamedTuple):
-    """A session, and when it may be ended for a newcomer."""
+    """A session, and the time on the clock from which it may be ended for a newcomer."""
 
     at: float
     session: BackendSession
 
 
 class _Entry:
-    """A session that lives; `last_heard` tells when, and None while it is in use."""
+    """A live session; `last_heard` returns when its client sent something, None while in use."""
 
     __slots__ = ("address", "last_heard", "session")
 
     def __init__(
         self, session: BackendSession, address: str | None, last_heard: Callable[[], float | None]
     ) -> None:
-        #: None once it has ended.
+        #: None once the session has ended.
         self.session: BackendSession | None = session
         self.address = address
         self.last_heard = last_heard
@@ -51,12 +51,13 @@ class _Entry:
 
 class _Oldest:
     """
-    Sessions by when their clients were last heard of.
+    Sessions in the order in which their clients were last heard of.
 
-    Clients speak far more often than anybody asks for this order, so it is put
-    right only then: a session stands where it stood when it was last looked
-    at, which is never behind its place.  One that is in use is put at the end;
-    it is looked at again when it has been there for the grace.
+    Clients send messages far more often than anybody asks for this order, so a
+    message does not touch the heap.  A session stays where it was when it was
+    last looked at, which is never behind its proper position, and is moved
+    when it reaches the top.  A session in use goes to the end, and is looked
+    at again when it has been there for the grace.
     """
 
     def __init__(self) -> None:
@@ -68,12 +69,12 @@ class _Oldest:
         return len(self._heap) - self._ended
 
     def add(self, entry: _Entry, now: float) -> None:
-        """One that has just begun."""
+        """Add a session that was opened now."""
         self._number += 1
         heappush(self._heap, (now, self._number, entry))
 
     def ended(self) -> None:
-        """One of them has ended."""
+        """Note that a session has ended; once these are many, they are removed from the heap."""
         self._ended += 1
         if self._ended > _SLACK + len(self):
             self._heap = [each for each in self._heap if each[2].session is not None]
@@ -82,9 +83,9 @@ class _Oldest:
 
     def first(self, now: float, grace: float) -> Due | None:
         """
-        The session that was left longest ago, and when its grace is over.
-        None where all are in use; or where it takes more than
-        `ABANDONED_LOOKS` to find one whose grace is not over yet.
+        Return the session that was left longest ago, with the end of its
+        grace.  Returns None where all are in use, or where it would take more
+        than `ABANDONED_LOOKS` to find one whose grace is not over yet.
         """
         heap = self._heap
         looks = ABANDONED_LOOKS
@@ -107,11 +108,11 @@ class _Oldest:
 
 class AbandonedSessions:
     """
-    The live sessions of one server's `/mcp`, by the addresses of their clients.
+    The live `/mcp` sessions of one server, by the addresses of their clients.
 
-    A session may be ended for a newcomer when it has no connection, no request
-    of it runs, and its client was not heard of for `abandoned_grace`, or for
-    `idle_timeout` where that is shorter.
+    A session may be ended for a newcomer when it has no connection and no
+    running request, and its client was not heard of for `abandoned_grace`, or
+    for `idle_timeout` where that is shorter.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -120,7 +121,7 @@ class AbandonedSessions:
         self._never = grace == inf
         self._entries: dict[BackendSession, _Entry] = {}
         self._of: dict[str | None, _Oldest] = {}
-        #: Addresses by how many sessions they have.
+        #: The addresses by how many sessions they have.
         self._fullest = Fullest()
 
     def __len__(self) -> int:
@@ -130,9 +131,9 @@ class AbandonedSessions:
         self, session: BackendSession, address: str | None, last_heard: Callable[[], float | None]
     ) -> None:
         """
-        A session has begun.  `last_heard` gives the time when something was
-        last heard of its client, None while that has a connection or a
-        request; it never goes back.
+        Add a session that was opened now.  `last_heard` returns the time on
+        the clock when its client was last heard of, or None while that has a
+        connection or a request; the time never goes back.
         """
         if self._never:
             return
@@ -142,11 +143,11 @@ class AbandonedSessions:
         self._counted(address, len(of_address) - 1, len(of_address))
 
     def remove(self, session: BackendSession) -> None:
-        """It has ended, or is about to."""
+        """Remove a session that has ended, or is about to."""
         entry = self._entries.pop(session, None)
         if entry is None:
             return
-        # An index holds it for some time yet.
+        # The heap holds the entry until it is cleared, but not the session.
         entry.session, entry.last_heard = None, _never
         of_address = self._of[entry.address]
         of_address.ended()
@@ -155,26 +156,26 @@ class AbandonedSessions:
             del self._of[entry.address]
 
     def first_of(self, address: str | None, now: float) -> Due | None:
-        """The session of this address that gives way first, as far as is known."""
+        """Return the session of this address that gives way first, if one was found."""
         of_address = self._of.get(address)
         return None if of_address is None else of_address.first(now, self._grace)
 
     def fullest(self) -> list[str]:
-        """Some of the addresses that have most sessions, the fullest first."""
+        """Return some of the addresses with most sessions, the fullest first."""
         return self._fullest.first(ABANDONED_ADDRESSES)
 
     def _counted(self, address: str | None, before: int, after: int) -> None:
-        # None may have all there is.
+        # The address None is not limited, so it is never over its part.
         if address is not None:
             self._fullest.changed(address, before, after)
 
 
 def _never() -> None:
-    """Nothing is heard of a session that has ended."""
+    """Return None, as for a session in use."""
 
 
 def first_of(address: str | None, where: Iterable[AbandonedSessions], now: float) -> Due | None:
-    """The session of this address that gives way first, at any of these servers."""
+    """Return the session of this address that gives way first, at any of these servers."""
     found = (each.first_of(address, now) for each in where)
     return min((due for due in found if due is not None), key=_at, default=None)
 
@@ -186,10 +187,10 @@ def first_for(
     now: float,
 ) -> Due | None:
     """
-    The session that gives way to a newcomer: one of its own address, else one
-    of the address that has most of those that have more than their part, which
-    `above` finds among others (`Claims.above`).  Where none may be ended yet, the one that may
-    be first.
+    Return the session that gives way to a newcomer: one of its own address,
+    or else one of an address that has more than its part, the fullest first.
+    `above` selects these among others (`Claims.above`).  Where none may be
+    ended yet, return the one that may be ended first.
     """
     where = list(where)
     own = first_of(newcomer.address, where, now)

@@ -1,7 +1,7 @@
 """
-What one client address may have of what all share.
+How much of a shared resource each client address has, and may have.
 
-Knows numbers and addresses; must not know what is shared.
+Knows numbers and addresses; must not know the resource.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from twisted.logger import Logger
 from mcpbridge.errors import TooManyOfAddress
 from mcpbridge.rate_limited_log import RateLimitedLog
 
-#: What is left of a sum of fractions that came and went.
+#: Tolerance for sums of fractions: 1/3 taken three times is not exactly 1.
 _NOTHING = 1e-6
 
 
 class Fullest:
-    """Addresses by how much each of them has, in whole numbers; a change costs the same always."""
+    """Addresses sorted by how much each has, in whole numbers; a change takes constant time."""
 
     def __init__(self) -> None:
-        # The addresses that have so much, in the order in which they came to it.
+        # For each amount the addresses that have it, in the order in which they reached it.
         self._by_count: dict[int, dict[str, None]] = {}
 
     def changed(self, address: str, before: int, after: int) -> None:
-        """An address had so much, and has so much now; 0: it is, or was, not counted."""
+        """Note that the amount of an address has changed; 0 stands for an address without any."""
         if before:
             same = self._by_count[before]
             del same[address]
@@ -37,7 +37,7 @@ class Fullest:
             self._by_count.setdefault(after, {})[address] = None
 
     def first(self, most: int) -> list[str]:
-        """So many addresses at most, those with most first."""
+        """Return at most so many addresses, those with most first."""
         # Of ten thousand things there are at most 141 different numbers.
         counts = sorted(self._by_count, reverse=True)
         found = (address for count in counts for address in self._by_count[count])
@@ -46,10 +46,10 @@ class Fullest:
 
 class Shares:
     """
-    How much each address has, and that none has more than `limit`.
+    Counts how much each address has, and lets none have more than `limit`.
 
-    `what` and `setting` are for the log, which is told now and then
-    (`RateLimitedLog`).  The address None has no share, and is not counted.
+    `what` and `setting` name the resource and its limit in the log
+    (`RateLimitedLog`).  The address None is neither counted nor limited.
     """
 
     log = Logger()
@@ -65,15 +65,15 @@ class Shares:
         return len(self._taken)
 
     def taken(self, address: str | None) -> float:
-        """How much an address has."""
+        """Return how much an address has."""
         return 0 if address is None else self._taken.get(address, 0)
 
     def is_over(self, address: str | None, amount: float = 1) -> bool:
-        """Whether so much more would be more than an address may have."""
+        """Return whether an address may not have so much more."""
         return address is not None and self.taken(address) + amount > self.limit + _NOTHING
 
     def take(self, address: str | None, amount: float = 1) -> bool:
-        """Take some for an address; False, and the log is told, where it has its share."""
+        """Take some for an address; return False, and log it, where it may not have so much."""
         if self.is_over(address, amount):
             self.refused(address)
             return False
@@ -82,11 +82,11 @@ class Shares:
         return True
 
     def add(self, address: str, amount: float = 1) -> None:
-        """Take some, whether or not there is room."""
+        """Take some for an address, even beyond the limit."""
         self._taken[address] = self._taken.get(address, 0) + amount
 
     def give_back(self, address: str | None, amount: float = 1) -> None:
-        """Return what was taken; must not be called twice for it."""
+        """Return what was taken; must be called only once for it."""
         if address is not None:
             left = self._taken.get(address, 0) - amount
             if left > _NOTHING:
@@ -95,7 +95,7 @@ class Shares:
                 self._taken.pop(address, None)
 
     def refused(self, address: str | None) -> None:
-        """An address was refused; the log is told now and then."""
+        """Note that an address was refused; this is logged now and then."""
         self._refusals.add()
         count = self._refusals.due()
         if count is not None:
@@ -111,7 +111,7 @@ class Shares:
 
 
 class Claim:
-    """What an address has of several shares, once, however many hold it."""
+    """An amount that an address has of several shares; it counts once, however many hold it."""
 
     __slots__ = ("_address", "_amount", "_holders", "_shares")
 
@@ -123,14 +123,14 @@ class Claim:
         self.hold()
 
     def hold(self) -> None:
-        """Hold it once more; if nobody did any more, it is taken again, room or not."""
+        """Hold it once more; where nobody did, it is taken again, even beyond the limit."""
         if not self._holders:
             for each in self._shares:
                 each.add(self._address, self._amount)
         self._holders += 1
 
     def release(self) -> None:
-        """One of those who hold it lets go; the last one gives it back."""
+        """Hold it once less; the last holder returns it to the shares."""
         if not self._holders:
             return
         self._holders -= 1
@@ -140,7 +140,7 @@ class Claim:
 
 
 class Hold:
-    """What a process counts as, from when it is started for a client until it is free or gone."""
+    """Holds the claim of the client that a process works for, until it is free or gone."""
 
     __slots__ = ("_claim", "_held")
 
@@ -150,46 +150,46 @@ class Hold:
         self.take(claim)
 
     def take(self, claim: Claim | None) -> None:
-        """It is there for who has this claim; None: it does not count."""
+        """Let the process count for the client of this claim; None: for nobody."""
         if claim is not None:
             claim.hold()
         self.release()
         self._claim, self._held = claim, claim is not None
 
     def release(self) -> None:
-        """It is free, or gone."""
+        """The process is free or gone: it counts for nobody."""
         if self._held and self._claim is not None:
             self._held = False
             self._claim.release()
 
     def again(self) -> None:
-        """It is free no more, and nobody else has it."""
+        """The process works for the same client again."""
         if self._claim is not None and not self._held:
             self._held = True
             self._claim.hold()
 
 
 class Claims:
-    """The shares of one server's processes: its own, and those over all servers."""
+    """The shares that the processes of one server count against: its own first, then others."""
 
     def __init__(self, *shares: Shares) -> None:
         self._shares = shares
 
     def over(self, address: str | None, amount: float = 1) -> Shares | None:
-        """The shares that `take` would refuse for; the server's own come first."""
+        """Return the first shares that so much would exceed; the server's own come first."""
         return next((each for each in self._shares if each.is_over(address, amount)), None)
 
     def is_over_all(self, shares: Shares) -> bool:
-        """Whether these are not the server's own."""
+        """Return whether these shares are for all servers, and not the server's own."""
         return shares is not self._shares[0]
 
     def above(
         self, addresses: Iterable[str], newcomer: str | None, limit: int, *, over_all: bool
     ) -> list[str]:
         """
-        Those of these addresses that have more than an equal part of `limit`,
-        if it were divided among all that have something and the newcomer, and
-        more than that has; those with most come first.
+        Return those of these addresses that have more than an equal part of
+        `limit`, divided among all that have something and the newcomer, and
+        more than the newcomer has; those with most come first.
         """
         if not self._shares:
             return []
@@ -201,9 +201,9 @@ class Claims:
 
     def take(self, address: str | None, amount: float = 1, *, always: bool = False) -> Claim | None:
         """
-        Take so many processes for an address, of all shares or of none; None
-        where the address has no share.  Raises `TooManyOfAddress`, but with
-        `always`: for what has its process already.
+        Take so many processes for an address, of all shares or of none.
+        Returns None for the address None.  Raises `TooManyOfAddress`, except
+        with `always`, which is for work that has its process already.
         """
         if address is None:
             return None

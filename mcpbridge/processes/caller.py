@@ -1,8 +1,8 @@
 """
 Who has sent a message, for filters and observers.
 
-Knows what there is to be known of a client; must not know HTTP, nor what the
-address and the headers are read from.
+Knows what can be known of a client; must not know HTTP, nor where the address
+and the headers come from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mcpbridge.interfaces import ICaller
 from mcpbridge.jsonrpc.members import members_of, string_of
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 
-#: Whoever comes, as long as nobody is asked who it is.
+#: The identity of every caller as long as there is no authentication.
 ANYBODY = ""
 
 #: How much `repr` shows of each text.
@@ -30,7 +30,7 @@ class Caller:
     """
     The client of a session, or of one request of 2026-07-28.
 
-    It is made only where there are filters or observers to ask for it.
+    Made only for servers with filters or observers, who are the ones to read it.
     """
 
     __slots__ = ("address", "client_name", "client_version", "headers", "identity")
@@ -43,7 +43,7 @@ class Caller:
         self.client_version: str | None = None
 
     def __repr__(self) -> str:
-        """For a log: no headers, which hold secrets, and no control characters."""
+        """Show the caller for a log: without headers, which hold secrets, or control characters."""
         known = {
             "identity": self.identity,
             "address": self.address,
@@ -54,15 +54,15 @@ class Caller:
         return f"<{' '.join(['Caller', *shown])}>"
 
     def introduced(self, info: msgspec.Raw | None) -> None:
-        """What it says of itself: its `clientInfo`, as it stands; None where it says nothing."""
-        said = members_of(info)
-        self.client_name = _kept(string_of(said.get("name")))
-        self.client_version = _kept(string_of(said.get("version")))
+        """Read its `clientInfo`; None where it sent none."""
+        given = members_of(info)
+        self.client_name = _encodable(string_of(given.get("name")))
+        self.client_version = _encodable(string_of(given.get("version")))
 
     def initialized(self, line: bytes) -> None:
         """
-        It has sent this `initialize`.  What it has said once stays; and of a
-        large one nothing is read, so that nobody has to wait for that.
+        Read the `clientInfo` of its `initialize`, unless it is known already.
+        A large one is not read, since other clients would have to wait.
         """
         if self.client_name is not None or self.client_version is not None:
             return
@@ -71,8 +71,8 @@ class Caller:
             self.introduced(params.get("clientInfo"))
 
 
-def _kept(said: str | None) -> str | None:
-    """So much of a text that it is no burden, without lone surrogates: it may be written."""
-    if said is None:
+def _encodable(text: str | None) -> str | None:
+    """Cut a text to `CLIENT_TEXT_CHARS`, and replace lone surrogates, which cannot be encoded."""
+    if text is None:
         return None
-    return said[:CLIENT_TEXT_CHARS].encode("utf-8", "replace").decode("utf-8")
+    return text[:CLIENT_TEXT_CHARS].encode("utf-8", "replace").decode("utf-8")

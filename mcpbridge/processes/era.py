@@ -1,5 +1,5 @@
 """
-Which revisions of MCP a server's processes speak, and what it has said of itself.
+Which revisions of MCP a server speaks, as far as it is known.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from mcpbridge.mcp.server_card import KnownServer
 
 
 class OtherEra(BridgeError):
-    """The server does not speak what it was taken to speak."""
+    """The server does not speak the revisions that it was expected to speak."""
 
 
 class ServerEra:
     """
-    What is known of a server: whether its processes take `initialize`
-    (legacy), and whether they take requests of 2026-07-28 (modern).  None: not
-    known.  A process may know both and is bound to one by what it is first told.
+    The eras of one server: `legacy` if its processes take `initialize`,
+    `modern` if they take requests of 2026-07-28; None where that is not known.
+
+    A server may speak both.  Each of its processes is then bound to one era by
+    the first message that it gets.
     """
 
     def __init__(self) -> None:
         self.legacy: bool | None = None
         self.modern: bool | None = None
-        #: What its card says.
+        #: What the server card says of it.
         self.known = KnownServer()

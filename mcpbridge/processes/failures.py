@@ -1,22 +1,24 @@
 """
-What went wrong with backends, as warnings that say what to do.
+Warnings about backends that failed, with advice for the operator.
 
-One line for a cause and not one for a client: the same is said once in
-`COMPLAIN_SECONDS`.  Knows sessions and how they ended; must not know clients.
+There is one line for a cause, not one for each client: it is repeated at most
+once in `COMPLAIN_SECONDS`.  Knows sessions and how they ended; must not know
+clients.
 """
 
 from __future__ import annotations
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.stderr import ServerStderr, readable
 from mcpbridge.rate_limited_log import RateLimitedLogByCause, times
+from mcpbridge.timers import Timer
 
 _CLEAN_EXIT = "exit status 0"
-#: What a shell, or `env`, says with its exit status.
+#: What the exit status of a shell, or of `env`, means.
 _HINTS = {
     "exit status 126": "; status 126 most often means that a command may not be executed",
     "exit status 127": "; status 127 most often means that a command was not found",
@@ -24,7 +26,7 @@ _HINTS = {
 
 
 class Failures:
-    """The failures of one server's backends; `stderr` is where to look for more."""
+    """Logs the failures of one server's backends; `stderr` tells where to look for more."""
 
     log = Logger()
 
@@ -33,11 +35,11 @@ class Failures:
         self._clock = clock
         self._stderr = stderr
         self._complaints = RateLimitedLogByCause(clock)
-        #: Sessions of clients that are not over, and when it is looked whether they were answered.
-        self._watched: dict[BackendSession, IDelayedCall] = {}
+        #: Sessions that clients have, with the timers for backends that write nothing.
+        self._watched: dict[BackendSession, Timer] = {}
 
     def not_opened(self, label: str, why: str) -> None:
-        """A backend could not be started."""
+        """Warn of a backend that could not be started."""
         count = self._complaints.add(("not opened", why))
         if count is not None:
             self.log.warn(
@@ -49,17 +51,14 @@ class Failures:
             )
 
     def watch(self, session: BackendSession) -> None:
-        """A client has this session: say so if its backend is silent, or dies without a word."""
-        self._watched[session] = self._later(session)
+        """Watch a client's session; warn if its backend is silent for `start_timeout`."""
+        self._watched[session] = timer = Timer(self._clock)
+        timer.start(self._settings.start_timeout, self._check_silence, session)
 
-    def _later(self, session: BackendSession) -> IDelayedCall:
-        return self._clock.callLater(self._settings.start_timeout, self._look, session)
-
-    def _look(self, session: BackendSession) -> None:
-        """Its time is over."""
+    def _check_silence(self, session: BackendSession) -> None:
         if not session.messages_in and not session.heard:
-            # Its client has not asked for anything yet.
-            self._watched[session] = self._later(session)
+            # The client has not sent anything yet.
+            self._watched[session].start(self._settings.start_timeout, self._check_silence, session)
             return
         if session.heard or session.leaving:
             return
@@ -76,17 +75,18 @@ class Failures:
                 times=times(count),
             )
 
-    def closed(self, session: BackendSession, *, said: bool = True) -> None:
+    def closed(self, session: BackendSession, *, warn: bool = True) -> None:
         """
-        Nothing is left of a session: warn if its backend is to blame.
+        Warn of the end of a session if its backend is to blame; with `warn`
+        False, only stop watching the session.
 
-        A process without a client that dies before it says anything is a
-        failed start, which is said elsewhere.
+        A process without a client that ends before it writes a message is a
+        failed start, which `StartBackoff` logs.
         """
         timer = self._watched.pop(session, None)
-        if timer is not None and timer.active():
-            timer.cancel()
-        if not (said and session.announced and session.output_ended):
+        if timer is not None:
+            timer.stop()
+        if not (warn and session.announced and session.output_ended):
             return
         if timer is None and not session.heard:
             return
@@ -108,7 +108,7 @@ class Failures:
         )
 
     def misbehaved(self, session: BackendSession, fault: str, what: str) -> None:
-        """A backend makes a mistake of this kind, and `what` says which."""
+        """Warn of a backend's mistake; `fault` is its kind, which is rate limited."""
         count = self._complaints.add(("misbehaved", fault))
         if count is not None:
             self.log.warn(
@@ -120,7 +120,7 @@ class Failures:
             )
 
     def _advice(self, session: BackendSession) -> str:
-        """Where to look, and what to try.  Arguments may hold passwords: they are not shown."""
+        """Say where to look and what to try.  Arguments may hold passwords and are not shown."""
         settings = self._settings
         command = f"run {settings.command!r}{' with its arguments' if settings.args else ''}"
         if not session.stderr_tail:

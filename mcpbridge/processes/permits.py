@@ -1,8 +1,8 @@
 """
-Permits for sessions, in the manner of Twisted's `DeferredSemaphore`, but
-nobody waits: when all permits are out, the answer is no.
+Permits for processes, like those of Twisted's `DeferredSemaphore`, except that
+nobody waits: `acquire` returns None when all permits are taken.
 
-Knows numbers; must not know sessions.
+Knows numbers; must not know processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mcpbridge.rate_limited_log import RateLimitedLog
 
 @implementer(IPermit)
 class Permit:
-    """One permit; released twice it counts once."""
+    """One permit of a limiter; a second `release` does nothing."""
 
     __slots__ = ("_limiter",)
 
@@ -30,7 +30,7 @@ class Permit:
         self._limiter: SessionLimiter | None = limiter
 
     def release(self) -> None:
-        """Give it back."""
+        """Return the permit to its limiter."""
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter._returned()
@@ -39,10 +39,10 @@ class Permit:
 @implementer(ISessionLimiter)
 class SessionLimiter:
     """
-    At most `limit` permits at a time.
+    Hands out at most `limit` permits at a time.
 
-    Raises `SettingError` for a limit that is no integer ≥ 1: nothing is ever
-    taken for unlimited.
+    Raises `SettingError` for a limit that is no integer ≥ 1: no value means
+    unlimited.
     """
 
     def __init__(self, limit: int) -> None:
@@ -52,14 +52,14 @@ class SessionLimiter:
         self.taken = 0
 
     def acquire(self) -> Permit | None:
-        """A permit, or None at the limit."""
+        """Return a permit, or None at the limit."""
         if self.taken >= self.limit:
             return None
         self.taken += 1
         return Permit(self)
 
     def is_full(self) -> bool:
-        """Whether `acquire` would say no."""
+        """Return whether `acquire` would return None."""
         return self.taken >= self.limit
 
     def _returned(self) -> None:
@@ -68,32 +68,32 @@ class SessionLimiter:
 
 @implementer(IPermit)
 class _Permits:
-    """Permits of several limiters, as one."""
+    """One permit of each of several limiters."""
 
     def __init__(self, permits: Sequence[Permit]) -> None:
         self._permits = permits
 
     def release(self) -> None:
-        """Give all of them back."""
+        """Return all of them."""
         for permit in self._permits:
             permit.release()
 
 
 @implementer(ISessionLimiter)
 class CombinedLimiter:
-    """A permit of each of several limiters, or none of any."""
+    """Hands out a permit of each of several limiters, or none of any."""
 
     def __init__(self, *limiters: object) -> None:
         self._limiters = cast("tuple[SessionLimiter, ...]", limiters)
 
     def is_full(self) -> bool:
-        """Whether one of them is known to say no; a limiter of somebody else is not asked."""
+        """Return whether a limiter of the bridge is full; one of an extension cannot be asked."""
         return any(
             limiter.is_full() for limiter in self._limiters if isinstance(limiter, SessionLimiter)
         )
 
     def acquire(self) -> _Permits | None:
-        """A permit that stands for one of each, or None if one of them says no."""
+        """Return a permit that stands for one of each, or None if one of them has none."""
         taken: list[Permit] = []
         try:
             for limiter in self._limiters:
@@ -110,7 +110,7 @@ class CombinedLimiter:
 
 
 class RefusalLog:
-    """Says to the log what a server lacks, now and then (`RateLimitedLog`)."""
+    """Logs that requests are refused for want of something, and how many (`RateLimitedLog`)."""
 
     log = Logger()
 
@@ -120,7 +120,7 @@ class RefusalLog:
         self._refusals = RateLimitedLog(clock)
 
     def add(self, why: Callable[[], str]) -> None:
-        """One more was refused; why is only asked where it is said."""
+        """Count one more refusal; `why` is called only when it is logged."""
         self._refusals.add()
         count = self._refusals.due()
         if count is not None:

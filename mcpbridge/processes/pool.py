@@ -288,7 +288,7 @@ class ProcessPool:
         self.check.look()
 
     def _log_failure(self, session: BackendSession) -> None:
-        self.failures.closed(session, said=not self.stopping)
+        self.failures.closed(session, warn=not self.stopping)
 
     def tell_room(self) -> None:
         """There may be a process, or capacity for one: tell those who wait, at all servers."""

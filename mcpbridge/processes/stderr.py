@@ -1,5 +1,5 @@
 """
-What living backends write to stderr, for the operator: in the log, or in a file.
+Writes the stderr of running backends to the log or to a file, for the operator.
 
 Knows lines, how many of them there may be, and files; must not know processes.
 """
@@ -24,14 +24,14 @@ from mcpbridge.config.tuning import (
     STDERR_SERVER_LINES,
 )
 
-#: What the bridge puts before a line of stdout that is no message.
+#: The bridge puts this before a line of stdout that is no message.
 _STDOUT = b"stdout: "
-#: From here on a server's name is cut in the name of its file.
+#: A longer name of a server is cut in the name of its file.
 _NAME_CHARS = 100
 
 
 class Allowance:
-    """How many lines may be written in each `STDERR_SECONDS`; the others are counted."""
+    """Limits the lines that are written in each `STDERR_SECONDS`, and counts the others."""
 
     __slots__ = ("_clock", "_ends", "_left", "_most", "omitted")
 
@@ -42,7 +42,7 @@ class Allowance:
         self.omitted = 0
 
     def left(self) -> int:
-        """How many may be written now."""
+        """Return how many lines may be written now."""
         now = self._clock.seconds()
         if now >= self._ends:
             self._ends = now + STDERR_SECONDS
@@ -50,12 +50,12 @@ class Allowance:
         return self._left
 
     def use(self, count: int) -> None:
-        """So many are written."""
+        """Count so many lines as written."""
         self._left -= count
 
 
 class ServerStderr:
-    """The stderr of all processes of one server: `stderr_log` says where it goes."""
+    """Writes the stderr of all processes of one server where `stderr_log` says."""
 
     log = Logger()
 
@@ -68,19 +68,19 @@ class ServerStderr:
         self._allowance = Allowance(clock, STDERR_SERVER_LINES)
 
     def process(self) -> ProcessStderr | None:
-        """The stderr of one process more; None where it goes nowhere."""
+        """Return an object for the stderr of one more process; None where it goes nowhere."""
         if self._mode == "none":
             return None
         return ProcessStderr(self, self._clock, self._allowance)
 
     def where(self) -> str:
-        """Where it is to be found, in words; empty where it goes nowhere."""
+        """Return where it is to be found, in words; empty where it goes nowhere."""
         if self._mode == "none":
             return ""
         return "above" if self._mode == "log" else f"in {self._directory}/{self._file_name()}"
 
     def start(self) -> None:
-        """Open the file, so that one that cannot be written is reported at startup."""
+        """Open the file; one that cannot be opened is reported."""
         if self._mode == "file" and self._file is None:
             try:
                 self._file = self._open()
@@ -88,13 +88,13 @@ class ServerStderr:
                 self._fall_back(error.strerror or str(error))
 
     def stop(self) -> None:
-        """Close the file; what comes later opens it again."""
+        """Close the file; `write` opens it again."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
     def write(self, label: str, lines: list[str]) -> None:
-        """Lines of a process, which hold no control characters."""
+        """Write lines of a process, which must hold no control characters."""
         self.start()
         if self._file is not None:
             stamp = formatTime(time())
@@ -102,7 +102,7 @@ class ServerStderr:
             try:
                 self._file.write(text)
                 if self._file.size > 2 * STDERR_FILE_BYTES:
-                    # Twisted goes on with a file that it may not rename.
+                    # Where Twisted may not rename the file it goes on with it, without a bound.
                     raise OSError("it cannot be rotated")
                 return
             except OSError as error:
@@ -111,13 +111,13 @@ class ServerStderr:
             self.log.info("{server!r} {label} {line}", server=self._name, label=label, line=line)
 
     def _fall_back(self, why: str) -> None:
-        """To the log, once and for all."""
+        """Write to the log from now on."""
         path = f"{self._directory}/{self._file_name()}"
         self._mode = "log"
         try:
             self.stop()
         except OSError:
-            # It was full; what it has is what it gets.
+            # The disk is full: what was buffered is lost.
             pass
         self.log.warn(
             "server {server!r}: cannot write {path}: {why}; its stderr goes to the log until the"
@@ -145,21 +145,21 @@ class ServerStderr:
 
 
 class ProcessStderr:
-    """The stderr of one process, within its allowance and that of its server."""
+    """Writes the stderr of one process, within its allowance and that of its server."""
 
-    __slots__ = ("_own", "_said", "_server", "_shared")
+    __slots__ = ("_omission_logged", "_own", "_server", "_shared")
 
     def __init__(self, server: ServerStderr, clock: IReactorTime, shared: Allowance) -> None:
         self._server = server
         self._own = Allowance(clock, STDERR_PROCESS_LINES)
         self._shared = shared
-        #: Whether it was said that lines are left out now.
-        self._said = False
+        #: True once a line says that lines are left out.
+        self._omission_logged = False
 
     def received(self, label: str, lines: list[bytes]) -> None:
-        """Lines came, all at once; what is beyond the allowance costs no more than its count."""
-        room = min(self._own.left(), self._shared.left())
-        taken = lines[: max(0, room)]
+        """Write lines that came in one piece; those beyond the allowance are only counted."""
+        left = min(self._own.left(), self._shared.left())
+        taken = lines[: max(0, left)]
         shown: list[str] = []
         if taken:
             shown = self._omitted()
@@ -168,8 +168,8 @@ class ProcessStderr:
             shown += [readable(line) for line in taken]
         if len(taken) < len(lines):
             self._own.omitted += len(lines) - len(taken)
-            if not self._said:
-                self._said = True
+            if not self._omission_logged:
+                self._omission_logged = True
                 shown.append(
                     f"wrote more than {STDERR_PROCESS_LINES} lines of stderr in"
                     f" {STDERR_SECONDS:g} s (all of the server: {STDERR_SERVER_LINES});"
@@ -179,19 +179,19 @@ class ProcessStderr:
             self._server.write(label, shown)
 
     def finish(self, label: str) -> None:
-        """The process is gone: say what was left out."""
+        """Write how many lines were left out: the process is gone."""
         shown = self._omitted()
         if shown:
             self._server.write(label, shown)
 
     def _omitted(self) -> list[str]:
         count, self._own.omitted = self._own.omitted, 0
-        self._said = False
+        self._omission_logged = False
         return [f"{count} lines of stderr were left out"] if count else []
 
 
 def readable(line: bytes) -> str:
-    """A line of stderr, or of stdout, as text for a log, and which of them it is of."""
+    """Return a line as text for a log, with the name of the stream that it was written to."""
     if line.startswith(_STDOUT):
         return f"stdout: {printable(line[len(_STDOUT) :])}"
     return f"stderr: {printable(line)}"
@@ -199,10 +199,11 @@ def readable(line: bytes) -> str:
 
 def printable(line: bytes, most: int = STDERR_LOG_CHARS) -> str:
     """
-    A line as text that a terminal and a reader of logs take for one line: what
-    is no printable character is escaped, and a long line is cut.
+    Return a line as text that terminals and log readers take for one line:
+    what is not printable is escaped, and a line of more than `most`
+    characters is cut.
     """
-    # A character has four bytes at most.
+    # A character of UTF-8 has at most four bytes.
     text = line[: 4 * most].decode("utf-8", "backslashreplace").rstrip("\r")
     text = text.replace("\t", "    ")
     if not text.isprintable():
