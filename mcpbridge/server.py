@@ -1,8 +1,8 @@
 """
-A named server: its settings, its limiter, and the table of its live sessions.
+A named server: its settings, its processes, and the tables of its live sessions.
 
-The one place that decides about a message of a client, whatever way it came.
-Knows sessions; must not know HTTP.
+The one place that decides about a client's message, whichever transport it came
+by.  Knows sessions; must not know HTTP.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ class Server:
     """
     Opens sessions, finds them, and ends them all when the bridge stops.
 
-    `shares` are those of client addresses over all servers.  `limiter` is an
-    `CombinedLimiter`; `launcher`, `observers` and `filters` provide the interfaces of
-    those names.  `work` is shared by all servers of a bridge, so that others
-    wait for one of them at a time.
+    `limiter` is a `CombinedLimiter`, and `over_all` the part of it that is for
+    all servers; `launcher`, `observers` and `filters` provide the interfaces
+    of those names.  `shares` are those of client addresses over all servers.
+    `work` is shared by all servers of a bridge, so that only one large message
+    at a time keeps others waiting.
     `pools` are the process pools of all servers of the bridge, and `jitter`
     varies the pauses between failed starts (`StartBackoff`).
     """
@@ -72,17 +73,17 @@ class Server:
         pools: list[ProcessPool] | None = None,
         jitter: Callable[[], float] = random,
     ) -> None:
-        #: Whether filters or observers are to know who calls.
+        #: True where filters or observers need to know who calls.
         self.tells_callers = bool(observers or filters)
         self._budget = budget
         self._event_store = event_store
         self.settings = settings
-        #: Live sessions of HTTP+SSE, and of Streamable HTTP.
+        #: The live sessions of HTTP+SSE by id, and those of Streamable HTTP.
         self.sessions: dict[str, BackendSession] = {}
         self.streamable: dict[str, BackendSession] = {}
         self._clock = clock
         self.era = ServerEra()
-        #: What reads large messages, of all servers together.
+        #: Reads large messages in slices, for all servers of the bridge.
         self.work = work or SlicedWork(clock)
         own = Shares(
             share_of(settings.max_sessions, settings.max_sessions_per_address),
@@ -105,21 +106,23 @@ class Server:
             pools=pools,
             jitter=jitter,
         )
-        #: What each session has of its client's shares.
+        #: The share of its client's address that each session holds.
         self._claim_of: dict[BackendSession, Claim] = {}
         self.stateless = StatelessDispatcher(settings, clock, self.pool, self.era, self.claims)
 
     @property
     def unclosed(self) -> set[BackendSession]:
-        """All sessions that are not closed, the live ones among them."""
+        """All processes of which something is left, those of live sessions among them."""
         return self.pool.unclosed
 
     async def open_streamable(
         self, client: str | None = None, caller: Caller | None = None
     ) -> BackendSession:
         """
-        The same for Streamable HTTP: its streams are a `StreamableSession`, and
-        stderr is not for a client that expects MCP alone.
+        Open a session of Streamable HTTP, with a `StreamableSession` for its
+        sink.  Its client gets no stderr: it expects nothing but MCP.
+
+        Takes and raises what `open_session` does.
         """
 
         def make_sink(session: BackendSession) -> StreamableSession:
@@ -147,13 +150,14 @@ class Server:
         caller: Caller | None = None,
     ) -> BackendSession:
         """
-        A process that nobody has used becomes a session that is live.
+        Open a session on a process that nobody has used, and add it to `table`.
 
         `make_sink` is called once the backend runs.  `client` is the address
         whose share the session counts against, until nothing of it is left;
-        `caller` is what filters and observers are told of it.
-        Raises `TooManyOfAddress`, and what `ProcessPool.take` raises; then no permit
-        is held and no process left.
+        `caller` is what filters and observers are told of the client.
+
+        Raises `TooManyOfAddress`, and what `ProcessPool.take` raises; then no
+        permit is held and no process left.
         """
         live = self.sessions if table is None else table
         claim = await self.pool.claim(client)
@@ -185,11 +189,11 @@ class Server:
 
     def client_left(self, session: BackendSession, why: str) -> None:
         """
-        The client of a session is gone for good.  The session ends; a process
-        that had not answered `initialize` may be kept until it has started.
+        End a session whose client is gone for good.  A process that has not
+        answered `initialize` may be kept until it has started.
         """
         if is_starting(session) and self.pool.keep_start(session, why):
-            # It is there for nobody: its client may have another one.
+            # The process serves nobody now, so its client may have another session.
             self._release(session)
         else:
             session.life.end(why)
@@ -201,8 +205,10 @@ class Server:
 
     def refusal(self, client: Callable[[], str | None]) -> TooManySessions | None:
         """
-        What a session that is asked for now is refused with, where there is no
-        room for it; `client` tells whose share it counts against.
+        Return the error for a session that is requested now and for which
+        there is no process; None where there is one.  `client` returns the
+        address whose share it would count against, and is called only if that
+        matters.
         """
         if not self.pool.is_full():
             return None
@@ -210,14 +216,14 @@ class Server:
         return self.pool.too_many(newcomer) if self.pool.is_full(newcomer) else None
 
     def find(self, ident: str) -> BackendSession:
-        """The live session of this id.  Raises `UnknownSession`."""
+        """Return the live session of HTTP+SSE with this id.  Raises `UnknownSession`."""
         session = self.sessions.get(ident)
         if session is None:
             raise UnknownSession("no such session, or it has ended")
         return session
 
     def find_streamable(self, ident: str) -> BackendSession:
-        """The live session of Streamable HTTP of this id.  Raises `UnknownSession`."""
+        """Return the live session of Streamable HTTP with this id.  Raises `UnknownSession`."""
         session = self.streamable.get(ident)
         if session is None:
             raise UnknownSession("no such session, or it has ended")
@@ -230,11 +236,12 @@ class Server:
 
     def receive(self, ident: str, body: bytes) -> bool:
         """
-        A message that a client posted to the session of this id; whether it is
-        on its way.  It always is, but one of more than `LARGE_BYTES` only if
-        there is time to read it at once; otherwise it is for `receive_large`.
+        Pass a message that a client posted on to the session of this id.
 
-        Raises a `Refused` that says why it is not; then nothing was stored.
+        Returns False, having done nothing, for one of more than `LARGE_BYTES`
+        that would take too long to read at once: that is for `receive_large`.
+        Raises a `Refused` that says why the message cannot pass; then nothing
+        was stored.
         """
         session = self.find(ident)
         self.check_size(body)
@@ -254,9 +261,9 @@ class Server:
 
     async def receive_large(self, ident: str, body: bytes) -> None:
         """
-        The same for a message of more than `LARGE_BYTES`, while others are
-        served.  What is larger than `WHOLE_BYTES`, or is not told by its
-        envelope alone, is read in slices.
+        Pass on a message of more than `LARGE_BYTES`, while others are served.
+        One that is larger than `WHOLE_BYTES`, or that its envelope alone does
+        not describe, is read in slices.  Raises what `receive` raises.
         """
         self.find(ident)
         self.check_size(body)
@@ -272,13 +279,14 @@ class Server:
             most = self.settings.max_waiting_messages
             line = await self.work.do(read_foreign_batch(body, most))
             envelope = None
-        # It may have ended meanwhile.
+        # Looked up again: the session may have ended meanwhile.
         self.find(ident).client_message(line, envelope)
 
     def check_batch(self, line: bytes) -> list[bytes]:
         """
-        The elements of a small array.  Raises `TooComplex` for more than may
-        wait for a backend, and `NotJsonRpc` for a request that nobody could answer.
+        Return the elements of a small batch.  Raises `TooComplex` for more
+        than may wait for a backend, and `NotJsonRpc` for a request with null
+        for an id, which could not be answered.
         """
         elements = split_batch(line) or []
         most = self.settings.max_waiting_messages
@@ -289,22 +297,22 @@ class Server:
         return elements
 
     def idle_process(self) -> BackendSession | None:
-        """A worker's process that nobody uses just now, for the pool to end."""
+        """Return a worker's process that nobody uses just now; the pool may end it."""
         return self.stateless.idle_process()
 
     def capacity_freed(self) -> None:
-        """There may be room for a process: requests that wait for one look again."""
+        """Let requests that wait for a process look again: there may be one."""
         self.stateless.capacity_freed()
 
     def start(self) -> None:
-        """Keep processes ready, where the settings say so."""
+        """Begin to keep processes ready, where the settings say so."""
         self.pool.start()
 
     def stop(self) -> Deferred[Any]:
         """End all sessions; fires when nothing of them is left."""
         self.pool.begin_stop()
-        # Whatever fails here: the processes end.
-        guarded(self.log, "telling who listens that the bridge stops", self.stateless.stop)
+        # Whatever fails here, the processes end.
+        guarded(self.log, "telling subscribers that the bridge stops", self.stateless.stop)
         return self.pool.stop()
 
     def _forget(self, table: dict[str, BackendSession], session: BackendSession) -> None:
