@@ -25,11 +25,10 @@ from mcpbridge._version import __version__
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import CHECK_SECONDS
 from mcpbridge.errors import BackendBusy, BackendFailed, Stopping, UnknownSession
-from mcpbridge.jsonrpc.envelope import peek, peek_again
-from mcpbridge.jsonrpc.ids import is_answer_to
 from mcpbridge.jsonrpc.members import request_line
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.backoff import StartBackoff
+from mcpbridge.processes.era import find_answer
 from mcpbridge.timers import Timer
 from mcpbridge.translation.handshake import initialize_params
 
@@ -98,14 +97,9 @@ class Greeting:
 
     def received(self, lines: list[bytes]) -> list[bytes]:
         """Look for the answer and drop everything else."""
-        for line in lines:
-            envelope = peek(line) or peek_again(line)
-            if envelope is None or not envelope.is_response:
-                continue
-            if not is_answer_to(envelope.id, _IDENT):
-                continue
-            if self._answered is not None and not self._answered.called:
-                self._answered.callback(None)
+        answered = self._answered
+        if answered is not None and not answered.called and find_answer(lines, _IDENT) is not None:
+            answered.callback(None)
         return []
 
     def close(self) -> None:

@@ -17,13 +17,12 @@ from mcpbridge._version import __version__
 from mcpbridge.config.tuning import MAX_BACKOFF_SECONDS
 from mcpbridge.errors import METHOD_NOT_FOUND, BackendBusy, UnknownSession
 from mcpbridge.jsonrpc.envelope import Envelope, peek, peek_again, split_batch
-from mcpbridge.jsonrpc.ids import is_answer_to
 from mcpbridge.jsonrpc.members import encode, error_line, members
 from mcpbridge.mcp.id_restorer import IdRestorer
 from mcpbridge.mcp.own_request import own_request
 from mcpbridge.processes.backend_session import Adapter, BackendSession
 from mcpbridge.processes.backoff import StartBackoff
-from mcpbridge.processes.era import ServerEra
+from mcpbridge.processes.era import ServerEra, find_answer
 from mcpbridge.processes.start_check import neutral_initialize
 from mcpbridge.translation.handshake import refusal
 from mcpbridge.translation.legacy_client import LegacyClientTranslator
@@ -104,38 +103,35 @@ class UndecidedAdapter:
         if self._initialize is None:
             return lines
         asked, envelope = self._initialize
-        for number, line in enumerate(lines):
-            answer = peek(line) or peek_again(line)
-            if answer is None or not answer.is_response:
-                continue
-            if not is_answer_to(answer.id, envelope.id):
-                continue
-            self._initialize = None
-            if answer.error is msgspec.UNSET:
-                self._session.adapt(None)
-                self._era.legacy = True
-                if answer.id != envelope.id:
-                    lines = self._respell(lines, number, asked, envelope)
-                if self._requests == 1 and not isinstance(answer.result, msgspec.UnsetType):
-                    # Otherwise it may be the answer to another request, with
-                    # words of the client's own.
-                    self._era.known.initialize_result(answer.result)
-                self._backoff.succeeded()
-            elif refusal(members(answer.error) or {}).modern_only:
-                if self._requests == 1:
-                    # Otherwise it may be the answer to another request with the
-                    # same id: that counts for this session alone, not for all.
-                    self._era.legacy = False
-                downward = LegacyClientAdapter(self._session, self._era, self._backoff)
-                self._session.adapt(downward)
-                before = lines[:number]
-                try:
-                    downward.send([asked])
-                except (BackendBusy, UnknownSession):
-                    # It takes nothing now: its own answer is what there is.
-                    before.append(line)
-                return before + downward.received(lines[number + 1 :])
-            break
+        found = find_answer(lines, envelope.id)
+        if found is None:
+            return lines
+        number, answer = found
+        self._initialize = None
+        if answer.error is msgspec.UNSET:
+            self._session.adapt(None)
+            self._era.legacy = True
+            if answer.id != envelope.id:
+                lines = self._respell(lines, number, asked, envelope)
+            if self._requests == 1 and not isinstance(answer.result, msgspec.UnsetType):
+                # Otherwise it may be the answer to another request, with
+                # words of the client's own.
+                self._era.known.initialize_result(answer.result)
+            self._backoff.succeeded()
+        elif refusal(members(answer.error) or {}).modern_only:
+            if self._requests == 1:
+                # Otherwise it may be the answer to another request with the
+                # same id: that counts for this session alone, not for all.
+                self._era.legacy = False
+            downward = LegacyClientAdapter(self._session, self._era, self._backoff)
+            self._session.adapt(downward)
+            before = lines[:number]
+            try:
+                downward.send([asked])
+            except (BackendBusy, UnknownSession):
+                # It takes nothing now: its own answer is what there is.
+                before.append(lines[number])
+            return before + downward.received(lines[number + 1 :])
         return lines
 
     def _respell(
@@ -282,10 +278,10 @@ class LegacyClientAdapter:
 
     def _heed(self, asked: Envelope, lines: list[bytes]) -> None:
         """Whether the answer to `initialize`, if it is there, is what this era has."""
-        answers = [each for each in map(peek, lines) if each is not None and each.is_response]
-        answer = next((each for each in answers if each.id == asked.id), None)
-        if answer is None:
+        found = find_answer(lines, asked.id)
+        if found is None:
             return
+        _, answer = found
         self._initialize = None
         if answer.error is msgspec.UNSET:
             self._backoff.succeeded()
