@@ -175,7 +175,7 @@ class BackendSession:
     #: False once the session has ended: messages of the backend are dropped.
     receiving: bool = field(init=False, default=True)
     #: True once the backend has written a message.
-    heard: bool = field(init=False, default=False)
+    has_output: bool = field(init=False, default=False)
     #: True where the backend closed its stdout before the bridge ended the session.
     output_ended: bool = field(init=False, default=False)
     #: True once the backend takes no more messages.
@@ -203,7 +203,7 @@ class BackendSession:
         """The label before its lines of stderr."""
         return self.label if self.announced else f"{self.label} (no client yet)"
 
-    def last_words(self, settings: ServerSettings) -> dict[str, object] | None:
+    def stderr_data(self, settings: ServerSettings) -> dict[str, object] | None:
         """Return the end of stderr as `{"stderr": [line]}`; None where it is not to be shown."""
         if not (settings.stderr_in_errors and self.stderr_tail):
             return None
@@ -288,16 +288,16 @@ class BackendSession:
         ping of the bridge.
 
         Raises `BackendBusy`; then nothing was stored.  What a filter refuses
-        is answered as `client_posted` says.
+        is answered as `post_to_backend` says.
         """
         if envelope is not None:
             if self.pings.is_ours(envelope):
                 return
             if self.caller is not None and envelope.method == "initialize":
                 self.caller.initialized(line)
-        self.client_posted([line], [envelope])
+        self.post_to_backend([line], [envelope])
 
-    def client_posted(
+    def post_to_backend(
         self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None
     ) -> Collection[int]:
         """
@@ -309,12 +309,12 @@ class BackendSession:
         `BackendBusy`; then nothing was stored.
         """
         if self.filters is None:
-            self.client_messages(lines, envelopes)
+            self.send_to_backend(lines, envelopes)
             return ()
         passed, answers, dropped = self.filters.from_post(self, lines)
         if passed:
             # Envelopes describe the lines as they were before the filters changed them.
-            self._send_to_backend(passed, envelopes if passed == lines else None)
+            self._pass_to_backend(passed, envelopes if passed == lines else None)
         if answers:
             # In a later turn: the caller of this method is not ready for answers yet.
             self.clock.callLater(0, self._send_answers, answers)
@@ -324,7 +324,7 @@ class BackendSession:
         if self.receiving:
             self._send_to_client(lines)
 
-    def client_messages(
+    def send_to_backend(
         self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None
     ) -> None:
         """
@@ -338,20 +338,20 @@ class BackendSession:
             filtered = [filters.from_client(self, line) for line in lines]
             if any(new is not old for new, old in zip(filtered, lines, strict=True)):
                 lines, envelopes = filtered, None
-        self._send_to_backend(lines, envelopes)
+        self._pass_to_backend(lines, envelopes)
 
-    def messages_of(self, caller: Caller | None, lines: list[bytes]) -> None:
+    def send_to_backend_for(self, caller: Caller | None, lines: list[bytes]) -> None:
         """
         Pass messages of this client to a backend that serves several; None
-        for the bridge's own messages.  Otherwise like `client_messages`.
+        for the bridge's own messages.  Otherwise like `send_to_backend`.
         """
         resting, self.caller = self.caller, caller
         try:
-            self.client_messages(lines)
+            self.send_to_backend(lines)
         finally:
             self.caller = resting
 
-    def _send_to_backend(
+    def _pass_to_backend(
         self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None
     ) -> None:
         """Raises `BackendBusy`; then nothing was stored."""
@@ -411,7 +411,7 @@ class BackendSession:
         """Pass messages of the backend on to the client."""
         if not self.receiving:
             return
-        self.heard = True
+        self.has_output = True
         if self.faults is not None:
             self.faults.messages_received(lines)
         if not self.sink.has_reader:
@@ -420,7 +420,7 @@ class BackendSession:
             lines = self.adapter.received(lines)
         self._pass_on(lines)
 
-    def say(self, lines: list[bytes]) -> None:
+    def send_as_backend(self, lines: list[bytes]) -> None:
         """Send the client messages of the bridge itself, as if the backend had written them."""
         if self.receiving:
             self._pass_on(lines)
@@ -501,7 +501,7 @@ class BackendSession:
         """Warn of a mistake of the backend, and show the line unless it is empty."""
         self._backend_faults().misbehaved(fault, what, line)
 
-    def reached_nobody(self, why: str, line: bytes) -> None:
+    def message_dropped(self, why: str, line: bytes) -> None:
         """Warn of a message of the backend that was dropped, where that is its fault."""
         self._backend_faults().message_dropped(why, line)
 

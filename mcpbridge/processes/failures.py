@@ -56,11 +56,11 @@ class Failures:
         timer.start(self._settings.start_timeout, self._check_silence, session)
 
     def _check_silence(self, session: BackendSession) -> None:
-        if not session.messages_in and not session.heard:
+        if not session.messages_in and not session.has_output:
             # The client has not sent anything yet.
             self._watched[session].start(self._settings.start_timeout, self._check_silence, session)
             return
-        if session.heard or session.leaving:
+        if session.has_output or session.leaving:
             return
         count = self._complaints.add("silent")
         if count is not None:
@@ -88,12 +88,12 @@ class Failures:
             timer.stop()
         if not (warn and session.announced and session.output_ended):
             return
-        if timer is None and not session.heard:
+        if timer is None and not session.has_output:
             return
         status = session.backend.exit_status
-        if session.heard and status in (None, _CLEAN_EXIT):
+        if session.has_output and status in (None, _CLEAN_EXIT):
             return
-        count = self._complaints.add(("ended", session.heard, session.reason))
+        count = self._complaints.add(("ended", session.has_output, session.reason))
         if count is None:
             return
         self.log.warn(
@@ -101,7 +101,7 @@ class Failures:
             label=session.label,
             server=self._settings.name,
             reason=session.reason,
-            before="" if session.heard else " before it had answered anything",
+            before="" if session.has_output else " before it had answered anything",
             advice=self._advice(session),
             hint=_HINTS.get(status or "", ""),
             times=times(count),

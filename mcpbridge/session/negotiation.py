@@ -212,7 +212,7 @@ class LegacyClientAdapter:
         self._era = era
         self._backoff = backoff
         self._local = _BridgeMessages(session)
-        self._kept = LegacyClientTranslator(version=__version__, report=session.reached_nobody)
+        self._kept = LegacyClientTranslator(version=__version__, report=session.message_dropped)
         self._timer: IDelayedCall | None = None
         #: The client's `initialize`, while it is not answered.
         self._initialize: Envelope | None = None
@@ -343,7 +343,7 @@ class _BridgeMessages:
         return lines
 
     def _deliver(self) -> None:
-        self._session.say(self.take())
+        self._session.send_as_backend(self.take())
 
 
 def send(session: BackendSession, lines: list[bytes]) -> None:

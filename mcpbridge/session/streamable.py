@@ -73,7 +73,7 @@ class StreamableSession:
             now=clock.seconds,
             input_timeout=settings.input_timeout,
             request_waits=self._question_held,
-            report=session.reached_nobody,
+            report=session.message_dropped,
         )
         #: When a question that nobody reads has waited long enough.
         self._due: IDelayedCall | None = None
@@ -136,7 +136,7 @@ class StreamableSession:
 
         Returns the name of the stream for their answers, to which `outlet()`
         is attached, or None where they ask for nothing.  Raises what
-        `StreamRouter.open_post` and `BackendSession.client_posted` raise.
+        `StreamRouter.open_post` and `BackendSession.post_to_backend` raise.
         """
         self._last = self._clock.seconds()
         lines = [line for line, _ in messages]
@@ -152,7 +152,7 @@ class StreamableSession:
         if asked:
             stream = self.router.open_post(asked, outlet(), json_only=json_only)
         try:
-            dropped = self._session.client_posted(lines)
+            dropped = self._session.post_to_backend(lines)
         except BaseException:
             if stream is not None:
                 self.router.abandon(stream)
@@ -230,7 +230,7 @@ class StreamableSession:
 
     def _error_for(self, ident: JsonRpcId) -> bytes:
         why = f"the session has ended: {self._session.reason}"
-        return error_line(ident, SERVER_ERROR, why, self._session.last_words(self._settings))
+        return error_line(ident, SERVER_ERROR, why, self._session.stderr_data(self._settings))
 
     def _answer_backend(self, line: bytes) -> None:
         self._session.answer_backend(line)

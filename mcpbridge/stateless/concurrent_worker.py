@@ -232,7 +232,7 @@ class ConcurrentWorker(BackendWorker):
         self._observer = observer
         self._known = known
         self.tasks = Tasks(limit=settings.task_timeout, now=session.clock.seconds)
-        self._requests: Multiplexer[Receiver] = Multiplexer(self.tasks, session.reached_nobody)
+        self._requests: Multiplexer[Receiver] = Multiplexer(self.tasks, session.message_dropped)
         #: The number of requests with a response that are the bridge's own.
         self._own_requests = 0
         #: Cancellations that did not fit into the pipe.
@@ -364,7 +364,7 @@ class ConcurrentWorker(BackendWorker):
     ) -> None:
         line = self._requests.send_to_backend(request, receiver, own=own)
         try:
-            self.session.messages_of(receiver.caller, [line])
+            self.session.send_to_backend_for(receiver.caller, [line])
         except UnknownSession:
             self._requests.undo(receiver)
             raise self.ended_error() from None

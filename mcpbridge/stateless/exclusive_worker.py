@@ -83,7 +83,7 @@ class ExclusiveWorker(BackendWorker):
         super().__init__(session, settings)
         self.hold = hold or Hold()
         self.translator = LegacyServerTranslator(
-            first.capabilities, first.client_info, __version__, session.reached_nobody
+            first.capabilities, first.client_info, __version__, session.message_dropped
         )
         self.exchange: Exchange | None = None
         #: While it is suspended: what it has of its client's share.
@@ -243,7 +243,7 @@ class ExclusiveWorker(BackendWorker):
     def _send_for_client(self, *lines: bytes) -> None:
         """Send a client's messages, all or none.  Raises a `Refused`."""
         try:
-            self.session.messages_of(self._caller, list(lines))
+            self.session.send_to_backend_for(self._caller, list(lines))
         except UnknownSession:
             raise self.ended_error() from None
 

@@ -132,11 +132,11 @@ class BackendWorker:
     def ended_error(self) -> BackendEnded:
         """Return what a client is told whose process has ended."""
         error = BackendEnded(f"the request was not answered: {self.session.reason}")
-        error.data = self.session.last_words(self._settings)
+        error.data = self.session.stderr_data(self._settings)
         return error
 
     def failed_error(self) -> BackendFailed:
         """Return what a client is told whose process never came to work."""
         error = BackendFailed(self.session.reason)
-        error.data = self.session.last_words(self._settings)
+        error.data = self.session.stderr_data(self._settings)
         return error

@@ -305,7 +305,7 @@ def test_messages_are_counted() -> None:
 
 def test_every_message_of_a_batch_is_counted() -> None:
     made = Made()
-    made.session.client_messages([CALL, NOTE])
+    made.session.send_to_backend([CALL, NOTE])
     assert (made.session.messages_in, made.session.bytes_in) == (2, len(CALL) + len(NOTE))
 
 
@@ -505,7 +505,7 @@ def test_what_was_not_stored_is_not_answered_either() -> None:
     made.backend.busy = True
     lines = [CALL, CALL.replace(b"swordfish", b"request")]
     with pytest.raises(BackendBusy):
-        made.session.client_posted(lines)
+        made.session.post_to_backend(lines)
     assert made.clock.getDelayedCalls() == []
 
 
@@ -513,7 +513,7 @@ def test_a_request_without_a_session_that_is_refused_goes_to_nobody() -> None:
     """Who serves such requests answers with the refusal."""
     made = Made(filters=[Filter()])
     with pytest.raises(MessageRefused, match="not here"):
-        made.session.client_messages([CALL, CALL.replace(b"swordfish", b"request")])
+        made.session.send_to_backend([CALL, CALL.replace(b"swordfish", b"request")])
     assert made.backend.sent == []
 
 
@@ -969,16 +969,16 @@ def test_lost_kept() -> None:
     """LOST_KEPT: of more nothing is told, until those are over, each in its own time."""
     made = Complaining()
     line = b'{"jsonrpc":"2.0","id":%d,"result":NaN}'
-    made.session.reached_nobody("invalid", line % 0)
+    made.session.message_dropped("invalid", line % 0)
     made.clock.advance(LOST_SECONDS / 2)
     for number in range(1, 2 * LOST_KEPT):
-        made.session.reached_nobody("invalid", line % number)
+        made.session.message_dropped("invalid", line % number)
         made.session.message_lost(Lost("lines", "why", number))
     made.clock.advance(LOST_SECONDS / 2)
     assert [json.loads(line)["id"] for line in made.stream.lines] == [0]
     made.clock.advance(LOST_SECONDS / 2)
     assert [json.loads(line)["id"] for line in made.stream.lines] == list(range(LOST_KEPT))
-    made.session.reached_nobody("invalid", line % 99)
+    made.session.message_dropped("invalid", line % 99)
     made.clock.advance(LOST_SECONDS)
     assert json.loads(made.stream.lines[-1])["id"] == 99
     assert made.clock.getDelayedCalls() == []
@@ -997,7 +997,7 @@ def test_a_message_that_cannot_pass_when_the_session_ends() -> None:
 def test_the_bridges_own_error_is_no_mistake_of_the_backend() -> None:
     """Where the request was answered before."""
     made = Complaining()
-    made.stream.send = lambda lines: made.session.reached_nobody("unasked", lines[0])  # type: ignore[method-assign]
+    made.stream.send = lambda lines: made.session.message_dropped("unasked", lines[0])  # type: ignore[method-assign]
     made.session.message_lost(Lost("x", "why", 1, certain=True))
     assert [fault for fault, _ in made.complaints] == ["x"]
 
@@ -1023,7 +1023,7 @@ def test_a_line_is_shown_escaped_and_cut() -> None:
 def test_what_reached_nobody_is_named_by_its_id(why: str, line: bytes, said: str) -> None:
     """What it says is never shown."""
     made = Complaining()
-    made.session.reached_nobody("unasked" if why == "null" else why, line)
+    made.session.message_dropped("unasked" if why == "null" else why, line)
     [(fault, what)] = made.complaints
     assert fault == why
     assert what.endswith(said)
@@ -1032,14 +1032,14 @@ def test_what_reached_nobody_is_named_by_its_id(why: str, line: bytes, said: str
 
 def test_what_is_nobodys_mistake_is_not_named() -> None:
     made = Complaining()
-    made.session.reached_nobody("no room", REPLY)
+    made.session.message_dropped("no room", REPLY)
     assert made.complaints == []
 
 
 def test_an_answer_that_is_no_json_fails_its_call() -> None:
     """Python writes NaN, which JSON has not; never from within the reading of the backend."""
     made = Complaining()
-    made.session.reached_nobody("invalid", b'{"jsonrpc":"2.0","id":1,"result":{"x":NaN}}')
+    made.session.message_dropped("invalid", b'{"jsonrpc":"2.0","id":1,"result":{"x":NaN}}')
     assert made.stream.lines == []
     made.clock.advance(LOST_SECONDS)
     [answer] = map(json.loads, made.stream.lines)

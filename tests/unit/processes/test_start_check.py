@@ -91,7 +91,7 @@ def initialized(world: World, info: Any) -> list[Any]:
     session = opened(world)
     params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info}
     message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
-    session.client_messages([json.dumps(message).encode()])
+    session.send_to_backend([json.dumps(message).encode()])
     world.run(0.1)
     lines = list(session.sink.lines)
     session.life.end("done")
@@ -243,7 +243,7 @@ def test_an_answer_that_may_be_that_of_another_request(kind: Any) -> None:
         {"method": "initialize", "params": {"clientInfo": GOOD}},
     ]
     lines = [json.dumps({"jsonrpc": "2.0", "id": 1, **each}).encode() for each in both]
-    session.client_messages(lines)
+    session.send_to_backend(lines)
     session.messages_received(
         [b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no such method"}}']
     )

@@ -26,7 +26,7 @@ def begun(served: Served, client: str | None = None, *, sse: bool = False) -> Ba
     """A session whose client has said `initialize`."""
     [session] = served.coming(client, sse=sse)
     assert isinstance(session, BackendSession)
-    session.client_messages([INITIALIZE])
+    session.send_to_backend([INITIALIZE])
     return session
 
 

@@ -66,7 +66,7 @@ class Made:
         """Nothing comes to the client from within its own call."""
         before = list(self.stream.lines)
         try:
-            self.session.client_messages(list(lines))
+            self.session.send_to_backend(list(lines))
         finally:
             assert self.stream.lines == before
 

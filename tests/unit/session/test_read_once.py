@@ -43,7 +43,7 @@ def test_before_a_server_of_2026_07_28_alone(monkeypatch: pytest.MonkeyPatch) ->
     line, envelope = read_message(b'{"jsonrpc":"2.0","id":5,"method":"tools/list"}')
     read: list[bytes] = []
     monkeypatch.setattr(negotiation, "peek", read.append)
-    made.session.client_messages([line], [envelope])
+    made.session.send_to_backend([line], [envelope])
     assert (made.asked()["method"], read) == ("tools/list", [])
     made.end()
 
@@ -60,5 +60,5 @@ def test_a_filter_that_changes_nothing(changed: bool) -> None:
     adapter: Any = Told()
     made.session.adapter = adapter
     line, envelope = read_message(CALL)
-    made.session.client_messages([line], [envelope])
+    made.session.send_to_backend([line], [envelope])
     assert told == [None if changed else [envelope]]
