@@ -179,8 +179,7 @@ class Bridge(Service):
         bodies and connections; give it `parsePOSTFormSubmission=False`.
         """
         if self._resource is None:
-            from mcpbridge.web.client_addresses import ClientAddresses
-            from mcpbridge.web.request_caller import callers, nobody
+            from mcpbridge.web.client_addresses import ClientAddresses, no_caller, tell_callers
             from mcpbridge.web.root import Branch, SecuredResource
             from mcpbridge.web.routes import Routes
             from mcpbridge.web.server_card import ServerCards
@@ -193,7 +192,7 @@ class Bridge(Service):
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
-                caller_of = callers(clients.address) if server.tells_callers else nobody
+                caller_of = tell_callers(clients.address) if server.tells_callers else no_caller
                 routes = Routes(server, self._clock, clients.of_request, cards, caller_of)
                 branch.serve(server.settings, routes.resource())
             root.told = self.settings.servers

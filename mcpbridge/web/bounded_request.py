@@ -20,9 +20,9 @@ from mcpbridge.twisted_internals import OpenRequest
 
 class BodyBudget:
     """
-    How many bytes all requests may hold together, from their arrival until
-    their answers are out, and those of one client address, where `shares` says
-    so.  `freed` is called when a large one is over.
+    Counts the bytes of all request bodies, from their arrival until the
+    response is written, against `limit`, and those of each client address
+    against its share.  `freed` is called when a large one is given back.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class BodyBudget:
         self.used = 0
 
     def has_room(self, size: int, address: str | None = None) -> bool:
-        """Whether `take` would take so much."""
+        """Tell whether `take` would succeed."""
         if self.used + size > self._limit:
             return False
         return self._shares is None or not self._shares.is_over(address, size)
 
     def take(self, size: int, address: str | None = None) -> bool:
-        """Take some for a client, or none where there is no room."""
+        """Count bytes of a client; return False, and count none, if they exceed a limit."""
         if self.used + size > self._limit:
             return False
         if self._shares is not None and not self._shares.take(address, size):
@@ -52,7 +52,7 @@ class BodyBudget:
         return True
 
     def give_back(self, size: int, address: str | None = None) -> None:
-        """Return what was taken for a client."""
+        """Count bytes of a client no more."""
         self.used -= size
         if self._shares is not None:
             self._shares.give_back(address, size)
@@ -60,7 +60,7 @@ class BodyBudget:
             self._freed()
 
     def refusal(self, size: int) -> NoRoom:
-        """What is said where so much could not be taken."""
+        """Return the error for a body that `take` has not counted."""
         if self.used + size > self._limit or self._shares is None:
             return NoRoom("the bridge is receiving as much as it may hold (max_request_bytes)")
         return NoRoom(
@@ -73,8 +73,8 @@ class BridgeRequest(OpenRequest):
     """
     A request whose body is kept in memory, up to the site's limit.
 
-    `refusal` is set where the body was refused; routes raise it once they
-    know that nothing else is wrong.
+    `refusal` is set if the body was refused; a route raises it once it knows
+    that nothing else is wrong.
     """
 
     channel: Any
@@ -86,13 +86,13 @@ class BridgeRequest(OpenRequest):
     _client: str | None = None
 
     def gotLength(self, length: int | None) -> None:
-        """The head is there; `length` is None for a chunked body."""
+        """Refuse a body that is too long; `length` is None for a chunked one."""
         self.content = BytesIO()
         if length is not None and length > self.channel.site.max_body:
             self._refuse()
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Keep some more of the body, or refuse it."""
+        """Keep some more of the body, or refuse all of it."""
         if self.refusal is not None:
             return
         size = len(data)
@@ -111,8 +111,8 @@ class BridgeRequest(OpenRequest):
 
     def body(self) -> bytes:
         """
-        The whole body; what held it is freed.  It counts until the answer is
-        out: whoever works on it has it in some form.
+        Return the whole body, and free what held it.  It counts until the
+        response is written: whoever works on it has it in some form.
         """
         body: bytes = self.content.getvalue()
         self.content = BytesIO()
@@ -124,7 +124,7 @@ class BridgeRequest(OpenRequest):
         self.refusal = MessageTooLarge(f"a message may have {limit} bytes")
 
     def let_go(self) -> None:
-        """Nobody has the body any more."""
+        """Free the body, and count it no more."""
         if self.held and self.channel is not None:
             self.channel.site.budget.give_back(self.held, self._client)
             self.held = 0
@@ -135,6 +135,27 @@ class BridgeRequest(OpenRequest):
         self.let_go()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The connection is gone, with what the request held."""
+        """Release the body: the connection is lost."""
         self.let_go()
         super().connectionLost(reason)
+
+
+# For requests of any site: a route may be mounted under an application's own.
+
+
+def refusal_of(request: Any) -> Refused | None:
+    """Return why the body of a request was refused; None if it was not."""
+    refusal: Refused | None = getattr(request, "refusal", None)
+    return refusal
+
+
+def take_body(request: Any) -> bytes:
+    """Return the whole body of a request, which keeps no copy if it is a `BridgeRequest`."""
+    body: bytes = request.body() if isinstance(request, BridgeRequest) else request.content.read()
+    return body
+
+
+def release_body(request: Any) -> None:
+    """Free the body of a request whose messages have gone on to the backend."""
+    if isinstance(request, BridgeRequest):
+        request.let_go()

@@ -1,8 +1,9 @@
 """
-Which address a client has, for what is shared among addresses.
+Who sent a request: the client's address, for the limits of each address, and
+its headers, for filters and observers.
 
 Knows addresses and what proxies write of them (`X-Forwarded-For`; RFC 7239);
-must not know what is shared.
+must not know what is limited, nor who is told.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from typing import Any, NamedTuple
 from twisted.internet.address import UNIXAddress
 
 from mcpbridge.config.settings import BridgeSettings
+from mcpbridge.processes.caller import ANYBODY, Caller
 
-#: How many addresses are remembered, so that they are read once.
+#: How many addresses are cached with what the settings say of them.
 KNOWN_ADDRESSES = 4096
-#: How many proxies in a row are looked through.
+#: How many proxies in a row may name the next one.
 MAX_HOPS = 32
 #: The network that one host, or one customer, most often has (RFC 6177).
 IPV6_PREFIX = 64
 
 FORWARDED_FOR = "x-forwarded-for"
 FORWARDED = "forwarded"
-#: Gives the values of a header.
+#: Returns the values of a header, by its name in lower case.
 Fields = Callable[[str], list[str]]
 
 _FIELD = re.compile(rb"(?i)\r\n(x-forwarded-for|forwarded):([^\r]*)")
@@ -47,7 +49,7 @@ class Peer(NamedTuple):
 
     @property
     def share(self) -> str | None:
-        """The address whose share this counts against; None where it has none."""
+        """Return the address whose share counts for this; None if none does."""
         return None if self.exempt or self.proxy else self.address or None
 
 
@@ -60,30 +62,30 @@ class ClientAddresses:
         self._known = lru_cache(KNOWN_ADDRESSES)(self._classify)
 
     def peer(self, address: Any) -> Peer:
-        """Who connects from an `IAddress`."""
+        """Return the peer that connects from an `IAddress`."""
         if isinstance(address, UNIXAddress):
             return self._known("unix")
         return self._known(str(getattr(address, "host", "")))
 
     def is_proxy(self, address: Any) -> bool:
-        """Whether an `IAddress` is that of a trusted proxy."""
+        """Tell whether an `IAddress` is that of a trusted proxy."""
         return self.peer(address).proxy
 
     def client(self, peer: Peer, fields: Fields) -> str | None:
         """
-        The address whose share a request counts against; None: nobody's.
+        Return the address whose share counts for a request; None if none does.
 
         Behind a trusted proxy it is the right-most entry that is not a trusted
-        proxy itself, for what stands left of that the client may have written.
-        A proxy that writes one of the two headers passes on what the client
-        says in the other; where they differ, neither is believed, and the
-        request counts with all such requests of its proxy.
+        proxy itself: the client may have written what is left of that.  A proxy
+        that writes one of the two headers passes on what the client wrote in
+        the other; if they differ, neither is believed, and the request counts
+        with all such requests of its proxy.
         """
         if not peer.proxy:
             return peer.share
         hosts = self._named(fields)
         if not hosts:
-            # The proxy's own: a look whether the bridge is well.
+            # The proxy's own, such as a health check.
             return None
         named = {self._known(host or "") for host in hosts}
         if None in hosts or len(named) > 1:
@@ -92,8 +94,8 @@ class ClientAddresses:
 
     def of_request(self, request: Any) -> str | None:
         """
-        The same for a request of twisted.web, whatever site it has come to; None
-        where its connection is lost.
+        Return the same for a request of twisted.web, of any site; None if its
+        connection is lost.
         """
         channel = request.channel
         if channel is None:
@@ -105,8 +107,8 @@ class ClientAddresses:
 
     def address(self, request: Any) -> str | None:
         """
-        The address of a request's client itself, whether or not it is counted;
-        None where that is not known: it has no address, or nobody is believed.
+        Return the address of a request's client itself, also if it is exempt;
+        None if it is unknown: it has no address, or its proxy's headers differ.
         """
         channel = request.channel
         if channel is None:
@@ -117,7 +119,7 @@ class ClientAddresses:
         return named.pop() if len(named) == 1 else None
 
     def _named(self, fields: Fields) -> list[str | None]:
-        """Whom proxies name, in each of the headers that is there; None: no address."""
+        """Return whom proxies name in each of the headers that is present; None for no address."""
         return [
             self._nearest(reversed(entries))
             for entries in (_forwarded_for(fields), _forwarded(fields))
@@ -125,7 +127,7 @@ class ClientAddresses:
         ]
 
     def _nearest(self, entries: Iterable[str]) -> str | None:
-        """The first of these that is no proxy, else the last; None where it is no address."""
+        """Return the first of these that is no proxy, or the last; None if it is no address."""
         found: str | None = None
         for hop, entry in enumerate(entries):
             found = _host(entry)
@@ -159,7 +161,7 @@ class _Networks:
 
 
 def in_head(head: bytes) -> Fields:
-    """What of a request's head, whose lines end with CRLF, names its client."""
+    """Return the fields that name the client in a request's head, whose lines end with CRLF."""
     found = [(name.lower(), value) for name, value in _FIELD.findall(head)]
 
     def fields(wanted: str) -> list[str]:
@@ -178,22 +180,23 @@ def _of_headers(headers: Any) -> Fields:
 
 
 def _forwarded_for(fields: Fields) -> list[str]:
-    """The entries of `X-Forwarded-For`, the nearest last."""
+    """Return the entries of `X-Forwarded-For`, the nearest proxy's last."""
     return [entry for value in fields(FORWARDED_FOR) for entry in value.split(",")]
 
 
 def _forwarded(fields: Fields) -> list[str]:
     """
-    The nodes of `Forwarded`, the nearest last.  Commas are not looked for
-    within quotes: a quote that the client has opened must not hide what its
-    proxy has appended.
+    Return the nodes of `Forwarded`, the nearest proxy's last.
+
+    Quotes do not protect commas here: a quote that the client has opened must
+    not hide what its proxy has appended.
     """
     found = [_FOR.search(each) for value in fields(FORWARDED) for each in value.split(",")]
     return ["" if each is None else each[1] for each in found]
 
 
 def _host(entry: str) -> str | None:
-    """An address without its port and quotes (RFC 7239, section 6); None for another name."""
+    """Return an address without port and quotes (RFC 7239, section 6); None for another name."""
     text = entry.strip().strip('"')
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -203,7 +206,7 @@ def _host(entry: str) -> str | None:
 
 
 def _plain(host: Any) -> str | None:
-    """An address as it is always written; None for what is none."""
+    """Return an address in its canonical form; None for what is none."""
     address = _parsed(str(host))
     return None if address is None else str(address)
 
@@ -214,3 +217,28 @@ def _parsed(host: str) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+#: Returns who sent a request of twisted.web; None if nobody wants to know.
+CallerOf = Callable[[Any], Caller | None]
+
+
+def no_caller(request: Any) -> None:
+    """Return None: a `CallerOf` for a server without filters and observers."""
+
+
+def tell_callers(address_of: Callable[[Any], str | None]) -> CallerOf:
+    """Return a `CallerOf`; `address_of` returns the address of a request's client."""
+
+    def caller_of(request: Any) -> Caller:
+        return Caller(ANYBODY, address_of(request), _headers(request))
+
+    return caller_of
+
+
+def _headers(request: Any) -> dict[str, str]:
+    """Return headers by name in lower case, their values joined (RFC 9110, section 5.3)."""
+    return {
+        name.decode("latin-1").lower(): ", ".join(value.decode("latin-1") for value in values)
+        for name, values in request.requestHeaders.getAllRawHeaders()
+    }

@@ -1,5 +1,5 @@
 """
-Whether a client still takes what is written to it, and quickly enough.
+Checks that a client reads what is written to it, and quickly enough.
 
 Knows a transport and time; must not know what is written.
 """
@@ -14,24 +14,22 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from mcpbridge.config.tuning import RATE_SECONDS
 from mcpbridge.web.tcp import acknowledged, unsent
 
-#: How often in a timeout it is looked: while something waits, and while nothing does.
+#: How many checks there are in a timeout: while something is unsent, and while nothing is.
 LOOKS = 20
 IDLE_LOOKS = 10
 
 
 class ClientWatch:
     """
-    Calls `stalled` with a reason, once, for a client that does not read: it
-    has taken no byte for `timeout` seconds while data waited for it, or over
-    `RATE_SECONDS` fewer than `min_rate` bytes a second of what waited.
+    Calls `stalled` with a reason, once, if a client does not read: it has
+    taken no byte for `timeout` seconds while data was unsent, or over
+    `RATE_SECONDS` fewer than `min_rate` bytes a second of what was unsent.
 
-    `looked` is called after each look.
+    `start` checks until `stop`, for a stream; `arm` only while something is
+    unsent.  `looked` is called after each check.
 
-    `start` looks until `stop`, which is for a stream; `arm` looks only for as
-    long as something waits.
-
-    What counts for the rate is only what waited *between* two looks: of a
-    stream of small messages something is always on its way, and whoever takes
+    Only what was unsent *between* two checks counts for the rate: of a stream
+    of small messages something is always on its way, and a client that takes
     all of it in time is not slow, however little that is.
     """
 
@@ -78,9 +76,9 @@ class ClientWatch:
         self._always = False
         self._written = 0
         self._call: IDelayedCall | None = None
-        #: Bytes that waited at the last look; 0 where none did.
+        #: Bytes that were unsent at the last check.
         self._waited = 0
-        #: At the last look: when that was, and bytes taken by then.
+        #: The time of the last check, and how many bytes were taken by then.
         self._looked = 0.0
         self._taken = 0
         #: When the client was last seen to take something.
@@ -91,25 +89,25 @@ class ClientWatch:
         self._owed = 0.0
 
     def start(self) -> None:
-        """Look until `stop`."""
+        """Check until `stop`."""
         self._always = True
         self._look_in(self._timeout / IDLE_LOOKS)
 
     def arm(self, size: int = 0) -> None:
-        """So many bytes were written, and not all of them were taken at once: look now."""
+        """Count written bytes, of which some are unsent, and check now."""
         self._written += size
         if not self._waited:
             self._look()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Check no more."""
         self._waited = 0
         call, self._call = self._call, None
         if call is not None and call.active():
             call.cancel()
 
     def wrote(self, size: int) -> None:
-        """So many bytes were written."""
+        """Count written bytes."""
         self._written += size
 
     def _look_in(self, seconds: float) -> None:
@@ -135,9 +133,9 @@ class ClientWatch:
         self._looked_at()
 
     def _judge(self, waiting: int) -> str | None:
-        """Why the client is to be cut off, if it is."""
-        # What the peer has acknowledged where the system tells, for the
-        # socket's own buffer may hide a slow reader for minutes.
+        """Return why the client has stalled; None if it has not."""
+        # What the peer has acknowledged, where the system tells: the socket's own
+        # buffer may hide a slow reader for minutes.
         taken = self._acknowledged(self._transport)
         if taken is None:
             taken = self._written - waiting

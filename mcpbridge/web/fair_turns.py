@@ -1,5 +1,5 @@
 """
-Whose turn it is among connections that have more than one request to serve.
+Round robin among connections that have more than one request to serve.
 
 Knows connections and time; must not know requests.
 """
@@ -20,13 +20,13 @@ from mcpbridge.guard import guarded
 
 
 class Turn(Protocol):
-    """A connection with requests that have arrived and are not served."""
+    """A connection with pipelined requests, which are parsed slice by slice."""
 
     def serve_slice(self) -> None:
         """Serve the next request, and more while `FairTurns.may_go_on`."""
 
     def fail(self) -> None:
-        """Serving it has raised: end the connection."""
+        """Close the connection: serving a request has raised."""
 
 
 class FairTurns:
@@ -37,10 +37,11 @@ class FairTurns:
     a read that holds thousands of pipelined requests delays everybody, and a
     read on each of forty connections forty times as much.  A connection
     therefore serves at once only the first request of what it has read, or,
-    while nobody waits, a slice: `SLICE_REQUESTS` for at most `SLICE_SECONDS`.
-    Then it joins this queue, which is served slice by slice from a delayed
-    call, once an iteration of the reactor, for `TURN_SECONDS` in all.  Whoever
-    sends one request at a time never joins it, and waits for about one turn.
+    while the queue is empty, a slice: `SLICE_REQUESTS` for at most
+    `SLICE_SECONDS`.  Then it joins this queue, which is served slice by slice
+    from a delayed call, once in each iteration of the reactor, for
+    `TURN_SECONDS` in all.  A client that sends one request at a time never
+    joins it, and waits for about one turn.
 
     The queue needs no bound of its own: a connection is in it once, and what
     it has read and not served is bounded by `PIPELINED_BYTES`.
@@ -50,10 +51,10 @@ class FairTurns:
 
     def __init__(self, clock: IReactorTime, seconds: Callable[[], float] = perf_counter) -> None:
         self._clock = clock
-        # Not the clock's: it may stand still within an iteration of the reactor.
+        # Not the reactor's clock, which may stand still within an iteration.
         self._seconds = seconds
         self._waiting: OrderedDict[Turn, None] = OrderedDict()
-        #: Set while somebody waits, but not within a turn.
+        #: The next turn; None while the queue is empty, and within a turn.
         self._call: IDelayedCall | None = None
         self._running = False
 
@@ -61,13 +62,13 @@ class FairTurns:
         return len(self._waiting)
 
     def now(self) -> float:
-        """When a slice begins, for `may_go_on`."""
+        """Return the time at which a slice begins, for `may_go_on`."""
         return self._seconds()
 
     def may_go_on(self, served: int, began: float) -> bool:
         """
-        Whether a connection may serve another request in its slice, which
-        began then and has served so many.
+        Tell whether a connection may serve another request in its slice, which
+        began at that time and has served so many.
         """
         return (
             (self._running or not self._waiting)
@@ -76,13 +77,13 @@ class FairTurns:
         )
 
     def join(self, connection: Turn) -> None:
-        """Go to the back of the queue."""
+        """Put a connection at the end of the queue."""
         self._waiting[connection] = None
         if self._call is None and not self._running:
             self._call = self._clock.callLater(0, self._run)
 
     def leave(self, connection: Turn) -> None:
-        """Have no more to serve, or be gone.  Does nothing for one that is not in the queue."""
+        """Take a connection out of the queue, if it is there."""
         if connection in self._waiting:
             del self._waiting[connection]
             call = self._call
@@ -91,7 +92,7 @@ class FairTurns:
                 call.cancel()
 
     def _run(self) -> None:
-        """One turn: slices in order, until the time is over or nobody waits."""
+        """Serve slices in order, until `TURN_SECONDS` are over or the queue is empty."""
         self._call = None
         self._running = True
         ends = self._seconds() + TURN_SECONDS

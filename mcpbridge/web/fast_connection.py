@@ -234,9 +234,9 @@ class FastConnection(BridgeConnection):
     def _write(self, response: bytes) -> None:
         if self._descriptor is None:
             self.transport.write(response)
-            self._answer_waits(len(response))
+            self._watch_response(len(response))
         elif not write_at_once(self._descriptor, response):
-            self._answer_waits(len(response))
+            self._watch_response(len(response))
 
     # Responses that come later: PendingConnection.
 

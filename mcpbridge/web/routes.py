@@ -24,7 +24,8 @@ from mcpbridge.errors import InternalError, NothingHere, Refused, WrongMethod
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
-from mcpbridge.web.request_caller import CallerOf, nobody
+from mcpbridge.web.bounded_request import refusal_of, take_body
+from mcpbridge.web.client_addresses import CallerOf, no_caller
 from mcpbridge.web.response import accept, error_body
 from mcpbridge.web.server_card import ServerCards
 from mcpbridge.web.sse_stream import EventStream
@@ -33,10 +34,11 @@ from mcpbridge.web.streamable_http import McpEndpoint
 
 class Routes:
     """
-    HTTP+SSE (MCP revision 2024-11-05, basic/transports) for one server.
+    The paths of one server: those of HTTP+SSE (MCP 2024-11-05,
+    basic/transports) are served here, `/mcp` by `McpEndpoint`.
 
-    `client_of` tells the address whose share a request counts against, or None;
-    `caller_of` who has sent it.
+    `client_of` returns the address whose share counts for a request, or None;
+    `caller_of` who sent it.
     """
 
     app = Klein()
@@ -48,7 +50,7 @@ class Routes:
         clock: IReactorTime,
         client_of: Callable[[Any], str | None] = lambda request: None,
         cards: ServerCards | None = None,
-        caller_of: CallerOf = nobody,
+        caller_of: CallerOf = no_caller,
     ) -> None:
         self._cards = cards or ServerCards([server])
         self._server = server
@@ -58,7 +60,7 @@ class Routes:
         self._mcp = McpEndpoint(server, clock, client_of, caller_of)
 
     def resource(self) -> IResource:
-        """A leaf that serves what is below the server's base."""
+        """Return a leaf that serves what is below the server's base."""
         return cast("IResource", self.app.resource())
 
     @app.route("/sse", methods=["GET"])
@@ -95,14 +97,14 @@ class Routes:
 
     @app.route("/message", methods=["POST"])
     def message(self, request: Any) -> Deferred[None] | None:
-        """A message of the client, for its session's backend."""
+        """Send a message of the client to its session's backend."""
         idents = request.args.get(b"sessionId", [])
         ident = idents[0].decode("ascii", "replace") if len(idents) == 1 else ""
-        refusal: Refused | None = getattr(request, "refusal", None)
+        refusal = refusal_of(request)
         if refusal is not None:
             self._server.find(ident)
             raise refusal
-        body = request.body() if hasattr(request, "body") else request.content.read()
+        body = take_body(request)
         if len(body) <= LARGE_BYTES:
             self._server.receive(ident, body)
             accept(request)
@@ -112,36 +114,36 @@ class Routes:
 
     @app.route("/mcp", methods=["POST"])
     async def mcp_post(self, request: Any) -> None:
-        """A message over Streamable HTTP."""
+        """Serve a POST of Streamable HTTP: one message, or a batch."""
         await self._mcp.post(request)
 
     @app.route("/mcp", methods=["GET"])
     async def mcp_get(self, request: Any) -> None:
-        """A stream of Streamable HTTP."""
+        """Open or resume a stream of Streamable HTTP."""
         if request.method != b"GET":
             raise WrongMethod("the endpoint takes GET, POST and DELETE", "DELETE, GET, POST")
         await self._mcp.get(request)
 
     @app.route("/mcp", methods=["DELETE"])
     def mcp_delete(self, request: Any) -> None:
-        """The end of a session of Streamable HTTP."""
+        """End a session of Streamable HTTP."""
         self._mcp.delete(request)
 
     @app.route("/mcp/server-card", methods=["GET"])
     def server_card(self, request: Any) -> bytes:
-        """What the server has said of itself, for who is not connected."""
+        """Return the server card: what the server has said of itself."""
         # Before the base and the two segments of this path.
         mount = request.prepath[: -2 - self._server.settings.base_uri.count("/")]
         return self._cards.card(request, self._server, mount)
 
     @app.handle_errors(Refused)
     def refused(self, request: IRequest, failure: Failure) -> bytes:
-        """An answer that is not a success."""
+        """Return the body of an error response."""
         return error_body(request, cast("Refused", failure.value))
 
     @app.handle_errors(HTTPException)
     def no_route(self, request: IRequest, failure: Failure) -> bytes:
-        """A path that is not served, or not with this method."""
+        """Answer 404 or 405: the path is not served, or not with this method."""
         error = failure.value
         if isinstance(error, MethodNotAllowed):
             allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
@@ -150,12 +152,12 @@ class Routes:
 
     @app.handle_errors(Exception)
     def defect(self, request: IRequest, failure: Failure) -> bytes:
-        """A defect of ours or of an extension: the log says which."""
+        """Answer 500 for a defect of the bridge or of an extension; the log has the traceback."""
         self.log.failure("a request failed", failure)
         return error_body(request, InternalError.of_ours())
 
     def _endpoint(self, request: Any, session: BackendSession) -> str:
-        """Where the client is to post, as the client sees the path."""
+        """Return the path to post to, as the client sees it."""
         settings = self._server.settings
         base = settings.public_path
         if base is None:
@@ -166,5 +168,5 @@ class Routes:
 
 
 def _in_short(failure: Failure) -> str:
-    """A connection's end in a few words."""
+    """Return why a connection was lost, in a few words."""
     return failure.getErrorMessage().strip().rstrip(".")[:200]

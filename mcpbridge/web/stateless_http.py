@@ -2,8 +2,8 @@
 Requests of MCP 2026-07-28 at the endpoint of Streamable HTTP: each a POST of
 its own, without a session.
 
-Knows statuses and headers (2026-07-28, basic/transports/streamable-http); who
-works on a request is for `stateless.dispatcher`.
+Knows statuses and headers (2026-07-28, basic/transports/streamable-http); which
+process works on a request is for `stateless.dispatcher`.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange
+from mcpbridge.web.client_addresses import CallerOf, no_caller
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted
 from mcpbridge.web.pending_response import PendingExchange
-from mcpbridge.web.request_caller import CallerOf, nobody
 from mcpbridge.web.response import Response, accept
 
-#: The statuses of answers that are errors; of all others it is 200.
+#: The statuses of responses that are errors, by code; that of all others is 200.
 STATUSES = {
     PARSE_ERROR: 400,
     INVALID_REQUEST: 400,
@@ -69,15 +69,15 @@ STATUSES = {
 }
 
 #: Codes that no new implementation should use.
-LEFT_TO_OTHERS = range(-32019, -31999)
+LEGACY_CODES = range(-32019, -31999)
 
-#: What proxies add to a request: where one of these stands, the connection is
-#: the proxy's, which may send the requests of several clients on it.
+#: Headers that proxies add: a request with one of them has come on a connection
+#: of the proxy, which may send the requests of several clients on it.
 PROXY_HEADERS = frozenset({"forwarded", "via", "x-forwarded-for", "x-real-ip"})
 
 
 class ModernEndpoint:
-    """The endpoint of one server, for requests that belong to no session."""
+    """The endpoint of one server for requests without a session."""
 
     log = Logger()
 
@@ -86,7 +86,7 @@ class ModernEndpoint:
         server: Server,
         clock: IReactorTime,
         client_of: Callable[[Any], str | None] = lambda request: None,
-        caller_of: CallerOf = nobody,
+        caller_of: CallerOf = no_caller,
     ) -> None:
         self._server = server
         self._clock = clock
@@ -97,8 +97,8 @@ class ModernEndpoint:
         self, request: Any, body: bytes | ParsedMessage, refusal: Refused | None, accepted: Accepted
     ) -> None:
         """
-        One request or notification, unless its head is to be answered with
-        this refusal; the client accepts no more than that.  Raises `Refused`.
+        Serve a request or a notification.  Raises `Refused`: `refusal`, if the
+        head has been refused already, with the id of the request.
         """
         headers = _headers(request)
         if refusal is not None:
@@ -108,12 +108,12 @@ class ModernEndpoint:
         else:
             asked = await _read_large(self._server, body, headers)
         if asked is None:
-            # None is defined that a client would send over HTTP.
+            # A notification: the specification has none for clients to send over HTTP.
             accept(request)
             return
         settings = self._server.settings
         listens = asked.method == LISTEN
-        # Who listens gets events, whatever the settings say: there is no other way.
+        # A subscription needs events, whatever the settings say.
         may = accepted._replace(json=False) if listens else limited(accepted, settings)
         if may.nothing:
             refusal = restated(not_acceptable(settings, listens=listens))
@@ -139,7 +139,7 @@ class ModernEndpoint:
 
         request.notifyFinish().addErrback(gone)
         try:
-            # An error of those who wait in line has a status of its own.
+            # An error of a queued request has a status of its own.
             response.wait(settings.queue_timeout + COMMIT_SECONDS)
             await work_on(self._server, exchange, headers)
             response.wait(COMMIT_SECONDS)
@@ -148,27 +148,27 @@ class ModernEndpoint:
             raise
         await response.finished
 
-    async def take_over(self, request: Any, waiting: PendingExchange) -> None:
-        """Write what was asked past the ordinary channel, and needs more than one message."""
+    async def take_over(self, request: Any, pending: PendingExchange) -> None:
+        """Write the response to a fast request that needs more than one message."""
         response = ExchangeResponse(request, self._server.settings, self._clock, ANYTHING)
-        response.exchange = waiting.exchange
+        response.exchange = pending.exchange
 
         def gone(_: object) -> None:
-            waiting.detach()
+            pending.detach()
             response.gone()
             response.exchange = None
 
         request.notifyFinish().addErrback(gone)
-        waiting.take_over(response)
-        # What has come is written when this returns; if nothing has, it has been long.
+        pending.take_over(response)
+        # What has come is written by now; if nothing has, it has taken long.
         response.wait(0)
         await response.finished
 
 
 def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | None:
     """
-    The request, checked as far as its server is not needed; None for a
-    notification.  Raises `Refused`, as it is to be answered.
+    Read a request, and check what can be checked without its server; return
+    None for a notification.  Raises `Refused`, with the id of the request.
     """
     try:
         server.check_size(body)
@@ -180,7 +180,7 @@ def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | 
 async def _read_large(
     server: Server, body: bytes | ParsedMessage, headers: Headers
 ) -> ModernRequest | None:
-    """The same for a message that is read in slices, or was already."""
+    """Do the same for a message that is parsed in slices, or was already."""
     large: ParsedMessage | None = None
     try:
         if isinstance(body, ParsedMessage):
@@ -208,8 +208,8 @@ def _checked(message: ParsedMessage | None, headers: Headers) -> ModernRequest |
 
 def of_request(refusal: Refused, body: bytes | ParsedMessage) -> Refused:
     """
-    A refusal as 2026-07-28 has it, with the id of the request, if it can be
-    told: for that alone no large body is read.
+    Return a refusal in the codes of 2026-07-28, with the id of the request if
+    that can be read.  No large body is read for that alone.
     """
     digest = body.digest if isinstance(body, ParsedMessage) else body
     if refusal.ident is None and len(digest) <= LARGE_BYTES:
@@ -219,8 +219,8 @@ def of_request(refusal: Refused, body: bytes | ParsedMessage) -> Refused:
 
 async def work_on(server: Server, exchange: Exchange, headers: Headers) -> None:
     """
-    Have a request worked on; whatever is wrong is its answer.  Raises
-    `CancelledError` alone, where it was cancelled.
+    Have a request worked on; any error becomes its answer, except
+    `CancelledError`, which is raised if it was cancelled.
     """
     try:
         await server.stateless.ask(exchange, headers)
@@ -231,7 +231,7 @@ async def work_on(server: Server, exchange: Exchange, headers: Headers) -> None:
     except CancelledError:
         raise
     except Exception:
-        # Not for the routes: events may have begun.
+        # Not left to the routes: an event stream may have begun.
         ModernEndpoint.log.failure("a request failed")
         exchange.fail(InternalError.of_ours())
 
@@ -333,12 +333,12 @@ class ExchangeResponse(Response):
 
 
 def limited(accepted: Accepted, settings: ServerSettings) -> Accepted:
-    """What the answer to a request may be: as the client accepts, and the settings allow."""
+    """Return what a response may be: what the client accepts, and the settings allow."""
     return accepted._replace(events=False) if settings.json_response else accepted
 
 
 def not_acceptable(settings: ServerSettings, *, listens: bool = False) -> NotAcceptable:
-    """What is said to a client that accepts nothing of what there may be."""
+    """Return the error for a client that accepts nothing of what a response may be."""
     if listens:
         return NotAcceptable(f"Accept must allow {EVENTS}")
     either = JSON if settings.json_response else f"{JSON} or {EVENTS}"
@@ -347,16 +347,16 @@ def not_acceptable(settings: ServerSettings, *, listens: bool = False) -> NotAcc
 
 def restated(refusal: Refused) -> Refused:
     """
-    The same refusal in the codes of 2026-07-28, which has left some to older
-    implementations (basic/index, "Error Codes").
+    Replace a code that 2026-07-28 has left to older implementations
+    (basic/index, "Error Codes"); return the refusal.
     """
-    if refusal.code in LEFT_TO_OTHERS:
+    if refusal.code in LEGACY_CODES:
         refusal.code = INTERNAL_ERROR if refusal.status >= 500 else INVALID_REQUEST
     return refusal
 
 
 def _ident(body: bytes) -> str | int | float | None:
-    """The id of a request that cannot be read as one; None where it has none."""
+    """Return the id of a request that is otherwise invalid; None if it has none."""
     envelope = peek(body)
     if envelope is None or not envelope.is_request or isinstance(envelope.id, msgspec.UnsetType):
         return None
@@ -364,7 +364,7 @@ def _ident(body: bytes) -> str | int | float | None:
 
 
 def status_of(line: bytes) -> int:
-    """The status of a response that is this answer alone."""
+    """Return the status of a response that is this answer alone."""
     # A worker has written its outer members, none with an escape in its name: a result
     # is told by searching, which is quicker than to decode it.
     envelope = peek(line) if b'"error"' in line else None
@@ -376,8 +376,8 @@ def status_of(line: bytes) -> int:
 
 def _connection(request: Any) -> ClientConnection | None:
     """
-    The client's connection.  None behind a proxy, and under a site that is
-    not the bridge's own, whose connections do not say when they are lost.
+    Return the client's connection; None behind a proxy, and on a site that is
+    not the bridge's own, whose connections do not tell when they are lost.
     """
     known = getattr(request.channel, "client_connection", None)
     if known is None or any(map(request.requestHeaders.hasHeader, PROXY_HEADERS)):

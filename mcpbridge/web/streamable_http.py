@@ -40,9 +40,10 @@ from mcpbridge.mcp.stream_events import StreamSink
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
+from mcpbridge.web.bounded_request import refusal_of, release_body, take_body
+from mcpbridge.web.client_addresses import CallerOf, no_caller
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted, accepted
 from mcpbridge.web.pending_response import PendingExchange, PendingStream
-from mcpbridge.web.request_caller import CallerOf, nobody
 from mcpbridge.web.response import accept
 from mcpbridge.web.stateless_http import ModernEndpoint, limited, not_acceptable, restated
 from mcpbridge.web.stream_response import StreamResponse
@@ -50,8 +51,10 @@ from mcpbridge.web.stream_response import StreamResponse
 
 class McpEndpoint:
     """
-    The endpoint of one server; `client_of` tells the address whose share a
-    request counts against, `caller_of` who has sent it.
+    The endpoint of one server.
+
+    `client_of` returns the address whose share counts for a request, or None;
+    `caller_of` who sent it.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class McpEndpoint:
         server: Server,
         clock: IReactorTime,
         client_of: Callable[[Any], str | None] = lambda request: None,
-        caller_of: CallerOf = nobody,
+        caller_of: CallerOf = no_caller,
     ) -> None:
         self._server = server
         self._clock = clock
@@ -68,29 +71,26 @@ class McpEndpoint:
         self._modern = ModernEndpoint(server, clock, client_of, caller_of)
 
     async def post(self, request: Any) -> None:
-        """A message, or a batch of them, from the client."""
+        """Serve a message, or a batch of them, from the client."""
         finished = await self._post(request)
         if finished is not None:
-            # Whatever was read of it has gone on to the backend, and is let go here.
-            if hasattr(request, "let_go"):
-                request.let_go()
+            # All of the body has gone on to the backend.
+            release_body(request)
             await finished
 
     async def _post(self, request: Any) -> Deferred[None] | None:
-        """The same; what is still to be waited for, with nothing of the body in hand."""
-        waiting: PendingStream | PendingExchange | None
+        """Return what is still to be awaited, when nothing holds the body any more."""
+        pending: PendingStream | PendingExchange | None
         take_handed_over = getattr(request.channel, "take_handed_over", None)
-        waiting = take_handed_over() if take_handed_over is not None else None
-        if waiting is not None:
-            if isinstance(waiting, PendingExchange):
-                await self._modern.take_over(request, waiting)
+        pending = take_handed_over() if take_handed_over is not None else None
+        if pending is not None:
+            if isinstance(pending, PendingExchange):
+                await self._modern.take_over(request, pending)
             else:
-                await self._take_over(request, waiting)
+                await self._take_over(request, pending)
             return None
-        refusal: Refused | None = getattr(request, "refusal", None)
-        body = b""
-        if refusal is None:
-            body = request.body() if hasattr(request, "body") else request.content.read()
+        refusal = refusal_of(request)
+        body = b"" if refusal is not None else take_body(request)
         unsupported = _unsupported_media(request)
         if len(body) > LARGE_BYTES:
             return await self._post_large(request, body, unsupported)
@@ -113,8 +113,10 @@ class McpEndpoint:
         self, request: Any, body: bytes, unsupported: Refused | None
     ) -> Deferred[None] | None:
         """
-        The same for a message that is read in slices.  What its head says
-        against it is said first; a modern one names its revision there.
+        Do the same for a large message, which is parsed in slices.
+
+        Errors of its head are raised before that.  A modern request must have
+        its revision in the head.
         """
         if self._is_modern(request):
             await self._modern.post(request, body, unsupported, _accepted(request))
@@ -148,7 +150,7 @@ class McpEndpoint:
         envelope: Envelope | None,
         digest: bytes | None = None,
     ) -> Deferred[None] | None:
-        """No batch; in a digest of it tokens are read."""
+        """Pass on one message; progress tokens are read from its `digest`, if it has one."""
         if session is None:
             if envelope is None or envelope.method != "initialize" or not envelope.is_request:
                 raise MissingSession("no Mcp-Session-Id; a session begins with `initialize`")
@@ -162,10 +164,10 @@ class McpEndpoint:
         )
 
     async def get(self, request: Any) -> None:
-        """The GET stream, or with Last-Event-ID what was missed of any stream."""
+        """Open the GET stream, or with `Last-Event-ID` resume any stream."""
         session = self._find(request)
         if session is None:
-            # What clients take for: there is no such stream, go on without it.
+            # Clients take 405 for: there is no such stream, go on without it.
             raise WrongMethod(
                 "no Mcp-Session-Id; this is an endpoint for MCP clients, whose session begins with"
                 " a POST of `initialize`",
@@ -187,7 +189,7 @@ class McpEndpoint:
         await response.finished
 
     def delete(self, request: Any) -> None:
-        """The client has no more use for the session."""
+        """End a session for its client."""
         session = self._find(request)
         if session is None:
             raise MissingSession("no Mcp-Session-Id; it names the session that is to end")
@@ -236,7 +238,7 @@ class McpEndpoint:
     def _post_elements(
         self, request: Any, session: BackendSession, messages: Sequence[Message]
     ) -> Deferred[None] | None:
-        """The messages of a batch, each with its digest."""
+        """Pass on the messages of a batch, each with its digest."""
         if not messages:
             raise NotJsonRpc("the batch is empty")
         if any(envelope.method == "initialize" for _, envelope, _ in messages):
@@ -264,8 +266,8 @@ class McpEndpoint:
         opens: bool = False,
     ) -> Deferred[None] | None:
         """
-        Hand messages on; what is to be waited for, None where they ask for
-        nothing.  `opens`: they are the `initialize` that opens the session.
+        Pass messages on to the session.  Return what is to be awaited; None if
+        they ask for nothing.  `opens` if they are the `initialize` that opens it.
         """
         streamable = _streamable(session)
         asks = any(envelope.is_request for _, envelope in messages)
@@ -289,19 +291,19 @@ class McpEndpoint:
         response = made[0]
         patience = COMMIT_SECONDS
         if opens:
-            # Whether there is a session to be named is known with the answer: the head
-            # waits for that, as long as nothing between here and the client minds.
+            # Only the answer tells whether there is a session to be named in the head,
+            # which is kept back as long as a keepalive may be.
             patience = max(patience, self._server.settings.keepalive_interval)
         self._attached(request, streamable, response, response, stream, 0, patience)
         return response.finished
 
-    async def _take_over(self, request: Any, waiting: PendingStream) -> None:
-        """Write what was posted past the ordinary channel, and needs more than one message."""
-        response = self._response(request, waiting.streamable, self._accepted(request))
-        waiting.take_over(response)
+    async def _take_over(self, request: Any, pending: PendingStream) -> None:
+        """Write the response to a fast request that needs more than one message."""
+        response = self._response(request, pending.streamable, self._accepted(request))
+        pending.take_over(response)
         # What has come, or has ended it, is written when this returns.
         self._attached(
-            request, waiting.streamable, response, waiting, waiting.stream, 0, patience=0
+            request, pending.streamable, response, pending, pending.stream, 0, patience=0
         )
         await response.finished
 
@@ -346,14 +348,14 @@ class McpEndpoint:
         request.notifyFinish().addErrback(gone)
 
     def _session_of(self, request: Any) -> BackendSession | None:
-        """The live session that a request names, if it names one.  Raises `UnknownSession`."""
+        """Return the session that a request names; None without one.  Raises `UnknownSession`."""
         ident = _header(request, b"mcp-session-id")
         return self._server.find_streamable(ident) if ident else None
 
     def _is_modern(self, request: Any) -> bool:
         """
-        Whether a POST is of a revision without sessions by its head.  One of
-        a live session is not: there such a version is a mistake.
+        Tell whether a request is of a revision without sessions, by its head.
+        One that names a live session is not: there such a version is an error.
         """
         if not is_modern_version(_version(request)):
             return False
@@ -361,7 +363,7 @@ class McpEndpoint:
 
     def _find(self, request: Any) -> BackendSession | None:
         """
-        The session of a GET or DELETE; None where it names none.  Raises
+        Return the session of a GET or DELETE; None if it names none.  Raises
         `UnknownSession`, `UnsupportedVersion`, and `WrongMethod` for what
         2026-07-28 has removed.
         """
@@ -378,11 +380,11 @@ class McpEndpoint:
             raise UnsupportedVersion(header or "", HANDSHAKE_PROTOCOL_VERSIONS)
 
     def _accepted(self, request: Any) -> Accepted:
-        """What the answer to a request may be: as the client accepts, and the settings allow."""
+        """Return what the response may be: what the client accepts, and the settings allow."""
         return limited(_accepted(request), self._server.settings)
 
     def _check_acceptable(self, request: Any) -> Accepted:
-        """The same.  Raises `NotAcceptable` where it may be nothing."""
+        """Return the same.  Raises `NotAcceptable` if it may be nothing."""
         may = self._accepted(request)
         if may.nothing:
             raise not_acceptable(self._server.settings)
@@ -390,12 +392,12 @@ class McpEndpoint:
 
 
 def _accepted(request: Any) -> Accepted:
-    """What the client says that it accepts."""
+    """Return what the client accepts."""
     return accepted(_header(request, b"accept"))
 
 
 def _unsupported_media(request: Any) -> Refused | None:
-    """What the `Content-Type` of a POST says against it, if anything."""
+    """Return the refusal of a POST whose `Content-Type` is not JSON; None otherwise."""
     media = _header(request, b"content-type").partition(";")[0].strip().lower()
     if media == JSON:
         return None
@@ -407,11 +409,11 @@ def _streamable(session: BackendSession) -> StreamableSession:
 
 
 def _version(request: Any) -> str | None:
-    """The revision that a request says it is of."""
+    """Return the revision in a request's head; None without one."""
     return _header(request, b"mcp-protocol-version") or None
 
 
 def _header(request: Any, name: bytes) -> str:
-    """A header's values, joined as one."""
+    """Return the values of a header, joined."""
     values = request.requestHeaders.getRawHeaders(name) or []
     return ", ".join(value.decode("latin-1") for value in values)

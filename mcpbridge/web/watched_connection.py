@@ -1,7 +1,7 @@
 """
-The HTTP connection whose client must take what is written to it.
+The HTTP connection whose client must read what is written to it.
 
-Knows what waits in a transport, and for how long; must not know what it says.
+Knows what is unsent in a transport, and for how long; must not know what it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONNECTION_DONE = Failure(ConnectionDone())
 
 
 class _Site(Protocol):
-    """What a connection asks of its site."""
+    """The part of `BridgeSite` that this uses."""
 
     clock: IReactorTime
     peer_timeout: float
@@ -33,23 +33,23 @@ class _Site(Protocol):
 
 class WatchedConnection(OpenChannel):
     """
-    A connection that is cut off when its client does not take an answer.
+    A connection that is aborted when its client does not read a response.
 
-    All kinds of answers end here: what is left of a finished event stream, JSON,
-    errors, and what is written without a request object.  It costs nothing as
-    long as the socket takes all at once.
+    Responses of every kind end here: what is left of a complete event stream,
+    JSON, errors, and what is written without a request object.  It costs
+    nothing as long as the socket takes all at once.
     """
 
     site: Any
-    #: Set while an endless answer is written, which has a watch of its own.
+    #: Set while an endless response is written, which has a `ClientWatch` of its own.
     streaming = False
     log = Logger()
-    #: Looks whether the client takes its answers; made when one waits for it.
-    _reader: ClientWatch | None = None
+    #: Checks whether the client reads; made when something is unsent for the first time.
+    _client_watch: ClientWatch | None = None
     _gone = False
-    #: What the session of this answer may hold; None where there is none.
+    #: What the session of this response may hold unsent; None if there is no session.
     share: Share | None = None
-    #: What of the answers is counted; since when, and what the client had taken then.
+    #: Unsent bytes that are counted; since when, and what the client had acknowledged then.
     _counted = 0
     _counted_for: Share | None = None
     _behind_since = 0.0
@@ -68,55 +68,55 @@ class WatchedConnection(OpenChannel):
         self.share = share
 
     def requestDone(self, request: Any) -> None:
-        """An answer is complete, and may not be taken yet."""
+        """Watch a complete response until it is sent."""
         size = request.sentLength
         super().requestDone(request)
-        self._answer_waits(size)
-        # What waits goes on to count there; the next answer may be nobody's.
+        self._watch_response(size)
+        # What is unsent goes on to count there; the next response may be of no session.
         self.share = None
 
     def pauseProducing(self) -> None:
-        """More is written than the client takes."""
+        """Watch the client, which does not keep up."""
         super().pauseProducing()
         if self.streaming:
             self.measure()
         else:
-            self._answer_waits()
+            self._watch_response()
 
     def resumeProducing(self) -> None:
-        """All is taken."""
+        """Count no more: all is sent."""
         self.measure()
         super().resumeProducing()
 
     def loseConnection(self) -> None:
-        """Close when all that was written is taken."""
+        """Close when all that was written is sent; watch that it is."""
         super().loseConnection()
-        self._answer_waits()
+        self._watch_response()
 
     def timeoutConnection(self) -> None:
-        """Idle for too long; where an answer is not taken, it is the watch that decides."""
+        """Close an idle connection; while a response is unsent, `ClientWatch` decides."""
         if unsent(self.transport):
-            self._answer_waits()
+            self._watch_response()
             self.setTimeout(self.timeOut)
         else:
             super().timeoutConnection()
 
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
-        """Gone: nothing is taken any more."""
+        """Stop watching, and count no more."""
         self._gone = True
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.stop()
+        watch, self._client_watch = self._client_watch, None
+        if watch is not None:
+            watch.stop()
         self._count(0)
         super().connectionLost(reason)
 
-    def _answer_waits(self, size: int = 0) -> None:
-        """Of an answer of so many bytes some may not be taken: see that they are, in time."""
+    def _watch_response(self, size: int = 0) -> None:
+        """Watch that a response of so many bytes is sent in time; some of it may not be yet."""
         if self._gone:
             return
-        if self._reader is None:
+        if self._client_watch is None:
             site: _Site = self.site
-            self._reader = ClientWatch(
+            self._client_watch = ClientWatch(
                 site.clock,
                 self.transport,
                 site.peer_timeout,
@@ -126,18 +126,18 @@ class WatchedConnection(OpenChannel):
                 acknowledged,
                 self.measure,
             )
-        self._reader.arm(size)
+        self._client_watch.arm(size)
         self.measure()
 
-    # What waits counts: a Reader.
+    # Called by the response budget: Reader.
 
     def measure(self) -> None:
-        """Count what waits in this process; what the system holds is not ours."""
+        """Count what is unsent in this process; what the kernel holds is not ours."""
         if not self._gone:
             self._count(buffered(self.transport))
 
     def slowness(self) -> float:
-        """How long the client will need for it, as it goes until now."""
+        """Return how many seconds the client needs for what is unsent, at its rate until now."""
         seconds: float = self.site.clock.seconds() - self._behind_since
         if seconds < SLOW_SECONDS:
             return 0.0
@@ -145,11 +145,11 @@ class WatchedConnection(OpenChannel):
         return self._counted * seconds / max(taken, 1)
 
     def cut_off(self, reason: str) -> None:
-        """Others need the room."""
+        """Abort the connection: the memory is needed for others."""
         self._count(0)
         self._gone = True
-        if self._reader is not None:
-            self._reader.stop()
+        if self._client_watch is not None:
+            self._client_watch.stop()
         self._cut_off(reason)
 
     def _count(self, size: int) -> None:
@@ -159,7 +159,7 @@ class WatchedConnection(OpenChannel):
         if budget is None or not more:
             return
         if more == size:
-            # Nothing waited before.
+            # Nothing was unsent before.
             self._behind_since = site.clock.seconds()
             self._behind_taken = acknowledged(self.transport) or 0
             self._counted_for = self.share
