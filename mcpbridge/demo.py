@@ -1,11 +1,11 @@
 """
 A small stdio MCP server to try the bridge with: `python -m mcpbridge.demo`.
 
-Knows the protocol and nothing of the bridge: the standard library is all it
-imports.  It reads one JSON-RPC message a line from stdin, writes one a line
-to stdout, and ends when stdin does.  The main thread answers everything but a
-tool that waits; such a tool has a thread of its own, so that requests behind
-it are answered meanwhile and a cancellation is heard.
+It knows the protocol but not the bridge, and imports only the standard
+library.  It reads one JSON-RPC message a line from stdin, writes one a line to
+stdout, and exits at the end of stdin.  The main thread answers all requests
+except calls of a tool that waits: those run in threads of their own, so that
+later requests are answered meanwhile, and a call can be cancelled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RequestId = str | int
 
 
 class Fault(Exception):
-    """A request that is answered with a JSON-RPC error."""
+    """Raised to answer a request with a JSON-RPC error."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -40,65 +40,65 @@ class Fault(Exception):
 
 
 class CancelledCall(Exception):
-    """The client cancelled the call, or is gone: nobody waits for an answer."""
+    """The client has cancelled the call or is gone: nobody waits for an answer."""
 
 
 @dataclass
 class Call:
-    """What a tool may use beside its arguments, for one call of it."""
+    """One call of a tool: what the tool may use besides its arguments."""
 
     server: Server
     progress_token: RequestId | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def progress(self, done: float, total: float) -> None:
-        """Tell the client how far the call is, if it asked to be told."""
+        """Send a progress notification, if the client asked for progress."""
         if self.progress_token is not None:
             about = {"progressToken": self.progress_token, "progress": done, "total": total}
             self.server.send({"method": "notifications/progress", "params": about})
 
     def wait(self, seconds: float) -> None:
-        """Wait; raises `CancelledCall` as soon as the call is cancelled."""
+        """Wait; raise `CancelledCall` as soon as the call is cancelled."""
         if self.cancelled.wait(seconds):
             raise CancelledCall
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a tool; it may be left out if it has a default."""
+    """An argument of a tool; optional if it has a default."""
 
     type: str
     description: str
     default: Any = None
 
     def schema(self) -> Message:
-        """The parameter as JSON Schema."""
+        """Return the parameter as JSON Schema."""
         schema = {"type": self.type, "description": self.description}
         return schema if self.default is None else {**schema, "default": self.default}
 
     def accepts(self, value: object) -> bool:
-        """Whether the value is of the type; true and false are no numbers."""
+        """Return True if the value has this type; true and false are not numbers."""
         kinds: dict[str, Any] = {"string": str, "integer": int, "number": int | float}
         return isinstance(value, kinds[self.type]) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool: `run` gets the call and the arguments and returns the text of the result."""
+    """A tool: `run` takes the call and the arguments, and returns the text of the result."""
 
     run: Callable[..., str]
     parameters: dict[str, Parameter]
     waits: bool
 
     def listed(self, name: str) -> Message:
-        """The tool as `tools/list` shows it."""
+        """Return the tool as `tools/list` shows it."""
         properties = {name: one.schema() for name, one in self.parameters.items()}
         required = [name for name, one in self.parameters.items() if one.default is None]
         schema = {"type": "object", "properties": properties, "required": required}
         return {"name": name, "description": self.run.__doc__, "inputSchema": schema}
 
     def checked(self, arguments: object) -> dict[str, Any]:
-        """The arguments with the defaults filled in; raises `Fault` for a wrong one."""
+        """Return the arguments with defaults filled in; raise `Fault` for a wrong one."""
         if not isinstance(arguments, dict):
             raise Fault(INVALID_PARAMS, "arguments: expected an object")
         if unknown := arguments.keys() - self.parameters.keys():
@@ -115,7 +115,7 @@ TOOLS: dict[str, Tool] = {}
 
 
 def tool(waits: bool = False, **parameters: Parameter) -> Callable[[Callable[..., str]], None]:
-    """Offer a function as a tool; its docstring is what the client reads."""
+    """Offer a function as a tool; its docstring is the description that clients get."""
 
     def offer(run: Callable[..., str]) -> None:
         TOOLS[run.__name__] = Tool(run, parameters, waits)
@@ -162,7 +162,7 @@ def log(call: Call, message: str) -> str:
 
 
 class Server:
-    """One session: requests in by `handle`, everything out by `send`."""
+    """One session: `handle` takes its messages, `send` writes all answers."""
 
     def __init__(self, out: io.RawIOBase) -> None:
         self._out = out
@@ -177,7 +177,7 @@ class Server:
         }
 
     def serve(self, lines: Iterable[bytes]) -> None:
-        """Handle line after line; at their end, leave no call waiting."""
+        """Handle line after line; cancel all calls at their end."""
         try:
             for line in filter(bytes.strip, lines):
                 self.handle(line)
@@ -186,20 +186,20 @@ class Server:
                 call.cancelled.set()
 
     def send(self, message: Message) -> None:
-        """Write a message as one line, past any buffer, whichever thread asks."""
+        """Write a message as one line, unbuffered; may be called in any thread."""
         rest = json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n"
         with self._writing:
             while rest:
                 rest = rest[self._out.write(rest) :]
 
     def log(self, level: str, text: str) -> None:
-        """Send a log message, unless the client wants only more severe ones."""
+        """Send a log message, unless the client asked for more severe ones only."""
         if LEVELS.index(level) >= LEVELS.index(self._level):
             params = {"level": level, "logger": "demo", "data": text}
             self.send({"method": "notifications/message", "params": params})
 
     def handle(self, line: bytes) -> None:
-        """Answer one line; what is wrong with it becomes an error, never the end."""
+        """Answer one line; anything wrong with it is answered with an error."""
         request_id = None
         try:
             message = _decode(line)
@@ -269,7 +269,7 @@ class Server:
 
 
 def _decode(line: bytes) -> Message:
-    """The JSON object in a line; raises `Fault`."""
+    """Return the JSON object in a line.  Raises `Fault`."""
     try:
         message = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
@@ -280,7 +280,7 @@ def _decode(line: bytes) -> Message:
 
 
 def _checked_id(message: Message) -> RequestId | None:
-    """The id of a request, None for a notification; raises `Fault`."""
+    """Return the id of a request, or None for a notification.  Raises `Fault`."""
     if "id" not in message:
         return None
     request_id = message["id"]

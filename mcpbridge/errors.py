@@ -1,9 +1,9 @@
 """
-Everything that can go wrong in a way a user should understand.
+All errors that a user of the bridge may see.
 
-One tree: a class knows its HTTP status and its JSON-RPC code, and its
-docstring says what happened in the words a user reads in `docs/`.  Nothing
-here knows how an answer is written to a connection.
+They form one tree.  A class knows its HTTP status and its JSON-RPC code, and
+its docstring describes the error as `docs/operating.md` does.  Nothing here
+knows how a response is written to a connection.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
-#: What the MCP SDKs' own servers use for an unknown session.
+#: The code that the servers of the MCP SDKs use for an unknown session.
 SESSION_NOT_FOUND = -32001
 #: 2026-07-28, basic/index, "Error Codes".
 HEADER_MISMATCH = -32020
 MISSING_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
-#: How much of an id an error shows, as it stands in JSON.
+#: An error shows so many characters of an id, as it is written in JSON.
 MAX_SHOWN_ID = 80
-#: A refusal for which JSON-RPC has no code of its own.
+#: For errors for which JSON-RPC has no code of its own.
 SERVER_ERROR = -32000
 
 
 class BridgeError(Exception):
-    """The root of all errors of mcpbridge; its text is fit for a user."""
+    """The base of all errors of mcpbridge.  Its text may be shown to a user."""
 
 
 class Described(str):
@@ -63,7 +63,7 @@ class SettingErrors(SettingError):
 
 
 def _shown(value: object) -> str:
-    """The value as JSON where it has such a form, cut to a readable length."""
+    """Return a value as JSON, or else its `repr`, cut to a readable length."""
     try:
         text = msgspec.json.encode(value).decode("utf-8", "replace")
     except (TypeError, ValueError, RecursionError):
@@ -74,55 +74,57 @@ def _shown(value: object) -> str:
 
 
 class CannotListen(BridgeError):
-    """An endpoint could not be opened: the address is taken or not ours."""
+    """A listener could not be opened: its address is in use, or is not this machine's."""
 
 
 class CannotStart(BridgeError):
     """
-    The backend's command could not be started: it was not found in the
-    backend's own PATH and directory, or the system refused a new process.
+    The backend's command could not be started.
+
+    It was not found in the backend's own PATH and directory, or the system
+    refused a new process.
     """
 
-    #: Whether descriptors, processes or memory have run out, which concerns all sessions.
+    #: True if descriptors, processes or memory have run out, which concerns all sessions.
     exhausted: ClassVar[bool] = False
 
 
 class OutOfResources(CannotStart):
-    """The system has no descriptor, no process or no memory for one more backend."""
+    """The system has no descriptor, process or memory left for another backend."""
 
     exhausted = True
 
 
 class EventsGone(BridgeError):
-    """What was to be replayed is not in the event store, or not all of it."""
+    """The event store no longer has all events that were to be replayed."""
 
 
 class Refused(BridgeError):
     """
-    A request got an answer that is not a success.
+    The base of all errors that are the response to a request.
 
-    The body is a JSON-RPC error in UTF-8 and on one line, without an id
-    where it is not known which request it answers.
+    The body is a JSON-RPC error, in UTF-8 and on one line.  Its id is null if
+    the request is not known.
     """
 
     status: ClassVar[int] = 400
     code: int = INVALID_REQUEST
-    #: Seconds after which another try may succeed, for `Retry-After`.
+    #: Seconds after which a retry may succeed, for `Retry-After`.
     retry_after: int | None = None
-    #: The id of the request, where one message of 2026-07-28 is refused.
+    #: The id of the request, if it is one of 2026-07-28.
     ident: str | int | float | None = None
-    #: More about it, for programs.
+    #: Details for programs: the `data` of the JSON-RPC error.
     data: Mapping[str, object] | None = None
 
     def body(self) -> bytes:
-        """The body of the answer."""
+        """Return the body of the response."""
         error: dict[str, object] = {"code": self.code, "message": str(self)}
         if self.data is not None:
             error["data"] = self.data
         return msgspec.json.encode({"jsonrpc": "2.0", "id": self.ident, "error": error})
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers of the answer, beside its length."""
+        """Return the headers of the response, without its length."""
         headers = [(b"Content-Type", b"application/json")]
         if self.retry_after is not None:
             headers.append((b"Retry-After", b"%d" % self.retry_after))
@@ -131,37 +133,40 @@ class Refused(BridgeError):
 
 def without_frames(refusal: Refused) -> Refused:
     """
-    The same, without what was at work when it was raised, and all that this
-    had in hand: frames and errors refer to each other, and would be kept
-    until the garbage collector comes.
+    Return the error without its traceback, its context and its cause.
+
+    Frames and errors refer to each other, so that everything in the frames
+    would stay in memory until the garbage collector runs.
     """
     refusal.__context__ = refusal.__cause__ = None
     return refusal.with_traceback(None)
 
 
 class EmptyBody(Refused):
-    """A message was posted without a body."""
+    """The request has no body."""
 
 
 class NotJson(Refused):
-    """The body is not JSON, not UTF-8, or nested beyond all reason."""
+    """The body is not JSON, is not UTF-8, or is nested too deeply."""
 
     code = PARSE_ERROR
 
 
 class NotJsonRpc(Refused):
-    """The body is JSON, but neither a JSON-RPC 2.0 message nor an array."""
+    """The body is JSON, but neither a JSON-RPC 2.0 message nor an array of them."""
 
 
 class IdInUse(Refused):
     """
-    A request has the id of another one that the session still waits for.
-    The answer names it in `data`, and has no id: that would end the first one.
+    The request has the id of an earlier one that is not answered yet.
+
+    The response names the id in `data` and has none itself, since it would
+    otherwise look like the answer to the first request.
     """
 
     @classmethod
     def of(cls, ident: bytes) -> IdInUse:
-        """What is said about an id, as it stands in JSON."""
+        """Return the error for an id, as it is written in JSON."""
         shown = ident.decode("utf-8", "replace")
         if len(shown) > MAX_SHOWN_ID:
             shown = f"{shown[:MAX_SHOWN_ID]}..."
@@ -173,8 +178,10 @@ class IdInUse(Refused):
 
 class EventsLost(Refused):
     """
-    `Last-Event-ID` names no event of the session, or one after which some
-    are no longer kept.  A stream without that header begins anew.
+    The stream cannot be resumed.
+
+    `Last-Event-ID` names no event of the session, or events after it are no
+    longer stored.  A request without that header opens a new stream.
     """
 
     code = SERVER_ERROR
@@ -182,8 +189,7 @@ class EventsLost(Refused):
 
 class StreamTaken(Refused):
     """
-    The session's GET stream is open, and was taken over too often of late for
-    one more connection to take it.
+    The session's GET stream is open elsewhere, and was taken over too often lately.
     """
 
     status = 429
@@ -196,42 +202,44 @@ class StreamTaken(Refused):
 
 class MessageRefused(Refused):
     """
-    A message filter refused the message; a filter raises this with the text
-    that the sender is to read.  In a session it is an ordinary JSON-RPC error.
+    A message filter refused the message.
+
+    A filter raises this, with a text for the sender.  In a session the sender
+    gets it as an ordinary JSON-RPC error.
     """
 
     code = SERVER_ERROR
 
 
 class Forbidden(Refused):
-    """The request's `Origin` or `Host` is not one that may speak to this server."""
+    """The request's `Origin` or `Host` is not allowed."""
 
     status = 403
     code = SERVER_ERROR
 
 
 class BadHost(Refused):
-    """The request has no `Host`, or several, or one that is not valid (RFC 9112, section 3.2)."""
+    """The request has no `Host`, several, or an invalid one (RFC 9112, section 3.2)."""
 
     code = SERVER_ERROR
 
 
 class NothingHere(Refused):
-    """The bridge serves nothing at this path."""
+    """There is nothing at this path."""
 
     status = 404
     code = SERVER_ERROR
 
 
 class UnknownSession(Refused):
-    """The session is unknown, was never named, or has ended."""
+    """The session is unknown or has ended, or the request names none."""
 
     status = 404
     code = SESSION_NOT_FOUND
 
 
 class WrongMethod(Refused):
-    """The path exists, the method is not one it takes."""
+    """The method is not allowed at this path."""
 
     status = 405
     code = SERVER_ERROR
@@ -245,15 +253,17 @@ class WrongMethod(Refused):
 
 
 class MissingSession(Refused):
-    """A request that belongs to a session names none."""
+    """The request needs a session, and does not name one."""
 
     code = SERVER_ERROR
 
 
 class UnsupportedVersion(Refused):
     """
-    The request speaks a revision of MCP that the bridge does not (2025-06-18,
-    basic/transports, "Protocol Version Header"); `data` names those it does.
+    The bridge does not support the request's revision of MCP.
+
+    `data` names those that it supports (2025-06-18, basic/transports,
+    "Protocol Version Header").
     """
 
     code = UNSUPPORTED_VERSION
@@ -265,28 +275,30 @@ class UnsupportedVersion(Refused):
 
 class HeaderMismatch(Refused):
     """
-    A header of a request of 2026-07-28 is missing, or says something else
-    than its body (basic/transports/streamable-http, "Server Validation").
+    A header of a request of 2026-07-28 is missing, or contradicts its body.
+
+    See basic/transports/streamable-http, "Server Validation".
     """
 
     code = HEADER_MISMATCH
 
 
 class InvalidParams(Refused):
-    """A request's parameters lack what its revision of MCP asks for, or it is of another kind."""
+    """The request lacks a parameter that its revision of MCP requires, or has a wrong one."""
 
     code = INVALID_PARAMS
 
 
 class InvalidRequestState(InvalidParams):
     """
-    `requestState` was not made by this bridge for this request and this
-    caller, or its time is over: begin anew, without it.
+    `requestState` is not this bridge's for this request and client, or has expired.
+
+    Start the request again, without it.
     """
 
 
 class MethodNotFound(Refused):
-    """The request's revision of MCP, or its server, has no such method."""
+    """The request's revision of MCP does not have this method, or its server does not."""
 
     status = 404
     code = METHOD_NOT_FOUND
@@ -294,8 +306,9 @@ class MethodNotFound(Refused):
 
 class MissingCapability(Refused):
     """
-    The server needs something of the client that it has not declared
-    (2026-07-28, basic/index); `data` names it.
+    The server needs a capability that the client has not declared.
+
+    `data` names it (2026-07-28, basic/index).
     """
 
     code = MISSING_CAPABILITY
@@ -307,8 +320,9 @@ class MissingCapability(Refused):
 
 class ServerDown(Refused):
     """
-    The server could not be started several times in a row; the bridge tries
-    again by itself, at growing intervals.
+    The server could not be started.
+
+    The bridge tries again by itself, at growing intervals.
     """
 
     status = 503
@@ -320,7 +334,7 @@ class ServerDown(Refused):
 
 
 class ServerBusy(Refused):
-    """All processes that the limits allow are at work; send the request again."""
+    """All processes that the limits allow are busy.  Send the request again."""
 
     status = 429
     code = INTERNAL_ERROR
@@ -328,7 +342,7 @@ class ServerBusy(Refused):
 
     @classmethod
     def because(cls, error: Refused) -> ServerBusy:
-        """The same for a request of 2026-07-28, with the time of another try where it is known."""
+        """Return this error for a request of 2026-07-28, with the retry time of `error` if any."""
         busy = cls(str(error))
         if "retry_after" in vars(error):
             busy.retry_after = error.retry_after
@@ -336,21 +350,21 @@ class ServerBusy(Refused):
 
 
 class NotAcceptable(Refused):
-    """The client does not accept what the endpoint may answer with."""
+    """The client accepts none of the content types of the response."""
 
     status = 406
     code = SERVER_ERROR
 
 
 class UnsupportedMedia(Refused):
-    """The body is of another kind than JSON."""
+    """The body's content type is not JSON."""
 
     status = 415
     code = SERVER_ERROR
 
 
 class MessageTooLarge(Refused):
-    """The body is larger than `max_message_bytes`; the session lives on."""
+    """The body is larger than `max_message_bytes`.  The session continues."""
 
     status = 413
     code = SERVER_ERROR
@@ -358,8 +372,9 @@ class MessageTooLarge(Refused):
 
 class TooComplex(Refused):
     """
-    The message has more parts than the bridge reads of one: members, or
-    messages in a batch.  Nothing of it was sent on; the session lives on.
+    The message has too many parts: members, or messages of a batch.
+
+    Nothing of it was passed on.  The session continues.
     """
 
     status = 413
@@ -367,7 +382,7 @@ class TooComplex(Refused):
 
 
 class TooManySessions(Refused):
-    """All permits are taken; the body is the one APISIX's clients know."""
+    """All permits are taken.  The body is the one that clients of APISIX know."""
 
     status = 429
     retry_after = 5
@@ -377,14 +392,14 @@ class TooManySessions(Refused):
 
 
 class TooManyOfAddress(TooManySessions):
-    """The client's address has its share (`max_sessions_per_address`); others may have more."""
+    """The client's address has all sessions that it may have (`max_sessions_per_address`)."""
 
     def body(self) -> bytes:
         return msgspec.json.encode({"error_msg": str(self)}) + b"\n"
 
 
 class TooManyMcpSessions(Refused):
-    """All permits are taken; the answer of Streamable HTTP is a JSON-RPC error."""
+    """All permits are taken.  On Streamable HTTP the response is a JSON-RPC error."""
 
     status = 429
     code = SERVER_ERROR
@@ -392,7 +407,7 @@ class TooManyMcpSessions(Refused):
 
 
 class BackendFailed(Refused):
-    """No session was opened, because its backend could not be started."""
+    """No session was opened: its backend could not be started."""
 
     status = 502
     code = INTERNAL_ERROR
@@ -400,8 +415,9 @@ class BackendFailed(Refused):
 
 class BackendEnded(Refused):
     """
-    The process that worked on a request of 2026-07-28 has ended before it
-    answered; another is started for the next one.
+    The process ended before it answered a request of 2026-07-28.
+
+    Another one is started for the next request.
     """
 
     status = 502
@@ -410,8 +426,9 @@ class BackendEnded(Refused):
 
 class BackendBusy(Refused):
     """
-    The backend does not read its messages as fast as they come, and as many
-    as the settings allow already wait.  Nothing was stored: send it again.
+    The backend does not keep up, and as many messages wait as the settings allow.
+
+    Nothing was stored.  Send the message again.
     """
 
     status = 503
@@ -420,7 +437,7 @@ class BackendBusy(Refused):
 
 
 class SessionBusy(Refused):
-    """The session waits for as many answers as it may; send the request again."""
+    """The session has as many open requests as it may have.  Send the request again."""
 
     status = 503
     code = SERVER_ERROR
@@ -428,7 +445,7 @@ class SessionBusy(Refused):
 
 
 class NoRoom(Refused):
-    """All requests together hold as many bytes as the bridge allows."""
+    """All requests together hold as many bytes as the bridge allows.  Send it again."""
 
     status = 503
     code = SERVER_ERROR
@@ -436,7 +453,7 @@ class NoRoom(Refused):
 
 
 class Stopping(Refused):
-    """The bridge is shutting down and opens no more sessions."""
+    """The bridge is shutting down, and opens no more sessions."""
 
     status = 503
     code = SERVER_ERROR
@@ -444,12 +461,12 @@ class Stopping(Refused):
 
 
 class InternalError(Refused):
-    """A defect of the bridge or of an extension; the log has the details."""
+    """A defect of the bridge or of an extension.  The log has the details."""
 
     status = 500
     code = INTERNAL_ERROR
 
     @classmethod
     def of_ours(cls) -> InternalError:
-        """The one there is: what went wrong is not for the client to know."""
+        """Return the error without details, which are not for the client."""
         return cls("internal error; the log of the bridge has more")

@@ -1,10 +1,10 @@
 """
-Fakes for tests of mcpbridge and of its extensions, public and documented.
+Fakes for tests of mcpbridge and of its extensions.  Part of the public interface.
 
-`FakeReactor` is a `Clock` that spawns each `FakeProcess`: a test feeds their
-stdout, looks at what was written to their stdin, and moves the time.
-`FakeBackend`, `FakeLauncher` and `RecordingSink` stand for the two sides of
-a session.
+`FakeReactor` is a `Clock` that spawns `FakeProcess` objects: a test feeds
+their stdout, checks what was written to their stdin, and advances the clock.
+`FakeBackend` and `FakeLauncher` stand in for the backend of a session,
+`RecordingSink` for its client.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ from mcpbridge.interfaces import IBackend, IBackendLauncher
 
 
 class FakePipe:
-    """The writer of a fake process's stdin."""
+    """The write end of a fake process's stdin."""
 
     def __init__(self, process: FakeProcess) -> None:
         self._process = process
 
     def connectionLost(self, reason: Failure) -> None:
-        """Closed at once."""
+        """Close the pipe at once."""
         self._process.close_input()
 
 
 class FakeProcess:
     """
-    A process that exists only in memory: the transport that a
-    `ProcessProtocol` gets, and the other side of it.
+    A process that exists only in memory.
+
+    It is the transport of a `ProcessProtocol`, and lets a test act as the
+    process: `say`, `complain`, `exit`, `end`.
     """
 
     def __init__(self, pid: int, protocol: Any, line: Sequence[str], env: Any) -> None:
@@ -54,18 +56,18 @@ class FakeProcess:
         self._exit: Failure | None = None
         protocol.makeConnection(self)
 
-    # What a test does.
+    # For tests: what the process does.
 
     def say(self, data: bytes) -> None:
-        """Bytes on stdout."""
+        """Write bytes to stdout."""
         self.protocol.childDataReceived(1, data)
 
     def complain(self, data: bytes) -> None:
-        """Bytes on stderr."""
+        """Write bytes to stderr."""
         self.protocol.childDataReceived(2, data)
 
     def close_input(self) -> None:
-        """The pipe of stdin is closed, by either side."""
+        """Close the pipe of stdin, from either side."""
         if self.pipes.pop(0, self) is not self:
             if self.producer is not None:
                 self.producer.stopProducing()
@@ -73,13 +75,13 @@ class FakeProcess:
             self._settle()
 
     def close_output(self, descriptor: int = 1) -> None:
-        """The process closes stdout, or stderr."""
+        """Close stdout, or with 2 stderr."""
         if self.pipes.pop(descriptor, self) is not self:
             self.protocol.childConnectionLost(descriptor)
             self._settle()
 
     def exit(self, status: int = 0, signalled: int | None = None) -> None:
-        """The leader exits and is reaped; its pipes stay open until they are closed."""
+        """Exit, with a status or by a signal, and be reaped; the pipes stay open."""
         clean = status == 0 and signalled is None
         reason: Any = ProcessDone(0) if clean else ProcessTerminated(status, signalled, 0)
         self._exit = Failure(reason)
@@ -88,7 +90,7 @@ class FakeProcess:
         self._settle()
 
     def end(self, status: int = 0, signalled: int | None = None) -> None:
-        """The leader exits, and all pipes close: the usual end."""
+        """Exit and close all pipes: the usual end of a process."""
         self.close_input()
         self.exit(status, signalled)
         self.close_output(1)
@@ -99,27 +101,27 @@ class FakeProcess:
             self.pipes = {-1: None}
             self.protocol.processEnded(self._exit)
 
-    # IProcessTransport, as far as it is used.
+    # IProcessTransport, as far as the bridge uses it.
 
     def write(self, data: bytes) -> None:
-        """To stdin."""
+        """Record bytes for stdin in `written`, while that is open."""
         if 0 in self.pipes:
             self.written.append(data)
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """The producer of stdin."""
+        """Remember the producer of stdin."""
         self.producer = producer
 
     def pauseProducing(self) -> None:
-        """Read stdout and stderr no more."""
+        """Set `paused`."""
         self.paused = True
 
     def resumeProducing(self) -> None:
-        """Read them again."""
+        """Clear `paused`."""
         self.paused = False
 
     def signalProcess(self, number: int) -> None:
-        """Signal the leader."""
+        """Record a signal in `signals`."""
         self.signals.append(number)
 
     def closeStdin(self) -> None:
@@ -134,7 +136,7 @@ class FakeProcess:
 
 
 class FakeReactor(Clock):
-    """A clock that spawns fake processes; `spawn_error` is raised instead if set."""
+    """A clock that spawns fake processes, or raises `spawn_error` if that is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +146,7 @@ class FakeReactor(Clock):
     def spawnProcess(
         self, protocol: Any, executable: str, args: Sequence[str], env: Any = None, **_: Any
     ) -> FakeProcess:
-        """Spawn; the pid is one that no real process has."""
+        """Spawn a fake process, with a pid that no real process has."""
         if self.spawn_error is not None:
             raise self.spawn_error
         process = FakeProcess(2**30 + len(self.processes), protocol, args, env)
@@ -154,10 +156,10 @@ class FakeReactor(Clock):
 
 class FakeTree:
     """
-    A process tree in memory: `rest` are the pids beside the leader.
+    A process tree in memory: `rest` holds the pids beside the leader.
 
-    Looks are answered by `answer`, or at once with `prompt`; a signal is
-    noted, and passed to `on_signal`.
+    A look is answered when `answer` is called, or with `prompt` at once.
+    Signals are recorded in `signals`, and passed to `on_signal`.
     """
 
     def __init__(self, rest: Sequence[int] = (), *, prompt: bool = False) -> None:
@@ -168,25 +170,25 @@ class FakeTree:
         self.looks: list[Deferred[list[int]]] = []
 
     def signal_leader(self, number: int) -> None:
-        """The leader and its group."""
+        """Record a signal to the leader and its group."""
         self.signals.append(("leader", signal.Signals(number).name))
         self.on_signal("leader", number)
 
     def signal_rest(self, pids: list[int], number: int) -> None:
-        """Some of the rest."""
+        """Record a signal to each of these processes."""
         for pid in pids:
             self.signals.append((str(pid), signal.Signals(number).name))
             self.on_signal(str(pid), number)
 
     def look(self) -> Deferred[list[int]]:
-        """What is left of the rest."""
+        """Return a `Deferred` of `rest`."""
         if self.prompt:
             return succeed(list(self.rest))
         self.looks.append(Deferred())
         return self.looks[-1]
 
     def answer(self) -> None:
-        """Answer all looks that wait."""
+        """Answer all looks that wait, with the present `rest`."""
         looks, self.looks = self.looks, []
         for look in looks:
             look.callback(list(self.rest))
@@ -194,7 +196,7 @@ class FakeTree:
 
 @implementer(IBackend)
 class FakeBackend:
-    """A backend that notes what it is told, and ends when `stopped` is fired."""
+    """A backend that records what it is sent and told; a test fires `stopped` to end it."""
 
     def __init__(self, receiver: Any = None, label: str = "") -> None:
         self.receiver = receiver
@@ -206,35 +208,35 @@ class FakeBackend:
         self.exit_status: str | None = None
 
     def send(self, line: bytes) -> None:
-        """Note a message; raises `BackendBusy` while `busy`."""
+        """Record a message; raise `BackendBusy` while `busy` is set."""
         if self.busy:
             raise BackendBusy("the fake backend is busy")
         self.sent.append(line)
 
     def pause(self) -> None:
-        """Note it."""
+        """Record the call in `events`."""
         self.events.append("pause")
 
     def resume(self) -> None:
-        """Note it."""
+        """Record the call in `events`."""
         self.events.append("resume")
 
     def stop(self) -> Deferred[None]:
-        """Note it."""
+        """Record the call in `events`."""
         self.events.append("stop")
         return self.stopped
 
 
 @implementer(IBackendLauncher)
 class FakeLauncher:
-    """Gives fake backends at once, or fails with `error`."""
+    """Starts fake backends at once, or fails with `error` if that is set."""
 
     def __init__(self) -> None:
         self.backends: list[FakeBackend] = []
         self.error: Exception | None = None
 
     def launch(self, receiver: Any, label: str) -> Deferred[FakeBackend]:
-        """A backend for a session."""
+        """Return a fired `Deferred` of a new fake backend, or a failed one."""
         launched: Deferred[FakeBackend] = Deferred()
         if self.error is not None:
             launched.errback(Failure(self.error))
@@ -244,12 +246,12 @@ class FakeLauncher:
         return launched
 
     def check(self) -> str | None:
-        """Nothing is missing."""
+        """Report no problem."""
         return None
 
 
 class RecordingSink:
-    """A session's way to its client, which notes what is asked of it."""
+    """The sink of a session, which records what its client would get."""
 
     def __init__(self) -> None:
         self.has_reader = True
@@ -258,22 +260,22 @@ class RecordingSink:
         self.closing: Callable[[], None] = lambda: None
 
     def send(self, lines: list[bytes]) -> None:
-        """Note the messages."""
+        """Record the messages."""
         self.lines.extend(lines)
 
     def only_open(self) -> msgspec.UnsetType:
-        """Nobody counts them."""
+        """Report that open requests are not counted."""
         return msgspec.UNSET
 
     def stop_keepalive(self) -> None:
-        """Note it."""
+        """Record the call in `events`."""
         self.events.append("stop_keepalive")
 
     def close(self) -> None:
-        """Note it."""
+        """Record the call in `events`."""
         self.events.append("close")
         self.closing()
 
 
-#: What a connection ends with when nothing went wrong.
+#: The reason of a connection that ended without an error.
 CLEANLY = Failure(ConnectionDone())
