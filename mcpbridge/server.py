@@ -167,7 +167,7 @@ class Server:
             if claim is not None:
                 claim.release()
             if isinstance(error, TooManySessions):
-                self.pool.refused()
+                self.pool.log_refusal()
             raise
         if claim is not None:
             self._claim_of[session] = claim

@@ -117,7 +117,7 @@ STARVED_SECONDS = 5.0
 SETTLED_SECONDS = 5.0
 
 #: How much output of a warm process is read before its first use.
-HELD_BYTES = 64 * 1024
+SPARE_OUTPUT_BYTES = 64 * 1024
 
 #: How much output that nobody reads is taken from a backend in a second; then the backend
 #: is paused for the rest of that second.
@@ -127,10 +127,10 @@ UNREAD_BYTES_PER_SECOND = MIB
 ATTENDED_FACTOR = 8
 
 #: How many unused processes may be ended to make room for one.
-ROOM_TRIES = 8
+CAPACITY_TRIES = 8
 
 #: How many processes of a server may go on starting although their clients have left.
-KEPT_STARTS = 1
+UNATTENDED_STARTS = 1
 
 #: The search for the next session that may give way: how many sessions within their grace
 #: it looks at, and the sessions of how many other addresses, those with the most first.

@@ -17,7 +17,7 @@ from twisted.internet import defer
 from twisted.internet.interfaces import IReactorTime
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.config.tuning import ROOM_TRIES, STOP_SLACK_SECONDS
+from mcpbridge.config.tuning import CAPACITY_TRIES, STOP_SLACK_SECONDS
 from mcpbridge.errors import Stopping, TooManyOfAddress, TooManySessions
 from mcpbridge.processes.abandoned import AbandonedSessions, Due, Newcomer, first_for, first_of
 from mcpbridge.processes.address_shares import Claim, Claims
@@ -143,7 +143,7 @@ class Capacity:
         Return a permit, for which processes are ended or waited for, if need
         be.  Raises `TooManySessions` and `Stopping`.
         """
-        for _ in range(ROOM_TRIES):
+        for _ in range(CAPACITY_TRIES):
             permit = self._limiter.acquire()
             if permit is not None:
                 return permit
@@ -162,7 +162,7 @@ class Capacity:
         Take so much of the shares of an address, for which its own abandoned
         sessions are ended.  Raises `TooManyOfAddress`.
         """
-        for _ in range(ROOM_TRIES):
+        for _ in range(CAPACITY_TRIES):
             due = self._own_due(address, amount)
             if due is None or due.at > self._clock.seconds():
                 break
@@ -191,8 +191,8 @@ class Capacity:
             self._announce_at(due.at)
         return error
 
-    def refused(self) -> None:
-        """Note in the log, now and then, that somebody was refused."""
+    def log_refusal(self) -> None:
+        """Log, now and then, that a request for a process was refused."""
         self._refusals.add(self._why_full)
 
     def stop(self) -> None:

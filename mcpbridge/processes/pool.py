@@ -161,9 +161,9 @@ class ProcessPool:
         """Return the error for a newcomer for whom there is no process."""
         return self.capacity.too_many(newcomer)
 
-    def refused(self) -> None:
-        """Note in the log, now and then, that somebody was refused."""
-        self.capacity.refused()
+    def log_refusal(self) -> None:
+        """Log, now and then, that a request for a process was refused."""
+        self.capacity.log_refusal()
 
     def keep_start(self, session: BackendSession, why: str) -> bool:
         """
@@ -181,7 +181,7 @@ class ProcessPool:
         self.backoff.failed(self._clock.seconds(), why)
         self.spares.look()
 
-    def has_leaving(self) -> bool:
+    def has_pending_change(self) -> bool:
         """Return whether a process is about to end or to start; who waits is told of either."""
         return bool(self.launching or len(self.unattended)) or any(
             each.leaving for each in self.unclosed
@@ -243,7 +243,7 @@ class ProcessPool:
             session.started(await self._launch(session))
         except BaseException:
             permit.release()
-            self.tell_room()
+            self.announce_capacity()
             raise
         self.unclosed.add(session)
         return session
@@ -284,13 +284,13 @@ class ProcessPool:
         # Those who wait come before the check, which has no client.  A spare process
         # is started a moment later, when they have had their turn.
         self.spares.capacity_freed()
-        self.tell_room()
+        self.announce_capacity()
         self.check.look()
 
     def _log_failure(self, session: BackendSession) -> None:
         self.failures.closed(session, warn=not self.stopping)
 
-    def tell_room(self) -> None:
+    def announce_capacity(self) -> None:
         """There may be a process, or capacity for one: tell those who wait, at all servers."""
         self._observer.capacity_freed()
         for pool in self._pools:

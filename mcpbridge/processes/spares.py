@@ -18,9 +18,9 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import (
-    HELD_BYTES,
     MAX_BACKOFF_SECONDS,
     SETTLED_SECONDS,
+    SPARE_OUTPUT_BYTES,
     STARVED_SECONDS,
     WARM_SECONDS,
 )
@@ -43,10 +43,10 @@ class OutputBuffer:
         """Do nothing: without a client there is nothing to send."""
 
     def received(self, lines: list[bytes]) -> list[bytes]:
-        """Keep the messages; beyond `HELD_BYTES` the rest stays in the pipe."""
+        """Keep the messages; beyond `SPARE_OUTPUT_BYTES` the rest stays in the pipe."""
         self.lines += lines
         self._size += sum(map(len, lines))
-        if self._size > HELD_BYTES:
+        if self._size > SPARE_OUTPUT_BYTES:
             self._session.pause_backend()
         return []
 
@@ -220,7 +220,7 @@ class SpareProcesses:
             return
         session.adapt(OutputBuffer(session))
         self._sessions.append(session)
-        self._starter.tell_room()
+        self._starter.announce_capacity()
 
     def _age(self, session: BackendSession) -> float:
         return self._clock.seconds() - session.opened_at

@@ -55,7 +55,7 @@ class ProcessStarter(Protocol):
     def fail(self, why: str) -> None:
         """Note that a process was of no use, so the server is left alone for a while."""
 
-    def tell_room(self) -> None:
+    def announce_capacity(self) -> None:
         """There may be a process, or capacity for one: tell those who wait."""
 
 

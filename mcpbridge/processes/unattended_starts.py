@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.config.tuning import KEPT_STARTS, STOP_SLACK_SECONDS
+from mcpbridge.config.tuning import STOP_SLACK_SECONDS, UNATTENDED_STARTS
 from mcpbridge.processes.backend_session import Adapter, BackendSession
 from mcpbridge.processes.backoff import StartBackoff
 from mcpbridge.processes.waiters import FirstStart
@@ -76,7 +76,7 @@ class UnattendedStart:
 
 
 class UnattendedStarts:
-    """The unattended starts of one server, at most `KEPT_STARTS`, each with its permit."""
+    """The unattended starts of one server, at most `UNATTENDED_STARTS`, each with its permit."""
 
     log = Logger()
 
@@ -103,7 +103,7 @@ class UnattendedStarts:
         """
         age = self._clock.seconds() - session.opened_at
         left = self._settings.start_timeout - age
-        if len(self._starts) >= KEPT_STARTS or left <= 0:
+        if len(self._starts) >= UNATTENDED_STARTS or left <= 0:
             return False
         self._starts[session] = UnattendedStart(session, why, left, self._first.over)
         self._departures.add()

@@ -309,7 +309,7 @@ class ConcurrentPool(WorkerPool):
         elif not worker.in_use:
             worker.alone = False
             self._begin_idle(worker)
-        self._pool.tell_room()
+        self._pool.announce_capacity()
 
     def _begin_idle(self, worker: ConcurrentWorker) -> None:
         worker.usage.begin_idle(lambda: worker.session.life.end(UNUSED))

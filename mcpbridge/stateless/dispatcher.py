@@ -89,7 +89,7 @@ class StatelessDispatcher:
             await self._ask(exchange, headers)
         except (TooManySessions, ServerBusy) as error:
             if not isinstance(error, TooManyOfAddress):
-                self._pool.refused()
+                self._pool.log_refusal()
             busy = ServerBusy.because(error)
             busy.ident = request.id
             raise busy from None
@@ -207,7 +207,7 @@ class StatelessDispatcher:
                 raise
             except TooManySessions:
                 workers = len(self._concurrent) + len(self._exclusive)
-                if not (workers or self._pool.has_leaving()):
+                if not (workers or self._pool.has_pending_change()):
                     raise
                 await self._queue.wait(ticket, lambda: not self._pool.is_full(newcomer))
 

@@ -356,7 +356,7 @@ class ExclusivePool(WorkerPool):
         if scope is None or not group.subscribers:
             self._idle[worker] = None
         worker.usage.begin_idle(lambda: self._expired(worker))
-        self._pool.tell_room()
+        self._pool.announce_capacity()
 
     def _expired(self, worker: ExclusiveWorker) -> None:
         """A worker has been free for `idle_timeout`."""
@@ -397,7 +397,7 @@ class ExclusivePool(WorkerPool):
             for worker in list(group.free):
                 worker.session.life.end(group.end_reason)
         self._forget_if_empty(group)
-        self._pool.tell_room()
+        self._pool.announce_capacity()
 
     def worker_notified(self, worker: ExclusiveWorker, change: Change) -> None:
         """Pass a notification of the server to the subscribers of its group."""

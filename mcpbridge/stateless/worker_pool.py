@@ -79,7 +79,7 @@ class WorkerPool:
             try:
                 worker = await start()
             except TooManySessions as error:
-                if not (len(self) or self._pool.has_leaving()):
+                if not (len(self) or self._pool.has_pending_change()):
                     raise ServerBusy.because(error) from None
                 await wait(ticket)
             else:

@@ -237,7 +237,7 @@ class FastPath:
             return None
         if not self._security.allows_host(fields.get(b"host"), loopback):
             return None
-        server.pool.refused()
+        server.pool.log_refusal()
         return self._error_response(refusal)
 
     def answer(self, request: FastRequest, body: bytes) -> bytes:

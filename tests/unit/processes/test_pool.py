@@ -15,10 +15,10 @@ from twisted.python.failure import Failure
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import (
     COMPLAIN_SECONDS,
-    HELD_BYTES,
     LAUNCH_SECONDS,
     MAX_BACKOFF_SECONDS,
     SETTLED_SECONDS,
+    SPARE_OUTPUT_BYTES,
     STARVED_SECONDS,
     STOP_SLACK_SECONDS,
     WARM_SECONDS,
@@ -316,7 +316,7 @@ def test_what_it_said_comes_first() -> None:
 def test_what_it_said_is_bounded() -> None:
     made = Pooled(warm=1).warmed()
     [backend] = made.backends
-    line = b'"' + b"x" * (HELD_BYTES // 2) + b'"'
+    line = b'"' + b"x" * (SPARE_OUTPUT_BYTES // 2) + b'"'
     backend.receiver.messages_received([line])
     assert backend.events == []
     backend.receiver.messages_received([line])
@@ -368,7 +368,7 @@ def test_one_that_is_not_read_and_dies_gives_its_permit_back() -> None:
     reactor.advance(WARM_SECONDS)
     [process] = reactor.processes
     for _ in range(2):
-        process.say(b'{"jsonrpc":"%s"}\n' % (b"x" * HELD_BYTES))
+        process.say(b'{"jsonrpc":"%s"}\n' % (b"x" * SPARE_OUTPUT_BYTES))
     assert process.paused
     session = next(iter(made.pool.unclosed))
     process.close_input()

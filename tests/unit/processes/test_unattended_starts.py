@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from mcpbridge.config.tuning import COMPLAIN_SECONDS, KEPT_STARTS
+from mcpbridge.config.tuning import COMPLAIN_SECONDS, UNATTENDED_STARTS
 from mcpbridge.errors import Stopping, TooManySessions, UnknownSession
 from mcpbridge.processes.backend_session import BackendSession
 from tests.unit.processes.test_abandoned import Machine, Served
@@ -112,7 +112,7 @@ def test_no_more_than_so_many_are_kept(log_lines: list[str]) -> None:
     sessions = [begun(served) for _ in range(8)]
     for each in sessions:
         leave(served, each)
-    assert [runs(each) for each in sessions] == [True] * KEPT_STARTS + [False] * 7
+    assert [runs(each) for each in sessions] == [True] * UNATTENDED_STARTS + [False] * 7
     said = [line for line in log_lines if "a client left after" in line]
     assert len(said) == 1
     assert "`warm`" in said[0]
