@@ -15,7 +15,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 
 from mcpbridge.stdio.cleanup_records import Record
-from mcpbridge.stdio.process_tags import TAGS
+from mcpbridge.stdio.process_tags import choose_base
 from mcpbridge.stdio.recovery import Recovery
 from mcpbridge.stdio.state_file import (
     StateFile,
@@ -26,8 +26,8 @@ from tests.integration.stdio.test_watchdog_program import Store, ended, sleeping
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 
-BASE = (1 << 61) + 11 * TAGS
-MINE = (1 << 61) + 2000 * TAGS
+BASE = choose_base(os.urandom(8), -1)
+MINE = choose_base(os.urandom(8), -1)
 
 
 @pytest.fixture

@@ -4,20 +4,21 @@ Tag a real process before it runs, as the watchdog's program is.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from mcpbridge.stdio import procfs
-from mcpbridge.stdio.process_tags import TAGS
+from mcpbridge.stdio.process_tags import choose_base
 from mcpbridge.stdio.watchdog import set_tag
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 def test_the_watchdog_has_its_tag_before_it_runs() -> None:
     """One that is stopped at once is found by it all the same."""
-    base = (1 << 61) + 5 * TAGS
+    base = choose_base(os.urandom(8), -1)
     process = subprocess.Popen(["sleep", "600"])
     set_tag(process.pid, base)
     assert procfs.tag_of(process.pid) == base

@@ -26,7 +26,8 @@ from mcpbridge.stdio.watchdog_program import Records, kill_process, start_time
 from tests.real.processes import eventually
 
 PATIENCE = 60
-BASE = (1 << 61) + 7 * process_tags.TAGS
+#: Of this run alone: another one beside it must not have its processes killed.
+BASE = process_tags.choose_base(os.urandom(8), -1)
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 
