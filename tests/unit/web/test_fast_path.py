@@ -18,13 +18,13 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
-from mcpbridge.config.tuning import COMMIT_SECONDS, HEAD_SECONDS, REQUEST_SECONDS
+from mcpbridge.config.tuning import COMMIT_SECONDS, DRAIN_SECONDS, HEAD_SECONDS, REQUEST_SECONDS
 from mcpbridge.errors import MessageRefused
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.testing import FakeBackend, RecordingSink
-from mcpbridge.web.fast_path import FastPath
+from mcpbridge.web.fast_path import HEAD_BYTES, HEAD_LINES, FastPath
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.transport_security import TransportSecurity
 from tests.examples import examples
@@ -525,6 +525,44 @@ def test_no_room_for_a_body_is_answered_alike() -> None:
         world.site.budget.give_back(LIMIT - 10)
     assert worlds[0].seen() == worlds[1].seen()
     assert b"503" in worlds[0].seen()[0]
+
+
+def test_a_head_beyond_the_bounds_is_left_to_twisted_web() -> None:
+    """HEAD_LINES and HEAD_BYTES are taken, and one more of either is not."""
+    fast_path = World(fast_path=True).site.fast_path
+    assert fast_path is not None
+    head = post(CALL).partition(b"\r\n\r\n")[0]
+    lines = [b"\r\nX-%d: a" % number for number in range(HEAD_LINES - head.count(b"\r\n"))]
+    most = head + b"".join(lines)
+    assert fast_path.recognise(most, None) is not None
+    assert fast_path.recognise(most + b"\r\nX-Last: a", None) is None
+    longest = (head + b"\r\nX-Long: ").ljust(HEAD_BYTES, b"a")
+    assert fast_path.recognise(longest, None) is not None
+    assert fast_path.recognise(longest + b"a", None) is None
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\r", b"\n"])
+def test_a_byte_that_no_value_may_have_is_left_to_twisted_web(byte: bytes) -> None:
+    """RFC 9110, section 5.5: CR, LF and NUL are invalid and dangerous."""
+    fast_path = World(fast_path=True).site.fast_path
+    assert fast_path is not None
+    head = post(CALL).partition(b"\r\n\r\n")[0]
+    assert fast_path.recognise(head + b"\r\nX-Odd: ab", None) is not None
+    assert fast_path.recognise(head + b"\r\nX-Odd: a%bb" % byte, None) is None
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_a_refused_body_is_read_for_a_while(fast_path: bool) -> None:
+    """Its sender has DRAIN_SECONDS to read the answer; then the connection is cut."""
+    world = World(fast_path=fast_path)
+    head = post(b"x").partition(b"\r\n\r\n")[0]
+    world.channel.dataReceived(head.replace(b"Length: 1", b"Length: 100000") + b"\r\n\r\nx")
+    assert world.transport.value().startswith(b"HTTP/1.1 413 ")
+    world.clock.advance(DRAIN_SECONDS - 0.1)
+    assert not world.transport.disconnected
+    world.clock.advance(0.1)
+    assert world.transport.disconnected
+    world.channel.connectionLost()
 
 
 def test_body_that_stops_coming_is_not_awaited_for_ever() -> None:
