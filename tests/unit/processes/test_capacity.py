@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
 
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.config.tuning import CAPACITY_TRIES
+from mcpbridge.errors import TooManySessions
 from mcpbridge.processes.abandoned import Due
+from mcpbridge.processes.address_shares import Claims
 from mcpbridge.processes.backend_session import BackendSession
-from mcpbridge.processes.capacity import Candidate, Kind, YieldingPool, who_gives_way
+from mcpbridge.processes.capacity import Candidate, Capacity, Kind, YieldingPool, who_gives_way
 
 NOW = 100.0
 
@@ -83,3 +89,52 @@ def test_abandoned_sessions_are_not_searched_where_another_process_is_found() ->
     own = cast("YieldingPool", Pool("mine"))
     chosen: Any = who_gives_way(own, [], search, NOW)
     assert chosen == (Kind.UNUSED, "mine", own)
+
+
+class Denying:
+    """A limiter of an extension, which gives no permit whatever ends."""
+
+    def acquire(self) -> None:
+        return None
+
+    def is_full(self) -> bool:
+        return False
+
+
+class Yielding(Pool):
+    """A pool that always has one more process that nobody uses."""
+
+    stopping = False
+    process_count = 0
+
+    def __init__(self) -> None:
+        super().__init__("unused")
+        self.ended = 0
+
+    def unused(self) -> Any:
+        return self
+
+    def end_unused(self, session: object) -> None:
+        self.ended += 1
+
+    def gone(self) -> Deferred[None]:
+        return succeed(None)
+
+
+def test_no_more_than_capacity_tries_processes_are_ended_for_a_new_one() -> None:
+    """A limiter that says no all the same must not cost a server all its processes."""
+    pool: Any = Yielding()
+    capacity = Capacity(
+        ServerSettings(command="x"),
+        Clock(),
+        limiter=Denying(),
+        over_all=None,
+        claims=cast("Claims", None),
+        pool=pool,
+        pools=[pool],
+    )
+    acquiring = Deferred.fromCoroutine(capacity.acquire(None))
+    failed: list[Any] = []
+    acquiring.addErrback(failed.append)
+    assert [each.type for each in failed] == [TooManySessions]
+    assert pool.ended == CAPACITY_TRIES
