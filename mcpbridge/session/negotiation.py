@@ -13,6 +13,7 @@ import msgspec
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from mcpbridge import timers
 from mcpbridge._version import __version__
 from mcpbridge.config.tuning import MAX_BACKOFF_SECONDS
 from mcpbridge.errors import METHOD_NOT_FOUND, BackendBusy, UnknownSession
@@ -26,6 +27,7 @@ from mcpbridge.processes.era import ServerEra, find_answer
 from mcpbridge.processes.start_check import neutral_initialize
 from mcpbridge.translation.handshake import refusal
 from mcpbridge.translation.legacy_client import LegacyClientTranslator
+from mcpbridge.translation.subscription_relay import FIRST_PAUSE, LONGEST_PAUSE
 
 
 def first_adapter(
@@ -212,7 +214,11 @@ class LegacyClientAdapter:
         self._era = era
         self._backoff = backoff
         self._local = _BridgeMessages(session)
-        self._kept = LegacyClientTranslator(version=__version__, report=session.message_dropped)
+        self._kept = LegacyClientTranslator(
+            version=__version__,
+            pause=timers.backoff(FIRST_PAUSE, LONGEST_PAUSE),
+            report=session.message_dropped,
+        )
         self._timer: IDelayedCall | None = None
         #: The client's `initialize`, while it is not answered.
         self._initialize: Envelope | None = None

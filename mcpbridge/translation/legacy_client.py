@@ -77,12 +77,18 @@ class LegacyClientTranslator:
     One session of a legacy client, and the process that it has to itself.
 
     `version` is the bridge's own, for a client that does not say its name.
-    `dropped` counts the messages that reached nobody, by the reason; where
-    that is the server's mistake, `report` is called with it and the message.
+    `pause` gives the seconds to wait before a subscription is renewed, after
+    so many that did not last.  `dropped` counts the messages that reached
+    nobody, by the reason; where that is the server's mistake, `report` is
+    called with it and the message.
     """
 
     def __init__(
-        self, *, version: str, report: Callable[[Why, bytes], None] = lambda why, line: None
+        self,
+        *,
+        version: str,
+        pause: Callable[[int], float],
+        report: Callable[[Why, bytes], None] = lambda why, line: None,
     ) -> None:
         self._report = report
         self._bridge_info = {"name": "mcpbridge", "version": version}
@@ -91,7 +97,7 @@ class LegacyClientTranslator:
         self._calls = ClientCalls()
         self._rounds = InputRounds(self._calls)
         self._relay: SubscriptionRelay[ClientCall] = SubscriptionRelay(
-            self._calls.new_request, self._calls.cancel
+            self._calls.new_request, self._calls.cancel, pause
         )
         #: Whether the client has sent `notifications/initialized`.
         self._client_ready = False

@@ -22,7 +22,7 @@ MAX_URIS = 1024
 MAX_URI_LENGTH = 2048
 #: How long a listen may take to be acknowledged, in seconds.
 ACKNOWLEDGED_SECONDS = 30.0
-#: The pause before the first renewal of a listen that ended, in seconds; doubled each time.
+#: The pause before the first renewal of a listen that ended, in seconds; it grows from there.
 FIRST_PAUSE = 1.0
 #: The longest such pause.  A listen that lived that long starts the count again.
 LONGEST_PAUSE = 60.0
@@ -71,7 +71,8 @@ class SubscriptionRelay(Generic[Tag]):
     The subscriptions of a session.
 
     `new_request` returns the number and the line of a request to the backend,
-    `cancel` the line that cancels a number.  A changed set is asked for with
+    `cancel` the line that cancels a number, and `pause` how long to wait, in
+    seconds, after so many listens in a row that did not last.  A changed set is asked for with
     a new listen.  When that is acknowledged it becomes the current one, and
     the one before it is cancelled.  Only the current one brings
     notifications, so none comes twice and none is lost in between.
@@ -81,9 +82,11 @@ class SubscriptionRelay(Generic[Tag]):
         self,
         new_request: Callable[[str, Mapping[str, object]], tuple[int, bytes]],
         cancel: Callable[[int], bytes],
+        pause: Callable[[int], float],
     ) -> None:
         self._new_request = new_request
         self._cancel = cancel
+        self._pause = pause
         self._list_filters: tuple[str, ...] = ()
         self._uris: dict[str, None] = {}
         self._current: _Listen[Tag] | None = None
@@ -229,7 +232,7 @@ class SubscriptionRelay(Generic[Tag]):
         if self._opening is not None or self._filter() == asked:
             return
         if self._failures < MAX_RENEWALS:
-            self._renew_at = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._failures)
+            self._renew_at = now + self._pause(self._failures)
             self._failures += 1
 
 

@@ -44,7 +44,7 @@ class DownwardMachine(RuleBasedStateMachine):
         version=st.sampled_from(["2024-11-05", "2025-11-25"]),
     )
     def start(self, capabilities: Any, version: str) -> None:
-        self.session = LegacyClientTranslator(version="1")
+        self.session = LegacyClientTranslator(version="1", pause=lambda failures: 1.0)
         self.now = 0.0
         self.due: float | None = None
         self.asked = 0
