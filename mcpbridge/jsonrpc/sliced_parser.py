@@ -314,6 +314,12 @@ class _Reader:
             yield
 
     def _container(self, at: int) -> Slices[int]:
+        # A container is read slice by slice.  Of each slice only the brackets outside of
+        # strings are looked at, which keeps the stack of open containers right, and shows
+        # where the container ends.  At the first comma between values behind the slice the
+        # text is cut: the piece up to there is checked by msgspec, with a prefix that opens
+        # what was open at its beginning and a suffix that closes what is open at its end.
+        # A slice that is inside of one string has no such comma; it is checked as a string.
         text = self._text
         #: The open containers, by their first bytes.
         stack = bytearray(text[at : at + 1])

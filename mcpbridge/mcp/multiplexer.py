@@ -82,6 +82,9 @@ class Multiplexer(Generic[Tag]):
     """
     The requests in flight on one process.
 
+    Numbers are never used twice, not even those of cancelled requests: an
+    answer that comes late finds no request, rather than another client's.
+
     A tag stands for one request and is in flight once at a time.  `dropped`
     counts the lines that reached nobody, by the reason; where that is the
     server's mistake, `report` is called with it and the line.  `tasks` gives
