@@ -1,8 +1,11 @@
 """
-Which revisions of MCP a server's processes speak, and how a session of an
-older client gets on with one that speaks only 2026-07-28.
+Negotiation of the era: the adapters between a session of a legacy client and
+a backend of which it is not known yet, or known, that it is modern.
 
-Knows pipes and time; what is to be said is for `translation.legacy_client`.
+A session begins with `UndecidedAdapter` and loses it when its backend has
+accepted `initialize`; if the backend speaks only 2026-07-28 the adapter
+becomes a `LegacyClientAdapter`.  Knows a session and time; what messages mean
+is for `translation.legacy_client`.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import msgspec
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from mcpbridge import timers
@@ -34,9 +36,9 @@ def first_adapter(
     session: BackendSession, era: ServerEra, backoff: StartBackoff, doubt: Callable[[str], object]
 ) -> Adapter:
     """
-    What a session of an older client begins with.
+    Return the adapter that a session of a legacy client begins with.
 
-    `doubt` is called with why the server may be one that cannot be started.
+    `doubt` is called with the reason why the server may be unable to start.
     """
     if era.legacy is False:
         return LegacyClientAdapter(session, era, backoff)
@@ -44,16 +46,28 @@ def first_adapter(
 
 
 def greeting(era: ServerEra) -> bytes:
-    """What a process is told by the bridge itself, to see whether it answers."""
+    """Return the request of the bridge itself that shows whether a process answers."""
     if era.modern and not era.legacy:
         return encode(own_request("server/discover", {}).outer)
     return neutral_initialize()
 
 
+def is_starting(session: BackendSession) -> bool:
+    """Tell whether a session's process was sent `initialize`, and has not answered yet."""
+    if not session.receiving or session.leaving:
+        return False
+    return (
+        isinstance(session.adapter, (UndecidedAdapter, LegacyClientAdapter))
+        and session.adapter.is_starting
+    )
+
+
 class UndecidedAdapter:
     """
-    Until a backend has taken `initialize`: a session passes as it is, but for
-    the probe of a client that knows both eras, which no older backend is to see.
+    Passes messages unchanged until the backend has answered `initialize`.
+
+    Except for the probe `server/discover` of a client that knows both eras: it
+    is answered here, for no legacy backend is to see it.
     """
 
     def __init__(
@@ -67,15 +81,15 @@ class UndecidedAdapter:
         self._era = era
         self._backoff = backoff
         self._doubt = doubt
-        self._local = _BridgeMessages(session)
-        self._heard = False
+        self._to_client = _BridgeMessages(session)
+        self._has_spoken = False
         #: How many requests have been passed to the backend.
         self._requests = 0
         self._initialize: tuple[bytes, Envelope] | None = None
 
     def send(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None) -> None:
-        """Messages of the client."""
-        passing: list[bytes] = []
+        """Send messages of the client to the backend, and answer its probes."""
+        passed: list[bytes] = []
         probes: list[Envelope] = []
         if envelopes is None:
             envelopes = [peek(line) or peek_again(line) for line in lines]
@@ -85,13 +99,13 @@ class UndecidedAdapter:
                 continue
             if envelope is not None and envelope.method == "initialize" and envelope.is_request:
                 self._initialize = line, envelope
-            passing.append(line)
+            passed.append(line)
             # What cannot be read as one message may be a batch of them.
             self._requests += 2 if envelope is None else envelope.is_request
-        if passing:
-            send(self._session, passing)
+        if passed:
+            send_to_backend(self._session, passed)
         text = "this session is of an older revision of MCP; it begins with `initialize`"
-        self._local.say(
+        self._to_client.send(
             [
                 error_line(each.id, METHOD_NOT_FOUND, text)
                 for each in probes
@@ -100,8 +114,8 @@ class UndecidedAdapter:
         )
 
     def received(self, lines: list[bytes]) -> list[bytes]:
-        """Messages of the backend."""
-        self._heard = True
+        """Pass messages of the backend on, and look for the answer to `initialize`."""
+        self._has_spoken = True
         if self._initialize is None:
             return lines
         asked, envelope = self._initialize
@@ -114,10 +128,10 @@ class UndecidedAdapter:
             self._session.adapt(None)
             self._era.legacy = True
             if answer.id != envelope.id:
-                lines = self._respell(lines, number, asked, envelope)
+                lines = self._restore_ids(lines, number, asked, envelope)
             if self._requests == 1 and not isinstance(answer.result, msgspec.UnsetType):
-                # Otherwise it may be the answer to another request, with
-                # words of the client's own.
+                # Otherwise it may be the answer to another request, with data
+                # of the client's own.
                 self._era.known.initialize_result(answer.result)
             self._backoff.succeeded()
         elif refusal(members(answer.error) or {}).modern_only:
@@ -125,43 +139,43 @@ class UndecidedAdapter:
                 # Otherwise it may be the answer to another request with the
                 # same id: that counts for this session alone, not for all.
                 self._era.legacy = False
-            downward = LegacyClientAdapter(self._session, self._era, self._backoff)
-            self._session.adapt(downward)
+            adapter = LegacyClientAdapter(self._session, self._era, self._backoff)
+            self._session.adapt(adapter)
             before = lines[:number]
             try:
-                downward.send([asked])
+                adapter.send([asked])
             except (BackendBusy, UnknownSession):
-                # It takes nothing now: its own answer is what there is.
+                # The backend takes nothing now: the client gets its own answer.
                 before.append(lines[number])
-            return before + downward.received(lines[number + 1 :])
+            return before + adapter.received(lines[number + 1 :])
         return lines
 
-    def _respell(
+    def _restore_ids(
         self, lines: list[bytes], number: int, asked: bytes, envelope: Envelope
     ) -> list[bytes]:
-        """The backend has answered `"1"` for 1, or 1 for `"1"`: it will do so again."""
+        """Restore ids from now on: the backend has answered `"1"` for 1, or 1 for `"1"`."""
         line = lines[number]
         what = (
             "the server returns the ids of requests as text instead of numbers, or the other way"
             " round, which older clients do not accept; the bridge restores them"
         )
         self._session.misbehaved("ids", what, encode((peek(line) or envelope).id))
-        respelled = IdRestoringAdapter(self._session)
-        self._session.adapt(respelled)
-        respelled.ids.from_client(asked, envelope)
-        return lines[:number] + respelled.received(lines[number:])
+        adapter = IdRestoringAdapter(self._session)
+        self._session.adapt(adapter)
+        adapter.ids.from_client(asked, envelope)
+        return lines[:number] + adapter.received(lines[number:])
 
     @property
     def is_starting(self) -> bool:
-        """Whether it was told `initialize`, and has said nothing yet."""
-        return self._initialize is not None and not self._heard
+        """True while the backend was sent `initialize` and has sent nothing."""
+        return self._initialize is not None and not self._has_spoken
 
     def close(self) -> None:
-        """Nothing runs; but was it any use?"""
+        """Count a backend that has exited early without a message as a failed start."""
         session = self._session
         now = session.clock.seconds()
         if (
-            self._heard
+            self._has_spoken
             or session.backend.exit_status is None
             or now - session.opened_at >= MAX_BACKOFF_SECONDS
         ):
@@ -171,15 +185,15 @@ class UndecidedAdapter:
 
 
 class IdRestoringAdapter:
-    """A session whose backend gives ids back in another spelling than its client's."""
+    """Restores the ids of requests, which the backend returns as text or as numbers."""
 
     def __init__(self, session: BackendSession) -> None:
         self._session = session
         self.ids = IdRestorer()
 
     def send(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None) -> None:
-        """Messages of the client."""
-        send(self._session, lines)
+        """Send messages of the client to the backend, and note the spelling of their ids."""
+        send_to_backend(self._session, lines)
         for line, known in zip(lines, envelopes or [None] * len(lines), strict=True):
             for each in [line] if known else split_batch(line) or [line]:
                 envelope = known or peek(each) or peek_again(each)
@@ -187,25 +201,15 @@ class IdRestoringAdapter:
                     self.ids.from_client(each, envelope)
 
     def received(self, lines: list[bytes]) -> list[bytes]:
-        """Messages of the backend."""
+        """Return messages of the backend with the ids as the client wrote them."""
         return [self.ids.from_backend(line) for line in lines]
 
     def close(self) -> None:
-        """Nothing runs."""
-
-
-def is_starting(session: BackendSession) -> bool:
-    """Whether its process was told `initialize`, and has said nothing yet."""
-    if not session.receiving or session.leaving:
-        return False
-    return (
-        isinstance(session.adapter, (UndecidedAdapter, LegacyClientAdapter))
-        and session.adapter.is_starting
-    )
+        """Do nothing: there is no timer."""
 
 
 class LegacyClientAdapter:
-    """A session of an older client, kept here, before a backend that knows none."""
+    """Keeps the session of a legacy client in front of a backend that knows no sessions."""
 
     log = Logger()
 
@@ -213,18 +217,18 @@ class LegacyClientAdapter:
         self._session = session
         self._era = era
         self._backoff = backoff
-        self._local = _BridgeMessages(session)
-        self._kept = LegacyClientTranslator(
+        self._to_client = _BridgeMessages(session)
+        self._translator = LegacyClientTranslator(
             version=__version__,
             pause=timers.backoff(FIRST_PAUSE, LONGEST_PAUSE),
             report=session.message_dropped,
         )
-        self._timer: IDelayedCall | None = None
+        self._timer = timers.Timer(session.clock)
         #: The client's `initialize`, while it is not answered.
         self._initialize: Envelope | None = None
 
     def send(self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None) -> None:
-        """Messages of the client, also those of a batch."""
+        """Send messages of the client to the backend, those of a batch one by one."""
         messages: list[tuple[bytes, Envelope | None]] = []
         for line, known in zip(lines, envelopes or [None] * len(lines), strict=True):
             if known is not None:
@@ -240,50 +244,50 @@ class LegacyClientAdapter:
             except BackendBusy as busy:
                 if not number:
                     raise
-                # Those before it are on their way.
+                # The messages before this one have been sent.
                 if envelope.is_request and not isinstance(envelope.id, msgspec.UnsetType):
-                    self._local.say([error_line(envelope.id, busy.code, str(busy))])
+                    self._to_client.send([error_line(envelope.id, busy.code, str(busy))])
 
     def _send(self, line: bytes, envelope: Envelope) -> None:
-        step = self._kept.from_client(line, envelope, self._session.clock.seconds())
+        step = self._translator.from_client(line, envelope, self._session.clock.seconds())
         try:
             if step.to_backend:
-                send(self._session, step.to_backend)
+                send_to_backend(self._session, step.to_backend)
         except BaseException:
-            self._kept.undo(envelope)
-            self._wait_until(self._kept.due)
+            self._translator.undo(envelope)
+            self._wait_until(self._translator.due)
             raise
         if envelope.method == "initialize" and step.to_backend:
             self._initialize = envelope
-        self._local.say(step.to_client)
+        self._to_client.send(step.to_client)
         self._wait_until(step.due)
 
     def received(self, lines: list[bytes]) -> list[bytes]:
-        """Messages of the backend."""
-        to_client = self._local.take()
+        """Return what the client gets for messages of the backend."""
+        to_client = self._to_client.take()
         for line in lines:
-            step = self._kept.from_backend(line, self._session.clock.seconds())
+            step = self._translator.from_backend(line, self._session.clock.seconds())
             if self._initialize is not None:
-                self._heed(self._initialize, step.to_client)
+                self._note_answer(self._initialize, step.to_client)
             to_client += step.to_client
-            self._tell_backend(step.to_backend)
+            self._send_to_backend(step.to_backend)
             self._wait_until(step.due)
         return to_client
 
     @property
     def is_starting(self) -> bool:
-        """Whether the client's `initialize` is not answered."""
+        """True while the client's `initialize` is not answered."""
         return self._initialize is not None
 
     def close(self) -> None:
-        """No more timers."""
-        self._no_timer()
+        """Stop the timer."""
+        self._timer.stop()
         if self._initialize is not None:
-            # Perhaps it has become one that takes `initialize`.
+            # The server may have been replaced by one that accepts `initialize`.
             self._era.legacy = None
 
-    def _heed(self, asked: Envelope, lines: list[bytes]) -> None:
-        """Whether the answer to `initialize`, if it is there, is what this era has."""
+    def _note_answer(self, asked: Envelope, lines: list[bytes]) -> None:
+        """Note whether the backend is modern, once `initialize` is answered."""
         found = find_answer(lines, asked.id)
         if found is None:
             return
@@ -291,60 +295,55 @@ class LegacyClientAdapter:
         self._initialize = None
         if answer.error is msgspec.UNSET:
             self._backoff.succeeded()
-            self._era.known.discovered(self._kept.take_server_info())
+            self._era.known.discovered(self._translator.take_server_info())
         else:
             self._era.legacy = None
 
-    def _no_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
-
-    def _tell_backend(self, lines: list[bytes]) -> None:
+    def _send_to_backend(self, lines: list[bytes]) -> None:
         try:
             if lines:
-                send(self._session, lines)
+                send_to_backend(self._session, lines)
         except BackendBusy:
             self._session.clock.callLater(
                 0, self._session.life.end, "the backend does not read its messages"
             )
         except UnknownSession:
-            # It takes nothing more, and what it still says is on its way.
+            # The backend is ending; what it has still sent is on its way.
             pass
 
     def _wait_until(self, due: float | None) -> None:
-        self._no_timer()
         if due is not None and self._session.receiving:
-            delay = max(0.0, due - self._session.clock.seconds())
-            self._timer = self._session.clock.callLater(delay, self._tick)
+            self._timer.start(max(0.0, due - self._session.clock.seconds()), self._tick)
+        else:
+            self._timer.stop()
 
     def _tick(self) -> None:
-        self._timer = None
-        step = self._kept.tick(self._session.clock.seconds())
-        self._tell_backend(step.to_backend)
-        self._local.say(step.to_client)
+        step = self._translator.tick(self._session.clock.seconds())
+        self._send_to_backend(step.to_backend)
+        self._to_client.send(step.to_client)
         self._wait_until(step.due)
 
 
 class _BridgeMessages:
     """
-    Messages that the bridge itself has for the client: they come like those
-    of a backend, never from within a call of the client's.
+    Messages of the bridge itself to the client, sent as if by the backend.
+
+    In the next iteration of the reactor: never from within a call of the client.
     """
 
     def __init__(self, session: BackendSession) -> None:
         self._session = session
         self._lines: list[bytes] = []
 
-    def say(self, lines: Sequence[bytes]) -> None:
-        """Soon."""
+    def send(self, lines: Sequence[bytes]) -> None:
+        """Send lines to the client in the next iteration of the reactor."""
         if lines:
             if not self._lines:
                 self._session.clock.callLater(0, self._deliver)
             self._lines += lines
 
     def take(self) -> list[bytes]:
-        """What has not been said yet; then it need not be."""
+        """Take the lines that are not sent yet, to send them with others."""
         lines, self._lines = self._lines, []
         return lines
 
@@ -352,6 +351,6 @@ class _BridgeMessages:
         self._session.send_as_backend(self.take())
 
 
-def send(session: BackendSession, lines: list[bytes]) -> None:
-    """Lines for a session's backend: all of them, or none.  Raises `BackendBusy`."""
+def send_to_backend(session: BackendSession, lines: list[bytes]) -> None:
+    """Send all of the lines to a session's backend, or none.  Raises `BackendBusy`."""
     session.backend.send(lines[0] if len(lines) == 1 else b"\n".join(lines))
