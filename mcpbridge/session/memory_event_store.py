@@ -1,7 +1,7 @@
 """
-The event store that is used when none of your own is named: memory.
+The default event store, in memory.
 
-Knows events and bounds; must not know who replays them.
+Knows events and bounds; must not know who resumes a stream.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mcpbridge.errors import EventsGone, SettingError
 from mcpbridge.interfaces import IEventLog, IEventStore
 from mcpbridge.response_budget import ResponseBudget
 
-#: How much of one session is kept.
+#: How much is kept for one session.
 EVENTS_KEPT = 1000
 EVENT_BYTES_KEPT = 4 * MIB
 
@@ -24,11 +24,11 @@ EVENT_BYTES_KEPT = 4 * MIB
 @implementer(IEventLog)
 class MemoryEventLog:
     """
-    One session's last events.
+    The last events of one session.
 
-    They come and go in one order, so of a stream nothing is missing behind
-    the first event that is there: each step is O(1), a replay as long as
-    what it gives.  Where a budget is over its limit, it drops the oldest
+    Events are dropped in the order in which they came, so of a stream nothing
+    is missing behind the first event that is kept: each step is O(1), a replay
+    O(n) in the events it returns.  A budget over its limit drops the oldest
     events of all logs.
     """
 
@@ -39,7 +39,7 @@ class MemoryEventLog:
         self._max_bytes = max_bytes
         self._budget = budget
         self._bytes = 0
-        #: Each with its age in the budget's count.
+        #: Each with its place in the order of all logs of the budget.
         self._events: OrderedDict[tuple[str, int], tuple[int, bytes]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -47,11 +47,11 @@ class MemoryEventLog:
 
     @property
     def size(self) -> int:
-        """The bytes of all that is kept."""
+        """Return the bytes of all events that are kept."""
         return self._bytes
 
     def append(self, stream: str, number: int, line: bytes) -> None:
-        """Keep an event, and of the oldest no more than there is room for."""
+        """Keep an event, and drop the oldest that do not fit with it."""
         budget = self._budget
         if budget is not None and not self._events:
             budget.keep(self)
@@ -65,11 +65,11 @@ class MemoryEventLog:
             budget.take(len(line) + EVENT_OVERHEAD)
 
     def age(self) -> int | None:
-        """When the oldest event came, in the budget's count; None without one."""
+        """Return the place of the oldest event in the order of all logs; None without one."""
         return next(iter(self._events.values()))[0] if self._events else None
 
     def drop_oldest(self) -> None:
-        """Give room to somebody else."""
+        """Drop the oldest event."""
         _, (_, oldest) = self._events.popitem(last=False)
         self._bytes -= len(oldest)
         if self._budget is not None:
@@ -78,7 +78,7 @@ class MemoryEventLog:
                 self._budget.forget(self)
 
     def after(self, stream: str, number: int) -> list[tuple[int, bytes]]:
-        """All of a stream behind that event.  Raises `EventsGone`."""
+        """Return the events of a stream after that one.  Raises `EventsGone`."""
         events = []
         at = number + 1
         while (kept := self._events.get((stream, at))) is not None:
@@ -89,7 +89,7 @@ class MemoryEventLog:
         return events
 
     def close(self) -> None:
-        """Keep nothing."""
+        """Drop all events."""
         if self._budget is not None and self._events:
             self._budget.forget(self)
             self._budget.give_back(self._bytes + EVENT_OVERHEAD * len(self._events))
@@ -100,10 +100,10 @@ class MemoryEventLog:
 @implementer(IEventStore)
 class MemoryEventStore:
     """
-    At most `max_events` of each session, with at most `max_bytes`; one that
-    is larger than that is kept alone.
+    Keeps at most `max_events` of each session, with at most `max_bytes`; a
+    larger event is kept alone.
 
-    Raises `SettingError` for what is no bound.
+    Raises `SettingError` for an invalid bound.
     """
 
     def __init__(
@@ -120,5 +120,5 @@ class MemoryEventStore:
         self._budget = budget
 
     def open(self, session_id: str) -> MemoryEventLog:
-        """The log of a new session."""
+        """Return the log of a new session."""
         return MemoryEventLog(self._max_events, self._max_bytes, self._budget)

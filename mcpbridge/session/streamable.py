@@ -3,7 +3,7 @@ The client's side of a session of Streamable HTTP: its streams, its revision,
 and how long it may be idle.
 
 Knows which message belongs to which stream, through the router; must not know
-HTTP.  Stands where the event stream of HTTP+SSE stands: a session's `stream`.
+HTTP.  It is the session's sink, as the event stream is with HTTP+SSE.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.config.settings import ServerSettings
@@ -27,13 +27,14 @@ from mcpbridge.mcp.stream_events import StreamSink
 from mcpbridge.mcp.stream_router import StreamRouter
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.response_budget import ResponseBudget, Share
+from mcpbridge.timers import Timer
 
-#: How often in an `idle_timeout` it is looked whether it is over.
-LOOKS = 4
+#: How many checks there are in an `idle_timeout`.
+IDLE_CHECKS = 4
 
 
 def _may_have_token(line: bytes) -> bool:
-    """Whether it is worth to look for one; its name may be written with escapes."""
+    """Tell whether a message may have a progress token; its name may be written with escapes."""
     return b"progressToken" in line or b"\\u" in line
 
 
@@ -47,7 +48,7 @@ class _InitializeAnswer(msgspec.Struct):
 
 
 class StreamableSession:
-    """The streams of one session, all of them."""
+    """The sink of a session, which sends each message to the stream it belongs to."""
 
     log = Logger()
 
@@ -72,12 +73,13 @@ class StreamableSession:
             budget=budget,
             now=clock.seconds,
             input_timeout=settings.input_timeout,
-            request_waits=self._question_held,
+            request_waits=self._request_held,
             report=session.message_dropped,
         )
-        #: When a question that nobody reads has waited long enough.
-        self._due: IDelayedCall | None = None
-        #: What its clients have not taken; None where nobody counts that.
+        #: Runs while the backend waits for the answer to a request that nobody reads.
+        self._input_timer = Timer(clock)
+        self._idle_timer = Timer(clock)
+        #: What the session's connections hold unsent; None if that is not counted.
         self.share: Share | None = None
         if budget is not None:
             share = max(budget.limit // SESSION_SHARE, settings.max_message_bytes)
@@ -85,36 +87,35 @@ class StreamableSession:
                 share, pause=lambda: self.pause(self.share), resume=lambda: self.resume(self.share)
             )
         self.negotiated: str | None = None
-        #: Whether it is over, or about to be, without ever having been initialized.
+        #: Whether the session has ended, or is about to, without having been initialized.
         self.failed = False
         self._initialize: JsonRpcId = None
         self._negotiating = False
         self._full: set[object] = set()
         self._last = clock.seconds()
-        #: When there was last anything for a request whose connection is lost.
+        #: When the backend last sent anything for a request whose connection is lost.
         self._answered = self._last
-        self._idle: IDelayedCall | None = None
         if settings.idle_timeout:
-            self._look_later()
+            self._check_idle_later()
 
     @property
     def revision(self) -> Revision:
-        """The revision that the session speaks, as far as is known."""
+        """Return the revision that the session speaks, as far as is known."""
         return revision(self.negotiated)
 
     def initializing(self, ident: JsonRpcId) -> None:
-        """The client has asked to initialize: the answer names the revision."""
+        """Note the id of the client's `initialize`, whose answer names the revision."""
         self._initialize = ident
         self._negotiating = True
 
     def touch(self) -> None:
-        """The client has said something."""
+        """Note that the client is active."""
         self._last = self._clock.seconds()
 
     def last_heard(self) -> float | None:
         """
-        When the client was last heard of, or got an answer that it may still
-        come back for; None while it has a connection, or a request that runs.
+        Return when the client was last active, or got an answer that it may
+        still come back for; None while it has a connection, or a request in flight.
         """
         router = self.router
         if router.has_sinks or router.in_flight:
@@ -124,19 +125,19 @@ class StreamableSession:
     def receive(
         self,
         messages: Sequence[tuple[bytes, Envelope]],
-        outlet: Callable[[], StreamSink],
+        make_sink: Callable[[], StreamSink],
         digests: Sequence[bytes] | None = None,
         *,
         json_only: bool = False,
     ) -> str | None:
         """
-        Messages that the client posted together; all go to the backend, or none.
-        Where they are large, tokens are read in their `digests`.  With
-        `json_only` the client takes no events in answer.
+        Send messages that the client posted together to the backend: all or none.
 
-        Returns the name of the stream for their answers, to which `outlet()`
-        is attached, or None where they ask for nothing.  Raises what
-        `StreamRouter.open_post` and `BackendSession.post_to_backend` raise.
+        Progress tokens of large messages are read from their `digests`.  With
+        `json_only` the client accepts no events.  Return the name of the stream
+        for their answers, to which `make_sink()` is attached, or None if they ask
+        for nothing.  Raises what `StreamRouter.open_post` raises, and
+        `BackendSession.post_to_backend`.
         """
         self._last = self._clock.seconds()
         lines = [line for line, _ in messages]
@@ -150,7 +151,7 @@ class StreamableSession:
         ]
         stream = None
         if asked:
-            stream = self.router.open_post(asked, outlet(), json_only=json_only)
+            stream = self.router.open_post(asked, make_sink(), json_only=json_only)
         try:
             dropped = self._session.post_to_backend(lines)
         except BaseException:
@@ -169,30 +170,30 @@ class StreamableSession:
     # Backpressure: a session has one backend, which waits for the slowest of
     # the connections that are attached to it.
 
-    def pause(self, outlet: object) -> None:
-        """A connection does not keep up."""
+    def pause(self, connection: object) -> None:
+        """Stop reading the backend: a connection does not keep up."""
         if not self._full:
             self._session.pause_backend()
-        self._full.add(outlet)
+        self._full.add(connection)
 
-    def resume(self, outlet: object) -> None:
-        """It does again, or is gone."""
-        if outlet in self._full:
-            self._full.discard(outlet)
+    def resume(self, connection: object) -> None:
+        """Read the backend again, unless another connection does not keep up."""
+        if connection in self._full:
+            self._full.discard(connection)
             if not self._full:
                 self._session.resume_backend()
 
-    # What a session asks of its stream.
+    # Called by the session: Sink.
 
     @property
     def has_reader(self) -> bool:
-        """Whether any connection is attached."""
+        """True while any connection is attached."""
         return self.router.has_sinks
 
     def send(self, lines: list[bytes]) -> None:
-        """Messages of the backend, each to the stream that it belongs to."""
+        """Send messages of the backend, each to the stream that it belongs to."""
         if self.router.has_sinks:
-            # What is said to nobody keeps no session alive.
+            # A message that nobody reads keeps no session alive.
             self._last = self._clock.seconds()
         elif self.router.in_flight:
             self._answered = self._clock.seconds()
@@ -202,19 +203,16 @@ class StreamableSession:
             self.router.route(line)
 
     def only_open(self) -> JsonRpcId | msgspec.UnsetType:
-        """The only request of the client's that is open."""
+        """Return the id of the client's only open request; UNSET if there are more, or none."""
         return self.router.only_open
 
     def stop_keepalive(self) -> None:
-        """No more looks at the time."""
-        timers = (self._idle, self._due)
-        self._idle = self._due = None
-        for timer in timers:
-            if timer is not None and timer.active():
-                timer.cancel()
+        """Stop the timers."""
+        self._idle_timer.stop()
+        self._input_timer.stop()
 
     def close(self) -> None:
-        """Open requests get an error that says why; every connection's answer ends."""
+        """Answer open requests with an error that says why, and complete every response."""
         self.failed = self.failed or self._negotiating
         try:
             self.router.close(self._error_for)
@@ -249,33 +247,31 @@ class StreamableSession:
         if answer.result is not None:
             self.negotiated = answer.result.protocolVersion
         else:
-            # What is not initialized is of no use to anybody.
+            # A session that is not initialized is of no use to its client.
             self.failed = True
             self._clock.callLater(0, self._session.life.end, "the backend refused to initialize")
 
-    # Questions of the backend that nobody reads yet.
+    # Requests of the backend that nobody reads yet.
 
-    def _question_held(self) -> None:
+    def _request_held(self) -> None:
         due = self.router.due
-        if self._due is None and due is not None:
-            self._due = self._clock.callLater(max(0.0, due - self._clock.seconds()), self._tick)
+        if not self._input_timer.is_running and due is not None:
+            self._input_timer.start(max(0.0, due - self._clock.seconds()), self._tick)
 
     def _tick(self) -> None:
-        self._due = None
         self.router.tick()
-        self._question_held()
+        self._request_held()
 
     # Idleness.
 
-    def _look_later(self) -> None:
-        self._idle = self._clock.callLater(self._settings.idle_timeout / LOOKS, self._look)
+    def _check_idle_later(self) -> None:
+        self._idle_timer.start(self._settings.idle_timeout / IDLE_CHECKS, self._check_idle)
 
-    def _look(self) -> None:
+    def _check_idle(self) -> None:
         idle = self._clock.seconds() - self._last
         if self.router.has_sinks:
             self._last = self._clock.seconds()
         elif idle >= self._settings.idle_timeout:
-            self._idle = None
             self._session.life.end(f"idle for {self._settings.idle_timeout:g} s")
             return
-        self._look_later()
+        self._check_idle_later()

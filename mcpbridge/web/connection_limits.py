@@ -1,5 +1,6 @@
 """
-The connections that are open, by client address, and which of them gives way.
+Limits on open connections, in all and by client address; an idle connection
+gives way to a new one.
 
 Knows numbers, addresses and idleness; must not know what a connection is for.
 """
@@ -20,19 +21,19 @@ from mcpbridge.web.client_addresses import Peer
 
 
 class Connection(Protocol):
-    """What is asked of a connection."""
+    """A connection that is counted."""
 
     peer: Peer
 
     def idle_since(self) -> float | None:
-        """When something was last heard on it; None while it has anything to do."""
+        """Return when bytes last arrived; None while it has anything to do."""
 
     def give_way(self) -> bool:
-        """Close, if nothing is lost by it; False where something would be."""
+        """Close, unless something would be lost by it; return whether it does."""
 
 
 class _Found:
-    """The idle connections that were found of an address, those that give way first."""
+    """The idle connections of an address that were found, in the order in which they give way."""
 
     def __init__(self) -> None:
         self.idle: deque[tuple[float, Connection]] = deque()
@@ -43,10 +44,11 @@ class Connections:
     """
     At most `limit` connections, and of each address at most its share.
 
-    Where one too many is opened, the one that has been idle longest gives way,
-    of the address that has its share, or of the one that has most; only where
-    nothing is idle the new one is refused.  It costs the same however many are
-    open, but for a look for idle ones, which finds many at once.
+    If one too many is opened, the one that has been idle longest gives way:
+    of the same address, if that has its share, or of the address with the most
+    connections.  If none is idle the new one is refused.  That costs the same
+    however many are open, except for a search for idle ones, which finds many
+    at once.
     """
 
     log = Logger()
@@ -68,7 +70,7 @@ class Connections:
         return self._count
 
     def admit(self, connection: Connection) -> bool:
-        """Count one that was opened; False where there is no room for it."""
+        """Count a new connection; return False if there are too many."""
         address = connection.peer.address
         if connection.peer.share is not None and len(self._of.get(address, ())) >= (
             self._shares.limit
@@ -87,7 +89,7 @@ class Connections:
         return True
 
     def remove(self, connection: Connection) -> None:
-        """One is closed; that may be said twice."""
+        """Count a connection no more; does nothing the second time."""
         address = connection.peer.address
         of_address = self._of.get(address, {})
         if connection not in of_address:
@@ -103,7 +105,7 @@ class Connections:
         self._fullest.changed(address, before, after)
 
     def _make_room(self, address: str) -> bool:
-        """Whether an idle connection of an address has given way."""
+        """Close an idle connection of an address; return False if none gives way."""
         found = self._found.get(address)
         if found is None:
             found = self._found[address] = _Found()
@@ -114,7 +116,7 @@ class Connections:
                 found.not_before = now + IDLE_LOOK_SECONDS * len(self._of[address])
         while found.idle:
             since, connection = found.idle.popleft()
-            # It may have been closed, or have had something to do, meanwhile.
+            # Since it was found it may have been closed, or had something to do.
             is_open = connection in self._of[address]
             if is_open and connection.idle_since() == since and connection.give_way():
                 self.remove(connection)

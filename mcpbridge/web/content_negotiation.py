@@ -1,7 +1,7 @@
 """
-What a client accepts: JSON, events, or both (RFC 9110, section 12.5.1).
+Content negotiation: JSON, events, or both (RFC 9110, section 12.5.1).
 
-Knows the header alone; what is answered is for the endpoints.
+Knows the header `Accept` alone; the response is for the endpoints.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ EVENTS = "text/event-stream"
 
 
 class Accepted(NamedTuple):
-    """Whether a response may be JSON, and whether it may be an event stream."""
+    """What a response may be: JSON, an event stream, both or neither."""
 
     json: bool
     events: bool
 
     @property
     def nothing(self) -> bool:
-        """Whether the endpoint can send nothing that the client accepts."""
+        """True if the endpoint can send nothing that the client accepts."""
         return not (self.json or self.events)
 
 
-#: Where a client does not say.
+#: For a client without `Accept`.
 ANYTHING = Accepted(json=True, events=True)
 
 
 def accepted(header: str) -> Accepted:
     """
-    Read the values of `Accept`, joined as one.
+    Return what `Accept`, its values joined, allows.
 
     The most specific range decides, and `q=0` excludes what it names; other
-    parameters do not matter.  A header that is missing, or of which nothing
-    can be read, accepts anything.
+    parameters do not matter.  A header that is missing or invalid accepts
+    anything.
     """
     qualities: dict[str, float] = {}
     for value, quality in parse_accept_header(header):

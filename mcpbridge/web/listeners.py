@@ -1,5 +1,5 @@
 """
-From a listener's description to an endpoint.
+Makes an endpoint of a listener's description, and logs why it cannot accept.
 
 Knows Twisted's descriptions and what they lack; must not know what is served.
 """
@@ -30,9 +30,9 @@ _WITH_BACKLOG = ("tcp", "tcp6", "ssl", "tls", "unix")
 
 def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
-    The endpoint of a description; its backlog is `BACKLOG` where none is named.
+    Return the endpoint of a description, with `BACKLOG` unless it has a backlog.
 
-    Raises whatever Twisted raises, and `ValueError` where that says too little.
+    Raises whatever Twisted raises, and `ValueError` where that tells too little.
     """
     if description.isdecimal():
         raise ValueError(f"a port alone; for this machine: `tcp:{description}:interface=127.0.0.1`")
@@ -48,11 +48,11 @@ def _with_backlog(reactor: Any, description: str) -> IStreamServerEndpoint:
     kind, colon, rest = description.partition(":")
     if colon and kind in _WITH_BACKLOG:
         try:
-            # Of two that are named alike the last one counts: the user's own.
+            # The last of two options counts: the user's own.
             endpoint = serverFromString(reactor, f"{kind}:backlog={BACKLOG}:{rest}")
             return endpoint
         except TypeError:
-            # It has one by its place, or something is wrong with it.
+            # It has a positional backlog, or is invalid.
             pass
     endpoint = serverFromString(reactor, description)
     return endpoint
@@ -61,13 +61,12 @@ def _with_backlog(reactor: Any, description: str) -> IStreamServerEndpoint:
 @implementer(ILogObserver)
 class AcceptErrors:
     """
-    Says now and then (`RateLimitedLog`) that connections cannot be accepted,
-    and what to do, instead of what Twisted logs of each.
+    Logs now and then (`RateLimitedLog`) that connections cannot be accepted,
+    and what to do, instead of what Twisted logs for each.
 
-    Where descriptors run out, `twisted.internet.tcp.Port` gives up one that it
-    has in reserve, accepts who waits, closes it and takes the reserve back:
-    three lines for each connection, in a log that then fills the disk.  Nothing
-    but those lines passes here, since a port's logger says little else.
+    Without free descriptors `twisted.internet.tcp.Port` logs three lines for
+    each connection, and the log fills the disk.  Nothing but those lines passes
+    here, since a port logs little else.
     """
 
     log = Logger()
@@ -76,20 +75,20 @@ class AcceptErrors:
         self._closed = RateLimitedLog(clock)
 
     def watch(self, port: IListeningPort) -> None:
-        """Let a listener of Twisted's log here; any other is left as it is."""
+        """Have one of Twisted's ports log here; others are left as they are."""
         log_port_to(port, self)
 
     def __call__(self, event: LogEvent) -> None:
-        """Count what a listener says of a connection, or pass it on."""
-        said = str(event.get("log_format") or "")
-        if said.startswith(CONNECTION_CLOSED):
+        """Count an event about a connection, or pass on another."""
+        text = str(event.get("log_format") or "")
+        if text.startswith(CONNECTION_CLOSED):
             self._closed.add()
-        elif said.startswith(CONNECTION_NOT_ACCEPTED):
-            # Nobody was closed; who waits goes on waiting.
+        elif text.startswith(CONNECTION_NOT_ACCEPTED):
+            # None was closed: the client goes on waiting.
             self._complain(str(event.get("acceptError")))
-        elif said.startswith(DESCRIPTOR_RESERVED_AGAIN):
+        elif text.startswith(DESCRIPTOR_RESERVED_AGAIN):
             self._complain("EMFILE")
-        elif not said.startswith(RESERVED_DESCRIPTOR_RELEASED):
+        elif not text.startswith(RESERVED_DESCRIPTOR_RELEASED):
             globalLogPublisher(event)
 
     def _complain(self, error: str) -> None:

@@ -24,6 +24,7 @@ from mcpbridge.config.tuning import IDLE_SECONDS
 from mcpbridge.guard import guarded
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
+from mcpbridge.timers import Timer
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses
 from mcpbridge.web.connection import BridgeConnection
@@ -32,10 +33,10 @@ from mcpbridge.web.fair_turns import FairTurns
 from mcpbridge.web.fast_connection import FastConnection
 from mcpbridge.web.fast_path import FastPath
 
-#: How long a connection may take to close when the bridge stops.
+#: How long connections may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
 
-#: What a log shows of a target, in bytes, once what may be an id is cut.
+#: How many bytes of a target a log shows, after what may be an id is cut.
 _SHOWN_BYTES = 2000
 #: How often a target is decoded to find an id that is escaped more than once.
 _DECODINGS = 3
@@ -48,9 +49,10 @@ _WHOLE_ID = re.compile(rb"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9
 
 def redacted(text: bytes) -> str:
     """
-    A request's target, or any other bytes of a client's, as a log may show it:
-    what may be a session id or a piece of one is cut to eight characters,
-    however it was written, and there are no control characters.
+    Return a request's target, or other bytes of a client, as a log may show it.
+
+    What may be a session id or a piece of one is cut to eight characters,
+    however it was escaped, and there are no control characters.
     """
     shown = decoded = unquote_to_bytes(text)
     for _ in range(_DECODINGS):
@@ -60,7 +62,7 @@ def redacted(text: bytes) -> str:
         if _SESSION_ID.search(decoded):
             shown = decoded
     else:
-        # Escaped on and on: what it means in the end is not for the log.
+        # Escaped too often: what it means in the end is not for the log.
         shown = shown.partition(b"%")[0]
     # Cut last: a cut before it could leave of an id what no longer looks like one.
     return repr(_SESSION_ID.sub(rb"\1...", shown)[:_SHOWN_BYTES])[2:-1]
@@ -70,7 +72,9 @@ class BridgeSite(Site):
     """
     Serves a resource with bounded bodies, waits and connections, over HTTP/1.1.
 
-    `is_proxy` says of a peer's address whether it is that of a trusted proxy.
+    Its connections ask it for their limits (`connection._Site`).  `freed` is
+    called when a large request body is given back, `seconds` is `FairTurns`'
+    clock.
     """
 
     log_lines = Logger()
@@ -94,14 +98,14 @@ class BridgeSite(Site):
             parsePOSTFormSubmission=False,
         )
         self.clock: IReactorTime = reactor
-        #: The access log is written by the ordinary channel.
+        #: Only twisted.web writes the access log.
         self.fast_path = None if settings.access_log else fast_path
-        # Not the one that may become HTTP/2.
+        # Not Twisted's generic one, which may become HTTP/2.
         self.protocol: Any = BridgeConnection if self.fast_path is None else FastConnection
         self.turns = FairTurns(reactor, seconds)
         self.max_body = max(server.max_message_bytes for server in settings.servers)
         share = share_of(settings.max_request_bytes, settings.max_request_bytes_per_address)
-        # One message must fit into it, however little there is.
+        # One message must fit into a share, however small that is.
         shares = Shares(
             max(share, self.max_body),
             reactor,
@@ -111,7 +115,7 @@ class BridgeSite(Site):
         self.budget = BodyBudget(settings.max_request_bytes, shares, freed)
         self.clients = ClientAddresses(settings)
         self.responses = responses
-        # A connection does not know whose answers will be written to it.
+        # A connection does not know which servers' responses will be written to it.
         self.peer_timeout = max(server.peer_timeout for server in settings.servers)
         self.min_transfer_rate = min(server.min_transfer_rate for server in settings.servers)
         self.channels: set[BridgeConnection] = set()
@@ -122,57 +126,55 @@ class BridgeSite(Site):
         )
         self._access_log = settings.access_log
         self._emptied: Deferred[None] | None = None
+        self._abort_timer = Timer(reactor)
 
     def opened(self, channel: BridgeConnection) -> bool:
-        """Count a connection; False where there are too many."""
+        """Count a connection; return False if there are too many."""
         if not self._connections.admit(channel):
             return False
         self.channels.add(channel)
         return True
 
     def closed(self, channel: BridgeConnection) -> None:
-        """A connection is gone."""
+        """Count a connection no more."""
         self._connections.remove(channel)
         self.channels.discard(channel)
         if not self.channels and self._emptied is not None:
             emptied, self._emptied = self._emptied, None
-            self._patience.cancel()
+            self._abort_timer.stop()
             emptied.callback(None)
 
     def is_pooled(self, transport: Any) -> bool:
         """
-        Whether a proxy may send several clients' requests on this connection.
+        Tell whether a proxy may send several clients' requests on this connection.
 
-        What connects to a UNIX socket has no address, and is a proxy more
-        often than not.
+        A peer on a UNIX socket has no address, and is a proxy more often than not.
         """
         peer = transport.getPeer()
         return isinstance(peer, UNIXAddress) or self.clients.is_proxy(peer)
 
     def close_connections(self) -> Deferred[None]:
         """
-        Close all connections, when what was written is sent; fires when they
-        are gone, at the latest after `CLOSE_SECONDS`, when they are aborted.
+        Close all connections when what was written is sent, and abort those that
+        are left after `CLOSE_SECONDS`.  Fires when all are closed.
         """
         if not self.channels:
             return succeed(None)
         emptied = self._emptied = Deferred()
-        self._patience = self.clock.callLater(CLOSE_SECONDS, self._abort_all)
+        self._abort_timer.start(CLOSE_SECONDS, self._abort_all)
         for channel in list(self.channels):
             guarded(self.log_lines, "closing a connection", channel.loseConnection)
         return emptied
 
     def _abort_all(self) -> None:
-        self._patience = self.clock.callLater(CLOSE_SECONDS, self._abort_all)
+        self._abort_timer.start(CLOSE_SECONDS, self._abort_all)
         for channel in list(self.channels):
             guarded(self.log_lines, "closing a connection", channel.transport.abortConnection)
 
     def log(self, request: Any) -> None:
         """
-        One line for a finished request, where the access log is on; at its end
-        the session, where a header names it.
-
-        Never a whole session id.
+        Write a line for a complete request, if the access log is on; it ends
+        with the session, if a header names one, and never has a whole session id.
         """
         if self._access_log:
             named = request.requestHeaders.getRawHeaders(b"mcp-session-id") or [b""]
@@ -188,5 +190,5 @@ class BridgeSite(Site):
             )
 
     def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/1.1 alone: Twisted's HTTP/2 is not meant for use (twisted.web._http2)."""
+        """Return HTTP/1.1 alone: Twisted calls its HTTP/2 private and a draft."""
         return [b"http/1.1"]

@@ -1,5 +1,5 @@
 """
-Socket options for the connection of an open stream.
+What the kernel knows of a connection, and socket options for an open stream.
 
 Knows sockets (tcp(7)); must not know HTTP.
 """
@@ -22,7 +22,7 @@ _ENDED = (7, 8)
 
 
 def raw_socket(transport: Any) -> socket.socket | None:
-    """The TCP socket under a transport, through TLS and other wrappers; None for others."""
+    """Return the TCP socket under a transport, also under TLS; None if there is none."""
     while transport is not None:
         get_handle = getattr(transport, "getHandle", None)
         handle = get_handle() if get_handle is not None else None
@@ -34,11 +34,12 @@ def raw_socket(transport: Any) -> socket.socket | None:
 
 def notice_vanished_peer(transport: Any, timeout: float) -> None:
     """
-    Let the kernel end an idle connection whose peer has not been there for
-    `timeout` seconds (RFC 1122, section 4.2.3.6).  While data waits it is for
-    a `ClientWatch`: the kernel's own time-out for that (RFC 5482) ends peers
-    with a small window, too, who take bytes all the time.  Does nothing where
-    the system or the transport cannot.
+    Have the kernel abort an idle connection whose peer has vanished for
+    `timeout` seconds (RFC 1122, section 4.2.3.6).
+
+    While data is unsent that is for `ClientWatch`: the kernel's own timeout for
+    it (RFC 5482) also ends peers with a small window, which read all the time.
+    Does nothing where the system or the transport cannot.
     """
     connection = raw_socket(transport)
     if connection is None:
@@ -56,12 +57,12 @@ def notice_vanished_peer(transport: Any, timeout: float) -> None:
             try:
                 connection.setsockopt(level, option, value)
             except OSError:
-                # A value the system does not take; the others still help.
+                # A value that the system does not accept; the others still help.
                 pass
 
 
 def acknowledged(transport: Any) -> int | None:
-    """How many bytes the peer has ever acknowledged (tcp_info, Linux); None if unknown."""
+    """Return how many bytes the peer has acknowledged in all (tcp_info, Linux); None if unknown."""
     connection = raw_socket(transport)
     if connection is None or not hasattr(socket, "TCP_INFO") or sys.platform != "linux":
         return None
@@ -74,8 +75,8 @@ def acknowledged(transport: Any) -> int | None:
 
 def has_left(transport: Any) -> bool:
     """
-    Whether the peer has closed its side, also where what it sent before was
-    not read (tcp_info, Linux); False if unknown.
+    Tell whether the peer has closed its side, even if what it sent before is
+    not read yet (tcp_info, Linux); False if unknown.
     """
     connection = raw_socket(transport)
     if connection is None or not hasattr(socket, "TCP_INFO") or sys.platform != "linux":
@@ -99,14 +100,14 @@ def _queued(connection: socket.socket | None) -> int:
 
 def unsent(transport: Any) -> int:
     """
-    Bytes that the peer has not acknowledged, in user space under all wrappers
-    and in the kernel (tcp(7), `SIOCOUTQ`, Linux); 0 if none is known.
+    Return how many bytes the peer has not acknowledged, in user space under all
+    wrappers and in the kernel (tcp(7), `SIOCOUTQ`, Linux); 0 if unknown.
     """
     return _queued(raw_socket(transport)) + buffered(transport)
 
 
 def buffered(transport: Any) -> int:
-    """Bytes of those in user space, under all wrappers; 0 if none is known."""
+    """Return how many of those are in user space, under all wrappers; 0 if unknown."""
     total = 0
     while transport is not None:
         total += buffered_bytes(transport)

@@ -1,5 +1,5 @@
 """
-The URLs of what is served, for people.
+The URLs of what is served, for log lines and error messages.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from mcpbridge.config.settings import ServerSettings
 
 #: Addresses that stand for all interfaces.
 _ALL = ("0.0.0.0", "::")
-#: How many servers are named where somebody asks for a path that is none.
+#: How many servers the error for an unknown path names.
 _NAMED = 3
 
 
 def served_urls(ports: Iterable[IListeningPort], servers: Iterable[ServerSettings]) -> list[str]:
-    """For each listener and server the URLs that a client may be given, `/mcp` first."""
+    """Return the URLs for clients of each listener and server, `/mcp` first."""
     servers = list(servers)
     return [
         f"{_origin(port)}{server.base_uri}/{name}"
@@ -30,7 +30,7 @@ def served_urls(ports: Iterable[IListeningPort], servers: Iterable[ServerSetting
 
 
 def exposed(ports: Iterable[IListeningPort]) -> list[str]:
-    """The listeners that other machines may reach, in words."""
+    """Return a description of each listener that other machines can reach."""
     found = []
     for port in ports:
         address = port.getHost()
@@ -43,7 +43,7 @@ def exposed(ports: Iterable[IListeningPort]) -> list[str]:
 
 
 def mcp_at(servers: Sequence[ServerSettings], mount: str) -> str:
-    """Where a client finds MCP, in words; `mount` stands before a base that is not public."""
+    """Return a sentence that names the URLs; `mount` is put before a base that is not public."""
     bases = [
         mount + each.base_uri if each.public_path is None else each.public_path for each in servers
     ]
