@@ -186,7 +186,7 @@ class Bridge(Service):
 
             clients = ClientAddresses(self.settings)
             cards = ServerCards(self.servers, clients.is_proxy)
-            root = Branch()
+            root = Branch(servers=self.settings.servers)
             cards.serve_well_known(root)
             for server in self.servers:
                 branch = root
@@ -195,7 +195,6 @@ class Bridge(Service):
                 caller_of = tell_callers(clients.address) if server.tells_callers else no_caller
                 routes = Routes(server, self._clock, clients.of_request, cards, caller_of)
                 branch.serve(server.settings, routes.resource())
-            root.told = self.settings.servers
             self._resource = cast("IResource", SecuredResource(self._security, root))
         return self._resource
 

@@ -1,5 +1,6 @@
 """
-From a path to the server that it belongs to, segment by segment, literally.
+The resources of a site: from a path to its server, segment by segment, with
+transport security before all of them.
 
 Knows paths; must not know routes.
 """
@@ -23,30 +24,30 @@ from mcpbridge.web.transport_security import (
 )
 from mcpbridge.web.urls import mcp_at
 
-#: What is below a base and reaches a backend.
+#: The paths below a base that reach a backend.
 _BACKEND_ROUTES = [[path[1:].encode("ascii")] for path in SERVED_PATHS]
 
 
 class Branch(Resource):
     """
-    A part of a base path.  What is below it and no other server's base is
-    for its own leaf, if a server has its base here.
+    A prefix of base paths.  If it is the base of a server, what is below it is
+    for that server's leaf, except for other servers' bases.
     """
 
-    def __init__(self, depth: int = 0) -> None:
+    def __init__(self, depth: int = 0, servers: Sequence[ServerSettings] = ()) -> None:
         super().__init__()
         self.leaf: IResource = _Nothing()
-        #: Those whose URLs are told where somebody asks for the base itself.
-        self.told: Sequence[ServerSettings] = ()
+        #: The servers that a 404 for the base itself names.
+        self._servers = servers
         self._depth = depth
 
     def serve(self, server: ServerSettings, leaf: IResource) -> None:
-        """A server has its base here."""
+        """Serve a server whose base this is."""
         self.leaf = leaf
-        self.told = (server,)
+        self._servers = self._servers or (server,)
 
     def branch(self, segment: bytes) -> Branch:
-        """The branch below this one, made if need be."""
+        """Return the branch below this one; make it if there is none."""
         below = self.children.get(segment)
         if not isinstance(below, Branch):
             below = Branch(self._depth + 1)
@@ -54,11 +55,11 @@ class Branch(Resource):
         return below
 
     def getChild(self, path: bytes, request: Any) -> IResource:
-        """Not another branch: hand the rest of the path to the leaf."""
+        """Return the leaf, for a path that leads to no other branch."""
         request.prepath.pop()
         request.postpath.insert(0, path)
         if request.postpath[-1] == b"" and request.postpath[:-1] in _BACKEND_ROUTES:
-            # Clients and people write a slash at the end; a redirect would lose a POST.
+            # Clients and people add a slash at the end; a redirect would lose a POST.
             request.postpath.pop()
         if not all(map(_is_plain, request.postpath)):
             return self._nothing(request)
@@ -70,19 +71,19 @@ class Branch(Resource):
         return self.leaf
 
     def render(self, request: Any) -> Any:
-        """The base itself, without a slash."""
+        """Answer a request for the base itself, without a slash."""
         return self._nothing(request).render(request)
 
     def _nothing(self, request: Any) -> _Nothing:
-        """What is at the base: the words where to look."""
-        if not self.told:
+        """Return a 404 that says where MCP is served."""
+        if not self._servers:
             return _Nothing()
         mount = request.prepath[: len(request.prepath) - self._depth]
-        return _Nothing(mcp_at(self.told, "".join(f"/{quote(each)}" for each in mount)))
+        return _Nothing(mcp_at(self._servers, "".join(f"/{quote(each)}" for each in mount)))
 
 
 def _is_plain(segment: bytes) -> bool:
-    """Whether a decoded segment is there, is UTF-8, and hides no slash."""
+    """Tell whether a decoded segment is not empty, is UTF-8, and has no slash."""
     try:
         return segment != b"" and "/" not in segment.decode("utf-8")
     except UnicodeDecodeError:
@@ -90,7 +91,7 @@ def _is_plain(segment: bytes) -> bool:
 
 
 class SecuredResource(Resource):
-    """What stands before all branches: the gate, on every path."""
+    """The root of a site: checks transport security for every path."""
 
     def __init__(self, security: TransportSecurity, root: Branch) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ class SecuredResource(Resource):
         self._root = root
 
     def getChildWithDefault(self, path: bytes, request: Any) -> IResource:
-        """The branch, or a refusal before anything else happens."""
+        """Return the branch, or a refusal before anything else happens."""
         channel = request.channel
         loopback = getattr(channel, "loopback", None)
         if loopback is None:
@@ -106,7 +107,7 @@ class SecuredResource(Resource):
         try:
             self._security.check(request, loopback or None)
         except Refused as refusal:
-            self._security.complain(refusal)
+            self._security.log_refusal(refusal)
             return _Refusal(refusal)
         if is_preflight(request):
             return _Preflight(self._security)
@@ -114,13 +115,13 @@ class SecuredResource(Resource):
         return resource
 
     def render(self, request: Any) -> Any:
-        """The root of a site has no path at all."""
+        """Serve the root of a site, which has no path at all."""
         request.prepath.append(b"")
         return self.getChildWithDefault(b"", request).render(request)
 
 
 class _Refusal(Resource):
-    """What the gate says."""
+    """An error response."""
 
     isLeaf = True
 
@@ -133,7 +134,7 @@ class _Refusal(Resource):
 
 
 class _Preflight(Resource):
-    """What a browser's script may do."""
+    """The response to a CORS preflight."""
 
     isLeaf = True
 
@@ -146,7 +147,7 @@ class _Preflight(Resource):
 
 
 class _Nothing(Resource):
-    """Nothing is served here."""
+    """A 404, with a hint where MCP is served."""
 
     isLeaf = True
 

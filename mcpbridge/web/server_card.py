@@ -1,9 +1,9 @@
 """
-Server cards over HTTP: `/mcp/server-card` below each base, and what is at the
-well-known places of the site.
+Server cards over HTTP: `/mcp/server-card` below each base, and the documents
+below `/.well-known` of the site.
 
-A card is made of what the server has said to somebody before.  It never starts
-a backend, so that it may be asked for by anybody who may speak to the bridge.
+A card is made of what the server has told a client before.  It never starts a
+backend, so that anybody may request it who may send requests to the bridge.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from mcpbridge.server import Server
 from mcpbridge.web.response import error_body
 from mcpbridge.web.root import Branch
 
-#: Where the card of a server is, below its base.
+#: The path of a server's card, below its base.
 CARD_PATH = "/mcp/server-card"
-#: The extension asks for an hour; what is not complete yet is asked for again.
+#: The extension asks for an hour; an incomplete catalog is not cached.
 CARD_CACHE = b"public, max-age=3600"
 _AGAIN = b"no-cache"
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
 
 
 class CardUnknown(NothingHere):
-    """The server has not said yet what would stand in its card."""
+    """Raised while the server has told no client what its card has."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """It may be known soon, so this is not kept."""
+        """Return headers that forbid caching: the card may be known soon."""
         return [*super().headers(), (b"Cache-Control", b"no-store")]
 
 
@@ -52,8 +52,8 @@ class ServerCards:
     """
     The cards of all servers.
 
-    `is_proxy` tells whether an `IAddress` is that of a trusted proxy, which
-    says how its client has come to it.
+    `is_proxy` tells whether an `IAddress` is that of a trusted proxy, whose
+    `X-Forwarded-Proto` is believed.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ServerCards:
         self._is_proxy = is_proxy
 
     def card(self, request: Any, server: Server, mount: Sequence[bytes]) -> bytes:
-        """The card of a server; `mount` is where the bridge is.  Raises `CardUnknown`."""
+        """Return the card of a server; `mount` is the bridge's path.  Raises `CardUnknown`."""
         origin, host = self._origin(request)
         made = _card(server.settings, server.era.known, origin, host, mount)
         if made is None:
@@ -72,8 +72,8 @@ class ServerCards:
 
     def only(self, request: Any, mount: Sequence[bytes]) -> bytes:
         """
-        The card of the one server, or of that which is at the root.  Raises
-        `CardUnknown`, and `NothingHere` where there is neither.
+        Return the card of the only server, or of the one at the root.  Raises
+        `CardUnknown`, and `NothingHere` if there is neither.
         """
         found = [each for each in self._servers if not each.settings.base_uri]
         if not found and len(self._servers) == 1:
@@ -85,7 +85,7 @@ class ServerCards:
         return self.card(request, found[0], mount)
 
     def catalog(self, request: Any, mount: Sequence[bytes]) -> bytes:
-        """The catalog of all cards that are known.  Raises `CardUnknown` where none is."""
+        """Return the catalog of all known cards.  Raises `CardUnknown` if there is none."""
         origin, host = self._origin(request)
         found = [
             made
@@ -106,7 +106,7 @@ class ServerCards:
             below.branch(b"mcp").putChild(name, _Document(self.only, 3))
 
     def _origin(self, request: Any) -> tuple[str, str]:
-        """Scheme and authority of the URLs, as the client has them, and the host alone."""
+        """Return scheme and authority of the URLs, as the client sees them, and the host alone."""
         hosts = request.requestHeaders.getRawHeaders(b"host") or [b"localhost"]
         authority = hosts[0].decode("latin-1").strip().lower()
         match = _AUTHORITY.fullmatch(authority)
@@ -118,8 +118,8 @@ class ServerCards:
             return "https"
         channel = request.channel
         if channel is not None and self._is_proxy(channel.getPeer()):
-            said = request.requestHeaders.getRawHeaders(b"x-forwarded-proto") or []
-            if [each.strip().lower() for each in said] == [b"https"]:
+            schemes = request.requestHeaders.getRawHeaders(b"x-forwarded-proto") or []
+            if [each.strip().lower() for each in schemes] == [b"https"]:
                 return "https"
         return "http"
 
@@ -127,7 +127,7 @@ class ServerCards:
 def _card(
     settings: ServerSettings, known: KnownServer, origin: str, host: str, mount: Sequence[bytes]
 ) -> tuple[str, dict[str, Any]] | None:
-    """The URL of a card, and the card."""
+    """Return the URL of a card, and the card; None while it is unknown."""
     base = settings.public_path
     if base is None:
         base = "".join(f"/{quote(each)}" for each in mount) + settings.base_uri
@@ -139,8 +139,8 @@ def _card(
 def _not_yet(name: str | None) -> str:
     who = "no server has" if name is None else f"server {name!r} has not"
     return (
-        f"{who} said yet what it is, and a card starts no backend;"
-        " ask again when a client has connected"
+        f"{who} said yet what it is, and a request for a card starts no backend;"
+        " try again after a client has connected"
     )
 
 
@@ -161,7 +161,7 @@ def _document(request: Any, document: dict[str, Any], media_type: str, cache: by
 
 
 def allow_all(request: Any) -> None:
-    """Let a script of any page that the gate let pass read it (docs/discovery.md, "CORS")."""
+    """Let the script of any page read it that passed transport security (docs/discovery.md)."""
     request.setHeader(b"Access-Control-Allow-Origin", b"*")
     request.setHeader(b"Access-Control-Allow-Methods", b"GET")
     request.setHeader(b"Access-Control-Allow-Headers", b"Content-Type, If-None-Match")
@@ -179,7 +179,7 @@ class _Document(Resource):
         self._depth = depth
 
     def render_GET(self, request: Any) -> bytes:
-        """The document, or why there is none."""
+        """Return the document, or an error."""
         try:
             if request.postpath:
                 raise NothingHere("nothing is served at this path")
