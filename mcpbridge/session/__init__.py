@@ -1,1 +1,1 @@
-"""One client bound to one backend: permits, lifecycle, and the table of live sessions."""
+"""Sessions of clients: the negotiation of the era, Streamable HTTP, and the default event store."""

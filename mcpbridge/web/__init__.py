@@ -1,1 +1,1 @@
-"""The HTTP side: sites and their limits, the routes, and event streams."""
+"""HTTP: sites and their limits, connections, routes and responses."""

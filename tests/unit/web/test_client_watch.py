@@ -56,7 +56,7 @@ both = pytest.mark.parametrize("says", [True, False])
 
 
 @both
-def test_who_takes_nothing(says: bool) -> None:
+def test_a_client_that_reads_nothing_is_stalled(says: bool) -> None:
     """Not before the time, and not a tenth of it later; said once."""
     peer = Peer(says=says)
     peer.write(14_000_000)

@@ -81,7 +81,7 @@ def test_an_address_with_its_share_makes_room_for_itself_alone(log_lines: list[s
     assert len(connections) == 3
 
 
-def test_who_is_exempt_may_have_all_and_gives_way_as_well() -> None:
+def test_an_exempt_address_may_have_every_connection_and_gives_way() -> None:
     connections = Connections(5, 2, Clock())
     exempt = [Fake("local", float(each), exempt=True) for each in range(5)]
     assert all(opened(connections, *exempt))
@@ -108,7 +108,7 @@ def test_where_nothing_is_idle_the_new_one_is_refused(log_lines: list[str]) -> N
     assert busy[0].gone
 
 
-def test_who_has_something_to_do_by_now_does_not_give_way() -> None:
+def test_a_connection_that_became_busy_does_not_give_way() -> None:
     connections = Connections(3, 3, Clock())
     fakes = [Fake("a", 0.0), Fake("a", 1.0), Fake("a", 2.0)]
     assert all(opened(connections, *fakes, Fake("b", 9.0)))
@@ -171,7 +171,7 @@ def connect(world: World, host: str) -> tuple[Any, StringTransport]:
 
 
 @both
-def test_ten_thousand_idle_connections_keep_nobody_out(fast_path: bool) -> None:
+def test_ten_thousand_idle_connections_do_not_block_new_ones(fast_path: bool) -> None:
     """Half of them are refused, and others take the places of the rest."""
     world = World(fast_path=fast_path, max_connections=10)
     flood = []
@@ -203,7 +203,7 @@ BUSY = [
 
 @both
 @pytest.mark.parametrize("data", BUSY)
-def test_who_is_in_the_middle_of_something_is_not_idle(fast_path: bool, data: bytes) -> None:
+def test_a_connection_with_an_incomplete_request_is_not_idle(fast_path: bool, data: bytes) -> None:
     world = World(fast_path=fast_path)
     world.channel.dataReceived(data)
     assert world.channel.idle_since() is None
@@ -211,7 +211,7 @@ def test_who_is_in_the_middle_of_something_is_not_idle(fast_path: bool, data: by
 
 
 @both
-def test_a_connection_is_idle_since_it_was_heard_last(
+def test_a_connection_is_idle_since_its_last_bytes(
     fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(fast_path=fast_path)
@@ -231,7 +231,9 @@ def test_a_connection_is_idle_since_it_was_heard_last(
 
 
 @both
-def test_who_gives_way_does_so_soon(fast_path: bool, log_lines: list[str]) -> None:
+def test_a_connection_that_gives_way_is_aborted_after_a_time(
+    fast_path: bool, log_lines: list[str]
+) -> None:
     """GIVE_WAY_SECONDS: over TLS a client that does not close as well would stay, uncounted."""
     world = World(fast_path=fast_path)
     aborted: list[float] = []

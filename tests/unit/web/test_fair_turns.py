@@ -139,14 +139,14 @@ def test_a_slice_has_a_number_of_requests_and_a_time() -> None:
     assert not turns.may_go_on(1, now - SLICE_SECONDS)
 
 
-def test_who_is_alone_goes_on_for_a_whole_turn() -> None:
+def test_a_single_connection_is_served_for_a_whole_turn() -> None:
     clock, log, _ = a_queue(0.0, 10 * SLICE_REQUESTS)
     clock.advance(0)
     assert "".join(log) == "|" + "a" * 10 * SLICE_REQUESTS
     assert not clock.getDelayedCalls()
 
 
-def test_a_connection_whose_request_fails_is_ended_and_no_other(
+def test_only_the_connection_whose_request_fails_is_closed(
     logged_failures: list[Any],
 ) -> None:
     clock, log, (bad, good) = a_queue(0.0, 3, 3)
@@ -170,7 +170,7 @@ def test_turns_go_on_where_a_connection_cannot_even_be_ended(logged_failures: li
     assert [each.type for each in logged_failures] == [RuntimeError, ValueError]
 
 
-def test_who_leaves_the_queue_leaves_no_call_behind() -> None:
+def test_leaving_the_queue_cancels_the_delayed_call() -> None:
     clock, _, (one, other) = a_queue(0.0, 1, 1)
     one.turns.leave(one)
     one.turns.leave(one)
@@ -210,7 +210,7 @@ def test_while_others_wait_a_read_is_served_one_request(fast_path: bool, request
 
 @both
 @pytest.mark.parametrize("request_", AT_ONCE[:4])
-def test_a_single_request_never_waits_for_what_others_have_pipelined(
+def test_a_single_request_never_waits_for_pipelined_requests_of_others(
     fast_path: bool, request_: bytes
 ) -> None:
     world = World(fast_path=fast_path)
@@ -251,7 +251,7 @@ def test_calls_that_wait_for_their_answers_go_on_with_them(fast_path: bool) -> N
 
 @both
 @pytest.mark.parametrize("cut", [10, 100, -10, -5])
-def test_a_request_in_pieces_is_whole_behind_what_waits(fast_path: bool, cut: int) -> None:
+def test_a_request_in_pieces_is_joined_behind_pipelined_ones(fast_path: bool, cut: int) -> None:
     world = World(fast_path=fast_path)
     half = post(NOTE)[:cut]
     world.channel.dataReceived(post(NOTE) * 50 + half)
@@ -264,7 +264,7 @@ def test_a_request_in_pieces_is_whole_behind_what_waits(fast_path: bool, cut: in
 
 
 @both
-def test_who_waits_for_a_turn_is_not_read_beyond_the_bound(fast_path: bool) -> None:
+def test_a_queued_connection_is_not_read_beyond_the_bound(fast_path: bool) -> None:
     """The queue is a few bytes for each connection; PIPELINED_BYTES bounds what waits."""
     world = World(fast_path=fast_path)
     other = Connection(world)
@@ -298,7 +298,7 @@ def test_an_answer_that_is_not_taken_holds_up_its_own_connection_alone(fast_path
 
 @both
 @pytest.mark.parametrize("how", ["lost", "stop", "close"])
-def test_who_goes_while_it_waits_for_a_turn_is_not_served(fast_path: bool, how: str) -> None:
+def test_a_connection_lost_in_the_queue_is_not_served(fast_path: bool, how: str) -> None:
     world = World(fast_path=fast_path)
     other = Connection(world)
     for channel in (world.channel, other.channel):

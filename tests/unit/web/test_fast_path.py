@@ -1,6 +1,6 @@
 """
-The front of a connection answers as the ordinary channel does: the same bytes
-for the same bytes, however they are cut, hostile ones above all.
+The fast path answers as twisted.web does: the same bytes for the same bytes,
+however they are cut, hostile ones above all.
 """
 
 from __future__ import annotations
@@ -431,8 +431,8 @@ def post_mcp(body: bytes, *fields: bytes) -> bytes:
 @example(post_mcp(b'[{"jsonrpc":"2.0","id":1,"method":"x"}]') + post(CALL), [], [ANSWER])
 def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]) -> None:
     """Both ways in give the same answer for the same bytes, whatever the backend says."""
-    fronted, ordinary = (World(fast_path=way, filtered=b"refuse" in data) for way in (True, False))
-    for each in (fronted, ordinary):
+    fast, ordinary = (World(fast_path=way, filtered=b"refuse" in data) for way in (True, False))
+    for each in (fast, ordinary):
         each.receive(data, cuts)
         for line in said:
             if line == b"wait":
@@ -441,8 +441,8 @@ def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]
                 each.answer_modern()
             else:
                 each.say(line)
-    assert fronted.seen() == ordinary.seen()
-    for each in (fronted, ordinary):
+    assert fast.seen() == ordinary.seen()
+    for each in (fast, ordinary):
         each.channel.connectionLost()
         assert each.site.budget.used == 0, "what was held is given back"
         assert not each.streamable.router.has_sinks
@@ -458,7 +458,7 @@ def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]
     ],
 )
 @pytest.mark.parametrize("session", [True, False])
-def test_what_is_modern_reaches_no_session(
+def test_a_modern_request_reaches_no_session(
     headers: Sequence[bytes], status: bytes, session: bool
 ) -> None:
     """Whatever session it names: one that says in its body that it is modern is taken for that."""
@@ -483,7 +483,7 @@ def test_what_is_modern_reaches_no_session(
 @pytest.mark.parametrize("ident", [IDENT, IDENT.replace("1", "9")])
 @pytest.mark.parametrize("cuts", [[], [70], [70, 140, 150]])
 def test_plain_requests_are_recognised(body: bytes, ident: str, cuts: list[int]) -> None:
-    """The front is not idle: it answers these, also where the body comes later."""
+    """The fast path is not idle: it answers these, also where the body comes later."""
     world, ordinary = (World(fast_path=way, filtered=True) for way in (True, False))
     data = post(body, b"Host: h", b"User-Agent: x", ident=ident)
     head = data.index(b"\r\n\r\n") + 4
@@ -516,7 +516,7 @@ def test_busy_backend_is_answered_alike() -> None:
     assert b"Retry-After: 1\r\n" in worlds[0].seen()[0]
 
 
-def test_no_room_for_a_body_is_answered_alike() -> None:
+def test_a_body_beyond_the_budget_is_refused_alike() -> None:
     """The bound over all bodies holds for both, and what was held is given back."""
     worlds = [World(fast_path=True, budget=LIMIT), World(fast_path=False, budget=LIMIT)]
     for world in worlds:

@@ -1,5 +1,5 @@
 """
-Requests of 2026-07-28 get the same answer with the front and without, whatever
+Requests of 2026-07-28 get the same answer on the fast path and without, whatever
 their bytes are and whatever becomes of them.
 """
 
@@ -257,7 +257,7 @@ def test_same_bytes_same_answers(
 @pytest.mark.parametrize("kind", [Modern, Legacy])
 @pytest.mark.parametrize("cuts", [[], [250, 400]])
 def test_they_are_recognised(kind: type[FakeBackend], cuts: list[int]) -> None:
-    """The front is not idle, and its answer has one message and its status."""
+    """The fast path is not idle, and its answer has one message and its status."""
     site = Site(kind, fast_path=True)
     site.receive(X * 2, cuts)
     site.let("answer")
@@ -269,7 +269,7 @@ def test_they_are_recognised(kind: type[FakeBackend], cuts: list[int]) -> None:
 
 
 @pytest.mark.parametrize("method", ["ping", "initialize"])
-def test_refusals_behind_it_are_the_fronts_too(method: str) -> None:
+def test_refusals_behind_it_are_fast_too(method: str) -> None:
     """What the servers never see: with its id, in the codes of the revision."""
     site = Site(Modern, fast_path=True)
     site.receive(ask(asking(method), b"Mcp-Method: " + method.encode()), [])
@@ -306,7 +306,7 @@ def test_all_json_is_for_the_ordinary_channel() -> None:
 
 @pytest.mark.parametrize("kind", [Modern, Legacy, FakeBackend])
 @pytest.mark.parametrize("waits", [False, True])
-def test_who_leaves_has_cancelled(kind: type[FakeBackend], waits: bool) -> None:
+def test_a_lost_connection_cancels_its_request(kind: type[FakeBackend], waits: bool) -> None:
     """Whoever writes the answer by then, and also where nobody works on it yet."""
     sites = [Site(kind, fast_path=True), Site(kind, fast_path=False)]
     for site in sites:
@@ -339,7 +339,7 @@ def test_a_closing_connection_is_handed_nothing() -> None:
 
 
 @pytest.mark.parametrize("it", ["", "refuse", "explode"])
-def test_whose_filters_are_told_who_calls_they_are_left_to_the_ordinary_channel(
+def test_with_filters_that_are_told_the_caller_requests_are_not_fast(
     it: str, logged_failures: list[Any]
 ) -> None:
     """Which reads all headers; sessions have read theirs when they were opened."""

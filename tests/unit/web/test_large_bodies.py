@@ -107,9 +107,7 @@ def test_so_much_of_that_in_one_turn() -> None:
         (b"[%b]" % MEDIUM, 202),
     ],
 )
-def test_what_is_not_told_at_once_takes_its_turns(
-    fast_path: bool, body: bytes, status: int
-) -> None:
+def test_a_large_message_is_parsed_in_slices(fast_path: bool, body: bytes, status: int) -> None:
     world = made(fast_path)
     world.receive(post(body, b"Host: h"), [])
     assert world.backend.sent == []
@@ -141,7 +139,7 @@ def test_one_at_a_time_on_a_connection(fast_path: bool) -> None:
         (b'{"a":"%b"}' % BIG.encode(), 400, "not a JSON-RPC"),
     ],
 )
-def test_what_is_wrong_is_refused_and_nothing_is_sent(
+def test_an_invalid_message_is_refused_and_nothing_is_sent(
     fast_path: bool, body: bytes, status: int, words: str
 ) -> None:
     world = made(fast_path)
@@ -253,7 +251,7 @@ def test_a_large_call_is_answered(fast_path: bool) -> None:
 
 
 @both
-def test_what_the_head_says_is_said_first(fast_path: bool) -> None:
+def test_errors_of_the_head_come_first(fast_path: bool) -> None:
     for fields, status in (
         ([b"Mcp-Session-Id: " + IDENT.replace("1", "3").encode()], 404),
         ([], 400),
@@ -321,7 +319,7 @@ def test_a_small_request_counts_until_its_answer_is_out_too(late: bool) -> None:
     assert worlds[0].recognised > 0
 
 
-def test_no_room_for_a_small_request_is_answered_alike() -> None:
+def test_a_small_request_beyond_the_budget_is_refused_alike() -> None:
     worlds = [made(fast_path=True), made(fast_path=False)]
     for world in worlds:
         world.site.budget.take(BUDGET - 10)

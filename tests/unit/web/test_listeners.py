@@ -46,7 +46,7 @@ def test_a_burst_of_clients_may_wait(description: str, backlog: int) -> None:
         ("carrier:1", ValueError, "Unknown endpoint type"),
     ],
 )
-def test_what_is_wrong_is_said(description: str, error: type[Exception], says: str) -> None:
+def test_errors_are_named(description: str, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         make_endpoint(MemoryReactor(), description)
 

@@ -45,7 +45,7 @@ def asked(world: World) -> int:
 
 @both
 @pytest.mark.parametrize("piece", [1000, 50_000])
-def test_what_comes_behind_a_request_is_bounded(fast_path: bool, piece: int) -> None:
+def test_pipelined_bytes_are_bounded(fast_path: bool, piece: int) -> None:
     """Nothing is read while more than that waits; each request is answered, in order."""
     world = World(fast_path=fast_path)
     transport = world.transport
@@ -66,7 +66,7 @@ def test_what_comes_behind_a_request_is_bounded(fast_path: bool, piece: int) -> 
 
 
 @both
-def test_no_more_is_read_than_that(fast_path: bool) -> None:
+def test_reading_is_paused_beyond_the_bound(fast_path: bool) -> None:
     world = World(fast_path=fast_path)
     world.channel.dataReceived(call(1))
     size = 0
@@ -80,7 +80,7 @@ def test_no_more_is_read_than_that(fast_path: bool) -> None:
 
 @both
 @pytest.mark.parametrize("data", [call(1) * 2, post_mcp(MODERN, *SAYING) * 2])
-def test_answers_that_nobody_takes_do_not_pile_up(fast_path: bool, data: bytes) -> None:
+def test_unread_responses_do_not_accumulate(fast_path: bool, data: bytes) -> None:
     """The next request is begun when the client has taken the last answer."""
     world = World(fast_path=fast_path)
     world.channel.dataReceived(data)
@@ -119,7 +119,7 @@ CLOSING = call(2).replace(b"Host", b"Connection: close\r\nHost")
 @pytest.mark.parametrize("first", [call(1), post_mcp(MODERN, *SAYING)])
 @pytest.mark.parametrize("last", [CLOSING, b"nonsense\r\n\r\n", b"GET /x HTTP/1.0\r\n\r\n"])
 @pytest.mark.parametrize("behind", [b"", b"x" * PIPELINED_BYTES, call(3) * 100])
-def test_what_comes_behind_the_last_request_is_thrown_away(
+def test_bytes_behind_the_last_request_are_dropped(
     fast_path: bool, first: bytes, last: bytes, behind: bytes
 ) -> None:
     """A transport that is closing is neither paused nor resumed: it raises if it is."""
@@ -156,7 +156,7 @@ def test_a_paused_connection_is_read_again_before_it_is_closed(fast_path: bool) 
 
 
 @both
-def test_who_sends_without_end_behind_the_last_request_is_cut_off(
+def test_endless_bytes_behind_the_last_request_abort_the_connection(
     fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "DRAIN_BYTES", 1000)
@@ -186,7 +186,7 @@ def test_a_line_that_is_too_long_closes_the_connection(fast_path: bool) -> None:
 
 @both
 @pytest.mark.parametrize("left", [True, False])
-def test_who_is_not_read_is_noticed_leaving(
+def test_a_client_that_leaves_while_reading_is_paused_is_noticed(
     fast_path: bool, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that leaves behind unread bytes: its request is over all the same."""
@@ -205,7 +205,7 @@ def test_who_is_not_read_is_noticed_leaving(
 
 
 @both
-def test_nobody_looks_after_a_client_that_is_read(
+def test_no_departure_check_runs_while_the_client_is_read(
     fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[Any] = []
@@ -257,7 +257,7 @@ def test_each_body_has_a_time_of_its_own(fast_path: bool) -> None:
 
 
 @both
-def test_who_takes_an_answer_slowly_is_not_idle(
+def test_a_client_that_reads_a_response_slowly_is_not_idle(
     fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large answer on a slow line; and a client that takes nothing of one is cut off."""
@@ -282,7 +282,7 @@ def test_who_takes_an_answer_slowly_is_not_idle(
 
 @both
 @pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
-def test_who_takes_nothing_of_an_answer_is_cut_off(
+def test_a_client_that_reads_no_response_is_aborted(
     fast_path: bool, close: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After `peer_timeout`, also where the connection closes behind the answer."""
@@ -304,7 +304,7 @@ def test_who_takes_nothing_of_an_answer_is_cut_off(
 
 @both
 @pytest.mark.parametrize("rate", [100, 512])
-def test_who_sends_a_body_too_slowly_is_cut_off(fast_path: bool, rate: int) -> None:
+def test_a_client_that_sends_a_body_too_slowly_is_aborted(fast_path: bool, rate: int) -> None:
     """`min_transfer_rate` over a minute, from the time on at which its head must be there."""
     world = World(fast_path=fast_path, budget=100_000, limit=100_000)
     head, _, _ = call(1).partition(b"\r\n\r\n")
@@ -322,7 +322,7 @@ def test_who_sends_a_body_too_slowly_is_cut_off(fast_path: bool, rate: int) -> N
 
 @both
 @pytest.mark.parametrize("end", ["taken", "lost", "cut off"])
-def test_what_is_not_taken_counts(fast_path: bool, end: str) -> None:
+def test_unsent_bytes_count(fast_path: bool, end: str) -> None:
     """Until it is taken or the connection is gone; beyond its share the session's backend waits."""
     world: Any = World(fast_path=fast_path)
     told: list[str] = []

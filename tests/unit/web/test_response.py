@@ -81,7 +81,7 @@ def test_events() -> None:
     told.check_over("over", "finished")
 
 
-def test_patience() -> None:
+def test_commit_after() -> None:
     """It is begun when the time has come, unless it was begun or is over before."""
     for before in (lambda told: told.reply.begin(b""), lambda told: told.reply.finish()):
         told = Told(keepalive_interval=0)
@@ -107,7 +107,7 @@ def test_keepalive(interval: float) -> None:
     told.check_over("over", "finished")
 
 
-def test_who_does_not_keep_up() -> None:
+def test_a_client_that_does_not_keep_up() -> None:
     told = Told()
     told.reply.begin(b"")
     told.request.producer.pauseProducing()
@@ -118,7 +118,7 @@ def test_who_does_not_keep_up() -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_who_is_gone(begun: bool) -> None:
+def test_a_lost_connection(begun: bool) -> None:
     """Nothing is written any more, nor is it finished: there is nothing to finish."""
     told = Told()
     told.reply.commit_after(2)
@@ -152,7 +152,7 @@ def test_finished_once() -> None:
     assert told.events.count("finished") == 1
 
 
-def test_who_takes_nothing_is_cut_off() -> None:
+def test_a_client_that_reads_nothing_is_aborted() -> None:
     """After `peer_timeout` with data waiting; a transport that cannot abort is left alone."""
     connection = Stalled(Clock())
     told = Told(connection, peer_timeout=8, keepalive_interval=0)

@@ -657,7 +657,7 @@ def test_a_defect_after_events_have_begun(
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("json_response", [False, True])
 @pytest.mark.parametrize("method", ["x", "subscriptions/listen"])
-def test_who_leaves_cancels(method: str, json_response: bool, begun: bool) -> None:
+def test_a_lost_connection_cancels(method: str, json_response: bool, begun: bool) -> None:
     """basic/patterns/cancellation: any disconnect; on stdio it is a notification."""
     world = World(json_response=json_response)
     posted = world.post(asking(method))
@@ -674,7 +674,7 @@ def test_who_leaves_cancels(method: str, json_response: bool, begun: bool) -> No
     assert b'"id": "b"' in other.text or b'"id":"b"' in other.text
 
 
-def test_who_leaves_while_it_waits(world: World) -> None:
+def test_a_connection_lost_while_its_request_is_queued(world: World) -> None:
     """Nothing was asked, so nothing is cancelled; and nobody's turn is lost."""
     world = World(concurrency=1)
     first = world.post(asking(it=1))
@@ -689,7 +689,7 @@ def test_who_leaves_while_it_waits(world: World) -> None:
     assert world.told("notifications/cancelled") == []
 
 
-def test_a_slow_reader_holds_up_nobody(world: World) -> None:
+def test_a_slow_reader_delays_no_other_client(world: World) -> None:
     """It is cut off at `max_waiting_bytes`; the others of its process go on."""
     slow = world.post(asking(_meta={**meta(), "progressToken": "t"}))
     other = world.post(asking(ident="b"))
@@ -726,7 +726,7 @@ def test_a_slow_reader_holds_up_its_own_process(world: World) -> None:
     assert cancelled["params"]["requestId"] == asked["id"]
 
 
-def test_who_catches_up_may_fall_behind_again(world: World) -> None:
+def test_a_client_that_catches_up_may_fall_behind_again(world: World) -> None:
     posted = world.post(asking(_meta={**meta(), "progressToken": "t"}))
     [asked] = world.told("x")
     line = progress(asked["params"]["_meta"]["progressToken"])

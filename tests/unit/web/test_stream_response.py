@@ -336,7 +336,7 @@ def test_a_displaced_connection_ends(made: Made) -> None:
     assert again.request.text.endswith(event("1-2", answer_to(1)))
 
 
-def test_what_waited_comes_with_the_get_stream(made: Made) -> None:
+def test_held_messages_come_with_the_get_stream(made: Made) -> None:
     made.said(CHANGED)
     opened = made.get()
     assert opened.request.text == priming("0-0") + event("0-1", CHANGED)
@@ -345,7 +345,7 @@ def test_what_waited_comes_with_the_get_stream(made: Made) -> None:
     assert again.request.text == priming("0-1")
 
 
-def test_nothing_is_written_to_who_is_gone(made: Made) -> None:
+def test_nothing_is_written_to_a_lost_connection(made: Made) -> None:
     opened = made.post(1)
     opened.request.channel = None
     opened.outlet.gone()
@@ -409,7 +409,7 @@ def test_the_backend_waits_for_the_slowest(made: Made) -> None:
 
 
 @pytest.mark.parametrize("how", ["gone", "answered", "cancelled", "displaced"])
-def test_who_is_gone_holds_up_nobody(made: Made, how: str) -> None:
+def test_a_lost_connection_does_not_pause_the_backend(made: Made, how: str) -> None:
     """However a full connection ends, the backend goes on."""
     opened = made.post(1)
     made.said(PROGRESS)
@@ -561,7 +561,7 @@ def test_no_stderr_where_there_was_none() -> None:
     check_end(made)
 
 
-def test_what_reached_nobody_is_counted(made: Made, log_lines: list[str]) -> None:
+def test_dropped_messages_are_counted(made: Made, log_lines: list[str]) -> None:
     """Once, in the log, when the session ends."""
     made.said(answer_to(9), CHANGED)
     made.session.life.end("so be it")

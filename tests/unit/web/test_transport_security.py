@@ -363,7 +363,7 @@ def test_origin_that_is_allowed_is_from_another_site() -> None:
 @pytest.mark.parametrize("field", ["sec_purpose", "purpose", "x_moz"])
 @pytest.mark.parametrize("site", [None, "none", "same-origin"])
 @pytest.mark.parametrize("value", ["prefetch", "prefetch;prerender", "Prefetch"])
-def test_what_is_fetched_ahead_starts_nothing(field: str, site: str | None, value: str) -> None:
+def test_a_prefetch_starts_nothing(field: str, site: str | None, value: str) -> None:
     """Speculation rules of any page come as if the user had typed the URL: `none`."""
     request = browser("window.open, location, a link", site, **{field: value})
     request.requestHeaders.setRawHeaders("Accept", ["text/event-stream"])
@@ -452,7 +452,7 @@ def test_own_origin_is_one_that_nobody_else_can_have(
         ({}, 200),
     ],
 )
-def test_browser_at_a_name_that_nobody_named(marks: Any, status: int, path: str) -> None:
+def test_a_browser_at_a_host_that_is_not_allowed(marks: Any, status: int, path: str) -> None:
     """A same-origin GET has no Origin: it is the browser that is not taken in."""
     request = FakeRequest(PUBLIC, host="attacker.example", accept="text/event-stream", **marks)
     assert ask(request, path) == status
