@@ -48,48 +48,81 @@ def kill_pass(
     is killed, even if a round fails.  `sessions`, `known` and `since` are
     those of `read_table`.  The calling process itself is spared.
     """
-    reader = Reader(base, (), sessions, known)
-    reader.examined.add(os.getpid())
-    stopped: list[Tagged] = []
-    groups: set[int] = set()
+    stopper = _Stopper(base, tags, sessions, known)
+    try:
+        for pids, listed in rounds(since):
+            more = sum(map(stopper.visit, pids))
+            if listed:
+                if not more:
+                    break
+                stopper.visit_newest()
+    finally:
+        stopper.kill()
+    return len(stopper.stopped)
 
-    def visit(pid: int) -> bool:
+
+class _Stopper:
+    """Stops the processes that are to be killed, and remembers them."""
+
+    def __init__(
+        self,
+        base: int,
+        tags: Collection[int] | None,
+        sessions: Mapping[int, int],
+        known: Mapping[int, int],
+    ) -> None:
+        self._tags = tags
+        self._sessions = sessions
+        self._known = known
+        self._reader = Reader(base, (), sessions, known)
+        self._reader.examined.add(os.getpid())
+        self._groups: set[int] = set()
+        self.stopped: list[Tagged] = []
+
+    def visit(self, pid: int) -> bool:
         """Stop a process if it is to be killed; return True if there may be more like it."""
-        if pid in reader.examined:
+        if pid in self._reader.examined:
             return False
-        each = reader.examine(pid)
+        each = self._reader.examine(pid)
         if not isinstance(each, Tagged):
             return each is False
-        if tags is not None and each.tag not in tags:
+        if self._tags is not None and each.tag not in self._tags:
             return False
         if each.zombie:
             # It may have had a child since it was listed.
             return True
-        stopped.append(each)
-        _signal(each, signal.SIGSTOP, sessions, known)
-        _signal_group(pid, signal.SIGSTOP, groups)
+        self.stopped.append(each)
+        self._signal(each, signal.SIGSTOP)
+        _signal_group(pid, signal.SIGSTOP, self._groups)
         return True
 
-    try:
-        for pids, listed in rounds(since):
-            more = sum(map(visit, pids))
-            # A listing takes long where there are many processes.  Meanwhile the youngest
-            # generation has the highest pid, or nearly.
-            newest = 0
-            for _ in range(CHASES if more and listed else 0):
-                before, newest = newest, newest_process()
-                if newest == before:
-                    break
-                for pid in range(newest + 1, max(newest - 3, 1), -1):
-                    visit(pid)
-            if listed and not more:
-                break
-    finally:
-        for group in groups:
+    def visit_newest(self) -> None:
+        """
+        Visit the processes that were born while the others were listed.
+
+        A listing takes long where there are many processes.  Meanwhile the
+        youngest generation has the highest pid, or nearly.
+        """
+        newest = 0
+        for _ in range(CHASES):
+            before, newest = newest, newest_process()
+            if newest == before:
+                return
+            for pid in range(newest + 1, max(newest - 3, 1), -1):
+                self.visit(pid)
+
+    def kill(self) -> None:
+        """Kill everything that was stopped."""
+        for group in self._groups:
             _ignore_errors(os.killpg, group, signal.SIGKILL)
-        for each in stopped:
-            _signal(each, signal.SIGKILL, sessions, known)
-    return len(stopped)
+        for each in self.stopped:
+            self._signal(each, signal.SIGKILL)
+
+    def _signal(self, each: Tagged, number: int) -> None:
+        def ours() -> bool:
+            return is_ours(each.pid, each.tag, self._sessions, self._known)
+
+        _ignore_errors(signal_if, each.pid, number, ours)
 
 
 def is_ours(pid: int, tag: int, sessions: Mapping[int, int], known: Mapping[int, int]) -> bool:
@@ -100,15 +133,6 @@ def is_ours(pid: int, tag: int, sessions: Mapping[int, int], known: Mapping[int,
         return sessions.get(os.getsid(pid)) == tag
     except OSError:
         return False
-
-
-def _signal(
-    each: Tagged, number: int, sessions: Mapping[int, int], known: Mapping[int, int]
-) -> None:
-    def ours() -> bool:
-        return is_ours(each.pid, each.tag, sessions, known)
-
-    _ignore_errors(signal_if, each.pid, number, ours)
 
 
 def _signal_group(pid: int, number: int, groups: set[int]) -> None:

@@ -1,9 +1,9 @@
 """
-What all backends of a bridge on this machine share.
+Hold what all local backends of a bridge share.
 
-The tags of its processes, the readings of the process table, the watchdog
-that cleans up after the bridge, and the state file by which a later start
-does so where the watchdog could not.
+That is the tags of its processes, the readings of the process table, the
+watchdog that cleans up after the bridge, and the state file, by which a later
+start does so if the watchdog could not.
 """
 
 from __future__ import annotations

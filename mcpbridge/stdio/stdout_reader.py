@@ -28,7 +28,7 @@ _OBJECT, _ARRAY = b"{["
 
 
 class Pipes(Protocol):
-    """What a `StdoutReader` needs of its backend."""
+    """The backend of a `StdoutReader`, as far as the reader needs it."""
 
     def pause_pipes(self) -> None:
         """Stop reading the pipes of the process."""
