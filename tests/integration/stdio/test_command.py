@@ -24,7 +24,9 @@ from mcpbridge.testing import FakeReactor
         (errno.EACCES, False, ""),
     ],
 )
-def test_what_the_system_lacks_is_said(number: int, exhausted: bool, says: str) -> None:
+def test_lack_of_a_resource_is_reported_with_a_remedy(
+    number: int, exhausted: bool, says: str
+) -> None:
     """With what helps, where it is a limit that was reached."""
     reactor = FakeReactor()
     reactor.spawn_error = OSError(number, os.strerror(number))

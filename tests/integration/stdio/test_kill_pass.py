@@ -114,7 +114,7 @@ def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("how", ["renew-1", "renew-5", "threads", "limit"])
-def test_a_pass_is_not_outrun(backends: Any, how: str) -> None:
+def test_forking_process_cannot_outrun_a_kill_pass(backends: Any, how: str) -> None:
     """One that renews itself is found and stopped, then killed; one pass does, or two."""
     backend = backends(how)
     backend.leader.kill()
@@ -130,7 +130,7 @@ def test_a_pass_is_not_outrun(backends: Any, how: str) -> None:
 
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("how", ["threads", "limit", "limits"])
-def test_what_is_found_on_every_machine(backends: Any, how: str) -> None:
+def test_processes_are_found_on_every_kind_of_machine(backends: Any, how: str) -> None:
     """Also where /proc hides processes or is missing, and where pidfd_open(2) is refused."""
     backend = backends(how)
     # It is not reaped yet, so its number says whose its session is.
@@ -144,7 +144,7 @@ def test_what_is_found_on_every_machine(backends: Any, how: str) -> None:
     until(lambda: not backend.runs())
 
 
-def test_without_a_tag_and_a_proof_nothing_is_ours(backends: Any) -> None:
+def test_untagged_process_without_proof_is_spared(backends: Any) -> None:
     """A parent proves nothing, nor does a session whose leader was reaped."""
     backend = backends("limits")
     backend.leader.kill()
@@ -162,7 +162,7 @@ def test_other_tags_are_spared(backends: Any) -> None:
     assert other.leader.poll() is None
 
 
-def test_what_was_stopped_is_killed_where_a_pass_fails(
+def test_failed_kill_pass_kills_what_it_stopped(
     backends: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing stays stopped."""
@@ -182,7 +182,7 @@ def test_what_was_stopped_is_killed_where_a_pass_fails(
     until(lambda: not backend.runs())
 
 
-def test_what_was_gone_before_it_was_read_is_not_taken_for_nothing(
+def test_process_gone_before_it_was_read_leads_to_another_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As long as each listing has one that cannot be read, nobody knows."""
@@ -248,9 +248,7 @@ def test_a_tag_is_two_limits(backends: Any) -> None:
     assert procfs._tag_in_file(process_tags.DEFAULT_PID_MAX + 5) == procfs.GONE
 
 
-def test_without_descriptors_of_processes_a_tag_is_read_twice(
-    backends: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pidfds_a_tag_is_read_twice(backends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = backends("ending")
     monkeypatch.setattr(procfs, "_open", lambda pid: None)
     answers = [True, False]
@@ -273,7 +271,7 @@ def test_without_descriptors_of_processes_a_tag_is_read_twice(
         (Machine(tags=True, proc=False, pidfds=False), ["no /proc", "pidfd_open"]),
     ],
 )
-def test_what_does_not_hold_is_said(
+def test_shortcomings_of_the_machine_are_reported(
     here: Machine, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_tags, "machine", lambda: here)
@@ -296,7 +294,7 @@ def test_what_does_not_hold_is_said(
         ("rw,hidepid=2", True, False),
     ],
 )
-def test_whether_proc_hides_processes(
+def test_hidepid_is_recognised(
     options: str, able: bool, hides: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the options of its mount, and whether they concern this process."""
@@ -312,7 +310,7 @@ def test_whether_proc_hides_processes(
 
 
 @given(st.integers(0, 400), st.integers(1, 400))
-def test_possible_numbers(since: int, newest: int) -> None:
+def test_possible_pids(since: int, newest: int) -> None:
     """All numbers that were given since the oldest of interest, around the end where need be."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(process_tags, "newest_process", lambda: newest)

@@ -82,7 +82,7 @@ def made() -> Iterator[Callable[..., Made]]:
     ("script", "code", "number"),
     [("exit 0", 0, None), ("exit 7", 7, None), ("kill -TERM $$", None, signal.SIGTERM)],
 )
-def test_twisted_is_told_and_the_number_kept(
+def test_twisted_learns_of_the_exit_and_the_pid_is_kept(
     made: Callable[..., Made], script: str, code: int | None, number: int | None
 ) -> None:
     """The status is that of wait(2); nobody else gets the number before it is reaped."""
@@ -104,7 +104,7 @@ def test_twisted_is_told_and_the_number_kept(
     assert reap(child.pid)
 
 
-def test_one_that_runs_has_not_exited(made: Callable[..., Made]) -> None:
+def test_running_process_has_not_exited(made: Callable[..., Made]) -> None:
     child = made("/bin/sleep", "600")
     child.transport.reapProcess()
     child.leader.look_behind_tracer()
@@ -112,7 +112,7 @@ def test_one_that_runs_has_not_exited(made: Callable[..., Made]) -> None:
     assert not reap(child.pid)
 
 
-def test_one_that_somebody_else_has_reaped(made: Callable[..., Made]) -> None:
+def test_process_reaped_by_somebody_else(made: Callable[..., Made]) -> None:
     """Its number may be anybody's then."""
     child = made("/bin/true")
     os.waitpid(child.pid, 0)
@@ -122,7 +122,7 @@ def test_one_that_somebody_else_has_reaped(made: Callable[..., Made]) -> None:
     assert child.transport.statuses == [0]
 
 
-def test_one_that_is_dead_and_traced(made: Callable[..., Made]) -> None:
+def test_dead_process_behind_a_tracer(made: Callable[..., Made]) -> None:
     """Its end is kept from its parent as long as the tracer likes; nothing of it runs."""
     child = made("/bin/sleep", "600")
     with subprocess.Popen(

@@ -175,7 +175,7 @@ def test_chains_do_the_same(spawned: Spawned, chain: Chain) -> None:
 
 
 @every_chain
-def test_chains_say_what_is_missing(spawned: Spawned, chain: Chain) -> None:
+def test_chains_report_a_missing_program(spawned: Spawned, chain: Chain) -> None:
     """A command that cannot be run ends with the statuses of a shell."""
     missing, _ = spawned.start("/nonexistent/command", chain=chain)
     forbidden, _ = spawned.start("/etc/passwd", chain=chain)
@@ -268,7 +268,7 @@ def test_strays_are_found_by_their_tag_alone(spawned: Spawned) -> None:
 
 
 @linux
-def test_what_is_in_anothers_session_is_skipped(spawned: Spawned) -> None:
+def test_processes_of_other_sessions_are_skipped(spawned: Spawned) -> None:
     """The files of other sessions' processes are not read."""
     process, tag = spawned.start("sleep", "600")
     until(lambda: spawned.found(tag) == [process.pid])
@@ -360,7 +360,7 @@ def test_table_that_cannot_be_read_fails_the_look(found_table: FoundTable) -> No
     assert failures[0].check(OSError)
 
 
-def test_nothing_counts_only_when_seen_twice(found_table: FoundTable) -> None:
+def test_tree_is_gone_only_after_two_empty_looks(found_table: FoundTable) -> None:
     """A process may be born behind the place that a look has passed."""
     clock = found_table.clock
     tree = TaggedTree(6, 101, found_table.tracker)
@@ -377,7 +377,7 @@ def test_nothing_counts_only_when_seen_twice(found_table: FoundTable) -> None:
     assert len(found_table.sweeps) == 3
 
 
-def test_nothing_counts_only_when_two_looks_in_a_row_say_so(found_table: FoundTable) -> None:
+def test_empty_looks_must_be_consecutive(found_table: FoundTable) -> None:
     """promise: nothing is called gone before it is proven, the first time too."""
     clock, tracker = found_table.clock, found_table.tracker
     tree = TaggedTree(6, 101, tracker)
@@ -396,7 +396,7 @@ def test_nothing_counts_only_when_two_looks_in_a_row_say_so(found_table: FoundTa
     assert CLEAN_LOOKS == 2
 
 
-def test_looks_count_from_the_leaders_exit_on(found_table: FoundTable) -> None:
+def test_only_looks_after_the_leaders_exit_count(found_table: FoundTable) -> None:
     """What a leader has started after a look has begun, that look may not have seen."""
     clock, tracker = found_table.clock, found_table.tracker
     tracker.leader_started(6, 101)
@@ -411,7 +411,7 @@ def test_looks_count_from_the_leaders_exit_on(found_table: FoundTable) -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_a_second_kill_is_one_that_cannot_be_outrun(
+def test_second_kill_is_a_kill_pass(
     found_table: FoundTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One pass for all trees that need it, before the next look."""
@@ -430,7 +430,7 @@ def test_a_second_kill_is_one_that_cannot_be_outrun(
     assert passes == [(tracker.base, {101, 102}, {}, {}, 0)]
 
 
-def test_a_pass_that_fails_fails_the_looks(
+def test_failed_kill_pass_fails_the_looks(
     found_table: FoundTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*told: object) -> NoReturn:
@@ -447,9 +447,7 @@ def test_a_pass_that_fails_fails_the_looks(
     assert failures[1:] == [[]]
 
 
-def test_a_long_reading_lets_others_have_their_turn(
-    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_reading_is_sliced(found_table: FoundTable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks meanwhile gets an answer of a reading that began later."""
     clock, tracker = found_table.clock, found_table.tracker
     events: list[Any] = []
@@ -479,7 +477,7 @@ def test_a_long_reading_lets_others_have_their_turn(
 
 
 @linux
-def test_what_was_seen_without_a_tag_is_held_until_it_ends() -> None:
+def test_untagged_process_is_held_until_it_ends() -> None:
     """Its number is its own as long as a descriptor of it says that it lives."""
     records = CleanupRecords()
     untagged = UntaggedProcesses(records)
@@ -504,7 +502,7 @@ def test_what_was_seen_without_a_tag_is_held_until_it_ends() -> None:
 
 
 @linux
-def test_only_so_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_processes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """KNOWN_PROCESSES: each takes a descriptor."""
     monkeypatch.setattr(untagged_module, "KNOWN_PROCESSES", 1)
     untagged = UntaggedProcesses(CleanupRecords())
@@ -525,7 +523,7 @@ def no_descriptors(*told: object) -> NoReturn:
 
 
 @linux
-def test_what_cannot_be_read_for_want_of_descriptors_is_not_held(
+def test_process_is_not_held_without_free_descriptors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The descriptor of the process may be the last that the bridge can have."""
@@ -543,7 +541,7 @@ def test_what_cannot_be_read_for_want_of_descriptors_is_not_held(
 
 
 @pytest.mark.parametrize("fails", ["hold", "tags"])
-def test_who_asks_is_answered_whatever_fails(
+def test_every_look_is_answered(
     found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     """Otherwise no tree of any session would be looked at, or killed, ever again."""
@@ -561,7 +559,7 @@ def test_who_asks_is_answered_whatever_fails(
     assert answers[1:] == [[]]
 
 
-def test_looks_go_on_where_one_for_adopted_processes_fails(
+def test_failed_search_for_zombies_does_not_block_looks(
     found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, logged_failures: list[Any]
 ) -> None:
     tracker, clock = found_table.tracker, found_table.clock
@@ -580,7 +578,7 @@ def test_looks_go_on_where_one_for_adopted_processes_fails(
 
 
 @linux
-def test_what_cannot_be_signalled_is_said_once(
+def test_failed_signal_is_logged_once(
     found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
     def refuse(*told: object) -> NoReturn:
@@ -615,7 +613,7 @@ def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
 
 
 @linux
-def test_only_so_many_are_reaped_in_a_turn(
+def test_children_reaped_at_once_are_bounded(
     spawned: Spawned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """REAPED_AT_ONCE: a process that forks without end leaves thousands in a second."""

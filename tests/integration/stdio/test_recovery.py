@@ -58,7 +58,7 @@ def bases(folder: str) -> list[int]:
     return found
 
 
-def test_the_lock_goes_with_the_process(folder: str) -> None:
+def test_lock_is_released_with_the_process(folder: str) -> None:
     """Also killed with SIGKILL, and while children of it live: none inherits the lock."""
     program = (
         "import subprocess, sys\n"

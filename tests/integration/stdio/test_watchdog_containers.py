@@ -30,7 +30,7 @@ def remove(engine: Engine) -> tuple[int, str]:
     return watchdog_program.remove_containers([str(engine.bin / "docker")], WANTED, environment)
 
 
-def test_its_own_are_removed_and_nobody_elses(engine: Engine) -> None:
+def test_only_labelled_containers_are_removed(engine: Engine) -> None:
     for label in (f"{LABEL}=b", f"{LABEL}=b", f"{LABEL}=bb", "other=b"):
         engine.start(label, *SLEEPER)
     assert remove(engine) == (2, "")
@@ -48,12 +48,12 @@ def test_cidfiles_are_removed(engine: Engine) -> None:
     assert (other / "cidfile").exists()
 
 
-def test_there_are_none(engine: Engine) -> None:
+def test_no_containers_to_remove(engine: Engine) -> None:
     assert remove(engine) == (0, "")
     assert engine.calls("rm") == []
 
 
-def test_an_engine_that_lists_all_loses_none(engine: Engine) -> None:
+def test_engine_that_ignores_the_filter_loses_no_container(engine: Engine) -> None:
     """One that does not know the filter, say: each container's own label counts."""
     engine.start(f"{LABEL}=other", *SLEEPER)
     engine.start(f"{LABEL}=b", *SLEEPER)
@@ -83,7 +83,7 @@ def test_a_container_that_is_born_late(engine: Engine, monkeypatch: pytest.Monke
     assert engine.containers() == []
 
 
-def test_an_engine_that_is_away(engine: Engine) -> None:
+def test_engine_that_does_not_answer_is_asked_again(engine: Engine) -> None:
     engine.go_away()
     removed, problem = remove(engine)
     assert removed == 0

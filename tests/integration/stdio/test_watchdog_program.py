@@ -104,7 +104,7 @@ def ended(process: subprocess.Popen[bytes]) -> bool:
     return process.wait(PATIENCE) == -signal.SIGKILL
 
 
-def test_it_kills_what_carries_a_tag() -> None:
+def test_watchdog_kills_tagged_processes() -> None:
     """Also what a bridge that froze it before it died has left stopped."""
     with (
         guarding() as running,
@@ -123,7 +123,7 @@ def test_it_kills_what_carries_a_tag() -> None:
     assert running.process.returncode == 0
 
 
-def test_it_outlives_signals() -> None:
+def test_watchdog_survives_signals() -> None:
     """All that can be outlived; then the end of its input is noticed as ever."""
     outlived = signal.valid_signals() - watchdog_program.LEFT_ALONE
     assert {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE} < outlived
@@ -134,7 +134,7 @@ def test_it_outlives_signals() -> None:
     assert running.process.returncode == 0
 
 
-def test_it_needs_no_file_once_it_waits(tmp_path: Path) -> None:
+def test_waiting_watchdog_needs_no_files(tmp_path: Path) -> None:
     """An upgrade in place, or a release folder that was swapped and removed."""
     folder = tmp_path / "release" / "stdio"
     folder.mkdir(parents=True)
@@ -161,7 +161,7 @@ def test_it_needs_no_file_once_it_waits(tmp_path: Path) -> None:
     assert running.process.returncode == 1
 
 
-def test_it_kills_marked_processes_and_no_others() -> None:
+def test_watchdog_kills_recorded_processes_and_no_others() -> None:
     """A number that is used again is another process's."""
     with guarding() as running, sleeping() as lost, sleeping() as other:
         old = marked(other)
@@ -173,7 +173,7 @@ def test_it_kills_marked_processes_and_no_others() -> None:
     assert report["processes"] == 1
 
 
-def test_where_no_descriptor_of_a_process_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_process_is_killed_without_a_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old kernels, sandboxes: the start time says enough."""
 
     def refused(pid: int) -> int:
@@ -229,7 +229,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-def test_it_removes_containers(store: Store) -> None:
+def test_watchdog_removes_containers(store: Store) -> None:
     store.run("c1", "c2")
     with guarding() as running:
         running.tell(store.record, store.record)
@@ -257,7 +257,7 @@ def test_an_engine_that_fails_is_tried_again(store: Store, trouble: str, says: s
     assert store.left() == ["c1"]
 
 
-def test_engines_get_signals_as_they_are(store: Store, tmp_path: Path) -> None:
+def test_engines_do_not_inherit_ignored_signals(store: Store, tmp_path: Path) -> None:
     """What the watchdog does nothing at, its engine's programs may need."""
     store.engine.write_text(f"#!/bin/sh\ngrep SigIgn /proc/self/status > {tmp_path}/ignored\n")
     with guarding() as running:
@@ -268,7 +268,7 @@ def test_engines_get_signals_as_they_are(store: Store, tmp_path: Path) -> None:
     assert not [each for each in signal.valid_signals() if ignored >> (each - 1) & 1]
 
 
-def test_the_next_bridge_outdoes_a_watchdog_that_was_stopped() -> None:
+def test_next_bridge_kills_a_stopped_watchdog() -> None:
     """It kills it, as it does everything of a dead bridge, and is not killed by it."""
     with guarding() as stopped, guarding(watchdog_command(BASE, BASE + process_tags.TAGS)) as new:
         stopped.process.send_signal(signal.SIGSTOP)
@@ -287,7 +287,7 @@ def order(*orders: Any) -> bytes:
 ONE, TWO = ProcessRecord(1, 1).as_json(), ProcessRecord(2, 1).as_json()
 
 
-def test_records_come_in_pieces() -> None:
+def test_records_arrive_in_pieces() -> None:
     data = order({"add": ONE}, {"add": TWO}, {"drop": ONE})
     for size in (1, 7, len(data)):
         records = Records()
@@ -296,7 +296,7 @@ def test_records_come_in_pieces() -> None:
         assert records.all() == [TWO]
 
 
-def test_a_table_counts_before_it_is_complete() -> None:
+def test_incomplete_table_counts() -> None:
     """The bridge may die in the middle of it."""
     records = Records()
     records.receive(order({"add": ONE}, {"reset": True}, {"add": TWO}))
@@ -308,13 +308,13 @@ def test_a_table_counts_before_it_is_complete() -> None:
 
 
 @pytest.mark.parametrize("noise", [b"{\n", b"[1]\n", b"7\n", b'"x"\n', b"null\n", b"\xff\n", b"\n"])
-def test_what_is_no_order_is_passed_over(noise: bytes) -> None:
+def test_invalid_orders_are_skipped(noise: bytes) -> None:
     records = Records()
     records.receive(noise + order({"add": ONE}, {"unknown": 1}) + noise)
     assert records.all() == [ONE]
 
 
-def test_a_line_has_a_bound() -> None:
+def test_input_lines_are_bounded() -> None:
     """`LINE_BYTES`."""
     records = Records()
     for _ in range(3):
@@ -324,7 +324,7 @@ def test_a_line_has_a_bound() -> None:
     assert records.all() == [ONE]
 
 
-def test_what_cannot_be_counted_is_killed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_count_does_not_prevent_killing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is out of files or memory, say, of which the bridge has died."""
 
     def no_files(base: int) -> list[Any]:

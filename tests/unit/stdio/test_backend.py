@@ -78,7 +78,7 @@ class Made:
         assert self.reaped == [self.pid]
 
 
-def test_the_interface() -> None:
+def test_backend_provides_the_interface() -> None:
     verifyObject(IBackend, Made().backend)
 
 
@@ -141,7 +141,7 @@ def test_a_last_line_without_an_end(
 
 
 @pytest.mark.parametrize("pieces", [[b"[1]\n[" + b"2" * 100], [b"[1]\n", b"[" * 60, b"[" * 41]])
-def test_a_line_beyond_the_limit_is_told_by_its_ends(pieces: list[bytes]) -> None:
+def test_oversized_line_is_reported_by_its_ends(pieces: list[bytes]) -> None:
     """Every resource has a bound, and what comes behind it passes."""
     made = Made()
     for piece in [*pieces, b"\n[2]\n"]:
@@ -153,7 +153,7 @@ def test_a_line_beyond_the_limit_is_told_by_its_ends(pieces: list[bytes]) -> Non
     ]
 
 
-def test_a_line_without_end_ends_the_output() -> None:
+def test_endless_line_ends_the_output() -> None:
     """ENDLESS_FACTOR: to skip it for ever would keep a core busy."""
     made = Made()
     for _ in range(ENDLESS_FACTOR):
@@ -167,7 +167,7 @@ def test_a_line_without_end_ends_the_output() -> None:
     assert len(made.told) == 1
 
 
-def test_messages_with_headers_are_lost_one_by_one() -> None:
+def test_messages_with_content_length_headers_are_reported_one_by_one() -> None:
     """As language servers have them: without line ends, and the next one right behind."""
     made = Made()
     body = b'{"jsonrpc":"2.0","id":%d,"result":{}}'
@@ -184,7 +184,7 @@ def test_messages_with_headers_are_lost_one_by_one() -> None:
     assert made.reactor.getDelayedCalls() == []
 
 
-def test_a_message_with_line_ends_in_a_string() -> None:
+def test_message_with_newlines_inside_a_string() -> None:
     """It never looks complete; what it says is not logged."""
     made = Made()
     made.process.say(b'{"jsonrpc":"2.0","id":1,"result":{"text":"one\nsecret\nend"}}\n')
@@ -196,7 +196,7 @@ def test_a_message_with_line_ends_in_a_string() -> None:
     assert made.mistakes == []
 
 
-def test_the_rest_may_be_in_a_pipe_that_is_not_read() -> None:
+def test_rest_of_a_message_is_awaited_while_the_pipe_is_paused() -> None:
     made = Made()
     made.process.say(b"Content-Length: %d\n%b" % (len(MESSAGE), MESSAGE))
     made.backend.pause()
@@ -209,7 +209,7 @@ def test_the_rest_may_be_in_a_pipe_that_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_a_message_with_a_header_that_is_waited_for_at_the_end(ends: bool) -> None:
+def test_waiting_for_the_rest_ends_with_the_backend(ends: bool) -> None:
     """REST_SECONDS: nothing is left of it."""
     made = Made()
     made.process.say(b"Content-Length: 99\n{")
@@ -222,7 +222,7 @@ def test_a_message_with_a_header_that_is_waited_for_at_the_end(ends: bool) -> No
     assert not made.backend._stdout._rest_timer.is_running
 
 
-def test_a_message_with_a_header_is_not_waited_for_where_the_backend_is_stopped() -> None:
+def test_stopped_backend_does_not_wait_for_the_rest() -> None:
     """By what stands before the header, in the same read."""
     made = Made()
     made.messages_received = lambda lines: made.backend.stop()  # type: ignore[method-assign, assignment]
@@ -235,7 +235,7 @@ def test_a_message_with_a_header_is_not_waited_for_where_the_backend_is_stopped(
     assert before == 0
 
 
-def test_what_had_begun_like_a_message_is_text_at_the_end() -> None:
+def test_unfinished_message_is_text_at_the_end_of_stdout() -> None:
     made = Made()
     made.process.say(b"[\n")
     assert made.told == []
@@ -244,14 +244,14 @@ def test_what_had_begun_like_a_message_is_text_at_the_end() -> None:
     assert made.mistakes == [("text", b"[")]
 
 
-def test_utf16_ends_it() -> None:
+def test_utf16_ends_the_output() -> None:
     made = Made()
     made.process.say('{"jsonrpc":"2.0"}\n'.encode("utf-16"))
     assert made.told == [("output", UTF16)]
     assert made.mistakes == [("utf-16", b"")]
 
 
-def test_a_line_of_the_limit_passes() -> None:
+def test_line_of_exactly_the_limit_passes() -> None:
     made = Made()
     line = b'{"%b":0}' % (b"x" * 94)
     assert len(line) == 100
@@ -271,7 +271,7 @@ def test_lines_of_stderr() -> None:
     assert made.told == [("stderr", [b"one"]), ("stderr", [b"two", b"\xff"]), ("stderr", [b"half"])]
 
 
-def test_a_long_line_that_is_no_message_is_cut() -> None:
+def test_long_line_of_text_is_cut() -> None:
     """A stderr line is cut at 64 KiB, the session lives."""
     made = Made()
     made.process.complain(b"x" * STDERR_LINE_BYTES * 2)
@@ -318,7 +318,7 @@ def test_a_backend_that_closes_its_stdin_is_ended() -> None:
     ("signalled", "reason"),
     [(True, "the backend closed its stdin"), (False, "the backend ended (signal 15)")],
 )
-def test_the_reason_of_an_end_is_the_first_one(signalled: bool, reason: str) -> None:
+def test_first_reason_of_an_end_is_reported(signalled: bool, reason: str) -> None:
     """A signal of the bridge's own is no news, unlike one that somebody else sent."""
     made = Made()
     made.process.close_input()
@@ -348,7 +348,7 @@ def test_pause_and_resume() -> None:
 # Its end.
 
 
-def test_stop_closes_stdin_and_discards_what_is_still_said() -> None:
+def test_stop_closes_stdin_and_discards_further_output() -> None:
     """promise: the backend is told and reaped."""
     made = Made()
     made.backend.pause()
@@ -400,7 +400,7 @@ def test_stop_waits_for_the_pipes_to_be_closed() -> None:
     made.assert_over(stopped)
 
 
-def test_pipes_that_a_stranger_holds_are_closed() -> None:
+def test_pipes_held_by_another_process_are_closed() -> None:
     """No leaked descriptor: once the tree is gone, nobody else's end is waited for."""
     made = Made()
     stopped = made.backend.stop()
@@ -414,7 +414,7 @@ def test_pipes_that_a_stranger_holds_are_closed() -> None:
     ("graces", "signalled", "interrupted"),
     [(0, None, False), (0, 9, True), (1, 15, True), (1, None, True)],
 )
-def test_stop_waits_for_what_is_outside_the_tree(
+def test_stop_waits_for_the_container(
     graces: int, signalled: int | None, interrupted: bool
 ) -> None:
     """
@@ -479,7 +479,7 @@ def test_a_backend_that_ends_before_it_began() -> None:
     assert made.reactor.getDelayedCalls() == []
 
 
-def test_an_output_that_a_stranger_holds_open_is_not_waited_for() -> None:
+def test_stdout_held_by_another_process_is_not_awaited() -> None:
     """beat: the backend exits, the stream ends, also where its pipe does not."""
     made = Made()
     made.process.exit()
@@ -492,7 +492,7 @@ def test_an_output_that_a_stranger_holds_open_is_not_waited_for() -> None:
     made.assert_over(made.backend.stop())
 
 
-def test_a_client_that_reads_slowly_gets_the_last_words_all_the_same() -> None:
+def test_slow_client_gets_the_last_output() -> None:
     """While the client does not keep up, the deadline for what is left does not count."""
     made = Made()
     made.backend.pause()
@@ -510,7 +510,7 @@ def test_a_client_that_reads_slowly_gets_the_last_words_all_the_same() -> None:
     made.assert_over(made.backend.stop())
 
 
-def test_the_end_of_stdout_is_told_once() -> None:
+def test_end_of_stdout_is_reported_once() -> None:
     made = Made()
     made.process.close_output()
     made.process.end()
@@ -561,7 +561,7 @@ def test_a_large_line_counts_until_it_is_complete() -> None:
 
 
 @pytest.mark.parametrize("end", ["too long", "stopped", "output", "go on"])
-def test_a_large_line_waits_for_room(end: str) -> None:
+def test_large_line_is_paused_while_the_budget_is_full(end: str) -> None:
     """Its backend is not read, whatever its client says; small lines pass."""
     clock = Clock()
     budget = ResponseBudget(SMALL_BYTES, clock)

@@ -55,12 +55,14 @@ def test_absolute_commands_need_no_working_directory(tmp_path: Path) -> None:
         ("program", "below", "'below' does not exist"),
     ],
 )
-def test_relative_commands_say_why(command: str, directory: str | None, says: str) -> None:
+def test_relative_command_in_a_removed_directory_is_explained(
+    command: str, directory: str | None, says: str
+) -> None:
     with pytest.raises(CannotStart, match=says):
         find_program(command, {"PATH": "bin:/nowhere"}, directory)
 
 
 @pytest.mark.usefixtures("removed_directory")
-def test_relative_directory_is_one_line() -> None:
+def test_relative_directory_is_refused_in_one_line() -> None:
     with pytest.raises(SystemExit, match=r"--cwd \(cwd\): expected an absolute path"):
         Options().parseOptions(["--cwd", "below", "--", "cat"])

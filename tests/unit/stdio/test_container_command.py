@@ -158,7 +158,7 @@ NOTHING: dict[str, object] = {
         ("--name", {}),
     ],
 )
-def test_the_options_that_matter(options: str, found: dict[str, object]) -> None:
+def test_relevant_options_are_read(options: str, found: dict[str, object]) -> None:
     command = parsed(f"docker run {options}")
     assert {name: getattr(command, name) for name in NOTHING} == {**NOTHING, **found}
 
@@ -177,7 +177,9 @@ def test_the_options_that_matter(options: str, found: dict[str, object]) -> None
         ("docker run", "/c", True, "/p run --label=a=b --cidfile=/c --init"),
     ],
 )
-def test_what_is_added(text: str, cidfile: str | None, init: bool, line: str) -> None:
+def test_labels_are_added_right_after_run(
+    text: str, cidfile: str | None, init: bool, line: str
+) -> None:
     """Right behind `run`, where it is an option in any case, and the user's own come later."""
     assert parsed(text).run_line("/p", {"a": "b"}, cidfile, init=init) == line.split()
 
@@ -242,7 +244,7 @@ def _options(draw: st.DrawFn) -> tuple[list[str], dict[str, object]]:
     _options(),
     st.lists(_WORD | st.sampled_from(["-i", "-d", "--rm", "--name", "run"]), max_size=4),
 )
-def test_any_spelling(
+def test_every_spelling_of_an_option_is_read(
     engine: str, options: tuple[list[str], dict[str, object]], rest: list[str]
 ) -> None:
     """Whatever the options are and whatever follows the image, both are told apart."""
@@ -256,7 +258,7 @@ def test_any_spelling(
 
 
 @given(st.lists(_WORD | st.sampled_from(["run", "container", "--", "-", "-i", "--context"])))
-def test_any_arguments(arguments: list[str]) -> None:
+def test_arbitrary_arguments_are_preserved(arguments: list[str]) -> None:
     """Nothing is lost, and nothing fails, whatever is there."""
     command = parse_container_command("docker", arguments)
     if command is not None:

@@ -133,7 +133,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_run(engine: Engine) -> None:
+def test_command_line_of_a_container(engine: Engine) -> None:
     """Labels of the bridge and of the session, a cidfile that is not there yet."""
     container = engine.new()
     start, (bridge, session, volumes, cidfile), rest = (
@@ -180,7 +180,7 @@ def test_the_watchdog_is_told(engine: Engine, temporary: Path) -> None:
     ("text", "program"),
     [("docker run -i --cidfile mine x", "/p"), ("docker run -i x", "/snap/bin/docker")],
 )
-def test_no_cidfile_of_ours(text: str, program: str) -> None:
+def test_user_cidfile_and_snap_prevent_a_cidfile(text: str, program: str) -> None:
     """The user has one; or the CLI is a snap, which has another /tmp."""
     engine = Engine(text)
     container = engine.all.new(program, "0c8a4a3e")
@@ -190,7 +190,7 @@ def test_no_cidfile_of_ours(text: str, program: str) -> None:
 
 
 @pytest.mark.parametrize("in_the_way", ["nothing", "a file", "a link"])
-def test_no_folder_for_the_cidfile(in_the_way: str, tmp_path: Path) -> None:
+def test_container_starts_without_a_folder_for_the_cidfile(in_the_way: str, tmp_path: Path) -> None:
     """It is only a help; what somebody else has put there is not used."""
     wanted = tmp_path / "gone" / "mcpbridge-b"
     if in_the_way != "nothing":
@@ -206,7 +206,7 @@ def test_no_folder_for_the_cidfile(in_the_way: str, tmp_path: Path) -> None:
     engine.end()
 
 
-def test_a_folder_that_somebody_tidied_away(engine: Engine) -> None:
+def test_folder_of_cidfiles_that_was_deleted(engine: Engine) -> None:
     def folder() -> str:
         [cidfile] = [each for each in engine.new().line if "cidfile" in each]
         return os.path.dirname(cidfile.removeprefix("--cidfile="))
@@ -262,7 +262,7 @@ def test_a_container_of_somebody_else(engine: Engine, label: str) -> None:
     engine.end(gone)
 
 
-def test_an_engine_that_is_away(engine: Engine, log_lines: list[str]) -> None:
+def test_engine_that_does_not_answer_is_asked_again(engine: Engine, log_lines: list[str]) -> None:
     """
     Its failure proves nothing: it is asked again, ever less often, and the
     log says so once.
@@ -283,7 +283,9 @@ def test_an_engine_that_is_away(engine: Engine, log_lines: list[str]) -> None:
     engine.end(gone)
 
 
-def test_an_engine_that_has_gone_away_for_good(engine: Engine, log_lines: list[str]) -> None:
+def test_engine_whose_program_is_missing_is_asked_again(
+    engine: Engine, log_lines: list[str]
+) -> None:
     """Its program cannot be started any more."""
     gone = engine.new().remove(False)
     engine.listed(errors=b"", status=1)
@@ -296,7 +298,7 @@ def test_an_engine_that_has_gone_away_for_good(engine: Engine, log_lines: list[s
 
 
 @pytest.mark.parametrize("output", [b"Emulate Docker CLI using podman\n", b"0123\n", b"--all\n"])
-def test_an_answer_that_is_none(engine: Engine, output: bytes, log_lines: list[str]) -> None:
+def test_malformed_answer_of_an_engine(engine: Engine, output: bytes, log_lines: list[str]) -> None:
     """What is no id is not passed to `rm`."""
     gone = engine.new().remove(False)
     [process] = engine.asked
@@ -406,7 +408,7 @@ def test_a_container_that_is_never_born(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("text", ["docker --context c run -i --rm x", "own"])
-def test_a_container_that_the_cli_knew(text: str, tmp_path: Path) -> None:
+def test_container_with_an_id_in_its_cidfile_needs_no_wait(text: str, tmp_path: Path) -> None:
     """It was created, so one look that finds nothing is enough."""
     if text == "own":
         text = "docker --context c run -i --rm --cidfile own x"
@@ -437,7 +439,7 @@ def test_an_empty_cidfile_proves_nothing(engine: Engine) -> None:
     engine.end(gone)
 
 
-def test_an_error_of_our_own_frees_nothing(
+def test_unexpected_error_keeps_the_permit(
     engine: Engine, logged_failures: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing was proven, so the permit stays taken; the log has the error."""

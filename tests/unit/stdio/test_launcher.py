@@ -96,7 +96,7 @@ def test_a_container_is_labelled(tmp_path: Path) -> None:
         ("docker", ["run", "-i", "x"], {"containers": False}),
     ],
 )
-def test_what_is_no_container_is_left_alone(
+def test_other_commands_run_unchanged(
     tmp_path: Path, name: str, arguments: list[str], settings: dict[str, Any]
 ) -> None:
     made = Made(tmp_path, name, *arguments, **settings)
@@ -108,7 +108,7 @@ def test_what_is_no_container_is_left_alone(
     assert stopped.called
 
 
-def test_the_command_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for each session: what is no container starts as fast as ever."""
     made = Made(tmp_path, "cat")
     monkeypatch.delattr(module, "parse_container_command")

@@ -75,7 +75,7 @@ def bases(folder: str) -> list[int]:
 # State files.
 
 
-def test_a_file_says_what_is_needed(folder: str) -> None:
+def test_state_file_identifies_the_bridge(folder: str) -> None:
     file = StateFile.create(folder, BASE)
     assert file.state.base == BASE
     assert file.state.pid == os.getpid()
@@ -103,7 +103,7 @@ def test_a_live_bridge_is_left_alone(folder: str) -> None:
     assert os.path.exists(file.path)
 
 
-def test_a_dead_bridge_is_found_by_one(folder: str) -> None:
+def test_dead_bridge_is_found_by_one_other_bridge(folder: str) -> None:
     """Two that start at once do not both take it."""
     dead_bridge(folder, BASE, ENGINE)
     [file] = take_dead(folder)
@@ -115,7 +115,9 @@ def test_a_dead_bridge_is_found_by_one(folder: str) -> None:
     assert list(take_dead(folder)) == []
 
 
-def test_a_file_that_another_has_just_removed(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_file_removed_by_another_bridge_is_skipped(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was opened before, and is locked after: nothing to clean up a second time."""
     path = dead_bridge(folder)
     lock = fcntl.flock
@@ -131,14 +133,14 @@ def test_a_file_that_another_has_just_removed(folder: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"base": 7}', '{"base": "x"}', "\0" * 100]
 )
-def test_a_file_that_cannot_be_read_goes(folder: str, content: str) -> None:
+def test_unreadable_state_file_is_removed(folder: str, content: str) -> None:
     path = Path(dead_bridge(folder))
     path.write_text(content)
     assert bases(folder) == []
     assert not path.exists()
 
 
-def test_what_is_cut_off_costs_the_records_alone(folder: str) -> None:
+def test_truncated_state_file_loses_only_its_records(folder: str) -> None:
     """A full disk: the tags are still known."""
     path = Path(dead_bridge(folder, BASE, ENGINE))
     path.write_bytes(path.read_bytes()[:-5])
@@ -147,7 +149,7 @@ def test_what_is_cut_off_costs_the_records_alone(folder: str) -> None:
     file.release()
 
 
-def test_files_of_others_are_no_orders(folder: str, tmp_path: Path) -> None:
+def test_unsafe_state_files_are_ignored(folder: str, tmp_path: Path) -> None:
     """What others could have written names programs to run: it is not read."""
     path = dead_bridge(folder)
     os.chmod(path, 0o666)
@@ -167,7 +169,7 @@ def test_files_of_others_are_no_orders(folder: str, tmp_path: Path) -> None:
     assert bases(folder) == []
 
 
-def test_unfinished_files_go_in_time(folder: str) -> None:
+def test_unfinished_files_are_removed_after_a_time(folder: str) -> None:
     path = Path(folder, "bridge-1.json.new")
     path.touch()
     assert bases(folder) == []
@@ -193,7 +195,7 @@ def test_a_file_system_without_locks(folder: str, monkeypatch: pytest.MonkeyPatc
 # Directories.
 
 
-def test_where_state_files_are(tmp_path: Path) -> None:
+def test_directories_for_state_files(tmp_path: Path) -> None:
     home = {"HOME": "/home/a"}
     runtime = {**home, "XDG_RUNTIME_DIR": str(tmp_path)}
     assert candidates("x", runtime, 1000) == [os.path.abspath("x")]
@@ -214,7 +216,7 @@ def test_where_state_files_are(tmp_path: Path) -> None:
     assert candidates(None, systemd, 1000) == ["/var/lib/x"]
 
 
-def test_the_first_directory_that_can_be_had(tmp_path: Path) -> None:
+def test_first_usable_directory_is_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     wide = tmp_path / "wide"
     wide.mkdir()
@@ -236,7 +238,7 @@ def test_the_first_directory_that_can_be_had(tmp_path: Path) -> None:
 # This bridge's own file.
 
 
-def test_the_journal_names_containers_at_once(folder: str) -> None:
+def test_journal_writes_containers_at_once(folder: str) -> None:
     """And processes within `SAVE_SECONDS`, many in one go."""
     clock, records = Clock(), CleanupRecords()
     journal = Journal(clock, records)
@@ -269,7 +271,7 @@ def test_the_journal_names_containers_at_once(folder: str) -> None:
     journal.close(clean=True)
 
 
-def test_what_was_left_at_the_stop_is_for_the_next_start(folder: str) -> None:
+def test_state_file_stays_if_something_was_left(folder: str) -> None:
     journal = Journal(Clock(), CleanupRecords())
     journal.open([folder], BASE)
     journal.close(clean=False)
@@ -279,7 +281,7 @@ def test_what_was_left_at_the_stop_is_for_the_next_start(folder: str) -> None:
     assert os.listdir(folder) == []
 
 
-def test_no_directory_is_one_line(tmp_path: Path, log_lines: list[str]) -> None:
+def test_missing_state_directory_is_logged_once(tmp_path: Path, log_lines: list[str]) -> None:
     (tmp_path / "file").touch()
     journal = Journal(Clock(), CleanupRecords())
     journal.open([str(tmp_path / "file" / "x")], BASE)
@@ -291,7 +293,7 @@ def test_no_directory_is_one_line(tmp_path: Path, log_lines: list[str]) -> None:
     assert "state_dir" in line
 
 
-def test_a_full_disk_is_a_line(
+def test_full_disk_is_logged(
     folder: str, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(Clock(), CleanupRecords())
@@ -401,7 +403,7 @@ def test_dead_bridges_are_cleaned_up_after_one_by_one(
         b'{"processes": 1, "left": 0, "containers": 0, "errors": ["docker: away"]}\n',
     ],
 )
-def test_what_could_not_be_ended_is_for_the_next_start(
+def test_failed_cleanup_is_left_to_the_next_start(
     folder: str, machine: Machine, log_lines: list[str], output: bytes
 ) -> None:
     path = dead_bridge(folder)
@@ -412,7 +414,7 @@ def test_what_could_not_be_ended_is_for_the_next_start(
     assert "the next start tries again" in log_lines[-1]
 
 
-def test_a_cleaning_has_a_bound(folder: str, machine: Machine) -> None:
+def test_cleanup_is_bounded_in_time(folder: str, machine: Machine) -> None:
     """`CLEANUP_SECONDS`."""
     dead_bridge(folder)
     Recovery(machine, MINE).start([folder])
@@ -421,7 +423,9 @@ def test_a_cleaning_has_a_bound(folder: str, machine: Machine) -> None:
     machine.spawned[0].end()
 
 
-def test_so_many_at_one_start(folder: str, machine: Machine, log_lines: list[str]) -> None:
+def test_cleanups_of_one_start_are_bounded(
+    folder: str, machine: Machine, log_lines: list[str]
+) -> None:
     """`MAX_CLEANUPS`."""
     for number in range(MAX_CLEANUPS + 2):
         dead_bridge(folder, BASE + number * TAGS)
@@ -448,7 +452,7 @@ def test_a_process_that_cannot_be_started(
 
 
 @pytest.mark.parametrize("output", [b"", b"null\n", b'{"left": 0}\n'])
-def test_the_stop_ends_a_cleaning(
+def test_stop_interrupts_a_cleanup(
     folder: str, machine: Machine, log_lines: list[str], output: bytes
 ) -> None:
     """The file stays, and nothing more begins."""
@@ -467,7 +471,7 @@ def test_the_stop_ends_a_cleaning(
     assert log_lines == []
 
 
-def test_after_a_restart_of_the_machine_no_process_is_sought(
+def test_after_a_reboot_no_process_is_looked_for(
     folder: str, machine: Machine, log_lines: list[str]
 ) -> None:
     """Numbers and tags are others' now; of containers only the operator can know."""
@@ -505,7 +509,9 @@ def test_a_bridge_elsewhere_is_left_alone(
     assert not os.path.exists(path)
 
 
-def test_a_machine_with_another_name(folder: str, machine: Machine, log_lines: list[str]) -> None:
+def test_renamed_machine_is_cleaned_up_but_for_containers(
+    folder: str, machine: Machine, log_lines: list[str]
+) -> None:
     """The processes are the same; containers may be another engine's, and are only named."""
     dead_bridge(folder, BASE, ENGINE, ONE, host="old name")
     Recovery(machine, MINE).start([folder])
@@ -515,7 +521,7 @@ def test_a_machine_with_another_name(folder: str, machine: Machine, log_lines: l
     spawned.report()
 
 
-def test_where_nothing_says_which_boot_this_is(
+def test_unknown_boot_id(
     folder: str, monkeypatch: pytest.MonkeyPatch, machine: Machine, logged_failures: list[Any]
 ) -> None:
     """A sandbox without that file: said, and the bridge goes on."""
@@ -532,7 +538,7 @@ def test_where_nothing_says_which_boot_this_is(
     assert len(logged_failures) == 1
 
 
-def test_a_state_is_what_its_fields_say(folder: str) -> None:
+def test_state_is_read_field_by_field(folder: str) -> None:
     """Every field of the first line comes back."""
     file = StateFile.create(folder, BASE)
     file.release()

@@ -88,7 +88,7 @@ def test_a_backend_that_honours_the_end_of_its_input() -> None:
     made.assert_over()
 
 
-def test_a_backend_that_ignores_it() -> None:
+def test_backend_that_ignores_the_end_of_its_input() -> None:
     """beat: close stdin → SIGTERM → SIGKILL, two graces, respected exactly."""
     made = Made()
     made.shutdown.stop()
@@ -125,7 +125,7 @@ def test_without_a_grace() -> None:
     assert made.told == [(0.0, "close stdin"), (0.0, "leader SIGTERM")]
 
 
-def test_a_leader_that_leaves_nobody_behind() -> None:
+def test_leader_that_leaves_nothing_behind() -> None:
     """beat: the backend exits: child reaped, permit freed; nothing is signalled."""
     made = Made()
     made.shutdown.leader_exited()
@@ -159,7 +159,7 @@ def test_a_leader_that_leaves_others_behind(stopped: bool) -> None:
     made.assert_over()
 
 
-def test_who_is_born_meanwhile_gets_a_sigterm_of_its_own() -> None:
+def test_newborn_process_gets_its_own_sigterm() -> None:
     made = Made()
     made.shutdown.leader_exited()
     made.found(11)
@@ -208,7 +208,7 @@ def test_the_kill_grace_begins_with_the_first_sigterm() -> None:
     assert made.told[4:] == [(3.0, "11 SIGKILL"), (3.0, "12 SIGKILL")]
 
 
-def test_nothing_found_is_no_end_while_the_leader_lives() -> None:
+def test_tree_is_not_gone_while_the_leader_lives() -> None:
     """promise: the permit returns when the tree is gone, the leader with it."""
     made = Made()
     made.shutdown.stop()
@@ -291,7 +291,7 @@ def test_one_look_at_a_time() -> None:
     made.assert_over()
 
 
-def test_a_signal_that_fails_keeps_nothing_from_being_tried(
+def test_failing_step_does_not_prevent_the_next(
     logged_failures: list[Failure],
 ) -> None:
     """promise: each step guarded."""

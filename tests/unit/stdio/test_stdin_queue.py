@@ -16,11 +16,11 @@ def made(max_messages: int = 3, max_bytes: int = 100) -> tuple[StdinQueue, list[
     return StdinQueue(written.append, max_messages, max_bytes), written
 
 
-def test_it_is_a_producer() -> None:
+def test_queue_is_a_push_producer() -> None:
     verifyObject(IPushProducer, made()[0])
 
 
-def test_while_the_pipe_takes_it_a_message_is_written_at_once() -> None:
+def test_message_is_written_at_once_if_the_pipe_is_not_full() -> None:
     """beat: one session's message rate is bounded by the backend."""
     queue, written = made(max_messages=1)
     for line in (b"[1]", b"[2]", b"[3]"):
@@ -57,7 +57,7 @@ def test_a_pipe_that_fills_up_again_is_not_written_to() -> None:
     assert (written, queue.waiting) == ([b"[1]\n", b"[2]\n", b"[3]\n"], (0, 0))
 
 
-def test_the_bound_in_messages() -> None:
+def test_queue_is_bounded_in_messages() -> None:
     """promise: the queue is bounded in messages (1024); beyond it the POST is refused."""
     limit = ServerSettings(command="cat").max_waiting_messages
     assert limit == 1024
@@ -72,7 +72,7 @@ def test_the_bound_in_messages() -> None:
     assert written == [b"%d\n" % number for number in range(limit)]
 
 
-def test_the_bound_in_bytes() -> None:
+def test_queue_is_bounded_in_bytes() -> None:
     """promise: the queue is bounded in bytes; an empty queue takes any message."""
     queue, _ = made(max_messages=10, max_bytes=100)
     queue.pauseProducing()
@@ -92,7 +92,7 @@ def test_a_large_message_finds_room_in_an_empty_queue() -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_very_long_message_is_a_line_too(waits: bool) -> None:
+def test_very_long_message_is_one_line(waits: bool) -> None:
     """Whether it is written in one piece or, so as not to be copied, in two."""
     long = b"x" * 1_000_000
     queue, written = made(max_bytes=1 << 30)
@@ -120,7 +120,7 @@ LINES = st.binary(max_size=30).map(lambda line: line.replace(b"\n", b" "))
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["pause", "resume"]) | LINES))
-def test_what_was_taken_is_written_in_order(steps: list[str | bytes]) -> None:
+def test_accepted_messages_are_written_in_order(steps: list[str | bytes]) -> None:
     """promise: nothing is dropped silently."""
     queue, written = made(max_messages=3, max_bytes=50)
     taken = []
@@ -163,7 +163,7 @@ def test_a_batch_counts_as_its_messages() -> None:
     assert queue.waiting[0] == 9, "an empty queue takes any number"
 
 
-def test_a_large_message_is_written_in_pieces_and_nothing_gets_between() -> None:
+def test_large_message_is_written_in_pieces_without_interleaving() -> None:
     written: list[bytes] = []
 
     def write(data: bytes) -> None:

@@ -118,7 +118,7 @@ def watchdog(machine: Machine) -> Watchdog:
     return watchdog
 
 
-def test_the_watchdog_is_told_and_forgets(machine: Machine, watchdog: Watchdog) -> None:
+def test_records_are_added_and_dropped(machine: Machine, watchdog: Watchdog) -> None:
     [process] = machine.processes
     assert watchdog.add(7, ONE)
     assert watchdog.add(7, ENGINE)
@@ -131,7 +131,9 @@ def test_the_watchdog_is_told_and_forgets(machine: Machine, watchdog: Watchdog) 
     assert process.told == {TWO}
 
 
-def test_a_record_of_two_owners_goes_with_the_last(machine: Machine, watchdog: Watchdog) -> None:
+def test_record_of_two_owners_stays_until_the_last_drops_it(
+    machine: Machine, watchdog: Watchdog
+) -> None:
     """The containers of one engine belong to all sessions that have one."""
     for owner in ("a", "b"):
         assert watchdog.add(owner, ENGINE)
@@ -156,7 +158,7 @@ def test_a_new_watchdog_is_told_everything(
     assert any("the watchdog ended" in line for line in log_lines)
 
 
-def test_before_the_start_it_is_only_noted(machine: Machine) -> None:
+def test_records_before_the_start_are_sent_at_the_start(machine: Machine) -> None:
     watchdog = make_watchdog(machine)
     watchdog.add(1, ONE)
     watchdog.start()
@@ -229,7 +231,7 @@ def test_pauses_vary(machine: Machine) -> None:
     assert len(machine.processes) == 2
 
 
-def test_one_that_cannot_be_started_is_tried_again(machine: Machine, log_lines: list[str]) -> None:
+def test_watchdog_that_cannot_be_started_is_retried(machine: Machine, log_lines: list[str]) -> None:
     machine.broken = True
     watchdog = make_watchdog(machine)
     watchdog.start()
@@ -239,7 +241,7 @@ def test_one_that_cannot_be_started_is_tried_again(machine: Machine, log_lines: 
     assert len(machine.processes) == 1
 
 
-def test_one_that_ends_while_it_is_spawned_is_started_again(machine: Machine) -> None:
+def test_watchdog_that_ends_during_its_spawn_is_restarted(machine: Machine) -> None:
     """Twisted may reap it before `spawnProcess` returns."""
 
     class Hasty(Machine):
@@ -261,7 +263,7 @@ def test_one_that_ends_while_it_is_spawned_is_started_again(machine: Machine) ->
     assert hasty.getDelayedCalls() == []
 
 
-def test_the_stop_wakes_the_watchdog_first(machine: Machine, watchdog: Watchdog) -> None:
+def test_stop_continues_a_stopped_watchdog_first(machine: Machine, watchdog: Watchdog) -> None:
     """One that somebody stopped (SIGSTOP) would not notice the end of its stdin."""
     [process] = machine.processes
     stopped: list[bool] = []
@@ -286,7 +288,7 @@ def test_a_watchdog_that_does_not_end_is_killed(machine: Machine, watchdog: Watc
     assert stopped == [False]
 
 
-def test_the_stop_while_there_is_no_watchdog(machine: Machine, watchdog: Watchdog) -> None:
+def test_stop_without_a_watchdog(machine: Machine, watchdog: Watchdog) -> None:
     machine.processes[0].end()
     stopped: list[bool] = []
     watchdog.stop().addCallback(stopped.append)
@@ -303,7 +305,7 @@ def test_a_watchdog_that_has_exited_is_not_signalled(machine: Machine, watchdog:
     assert process.signals == []
 
 
-def test_changes_are_passed_on(machine: Machine) -> None:
+def test_changes_of_records_are_reported(machine: Machine) -> None:
     """Whoever keeps the state file gets to know of each."""
     seen: list[tuple[Record, bool]] = []
     records = CleanupRecords()
@@ -342,7 +344,7 @@ def test_a_record_survives_json(record: Record) -> None:
         {"containers": {"engine": ["x"], "filter": "x", "environment": {"A": 1}}},
     ],
 )
-def test_what_is_no_record(value: Any) -> None:
+def test_invalid_records_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="not a record"):
         read_record(value)
 
