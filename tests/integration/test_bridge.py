@@ -156,7 +156,7 @@ async def test_third_party_extensions_as_arguments(start: Any, running_reactor: 
         ("filters", ("tests.thirdparty.Notebook",), "IMessageFilter"),
     ],
 )
-def test_wrong_extensions_are_loud(setting: str, value: Any, says: str) -> None:
+def test_invalid_extension_is_a_setting_error(setting: str, value: Any, says: str) -> None:
     """An extension that is none is an error of one line, before anything starts."""
     settings = BridgeSettings(servers=(server(**{setting: value}),))
     with pytest.raises(SettingError) as caught:
@@ -165,7 +165,7 @@ def test_wrong_extensions_are_loud(setting: str, value: Any, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_argument_is_loud() -> None:
+def test_invalid_argument_is_a_setting_error() -> None:
     """So is an argument that provides nothing."""
     with pytest.raises(SettingError, match="ISessionLimiter"):
         Bridge(BridgeSettings(servers=(server(),)), object(), limiter=object())
@@ -462,7 +462,7 @@ async def test_stop_gives_up_on_what_cannot_be_ended(
     launcher.backends[0].stopped.callback(None)
 
 
-def test_the_longest_stop_has_the_end_of_the_watchdog_in_it(running_reactor: Any) -> None:
+def test_longest_stop_includes_the_end_of_the_watchdog(running_reactor: Any) -> None:
     """The log names it to whoever is impatient."""
     each = ServerSettings(command="x", stop_grace=1.0, kill_grace=2.0)
     settings = BridgeSettings(servers=(each,), listen=())

@@ -175,7 +175,7 @@ def test_eof_ends_a_slow_call(demo: Demo) -> None:
         (b'{"jsonrpc":"2.0","id":1,"method":"no/such"}', -32601),
     ],
 )
-def test_a_bad_line_is_answered_and_survived(demo: Demo, line: bytes, code: int) -> None:
+def test_malformed_line_is_answered_with_an_error(demo: Demo, line: bytes, code: int) -> None:
     demo.write(line)
     assert demo.read()["error"]["code"] == code
     assert demo.ask("ping")["result"] == {}
@@ -193,11 +193,11 @@ def test_a_bad_line_is_answered_and_survived(demo: Demo, line: bytes, code: int)
         {"name": "slow", "arguments": {"steps": 1.5}},
     ],
 )
-def test_bad_arguments_are_named(demo: Demo, params: dict[str, Any]) -> None:
+def test_wrong_arguments_are_named_in_the_error(demo: Demo, params: dict[str, Any]) -> None:
     assert demo.ask("tools/call", **params)["error"]["code"] == -32602
 
 
-def test_a_tool_that_fails_says_so_in_its_result(demo: Demo) -> None:
+def test_failing_tool_has_an_error_result(demo: Demo) -> None:
     sums = demo.ask("tools/call", name="add", arguments={"a": 10**400, "b": 0.5})
     assert sums["result"]["isError"] is True
 
@@ -210,14 +210,14 @@ def test_notifications_and_responses_are_ignored(demo: Demo) -> None:
     assert demo.ask("ping")["result"] == {}
 
 
-def test_sigterm_ends_it() -> None:
+def test_sigterm_ends_the_server() -> None:
     with running() as demo:
         demo.ask("ping")
         demo.process.terminate()
         assert demo.process.wait(PATIENCE) == -signal.SIGTERM
 
 
-def test_a_closed_stdout_ends_it() -> None:
+def test_closed_stdout_ends_the_server() -> None:
     with running() as demo:
         assert demo.process.stdout is not None
         demo.process.stdout.close()

@@ -67,7 +67,7 @@ def test_the_table_is_complete() -> None:
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_an_answer(name: str) -> None:
+def test_body_and_headers_of_an_error(name: str) -> None:
     """keep: 400, 404; promise: 429; beat: bad input gets a JSON-RPC error."""
     status, code, retry_after = TABLE[name]
     text = 'what "happened"\n\x00 \u00e9'
@@ -88,13 +88,13 @@ def test_an_answer(name: str) -> None:
     assert b"\n" not in error.body()
 
 
-def test_too_many_sessions_byte_for_byte() -> None:
+def test_too_many_sessions_has_the_body_of_apisix() -> None:
     """promise: 429, the body APISIX's clients know and a line feed."""
     body = errors.TooManySessions("whatever").body()
     assert body == b'{"error_msg":"too many concurrent MCP sessions"}\n'
 
 
-def test_a_wrong_method_says_which_are_right() -> None:
+def test_wrong_method_names_the_allowed_ones() -> None:
     headers = dict(WrongMethod("no", "GET, OPTIONS").headers())
     assert headers[b"Allow"] == b"GET, OPTIONS"
 
@@ -119,7 +119,7 @@ def test_a_wrong_setting_is_one_line(got: object, shown: str) -> None:
     assert str(SettingError("name", "a thing", got)) == f"name: expected a thing, got {shown}"
 
 
-def test_an_unsupported_version_names_those_that_are() -> None:
+def test_unsupported_version_names_the_supported_ones() -> None:
     """2026-07-28, basic/versioning: -32022 with what is supported."""
     error = errors.UnsupportedVersion("2999-01-01", ("2025-06-18", "2025-11-25"))
     assert (error.status, error.code) == (400, -32022)
@@ -138,7 +138,7 @@ def test_a_missing_capability_is_named() -> None:
     }
 
 
-def test_a_server_that_is_down_says_when_to_come_back() -> None:
+def test_server_down_has_a_retry_time() -> None:
     error = errors.ServerDown("it does not start", 17)
     assert (error.status, error.code) == (503, -32603)
     assert dict(error.headers())[b"Retry-After"] == b"17"
@@ -146,14 +146,14 @@ def test_a_server_that_is_down_says_when_to_come_back() -> None:
 
 
 @pytest.mark.parametrize("ident", [7, "a", 1.5, None])
-def test_an_error_says_which_request_it_answers(ident: str | float | None) -> None:
+def test_error_has_the_id_of_its_request(ident: str | float | None) -> None:
     """2026-07-28, basic/index, "Error Responses": the id of the request, where it is known."""
     error = errors.MethodNotFound("no such method")
     error.ident = ident
     assert json.loads(error.body())["id"] == ident
 
 
-def test_a_stream_that_is_taken_says_when_to_come_back() -> None:
+def test_taken_stream_has_a_retry_time() -> None:
     """promise: no lasting 409 for a second GET stream."""
     error = StreamTaken("two clients", 7)
     assert (error.status, error.code) == (429, -32000)

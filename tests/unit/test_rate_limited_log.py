@@ -8,7 +8,7 @@ from mcpbridge.config.tuning import COMPLAIN_SECONDS, MAX_CAUSES
 from mcpbridge.rate_limited_log import RateLimitedLog, RateLimitedLogByCause, times
 
 
-def test_it_is_said_at_once_and_then_in_time() -> None:
+def test_first_occurrence_is_due_and_later_ones_after_a_pause() -> None:
     clock = Clock()
     complaints = RateLimitedLog(clock)
     complaints.add()
@@ -23,7 +23,7 @@ def test_it_is_said_at_once_and_then_in_time() -> None:
     assert complaints.due() == 0, "something may be said that is not counted"
 
 
-def test_each_cause_is_said_once_in_a_while() -> None:
+def test_each_cause_has_its_own_pause() -> None:
     clock = Clock()
     complaints = RateLimitedLogByCause(clock)
     assert complaints.add("a") == 1
@@ -34,7 +34,7 @@ def test_each_cause_is_said_once_in_a_while() -> None:
     assert complaints.add("b") == 2
 
 
-def test_causes_that_a_client_makes_up_count_as_one() -> None:
+def test_causes_beyond_the_maximum_count_as_one() -> None:
     """bound: MAX_CAUSES; those that are known are still said, and old ones give way."""
     clock = Clock()
     complaints = RateLimitedLogByCause(clock)
@@ -48,6 +48,6 @@ def test_causes_that_a_client_makes_up_count_as_one() -> None:
     assert len(complaints._causes) == MAX_CAUSES
 
 
-def test_how_often() -> None:
+def test_suffix_for_repeated_occurrences() -> None:
     assert times(1) == ""
     assert times(3) == " (3 times since it was last logged)"

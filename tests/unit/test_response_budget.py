@@ -97,7 +97,7 @@ class Source:
         self.held = False
 
 
-def test_the_oldest_events_of_all_sessions_give_way() -> None:
+def test_oldest_events_of_all_sessions_are_dropped() -> None:
     """Also those of a session that says nothing any more; whoever comes back is told."""
     world = World()
     gone, other = world.store.open("gone"), world.store.open("other")
@@ -120,7 +120,7 @@ def test_the_oldest_events_of_all_sessions_give_way() -> None:
     world.end()
 
 
-def test_an_event_that_leaves_no_room_is_not_kept() -> None:
+def test_event_larger_than_the_budget_is_not_stored() -> None:
     world = World()
     log = world.store.open("a")
     log.append("1", 1, b"x" * LIMIT)
@@ -147,7 +147,7 @@ def test_events_never_exceed_the_budget(steps: list[tuple[int, int]]) -> None:
     world.end()
 
 
-def test_the_slowest_readers_are_cut_off_behind_the_events() -> None:
+def test_slowest_readers_are_cut_off_after_the_events_are_dropped() -> None:
     world = World()
     log = world.store.open("a")
     log.append("1", 1, b"x" * 100_000)
@@ -166,7 +166,7 @@ def test_the_slowest_readers_are_cut_off_behind_the_events() -> None:
     world.budget.stop()
 
 
-def test_few_events_give_way_at_a_time() -> None:
+def test_few_events_are_dropped_at_a_time() -> None:
     """EVENTS_DROPPED: everybody waits while they do, and there may be half a million."""
     world: Any = World(100 * 1000 * (EVENT_OVERHEAD + 100))
     logs = [world.store.open(str(number)) for number in range(200)]
@@ -201,7 +201,7 @@ def test_a_full_budget_does_not_look_at_all_clients_for_each_message() -> None:
     world.budget.stop()
 
 
-def test_after_its_stop_nothing_is_looked_at() -> None:
+def test_stopped_budget_only_counts() -> None:
     """Connections close after that: what they give back must not start a timer."""
     world: Any = World()
     reader = Reader(world, LIMIT + 1)
@@ -212,7 +212,7 @@ def test_after_its_stop_nothing_is_looked_at() -> None:
     assert world.clock.getDelayedCalls() == []
 
 
-def test_nobody_is_cut_off_who_reads() -> None:
+def test_reading_clients_are_not_cut_off() -> None:
     """Then backends wait, until the readers have taken it: it is looked at once a second."""
     world: Any = World()
     readers = [Reader(world, 200_000, SLOW_SECONDS) for _ in range(6)]
@@ -257,7 +257,7 @@ def test_backends_do_not_wait_for_each_other() -> None:
     world.end()
 
 
-def test_the_next_one_waits_until_the_last_one_is_out() -> None:
+def test_next_backend_waits_until_the_last_message_is_read() -> None:
     world = World()
     first: Any = Source(world)
     second: Any = Source(world)
@@ -283,7 +283,7 @@ def test_the_next_one_waits_until_the_last_one_is_out() -> None:
     world.end()
 
 
-def test_who_has_ended_does_not_wait() -> None:
+def test_ended_backend_does_not_wait() -> None:
     world = World()
     reader = Reader(world, LIMIT)
     ended, other = Source(world), Source(world)
@@ -298,7 +298,7 @@ def test_who_has_ended_does_not_wait() -> None:
     world.end()
 
 
-def test_a_full_budget_and_the_waiting_room() -> None:
+def test_backlog_while_the_budget_is_full() -> None:
     """What waits for a client that is away counts; while all is full, little may wait."""
     world = World()
     room = Backlog(1000, 10 * SMALL_BYTES, world.budget)
@@ -315,7 +315,7 @@ def test_a_full_budget_and_the_waiting_room() -> None:
     world.end()
 
 
-def test_memory_is_given_back() -> None:
+def test_freed_is_called_after_enough_bytes() -> None:
     world = World(10 * TRIM_BYTES)
     for _ in range(2):
         world.budget.take(TRIM_BYTES)
