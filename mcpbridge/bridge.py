@@ -312,11 +312,13 @@ class Bridge(Service):
             self._trimmer.stop()
             return DeferredList([*closed, self._local.stop_recovery()])
 
-        def all_closed(_: object) -> Deferred[None]:
+        def watchdog_ended(nothing_left: bool) -> None:
             left = any(server.unclosed for server in self.servers)
-            return self._local.stop(clean=not left)
+            self._local.close(clean=nothing_left and not left)
 
-        return ended.addCallback(sessions_ended).addCallback(all_closed)
+        ended.addCallback(sessions_ended)
+        stopped = ended.addCallback(lambda _: self._local.stop_watchdog())
+        return stopped.addCallback(watchdog_ended)
 
     def _end_sessions(self) -> Deferred[None]:
         """End all sessions, or give up after `_longest_end` seconds."""

@@ -78,7 +78,7 @@ class LocalProcesses:
 
     @property
     def longest_stop(self) -> float:
-        """The most seconds that `stop` takes."""
+        """The most seconds that `stop_watchdog` takes."""
         return END_SECONDS if self.is_used else 0.0
 
     def start(self, settings: BridgeSettings) -> None:
@@ -109,19 +109,10 @@ class LocalProcesses:
         """Stop cleaning up after dead bridges; fires when that has ended."""
         return self._recovery.stop()
 
-    def stop(self, *, clean: bool) -> Deferred[None]:
-        """
-        Let the watchdog clean up and end, then close the state file.
+    def stop_watchdog(self) -> Deferred[bool]:
+        """Let the watchdog clean up and end; fires with True if it reports that nothing is left."""
+        return self._watchdog.stop()
 
-        `clean`: all sessions have ended.  If the watchdog finds nothing either,
-        the state file is removed; otherwise it is left to the next start.
-        """
-
-        def watchdog_ended(nothing_left: bool) -> None:
-            guarded(
-                self.log,
-                "closing the state file",
-                lambda: self._journal.close(clean=nothing_left and clean),
-            )
-
-        return self._watchdog.stop().addCallback(watchdog_ended)
+    def close(self, *, clean: bool) -> None:
+        """Close the state file; remove it if nothing is left (`clean`)."""
+        guarded(self.log, "closing the state file", lambda: self._journal.close(clean=clean))
