@@ -1,4 +1,4 @@
-"""Sessions of Streamable HTTP that their clients have left: they give way to newcomers."""
+"""Streamable HTTP sessions that their clients have abandoned give way to newcomers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UNKNOWN = TooManySessions.retry_after
 
 
 class Machine:
-    """What servers of one bridge share."""
+    """Limits, shares and pools that the servers of one bridge share."""
 
     def __init__(self, limit: int = 1000, share: int | None = None) -> None:
         self.clock = Clock()
@@ -114,7 +114,7 @@ def face(session: BackendSession) -> StreamableSession:
 
 
 def reason(*sessions: BackendSession) -> list[bool]:
-    """Which of them were told to end."""
+    """Return which of them were told to end."""
     return [bool(each.reason) for each in sessions]
 
 
@@ -134,15 +134,15 @@ def test_the_longest_idle_session_gives_way_to_a_newcomer() -> None:
 
 
 @pytest.mark.parametrize("sse", [False, True])
-def test_also_to_one_of_http_and_sse(sse: bool) -> None:
+def test_a_newcomer_of_either_transport_gets_the_place(sse: bool) -> None:
     served = Machine().serve(1)
     session = served.open()
     served.clock.advance(GRACE)
     served.taken_from(session, sse=sse)
 
 
-def test_until_then_a_client_is_told_the_true_time() -> None:
-    """Of the one that is due first, to the second and rounded up."""
+def test_retry_after_tells_when_the_first_session_is_due() -> None:
+    """In whole seconds, rounded up."""
     served = Machine().serve()
     assert served.limiter.limit == 2
     first = served.open()
@@ -159,7 +159,7 @@ def test_until_then_a_client_is_told_the_true_time() -> None:
     assert reason(first, second) == [False, False]
 
 
-def test_who_has_a_stream_is_never_idle() -> None:
+def test_a_session_with_a_stream_is_not_abandoned() -> None:
     served = Machine().serve(1)
     session = served.open()
     outlet = Connection()
@@ -174,7 +174,7 @@ def test_who_has_a_stream_is_never_idle() -> None:
     served.taken_from(session)
 
 
-def test_whose_request_runs_is_not_idle() -> None:
+def test_a_session_with_a_running_request_is_not_abandoned() -> None:
     """Its client may come back for the answer."""
     served = Machine().serve(1)
     session = served.open()
@@ -190,7 +190,7 @@ def test_whose_request_runs_is_not_idle() -> None:
     served.taken_from(session)
 
 
-def test_zero_is_never() -> None:
+def test_a_grace_of_zero_turns_it_off() -> None:
     served = Machine().serve(1, abandoned_grace=0)
     session = served.open()
     served.clock.advance(10 * GRACE)
@@ -200,7 +200,7 @@ def test_zero_is_never() -> None:
 
 
 def test_a_shorter_idle_timeout_is_the_grace() -> None:
-    """A session that is about to be ended for its idleness is not kept from a newcomer."""
+    """A session that `idle_timeout` would end need not be spared."""
     served = Machine().serve(1, idle_timeout=20)
     served.clock.advance(1)
     session = served.open()
@@ -209,8 +209,8 @@ def test_a_shorter_idle_timeout_is_the_grace() -> None:
     served.taken_from(session).life.end("over")
 
 
-def test_a_limiter_that_is_not_known_ends_no_session() -> None:
-    """What it refuses for is not known; so that a session ends is no help."""
+def test_a_foreign_limiter_ends_no_session() -> None:
+    """Nobody knows why it refuses, so ending a session may not help."""
     served = Machine().serve(2)
     session = served.open()
     served.clock.advance(GRACE)
@@ -219,10 +219,10 @@ def test_a_limiter_that_is_not_known_ends_no_session() -> None:
     assert reason(session) == [False]
 
 
-# Whose sessions give way.
+# The addresses whose sessions give way.
 
 
-def test_a_newcomers_own_sessions_go_first() -> None:
+def test_sessions_of_the_newcomers_address_give_way_first() -> None:
     served = Machine().serve(4)
     theirs = [served.open("b"), served.open("b")]
     served.clock.advance(1)
@@ -232,8 +232,8 @@ def test_a_newcomers_own_sessions_go_first() -> None:
     assert reason(*theirs, ours[1]) == [False] * 3
 
 
-def test_others_only_above_their_part() -> None:
-    """Of six places for three addresses each has two."""
+def test_other_addresses_give_way_only_above_an_equal_part() -> None:
+    """With six sessions and three addresses the part is two."""
     served = Machine().serve(6)
     one, two = [[served.open(client) for _ in range(3)] for client in "ab"]
     served.clock.advance(GRACE)
@@ -245,7 +245,7 @@ def test_others_only_above_their_part() -> None:
     assert reason(one[2], *two[1:]) == [False] * 3
 
 
-def test_nobody_takes_the_place_of_who_has_one() -> None:
+def test_an_address_within_its_part_keeps_its_sessions() -> None:
     served = Machine().serve(3)
     sessions = [served.open(client) for client in "abc"]
     served.clock.advance(10 * GRACE)
@@ -254,7 +254,7 @@ def test_nobody_takes_the_place_of_who_has_one() -> None:
     served.taken_from(sessions[1], "b")
 
 
-def test_of_others_who_has_most_gives_way() -> None:
+def test_the_address_with_most_sessions_gives_way() -> None:
     served = Machine().serve(7)
     few = [served.open("few") for _ in range(3)]
     many = [served.open("many") for _ in range(4)]
@@ -267,8 +267,8 @@ def test_of_others_who_has_most_gives_way() -> None:
     assert reason(*few[1:], *many[:3]) == [False] * 5
 
 
-def test_who_counts_against_nobodys_share_keeps_its_sessions() -> None:
-    """`exempt_addresses` may have everything, also from those who have a share."""
+def test_exempt_addresses_keep_their_sessions() -> None:
+    """`exempt_addresses` may have everything."""
     served = Machine().serve(2)
     sessions = [served.open(None), served.open(None)]
     served.clock.advance(10 * GRACE)
@@ -276,7 +276,7 @@ def test_who_counts_against_nobodys_share_keeps_its_sessions() -> None:
     served.taken_from(sessions[0], None)
 
 
-def test_who_counts_against_nobodys_share_takes_those_above_their_part() -> None:
+def test_an_exempt_newcomer_replaces_those_above_their_part() -> None:
     served = Machine().serve(2)
     sessions = [served.open("a"), served.open("a")]
     served.clock.advance(GRACE)
@@ -305,8 +305,8 @@ def test_a_share_that_is_full_of_abandoned_sessions(over_all: bool, log_lines: l
     assert not [line for line in log_lines[told:] if "has its share" in line]
 
 
-def test_a_share_of_one_server_is_made_room_in_there() -> None:
-    """That of another server would be no help."""
+def test_a_full_share_of_one_server_ends_a_session_of_that_server() -> None:
+    """The end of another server's session would not help."""
     machine = Machine()
     served, beside = machine.serve(4, max_sessions_per_address=1), machine.serve()
     other = beside.open("a")
@@ -316,10 +316,10 @@ def test_a_share_of_one_server_is_made_room_in_there() -> None:
     assert reason(other) == [False]
 
 
-# Servers beside one another.
+# Several servers.
 
 
-def test_the_bridges_limit_is_reached_by_a_neighbour() -> None:
+def test_a_session_of_another_server_gives_way_at_the_bridges_limit() -> None:
     machine = Machine(2)
     ours, theirs = machine.serve(), machine.serve()
     sessions = [theirs.open(), theirs.open()]
@@ -333,7 +333,7 @@ def test_the_bridges_limit_is_reached_by_a_neighbour() -> None:
     assert isinstance(coming[0], BackendSession)
 
 
-def test_a_servers_own_limit_is_not_helped_by_a_neighbour() -> None:
+def test_a_session_of_another_server_stays_at_the_servers_own_limit() -> None:
     machine = Machine(2)
     ours, theirs = machine.serve(1), machine.serve(1)
     theirs.open()
@@ -342,10 +342,10 @@ def test_a_servers_own_limit_is_not_helped_by_a_neighbour() -> None:
     assert ours.refused().retry_after == GRACE
 
 
-# What is ended first.
+# The order in which processes give way.
 
 
-def test_a_spare_process_goes_before_a_session() -> None:
+def test_a_spare_process_gives_way_before_a_session() -> None:
     machine = Machine(2)
     ours, theirs = machine.serve(), machine.serve(1, warm=1)
     session = ours.open()
@@ -359,7 +359,7 @@ def test_a_spare_process_goes_before_a_session() -> None:
     theirs.server.stop()
 
 
-def test_a_session_that_does_not_end_is_waited_for_no_longer_than_is_due() -> None:
+def test_the_wait_for_an_ending_session_is_bounded() -> None:
     served = Machine().serve(1)
     session = served.open()
     served.clock.advance(GRACE)
@@ -370,7 +370,7 @@ def test_a_session_that_does_not_end_is_waited_for_no_longer_than_is_due() -> No
     assert served.limiter.taken == 0
 
 
-def test_who_leaves_while_a_session_ends_for_it() -> None:
+def test_a_newcomer_may_leave_while_a_session_ends_for_it() -> None:
     served = Machine().serve(1)
     session = served.open()
     served.clock.advance(GRACE)
@@ -382,7 +382,7 @@ def test_who_leaves_while_a_session_ends_for_it() -> None:
     assert served.clock.getDelayedCalls() == []
 
 
-def test_one_of_many_newcomers_has_its_place() -> None:
+def test_one_of_many_newcomers_gets_the_place() -> None:
     served = Machine().serve(1)
     session = served.open()
     served.clock.advance(GRACE)
@@ -392,10 +392,10 @@ def test_one_of_many_newcomers_has_its_place() -> None:
     assert isinstance(coming[0][0], BackendSession)
 
 
-# What the front is told.
+# What the fast path is told.
 
 
-def test_a_refusal_without_trying() -> None:
+def test_refusal_tells_when_to_retry_without_opening_a_session() -> None:
     served = Machine().serve(2)
     first, second = served.open("a"), served.open("b")
     served.clock.advance(10)
@@ -421,7 +421,7 @@ def test_a_refusal_without_trying() -> None:
     second.life.end("over")
     served.gone(second)
     asked.clear()
-    # Where there is room nobody has to know who asks.
+    # While there is a permit the address does not matter.
     assert served.server.refusal(client("a")) is None
     assert asked == []
 
@@ -430,7 +430,7 @@ def test_a_refusal_without_trying() -> None:
 
 
 class Beside:
-    """A world of such requests whose places sessions of `/mcp` hold."""
+    """A world of stateless requests in which `/mcp` sessions hold all permits."""
 
     def __init__(self, kind: Any, limit: int, **changes: Any) -> None:
         self.world = World(kind, limit, **changes)
@@ -450,7 +450,7 @@ class Beside:
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("kind", [Legacy, Modern])
-def test_a_request_has_the_place_of_an_abandoned_session(kind: Any, known: bool) -> None:
+def test_a_stateless_request_replaces_an_abandoned_session(kind: Any, known: bool) -> None:
     beside = Beside(kind, 1, known=known)
     world = beside.world
     session = beside.hold()
@@ -467,7 +467,7 @@ def test_a_request_has_the_place_of_an_abandoned_session(kind: Any, known: bool)
 
 
 @pytest.mark.parametrize("kind", [Legacy, Modern])
-def test_a_request_that_waits_in_line_is_told_when_a_session_may_be_ended(kind: Any) -> None:
+def test_a_queued_request_proceeds_when_a_session_may_be_ended(kind: Any) -> None:
     beside = Beside(kind, 2, concurrency=1)
     world = beside.world
     beside.hold()
@@ -484,7 +484,7 @@ def test_a_request_that_waits_in_line_is_told_when_a_session_may_be_ended(kind: 
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-def test_a_share_of_requests_is_full_of_abandoned_sessions(leaves: bool) -> None:
+def test_a_request_replaces_an_abandoned_session_of_its_own_address(leaves: bool) -> None:
     beside = Beside(Legacy, 2, max_sessions_per_address=1)
     world = beside.world
     world.client = "a"
@@ -512,11 +512,11 @@ def test_a_share_of_requests_is_full_of_abandoned_sessions(leaves: bool) -> None
     world.end()
 
 
-# What it costs.
+# The cost of the search.
 
 
 class Counted:
-    """A session of the index, and how often it was looked at."""
+    """A session in the heap, and how often it was looked at."""
 
     looks = 0
 
@@ -538,8 +538,8 @@ def index(count: int, address: str | None = "a") -> tuple[Clock, AbandonedSessio
     return clock, found, sessions
 
 
-def test_a_refused_flood_does_not_look_at_all_sessions() -> None:
-    """At all of them once in a grace; besides at `ABANDONED_LOOKS` of them for each client."""
+def test_a_flood_of_refusals_does_not_look_at_all_sessions() -> None:
+    """Each is looked at once per grace, and each client causes at most `ABANDONED_LOOKS` more."""
     clock, found, sessions = index(1000)
     for each in sessions:
         each.heard = None
@@ -554,8 +554,8 @@ def test_a_refused_flood_does_not_look_at_all_sessions() -> None:
         assert Counted.looks <= ABANDONED_LOOKS
 
 
-def test_the_next_one_is_found_among_many_in_use() -> None:
-    """If not by the first one that is refused, then by one of the next."""
+def test_an_abandoned_session_is_found_among_many_in_use() -> None:
+    """By the first client that is refused, or by one of the next."""
     clock, found, sessions = index(10 * ABANDONED_LOOKS)
     for each in sessions[:-1]:
         each.heard = None
@@ -566,8 +566,8 @@ def test_the_next_one_is_found_among_many_in_use() -> None:
     assert (told[-1].at, told[-1].session) == (GRACE, sessions[-1])
 
 
-def test_sessions_that_ended_are_forgotten() -> None:
-    """However many come and go while one stays that is in use."""
+def test_ended_sessions_are_removed_from_the_heap() -> None:
+    """However many come and go while one session stays in use."""
     clock, found, [stays] = index(1)
     stays.heard = None
     for _ in range(1000):
@@ -581,7 +581,7 @@ def test_sessions_that_ended_are_forgotten() -> None:
     assert (len(found), found._of, found._fullest._by_count) == (0, {}, {})
 
 
-def test_so_many_addresses_are_looked_at() -> None:
+def test_at_most_abandoned_addresses_are_looked_at() -> None:
     """Those with most sessions."""
     clock = Clock()
     found = AbandonedSessions(ServerSettings(command="x"))
@@ -605,10 +605,10 @@ def test_so_many_addresses_are_looked_at() -> None:
         max_size=60,
     )
 )
-def test_it_is_always_the_one_that_was_left_longest_ago(
+def test_the_session_that_was_left_longest_ago_gives_way(
     steps: list[tuple[str, int, float]],
 ) -> None:
-    """Whatever the others have done; few enough to be all looked at."""
+    """For any history of few enough sessions to look at all of them."""
     clock, found, sessions = index(0)
     for what, which, seconds in steps:
         each: Any = sessions[which % len(sessions)] if sessions else None

@@ -1,4 +1,4 @@
-"""No client address has all there is: of request bytes, and of sessions."""
+"""Shares of client addresses: of request bytes, and of sessions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_each_address_has_its_share_and_no_more(log_lines: list[str]) -> None:
     assert len(shares) == 0
 
 
-def test_nobody_has_no_share() -> None:
+def test_the_address_none_is_not_limited() -> None:
     shares = Shares(1, Clock(), what="x", setting="y")
     assert all(shares.take(None) for _ in range(5))
     shares.give_back(None)
@@ -82,7 +82,7 @@ def status(transport: StringTransport) -> bytes:
 
 @both
 @pytest.mark.parametrize("cuts", [[], [150, 250]])
-def test_bodies_that_never_end_keep_nobody_else_out(
+def test_endless_bodies_of_one_address_lock_no_other_out(
     front: bool, cuts: list[int], log_lines: list[str]
 ) -> None:
     """promise: one address holds half of the budget at most, and is told which setting says so."""
@@ -134,8 +134,10 @@ def test_behind_a_trusted_proxy_each_client_has_a_share(front: bool) -> None:
 @pytest.mark.parametrize("full", ["budget", "share"])
 @pytest.mark.parametrize("cuts", [[], [50], [-1], [-30], [100, 140, -1]])
 @pytest.mark.parametrize("behind", [b"", post(NOTE)])
-def test_both_ways_in_answer_a_full_budget_alike(full: str, cuts: list[int], behind: bytes) -> None:
-    """Whether a request arrives at once or in pieces."""
+def test_both_request_paths_answer_a_full_budget_alike(
+    full: str, cuts: list[int], behind: bytes
+) -> None:
+    """A request may arrive at once or in pieces."""
     seen = []
     for front in (True, False):
         world = World(fast_path=front, budget=LIMIT if full == "budget" else 2 * LIMIT)
@@ -166,7 +168,7 @@ BEGIN = (
 
 
 def end_all(world: World) -> None:
-    """All sessions end, and nothing of their processes is left."""
+    """End all sessions, and let nothing of their processes be left."""
     for session in list(world.server.unclosed):
         session.life.end("the test is over")
     for backend in world.launcher.backends:
@@ -213,8 +215,8 @@ def test_one_address_does_not_get_all_sessions(
 
 
 @pytest.mark.parametrize("kind", [fakes.Legacy, fakes.Modern])
-def test_requests_at_work_have_a_share(kind: Any) -> None:
-    """An older server's process is for one of them, a newer one's for `concurrency`."""
+def test_running_requests_count_against_the_share(kind: Any) -> None:
+    """A legacy server's process serves one of them, a modern server's `concurrency`."""
     world = fakes.World(kind, limit=4, concurrency=3)
     share = 2 if kind is fakes.Legacy else 6
     world.client = "a"
@@ -241,7 +243,7 @@ def test_requests_at_work_have_a_share(kind: Any) -> None:
     world.end()
 
 
-def test_a_parked_call_counts_until_its_process_is_free() -> None:
+def test_a_suspended_call_counts_until_its_process_is_free() -> None:
     world = fakes.World(fakes.Legacy, limit=4)
     world.client = "a"
     parked = [world.call(token, "ask") for token in "xy"]
@@ -257,7 +259,7 @@ def test_a_parked_call_counts_until_its_process_is_free() -> None:
     world.end()
 
 
-def test_a_process_counts_for_who_left_while_it_started() -> None:
+def test_a_process_counts_for_the_client_that_left_while_it_started() -> None:
     world = fakes.World(fakes.Legacy, limit=4)
     # Otherwise all others would wait for that start.
     world.pool.backoff.succeeded()
@@ -280,7 +282,7 @@ def test_a_process_counts_for_who_left_while_it_started() -> None:
 
 
 @pytest.mark.parametrize("reuse", ["identity", "connection", "never"])
-def test_a_process_counts_until_it_has_given_its_request_up_or_is_gone(reuse: str) -> None:
+def test_a_process_counts_until_its_cancelled_request_is_over_or_it_is_gone(reuse: str) -> None:
     world = fakes.World(fakes.Legacy, limit=4, reuse=reuse)
     world.client = "a"
     calls = [world.call("a", "wait", connection=ClientConnection()) for _ in range(2)]
@@ -298,7 +300,7 @@ def test_a_process_counts_until_it_has_given_its_request_up_or_is_gone(reuse: st
     world.end()
 
 
-def test_a_process_that_is_free_does_not_count_and_one_that_ends_for_its_connection_does() -> None:
+def test_a_free_process_does_not_count_but_one_that_ends_with_its_connection_does() -> None:
     world = fakes.World(fakes.Legacy, limit=4, reuse="connection")
     world.client = "a"
     connections = [ClientConnection() for _ in range(2)]

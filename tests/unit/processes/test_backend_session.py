@@ -1,4 +1,4 @@
-"""A session's life and the way of its messages, and the server that opens it."""
+"""A session: its life, the path of its messages, and the server that opens it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def fail(*_: object) -> NoReturn:
 
 @implementer(ISessionObserver)
 class Observer:
-    """Notes what it is told."""
+    """Records the calls of its methods."""
 
     def __init__(self, order: list[str] | None = None) -> None:
         self.told = [] if order is None else order
@@ -101,7 +101,7 @@ class Filter:
 
 
 class Made:
-    """A live session between fakes; `order` is what was asked of all of them."""
+    """A live session between fakes; `order` has the calls that all of them got."""
 
     def __init__(self, filters: list[Filter] | None = None, **options: Any) -> None:
         self.order: list[str] = []
@@ -153,7 +153,7 @@ def test_the_interfaces() -> None:
         lambda session: (session.input_closed("no more"), session.life.end("the client left")),
     ],
 )
-def test_however_it_ends_the_order_is_fixed(end: Callable[[BackendSession], None]) -> None:
+def test_the_order_of_the_teardown_is_fixed(end: Callable[[BackendSession], None]) -> None:
     """promise: the keepalive stops, then the stream, then the backend; the permit last."""
     made = Made()
     end(made.session)
@@ -164,7 +164,7 @@ def test_however_it_ends_the_order_is_fixed(end: Callable[[BackendSession], None
     assert made.session.ended.called
 
 
-def test_the_permit_returns_when_the_tree_is_gone_and_once() -> None:
+def test_the_permit_is_returned_once_when_the_process_tree_is_gone() -> None:
     """promise: the permit returned; live backends never exceed the limit."""
     made = Made()
     made.session.life.end("first")
@@ -181,14 +181,14 @@ def test_the_permit_returns_when_the_tree_is_gone_and_once() -> None:
     assert made.session.reason == "first"
 
 
-def test_a_backend_that_is_gone_at_once() -> None:
+def test_a_backend_that_stops_at_once() -> None:
     made = Made()
     made.backend.stopped = succeed(None)
     made.session.life.end("over")
     assert made.order == TEARDOWN + AFTERWARDS
 
 
-def test_the_end_may_be_told_again_while_it_happens() -> None:
+def test_ending_during_the_teardown_changes_nothing() -> None:
     made = Made()
     made.stream.closing = lambda: made.session.life.end("again")
     made.session.life.end("first")
@@ -208,7 +208,7 @@ def test_the_end_may_be_told_again_while_it_happens() -> None:
         ("made", "release"),
     ],
 )
-def test_a_step_that_raises_skips_no_other(
+def test_a_teardown_step_that_raises_skips_no_other(
     where: str, step: str, logged_failures: list[Failure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """promise: each step guarded, so that a step that raises skips no other."""
@@ -229,10 +229,10 @@ def test_a_step_that_raises_skips_no_other(
 
 
 @pytest.mark.parametrize("stop", [fail, lambda: None])
-def test_where_nobody_promises_the_end_the_permit_stays_out(
+def test_a_backend_that_may_still_run_keeps_its_permit(
     stop: Any, logged_failures: list[Failure], log_lines: list[str]
 ) -> None:
-    """A `stop` that raises, or gives nothing to wait for: that limit holds."""
+    """Where `stop` raises or returns no Deferred the limit must still hold."""
     made = Made()
     setattr(made.backend, "stop", stop)  # noqa: B010
     made.session.life.end("over")
@@ -241,7 +241,7 @@ def test_where_nobody_promises_the_end_the_permit_stays_out(
     assert f"session {IDENT[:8]} keeps its permit" in log_lines
 
 
-def test_after_a_stop_that_fails_the_permit_stays_out(
+def test_a_backend_that_failed_to_stop_keeps_its_permit(
     logged_failures: list[Failure], log_lines: list[str]
 ) -> None:
     made = Made()
@@ -252,8 +252,8 @@ def test_after_a_stop_that_fails_the_permit_stays_out(
     assert f"session {IDENT[:8]} keeps its permit" in log_lines
 
 
-def test_while_it_drains_the_last_words_pass() -> None:
-    """The backend takes nothing more; what it has written still goes out."""
+def test_output_still_passes_while_the_session_drains() -> None:
+    """The backend takes no more messages, but what it has written still goes out."""
     made = Made()
     made.session.input_closed("the backend ended (exit status 1)")
     assert made.order == ["forget"]
@@ -265,7 +265,7 @@ def test_while_it_drains_the_last_words_pass() -> None:
     assert made.session.reason == "the backend ended (exit status 1)"
 
 
-def test_after_the_end_nothing_passes() -> None:
+def test_nothing_passes_after_the_end() -> None:
     made = Made(observers=[observer := Observer()])
     made.session.life.end("over")
     made.session.messages_received([REPLY])
@@ -274,10 +274,10 @@ def test_after_the_end_nothing_passes() -> None:
     assert observer.told == []
 
 
-# The way of a message.
+# The path of a message.
 
 
-def test_messages_pass_as_they_are() -> None:
+def test_messages_pass_unchanged() -> None:
     """beat: a one-line body passes byte-identical; keep: a line of stdout as it was written."""
     made = Made(observers=[observer := Observer()])
     made.post(CALL)
@@ -309,7 +309,7 @@ def test_every_message_of_a_batch_is_counted() -> None:
     assert (made.session.messages_in, made.session.bytes_in) == (2, len(CALL) + len(NOTE))
 
 
-def test_a_message_that_is_refused_was_not_passed() -> None:
+def test_a_busy_backend_gets_nothing_and_nothing_is_counted() -> None:
     """promise: beyond the bound the POST is refused, nothing is dropped silently."""
     made = Made(observers=[observer := Observer()])
     made.backend.busy = True
@@ -364,7 +364,7 @@ def test_stderr_is_a_notification() -> None:
     ]
 
 
-def test_stderr_may_be_kept_from_the_client() -> None:
+def test_stderr_notifications_can_be_turned_off() -> None:
     """promise: a setting turns it off."""
     made = Made(stderr_notifications=False)
     made.session.diagnostics_received([b"oops"])
@@ -377,8 +377,8 @@ def test_stderr_may_be_kept_from_the_client() -> None:
 FLOOD = b"x" * (UNREAD_BYTES_PER_SECOND + 1)
 
 
-def test_a_backend_that_floods_while_nobody_reads_is_paused() -> None:
-    """What is thrown away is bounded in rate (`UNREAD_BYTES_PER_SECOND`)."""
+def test_a_backend_that_floods_without_a_reader_is_paused() -> None:
+    """`UNREAD_BYTES_PER_SECOND` bounds the output that is thrown away."""
     made = Made()
     made.stream.has_reader = False
     made.session.messages_received([FLOOD])
@@ -409,7 +409,7 @@ def test_a_flood_of_stderr_that_no_client_gets_is_paused() -> None:
     assert made.clock.getDelayedCalls() == []
 
 
-def test_a_message_of_the_client_lets_a_throttled_backend_go_on() -> None:
+def test_a_client_message_resumes_a_throttled_backend() -> None:
     made = Made()
     made.stream.has_reader = False
     made.session.messages_received([FLOOD])
@@ -421,7 +421,7 @@ def test_a_message_of_the_client_lets_a_throttled_backend_go_on() -> None:
 
 
 def test_a_slow_client_keeps_a_throttled_backend_paused() -> None:
-    """Two reasons to pause: the backend goes on when neither is left."""
+    """There are two reasons to pause; the backend is resumed when neither is left."""
     made = Made()
     made.stream.has_reader = False
     made.session.pause_backend()
@@ -438,7 +438,7 @@ def test_a_slow_client_keeps_a_throttled_backend_paused() -> None:
 # Filters.
 
 
-def test_filters_change_messages_in_their_order() -> None:
+def test_filters_are_applied_in_order() -> None:
     made = Made(filters=[Filter(b"sword", b"word"), Filter(b"wordfish", b"***")])
     made.post(CALL)
     made.session.messages_received([REPLY])
@@ -447,8 +447,8 @@ def test_filters_change_messages_in_their_order() -> None:
     assert made.session.bytes_in == len(made.backend.sent[0])
 
 
-def test_a_client_reads_why_its_message_was_refused() -> None:
-    """On the normal way, so that it goes on: never from within its own call."""
+def test_a_refused_request_is_answered_with_the_reason() -> None:
+    """The answer takes the normal path, and not from within the client's own call."""
     made = Made(filters=[Filter()])
     made.post(CALL.replace(b"swordfish", b"request"))
     assert (made.backend.sent, made.session.messages_in, made.stream.lines) == ([], 0, [])
@@ -474,7 +474,7 @@ def test_a_refused_answer_of_the_client_is_an_error_for_the_backend() -> None:
     assert made.clock.getDelayedCalls() == []
 
 
-def test_of_an_array_only_what_is_refused_does_not_pass() -> None:
+def test_a_batch_passes_without_its_refused_messages() -> None:
     made = Made(filters=[Filter()])
     call = b'{"jsonrpc":"2.0","id":%d,"method":"%b"}'
     bad = [call % (1, b"request"), b'{"jsonrpc":"2.0","method":"request"}']
@@ -489,8 +489,8 @@ def test_of_an_array_only_what_is_refused_does_not_pass() -> None:
     assert len(made.stream.lines) == 1
 
 
-def test_an_array_within_an_array_is_not_looked_into() -> None:
-    """It is no message; and to look into each would take a filter very long."""
+def test_a_nested_array_is_refused_as_a_whole() -> None:
+    """It is no message, and filtering each of its elements could take very long."""
     made = Made(filters=[Filter()])
     call = b'{"jsonrpc":"2.0","id":1,"method":"%b"}'
     made.post(b"[[[" + call % b"request" + b"," + call % b"m" + b"]]," + call % b"m" + b"]")
@@ -499,8 +499,8 @@ def test_an_array_within_an_array_is_not_looked_into() -> None:
     assert made.session.refused == 1
 
 
-def test_what_was_not_stored_is_not_answered_either() -> None:
-    """The client sends all of it again."""
+def test_a_busy_backend_means_no_answers_to_refused_messages() -> None:
+    """The client sends all of them again."""
     made = Made(filters=[Filter()])
     made.backend.busy = True
     lines = [CALL, CALL.replace(b"swordfish", b"request")]
@@ -509,8 +509,8 @@ def test_what_was_not_stored_is_not_answered_either() -> None:
     assert made.clock.getDelayedCalls() == []
 
 
-def test_a_request_without_a_session_that_is_refused_goes_to_nobody() -> None:
-    """Who serves such requests answers with the refusal."""
+def test_send_to_backend_raises_the_refusal() -> None:
+    """A worker, which has no client's stream, answers with the refusal itself."""
     made = Made(filters=[Filter()])
     with pytest.raises(MessageRefused, match="not here"):
         made.session.send_to_backend([CALL, CALL.replace(b"swordfish", b"request")])
@@ -530,7 +530,7 @@ def test_a_request_without_a_session_that_is_refused_goes_to_nobody() -> None:
 def test_a_refused_message_of_the_backend(
     line: bytes, answer: str | None, logged_failures: list[Failure]
 ) -> None:
-    """A request that is refused is answered to the backend; the rest is dropped and counted."""
+    """A refused request is answered with an error; everything else is dropped and counted."""
     made = Made(filters=[Filter()], observers=[observer := Observer()])
     made.session.messages_received([NOTE, line, REPLY])
     assert made.stream.lines == [NOTE, REPLY]
@@ -545,8 +545,8 @@ def test_a_refused_message_of_the_backend(
     )
 
 
-def test_a_refused_answer_is_an_error_for_who_asked() -> None:
-    """They are not to wait for ever."""
+def test_a_refused_answer_is_an_error_for_the_client() -> None:
+    """Without an answer it would wait for ever."""
     made = Made(filters=[Filter()])
     made.session.messages_received([REPLY.replace(b"swordfish", b"request")])
     error = {"code": -32000, "message": "not here"}
@@ -562,8 +562,8 @@ def test_a_backend_that_does_not_read_the_answer_to_its_request() -> None:
     assert "does not read the answers" in made.session.reason
 
 
-def test_a_refused_request_of_a_backend_that_takes_no_answer() -> None:
-    """Its stdin is closed, what it wrote before still passes."""
+def test_a_refused_request_of_a_backend_that_closed_its_stdin() -> None:
+    """Its stdin is closed, but its output still passes."""
 
     def closed(line: bytes) -> None:
         raise UnknownSession("its backend takes no more messages")
@@ -585,7 +585,7 @@ def test_a_filter_that_fails_on_a_message_of_the_client() -> None:
 # Observers.
 
 
-def test_an_observer_that_raises_disturbs_nothing(logged_failures: list[Failure]) -> None:
+def test_an_observer_that_raises_is_logged(logged_failures: list[Failure]) -> None:
     """promise: a step that raises skips no other; other observers are told all the same."""
     made = Made(observers=[FailingObserver(), observer := Observer()])
     made.session.open(made.session.forget, stderr_notifications=True)
@@ -608,8 +608,8 @@ def test_an_observer_that_raises_disturbs_nothing(logged_failures: list[Failure]
 # The log.
 
 
-def test_the_account_of_a_session(log_lines: list[str]) -> None:
-    """Opened and closed, each one line, with all that was asked for."""
+def test_opening_and_closing_are_logged(log_lines: list[str]) -> None:
+    """One line each, with the counters and the end of stderr."""
     made = Made(filters=[Filter()])
     made.session.open(made.session.forget, stderr_notifications=True)
     made.post(CALL)
@@ -632,7 +632,7 @@ def test_the_account_of_a_session(log_lines: list[str]) -> None:
     assert len(closed) < 1000
 
 
-def test_the_log_holds_no_whole_id_and_no_contents(
+def test_the_log_holds_no_full_session_id_and_no_message_contents(
     log_lines: list[str], logged_failures: list[Failure]
 ) -> None:
     """Whatever goes wrong: no message contents, no whole session id."""
@@ -680,7 +680,7 @@ class Opened:
 
 
 def result_of(coroutine: Coroutine[Deferred[Any], Any, Any]) -> Any:
-    """What a coroutine returns or raises, which has nothing to wait for."""
+    """Return or raise the result of a coroutine that waits for nothing."""
     results: list[Any] = []
     Deferred.fromCoroutine(coroutine).addBoth(results.append)
     [result] = results
@@ -690,7 +690,7 @@ def result_of(coroutine: Coroutine[Deferred[Any], Any, Any]) -> Any:
 
 
 class SlowLauncher(FakeLauncher):
-    """One that takes its time."""
+    """A launcher whose backends start when the test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -721,7 +721,7 @@ def test_ids_are_version_4_and_lower_case() -> None:
         assert UUID(ident).version == 4
 
 
-def test_the_permit_comes_first() -> None:
+def test_the_permit_is_acquired_before_anything_else() -> None:
     """promise: at the limit 429; no header and no process before the permit."""
     opened = Opened(limit=1)
     first = opened.open()
@@ -786,7 +786,7 @@ def test_a_client_that_leaves_before_the_backend_runs_holds_no_permit() -> None:
     assert opened.clock.getDelayedCalls() == []
 
 
-def test_a_backend_that_takes_for_ever_to_start_holds_no_permit() -> None:
+def test_a_launch_that_times_out_holds_no_permit() -> None:
     """Every wait has a bound: the client gets a clear error, the permit returns."""
     opened = Opened(launcher=SlowLauncher())
     opening = Deferred.fromCoroutine(opened.server.open_session(opened.make_sink))
@@ -878,10 +878,10 @@ def test_two_sessions_never_cross() -> None:
     assert [backend.sent for backend in opened.launcher.backends] == [[b"[10]"], [b"[20]"]]
 
 
-# The server: its end.
+# The server: stopping.
 
 
-def test_stopping_ends_all_and_waits_for_all() -> None:
+def test_stopping_ends_all_sessions_and_waits_for_them() -> None:
     """beat: shutdown with sessions open: every backend stopped and reaped."""
     opened = Opened(limit=3)
     sessions = [opened.open() for _ in range(3)]
@@ -910,11 +910,11 @@ def test_stopping_while_a_backend_starts() -> None:
     assert opened.limiter.taken == 0
 
 
-# What a backend does wrong.
+# Mistakes of a backend.
 
 
 class Complaining(Made):
-    """A session, and what it complains of."""
+    """A session, and the warnings about its backend."""
 
     def __init__(self, **options: Any) -> None:
         self.complaints: list[tuple[str, str]] = []
@@ -936,7 +936,7 @@ class Complaining(Made):
 def test_a_message_that_cannot_pass(
     lost: Lost, client: list[Any], backend: list[Any], said: str
 ) -> None:
-    """Who waits for an answer gets an error that says why."""
+    """The side that waits for an answer gets an error with the reason."""
     made = Complaining()
     made.session.message_lost(lost)
     assert [json.loads(line)["id"] for line in made.stream.lines] == client
@@ -950,8 +950,8 @@ def test_a_message_that_cannot_pass(
 
 
 @pytest.mark.parametrize("answer", [b"", REPLY, REPLY.replace(b'"id":1', b'"id":"1"')])
-def test_what_may_be_a_copy_of_an_answer(answer: bytes) -> None:
-    """LOST_SECONDS: the request fails only if no answer follows."""
+def test_a_request_fails_only_if_no_answer_follows_a_damaged_copy(answer: bytes) -> None:
+    """It fails `LOST_SECONDS` later."""
     made = Complaining()
     made.session.message_lost(Lost("lines", "why", 1))
     made.session.message_lost(Lost("lines", "again", 1))
@@ -965,8 +965,8 @@ def test_what_may_be_a_copy_of_an_answer(answer: bytes) -> None:
     assert made.clock.getDelayedCalls() == []
 
 
-def test_lost_kept() -> None:
-    """LOST_KEPT: of more nothing is told, until those are over, each in its own time."""
+def test_at_most_lost_kept_answers_are_awaited() -> None:
+    """Further damaged answers are ignored until one of these is over."""
     made = Complaining()
     line = b'{"jsonrpc":"2.0","id":%d,"result":NaN}'
     made.session.message_dropped("invalid", line % 0)
@@ -994,8 +994,8 @@ def test_a_message_that_cannot_pass_when_the_session_ends() -> None:
     assert made.stream.lines == []
 
 
-def test_the_bridges_own_error_is_no_mistake_of_the_backend() -> None:
-    """Where the request was answered before."""
+def test_the_bridges_own_error_causes_no_warning() -> None:
+    """The request was answered before, so the error is dropped."""
     made = Complaining()
     made.stream.send = lambda lines: made.session.message_dropped("unasked", lines[0])  # type: ignore[method-assign]
     made.session.message_lost(Lost("x", "why", 1, certain=True))
@@ -1020,8 +1020,8 @@ def test_a_line_is_shown_escaped_and_cut() -> None:
         ("null", b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":""}}', "(id null)"),
     ],
 )
-def test_what_reached_nobody_is_named_by_its_id(why: str, line: bytes, said: str) -> None:
-    """What it says is never shown."""
+def test_a_dropped_message_is_logged_with_its_id(why: str, line: bytes, said: str) -> None:
+    """Its contents are never logged."""
     made = Complaining()
     made.session.message_dropped("unasked" if why == "null" else why, line)
     [(fault, what)] = made.complaints
@@ -1030,14 +1030,14 @@ def test_what_reached_nobody_is_named_by_its_id(why: str, line: bytes, said: str
     assert "swordfish" not in what
 
 
-def test_what_is_nobodys_mistake_is_not_named() -> None:
+def test_a_message_dropped_without_fault_is_not_logged() -> None:
     made = Complaining()
     made.session.message_dropped("no room", REPLY)
     assert made.complaints == []
 
 
 def test_an_answer_that_is_no_json_fails_its_call() -> None:
-    """Python writes NaN, which JSON has not; never from within the reading of the backend."""
+    """Python writes NaN, which is not JSON."""
     made = Complaining()
     made.session.message_dropped("invalid", b'{"jsonrpc":"2.0","id":1,"result":{"x":NaN}}')
     assert made.stream.lines == []

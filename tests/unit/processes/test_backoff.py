@@ -34,8 +34,8 @@ def test_each_pause_varies_by_a_part_of_the_first(log_lines: list[str]) -> None:
     assert backoff.failed(20.0, "no") == BACKOFF_SECONDS * 2.25
 
 
-def test_failures_while_it_is_down_are_one() -> None:
-    """Sixteen that were begun together say no more than one."""
+def test_failures_while_the_server_is_down_count_once() -> None:
+    """Sixteen starts that were begun together count as one failure."""
     backoff = StartBackoff("cat", no_jitter)
     assert [backoff.failed(0.25, "no") for _ in range(16)] == [1.0] * 16
     assert backoff.failed(0.75, "why not") == 0.5
@@ -44,13 +44,13 @@ def test_failures_while_it_is_down_are_one() -> None:
     assert str(backoff) == "down after 2 failed starts: no"
 
 
-def test_a_failure_without_a_reason_is_one() -> None:
+def test_a_failure_without_a_reason_counts() -> None:
     backoff = StartBackoff("cat", no_jitter)
     backoff.failed(0.0, "")
     assert str(backoff).startswith("down")
 
 
-def test_clients_are_told_when_to_come_again() -> None:
+def test_server_down_tells_when_to_retry() -> None:
     backoff = StartBackoff("cat", no_jitter)
     backoff.check(0.0)
     backoff.failed(0.0, "it was not found")
@@ -63,8 +63,8 @@ def test_clients_are_told_when_to_come_again() -> None:
     backoff.check(1.0)
 
 
-def test_sessions_whose_process_ends_without_a_word() -> None:
-    """Each may be its client's fault; many in a row may be the server's."""
+def test_many_silent_deaths_in_a_row_raise_a_doubt() -> None:
+    """Each may be the client's fault, but many in a row may be the server's."""
     backoff = StartBackoff("cat", no_jitter)
     doubts = [backoff.stillborn() for _ in range(STILLBORN_STARTS)]
     assert doubts == [False] * (STILLBORN_STARTS - 1) + [True]

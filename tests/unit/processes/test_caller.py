@@ -1,4 +1,4 @@
-"""What filters and observers are told of the client whose message they see."""
+"""The caller that filters and observers see with a message."""
 
 from __future__ import annotations
 
@@ -123,9 +123,7 @@ def test_headers_cannot_be_changed() -> None:
         ('{"name":"' + "\u00e9" * 300 + '"}', "\u00e9" * CLIENT_TEXT_CHARS, None),
     ],
 )
-def test_what_a_client_says_of_itself(
-    info: str | None, name: str | None, version: str | None
-) -> None:
+def test_the_client_info_is_read(info: str | None, name: str | None, version: str | None) -> None:
     caller = Caller("", None, {})
     caller.introduced(None if info is None else msgspec.Raw(info.encode()))
     assert (caller.client_name, caller.client_version) == (name, version)
@@ -148,7 +146,7 @@ def initialize(name: str = "inspector", **more: Any) -> bytes:
         initialize(padding="x" * LARGE_BYTES),
     ],
 )
-def test_an_initialize_that_does_not_say(line: bytes) -> None:
+def test_an_initialize_without_client_info(line: bytes) -> None:
     caller = Caller("", None, {})
     caller.initialized(line)
     assert (caller.client_name, caller.client_version) == (None, None)
@@ -157,7 +155,7 @@ def test_an_initialize_that_does_not_say(line: bytes) -> None:
     assert (caller.client_name, caller.client_version) == ("inspector", "2")
 
 
-def test_what_is_shown_of_a_caller() -> None:
+def test_the_repr_of_a_caller() -> None:
     assert repr(Caller("", None, {"authorization": "Bearer s3cret"})) == "<Caller>"
     caller = Caller("i" * 1000, "192.0.2.1", {"authorization": "Bearer s3cret"})
     caller.introduced(msgspec.Raw(b'{"name":"\\u001b[2Jn\\n","version":"%b"}' % (b"v" * 1000)))
@@ -178,7 +176,7 @@ def watcher() -> Watcher:
     return Watcher()
 
 
-def test_two_at_once_on_one_process(watcher: Watcher) -> None:
+def test_two_callers_at_once_on_one_concurrent_process(watcher: Watcher) -> None:
     """Each call of the filter and of the observer sees its own caller, at the answer too."""
     world = World(Modern, watcher=watcher)
     calls = {}
@@ -201,7 +199,7 @@ def test_two_at_once_on_one_process(watcher: Watcher) -> None:
     world.end()
 
 
-def test_what_a_process_says_before_it_answers(watcher: Watcher) -> None:
+def test_notifications_before_the_answer_have_their_caller(watcher: Watcher) -> None:
     world = World(Modern, watcher=watcher)
     world.caller = named("ann")
     world.request("tools/call", calling("ann", progressToken="t"), level="info")
@@ -231,7 +229,7 @@ def test_what_a_process_says_before_it_answers(watcher: Watcher) -> None:
 
 
 def calling(token: str, **more: Any) -> dict[str, Any]:
-    """The parameters of a call that waits; a token of progress in place of a caller's own."""
+    """Also progress, whose token the bridge has replaced."""
     own = {
         PREFIX + "protocolVersion": "2026-07-28",
         PREFIX + "clientCapabilities": {},
@@ -242,8 +240,8 @@ def calling(token: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", [Modern, Legacy])
-def test_messages_that_are_refused(watcher: Watcher, kind: Any) -> None:
-    """Neither on the way in nor on the way out is the next one taken for the last one's."""
+def test_the_caller_of_refused_messages(watcher: Watcher, kind: Any) -> None:
+    """After a refusal in either direction the next message has its own caller."""
     world = World(kind, watcher=watcher)
     world.caller = named("ann")
     refused = world.call("forbidden")
@@ -261,8 +259,8 @@ def test_messages_that_are_refused(watcher: Watcher, kind: Any) -> None:
     world.end()
 
 
-def test_who_listens_anew(watcher: Watcher) -> None:
-    """The process has ended; the next one has the stream of the same client."""
+def test_a_renewed_subscription_keeps_its_caller(watcher: Watcher) -> None:
+    """The process has ended, and the next one serves the same client's stream."""
     world = World(Modern, watcher=watcher)
     world.caller = named("ann")
     listening = world.listen()
@@ -276,7 +274,7 @@ def test_who_listens_anew(watcher: Watcher) -> None:
     world.end()
 
 
-def test_who_listens_to_tasks(watcher: Watcher) -> None:
+def test_a_subscription_to_tasks_has_its_caller(watcher: Watcher) -> None:
     world = World(WithTasks, watcher=watcher)
     world.caller = named("ann")
     params = {"name": "t", "arguments": {"token": "a", "do": "task"}}
@@ -294,7 +292,7 @@ def test_who_listens_to_tasks(watcher: Watcher) -> None:
     world.end()
 
 
-def test_one_after_the_other_on_a_leased_process(watcher: Watcher) -> None:
+def test_callers_one_after_the_other_on_an_exclusive_process(watcher: Watcher) -> None:
     world = World(Legacy, watcher=watcher)
     for name in ("ann", "bob"):
         world.caller = named(name)
@@ -313,7 +311,7 @@ def test_one_after_the_other_on_a_leased_process(watcher: Watcher) -> None:
     world.end()
 
 
-def test_two_at_once_on_leased_processes(watcher: Watcher) -> None:
+def test_two_callers_at_once_on_exclusive_processes(watcher: Watcher) -> None:
     world = World(Legacy, watcher=watcher)
     calls = {}
     for name in ("ann", "bob"):
@@ -330,8 +328,8 @@ def test_two_at_once_on_leased_processes(watcher: Watcher) -> None:
     world.end()
 
 
-def test_a_question_and_its_answer(watcher: Watcher) -> None:
-    """While a call is parked it is still its client's; the retry is a request of its own."""
+def test_an_input_request_and_its_retry(watcher: Watcher) -> None:
+    """A suspended call keeps its caller; the retry has one of its own."""
     world = World(Legacy, watcher=watcher)
     world.caller = named("ann")
     call = world.call("a", "ask")
@@ -352,8 +350,8 @@ def test_a_question_and_its_answer(watcher: Watcher) -> None:
 
 
 @pytest.mark.parametrize("kind", [Modern, Legacy])
-def test_who_has_left_is_nobody(watcher: Watcher, kind: Any) -> None:
-    """What comes late for a request that was given up is no other client's either."""
+def test_late_messages_for_a_client_that_left_have_no_caller(watcher: Watcher, kind: Any) -> None:
+    """Nor do they have another client's."""
     world = World(kind, watcher=watcher, limit=1)
     world.caller = named("ann")
     call = world.call("a", "wait")
@@ -373,7 +371,7 @@ def test_who_has_left_is_nobody(watcher: Watcher, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [Modern, Legacy])
-def test_a_spare_process_is_nobodys(watcher: Watcher, kind: Any) -> None:
+def test_a_spare_process_has_no_caller(watcher: Watcher, kind: Any) -> None:
     world = World(kind, watcher=watcher, warm=1)
     world.pool.start()
     world.run(10)
@@ -389,7 +387,7 @@ def test_a_spare_process_is_nobodys(watcher: Watcher, kind: Any) -> None:
 
 
 class Suspicious:
-    """Notes what bears somebody's token and is told to be of somebody else."""
+    """Records messages with one caller's token that are attributed to another."""
 
     def __init__(self) -> None:
         self.right = 0
@@ -437,7 +435,7 @@ _TOKEN = re.compile(r'"(?:token|message)": ?"(who [0-9])"')
     st.sampled_from([Modern, Legacy]),
     st.integers(1, 3),
 )
-def test_nobody_is_taken_for_another(
+def test_no_caller_is_taken_for_another(
     steps: list[tuple[str, int, float | None]], kind: Any, limit: int
 ) -> None:
     watcher = Suspicious()
@@ -478,7 +476,7 @@ def test_nobody_is_taken_for_another(
 
 
 class Launcher(FakeLauncher):
-    """Gives servers of one kind."""
+    """A launcher of one kind of fake servers."""
 
     kind: type[FakeBackend] = FakeBackend
 
@@ -489,7 +487,7 @@ class Launcher(FakeLauncher):
 
 
 class Site:
-    """A bridge in memory, with a front, and connections to it."""
+    """A bridge in memory, with the fast path, and connections to it."""
 
     def __init__(
         self,
@@ -582,7 +580,7 @@ def test_a_session_of_sse(watcher: Watcher, front: bool) -> None:
 
 
 def test_a_session_of_streamable_http(watcher: Watcher) -> None:
-    """Who it is stands in the request that opens it: it is known from the beginning."""
+    """The request that opens it tells, so the caller is known from the beginning."""
     site = Site(watcher)
     forwarded = ("X-Forwarded-For: 198.51.100.7", "X-Team: red")
     first = site.post(initialize(), *forwarded, end=PROXY)
@@ -599,8 +597,8 @@ def test_a_session_of_streamable_http(watcher: Watcher) -> None:
 
 
 @pytest.mark.parametrize("kind", [ModernAtOnce, LegacyAtOnce])
-def test_requests_of_2026(watcher: Watcher, kind: type[FakeBackend]) -> None:
-    """Each has a caller of its own, though they come over the same front."""
+def test_each_stateless_request_has_its_caller(watcher: Watcher, kind: type[FakeBackend]) -> None:
+    """Also for those that come over the same connection."""
     site = Site(watcher, kind)
     asked = [
         site.ask("x", "X-Team: red", info={"name": "one", "version": 1}),
@@ -617,7 +615,7 @@ def test_requests_of_2026(watcher: Watcher, kind: type[FakeBackend]) -> None:
 
 
 @pytest.mark.parametrize("only", ["filters", "observers"])
-def test_one_of_both_is_enough(watcher: Watcher, only: str) -> None:
+def test_filters_or_observers_alone_get_callers(watcher: Watcher, only: str) -> None:
     site = Site(watcher, ModernAtOnce, only=only)
     site.ask("x")
     site.answer_all()
@@ -628,7 +626,7 @@ def test_one_of_both_is_enough(watcher: Watcher, only: str) -> None:
     assert unseen == []
 
 
-def test_nothing_is_made_where_nobody_asks() -> None:
+def test_no_caller_is_made_without_filters_and_observers() -> None:
     site = Site(None, ModernAtOnce)
     site.send("GET /sse")
     site.post(initialize())

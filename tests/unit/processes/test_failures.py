@@ -1,4 +1,4 @@
-"""Failures of backends, as warnings that say what to do."""
+"""Warnings about backends that failed, with advice for the operator."""
 
 from typing import Any
 
@@ -54,8 +54,8 @@ def said(lines: list[str]) -> list[str]:
     return [line for line in lines if " failed: " in line or SILENT in line or "not op" in line]
 
 
-def test_a_backend_that_dies_at_once(log_lines: list[str]) -> None:
-    """With where to look; arguments may hold keys and are not shown."""
+def test_a_backend_that_dies_at_once_is_a_warning(log_lines: list[str]) -> None:
+    """It says where to look; arguments may hold keys and are not shown."""
     served = Served()
     session = served.open()
     session.client_message(INITIALIZE, None)
@@ -70,7 +70,7 @@ def test_a_backend_that_dies_at_once(log_lines: list[str]) -> None:
     assert served.clock.getDelayedCalls() == []
 
 
-def test_one_line_for_a_cause_and_not_for_a_client(log_lines: list[str]) -> None:
+def test_there_is_one_line_for_a_cause_not_for_each_client(log_lines: list[str]) -> None:
     served = Served()
     for _ in range(3):
         served.end(served.open(), "exit status 1")
@@ -93,7 +93,7 @@ def test_one_line_for_a_cause_and_not_for_a_client(log_lines: list[str]) -> None
         ("signal 15", "the backend wrote a line of more than 5 bytes", True, True),
     ],
 )
-def test_which_ends_are_failures(
+def test_ends_that_are_failures(
     status: str, reason: str | None, heard: bool, warns: bool, log_lines: list[str]
 ) -> None:
     served = Served()
@@ -106,8 +106,8 @@ def test_which_ends_are_failures(
     assert ("before it had answered" in "".join(said(log_lines))) == (warns and not heard)
 
 
-def test_normal_ends_are_none(log_lines: list[str]) -> None:
-    """The client left, however the backend then ended; and the stop of the bridge."""
+def test_normal_ends_are_not_logged_as_failures(log_lines: list[str]) -> None:
+    """The client left, however the backend ended then; or the bridge was stopped."""
     served = Served()
     first, second = served.open(), served.open()
     first.life.end("the client went away")
@@ -120,7 +120,7 @@ def test_normal_ends_are_none(log_lines: list[str]) -> None:
     assert served.clock.getDelayedCalls() == []
 
 
-def test_a_backend_that_says_nothing(log_lines: list[str]) -> None:
+def test_a_silent_backend_is_a_warning(log_lines: list[str]) -> None:
     """It is a warning after `start_timeout`, and the session goes on."""
     served = Served(start_timeout=20.0, args=())
     session = served.open()
@@ -139,8 +139,8 @@ def test_a_backend_that_says_nothing(log_lines: list[str]) -> None:
     assert len(said(log_lines)) == 1
 
 
-def test_a_backend_that_was_asked_nothing_is_not_silent(log_lines: list[str]) -> None:
-    """A client of `/sse` may wait; once it has asked, the backend has its time."""
+def test_a_backend_without_requests_is_not_silent(log_lines: list[str]) -> None:
+    """A client of `/sse` may wait; the time of the backend begins with its first request."""
     served = Served(start_timeout=20.0)
     quiet, answered = served.open(), served.open()
     answered.client_message(INITIALIZE, None)
@@ -161,7 +161,9 @@ def test_a_backend_that_was_asked_nothing_is_not_silent(log_lines: list[str]) ->
         ("file", "its stderr is in "),
     ],
 )
-def test_where_to_look(mode: str, place: str, log_lines: list[str], tmp_path: Any) -> None:
+def test_the_warning_says_where_stderr_is(
+    mode: str, place: str, log_lines: list[str], tmp_path: Any
+) -> None:
     served = Served(stderr_log=mode, stderr_dir=str(tmp_path))
     session = served.open()
     session.diagnostics_received([b"one", b"two"])
@@ -172,7 +174,7 @@ def test_where_to_look(mode: str, place: str, log_lines: list[str], tmp_path: An
     served.server.stop()
 
 
-def test_a_start_that_fails_is_one_line(log_lines: list[str]) -> None:
+def test_a_failed_start_is_one_line(log_lines: list[str]) -> None:
     served = Served()
     served.launcher.error = CannotStart("cannot start 'npx': it was not found")
     for _ in range(3):
@@ -182,7 +184,7 @@ def test_a_start_that_fails_is_one_line(log_lines: list[str]) -> None:
     assert line.endswith("of 'x' not opened: cannot start 'npx': it was not found")
 
 
-def test_stderr_of_a_spare_process_says_so(log_lines: list[str]) -> None:
+def test_stderr_of_a_spare_process_is_marked(log_lines: list[str]) -> None:
     served = Served(warm=1)
     served.server.start()
     served.clock.advance(1)
@@ -197,8 +199,8 @@ def test_stderr_of_a_spare_process_says_so(log_lines: list[str]) -> None:
     served.server.stop()
 
 
-def test_mistakes_are_said_once_in_a_while(log_lines: list[str]) -> None:
-    """COMPLAIN_SECONDS: once for a kind of mistake, whichever session makes it."""
+def test_mistakes_are_logged_once_in_complain_seconds(log_lines: list[str]) -> None:
+    """Once for each kind of mistake, whichever session makes it."""
     served = Served()
     one, two = served.open(), served.open()
     for session in (one, two, two):

@@ -1,4 +1,4 @@
-"""A server that is slow to start once, and clients of 2026-07-28 that do not wait for it."""
+"""A server whose first start is slow, and stateless clients that do not wait for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ kinds = pytest.mark.parametrize("kind", [Legacy, Modern])
 
 
 def installing(kind: type[Scripted], seconds: float = INSTALL) -> type[Scripted]:
-    """A server whose processes answer nothing until one of them has run for so long."""
+    """A server whose processes answer nothing until one of them has run for `INSTALL`."""
 
     class Installing(kind):  # type: ignore[misc,valid-type]
         #: How many have begun, and when that was done; one that is ended meanwhile leaves nothing.
@@ -84,10 +84,10 @@ def answered(call: Call) -> bool:
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("limit", [1, 10])
 @pytest.mark.parametrize("reuse", ["connection", "never", "identity"])
-def test_clients_that_do_not_wait_get_there(
+def test_impatient_clients_are_served_in_the_end(
     kind: type[Scripted], known: bool, limit: int, reuse: str
 ) -> None:
-    """What the first one had started goes on, and no other one is started beside it."""
+    """The start that the first one began goes on, and no other one is made beside it."""
     slow = Slow(kind, limit=limit, known=known, reuse=reuse)
     slow.left()
     for _ in range(TRIES):
@@ -105,8 +105,8 @@ def test_clients_that_do_not_wait_get_there(
 
 
 @kinds
-def test_what_is_slower_than_a_probe_is_begun_twice(kind: type[Scripted]) -> None:
-    """Whatever says nothing for `probe_timeout` is ended; then it is not disturbed any more."""
+def test_a_start_slower_than_the_probe_begins_twice(kind: type[Scripted]) -> None:
+    """A process that is silent for `probe_timeout` is ended; the next one is left alone."""
     slow = Slow(kind, 15, known=False, probe_timeout=10)
     for _ in range(TRIES):
         call = slow.call()
@@ -121,7 +121,7 @@ def test_what_is_slower_than_a_probe_is_begun_twice(kind: type[Scripted]) -> Non
 
 
 @kinds
-def test_many_who_come_back_are_no_herd(kind: type[Scripted]) -> None:
+def test_many_returning_clients_start_one_process(kind: type[Scripted]) -> None:
     slow = Slow(kind)
     slow.left()
     calls = [slow.call(f"{number}") for number in range(8)]
@@ -132,8 +132,8 @@ def test_many_who_come_back_are_no_herd(kind: type[Scripted]) -> None:
     slow.world.end()
 
 
-def test_it_is_for_one_who_says_the_same_of_itself() -> None:
-    """Also where that one has waited for it."""
+def test_the_process_serves_a_client_with_the_same_client_info() -> None:
+    """Also where that client has waited for it."""
     slow = Slow(Legacy)
     slow.left()
     other, same = slow.call("other"), slow.call()
@@ -147,7 +147,7 @@ def test_it_is_for_one_who_says_the_same_of_itself() -> None:
 
 
 @pytest.mark.parametrize("how", ["dies", "late"])
-def test_who_waits_goes_on_when_the_start_fails(how: str) -> None:
+def test_waiting_requests_proceed_when_the_first_start_fails(how: str) -> None:
     slow = Slow(Legacy, 100, start_timeout=20.0)
     slow.left()
     call = slow.call()
@@ -165,8 +165,8 @@ def test_who_waits_goes_on_when_the_start_fails(how: str) -> None:
     slow.world.end()
 
 
-def test_it_is_waited_for_no_longer_than_it_may_take() -> None:
-    """Who waits for it has begun its own then, and that may take as long."""
+def test_the_wait_for_the_first_start_is_bounded_in_time() -> None:
+    """A waiting request starts its own process then, which may take as long."""
     slow = Slow(Legacy, 100, start_timeout=20.0)
     slow.left()
     calls = [slow.call() for _ in range(3)]
@@ -178,8 +178,8 @@ def test_it_is_waited_for_no_longer_than_it_may_take() -> None:
     slow.world.end()
 
 
-def test_no_more_than_so_many_wait_for_it() -> None:
-    """`max_waiting_requests`: the next one begins its own."""
+def test_at_most_max_waiting_requests_wait_for_the_first_start() -> None:
+    """The next request starts a process of its own."""
     slow = Slow(Legacy, max_waiting_requests=2)
     slow.left()
     for _ in range(3):
@@ -190,7 +190,7 @@ def test_no_more_than_so_many_wait_for_it() -> None:
     slow.world.end()
 
 
-def test_who_waits_may_leave() -> None:
+def test_a_waiting_client_may_leave() -> None:
     slow = Slow(Legacy)
     slow.left()
     leave(slow.call())
@@ -202,8 +202,8 @@ def test_who_waits_may_leave() -> None:
     slow.world.end()
 
 
-def test_those_who_are_still_there_do_not_wait_for_each_other() -> None:
-    """The first one may have brought words that the server does not take."""
+def test_present_clients_do_not_wait_for_each_other() -> None:
+    """The first one may have sent something that the server cannot take."""
     slow = Slow(Legacy)
     slow.call()
     slow.call()
@@ -213,7 +213,7 @@ def test_those_who_are_still_there_do_not_wait_for_each_other() -> None:
     slow.world.end()
 
 
-def test_nobody_waits_for_a_server_that_has_worked() -> None:
+def test_no_client_waits_for_a_server_that_has_worked() -> None:
     slow = Slow(Legacy)
     slow.world.pool.backoff.succeeded()
     slow.left()
@@ -224,7 +224,7 @@ def test_nobody_waits_for_a_server_that_has_worked() -> None:
     slow.world.end()
 
 
-def test_the_bridge_stops() -> None:
+def test_stopping_ends_the_wait() -> None:
     slow = Slow(Legacy)
     slow.left()
     call = slow.call()

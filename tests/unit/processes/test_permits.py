@@ -1,4 +1,4 @@
-"""Permits: never more than the limit, never fewer than none, none counted twice."""
+"""Permits: never more than the limit, and none is returned twice."""
 
 from itertools import product
 from typing import Any
@@ -16,7 +16,7 @@ from mcpbridge.processes.permits import CombinedLimiter, Permit, RefusalLog, Ses
 
 @implementer(ISessionLimiter)
 class Failing:
-    """A limiter that somebody else wrote."""
+    """A limiter of an extension."""
 
     def acquire(self) -> object | None:
         raise OSError("the database is down")
@@ -35,7 +35,7 @@ def test_a_limit_that_is_no_integer_is_refused(limit: Any) -> None:
         SessionLimiter(limit)
 
 
-def test_at_the_limit_the_answer_is_no() -> None:
+def test_no_permit_beyond_the_limit() -> None:
     """promise: `acquire` below the limit is true, at the limit false."""
     limiter = SessionLimiter(2)
     first, second = limiter.acquire(), limiter.acquire()
@@ -48,7 +48,7 @@ def test_at_the_limit_the_answer_is_no() -> None:
     assert limiter.acquire() is None
 
 
-def test_every_short_history() -> None:
+def test_every_short_sequence_of_acquire_and_release() -> None:
     """promise: release never goes below zero; a permit released twice counts once."""
     for history in product(["acquire", 0, 1, 2], repeat=6):
         limiter = SessionLimiter(2)
@@ -67,7 +67,7 @@ def test_every_short_history() -> None:
             assert limiter.taken == len(out), history
 
 
-def test_one_of_each_or_none_of_any() -> None:
+def test_a_combined_permit_takes_one_of_each_or_none() -> None:
     """promise: a refused request holds no permit, of none of the limiters."""
     whole, part = SessionLimiter(3), SessionLimiter(1)
     both = CombinedLimiter(whole, part)
@@ -81,14 +81,14 @@ def test_one_of_each_or_none_of_any() -> None:
     assert (whole.taken, part.taken) == (0, 0)
 
 
-def test_a_limiter_that_raises_keeps_no_permit_of_the_others() -> None:
+def test_a_limiter_that_raises_leaves_no_permit_taken() -> None:
     whole = SessionLimiter(1)
     with pytest.raises(OSError, match="database"):
         CombinedLimiter(whole, Failing()).acquire()
     assert whole.taken == 0
 
 
-def test_the_log_is_told_of_a_full_server_now_and_then(log_lines: list[str]) -> None:
+def test_refusals_are_logged_now_and_then(log_lines: list[str]) -> None:
     clock = Clock()
     refusals = RefusalLog("cat", clock)
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""The processes of a server: permits, spare ones, room, and what fails."""
+"""The process pool: permits, spare processes, capacity and failed starts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOTES = [b'{"jsonrpc":"2.0","method":"notifications/%d"}' % number for number in
 
 
 class SlowLauncher(FakeLauncher):
-    """One that takes its time."""
+    """A launcher whose backends start when the test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Pooled:
 
 
 class Taking(list[Any]):
-    """What became of a `take`, once it has."""
+    """A call of `take`, and its result once there is one."""
 
     def __init__(self, coroutine: Coroutine[Deferred[Any], Any, Any]) -> None:
         self.deferred = Deferred.fromCoroutine(coroutine).addBoth(self.append)
@@ -141,7 +141,7 @@ def close(session: BackendSession) -> None:
 # Taking.
 
 
-def test_a_permit_comes_and_goes_with_a_process() -> None:
+def test_a_process_holds_a_permit_until_it_is_gone() -> None:
     made = Pooled(limit=1)
     session = made.take()
     assert (made.taken, made.pool.unclosed) == (1, {session})
@@ -155,8 +155,8 @@ def test_a_permit_comes_and_goes_with_a_process() -> None:
 
 
 @pytest.mark.parametrize("error", [CannotStart("not found"), RuntimeError("a defect")])
-def test_a_launch_that_fails_holds_nothing(error: Exception) -> None:
-    """A client's own try: the server is not down for others."""
+def test_a_failed_launch_holds_no_permit(error: Exception) -> None:
+    """A failed launch for a client does not set the server down for others."""
     made = Pooled()
     made.launcher.error = error
     assert made.taking().failed is (
@@ -165,7 +165,7 @@ def test_a_launch_that_fails_holds_nothing(error: Exception) -> None:
     assert (made.taken, str(made.pool.backoff)) == (0, "ready")
 
 
-def test_what_the_system_lacks_is_a_line_a_minute(log_lines: list[str]) -> None:
+def test_exhausted_descriptors_are_logged_once_a_minute(log_lines: list[str]) -> None:
     """promise: a flood of clients without descriptors does not fill the log."""
     made = Pooled()
     made.launcher.error = OutOfResources("no descriptors")
@@ -180,8 +180,8 @@ def test_what_the_system_lacks_is_a_line_a_minute(log_lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize("chained", [False, True])
-def test_a_launch_takes_not_for_ever(chained: bool) -> None:
-    """Also one whose Deferred has fired with another one."""
+def test_a_launch_times_out(chained: bool) -> None:
+    """Also where the launcher's Deferred has fired with another Deferred."""
     made = Pooled()
     if chained:
         made.launcher.launch = lambda *_: succeed(None).addCallback(lambda _: Deferred())
@@ -194,7 +194,7 @@ def test_a_launch_takes_not_for_ever(chained: bool) -> None:
     assert made.clock.getDelayedCalls() == []
 
 
-def test_a_take_that_is_cancelled_while_it_launches() -> None:
+def test_a_take_cancelled_during_the_launch_holds_no_permit() -> None:
     made = Pooled(launcher=SlowLauncher())
     taking = made.taking()
     taking.deferred.cancel()
@@ -204,7 +204,7 @@ def test_a_take_that_is_cancelled_while_it_launches() -> None:
     assert made.clock.getDelayedCalls() == []
 
 
-def test_stop_while_it_launches() -> None:
+def test_stopping_cancels_a_launch() -> None:
     made = Pooled(launcher=SlowLauncher(), warm=1)
     taking = made.taking()
     made.clock.advance(WARM_SECONDS)
@@ -221,8 +221,8 @@ def test_stop_while_it_launches() -> None:
 # Spare processes.
 
 
-def test_a_spare_one_is_ready_and_is_replaced_soon() -> None:
-    """Each time, whatever else is planned: old ones are to be replaced in an hour."""
+def test_a_spare_process_that_is_taken_is_replaced_soon() -> None:
+    """Each time, even though the timer is set to replace old ones in an hour."""
     made = Pooled(limit=10, warm=1).warmed()
     for count in range(1, 6):
         assert len(made.backends) == count
@@ -232,7 +232,7 @@ def test_a_spare_one_is_ready_and_is_replaced_soon() -> None:
     assert len(made.backends) == 6
 
 
-def test_spare_ones_are_started_one_by_one() -> None:
+def test_spare_processes_are_started_one_by_one() -> None:
     made = Pooled(limit=10, warm=5)
     counts = []
     for _ in range(8):
@@ -241,7 +241,7 @@ def test_spare_ones_are_started_one_by_one() -> None:
     assert counts == [1, 2, 3, 4, 5, 5, 5, 5]
 
 
-def test_one_launch_under_way_is_enough() -> None:
+def test_only_one_spare_process_is_launched_at_a_time() -> None:
     made = Pooled(launcher=SlowLauncher(), limit=10, warm=3)
     made.clock.pump([WARM_SECONDS] * 20)
     assert len(made.backends) == 1
@@ -253,7 +253,7 @@ def test_one_launch_under_way_is_enough() -> None:
     made.pool.stop()
 
 
-def test_within_the_limits_and_again_when_there_is_room() -> None:
+def test_spare_processes_respect_the_limits_and_start_when_a_permit_is_free() -> None:
     made = Pooled(limit=1, warm=1)
     session = made.take()
     made.clock.advance(WARM_SECONDS)
@@ -263,7 +263,7 @@ def test_within_the_limits_and_again_when_there_is_room() -> None:
     assert len(made.backends) == 2
 
 
-def test_room_that_another_server_makes_is_found() -> None:
+def test_a_permit_freed_by_another_server_is_used_for_a_spare_process() -> None:
     over_all = SessionLimiter(1)
     permit = over_all.acquire()
     assert permit is not None
@@ -274,7 +274,7 @@ def test_room_that_another_server_makes_is_found() -> None:
     assert len(made.backends) == 1
 
 
-def test_an_old_one_is_replaced() -> None:
+def test_an_old_spare_process_is_replaced() -> None:
     made = Pooled(warm=1, max_process_age=50.0).warmed()
     made.clock.advance(49)
     assert made.backends[0].events == []
@@ -286,7 +286,7 @@ def test_an_old_one_is_replaced() -> None:
     assert made.backends[1].events == []
 
 
-def test_an_age_of_nothing_is_no_storm() -> None:
+def test_a_tiny_max_process_age_causes_no_storm_of_starts() -> None:
     made = Pooled(limit=1000, warm=1, max_process_age=0.001)
     for _ in range(1000):
         made.clock.advance(0.01)
@@ -296,8 +296,8 @@ def test_an_age_of_nothing_is_no_storm() -> None:
     assert len(made.backends) <= 10 / WARM_SECONDS + 1
 
 
-def test_what_it_said_comes_first() -> None:
-    """In order, never from within `take`, and before what comes in the same turn."""
+def test_buffered_output_is_delivered_before_later_output() -> None:
+    """In order, not from within `take`, and before output of the same turn."""
     made = Pooled(warm=1).warmed()
     [backend] = made.backends
     session = backend.receiver
@@ -313,7 +313,7 @@ def test_what_it_said_comes_first() -> None:
     assert stream.lines == NOTES
 
 
-def test_what_it_said_is_bounded() -> None:
+def test_buffered_output_is_bounded() -> None:
     made = Pooled(warm=1).warmed()
     [backend] = made.backends
     line = b'"' + b"x" * (SPARE_OUTPUT_BYTES // 2) + b'"'
@@ -327,7 +327,7 @@ def test_what_it_said_is_bounded() -> None:
     assert (session.sink.lines, backend.events[-1]) == ([line, line], "resume")
 
 
-def test_what_it_said_is_for_nobody_when_it_has_ended() -> None:
+def test_buffered_output_is_dropped_if_the_session_has_ended() -> None:
     made = Pooled(warm=1).warmed()
     made.backends[0].receiver.messages_received(NOTES)
     session = made.take()
@@ -339,7 +339,7 @@ def test_what_it_said_is_for_nobody_when_it_has_ended() -> None:
 
 
 @pytest.mark.parametrize("how", ["input_closed", "output_closed"])
-def test_one_that_dies_is_not_given_to_anybody(how: str) -> None:
+def test_a_spare_process_that_dies_is_not_handed_out(how: str) -> None:
     made = Pooled(warm=1).warmed()
     [backend] = made.backends
     getattr(backend.receiver, how)("exit status 3")
@@ -352,8 +352,8 @@ def test_one_that_dies_is_not_given_to_anybody(how: str) -> None:
     assert len(made.backends) == 2
 
 
-def test_one_that_is_not_read_and_dies_gives_its_permit_back() -> None:
-    """What it wrote stays in the pipe, whose end is then never seen."""
+def test_a_paused_spare_process_that_dies_returns_its_permit() -> None:
+    """Its output stays in the pipe, so the end of the pipe is never seen."""
     reactor = FakeReactor()
 
     class Launcher(FakeLauncher):
@@ -380,7 +380,7 @@ def test_one_that_is_not_read_and_dies_gives_its_permit_back() -> None:
     made.pool.stop()
 
 
-def test_one_that_waited_long_had_been_started_well() -> None:
+def test_the_death_of_an_old_spare_process_is_no_failed_start() -> None:
     made = Pooled(warm=1).warmed()
     made.pool.backoff.failures = 3
     made.clock.advance(MAX_BACKOFF_SECONDS)
@@ -391,7 +391,7 @@ def test_one_that_waited_long_had_been_started_well() -> None:
 
 
 @pytest.mark.parametrize("waited", [0.0, SETTLED_SECONDS])
-def test_one_that_lives_when_it_is_taken_ends_the_failures(waited: float) -> None:
+def test_taking_a_settled_spare_process_resets_the_backoff(waited: float) -> None:
     made = Pooled(warm=1).warmed()
     made.pool.backoff.failures = 3
     made.clock.advance(waited)
@@ -401,8 +401,8 @@ def test_one_that_lives_when_it_is_taken_ends_the_failures(waited: float) -> Non
 
 @pytest.mark.parametrize("lives", [0.0, 0.5, 6.0, 59.0])
 @pytest.mark.parametrize("warm", [1, 3])
-def test_a_server_that_dies_is_no_storm(lives: float, warm: int) -> None:
-    """An hour of one that ends soon after each start: launches about once in a minute each."""
+def test_a_server_that_keeps_dying_causes_no_storm_of_starts(lives: float, warm: int) -> None:
+    """Over an hour, a server that ends soon after each start is launched about once a minute."""
     made = Pooled(limit=10, warm=warm)
 
     def launch(receiver: Any, label: str) -> Any:
@@ -420,7 +420,9 @@ def test_a_server_that_dies_is_no_storm(lives: float, warm: int) -> None:
 
 
 @pytest.mark.parametrize("error", [CannotStart("not found"), RuntimeError("a defect")])
-def test_a_launcher_that_fails_is_no_storm(error: Exception, logged_failures: list[Any]) -> None:
+def test_a_launcher_that_fails_causes_no_storm_of_starts(
+    error: Exception, logged_failures: list[Any]
+) -> None:
     made = Pooled(warm=1)
     tries: list[float] = []
 
@@ -435,11 +437,11 @@ def test_a_launcher_that_fails_is_no_storm(error: Exception, logged_failures: li
     assert made.taking().failed is ServerDown
 
 
-# Full, and down.
+# Full servers, and those that are down.
 
 
-def test_down_is_not_full() -> None:
-    """503, also where no permit is left: what `take` says."""
+def test_a_server_that_is_down_is_not_full() -> None:
+    """`take` raises the error for 503, also where no permit is left."""
     made = Pooled(limit=1)
     session = made.take()
     assert made.pool.is_full()
@@ -452,18 +454,18 @@ def test_down_is_not_full() -> None:
     end(session)
 
 
-def test_a_spare_one_is_taken_while_the_server_is_down() -> None:
+def test_a_spare_process_is_taken_while_the_server_is_down() -> None:
     made = Pooled(limit=1, warm=1).warmed()
     made.pool.fail("another one crashed")
     assert not made.pool.is_full()
     made.take()
 
 
-# Room.
+# Capacity.
 
 
 def two(over_all: int, limit: int = 2, warm: int = 1) -> tuple[Pooled, Pooled]:
-    """One without spare processes, and its neighbour with some."""
+    """A pool without spare processes, and one of another server that has some."""
     shared, clock = SessionLimiter(over_all), Clock()
     pools: list[ProcessPool] = []
     ours = Pooled(limit, shared, clock, pools=pools)
@@ -471,7 +473,7 @@ def two(over_all: int, limit: int = 2, warm: int = 1) -> tuple[Pooled, Pooled]:
     return ours, theirs
 
 
-def test_a_spare_process_of_a_neighbour_makes_room() -> None:
+def test_a_spare_process_of_another_server_gives_way() -> None:
     ours, theirs = two(over_all=1)
     assert not ours.pool.is_full()
     taking = ours.taking()
@@ -484,8 +486,8 @@ def test_a_spare_process_of_a_neighbour_makes_room() -> None:
     assert len(theirs.backends) == 2
 
 
-def test_it_does_not_where_that_would_not_help() -> None:
-    """The server's own limit is full, and the one over all as well."""
+def test_another_servers_process_stays_where_the_own_limit_is_reached_too() -> None:
+    """Both the server's own limit and the bridge's are reached."""
     ours, theirs = two(over_all=2, limit=1)
     ours.take()
     assert ours.over_all.is_full()
@@ -494,7 +496,7 @@ def test_it_does_not_where_that_would_not_help() -> None:
     assert theirs.backends[0].events == []
 
 
-def test_nor_where_there_is_room_over_all() -> None:
+def test_another_servers_process_stays_where_only_the_own_limit_is_reached() -> None:
     ours, theirs = two(over_all=5, limit=1)
     ours.take()
     assert ours.taking().failed is TooManySessions
@@ -502,8 +504,8 @@ def test_nor_where_there_is_room_over_all() -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop", "never"])
-def test_room_that_is_waited_for(how: str) -> None:
-    """The wait for it can be cancelled, ends with the bridge, and is bounded."""
+def test_the_wait_for_a_permit_ends(how: str) -> None:
+    """It can be cancelled, ends when the bridge stops, and is bounded."""
     ours, theirs = two(over_all=1)
     taking = ours.taking()
     if how == "cancel":
@@ -522,7 +524,7 @@ def test_room_that_is_waited_for(how: str) -> None:
     assert ours.clock.getDelayedCalls() == []
 
 
-# All of it, at random.
+# Random sequences of all of it.
 
 STEPS = st.one_of(
     st.tuples(
@@ -537,7 +539,7 @@ STEPS = st.one_of(
 
 @settings(max_examples=examples(150))
 @given(st.lists(STEPS, max_size=60), st.integers(1, 4), st.integers(0, 3))
-def test_never_more_than_the_limit_and_nothing_is_left(
+def test_the_limit_is_never_exceeded_and_no_permit_is_lost(
     steps: list[tuple[str, float]], limit: int, warm: int
 ) -> None:
     launcher = SlowLauncher()

@@ -1,4 +1,4 @@
-"""What one caller's words do to a server counts against nobody else."""
+"""A message that breaks a server counts against its sender alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GOOD = {"name": "good", "version": "1"}
 
 
 class Choosy(Legacy):
-    """Ends, or refuses, when it hears of one client."""
+    """A server that ends, or refuses, when it reads the name of one client."""
 
     how = "ends"
 
@@ -40,7 +40,7 @@ class Choosy(Legacy):
 
 
 class Broken(Choosy):
-    """Ends whatever it hears."""
+    """A server that ends at any message."""
 
     def initialize(self, message: dict[str, Any]) -> None:
         self.backend_exits()
@@ -59,8 +59,8 @@ def is_ready(world: World) -> bool:
 
 @pytest.mark.parametrize("reuse", ["connection", "never"])
 @pytest.mark.parametrize("how", ["ends", "refuses", "is mute"])
-def test_a_caller_whom_the_server_cannot_take(how: str, reuse: str) -> None:
-    """However often it comes: it is told so, and all others are served."""
+def test_a_caller_that_breaks_the_server_disturbs_no_other(how: str, reuse: str) -> None:
+    """However often it tries, it gets an error, and all others are served."""
     world = World(
         type("Kind", (Choosy,), {"how": how}), limit=20, reuse=reuse, start_timeout=1.0, warm=1
     )
@@ -77,7 +77,7 @@ def test_a_caller_whom_the_server_cannot_take(how: str, reuse: str) -> None:
 
 
 def opened(world: World) -> Any:
-    """A session of an older client, which has not said anything yet."""
+    """Open a session of a legacy client that has not sent anything yet."""
     taken: list[Any] = []
     Deferred.fromCoroutine(world.pool.take()).addBoth(taken.append)
     [session] = taken
@@ -99,8 +99,8 @@ def initialized(world: World, info: Any) -> list[Any]:
     return lines
 
 
-def test_sessions_of_a_client_whom_the_server_cannot_take() -> None:
-    """So many in a row that the server is in doubt, and then it is found to be well."""
+def test_many_silent_deaths_in_a_row_cause_a_check() -> None:
+    """`STILLBORN_STARTS` of them raise a doubt; the check finds that the server works."""
     world = World(Choosy, limit=4)
     for _ in range(3 * STILLBORN_STARTS + 2):
         assert initialized(world, BAD) == []
@@ -111,7 +111,7 @@ def test_sessions_of_a_client_whom_the_server_cannot_take() -> None:
     world.end()
 
 
-def test_a_server_that_nobody_can_start(log_lines: list[str]) -> None:
+def test_a_server_that_fails_the_check_is_down(log_lines: list[str]) -> None:
     world = World(Broken, limit=4)
     for _ in range(STILLBORN_STARTS):
         assert is_ready(world)
@@ -122,7 +122,7 @@ def test_a_server_that_nobody_can_start(log_lines: list[str]) -> None:
     world.end()
 
 
-def test_a_check_is_made_once_in_check_seconds() -> None:
+def test_at_most_one_check_in_check_seconds() -> None:
     world = World(Choosy, limit=20)
     for number in range(20):
         world.call(f"{number}", info=BAD)
@@ -139,7 +139,7 @@ def test_a_check_is_made_once_in_check_seconds() -> None:
     world.end()
 
 
-def test_a_check_waits_for_room() -> None:
+def test_a_check_waits_for_a_permit() -> None:
     world = World(Choosy, limit=1)
     bad = world.call("a", info=BAD)
     world.run()
@@ -153,7 +153,7 @@ def test_a_check_waits_for_room() -> None:
 
 
 @pytest.mark.parametrize("fails", ["mute", "launch", "takes nothing"])
-def test_a_server_that_fails_by_itself_as_well(fails: str) -> None:
+def test_a_server_that_fails_the_check_and_its_callers(fails: str) -> None:
     world = World(Choosy, limit=4, start_timeout=2.0)
     world.call("a", info=BAD)
     if fails == "launch":
@@ -176,7 +176,7 @@ def _deaf(self: Any, *arguments: Any) -> None:
     self.ended = True
 
 
-def test_it_works_for_somebody_while_it_is_checked() -> None:
+def test_a_success_during_the_check_overrides_its_failure() -> None:
     world = World(Choosy, limit=4, start_timeout=2.0)
     world.call("a", info=BAD)
     world.launcher.mute = True
@@ -189,8 +189,8 @@ def test_it_works_for_somebody_while_it_is_checked() -> None:
     world.end()
 
 
-def test_one_who_comes_while_a_server_that_was_down_is_checked() -> None:
-    """It is told to come again, so that a server that starts slowly is not tried by everybody."""
+def test_clients_are_refused_while_a_server_that_was_down_is_checked() -> None:
+    """They are told when to retry, so that a server that starts slowly is not tried by all."""
     world = World(Choosy, limit=4, start_timeout=2.0)
     world.launcher.mute = True
     world.call("a", info=GOOD)
@@ -210,7 +210,7 @@ def test_one_who_comes_while_a_server_that_was_down_is_checked() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2, CHECK_SECONDS])
-def test_the_bridge_stops_during_a_check(seconds: float) -> None:
+def test_stopping_during_a_check(seconds: float) -> None:
     world = World(Choosy, limit=4)
     world.call("a", info=BAD)
     world.run()
@@ -220,7 +220,7 @@ def test_the_bridge_stops_during_a_check(seconds: float) -> None:
     world.end()
 
 
-def test_what_a_process_is_greeted_with() -> None:
+def test_the_check_sends_a_request_of_the_known_era() -> None:
     era = ServerEra()
     assert greeting(era) == neutral_initialize()
     assert json.loads(greeting(era))["params"]["clientInfo"]["name"] == "mcpbridge"
@@ -230,12 +230,12 @@ def test_what_a_process_is_greeted_with() -> None:
     assert json.loads(greeting(era))["method"] == "initialize"
 
 
-# What one session says of the era of the server.
+# What the answers of one session tell of the server's era.
 
 
 @pytest.mark.parametrize("kind", [Legacy, Modern])
-def test_an_answer_that_may_be_that_of_another_request(kind: Any) -> None:
-    """Two requests with one id: which answer is that of `initialize` the client has a part in."""
+def test_an_ambiguous_answer_decides_nothing_for_the_server(kind: Any) -> None:
+    """Of two requests with one id, either answer may look like that of `initialize`."""
     world = World(kind, limit=4)
     session = opened(world)
     both: list[dict[str, Any]] = [

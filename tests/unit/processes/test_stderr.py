@@ -1,4 +1,4 @@
-"""stderr of living backends, in the log or in a file."""
+"""The stderr of running backends, in the log or in a file."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def process_of(server: ServerStderr) -> ProcessStderr:
         (b"stdout: hello", "stdout: hello"),
     ],
 )
-def test_a_line_is_one_line_for_every_reader(line: bytes, shown: str) -> None:
+def test_control_characters_are_escaped(line: bytes, shown: str) -> None:
     """promise: a backend can forge no line of the log, and controls no terminal."""
     assert readable(line) == shown
 
@@ -64,7 +64,7 @@ def test_lines_are_in_the_log_as_they_come(log_lines: list[str]) -> None:
     assert log_lines == ["'x' 4f8a6bb6 stderr: one", "'x' 4f8a6bb6 stderr: {two}"]
 
 
-def test_a_flood_is_counted(log_lines: list[str]) -> None:
+def test_lines_beyond_the_bound_of_a_process_are_counted(log_lines: list[str]) -> None:
     """bound: STDERR_PROCESS_LINES in STDERR_SECONDS."""
     clock = Clock()
     process = process_of(made(clock))
@@ -96,7 +96,7 @@ def test_all_processes_of_a_server_are_bounded(log_lines: list[str]) -> None:
     assert log_lines.count(left_out) == 2
 
 
-def test_it_may_go_nowhere() -> None:
+def test_stderr_may_be_discarded() -> None:
     server = made(stderr_log="none")
     assert server.process() is None
     assert server.where() == ""
@@ -124,7 +124,7 @@ def test_a_file_for_each_server(tmp_path: Path, log_lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "..", "x" * 300, "é" * 100])
-def test_a_name_is_no_path(name: str, tmp_path: Path) -> None:
+def test_a_server_name_cannot_be_a_path(name: str, tmp_path: Path) -> None:
     settings = ServerSettings(command="cat", name=name, stderr_log="file", stderr_dir=str(tmp_path))
     server = ServerStderr(settings, Clock())
     server.start()
@@ -133,8 +133,8 @@ def test_a_name_is_no_path(name: str, tmp_path: Path) -> None:
     assert path.name.endswith(".stderr.log")
 
 
-def test_a_file_that_cannot_be_written(tmp_path: Path, log_lines: list[str]) -> None:
-    """It is said once, at startup, and stderr goes to the log."""
+def test_an_unwritable_file_falls_back_to_the_log(tmp_path: Path, log_lines: list[str]) -> None:
+    """That is logged once, at startup."""
     server = made(stderr_log="file", stderr_dir=str(tmp_path / "gone"))
     server.start()
     (line,) = log_lines
@@ -146,8 +146,8 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, log_lines: list[str]) -> 
     assert server.where() == "above"
 
 
-def test_a_file_that_is_full(log_lines: list[str]) -> None:
-    """What could not be written goes to the log."""
+def test_a_full_disk_falls_back_to_the_log(log_lines: list[str]) -> None:
+    """The lines that could not be written are logged."""
 
     class Full:
         size = 0
@@ -166,7 +166,7 @@ def test_a_file_that_is_full(log_lines: list[str]) -> None:
     assert log_lines[1:] == ["'x' a stderr: one"]
 
 
-def test_files_are_rotated_and_only_so_many_kept(tmp_path: Path) -> None:
+def test_files_are_rotated_and_old_ones_deleted(tmp_path: Path) -> None:
     """bounds: STDERR_FILE_BYTES, STDERR_FILES."""
     server = made(stderr_log="file", stderr_dir=str(tmp_path))
     for _ in range(STDERR_FILES + 3):

@@ -1,4 +1,4 @@
-"""Output that nobody reads: how fast it is taken from a backend."""
+"""The bound on how fast output that nobody reads is taken from a backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mcpbridge.processes.throttle import WINDOW_SECONDS, Throttle
 
 
 class Made:
-    """A throttle, and what it has told the backend."""
+    """A throttle, and the calls that it made."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -19,7 +19,7 @@ class Made:
         )
 
 
-def test_up_to_the_bound_nothing_is_paused() -> None:
+def test_output_within_the_bound_does_not_pause_the_backend() -> None:
     made = Made()
     made.throttle.count(UNREAD_BYTES_PER_SECOND)
     assert made.told == []

@@ -1,4 +1,4 @@
-"""Processes that go on starting when their clients have left."""
+"""Processes that go on starting after their clients have left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ both = pytest.mark.parametrize("sse", [False, True])
 
 
 def begun(served: Served, client: str | None = None, *, sse: bool = False) -> BackendSession:
-    """A session whose client has said `initialize`."""
+    """Open a session whose client has sent `initialize`."""
     [session] = served.coming(client, sse=sse)
     assert isinstance(session, BackendSession)
     session.send_to_backend([INITIALIZE])
@@ -35,7 +35,7 @@ def leave(served: Served, session: BackendSession) -> None:
 
 
 def runs(session: BackendSession) -> bool:
-    """Whether its process was not told to end."""
+    """Return whether its process was not told to end."""
     return "stop" not in cast("Any", session.backend).events
 
 
@@ -48,7 +48,7 @@ def kept(served: Served, client: str | None = None, *, sse: bool = False) -> Bac
 
 @both
 @pytest.mark.parametrize("said", [ANSWER, REFUSAL])
-def test_it_ends_when_it_has_started_and_is_given_to_nobody(sse: bool, said: bytes) -> None:
+def test_an_unattended_process_ends_when_it_has_started(sse: bool, said: bytes) -> None:
     served = Machine().serve(10)
     session = kept(served, sse=sse)
     for find in (served.server.find, served.server.find_streamable):
@@ -72,8 +72,8 @@ def test_it_ends_when_it_has_started_and_is_given_to_nobody(sse: bool, said: byt
 
 
 @both
-def test_it_ends_after_start_timeout(sse: bool) -> None:
-    """From its start on, whenever its client left."""
+def test_an_unattended_process_ends_after_start_timeout(sse: bool) -> None:
+    """Counted from its start, whenever its client left."""
     served = Machine().serve()
     session = begun(served, sse=sse)
     served.clock.advance(10)
@@ -88,7 +88,7 @@ def test_it_ends_after_start_timeout(sse: bool) -> None:
 
 
 @pytest.mark.parametrize("what", ["told nothing", "answered", "late", "told to end", "draining"])
-def test_it_is_not_kept(what: str) -> None:
+def test_a_process_is_not_kept(what: str) -> None:
     served = Machine().serve()
     session = served.open() if what == "told nothing" else begun(served)
     if what == "answered":
@@ -106,8 +106,8 @@ def test_it_is_not_kept(what: str) -> None:
     assert served.limiter.taken == 0
 
 
-def test_no_more_than_so_many_are_kept(log_lines: list[str]) -> None:
-    """And the log says so once a minute, however many leave."""
+def test_at_most_unattended_starts_are_kept(log_lines: list[str]) -> None:
+    """The log has one line a minute, however many clients leave."""
     served = Machine().serve(20)
     sessions = [begun(served) for _ in range(8)]
     for each in sessions:
@@ -128,8 +128,8 @@ def test_no_more_than_so_many_are_kept(log_lines: list[str]) -> None:
 
 
 @both
-def test_many_who_come_wait_for_the_first_start(sse: bool) -> None:
-    """None of them starts a process meanwhile; then all do."""
+def test_new_clients_wait_for_the_first_start(sse: bool) -> None:
+    """None of them starts a process before it is over; then all do."""
     served = Machine().serve(20)
     session = kept(served)
     coming = [served.coming(sse=sse) for _ in range(8)]
@@ -143,7 +143,7 @@ def test_many_who_come_wait_for_the_first_start(sse: bool) -> None:
 
 
 @pytest.mark.parametrize("how", ["dies", "late"])
-def test_who_waits_goes_on_when_the_start_fails(how: str) -> None:
+def test_waiting_clients_proceed_when_the_first_start_fails(how: str) -> None:
     served = Machine().serve(20)
     session = kept(served)
     coming = served.coming()
@@ -155,15 +155,15 @@ def test_who_waits_goes_on_when_the_start_fails(how: str) -> None:
     assert isinstance(coming[0], BackendSession)
 
 
-def test_no_more_than_so_many_wait_for_it() -> None:
-    """`max_waiting_requests`: the next one begins its own."""
+def test_at_most_max_waiting_requests_wait_for_the_first_start() -> None:
+    """The next client starts a process of its own."""
     served = Machine().serve(20, max_waiting_requests=2)
     kept(served)
     coming = [served.coming() for _ in range(3)]
     assert [len(told) for told in coming] == [0, 0, 1]
 
 
-def test_who_waits_may_leave() -> None:
+def test_a_waiting_client_may_leave() -> None:
     served = Machine().serve(20)
     session = kept(served)
     waiting = Deferred.fromCoroutine(served.server.open_streamable(None))
@@ -177,7 +177,7 @@ def test_who_waits_may_leave() -> None:
     assert served.clock.getDelayedCalls() == []
 
 
-def test_nobody_waits_for_a_server_that_has_worked() -> None:
+def test_no_client_waits_for_a_server_that_has_worked() -> None:
     served = Machine().serve(20)
     begun(served).messages_received([ANSWER])
     kept(served)
@@ -185,7 +185,7 @@ def test_nobody_waits_for_a_server_that_has_worked() -> None:
 
 
 @pytest.mark.parametrize("worked", [False, True])
-def test_one_waits_for_its_place_where_there_is_no_other(worked: bool) -> None:
+def test_a_client_waits_for_the_permit_of_an_unattended_start(worked: bool) -> None:
     served = Machine().serve(1)
     if worked:
         served.server.pool.backoff.succeeded()
@@ -204,7 +204,7 @@ def test_one_waits_for_its_place_where_there_is_no_other(worked: bool) -> None:
     assert isinstance(first[0], BackendSession)
 
 
-def test_it_gives_way_to_a_client_of_another_server() -> None:
+def test_an_unattended_start_gives_way_to_another_server() -> None:
     machine = Machine(1)
     ours, theirs = machine.serve(), machine.serve()
     session = kept(theirs)
@@ -216,8 +216,8 @@ def test_it_gives_way_to_a_client_of_another_server() -> None:
     assert isinstance(coming[0], BackendSession)
 
 
-def test_it_counts_against_nobodys_share() -> None:
-    """Who left may come back, where it may have no more than one."""
+def test_an_unattended_start_counts_against_no_share() -> None:
+    """A client that left may come back, even where its address may have one session."""
     served = Machine().serve(4, max_sessions_per_address=1)
     session = kept(served, "a")
     served.server.pool.backoff.succeeded()
@@ -232,7 +232,7 @@ def test_it_counts_against_nobodys_share() -> None:
     assert isinstance(served.open("a"), BackendSession)
 
 
-def test_the_bridge_stops() -> None:
+def test_stopping_ends_unattended_starts_and_waits() -> None:
     served = Machine().serve(20)
     session = kept(served)
     waiting = served.coming()
