@@ -100,8 +100,8 @@ class Shares:
         count = self._refusals.due()
         if count is not None:
             self.log.warn(
-                "{address} has its share of {what}: {limit} ({setting}); refused since this was"
-                " said last, of all addresses: {count}",
+                "{address} has its share of {what}: {limit} ({setting}); refused since the last"
+                " such line, of all addresses: {count}",
                 address=address,
                 what=self._what,
                 limit=self.limit,
@@ -211,6 +211,6 @@ class Claims:
             if each.is_over(address, amount):
                 each.refused(address)
                 raise TooManyOfAddress(
-                    f"your address has as many sessions as it may: {each.limit} ({each.setting})"
+                    f"your address has reached its limit of sessions: {each.limit} ({each.setting})"
                 )
         return Claim(self._shares, address, amount)

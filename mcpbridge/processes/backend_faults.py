@@ -206,5 +206,5 @@ def _consequence(lost: Lost, ident: JsonRpcId | msgspec.UnsetType) -> str:
     if lost.has_method:
         return "it is a notification" if ident is msgspec.UNSET else "the request is refused"
     if ident is msgspec.UNSET:
-        return "whose answer it is cannot be told, and a client may wait for it"
+        return "the call that it answers is not known, and a client may wait for it"
     return "the call that it answers fails"

@@ -219,7 +219,7 @@ class Capacity:
         return await gone_in_time(session, self._settings, self._clock)
 
     async def _end_abandoned(self, session: BackendSession) -> bool:
-        session.life.end("its client has abandoned it, and its place was needed")
+        session.life.end("its client has abandoned it, and another client needed its permit")
         return await gone_in_time(session, self._settings, self._clock)
 
     def _due_for(self, newcomer: Newcomer | None) -> Due | None:

@@ -65,9 +65,9 @@ class Failures:
         count = self._complaints.add("silent")
         if count is not None:
             self.log.warn(
-                "session {label} of {server!r}: the backend has said nothing for {seconds:g} s"
-                " (start_timeout); the session goes on. It may still install something, or wait"
-                " for what it does not get; {advice}{times}",
+                "session {label} of {server!r}: the backend has written nothing for {seconds:g} s"
+                " (start_timeout); the session goes on. It may be installing something, or waiting"
+                " for something that it does not get; {advice}{times}",
                 label=session.label,
                 server=self._settings.name,
                 seconds=self._settings.start_timeout,
@@ -101,7 +101,7 @@ class Failures:
             label=session.label,
             server=self._settings.name,
             reason=session.reason,
-            before="" if session.has_output else " before it had answered anything",
+            before="" if session.has_output else " before it answered anything",
             advice=self._advice(session),
             hint=_HINTS.get(status or "", ""),
             times=times(count),

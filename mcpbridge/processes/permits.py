@@ -125,7 +125,7 @@ class RefusalLog:
         count = self._refusals.due()
         if count is not None:
             self.log.warn(
-                "server {server!r} {what}: {why}; refused since this was said last: {count}",
+                "server {server!r} {what}: {why}; refused since the last such line: {count}",
                 server=self._name,
                 what=self._what,
                 why=why(),

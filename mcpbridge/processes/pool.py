@@ -312,7 +312,7 @@ class ProcessPool:
     def end_unused(self, session: BackendSession) -> None:
         """End the process that `unused` has returned."""
         self.spares.discard(session)
-        session.life.end("its place was needed")
+        session.life.end("another process needed its permit")
 
     def capacity_freed(self) -> None:
         """Tell those who wait for a process of this server that they may get one."""

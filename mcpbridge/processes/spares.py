@@ -185,7 +185,7 @@ class SpareProcesses:
 
     def _step_failed(self, failure: Failure) -> None:
         self.log.failure("keeping processes ready failed", failure)
-        self._starter.fail("something failed that should not; the log has more")
+        self._starter.fail("an internal error of the bridge, which its log describes")
 
     async def _step(self) -> None:
         """End one that is too old, and start one where one is missing."""
@@ -204,7 +204,7 @@ class SpareProcesses:
             session = self._sessions.popleft()
             if self._age(session) >= SETTLED_SECONDS:
                 self._backoff.succeeded()
-            session.life.end("it has waited long enough")
+            session.life.end("it reached max_process_age")
 
     async def _add(self) -> None:
         permit = self._starter.acquire()

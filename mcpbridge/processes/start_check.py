@@ -204,7 +204,7 @@ class StartCheck:
         try:
             await greeting.ask(self._greeting(), self._settings.start_timeout)
         except BackendFailed as error:
-            session.life.end(f"it is of no use: {error}")
+            session.life.end(f"it cannot be used: {error}")
             return str(error)
         session.life.end("it has shown that the server can be started")
         return None

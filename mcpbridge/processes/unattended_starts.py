@@ -110,11 +110,10 @@ class UnattendedStarts:
         count = self._departures.due()
         if count is not None:
             self.log.warn(
-                "server {server!r}: a client left after {seconds:.1f} s, before its process had"
-                " answered; that goes on starting for up to {timeout:g} s (start_timeout), so that"
-                " the next one need not install what it installs. With `warm` processes are"
-                " started before clients come. Clients that left so since this was said last:"
-                " {count}",
+                "server {server!r}: a client left after {seconds:.1f} s, before its process"
+                " answered; the process goes on starting for up to {timeout:g} s (start_timeout),"
+                " so that what it installs is there for the next one. With `warm`, processes are"
+                " started before clients come. Clients that left since the last such line: {count}",
                 server=self._settings.name,
                 seconds=age,
                 timeout=self._settings.start_timeout,
@@ -130,7 +129,7 @@ class UnattendedStarts:
         """End one: another server needs its permit."""
         start = self._starts[session]
         start.promised = True
-        start.end("its place was needed")
+        start.end("another process needed its permit")
 
     async def outlast(self, session: BackendSession) -> bool:
         """

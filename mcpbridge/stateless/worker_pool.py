@@ -99,7 +99,7 @@ class WorkerPool:
             life.end(f"it is not needed: {error}")
             raise
         except BridgeError as error:
-            life.end(f"it is of no use: {error}")
+            life.end(f"it cannot be used: {error}")
             raise
         except BaseException:
             life.end("it could not be asked")

@@ -61,7 +61,9 @@ def test_a_newcomer_has_the_place_of_a_session_that_was_abandoned(base: str) -> 
         with client.call("ping") as answer:
             assert answer.status == 404
         client.ident = ""
-        line = bridge.wait_for_log("its client has abandoned it, and its place was needed")
+        line = bridge.wait_for_log(
+            "its client has abandoned it, and another client needed its permit"
+        )
         assert "in 2 messages" in line
         with newer.call("tools/list") as answer:
             assert "result" in answer.answer()

@@ -658,4 +658,4 @@ def test_the_last_words_of_a_backend_are_in_the_log() -> None:
             assert "last stderr: last words" in bridge.wait_for_close(stream)
         assert bridge.log.count("stderr: last words\n") >= 10
         assert bridge.log.count("failed: ") == 1
-        assert "before it had answered anything; its stderr is above" in bridge.log
+        assert "before it answered anything; its stderr is above" in bridge.log

@@ -100,7 +100,7 @@ class Served:
         """The place of a session goes to a client, once nothing is left of it."""
         told = self.coming(client, sse=sse)
         assert told == []
-        assert session.reason == "its client has abandoned it, and its place was needed"
+        assert session.reason == "its client has abandoned it, and another client needed its permit"
         with pytest.raises(UnknownSession):
             self.server.find_streamable(session.ident)
         self.gone(session)

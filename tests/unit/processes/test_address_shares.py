@@ -35,8 +35,8 @@ def test_each_address_has_its_share_and_no_more(log_lines: list[str]) -> None:
     clock.advance(COMPLAIN_SECONDS)
     assert not shares.take("a")
     assert log_lines[1] == (
-        "a has its share of sessions: 3 (max_sessions_per_address); refused since this was said"
-        " last, of all addresses: 2"
+        "a has its share of sessions: 3 (max_sessions_per_address); refused since the last"
+        " such line, of all addresses: 2"
     )
     for address in "aaab":
         shares.give_back(address)

@@ -929,7 +929,7 @@ class Complaining(Made):
         (Lost("x", "why", 1, certain=True), [1], [], "why; the call that it answers fails"),
         (Lost("x", "why", "q", True, certain=True), [], ["q"], "why; the request is refused"),
         (Lost("x", "why", UNSET, True, certain=True), [], [], "why; it is a notification"),
-        (Lost("x", "why", certain=True), [], [], "why; whose answer it is cannot be told"),
+        (Lost("x", "why", certain=True), [], [], "why; the call that it answers is not known"),
         (Lost("x", "why"), [], [], "why; it is dropped"),
     ],
 )

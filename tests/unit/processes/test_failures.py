@@ -17,7 +17,7 @@ from tests.fakes import no_jitter
 
 INITIALIZE = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}'
-SILENT = "said nothing"
+SILENT = "has written nothing for"
 
 
 class Served:
@@ -43,14 +43,14 @@ class Served:
         return session
 
     def end(self, session: BackendSession, status: str, reason: str | None = None) -> None:
-        """Its backend ends by itself."""
+        """Let its backend end by itself."""
         session.backend.exit_status = status
         session.output_closed(reason or f"the backend ended ({status})")
         session.backend.stopped.callback(None)
 
 
-def said(lines: list[str]) -> list[str]:
-    """The warnings among the lines of a log."""
+def warnings_in(lines: list[str]) -> list[str]:
+    """Return the warnings among the lines of a log."""
     return [line for line in lines if " failed: " in line or SILENT in line or "not op" in line]
 
 
@@ -61,10 +61,10 @@ def test_a_backend_that_dies_at_once_is_a_warning(log_lines: list[str]) -> None:
     session.client_message(INITIALIZE, None)
     session.diagnostics_received([b"no such package"])
     served.end(session, "exit status 1")
-    (line,) = said(log_lines)
+    (line,) = warnings_in(log_lines)
     assert line == (
         f"session {session.label} of 'x' failed: the backend ended (exit status 1) before it"
-        " had answered anything; its stderr is above; if that does not tell, run 'npx' with its"
+        " answered anything; its stderr is above; if that does not tell, run 'npx' with its"
         " arguments yourself"
     )
     assert served.clock.getDelayedCalls() == []
@@ -75,16 +75,16 @@ def test_there_is_one_line_for_a_cause_not_for_each_client(log_lines: list[str])
     for _ in range(3):
         served.end(served.open(), "exit status 1")
     served.end(served.open(), "exit status 127")
-    first, second = said(log_lines)
+    first, second = warnings_in(log_lines)
     assert "exit status 1)" in first
     assert second.endswith("; status 127 most often means that a command was not found")
     served.clock.advance(COMPLAIN_SECONDS)
     served.end(served.open(), "exit status 1")
-    assert said(log_lines)[2].endswith("(3 times since it was last logged)")
+    assert warnings_in(log_lines)[2].endswith("(3 times since it was last logged)")
 
 
 @pytest.mark.parametrize(
-    ("status", "reason", "heard", "warns"),
+    ("status", "reason", "has_output", "warns"),
     [
         ("exit status 0", None, False, True),
         ("exit status 0", None, True, False),
@@ -94,16 +94,16 @@ def test_there_is_one_line_for_a_cause_not_for_each_client(log_lines: list[str])
     ],
 )
 def test_ends_that_are_failures(
-    status: str, reason: str | None, heard: bool, warns: bool, log_lines: list[str]
+    status: str, reason: str | None, has_output: bool, warns: bool, log_lines: list[str]
 ) -> None:
     served = Served()
     session = served.open()
     session.client_message(INITIALIZE, None)
-    if heard:
+    if has_output:
         session.messages_received([ANSWER])
     served.end(session, status, reason)
-    assert len(said(log_lines)) == warns
-    assert ("before it had answered" in "".join(said(log_lines))) == (warns and not heard)
+    assert len(warnings_in(log_lines)) == warns
+    assert ("before it answered" in "".join(warnings_in(log_lines))) == (warns and not has_output)
 
 
 def test_normal_ends_are_not_logged_as_failures(log_lines: list[str]) -> None:
@@ -116,7 +116,7 @@ def test_normal_ends_are_not_logged_as_failures(log_lines: list[str]) -> None:
     served.server.stop()
     second.output_closed("the backend ended (signal 2)")
     second.backend.stopped.callback(None)
-    assert said(log_lines) == []
+    assert warnings_in(log_lines) == []
     assert served.clock.getDelayedCalls() == []
 
 
@@ -126,9 +126,9 @@ def test_a_silent_backend_is_a_warning(log_lines: list[str]) -> None:
     session = served.open()
     session.client_message(INITIALIZE, None)
     served.clock.advance(20)
-    (line,) = said(log_lines)
+    (line,) = warnings_in(log_lines)
     assert line.startswith(
-        f"session {session.label} of 'x': the backend has said nothing for 20 s (start_timeout);"
+        f"session {session.label} of 'x': the backend has written nothing for 20 s (start_timeout);"
         " the session goes on."
     )
     assert line.endswith("it has written nothing to stderr: run 'npx' yourself to see what it does")
@@ -136,7 +136,7 @@ def test_a_silent_backend_is_a_warning(log_lines: list[str]) -> None:
     assert served.clock.getDelayedCalls() == []
     served.open().client_message(INITIALIZE, None)
     served.clock.advance(20)
-    assert len(said(log_lines)) == 1
+    assert len(warnings_in(log_lines)) == 1
 
 
 def test_a_backend_without_requests_is_not_silent(log_lines: list[str]) -> None:
@@ -147,10 +147,10 @@ def test_a_backend_without_requests_is_not_silent(log_lines: list[str]) -> None:
     answered.messages_received([ANSWER])
     served.clock.advance(20)
     served.clock.advance(20)
-    assert said(log_lines) == []
+    assert warnings_in(log_lines) == []
     quiet.client_message(INITIALIZE, None)
     served.clock.advance(20)
-    assert len(said(log_lines)) == 1
+    assert len(warnings_in(log_lines)) == 1
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_warning_says_where_stderr_is(
     session = served.open()
     session.diagnostics_received([b"one", b"two"])
     served.end(session, "exit status 1")
-    (line,) = said(log_lines)
+    (line,) = warnings_in(log_lines)
     assert place in line
     assert ("'x' " + session.label + " stderr: two" in log_lines) == (mode == "log")
     served.server.stop()
@@ -180,7 +180,7 @@ def test_a_failed_start_is_one_line(log_lines: list[str]) -> None:
     for _ in range(3):
         failure: Any = served.open()
         assert failure.check(BackendFailed)
-    (line,) = said(log_lines)
+    (line,) = warnings_in(log_lines)
     assert line.endswith("of 'x' not opened: cannot start 'npx': it was not found")
 
 

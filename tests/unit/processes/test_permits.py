@@ -93,7 +93,7 @@ def test_refusals_are_logged_now_and_then(log_lines: list[str]) -> None:
     refusals = RefusalLog("cat", clock)
     for _ in range(100):
         refusals.add(lambda: "no room")
-    assert log_lines == ["server 'cat' is full: no room; refused since this was said last: 1"]
+    assert log_lines == ["server 'cat' is full: no room; refused since the last such line: 1"]
     clock.advance(COMPLAIN_SECONDS)
     refusals.add(lambda: "no room")
-    assert log_lines[1:] == ["server 'cat' is full: no room; refused since this was said last: 100"]
+    assert log_lines[1:] == ["server 'cat' is full: no room; refused since the last such line: 100"]

@@ -172,10 +172,10 @@ def test_exhausted_descriptors_are_logged_once_a_minute(log_lines: list[str]) ->
     for _ in range(100):
         assert made.taking().failed is BackendFailed
     start = "server 'default' cannot start backends: no descriptors; refused since"
-    assert log_lines == [f"{start} this was said last: 1"]
+    assert log_lines == [f"{start} the last such line: 1"]
     made.clock.advance(COMPLAIN_SECONDS)
     assert made.taking().failed is BackendFailed
-    assert log_lines[1:] == [f"{start} this was said last: 100"]
+    assert log_lines[1:] == [f"{start} the last such line: 100"]
     assert made.taken == 0
 
 

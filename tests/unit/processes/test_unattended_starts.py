@@ -211,7 +211,9 @@ def test_an_unattended_start_gives_way_to_another_server() -> None:
     assert not ours.server.pool.is_full()
     coming = ours.coming()
     assert not runs(session)
-    assert session.reason == "the client left; its process was kept: its place was needed"
+    assert (
+        session.reason == "the client left; its process was kept: another process needed its permit"
+    )
     theirs.gone(session)
     assert isinstance(coming[0], BackendSession)
 
