@@ -106,7 +106,7 @@ class Bridge(Service):
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
 
         # Limits over all servers.
-        self._over_all = SessionLimiter(settings.max_sessions)
+        self._bridge_limiter = SessionLimiter(settings.max_sessions)
         self._shares = Shares(
             share_of(settings.max_sessions, settings.max_sessions_per_address),
             self._clock,
@@ -148,8 +148,8 @@ class Bridge(Service):
             settings,
             self._clock,
             launcher=launcher,
-            limiter=CombinedLimiter(self._over_all, limiter),
-            over_all=self._over_all,
+            limiter=CombinedLimiter(self._bridge_limiter, limiter),
+            bridge_limiter=self._bridge_limiter,
             observers=[
                 *self._observers,
                 *(

@@ -45,8 +45,8 @@ class Server:
     """
     Opens sessions, finds them, and ends them all when the bridge stops.
 
-    `limiter` is a `CombinedLimiter`, and `over_all` the part of it that is for
-    all servers; `launcher`, `observers` and `filters` provide the interfaces
+    `limiter` is a `CombinedLimiter`, and `bridge_limiter` the part of it that
+    all servers share; `launcher`, `observers` and `filters` provide the interfaces
     of those names.  `shares` are those of client addresses over all servers.
     `work` is shared by all servers of a bridge, so that only one large message
     at a time keeps others waiting.
@@ -63,7 +63,7 @@ class Server:
         *,
         launcher: Any,
         limiter: Any,
-        over_all: SessionLimiter | None = None,
+        bridge_limiter: SessionLimiter | None = None,
         observers: Sequence[Any] = (),
         filters: Sequence[Any] = (),
         event_store: Any = None,
@@ -97,7 +97,7 @@ class Server:
             clock,
             launcher=launcher,
             limiter=limiter,
-            over_all=over_all,
+            bridge_limiter=bridge_limiter,
             observers=observers,
             filters=filters,
             greeting=partial(greeting, self.era),

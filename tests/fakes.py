@@ -418,7 +418,9 @@ class World:
     ) -> None:
         self.clock: Clock = Clock() if beside is None else beside.clock
         self.launcher = Launcher(self.clock, kind)
-        self.over_all: SessionLimiter = SessionLimiter(1000) if beside is None else beside.over_all
+        self.bridge_limiter: SessionLimiter = (
+            SessionLimiter(1000) if beside is None else beside.bridge_limiter
+        )
         self.limiter = SessionLimiter(limit)
         self.settings = ServerSettings(command="x", max_sessions=limit, reuse=reuse, **changes)
         #: The address whose requests are made now, and what each address has.
@@ -439,8 +441,8 @@ class World:
             self.clock,
             jitter=no_jitter,
             launcher=self.launcher,
-            limiter=CombinedLimiter(self.over_all, self.limiter),
-            over_all=self.over_all,
+            limiter=CombinedLimiter(self.bridge_limiter, self.limiter),
+            bridge_limiter=self.bridge_limiter,
             filters=[Filter()] if watcher is None else [watcher],
             observers=[] if watcher is None else [watcher],
             claims=claims,
@@ -516,7 +518,7 @@ class World:
         self.stop()
         self.run(1)
         assert self.limiter.taken == 0
-        assert self.over_all.taken == 0
+        assert self.bridge_limiter.taken == 0
         assert self.clock.getDelayedCalls() == []
 
 

@@ -179,21 +179,22 @@ class Claims:
         """Return the first shares that so much would exceed; the server's own come first."""
         return next((each for each in self._shares if each.is_over(address, amount)), None)
 
-    def is_over_all(self, shares: Shares) -> bool:
+    def are_the_bridges(self, shares: Shares) -> bool:
         """Return whether these shares are for all servers, and not the server's own."""
         return shares is not self._shares[0]
 
     def above(
-        self, addresses: Iterable[str], newcomer: str | None, limit: int, *, over_all: bool
+        self, addresses: Iterable[str], newcomer: str | None, limit: int, *, of_bridge: bool
     ) -> list[str]:
         """
         Return those of these addresses that have more than an equal part of
         `limit`, divided among all that have something and the newcomer, and
-        more than the newcomer has; those with most come first.
+        more than the newcomer has; those with most come first.  `of_bridge`
+        tells whether `limit` is that of the bridge, and not the server's own.
         """
         if not self._shares:
             return []
-        shares = self._shares[-1 if over_all else 0]
+        shares = self._shares[-1 if of_bridge else 0]
         part = max(1.0, limit / (len(shares) + (not shares.taken(newcomer))))
         least = max(part, shares.taken(newcomer)) + _NOTHING
         found = [each for each in addresses if shares.taken(each) > least]

@@ -106,8 +106,8 @@ class Capacity:
     """
     Hands out the permits of one server, for which other processes are ended if need be.
 
-    `limiter` is a `CombinedLimiter`, and `over_all` the part of it that is for
-    all servers.  `claims` are the shares of client addresses.  `pools` are
+    `limiter` is a `CombinedLimiter`, and `bridge_limiter` the part of it that
+    all servers share.  `claims` are the shares of client addresses.  `pools` are
     those of all servers of the bridge: where it is the limit over all of them
     that is reached, a process of another server may give way.
     """
@@ -118,7 +118,7 @@ class Capacity:
         clock: IReactorTime,
         *,
         limiter: Any,
-        over_all: SessionLimiter | None,
+        bridge_limiter: SessionLimiter | None,
         claims: Claims,
         pool: YieldingPool,
         pools: Sequence[YieldingPool],
@@ -126,7 +126,7 @@ class Capacity:
         self._settings = settings
         self._clock = clock
         self._limiter = limiter
-        self._over_all = over_all
+        self._bridge_limiter = bridge_limiter
         self._claims = claims
         self._pool = pool
         self._pools = pools
@@ -227,12 +227,12 @@ class Capacity:
         # Where a limiter of an extension says no, an ended session may not help.
         if newcomer is None or not self._limiter.is_full():
             return None
-        over_all = self._is_over_all_full()
+        of_bridge = self._is_bridge_full()
         limit = self._settings.max_sessions
-        if over_all and self._over_all is not None:
-            limit = self._over_all.limit
+        if of_bridge and self._bridge_limiter is not None:
+            limit = self._bridge_limiter.limit
         above = partial(
-            self._claims.above, newcomer=newcomer.address, limit=limit, over_all=over_all
+            self._claims.above, newcomer=newcomer.address, limit=limit, of_bridge=of_bridge
         )
         where = [pool.abandoned for pool in self._yielding_pools()]
         return first_for(newcomer, where, above, self._clock.seconds())
@@ -242,24 +242,24 @@ class Capacity:
         over = self._claims.over(address, amount)
         if over is None:
             return None
-        pools = self._all_pools() if self._claims.is_over_all(over) else [self._pool]
+        pools = self._all_pools() if self._claims.are_the_bridges(over) else [self._pool]
         return first_of(address, [pool.abandoned for pool in pools], self._clock.seconds())
 
     def _yielding_pools(self) -> Sequence[YieldingPool]:
         """Return the pools whose processes may give way; this server's first."""
-        return self._all_pools() if self._is_over_all_full() else [self._pool]
+        return self._all_pools() if self._is_bridge_full() else [self._pool]
 
     def _all_pools(self) -> list[YieldingPool]:
         return [self._pool, *(each for each in self._pools if each is not self._pool)]
 
-    def _is_over_all_full(self) -> bool:
+    def _is_bridge_full(self) -> bool:
         """Return whether the bridge's limit is reached, and not the server's own."""
         # Each process of this server holds a permit of its own limit; once these are
         # used up, the end of another server's process would not help.
         return (
             self._pool.process_count < self._settings.max_sessions
-            and self._over_all is not None
-            and self._over_all.is_full()
+            and self._bridge_limiter is not None
+            and self._bridge_limiter.is_full()
         )
 
     # What those are told who get none.
@@ -279,8 +279,8 @@ class Capacity:
         count = self._pool.process_count
         if count >= self._settings.max_sessions:
             limit = f"its max_sessions is {self._settings.max_sessions}"
-        elif self._over_all is not None and self._over_all.is_full():
-            limit = f"the bridge's max_sessions is {self._over_all.limit}"
+        elif self._bridge_limiter is not None and self._bridge_limiter.is_full():
+            limit = f"the bridge's max_sessions is {self._bridge_limiter.limit}"
         else:
             limit = "a limiter, or the number that may wait, allows no more"
         return f"it has {count} processes, and {limit}"

@@ -61,8 +61,8 @@ class ProcessPool:
     """
     Hands out processes that nobody has used, within the limits.
 
-    `limiter` is a `CombinedLimiter`, and `over_all` the part of it that is for
-    all servers.  `claims` are the shares of client addresses.  `pools` are
+    `limiter` is a `CombinedLimiter`, and `bridge_limiter` the part of it that
+    all servers share.  `claims` are the shares of client addresses.  `pools` are
     those of all servers of the bridge, which may end processes for one
     another: the pool adds itself.  `jitter` is that of `StartBackoff`.
 
@@ -80,7 +80,7 @@ class ProcessPool:
         *,
         launcher: Any,
         limiter: Any,
-        over_all: SessionLimiter | None = None,
+        bridge_limiter: SessionLimiter | None = None,
         observers: Sequence[Any] = (),
         filters: Sequence[Any] = (),
         greeting: Callable[[], bytes] = neutral_initialize,
@@ -112,7 +112,7 @@ class ProcessPool:
             settings,
             clock,
             limiter=limiter,
-            over_all=over_all,
+            bridge_limiter=bridge_limiter,
             claims=claims or Claims(),
             pool=self,
             pools=self._pools,

@@ -39,7 +39,7 @@ class Machine:
 
     def __init__(self, limit: int = 1000, share: int | None = None) -> None:
         self.clock = Clock()
-        self.over_all = SessionLimiter(limit)
+        self.bridge_limiter = SessionLimiter(limit)
         self.shares = Shares(share_of(limit, share), self.clock, what="all", setting="m")
         self.servers: list[Served] = []
         self.pools: list[ProcessPool] = []
@@ -62,8 +62,8 @@ class Served:
             self.clock,
             jitter=no_jitter,
             launcher=self.launcher,
-            limiter=CombinedLimiter(machine.over_all, self.limiter),
-            over_all=machine.over_all,
+            limiter=CombinedLimiter(machine.bridge_limiter, self.limiter),
+            bridge_limiter=machine.bridge_limiter,
             event_store=MemoryEventStore(),
             shares=[machine.shares],
             pools=machine.pools,

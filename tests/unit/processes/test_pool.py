@@ -65,7 +65,7 @@ class Pooled:
     def __init__(
         self,
         limit: int = 2,
-        over_all: SessionLimiter | None = None,
+        bridge_limiter: SessionLimiter | None = None,
         clock: Clock | None = None,
         launcher: Any = None,
         pools: list[ProcessPool] | None = None,
@@ -73,15 +73,15 @@ class Pooled:
     ) -> None:
         self.clock = clock or Clock()
         self.launcher: Any = launcher or FakeLauncher()
-        self.over_all = over_all or SessionLimiter(1000)
+        self.bridge_limiter = bridge_limiter or SessionLimiter(1000)
         self.limiter = SessionLimiter(limit)
         self.pool = ProcessPool(
             ServerSettings(command="cat", max_sessions=limit, **options),
             self.clock,
             jitter=no_jitter,
             launcher=self.launcher,
-            limiter=CombinedLimiter(self.over_all, self.limiter),
-            over_all=self.over_all,
+            limiter=CombinedLimiter(self.bridge_limiter, self.limiter),
+            bridge_limiter=self.bridge_limiter,
             pools=pools,
         )
         self.pool.start()
@@ -264,10 +264,10 @@ def test_spare_processes_respect_the_limits_and_start_when_a_permit_is_free() ->
 
 
 def test_a_permit_freed_by_another_server_is_used_for_a_spare_process() -> None:
-    over_all = SessionLimiter(1)
-    permit = over_all.acquire()
+    bridge_limiter = SessionLimiter(1)
+    permit = bridge_limiter.acquire()
     assert permit is not None
-    made = Pooled(over_all=over_all, warm=1)
+    made = Pooled(bridge_limiter=bridge_limiter, warm=1)
     made.clock.advance(WARM_SECONDS)
     permit.release()
     made.clock.advance(STARVED_SECONDS)
@@ -464,9 +464,9 @@ def test_a_spare_process_is_taken_while_the_server_is_down() -> None:
 # Capacity.
 
 
-def two(over_all: int, limit: int = 2, warm: int = 1) -> tuple[Pooled, Pooled]:
+def two(bridge_limit: int, limit: int = 2, warm: int = 1) -> tuple[Pooled, Pooled]:
     """A pool without spare processes, and one of another server that has some."""
-    shared, clock = SessionLimiter(over_all), Clock()
+    shared, clock = SessionLimiter(bridge_limit), Clock()
     pools: list[ProcessPool] = []
     ours = Pooled(limit, shared, clock, pools=pools)
     theirs = Pooled(warm, shared, clock, pools=pools, warm=warm).warmed()
@@ -474,7 +474,7 @@ def two(over_all: int, limit: int = 2, warm: int = 1) -> tuple[Pooled, Pooled]:
 
 
 def test_a_spare_process_of_another_server_gives_way() -> None:
-    ours, theirs = two(over_all=1)
+    ours, theirs = two(bridge_limit=1)
     assert not ours.pool.is_full()
     taking = ours.taking()
     assert (taking, theirs.backends[0].events) == ([], ["stop"])
@@ -488,16 +488,16 @@ def test_a_spare_process_of_another_server_gives_way() -> None:
 
 def test_another_servers_process_stays_where_the_own_limit_is_reached_too() -> None:
     """Both the server's own limit and the bridge's are reached."""
-    ours, theirs = two(over_all=2, limit=1)
+    ours, theirs = two(bridge_limit=2, limit=1)
     ours.take()
-    assert ours.over_all.is_full()
+    assert ours.bridge_limiter.is_full()
     assert ours.pool.is_full()
     assert ours.taking().failed is TooManySessions
     assert theirs.backends[0].events == []
 
 
 def test_another_servers_process_stays_where_only_the_own_limit_is_reached() -> None:
-    ours, theirs = two(over_all=5, limit=1)
+    ours, theirs = two(bridge_limit=5, limit=1)
     ours.take()
     assert ours.taking().failed is TooManySessions
     assert theirs.backends[0].events == []
@@ -506,7 +506,7 @@ def test_another_servers_process_stays_where_only_the_own_limit_is_reached() -> 
 @pytest.mark.parametrize("how", ["cancel", "stop", "never"])
 def test_the_wait_for_a_permit_ends(how: str) -> None:
     """It can be cancelled, ends when the bridge stops, and is bounded."""
-    ours, theirs = two(over_all=1)
+    ours, theirs = two(bridge_limit=1)
     taking = ours.taking()
     if how == "cancel":
         taking.deferred.cancel()
@@ -520,7 +520,7 @@ def test_the_wait_for_a_permit_ends(how: str) -> None:
         assert taking.failed is TooManySessions
     close(theirs.backends[0].receiver)
     theirs.pool.stop()
-    assert (ours.taken, theirs.taken, ours.over_all.taken) == (0, 0, 0)
+    assert (ours.taken, theirs.taken, ours.bridge_limiter.taken) == (0, 0, 0)
     assert ours.clock.getDelayedCalls() == []
 
 
@@ -586,6 +586,6 @@ def test_the_limit_is_never_exceeded_and_no_permit_is_lost(
     made.clock.advance(0)
     assert stopped
     assert all(taking for taking in takings)
-    assert (made.taken, made.over_all.taken, made.pool.unclosed) == (0, 0, set())
+    assert (made.taken, made.bridge_limiter.taken, made.pool.unclosed) == (0, 0, set())
     assert made.clock.getDelayedCalls() == []
     assert all(session.ended.called for session in had)

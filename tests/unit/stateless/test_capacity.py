@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("kind", [Legacy, Modern])
 def two_servers(kind: type[Scripted], limit: int) -> tuple[World, World]:
     """With so many processes between them, and one client's request at a time on each."""
     one = World(kind, concurrency=1)
-    one.over_all.limit = limit
+    one.bridge_limiter.limit = limit
     return one, World(kind, concurrency=1, beside=one)
 
 
@@ -207,7 +207,7 @@ def test_nobody_waits_for_what_there_is(
     """At two servers that share what room there is, whatever happens to them and in between."""
     one = World(kinds[0], limits[0], queue_timeout=1e5, **changes)
     both = [one, World(kinds[1], limits[1], beside=one, queue_timeout=1e5, **changes)]
-    one.over_all.limit = limits[2]
+    one.bridge_limiter.limit = limits[2]
     calls: list[Call] = []
     connections = [ClientConnection() for _ in range(4)]
     for each in both:

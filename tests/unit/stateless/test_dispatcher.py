@@ -117,7 +117,7 @@ def test_a_place_that_was_not_used_is_for_the_next() -> None:
 def test_a_place_that_another_server_has_left() -> None:
     """Who waits for one of all places is told, wherever it becomes free."""
     one = World(Legacy)
-    one.over_all.limit = 2
+    one.bridge_limiter.limit = 2
     other = World(Legacy, beside=one)
     one.call("a", "wait")
     blocking = other.call("b", "wait")
@@ -132,7 +132,7 @@ def test_a_place_that_another_server_has_left() -> None:
     one.stop()
     other.stop()
     one.run(1)
-    assert one.over_all.taken == 0
+    assert one.bridge_limiter.taken == 0
     assert one.clock.getDelayedCalls() == []
 
 
@@ -367,7 +367,7 @@ def test_what_a_server_that_cannot_start_has_said(kind: type[Scripted], shown: b
 def test_the_log_says_which_limit_is_reached(whose: str, log_lines: list[str]) -> None:
     one = World(Legacy, limit=1 if whose == "server" else 4, queue_timeout=0.5)
     if whose == "bridge":
-        one.over_all.limit = 1
+        one.bridge_limiter.limit = 1
     first = one.call("a", "wait")
     one.run()
     if whose == "limiter":
