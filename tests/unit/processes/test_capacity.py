@@ -128,7 +128,7 @@ def test_no_more_than_capacity_tries_processes_are_ended_for_a_new_one() -> None
         ServerSettings(command="x"),
         Clock(),
         limiter=Denying(),
-        over_all=None,
+        bridge_limiter=None,
         claims=cast("Claims", None),
         pool=pool,
         pools=[pool],
