@@ -120,7 +120,9 @@ def test_members_never_raises(text: bytes) -> None:
 # Values.
 
 
-@pytest.mark.parametrize("text", ["1", '"\\ud800"', "[1.5,null]", '{"a":"\\ud800"}', "9" * 300])
+@pytest.mark.parametrize(
+    "text", ["1", '"\\ud800"', '["\\ud800",1.5]', "[1.5,null]", '{"a":"\\ud800"}', "9" * 300]
+)
 def test_value_decodes(text: str) -> None:
     assert value(text.encode()) == value(Raw(text.encode())) == json.loads(text)
 
