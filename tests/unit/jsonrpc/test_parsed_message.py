@@ -87,6 +87,8 @@ def test_a_response_is_read() -> None:
         (b'{"jsonrpc":"2.0","method":"\xff"}', NotJson),
         (b"7", NotJsonRpc),
         (b'{"jsonrpc":"2.0","id":null,"method":"a"}', NotJsonRpc),
+        (b'{"jsonrpc":"2.0","id":[1],"method":"a"}', NotJsonRpc),
+        (b'{"jsonrpc":"2.0","id":1,"method":7}', NotJsonRpc),
     ],
 )
 def test_invalid_messages_are_refused(body: bytes, error: type[Refused]) -> None:
