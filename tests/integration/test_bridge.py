@@ -5,9 +5,11 @@ through real sockets in the test's own reactor.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -499,3 +501,22 @@ async def test_real_process_behind_an_embedded_bridge(start: Any) -> None:
     client = await running.client()
     assert (await client.post(PING))[0] == 202
     assert await client.message() == PING.decode()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
+@pytest_twisted.ensureDeferred
+async def test_state_file_is_removed_at_a_clean_stop(running_reactor: Any, tmp_path: Path) -> None:
+    """A session that ends at the stop has left nothing for the next start."""
+    settings = BridgeSettings(
+        servers=(ServerSettings(command="cat"),),
+        listen=("tcp:0:interface=127.0.0.1",),
+        state_dir=str(tmp_path),
+        child_subreaper=False,
+    )
+    bridge = Bridge(settings, running_reactor)
+    bridge.startService()
+    client = await Started(running_reactor, bridge).client()
+    assert len(os.listdir(tmp_path)) == 1
+    await bridge.stopService()
+    await client.events.ended
+    assert os.listdir(tmp_path) == []
