@@ -191,7 +191,7 @@ class ICaller(Interface):
 
 class ISessionInfo(Interface):
     """
-    What observers and filters may know about a session.
+    A session, as far as observers and filters may know it.
 
     A process that serves requests of 2026-07-28 counts as a session, too: of
     all the clients that it serves.

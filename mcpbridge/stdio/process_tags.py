@@ -27,7 +27,7 @@ _CAP_SYS_PTRACE = 19
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this machine allows; see `machine`."""
+    """The abilities of this machine that matter here; see `machine`."""
 
     tags: bool
     proc: bool = True
