@@ -17,7 +17,7 @@ from mcpbridge.stateless.client_connection import ClientConnection
 from tests import fakes
 from tests.unit.web.test_fast_path import LIMIT, World, post
 
-both = pytest.mark.parametrize("front", [True, False])
+both = pytest.mark.parametrize("fast_path", [True, False])
 NOTE = b'{"jsonrpc":"2.0","method":"x"}'
 #: A body of nearly the largest size, of which the last byte never comes.
 UNFINISHED = post(b'{"jsonrpc":"2.0","method":"%b"}' % (b"x" * (LIMIT - 40)))[:-1]
@@ -83,10 +83,10 @@ def status(transport: StringTransport) -> bytes:
 @both
 @pytest.mark.parametrize("cuts", [[], [150, 250]])
 def test_endless_bodies_of_one_address_lock_no_other_out(
-    front: bool, cuts: list[int], log_lines: list[str]
+    fast_path: bool, cuts: list[int], log_lines: list[str]
 ) -> None:
     """promise: one address holds half of the budget at most, and is told which setting says so."""
-    world = World(fast_path=front, budget=10 * HELD)
+    world = World(fast_path=fast_path, budget=10 * HELD)
     held = []
     for _ in range(17):
         made, transport = connect(world, "192.0.2.1")
@@ -112,8 +112,8 @@ def test_endless_bodies_of_one_address_lock_no_other_out(
 
 
 @both
-def test_behind_a_trusted_proxy_each_client_has_a_share(front: bool) -> None:
-    world = World(fast_path=front, budget=4 * HELD, trusted_proxies=("10.0.0.1",))
+def test_behind_a_trusted_proxy_each_client_has_a_share(fast_path: bool) -> None:
+    world = World(fast_path=fast_path, budget=4 * HELD, trusted_proxies=("10.0.0.1",))
     opened = []
     for client in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2"):
         opened.append(connect(world, "10.0.0.1"))
@@ -139,8 +139,8 @@ def test_both_request_paths_answer_a_full_budget_alike(
 ) -> None:
     """A request may arrive at once or in pieces."""
     seen = []
-    for front in (True, False):
-        world = World(fast_path=front, budget=LIMIT if full == "budget" else 2 * LIMIT)
+    for fast_path in (True, False):
+        world = World(fast_path=fast_path, budget=LIMIT if full == "budget" else 2 * LIMIT)
         others = [connect(world, "192.0.2.1" if full == "budget" else "192.168.1.1")]
         others[0][0].dataReceived(UNFINISHED)
         used = world.site.budget.used
@@ -180,10 +180,10 @@ def end_all(world: World) -> None:
 @pytest.mark.parametrize("opens", [BEGIN, b"GET /b/sse HTTP/1.1\r\nHost: h\r\n\r\n"])
 @pytest.mark.parametrize("proxied", [False, True])
 def test_one_address_does_not_get_all_sessions(
-    front: bool, opens: bytes, proxied: bool, log_lines: list[str]
+    fast_path: bool, opens: bytes, proxied: bool, log_lines: list[str]
 ) -> None:
     """promise: a share is refused like a full server, with the setting's name."""
-    world = World(fast_path=front, trusted_proxies=("10.0.0.1",), sessions=6)
+    world = World(fast_path=fast_path, trusted_proxies=("10.0.0.1",), sessions=6)
     server = world.server
     opened = []
 

@@ -494,7 +494,7 @@ class Site:
         watcher: Watcher | None,
         kind: type[FakeBackend] = FakeBackend,
         *,
-        front: bool = True,
+        fast_path: bool = True,
         only: str = "",
     ) -> None:
         self.launcher = Launcher()
@@ -503,7 +503,7 @@ class Site:
             servers=(ServerSettings(command="x"),),
             listen=(),
             trusted_proxies=(PROXY,),
-            fast_path=front,
+            fast_path=fast_path,
         )
         watchers = [] if watcher is None else [watcher]
         self.bridge = Bridge(
@@ -549,14 +549,14 @@ class Site:
 NOTE = b'{"jsonrpc":"2.0","method":"notifications/x"}'
 
 
-@pytest.mark.parametrize("front", [True, False])
-def test_a_session_of_sse(watcher: Watcher, front: bool) -> None:
-    site = Site(watcher, front=front)
-    end = UNIXAddress(None) if not front else "192.0.2.1"
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_a_session_of_sse(watcher: Watcher, fast_path: bool) -> None:
+    site = Site(watcher, fast_path=fast_path)
+    end = UNIXAddress(None) if not fast_path else "192.0.2.1"
     stream = site.send("GET /sse", "X-Team: red", "x-team: blue", "Authorization: s3cret", end=end)
     [caller] = watcher.opened
     assert caller is not None
-    assert (caller.identity, caller.address) == ("", "192.0.2.1" if front else None)
+    assert (caller.identity, caller.address) == ("", "192.0.2.1" if fast_path else None)
     assert dict(caller.headers) == {
         "host": "h",
         "x-team": "red, blue",

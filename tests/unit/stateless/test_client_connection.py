@@ -27,7 +27,7 @@ from tests.unit.web.test_fast_path_stateless import asking
 from tests.unit.web.test_stateless_http import USUAL, Launcher, Legacy, answer
 
 PROXY = "192.0.2.1"
-both_ways = pytest.mark.parametrize("front", [True, False], ids=["fast path", "twisted.web"])
+both_ways = pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "twisted.web"])
 
 
 class Instant(Legacy):
@@ -50,7 +50,7 @@ class Broken(Legacy):
 class Site:
     """A site before a server of the older kind."""
 
-    def __init__(self, *, front: bool, **settings: Any) -> None:
+    def __init__(self, *, fast_path: bool, **settings: Any) -> None:
         self.clock = Clock()
         self.launcher = Launcher()
         self.launcher.kind = Instant
@@ -74,7 +74,7 @@ class Site:
             SecuredResource(gate, root),
             self.clock,
             every,
-            FastPath([self.server], gate) if front else None,
+            FastPath([self.server], gate) if fast_path else None,
         )
 
     def connect(self, peer: Any = None) -> Any:
@@ -107,8 +107,8 @@ class Site:
 
 
 @both_ways
-def test_one_process_for_a_connection_until_it_is_lost(front: bool) -> None:
-    site = Site(front=front)
+def test_one_process_for_a_connection_until_it_is_lost(fast_path: bool) -> None:
+    site = Site(fast_path=fast_path)
     first, second = site.connect(), site.connect()
     for _ in range(3):
         site.ask(first)
@@ -124,7 +124,7 @@ def test_one_process_for_a_connection_until_it_is_lost(front: bool) -> None:
 
 def test_a_connection_is_gone_whatever_fails_then(logged_failures: list[Any]) -> None:
     """Otherwise it would be counted for ever, and the bridge wait for it when it stops."""
-    site = Site(front=True)
+    site = Site(fast_path=True)
     site.launcher.kind = Broken
     channel = site.connect()
     site.send(channel)
@@ -142,7 +142,7 @@ def test_processes_end_whatever_fails_at_the_stop(logged_failures: list[Any]) ->
     def fail() -> None:
         raise RuntimeError("a defect")
 
-    site = Site(front=True)
+    site = Site(fast_path=True)
     channel = site.connect()
     site.ask(channel)
     site.server.stateless.stop = fail  # type: ignore[method-assign]
@@ -154,7 +154,7 @@ def test_processes_end_whatever_fails_at_the_stop(logged_failures: list[Any]) ->
 
 def test_both_ways_of_one_connection_are_one() -> None:
     """A request that the fast path leaves to twisted.web has the same process."""
-    site = Site(front=True)
+    site = Site(fast_path=True)
     channel = site.connect()
     site.ask(channel)
     site.ask(channel, TE="trailers")
@@ -163,9 +163,9 @@ def test_both_ways_of_one_connection_are_one() -> None:
 
 @both_ways
 @pytest.mark.parametrize("header", sorted(PROXY_HEADERS))
-def test_what_a_proxy_has_sent_is_of_no_connection(front: bool, header: str) -> None:
+def test_what_a_proxy_has_sent_is_of_no_connection(fast_path: bool, header: str) -> None:
     """Its connection may bring the next client's request."""
-    site = Site(front=front)
+    site = Site(fast_path=fast_path)
     channel = site.connect()
     for _ in range(3):
         site.ask(channel, **{header: "x"})
@@ -183,9 +183,9 @@ def test_what_a_proxy_has_sent_is_of_no_connection(front: bool, header: str) -> 
         (IPv4Address("TCP", "192.0.2.2", 5), 1),
     ],
 )
-def test_a_connection_of_a_proxy(front: bool, peer: Any, started: int) -> None:
+def test_a_connection_of_a_proxy(fast_path: bool, peer: Any, started: int) -> None:
     """A trusted one, or what connects to a UNIX socket."""
-    site = Site(front=front)
+    site = Site(fast_path=fast_path)
     channel = site.connect(peer)
     for _ in range(3):
         site.ask(channel)
@@ -193,8 +193,8 @@ def test_a_connection_of_a_proxy(front: bool, peer: Any, started: int) -> None:
 
 
 @both_ways
-def test_the_setting_decides(front: bool) -> None:
-    site = Site(front=front, reuse="identity")
+def test_the_setting_decides(fast_path: bool) -> None:
+    site = Site(fast_path=fast_path, reuse="identity")
     for _ in range(3):
         site.ask(site.connect())
     assert site.started == 1
