@@ -563,11 +563,54 @@ def _readable(lines: Sequence[bytes]) -> str:
     return " | ".join(repr(line.decode("utf-8", "replace"))[1:-1] for line in lines)
 
 
+def _tear_down(life: Life, session: BackendSession, reason: str) -> None:
+    """Stop everything, in this order; a step that raises skips no other."""
+    log, sink = session.log, session.sink
+    session.reason = reason
+    session.receiving = False
+    session.leaving = True
+    if session.faults is not None:
+        guarded(log, "stopping the wait for lost answers", session.faults.stop)
+    if session.throttle is not None:
+        guarded(log, "releasing the throttle", session.throttle.release)
+    guarded(log, "forgetting the session", session.forget, session)
+    guarded(log, "stopping the keepalive", sink.stop_keepalive)
+    guarded(log, "closing the stream", sink.close)
+    if session.adapter is not None:
+        guarded(log, "closing the adapter", session.adapter.close)
+    stopped = guarded(log, "stopping the backend", session.backend.stop)
+
+    def not_stopped(why: Any) -> None:
+        # The process may still run: without its permit the limit would be exceeded.
+        if why is not None:
+            log.failure("stopping a backend failed", why)
+        log.error("session {label} keeps its permit", label=session.label)
+
+    if isinstance(stopped, Deferred):
+        stopped.addCallbacks(lambda _: life.gone(), not_stopped)
+    else:
+        not_stopped(None)
+
+
+def _settle(session: BackendSession) -> None:
+    """Return the permit and report the end, once nothing of the backend is left."""
+    log = session.log
+    guarded(log, "returning the permit", session.permit.release)
+    guarded(log, "logging the end of the session", log_end, session)
+    for observer in session.observers if session.announced else ():
+        guarded(log, "an observer", observer.session_closed, session, session.reason)
+    # First those who ended it to have its permit, then those who only wait for one.
+    session.ended.callback(None)
+    guarded(log, "reporting the end of the session", session.closed, session)
+
+
 def _build_life() -> Callable[[BackendSession], Life]:
     machine = TypeMachineBuilder(Life, BackendSession)
 
     live = machine.state("live")
+    #: The backend takes no more messages, but its output still passes.
     draining = machine.state("draining")
+    #: Nothing passes any more; the backend is being stopped.
     closing = machine.state("closing")
     closed = machine.state("closed")
 
@@ -579,43 +622,13 @@ def _build_life() -> Callable[[BackendSession], Life]:
     @pep614(live.upon(Life.end).to(closing))
     @pep614(draining.upon(Life.end).to(closing))
     def tear_down(life: Life, session: BackendSession, reason: str) -> None:
-        log, sink = session.log, session.sink
-        session.reason = reason
-        session.receiving = False
-        session.leaving = True
-        if session.faults is not None:
-            guarded(log, "stopping the wait for lost answers", session.faults.stop)
-        if session.throttle is not None:
-            guarded(log, "releasing the throttle", session.throttle.release)
-        guarded(log, "forgetting the session", session.forget, session)
-        guarded(log, "stopping the keepalive", sink.stop_keepalive)
-        guarded(log, "closing the stream", sink.close)
-        if session.adapter is not None:
-            guarded(log, "closing the adapter", session.adapter.close)
-        stopped = guarded(log, "stopping the backend", session.backend.stop)
-
-        def not_stopped(why: Any) -> None:
-            # The process may still run: without its permit the limit would be exceeded.
-            if why is not None:
-                log.failure("stopping a backend failed", why)
-            log.error("session {label} keeps its permit", label=session.label)
-
-        if isinstance(stopped, Deferred):
-            stopped.addCallbacks(lambda _: life.gone(), not_stopped)
-        else:
-            not_stopped(None)
+        _tear_down(life, session, reason)
 
     @pep614(closing.upon(Life.gone).to(closed))
     def settle(life: Life, session: BackendSession) -> None:
-        log = session.log
-        guarded(log, "returning the permit", session.permit.release)
-        guarded(log, "logging the end of the session", log_end, session)
-        for observer in session.observers if session.announced else ():
-            guarded(log, "an observer", observer.session_closed, session, session.reason)
-        # First those who ended it to have its place, then those who only wait for a place.
-        session.ended.callback(None)
-        guarded(log, "reporting the end of the session", session.closed, session)
+        _settle(session)
 
+    # An end may be reported from several sides; the first one counts.
     for state, inputs in (
         (draining, (Life.drain,)),
         (closing, (Life.drain, Life.end)),
