@@ -162,7 +162,7 @@ class Hold:
             self._held = False
             self._claim.release()
 
-    def again(self) -> None:
+    def renew(self) -> None:
         """The process works for the same client again."""
         if self._claim is not None and not self._held:
             self._held = True

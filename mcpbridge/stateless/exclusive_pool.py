@@ -134,7 +134,7 @@ class ExclusivePool(WorkerPool):
         worker = self._free_of.get(connection)
         if worker is not None and not self._group_of[worker].subscribers:
             self._take(worker)
-            worker.hold.again()
+            worker.hold.renew()
             self.worker_free(worker)
 
     def _answer_discover(self, exchange: Exchange, result: bytes) -> None:
