@@ -35,7 +35,7 @@ from mcpbridge.processes.era import ServerEra
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.response_budget import ResponseBudget
-from mcpbridge.session.negotiation import first_adapter, greeting, is_starting
+from mcpbridge.session.negotiation import check_request, first_adapter, is_starting
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.sliced_work import SlicedWork
 from mcpbridge.stateless.dispatcher import StatelessDispatcher
@@ -100,7 +100,7 @@ class Server:
             bridge_limiter=bridge_limiter,
             observers=observers,
             filters=filters,
-            greeting=partial(greeting, self.era),
+            check_request=partial(check_request, self.era),
             claims=self.claims,
             observer=self,
             pools=pools,

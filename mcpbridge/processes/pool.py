@@ -83,7 +83,7 @@ class ProcessPool:
         bridge_limiter: SessionLimiter | None = None,
         observers: Sequence[Any] = (),
         filters: Sequence[Any] = (),
-        greeting: Callable[[], bytes] = neutral_initialize,
+        check_request: Callable[[], bytes] = neutral_initialize,
         claims: Claims | None = None,
         observer: PoolObserver | None = None,
         pools: list[ProcessPool] | None = None,
@@ -119,7 +119,7 @@ class ProcessPool:
         )
         self.spares = SpareProcesses(settings, clock, self.backoff, self)
         self.unattended = UnattendedStarts(settings, clock, self.backoff)
-        self.check = StartCheck(settings, clock, self.backoff, self, greeting)
+        self.check = StartCheck(settings, clock, self.backoff, self, check_request)
 
     # For those who need a process.
 

@@ -65,7 +65,7 @@ def neutral_initialize() -> bytes:
     return request_line(_IDENT, "initialize", params)
 
 
-class Greeting:
+class CheckRequest:
     """
     The `Adapter` of a process that is sent one request by the bridge.
 
@@ -113,7 +113,7 @@ class StartCheck:
     Checks one server, with at most one process at a time, and at most once in
     `CHECK_SECONDS` while it can be started.
 
-    `greeting` returns the request that the process is sent, with the id 0.
+    `check_request` returns the request that the process is sent, with the id 0.
     """
 
     log = Logger()
@@ -124,13 +124,13 @@ class StartCheck:
         clock: IReactorTime,
         backoff: StartBackoff,
         starter: ProcessStarter,
-        greeting: Callable[[], bytes] = neutral_initialize,
+        check_request: Callable[[], bytes] = neutral_initialize,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._backoff = backoff
         self._starter = starter
-        self._greeting = greeting
+        self._request_line = check_request
         self._wanted = self._running = self._stopped = False
         self._earliest = float("-inf")
         self._timer = Timer(clock)
@@ -199,10 +199,10 @@ class StartCheck:
             session = await self._starter.start_process(permit)
         except BackendFailed as error:
             return str(error)
-        greeting = Greeting(session)
-        session.adapt(greeting)
+        request = CheckRequest(session)
+        session.adapt(request)
         try:
-            await greeting.ask(self._greeting(), self._settings.start_timeout)
+            await request.ask(self._request_line(), self._settings.start_timeout)
         except BackendFailed as error:
             session.life.end(f"it cannot be used: {error}")
             return str(error)

@@ -45,7 +45,7 @@ def first_adapter(
     return UndecidedAdapter(session, era, backoff, doubt)
 
 
-def greeting(era: ServerEra) -> bytes:
+def check_request(era: ServerEra) -> bytes:
     """Return the request of the bridge itself that shows whether a process answers."""
     if era.modern and not era.legacy:
         return encode(own_request("server/discover", {}).outer)

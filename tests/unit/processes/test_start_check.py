@@ -13,7 +13,7 @@ from mcpbridge.config.tuning import CHECK_SECONDS, STILLBORN_STARTS
 from mcpbridge.errors import BackendFailed, CannotStart, ServerDown
 from mcpbridge.processes.era import ServerEra
 from mcpbridge.processes.start_check import neutral_initialize
-from mcpbridge.session.negotiation import first_adapter, greeting
+from mcpbridge.session.negotiation import check_request, first_adapter
 from mcpbridge.testing import RecordingSink
 from tests.fakes import Call, Legacy, Modern, World
 
@@ -222,12 +222,12 @@ def test_stopping_during_a_check(seconds: float) -> None:
 
 def test_the_check_sends_a_request_of_the_known_era() -> None:
     era = ServerEra()
-    assert greeting(era) == neutral_initialize()
-    assert json.loads(greeting(era))["params"]["clientInfo"]["name"] == "mcpbridge"
+    assert check_request(era) == neutral_initialize()
+    assert json.loads(check_request(era))["params"]["clientInfo"]["name"] == "mcpbridge"
     era.modern = True
-    assert json.loads(greeting(era))["method"] == "server/discover"
+    assert json.loads(check_request(era))["method"] == "server/discover"
     era.legacy = True
-    assert json.loads(greeting(era))["method"] == "initialize"
+    assert json.loads(check_request(era))["method"] == "initialize"
 
 
 # What the answers of one session tell of the server's era.
