@@ -50,7 +50,7 @@ class Machine:
 
 
 class Served:
-    """A server between fakes."""
+    """A server with a fake launcher."""
 
     def __init__(self, machine: Machine, limit: int, **changes: Any) -> None:
         self.clock = machine.clock
@@ -70,7 +70,7 @@ class Served:
         )
 
     def coming(self, client: str | None = None, *, sse: bool = False) -> list[Any]:
-        """What becomes of one who wants a session."""
+        """Request a session; the list gets the session or the failure."""
         if sse:
             opening = self.server.open_session(lambda _: RecordingSink(), client=client)
         else:

@@ -101,7 +101,7 @@ class Filter:
 
 
 class Made:
-    """A live session between fakes; `order` has the calls that all of them got."""
+    """A live session with a fake backend and sink; `order` has the calls that all of them got."""
 
     def __init__(self, filters: list[Filter] | None = None, **options: Any) -> None:
         self.order: list[str] = []
@@ -635,7 +635,7 @@ def test_opening_and_closing_are_logged(log_lines: list[str]) -> None:
 def test_the_log_holds_no_full_session_id_and_no_message_contents(
     log_lines: list[str], logged_failures: list[Failure]
 ) -> None:
-    """Whatever goes wrong: no message contents, no whole session id."""
+    """Whatever goes wrong."""
     made = Made(filters=[Filter()], observers=[FailingObserver()])
     made.session.open(made.session.forget, stderr_notifications=True)
     made.post(CALL)
@@ -654,7 +654,7 @@ def test_the_log_holds_no_full_session_id_and_no_message_contents(
 
 
 class Opened:
-    """A server between fakes, and the streams it was given."""
+    """A server with a fake launcher, and the sinks of its sessions."""
 
     def __init__(self, limit: int = 1, launcher: Any = None, **options: Any) -> None:
         self.clock = Clock()

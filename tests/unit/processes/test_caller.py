@@ -81,7 +81,7 @@ class Watcher:
         return None if caller is None else caller.identity, way, method
 
     def of(self, identity: str | None) -> list[str]:
-        """What both were told of somebody's messages, which must be the same."""
+        """Return the messages of a caller that both were given; they must be the same."""
         filtered, observed = (
             [f"{way} {method}" for whose, way, method in noted if whose == identity]
             for noted in (self.filtered, self.observed)
@@ -91,7 +91,7 @@ class Watcher:
         return filtered
 
     def at_rest(self) -> bool:
-        """Whether no process has a caller while nothing passes."""
+        """Return whether no process has a caller while nothing passes."""
         return all(each.caller is None for each in self.sessions)
 
 

@@ -21,7 +21,7 @@ SILENT = "has written nothing for"
 
 
 class Served:
-    """A server between fakes."""
+    """A server with a fake launcher."""
 
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()

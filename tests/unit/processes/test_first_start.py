@@ -59,13 +59,13 @@ class Slow:
         return self.world.call("a", connection=ClientConnection(), info=info)
 
     def left(self) -> None:
-        """The first one has come, and left."""
+        """Let the first client come, and leave."""
         leave(self.call())
         self.world.run(PATIENCE)
         assert self.kind.installs == 1
 
     def told(self) -> list[str]:
-        """What the processes were told that their clients are called."""
+        """Return the client names that the processes were sent."""
         opened = [each.early + each.heard for each in self.world.backends]
         return [lines[0]["params"]["clientInfo"]["name"] for lines in opened]
 

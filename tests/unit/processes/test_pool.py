@@ -60,7 +60,7 @@ class SlowLauncher(FakeLauncher):
 
 
 class Pooled:
-    """A pool between fakes."""
+    """A pool with a fake launcher."""
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ def opened(world: World) -> Any:
 
 
 def initialized(world: World, info: Any) -> list[Any]:
-    """What a session is told that begins with this."""
+    """Open a session, send `initialize` with this `clientInfo`, and return the answers."""
     session = opened(world)
     params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info}
     message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
