@@ -13,14 +13,17 @@ TESTS ?=
 # In CI, and where it is asked for, a missing part or a skipped test is a failure.
 STRICT := $(CI)$(MCPBRIDGE_REQUIRE_REAL)
 PYTEST := -m pytest $(if $(STRICT),-p tests.no_skips)
+# More workers than cores, as tests of processes wait most of the time.
+WORKERS ?= 4
+SPREAD := --numprocesses $(WORKERS) --dist loadgroup
 PIP := -m pip install --quiet --disable-pip-version-check
 
-# the tests of the contract, which hold with the front channel on and off
+# the tests of the contract, which hold with the fast path on and off
 CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py \
     tests/e2e/test_backpressure.py tests/e2e/test_http.py tests/e2e/test_streamable.py \
     tests/e2e/test_modern.py
 
-.PHONY: help serve test whole lint unit others others.made others.tested real coverage bench bench-quick conformance soak docs news dist clean
+.PHONY: help serve test whole lint unit others others.made others.tested real coverage floors mutants bench bench-quick conformance soak docs news dist clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -44,9 +47,10 @@ test: ## run everything: the tools, the whole suite, and the suite on other Pyth
 # Much of it waits for processes: the other Pythons have that time.  They are made
 # before, as that compiles the launcher anew.
 whole: .venv/.made-dev
-	$(BIN)/python $(PYTEST) $(TESTS)
-	@$(MAKE) --no-print-directory coverage
-	MCPBRIDGE_FRONT=off $(BIN)/python $(PYTEST) $(CONTRACT) $(TESTS)
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run $(PYTEST) -p tests.measured $(SPREAD) $(TESTS)
+	@$(MAKE) --no-print-directory floors
+	MCPBRIDGE_FRONT=off $(BIN)/python $(PYTEST) $(SPREAD) $(CONTRACT) $(TESTS)
 
 lint: .venv/.made-dev ## run ruff and mypy
 	$(BIN)/ruff check .
@@ -56,7 +60,7 @@ lint: .venv/.made-dev ## run ruff and mypy
 # In memory alone, on every core, with few examples of each property: the inner loop.
 unit: .venv/.made-dev ## run the unit tests, in under a minute
 	$(BIN)/python $(PYTEST) --numprocesses auto --dist worksteal --hypothesis-profile quick \
-	    tests/unit $(TESTS)
+	    $(if $(filter tests/%,$(TESTS)),,tests/unit) $(TESTS)
 
 others: others.made others.tested ## run the quick tests on every other Python from 3.11 on
 others.made others.tested: others.%: .venv/.made-dev
@@ -65,11 +69,25 @@ others.made others.tested: others.%: .venv/.made-dev
 	    $(MAKE) --no-print-directory OTHER="$${other#*=}" ".venv-$${other%%=*}/.$*" || exit 1; \
 	done
 
-# the sans-IO part has no branch that its own tests do not take
-SANS_IO := tests/unit/jsonrpc tests/unit/mcp tests/unit/translation
-coverage: .venv/.made-dev ## measure the branch coverage of the sans-IO rooms, which must be whole
-	$(BIN)/coverage run --source=mcpbridge.jsonrpc,mcpbridge.mcp,mcpbridge.translation -m pytest -q $(SANS_IO)
-	$(BIN)/coverage report --fail-under=100
+coverage: .venv/.made-dev ## measure what the unit and integration tests reach, which has a floor
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run $(PYTEST) -q -p tests.measured $(SPREAD) tests/unit tests/integration
+	@$(MAKE) --no-print-directory floors
+
+# The rooms without I/O have no branch that their own tests do not take.
+FLOOR := 90
+comma := ,
+SANS_IO := jsonrpc mcp translation
+EACH_SANS_IO = $(subst $(eval ) ,$(comma),$(foreach room,$(SANS_IO),$(1)$(room)$(2)))
+floors:
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=100 \
+	    --include='$(call EACH_SANS_IO,mcpbridge/,/*)' --contexts='^$$,$(call EACH_SANS_IO,^,$$)'
+	$(BIN)/coverage report --fail-under=$(FLOOR)
+
+MUTANTS ?=
+mutants: .venv/.made-dev ## try mutants of the subtle modules, or of MUTANTS='mcpbridge/mcp/pings.py ...'
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 bench: .venv/.made ## measure against other bridges, in under 15 minutes
 	$(BIN)/python benchmarks/run.py
@@ -135,7 +153,8 @@ clean: ## remove all that was made here
 .PHONY: FORCE
 FORCE:
 .venv-%/.tested: .venv-%/.made FORCE
-	.venv-$*/bin/python $(PYTEST) -m 'not slow' $(TESTS)
+	.venv-$*/bin/python $(PYTEST) --numprocesses 2 --dist loadgroup \
+	    --hypothesis-profile quick -m 'not slow' $(TESTS)
 
 # Twisted's newest release, or the candidate of the next one while PyPI has it; looked
 # for each time.  Not part of `make test`: a failure here is news, and no regression.
