@@ -17,7 +17,13 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.config.tuning import ATTENDED_FACTOR, LAUNCH_SECONDS, UNREAD_BYTES_PER_SECOND
+from mcpbridge.config.tuning import (
+    ATTENDED_FACTOR,
+    LAUNCH_SECONDS,
+    STDERR_TAIL_CHARS,
+    STDERR_TAIL_LINES,
+    UNREAD_BYTES_PER_SECOND,
+)
 from mcpbridge.errors import (
     BackendBusy,
     BackendFailed,
@@ -630,6 +636,9 @@ def test_opening_and_closing_are_logged(log_lines: list[str]) -> None:
     )
     assert closed.isprintable()
     assert len(closed) < 1000
+    last = [bytes(each) for each in made.session.stderr_tail]
+    assert len(last) == STDERR_TAIL_LINES
+    assert len(last[-1]) == STDERR_TAIL_CHARS
 
 
 def test_the_log_holds_no_full_session_id_and_no_message_contents(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcpbridge.config.tuning import CANCEL_SECONDS
+from mcpbridge.config.tuning import CANCEL_SECONDS, SAY_AGAIN_SECONDS
 from mcpbridge.translation.legacy_requests import OWN_KEPT
 from tests.fakes import World
 from tests.unit.stateless.test_busy_pipes import MANY, Shared, Slow, listen, one_process
@@ -21,11 +21,11 @@ def test_a_pipe_that_is_free_again_is_enough(works: bool) -> None:
     for each in world.live:
         each.busy = True
     listening = listen(world, "file:///a")
-    world.run(1)
+    world.run(SAY_AGAIN_SECONDS)
     for each in world.live:
         assert each.told == []
         each.busy = False
-    world.run(1)
+    world.run(SAY_AGAIN_SECONDS)
     assert [each.told for each in world.live] == [[("file:///a", True)]] * (1 + works)
     for each in world.live:
         each.busy = True
@@ -40,9 +40,9 @@ def test_a_cancellation_is_said_when_the_pipe_is_free_again() -> None:
     world.run()
     process.busy = True
     call.leave()
-    world.run(1)
+    world.run(SAY_AGAIN_SECONDS)
     process.busy = False
-    world.run(1)
+    world.run(SAY_AGAIN_SECONDS)
     assert process.cancelled == ["a"]
     call = world.call("b", "wait")
     world.run()
@@ -75,7 +75,7 @@ def test_a_list_of_tools_that_could_not_be_asked_for_ends_no_process() -> None:
     process.busy = False
     again = world.call("b")
     world.run(CANCEL_SECONDS)
-    world.run(1)
+    world.run(SAY_AGAIN_SECONDS)
     assert world.live == [process]
     assert again.result["token"] == "b"
     world.end()

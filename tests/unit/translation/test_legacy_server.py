@@ -24,7 +24,7 @@ from mcpbridge.mcp.modern_request import (
     ModernRequest,
     read_request,
 )
-from mcpbridge.translation.handshake import HandshakeRefused
+from mcpbridge.translation.handshake import MAX_NAMED, HandshakeRefused
 from mcpbridge.translation.input_requests import MAX_INPUT_REQUESTS
 from mcpbridge.translation.legacy_requests import OWN_KEPT
 from mcpbridge.translation.legacy_server import LegacyServerTranslator
@@ -191,7 +191,12 @@ UNSUPPORTED = {"code": -32022, "message": "no", "data": {"supported": ["2026-07-
         ({"error": {"code": -32601, "message": "no"}}, -32601, (), "initialize: no"),
         ({"error": {"code": 1.5, "data": {"supported": 5}}}, None, (), "no reason"),
         ({"error": {"code": -1, "message": 5, "data": 5}}, -1, (), "no reason"),
-        ({"error": {"code": -1, "data": {"supported": ["x"] * 99}}}, -1, ("x",) * 32, "refused"),
+        (
+            {"error": {"code": -1, "data": {"supported": ["x"] * (MAX_NAMED + 1)}}},
+            -1,
+            ("x",) * MAX_NAMED,
+            "refused",
+        ),
         ({"error": 5}, -32603, (), "neither"),
         ({"result": 5}, -32603, (), "neither"),
         ({}, -32603, (), "neither"),

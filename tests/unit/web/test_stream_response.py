@@ -16,7 +16,7 @@ from twisted.internet.tcp import Connection
 from zope.interface.verify import verifyObject
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.config.tuning import COMMIT_SECONDS
+from mcpbridge.config.tuning import COMMIT_SECONDS, RETRY_MILLISECONDS
 from mcpbridge.errors import MessageRefused
 from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.processes.backend_session import BackendSession
@@ -45,7 +45,7 @@ def event(ident: str, line: bytes) -> bytes:
 
 
 def priming(ident: str) -> bytes:
-    return b"id: %b\nretry: 1000\ndata: \n\n" % ident.encode()
+    return b"id: %b\nretry: %d\ndata: \n\n" % (ident.encode(), RETRY_MILLISECONDS)
 
 
 class FakeTransport:
