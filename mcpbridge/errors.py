@@ -176,7 +176,7 @@ class IdInUse(Refused):
         return error
 
 
-class EventsLost(Refused):
+class CannotResume(Refused):
     """
     The stream cannot be resumed.
 
@@ -224,7 +224,7 @@ class BadHost(Refused):
     code = SERVER_ERROR
 
 
-class NothingHere(Refused):
+class NotFound(Refused):
     """There is nothing at this path."""
 
     status = 404
@@ -238,7 +238,7 @@ class UnknownSession(Refused):
     code = SESSION_NOT_FOUND
 
 
-class WrongMethod(Refused):
+class MethodNotAllowed(Refused):
     """The method is not allowed at this path."""
 
     status = 405
@@ -252,7 +252,7 @@ class WrongMethod(Refused):
         return [*super().headers(), (b"Allow", self.allowed.encode("ascii"))]
 
 
-class MissingSession(Refused):
+class MissingSessionId(Refused):
     """The request needs a session, and does not name one."""
 
     code = SERVER_ERROR
@@ -356,7 +356,7 @@ class NotAcceptable(Refused):
     code = SERVER_ERROR
 
 
-class UnsupportedMedia(Refused):
+class UnsupportedMediaType(Refused):
     """The body's content type is not JSON."""
 
     status = 415
@@ -444,7 +444,7 @@ class SessionBusy(Refused):
     retry_after = 1
 
 
-class NoRoom(Refused):
+class RequestMemoryFull(Refused):
     """All requests together hold as many bytes as the bridge allows.  Send it again."""
 
     status = 503
@@ -452,7 +452,7 @@ class NoRoom(Refused):
     retry_after = 1
 
 
-class Stopping(Refused):
+class ShuttingDown(Refused):
     """The bridge is shutting down, and opens no more sessions."""
 
     status = 503

@@ -27,7 +27,7 @@ from mcpbridge.jsonrpc.large_messages import (
     read_whole_later,
 )
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
-from mcpbridge.processes.abandoned import Newcomer
+from mcpbridge.processes.abandoned_sessions import Newcomer
 from mcpbridge.processes.address_shares import Claim, Claims, Shares
 from mcpbridge.processes.backend_session import BackendSession, Sink
 from mcpbridge.processes.caller import Caller

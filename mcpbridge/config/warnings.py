@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mcpbridge.config.environment import name_pattern, passed_environment
+from mcpbridge.config.backend_environment import name_pattern, passed_environment
 from mcpbridge.config.settings import BridgeSettings
 
 

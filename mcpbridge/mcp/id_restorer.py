@@ -11,7 +11,7 @@ import msgspec
 
 from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, cancelled_id, peek, peek_again
 from mcpbridge.jsonrpc.ids import other_spelling, with_id
-from mcpbridge.jsonrpc.recent import Recent
+from mcpbridge.jsonrpc.recent_set import Recent
 from mcpbridge.mcp.inflight import MAX_IN_FLIGHT
 
 

@@ -16,7 +16,7 @@ from mcpbridge.errors import IdInUse, SessionBusy
 from mcpbridge.jsonrpc.envelope import JsonRpcId, ProgressToken
 from mcpbridge.jsonrpc.ids import is_answer_to, other_spelling
 from mcpbridge.jsonrpc.members import encode
-from mcpbridge.jsonrpc.recent import Recent
+from mcpbridge.jsonrpc.recent_set import Recent
 
 #: How many requests of its client a session may have in flight.
 MAX_IN_FLIGHT = 1024

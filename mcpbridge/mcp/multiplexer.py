@@ -33,7 +33,7 @@ from mcpbridge.jsonrpc.members import (
     string_of,
     with_meta,
 )
-from mcpbridge.jsonrpc.recent import Recent
+from mcpbridge.jsonrpc.recent_set import Recent
 from mcpbridge.mcp.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.mcp.modern_request import (
     ACKNOWLEDGED,

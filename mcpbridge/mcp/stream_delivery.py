@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from mcpbridge.errors import EventsGone, EventsLost, StreamTaken
+from mcpbridge.errors import CannotResume, EventsGone, StreamTaken
 from mcpbridge.jsonrpc.envelope import JsonRpcId
 from mcpbridge.mcp.backlog import Backlog, BacklogMessage, MaybeId
 from mcpbridge.mcp.inflight import InFlight, LogicalStream, ServerRequests
@@ -164,13 +164,13 @@ class StreamDelivery:
         connection in place of the one that is there; of a stream that is over
         the last event is final.  Return the stream's name.
 
-        Raise `EventsLost`; a server's request among what is lost is refused
+        Raise `CannotResume`; a server's request among what is lost is refused
         then, where no connection is left that could have it.  Raise
         `StreamTaken` as `open_get` does.
         """
         match = _EVENT_ID.fullmatch(last_event_id)
         if match is None:
-            raise EventsLost("Last-Event-ID is no event of this session")
+            raise CannotResume("Last-Event-ID is no event of this session")
         name, number = match[1], int(match[2])
         stream = self.standalone if name == STANDALONE else self._requests.running(name)
         try:
@@ -179,7 +179,7 @@ class StreamDelivery:
             if name not in self.sinks:
                 for request_id in self._asked.after(name, number):
                     self._refuse(request_id)
-            raise EventsLost("what came after this Last-Event-ID is not kept") from None
+            raise CannotResume("what came after this Last-Event-ID is not kept") from None
         if stream is None:
             if events:
                 sink.send(events, True)

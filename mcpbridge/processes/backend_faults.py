@@ -18,7 +18,7 @@ from mcpbridge.jsonrpc.envelope import JsonRpcId, peek, peek_again
 from mcpbridge.jsonrpc.ids import other_spelling
 from mcpbridge.jsonrpc.malformed_output import Lost, unreadable
 from mcpbridge.jsonrpc.members import encode, error_line
-from mcpbridge.processes.stderr import printable
+from mcpbridge.processes.stderr_log import printable
 from mcpbridge.timers import Timer
 
 #: Seconds within which the real answer may follow what looks like a damaged copy of it.

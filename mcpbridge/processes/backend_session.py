@@ -31,7 +31,7 @@ from mcpbridge.mcp.pings import PingLedger
 from mcpbridge.processes.backend_faults import BackendFaults
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.message_filters import MessageFilters
-from mcpbridge.processes.stderr import ProcessStderr
+from mcpbridge.processes.stderr_log import ProcessStderr
 from mcpbridge.processes.throttle import Throttle
 
 #: So many characters of a session's id may be logged: too few to use the session.

@@ -18,8 +18,14 @@ from twisted.internet.interfaces import IReactorTime
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import CAPACITY_TRIES, STOP_SLACK_SECONDS
-from mcpbridge.errors import Stopping, TooManyOfAddress, TooManySessions
-from mcpbridge.processes.abandoned import AbandonedSessions, Due, Newcomer, first_for, first_of
+from mcpbridge.errors import ShuttingDown, TooManyOfAddress, TooManySessions
+from mcpbridge.processes.abandoned_sessions import (
+    AbandonedSessions,
+    Due,
+    Newcomer,
+    first_for,
+    first_of,
+)
 from mcpbridge.processes.address_shares import Claim, Claims
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.permits import RefusalLog, SessionLimiter
@@ -141,7 +147,7 @@ class Capacity:
     async def acquire(self, newcomer: Newcomer | None) -> Any:
         """
         Return a permit, for which processes are ended or waited for, if need
-        be.  Raises `TooManySessions` and `Stopping`.
+        be.  Raises `TooManySessions` and `ShuttingDown`.
         """
         for _ in range(CAPACITY_TRIES):
             permit = self._limiter.acquire()
@@ -152,7 +158,7 @@ class Capacity:
                 break
             gone = await self._give_way(candidate)
             if self._pool.stopping:
-                raise Stopping("the bridge is shutting down")
+                raise ShuttingDown("the bridge is shutting down")
             if not gone:
                 break
         raise self.too_many(newcomer)

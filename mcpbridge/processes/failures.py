@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.processes.backend_session import BackendSession
-from mcpbridge.processes.stderr import ServerStderr, readable
+from mcpbridge.processes.stderr_log import ServerStderr, readable
 from mcpbridge.rate_limited_log import RateLimitedLogByCause, times
 from mcpbridge.timers import Timer
 

@@ -19,9 +19,9 @@ from twisted.logger import Logger
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import LAUNCH_SECONDS
-from mcpbridge.errors import BackendFailed, CannotStart, Stopping, TooManySessions
+from mcpbridge.errors import BackendFailed, CannotStart, ShuttingDown, TooManySessions
 from mcpbridge.guard import guarded
-from mcpbridge.processes.abandoned import AbandonedSessions, Newcomer
+from mcpbridge.processes.abandoned_sessions import AbandonedSessions, Newcomer
 from mcpbridge.processes.address_shares import Claim, Claims
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.backoff import StartBackoff
@@ -31,7 +31,7 @@ from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.processes.permits import RefusalLog, SessionLimiter
 from mcpbridge.processes.spares import SpareProcesses
 from mcpbridge.processes.start_check import StartCheck, neutral_initialize
-from mcpbridge.processes.stderr import ServerStderr
+from mcpbridge.processes.stderr_log import ServerStderr
 from mcpbridge.processes.unattended_starts import UnattendedStarts
 
 
@@ -130,14 +130,14 @@ class ProcessPool:
         are reached.
 
         Raises `TooManySessions`, `BackendFailed`, `ServerDown` and
-        `Stopping`; then no permit is held and no process left.
+        `ShuttingDown`; then no permit is held and no process left.
         """
         if self.stopping:
-            raise Stopping("the bridge is shutting down")
+            raise ShuttingDown("the bridge is shutting down")
         if len(self.unattended):
             await self.unattended.wait_for_first()
             if self.stopping:
-                raise Stopping("the bridge is shutting down")
+                raise ShuttingDown("the bridge is shutting down")
         spare = self.spares.take()
         if spare is not None:
             return spare
@@ -224,7 +224,7 @@ class ProcessPool:
         return self.capacity.try_acquire()
 
     async def start_process(self, permit: Any) -> BackendSession:
-        """Start a process with this permit.  Raises `BackendFailed` and `Stopping`."""
+        """Start a process with this permit.  Raises `BackendFailed` and `ShuttingDown`."""
         try:
             session = BackendSession(
                 ident=str(uuid4()),
@@ -257,7 +257,7 @@ class ProcessPool:
             return await launching
         except CancelledError:
             if self.stopping:
-                raise Stopping("the bridge is shutting down") from None
+                raise ShuttingDown("the bridge is shutting down") from None
             raise
         except CannotStart as error:
             raise self._failed(session, str(error), error.exhausted) from None

@@ -24,7 +24,7 @@ from mcpbridge.config.tuning import (
     STARVED_SECONDS,
     WARM_SECONDS,
 )
-from mcpbridge.errors import BackendFailed, Stopping
+from mcpbridge.errors import BackendFailed, ShuttingDown
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.backoff import StartBackoff
 from mcpbridge.processes.start_check import ProcessStarter
@@ -213,7 +213,7 @@ class SpareProcesses:
             return
         try:
             session = await self._starter.start_process(permit)
-        except Stopping:
+        except ShuttingDown:
             return
         except BackendFailed as error:
             self._starter.fail(str(error))

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from mcpbridge._version import __version__
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import CHECK_SECONDS
-from mcpbridge.errors import BackendBusy, BackendFailed, Stopping, UnknownSession
+from mcpbridge.errors import BackendBusy, BackendFailed, ShuttingDown, UnknownSession
 from mcpbridge.jsonrpc.members import request_line
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.backoff import StartBackoff
@@ -49,7 +49,7 @@ class ProcessStarter(Protocol):
         ...
 
     async def start_process(self, permit: Any) -> BackendSession:
-        """Start a process with this permit.  Raises `BackendFailed` and `Stopping`."""
+        """Start a process with this permit.  Raises `BackendFailed` and `ShuttingDown`."""
         ...
 
     def fail(self, why: str) -> None:
@@ -178,7 +178,7 @@ class StartCheck:
         successes = self._backoff.successes
         try:
             why = await self._why_not(permit)
-        except Stopping:
+        except ShuttingDown:
             return
         finally:
             self._running = self._backoff.in_doubt = False

@@ -30,7 +30,7 @@ from mcpbridge.mcp.tasks import (
     unknown_task,
     without_tasks,
 )
-from mcpbridge.processes.abandoned import Newcomer
+from mcpbridge.processes.abandoned_sessions import Newcomer
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.stateless.concurrent_worker import ConcurrentWorker

@@ -19,13 +19,13 @@ from mcpbridge.errors import (
     MethodNotFound,
     Refused,
     ServerBusy,
-    Stopping,
+    ShuttingDown,
     TooManyOfAddress,
     TooManySessions,
 )
 from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import REMOVED, TASK_METHODS
-from mcpbridge.processes.abandoned import Newcomer
+from mcpbridge.processes.abandoned_sessions import Newcomer
 from mcpbridge.processes.address_shares import Claims
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.era import OtherEra, ServerEra
@@ -133,7 +133,7 @@ class StatelessDispatcher:
         why = ""
         for _ in range(ERA_TRIES):
             if self._pool.stopping:
-                raise Stopping("the bridge is shutting down")
+                raise ShuttingDown("the bridge is shutting down")
             # A suspended call may hold the process that probing would need.
             suspended = self._exclusive.has_suspended(exchange)
             modern = not suspended and await self._is_modern(exchange)

@@ -26,7 +26,7 @@ from mcpbridge.mcp.modern_request import INPUT_REQUIRED_METHODS, ModernRequest
 from mcpbridge.mcp.request_state import presented
 from mcpbridge.mcp.server_card import KnownServer
 from mcpbridge.mcp.subscriptions import Change, Filter, acknowledge, read_filter
-from mcpbridge.processes.abandoned import Newcomer
+from mcpbridge.processes.abandoned_sessions import Newcomer
 from mcpbridge.processes.address_shares import Claim, Hold
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.era import OtherEra

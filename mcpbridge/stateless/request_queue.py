@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mcpbridge.errors import BridgeError, ServerBusy, Stopping
+from mcpbridge.errors import BridgeError, ServerBusy, ShuttingDown
 from mcpbridge.processes.waiters import Waiters
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class RequestQueue:
         change.  A request that waits again keeps its place and its deadline.
 
         Raises `ServerBusy` where too many wait or the time is over, and
-        `Stopping`.
+        `ShuttingDown`.
         """
         if self._stopped:
             raise _stopping()
@@ -103,15 +103,15 @@ class RequestQueue:
                 turn.callback(None)
 
     def stop(self) -> None:
-        """Fail all that wait with `Stopping`."""
+        """Fail all that wait with `ShuttingDown`."""
         self._stopped = True
         waiting, self._waiting = self._waiting, {}
         for turn in waiting:
             turn.errback(_stopping())
 
 
-def _stopping() -> Stopping:
-    return Stopping("the bridge is shutting down")
+def _stopping() -> ShuttingDown:
+    return ShuttingDown("the bridge is shutting down")
 
 
 class SingleFlight:

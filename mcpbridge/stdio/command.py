@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from mcpbridge.config.environment import passed_environment
+from mcpbridge.config.backend_environment import passed_environment
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import CannotStart
 

@@ -25,7 +25,7 @@ from mcpbridge.stdio import kill_pass, process_tags, procfs
 from mcpbridge.stdio.cleanup_records import Cleanup, CleanupRecords
 from mcpbridge.stdio.leader import Leader
 from mcpbridge.stdio.reaper import Reaper, reap
-from mcpbridge.stdio.untagged import UntaggedProcesses
+from mcpbridge.stdio.untagged_processes import UntaggedProcesses
 
 #: The pause between two readings of the process table: at least this time, and
 #: so many times the processor time that the last reading took.

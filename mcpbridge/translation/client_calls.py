@@ -22,7 +22,7 @@ from mcpbridge.jsonrpc.members import (
     members_of,
     request_line,
 )
-from mcpbridge.jsonrpc.recent import Recent
+from mcpbridge.jsonrpc.recent_set import Recent
 from mcpbridge.mcp.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.mcp.modern_request import LOG_LEVEL
 

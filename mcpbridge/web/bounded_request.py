@@ -13,7 +13,7 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import TRIM_BYTES
-from mcpbridge.errors import MessageTooLarge, NoRoom, Refused
+from mcpbridge.errors import MessageTooLarge, Refused, RequestMemoryFull
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.twisted_internals import OpenRequest
 
@@ -59,11 +59,13 @@ class BodyBudget:
         if size >= TRIM_BYTES:
             self._freed()
 
-    def refusal(self, size: int) -> NoRoom:
+    def refusal(self, size: int) -> RequestMemoryFull:
         """Return the error for a body that `take` has not counted."""
         if self.used + size > self._limit or self._shares is None:
-            return NoRoom("the bridge is receiving as much as it may hold (max_request_bytes)")
-        return NoRoom(
+            return RequestMemoryFull(
+                "the bridge is receiving as much as it may hold (max_request_bytes)"
+            )
+        return RequestMemoryFull(
             "your address is sending as much at a time as it may:"
             f" {self._shares.limit} bytes ({self._shares.setting})"
         )

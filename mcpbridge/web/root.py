@@ -14,7 +14,7 @@ from urllib.parse import quote
 from twisted.web.resource import IResource, Resource
 
 from mcpbridge.config.settings import SERVED_PATHS, ServerSettings
-from mcpbridge.errors import NothingHere, Refused
+from mcpbridge.errors import NotFound, Refused
 from mcpbridge.web.response import error_body
 from mcpbridge.web.transport_security import (
     TransportSecurity,
@@ -156,4 +156,4 @@ class _Nothing(Resource):
         self._text = f"nothing is served at this path{hint and '; '}{hint}"
 
     def render(self, request: Any) -> bytes:
-        return error_body(request, NothingHere(self._text))
+        return error_body(request, NotFound(self._text))

@@ -18,9 +18,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug import exceptions as werkzeug_errors
 
-from mcpbridge.errors import InternalError, NothingHere, Refused, WrongMethod
+from mcpbridge.errors import InternalError, MethodNotAllowed, NotFound, Refused
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
@@ -67,7 +67,7 @@ class Routes:
     async def sse(self, request: Any) -> None:
         """Open a session; its stream is the response."""
         if request.method != b"GET":
-            raise WrongMethod("an event stream is opened with GET", "GET")
+            raise MethodNotAllowed("an event stream is opened with GET", "GET")
         aborted = request.notifyFinish()
 
         def make_stream(session: BackendSession) -> EventStream:
@@ -121,7 +121,7 @@ class Routes:
     async def mcp_get(self, request: Any) -> None:
         """Open or resume a stream of Streamable HTTP."""
         if request.method != b"GET":
-            raise WrongMethod("the endpoint takes GET, POST and DELETE", "DELETE, GET, POST")
+            raise MethodNotAllowed("the endpoint takes GET, POST and DELETE", "DELETE, GET, POST")
         await self._mcp.get(request)
 
     @app.route("/mcp", methods=["DELETE"])
@@ -141,14 +141,14 @@ class Routes:
         """Return the body of an error response."""
         return error_body(request, cast("Refused", failure.value))
 
-    @app.handle_errors(HTTPException)
+    @app.handle_errors(werkzeug_errors.HTTPException)
     def no_route(self, request: IRequest, failure: Failure) -> bytes:
         """Answer 404 or 405: the path is not served, or not with this method."""
         error = failure.value
-        if isinstance(error, MethodNotAllowed):
+        if isinstance(error, werkzeug_errors.MethodNotAllowed):
             allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
-            return error_body(request, WrongMethod(f"this path takes {allowed}", allowed))
-        return error_body(request, NothingHere("nothing is served at this path"))
+            return error_body(request, MethodNotAllowed(f"this path takes {allowed}", allowed))
+        return error_body(request, NotFound("nothing is served at this path"))
 
     @app.handle_errors(Exception)
     def defect(self, request: IRequest, failure: Failure) -> bytes:

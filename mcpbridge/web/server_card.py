@@ -17,7 +17,7 @@ from urllib.parse import quote
 from twisted.web.resource import Resource
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.errors import NothingHere, Refused
+from mcpbridge.errors import NotFound, Refused
 from mcpbridge.mcp.server_card import (
     CARD_TYPE,
     CATALOG_TYPE,
@@ -40,7 +40,7 @@ _AGAIN = b"no-cache"
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
 
 
-class CardUnknown(NothingHere):
+class CardUnknown(NotFound):
     """Raised while the server has told no client what its card has."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -73,13 +73,13 @@ class ServerCards:
     def only(self, request: Any, mount: Sequence[bytes]) -> bytes:
         """
         Return the card of the only server, or of the one at the root.  Raises
-        `CardUnknown`, and `NothingHere` if there is neither.
+        `CardUnknown`, and `NotFound` if there is neither.
         """
         found = [each for each in self._servers if not each.settings.base_uri]
         if not found and len(self._servers) == 1:
             found = list(self._servers)
         if not found:
-            raise NothingHere(
+            raise NotFound(
                 "there are several servers; /.well-known/ai-catalog.json has their cards"
             )
         return self.card(request, found[0], mount)
@@ -182,7 +182,7 @@ class _Document(Resource):
         """Return the document, or an error."""
         try:
             if request.postpath:
-                raise NothingHere("nothing is served at this path")
+                raise NotFound("nothing is served at this path")
             return self._make(request, request.prepath[: -self._depth])
         except Refused as refusal:
             return error_body(request, refusal)

@@ -16,15 +16,15 @@ from twisted.internet.interfaces import IReactorTime
 
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.errors import (
-    MissingSession,
+    MethodNotAllowed,
+    MissingSessionId,
     NotAcceptable,
     NotJsonRpc,
     Refused,
     TooManyMcpSessions,
     TooManySessions,
-    UnsupportedMedia,
+    UnsupportedMediaType,
     UnsupportedVersion,
-    WrongMethod,
 )
 from mcpbridge.jsonrpc.envelope import Envelope, check_element, peek, read_message
 from mcpbridge.jsonrpc.large_messages import Message, read_batch, read_large
@@ -153,7 +153,7 @@ class McpEndpoint:
         """Pass on one message; progress tokens are read from its `digest`, if it has one."""
         if session is None:
             if envelope is None or envelope.method != "initialize" or not envelope.is_request:
-                raise MissingSession("no Mcp-Session-Id; a session begins with `initialize`")
+                raise MissingSessionId("no Mcp-Session-Id; a session begins with `initialize`")
             await self._initialize(request, line, envelope)
             return None
         if envelope is None or envelope.method == "initialize":
@@ -168,7 +168,7 @@ class McpEndpoint:
         session = self._find(request)
         if session is None:
             # Clients take 405 for: there is no such stream, go on without it.
-            raise WrongMethod(
+            raise MethodNotAllowed(
                 "no Mcp-Session-Id; this is an endpoint for MCP clients, whose session begins with"
                 " a POST of `initialize`",
                 "POST",
@@ -192,7 +192,7 @@ class McpEndpoint:
         """End a session for its client."""
         session = self._find(request)
         if session is None:
-            raise MissingSession("no Mcp-Session-Id; it names the session that is to end")
+            raise MissingSessionId("no Mcp-Session-Id; it names the session that is to end")
         session.life.end("the client ended it")
         request.setHeader(b"Content-Length", b"0")
 
@@ -364,11 +364,11 @@ class McpEndpoint:
     def _find(self, request: Any) -> BackendSession | None:
         """
         Return the session of a GET or DELETE; None if it names none.  Raises
-        `UnknownSession`, `UnsupportedVersion`, and `WrongMethod` for what
+        `UnknownSession`, `UnsupportedVersion`, and `MethodNotAllowed` for what
         2026-07-28 has removed.
         """
         if _version(request) in MODERN_PROTOCOL_VERSIONS and self._is_modern(request):
-            raise restated(WrongMethod("this revision of MCP has POST alone", "POST"))
+            raise restated(MethodNotAllowed("this revision of MCP has POST alone", "POST"))
         session = self._session_of(request)
         self._check_version(request, session)
         return session
@@ -401,7 +401,7 @@ def _unsupported_media(request: Any) -> Refused | None:
     media = _header(request, b"content-type").partition(";")[0].strip().lower()
     if media == JSON:
         return None
-    return UnsupportedMedia(f"the Content-Type is {media!r}; expected {JSON}")
+    return UnsupportedMediaType(f"the Content-Type is {media!r}; expected {JSON}")
 
 
 def _streamable(session: BackendSession) -> StreamableSession:

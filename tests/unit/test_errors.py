@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from mcpbridge import errors
-from mcpbridge.errors import BridgeError, Refused, SettingError, StreamTaken, WrongMethod
+from mcpbridge.errors import BridgeError, MethodNotAllowed, Refused, SettingError, StreamTaken
 
 #: Name, HTTP status, JSON-RPC code, Retry-After.
 TABLE = {
@@ -14,17 +14,17 @@ TABLE = {
     "NotJson": (400, -32700, None),
     "NotJsonRpc": (400, -32600, None),
     "IdInUse": (400, -32600, None),
-    "EventsLost": (400, -32000, None),
+    "CannotResume": (400, -32000, None),
     "MessageRefused": (400, -32000, None),
     "Forbidden": (403, -32000, None),
     "BadHost": (400, -32000, None),
-    "MissingSession": (400, -32000, None),
+    "MissingSessionId": (400, -32000, None),
     "NotAcceptable": (406, -32000, None),
-    "UnsupportedMedia": (415, -32000, None),
+    "UnsupportedMediaType": (415, -32000, None),
     "TooManyMcpSessions": (429, -32000, b"5"),
-    "NothingHere": (404, -32000, None),
+    "NotFound": (404, -32000, None),
     "UnknownSession": (404, -32001, None),
-    "WrongMethod": (405, -32000, None),
+    "MethodNotAllowed": (405, -32000, None),
     "MessageTooLarge": (413, -32000, None),
     "TooComplex": (413, -32000, None),
     "TooManySessions": (429, -32600, b"5"),
@@ -33,8 +33,8 @@ TABLE = {
     "BackendEnded": (502, -32603, None),
     "BackendBusy": (503, -32000, b"1"),
     "SessionBusy": (503, -32000, b"1"),
-    "NoRoom": (503, -32000, b"1"),
-    "Stopping": (503, -32000, b"5"),
+    "RequestMemoryFull": (503, -32000, b"1"),
+    "ShuttingDown": (503, -32000, b"5"),
     "HeaderMismatch": (400, -32020, None),
     "InvalidParams": (400, -32602, None),
     "InvalidRequestState": (400, -32602, None),
@@ -72,7 +72,7 @@ def test_body_and_headers_of_an_error(name: str) -> None:
     status, code, retry_after = TABLE[name]
     text = 'what "happened"\n\x00 \u00e9'
     kind: type[Refused] = getattr(errors, name)
-    error = WrongMethod(text, "GET") if kind is WrongMethod else kind(text)
+    error = MethodNotAllowed(text, "GET") if kind is MethodNotAllowed else kind(text)
     headers = dict(error.headers())
     assert (error.status, error.code) == (status, code)
     assert headers.get(b"Retry-After") == retry_after
@@ -95,7 +95,7 @@ def test_too_many_sessions_has_the_body_of_apisix() -> None:
 
 
 def test_wrong_method_names_the_allowed_ones() -> None:
-    headers = dict(WrongMethod("no", "GET, OPTIONS").headers())
+    headers = dict(MethodNotAllowed("no", "GET, OPTIONS").headers())
     assert headers[b"Allow"] == b"GET, OPTIONS"
 
 

@@ -22,7 +22,7 @@ from twisted.internet.task import Clock
 
 from mcpbridge.stdio import kill_pass, process_tags, procfs
 from mcpbridge.stdio import reaper as reaper_module
-from mcpbridge.stdio import untagged as untagged_module
+from mcpbridge.stdio import untagged_processes as untagged_module
 from mcpbridge.stdio.cleanup_records import CleanupRecords, ProcessRecord
 from mcpbridge.stdio.exec_chain import Chain, Compiled, PythonShim, UtilLinux, find_chain, works
 from mcpbridge.stdio.prctl import set_child_subreaper
@@ -40,7 +40,7 @@ from mcpbridge.stdio.process_tree import (
     signal_group,
 )
 from mcpbridge.stdio.reaper import REAP_SECONDS
-from mcpbridge.stdio.untagged import UntaggedProcesses
+from mcpbridge.stdio.untagged_processes import UntaggedProcesses
 from tests.real.processes import eventually
 
 #: How long anything may take, which is less than any process here sleeps.

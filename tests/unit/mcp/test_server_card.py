@@ -13,7 +13,7 @@ import pytest
 from twisted.web.http_headers import Headers
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.errors import NothingHere
+from mcpbridge.errors import NotFound
 from mcpbridge.mcp.modern_request import MODERN_PROTOCOL_VERSIONS
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 from mcpbridge.mcp.server_card import (
@@ -358,7 +358,7 @@ def test_the_well_known_card_is_that_of_the_root_or_the_only_server() -> None:
     request = FakeRequest(host="h")
     assert json.loads(cards(one).only(request, ()))["name"] == "h/one"
     assert json.loads(cards(one, root, two).only(request, ()))["name"] == "h/root"
-    with pytest.raises(NothingHere, match="ai-catalog"):
+    with pytest.raises(NotFound, match="ai-catalog"):
         cards(one, two).only(request, ())
 
 

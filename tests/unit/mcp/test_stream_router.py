@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from mcpbridge.errors import (
+    CannotResume,
     EventsGone,
-    EventsLost,
     IdInUse,
     SessionBusy,
     StreamTaken,
@@ -166,7 +166,7 @@ def test_an_answer_that_is_all_of_a_response_is_not_kept() -> None:
     assert (three.lines, three.whole, three.over) == (answers[2:], [], "final")
     assert len(routed.store) == 2
     assert not routed.router.has_sinks
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-0")
     assert routed.get().lines == [progress]
 
@@ -257,7 +257,7 @@ def test_stream_of_a_client_that_takes_json_alone() -> None:
     routed.router.open_post([(1, "t")], post, json_only=True)
     routed.notify("notifications/progress", progressToken="t")
     routed.ask("q")
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-0")
     answer = routed.answer(1)
     assert post.events == [("1-1", answer)]
@@ -289,7 +289,7 @@ def test_abandoned_requests_were_never_made() -> None:
     assert routed.name == "2"
     line = routed.notify("notifications/progress", progressToken="t")
     assert again.lines == [line]
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-0")
 
 
@@ -660,7 +660,7 @@ def test_events_that_never_were(ident: str) -> None:
     routed.notify("notifications/tools/list_changed")
     routed.router.cancel(1)
     routed.post(2)
-    with pytest.raises(EventsLost, match="Last-Event-ID"):
+    with pytest.raises(CannotResume, match="Last-Event-ID"):
         routed.resume(ident)
     assert get.over == ""
     assert post.over == "end"
@@ -674,7 +674,7 @@ def test_events_that_are_kept_no_longer() -> None:
     post = routed.post(1)
     for _ in range(3):
         routed.notify()
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-0")
     assert post.over == ""
     assert routed.resume("1-1").idents == ["1-2", "1-3"]
@@ -682,7 +682,7 @@ def test_events_that_are_kept_no_longer() -> None:
     for _ in range(2):
         routed.notify("notifications/tools/list_changed")
     assert routed.resume("1-3").events == [], "the running stream needs no store for that"
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-2")
 
 
@@ -694,18 +694,18 @@ def test_lost_requests_of_the_backend_are_answered() -> None:
     routed.ask("lost")
     for _ in range(2):
         routed.notify()
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-1")
     assert routed.refused == [], "a connection has it"
     routed.router.detach("1", post)
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-1")
     assert routed.refused == ["lost"]
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-1")
     assert routed.refused == ["lost"]
     routed.answer(1)
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-0")
     assert routed.refused == ["lost", "seen"]
 
@@ -718,13 +718,13 @@ def test_waiting_requests_are_not_lost_with_others() -> None:
     routed.notify()
     routed.router.detach("0", get)
     waiting = routed.ask("waiting")
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("0-0")
     assert routed.refused == ["sent"]
     assert routed.get().events == [("0-3", waiting)]
     routed.notify()
     routed.router.detach("0", get)
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("0-1")
     assert routed.refused == ["sent"], "its connection is open"
 
@@ -809,7 +809,7 @@ def test_request_that_waited_is_lost_like_any_other() -> None:
     get = routed.get()
     routed.notify()
     routed.router.detach("0", get)
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("0-0")
     assert routed.refused == ["a"]
 
@@ -839,7 +839,7 @@ def test_store_with_gaps_is_not_trusted(numbers: list[int]) -> None:
     router.open_post([(1, None)], Connection())
     for _ in range(2):
         router.route(b'{"jsonrpc":"2.0","method":"m"}')
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         router.resume("1-0", Connection())
 
 
@@ -904,7 +904,7 @@ def test_json_only_posts_get_their_answers_alone() -> None:
     assert (post.lines, post.over) == ([line], "final")
     assert get.lines == others
     assert len(routed.store) == len(others)
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-0")
     assert routed.resume("0-2").lines == others[2:]
 
@@ -914,7 +914,7 @@ def test_json_only_batch_is_answered_as_a_whole() -> None:
     post = routed.post(1, 2, 3)
     lines = [routed.answer(3), routed.answer(1)]
     assert post.events == []
-    with pytest.raises(EventsLost):
+    with pytest.raises(CannotResume):
         routed.resume("1-0")
     routed.router.cancel(2)
     assert (post.lines, post.over) == (lines, "final")

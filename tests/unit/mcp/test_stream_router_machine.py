@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mcpbridge.errors import EventsLost, IdInUse
+from mcpbridge.errors import CannotResume, IdInUse
 from mcpbridge.jsonrpc.envelope import Envelope
 from mcpbridge.jsonrpc.ids import with_id
 from mcpbridge.mcp.stream_delivery import TAKEOVER_SECONDS
@@ -354,7 +354,7 @@ class StreamsMachine(RuleBasedStateMachine):
                 for asked, (where, number) in list(self.asked.items()):
                     if where == name and number > stream.read:
                         self.refuse(asked)
-            with pytest.raises(EventsLost):
+            with pytest.raises(CannotResume):
                 self.router.resume(last, outlet)
             return False
         displaced, stream.reading = stream.outlet, outlet

@@ -33,7 +33,7 @@ from mcpbridge.errors import (
     MessageTooLarge,
     NotJson,
     NotJsonRpc,
-    Stopping,
+    ShuttingDown,
     TooManySessions,
     UnknownSession,
 )
@@ -903,7 +903,7 @@ def test_stopping_ends_all_sessions_and_waits_for_them() -> None:
         backend.stopped.callback(None)
     assert stopped.called
     assert opened.limiter.taken == 0
-    with pytest.raises(Stopping):
+    with pytest.raises(ShuttingDown):
         opened.open()
     assert opened.limiter.taken == 0
 
@@ -914,7 +914,7 @@ def test_stopping_while_a_backend_starts() -> None:
     failures: list[Failure] = []
     opening.addErrback(failures.append)
     stopped = opened.server.stop()
-    assert failures[0].type is Stopping
+    assert failures[0].type is ShuttingDown
     assert stopped.called
     assert opened.limiter.taken == 0
 

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import CAPACITY_TRIES
 from mcpbridge.errors import TooManySessions
-from mcpbridge.processes.abandoned import Due
+from mcpbridge.processes.abandoned_sessions import Due
 from mcpbridge.processes.address_shares import Claims
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.capacity import Candidate, Capacity, Kind, YieldingPool, who_gives_way

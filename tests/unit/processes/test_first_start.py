@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.errors import BackendFailed, Stopping
+from mcpbridge.errors import BackendFailed, ShuttingDown
 from mcpbridge.stateless.client_connection import ClientConnection
 from tests.fakes import Call, Legacy, Modern, Scripted, World
 
@@ -230,7 +230,7 @@ def test_stopping_ends_the_wait() -> None:
     call = slow.call()
     slow.world.stop()
     slow.world.run(1)
-    assert isinstance(call.refusal, Stopping)
+    assert isinstance(call.refusal, ShuttingDown)
     assert len(slow.world.backends) == 1
     slow.world.run(INSTALL)
     slow.world.end()

@@ -28,7 +28,7 @@ from mcpbridge.errors import (
     CannotStart,
     OutOfResources,
     ServerDown,
-    Stopping,
+    ShuttingDown,
     TooManySessions,
 )
 from mcpbridge.processes.backend_session import BackendSession
@@ -211,10 +211,10 @@ def test_stopping_cancels_a_launch() -> None:
     assert made.taken == 2
     stopped: list[Any] = []
     made.pool.stop().addCallback(stopped.append)
-    assert taking.failed is Stopping
+    assert taking.failed is ShuttingDown
     assert stopped == [[]]
     assert made.taken == 0
-    assert made.taking().failed is Stopping
+    assert made.taking().failed is ShuttingDown
     assert made.clock.getDelayedCalls() == []
 
 
@@ -514,7 +514,7 @@ def test_the_wait_for_a_permit_ends(how: str) -> None:
     elif how == "stop":
         ours.pool.stop()
         close(theirs.backends[0].receiver)
-        assert taking.failed is Stopping
+        assert taking.failed is ShuttingDown
     else:
         ours.clock.advance(3 + STOP_SLACK_SECONDS)
         assert taking.failed is TooManySessions

@@ -9,9 +9,9 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import COMPLAIN_SECONDS, UNATTENDED_STARTS
-from mcpbridge.errors import Stopping, TooManySessions, UnknownSession
+from mcpbridge.errors import ShuttingDown, TooManySessions, UnknownSession
 from mcpbridge.processes.backend_session import BackendSession
-from tests.unit.processes.test_abandoned import Machine, Served
+from tests.unit.processes.test_abandoned_sessions import Machine, Served
 
 INITIALIZE = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25"}}'
@@ -245,6 +245,6 @@ def test_stopping_ends_unattended_starts_and_waits() -> None:
     served.clock.advance(0)
     [failure] = waiting
     assert isinstance(failure, Failure)
-    assert failure.check(Stopping)
+    assert failure.check(ShuttingDown)
     assert len(stopped) == 1
     assert served.clock.getDelayedCalls() == []

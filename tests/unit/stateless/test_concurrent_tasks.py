@@ -12,7 +12,7 @@ from mcpbridge.errors import (
     MissingCapability,
     Refused,
     ServerBusy,
-    Stopping,
+    ShuttingDown,
 )
 from mcpbridge.mcp.tasks import POLL_SECONDS, RESULT_SECONDS
 from tests.fakes import ABLE_TASKS, Call, Legacy, Modern, WithTasks, World
@@ -278,6 +278,6 @@ def test_a_client_that_leaves_while_it_asks(world: World) -> None:
 def test_while_the_bridge_stops(world: World) -> None:
     ident = begin(world)
     world.stop()
-    assert isinstance(ask(world, "get", ident).refusal, Stopping)
+    assert isinstance(ask(world, "get", ident).refusal, ShuttingDown)
     world.run(1)
     assert world.limiter.taken == 0

@@ -13,7 +13,7 @@ from mcpbridge.errors import (
     MessageRefused,
     ServerBusy,
     ServerDown,
-    Stopping,
+    ShuttingDown,
 )
 from tests.fakes import Legacy, Modern, World
 
@@ -321,7 +321,7 @@ def test_the_bridge_stops_at_any_time(turns: int) -> None:
     assert [each.ends for each in calls] == [1] * 3
     assert world.limiter.taken == 0
     assert world.clock.getDelayedCalls() == []
-    assert isinstance(world.call("d").refusal, Stopping)
+    assert isinstance(world.call("d").refusal, ShuttingDown)
 
 
 # Listening.

@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from mcpbridge.errors import BackendEnded, ServerBusy, Stopping
+from mcpbridge.errors import BackendEnded, ServerBusy, ShuttingDown
 from mcpbridge.mcp.modern_request import SUBSCRIPTION_ID
 from mcpbridge.mcp.own_request import own_request
 from mcpbridge.stateless.exchange import Exchange
@@ -219,8 +219,8 @@ def test_the_line_stops() -> None:
     world = Line()
     first = world.wait("a")
     world.line.stop()
-    assert first.failed is Stopping
-    assert world.wait("b").failed is Stopping
+    assert first.failed is ShuttingDown
+    assert world.wait("b").failed is ShuttingDown
     assert world.clock.getDelayedCalls() == []
 
 

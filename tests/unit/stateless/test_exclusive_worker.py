@@ -15,7 +15,7 @@ from mcpbridge.errors import (
     MessageRefused,
     ServerBusy,
     ServerDown,
-    Stopping,
+    ShuttingDown,
     UnknownSession,
 )
 from tests.fakes import Legacy, Modern, World
@@ -336,7 +336,7 @@ def test_the_bridge_stops_at_any_time(turns: int) -> None:
     assert world.limiter.taken == 0
     assert world.clock.getDelayedCalls() == []
     late = world.call("d")
-    assert isinstance(late.refusal, Stopping)
+    assert isinstance(late.refusal, ShuttingDown)
 
 
 # Processes that are of no use.

@@ -1,6 +1,6 @@
 """What was added last, within a bound."""
 
-from mcpbridge.jsonrpc.recent import Recent
+from mcpbridge.jsonrpc.recent_set import Recent
 
 
 def test_the_oldest_is_forgotten() -> None:

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config.settings import ServerSettings, share_of
 from mcpbridge.config.tuning import ABANDONED_ADDRESSES, ABANDONED_LOOKS
 from mcpbridge.errors import ServerBusy, TooManyOfAddress, TooManySessions, UnknownSession
-from mcpbridge.processes.abandoned import AbandonedSessions, Newcomer
+from mcpbridge.processes.abandoned_sessions import AbandonedSessions, Newcomer
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter

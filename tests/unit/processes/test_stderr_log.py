@@ -16,7 +16,7 @@ from mcpbridge.config.tuning import (
     STDERR_SERVER_LINES,
 )
 from mcpbridge.errors import SettingError
-from mcpbridge.processes.stderr import ProcessStderr, ServerStderr, readable
+from mcpbridge.processes.stderr_log import ProcessStderr, ServerStderr, readable
 
 
 def made(clock: Clock | None = None, **settings: Any) -> ServerStderr:

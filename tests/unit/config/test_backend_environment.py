@@ -2,7 +2,7 @@
 
 import pytest
 
-from mcpbridge.config.environment import passed_environment
+from mcpbridge.config.backend_environment import passed_environment
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.stdio.command import backend_environment
 
