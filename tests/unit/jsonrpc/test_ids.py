@@ -12,6 +12,7 @@ from mcpbridge.jsonrpc.ids import (
     other_spelling,
     own_number,
     own_number_of,
+    same_id,
     with_id,
 )
 
@@ -84,3 +85,21 @@ def test_with_id_replaces_only_the_id() -> None:
     line = b'{"jsonrpc":"2.0", "id":"1","result":{"x":"\\ud800", "y":1.50}}'
     assert with_id(line, 1) == (b'{"jsonrpc":"2.0","id":1,"result":{"x":"\\ud800", "y":1.50}}')
     assert with_id(b"[1]", 1) == b"[1]"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (b"1", b"1", True),
+        (b"1", b"2", False),
+        (b"2", b"1", False),
+        (b"1", b'"1"', False),
+        (b'"a"', b'"\\u0061"', True),
+        (b'"a"', b'"b"', False),
+        (b"1", None, False),
+    ],
+)
+def test_raw_ids_are_the_same_however_they_are_escaped(
+    one: bytes, other: bytes | None, same: bool
+) -> None:
+    assert same_id(msgspec.Raw(one), None if other is None else msgspec.Raw(other)) is same
