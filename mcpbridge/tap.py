@@ -89,15 +89,13 @@ class Options(usage.Options):
 
     def opt_help(self) -> None:
         """Print the help and exit."""
-        print(self)
-        raise SystemExit(0)
+        _print_and_exit(str(self))
 
     opt_h = opt_help
 
     def opt_version(self) -> None:
         """Print the version and exit."""
-        print(f"mcpbridge {__version__}")
-        raise SystemExit(0)
+        _print_and_exit(f"mcpbridge {__version__}")
 
     def __str__(self) -> str:
         """Return the help."""
@@ -448,6 +446,18 @@ def _fail(error: BridgeError) -> NoReturn:
     """Exit with status 1 and a line for each error."""
     lines = error.lines if isinstance(error, SettingErrors) else (str(error),)
     raise SystemExit("\n".join(f"mcpbridge: {_printable(line)}" for line in lines))
+
+
+def _print_and_exit(text: str) -> NoReturn:
+    """Print a text and exit with status 0, even if its reader, such as `head`, has left."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more when it exits, and must not fail then.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    raise SystemExit(0)
 
 
 def _printable(text: str) -> str:

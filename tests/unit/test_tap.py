@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,20 @@ def test_the_help(asked: str, capsys: pytest.CaptureFixture[str]) -> None:
     headings = re.findall(r"^(\w.*):$", text, re.MULTILINE)
     assert headings[:3] == ["Examples", "Common options", "Listening"]
     assert "(default: 16777216, which is 16 MiB)" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("asked", ["--help", "--version"])
+def test_a_reader_of_the_help_may_leave(asked: str) -> None:
+    """`mcpbridge --help | head` shows no traceback, neither now nor when stdout is closed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (
+        os.fdopen(writing, "w") as stdout,
+        redirect_stdout(stdout),
+        pytest.raises(SystemExit) as caught,
+    ):
+        parsed(asked)
+    assert caught.value.code == 0
 
 
 def test_the_help_of_twistd_names_twistd() -> None:
