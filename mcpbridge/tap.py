@@ -69,7 +69,7 @@ class Options(usage.Options):
         self.host = host
 
     def opt_config(self, path: str) -> None:
-        """Serve the servers of a configuration file."""
+        """Serve the servers listed in a configuration file."""
         self.config = path
 
     def opt_request_state_key(self, key: str) -> None:

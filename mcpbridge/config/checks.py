@@ -215,14 +215,14 @@ TEXTS = Check(
     metavar="ARG",
 )
 ENV_NAMES = Check(
-    "a list of names of environment variables, in which `*` matches any characters",
+    "a list of environment variable names, in which `*` matches any characters",
     lambda v: isinstance(v, (list, tuple)) and all(map(_is_env_pattern, v)),
     complain=_wrong_names,
     form="list",
     metavar="NAME",
 )
 ENVIRONMENT = Check(
-    "an object of strings, with no `=` in their names",
+    "an object whose values are strings and whose keys contain no `=`",
     lambda v: isinstance(v, Mapping) and all(_is_env_name(n) and is_text(s) for n, s in v.items()),
     complain=_wrong_environment,
     form="mapping",
@@ -276,19 +276,19 @@ HOSTS = Check(
     metavar="HOST",
 )
 NETWORKS = Check(
-    "a list of IP addresses, networks such as `10.0.0.0/8`, or `unix`",
+    "a list whose entries are IP addresses, networks such as `10.0.0.0/8`, or `unix`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_network(n) for n in v),
     form="list",
     metavar="ADDRESS",
 )
 HEADER_NAMES = Check(
-    "a list of names of HTTP headers, such as `X-Request-Id`",
+    "a list of HTTP header names, such as `X-Request-Id`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_field_name(n) for n in v),
     form="list",
     metavar="NAME",
 )
 ORIGINS = Check(
-    "a list of origins, such as `https://example.org`, or `*`",
+    "a list whose entries are origins, such as `https://example.org`, or `*`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_origin(n) for n in v),
     form="list",
     metavar="ORIGIN",

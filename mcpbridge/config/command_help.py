@@ -21,23 +21,25 @@ Examples:
       Serve one MCP server at http://127.0.0.1:8808/mcp and /sse.
 
   mcpbridge --port 9000 --config mcp.json
-      Serve each server of a configuration file, at /NAME/mcp and /NAME/sse.
+      Serve each server in a configuration file, at /NAME/mcp and /NAME/sse.
 """
 _INTRODUCTION = """\
 Put stdio MCP servers on the network, over Streamable HTTP and HTTP+SSE. COMMAND is \
-the command line of an MCP server, which runs once for each client session. A \
-configuration file holds one or more servers, in the format that MCP clients use.\
+the command line of an MCP server. The bridge starts it, as a backend process, for each \
+client session. A configuration file lists one or more servers, in the format that MCP \
+clients use.\
 """
 _ABOUT_OPTIONS = """\
-An option sets the setting of the same name: in a configuration file --max-sessions is \
-max_sessions. With --config, settings of a single server go into the file, either into the \
-server's object or into bridge.defaults. An option may be shortened as long as it stays \
-unambiguous.\
+Options come before COMMAND. A -- between them is optional; everything after COMMAND \
+belongs to the server. An option sets the setting of the same name: in a configuration \
+file, --max-sessions is max_sessions. With --config, settings that belong to a server go \
+into the file, either into that server's object or into bridge.defaults. An option may be \
+shortened as long as it stays unambiguous.\
 """
 _ABOUT_TWISTD = """\
 To run as a daemon, as another user, or on another reactor, use twistd and its options: \
 twistd --pidfile=/run/mcpbridge.pid --uid=mcp mcpbridge [options] COMMAND [ARG ...]. \
-For a list of them, run twistd --help.\
+For a list of twistd's options, run twistd --help.\
 """
 #: Where the texts of options begin, and how wide they get at most.
 _COLUMN = 28
@@ -54,7 +56,7 @@ class Entry(NamedTuple):
     default: str = ""
 
 
-#: Shown in front of the options of their group.
+#: Shown before the options of their group.
 FIRST = (
     Entry(COMMON, "--port N", "Port to listen on; 0 picks a free one.", "8808"),
     Entry(
@@ -63,13 +65,13 @@ FIRST = (
         "IP address or host name to listen on; 0.0.0.0 and :: mean all interfaces.",
         "127.0.0.1",
     ),
-    Entry(COMMON, "--config FILE", "Serve the servers of a configuration file."),
+    Entry(COMMON, "--config FILE", "Serve the servers listed in a configuration file."),
 )
-#: Shown behind the options of their group.
+#: Shown after the options of their group.
 LAST = (
     Entry(COMMON, "--version", "Print the version and exit."),
     Entry(COMMON, "-h, --help", "Print this help and exit."),
-    Entry(LOGGING, "--logfile FILE", "Write the log to a file, in the format of Twisted."),
+    Entry(LOGGING, "--logfile FILE", "Write the log to a file, in Twisted's log format."),
     Entry(LOGGING, "--pidfile FILE", "Write the process id to a file."),
 )
 #: In place of the texts of the settings, which say less.
@@ -105,11 +107,13 @@ def _group(group: str, width: int) -> Iterator[str]:
 
 
 def _text_of(option: Option) -> str:
-    """Return the sentence about an option and its default, naming settings by their options."""
+    """Return the text about an option and its default, naming settings by their options."""
     text = _TEXTS.get(option.setting, option.text)
     if option.repeats:
         text += " Repeat the option for each one."
     default = default_text(option.field)
+    if option.form == "secret":
+        default = f"no file; {default}"
     if default:
         text += f" (default: {default})"
 

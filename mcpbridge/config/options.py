@@ -86,10 +86,10 @@ class Option(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Say in one sentence what the option does."""
+        """Say what the option does."""
         text: str = self.field.metadata["text"]
         if self.form == "secret":
-            return f"File that holds the {text[0].lower()}{text[1:]}"
+            return f"File with the {text[0].lower()}{text[1:]}"
         return text
 
     def value(self, texts: Sequence[str]) -> Any:

@@ -90,7 +90,7 @@ def setting(
     renamed_from: str = "",
 ) -> Any:
     """
-    Declare a setting: its default, its check, and one sentence that says what it does.
+    Declare a setting: its default, its check, and a text that says what it does.
 
     The command line, its help and the tables in the documentation are made from
     this.  `group` is the heading in `--help`.  `unset` describes the default where
@@ -186,7 +186,7 @@ class ServerSettings:
         PATH_PREFIX,
         "Path in front of `/mcp`, `/sse` and `/message`.",
         group=LISTENING,
-        unset="none; in a file, `/NAME` with the name of the server",
+        unset="none; in a file, `/NAME`, where NAME is the name of the server",
     )
     public_path: str | None = setting(
         None,
@@ -198,14 +198,14 @@ class ServerSettings:
     max_sessions: int = setting(
         100,
         COUNT,
-        "Maximum number of backend processes of this server, for sessions and stateless requests"
+        "Maximum number of backend processes of each server, for sessions and stateless requests"
         " together.",
         group=COMMON,
     )
     max_sessions_per_address: int | None = setting(
         None,
         SHARE,
-        "Maximum number of backend processes of this server for one client address.",
+        "Maximum number of backend processes of each server for one client address.",
         group=LIMITS,
         unset="half of `max_sessions`",
     )
@@ -218,13 +218,14 @@ class ServerSettings:
     stop_grace: float = setting(
         1.0,
         SECONDS,
-        "Seconds that a backend has to exit once its stdin is closed; then it gets SIGTERM.",
+        "Seconds that a backend is given to exit once its stdin is closed; after that, it gets"
+        " SIGTERM.",
         group=PROCESSES,
     )
     kill_grace: float = setting(
         2.0,
         SECONDS,
-        "Seconds that a backend has to exit after SIGTERM; then it gets SIGKILL.",
+        "Seconds that a backend is given to exit after SIGTERM; after that, it gets SIGKILL.",
         group=PROCESSES,
     )
     peer_timeout: float = setting(
@@ -254,7 +255,7 @@ class ServerSettings:
     max_waiting_bytes: int = setting(
         8 * MIB,
         COUNT,
-        "Maximum size in bytes of all messages queued for one backend process.",
+        "Maximum total size in bytes of the messages queued for one backend process.",
         group=LIMITS,
         metavar="BYTES",
     )
@@ -286,8 +287,8 @@ class ServerSettings:
     abandoned_grace: float = setting(
         60.0,
         SECONDS,
-        "Seconds of silence after which a session on `/mcp` may be ended to make room for a new"
-        " client, once `max_sessions` is reached; 0 disables this.",
+        "Once `max_sessions` is reached, a session on `/mcp` may be ended to make room for a new"
+        " client if its own client has been silent for this many seconds; 0 disables this.",
         group=SESSIONS,
     )
     keepalive_interval: float = setting(
@@ -305,7 +306,8 @@ class ServerSettings:
     stderr_in_errors: bool = setting(
         False,
         FLAG,
-        "Show the last lines of stderr to the client in the errors of a session that has ended.",
+        "When a session has ended, include the last lines of stderr in the errors that its client"
+        " gets.",
         group=LOGGING,
     )
     warm: int = setting(
@@ -317,15 +319,16 @@ class ServerSettings:
     reuse: str = setting(
         "connection",
         one_of("connection", "identity", "never"),
-        "Which later stateless requests may use the same process of a legacy server: those on the"
-        " same connection, those of the same identity, or none.",
+        "Which stateless requests may reuse a legacy server's process after an earlier request:"
+        " those on the same connection as that request, those of the same identity (every client,"
+        " as there is no authentication), or none.",
         group=STATELESS,
     )
     concurrency: int = setting(
         16,
         COUNT,
-        "Maximum number of stateless requests that one process of a modern server handles at a"
-        " time.",
+        "Maximum number of stateless requests that one process of a modern server (one that speaks"
+        " 2026-07-28) handles at a time.",
         group=STATELESS,
     )
     max_process_age: float = setting(
@@ -355,34 +358,36 @@ class ServerSettings:
     input_timeout: float = setting(
         600.0,
         POSITIVE_SECONDS,
-        "Seconds that a server's question to its client waits to be read and answered.",
+        "Seconds that a client is given to read and answer a question from the server, such as an"
+        " elicitation.",
         group=SESSIONS,
     )
     task_timeout: float = setting(
         3600.0,
         POSITIVE_SECONDS,
-        "Seconds that an unfinished task keeps its process, unless the task's own `ttlMs` is"
-        " shorter.",
+        "Seconds for which a process is kept running for an unfinished task, unless the task's own"
+        " `ttlMs` is shorter.",
         group=STATELESS,
     )
     start_timeout: float = setting(
         30.0,
         POSITIVE_SECONDS,
-        "Seconds that a new process has to answer `initialize`, and again to answer `tools/list`;"
-        " applies to stateless requests and to sessions whose client has left.",
+        "Seconds that a new process is given to answer `initialize`, and the same time again for"
+        " `tools/list`. Applies to processes for stateless requests, and to a session whose client"
+        " leaves during the start.",
         group=PROCESSES,
     )
     probe_timeout: float = setting(
         10.0,
         POSITIVE_SECONDS,
-        "Seconds that a server has to answer `server/discover`; one that stays silent is treated as"
-        " a legacy server.",
+        "Seconds that a server is given to answer `server/discover`; one that stays silent is"
+        " treated as a legacy server (one that speaks only revisions up to 2025-11-25).",
         group=PROCESSES,
     )
     request_state_key: str | None = setting(
         None,
         SECRET,
-        "Secret that signs the `requestState` of calls that wait for input.",
+        "Secret for signing the `requestState` of calls that wait for input.",
         group=STATELESS,
         unset="a new random key at each start",
         option="request-state-key-file",
@@ -390,15 +395,15 @@ class ServerSettings:
     containers: bool = setting(
         True,
         FLAG,
-        "Label the container that `docker run`, `podman run` or `nerdctl run` starts, and remove it"
-        " when its session ends.",
+        "If a backend is started with `docker run`, `podman run` or `nerdctl run`, label its"
+        " container, and remove it when its session ends.",
         group=CONTAINERS,
     )
     container_init: bool = setting(
         False,
         FLAG,
-        "Add `--init` to `docker run`, `podman run` or `nerdctl run`, for an init process in the"
-        " container.",
+        "Add `--init` to `docker run`, `podman run` or `nerdctl run`, so that the container has an"
+        " init process.",
         group=CONTAINERS,
     )
     event_store: str | None = setting(
@@ -465,7 +470,7 @@ class BridgeSettings:
     max_request_bytes: int = setting(
         256 * MIB,
         COUNT,
-        "Maximum size in bytes of all requests that are being received or processed.",
+        "Maximum total size in bytes of the requests that are being received or processed.",
         group=LIMITS,
         metavar="BYTES",
     )
@@ -487,7 +492,7 @@ class BridgeSettings:
     max_request_bytes_per_address: int | None = setting(
         None,
         SHARE,
-        "Share of `max_request_bytes` that one client address may use.",
+        "Number of bytes of `max_request_bytes` that one client address may use.",
         group=LIMITS,
         unset="half of `max_request_bytes`",
         metavar="BYTES",
@@ -509,8 +514,8 @@ class BridgeSettings:
     max_response_bytes: int = setting(
         256 * MIB,
         COUNT,
-        "Maximum size in bytes of all answers that clients have not read yet, including events kept"
-        " for resumption.",
+        "Maximum total size in bytes of the answers that clients have not read yet, including"
+        " events kept for resumption.",
         group=LIMITS,
         metavar="BYTES",
     )
@@ -519,8 +524,8 @@ class BridgeSettings:
         HOSTS,
         "Accepted values of the `Host` header.",
         group=SECURITY,
-        unset="on loopback, the names of loopback; elsewhere any host, except that browsers need an"
-        " IP address or a name without a dot",
+        unset="on a loopback listener, only `localhost`, `127.0.0.1` and `[::1]`; on other"
+        " listeners any host, but from browsers only an IP address or a name without a dot",
         aliases=("allow-host",),
     )
     allowed_origins: tuple[str, ...] = setting(
@@ -534,7 +539,7 @@ class BridgeSettings:
     allowed_headers: tuple[str, ...] = setting(
         (),
         HEADER_NAMES,
-        "Request headers that pages of other websites may send, in addition to those of MCP.",
+        "Request headers, in addition to MCP's own, that pages of other websites may send.",
         group=SECURITY,
         aliases=("allow-header",),
     )
@@ -552,16 +557,16 @@ class BridgeSettings:
     state_dir: str | None = setting(
         None,
         DIRECTORY,
-        "Directory for a state file, which lets the next start clean up after a bridge that was"
-        " killed.",
+        "Directory for a state file. If the bridge is killed, it reads that file at its next start"
+        " and cleans up.",
         group=PROCESSES,
-        unset="a directory of systemd or of the user",
+        unset="the state directory set by systemd, otherwise a runtime or state directory of the"
+        " user who runs the bridge",
     )
     strict: bool = setting(
         False,
         FLAG,
-        "Refuse to start unless every server in the file can be served; disabled servers do not"
-        " count.",
+        "Refuse to start if a server in the file cannot be served, unless that server is disabled.",
         group=COMMON,
     )
     child_subreaper: bool | None = setting(
@@ -569,7 +574,7 @@ class BridgeSettings:
         OPTIONAL_FLAG,
         "Adopt processes that a backend leaves behind, so that they can be ended (Linux only).",
         group=PROCESSES,
-        unset="on if the bridge opens listeners of its own",
+        unset="on, unless the bridge is embedded and opens no listener",
     )
 
     def __post_init__(self) -> None:

@@ -167,7 +167,9 @@ def test_the_help(asked: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "`" not in text
     headings = re.findall(r"^(\w.*):$", text, re.MULTILINE)
     assert headings[:3] == ["Examples", "Common options", "Listening"]
-    assert "(default: 16777216, which is 16 MiB)" in " ".join(text.split())
+    words = " ".join(text.split())
+    assert "(default: 16777216, which is 16 MiB)" in words
+    assert "(default: no file; a new random key at each start)" in words
 
 
 @pytest.mark.parametrize("asked", ["--help", "--version"])
@@ -395,7 +397,7 @@ def labels() -> dict[str, str]:
         ("--env =1 cat", "--env: expected NAME=VALUE, got a value without a name"),
         (
             "--pass-env A=1 cat",
-            "--pass-env: expected a list of names of environment variables, in which `*` matches",
+            "--pass-env: expected a list of environment variable names, in which `*` matches",
         ),
         (
             "--allow-host= cat",
@@ -403,11 +405,11 @@ def labels() -> dict[str, str]:
         ),
         (
             "--allow-origin x cat",
-            "--allowed-origins: expected a list of origins",
+            "--allowed-origins: expected a list whose entries are origins",
         ),
         (
             "--allow-header * cat",
-            "--allowed-headers: expected a list of names of HTTP headers",
+            "--allowed-headers: expected a list of HTTP header names",
         ),
         (
             "--max-message-bytes 999999999 cat",

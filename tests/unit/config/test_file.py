@@ -113,7 +113,7 @@ def test_a_directory_is_relative_to_the_file(
         ),
         (
             {"mcpServers": {"a": {**CAT, "env": "hush"}}},
-            "mcpServers.a.env: expected an object of strings",
+            "mcpServers.a.env: expected an object whose values are strings",
         ),
         (
             {"mcpservers": {"a": CAT}},
