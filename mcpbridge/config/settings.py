@@ -320,8 +320,8 @@ class ServerSettings:
         "connection",
         one_of("connection", "identity", "never"),
         "Which stateless requests may reuse a legacy server's process after an earlier request:"
-        " those on the same connection as that request, those of the same identity (every client,"
-        " as there is no authentication), or none.",
+        " those on the same connection as that request, those of the same identity (all of"
+        " them, as without authentication all clients have the same identity), or none.",
         group=STATELESS,
     )
     concurrency: int = setting(
@@ -373,8 +373,8 @@ class ServerSettings:
         30.0,
         POSITIVE_SECONDS,
         "Seconds that a new process is given to answer `initialize`, and the same time again for"
-        " `tools/list`. Applies to processes for stateless requests, and to a session whose client"
-        " leaves during the start.",
+        " `tools/list`. Applies to processes for stateless requests, and to the process of a session"
+        " whose client leaves while that process is starting.",
         group=PROCESSES,
     )
     probe_timeout: float = setting(
@@ -525,7 +525,8 @@ class BridgeSettings:
         "Accepted values of the `Host` header.",
         group=SECURITY,
         unset="on a loopback listener, only `localhost`, `127.0.0.1` and `[::1]`; on other"
-        " listeners any host, but from browsers only an IP address or a name without a dot",
+        " listeners, any host, but in requests from browsers only an IP address or a name without a"
+        " dot",
         aliases=("allow-host",),
     )
     allowed_origins: tuple[str, ...] = setting(
