@@ -373,8 +373,8 @@ class ServerSettings:
         30.0,
         POSITIVE_SECONDS,
         "Seconds that a new process is given to answer `initialize`, and the same time again for"
-        " `tools/list`. Applies to processes for stateless requests, and to the process of a session"
-        " whose client leaves while that process is starting.",
+        " `tools/list`. Applies to processes for stateless requests, and to the process of a"
+        " session whose client leaves while that process is starting.",
         group=PROCESSES,
     )
     probe_timeout: float = setting(

@@ -172,7 +172,8 @@ def test_sessions_that_come_again_and_again_are_no_storm(tmp_path: Path) -> None
             assert "exit status 3" in error["message"]
             if status == 503:
                 break
-        assert (status, retry) == (503, "1")
+        # A second, and up to another one at random.
+        assert (status, retry in ("1", "2")) == (503, True)
         assert STILLBORN_STARTS < starts(file) <= 2 * STILLBORN_STARTS
 
 
