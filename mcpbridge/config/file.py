@@ -96,6 +96,8 @@ _SERVER_KEYS = frozenset(f.name for f in fields(ServerSettings)) - {"name"}
 #: Settings that make sense for several servers at once.
 _DEFAULT_KEYS = _SERVER_KEYS - {"command", "args", "base_uri", "public_path"}
 _BRIDGE_KEYS = frozenset(f.name for f in fields(BridgeSettings)) - {"servers"}
+#: The same by each name that works: what it is called today.
+_BRIDGE_NAMES = {**{key: key for key in _BRIDGE_KEYS}, **former_names(BridgeSettings)}
 #: How similar to a known key an unknown one must be to count as misspelt.
 _NEAR_AT_TOP = 0.83
 _NEAR = 0.8
@@ -201,6 +203,8 @@ class _Reader:
         #: Keys that are ignored, and the servers that have them.
         self._ignored: dict[str, list[Keys]] = {}
         self._container: tuple[str, ...] = ("mcpServers",)
+        #: Where the file has a setting by its former name, by where that is today.
+        self._written: dict[Keys, Keys] = {}
 
     def read(self, strict: bool) -> BridgeSettings:
         """Return the settings.  Raises `SettingErrors`."""
@@ -357,6 +361,7 @@ class _Reader:
                 self._fatal.append(_Problem((*where, former), text))
             else:
                 values[name] = value
+                self._written[*where, name] = (*where, former)
                 text = f"this setting is now `{name}`; the former name still works"
                 self._tell("warn", (*where, former), text)
         return values
@@ -459,8 +464,8 @@ class _Reader:
                     " serve all tools, or restrict them with a filter of your own (`filters`)"
                 )
         elif key not in FOREIGN_KEYS and not key.startswith(("_", "$", "/", "#", "x-")):
-            if key in _BRIDGE_KEYS:
-                return f"a setting of the bridge; move it to `bridge.{key}`"
+            if key in _BRIDGE_NAMES:
+                return f"a setting of the bridge; move it to `bridge.{_BRIDGE_NAMES[key]}`"
             near = _nearest(plain, _SERVER_KEYS | _HONOURED)
             if near is not None:
                 return _unknown(key, near)
@@ -570,6 +575,7 @@ class _Reader:
             keys = (*where, *_keys_of(error.name))
             if any(each[: len(keys)] == keys for each in wrong):
                 continue
+            keys = self._written.get(keys, keys)
             if self._is_expanded(keys):
                 # The value of a variable is not shown.
                 got = f"{kind_of(self._raw(keys))}, once its variables are replaced"
@@ -710,8 +716,8 @@ def _not_ours(key: str, where: Keys, known: frozenset[str]) -> str:
         return f"a server setting; to set it for all servers, use `bridge.defaults.{key}`"
     if key in _SERVER_KEYS:
         return "a setting of a single server; move it to the object of that server"
-    if key in _BRIDGE_KEYS:
-        return f"a setting of the bridge; move it to `bridge.{key}`"
+    if key in _BRIDGE_NAMES:
+        return f"a setting of the bridge; move it to `bridge.{_BRIDGE_NAMES[key]}`"
     near = _nearest(_plain(key), known)
     if near is not None:
         return _unknown(key, near)

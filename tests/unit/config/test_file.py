@@ -427,6 +427,28 @@ def test_a_setting_of_a_former_name_works_with_a_warning() -> None:
         parse_config(content, "/")
 
 
+def test_an_error_in_a_setting_of_a_former_name_hides_the_value_of_a_variable() -> None:
+    """It is expanded under its former name, which is also what the error names."""
+    content = {"mcpServers": {"a": CAT}, "bridge": {"front_channel": "${TOKEN}"}}
+    with pytest.raises(SettingErrors) as caught:
+        parse_config(content, "/", environment={"TOKEN": "secret-value"})
+    [line] = caught.value.lines
+    assert line == (
+        "bridge.front_channel: expected true or false, got a string of 8 characters,"
+        " once its variables are replaced"
+    )
+
+
+@pytest.mark.parametrize("former", [True, False])
+def test_a_setting_of_the_bridge_in_a_server_is_an_error_by_either_name(former: bool) -> None:
+    key = "front_channel" if former else "fast_path"
+    served, [(_, line)] = told({"mcpServers": {"a": {**CAT, key: False}, "b": CAT}})
+    assert (served, line) == (
+        ["b"],
+        f"mcpServers.a: not served: {key}: a setting of the bridge; move it to `bridge.fast_path`",
+    )
+
+
 def test_all_reasons_of_a_server_are_one_line() -> None:
     entry = {"comand": "x", "args": [1, "${NO}"], "env": {"A": "${SET}"}}
     served, [(level, line)] = told({"mcpServers": {"a": entry, "b": CAT}})
