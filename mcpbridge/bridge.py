@@ -41,6 +41,7 @@ from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.session_report import session_lines
 from mcpbridge.sliced_work import SlicedWork
+from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.local_processes import LocalProcesses
 from mcpbridge.timers import Timer
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint
@@ -137,6 +138,8 @@ class Bridge(Service):
             launcher = self._launcher
         if launcher is None:
             launcher = self._local.launcher(settings, self._budget)
+        elif isinstance(launcher, LocalLauncher):
+            self._local.include(launcher)
         self._launchers.append((settings.name, launcher))
         limiter = load("limiter", ISessionLimiter, settings.limiter, settings)
         if limiter is None:

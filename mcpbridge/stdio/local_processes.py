@@ -63,8 +63,12 @@ class LocalProcesses:
             cleanup=self._watchdog,
             bridge_id=self._bridge_id,
         )
-        self._launchers.append(made)
+        self.include(made)
         return made
+
+    def include(self, launcher: LocalLauncher) -> None:
+        """Start what local backends need also for this launcher, which somebody else made."""
+        self._launchers.append(launcher)
 
     @property
     def is_used(self) -> bool:

@@ -26,6 +26,8 @@ from mcpbridge import Bridge, BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import BACKLOG, STOP_SLACK_SECONDS
 from mcpbridge.errors import CannotListen, SettingError
 from mcpbridge.stdio import process_tags
+from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.watchdog import END_SECONDS
 from mcpbridge.testing import FakeBackend, FakeLauncher
 from tests.client import SseClient
@@ -471,6 +473,9 @@ def test_longest_stop_includes_the_end_of_the_watchdog(running_reactor: Any) -> 
     assert Bridge(settings, running_reactor).longest_stop() == 3 + STOP_SLACK_SECONDS + END_SECONDS
     other = Bridge(settings, running_reactor, launcher=FakeLauncher())
     assert other.longest_stop() == 3 + STOP_SLACK_SECONDS
+    own = LocalLauncher(each, running_reactor, ProcessTracker(running_reactor, 0), {})
+    local = Bridge(settings, running_reactor, launcher=own)
+    assert local.longest_stop() == 3 + STOP_SLACK_SECONDS + END_SECONDS
 
 
 @pytest_twisted.ensureDeferred
