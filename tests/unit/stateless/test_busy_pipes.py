@@ -1,4 +1,4 @@
-"""What the bridge itself says to a process that does not read just now, or never again."""
+"""The bridge's own messages to a process whose stdin pipe is full or closed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MANY = [f"file:///{number}" for number in range(1000)]
 
 
 class Piped(Scripted):
-    """Its pipe takes so many messages that it has not read; with `closed` it takes none."""
+    """A server whose pipe holds `room` unread messages; with `closed` it takes none."""
 
     room = 64
 
@@ -42,16 +42,16 @@ class Piped(Scripted):
 
 
 class Slow(Piped, Legacy):
-    """Answers what it is asked about a resource when it is told to."""
+    """A legacy server that answers resource subscriptions only when the test says so."""
 
     capabilities: ClassVar[dict[str, Any]] = {"tools": {}, "resources": {"subscribe": True}}
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        #: Whether it is to be told of a resource: all that it has heard of that.
+        #: The URIs received, with True for a subscribe and False for an unsubscribe.
         self.told: list[tuple[str, bool]] = []
         self.unanswered: list[int] = []
-        #: How many of them there were at most.
+        #: The largest number of unanswered requests.
         self.most = 0
 
     def resources_subscribe(self, message: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class Slow(Piped, Legacy):
     resources_unsubscribe = resources_subscribe
 
     def of(self, uri: str) -> list[bool]:
-        """What it has heard of one resource."""
+        """Return True for each subscribe to a resource, False for each unsubscribe."""
         return [wanted for each, wanted in self.told if each == uri]
 
     def answer_one(self, *, refuses: bool = False) -> None:
@@ -73,11 +73,11 @@ class Slow(Piped, Legacy):
 
 
 class Shared(Piped, Modern):
-    """Whose pipe can be full, or closed."""
+    """A modern server whose pipe can be full or closed."""
 
     @property
     def cancelled(self) -> list[Any]:
-        """The tokens of the calls that it heard are cancelled, or of what else their ids."""
+        """The tokens of the cancelled calls, or the ids of requests that have no token."""
         asked = {each["id"]: each["params"] for each in self.heard if "id" in each}
         idents = [e["params"]["requestId"] for e in self.heard if "requestId" in e["params"]]
         return [asked[each].get("arguments", {}).get("token", each) for each in idents]
@@ -91,7 +91,7 @@ def listen(world: World, *uris: str) -> Call:
 
 
 def settle(world: World, *, refuses: bool = False) -> None:
-    """Until no process has anything left to answer."""
+    """Let all processes answer until no request is open."""
     while any(each.unanswered for each in world.live):
         for each in world.live:
             each.answer_one(refuses=refuses)
@@ -99,7 +99,7 @@ def settle(world: World, *, refuses: bool = False) -> None:
 
 
 def one_process(kind: type[Scripted], **options: Any) -> tuple[World, Any]:
-    """There is one, and no other can be had."""
+    """Return a world with one running process and no capacity for another."""
     world = World(kind, limit=1, **options)
     world.call("first")
     world.run()
@@ -107,12 +107,12 @@ def one_process(kind: type[Scripted], **options: Any) -> tuple[World, Any]:
     return world, process
 
 
-# Those that listen to resources of an older server.
+# Resource subscriptions to a legacy server.
 
 
 @pytest.mark.parametrize("refuses", [False, True])
-def test_who_listens_to_many_resources_ends_no_process(refuses: bool) -> None:
-    """Neither the one that works for another, nor the one that rests, nor one that is opened."""
+def test_subscribing_to_many_resources_ends_no_process(refuses: bool) -> None:
+    """Each process has at most SUBSCRIBED_AT_ONCE unanswered subscriptions, and all survive."""
     world = World(Slow, limit=3)
     calls = [world.call("a", "wait")]
     world.run()
@@ -139,8 +139,8 @@ def test_who_listens_to_many_resources_ends_no_process(refuses: bool) -> None:
 @pytest.mark.parametrize("held", ["unanswered", "busy"])
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("turns", range(1, 5))
-def test_what_it_was_not_told_is_not_taken_back(turns: int, known: bool, held: str) -> None:
-    """Who comes and goes, or goes and comes, before it could be told: it never hears of that."""
+def test_undelivered_subscription_is_not_unsubscribed(turns: int, known: bool, held: str) -> None:
+    """Changes that cancel out before they can be sent never reach the process."""
     world, process = one_process(Slow)
     listening = listen(world, "file:///x") if known else None
     settle(world)
@@ -172,14 +172,14 @@ def test_what_it_was_not_told_is_not_taken_back(turns: int, known: bool, held: s
         max_size=40,
     )
 )
-def test_in_the_end_it_is_told_of_what_is_listened_to(steps: list[tuple[str, Any]]) -> None:
-    """Whenever clients come and go, and the process that works and the one that rests read."""
+def test_processes_end_up_subscribed_to_what_clients_want(steps: list[tuple[str, Any]]) -> None:
+    """In whatever order clients come and go and processes read."""
     world = World(Slow, limit=2)
     call = world.call("a", "wait")
     world.call("b")
     world.run()
     works, rests = processes = world.live
-    # Some are unanswered already, so that two more are all that may be.
+    # These are unanswered, which leaves room for two more.
     some = MANY[: SUBSCRIBED_AT_ONCE - 2]
     streams = [(listen(world, *some), set(some))]
     for step, what in steps:
@@ -207,7 +207,7 @@ def test_in_the_end_it_is_told_of_what_is_listened_to(steps: list[tuple[str, Any
         heard = {uri: each.of(uri) for uri, _ in each.told}
         assert {uri for uri, told in heard.items() if told[-1]} == listened
         assert each.most <= SUBSCRIBED_AT_ONCE
-        # Never the same twice: it hears of a change, or of nothing.
+        # Only changes are sent, so subscribe and unsubscribe alternate.
         assert all(told == [not n % 2 for n in range(len(told))] for told in heard.values())
     assert world.live == [works, rests]
     works.finish("a")
@@ -215,8 +215,8 @@ def test_in_the_end_it_is_told_of_what_is_listened_to(steps: list[tuple[str, Any
     world.end()
 
 
-def test_who_listens_leaves_while_the_pipe_is_full() -> None:
-    """The process is told later, once, and the call of another goes on."""
+def test_unsubscriptions_wait_for_a_full_pipe() -> None:
+    """They are sent later, once, and another client's call goes on."""
     world, process = one_process(Slow)
     listening = listen(world, "file:///a", "file:///b")
     settle(world)
@@ -225,7 +225,7 @@ def test_who_listens_leaves_while_the_pipe_is_full() -> None:
     process.busy = True
     listening.leave()
     for _ in range(SUBSCRIBED_AT_ONCE):
-        # What could not be said is not waited for.
+        # An unsent message does not count as unanswered.
         process.say(NOTHING)
     assert process.told == [("file:///a", True), ("file:///b", True)]
     process.busy = False
@@ -240,8 +240,8 @@ def test_who_listens_leaves_while_the_pipe_is_full() -> None:
     world.end()
 
 
-def test_many_resources_push_no_list_of_tools_out_of_memory() -> None:
-    """However many there are, and however late the list comes."""
+def test_many_subscriptions_do_not_displace_a_pending_tools_list() -> None:
+    """However many subscriptions there are, and however late the tools arrive."""
 
     class Thinks(Slow):
         room = 10_000
@@ -264,7 +264,7 @@ def test_many_resources_push_no_list_of_tools_out_of_memory() -> None:
 
 
 class Closes(Slow):
-    """Takes nothing more when it has shaken hands, and does not say so."""
+    """Closes its stdin during the handshake without reporting it."""
 
     def initialize(self, message: dict[str, Any]) -> None:
         self.closed = True
@@ -273,8 +273,8 @@ class Closes(Slow):
 
 @pytest.mark.parametrize("moment", ["opened", "heard", "answers", "speaks", "left"])
 @pytest.mark.parametrize("works", [False, True])
-def test_who_listens_to_a_process_that_takes_nothing_more(works: bool, moment: str) -> None:
-    """Nothing raises, and nothing is left that it would be told."""
+def test_closed_stdin_drops_unsent_subscriptions(works: bool, moment: str) -> None:
+    """Nothing raises, and no unsent message is left."""
     world = World(Slow, limit=4)
     calls = [world.call("a", "wait")]
     stream = listen(world, "file:///a")
@@ -302,19 +302,19 @@ def test_who_listens_to_a_process_that_takes_nothing_more(works: bool, moment: s
     world.end()
 
 
-# Those that leave a process that works for several.
+# Cancellations to a concurrent worker.
 
 
 @pytest.mark.parametrize("who", ["clients", "bridge"])
-def test_a_cancellation_waits_while_the_pipe_is_full(who: str) -> None:
-    """The requests of others go on; it is said later, once and in order."""
+def test_cancellations_wait_for_a_full_pipe(who: str) -> None:
+    """They are sent later, once and in order, and other requests go on."""
     world, process = one_process(Shared)
     other = world.call("other", "wait")
     calls = [world.call(each, "wait") for each in "abc"]
     world.run()
     expected: list[object] = ["b", "a"]
     if who == "bridge":
-        # Its own list of tools, which nobody waits for any more.
+        # The bridge's own tools/list, which no call needs any more.
         process.receiver.sink.tools.invalidate()
         process.mute = True
         calls[1] = world.call("d")
@@ -337,8 +337,8 @@ def test_a_cancellation_waits_while_the_pipe_is_full(who: str) -> None:
     world.end()
 
 
-def test_no_more_cancellations_wait_than_may() -> None:
-    """The first give way: what they are of is answered after all, and that reaches nobody."""
+def test_unsent_cancellations_are_bounded_by_cancelled_kept() -> None:
+    """The oldest are dropped; the answers to their requests reach nobody."""
     many = MAX_IN_FLIGHT - 1
     more = CANCELLED_KEPT - many + 10
     world, process = one_process(
@@ -371,8 +371,8 @@ def test_no_more_cancellations_wait_than_may() -> None:
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_who_leaves_a_process_that_takes_nothing_more(busy: bool) -> None:
-    """Also where its pipe was full before: nothing raises, and what waited is forgotten."""
+def test_closed_stdin_drops_unsent_cancellations(busy: bool) -> None:
+    """Nothing raises, also if the pipe was full before."""
     world, process = one_process(Shared)
     calls = [world.call(each, "wait") for each in "abc"]
     world.run()

@@ -1,4 +1,4 @@
-"""Who gets a process, and who is told that there is one, or room for one."""
+"""Which waiting request gets a process, and what wakes it when there is capacity."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ both = pytest.mark.parametrize("kind", [Legacy, Modern])
 
 
 def two_servers(kind: type[Scripted], limit: int) -> tuple[World, World]:
-    """With so many processes between them, and one client's request at a time on each."""
+    """Return two servers that share `limit` processes, with one request at a time on each."""
     one = World(kind, concurrency=1)
     one.bridge_limiter.limit = limit
     return one, World(kind, concurrency=1, beside=one)
 
 
 @pytest.mark.parametrize(("kind", "beside"), [(Legacy, False), (Legacy, True), (Modern, True)])
-def test_who_had_a_process_ended_has_its_place(kind: type[Scripted], beside: bool) -> None:
-    """Also where the former callers come again at once, and wait in line meanwhile."""
+def test_request_that_evicts_a_process_takes_its_capacity(
+    kind: type[Scripted], beside: bool
+) -> None:
+    """Also when another request of the evicted group is queued meanwhile."""
     one, other = two_servers(kind, 1)
     if not beside:
         other = one
@@ -47,7 +49,7 @@ def test_who_had_a_process_ended_has_its_place(kind: type[Scripted], beside: boo
 
 
 @both
-def test_a_session_has_the_place_of_the_process_that_was_ended_for_it(kind: type[Scripted]) -> None:
+def test_session_that_evicts_a_process_takes_its_capacity(kind: type[Scripted]) -> None:
     world = World(kind, limit=1)
     world.call("a")
     world.run()
@@ -61,31 +63,33 @@ def test_a_session_has_the_place_of_the_process_that_was_ended_for_it(kind: type
     world.end()
 
 
-def test_who_has_a_place_in_line_keeps_it() -> None:
-    """Also when the line is full by the time that it was woken for nothing."""
-    line = RequestQueue(Clock(), 1, 10)
+def test_ticket_keeps_its_turn_in_a_full_queue() -> None:
+    """A request that was woken in vain may wait again even if the queue is full by then."""
+    queue = RequestQueue(Clock(), 1, 10)
     ticket = Ticket()
     told: list[Any] = []
 
     def wait(ticket: Ticket) -> None:
-        Deferred.fromCoroutine(line.wait(ticket, lambda: True)).addBoth(told.append)
+        Deferred.fromCoroutine(queue.wait(ticket, lambda: True)).addBoth(told.append)
 
     wait(ticket)
-    line.wake()
+    queue.wake()
     wait(Ticket())
     wait(ticket)
-    assert (told, len(line)) == ([None], 2)
+    assert (told, len(queue)) == ([None], 2)
     wait(Ticket())
     assert told.pop().check(ServerBusy)
-    line.wake()
+    queue.wake()
     assert told == [None] * 3
 
 
-# Who is told.
+# What wakes a waiting request.
 
 
 @both
-def test_a_process_of_a_neighbour_becomes_idle(kind: type[Scripted]) -> None:
+def test_idle_process_of_another_server_is_evicted_for_a_waiting_request(
+    kind: type[Scripted],
+) -> None:
     one, other = two_servers(kind, 2)
     one.call("a", "wait")
     other.call("b", "wait")
@@ -99,7 +103,7 @@ def test_a_process_of_a_neighbour_becomes_idle(kind: type[Scripted]) -> None:
 
 
 @both
-def test_a_spare_process_has_started(kind: type[Scripted]) -> None:
+def test_waiting_request_gets_the_spare_process_that_started(kind: type[Scripted]) -> None:
     world = World(kind, limit=1, warm=1)
     world.launcher.slow = True
     world.pool.start()
@@ -112,7 +116,7 @@ def test_a_spare_process_has_started(kind: type[Scripted]) -> None:
 
 
 @both
-def test_a_launch_of_a_neighbour_fails(kind: type[Scripted]) -> None:
+def test_failed_launch_of_another_server_frees_its_capacity(kind: type[Scripted]) -> None:
     one, other = two_servers(kind, 2)
     other.call("b", "wait")
     one.launcher.slow = True
@@ -129,8 +133,8 @@ def test_a_launch_of_a_neighbour_fails(kind: type[Scripted]) -> None:
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_the_last_one_who_listens_leaves(beside: bool) -> None:
-    """Its process is not needed for that any more."""
+def test_process_is_evicted_once_its_last_subscriber_left(beside: bool) -> None:
+    """The process is not needed for subscriptions any more."""
     one, other = two_servers(Legacy, 2)
     if not beside:
         other = one
@@ -149,8 +153,10 @@ def test_the_last_one_who_listens_leaves(beside: bool) -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 @both
-def test_a_process_that_drains_is_about_to_leave(kind: type[Scripted], known: bool) -> None:
-    """Who comes waits for its place, and is not refused."""
+def test_request_waits_for_the_capacity_of_a_closing_process(
+    kind: type[Scripted], known: bool
+) -> None:
+    """It is not refused: a process that closed its stdin is about to end."""
     world = World(kind, limit=1)
     world.call("a")
     world.run()
@@ -169,7 +175,7 @@ def test_a_process_that_drains_is_about_to_leave(kind: type[Scripted], known: bo
 
 
 class Rude(Legacy):
-    """Does not answer what was cancelled."""
+    """A legacy server that does not answer cancelled requests."""
 
     polite = False
 
@@ -198,13 +204,13 @@ class Rude(Legacy):
         max_size=40,
     ),
 )
-def test_nobody_waits_for_what_there_is(
+def test_no_request_waits_while_there_is_capacity(
     kinds: tuple[type[Scripted], type[Scripted]],
     limits: tuple[int, int, int],
     changes: dict[str, Any],
     steps: list[tuple[int, str, int, float]],
 ) -> None:
-    """At two servers that share what room there is, whatever happens to them and in between."""
+    """Two servers share their capacity; check after each step of any sequence of events."""
     one = World(kinds[0], limits[0], queue_timeout=1e5, **changes)
     both = [one, World(kinds[1], limits[1], beside=one, queue_timeout=1e5, **changes)]
     one.bridge_limiter.limit = limits[2]
@@ -243,11 +249,11 @@ def test_nobody_waits_for_what_there_is(
     assert [call.ends for call in calls] == [not call.gone for call in calls]
 
 
-# Which process it is.
+# Which process serves a request.
 
 
-def test_a_second_group_of_a_kind_is_not_forgotten() -> None:
-    """When what the first one tried for those who listened to it comes to nothing."""
+def test_failed_relaunch_does_not_remove_a_newer_group() -> None:
+    """The launch for subscribers who left fails after a new group with the same key has formed."""
     world = World(Legacy)
     listening = world.listen()
     world.run()
@@ -267,8 +273,8 @@ def test_a_second_group_of_a_kind_is_not_forgotten() -> None:
     world.end()
 
 
-def test_no_process_gets_more_requests_than_it_may() -> None:
-    """Also of those that wait for what the bridge asks first, all at once."""
+def test_max_process_requests_bounds_a_concurrent_worker() -> None:
+    """Also for requests that all wait for the bridge's own first request."""
     world = World(Modern, limit=2, max_process_requests=2)
     for number in range(5):
         world.call(f"{number}", "wait")
@@ -277,7 +283,7 @@ def test_no_process_gets_more_requests_than_it_may() -> None:
     world.end()
 
 
-def test_who_wants_logs_is_served_under_a_steady_stream() -> None:
+def test_logging_request_is_served_under_steady_load() -> None:
     world = World(Modern, limit=1)
     calls = [world.call("0", "wait")]
     world.run()
@@ -293,7 +299,7 @@ def test_who_wants_logs_is_served_under_a_steady_stream() -> None:
     waiting = world.call("10")
     world.run()
     assert not waiting.ends
-    # Nobody is kept waiting for one that has left.
+    # A request whose client left holds nobody back.
     impatient.leave()
     world.run()
     assert waiting.result["token"] == "10"
@@ -302,8 +308,8 @@ def test_who_wants_logs_is_served_under_a_steady_stream() -> None:
     world.end()
 
 
-def test_who_wants_logs_keeps_back_only_those_who_come_later() -> None:
-    """However many come, on a process that works on something long: the others are served."""
+def test_waiting_logging_requests_do_not_starve_others() -> None:
+    """A long call keeps the logging requests waiting, but other requests are served."""
     world = World(Modern, limit=1)
     long = world.call("long", "wait")
     world.run()
@@ -321,8 +327,8 @@ def test_who_wants_logs_keeps_back_only_those_who_come_later() -> None:
 
 
 @pytest.mark.parametrize("level", [None, "debug"])
-def test_who_listens_changes_nothing_for_who_wants_logs(level: str | None) -> None:
-    """Nobody is put beside who gets them; and a level of its own is no wish for them."""
+def test_subscribers_do_not_affect_logging_requests(level: str | None) -> None:
+    """No call joins a process that logs for another; a subscription's log level does not count."""
     world = World(Modern, limit=1)
     logged = world.call("logged", "wait", level="debug")
     world.run()
@@ -333,7 +339,7 @@ def test_who_listens_changes_nothing_for_who_wants_logs(level: str | None) -> No
     assert len(process.calls) == 1
     logged.leave()
     world.run()
-    # It may still log for who has left, which is nothing to those who listen.
+    # It may still log for the cancelled request, which does not concern subscribers.
     world.listen(level=level)
     world.run()
     assert len(process.calls) == 1
@@ -348,8 +354,8 @@ def test_who_listens_changes_nothing_for_who_wants_logs(level: str | None) -> No
     world.end()
 
 
-def test_a_process_that_may_log_for_who_has_left() -> None:
-    """It is replaced for who wants logs, also where somebody listens to it, and only then."""
+def test_process_with_a_cancelled_logging_request_is_replaced_for_the_next() -> None:
+    """Only another logging request replaces it, even if it has a subscriber."""
     world = World(Modern, limit=1)
     world.listen()
     left = world.call("a", "wait", level="debug")
@@ -370,7 +376,7 @@ def test_a_process_that_may_log_for_who_has_left() -> None:
 
 
 @pytest.mark.parametrize("leaves", [True, False])
-def test_a_leased_process_that_does_not_tell_its_tools(leaves: bool) -> None:
+def test_exclusive_worker_that_does_not_list_its_tools_ends(leaves: bool) -> None:
     world = World(type("Deaf", (Legacy,), {"tools_list": None}))
     call = world.call("a")
     world.run()
@@ -384,8 +390,8 @@ def test_a_leased_process_that_does_not_tell_its_tools(leaves: bool) -> None:
     world.end()
 
 
-def test_a_shared_process_that_does_not_tell_its_tools() -> None:
-    """It ends when those who have it are served, and is for nobody else."""
+def test_concurrent_worker_that_does_not_list_its_tools_takes_no_new_request() -> None:
+    """It ends when its current requests are done."""
     world = World(type("Deaf", (Modern,), {"tools_list": None}))
     busy = world.request("prompts/get", {"name": "p"})
     call = world.call("a")
@@ -404,7 +410,7 @@ def test_a_shared_process_that_does_not_tell_its_tools() -> None:
 
 
 class Paged(Legacy):
-    """Tells its tools in two pages, and from the second one on when told to."""
+    """Lists its tools in two pages, and after the first page only when the test says so."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -424,8 +430,8 @@ class Paged(Legacy):
             self.answer(message["id"], {"tools": []} if "cursor" in message["params"] else page)
 
 
-def test_half_a_list_of_tools_is_not_taken_for_all_of_it() -> None:
-    """Who waited for it has left: what the next call's headers must say is asked anew."""
+def test_partial_tools_list_is_not_taken_as_complete() -> None:
+    """The call that needed it has left; the next call asks again to check its headers."""
     world = World(Paged, limit=1)
     left = world.call("a")
     world.run()
@@ -440,14 +446,14 @@ def test_half_a_list_of_tools_is_not_taken_for_all_of_it() -> None:
     world.end()
 
 
-# What is started outlives whom it was started for, at an older and a newer server, and while
-# it is found out which it is.
+# A launch outlives the request that caused it: of a legacy server, of a modern server, and
+# during the probe.
 ways = pytest.mark.parametrize(("kind", "known"), [(Legacy, True), (Modern, True), (Modern, False)])
 
 
 @ways
-def test_a_server_that_is_slower_than_its_clients(kind: type[Scripted], known: bool) -> None:
-    """It is started once, and there for the one who comes when it is ready."""
+def test_launch_survives_clients_that_give_up(kind: type[Scripted], known: bool) -> None:
+    """The server starts once, and serves the client that is there when it is ready."""
     world = World(kind, limit=1, concurrency=1, known=known, probe_timeout=30)
     world.launcher.slow = True
     for token in "ab":
@@ -467,12 +473,12 @@ def test_a_server_that_is_slower_than_its_clients(kind: type[Scripted], known: b
     ("kind", "known", "seconds"),
     [(Modern, None, 15), (Modern, False, 8), (Legacy, None, 15), (Legacy, True, 8)],
 )
-def test_what_a_server_is_is_found_out_without_its_clients(
+def test_probe_survives_clients_that_give_up(
     kind: type[Scripted], known: bool | None, seconds: int
 ) -> None:
     """
-    Also where it needs longer to begin than they wait, and is of another era
-    than it was, or than its silence made it look like.
+    Also if the server starts more slowly than its clients wait, and its era is not the one
+    remembered, or guessed from its silence.
     """
 
     class Slow(kind):  # type: ignore[misc,valid-type]
@@ -493,12 +499,12 @@ def test_what_a_server_is_is_found_out_without_its_clients(
     world.end()
 
 
-def test_a_server_that_has_changed_is_looked_at_anew_without_its_clients() -> None:
-    """It says nothing to what it was asked, for which nobody waits any more."""
+def test_changed_server_is_probed_again_after_its_client_left() -> None:
+    """The server does not answer a request that no client waits for any more."""
 
     class Older(Legacy):
         def discover(self, message: dict[str, Any]) -> None:
-            """It knows no such thing, and does not say so."""
+            """Ignore the unknown method."""
 
     world = World(Modern)
     world.launcher.kind = Older
@@ -512,9 +518,7 @@ def test_a_server_that_has_changed_is_looked_at_anew_without_its_clients() -> No
 
 @pytest.mark.parametrize("how", ["slow", "mute"])
 @ways
-def test_what_nobody_waits_for_ends_with_the_bridge(
-    kind: type[Scripted], known: bool, how: str
-) -> None:
+def test_abandoned_launch_ends_with_the_bridge(kind: type[Scripted], known: bool, how: str) -> None:
     world = World(kind, known=known)
     setattr(world.launcher, how, True)
     call = world.call("a")
@@ -526,10 +530,10 @@ def test_what_nobody_waits_for_ends_with_the_bridge(
 
 
 @ways
-def test_what_nobody_waits_for_fails_as_it_should_not(
+def test_defect_in_an_abandoned_launch_is_logged(
     kind: type[Scripted], known: bool, logged_failures: list[Failure]
 ) -> None:
-    """The log is told, and who comes next is served."""
+    """The next request is served."""
     world = World(kind, known=known)
     world.launcher.slow = True
     world.call("a").leave()
@@ -546,7 +550,7 @@ def test_what_nobody_waits_for_fails_as_it_should_not(
 
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("outcome", [None, ServerBusy("full"), RuntimeError("a defect")])
-def test_work_that_outlives_its_caller(
+def test_shielded_work_survives_cancellation_of_its_caller(
     outcome: Exception | None, left: bool, logged_failures: list[Failure]
 ) -> None:
     working: Deferred[None] = Deferred()

@@ -1,4 +1,4 @@
-"""Which connection a request of 2026-07-28 is known to come on, by either way in."""
+"""Which connection a stateless request belongs to, on the fast path and through twisted.web."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ both_ways = pytest.mark.parametrize("fast_path", [True, False], ids=["fast path"
 
 
 class Instant(Legacy):
-    """One that answers at once."""
+    """A legacy server that answers at once."""
 
     def send(self, line: bytes) -> None:
         super().send(line)
@@ -41,14 +41,14 @@ class Instant(Legacy):
 
 
 class Broken(Legacy):
-    """One that does not answer, and whose launcher has a defect."""
+    """A legacy server that does not answer, and whose `resume` raises."""
 
     def resume(self) -> None:
         raise RuntimeError("a defect")
 
 
 class Site:
-    """A site before a server of the older kind."""
+    """A site in front of a legacy server."""
 
     def __init__(self, *, fast_path: bool, **settings: Any) -> None:
         self.clock = Clock()
@@ -69,12 +69,12 @@ class Site:
         every = BridgeSettings(
             servers=(server_settings,), allowed_hosts=("h",), trusted_proxies=(PROXY,)
         )
-        gate = TransportSecurity(every)
+        security = TransportSecurity(every)
         self.site = BridgeSite(
-            SecuredResource(gate, root),
+            SecuredResource(security, root),
             self.clock,
             every,
-            FastPath([self.server], gate) if fast_path else None,
+            FastPath([self.server], security) if fast_path else None,
         )
 
     def connect(self, peer: Any = None) -> Any:
@@ -83,12 +83,12 @@ class Site:
         return channel
 
     def ask(self, channel: Any, **headers: str) -> None:
-        """A request, and its answer."""
+        """Send a request and check that it is answered."""
         self.send(channel, **headers)
         assert channel.transport.value().startswith(b"HTTP/1.1 200")
 
     def send(self, channel: Any, **headers: str) -> None:
-        """A request."""
+        """Send a request."""
         body = asking()
         given = {**USUAL, "Mcp-Method": "x", "Content-Length": str(len(body)), **headers}
         lines = [f"{name.replace('_', '-')}: {value}" for name, value in given.items()]
@@ -107,7 +107,7 @@ class Site:
 
 
 @both_ways
-def test_one_process_for_a_connection_until_it_is_lost(fast_path: bool) -> None:
+def test_connection_keeps_its_process_until_it_is_lost(fast_path: bool) -> None:
     site = Site(fast_path=fast_path)
     first, second = site.connect(), site.connect()
     for _ in range(3):
@@ -117,13 +117,13 @@ def test_one_process_for_a_connection_until_it_is_lost(fast_path: bool) -> None:
     first.connectionLost(CLEANLY)
     assert (site.started, site.running) == (2, 1)
     site.ask(second)
-    # From the same address and port.
+    # A new connection from the same address and port.
     site.ask(site.connect())
     assert (site.started, site.running) == (3, 2)
 
 
-def test_a_connection_is_gone_whatever_fails_then(logged_failures: list[Any]) -> None:
-    """Otherwise it would be counted for ever, and the bridge wait for it when it stops."""
+def test_lost_connection_is_forgotten_even_if_its_process_fails(logged_failures: list[Any]) -> None:
+    """Otherwise it would be counted for ever, and the bridge would wait for it when it stops."""
     site = Site(fast_path=True)
     site.launcher.kind = Broken
     channel = site.connect()
@@ -133,12 +133,12 @@ def test_a_connection_is_gone_whatever_fails_then(logged_failures: list[Any]) ->
     channel.connectionLost(CLEANLY)
     assert (closed, site.site.channels) == ([None], set())
     assert [each.type for each in logged_failures] == [RuntimeError]
-    # Nor is its process, which does not answer, kept for a client that has gone.
+    # The process, which does not answer, ends too.
     site.clock.advance(CANCEL_SECONDS)
     assert (site.started, site.running) == (1, 0)
 
 
-def test_processes_end_whatever_fails_at_the_stop(logged_failures: list[Any]) -> None:
+def test_stop_ends_processes_even_if_the_dispatcher_fails(logged_failures: list[Any]) -> None:
     def fail() -> None:
         raise RuntimeError("a defect")
 
@@ -152,8 +152,8 @@ def test_processes_end_whatever_fails_at_the_stop(logged_failures: list[Any]) ->
     channel.connectionLost(CLEANLY)
 
 
-def test_both_ways_of_one_connection_are_one() -> None:
-    """A request that the fast path leaves to twisted.web has the same process."""
+def test_fast_path_and_twisted_web_share_a_connection() -> None:
+    """A request that the fast path leaves to twisted.web reaches the same process."""
     site = Site(fast_path=True)
     channel = site.connect()
     site.ask(channel)
@@ -163,8 +163,8 @@ def test_both_ways_of_one_connection_are_one() -> None:
 
 @both_ways
 @pytest.mark.parametrize("header", sorted(PROXY_HEADERS))
-def test_what_a_proxy_has_sent_is_of_no_connection(fast_path: bool, header: str) -> None:
-    """Its connection may bring the next client's request."""
+def test_forwarded_request_belongs_to_no_connection(fast_path: bool, header: str) -> None:
+    """The proxy's connection may carry another client's request next."""
     site = Site(fast_path=fast_path)
     channel = site.connect()
     for _ in range(3):
@@ -183,8 +183,8 @@ def test_what_a_proxy_has_sent_is_of_no_connection(fast_path: bool, header: str)
         (IPv4Address("TCP", "192.0.2.2", 5), 1),
     ],
 )
-def test_a_connection_of_a_proxy(fast_path: bool, peer: Any, started: int) -> None:
-    """A trusted one, or what connects to a UNIX socket."""
+def test_connection_of_a_proxy_keeps_no_process(fast_path: bool, peer: Any, started: int) -> None:
+    """Neither that of a trusted proxy nor one to a UNIX socket."""
     site = Site(fast_path=fast_path)
     channel = site.connect(peer)
     for _ in range(3):
@@ -193,15 +193,15 @@ def test_a_connection_of_a_proxy(fast_path: bool, peer: Any, started: int) -> No
 
 
 @both_ways
-def test_the_setting_decides(fast_path: bool) -> None:
+def test_reuse_by_identity_shares_a_process_between_connections(fast_path: bool) -> None:
     site = Site(fast_path=fast_path, reuse="identity")
     for _ in range(3):
         site.ask(site.connect())
     assert site.started == 1
 
 
-def test_a_site_of_an_application() -> None:
-    """Its connections do not say when they are lost, so none is known."""
+def test_channel_of_another_site_is_no_client_connection() -> None:
+    """It would not report that it is lost."""
 
     class Request:
         channel = object()

@@ -1,4 +1,4 @@
-"""Tasks of 2026-07-28: whose they are, which process has them, and how long that is kept."""
+"""Tasks of 2026-07-28: who may use them, which process runs them, and how long it is kept."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ask(world: World, method: str, ident: str, *, identity: str = "", **params: 
     return call
 
 
-def test_six_tasks_of_several_processes_with_equal_ids() -> None:
+def test_tasks_with_equal_backend_ids_are_kept_apart() -> None:
     world = World(WithTasks, concurrency=2)
     params = [{"name": "t", "arguments": {"token": f"{each}", "do": "task"}} for each in range(6)]
     calls = [world.request("tools/call", each, able=ABLE_TASKS) for each in params]
@@ -64,7 +64,7 @@ def test_six_tasks_of_several_processes_with_equal_ids() -> None:
     world.end()
 
 
-def test_a_task_is_asked_for_however_much_its_process_has_to_do() -> None:
+def test_task_can_be_polled_while_its_process_is_at_its_limits() -> None:
     world = World(WithTasks, limit=1, concurrency=1, max_process_requests=2)
     ident = begin(world)
     world.call("b", "wait")
@@ -76,13 +76,13 @@ def test_a_task_is_asked_for_however_much_its_process_has_to_do() -> None:
     world.live[0].complete("1")
     assert ask(world, "get", ident).result["status"] == "completed"
     world.run(1)
-    # It had done enough, and nobody needs it any more.
+    # It has reached max_process_requests and has no task left.
     assert not world.live
     world.end()
 
 
 @pytest.mark.parametrize("method", ["get", "update", "cancel"])
-def test_of_somebody_else_or_of_nobody_is_the_same(world: World, method: str) -> None:
+def test_foreign_and_unknown_tasks_are_refused_alike(world: World, method: str) -> None:
     ident = begin(world, identity="x")
     owner = ident.partition(".")[0]
     foreign = ask(world, method, ident, identity="y", inputResponses={}).refusal
@@ -100,13 +100,13 @@ def test_of_somebody_else_or_of_nobody_is_the_same(world: World, method: str) ->
     assert ask(world, "get", ident, identity="x").result["status"] == "working"
 
 
-def test_who_has_not_declared_tasks(world: World) -> None:
+def test_client_must_declare_the_tasks_capability(world: World) -> None:
     begin(world)
     refusal = world.request("tasks/get", {"taskId": "x.1"}).refusal
     assert isinstance(refusal, MissingCapability)
 
 
-def test_an_older_server_has_no_tasks() -> None:
+def test_legacy_server_has_no_tasks() -> None:
     world = World(Legacy, known=False)
     for each in ("get", "update", "cancel", "list", "result"):
         call = ask(world, each, "x.1")
@@ -115,7 +115,7 @@ def test_an_older_server_has_no_tasks() -> None:
     world.end()
 
 
-def test_a_server_that_has_said_that_it_has_none() -> None:
+def test_modern_server_without_the_tasks_capability_has_no_tasks() -> None:
     world = World(Modern)
     assert isinstance(ask(world, "get", "x.1").refusal, InvalidParams)
     world.call("a")
@@ -125,14 +125,14 @@ def test_a_server_that_has_said_that_it_has_none() -> None:
 
 
 @pytest.mark.parametrize("method", ["list", "result"])
-def test_what_the_extension_has_removed(world: World, method: str) -> None:
+def test_removed_task_methods_are_unknown(world: World, method: str) -> None:
     assert isinstance(ask(world, method, "1").refusal, MethodNotFound)
 
 
 # How long a process is kept.
 
 
-def test_a_process_with_a_task_outlives_its_idle_timeout() -> None:
+def test_process_with_a_task_outlives_its_idle_timeout() -> None:
     world = World(WithTasks, idle_timeout=4)
     ident = begin(world, seconds=8)
     for _ in range(8):
@@ -140,7 +140,7 @@ def test_a_process_with_a_task_outlives_its_idle_timeout() -> None:
     assert ask(world, "get", ident).result["status"] == "completed"
     world.run(3)
     assert len(world.live) == 1
-    # What is over stays readable as long as the process lives.
+    # A completed task stays readable as long as its process lives.
     assert ask(world, "get", ident).result["status"] == "completed"
     world.run(4)
     assert not world.live
@@ -148,7 +148,7 @@ def test_a_process_with_a_task_outlives_its_idle_timeout() -> None:
     world.end()
 
 
-def test_a_task_that_nobody_asks_for_is_over_for_its_process_too() -> None:
+def test_bridge_polls_a_task_that_no_client_polls() -> None:
     world = World(WithTasks, idle_timeout=4)
     begin(world, seconds=8)
     for _ in range(int(POLL_SECONDS + 2)):
@@ -164,7 +164,7 @@ def test_a_task_that_nobody_asks_for_is_over_for_its_process_too() -> None:
 
 
 @pytest.mark.parametrize("how", ["ttl", "setting"])
-def test_no_task_keeps_its_process_for_ever(how: str) -> None:
+def test_task_lifetime_is_bounded_by_its_ttl_and_by_task_timeout(how: str) -> None:
     kind = type("Short", (WithTasks,), {"ttl_ms": 20_000 if how == "ttl" else None})
     world = World(kind, idle_timeout=4, task_timeout=3600 if how == "ttl" else 20)
     begin(world)
@@ -178,7 +178,7 @@ def test_no_task_keeps_its_process_for_ever(how: str) -> None:
     world.end()
 
 
-def test_a_task_that_its_server_has_forgotten() -> None:
+def test_task_unknown_to_its_server_releases_its_process() -> None:
     world = World(WithTasks, idle_timeout=4)
     begin(world)
     world.live[0].tasks.clear()
@@ -188,7 +188,7 @@ def test_a_task_that_its_server_has_forgotten() -> None:
     world.end()
 
 
-def test_a_process_that_is_busy_when_it_is_asked(world: World) -> None:
+def test_bridge_polls_again_after_a_full_pipe(world: World) -> None:
     begin(world)
     [backend] = world.live
     backend.busy = True
@@ -201,7 +201,7 @@ def test_a_process_that_is_busy_when_it_is_asked(world: World) -> None:
     assert [each["method"] for each in backend.heard[heard:]] == ["tasks/get"]
 
 
-def test_its_place_is_not_given_away_nor_is_it_replaced_for_its_age() -> None:
+def test_process_with_a_task_is_neither_evicted_nor_replaced_for_its_age() -> None:
     world = World(WithTasks, limit=1, max_process_age=100, queue_timeout=5)
     ident = begin(world, identity="x")
     other = world.call("b", identity="y")
@@ -216,7 +216,7 @@ def test_its_place_is_not_given_away_nor_is_it_replaced_for_its_age() -> None:
     world.end()
 
 
-def test_a_worn_process_with_a_task_goes_on_where_there_is_room_for_no_other() -> None:
+def test_worn_process_with_a_task_goes_on_without_capacity_for_another() -> None:
     world = World(WithTasks, limit=1, max_process_requests=1)
     ident = begin(world)
     for each in "bcd":
@@ -231,8 +231,8 @@ def test_a_worn_process_with_a_task_goes_on_where_there_is_room_for_no_other() -
     world.end()
 
 
-def test_who_wants_logs_gets_a_process_without_a_task() -> None:
-    """Where there is room for one; else one that tells no logs."""
+def test_logging_request_gets_a_process_without_a_task() -> None:
+    """Without capacity for one, it is served without log messages."""
     world = World(WithTasks, limit=2)
     begin(world)
     calls = [world.call(each, "wait", level="debug") for each in "bc"]
@@ -248,11 +248,11 @@ def test_who_wants_logs_gets_a_process_without_a_task() -> None:
     world.end()
 
 
-# Ends.
+# How a task ends.
 
 
 @pytest.mark.parametrize("polling", [False, True])
-def test_a_process_that_dies_with_its_tasks(world: World, polling: bool) -> None:
+def test_tasks_end_with_their_process(world: World, polling: bool) -> None:
     ident = begin(world)
     [backend] = world.live
     if polling:
@@ -265,7 +265,7 @@ def test_a_process_that_dies_with_its_tasks(world: World, polling: bool) -> None
     assert waiting is None or isinstance(waiting.refusal, Refused)
 
 
-def test_a_client_that_leaves_while_it_asks(world: World) -> None:
+def test_abandoned_poll_is_cancelled(world: World) -> None:
     ident = begin(world)
     [backend] = world.live
     backend.mute = True
@@ -275,7 +275,7 @@ def test_a_client_that_leaves_while_it_asks(world: World) -> None:
     assert backend.heard[-1]["method"] == "notifications/cancelled"
 
 
-def test_while_the_bridge_stops(world: World) -> None:
+def test_task_requests_are_refused_while_the_bridge_stops(world: World) -> None:
     ident = begin(world)
     world.stop()
     assert isinstance(ask(world, "get", ident).refusal, ShuttingDown)

@@ -1,4 +1,4 @@
-"""Requests of 2026-07-28 to a server that speaks it: several at once on one process."""
+"""Stateless requests to a modern server: several at once on one process."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def world() -> Any:
     world.end()
 
 
-def test_several_at_once(world: World) -> None:
-    """Whose ids and tokens may be equal; each gets its own."""
+def test_process_serves_several_requests_at_once(world: World) -> None:
+    """Their ids may be equal; each gets its own answer."""
     calls = [world.call(f"{number}", "wait") for number in range(16)]
     world.run()
     [backend] = world.live
@@ -36,7 +36,7 @@ def test_several_at_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 16])
-def test_more_than_may_be_at_once(count: int) -> None:
+def test_concurrency_bounds_each_process(count: int) -> None:
     world = World(Modern, limit=2, concurrency=3, queue_timeout=60)
     calls = [world.call(f"{number}", "wait") for number in range(count)]
     for _ in range(count):
@@ -50,7 +50,7 @@ def test_more_than_may_be_at_once(count: int) -> None:
     world.end()
 
 
-def test_answers_in_one_piece_make_room_for_as_many() -> None:
+def test_answers_in_one_read_admit_as_many_requests() -> None:
     world = World(Modern, limit=1, concurrency=4)
     calls = [world.call(f"{number}", "wait") for number in range(8)]
     world.run()
@@ -63,7 +63,7 @@ def test_answers_in_one_piece_make_room_for_as_many() -> None:
     world.end()
 
 
-def test_who_starts_one_does_not_come_on_top_of_who_waited() -> None:
+def test_launching_request_does_not_exceed_the_concurrency() -> None:
     world = World(Modern, limit=1, concurrency=1)
     first = world.call("a", "wait", identity="x")
     world.run()
@@ -77,8 +77,8 @@ def test_who_starts_one_does_not_come_on_top_of_who_waited() -> None:
     world.end()
 
 
-def test_who_wants_logs_is_alone(world: World) -> None:
-    """Nothing would say whose they are; also while its request is about to be made."""
+def test_logging_request_has_a_process_to_itself(world: World) -> None:
+    """A log message does not name its request, so no other request shares the process."""
     calls = [world.call("a", "wait", level="debug"), world.call("b", "wait")]
     calls.append(world.call("c", "wait", level="debug"))
     calls.append(world.call("d", "wait"))
@@ -94,7 +94,7 @@ def test_who_wants_logs_is_alone(world: World) -> None:
         each.leave()
 
 
-def test_others_have_processes_of_their_own(world: World) -> None:
+def test_each_identity_has_its_own_process(world: World) -> None:
     calls = [world.call(each, identity=each) for each in "xyxy"]
     world.run()
     assert [each.result["token"] for each in calls] == list("xyxy")
@@ -104,7 +104,7 @@ def test_others_have_processes_of_their_own(world: World) -> None:
         assert len({each["params"]["arguments"]["token"] for each in called}) == 1
 
 
-def test_others_take_turns_where_there_is_one_place() -> None:
+def test_identities_take_turns_with_capacity_for_one() -> None:
     world = World(Modern, limit=1, concurrency=1, queue_timeout=60)
     calls = [world.call(f"{number}", identity="xy"[number % 2]) for number in range(6)]
     for _ in range(10):
@@ -114,7 +114,7 @@ def test_others_take_turns_where_there_is_one_place() -> None:
     world.end()
 
 
-def test_many_wait_for_the_first_process() -> None:
+def test_many_requests_wait_for_the_first_process() -> None:
     count = 500
     world = World(Modern, limit=1, known=False, max_waiting_requests=1000, concurrency=7)
     calls = [world.call(f"{number}") for number in range(count)]
@@ -125,7 +125,7 @@ def test_many_wait_for_the_first_process() -> None:
     world.end()
 
 
-def test_who_waits_for_a_start_is_counted() -> None:
+def test_requests_waiting_for_a_launch_count_as_waiting() -> None:
     world = World(Modern, max_waiting_requests=2)
     world.launcher.slow = True
     calls = [world.call(f"{number}") for number in range(4)]
@@ -145,7 +145,7 @@ def test_who_waits_for_a_start_is_counted() -> None:
 @pytest.mark.parametrize("aborted", [True, False])
 @pytest.mark.parametrize("turns", range(10))
 @pytest.mark.parametrize("do", ["echo", "wait"])
-def test_a_client_that_leaves_at_any_time(do: str, turns: int, aborted: bool, known: bool) -> None:
+def test_client_may_leave_at_any_time(do: str, turns: int, aborted: bool, known: bool) -> None:
     world = World(Modern, limit=1, concurrency=1, queue_timeout=30, known=known)
     call = world.call("a", do)
     for _ in range(turns):
@@ -158,7 +158,7 @@ def test_a_client_that_leaves_at_any_time(do: str, turns: int, aborted: bool, kn
     world.end()
 
 
-def test_who_leaves_cancels(world: World) -> None:
+def test_leaving_client_cancels_its_request(world: World) -> None:
     call, other = world.call("a", "wait"), world.call("b", "wait")
     world.run()
     [backend] = world.live
@@ -171,8 +171,8 @@ def test_who_leaves_cancels(world: World) -> None:
     assert other.result["token"] == "b"
 
 
-def test_nobody_waits_for_the_tools_any_more(world: World) -> None:
-    """What was asked for one that left, or not answered, does not count as work for ever."""
+def test_abandoned_tools_list_is_cancelled(world: World) -> None:
+    """An abandoned or unanswered tools/list does not count as work for ever."""
     world.request("server/discover")
     world.run()
     [backend] = world.live
@@ -194,7 +194,7 @@ def test_nobody_waits_for_the_tools_any_more(world: World) -> None:
 # Processes that end.
 
 
-def test_a_process_that_dies(world: World) -> None:
+def test_death_of_a_process_fails_all_its_requests(world: World) -> None:
     calls = [world.call("a", "wait"), world.call("b", "wait")]
     world.run()
     world.live[0].die()
@@ -204,8 +204,8 @@ def test_a_process_that_dies(world: World) -> None:
     assert again.result["token"] == "c"
 
 
-def test_a_process_that_takes_nothing_more(world: World) -> None:
-    """What it still says is heard; who comes gets another one."""
+def test_process_that_closed_stdin_finishes_but_takes_no_new_request(world: World) -> None:
+    """Its answers still arrive; the next request gets another process."""
     call = world.call("a", "wait")
     world.run()
     [backend] = world.live
@@ -218,7 +218,7 @@ def test_a_process_that_takes_nothing_more(world: World) -> None:
     backend.die()
 
 
-def test_a_process_that_has_ended_and_does_not_know_yet(world: World) -> None:
+def test_request_to_a_process_that_just_ended_is_refused(world: World) -> None:
     world.call("a")
     world.run()
     [backend] = world.live
@@ -228,7 +228,7 @@ def test_a_process_that_has_ended_and_does_not_know_yet(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["dies", "mute"])
 @pytest.mark.parametrize("method", ["server/discover", "tools/list", "tools/call"])
-def test_a_process_that_dies_or_hangs(method: str, how: str) -> None:
+def test_process_that_dies_or_hangs_fails_its_request(method: str, how: str) -> None:
     class Fails(Modern):
         def _hear(self, message: dict[str, Any]) -> None:
             if message.get("method") == method:
@@ -250,7 +250,7 @@ def test_a_process_that_dies_or_hangs(method: str, how: str) -> None:
     world.end()
 
 
-def test_a_server_that_crashes_at_start_is_left_alone(world: World) -> None:
+def test_server_that_crashes_at_start_is_backed_off(world: World) -> None:
     world.launcher.kind = type("Crashes", (Modern,), {"discover": Modern.die})
     call = world.call("a")
     world.run()
@@ -259,7 +259,7 @@ def test_a_server_that_crashes_at_start_is_left_alone(world: World) -> None:
     assert isinstance(world.call("b").refusal, ServerDown)
 
 
-def test_a_filter_that_refuses(world: World) -> None:
+def test_filter_refuses_a_single_message(world: World) -> None:
     assert world.call("a").refusal is None
     world.run()
     assert isinstance(world.call("forbidden").refusal, MessageRefused)
@@ -268,7 +268,7 @@ def test_a_filter_that_refuses(world: World) -> None:
     assert call.result["token"] == "b"
 
 
-def test_a_queue_that_is_full(world: World) -> None:
+def test_full_pipe_refuses_a_request(world: World) -> None:
     world.call("a")
     world.run()
     [backend] = world.live
@@ -281,8 +281,8 @@ def test_a_queue_that_is_full(world: World) -> None:
 
 
 @pytest.mark.parametrize("idle", [0, 300])
-def test_a_process_that_is_worn(idle: float) -> None:
-    """By age, also while nobody used it; it does not stay beside the next one."""
+def test_worn_process_is_replaced(idle: float) -> None:
+    """By number of requests or by age, also while idle; it does not stay beside the next one."""
     world = World(Modern, max_process_age=100, max_process_requests=2, idle_timeout=idle)
     for token in "ab":
         world.call(token)
@@ -299,7 +299,7 @@ def test_a_process_that_is_worn(idle: float) -> None:
     world.end()
 
 
-def test_the_server_becomes_another_one(world: World) -> None:
+def test_server_may_become_a_legacy_server(world: World) -> None:
     world.call("a")
     world.run()
     world.launcher.kind = Legacy
@@ -311,7 +311,7 @@ def test_the_server_becomes_another_one(world: World) -> None:
 
 
 @pytest.mark.parametrize("turns", range(6))
-def test_the_bridge_stops_at_any_time(turns: int) -> None:
+def test_bridge_may_stop_at_any_time(turns: int) -> None:
     world = World(Modern, limit=1, concurrency=1)
     calls = [world.call("a", "wait"), world.listen(), world.call("b")]
     for _ in range(turns):
@@ -324,14 +324,14 @@ def test_the_bridge_stops_at_any_time(turns: int) -> None:
     assert isinstance(world.call("d").refusal, ShuttingDown)
 
 
-# Listening.
+# Subscriptions.
 
 
 class Telling(Modern):
     capabilities: ClassVar[dict[str, Any]] = {"tools": {"listChanged": True}}
 
 
-def test_who_listens_is_told_once_and_on(world: World) -> None:
+def test_subscription_outlives_its_process_with_one_acknowledgement(world: World) -> None:
     world.launcher.kind = Telling
     call = world.listen()
     world.run()
@@ -351,8 +351,10 @@ def test_who_listens_is_told_once_and_on(world: World) -> None:
 
 @pytest.mark.parametrize("turns", range(6))
 @pytest.mark.parametrize("stop", [False, True])
-def test_while_it_is_to_listen_again(stop: bool, turns: int) -> None:
-    """The client leaves, or the bridge stops: nothing is left, and who is there is told."""
+def test_client_may_leave_or_bridge_may_stop_during_a_resubscription(
+    stop: bool, turns: int
+) -> None:
+    """Nothing is left, and a client that is still there gets its result."""
     world = World(Modern)
     call = world.listen()
     world.run()
@@ -366,14 +368,14 @@ def test_while_it_is_to_listen_again(stop: bool, turns: int) -> None:
         assert call.result["resultType"] == "complete"
     else:
         call.leave()
-        # A process that is being started is for whoever comes; this one never is.
+        # A launch goes on for the next request; this one never finishes.
         world.run(LAUNCH_SECONDS)
         assert world.limiter.taken == 0
     world.end()
 
 
-def test_a_server_that_ends_what_the_bridge_listens_to(world: World) -> None:
-    """Then a client that listens keeps the process in use all the same."""
+def test_subscriber_keeps_its_process_without_the_bridges_own_subscription(world: World) -> None:
+    """The server ended that one, but the client's subscription still keeps the process in use."""
     world.launcher.kind = Telling
     world.listen()
     world.run()
@@ -385,7 +387,7 @@ def test_a_server_that_ends_what_the_bridge_listens_to(world: World) -> None:
     assert world.live == [backend]
 
 
-def test_listening_to_a_server_that_is_another_one(world: World) -> None:
+def test_subscription_fails_when_the_server_becomes_a_legacy_server(world: World) -> None:
     call = world.listen()
     world.run()
     world.launcher.kind = Legacy
@@ -395,8 +397,8 @@ def test_listening_to_a_server_that_is_another_one(world: World) -> None:
     assert isinstance(call.refusal, BackendFailed)
 
 
-def test_a_line_that_is_no_text(world: World) -> None:
-    """It is of nobody, and what comes with it is heard."""
+def test_line_of_invalid_utf8_is_dropped(world: World) -> None:
+    """The messages read together with it are delivered."""
     call = world.call("a", "wait")
     world.run()
     [backend] = world.live
@@ -408,8 +410,8 @@ def test_a_line_that_is_no_text(world: World) -> None:
 
 
 @pytest.mark.parametrize("identity", ["x", "y"])
-def test_whose_process_is_ended_for_want_of_logs(identity: str) -> None:
-    """One's own, of which a cancelled request may still log; not somebody else's."""
+def test_logging_request_replaces_only_a_process_of_its_own_identity(identity: str) -> None:
+    """A cancelled request may still log on it."""
     world = World(Modern)
     cancelled = world.call("b", "wait", level="debug", identity="x")
     world.run()

@@ -1,4 +1,4 @@
-"""The way in for requests of no session: the era of a server, and all of it together."""
+"""The dispatcher of stateless requests: the probe for a server's era, and all of it together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fakes import Call, Legacy, Modern, Scripted, World
 
 @pytest.mark.parametrize("kind", [Legacy, Modern])
 @pytest.mark.parametrize("limit", [1, 4])
-def test_the_era_is_found_out_once(kind: type[Scripted], limit: int) -> None:
+def test_era_is_probed_once(kind: type[Scripted], limit: int) -> None:
     world = World(kind, limit=limit, known=False)
     calls = [world.call(f"{number}") for number in range(5)]
     for _ in range(5):
@@ -34,7 +34,7 @@ def test_the_era_is_found_out_once(kind: type[Scripted], limit: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["dies", "mute", "nonsense", "of another time"])
-def test_no_good_answer_is_an_older_server(how: str) -> None:
+def test_server_without_a_valid_discover_result_is_legacy(how: str) -> None:
     class Odd(Legacy):
         def discover(self, message: dict[str, Any]) -> None:
             if how == "dies":
@@ -53,8 +53,7 @@ def test_no_good_answer_is_an_older_server(how: str) -> None:
     world.end()
 
 
-def test_a_process_that_does_not_go_away() -> None:
-    """Nobody waits for its end for ever."""
+def test_probed_process_that_does_not_exit_delays_nobody() -> None:
     world = World(type("Stays", (Legacy,), {"stop_seconds": 1000.0}), limit=2, known=False)
     call = world.call("a")
     for _ in range(20):
@@ -65,7 +64,7 @@ def test_a_process_that_does_not_go_away() -> None:
     world.end()
 
 
-def test_who_finds_out_leaves() -> None:
+def test_probe_survives_the_client_that_caused_it() -> None:
     world = World(Modern, known=False)
     world.launcher.mute = True
     first, second = world.call("a"), world.call("b")
@@ -79,8 +78,7 @@ def test_who_finds_out_leaves() -> None:
     world.end()
 
 
-def test_a_place_is_about_to_be_free() -> None:
-    """Finding out waits for it, too."""
+def test_probe_waits_for_capacity_that_is_about_to_be_free() -> None:
     world = World(Legacy, limit=1, known=False)
     world.call("a").leave()
     call = world.call("b")
@@ -90,7 +88,7 @@ def test_a_place_is_about_to_be_free() -> None:
     world.end()
 
 
-def test_sessions_have_all_places() -> None:
+def test_request_is_refused_when_sessions_use_all_capacity() -> None:
     world = World(Legacy, limit=1, known=False)
     permit = world.limiter.acquire()
     assert permit is not None
@@ -101,8 +99,7 @@ def test_sessions_have_all_places() -> None:
     world.end()
 
 
-def test_a_place_that_was_not_used_is_for_the_next() -> None:
-    """Whoever had it left while its process was being started, and that goes on."""
+def test_launch_whose_client_left_serves_the_next_request() -> None:
     world = World(Legacy, limit=1)
     world.launcher.slow = True
     first, second = world.call("a"), world.call("b")
@@ -114,8 +111,7 @@ def test_a_place_that_was_not_used_is_for_the_next() -> None:
     world.end()
 
 
-def test_a_place_that_another_server_has_left() -> None:
-    """Who waits for one of all places is told, wherever it becomes free."""
+def test_capacity_freed_by_another_server_wakes_a_waiting_request() -> None:
     one = World(Legacy)
     one.bridge_limiter.limit = 2
     other = World(Legacy, beside=one)
@@ -136,7 +132,7 @@ def test_a_place_that_another_server_has_left() -> None:
     assert one.clock.getDelayedCalls() == []
 
 
-def test_what_is_no_more() -> None:
+def test_removed_method_is_unknown() -> None:
     world = World(Legacy, known=False)
     call = world.request("ping")
     assert isinstance(call.refusal, MethodNotFound)
@@ -144,8 +140,8 @@ def test_what_is_no_more() -> None:
     world.end()
 
 
-def test_a_server_of_no_era() -> None:
-    """It says now this, now that: it is given up, and nothing is left."""
+def test_server_of_neither_era_is_given_up() -> None:
+    """It fails the probe and the handshake, and nothing is left."""
 
     class Neither(Modern):
         def discover(self, message: dict[str, Any]) -> None:
@@ -161,7 +157,7 @@ def test_a_server_of_no_era() -> None:
 
 
 @pytest.mark.parametrize("kinds", [(Legacy, Modern), (Modern, Legacy)])
-def test_a_server_that_changes_under_way(kinds: tuple[type[Scripted], type[Scripted]]) -> None:
+def test_server_may_change_its_era(kinds: tuple[type[Scripted], type[Scripted]]) -> None:
     world = World(kinds[0], known=False)
     old = [world.call(f"{number}", "wait") for number in range(2)]
     world.run(1)
@@ -184,8 +180,8 @@ def test_a_server_that_changes_under_way(kinds: tuple[type[Scripted], type[Scrip
         {"code": -32601},
     ],
 )
-def test_a_newer_server_that_was_taken_for_an_older_one(error: dict[str, Any]) -> None:
-    """It was silent for longer than a probe; so it was told `initialize`, which it refuses."""
+def test_modern_server_taken_for_a_legacy_one_is_detected(error: dict[str, Any]) -> None:
+    """It missed the probe's deadline, and refuses the `initialize` that followed."""
 
     class Newer(Modern):
         def initialize(self, message: dict[str, Any]) -> None:
@@ -212,8 +208,8 @@ STEPS = st.lists(
 )
 
 
-class Crowded:
-    """Several callers, and all that happens to them."""
+class Scenario:
+    """Several clients, and the events of a random sequence."""
 
     def __init__(self, kind: type[Scripted], **changes: Any) -> None:
         self.world = World(kind, limit=3, known=False, queue_timeout=8, input_timeout=30, **changes)
@@ -262,23 +258,23 @@ class Crowded:
             backend.finish(next(iter(backend.calls.values()))["token"])
 
     def there(self) -> list[Any]:
-        """Those that were launched, and may speak."""
+        """Return the backends that are running."""
         return [session.backend for session in self.world.pool.unclosed]
 
     def retry(self, which: int) -> None:
-        parked = [
+        suspended = [
             (token, call)
             for token, call in self.calls
             if call.ends
             and call.lines
             and call.lines[-1].get("result", {}).get("resultType") == "input_required"
         ]
-        if parked:
-            token, call = parked[-1 - which % len(parked)]
+        if suspended:
+            token, call = suspended[-1 - which % len(suspended)]
             self.calls.append((token, call.retry(f"for-{token}")))
 
     def check(self) -> None:
-        """Nobody has what is another's, and no process is unaccounted for."""
+        """Check that no call has another's data and that every process is accounted for."""
         world = self.world
         assert world.limiter.taken == len(world.pool.unclosed) + len(world.pool.launching)
         assert world.limiter.taken <= 3
@@ -294,7 +290,7 @@ class Crowded:
                     assert given in (None, f"for-{token}")
 
     def finish(self) -> None:
-        """Whoever is still there gets an end, when the processes are set free, or die."""
+        """Let every process finish, stop the bridge, and check that each remaining call ended."""
         world = self.world
         world.launcher.slow = False
         while world.launcher.waiting:
@@ -321,33 +317,33 @@ class Crowded:
     st.sampled_from(["identity", "never"]),
     st.sampled_from([1, 2, 16]),
 )
-def test_whatever_happens(
+def test_every_call_gets_its_own_answer_and_ends_once(
     steps: list[tuple[str, int]], kind: type[Scripted], reuse: str, concurrency: int
 ) -> None:
-    """Each gets what is its own, and one end; and at the end nothing is left."""
-    crowded = Crowded(kind, reuse=reuse, concurrency=concurrency)
+    """In any sequence of events, and nothing is left at the end."""
+    scenario = Scenario(kind, reuse=reuse, concurrency=concurrency)
     for what, which in steps:
-        crowded.step(what, which)
-    crowded.finish()
+        scenario.step(what, which)
+    scenario.finish()
 
 
-def test_a_question_and_its_answer() -> None:
-    """That the steps are what they are taken for."""
-    crowded = Crowded(Legacy)
+def test_scenario_can_ask_and_answer_a_question() -> None:
+    """Prove that the steps of the test above do what they are meant to."""
+    scenario = Scenario(Legacy)
     for what in ("ask", "time"):
-        crowded.step(what, 0)
-    crowded.world.run(1)
-    crowded.world.run(COLLECT_SECONDS)
-    crowded.step("retry", 0)
-    crowded.world.run(1)
-    assert crowded.calls[-1][1].result["given"] == "for-token-1-"
-    crowded.finish()
+        scenario.step(what, 0)
+    scenario.world.run(1)
+    scenario.world.run(COLLECT_SECONDS)
+    scenario.step("retry", 0)
+    scenario.world.run(1)
+    assert scenario.calls[-1][1].result["given"] == "for-token-1-"
+    scenario.finish()
 
 
 @pytest.mark.parametrize("kind", [Legacy, Modern])
 @pytest.mark.parametrize("shown", [True, False])
-def test_what_a_server_that_cannot_start_has_said(kind: type[Scripted], shown: bool) -> None:
-    """Its last words are in the error where the setting allows it."""
+def test_stderr_of_a_failed_start_is_in_the_error(kind: type[Scripted], shown: bool) -> None:
+    """If the setting allows it."""
 
     class Dies(kind):  # type: ignore[misc,valid-type]
         def _hear(self, message: dict[str, Any]) -> None:
@@ -364,7 +360,7 @@ def test_what_a_server_that_cannot_start_has_said(kind: type[Scripted], shown: b
 
 
 @pytest.mark.parametrize("whose", ["server", "bridge", "limiter"])
-def test_the_log_says_which_limit_is_reached(whose: str, log_lines: list[str]) -> None:
+def test_log_names_the_limit_that_is_reached(whose: str, log_lines: list[str]) -> None:
     one = World(Legacy, limit=1 if whose == "server" else 4, queue_timeout=0.5)
     if whose == "bridge":
         one.bridge_limiter.limit = 1

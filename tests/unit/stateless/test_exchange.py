@@ -1,4 +1,4 @@
-"""A request of a stateless client and its response; and what waits."""
+"""A stateless request and its response, and the requests that wait."""
 
 from __future__ import annotations
 
@@ -28,91 +28,91 @@ UPDATED = (
 ANSWER = b'{"jsonrpc":"2.0","id":0,"result":{}}'
 
 
-class Noted:
-    """An outlet and a worker that note what they are told."""
+class Recorder:
+    """A response and a worker that record their calls."""
 
     def __init__(self) -> None:
-        self.told: list[Any] = []
+        self.calls: list[Any] = []
 
     def send(self, lines: list[bytes], final: bool) -> None:
-        self.told.append((lines, final))
+        self.calls.append((lines, final))
 
     def fail(self, refusal: Any) -> None:
-        self.told.append(refusal)
+        self.calls.append(refusal)
 
     def cancel(self, exchange: Any) -> None:
-        self.told.append("cancel")
+        self.calls.append("cancel")
 
     def pause(self, exchange: Any) -> None:
-        self.told.append("pause")
+        self.calls.append("pause")
 
     def resume(self, exchange: Any) -> None:
-        self.told.append("resume")
+        self.calls.append("resume")
 
 
-def make(method: str = "x") -> tuple[Exchange, Noted]:
-    noted = Noted()
-    exchange = Exchange(own_request(method, {}), "", noted)
-    exchange.assign(noted)
-    return exchange, noted
+def make(method: str = "x") -> tuple[Exchange, Recorder]:
+    recorder = Recorder()
+    exchange = Exchange(own_request(method, {}), "", recorder)
+    exchange.assign(recorder)
+    return exchange, recorder
 
 
-def test_it_ends_once() -> None:
-    exchange, noted = make()
+def test_exchange_ends_once() -> None:
+    exchange, recorder = make()
     exchange.deliver([b"note"], False)
     exchange.deliver([ANSWER], True)
     exchange.deliver([ANSWER], True)
     exchange.fail(BackendEnded("x"))
     exchange.cancel()
-    assert noted.told == [([b"note"], False), ([ANSWER], True)]
+    assert recorder.calls == [([b"note"], False), ([ANSWER], True)]
 
 
-def test_a_refusal_has_its_id_and_ends_it() -> None:
-    exchange, noted = make()
+def test_refusal_carries_the_request_id_and_ends_the_exchange() -> None:
+    exchange, recorder = make()
     exchange.fail(BackendEnded("x"))
     exchange.deliver([ANSWER], True)
-    [refusal] = noted.told
+    [refusal] = recorder.calls
     assert refusal.ident == 0
 
 
-def test_what_is_cancelled_gets_nothing() -> None:
-    exchange, noted = make()
+def test_cancelled_exchange_delivers_nothing() -> None:
+    exchange, recorder = make()
     exchange.pause()
     exchange.resume()
     exchange.cancel()
     exchange.cancel()
     exchange.deliver([ANSWER], True)
     exchange.fail(BackendEnded("x"))
-    assert noted.told == ["pause", "resume", "cancel"]
+    assert recorder.calls == ["pause", "resume", "cancel"]
 
 
-def test_without_a_worker_nobody_is_told() -> None:
-    exchange, noted = make()
+def test_exchange_without_a_worker_can_be_cancelled() -> None:
+    exchange, recorder = make()
     exchange._worker = None
     exchange.pause()
     exchange.resume()
     exchange.cancel()
-    assert noted.told == []
+    assert recorder.calls == []
     assert exchange.over
 
 
 @pytest.mark.parametrize("again", [ACKNOWLEDGED, ESCAPED])
-def test_a_stream_is_acknowledged_once(again: bytes) -> None:
-    exchange, noted = make("subscriptions/listen")
+def test_subscription_is_acknowledged_once(again: bytes) -> None:
+    exchange, recorder = make("subscriptions/listen")
     exchange.deliver([ACKNOWLEDGED, UPDATED], False)
     exchange.deliver([again], False)
     exchange.deliver([again, UPDATED], False)
     exchange.deliver([ANSWER], True)
-    assert noted.told == [
+    assert recorder.calls == [
         ([ACKNOWLEDGED, UPDATED], False),
         ([UPDATED], False),
         ([ANSWER], True),
     ]
 
 
-def test_what_may_have_changed_before_a_stream_was_opened_anew() -> None:
-    """Nobody has told meanwhile."""
-    exchange, noted = make("subscriptions/listen")
+def test_resubscription_reports_everything_as_changed() -> None:
+    """Nobody knows what changed in between."""
+    exchange, recorder = make("subscriptions/listen")
     promised = b'{"toolsListChanged":true,"resourceSubscriptions":["file:///a"]}'
     line = (
         b'{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged",'
@@ -120,8 +120,8 @@ def test_what_may_have_changed_before_a_stream_was_opened_anew() -> None:
     )
     exchange.deliver([line], False)
     exchange.deliver([line, UPDATED], False)
-    assert noted.told[0] == ([line], False)
-    *changes, last = noted.told[1][0]
+    assert recorder.calls[0] == ([line], False)
+    *changes, last = recorder.calls[1][0]
     assert last == UPDATED
     read = [json.loads(each) for each in changes]
     assert [each["method"] for each in read] == [
@@ -132,11 +132,11 @@ def test_what_may_have_changed_before_a_stream_was_opened_anew() -> None:
     assert all(SUBSCRIPTION_ID in each["params"]["_meta"] for each in read)
 
 
-# What waits.
+# Waiting.
 
 
 class Waiting:
-    """What became of a coroutine."""
+    """The outcome of a coroutine."""
 
     def __init__(self, coroutine: Coroutine[Deferred[Any], Any, Any]) -> None:
         self.got: list[Any] = []
@@ -150,135 +150,135 @@ class Waiting:
         return type(failure.value)
 
 
-class Line:
-    """A line, and those who wait in it for one of several places."""
+class WaitingRequests:
+    """A queue, and requests that wait in it for capacity."""
 
     def __init__(self, limit: int = 3, timeout: float = 10.0) -> None:
         self.clock = Clock()
-        self.line = RequestQueue(self.clock, limit, timeout)
-        self.places = 0
+        self.queue = RequestQueue(self.clock, limit, timeout)
+        self.capacity = 0
         self.order: list[str] = []
 
     async def _wait(self, name: str, fruitless: int) -> None:
         ticket = Ticket()
         while True:
-            await self.line.wait(ticket, lambda: self.places > 0)
+            await self.queue.wait(ticket, lambda: self.capacity > 0)
             if not fruitless:
                 break
             fruitless -= 1
-        self.places -= 1
+        self.capacity -= 1
         self.order.append(name)
 
     def wait(self, name: str, fruitless: int = 0) -> Waiting:
         return Waiting(self._wait(name, fruitless))
 
 
-def test_all_go_for_whom_there_is_something() -> None:
-    world = Line()
+def test_wake_admits_as_many_requests_as_there_is_capacity_for() -> None:
+    world = WaitingRequests()
     waiting = [world.wait(name) for name in "abc"]
-    world.line.wake()
+    world.queue.wake()
     assert world.order == []
-    world.places = 2
-    world.line.wake()
+    world.capacity = 2
+    world.queue.wake()
     assert world.order == ["a", "b"]
-    world.places = 1
-    world.line.wake()
+    world.capacity = 1
+    world.queue.wake()
     assert world.order == ["a", "b", "c"]
     assert [each.got for each in waiting] == [[None]] * 3
     assert world.clock.getDelayedCalls() == []
 
 
-def test_who_went_in_vain_keeps_its_place_and_its_time() -> None:
-    world = Line()
+def test_request_woken_in_vain_keeps_its_turn_and_its_timeout() -> None:
+    world = WaitingRequests()
     first = world.wait("a", fruitless=1)
     world.clock.advance(6)
     second = world.wait("b")
-    world.places = 1
-    world.line.wake()
-    # It left the place to the next one; but is still the first in line.
+    world.capacity = 1
+    world.queue.wake()
+    # It left the capacity to the next request, but is still first in the queue.
     assert world.order == ["b"]
     assert second.got == [None]
     world.clock.advance(3.9)
     assert first.got == []
     world.clock.advance(0.2)
     assert first.failed is ServerBusy
-    assert len(world.line) == 0
+    assert len(world.queue) == 0
 
 
-def test_it_is_full() -> None:
-    world = Line(limit=1)
+def test_full_queue_refuses_a_request() -> None:
+    world = WaitingRequests(limit=1)
     first, second = world.wait("a"), world.wait("b")
     assert second.failed is ServerBusy
     first.deferred.cancel()
     assert first.failed is CancelledError
-    assert len(world.line) == 0
+    assert len(world.queue) == 0
     assert world.clock.getDelayedCalls() == []
 
 
-def test_the_line_stops() -> None:
-    world = Line()
+def test_stopped_queue_refuses_all_requests() -> None:
+    world = WaitingRequests()
     first = world.wait("a")
-    world.line.stop()
+    world.queue.stop()
     assert first.failed is ShuttingDown
     assert world.wait("b").failed is ShuttingDown
     assert world.clock.getDelayedCalls() == []
 
 
-def test_a_wake_within_a_wake_is_one_more_and_not_deeper() -> None:
-    world = Line(limit=2000)
+def test_nested_wakes_do_not_recurse() -> None:
+    world = WaitingRequests(limit=2000)
 
     async def wait(name: str) -> None:
         await world._wait(name, 0)
-        world.places += 1
-        world.line.wake()
+        world.capacity += 1
+        world.queue.wake()
 
     waiting = [Waiting(wait(f"{number}")) for number in range(2000)]
-    world.places = 1
-    world.line.wake()
+    world.capacity = 1
+    world.queue.wake()
     assert world.order == [f"{number}" for number in range(2000)]
     assert all(each.got == [None] for each in waiting)
 
 
-def test_a_crowd() -> None:
-    """One at a time; the next one when it was in vain; deep recursion for nobody."""
-    crowd = SingleFlight(2000)
+def test_single_flight_runs_one_at_a_time() -> None:
+    """The next one runs when the first one failed, and nothing recurses."""
+    flight = SingleFlight(2000)
     done: list[int] = []
 
     async def work(number: int) -> None:
         while not done:
-            if await crowd.is_first():
+            if await flight.is_first():
                 try:
                     if number < 1500:
                         raise ValueError
                     done.append(number)
                 finally:
-                    crowd.done()
+                    flight.done()
 
-    begun = Waiting(crowd.is_first())
+    begun = Waiting(flight.is_first())
     assert begun.got == [True]
     waiting = [Waiting(work(number)) for number in range(2000)]
     waiting[1500].deferred.cancel()
-    crowd.done()
+    flight.done()
     assert done == [1501]
     assert all(each.failed is ValueError for each in waiting[:1500])
     assert waiting[1500].failed is CancelledError
     assert all(each.got == [None] for each in waiting[1501:])
 
 
-def test_a_crowd_is_bounded() -> None:
-    crowd = SingleFlight(1)
-    first, second, third = (Waiting(crowd.is_first()) for _ in range(3))
+def test_single_flight_refuses_more_than_its_limit() -> None:
+    flight = SingleFlight(1)
+    first, second, third = (Waiting(flight.is_first()) for _ in range(3))
     assert (first.got, second.got) == ([True], [])
     assert third.failed is ServerBusy
-    crowd.done()
+    flight.done()
     assert second.got == [False]
 
 
-# Tools.
+# Tool annotations.
 
 
 class Pages:
-    """Gives pages of `tools/list` when told to."""
+    """Serves pages of `tools/list` when the test says so."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str | None, Deferred[msgspec.Raw]]] = []
@@ -307,7 +307,7 @@ def test_tools_are_listed_once() -> None:
     assert [cursor for cursor, _ in pages.asked] == [None, "2"]
 
 
-def test_what_changes_meanwhile_is_not_kept() -> None:
+def test_tools_list_invalidated_meanwhile_is_not_kept() -> None:
     pages = Pages()
     waiting = Waiting(pages.tools.annotations("a"))
     pages.tools.invalidate()
@@ -320,7 +320,7 @@ def test_what_changes_meanwhile_is_not_kept() -> None:
     assert len(pages.asked) == 2
 
 
-def test_pages_without_end() -> None:
+def test_tools_list_stops_after_tools_pages() -> None:
     pages = Pages()
     waiting = Waiting(pages.tools.annotations("a"))
     for _ in range(TOOLS_PAGES):

@@ -1,4 +1,4 @@
-"""Requests of 2026-07-28 to an older server: leases, parked calls, and those who listen."""
+"""Stateless requests to a legacy server: exclusive workers, suspended calls and subscribers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fakes import Legacy, Modern, World
 
 
 class Telling(Legacy):
-    """One that can be listened to."""
+    """A legacy server with subscriptions."""
 
     capabilities: ClassVar[dict[str, Any]] = {
         "tools": {"listChanged": True},
@@ -38,14 +38,14 @@ def world() -> Any:
     world.end()
 
 
-def parked(world: World, token: str, **options: Any) -> Any:
+def suspended(world: World, token: str, **options: Any) -> Any:
     call = world.call(token, "ask", **options)
     world.run(COLLECT_SECONDS)
     assert call.question == token
     return call
 
 
-def test_a_call(world: World) -> None:
+def test_second_call_reuses_the_process(world: World) -> None:
     call = world.call("a")
     world.run()
     assert call.result["token"] == "a"
@@ -57,8 +57,7 @@ def test_a_call(world: World) -> None:
 
 @pytest.mark.parametrize("reuse", ["identity", "never"])
 @pytest.mark.parametrize("count", [1, 2, 4, 16])
-def test_callers_at_once(count: int, reuse: str) -> None:
-    """Each gets its own question, and its own answer: n of n, also where processes are few."""
+def test_concurrent_calls_get_their_own_questions_and_answers(count: int, reuse: str) -> None:
     world = World(Legacy, limit=17, reuse=reuse)
     for _ in range(3):
         tokens = [f"caller-{number}" for number in range(count)]
@@ -81,8 +80,8 @@ def _called(backend: Any) -> list[Any]:
     return [each for each in backend.heard if each.get("method") == "tools/call"]
 
 
-def test_what_came_with_the_last_answer_is_not_for_the_next() -> None:
-    """A question, a log: read in one piece with the answer, it was said before the next request."""
+def test_messages_read_with_an_answer_do_not_reach_the_next_call() -> None:
+    """A question or log message read in one piece with the answer precedes the next request."""
     world = World(Legacy, limit=1)
     first = world.call("a", "wait", level="debug")
     world.run(1)
@@ -107,7 +106,7 @@ def test_what_came_with_the_last_answer_is_not_for_the_next() -> None:
 
 
 @pytest.mark.parametrize("other", [{"identity": "other"}, {"able": {}}])
-def test_others_have_processes_of_their_own(world: World, other: Any) -> None:
+def test_other_identity_or_capabilities_have_their_own_process(world: World, other: Any) -> None:
     world.call("a")
     world.run()
     [first] = world.live
@@ -118,7 +117,7 @@ def test_others_have_processes_of_their_own(world: World, other: Any) -> None:
     assert [len(_called(each)) for each in (first, second)] == [1, 1]
 
 
-def test_others_take_turns_where_there_is_one_place() -> None:
+def test_identities_take_turns_with_capacity_for_one() -> None:
     world = World(Legacy, limit=1, queue_timeout=60)
     calls = [world.call(f"{number}", identity="xy"[number % 2]) for number in range(6)]
     for _ in range(10):
@@ -129,12 +128,12 @@ def test_others_take_turns_where_there_is_one_place() -> None:
     world.end()
 
 
-def test_a_group_is_not_forgotten_while_it_gets_its_first_process() -> None:
-    """Then there would be two, and the processes of one would be nobody's."""
+def test_group_is_kept_while_it_gets_its_first_process() -> None:
+    """Otherwise there would be two groups, and the processes of one would be lost."""
     world = World(Legacy, limit=1)
     world.call("a", identity="x")
     world.run()
-    first = world.call("b")  # waits until the place of the other is free
+    first = world.call("b")  # waits for the capacity of the other's process
     second = world.call("c")
     for _ in range(3):
         world.run(1)
@@ -145,11 +144,11 @@ def test_a_group_is_not_forgotten_while_it_gets_its_first_process() -> None:
     world.end()
 
 
-# Parked calls.
+# Suspended calls.
 
 
-def test_a_retry_twice_at_once(world: World) -> None:
-    call = parked(world, "a")
+def test_second_retry_of_a_suspended_call_is_refused(world: World) -> None:
+    call = suspended(world, "a")
     first, second = call.retry("x"), call.retry("y")
     assert isinstance(second.refusal, InvalidRequestState)
     world.run()
@@ -158,8 +157,8 @@ def test_a_retry_twice_at_once(world: World) -> None:
     assert isinstance(third.refusal, InvalidRequestState)
 
 
-def test_a_retry_of_another_or_of_something_else(world: World) -> None:
-    call = parked(world, "a")
+def test_retry_with_another_identity_arguments_or_state_is_refused(world: World) -> None:
+    call = suspended(world, "a")
     call.exchange.identity = "other"
     assert isinstance(call.retry("x").refusal, InvalidRequestState)
     call.exchange.identity = ""
@@ -173,28 +172,28 @@ def test_a_retry_of_another_or_of_something_else(world: World) -> None:
     assert retry.result["given"] == "x"
 
 
-def test_a_retry_that_cannot_be_read_may_be_sent_again(world: World) -> None:
-    call = parked(world, "a")
+def test_malformed_retry_may_be_sent_again(world: World) -> None:
+    call = suspended(world, "a")
     assert call.retry("x", inputResponses=[]).refusal is not None
     retry = call.retry("x")
     world.run()
     assert retry.result["given"] == "x"
 
 
-def test_a_retry_that_a_filter_refuses(world: World) -> None:
-    call = parked(world, "a")
+def test_retry_refused_by_a_filter_ends_the_suspended_call(world: World) -> None:
+    call = suspended(world, "a")
     assert isinstance(call.retry("forbidden").refusal, MessageRefused)
     assert isinstance(call.retry("x").refusal, InvalidRequestState)
     world.run(1)
     assert world.limiter.taken == 0
 
 
-def test_a_retry_after_its_time(world: World) -> None:
-    """The process is free again; the old state does not lead to what is parked on it then."""
-    call = parked(world, "a")
+def test_retry_after_input_timeout_is_refused(world: World) -> None:
+    """The process is free again; the old state does not resume the call suspended on it now."""
+    call = suspended(world, "a")
     world.run(world.settings.input_timeout)
     [backend] = world.live
-    other = parked(world, "b")
+    other = suspended(world, "b")
     assert world.live == [backend]
     assert isinstance(call.retry("x").refusal, InvalidRequestState)
     assert len(world.stateless._exclusive._suspended) == 1
@@ -204,22 +203,22 @@ def test_a_retry_after_its_time(world: World) -> None:
     assert len(world.stateless._exclusive._suspended) == 0
 
 
-def test_a_retry_after_the_death_of_its_process(world: World) -> None:
-    call = parked(world, "a")
+def test_retry_after_the_death_of_its_process_is_refused(world: World) -> None:
+    call = suspended(world, "a")
     world.live[0].die()
     assert isinstance(call.retry("x").refusal, InvalidRequestState)
 
 
-def test_the_death_of_a_process_while_a_retry_runs(world: World) -> None:
-    call = parked(world, "a")
+def test_death_of_a_process_fails_a_running_retry(world: World) -> None:
+    call = suspended(world, "a")
     retry = call.retry("x")
     world.live[0].die()
     assert isinstance(retry.refusal, BackendEnded)
 
 
-def test_what_is_parked_makes_no_room() -> None:
+def test_process_of_a_suspended_call_is_not_evicted() -> None:
     world = World(Legacy, limit=1, queue_timeout=5)
-    call = parked(world, "a")
+    call = suspended(world, "a")
     other = world.call("b")
     world.run(5)
     assert isinstance(other.refusal, ServerBusy)
@@ -229,10 +228,10 @@ def test_what_is_parked_makes_no_room() -> None:
     world.end()
 
 
-def test_a_parked_call_is_found_whatever_is_known_of_the_server() -> None:
-    """To find that out would take the place that it has."""
+def test_retry_needs_no_probe() -> None:
+    """A probe would need the capacity that the suspended call holds."""
     world = World(Legacy, limit=1)
-    call = parked(world, "a")
+    call = suspended(world, "a")
     world.era.modern = None
     retry = call.retry("x")
     world.run()
@@ -240,8 +239,8 @@ def test_a_parked_call_is_found_whatever_is_known_of_the_server() -> None:
     world.end()
 
 
-def test_a_question_of_a_process_that_takes_no_answers(world: World) -> None:
-    """It cannot be asked: the call ends with the process, and does not wait for ever."""
+def test_question_of_a_process_that_closed_stdin_is_not_asked(world: World) -> None:
+    """Nobody could answer it: the call ends with the process instead of waiting for ever."""
     call = world.call("a", "wait")
     world.run(1)
     [backend] = world.live
@@ -253,7 +252,7 @@ def test_a_question_of_a_process_that_takes_no_answers(world: World) -> None:
     assert isinstance(call.refusal, BackendEnded)
 
 
-def test_a_process_that_takes_no_more_while_questions_are_collected(world: World) -> None:
+def test_process_that_closes_stdin_while_asking_ends_its_call(world: World) -> None:
     call = world.call("a", "ask")
     world.run()
     world.run()
@@ -272,7 +271,7 @@ def test_a_process_that_takes_no_more_while_questions_are_collected(world: World
 @pytest.mark.parametrize("aborted", [True, False])
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("do", ["echo", "wait", "ask"])
-def test_a_client_that_leaves_at_any_time(do: str, turns: int, aborted: bool, known: bool) -> None:
+def test_client_may_leave_at_any_time(do: str, turns: int, aborted: bool, known: bool) -> None:
     world = World(Legacy, limit=1, queue_timeout=30, known=known)
     call = world.call("a", do)
     for _ in range(turns):
@@ -290,7 +289,8 @@ def test_a_client_that_leaves_at_any_time(do: str, turns: int, aborted: bool, kn
 
 
 @pytest.mark.parametrize("polite", [True, False])
-def test_what_was_cancelled_is_not_in_the_way(world: World, polite: bool) -> None:
+def test_cancelled_request_frees_its_worker(world: World, polite: bool) -> None:
+    """A process that does not answer the cancellation is ended."""
     call = world.call("a", "wait")
     world.run(1)
     [backend] = world.live
@@ -305,8 +305,8 @@ def test_what_was_cancelled_is_not_in_the_way(world: World, polite: bool) -> Non
     assert other.result["token"] == "b"
 
 
-def test_a_late_answer_and_a_late_question(world: World) -> None:
-    """While it may still speak, its process is nobody's."""
+def test_worker_of_a_cancelled_request_serves_nobody_until_it_answers(world: World) -> None:
+    """Its late question and answer reach no other call."""
     call = world.call("a", "wait")
     world.run(1)
     [backend] = world.live
@@ -325,7 +325,7 @@ def test_a_late_answer_and_a_late_question(world: World) -> None:
 
 
 @pytest.mark.parametrize("turns", range(8))
-def test_the_bridge_stops_at_any_time(turns: int) -> None:
+def test_bridge_may_stop_at_any_time(turns: int) -> None:
     world = World(Telling, limit=2)
     calls = [world.call("a", "ask"), world.listen(), world.call("b"), world.call("c", "wait")]
     for _ in range(turns):
@@ -339,11 +339,10 @@ def test_the_bridge_stops_at_any_time(turns: int) -> None:
     assert isinstance(late.refusal, ShuttingDown)
 
 
-# Processes that are of no use.
+# Processes that fail.
 
 
-def test_a_server_that_cannot_be_started(world: World) -> None:
-    """It is left alone for a while."""
+def test_server_that_cannot_start_is_backed_off(world: World) -> None:
     world.launcher.error = CannotStart("no such program")
     assert isinstance(world.call("a").refusal, BackendFailed)
     assert isinstance(world.call("b").refusal, ServerDown)
@@ -356,8 +355,8 @@ def test_a_server_that_cannot_be_started(world: World) -> None:
 
 @pytest.mark.parametrize("method", ["initialize", "tools/list", "tools/call"])
 @pytest.mark.parametrize("how", ["dies", "mute"])
-def test_a_process_that_dies_or_hangs(method: str, how: str) -> None:
-    """Whenever it does: the client is told, and the place is free."""
+def test_process_that_dies_or_hangs_fails_its_request(method: str, how: str) -> None:
+    """Whenever it does, the client gets an error and the capacity is free again."""
 
     class Fails(Legacy):
         def _hear(self, message: dict[str, Any]) -> None:
@@ -376,15 +375,15 @@ def test_a_process_that_dies_or_hangs(method: str, how: str) -> None:
     else:
         assert isinstance(call.refusal, BackendFailed | BackendEnded)
     world.run(CANCEL_SECONDS)
-    # Whether that was the server's fault is found out.
+    # The bridge starts one more process to see whether the server is at fault.
     world.run(world.settings.start_timeout)
     world.run(1)
     assert world.limiter.taken == 0
     world.end()
 
 
-def test_a_list_of_tools_that_could_not_be_asked_for(world: World) -> None:
-    """No timer is left of it."""
+def test_unsent_tools_list_fails_its_call(world: World) -> None:
+    """No timer is left."""
     world.request("server/discover")
     world.run()
     [backend] = world.live
@@ -392,7 +391,7 @@ def test_a_list_of_tools_that_could_not_be_asked_for(world: World) -> None:
     assert isinstance(world.call("a").refusal, UnknownSession)
 
 
-def test_the_server_becomes_another_one(world: World) -> None:
+def test_server_may_become_a_modern_server(world: World) -> None:
     world.call("a")
     world.run()
     world.launcher.kind = Modern
@@ -403,7 +402,7 @@ def test_the_server_becomes_another_one(world: World) -> None:
     assert world.era.modern is True
 
 
-def test_a_process_that_is_too_old_is_not_lent() -> None:
+def test_worker_beyond_max_process_age_is_replaced() -> None:
     world = World(Legacy, max_process_age=100, idle_timeout=0)
     world.call("a")
     world.run(1)
@@ -420,8 +419,7 @@ def test_a_process_that_is_too_old_is_not_lent() -> None:
 # Waiting.
 
 
-def test_the_line() -> None:
-    """In order, bounded in number and in time."""
+def test_queue_keeps_order_and_is_bounded_in_number_and_time() -> None:
     world = World(Legacy, limit=1, max_waiting_requests=2, queue_timeout=10)
     first = world.call("a", "wait")
     world.run(1)
@@ -440,8 +438,8 @@ def test_the_line() -> None:
     world.end()
 
 
-def test_who_cannot_use_what_is_free_does_not_keep_it_from_others() -> None:
-    """The only process that somebody listens to makes no room, but works for its own kind."""
+def test_request_that_cannot_use_a_free_worker_does_not_block_others() -> None:
+    """The only process with a subscriber is not evicted, but serves its own group."""
     world = World(Telling, limit=1)
     world.listen(identity="x")
     world.run(1)
@@ -456,7 +454,7 @@ def test_who_cannot_use_what_is_free_does_not_keep_it_from_others() -> None:
     world.end()
 
 
-def test_who_was_woken_and_leaves_passes_it_on() -> None:
+def test_woken_request_that_leaves_wakes_the_next() -> None:
     world = World(Legacy, limit=1)
     first = world.call("a", "wait")
     world.run(1)
@@ -479,8 +477,8 @@ def test_who_was_woken_and_leaves_passes_it_on() -> None:
     world.end()
 
 
-def test_many_wait_for_the_first_process() -> None:
-    """Those that wait are told one after the other, not one by the other."""
+def test_many_requests_wait_for_the_first_process() -> None:
+    """They are woken one after the other, not recursively."""
     count = 500
     world = World(Legacy, limit=2, max_waiting_requests=1000, queue_timeout=100)
     calls = [world.call(f"{number}") for number in range(count)]
@@ -490,11 +488,11 @@ def test_many_wait_for_the_first_process() -> None:
     world.end()
 
 
-# Listening.
+# Subscriptions.
 
 
-def test_who_listens_is_told_once_and_on(world: World) -> None:
-    """Also when its process has ended: it need not know."""
+def test_subscription_outlives_its_process_with_one_acknowledgement(world: World) -> None:
+    """The client need not know that the process ended."""
     world.launcher.kind = Telling
     call = world.listen()
     world.run(1)
@@ -505,7 +503,7 @@ def test_who_listens_is_told_once_and_on(world: World) -> None:
     world.run(1)
     [second] = world.live
     assert any(each.get("method") == "resources/subscribe" for each in second.heard)
-    # What has happened in between nobody knows.
+    # Nobody knows what changed in between.
     changes = ["notifications/tools/list_changed", "notifications/resources/updated"]
     assert [each["method"] for each in call.lines[1:]] == changes
     assert call.lines[2]["params"]["uri"] == "file:///a"
@@ -518,7 +516,7 @@ def test_who_listens_is_told_once_and_on(world: World) -> None:
     assert group.workers
 
 
-def test_the_last_process_is_worn(world: World) -> None:
+def test_subscription_moves_on_when_its_last_process_is_worn(world: World) -> None:
     world = World(Telling, max_process_requests=1)
     listening = world.listen()
     world.run(1)
@@ -535,7 +533,7 @@ def test_the_last_process_is_worn(world: World) -> None:
     world.end()
 
 
-def test_a_client_that_left_before_it_could_listen(world: World) -> None:
+def test_client_that_leaves_before_it_is_subscribed_leaves_nothing(world: World) -> None:
     world.launcher.kind = Telling
     call = world.listen()
     call.leave(aborted=False)
@@ -548,8 +546,8 @@ def test_a_client_that_left_before_it_could_listen(world: World) -> None:
     assert world.stateless._exclusive._groups == {}
 
 
-def test_listening_to_a_server_that_is_another_one() -> None:
-    """The stream ends, so that the client may listen anew; and no process is started for ever."""
+def test_subscription_completes_when_the_server_becomes_a_modern_server() -> None:
+    """The client can subscribe again, and no process is started in vain for ever."""
     world = World(Telling)
     call = world.listen()
     world.run(1)
@@ -565,7 +563,7 @@ def test_listening_to_a_server_that_is_another_one() -> None:
     world.end()
 
 
-def test_who_listens_while_the_server_is_down_is_no_storm() -> None:
+def test_resubscription_to_a_crashing_server_is_backed_off() -> None:
     class Crashes(Telling):
         def initialize(self, message: dict[str, Any]) -> None:
             self.die()
@@ -577,15 +575,15 @@ def test_who_listens_while_the_server_is_down_is_no_storm() -> None:
     world.live[0].die()
     for _ in range(3600):
         world.clock.advance(1)
-    # One is started for who listens, and one to see that it is the server's fault.
+    # One is started for the subscriber, and one to see whether the server is at fault.
     assert len(world.backends) < 2 * 80
     assert not call.ends
     call.leave()
     world.end()
 
 
-def test_only_the_client_that_is_served_resumes_the_process() -> None:
-    """An earlier client that reads again does not let the process of the next one go on."""
+def test_only_the_client_being_served_resumes_the_process() -> None:
+    """An earlier client that reads again does not resume the process of the next one."""
     world = World(Legacy, limit=1)
     first = world.call("a", "wait")
     world.run()
@@ -607,8 +605,8 @@ def test_only_the_client_that_is_served_resumes_the_process() -> None:
     world.end()
 
 
-def test_a_process_that_may_still_answer_something_else_is_not_used_again() -> None:
-    """A request that was given up may be answered at any time, as if it were the next one's."""
+def test_worker_with_an_abandoned_request_is_not_reused() -> None:
+    """Its late answer would be taken for that of the next request."""
     world = World(Legacy, limit=1)
     first = world.call("a", "wait")
     world.run()

@@ -8,8 +8,8 @@ from twisted.internet.task import Clock
 from mcpbridge.stateless.request_queue import RequestQueue, Ticket
 
 
-def test_who_has_waited_longest_proceeds_first_also_when_waiting_again() -> None:
-    """A request that found its process taken keeps its place before those that came later."""
+def test_oldest_ticket_goes_first_even_when_it_waits_again() -> None:
+    """A request that found its process taken stays ahead of those that came later."""
     clock = Clock()
     queue = RequestQueue(clock, limit=2, timeout=100)
     capacity = 0

@@ -1,4 +1,4 @@
-"""What a process did not take is said when it takes it, also where it says nothing itself."""
+"""Messages refused by a full pipe are sent when it has room, even if the process sends nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.unit.stateless.test_busy_pipes import MANY, Shared, Slow, listen, one
 
 
 @pytest.mark.parametrize("works", [False, True])
-def test_a_pipe_that_is_free_again_is_enough(works: bool) -> None:
-    """A process that says nothing more is told what it did not take, and once."""
+def test_subscription_is_sent_when_the_pipe_has_room(works: bool) -> None:
+    """Once, and even if the process sends nothing itself."""
     world = World(Slow, limit=2)
     if works:
         world.call("a", "wait")
@@ -33,8 +33,8 @@ def test_a_pipe_that_is_free_again_is_enough(works: bool) -> None:
     world.end()
 
 
-def test_a_cancellation_is_said_when_the_pipe_is_free_again() -> None:
-    """The process would work for nobody until it has an answer."""
+def test_cancellation_is_sent_when_the_pipe_has_room() -> None:
+    """Otherwise the process would keep working for nobody."""
     world, process = one_process(Shared)
     call = world.call("a", "wait")
     world.run()
@@ -51,7 +51,7 @@ def test_a_cancellation_is_said_when_the_pipe_is_free_again() -> None:
     world.end()
 
 
-def test_nothing_is_left_for_a_process_that_closed_its_stdin() -> None:
+def test_closed_stdin_leaves_nothing_unsent_or_unanswered() -> None:
     world, process = one_process(Slow)
     process.closed = True
     listen(world, *MANY[:OWN_KEPT])
@@ -62,8 +62,8 @@ def test_nothing_is_left_for_a_process_that_closed_its_stdin() -> None:
     world.end()
 
 
-def test_a_list_of_tools_that_could_not_be_asked_for_ends_no_process() -> None:
-    """It was never asked: its answer is not waited for."""
+def test_unsent_tools_list_ends_no_process() -> None:
+    """It was never sent, so no answer is awaited."""
     world = World(Slow, limit=1)
     world.request("server/discover")
     world.run()

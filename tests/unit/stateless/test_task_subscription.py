@@ -1,4 +1,4 @@
-"""Streams of notifications of tasks that several processes have."""
+"""Subscriptions to tasks that run on several processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def world() -> Any:
 
 
 def begin(world: World, *tokens: str, identity: str = "") -> list[str]:
-    """Tasks, each on a process of its own, which all call theirs `1`."""
+    """Start tasks, each on its own process, where its id is `1`."""
     idents = []
     for token in tokens:
         arguments = {"token": token, "do": "task"}
@@ -44,8 +44,8 @@ def listen(world: World, *idents: str, able: Any = ABLE_TASKS, **more: Any) -> C
     return call
 
 
-def told(call: Call) -> list[Any]:
-    """What each line of a stream says, all of them of that stream."""
+def events(call: Call) -> list[Any]:
+    """Summarize each line of a subscription, checking the subscription id of each."""
     found: list[Any] = []
     for line in call.lines:
         ident = call.message["id"]
@@ -64,74 +64,74 @@ def told(call: Call) -> list[Any]:
     return found
 
 
-def test_one_stream_of_several_processes(world: World) -> None:
+def test_one_subscription_covers_tasks_of_several_processes(world: World) -> None:
     first, second, third = begin(world, "a", "b", "c")
     assert len(world.live) == 3
     call = listen(world, third, first, "x.1")
     other = listen(world, second)
-    assert told(call) == [{"taskIds": [third, first]}]
+    assert events(call) == [{"taskIds": [third, first]}]
     for backend in world.live:
         backend.complete("1")
     world.run()
-    assert told(call)[1:] == [(first, "completed"), (third, "completed")]
-    assert told(other) == [{"taskIds": [second]}, (second, "completed")]
+    assert events(call)[1:] == [(first, "completed"), (third, "completed")]
+    assert events(other) == [{"taskIds": [second]}, (second, "completed")]
     backends = world.live
     for each in (call, other):
         each.leave()
     world.run()
     assert all(backend.ended or not backend.listens for backend in backends)
-    # Each had done enough, and nobody needs any of them now.
+    # Each has reached max_process_requests and has no subscriber left.
     world.run(1)
     assert not world.live
 
 
-def test_all_else_comes_from_one_process_and_goes_on_after_its_end(world: World) -> None:
+def test_other_notifications_come_from_one_process_and_outlive_it(world: World) -> None:
     [ident] = begin(world, "a")
     call = listen(world, ident, toolsListChanged=True)
-    assert told(call) == [{"taskIds": [ident], "toolsListChanged": True}]
+    assert events(call) == [{"taskIds": [ident], "toolsListChanged": True}]
     owner, other = world.live
     [subscription] = [each for each, names in other.listens.items() if not names]
     other.note(subscription, CHANGED)
-    assert told(call)[1:] == [CHANGED]
+    assert events(call)[1:] == [CHANGED]
     owner.die()
     other.die()
     world.run(RELISTEN_SECONDS)
     world.run()
-    assert told(call)[2:] == [(ident, "failed"), CHANGED]
+    assert events(call)[2:] == [(ident, "failed"), CHANGED]
     [new] = world.live
     [subscription] = new.listens
     new.note(subscription, CHANGED)
-    assert told(call)[4:] == [CHANGED]
+    assert events(call)[4:] == [CHANGED]
     call.leave()
 
 
-def test_the_end_of_one_process_ends_its_share_alone(world: World) -> None:
+def test_death_of_a_process_fails_its_tasks_only(world: World) -> None:
     first, second = begin(world, "a", "b")
     call = listen(world, first, second)
     one, other = world.live
     one.die()
-    assert told(call)[1:] == [(first, "failed")]
+    assert events(call)[1:] == [(first, "failed")]
     error = call.lines[-1]["params"]["error"]
     assert error["code"] == -32603
     assert "died" in error["message"]
     assert not call.ends
     other.complete("1")
-    # What is over has not failed.
+    # A completed task does not fail.
     other.die()
-    assert told(call)[2:] == [(second, "completed"), "end"]
+    assert events(call)[2:] == [(second, "completed"), "end"]
 
 
-def test_a_process_that_ends_its_share(world: World) -> None:
+def test_subscription_ends_when_each_process_has_ended_its_part(world: World) -> None:
     first, second = begin(world, "a", "b")
     call = listen(world, first, second)
     for backend in world.live:
         assert not call.ends
         [subscription] = backend.listens
         backend.answer(subscription, {"resultType": "complete"})
-    assert told(call)[1:] == ["end"]
+    assert events(call)[1:] == ["end"]
 
 
-def test_the_acknowledgement_comes_first_and_waits_for_all(world: World) -> None:
+def test_acknowledgement_comes_first_and_waits_for_all_processes(world: World) -> None:
     first, second = begin(world, "a", "b")
     one, other = world.live
     other.mute = True
@@ -139,16 +139,16 @@ def test_the_acknowledgement_comes_first_and_waits_for_all(world: World) -> None
     one.complete("1")
     assert not call.lines
     world.run(ACKNOWLEDGE_SECONDS)
-    assert told(call) == [{"taskIds": [first]}, (first, "completed")]
-    # It may still come.
+    assert events(call) == [{"taskIds": [first]}, (first, "completed")]
+    # A late acknowledgement still counts.
     other.mute = False
     other.subscriptions_listen(other.heard[-1])
     other.complete("1")
-    assert told(call)[2:] == [(second, "completed")]
+    assert events(call)[2:] == [(second, "completed")]
     call.leave()
 
 
-def test_of_what_comes_before_it_only_so_much_waits(world: World) -> None:
+def test_notifications_before_the_acknowledgement_are_bounded(world: World) -> None:
     first, second = begin(world, "a", "b")
     one, other = world.live
     other.mute = True
@@ -158,52 +158,52 @@ def test_of_what_comes_before_it_only_so_much_waits(world: World) -> None:
     assert not call.lines
     one.complete("1")
     assert len(call.lines) == MAX_BEFORE_ACKNOWLEDGED + 2
-    assert told(call)[0] == {"taskIds": [first]}
+    assert events(call)[0] == {"taskIds": [first]}
     call.leave()
 
 
-def test_tasks_that_are_not_there_are_not_promised(world: World) -> None:
-    assert told(listen(world, "x.1", "1")) == [{}, "end"]
+def test_unknown_tasks_are_not_acknowledged(world: World) -> None:
+    assert events(listen(world, "x.1", "1")) == [{}, "end"]
     assert not world.backends
     call = listen(world, "x.1", toolsListChanged=True)
-    assert told(call) == [{"toolsListChanged": True}]
+    assert events(call) == [{"toolsListChanged": True}]
     call.leave()
 
 
-def test_nobody_listens_to_the_tasks_of_another(world: World) -> None:
+def test_tasks_of_another_identity_are_not_acknowledged(world: World) -> None:
     [ident] = begin(world, "a", identity="x")
-    assert told(listen(world, ident, identity="y")) == [{}, "end"]
+    assert events(listen(world, ident, identity="y")) == [{}, "end"]
     call = listen(world, ident, identity="x")
-    assert told(call) == [{"taskIds": [ident]}]
+    assert events(call) == [{"taskIds": [ident]}]
     call.leave()
 
 
-def test_who_has_not_declared_tasks(world: World) -> None:
+def test_client_must_declare_the_tasks_capability(world: World) -> None:
     [ident] = begin(world, "a")
     assert isinstance(listen(world, ident, able={}).refusal, MissingCapability)
 
 
-def test_what_is_no_list_of_tasks(world: World) -> None:
+def test_task_ids_must_be_a_list(world: World) -> None:
     params = {"notifications": {"taskIds": 5}}
     call = world.request("subscriptions/listen", params, able=ABLE_TASKS)
     assert isinstance(call.refusal, InvalidParams)
 
 
-def test_a_server_that_does_not_tell_of_tasks(world: World) -> None:
-    """Its error is the answer where nobody else has promised anything."""
+def test_process_that_refuses_a_task_subscription_is_left_out(world: World) -> None:
+    """Its error is the answer if no other process acknowledges."""
     first, second = begin(world, "a", "b")
     one, other = world.live
     one.subscriptions_listen = lambda message: one.refuse(message["id"])
     assert listen(world, first).lines[-1]["error"]["code"] == -32601
     call = listen(world, first, second)
-    assert told(call) == [{"taskIds": [second]}]
+    assert events(call) == [{"taskIds": [second]}]
     call.leave()
     other.busy = True
     assert isinstance(listen(world, second).refusal, BackendBusy | Refused)
     other.busy = False
 
 
-def test_a_process_that_ends_before_it_has_promised(world: World) -> None:
+def test_death_before_the_acknowledgement_fails_the_subscription(world: World) -> None:
     [ident] = begin(world, "a")
     [backend] = world.live
     backend.mute = True
@@ -212,23 +212,23 @@ def test_a_process_that_ends_before_it_has_promised(world: World) -> None:
     assert isinstance(call.refusal, Refused)
 
 
-def test_there_is_no_process_for_all_else() -> None:
+def test_other_notifications_end_when_the_server_becomes_a_legacy_server() -> None:
     world = World(WithTasks, limit=1, concurrency=1, max_process_requests=1)
     [ident] = begin(world, "a")
     call = listen(world, ident, toolsListChanged=True)
-    assert told(call) == [{"taskIds": [ident], "toolsListChanged": True}]
+    assert events(call) == [{"taskIds": [ident], "toolsListChanged": True}]
     world.launcher.kind = Legacy
     world.live[0].die()
     world.run(RELISTEN_SECONDS)
     world.run()
-    # The other era has what it listens for no more; its share is over.
-    assert told(call)[1:] == [(ident, "failed"), "end"]
+    # A legacy server has no such subscription, so that part is over.
+    assert events(call)[1:] == [(ident, "failed"), "end"]
     world.end()
 
 
 @pytest.mark.parametrize("turns", range(6))
 @pytest.mark.parametrize("how", ["leaves", "aborts", "stops", "dies"])
-def test_at_any_time(how: str, turns: int) -> None:
+def test_client_process_or_bridge_may_end_at_any_time(how: str, turns: int) -> None:
     world = World(WithTasks, concurrency=1, max_process_requests=1)
     first, second = begin(world, "a", "b")
     world.launcher.slow = True
@@ -257,16 +257,16 @@ def test_at_any_time(how: str, turns: int) -> None:
     world.end()
 
 
-def test_the_bridge_stops(world: World) -> None:
+def test_stop_of_the_bridge_fails_tasks_and_ends_the_subscription(world: World) -> None:
     first, second = begin(world, "a", "b")
     call = listen(world, first, second)
     world.stop()
     world.run(1)
-    assert sorted(told(call)[1:3]) == sorted([(first, "failed"), (second, "failed")])
-    assert told(call)[3:] == ["end"]
+    assert sorted(events(call)[1:3]) == sorted([(first, "failed"), (second, "failed")])
+    assert events(call)[3:] == ["end"]
 
 
-def test_the_process_of_all_else_cannot_be_had() -> None:
+def test_failed_launch_for_other_notifications_fails_the_subscription() -> None:
     world = World(WithTasks, concurrency=1, max_process_requests=1)
     [ident] = begin(world, "a")
     world.launcher.kind = type("Crashes", (WithTasks,), {"discover": WithTasks.die})

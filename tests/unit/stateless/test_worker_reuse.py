@@ -1,4 +1,4 @@
-"""What an older server's process is kept for: one connection, one identity, or nothing."""
+"""Who may reuse a legacy server's process: one connection, one identity, or nobody."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ private = pytest.mark.parametrize("reuse", ["connection", "never"])
 
 
 class Late(Legacy):
-    """Asks and logs something for each call that is over, as soon as the next one is there."""
+    """A legacy server that asks and logs something for each finished call during the next one."""
 
     capabilities: ClassVar[dict[str, Any]] = {
         "tools": {"listChanged": True},
@@ -56,7 +56,7 @@ def world() -> Any:
 
 
 def tokens_in(call: Call) -> set[str]:
-    """Whose log messages and questions a call was told."""
+    """Return the tokens in the log messages and questions that a call received."""
     logs = {
         each["params"]["data"]
         for each in call.lines
@@ -78,12 +78,12 @@ def done(world: World, token: str, connection: ClientConnection | None, **option
     return call
 
 
-# What is isolated.
+# Isolation.
 
 
 @private
-def test_what_comes_late_never_reaches_another_connection(reuse: str) -> None:
-    """A question and a log message of a call that is over."""
+def test_late_messages_never_reach_another_connection(reuse: str) -> None:
+    """A question or log message of a finished call."""
     world = World(Late, reuse=reuse, limit=20)
     connections = [ClientConnection() for _ in range(4)]
     for number in range(12):
@@ -99,8 +99,8 @@ def test_what_comes_late_never_reaches_another_connection(reuse: str) -> None:
     world.end()
 
 
-def test_one_identity_shares_what_comes_late() -> None:
-    """What `identity` means, so that the test above is known to test something."""
+def test_late_messages_reach_another_call_of_the_same_identity() -> None:
+    """With reuse by identity they do arrive, so the test above can fail."""
     world = World(Late, reuse="identity")
     done(world, "a", ClientConnection())
     other = world.call("b", "wait", connection=ClientConnection(), level="info")
@@ -109,8 +109,8 @@ def test_one_identity_shares_what_comes_late() -> None:
     world.end()
 
 
-def test_a_question_that_comes_late_is_asked_with_those_of_the_next_call(world: World) -> None:
-    """Both are of one connection, and nothing says that they are of two calls."""
+def test_late_question_is_asked_with_those_of_the_next_call(world: World) -> None:
+    """Both belong to one connection, and nothing tells the two calls apart."""
     connection = ClientConnection()
     done(world, "a", connection)
     call = world.call("b", "ask", connection=connection)
@@ -121,7 +121,7 @@ def test_a_question_that_comes_late_is_asked_with_those_of_the_next_call(world: 
     assert (retry.result["token"], retry.result["given"]) == ("b", "x")
 
 
-def test_one_process_for_the_requests_of_a_connection(world: World) -> None:
+def test_connection_has_one_process(world: World) -> None:
     one, two = ClientConnection(), ClientConnection()
     for _ in range(3):
         world.request("tools/list", connection=one)
@@ -130,8 +130,8 @@ def test_one_process_for_the_requests_of_a_connection(world: World) -> None:
     assert len(world.backends) == 2
 
 
-def test_a_request_of_an_unknown_connection_has_a_process_of_its_own(world: World) -> None:
-    """One that came through a proxy, or to a site that is not the bridge's."""
+def test_request_of_an_unknown_connection_has_its_own_process(world: World) -> None:
+    """Such as one through a proxy, or to a site that is not the bridge's."""
     for token in "abc":
         assert tokens_in(done(world, token, None)) == set()
     world.run(1)
@@ -139,10 +139,10 @@ def test_a_request_of_an_unknown_connection_has_a_process_of_its_own(world: Worl
     assert world.limiter.taken == 0
 
 
-# When it ends.
+# When a process ends.
 
 
-def test_its_process_ends_with_a_connection(world: World, log_lines: list[str]) -> None:
+def test_process_ends_with_its_connection(world: World, log_lines: list[str]) -> None:
     connection = ClientConnection()
     done(world, "a", connection)
     assert world.limiter.taken == 1
@@ -156,10 +156,10 @@ def test_its_process_ends_with_a_connection(world: World, log_lines: list[str]) 
 @pytest.mark.parametrize("aborted", [True, False])
 @pytest.mark.parametrize("do", ["wait", "echo", "ask"])
 @pytest.mark.parametrize("turns", range(8))
-def test_a_connection_that_is_lost_at_any_time(
+def test_connection_may_be_lost_at_any_time(
     world: World, turns: int, do: str, aborted: bool
 ) -> None:
-    """What it had is ended, unless a call waits for its client; nothing else is."""
+    """Its processes end, except those of suspended calls; no other process does."""
     kept = ClientConnection()
     done(world, "kept", kept)
     connection = ClientConnection()
@@ -170,13 +170,13 @@ def test_a_connection_that_is_lost_at_any_time(
     connection.lose()
     world.run(CANCEL_SECONDS)
     world.run(1)
-    parked = len(world.stateless._exclusive._suspended)
+    suspended = len(world.stateless._exclusive._suspended)
     untouched = [each for each in world.live if not each.calls and not each.over]
-    assert world.limiter.taken == 1 + parked + len(untouched)
+    assert world.limiter.taken == 1 + suspended + len(untouched)
     assert done(world, "again", kept).result["token"] == "again"
 
 
-def test_a_connection_is_lost_twice_or_before_its_first_request(world: World) -> None:
+def test_connection_may_be_lost_twice_or_before_its_first_request(world: World) -> None:
     connection = ClientConnection()
     connection.lose()
     connection.lose()
@@ -185,7 +185,7 @@ def test_a_connection_is_lost_twice_or_before_its_first_request(world: World) ->
     assert world.limiter.taken == 0
 
 
-def test_an_observer_that_fails_keeps_no_other_from_being_told(logged_failures: Any) -> None:
+def test_failing_observer_does_not_stop_the_others(logged_failures: Any) -> None:
     class Fails:
         def connection_lost(self, connection: ClientConnection) -> None:
             raise RuntimeError("a defect")
@@ -205,7 +205,7 @@ def test_an_observer_that_fails_keeps_no_other_from_being_told(logged_failures: 
     ("setting", "value", "seconds"),
     [("max_process_requests", 1, 0), ("max_process_age", 50.0, 60), ("idle_timeout", 50.0, 60)],
 )
-def test_the_limits_of_a_process_still_hold(setting: str, value: Any, seconds: float) -> None:
+def test_process_limits_apply_within_a_connection(setting: str, value: Any, seconds: float) -> None:
     world = World(Late, reuse="connection", **{setting: value})
     connection = ClientConnection()
     done(world, "a", connection)
@@ -215,10 +215,10 @@ def test_the_limits_of_a_process_still_hold(setting: str, value: Any, seconds: f
     world.end()
 
 
-# How many it may have.
+# How many processes a connection has.
 
 
-def test_a_connection_has_one_free_process(world: World) -> None:
+def test_connection_has_one_free_process(world: World) -> None:
     """However many sets of capabilities it declares, one after the other."""
     connection = ClientConnection()
     for number in range(8):
@@ -229,7 +229,7 @@ def test_a_connection_has_one_free_process(world: World) -> None:
     assert world.limiter.taken == 1
 
 
-def test_a_connection_of_a_parked_call_has_one_free_process(world: World) -> None:
+def test_connection_with_a_suspended_call_has_one_free_process(world: World) -> None:
     connection = ClientConnection()
     call = world.call("a", "ask", connection=connection)
     world.run(COLLECT_SECONDS)
@@ -242,7 +242,7 @@ def test_a_connection_of_a_parked_call_has_one_free_process(world: World) -> Non
     assert len(world.live) == 1
 
 
-def test_who_needs_room_gets_that_of_the_process_that_is_free_for_longest() -> None:
+def test_process_that_is_idle_for_longest_is_evicted() -> None:
     world = World(Late, reuse="connection", limit=3)
     connections = [ClientConnection() for _ in range(4)]
     for number in range(3):
@@ -256,13 +256,15 @@ def test_who_needs_room_gets_that_of_the_process_that_is_free_for_longest() -> N
     world.end()
 
 
-# What nobody has used.
+# Unused processes.
 
 
 @private
 @pytest.mark.parametrize(("info", "same"), [("one", True), ("two", False)])
-def test_a_process_that_its_caller_did_not_wait_for(reuse: str, info: str, same: bool) -> None:
-    """It is for the next one who says the same of itself: a slow server gets ready all the same."""
+def test_unused_process_serves_the_next_client_with_the_same_info(
+    reuse: str, info: str, same: bool
+) -> None:
+    """So a slow server gets ready even if no client waits for it."""
     world = World(Late, reuse=reuse)
     world.launcher.slow = True
     connection = ClientConnection()
@@ -285,7 +287,7 @@ def test_a_process_that_its_caller_did_not_wait_for(reuse: str, info: str, same:
 
 
 @private
-def test_what_a_server_says_of_itself_is_known_for_the_words_that_it_was_told(reuse: str) -> None:
+def test_discover_result_is_kept_per_client_info(reuse: str) -> None:
     world = World(Late, reuse=reuse, limit=10)
     for name in ("one", "two", "one", "two"):
         call = world.request(
@@ -297,7 +299,7 @@ def test_what_a_server_says_of_itself_is_known_for_the_words_that_it_was_told(re
     world.end()
 
 
-def test_what_is_known_of_a_server_is_bounded_by_discovered_kept() -> None:
+def test_discover_results_are_bounded_by_discovered_kept() -> None:
     known, kind = DiscoverResults(), GroupKey("", b"{}", object())
     for number in range(DISCOVERED_KEPT + 1):
         known.add(kind, msgspec.Raw(b'{"name":"%d"}' % number), b"%d" % number)
@@ -311,8 +313,8 @@ def test_what_is_known_of_a_server_is_bounded_by_discovered_kept() -> None:
 
 @private
 @pytest.mark.parametrize("lost", [True, False])
-def test_a_retry_on_any_connection(reuse: str, lost: bool) -> None:
-    """It reaches its process, which then serves nobody else: two have spoken to it."""
+def test_retry_may_come_on_another_connection(reuse: str, lost: bool) -> None:
+    """Its process then serves nobody else, because two connections have used it."""
     world = World(Late, reuse=reuse)
     first, second = ClientConnection(), ClientConnection()
     call = world.call("a", "ask", connection=first)
@@ -333,8 +335,7 @@ def test_a_retry_on_any_connection(reuse: str, lost: bool) -> None:
     world.end()
 
 
-def test_a_retry_on_the_same_connection(world: World) -> None:
-    """Its process goes on to serve that."""
+def test_retry_on_the_same_connection_keeps_the_process(world: World) -> None:
     connection = ClientConnection()
     call = world.call("a", "ask", connection=connection)
     world.run(COLLECT_SECONDS)
@@ -345,7 +346,7 @@ def test_a_retry_on_the_same_connection(world: World) -> None:
     assert len(world.backends) == 1
 
 
-def test_nobody_comes_back_for_a_parked_call(world: World) -> None:
+def test_suspended_call_without_a_retry_ends_after_input_timeout(world: World) -> None:
     connection = ClientConnection()
     world.call("a", "ask", connection=connection)
     world.run(COLLECT_SECONDS)
@@ -356,11 +357,11 @@ def test_nobody_comes_back_for_a_parked_call(world: World) -> None:
     assert world.limiter.taken == 0
 
 
-# Listening.
+# Subscriptions.
 
 
 @private
-def test_a_listener_hears_its_own_process_alone(reuse: str) -> None:
+def test_subscriber_receives_notifications_of_its_own_process_only(reuse: str) -> None:
     world = World(Late, reuse=reuse)
     connection = ClientConnection()
     listening = world.listen(connection=connection)
@@ -372,7 +373,7 @@ def test_a_listener_hears_its_own_process_alone(reuse: str) -> None:
     assert (len(listening.lines), len(other.lines)) == (1, 2)
     own.say({"method": "notifications/resources/updated", "params": {"uri": "file:///a"}})
     assert (len(listening.lines), len(other.lines)) == (2, 2)
-    # It is kept however long that takes, and ended with it.
+    # The process lives as long as its subscriber.
     world.run(world.settings.idle_timeout * 3)
     assert len(world.live) == 2
     listening.leave()
@@ -384,7 +385,7 @@ def test_a_listener_hears_its_own_process_alone(reuse: str) -> None:
 
 @private
 @pytest.mark.parametrize("lose_first", [True, False])
-def test_a_listener_has_a_process_again(reuse: str, lose_first: bool) -> None:
+def test_subscriber_gets_a_new_process_after_a_death(reuse: str, lose_first: bool) -> None:
     world = World(Late, reuse=reuse)
     connection = ClientConnection()
     listening = world.listen(connection=connection)
@@ -405,7 +406,7 @@ def test_a_listener_has_a_process_again(reuse: str, lose_first: bool) -> None:
     world.end()
 
 
-def test_the_process_of_a_listener_makes_no_room() -> None:
+def test_process_of_a_subscriber_is_not_evicted() -> None:
     world = World(Late, reuse="connection", limit=2)
     done(world, "a", connection := ClientConnection())
     world.listen(connection=connection)
@@ -432,12 +433,12 @@ STEPS = st.lists(
 
 @settings(max_examples=examples(150), deadline=None)
 @given(STEPS, st.sampled_from(["connection", "never"]), st.integers(1, 5), st.integers(0, 1))
-def test_whatever_happens(
+def test_connections_stay_isolated_in_any_sequence_of_events(
     steps: list[tuple[str, int, float]], reuse: str, limit: int, warm: int
 ) -> None:
     """
-    No call is told anything of another connection's, a connection has at most
-    one process that is free, and nothing is left at the end.
+    No call receives another connection's data, a connection has at most one free process,
+    and nothing is left at the end.
     """
     world = World(Late, limit, reuse=reuse, warm=warm, queue_timeout=5)
     world.pool.start()
@@ -480,11 +481,11 @@ def test_whatever_happens(
             if answered and "inputRequests" in call.lines[-1]["result"]:
                 known.append(call)
                 asked.append(call)
-        leases = world.stateless._exclusive
-        free = [each for group in leases._groups.values() for each in group.free]
-        kept = list(leases._free_of.values())
+        pool = world.stateless._exclusive
+        free = [each for group in pool._groups.values() for each in group.free]
+        kept = list(pool._free_of.values())
         assert len(set(kept)) == len(kept) <= len(free)
-        assert set(leases._idle) <= set(free)
+        assert set(pool._idle) <= set(free)
     for whose, call in calls:
         for token in tokens_in(call):
             assert whose in owner[token], "of another connection"
