@@ -1,4 +1,4 @@
-"""Sessions that their clients have abandoned give way to those who come."""
+"""Sessions that their clients abandoned give way to new clients."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from tests.e2e.harness import Bridge, Streamable, backend, request, serving, until
 from tests.e2e.stateless import Caller
 
-#: Long enough that a slow machine gets its next request in before it is over.
+#: Long enough for the next request even on a slow machine.
 GRACE = 4.0
 pytestmark = pytest.mark.slow
 
-#: How much later than it was told a client comes.
+#: Seconds a client comes later than `Retry-After` says.
 LATE = 0.05
 
 
 def config(max_sessions: int, over_all: int = 100, **settings: Any) -> dict[str, Any]:
-    """Two servers, each with so many places."""
+    """Return the configuration of two servers, each with this limit."""
     command, *args = backend("tools", "legacy", 0)
     server = {
         "command": command,
@@ -36,21 +36,21 @@ def config(max_sessions: int, over_all: int = 100, **settings: Any) -> dict[str,
 
 
 def refused(bridge: Bridge, base: str) -> float:
-    """For how long a client that comes is told to stay away."""
+    """Return the `Retry-After` of the 429 that a new client gets."""
     with bridge.visitor(base).call("initialize", protocolVersion="2025-11-25") as answer:
         assert answer.status == 429
         return float(answer.headers["retry-after"])
 
 
 def left(client: Streamable) -> Streamable:
-    """Its client closes its connections, and is not heard of any more."""
+    """Close the client's connections without ending its session."""
     client.drop()
     return client
 
 
 @pytest.mark.parametrize("base", ["/one", "/two"])
-def test_a_newcomer_has_the_place_of_a_session_that_was_abandoned(base: str) -> None:
-    """In time as it was told, at the same server and at another one; the other gets a 404."""
+def test_new_client_replaces_an_abandoned_session(base: str) -> None:
+    """It gets in after its `Retry-After`, at either server; the old client gets 404."""
     with serving(config=config(1, over_all=1)) as bridge:
         client = left(bridge.streamable("/one"))
         wait = refused(bridge, base)
@@ -69,8 +69,8 @@ def test_a_newcomer_has_the_place_of_a_session_that_was_abandoned(base: str) -> 
             assert "result" in answer.answer()
 
 
-def test_a_session_with_a_stream_or_a_request_stays() -> None:
-    """However long it is silent; when that ends its time begins."""
+def test_session_with_a_stream_or_a_request_is_not_abandoned() -> None:
+    """However long it is silent; its grace period starts when the stream or request ends."""
     with serving(config=config(2)) as bridge:
         listens, works = (bridge.streamable("/one") for _ in range(2))
         stream = listens.listen()
@@ -91,8 +91,8 @@ def test_a_session_with_a_stream_or_a_request_stays() -> None:
             assert answer.status == 200
 
 
-def test_a_client_of_every_kind_gets_the_place() -> None:
-    """Of HTTP+SSE, and of 2026-07-28."""
+def test_client_of_any_transport_replaces_an_abandoned_session() -> None:
+    """It may use HTTP+SSE or a stateless request."""
     with serving(config=config(1)) as bridge:
         left(bridge.streamable("/one")).ident = ""
         time.sleep(GRACE + LATE)
@@ -105,8 +105,8 @@ def test_a_client_of_every_kind_gets_the_place() -> None:
         assert Caller(bridge, "/one").call("echo", "x").said["token"] == "x"
 
 
-def test_clients_that_never_say_goodbye() -> None:
-    """Eight of them at three places: each is served, by the time that it was told at the latest."""
+def test_clients_that_never_end_their_sessions_are_all_served() -> None:
+    """Eight clients share a limit of three; each gets in after the `Retry-After` it was given."""
     with serving(config=config(3)) as bridge:
         for number in range(8):
             visitor = bridge.visitor("/one")
@@ -117,13 +117,13 @@ def test_clients_that_never_say_goodbye() -> None:
             if told is not None:
                 time.sleep(float(told) + LATE)
                 with visitor.send("POST", request("initialize", 1)) as answer:
-                    assert answer.status == 200, "what it was told was not true"
+                    assert answer.status == 200, "Retry-After was too short"
             visitor.drop()
         assert len(bridge.marked()) <= 3
 
 
 def report(bridge: Bridge) -> str:
-    """What SIGUSR1 has it say of its sessions."""
+    """Return the log after SIGUSR1 made the bridge report its sessions."""
     bridge.process.send_signal(signal.SIGUSR1)
     time.sleep(0.2)
     return bridge.log

@@ -1,6 +1,6 @@
 """
 MCP Apps (`io.modelcontextprotocol/ui`) from a legacy server to a client of
-2026-07-28: the server offers its view to those who declare the extension.
+2026-07-28: only clients that declare the extension see the server's view.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def bridge() -> Iterator[Bridge]:
 
 
 def ask(bridge: Bridge, method: str, extensions: dict[str, Any], **params: Any) -> Any:
-    """The result of a request of a client with these extensions."""
+    """Return the result of a request from a client with these extensions."""
     able = {"extensions": extensions} if extensions else {}
     meta = {f"{PREFIX}clientCapabilities": able}
     with send(bridge.port, "", method, **params, _meta=meta) as response:
@@ -36,7 +36,7 @@ def ask(bridge: Bridge, method: str, extensions: dict[str, Any], **params: Any) 
     return message["result"]
 
 
-def test_only_who_declares_the_extension_is_offered_the_view(bridge: Bridge) -> None:
+def test_view_is_offered_only_to_clients_that_declare_the_extension(bridge: Bridge) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({}, "text alone"),
         (UI, "with a view"),
@@ -50,12 +50,12 @@ def test_only_who_declares_the_extension_is_offered_the_view(bridge: Bridge) -> 
         assert ui == ({"resourceUri": VIEW} if description == "with a view" else None)
 
 
-def test_the_server_s_extensions_are_discovered(bridge: Bridge) -> None:
+def test_discovery_includes_the_servers_extensions(bridge: Bridge) -> None:
     discovered = ask(bridge, "server/discover", UI)
     assert discovered["capabilities"]["extensions"] == {"com.example/echo": {"a": [1]}}
 
 
-def test_the_view_is_read_as_it_stands(bridge: Bridge) -> None:
+def test_view_is_read_unchanged(bridge: Bridge) -> None:
     [content] = ask(bridge, "resources/read", UI, uri=VIEW)["contents"]
     assert content == {
         "uri": VIEW,
@@ -65,6 +65,6 @@ def test_the_view_is_read_as_it_stands(bridge: Bridge) -> None:
     }
 
 
-def test_the_tool_is_called(bridge: Bridge) -> None:
+def test_tool_with_a_view_can_be_called(bridge: Bridge) -> None:
     result = ask(bridge, "tools/call", UI, name="weather", arguments={})
     assert result["content"] == [{"type": "text", "text": "sunny"}]

@@ -1,7 +1,6 @@
 """
-Nothing grows without bound, and nothing that was taken is lost: a client that
-does not read, a backend that does not read, messages beyond their limits; and
-no session notices another one's trouble.
+Clients and backends that do not read, and messages beyond their limits:
+memory stays bounded, no accepted message is lost, and other sessions go on.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ SMALL = 4096
 
 
 def flood(size: int, line: int, tmp_path: Path) -> list[str]:
-    """A backend that offers so many bytes after its first message; see `taken`."""
+    """Return a backend that writes this many bytes after its first message; see `taken`."""
     return backend("flood", size, line, tmp_path / "taken")
 
 
 def taken(tmp_path: Path) -> int:
-    """How much of its flood the backend got rid of."""
+    """Return how many bytes of its flood the backend has written."""
     path = tmp_path / "taken"
     return int(path.read_text() or 0) if path.exists() else 0
 
 
 def wait_until_stuck(tmp_path: Path) -> int:
-    """Wait until the backend gets rid of nothing more; of how much it did."""
+    """Wait until the backend cannot write any more; return how much it wrote."""
     until(lambda: taken(tmp_path))
     while True:
         before = taken(tmp_path)
@@ -46,12 +45,12 @@ def wait_until_stuck(tmp_path: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [200, 60_000])
-def test_sleeping_client(tmp_path: Path, line: int) -> None:
+def test_client_that_does_not_read_costs_bounded_memory(tmp_path: Path, line: int) -> None:
     """200 MB offered to a sleeping client grow the bridge by less than 2 MB; none of it is lost."""
     size = 200 * MEGABYTE
     options = ("--peer-timeout", NEVER, "--ping-interval", NEVER)
     with serving(*options, command=flood(size, line, tmp_path)) as bridge:
-        # What the first session of all needs once is none of its growth.
+        # What the first session allocates once does not count as growth.
         warm = bridge.open(receive_buffer=SMALL)
         warm.send_message(request("begin"))
         wait_until_stuck(tmp_path)
@@ -61,10 +60,10 @@ def test_sleeping_client(tmp_path: Path, line: int) -> None:
         before = bridge.rss()
         stream = bridge.open(receive_buffer=SMALL)
         stream.send_message(request("begin"))
-        # What it got rid of is in sockets and pipes, not in the bridge.
+        # What it has written is in sockets and pipes, not in the bridge.
         assert wait_until_stuck(tmp_path) < size / 10
         assert bridge.rss() - before < 2 * MEGABYTE
-        # The session is well otherwise: its client may still post.
+        # The session still works: its client can post.
         stream.send_message(request("meanwhile"))
         assert bridge.rss() - before < 2 * MEGABYTE
         if line > 1000:
@@ -72,8 +71,8 @@ def test_sleeping_client(tmp_path: Path, line: int) -> None:
             assert stream.message() == request("meanwhile")
 
 
-def test_flood_arrives_whole(tmp_path: Path) -> None:
-    """A client that reads late gets every message of the flood, in one piece and in order."""
+def test_late_reader_gets_every_message(tmp_path: Path) -> None:
+    """The messages of the flood arrive complete and in order."""
     size, line = 20 * MEGABYTE, 1000
     # A slow machine takes longer than the pings' interval for it.
     with serving("--ping-interval", NEVER, command=flood(size, line, tmp_path)) as bridge:
@@ -86,8 +85,8 @@ def test_flood_arrives_whole(tmp_path: Path) -> None:
         assert len(set(messages)) == 1
 
 
-def test_pings_do_not_wait_behind_a_full_stream(tmp_path: Path) -> None:
-    """While a stream is full no pings are queued: a late reader does not find a heap of them."""
+def test_no_pings_are_queued_on_a_full_stream(tmp_path: Path) -> None:
+    """A client that reads late does not find a backlog of pings."""
     size, interval = 20 * MEGABYTE, 0.02
     options = ("--ping-interval", str(interval), "--peer-timeout", NEVER)
     with serving(*options, command=flood(size, 1000, tmp_path)) as bridge:
@@ -104,14 +103,14 @@ def test_pings_do_not_wait_behind_a_full_stream(tmp_path: Path) -> None:
         # What the backend had written by then comes with the pings of before,
         # and not with those of the time in which the stream was full.
         assert flooding[written - 1] - (written - 1) <= at_most
-        # And they go on when there is room.
+        # Pings go on when there is room.
         while b'"ping"' not in stream.message():
             pass
 
 
 @pytest.mark.slow
-def test_client_that_takes_no_byte(tmp_path: Path) -> None:
-    """It is ended after `peer_timeout`, with the reason in the log; below that nothing is lost."""
+def test_client_that_takes_no_byte_is_dropped_after_peer_timeout(tmp_path: Path) -> None:
+    """The log gives the reason; a client with nothing to take stays."""
     command = flood(200 * MEGABYTE, 1000, tmp_path)
     with serving("--peer-timeout", "2", command=command) as bridge:
         idle, stream = bridge.open(), bridge.open(receive_buffer=SMALL)
@@ -119,17 +118,17 @@ def test_client_that_takes_no_byte(tmp_path: Path) -> None:
         line = bridge.wait_for_close(stream)
         assert "the client took no byte for 2 s" in line
         assert bridge.ask("POST", stream.endpoint, request("x")).status == 404
-        # One that has nothing to take is not meant by it.
+        # A client that has nothing to take stays.
         assert bridge.log.count(" closed after ") == 1
         idle.send_message(request("begin"))
         assert b'"flood"' in idle.message()
 
 
 @pytest.mark.slow
-def test_slow_client_is_no_dead_client(tmp_path: Path) -> None:
-    """A client that takes a little now and then is not ended, however long that goes on."""
+def test_slow_client_is_not_dropped(tmp_path: Path) -> None:
+    """A client that takes a little now and then stays, however long that goes on."""
     command = flood(200 * MEGABYTE, 1000, tmp_path)
-    # Longer than this process may stand still on a busy machine.
+    # Longer than this process may stall on a busy machine.
     with serving("--peer-timeout", "5", command=command) as bridge:
         slow, dead = bridge.open(receive_buffer=SMALL), bridge.open(receive_buffer=SMALL)
         slow.send_message(request("begin"))
@@ -146,7 +145,7 @@ def test_slow_client_is_no_dead_client(tmp_path: Path) -> None:
 
 
 def post_until_busy(stream: Stream, size: int) -> int:
-    """Post until the answer is 503; how many messages were taken before."""
+    """Post until the answer is 503; return how many messages were accepted before."""
     count = 0
     while True:
         answer = stream.post(request("x", count, pad="x" * size))
@@ -170,18 +169,18 @@ def post_until_busy(stream: Stream, size: int) -> int:
         (("--max-waiting-messages", "1"), 70_000, 2, 4),
     ],
 )
-def test_backend_that_does_not_read(
+def test_queue_of_a_backend_that_does_not_read_is_bounded(
     tmp_path: Path, options: tuple[str, ...], size: int, least: int, most: int
 ) -> None:
     """
-    503 with `Retry-After` once the limits wait; when the backend starts to
-    read, all that was answered 202 arrives once and in order, and it is free.
+    Beyond the limits a POST gets 503 with `Retry-After`.  When the backend starts to
+    read, every message that was accepted arrives once and in order, and the queue is free.
     """
     gate = tmp_path / "gate"
     with serving(*options, command=backend("gated", gate)) as bridge:
         stream = bridge.open()
         count = post_until_busy(stream, size)
-        # Beside what waits, one or two are in the pipe and the transport.
+        # Besides the queue, one or two are in the pipe and the transport.
         assert least <= count <= most
         assert stream.post(request("small")).status == 503
         gate.touch()
@@ -190,13 +189,12 @@ def test_backend_that_does_not_read(
         assert stream.round_trip(request("free")) == request("free")
 
 
-def test_default_limit_of_waiting_messages(tmp_path: Path) -> None:
-    """1024 messages by default."""
+def test_default_limit_is_1024_waiting_messages(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with serving(command=backend("gated", gate)) as bridge:
         stream = bridge.open()
         with bridge.wire() as wire:
-            # More than the pipe and the transport take.
+            # More than the pipe and the transport hold.
             full = request("x", pad="x" * 140_000)
             assert wire.ask("POST", stream.endpoint, full).status == 202
             for _ in range(1024):
@@ -207,8 +205,8 @@ def test_default_limit_of_waiting_messages(tmp_path: Path) -> None:
         assert all(stream.message() == request("x") for _ in range(1024))
 
 
-def test_empty_queue_takes_any_legal_message(tmp_path: Path) -> None:
-    """The bytes that *already* wait count: one message larger than the limit is taken."""
+def test_empty_queue_takes_any_message_within_max_message_bytes(tmp_path: Path) -> None:
+    """Only bytes that wait already count, so one message may exceed `max_waiting_bytes`."""
     gate = tmp_path / "gate"
     with serving("--max-waiting-bytes", "1000", command=backend("gated", gate)) as bridge:
         stream = bridge.open()
@@ -221,8 +219,8 @@ def test_empty_queue_takes_any_legal_message(tmp_path: Path) -> None:
             assert stream.message() == body
 
 
-def test_waiting_messages_die_with_their_session(tmp_path: Path) -> None:
-    """What waits is given up with its session, and takes the bridge's memory with it."""
+def test_waiting_messages_are_freed_with_their_session(tmp_path: Path) -> None:
+    """The bridge's memory does not grow."""
     options = ("--max-waiting-bytes", "3000000")
     with serving(*options, command=backend("gated", tmp_path / "gate")) as bridge:
 
@@ -245,7 +243,7 @@ def test_waiting_messages_die_with_their_session(tmp_path: Path) -> None:
 
 
 def chunked(data: bytes, size: int = 50_000) -> bytes:
-    """A body in chunks."""
+    """Encode a body in chunks."""
     parts = [data[at : at + size] for at in range(0, len(data), size)]
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
@@ -253,8 +251,8 @@ def chunked(data: bytes, size: int = 50_000) -> bytes:
 @pytest.mark.parametrize("coding", ["length", "chunked"])
 def test_413_reaches_a_client_that_is_still_sending(coding: str) -> None:
     """
-    A message beyond the limit: a 413 with a JSON body reaches also a client
-    that reads only when it has sent all of it; the session lives on.
+    A client that reads only after sending everything gets a 413 with a JSON body, and its
+    session goes on.
     """
     data = request("x", pad="x" * (20 * MEGABYTE))
     with serving("--max-message-bytes", "100000") as bridge:
@@ -296,8 +294,8 @@ def test_413_comes_before_the_body_is_sent(coding: str) -> None:
         assert stream.round_trip(request("y")) == request("y")
 
 
-def test_413_and_expect(tmp_path: Path) -> None:
-    """A client that asks first (`Expect: 100-continue`) gets the 413 and no 100."""
+def test_413_answers_expect_100_continue(tmp_path: Path) -> None:
+    """A client that sends `Expect: 100-continue` gets the 413 and no 100."""
     with serving("--max-message-bytes", "1000") as bridge:
         stream = bridge.open()
         with bridge.wire() as wire:
@@ -312,8 +310,8 @@ def test_413_and_expect(tmp_path: Path) -> None:
         assert stream.message() == request("y")
 
 
-def test_message_at_the_limit() -> None:
-    """A message of exactly the limit passes both ways, one byte more does not."""
+def test_message_of_max_message_bytes_passes() -> None:
+    """It passes both ways; one byte more is refused with 413."""
     with serving("--max-message-bytes", "5000") as bridge:
         stream = bridge.open()
         body = request("x", pad="x" * (5000 - len(request("x", pad=""))))
@@ -324,8 +322,8 @@ def test_message_at_the_limit() -> None:
 
 
 @pytest.mark.slow
-def test_default_limit_of_a_message() -> None:
-    """A message may be 16 MiB by default, both ways."""
+def test_default_limit_of_a_message_is_16_mib() -> None:
+    """The limit holds in both directions."""
     with serving() as bridge:
         stream = bridge.open()
         body = request("x", pad="x" * (16 * 1024 * 1024 - len(request("x", pad=""))))
@@ -333,8 +331,8 @@ def test_default_limit_of_a_message() -> None:
         assert stream.post(body + b" ").status == 413
 
 
-def test_line_that_does_not_end() -> None:
-    """A stdout line beyond the limit ends its session with a clear line in the log."""
+def test_endless_line_ends_its_session() -> None:
+    """The log gives the reason, and memory does not grow."""
     options = ("--max-message-bytes", "1000000", "--stop-grace", "0.1", "--kill-grace", "0.1")
     with serving(*options, command=backend("endless")) as bridge:
         first = bridge.open()
@@ -346,13 +344,13 @@ def test_line_that_does_not_end() -> None:
             assert stream.rest() == []
             reason = "the backend wrote a line without end, of more than 64000000 bytes"
             assert reason in bridge.wait_for_close(stream)
-        # A line is 64 MB, of which 1 MB is kept for a while; were that kept of each, it were 10.
+        # 1 MB of each 64 MB line is kept for a while; kept for good, that would be 10 MB.
         assert bridge.rss() - before < 6 * MEGABYTE
         bridge.wait_until_empty()
 
 
-def test_lines_around_one_that_is_too_long(tmp_path: Path) -> None:
-    """The messages before it arrive, and those behind it."""
+def test_lines_around_an_oversized_one_arrive(tmp_path: Path) -> None:
+    """The session goes on after a line beyond `max_message_bytes`."""
     good = request("good") + b"\n"
     (tmp_path / "lines").write_bytes(good * 3 + b"{" + b"x" * 2000 + b"\n" + good)
     command = backend("stdout", tmp_path / "lines")
@@ -367,8 +365,8 @@ TOO_LARGE = ("--max-message-bytes", "20000")
 
 
 @pytest.mark.parametrize("where", ["first", "last"])
-def test_an_answer_that_is_too_large_on_sse(where: str) -> None:
-    """It costs the call that it answers: the session and its state stay."""
+def test_oversized_answer_on_sse_fails_its_call_only(where: str) -> None:
+    """The session and its state stay."""
     with serving(*TOO_LARGE, command=backend("large_answers")) as bridge:
         stream = bridge.open()
         assert stream.post(request("x", "big", where=where, size=50_000)).status == 202
@@ -383,7 +381,7 @@ def test_an_answer_that_is_too_large_on_sse(where: str) -> None:
         }
 
 
-def test_messages_that_are_too_large_on_mcp() -> None:
+def test_oversized_messages_on_mcp_cost_only_themselves() -> None:
     """An answer fails its call, a question is refused, a notification is lost."""
     with serving(*TOO_LARGE, command=backend("large_answers")) as bridge:
         client = bridge.streamable()
@@ -402,8 +400,8 @@ def test_messages_that_are_too_large_on_mcp() -> None:
 
 
 @pytest.mark.parametrize("where", ["first", "last", "middle"])
-def test_an_answer_that_is_too_large_to_a_request_of_2026_07_28(where: str) -> None:
-    """Its client is told, and the process serves the next one."""
+def test_oversized_answer_to_a_stateless_request_fails_it_only(where: str) -> None:
+    """The process serves the next request."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientCapabilities": {},
@@ -422,13 +420,13 @@ def test_an_answer_that_is_too_large_to_a_request_of_2026_07_28(where: str) -> N
 
 
 def round_trips(stream: Stream, count: int) -> None:
-    """So many of them, on one connection."""
+    """Make this many round trips on one connection."""
     for number in range(count):
         assert stream.round_trip(request("x", number)) == request("x", number)
 
 
 def mixed(tmp_path: Path) -> dict[str, object]:
-    """An echo, a flood and a backend that does not read."""
+    """Return the configuration of an echo, a flood and two backends that misbehave."""
     return {
         "mcpServers": {
             name: {"command": line[0], "args": line[1:], "kill_grace": 0.1, "stop_grace": 0.1}
@@ -442,8 +440,8 @@ def mixed(tmp_path: Path) -> dict[str, object]:
     }
 
 
-def test_other_sessions_while_one_is_stuck(tmp_path: Path) -> None:
-    """Round trips go on while one session's client sleeps and one's backend does not read."""
+def test_stuck_session_does_not_delay_others(tmp_path: Path) -> None:
+    """One session's client sleeps, another one's backend does not read."""
     with serving(config=mixed(tmp_path)) as bridge:
         other = bridge.open("/echo")
         sleeping = bridge.open("/flood", receive_buffer=SMALL)
@@ -454,8 +452,8 @@ def test_other_sessions_while_one_is_stuck(tmp_path: Path) -> None:
         assert bridge.open("/echo").round_trip(request("new")) == request("new")
 
 
-def test_other_sessions_while_one_floods(tmp_path: Path) -> None:
-    """Round trips go on while another session passes as much as it can, and others die."""
+def test_flooding_session_does_not_delay_others(tmp_path: Path) -> None:
+    """Round trips go on at full load, even while other backends die."""
     with serving(config=mixed(tmp_path)) as bridge:
         other, flooding = bridge.open("/echo"), bridge.open("/flood")
         flooding.send_message(request("begin"))
@@ -478,8 +476,7 @@ def test_other_sessions_while_one_floods(tmp_path: Path) -> None:
                 over = True
 
 
-def test_slow_loris(tmp_path: Path) -> None:
-    """Clients that begin a request and never end it keep nobody else from anything."""
+def test_clients_that_never_finish_a_request_delay_nobody(tmp_path: Path) -> None:
     with serving() as bridge:
         other = bridge.open()
         for start in (
@@ -500,8 +497,8 @@ def _hang_up_all_but(bridge: Bridge, kept: Stream) -> None:
             wire.close()
 
 
-def test_client_that_talks_behind_its_stream() -> None:
-    """What is sent behind an open stream can never be answered: too much of it ends the session."""
+def test_client_that_sends_behind_its_open_stream_is_dropped() -> None:
+    """Requests behind an open stream can never be answered; too many end the session."""
     with serving() as bridge:
         stream = bridge.open()
         with beside(lambda: _send_on(stream)):

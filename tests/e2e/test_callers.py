@@ -1,4 +1,4 @@
-"""What filters of a real bridge are told of the clients, whatever revision those speak."""
+"""What message filters know about the callers, for clients of every revision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.e2e.stateless import PREFIX, VERSION
 EXAMPLES = Path(__file__).parent.parent.parent / "docs" / "examples"
 SECRET = "Bearer s3cret"
 CLIENT = {"name": "tests", "version": "1"}
-#: A filter that writes into each answer whose it is, and who it says is told.
+#: A filter that writes the caller's team and client name into each answer.
 TEAMS = """
 import json
 from zope.interface import implementer
@@ -45,13 +45,13 @@ def config(note: Path, era: str, *filters: str, **options: Any) -> dict[str, Any
 
 
 def path(folder: Path) -> dict[str, str]:
-    """Where the bridge finds its filters."""
+    """Return the environment in which the bridge finds its filters."""
     folders = [str(folder), os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def ask(port: int, tool: str, client: Any, *headers: str, **arguments: Any) -> Response:
-    """A call of 2026-07-28."""
+    """Send a stateless call."""
     meta = {
         PREFIX + "protocolVersion": VERSION,
         PREFIX + "clientCapabilities": {},
@@ -69,8 +69,8 @@ def ask(port: int, tool: str, client: Any, *headers: str, **arguments: Any) -> R
     return Response(port, "POST", "/one/mcp", body, [*usual, *headers])
 
 
-def test_the_filter_of_the_examples_names_them(tmp_path: Path) -> None:
-    """Of all three ways in; what their headers say is not in the log."""
+def test_example_filter_logs_the_caller(tmp_path: Path) -> None:
+    """On all three transports; the values of headers are not in the log."""
     settings = config(tmp_path / "note", "legacy", "tool_filter.ToolFilter", allowed_tools=["do"])
     call = request("tools/call", name="nuke", arguments={})
     with serving(config=settings, environment=path(EXAMPLES)) as bridge:
@@ -96,8 +96,8 @@ def test_the_filter_of_the_examples_names_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("era", ["modern", "legacy"])
-def test_each_answer_is_its_callers(tmp_path: Path, era: str) -> None:
-    """Many at once, on one process of a newer server or on several of an older one."""
+def test_filter_sees_the_caller_of_each_answer(tmp_path: Path, era: str) -> None:
+    """With many calls at once, on one process of a modern server or several of a legacy one."""
     (tmp_path / "teams.py").write_text(TEAMS)
     settings = config(tmp_path / "note", era, "teams.Teams")
     asked: dict[str, tuple[str, Response]] = {}

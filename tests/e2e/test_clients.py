@@ -1,9 +1,8 @@
 """
-What people connect with, over both transports.
+Clients that people use, over both transports.
 
-Nobody here wrote the clients; each lists the tools and calls one, over HTTP+SSE
-and over Streamable HTTP, through the installed `twistd mcpbridge` in a process
-of its own.
+Each third-party client lists the tools and calls one, over HTTP+SSE and over
+Streamable HTTP, through the installed `twistd mcpbridge` in its own process.
 """
 
 import signal
@@ -21,29 +20,29 @@ pytestmark = pytest.mark.slow
 #: `twistd` ends by the signal that stopped it, once everything is stopped.
 STOPPED = (0, -signal.SIGTERM)
 TRANSPORTS = ("sse", "mcp")
-#: Those that leave without a word: over Streamable HTTP, their sessions are the
-#: idle timeout's to end, and so are the processes of those who speak 2026-07-28.
+#: Clients that do not end their session: over Streamable HTTP the idle timeout ends it,
+#: and the processes of clients of 2026-07-28 too.
 SILENT = ("mcp-remote", "inspector", "mcp-2-client", "fastmcp")
-#: Long enough for all that happens within a session, short enough to wait for.
+#: Longer than any pause within a session, short enough to wait for.
 IDLE = ("--idle-timeout", "8")
-#: Those that show nothing but results.
+#: Clients that show only results.
 TERSE = ("inspector",)
-#: Those that answer what a server asks.
+#: Clients that answer a server's requests.
 ANSWERING = ("mcp-1-session", "mcp-2-session", "npm-sdk-1")
 
 
 def url(bridge: RunningBridge, transport: str) -> str:
-    """Where the bridge serves a transport."""
+    """Return the URL of a transport."""
     return f"{bridge.url.removesuffix('/sse')}/{transport}"
 
 
 def options(client: str, transport: str) -> tuple[str, ...]:
-    """The options of a bridge for a client."""
+    """Return the bridge's options for a client."""
     return (*LOOPBACK, *(IDLE if (transport == "mcp" and client in SILENT) else ()))
 
 
 def text(seen: dict[str, Any]) -> str:
-    """What the tool said."""
+    """Return the text of the tool's result."""
     assert not seen["result"].get("isError"), seen["result"]
     [content] = seen["result"]["content"]
     said: str = content["text"]
@@ -52,7 +51,7 @@ def text(seen: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("client", ALL_CLIENTS)
-def test_a_client_lists_tools_and_calls_one(client: str, transport: str, tmp_path: Path) -> None:
+def test_client_lists_tools_and_calls_one(client: str, transport: str, tmp_path: Path) -> None:
     with serving(tmp_path, *options(client, transport), "--", *parts.demo()) as bridge:
         at = url(bridge, transport)
         seen = bridge.visit(ALL_CLIENTS[client], "slow", {"steps": 3, "seconds": 0.3}, at)
@@ -80,7 +79,7 @@ def test_a_client_lists_tools_and_calls_one(client: str, transport: str, tmp_pat
     ],
     ids=["sampling", "elicitation"],
 )
-def test_a_server_asks_a_client(
+def test_client_answers_a_request_of_the_server(
     client: str,
     transport: str,
     tool: str,
@@ -89,7 +88,7 @@ def test_a_server_asks_a_client(
     answer: str,
     tmp_path: Path,
 ) -> None:
-    """What the backend asks in the middle of a call is answered, and the call ends well."""
+    """The server asks in the middle of a call, which then succeeds."""
     with serving(tmp_path, *LOOPBACK, "--", *parts.conformance_server()) as bridge:
         seen = bridge.visit(ALL_CLIENTS[client], tool, arguments, url(bridge, transport))
         assert text(seen).startswith(answer)
@@ -100,8 +99,8 @@ def test_a_server_asks_a_client(
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("client", ["mcp-1-session", "npm-sdk-1"])
-def test_what_a_server_logs_is_seen(client: str, transport: str, tmp_path: Path) -> None:
-    """Messages that belong to no request arrive as well."""
+def test_client_receives_log_messages(client: str, transport: str, tmp_path: Path) -> None:
+    """Messages that belong to no request arrive too."""
     with serving(tmp_path, *LOOPBACK, "--", *parts.conformance_server()) as bridge:
         at = url(bridge, transport)
         seen = bridge.visit(ALL_CLIENTS[client], "test_tool_with_logging", {}, at)

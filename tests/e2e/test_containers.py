@@ -1,9 +1,9 @@
 """
-Backends in containers: the engine, not the bridge, is the parent of what runs
-in one, and nothing of it is left behind all the same.
+Backends in containers: the engine, not the bridge, is the parent of a
+container's processes, but none of them is left behind.
 
-With an engine in miniature, whose containers are processes of its daemon; a
-real one is in `test_docker`.
+The engine is a small fake whose containers are processes of its daemon;
+`test_docker` uses a real one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def server(
     name: str = "docker",
     **settings: object,
 ) -> dict[str, object]:
-    """A server in a container that ignores the end of its stdin, and SIGTERM."""
+    """Return a server in a container that ignores the end of its stdin and SIGTERM."""
     line = [*before, "run", "-i", "--rm", *options, "image", *backend("stubborn", notes, "deaf")]
     return {
         "command": str(engine.bin / name),
@@ -73,8 +73,10 @@ def open_ready(bridge: Bridge, base: str = "/s") -> Stream:
 
 
 @pytest.mark.parametrize("name", ["docker", "podman", "nerdctl"])
-def test_client_leaves(engine: Engine, tmp_path: Path, name: str) -> None:
-    """The session is over when the engine says that its container is gone."""
+def test_container_is_gone_when_its_session_is_closed(
+    engine: Engine, tmp_path: Path, name: str
+) -> None:
+    """The engine must confirm it, and other containers stay."""
     settings = server(engine, tmp_path / "told", name=name, before=("--log-level=debug",))
     with serving(config=config(s=settings)) as bridge:
         stream, other = open_ready(bridge), open_ready(bridge)
@@ -83,12 +85,12 @@ def test_client_leaves(engine: Engine, tmp_path: Path, name: str) -> None:
         stream.close()
         assert "the client went away" in bridge.wait_for_close(stream)
         [left] = engine.containers()
-        # The one that has gone is the right one.
+        # The right one is gone.
         assert other.is_open()
         [wanted] = [each for each in second if each.startswith("--label=mcpbridge.session=")]
         assert engine.containers(wanted.removeprefix("--label=")) == [left]
         assert wanted not in first
-        # It was asked for with the engine's own options.
+        # The engine's global options are passed to `rm` too.
         assert all("--log-level=debug" in line for line in engine.calls("rm"))
         bridge.hang_up()
         assert engine.containers() == []
@@ -96,13 +98,13 @@ def test_client_leaves(engine: Engine, tmp_path: Path, name: str) -> None:
 
 
 def cidfile(engine: Engine) -> str:
-    """The first one that was used."""
+    """Return the path of the first cidfile used."""
     [path] = [each for each in engine.calls("run")[0] if each.startswith("--cidfile=")]
     return path.removeprefix("--cidfile=")
 
 
 @pytest.mark.parametrize("init", [False, True])
-def test_bridge_stops(engine: Engine, tmp_path: Path, init: bool) -> None:
+def test_stop_removes_the_containers(engine: Engine, tmp_path: Path, init: bool) -> None:
     settings = server(engine, tmp_path / "told", container_init=init)
     with serving(config=config(s=settings)) as bridge:
         open_ready(bridge)
@@ -114,8 +116,10 @@ def test_bridge_stops(engine: Engine, tmp_path: Path, init: bool) -> None:
 
 
 @pytest.mark.parametrize("init", [False, True])
-def test_bridge_is_killed(engine: Engine, tmp_path: Path, init: bool) -> None:
-    """The watchdog removes its containers, and nobody else's."""
+def test_watchdog_removes_the_containers_of_a_killed_bridge(
+    engine: Engine, tmp_path: Path, init: bool
+) -> None:
+    """It removes no other container."""
     settings = server(engine, tmp_path / "told", container_init=init)
     others = backend("stubborn", tmp_path / "others", "deaf")
     with serving(config=config(s=settings)) as bridge:
@@ -132,8 +136,8 @@ def test_bridge_is_killed(engine: Engine, tmp_path: Path, init: bool) -> None:
     engine.run("rm", *engine.containers())
 
 
-def test_bridge_is_killed_while_a_container_is_created(engine: Engine, tmp_path: Path) -> None:
-    """What the engine was asked for before is removed when it is there."""
+def test_watchdog_removes_a_container_that_is_being_created(engine: Engine, tmp_path: Path) -> None:
+    """It is removed as soon as it exists."""
     engine.set("slow", 1.5)
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         bridge.open("/s")
@@ -145,8 +149,10 @@ def test_bridge_is_killed_while_a_container_is_created(engine: Engine, tmp_path:
         until(lambda: not any(alive(each) for each in bridge.watchdogs))
 
 
-def test_client_leaves_while_its_container_is_created(engine: Engine, tmp_path: Path) -> None:
-    """The CLI is ended before it knows of a container, which is created after that."""
+def test_container_being_created_is_removed_when_its_client_leaves(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """The CLI ends before the engine creates the container."""
     engine.set("slow", 2)
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         stream = bridge.open("/s")
@@ -157,8 +163,8 @@ def test_client_leaves_while_its_container_is_created(engine: Engine, tmp_path: 
         assert len(engine.calls("rm")) == 1
 
 
-def test_engine_is_away(engine: Engine, tmp_path: Path) -> None:
-    """The permit stays taken until the engine says that the container is gone."""
+def test_permit_stays_taken_while_the_engine_is_unreachable(engine: Engine, tmp_path: Path) -> None:
+    """It returns when the engine confirms that the container is gone."""
     settings = server(engine, tmp_path / "told", max_sessions=1)
     with serving(config=config(s=settings)) as bridge:
         stream = open_ready(bridge)
@@ -175,8 +181,8 @@ def test_engine_is_away(engine: Engine, tmp_path: Path) -> None:
         open_ready(bridge)
 
 
-def test_bridge_stops_while_the_engine_is_away(engine: Engine, tmp_path: Path) -> None:
-    """The stop has an end all the same; the next start removes what it could not."""
+def test_stop_ends_while_the_engine_is_unreachable(engine: Engine, tmp_path: Path) -> None:
+    """The next start removes the container that was left."""
     state = ("--state-dir", str(tmp_path / "state"))
     settings = server(engine, tmp_path / "told")
     with serving(*state, config=config(s=dict(settings)), clean=False) as bridge:
@@ -194,8 +200,8 @@ def test_bridge_stops_while_the_engine_is_away(engine: Engine, tmp_path: Path) -
             assert engine.containers() == []
 
 
-def test_bridge_and_watchdog_are_killed(engine: Engine, tmp_path: Path) -> None:
-    """The next start removes the containers of the dead bridge, and nobody else's."""
+def test_next_start_removes_containers_of_a_dead_bridge(engine: Engine, tmp_path: Path) -> None:
+    """It leaves the containers of a living bridge alone."""
     state = ("--state-dir", str(tmp_path / "state"))
     settings = server(engine, tmp_path / "told")
     with serving(*state, config=config(s=dict(settings))) as living:
@@ -215,8 +221,7 @@ def test_bridge_and_watchdog_are_killed(engine: Engine, tmp_path: Path) -> None:
                 assert living.streams[0].is_open()  # type: ignore[union-attr]
 
 
-def test_removal_that_fails(engine: Engine, tmp_path: Path) -> None:
-    """It is tried again and again."""
+def test_failed_removal_is_retried(engine: Engine, tmp_path: Path) -> None:
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         stream = open_ready(bridge)
         engine.set("stuck")
@@ -227,8 +232,10 @@ def test_removal_that_fails(engine: Engine, tmp_path: Path) -> None:
         bridge.wait_for_close(stream)
 
 
-def test_engine_that_does_not_know_filters(engine: Engine, tmp_path: Path) -> None:
-    """What has another label is nobody's to remove, whatever the engine lists."""
+def test_container_without_the_bridges_label_is_never_removed(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """Even if the engine ignores filters and lists every container."""
     engine.start("other=label", *backend("stubborn", tmp_path / "others", "deaf"))
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         open_ready(bridge)
@@ -242,8 +249,8 @@ def test_engine_that_does_not_know_filters(engine: Engine, tmp_path: Path) -> No
     engine.run("rm", left)
 
 
-def test_own_name_and_cidfile(engine: Engine, tmp_path: Path) -> None:
-    """They stay what they are; a second session fails by itself, and hits nobody."""
+def test_users_name_and_cidfile_are_kept(engine: Engine, tmp_path: Path) -> None:
+    """A second session fails by itself and does not affect the first."""
     settings = server(
         engine, tmp_path / "told", "--name=mine", "--cidfile", "mine.cid", cwd=str(tmp_path)
     )
@@ -260,8 +267,8 @@ def test_own_name_and_cidfile(engine: Engine, tmp_path: Path) -> None:
         assert (tmp_path / "mine.cid").exists()
 
 
-def test_detached_container(engine: Engine, tmp_path: Path) -> None:
-    """A session cannot be had with it, which is said, and what it leaves is removed."""
+def test_detached_container_is_removed_with_a_warning(engine: Engine, tmp_path: Path) -> None:
+    """No session works with it."""
     with serving(config=config(s=server(engine, tmp_path / "told", "-d"))) as bridge:
         bridge.wait_for_log("server 's': `docker run`: `-d` detaches")
         stream = bridge.open("/s")
@@ -270,8 +277,8 @@ def test_detached_container(engine: Engine, tmp_path: Path) -> None:
         assert engine.containers() == []
 
 
-def test_container_that_ends_by_itself(engine: Engine, tmp_path: Path) -> None:
-    """Without `--rm` too it is gone with its session."""
+def test_container_without_rm_is_removed_with_its_session(engine: Engine, tmp_path: Path) -> None:
+    """It ends by itself when its stdin is closed."""
     line = ["run", "-i", "image", *backend("echo")]
     settings = {**server(engine, tmp_path / "told"), "args": line, "stop_grace": float(NEVER)}
     with serving(config=config(s=settings)) as bridge:
@@ -282,7 +289,7 @@ def test_container_that_ends_by_itself(engine: Engine, tmp_path: Path) -> None:
         assert engine.containers() == []
 
 
-def test_recognition_can_be_turned_off(engine: Engine, tmp_path: Path) -> None:
+def test_containers_setting_turns_recognition_off(engine: Engine, tmp_path: Path) -> None:
     with serving(config=config(s=server(engine, tmp_path / "told", containers=False))) as bridge:
         stream = open_ready(bridge)
         stream.close()

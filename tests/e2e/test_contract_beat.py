@@ -2,8 +2,8 @@
 The faults that were measured on the original, row by row: the contract's
 "beat".  Each test names the row that it proves.
 
-Rows about time are proven without a clock: what must not take time is given
-graces that no test lives to see the end of.
+Rows about time are proven without a clock: whatever must not wait has grace
+periods longer than any test.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GRACES_SHORT = ("--stop-grace", "0.1", "--kill-grace", "0.1")
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Bridge]:
-    """A bridge in front of the backend that does what it is told."""
+    """A bridge in front of a backend that obeys its client."""
     with serving("--max-sessions", "2", *GRACES_SHORT, command=backend("obey")) as bridge:
         yield bridge
 
@@ -51,12 +51,12 @@ def obeying(shared: Bridge) -> Iterator[Bridge]:
 
 
 def recording(tmp_path: Path) -> list[str]:
-    """A backend that keeps its stdin in a file called `record`."""
+    """Return a backend that writes its stdin to a file called `record`."""
     return backend("record", tmp_path / "record")
 
 
 def recorded(stream: Stream, tmp_path: Path, size: int) -> bytes:
-    """What the backend has read, once that is so many bytes."""
+    """Return what the backend has read, once it is this many bytes."""
     while json.loads(stream.message())["params"]["bytes"] < size:
         pass
     return (tmp_path / "record").read_bytes()
@@ -66,8 +66,10 @@ def recorded(stream: Stream, tmp_path: Path, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("leave", [Stream.close, Stream.reset])
-def test_client_gone_backend_gone(leave: Callable[[Stream], None], tmp_path: Path) -> None:
-    """Client gone → backend gone, as soon as the process can exit: no timer lies between."""
+def test_backend_ends_as_soon_as_its_client_leaves(
+    leave: Callable[[Stream], None], tmp_path: Path
+) -> None:
+    """Client gone → backend gone: no timer delays the process's exit."""
     pings = ("--ping-interval", NEVER, "--peer-timeout", NEVER)
     with serving(*pings, *GRACES_NEVER, command=recording(tmp_path)) as bridge:
         stream = bridge.open()
@@ -78,8 +80,8 @@ def test_client_gone_backend_gone(leave: Callable[[Stream], None], tmp_path: Pat
         assert "exit status 0" in bridge.wait_for_close(stream)
 
 
-def test_backend_ignores_eof(tmp_path: Path) -> None:
-    """Backend ignores EOF: stdin closed, then SIGTERM after a settable grace."""
+def test_backend_that_ignores_eof_gets_sigterm(tmp_path: Path) -> None:
+    """Backend ignores EOF: stdin closed, then SIGTERM after a configurable grace."""
     options = ("--stop-grace", "0.1", "--kill-grace", NEVER)
     with serving(*options, command=backend("stubborn", tmp_path / "told", "polite")) as bridge:
         stream = bridge.open()
@@ -89,9 +91,9 @@ def test_backend_ignores_eof(tmp_path: Path) -> None:
         assert (tmp_path / "told").read_text() == "EOF\nSIGTERM\n"
 
 
-def test_backend_ignores_sigterm(tmp_path: Path) -> None:
+def test_backend_that_ignores_sigterm_gets_sigkill(tmp_path: Path) -> None:
     """Backend ignores EOF and SIGTERM: SIGKILL after the second grace, all three in order."""
-    # The second leaves it the time to note the SIGTERM, also on a busy machine.
+    # The kill grace is long enough to note the SIGTERM on a busy machine.
     options = ("--stop-grace", "0.1", "--kill-grace", "2")
     with serving(*options, command=backend("stubborn", tmp_path / "told", "deaf")) as bridge:
         stream = bridge.open()
@@ -102,15 +104,15 @@ def test_backend_ignores_sigterm(tmp_path: Path) -> None:
         bridge.wait_until_empty()
 
 
-def test_backend_gets_its_stop_grace(tmp_path: Path) -> None:
-    """The stop grace is one: a backend that is given it sees EOF and no SIGTERM."""
+def test_backend_gets_no_sigterm_within_its_stop_grace(tmp_path: Path) -> None:
+    """A backend with a long stop grace sees EOF and no SIGTERM."""
     command = backend("stubborn", tmp_path / "told", "polite")
     with serving("--stop-grace", NEVER, "--kill-grace", "0.1", command=command) as bridge:
         stream = bridge.open()
         assert b"ready" in stream.message()
         stream.close()
         until(lambda: (tmp_path / "told").read_text() == "EOF\n")
-        # The kill grace and more is over when another backend has been started.
+        # By the time another backend has started, the kill grace would be over.
         assert b"ready" in bridge.open().message()
         assert (tmp_path / "told").read_text() == "EOF\n"
         for each in bridge.marked():
@@ -118,14 +120,14 @@ def test_backend_gets_its_stop_grace(tmp_path: Path) -> None:
         assert "signal 9" in bridge.wait_for_close(stream)
 
 
-def test_grandchildren() -> None:
+def test_grandchildren_end_with_their_session() -> None:
     """Grandchildren (`sh -c "sleep 600 & sleep 600"`): the whole tree is gone."""
     with serving(*GRACES_SHORT, command=shell("sleep 600.$0 & sleep 600.$0")) as bridge:
         streams = [bridge.open(), bridge.open()]
         bridge.wait_for_backends(4, "sleep 600.")
         streams[0].close()
         bridge.wait_for_close(streams[0])
-        # Gone when the session says so, and only its own.
+        # They are gone when the log says so, and only those of this session.
         sleeping = [each for each in bridge.marked() if each.command.startswith("sleep")]
         assert len(sleeping) == 2
         streams[1].reset()
@@ -133,8 +135,8 @@ def test_grandchildren() -> None:
         assert not bridge.backends()
 
 
-def test_grandchildren_of_a_backend_that_exits() -> None:
-    """The leader has exited by itself and others are left: SIGTERM at once, no grace."""
+def test_grandchildren_of_an_exited_backend_get_sigterm_at_once() -> None:
+    """The backend has exited by itself and left others: SIGTERM at once, no grace."""
     script = "sleep 600.$0 & read line; exit 5"
     with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=shell(script)) as bridge:
         stream = bridge.open()
@@ -149,10 +151,10 @@ def test_grandchildren_of_a_backend_that_exits() -> None:
     ("method", "reason"),
     [("exit", "exit status 3"), ("crash", "signal 9")],
 )
-def test_backend_exits_while_the_stream_is_open(obeying: Bridge, method: str, reason: str) -> None:
+def test_exit_of_a_backend_ends_its_session_only(obeying: Bridge, method: str, reason: str) -> None:
     """
     Backend exits: the stream ends, the child is reaped, the permit freed,
-    a later POST is 404, other sessions are unaffected, and nothing spins.
+    a later POST is 404, other sessions are unaffected, and the bridge does not spin.
     """
     other, stream = obeying.open(), obeying.open()
     assert obeying.knock().status == 429
@@ -171,7 +173,7 @@ def test_backend_exits_while_the_stream_is_open(obeying: Bridge, method: str, re
     assert obeying.cpu() - before < 25
 
 
-def test_command_not_found() -> None:
+def test_missing_command_is_answered_with_502() -> None:
     """A command that cannot start is a clear error answer; other requests do not hang."""
     with serving(command=["/no/such/command"]) as bridge:
         for _ in range(3):
@@ -190,8 +192,8 @@ def test_command_not_found() -> None:
         assert not bridge.backends()
 
 
-def test_one_limit_for_the_whole_bridge() -> None:
-    """One limit for the whole bridge, however many doors it has."""
+def test_max_sessions_is_one_limit_for_all_listeners() -> None:
+    """One limit for the whole bridge, however many listeners it has."""
     listen = ("--listen", "tcp:0:interface=127.0.0.1") * 2
     with serving("--max-sessions", "1", listen=listen) as bridge:
         until(lambda: bridge.log.count("/sse\n") == 2)
@@ -202,7 +204,7 @@ def test_one_limit_for_the_whole_bridge() -> None:
             for port in ports:
                 with Stream(port) as refused:
                     assert refused.status == 429
-            # And one table of sessions: a message may come through either.
+            # There is one table of sessions: a message may come through either port.
             with Wire(ports[1]) as wire:
                 assert wire.ask("POST", stream.endpoint, request("x")).status == 202
             assert stream.message() == request("x")
@@ -212,8 +214,8 @@ def test_one_limit_for_the_whole_bridge() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_shutdown_with_sessions_open(tmp_path: Path, number: signal.Signals) -> None:
-    """Shutdown with sessions open: every backend is stopped and reaped, then it exits."""
+def test_shutdown_ends_every_open_session(tmp_path: Path, number: signal.Signals) -> None:
+    """Shutdown with sessions open: every backend is stopped and reaped, then the bridge exits."""
     servers = {}
     for name, (command, *args) in {
         "echo": backend("echo"),
@@ -228,7 +230,7 @@ def test_shutdown_with_sessions_open(tmp_path: Path, number: signal.Signals) -> 
             assert b"ready" in stream.message()
         bridge.stop(number)
         assert bridge.log.count("the bridge stops") == len(streams)
-        # Each stream is ended in due form: its client knows that it is over.
+        # Each stream is completed, so its client knows that it is over.
         for stream in streams:
             assert stream.rest() == []
             assert stream.ended()
@@ -237,23 +239,21 @@ def test_shutdown_with_sessions_open(tmp_path: Path, number: signal.Signals) -> 
 # Messages.
 
 
-def test_line_that_pauses_in_the_middle() -> None:
+def test_line_written_in_two_halves_arrives_whole() -> None:
     """A stdout line that pauses in the middle arrives whole."""
     with serving(command=backend("halting")) as bridge:
         stream = bridge.open()
         assert b"half" in stream.message()
-        # Its first half has been on its way for long; a session opens meanwhile.
+        # The first half has been read by the time another session is open.
         assert b"half" in bridge.open().message()
         line = b'{"jsonrpc":"2.0","method":"first and second"}'
         assert stream.round_trip(request("go on")) == line
 
 
-def test_message_rate() -> None:
+def test_message_rate_is_bounded_only_by_the_backend() -> None:
     """
-    One session's message rate is bounded by the backend.
-
-    At the original's ten a second these would take three minutes, which is
-    more than any wait of these tests lasts.
+    At the original's ten messages a second these would take three minutes,
+    longer than any wait in these tests.
     """
     count = 2000
     with serving() as bridge:
@@ -270,7 +270,7 @@ def test_message_rate() -> None:
 
 
 @pytest.mark.slow
-def test_posts_to_invented_session_ids() -> None:
+def test_post_to_an_unknown_session_stores_nothing() -> None:
     """Posts to invented session ids: 404, nothing stored; real posts go on."""
     with serving() as bridge:
         stream = bridge.open()
@@ -297,20 +297,19 @@ def test_posts_to_invented_session_ids() -> None:
         b'{\n  "jsonrpc": "2.0",\n  "id": "ping\\u003a1",\n  "result": {}\n}',
     ],
 )
-def test_answer_to_the_bridges_own_ping(tmp_path: Path, answer: bytes) -> None:
-    """The answer to the bridge's own ping is consumed by the bridge."""
+def test_bridge_consumes_the_answer_to_its_own_ping(tmp_path: Path, answer: bytes) -> None:
     with serving(command=recording(tmp_path)) as bridge:
         stream = bridge.open()
         stream.send_message(answer)
         stream.send_message(request("x"))
         assert recorded(stream, tmp_path, len(request("x"))) == request("x") + b"\n"
-        # Once: no ping is waiting for a second answer.
+        # Only once: no ping awaits a second answer.
         stream.send_message(answer)
         until(lambda: b"ping" in (tmp_path / "record").read_bytes())
 
 
-def test_answer_to_a_request_of_the_backend(tmp_path: Path) -> None:
-    """An answer to a request of the backend passes, also to one with the same id."""
+def test_answer_to_a_request_of_the_backend_passes(tmp_path: Path) -> None:
+    """Even if its id is that of one of the bridge's own pings."""
     asks = tmp_path / "asks"
     asks.write_bytes(ping(1) + b"\n" + b'{"jsonrpc":"2.0","id":"mine","method":"ping"}\n')
     with serving(command=backend("stdout", asks)) as bridge:
@@ -322,8 +321,8 @@ def test_answer_to_a_request_of_the_backend(tmp_path: Path) -> None:
             assert stream.round_trip(answer) == answer
 
 
-def test_pretty_printed_body(tmp_path: Path) -> None:
-    """A pretty-printed body becomes one line with the same JSON."""
+def test_pretty_printed_body_becomes_one_line(tmp_path: Path) -> None:
+    """The line has the same JSON."""
     message = {"jsonrpc": "2.0", "id": 1, "method": "x", "params": {"text": "a\nb\r\nc", "n": [1]}}
     record = tmp_path / "record"
     record.touch()
@@ -344,7 +343,7 @@ def test_pretty_printed_body(tmp_path: Path) -> None:
             assert json.loads(line) == message
 
 
-def test_one_line_body_passes_byte_identical(tmp_path: Path) -> None:
+def test_one_line_body_passes_unchanged(tmp_path: Path) -> None:
     """A one-line body passes byte-identical."""
     bodies = [
         b'{"jsonrpc":"2.0","method":"x"}',
@@ -363,7 +362,7 @@ def test_one_line_body_passes_byte_identical(tmp_path: Path) -> None:
         assert recorded(stream, tmp_path, len(expected)) == expected
 
 
-def test_blank_lines_and_carriage_returns(tmp_path: Path) -> None:
+def test_blank_lines_and_carriage_returns_are_removed(tmp_path: Path) -> None:
     """Blank stdout line: no event.  `\\r\\n`: only the line end's `\\r` is removed."""
     (tmp_path / "lines").write_bytes(
         b'\n\r\n  \n{"jsonrpc":"2.0","method":"a"}\r\n\n\r\n'
@@ -376,7 +375,7 @@ def test_blank_lines_and_carriage_returns(tmp_path: Path) -> None:
         stream = bridge.open()
         assert [stream.message() for _ in range(4)] == [
             b'{"jsonrpc":"2.0","method":"a"}',
-            # A raw one would end the event's line: between tokens it is white space.
+            # A raw `\r` would end the event's line; between tokens it is white space.
             b'{"jsonrpc":"2.0", "method":"b"}',
             b'{"jsonrpc":"2.0","method":"c\\r\\n"} ',
             b'{"jsonrpc":"2.0","method":"d"}',
@@ -408,7 +407,7 @@ def test_blank_lines_and_carriage_returns(tmp_path: Path) -> None:
         (b'{"jsonrpc":"2.0","id":[],"method":"x"}', -32600),
     ],
 )
-def test_body_that_is_no_message(obeying: Bridge, body: bytes, code: int) -> None:
+def test_invalid_body_is_refused_with_400(obeying: Bridge, body: bytes, code: int) -> None:
     """Body that is not JSON: 400 with a JSON-RPC error, nothing forwarded."""
     stream = obeying.open()
     with obeying.wire() as wire:
@@ -419,7 +418,7 @@ def test_body_that_is_no_message(obeying: Bridge, body: bytes, code: int) -> Non
         assert (answer.json["jsonrpc"], answer.json["id"]) == ("2.0", None)
         assert answer.json["error"]["code"] == code
         assert "\n" not in answer.json["error"]["message"]
-        # The connection outlives it, and the backend has seen nothing.
+        # The connection stays open, and the backend has received nothing.
         assert wire.ask("POST", stream.endpoint, request("next")).status == 202
     assert stream.message() == request("next")
 
@@ -436,8 +435,8 @@ CONNECTIVITY = {
 }
 
 
-def test_environment() -> None:
-    """Environment: HOME, PATH, LANG, proxies and what is named; nothing secret of the bridge's."""
+def test_backend_gets_only_the_allowed_environment() -> None:
+    """HOME, PATH, LANG, proxies and what the options name; none of the bridge's secrets."""
     environment = {
         "HOME": "/home/somebody",
         "LANG": "C.UTF-8",

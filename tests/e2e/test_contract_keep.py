@@ -38,13 +38,13 @@ def shared() -> Iterator[Bridge]:
 
 @pytest.fixture
 def echo(shared: Bridge) -> Iterator[Bridge]:
-    """The same, for a test that needs nothing else; its sessions are gone at its end."""
+    """The shared bridge for one test; its sessions end with the test."""
     yield shared
     shared.hang_up()
 
 
 def describe(bridge: Bridge, base: str = "") -> Any:
-    """What a backend says that it was started with."""
+    """Return the arguments and environment that a backend reports."""
     stream = bridge.open(base)
     described = json.loads(stream.message())["params"]
     stream.close()
@@ -54,7 +54,7 @@ def describe(bridge: Bridge, base: str = "") -> Any:
 # Configuration.
 
 
-def test_command_is_run_without_a_shell_found_through_path(tmp_path: Path) -> None:
+def test_command_is_found_through_path_and_run_without_a_shell(tmp_path: Path) -> None:
     """`command`: run without a shell, found through PATH."""
     (tmp_path / "a server; exit 3").symlink_to(backend("describe")[0])
     command = ["a server; exit 3", *backend("describe")[1:], "$HOME `id` *"]
@@ -75,7 +75,7 @@ def test_command_is_required() -> None:
     assert output == f"mcpbridge: COMMAND (command): {expected}\n"
 
 
-def test_args_pass_as_they_are() -> None:
+def test_args_pass_unchanged() -> None:
     """`args`: a list of strings, none by default; no shell reads them."""
     args = ["", "two words", "*", "$HOME", "--max-sessions", "a=b", "ä", '"quoted"', "--"]
     with serving(command=backend("describe", *args)) as bridge:
@@ -124,7 +124,7 @@ def test_max_sessions_must_be_an_integer(tmp_path: Path, value: object, shown: s
 @pytest.mark.parametrize(
     ("value", "shown"), [("0", "0"), ("-1", "-1"), ("ten", '"ten"'), ("1.5", '"1.5"'), ("", '""')]
 )
-def test_max_sessions_on_the_command_line(value: str, shown: str) -> None:
+def test_max_sessions_option_must_be_a_positive_integer(value: str, shown: str) -> None:
     """`max_sessions` ≥ 1, as an option."""
     assert run_to_end("--max-sessions", value, "--", "cat") == (
         1,
@@ -132,8 +132,8 @@ def test_max_sessions_on_the_command_line(value: str, shown: str) -> None:
     )
 
 
-def test_max_sessions_default() -> None:
-    """`max_sessions` default 100: the hundred and first is refused."""
+def test_max_sessions_is_100_by_default() -> None:
+    """`max_sessions` default 100: session 101 is refused."""
     with serving(command=shell("exec cat")) as bridge:
         for _ in range(100):
             bridge.open()
@@ -146,7 +146,7 @@ def test_max_sessions_default() -> None:
 # HTTP.
 
 
-def test_stream_head_and_first_events(echo: Bridge) -> None:
+def test_sse_stream_begins_with_its_endpoint_and_a_ping(echo: Bridge) -> None:
     """`GET {base}/sse`: status, headers, and the first two events byte for byte."""
     stream = echo.knock()
     assert stream.status == 200
@@ -164,7 +164,7 @@ def test_stream_head_and_first_events(echo: Bridge) -> None:
     assert UUID4.fullmatch(ident.decode())
 
 
-def test_session_ids(echo: Bridge) -> None:
+def test_session_ids_are_random_uuids(echo: Bridge) -> None:
     """Session ids are unguessable, lower-case UUID version 4."""
     idents = set()
     for _ in range(20):
@@ -175,8 +175,8 @@ def test_session_ids(echo: Bridge) -> None:
     assert all(UUID4.fullmatch(ident) for ident in idents)
 
 
-def test_pings_go_on() -> None:
-    """Then `ping:2`, `ping:3`, …: strictly increasing in each session; an interval of ours."""
+def test_pings_are_numbered_within_each_session() -> None:
+    """`ping:2`, `ping:3`, …: strictly increasing in each session, at a configurable interval."""
     with serving("--ping-interval", "0.05") as bridge:
         streams = [bridge.open(), bridge.open()]
         for number in range(2, 6):
@@ -184,16 +184,16 @@ def test_pings_go_on() -> None:
                 assert stream.next() == Event("message", ping(number))
 
 
-def test_no_pings() -> None:
-    """An interval of 0 is no pings at all, not the first either."""
+def test_ping_interval_0_sends_no_pings() -> None:
+    """Not even the first."""
     with serving("--ping-interval", "0") as bridge:
         stream = bridge.knock()
         stream.endpoint = stream.next().data.decode()
         assert stream.round_trip(request("x")) == request("x")
 
 
-def test_each_line_is_an_event(tmp_path: Path) -> None:
-    """Each message line of the backend's stdout is one `event: message`, data as it was written."""
+def test_each_line_of_stdout_is_an_event(tmp_path: Path) -> None:
+    """Each message line of the backend's stdout is one `event: message`, its data unchanged."""
     lines = [
         b'{"jsonrpc":"2.0","method":"a"}',
         b'  { "jsonrpc" : "2.0",\t"method" : "b" }  ',
@@ -215,7 +215,7 @@ def test_each_line_is_an_event(tmp_path: Path) -> None:
     "content_type",
     [None, "application/json", "text/plain", "application/x-www-form-urlencoded", "nonsense"],
 )
-def test_post_is_accepted(echo: Bridge, content_type: str | None) -> None:
+def test_post_is_accepted_whatever_its_content_type(echo: Bridge, content_type: str | None) -> None:
     """`POST {base}/message?sessionId=ID`: 202, an empty body; the Content-Type is not checked."""
     stream = echo.open()
     headers = [f"Content-Type: {content_type}"] if content_type else []
@@ -225,14 +225,14 @@ def test_post_is_accepted(echo: Bridge, content_type: str | None) -> None:
     assert stream.message() == request("x")
 
 
-def test_post_with_a_form_content_type_is_no_form(echo: Bridge) -> None:
-    """A multipart Content-Type is not looked into either."""
+def test_multipart_body_is_not_parsed_as_a_form(echo: Bridge) -> None:
+    """The Content-Type is not checked here either."""
     stream = echo.open()
     assert stream.post(request("x"), "Content-Type: multipart/form-data; boundary=x").status == 202
     assert stream.message() == request("x")
 
 
-def test_empty_or_missing_body(echo: Bridge) -> None:
+def test_empty_or_missing_body_is_refused_with_400(echo: Bridge) -> None:
     """Empty or missing body: 400."""
     stream = echo.open()
     with echo.wire() as wire:
@@ -265,20 +265,22 @@ def test_empty_or_missing_body(echo: Bridge) -> None:
         ("NONSENSE", "/sse", {404, 405}),
     ],
 )
-def test_nothing_else_is_served(echo: Bridge, method: str, target: str, statuses: set[int]) -> None:
+def test_other_methods_and_paths_are_refused(
+    echo: Bridge, method: str, target: str, statuses: set[int]
+) -> None:
     """Every other method or path: 404 or 405, never a stream (HEAD on `/sse` opens none)."""
     before = echo.log.count(" opened")
     with echo.wire() as wire:
         answer = wire.ask(method, target)
         assert answer.status in statuses
         assert "event-stream" not in answer.headers["content-type"]
-        # The connection is free again, so that was all of it.
+        # The connection is free again, so the answer was complete.
         assert wire.ask("GET", "/nothing").status == 404
     assert echo.log.count(" opened") == before
 
 
-def test_two_clients(echo: Bridge) -> None:
-    """Two clients: two backends, replies never cross; closing one leaves the other working."""
+def test_two_clients_have_separate_backends(echo: Bridge) -> None:
+    """Replies never cross, and closing one leaves the other working."""
     first, second = echo.open(), echo.open()
     assert first.ident != second.ident
     before = echo.backends()
@@ -295,7 +297,7 @@ def test_two_clients(echo: Bridge) -> None:
 
 
 def test_messages_of_a_session_stay_in_order(echo: Bridge) -> None:
-    """What is posted one after the other arrives in that order."""
+    """Messages arrive in the order in which they were posted."""
     stream = echo.open()
     bodies = [request("x", number, pad="y" * (number * 97 % 5000)) for number in range(200)]
     with Wire(echo.port) as wire:
@@ -304,8 +306,8 @@ def test_messages_of_a_session_stay_in_order(echo: Bridge) -> None:
     assert [stream.message() for _ in bodies] == bodies
 
 
-def test_stream_outlives_posts_on_other_connections(echo: Bridge) -> None:
-    """The session belongs to the stream's connection: those of its posts come and go."""
+def test_session_outlives_the_connections_of_its_posts(echo: Bridge) -> None:
+    """It belongs to the connection of its stream."""
     stream: Stream = echo.open()
     for _ in range(3):
         with echo.wire() as wire:

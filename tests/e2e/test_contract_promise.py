@@ -1,5 +1,5 @@
 """
-What APISIX's pull request #13482 and its sisters promised, line by line: the
+What APISIX's pull request #13482 and related ones promised, line by line: the
 contract's "promise".  Each test names the line that it proves.
 """
 
@@ -44,7 +44,7 @@ class Raising:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Bridge]:
-    """A bridge with room for one session, and a file that knows of each backend's start."""
+    """A bridge with a limit of one session, and an access log."""
     with serving("--max-sessions", "1", "--access-log") as bridge:
         yield bridge
 
@@ -59,7 +59,7 @@ def single(shared: Bridge) -> Iterator[Bridge]:
 # The limit.
 
 
-def test_too_many_sessions(single: Bridge) -> None:
+def test_session_beyond_max_sessions_is_refused_with_429(single: Bridge) -> None:
     """`max_sessions` reached: 429, that body and a line feed, JSON, `Retry-After`."""
     single.open()
     refused = single.knock()
@@ -69,8 +69,8 @@ def test_too_many_sessions(single: Bridge) -> None:
     assert int(refused.headers["retry-after"]) > 0
 
 
-def test_permit_is_taken_first(tmp_path: Path) -> None:
-    """The permit is taken first: no header of a stream, no process before it."""
+def test_permit_is_taken_before_a_process_starts(tmp_path: Path) -> None:
+    """Without one there is no stream header and no process."""
     script = f'echo started >> {tmp_path}/starts; exec "$@"'
     command = ["sh", "-c", script, "sh", *backend("echo")]
     with serving("--max-sessions", "1", command=command) as bridge:
@@ -85,8 +85,8 @@ def test_permit_is_taken_first(tmp_path: Path) -> None:
         assert (tmp_path / "starts").read_text() == "started\n"
 
 
-def test_limiter_on_its_own() -> None:
-    """Below the limit true, at it false; never below zero; released twice counts once."""
+def test_limiter_counts_each_permit_once() -> None:
+    """Below the limit a permit, at it none; never below zero; released twice counts once."""
     limiter = SessionLimiter(2)
     first, second = limiter.acquire(), limiter.acquire()
     assert first is not None
@@ -104,8 +104,8 @@ def test_limiter_on_its_own() -> None:
 
 
 @pytest.mark.parametrize("limit", [None, "2", True, 0, -1, 2.0])
-def test_limiter_refuses_what_is_no_limit(limit: int) -> None:
-    """A limit that is not an integer is refused, never taken for unlimited."""
+def test_limiter_refuses_an_invalid_limit(limit: int) -> None:
+    """A limit that is not a positive integer is refused, never taken as unlimited."""
     with pytest.raises(SettingError, match="max_sessions"):
         SessionLimiter(limit)
 
@@ -141,12 +141,10 @@ def test_command_that_cannot_start_holds_no_permit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("leave", [Stream.close, Stream.reset, Stream.half_close])
-def test_client_goes_away(leave: Callable[[Stream], None]) -> None:
+def test_session_ends_at_once_when_its_client_goes_away(leave: Callable[[Stream], None]) -> None:
     """
-    The client goes away (FIN, RST): the session stops at once.
-
-    "At once", "the keepalive wait wakes early": all that takes time is set to
-    take for ever, so no timer lies between the client's end and the backend's.
+    By FIN, RST or half-close.  All grace periods and intervals are longer than the test,
+    so no timer lies between the client's end and the backend's.
     """
     never = ("--ping-interval", NEVER, "--stop-grace", NEVER, "--kill-grace", NEVER)
     with serving("--max-sessions", "1", "--peer-timeout", NEVER, *never) as bridge:
@@ -163,13 +161,13 @@ def test_client_goes_away(leave: Callable[[Stream], None]) -> None:
         bridge.open()
 
 
-def test_network_that_dies(single: Bridge) -> None:
+def test_open_stream_uses_tcp_keepalive(single: Bridge) -> None:
     """A network that just dies: the kernel watches the connection of an open stream."""
     stream = single.open()
     with closing(_bridge_side(single, stream)) as connection:
         option = connection.getsockopt
         assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        # That ends clients, too, who take little at a time; see test_backpressure.
+        # This option would also end slow clients; see test_backpressure.
         assert option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
         idle = option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
         interval = option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
@@ -177,7 +175,7 @@ def test_network_that_dies(single: Bridge) -> None:
 
 
 def _bridge_side(bridge: Bridge, wire: Wire) -> socket.socket:
-    """The other end of a connection, out of the bridge's table of descriptors."""
+    """Return the bridge's end of a connection, duplicated from its descriptors."""
     pid = bridge.process.pid
     there = f"0100007F:{bridge.port:04X}"
     here = f"0100007F:{wire.socket.getsockname()[1]:04X}"
@@ -200,8 +198,8 @@ def _bridge_side(bridge: Bridge, wire: Wire) -> socket.socket:
     return socket.socket(fileno=descriptor)
 
 
-def test_each_step_is_guarded(tmp_path: Path) -> None:
-    """Each step guarded: one that raises skips no other."""
+def test_failing_observer_skips_no_step(tmp_path: Path) -> None:
+    """Each step is guarded: one that raises does not skip the others."""
     (tmp_path / "raising.py").write_text(RAISING)
     command, *args = backend("echo")
     server = {"command": command, "args": args, "observers": ["raising.Raising"], "max_sessions": 1}
@@ -226,7 +224,7 @@ def test_each_step_is_guarded(tmp_path: Path) -> None:
 # Session ids, and the queue towards a backend.
 
 
-def test_unknown_session(single: Bridge) -> None:
+def test_unknown_session_id_is_refused_with_404(single: Bridge) -> None:
     """An unknown, missing or ended `sessionId`: 404."""
     stream = single.open()
     ended = stream.ident
@@ -260,8 +258,10 @@ def test_unknown_session(single: Bridge) -> None:
         (("--max-waiting-bytes", "300000"), 100_000),
     ],
 )
-def test_queue_is_bounded(tmp_path: Path, options: tuple[str, ...], size: int) -> None:
-    """The queue is bounded in messages and bytes: beyond it the POST is refused."""
+def test_queue_to_a_backend_refuses_more_than_its_limits(
+    tmp_path: Path, options: tuple[str, ...], size: int
+) -> None:
+    """In messages and in bytes; an accepted message is never dropped."""
     gate = tmp_path / "gate"
     with serving(*options, command=backend("gated", gate)) as bridge:
         stream = bridge.open()
@@ -272,10 +272,10 @@ def test_queue_is_bounded(tmp_path: Path, options: tuple[str, ...], size: int) -
         assert answer.status == 503
         assert int(answer.headers["retry-after"]) > 0
         assert answer.json["error"]["code"] == -32000
-        # Two fill the pipe and what the transport keeps; three more may wait.
+        # Two fill the pipe and the transport's buffer; three more may wait.
         assert taken >= 4
         gate.touch()
-        # Nothing is dropped silently: what was answered 202 comes, no more and no less.
+        # Every message that was answered with 202 arrives, and no other.
         assert [json.loads(stream.message())["id"] for _ in range(taken)] == list(range(taken))
         assert stream.round_trip(request("last")) == request("last")
 
@@ -301,8 +301,8 @@ def _write_stderr(tmp_path: Path) -> Path:
     return odd
 
 
-def test_stderr_lines_are_notifications(tmp_path: Path) -> None:
-    """stderr lines: these bytes, no spaces, JSON-escaped whatever the bytes are."""
+def test_stderr_lines_become_notifications(tmp_path: Path) -> None:
+    """Exactly these bytes, without spaces, and valid JSON whatever the line holds."""
     with serving(command=backend("stderr", _write_stderr(tmp_path))) as bridge:
         stream = bridge.open()
         for line, escaped in STDERR:
@@ -316,8 +316,7 @@ def test_stderr_lines_are_notifications(tmp_path: Path) -> None:
             assert content == line.decode("utf-8", "replace")
 
 
-def test_stderr_notifications_can_be_turned_off(tmp_path: Path) -> None:
-    """A setting turns it off."""
+def test_no_stderr_notifications_option_turns_them_off(tmp_path: Path) -> None:
     odd = _write_stderr(tmp_path)
     with serving("--no-stderr-notifications", command=backend("stderr", odd)) as bridge:
         stream = bridge.open()
@@ -328,8 +327,8 @@ def test_stderr_notifications_can_be_turned_off(tmp_path: Path) -> None:
         assert "data: x" in bridge.wait_for_close(stream)
 
 
-def test_long_stderr_line_is_cut(tmp_path: Path) -> None:
-    """A stderr line is cut at 64 KiB, the session lives."""
+def test_long_stderr_line_is_cut_at_64_kib(tmp_path: Path) -> None:
+    """The session goes on."""
     long = tmp_path / "long"
     long.write_bytes(b"y" * 300_000 + b"\nnext\n")
     with serving(command=backend("stderr", long)) as bridge:
@@ -339,7 +338,7 @@ def test_long_stderr_line_is_cut(tmp_path: Path) -> None:
         assert stream.round_trip(request("x")) == request("x")
 
 
-def test_every_end_returns_the_permit(single: Bridge) -> None:
+def test_every_end_of_a_session_returns_its_permit(single: Bridge) -> None:
     """Sessions one after the other never run out of permits."""
     for leave in (Stream.close, Stream.reset, Stream.half_close) * 7:
         stream = single.open()

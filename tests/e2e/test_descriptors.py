@@ -1,9 +1,9 @@
 """
-Descriptors that are closed while events for them are still to be handled.
+Descriptors that are closed while events for them are still pending.
 
 `epoll_wait` returns a list of events, each with the number of a descriptor.
-Whoever closes one inside the list and opens another gets the same number, and
-the event behind it in the list then belongs to a stranger.
+If a handler closes one descriptor of that list and opens another, the new one
+gets the same number, and would receive the event of the old one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 
 class Receiver:
-    """Calls `heard` on the first line of stdout."""
+    """Calls `heard` on a line of stdout."""
 
     def __init__(self) -> None:
         self.heard: Any = lambda: None
@@ -52,8 +52,8 @@ class Receiver:
         pass
 
 
-class Newcomer(FileDescriptor):
-    """A pipe that has just been opened; it notes what it is told of itself."""
+class RecordingPipe(FileDescriptor):
+    """A pipe that has just been opened, and records its events."""
 
     def __init__(self, reactor: Any) -> None:
         super().__init__(reactor)
@@ -87,7 +87,7 @@ def _readable(*descriptors: int) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_backend_stopped_inside_an_event_does_not_close_a_newcomer() -> None:
+async def test_backend_stopped_inside_an_event_does_not_close_a_new_descriptor() -> None:
     """
     Two events in one list: a line of the first backend, on which the second
     is stopped and a pipe is opened; and the end of the second one's stdin.
@@ -104,14 +104,14 @@ async def test_a_backend_stopped_inside_an_event_does_not_close_a_newcomer() -> 
 
     first, speaks = await launch("read _; echo '{}'; read _")
     second, _ = await launch("read _; exec <&-; sleep 60")
-    newcomer: list[Newcomer] = []
+    opened: list[RecordingPipe] = []
     heard: Deferred[None] = Deferred()
     stopped: list[Deferred[None]] = []
 
     def stop_second() -> None:
         stopped.append(second.stop())
-        newcomer.append(Newcomer(clock))
-        newcomer[0].startReading()
+        opened.append(RecordingPipe(clock))
+        opened[0].startReading()
         heard.callback(None)
 
     speaks.heard = stop_second
@@ -132,11 +132,11 @@ async def test_a_backend_stopped_inside_an_event_does_not_close_a_newcomer() -> 
     await deferLater(clock, 0)
     await deferLater(clock, 0)
     try:
-        assert newcomer[0].events == []
+        assert opened[0].events == []
     finally:
         stopped.append(first.stop())
         for each in stopped:
             await each
-        newcomer[0].close()
+        opened[0].close()
         for filler in fillers:
             os.close(filler)

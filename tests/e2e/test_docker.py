@@ -1,8 +1,8 @@
 """
-The same as in `test_containers`, with a Docker of this machine.
+The tests of `test_containers` with a real Docker.
 
-A dockerd is started for this module: with folders, a socket and images of its
-own, without a network, so that it meets no other.  That needs root.
+They start a dockerd with its own folders, socket and images, and without a
+network, so that it does not disturb another one.  That needs root.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def open_ready(bridge: Bridge) -> Stream:
 
 
 @pytest.mark.parametrize("init", [False, True])
-def test_client_leaves(docker: Docker, init: bool) -> None:
+def test_container_is_gone_when_its_session_is_closed(docker: Docker, init: bool) -> None:
     with bridge_before(docker, container_init=init) as bridge:
         stream, other = open_ready(bridge), open_ready(bridge)
         assert len(docker.containers()) == 2
@@ -178,7 +178,7 @@ def test_client_leaves(docker: Docker, init: bool) -> None:
 
 
 @pytest.mark.parametrize("init", [False, True])
-def test_bridge_stops(docker: Docker, init: bool) -> None:
+def test_stop_removes_the_containers(docker: Docker, init: bool) -> None:
     with bridge_before(docker, container_init=init) as bridge:
         open_ready(bridge)
         bridge.stop()
@@ -187,8 +187,8 @@ def test_bridge_stops(docker: Docker, init: bool) -> None:
 
 
 @pytest.mark.parametrize("init", [False, True])
-def test_bridge_is_killed(docker: Docker, init: bool) -> None:
-    """The watchdog removes its container, and nobody else's."""
+def test_watchdog_removes_the_containers_of_a_killed_bridge(docker: Docker, init: bool) -> None:
+    """It removes no other container."""
     own = ["run", "-d", "--network=none", f"--label={LABEL}=other", "busybox", "sleep", "1000"]
     with bridge_before(docker, container_init=init) as bridge:
         open_ready(bridge)
@@ -201,8 +201,8 @@ def test_bridge_is_killed(docker: Docker, init: bool) -> None:
     docker.run("rm", "--force", other)
 
 
-def test_own_name_and_cidfile(docker: Docker, tmp_path: Path) -> None:
-    """A second session fails by itself, and costs the first nothing."""
+def test_users_name_and_cidfile_are_kept(docker: Docker, tmp_path: Path) -> None:
+    """A second session fails by itself and does not affect the first."""
     with bridge_before(docker, "--name=mine", f"--cidfile={tmp_path / 'cid'}") as bridge:
         stream = open_ready(bridge)
         second = bridge.open("/s")
@@ -212,8 +212,8 @@ def test_own_name_and_cidfile(docker: Docker, tmp_path: Path) -> None:
         assert stream.is_open()
 
 
-def test_container_that_ends_with_its_stdin(docker: Docker) -> None:
-    """As most servers do; `--rm` and the bridge do not get into each other's way."""
+def test_container_that_ends_with_its_stdin_is_removed(docker: Docker) -> None:
+    """`--rm` and the bridge do not get into each other's way."""
     line = ["--host", docker.host, "run", "-i", "--rm", "--network=none", "busybox"]
     with bridge_before(docker, args=[*line, "sh", "-c", "cat"], stop_grace=1000) as bridge:
         stream = bridge.open("/s")

@@ -1,9 +1,9 @@
 """
-Backends that crash, daemonise, renew themselves, hide from their tags, beside
-clients that do nothing unusual: nothing is left, and nobody else is hit.
+Backends that crash, daemonize, fork again and again or hide from their tags,
+beside well-behaved clients: no process is left, and no healthy session suffers.
 
-`MCPBRIDGE_SOAK` says how many sessions end, and `MCPBRIDGE_HEALTHY` beside how
-many that live; `make soak` takes ten thousand and two hundred.
+`MCPBRIDGE_SOAK` is the number of hostile sessions, `MCPBRIDGE_HEALTHY` the
+number of healthy ones; `make soak` uses 10,000 and 200.
 """
 
 from __future__ import annotations
@@ -170,8 +170,10 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
-def test_hostile_backends_leave_nothing_and_hit_nobody(tmp_path: Path, engine: Engine) -> None:
-    """No process, no container, no permit, no descriptor more; no healthy session hit."""
+def test_hostile_backends_leave_nothing_and_harm_no_healthy_session(
+    tmp_path: Path, engine: Engine
+) -> None:
+    """No process, container, permit or descriptor is left."""
     graces = {"stop_grace": 0.2, "kill_grace": 0.2, "idle_timeout": 4}
     servers = {}
     for name, line in {
@@ -210,7 +212,7 @@ def test_hostile_backends_leave_nothing_and_hit_nobody(tmp_path: Path, engine: E
         until(lambda: bridge.descriptors() <= descriptors)
         assert bridge.rss() - memory < GROWTH_BYTES + HEALTHY * 64 * 1024
         assert engine.containers() == []
-        # Every permit is back: as many sessions as there may be, and no more.
+        # Every permit was returned: the limit is reached again, and not exceeded.
         for _ in range(LIMIT):
             bridge.open("/hostile")
         assert bridge.knock("/hostile/sse").status == 429
@@ -223,8 +225,8 @@ def kill_bridge(bridge: Bridge, watchdog: Process) -> None:
 
 
 @pytest.mark.parametrize("kill", [kill_bridge, *EVERY_ORDER])
-def test_nothing_is_left_when_the_bridge_is_killed(tmp_path: Path, kill: Kill) -> None:
-    """By the watchdog; where that was killed too, by the next start."""
+def test_killed_bridge_leaves_no_hostile_backend(tmp_path: Path, kill: Kill) -> None:
+    """The watchdog ends them; if it was killed too, the next start does."""
     options = ["--state-dir", str(tmp_path), "--stop-grace", "0.2", "--kill-grace", "0.2"]
     command = backend("hostile")
     with serving(*options, "--max-sessions", str(LIMIT), command=command) as bridge:

@@ -1,7 +1,4 @@
-"""
-What the bridge answers to whom, what it says at its start, and what its log
-never holds.
-"""
+"""HTTP answers, startup messages, and secrets that the log never holds."""
 
 from __future__ import annotations
 
@@ -104,10 +101,10 @@ NO_SESSION = error(-32001, "no such session, or it has ended")
         ("POST", f"/a/message?sessionId={UNKNOWN}", 404, NO_SESSION),
     ],
 )
-def test_bad_requests(
+def test_bad_requests_get_an_exact_status_and_json_body(
     bridge: Bridge, method: str, target: str | bytes, status: int, body: dict[str, Any]
 ) -> None:
-    """Exact status and JSON body, and the connection outlives it."""
+    """The connection stays open."""
     with bridge.wire() as wire:
         for _ in range(2):
             answer = wire.ask(method, target, b"x" if method in ("POST", "PUT") else None)
@@ -120,8 +117,8 @@ def test_bad_requests(
 
 
 @pytest.mark.parametrize("target", ["/sse", "/a/sse", "/a/b/sse"])
-def test_head_opens_no_stream(bridge: Bridge, target: str) -> None:
-    """HEAD on `/sse` is refused: 405, no body, no backend, and the connection is free again."""
+def test_head_on_sse_opens_no_stream(bridge: Bridge, target: str) -> None:
+    """405, no body, no backend, and the connection is free again."""
     before = bridge.log.count("' opened")
     with bridge.wire() as wire:
         for _ in range(2):
@@ -134,16 +131,15 @@ def test_head_opens_no_stream(bridge: Bridge, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["/", "/nothing", "/message"])
-def test_head_elsewhere(bridge: Bridge, target: str) -> None:
-    """A HEAD is answered without a body everywhere."""
+def test_head_is_answered_without_a_body(bridge: Bridge, target: str) -> None:
     with bridge.wire() as wire:
         assert wire.ask("HEAD", target).status in (404, 405)
         assert wire.ask("GET", "/").json == LOOK_HERE
 
 
 @pytest.mark.parametrize("target", ["/sse", "/message", "/a/b/sse", "/nothing", "*"])
-def test_options(bridge: Bridge, target: str) -> None:
-    """OPTIONS gets an answer that ends, and no stream."""
+def test_options_opens_no_stream(bridge: Bridge, target: str) -> None:
+    """The answer is complete."""
     with bridge.wire() as wire:
         answer = wire.ask("OPTIONS", target)
         assert answer.status in (200, 204, 404, 405)
@@ -153,15 +149,14 @@ def test_options(bridge: Bridge, target: str) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"no JSON", b"\xff", b"{}", request("x"), b"[" * 100_000, b"x" * 20_000_000]
 )
-def test_unknown_session_whatever_the_body(bridge: Bridge, body: bytes) -> None:
-    """An unknown session is 404 whatever the body, also one that is too large."""
+def test_unknown_session_is_404_whatever_the_body(bridge: Bridge, body: bytes) -> None:
+    """Even one that is too large."""
     answer = bridge.ask("POST", f"/message?sessionId={UNKNOWN}", body)
     assert answer.status == 404
     assert answer.json == NO_SESSION
 
 
-def test_a_session_belongs_to_its_server(bridge: Bridge) -> None:
-    """A session's id is unknown to every other server."""
+def test_session_id_is_unknown_to_other_servers(bridge: Bridge) -> None:
     stream = bridge.open("/a")
     for base in ("", "/a/b", "/limited"):
         target = f"{base}/message?sessionId={stream.ident}"
@@ -169,8 +164,8 @@ def test_a_session_belongs_to_its_server(bridge: Bridge) -> None:
     assert stream.round_trip(request("x")) == request("x")
 
 
-def test_connection_outlives_refusals_and_accepts(bridge: Bridge) -> None:
-    """One connection, kept alive: 4xx and 202 in turn, pipelined too."""
+def test_connection_stays_open_after_refusals(bridge: Bridge) -> None:
+    """202, 400 and 404 in turn, pipelined."""
     stream = bridge.open()
     one = request("x")
     head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
@@ -185,28 +180,24 @@ def test_connection_outlives_refusals_and_accepts(bridge: Bridge) -> None:
     assert all(stream.message() == one for _ in range(10))
 
 
-def test_encoded_path_is_the_same_path(bridge: Bridge) -> None:
-    """A path whose characters are needlessly encoded is the path that they stand for."""
+def test_needlessly_encoded_path_is_decoded(bridge: Bridge) -> None:
     stream = bridge.knock("/%61/%73se")
     assert stream.status == 200
     assert stream.begin().endpoint.startswith("/a/message?sessionId=")
 
 
-def test_query_of_a_stream_is_ignored(bridge: Bridge) -> None:
-    """A client may put what it likes behind `/sse?`."""
+def test_query_of_sse_is_ignored(bridge: Bridge) -> None:
     assert bridge.knock("/sse?token=x&y=%ff").begin().round_trip(request("x")) == request("x")
 
 
-def test_session_id_among_other_arguments(bridge: Bridge) -> None:
-    """Other arguments of the query do not matter."""
+def test_session_id_is_found_among_other_arguments(bridge: Bridge) -> None:
     stream = bridge.open()
     target = f"/message?a=1&sessionId={stream.ident}&b=%ff"
     assert bridge.ask("POST", target, request("x")).status == 202
     assert stream.message() == request("x")
 
 
-def test_chunked_body(bridge: Bridge) -> None:
-    """A body may come in chunks."""
+def test_chunked_body_is_accepted(bridge: Bridge) -> None:
     stream, body = bridge.open(), request("x")
     with bridge.wire() as wire:
         wire.send(f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\n".encode())
@@ -220,8 +211,8 @@ def test_chunked_body(bridge: Bridge) -> None:
     assert stream.message() == body
 
 
-def test_http_1_0(bridge: Bridge) -> None:
-    """An old client gets its stream without chunks, and its connection closed at the end."""
+def test_http_1_0_client_gets_an_unchunked_stream(bridge: Bridge) -> None:
+    """The connection is closed at its end."""
     with bridge.wire() as wire:
         wire.send(b"GET /sse HTTP/1.0\r\n\r\n")
         status, headers = wire.read_head()
@@ -243,8 +234,8 @@ def test_http_1_0(bridge: Bridge) -> None:
         b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
     ],
 )
-def test_what_is_no_http(bridge: Bridge, garbage: bytes) -> None:
-    """What does not parse ends its own connection at most, without a traceback to anybody."""
+def test_invalid_http_ends_only_its_own_connection(bridge: Bridge, garbage: bytes) -> None:
+    """No client sees a traceback."""
     stream = bridge.open()
     with bridge.wire() as wire:
         try:
@@ -260,8 +251,8 @@ def test_what_is_no_http(bridge: Bridge, garbage: bytes) -> None:
 # Several servers.
 
 
-def test_servers_of_a_file(bridge: Bridge) -> None:
-    """Each server has its own base, command, sessions; one may lie below another."""
+def test_each_server_of_a_file_has_its_own_base_and_command(bridge: Bridge) -> None:
+    """One base may lie below another."""
     endpoints = {base: bridge.open(base) for base in ("", "/a", "/a/b")}
     for base, stream in endpoints.items():
         assert stream.endpoint == f"{base}/message?sessionId={stream.ident}"
@@ -270,15 +261,13 @@ def test_servers_of_a_file(bridge: Bridge) -> None:
     assert described["params"]["arguments"] == ["of its own"]
 
 
-def test_servers_have_their_own_limits(bridge: Bridge) -> None:
-    """A server that is full refuses; the others do not."""
+def test_full_server_does_not_affect_others(bridge: Bridge) -> None:
     bridge.open("/limited")
     assert bridge.knock("/limited/sse").status == 429
     bridge.open("/a")
 
 
-def test_limit_over_all_servers() -> None:
-    """`bridge.max_sessions` is a limit over all of them."""
+def test_bridge_max_sessions_limits_all_servers_together() -> None:
     command, *args = backend("echo")
     servers = {name: {"command": command, "args": args} for name in ("one", "two")}
     with serving(config={"mcpServers": servers, "bridge": {"max_sessions": 2}}) as bridge:
@@ -291,8 +280,7 @@ def test_limit_over_all_servers() -> None:
         bridge.open("/two")
 
 
-def test_urls_are_printed(shared: Bridge) -> None:
-    """On start it prints the URLs that it serves."""
+def test_startup_prints_the_served_urls(shared: Bridge) -> None:
     served = re.findall(r"serving (http://\S+)$", shared.log, re.MULTILINE)
     origin = f"http://127.0.0.1:{shared.port}"
     bases = ("", "/a", "/a/b", "/described", "/limited")
@@ -309,8 +297,7 @@ def has_ipv6() -> bool:
     return True
 
 
-def test_listeners_of_a_file() -> None:
-    """The file names the listeners, if it does; the command line says otherwise."""
+def test_listen_option_overrides_the_listeners_of_a_file() -> None:
     command, *args = backend("echo")
     # Not every container has the other one.
     interface, host = ("\\:\\:1", "[::1]") if has_ipv6() else ("127.0.0.2", "127.0.0.2")
@@ -324,8 +311,8 @@ def test_listeners_of_a_file() -> None:
         assert bridge.log.count("serving http://") == 2
 
 
-def test_public_path() -> None:
-    """Behind a proxy that rewrites paths, the endpoint is the one that clients see."""
+def test_public_path_is_advertised_as_the_endpoint() -> None:
+    """For a proxy that rewrites paths."""
     with serving("--base-uri", "/in", "--public-path", "/out/side") as bridge:
         stream = bridge.open("/in")
         assert stream.endpoint == f"/out/side/message?sessionId={stream.ident}"
@@ -344,7 +331,7 @@ FROM_A_PAGE = [
 
 
 def test_pages_of_other_sites_start_no_backend() -> None:
-    """promise: on every route and both ways in; a page whose Origin is allowed has its stream."""
+    """promise: on every route and both ways in; a page whose Origin is allowed gets its stream."""
     allowed = "https://app.example"
     agent = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) Chrome/156.0"
     with serving("--allow-origin", allowed) as bridge:
@@ -374,8 +361,8 @@ def test_pages_of_other_sites_start_no_backend() -> None:
 # The log.
 
 
-def test_logs_keep_secrets(tmp_path: Path) -> None:
-    """Neither log nor access log ever holds a whole session id, or anything of a message."""
+def test_logs_hold_no_session_id_and_no_message(tmp_path: Path) -> None:
+    """Neither the log nor the access log has a whole session id or any part of a message."""
     with serving("--access-log", command=backend("obey")) as bridge:
         first, second = bridge.open(), bridge.open()
         for stream in (first, second):
@@ -414,8 +401,8 @@ def test_access_log_is_off_by_default() -> None:
         assert "/nothing" not in bridge.log
 
 
-def test_access_log_has_one_line_a_request() -> None:
-    """What a client sends cannot make lines of its own in the log."""
+def test_access_log_has_one_line_per_request() -> None:
+    """Nothing that a client sends can forge a line."""
     with serving("--access-log") as bridge:
         before = len(bridge.log.splitlines())
         bridge.ask("GET", "/a%0d%0aforged")
@@ -425,7 +412,7 @@ def test_access_log_has_one_line_a_request() -> None:
         assert "\x1b" not in bridge.log
 
 
-def test_account_of_a_session() -> None:
+def test_log_accounts_for_a_closed_session() -> None:
     """Closed: reason, duration, messages and bytes each way, exit status, last lines of stderr."""
     script = 'echo "one \\"odd\\" line" >&2; read line; echo "{}"; exit 4'
     with serving(command=["sh", "-c", script]) as bridge:
@@ -475,8 +462,8 @@ def complaint(*arguments: str) -> str:
         ("--cwd", "", '""'),
     ],
 )
-def test_wrong_options(name: str, value: str, got: str) -> None:
-    """A wrong setting is one line that names it, what was expected and what was got."""
+def test_invalid_option_is_one_clear_line(name: str, value: str, got: str) -> None:
+    """It names the setting, what was expected and what was given."""
     said = complaint(name, value, "--", "cat")
     key = r"\([a-z_.]+\)"
     assert re.fullmatch(f"mcpbridge: {name} {key}: expected .+, got ({got})", said), said
@@ -532,16 +519,17 @@ def test_wrong_options(name: str, value: str, got: str) -> None:
         ),
     ],
 )
-def test_wrong_file(tmp_path: Path, content: str, says: str) -> None:
-    """The same for a configuration file, with the place in it."""
+def test_invalid_file_is_one_clear_line_with_its_position(
+    tmp_path: Path, content: str, says: str
+) -> None:
     file = tmp_path / "config.json"
     file.write_text(content)
     said = complaint("--config", str(file))
     assert re.fullmatch(rf"mcpbridge: {file}:\d+(:\d+)?: {says}", said), said
 
 
-def test_wrong_setting_starts_nothing(tmp_path: Path) -> None:
-    """Twistd prints that line and no more: exit status ≠ 0, nothing started."""
+def test_invalid_setting_starts_nothing(tmp_path: Path) -> None:
+    """twistd prints that line only, and exits with status 1."""
     options = ("--listen", "tcp:many", "--max-sessions", "3")
     status, output = run_to_end(*options, "--", "touch", "started", cwd=tmp_path)
     assert status == 1
@@ -549,16 +537,15 @@ def test_wrong_setting_starts_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_file(tmp_path: Path) -> None:
-    """A file that is not there is named."""
+def test_missing_file_is_named(tmp_path: Path) -> None:
     status, output = run_to_end("--config", str(tmp_path / "none.json"))
     assert status == 1
     assert output.count("\n") == 1
     assert output.startswith(f"mcpbridge: --config: expected a readable file, got {tmp_path}/none")
 
 
-def test_port_in_use(tmp_path: Path) -> None:
-    """A port in use is one line that names the endpoint, exit status ≠ 0."""
+def test_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    """It names the endpoint, and twistd exits with status 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
         status, output = run_to_end(*LOOPBACK, "--listen", endpoint, "--", "cat", cwd=tmp_path)
@@ -571,11 +558,11 @@ def test_port_in_use(tmp_path: Path) -> None:
     assert "serving" not in output
 
 
-def test_missing_command_may_appear(tmp_path: Path) -> None:
+def test_missing_command_may_appear_later(tmp_path: Path) -> None:
     """
-    A COMMAND that cannot be found is said at start and does not stop the
-    bridge: each session looks it up anew, is answered with 502 and JSON
-    before any header of a stream, and works once it is there.
+    A command that cannot be found is reported at startup and does not stop the
+    bridge: each session looks it up again, is answered with 502 and JSON before
+    any stream header, and works once the command exists.
     """
     tool = tmp_path / "bin" / "tool"
     options = ("--env", f"PATH={tool.parent}", "--max-sessions", "1")
@@ -600,8 +587,7 @@ def test_missing_command_may_appear(tmp_path: Path) -> None:
         assert bridge.knock().status == 502
 
 
-def test_missing_command_beside_one_that_works(tmp_path: Path) -> None:
-    """Other servers work."""
+def test_missing_command_does_not_affect_other_servers(tmp_path: Path) -> None:
     command, *args = backend("echo")
     servers: dict[str, Any] = {
         "missing": {"command": "/no/such/command"},
@@ -616,8 +602,8 @@ def test_missing_command_beside_one_that_works(tmp_path: Path) -> None:
         assert bridge.open("/works").round_trip(request("x")) == request("x")
 
 
-def test_program_that_cannot_run(tmp_path: Path) -> None:
-    """What is there and executable but no program ends its session, with the reason in the log."""
+def test_invalid_executable_ends_its_session(tmp_path: Path) -> None:
+    """The log gives the reason."""
     tool = tmp_path / "tool"
     tool.write_bytes(b"\x7fELF nonsense")
     tool.chmod(stat.S_IRWXU)
@@ -628,8 +614,8 @@ def test_program_that_cannot_run(tmp_path: Path) -> None:
         bridge.wait_until_empty()
 
 
-def test_backends_directory(tmp_path: Path) -> None:
-    """`--cwd`: the backend's directory, where its command is looked up too."""
+def test_cwd_is_the_backends_directory(tmp_path: Path) -> None:
+    """A relative command is looked up there too."""
     (tmp_path / "run").symlink_to(backend("describe")[0])
     command = ["./run", *backend("describe")[1:]]
     with serving("--cwd", str(tmp_path), command=command) as bridge:
@@ -637,8 +623,8 @@ def test_backends_directory(tmp_path: Path) -> None:
         assert described["directory"] == str(tmp_path)
 
 
-def test_stderr_is_in_the_log_while_the_backend_lives() -> None:
-    """promise: a backend that hangs or installs something is not silent to the operator."""
+def test_stderr_is_logged_while_the_backend_runs() -> None:
+    """promise: the operator can see what a hanging or installing backend prints."""
     script = 'printf "one\\033[31m\\n" >&2; read line; cat > /dev/null'
     with serving(command=["sh", "-c", script]) as bridge:
         stream = bridge.open()
@@ -650,8 +636,8 @@ def test_stderr_is_in_the_log_while_the_backend_lives() -> None:
         bridge.wait_for_close(stream)
 
 
-def test_the_last_words_of_a_backend_are_in_the_log() -> None:
-    """However soon it ends; and one warning says what to do for all that end so."""
+def test_last_stderr_of_a_backend_is_logged() -> None:
+    """However soon it ends; one warning tells what to do about all such ends."""
     with serving(command=["sh", "-c", "echo last words >&2; exit 3"]) as bridge:
         for _ in range(10):
             stream = bridge.open()

@@ -1,6 +1,5 @@
 """
-Callers that have no session, at once in front of the same server: each gets
-what is its own, and nothing else.
+Concurrent stateless clients of one server: each receives only what is its own.
 """
 
 from __future__ import annotations
@@ -112,10 +111,10 @@ def converse(caller: Caller, callers: int) -> list[Any]:
 @pytest.mark.parametrize("disturbed", [False, True], ids=["alone", "disturbed"])
 @pytest.mark.parametrize("callers", [1, 2, 4, 16])
 @pytest.mark.parametrize("base", ["/legacy", "/never"])
-def test_each_caller_has_its_own_question(
+def test_each_client_gets_its_own_question_and_answer(
     bridge: Bridge, base: str, callers: int, disturbed: bool
 ) -> None:
-    """n of n get their own question and their own answer, and no call has another beside it."""
+    """No call shares its process with another one."""
     caller = Caller(bridge, base)
     with disturbing(caller) if disturbed else nullcontext():
         said = [each for _ in range(ROUNDS) for each in converse(caller, callers)]
@@ -125,8 +124,7 @@ def test_each_caller_has_its_own_question(
         assert len({each["pid"] for each in said}) == len(said)
 
 
-def test_more_callers_than_processes(bridge: Bridge) -> None:
-    """They wait for each other, and none for ever."""
+def test_more_clients_than_processes_are_all_served(bridge: Bridge) -> None:
     caller = Caller(bridge, "/few")
 
     def work(number: int) -> Any:
@@ -139,8 +137,8 @@ def test_more_callers_than_processes(bridge: Bridge) -> None:
     assert {each["beside"] for each in said} == {0}
 
 
-def test_one_process_for_the_callers_of_a_new_server(bridge: Bridge) -> None:
-    """2026-07-28 on both sides: sixteen at once on one process, each with what is its own."""
+def test_modern_server_serves_all_clients_on_one_process(bridge: Bridge) -> None:
+    """Sixteen calls at once, each with its own question and answer."""
     caller = Caller(bridge, "/shared")
     first = caller.call("echo", "first").said
     said = [each for _ in range(ROUNDS) for each in converse(caller, 16)]
@@ -148,8 +146,8 @@ def test_one_process_for_the_callers_of_a_new_server(bridge: Bridge) -> None:
 
 
 @pytest.mark.parametrize("callers", [1, 4, 16])
-def test_questions_of_a_new_server(bridge: Bridge, callers: int) -> None:
-    """The same while others call, leave and listen."""
+def test_clients_of_a_modern_server_get_their_own_questions(bridge: Bridge, callers: int) -> None:
+    """Also while others call, leave and subscribe."""
     caller = Caller(bridge, "/modern")
     with disturbing(caller):
         for _ in range(ROUNDS):
@@ -158,8 +156,10 @@ def test_questions_of_a_new_server(bridge: Bridge, callers: int) -> None:
 
 @pytest.mark.parametrize("callers", [1, 2, 4, 16])
 @pytest.mark.parametrize("base", ["/legacy", "/never", "/modern"])
-def test_progress_and_logs(bridge: Bridge, base: str, callers: int) -> None:
-    """Progress has the caller's token; logs come only to who asked for them, and only its own."""
+def test_progress_and_log_messages_reach_their_own_client(
+    bridge: Bridge, base: str, callers: int
+) -> None:
+    """Progress has the client's token; log messages come only to clients that asked for them."""
     caller = Caller(bridge, base)
 
     def work(number: int) -> None:
@@ -173,8 +173,8 @@ def test_progress_and_logs(bridge: Bridge, base: str, callers: int) -> None:
 
 
 @pytest.mark.parametrize("base", ["/legacy", "/never", "/modern"])
-def test_what_comes_too_late(bridge: Bridge, base: str) -> None:
-    """What is said of a call that is over is nobody's; but a shared process may log."""
+def test_late_messages_of_a_finished_call_reach_nobody(bridge: Bridge, base: str) -> None:
+    """Only a concurrent worker may still deliver its log messages."""
     caller = Caller(bridge, base)
     meta: dict[str, Any] = {"progressToken": 1}
     if base != "/modern":
@@ -193,8 +193,8 @@ def test_what_comes_too_late(bridge: Bridge, base: str) -> None:
 
 
 @pytest.mark.parametrize("base", ["/legacy", "/never"])
-def test_what_comes_when_the_next_call_is_there(bridge: Bridge, base: str) -> None:
-    """A late question and a late log message never reach the caller on another connection."""
+def test_late_messages_never_reach_another_connection(bridge: Bridge, base: str) -> None:
+    """The server sends a late question and a late log message during the next call."""
     caller = Caller(bridge, base)
     meta = {f"{PREFIX}logLevel": "info"}
 
@@ -209,8 +209,8 @@ def test_what_comes_when_the_next_call_is_there(bridge: Bridge, base: str) -> No
     together(4, work)
 
 
-def test_what_one_identity_shares(bridge: Bridge) -> None:
-    """With `identity` it does reach the next caller, so that the test above tests something."""
+def test_late_question_reaches_another_call_of_the_same_identity(bridge: Bridge) -> None:
+    """With reuse by identity it does arrive, so the test above can fail."""
     caller = Caller(bridge, "/identity")
     caller.call("haunt", "first")
     told = caller.call("wait", "second")
@@ -218,8 +218,8 @@ def test_what_one_identity_shares(bridge: Bridge) -> None:
     assert asked["params"]["message"] == "first"
 
 
-def test_one_connection_has_one_process(bridge: Bridge) -> None:
-    """While it is kept open; its next requests meet the same process, and nobody else does."""
+def test_connection_keeps_its_own_process(bridge: Bridge) -> None:
+    """While it is open, its requests meet the same process, and no other client does."""
     with KeptAlive(bridge.port, "/legacy") as one, KeptAlive(bridge.port, "/legacy") as two:
         first = [each.call("echo", "x")["pid"] for each in (one, two, one, two, one)]
         assert len(set(first)) == 2
@@ -239,8 +239,8 @@ def state_of_another(caller: Caller, use: Callable[[str, Told], Told]) -> None:
     assert caller.reply(mine, question, "still").said["answer"] == "still"
 
 
-def test_a_state_is_for_its_own_call(bridge: Bridge) -> None:
-    """Brought back with other arguments, or not as it was given, it is refused."""
+def test_request_state_is_refused_for_another_call(bridge: Bridge) -> None:
+    """It is also refused if altered; the call that it belongs to goes on."""
     caller = Caller(bridge, "/legacy")
     state_of_another(caller, lambda token, told: caller.reply(token, told, "x"))
 
@@ -254,8 +254,8 @@ def test_a_state_is_for_its_own_call(bridge: Bridge) -> None:
     state_of_another(caller, forge)
 
 
-def test_a_state_is_good_once(bridge: Bridge) -> None:
-    """Of two who bring back the same state one is answered, and the other is refused."""
+def test_request_state_can_be_used_once(bridge: Bridge) -> None:
+    """Of two clients that send the same state, one is refused."""
     caller = Caller(bridge, "/legacy")
     for _ in range(ROUNDS):
         mine = str(uuid4())
@@ -264,8 +264,8 @@ def test_a_state_is_good_once(bridge: Bridge) -> None:
         assert sorted(each.status for each in told) == [200, 400], told
 
 
-def test_a_call_that_waits_too_long(bridge: Bridge) -> None:
-    """Its state has expired, and its process is another's."""
+def test_request_state_expires_after_input_timeout(bridge: Bridge) -> None:
+    """Its process then serves another call."""
     caller = Caller(bridge, "/legacy")
     mine = str(uuid4())
     question = caller.ask(mine)
@@ -276,8 +276,8 @@ def test_a_call_that_waits_too_long(bridge: Bridge) -> None:
 
 
 @pytest.mark.parametrize("base", ["/legacy", "/modern"])
-def test_the_real_client(bridge: Bridge, base: str) -> None:
-    """The official Python SDK, sixteen clients in one process: each is asked its own question."""
+def test_sixteen_sdk_clients_get_their_own_questions(bridge: Bridge, base: str) -> None:
+    """The official Python SDK, sixteen clients in one process."""
     client = Client("client2", "asking.py").command()
     url = f"http://127.0.0.1:{bridge.port}{base}/mcp"
     with disturbing(Caller(bridge, base)):

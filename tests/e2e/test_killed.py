@@ -1,6 +1,6 @@
 """
-Bridge and watchdog killed with SIGKILL, in every order: what is left, and
-that the next start leaves nothing of it.
+Bridge and watchdog killed with SIGKILL, in every order: the next start ends
+whatever they left.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ EVERY_ORDER: Sequence[Kill] = (
 
 
 @pytest.mark.parametrize("kill", EVERY_ORDER)
-def test_the_next_start_ends_what_was_left(tmp_path: Path, kill: Kill) -> None:
-    """The daemons of a bridge that died with its watchdog; another bridge is not disturbed."""
+def test_next_start_ends_the_processes_of_a_killed_bridge(tmp_path: Path, kill: Kill) -> None:
+    """The daemons of a bridge that died with its watchdog; another bridge is not affected."""
     with bridge_with(tmp_path) as neighbour, bridge_with(tmp_path) as bridge:
         theirs = neighbour.open()
         assert theirs.message() == READY
@@ -79,7 +79,7 @@ def test_the_next_start_ends_what_was_left(tmp_path: Path, kill: Kill) -> None:
         everything = bridge.marked()
         kill(bridge, watchdog)
         bridge.process.wait()
-        # The backend itself dies with the bridge; its strays do not.
+        # The backend itself dies with the bridge; its daemons do not.
         until(lambda: len(bridge.marked()) == 3)
         assert len(list(tmp_path.glob("bridge-*.json"))) == 2
         with bridge_with(tmp_path) as following:
@@ -94,8 +94,7 @@ def test_the_next_start_ends_what_was_left(tmp_path: Path, kill: Kill) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_watchdog_that_has_done_its_work_leaves_nothing_to_do(tmp_path: Path) -> None:
-    """The bridge alone was killed."""
+def test_watchdog_of_a_killed_bridge_leaves_nothing_for_the_next_start(tmp_path: Path) -> None:
     with bridge_with(tmp_path) as bridge:
         watchdog = bridge.watchdog()
         assert bridge.open().message() == READY
@@ -107,14 +106,14 @@ def test_a_watchdog_that_has_done_its_work_leaves_nothing_to_do(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stopped_watchdog_works_at_the_stop(tmp_path: Path) -> None:
-    """It is woken, says that nothing is left, and ends by itself."""
+def test_paused_watchdog_is_resumed_when_the_bridge_stops(tmp_path: Path) -> None:
+    """It learns that nothing is left, and ends by itself."""
     with bridge_with(tmp_path) as bridge:
         watchdog = bridge.watchdog()
         assert bridge.open().message() == READY
         os.kill(watchdog.pid, signal.SIGSTOP)
         bridge.stop()
-        # Had it been killed, the state file would be there for the next start.
+        # If it had been killed, the state file would be left for the next start.
         assert list(tmp_path.iterdir()) == []
 
 

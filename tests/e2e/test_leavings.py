@@ -1,6 +1,6 @@
 """
-Backends that leave processes behind in ways that are hard to see: when a
-session is closed nothing of it runs, and its permit is free.
+Backends that leave processes behind in ways that are hard to detect: when a
+session is closed, none of its processes runs, and its permit is free.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ def open_and_leave(bridge: Bridge) -> None:
         ("limits", 3),
     ],
 )
-def test_nothing_runs_when_a_session_is_closed(how: str, sessions: int, tmp_path: Path) -> None:
-    """Neither what daemonises while it ends, nor what renews itself, nor what lost its tag."""
+def test_closed_session_leaves_no_process(how: str, sessions: int, tmp_path: Path) -> None:
+    """Processes that daemonize while ending, keep forking or lost their tag are ended too."""
     command = backend("leaving", how, tmp_path)
     with serving(*GRACES, "--max-sessions", "1", command=command) as bridge:
         for _ in range(sessions):
-            # Where one is let in, the permit of the one before is free.
+            # A session can open only when the permit of the previous one is free.
             open_and_leave(bridge)
             assert not running(tmp_path)
         assert len(os.listdir(tmp_path)) == sessions
-        # Orphans that the bridge has adopted are reaped.
+        # The orphans that the bridge adopted are reaped.
         bridge.wait_until_empty()
 
 
 @pytest.mark.parametrize("how", ["renew-1", "threads", "limit"])
-def test_nothing_runs_when_the_bridge_was_killed(how: str, tmp_path: Path) -> None:
-    """The watchdog is not outrun either, and sees what has threads or another limit."""
+def test_killed_bridge_leaves_no_process(how: str, tmp_path: Path) -> None:
+    """The watchdog keeps up with forks, and finds threads and changed limits."""
     command = backend("leaving", how, tmp_path)
     with serving(*GRACES, command=command) as bridge:
         bridge.watchdog()

@@ -1,8 +1,8 @@
 """
 The matrix: clients of every revision in front of backends of every era.
 
-Nobody here wrote the clients, and two of the backends; one bridge, the
-installed `twistd mcpbridge` in a process of its own, is between them all.
+The clients and two of the backends are third-party; one bridge, the installed
+`twistd mcpbridge` in its own process, connects them all.
 """
 
 import signal
@@ -47,8 +47,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
-def test_a_client_and_all_backends(row: str, running: Matrix) -> None:
-    """Every operation works that both sides have, and nothing else is left out."""
+def test_client_works_with_every_backend(row: str, running: Matrix) -> None:
+    """Every operation works that both sides support, and nothing else is left out."""
     outcomes = running.row(row)
     done = {(each.sdk, each.backend, each.op) for each in outcomes}
     assert done >= {
@@ -65,8 +65,8 @@ def test_a_client_and_all_backends(row: str, running: Matrix) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_is_what_the_run_gives(running: Matrix) -> None:
-    """If not: `python -m tests.matrix.run --write`, and look at the difference."""
+def test_documented_table_matches_the_run(running: Matrix) -> None:
+    """If not, run `python -m tests.matrix.run --write`, and review the difference."""
     document = DOCUMENT.read_text(encoding="utf-8")
     assert document == with_table(document, running.outcomes())
 
@@ -83,13 +83,13 @@ def every_outcome() -> list[Outcome]:
     ]
 
 
-def test_the_table_shows_no_failure_and_no_gap() -> None:
+def test_documented_table_shows_no_failure_and_no_gap() -> None:
     document = DOCUMENT.read_text(encoding="utf-8")
     assert document == with_table(document, every_outcome())
     assert FAILED not in document
 
 
-def test_every_footnote_is_used_and_says_something() -> None:
+def test_every_footnote_is_used_and_is_a_sentence() -> None:
     lines = table(every_outcome())
     rows = "\n".join(line for line in lines if line.startswith("|"))
     notes = [line.partition(" ") for line in lines if line and line[0] not in "|*"]
@@ -111,7 +111,7 @@ def test_every_footnote_is_used_and_says_something() -> None:
     ],
     ids=["a failure", "something absent"],
 )
-def test_where_sdks_differ_each_is_named(changed: Outcome, cell: str) -> None:
+def test_cell_names_each_sdk_where_they_differ(changed: Outcome, cell: str) -> None:
     def key(one: Outcome) -> tuple[str, ...]:
         return one.row, one.sdk, one.backend, one.op
 
@@ -120,11 +120,11 @@ def test_where_sdks_differ_each_is_named(changed: Outcome, cell: str) -> None:
     assert row.startswith(f"| {ROWS['auto'].title} |")
 
 
-def test_a_document_without_a_place_is_refused() -> None:
+def test_document_without_a_marker_for_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="0 places"):
         with_table("# Nothing\n", every_outcome())
     assert with_table(f"{BEGIN}\nold\n{END}\n", every_outcome()).startswith(f"{BEGIN}\n|")
 
 
-def test_every_sdk_is_pinned() -> None:
+def test_every_sdk_has_an_exact_version() -> None:
     assert all(sdk.version[0].isdigit() for sdk in SDKS.values())

@@ -72,10 +72,10 @@ clients = pytest.mark.parametrize("client", [at_sse, at_mcp, of_2026])
         ("lines", "over several lines", ["over several lines", "without indentation"]),
     ],
 )
-def test_an_answer_that_cannot_pass_is_an_error(
+def test_misframed_answer_fails_its_call(
     client: Callable[[Bridge], Call], how: str, error: str, logged: list[str]
 ) -> None:
-    """Soon, with what the server does wrong; and the session goes on."""
+    """The error names the server's mistake, and the session goes on."""
     with serving(command=backend("misframed", "well")) as bridge:
         call = client(bridge)
         failed = call(how)
@@ -86,8 +86,8 @@ def test_an_answer_that_cannot_pass_is_an_error(
 
 
 @pytest.mark.parametrize("client", [at_mcp, of_2026])
-def test_an_answer_that_is_no_json_is_an_error(client: Callable[[Bridge], Call]) -> None:
-    """`NaN`, as Python writes it.  At `/sse` every line in braces passes as it is."""
+def test_answer_with_nan_fails_its_call(client: Callable[[Bridge], Call]) -> None:
+    """On `/sse`, every line in braces passes unchanged."""
     with serving(command=backend("misframed", "well")) as bridge:
         call = client(bridge)
         assert "not a JSON-RPC message" in call("nan")["error"]["message"]
@@ -105,10 +105,10 @@ def test_an_answer_that_is_no_json_is_an_error(client: Callable[[Bridge], Call])
         ("dump", ["over several lines", "if it is the answer"]),
     ],
 )
-def test_what_can_be_read_passes(
+def test_misframed_answer_that_can_be_read_passes(
     client: Callable[[Bridge], Call], how: str, logged: list[str]
 ) -> None:
-    """And is named all the same."""
+    """The log still names the mistake."""
     with serving(command=backend("misframed", how)) as bridge:
         call = client(bridge)
         assert call(how)["result"]["content"] == [{"type": "text", "text": "done"}]
@@ -120,8 +120,8 @@ def test_what_can_be_read_passes(
     [(at_sse, "text id")]
     + [(each, how) for each in (at_mcp, of_2026) for how in ("well", "text id")],
 )
-def test_ids_as_text(client: Callable[..., Call], first: str) -> None:
-    """The client gets its own; at `/sse`, where ids are not read, if `initialize` shows it."""
+def test_number_id_answered_as_text_is_restored(client: Callable[..., Call], first: str) -> None:
+    """On `/sse`, where ids are not read, only if the answer to `initialize` shows it."""
     with serving(command=backend("misframed", first)) as bridge:
         answer = client(bridge)("text id")
         assert answer["id"] in (1, 7)
@@ -130,15 +130,14 @@ def test_ids_as_text(client: Callable[..., Call], first: str) -> None:
 
 
 @pytest.mark.parametrize("client", [at_sse, at_mcp])
-def test_ids_as_numbers(client: Callable[..., Call]) -> None:
+def test_text_id_answered_as_number_is_restored(client: Callable[..., Call]) -> None:
     with serving(command=backend("misframed", "text id")) as bridge:
         answer = client(bridge, "7")("text id")
         assert (answer["id"], "result" in answer) == ("7", True)
 
 
 @pytest.mark.parametrize("client", [at_mcp, of_2026])
-def test_an_answer_that_nobody_asked_for(client: Callable[[Bridge], Call]) -> None:
-    """It reaches nobody and is named by its id."""
+def test_unexpected_answer_is_dropped_and_logged(client: Callable[[Bridge], Call]) -> None:
     with serving(command=backend("misframed", "well")) as bridge:
         call = client(bridge)
         assert "result" in call("twice")
@@ -147,8 +146,8 @@ def test_an_answer_that_nobody_asked_for(client: Callable[[Bridge], Call]) -> No
 
 
 @clients
-def test_utf16(client: Callable[[Bridge], Call]) -> None:
-    """Nothing of it can be read, so the process ends, and who waits is told why."""
+def test_utf16_output_ends_the_process(client: Callable[[Bridge], Call]) -> None:
+    """Nothing of it can be read; waiting clients get the reason."""
     with serving(command=backend("misframed", "well")) as bridge:
         call = client(bridge)
         if client is at_sse:

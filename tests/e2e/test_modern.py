@@ -1,6 +1,6 @@
 """
-2026-07-28 on the wire, in front of servers of both eras: statuses, what comes
-as JSON and what as events, and clients that leave or do not read.
+Stateless requests of 2026-07-28 in front of servers of both eras: statuses,
+JSON and event responses, and clients that leave or do not read.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def site(shared: Site) -> Iterator[Site]:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_json_where_there_is_only_an_answer(site: Site, base: str) -> None:
+def test_single_answer_is_json(site: Site, base: str) -> None:
     answer = site.call(base, mark="x")
     if "event-stream" in answer.kind:
         # The first call of all starts the server, which may take seconds.
@@ -143,8 +143,8 @@ def test_json_where_there_is_only_an_answer(site: Site, base: str) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_events_where_something_comes_first(site: Site, base: str) -> None:
-    """Nothing to come back with, and nothing that a proxy may hold back."""
+def test_notifications_before_the_answer_make_a_stream(site: Site, base: str) -> None:
+    """The events have no ids, and a header turns off buffering in proxies."""
     answer = site.call(base, progress=2)
     assert (answer.status, answer.kind) == (200, "text/event-stream")
     assert answer.headers["x-accel-buffering"] == "no"
@@ -155,14 +155,13 @@ def test_events_where_something_comes_first(site: Site, base: str) -> None:
     assert last["id"] == "a"
 
 
-def test_json_alone(site: Site) -> None:
+def test_json_response_setting_answers_with_json_only(site: Site) -> None:
     answer = site.send("/json", calling(progress=2, mark="x"), Accept="application/json")
     assert (answer.status, answer.kind) == (200, "application/json")
     assert answer.json["result"]["was"] == "x"
 
 
-def test_keepalive_comments(site: Site) -> None:
-    """A stream that says nothing is kept alive, long before anything is to be said."""
+def test_silent_stream_gets_keepalive_comments(site: Site) -> None:
     listening = site.listen("/kept")
     arrived = listening.socket.recv(1000)
     while arrived.count(b": keepalive\n\n") < 3:
@@ -188,31 +187,30 @@ def test_keepalive_comments(site: Site) -> None:
         (asking("tools/list"), {"Content_Type": "text/plain"}, 415, -32600),
     ],
 )
-def test_refusals(
+def test_refusals_have_a_status_and_the_id_of_the_request(
     site: Site, base: str, message: Any, headers: dict[str, Any], status: int, code: int
 ) -> None:
-    """The same in front of both, with the id of the request."""
+    """Servers of both eras are refused alike."""
     with site.send(base, message, **headers) as answer:
         assert (answer.status, answer.kind) == (status, "application/json")
         assert (answer.json["error"]["code"], answer.json["id"]) == (code, "a")
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_parameters_in_headers(site: Site, base: str) -> None:
+def test_parameter_in_a_header_is_accepted(site: Site, base: str) -> None:
     said = "=?base64?" + base64.b64encode("Köln".encode()).decode() + "?="
     answer = site.send(base, calling(city="Köln", mark="x"), Mcp_Param_City=said)
     assert answer.status == 200
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_413(site: Site, base: str) -> None:
+def test_body_beyond_the_limit_is_refused_with_413(site: Site, base: str) -> None:
     with site.send(base, calling(mark="x" * LARGE)) as answer:
         assert (answer.status, answer.json["error"]["code"]) == (413, -32600)
 
 
 @pytest.mark.parametrize("message", [{"id": 1, "result": {}}, [], [calling()]])
-def test_what_no_client_sends(site: Site, message: Any) -> None:
-    """Responses and arrays."""
+def test_responses_and_arrays_are_refused(site: Site, message: Any) -> None:
     body = json.dumps({"jsonrpc": "2.0", **message} if isinstance(message, dict) else message)
     lines = [f"{name}: {value}" for name, value in USUAL.items()]
     with Response(site.bridge.port, "POST", "/modern/mcp", body.encode(), lines) as answer:
@@ -220,8 +218,8 @@ def test_what_no_client_sends(site: Site, message: Any) -> None:
         assert answer.json["id"] is None
 
 
-def test_429(site: Site) -> None:
-    """Nobody waits for ever for the only process; with an id, and when to come again."""
+def test_full_server_refuses_with_429_after_queue_timeout(site: Site) -> None:
+    """The error has the request's id, and the response has `Retry-After`."""
     site.call("/one", mark=(mark := a_mark()), wait=True)
     until(lambda: site.noted(f"began {mark}"))
     with site.call("/one") as answer:
@@ -229,8 +227,7 @@ def test_429(site: Site) -> None:
         assert (answer.json["error"]["code"], answer.json["id"]) == (-32603, "a")
 
 
-def test_502(site: Site) -> None:
-    """A server that cannot be started, and one that ends in the middle of it."""
+def test_server_that_cannot_start_or_exits_is_502(site: Site) -> None:
     with site.call("/none") as answer:
         assert (answer.status, answer.json["error"]["code"]) == (502, -32603)
     for base in BASES:
@@ -245,8 +242,10 @@ def test_502(site: Site) -> None:
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("base", [*BASES, "/json"])
-def test_who_leaves_cancels(site: Site, base: str, begun: bool, reset: bool) -> None:
-    """Before there is anything of the answer, and in the middle of it; the server is told."""
+def test_leaving_client_cancels_its_request(
+    site: Site, base: str, begun: bool, reset: bool
+) -> None:
+    """It may leave before the answer begins or in the middle of it."""
     mark = a_mark()
     call = site.call(base, mark=mark, wait=True, progress=int(begun))
     if begun and base != "/json":
@@ -262,8 +261,8 @@ def test_who_leaves_cancels(site: Site, base: str, begun: bool, reset: bool) -> 
 
 
 @pytest.mark.parametrize("base", ["/modern", "/reused"])
-def test_listening(site: Site, base: str) -> None:
-    """Two listen, one leaves; the other is told under its own id."""
+def test_notification_reaches_the_remaining_subscriber(site: Site, base: str) -> None:
+    """It carries that subscriber's own subscription id."""
     gone, stays = site.listen(base, 1), site.listen(base, "two")
     gone.close()
     if base == "/modern":
@@ -275,8 +274,8 @@ def test_listening(site: Site, base: str) -> None:
 
 
 @pytest.mark.parametrize("era", ["modern", "legacy"])
-def test_the_bridge_stops(era: str, tmp_path: Path) -> None:
-    """Who listens gets the end of it as an answer: 200, and a complete stream."""
+def test_stop_completes_open_subscriptions(era: str, tmp_path: Path) -> None:
+    """A subscriber gets the final result on a complete stream."""
     with serving(command=backend("either", era, tmp_path / "note")) as bridge:
         listening = Site(bridge, tmp_path / "note").listen("", 7)
         bridge.process.send_signal(signal.SIGTERM)
@@ -295,8 +294,8 @@ def taken(count: Path) -> int:
     return int(text or 0)
 
 
-def test_a_slow_reader_holds_up_nobody(site: Site, tmp_path: Path) -> None:
-    """Of a process that is shared it is cut off, and its call cancelled; the others go on."""
+def test_slow_reader_on_a_concurrent_worker_is_cut_off(site: Site, tmp_path: Path) -> None:
+    """Its call is cancelled, and the others go on."""
     mark, count = a_mark(), tmp_path / "count"
     size = 40 * MEGABYTE
     slow = site.call("/modern", SMALL, mark=mark, flood=size, count=str(count))
@@ -309,8 +308,8 @@ def test_a_slow_reader_holds_up_nobody(site: Site, tmp_path: Path) -> None:
     assert site.call("/modern", mark="x").answer()["result"]["was"] == "x"
 
 
-def test_a_slow_reader_holds_up_its_own_process(site: Site, tmp_path: Path) -> None:
-    """One that works for it alone waits; all of it arrives once it is read."""
+def test_slow_reader_pauses_its_exclusive_worker(site: Site, tmp_path: Path) -> None:
+    """Everything arrives once it is read."""
     count, size = tmp_path / "count", 20 * MEGABYTE
     slow = site.call("/legacy", SMALL, flood=size, count=str(count))
     assert slow.status == 200
@@ -330,8 +329,7 @@ def test_a_slow_reader_holds_up_its_own_process(site: Site, tmp_path: Path) -> N
 # Connections.
 
 
-def test_two_requests_in_a_row(site: Site) -> None:
-    """Pipelined on one connection: both are answered, in their order."""
+def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
     with Wire(site.bridge.port) as wire:
         for number in (1, 2):
             body = json.dumps(
@@ -351,8 +349,8 @@ def test_two_requests_in_a_row(site: Site) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_older_clients_beside_it(site: Site, base: str) -> None:
-    """A session of 2025-11-25 on the same path, with the same ids: each has its own."""
+def test_session_works_beside_stateless_requests(site: Site, base: str) -> None:
+    """Both use the same path and the same ids."""
     older = site.bridge.streamable(base)
     for _ in range(3):
         assert site.call(base, mark="new").answer()["result"]["was"] == "new"
@@ -360,8 +358,8 @@ def test_older_clients_beside_it(site: Site, base: str) -> None:
         assert answer.answer()["result"]["was"] == "old"
 
 
-def test_a_session_is_nothing_here(site: Site) -> None:
-    """`Mcp-Session-Id` of a living session and `Last-Event-ID`: not looked at, nor harmed."""
+def test_stateless_request_ignores_a_session_id(site: Site) -> None:
+    """`Mcp-Session-Id` and `Last-Event-ID` have no effect, and the session is not harmed."""
     older = site.bridge.streamable("/modern")
     answer = site.send(
         "/modern", calling(mark="x"), Mcp_Session_Id=older.ident, Last_Event_ID="0-0"

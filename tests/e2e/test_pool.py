@@ -1,6 +1,6 @@
 """
-The processes of a server: ahead of who wants them, within the limits, and with
-a server that fails nobody else fails.
+The processes of a server: kept ready, within the limits; a failing server does
+not affect others.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class RefusalLog:
         time.sleep(0.05)
 
 
-def test_bad_servers_are_nobody_elses(tmp_path: Path) -> None:
+def test_failing_servers_do_not_affect_others(tmp_path: Path) -> None:
     """
-    One cannot start, one is to be kept ready and cannot, one says nothing, one
-    ends in every tenth call: meanwhile every call of the good ones succeeds.
+    One cannot start, one cannot be kept ready, one is silent, one exits in every
+    tenth call; meanwhile every call of the good ones succeeds.
     """
     files = {name: tmp_path / name for name in ("broken", "cold", "mute")}
     scripts = {name: f"echo started >> '{path}'; " for name, path in files.items()}
@@ -114,17 +114,17 @@ def test_bad_servers_are_nobody_elses(tmp_path: Path) -> None:
         took = time.monotonic() - began + 1
 
         assert min(done.values()) > 20
-        # Each process served nine; the tenth call of each is lost, and no other.
+        # Each process served nine calls; only the tenth of each is lost.
         assert max(pids.values()) == 9, (lost, pids)
         full = {pid for pid, served in pids.items() if served == 9}
         assert lost == len(full - {each.pid for each in bridge.marked()})
         for refusals in (broken, mute):
             assert refusals.statuses[0] == 502
-            # One more may have begun while the first failure was looked into.
+            # One more may have begun while the bridge checked the first failure.
             assert refusals.statuses.count(502) <= tries(took) + 1
             assert refusals.statuses.count(503) > refusals.statuses.count(502)
-        # A try is a process that is asked what it is, one that is told who calls, and one that
-        # shows whether the server can be started at all.
+        # One attempt starts three processes: for the probe, for the handshake, and to see
+        # whether the server can start at all.
         assert starts(files["broken"]) <= 3 * (tries(took) + 1)
         assert starts(files["mute"]) <= 3 * (tries(took) + 1)
         assert 2 <= starts(files["cold"]) <= tries(took)
@@ -142,16 +142,16 @@ def crash(caller: Caller, count: int) -> tuple[int, Counter[int]]:
     return sum(each.status == 502 for each in told), served
 
 
-def test_a_new_server_that_ends_in_every_tenth_call() -> None:
-    """2026-07-28: it is started anew for the next one, and nobody has to wait."""
+def test_modern_server_that_exits_is_restarted_for_the_next_call() -> None:
+    """The next call does not have to wait."""
     with serving(command=backend("tools", "modern", 10)) as bridge:
         caller = Caller(bridge)
         statuses = [caller.call("echo", "x").status for _ in range(40)]
         assert statuses == ([200] * 9 + [502]) * 4
 
 
-def test_sessions_that_come_again_and_again_are_no_storm(tmp_path: Path) -> None:
-    """A client that is told nothing but the end, and does not wait."""
+def test_reconnecting_client_of_a_broken_server_is_backed_off(tmp_path: Path) -> None:
+    """After STILLBORN_STARTS failures the bridge checks the server itself, then answers 503."""
     file = tmp_path / "starts"
     line = shell(f"echo started >> '{file}'; exit 3")
     with serving(config={"mcpServers": {"broken": server("/broken", line)}}) as bridge:
@@ -166,7 +166,7 @@ def test_sessions_that_come_again_and_again_are_no_storm(tmp_path: Path) -> None
             status, retry, error = come()
             assert (status, retry) == (200, ""), error
             assert "exit status 3" in error["message"]
-        # Now the bridge itself looks whether it can be started.
+        # Now the bridge itself checks whether the server can start.
         for _ in range(STILLBORN_STARTS):
             status, retry, error = come()
             assert "exit status 3" in error["message"]
@@ -177,8 +177,8 @@ def test_sessions_that_come_again_and_again_are_no_storm(tmp_path: Path) -> None
         assert STILLBORN_STARTS < starts(file) <= 2 * STILLBORN_STARTS
 
 
-def test_a_client_whom_the_server_cannot_take() -> None:
-    """However often it comes, with a session or without: all others are served."""
+def test_client_that_crashes_the_server_does_not_affect_others() -> None:
+    """It comes again and again, with and without a session."""
     info = {"name": "bad", "version": "1"}
     with serving(command=backend("tools", "legacy", 0)) as bridge:
         caller = Caller(bridge)
@@ -207,8 +207,7 @@ def test_a_client_whom_the_server_cannot_take() -> None:
         assert " is down after " not in bridge.log
 
 
-def test_kept_ready_within_the_limits() -> None:
-    """There before anybody comes, taken, replaced, and never more than may be with the rest."""
+def test_warm_processes_are_used_and_replaced_within_the_limits() -> None:
     command = backend("tools", "legacy", 0)
     limit = WARM + 1
     config = {"root": server("", command, warm=WARM, max_sessions=limit)}
@@ -223,7 +222,7 @@ def test_kept_ready_within_the_limits() -> None:
             # One in use, and as many ready as before.
             bridge.wait_for_backends(limit)
             clients += [bridge.streamable() for _ in range(WARM)]
-            # All that may be are in use: long enough for one more to be started, if it were.
+            # The limit is in use; wait long enough for one more to start, if one were.
             time.sleep(0.5)
             in_use = bridge.marked()
             assert {each.pid for each in in_use} == {pid_of(each) for each in clients}
@@ -236,7 +235,7 @@ def test_kept_ready_within_the_limits() -> None:
                 assert client.delete() == 200
             until(lambda: not bridge.marked() & in_use)
             bridge.wait_for_backends(WARM)
-            # For those without a session they are kept ready too.
+            # Stateless requests use them too.
             ready = {each.pid for each in bridge.marked()}
             assert Caller(bridge).call("echo", "x").said["pid"] in ready
         assert census.most["tools.py"] == census.most_of_all == limit, census.most
@@ -252,8 +251,8 @@ def pid_of(client: Streamable) -> int:
     return pid
 
 
-def test_spare_processes_do_not_grow_old() -> None:
-    """Each is replaced after `max_process_age`, with no more of them meanwhile."""
+def test_spare_process_is_replaced_after_max_process_age() -> None:
+    """There are never more of them meanwhile."""
     config = {
         "root": server("", backend("tools", "legacy", 0), warm=2, max_process_age=1, max_sessions=3)
     }
@@ -268,8 +267,8 @@ def test_spare_processes_do_not_grow_old() -> None:
         assert Caller(bridge).call("echo", "x").status == 200
 
 
-def test_a_spare_process_is_killed() -> None:
-    """It is replaced, and whoever comes meanwhile has another."""
+def test_killed_spare_process_is_replaced() -> None:
+    """A client that comes meanwhile gets another one."""
     config = {"root": server("", backend("tools", "legacy", 0), warm=WARM)}
     with serving(config={"mcpServers": config}) as bridge:
         spare = bridge.wait_for_backends(WARM)
@@ -283,8 +282,8 @@ def test_a_spare_process_is_killed() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_of_a_bridge(how: int) -> None:
-    """Ended while processes are ready, in sessions, at work, waiting for a client, listened to."""
+def test_stopped_or_killed_bridge_leaves_no_process(how: int) -> None:
+    """Neither spare ones nor those of sessions, running and suspended calls or subscriptions."""
     servers = {
         "older": server("/older", backend("tools", "legacy", 0), warm=2),
         "newer": server("/newer", backend("tools", "modern", 0), warm=2),
@@ -299,7 +298,7 @@ def test_nothing_is_left_of_a_bridge(how: int) -> None:
             working = caller.begin("wait", "working")
             heard.append(listen(bridge.port, base))
             bridge.streams += [working, heard[-1]]
-        # Ready, two sessions, parked, at work, listened to; newer: one for the last three.
+        # Spare, two sessions, suspended, running, subscribed; modern: one for the last three.
         until(lambda: processes(bridge) == {"legacy": 2 + 2 + 3, "modern": 2 + 2 + 1})
         everything = bridge.marked()
         if how == signal.SIGTERM:

@@ -1,8 +1,8 @@
 """
-The main job: real clients, over the network, call tools of real servers.
+Real clients, over the network, call tools of real servers.
 
-Nobody here wrote the clients or the servers; the bridge is the installed
-`twistd mcpbridge`, in a process of its own.
+The clients and servers are third-party; the bridge is the installed
+`twistd mcpbridge` in its own process.
 """
 
 import json
@@ -113,7 +113,7 @@ def visit(bridge: RunningBridge, client: str, case: Case, url: str | None = None
 
 @pytest.mark.parametrize("client", CLIENTS_BY_NAME)
 @pytest.mark.parametrize("server", CASES)
-def test_a_real_client_calls_a_real_server(server: str, client: str, tmp_path: Path) -> None:
+def test_real_client_calls_a_real_server(server: str, client: str, tmp_path: Path) -> None:
     case = CASES[server](tmp_path)
     with serving(tmp_path, *LOOPBACK, "--", *case.command) as bridge:
         visit(bridge, client, case)
@@ -121,7 +121,7 @@ def test_a_real_client_calls_a_real_server(server: str, client: str, tmp_path: P
         assert bridge.stop() in STOPPED
 
 
-def test_all_clients_and_all_servers_at_once(tmp_path: Path) -> None:
+def test_all_real_clients_and_servers_work_at_once(tmp_path: Path) -> None:
     """One bridge, one configuration file, five named servers, fifteen sessions in parallel."""
     cases = {name: make(tmp_path) for name, make in CASES.items()}
     mark = uuid.uuid4().hex
@@ -147,8 +147,7 @@ def test_all_clients_and_all_servers_at_once(tmp_path: Path) -> None:
         assert bridge.stop() in STOPPED
 
 
-def test_sigterm_stops_a_bridge_and_what_it_runs(tmp_path: Path) -> None:
-    """The bridge is stopped in the middle of a call: it ends the session, then itself."""
+def test_sigterm_in_a_call_ends_the_session_and_the_bridge(tmp_path: Path) -> None:
     client = CLIENTS_BY_NAME["mcp-1-session"]
     with serving(tmp_path, *LOOPBACK, "--", *parts.demo()) as bridge:
         slow = [*client.command(), bridge.url, "slow", '{"seconds": 300}']
@@ -161,7 +160,7 @@ def test_sigterm_stops_a_bridge_and_what_it_runs(tmp_path: Path) -> None:
         bridge.assert_nothing_left()
 
 
-def test_the_console_script_is_the_same_without_twistd(tmp_path: Path) -> None:
+def test_console_script_serves_like_twistd(tmp_path: Path) -> None:
     """`mcpbridge -- COMMAND` serves, and leaves no pid file and no log file behind."""
     case = CASES["demo"](tmp_path)
     launch = [beside_python("mcpbridge")]

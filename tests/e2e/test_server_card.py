@@ -28,7 +28,7 @@ def get(bridge: Bridge, path: str, **headers: str) -> tuple[int, dict[str, str],
         connection.close()
 
 
-def test_cards_of_servers_that_have_said_who_they_are() -> None:
+def test_card_exists_once_its_server_has_identified_itself() -> None:
     commands = {"new": backend("tools", "modern", 0), "old": backend("tools", "legacy", 0)}
     config = {
         "mcpServers": {
@@ -43,7 +43,7 @@ def test_cards_of_servers_that_have_said_who_they_are() -> None:
             assert (status, headers["cache-control"]) == (404, "no-store")
             assert "said yet" in body["error"]["message"]
         assert get(bridge, "/.well-known/mcp/server-card")[0] == 404
-        # None of that has started anything.
+        # These requests started no process.
         assert len(carrying(bridge.mark)) == before
         for number, name in enumerate(config["mcpServers"], 1):
             with send(bridge.port, f"/{name}", "tools/list") as response:
@@ -61,12 +61,12 @@ def test_cards_of_servers_that_have_said_who_they_are() -> None:
         origin = f"http://127.0.0.1:{bridge.port}"
         urls = {each["url"].removeprefix(origin) for each in catalog["entries"]}
         assert urls == set(cards)
-        # The same gate as before everything else.
+        # Cards are subject to transport security too.
         assert get(bridge, "/old/mcp/server-card", Origin="https://evil.example")[0] == 403
         assert get(bridge, "/old/mcp/server-card", Host="evil.example")[0] == 403
 
 
-def test_a_session_of_an_older_client_makes_the_card() -> None:
+def test_session_of_a_handshake_client_provides_the_card() -> None:
     for era in ("legacy", "modern"):
         with serving(command=backend("tools", era, 0)) as bridge:
             assert get(bridge, "/.well-known/mcp/server-card")[0] == 404

@@ -1,6 +1,5 @@
 """
-Signals to a bridge as a user runs it: on a terminal, in the background, as a
-daemon.
+Signals to a bridge on a terminal, in the background and as a daemon.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from tests.real.processes import alive, descendants
 pytestmark = pytest.mark.slow
 
 
-def test_sessions_go_on(tmp_path: Path) -> None:
-    """SIGHUP, SIGUSR1 and SIGUSR2 end nothing; SIGUSR1 tells of each session; SIGQUIT stops."""
+def test_signals_other_than_stop_signals_end_no_session(tmp_path: Path) -> None:
+    """SIGHUP, SIGUSR1 and SIGUSR2 end nothing; SIGUSR1 reports the sessions; SIGQUIT stops."""
     with serving(*SHORT_OPTIONS, command=backend("strays")) as bridge:
         stream = open_ready(bridge, "")
         [leader] = [each for each in bridge.below() if "strays.py" in each.command]
@@ -44,8 +43,8 @@ def test_sessions_go_on(tmp_path: Path) -> None:
         assert "the bridge stops" in bridge.wait_for_close(stream)
 
 
-def test_what_is_ignored_stays_ignored() -> None:
-    """`nohup`: the bridge outlives its terminal, and says nothing of it."""
+def test_ignored_sighup_stays_ignored() -> None:
+    """Under `nohup` the bridge outlives its terminal, without a log line."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with serving(*SHORT_OPTIONS) as bridge:
@@ -82,8 +81,8 @@ def twistd(folder: Path, *options: str) -> list[str]:
     return [*command, "--", *backend("strays"), "no mark"]
 
 
-def test_log_files_are_reopened(tmp_path: Path) -> None:
-    """A daemon's log is renamed, as logrotate does, and goes on in a new file."""
+def test_sighup_reopens_the_log_file(tmp_path: Path) -> None:
+    """A daemon's log is renamed, as by logrotate, and continues in a new file."""
     log, old = tmp_path / "log", tmp_path / "log.1"
     with running(twistd(tmp_path), log) as (_, bridge):
         pid = int((tmp_path / "pid").read_text())
@@ -116,8 +115,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_a_terminal_that_hangs_up_stops(tmp_path: Path) -> None:
-    """Closed window, lost ssh: every session ends in order; `kill -HUP` before that did not."""
+def test_terminal_that_hangs_up_stops_the_bridge(tmp_path: Path) -> None:
+    """A closed window or lost ssh ends every session in order; `kill -HUP` does not."""
     ours, theirs = os.openpty()
     name = os.ttyname(theirs)
     log = tmp_path / "log"

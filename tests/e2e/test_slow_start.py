@@ -1,4 +1,4 @@
-"""A server that takes long to start once, and clients that do not wait for it."""
+"""A server whose first start is slow, and clients that do not wait for it."""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ def installs(folder: Path) -> int:
 
 @pytest.mark.parametrize("transport", ["mcp", "sse"])
 @pytest.mark.parametrize("max_sessions", [1, 10])
-def test_clients_that_do_not_wait_get_there(
+def test_impatient_clients_with_sessions_are_served_in_the_end(
     tmp_path: Path, max_sessions: int, transport: str
 ) -> None:
-    """The first one's process goes on without it, and the others wait for that."""
+    """The first client's process starts without it, and the others wait for that process."""
     with serving(config=config(tmp_path, max_sessions)) as bridge:
         assert not comes(bridge, transport)
         line = bridge.wait_for_log("a client left after", "`warm`")
@@ -109,8 +109,8 @@ def test_clients_that_do_not_wait_get_there(
         bridge.wait_for_log("its process was kept: it has started")
 
 
-def test_many_who_come_back_are_no_herd(tmp_path: Path) -> None:
-    """Eight at once while the first one's process starts: none begins to install too."""
+def test_reconnecting_clients_start_no_second_install(tmp_path: Path) -> None:
+    """Eight come at once while the first client's process starts."""
     with serving(config=config(tmp_path, 20)) as bridge:
         assert not comes(bridge, "mcp")
         bridge.wait_for_log("a client left after")
@@ -130,20 +130,22 @@ def test_many_who_come_back_are_no_herd(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 @pytest.mark.parametrize("max_sessions", [1, 10])
-def test_clients_without_a_session_get_there(tmp_path: Path, max_sessions: int, era: str) -> None:
-    """What the first one had started goes on, and the others wait for that."""
+def test_impatient_stateless_clients_are_served_in_the_end(
+    tmp_path: Path, max_sessions: int, era: str
+) -> None:
+    """The launch that the first client caused goes on, and the others wait for it."""
     patient = {"probe_timeout": 300, "start_timeout": 300}
     with serving(config=config(tmp_path, max_sessions, era, **patient)) as bridge:
         assert not calls(bridge)
         assert any(calls(bridge, each) for each in PATIENCES)
         assert installs(tmp_path) == 1
-        # Those who have left hold no place.
+        # Clients that left hold no capacity.
         assert any(calls(bridge, each) for each in PATIENCES)
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-def test_clients_without_a_session_are_no_herd(tmp_path: Path, era: str) -> None:
-    """Also where the bridge has found out nothing of the server, and asks it as an older one."""
+def test_stateless_clients_start_at_most_two_installs(tmp_path: Path, era: str) -> None:
+    """Also where the probe found nothing out, and the bridge takes the server for a legacy one."""
     patient = {"probe_timeout": 1, "start_timeout": 300}
     with serving(config=config(tmp_path, 10, era, **patient)) as bridge:
         assert not calls(bridge)

@@ -1,8 +1,7 @@
 """
-Many sessions that end in every way, and requests without one, and what is left
-of them: nothing.
+Many sessions and stateless requests that end in every way, and leave nothing.
 
-`MCPBRIDGE_SOAK` says how many; `make soak` takes ten thousand.
+`MCPBRIDGE_SOAK` is the number of them; `make soak` uses 10,000.
 """
 
 from __future__ import annotations
@@ -119,12 +118,12 @@ def run(one: Callable[[int], str], cycles: int) -> Counter[str]:
     return done
 
 
-def test_nothing_is_left_of_sessions_that_end_in_every_way() -> None:
-    """Zero processes, zero permits taken, a flat descriptor count and flat memory."""
+def test_sessions_that_end_in_every_way_leave_nothing() -> None:
+    """No process, no permit, no descriptor, and memory does not grow."""
     options = ["--stop-grace", "0.2", "--kill-grace", "0.2", "--max-waiting-messages", "8"]
-    # Longer than a thread here may stand still between two requests.
+    # Longer than a thread here may stall between two requests.
     options += ["--idle-timeout", "4"]
-    # Sessions of before may still be ending while the next ones begin.
+    # Earlier sessions may still be ending while the next ones begin.
     limit = AT_A_TIME * 12
     command = ["/usr/bin/env", "python3", "-I", "-S", str(BACKENDS / "any.py")]
     with serving(*options, "--max-sessions", str(limit), command=command) as bridge:
@@ -140,7 +139,7 @@ def test_nothing_is_left_of_sessions_that_end_in_every_way() -> None:
         until(lambda: bridge.log.count(" closed after ") == WARM_UP + CYCLES)
         until(lambda: bridge.descriptors() <= descriptors)
         assert bridge.rss() - memory < GROWTH_BYTES
-        # Every permit is back: as many sessions as there may be, and no more.
+        # Every permit was returned: the limit is reached again, and not exceeded.
         for _ in range(limit):
             bridge.open()
         assert bridge.knock().status == 429
@@ -279,8 +278,8 @@ def visit(bridge: Bridge, number: int) -> str:
             return f"{VISITS[which].__name__}, {base}"
 
 
-def test_all_transports_mixed() -> None:
-    """Never more processes than may be; at the end none, no permit taken, no descriptor more."""
+def test_mixed_transports_stay_within_the_limits_and_leave_nothing() -> None:
+    """Never more processes than the limits; no process, permit or descriptor is left."""
     servers = {}
     for era, limit in LIMITS.items():
         command, *args = backend("tools", era, 0)
@@ -313,7 +312,7 @@ def test_all_transports_mixed() -> None:
         bridge.wait_until_empty()
         until(lambda: bridge.log.count(" closed after ") == bridge.log.count("' opened"))
         until(lambda: bridge.descriptors() <= descriptors)
-        # Every permit is back.
+        # Every permit was returned.
         for _ in range(LIMITS["legacy"]):
             bridge.open("/legacy")
         for _ in range(LIMIT - LIMITS["legacy"]):

@@ -1,6 +1,6 @@
 """
-Streamable HTTP on the wire: every status, which message comes on which stream,
-what a client gets that comes back, and how a session ends.
+Streamable HTTP with sessions: every status, which stream carries which message,
+resumption, and how a session ends.
 """
 
 from __future__ import annotations
@@ -102,16 +102,16 @@ def said(method: str, **params: object) -> dict[str, Any]:
 # Statuses and headers.
 
 
-def test_json_where_there_is_only_an_answer(client: Streamable) -> None:
-    """200 as `application/json` where one final answer is all; the session's id is not repeated."""
+def test_single_answer_is_json(client: Streamable) -> None:
+    """200 as `application/json`; the session's id is not repeated."""
     answer = prompt(lambda: client.call("ping"))
     assert (answer.status, answer.kind) == (200, "application/json")
     assert answer.json["result"] == {"was": "ping"}
     assert "mcp-session-id" not in answer.headers
 
 
-def test_events_where_something_comes_first(client: Streamable) -> None:
-    """200 as `text/event-stream` where a notification comes before the answer."""
+def test_notification_before_the_answer_makes_a_stream(client: Streamable) -> None:
+    """200 as `text/event-stream`."""
     answer = slow_call(client, "a", 2, 0)
     client.tell("open", gate="a")
     assert (answer.status, answer.kind) == (200, "text/event-stream")
@@ -122,8 +122,8 @@ def test_events_where_something_comes_first(client: Streamable) -> None:
     assert last["result"] == {"was": "tools/call"}
 
 
-def test_the_id_of_a_session_is_on_its_first_answer(bridge: Bridge) -> None:
-    """The answer to `initialize` carries an id of visible ASCII, another one for each session."""
+def test_answer_to_initialize_carries_the_session_id(bridge: Bridge) -> None:
+    """An id of visible ASCII, and another one for each session."""
     clients = [bridge.streamable() for _ in range(2)]
     assert clients[0].ident != clients[1].ident
     assert all(33 <= ord(c) <= 126 for client in clients for c in client.ident)
@@ -137,8 +137,10 @@ def test_the_id_of_a_session_is_on_its_first_answer(bridge: Bridge) -> None:
         {"id": 7, "error": {"code": -1, "message": "no"}},
     ],
 )
-def test_202(client: Streamable, message: dict[str, Any]) -> None:
-    """What asks nothing is accepted: 202 without a body."""
+def test_notifications_and_responses_are_accepted_with_202(
+    client: Streamable, message: dict[str, Any]
+) -> None:
+    """The response has no body."""
     with client.send("POST", json.dumps({"jsonrpc": "2.0", **message}).encode()) as answer:
         assert (answer.status, answer.body) == (202, b"")
 
@@ -174,7 +176,7 @@ AS_EVENTS = "Accept: text/event-stream"
         ("GET", None, ["Last-Event-ID: 9-1"], 400, -32000, "Last-Event-ID"),
     ],
 )
-def test_refusals(
+def test_refusals_are_json_rpc_errors_without_an_id(
     client: Streamable,
     method: str,
     body: bytes | None,
@@ -183,7 +185,7 @@ def test_refusals(
     code: int,
     text: str,
 ) -> None:
-    """400, 404, 406, 413 and 415: each a JSON-RPC error without an id, and the session lives on."""
+    """400, 404, 406, 413 and 415; the session goes on."""
     with client.send(method, body, *headers) as answer:
         assert (answer.status, answer.kind) == (status, "application/json")
         assert (answer.json["jsonrpc"], answer.json["id"]) == ("2.0", None)
@@ -200,10 +202,10 @@ NOTICE = b'{"jsonrpc":"2.0","method":"notifications/x"}'
 @pytest.mark.parametrize(
     ("method", "body"), [("POST", PING), ("POST", NOTICE), ("GET", None), ("DELETE", None)]
 )
-def test_unsupported_version(
+def test_unsupported_version_is_refused_with_400(
     client: Streamable, method: str, body: bytes | None, version: str
 ) -> None:
-    """400 with -32022 and the versions that are supported; also those without sessions."""
+    """The error lists the supported versions; a version without sessions is refused too."""
     with client.send(method, body, f"MCP-Protocol-Version: {version}") as answer:
         assert answer.status == 400
         error = answer.json["error"]
@@ -212,15 +214,15 @@ def test_unsupported_version(
 
 
 @pytest.mark.parametrize("version", ["", *SUPPORTED])
-def test_every_supported_version_is_taken(client: Streamable, version: str) -> None:
-    """Any supported version may be named in any session, or none."""
+def test_every_supported_version_is_accepted(client: Streamable, version: str) -> None:
+    """The header may name any supported version in any session, or be missing."""
     header = f"MCP-Protocol-Version: {version}"
     with client.send("POST", PING, header) as answer:
         assert answer.status == 200
 
 
-def test_an_envelope_counts_and_not_the_session_beside_it(bridge: Bridge) -> None:
-    """A whole request of 2026-07-28 is one, whatever session's id a client still sends."""
+def test_stateless_request_ignores_its_session_id(bridge: Bridge) -> None:
+    """A complete request of 2026-07-28 is treated as one even with a session's id."""
     client = bridge.streamable()
     meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}
     message = request("ping", _meta={**meta, "io.modelcontextprotocol/clientCapabilities": {}})
@@ -232,8 +234,10 @@ def test_an_envelope_counts_and_not_the_session_beside_it(bridge: Bridge) -> Non
 
 @pytest.mark.parametrize("version", ["2025-13-45", "2027-01-01"])
 @pytest.mark.parametrize("body", [PING, NOTICE])
-def test_no_known_revision_and_no_session(bridge: Bridge, body: bytes, version: str) -> None:
-    """Whatever it asks: 400 with -32022."""
+def test_unknown_version_without_a_session_is_refused(
+    bridge: Bridge, body: bytes, version: str
+) -> None:
+    """The answer is 400 with -32022, whatever the message is."""
     header = f"MCP-Protocol-Version: {version}"
     with bridge.visitor().send("POST", body, header) as answer:
         assert (answer.status, answer.json["error"]["code"]) == (400, -32022)
@@ -241,8 +245,8 @@ def test_no_known_revision_and_no_session(bridge: Bridge, body: bytes, version: 
 
 
 @pytest.mark.parametrize("batch", [False, True])
-def test_id_null(bridge: Bridge, batch: bool) -> None:
-    """A request that nobody could answer: 400 with -32600, and nothing reaches the backend."""
+def test_request_with_id_null_is_refused(bridge: Bridge, batch: bool) -> None:
+    """The answer is 400 with -32600, and nothing reaches the backend."""
     client = bridge.streamable(version="2025-03-26")
     message = b'{"jsonrpc":"2.0","id":null,"method":"echo"}'
     body = b"[%b,%b]" % (PING, message) if batch else message
@@ -256,15 +260,14 @@ def test_id_null(bridge: Bridge, batch: bool) -> None:
 @pytest.mark.parametrize(
     "accept", ["application/json", "application/*", "*/*", "", "text/event-stream;q=0, */*"]
 )
-def test_json_for_whoever_accepts_that(client: Streamable, accept: str) -> None:
-    """An answer alone is JSON; only `text/event-stream` or what excludes JSON gets events."""
+def test_client_that_accepts_json_gets_json(client: Streamable, accept: str) -> None:
+    """Only `text/event-stream` alone, or what excludes JSON, gets events."""
     with client.call("ping", f"Accept: {accept}") as answer:
         assert (answer.status, answer.kind) == (200, "application/json")
 
 
 @pytest.mark.parametrize("accept", [AS_EVENTS, "Accept: application/json;q=0, */*;q=0.1"])
-def test_events_for_whoever_accepts_these_alone(client: Streamable, accept: str) -> None:
-    """The answer is an event."""
+def test_client_that_accepts_only_events_gets_events(client: Streamable, accept: str) -> None:
     with client.call("ping", accept) as answer:
         assert (answer.status, answer.kind) == (200, "text/event-stream")
         assert answer.answer()["result"] == {"was": "ping"}
@@ -281,29 +284,31 @@ def assert_answered_with_json(client: Streamable) -> None:
     assert (call.kind, call.json["result"]) == ("application/json", {"was": "tools/call"})
 
 
-def test_what_is_no_answer_goes_elsewhere_where_json_alone_is_accepted(client: Streamable) -> None:
-    """Progress and questions go on the GET stream; the answer is JSON, after any time."""
+def test_progress_goes_to_the_get_stream_of_a_client_that_accepts_only_json(
+    client: Streamable,
+) -> None:
+    """Questions too; the answer is JSON, however long it takes."""
     assert_answered_with_json(client)
 
 
 @pytest.mark.parametrize("accept", ["text/html", "*/*;q=0", "application/json;q=0"])
-def test_what_asks_nothing_never_fails_for_its_accept(client: Streamable, accept: str) -> None:
-    """There is nothing to be accepted."""
+def test_notifications_and_responses_need_no_accept(client: Streamable, accept: str) -> None:
+    """They have no answer."""
     for body in (NOTICE, b'{"jsonrpc":"2.0","id":"x","result":{}}'):
         with client.send("POST", body, f"Accept: {accept}") as answer:
             assert answer.status == 202
 
 
-def test_nothing_acceptable_opens_no_session(bridge: Bridge) -> None:
-    """It is refused before a backend is started."""
+def test_initialize_without_an_acceptable_type_opens_no_session(bridge: Bridge) -> None:
+    """It is refused before a backend starts."""
     before = bridge.log.count("' opened")
     with bridge.visitor().call("initialize", "Accept: text/html") as answer:
         assert answer.status == 406
     assert bridge.log.count("' opened") == before
 
 
-def test_a_trailing_slash(bridge: Bridge) -> None:
-    """`/mcp/` is served as `/mcp` is, on the quick path and on the ordinary one."""
+def test_trailing_slash_is_served(bridge: Bridge) -> None:
+    """`/mcp/` is served like `/mcp`, on the fast path and through twisted.web."""
     client = bridge.visitor()
     client.path += "/"
     client.initialize()
@@ -315,8 +320,8 @@ def test_a_trailing_slash(bridge: Bridge) -> None:
         assert answer.status == 200
 
 
-def test_a_probe_opens_no_session(bridge: Bridge) -> None:
-    """What only looks like a request of 2026-07-28 is refused without a backend."""
+def test_incomplete_stateless_request_opens_no_session(bridge: Bridge) -> None:
+    """A request of 2026-07-28 without its `_meta` is refused before a backend starts."""
     before = bridge.log.count("' opened")
     header = "MCP-Protocol-Version: 2026-07-28"
     with bridge.visitor().send("POST", request("server/discover"), header) as answer:
@@ -324,8 +329,8 @@ def test_a_probe_opens_no_session(bridge: Bridge) -> None:
     assert bridge.log.count("' opened") == before
 
 
-def test_an_id_in_flight(client: Streamable) -> None:
-    """400 for an id that is in flight, and its request is none the worse."""
+def test_request_id_in_flight_is_refused(client: Streamable) -> None:
+    """The answer is 400, and the first request goes on."""
     first = client.send("POST", request("slow", 5, gate="a"))
     until(lambda: client.send("POST", request("twin", 5)).status == 400)
     with client.send("POST", request("twin", 5)) as answer:
@@ -337,8 +342,8 @@ def test_an_id_in_flight(client: Streamable) -> None:
     assert client.send("POST", request("again", 6)).status == 200
 
 
-def test_foreign_origin(client: Streamable) -> None:
-    """403 for a page of another site, before anything else happens."""
+def test_foreign_origin_is_refused_with_403(client: Streamable) -> None:
+    """The check comes before any other."""
     for method, body in (("POST", PING), ("GET", None), ("DELETE", None)):
         with client.send(method, body, "Origin: http://evil.example") as answer:
             assert (answer.status, answer.json["id"]) == (403, None)
@@ -347,8 +352,8 @@ def test_foreign_origin(client: Streamable) -> None:
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "HEAD"])
-def test_405(bridge: Bridge, method: str) -> None:
-    """Another method: 405, and what is allowed."""
+def test_other_methods_are_refused_with_405(bridge: Bridge, method: str) -> None:
+    """The `Allow` header names the supported methods."""
     with bridge.wire() as wire:
         answer = wire.ask(method, "/mcp", b"x" if method != "HEAD" else None)
         assert answer.status == 405
@@ -356,8 +361,8 @@ def test_405(bridge: Bridge, method: str) -> None:
         assert wire.ask("GET", "/").status == 404
 
 
-def test_second_get_stream(client: Streamable) -> None:
-    """A second GET takes over: the first one ends, and the second has what comes."""
+def test_second_get_takes_over(client: Streamable) -> None:
+    """The first stream ends, and the second one gets what follows."""
     first = client.listen()
     second = client.listen()
     assert (first.status, second.status) == (200, 200)
@@ -366,8 +371,8 @@ def test_second_get_stream(client: Streamable) -> None:
     assert first.messages() == []
 
 
-def test_too_many_takeovers(client: Streamable) -> None:
-    """`TAKEOVERS` in a while; the next one gets 429 with Retry-After, and disturbs nothing."""
+def test_takeovers_of_the_get_stream_are_bounded(client: Streamable) -> None:
+    """After `TAKEOVERS` the next GET gets 429 with `Retry-After`, and the stream stays open."""
     for _ in range(TAKEOVERS + 1):
         last = client.listen()
         assert last.status == 200
@@ -378,8 +383,8 @@ def test_too_many_takeovers(client: Streamable) -> None:
     assert last.message()["method"] == "got/list_changed"
 
 
-def test_a_question_while_several_calls_run(client: Streamable) -> None:
-    """It goes on the newest stream of a call where no GET stream is open."""
+def test_question_during_several_calls_goes_to_the_newest(client: Streamable) -> None:
+    """This holds while no GET stream is open."""
     log = {"method": "notifications/message", "params": {"level": "info", "data": "here"}}
     first = client.send("POST", request("slow", 5, say=[log], gate="a"))
     assert first.message() == {"jsonrpc": "2.0", **log}
@@ -391,8 +396,8 @@ def test_a_question_while_several_calls_run(client: Streamable) -> None:
     assert second.messages()[-1]["result"] == {"was": "asks"}
 
 
-def test_429(bridge: Bridge) -> None:
-    """Where all permits are taken: 429 with Retry-After, as a JSON-RPC error."""
+def test_session_beyond_max_sessions_is_refused_with_429(bridge: Bridge) -> None:
+    """The response is a JSON-RPC error with `Retry-After`."""
     client = bridge.streamable("/one")
     with bridge.visitor("/one").call("initialize") as answer:
         assert answer.status == 429
@@ -405,15 +410,14 @@ def test_429(bridge: Bridge) -> None:
     bridge.streamable("/one")
 
 
-def test_502(bridge: Bridge) -> None:
-    """A backend that cannot be started."""
+def test_backend_that_cannot_start_is_502(bridge: Bridge) -> None:
     with bridge.visitor("/none").call("initialize") as answer:
         assert (answer.status, answer.json["error"]["code"]) == (502, -32603)
         assert "mcp-session-id" not in answer.headers
 
 
-def test_two_transports_two_tables(bridge: Bridge, client: Streamable) -> None:
-    """The id of a session of HTTP+SSE is unknown on `/mcp`, and the reverse."""
+def test_session_ids_of_the_two_transports_are_separate(bridge: Bridge, client: Streamable) -> None:
+    """An id of HTTP+SSE is unknown on `/mcp`, and the reverse."""
     stream = bridge.open()
     with client.send("POST", PING, f"Mcp-Session-Id: {stream.ident}") as answer:
         assert answer.status == 404
@@ -422,8 +426,7 @@ def test_two_transports_two_tables(bridge: Bridge, client: Streamable) -> None:
     assert client.call("ping").status == 200
 
 
-def test_a_session_belongs_to_its_server(bridge: Bridge, client: Streamable) -> None:
-    """A session's id is unknown to every other server."""
+def test_session_id_is_unknown_to_other_servers(bridge: Bridge, client: Streamable) -> None:
     with bridge.visitor("/json").send("POST", PING, *client.headers) as answer:
         assert answer.status == 404
 
@@ -432,8 +435,8 @@ def test_a_session_belongs_to_its_server(bridge: Bridge, client: Streamable) -> 
 
 
 @pytest.mark.parametrize("base", ["", "/json"])
-def test_batch_of_requests(bridge: Bridge, base: str) -> None:
-    """2025-03-26: every request of a batch is answered, on one response."""
+def test_batch_of_requests_is_answered_on_one_response(bridge: Bridge, base: str) -> None:
+    """Every request of the batch is answered (2025-03-26)."""
     client = bridge.streamable(base, OLD)
     ones = [request("a", 11), request("b", 12), b'{"jsonrpc":"2.0","method":"notifications/x"}']
     with client.send("POST", b"[" + b",".join(ones) + b"]") as answer:
@@ -451,8 +454,8 @@ def test_batch_of_one_request_is_answered_by_a_batch(bridge: Bridge) -> None:
         assert answer.json == [{"jsonrpc": "2.0", "id": 99, "result": {"was": "ping"}}]
 
 
-def test_batch_of_what_asks_nothing(bridge: Bridge) -> None:
-    """2025-03-26: a batch of notifications, and one of answers, is 202."""
+def test_batch_of_notifications_or_responses_is_accepted_with_202(bridge: Bridge) -> None:
+    """A batch of 2025-03-26 may consist of either."""
     client = bridge.streamable("", OLD)
     client.take([{"jsonrpc": "2.0", "method": "notifications/x"}] * 2)
     client.take([{"jsonrpc": "2.0", "id": 1, "result": {}}] * 2)
@@ -464,8 +467,8 @@ def test_batch_of_what_asks_nothing(bridge: Bridge) -> None:
 @pytest.mark.parametrize(
     "body", [b"[]", b"[7]", b"[{}]", b"[" + PING + b"," + request("initialize", 100) + b"]"]
 )
-def test_wrong_batches(bridge: Bridge, body: bytes) -> None:
-    """An empty batch, one of something else, and `initialize` in a batch are 400."""
+def test_invalid_batches_are_refused_with_400(bridge: Bridge, body: bytes) -> None:
+    """A batch may not be empty, hold other values, or contain `initialize`."""
     client = bridge.streamable("", OLD)
     with client.send("POST", body) as answer:
         assert (answer.status, answer.json["error"]["code"]) == (400, -32600)
@@ -475,8 +478,8 @@ def test_wrong_batches(bridge: Bridge, body: bytes) -> None:
 # Which message on which stream.
 
 
-def test_each_message_on_one_stream(client: Streamable) -> None:
-    """Progress goes where its request is, `list_changed` to the GET stream, nothing to both."""
+def test_each_message_goes_to_exactly_one_stream(client: Streamable) -> None:
+    """Progress goes to the stream of its request, `list_changed` to the GET stream."""
     stream = client.listen()
     first, second = (slow_call(client, gate, 1, 1) for gate in "ab")
     assert [each.message()["params"]["progressToken"] for each in (first, second)] == ["a", "b"]
@@ -496,8 +499,8 @@ def test_each_message_on_one_stream(client: Streamable) -> None:
     assert stream.message()["method"] == "the end/list_changed"
 
 
-def test_server_requests_go_where_the_call_is(client: Streamable) -> None:
-    """A request of the backend during a call comes on its stream; it gets the answer."""
+def test_server_request_during_a_call_goes_to_its_stream(client: Streamable) -> None:
+    """The backend gets the client's answer."""
     stream = client.listen()
     ask = {"id": "s-1", "method": "sampling/createMessage", "params": {}}
     call = client.call("tools/call", say=[ask], gate="a")
@@ -509,11 +512,11 @@ def test_server_requests_go_where_the_call_is(client: Streamable) -> None:
     assert call.message()["result"] == {"was": "tools/call"}
 
 
-def test_what_waits_for_the_get_stream(client: Streamable) -> None:
-    """While no GET stream is open its messages wait, and come when it is, in order, once."""
+def test_messages_wait_for_the_get_stream(client: Streamable) -> None:
+    """They are delivered when it opens, in order and once."""
     changed = [said(f"{number}/list_changed") for number in range(5)]
     client.call("first", say=[*changed, {"id": 1, "method": "roots/list"}]).answer()
-    # A request of the backend goes where the only call is.
+    # The backend's request goes to the stream of the only call.
     stream = client.listen()
     assert [stream.message()["method"] for _ in range(5)] == [each["method"] for each in changed]
     stream.close()
@@ -525,15 +528,15 @@ def test_what_waits_for_the_get_stream(client: Streamable) -> None:
 # Resumption.
 
 
-def test_dropped_in_the_middle_of_a_call(client: Streamable) -> None:
-    """With Last-Event-ID the client gets exactly the missed events, once, in order."""
+def test_resumption_delivers_exactly_the_missed_events(client: Streamable) -> None:
+    """With Last-Event-ID the client gets each missed event once, in order."""
     call = slow_call(client, "a", 3, 4)
     prime = call.piece()
     assert (prime.data, prime.retry) == (b"", "1000")
     seen = [call.piece() for _ in range(2)]
     call.reset()
     client.tell("open", gate="a")
-    # The answer to this comes after all that the call has said.
+    # The answer to this comes after all messages of the call.
     assert client.call("ping").status == 200
     resumed = client.listen(seen[-1].ident)
     missed = resumed.pieces()
@@ -543,12 +546,12 @@ def test_dropped_in_the_middle_of_a_call(client: Streamable) -> None:
     idents = [piece.ident for piece in (*seen, *missed)]
     assert len(set(idents)) == len(idents) == 8
     assert len({ident.partition("-")[0] for ident in (prime.ident, *idents)}) == 1
-    # Again, and from the beginning: it is a replay, and takes nothing away.
+    # A second resumption, from the beginning, replays everything again.
     assert client.listen(prime.ident).pieces() == [*seen, *missed]
 
 
-def test_come_back_while_the_call_goes_on(client: Streamable) -> None:
-    """A stream is taken over, also before the bridge knows that the old connection is gone."""
+def test_resumed_stream_takes_over_a_running_call(client: Streamable) -> None:
+    """It does so even before the bridge knows that the old connection is gone."""
     call = slow_call(client, "a", 3, 2)
     # All three are read first: a backend's lines may arrive one by one.
     _prime, first, *_rest = [call.piece() for _ in range(4)]
@@ -562,8 +565,8 @@ def test_come_back_while_the_call_goes_on(client: Streamable) -> None:
     assert last["result"] == {"was": "tools/call"}
 
 
-def test_a_silent_call_can_be_resumed(client: Streamable) -> None:
-    """A call that says nothing is a stream after a while, with an id to come back with."""
+def test_silent_call_can_be_resumed(client: Streamable) -> None:
+    """After a while it becomes a stream with an event id."""
     call = client.call("tools/call", gate="a")
     prime = call.piece()
     assert (prime.data, bool(prime.ident)) == (b"", True)
@@ -572,8 +575,8 @@ def test_a_silent_call_can_be_resumed(client: Streamable) -> None:
     assert client.listen(prime.ident).answer()["result"] == {"was": "tools/call"}
 
 
-def test_get_stream_resumed(client: Streamable) -> None:
-    """The GET stream too: what was missed, then what is new, once."""
+def test_get_stream_can_be_resumed(client: Streamable) -> None:
+    """It delivers what was missed, then what is new, once."""
     client.tell("do", say=[said(f"{number}/list_changed") for number in range(3)])
     stream = client.listen()
     prime, *events = (stream.piece() for _ in range(3))
@@ -587,8 +590,8 @@ def test_get_stream_resumed(client: Streamable) -> None:
     assert [again.message()["method"][0] for _ in range(2)] == ["2", "3"]
 
 
-def test_what_is_no_longer_kept(client: Streamable) -> None:
-    """400, with the reason, for an event after which some are no longer kept."""
+def test_resumption_after_a_discarded_event_is_refused(client: Streamable) -> None:
+    """The answer is 400 with the reason."""
     call = slow_call(client, "a", 1100, 0)
     first = [call.piece() for _ in range(2)][-1]
     client.tell("open", gate="a")
@@ -600,8 +603,8 @@ def test_what_is_no_longer_kept(client: Streamable) -> None:
 
 
 @pytest.mark.parametrize("version", ["2025-03-26", "2025-06-18"])
-def test_no_priming_for_older_clients(bridge: Bridge, version: str) -> None:
-    """Before 2025-11-25 the first event has data; its id serves to come back all the same."""
+def test_clients_before_2025_11_25_get_no_priming_event(bridge: Bridge, version: str) -> None:
+    """The id of the first event still serves for resumption."""
     client = bridge.streamable("", version)
     call = slow_call(client, "a", 2, 1)
     first = call.piece()
@@ -613,8 +616,8 @@ def test_no_priming_for_older_clients(bridge: Bridge, version: str) -> None:
     assert last["result"] == {"was": "tools/call"}
 
 
-def test_a_disconnect_cancels_nothing(client: Streamable) -> None:
-    """The backend hears nothing of a connection that is gone; the call goes on."""
+def test_disconnect_does_not_cancel_the_call(client: Streamable) -> None:
+    """The backend is not notified, and the call goes on."""
     stream = client.listen()
     call = client.call("tools/call", gate="a", then=[said("after/list_changed")])
     client.call("ping").answer()
@@ -624,8 +627,8 @@ def test_a_disconnect_cancels_nothing(client: Streamable) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_cancelled(client: Streamable, number: int) -> None:
-    """`notifications/cancelled` reaches the backend with the right id, and ends the stream."""
+def test_cancelled_notification_reaches_the_backend(client: Streamable, number: int) -> None:
+    """It has the right id, and the stream of the request ends."""
     stream = client.listen()
     other = slow_call(client, "b", 1, 0)
     say = [*[progress("x", 0)] * number, said("began/list_changed")]
@@ -639,16 +642,16 @@ def test_cancelled(client: Streamable, number: int) -> None:
     if number:
         last = [call.piece() for _ in range(2)][-1]
         assert call.pieces() == []
-        # Who comes back for more is told that there is none, and comes no more.
+        # A client that resumes gets 204, and does not come again.
         assert client.listen(last.ident).status == 204
     elif "event-stream" in call.kind:
-        # All this took seconds: then there are events, and none for it.
+        # After a few seconds the response is a stream, here without an event.
         assert call.pieces() == []
     else:
         assert (call.status, call.body) == (202, b"")
     client.tell("open", gate="b")
     assert other.message()["result"] == {"was": "tools/call"}
-    # An answer that comes too late is nobody's.
+    # A late answer reaches nobody.
     client.tell("open", gate="a")
     client.tell("do", say=[said("the end/list_changed")])
     assert stream.message()["method"] == "the end/list_changed"
@@ -657,16 +660,16 @@ def test_cancelled(client: Streamable, number: int) -> None:
 # JSON alone.
 
 
-def test_json_alone(bridge: Bridge) -> None:
-    """`json_response`: an answer is JSON, however long it takes and whatever comes before it."""
+def test_json_response_setting_answers_with_json_only(bridge: Bridge) -> None:
+    """It does so however long the answer takes and whatever comes before it."""
     client = bridge.streamable("/json")
     with client.call("ping", AS_JSON) as answer:
         assert (answer.status, answer.kind) == (200, "application/json")
     assert_answered_with_json(client)
 
 
-def test_json_alone_and_cancelled(bridge: Bridge) -> None:
-    """A cancelled request has no answer: none is made up, and no events are either."""
+def test_cancelled_request_with_json_response_has_no_answer(bridge: Bridge) -> None:
+    """It gets neither an invented answer nor events."""
     client = bridge.streamable("/json")
     call = client.send("POST", request("tools/call", 7, gate="a"), AS_JSON)
     until(lambda: client.send("POST", request("x", 7), AS_JSON).status == 400)
@@ -677,8 +680,8 @@ def test_json_alone_and_cancelled(bridge: Bridge) -> None:
 # Keep-alive.
 
 
-def test_keepalive_comments(bridge: Bridge) -> None:
-    """Every open stream gets comments, whatever else happens on it."""
+def test_open_streams_get_keepalive_comments(bridge: Bridge) -> None:
+    """Other events on the stream do not suppress them."""
     client = bridge.streamable("/kept")
     stream, call = client.listen(), slow_call(client, "a", 1, 0)
     for each in (stream, call):
@@ -694,8 +697,8 @@ def test_keepalive_comments(bridge: Bridge) -> None:
 # The end.
 
 
-def test_delete(client: Streamable, bridge: Bridge) -> None:
-    """DELETE is answered at once; the streams end, the tree goes, the id is unknown."""
+def test_delete_ends_the_session_at_once(client: Streamable, bridge: Bridge) -> None:
+    """The streams end, the process tree ends, and the id is unknown."""
     stream = client.listen()
     assert stream.piece().data == b""
     call = slow_call(client, "a", 1, 0)
@@ -712,7 +715,7 @@ def test_delete(client: Streamable, bridge: Bridge) -> None:
 
 
 def test_delete_does_not_wait_for_the_backend() -> None:
-    """DELETE of a session whose backend takes for ever to end is answered all the same."""
+    """It is answered even if the backend takes for ever to end."""
     script = (
         "trap '' TERM; read line;"
         ' echo \'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25"}}\';'
@@ -732,8 +735,8 @@ def test_delete_does_not_wait_for_the_backend() -> None:
 
 
 @pytest.mark.parametrize("base", ["", "/told", "/json"])
-def test_exit_of_the_backend(bridge: Bridge, base: str) -> None:
-    """Open requests get an error that names the exit status; stderr only where a setting allows."""
+def test_exit_of_the_backend_fails_open_requests(bridge: Bridge, base: str) -> None:
+    """The error has the exit status, and stderr only if the setting allows it."""
     client = bridge.streamable(base)
     silent = client.call("tools/call", gate="never")
     loud = slow_call(client, "for ever", 1, 0)
@@ -753,8 +756,8 @@ def test_exit_of_the_backend(bridge: Bridge, base: str) -> None:
     bridge.wait_for_close(client)
 
 
-def test_a_backend_that_refuses_to_initialize(bridge: Bridge) -> None:
-    """Its error is passed on; what is not initialized does not stay."""
+def test_failed_initialize_opens_no_session(bridge: Bridge) -> None:
+    """The backend's error is passed on."""
     client = bridge.visitor()
     with client.call("initialize", exit=3) as answer:
         assert answer.status == 200
@@ -763,11 +766,8 @@ def test_a_backend_that_refuses_to_initialize(bridge: Bridge) -> None:
     bridge.wait_for_log(" closed after ", "exit status 3")
 
 
-def test_gone_before_it_has_an_id() -> None:
-    """
-    A client that leaves before it has its session's id leaves no session, and
-    no process that does not answer within `start_timeout`.
-    """
+def test_client_that_leaves_before_its_session_id_leaves_no_session() -> None:
+    """Its process is ended if it does not answer within `start_timeout`."""
     command, *args = backend("script")
     server = {"command": command, "args": args, "base_uri": "", "start_timeout": 2}
     with serving(config={"mcpServers": {"slow": server}}) as bridge:
@@ -778,7 +778,7 @@ def test_gone_before_it_has_an_id() -> None:
         bridge.wait_until_empty()
 
 
-def test_idle_sessions() -> None:
+def test_idle_sessions_end_after_idle_timeout() -> None:
     """30 abandoned sessions leave nothing; one with an open stream stays."""
     with serving(*IDLE, command=backend("script")) as bridge:
         kept = bridge.streamable()
@@ -805,8 +805,8 @@ def test_idle_sessions() -> None:
         bridge.wait_until_empty()
 
 
-def test_a_backend_that_talks_to_nobody() -> None:
-    """However much a backend says, its session ends when the client stays away."""
+def test_output_of_a_backend_does_not_keep_its_session() -> None:
+    """However much it writes, the session ends when its client stays away."""
     with serving(*IDLE, command=backend("script")) as bridge:
         client = bridge.streamable()
         client.tell("do", flood=10**12, line=200, note="/dev/null")
@@ -815,8 +815,7 @@ def test_a_backend_that_talks_to_nobody() -> None:
         bridge.wait_until_empty()
 
 
-def test_idle_for_ever() -> None:
-    """`--idle-timeout 0`: a session waits for its client however long it takes."""
+def test_idle_timeout_0_keeps_idle_sessions() -> None:
     with serving("--idle-timeout", "0", command=backend("script")) as bridge:
         client = bridge.streamable()
         client.drop()
@@ -836,8 +835,8 @@ def flood(client: Streamable, size: int, line: int, tmp_path: Path) -> Response:
 
 
 @pytest.mark.slow
-def test_client_that_does_not_read(tmp_path: Path) -> None:
-    """100 MB offered grow the bridge by less than 2 MB; other sessions notice nothing."""
+def test_client_that_does_not_read_costs_bounded_memory(tmp_path: Path) -> None:
+    """100 MB offered grow the bridge by less than 2 MB; other sessions are not affected."""
     size = 100_000_000
     options = ("--peer-timeout", NEVER)
     with serving(*options, command=backend("script")) as bridge:
@@ -853,19 +852,19 @@ def test_client_that_does_not_read(tmp_path: Path) -> None:
         assert wait_until_stuck(tmp_path) < size / 10
         assert bridge.rss() - before < 2_000_000
         assert other.call("ping").status == 200
-        # Its backend waits, and goes on where the client does.
+        # Its backend waits, and goes on when the client reads.
         stuck = taken(tmp_path)
         for _ in range(20_000):
             stream.message()
         until(lambda: taken(tmp_path) > stuck)
 
 
-def test_client_that_takes_no_byte(tmp_path: Path) -> None:
-    """Its connection is ended after `peer_timeout`; the session lives, and may have another."""
+def test_stream_that_takes_no_byte_is_closed_after_peer_timeout(tmp_path: Path) -> None:
+    """The session goes on, and may open another stream."""
     with serving("--peer-timeout", "0.8", command=backend("script")) as bridge:
         client = bridge.streamable()
         stream = flood(client, 12_000_000, 1000, tmp_path)
-        # Nobody reads: so the backend goes on once the connection is gone.
+        # Nobody reads, so the backend goes on only once the connection is gone.
         until(lambda: taken(tmp_path) > 11_900_000)
         assert " closed after " not in bridge.log
         assert client.call("ping").status == 200

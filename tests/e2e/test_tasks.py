@@ -39,7 +39,7 @@ def test_tasks_of_several_processes_outlive_the_idle_timeout() -> None:
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout)
     assert seen["version"] == "2026-07-28"
-    # Each says which process has it.
+    # The id names the process that runs the task.
     assert len(set(seen["ids"])) == TASKS
     owners = {each.partition(".")[0] for each in seen["ids"]}
     *finished, _ = seen["results"]

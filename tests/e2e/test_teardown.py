@@ -1,6 +1,6 @@
 """
-However a session ends, it ends once, with its whole process tree, and nothing
-else ends with it.
+However a session ends, it ends once and with its whole process tree, and no
+other process is ended.
 """
 
 from __future__ import annotations
@@ -86,8 +86,10 @@ LEAVE = [Stream.close, Stream.reset, Stream.half_close]
 
 @pytest.mark.parametrize("leave", LEAVE)
 @pytest.mark.parametrize("base", ["/strays", "/hydra", "/stubborn"])
-def test_client_leaves(zoo: Bridge, base: str, leave: Callable[[Stream], None]) -> None:
-    """FIN, RST, half-close: the whole tree is gone when the session says that it is closed."""
+def test_whole_tree_is_gone_when_a_session_is_closed(
+    zoo: Bridge, base: str, leave: Callable[[Stream], None]
+) -> None:
+    """The client leaves with FIN, RST or half-close."""
     stream = open_ready(zoo, base)
     leave(stream)
     assert "the client went away" in zoo.wait_for_close(stream)
@@ -96,25 +98,25 @@ def test_client_leaves(zoo: Bridge, base: str, leave: Callable[[Stream], None]) 
 
 
 @pytest.mark.parametrize("leave", LEAVE)
-def test_client_leaves_while_its_stream_is_full(
+def test_session_with_a_full_stream_ends_with_its_client(
     zoo: Bridge, leave: Callable[[Stream], None]
 ) -> None:
-    """The same while the backend's stdout is not read because the client does not read."""
+    """Although the bridge had stopped reading the backend's stdout."""
     stream = zoo.open("/flood", receive_buffer=4096)
     stream.send_message(request("begin"))
     [flooding] = zoo.wait_for_backends(1, sys.executable)
     until(lambda: is_blocked(flooding))
     leave(stream)
-    # Its pipes are read again, so it can get to its end of stdin or a signal.
+    # Its pipes are read again, so it can reach the end of its stdin or a signal.
     assert "the client went away" in zoo.wait_for_close(stream)
     assert not zoo.backends()
 
 
 @pytest.mark.parametrize("leave", LEAVE)
-def test_backend_that_was_not_read_may_finish(
+def test_backend_blocked_on_stdout_may_finish(
     tmp_path: Path, leave: Callable[[Stream], None]
 ) -> None:
-    """A backend that is stuck in its stdout is read again, so that it gets to its end of stdin."""
+    """The bridge reads it again, so that it reaches the end of its stdin."""
     command = backend("flood", 20_000_000, 1000, tmp_path / "taken")
     with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=command) as bridge:
         stream = bridge.open(receive_buffer=4096)
@@ -137,8 +139,10 @@ def is_blocked(process: Process) -> bool:
 
 
 @pytest.mark.parametrize("leave", LEAVE)
-def test_client_leaves_while_messages_wait(tmp_path: Path, leave: Callable[[Stream], None]) -> None:
-    """While the backend has not read what waits for it: its stdin is closed at once."""
+def test_waiting_messages_do_not_delay_the_end_of_stdin(
+    tmp_path: Path, leave: Callable[[Stream], None]
+) -> None:
+    """The backend has not read what waits for it; its stdin is closed at once."""
     command = backend("gated", tmp_path / "gate")
     with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=command) as bridge:
         stream = bridge.open()
@@ -159,8 +163,8 @@ def test_client_leaves_while_messages_wait(tmp_path: Path, leave: Callable[[Stre
         (request("close stdin"), ": the backend closed its stdin;"),
     ],
 )
-def test_backend_ends(zoo: Bridge, order: bytes, reason: str) -> None:
-    """Backend exits, crashes, closes stdout, closes stdin: the stream is completed."""
+def test_end_of_a_backend_completes_its_stream(zoo: Bridge, order: bytes, reason: str) -> None:
+    """Backend exits, crashes, closes stdout or closes stdin."""
     other, stream = zoo.open("/obey"), zoo.open("/obey")
     stream.send_message(order)
     last = stream.rest()
@@ -171,8 +175,8 @@ def test_backend_ends(zoo: Bridge, order: bytes, reason: str) -> None:
     assert other.round_trip(request("other")) == request("other")
 
 
-def test_backend_is_killed_by_somebody_else(zoo: Bridge) -> None:
-    """A backend that is killed from outside takes its strays with it."""
+def test_descendants_of_a_killed_backend_end_too(zoo: Bridge) -> None:
+    """It was killed from outside."""
     stream = open_ready(zoo, "/strays")
     [leader] = [each for each in zoo.below() if "strays.py" in each.command]
     assert len(sleepers(zoo)) == 3
@@ -183,8 +187,8 @@ def test_backend_is_killed_by_somebody_else(zoo: Bridge) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_service_stops(tmp_path: Path, number: signal.Signals) -> None:
-    """Service stop: every tree is gone when the process has exited, within the graces."""
+def test_stop_ends_every_tree_within_the_graces(tmp_path: Path, number: signal.Signals) -> None:
+    """Every tree is gone when the bridge has exited."""
     with serving(config=config(tmp_path)) as bridge:
         streams = [open_ready(bridge, base) for base in ("/strays", "/hydra", "/stubborn")]
         streams.append(bridge.open("/flood", receive_buffer=4096))
@@ -197,8 +201,7 @@ def test_service_stops(tmp_path: Path, number: signal.Signals) -> None:
         assert "could not be ended" not in bridge.log
 
 
-def test_service_stops_while_sessions_end(tmp_path: Path) -> None:
-    """A stop in the middle of other ends: each session is accounted for once."""
+def test_stop_while_sessions_end_closes_each_once(tmp_path: Path) -> None:
     with serving(config=config(tmp_path)) as bridge:
         streams = [open_ready(bridge, "/strays") for _ in range(6)]
         for leave, stream in zip(LEAVE, streams, strict=False):
@@ -210,8 +213,8 @@ def test_service_stops_while_sessions_end(tmp_path: Path) -> None:
 # Whose a process is.
 
 
-def test_each_tree_is_its_own_sessions(zoo: Bridge) -> None:
-    """Strays are attributed to their own session: another one's, just like them, live on."""
+def test_end_of_a_session_ends_only_its_own_tree(zoo: Bridge) -> None:
+    """Identical processes of another session go on."""
     first, second = open_ready(zoo, "/strays"), open_ready(zoo, "/strays")
     everything = zoo.marked()
     assert len(everything) == 8
@@ -226,11 +229,10 @@ def test_each_tree_is_its_own_sessions(zoo: Bridge) -> None:
     assert not zoo.backends()
 
 
-def test_strangers_survive(tmp_path: Path) -> None:
+def test_processes_of_others_are_never_killed(tmp_path: Path) -> None:
     """
-    Nothing is ever killed that is not ours: a process with another parent,
-    one with another tag, one in a session of its own, and the backends of
-    another bridge.
+    A process with another parent, one with another tag, one in a process session of
+    its own, and the backends of another bridge.
     """
     neighbouring = serving(*SHORT_OPTIONS, command=backend("strays"))
     with neighbouring as neighbour, serving(config=config(tmp_path)) as bridge:
@@ -258,8 +260,8 @@ def test_strangers_survive(tmp_path: Path) -> None:
         assert theirs.round_trip(request("x")) == request("x")
 
 
-def test_a_bridge_behind_a_bridge() -> None:
-    """A backend may itself be a bridge with sessions: both clean up after themselves."""
+def test_bridge_may_be_the_backend_of_a_bridge() -> None:
+    """Both clean up after themselves."""
     inner = [beside_python("twistd"), "-n", "--pidfile=", "mcpbridge", *LOOPBACK, *SHORT_OPTIONS]
     options = ("--stop-grace", "0.1", "--kill-grace", NEVER, "--pass-env", "PYTHONPATH")
     with serving(*options, command=[*inner, "--", *backend("strays")]) as bridge:
@@ -286,8 +288,8 @@ def _inner_session(stream: Stream) -> Stream:
 # The bridge itself is killed.
 
 
-def test_bridge_is_killed(tmp_path: Path) -> None:
-    """Bridge killed with SIGKILL: the whole tree dies, strays too, and the watchdog goes last."""
+def test_watchdog_ends_every_tree_of_a_killed_bridge(tmp_path: Path) -> None:
+    """The bridge is killed with SIGKILL; the watchdog itself ends last."""
     with serving(config=config(tmp_path)) as bridge:
         watchdog = bridge.watchdog()
         for base in ("/strays", "/stubborn", "/hydra", "/strays"):
@@ -300,11 +302,8 @@ def test_bridge_is_killed(tmp_path: Path) -> None:
         until(lambda: not alive(watchdog))
 
 
-def test_bridge_is_killed_and_its_watchdog_sleeps(tmp_path: Path) -> None:
-    """
-    Every direct backend dies with the bridge by itself, also one that ignores
-    EOF; the rest dies as soon as the watchdog may run.
-    """
+def test_direct_backends_die_with_the_bridge_without_the_watchdog(tmp_path: Path) -> None:
+    """Even one that ignores EOF dies; the rest dies as soon as the watchdog runs again."""
     with serving(config=config(tmp_path)) as bridge:
         watchdog = bridge.watchdog()
         os.kill(watchdog.pid, signal.SIGSTOP)
@@ -322,8 +321,7 @@ def test_bridge_is_killed_and_its_watchdog_sleeps(tmp_path: Path) -> None:
         until(lambda: not alive(watchdog))
 
 
-def test_bridge_is_killed_strangers_survive(tmp_path: Path) -> None:
-    """The watchdog kills nothing that is not ours."""
+def test_watchdog_kills_no_process_of_others(tmp_path: Path) -> None:
     with serving(config=config(tmp_path)) as bridge:
         watchdog = bridge.watchdog()
         open_ready(bridge, "/strays")
@@ -337,8 +335,8 @@ def test_bridge_is_killed_strangers_survive(tmp_path: Path) -> None:
             assert other.poll() is None
 
 
-def test_watchdog_is_killed(tmp_path: Path) -> None:
-    """A watchdog that dies is replaced, and sessions do not notice."""
+def test_killed_watchdog_is_replaced(tmp_path: Path) -> None:
+    """Sessions are not affected."""
     with serving(config=config(tmp_path)) as bridge:
         first = bridge.watchdog()
         stream = open_ready(bridge, "/strays")
@@ -357,10 +355,10 @@ def test_watchdog_is_killed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_permit_returns_only_when_the_tree_is_gone(tmp_path: Path) -> None:
     """
-    Live backends never exceed `max_sessions` under rapid reconnects.
+    Running backends never exceed `max_sessions` under rapid reconnects.
 
     Each tree holds a lock that the kernel frees when its last process is
-    gone; a backend that finds none free says so.
+    gone; a backend that finds none free reports it.
     """
     options = ("--max-sessions", "2", "--stop-grace", "0.02", "--kill-grace", "0.02")
     with serving(*options, command=backend("slot", tmp_path, 2)) as bridge:
@@ -380,8 +378,8 @@ def test_permit_returns_only_when_the_tree_is_gone(tmp_path: Path) -> None:
         assert not (tmp_path / "too-many").exists()
 
 
-def test_nothing_piles_up(tmp_path: Path) -> None:
-    """No zombie, no orphan, no leaked descriptor after sessions that ended in every way."""
+def test_sessions_leave_no_process_and_no_descriptor(tmp_path: Path) -> None:
+    """The sessions end in every way."""
     with serving(config=config(tmp_path)) as bridge:
 
         def cycle() -> None:
@@ -399,26 +397,25 @@ def test_nothing_piles_up(tmp_path: Path) -> None:
         before = bridge.descriptors()
         for _ in range(3):
             cycle()
-        # It has yet to notice that the last connections of posts are closed.
+        # The bridge may not have noticed yet that the last connections are closed.
         until(lambda: bridge.descriptors() <= before)
         assert not bridge.backends()
         assert bridge.log.count("' opened") == bridge.log.count(CLOSED) == 4 * 16
 
 
 @pytest.mark.parametrize("base", ["/echo", "/strays"])
-def test_client_is_gone_before_its_session_is_there(zoo: Bridge, base: str) -> None:
-    """A client that asks for a stream and leaves in the same breath leaves nothing behind."""
+def test_client_that_leaves_at_once_leaves_nothing(zoo: Bridge, base: str) -> None:
+    """It asks for a stream and resets the connection."""
     for _ in range(20):
         with zoo.wire() as wire:
             wire.send(f"GET {base}/sse HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             wire.reset()
-    # Once it answers this it has seen all of those.
+    # When the bridge answers this, it has seen all of those.
     assert zoo.ask("GET", "/nothing").status == 404
     zoo.hang_up()
 
 
-def test_stop_without_sessions() -> None:
-    """A bridge that never had a session stops as cleanly."""
+def test_bridge_without_sessions_stops_cleanly() -> None:
     with serving() as bridge:
         bridge.watchdog()
         bridge.stop()
@@ -426,7 +423,7 @@ def test_stop_without_sessions() -> None:
 
 
 def test_backends_hold_no_descriptor_of_the_bridge() -> None:
-    """A backend has its three pipes and nothing else of the bridge's."""
+    """A backend has its three pipes and no other descriptor."""
     with serving() as bridge:
         streams = [bridge.open() for _ in range(3)]
         for stream in streams:
