@@ -1,6 +1,6 @@
 """
-The service as an application embeds it, and extensions of others, end to end
-through real sockets in the test's own reactor.
+The service as an application embeds it, and third-party extensions, end to
+end through real sockets in the test's own reactor.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def server(**settings: Any) -> ServerSettings:
 
 
 async def until(reactor: Any, what: Callable[[], bool]) -> None:
-    """Wait until something is so, a minute at most."""
+    """Wait until a condition holds, at most a minute."""
     deadline = reactor.seconds() + 60
     while not what():
         assert reactor.seconds() < deadline, "it did not come to that"
@@ -95,8 +95,8 @@ def start(running_reactor: Any) -> Iterator[Callable[..., Started]]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_third_party_extensions_by_dotted_name(start: Any, log_lines: list[str]) -> None:
-    """A launcher, a limiter, an observer and a filter of others, named in the settings."""
+async def test_settings_load_extensions_by_dotted_name(start: Any, log_lines: list[str]) -> None:
+    """A third-party launcher, limiter, observer and filter are named in the settings."""
     Notebook.pages.clear()
     running = start(
         server(
@@ -131,8 +131,7 @@ async def test_third_party_extensions_by_dotted_name(start: Any, log_lines: list
 
 
 @pytest_twisted.ensureDeferred
-async def test_third_party_extensions_as_arguments(start: Any, running_reactor: Any) -> None:
-    """The same, given to `Bridge`."""
+async def test_bridge_takes_extensions_as_arguments(start: Any, running_reactor: Any) -> None:
     Notebook.pages.clear()
     settings = ServerSettings(command="x")
     running = start(
@@ -161,7 +160,7 @@ async def test_third_party_extensions_as_arguments(start: Any, running_reactor: 
     ],
 )
 def test_invalid_extension_is_a_setting_error(setting: str, value: Any, says: str) -> None:
-    """An extension that is none is an error of one line, before anything starts."""
+    """The error is one line, and comes before anything starts."""
     settings = BridgeSettings(servers=(server(**{setting: value}),))
     with pytest.raises(SettingError) as caught:
         Bridge(settings, object())
@@ -175,8 +174,8 @@ def test_invalid_argument_is_a_setting_error() -> None:
         Bridge(BridgeSettings(servers=(server(),)), object(), limiter=object())
 
 
-def test_bridge_is_a_service() -> None:
-    """Three ways of use: embed in an existing Twisted application."""
+def test_bridge_is_a_service_of_an_application() -> None:
+    """An existing Twisted application can embed it."""
     bridge = Bridge(BridgeSettings(servers=(server(),), listen=()), object())
     assert verifyObject(IService, bridge)
     application = Application("host")
@@ -185,8 +184,8 @@ def test_bridge_is_a_service() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_resource_under_any_site(start: Any, running_reactor: Any) -> None:
-    """An embedded bridge advertises mount point + `base_uri`, and `public_path` overrides."""
+async def test_resource_works_below_any_site(start: Any, running_reactor: Any) -> None:
+    """It advertises its mount point and `base_uri`; `public_path` overrides both."""
     running = start(
         server(name="a", base_uri="/a"),
         server(name="b", base_uri="/b", public_path="/out/side"),
@@ -219,8 +218,7 @@ async def test_resource_under_any_site(start: Any, running_reactor: Any) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_named_servers_have_their_own_limits(running_reactor: Any) -> None:
-    """A server has its own limiter, and the bridge a limit over all."""
+async def test_named_servers_have_their_own_limits_and_a_common_one(running_reactor: Any) -> None:
     settings = BridgeSettings(
         servers=(
             server(name="a", base_uri="/a", max_sessions=1),
@@ -249,8 +247,8 @@ async def test_named_servers_have_their_own_limits(running_reactor: Any) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_listener_that_fails_leaves_none_open(running_reactor: Any) -> None:
-    """All listeners, or none: an address that is taken is one clear error."""
+async def test_failed_listener_leaves_none_open(running_reactor: Any) -> None:
+    """An address that is in use is one clear error."""
     taken = running_reactor.listenTCP(0, Site(Resource()), interface="127.0.0.1")
     number = taken.getHost().port
     settings = BridgeSettings(
@@ -267,10 +265,10 @@ async def test_listener_that_fails_leaves_none_open(running_reactor: Any) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_listener_that_others_reach_is_a_warning(
+async def test_listener_open_to_other_machines_is_a_warning(
     start: Any, running_reactor: Any, log_lines: list[str]
 ) -> None:
-    """The URL says what is true, and one line for each such listener what it means."""
+    """There is one warning for each such listener; its URL names the real address."""
     running = start(server(), listen=("tcp:0:interface=127.0.0.1", "tcp:0"))
     [here, _, everywhere, _] = running.bridge.urls()
     assert here.startswith("http://127.0.0.1:")
@@ -289,10 +287,10 @@ async def test_listener_that_others_reach_is_a_warning(
 
 
 @pytest_twisted.ensureDeferred
-async def test_listener_of_the_application_is_its_own_matter(
+async def test_applications_own_listener_is_no_warning(
     start: Any, running_reactor: Any, log_lines: list[str]
 ) -> None:
-    """No warning where the bridge opens no port, nor for a UNIX socket."""
+    """The bridge opens no port of its own, or only a UNIX socket."""
     with tempfile.TemporaryDirectory() as folder:
         running = start(server(), listen=())
         local = start(server(), listen=(f"unix:{folder}/socket",))
@@ -304,8 +302,9 @@ async def test_listener_of_the_application_is_its_own_matter(
 
 
 @pytest_twisted.ensureDeferred
-async def test_doubts_are_logged_at_the_start(start: Any, log_lines: list[str]) -> None:
-    """What the settings hardly mean."""
+async def test_configuration_warnings_are_logged_at_the_start(
+    start: Any, log_lines: list[str]
+) -> None:
     start(server(pass_env=("GONE",)), environment={})
     assert (
         "server 'default': the environment variable GONE is not set (--pass-env, pass_env)"
@@ -314,10 +313,10 @@ async def test_doubts_are_logged_at_the_start(start: Any, log_lines: list[str]) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_the_machine_does_not_allow_is_one_warning(
+async def test_limits_of_the_machine_are_one_warning(
     start: Any, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What does not hold for processes here, and what follows from it; nothing where all does."""
+    """It says what is missing for processes here; there is none if nothing is missing."""
     start(server(launcher=None, command="cat"))
     assert not [line for line in log_lines if "processes of backends" in line]
     here = process_tags.Machine(tags=True, hidden=True, pidfds=False)
@@ -342,10 +341,10 @@ INITIALIZE = (
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_session_that_a_filter_does_not_let_begin(
+async def test_session_refused_by_a_filter_leaves_nothing(
     word: bytes, status: int, reason: str, start: Any, logged_failures: list[Any]
 ) -> None:
-    """No session, no id, no process, whatever the filter raised."""
+    """There is no session, no id and no process, whatever the filter raised."""
     Notebook.pages.clear()
     running = start(
         server(filters=("tests.thirdparty.Censor",), observers=("tests.thirdparty.Notebook",))
@@ -366,15 +365,15 @@ async def test_session_that_a_filter_does_not_let_begin(
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_asks_at_the_wrong_place_is_told_the_right_one(start: Any) -> None:
-    """At a server's base its URLs, at the root some of several; deeper nothing."""
+async def test_unknown_path_is_answered_with_the_endpoints(start: Any) -> None:
+    """A server's base gets that server's URLs, the root some of several, other paths none."""
     running = start(
         *(server(name=name, base_uri=f"/{name}") for name in ("a", "b", "c+", "d")),
         server(name="e", base_uri="/deep/e", public_path="/out"),
     )
     origin = running.origin.removesuffix("/a")
 
-    async def told(path: str) -> str:
+    async def hint_at(path: str) -> str:
         response = await treq.get(f"{origin}{path}", persistent=False)
         assert response.code == 404
         text: str = (await treq.json_content(response))["error"]["message"]
@@ -382,20 +381,21 @@ async def test_who_asks_at_the_wrong_place_is_told_the_right_one(start: Any) -> 
         assert said == "nothing is served at this path"
         return hint
 
-    assert await told("/") == "MCP is at /a/mcp, /b/mcp, /c+/mcp and 2 more"
-    assert await told("/b") == "MCP is at /b/mcp and /b/sse"
-    assert await told("/b/") == "MCP is at /b/mcp and /b/sse"
-    assert await told("/c%2B/mcp//") == "MCP is at /c+/mcp and /c+/sse"
-    assert await told("/deep/e") == "MCP is at /out/mcp and /out/sse"
-    assert await told("/deep") == ""
-    assert await told("/deep/") == ""
-    assert await told("/nothing") == ""
-    assert await told("/b/nothing") == ""
+    assert await hint_at("/") == "MCP is at /a/mcp, /b/mcp, /c+/mcp and 2 more"
+    assert await hint_at("/b") == "MCP is at /b/mcp and /b/sse"
+    assert await hint_at("/b/") == "MCP is at /b/mcp and /b/sse"
+    assert await hint_at("/c%2B/mcp//") == "MCP is at /c+/mcp and /c+/sse"
+    assert await hint_at("/deep/e") == "MCP is at /out/mcp and /out/sse"
+    assert await hint_at("/deep") == ""
+    assert await hint_at("/deep/") == ""
+    assert await hint_at("/nothing") == ""
+    assert await hint_at("/b/nothing") == ""
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_right_place_below_a_mount(start: Any, running_reactor: Any) -> None:
-    """The paths are those of the site that it is part of."""
+async def test_endpoints_in_an_error_include_the_mount_point(
+    start: Any, running_reactor: Any
+) -> None:
     running = start(server(base_uri="/a"), listen=())
     root = Resource()
     root.putChild(b"my tools", running.bridge.resource())
@@ -411,8 +411,7 @@ async def test_the_right_place_below_a_mount(start: Any, running_reactor: Any) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_endpoint_says_what_it_is(start: Any) -> None:
-    """Somebody looks at it with a browser."""
+async def test_endpoint_explains_itself_to_a_browser(start: Any) -> None:
     response = await treq.get(f"{start(server()).origin}/mcp", persistent=False)
     assert response.code == 405
     assert response.headers.getRawHeaders("Allow") == ["POST"]
@@ -421,8 +420,8 @@ async def test_an_endpoint_says_what_it_is(start: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_access_log_names_the_session(running_reactor: Any, log_lines: list[str]) -> None:
-    """Eight characters of the header's id, and nothing of one that is none."""
+async def test_access_log_names_the_session(running_reactor: Any, log_lines: list[str]) -> None:
+    """It has eight characters of the session id, and nothing of an invalid id."""
     settings = BridgeSettings(
         servers=(server(),),
         listen=("tcp:0:interface=127.0.0.1",),
@@ -445,10 +444,10 @@ async def test_the_access_log_names_the_session(running_reactor: Any, log_lines:
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_gives_up_on_what_cannot_be_ended(
+async def test_stop_gives_up_on_a_backend_that_never_ends(
     running_reactor: Any, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bridge whose backend never ends stops all the same, and says so."""
+    """The log says how many sessions could not be ended."""
     monkeypatch.setattr("mcpbridge.bridge.STOP_SLACK_SECONDS", 0.05)
     assert STOP_SLACK_SECONDS > 1
     launcher = FakeLauncher()
@@ -467,7 +466,6 @@ async def test_stop_gives_up_on_what_cannot_be_ended(
 
 
 def test_longest_stop_includes_the_end_of_the_watchdog(running_reactor: Any) -> None:
-    """The log names it to whoever is impatient."""
     each = ServerSettings(command="x", stop_grace=1.0, kill_grace=2.0)
     settings = BridgeSettings(servers=(each,), listen=())
     assert Bridge(settings, running_reactor).longest_stop() == 3 + STOP_SLACK_SECONDS + END_SECONDS
@@ -479,8 +477,8 @@ def test_longest_stop_includes_the_end_of_the_watchdog(running_reactor: Any) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_while_a_backend_starts(start: Any) -> None:
-    """A launch that is under way when the bridge stops is cancelled, and leaves nothing."""
+async def test_stop_cancels_a_launch_under_way(start: Any) -> None:
+    """Nothing is left of it."""
     cancelled: list[Deferred[FakeBackend]] = []
 
     class Slow(FakeLauncher):
@@ -499,8 +497,8 @@ async def test_stop_while_a_backend_starts(start: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_real_process_behind_an_embedded_bridge(start: Any) -> None:
-    """The default launcher, the watchdog and a real process, in a host's reactor."""
+async def test_embedded_bridge_runs_a_real_process(start: Any) -> None:
+    """With the default launcher and the watchdog, in the reactor of the application."""
     line = ("-u", "-c", "import sys\nfor line in sys.stdin: sys.stdout.write(line)")
     running = start(ServerSettings(command=sys.executable, args=line, stop_grace=5.0))
     client = await running.client()
@@ -511,7 +509,7 @@ async def test_real_process_behind_an_embedded_bridge(start: Any) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 @pytest_twisted.ensureDeferred
 async def test_state_file_is_removed_at_a_clean_stop(running_reactor: Any, tmp_path: Path) -> None:
-    """A session that ends at the stop has left nothing for the next start."""
+    """A session that ends at the stop leaves nothing for the next start."""
     settings = BridgeSettings(
         servers=(ServerSettings(command="cat"),),
         listen=("tcp:0:interface=127.0.0.1",),
