@@ -51,7 +51,7 @@ def shared() -> Iterator[Bridge]:
 
 @pytest.fixture
 def single(shared: Bridge) -> Iterator[Bridge]:
-    """The same for one test."""
+    """The shared bridge for one test."""
     yield shared
     shared.hang_up()
 

@@ -46,13 +46,13 @@ class Docker:
         self._cli = command("docker")
 
     def run(self, *arguments: str, stdin: bytes = b"") -> str:
-        """What a command of the CLI prints."""
+        """Run a command of the CLI and return its output."""
         line = [self._cli, "--host", self.host, *arguments]
         done = subprocess.run(line, input=stdin, capture_output=True, check=True, timeout=PATIENCE)
         return done.stdout.decode()
 
     def answers(self) -> bool:
-        """Whether the daemon answers."""
+        """Return True if the daemon answers."""
         try:
             self.run("version")
         except subprocess.CalledProcessError:
@@ -60,12 +60,12 @@ class Docker:
         return True
 
     def containers(self) -> list[str]:
-        """The ids of all."""
+        """Return the ids of all containers."""
         return self.run("ps", "--all", "--quiet", "--no-trunc").split()
 
 
 def may_mount() -> bool:
-    """Whether dockerd can work here at all."""
+    """Return True if dockerd can run here."""
     status = Path("/proc/self/status")
     if os.geteuid() != 0 or not status.exists():
         return False
@@ -82,7 +82,7 @@ def docker() -> Iterator[Docker]:
         pytest.skip(reason)
     dockerd = command("dockerd")
     busybox = command("busybox")
-    # A dynamic one has no loader where its root is this image alone.
+    # A dynamically linked busybox would find no loader in this image.
     alone = b"/ld-" not in Path(busybox).read_bytes()
     need(alone, "busybox is not static (Debian: busybox-static)")
     with tempfile.TemporaryDirectory(prefix="mcpd-", ignore_cleanup_errors=True) as name:
@@ -119,7 +119,7 @@ def docker() -> Iterator[Docker]:
 
 
 def image(busybox: str) -> bytes:
-    """A tar with a static busybox, for `docker import`."""
+    """Build a tar with a static busybox, for `docker import`."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         tar.add(os.path.realpath(busybox), "bin/busybox")
@@ -145,7 +145,7 @@ def stop(daemon: subprocess.Popen[bytes], folder: Path) -> None:
 
 @contextlib.contextmanager
 def bridge_before(docker: Docker, *options: str, **settings: object) -> Iterator[Bridge]:
-    """A bridge with a server in a container that ignores the end of its stdin, and SIGTERM."""
+    """Run a bridge whose server, in a container, ignores the end of its stdin and SIGTERM."""
     line = ["run", "-i", "--rm", "--network=none", *options, "busybox", "sh", "-c", STUBBORN]
     server = {
         "command": "docker",

@@ -30,14 +30,14 @@ HEALTHY_THREADS = 4
 KINDS = ("crash", "deaf", "helper", "shell", "renew", "thread", "limit", "cleared")
 ENDS = ("close", "reset", "delete", "drop")
 WARM_UP = 2 * len(KINDS)
-#: Sessions of before may still be ending while the next ones begin.
+#: Earlier sessions may still be ending while the next ones begin.
 LIMIT = 96
 
 pytestmark = pytest.mark.slow
 
 
 def hostile(bridge: Bridge, number: int) -> str:
-    """One of these, as soon as there is room for it."""
+    """Run one hostile visit as soon as the limits allow; return its kind."""
     while True:
         try:
             return misbehave(bridge, number)
@@ -46,7 +46,7 @@ def hostile(bridge: Bridge, number: int) -> str:
 
 
 def misbehave(bridge: Bridge, number: int) -> str:
-    """A session, or a call without one, whose backend misbehaves; which way."""
+    """Run a session or a stateless call whose backend misbehaves; return its kind."""
     number, stateless = divmod(number, 4)
     if stateless == 3:
         return crash_in_a_call(bridge, "/modern" if number % 2 else "/legacy")
@@ -75,7 +75,7 @@ def misbehave(bridge: Bridge, number: int) -> str:
 
 
 def begin(client: Streamable) -> None:
-    """Open the session; raises `Busy` where the limits allow none just now."""
+    """Open the session; raise `Busy` if the limits allow none now."""
     with client.call("initialize", protocolVersion=client.version) as answer:
         let_in(answer.status, answer.headers)
         client.ident = answer.headers["mcp-session-id"]
@@ -83,7 +83,7 @@ def begin(client: Streamable) -> None:
 
 
 def in_a_container(bridge: Bridge) -> str:
-    """A session whose container survives its own client, the engine's CLI."""
+    """Run a session whose container outlives its client, the engine's CLI."""
     client = Streamable(bridge.port, "/container")
     try:
         begin(client)
@@ -95,12 +95,12 @@ def in_a_container(bridge: Bridge) -> str:
 
 
 def crash_in_a_call(bridge: Bridge, base: str) -> str:
-    """A request of 2026-07-28 whose process exits; its client is told so."""
+    """Make a stateless call whose process exits; the client gets an error."""
     params: dict[str, Any] = {"name": "do", "arguments": {"exit": 3}}
     # `either.py` reads it, and a bridge leaves no other `_meta` to a legacy server.
     params["_meta"] = {"progressToken": "token"}
     with send(bridge.port, base, "tools/call", **params) as response:
-        # One that found the process of another call at its end is told to come back.
+        # A call that met the ending process of another one gets `Retry-After`.
         assert response.status in (200, 502, 503, 429), response.body
         if response.status == 200:
             assert "error" in response.answer()
@@ -108,7 +108,7 @@ def crash_in_a_call(bridge: Bridge, base: str) -> str:
 
 
 class HealthySessions:
-    """Clients that ping, and now and then begin anew; `longest` is what one of them waited."""
+    """Clients that ping, and sometimes open a new session; `longest` is the longest wait."""
 
     def __init__(self, bridge: Bridge, count: int) -> None:
         self.pings = 0
@@ -120,7 +120,7 @@ class HealthySessions:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """Until the block ends; then no session may have been hit."""
+        """Run the clients until the block ends, then check that none failed."""
         share = self._count // HEALTHY_THREADS
         threads = [
             threading.Thread(target=self._work, args=(share,)) for _ in range(HEALTHY_THREADS)
@@ -220,7 +220,7 @@ def test_hostile_backends_leave_nothing_and_harm_no_healthy_session(
 
 
 def kill_bridge(bridge: Bridge, watchdog: Process) -> None:
-    """The watchdog is left to clean up."""
+    """Kill the bridge only: the watchdog cleans up."""
     bridge.process.kill()
 
 

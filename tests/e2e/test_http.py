@@ -34,13 +34,13 @@ def shared() -> Iterator[Bridge]:
 
 @pytest.fixture
 def bridge(shared: Bridge) -> Iterator[Bridge]:
-    """The same for one test."""
+    """The shared bridge for one test."""
     yield shared
     shared.hang_up()
 
 
 def error(code: int, message: str) -> dict[str, Any]:
-    """A JSON-RPC error that answers no request in particular."""
+    """Return a JSON-RPC error without an id."""
     return {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}}
 
 
@@ -288,7 +288,7 @@ def test_startup_prints_the_served_urls(shared: Bridge) -> None:
 
 
 def has_ipv6() -> bool:
-    """Whether this machine has a loopback address of IPv6."""
+    """Return True if this machine has an IPv6 loopback address."""
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
@@ -432,7 +432,7 @@ def test_log_accounts_for_a_closed_session() -> None:
 
 
 def complaint(*arguments: str) -> str:
-    """What the plugin's options say of a command line, without a process."""
+    """Return the plugin's error about a command line, without starting a process."""
     with pytest.raises(SystemExit) as caught:
         Options().parseOptions(arguments)
     return str(caught.value.code)

@@ -21,9 +21,9 @@ from tests.e2e.stateless import PREFIX, Caller, KeptAlive, Told, again_and_again
 from tests.real.parts import Client
 
 ROUNDS = 3
-#: Longer than a caller here needs to answer, on a busy machine too.
+#: Longer than a client here needs to answer, even on a busy machine.
 INPUT_SECONDS = 4.0
-#: What processes the disturbers may have at once, beside those of the callers.
+#: Processes for the disturbing clients, in addition to those of the clients under test.
 DISTURBED = 24
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def bridge() -> Iterator[Bridge]:
-    """Older servers: as usual, of processes that are used once, of few of them; newer ones."""
+    """Serve legacy servers with each kind of reuse and one with few processes, and modern ones."""
     roomy = {"max_sessions": 16 + DISTURBED, "input_timeout": INPUT_SECONDS, "stop_grace": 0.2}
     settings: dict[str, tuple[str, dict[str, Any]]] = {
         "/legacy": ("legacy", {}),
@@ -51,7 +51,7 @@ def bridge() -> Iterator[Bridge]:
 
 
 def disturbing(caller: Caller) -> AbstractContextManager[None]:
-    """Others that call, leave in the middle, never answer, and are answered late."""
+    """Run other clients that call, leave in the middle, never answer, or subscribe."""
 
     def token() -> str:
         return f"other {uuid4()}"
@@ -77,13 +77,13 @@ def disturbing(caller: Caller) -> AbstractContextManager[None]:
 
 
 def telling(token: str, *, logs: bool = True) -> dict[str, Any]:
-    """The `_meta` of a call that wants to be told."""
+    """Return the `_meta` of a call that asks for progress and log messages."""
     level = {f"{PREFIX}logLevel": "info"} if logs else {}
     return {"progressToken": f"p {token}", **level}
 
 
 def check_told(token: str, told: Told, *, logs: bool) -> None:
-    """It was told all that is its own and nothing else."""
+    """Check that a call received all of its own messages and no other."""
     assert told.said["token"] == token
     progress = told.of("progress")
     assert [each["progress"] for each in progress] == list(range(5)), told
@@ -93,7 +93,7 @@ def check_told(token: str, told: Told, *, logs: bool) -> None:
 
 
 def converse(caller: Caller, callers: int) -> list[Any]:
-    """So many ask at once, and answer at once; what each was told at last."""
+    """Let several clients ask and answer at once; return their results."""
     asked, answered = Barrier(callers), Barrier(callers)
 
     def work(number: int) -> Any:
@@ -231,7 +231,7 @@ def test_connection_keeps_its_own_process(bridge: Bridge) -> None:
 
 
 def state_of_another(caller: Caller, use: Callable[[str, Told], Told]) -> None:
-    """Somebody else's state leads to nothing, and the call that it is of goes on."""
+    """Check that a misused state is refused, and that the call it belongs to goes on."""
     mine, other = str(uuid4()), str(uuid4())
     question = caller.ask(mine)
     answer = use(other, question)

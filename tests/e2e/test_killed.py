@@ -22,14 +22,14 @@ pytestmark = pytest.mark.slow
 
 @contextlib.contextmanager
 def bridge_with(folder: Path) -> Iterator[Bridge]:
-    """A bridge whose state files are in this folder."""
+    """Run a bridge with its state files in this folder."""
     options = (*SHORT_OPTIONS, "--state-dir", str(folder))
     with serving(*options, command=backend("strays")) as bridge:
         yield bridge
 
 
 def kill_together(bridge: Bridge, watchdog: Process) -> None:
-    """Neither gets to run before both are killed."""
+    """Kill both before either can run again."""
     for pid in (bridge.process.pid, watchdog.pid):
         os.kill(pid, signal.SIGSTOP)
     for pid in (bridge.process.pid, watchdog.pid):
@@ -37,7 +37,7 @@ def kill_together(bridge: Bridge, watchdog: Process) -> None:
 
 
 def kill_watchdog_first(bridge: Bridge, watchdog: Process) -> None:
-    """The bridge has no time to start another one."""
+    """Kill the watchdog, and the bridge before it can start another one."""
     os.kill(bridge.process.pid, signal.SIGSTOP)
     os.kill(watchdog.pid, signal.SIGKILL)
     until(lambda: not alive(watchdog))
@@ -45,7 +45,7 @@ def kill_watchdog_first(bridge: Bridge, watchdog: Process) -> None:
 
 
 def kill_bridge_first(bridge: Bridge, watchdog: Process) -> None:
-    """The watchdog has no time to clean up."""
+    """Kill the bridge, and the watchdog before it can clean up."""
     os.kill(watchdog.pid, signal.SIGSTOP)
     bridge.process.kill()
     bridge.process.wait()
@@ -53,7 +53,7 @@ def kill_bridge_first(bridge: Bridge, watchdog: Process) -> None:
 
 
 def stop_watchdog(bridge: Bridge, watchdog: Process) -> None:
-    """It is never killed, and never runs again."""
+    """Kill the bridge, and stop the watchdog for good."""
     os.kill(watchdog.pid, signal.SIGSTOP)
     bridge.process.kill()
 
@@ -118,7 +118,7 @@ def test_paused_watchdog_is_resumed_when_the_bridge_stops(tmp_path: Path) -> Non
 
 
 def catches(process: Process, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
+    """Return True if a process has a handler for a signal."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 

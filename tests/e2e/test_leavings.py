@@ -20,7 +20,7 @@ READY = b'{"jsonrpc":"2.0","method":"ready"}'
 
 
 def running(folder: Path) -> list[str]:
-    """The sessions of which something runs: each shares a lock until its last process is gone."""
+    """Return the sessions with a running process: each holds a lock until its last one ends."""
     found = []
     for name in os.listdir(folder):
         lock = os.open(folder / name, os.O_WRONLY)
@@ -34,7 +34,7 @@ def running(folder: Path) -> list[str]:
 
 
 def open_and_leave(bridge: Bridge) -> None:
-    """A session of which the log says that it is closed."""
+    """Open a session, close it, and wait until the log says that it is closed."""
     with bridge.open() as stream:
         assert stream.message() == READY
     bridge.wait_for_close(stream)

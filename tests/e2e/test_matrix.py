@@ -18,12 +18,12 @@ from tests.matrix.table import BEGIN, DOCUMENT, END, FAILED, OK, table, with_tab
 #: `twistd` ends by the signal that stopped it, once everything is stopped.
 STOPPED = (0, -signal.SIGTERM)
 
-#: What one side lacks, by row and operation: its revision has not got it.
+#: Operations that a revision lacks, by row and operation.
 ABSENT_IN_A_ROW = {
     ("sse", "elicitation"): "the revision has no elicitation",
     ("2025-03-26", "elicitation"): "the revision has no elicitation",
 }
-#: What one side lacks, by backend and operation: it has not got it, whoever asks.
+#: Operations that a backend lacks, by backend and operation.
 ABSENT_AT_A_BACKEND = {
     ("time", "progress"): "the server has no tool that reports progress",
     ("time", "cancel"): "the server has no tool that takes long enough to be cancelled",
@@ -33,13 +33,13 @@ ABSENT_AT_A_BACKEND = {
 
 
 def absent(row: str, backend: str, op: str) -> str:
-    """Why there is nothing to do; empty where it must be done."""
+    """Return why an operation is not available; empty if it is."""
     return ABSENT_AT_A_BACKEND.get((backend, op)) or ABSENT_IN_A_ROW.get((row, op), "")
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
-    """The matrix, each row of which is run once, by whoever asks for it first."""
+    """The matrix; each row runs once, when a test first asks for it."""
     with matrix(tmp_path_factory.mktemp("matrix")) as running:
         yield running
         assert running.bridge.stop() in STOPPED
@@ -72,7 +72,7 @@ def test_documented_table_matches_the_run(running: Matrix) -> None:
 
 
 def every_outcome() -> list[Outcome]:
-    """What a run gives where all is well."""
+    """Return the outcomes of a run without a failure."""
     return [
         Outcome(row, sdk, backend, op, ok=not why, absent=why)
         for row in ROWS

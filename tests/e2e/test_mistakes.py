@@ -17,7 +17,7 @@ Call = Callable[[str], Any]
 
 
 def at_sse(bridge: Bridge, ident: int | str = 7) -> Call:
-    """How a client of HTTP+SSE calls a tool; the answer."""
+    """Return a function that calls a tool over HTTP+SSE and returns the answer."""
     stream = bridge.open()
     stream.send_message(request("initialize", 1, **INITIALIZE))
     assert answer_of(stream)["id"] == 1
@@ -30,7 +30,7 @@ def at_sse(bridge: Bridge, ident: int | str = 7) -> Call:
 
 
 def answer_of(stream: Any) -> Any:
-    """The next message that is not the bridge's note of a line of stderr."""
+    """Return the next message that is not a notification of a stderr line."""
     while True:
         message = json.loads(stream.message())
         if "method" not in message:
@@ -38,7 +38,7 @@ def answer_of(stream: Any) -> Any:
 
 
 def at_mcp(bridge: Bridge, ident: int | str = 7) -> Call:
-    """The same at Streamable HTTP."""
+    """Return the same over Streamable HTTP."""
     client = bridge.streamable()
 
     def call(tool: str) -> Any:
@@ -50,7 +50,7 @@ def at_mcp(bridge: Bridge, ident: int | str = 7) -> Call:
 
 
 def of_2026(bridge: Bridge, ident: int = 1) -> Call:
-    """The same for a client of 2026-07-28."""
+    """Return the same with stateless requests."""
 
     def call(tool: str) -> Any:
         with send(bridge.port, "", "tools/call", name=tool, arguments={}) as response:

@@ -33,14 +33,14 @@ USUAL = {
 
 
 class Site:
-    """The bridge, and what its servers note."""
+    """A bridge, and the notes of its servers."""
 
     def __init__(self, bridge: Bridge, note: Path) -> None:
         self.bridge = bridge
         self._note = note
 
     def noted(self, what: str) -> bool:
-        """Whether a server has noted it."""
+        """Return True if a server has noted this."""
         return self._note.exists() and what in self._note.read_text().splitlines()
 
     def send(
@@ -50,7 +50,7 @@ class Site:
         receive_buffer: int | None = None,
         **headers: str | None,
     ) -> Response:
-        """A request with the usual headers, but for those."""
+        """Send a request with the usual headers, except as given."""
         given: dict[str, str | None] = {**USUAL, "Mcp-Method": message.get("method")}
         if message.get("method") == "tools/call":
             given["Mcp-Name"] = message["params"]["name"]
@@ -62,11 +62,11 @@ class Site:
         return response
 
     def call(self, base: str, receive_buffer: int | None = None, **arguments: Any) -> Response:
-        """A call of the tool."""
+        """Call the tool."""
         return self.send(base, calling(**arguments), receive_buffer)
 
     def listen(self, base: str, ident: object = "l") -> Response:
-        """A subscription that is acknowledged."""
+        """Open a subscription and check its acknowledgement."""
         wanted = {"toolsListChanged": True}
         response = self.send(base, asking("subscriptions/listen", ident, notifications=wanted))
         first = response.message()
@@ -76,7 +76,7 @@ class Site:
 
 
 def asking(method: str, ident: object = "a", **params: Any) -> dict[str, Any]:
-    """A request."""
+    """Build a request."""
     said: dict[str, Any] = {"protocolVersion": VERSION, "clientCapabilities": {}}
     meta: dict[str, Any] = {PREFIX + name: value for name, value in said.items()}
     meta["progressToken"] = ident
@@ -98,7 +98,7 @@ def a_mark() -> str:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A server of each era, and the modern one with settings of its own below other bases."""
+    """Serve one server of each era, and the modern one with other settings at other bases."""
     note = tmp_path_factory.mktemp("modern") / "note"
     settings: dict[str, dict[str, Any]] = {
         "/modern": {"max_message_bytes": LARGE, "max_waiting_bytes": 4 * MEGABYTE},
@@ -122,7 +122,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def site(shared: Site) -> Iterator[Site]:
-    """The same for one test; its connections end with it."""
+    """The shared site for one test; its connections end with the test."""
     yield shared
     while shared.bridge.streams:
         shared.bridge.streams.pop().close()
@@ -135,7 +135,7 @@ def site(shared: Site) -> Iterator[Site]:
 def test_single_answer_is_json(site: Site, base: str) -> None:
     answer = site.call(base, mark="x")
     if "event-stream" in answer.kind:
-        # The first call of all starts the server, which may take seconds.
+        # The first call starts the server, which may take seconds.
         answer = site.call(base, mark="x")
     assert (answer.status, answer.kind) == (200, "application/json")
     assert (answer.json["id"], answer.json["result"]["was"]) == ("a", "x")
@@ -289,7 +289,7 @@ def test_stop_completes_open_subscriptions(era: str, tmp_path: Path) -> None:
 
 
 def taken(count: Path) -> int:
-    """How much of its flood a server got rid of."""
+    """Return how many bytes of its flood a server has written."""
     text = count.read_text() if count.exists() else ""
     return int(text or 0)
 
@@ -304,7 +304,7 @@ def test_slow_reader_on_a_concurrent_worker_is_cut_off(site: Site, tmp_path: Pat
         assert site.call("/modern", mark="x").answer()["result"]["was"] == "x"
     until(lambda: site.noted(f"cancelled {mark}"))
     until(lambda: taken(count) >= size)
-    assert not slow.ended(), "it got what it took, and no more"
+    assert not slow.ended(), "it got only what it had read"
     assert site.call("/modern", mark="x").answer()["result"]["was"] == "x"
 
 

@@ -31,7 +31,7 @@ from tests.e2e.stateless import (
 )
 from tests.real.processes import alive
 
-#: How long bad servers have to spoil something.
+#: How long the failing servers run beside the good ones.
 SECONDS = 5.0
 WARM = 3
 QUICK = {"stop_grace": 0.2, "kill_grace": 0.2}
@@ -40,30 +40,30 @@ pytestmark = pytest.mark.slow
 
 
 def server(base: str, line: Sequence[str], **settings: Any) -> dict[str, Any]:
-    """A server of a configuration file."""
+    """Return a server of a configuration file."""
     command, *args = line
     return {"command": command, "args": args, "base_uri": base, **QUICK, **settings}
 
 
 def starts(path: Path) -> int:
-    """How many starts a server has noted."""
+    """Return how many starts a server has noted."""
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def tries(seconds: float) -> int:
-    """How often a server that cannot start may be tried: at 0, 1, 3, 7, … seconds."""
+    """Return how often a server that cannot start may be tried: at 0, 1, 3, 7, … seconds."""
     return 1 + math.floor(math.log2(seconds + 1))
 
 
 class RefusalLog:
-    """Calls of a server that is of no use, and what each was answered."""
+    """Calls of a failing server, and the status of each answer."""
 
     def __init__(self, caller: Caller) -> None:
         self.statuses: list[int] = []
         self._caller = caller
 
     def call(self, _: int) -> None:
-        """One more."""
+        """Make one call and record its status."""
         with self._caller.begin("echo", "x") as response:
             assert response.status in (502, 503), response.body
             if response.status == 503:
@@ -131,7 +131,7 @@ def test_failing_servers_do_not_affect_others(tmp_path: Path) -> None:
 
 
 def crash(caller: Caller, count: int) -> tuple[int, Counter[int]]:
-    """So many calls, four at a time: how many were lost, and how many each process served."""
+    """Make calls, four at a time; return how many failed, and how many each process served."""
 
     def work(number: int) -> Told:
         return caller.call("echo", f"{number}")
@@ -243,7 +243,7 @@ def test_warm_processes_are_used_and_replaced_within_the_limits() -> None:
 
 
 def pid_of(client: Streamable) -> int:
-    """The process of a session."""
+    """Return the pid of a session's process."""
     arguments = {"token": "whoever"}
     with client.call("tools/call", name="echo", arguments=arguments) as answer:
         text = answer.answer()["result"]["content"][0]["text"]
@@ -294,7 +294,7 @@ def test_stopped_or_killed_bridge_leaves_no_process(how: int) -> None:
             caller = Caller(bridge, base)
             bridge.open(base)
             bridge.streamable(base)
-            caller.ask("parked")
+            caller.ask("suspended")
             working = caller.begin("wait", "working")
             heard.append(listen(bridge.port, base))
             bridge.streams += [working, heard[-1]]
@@ -313,5 +313,5 @@ def test_stopped_or_killed_bridge_leaves_no_process(how: int) -> None:
 
 
 def processes(bridge: Bridge) -> Counter[str]:
-    """How many there are, by era."""
+    """Count the running processes by era."""
     return Counter(each.command.split("tools.py ")[1].split()[0] for each in bridge.marked())

@@ -30,7 +30,7 @@ STOPPED = (0, -signal.SIGTERM)
 
 @dataclass
 class Case:
-    """A server to start, a call to make, and what must come of it."""
+    """A server to start, a call to make, and a check of its result."""
 
     command: list[str]
     tools: set[str]
@@ -82,7 +82,7 @@ def everything_case(tmp_path: Path) -> Case:
 def filesystem_case(tmp_path: Path) -> Case:
     folder = tmp_path.resolve() / "files"
     folder.mkdir()
-    # past one read of a pipe, and past one segment of a connection
+    # larger than one read of a pipe and one segment of a connection
     content = "".join(f"line {number} \N{SNOWMAN}\n" for number in range(20_000))
     (folder / "large.txt").write_text(content, encoding="utf-8")
     call = ("read_text_file", {"path": str(folder / "large.txt")})
@@ -100,7 +100,7 @@ CASES = {
 
 
 def visit(bridge: RunningBridge, client: str, case: Case, url: str | None = None) -> None:
-    """One session of a real client, and the whole of what it must have seen."""
+    """Run one session of a real client, and check everything that it received."""
     seen = bridge.visit(CLIENTS_BY_NAME[client], *case.call, url=url)
     assert case.tools <= set(seen["tools"])
     assert not seen["result"].get("isError")

@@ -60,7 +60,7 @@ def test_ignored_sighup_stays_ignored() -> None:
 
 @contextlib.contextmanager
 def running(line: Sequence[str], log: Path) -> Iterator[tuple[subprocess.Popen[bytes], Bridge]]:
-    """A command that runs a bridge that logs into a file; the bridge's clients."""
+    """Run a bridge that logs to a file; yield its process and a `Bridge` for its clients."""
     process = subprocess.Popen(line, stdin=subprocess.DEVNULL)
     serves = re.compile(r"serving http://127\.0\.0\.1:(\d+)/sse")
     try:
@@ -74,7 +74,7 @@ def running(line: Sequence[str], log: Path) -> Iterator[tuple[subprocess.Popen[b
 
 
 def twistd(folder: Path, *options: str) -> list[str]:
-    """The command line of a bridge that logs into `log`."""
+    """Return the command line of a bridge that logs to `log`."""
     bridge = ["--listen", "tcp:0:interface=127.0.0.1", "--state-dir", str(folder / "state")]
     paths = [f"--pidfile={folder / 'pid'}", f"--logfile={folder / 'log'}", f"--rundir={folder}"]
     command = [beside_python("twistd"), *options, *paths, "mcpbridge", *bridge, *SHORT_OPTIONS]
@@ -106,7 +106,7 @@ def test_sighup_reopens_the_log_file(tmp_path: Path) -> None:
         assert "SIGQUIT: received, shutting down" in log.read_text()
 
 
-#: Become a command that has a terminal, as its session's leader.
+#: Execute a command with a terminal, as the leader of its session.
 ON_A_TERMINAL = """
 import fcntl, os, sys, termios
 os.setsid()

@@ -16,16 +16,16 @@ from tests.e2e.harness import Bridge, backend, request, serving
 
 pytestmark = pytest.mark.slow
 
-#: How long it takes, and after which the first client gives up.
+#: Seconds the installation takes, and the first client waits.
 INSTALL = 5.0
 PATIENCE = 2.0
-#: How long those wait who come after it, one after the other: more and more, so
-#: that one of them is patient enough on any machine.
+#: Seconds each later client waits: longer and longer, so that one of them waits
+#: long enough on any machine.
 PATIENCES = [PATIENCE * 1.5**number for number in range(10)]
 
 
 def config(folder: Path, max_sessions: int, *era: str, **more: Any) -> dict[str, Any]:
-    """A server that is not installed yet."""
+    """Return the configuration of a server that is not installed yet."""
     command, *args = backend("installing", folder, INSTALL, *era)
     graces = {"stop_grace": 0.2, "kill_grace": 0.2}
     server = {"command": command, "args": args, "max_sessions": max_sessions, "base_uri": ""}
@@ -33,7 +33,7 @@ def config(folder: Path, max_sessions: int, *era: str, **more: Any) -> dict[str,
 
 
 def comes(bridge: Bridge, transport: str, patience: float = PATIENCE) -> bool:
-    """Whether a client that waits for so long gets an answer to `initialize`."""
+    """Return True if a client with this patience gets an answer to `initialize`."""
     end = time.monotonic() + patience
     body = request("initialize", 1, protocolVersion="2025-11-25", capabilities={})
     headers = "Host: localhost\r\nAccept: application/json, text/event-stream\r\n"
@@ -55,7 +55,7 @@ def comes(bridge: Bridge, transport: str, patience: float = PATIENCE) -> bool:
 
 
 def read_until(connection: socket.socket, pattern: bytes, end: float) -> bytes:
-    """What is read until that is in it.  Raises `TimeoutError` at that time."""
+    """Read until the data matches the pattern; raise `TimeoutError` at `end`."""
     data = b""
     while not re.search(pattern, data):
         connection.settimeout(max(0.001, end - time.monotonic()))
@@ -68,12 +68,12 @@ def read_until(connection: socket.socket, pattern: bytes, end: float) -> bytes:
 
 
 def wait_until(end: float) -> None:
-    """A client that is sent away, or told to come later, comes when it would have left."""
+    """Wait out the patience of a client that was refused."""
     time.sleep(max(0.0, end - time.monotonic()))
 
 
 def calls(bridge: Bridge, patience: float = PATIENCE) -> bool:
-    """Whether a client of 2026-07-28 that waits for so long gets an answer."""
+    """Return True if a stateless client with this patience gets an answer."""
     end = time.monotonic() + patience
     with stateless.send(bridge.port, "", "resources/list") as response:
         response.socket.settimeout(patience)
@@ -89,7 +89,7 @@ def calls(bridge: Bridge, patience: float = PATIENCE) -> bool:
 
 
 def installs(folder: Path) -> int:
-    """How many were begun."""
+    """Return how many installations began."""
     return len((folder / "installs").read_text().splitlines())
 
 

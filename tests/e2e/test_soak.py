@@ -37,21 +37,21 @@ WARM_UP = 14
 
 KINDS = ("plain", "crash", "deaf", "children", "daemon", "flood", "mute")
 ENDS = ("close", "reset", "half_close")
-#: Of every second cycle, which is over Streamable HTTP; `drop` leaves the
-#: session to its idle timeout.
+#: Every second cycle uses Streamable HTTP; `drop` leaves the session to its idle
+#: timeout.
 STREAMABLE_ENDS = ("delete", "drop")
 
-#: What fills a pipe.
+#: A message that fills a pipe.
 UNREAD = b'{"jsonrpc":"2.0","method":"unread","params":{"text":"%b"}}' % (b"x" * 60_000)
 
-#: What may grow however flat memory is: an arena of the allocator.
+#: Growth that is no leak: an arena of the allocator.
 GROWTH_BYTES = 6 * 1024 * 1024
 
 pytestmark = pytest.mark.slow
 
 
 def cycle(bridge: Bridge, number: int) -> str:
-    """connect - initialize - call - abort, in one of the ways; which one it was."""
+    """Connect, initialize, call and abort in one of the ways; return which one."""
     half, streamable = divmod(number, 2)
     kind = KINDS[half % len(KINDS)]
     ends = STREAMABLE_ENDS if streamable else ENDS
@@ -61,7 +61,7 @@ def cycle(bridge: Bridge, number: int) -> str:
 
 
 def sse_cycle(bridge: Bridge, kind: str, end: str) -> None:
-    """Over HTTP+SSE."""
+    """Run a cycle over HTTP+SSE."""
     with Stream(bridge.port) as stream:
         stream.begin()
         assert b'"initialize"' in stream.round_trip(request("initialize", 1))
@@ -76,7 +76,7 @@ def sse_cycle(bridge: Bridge, kind: str, end: str) -> None:
 
 
 def streamable_cycle(bridge: Bridge, kind: str, end: str) -> None:
-    """Over Streamable HTTP."""
+    """Run a cycle over Streamable HTTP."""
     client = Streamable(bridge.port)
     try:
         with client.call("initialize") as response:
@@ -97,7 +97,7 @@ def streamable_cycle(bridge: Bridge, kind: str, end: str) -> None:
 
 
 def run(one: Callable[[int], str], cycles: int) -> Counter[str]:
-    """So many cycles, some at a time; each is given its number."""
+    """Run cycles, `AT_A_TIME` at once; each gets its number."""
     numbers, done = count(), Counter[str]()
     failures: list[BaseException] = []
 
@@ -148,9 +148,9 @@ def test_sessions_that_end_in_every_way_leave_nothing() -> None:
 
 # All transports, in front of servers of both eras.
 
-#: How long a call waits for its client, and a session for its own.
+#: Seconds a suspended call, and an idle session, waits for its client.
 INPUT_SECONDS, IDLE_SECONDS = 0.7, 2.0
-#: Processes of each server, and of both: fewer than would be had.
+#: Limits of each server and of both: fewer processes than the clients want.
 LIMITS = {"legacy": 5, "modern": 3}
 LIMIT = 6
 CAPABLE: dict[str, Any] = {
@@ -160,7 +160,7 @@ CAPABLE: dict[str, Any] = {
 
 
 class Visit:
-    """One client of one server, in one of the ways; each raises `Busy` where it was not let in."""
+    """One visit of a client to a server; each kind raises `Busy` if the limits refuse it."""
 
     def __init__(self, bridge: Bridge, base: str, number: int) -> None:
         self.port = bridge.port
@@ -169,7 +169,7 @@ class Visit:
         self.caller = Caller(bridge, base)
 
     def sse(self) -> None:
-        """A session of HTTP+SSE that is left in the middle of a call."""
+        """Leave a session of HTTP+SSE in the middle of a call."""
         arguments = {"token": self.token}
         with Stream(self.port, f"{self.base}/sse") as stream:
             let_in(stream.status, stream.headers)
@@ -181,7 +181,7 @@ class Visit:
             stream.send_message(request("tools/call", 3, name="wait", arguments=arguments))
 
     def streamable(self) -> None:
-        """A session of Streamable HTTP that is asked something, and ends itself."""
+        """Answer a question in a session of Streamable HTTP, and delete the session."""
         client = self._session()
         try:
             call = client.call("tools/call", name="ask", arguments={"token": self.token})
@@ -196,7 +196,7 @@ class Visit:
             client.drop()
 
     def dropped(self) -> None:
-        """One that is left to its idle timeout, with a call under way."""
+        """Leave a session to its idle timeout, with a call running."""
         client = self._session()
         client.call("tools/call", name="wait", arguments={"token": self.token})
         client.drop()
@@ -217,17 +217,17 @@ class Visit:
     # Without a session.
 
     def plain(self) -> None:
-        """A call."""
+        """Make a stateless call."""
         assert self.caller.call("echo", self.token).said["token"] == self.token
 
     def left(self) -> None:
-        """A call whose client leaves."""
+        """Make a call and leave."""
         with self.caller.begin("wait", self.token) as response:
             time.sleep(0.05)
             response.reset()
 
     def answered(self) -> None:
-        """A call that asks, and gets its answer."""
+        """Answer the question of a call."""
         began = time.monotonic()
         told = self.caller.reply(self.token, self.caller.ask(self.token), self.token)
         if told.status == 200:
@@ -237,18 +237,18 @@ class Visit:
             assert time.monotonic() - began >= INPUT_SECONDS, told
 
     def abandoned(self) -> None:
-        """A call that asks, and gets none."""
+        """Leave the question of a call unanswered."""
         self.caller.ask(self.token)
 
     def expired(self) -> None:
-        """A call that asks, and is answered too late; for a modern server nothing is too late."""
+        """Answer the question of a call after `input_timeout`, which only a legacy server has."""
         asked = self.caller.ask(self.token)
         time.sleep(INPUT_SECONDS + 0.2)
         told = self.caller.reply(self.token, asked, self.token)
         assert told.status == (400 if self.base == "/legacy" else 200), told
 
     def listening(self) -> None:
-        """One that listens, and goes."""
+        """Subscribe and leave."""
         listen(self.port, self.base).close()
 
 
@@ -266,7 +266,7 @@ VISITS = (
 
 
 def visit(bridge: Bridge, number: int) -> str:
-    """One of the ways, at one of the servers, as soon as there is room; which one it was."""
+    """Make one visit to one server as soon as the limits allow; return its kind."""
     half, which = divmod(number, len(VISITS))
     base = ("/legacy", "/modern")[half % 2]
     while True:

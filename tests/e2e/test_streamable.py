@@ -24,7 +24,7 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 NEW, OLD = "2025-11-25", "2025-03-26"
 SUPPORTED = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
 LARGE = 200_000
-#: Longer than this process may stand still between two requests on a busy machine.
+#: Longer than this process may stall between two requests on a busy machine.
 IDLE = ("--idle-timeout", "4")
 
 
@@ -50,14 +50,14 @@ def shared() -> Iterator[Bridge]:
 
 @pytest.fixture
 def bridge(shared: Bridge) -> Iterator[Bridge]:
-    """The same for one test."""
+    """The shared bridge for one test."""
     yield shared
     shared.hang_up()
 
 
 @pytest.fixture
 def client(bridge: Bridge) -> Streamable:
-    """A session of the newest revision that has one."""
+    """A session of the newest revision that has sessions."""
     return bridge.streamable()
 
 
@@ -67,12 +67,12 @@ def progress(token: object, number: int) -> dict[str, Any]:
 
 
 def numbers(messages: list[Any]) -> list[int]:
-    """Which progress was made, in the order in which it came."""
+    """Return the progress values in the order in which they arrived."""
     return [each["params"]["progress"] for each in messages if "progress" in each["params"]]
 
 
 def slow_call(client: Streamable, gate: str, now: int, later: int, **more: object) -> Response:
-    """A call that reports progress, waits at a gate, and reports the rest."""
+    """Make a call that reports progress, waits at a gate, and reports the rest."""
     return client.call(
         "tools/call",
         _meta={"progressToken": gate},
@@ -85,8 +85,8 @@ def slow_call(client: Streamable, gate: str, now: int, later: int, **more: objec
 
 def prompt(ask: Callable[[], Response]) -> Response:
     """
-    An answer, asked for anew if it came as events: so does one that took
-    seconds, which on a busy machine may be any.
+    Return an answer that is not a stream, asking again if it is: an answer that
+    takes seconds becomes a stream, which may happen on a busy machine.
     """
     for _ in range(5):
         answer = ask()
@@ -254,7 +254,7 @@ def test_request_with_id_null_is_refused(bridge: Bridge, batch: bool) -> None:
         assert (answer.status, answer.json["error"]["code"]) == (400, -32600)
         assert "id" in answer.json["error"]["message"]
     with client.send("POST", b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"x"}}') as it:
-        assert it.status == 202, "an error about something unreadable has none"
+        assert it.status == 202, "an error about an unreadable message has no id"
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_client_that_accepts_only_events_gets_events(client: Streamable, accept:
 
 
 def assert_answered_with_json(client: Streamable) -> None:
-    """A call whose client takes JSON alone: its progress goes on the GET stream."""
+    """Check that the progress of a call that accepts only JSON goes to the GET stream."""
     call = client.call(
         "tools/call", AS_JSON, _meta={"progressToken": 1}, say=[progress(1, 1)], gate="a"
     )
@@ -334,7 +334,7 @@ def test_request_id_in_flight_is_refused(client: Streamable) -> None:
     first = client.send("POST", request("slow", 5, gate="a"))
     until(lambda: client.send("POST", request("twin", 5)).status == 400)
     with client.send("POST", request("twin", 5)) as answer:
-        assert answer.json["id"] is None, "this would end the first"
+        assert answer.json["id"] is None, "an error with the id would end the first request"
         assert "5" in answer.json["error"]["message"]
         assert answer.json["error"]["data"] == {"requestId": 5}
     client.tell("open", gate="a")
@@ -761,7 +761,7 @@ def test_failed_initialize_opens_no_session(bridge: Bridge) -> None:
     client = bridge.visitor()
     with client.call("initialize", exit=3) as answer:
         assert answer.status == 200
-        assert "mcp-session-id" not in answer.headers, "there is no such session"
+        assert "mcp-session-id" not in answer.headers, "no session was opened"
         assert "3" in answer.answer()["error"]["message"]
     bridge.wait_for_log(" closed after ", "exit status 3")
 
@@ -827,7 +827,7 @@ def test_idle_timeout_0_keeps_idle_sessions() -> None:
 
 
 def flood(client: Streamable, size: int, line: int, tmp_path: Path) -> Response:
-    """A GET stream that nobody reads, and a backend that offers so much for it."""
+    """Open a GET stream without reading it, and let the backend write `size` bytes to it."""
     stream = client.listen(receive_buffer=SMALL)
     assert stream.piece().data == b""
     client.tell("do", flood=size, line=line, note=str(tmp_path / "taken"))

@@ -16,7 +16,7 @@ from tests.real import parts
 pytestmark = pytest.mark.slow
 
 TASKS = 6
-#: The longest task, which takes twice as long as a process is kept that nobody uses.
+#: Seconds of the longest task: twice the idle timeout.
 SECONDS = 8
 IDLE = 4
 

@@ -30,12 +30,12 @@ from tests.real.processes import Process, alive, eventually
 SHORT = {"stop_grace": 0.1, "kill_grace": 0.1}
 SHORT_OPTIONS = ("--stop-grace", "0.1", "--kill-grace", "0.1")
 READY = b'{"jsonrpc":"2.0","method":"ready"}'
-#: A line of the log that says that a session is over.
+#: Part of the log line of a closed session.
 CLOSED = " closed after "
 
 
 def config(notes: Path, **settings: object) -> dict[str, object]:
-    """One server for each kind of backend."""
+    """Return a configuration with one server for each kind of backend."""
     backends = {
         "echo": backend("echo"),
         "obey": backend("obey"),
@@ -62,18 +62,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
 
 @pytest.fixture
 def zoo(shared: Bridge) -> Iterator[Bridge]:
-    """The same for one test, which must leave it as it was."""
+    """The shared bridge for one test."""
     yield shared
     shared.hang_up()
 
 
 def sleepers(bridge: Bridge) -> set[Process]:
-    """The strays of all sessions."""
+    """Return the stray processes of all sessions."""
     return {each for each in bridge.marked() if each.command.startswith("sleep ")}
 
 
 def open_ready(bridge: Bridge, base: str) -> Stream:
-    """A session whose backend has said that it is ready."""
+    """Open a session and wait until its backend is ready."""
     stream = bridge.open(base)
     assert stream.message() == READY
     return stream
@@ -128,7 +128,7 @@ def test_backend_blocked_on_stdout_may_finish(
 
 
 def is_blocked(process: Process) -> bool:
-    """Whether a process has waited in one place for a while, and computes no more."""
+    """Return True if a process has used no CPU time for a while."""
 
     def computed() -> list[str]:
         with open(f"/proc/{process.pid}/stat", encoding="ascii") as file:
@@ -210,7 +210,7 @@ def test_stop_while_sessions_end_closes_each_once(tmp_path: Path) -> None:
         assert bridge.log.count(CLOSED) == len(streams)
 
 
-# Whose a process is.
+# Which session a process belongs to.
 
 
 def test_end_of_a_session_ends_only_its_own_tree(zoo: Bridge) -> None:
@@ -276,7 +276,7 @@ def test_bridge_may_be_the_backend_of_a_bridge() -> None:
 
 
 def _inner_session(stream: Stream) -> Stream:
-    """A session of the bridge that is the backend of this one: it tells its port on stdout."""
+    """Open a session of the inner bridge, whose URL arrives as a stderr notification."""
     while not (message := stream.message()).endswith(b'/sse"}}'):
         pass
     port = message.rpartition(b":")[2].removesuffix(b'/sse"}}')
