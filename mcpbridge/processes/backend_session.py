@@ -398,8 +398,12 @@ class BackendSession:
     def _count_unread(self, size: int) -> None:
         """Count so many bytes that nobody reads; too many in a second pause the backend."""
         if self.throttle is None:
-            self.throttle = Throttle(self.clock, self.backend.pause, self._throttle_over)
+            self.throttle = Throttle(self.clock, self._throttle_begun, self._throttle_over)
         self.throttle.count(size)
+
+    def _throttle_begun(self) -> None:
+        # Looked up late: a launcher may report lines before it has returned the backend.
+        self.backend.pause()
 
     def _throttle_over(self) -> None:
         if not self.paused:
