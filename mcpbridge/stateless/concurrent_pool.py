@@ -171,10 +171,14 @@ class ConcurrentPool(WorkerPool):
     # Which worker.
 
     async def _reserve(self, exchange: Exchange) -> ConcurrentWorker:
+        ticket = Ticket()
+        worker = self._take_free(exchange, ticket)
+        if worker is not None:
+            return worker
         return await self._acquire(
-            partial(self._take_free, exchange),
-            lambda: self._start(exchange),
-            partial(self._wait, exchange),
+            partial(self._take_free, exchange, ticket),
+            partial(self._start, exchange),
+            partial(self._wait, exchange, ticket),
         )
 
     def _take_free(self, exchange: Exchange, ticket: Ticket) -> ConcurrentWorker | None:

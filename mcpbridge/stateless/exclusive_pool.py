@@ -41,7 +41,7 @@ from mcpbridge.stateless.exclusive_group import (
     GroupSubscriber,
 )
 from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
-from mcpbridge.stateless.request_queue import RequestQueue, shielded
+from mcpbridge.stateless.request_queue import RequestQueue, Ticket, shielded
 from mcpbridge.stateless.suspended_calls import SuspendedCalls
 from mcpbridge.stateless.worker import ENOUGH, UNUSED
 from mcpbridge.stateless.worker_pool import WorkerPool
@@ -175,13 +175,15 @@ class ExclusivePool(WorkerPool):
     async def _worker_for(self, key: GroupKey, exchange: Exchange) -> ExclusiveWorker:
         # A worker counts against the client that it was made for, also when
         # that has left, and has no claim any more.
-        request, claim, newcomer = exchange.request, exchange.claim, Newcomer(exchange.client)
+        request, claim = exchange.request, exchange.claim
+        worker = self._take_free(key, request, claim)
+        if worker is not None:
+            return worker
+        ticket, newcomer = Ticket(), Newcomer(exchange.client)
         return await self._acquire(
-            lambda ticket: self._take_free(key, request, claim),
+            partial(self._take_free, key, request, claim),
             partial(self._start, key, exchange, claim, newcomer),
-            lambda ticket: self._queue.wait(
-                ticket, lambda: self._may_proceed(key, request, newcomer)
-            ),
+            lambda: self._queue.wait(ticket, lambda: self._may_proceed(key, request, newcomer)),
         )
 
     def _take_free(

@@ -17,7 +17,7 @@ from mcpbridge.errors import BridgeError, ServerBusy, TooManySessions
 from mcpbridge.mcp.server_card import KnownServer
 from mcpbridge.processes.era import OtherEra
 from mcpbridge.processes.pool import ProcessPool
-from mcpbridge.stateless.request_queue import RequestQueue, Ticket
+from mcpbridge.stateless.request_queue import RequestQueue
 from mcpbridge.stateless.worker import BackendWorker
 
 W = TypeVar("W", bound=BackendWorker)
@@ -57,34 +57,33 @@ class WorkerPool:
 
     async def _acquire(
         self,
-        take_free: Callable[[Ticket], W | None],
+        take_free: Callable[[], W | None],
         start: Callable[[], Awaitable[W | None]],
-        wait: Callable[[Ticket], Awaitable[None]],
+        wait: Callable[[], Awaitable[None]],
     ) -> W:
         """
-        Return a worker for a request: a free one, or else a new one, or else
-        whichever comes first after a wait.
+        Return a worker for a request for which none is free: a new one, or
+        else whichever comes first after a wait.
 
-        `take_free` takes one that there is.  `start` makes one; it returns
-        None where it is worth looking again.  Where the limits allow none,
-        `wait` waits in the queue, which makes sense only if a process is
+        `start` makes one; it returns None where it is worth looking again,
+        and then `take_free` takes one that there is.  Where the limits allow
+        none, `wait` waits in the queue, which makes sense only if a process is
         there whose end could make room.  Raises `ServerBusy`, and what
         `start` and `wait` raise.
         """
-        ticket = Ticket()
         while True:
-            worker = take_free(ticket)
-            if worker is not None:
-                return worker
             try:
                 worker = await start()
             except TooManySessions as error:
                 if not (len(self) or self._pool.has_pending_change()):
                     raise ServerBusy.because(error) from None
-                await wait(ticket)
+                await wait()
             else:
                 if worker is not None:
                     return worker
+            worker = take_free()
+            if worker is not None:
+                return worker
 
     async def _introduce(self, worker: BackendWorker, patience: float) -> None:
         """
