@@ -288,10 +288,12 @@ class LegacyClientAdapter:
 
     def _note_answer(self, asked: Envelope, lines: list[bytes]) -> None:
         """Note whether the backend is modern, once `initialize` is answered."""
-        found = find_answer(lines, asked.id)
-        if found is None:
+        # These lines have the client's own ids: 1 and "1" may be two requests of it.
+        envelopes = [peek(line) or peek_again(line) for line in lines]
+        answers = [each for each in envelopes if each is not None and each.is_response]
+        answer = next((each for each in answers if each.id == asked.id), None)
+        if answer is None:
             return
-        _, answer = found
         self._initialize = None
         if answer.error is msgspec.UNSET:
             self._backoff.succeeded()

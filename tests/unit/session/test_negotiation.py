@@ -16,7 +16,12 @@ from mcpbridge.jsonrpc.members import members
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.backoff import StartBackoff
 from mcpbridge.processes.era import ServerEra
-from mcpbridge.session.negotiation import LegacyClientAdapter, UndecidedAdapter, first_adapter
+from mcpbridge.session.negotiation import (
+    LegacyClientAdapter,
+    UndecidedAdapter,
+    first_adapter,
+    is_starting,
+)
 from mcpbridge.testing import FakeBackend, RecordingSink
 from mcpbridge.translation.handshake import refusal
 from tests.fakes import no_jitter
@@ -444,3 +449,23 @@ def test_processes_that_end_without_a_word(how: str) -> None:
         last = number == STILLBORN_STARTS - 1
         assert made.doubts == (["over"] if how == "silent" and last else [])
     assert str(backoff) == "ready"
+
+
+@pytest.mark.parametrize("error", [True, False])
+def test_an_answer_to_another_request_with_a_similar_id_says_nothing_of_the_era(
+    error: bool,
+) -> None:
+    """A client may use 1 and "1" at the same time."""
+    made = Made(is_modern())
+    made.post(INITIALIZE.replace(b'"\\u0061"', b"1"))
+    made.post(b'{"jsonrpc":"2.0","id":"1","method":"tools/list"}')
+    if error:
+        made.refuse()
+    else:
+        made.answer({"tools": []})
+    assert (made.era.legacy, made.era.known.info, made.backoff.successes) == (False, None, 0)
+    assert is_starting(made.session)
+    made.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}}, 0)
+    assert (made.era.legacy, made.backoff.successes) == (False, 1)
+    assert not is_starting(made.session)
+    made.end()
