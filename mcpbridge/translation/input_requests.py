@@ -131,7 +131,7 @@ def input_capabilities(declared: Mapping[str, msgspec.Raw]) -> InputCapabilities
         forms=elicitation is not None and ("form" in elicitation or not urls),
         urls=urls,
         sampling=sampling is not None,
-        sampling_tools=sampling is not None and "tools" in sampling,
+        sampling_tools=sampling is not None and _object(sampling, "tools") is not None,
         roots=_object(declared, "roots") is not None,
     )
 

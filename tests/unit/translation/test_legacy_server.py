@@ -609,6 +609,12 @@ def test_a_request_of_the_server_is_an_input_request(
             {"sampling": {"tools": {}}},
         ),
         ({}, "sampling/createMessage", {"toolChoice": {}}, {"sampling": {"tools": {}}}),
+        (
+            {"sampling": {"tools": True}},
+            "sampling/createMessage",
+            {"toolChoice": {}},
+            {"sampling": {"tools": {}}},
+        ),
         ({"sampling": {"tools": {}}}, "sampling/createMessage", {"toolChoice": {}}, None),
         ({"sampling": 5}, "sampling/createMessage", SAMPLE, {"sampling": {}}),
         ({}, "roots/list", {}, {"roots": {}}),
