@@ -50,7 +50,7 @@ whole: .venv/.made-dev
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run $(PYTEST) -p tests.measured $(SPREAD) $(TESTS)
 	@$(MAKE) --no-print-directory floors
-	MCPBRIDGE_FRONT=off $(BIN)/python $(PYTEST) $(SPREAD) $(CONTRACT) $(TESTS)
+	MCPBRIDGE_FAST_PATH=off $(BIN)/python $(PYTEST) $(SPREAD) $(CONTRACT) $(TESTS)
 
 lint: .venv/.made-dev ## run ruff and mypy
 	$(BIN)/ruff check .

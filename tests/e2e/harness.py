@@ -42,8 +42,8 @@ PATIENCE = 25.0
 #: A grace that no test lives to see the end of.
 NEVER = "100000"
 BACKENDS = Path(__file__).with_name("backends")
-#: `make test` runs these tests a second time with MCPBRIDGE_FRONT=off.
-FRONT = ("--no-fast-path",) if os.environ.get("MCPBRIDGE_FRONT") == "off" else ()
+#: `make test` runs these tests a second time with MCPBRIDGE_FAST_PATH=off.
+FAST_PATH = ("--no-fast-path",) if os.environ.get("MCPBRIDGE_FAST_PATH") == "off" else ()
 LOOPBACK = ("--listen", "tcp:0:interface=127.0.0.1")
 #: `twistd` ends by the signal that stopped it, once everything is stopped.
 STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)
@@ -719,7 +719,7 @@ def serving(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # Nobody else's: what a test leaves, it leaves to its own next bridge.
-        line = [*listen, *FRONT, "--state-dir", str(folder / "state"), *options]
+        line = [*listen, *FAST_PATH, "--state-dir", str(folder / "state"), *options]
         if config is None:
             line += ["--", *(command or backend("echo")), mark]
         else:
