@@ -182,8 +182,9 @@ class ICaller(Interface):
         """
         The headers of the HTTP request: a read-only mapping of their names, in
         lower case, to their values, both str.  Several headers of one name are
-        joined by `, ` (RFC 9110, section 5.3).  For a session, it is the
-        request that has opened it: `GET /sse`, or the POST of `initialize`.
+        joined by a comma and a space (RFC 9110, section 5.3).  For a session,
+        they are those of the request that has opened it: of `GET /sse`, or of
+        the POST of `initialize`.
         They may contain secrets: do not log them.
         """
     )
