@@ -62,6 +62,11 @@ class RefusalLog:
         self.statuses: list[int] = []
         self._caller = caller
 
+    @property
+    def waits_more_often_than_it_fails(self) -> bool:
+        """True if more calls were told to come later than were tried."""
+        return self.statuses.count(503) > self.statuses.count(502)
+
     def call(self, _: int) -> None:
         """Make one call and record its status."""
         with self._caller.begin("echo", "x") as response:
@@ -111,9 +116,11 @@ def test_failing_servers_do_not_affect_others(tmp_path: Path) -> None:
         with again_and_again(*works):
             lost, pids = crash(Caller(bridge, "/tenth"), 100)
             time.sleep(max(0.0, began + SECONDS - time.monotonic()))
+            # However slow the machine is, all of them go on.
+            until(lambda: len(done) == 2 and min(done.values()) > 20)
+            until(lambda: all(each.waits_more_often_than_it_fails for each in (broken, mute)))
         took = time.monotonic() - began + 1
 
-        assert min(done.values()) > 20
         # Each process served nine calls; only the tenth of each is lost.
         assert max(pids.values()) == 9, (lost, pids)
         full = {pid for pid, served in pids.items() if served == 9}
@@ -122,7 +129,6 @@ def test_failing_servers_do_not_affect_others(tmp_path: Path) -> None:
             assert refusals.statuses[0] == 502
             # One more may have begun while the bridge checked the first failure.
             assert refusals.statuses.count(502) <= tries(took) + 1
-            assert refusals.statuses.count(503) > refusals.statuses.count(502)
         # One attempt starts three processes: for the probe, for the handshake, and to see
         # whether the server can start at all.
         assert starts(files["broken"]) <= 3 * (tries(took) + 1)
