@@ -8,6 +8,7 @@ of MCP it speaks.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -98,7 +99,7 @@ class ToolAnnotations:
         return found
 
 
-class BackendWorker:
+class BackendWorker(ABC):
     """
     One backend process that works on stateless requests.
 
@@ -116,6 +117,7 @@ class BackendWorker:
         #: When messages of the bridge's own that did not fit into the pipe are sent again.
         self._retry = Timer(session.clock)
 
+    @abstractmethod
     async def open(self, patience: float) -> None:
         """
         Have the process introduce itself within so many seconds.
@@ -123,11 +125,10 @@ class BackendWorker:
         Raises `OtherEra` where it does not speak what this worker speaks, and
         a `Refused` where it is of no use.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
         """Return one result of `tools/list`.  Raises a `Refused`."""
-        raise NotImplementedError
 
     def ended_error(self) -> BackendEnded:
         """Return what a client is told whose process has ended."""

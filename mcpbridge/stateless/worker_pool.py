@@ -5,6 +5,7 @@ how a backend process becomes one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ from mcpbridge.stateless.worker import BackendWorker
 W = TypeVar("W", bound=BackendWorker)
 
 
-class WorkerPool:
+class WorkerPool(ABC):
     """
     The workers of one server.
 
@@ -51,9 +52,9 @@ class WorkerPool:
         self._failed_unclaimed = failed_unclaimed
         self._known = known or KnownServer()
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of workers."""
-        raise NotImplementedError
 
     async def _acquire(
         self,

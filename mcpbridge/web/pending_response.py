@@ -9,6 +9,7 @@ know sockets, nor how a response is written.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -66,7 +67,7 @@ class ResponseEncoder(Protocol):
 Sink = TypeVar("Sink", StreamSink, ExchangeSink)
 
 
-class PendingResponse(Generic[Sink]):
+class PendingResponse(ABC, Generic[Sink]):
     """Stands in for a response until its first message is there."""
 
     #: What the session of the response may hold unsent; None if nothing is counted.
@@ -81,9 +82,9 @@ class PendingResponse(Generic[Sink]):
         """Write to this response from now on."""
         self._response = response
 
+    @abstractmethod
     def detach(self) -> None:
         """Be told that the connection is lost."""
-        raise NotImplementedError
 
     def _handed_over(self) -> Sink | None:
         """Return the response of twisted.web's request; None if the connection is closing."""
