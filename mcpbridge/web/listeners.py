@@ -96,7 +96,7 @@ class AcceptErrors:
         if count is None:
             return
         self.log.warn(
-            "connections cannot be accepted ({error}); {count} were closed since this was said"
+            "connections cannot be accepted ({error}); {count} were closed since the last such line"
             " last.  This process may have {limit} descriptors: raise the limit (ulimit -n,"
             " LimitNOFILE=) or lower max_connections and max_sessions",
             error=error,
