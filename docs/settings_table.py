@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mcpbridge.config.checks import Check
 from mcpbridge.config.command_help import FIRST
 from mcpbridge.config.options import OPTIONS, default_text, option_of
 from mcpbridge.config.settings import COMMON, BridgeSettings, ServerSettings
@@ -46,6 +47,9 @@ def default(field: Field) -> str:
     """Return the default of a field as JSON."""
     if field.name == "command":
         return "required"
+    if field.name == "base_uri":
+        # Not the default of the field: the reader of a file derives it from the name.
+        return '`"/NAME"`'
     if field.default is not dataclasses.MISSING:
         value = field.default
     else:
@@ -102,7 +106,11 @@ def _shown_default(field: Field) -> str:
 
 
 def _expected(field: Field) -> str:
-    expected: str = field.metadata["check"].expected
+    check: Check = field.metadata["check"]
+    expected = check.expected
+    if check.accepts(None) and "null" not in expected:
+        # Errors do not say so, because an option has no value that means null.
+        expected += ", or null"
     return expected.replace("|", "\\|")
 
 

@@ -75,8 +75,8 @@ class Options(usage.Options):
     def opt_request_state_key(self, key: str) -> None:
         """Refuse the key, which would be taken for the path of its file otherwise."""
         raise usage.UsageError(
-            "--request-state-key cannot be used, as `ps` would show the key to every user; write"
-            " the key to a file, and give --request-state-key-file FILE"
+            "--request-state-key cannot be used, because `ps` would show the key to every user;"
+            " write the key to a file, and give --request-state-key-file FILE"
         )
 
     def opt_logfile(self, path: str) -> None:
@@ -84,7 +84,7 @@ class Options(usage.Options):
         self._set_for_twistd("logfile", path)
 
     def opt_pidfile(self, path: str) -> None:
-        """Write the process id to a file."""
+        """Write the process ID to a file."""
         self._set_for_twistd("pidfile", path)
 
     def opt_help(self) -> None:

@@ -178,9 +178,7 @@ def _is_origin(value: object) -> bool:
 
 
 COUNT = Check("an integer ≥ 1", _is_count, form="integer", metavar="N")
-SHARE = Check(
-    "an integer ≥ 1, or null", lambda v: v is None or _is_count(v), form="integer", metavar="N"
-)
+SHARE = Check(COUNT.expected, lambda v: v is None or _is_count(v), form="integer", metavar="N")
 COUNT_OR_NONE = Check(
     "an integer ≥ 0", lambda v: type(v) is int and v >= 0, form="integer", metavar="N"
 )
@@ -202,7 +200,7 @@ OPTIONAL_FLAG = Check(
 )
 TEXT = Check("a string", is_text)
 COMMAND = Check(
-    "a string that is not empty",
+    "a non-empty string",
     lambda v: is_text(v) and v != "",
     complain=_wrong_command,
     metavar="COMMAND",

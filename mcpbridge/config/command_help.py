@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mcpbridge.config.options import OPTIONS, Option, default_text, option_of
-from mcpbridge.config.settings import COMMON, GROUPS, LOGGING
+from mcpbridge.config.settings import COMMON, GROUPS, LOGGING, BridgeSettings
 
 EXAMPLES = """\
 Examples:
@@ -24,23 +24,33 @@ Examples:
       Serve each server in a configuration file, at /NAME/mcp and /NAME/sse.
 """
 _INTRODUCTION = """\
-Put stdio MCP servers on the network, over Streamable HTTP and HTTP+SSE. COMMAND is \
-the command line of an MCP server. The bridge starts it, as a backend process, for each \
-client session. A configuration file lists one or more servers, in the format that MCP \
-clients use.\
+Put stdio MCP servers on the network, over Streamable HTTP and HTTP+SSE. COMMAND \
+and its ARGs start an MCP server. The bridge runs one copy of it, a backend process, for \
+each client session. A configuration file lists one or more servers, in the format that \
+MCP clients use.\
 """
 _ABOUT_OPTIONS = """\
-Options come before COMMAND. A -- between them is optional; everything after COMMAND \
-belongs to the server. An option sets the setting of the same name: in a configuration \
-file, --max-sessions is max_sessions. With --config, settings that belong to a server go \
-into the file, either into that server's object or into bridge.defaults. An option may be \
-shortened as long as it stays unambiguous.\
+Options come before COMMAND. A -- between them is optional; everything after COMMAND is \
+passed to the server. An option may be shortened as long as it stays unambiguous.\
+"""
+_ABOUT_SETTINGS = """\
+Most options have a setting of the same name in a configuration file: --max-sessions is \
+max_sessions. The exceptions are --port and --host, which make one entry of listen; \
+--bridge-max-sessions and --bridge-max-sessions-per-address, which are max_sessions and \
+max_sessions_per_address in bridge; --request-state-key-file, which is request_state_key; \
+--name, which is a server's key in mcpServers; and --logfile and --pidfile, which have no \
+setting.\
+"""
+_ABOUT_CONFIG = """\
+With --config, these options are allowed: --port, --host, --logfile, --pidfile, {}. All \
+other settings belong to a server: write them into the server's object in the file, or \
+into bridge.defaults for all servers.\
 """
 _ABOUT_TWISTD = """\
-To run as a daemon, as another user, or on another reactor, use twistd and its options: \
-twistd --pidfile=/run/mcpbridge.pid --uid=mcp mcpbridge [options] COMMAND [ARG ...]. \
-For a list of twistd's options, run twistd --help.\
+To run as a daemon, as another user, or on another reactor, use twistd and its options. \
+For a list of these, run twistd --help. For example:\
 """
+_TWISTD = "  twistd --uid=mcp mcpbridge [options] COMMAND"
 #: Where the texts of options begin, and how wide they get at most.
 _COLUMN = 28
 _WIDEST = 100
@@ -72,7 +82,7 @@ LAST = (
     Entry(COMMON, "--version", "Print the version and exit."),
     Entry(COMMON, "-h, --help", "Print this help and exit."),
     Entry(LOGGING, "--logfile FILE", "Write the log to a file, in Twisted's log format."),
-    Entry(LOGGING, "--pidfile FILE", "Write the process id to a file."),
+    Entry(LOGGING, "--pidfile FILE", "Write the process ID to a file."),
 )
 #: In place of the texts of the settings, which say less.
 _TEXTS = {
@@ -88,9 +98,11 @@ def help_text(usage: Sequence[str], width: int) -> str:
     lines += [*textwrap.wrap(_INTRODUCTION, width), "", EXAMPLES.rstrip(), ""]
     for group in GROUPS:
         lines += [f"{group}:", *_group(group, width), ""]
-    lines += [*textwrap.wrap(_ABOUT_OPTIONS, width, break_on_hyphens=False), ""]
-    lines += textwrap.wrap(_ABOUT_TWISTD, width, break_on_hyphens=False)
-    return "\n".join(lines)
+    of_bridge = sorted(f"--{each.name}" for each in OPTIONS if each.kind is BridgeSettings)
+    about_config = _ABOUT_CONFIG.format(", ".join(of_bridge))
+    for text in (_ABOUT_OPTIONS, _ABOUT_SETTINGS, about_config, _ABOUT_TWISTD):
+        lines += [*textwrap.wrap(text, width, break_on_hyphens=False), ""]
+    return "\n".join([*lines, _TWISTD])
 
 
 def _group(group: str, width: int) -> Iterator[str]:

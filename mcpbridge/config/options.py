@@ -125,7 +125,7 @@ class Option(NamedTuple):
         return name, value
 
     def _json(self, text: str) -> Any:
-        """Decode JSON; an error does not show it, as it may hold a secret."""
+        """Decode JSON; an error does not show it, because it may contain a secret."""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -136,7 +136,7 @@ class Option(NamedTuple):
 
     def _secret(self, path: str) -> str:
         """
-        Read a secret from a file, as `ps` shows command lines to everybody.
+        Read a secret from a file, because `ps` shows command lines to everybody.
 
         An error does not show the path: somebody may give the secret itself.
         """
@@ -145,19 +145,19 @@ class Option(NamedTuple):
                 data = file.read(SECRET_FILE_BYTES + 1)
             if len(data) > SECRET_FILE_BYTES:
                 got = Described(f"a file of more than {SECRET_FILE_BYTES} bytes")
-                raise SettingError(self.label, "a file that holds the key", got)
+                raise SettingError(self.label, "a file that contains the key", got)
             return data.decode().strip()
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
             got = Described(f"a file that cannot be read: {why}")
-            raise SettingError(self.label, "a file that holds the key", got) from None
+            raise SettingError(self.label, "a file that contains the key", got) from None
 
     def _directory(self, path: str) -> str:
-        """Make a path absolute, as twistd changes its directory when it becomes a daemon."""
+        """Make a path absolute: twistd changes its directory when it becomes a daemon."""
         try:
             return path and os.path.abspath(path)
         except FileNotFoundError:
-            expected = "an absolute path, as the working directory was removed"
+            expected = "an absolute path, because the working directory was removed"
             raise SettingError(self.label, expected, path) from None
 
 

@@ -150,11 +150,14 @@ class ServerSettings:
     command: str = setting(
         "",
         COMMAND,
-        "Program of the MCP server, looked up in the `PATH` of the backend.",
+        "Program of the MCP server, looked up in the backend's `PATH`.",
         group=COMMON,
     )
     args: tuple[str, ...] = setting(
-        (), TEXTS, "Arguments of the program; no shell interprets them.", group=COMMON
+        (),
+        TEXTS,
+        "Arguments of the program, passed directly and not through a shell.",
+        group=COMMON,
     )
     name: str = setting(
         "default",
@@ -170,62 +173,62 @@ class ServerSettings:
     pass_env: tuple[str, ...] = setting(
         (),
         ENV_NAMES,
-        "Environment variables of the bridge to pass to the backend; `*` matches any characters,"
-        " as in `AWS_*`.",
+        "Variables to pass to the backend from the bridge's environment; `*` matches any"
+        " characters, as in `AWS_*`.",
         group=COMMON,
     )
     cwd: str | None = setting(
         None,
         DIRECTORY,
-        "Working directory of the backend; a missing directory is reported at startup.",
+        "Working directory of the backend; if it does not exist, the bridge starts anyway and logs"
+        " a warning.",
         group=COMMON,
         unset="the directory in which the bridge was started",
     )
     base_uri: str = setting(
         "",
         PATH_PREFIX,
-        "Path in front of `/mcp`, `/sse` and `/message`.",
+        "Path prefix for `/mcp`, `/sse` and `/message`.",
         group=LISTENING,
-        unset="none; in a file, `/NAME`, where NAME is the name of the server",
+        unset="`/NAME` in a configuration file, where NAME is the server's name; otherwise none",
     )
     public_path: str | None = setting(
         None,
         OPTIONAL_PATH_PREFIX,
-        "Path that clients see in place of `base_uri`, if a reverse proxy rewrites paths.",
+        "Path prefix that clients see instead of `base_uri`, if a reverse proxy rewrites paths.",
         group=LISTENING,
         unset="the value of `base_uri`",
     )
     max_sessions: int = setting(
         100,
         COUNT,
-        "Maximum number of backend processes of each server, for sessions and stateless requests"
-        " together.",
+        "Maximum backend processes per server, for sessions and stateless requests together.",
         group=COMMON,
     )
     max_sessions_per_address: int | None = setting(
         None,
         SHARE,
-        "Maximum number of backend processes of each server for one client address.",
+        "Maximum backend processes per server and client address.",
         group=LIMITS,
         unset="half of `max_sessions`",
     )
     ping_interval: float = setting(
         30.0,
         SECONDS,
-        "Seconds between the pings that each session sends to its client; 0 disables them.",
+        "Seconds between the pings that the bridge sends to each client on `/sse`; 0 disables"
+        " them.",
         group=SESSIONS,
     )
     stop_grace: float = setting(
         1.0,
         SECONDS,
-        "Seconds that a backend is given to exit once its stdin is closed; after that, it gets"
-        " SIGTERM.",
+        "Seconds a backend may take to exit after its stdin is closed; then it gets SIGTERM.",
         group=PROCESSES,
     )
     kill_grace: float = setting(
         2.0,
         SECONDS,
-        "Seconds that a backend is given to exit after SIGTERM; after that, it gets SIGKILL.",
+        "Seconds a backend may take to exit after SIGTERM; then it gets SIGKILL.",
         group=PROCESSES,
     )
     peer_timeout: float = setting(
@@ -237,7 +240,7 @@ class ServerSettings:
     min_transfer_rate: int = setting(
         512,
         COUNT_OR_NONE,
-        "Minimum rate at which a client must read answers and send bodies, in bytes per second"
+        "Minimum rate at which a client must read responses and send bodies, in bytes per second"
         " averaged over a minute; 0 disables the check.",
         group=LIMITS,
         metavar="BYTES",
@@ -250,12 +253,13 @@ class ServerSettings:
         metavar="BYTES",
     )
     max_waiting_messages: int = setting(
-        1024, COUNT, "Maximum number of messages queued for one backend process.", group=LIMITS
+        1024, COUNT, "Maximum messages queued for one backend process.", group=LIMITS
     )
     max_waiting_bytes: int = setting(
         8 * MIB,
         COUNT,
-        "Maximum total size in bytes of the messages queued for one backend process.",
+        "Bytes queued for one backend process at which further messages are refused. The last"
+        " message may exceed this, so a message may be as large as `max_message_bytes`.",
         group=LIMITS,
         metavar="BYTES",
     )
@@ -287,27 +291,27 @@ class ServerSettings:
     abandoned_grace: float = setting(
         60.0,
         SECONDS,
-        "Once `max_sessions` is reached, a session on `/mcp` may be ended to make room for a new"
-        " client if its own client has been silent for this many seconds; 0 disables this.",
+        "Seconds of client silence after which a session on `/mcp` may be ended to make room, once"
+        " `max_sessions` is reached; 0 means never.",
         group=SESSIONS,
     )
     keepalive_interval: float = setting(
         15.0,
         SECONDS,
-        "Seconds between the comments that keep an event stream of `/mcp` open; 0 disables them.",
+        "Seconds between the comments that keep an event stream on `/mcp` open; 0 disables them.",
         group=SESSIONS,
     )
     json_response: bool = setting(
         False,
         FLAG,
-        "Answer requests on `/mcp` with JSON, never with an event stream.",
+        "Respond to requests on `/mcp` with JSON, never with an event stream.",
         group=SESSIONS,
     )
     stderr_in_errors: bool = setting(
         False,
         FLAG,
-        "When a session has ended, include the last lines of stderr in the errors that its client"
-        " gets.",
+        "When a backend has ended, include the last lines of its stderr in the errors that its"
+        " client gets.",
         group=LOGGING,
     )
     warm: int = setting(
@@ -319,22 +323,24 @@ class ServerSettings:
     reuse: str = setting(
         "connection",
         one_of("connection", "identity", "never"),
-        "Which stateless requests may reuse a legacy server's process after an earlier request:"
-        " those on the same connection as that request, those of the same identity (all of"
-        " them, as without authentication all clients have the same identity), or none.",
+        "When a stateless request may be handled by a legacy server's process that has already"
+        " handled another. `connection`: only over the same connection; `identity`: only from the"
+        " same user (without authentication, everyone counts as the same user); `never`: each"
+        " request gets a fresh process.",
         group=STATELESS,
     )
     concurrency: int = setting(
         16,
         COUNT,
-        "Maximum number of stateless requests that one process of a modern server (one that speaks"
+        "Maximum stateless requests that one process of a modern server (one that speaks"
         " 2026-07-28) handles at a time.",
         group=STATELESS,
     )
     max_process_age: float = setting(
         3600.0,
         SECONDS,
-        "Age in seconds at which a process that is not in use is replaced; 0 disables this.",
+        "Age in seconds at which an idle process for stateless requests, or one kept ready by"
+        " `warm`, is replaced; 0 disables this.",
         group=PROCESSES,
     )
     max_process_requests: int = setting(
@@ -346,48 +352,48 @@ class ServerSettings:
     max_waiting_requests: int = setting(
         64,
         COUNT,
-        "Maximum number of stateless requests that wait for a process.",
+        "Maximum stateless requests per server that wait for a process.",
         group=STATELESS,
     )
     queue_timeout: float = setting(
         10.0,
         POSITIVE_SECONDS,
-        "Seconds that a stateless request may wait for a process.",
+        "Seconds a stateless request may wait for a process.",
         group=STATELESS,
     )
     input_timeout: float = setting(
         600.0,
         POSITIVE_SECONDS,
-        "Seconds that a client is given to read and answer a question from the server, such as an"
+        "Seconds a client may take to read and respond to a request from the server, such as an"
         " elicitation.",
         group=SESSIONS,
     )
     task_timeout: float = setting(
         3600.0,
         POSITIVE_SECONDS,
-        "Seconds for which a process is kept running for an unfinished task, unless the task's own"
-        " `ttlMs` is shorter.",
+        "Seconds to keep a process running for an unfinished task, unless the task's own `ttlMs` is"
+        " shorter.",
         group=STATELESS,
     )
     start_timeout: float = setting(
         30.0,
         POSITIVE_SECONDS,
-        "Seconds that a new process is given to answer `initialize`, and the same time again for"
-        " `tools/list`. Applies to processes for stateless requests, and to the process of a"
-        " session whose client leaves while that process is starting.",
+        "Seconds a new process may take to answer `initialize` (`server/discover` if the server is"
+        " modern), and then again to answer `tools/list`. Applies to processes for stateless"
+        " requests, and to a session's process only if its client disconnects during startup.",
         group=PROCESSES,
     )
     probe_timeout: float = setting(
         10.0,
         POSITIVE_SECONDS,
-        "Seconds that a server is given to answer `server/discover`; one that stays silent is"
+        "Seconds a server may take to answer the first `server/discover`; one that stays silent is"
         " treated as a legacy server (one that speaks only revisions up to 2025-11-25).",
         group=PROCESSES,
     )
     request_state_key: str | None = setting(
         None,
         SECRET,
-        "Secret for signing the `requestState` of calls that wait for input.",
+        "Secret that signs the `requestState` of calls waiting for input.",
         group=STATELESS,
         unset="a new random key at each start",
         option="request-state-key-file",
@@ -396,7 +402,7 @@ class ServerSettings:
         True,
         FLAG,
         "If a backend is started with `docker run`, `podman run` or `nerdctl run`, label its"
-        " container, and remove it when its session ends.",
+        " container, and remove the container when the backend stops.",
         group=CONTAINERS,
     )
     container_init: bool = setting(
@@ -441,7 +447,7 @@ class ServerSettings:
         _check_all(self)
         if self.stderr_log == "file" and self.stderr_dir is None:
             raise SettingError(
-                "stderr_dir", "a directory, as `stderr_log` is `file`", Described("none")
+                "stderr_dir", "a directory, because `stderr_log` is `file`", Described("none")
             )
 
 
@@ -460,24 +466,24 @@ class BridgeSettings:
     max_sessions: int = setting(
         1000,
         COUNT,
-        "Maximum number of backend processes of all servers together.",
+        "Maximum backend processes across all servers.",
         group=LIMITS,
         option="bridge-max-sessions",
     )
     max_connections: int = setting(
-        10_000, COUNT, "Maximum number of open connections on all listeners together.", group=LIMITS
+        10_000, COUNT, "Maximum open connections across all listeners.", group=LIMITS
     )
     max_request_bytes: int = setting(
         256 * MIB,
         COUNT,
-        "Maximum total size in bytes of the requests that are being received or processed.",
+        "Maximum total size of the requests being received or processed, in bytes.",
         group=LIMITS,
         metavar="BYTES",
     )
     max_sessions_per_address: int | None = setting(
         None,
         SHARE,
-        "Maximum number of backend processes of all servers for one client address.",
+        "Maximum backend processes per client address, across all servers.",
         group=LIMITS,
         unset="half of `max_sessions`",
         option="bridge-max-sessions-per-address",
@@ -485,14 +491,14 @@ class BridgeSettings:
     max_connections_per_address: int | None = setting(
         None,
         SHARE,
-        "Maximum number of connections from one client address.",
+        "Maximum open connections per client address.",
         group=LIMITS,
         unset="half of `max_connections`",
     )
     max_request_bytes_per_address: int | None = setting(
         None,
         SHARE,
-        "Number of bytes of `max_request_bytes` that one client address may use.",
+        "Share of `max_request_bytes` available to one client address, in bytes.",
         group=LIMITS,
         unset="half of `max_request_bytes`",
         metavar="BYTES",
@@ -500,22 +506,23 @@ class BridgeSettings:
     exempt_addresses: tuple[str, ...] = setting(
         ("127.0.0.0/8", "::1", "unix"),
         NETWORKS,
-        "Client addresses that are exempt from the limits per address; `unix` means all UNIX"
+        "Client addresses exempt from the per-address limits; `unix` means clients on UNIX"
         " sockets.",
         group=LIMITS,
     )
     trusted_proxies: tuple[str, ...] = setting(
         (),
         NETWORKS,
-        "Proxies that are trusted to name the client in `X-Forwarded-For` or `Forwarded`.",
+        "Proxies trusted to name the client in `X-Forwarded-For` or `Forwarded`; `unix` means"
+        " proxies on UNIX sockets.",
         group=SECURITY,
         aliases=("trusted-proxy",),
     )
     max_response_bytes: int = setting(
         256 * MIB,
         COUNT,
-        "Maximum total size in bytes of the answers that clients have not read yet, including"
-        " events kept for resumption.",
+        "Maximum total size of the responses that clients have not read yet, including events kept"
+        " for resumption, in bytes.",
         group=LIMITS,
         metavar="BYTES",
     )
@@ -525,8 +532,8 @@ class BridgeSettings:
         "Accepted values of the `Host` header.",
         group=SECURITY,
         unset="on a loopback listener, only `localhost`, `127.0.0.1` and `[::1]`; on other"
-        " listeners, any host, but in requests from browsers only an IP address or a name without a"
-        " dot",
+        " listeners, any host, except that browser requests must use an IP address or a name"
+        " without a dot",
         aliases=("allow-host",),
     )
     allowed_origins: tuple[str, ...] = setting(
@@ -540,17 +547,17 @@ class BridgeSettings:
     allowed_headers: tuple[str, ...] = setting(
         (),
         HEADER_NAMES,
-        "Request headers, in addition to MCP's own, that pages of other websites may send.",
+        "Request headers, in addition to MCP's own, that pages on other websites may send.",
         group=SECURITY,
         aliases=("allow-header",),
     )
     access_log: bool = setting(
-        False, FLAG, "Log each request; session ids are shortened.", group=LOGGING
+        False, FLAG, "Log each request; session IDs are shortened.", group=LOGGING
     )
     fast_path: bool = setting(
         True,
         FLAG,
-        "Answer ordinary POST requests without the overhead of Twisted's HTTP channel; off while"
+        "Handle ordinary POST requests without the overhead of Twisted's HTTP channel; off while"
         " `access_log` is on.",
         group=LISTENING,
         renamed_from="front_channel",
@@ -558,24 +565,24 @@ class BridgeSettings:
     state_dir: str | None = setting(
         None,
         DIRECTORY,
-        "Directory for a state file. If the bridge is killed, it reads that file at its next start"
-        " and cleans up.",
+        "Directory for the state file. If the bridge is killed, its next start uses this file to"
+        " kill the processes and remove the containers that were left behind (Linux only).",
         group=PROCESSES,
-        unset="the state directory set by systemd, otherwise a runtime or state directory of the"
-        " user who runs the bridge",
+        unset="`$STATE_DIRECTORY` if systemd sets it; otherwise `/run/mcpbridge` for root, and"
+        " `$XDG_RUNTIME_DIR/mcpbridge` or `~/.local/state/mcpbridge` for other users",
     )
     strict: bool = setting(
         False,
         FLAG,
-        "Refuse to start if a server in the file cannot be served, unless that server is disabled.",
+        "Refuse to start if a server in the file cannot be served; disabled servers do not count.",
         group=COMMON,
     )
     child_subreaper: bool | None = setting(
         None,
         OPTIONAL_FLAG,
-        "Adopt processes that a backend leaves behind, so that they can be ended (Linux only).",
+        "Adopt processes that a backend leaves behind, so that they can be stopped (Linux only).",
         group=PROCESSES,
-        unset="on, unless the bridge is embedded and opens no listener",
+        unset="on if the bridge opens a listener",
     )
 
     def __post_init__(self) -> None:

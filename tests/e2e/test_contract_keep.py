@@ -71,7 +71,7 @@ def test_command_is_required() -> None:
     )
     status, output = run_to_end("--", "")
     assert status == 1
-    expected = 'expected a string that is not empty, got ""'
+    expected = 'expected a non-empty string, got ""'
     assert output == f"mcpbridge: COMMAND (command): {expected}\n"
 
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 from zope.interface.verify import verifyObject
 
-from mcpbridge import ServerSettings
+from mcpbridge import BridgeSettings, ServerSettings
 from mcpbridge.config.file import parse_config
 from mcpbridge.errors import EventsGone, MessageRefused, Refused, SettingError, TooManySessions
 from mcpbridge.extensions import load
@@ -160,6 +160,14 @@ def test_the_tables_of_settings_are_current(
 ) -> None:
     status = settings_table.main(["--check"])
     assert (status, capsys.readouterr().out) == (0, "")
+
+
+def test_the_tables_say_which_settings_may_be_null(settings_table: ModuleType) -> None:
+    for kind in (ServerSettings, BridgeSettings):
+        rows = settings_table.settings_table(kind)[2:]
+        for field, row in zip(settings_table.settings_of(kind), rows, strict=True):
+            says = "null" in row.split(" | ")[3]
+            assert says == field.metadata["check"].accepts(None), row
 
 
 def test_every_table_is_in_a_document(settings_table: ModuleType) -> None:

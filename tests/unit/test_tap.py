@@ -170,6 +170,16 @@ def test_the_help(asked: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = " ".join(text.split())
     assert "(default: 16777216, which is 16 MiB)" in words
     assert "(default: no file; a new random key at each start)" in words
+    assert text.splitlines()[-1] == "  twistd --uid=mcp mcpbridge [options] COMMAND"
+
+
+def test_the_help_says_which_options_go_with_a_file() -> None:
+    words = " ".join(str(Options()).split())
+    found = re.search(r"With --config, these options are allowed: ([^.]*)\.", words)
+    assert found is not None
+    of_bridge = {f"--{each.name}" for each in OPTIONS if each.kind is BridgeSettings}
+    others = {"--port", "--host", "--logfile", "--pidfile"}
+    assert set(found[1].split(", ")) == of_bridge | others
 
 
 @pytest.mark.parametrize("asked", ["--help", "--version"])
@@ -286,10 +296,10 @@ def test_a_file_that_holds_no_key(tmp_path: Path) -> None:
     path = tmp_path / "hush"
     name = "mcpbridge: --request-state-key-file (request_state_key): expected "
     for content, says in (
-        (None, "a file that holds the key, got a file that cannot be read: No such file or d"),
+        (None, "a file that contains the key, got a file that cannot be read: No such file or"),
         (b"hush", "a string of at least 32 characters, got a string of 4 characters"),
-        (b"\xff" * 40, "a file that holds the key, got a file that cannot be read: not a text"),
-        (b"k" * (SECRET_FILE_BYTES + 1), "a file that holds the key, got a file of more than"),
+        (b"\xff" * 40, "a file that contains the key, got a file that cannot be read: not a text"),
+        (b"k" * (SECRET_FILE_BYTES + 1), "a file that contains the key, got a file of more than"),
     ):
         if content is not None:
             path.write_bytes(content)
@@ -493,10 +503,8 @@ def test_a_file_that_cannot_be_written(name: str, tmp_path: Path) -> None:
 
 
 def test_an_empty_command() -> None:
-    """keep: `command` is a string that is not empty."""
-    assert (
-        refused("") == 'mcpbridge: COMMAND (command): expected a string that is not empty, got ""'
-    )
+    """keep: `command` is a non-empty string."""
+    assert refused("") == 'mcpbridge: COMMAND (command): expected a non-empty string, got ""'
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf"])

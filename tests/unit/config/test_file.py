@@ -160,7 +160,7 @@ def test_a_directory_is_relative_to_the_file(
         ({"mcpServers": {"a": {}}}, "mcpServers.a: there is no `command`"),
         (
             {"mcpServers": {"a": {"command": ""}}},
-            "mcpServers.a.command: expected a string that is not empty",
+            "mcpServers.a.command: expected a non-empty string",
         ),
         (
             {"mcpServers": {"a": {**CAT, "disabled": "yes"}}},

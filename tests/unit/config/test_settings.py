@@ -292,7 +292,7 @@ def test_two_servers_cannot_have_the_same_base() -> None:
             "--token hush",
             "args: expected a list of strings, got a string of 12 characters",
         ),
-        ("command", ["x", "--token=hush"], "command: expected a string that is not empty, got a"),
+        ("command", ["x", "--token=hush"], "command: expected a non-empty string, got a list"),
         ("options", ["hush"], "options: expected an object, got a list"),
         (
             "request_state_key",
