@@ -310,8 +310,8 @@ class ServerSettings:
     stderr_in_errors: bool = setting(
         False,
         FLAG,
-        "When a backend has ended, include the last lines of its stderr in the errors that its"
-        " client gets.",
+        "When a backend exits, include the last lines of its stderr in the errors that its client"
+        " gets.",
         group=LOGGING,
     )
     warm: int = setting(
