@@ -225,3 +225,16 @@ def test_closed_stdout_ends_the_server() -> None:
         assert demo.process.wait(PATIENCE) == 0
         assert demo.process.stderr is not None
         assert demo.process.stderr.read() == b""
+
+
+def test_the_module_is_run_without_importing_the_bridge() -> None:
+    """`python -m mcpbridge.demo` imports the package, which must not import all of itself."""
+    program = "import sys, mcpbridge.demo; print({'twisted', 'mcpbridge.bridge'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert done.stdout == "set()\n"
