@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from tests.e2e.fork_server import ForkedTwistd
 from tests.real.parts import beside_python, need_processes
 from tests.real.processes import PROC, Process, alive, descendants, eventually
 
@@ -513,7 +514,7 @@ class Streamable:
 class Bridge:
     """A bridge that serves."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedTwistd
     folder: Path
     mark: str
     port: int = 0
@@ -699,6 +700,26 @@ def carrying(mark: str) -> set[Process]:
     return found
 
 
+def _start(
+    arguments: Sequence[str], folder: Path, environment: dict[str, str] | None
+) -> subprocess.Popen[bytes] | ForkedTwistd:
+    """Start `twistd` in a folder, with the file `log` as its output."""
+    log = folder / "log"
+    log.touch()
+    if environment is None:
+        return ForkedTwistd(arguments, folder, log)
+    # Python reads some variables only when it starts.
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [beside_python("twistd"), *arguments],
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
 @contextlib.contextmanager
 def serving(
     *options: str,
@@ -727,15 +748,7 @@ def serving(
                 server["args"] = [*server.get("args", ()), mark]
             (folder / "config.json").write_text(json.dumps(config))
             line += ["--config", str(folder / "config.json")]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [beside_python("twistd"), "-n", "--pidfile=", "mcpbridge", *line],
-                cwd=folder,
-                env={**os.environ, **(environment or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        process = _start(["-n", "--pidfile=", "mcpbridge", *line], folder, environment)
         bridge = Bridge(process, folder, mark)
         try:
             until(lambda: _SERVING.search(bridge.log) or process.poll() is not None)

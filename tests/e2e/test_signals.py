@@ -47,7 +47,8 @@ def test_ignored_sighup_stays_ignored() -> None:
     """Under `nohup` the bridge outlives its terminal, without a log line."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with serving(*SHORT_OPTIONS) as bridge:
+        # With an environment it is a program of its own, which inherits what is ignored here.
+        with serving(*SHORT_OPTIONS, environment={}) as bridge:
             stream = bridge.open()
             bridge.process.send_signal(signal.SIGHUP)
             bridge.process.send_signal(signal.SIGUSR2)
