@@ -24,7 +24,7 @@ from tests.engine.running import LABEL
 from tests.real.parts import command, need, required
 from tests.real.processes import alive, eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docker")]
 
 #: How long dockerd may take to start, and to stop.
 PATIENCE = 60.0

@@ -15,6 +15,9 @@ from tests.matrix.run import Matrix, matrix
 from tests.matrix.table import ABSENT as ABSENT_SIGN
 from tests.matrix.table import BEGIN, DOCUMENT, END, FAILED, OK, table, with_table
 
+# In one worker, as each row runs once in each.
+pytestmark = pytest.mark.xdist_group("matrix")
+
 #: `twistd` ends by the signal that stopped it, once everything is stopped.
 STOPPED = (0, -signal.SIGTERM)
 
