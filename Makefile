@@ -17,6 +17,8 @@ PYTEST := -m pytest $(if $(STRICT),-p tests.no_skips)
 WORKERS ?= 4
 SPREAD := --numprocesses $(WORKERS) --dist loadgroup
 PIP := -m pip install --quiet --disable-pip-version-check
+# An environment with no pip of its own is made in a second: the one of .venv serves it.
+PIP_FOR = $(BIN)/python -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 
 # the tests of the contract, which hold with the fast path on and off
 CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py \
@@ -35,9 +37,7 @@ serve: .venv/.made ## run the bridge in front of the demo server
 	@exec $(BIN)/mcpbridge $(SERVE) -- $(CURDIR)/$(BIN)/python -m mcpbridge.demo
 
 test: ## run everything: the tools, the whole suite, and the suite on other Pythons
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory real
-	@$(MAKE) --no-print-directory others.made
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint real others.made
 	@log=$$(mktemp); \
 	$(MAKE) --no-print-directory others.tested >"$$log" 2>&1 & others=$$!; \
 	status=0; $(MAKE) --no-print-directory whole || status=$$?; \
@@ -146,8 +146,8 @@ clean: ## remove all that was made here
 
 # Another Python, named by OTHER; the target that tests is never up to date.
 .venv-%/.made: $(DEFINITIONS)
-	$(OTHER) -m venv .venv-$*
-	.venv-$*/bin/python $(PIP) --editable '.[test]'
+	$(OTHER) -m venv --without-pip .venv-$*
+	$(call PIP_FOR,.venv-$*) --editable '.[test]'
 	@touch $@
 
 .PHONY: FORCE
@@ -160,7 +160,7 @@ FORCE:
 # for each time.  Not part of `make test`: a failure here is news, and no regression.
 .PHONY: twisted-pre
 twisted-pre: .venv-twisted-pre/.made ## run the quick tests on the newest Twisted, pre-releases included
-	.venv-twisted-pre/bin/python $(PIP) --pre --upgrade twisted
+	$(call PIP_FOR,.venv-twisted-pre) --pre --upgrade twisted
 	.venv-twisted-pre/bin/python -c 'import twisted; print("Twisted", twisted.__version__)'
 	.venv-twisted-pre/bin/python $(PYTEST) -m 'not slow' $(TESTS)
 .venv-twisted-pre/.made: OTHER := $(PYTHON)
@@ -170,10 +170,10 @@ REAL_PYTHON := $(patsubst %,.real/%/.made,client1 client2 fastmcp servers tasks)
 REAL_NODE := .real/clients/.made .real/conformance/.made
 real: .venv/.made-dev $(REAL_PYTHON) .real/node/.made $(REAL_NODE) ## build the parts that other people wrote
 
-$(REAL_PYTHON): .real/%/.made: tests/real/%.txt
+$(REAL_PYTHON): .real/%/.made: tests/real/%.txt | .venv/.made-dev
 	rm -rf .real/$*
-	$(PYTHON) -m venv .real/$*
-	.real/$*/bin/python $(PIP) --requirement $<
+	$(PYTHON) -m venv --without-pip .real/$*
+	$(call PIP_FOR,.real/$*) --requirement $<
 	@touch $@
 
 .real/node/.made: tests/real/package.json
