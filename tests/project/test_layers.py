@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -76,13 +77,14 @@ class Module:
                 assert node.level == 0, f"{self.name} imports relatively"
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
-    def ours(self, *, at_import: bool = False) -> set[Module]:
+    @cache  # noqa: B019  (the modules live as long as the tests)
+    def ours(self, *, at_import: bool = False) -> frozenset[Module]:
         """The modules of the package that it imports."""
         found = set()
         for name in self.imports(at_import=at_import):
             if name.split(".")[0] == "mcpbridge":
                 found.add(MODULES.get(name) or MODULES[name.rpartition(".")[0]])
-        return found - {self}
+        return frozenset(found - {self})
 
 
 def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:

@@ -76,7 +76,7 @@ class RunningBridge:
                 while True:
                     self.backends()
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        output, errors = process.communicate(timeout=0.05)
+                        output, errors = process.communicate(timeout=0.25)
                         break
                     assert self.process.poll() is None, f"the bridge has ended:\n{self.output}"
             finally:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PROC = Path("/proc")
+#: Seconds between two looks of `eventually`: one may read files of every process.
+LONGEST_PAUSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,12 @@ def alive(process: Process) -> bool:
 
 
 def eventually(what: Callable[[], object], seconds: float) -> bool:
-    """Whether something becomes true in time."""
+    """Whether something becomes true in time; looks less often the longer it takes."""
     deadline = time.monotonic() + seconds
+    pause = 0.01
     while not what():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(pause * 1.5, LONGEST_PAUSE)
     return True
