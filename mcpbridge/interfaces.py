@@ -35,8 +35,8 @@ class ISessionLimiter(Interface):
         Return an `IPermit`, or None if the limit is reached.
 
         The bridge calls this before it starts a process: for a session, for
-        requests of 2026-07-28, which have no session, or for a spare process,
-        which no client has asked for.  After None it may end a spare process
+        requests of 2026-07-28, which have no session, or for a warm process,
+        which no client has asked for.  After None it may end a warm process
         and call this again.  Must answer at once.
         """
 
@@ -132,7 +132,7 @@ class IBackendLauncher(Interface):
         Start a backend.
 
         The bridge calls this when it holds a permit: for a session, for
-        requests of 2026-07-28, or for a spare process that waits for either.
+        requests of 2026-07-28, or for a warm process that waits for either.
         `receiver` is the session's `IBackendReceiver`, `label` names it in the
         log.  Returns a `Deferred` of an `IBackend`.  It fails with
         `mcpbridge.errors.CannotStart` if the backend cannot be started; the
@@ -229,7 +229,7 @@ class ISessionObserver(Interface):
         """
         Note that a session (`ISessionInfo`) was opened: its backend runs.
 
-        For a spare process, the bridge calls this when a client gets it.
+        For a warm process, the bridge calls this when a client gets it.
         """
 
     def message_passed(session: object, from_client: bool, line: bytes) -> None:

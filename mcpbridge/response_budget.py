@@ -209,7 +209,7 @@ class ResponseBudget:
             self.full = True
             if self._full_log.due() is not None:
                 self.log.warn(
-                    "{used} bytes of answers wait for their clients (max_response_bytes):"
+                    "{used} bytes of responses wait for their clients (max_response_bytes):"
                     " backends wait with large messages",
                     used=self.used,
                 )

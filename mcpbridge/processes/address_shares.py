@@ -100,8 +100,8 @@ class Shares:
         count = self._refusals.due()
         if count is not None:
             self.log.warn(
-                "{address} has its share of {what}: {limit} ({setting}); refused since the last"
-                " such line, of all addresses: {count}",
+                "{address} has reached its share of {what}: {limit} ({setting}); refused since the"
+                " last such line, of all addresses: {count}",
                 address=address,
                 what=self._what,
                 limit=self.limit,

@@ -376,7 +376,7 @@ class BackendSession:
             else:
                 self.backend.send(line)
         except BackendBusy:
-            self.life.end("the backend does not read the answers to its own requests")
+            self.life.end("the backend does not read the responses to its own requests")
         except UnknownSession:
             # The backend has closed its stdin, so it wants no answer.
             pass
@@ -537,7 +537,7 @@ def log_end(session: BackendSession) -> None:
     ended = session.backend.exit_status or "not exited"
     if not session.announced:
         log.info(
-            "a spare process of {server!r} ended: {reason}; backend: {ended}{stderr}",
+            "a warm process of {server!r} ended: {reason}; backend: {ended}{stderr}",
             server=session.server,
             reason=session.reason,
             ended=ended,
@@ -588,7 +588,7 @@ def _tear_down(life: Life, session: BackendSession, reason: str) -> None:
         # The process may still run: without its permit the limit would be exceeded.
         if why is not None:
             log.failure("stopping a backend failed", why)
-        log.error("session {label} keeps its permit", label=session.label)
+        log.error("session {label} keeps its slot", label=session.label)
 
     if isinstance(stopped, Deferred):
         stopped.addCallbacks(lambda _: life.gone(), not_stopped)

@@ -225,7 +225,7 @@ class Capacity:
         return await gone_in_time(session, self._settings, self._clock)
 
     async def _end_abandoned(self, session: BackendSession) -> bool:
-        session.life.end("its client has abandoned it, and another client needed its permit")
+        session.life.end("its client abandoned it, and another client needed its slot")
         return await gone_in_time(session, self._settings, self._clock)
 
     def _due_for(self, newcomer: Newcomer | None) -> Due | None:

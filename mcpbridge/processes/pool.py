@@ -209,7 +209,7 @@ class ProcessPool:
             launching.cancel()
         unclosed = list(self.unclosed)
         for session in unclosed:
-            session.life.end("the bridge stops")
+            session.life.end("the bridge is shutting down")
         gone = DeferredList([session.gone() for session in unclosed])
         return gone.addCallback(self._close_stderr)
 
@@ -312,7 +312,7 @@ class ProcessPool:
     def end_unused(self, session: BackendSession) -> None:
         """End the process that `unused` has returned."""
         self.spares.discard(session)
-        session.life.end("another process needed its permit")
+        session.life.end("another process needed its slot")
 
     def capacity_freed(self) -> None:
         """Tell those who wait for a process of this server that they may get one."""

@@ -129,7 +129,7 @@ class UnattendedStarts:
         """End one: another server needs its permit."""
         start = self._starts[session]
         start.promised = True
-        start.end("another process needed its permit")
+        start.end("another process needed its slot")
 
     async def outlast(self, session: BackendSession) -> bool:
         """

@@ -37,8 +37,10 @@ from mcpbridge.stateless.concurrent_worker import ConcurrentWorker
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.stateless.request_queue import RequestQueue, SingleFlight, Ticket, shielded
 from mcpbridge.stateless.task_subscription import TaskSubscription
-from mcpbridge.stateless.worker import ENOUGH, UNUSED
 from mcpbridge.stateless.worker_pool import WorkerPool
+
+#: Why a process ends that can serve no request for log messages, where one needs a process.
+MUDDLED = "it may still log for a cancelled request"
 
 
 class ConcurrentPool(WorkerPool):
@@ -184,7 +186,7 @@ class ConcurrentPool(WorkerPool):
     def _take_free(self, exchange: Exchange, ticket: Ticket) -> ConcurrentWorker | None:
         for worker in list(self._workers):
             if self._is_replaceable(worker, exchange):
-                worker.session.life.end(ENOUGH)
+                worker.session.life.end(worker.usage.worn_by() or MUDDLED)
         found = self._free(exchange, ticket)
         if found is not None:
             self._use(found, exchange)
@@ -196,7 +198,7 @@ class ConcurrentPool(WorkerPool):
             each
             for each in self._workers
             if each.identity == exchange.identity
-            and not (each.usage.is_worn() and self._can_replace(each))
+            and not (each.usage.worn_by() and self._can_replace(each))
             and self._has_capacity(each, exchange, ticket)
         ]
         return min(free, key=lambda each: each.load, default=None)
@@ -230,7 +232,7 @@ class ConcurrentPool(WorkerPool):
         if worker.load or len(worker.tasks):
             return False
         silent = worker.identity == exchange.identity and worker.muddled
-        return worker.usage.is_worn() or (silent and _wants_logs(exchange))
+        return worker.usage.worn_by() is not None or (silent and _wants_logs(exchange))
 
     async def _wait(self, exchange: Exchange, ticket: Ticket) -> None:
         wants_alone = _wants_logs(exchange)
@@ -307,16 +309,16 @@ class ConcurrentPool(WorkerPool):
             return
         if worker.load or len(worker.tasks):
             pass
-        elif worker.hung or worker.usage.is_worn():
+        elif (why := _why_finished(worker)) is not None:
             # Its subscriptions go on with another process.
-            worker.session.life.end("it does not answer" if worker.hung else ENOUGH)
+            worker.session.life.end(why)
         elif not worker.in_use:
             worker.alone = False
             self._begin_idle(worker)
         self._pool.announce_capacity()
 
     def _begin_idle(self, worker: ConcurrentWorker) -> None:
-        worker.usage.begin_idle(lambda: worker.session.life.end(UNUSED))
+        worker.usage.begin_idle(lambda: worker.session.life.end(worker.usage.idle_reason))
 
     def worker_lost(self, worker: ConcurrentWorker) -> None:
         """The process of a worker takes nothing more: forget it."""
@@ -367,6 +369,11 @@ class ConcurrentPool(WorkerPool):
 
     def resume(self, exchange: Exchange) -> None:
         """Do nothing: nothing was paused."""
+
+
+def _why_finished(worker: ConcurrentWorker) -> str | None:
+    """Return why a worker takes no more requests; None if it may."""
+    return "it does not respond" if worker.hung else worker.usage.worn_by()
 
 
 def _wants_logs(exchange: Exchange) -> bool:

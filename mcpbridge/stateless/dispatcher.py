@@ -158,7 +158,12 @@ class StatelessDispatcher:
         """Draw from this error, of a server taken to be of this era, what it says of that."""
         if isinstance(error, OtherEra):
             self._era.modern = not modern
-            self.log.info("server {server!r}: {why}", server=self._settings.name, why=str(error))
+            self.log.info(
+                "server {server!r} is {era} now: {why}",
+                server=self._settings.name,
+                era="legacy" if modern else "modern",
+                why=str(error),
+            )
         elif (
             isinstance(error, BackendFailed)
             and self._pool.backoff.failures

@@ -29,7 +29,7 @@ from mcpbridge.mcp.subscriptions import (
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
-from mcpbridge.stateless.worker import DISCONNECTED, ENOUGH
+from mcpbridge.stateless.worker import DISCONNECTED, SPENT
 from mcpbridge.timers import Timer
 
 #: For how many kinds of client the answer to `server/discover` is remembered.
@@ -113,7 +113,7 @@ class ExclusiveGroup:
     @property
     def end_reason(self) -> str:
         """Why its workers' processes end when no other request may have them."""
-        return DISCONNECTED if isinstance(self.key.scope, ClientConnection) else ENOUGH
+        return DISCONNECTED if isinstance(self.key.scope, ClientConnection) else SPENT
 
     @property
     def is_empty(self) -> bool:

@@ -43,7 +43,6 @@ from mcpbridge.stateless.exclusive_group import (
 from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
 from mcpbridge.stateless.request_queue import RequestQueue, Ticket, shielded
 from mcpbridge.stateless.suspended_calls import SuspendedCalls
-from mcpbridge.stateless.worker import ENOUGH, UNUSED
 from mcpbridge.stateless.worker_pool import WorkerPool
 
 
@@ -203,10 +202,11 @@ class ExclusivePool(WorkerPool):
         while group is not None and group.free:
             worker = group.free[-1]
             self._take(worker)
-            if not worker.usage.is_worn():
+            worn = worker.usage.worn_by()
+            if worn is None:
                 worker.usage.end_idle()
                 return worker
-            worker.session.life.end(ENOUGH)
+            worker.session.life.end(worn)
         return None
 
     def _take(self, worker: ExclusiveWorker) -> None:
@@ -233,7 +233,7 @@ class ExclusivePool(WorkerPool):
         if other is not None and not self._group_of[other].needs(other):
             # A connection that declares other capabilities each time must not
             # collect a process for each.
-            other.session.life.end("its connection has declared other capabilities")
+            other.session.life.end("its connection now declares different capabilities")
         # A server may take longer to start than its clients wait.
         opening = self._open_for(exchange, key, claim, newcomer)
         return await shielded(opening, self.worker_free, self._failed_unclaimed)
@@ -333,9 +333,9 @@ class ExclusivePool(WorkerPool):
         usage = worker.usage
         usage.touched = usage.touched or bool(group.subscribers)
         if not worker.translator.is_idle:
-            worker.session.life.end("its last request may still run")
-        elif usage.is_worn():
-            worker.session.life.end(ENOUGH)
+            worker.session.life.end("its last request may still be running")
+        elif (worn := usage.worn_by()) is not None:
+            worker.session.life.end(worn)
         elif group.subscribers or group.is_reusable:
             self._keep(worker, group)
         elif usage.touched:
@@ -354,7 +354,7 @@ class ExclusivePool(WorkerPool):
             before = self._free_of.get(scope)
             self._free_of[scope] = worker
             if before is not None and not self._group_of[before].needs(before):
-                before.session.life.end("its connection has another one")
+                before.session.life.end("its connection already has an idle process")
         if scope is None or not group.subscribers:
             self._idle[worker] = None
         worker.usage.begin_idle(lambda: self._expired(worker))
@@ -368,7 +368,7 @@ class ExclusivePool(WorkerPool):
         if group.needs(worker):
             worker.usage.begin_idle(lambda: self._expired(worker))
         else:
-            worker.session.life.end(UNUSED)
+            worker.session.life.end(worker.usage.idle_reason)
 
     def worker_lost(self, worker: ExclusiveWorker) -> None:
         """The process of a worker takes nothing more: forget it."""

@@ -177,7 +177,7 @@ class ExclusiveWorker(BackendWorker):
                 self._send_for_client(*lines)
         except BaseException:
             self.exchange = None
-            self.session.life.end("its queue is full, or a filter refused an answer")
+            self.session.life.end("its queue is full, or a filter refused the client's response")
             raise
         self._observer.worker_resumed(self)
         self._handle(self.translator.take_buffered())
@@ -196,7 +196,7 @@ class ExclusiveWorker(BackendWorker):
         self._wait.stop()
         self._observer.worker_resumed(self)
         self._send_own(self.translator.cancel(reason))
-        self._recover(f"its request was given up: {reason}")
+        self._recover(f"its request was abandoned: {reason}")
 
     def release(self) -> None:
         """

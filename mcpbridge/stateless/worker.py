@@ -23,10 +23,9 @@ from mcpbridge.timers import Timer
 #: How many pages of `tools/list` are read to learn which headers its tools need.
 TOOLS_PAGES = 100
 
-#: Why a worker's process ends: it is worn out, nobody uses it, or the one
+#: Why a worker's process ends: no other request may have it (`reuse`), or the one
 #: connection that it served is closed.
-ENOUGH = "it has been used enough"
-UNUSED = "nobody has used it for a while"
+SPENT = "it may serve no other caller (reuse)"
 DISCONNECTED = "the connection that it served is closed"
 
 
@@ -42,12 +41,23 @@ class WorkerUsage:
         #: Whether it has been told anything of a client beyond the handshake.
         self.touched = False
 
-    def is_worn(self) -> bool:
-        """Return whether it is too old for another request, or has served too many."""
+    def worn_by(self) -> str | None:
+        """
+        Return why it is to serve no more requests: it is too old, or has served
+        too many; None where it may go on.
+        """
         settings, session = self._settings, self._session
         age = session.clock.seconds() - session.opened_at
-        old = 0 < settings.max_process_age <= age
-        return old or self.served >= settings.max_process_requests
+        if 0 < settings.max_process_age <= age:
+            return "it reached max_process_age"
+        if self.served >= settings.max_process_requests:
+            return "it reached max_process_requests"
+        return None
+
+    @property
+    def idle_reason(self) -> str:
+        """Why its process ends when it has been idle for `idle_timeout`."""
+        return f"idle for {self._settings.idle_timeout:g} s"
 
     def begin_idle(self, expired: Callable[[], object]) -> None:
         """Call `expired` once it has been idle for `idle_timeout`, if that is not 0."""

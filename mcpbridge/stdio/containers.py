@@ -206,7 +206,7 @@ class ServerContainers:
             self._away = True
             self.log.warn(
                 "server {name!r}: cannot ask {engine} whether a container is gone: {error}; it is"
-                " asked again, and the container's permit stays taken until then",
+                " asked again, and the container's slot stays taken until then",
                 name=self._settings.name,
                 engine=self.command.engine,
                 error=str(error),
@@ -317,7 +317,7 @@ class Container:
             if removals == REMOVALS_BEFORE_WARNING:
                 self.log.error(
                     "cannot remove container {ident} of session {label}: {error}; it is tried"
-                    " again, and its permit stays taken until then",
+                    " again, and its slot stays taken until then",
                     ident=ids[0][:12],
                     label=self._label,
                     error=str(error),

@@ -97,7 +97,9 @@ class LocalProcesses:
         if missing:
             self.log.warn("processes of backends: {missing}", missing="; ".join(missing))
         if isinstance(find_chain(), PythonShim):
-            self.log.info("no compiled launcher and no util-linux: backends start more slowly")
+            self.log.info(
+                "no compiled helper program and no util-linux: backends start more slowly"
+            )
         # An embedding application may have children of its own: unless it is told to, an
         # embedded bridge, which has no listeners, does not adopt orphans.
         wanted = settings.child_subreaper

@@ -111,7 +111,7 @@ def shortcomings() -> list[str]:
         why = (
             "processes cannot be tagged (RLIMIT_RSS or RLIMIT_LOCKS of the bridge is limited, or"
             " prlimit(2) is refused): those that leave the process group of their backend are"
-            " not ended, and none are if the bridge is killed"
+            " not ended, and if the bridge is killed, only the backends themselves are"
         )
         return [why]
     found = []

@@ -123,7 +123,7 @@ class ShutdownActions:
             if not self._look_failed:
                 self._look_failed = True
                 self.log.failure(
-                    "cannot look at the processes of {label}; its permit stays taken and that"
+                    "cannot look at the processes of {label}; its slot stays taken and that"
                     " is tried again",
                     why,
                     label=self.label,
@@ -158,7 +158,7 @@ class ShutdownActions:
         self._kills += 1
         if self._kills == KILLS_BEFORE_WARNING:
             self.log.error(
-                "processes of {label} do not die from SIGKILL{which}; its permit stays taken"
+                "processes of {label} do not die from SIGKILL{which}; its slot stays taken"
                 " and they are tried again",
                 label=self.label,
                 which="".join(f", {pid}" for pid in self._left[:SHOWN_PROCESSES]),

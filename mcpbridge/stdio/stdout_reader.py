@@ -200,7 +200,7 @@ class StdoutReader:
         most = self._limit * ENDLESS_FACTOR
         if self._framer.skipped > most:
             self._pipes.output_over(
-                f"the backend wrote a line without end, of more than {most} bytes"
+                f"the backend wrote an unterminated line of more than {most} bytes"
             )
 
     # The rest of a malformed message.

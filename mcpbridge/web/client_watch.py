@@ -150,11 +150,11 @@ class ClientWatch:
             self._gained += gained
             self._owed += min(self._waited, self._min_rate * (now - self._looked))
             if now - self._progress >= self._timeout:
-                return f"the client took no byte for {self._timeout:g} s"
+                return f"the client read nothing for {self._timeout:g} s"
             if now - self._began >= RATE_SECONDS:
                 if self._gained < self._owed:
                     return (
-                        f"the client took {self._gained} bytes in {now - self._began:.0f} s"
+                        f"the client read {self._gained} bytes in {now - self._began:.0f} s"
                         " (min_transfer_rate)"
                     )
                 self._begin_window(now)

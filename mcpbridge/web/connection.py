@@ -120,7 +120,9 @@ class BridgeConnection(WatchedConnection):
             if self.streaming:
                 self._behind_stream += len(data)
                 if self._behind_stream > PIPELINED_BYTES:
-                    self.log.info("a client sends behind its open stream; closing its connection")
+                    self.log.info(
+                        "a client sent more data on a connection with an open stream; closing it"
+                    )
                     self.transport.abortConnection()
                     return
             self._limit_pipelined()

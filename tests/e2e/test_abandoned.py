@@ -61,9 +61,7 @@ def test_new_client_replaces_an_abandoned_session(base: str) -> None:
         with client.call("ping") as answer:
             assert answer.status == 404
         client.ident = ""
-        line = bridge.wait_for_log(
-            "its client has abandoned it, and another client needed its permit"
-        )
+        line = bridge.wait_for_log("its client abandoned it, and another client needed its slot")
         assert "in 2 messages" in line
         with newer.call("tools/list") as answer:
             assert "result" in answer.answer()

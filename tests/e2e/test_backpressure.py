@@ -116,7 +116,7 @@ def test_client_that_takes_no_byte_is_dropped_after_peer_timeout(tmp_path: Path)
         idle, stream = bridge.open(), bridge.open(receive_buffer=SMALL)
         stream.send_message(request("begin"))
         line = bridge.wait_for_close(stream)
-        assert "the client took no byte for 2 s" in line
+        assert "the client read nothing for 2 s" in line
         assert bridge.ask("POST", stream.endpoint, request("x")).status == 404
         # A client that has nothing to take stays.
         assert bridge.log.count(" closed after ") == 1
@@ -342,7 +342,7 @@ def test_endless_line_ends_its_session() -> None:
         for _ in range(10):
             stream = bridge.open()
             assert stream.rest() == []
-            reason = "the backend wrote a line without end, of more than 64000000 bytes"
+            reason = "the backend wrote an unterminated line of more than 64000000 bytes"
             assert reason in bridge.wait_for_close(stream)
         # 1 MB of each 64 MB line is kept for a while; kept for good, that would be 10 MB.
         assert bridge.rss() - before < 6 * MEGABYTE
@@ -502,7 +502,7 @@ def test_client_that_sends_behind_its_open_stream_is_dropped() -> None:
     with serving() as bridge:
         stream = bridge.open()
         with beside(lambda: _send_on(stream)):
-            bridge.wait_for_log("sends behind its open stream")
+            bridge.wait_for_log("on a connection with an open stream")
             assert "the client went away" in bridge.wait_for_close(stream)
 
 

@@ -229,7 +229,7 @@ def test_shutdown_ends_every_open_session(tmp_path: Path, number: signal.Signals
         for stream in streams[2:]:
             assert b"ready" in stream.message()
         bridge.stop(number)
-        assert bridge.log.count("the bridge stops") == len(streams)
+        assert bridge.log.count("the bridge is shutting down") == len(streams)
         # Each stream is completed, so its client knows that it is over.
         for stream in streams:
             assert stream.rest() == []

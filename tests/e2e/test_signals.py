@@ -40,7 +40,7 @@ def test_signals_other_than_stop_signals_end_no_session(tmp_path: Path) -> None:
         bridge.process.send_signal(signal.SIGQUIT)
         bridge.assert_stopped([0])
         assert "SIGQUIT: received, shutting down" in bridge.log
-        assert "the bridge stops" in bridge.wait_for_close(stream)
+        assert "the bridge is shutting down" in bridge.wait_for_close(stream)
 
 
 def test_ignored_sighup_stays_ignored() -> None:
@@ -134,7 +134,7 @@ def test_terminal_that_hangs_up_stops_the_bridge(tmp_path: Path) -> None:
                 assert process.wait(PATIENCE) == 0
                 until(lambda: not any(map(alive, processes)))
             assert "SIGHUP: the terminal is gone, shutting down" in log.read_text()
-            assert "the bridge stops" in log.read_text()
+            assert "the bridge is shutting down" in log.read_text()
     finally:
         with contextlib.suppress(OSError):
             os.close(ours)

@@ -100,7 +100,7 @@ class Served:
         """The place of a session goes to a client, once nothing is left of it."""
         told = self.coming(client, sse=sse)
         assert told == []
-        assert session.reason == "its client has abandoned it, and another client needed its permit"
+        assert session.reason == "its client abandoned it, and another client needed its slot"
         with pytest.raises(UnknownSession):
             self.server.find_streamable(session.ident)
         self.gone(session)
@@ -302,7 +302,7 @@ def test_a_share_that_is_full_of_abandoned_sessions(over_all: bool, log_lines: l
     assert reason(first, second) == [True, False]
     beside.gone(first)
     assert isinstance(coming[0], BackendSession)
-    assert not [line for line in log_lines[told:] if "has its share" in line]
+    assert not [line for line in log_lines[told:] if "has reached its share" in line]
 
 
 def test_a_full_share_of_one_server_ends_a_session_of_that_server() -> None:

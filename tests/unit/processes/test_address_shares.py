@@ -35,7 +35,7 @@ def test_each_address_has_its_share_and_no_more(log_lines: list[str]) -> None:
     clock.advance(COMPLAIN_SECONDS)
     assert not shares.take("a")
     assert log_lines[1] == (
-        "a has its share of sessions: 3 (max_sessions_per_address); refused since the last"
+        "a has reached its share of sessions: 3 (max_sessions_per_address); refused since the last"
         " such line, of all addresses: 2"
     )
     for address in "aaab":
@@ -98,7 +98,7 @@ def test_endless_bodies_of_one_address_lock_no_other_out(
     assert b"max_request_bytes_per_address" in held[5][1].value()
     assert b"Retry-After: 1\r\n" in held[5][1].value()
     assert world.site.budget.used == 5 * HELD
-    assert len([line for line in log_lines if "has its share of request bytes" in line]) == 1
+    assert len([line for line in log_lines if "reached its share of request bytes" in line]) == 1
     other, transport = connect(world, "192.0.2.2")
     other.dataReceived(post(NOTE)[:-1])
     other.dataReceived(post(NOTE)[-1:])
@@ -203,7 +203,7 @@ def test_one_address_does_not_get_all_sessions(
     assert b"Retry-After: 5\r\n" in refused
     assert begin("192.0.2.2") != b"429"
     assert len(server.unclosed) == before + 4
-    assert len([line for line in log_lines if "has its share of the sessions" in line]) == 1
+    assert len([line for line in log_lines if "has reached its share of the sessions" in line]) == 1
     # A place is free again when nothing of its session is left.
     end_all(world)
     assert not server.unclosed

@@ -244,7 +244,7 @@ def test_a_backend_that_may_still_run_keeps_its_permit(
     made.session.life.end("over")
     assert made.order == TEARDOWN[:-1]
     assert not made.session.ended.called
-    assert f"session {IDENT[:8]} keeps its permit" in log_lines
+    assert f"session {IDENT[:8]} keeps its slot" in log_lines
 
 
 def test_a_backend_that_failed_to_stop_keeps_its_permit(
@@ -255,7 +255,7 @@ def test_a_backend_that_failed_to_stop_keeps_its_permit(
     made.backend.stopped.errback(Failure(RuntimeError("stopping failed")))
     assert made.order == TEARDOWN
     assert len(logged_failures) == 1
-    assert f"session {IDENT[:8]} keeps its permit" in log_lines
+    assert f"session {IDENT[:8]} keeps its slot" in log_lines
 
 
 def test_output_still_passes_while_the_session_drains() -> None:
@@ -565,7 +565,7 @@ def test_a_backend_that_does_not_read_the_answer_to_its_request() -> None:
     made.backend.busy = True
     made.session.messages_received([ASKED.replace(b"roots/list", b"request")])
     assert made.order == TEARDOWN
-    assert "does not read the answers" in made.session.reason
+    assert "does not read the responses" in made.session.reason
 
 
 def test_a_refused_request_of_a_backend_that_closed_its_stdin() -> None:
@@ -896,7 +896,7 @@ def test_stopping_ends_all_sessions_and_waits_for_them() -> None:
     sessions = [opened.open() for _ in range(3)]
     sessions[0].life.end("the client went away")
     stopped = opened.server.stop()
-    assert [session.reason for session in sessions[1:]] == ["the bridge stops"] * 2
+    assert [session.reason for session in sessions[1:]] == ["the bridge is shutting down"] * 2
     for backend in opened.launcher.backends:
         assert not stopped.called
         assert backend.events == ["stop"]

@@ -339,7 +339,7 @@ def test_buffered_output_is_dropped_if_the_session_has_ended() -> None:
 
 
 @pytest.mark.parametrize("how", ["input_closed", "output_closed"])
-def test_a_spare_process_that_dies_is_not_handed_out(how: str) -> None:
+def test_a_spare_process_that_dies_is_not_handed_out(how: str, log_lines: list[str]) -> None:
     made = Pooled(warm=1).warmed()
     [backend] = made.backends
     getattr(backend.receiver, how)("exit status 3")
@@ -348,6 +348,8 @@ def test_a_spare_process_that_dies_is_not_handed_out(how: str) -> None:
     assert made.taking().failed is ServerDown
     close(backend.receiver)
     assert made.taken == 0
+    ended = "a warm process of 'default' ended: exit status 3;"
+    assert len([line for line in log_lines if line.startswith(ended)]) == 1
     made.clock.advance(1)
     assert len(made.backends) == 2
 

@@ -212,7 +212,7 @@ def test_an_unattended_start_gives_way_to_another_server() -> None:
     coming = ours.coming()
     assert not runs(session)
     assert (
-        session.reason == "the client left; its process was kept: another process needed its permit"
+        session.reason == "the client left; its process was kept: another process needed its slot"
     )
     theirs.gone(session)
     assert isinstance(coming[0], BackendSession)

@@ -299,7 +299,7 @@ def test_worn_process_is_replaced(idle: float) -> None:
     world.end()
 
 
-def test_server_may_become_a_legacy_server(world: World) -> None:
+def test_server_may_become_a_legacy_server(world: World, log_lines: list[str]) -> None:
     world.call("a")
     world.run()
     world.launcher.kind = Legacy
@@ -308,6 +308,8 @@ def test_server_may_become_a_legacy_server(world: World) -> None:
     world.run(1)
     assert call.result["token"] == "b"
     assert world.era.modern is False
+    why = "the server answered `server/discover` with an error"
+    assert f"server 'default' is legacy now: {why}" in log_lines
 
 
 @pytest.mark.parametrize("turns", range(6))

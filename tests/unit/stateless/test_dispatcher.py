@@ -180,7 +180,9 @@ def test_server_may_change_its_era(kinds: tuple[type[Scripted], type[Scripted]])
         {"code": -32601},
     ],
 )
-def test_modern_server_taken_for_a_legacy_one_is_detected(error: dict[str, Any]) -> None:
+def test_modern_server_taken_for_a_legacy_one_is_detected(
+    error: dict[str, Any], log_lines: list[str]
+) -> None:
     """It missed the probe's deadline, and refuses the `initialize` that followed."""
 
     class Newer(Modern):
@@ -193,6 +195,7 @@ def test_modern_server_taken_for_a_legacy_one_is_detected(error: dict[str, Any])
     world.run(1)
     assert call.result["token"] == "a"
     assert world.era.modern is True
+    assert "server 'default' is modern now: the server refused initialize: no" in log_lines
     world.end()
 
 

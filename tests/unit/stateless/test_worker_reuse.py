@@ -130,13 +130,17 @@ def test_connection_has_one_process(world: World) -> None:
     assert len(world.backends) == 2
 
 
-def test_request_of_an_unknown_connection_has_its_own_process(world: World) -> None:
+def test_request_of_an_unknown_connection_has_its_own_process(
+    world: World, log_lines: list[str]
+) -> None:
     """Such as one through a proxy, or to a site that is not the bridge's."""
     for token in "abc":
         assert tokens_in(done(world, token, None)) == set()
     world.run(1)
     assert len(world.backends) == 3
     assert world.limiter.taken == 0
+    reason = "it may serve no other caller (reuse)"
+    assert len([line for line in log_lines if f": {reason};" in line]) == 3
 
 
 # When a process ends.
@@ -202,23 +206,31 @@ def test_failing_observer_does_not_stop_the_others(logged_failures: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "seconds"),
-    [("max_process_requests", 1, 0), ("max_process_age", 50.0, 60), ("idle_timeout", 50.0, 60)],
+    ("setting", "value", "seconds", "reason"),
+    [
+        ("max_process_requests", 1, 0, "it reached max_process_requests"),
+        ("max_process_age", 50.0, 60, "it reached max_process_age"),
+        ("idle_timeout", 50.0, 60, "idle for 50 s"),
+    ],
 )
-def test_process_limits_apply_within_a_connection(setting: str, value: Any, seconds: float) -> None:
+def test_process_limits_apply_within_a_connection(
+    setting: str, value: Any, seconds: float, reason: str, log_lines: list[str]
+) -> None:
     world = World(Late, reuse="connection", **{setting: value})
     connection = ClientConnection()
     done(world, "a", connection)
     world.run(seconds)
     done(world, "b", connection)
     assert len(world.backends) == 2
+    world.run(1)
+    assert any(f": {reason};" in line for line in log_lines)
     world.end()
 
 
 # How many processes a connection has.
 
 
-def test_connection_has_one_free_process(world: World) -> None:
+def test_connection_has_one_idle_process(world: World, log_lines: list[str]) -> None:
     """However many sets of capabilities it declares, one after the other."""
     connection = ClientConnection()
     for number in range(8):
@@ -227,9 +239,13 @@ def test_connection_has_one_free_process(world: World) -> None:
         assert len(world.live) == 1
     world.run(1)
     assert world.limiter.taken == 1
+    reason = "its connection now declares different capabilities"
+    assert len([line for line in log_lines if f": {reason};" in line]) == 7
 
 
-def test_connection_with_a_suspended_call_has_one_free_process(world: World) -> None:
+def test_connection_with_a_suspended_call_has_one_idle_process(
+    world: World, log_lines: list[str]
+) -> None:
     connection = ClientConnection()
     call = world.call("a", "ask", connection=connection)
     world.run(COLLECT_SECONDS)
@@ -240,6 +256,7 @@ def test_connection_with_a_suspended_call_has_one_free_process(world: World) -> 
     assert retry.result["given"] == "x"
     world.run(1)
     assert len(world.live) == 1
+    assert any(": its connection already has an idle process;" in line for line in log_lines)
 
 
 def test_process_that_is_idle_for_longest_is_evicted() -> None:

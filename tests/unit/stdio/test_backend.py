@@ -161,7 +161,7 @@ def test_endless_line_ends_the_output() -> None:
         assert made.told == []
     made.process.say(b"x")
     assert made.told == [
-        ("output", "the backend wrote a line without end, of more than 6400 bytes")
+        ("output", "the backend wrote an unterminated line of more than 6400 bytes")
     ]
     made.process.close_output()
     assert len(made.told) == 1

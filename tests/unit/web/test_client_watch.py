@@ -63,7 +63,7 @@ def test_a_client_that_reads_nothing_is_stalled(says: bool) -> None:
     peer.live(TIMEOUT - 0.5)
     assert not peer.reasons
     peer.live(0.1 * TIMEOUT)
-    assert peer.reasons == ["the client took no byte for 60 s"]
+    assert peer.reasons == ["the client read nothing for 60 s"]
     assert peer.clock.getDelayedCalls() == []
 
 

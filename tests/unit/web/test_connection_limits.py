@@ -71,8 +71,8 @@ def test_an_address_with_its_share_makes_room_for_itself_alone(log_lines: list[s
     assert not other.gone
     assert log_lines == [
         (
-            "a has its share of connections: 2 (max_connections_per_address); refused since the"
-            " last such line, of all addresses: 1"
+            "a has reached its share of connections: 2 (max_connections_per_address); refused"
+            " since the last such line, of all addresses: 1"
         )
     ]
     clock.advance(COMPLAIN_SECONDS)

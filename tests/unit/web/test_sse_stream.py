@@ -241,7 +241,7 @@ def test_a_client_that_takes_no_byte_is_ended(tells: bool) -> None:
     made.clock.pump([0.1] * 79)
     assert made.finished == 0
     made.clock.pump([0.1] * 16)
-    assert made.session.reason == "the client took no byte for 8 s"
+    assert made.session.reason == "the client read nothing for 8 s"
     assert made.transport.aborted
     assert made.finished == 1
     assert made.clock.getDelayedCalls() == []
