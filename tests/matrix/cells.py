@@ -66,10 +66,10 @@ NO_REVISION = "the SDK knows no revision after 2025-11-25"
 
 BACKENDS = {
     "legacy": "A legacy server (Python SDK 1.x: up to 2025-11-25)",
-    "dual": "A dual-era server (Python SDK 2.x: both)",
-    "modern": "A modern-only server (Python SDK 2.x, 2026-07-28 alone)",
+    "dual": "A server of both eras (Python SDK 2.x)",
+    "modern": "A modern server (Python SDK 2.x, 2026-07-28 only)",
     "everything": "`server-everything` (npm SDK 1.x: up to 2025-11-25)",
-    "time": "`mcp-server-time` (Python SDK 2.x: both)",
+    "time": "`mcp-server-time` (Python SDK 2.x: both eras)",
 }
 OPERATIONS = {
     "list": "list",
