@@ -254,9 +254,9 @@ class IMessageFilter(Interface):
     message they raise `mcpbridge.errors.MessageRefused`.  Then the sender of a
     request gets its text in a JSON-RPC error as the answer; such an error
     also takes the place of a refused answer; a refused notification is
-    dropped.  If `from_client` refuses a batch, it is called again for each of its
-    messages, and those that it does not refuse are passed on; a batch that
-    `from_backend` refuses is dropped.  The log counts what was refused.
+    dropped.  If a filter refuses a batch, it is called again for each of its
+    messages, and those that it does not refuse are passed on.  The log counts
+    what was refused.
 
     Of a session, a filter sees what the client sends and gets, whatever its
     server speaks.  Of requests of 2026-07-28, it sees what the backend reads

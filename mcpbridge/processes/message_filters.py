@@ -7,7 +7,7 @@ reaches the backend or the client.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -88,13 +88,10 @@ class MessageFilters:
             text = str(refusal)
         elements = split_batch(line) if is_batch else None
         if elements is not None:
-            passed = [
-                kept
+            return _batch_of(
+                self._from_client_or_refusal(session, each, answers, is_batch=False)
                 for each in elements
-                if (kept := self._from_client_or_refusal(session, each, answers, is_batch=False))
-                is not None
-            ]
-            return b"[" + b",".join(passed) + b"]" if passed else None
+            )
         session.refused += 1
         envelope = peek(line) or peek_again(line)
         if envelope is None or isinstance(envelope.id, msgspec.UnsetType):
@@ -105,13 +102,17 @@ class MessageFilters:
             return None
         return answer if envelope.is_response else None
 
-    def from_backend(self, session: FilteredSession, line: bytes) -> bytes | None:
+    def from_backend(
+        self, session: FilteredSession, line: bytes, *, is_batch: bool = True
+    ) -> bytes | None:
         """
         Return a backend's message as it is to pass; None where it is dropped.
 
         In the place of a refused response the client gets an error, since it
         waits for one.  A refused request of the backend is answered with an
-        error.  A filter that fails refuses the message.
+        error.  A filter that fails refuses the message.  If a batch is
+        refused, its messages are filtered one by one; `is_batch` is False for
+        these.
         """
         filtered = line
         try:
@@ -123,8 +124,11 @@ class MessageFilters:
         except Exception:
             self.log.failure("a filter failed; session {label}", label=session.label)
             text = "the message could not be checked"
+        elements = split_batch(line) if is_batch else None
+        if elements is not None:
+            return _batch_of(self.from_backend(session, each, is_batch=False) for each in elements)
         session.refused += 1
-        envelope = peek(line)
+        envelope = peek(line) or peek_again(line)
         if envelope is None or isinstance(envelope.id, msgspec.UnsetType):
             return None
         answer = error_line(envelope.id, MessageRefused.code, text)
@@ -133,3 +137,9 @@ class MessageFilters:
         if envelope.is_request:
             session.answer_backend(answer)
         return None
+
+
+def _batch_of(messages: Iterable[bytes | None]) -> bytes | None:
+    """Return the messages that passed as one batch; None if none has."""
+    passed = [each for each in messages if each is not None]
+    return b"[" + b",".join(passed) + b"]" if passed else None

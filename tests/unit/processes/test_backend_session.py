@@ -531,6 +531,7 @@ def test_send_to_backend_raises_the_refusal() -> None:
         (NOTE.replace(b"message", b"request"), None),
         (NOTE.replace(b"message", b"broken"), None),
         (b'["request"]', None),
+        (b"[" + ASKED.replace(b"roots/list", b"request") + b"]", "not here"),
     ],
 )
 def test_a_refused_message_of_the_backend(
@@ -549,6 +550,20 @@ def test_a_refused_message_of_the_backend(
         if answer
         else []
     )
+
+
+def test_a_batch_of_the_backend_passes_without_its_refused_messages() -> None:
+    """A refused response is an error in its place, since the client waits for each of them."""
+    made = Made(filters=[Filter()])
+    refused = REPLY.replace(b"swordfish", b"request")
+    made.session.messages_received([b"[" + b",".join([NOTE, refused, b"[%b]" % NOTE]) + b"]"])
+    made.session.messages_received([b"[" + b",".join([refused, ASKED, NOTE]) + b"]"])
+    error = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "not here"}}
+    assert list(map(json.loads, made.stream.lines)) == [
+        [json.loads(NOTE), error, [json.loads(NOTE)]],
+        [error, json.loads(ASKED), json.loads(NOTE)],
+    ]
+    assert (made.session.refused, made.backend.sent) == (2, [])
 
 
 def test_a_refused_answer_is_an_error_for_the_client() -> None:
