@@ -20,10 +20,10 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # An environment with no pip of its own is made in a second: the one of .venv serves it.
 PIP_FOR = $(BIN)/python -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 
-# the tests of the contract, which hold with the fast path on and off
+# tests that must pass with the fast path on and off: compatibility with APISIX, and HTTP
 CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py \
-    tests/e2e/test_backpressure.py tests/e2e/test_http.py tests/e2e/test_streamable.py \
-    tests/e2e/test_modern.py
+    tests/e2e/test_backpressure.py tests/e2e/test_http.py tests/e2e/test_streamable_http.py \
+    tests/e2e/test_stateless_http.py
 
 .PHONY: help serve test whole lint unit others others.made others.tested real coverage floors mutants bench bench-quick conformance soak docs news dist clean
 .DEFAULT_GOAL := help
@@ -101,7 +101,7 @@ conformance: .venv/.made-dev $(CONFORMANCE_PARTS) ## run the MCP conformance sui
 
 soak: .venv/.made-dev ## end ten thousand sessions in every way, beside two hundred that live
 	MCPBRIDGE_SOAK=10000 MCPBRIDGE_HEALTHY=200 $(BIN)/python $(PYTEST) -s \
-	    -o faulthandler_timeout=0 tests/e2e/test_soak.py tests/e2e/test_hostile.py
+	    -o faulthandler_timeout=0 tests/e2e/test_soak.py tests/e2e/test_hostile_backends.py
 
 news: .venv/.made-dev ## print the release notes of the changes since the last release
 	$(BIN)/towncrier build --draft

@@ -23,7 +23,7 @@ from tests.real.processes import eventually
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 
-LEAVING = Path(__file__).parents[2] / "e2e" / "backends" / "leaving.py"
+ORPHANS = Path(__file__).parents[2] / "e2e" / "backends" / "orphans.py"
 BASE = process_tags.choose_base(os.urandom(8), -1)
 TAG = BASE + 1
 #: How a process can be found: what holds on a machine.
@@ -45,7 +45,7 @@ class Backend:
 
     def __init__(self, folder: Path, how: str, tag: int = TAG) -> None:
         self.folder = folder
-        line = [sys.executable, "-I", "-S", str(LEAVING), how, str(folder)]
+        line = [sys.executable, "-I", "-S", str(ORPHANS), how, str(folder)]
         self.leader = subprocess.Popen(
             find_chain().wrap(line, tag, None), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

@@ -20,7 +20,7 @@ import pytest
 
 from tests.e2e.harness import Bridge, Stream, Streamable, backend, request, serving, until
 from tests.e2e.stateless import Busy, let_in, send
-from tests.e2e.test_killed import EVERY_ORDER, Kill
+from tests.e2e.test_killed_bridge import EVERY_ORDER, Kill
 from tests.e2e.test_soak import CYCLES, GROWTH_BYTES, run
 from tests.engine.running import Engine, running_engine
 from tests.real.processes import Process, alive

@@ -1,6 +1,6 @@
 """
-What APISIX's pull request #13482 and related ones promised, line by line: the
-contract's "promise".  Each test names the line that it proves.
+Behaviour that APISIX's pull request #13482 and related ones proposed for
+`mcp-bridge`.  Each test's docstring says what was proposed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """
-The faults that were measured on the original, row by row: the contract's
-"beat".  Each test names the row that it proves.
+Faults that were measured in APISIX's `mcp-bridge`: the bridge has none of them.
 
-Rows about time are proven without a clock: whatever must not wait has grace
-periods longer than any test.
+Each test's docstring says what has to happen instead.  No test looks at a
+clock: where nothing may wait, the grace periods are longer than any test.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Leaves processes behind in ways that are hard to see.  `leaving.py HOW FOLDER`:
+Leaves processes behind in ways that are hard to see.  `orphans.py HOW FOLDER`:
 
 `ending`   daemonises a helper while it ends, with pauses of up to 2 ms
 `renew-N`  has a daemon that replaces itself every N ms by a child of its own

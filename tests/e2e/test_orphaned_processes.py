@@ -53,7 +53,7 @@ def open_and_leave(bridge: Bridge) -> None:
 )
 def test_closed_session_leaves_no_process(how: str, sessions: int, tmp_path: Path) -> None:
     """Processes that daemonize while ending, keep forking or lost their tag are ended too."""
-    command = backend("leaving", how, tmp_path)
+    command = backend("orphans", how, tmp_path)
     with serving(*GRACES, "--max-sessions", "1", command=command) as bridge:
         for _ in range(sessions):
             # A session can open only when the permit of the previous one is free.
@@ -67,7 +67,7 @@ def test_closed_session_leaves_no_process(how: str, sessions: int, tmp_path: Pat
 @pytest.mark.parametrize("how", ["renew-1", "threads", "limit"])
 def test_killed_bridge_leaves_no_process(how: str, tmp_path: Path) -> None:
     """The watchdog keeps up with forks, and finds threads and changed limits."""
-    command = backend("leaving", how, tmp_path)
+    command = backend("orphans", how, tmp_path)
     with serving(*GRACES, command=command) as bridge:
         bridge.watchdog()
         assert bridge.open().message() == READY

@@ -1,6 +1,6 @@
 """
-What a route moved from APISIX's `mcp-bridge` relies on, line by line: the
-contract's "keep".  Each test names the line that it proves.
+Behaviour of APISIX's `mcp-bridge` that existing routes and clients rely on: the
+bridge keeps it.  Each test's docstring says what it relies on.
 """
 
 from __future__ import annotations
