@@ -1,14 +1,14 @@
 """
-A bridge as a user runs it, and clients that know nothing of it.
+Run the installed bridge as a user does, and connect to it as clients do.
 
-`serving` starts the installed `twistd mcpbridge` as a process of its own and
-stops it at the end, asserting that it ends as it should and that nothing of it
-is left.  The clients are raw sockets: what they see is what is on the wire.
-Nothing of mcpbridge is imported.
+`serving` starts `twistd mcpbridge` in a process of its own and stops it at the
+end of the block.  It asserts that the bridge exits as it should and leaves no
+process behind.  The clients are raw sockets, so that tests see the bytes on the
+wire; this module imports nothing of mcpbridge.
 
-Every backend gets a number of the test's own, the *mark*, as its last
-argument, and hands it to what it starts, so that its processes are found
-wherever they have got to.
+Each backend gets a number that is unique to the test, the *marker*, as its last
+argument, and passes it on to the processes that it starts.  That is how tests
+find these processes, whoever their parent is.
 """
 
 from __future__ import annotations
@@ -36,49 +36,50 @@ from tests.e2e.fork_server import ForkedTwistd
 from tests.real.parts import beside_python, need_processes
 from tests.real.processes import PROC, Process, alive, descendants, eventually
 
-#: How long anything may take.  Nothing is proven by it: it only ends a wait for
-#: what does not come.  Less than a ping's interval, so that pings do not keep
-#: a hopeless wait alive.
-PATIENCE = 25.0
-#: A grace that no test lives to see the end of.
+#: Seconds before a wait fails.  No assertion is about this time: it only ends a
+#: wait for something that never comes.  It is shorter than the ping interval, so
+#: that pings do not prolong such a wait.
+TIMEOUT = 25.0
+#: A grace period in seconds, longer than any test runs.
 NEVER = "100000"
 BACKENDS = Path(__file__).with_name("backends")
 #: `make test` runs these tests a second time with MCPBRIDGE_FAST_PATH=off.
 FAST_PATH = ("--no-fast-path",) if os.environ.get("MCPBRIDGE_FAST_PATH") == "off" else ()
 LOOPBACK = ("--listen", "tcp:0:interface=127.0.0.1")
-#: `twistd` ends by the signal that stopped it, once everything is stopped.
+#: Exit statuses of a bridge that was stopped: `twistd` re-raises the signal at its end.
 STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)
 
 _SERVING = re.compile(r"serving http://127\.0\.0\.1:(\d+)(\S*)/sse$", re.MULTILINE)
 
 
 def backend(name: str, *arguments: object) -> list[str]:
-    """The command line of one of the fake backends."""
+    """Return the command line of one of the fake backends."""
     return [sys.executable, "-I", "-S", str(BACKENDS / f"{name}.py"), *map(str, arguments)]
 
 
 def shell(script: str) -> list[str]:
-    """A backend that is a shell script; `$0` in it is the mark."""
+    """Return the command line of a shell script; `$0` in it is the marker."""
     return ["sh", "-c", script]
 
 
-def until(what: Callable[[], Any], seconds: float = PATIENCE) -> None:
-    """Wait until something is so."""
-    assert eventually(what, seconds), "it did not come to that"
+def wait_until(condition: Callable[[], Any], seconds: float = TIMEOUT) -> None:
+    """Wait until the condition is true; fail after this many seconds."""
+    assert eventually(condition, seconds), f"not true after {seconds} seconds: {condition}"
 
 
-def request(method: str, ident: object = 1, **params: object) -> bytes:
-    """A JSON-RPC request on one line."""
+def request(method: str, request_id: object = 1, **params: object) -> bytes:
+    """Return a JSON-RPC request on one line."""
     return json.dumps(
-        {"jsonrpc": "2.0", "id": ident, "method": method, "params": params}, separators=(",", ":")
+        {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params},
+        separators=(",", ":"),
     ).encode()
 
 
 # Clients.
 
 
-class Answer(NamedTuple):
-    """The answer to a request; header names are in lower case."""
+class HttpResponse(NamedTuple):
+    """A complete HTTP response; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -86,16 +87,16 @@ class Answer(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """The body, decoded."""
+        """The body, decoded from JSON."""
         return json.loads(self.body)
 
 
-class Wire:
-    """A connection of a client, and what has arrived on it."""
+class Connection:
+    """A client's TCP connection, with a buffer of the bytes received on it."""
 
     def __init__(self, port: int, receive_buffer: int | None = None) -> None:
         self.socket = socket.socket()
-        self.socket.settimeout(PATIENCE)
+        self.socket.settimeout(TIMEOUT)
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         try:
@@ -104,7 +105,7 @@ class Wire:
             self.socket.close()
             raise
         self.host = f"127.0.0.1:{port}"
-        self._arrived = bytearray()
+        self._buffer = bytearray()
 
     def __enter__(self) -> Self:
         return self
@@ -113,88 +114,90 @@ class Wire:
         self.close()
 
     def close(self) -> None:
-        """Leave with a FIN, or with what the kernel makes of unread data."""
+        """Close the socket; with unread data, the kernel sends a RST instead of a FIN."""
         self.socket.close()
 
     def reset(self) -> None:
-        """Leave with a RST."""
+        """Close the connection with a RST."""
         with contextlib.suppress(OSError):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
     def half_close(self) -> None:
-        """Say that nothing more is sent, and go on listening."""
+        """Send a FIN, but go on reading."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def send(self, data: bytes) -> None:
-        """Send all of it."""
+        """Send all of the data."""
         self.socket.sendall(data)
 
-    def _more(self) -> bool:
+    def _receive(self) -> bool:
         data = self.socket.recv(1 << 18)
-        self._arrived += data
+        self._buffer += data
         return bool(data)
 
-    def take(self, size: int) -> bytes:
-        """So many bytes."""
-        while len(self._arrived) < size:
-            assert self._more(), f"the connection ended within {bytes(self._arrived[:200])!r}"
-        return self._cut(size)
+    def read(self, size: int) -> bytes:
+        """Read this many bytes."""
+        while len(self._buffer) < size:
+            assert self._receive(), f"the connection ended within {bytes(self._buffer[:200])!r}"
+        return self._consume(size)
 
-    def take_to(self, end: bytes) -> bytes:
-        """Everything before `end`, which is taken too."""
+    def read_until(self, end: bytes) -> bytes:
+        """Read up to `end`, and return what comes before it."""
         searched = 0
-        while (at := self._arrived.find(end, searched)) < 0:
-            searched = max(0, len(self._arrived) - len(end))
-            assert self._more(), f"the connection ended within {bytes(self._arrived[:200])!r}"
-        return self._cut(at + len(end))[: -len(end)]
+        while (at := self._buffer.find(end, searched)) < 0:
+            searched = max(0, len(self._buffer) - len(end))
+            assert self._receive(), f"the connection ended within {bytes(self._buffer[:200])!r}"
+        return self._consume(at + len(end))[: -len(end)]
 
-    def _cut(self, size: int) -> bytes:
-        data = bytes(self._arrived[:size])
-        del self._arrived[:size]
+    def _consume(self, size: int) -> bytes:
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
         return data
 
-    def ended(self) -> bool:
-        """Wait for the other side's end; whether nothing came before it."""
+    def read_eof(self) -> bool:
+        """Wait until the bridge closes; return True if no data was left to read before."""
         with contextlib.suppress(ConnectionResetError):
-            while self._more():
+            while self._receive():
                 pass
-        return not self._arrived
+        return not self._buffer
 
     def is_open(self) -> bool:
-        """Whether the other side has not ended it, as far as is known now."""
+        """Return True if the bridge has not closed the connection, as far as is known now."""
         readable, _, _ = select.select([self.socket], [], [], 0)
         return not readable or bool(self.socket.recv(1, socket.MSG_PEEK))
 
     def read_head(self) -> tuple[int, dict[str, str]]:
-        """Status and headers of an answer."""
-        first, *lines = self.take_to(b"\r\n\r\n").decode("latin-1").split("\r\n")
+        """Read the status and the headers of a response."""
+        first, *lines = self.read_until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         headers = {name.lower(): value for name, _, value in (x.partition(": ") for x in lines)}
         return int(first.split(" ", 2)[1]), headers
 
-    def read_answer(self, *, to_head: bool = False) -> Answer:
-        """A whole answer; one to a HEAD has no body."""
+    def read_response(self, *, to_head: bool = False) -> HttpResponse:
+        """Read a complete response; `to_head`: a response to HEAD, which has no body."""
         status, headers = self.read_head()
-        assert "event-stream" not in headers.get("content-type", ""), "this opened a stream"
+        assert "event-stream" not in headers.get("content-type", ""), (
+            "the response is an event stream"
+        )
         if to_head or status == 204:
-            return Answer(status, headers, b"")
+            return HttpResponse(status, headers, b"")
         if headers.get("transfer-encoding") == "chunked":
-            return Answer(status, headers, b"".join(self.chunks()))
-        return Answer(status, headers, self.take(int(headers["content-length"])))
+            return HttpResponse(status, headers, b"".join(self.read_chunks()))
+        return HttpResponse(status, headers, self.read(int(headers["content-length"])))
 
-    def chunks(self) -> Iterator[bytes]:
-        """The chunks of a body, to its end."""
-        while size := int(self.take_to(b"\r\n"), 16):
-            yield self.take(size)
-            assert self.take(2) == b"\r\n"
-        assert self.take(2) == b"\r\n"
+    def read_chunks(self) -> Iterator[bytes]:
+        """Yield the chunks of a body, up to its end."""
+        while size := int(self.read_until(b"\r\n"), 16):
+            yield self.read(size)
+            assert self.read(2) == b"\r\n"
+        assert self.read(2) == b"\r\n"
 
-    def ask(
+    def request(
         self, method: str, target: str | bytes, body: bytes | None = None, *headers: str
-    ) -> Answer:
-        """Send a request with these header lines, and read its answer."""
+    ) -> HttpResponse:
+        """Send a request with these header lines, and read its response."""
         self.send(_head(self.host, method, target, body, headers) + (body or b""))
-        return self.read_answer(to_head=method == "HEAD")
+        return self.read_response(to_head=method == "HEAD")
 
 
 def _head(
@@ -211,113 +214,116 @@ def _head(
 
 
 class Event(NamedTuple):
-    """A server-sent event."""
+    """A server-sent event of HTTP+SSE."""
 
     name: str
     data: bytes
 
 
-class Stream(Wire):
+class SseStream(Connection):
     """
-    The event stream of one session.
+    The event stream of one HTTP+SSE session.
 
-    `status`, `headers` and, where no stream was opened, `body` are the answer's.
+    `status` and `headers` are those of the response to the GET; `body` is set if
+    the response is an error instead of a stream.
     """
 
     def __init__(self, port: int, path: str = "/sse", receive_buffer: int | None = None) -> None:
         super().__init__(port, receive_buffer)
         self._port = port
-        self._text = bytearray()
+        self._event_buffer = bytearray()
         self.body = b""
         self.endpoint = ""
         self.send(_head(self.host, "GET", path, None))
         self.status, self.headers = self.read_head()
-        self._chunks = self.chunks()
+        self._chunks = self.read_chunks()
         if self.status != 200:
             length = self.headers.get("content-length")
-            self.body = self.take(int(length)) if length else b"".join(self._chunks)
+            self.body = self.read(int(length)) if length else b"".join(self._chunks)
 
     @property
-    def ident(self) -> str:
-        """The session's id."""
+    def session_id(self) -> str:
+        """The id of the session, from the endpoint event."""
         return self.endpoint.partition("sessionId=")[2]
 
-    def text(self, size: int) -> bytes:
-        """So many bytes of the stream, as they stand."""
-        while len(self._text) < size:
-            self._text += next(self._chunks)
-        data = bytes(self._text[:size])
-        del self._text[:size]
+    def read_bytes(self, size: int) -> bytes:
+        """Read this many bytes of the stream, undecoded."""
+        while len(self._event_buffer) < size:
+            self._event_buffer += next(self._chunks)
+        data = bytes(self._event_buffer[:size])
+        del self._event_buffer[:size]
         return data
 
-    def next(self) -> Event:
-        """The next event; raises `StopIteration` where the stream is complete."""
-        while (at := self._text.find(b"\n\n")) < 0:
-            self._text += next(self._chunks)
-        lines = bytes(self._text[:at]).split(b"\n")
-        del self._text[: at + 2]
+    def read_event(self) -> Event:
+        """Read the next event; raise `StopIteration` at the end of the stream."""
+        while (at := self._event_buffer.find(b"\n\n")) < 0:
+            self._event_buffer += next(self._chunks)
+        lines = bytes(self._event_buffer[:at]).split(b"\n")
+        del self._event_buffer[: at + 2]
         fields = [line.split(b": ", 1) for line in lines]
         assert [name for name, _ in fields] == [b"event", b"data"], lines
         return Event(fields[0][1].decode("ascii"), fields[1][1])
 
-    def begin(self) -> Self:
-        """Read what every stream begins with."""
+    def read_opening_events(self) -> Self:
+        """Read the two events that every stream begins with: the endpoint and a ping."""
         assert self.status == 200, (self.status, self.body)
-        name, data = self.next()
+        name, data = self.read_event()
         assert name == "endpoint"
         self.endpoint = data.decode("ascii")
-        assert self.next() == ("message", ping(1))
+        assert self.read_event() == ("message", ping(1))
         return self
 
-    def message(self) -> bytes:
-        """The next message, whatever it says."""
-        name, data = self.next()
+    def read_message(self) -> bytes:
+        """Read the next message, undecoded."""
+        name, data = self.read_event()
         assert name == "message"
         return data
 
-    def rest(self) -> list[bytes]:
-        """The messages to the end of the stream, which must come in due form."""
+    def read_remaining_messages(self) -> list[bytes]:
+        """Read all messages up to the end of the stream, which must be properly terminated."""
         messages = []
         while True:
             try:
-                messages.append(self.message())
+                messages.append(self.read_message())
             except StopIteration:
-                assert not self._text, "it ends within an event"
+                assert not self._event_buffer, "the stream ends within an event"
                 return messages
 
-    def post(self, body: bytes, *headers: str) -> Answer:
-        """Post a message on a connection of its own."""
-        with Wire(self._port) as wire:
-            return wire.ask("POST", self.endpoint, body, *headers)
+    def post(self, body: bytes, *headers: str) -> HttpResponse:
+        """Post a message on a new connection."""
+        with Connection(self._port) as connection:
+            return connection.request("POST", self.endpoint, body, *headers)
 
     def send_message(self, body: bytes) -> None:
-        """Post a message that must be taken."""
+        """Post a message, which must be accepted with 202."""
         answer = self.post(body)
         assert (answer.status, answer.body) == (202, b""), answer
 
     def round_trip(self, body: bytes) -> bytes:
-        """Post a message; the next message that comes."""
+        """Post a message, and read the next message of the stream."""
         self.send_message(body)
-        return self.message()
+        return self.read_message()
 
 
 def ping(number: int) -> bytes:
-    """A ping as the bridge writes it."""
+    """Return a ping as the bridge writes it."""
     return b'{"jsonrpc": "2.0","method": "ping","id":"ping:%d"}' % number
 
 
-class Piece(NamedTuple):
-    """An event of Streamable HTTP; `retry` is empty where it says none."""
+class ResumableEvent(NamedTuple):
+    """A server-sent event of Streamable HTTP; `event_id` and `retry` are empty if absent."""
 
-    ident: str
+    event_id: str
     data: bytes
     retry: str = ""
 
 
-class Response(Wire):
+class Response(Connection):
     """
-    A request over Streamable HTTP on a connection of its own, and its answer
-    as it comes: `status` and `headers` are waited for when they are asked for.
+    The response to a Streamable HTTP request that has a connection to itself.
+
+    It is read as far as needed: reading `status` or `headers` waits for the head
+    of the response.
     """
 
     def __init__(
@@ -331,7 +337,7 @@ class Response(Wire):
     ) -> None:
         super().__init__(port, receive_buffer)
         self.comments = 0
-        self._text = bytearray()
+        self._event_buffer = bytearray()
         # Not cached by `functools`: before Python 3.12 all instances would wait for each other.
         self._head: tuple[int, dict[str, str]] | None = None
         self._body: bytes | None = None
@@ -339,108 +345,111 @@ class Response(Wire):
         self.send(_head(self.host, method, path, body, headers) + (body or b""))
 
     @property
-    def _answered(self) -> tuple[int, dict[str, str]]:
+    def _status_and_headers(self) -> tuple[int, dict[str, str]]:
         if self._head is None:
             self._head = self.read_head()
         return self._head
 
     @property
     def status(self) -> int:
-        """Of the answer."""
-        return self._answered[0]
+        """The status of the response."""
+        return self._status_and_headers[0]
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the answer; names are in lower case."""
-        return self._answered[1]
+        """The headers of the response; names are in lower case."""
+        return self._status_and_headers[1]
 
     @property
-    def kind(self) -> str:
-        """The Content-Type."""
+    def content_type(self) -> str:
+        """The Content-Type of the response."""
         return self.headers.get("content-type", "")
 
     @property
     def body(self) -> bytes:
-        """All of an answer that is no event stream."""
+        """The complete body of a response that is not an event stream."""
         if self._body is None:
-            assert "event-stream" not in self.kind
+            assert "event-stream" not in self.content_type
             length = self.headers.get("content-length")
-            self._body = b"".join(self._chunks) if length is None else self.take(int(length))
+            self._body = b"".join(self._chunks) if length is None else self.read(int(length))
         return self._body
 
     @property
     def json(self) -> Any:
-        """The body, decoded."""
+        """The body, decoded from JSON."""
         return json.loads(self.body)
 
     @property
     def _chunks(self) -> Iterator[bytes]:
         if self._rest is None:
-            self._rest = self.chunks()
+            self._rest = self.read_chunks()
         return self._rest
 
-    def piece(self) -> Piece:
-        """The next event; raises `StopIteration` where the stream is complete."""
-        assert (self.status, self.kind) == (200, "text/event-stream"), self.body
+    def read_event(self) -> ResumableEvent:
+        """Read the next event; raise `StopIteration` at the end of the stream."""
+        assert (self.status, self.content_type) == (200, "text/event-stream"), self.body
         while True:
-            while (at := self._text.find(b"\n\n")) < 0:
-                self._text += next(self._chunks)
-            lines = bytes(self._text[:at]).split(b"\n")
-            del self._text[: at + 2]
+            while (at := self._event_buffer.find(b"\n\n")) < 0:
+                self._event_buffer += next(self._chunks)
+            lines = bytes(self._event_buffer[:at]).split(b"\n")
+            del self._event_buffer[: at + 2]
             if lines[0].startswith(b":"):
                 self.comments += 1
                 continue
             fields = dict(line.split(b": ", 1) for line in lines)
             assert len(fields) == len(lines), lines
             assert fields.pop(b"event", b"message") == b"message"
-            ident, retry = fields.pop(b"id", b"").decode(), fields.pop(b"retry", b"").decode()
+            event_id = fields.pop(b"id", b"").decode()
+            retry = fields.pop(b"retry", b"").decode()
             assert fields.keys() == {b"data"}, lines
-            return Piece(ident, fields[b"data"], retry)
+            return ResumableEvent(event_id, fields[b"data"], retry)
 
-    def message(self) -> Any:
-        """The next message, decoded; a priming event is none."""
-        while not (piece := self.piece()).data:
+    def read_message(self) -> Any:
+        """Read the next message, decoded; skip priming events, which have no data."""
+        while not (event := self.read_event()).data:
             pass
-        return json.loads(piece.data)
+        return json.loads(event.data)
 
-    def pieces(self) -> list[Piece]:
-        """All events to the end of the stream, without a priming one."""
-        found: list[Piece] = []
+    def read_remaining_events(self) -> list[ResumableEvent]:
+        """Read all events up to the end of the stream, except priming events."""
+        found: list[ResumableEvent] = []
         while True:
             try:
-                piece = self.piece()
+                event = self.read_event()
             except StopIteration:
-                assert not self._text, "it ends within an event"
+                assert not self._event_buffer, "the stream ends within an event"
                 return found
-            if piece.data:
-                found.append(piece)
+            if event.data:
+                found.append(event)
 
-    def messages(self) -> list[Any]:
-        """All messages to the end of the stream, decoded."""
-        return [json.loads(piece.data) for piece in self.pieces()]
+    def read_remaining_messages(self) -> list[Any]:
+        """Read all messages up to the end of the stream, decoded."""
+        return [json.loads(event.data) for event in self.read_remaining_events()]
 
-    def answer(self) -> Any:
-        """The last message, however it comes; where it is JSON, all of it."""
-        return self.messages()[-1] if "event-stream" in self.kind else self.json
+    def read_final_message(self) -> Any:
+        """Read the last message of an event stream, or the whole of a JSON body."""
+        return (
+            self.read_remaining_messages()[-1] if "event-stream" in self.content_type else self.json
+        )
 
 
-class Streamable:
-    """A client of Streamable HTTP, and its session once it is initialized."""
+class StreamableHttpClient:
+    """A client of Streamable HTTP, with a session once it is initialized."""
 
     def __init__(self, port: int, base: str = "", version: str = "2025-11-25") -> None:
         self.port = port
         self.path = f"{base}/mcp"
         self.version = version
-        self.ident = ""
-        self._idents = itertools.count(1)
+        self.session_id = ""
+        self._request_ids = itertools.count(1)
         self._open: list[Response] = []
 
     @property
     def headers(self) -> list[str]:
-        """What each request of a session says."""
-        if not self.ident:
+        """The header lines that each request of a session has."""
+        if not self.session_id:
             return []
-        return [f"Mcp-Session-Id: {self.ident}", f"MCP-Protocol-Version: {self.version}"]
+        return [f"Mcp-Session-Id: {self.session_id}", f"MCP-Protocol-Version: {self.version}"]
 
     def send(
         self,
@@ -449,7 +458,7 @@ class Streamable:
         *headers: str,
         receive_buffer: int | None = None,
     ) -> Response:
-        """A request with these header lines; one without a value is left out."""
+        """Send a request with these header lines; leave out one without a value."""
         given = {"Accept": "application/json, text/event-stream"}
         if body is not None:
             given["Content-Type"] = "application/json"
@@ -465,46 +474,48 @@ class Streamable:
         """Open the session."""
         response = self.call("initialize", protocolVersion=self.version)
         assert response.status == 200, response.body
-        self.ident = response.headers["mcp-session-id"]
-        assert response.answer()["result"]["protocolVersion"] == self.version
-        self.tell("notifications/initialized")
+        self.session_id = response.headers["mcp-session-id"]
+        assert response.read_final_message()["result"]["protocolVersion"] == self.version
+        self.notify("notifications/initialized")
         return self
 
     def call(self, method: str, *headers: str, **params: object) -> Response:
-        """A request with an id of its own."""
-        return self.send("POST", request(method, next(self._idents), **params), *headers)
+        """Send a JSON-RPC request with a new id."""
+        return self.send("POST", request(method, next(self._request_ids), **params), *headers)
 
-    def tell(self, method: str, **params: object) -> None:
-        """A notification, which must be taken."""
-        self.take({"jsonrpc": "2.0", "method": method, "params": params})
+    def notify(self, method: str, **params: object) -> None:
+        """Send a notification, which must be accepted with 202."""
+        self.post({"jsonrpc": "2.0", "method": method, "params": params})
 
-    def take(self, message: object) -> None:
-        """A message that is no request, which must be taken."""
+    def post(self, message: object) -> None:
+        """Send a notification, a response or a batch, which must be accepted with 202."""
         with self.send("POST", json.dumps(message).encode()) as response:
             assert (response.status, response.body) == (202, b"")
 
-    def listen(self, last: str = "", receive_buffer: int | None = None) -> Response:
-        """The GET stream, or what was missed."""
-        headers = [f"Last-Event-ID: {last}"] if last else []
+    def open_get_stream(
+        self, last_event_id: str = "", receive_buffer: int | None = None
+    ) -> Response:
+        """Open the GET stream, or resume a stream after this event."""
+        headers = [f"Last-Event-ID: {last_event_id}"] if last_event_id else []
         return self.send("GET", None, *headers, receive_buffer=receive_buffer)
 
     def delete(self) -> int:
-        """End the session; the status."""
+        """End the session with DELETE; return the status."""
         with self.send("DELETE") as response:
             return response.status
 
-    def drop(self) -> None:
-        """Close all connections."""
+    def disconnect(self) -> None:
+        """Close all connections, but keep the session."""
         while self._open:
             self._open.pop().close()
 
     def close(self) -> None:
-        """The same, and the session with them."""
-        self.drop()
-        if self.ident:
+        """Close all connections and end the session."""
+        self.disconnect()
+        if self.session_id:
             with contextlib.suppress(OSError, AssertionError):
                 self.delete()
-        self.drop()
+        self.disconnect()
 
 
 # The bridge.
@@ -512,173 +523,179 @@ class Streamable:
 
 @dataclass(eq=False)
 class Bridge:
-    """A bridge that serves."""
+    """A running bridge, its log, its processes and its clients."""
 
     process: subprocess.Popen[bytes] | ForkedTwistd
     folder: Path
-    mark: str
+    marker: str
     port: int = 0
-    streams: list[Wire | Streamable] = field(default_factory=list)
+    clients: list[Connection | StreamableHttpClient] = field(default_factory=list)
     watchdogs: set[Process] = field(default_factory=set)
 
     # Its clients.
 
-    def open(self, base: str = "", receive_buffer: int | None = None) -> Stream:
-        """A session whose first two events were read."""
-        return self.knock(f"{base}/sse", receive_buffer).begin()
+    def open_sse(self, base: str = "", receive_buffer: int | None = None) -> SseStream:
+        """Open an HTTP+SSE session, and read its opening events."""
+        return self.get_sse(f"{base}/sse", receive_buffer).read_opening_events()
 
-    def knock(self, path: str = "/sse", receive_buffer: int | None = None) -> Stream:
-        """What a GET for a stream is answered with."""
-        stream = Stream(self.port, path, receive_buffer)
-        self.streams.append(stream)
+    def get_sse(self, path: str = "/sse", receive_buffer: int | None = None) -> SseStream:
+        """Send a GET for an HTTP+SSE stream; the response may be an error."""
+        stream = SseStream(self.port, path, receive_buffer)
+        self.clients.append(stream)
         return stream
 
-    def wire(self) -> Wire:
-        """A connection."""
-        wire = Wire(self.port)
-        self.streams.append(wire)
-        return wire
+    def connect(self) -> Connection:
+        """Open a connection."""
+        connection = Connection(self.port)
+        self.clients.append(connection)
+        return connection
 
-    def streamable(self, base: str = "", version: str = "2025-11-25") -> Streamable:
-        """A session of Streamable HTTP."""
-        return self.visitor(base, version).initialize()
+    def open_streamable_http(
+        self, base: str = "", version: str = "2025-11-25"
+    ) -> StreamableHttpClient:
+        """Open a session of Streamable HTTP."""
+        return self.new_client(base, version).initialize()
 
-    def visitor(self, base: str = "", version: str = "2025-11-25") -> Streamable:
-        """A client of Streamable HTTP that has no session yet."""
-        client = Streamable(self.port, base, version)
-        self.streams.append(client)
+    def new_client(self, base: str = "", version: str = "2025-11-25") -> StreamableHttpClient:
+        """Return a client of Streamable HTTP without a session."""
+        client = StreamableHttpClient(self.port, base, version)
+        self.clients.append(client)
         return client
 
-    def hang_up(self) -> None:
-        """Close all of their connections; wait until nothing of their sessions is left."""
-        while self.streams:
-            self.streams.pop().close()
+    def close_clients(self) -> None:
+        """Close all clients, and wait until nothing of their sessions is left."""
+        while self.clients:
+            self.clients.pop().close()
         self.wait_until_empty()
-        until(lambda: self.log.count(" closed after ") == self.log.count("' opened"))
+        wait_until(lambda: self.log.count(" closed after ") == self.log.count("' opened"))
 
-    def ask(self, method: str, target: str | bytes, body: bytes | None = None) -> Answer:
-        """One request on a connection of its own."""
-        with Wire(self.port) as wire:
-            return wire.ask(method, target, body)
+    def request(self, method: str, target: str | bytes, body: bytes | None = None) -> HttpResponse:
+        """Send a request on a new connection, and read its response."""
+        with Connection(self.port) as connection:
+            return connection.request(method, target, body)
 
-    # What it says.
+    # Its log.
 
     @property
     def log(self) -> str:
-        """All that it has printed."""
+        """Everything that the bridge has printed."""
         return (self.folder / "log").read_text(errors="replace")
 
     def wait_for_log(self, *texts: str) -> str:
-        """The first line that holds all of these; waits for it."""
+        """Wait for a line of the log that contains all of these texts; return it."""
 
         def lines() -> list[str]:
             return [x for x in self.log.splitlines() if all(text in x for text in texts)]
 
-        assert eventually(lines, PATIENCE), f"the log has no {texts}:\n{self.log}"
+        assert eventually(lines, TIMEOUT), f"the log has no {texts}:\n{self.log}"
         return lines()[0]
 
-    def wait_for_close(self, stream: Stream | Streamable) -> str:
-        """Wait until nothing is left of a session; what the log says of it."""
-        return self.wait_for_log(f"session {stream.ident[:8]}", " closed after ")
+    def wait_for_close(self, stream: SseStream | StreamableHttpClient) -> str:
+        """Wait until the log reports that a session is closed; return that line."""
+        return self.wait_for_log(f"session {stream.session_id[:8]}", " closed after ")
 
     # Its processes.
 
-    def below(self) -> set[Process]:
-        """What descends from it, zombies among them, but for the watchdog."""
+    def descendants(self) -> set[Process]:
+        """Return the bridge's descendants, including zombies, without the watchdog."""
         found = descendants(self.process.pid)
         self.watchdogs |= {each for each in found if "watchdog_program.py" in each.command}
         return found - self.watchdogs
 
-    def marked(self) -> set[Process]:
-        """What carries the mark, wherever it is, but for the bridge itself."""
-        return {each for each in carrying(self.mark) if each.pid != self.process.pid}
+    def marked_processes(self) -> set[Process]:
+        """Return all processes that have the marker, except the bridge itself."""
+        return {
+            each for each in processes_with_argument(self.marker) if each.pid != self.process.pid
+        }
 
-    def backends(self) -> set[Process]:
-        """All of its sessions' processes that are to be found."""
-        return self.below() | self.marked()
+    def backend_processes(self) -> set[Process]:
+        """Return all processes of sessions: descendants, and processes with the marker."""
+        return self.descendants() | self.marked_processes()
 
-    def watchdog(self) -> Process:
-        """Its watchdog; waits until there is one."""
+    def wait_for_watchdog(self) -> Process:
+        """Wait until the watchdog runs; return it."""
 
         def found() -> list[Process]:
-            self.below()
+            self.descendants()
             return [each for each in self.watchdogs if alive(each)]
 
-        until(found)
+        wait_until(found)
         [watchdog] = found()
         return watchdog
 
     def wait_for_backends(self, count: int, running: str = "") -> set[Process]:
-        """Wait until so many processes carry the mark and run a command that begins like this."""
+        """Wait until this many processes have the marker and a command with this prefix."""
 
         def found() -> set[Process]:
-            return {each for each in self.marked() if each.command.startswith(running)}
+            return {each for each in self.marked_processes() if each.command.startswith(running)}
 
-        assert eventually(lambda: len(found()) == count, PATIENCE), self._told(found())
+        assert eventually(lambda: len(found()) == count, TIMEOUT), self._describe(found())
         return found()
 
     def wait_until_empty(self) -> None:
-        """Wait until no process of any session is left, not even a zombie."""
-        assert eventually(lambda: not self.backends(), PATIENCE), self._told(self.backends())
+        """Wait until no process of a session is left, not even a zombie."""
+        assert eventually(lambda: not self.backend_processes(), TIMEOUT), self._describe(
+            self.backend_processes()
+        )
 
-    def _told(self, processes: set[Process]) -> str:
+    def _describe(self, processes: set[Process]) -> str:
         return "\n".join([*map(str, processes), self.log])
 
-    # Its size.
+    # Its resources.
 
     def rss(self) -> int:
-        """Its resident memory in bytes."""
+        """Return the resident memory of the bridge in bytes."""
         status = (PROC / str(self.process.pid) / "status").read_text()
         [line] = [each for each in status.splitlines() if each.startswith("VmRSS:")]
         return int(line.split()[1]) * 1024
 
-    def cpu(self) -> int:
-        """The clock ticks it has computed for."""
+    def cpu_ticks(self) -> int:
+        """Return the CPU time that the bridge has used, in clock ticks."""
         stat = (PROC / str(self.process.pid) / "stat").read_text().rpartition(")")[2].split()
         return int(stat[11]) + int(stat[12])
 
-    def descriptors(self) -> int:
-        """How many descriptors it has open."""
+    def count_descriptors(self) -> int:
+        """Return how many descriptors the bridge has open."""
         return len(os.listdir(PROC / str(self.process.pid) / "fd"))
 
     # Its end.
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Stop it as a service manager does; nothing of it may be left."""
-        self.below()
+        """Stop the bridge as a service manager does; no process may be left."""
+        self.descendants()
         self.process.send_signal(number)
         self.assert_stopped(STOPPED)
 
     def kill(self) -> None:
-        """Kill it with SIGKILL: what is left of it is for the test to say."""
-        self.below()
+        """Kill the bridge with SIGKILL, without a check of what is left."""
+        self.descendants()
         self.process.kill()
         self.process.wait()
 
     def assert_stopped(self, statuses: Sequence[int]) -> None:
-        """Wait for its end; nothing of it may be left."""
+        """Wait until the bridge exits with one of these statuses; no process may be left."""
         try:
-            status = self.process.wait(PATIENCE)
+            status = self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the bridge does not stop:\n{self.log}") from None
-        assert status in statuses, f"it ended with {status}:\n{self.log}"
+        assert status in statuses, f"the bridge ended with {status}:\n{self.log}"
         self.assert_nothing_left()
 
     def assert_nothing_left(self) -> None:
-        """Its watchdog goes last; nothing else is there when the bridge has ended."""
-        assert not self.marked(), self._told(self.marked())
-        until(lambda: not any(map(alive, self.watchdogs)))
+        """Assert that no backend is left, and wait for the watchdog, which exits last."""
+        assert not self.marked_processes(), self._describe(self.marked_processes())
+        wait_until(lambda: not any(map(alive, self.watchdogs)))
 
     def assert_log_clean(self) -> None:
-        """Nothing went wrong that nobody expected."""
-        # A backend may say on its stderr what it likes.
+        """Assert that the log has no traceback and no other sign of a defect."""
+        # The stderr of a backend may contain anything.
         log = "\n".join(line for line in self.log.splitlines() if " stderr: " not in line)
-        for complaint in ("Traceback", "Unhandled", "#critical", "failed; going on"):
-            assert complaint not in log, log
+        for sign in ("Traceback", "Unhandled", "#critical", "failed; going on"):
+            assert sign not in log, log
 
 
 def _command(process: Path) -> bytes:
-    """Its arguments; where its main thread has ended, they stand with another one."""
+    """Return the arguments; if the main thread has ended, another thread has them."""
     command = (process / "cmdline").read_bytes()
     if not command:
         for thread in (process / "task").iterdir():
@@ -686,9 +703,9 @@ def _command(process: Path) -> bytes:
     return command
 
 
-def carrying(mark: str) -> set[Process]:
-    """The processes with a text among their arguments; zombies have none."""
-    text, found = mark.encode(), set()
+def processes_with_argument(marker: str) -> set[Process]:
+    """Return the processes with this text in their arguments, which zombies do not have."""
+    text, found = marker.encode(), set()
     for name in os.listdir(PROC):
         if name.isdigit():
             with contextlib.suppress(OSError):
@@ -730,28 +747,28 @@ def serving(
     clean: bool = True,
 ) -> Iterator[Bridge]:
     """
-    Run `twistd mcpbridge` in front of a command, or of a configuration file's
-    servers, until the block ends; then everything that it had must be gone.
+    Run `twistd mcpbridge` in front of a command, or of the servers of a
+    configuration file, until the block ends; then no process may be left.
 
-    `clean` False: the log may hold complaints.
+    With `clean` False, the log may have tracebacks.
     """
     need_processes()
-    mark = str(uuid.uuid4().int)
+    marker = str(uuid.uuid4().int)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # Nobody else's: what a test leaves, it leaves to its own next bridge.
+        # Its own state directory: only the next bridge of the same test cleans up after it.
         line = [*listen, *FAST_PATH, "--state-dir", str(folder / "state"), *options]
         if config is None:
-            line += ["--", *(command or backend("echo")), mark]
+            line += ["--", *(command or backend("echo")), marker]
         else:
             for server in config["mcpServers"].values():
-                server["args"] = [*server.get("args", ()), mark]
+                server["args"] = [*server.get("args", ()), marker]
             (folder / "config.json").write_text(json.dumps(config))
             line += ["--config", str(folder / "config.json")]
         process = _start(["-n", "--pidfile=", "mcpbridge", *line], folder, environment)
         bridge = Bridge(process, folder, mark)
         try:
-            until(lambda: _SERVING.search(bridge.log) or process.poll() is not None)
+            wait_until(lambda: _SERVING.search(bridge.log) or process.poll() is not None)
             serves = _SERVING.search(bridge.log)
             assert serves is not None, bridge.log
             bridge.port = int(serves[1])
@@ -761,11 +778,11 @@ def serving(
             if clean:
                 bridge.assert_log_clean()
         finally:
-            for stream in bridge.streams:
+            for stream in bridge.clients:
                 stream.close()
             process.kill()
             process.wait()
-            for each in bridge.marked():
+            for each in bridge.marked_processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(each.pid, signal.SIGKILL)
 
@@ -773,7 +790,7 @@ def serving(
 def run_to_end(
     *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
 ) -> tuple[int, str]:
-    """Run a `twistd mcpbridge` that is to end by itself; its status and all it printed."""
+    """Run a `twistd mcpbridge` that exits by itself; return its status and its output."""
     done = subprocess.run(
         [beside_python("twistd"), "-n", "--pidfile=", "mcpbridge", *arguments],
         env={**os.environ, **(environment or {})},
@@ -781,15 +798,15 @@ def run_to_end(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
     return done.returncode, done.stdout.decode(errors="replace")
 
 
 @contextlib.contextmanager
-def bystander(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is none of the bridge's, for as long as the block lasts."""
+def unrelated_process(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that has nothing to do with the bridge until the block ends."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield process
@@ -799,8 +816,8 @@ def bystander(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextlib.contextmanager
-def beside(work: Callable[[], object]) -> Iterator[None]:
-    """Do something in a thread meanwhile; what it raises is raised at the end."""
+def in_background(work: Callable[[], object]) -> Iterator[None]:
+    """Call a function in a thread during the block; raise its exception at the end."""
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -814,7 +831,7 @@ def beside(work: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert not thread.is_alive()
     if failures:
         raise failures[0]

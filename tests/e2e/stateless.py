@@ -1,9 +1,8 @@
 """
-A client of 2026-07-28 that knows nothing of the bridge: every request is a
-POST of its own.  And what a tool of `backends/tools.py` is called with, and by
-how many at once.
+Clients that send stateless requests of 2026-07-28, one or many at once.
 
-Knows `tools.py` and the wire; nothing of mcpbridge is imported.
+`ToolCaller` knows the tools of `backends/tools.py`.  This module imports nothing
+of mcpbridge.
 """
 
 from __future__ import annotations
@@ -16,56 +15,63 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-from tests.e2e.harness import PATIENCE, Bridge, Response, Wire, carrying, request
+from tests.e2e.harness import (
+    TIMEOUT,
+    Bridge,
+    Connection,
+    Response,
+    processes_with_argument,
+    request,
+)
 
 VERSION = "2026-07-28"
 PREFIX = "io.modelcontextprotocol/"
-CAPABLE: dict[str, Any] = {"elicitation": {}}
+CLIENT_CAPABILITIES: dict[str, Any] = {"elicitation": {}}
 T = TypeVar("T")
 
 
-class Busy(Exception):
-    """The limits allowed no more just now."""
+class TooManyRequests(Exception):
+    """The bridge refused a request with 429."""
 
 
-def let_in(status: int, headers: dict[str, str]) -> None:
-    """Raise `Busy` for a request that is to come back later, and was told when."""
+def raise_for_429(status: int, headers: dict[str, str]) -> None:
+    """Raise `TooManyRequests` if the status is 429; the response must have `Retry-After`."""
     if status == 429:
         assert int(headers["retry-after"]) >= 1
-        raise Busy
+        raise TooManyRequests
 
 
-class Told(NamedTuple):
-    """What came of a call: notifications, and the answer."""
+class CallOutcome(NamedTuple):
+    """The status of a call, its notifications and its JSON-RPC response."""
 
     status: int
-    before: list[Any]
-    answer: Any
+    notifications: list[Any]
+    response: Any
 
     @property
     def result(self) -> Any:
-        """Its result, which it must have."""
-        assert "result" in self.answer, self
-        return self.answer["result"]
+        """The result; fail if the response is an error."""
+        assert "result" in self.response, self
+        return self.response["result"]
 
     @property
-    def said(self) -> Any:
-        """What the tool said."""
+    def tool_output(self) -> Any:
+        """The output of the tool, decoded from JSON."""
         assert self.result["resultType"] == "complete", self
         return json.loads(self.result["content"][0]["text"])
 
-    def of(self, method: str) -> list[Any]:
-        """The `params` of those notifications that came before it."""
+    def params_of(self, method: str) -> list[Any]:
+        """Return the `params` of each notification of this method."""
         name = f"notifications/{method}"
-        return [each["params"] for each in self.before if each["method"] == name]
+        return [each["params"] for each in self.notifications if each["method"] == name]
 
 
 def send(port: int, base: str, method: str, **params: Any) -> Response:
-    """Send a request; its `_meta` is completed.  Ids need not differ, so they do not."""
+    """Send a request, with the required members of `_meta`; its id is always 1."""
     meta = {
         f"{PREFIX}protocolVersion": VERSION,
         f"{PREFIX}clientInfo": {"name": "tests", "version": "1"},
-        f"{PREFIX}clientCapabilities": CAPABLE,
+        f"{PREFIX}clientCapabilities": CLIENT_CAPABILITIES,
         **params.pop("_meta", {}),
     }
     lines = [
@@ -81,70 +87,73 @@ def send(port: int, base: str, method: str, **params: Any) -> Response:
     return Response(port, "POST", f"{base}/mcp", request(method, 1, **params, _meta=meta), lines)
 
 
-def listen(port: int, base: str = "") -> Response:
-    """Listen for changes of the tools, to be acknowledged first."""
+def subscribe(port: int, base: str = "") -> Response:
+    """Subscribe to changes of the list of tools, and read the acknowledgement."""
     response = send(port, base, "subscriptions/listen", notifications={"toolsListChanged": True})
     try:
-        let_in(response.status, response.headers)
-        assert response.message()["method"] == "notifications/subscriptions/acknowledged"
+        raise_for_429(response.status, response.headers)
+        assert response.read_message()["method"] == "notifications/subscriptions/acknowledged"
     except BaseException:
         response.close()
         raise
     return response
 
 
-class Caller:
-    """Calls tools of a server."""
+class ToolCaller:
+    """Calls the tools of one server."""
 
     def __init__(self, bridge: Bridge, base: str = "") -> None:
         self.port = bridge.port
         self.base = base
 
-    def begin(
+    def start_call(
         self, tool: str, token: str, _meta: dict[str, Any] | None = None, **more: Any
     ) -> Response:
-        """Send a call, with these arguments and members of `params` beside `arguments`."""
+        """Send a tool call, with `more` as further members of `params`."""
         arguments = {"token": token, "steps": 5}
         params = {"name": tool, "arguments": arguments, "_meta": _meta or {}, **more}
         return send(self.port, self.base, "tools/call", **params)
 
-    def call(self, tool: str, token: str, **more: Any) -> Told:
-        """Call a tool, and wait for all that comes of it."""
-        with self.begin(tool, token, **more) as response:
-            let_in(response.status, response.headers)
-            if "event-stream" not in response.kind:
-                return Told(response.status, [], response.json)
-            *before, answer = response.messages()
-            return Told(response.status, before, answer)
+    def call(self, tool: str, token: str, **more: Any) -> CallOutcome:
+        """Call a tool, and read its notifications and its response."""
+        with self.start_call(tool, token, **more) as response:
+            raise_for_429(response.status, response.headers)
+            if "event-stream" not in response.content_type:
+                return CallOutcome(response.status, [], response.json)
+            *before, answer = response.read_remaining_messages()
+            return CallOutcome(response.status, before, answer)
 
-    def ask(self, token: str) -> Told:
-        """Have the tool ask; whatever it asks, it must be this call's own question."""
-        told = self.call("ask", token)
-        assert told.result["resultType"] == "input_required", told
-        [asked] = told.result["inputRequests"].values()
-        assert (asked["method"], asked["params"]["message"]) == ("elicitation/create", token)
-        return told
+    def start_elicitation(self, token: str) -> CallOutcome:
+        """Call the tool `ask`, and check that its elicitation is the one for this token."""
+        outcome = self.call("ask", token)
+        assert outcome.result["resultType"] == "input_required", outcome
+        [elicitation] = outcome.result["inputRequests"].values()
+        assert (elicitation["method"], elicitation["params"]["message"]) == (
+            "elicitation/create",
+            token,
+        )
+        return outcome
 
-    def reply(self, token: str, told: Told, answer: str) -> Told:
-        """Answer what the tool asked."""
-        [key] = told.result["inputRequests"]
+    def answer_elicitation(self, token: str, outcome: CallOutcome, answer: str) -> CallOutcome:
+        """Call the tool again, with this answer to its elicitation."""
+        [key] = outcome.result["inputRequests"]
         responses = {key: {"action": "accept", "content": {"answer": answer}}}
-        state = told.result["requestState"]
+        state = outcome.result["requestState"]
         return self.call("ask", token, inputResponses=responses, requestState=state)
 
 
-class KeptAlive(Wire):
-    """Calls tools, one after the other, on one connection that is kept open."""
+class KeepAliveConnection(Connection):
+    """Calls tools one after the other on a connection that stays open."""
 
     def __init__(self, port: int, base: str) -> None:
         super().__init__(port)
         self._base = base
 
     def call(self, tool: str, token: str) -> Any:
-        """Call a tool; what it said."""
+        """Call a tool, and return its output."""
         meta = {
             f"{PREFIX}protocolVersion": VERSION,
-            f"{PREFIX}clientCapabilities": CAPABLE,
+            f"{PREFIX}clientCapabilities": CLIENT_CAPABILITIES,
         }
         params = {"name": tool, "arguments": {"token": token}, "_meta": meta}
         body = request("tools/call", 1, **params)
@@ -162,22 +171,22 @@ class KeptAlive(Wire):
         status, headers = self.read_head()
         assert status == 200, status
         if headers.get("transfer-encoding") == "chunked":
-            # It took long: events, the last of which is the answer.
-            answer = b"".join(self.chunks()).rstrip().rpartition(b"data: ")[2]
+            # The call took long, so this is an event stream; its last event is the response.
+            answer = b"".join(self.read_chunks()).rstrip().rpartition(b"data: ")[2]
         else:
-            answer = self.take(int(headers["content-length"]))
+            answer = self.read(int(headers["content-length"]))
         return json.loads(json.loads(answer)["result"]["content"][0]["text"])
 
 
-def together(count: int, work: Callable[[int], T]) -> list[T]:
-    """Do something so many times at once; each is given its number."""
+def in_parallel(count: int, work: Callable[[int], T]) -> list[T]:
+    """Call `work` in this many threads at once, each with its number; return the results."""
     with ThreadPoolExecutor(count) as threads:
         return list(threads.map(work, range(count)))
 
 
 @contextlib.contextmanager
-def again_and_again(*works: Callable[[int], object]) -> Iterator[None]:
-    """Do all of these meanwhile, each over and over; each time has a number."""
+def repeating_in_background(*works: Callable[[int], object]) -> Iterator[None]:
+    """Call each function repeatedly in a thread during the block, with a count of its calls."""
     over = threading.Event()
 
     def work(number: int) -> int:
@@ -194,32 +203,32 @@ def again_and_again(*works: Callable[[int], object]) -> Iterator[None]:
         finally:
             over.set()
         for each in going:
-            assert each.result(PATIENCE)
+            assert each.result(TIMEOUT)
 
 
-class Census:
-    """Counts the processes of a bridge, again and again; the most there were at once, by name."""
+class ProcessCounter:
+    """Counts the processes of a bridge repeatedly, and remembers the highest counts."""
 
     def __init__(self, bridge: Bridge, *names: str) -> None:
-        self.most = dict.fromkeys(names, 0)
-        self.most_of_all = 0
+        self.max_by_name = dict.fromkeys(names, 0)
+        self.max_total = 0
         self.samples = 0
         self._bridge = bridge
 
     def count(self) -> dict[str, int]:
-        """How many there are now, by what their command lines hold."""
+        """Count the processes that run now, by the names in their command lines."""
         commands = [
             each.command
-            for each in carrying(self._bridge.mark)
+            for each in processes_with_argument(self._bridge.marker)
             if each.pid != self._bridge.process.pid
         ]
-        found = {name: sum(name in each for each in commands) for name in self.most}
-        self.most = {name: max(found[name], most) for name, most in self.most.items()}
-        self.most_of_all = max(self.most_of_all, len(commands))
+        found = {name: sum(name in each for each in commands) for name in self.max_by_name}
+        self.max_by_name = {name: max(found[name], most) for name, most in self.max_by_name.items()}
+        self.max_total = max(self.max_total, len(commands))
         self.samples += 1
         return found
 
-    def step(self, _: int) -> None:
-        """One look, for `again_and_again`."""
+    def sample(self, _: int) -> None:
+        """Count once, and pause; to be used with `repeating_in_background`."""
         self.count()
         time.sleep(0.02)

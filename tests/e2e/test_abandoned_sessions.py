@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Bridge, Streamable, backend, request, serving, until
-from tests.e2e.stateless import Caller
+from tests.e2e.harness import Bridge, StreamableHttpClient, backend, request, serving, wait_until
+from tests.e2e.stateless import ToolCaller
 
 #: Long enough for the next request even on a slow machine.
 GRACE = 4.0
@@ -37,14 +37,14 @@ def config(max_sessions: int, over_all: int = 100, **settings: Any) -> dict[str,
 
 def refused(bridge: Bridge, base: str) -> float:
     """Return the `Retry-After` of the 429 that a new client gets."""
-    with bridge.visitor(base).call("initialize", protocolVersion="2025-11-25") as answer:
+    with bridge.new_client(base).call("initialize", protocolVersion="2025-11-25") as answer:
         assert answer.status == 429
         return float(answer.headers["retry-after"])
 
 
-def left(client: Streamable) -> Streamable:
+def left(client: StreamableHttpClient) -> StreamableHttpClient:
     """Close the client's connections without ending its session."""
-    client.drop()
+    client.disconnect()
     return client
 
 
@@ -52,39 +52,39 @@ def left(client: Streamable) -> Streamable:
 def test_new_client_replaces_an_abandoned_session(base: str) -> None:
     """It gets in after its `Retry-After`, at either server; the old client gets 404."""
     with serving(config=config(1, over_all=1)) as bridge:
-        client = left(bridge.streamable("/one"))
+        client = left(bridge.open_streamable_http("/one"))
         wait = refused(bridge, base)
         assert 1 <= wait <= GRACE
         time.sleep(wait + LATE)
-        newer = bridge.streamable(base)
-        assert len(bridge.marked()) == 1
+        newer = bridge.open_streamable_http(base)
+        assert len(bridge.marked_processes()) == 1
         with client.call("ping") as answer:
             assert answer.status == 404
         client.ident = ""
         line = bridge.wait_for_log("its client abandoned it, and another client needed its slot")
         assert "in 2 messages" in line
         with newer.call("tools/list") as answer:
-            assert "result" in answer.answer()
+            assert "result" in answer.read_final_message()
 
 
 def test_session_with_a_stream_or_a_request_is_not_abandoned() -> None:
     """However long it is silent; its grace period starts when the stream or request ends."""
     with serving(config=config(2)) as bridge:
-        listens, works = (bridge.streamable("/one") for _ in range(2))
-        stream = listens.listen()
+        listens, works = (bridge.open_streamable_http("/one") for _ in range(2))
+        stream = listens.open_get_stream()
         assert stream.status == 200
         running = works.call("tools/call", name="wait", arguments={"token": "x"})
-        until(lambda: "in 3 messages" in report(bridge))
+        wait_until(lambda: "in 3 messages" in report(bridge))
         running.close()
         time.sleep(GRACE + 1)
         assert refused(bridge, "/one") == 5
         stream.close()
-        until(lambda: refused(bridge, "/one") <= GRACE)
+        wait_until(lambda: refused(bridge, "/one") <= GRACE)
         time.sleep(GRACE)
-        bridge.streamable("/one")
+        bridge.open_streamable_http("/one")
         with listens.call("ping") as answer:
             assert answer.status == 404
-        listens.ident = ""
+        listens.session_id = ""
         with works.call("ping") as answer:
             assert answer.status == 200
 
@@ -92,32 +92,32 @@ def test_session_with_a_stream_or_a_request_is_not_abandoned() -> None:
 def test_client_of_any_transport_replaces_an_abandoned_session() -> None:
     """It may use HTTP+SSE or a stateless request."""
     with serving(config=config(1)) as bridge:
-        left(bridge.streamable("/one")).ident = ""
+        left(bridge.open_streamable_http("/one")).session_id = ""
         time.sleep(GRACE + LATE)
-        stream = bridge.open("/one")
-        assert len(bridge.marked()) == 1
+        stream = bridge.open_sse("/one")
+        assert len(bridge.marked_processes()) == 1
         stream.close()
-        bridge.hang_up()
-        left(bridge.streamable("/one")).ident = ""
+        bridge.close_clients()
+        left(bridge.open_streamable_http("/one")).session_id = ""
         time.sleep(GRACE + LATE)
-        assert Caller(bridge, "/one").call("echo", "x").said["token"] == "x"
+        assert ToolCaller(bridge, "/one").call("echo", "x").tool_output["token"] == "x"
 
 
 def test_clients_that_never_end_their_sessions_are_all_served() -> None:
     """Eight clients share a limit of three; each gets in after the `Retry-After` it was given."""
     with serving(config=config(3)) as bridge:
         for number in range(8):
-            visitor = bridge.visitor("/one")
+            visitor = bridge.new_client("/one")
             with visitor.send("POST", request("initialize", 1)) as answer:
-                told = answer.headers.get("retry-after")
-                assert answer.status == (200 if told is None else 429)
-                assert told is None or number >= 3
-            if told is not None:
-                time.sleep(float(told) + LATE)
+                retry_after = answer.headers.get("retry-after")
+                assert answer.status == (200 if retry_after is None else 429)
+                assert retry_after is None or number >= 3
+            if retry_after is not None:
+                time.sleep(float(retry_after) + LATE)
                 with visitor.send("POST", request("initialize", 1)) as answer:
                     assert answer.status == 200, "Retry-After was too short"
-            visitor.drop()
-        assert len(bridge.marked()) <= 3
+            visitor.disconnect()
+        assert len(bridge.marked_processes()) <= 3
 
 
 def report(bridge: Bridge) -> str:

@@ -18,14 +18,14 @@ import pytest
 
 from tests.e2e.harness import (
     NEVER,
-    PATIENCE,
     STOPPED,
+    TIMEOUT,
     Bridge,
-    Stream,
+    SseStream,
     backend,
     request,
     serving,
-    until,
+    wait_until,
 )
 from tests.engine.running import LABEL, Engine, running_engine
 from tests.real.processes import alive
@@ -66,9 +66,9 @@ def config(**servers: dict[str, object]) -> dict[str, Any]:
     return {"mcpServers": servers}
 
 
-def open_ready(bridge: Bridge, base: str = "/s") -> Stream:
-    stream = bridge.open(base)
-    assert stream.message() == READY
+def open_ready(bridge: Bridge, base: str = "/s") -> SseStream:
+    stream = bridge.open_sse(base)
+    assert stream.read_message() == READY
     return stream
 
 
@@ -92,7 +92,7 @@ def test_container_is_gone_when_its_session_is_closed(
         assert wanted not in first
         # The engine's global options are passed to `rm` too.
         assert all("--log-level=debug" in line for line in engine.calls("rm"))
-        bridge.hang_up()
+        bridge.close_clients()
         assert engine.containers() == []
         assert not Path(cidfile(engine)).parent.exists()
 
@@ -126,11 +126,11 @@ def test_watchdog_removes_the_containers_of_a_killed_bridge(
         open_ready(bridge)
         engine.start(f"{LABEL}=another", *others)
         engine.start("other=label", *others)
-        bridge.watchdog()
+        bridge.wait_for_watchdog()
         bridge.kill()
-        until(lambda: len(engine.containers()) == 2)
+        wait_until(lambda: len(engine.containers()) == 2)
         bridge.wait_until_empty()
-        until(lambda: not any(alive(each) for each in bridge.watchdogs))
+        wait_until(lambda: not any(alive(each) for each in bridge.watchdogs))
         assert not Path(cidfile(engine)).parent.exists()
     assert len(engine.containers()) == 2
     engine.run("rm", *engine.containers())
@@ -140,13 +140,13 @@ def test_watchdog_removes_a_container_that_is_being_created(engine: Engine, tmp_
     """It is removed as soon as it exists."""
     engine.set("slow", 1.5)
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
-        bridge.open("/s")
-        until(lambda: engine.calls("run"))
-        bridge.watchdog()
+        bridge.open_sse("/s")
+        wait_until(lambda: engine.calls("run"))
+        bridge.wait_for_watchdog()
         bridge.kill()
-        until(engine.containers)
-        until(lambda: not engine.containers())
-        until(lambda: not any(alive(each) for each in bridge.watchdogs))
+        wait_until(engine.containers)
+        wait_until(lambda: not engine.containers())
+        wait_until(lambda: not any(alive(each) for each in bridge.watchdogs))
 
 
 def test_container_being_created_is_removed_when_its_client_leaves(
@@ -155,8 +155,8 @@ def test_container_being_created_is_removed_when_its_client_leaves(
     """The CLI ends before the engine creates the container."""
     engine.set("slow", 2)
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
-        stream = bridge.open("/s")
-        until(lambda: engine.calls("run"))
+        stream = bridge.open_sse("/s")
+        wait_until(lambda: engine.calls("run"))
         stream.close()
         bridge.wait_for_close(stream)
         assert engine.containers() == []
@@ -171,8 +171,8 @@ def test_permit_stays_taken_while_the_engine_is_unreachable(engine: Engine, tmp_
         engine.go_away()
         stream.close()
         bridge.wait_for_log("server 's': cannot ask docker whether a container is gone: Cannot")
-        until(lambda: len(bridge.below()) == 0)
-        assert bridge.knock("/s/sse").status == 429
+        wait_until(lambda: len(bridge.descendants()) == 0)
+        assert bridge.get_sse("/s/sse").status == 429
         engine.come_back()
         assert "the client went away" in bridge.wait_for_close(stream)
         bridge.wait_for_log("server 's': docker answers again")
@@ -188,11 +188,11 @@ def test_stop_ends_while_the_engine_is_unreachable(engine: Engine, tmp_path: Pat
     with serving(*state, config=config(s=dict(settings)), clean=False) as bridge:
         open_ready(bridge)
         engine.go_away()
-        bridge.watchdog()
+        bridge.wait_for_watchdog()
         bridge.process.send_signal(signal.SIGTERM)
-        assert bridge.process.wait(2 * PATIENCE) in STOPPED
+        assert bridge.process.wait(2 * TIMEOUT) in STOPPED
         assert "1 sessions could not be ended" in bridge.log
-        until(lambda: not any(alive(each) for each in bridge.watchdogs))
+        wait_until(lambda: not any(alive(each) for each in bridge.watchdogs))
         engine.come_back()
         assert len(engine.containers()) == 1
         with serving(*state, config=config(s=dict(settings))) as following:
@@ -208,7 +208,7 @@ def test_next_start_removes_containers_of_a_dead_bridge(engine: Engine, tmp_path
         open_ready(living)
         with serving(*state, config=config(s=dict(settings))) as dead:
             open_ready(dead)
-            watchdog = dead.watchdog()
+            watchdog = dead.wait_for_watchdog()
             for pid in (dead.process.pid, watchdog.pid):
                 os.kill(pid, signal.SIGSTOP)
             for pid in (dead.process.pid, watchdog.pid):
@@ -218,7 +218,7 @@ def test_next_start_removes_containers_of_a_dead_bridge(engine: Engine, tmp_path
             with serving(*state, config=config(s=dict(settings))) as following:
                 following.wait_for_log(f"(pid {dead.process.pid})", "1 containers")
                 assert len(engine.containers()) == 1
-                assert living.streams[0].is_open()  # type: ignore[union-attr]
+                assert living.clients[0].is_open()  # type: ignore[union-attr]
 
 
 def test_failed_removal_is_retried(engine: Engine, tmp_path: Path) -> None:
@@ -240,9 +240,9 @@ def test_container_without_the_bridges_label_is_never_removed(
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         open_ready(bridge)
         engine.set("blind")
-        bridge.watchdog()
+        bridge.wait_for_watchdog()
         bridge.kill()
-        until(lambda: not any(alive(each) for each in bridge.watchdogs))
+        wait_until(lambda: not any(alive(each) for each in bridge.watchdogs))
         engine.unset("blind")
         [left] = engine.containers()
         assert engine.containers("other=label") == [left]
@@ -257,8 +257,8 @@ def test_users_name_and_cidfile_are_kept(engine: Engine, tmp_path: Path) -> None
     with serving(config=config(s=settings)) as bridge:
         bridge.wait_for_log("server 's': `docker run`", "`--name`", "`--cidfile mine.cid`")
         stream = open_ready(bridge)
-        second = bridge.open("/s")
-        assert b"container ID file found" in b"".join(second.rest())
+        second = bridge.open_sse("/s")
+        assert b"container ID file found" in b"".join(second.read_remaining_messages())
         assert "exit status 125" in bridge.wait_for_close(second)
         assert engine.containers() == [(tmp_path / "mine.cid").read_text()]
         assert stream.is_open()
@@ -271,8 +271,8 @@ def test_detached_container_is_removed_with_a_warning(engine: Engine, tmp_path: 
     """No session works with it."""
     with serving(config=config(s=server(engine, tmp_path / "told", "-d"))) as bridge:
         bridge.wait_for_log("server 's': `docker run`: `-d` detaches")
-        stream = bridge.open("/s")
-        stream.rest()
+        stream = bridge.open_sse("/s")
+        stream.read_remaining_messages()
         bridge.wait_for_close(stream)
         assert engine.containers() == []
 
@@ -282,7 +282,7 @@ def test_container_without_rm_is_removed_with_its_session(engine: Engine, tmp_pa
     line = ["run", "-i", "image", *backend("echo")]
     settings = {**server(engine, tmp_path / "told"), "args": line, "stop_grace": float(NEVER)}
     with serving(config=config(s=settings)) as bridge:
-        stream = bridge.open("/s")
+        stream = bridge.open_sse("/s")
         assert stream.round_trip(request("x")) == request("x")
         stream.close()
         assert "exit status 0" in bridge.wait_for_close(stream)

@@ -15,9 +15,9 @@ import pytest
 
 from tests.e2e.harness import (
     Bridge,
+    Connection,
     Event,
-    Stream,
-    Wire,
+    SseStream,
     backend,
     ping,
     request,
@@ -40,13 +40,13 @@ def shared() -> Iterator[Bridge]:
 def echo(shared: Bridge) -> Iterator[Bridge]:
     """The shared bridge for one test; its sessions end with the test."""
     yield shared
-    shared.hang_up()
+    shared.close_clients()
 
 
 def describe(bridge: Bridge, base: str = "") -> Any:
     """Return the arguments and environment that a backend reports."""
-    stream = bridge.open(base)
-    described = json.loads(stream.message())["params"]
+    stream = bridge.open_sse(base)
+    described = json.loads(stream.read_message())["params"]
     stream.close()
     return described
 
@@ -92,18 +92,18 @@ def test_base_uri_is_a_literal_prefix() -> None:
     servers = {base: {"command": command, "args": args, "base_uri": base} for base in bases}
     with serving(config={"mcpServers": servers}) as bridge:
         for base in bases:
-            stream = bridge.open(base)
-            assert stream.endpoint == f"{base}/message?sessionId={stream.ident}"
+            stream = bridge.open_sse(base)
+            assert stream.endpoint == f"{base}/message?sessionId={stream.session_id}"
             assert stream.round_trip(request(base)) == request(base)
             for other in (f"{base}x/sse", f"/x{base}/sse"):
-                assert bridge.ask("GET", other).status == 404
+                assert bridge.request("GET", other).status == 404
         for other in ("/sse", "/aXbbc/sse", "/a.bbc/sse", "/mcp/x/sse", "/x/sse"):
-            assert bridge.ask("GET", other).status == 404
+            assert bridge.request("GET", other).status == 404
 
 
 def test_base_uri_is_empty_by_default(echo: Bridge) -> None:
     """`base_uri` default `""`."""
-    assert echo.open().endpoint.startswith("/message?sessionId=")
+    assert echo.open_sse().endpoint.startswith("/message?sessionId=")
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0, "0"), ("10", '"10"'), (True, "true")])
@@ -136,11 +136,11 @@ def test_max_sessions_is_100_by_default() -> None:
     """`max_sessions` default 100: session 101 is refused."""
     with serving(command=shell("exec cat")) as bridge:
         for _ in range(100):
-            bridge.open()
-        assert bridge.knock().status == 429
-        bridge.streams[0].close()
+            bridge.open_sse()
+        assert bridge.get_sse().status == 429
+        bridge.clients[0].close()
         bridge.wait_for_log(" closed after ")
-        bridge.open()
+        bridge.open_sse()
 
 
 # HTTP.
@@ -148,7 +148,7 @@ def test_max_sessions_is_100_by_default() -> None:
 
 def test_sse_stream_begins_with_its_endpoint_and_a_ping(echo: Bridge) -> None:
     """`GET {base}/sse`: status, headers, and the first two events byte for byte."""
-    stream = echo.knock()
+    stream = echo.get_sse()
     assert stream.status == 200
     assert stream.headers["content-type"] == "text/event-stream"
     assert stream.headers["cache-control"] == "no-cache"
@@ -158,7 +158,7 @@ def test_sse_stream_begins_with_its_endpoint_and_a_ping(echo: Bridge) -> None:
         b"event: message\n"
         b'data: {"jsonrpc": "2.0","method": "ping","id":"ping:1"}\n\n'
     )
-    text = stream.text(len(expected) - 2 + 36)
+    text = stream.read_bytes(len(expected) - 2 + 36)
     ident = text[(at := expected.index(b"%s")) : at + 36]
     assert text == expected % ident
     assert UUID4.fullmatch(ident.decode())
@@ -168,8 +168,8 @@ def test_session_ids_are_random_uuids(echo: Bridge) -> None:
     """Session ids are unguessable, lower-case UUID version 4."""
     idents = set()
     for _ in range(20):
-        stream = echo.open()
-        idents.add(stream.ident)
+        stream = echo.open_sse()
+        idents.add(stream.session_id)
         stream.close()
     assert len(idents) == 20
     assert all(UUID4.fullmatch(ident) for ident in idents)
@@ -178,17 +178,17 @@ def test_session_ids_are_random_uuids(echo: Bridge) -> None:
 def test_pings_are_numbered_within_each_session() -> None:
     """`ping:2`, `ping:3`, …: strictly increasing in each session, at a configurable interval."""
     with serving("--ping-interval", "0.05") as bridge:
-        streams = [bridge.open(), bridge.open()]
+        streams = [bridge.open_sse(), bridge.open_sse()]
         for number in range(2, 6):
             for stream in streams:
-                assert stream.next() == Event("message", ping(number))
+                assert stream.read_event() == Event("message", ping(number))
 
 
 def test_ping_interval_0_sends_no_pings() -> None:
     """Not even the first."""
     with serving("--ping-interval", "0") as bridge:
-        stream = bridge.knock()
-        stream.endpoint = stream.next().data.decode()
+        stream = bridge.get_sse()
+        stream.endpoint = stream.read_event().data.decode()
         assert stream.round_trip(request("x")) == request("x")
 
 
@@ -207,8 +207,8 @@ def test_each_line_of_stdout_is_an_event(tmp_path: Path) -> None:
     ]
     (tmp_path / "lines").write_bytes(b"\n".join([*lines, b""]))
     with serving(command=backend("stdout", tmp_path / "lines")) as bridge:
-        stream = bridge.open()
-        assert [stream.next() for _ in lines] == [Event("message", line) for line in lines]
+        stream = bridge.open_sse()
+        assert [stream.read_event() for _ in lines] == [Event("message", line) for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -217,27 +217,27 @@ def test_each_line_of_stdout_is_an_event(tmp_path: Path) -> None:
 )
 def test_post_is_accepted_whatever_its_content_type(echo: Bridge, content_type: str | None) -> None:
     """`POST {base}/message?sessionId=ID`: 202, an empty body; the Content-Type is not checked."""
-    stream = echo.open()
+    stream = echo.open_sse()
     headers = [f"Content-Type: {content_type}"] if content_type else []
     answer = stream.post(request("x"), *headers)
     assert (answer.status, answer.body) == (202, b"")
     assert answer.headers["content-length"] == "0"
-    assert stream.message() == request("x")
+    assert stream.read_message() == request("x")
 
 
 def test_multipart_body_is_not_parsed_as_a_form(echo: Bridge) -> None:
     """The Content-Type is not checked here either."""
-    stream = echo.open()
+    stream = echo.open_sse()
     assert stream.post(request("x"), "Content-Type: multipart/form-data; boundary=x").status == 202
-    assert stream.message() == request("x")
+    assert stream.read_message() == request("x")
 
 
 def test_empty_or_missing_body_is_refused_with_400(echo: Bridge) -> None:
     """Empty or missing body: 400."""
-    stream = echo.open()
-    with echo.wire() as wire:
+    stream = echo.open_sse()
+    with echo.connect() as connection:
         for body in (None, b"", b" \r\n"):
-            answer = wire.ask("POST", stream.endpoint, body)
+            answer = connection.request("POST", stream.endpoint, body)
             assert answer.status == 400
             assert answer.json == {
                 "jsonrpc": "2.0",
@@ -270,27 +270,27 @@ def test_other_methods_and_paths_are_refused(
 ) -> None:
     """Every other method or path: 404 or 405, never a stream (HEAD on `/sse` opens none)."""
     before = echo.log.count(" opened")
-    with echo.wire() as wire:
-        answer = wire.ask(method, target)
+    with echo.connect() as connection:
+        answer = connection.request(method, target)
         assert answer.status in statuses
         assert "event-stream" not in answer.headers["content-type"]
         # The connection is free again, so the answer was complete.
-        assert wire.ask("GET", "/nothing").status == 404
+        assert connection.request("GET", "/nothing").status == 404
     assert echo.log.count(" opened") == before
 
 
 def test_two_clients_have_separate_backends(echo: Bridge) -> None:
     """Replies never cross, and closing one leaves the other working."""
-    first, second = echo.open(), echo.open()
-    assert first.ident != second.ident
-    before = echo.backends()
+    first, second = echo.open_sse(), echo.open_sse()
+    assert first.session_id != second.session_id
+    before = echo.backend_processes()
     assert len(before) >= 2
     for number in range(50):
         first.send_message(request("first", number))
         second.send_message(request("second", number))
     for number in range(50):
-        assert first.message() == request("first", number)
-        assert second.message() == request("second", number)
+        assert first.read_message() == request("first", number)
+        assert second.read_message() == request("second", number)
     first.close()
     echo.wait_for_close(first)
     assert second.round_trip(request("alone")) == request("alone")
@@ -298,18 +298,18 @@ def test_two_clients_have_separate_backends(echo: Bridge) -> None:
 
 def test_messages_of_a_session_stay_in_order(echo: Bridge) -> None:
     """Messages arrive in the order in which they were posted."""
-    stream = echo.open()
+    stream = echo.open_sse()
     bodies = [request("x", number, pad="y" * (number * 97 % 5000)) for number in range(200)]
-    with Wire(echo.port) as wire:
+    with Connection(echo.port) as connection:
         for body in bodies:
-            assert wire.ask("POST", stream.endpoint, body).status == 202
-    assert [stream.message() for _ in bodies] == bodies
+            assert connection.request("POST", stream.endpoint, body).status == 202
+    assert [stream.read_message() for _ in bodies] == bodies
 
 
 def test_session_outlives_the_connections_of_its_posts(echo: Bridge) -> None:
     """It belongs to the connection of its stream."""
-    stream: Stream = echo.open()
+    stream: SseStream = echo.open_sse()
     for _ in range(3):
-        with echo.wire() as wire:
-            assert wire.ask("POST", stream.endpoint, request("x")).status == 202
-        assert stream.message() == request("x")
+        with echo.connect() as connection:
+            assert connection.request("POST", stream.endpoint, request("x")).status == 202
+        assert stream.read_message() == request("x")

@@ -20,15 +20,15 @@ import pytest
 from tests.e2e.harness import (
     NEVER,
     Bridge,
-    Stream,
-    Wire,
+    Connection,
+    SseStream,
     backend,
-    beside,
+    in_background,
     ping,
     request,
     serving,
     shell,
-    until,
+    wait_until,
 )
 
 GRACES_NEVER = ("--stop-grace", NEVER, "--kill-grace", NEVER)
@@ -46,7 +46,7 @@ def shared() -> Iterator[Bridge]:
 def obeying(shared: Bridge) -> Iterator[Bridge]:
     """The shared bridge for one test."""
     yield shared
-    shared.hang_up()
+    shared.close_clients()
 
 
 def recording(tmp_path: Path) -> list[str]:
@@ -54,9 +54,9 @@ def recording(tmp_path: Path) -> list[str]:
     return backend("record", tmp_path / "record")
 
 
-def recorded(stream: Stream, tmp_path: Path, size: int) -> bytes:
+def recorded(stream: SseStream, tmp_path: Path, size: int) -> bytes:
     """Return what the backend has read, once it is this many bytes."""
-    while json.loads(stream.message())["params"]["bytes"] < size:
+    while json.loads(stream.read_message())["params"]["bytes"] < size:
         pass
     return (tmp_path / "record").read_bytes()
 
@@ -64,14 +64,14 @@ def recorded(stream: Stream, tmp_path: Path, size: int) -> bytes:
 # Sessions and processes.
 
 
-@pytest.mark.parametrize("leave", [Stream.close, Stream.reset])
+@pytest.mark.parametrize("leave", [SseStream.close, SseStream.reset])
 def test_backend_ends_as_soon_as_its_client_leaves(
-    leave: Callable[[Stream], None], tmp_path: Path
+    leave: Callable[[SseStream], None], tmp_path: Path
 ) -> None:
     """Client gone → backend gone: no timer delays the process's exit."""
     pings = ("--ping-interval", NEVER, "--peer-timeout", NEVER)
     with serving(*pings, *GRACES_NEVER, command=recording(tmp_path)) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         stream.send_message(request("x"))
         assert recorded(stream, tmp_path, 1) == request("x") + b"\n"
         leave(stream)
@@ -83,8 +83,8 @@ def test_backend_that_ignores_eof_gets_sigterm(tmp_path: Path) -> None:
     """Backend ignores EOF: stdin closed, then SIGTERM after a configurable grace."""
     options = ("--stop-grace", "0.1", "--kill-grace", NEVER)
     with serving(*options, command=backend("stubborn", tmp_path / "told", "polite")) as bridge:
-        stream = bridge.open()
-        assert b"ready" in stream.message()
+        stream = bridge.open_sse()
+        assert b"ready" in stream.read_message()
         stream.close()
         assert "exit status 7" in bridge.wait_for_close(stream)
         assert (tmp_path / "told").read_text() == "EOF\nSIGTERM\n"
@@ -95,8 +95,8 @@ def test_backend_that_ignores_sigterm_gets_sigkill(tmp_path: Path) -> None:
     # The kill grace is long enough to note the SIGTERM on a busy machine.
     options = ("--stop-grace", "0.1", "--kill-grace", "2")
     with serving(*options, command=backend("stubborn", tmp_path / "told", "deaf")) as bridge:
-        stream = bridge.open()
-        assert b"ready" in stream.message()
+        stream = bridge.open_sse()
+        assert b"ready" in stream.read_message()
         stream.close()
         assert "signal 9" in bridge.wait_for_close(stream)
         assert (tmp_path / "told").read_text() == "EOF\nSIGTERM\n"
@@ -107,14 +107,14 @@ def test_backend_gets_no_sigterm_within_its_stop_grace(tmp_path: Path) -> None:
     """A backend with a long stop grace sees EOF and no SIGTERM."""
     command = backend("stubborn", tmp_path / "told", "polite")
     with serving("--stop-grace", NEVER, "--kill-grace", "0.1", command=command) as bridge:
-        stream = bridge.open()
-        assert b"ready" in stream.message()
+        stream = bridge.open_sse()
+        assert b"ready" in stream.read_message()
         stream.close()
-        until(lambda: (tmp_path / "told").read_text() == "EOF\n")
+        wait_until(lambda: (tmp_path / "told").read_text() == "EOF\n")
         # By the time another backend has started, the kill grace would be over.
-        assert b"ready" in bridge.open().message()
+        assert b"ready" in bridge.open_sse().read_message()
         assert (tmp_path / "told").read_text() == "EOF\n"
-        for each in bridge.marked():
+        for each in bridge.marked_processes():
             os.kill(each.pid, signal.SIGKILL)
         assert "signal 9" in bridge.wait_for_close(stream)
 
@@ -122,28 +122,28 @@ def test_backend_gets_no_sigterm_within_its_stop_grace(tmp_path: Path) -> None:
 def test_grandchildren_end_with_their_session() -> None:
     """Grandchildren (`sh -c "sleep 600 & sleep 600"`): the whole tree is gone."""
     with serving(*GRACES_SHORT, command=shell("sleep 600.$0 & sleep 600.$0")) as bridge:
-        streams = [bridge.open(), bridge.open()]
+        streams = [bridge.open_sse(), bridge.open_sse()]
         bridge.wait_for_backends(4, "sleep 600.")
         streams[0].close()
         bridge.wait_for_close(streams[0])
         # They are gone when the log says so, and only those of this session.
-        sleeping = [each for each in bridge.marked() if each.command.startswith("sleep")]
+        sleeping = [each for each in bridge.marked_processes() if each.command.startswith("sleep")]
         assert len(sleeping) == 2
         streams[1].reset()
         bridge.wait_for_close(streams[1])
-        assert not bridge.backends()
+        assert not bridge.backend_processes()
 
 
 def test_grandchildren_of_an_exited_backend_get_sigterm_at_once() -> None:
     """The backend has exited by itself and left others: SIGTERM at once, no grace."""
     script = "sleep 600.$0 & read line; exit 5"
     with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=shell(script)) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         bridge.wait_for_backends(1, "sleep 600.")
         stream.send_message(request("x"))
-        assert stream.rest() == []
+        assert stream.read_remaining_messages() == []
         assert "exit status 5" in bridge.wait_for_close(stream)
-        assert not bridge.backends()
+        assert not bridge.backend_processes()
 
 
 @pytest.mark.parametrize(
@@ -155,28 +155,28 @@ def test_exit_of_a_backend_ends_its_session_only(obeying: Bridge, method: str, r
     Backend exits: the stream ends, the child is reaped, the permit freed,
     a later POST is 404, other sessions are unaffected, and the bridge does not spin.
     """
-    other, stream = obeying.open(), obeying.open()
-    assert obeying.knock().status == 429
+    other, stream = obeying.open_sse(), obeying.open_sse()
+    assert obeying.get_sse().status == 429
     stream.send_message(request(method, status=3))
     last = b'{"jsonrpc":"2.0","method":"last words"}'
-    assert stream.rest() == ([last] if method == "exit" else [])
+    assert stream.read_remaining_messages() == ([last] if method == "exit" else [])
     assert reason in obeying.wait_for_close(stream)
-    assert len(obeying.below()) == 1
+    assert len(obeying.descendants()) == 1
     assert stream.post(request("late")).status == 404
     assert other.round_trip(request("other")) == request("other")
-    fresh = obeying.open()
+    fresh = obeying.open_sse()
     assert fresh.round_trip(request("fresh")) == request("fresh")
-    before = obeying.cpu()
+    before = obeying.cpu_ticks()
     time.sleep(0.5)
     # Half a second is fifty ticks.
-    assert obeying.cpu() - before < 25
+    assert obeying.cpu_ticks() - before < 25
 
 
 def test_missing_command_is_answered_with_502() -> None:
     """A command that cannot start is a clear error answer; other requests do not hang."""
     with serving(command=["/no/such/command"]) as bridge:
         for _ in range(3):
-            refused = bridge.knock()
+            refused = bridge.get_sse()
             assert refused.status == 502
             assert refused.headers["content-type"] == "application/json"
             assert json.loads(refused.body) == {
@@ -187,28 +187,28 @@ def test_missing_command_is_answered_with_502() -> None:
                     "message": "cannot start '/no/such/command': it was not found",
                 },
             }
-        assert bridge.ask("GET", "/").status == 404
-        assert not bridge.backends()
+        assert bridge.request("GET", "/").status == 404
+        assert not bridge.backend_processes()
 
 
 def test_max_sessions_is_one_limit_for_all_listeners() -> None:
     """One limit for the whole bridge, however many listeners it has."""
     listen = ("--listen", "tcp:0:interface=127.0.0.1") * 2
     with serving("--max-sessions", "1", listen=listen) as bridge:
-        until(lambda: bridge.log.count("/sse\n") == 2)
+        wait_until(lambda: bridge.log.count("/sse\n") == 2)
         lines = [line for line in bridge.log.splitlines() if line.endswith("/sse")]
         ports = [int(line.rpartition(":")[2].removesuffix("/sse")) for line in lines]
         assert len(set(ports)) == 2
-        with Stream(ports[0]).begin() as stream:
+        with SseStream(ports[0]).read_opening_events() as stream:
             for port in ports:
-                with Stream(port) as refused:
+                with SseStream(port) as refused:
                     assert refused.status == 429
             # There is one table of sessions: a message may come through either port.
-            with Wire(ports[1]) as wire:
-                assert wire.ask("POST", stream.endpoint, request("x")).status == 202
-            assert stream.message() == request("x")
+            with Connection(ports[1]) as connection:
+                assert connection.request("POST", stream.endpoint, request("x")).status == 202
+            assert stream.read_message() == request("x")
         bridge.wait_for_log(" closed after ")
-        with Stream(ports[1]).begin():
+        with SseStream(ports[1]).read_opening_events():
             pass
 
 
@@ -224,15 +224,15 @@ def test_shutdown_ends_every_open_session(tmp_path: Path, number: signal.Signals
         graces = {"stop_grace": 0.1, "kill_grace": 0.1}
         servers[name] = {"command": command, "args": args, **graces}
     with serving(config={"mcpServers": servers}) as bridge:
-        streams = [bridge.open(f"/{name}") for name in servers for _ in range(2)]
+        streams = [bridge.open_sse(f"/{name}") for name in servers for _ in range(2)]
         for stream in streams[2:]:
-            assert b"ready" in stream.message()
+            assert b"ready" in stream.read_message()
         bridge.stop(number)
         assert bridge.log.count("the bridge is shutting down") == len(streams)
         # Each stream is completed, so its client knows that it is over.
         for stream in streams:
-            assert stream.rest() == []
-            assert stream.ended()
+            assert stream.read_remaining_messages() == []
+            assert stream.read_eof()
 
 
 # Messages.
@@ -241,10 +241,10 @@ def test_shutdown_ends_every_open_session(tmp_path: Path, number: signal.Signals
 def test_line_written_in_two_halves_arrives_whole() -> None:
     """A stdout line that pauses in the middle arrives whole."""
     with serving(command=backend("halting")) as bridge:
-        stream = bridge.open()
-        assert b"half" in stream.message()
+        stream = bridge.open_sse()
+        assert b"half" in stream.read_message()
         # The first half has been read by the time another session is open.
-        assert b"half" in bridge.open().message()
+        assert b"half" in bridge.open_sse().read_message()
         line = b'{"jsonrpc":"2.0","method":"first and second"}'
         assert stream.round_trip(request("go on")) == line
 
@@ -256,30 +256,30 @@ def test_message_rate_is_bounded_only_by_the_backend() -> None:
     """
     count = 2000
     with serving() as bridge:
-        stream = bridge.open()
-        with bridge.wire() as wire:
+        stream = bridge.open_sse()
+        with bridge.connect() as connection:
             head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\n"
             body = request("x")
             one = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-            with beside(lambda: wire.send(one * count)):
+            with in_background(lambda: connection.send(one * count)):
                 for _ in range(count):
-                    assert wire.read_answer().status == 202
+                    assert connection.read_response().status == 202
         for _ in range(count):
-            assert stream.message() == body
+            assert stream.read_message() == body
 
 
 @pytest.mark.slow
 def test_post_to_an_unknown_session_stores_nothing() -> None:
     """Posts to invented session ids: 404, nothing stored; real posts go on."""
     with serving() as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         body = request("x", pad="x" * 20_000)
-        with bridge.wire() as wire:
+        with bridge.connect() as connection:
 
             def post(count: int) -> None:
                 for _ in range(count):
                     target = f"/message?sessionId={uuid.uuid4()}"
-                    assert wire.ask("POST", target, body).status == 404
+                    assert connection.request("POST", target, body).status == 404
 
             post(100)
             before = bridge.rss()
@@ -298,13 +298,13 @@ def test_post_to_an_unknown_session_stores_nothing() -> None:
 )
 def test_bridge_consumes_the_answer_to_its_own_ping(tmp_path: Path, answer: bytes) -> None:
     with serving(command=recording(tmp_path)) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         stream.send_message(answer)
         stream.send_message(request("x"))
         assert recorded(stream, tmp_path, len(request("x"))) == request("x") + b"\n"
         # Only once: no ping awaits a second answer.
         stream.send_message(answer)
-        until(lambda: b"ping" in (tmp_path / "record").read_bytes())
+        wait_until(lambda: b"ping" in (tmp_path / "record").read_bytes())
 
 
 def test_answer_to_a_request_of_the_backend_passes(tmp_path: Path) -> None:
@@ -312,9 +312,9 @@ def test_answer_to_a_request_of_the_backend_passes(tmp_path: Path) -> None:
     asks = tmp_path / "asks"
     asks.write_bytes(ping(1) + b"\n" + b'{"jsonrpc":"2.0","id":"mine","method":"ping"}\n')
     with serving(command=backend("stdout", asks)) as bridge:
-        stream = bridge.open()
-        assert stream.message() == ping(1)
-        assert json.loads(stream.message())["id"] == "mine"
+        stream = bridge.open_sse()
+        assert stream.read_message() == ping(1)
+        assert json.loads(stream.read_message())["id"] == "mine"
         for ident in ("ping:1", "mine", "ping:2", "other"):
             answer = b'{"jsonrpc":"2.0","id":"%s","result":{}}' % ident.encode()
             assert stream.round_trip(answer) == answer
@@ -326,7 +326,7 @@ def test_pretty_printed_body_becomes_one_line(tmp_path: Path) -> None:
     record = tmp_path / "record"
     record.touch()
     with serving(command=recording(tmp_path)) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         for text in (
             json.dumps(message, indent=2),
             json.dumps(message, indent="\t").replace("\n", "\r\n"),
@@ -355,7 +355,7 @@ def test_one_line_body_passes_unchanged(tmp_path: Path) -> None:
     ]
     expected = b"".join(body + b"\n" for body in bodies)
     with serving(command=recording(tmp_path)) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         for body in bodies:
             stream.send_message(body)
         assert recorded(stream, tmp_path, len(expected)) == expected
@@ -371,8 +371,8 @@ def test_blank_lines_and_carriage_returns_are_removed(tmp_path: Path) -> None:
         b'{"jsonrpc":"2.0","method":"d"}\n'
     )
     with serving(command=backend("stdout", tmp_path / "lines")) as bridge:
-        stream = bridge.open()
-        assert [stream.message() for _ in range(4)] == [
+        stream = bridge.open_sse()
+        assert [stream.read_message() for _ in range(4)] == [
             b'{"jsonrpc":"2.0","method":"a"}',
             # A raw `\r` would end the event's line; between tokens it is white space.
             b'{"jsonrpc":"2.0", "method":"b"}',
@@ -408,9 +408,9 @@ def test_blank_lines_and_carriage_returns_are_removed(tmp_path: Path) -> None:
 )
 def test_invalid_body_is_refused_with_400(obeying: Bridge, body: bytes, code: int) -> None:
     """Body that is not JSON: 400 with a JSON-RPC error, nothing forwarded."""
-    stream = obeying.open()
-    with obeying.wire() as wire:
-        answer = wire.ask("POST", stream.endpoint, body)
+    stream = obeying.open_sse()
+    with obeying.connect() as connection:
+        answer = connection.request("POST", stream.endpoint, body)
         assert answer.status == 400
         assert answer.headers["content-type"] == "application/json"
         assert set(answer.json) == {"jsonrpc", "id", "error"}
@@ -418,8 +418,8 @@ def test_invalid_body_is_refused_with_400(obeying: Bridge, body: bytes, code: in
         assert answer.json["error"]["code"] == code
         assert "\n" not in answer.json["error"]["message"]
         # The connection stays open, and the backend has received nothing.
-        assert wire.ask("POST", stream.endpoint, request("next")).status == 202
-    assert stream.message() == request("next")
+        assert connection.request("POST", stream.endpoint, request("next")).status == 202
+    assert stream.read_message() == request("next")
 
 
 # Environment.
@@ -448,7 +448,7 @@ def test_backend_gets_only_the_allowed_environment() -> None:
     }
     options = ("--pass-env", "NAMED", "--pass-env", "NOT_SET", "--env", "OURS=a=b", "--env", "E=")
     with serving(*options, command=backend("describe"), environment=environment) as bridge:
-        described = json.loads(bridge.open().message())["params"]["environment"]
+        described = json.loads(bridge.open_sse().read_message())["params"]["environment"]
         assert "/" in described["PATH"]
         expected = {name: environment[name] for name in ("HOME", "LANG", "LC_TIME", "TZ", "NAMED")}
         assert described | expected | {"OURS": "a=b", "E": ""} == described

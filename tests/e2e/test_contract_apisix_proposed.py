@@ -18,7 +18,7 @@ import pytest
 
 from mcpbridge.errors import SettingError
 from mcpbridge.processes.permits import SessionLimiter
-from tests.e2e.harness import NEVER, Bridge, Stream, Wire, backend, request, serving
+from tests.e2e.harness import NEVER, Bridge, Connection, SseStream, backend, request, serving
 from tests.real.processes import PROC
 
 #: An observer whose every method raises.
@@ -53,7 +53,7 @@ def shared() -> Iterator[Bridge]:
 def single(shared: Bridge) -> Iterator[Bridge]:
     """The shared bridge for one test."""
     yield shared
-    shared.hang_up()
+    shared.close_clients()
 
 
 # The limit.
@@ -61,8 +61,8 @@ def single(shared: Bridge) -> Iterator[Bridge]:
 
 def test_session_beyond_max_sessions_is_refused_with_429(single: Bridge) -> None:
     """`max_sessions` reached: 429, that body and a line feed, JSON, `Retry-After`."""
-    single.open()
-    refused = single.knock()
+    single.open_sse()
+    refused = single.get_sse()
     assert refused.status == 429
     assert refused.body == b'{"error_msg":"too many concurrent MCP sessions"}\n'
     assert refused.headers["content-type"] == "application/json"
@@ -74,10 +74,10 @@ def test_permit_is_taken_before_a_process_starts(tmp_path: Path) -> None:
     script = f'echo started >> {tmp_path}/starts; exec "$@"'
     command = ["sh", "-c", script, "sh", *backend("echo")]
     with serving("--max-sessions", "1", command=command) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         assert stream.round_trip(request("x")) == request("x")
         for _ in range(20):
-            refused = bridge.knock()
+            refused = bridge.get_sse()
             assert refused.status == 429
             assert "event-stream" not in refused.headers["content-type"]
         stream.close()
@@ -113,12 +113,14 @@ def test_limiter_refuses_an_invalid_limit(limit: int) -> None:
 def test_failed_requests_hold_no_permit(single: Bridge) -> None:
     """A request that failed (404, 400, 405, 429) holds no permit."""
     for _ in range(3):
-        assert single.ask("GET", "/nothing").status == 404
-        assert single.ask("POST", f"/message?sessionId={uuid.uuid4()}", request("x")).status == 404
-        assert single.ask("HEAD", "/sse").status == 405
-        stream = single.open()
+        assert single.request("GET", "/nothing").status == 404
+        assert (
+            single.request("POST", f"/message?sessionId={uuid.uuid4()}", request("x")).status == 404
+        )
+        assert single.request("HEAD", "/sse").status == 405
+        stream = single.open_sse()
         assert stream.post(b"").status == 400
-        assert single.knock().status == 429
+        assert single.get_sse().status == 429
         stream.close()
         single.wait_for_close(stream)
 
@@ -128,27 +130,27 @@ def test_command_that_cannot_start_holds_no_permit(tmp_path: Path) -> None:
     tool = tmp_path / "tool"
     with serving("--max-sessions", "1", command=[str(tool)]) as bridge:
         for _ in range(3):
-            assert bridge.knock().status == 502
+            assert bridge.get_sse().status == 502
         tool.symlink_to("/bin/cat")
         tool.unlink()
         tool.write_text('#!/bin/sh\nexec cat "$0"\n')
-        assert bridge.knock().status == 502
+        assert bridge.get_sse().status == 502
         tool.chmod(0o755)
-        bridge.knock().begin()
+        bridge.get_sse().read_opening_events()
 
 
 # The client goes away.
 
 
-@pytest.mark.parametrize("leave", [Stream.close, Stream.reset, Stream.half_close])
-def test_session_ends_at_once_when_its_client_goes_away(leave: Callable[[Stream], None]) -> None:
+@pytest.mark.parametrize("leave", [SseStream.close, SseStream.reset, SseStream.half_close])
+def test_session_ends_at_once_when_its_client_goes_away(leave: Callable[[SseStream], None]) -> None:
     """
     By FIN, RST or half-close.  All grace periods and intervals are longer than the test,
     so no timer lies between the client's end and the backend's.
     """
     never = ("--ping-interval", NEVER, "--stop-grace", NEVER, "--kill-grace", NEVER)
     with serving("--max-sessions", "1", "--peer-timeout", NEVER, *never) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         assert stream.round_trip(request("x")) == request("x")
         leave(stream)
         closed = bridge.wait_for_close(stream)
@@ -156,14 +158,14 @@ def test_session_ends_at_once_when_its_client_goes_away(leave: Callable[[Stream]
         assert "exit status 0" in closed
         bridge.wait_until_empty()
         # Its state is removed, and its permit returned.
-        target = f"/message?sessionId={stream.ident}"
-        assert bridge.ask("POST", target, request("x")).status == 404
-        bridge.open()
+        target = f"/message?sessionId={stream.session_id}"
+        assert bridge.request("POST", target, request("x")).status == 404
+        bridge.open_sse()
 
 
 def test_open_stream_uses_tcp_keepalive(single: Bridge) -> None:
     """A network that just dies: the kernel watches the connection of an open stream."""
-    stream = single.open()
+    stream = single.open_sse()
     with closing(_bridge_side(single, stream)) as connection:
         option = connection.getsockopt
         assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -174,11 +176,11 @@ def test_open_stream_uses_tcp_keepalive(single: Bridge) -> None:
         assert idle + interval * option(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) <= 60
 
 
-def _bridge_side(bridge: Bridge, wire: Wire) -> socket.socket:
+def _bridge_side(bridge: Bridge, connection: Connection) -> socket.socket:
     """Return the bridge's end of a connection, duplicated from its descriptors."""
     pid = bridge.process.pid
     there = f"0100007F:{bridge.port:04X}"
-    here = f"0100007F:{wire.socket.getsockname()[1]:04X}"
+    here = f"0100007F:{connection.socket.getsockname()[1]:04X}"
     rows = [row.split() for row in (PROC / "net/tcp").read_text().splitlines()]
     [inode] = [row[9] for row in rows if row[1:3] == [there, here]]
     [number] = [
@@ -207,12 +209,12 @@ def test_failing_observer_skips_no_step(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     with serving(config=config, environment={"PYTHONPATH": path}, clean=False) as bridge:
         for _ in range(2):
-            stream = bridge.open("/one")
+            stream = bridge.open_sse("/one")
             assert stream.round_trip(request("x")) == request("x")
             stream.close()
             bridge.wait_for_close(stream)
             bridge.wait_until_empty()
-        stream = bridge.open("/one")
+        stream = bridge.open_sse("/one")
         bridge.stop()
         for raised in ("opened", "passed", "closed"):
             assert f"builtins.RuntimeError: {raised}" in bridge.log
@@ -226,12 +228,12 @@ def test_failing_observer_skips_no_step(tmp_path: Path) -> None:
 
 def test_unknown_session_id_is_refused_with_404(single: Bridge) -> None:
     """An unknown, missing or ended `sessionId`: 404."""
-    stream = single.open()
-    ended = stream.ident
+    stream = single.open_sse()
+    ended = stream.session_id
     stream.close()
     single.wait_for_close(stream)
-    living = single.open().ident
-    with single.wire() as wire:
+    living = single.open_sse().session_id
+    with single.connect() as connection:
         for query in (
             "",
             "?",
@@ -246,7 +248,7 @@ def test_unknown_session_id_is_refused_with_404(single: Bridge) -> None:
             f"?sessionid={living}",
             "?sessionId=%ff%00",
         ):
-            answer = wire.ask("POST", f"/message{query}", request("x"))
+            answer = connection.request("POST", f"/message{query}", request("x"))
             assert answer.status == 404, query
             assert answer.json["error"]["code"] == -32001
 
@@ -264,7 +266,7 @@ def test_queue_to_a_backend_refuses_more_than_its_limits(
     """In messages and in bytes; an accepted message is never dropped."""
     gate = tmp_path / "gate"
     with serving(*options, command=backend("gated", gate)) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         taken = 0
         while (answer := stream.post(request("x", taken, pad="x" * size))).status == 202:
             taken += 1
@@ -276,7 +278,7 @@ def test_queue_to_a_backend_refuses_more_than_its_limits(
         assert taken >= 4
         gate.touch()
         # Every message that was answered with 202 arrives, and no other.
-        assert [json.loads(stream.message())["id"] for _ in range(taken)] == list(range(taken))
+        assert [json.loads(stream.read_message())["id"] for _ in range(taken)] == list(range(taken))
         assert stream.round_trip(request("last")) == request("last")
 
 
@@ -304,9 +306,9 @@ def _write_stderr(tmp_path: Path) -> Path:
 def test_stderr_lines_become_notifications(tmp_path: Path) -> None:
     """Exactly these bytes, without spaces, and valid JSON whatever the line holds."""
     with serving(command=backend("stderr", _write_stderr(tmp_path))) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         for line, escaped in STDERR:
-            message = stream.message()
+            message = stream.read_message()
             assert message == (
                 b'{"jsonrpc":"2.0","method":"notifications/stderr","params":{"content":"'
                 + escaped.encode()
@@ -319,7 +321,7 @@ def test_stderr_lines_become_notifications(tmp_path: Path) -> None:
 def test_no_stderr_notifications_option_turns_them_off(tmp_path: Path) -> None:
     odd = _write_stderr(tmp_path)
     with serving("--no-stderr-notifications", command=backend("stderr", odd)) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         assert stream.round_trip(request("x")) == request("x")
         assert stream.round_trip(request("y")) == request("y")
         stream.close()
@@ -332,16 +334,16 @@ def test_long_stderr_line_is_cut_at_64_kib(tmp_path: Path) -> None:
     long = tmp_path / "long"
     long.write_bytes(b"y" * 300_000 + b"\nnext\n")
     with serving(command=backend("stderr", long)) as bridge:
-        stream = bridge.open()
-        assert json.loads(stream.message())["params"]["content"] == "y" * 65536
-        assert json.loads(stream.message())["params"]["content"] == "next"
+        stream = bridge.open_sse()
+        assert json.loads(stream.read_message())["params"]["content"] == "y" * 65536
+        assert json.loads(stream.read_message())["params"]["content"] == "next"
         assert stream.round_trip(request("x")) == request("x")
 
 
 def test_every_end_of_a_session_returns_its_permit(single: Bridge) -> None:
     """Sessions one after the other never run out of permits."""
-    for leave in (Stream.close, Stream.reset, Stream.half_close) * 7:
-        stream = single.open()
+    for leave in (SseStream.close, SseStream.reset, SseStream.half_close) * 7:
+        stream = single.open_sse()
         leave(stream)
         single.wait_for_close(stream)
-    assert not single.backends()
+    assert not single.backend_processes()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Bridge, Stream, serving, until
+from tests.e2e.harness import Bridge, SseStream, serving, wait_until
 from tests.engine.running import LABEL
 from tests.real.parts import command, need, required
 from tests.real.processes import alive, eventually
@@ -107,9 +107,9 @@ def docker() -> Iterator[Docker]:
             )
         try:
             up = eventually(lambda: running.answers() or daemon.poll() is not None, PATIENCE)
-            said = (folder / "log").read_text(errors="replace")[-2000:]
-            assert up, said
-            assert daemon.poll() is None, said
+            message = (folder / "log").read_text(errors="replace")[-2000:]
+            assert up, message
+            assert daemon.poll() is None, message
             running.run("import", "-", "busybox", stdin=image(busybox))
             yield running
             left = running.containers()
@@ -158,9 +158,9 @@ def bridge_before(docker: Docker, *options: str, **settings: object) -> Iterator
         yield bridge
 
 
-def open_ready(bridge: Bridge) -> Stream:
-    stream = bridge.open("/s")
-    assert stream.message() == READY
+def open_ready(bridge: Bridge) -> SseStream:
+    stream = bridge.open_sse("/s")
+    assert stream.read_message() == READY
     return stream
 
 
@@ -173,7 +173,7 @@ def test_container_is_gone_when_its_session_is_closed(docker: Docker, init: bool
         bridge.wait_for_close(stream)
         assert len(docker.containers()) == 1
         assert other.is_open()
-        bridge.hang_up()
+        bridge.close_clients()
         assert docker.containers() == []
 
 
@@ -193,10 +193,10 @@ def test_watchdog_removes_the_containers_of_a_killed_bridge(docker: Docker, init
     with bridge_before(docker, container_init=init) as bridge:
         open_ready(bridge)
         other = docker.run(*own).strip()
-        bridge.watchdog()
+        bridge.wait_for_watchdog()
         bridge.kill()
-        until(lambda: docker.containers() == [other])
-        until(lambda: not any(alive(each) for each in bridge.watchdogs))
+        wait_until(lambda: docker.containers() == [other])
+        wait_until(lambda: not any(alive(each) for each in bridge.watchdogs))
         assert docker.run("inspect", "--format={{.State.Running}}", other) == "true\n"
     docker.run("rm", "--force", other)
 
@@ -205,8 +205,8 @@ def test_users_name_and_cidfile_are_kept(docker: Docker, tmp_path: Path) -> None
     """A second session fails by itself and does not affect the first."""
     with bridge_before(docker, "--name=mine", f"--cidfile={tmp_path / 'cid'}") as bridge:
         stream = open_ready(bridge)
-        second = bridge.open("/s")
-        second.rest()
+        second = bridge.open_sse("/s")
+        second.read_remaining_messages()
         assert "exit status 125" in bridge.wait_for_close(second)
         assert docker.containers() == [(tmp_path / "cid").read_text()]
         assert stream.is_open()
@@ -216,7 +216,7 @@ def test_container_that_ends_with_its_stdin_is_removed(docker: Docker) -> None:
     """`--rm` and the bridge do not get into each other's way."""
     line = ["--host", docker.host, "run", "-i", "--rm", "--network=none", "busybox"]
     with bridge_before(docker, args=[*line, "sh", "-c", "cat"], stop_grace=1000) as bridge:
-        stream = bridge.open("/s")
+        stream = bridge.open_sse("/s")
         stream.close()
         assert "exit status 0" in bridge.wait_for_close(stream)
         assert docker.containers() == []

@@ -18,8 +18,16 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Bridge, Stream, Streamable, backend, request, serving, until
-from tests.e2e.stateless import Busy, let_in, send
+from tests.e2e.harness import (
+    Bridge,
+    SseStream,
+    StreamableHttpClient,
+    backend,
+    request,
+    serving,
+    wait_until,
+)
+from tests.e2e.stateless import TooManyRequests, raise_for_429, send
 from tests.e2e.test_killed_bridge import EVERY_ORDER, Kill
 from tests.e2e.test_soak import CYCLES, GROWTH_BYTES, run
 from tests.engine.running import Engine, running_engine
@@ -41,7 +49,7 @@ def hostile(bridge: Bridge, number: int) -> str:
     while True:
         try:
             return misbehave(bridge, number)
-        except Busy:
+        except TooManyRequests:
             time.sleep(0.1)
 
 
@@ -55,42 +63,42 @@ def misbehave(bridge: Bridge, number: int) -> str:
     if stateless == 2 and number % 5 == 0:
         return in_a_container(bridge)
     if end in ("close", "reset"):
-        with Stream(bridge.port, "/hostile/sse") as stream:
-            let_in(stream.status, stream.headers)
-            stream.begin()
+        with SseStream(bridge.port, "/hostile/sse") as stream:
+            raise_for_429(stream.status, stream.headers)
+            stream.read_opening_events()
             stream.round_trip(request("initialize", 1, protocolVersion="2024-11-05"))
             assert kind.encode() in stream.round_trip(request(kind, 2))
             getattr(stream, end)()
         return f"{kind}, {end}"
-    client = Streamable(bridge.port, "/hostile")
+    client = StreamableHttpClient(bridge.port, "/hostile")
     try:
         begin(client)
-        assert client.call(kind).answer()["result"]["was"] == kind
+        assert client.call(kind).read_final_message()["result"]["was"] == kind
         if end == "delete":
             # A backend that has crashed may have ended it first.
             assert client.delete() in ((200, 404) if kind == "crash" else (200,))
     finally:
-        client.drop()
+        client.disconnect()
     return f"{kind}, {end}"
 
 
-def begin(client: Streamable) -> None:
+def begin(client: StreamableHttpClient) -> None:
     """Open the session; raise `Busy` if the limits allow none now."""
     with client.call("initialize", protocolVersion=client.version) as answer:
-        let_in(answer.status, answer.headers)
-        client.ident = answer.headers["mcp-session-id"]
-        assert "serverInfo" in answer.answer()["result"]
+        raise_for_429(answer.status, answer.headers)
+        client.session_id = answer.headers["mcp-session-id"]
+        assert "serverInfo" in answer.read_final_message()["result"]
 
 
 def in_a_container(bridge: Bridge) -> str:
     """Run a session whose container outlives its client, the engine's CLI."""
-    client = Streamable(bridge.port, "/container")
+    client = StreamableHttpClient(bridge.port, "/container")
     try:
         begin(client)
-        assert client.call("deaf").answer()["result"]["was"] == "deaf"
+        assert client.call("deaf").read_final_message()["result"]["was"] == "deaf"
         assert client.delete() == 200
     finally:
-        client.drop()
+        client.disconnect()
     return "deaf, in a container"
 
 
@@ -103,7 +111,7 @@ def crash_in_a_call(bridge: Bridge, base: str) -> str:
         # A call that met the ending process of another one gets `Retry-After`.
         assert response.status in (200, 502, 503, 429), response.body
         if response.status == 200:
-            assert "error" in response.answer()
+            assert "error" in response.read_final_message()
     return f"exit, {base}"
 
 
@@ -137,7 +145,7 @@ class HealthySessions:
         assert self.pings > self._count
 
     def _work(self, share: int) -> None:
-        clients = [Streamable(self._bridge.port, "/healthy") for _ in range(share)]
+        clients = [StreamableHttpClient(self._bridge.port, "/healthy") for _ in range(share)]
         turn = 0
         try:
             for client in clients:
@@ -148,14 +156,14 @@ class HealthySessions:
                 began = time.monotonic()
                 with client.call("ping") as response:
                     assert response.status == 200, (response.status, response.body)
-                    assert response.answer()["result"]["was"] == "ping"
+                    assert response.read_final_message()["result"]["was"] == "ping"
                 self.longest = max(self.longest, time.monotonic() - began)
                 self.pings += 1
-                client.drop()
+                client.disconnect()
                 if turn % 50 == 0:
                     assert client.delete() == 200
-                    client.drop()
-                    client.ident = ""
+                    client.disconnect()
+                    client.session_id = ""
                     client.initialize()
         except BaseException as failure:
             self._hit.append(failure)
@@ -196,7 +204,7 @@ def test_hostile_backends_leave_nothing_and_harm_no_healthy_session(
     with serving(config={"mcpServers": servers}) as bridge:
         run(lambda number: hostile(bridge, number), WARM_UP)
         bridge.wait_until_empty()
-        descriptors, memory = bridge.descriptors(), bridge.rss()
+        descriptors, memory = bridge.count_descriptors(), bridge.rss()
 
         healthy = HealthySessions(bridge, HEALTHY)
         with healthy.at_work():
@@ -208,15 +216,15 @@ def test_hostile_backends_leave_nothing_and_harm_no_healthy_session(
         )
         assert sum(done.values()) == CYCLES
         bridge.wait_until_empty()
-        until(lambda: bridge.log.count(" closed after ") == bridge.log.count("' opened"))
-        until(lambda: bridge.descriptors() <= descriptors)
+        wait_until(lambda: bridge.log.count(" closed after ") == bridge.log.count("' opened"))
+        wait_until(lambda: bridge.count_descriptors() <= descriptors)
         assert bridge.rss() - memory < GROWTH_BYTES + HEALTHY * 64 * 1024
         assert engine.containers() == []
         # Every permit was returned: the limit is reached again, and not exceeded.
         for _ in range(LIMIT):
-            bridge.open("/hostile")
-        assert bridge.knock("/hostile/sse").status == 429
-        bridge.hang_up()
+            bridge.open_sse("/hostile")
+        assert bridge.get_sse("/hostile/sse").status == 429
+        bridge.close_clients()
 
 
 def kill_bridge(bridge: Bridge, watchdog: Process) -> None:
@@ -230,17 +238,17 @@ def test_killed_bridge_leaves_no_hostile_backend(tmp_path: Path, kill: Kill) -> 
     options = ["--state-dir", str(tmp_path), "--stop-grace", "0.2", "--kill-grace", "0.2"]
     command = backend("hostile")
     with serving(*options, "--max-sessions", str(LIMIT), command=command) as bridge:
-        watchdog = bridge.watchdog()
+        watchdog = bridge.wait_for_watchdog()
         for number in range(max(2 * len(KINDS), min(LIMIT, CYCLES // 100))):
-            client = bridge.streamable()
+            client = bridge.open_streamable_http()
             kind = KINDS[number % len(KINDS)]
-            assert client.call(kind).answer()["result"]["was"] == kind
+            assert client.call(kind).read_final_message()["result"]["was"] == kind
         kill(bridge, watchdog)
         bridge.process.wait()
         if kill is kill_bridge:
-            until(lambda: not bridge.marked())
+            wait_until(lambda: not bridge.marked_processes())
         with serving(*options, command=command) as following:
             following.wait_for_log(f"a bridge that was killed (pid {bridge.process.pid}) had left")
-            until(lambda: not bridge.marked())
-            until(lambda: not alive(watchdog))
+            wait_until(lambda: not bridge.marked_processes())
+            wait_until(lambda: not alive(watchdog))
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mcpbridge.tap import Options
-from tests.e2e.harness import LOOPBACK, Bridge, backend, request, run_to_end, serving, until
+from tests.e2e.harness import LOOPBACK, Bridge, backend, request, run_to_end, serving, wait_until
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
@@ -36,7 +36,7 @@ def shared() -> Iterator[Bridge]:
 def bridge(shared: Bridge) -> Iterator[Bridge]:
     """The shared bridge for one test."""
     yield shared
-    shared.hang_up()
+    shared.close_clients()
 
 
 def error(code: int, message: str) -> dict[str, Any]:
@@ -105,9 +105,9 @@ def test_bad_requests_get_an_exact_status_and_json_body(
     bridge: Bridge, method: str, target: str | bytes, status: int, body: dict[str, Any]
 ) -> None:
     """The connection stays open."""
-    with bridge.wire() as wire:
+    with bridge.connect() as connection:
         for _ in range(2):
-            answer = wire.ask(method, target, b"x" if method in ("POST", "PUT") else None)
+            answer = connection.request(method, target, b"x" if method in ("POST", "PUT") else None)
             assert answer.status == status
             assert answer.json == body
             assert answer.headers["content-type"] == "application/json"
@@ -120,30 +120,30 @@ def test_bad_requests_get_an_exact_status_and_json_body(
 def test_head_on_sse_opens_no_stream(bridge: Bridge, target: str) -> None:
     """405, no body, no backend, and the connection is free again."""
     before = bridge.log.count("' opened")
-    with bridge.wire() as wire:
+    with bridge.connect() as connection:
         for _ in range(2):
-            answer = wire.ask("HEAD", target)
+            answer = connection.request("HEAD", target)
             assert answer.status == 405
             assert answer.headers["allow"] == "GET"
             assert "event-stream" not in answer.headers["content-type"]
-        assert wire.ask("GET", "/").status == 404
+        assert connection.request("GET", "/").status == 404
     assert bridge.log.count("' opened") == before
 
 
 @pytest.mark.parametrize("target", ["/", "/nothing", "/message"])
 def test_head_is_answered_without_a_body(bridge: Bridge, target: str) -> None:
-    with bridge.wire() as wire:
-        assert wire.ask("HEAD", target).status in (404, 405)
-        assert wire.ask("GET", "/").json == LOOK_HERE
+    with bridge.connect() as connection:
+        assert connection.request("HEAD", target).status in (404, 405)
+        assert connection.request("GET", "/").json == LOOK_HERE
 
 
 @pytest.mark.parametrize("target", ["/sse", "/message", "/a/b/sse", "/nothing", "*"])
 def test_options_opens_no_stream(bridge: Bridge, target: str) -> None:
     """The answer is complete."""
-    with bridge.wire() as wire:
-        answer = wire.ask("OPTIONS", target)
+    with bridge.connect() as connection:
+        answer = connection.request("OPTIONS", target)
         assert answer.status in (200, 204, 404, 405)
-        assert wire.ask("GET", "/").status == 404
+        assert connection.request("GET", "/").status == 404
 
 
 @pytest.mark.parametrize(
@@ -151,74 +151,78 @@ def test_options_opens_no_stream(bridge: Bridge, target: str) -> None:
 )
 def test_unknown_session_is_404_whatever_the_body(bridge: Bridge, body: bytes) -> None:
     """Even one that is too large."""
-    answer = bridge.ask("POST", f"/message?sessionId={UNKNOWN}", body)
+    answer = bridge.request("POST", f"/message?sessionId={UNKNOWN}", body)
     assert answer.status == 404
     assert answer.json == NO_SESSION
 
 
 def test_session_id_is_unknown_to_other_servers(bridge: Bridge) -> None:
-    stream = bridge.open("/a")
+    stream = bridge.open_sse("/a")
     for base in ("", "/a/b", "/limited"):
-        target = f"{base}/message?sessionId={stream.ident}"
-        assert bridge.ask("POST", target, request("x")).status == 404
+        target = f"{base}/message?sessionId={stream.session_id}"
+        assert bridge.request("POST", target, request("x")).status == 404
     assert stream.round_trip(request("x")) == request("x")
 
 
 def test_connection_stays_open_after_refusals(bridge: Bridge) -> None:
     """202, 400 and 404 in turn, pipelined."""
-    stream = bridge.open()
+    stream = bridge.open_sse()
     one = request("x")
     head = f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
     good = f"{head}{len(one)}\r\n\r\n".encode() + one
     bad = f"{head}4\r\n\r\nnope".encode()
     lost = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with bridge.wire() as wire:
-        wire.send((good + bad + lost) * 10)
-        statuses = [wire.read_answer().status for _ in range(30)]
+    with bridge.connect() as connection:
+        connection.send((good + bad + lost) * 10)
+        statuses = [connection.read_response().status for _ in range(30)]
         assert statuses == [202, 400, 404] * 10
-        assert wire.is_open()
-    assert all(stream.message() == one for _ in range(10))
+        assert connection.is_open()
+    assert all(stream.read_message() == one for _ in range(10))
 
 
 def test_needlessly_encoded_path_is_decoded(bridge: Bridge) -> None:
-    stream = bridge.knock("/%61/%73se")
+    stream = bridge.get_sse("/%61/%73se")
     assert stream.status == 200
-    assert stream.begin().endpoint.startswith("/a/message?sessionId=")
+    assert stream.read_opening_events().endpoint.startswith("/a/message?sessionId=")
 
 
 def test_query_of_sse_is_ignored(bridge: Bridge) -> None:
-    assert bridge.knock("/sse?token=x&y=%ff").begin().round_trip(request("x")) == request("x")
+    assert bridge.get_sse("/sse?token=x&y=%ff").read_opening_events().round_trip(
+        request("x")
+    ) == request("x")
 
 
 def test_session_id_is_found_among_other_arguments(bridge: Bridge) -> None:
-    stream = bridge.open()
-    target = f"/message?a=1&sessionId={stream.ident}&b=%ff"
-    assert bridge.ask("POST", target, request("x")).status == 202
-    assert stream.message() == request("x")
+    stream = bridge.open_sse()
+    target = f"/message?a=1&sessionId={stream.session_id}&b=%ff"
+    assert bridge.request("POST", target, request("x")).status == 202
+    assert stream.read_message() == request("x")
 
 
 def test_chunked_body_is_accepted(bridge: Bridge) -> None:
-    stream, body = bridge.open(), request("x")
-    with bridge.wire() as wire:
-        wire.send(f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\n".encode())
-        wire.send(b"Transfer-Encoding: chunked\r\n\r\n")
+    stream, body = bridge.open_sse(), request("x")
+    with bridge.connect() as connection:
+        connection.send(f"POST {stream.endpoint} HTTP/1.1\r\nHost: localhost\r\n".encode())
+        connection.send(b"Transfer-Encoding: chunked\r\n\r\n")
         for at in range(0, len(body), 7):
             part = body[at : at + 7]
-            wire.send(b"%x\r\n%s\r\n" % (len(part), part))
-        wire.send(b"0\r\n\r\n")
-        assert wire.read_answer().status == 202
-        assert wire.ask("GET", "/").status == 404
-    assert stream.message() == body
+            connection.send(b"%x\r\n%s\r\n" % (len(part), part))
+        connection.send(b"0\r\n\r\n")
+        assert connection.read_response().status == 202
+        assert connection.request("GET", "/").status == 404
+    assert stream.read_message() == body
 
 
 def test_http_1_0_client_gets_an_unchunked_stream(bridge: Bridge) -> None:
     """The connection is closed at its end."""
-    with bridge.wire() as wire:
-        wire.send(b"GET /sse HTTP/1.0\r\n\r\n")
-        status, headers = wire.read_head()
+    with bridge.connect() as connection:
+        connection.send(b"GET /sse HTTP/1.0\r\n\r\n")
+        status, headers = connection.read_head()
         assert status == 200
         assert "transfer-encoding" not in headers
-        assert wire.take_to(b"\n\n").startswith(b"event: endpoint\ndata: /message?sessionId=")
+        assert connection.read_until(b"\n\n").startswith(
+            b"event: endpoint\ndata: /message?sessionId="
+        )
 
 
 @pytest.mark.parametrize(
@@ -236,15 +240,15 @@ def test_http_1_0_client_gets_an_unchunked_stream(bridge: Bridge) -> None:
 )
 def test_invalid_http_ends_only_its_own_connection(bridge: Bridge, garbage: bytes) -> None:
     """No client sees a traceback."""
-    stream = bridge.open()
-    with bridge.wire() as wire:
+    stream = bridge.open_sse()
+    with bridge.connect() as connection:
         try:
-            wire.send(garbage)
-            wire.half_close()
-            wire.ended()
+            connection.send(garbage)
+            connection.half_close()
+            connection.read_eof()
         except OSError:
             pass
-        assert b"Traceback" not in wire._arrived
+        assert b"Traceback" not in connection._buffer
     assert stream.round_trip(request("x")) == request("x")
 
 
@@ -253,31 +257,31 @@ def test_invalid_http_ends_only_its_own_connection(bridge: Bridge, garbage: byte
 
 def test_each_server_of_a_file_has_its_own_base_and_command(bridge: Bridge) -> None:
     """One base may lie below another."""
-    endpoints = {base: bridge.open(base) for base in ("", "/a", "/a/b")}
+    endpoints = {base: bridge.open_sse(base) for base in ("", "/a", "/a/b")}
     for base, stream in endpoints.items():
-        assert stream.endpoint == f"{base}/message?sessionId={stream.ident}"
+        assert stream.endpoint == f"{base}/message?sessionId={stream.session_id}"
         assert stream.round_trip(request(base)) == request(base)
-    described = json.loads(bridge.open("/described").message())
+    described = json.loads(bridge.open_sse("/described").read_message())
     assert described["params"]["arguments"] == ["of its own"]
 
 
 def test_full_server_does_not_affect_others(bridge: Bridge) -> None:
-    bridge.open("/limited")
-    assert bridge.knock("/limited/sse").status == 429
-    bridge.open("/a")
+    bridge.open_sse("/limited")
+    assert bridge.get_sse("/limited/sse").status == 429
+    bridge.open_sse("/a")
 
 
 def test_bridge_max_sessions_limits_all_servers_together() -> None:
     command, *args = backend("echo")
     servers = {name: {"command": command, "args": args} for name in ("one", "two")}
     with serving(config={"mcpServers": servers, "bridge": {"max_sessions": 2}}) as bridge:
-        first = bridge.open("/one")
-        bridge.open("/two")
-        assert bridge.knock("/one/sse").status == 429
-        assert bridge.knock("/two/sse").status == 429
+        first = bridge.open_sse("/one")
+        bridge.open_sse("/two")
+        assert bridge.get_sse("/one/sse").status == 429
+        assert bridge.get_sse("/two/sse").status == 429
         first.close()
         bridge.wait_for_close(first)
-        bridge.open("/two")
+        bridge.open_sse("/two")
 
 
 def test_startup_prints_the_served_urls(shared: Bridge) -> None:
@@ -304,20 +308,20 @@ def test_listen_option_overrides_the_listeners_of_a_file() -> None:
     bridge_object = {"listen": ["tcp:0:interface=127.0.0.1", f"tcp:0:interface={interface}"]}
     config = {"mcpServers": {"one": {"command": command, "args": args}}, "bridge": bridge_object}
     with serving(config=config, listen=()) as bridge:
-        until(lambda: bridge.log.count("serving http://") == 4)
+        wait_until(lambda: bridge.log.count("serving http://") == 4)
         assert f"serving http://{host}:" in bridge.log
     with serving(config=config) as bridge:
-        bridge.open("/one")
+        bridge.open_sse("/one")
         assert bridge.log.count("serving http://") == 2
 
 
 def test_public_path_is_advertised_as_the_endpoint() -> None:
     """For a proxy that rewrites paths."""
     with serving("--base-uri", "/in", "--public-path", "/out/side") as bridge:
-        stream = bridge.open("/in")
-        assert stream.endpoint == f"/out/side/message?sessionId={stream.ident}"
-        target = f"/in/message?sessionId={stream.ident}"
-        assert bridge.ask("POST", target, request("x")).status == 202
+        stream = bridge.open_sse("/in")
+        assert stream.endpoint == f"/out/side/message?sessionId={stream.session_id}"
+        target = f"/in/message?sessionId={stream.session_id}"
+        assert bridge.request("POST", target, request("x")).status == 202
 
 
 #: As recorded from Chromium 156: `<img>`, a fetch with `no-cors`, an iframe,
@@ -339,23 +343,27 @@ def test_pages_of_other_sites_start_no_backend() -> None:
             for accept, mode, dest in FROM_A_PAGE:
                 fetch = [f"Sec-Fetch-Mode: {mode}", f"Sec-Fetch-Dest: {dest}", agent]
                 fetch += [f"Sec-Fetch-Site: {site}", f"Accept: {accept}"]
-                with bridge.wire() as wire:
+                with bridge.connect() as connection:
                     for method, body in (("GET", None), ("POST", request("initialize"))):
                         for path in ("/sse", "/mcp", f"/message?sessionId={UNKNOWN}"):
-                            answer = wire.ask(method, path, body, *fetch)
+                            answer = connection.request(method, path, body, *fetch)
                             assert (answer.status, answer.json["error"]["code"]) == (403, -32000)
-        with bridge.wire() as wire:
-            assert wire.ask("GET", "/sse", None, agent, "Accept: image/*, */*").status == 403
+        with bridge.connect() as connection:
+            assert (
+                connection.request("GET", "/sse", None, agent, "Accept: image/*, */*").status == 403
+            )
             ahead = ("Sec-Fetch-Site: none", "Sec-Fetch-Mode: navigate", "Sec-Purpose: prefetch")
-            assert wire.ask("GET", "/sse", None, agent, *ahead).status == 403
-            rebound = wire.ask("GET", "/sse", None, agent, "Host: attacker.example")
+            assert connection.request("GET", "/sse", None, agent, *ahead).status == 403
+            rebound = connection.request("GET", "/sse", None, agent, "Host: attacker.example")
             assert rebound.status == 403
-        assert bridge.below() == set()
+        assert bridge.descendants() == set()
         for sender in ("Sec-Fetch-Site: same-origin", f"Origin: {allowed}", "Accept: */*"):
-            with bridge.wire() as wire:
-                wire.send(f"GET /sse HTTP/1.1\r\nHost: {wire.host}\r\n{sender}\r\n\r\n".encode())
-                assert wire.read_head()[0] == 200
-        bridge.hang_up()
+            with bridge.connect() as connection:
+                connection.send(
+                    f"GET /sse HTTP/1.1\r\nHost: {connection.host}\r\n{sender}\r\n\r\n".encode()
+                )
+                assert connection.read_head()[0] == 200
+        bridge.close_clients()
 
 
 # The log.
@@ -364,29 +372,32 @@ def test_pages_of_other_sites_start_no_backend() -> None:
 def test_logs_hold_no_session_id_and_no_message(tmp_path: Path) -> None:
     """Neither the log nor the access log has a whole session id or any part of a message."""
     with serving("--access-log", command=backend("obey")) as bridge:
-        first, second = bridge.open(), bridge.open()
+        first, second = bridge.open_sse(), bridge.open_sse()
         for stream in (first, second):
             assert stream.round_trip(request("SECRET-WORD")) == request("SECRET-WORD")
             assert stream.post(b"SECRET-WORD").status == 400
             assert stream.post(b'{"jsonrpc":"SECRET-WORD"}').status == 400
-            assert bridge.ask("GET", stream.endpoint).status == 405
-            with bridge.wire() as wire:
-                target = f"{stream.endpoint}&x=1&sessionid={stream.ident}&SessionID={stream.ident}"
-                assert wire.ask("POST", target, request("SECRET-WORD")).status == 202
-                assert wire.ask("POST", f"/x{stream.endpoint}", b"x").status == 404
+            assert bridge.request("GET", stream.endpoint).status == 405
+            with bridge.connect() as connection:
+                ident = stream.session_id
+                target = f"{stream.endpoint}&x=1&sessionid={ident}&SessionID={ident}"
+                assert connection.request("POST", target, request("SECRET-WORD")).status == 202
+                assert connection.request("POST", f"/x{stream.endpoint}", b"x").status == 404
                 escaped = stream.endpoint.replace("sessionId", "session%49d")
-                assert wire.ask("POST", escaped, request("SECRET-WORD")).status == 202
-                assert wire.ask("POST", f"/message/{stream.ident}", b"x").status == 404
+                assert connection.request("POST", escaped, request("SECRET-WORD")).status == 202
+                assert (
+                    connection.request("POST", f"/message/{stream.session_id}", b"x").status == 404
+                )
         second.send_message(request("crash"))
-        assert b"SECRET-WORD" in second.rest()[0]
+        assert b"SECRET-WORD" in second.read_remaining_messages()[0]
         first.close()
         bridge.wait_for_close(first)
         bridge.wait_for_close(second)
         bridge.stop()
         for stream in (first, second):
-            assert stream.ident[:8] in bridge.log
-            assert stream.ident[:9] not in bridge.log
-            assert stream.ident[9:] not in bridge.log
+            assert stream.session_id[:8] in bridge.log
+            assert stream.session_id[:9] not in bridge.log
+            assert stream.session_id[9:] not in bridge.log
         assert "SECRET-WORD" not in bridge.log
         assert "127.0.0.1 POST /message?sessionId=" in bridge.log
         assert " 202 " in bridge.log
@@ -396,7 +407,7 @@ def test_logs_hold_no_session_id_and_no_message(tmp_path: Path) -> None:
 def test_access_log_is_off_by_default() -> None:
     """Nothing is logged of a single request unless it is asked for."""
     with serving() as bridge:
-        assert bridge.ask("GET", "/nothing").status == 404
+        assert bridge.request("GET", "/nothing").status == 404
         bridge.stop()
         assert "/nothing" not in bridge.log
 
@@ -405,9 +416,9 @@ def test_access_log_has_one_line_per_request() -> None:
     """Nothing that a client sends can forge a line."""
     with serving("--access-log") as bridge:
         before = len(bridge.log.splitlines())
-        bridge.ask("GET", "/a%0d%0aforged")
-        bridge.ask("GET", "/%1b[31m%e2%80%a8x?\\n")
-        until(lambda: bridge.log.count(" 404 ") == 2)
+        bridge.request("GET", "/a%0d%0aforged")
+        bridge.request("GET", "/%1b[31m%e2%80%a8x?\\n")
+        wait_until(lambda: bridge.log.count(" 404 ") == 2)
         assert len(bridge.log.splitlines()) == before + 2
         assert "\x1b" not in bridge.log
 
@@ -416,10 +427,10 @@ def test_log_accounts_for_a_closed_session() -> None:
     """Closed: reason, duration, messages and bytes each way, exit status, last lines of stderr."""
     script = 'echo "one \\"odd\\" line" >&2; read line; echo "{}"; exit 4'
     with serving(command=["sh", "-c", script]) as bridge:
-        stream = bridge.open()
-        assert b"odd" in stream.message()
+        stream = bridge.open_sse()
+        assert b"odd" in stream.read_message()
         stream.send_message(request("x"))
-        assert stream.rest() == [b"{}"]
+        assert stream.read_remaining_messages() == [b"{}"]
         line = bridge.wait_for_close(stream)
         sent = f"in 1 messages ({len(request('x'))} B), out 2 ("
         assert re.search(r"closed after \d+\.\d s: the backend ", line)
@@ -464,9 +475,9 @@ def complaint(*arguments: str) -> str:
 )
 def test_invalid_option_is_one_clear_line(name: str, value: str, got: str) -> None:
     """It names the setting, what was expected and what was given."""
-    said = complaint(name, value, "--", "cat")
+    output = complaint(name, value, "--", "cat")
     key = r"\([a-z_.]+\)"
-    assert re.fullmatch(f"mcpbridge: {name} {key}: expected .+, got ({got})", said), said
+    assert re.fullmatch(f"mcpbridge: {name} {key}: expected .+, got ({got})", output), output
 
 
 @pytest.mark.parametrize(
@@ -524,8 +535,8 @@ def test_invalid_file_is_one_clear_line_with_its_position(
 ) -> None:
     file = tmp_path / "config.json"
     file.write_text(content)
-    said = complaint("--config", str(file))
-    assert re.fullmatch(rf"mcpbridge: {file}:\d+(:\d+)?: {says}", said), said
+    output = complaint("--config", str(file))
+    assert re.fullmatch(rf"mcpbridge: {file}:\d+(:\d+)?: {says}", output), output
 
 
 def test_invalid_setting_starts_nothing(tmp_path: Path) -> None:
@@ -569,7 +580,7 @@ def test_missing_command_may_appear_later(tmp_path: Path) -> None:
     with serving(*options, command=["tool"]) as bridge:
         bridge.wait_for_log("'tool': cannot start 'tool': it was not found")
         for _ in range(3):
-            refused = bridge.knock()
+            refused = bridge.get_sse()
             assert refused.status == 502
             assert refused.headers["content-type"] == "application/json"
             assert json.loads(refused.body) == error(
@@ -577,14 +588,14 @@ def test_missing_command_may_appear_later(tmp_path: Path) -> None:
             )
         tool.parent.mkdir()
         tool.write_text("#!/bin/sh\nexec /bin/cat -\n")
-        assert "is not executable" in bridge.knock().body.decode()
+        assert "is not executable" in bridge.get_sse().body.decode()
         tool.chmod(stat.S_IRWXU)
-        stream = bridge.open()
+        stream = bridge.open_sse()
         assert stream.post(request("x")).status == 202
         stream.close()
         bridge.wait_for_close(stream)
         tool.unlink()
-        assert bridge.knock().status == 502
+        assert bridge.get_sse().status == 502
 
 
 def test_missing_command_does_not_affect_other_servers(tmp_path: Path) -> None:
@@ -597,9 +608,9 @@ def test_missing_command_does_not_affect_other_servers(tmp_path: Path) -> None:
     with serving(config={"mcpServers": servers}) as bridge:
         bridge.wait_for_log("'missing'", "was not found")
         bridge.wait_for_log("'nowhere'", "does not exist")
-        assert bridge.knock("/missing/sse").status == 502
-        assert bridge.knock("/nowhere/sse").status == 502
-        assert bridge.open("/works").round_trip(request("x")) == request("x")
+        assert bridge.get_sse("/missing/sse").status == 502
+        assert bridge.get_sse("/nowhere/sse").status == 502
+        assert bridge.open_sse("/works").round_trip(request("x")) == request("x")
 
 
 def test_invalid_executable_ends_its_session(tmp_path: Path) -> None:
@@ -608,7 +619,7 @@ def test_invalid_executable_ends_its_session(tmp_path: Path) -> None:
     tool.write_bytes(b"\x7fELF nonsense")
     tool.chmod(stat.S_IRWXU)
     with serving(command=[str(tool)]) as bridge:
-        bridge.open().rest()
+        bridge.open_sse().read_remaining_messages()
         line = bridge.wait_for_log(" closed after ")
         assert "exit status 126" in line or "exit status 127" in line
         bridge.wait_until_empty()
@@ -619,7 +630,7 @@ def test_cwd_is_the_backends_directory(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(backend("describe")[0])
     command = ["./run", *backend("describe")[1:]]
     with serving("--cwd", str(tmp_path), command=command) as bridge:
-        described = json.loads(bridge.open().message())["params"]
+        described = json.loads(bridge.open_sse().read_message())["params"]
         assert described["directory"] == str(tmp_path)
 
 
@@ -627,9 +638,9 @@ def test_stderr_is_logged_while_the_backend_runs() -> None:
     """promise: the operator can see what a hanging or installing backend prints."""
     script = 'printf "one\\033[31m\\n" >&2; read line; cat > /dev/null'
     with serving(command=["sh", "-c", script]) as bridge:
-        stream = bridge.open()
-        line = f"'sh' {stream.ident[:8]} stderr: one\\x1b[31m"
-        until(lambda: line in bridge.log)
+        stream = bridge.open_sse()
+        line = f"'sh' {stream.session_id[:8]} stderr: one\\x1b[31m"
+        wait_until(lambda: line in bridge.log)
         assert stream.is_open()
         assert "\x1b" not in bridge.log
         stream.close()
@@ -640,7 +651,7 @@ def test_last_stderr_of_a_backend_is_logged() -> None:
     """However soon it ends; one warning tells what to do about all such ends."""
     with serving(command=["sh", "-c", "echo last words >&2; exit 3"]) as bridge:
         for _ in range(10):
-            stream = bridge.open()
+            stream = bridge.open_sse()
             assert "last stderr: last words" in bridge.wait_for_close(stream)
         assert bridge.log.count("stderr: last words\n") >= 10
         assert bridge.log.count("failed: ") == 1

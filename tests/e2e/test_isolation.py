@@ -16,8 +16,16 @@ from uuid import uuid4
 
 import pytest
 
-from tests.e2e.harness import PATIENCE, Bridge, backend, serving, until
-from tests.e2e.stateless import PREFIX, Caller, KeptAlive, Told, again_and_again, listen, together
+from tests.e2e.harness import TIMEOUT, Bridge, backend, serving, wait_until
+from tests.e2e.stateless import (
+    PREFIX,
+    CallOutcome,
+    KeepAliveConnection,
+    ToolCaller,
+    in_parallel,
+    repeating_in_background,
+    subscribe,
+)
 from tests.real.parts import Client
 
 ROUNDS = 3
@@ -50,62 +58,64 @@ def bridge() -> Iterator[Bridge]:
         yield bridge
 
 
-def disturbing(caller: Caller) -> AbstractContextManager[None]:
+def disturbing(caller: ToolCaller) -> AbstractContextManager[None]:
     """Run other clients that call, leave in the middle, never answer, or subscribe."""
 
     def token() -> str:
         return f"other {uuid4()}"
 
     def leave(number: int) -> None:
-        with caller.begin("wait", token()) as response:
+        with caller.start_call("wait", token()) as response:
             time.sleep(0.03)
             (response.reset if number % 2 else response.close)()
 
     def abandon(number: int) -> None:
-        caller.ask(token())
+        caller.start_elicitation(token())
         time.sleep(0.4)
 
-    def tell(number: int) -> None:
+    def notify(number: int) -> None:
         mine = token()
-        check_told(mine, caller.call("tell", mine, _meta=telling(mine)), logs=True)
+        check_outcome(mine, caller.call("notify", mine, _meta=message_meta(mine)), logs=True)
 
-    def drop(number: int) -> None:
-        with listen(caller.port, caller.base):
+    def unsubscribe(number: int) -> None:
+        with subscribe(caller.port, caller.base):
             caller.call("touch", token())
 
-    return again_and_again(leave, abandon, tell, drop)
+    return repeating_in_background(leave, abandon, notify, unsubscribe)
 
 
-def telling(token: str, *, logs: bool = True) -> dict[str, Any]:
+def message_meta(token: str, *, logs: bool = True) -> dict[str, Any]:
     """Return the `_meta` of a call that asks for progress and log messages."""
     level = {f"{PREFIX}logLevel": "info"} if logs else {}
     return {"progressToken": f"p {token}", **level}
 
 
-def check_told(token: str, told: Told, *, logs: bool) -> None:
+def check_outcome(token: str, outcome: CallOutcome, *, logs: bool) -> None:
     """Check that a call received all of its own messages and no other."""
-    assert told.said["token"] == token
-    progress = told.of("progress")
-    assert [each["progress"] for each in progress] == list(range(5)), told
+    assert outcome.tool_output["token"] == token
+    progress = outcome.params_of("progress")
+    assert [each["progress"] for each in progress] == list(range(5)), outcome
     assert {each["message"] for each in progress} == {token}
     assert {each["progressToken"] for each in progress} == {f"p {token}"}
-    assert [each["data"] for each in told.of("message")] == [token] * (5 if logs else 0), told
+    assert [each["data"] for each in outcome.params_of("message")] == [token] * (
+        5 if logs else 0
+    ), outcome
 
 
-def converse(caller: Caller, callers: int) -> list[Any]:
+def converse(caller: ToolCaller, callers: int) -> list[Any]:
     """Let several clients ask and answer at once; return their results."""
     asked, answered = Barrier(callers), Barrier(callers)
 
     def work(number: int) -> Any:
         mine = str(uuid4())
-        asked.wait(PATIENCE)
-        question = caller.ask(mine)
-        answered.wait(PATIENCE)
-        said = caller.reply(mine, question, f"of {mine}").said
-        assert (said["token"], said["answer"]) == (mine, f"of {mine}")
-        return said
+        asked.wait(TIMEOUT)
+        question = caller.start_elicitation(mine)
+        answered.wait(TIMEOUT)
+        output = caller.answer_elicitation(mine, question, f"of {mine}").tool_output
+        assert (output["token"], output["answer"]) == (mine, f"of {mine}")
+        return output
 
-    return together(callers, work)
+    return in_parallel(callers, work)
 
 
 @pytest.mark.parametrize("disturbed", [False, True], ids=["alone", "disturbed"])
@@ -115,40 +125,42 @@ def test_each_client_gets_its_own_question_and_answer(
     bridge: Bridge, base: str, callers: int, disturbed: bool
 ) -> None:
     """No call shares its process with another one."""
-    caller = Caller(bridge, base)
+    caller = ToolCaller(bridge, base)
     with disturbing(caller) if disturbed else nullcontext():
-        said = [each for _ in range(ROUNDS) for each in converse(caller, callers)]
-    assert len(said) == ROUNDS * callers
-    assert {each["beside"] for each in said} == {0}
+        outputs = [each for _ in range(ROUNDS) for each in converse(caller, callers)]
+    assert len(outputs) == ROUNDS * callers
+    assert {each["beside"] for each in outputs} == {0}
     if base == "/never":
-        assert len({each["pid"] for each in said}) == len(said)
+        assert len({each["pid"] for each in outputs}) == len(outputs)
 
 
 def test_more_clients_than_processes_are_all_served(bridge: Bridge) -> None:
-    caller = Caller(bridge, "/few")
+    caller = ToolCaller(bridge, "/few")
 
     def work(number: int) -> Any:
         mine = str(uuid4())
-        return caller.reply(mine, caller.ask(mine), f"of {mine}").said
+        return caller.answer_elicitation(
+            mine, caller.start_elicitation(mine), f"of {mine}"
+        ).tool_output
 
-    said = together(16, work)
-    assert all(each["answer"] == f"of {each['token']}" for each in said)
-    assert len({each["token"] for each in said}) == 16
-    assert {each["beside"] for each in said} == {0}
+    outputs = in_parallel(16, work)
+    assert all(each["answer"] == f"of {each['token']}" for each in outputs)
+    assert len({each["token"] for each in outputs}) == 16
+    assert {each["beside"] for each in outputs} == {0}
 
 
 def test_modern_server_serves_all_clients_on_one_process(bridge: Bridge) -> None:
     """Sixteen calls at once, each with its own question and answer."""
-    caller = Caller(bridge, "/shared")
-    first = caller.call("echo", "first").said
-    said = [each for _ in range(ROUNDS) for each in converse(caller, 16)]
-    assert {each["pid"] for each in said} == {first["pid"]}
+    caller = ToolCaller(bridge, "/shared")
+    first = caller.call("echo", "first").tool_output
+    outputs = [each for _ in range(ROUNDS) for each in converse(caller, 16)]
+    assert {each["pid"] for each in outputs} == {first["pid"]}
 
 
 @pytest.mark.parametrize("callers", [1, 4, 16])
 def test_clients_of_a_modern_server_get_their_own_questions(bridge: Bridge, callers: int) -> None:
     """Also while others call, leave and subscribe."""
-    caller = Caller(bridge, "/modern")
+    caller = ToolCaller(bridge, "/modern")
     with disturbing(caller):
         for _ in range(ROUNDS):
             converse(caller, callers)
@@ -160,22 +172,22 @@ def test_progress_and_log_messages_reach_their_own_client(
     bridge: Bridge, base: str, callers: int
 ) -> None:
     """Progress has the client's token; log messages come only to clients that asked for them."""
-    caller = Caller(bridge, base)
+    caller = ToolCaller(bridge, base)
 
     def work(number: int) -> None:
         mine, logs = str(uuid4()), number % 4 == 0
-        told = caller.call("tell", mine, _meta=telling(mine, logs=logs))
-        check_told(mine, told, logs=logs)
+        outcome = caller.call("notify", mine, _meta=message_meta(mine, logs=logs))
+        check_outcome(mine, outcome, logs=logs)
 
     with disturbing(caller):
         for _ in range(ROUNDS):
-            together(callers, work)
+            in_parallel(callers, work)
 
 
 @pytest.mark.parametrize("base", ["/legacy", "/never", "/modern"])
 def test_late_messages_of_a_finished_call_reach_nobody(bridge: Bridge, base: str) -> None:
     """Only a concurrent worker may still deliver its log messages."""
-    caller = Caller(bridge, base)
+    caller = ToolCaller(bridge, base)
     meta: dict[str, Any] = {"progressToken": 1}
     if base != "/modern":
         meta[f"{PREFIX}logLevel"] = "info"
@@ -183,96 +195,104 @@ def test_late_messages_of_a_finished_call_reach_nobody(bridge: Bridge, base: str
     def work(number: int) -> None:
         for _ in range(5):
             mine = str(uuid4())
-            assert caller.call("late", mine, _meta=meta).before == []
-            told = caller.call("tell", mine, _meta=meta)
-            assert [each["progress"] for each in told.of("progress")] == list(range(5))
-            assert {each["message"] for each in told.of("progress")} == {mine}
-            assert {each["data"] for each in told.of("message")} <= {mine}
+            assert caller.call("late", mine, _meta=meta).notifications == []
+            outcome = caller.call("notify", mine, _meta=meta)
+            assert [each["progress"] for each in outcome.params_of("progress")] == list(range(5))
+            assert {each["message"] for each in outcome.params_of("progress")} == {mine}
+            assert {each["data"] for each in outcome.params_of("message")} <= {mine}
 
-    together(4, work)
+    in_parallel(4, work)
 
 
 @pytest.mark.parametrize("base", ["/legacy", "/never"])
 def test_late_messages_never_reach_another_connection(bridge: Bridge, base: str) -> None:
     """The server sends a late question and a late log message during the next call."""
-    caller = Caller(bridge, base)
+    caller = ToolCaller(bridge, base)
     meta = {f"{PREFIX}logLevel": "info"}
 
     def work(number: int) -> None:
         for _ in range(5):
             mine = str(uuid4())
-            assert caller.call("haunt", mine, _meta=meta).said["token"] == mine
-            told = caller.call("tell", mine, _meta=meta)
-            assert told.said["token"] == mine
-            assert {each["data"] for each in told.of("message")} == {mine}
+            assert caller.call("ask_late", mine, _meta=meta).tool_output["token"] == mine
+            outcome = caller.call("notify", mine, _meta=meta)
+            assert outcome.tool_output["token"] == mine
+            assert {each["data"] for each in outcome.params_of("message")} == {mine}
 
-    together(4, work)
+    in_parallel(4, work)
 
 
 def test_late_question_reaches_another_call_of_the_same_identity(bridge: Bridge) -> None:
     """With reuse by identity it does arrive, so the test above can fail."""
-    caller = Caller(bridge, "/identity")
-    caller.call("haunt", "first")
-    told = caller.call("wait", "second")
-    [asked] = told.result["inputRequests"].values()
+    caller = ToolCaller(bridge, "/identity")
+    caller.call("ask_late", "first")
+    outcome = caller.call("wait", "second")
+    [asked] = outcome.result["inputRequests"].values()
     assert asked["params"]["message"] == "first"
 
 
 def test_connection_keeps_its_own_process(bridge: Bridge) -> None:
     """While it is open, its requests meet the same process, and no other client does."""
-    with KeptAlive(bridge.port, "/legacy") as one, KeptAlive(bridge.port, "/legacy") as two:
+    with (
+        KeepAliveConnection(bridge.port, "/legacy") as one,
+        KeepAliveConnection(bridge.port, "/legacy") as two,
+    ):
         first = [each.call("echo", "x")["pid"] for each in (one, two, one, two, one)]
         assert len(set(first)) == 2
         assert first[0] == first[2] == first[4]
         pids = set(first)
-    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
-    with KeptAlive(bridge.port, "/legacy") as three:
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    with KeepAliveConnection(bridge.port, "/legacy") as three:
         assert three.call("echo", "x")["pid"] not in pids
 
 
-def state_of_another(caller: Caller, use: Callable[[str, Told], Told]) -> None:
+def check_misused_state(caller: ToolCaller, use: Callable[[str, CallOutcome], CallOutcome]) -> None:
     """Check that a misused state is refused, and that the call it belongs to goes on."""
     mine, other = str(uuid4()), str(uuid4())
-    question = caller.ask(mine)
+    question = caller.start_elicitation(mine)
     answer = use(other, question)
-    assert (answer.status, answer.answer["error"]["code"]) == (400, -32602), answer
-    assert caller.reply(mine, question, "still").said["answer"] == "still"
+    assert (answer.status, answer.response["error"]["code"]) == (400, -32602), answer
+    assert caller.answer_elicitation(mine, question, "still").tool_output["answer"] == "still"
 
 
 def test_request_state_is_refused_for_another_call(bridge: Bridge) -> None:
     """It is also refused if altered; the call that it belongs to goes on."""
-    caller = Caller(bridge, "/legacy")
-    state_of_another(caller, lambda token, told: caller.reply(token, told, "x"))
+    caller = ToolCaller(bridge, "/legacy")
+    check_misused_state(
+        caller, lambda token, outcome: caller.answer_elicitation(token, outcome, "x")
+    )
 
-    def forge(token: str, told: Told) -> Told:
-        state = told.result["requestState"]
+    def forge(token: str, outcome: CallOutcome) -> CallOutcome:
+        state = outcome.result["requestState"]
         swapped = state[:-2] + ("A" if state[-2] != "A" else "B") + state[-1]
-        forged = {**told.result, "requestState": swapped}
+        forged = {**outcome.result, "requestState": swapped}
         mine = next(iter(forged["inputRequests"].values()))["params"]["message"]
-        return caller.reply(mine, Told(200, [], {"result": forged}), "x")
+        return caller.answer_elicitation(mine, CallOutcome(200, [], {"result": forged}), "x")
 
-    state_of_another(caller, forge)
+    check_misused_state(caller, forge)
 
 
 def test_request_state_can_be_used_once(bridge: Bridge) -> None:
     """Of two clients that send the same state, one is refused."""
-    caller = Caller(bridge, "/legacy")
+    caller = ToolCaller(bridge, "/legacy")
     for _ in range(ROUNDS):
         mine = str(uuid4())
-        question = caller.ask(mine)
-        told = together(2, lambda number: caller.reply(mine, question, f"n{number}"))  # noqa: B023
-        assert sorted(each.status for each in told) == [200, 400], told
+        question = caller.start_elicitation(mine)
+        outcomes = in_parallel(
+            2,
+            lambda number: caller.answer_elicitation(mine, question, f"n{number}"),  # noqa: B023
+        )
+        assert sorted(each.status for each in outcomes) == [200, 400], outcomes
 
 
 def test_request_state_expires_after_input_timeout(bridge: Bridge) -> None:
     """Its process then serves another call."""
-    caller = Caller(bridge, "/legacy")
+    caller = ToolCaller(bridge, "/legacy")
     mine = str(uuid4())
-    question = caller.ask(mine)
+    question = caller.start_elicitation(mine)
     time.sleep(INPUT_SECONDS + 0.5)
-    late = caller.reply(mine, question, "late")
-    assert (late.status, late.answer["error"]["code"]) == (400, -32602), late
-    assert caller.call("echo", mine).said["token"] == mine
+    late = caller.answer_elicitation(mine, question, "late")
+    assert (late.status, late.response["error"]["code"]) == (400, -32602), late
+    assert caller.call("echo", mine).tool_output["token"] == mine
 
 
 @pytest.mark.parametrize("base", ["/legacy", "/modern"])
@@ -280,7 +300,7 @@ def test_sixteen_sdk_clients_get_their_own_questions(bridge: Bridge, base: str) 
     """The official Python SDK, sixteen clients in one process."""
     client = Client("client2", "asking.py").command()
     url = f"http://127.0.0.1:{bridge.port}{base}/mcp"
-    with disturbing(Caller(bridge, base)):
+    with disturbing(ToolCaller(bridge, base)):
         done = subprocess.run(
             [*client, url, "16", str(ROUNDS)], capture_output=True, timeout=100, check=False
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Bridge, backend, serving, until
+from tests.e2e.harness import Bridge, backend, serving, wait_until
 from tests.e2e.test_teardown import READY, SHORT_OPTIONS
 from tests.real.processes import Process, alive
 
@@ -40,7 +40,7 @@ def kill_watchdog_first(bridge: Bridge, watchdog: Process) -> None:
     """Kill the watchdog, and the bridge before it can start another one."""
     os.kill(bridge.process.pid, signal.SIGSTOP)
     os.kill(watchdog.pid, signal.SIGKILL)
-    until(lambda: not alive(watchdog))
+    wait_until(lambda: not alive(watchdog))
     bridge.process.kill()
 
 
@@ -71,36 +71,36 @@ EVERY_ORDER: Sequence[Kill] = (
 def test_next_start_ends_the_processes_of_a_killed_bridge(tmp_path: Path, kill: Kill) -> None:
     """The daemons of a bridge that died with its watchdog; another bridge is not affected."""
     with bridge_with(tmp_path) as neighbour, bridge_with(tmp_path) as bridge:
-        theirs = neighbour.open()
-        assert theirs.message() == READY
-        undisturbed = neighbour.marked()
-        watchdog = bridge.watchdog()
-        assert bridge.open().message() == READY
-        everything = bridge.marked()
+        theirs = neighbour.open_sse()
+        assert theirs.read_message() == READY
+        undisturbed = neighbour.marked_processes()
+        watchdog = bridge.wait_for_watchdog()
+        assert bridge.open_sse().read_message() == READY
+        everything = bridge.marked_processes()
         kill(bridge, watchdog)
         bridge.process.wait()
         # The backend itself dies with the bridge; its daemons do not.
-        until(lambda: len(bridge.marked()) == 3)
+        wait_until(lambda: len(bridge.marked_processes()) == 3)
         assert len(list(tmp_path.glob("bridge-*.json"))) == 2
         with bridge_with(tmp_path) as following:
             pid = bridge.process.pid
             following.wait_for_log(f"a bridge that was killed (pid {pid}) had left 3 processes")
-            assert not bridge.marked()
+            assert not bridge.marked_processes()
             assert not any(map(alive, everything))
-            until(lambda: not alive(watchdog))
-            assert following.open().message() == READY
-        assert neighbour.marked() == undisturbed
+            wait_until(lambda: not alive(watchdog))
+            assert following.open_sse().read_message() == READY
+        assert neighbour.marked_processes() == undisturbed
         assert len(list(tmp_path.glob("bridge-*.json"))) == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_watchdog_of_a_killed_bridge_leaves_nothing_for_the_next_start(tmp_path: Path) -> None:
     with bridge_with(tmp_path) as bridge:
-        watchdog = bridge.watchdog()
-        assert bridge.open().message() == READY
+        watchdog = bridge.wait_for_watchdog()
+        assert bridge.open_sse().read_message() == READY
         bridge.kill()
-        until(lambda: not alive(watchdog))
-        assert not bridge.marked()
+        wait_until(lambda: not alive(watchdog))
+        assert not bridge.marked_processes()
     with bridge_with(tmp_path) as following:
         following.wait_for_log("had left 0 processes and 0 containers")
     assert list(tmp_path.iterdir()) == []
@@ -109,8 +109,8 @@ def test_watchdog_of_a_killed_bridge_leaves_nothing_for_the_next_start(tmp_path:
 def test_paused_watchdog_is_resumed_when_the_bridge_stops(tmp_path: Path) -> None:
     """It learns that nothing is left, and ends by itself."""
     with bridge_with(tmp_path) as bridge:
-        watchdog = bridge.watchdog()
-        assert bridge.open().message() == READY
+        watchdog = bridge.wait_for_watchdog()
+        assert bridge.open_sse().read_message() == READY
         os.kill(watchdog.pid, signal.SIGSTOP)
         bridge.stop()
         # If it had been killed, the state file would be left for the next start.
@@ -125,12 +125,12 @@ def catches(process: Process, number: int) -> bool:
 
 def test_signals_do_not_end_the_watchdog(tmp_path: Path) -> None:
     with bridge_with(tmp_path) as bridge:
-        watchdog = bridge.watchdog()
-        until(lambda: catches(watchdog, signal.SIGUSR1))
+        watchdog = bridge.wait_for_watchdog()
+        wait_until(lambda: catches(watchdog, signal.SIGUSR1))
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE):
             os.kill(watchdog.pid, number)
-        assert bridge.open().message() == READY
+        assert bridge.open_sse().read_message() == READY
         bridge.kill()
-        until(lambda: not bridge.marked())
-        until(lambda: not alive(watchdog))
+        wait_until(lambda: not bridge.marked_processes())
+        wait_until(lambda: not alive(watchdog))
         assert "the watchdog ended" not in bridge.log

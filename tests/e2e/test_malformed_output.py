@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Bridge, backend, request, serving
+from tests.e2e.harness import Bridge, SseStream, backend, request, serving
 from tests.e2e.stateless import send
 
 INITIALIZE = {"protocolVersion": "2025-11-25", "capabilities": {}}
@@ -18,7 +18,7 @@ Call = Callable[[str], Any]
 
 def at_sse(bridge: Bridge, ident: int | str = 7) -> Call:
     """Return a function that calls a tool over HTTP+SSE and returns the answer."""
-    stream = bridge.open()
+    stream = bridge.open_sse()
     stream.send_message(request("initialize", 1, **INITIALIZE))
     assert answer_of(stream)["id"] == 1
 
@@ -29,22 +29,22 @@ def at_sse(bridge: Bridge, ident: int | str = 7) -> Call:
     return call
 
 
-def answer_of(stream: Any) -> Any:
+def answer_of(stream: SseStream) -> Any:
     """Return the next message that is not a notification of a stderr line."""
     while True:
-        message = json.loads(stream.message())
+        message = json.loads(stream.read_message())
         if "method" not in message:
             return message
 
 
 def at_mcp(bridge: Bridge, ident: int | str = 7) -> Call:
     """Return the same over Streamable HTTP."""
-    client = bridge.streamable()
+    client = bridge.open_streamable_http()
 
     def call(tool: str) -> Any:
         body = request("tools/call", ident, name=tool, arguments={})
         with client.send("POST", body) as response:
-            return response.answer()
+            return response.read_final_message()
 
     return call
 
@@ -54,7 +54,7 @@ def of_2026(bridge: Bridge, ident: int = 1) -> Call:
 
     def call(tool: str) -> Any:
         with send(bridge.port, "", "tools/call", name=tool, arguments={}) as response:
-            return response.answer()
+            return response.read_final_message()
 
     return call
 

@@ -32,7 +32,11 @@ def ask(bridge: Bridge, method: str, extensions: dict[str, Any], **params: Any) 
     able = {"extensions": extensions} if extensions else {}
     meta = {f"{PREFIX}clientCapabilities": able}
     with send(bridge.port, "", method, **params, _meta=meta) as response:
-        message = response.json if "json" in response.kind else response.messages()[-1]
+        message = (
+            response.json
+            if "json" in response.content_type
+            else response.read_remaining_messages()[-1]
+        )
     return message["result"]
 
 

@@ -74,21 +74,21 @@ def test_example_filter_logs_the_caller(tmp_path: Path) -> None:
     settings = config(tmp_path / "note", "legacy", "tool_filter.ToolFilter", allowed_tools=["do"])
     call = request("tools/call", name="nuke", arguments={})
     with serving(config=settings, environment=path(EXAMPLES)) as bridge:
-        stream = bridge.open("/one")
+        stream = bridge.open_sse("/one")
         opening = request("initialize", clientInfo={**CLIENT, "name": "over sse"})
         assert b'"result"' in stream.round_trip(opening)
         assert b"may not be called" in stream.round_trip(call)
 
-        client = bridge.visitor("/one")
+        client = bridge.new_client("/one")
         params = {"protocolVersion": client.version, "clientInfo": {**CLIENT, "name": "over http"}}
         opened = client.call("initialize", f"Authorization: {SECRET}", **params)
-        client.ident = opened.headers["mcp-session-id"]
+        client.session_id = opened.headers["mcp-session-id"]
         refused = client.call("tools/call", name="nuke", arguments={})
-        assert "may not be called" in refused.answer()["error"]["message"]
+        assert "may not be called" in refused.read_final_message()["error"]["message"]
 
         for each in ({**CLIENT, "name": "of 2026"}, {"name": "forged\nline", "version": 2}):
             with ask(bridge.port, "nuke", each, f"Authorization: {SECRET}") as answer:
-                assert "may not be called" in answer.answer()["error"]["message"]
+                assert "may not be called" in answer.read_final_message()["error"]["message"]
         for name in ("'over sse' version='1'", "'over http' version='1'", "'of 2026' version='1'"):
             bridge.wait_for_log(f"<Caller address='127.0.0.1' name={name}> may not call 'nuke'")
         bridge.wait_for_log(r"<Caller address='127.0.0.1' name='forged\nline'> may not call")
@@ -103,11 +103,11 @@ def test_filter_sees_the_caller_of_each_answer(tmp_path: Path, era: str) -> None
     asked: dict[str, tuple[str, Response]] = {}
     with serving(config=settings, environment=path(tmp_path)) as bridge:
         for number in range(12):
-            team, mark = f"team-{number}", uuid.uuid4().hex
-            client = {**CLIENT, "name": mark}
-            response = ask(bridge.port, "do", client, f"X-Team: {team}", mark=mark)
-            bridge.streams.append(response)
-            asked[mark] = team, response
-        for mark, (team, response) in asked.items():
-            result = response.answer()["result"]
-            assert (result["was"], result["client"], result["team"]) == (mark, mark, team)
+            team, token = f"team-{number}", uuid.uuid4().hex
+            client = {**CLIENT, "name": token}
+            response = ask(bridge.port, "do", client, f"X-Team: {team}", token=token)
+            bridge.clients.append(response)
+            asked[token] = team, response
+        for token, (team, response) in asked.items():
+            result = response.read_final_message()["result"]
+            assert (result["was"], result["client"], result["team"]) == (token, token, team)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Bridge, backend, serving, until
+from tests.e2e.harness import Bridge, backend, serving, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +35,8 @@ def running(folder: Path) -> list[str]:
 
 def open_and_leave(bridge: Bridge) -> None:
     """Open a session, close it, and wait until the log says that it is closed."""
-    with bridge.open() as stream:
-        assert stream.message() == READY
+    with bridge.open_sse() as stream:
+        assert stream.read_message() == READY
     bridge.wait_for_close(stream)
 
 
@@ -69,9 +69,9 @@ def test_killed_bridge_leaves_no_process(how: str, tmp_path: Path) -> None:
     """The watchdog keeps up with forks, and finds threads and changed limits."""
     command = backend("orphans", how, tmp_path)
     with serving(*GRACES, command=command) as bridge:
-        bridge.watchdog()
-        assert bridge.open().message() == READY
+        bridge.wait_for_watchdog()
+        assert bridge.open_sse().read_message() == READY
         assert running(tmp_path)
         bridge.kill()
-        until(lambda: not running(tmp_path))
-        until(lambda: not bridge.marked())
+        wait_until(lambda: not running(tmp_path))
+        wait_until(lambda: not bridge.marked_processes())

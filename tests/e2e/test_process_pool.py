@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from mcpbridge.config.tuning import STILLBORN_STARTS
-from tests.e2e.harness import Bridge, Streamable, backend, serving, shell, until
+from tests.e2e.harness import Bridge, StreamableHttpClient, backend, serving, shell, wait_until
 from tests.e2e.stateless import (
     PREFIX,
-    Caller,
-    Census,
-    KeptAlive,
-    Told,
-    again_and_again,
-    listen,
-    together,
+    CallOutcome,
+    KeepAliveConnection,
+    ProcessCounter,
+    ToolCaller,
+    in_parallel,
+    repeating_in_background,
+    subscribe,
 )
 from tests.real.processes import alive
 
@@ -58,7 +58,7 @@ def tries(seconds: float) -> int:
 class RefusalLog:
     """Calls of a failing server, and the status of each answer."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: ToolCaller) -> None:
         self.statuses: list[int] = []
         self._caller = caller
 
@@ -69,7 +69,7 @@ class RefusalLog:
 
     def call(self, _: int) -> None:
         """Make one call and record its status."""
-        with self._caller.begin("echo", "x") as response:
+        with self._caller.start_call("echo", "x") as response:
             assert response.status in (502, 503), response.body
             if response.status == 503:
                 assert int(response.headers["retry-after"]) >= 1
@@ -97,34 +97,34 @@ def test_failing_servers_do_not_affect_others(tmp_path: Path) -> None:
     done: Counter[str] = Counter()
     with serving(config={"mcpServers": servers}) as bridge:
         began = time.monotonic()
-        broken, mute = (RefusalLog(Caller(bridge, base)) for base in ("/broken", "/mute"))
-        clients = {base: bridge.streamable(base) for base in ("/older", "/newer")}
+        broken, mute = (RefusalLog(ToolCaller(bridge, base)) for base in ("/broken", "/mute"))
+        clients = {base: bridge.open_streamable_http(base) for base in ("/older", "/newer")}
 
         def good(base: str) -> Callable[[int], None]:
-            caller = Caller(bridge, base)
+            caller = ToolCaller(bridge, base)
 
             def work(number: int) -> None:
-                assert caller.call("echo", f"{number}").said["token"] == f"{number}"
+                assert caller.call("echo", f"{number}").tool_output["token"] == f"{number}"
                 arguments = {"token": "of a session"}
                 with clients[base].call("tools/call", name="echo", arguments=arguments) as answer:
-                    assert "result" in answer.answer()
+                    assert "result" in answer.read_final_message()
                 done[base] += 1
 
             return work
 
         works = [good("/older"), good("/newer"), broken.call, mute.call]
-        with again_and_again(*works):
-            lost, pids = crash(Caller(bridge, "/tenth"), 100)
+        with repeating_in_background(*works):
+            lost, pids = crash(ToolCaller(bridge, "/tenth"), 100)
             time.sleep(max(0.0, began + SECONDS - time.monotonic()))
             # However slow the machine is, all of them go on.
-            until(lambda: len(done) == 2 and min(done.values()) > 20)
-            until(lambda: all(each.waits_more_often_than_it_fails for each in (broken, mute)))
+            wait_until(lambda: len(done) == 2 and min(done.values()) > 20)
+            wait_until(lambda: all(each.waits_more_often_than_it_fails for each in (broken, mute)))
         took = time.monotonic() - began + 1
 
         # Each process served nine calls; only the tenth of each is lost.
         assert max(pids.values()) == 9, (lost, pids)
         full = {pid for pid, served in pids.items() if served == 9}
-        assert lost == len(full - {each.pid for each in bridge.marked()})
+        assert lost == len(full - {each.pid for each in bridge.marked_processes()})
         for refusals in (broken, mute):
             assert refusals.statuses[0] == 502
             # One more may have begun while the bridge checked the first failure.
@@ -136,22 +136,24 @@ def test_failing_servers_do_not_affect_others(tmp_path: Path) -> None:
         assert 2 <= starts(files["cold"]) <= tries(took)
 
 
-def crash(caller: Caller, count: int) -> tuple[int, Counter[int]]:
+def crash(caller: ToolCaller, count: int) -> tuple[int, Counter[int]]:
     """Make calls, four at a time; return how many failed, and how many each process served."""
 
-    def work(number: int) -> Told:
+    def work(number: int) -> CallOutcome:
         return caller.call("echo", f"{number}")
 
-    told = [each for start in range(0, count, 4) for each in together(4, work)]
-    assert {each.status for each in told} <= {200, 502}, Counter(each.status for each in told)
-    served = Counter(each.said["pid"] for each in told if each.status == 200)
-    return sum(each.status == 502 for each in told), served
+    outcomes = [each for start in range(0, count, 4) for each in in_parallel(4, work)]
+    assert {each.status for each in outcomes} <= {200, 502}, Counter(
+        each.status for each in outcomes
+    )
+    served = Counter(each.tool_output["pid"] for each in outcomes if each.status == 200)
+    return sum(each.status == 502 for each in outcomes), served
 
 
 def test_modern_server_that_exits_is_restarted_for_the_next_call() -> None:
     """The next call does not have to wait."""
     with serving(command=backend("tools", "modern", 10)) as bridge:
-        caller = Caller(bridge)
+        caller = ToolCaller(bridge)
         statuses = [caller.call("echo", "x").status for _ in range(40)]
         assert statuses == ([200] * 9 + [502]) * 4
 
@@ -161,20 +163,20 @@ def test_reconnecting_client_of_a_broken_server_is_backed_off(tmp_path: Path) ->
     file = tmp_path / "starts"
     line = shell(f"echo started >> '{file}'; exit 3")
     with serving(config={"mcpServers": {"broken": server("/broken", line)}}) as bridge:
-        client = bridge.visitor("/broken")
+        client = bridge.new_client("/broken")
 
-        def come() -> tuple[int, str, Any]:
+        def initialize() -> tuple[int, str, Any]:
             with client.call("initialize", protocolVersion=client.version) as response:
                 retry = response.headers.get("retry-after", "")
-                return response.status, retry, response.answer()["error"]
+                return response.status, retry, response.read_final_message()["error"]
 
         for _ in range(STILLBORN_STARTS):
-            status, retry, error = come()
+            status, retry, error = initialize()
             assert (status, retry) == (200, ""), error
             assert "exit status 3" in error["message"]
         # Now the bridge itself checks whether the server can start.
         for _ in range(STILLBORN_STARTS):
-            status, retry, error = come()
+            status, retry, error = initialize()
             assert "exit status 3" in error["message"]
             if status == 503:
                 break
@@ -187,29 +189,29 @@ def test_client_that_crashes_the_server_does_not_affect_others() -> None:
     """It comes again and again, with and without a session."""
     info = {"name": "bad", "version": "1"}
     with serving(command=backend("tools", "legacy", 0)) as bridge:
-        caller = Caller(bridge)
+        caller = ToolCaller(bridge)
 
         def hostile(number: int) -> None:
-            with bridge.visitor().call(
+            with bridge.new_client().call(
                 "initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=info
             ) as response:
                 assert response.status == 200
-                assert "error" in response.answer()
+                assert "error" in response.read_final_message()
             meta = {f"{PREFIX}clientInfo": info}
             assert caller.call("echo", "bad", _meta=meta).status == 502
             done.append(number)
 
         def good(number: int) -> None:
-            client = Streamable(bridge.port)
+            client = StreamableHttpClient(bridge.port)
             client.initialize()
             client.close()
-            assert caller.call("echo", f"{number}").said["token"] == f"{number}"
+            assert caller.call("echo", f"{number}").tool_output["token"] == f"{number}"
             served.append(number)
 
         done: list[int] = []
         served: list[int] = []
-        with again_and_again(hostile, hostile, good):
-            until(lambda: len(done) > STILLBORN_STARTS + 2 and len(served) > 10)
+        with repeating_in_background(hostile, hostile, good):
+            wait_until(lambda: len(done) > STILLBORN_STARTS + 2 and len(served) > 10)
         assert " is down after " not in bridge.log
 
 
@@ -219,40 +221,40 @@ def test_warm_processes_are_used_and_replaced_within_the_limits() -> None:
     config = {"root": server("", command, warm=WARM, max_sessions=limit)}
     with serving(config={"mcpServers": config}) as bridge:
         spare = bridge.wait_for_backends(WARM)
-        census = Census(bridge, "tools.py")
-        with again_and_again(census.step):
+        counter = ProcessCounter(bridge, "tools.py")
+        with repeating_in_background(counter.sample):
             time.sleep(0.5)
-            assert bridge.marked() == spare
-            clients = [bridge.streamable()]
+            assert bridge.marked_processes() == spare
+            clients = [bridge.open_streamable_http()]
             assert pid_of(clients[0]) in {each.pid for each in spare}
             # One in use, and as many ready as before.
             bridge.wait_for_backends(limit)
-            clients += [bridge.streamable() for _ in range(WARM)]
+            clients += [bridge.open_streamable_http() for _ in range(WARM)]
             # The limit is in use; wait long enough for one more to start, if one were.
             time.sleep(0.5)
-            in_use = bridge.marked()
+            in_use = bridge.marked_processes()
             assert {each.pid for each in in_use} == {pid_of(each) for each in clients}
-            with bridge.visitor().call("initialize", protocolVersion="2025-11-25") as answer:
+            with bridge.new_client().call("initialize", protocolVersion="2025-11-25") as answer:
                 assert answer.status == 429
                 assert int(answer.headers["retry-after"]) >= 1
-            with Caller(bridge).begin("echo", "x") as response:
+            with ToolCaller(bridge).start_call("echo", "x") as response:
                 assert response.status == 429
             for client in clients:
                 assert client.delete() == 200
-            until(lambda: not bridge.marked() & in_use)
+            wait_until(lambda: not bridge.marked_processes() & in_use)
             bridge.wait_for_backends(WARM)
             # Stateless requests use them too.
-            ready = {each.pid for each in bridge.marked()}
-            assert Caller(bridge).call("echo", "x").said["pid"] in ready
-        assert census.most["tools.py"] == census.most_of_all == limit, census.most
-        assert census.samples > 10
+            ready = {each.pid for each in bridge.marked_processes()}
+            assert ToolCaller(bridge).call("echo", "x").tool_output["pid"] in ready
+        assert counter.max_by_name["tools.py"] == counter.max_total == limit, counter.max_by_name
+        assert counter.samples > 10
 
 
-def pid_of(client: Streamable) -> int:
+def pid_of(client: StreamableHttpClient) -> int:
     """Return the pid of a session's process."""
     arguments = {"token": "whoever"}
     with client.call("tools/call", name="echo", arguments=arguments) as answer:
-        text = answer.answer()["result"]["content"][0]["text"]
+        text = answer.read_final_message()["result"]["content"][0]["text"]
     pid: int = json.loads(text)["pid"]
     return pid
 
@@ -264,13 +266,13 @@ def test_spare_process_is_replaced_after_max_process_age() -> None:
     }
     with serving(config={"mcpServers": config}) as bridge:
         first = bridge.wait_for_backends(2)
-        census = Census(bridge, "tools.py")
-        with again_and_again(census.step):
-            until(lambda: not bridge.marked() & first)
+        counter = ProcessCounter(bridge, "tools.py")
+        with repeating_in_background(counter.sample):
+            wait_until(lambda: not bridge.marked_processes() & first)
             second = bridge.wait_for_backends(2)
-            until(lambda: not bridge.marked() & second)
-        assert census.most_of_all <= 3
-        assert Caller(bridge).call("echo", "x").status == 200
+            wait_until(lambda: not bridge.marked_processes() & second)
+        assert counter.max_total <= 3
+        assert ToolCaller(bridge).call("echo", "x").status == 200
 
 
 def test_killed_spare_process_is_replaced() -> None:
@@ -280,7 +282,7 @@ def test_killed_spare_process_is_replaced() -> None:
         spare = bridge.wait_for_backends(WARM)
         killed = spare.pop()
         os.kill(killed.pid, signal.SIGKILL)
-        with KeptAlive(bridge.port, "") as client:
+        with KeepAliveConnection(bridge.port, "") as client:
             assert client.call("echo", "x")["pid"] in {each.pid for each in spare}
             # One in use, and as many as before ready.
             bridge.wait_for_backends(WARM + 1)
@@ -295,29 +297,31 @@ def test_stopped_or_killed_bridge_leaves_no_process(how: int) -> None:
         "newer": server("/newer", backend("tools", "modern", 0), warm=2),
     }
     with serving(config={"mcpServers": servers}) as bridge:
-        heard = []
+        subscriptions = []
         for base in ("/older", "/newer"):
-            caller = Caller(bridge, base)
-            bridge.open(base)
-            bridge.streamable(base)
-            caller.ask("suspended")
-            working = caller.begin("wait", "working")
-            heard.append(listen(bridge.port, base))
-            bridge.streams += [working, heard[-1]]
+            caller = ToolCaller(bridge, base)
+            bridge.open_sse(base)
+            bridge.open_streamable_http(base)
+            caller.start_elicitation("suspended")
+            working = caller.start_call("wait", "working")
+            subscriptions.append(subscribe(bridge.port, base))
+            bridge.clients += [working, subscriptions[-1]]
         # Spare, two sessions, suspended, running, subscribed; modern: one for the last three.
-        until(lambda: processes(bridge) == {"legacy": 2 + 2 + 3, "modern": 2 + 2 + 1})
-        everything = bridge.marked()
+        wait_until(lambda: processes(bridge) == {"legacy": 2 + 2 + 3, "modern": 2 + 2 + 1})
+        everything = bridge.marked_processes()
         if how == signal.SIGTERM:
             bridge.stop()
-            for each in heard:
-                assert each.message()["result"]["resultType"] == "complete"
+            for each in subscriptions:
+                assert each.read_message()["result"]["resultType"] == "complete"
         else:
             bridge.kill()
-            until(lambda: not bridge.marked())
-            until(lambda: not any(map(alive, bridge.watchdogs)))
+            wait_until(lambda: not bridge.marked_processes())
+            wait_until(lambda: not any(map(alive, bridge.watchdogs)))
         assert not any(map(alive, everything))
 
 
 def processes(bridge: Bridge) -> Counter[str]:
     """Count the running processes by era."""
-    return Counter(each.command.split("tools.py ")[1].split()[0] for each in bridge.marked())
+    return Counter(
+        each.command.split("tools.py ")[1].split()[0] for each in bridge.marked_processes()
+    )

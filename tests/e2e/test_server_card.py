@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Bridge, backend, carrying, serving
+from tests.e2e.harness import Bridge, backend, processes_with_argument, serving
 from tests.e2e.stateless import send
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def test_card_exists_once_its_server_has_identified_itself() -> None:
         }
     }
     with serving(config=config) as bridge:
-        before = len(carrying(bridge.mark))
+        before = len(processes_with_argument(bridge.marker))
         cards = ["/old/mcp/server-card", "/new/mcp/server-card"]
         for path in (*cards, "/.well-known/ai-catalog.json"):
             status, headers, body = get(bridge, path)
@@ -44,7 +44,7 @@ def test_card_exists_once_its_server_has_identified_itself() -> None:
             assert "said yet" in body["error"]["message"]
         assert get(bridge, "/.well-known/mcp/server-card")[0] == 404
         # These requests started no process.
-        assert len(carrying(bridge.mark)) == before
+        assert len(processes_with_argument(bridge.marker)) == before
         for number, name in enumerate(config["mcpServers"], 1):
             with send(bridge.port, f"/{name}", "tools/list") as response:
                 assert response.status == 200
@@ -70,7 +70,7 @@ def test_session_of_a_handshake_client_provides_the_card() -> None:
     for era in ("legacy", "modern"):
         with serving(command=backend("tools", era, 0)) as bridge:
             assert get(bridge, "/.well-known/mcp/server-card")[0] == 404
-            session = bridge.streamable()
+            session = bridge.open_streamable_http()
             status, _, card = get(bridge, "/.well-known/mcp/server-card")
             assert status == 200
             assert card["remotes"][1] == {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import PATIENCE, Bridge, Stream, backend, request, serving, until
+from tests.e2e.harness import TIMEOUT, Bridge, SseStream, backend, request, serving, wait_until
 from tests.e2e.test_teardown import SHORT_OPTIONS, open_ready
 from tests.real.parts import beside_python
 from tests.real.processes import alive, descendants
@@ -27,16 +27,18 @@ def test_signals_other_than_stop_signals_end_no_session(tmp_path: Path) -> None:
     """SIGHUP, SIGUSR1 and SIGUSR2 end nothing; SIGUSR1 reports the sessions; SIGQUIT stops."""
     with serving(*SHORT_OPTIONS, command=backend("strays")) as bridge:
         stream = open_ready(bridge, "")
-        [leader] = [each for each in bridge.below() if "strays.py" in each.command]
+        [leader] = [each for each in bridge.descendants() if "strays.py" in each.command]
         bridge.process.send_signal(signal.SIGHUP)
         bridge.wait_for_log("SIGHUP: there is no log file to reopen")
         bridge.process.send_signal(signal.SIGUSR2)
         bridge.wait_for_log("SIGUSR2 does nothing")
         bridge.process.send_signal(signal.SIGUSR1)
         bridge.wait_for_log("1 sessions and other processes:")
-        bridge.wait_for_log(f"session {stream.ident[:8]} of ", "/sse, open, ", f"pid {leader.pid},")
+        bridge.wait_for_log(
+            f"session {stream.session_id[:8]} of ", "/sse, open, ", f"pid {leader.pid},"
+        )
         assert stream.round_trip(request("x")) == request("x")
-        bridge.below()
+        bridge.descendants()
         bridge.process.send_signal(signal.SIGQUIT)
         bridge.assert_stopped([0])
         assert "SIGQUIT: received, shutting down" in bridge.log
@@ -65,7 +67,7 @@ def running(line: Sequence[str], log: Path) -> Iterator[tuple[subprocess.Popen[b
     process = subprocess.Popen(line, stdin=subprocess.DEVNULL)
     serves = re.compile(r"serving http://127\.0\.0\.1:(\d+)/sse")
     try:
-        until(lambda: log.exists() and serves.search(log.read_text()))
+        wait_until(lambda: log.exists() and serves.search(log.read_text()))
         found = serves.search(log.read_text())
         assert found is not None
         yield process, Bridge(process, log.parent, "", int(found[1]))
@@ -79,7 +81,7 @@ def twistd(folder: Path, *options: str) -> list[str]:
     bridge = ["--listen", "tcp:0:interface=127.0.0.1", "--state-dir", str(folder / "state")]
     paths = [f"--pidfile={folder / 'pid'}", f"--logfile={folder / 'log'}", f"--rundir={folder}"]
     command = [beside_python("twistd"), *options, *paths, "mcpbridge", *bridge, *SHORT_OPTIONS]
-    return [*command, "--", *backend("strays"), "no mark"]
+    return [*command, "--", *backend("strays"), "no marker"]
 
 
 def test_sighup_reopens_the_log_file(tmp_path: Path) -> None:
@@ -91,19 +93,19 @@ def test_sighup_reopens_the_log_file(tmp_path: Path) -> None:
         try:
             os.rename(log, old)
             os.kill(pid, signal.SIGHUP)
-            until(lambda: log.exists() and f"SIGHUP: reopened {log}" in log.read_text())
+            wait_until(lambda: log.exists() and f"SIGHUP: reopened {log}" in log.read_text())
             # twistd itself would rotate the file at this one.
             os.kill(pid, signal.SIGUSR1)
-            until(lambda: "0 sessions and other processes" in log.read_text())
-            with Stream(bridge.port).begin():
-                until(lambda: "opened" in log.read_text())
+            wait_until(lambda: "0 sessions and other processes" in log.read_text())
+            with SseStream(bridge.port).read_opening_events():
+                wait_until(lambda: "opened" in log.read_text())
                 processes |= descendants(pid)
             assert sorted(each.name for each in tmp_path.glob("log*")) == ["log", "log.1"]
             assert "opened" not in old.read_text()
         finally:
             os.kill(pid, signal.SIGQUIT)
-        until(lambda: "Server Shut Down" in log.read_text())
-        until(lambda: not any(map(alive, processes)))
+        wait_until(lambda: "Server Shut Down" in log.read_text())
+        wait_until(lambda: not any(map(alive, processes)))
         assert "SIGQUIT: received, shutting down" in log.read_text()
 
 
@@ -126,13 +128,13 @@ def test_terminal_that_hangs_up_stops_the_bridge(tmp_path: Path) -> None:
         with running(line, log) as (process, bridge):
             os.close(theirs)
             process.send_signal(signal.SIGHUP)
-            until(lambda: "SIGHUP: reopened" in log.read_text())
-            with Stream(bridge.port).begin() as stream:
-                assert stream.message() == b'{"jsonrpc":"2.0","method":"ready"}'
+            wait_until(lambda: "SIGHUP: reopened" in log.read_text())
+            with SseStream(bridge.port).read_opening_events() as stream:
+                assert stream.read_message() == b'{"jsonrpc":"2.0","method":"ready"}'
                 processes = descendants(process.pid)
                 os.close(ours)
-                assert process.wait(PATIENCE) == 0
-                until(lambda: not any(map(alive, processes)))
+                assert process.wait(TIMEOUT) == 0
+                wait_until(lambda: not any(map(alive, processes)))
             assert "SIGHUP: the terminal is gone, shutting down" in log.read_text()
             assert "the bridge is shutting down" in log.read_text()
     finally:

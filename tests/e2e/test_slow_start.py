@@ -32,7 +32,7 @@ def config(folder: Path, max_sessions: int, *era: str, **more: Any) -> dict[str,
     return {"mcpServers": {"slow": {**server, **graces, **more}}}
 
 
-def comes(bridge: Bridge, transport: str, patience: float = PATIENCE) -> bool:
+def can_initialize(bridge: Bridge, transport: str, patience: float = PATIENCE) -> bool:
     """Return True if a client with this patience gets an answer to `initialize`."""
     end = time.monotonic() + patience
     body = request("initialize", 1, protocolVersion="2025-11-25", capabilities={})
@@ -78,7 +78,7 @@ def calls(bridge: Bridge, patience: float = PATIENCE) -> bool:
     with stateless.send(bridge.port, "", "resources/list") as response:
         response.socket.settimeout(patience)
         try:
-            answer = response.answer()
+            answer = response.read_final_message()
         except TimeoutError:
             return False
     if "result" in answer:
@@ -100,10 +100,10 @@ def test_impatient_clients_with_sessions_are_served_in_the_end(
 ) -> None:
     """The first client's process starts without it, and the others wait for that process."""
     with serving(config=config(tmp_path, max_sessions)) as bridge:
-        assert not comes(bridge, transport)
+        assert not can_initialize(bridge, transport)
         line = bridge.wait_for_log("a client left after", "`warm`")
         assert "start_timeout" in line
-        assert any(comes(bridge, transport, each) for each in PATIENCES)
+        assert any(can_initialize(bridge, transport, each) for each in PATIENCES)
         assert installs(tmp_path) == 1
         assert bridge.log.count("a client left after") == 1
         bridge.wait_for_log("its process was kept: it has started")
@@ -112,19 +112,19 @@ def test_impatient_clients_with_sessions_are_served_in_the_end(
 def test_reconnecting_clients_start_no_second_install(tmp_path: Path) -> None:
     """Eight come at once while the first client's process starts."""
     with serving(config=config(tmp_path, 20)) as bridge:
-        assert not comes(bridge, "mcp")
+        assert not can_initialize(bridge, "mcp")
         bridge.wait_for_log("a client left after")
-        told: list[bool] = []
+        served: list[bool] = []
 
-        def come() -> None:
-            told.append(any(comes(bridge, "mcp", each) for each in PATIENCES))
+        def keep_trying() -> None:
+            served.append(any(can_initialize(bridge, "mcp", each) for each in PATIENCES))
 
-        workers = [threading.Thread(target=come) for _ in range(8)]
+        workers = [threading.Thread(target=keep_trying) for _ in range(8)]
         for each in workers:
             each.start()
         for each in workers:
             each.join()
-        assert told == [True] * 8
+        assert served == [True] * 8
         assert installs(tmp_path) == 1
 
 

@@ -19,16 +19,23 @@ import pytest
 
 from tests.e2e.harness import (
     BACKENDS,
-    PATIENCE,
+    TIMEOUT,
     Bridge,
-    Stream,
-    Streamable,
+    SseStream,
+    StreamableHttpClient,
     backend,
     request,
     serving,
-    until,
+    wait_until,
 )
-from tests.e2e.stateless import Busy, Caller, Census, again_and_again, let_in, listen
+from tests.e2e.stateless import (
+    ProcessCounter,
+    ToolCaller,
+    TooManyRequests,
+    raise_for_429,
+    repeating_in_background,
+    subscribe,
+)
 
 CYCLES = int(os.environ.get("MCPBRIDGE_SOAK", "42"))
 AT_A_TIME = 8
@@ -62,8 +69,8 @@ def cycle(bridge: Bridge, number: int) -> str:
 
 def sse_cycle(bridge: Bridge, kind: str, end: str) -> None:
     """Run a cycle over HTTP+SSE."""
-    with Stream(bridge.port) as stream:
-        stream.begin()
+    with SseStream(bridge.port) as stream:
+        stream.read_opening_events()
         assert b'"initialize"' in stream.round_trip(request("initialize", 1))
         assert kind.encode() in stream.round_trip(request(kind, 2))
         if kind == "mute":
@@ -72,20 +79,20 @@ def sse_cycle(bridge: Bridge, kind: str, end: str) -> None:
                 pass
         getattr(stream, end)()
         if end == "half_close":
-            stream.ended() if kind != "flood" else stream.reset()
+            stream.read_eof() if kind != "flood" else stream.reset()
 
 
 def streamable_cycle(bridge: Bridge, kind: str, end: str) -> None:
     """Run a cycle over Streamable HTTP."""
-    client = Streamable(bridge.port)
+    client = StreamableHttpClient(bridge.port)
     try:
         with client.call("initialize") as response:
-            client.ident = response.headers["mcp-session-id"]
-            assert response.answer()["result"] == {"was": "initialize"}
+            client.session_id = response.headers["mcp-session-id"]
+            assert response.read_final_message()["result"] == {"was": "initialize"}
         # One whose backend floods is a client that does not read.
-        stream = client.listen()
+        stream = client.open_get_stream()
         assert stream.status == 200
-        assert kind in client.call(kind).answer()["result"]["was"]
+        assert kind in client.call(kind).read_final_message()["result"]["was"]
         if kind == "mute":
             while client.send("POST", UNREAD).status == 202:
                 pass
@@ -93,7 +100,7 @@ def streamable_cycle(bridge: Bridge, kind: str, end: str) -> None:
             # A backend that has crashed may have ended it first.
             assert client.delete() in ((200, 404) if kind == "crash" else (200,))
     finally:
-        client.drop()
+        client.disconnect()
 
 
 def run(one: Callable[[int], str], cycles: int) -> Counter[str]:
@@ -112,7 +119,7 @@ def run(one: Callable[[int], str], cycles: int) -> Counter[str]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE + cycles)
+        thread.join(TIMEOUT + cycles)
     if failures:
         raise failures[0]
     return done
@@ -129,21 +136,21 @@ def test_sessions_that_end_in_every_way_leave_nothing() -> None:
     with serving(*options, "--max-sessions", str(limit), command=command) as bridge:
         assert sum(run(lambda number: cycle(bridge, number), WARM_UP).values()) == WARM_UP
         bridge.wait_until_empty()
-        descriptors, memory = bridge.descriptors(), bridge.rss()
+        descriptors, memory = bridge.count_descriptors(), bridge.rss()
 
         done = run(lambda number: cycle(bridge, number), CYCLES)
 
         assert sum(done.values()) == CYCLES
         assert len(done) == min(CYCLES, len(KINDS) * (len(ENDS) + len(STREAMABLE_ENDS)))
         bridge.wait_until_empty()
-        until(lambda: bridge.log.count(" closed after ") == WARM_UP + CYCLES)
-        until(lambda: bridge.descriptors() <= descriptors)
+        wait_until(lambda: bridge.log.count(" closed after ") == WARM_UP + CYCLES)
+        wait_until(lambda: bridge.count_descriptors() <= descriptors)
         assert bridge.rss() - memory < GROWTH_BYTES
         # Every permit was returned: the limit is reached again, and not exceeded.
         for _ in range(limit):
-            bridge.open()
-        assert bridge.knock().status == 429
-        bridge.hang_up()
+            bridge.open_sse()
+        assert bridge.get_sse().status == 429
+        bridge.close_clients()
 
 
 # All transports, in front of servers of both eras.
@@ -153,31 +160,31 @@ INPUT_SECONDS, IDLE_SECONDS = 0.7, 2.0
 #: Limits of each server and of both: fewer processes than the clients want.
 LIMITS = {"legacy": 5, "modern": 3}
 LIMIT = 6
-CAPABLE: dict[str, Any] = {
+INITIALIZE_PARAMS: dict[str, Any] = {
     "capabilities": {"elicitation": {}},
     "clientInfo": {"name": "tests", "version": "1"},
 }
 
 
 class Visit:
-    """One visit of a client to a server; each kind raises `Busy` if the limits refuse it."""
+    """One visit of a client to a server; raises `TooManyRequests` if the limits refuse it."""
 
     def __init__(self, bridge: Bridge, base: str, number: int) -> None:
         self.port = bridge.port
         self.base = base
         self.token = f"visit {number}"
-        self.caller = Caller(bridge, base)
+        self.caller = ToolCaller(bridge, base)
 
     def sse(self) -> None:
         """Leave a session of HTTP+SSE in the middle of a call."""
         arguments = {"token": self.token}
-        with Stream(self.port, f"{self.base}/sse") as stream:
-            let_in(stream.status, stream.headers)
-            stream.begin()
-            initialize = request("initialize", 1, protocolVersion="2024-11-05", **CAPABLE)
+        with SseStream(self.port, f"{self.base}/sse") as stream:
+            raise_for_429(stream.status, stream.headers)
+            stream.read_opening_events()
+            initialize = request("initialize", 1, protocolVersion="2024-11-05", **INITIALIZE_PARAMS)
             assert b"serverInfo" in stream.round_trip(initialize)
-            said = stream.round_trip(request("tools/call", 2, name="echo", arguments=arguments))
-            assert self.token.encode() in said
+            output = stream.round_trip(request("tools/call", 2, name="echo", arguments=arguments))
+            assert self.token.encode() in output
             stream.send_message(request("tools/call", 3, name="wait", arguments=arguments))
 
     def streamable(self) -> None:
@@ -185,32 +192,34 @@ class Visit:
         client = self._session()
         try:
             call = client.call("tools/call", name="ask", arguments={"token": self.token})
-            asked = call.message()
+            asked = call.read_message()
             assert asked["params"]["message"] == self.token, asked
             result = {"action": "accept", "content": {"answer": self.token}}
-            client.take({"jsonrpc": "2.0", "id": asked["id"], "result": result})
-            said = json.loads(call.message()["result"]["content"][0]["text"])
-            assert said["answer"] == self.token
+            client.post({"jsonrpc": "2.0", "id": asked["id"], "result": result})
+            output = json.loads(call.read_message()["result"]["content"][0]["text"])
+            assert output["answer"] == self.token
             assert client.delete() == 200
         finally:
-            client.drop()
+            client.disconnect()
 
     def dropped(self) -> None:
         """Leave a session to its idle timeout, with a call running."""
         client = self._session()
         client.call("tools/call", name="wait", arguments={"token": self.token})
-        client.drop()
+        client.disconnect()
 
-    def _session(self) -> Streamable:
-        client = Streamable(self.port, self.base)
+    def _session(self) -> StreamableHttpClient:
+        client = StreamableHttpClient(self.port, self.base)
         try:
-            with client.call("initialize", protocolVersion=client.version, **CAPABLE) as answer:
-                let_in(answer.status, answer.headers)
-                client.ident = answer.headers["mcp-session-id"]
-                assert "serverInfo" in answer.answer()["result"]
-            client.tell("notifications/initialized")
+            with client.call(
+                "initialize", protocolVersion=client.version, **INITIALIZE_PARAMS
+            ) as answer:
+                raise_for_429(answer.status, answer.headers)
+                client.session_id = answer.headers["mcp-session-id"]
+                assert "serverInfo" in answer.read_final_message()["result"]
+            client.notify("notifications/initialized")
         except BaseException:
-            client.drop()
+            client.disconnect()
             raise
         return client
 
@@ -218,38 +227,40 @@ class Visit:
 
     def plain(self) -> None:
         """Make a stateless call."""
-        assert self.caller.call("echo", self.token).said["token"] == self.token
+        assert self.caller.call("echo", self.token).tool_output["token"] == self.token
 
     def left(self) -> None:
         """Make a call and leave."""
-        with self.caller.begin("wait", self.token) as response:
+        with self.caller.start_call("wait", self.token) as response:
             time.sleep(0.05)
             response.reset()
 
     def answered(self) -> None:
         """Answer the question of a call."""
         began = time.monotonic()
-        told = self.caller.reply(self.token, self.caller.ask(self.token), self.token)
-        if told.status == 200:
-            assert told.said["answer"] == self.token
+        outcome = self.caller.answer_elicitation(
+            self.token, self.caller.start_elicitation(self.token), self.token
+        )
+        if outcome.status == 200:
+            assert outcome.tool_output["answer"] == self.token
         else:
             # On a busy machine.
-            assert time.monotonic() - began >= INPUT_SECONDS, told
+            assert time.monotonic() - began >= INPUT_SECONDS, outcome
 
     def abandoned(self) -> None:
         """Leave the question of a call unanswered."""
-        self.caller.ask(self.token)
+        self.caller.start_elicitation(self.token)
 
     def expired(self) -> None:
         """Answer the question of a call after `input_timeout`, which only a legacy server has."""
-        asked = self.caller.ask(self.token)
+        asked = self.caller.start_elicitation(self.token)
         time.sleep(INPUT_SECONDS + 0.2)
-        told = self.caller.reply(self.token, asked, self.token)
-        assert told.status == (400 if self.base == "/legacy" else 200), told
+        outcome = self.caller.answer_elicitation(self.token, asked, self.token)
+        assert outcome.status == (400 if self.base == "/legacy" else 200), outcome
 
     def listening(self) -> None:
         """Subscribe and leave."""
-        listen(self.port, self.base).close()
+        subscribe(self.port, self.base).close()
 
 
 VISITS = (
@@ -272,7 +283,7 @@ def visit(bridge: Bridge, number: int) -> str:
     while True:
         try:
             VISITS[which](Visit(bridge, base, number))
-        except Busy:
+        except TooManyRequests:
             time.sleep(0.1)
         else:
             return f"{VISITS[which].__name__}, {base}"
@@ -297,25 +308,25 @@ def test_mixed_transports_stay_within_the_limits_and_leave_nothing() -> None:
     with serving(config={"bridge": {"max_sessions": LIMIT}, "mcpServers": servers}) as bridge:
         run(lambda number: visit(bridge, number), 2 * len(VISITS))
         bridge.wait_until_empty()
-        descriptors = bridge.descriptors()
+        descriptors = bridge.count_descriptors()
 
-        census = Census(bridge, *(f"tools.py {era}" for era in LIMITS))
-        with again_and_again(census.step):
+        counter = ProcessCounter(bridge, *(f"tools.py {era}" for era in LIMITS))
+        with repeating_in_background(counter.sample):
             done = run(lambda number: visit(bridge, number), CYCLES)
 
         assert sum(done.values()) == CYCLES
         assert len(done) == min(CYCLES, 2 * len(VISITS))
-        assert census.samples > 10
+        assert counter.samples > 10
         for era, limit in LIMITS.items():
-            assert 1 < census.most[f"tools.py {era}"] <= limit, census.most
-        assert census.most_of_all <= LIMIT
+            assert 1 < counter.max_by_name[f"tools.py {era}"] <= limit, counter.max_by_name
+        assert counter.max_total <= LIMIT
         bridge.wait_until_empty()
-        until(lambda: bridge.log.count(" closed after ") == bridge.log.count("' opened"))
-        until(lambda: bridge.descriptors() <= descriptors)
+        wait_until(lambda: bridge.log.count(" closed after ") == bridge.log.count("' opened"))
+        wait_until(lambda: bridge.count_descriptors() <= descriptors)
         # Every permit was returned.
         for _ in range(LIMITS["legacy"]):
-            bridge.open("/legacy")
+            bridge.open_sse("/legacy")
         for _ in range(LIMIT - LIMITS["legacy"]):
-            bridge.open("/modern")
-        assert bridge.knock("/legacy/sse").status == bridge.knock("/modern/sse").status == 429
-        bridge.hang_up()
+            bridge.open_sse("/modern")
+        assert bridge.get_sse("/legacy/sse").status == bridge.get_sse("/modern/sse").status == 429
+        bridge.close_clients()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import PATIENCE, Bridge, Response, Wire, backend, serving, until
+from tests.e2e.harness import TIMEOUT, Bridge, Connection, Response, backend, serving, wait_until
 from tests.e2e.test_backpressure import SMALL
 from tests.real.processes import eventually
 
@@ -58,7 +58,7 @@ class Site:
         lines = [f"{name}: {value}" for name, value in given.items() if value is not None]
         body = json.dumps(message).encode()
         response = Response(self.bridge.port, "POST", f"{base}/mcp", body, lines, receive_buffer)
-        self.bridge.streams.append(response)
+        self.bridge.clients.append(response)
         return response
 
     def call(self, base: str, receive_buffer: int | None = None, **arguments: Any) -> Response:
@@ -69,7 +69,7 @@ class Site:
         """Open a subscription and check its acknowledgement."""
         wanted = {"toolsListChanged": True}
         response = self.send(base, asking("subscriptions/listen", ident, notifications=wanted))
-        first = response.message()
+        first = response.read_message()
         assert first["method"] == "notifications/subscriptions/acknowledged"
         assert first["params"]["_meta"][PREFIX + "subscriptionId"] == ident
         return response
@@ -77,8 +77,8 @@ class Site:
 
 def asking(method: str, ident: object = "a", **params: Any) -> dict[str, Any]:
     """Build a request."""
-    said: dict[str, Any] = {"protocolVersion": VERSION, "clientCapabilities": {}}
-    meta: dict[str, Any] = {PREFIX + name: value for name, value in said.items()}
+    meta_values: dict[str, Any] = {"protocolVersion": VERSION, "clientCapabilities": {}}
+    meta: dict[str, Any] = {PREFIX + name: value for name, value in meta_values.items()}
     meta["progressToken"] = ident
     return {
         "jsonrpc": "2.0",
@@ -92,7 +92,7 @@ def calling(**arguments: Any) -> dict[str, Any]:
     return asking("tools/call", name="do", arguments=arguments)
 
 
-def a_mark() -> str:
+def new_token() -> str:
     return uuid.uuid4().hex
 
 
@@ -124,8 +124,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def site(shared: Site) -> Iterator[Site]:
     """The shared site for one test; its connections end with the test."""
     yield shared
-    while shared.bridge.streams:
-        shared.bridge.streams.pop().close()
+    while shared.bridge.clients:
+        shared.bridge.clients.pop().close()
 
 
 # Answers.
@@ -133,11 +133,11 @@ def site(shared: Site) -> Iterator[Site]:
 
 @pytest.mark.parametrize("base", BASES)
 def test_single_answer_is_json(site: Site, base: str) -> None:
-    answer = site.call(base, mark="x")
-    if "event-stream" in answer.kind:
+    answer = site.call(base, token="x")
+    if "event-stream" in answer.content_type:
         # The first call starts the server, which may take seconds.
-        answer = site.call(base, mark="x")
-    assert (answer.status, answer.kind) == (200, "application/json")
+        answer = site.call(base, token="x")
+    assert (answer.status, answer.content_type) == (200, "application/json")
     assert (answer.json["id"], answer.json["result"]["was"]) == ("a", "x")
     assert "mcp-session-id" not in answer.headers
 
@@ -146,18 +146,18 @@ def test_single_answer_is_json(site: Site, base: str) -> None:
 def test_notifications_before_the_answer_make_a_stream(site: Site, base: str) -> None:
     """The events have no ids, and a header turns off buffering in proxies."""
     answer = site.call(base, progress=2)
-    assert (answer.status, answer.kind) == (200, "text/event-stream")
+    assert (answer.status, answer.content_type) == (200, "text/event-stream")
     assert answer.headers["x-accel-buffering"] == "no"
-    pieces = answer.pieces()
-    assert {(each.ident, each.retry) for each in pieces} == {("", "")}
-    *before, last = [json.loads(each.data) for each in pieces]
+    events = answer.read_remaining_events()
+    assert {(each.event_id, each.retry) for each in events} == {("", "")}
+    *before, last = [json.loads(each.data) for each in events]
     assert [each["params"]["progressToken"] for each in before] == ["a", "a"]
     assert last["id"] == "a"
 
 
 def test_json_response_setting_answers_with_json_only(site: Site) -> None:
-    answer = site.send("/json", calling(progress=2, mark="x"), Accept="application/json")
-    assert (answer.status, answer.kind) == (200, "application/json")
+    answer = site.send("/json", calling(progress=2, token="x"), Accept="application/json")
+    assert (answer.status, answer.content_type) == (200, "application/json")
     assert answer.json["result"]["was"] == "x"
 
 
@@ -192,20 +192,20 @@ def test_refusals_have_a_status_and_the_id_of_the_request(
 ) -> None:
     """Servers of both eras are refused alike."""
     with site.send(base, message, **headers) as answer:
-        assert (answer.status, answer.kind) == (status, "application/json")
+        assert (answer.status, answer.content_type) == (status, "application/json")
         assert (answer.json["error"]["code"], answer.json["id"]) == (code, "a")
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_parameter_in_a_header_is_accepted(site: Site, base: str) -> None:
-    said = "=?base64?" + base64.b64encode("Köln".encode()).decode() + "?="
-    answer = site.send(base, calling(city="Köln", mark="x"), Mcp_Param_City=said)
+    header = "=?base64?" + base64.b64encode("Köln".encode()).decode() + "?="
+    answer = site.send(base, calling(city="Köln", token="x"), Mcp_Param_City=header)
     assert answer.status == 200
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_body_beyond_the_limit_is_refused_with_413(site: Site, base: str) -> None:
-    with site.send(base, calling(mark="x" * LARGE)) as answer:
+    with site.send(base, calling(token="x" * LARGE)) as answer:
         assert (answer.status, answer.json["error"]["code"]) == (413, -32600)
 
 
@@ -220,8 +220,8 @@ def test_responses_and_arrays_are_refused(site: Site, message: Any) -> None:
 
 def test_full_server_refuses_with_429_after_queue_timeout(site: Site) -> None:
     """The error has the request's id, and the response has `Retry-After`."""
-    site.call("/one", mark=(mark := a_mark()), wait=True)
-    until(lambda: site.noted(f"began {mark}"))
+    site.call("/one", token=(token := new_token()), wait=True)
+    wait_until(lambda: site.noted(f"began {token}"))
     with site.call("/one") as answer:
         assert (answer.status, answer.headers["retry-after"]) == (429, "1")
         assert (answer.json["error"]["code"], answer.json["id"]) == (-32603, "a")
@@ -233,7 +233,7 @@ def test_server_that_cannot_start_or_exits_is_502(site: Site) -> None:
     for base in BASES:
         with site.call(base, exit=3) as answer:
             assert (answer.status, answer.json["id"]) == (502, "a")
-        assert site.call(base, mark="x").answer()["result"]["was"] == "x"
+        assert site.call(base, token="x").read_final_message()["result"]["was"] == "x"
 
 
 # Clients that leave.
@@ -246,18 +246,18 @@ def test_leaving_client_cancels_its_request(
     site: Site, base: str, begun: bool, reset: bool
 ) -> None:
     """It may leave before the answer begins or in the middle of it."""
-    mark = a_mark()
-    call = site.call(base, mark=mark, wait=True, progress=int(begun))
+    token = new_token()
+    call = site.call(base, token=token, wait=True, progress=int(begun))
     if begun and base != "/json":
-        assert call.message()["method"] == "notifications/progress"
-    until(lambda: site.noted(f"began {mark}"))
-    assert not site.noted(f"cancelled {mark}")
+        assert call.read_message()["method"] == "notifications/progress"
+    wait_until(lambda: site.noted(f"began {token}"))
+    assert not site.noted(f"cancelled {token}")
     if reset:
         call.reset()
     else:
         call.close()
-    until(lambda: site.noted(f"cancelled {mark}"))
-    assert site.call(base, mark="x").answer()["result"]["was"] == "x"
+    wait_until(lambda: site.noted(f"cancelled {token}"))
+    assert site.call(base, token="x").read_final_message()["result"]["was"] == "x"
 
 
 @pytest.mark.parametrize("base", ["/modern", "/reused"])
@@ -266,11 +266,11 @@ def test_notification_reaches_the_remaining_subscriber(site: Site, base: str) ->
     gone, stays = site.listen(base, 1), site.listen(base, "two")
     gone.close()
     if base == "/modern":
-        until(lambda: site.noted("cancelled listen"))
-    site.call(base, touch=True).answer()
-    told = stays.message()
-    assert told["method"] == "notifications/tools/list_changed"
-    assert told["params"]["_meta"] == {PREFIX + "subscriptionId": "two"}
+        wait_until(lambda: site.noted("cancelled listen"))
+    site.call(base, touch=True).read_final_message()
+    notification = stays.read_message()
+    assert notification["method"] == "notifications/tools/list_changed"
+    assert notification["params"]["_meta"] == {PREFIX + "subscriptionId": "two"}
 
 
 @pytest.mark.parametrize("era", ["modern", "legacy"])
@@ -279,10 +279,10 @@ def test_stop_completes_open_subscriptions(era: str, tmp_path: Path) -> None:
     with serving(command=backend("either", era, tmp_path / "note")) as bridge:
         listening = Site(bridge, tmp_path / "note").listen("", 7)
         bridge.process.send_signal(signal.SIGTERM)
-        [last] = listening.messages()
+        [last] = listening.read_remaining_messages()
         assert (last["id"], last["result"]["resultType"]) == (7, "complete")
         assert last["result"]["_meta"][PREFIX + "subscriptionId"] == 7
-        bridge.process.wait(PATIENCE)
+        bridge.process.wait(TIMEOUT)
 
 
 # Clients that do not read.
@@ -296,16 +296,16 @@ def taken(count: Path) -> int:
 
 def test_slow_reader_on_a_concurrent_worker_is_cut_off(site: Site, tmp_path: Path) -> None:
     """Its call is cancelled, and the others go on."""
-    mark, count = a_mark(), tmp_path / "count"
+    token, count = new_token(), tmp_path / "count"
     size = 40 * MEGABYTE
-    slow = site.call("/modern", SMALL, mark=mark, flood=size, count=str(count))
+    slow = site.call("/modern", SMALL, token=token, flood=size, count=str(count))
     assert slow.status == 200
     for _ in range(5):
-        assert site.call("/modern", mark="x").answer()["result"]["was"] == "x"
-    until(lambda: site.noted(f"cancelled {mark}"))
-    until(lambda: taken(count) >= size)
-    assert not slow.ended(), "it got only what it had read"
-    assert site.call("/modern", mark="x").answer()["result"]["was"] == "x"
+        assert site.call("/modern", token="x").read_final_message()["result"]["was"] == "x"
+    wait_until(lambda: site.noted(f"cancelled {token}"))
+    wait_until(lambda: taken(count) >= size)
+    assert not slow.read_eof(), "it got only what it had read"
+    assert site.call("/modern", token="x").read_final_message()["result"]["was"] == "x"
 
 
 def test_slow_reader_pauses_its_exclusive_worker(site: Site, tmp_path: Path) -> None:
@@ -313,14 +313,14 @@ def test_slow_reader_pauses_its_exclusive_worker(site: Site, tmp_path: Path) -> 
     count, size = tmp_path / "count", 20 * MEGABYTE
     slow = site.call("/legacy", SMALL, flood=size, count=str(count))
     assert slow.status == 200
-    until(lambda: taken(count))
+    wait_until(lambda: taken(count))
     while True:
         before = taken(count)
         if not eventually(lambda: taken(count) != before, 0.5):  # noqa: B023
             break
     assert before < size
-    assert site.call("/legacy", mark="x").answer()["result"]["was"] == "x"
-    *flood, last = slow.messages()
+    assert site.call("/legacy", token="x").read_final_message()["result"]["was"] == "x"
+    *flood, last = slow.read_remaining_messages()
     assert sum(len(each["params"]["message"]) for each in flood) == len(flood) * 10_000
     assert taken(count) >= size
     assert last["id"] == "a"
@@ -330,44 +330,44 @@ def test_slow_reader_pauses_its_exclusive_worker(site: Site, tmp_path: Path) -> 
 
 
 def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
-    with Wire(site.bridge.port) as wire:
+    with Connection(site.bridge.port) as connection:
         for number in (1, 2):
             body = json.dumps(
-                asking("tools/call", number, name="do", arguments={"mark": f"m{number}"})
+                asking("tools/call", number, name="do", arguments={"token": f"m{number}"})
             ).encode()
             head = {
                 **USUAL,
-                "Host": wire.host,
+                "Host": connection.host,
                 "Mcp-Method": "tools/call",
                 "Mcp-Name": "do",
                 "Content-Length": str(len(body)),
             }
             lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
-            wire.send(f"POST /modern/mcp HTTP/1.1\r\n{lines}\r\n".encode() + body)
-        answers = [wire.read_answer().json for _ in range(2)]
+            connection.send(f"POST /modern/mcp HTTP/1.1\r\n{lines}\r\n".encode() + body)
+        answers = [connection.read_response().json for _ in range(2)]
     assert [(each["id"], each["result"]["was"]) for each in answers] == [(1, "m1"), (2, "m2")]
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_session_works_beside_stateless_requests(site: Site, base: str) -> None:
     """Both use the same path and the same ids."""
-    older = site.bridge.streamable(base)
+    older = site.bridge.open_streamable_http(base)
     for _ in range(3):
-        assert site.call(base, mark="new").answer()["result"]["was"] == "new"
-        answer = older.call("tools/call", name="do", arguments={"mark": "old"}, _meta={})
-        assert answer.answer()["result"]["was"] == "old"
+        assert site.call(base, token="new").read_final_message()["result"]["was"] == "new"
+        answer = older.call("tools/call", name="do", arguments={"token": "old"}, _meta={})
+        assert answer.read_final_message()["result"]["was"] == "old"
 
 
 def test_stateless_request_ignores_a_session_id(site: Site) -> None:
     """`Mcp-Session-Id` and `Last-Event-ID` have no effect, and the session is not harmed."""
-    older = site.bridge.streamable("/modern")
+    older = site.bridge.open_streamable_http("/modern")
     answer = site.send(
-        "/modern", calling(mark="x"), Mcp_Session_Id=older.ident, Last_Event_ID="0-0"
+        "/modern", calling(token="x"), Mcp_Session_Id=older.session_id, Last_Event_ID="0-0"
     )
-    assert answer.answer()["result"]["was"] == "x"
+    assert answer.read_final_message()["result"]["was"] == "x"
     for method in ("GET", "DELETE"):
         with older.send(method, None, f"MCP-Protocol-Version: {VERSION}") as refused:
             # In a session this version is a mistake; it has no such request.
             assert (refused.status, refused.json["error"]["code"]) == (400, -32022)
-    answer = older.call("tools/call", name="do", arguments={"mark": "old"}, _meta={})
-    assert answer.answer()["result"]["was"] == "old"
+    answer = older.call("tools/call", name="do", arguments={"token": "old"}, _meta={})
+    assert answer.read_final_message()["result"]["was"] == "old"

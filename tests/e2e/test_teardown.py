@@ -17,12 +17,12 @@ from tests.e2e.harness import (
     LOOPBACK,
     NEVER,
     Bridge,
-    Stream,
+    SseStream,
     backend,
-    bystander,
     request,
     serving,
-    until,
+    unrelated_process,
+    wait_until,
 )
 from tests.real.parts import beside_python
 from tests.real.processes import Process, alive, eventually
@@ -64,65 +64,65 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
 def zoo(shared: Bridge) -> Iterator[Bridge]:
     """The shared bridge for one test."""
     yield shared
-    shared.hang_up()
+    shared.close_clients()
 
 
 def sleepers(bridge: Bridge) -> set[Process]:
     """Return the stray processes of all sessions."""
-    return {each for each in bridge.marked() if each.command.startswith("sleep ")}
+    return {each for each in bridge.marked_processes() if each.command.startswith("sleep ")}
 
 
-def open_ready(bridge: Bridge, base: str) -> Stream:
+def open_ready(bridge: Bridge, base: str) -> SseStream:
     """Open a session and wait until its backend is ready."""
-    stream = bridge.open(base)
-    assert stream.message() == READY
+    stream = bridge.open_sse(base)
+    assert stream.read_message() == READY
     return stream
 
 
 # Every way for a session to end.
 
-LEAVE = [Stream.close, Stream.reset, Stream.half_close]
+LEAVE = [SseStream.close, SseStream.reset, SseStream.half_close]
 
 
 @pytest.mark.parametrize("leave", LEAVE)
 @pytest.mark.parametrize("base", ["/strays", "/hydra", "/stubborn"])
 def test_whole_tree_is_gone_when_a_session_is_closed(
-    zoo: Bridge, base: str, leave: Callable[[Stream], None]
+    zoo: Bridge, base: str, leave: Callable[[SseStream], None]
 ) -> None:
     """The client leaves with FIN, RST or half-close."""
     stream = open_ready(zoo, base)
     leave(stream)
     assert "the client went away" in zoo.wait_for_close(stream)
-    assert not zoo.backends()
-    assert zoo.log.count(f"session {stream.ident[:8]} of {base[1:]!r} closed") == 1
+    assert not zoo.backend_processes()
+    assert zoo.log.count(f"session {stream.session_id[:8]} of {base[1:]!r} closed") == 1
 
 
 @pytest.mark.parametrize("leave", LEAVE)
 def test_session_with_a_full_stream_ends_with_its_client(
-    zoo: Bridge, leave: Callable[[Stream], None]
+    zoo: Bridge, leave: Callable[[SseStream], None]
 ) -> None:
     """Although the bridge had stopped reading the backend's stdout."""
-    stream = zoo.open("/flood", receive_buffer=4096)
+    stream = zoo.open_sse("/flood", receive_buffer=4096)
     stream.send_message(request("begin"))
     [flooding] = zoo.wait_for_backends(1, sys.executable)
-    until(lambda: is_blocked(flooding))
+    wait_until(lambda: is_blocked(flooding))
     leave(stream)
     # Its pipes are read again, so it can reach the end of its stdin or a signal.
     assert "the client went away" in zoo.wait_for_close(stream)
-    assert not zoo.backends()
+    assert not zoo.backend_processes()
 
 
 @pytest.mark.parametrize("leave", LEAVE)
 def test_backend_blocked_on_stdout_may_finish(
-    tmp_path: Path, leave: Callable[[Stream], None]
+    tmp_path: Path, leave: Callable[[SseStream], None]
 ) -> None:
     """The bridge reads it again, so that it reaches the end of its stdin."""
     command = backend("flood", 20_000_000, 1000, tmp_path / "taken")
     with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=command) as bridge:
-        stream = bridge.open(receive_buffer=4096)
+        stream = bridge.open_sse(receive_buffer=4096)
         stream.send_message(request("begin"))
         [flooding] = bridge.wait_for_backends(1, sys.executable)
-        until(lambda: is_blocked(flooding))
+        wait_until(lambda: is_blocked(flooding))
         leave(stream)
         assert "exit status 0" in bridge.wait_for_close(stream)
 
@@ -140,17 +140,17 @@ def is_blocked(process: Process) -> bool:
 
 @pytest.mark.parametrize("leave", LEAVE)
 def test_waiting_messages_do_not_delay_the_end_of_stdin(
-    tmp_path: Path, leave: Callable[[Stream], None]
+    tmp_path: Path, leave: Callable[[SseStream], None]
 ) -> None:
     """The backend has not read what waits for it; its stdin is closed at once."""
     command = backend("gated", tmp_path / "gate")
     with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=command) as bridge:
-        stream = bridge.open()
+        stream = bridge.open_sse()
         for _ in range(5):
             stream.send_message(request("x", pad="x" * 100_000))
         leave(stream)
         assert "exit status 0" in bridge.wait_for_close(stream)
-        assert not bridge.backends()
+        assert not bridge.backend_processes()
 
 
 @pytest.mark.parametrize(
@@ -165,25 +165,25 @@ def test_waiting_messages_do_not_delay_the_end_of_stdin(
 )
 def test_end_of_a_backend_completes_its_stream(zoo: Bridge, order: bytes, reason: str) -> None:
     """Backend exits, crashes, closes stdout or closes stdin."""
-    other, stream = zoo.open("/obey"), zoo.open("/obey")
+    other, stream = zoo.open_sse("/obey"), zoo.open_sse("/obey")
     stream.send_message(order)
-    last = stream.rest()
+    last = stream.read_remaining_messages()
     assert last == ([b'{"jsonrpc":"2.0","method":"last words"}'] if b"exit" in order else [])
     assert reason in zoo.wait_for_close(stream)
     assert stream.post(request("late")).status == 404
-    assert len(zoo.below()) == 1
+    assert len(zoo.descendants()) == 1
     assert other.round_trip(request("other")) == request("other")
 
 
 def test_descendants_of_a_killed_backend_end_too(zoo: Bridge) -> None:
     """It was killed from outside."""
     stream = open_ready(zoo, "/strays")
-    [leader] = [each for each in zoo.below() if "strays.py" in each.command]
+    [leader] = [each for each in zoo.descendants() if "strays.py" in each.command]
     assert len(sleepers(zoo)) == 3
     os.kill(leader.pid, signal.SIGKILL)
-    assert stream.rest() == []
+    assert stream.read_remaining_messages() == []
     assert "signal 9" in zoo.wait_for_close(stream)
-    assert not zoo.backends()
+    assert not zoo.backend_processes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -191,9 +191,9 @@ def test_stop_ends_every_tree_within_the_graces(tmp_path: Path, number: signal.S
     """Every tree is gone when the bridge has exited."""
     with serving(config=config(tmp_path)) as bridge:
         streams = [open_ready(bridge, base) for base in ("/strays", "/hydra", "/stubborn")]
-        streams.append(bridge.open("/flood", receive_buffer=4096))
+        streams.append(bridge.open_sse("/flood", receive_buffer=4096))
         streams[-1].send_message(request("begin"))
-        streams.append(bridge.open("/gated"))
+        streams.append(bridge.open_sse("/gated"))
         for _ in range(5):
             streams[-1].send_message(request("x", pad="x" * 100_000))
         bridge.stop(number)
@@ -216,17 +216,17 @@ def test_stop_while_sessions_end_closes_each_once(tmp_path: Path) -> None:
 def test_end_of_a_session_ends_only_its_own_tree(zoo: Bridge) -> None:
     """Identical processes of another session go on."""
     first, second = open_ready(zoo, "/strays"), open_ready(zoo, "/strays")
-    everything = zoo.marked()
+    everything = zoo.marked_processes()
     assert len(everything) == 8
     first.reset()
     zoo.wait_for_close(first)
-    left = zoo.marked()
+    left = zoo.marked_processes()
     assert len(left) == 4
     assert left < everything
     assert second.round_trip(request("x")) == request("x")
     second.reset()
     zoo.wait_for_close(second)
-    assert not zoo.backends()
+    assert not zoo.backend_processes()
 
 
 def test_processes_of_others_are_never_killed(tmp_path: Path) -> None:
@@ -237,26 +237,26 @@ def test_processes_of_others_are_never_killed(tmp_path: Path) -> None:
     neighbouring = serving(*SHORT_OPTIONS, command=backend("strays"))
     with neighbouring as neighbour, serving(config=config(tmp_path)) as bridge:
         theirs = open_ready(neighbour, "")
-        neighbours = neighbour.marked()
-        sleep = ["sleep", f"600.{bridge.mark}"]
+        neighbours = neighbour.marked_processes()
+        sleep = ["sleep", f"600.{bridge.marker}"]
         tagged = ["prlimit", f"--rss={1 << 40}:{1 << 40}", *sleep]
         with (
-            bystander(sleep) as plain,
-            bystander(tagged) as other,
-            bystander(["setsid", *sleep]) as apart,
+            unrelated_process(sleep) as plain,
+            unrelated_process(tagged) as other,
+            unrelated_process(["setsid", *sleep]) as apart,
         ):
             strangers = {plain.pid, other.pid, apart.pid}
             for base in ("/strays", "/stubborn", "/hydra"):
                 stream = open_ready(bridge, base)
                 stream.close()
                 bridge.wait_for_close(stream)
-                assert {each.pid for each in bridge.marked()} == strangers
+                assert {each.pid for each in bridge.marked_processes()} == strangers
             open_ready(bridge, "/strays")
             bridge.process.send_signal(signal.SIGTERM)
             bridge.process.wait()
-            until(lambda: {each.pid for each in bridge.marked()} == strangers)
+            wait_until(lambda: {each.pid for each in bridge.marked_processes()} == strangers)
             assert all(each.poll() is None for each in (plain, other, apart))
-        assert neighbour.marked() == neighbours
+        assert neighbour.marked_processes() == neighbours
         assert theirs.round_trip(request("x")) == request("x")
 
 
@@ -265,23 +265,23 @@ def test_bridge_may_be_the_backend_of_a_bridge() -> None:
     inner = [beside_python("twistd"), "-n", "--pidfile=", "mcpbridge", *LOOPBACK, *SHORT_OPTIONS]
     options = ("--stop-grace", "0.1", "--kill-grace", NEVER, "--pass-env", "PYTHONPATH")
     with serving(*options, command=[*inner, "--", *backend("strays")]) as bridge:
-        first, second = bridge.open(), bridge.open()
+        first, second = bridge.open_sse(), bridge.open_sse()
         with _inner_session(first) as ended, _inner_session(second) as other:
             assert len(sleepers(bridge)) == 6
             first.close()
             bridge.wait_for_close(first)
-            assert ended.rest() == []
+            assert ended.read_remaining_messages() == []
             assert len(sleepers(bridge)) == 3
             assert other.round_trip(request("x")) == request("x")
 
 
-def _inner_session(stream: Stream) -> Stream:
+def _inner_session(stream: SseStream) -> SseStream:
     """Open a session of the inner bridge, whose URL arrives as a stderr notification."""
-    while not (message := stream.message()).endswith(b'/sse"}}'):
+    while not (message := stream.read_message()).endswith(b'/sse"}}'):
         pass
     port = message.rpartition(b":")[2].removesuffix(b'/sse"}}')
-    inner = Stream(int(port)).begin()
-    assert inner.message() == READY
+    inner = SseStream(int(port)).read_opening_events()
+    assert inner.read_message() == READY
     return inner
 
 
@@ -291,46 +291,46 @@ def _inner_session(stream: Stream) -> Stream:
 def test_watchdog_ends_every_tree_of_a_killed_bridge(tmp_path: Path) -> None:
     """The bridge is killed with SIGKILL; the watchdog itself ends last."""
     with serving(config=config(tmp_path)) as bridge:
-        watchdog = bridge.watchdog()
+        watchdog = bridge.wait_for_watchdog()
         for base in ("/strays", "/stubborn", "/hydra", "/strays"):
             open_ready(bridge, base)
-        everything = bridge.marked()
+        everything = bridge.marked_processes()
         assert len(everything) == 4 + 1 + 2 + 4
         bridge.kill()
-        until(lambda: not bridge.marked())
+        wait_until(lambda: not bridge.marked_processes())
         assert not any(map(alive, everything))
-        until(lambda: not alive(watchdog))
+        wait_until(lambda: not alive(watchdog))
 
 
 def test_direct_backends_die_with_the_bridge_without_the_watchdog(tmp_path: Path) -> None:
     """Even one that ignores EOF dies; the rest dies as soon as the watchdog runs again."""
     with serving(config=config(tmp_path)) as bridge:
-        watchdog = bridge.watchdog()
+        watchdog = bridge.wait_for_watchdog()
         os.kill(watchdog.pid, signal.SIGSTOP)
         try:
             open_ready(bridge, "/stubborn")
             open_ready(bridge, "/strays")
-            leaders = bridge.marked() - sleepers(bridge)
+            leaders = bridge.marked_processes() - sleepers(bridge)
             assert len(leaders) == 2
             bridge.kill()
-            until(lambda: not any(map(alive, leaders)))
+            wait_until(lambda: not any(map(alive, leaders)))
             assert len(sleepers(bridge)) == 3
         finally:
             os.kill(watchdog.pid, signal.SIGCONT)
-        until(lambda: not bridge.marked())
-        until(lambda: not alive(watchdog))
+        wait_until(lambda: not bridge.marked_processes())
+        wait_until(lambda: not alive(watchdog))
 
 
 def test_watchdog_kills_no_process_of_others(tmp_path: Path) -> None:
     with serving(config=config(tmp_path)) as bridge:
-        watchdog = bridge.watchdog()
+        watchdog = bridge.wait_for_watchdog()
         open_ready(bridge, "/strays")
-        sleep = ["sleep", f"600.{bridge.mark}"]
+        sleep = ["sleep", f"600.{bridge.marker}"]
         tagged = ["prlimit", f"--rss={1 << 40}:{1 << 40}", *sleep]
-        with bystander(sleep) as plain, bystander(tagged) as other:
+        with unrelated_process(sleep) as plain, unrelated_process(tagged) as other:
             bridge.kill()
-            until(lambda: not alive(watchdog))
-            assert {each.pid for each in bridge.marked()} == {plain.pid, other.pid}
+            wait_until(lambda: not alive(watchdog))
+            assert {each.pid for each in bridge.marked_processes()} == {plain.pid, other.pid}
             assert plain.poll() is None
             assert other.poll() is None
 
@@ -338,15 +338,17 @@ def test_watchdog_kills_no_process_of_others(tmp_path: Path) -> None:
 def test_killed_watchdog_is_replaced(tmp_path: Path) -> None:
     """Sessions are not affected."""
     with serving(config=config(tmp_path)) as bridge:
-        first = bridge.watchdog()
+        first = bridge.wait_for_watchdog()
         stream = open_ready(bridge, "/strays")
         os.kill(first.pid, signal.SIGKILL)
         bridge.wait_for_log("the watchdog ended")
-        until(lambda: bridge.below() and any(alive(x) for x in bridge.watchdogs if x != first))
+        wait_until(
+            lambda: bridge.descendants() and any(alive(x) for x in bridge.watchdogs if x != first)
+        )
         assert stream.round_trip(request("x")) == request("x")
         bridge.kill()
-        until(lambda: not bridge.marked())
-        until(lambda: not any(map(alive, bridge.watchdogs)))
+        wait_until(lambda: not bridge.marked_processes())
+        wait_until(lambda: not any(map(alive, bridge.watchdogs)))
 
 
 # Permits, and what is left after many sessions.
@@ -364,17 +366,17 @@ def test_permit_returns_only_when_the_tree_is_gone(tmp_path: Path) -> None:
     with serving(*options, command=backend("slot", tmp_path, 2)) as bridge:
         opened = refused = 0
         while opened < 30:
-            stream = bridge.knock()
+            stream = bridge.get_sse()
             if stream.status == 429:
                 refused += 1
                 stream.close()
                 continue
             opened += 1
             if opened % 3:
-                assert stream.begin().message() == READY
+                assert stream.read_opening_events().read_message() == READY
             LEAVE[opened % 3](stream)
         assert refused
-        bridge.hang_up()
+        bridge.close_clients()
         assert not (tmp_path / "too-many").exists()
 
 
@@ -387,19 +389,19 @@ def test_sessions_leave_no_process_and_no_descriptor(tmp_path: Path) -> None:
                 for leave in LEAVE:
                     leave(open_ready(bridge, base))
             for method in ("exit", "crash", "close stdin", "close stdout"):
-                bridge.open("/obey").send_message(request(method, status=1))
+                bridge.open_sse("/obey").send_message(request(method, status=1))
             for _ in range(3):
-                bridge.open("/gated").reset()
-            assert bridge.knock("/nothing/sse").status == 404
-            bridge.hang_up()
+                bridge.open_sse("/gated").reset()
+            assert bridge.get_sse("/nothing/sse").status == 404
+            bridge.close_clients()
 
         cycle()
-        before = bridge.descriptors()
+        before = bridge.count_descriptors()
         for _ in range(3):
             cycle()
         # The bridge may not have noticed yet that the last connections are closed.
-        until(lambda: bridge.descriptors() <= before)
-        assert not bridge.backends()
+        wait_until(lambda: bridge.count_descriptors() <= before)
+        assert not bridge.backend_processes()
         assert bridge.log.count("' opened") == bridge.log.count(CLOSED) == 4 * 16
 
 
@@ -407,17 +409,17 @@ def test_sessions_leave_no_process_and_no_descriptor(tmp_path: Path) -> None:
 def test_client_that_leaves_at_once_leaves_nothing(zoo: Bridge, base: str) -> None:
     """It asks for a stream and resets the connection."""
     for _ in range(20):
-        with zoo.wire() as wire:
-            wire.send(f"GET {base}/sse HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            wire.reset()
+        with zoo.connect() as connection:
+            connection.send(f"GET {base}/sse HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            connection.reset()
     # When the bridge answers this, it has seen all of those.
-    assert zoo.ask("GET", "/nothing").status == 404
-    zoo.hang_up()
+    assert zoo.request("GET", "/nothing").status == 404
+    zoo.close_clients()
 
 
 def test_bridge_without_sessions_stops_cleanly() -> None:
     with serving() as bridge:
-        bridge.watchdog()
+        bridge.wait_for_watchdog()
         bridge.stop()
         assert "closed after" not in bridge.log
 
@@ -425,7 +427,7 @@ def test_bridge_without_sessions_stops_cleanly() -> None:
 def test_backends_hold_no_descriptor_of_the_bridge() -> None:
     """A backend has its three pipes and no other descriptor."""
     with serving() as bridge:
-        streams = [bridge.open() for _ in range(3)]
+        streams = [bridge.open_sse() for _ in range(3)]
         for stream in streams:
             assert stream.round_trip(request("x")) == request("x")
         for each in bridge.wait_for_backends(3):

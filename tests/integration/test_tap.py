@@ -14,7 +14,7 @@ import pytest
 import pytest_twisted
 
 from mcpbridge.tap import Options, makeService
-from tests.e2e.harness import carrying, serving
+from tests.e2e.harness import processes_with_argument, serving
 from tests.real.parts import need_processes
 from tests.real.processes import eventually
 
@@ -75,10 +75,10 @@ def test_twistd_exits_if_it_cannot_listen(tmp_path: Path) -> None:
 def test_a_daemon_that_cannot_listen_tells_its_parent(tmp_path: Path) -> None:
     """The command ends, with a status and the reason; the log has all of it."""
     need_processes()
-    mark = str(uuid.uuid4().int)
+    marker = str(uuid.uuid4().int)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
-        line = ["--pidfile=pid", "--logfile=log", "mcpbridge", "--listen", listen, "cat", mark]
+        line = ["--pidfile=pid", "--logfile=log", "mcpbridge", "--listen", listen, "cat", marker]
         done = subprocess.run(
             [TWISTD, *line],
             cwd=tmp_path,
@@ -91,7 +91,7 @@ def test_a_daemon_that_cannot_listen_tells_its_parent(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert f"cannot listen on '{listen}'" in done.stdout
-    assert eventually(lambda: not carrying(mark), 60)
+    assert eventually(lambda: not processes_with_argument(marker), 60)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
     log = (tmp_path / "log").read_text(encoding="utf-8")
     assert f"cannot listen on '{listen}': " in log
@@ -104,7 +104,7 @@ def test_signals_while_stopping() -> None:
     """The first one counts; the others are told how long it may take."""
     waits = ["sh", "-c", "while [ ! -e leave ]; do sleep 0.1; done"]
     with serving("--stop-grace", "1000", "--kill-grace", "100", command=waits) as bridge:
-        bridge.open()
+        bridge.open_sse()
         bridge.wait_for_backends(1)
         bridge.process.send_signal(signal.SIGTERM)
         bridge.wait_for_log("Received SIGTERM")

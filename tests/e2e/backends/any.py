@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-MARK = sys.argv[-1]
+MARKER = sys.argv[-1]
 
 
 def daemon() -> None:
@@ -24,7 +24,7 @@ def daemon() -> None:
         if os.fork() == 0:
             for descriptor in range(3):
                 os.close(descriptor)
-            os.execve("/bin/sleep", ["sleep", f"600.{MARK}"], {})
+            os.execve("/bin/sleep", ["sleep", f"600.{MARKER}"], {})
         os._exit(0)
     os.wait()
 
@@ -35,7 +35,7 @@ for line in sys.stdin.buffer:
     if kind == "daemon":
         daemon()
     elif kind == "children":
-        subprocess.Popen(["sh", "-c", f"sleep 600.{MARK} & sleep 600.{MARK}"])
+        subprocess.Popen(["sh", "-c", f"sleep 600.{MARKER} & sleep 600.{MARKER}"])
     elif kind == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "id" in message:

@@ -2,7 +2,7 @@
 An MCP server of one era, `either.py modern|legacy NOTE`, whose one tool does
 what its arguments say, each call in a thread of its own.
 
-Notes in a file what it has begun and what was cancelled, by the `mark` of the
+Notes in a file what it has begun and what was cancelled, by the `token` of the
 call.  `progress`: so many notifications first; `flood`: so many bytes of them,
 keeping count in `count`; `wait`: never answer; `touch`: the tools have changed;
 `exit` with that status.
@@ -66,7 +66,7 @@ def call(ident: object, params: dict) -> None:
         for each in listening if ERA == "modern" else [None]:
             changed(each)
     if "wait" not in arguments:
-        answer(ident, content=[], was=arguments.get("mark"))
+        answer(ident, content=[], was=arguments.get("token"))
 
 
 for line in sys.stdin.buffer:
@@ -90,7 +90,7 @@ for line in sys.stdin.buffer:
         told = {"_meta": {SUBSCRIPTION: ident}, "notifications": params["notifications"]}
         say({"method": "notifications/subscriptions/acknowledged", "params": told})
     elif method == "tools/call":
-        running[ident] = params["arguments"].get("mark", "")
+        running[ident] = params["arguments"].get("token", "")
         os.write(note, b"began %b\n" % running[ident].encode())
         threading.Thread(target=call, args=(ident, params), daemon=True).start()
     elif ident is not None:

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 
-MARK = sys.argv[-1]
+MARKER = sys.argv[-1]
 #: What is left lives no longer.
 SECONDS = 300
 EXIT_OF_A_THREAD = {"x86_64": 60, "aarch64": 93}.get(platform.machine())
@@ -41,7 +41,7 @@ def let_go() -> None:
 def sleep() -> None:
     """Become something that has nothing of where it came from."""
     let_go()
-    os.execve("/bin/sleep", ["sleep", f"{SECONDS}.{MARK}"], {})
+    os.execve("/bin/sleep", ["sleep", f"{SECONDS}.{MARKER}"], {})
 
 
 def forked() -> bool:
@@ -107,7 +107,7 @@ def at_its_end(kind: str) -> None:
         let_go()
         os.execv(
             "/bin/sh",
-            ["sh", "-c", f"(setsid sh -c '(sleep {SECONDS}.{MARK} &) &' &); exit 0"],
+            ["sh", "-c", f"(setsid sh -c '(sleep {SECONDS}.{MARKER} &) &' &); exit 0"],
         )
 
 

@@ -1,21 +1,21 @@
 """
 Scatters processes before it echoes: in its own group, in a session of their
 own, and orphaned at once with a cleared environment; the last is deaf to
-SIGTERM.  All of them sleep, with the mark among their arguments.
+SIGTERM.  All of them sleep, with the marker among their arguments.
 """
 
 import os
 import signal
 import sys
 
-MARK = sys.argv[-1]
+MARKER = sys.argv[-1]
 
 
 def sleep() -> None:
     """Become something that has nothing of where it came from but its number."""
     for descriptor in range(3):
         os.close(descriptor)
-    os.execve("/bin/sleep", ["sleep", f"600.{MARK}"], {})
+    os.execve("/bin/sleep", ["sleep", f"600.{MARKER}"], {})
 
 
 def stray(*, daemon: bool, deaf: bool) -> None:

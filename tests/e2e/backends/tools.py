@@ -5,7 +5,7 @@ says, asks and answers names the `token` among its arguments.
 
 `tools.py ERA CRASH`: every CRASH-th call ends it, none where that is 0.  An
 answer has its `pid`, and how many calls it had `beside` that one.  The tool
-`haunt` asks and logs too late: when the next call, whoever's it is, has begun.
+`ask_late` asks and logs too late: when the next call, whoever's it is, has begun.
 A client that is called `bad` ends it at `initialize`.
 """
 
@@ -31,7 +31,7 @@ cancelled: dict = {}
 asked: dict = {}
 listens: list = []
 #: The tokens of calls that ask and log only when the next call is there.
-haunting: list = []
+late_tokens: list = []
 
 
 def say(**message: object) -> None:
@@ -40,7 +40,7 @@ def say(**message: object) -> None:
         os.write(1, json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
 
 
-def note(method: str, **params: object) -> None:
+def send_notification(method: str, **params: object) -> None:
     """A notification."""
     say(method=f"notifications/{method}", params=params)
 
@@ -54,9 +54,9 @@ def question(token: str) -> dict:
 def ask(token: str, params: dict) -> "str | None":
     """What the client answers; None where it is only asked now."""
     if MODERN:
-        told = params.get("inputResponses")
-        assert params.get("requestState") == (None if told is None else f"state of {token}")
-        return None if told is None else told["q"]["content"]["answer"]
+        responses = params.get("inputResponses")
+        assert params.get("requestState") == (None if responses is None else f"state of {token}")
+        return None if responses is None else responses["q"]["content"]["answer"]
     ident = f"q{next(questions)}"
     answered = asked[ident] = [threading.Event(), {}]
     say(id=ident, method="elicitation/create", params=question(token))
@@ -64,13 +64,13 @@ def ask(token: str, params: dict) -> "str | None":
     return answered[1].get("result", {}).get("content", {}).get("answer", "none")
 
 
-def tell(token: str, meta: dict, number: int) -> None:
+def notify(token: str, meta: dict, number: int) -> None:
     """Progress and a log message."""
     if "progressToken" in meta:
         progress = {"progressToken": meta["progressToken"], "progress": number}
-        note("progress", **progress, message=token)
+        send_notification("progress", **progress, message=token)
     if not MODERN or f"{PREFIX}logLevel" in meta:
-        note("message", level="info", data=token)
+        send_notification("message", level="info", data=token)
 
 
 def perform(ident: object, params: dict) -> "dict | None":
@@ -79,23 +79,23 @@ def perform(ident: object, params: dict) -> "dict | None":
     token = arguments["token"]
     answer = ""
     if tool == "ask":
-        told = ask(token, params)
-        if told is None:
+        responses = ask(token, params)
+        if responses is None:
             wanted = {"q": {"method": "elicitation/create", "params": question(token)}}
             needed = {"inputRequests": wanted, "requestState": f"state of {token}"}
             return {"resultType": "input_required", **needed}
-        answer = told
-    elif tool == "tell":
+        answer = responses
+    elif tool == "notify":
         for number in range(arguments["steps"]):
-            tell(token, meta, number)
+            notify(token, meta, number)
             cancelled[ident].wait(0.005)
     elif tool == "wait":
         if cancelled[ident].wait(60) and MODERN:
             return None
-    elif tool == "haunt":
-        haunting.append(token)
+    elif tool == "ask_late":
+        late_tokens.append(token)
     elif tool == "touch":
-        note("tools/list_changed") if not MODERN else changed()
+        send_notification("tools/list_changed") if not MODERN else changed()
     said = {"token": token, "answer": answer, "pid": os.getpid(), "beside": len(cancelled) - 1}
     result = {"content": [{"type": "text", "text": json.dumps(said)}]}
     return {"resultType": "complete", **result} if MODERN else result
@@ -104,7 +104,7 @@ def perform(ident: object, params: dict) -> "dict | None":
 def changed() -> None:
     """Tell those who listen, which is for 2026-07-28."""
     for each in listens:
-        note("tools/list_changed", _meta={f"{PREFIX}subscriptionId": each})
+        send_notification("tools/list_changed", _meta={f"{PREFIX}subscriptionId": each})
 
 
 def call(ident: object, params: dict) -> None:
@@ -115,12 +115,12 @@ def call(ident: object, params: dict) -> None:
         say(id=ident, result=result)
     if params["name"] == "late":
         threading.Event().wait(0.01)
-        tell(params["arguments"]["token"], params.get("_meta", {}), 99)
+        notify(params["arguments"]["token"], params.get("_meta", {}), 99)
 
 
 def listing() -> dict:
     """All tools."""
-    names = ("ask", "tell", "wait", "touch", "late", "echo", "haunt")
+    names = ("ask", "notify", "wait", "touch", "late", "echo", "ask_late")
     return {"tools": [{"name": name, "inputSchema": SCHEMA} for name in names]}
 
 
@@ -142,7 +142,7 @@ def answer(ident: object, method: str, params: dict) -> None:
     elif method == "subscriptions/listen" and MODERN:
         listens.append(ident)
         of = {"_meta": {f"{PREFIX}subscriptionId": ident}}
-        note("subscriptions/acknowledged", notifications=params["notifications"], **of)
+        send_notification("subscriptions/acknowledged", notifications=params["notifications"], **of)
         return
     elif method in ("logging/setLevel", "ping") and not MODERN:
         result = {}
@@ -161,8 +161,8 @@ for line in sys.stdin.buffer:
         if CRASH and next(calls) % CRASH == 0:
             os._exit(9)
         cancelled[ident] = threading.Event()
-        for token in haunting:
-            note("message", level="info", data=token)
+        for token in late_tokens:
+            send_notification("message", level="info", data=token)
             say(id=f"late {token}", method="elicitation/create", params=question(token))
         threading.Thread(target=call, args=(ident, params), daemon=True).start()
     elif method == "notifications/cancelled":
