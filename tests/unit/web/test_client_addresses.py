@@ -1,4 +1,7 @@
-"""Whose share a request counts against: addresses, and what trusted proxies say of them."""
+"""
+The address of a client, also behind trusted proxies, and the address whose limits it counts
+against.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ def tcp(host: str) -> Any:
     return (IPv6Address if ":" in host else IPv4Address)("TCP", host, 1)
 
 
-def said_by(peer: str, *lines: str, clients: ClientAddresses = TRUSTING) -> str | None:
+def client_of(peer: str, *lines: str, clients: ClientAddresses = TRUSTING) -> str | None:
+    """Return the client's address, for a request with these header lines from this peer."""
     head = "\r\n".join(["POST /mcp HTTP/1.1", *lines]).encode("latin-1")
     return clients.client(clients.peer(tcp(peer)), in_head(head))
 
@@ -36,18 +40,18 @@ def said_by(peer: str, *lines: str, clients: ClientAddresses = TRUSTING) -> str 
         ("fe80::1%eth0", "fe80::/64"),
     ],
 )
-def test_an_ipv6_client_is_its_network(host: str, address: str) -> None:
+def test_ipv6_client_is_counted_by_its_64_bit_network(host: str, address: str) -> None:
     assert TRUSTING.peer(tcp(host)) == Peer(address)
     assert TRUSTING.peer(tcp(host)).share == address
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
-def test_loopback_may_have_everything_by_default(host: str) -> None:
+def test_loopback_is_exempt_from_limits_by_default(host: str) -> None:
     assert TRUSTING.peer(tcp(host)).share is None
     assert ClientAddresses(BridgeSettings(exempt_addresses=())).peer(tcp(host)).share
 
 
-def test_so_may_unix_sockets() -> None:
+def test_unix_sockets_are_exempt_from_limits_by_default() -> None:
     address = UNIXAddress(None)
     assert ClientAddresses(BridgeSettings()).peer(address).share is None
     assert ClientAddresses(BridgeSettings(exempt_addresses=())).peer(address).share == "unix"
@@ -79,10 +83,10 @@ def test_so_may_unix_sockets() -> None:
         (object(), [], None),
     ],
 )
-def test_the_address_of_a_client_itself(
+def test_address_of_a_client_is_never_made_up(
     end: Any, headers: list[tuple[bytes, bytes]], address: str | None
 ) -> None:
-    """Whether or not it is counted, and never one that is made up."""
+    """It is None if it is not known, and does not depend on exemptions."""
     request: Any = DummyRequest([b""])
     request.channel = StringTransport(peerAddress=end)
     for name, value in headers:
@@ -92,7 +96,7 @@ def test_the_address_of_a_client_itself(
     assert TRUSTING.address(request) is None
 
 
-def test_the_address_behind_a_proxy_on_a_unix_socket() -> None:
+def test_trusted_proxy_on_a_unix_socket_names_its_client() -> None:
     request: Any = DummyRequest([b""])
     request.channel = StringTransport(peerAddress=UNIXAddress(None))
     trusting = ClientAddresses(BridgeSettings(trusted_proxies=("unix",)))
@@ -101,7 +105,7 @@ def test_the_address_behind_a_proxy_on_a_unix_socket() -> None:
     assert trusting.address(request) == "192.0.2.1"
 
 
-def test_what_has_no_address_has_no_share() -> None:
+def test_peer_without_an_address_has_no_limit() -> None:
     assert TRUSTING.peer(object()).share is None
     assert TRUSTING.peer(tcp("?")).share is None
 
@@ -136,19 +140,21 @@ def test_what_has_no_address_has_no_share() -> None:
         (("X-Forwarded-For: 192.0.2.1" + ", 10.0.0.2" * 40,), "a client of 10.0.0.1"),
     ],
 )
-def test_a_trusted_proxy_names_its_client(lines: tuple[str, ...], client: str | None) -> None:
-    """The right-most entry that is no trusted proxy: what is left of it anybody can write."""
-    assert said_by(PROXY, *lines) == client
+def test_client_is_the_last_entry_that_is_no_trusted_proxy(
+    lines: tuple[str, ...], client: str | None
+) -> None:
+    """Anybody can write the entries to the left of it."""
+    assert client_of(PROXY, *lines) == client
 
 
 @pytest.mark.parametrize("peer", ["192.0.2.7", "10.0.1.1"])
 @pytest.mark.parametrize("line", ["X-Forwarded-For: 192.0.2.1", "Forwarded: for=127.0.0.1"])
-def test_nobody_else_does(peer: str, line: str) -> None:
-    assert said_by(peer, line) == peer
-    assert said_by(peer, line, clients=ClientAddresses(BridgeSettings())) == peer
+def test_headers_of_an_untrusted_peer_are_ignored(peer: str, line: str) -> None:
+    assert client_of(peer, line) == peer
+    assert client_of(peer, line, clients=ClientAddresses(BridgeSettings())) == peer
 
 
-def test_a_proxy_itself_has_no_share_of_connections() -> None:
+def test_trusted_proxy_has_no_limit_of_connections() -> None:
     assert TRUSTING.peer(tcp(PROXY)).share is None
     assert TRUSTING.is_proxy(tcp(PROXY))
     assert not TRUSTING.is_proxy(tcp("192.0.2.1"))

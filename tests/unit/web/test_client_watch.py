@@ -1,4 +1,4 @@
-"""Whether a client takes what is written to it: from when on, how quickly, and until when."""
+"""Clients that do not read what is written to them, or read it too slowly, are detected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ RATE = 500
 
 
 class Peer:
-    """A client, its connection and the watch over it; `says`: whether the system tells."""
+    """
+    A client, its connection and its watch; `says`: whether the system reports acknowledged bytes.
+    """
 
     def __init__(self, *, rate: int = RATE, says: bool = True) -> None:
         self.clock = Clock()
@@ -42,7 +44,7 @@ class Peer:
         self.taken += size
 
     def live(self, seconds: float, size: int = 0, every: float = 1) -> None:
-        """Take so much each time."""
+        """Let time pass; the client reads `size` bytes at each interval."""
         end = self.clock.seconds() + seconds
         due = self.clock.seconds() + every
         while self.clock.seconds() < end and not self.reasons:
@@ -56,8 +58,8 @@ both = pytest.mark.parametrize("says", [True, False])
 
 
 @both
-def test_a_client_that_reads_nothing_is_stalled(says: bool) -> None:
-    """Not before the time, and not a tenth of it later; said once."""
+def test_client_that_reads_nothing_is_reported_after_the_timeout(says: bool) -> None:
+    """At most a tenth late, and only once."""
     peer = Peer(says=says)
     peer.write(14_000_000)
     peer.live(TIMEOUT - 0.5)
@@ -68,8 +70,8 @@ def test_a_client_that_reads_nothing_is_stalled(says: bool) -> None:
 
 
 @both
-def test_a_trickle(says: bool) -> None:
-    """2 KB every 20 s do not hold a large answer for ever."""
+def test_client_below_the_rate_is_reported(says: bool) -> None:
+    """2 KB every 20 s are not enough to keep a large response waiting."""
     peer = Peer(says=says)
     peer.write(14_000_000)
     peer.live(2 * RATE_SECONDS, 2000, every=20)
@@ -80,15 +82,15 @@ def test_a_trickle(says: bool) -> None:
 
 @both
 @pytest.mark.parametrize(("size", "every"), [(1000, 1), (55_000, 50), (RATE + 10, 1)])
-def test_slow_but_steady(says: bool, size: int, every: float) -> None:
-    """At the rate, in small pieces or in large ones."""
+def test_client_at_the_rate_is_not_reported(says: bool, size: int, every: float) -> None:
+    """Whether it reads often or rarely."""
     peer = Peer(says=says)
     peer.write(1_000_000)
     peer.live(600, size, every)
     assert not peer.reasons
 
 
-def test_any_rate() -> None:
+def test_rate_0_allows_any_rate() -> None:
     peer = Peer(rate=0)
     peer.write(1_000_000)
     peer.live(600, 1, every=50)
@@ -96,8 +98,8 @@ def test_any_rate() -> None:
 
 
 @both
-def test_small_messages_on_a_slow_line(says: bool) -> None:
-    """At each look something is on its way, and it is always another: nobody is slow."""
+def test_small_messages_that_are_always_read_are_no_stall(says: bool) -> None:
+    """At each check something is unread, but always something new."""
     peer = Peer(says=says)
     for _ in range(1200):
         peer.clock.advance(0.5)
@@ -108,8 +110,8 @@ def test_small_messages_on_a_slow_line(says: bool) -> None:
     assert peer.clock.getDelayedCalls() == []
 
 
-def test_nothing_runs_when_all_is_taken() -> None:
-    """Armed anew, it has all its time again."""
+def test_watch_stops_when_everything_is_read() -> None:
+    """When it is armed again, the whole timeout applies again."""
     peer = Peer()
     peer.write(1000)
     peer.live(50)
@@ -125,8 +127,8 @@ def test_nothing_runs_when_all_is_taken() -> None:
     assert peer.reasons
 
 
-def test_a_stream_is_looked_at_all_the_time() -> None:
-    """What the system took, and nobody acknowledges, is seen without being told."""
+def test_started_watch_checks_without_being_armed() -> None:
+    """It notices bytes that the system took and the client does not acknowledge."""
     peer = Peer()
     peer.watch.start()
     peer.live(300)
@@ -139,7 +141,7 @@ def test_a_stream_is_looked_at_all_the_time() -> None:
     assert peer.clock.getDelayedCalls() == []
 
 
-def test_a_stop_is_a_stop() -> None:
+def test_stopped_watch_leaves_no_delayed_call() -> None:
     peer: Any = Peer()
     peer.watch.start()
     peer.write(5)

@@ -1,4 +1,4 @@
-"""Connections: no address has them all, and who is idle gives way."""
+"""Limits of open connections: no address has them all, and idle connections give way."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ both = pytest.mark.parametrize("fast_path", [True, False])
 NOTE = b'{"jsonrpc":"2.0","method":"x"}'
 
 
-class Fake:
-    """A connection that is idle since some time, or busy."""
+class FakeConnection:
+    """A connection that has been idle since some time, or is busy."""
 
     def __init__(
         self, address: str, since: float | None, *, exempt: bool = False, full: bool = False
@@ -46,28 +46,41 @@ class Fake:
         return self.gone
 
 
-def opened(connections: Connections, *fakes: Fake) -> list[bool]:
+def admit_all(connections: Connections, *fakes: FakeConnection) -> list[bool]:
     return [connections.admit(each) for each in fakes]
 
 
-def test_the_longest_idle_of_the_address_with_most_gives_way() -> None:
+def test_longest_idle_connection_of_the_address_with_most_gives_way() -> None:
     connections = Connections(6, 4, Clock())
-    few = [Fake("few", 0.0), Fake("few", 0.1)]
-    most = [Fake("most", 3.0), Fake("most", 1.0), Fake("most", None), Fake("most", 2.0)]
-    assert all(opened(connections, *few, *most))
-    assert opened(connections, Fake("new", 9.0), Fake("other", 9.0)) == [True, True]
+    few = [FakeConnection("few", 0.0), FakeConnection("few", 0.1)]
+    most = [
+        FakeConnection("most", 3.0),
+        FakeConnection("most", 1.0),
+        FakeConnection("most", None),
+        FakeConnection("most", 2.0),
+    ]
+    assert all(admit_all(connections, *few, *most))
+    assert admit_all(connections, FakeConnection("new", 9.0), FakeConnection("other", 9.0)) == [
+        True,
+        True,
+    ]
     assert [each.gone for each in most] == [False, True, False, True]
     assert not any(each.gone for each in few)
     assert len(connections) == 6
 
 
-def test_an_address_with_its_share_makes_room_for_itself_alone(log_lines: list[str]) -> None:
+def test_address_at_its_limit_displaces_only_its_own_connections(log_lines: list[str]) -> None:
     clock = Clock()
     connections = Connections(100, 2, clock)
-    other, idle = Fake("b", 0.0), Fake("a", 5.0)
-    assert all(opened(connections, other, idle, Fake("a", None), Fake("a", None)))
+    other, idle = FakeConnection("b", 0.0), FakeConnection("a", 5.0)
+    assert all(
+        admit_all(connections, other, idle, FakeConnection("a", None), FakeConnection("a", None))
+    )
     assert idle.gone
-    assert opened(connections, Fake("a", 6.0), Fake("a", 6.0)) == [False, False]
+    assert admit_all(connections, FakeConnection("a", 6.0), FakeConnection("a", 6.0)) == [
+        False,
+        False,
+    ]
     assert not other.gone
     assert log_lines == [
         (
@@ -76,16 +89,18 @@ def test_an_address_with_its_share_makes_room_for_itself_alone(log_lines: list[s
         )
     ]
     clock.advance(COMPLAIN_SECONDS)
-    assert opened(connections, Fake("a", 6.0)) == [False]
+    assert admit_all(connections, FakeConnection("a", 6.0)) == [False]
     assert log_lines[1].endswith("of all addresses: 2")
     assert len(connections) == 3
 
 
-def test_an_exempt_address_may_have_every_connection_and_gives_way() -> None:
+def test_exempt_address_may_have_all_connections_but_gives_way() -> None:
     connections = Connections(5, 2, Clock())
-    exempt = [Fake("local", float(each), exempt=True) for each in range(5)]
-    assert all(opened(connections, *exempt))
-    assert opened(connections, Fake("a", None), Fake("a", None), Fake("a", None)) == [
+    exempt = [FakeConnection("local", float(each), exempt=True) for each in range(5)]
+    assert all(admit_all(connections, *exempt))
+    assert admit_all(
+        connections, FakeConnection("a", None), FakeConnection("a", None), FakeConnection("a", None)
+    ) == [
         True,
         True,
         False,
@@ -93,55 +108,62 @@ def test_an_exempt_address_may_have_every_connection_and_gives_way() -> None:
     assert [each.gone for each in exempt] == [True, True, False, False, False]
 
 
-def test_where_nothing_is_idle_the_new_one_is_refused(log_lines: list[str]) -> None:
+def test_new_connection_is_refused_if_none_is_idle(log_lines: list[str]) -> None:
     clock = Clock()
     connections = Connections(3, 3, clock)
-    busy = [Fake("a", None), Fake("b", None), Fake("c", 0.0, full=True)]
-    assert all(opened(connections, *busy))
-    assert opened(connections, Fake("d", 0.0), Fake("e", 0.0)) == [False, False]
+    busy = [
+        FakeConnection("a", None),
+        FakeConnection("b", None),
+        FakeConnection("c", 0.0, full=True),
+    ]
+    assert all(admit_all(connections, *busy))
+    assert admit_all(connections, FakeConnection("d", 0.0), FakeConnection("e", 0.0)) == [
+        False,
+        False,
+    ]
     assert log_lines == ["refusing connections: 3 are open (max_connections)"]
-    # It is not looked again for each that knocks.
+    # Further connections do not start another search at once.
     busy[0].since = 1.0
-    assert opened(connections, Fake("d", 0.0)) == [False]
+    assert admit_all(connections, FakeConnection("d", 0.0)) == [False]
     clock.advance(IDLE_LOOK_SECONDS * 3)
-    assert opened(connections, Fake("d", 0.0)) == [True]
+    assert admit_all(connections, FakeConnection("d", 0.0)) == [True]
     assert busy[0].gone
 
 
-def test_a_connection_that_became_busy_does_not_give_way() -> None:
+def test_connection_that_became_busy_does_not_give_way() -> None:
     connections = Connections(3, 3, Clock())
-    fakes = [Fake("a", 0.0), Fake("a", 1.0), Fake("a", 2.0)]
-    assert all(opened(connections, *fakes, Fake("b", 9.0)))
+    fakes = [FakeConnection("a", 0.0), FakeConnection("a", 1.0), FakeConnection("a", 2.0)]
+    assert all(admit_all(connections, *fakes, FakeConnection("b", 9.0)))
     fakes[1].since = None
-    assert opened(connections, Fake("c", 9.0)) == [True]
+    assert admit_all(connections, FakeConnection("c", 9.0)) == [True]
     assert [each.gone for each in fakes] == [True, False, True]
 
 
-def test_one_look_finds_many() -> None:
+def test_one_search_finds_many_idle_connections() -> None:
     looked = [0]
 
-    class Counted(Fake):
+    class Counted(FakeConnection):
         def idle_since(self) -> float | None:
             looked[0] += 1
             return super().idle_since()
 
     count = 50 * IDLE_CANDIDATES
     connections = Connections(count, count, Clock())
-    assert all(opened(connections, *(Counted("a", float(each)) for each in range(count))))
+    assert all(admit_all(connections, *(Counted("a", float(each)) for each in range(count))))
     # As many as are open come from elsewhere, and each takes the place of one.
     for each in range(count // 4):
-        assert connections.admit(Fake(str(each), None))
+        assert connections.admit(FakeConnection(str(each), None))
     assert looked[0] < (count // 4 / IDLE_CANDIDATES + 1) * count + count
     assert len(connections) == count
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 9)), max_size=60))
-def test_the_numbers_are_right(steps: list[tuple[str, bool, int]]) -> None:
+def test_counts_match_the_open_connections(steps: list[tuple[str, bool, int]]) -> None:
     connections = Connections(6, 3, Clock())
-    known: list[Fake] = []
+    known: list[FakeConnection] = []
     for address, opens, number in steps:
         if opens:
-            fake = Fake(address, None if number < 5 else float(number))
+            fake = FakeConnection(address, None if number < 5 else float(number))
             if connections.admit(fake):
                 known.append(fake)
         elif known:
@@ -171,8 +193,8 @@ def connect(world: World, host: str) -> tuple[Any, StringTransport]:
 
 
 @both
-def test_ten_thousand_idle_connections_do_not_block_new_ones(fast_path: bool) -> None:
-    """Half of them are refused, and others take the places of the rest."""
+def test_idle_connections_of_one_address_do_not_block_others(fast_path: bool) -> None:
+    """Half of them are refused, and the others give way."""
     world = World(fast_path=fast_path, max_connections=10)
     flood = []
     for _ in range(20):
@@ -203,7 +225,7 @@ BUSY = [
 
 @both
 @pytest.mark.parametrize("data", BUSY)
-def test_a_connection_with_an_incomplete_request_is_not_idle(fast_path: bool, data: bytes) -> None:
+def test_connection_with_an_incomplete_request_is_not_idle(fast_path: bool, data: bytes) -> None:
     world = World(fast_path=fast_path)
     world.channel.dataReceived(data)
     assert world.channel.idle_since() is None
@@ -211,7 +233,7 @@ def test_a_connection_with_an_incomplete_request_is_not_idle(fast_path: bool, da
 
 
 @both
-def test_a_connection_is_idle_since_its_last_bytes(
+def test_connection_is_idle_since_its_last_bytes(
     fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(fast_path=fast_path)
@@ -231,10 +253,10 @@ def test_a_connection_is_idle_since_its_last_bytes(
 
 
 @both
-def test_a_connection_that_gives_way_is_aborted_after_a_time(
+def test_connection_that_gives_way_is_aborted_after_give_way_seconds(
     fast_path: bool, log_lines: list[str]
 ) -> None:
-    """GIVE_WAY_SECONDS: over TLS a client that does not close as well would stay, uncounted."""
+    """A TLS client that does not close would otherwise stay, uncounted."""
     world = World(fast_path=fast_path)
     aborted: list[float] = []
     world.transport.abortConnection = lambda: aborted.append(  # type: ignore[method-assign]

@@ -1,6 +1,6 @@
 """
-Nobody waits for what somebody else has pipelined: connections take turns, on
-both ways in.
+Connections with several requests take turns, on the fast path and without it: no client waits for
+the pipelined requests of another.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AT_ONCE = [
 
 
 class Connection:
-    """One more connection to a world's site."""
+    """Another connection to the site."""
 
     def __init__(self, world: World) -> None:
         self.channel: Any = world.site.buildProtocol(None)
@@ -51,20 +51,20 @@ def connections(world: World, count: int) -> list[Connection]:
 
 
 def close(world: World, *others: Connection) -> None:
-    """All connections are lost; the fixture of all tests sees what is left then."""
+    """Lose all connections, and check that the queue is empty."""
     for each in (world.channel, *(other.channel for other in others)):
         each.connectionLost()
-    nobody_waits(world)
+    assert_queue_empty(world)
 
 
-def nobody_waits(world: World) -> None:
+def assert_queue_empty(world: World) -> None:
     turns = world.site.turns
     assert not len(turns)
     assert turns._call is None
 
 
-class Recorded:
-    """A connection that has so many requests to serve, each of which takes some time."""
+class RecordedConnection:
+    """A connection with `left` requests to serve, each of which takes some time."""
 
     def __init__(
         self, name: str, turns: FairTurns, log: list[str], left: int, takes: float
@@ -95,7 +95,7 @@ TIME = [0.0]
 
 
 class Iterations(Clock):
-    """Logs each call that is to come: the reactor makes it in its next iteration."""
+    """A clock that logs each delayed call, which the reactor makes in its next iteration."""
 
     def __init__(self, log: list[str]) -> None:
         super().__init__()
@@ -106,32 +106,33 @@ class Iterations(Clock):
         return super().callLater(*arguments, **named)
 
 
-def a_queue(takes: float, *lefts: int) -> tuple[Clock, list[str], list[Recorded]]:
+def make_queue(takes: float, *lefts: int) -> tuple[Clock, list[str], list[RecordedConnection]]:
     log: list[str] = []
     clock = Iterations(log)
     turns = FairTurns(clock, lambda: TIME[0])
     recorded = [
-        Recorded(name, turns, log, left, takes) for name, left in zip("abc", lefts, strict=False)
+        RecordedConnection(name, turns, log, left, takes)
+        for name, left in zip("abc", lefts, strict=False)
     ]
     for each in recorded:
         turns.join(each)
     return clock, log, recorded
 
 
-def test_a_turn_has_a_time_and_the_queue_an_order() -> None:
-    """Half a turn for each request: two are served in an iteration of the reactor."""
-    clock, log, _ = a_queue(TURN_SECONDS / 2, 3, 2, 1)
+def test_turns_are_bounded_in_time_and_serve_connections_in_order() -> None:
+    """Each request takes half a turn, so two are served in an iteration of the reactor."""
+    clock, log, _ = make_queue(TURN_SECONDS / 2, 3, 2, 1)
     clock.advance(0)
     assert "".join(log) == "|ab|ca|ba"
 
 
-def test_in_a_turn_each_is_served_a_slice() -> None:
-    clock, log, _ = a_queue(0.0, SLICE_REQUESTS + 1, SLICE_REQUESTS, 1)
+def test_each_connection_is_served_one_slice_at_a_time() -> None:
+    clock, log, _ = make_queue(0.0, SLICE_REQUESTS + 1, SLICE_REQUESTS, 1)
     clock.advance(0)
     assert "".join(log) == "|" + "a" * SLICE_REQUESTS + "b" * SLICE_REQUESTS + "ca"
 
 
-def test_a_slice_has_a_number_of_requests_and_a_time() -> None:
+def test_slice_is_bounded_by_slice_requests_and_slice_seconds() -> None:
     turns = FairTurns(Clock(), lambda: TIME[0])
     now = turns.now()
     assert turns.may_go_on(SLICE_REQUESTS - 1, now)
@@ -139,17 +140,17 @@ def test_a_slice_has_a_number_of_requests_and_a_time() -> None:
     assert not turns.may_go_on(1, now - SLICE_SECONDS)
 
 
-def test_a_single_connection_is_served_for_a_whole_turn() -> None:
-    clock, log, _ = a_queue(0.0, 10 * SLICE_REQUESTS)
+def test_single_connection_is_served_for_a_whole_turn() -> None:
+    clock, log, _ = make_queue(0.0, 10 * SLICE_REQUESTS)
     clock.advance(0)
     assert "".join(log) == "|" + "a" * 10 * SLICE_REQUESTS
     assert not clock.getDelayedCalls()
 
 
-def test_only_the_connection_whose_request_fails_is_closed(
+def test_failing_request_closes_only_its_own_connection(
     logged_failures: list[Any],
 ) -> None:
-    clock, log, (bad, good) = a_queue(0.0, 3, 3)
+    clock, log, (bad, good) = make_queue(0.0, 3, 3)
     bad.takes = -1.0
     clock.advance(0)
     assert "".join(log) == "|abbb"
@@ -159,19 +160,19 @@ def test_only_the_connection_whose_request_fails_is_closed(
     assert [each.type for each in logged_failures] == [RuntimeError]
 
 
-def test_turns_go_on_where_a_connection_cannot_even_be_ended(logged_failures: list[Any]) -> None:
+def test_turns_go_on_when_closing_a_connection_fails(logged_failures: list[Any]) -> None:
     def fail() -> None:
         raise ValueError("another defect")
 
-    clock, log, (bad, _) = a_queue(0.0, 1, 1)
+    clock, log, (bad, _) = make_queue(0.0, 1, 1)
     bad.takes, bad.fail = -1.0, fail  # type: ignore[method-assign]
     clock.advance(0)
     assert "".join(log) == "|ab"
     assert [each.type for each in logged_failures] == [RuntimeError, ValueError]
 
 
-def test_leaving_the_queue_cancels_the_delayed_call() -> None:
-    clock, _, (one, other) = a_queue(0.0, 1, 1)
+def test_delayed_call_is_cancelled_when_the_queue_becomes_empty() -> None:
+    clock, _, (one, other) = make_queue(0.0, 1, 1)
     one.turns.leave(one)
     one.turns.leave(one)
     assert clock.getDelayedCalls()
@@ -181,7 +182,7 @@ def test_leaving_the_queue_cancels_the_delayed_call() -> None:
 
 @both
 @pytest.mark.parametrize("request_", AT_ONCE)
-def test_of_many_requests_in_a_read_a_few_are_served_at_once(
+def test_one_slice_of_the_requests_in_a_read_is_served_at_once(
     fast_path: bool, request_: bytes
 ) -> None:
     world = World(fast_path=fast_path)
@@ -196,7 +197,9 @@ def test_of_many_requests_in_a_read_a_few_are_served_at_once(
 
 @both
 @pytest.mark.parametrize("request_", AT_ONCE[:4])
-def test_while_others_wait_a_read_is_served_one_request(fast_path: bool, request_: bytes) -> None:
+def test_one_request_of_a_read_is_served_while_others_wait(
+    fast_path: bool, request_: bytes
+) -> None:
     world = World(fast_path=fast_path)
     others = connections(world, 40)
     for other in others:
@@ -210,7 +213,7 @@ def test_while_others_wait_a_read_is_served_one_request(fast_path: bool, request
 
 @both
 @pytest.mark.parametrize("request_", AT_ONCE[:4])
-def test_a_single_request_never_waits_for_pipelined_requests_of_others(
+def test_single_request_never_waits_for_pipelined_requests_of_others(
     fast_path: bool, request_: bytes
 ) -> None:
     world = World(fast_path=fast_path)
@@ -224,7 +227,7 @@ def test_a_single_request_never_waits_for_pipelined_requests_of_others(
 
 
 @both
-def test_the_order_of_answers_is_that_of_requests(fast_path: bool) -> None:
+def test_responses_are_in_the_order_of_the_requests(fast_path: bool) -> None:
     world = World(fast_path=fast_path)
     other = Connection(world)
     other.channel.dataReceived(AT_ONCE[0] * 100)
@@ -237,8 +240,8 @@ def test_the_order_of_answers_is_that_of_requests(fast_path: bool) -> None:
 
 
 @both
-def test_calls_that_wait_for_their_answers_go_on_with_them(fast_path: bool) -> None:
-    """What is behind a call is not served before that is answered, whoever's turn it is."""
+def test_requests_after_a_call_wait_for_its_response(fast_path: bool) -> None:
+    """Whatever turn it is, pipelined requests stay in order."""
     world = World(fast_path=fast_path)
     world.channel.dataReceived(post_mcp(NOTE) * 20 + post_mcp(CALL) + post_mcp(NOTE) * 20)
     world.let_turns_pass()
@@ -251,7 +254,9 @@ def test_calls_that_wait_for_their_answers_go_on_with_them(fast_path: bool) -> N
 
 @both
 @pytest.mark.parametrize("cut", [10, 100, -10, -5])
-def test_a_request_in_pieces_is_joined_behind_pipelined_ones(fast_path: bool, cut: int) -> None:
+def test_request_split_across_reads_is_joined_after_pipelined_requests(
+    fast_path: bool, cut: int
+) -> None:
     world = World(fast_path=fast_path)
     half = post(NOTE)[:cut]
     world.channel.dataReceived(post(NOTE) * 50 + half)
@@ -264,8 +269,8 @@ def test_a_request_in_pieces_is_joined_behind_pipelined_ones(fast_path: bool, cu
 
 
 @both
-def test_a_queued_connection_is_not_read_beyond_the_bound(fast_path: bool) -> None:
-    """The queue is a few bytes for each connection; PIPELINED_BYTES bounds what waits."""
+def test_queued_connection_is_not_read_beyond_pipelined_bytes(fast_path: bool) -> None:
+    """Its place in the queue itself takes only a few bytes."""
     world = World(fast_path=fast_path)
     other = Connection(world)
     other.channel.dataReceived(AT_ONCE[0] * 100)
@@ -281,7 +286,7 @@ def test_a_queued_connection_is_not_read_beyond_the_bound(fast_path: bool) -> No
 
 
 @both
-def test_an_answer_that_is_not_taken_holds_up_its_own_connection_alone(fast_path: bool) -> None:
+def test_unread_response_delays_only_its_own_connection(fast_path: bool) -> None:
     world = World(fast_path=fast_path)
     other = Connection(world)
     for channel in (world.channel, other.channel):
@@ -298,7 +303,7 @@ def test_an_answer_that_is_not_taken_holds_up_its_own_connection_alone(fast_path
 
 @both
 @pytest.mark.parametrize("how", ["lost", "stop", "close"])
-def test_a_connection_lost_in_the_queue_is_not_served(fast_path: bool, how: str) -> None:
+def test_connection_lost_in_the_queue_is_not_served(fast_path: bool, how: str) -> None:
     world = World(fast_path=fast_path)
     other = Connection(world)
     for channel in (world.channel, other.channel):
@@ -317,11 +322,11 @@ def test_a_connection_lost_in_the_queue_is_not_served(fast_path: bool, how: str)
         world.channel.connectionLost()
     if how != "stop":
         other.channel.connectionLost()
-    nobody_waits(world)
+    assert_queue_empty(world)
 
 
 @both
-def test_nothing_behind_a_last_request_is_served(fast_path: bool) -> None:
+def test_requests_after_connection_close_are_not_served(fast_path: bool) -> None:
     world = World(fast_path=fast_path)
     world.channel.dataReceived(post(NOTE) + post(NOTE, b"Connection: close") + post(NOTE) * 20)
     world.let_turns_pass()
@@ -332,7 +337,7 @@ def test_nothing_behind_a_last_request_is_served(fast_path: bool) -> None:
 
 @both
 @pytest.mark.parametrize("headed", [True, False])
-def test_a_body_in_tiny_chunks_takes_turns_as_well(fast_path: bool, headed: bool) -> None:
+def test_body_in_tiny_chunks_takes_turns_too(fast_path: bool, headed: bool) -> None:
     """Thousands of chunks in one read cost as much as hundreds of requests."""
     world = World(fast_path=fast_path, budget=100_000)
     world.site.max_body = 100_000

@@ -1,6 +1,6 @@
 """
-The fast path answers as twisted.web does: the same bytes for the same bytes,
-however they are cut, hostile ones above all.
+The fast path gives the same response to the same bytes as twisted.web, however they are split, and
+also to hostile ones.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MODERN = b'{"jsonrpc":"2.0","id":"m","method":"x",%b}' % META
 
 
 class Refuser:
-    """A filter that refuses one word, and breaks on another."""
+    """A filter that refuses one word and raises an unexpected error for another."""
 
     def from_client(self, session: object, line: bytes) -> bytes:
         if b"refuse" in line:
@@ -56,7 +56,7 @@ class Refuser:
 
 
 class World:
-    """A site with one live session, and one connection to it; no reactor."""
+    """A site with one session of each transport and one connection, without a reactor."""
 
     def __init__(
         self,
@@ -151,17 +151,17 @@ class World:
         return counted
 
     def say(self, line: bytes) -> None:
-        """The backend of the session of Streamable HTTP writes a message."""
+        """Receive a message from the backend of the Streamable HTTP session."""
         self.backend2.receiver.messages_received([line])
 
     def calls_of_connection(self) -> list[Any]:
-        """What is still to happen, but for what the session waits for."""
+        """Return the delayed calls, except those of sessions."""
         of_sessions = ("StreamableSession", "Failures")
         calls = self.clock.getDelayedCalls()
         return [each for each in calls if not any(name in str(each) for name in of_sessions)]
 
     def answer_modern(self) -> None:
-        """The processes that belong to no session answer what they were asked."""
+        """Answer all requests that the backends without a session have received."""
         for backend in self.launcher.backends[2:]:
             for line in list(backend.sent):
                 message = json.loads(line)
@@ -169,7 +169,7 @@ class World:
                     backend.receiver.messages_received([answer(message["id"], {})])
 
     def receive(self, data: bytes, cuts: list[int]) -> None:
-        """The bytes, cut at these places; none after the connection is closed."""
+        """Receive the bytes, split at these positions, until the connection closes."""
         places = sorted({cut % (len(data) + 1) for cut in cuts})
         for start, end in zip([0, *places], [*places, len(data)], strict=True):
             if start < end and not self.transport.disconnecting:
@@ -177,12 +177,12 @@ class World:
                 self.let_turns_pass()
 
     def let_turns_pass(self) -> None:
-        """What was pipelined is served, in as many turns as that takes."""
+        """Serve all pipelined requests, in as many turns as that takes."""
         while len(self.site.turns):
             self.clock.advance(0)
 
     def seen(self) -> tuple[bytes, bool, list[bytes], list[bytes], list[list[bytes]]]:
-        """All that differs to a client, or to the backends."""
+        """Return everything that clients and backends can observe."""
         answers = re.sub(rb"\r\nDate: [^\r]+", b"", self.transport.value())
         others = [each.sent for each in self.launcher.backends[2:]]
         closing = self.transport.disconnecting
@@ -333,7 +333,7 @@ FIELDS = st.lists(
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """One request, plain more often than not."""
+    """Generate a request, more often a fast one than not."""
     body = draw(BODIES)
     fields = list(draw(FIELDS)) if draw(st.booleans()) else [b"Host: h"]
     streamable = draw(st.booleans())
@@ -355,7 +355,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
-    """What a connection receives: requests in a row, here and there a byte changed."""
+    """Generate the bytes of a connection: several requests, some with changed bytes."""
     data = bytearray(b"".join(draw(st.lists(requests(), min_size=1, max_size=4))))
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
         place = draw(st.integers(0, len(data) - 1))
@@ -364,7 +364,7 @@ def streams(draw: st.DrawFn) -> bytes:
 
 
 def post(body: bytes, *fields: bytes, ident: str = IDENT) -> bytes:
-    """A plain request."""
+    """Return a fast request to the endpoint of HTTP+SSE."""
     lines = [
         b"POST /b/message?sessionId=%b HTTP/1.1" % ident.encode(),
         b"Content-Length: %d" % len(body),
@@ -374,7 +374,7 @@ def post(body: bytes, *fields: bytes, ident: str = IDENT) -> bytes:
 
 
 def with_host(fields: Sequence[bytes]) -> list[bytes]:
-    """With a Host where none is named."""
+    """Add a Host unless there is one."""
     named = any(field.lower().startswith(b"host:") for field in fields)
     return [*fields] if named else [b"Host: h", *fields]
 
@@ -400,7 +400,7 @@ SAID = st.lists(
 
 
 def post_mcp(body: bytes, *fields: bytes) -> bytes:
-    """A plain request of Streamable HTTP."""
+    """Return a fast request of Streamable HTTP."""
     lines = [b"POST /b/mcp HTTP/1.1", b"Content-Length: %d" % len(body)]
     lines += [*STREAMABLE, *with_host(fields)]
     return b"\r\n".join([*lines, b"", b""]) + body
@@ -429,8 +429,10 @@ def post_mcp(body: bytes, *fields: bytes) -> bytes:
 @example(post_mcp(CALL, *SAYING), [], [ANSWER])
 @example(post_mcp(b'{"jsonrpc":"2.0","id":1,"method":"initialize"}') + post(CALL), [], [])
 @example(post_mcp(b'[{"jsonrpc":"2.0","id":1,"method":"x"}]') + post(CALL), [], [ANSWER])
-def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]) -> None:
-    """Both ways in give the same answer for the same bytes, whatever the backend says."""
+def test_fast_path_and_twisted_web_respond_alike(
+    data: bytes, cuts: list[int], said: list[bytes]
+) -> None:
+    """Whatever the bytes are and whatever the backend sends."""
     fast, ordinary = (World(fast_path=way, filtered=b"refuse" in data) for way in (True, False))
     for each in (fast, ordinary):
         each.receive(data, cuts)
@@ -458,10 +460,10 @@ def test_same_bytes_same_answers(data: bytes, cuts: list[int], said: list[bytes]
     ],
 )
 @pytest.mark.parametrize("session", [True, False])
-def test_a_modern_request_reaches_no_session(
+def test_modern_request_never_reaches_a_session(
     headers: Sequence[bytes], status: bytes, session: bool
 ) -> None:
-    """Whatever session it names: one that says in its body that it is modern is taken for that."""
+    """Its body decides that it is modern, even if its headers name a session."""
     world, ordinary = World(fast_path=True), World(fast_path=False)
     data = post_mcp(MODERN, *headers)
     if not session:
@@ -482,8 +484,10 @@ def test_a_modern_request_reaches_no_session(
 )
 @pytest.mark.parametrize("ident", [IDENT, IDENT.replace("1", "9")])
 @pytest.mark.parametrize("cuts", [[], [70], [70, 140, 150]])
-def test_plain_requests_are_recognised(body: bytes, ident: str, cuts: list[int]) -> None:
-    """The fast path is not idle: it answers these, also where the body comes later."""
+def test_fast_requests_are_served_by_the_fast_path(
+    body: bytes, ident: str, cuts: list[int]
+) -> None:
+    """Otherwise the comparison would prove nothing; the body may arrive later."""
     world, ordinary = (World(fast_path=way, filtered=True) for way in (True, False))
     data = post(body, b"Host: h", b"User-Agent: x", ident=ident)
     head = data.index(b"\r\n\r\n") + 4
@@ -493,8 +497,10 @@ def test_plain_requests_are_recognised(body: bytes, ident: str, cuts: list[int])
     assert world.seen() == ordinary.seen()
 
 
-def test_defects_are_answered_alike(logged_failures: list[Any]) -> None:
-    """A filter that breaks: 500 from both, and the details in the log alone."""
+def test_unexpected_error_of_a_filter_is_answered_with_500_on_both_paths(
+    logged_failures: list[Any],
+) -> None:
+    """The details are only in the log."""
     data = post(b'{"jsonrpc":"2.0","method":"explode"}')
     worlds = [World(fast_path=way, filtered=True) for way in (True, False)]
     for world in worlds:
@@ -505,8 +511,8 @@ def test_defects_are_answered_alike(logged_failures: list[Any]) -> None:
     assert len(logged_failures) == 2
 
 
-def test_busy_backend_is_answered_alike() -> None:
-    """503 with Retry-After from both."""
+def test_busy_backend_is_answered_with_503_on_both_paths() -> None:
+    """The response has `Retry-After`."""
     worlds = [World(fast_path=True), World(fast_path=False)]
     for world in worlds:
         world.backend.busy = True
@@ -516,8 +522,8 @@ def test_busy_backend_is_answered_alike() -> None:
     assert b"Retry-After: 1\r\n" in worlds[0].seen()[0]
 
 
-def test_a_body_beyond_the_budget_is_refused_alike() -> None:
-    """The bound over all bodies holds for both, and what was held is given back."""
+def test_body_beyond_the_budget_is_refused_with_503_on_both_paths() -> None:
+    """The bytes that were counted are given back."""
     worlds = [World(fast_path=True, budget=LIMIT), World(fast_path=False, budget=LIMIT)]
     for world in worlds:
         world.site.budget.take(LIMIT - 10)
@@ -527,8 +533,8 @@ def test_a_body_beyond_the_budget_is_refused_alike() -> None:
     assert b"503" in worlds[0].seen()[0]
 
 
-def test_a_head_beyond_the_bounds_is_left_to_twisted_web() -> None:
-    """HEAD_LINES and HEAD_BYTES are taken, and one more of either is not."""
+def test_head_beyond_head_lines_or_head_bytes_is_left_to_twisted_web() -> None:
+    """A head that reaches either bound is still served."""
     fast_path = World(fast_path=True).site.fast_path
     assert fast_path is not None
     head = post(CALL).partition(b"\r\n\r\n")[0]
@@ -542,7 +548,7 @@ def test_a_head_beyond_the_bounds_is_left_to_twisted_web() -> None:
 
 
 @pytest.mark.parametrize("byte", [b"\0", b"\r", b"\n"])
-def test_a_byte_that_no_value_may_have_is_left_to_twisted_web(byte: bytes) -> None:
+def test_invalid_byte_in_a_header_is_left_to_twisted_web(byte: bytes) -> None:
     """RFC 9110, section 5.5: CR, LF and NUL are invalid and dangerous."""
     fast_path = World(fast_path=True).site.fast_path
     assert fast_path is not None
@@ -552,8 +558,8 @@ def test_a_byte_that_no_value_may_have_is_left_to_twisted_web(byte: bytes) -> No
 
 
 @pytest.mark.parametrize("fast_path", [True, False])
-def test_a_refused_body_is_read_for_a_while(fast_path: bool) -> None:
-    """Its sender has DRAIN_SECONDS to read the answer; then the connection is cut."""
+def test_refused_body_is_read_for_drain_seconds(fast_path: bool) -> None:
+    """The client can read the response meanwhile; then the connection is aborted."""
     world = World(fast_path=fast_path)
     head = post(b"x").partition(b"\r\n\r\n")[0]
     world.channel.dataReceived(head.replace(b"Length: 1", b"Length: 100000") + b"\r\n\r\nx")
@@ -566,8 +572,8 @@ def test_a_refused_body_is_read_for_a_while(fast_path: bool) -> None:
     world.channel.connectionLost()
 
 
-def test_body_that_stops_coming_is_not_awaited_for_ever() -> None:
-    """A plain request's body has the deadline of every body, and frees what it held."""
+def test_incomplete_body_is_aborted_after_request_seconds() -> None:
+    """The bytes that were counted are given back."""
     world = World(fast_path=True)
     data = post(CALL)
     world.receive(data[:-5], [])
@@ -583,8 +589,8 @@ def test_body_that_stops_coming_is_not_awaited_for_ever() -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 30])
-def test_head_that_stops_coming_is_not_awaited_for_ever(cut: int) -> None:
-    """A drip-fed head: nothing resets its deadline."""
+def test_incomplete_head_is_aborted_after_head_seconds(cut: int) -> None:
+    """Single bytes that keep arriving do not extend the deadline."""
     world = World(fast_path=True)
     for place in range(cut):
         world.channel.dataReceived(post(CALL)[place : place + 1])
@@ -595,7 +601,7 @@ def test_head_that_stops_coming_is_not_awaited_for_ever(cut: int) -> None:
 
 
 def one_of(name: bytes, *values: bytes) -> st.SearchStrategy[list[bytes]]:
-    """No such field, one of these, or more than one."""
+    """Generate no such field, one of these, or several."""
     field = st.sampled_from([b"%b: %b" % (name, value) for value in values])
     return st.lists(field, max_size=1) | st.lists(field, max_size=2)
 
@@ -626,10 +632,10 @@ SENDERS = st.tuples(
 @example([b"Host: h", b"Sec-Fetch-Site: same-site"], b"/b/mcp", ("h",), 0, b"HTTP/1.1")
 @example([b"Host: h", b"Sec-Fetch-Site: cross-site"], b"/b/sse", ("h",), 0, b"HTTP/1.1")
 @example([], b"/b/sse", (), 0, b"HTTP/1.1")
-def test_senders_are_judged_alike(
+def test_transport_security_is_the_same_on_both_paths(
     sender: list[bytes], target: bytes, hosts: tuple[str, ...], loopback: int, version: bytes
 ) -> None:
-    """Host, Origin and what a browser says: the same verdict from both ways in."""
+    """Host, Origin and the headers of browsers lead to the same status."""
     if target.startswith(b"/b/sse"):
         data = b"\r\n".join([b"GET %b %b" % (target, version), *sender, b"", b""])
     else:
@@ -659,10 +665,10 @@ def test_senders_are_judged_alike(
     st.lists(st.integers(0, 1000), max_size=2),
 )
 @example([b"Host: h"], b"GET", b"/b/sse", [])
-def test_refusals_of_streams_are_alike(
+def test_stream_beyond_max_sessions_is_refused_with_429_on_both_paths(
     fields: list[bytes], method: bytes, path: bytes, cuts: list[int]
 ) -> None:
-    """promise: `max_sessions` reached: 429, the same from both, and the connection lives."""
+    """The connection stays open."""
     head = b"\r\n".join([b"%b %b HTTP/1.1" % (method, path), *fields, b"", b""])
     worlds = [World(fast_path=True, full=True), World(fast_path=False, full=True)]
     for world in worlds:

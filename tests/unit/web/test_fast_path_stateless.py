@@ -1,6 +1,6 @@
 """
-Requests of 2026-07-28 get the same answer on the fast path and without, whatever
-their bytes are and whatever becomes of them.
+Requests of 2026-07-28 get the same response on the fast path and without it, whatever their bytes
+are and whatever happens meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.unit.web.test_stateless_http import TOOL, Legacy, Modern, answer, fai
 
 
 class Instant(Modern):
-    """A server that answers before it is left alone."""
+    """A server that answers before the write of the request returns."""
 
     def send(self, line: bytes) -> None:
         super().send(line)
@@ -30,7 +30,7 @@ class Instant(Modern):
 
 
 class Talking(Instant):
-    """One that also says something before."""
+    """The same, with a progress notification before the response."""
 
     def send(self, line: bytes) -> None:
         message = json.loads(line)
@@ -50,14 +50,16 @@ def progress(token: object) -> bytes:
 
 
 class Site(World):
-    """A site whose servers of no session are of one kind."""
+    """A site whose servers for stateless requests are of one kind."""
 
     def __init__(self, kind: type[FakeBackend], *, fast_path: bool, **settings: Any) -> None:
         super().__init__(fast_path=fast_path, **settings)
         self.launcher.kind = kind
 
     def let(self, happen: str) -> None:
-        """Some time passes, or the servers say something about all that they were asked."""
+        """
+        Let time pass, or let the servers send something about each request they have received.
+        """
         if happen in ("wait", "tick"):
             self.clock.advance(COMMIT_SECONDS if happen == "wait" else COMMIT_SECONDS / 2)
             return
@@ -68,7 +70,7 @@ class Site(World):
                     self._tell(backend, message, happen)
 
     def stopped(self) -> list[bool]:
-        """Which backends were told to end."""
+        """Return which backends were stopped."""
         return ["stop" in each.events for each in self.launcher.backends]
 
     def _tell(self, backend: FakeBackend, message: dict[str, Any], what: str) -> None:
@@ -83,7 +85,7 @@ class Site(World):
 
 
 def asking(method: str = "x", **params: Any) -> bytes:
-    """A request that has all it needs, without spaces."""
+    """Return a complete request without spaces."""
     prefix = "io.modelcontextprotocol/"
     meta: dict[str, Any] = {prefix + "protocolVersion": "2026-07-28"}
     meta[prefix + "clientCapabilities"] = {}
@@ -180,7 +182,7 @@ HAPPENINGS = st.lists(
 
 
 def ask(body: bytes, *more: bytes, usual: list[bytes] = USUAL) -> bytes:
-    """A plain request; `more` are fields."""
+    """Return a fast request; `more` are header lines."""
     lines = [b"POST /b/mcp HTTP/1.1", *usual, *more, b"Content-Length: %d" % len(body)]
     return b"\r\n".join([*lines, b"", b""]) + body
 
@@ -191,7 +193,7 @@ TOOLS = (b"Mcp-Method: tools/call", b"Mcp-Name: tool", b"Mcp-Param-City: Bonn")
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """One request, of 2026-07-28 more often than not."""
+    """Generate a request, more often one of 2026-07-28 than not."""
     if draw(st.integers(0, 3)) == 0:
         return draw(st.sampled_from([X, ask(CALLED, *TOOLS), post(CALL, b"Host: h")]))
     body = draw(st.sampled_from(BODIES))
@@ -212,7 +214,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
-    """What a connection receives: requests in a row, here and there a byte changed."""
+    """Generate the bytes of a connection: several requests, some with changed bytes."""
     data = bytearray(b"".join(draw(st.lists(requests(), min_size=1, max_size=4))))
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
@@ -237,10 +239,10 @@ def streams(draw: st.DrawFn) -> bytes:
 @example(ask(CALLED, *TOOLS) * 2, [], Modern, ["answer", "answer"])
 @example(ask(CALLED, *TOOLS[:2]), [], Modern, [])
 @example(ask(asking("ping"), b"Mcp-Method: ping") * 2 + X, [], Modern, ["answer"])
-def test_same_bytes_same_answers(
+def test_fast_path_and_twisted_web_respond_alike(
     data: bytes, cuts: list[int], kind: type[FakeBackend], happenings: list[str]
 ) -> None:
-    """Both ways in answer alike and tell the servers the same, also when the client leaves."""
+    """The servers receive the same messages, also when the client leaves."""
     sites = [Site(kind, fast_path=True), Site(kind, fast_path=False)]
     for site in sites:
         site.receive(data, cuts)
@@ -256,8 +258,10 @@ def test_same_bytes_same_answers(
 
 @pytest.mark.parametrize("kind", [Modern, Legacy])
 @pytest.mark.parametrize("cuts", [[], [250, 400]])
-def test_they_are_recognised(kind: type[FakeBackend], cuts: list[int]) -> None:
-    """The fast path is not idle, and its answer has one message and its status."""
+def test_modern_requests_are_served_by_the_fast_path(
+    kind: type[FakeBackend], cuts: list[int]
+) -> None:
+    """A response with one message has the status of that message."""
     site = Site(kind, fast_path=True)
     site.receive(X * 2, cuts)
     site.let("answer")
@@ -269,8 +273,10 @@ def test_they_are_recognised(kind: type[FakeBackend], cuts: list[int]) -> None:
 
 
 @pytest.mark.parametrize("method", ["ping", "initialize"])
-def test_refusals_behind_it_are_fast_too(method: str) -> None:
-    """What the servers never see: with its id, in the codes of the revision."""
+def test_refusals_are_served_by_the_fast_path(method: str) -> None:
+    """
+    The error has the id of the request and a code of this revision; no server sees the request.
+    """
     site = Site(Modern, fast_path=True)
     site.receive(ask(asking(method), b"Mcp-Method: " + method.encode()), [])
     assert site.recognised == 1
@@ -278,8 +284,8 @@ def test_refusals_behind_it_are_fast_too(method: str) -> None:
     assert b'"id":"m"' in site.seen()[0]
 
 
-def test_a_row_of_answers_at_once_is_no_depth() -> None:
-    """However many requests come in one piece."""
+def test_immediate_responses_do_not_recurse() -> None:
+    """However many requests arrive in one read."""
     sites = [Site(Instant, fast_path=True), Site(Instant, fast_path=False)]
     for site in sites:
         # The ordinary channel does go deeper, in its own way.
@@ -290,8 +296,8 @@ def test_a_row_of_answers_at_once_is_no_depth() -> None:
     assert sites[0].seen() == sites[1].seen()
 
 
-def test_all_json_is_for_the_ordinary_channel() -> None:
-    """There some of what the servers say is not for the client."""
+def test_json_response_setting_turns_the_fast_path_off() -> None:
+    """Notifications are not sent to the client then."""
     site, ordinary = (
         Site(Modern, fast_path=fast_path, json_response=True) for fast_path in (True, False)
     )
@@ -306,8 +312,10 @@ def test_all_json_is_for_the_ordinary_channel() -> None:
 
 @pytest.mark.parametrize("kind", [Modern, Legacy, FakeBackend])
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_lost_connection_cancels_its_request(kind: type[FakeBackend], waits: bool) -> None:
-    """Whoever writes the answer by then, and also where nobody works on it yet."""
+def test_lost_connection_cancels_its_request_on_both_paths(
+    kind: type[FakeBackend], waits: bool
+) -> None:
+    """Also if no process works on it yet."""
     sites = [Site(kind, fast_path=True), Site(kind, fast_path=False)]
     for site in sites:
         site.receive(X + X, [])
@@ -325,8 +333,8 @@ def test_a_lost_connection_cancels_its_request(kind: type[FakeBackend], waits: b
     assert sites[0].recognised == 1
 
 
-def test_a_closing_connection_is_handed_nothing() -> None:
-    """What comes of its request then is for nobody: it is cancelled."""
+def test_closing_connection_gets_no_response() -> None:
+    """Its request is cancelled."""
     site = Site(Modern, fast_path=True)
     site.receive(X, [])
     site.transport.disconnecting = True
@@ -339,10 +347,10 @@ def test_a_closing_connection_is_handed_nothing() -> None:
 
 
 @pytest.mark.parametrize("it", ["", "refuse", "explode"])
-def test_with_filters_that_are_told_the_caller_requests_are_not_fast(
+def test_filters_that_see_the_caller_turn_the_fast_path_off(
     it: str, logged_failures: list[Any]
 ) -> None:
-    """Which reads all headers; sessions have read theirs when they were opened."""
+    """The caller needs all headers; sessions have read theirs when they were opened."""
     sites = [Site(Instant, fast_path=way, filtered=True) for way in (True, False)]
     for site in sites:
         site.receive(ask(asking("x", it=it), b"Mcp-Method: x") + post(CALL), [])
@@ -351,10 +359,10 @@ def test_with_filters_that_are_told_the_caller_requests_are_not_fast(
     assert len(logged_failures) == (2 if it == "explode" else 0)
 
 
-def test_defects_are_answered_alike(
+def test_unexpected_error_is_answered_with_500_on_both_paths(
     logged_failures: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """500 from both, and the details in the log alone."""
+    """The details are only in the log."""
 
     async def fail(*_: object) -> None:
         raise RuntimeError("a defect")

@@ -1,4 +1,6 @@
-"""Large bodies at all endpoints: read in turns, bounded, counted until the answer is out."""
+"""
+Large bodies at all endpoints: parsed in slices, bounded, and counted until the response is sent.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +33,18 @@ def call(ident: int = 1, method: str = "x", **params: object) -> bytes:
     return json.dumps(message).encode()
 
 
-def made(fast_path: bool = True, **settings: Any) -> World:
+def make_world(fast_path: bool = True, **settings: Any) -> World:
     return World(fast_path=fast_path, limit=LIMIT, **{"budget": BUDGET, **settings})
 
 
-def work(world: World) -> None:
-    """Let all turns happen."""
+def run_turns(world: World) -> None:
+    """Run all delayed calls that are due."""
     while any(each.getTime() <= world.clock.seconds() for each in world.clock.getDelayedCalls()):
         world.clock.advance(0)
 
 
-def answered(world: World) -> tuple[int, Any]:
-    """The status and the body of the last answer."""
+def last_response(world: World) -> tuple[int, Any]:
+    """Return the status and the body of the last response."""
     head, _, body = world.transport.value().rpartition(b"\r\n\r\n")
     status = int(head.rpartition(b"HTTP/1.1 ")[2][:3])
     return status, json.loads(body) if body else None
@@ -53,14 +55,14 @@ both = pytest.mark.parametrize("fast_path", [True, False])
 
 @both
 @pytest.mark.parametrize("cuts", [[], [100, 40_000]])
-def test_a_large_message_goes_on_as_it_is(fast_path: bool, cuts: list[int]) -> None:
-    world = made(fast_path)
+def test_large_message_is_forwarded_unchanged(fast_path: bool, cuts: list[int]) -> None:
+    world = make_world(fast_path)
     for body in (call(), call(method="y"), json.dumps([{"jsonrpc": "2.0", "a": BIG}]).encode()):
         world.receive(post(body, b"Host: h"), cuts)
         assert world.backend.sent[-1:] != [body], "in a turn of its own"
-        work(world)
+        run_turns(world)
         assert world.backend.sent[-1:] == [body]
-        assert answered(world) == (202, None)
+        assert last_response(world) == (202, None)
     assert world.site.budget.used == 0
 
 
@@ -69,27 +71,30 @@ MEDIUM = json.dumps({"jsonrpc": "2.0", "method": "x", "params": "é" + "x" * LAR
 
 @both
 @pytest.mark.parametrize("cuts", [[], [40_000]])
-def test_up_to_a_size_it_is_read_as_a_whole(fast_path: bool, cuts: list[int]) -> None:
-    world = made(fast_path)
+def test_medium_message_is_parsed_in_one_turn(fast_path: bool, cuts: list[int]) -> None:
+    world = make_world(fast_path)
     world.receive(post(MEDIUM, b"Host: h"), cuts)
     if not fast_path:
         assert world.backend.sent == [], "in a turn of its own"
-        work(world)
+        run_turns(world)
     assert world.backend.sent == [MEDIUM]
-    assert answered(world) == (202, None)
+    assert last_response(world) == (202, None)
     assert world.site.budget.used == 0
 
 
-def test_so_much_of_that_in_one_turn() -> None:
-    """Half of `LARGE_TURN_SECONDS`, whoever sends it; what is beyond waits, and is read alike."""
-    world = made()
+def test_parsing_in_one_turn_is_bounded_by_large_turn_seconds() -> None:
+    """
+    For all clients together half of LARGE_TURN_SECONDS; further messages wait, and are parsed in
+    slices.
+    """
+    world = make_world()
     many = b'{"jsonrpc":"2.0",%b"method":"x"}' % (b'"method":"x",' * (MAX_MEMBERS + 1))
     now = count(0.0, LARGE_TURN_SECONDS / 3)
     world.server.work = SlicedWork(world.clock, lambda: next(now))
     for number in (1, 2, 3):
         world.receive(post(many, b"Host: h"), [])
         assert world.backend.sent == [many] * min(number, 2)
-    work(world)
+    run_turns(world)
     assert world.backend.sent == [many] * 3
     world.receive(post(many, b"Host: h"), [])
     assert world.backend.sent == [many] * 4
@@ -107,22 +112,21 @@ def test_so_much_of_that_in_one_turn() -> None:
         (b"[%b]" % MEDIUM, 202),
     ],
 )
-def test_a_large_message_is_parsed_in_slices(fast_path: bool, body: bytes, status: int) -> None:
-    world = made(fast_path)
+def test_large_message_is_parsed_in_slices(fast_path: bool, body: bytes, status: int) -> None:
+    world = make_world(fast_path)
     world.receive(post(body, b"Host: h"), [])
     assert world.backend.sent == []
-    work(world)
-    assert answered(world)[0] == status
+    run_turns(world)
+    assert last_response(world)[0] == status
     assert world.backend.sent == ([body] if status == 202 else [])
     assert world.site.budget.used == 0
 
 
 @both
-def test_one_at_a_time_on_a_connection(fast_path: bool) -> None:
-    """What comes behind a large message stays behind it."""
-    world = made(fast_path)
+def test_pipelined_message_stays_behind_a_large_one(fast_path: bool) -> None:
+    world = make_world(fast_path)
     world.receive(post(call(), b"Host: h") + post(CALL, b"Host: h"), [])
-    work(world)
+    run_turns(world)
     assert world.backend.sent == [call(), CALL]
 
 
@@ -139,41 +143,41 @@ def test_one_at_a_time_on_a_connection(fast_path: bool) -> None:
         (b'{"a":"%b"}' % BIG.encode(), 400, "not a JSON-RPC"),
     ],
 )
-def test_an_invalid_message_is_refused_and_nothing_is_sent(
+def test_invalid_large_message_is_refused_and_not_forwarded(
     fast_path: bool, body: bytes, status: int, words: str
 ) -> None:
-    world = made(fast_path)
+    world = make_world(fast_path)
     world.receive(post(body, b"Host: h"), [])
-    work(world)
-    found = answered(world)
+    run_turns(world)
+    found = last_response(world)
     assert found[0] == status
     assert words in found[1]["error"]["message"]
     world.receive(post_mcp(body), [])
-    work(world)
+    run_turns(world)
     # There arrays are refused for what they are.
-    assert answered(world)[0] in (status, 400)
+    assert last_response(world)[0] in (status, 400)
     assert (world.backend.sent, world.backend2.sent) == ([], [])
     assert world.site.budget.used == 0
 
 
 @both
-def test_a_session_that_ends_meanwhile_gets_nothing(fast_path: bool) -> None:
-    world = made(fast_path)
+def test_message_to_a_session_that_ends_meanwhile_is_answered_with_404(fast_path: bool) -> None:
+    world = make_world(fast_path)
     world.receive(post(call(), b"Host: h"), [])
     world.server.sessions.clear()
-    work(world)
-    assert answered(world)[0] == 404
+    run_turns(world)
+    assert last_response(world)[0] == 404
     assert world.backend.sent == []
 
 
 @both
-def test_a_client_that_leaves_meanwhile_is_forgotten(fast_path: bool) -> None:
-    world = made(fast_path)
+def test_message_of_a_client_that_leaves_meanwhile_is_dropped(fast_path: bool) -> None:
+    world = make_world(fast_path)
     world.receive(post(call(), b"Host: h"), [])
     world.receive(post_mcp(call(), b"Host: h"), [])
     assert world.site.budget.used > 0
     world.channel.connectionLost()
-    work(world)
+    run_turns(world)
     assert world.backend.sent == []
     assert world.site.budget.used == 0
 
@@ -188,43 +192,43 @@ def batch(count: int, size: int = 0) -> bytes:
 
 @both
 @pytest.mark.parametrize("size", [0, 10_000])
-def test_a_batch_counts_as_its_messages(fast_path: bool, size: int) -> None:
-    """Refused whole where it has more than may wait, at both endpoints."""
+def test_batch_beyond_max_waiting_messages_is_refused_with_413(fast_path: bool, size: int) -> None:
+    """Each message of it counts, at both endpoints; nothing of a refused batch is forwarded."""
     for posted in (post, post_mcp):
-        world = made(fast_path, waiting=20)
+        world = make_world(fast_path, waiting=20)
         world.streamable.negotiated = "2025-03-26"
         world.receive(posted(batch(21, size), b"Host: h"), [])
-        work(world)
-        status, body = answered(world)
+        run_turns(world)
+        status, body = last_response(world)
         assert status == 413
         assert "20 elements (max_waiting_messages)" in body["error"]["message"]
         assert (world.backend.sent, world.backend2.sent) == ([], [])
         world.receive(posted(batch(20, size), b"Host: h"), [])
-        work(world)
-        assert answered(world) == (202, None)
+        run_turns(world)
+        assert last_response(world) == (202, None)
         assert len(world.backend.sent + world.backend2.sent) == 1
 
 
 @both
-def test_a_large_batch_is_a_batch(fast_path: bool) -> None:
-    world = made(fast_path)
+def test_large_batch_follows_the_rules_of_its_revision(fast_path: bool) -> None:
+    world = make_world(fast_path)
     messages = [
         {"jsonrpc": "2.0", "id": n, "method": "x", "params": {"a": BIG[:40_000]}} for n in (1, 2)
     ]
     body = json.dumps(messages).encode()
     world.streamable.negotiated = "2025-06-18"
     world.receive(post_mcp(body), [])
-    work(world)
-    assert answered(world)[0] == 400, "a revision without batches"
+    run_turns(world)
+    assert last_response(world)[0] == 400, "a revision without batches"
     world.streamable.negotiated = "2025-03-26"
     for odd, words in ((b"[]", "empty"), (b'[{"jsonrpc":"2.0","id":1,"method":"initialize"}]', "")):
         world.receive(post_mcp(odd + b" " * LARGE_BYTES), [])
-        work(world)
-        status, refusal = answered(world)
+        run_turns(world)
+        status, refusal = last_response(world)
         assert status == 400
         assert words in refusal["error"]["message"]
     world.receive(post_mcp(body), [])
-    work(world)
+    run_turns(world)
     assert b"".join(world.backend2.sent).count(b'"id"') == 2
     for ident in (1, 2):
         world.say(b'{"jsonrpc":"2.0","id":%d,"result":{}}' % ident)
@@ -236,11 +240,11 @@ def test_a_large_batch_is_a_batch(fast_path: bool) -> None:
 
 
 @both
-def test_a_large_call_is_answered(fast_path: bool) -> None:
-    world = made(fast_path)
+def test_large_call_gets_its_notifications_and_its_response(fast_path: bool) -> None:
+    world = make_world(fast_path)
     body = call(7, "tools/call", _meta={"progressToken": "t"})
     world.receive(post_mcp(body), [])
-    work(world)
+    run_turns(world)
     assert world.backend2.sent == [body]
     assert world.site.budget.used == 0, "the backend has it: it is not held here"
     progress = b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"t"}}'
@@ -251,31 +255,31 @@ def test_a_large_call_is_answered(fast_path: bool) -> None:
 
 
 @both
-def test_errors_of_the_head_come_first(fast_path: bool) -> None:
+def test_session_id_is_checked_before_a_large_body(fast_path: bool) -> None:
     for fields, status in (
         ([b"Mcp-Session-Id: " + IDENT.replace("1", "3").encode()], 404),
         ([], 400),
     ):
-        world = made(fast_path)
+        world = make_world(fast_path)
         usual = [b"Accept: application/json, text/event-stream", b"Content-Type: application/json"]
         names = {each.partition(b":")[0] for each in fields}
         kept = [each for each in usual if each.partition(b":")[0] not in names]
         for body in (call(), b"[%b]" % call()):
             world.receive(ask(body, *fields, usual=[b"Host: h", *kept]), [])
-            work(world)
-            assert answered(world)[0] == status
+            run_turns(world)
+            assert last_response(world)[0] == status
 
 
 @both
-def test_a_session_may_begin_large_but_once(fast_path: bool) -> None:
-    world = made(fast_path)
+def test_large_initialize_opens_a_session_but_not_twice(fast_path: bool) -> None:
+    world = make_world(fast_path)
     body = call(1, "initialize")
     world.receive(post_mcp(body), [])
-    work(world)
-    assert answered(world)[0] == 400, "it is initialized already"
+    run_turns(world)
+    assert last_response(world)[0] == 400, "it is initialized already"
     usual = [b"Host: h", b"Accept: */*", b"Content-Type: application/json"]
     world.receive(ask(body, usual=usual), [])
-    work(world)
+    run_turns(world)
     assert world.launcher.backends[2].sent == [body]
 
 
@@ -286,25 +290,25 @@ HEAD = (b"Mcp-Method: x",)
 
 @both
 @pytest.mark.parametrize("kind", [Modern, Legacy])
-def test_a_large_request_is_answered_and_counts_until_then(fast_path: bool, kind: Any) -> None:
-    world = made(fast_path)
+def test_large_stateless_request_counts_until_it_is_answered(fast_path: bool, kind: Any) -> None:
+    world = make_world(fast_path)
     world.launcher.kind = kind
     body = asking("x", a=[BIG])
     world.receive(ask(body, *HEAD), [])
-    work(world)
+    run_turns(world)
     assert world.site.budget.used == len(body)
     said = [json.loads(line) for each in world.launcher.backends for line in each.sent]
     (line,) = [each for each in said if each["method"] == "x"]
     assert line["params"]["a"] == [BIG]
     world.answer_modern()
-    work(world)
-    assert answered(world)[0] == 200
+    run_turns(world)
+    assert last_response(world)[0] == 200
     assert world.site.budget.used == 0
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_small_request_counts_until_its_answer_is_out_too(late: bool) -> None:
-    worlds = [made(fast_path=True), made(fast_path=False)]
+def test_small_stateless_request_counts_until_it_is_answered(late: bool) -> None:
+    worlds = [make_world(fast_path=True), make_world(fast_path=False)]
     for world in worlds:
         world.receive(X, [])
         assert world.site.budget.used == len(asking("x"))
@@ -319,14 +323,14 @@ def test_a_small_request_counts_until_its_answer_is_out_too(late: bool) -> None:
     assert worlds[0].recognised > 0
 
 
-def test_a_small_request_beyond_the_budget_is_refused_alike() -> None:
-    worlds = [made(fast_path=True), made(fast_path=False)]
+def test_small_request_beyond_the_budget_is_refused_on_both_paths() -> None:
+    worlds = [make_world(fast_path=True), make_world(fast_path=False)]
     for world in worlds:
         world.site.budget.take(BUDGET - 10)
         world.receive(X, [])
         world.site.budget.give_back(BUDGET - 10)
     assert worlds[0].seen() == worlds[1].seen()
-    assert answered(worlds[0])[0] == 503
+    assert last_response(worlds[0])[0] == 503
 
 
 @both
@@ -340,13 +344,13 @@ def test_a_small_request_beyond_the_budget_is_refused_alike() -> None:
         (asking("x", a=BIG).replace(b'"id":"m",', b""), 202, None),
     ],
 )
-def test_a_large_request_that_is_wrong(
+def test_invalid_large_stateless_request_is_refused(
     fast_path: bool, body: bytes, status: int, code: int | None
 ) -> None:
-    world = made(fast_path)
+    world = make_world(fast_path)
     world.receive(ask(body, *HEAD), [])
-    work(world)
-    found = answered(world)
+    run_turns(world)
+    found = last_response(world)
     assert found[0] == status
     if code is not None:
         assert found[1]["error"]["code"] == code
@@ -355,18 +359,18 @@ def test_a_large_request_that_is_wrong(
 
 
 @both
-def test_a_large_request_whose_head_does_not_name_its_revision(fast_path: bool) -> None:
-    world = made(fast_path)
+def test_large_stateless_request_without_its_headers_is_refused(fast_path: bool) -> None:
+    world = make_world(fast_path)
     usual = [b"Host: h", b"Accept: */*", b"Content-Type: application/json"]
     world.receive(ask(asking("x", a=BIG), usual=usual), [])
-    work(world)
-    assert answered(world)[0] == 400
-    assert answered(world)[1]["error"]["code"] == -32020
+    run_turns(world)
+    assert last_response(world)[0] == 400
+    assert last_response(world)[1]["error"]["code"] == -32020
     refused = [b"Host: h", b"Accept: x/y", b"Content-Type: application/json"]
     refused += [b"MCP-Protocol-Version: 2026-07-28", *HEAD]
     world.receive(ask(asking("x", a=BIG), usual=refused), [])
-    work(world)
-    assert answered(world)[0] == 406
+    run_turns(world)
+    assert last_response(world)[0] == 406
 
 
 # The work, and the memory.
@@ -380,7 +384,7 @@ def counting(steps: int, result: str = "") -> Slices[str]:
     return result
 
 
-def test_work_is_done_in_turns() -> None:
+def test_sliced_work_is_spread_over_reactor_iterations() -> None:
     time = [0.0]
 
     class Counted(Clock):
@@ -421,7 +425,7 @@ def _failure(deferred: Deferred[Any]) -> BaseException | None:
     return found[0]
 
 
-def test_memory_is_given_back_after_large_requests_now_and_then() -> None:
+def test_memory_is_returned_at_most_once_in_trim_seconds() -> None:
     clock, trims = Clock(), [0]
 
     def trim() -> None:
@@ -442,7 +446,7 @@ def test_memory_is_given_back_after_large_requests_now_and_then() -> None:
     trimmer.stop()
 
 
-def test_where_the_c_library_cannot_give_memory_back() -> None:
+def test_trimmer_without_malloc_trim_does_nothing() -> None:
     clock = Clock()
     Trimmer(clock, None).freed()
     assert not clock.getDelayedCalls()

@@ -1,4 +1,4 @@
-"""From a description to an endpoint: what is added to it, and what is said of a wrong one."""
+"""Endpoint descriptions become Twisted endpoints: defaults, and errors that name the mistake."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from mcpbridge.web.listeners import AcceptErrors, make_endpoint
         ("tcp6:1:7", 7),
     ],
 )
-def test_a_burst_of_clients_may_wait(description: str, backlog: int) -> None:
-    """Unless the description says how many."""
+def test_listeners_have_a_large_backlog(description: str, backlog: int) -> None:
+    """Unless the description gives one."""
     reactor: Any = MemoryReactor()
     make_endpoint(reactor, description).listen(Factory())
     [listener] = reactor.tcpServers or reactor.unixServers
@@ -46,13 +46,14 @@ def test_a_burst_of_clients_may_wait(description: str, backlog: int) -> None:
         ("carrier:1", ValueError, "Unknown endpoint type"),
     ],
 )
-def test_errors_are_named(description: str, error: type[Exception], says: str) -> None:
+def test_invalid_description_is_an_error_that_names_the_mistake(
+    description: str, error: type[Exception], says: str
+) -> None:
     with pytest.raises(error, match=says):
         make_endpoint(MemoryReactor(), description)
 
 
-def test_tls_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is to be installed is named."""
+def test_tls_without_pyopenssl_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "OpenSSL", None)
     monkeypatch.delitem(sys.modules, "twisted.internet.ssl", raising=False)
     monkeypatch.delattr("twisted.internet.ssl", raising=False)
@@ -62,8 +63,8 @@ def test_tls_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Exhausted:
     """
-    The socket of a listener in a process without descriptors; `waiting`
-    connections get the one in reserve, one after the other.
+    The socket of a listener in a process without free descriptors; it accepts `waiting` connections
+    with the reserved one.
     """
 
     def __init__(self) -> None:
@@ -80,11 +81,11 @@ class Exhausted:
         raise OSError(errno.EAGAIN, "nobody waits")
 
     def close(self) -> None:
-        """A connection that is closed at once."""
+        """Close the connection."""
 
 
-def test_connections_without_descriptors_are_a_line_a_minute(log_lines: list[str]) -> None:
-    """promise: what to do is said, at most every `COMPLAIN_SECONDS`, with how many were closed."""
+def test_lack_of_descriptors_is_logged_once_in_complain_seconds(log_lines: list[str]) -> None:
+    """The line says what to do, and how many connections were closed."""
     clock = Clock()
     errors = AcceptErrors(clock)
     ports: list[Any] = [tcp.Port(0, Factory(), reactor=MemoryReactor()) for _ in range(2)]
@@ -110,8 +111,8 @@ def test_connections_without_descriptors_are_a_line_a_minute(log_lines: list[str
     assert log_lines[1].startswith("connections cannot be accepted (ENFILE); 11 were closed")
 
 
-def test_whatever_else_a_listener_says_is_logged(log_lines: list[str]) -> None:
-    """And what has no logger of that kind is left alone."""
+def test_other_messages_of_a_listener_are_logged(log_lines: list[str]) -> None:
+    """An object without such a logger is left alone."""
     port = tcp.Port(0, Factory(), reactor=MemoryReactor())
     errors = AcceptErrors(Clock())
     errors.watch(port)

@@ -1,6 +1,6 @@
 """
-What a client sends behind a request that is not answered yet, and answers
-that it does not take: both ways in bound them alike.
+Requests that a client pipelines, and responses that it does not read: bounded alike on the fast
+path and without it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("fast_path", [True, False])
 
 
 def call(ident: int) -> bytes:
-    """A request of a session, of nearly the largest size."""
+    """Return a request of a session, of nearly the largest size."""
     line = b'{"jsonrpc":"2.0","id":%d,"method":"x","params":"%b"}' % (ident, b"x" * 200)
     return post_mcp(line)
 
@@ -34,19 +34,20 @@ def answer(ident: int) -> bytes:
     return b'{"jsonrpc":"2.0","id":%d,"result":{}}' % ident
 
 
-def answered(world: World) -> list[int]:
-    """The ids of what was answered, in order."""
+def answered_ids(world: World) -> list[int]:
+    """Return the ids of the requests that were answered, in order."""
     return [int(each) for each in re.findall(rb'"id":(\d+),"result"', world.transport.value())]
 
 
-def asked(world: World) -> int:
+def requests_sent(world: World) -> int:
+    """Return how many messages the backend has received."""
     return len(world.backend2.sent)
 
 
 @both
 @pytest.mark.parametrize("piece", [1000, 50_000])
 def test_pipelined_bytes_are_bounded(fast_path: bool, piece: int) -> None:
-    """Nothing is read while more than that waits; each request is answered, in order."""
+    """Reading pauses while more than PIPELINED_BYTES wait; each request is answered, in order."""
     world = World(fast_path=fast_path)
     transport = world.transport
     count = 3 * PIPELINED_BYTES // len(call(100))
@@ -57,16 +58,16 @@ def test_pipelined_bytes_are_bounded(fast_path: bool, piece: int) -> None:
         # As a transport does, which reads while it is not paused.
         while unread and transport.producerState == "producing":
             world.channel.dataReceived(unread.pop(0))
-        assert asked(world) == answers + 1
+        assert requests_sent(world) == answers + 1
         world.say(answer(100 + answers))
         answers += 1
-    assert answered(world) == list(range(100, 100 + count))
+    assert answered_ids(world) == list(range(100, 100 + count))
     assert transport.producerState == "producing"
     world.channel.connectionLost()
 
 
 @both
-def test_reading_is_paused_beyond_the_bound(fast_path: bool) -> None:
+def test_reading_is_paused_beyond_pipelined_bytes(fast_path: bool) -> None:
     world = World(fast_path=fast_path)
     world.channel.dataReceived(call(1))
     size = 0
@@ -81,18 +82,18 @@ def test_reading_is_paused_beyond_the_bound(fast_path: bool) -> None:
 @both
 @pytest.mark.parametrize("data", [call(1) * 2, post_mcp(MODERN, *SAYING) * 2])
 def test_unread_responses_do_not_accumulate(fast_path: bool, data: bytes) -> None:
-    """The next request is begun when the client has taken the last answer."""
+    """The next request is served only when the client has read the previous response."""
     world = World(fast_path=fast_path)
     world.channel.dataReceived(data)
     # What the transport does when its buffer is full, and when it is empty.
     world.channel.pauseProducing()
     world.say(answer(1))
     world.answer_modern()
-    begun = [asked(world), *(len(each.sent) for each in world.launcher.backends[2:])]
+    begun = [requests_sent(world), *(len(each.sent) for each in world.launcher.backends[2:])]
     assert world.transport.value().count(b"HTTP/1.1 200") == 1
     world.channel.dataReceived(post(b"{}"))
     world.channel.resumeProducing()
-    assert [asked(world), *(len(each.sent) for each in world.launcher.backends[2:])] > begun
+    assert [requests_sent(world), *(len(each.sent) for each in world.launcher.backends[2:])] > begun
     world.say(answer(1))
     world.answer_modern()
     assert world.transport.value().count(b"HTTP/1.1 200") == 2
@@ -102,13 +103,13 @@ def test_unread_responses_do_not_accumulate(fast_path: bool, data: bytes) -> Non
 
 
 @both
-def test_many_small_requests_behind_one_answer_that_is_not_taken(fast_path: bool) -> None:
+def test_pipelined_requests_wait_while_a_response_is_unread(fast_path: bool) -> None:
     world = World(fast_path=fast_path)
     world.channel.pauseProducing()
     world.channel.dataReceived(call(1) * 3)
-    assert asked(world) == 0
+    assert requests_sent(world) == 0
     world.channel.resumeProducing()
-    assert asked(world) == 1
+    assert requests_sent(world) == 1
     world.channel.connectionLost()
 
 
@@ -119,10 +120,10 @@ CLOSING = call(2).replace(b"Host", b"Connection: close\r\nHost")
 @pytest.mark.parametrize("first", [call(1), post_mcp(MODERN, *SAYING)])
 @pytest.mark.parametrize("last", [CLOSING, b"nonsense\r\n\r\n", b"GET /x HTTP/1.0\r\n\r\n"])
 @pytest.mark.parametrize("behind", [b"", b"x" * PIPELINED_BYTES, call(3) * 100])
-def test_bytes_behind_the_last_request_are_dropped(
+def test_bytes_after_the_last_request_are_dropped(
     fast_path: bool, first: bytes, last: bytes, behind: bytes
 ) -> None:
-    """A transport that is closing is neither paused nor resumed: it raises if it is."""
+    """A transport that is closing is neither paused nor resumed: it would raise an error."""
     world = World(fast_path=fast_path)
     world.channel.dataReceived(first + last + behind)
     for _ in range(2):
@@ -131,12 +132,12 @@ def test_bytes_behind_the_last_request_are_dropped(
         world.say(answer(2))
         world.let_turns_pass()
     assert world.transport.disconnecting
-    assert asked(world) <= 2
+    assert requests_sent(world) <= 2
     written = world.transport.value()
     # As TLS does, which reads until its peer has said goodbye as well.
     world.channel.dataReceived(call(4) * 100)
     assert world.transport.producerState == "producing"
-    assert asked(world) <= 2
+    assert requests_sent(world) <= 2
     assert world.transport.value() == written
     kept = world.channel
     assert (kept._pipelined, kept.pipelined_length(), kept._reading_paused) == (b"", 0, False)
@@ -144,8 +145,8 @@ def test_bytes_behind_the_last_request_are_dropped(
 
 
 @both
-def test_a_paused_connection_is_read_again_before_it_is_closed(fast_path: bool) -> None:
-    """TLS is closed when its peer has said goodbye, which has to be read."""
+def test_paused_connection_is_resumed_before_it_is_closed(fast_path: bool) -> None:
+    """TLS closes once the peer's close_notify has been read."""
     world = World(fast_path=fast_path)
     world.channel.dataReceived(call(1) + call(2) * (PIPELINED_BYTES // 100))
     assert world.transport.producerState == "paused"
@@ -156,7 +157,7 @@ def test_a_paused_connection_is_read_again_before_it_is_closed(fast_path: bool) 
 
 
 @both
-def test_endless_bytes_behind_the_last_request_abort_the_connection(
+def test_connection_is_aborted_beyond_drain_bytes_after_the_last_request(
     fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "DRAIN_BYTES", 1000)
@@ -173,23 +174,23 @@ def test_endless_bytes_behind_the_last_request_abort_the_connection(
 
 
 @both
-def test_a_line_that_is_too_long_closes_the_connection(fast_path: bool) -> None:
-    """And nothing behind it is taken for a request."""
+def test_too_long_line_closes_the_connection(fast_path: bool) -> None:
+    """Nothing after it is parsed as a request."""
     world = World(fast_path=fast_path)
     world.channel.dataReceived(b"GET /" + b"x" * 20_000)
     assert world.transport.disconnecting
     world.channel.dataReceived(b"\r\n\r\n" + call(1) * 100)
-    assert asked(world) == 0
+    assert requests_sent(world) == 0
     assert world.transport.value() == b""
     world.channel.connectionLost()
 
 
 @both
 @pytest.mark.parametrize("left", [True, False])
-def test_a_client_that_leaves_while_reading_is_paused_is_noticed(
+def test_departure_of_a_client_is_detected_while_reading_is_paused(
     fast_path: bool, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that leaves behind unread bytes: its request is over all the same."""
+    """The connection closes although bytes of the client are still unread."""
     gone: list[Any] = []
     monkeypatch.setattr(connection, "has_left", lambda transport: bool(gone))
     world = World(fast_path=fast_path)
@@ -205,7 +206,7 @@ def test_a_client_that_leaves_while_reading_is_paused_is_noticed(
 
 
 @both
-def test_no_departure_check_runs_while_the_client_is_read(
+def test_departure_is_checked_only_while_reading_is_paused(
     fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[Any] = []
@@ -224,8 +225,8 @@ def test_no_departure_check_runs_while_the_client_is_read(
 
 
 @both
-def test_each_request_has_a_deadline_of_its_own(fast_path: bool) -> None:
-    """A client that always has the next one half on its way is in time with each."""
+def test_each_request_head_has_its_own_deadline(fast_path: bool) -> None:
+    """A client that has always sent half of its next request is in time with each."""
     world = World(fast_path=fast_path)
     half = len(post(b"{}")) // 2
     for _ in range(10):
@@ -243,8 +244,8 @@ def test_each_request_has_a_deadline_of_its_own(fast_path: bool) -> None:
 
 
 @both
-def test_each_body_has_a_time_of_its_own(fast_path: bool) -> None:
-    """Requests whose last byte is always late may take longer together than one may."""
+def test_each_request_body_has_its_own_deadline(fast_path: bool) -> None:
+    """Several slow requests may together take longer than REQUEST_SECONDS."""
     world = World(fast_path=fast_path)
     request = post(b"{}")
     world.channel.dataReceived(request[:-1])
@@ -257,10 +258,10 @@ def test_each_body_has_a_time_of_its_own(fast_path: bool) -> None:
 
 
 @both
-def test_a_client_that_reads_a_response_slowly_is_not_idle(
+def test_slow_reader_is_not_closed_as_idle(
     fast_path: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large answer on a slow line; and a client that takes nothing of one is cut off."""
+    """Only once it reads nothing more is its connection closed."""
     untaken = [1000]
     monkeypatch.setattr(watched_connection, "unsent", lambda transport: untaken[0])
     monkeypatch.setattr(watched_connection, "acknowledged", lambda transport: None)
@@ -282,10 +283,10 @@ def test_a_client_that_reads_a_response_slowly_is_not_idle(
 
 @both
 @pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
-def test_a_client_that_reads_no_response_is_aborted(
+def test_client_that_does_not_read_its_response_is_aborted(
     fast_path: bool, close: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After `peer_timeout`, also where the connection closes behind the answer."""
+    """It is aborted after `peer_timeout`, also if the connection is to close after the response."""
     monkeypatch.setattr(watched_connection, "unsent", lambda transport: 1000)
     monkeypatch.setattr(watched_connection, "acknowledged", lambda transport: 17)
     world = World(fast_path=fast_path)
@@ -304,8 +305,10 @@ def test_a_client_that_reads_no_response_is_aborted(
 
 @both
 @pytest.mark.parametrize("rate", [100, 512])
-def test_a_client_that_sends_a_body_too_slowly_is_aborted(fast_path: bool, rate: int) -> None:
-    """`min_transfer_rate` over a minute, from the time on at which its head must be there."""
+def test_client_that_sends_a_body_below_min_transfer_rate_is_aborted(
+    fast_path: bool, rate: int
+) -> None:
+    """The rate is measured over a minute that begins when the deadline of the head has passed."""
     world = World(fast_path=fast_path, budget=100_000, limit=100_000)
     head, _, _ = call(1).partition(b"\r\n\r\n")
     head = re.sub(rb"(?i)content-length: \d+", b"Content-Length: 90000", head)
@@ -322,8 +325,10 @@ def test_a_client_that_sends_a_body_too_slowly_is_aborted(fast_path: bool, rate:
 
 @both
 @pytest.mark.parametrize("end", ["taken", "lost", "cut off"])
-def test_unsent_bytes_count(fast_path: bool, end: str) -> None:
-    """Until it is taken or the connection is gone; beyond its share the session's backend waits."""
+def test_unsent_bytes_count_until_they_are_sent_or_the_connection_is_lost(
+    fast_path: bool, end: str
+) -> None:
+    """Beyond the session's share its backend is paused."""
     world: Any = World(fast_path=fast_path)
     told: list[str] = []
     world.streamable.share = Share(100, lambda: told.append("pause"), lambda: told.append("resume"))
@@ -351,15 +356,15 @@ def test_unsent_bytes_count(fast_path: bool, end: str) -> None:
 
 
 @both
-def test_an_answer_counts_for_its_own_session_alone(fast_path: bool) -> None:
-    """The next one on the connection may be another session's, or nobody's."""
+def test_response_counts_only_against_its_own_session(fast_path: bool) -> None:
+    """The next response on the connection may belong to another session, or to none."""
     world: Any = World(fast_path=fast_path)
     told: list[str] = []
     world.streamable.share = Share(100, lambda: told.append("pause"), lambda: told.append("resume"))
     budget = world.site.responses = ResponseBudget(1000, world.clock)
     world.channel.dataReceived(call(1))
     world.say(answer(1))
-    assert answered(world) == [1]
+    assert answered_ids(world) == [1]
     world.transport.dataBuffer = b"x" * 700
     world.channel.dataReceived(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
     assert (budget.used, world.streamable.share.used, told) == (700, 0, [])
@@ -369,8 +374,8 @@ def test_an_answer_counts_for_its_own_session_alone(fast_path: bool) -> None:
     world.channel.connectionLost()
 
 
-def test_only_what_has_arrived_of_a_body_counts() -> None:
-    """Who announces much, and sends little, takes no room from anybody."""
+def test_only_received_bytes_of_a_body_count() -> None:
+    """A client that announces a large body and sends little does not use up the budget."""
     world = World(fast_path=True, budget=2000)
     others = [world.site.buildProtocol(None) for _ in range(10)]
     for each in others:
@@ -379,7 +384,7 @@ def test_only_what_has_arrived_of_a_body_counts() -> None:
     assert world.site.budget.used < 1000
     world.receive(call(1), [len(call(1)) - 10])
     world.say(answer(1))
-    assert answered(world) == [1]
+    assert answered_ids(world) == [1]
     for each in (*others, world.channel):
         each.connectionLost()
     assert world.site.budget.used == 0

@@ -1,4 +1,4 @@
-"""What the access log shows of what a client has sent: never a whole session id."""
+"""The access log shows the target of a request, but never a whole session id."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ DIGITS = IDENT.replace("-", "")
 
 
 def escaped(text: str, times: int) -> str:
-    """Every character, as often as that."""
+    """Percent-encode every character this many times."""
     for _ in range(times):
         text = quote(text) if "%" in text else "".join(f"%{ord(c):02x}" for c in text)
     return text
 
 
-def longest_piece(shown: str) -> int:
-    """How many digits of the id stand in a row, hyphens left out."""
+def longest_part_of_the_id(shown: str) -> int:
+    """Return how many digits of the id appear in a row, ignoring hyphens."""
     plain = re.sub("[^0-9a-z]", "", shown.lower())
     return max(n for n in range(33) if any(DIGITS[at : at + n] in plain for at in range(33 - n)))
 
@@ -31,18 +31,18 @@ def longest_piece(shown: str) -> int:
 @pytest.mark.parametrize("before", ["", "x", "_", "Z", "9", "f", "-", "a-", "id=", "\u00e4"])
 @pytest.mark.parametrize("behind", ["", "x", "_", "0", "-", "&x=1"])
 @pytest.mark.parametrize("ident", [IDENT, IDENT.upper(), DIGITS, IDENT[9:], IDENT[:30]])
-def test_id_is_cut_whatever_stands_around_it(before: str, behind: str, ident: str) -> None:
-    """A letter or an underscore before it, pieces of it, and however often it is escaped."""
+def test_session_id_is_cut_whatever_surrounds_it(before: str, behind: str, ident: str) -> None:
+    """With a letter or an underscore before it, in part, and percent-encoded several times."""
     for times in range(5):
         target = f"/message?sessionId={before}{escaped(ident, times)}{behind}"
-        assert longest_piece(redacted(target.encode())) <= 8
+        assert longest_part_of_the_id(redacted(target.encode())) <= 8
 
 
 @given(st.integers(1900, 2100), st.integers(0, 4))
-def test_id_where_a_target_is_cut(length: int, times: int) -> None:
-    """What is cut off does not make an id look like something else."""
+def test_session_id_is_cut_at_the_end_of_a_long_target(length: int, times: int) -> None:
+    """Truncating the target must not hide that this is an id."""
     target = "/" + "x" * length + escaped(IDENT, times)
-    assert longest_piece(redacted(target.encode())) <= 8
+    assert longest_part_of_the_id(redacted(target.encode())) <= 8
 
 
 @pytest.mark.parametrize(
@@ -55,5 +55,5 @@ def test_id_where_a_target_is_cut(length: int, times: int) -> None:
         (b"/a%252525252525", "/a"),
     ],
 )
-def test_what_is_no_id_is_shown(target: bytes, shown: str) -> None:
+def test_target_without_a_session_id_is_logged_unescaped(target: bytes, shown: str) -> None:
     assert redacted(target) == shown

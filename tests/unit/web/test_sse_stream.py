@@ -1,4 +1,4 @@
-"""The event stream on one response: its bytes, its pings, and who does not read it."""
+"""The event stream of HTTP+SSE: its bytes, its pings, and clients that do not read it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FakeTransport:
 
 
 class FakeRequest:
-    """A request as far as a stream writes to it."""
+    """The part of a request that a stream uses."""
 
     chunked = 1
 
@@ -58,8 +58,8 @@ class FakeRequest:
         self.written.append(data)
 
 
-class Made:
-    """A stream that is open; `waiting` and `taken` are what the connection says of itself."""
+class StreamHarness:
+    """An open stream; `waiting` and `taken` are what the connection reports."""
 
     def __init__(self, transport: Any = None, *, opened: bool = True, **changes: Any) -> None:
         self.clock = Clock()
@@ -99,17 +99,17 @@ class Made:
         return [part.partition(b'"')[0] for part in text.split(b'"id":"')[1:]]
 
 
-def test_it_is_a_producer() -> None:
-    verifyObject(IPushProducer, Made().stream)
+def test_stream_is_a_push_producer() -> None:
+    verifyObject(IPushProducer, StreamHarness().stream)
 
 
 # What is written.
 
 
-def test_the_first_bytes() -> None:
-    """keep: the first two events at once and byte for byte; the headers."""
-    made = Made()
-    assert b"".join(made.request.written) == (
+def test_stream_begins_with_endpoint_and_ping() -> None:
+    """Both events are written at once, byte for byte."""
+    harness = StreamHarness()
+    assert b"".join(harness.request.written) == (
         b"event: endpoint\n"
         b"data: /base/message?sessionId=0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10\n"
         b"\n"
@@ -117,54 +117,53 @@ def test_the_first_bytes() -> None:
         b'data: {"jsonrpc": "2.0","method": "ping","id":"ping:1"}\n'
         b"\n"
     )
-    assert len(made.request.written) == 1
-    assert made.request.headers == {
+    assert len(harness.request.written) == 1
+    assert harness.request.headers == {
         b"Content-Type": b"text/event-stream",
         b"Cache-Control": b"no-cache",
         b"X-Accel-Buffering": b"no",
     }
-    assert made.request.producer is made.stream
-    assert made.request.channel is not None
-    assert made.request.channel.streaming
+    assert harness.request.producer is harness.stream
+    assert harness.request.channel is not None
+    assert harness.request.channel.streaming
 
 
-def test_messages_are_written_as_one_piece() -> None:
-    """keep: each message line is one `event: message`, data the line as it was written."""
-    made = Made()
-    made.stream.send([b"[1]", b'{"a": 2}'])
-    assert made.request.written[1:] == [
+def test_messages_of_one_read_are_written_at_once() -> None:
+    """The data of each event is the line as the backend wrote it."""
+    harness = StreamHarness()
+    harness.stream.send([b"[1]", b'{"a": 2}'])
+    assert harness.request.written[1:] == [
         b'event: message\ndata: [1]\n\nevent: message\ndata: {"a": 2}\n\n'
     ]
 
 
-def test_on_a_socket_messages_are_written_at_once() -> None:
-    """The same events as chunks, behind what is buffered already, nothing out of order."""
+def test_messages_on_a_socket_follow_buffered_bytes_as_chunks() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.settimeout(10)
-        reactor: Any = FakeWriting()
+        reactor: Any = FakeWriterReactor()
         connection = Connection(ours, Protocol(), reactor)
         connection.connected = True
-        made = Made(connection, opened=False)
-        made.stream.send([b"[1]"])
+        harness = StreamHarness(connection, opened=False)
+        harness.stream.send([b"[1]"])
         assert theirs.recv(1000) == chunk(b"[1]")
         connection.write(b"before ")
-        made.stream.send([b"[2]", b"[3]"])
+        harness.stream.send([b"[2]", b"[3]"])
         connection.doWrite()
         assert theirs.recv(1000) == b"before " + chunk(b"[2]", b"[3]")
         large = b"[" + b"x" * 2_000_000
-        made.stream.send([large])
-        made.stream.send([b"[4]"])
+        harness.stream.send([large])
+        harness.stream.send([b"[4]"])
         received = bytearray()
         while len(received) < len(chunk(large) + chunk(b"[4]")):
             connection.doWrite()
             received += theirs.recv(1 << 20)
         assert bytes(received) == chunk(large) + chunk(b"[4]")
-        assert made.request.written == []
+        assert harness.request.written == []
 
 
-class FakeWriting:
-    """A reactor that is told who wants to write."""
+class FakeWriterReactor:
+    """A reactor that accepts writers."""
 
     def addWriter(self, writer: Any) -> None: ...
 
@@ -172,7 +171,7 @@ class FakeWriting:
 
 
 def chunk(*lines: bytes) -> bytes:
-    """Events as a chunk (RFC 9112, section 7.1)."""
+    """Return the events as one chunk (RFC 9112, section 7.1)."""
     events = b"".join(b"event: message\ndata: " + line + b"\n\n" for line in lines)
     return b"%x\r\n%b\r\n" % (len(events), events)
 
@@ -180,56 +179,53 @@ def chunk(*lines: bytes) -> bytes:
 # Pings.
 
 
-def test_a_ping_each_interval() -> None:
-    """keep: then a ping every 30 s, `ping:2`, `ping:3`, strictly increasing."""
-    made = Made()
-    made.clock.advance(29.9)
-    assert made.pings() == [b"ping:1"]
-    made.clock.advance(0.1)
-    assert made.pings() == [b"ping:1", b"ping:2"]
-    assert made.request.written[1] == (
+def test_pings_are_sent_every_30_seconds_and_numbered() -> None:
+    harness = StreamHarness()
+    harness.clock.advance(29.9)
+    assert harness.pings() == [b"ping:1"]
+    harness.clock.advance(0.1)
+    assert harness.pings() == [b"ping:1", b"ping:2"]
+    assert harness.request.written[1] == (
         b'event: message\ndata: {"jsonrpc": "2.0","method": "ping","id":"ping:2"}\n\n'
     )
-    made.clock.pump([30.0] * 3)
-    assert made.pings() == [b"ping:1", b"ping:2", b"ping:3", b"ping:4", b"ping:5"]
+    harness.clock.pump([30.0] * 3)
+    assert harness.pings() == [b"ping:1", b"ping:2", b"ping:3", b"ping:4", b"ping:5"]
 
 
-def test_the_interval_is_a_setting() -> None:
-    """keep: the interval is a setting."""
-    made = Made(ping_interval=0.5)
-    made.clock.advance(0.5)
-    assert len(made.pings()) == 2
+def test_ping_interval_can_be_set() -> None:
+    harness = StreamHarness(ping_interval=0.5)
+    harness.clock.advance(0.5)
+    assert len(harness.pings()) == 2
 
 
-def test_no_pings() -> None:
-    """`--ping-interval 0`: none at all, not even the first."""
-    made = Made(ping_interval=0)
-    assert made.request.written == [f"event: endpoint\ndata: {ENDPOINT}\n\n".encode()]
-    made.clock.pump([10.0] * 10)
-    assert made.pings() == []
+def test_ping_interval_0_sends_no_pings() -> None:
+    """Not even the first."""
+    harness = StreamHarness(ping_interval=0)
+    assert harness.request.written == [f"event: endpoint\ndata: {ENDPOINT}\n\n".encode()]
+    harness.clock.pump([10.0] * 10)
+    assert harness.pings() == []
 
 
-def test_no_ping_waits_behind_a_full_stream() -> None:
-    """Pings are not queued behind a full stream; afterwards they go on without a gap."""
-    made = Made(peer_timeout=1000)
-    made.stream.pauseProducing()
-    made.clock.pump([30.0] * 5)
-    assert made.pings() == [b"ping:1"]
-    made.stream.resumeProducing()
-    made.clock.advance(30)
-    assert made.pings() == [b"ping:1", b"ping:2"]
+def test_no_pings_are_queued_on_a_full_stream() -> None:
+    """Later pings continue without a gap in their numbers."""
+    harness = StreamHarness(peer_timeout=1000)
+    harness.stream.pauseProducing()
+    harness.clock.pump([30.0] * 5)
+    assert harness.pings() == [b"ping:1"]
+    harness.stream.resumeProducing()
+    harness.clock.advance(30)
+    assert harness.pings() == [b"ping:1", b"ping:2"]
 
 
 # Backpressure.
 
 
-def test_a_client_that_does_not_keep_up_pauses_its_own_backend() -> None:
-    """A client that does not read its stream stops the reading of its own backend."""
-    made = Made()
-    made.stream.pauseProducing()
-    assert made.session.backend.events == ["pause"]
-    made.stream.resumeProducing()
-    assert made.session.backend.events == ["pause", "resume"]
+def test_client_that_does_not_read_pauses_its_backend() -> None:
+    harness = StreamHarness()
+    harness.stream.pauseProducing()
+    assert harness.session.backend.events == ["pause"]
+    harness.stream.resumeProducing()
+    assert harness.session.backend.events == ["pause", "resume"]
 
 
 @pytest.mark.parametrize("tells", [True, False])
@@ -247,108 +243,106 @@ def test_a_client_that_takes_no_byte_is_ended(tells: bool) -> None:
     assert made.clock.getDelayedCalls() == []
 
 
-def test_a_client_that_stalls_later_has_its_whole_time() -> None:
-    made = Made(peer_timeout=8)
-    made.clock.pump([1.0] * 100)
-    made.waiting = 100
-    made.clock.pump([1.0] * 7)
-    assert not made.transport.aborted
-    made.clock.pump([1.0] * 5)
-    assert made.transport.aborted
+def test_peer_timeout_begins_when_the_client_stops_reading() -> None:
+    harness = StreamHarness(peer_timeout=8)
+    harness.clock.pump([1.0] * 100)
+    harness.waiting = 100
+    harness.clock.pump([1.0] * 7)
+    assert not harness.transport.aborted
+    harness.clock.pump([1.0] * 5)
+    assert harness.transport.aborted
 
 
-def test_a_client_that_reads_slowly_is_served() -> None:
-    """Below `peer_timeout` nothing is lost: one byte in that time is enough."""
-    made = Made(peer_timeout=8, min_transfer_rate=0)
-    made.waiting = 1000
-    made.taken = 0
+def test_client_that_takes_one_byte_in_peer_timeout_is_served() -> None:
+    """Without `min_transfer_rate`."""
+    harness = StreamHarness(peer_timeout=8, min_transfer_rate=0)
+    harness.waiting = 1000
+    harness.taken = 0
     for _ in range(20):
-        made.clock.pump([1.0] * 6)
-        made.taken += 1
-    assert not made.transport.aborted
-    assert made.finished == 0
+        harness.clock.pump([1.0] * 6)
+        harness.taken += 1
+    assert not harness.transport.aborted
+    assert harness.finished == 0
 
 
-def test_a_client_that_reads_too_slowly_is_ended() -> None:
-    """`min_transfer_rate`, and the log says how little it took."""
-    made = Made(peer_timeout=8, min_transfer_rate=10)
-    made.waiting = 1000
-    made.taken = 0
-    while made.clock.seconds() < 59:
-        made.clock.pump([1.0] * 4)
-        made.taken += 1
-    assert not made.transport.aborted
-    made.clock.pump([1.0] * 4)
-    assert made.transport.aborted
-    assert "bytes in 60 s (min_transfer_rate)" in made.session.reason
+def test_session_ends_when_its_client_reads_below_min_transfer_rate() -> None:
+    """The reason has the rate."""
+    harness = StreamHarness(peer_timeout=8, min_transfer_rate=10)
+    harness.waiting = 1000
+    harness.taken = 0
+    while harness.clock.seconds() < 59:
+        harness.clock.pump([1.0] * 4)
+        harness.taken += 1
+    assert not harness.transport.aborted
+    harness.clock.pump([1.0] * 4)
+    assert harness.transport.aborted
+    assert "bytes in 60 s (min_transfer_rate)" in harness.session.reason
 
 
-def test_a_client_with_nothing_to_take_is_not_stalled() -> None:
-    made = Made(peer_timeout=8, ping_interval=0)
-    made.taken = 50
-    made.clock.pump([1.0] * 100)
-    assert not made.transport.aborted
+def test_client_without_unread_bytes_is_not_stalled() -> None:
+    harness = StreamHarness(peer_timeout=8, ping_interval=0)
+    harness.taken = 50
+    harness.clock.pump([1.0] * 100)
+    assert not harness.transport.aborted
 
 
-def test_without_the_systems_help_what_was_written_tells() -> None:
-    """Where acknowledged bytes are not known: written, and no longer waiting, is taken."""
-    made = Made(peer_timeout=8, ping_interval=0)
-    made.waiting = 100
+def test_written_bytes_count_where_acknowledged_bytes_are_unknown() -> None:
+    """Bytes that no longer wait to be written count as read."""
+    harness = StreamHarness(peer_timeout=8, ping_interval=0)
+    harness.waiting = 100
     for _ in range(10):
-        made.stream.send([b"[1]"])
-        made.clock.pump([1.0] * 6)
-    assert not made.transport.aborted
-    made.clock.pump([1.0] * 12)
-    assert made.transport.aborted
+        harness.stream.send([b"[1]"])
+        harness.clock.pump([1.0] * 6)
+    assert not harness.transport.aborted
+    harness.clock.pump([1.0] * 12)
+    assert harness.transport.aborted
 
 
 # The end.
 
 
-def test_close() -> None:
-    """promise: the stream ends, once, and the keepalive wait with it."""
-    made = Made()
-    channel = made.request.channel
-    made.stream.stop_keepalive()
-    made.stream.close()
-    made.stream.close()
+def test_closed_stream_is_finished_once_and_writes_nothing() -> None:
+    harness = StreamHarness()
+    channel = harness.request.channel
+    harness.stream.stop_keepalive()
+    harness.stream.close()
+    harness.stream.close()
     assert channel is not None
     assert not channel.streaming
-    assert (made.finished, made.request.producer) == (1, None)
-    assert made.clock.getDelayedCalls() == []
-    made.stream.send([b"[1]"])
-    assert len(made.request.written) == 1
+    assert (harness.finished, harness.request.producer) == (1, None)
+    assert harness.clock.getDelayedCalls() == []
+    harness.stream.send([b"[1]"])
+    assert len(harness.request.written) == 1
 
 
-def test_the_keepalive_may_be_stopped_before_it_began_and_twice() -> None:
-    made = Made(opened=False)
-    made.stream.stop_keepalive()
-    made.stream.open(ENDPOINT)
-    made.stream.stop_keepalive()
-    made.stream.stop_keepalive()
-    assert made.clock.getDelayedCalls() == []
+def test_keepalive_may_be_stopped_early_and_twice() -> None:
+    harness = StreamHarness(opened=False)
+    harness.stream.stop_keepalive()
+    harness.stream.open(ENDPOINT)
+    harness.stream.stop_keepalive()
+    harness.stream.stop_keepalive()
+    assert harness.clock.getDelayedCalls() == []
 
 
-def test_close_when_the_connection_is_gone_already() -> None:
-    made = Made()
-    made.request.channel = None
-    made.stream.close()
-    assert made.finished == 1
+def test_close_after_a_lost_connection_finishes() -> None:
+    harness = StreamHarness()
+    harness.request.channel = None
+    harness.stream.close()
+    assert harness.finished == 1
 
 
-def test_a_client_that_is_gone_is_written_nothing() -> None:
-    """promise: the client goes away: nothing more is written, nor waited for."""
-    made = Made()
-    made.stream.client_gone("lost")
-    made.stream.send([b"[1]"])
-    made.clock.advance(30)
-    made.stream.stop_keepalive()
-    made.stream.close()
-    assert len(made.request.written) == 1
-    assert made.clock.getDelayedCalls() == []
+def test_nothing_is_written_after_the_client_has_left() -> None:
+    harness = StreamHarness()
+    harness.stream.client_gone("lost")
+    harness.stream.send([b"[1]"])
+    harness.clock.advance(30)
+    harness.stream.stop_keepalive()
+    harness.stream.close()
+    assert len(harness.request.written) == 1
+    assert harness.clock.getDelayedCalls() == []
 
 
-def test_the_connection_may_ask_to_stop() -> None:
-    made = Made()
-    made.stream.stopProducing()
-    assert made.finished == 0
+def test_stop_producing_does_not_finish_the_stream() -> None:
+    harness = StreamHarness()
+    harness.stream.stopProducing()
+    assert harness.finished == 0

@@ -1,6 +1,6 @@
 """
-The endpoint of 2026-07-28 without a reactor: the bytes of a connection on one
-side, a backend in memory on the other.
+The endpoint of 2026-07-28 without a reactor: bytes of a connection on one side, a fake backend on
+the other.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ TOOL = {
 
 
 class Modern(FakeBackend):
-    """A server of 2026-07-28: says who it is and what it has; the rest is for the test."""
+    """
+    A server of 2026-07-28: answers `server/discover` and `tools/list`, and leaves the rest to the
+    test.
+    """
 
     def send(self, line: bytes) -> None:
         super().send(line)
@@ -64,7 +67,7 @@ class Modern(FakeBackend):
 
 
 class Legacy(FakeBackend):
-    """A server of 2025-11-25, which shakes hands."""
+    """A server of 2025-11-25, which answers `initialize`."""
 
     def send(self, line: bytes) -> None:
         super().send(line)
@@ -84,7 +87,7 @@ class Legacy(FakeBackend):
 
 
 class Launcher(FakeLauncher):
-    """Gives servers of one kind; with an `error`, none."""
+    """Launches servers of one kind; with an `error`, launching fails."""
 
     kind: type[FakeBackend] = Modern
 
@@ -96,7 +99,7 @@ class Launcher(FakeLauncher):
 
 
 class Limiter:
-    """A limit of the processes."""
+    """Limits the number of processes."""
 
     def __init__(self) -> None:
         self.left = 1000
@@ -115,7 +118,7 @@ class Limiter:
 
 
 class Refuser:
-    """A filter that refuses one word, and breaks on another."""
+    """A filter that refuses one word and raises an unexpected error for another."""
 
     def from_client(self, session: object, line: bytes) -> bytes:
         if b"refuse" in line:
@@ -129,7 +132,7 @@ class Refuser:
 
 
 class World:
-    """A site and its one server."""
+    """A site with one server."""
 
     def __init__(self, **changes: Any) -> None:
         self.clock = Clock()
@@ -169,8 +172,8 @@ class World:
     def backend(self) -> FakeBackend:
         return self.launcher.backends[-1]
 
-    def told(self, method: str) -> list[Any]:
-        """What the server was told by this method."""
+    def received(self, method: str) -> list[Any]:
+        """Return the messages of this method that the backends have received."""
         decoded = [json.loads(line) for each in self.launcher.backends for line in each.sent]
         return [each for each in decoded if each["method"] == method]
 
@@ -178,8 +181,8 @@ class World:
         self.backend.receiver.messages_received(list(lines))
 
     def answer_all(self, method: str = "x") -> None:
-        """All requests of a method, as they were asked."""
-        for asked in self.told(method):
+        """Answer all requests of a method; each result has the `it` of its request."""
+        for asked in self.received(method):
             self.say(answer(asked["id"], {"was": asked["params"].get("it")}))
 
 
@@ -208,7 +211,7 @@ class Connection:
         self.send("\r\n".join([line, *lines, *more]), body)
 
     def leave(self) -> None:
-        """The client closes it."""
+        """Lose the connection, as when the client closes it."""
         self.channel.connectionLost(CLEANLY)
 
     def is_cut_off(self) -> bool:
@@ -244,7 +247,7 @@ class Connection:
 
     @property
     def messages(self) -> list[Any]:
-        """Those of an event stream, which has nothing to come back with."""
+        """The messages of an event stream, whose events have no ids."""
         assert self.head["content-type"] == "text/event-stream"
         events = self.body.replace(KEPT_ALIVE, b"").split(b"\n\n")
         assert events.pop() == b""
@@ -253,7 +256,7 @@ class Connection:
         return [json.loads(each.partition(b"data: ")[2]) for each in events]
 
     def error(self) -> tuple[int, int, Any]:
-        """Status, code and id of a refusal."""
+        """Return the status, code and id of an error response."""
         assert self.head["content-type"] == "application/json"
         assert self.json["jsonrpc"] == "2.0"
         return self.status, self.json["error"]["code"], self.json["id"]
@@ -269,13 +272,13 @@ def failure(ident: object, code: object) -> bytes:
 
 
 def meta(**changes: Any) -> dict[str, Any]:
-    """What each request says of itself."""
+    """Return the `_meta` that each request must have."""
     said = {"protocolVersion": VERSION, "clientCapabilities": {}, **changes}
     return {PREFIX + name: value for name, value in said.items() if value is not None}
 
 
 def asking(method: str = "x", ident: object = "a", **params: Any) -> dict[str, Any]:
-    """A request."""
+    """Return a request."""
     params = {"_meta": meta(), **params}
     return {"jsonrpc": "2.0", "id": ident, "method": method, "params": params}
 
@@ -299,8 +302,8 @@ def world() -> World:
 # Answers.
 
 
-def test_an_answer_alone_is_json(world: World) -> None:
-    """200, with the id of the client, whatever it was for the server."""
+def test_single_response_is_json(world: World) -> None:
+    """It has the client's id, whatever the id is that the server saw."""
     posted = world.post(asking(it=7))
     assert posted.status == 0
     world.answer_all()
@@ -309,10 +312,10 @@ def test_an_answer_alone_is_json(world: World) -> None:
     assert "mcp-session-id" not in posted.head
 
 
-def test_what_comes_before_it_makes_events(world: World) -> None:
-    """The first message decides; no proxy is to hold them back, and none has an id."""
+def test_notification_before_the_response_opens_an_event_stream(world: World) -> None:
+    """The events have no ids, and a header turns off buffering in proxies."""
     posted = world.post(asking(_meta={**meta(), "progressToken": "t"}))
-    [asked] = world.told("x")
+    [asked] = world.received("x")
     world.say(progress(asked["params"]["_meta"]["progressToken"]))
     assert posted.head["content-type"] == "text/event-stream"
     assert posted.head["cache-control"] == "no-cache"
@@ -326,16 +329,16 @@ def test_what_comes_before_it_makes_events(world: World) -> None:
     assert b"retry:" not in posted.body
 
 
-def test_both_at_once_make_events(world: World) -> None:
+def test_notification_and_response_in_one_read_open_an_event_stream(world: World) -> None:
     posted = world.post(asking(_meta={**meta(), "progressToken": 3}))
-    [asked] = world.told("x")
+    [asked] = world.received("x")
     token = asked["params"]["_meta"]["progressToken"]
     world.say(progress(token), answer(asked["id"], {}))
     assert [each.get("method") for each in posted.messages] == ["notifications/progress", None]
 
 
-def test_silence_makes_events() -> None:
-    """After `COMMIT_SECONDS`, kept alive by comments; an error then comes as an event, with 200."""
+def test_silent_request_opens_an_event_stream_after_commit_seconds() -> None:
+    """Keepalive comments follow; a later error is an event, and the status stays 200."""
     world = World(keepalive_interval=5)
     posted = world.post(asking())
     world.clock.advance(COMMIT_SECONDS - 0.01)
@@ -344,19 +347,19 @@ def test_silence_makes_events() -> None:
     assert (posted.status, posted.body) == (200, KEPT_ALIVE)
     world.clock.advance(5)
     assert posted.body == KEPT_ALIVE * 2
-    [asked] = world.told("x")
+    [asked] = world.received("x")
     world.say(failure(asked["id"], -32601))
     assert [each["error"]["code"] for each in posted.messages] == [-32601]
     assert posted.text.endswith(b"0\r\n\r\n")
 
 
-def test_json_alone() -> None:
-    """`json_response`: neither time nor progress makes events, and events need not be accepted."""
+def test_json_response_setting_answers_with_json_only() -> None:
+    """Neither time nor progress opens a stream, and the client need not accept events."""
     world = World(json_response=True)
     message = asking(_meta={**meta(), "progressToken": "t"})
     posted = world.post(message, Accept="application/json")
     world.clock.advance(COMMIT_SECONDS * 10)
-    [asked] = world.told("x")
+    [asked] = world.received("x")
     world.say(progress(asked["params"]["_meta"]["progressToken"]))
     assert posted.status == 0
     world.answer_all()
@@ -364,11 +367,11 @@ def test_json_alone() -> None:
 
 
 @pytest.mark.parametrize("json_response", [False, True])
-def test_listening_is_events(json_response: bool) -> None:
-    """Acknowledged, told, and at the end answered, under the client's own id."""
+def test_subscription_is_an_event_stream(json_response: bool) -> None:
+    """Acknowledgement, notifications and final result have the client's own id."""
     world = World(json_response=json_response)
     posted = world.post(asking("subscriptions/listen", 5, notifications={}))
-    [asked] = world.told("subscriptions/listen")
+    [asked] = world.received("subscriptions/listen")
     subscription = {PREFIX + "subscriptionId": asked["id"]}
     world.clock.advance(COMMIT_SECONDS)
     assert posted.body == KEPT_ALIVE
@@ -403,10 +406,12 @@ def test_listening_is_events(json_response: bool) -> None:
         (1e300, 200),
     ],
 )
-def test_status_of_an_answer(world: World, code: object, status: int) -> None:
-    """A server's error keeps its code, and the status says it, too."""
+def test_status_matches_the_error_code_of_the_server(
+    world: World, code: object, status: int
+) -> None:
+    """The error itself passes unchanged."""
     posted = world.post(asking())
-    [asked] = world.told("x")
+    [asked] = world.received("x")
     world.say(failure(asked["id"], code))
     assert (posted.status, posted.json["error"]["code"]) == (status, code)
     assert posted.json["id"] == "a"
@@ -421,7 +426,7 @@ def test_status_of_an_answer(world: World, code: object, status: int) -> None:
         b'{"jsonrpc":"2.0","id":1,"error":' + b"[" * 5000 + b"]" * 5000 + b"}",
     ],
 )
-def test_status_of_what_cannot_be_read(line: bytes) -> None:
+def test_status_of_an_unreadable_response_is_200(line: bytes) -> None:
     assert status_of(line) == 200
 
 
@@ -472,20 +477,22 @@ WRONG: dict[str, tuple[Any, dict[str, Any], int, int, object]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_refusals(world: World, name: str, logged_failures: list[Any]) -> None:
-    """Each a JSON-RPC error with the id of the request, in no code that is left to others."""
+def test_invalid_requests_are_refused_with_a_json_rpc_error(
+    world: World, name: str, logged_failures: list[Any]
+) -> None:
+    """The error has the id of the request, and no code reserved for other purposes."""
     message, headers, *error = WRONG[name]
     posted = world.post(message, **headers)
     assert [*posted.error()] == error
-    assert world.told("x") == world.told("tools/call") == []
+    assert world.received("x") == world.received("tools/call") == []
     assert len(logged_failures) == (name == "a defect")
     if name == "a later version":
         data = {"supported": [VERSION], "requested": "2027-01-01"}
         assert posted.json["error"]["data"] == data
 
 
-def test_too_large_for_the_site() -> None:
-    """It is refused before it is there: all that is known of it is its head."""
+def test_content_length_beyond_the_limit_is_refused_with_413() -> None:
+    """It is refused before the body has arrived."""
     world = World()
     connection = world.connect()
     connection.send(
@@ -499,35 +506,35 @@ def test_too_large_for_the_site() -> None:
 
 
 @pytest.mark.parametrize("name", ["MCP-Protocol-Version", "Mcp-Method", "Mcp-Name"])
-def test_repeated_headers(world: World, name: str) -> None:
-    """Who reads the first and who reads the last must not be told two things."""
+def test_repeated_header_is_refused(world: World, name: str) -> None:
+    """An intermediary might read the first one, and the server the last one."""
     connection = world.connect()
     value = {"Mcp-Method": "tools/call", "Mcp-Name": "tool"}.get(name, VERSION)
     connection.post(calling(), f"{name}: {value}")
     assert connection.error() == (400, -32020, "a")
 
 
-def test_headers_in_base64(world: World) -> None:
-    """The sentinel is decoded, of names and of parameters."""
+def test_base64_headers_are_decoded(world: World) -> None:
+    """This applies to names and to parameters."""
     city = "=?base64?" + base64.b64encode("Köln".encode()).decode() + "?="
     name = "=?base64?" + base64.b64encode(b"tool").decode() + "?="
     posted = world.post(calling(city="Köln"), Mcp_Name=name, Mcp_Param_City=city)
-    [asked] = world.told("tools/call")
+    [asked] = world.received("tools/call")
     world.say(answer(asked["id"], {}))
     assert posted.status == 200
 
 
 @pytest.mark.parametrize(("header", "value"), [("Origin", "http://evil"), ("Host", "evil")])
-def test_the_gate_comes_first(world: World, header: str, value: str) -> None:
-    """403 before anything is looked at: no process is started."""
+def test_foreign_origin_or_host_is_refused_with_403(world: World, header: str, value: str) -> None:
+    """No process is started."""
     posted = world.post(asking(), **{header: value})
     assert posted.status == 403
     assert world.launcher.backends == []
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_post_alone(world: World, method: str) -> None:
-    """405 for what is no more, with what there is; a session's id does not help."""
+def test_methods_other_than_post_are_refused_with_405(world: World, method: str) -> None:
+    """`Allow` names POST; a session id makes no difference."""
     connection = world.connect()
     head = {**USUAL, "MCP-Protocol-Version": VERSION, "Mcp-Session-Id": "x", "Last-Event-ID": "0-0"}
     lines = [f"{name}: {value}" for name, value in head.items()]
@@ -536,8 +543,8 @@ def test_post_alone(world: World, method: str) -> None:
     assert connection.head["allow"] == "post"
 
 
-def test_a_session_is_nothing_here(world: World) -> None:
-    """`Mcp-Session-Id` and `Last-Event-ID` of a modern request are not looked at."""
+def test_session_id_is_ignored(world: World) -> None:
+    """`Mcp-Session-Id` and `Last-Event-ID` have no meaning for a modern request."""
     posted = world.post(asking(), Mcp_Session_Id="none", Last_Event_ID="0-0")
     world.answer_all()
     assert posted.status == 200
@@ -545,16 +552,18 @@ def test_a_session_is_nothing_here(world: World) -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"Mcp_Method": None}])
-def test_a_notification_is_taken(world: World, headers: dict[str, Any]) -> None:
-    """202, and nobody is told: none is defined."""
+def test_notification_is_accepted_with_202_and_dropped(
+    world: World, headers: dict[str, Any]
+) -> None:
+    """The specification defines no notification from client to server over HTTP."""
     message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
     posted = world.post(message, **headers)
     assert (posted.status, posted.body) == (202, b"")
     assert world.launcher.backends == []
 
 
-def test_no_process_is_left() -> None:
-    """429 with Retry-After: sessions have them all."""
+def test_request_is_refused_with_429_while_sessions_use_all_processes() -> None:
+    """The response has `Retry-After`."""
     world = World()
     world.limiter.left = 0
     posted = world.post(asking())
@@ -562,8 +571,8 @@ def test_no_process_is_left() -> None:
     assert posted.head["retry-after"] == "1"
 
 
-def test_the_line_is_full() -> None:
-    """429 at once where as many wait as may, and for who waits too long."""
+def test_full_queue_and_queue_timeout_are_answered_with_429() -> None:
+    """A full queue is answered at once, a waiting request after `queue_timeout`."""
     world = World(concurrency=1, max_waiting_requests=1, queue_timeout=8)
     world.post(asking())
     world.limiter.left = 0
@@ -577,16 +586,16 @@ def test_the_line_is_full() -> None:
     assert waiting.head["retry-after"] == "1"
 
 
-def test_a_server_that_does_not_start(world: World) -> None:
-    """502 with the reason."""
+def test_failed_start_is_answered_with_502(world: World) -> None:
+    """The error gives the reason."""
     world.launcher.error = CannotStart("no such program")
     posted = world.post(asking())
     assert posted.error() == (502, -32603, "a")
     assert "no such program" in posted.json["error"]["message"]
 
 
-def test_a_server_that_is_down(world: World) -> None:
-    """503 with Retry-After, while it is left alone."""
+def test_server_in_backoff_is_answered_with_503(world: World) -> None:
+    """The response has `Retry-After`, and no process is started."""
     world.server.pool.fail("it crashed")
     posted = world.post(asking())
     assert posted.error() == (503, -32603, "a")
@@ -594,8 +603,8 @@ def test_a_server_that_is_down(world: World) -> None:
     assert world.launcher.backends == []
 
 
-def test_a_process_that_is_ending(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """502: a stateless client has no session that could be unknown."""
+def test_ending_process_is_answered_with_502(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not a 404: a stateless client has no session."""
 
     async def ask(exchange: Any, headers: Any) -> None:
         raise UnknownSession("its backend takes no more messages")
@@ -604,8 +613,8 @@ def test_a_process_that_is_ending(world: World, monkeypatch: pytest.MonkeyPatch)
     assert world.post(asking()).error() == (502, -32603, "a")
 
 
-def test_a_backend_that_does_not_read(world: World) -> None:
-    """503 with Retry-After, in a code of this revision."""
+def test_busy_backend_is_answered_with_503(world: World) -> None:
+    """The response has `Retry-After`, and a code of this revision."""
     world.post(asking())
     world.backend.busy = True
     posted = world.post(asking(ident=2))
@@ -613,7 +622,7 @@ def test_a_backend_that_does_not_read(world: World) -> None:
     assert posted.head["retry-after"] == "1"
 
 
-def test_the_bridge_stops(world: World) -> None:
+def test_stopping_bridge_answers_with_503(world: World) -> None:
     world.server.pool.begin_stop()
     posted = world.post(asking())
     assert posted.error() == (503, -32603, "a")
@@ -621,8 +630,8 @@ def test_the_bridge_stops(world: World) -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_the_process_ends(world: World, begun: bool) -> None:
-    """502; once events have begun, an event."""
+def test_exit_of_the_process_fails_the_request(world: World, begun: bool) -> None:
+    """The status is 502; on an open stream the error is an event."""
     posted = world.post(asking())
     world.clock.advance(COMMIT_SECONDS if begun else 0)
     world.backend.receiver.output_closed("it crashed")
@@ -634,10 +643,10 @@ def test_the_process_ends(world: World, begun: bool) -> None:
         assert posted.error() == (502, -32603, "a")
 
 
-def test_a_defect_after_events_have_begun(
+def test_unexpected_error_on_an_open_stream_is_an_event(
     world: World, logged_failures: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is an event, too, and the stream is complete: no second answer behind the first."""
+    """The stream is completed, and no second response follows."""
 
     async def ask(exchange: Any, headers: Any) -> None:
         world.clock.advance(world.server.settings.queue_timeout + COMMIT_SECONDS)
@@ -657,15 +666,17 @@ def test_a_defect_after_events_have_begun(
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("json_response", [False, True])
 @pytest.mark.parametrize("method", ["x", "subscriptions/listen"])
-def test_a_lost_connection_cancels(method: str, json_response: bool, begun: bool) -> None:
-    """basic/patterns/cancellation: any disconnect; on stdio it is a notification."""
+def test_lost_connection_cancels_its_request(method: str, json_response: bool, begun: bool) -> None:
+    """
+    Any disconnect is a cancellation (basic/patterns/cancellation); over stdio it is a notification.
+    """
     world = World(json_response=json_response)
     posted = world.post(asking(method))
     other = world.post(asking(ident="b", it=1))
     world.clock.advance(COMMIT_SECONDS if begun else 0)
     posted.leave()
-    [asked] = [each for each in world.told(method) if each["params"].get("it") != 1]
-    [cancelled] = world.told("notifications/cancelled")
+    [asked] = [each for each in world.received(method) if each["params"].get("it") != 1]
+    [cancelled] = world.received("notifications/cancelled")
     assert cancelled["params"]["requestId"] == asked["id"]
     before = posted.text
     world.say(answer(asked["id"], {}))
@@ -674,8 +685,8 @@ def test_a_lost_connection_cancels(method: str, json_response: bool, begun: bool
     assert b'"id": "b"' in other.text or b'"id":"b"' in other.text
 
 
-def test_a_connection_lost_while_its_request_is_queued(world: World) -> None:
-    """Nothing was asked, so nothing is cancelled; and nobody's turn is lost."""
+def test_lost_connection_removes_its_queued_request(world: World) -> None:
+    """Nothing was sent, so nothing is cancelled, and the next request keeps its turn."""
     world = World(concurrency=1)
     first = world.post(asking(it=1))
     world.limiter.left = 0
@@ -685,15 +696,15 @@ def test_a_connection_lost_while_its_request_is_queued(world: World) -> None:
     assert first.json["result"] == {"was": 1}
     world.answer_all()
     assert last.json["result"] == {"was": 3}
-    assert [each["params"]["it"] for each in world.told("x")] == [1, 3]
-    assert world.told("notifications/cancelled") == []
+    assert [each["params"]["it"] for each in world.received("x")] == [1, 3]
+    assert world.received("notifications/cancelled") == []
 
 
-def test_a_slow_reader_delays_no_other_client(world: World) -> None:
-    """It is cut off at `max_waiting_bytes`; the others of its process go on."""
+def test_slow_reader_is_cut_off_at_max_waiting_bytes(world: World) -> None:
+    """Other clients of the same process are not delayed."""
     slow = world.post(asking(_meta={**meta(), "progressToken": "t"}))
     other = world.post(asking(ident="b"))
-    mine, others = world.told("x")
+    mine, others = world.received("x")
     line = progress(mine["params"]["_meta"]["progressToken"])
     world.say(line)
     slow.channel.pauseProducing()
@@ -703,32 +714,32 @@ def test_a_slow_reader_delays_no_other_client(world: World) -> None:
     world.say(*[line] * 10)
     assert slow.is_cut_off()
     slow.leave()
-    assert [each["params"]["requestId"] for each in world.told("notifications/cancelled")] == [
+    assert [each["params"]["requestId"] for each in world.received("notifications/cancelled")] == [
         mine["id"]
     ]
     world.say(answer(others["id"], {}))
     assert other.status == 200
 
 
-def test_a_slow_reader_holds_up_its_own_process(world: World) -> None:
-    """A process that works for nobody else is not read meanwhile, and read again for the next."""
+def test_slow_reader_pauses_its_exclusive_process(world: World) -> None:
+    """The process is read again when the client has left."""
     world.launcher.kind = Legacy
     slow = world.post(asking(_meta={**meta(), "progressToken": "t"}))
     backend = world.backend
-    [asked] = world.told("x")
+    [asked] = world.received("x")
     world.say(progress(asked["params"]["_meta"]["progressToken"]))
     assert slow.head["content-type"] == "text/event-stream"
     slow.channel.pauseProducing()
     assert backend.events.count("pause") == backend.events.count("resume") + 1
     slow.leave()
     assert backend.events.index("pause") < backend.events.index("resume")
-    [cancelled] = world.told("notifications/cancelled")
+    [cancelled] = world.received("notifications/cancelled")
     assert cancelled["params"]["requestId"] == asked["id"]
 
 
-def test_a_client_that_catches_up_may_fall_behind_again(world: World) -> None:
+def test_client_may_fall_behind_repeatedly_if_it_catches_up(world: World) -> None:
     posted = world.post(asking(_meta={**meta(), "progressToken": "t"}))
-    [asked] = world.told("x")
+    [asked] = world.received("x")
     line = progress(asked["params"]["_meta"]["progressToken"])
     world.say(line)
     for _ in range(5):
@@ -743,20 +754,20 @@ def test_a_client_that_catches_up_may_fall_behind_again(world: World) -> None:
 # Connections.
 
 
-def test_two_requests_in_a_row(world: World) -> None:
-    """Pipelined: the second is asked when the first is answered, and both are, in order."""
+def test_pipelined_requests_are_answered_in_order(world: World) -> None:
+    """The second is sent to the server when the first is answered."""
     connection = world.connect()
     connection.post(asking(ident=1, it=1))
     connection.post(asking(ident=2, it=2))
-    assert len(world.told("x")) == 1
+    assert len(world.received("x")) == 1
     world.answer_all()
     world.answer_all()
     answers = connection.text.split(b"HTTP/1.1 200 OK")[1:]
     assert [json.loads(each.partition(b"\r\n\r\n")[2])["id"] for each in answers] == [1, 2]
 
 
-def test_http_1_0(world: World) -> None:
-    """No chunks: the events end with the connection."""
+def test_http_1_0_client_gets_an_unchunked_stream(world: World) -> None:
+    """The stream ends with the connection."""
     connection = world.connect()
     connection.post(asking(), line="POST /mcp HTTP/1.0")
     world.clock.advance(COMMIT_SECONDS)
@@ -766,8 +777,8 @@ def test_http_1_0(world: World) -> None:
     assert connection.transport.disconnecting
 
 
-def test_older_clients_beside_it(world: World) -> None:
-    """A session and a request without one: neither sees the other's."""
+def test_session_and_stateless_request_do_not_affect_each_other(world: World) -> None:
+    """They use the same id."""
     older = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}}
     opened = world.post(older, MCP_Protocol_Version=None)
     backend = world.backend

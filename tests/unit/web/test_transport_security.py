@@ -1,6 +1,4 @@
-"""
-Host, Origin and Sec-Fetch-Site: who may speak to the bridge from a browser.
-"""
+"""Host, Origin and Sec-Fetch-Site: which browsers and pages may use the bridge."""
 
 from __future__ import annotations
 
@@ -47,7 +45,7 @@ class FakeRequest:
 
 
 class Wrapping:
-    """Something around a transport."""
+    """A wrapper around a transport."""
 
     def __init__(self, transport: Any) -> None:
         self.transport = transport
@@ -65,7 +63,7 @@ class Listening:
 
 
 class Page(Resource):
-    """What is behind the gate."""
+    """A resource behind the checks."""
 
     isLeaf = True
 
@@ -78,7 +76,7 @@ PUBLIC = IPv4Address("TCP", "0.0.0.0", 8808)
 
 
 def ask(request: FakeRequest, path: str = "page", **settings: Any) -> int:
-    """The status of the answer."""
+    """Return the status of the response."""
     request.code = 200
     request.prepath, request.postpath = [], path.encode().split(b"/")
     root = Branch()
@@ -110,15 +108,15 @@ def ask(request: FakeRequest, path: str = "page", **settings: Any) -> int:
         (IPv4Address("TCP", "no address", 1), "anything.example", 200),
     ],
 )
-def test_host_on_loopback_is_one_of_its_names(address: Any, host: str, status: int) -> None:
-    """DNS rebinding: a page's own name is never that of loopback; public routes are as before."""
+def test_host_on_loopback_must_be_a_name_of_loopback(address: Any, host: str, status: int) -> None:
+    """This stops DNS rebinding; on public addresses any valid Host is accepted."""
     assert ask(FakeRequest(address, host=host)) == status
 
 
 @pytest.mark.parametrize("address", [LOOPBACK, PUBLIC])
 @pytest.mark.parametrize("hosts", [(), ("tools.example",)])
-def test_request_without_a_host(address: Any, hosts: Any) -> None:
-    """HTTP/1.1 must have one; HTTP/1.0, which comes from no browser, need not."""
+def test_missing_host_is_refused_unless_http_1_0(address: Any, hosts: Any) -> None:
+    """No browser sends HTTP/1.0."""
     request = FakeRequest(address, host=None)
     assert ask(request, allowed_hosts=hosts) == 400
     request.clientproto = b"HTTP/1.0"
@@ -127,8 +125,8 @@ def test_request_without_a_host(address: Any, hosts: Any) -> None:
 
 @pytest.mark.parametrize("proto", [b"HTTP/1.1", b"HTTP/1.0"])
 @pytest.mark.parametrize("address", [LOOPBACK, PUBLIC])
-def test_several_hosts(address: Any, proto: bytes) -> None:
-    """Also where all of them are good."""
+def test_repeated_host_is_refused(address: Any, proto: bytes) -> None:
+    """Even if each is valid."""
     request = FakeRequest(address)
     request.clientproto = proto
     request.requestHeaders.addRawHeader("Host", "127.0.0.1:8808")
@@ -167,8 +165,8 @@ def test_several_hosts(address: Any, proto: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("hosts", [(), ("mcp.example",)])
-def test_host_that_is_none(host: str, valid: bool, hosts: Any) -> None:
-    """RFC 9112, section 3.2: an invalid Host is 400, whoever may be spoken to."""
+def test_invalid_host_is_refused_with_400(host: str, valid: bool, hosts: Any) -> None:
+    """RFC 9112, section 3.2; whichever hosts are allowed."""
     for address in (LOOPBACK, PUBLIC):
         status = ask(FakeRequest(address, host=host.encode("latin-1")), allowed_hosts=hosts)
         assert (status == 400) == (not valid)
@@ -188,8 +186,8 @@ def test_host_that_is_none(host: str, valid: bool, hosts: Any) -> None:
         ("127.0.0.1:8808", 403),
     ],
 )
-def test_configured_hosts_are_the_only_ones(address: Any, host: str, status: int) -> None:
-    """`allowed_hosts`: with a port that one, without any."""
+def test_allowed_hosts_excludes_all_other_hosts(address: Any, host: str, status: int) -> None:
+    """An entry with a port allows that port, one without a port allows any."""
     hosts = ("tools.example", "other.example:1")
     assert ask(FakeRequest(address, host=host), allowed_hosts=hosts) == status
 
@@ -210,16 +208,15 @@ def test_configured_hosts_are_the_only_ones(address: Any, host: str, status: int
         ("null", ("null",), 200),
     ],
 )
-def test_origin_is_configured_or_our_own(origin: str, allowed: Any, status: int) -> None:
-    """An `Origin` that is present must be known, otherwise 403 before anything else."""
+def test_origin_must_be_allowed_or_the_bridges_own(origin: str, allowed: Any, status: int) -> None:
+    """Any other `Origin` is refused with 403 before anything else."""
     request = FakeRequest(LOOPBACK, host="localhost:8808", origin=origin)
     assert ask(request, allowed_origins=allowed) == status
     readable = request.headers.get(b"Access-Control-Allow-Origin")
     assert readable == (origin.encode() if status == 200 else None)
 
 
-def test_preflight_of_an_allowed_origin() -> None:
-    """CORS: what a page of that origin may send."""
+def test_preflight_of_an_allowed_origin_names_methods_and_headers() -> None:
     asked = {"origin": "https://app.example", "access_control_request_method": "POST"}
     request = FakeRequest(PUBLIC, b"OPTIONS", **asked)
     assert ask(request, allowed_origins=("https://app.example",)) == 204
@@ -230,7 +227,7 @@ def test_preflight_of_an_allowed_origin() -> None:
 
 
 def preflight(*names: str, headers: tuple[str, ...] = ()) -> list[str]:
-    """What a page that asks for these headers may send."""
+    """Return the headers that a preflight for these headers allows."""
     asked = {"origin": "https://app.example", "access_control_request_method": "POST"}
     request = FakeRequest(PUBLIC, b"OPTIONS", **asked)
     for name in names:
@@ -240,8 +237,8 @@ def preflight(*names: str, headers: tuple[str, ...] = ()) -> list[str]:
     return request.headers[b"Access-Control-Allow-Headers"].decode().split(", ")
 
 
-def test_preflight_of_a_request_of_2026_07_28() -> None:
-    """Its headers, among them those whose names the tools give."""
+def test_preflight_allows_the_headers_of_2026_07_28() -> None:
+    """Among them `Mcp-Param-*`, whose names come from the tools."""
     usual = preflight()
     assert {"MCP-Protocol-Version", "Mcp-Method", "Mcp-Name"} <= {*usual}
     assert preflight("content-type, mcp-param-city,MCP-Param-Region", "mcp-param-x") == [
@@ -252,8 +249,8 @@ def test_preflight_of_a_request_of_2026_07_28() -> None:
     ]
 
 
-def test_preflight_of_trace_context_and_of_headers_by_setting() -> None:
-    """W3C Trace Context and Baggage, and what `allowed_headers` names."""
+def test_preflight_allows_trace_context_and_allowed_headers() -> None:
+    """W3C Trace Context, Baggage and the setting `allowed_headers`."""
     usual = preflight()
     assert {"traceparent", "tracestate", "baggage"} <= {*usual}
     named = preflight("x-request-id", headers=("X-Request-Id", "X-Tenant"))
@@ -271,18 +268,16 @@ def test_preflight_of_trace_context_and_of_headers_by_setting() -> None:
         "mcp-param-" + "x" * 101,
     ],
 )
-def test_preflight_for_any_other_header(name: str) -> None:
-    """Not allowed, nor written into the answer."""
+def test_preflight_does_not_allow_or_repeat_other_headers(name: str) -> None:
     assert preflight(name) == preflight()
 
 
-def test_preflight_for_headers_without_end() -> None:
+def test_preflight_allows_at_most_max_params_headers() -> None:
     names = [f"mcp-param-{number}" for number in range(1000)]
     assert preflight(",".join(names)) == preflight() + names[:MAX_PARAMS]
 
 
-def test_no_listener_to_be_found() -> None:
-    """A transport that tells of none is taken for public."""
+def test_transport_without_a_listener_is_not_loopback() -> None:
     assert loopback_port(None) is None
     assert loopback_port(Wrapping(None)) is None
 
@@ -310,7 +305,7 @@ EMBEDDED = {
 def browser(
     kind: str, site: str | None = None, address: Any = LOOPBACK, **headers: Any
 ) -> FakeRequest:
-    """What a browser sends; `site` None: plain http to another machine, or an old browser."""
+    """Return a browser's request; `site` None: plain http to another machine, or an old browser."""
     accept, mode, dest = EMBEDDED[kind]
     fetch = {"sec_fetch_site": site, "sec_fetch_mode": mode, "sec_fetch_dest": dest}
     return FakeRequest(
@@ -322,8 +317,8 @@ def browser(
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "Cross-Site", "what is to come", ""])
 @pytest.mark.parametrize("path", ["sse", "mcp/sse", "mcp/mcp", "mcp/message"])
 @pytest.mark.parametrize("kind", EMBEDDED)
-def test_page_of_another_site_starts_nothing(kind: str, path: str, site: str) -> None:
-    """promise: `<img src=".../sse">` has no Origin and the right Host, and is refused."""
+def test_page_of_another_site_starts_no_backend(kind: str, path: str, site: str) -> None:
+    """`<img src=".../sse">` has no Origin and the right Host, and is refused with 403."""
     request = browser(kind, "x")
     request.requestHeaders.setRawHeaders("Sec-Fetch-Site", [site])
     assert ask(request, path) == 403
@@ -334,14 +329,14 @@ def test_page_of_another_site_starts_nothing(kind: str, path: str, site: str) ->
 
 @pytest.mark.parametrize("site", ["same-origin", "none"])
 @pytest.mark.parametrize("kind", EMBEDDED)
-def test_own_page_and_user_may_open_a_stream(kind: str, site: str) -> None:
-    """Who types the URL wants a backend; a page of the server's own may have what it wants."""
+def test_same_origin_page_or_user_may_open_a_stream(kind: str, site: str) -> None:
+    """`none` is a URL that the user has typed."""
     assert ask(browser(kind, site), "sse") == 200
 
 
 @pytest.mark.parametrize("path", ["page", "", "mcp", "mcp/", "sse//", "mcp/sse/x", "favicon.ico"])
-def test_page_that_reaches_no_backend_may_be_visited(path: str) -> None:
-    """A link of another site to it; but it is not to be embedded."""
+def test_link_of_another_site_may_open_a_path_without_a_backend(path: str) -> None:
+    """Embedding it is refused."""
     link = browser("window.open, location, a link", "cross-site")
     assert ask(link, path) == (200 if path in ("page", "mcp/sse/x", "favicon.ico") else 404)
     assert ask(browser("iframe, or a form in it", "cross-site"), path) == 403
@@ -351,8 +346,8 @@ def test_page_that_reaches_no_backend_may_be_visited(path: str) -> None:
     assert ask(post, path) == 403
 
 
-def test_origin_that_is_allowed_is_from_another_site() -> None:
-    """Then the Origin is what counts, and the answer may be read."""
+def test_allowed_origin_may_be_another_site() -> None:
+    """Its page may read the response."""
     for site in ("cross-site", "same-site"):
         request = browser("fetch, no-cors, Accept", site, origin="https://app.example")
         assert ask(request, "sse", allowed_origins=("https://app.example",)) == 200
@@ -363,8 +358,8 @@ def test_origin_that_is_allowed_is_from_another_site() -> None:
 @pytest.mark.parametrize("field", ["sec_purpose", "purpose", "x_moz"])
 @pytest.mark.parametrize("site", [None, "none", "same-origin"])
 @pytest.mark.parametrize("value", ["prefetch", "prefetch;prerender", "Prefetch"])
-def test_a_prefetch_starts_nothing(field: str, site: str | None, value: str) -> None:
-    """Speculation rules of any page come as if the user had typed the URL: `none`."""
+def test_prefetch_starts_no_backend(field: str, site: str | None, value: str) -> None:
+    """Speculation rules of any page look as if the user had typed the URL."""
     request = browser("window.open, location, a link", site, **{field: value})
     request.requestHeaders.setRawHeaders("Accept", ["text/event-stream"])
     assert ask(request, "sse") == 403
@@ -373,8 +368,8 @@ def test_a_prefetch_starts_nothing(field: str, site: str | None, value: str) -> 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
 @pytest.mark.parametrize("kind", EMBEDDED)
-def test_browser_without_fetch_metadata_names_the_event_stream(kind: str, method: bytes) -> None:
-    """It is sent to https and loopback alone: over plain http there is the User-Agent."""
+def test_browser_without_fetch_metadata_must_accept_event_streams(kind: str, method: bytes) -> None:
+    """Over plain http to another machine, only `User-Agent` shows that it is a browser."""
     for path in ("sse", "mcp/sse", "mcp/mcp"):
         request = browser(kind, address=PUBLIC)
         request.method = method
@@ -394,8 +389,8 @@ def test_browser_without_fetch_metadata_names_the_event_stream(kind: str, method
         {"purpose": "monitoring"},
     ],
 )
-def test_programs_go_on(headers: Any, address: Any) -> None:
-    """Node's fetch sends `Sec-Fetch-Mode` and is no browser; curl accepts anything."""
+def test_clients_other_than_browsers_are_accepted(headers: Any, address: Any) -> None:
+    """Node's fetch sends `Sec-Fetch-Mode` but is no browser; curl accepts any type."""
     assert ask(FakeRequest(address, **headers), "sse") == 200
     if address is PUBLIC:
         assert ask(FakeRequest(address, host="any.example:1", **headers), "sse") == 200
@@ -423,10 +418,10 @@ def test_programs_go_on(headers: Any, address: Any) -> None:
 )
 @pytest.mark.parametrize("address", [PUBLIC, UNIXAddress(b"/run/x")])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_own_origin_is_one_that_nobody_else_can_have(
+def test_origin_that_equals_host_is_accepted_only_if_rebinding_is_impossible(
     host: str, hosts: Any, own: bool, address: Any, scheme: str
 ) -> None:
-    """promise: an Origin that equals Host is own only where the name is known not to be rebound."""
+    """That is so for addresses, loopback names and `allowed_hosts`."""
     request = FakeRequest(address, host=host, origin=f"{scheme}://{host.lower()}")
     assert ask(request, "mcp/mcp", allowed_hosts=hosts) == (200 if own else 403)
     readable = request.headers.get(b"Access-Control-Allow-Origin")
@@ -452,8 +447,8 @@ def test_own_origin_is_one_that_nobody_else_can_have(
         ({}, 200),
     ],
 )
-def test_a_browser_at_a_host_that_is_not_allowed(marks: Any, status: int, path: str) -> None:
-    """A same-origin GET has no Origin: it is the browser that is not taken in."""
+def test_browser_at_an_unknown_host_is_refused(marks: Any, status: int, path: str) -> None:
+    """A same-origin GET has no Origin, so the browser is recognised by other headers."""
     request = FakeRequest(PUBLIC, host="attacker.example", accept="text/event-stream", **marks)
     assert ask(request, path) == status
     assert ask(request, path, allowed_hosts=("attacker.example",)) == 200
@@ -462,8 +457,7 @@ def test_a_browser_at_a_host_that_is_not_allowed(marks: Any, status: int, path: 
         assert ask(request, path) == 200
 
 
-def test_refusals_say_what_would_allow_it() -> None:
-    """Which option, and which setting."""
+def test_refusal_names_the_option_that_would_allow_the_request() -> None:
     security = TransportSecurity(BridgeSettings())
 
     def refusal(address: Any, **headers: Any) -> str:
@@ -479,8 +473,8 @@ def test_refusals_say_what_would_allow_it() -> None:
     assert host in refusal(PUBLIC, host="evil.example", user_agent=CHROMIUM)
 
 
-def test_a_refusal_is_in_the_log_once_a_minute(log_lines: list[str]) -> None:
-    """With the option that would allow it; a malformed request is nobody's setting."""
+def test_refusals_are_logged_once_in_complain_seconds(log_lines: list[str]) -> None:
+    """Malformed requests are not logged: no setting would allow them."""
     clock = Clock()
     security = TransportSecurity(BridgeSettings(), clock)
     gated = SecuredResource(security, Branch())
@@ -507,7 +501,7 @@ def test_a_refusal_is_in_the_log_once_a_minute(log_lines: list[str]) -> None:
     assert log_lines[2].endswith("if it should be (3 times since it was last logged)")
 
 
-def test_what_is_refused_forges_no_line_of_the_log(log_lines: list[str]) -> None:
+def test_refused_headers_cannot_forge_log_lines(log_lines: list[str]) -> None:
     security = TransportSecurity(BridgeSettings(), Clock())
     host = "evil\x1b[31m\r\n" + "x" * 1000
     gated = SecuredResource(security, Branch())
