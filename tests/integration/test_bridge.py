@@ -38,7 +38,7 @@ PING = b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"word":"hello"}}'
 
 
 def server(**settings: Any) -> ServerSettings:
-    """A server of parrots, unless something else is asked for."""
+    """Return the settings of a server, by default the one of the demo."""
     return ServerSettings(**{"command": "parrot", "launcher": PARROT, **settings})
 
 

@@ -1,4 +1,4 @@
-"""Run twistd and its plugin as real processes: refusals, signals and messages."""
+"""Run twistd and its plugin as real processes: errors, signals and messages."""
 
 import os
 import signal
@@ -48,10 +48,10 @@ def twistd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ),
     ],
 )
-def test_twistd_prints_one_line_and_starts_nothing(
+def test_invalid_settings_are_one_line_and_start_nothing(
     arguments: str, line: str, tmp_path: Path
 ) -> None:
-    """keep: wrong settings are errors that name the field: one line, exit status not 0."""
+    """The line names the field, and the exit status is not 0."""
     done = twistd("mcpbridge", *arguments.split(), folder=tmp_path)
     assert done.returncode != 0
     assert (done.stdout, done.stderr) == ("", line)
@@ -59,7 +59,7 @@ def test_twistd_prints_one_line_and_starts_nothing(
 
 
 def test_twistd_exits_if_it_cannot_listen(tmp_path: Path) -> None:
-    """An address that is taken: a line, a status, and no file of a dead process."""
+    """An address in use: one line, an exit status, and no state file is left."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
         free = "tcp:0:interface=127.0.0.1"
@@ -72,8 +72,8 @@ def test_twistd_exits_if_it_cannot_listen(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_daemon_that_cannot_listen_tells_its_parent(tmp_path: Path) -> None:
-    """The command ends, with a status and the reason; the log has all of it."""
+def test_daemon_that_cannot_listen_fails_its_command(tmp_path: Path) -> None:
+    """The command ends with a status and the reason; the log has the details."""
     need_processes()
     marker = str(uuid.uuid4().int)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -100,8 +100,8 @@ def test_a_daemon_that_cannot_listen_tells_its_parent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_signals_while_stopping() -> None:
-    """The first one counts; the others are told how long it may take."""
+def test_second_stop_signal_logs_how_long_stopping_may_take() -> None:
+    """Only the first one stops the bridge."""
     waits = ["sh", "-c", "while [ ! -e leave ]; do sleep 0.1; done"]
     with serving("--stop-grace", "1000", "--kill-grace", "100", command=waits) as bridge:
         bridge.open_sse()
@@ -117,7 +117,7 @@ def test_signals_while_stopping() -> None:
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Handlers of signals are what they were, afterwards."""
+    """Restore the signal handlers afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -126,8 +126,8 @@ def handlers() -> Iterator[None]:
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.usefixtures("handlers")
-async def test_a_bridge_without_listeners_warns(tmp_path: Path, log_lines: list[str]) -> None:
-    """A bridge that serves nothing says so, where it is all that twistd runs."""
+async def test_bridge_without_listeners_is_a_warning(tmp_path: Path, log_lines: list[str]) -> None:
+    """If twistd runs nothing else."""
     path = tmp_path / "config.json"
     path.write_text('{"mcpServers": {"a": {"command": "cat"}}, "bridge": {"listen": []}}')
     options = Options()
@@ -140,7 +140,9 @@ async def test_a_bridge_without_listeners_warns(tmp_path: Path, log_lines: list[
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.usefixtures("handlers")
-async def test_notices_about_a_file_are_logged(tmp_path: Path, log_lines: list[str]) -> None:
+async def test_notices_about_a_configuration_file_are_logged(
+    tmp_path: Path, log_lines: list[str]
+) -> None:
     path = tmp_path / "config.json"
     entries = '"a": {"command": "cat", "ic\\u001bon": 1}, "b": {}, "c": {"enabled": false}'
     path.write_text(f'{{"mcpServers": {{{entries}}}, "bridge": {{"listen": []}}}}')
@@ -156,7 +158,7 @@ async def test_notices_about_a_file_are_logged(tmp_path: Path, log_lines: list[s
 
 
 def test_twistd_prints_all_reasons_if_no_server_is_left(tmp_path: Path) -> None:
-    """Each on a line of its own, and exit status 1."""
+    """Each on a line of its own; the exit status is 1."""
     path = tmp_path / "config.json"
     path.write_text('{"mcpServers": {"a": {"comand": "x"},\n"b": {"url": "https://x"}}}')
     done = twistd("mcpbridge", "--config", str(path), folder=tmp_path)

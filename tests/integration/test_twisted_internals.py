@@ -1,7 +1,4 @@
-"""
-The private names of Twisted that only a real process can test; the others have
-unit tests.
-"""
+"""The private names of Twisted that only a real process can test; unit tests cover the others."""
 
 from __future__ import annotations
 
@@ -26,10 +23,10 @@ class Ended(ProcessProtocol):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_spawn_lists_three_descriptors(
+async def test_spawned_process_closes_no_inherited_descriptors(
     running_reactor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And asks for the list by that name: otherwise replacing it would be in vain."""
+    """`spawnProcess` looks up the replaced function by its name."""
     listed: list[int] = []
     original = process._listOpenFDs
 

@@ -1,4 +1,4 @@
-"""Start commands that the system refuses, and read what the error names."""
+"""Errors for commands that the system refuses to start."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ from mcpbridge.testing import FakeReactor
 def test_lack_of_a_resource_is_reported_with_a_remedy(
     number: int, exhausted: bool, says: str
 ) -> None:
-    """With what helps, where it is a limit that was reached."""
+    """If a limit was reached, the error says how to raise it."""
     reactor = FakeReactor()
     reactor.spawn_error = OSError(number, os.strerror(number))
     launcher = LocalLauncher(

@@ -1,4 +1,4 @@
-"""Finding and killing what does its best not to be found, with real processes."""
+"""Find and kill processes that are hard to find, with real processes."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ MACHINES = {
 }
 
 
-def until(condition: Any) -> None:
-    """Wait, with a generous bound, until something is so."""
-    assert eventually(condition, 60), "it did not come to that"
+def wait_until(condition: Any) -> None:
+    """Wait until the condition is true."""
+    assert eventually(condition, 60), "the condition is still false"
 
 
 class Backend:
-    """One backend as the launcher starts it, and whether anything of it runs."""
+    """A backend as the launcher starts it; `runs` tells whether any of its processes is left."""
 
     def __init__(self, folder: Path, how: str, tag: int = TAG) -> None:
         self.folder = folder
@@ -88,7 +88,7 @@ class Backend:
 
 @pytest.fixture
 def backends(tmp_path: Path) -> Iterator[Any]:
-    """Starts backends, and ends them."""
+    """Start backends, and end them after the test."""
     started: list[Backend] = []
 
     def start(how: str, tag: int = TAG) -> Backend:
@@ -103,8 +103,8 @@ def backends(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(params=MACHINES)
-def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine of each kind."""
+def every_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test for each kind of machine."""
     here = MACHINES[request.param]
     monkeypatch.setattr(procfs, "machine", lambda: here)
     if not here.pidfds:
@@ -115,7 +115,7 @@ def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("how", ["renew-1", "renew-5", "threads", "limit"])
 def test_forking_process_cannot_outrun_a_kill_pass(backends: Any, how: str) -> None:
-    """One that renews itself is found and stopped, then killed; one pass does, or two."""
+    """A process that keeps replacing itself is stopped, then killed, in one pass or a few."""
     backend = backends(how)
     backend.leader.kill()
     backend.leader.wait()
@@ -124,14 +124,14 @@ def test_forking_process_cannot_outrun_a_kill_pass(backends: Any, how: str) -> N
         kill_pass.kill_pass(BASE, {TAG})
         if not eventually(backend.runs, 0):
             break
-    until(lambda: not backend.runs())
+    wait_until(lambda: not backend.runs())
     assert not backend.found()
 
 
-@pytest.mark.usefixtures("anywhere")
+@pytest.mark.usefixtures("every_machine")
 @pytest.mark.parametrize("how", ["threads", "limit", "limits"])
 def test_processes_are_found_on_every_kind_of_machine(backends: Any, how: str) -> None:
-    """Also where /proc hides processes or is missing, and where pidfd_open(2) is refused."""
+    """Also if /proc hides processes or is missing, and if pidfd_open(2) is refused."""
     backend = backends(how)
     # It is not reaped yet, so its number says whose its session is.
     backend.leader.kill()
@@ -141,11 +141,11 @@ def test_processes_are_found_on_every_kind_of_machine(backends: Any, how: str) -
     assert {each.tag for each in found} == {TAG}
     assert {each.tagged for each in found} == {how != "limits"}
     assert kill_pass.kill_pass(BASE, {TAG}, sessions, {}, backend.leader.pid) >= len(found)
-    until(lambda: not backend.runs())
+    wait_until(lambda: not backend.runs())
 
 
 def test_untagged_process_without_proof_is_spared(backends: Any) -> None:
-    """A parent proves nothing, nor does a session whose leader was reaped."""
+    """Neither its parent nor a session whose leader was reaped is a proof."""
     backend = backends("limits")
     backend.leader.kill()
     backend.leader.wait()
@@ -157,7 +157,7 @@ def test_untagged_process_without_proof_is_spared(backends: Any) -> None:
 def test_other_tags_are_spared(backends: Any) -> None:
     ours, other = backends("limit"), backends("limit", TAG + 1)
     assert kill_pass.kill_pass(BASE, {TAG}) == 2
-    until(lambda: not ours.runs())
+    wait_until(lambda: not ours.runs())
     assert other.runs()
     assert other.leader.poll() is None
 
@@ -179,13 +179,13 @@ def test_failed_kill_pass_kills_what_it_stopped(
     with pytest.raises(OSError, match="Too many"):
         kill_pass.kill_pass(BASE)
     monkeypatch.undo()
-    until(lambda: not backend.runs())
+    wait_until(lambda: not backend.runs())
 
 
 def test_process_gone_before_it_was_read_leads_to_another_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As long as each listing has one that cannot be read, nobody knows."""
+    """A table is complete only if every listed process could be read."""
     rounds: list[int] = []
 
     def listing() -> list[int]:
@@ -211,10 +211,10 @@ def test_process_gone_before_it_was_read_leads_to_another_round(
     assert len(rounds) == 3 + procfs.ROUNDS
 
 
-def test_a_zombie_may_have_had_a_child_since_it_was_listed(
+def test_process_that_became_a_zombie_leads_to_another_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One that was listed alive and is read as a zombie is no proof: the listing is repeated."""
+    """It may have forked after it was listed."""
     first = process_tags.DEFAULT_PID_MAX + 5
     listings = [[first], [first + 1, first], [first + 1, first]]
     monkeypatch.setattr(procfs, "listed_processes", lambda: listings.pop(0))
@@ -234,8 +234,8 @@ def test_a_zombie_may_have_had_a_child_since_it_was_listed(
     assert kill_pass.kill_pass(BASE, {TAG}) == 1
 
 
-def test_a_tag_is_two_limits(backends: Any) -> None:
-    """`ulimit -m` clears one; what is lowered is lower."""
+def test_tag_survives_the_change_of_one_limit(backends: Any) -> None:
+    """`ulimit -m` changes one of the two limits."""
     backend = backends("ending")
     pid = backend.leader.pid
     assert procfs.tag_of(pid) == procfs._tag_in_file(pid) == TAG
@@ -248,7 +248,9 @@ def test_a_tag_is_two_limits(backends: Any) -> None:
     assert procfs._tag_in_file(process_tags.DEFAULT_PID_MAX + 5) == procfs.GONE
 
 
-def test_without_pidfds_a_tag_is_read_twice(backends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pidfds_a_process_is_checked_twice_before_a_signal(
+    backends: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = backends("ending")
     monkeypatch.setattr(procfs, "_open", lambda pid: None)
     answers = [True, False]
@@ -297,7 +299,7 @@ def test_shortcomings_of_the_machine_are_reported(
 def test_hidepid_is_recognised(
     options: str, able: bool, hides: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the options of its mount, and whether they concern this process."""
+    """From the mount options of /proc, if they apply to this process."""
     monkeypatch.setattr(os, "getegid", lambda: 1000)
     monkeypatch.setattr(os, "getgroups", list)
     mounts = [
@@ -310,8 +312,8 @@ def test_hidepid_is_recognised(
 
 
 @given(st.integers(0, 400), st.integers(1, 400))
-def test_possible_pids(since: int, newest: int) -> None:
-    """All numbers that were given since the oldest of interest, around the end where need be."""
+def test_possible_processes_are_all_pids_since_the_oldest(since: int, newest: int) -> None:
+    """Also if the numbers have wrapped around."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(process_tags, "newest_process", lambda: newest)
         numbers = set(process_tags.possible_processes(since))

@@ -1,4 +1,4 @@
-"""The number of a process is kept when it exits, until its tree is gone."""
+"""The pid of a backend stays reserved after its exit until its process tree is gone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ else:
 
 
 class Transport:
-    """What Twisted has of a process, as far as reaping goes."""
+    """The part of a Twisted process that reaping uses."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -44,8 +44,8 @@ class Transport:
         self.statuses.append(status)
 
 
-class Made:
-    """A child whose end Twisted waits for."""
+class Child:
+    """A child whose exit Twisted waits for."""
 
     def __init__(self, *command: str) -> None:
         self.pid = os.posix_spawn(command[0], command, {})
@@ -59,12 +59,12 @@ class Made:
 
 
 @pytest.fixture
-def made() -> Iterator[Callable[..., Made]]:
-    """Makes children, and reaps them."""
-    children: list[Made] = []
+def spawn() -> Iterator[Callable[..., Child]]:
+    """Return a function that starts children; reap them after the test."""
+    children: list[Child] = []
 
-    def make(*command: str) -> Made:
-        children.append(Made(*command))
+    def make(*command: str) -> Child:
+        children.append(Child(*command))
         return children[-1]
 
     yield make
@@ -82,11 +82,11 @@ def made() -> Iterator[Callable[..., Made]]:
     ("script", "code", "number"),
     [("exit 0", 0, None), ("exit 7", 7, None), ("kill -TERM $$", None, signal.SIGTERM)],
 )
-def test_twisted_learns_of_the_exit_and_the_pid_is_kept(
-    made: Callable[..., Made], script: str, code: int | None, number: int | None
+def test_exit_is_reported_to_twisted_but_the_pid_stays_reserved(
+    spawn: Callable[..., Child], script: str, code: int | None, number: int | None
 ) -> None:
-    """The status is that of wait(2); nobody else gets the number before it is reaped."""
-    child = made("/bin/sh", "-c", script)
+    """The status is that of wait(2)."""
+    child = spawn("/bin/sh", "-c", script)
     child.wait()
     child.transport.reapProcess()
     [status] = child.transport.statuses
@@ -104,17 +104,17 @@ def test_twisted_learns_of_the_exit_and_the_pid_is_kept(
     assert reap(child.pid)
 
 
-def test_running_process_has_not_exited(made: Callable[..., Made]) -> None:
-    child = made("/bin/sleep", "600")
+def test_running_process_has_not_exited(spawn: Callable[..., Child]) -> None:
+    child = spawn("/bin/sleep", "600")
     child.transport.reapProcess()
     child.leader.look_behind_tracer()
     assert not child.leader.exited
     assert not reap(child.pid)
 
 
-def test_process_reaped_by_somebody_else(made: Callable[..., Made]) -> None:
-    """Its number may be anybody's then."""
-    child = made("/bin/true")
+def test_exit_is_reported_if_another_has_reaped_the_process(spawn: Callable[..., Child]) -> None:
+    """Its pid is not reserved then."""
+    child = spawn("/bin/true")
     os.waitpid(child.pid, 0)
     child.transport.reapProcess()
     assert child.leader.exited
@@ -122,9 +122,9 @@ def test_process_reaped_by_somebody_else(made: Callable[..., Made]) -> None:
     assert child.transport.statuses == [0]
 
 
-def test_dead_process_behind_a_tracer(made: Callable[..., Made]) -> None:
-    """Its end is kept from its parent as long as the tracer likes; nothing of it runs."""
-    child = made("/bin/sleep", "600")
+def test_exit_of_a_traced_process_is_detected(spawn: Callable[..., Child]) -> None:
+    """The tracer may hide the exit from its parent as long as it likes."""
+    child = spawn("/bin/sleep", "600")
     with subprocess.Popen(
         [sys.executable, "-c", TRACER, str(child.pid)], stdout=subprocess.PIPE
     ) as tracer:

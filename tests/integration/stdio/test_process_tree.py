@@ -1,6 +1,4 @@
-"""
-Finding and signalling process trees, with real processes.
-"""
+"""Find and signal process trees, with real processes."""
 
 from __future__ import annotations
 
@@ -62,13 +60,13 @@ time.sleep(600)
 """
 
 
-def until(condition: Any) -> None:
-    """Wait, with a generous bound, until something is so."""
-    assert eventually(condition, PATIENCE), "it did not come to that"
+def wait_until(condition: Any) -> None:
+    """Wait until the condition is true."""
+    assert eventually(condition, PATIENCE), "the condition is still false"
 
 
 def out_of_session(pids: list[int], leader: int) -> list[int]:
-    """Those that are in no session of the leader, and have become what they were to be."""
+    """Return the processes that are outside the leader's session and have called execve."""
     found = []
     for pid in pids:
         try:
@@ -87,7 +85,7 @@ def out_of_session(pids: list[int], leader: int) -> list[int]:
 
 
 def _chains() -> list[Chain]:
-    """All that work here; the shim does everywhere."""
+    """Return all chains that work here; the shim always does."""
     links = [shutil.which(name) for name in ("env", "setsid", "prlimit", "setpriv")]
     found = [link for link in links if link is not None]
     chains: list[Chain] = [Compiled(), PythonShim()]
@@ -100,7 +98,7 @@ every_chain = pytest.mark.parametrize("chain", _chains(), ids=lambda chain: type
 
 
 class Spawned:
-    """Processes started as the launcher starts them, ended whatever happens."""
+    """Processes that are started as the launcher starts them, and ended after the test."""
 
     def __init__(self) -> None:
         self.tracker = ProcessTracker(Clock(), new_base())
@@ -142,7 +140,10 @@ def spawned() -> Iterator[Spawned]:
 
 @given(st.binary(min_size=8, max_size=8), st.integers(-1, 2**64))
 def test_base_leaves_room_for_all_tags(random: bytes, hard: int) -> None:
-    """A base is 0, or all of its tags are below the hard limit and above what a limit may mean."""
+    """
+    All tags of a base are below the hard limit, and above any limit that is really meant; base 0
+    means no tags.
+    """
     base = process_tags.choose_base(random, hard)
     if base:
         assert base % process_tags.TAGS == 0
@@ -153,18 +154,19 @@ def test_base_leaves_room_for_all_tags(random: bytes, hard: int) -> None:
 
 
 @linux
-def test_chain_gives_session_tag_and_keeps_the_pid(spawned: Spawned) -> None:
-    """The backend is the process that was spawned: leader of its session, with its tag."""
+def test_chain_starts_a_session_with_a_tag_and_keeps_the_pid(spawned: Spawned) -> None:
+    """The backend is the spawned process itself."""
     process, tag = spawned.start("sleep", "600")
-    until(lambda: procfs.tag_of(process.pid) == tag)
-    until(lambda: os.getsid(process.pid) == process.pid)
+    wait_until(lambda: procfs.tag_of(process.pid) == tag)
+    wait_until(lambda: os.getsid(process.pid) == process.pid)
     assert os.getpgid(process.pid) == process.pid
-    until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
+    wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
 
 
 @every_chain
-def test_chains_do_the_same(spawned: Spawned, chain: Chain) -> None:
-    """However it is done: the tag, a session of its own, and no signal is ignored."""
+def test_every_chain_sets_tag_and_session_and_resets_signals(
+    spawned: Spawned, chain: Chain
+) -> None:
     shell = "grep SigIgn /proc/self/status; exec sleep 600"
     process, tag = spawned.start("/bin/sh", "-c", shell, chain=chain)
     assert process.stdout is not None
@@ -175,8 +177,8 @@ def test_chains_do_the_same(spawned: Spawned, chain: Chain) -> None:
 
 
 @every_chain
-def test_chains_report_a_missing_program(spawned: Spawned, chain: Chain) -> None:
-    """A command that cannot be run ends with the statuses of a shell."""
+def test_every_chain_reports_a_missing_program(spawned: Spawned, chain: Chain) -> None:
+    """By the exit statuses of a shell."""
     missing, _ = spawned.start("/nonexistent/command", chain=chain)
     forbidden, _ = spawned.start("/etc/passwd", chain=chain)
     assert missing.wait() == 127
@@ -184,15 +186,15 @@ def test_chains_report_a_missing_program(spawned: Spawned, chain: Chain) -> None
 
 
 @every_chain
-def test_chains_set_the_directory(chain: Chain) -> None:
-    """The spawn itself needs none, and so no fork of the whole bridge."""
+def test_every_chain_sets_the_directory(chain: Chain) -> None:
+    """If Twisted set it, the whole bridge would have to be forked."""
     line = chain.wrap(["/bin/pwd", "-P"], 0, "/usr")
     assert subprocess.check_output(line) == b"/usr\n"
 
 
 @every_chain
-def test_chains_die_with_their_parent(chain: Chain) -> None:
-    """If the bridge is killed, every direct backend dies, also one that ignores EOF."""
+def test_every_chain_dies_with_its_parent(chain: Chain) -> None:
+    """If the bridge is killed, each direct backend dies, even one that ignores EOF."""
     program = (
         "import os, subprocess, sys;"
         "from mcpbridge.stdio.exec_chain import *;"
@@ -206,7 +208,7 @@ def test_chains_die_with_their_parent(chain: Chain) -> None:
     assert parent.stdin is not None
     pid = int(parent.stdout.readline())
     child = os.pidfd_open(pid)
-    until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
+    wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
     parent.stdin.close()
     parent.wait()
     parent.stdout.close()
@@ -216,8 +218,8 @@ def test_chains_die_with_their_parent(chain: Chain) -> None:
         os.close(child)
 
 
-def test_compiled_launcher_notices_a_parent_that_is_already_dead() -> None:
-    """The parent-death signal races with a parent that has died before."""
+def test_compiled_launcher_exits_if_its_parent_is_already_dead() -> None:
+    """The parent may die before the parent-death signal is set."""
     compiled = Compiled()
     if not os.access(compiled.path, os.X_OK):
         pytest.skip("the launcher was not built here")
@@ -228,7 +230,7 @@ def test_compiled_launcher_notices_a_parent_that_is_already_dead() -> None:
 
 
 def test_compiled_launcher_leaves_no_descriptor_open() -> None:
-    """Only 0, 1 and 2 reach the backend."""
+    """The backend gets only 0, 1 and 2."""
     compiled = Compiled()
     if not os.access(compiled.path, os.X_OK):
         pytest.skip("the launcher was not built here")
@@ -243,46 +245,45 @@ def test_compiled_launcher_leaves_no_descriptor_open() -> None:
     assert {os.path.basename(path) for path in shown} <= {"0", "1", "2", "3"}
 
 
-def test_find_chain_tries_before_it_trusts() -> None:
-    """A chain that does not do what it should is not taken."""
+def test_chain_that_does_not_work_is_not_chosen() -> None:
     assert works(find_chain())
     assert not works(Compiled("/bin/true"))
     assert not works(Compiled("/nonexistent"))
 
 
 @linux
-def test_strays_are_found_by_their_tag_alone(spawned: Spawned) -> None:
-    """beat: the whole tree is gone, also what left group, parent and environment behind."""
+def test_processes_outside_the_group_are_found_by_their_tag(spawned: Spawned) -> None:
+    """Without their group, parent and environment; no process of another session is signalled."""
     process, tag = spawned.start(sys.executable, "-S", "-c", STRAYS)
     other, other_tag = spawned.start("sleep", "600")
     assert process.stdout is not None
     process.stdout.readline()
-    until(lambda: len(out_of_session(spawned.found(tag), process.pid)) == 1)
+    wait_until(lambda: len(out_of_session(spawned.found(tag), process.pid)) == 1)
     (stray,) = out_of_session(spawned.found(tag), process.pid)
     assert procfs.signal_tagged(stray, tag, signal.SIGTERM)
     assert not procfs.signal_tagged(other.pid, tag, signal.SIGKILL), "another session's"
     assert not procfs.signal_tagged(os.getpid(), tag, signal.SIGKILL), "nobody's"
     assert procfs.signal_tagged(stray, tag, signal.SIGKILL)
-    until(lambda: spawned.found(tag) == [process.pid])
+    wait_until(lambda: spawned.found(tag) == [process.pid])
     assert spawned.found(other_tag) == [other.pid]
 
 
 @linux
 def test_processes_of_other_sessions_are_skipped(spawned: Spawned) -> None:
-    """The files of other sessions' processes are not read."""
+    """Their files in /proc are not read."""
     process, tag = spawned.start("sleep", "600")
-    until(lambda: spawned.found(tag) == [process.pid])
-    until(lambda: os.getsid(process.pid) == process.pid)
+    wait_until(lambda: spawned.found(tag) == [process.pid])
+    wait_until(lambda: os.getsid(process.pid) == process.pid)
     assert procfs.find_tagged(spawned.tracker.base, {process.pid}) == []
 
 
-def test_gone_process_has_no_tag() -> None:
+def test_nonexistent_process_has_no_tag() -> None:
     """A pid that nobody has: no tag, and no signal."""
     assert procfs.tag_of(2**22 + 5) == procfs.GONE
 
 
-def test_tags_differ_and_skip_those_in_use() -> None:
-    """No two living sessions have the same tag, also after all were used once."""
+def test_new_tag_is_never_one_in_use() -> None:
+    """Also after all tags were used once."""
     tracker = ProcessTracker(Clock(), new_base())
     first = tracker.new_tag()
     tracker.leaders[1] = first
@@ -290,8 +291,8 @@ def test_tags_differ_and_skip_those_in_use() -> None:
     assert tracker.new_tag() == first + 1
 
 
-class FoundTable:
-    """A tracker whose table of processes is a list."""
+class FakeTable:
+    """A tracker whose process table is a list."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = Clock()
@@ -313,92 +314,92 @@ class FoundTable:
 
 
 @pytest.fixture
-def found_table(monkeypatch: pytest.MonkeyPatch) -> FoundTable:
-    """A table of processes of the test's own."""
-    return FoundTable(monkeypatch)
+def fake_table(monkeypatch: pytest.MonkeyPatch) -> FakeTable:
+    """A process table that the test defines."""
+    return FakeTable(monkeypatch)
 
 
-def test_one_sweep_answers_all_that_ask(found_table: FoundTable) -> None:
-    """However many sessions end at once, the table is read once, and not again too soon."""
-    tracker, clock = found_table.tracker, found_table.clock
-    found_table.table = [procfs.Tagged(7, 101, False, 1), procfs.Tagged(8, 102, True, 1)]
+def test_one_reading_of_the_table_serves_all_sessions(fake_table: FakeTable) -> None:
+    """It is not repeated before SWEEP_SECONDS."""
+    tracker, clock = fake_table.tracker, fake_table.clock
+    fake_table.table = [procfs.Tagged(7, 101, False, 1), procfs.Tagged(8, 102, True, 1)]
     answers: list[list[int]] = []
     for tag in (101, 101, 102):
         tracker.look(tag).addCallback(answers.append)
     clock.advance(0)
     assert answers == [[7], [7], []]
-    assert len(found_table.sweeps) == 1
+    assert len(fake_table.sweeps) == 1
     tracker.look(101).addCallback(answers.append)
     clock.advance(SWEEP_SECONDS / 2)
-    assert len(found_table.sweeps) == 1
+    assert len(fake_table.sweeps) == 1
     clock.advance(SWEEP_SECONDS / 2)
-    assert len(found_table.sweeps) == 2
+    assert len(fake_table.sweeps) == 2
 
 
-def test_leaders_are_not_counted_and_others_sessions_skipped(found_table: FoundTable) -> None:
-    """The leader is Twisted's to reap; what is surely another session's is not looked at."""
-    tracker, clock = found_table.tracker, found_table.clock
+def test_leaders_are_left_out_and_other_sessions_skipped(fake_table: FakeTable) -> None:
+    """Twisted reaps the leader; processes of other sessions need not be examined."""
+    tracker, clock = fake_table.tracker, fake_table.clock
     tracker.leader_started(7, 101)
     tracker.leader_started(9, 103)
-    found_table.table = [procfs.Tagged(7, 101, False, 1), procfs.Tagged(8, 101, False, 1)]
+    fake_table.table = [procfs.Tagged(7, 101, False, 1), procfs.Tagged(8, 101, False, 1)]
     answers: list[list[int]] = []
     tracker.look(101).addCallback(answers.append)
     clock.advance(0)
     assert answers == [[8]]
-    assert found_table.sweeps == [{9}]
+    assert fake_table.sweeps == [{9}]
     tracker.leader_exited(7)
     tracker.leader_exited(9)
     assert clock.getDelayedCalls() == []
 
 
-def test_table_that_cannot_be_read_fails_the_look(found_table: FoundTable) -> None:
-    """Out of descriptors, what was not seen is not taken for gone."""
-    found_table.error = OSError(24, "Too many open files")
+def test_table_that_cannot_be_read_fails_the_look(fake_table: FakeTable) -> None:
+    """For lack of descriptors, say: a process that was not seen is not taken for gone."""
+    fake_table.error = OSError(24, "Too many open files")
     failures: list[Any] = []
-    found_table.tracker.look(101).addErrback(failures.append)
-    found_table.clock.advance(0)
+    fake_table.tracker.look(101).addErrback(failures.append)
+    fake_table.clock.advance(0)
     assert failures[0].check(OSError)
 
 
-def test_tree_is_gone_only_after_two_empty_looks(found_table: FoundTable) -> None:
-    """A process may be born behind the place that a look has passed."""
-    clock = found_table.clock
-    tree = TaggedTree(6, 101, found_table.tracker)
+def test_tree_is_gone_only_after_two_empty_looks(fake_table: FakeTable) -> None:
+    """A process may be created behind the position that a reading has passed."""
+    clock = fake_table.clock
+    tree = TaggedTree(6, 101, fake_table.tracker)
     answers: list[list[int]] = []
-    found_table.table = [procfs.Tagged(7, 101, False, 1)]
+    fake_table.table = [procfs.Tagged(7, 101, False, 1)]
     tree.look().addCallback(answers.append)
     clock.advance(0)
-    found_table.table = []
+    fake_table.table = []
     tree.look().addCallback(answers.append)
     clock.advance(SWEEP_SECONDS)
     assert answers == [[7]]
     clock.advance(SWEEP_SECONDS)
     assert answers == [[7], []]
-    assert len(found_table.sweeps) == 3
+    assert len(fake_table.sweeps) == 3
 
 
-def test_empty_looks_must_be_consecutive(found_table: FoundTable) -> None:
-    """promise: nothing is called gone before it is proven, the first time too."""
-    clock, tracker = found_table.clock, found_table.tracker
+def test_empty_looks_must_be_consecutive(fake_table: FakeTable) -> None:
+    """This holds from the first look on."""
+    clock, tracker = fake_table.clock, fake_table.tracker
     tree = TaggedTree(6, 101, tracker)
     answers: list[list[int]] = []
     tree.look().addCallback(answers.append)
     clock.advance(0)
     assert answers == []
-    found_table.table = [procfs.Tagged(7, 101, False, 1)]
+    fake_table.table = [procfs.Tagged(7, 101, False, 1)]
     clock.advance(SWEEP_SECONDS)
     assert answers == [[7]]
     # What was gone before it could be read may have a child that lives.
-    found_table.table, found_table.unknown = [], [8]
+    fake_table.table, fake_table.unknown = [], [8]
     tree.look().addCallback(answers.append)
     clock.advance(SWEEP_SECONDS)
     assert answers == [[7], [8]]
     assert CLEAN_LOOKS == 2
 
 
-def test_only_looks_after_the_leaders_exit_count(found_table: FoundTable) -> None:
-    """What a leader has started after a look has begun, that look may not have seen."""
-    clock, tracker = found_table.clock, found_table.tracker
+def test_only_looks_after_the_leaders_exit_count(fake_table: FakeTable) -> None:
+    """A look may miss a process that the leader started after the look began."""
+    clock, tracker = fake_table.clock, fake_table.tracker
     tracker.leader_started(6, 101)
     tree = TaggedTree(6, 101, tracker)
     answers: list[list[int]] = []
@@ -411,13 +412,11 @@ def test_only_looks_after_the_leaders_exit_count(found_table: FoundTable) -> Non
     assert clock.getDelayedCalls() == []
 
 
-def test_second_kill_is_a_kill_pass(
-    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One pass for all trees that need it, before the next look."""
+def test_second_kill_is_a_kill_pass(fake_table: FakeTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass serves all trees that need it, before the next look."""
     passes: list[Any] = []
     monkeypatch.setattr(kill_pass, "kill_pass", lambda *told: passes.append(told))
-    clock, tracker = found_table.clock, found_table.tracker
+    clock, tracker = fake_table.clock, fake_table.tracker
     trees = [TaggedTree(None, tag, tracker) for tag in (101, 102)]
     for tree in trees:
         tree.signal_rest([], signal.SIGTERM)
@@ -431,25 +430,25 @@ def test_second_kill_is_a_kill_pass(
 
 
 def test_failed_kill_pass_fails_the_looks(
-    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch
+    fake_table: FakeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*told: object) -> NoReturn:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(kill_pass, "kill_pass", fail)
     failures: list[Any] = []
-    found_table.tracker.kill(101)
-    found_table.tracker.look(101).addErrback(failures.append)
-    found_table.clock.advance(0)
+    fake_table.tracker.kill(101)
+    fake_table.tracker.look(101).addErrback(failures.append)
+    fake_table.clock.advance(0)
     assert failures[0].check(OSError)
-    found_table.tracker.look(101).addCallback(failures.append)
-    found_table.clock.advance(SWEEP_SECONDS)
+    fake_table.tracker.look(101).addCallback(failures.append)
+    fake_table.clock.advance(SWEEP_SECONDS)
     assert failures[1:] == [[]]
 
 
-def test_long_reading_is_sliced(found_table: FoundTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks meanwhile gets an answer of a reading that began later."""
-    clock, tracker = found_table.clock, found_table.tracker
+def test_long_reading_is_sliced(fake_table: FakeTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request made meanwhile is served by the next reading."""
+    clock, tracker = fake_table.clock, fake_table.tracker
     events: list[Any] = []
 
     def read(*told: object) -> Generator[None, None, procfs.Table]:
@@ -457,7 +456,7 @@ def test_long_reading_is_sliced(found_table: FoundTable, monkeypatch: pytest.Mon
             tracker.look(102).addCallback(events.append)
         for _ in range(2):
             events.append("slice")
-            found_table.spent += SLICE_SECONDS
+            fake_table.spent += SLICE_SECONDS
             # On a busy machine it waits for the processor, which is not what it has read.
             clock.rightNow += 10 * SLICE_SECONDS
             clock.callLater(0, events.append, "others")
@@ -478,7 +477,7 @@ def test_long_reading_is_sliced(found_table: FoundTable, monkeypatch: pytest.Mon
 
 @linux
 def test_untagged_process_is_held_until_it_ends() -> None:
-    """Its number is its own as long as a descriptor of it says that it lives."""
+    """Its pid is reserved as long as its pidfd shows that it lives."""
     records = CleanupRecords()
     untagged = UntaggedProcesses(records)
     process = subprocess.Popen(["sleep", "600"])
@@ -502,8 +501,8 @@ def test_untagged_process_is_held_until_it_ends() -> None:
 
 
 @linux
-def test_held_processes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KNOWN_PROCESSES: each takes a descriptor."""
+def test_held_processes_are_bounded_by_known_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a descriptor."""
     monkeypatch.setattr(untagged_module, "KNOWN_PROCESSES", 1)
     untagged = UntaggedProcesses(CleanupRecords())
     processes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
@@ -526,7 +525,7 @@ def no_descriptors(*told: object) -> NoReturn:
 def test_process_is_not_held_without_free_descriptors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The descriptor of the process may be the last that the bridge can have."""
+    """Its pidfd may take the last free descriptor."""
     monkeypatch.setattr(procfs, "start_time", no_descriptors)
     records = CleanupRecords()
     untagged = UntaggedProcesses(records)
@@ -541,28 +540,28 @@ def test_process_is_not_held_without_free_descriptors(
 
 
 @pytest.mark.parametrize("fails", ["hold", "tags"])
-def test_every_look_is_answered(
-    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, fails: str
+def test_failed_look_does_not_block_the_next(
+    fake_table: FakeTable, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    """Otherwise no tree of any session would be looked at, or killed, ever again."""
-    tracker, clock = found_table.tracker, found_table.clock
-    found_table.table = [procfs.Tagged(7, 101, False, 1, tagged=False)]
+    """Otherwise no process tree would ever be looked at again."""
+    tracker, clock = fake_table.tracker, fake_table.clock
+    fake_table.table = [procfs.Tagged(7, 101, False, 1, tagged=False)]
     answers: list[Any] = []
     with monkeypatch.context() as patch:
         patch.setattr(UntaggedProcesses, fails, no_descriptors)
         tracker.look(101).addBoth(answers.append)
         clock.advance(0)
         assert [each.type for each in answers] == [OSError]
-    found_table.table = []
+    fake_table.table = []
     tracker.look(101).addCallback(answers.append)
     clock.advance(SWEEP_SECONDS)
     assert answers[1:] == [[]]
 
 
 def test_failed_search_for_zombies_does_not_block_looks(
-    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, logged_failures: list[Any]
+    fake_table: FakeTable, monkeypatch: pytest.MonkeyPatch, logged_failures: list[Any]
 ) -> None:
-    tracker, clock = found_table.tracker, found_table.clock
+    tracker, clock = fake_table.tracker, fake_table.clock
     monkeypatch.setattr(procfs, "own_children", lambda: None)
     with monkeypatch.context() as patch:
         patch.setattr(UntaggedProcesses, "tags", no_descriptors)
@@ -579,25 +578,25 @@ def test_failed_search_for_zombies_does_not_block_looks(
 
 @linux
 def test_failed_signal_is_logged_once(
-    found_table: FoundTable, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
+    fake_table: FakeTable, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
     def refuse(*told: object) -> NoReturn:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(procfs, "signal_if", refuse)
-    tree = TaggedTree(None, 101, found_table.tracker)
+    tree = TaggedTree(None, 101, fake_table.tracker)
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         tree.signal_rest([7, 8], number)
     assert log_lines == ["cannot signal process 7: Operation not permitted"]
-    found_table.clock.advance(0)
+    fake_table.clock.advance(0)
 
 
 @linux
-def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
-    """No zombie remains, and the status of somebody else's child is not taken."""
+def test_only_adopted_zombies_are_reaped(spawned: Spawned) -> None:
+    """The exit status of another child is left for its owner."""
     stranger = subprocess.Popen(["true"])
     mine, tag = spawned.start("sleep", "600")
-    until(lambda: procfs.tag_of(mine.pid) == tag)
+    wait_until(lambda: procfs.tag_of(mine.pid) == tag)
     tracker, clock = spawned.tracker, spawned.tracker._clock
     assert isinstance(clock, Clock)
     tracker.leader_started(1, 0)
@@ -613,15 +612,15 @@ def test_adopted_zombies_are_reaped_and_no_other(spawned: Spawned) -> None:
 
 
 @linux
-def test_children_reaped_at_once_are_bounded(
+def test_children_reaped_at_once_are_bounded_by_reaped_at_once(
     spawned: Spawned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """REAPED_AT_ONCE: a process that forks without end leaves thousands in a second."""
+    """A process that forks endlessly leaves thousands of zombies in a second."""
     monkeypatch.setattr(reaper_module, "REAPED_AT_ONCE", 1)
     tracker, clock = spawned.tracker, spawned.tracker._clock
     assert isinstance(clock, Clock)
     started = [spawned.start("sleep", "600") for _ in range(2)]
-    until(lambda: all(procfs.tag_of(process.pid) == tag for process, tag in started))
+    wait_until(lambda: all(procfs.tag_of(process.pid) == tag for process, tag in started))
     processes = [process for process, _ in started]
     children = [each.pid for each in processes]
     assert set(children) <= set(procfs.own_children() or ())
@@ -650,7 +649,7 @@ def test_children_reaped_at_once_are_bounded(
 @linux
 def test_no_zombie_outlives_the_last_session(spawned: Spawned) -> None:
     mine, tag = spawned.start("sleep", "600")
-    until(lambda: procfs.tag_of(mine.pid) == tag)
+    wait_until(lambda: procfs.tag_of(mine.pid) == tag)
     tracker = spawned.tracker
     tracker.leader_started(1, 0)
     mine.kill()
@@ -661,13 +660,13 @@ def test_no_zombie_outlives_the_last_session(spawned: Spawned) -> None:
 
 
 @linux
-def test_without_a_list_of_children_the_table_is_read(
+def test_without_a_list_of_children_zombies_are_found_in_the_table(
     spawned: Spawned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kernel without CONFIG_PROC_CHILDREN."""
+    """As on a kernel without CONFIG_PROC_CHILDREN."""
     monkeypatch.setattr(procfs, "own_children", lambda: None)
     mine, tag = spawned.start("sleep", "600")
-    until(lambda: procfs.tag_of(mine.pid) == tag)
+    wait_until(lambda: procfs.tag_of(mine.pid) == tag)
     tracker, clock = spawned.tracker, spawned.tracker._clock
     assert isinstance(clock, Clock)
     tracker.leader_started(1, 0)
@@ -682,15 +681,17 @@ def test_without_a_list_of_children_the_table_is_read(
 
 
 def test_group_before_setsid_is_not_signalled() -> None:
-    """Until `setsid` has run the child's group is our own: the child alone is signalled."""
+    """
+    Until `setsid` has run, the child is in the group of the tests, so only the child is signalled.
+    """
     process = subprocess.Popen(["sleep", "600"])
     signal_group(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     signal_group(process.pid, signal.SIGKILL)
 
 
-def test_group_tree_knows_members_without_tags() -> None:
-    """Elsewhere than on Linux: the group, after its leader has exited too."""
+def test_group_tree_finds_members_without_tags() -> None:
+    """This is how trees are found on other systems than Linux, also after the leader's exit."""
     clock = Clock()
     # In a container the first process may reap nobody, and then it is for this one to do.
     adopts = set_child_subreaper(True)
@@ -714,4 +715,4 @@ def test_group_tree_knows_members_without_tags() -> None:
     tree.signal_rest([process.pid], signal.SIGKILL)
     if adopts:
         os.waitpid(member, 0)
-    until(lambda: look() == [])
+    wait_until(lambda: look() == [])

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> str:
 
 
 def dead_bridge(folder: str, base: int = BASE, *records: Record, **changes: Any) -> str:
-    """The file of a bridge that has died; its path."""
+    """Write the state file of a bridge that has died; return its path."""
     file = StateFile.create(folder, base)
     file.save(records)
     file.release()
@@ -50,7 +50,7 @@ def dead_bridge(folder: str, base: int = BASE, *records: Record, **changes: Any)
 
 
 def bases(folder: str) -> list[int]:
-    """Whose files are those of dead bridges; they stay."""
+    """Return the bases of all dead bridges with a state file, and keep the files."""
     found = []
     for file in take_dead(folder):
         found.append(file.state.base)
@@ -59,7 +59,7 @@ def bases(folder: str) -> list[int]:
 
 
 def test_lock_is_released_with_the_process(folder: str) -> None:
-    """Also killed with SIGKILL, and while children of it live: none inherits the lock."""
+    """Also if it is killed and its children live on: they do not inherit the lock."""
     program = (
         "import subprocess, sys\n"
         "from mcpbridge.stdio.state_file import StateFile\n"
@@ -85,7 +85,7 @@ def test_lock_is_released_with_the_process(folder: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_dead_bridge_and_all_it_left(
+async def test_processes_and_containers_of_a_dead_bridge_are_removed(
     folder: str, tmp_path: Path, running_reactor: Any, log_lines: list[str]
 ) -> None:
     store = Store(tmp_path)

@@ -16,8 +16,8 @@ from mcpbridge.stdio.watchdog import set_tag
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
-def test_the_watchdog_has_its_tag_before_it_runs() -> None:
-    """One that is stopped at once is found by it all the same."""
+def test_tag_is_set_before_the_watchdog_runs() -> None:
+    """So it can be found even if it is stopped at once."""
     base = choose_base(os.urandom(8), -1)
     process = subprocess.Popen(["sleep", "600"])
     set_tag(process.pid, base)

@@ -1,4 +1,4 @@
-"""What the watchdog does with the containers that it was told of."""
+"""The watchdog removes the containers that it was told about."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(1000)"]
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An engine, and a watchdog that is in a hurry."""
+    """Run an engine, with short pauses of the watchdog."""
     monkeypatch.setattr(watchdog_program, "ENGINE_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(watchdog_program, "BIRTH_SECONDS", 0.05)
     with running_engine() as engine:
@@ -48,13 +48,13 @@ def test_cidfiles_are_removed(engine: Engine) -> None:
     assert (other / "cidfile").exists()
 
 
-def test_no_containers_to_remove(engine: Engine) -> None:
+def test_without_containers_nothing_is_removed(engine: Engine) -> None:
     assert remove(engine) == (0, "")
     assert engine.calls("rm") == []
 
 
 def test_engine_that_ignores_the_filter_loses_no_container(engine: Engine) -> None:
-    """One that does not know the filter, say: each container's own label counts."""
+    """The watchdog checks the label of each container itself."""
     engine.start(f"{LABEL}=other", *SLEEPER)
     engine.start(f"{LABEL}=b", *SLEEPER)
     engine.set("blind")
@@ -64,8 +64,10 @@ def test_engine_that_ignores_the_filter_loses_no_container(engine: Engine) -> No
     assert len(engine.containers()) == len(engine.containers(f"{LABEL}=other")) == 1
 
 
-def test_a_container_that_is_born_late(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the bridge is dead: what its CLI had asked the engine for."""
+def test_container_created_after_the_first_listing_is_removed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's CLI may have requested it just before the bridge was killed."""
     looks: list[list[str]] = []
     run_engine = watchdog_program.run_engine
 
@@ -83,7 +85,7 @@ def test_a_container_that_is_born_late(engine: Engine, monkeypatch: pytest.Monke
     assert engine.containers() == []
 
 
-def test_engine_that_does_not_answer_is_asked_again(engine: Engine) -> None:
+def test_unreachable_engine_is_reported(engine: Engine) -> None:
     engine.go_away()
     removed, problem = remove(engine)
     assert removed == 0
@@ -91,7 +93,7 @@ def test_engine_that_does_not_answer_is_asked_again(engine: Engine) -> None:
     engine.come_back()
 
 
-def test_a_removal_that_fails(engine: Engine) -> None:
+def test_failed_removal_is_reported_and_can_be_repeated(engine: Engine) -> None:
     engine.start(f"{LABEL}=b", *SLEEPER)
     engine.set("stuck")
     _, problem = remove(engine)
@@ -101,9 +103,7 @@ def test_a_removal_that_fails(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("volumes", [False, True])
-def test_volumes_go_with_a_container_that_was_to_remove_itself(
-    engine: Engine, volumes: bool
-) -> None:
+def test_volumes_of_a_container_with_rm_are_removed(engine: Engine, volumes: bool) -> None:
     engine.start(f"{LABEL}=b", *SLEEPER, volumes=volumes)
     assert remove(engine) == (1, "")
     [line] = engine.calls("rm")

@@ -1,6 +1,4 @@
-"""
-The watchdog as a process: what it outlives, and what it cleans up.
-"""
+"""The watchdog as a process: what it survives, and what it cleans up."""
 
 from __future__ import annotations
 
@@ -44,8 +42,8 @@ esac
 """
 
 
-class Guarding:
-    """A watchdog that waits, and the bridge's end of its pipe."""
+class RunningWatchdog:
+    """A waiting watchdog, and the bridge's end of its pipe."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.process = subprocess.Popen(
@@ -54,31 +52,31 @@ class Guarding:
         assert self.process.stdout is not None
         assert json.loads(self.process.stdout.readline()) == {"ready": True}
 
-    def tell(self, *records: Record) -> None:
+    def add_records(self, *records: Record) -> None:
         assert self.process.stdin is not None
         for each in records:
             self.process.stdin.write(json.dumps({"add": each.as_json()}).encode() + b"\n")
         self.process.stdin.flush()
 
-    def bridge_dies(self) -> dict[str, Any]:
-        """What it reports."""
+    def end_bridge(self) -> dict[str, Any]:
+        """Close the pipe, as when the bridge dies; return the watchdog's report."""
         output, self.complaints = self.process.communicate(timeout=PATIENCE)
         return dict(json.loads(output))
 
 
 @contextlib.contextmanager
-def guarding(command: Sequence[str] | None = None) -> Iterator[Guarding]:
-    running = Guarding(command or watchdog_command(BASE))
+def running_watchdog(command: Sequence[str] | None = None) -> Iterator[RunningWatchdog]:
+    watchdog = RunningWatchdog(command or watchdog_command(BASE))
     try:
-        yield running
+        yield watchdog
     finally:
-        running.process.kill()
-        running.process.communicate()
+        watchdog.process.kill()
+        watchdog.process.communicate()
 
 
 @contextlib.contextmanager
 def sleeping(tag: int = 0) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that carries a tag, or none."""
+    """Run a process with a tag, or without one."""
     command = ["sleep", "600"]
     process = subprocess.Popen(PythonShim().wrap(command, tag, None) if tag else command)
     try:
@@ -94,7 +92,7 @@ def cmdline(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def marked(process: subprocess.Popen[bytes]) -> ProcessRecord:
+def record_of(process: subprocess.Popen[bytes]) -> ProcessRecord:
     started = start_time(process.pid)
     assert started is not None
     return ProcessRecord(process.pid, started)
@@ -105,37 +103,37 @@ def ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def test_watchdog_kills_tagged_processes() -> None:
-    """Also what a bridge that froze it before it died has left stopped."""
+    """Also processes that the bridge had stopped before it died."""
     with (
-        guarding() as running,
+        running_watchdog() as watchdog,
         sleeping(BASE + 1) as one,
         sleeping(BASE + 2) as frozen,
         sleeping(BASE + process_tags.TAGS) as stranger,
         sleeping() as untagged,
     ):
         frozen.send_signal(signal.SIGSTOP)
-        report = running.bridge_dies()
+        report = watchdog.end_bridge()
         assert ended(one)
         assert ended(frozen)
         assert stranger.poll() is None
         assert untagged.poll() is None
     assert report == {"processes": 2, "left": 0, "containers": 0, "errors": []}
-    assert running.process.returncode == 0
+    assert watchdog.process.returncode == 0
 
 
 def test_watchdog_survives_signals() -> None:
-    """All that can be outlived; then the end of its input is noticed as ever."""
+    """All that can be ignored; it still notices the end of its input."""
     outlived = signal.valid_signals() - watchdog_program.LEFT_ALONE
     assert {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE} < outlived
-    with guarding() as running:
+    with running_watchdog() as watchdog:
         for number in outlived:
-            running.process.send_signal(number)
-        assert running.bridge_dies()["left"] == 0
-    assert running.process.returncode == 0
+            watchdog.process.send_signal(number)
+        assert watchdog.end_bridge()["left"] == 0
+    assert watchdog.process.returncode == 0
 
 
 def test_waiting_watchdog_needs_no_files(tmp_path: Path) -> None:
-    """An upgrade in place, or a release folder that was swapped and removed."""
+    """The package may be upgraded or removed while it runs."""
     folder = tmp_path / "release" / "stdio"
     folder.mkdir(parents=True)
     for source in Path(watchdog_program.__file__).parent.glob("*.py"):
@@ -144,51 +142,51 @@ def test_waiting_watchdog_needs_no_files(tmp_path: Path) -> None:
     # -X importtime: a line on stderr for each module that is imported.
     command = [sys.executable, "-I", "-S", "-X", "importtime", program, str(BASE)]
     engine = ContainersRecord(("/no/such/engine",), "label=x")
-    with guarding(command) as running, sleeping(BASE + 1) as backend, sleeping() as lost:
-        assert running.process.stderr is not None
-        os.set_blocking(running.process.stderr.fileno(), False)
-        imported = running.process.stderr.read()
+    with running_watchdog(command) as watchdog, sleeping(BASE + 1) as backend, sleeping() as lost:
+        assert watchdog.process.stderr is not None
+        os.set_blocking(watchdog.process.stderr.fileno(), False)
+        imported = watchdog.process.stderr.read()
         assert b"procfs" in imported
-        os.set_blocking(running.process.stderr.fileno(), True)
+        os.set_blocking(watchdog.process.stderr.fileno(), True)
         shutil.rmtree(tmp_path / "release")
-        running.tell(marked(lost), engine)
-        report = running.bridge_dies()
+        watchdog.add_records(record_of(lost), engine)
+        report = watchdog.end_bridge()
         assert ended(backend)
         assert ended(lost)
-    assert running.complaints == b""
+    assert watchdog.complaints == b""
     assert (report["processes"], report["left"]) == (2, 0)
     assert "/no/such/engine" in report["errors"][0]
-    assert running.process.returncode == 1
+    assert watchdog.process.returncode == 1
 
 
 def test_watchdog_kills_recorded_processes_and_no_others() -> None:
-    """A number that is used again is another process's."""
-    with guarding() as running, sleeping() as lost, sleeping() as other:
-        old = marked(other)
-        running.tell(marked(lost), ProcessRecord(old.pid, old.start_time - 1))
-        running.tell(ProcessRecord(2**22 + 1, 5))
-        report = running.bridge_dies()
+    """A pid may belong to another process by now."""
+    with running_watchdog() as watchdog, sleeping() as lost, sleeping() as other:
+        old = record_of(other)
+        watchdog.add_records(record_of(lost), ProcessRecord(old.pid, old.start_time - 1))
+        watchdog.add_records(ProcessRecord(2**22 + 1, 5))
+        report = watchdog.end_bridge()
         assert ended(lost)
         assert other.poll() is None
     assert report["processes"] == 1
 
 
 def test_recorded_process_is_killed_without_a_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old kernels, sandboxes: the start time says enough."""
+    """Old kernels and some sandboxes have none; the start time identifies the process."""
 
     def refused(pid: int) -> int:
         raise OSError("not here")
 
     monkeypatch.setattr(os, "pidfd_open", refused)
     with sleeping() as lost:
-        mark = marked(lost)
-        assert not kill_process(mark.pid, mark.start_time + 1)
+        record = record_of(lost)
+        assert not kill_process(record.pid, record.start_time + 1)
         assert lost.poll() is None
-        assert kill_process(mark.pid, mark.start_time)
+        assert kill_process(record.pid, record.start_time)
         assert ended(lost)
 
 
-def test_a_zombie_has_no_start_time() -> None:
+def test_zombie_has_no_start_time() -> None:
     process = subprocess.Popen(["true"])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert start_time(process.pid) is None
@@ -197,7 +195,7 @@ def test_a_zombie_has_no_start_time() -> None:
 
 
 class Store:
-    """ContainersRecord of a fake engine."""
+    """A fake engine whose containers are files, with a record for it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -231,9 +229,9 @@ def store(tmp_path: Path) -> Store:
 
 def test_watchdog_removes_containers(store: Store) -> None:
     store.run("c1", "c2")
-    with guarding() as running:
-        running.tell(store.record, store.record)
-        report = running.bridge_dies()
+    with running_watchdog() as watchdog:
+        watchdog.add_records(store.record, store.record)
+        report = watchdog.end_bridge()
     assert report == {"processes": 0, "left": 0, "containers": 2, "errors": []}
     assert store.left() == []
     listing = "ps -aq --no-trunc --filter label=a=b"
@@ -244,36 +242,39 @@ def test_watchdog_removes_containers(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("trouble", "says"), [("broken", "daemon is away"), ("stubborn", "left")])
-def test_an_engine_that_fails_is_tried_again(store: Store, trouble: str, says: str) -> None:
-    """So many times, and what is left is reported."""
+def test_failing_engine_is_tried_engine_tries_times(store: Store, trouble: str, says: str) -> None:
+    """The report says what is left."""
     store.run("c1")
     (store.folder / trouble).touch()
-    with guarding() as running:
-        running.tell(store.record)
-        report = running.bridge_dies()
+    with running_watchdog() as watchdog:
+        watchdog.add_records(store.record)
+        report = watchdog.end_bridge()
     assert says in report["errors"][0]
-    assert running.process.returncode == 1
+    assert watchdog.process.returncode == 1
     assert sum("ps" in each for each in store.asked()) >= watchdog_program.ENGINE_TRIES
     assert store.left() == ["c1"]
 
 
 def test_engines_do_not_inherit_ignored_signals(store: Store, tmp_path: Path) -> None:
-    """What the watchdog does nothing at, its engine's programs may need."""
+    """The programs of an engine may need signals that the watchdog ignores."""
     store.engine.write_text(f"#!/bin/sh\ngrep SigIgn /proc/self/status > {tmp_path}/ignored\n")
-    with guarding() as running:
-        running.tell(store.record)
-        running.bridge_dies()
+    with running_watchdog() as watchdog:
+        watchdog.add_records(store.record)
+        watchdog.end_bridge()
     ignored = int((tmp_path / "ignored").read_text().split()[1], 16)
     # Two more are the C library's own, and may have been ignored by who started the tests.
     assert not [each for each in signal.valid_signals() if ignored >> (each - 1) & 1]
 
 
-def test_next_bridge_kills_a_stopped_watchdog() -> None:
-    """It kills it, as it does everything of a dead bridge, and is not killed by it."""
-    with guarding() as stopped, guarding(watchdog_command(BASE, BASE + process_tags.TAGS)) as new:
+def test_watchdog_of_the_next_bridge_kills_a_stopped_watchdog() -> None:
+    """As it kills everything of a dead bridge."""
+    with (
+        running_watchdog() as stopped,
+        running_watchdog(watchdog_command(BASE, BASE + process_tags.TAGS)) as new,
+    ):
         stopped.process.send_signal(signal.SIGSTOP)
         with sleeping(BASE + 1) as backend:
-            report = new.bridge_dies()
+            report = new.end_bridge()
             assert ended(backend)
         assert ended(stopped.process)
         assert new.process.returncode == 0
@@ -287,7 +288,7 @@ def order(*orders: Any) -> bytes:
 ONE, TWO = ProcessRecord(1, 1).as_json(), ProcessRecord(2, 1).as_json()
 
 
-def test_records_arrive_in_pieces() -> None:
+def test_records_may_be_split_across_reads() -> None:
     data = order({"add": ONE}, {"add": TWO}, {"drop": ONE})
     for size in (1, 7, len(data)):
         records = Records()
@@ -296,8 +297,8 @@ def test_records_arrive_in_pieces() -> None:
         assert records.all() == [TWO]
 
 
-def test_incomplete_table_counts() -> None:
-    """The bridge may die in the middle of it."""
+def test_records_after_an_incomplete_reset_are_all_kept() -> None:
+    """The bridge may die while it sends its table again."""
     records = Records()
     records.receive(order({"add": ONE}, {"reset": True}, {"add": TWO}))
     assert records.all() == [ONE, TWO]
@@ -308,14 +309,13 @@ def test_incomplete_table_counts() -> None:
 
 
 @pytest.mark.parametrize("noise", [b"{\n", b"[1]\n", b"7\n", b'"x"\n', b"null\n", b"\xff\n", b"\n"])
-def test_invalid_orders_are_skipped(noise: bytes) -> None:
+def test_invalid_lines_are_skipped(noise: bytes) -> None:
     records = Records()
     records.receive(noise + order({"add": ONE}, {"unknown": 1}) + noise)
     assert records.all() == [ONE]
 
 
-def test_input_lines_are_bounded() -> None:
-    """`LINE_BYTES`."""
+def test_input_lines_are_bounded_by_line_bytes() -> None:
     records = Records()
     for _ in range(3):
         records.receive(b"x" * watchdog_program.LINE_BYTES)
@@ -325,7 +325,7 @@ def test_input_lines_are_bounded() -> None:
 
 
 def test_failed_count_does_not_prevent_killing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that is out of files or memory, say, of which the bridge has died."""
+    """As on a machine without free files or memory, which the bridge may have died of."""
 
     def no_files(base: int) -> list[Any]:
         raise OSError(errno.ENFILE, "Too many open files in system")

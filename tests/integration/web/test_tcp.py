@@ -1,4 +1,7 @@
-"""What the system tells of a connection: what waits in it, and what was taken."""
+"""
+What the system reports about a TCP connection: unsent and acknowledged bytes, and a peer that has
+left.
+"""
 
 import socket
 import struct
@@ -15,7 +18,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 
 
 class Transport:
-    """What has a socket, and bytes that are not written to it yet."""
+    """A transport with a socket, and bytes that are not written to it yet."""
 
     def __init__(self, handle: object, waiting: bytes = b"") -> None:
         self._handle = handle
@@ -27,7 +30,7 @@ class Transport:
 
 
 class Wrapper:
-    """What TLS puts around it."""
+    """A wrapper around a transport, as TLS has one."""
 
     def __init__(self, transport: object) -> None:
         self.transport = transport
@@ -58,7 +61,7 @@ def fill(connection: socket.socket) -> int:
 
 
 @linux
-def test_what_the_kernel_holds_is_not_taken(pair: Pair) -> None:
+def test_bytes_in_the_send_buffer_are_unsent_until_acknowledged(pair: Pair) -> None:
     ours, theirs = pair
     transport = Wrapper(Transport(ours, waiting=b"xyz"))
     assert unsent(transport) == 3
@@ -79,7 +82,7 @@ def test_what_the_kernel_holds_is_not_taken(pair: Pair) -> None:
     assert now >= taken + held
 
 
-def test_what_has_no_socket_holds_nothing() -> None:
+def test_transport_without_a_tcp_socket_reports_nothing() -> None:
     ours, theirs = socket.socketpair()
     with closing(ours), closing(theirs):
         for transport in (None, object(), Transport(None), Transport(ours), Wrapper(None)):
@@ -91,7 +94,7 @@ def test_what_has_no_socket_holds_nothing() -> None:
 
 
 @linux
-def test_a_connection_that_is_closed_tells_nothing(pair: Pair) -> None:
+def test_closed_connection_reports_only_unwritten_bytes(pair: Pair) -> None:
     ours, _ = pair
     ours.close()
     transport = Transport(ours, b"x")
@@ -102,7 +105,7 @@ def test_a_connection_that_is_closed_tells_nothing(pair: Pair) -> None:
 
 
 @linux
-def test_an_idle_connection_is_watched_by_the_kernel(pair: Pair) -> None:
+def test_notice_vanished_peer_sets_tcp_keepalive(pair: Pair) -> None:
     ours, _ = pair
     notice_vanished_peer(Transport(ours), 8)
     option = ours.getsockopt
@@ -115,7 +118,7 @@ def test_an_idle_connection_is_watched_by_the_kernel(pair: Pair) -> None:
 
 @linux
 @pytest.mark.parametrize("how", ["closed", "half", "reset"])
-def test_who_has_left_behind_what_nobody_reads(pair: Pair, how: str) -> None:
+def test_peer_has_left_although_its_bytes_are_unread(pair: Pair, how: str) -> None:
     ours, theirs = pair
     transport = Wrapper(Transport(ours))
     theirs.sendall(b"unread")

@@ -1,4 +1,4 @@
-"""The memory event store: what is kept, what goes, what is said of it."""
+"""The memory event store: which events it keeps, and which errors it raises for others."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ def test_interfaces_are_provided() -> None:
     assert verifyObject(IEventLog, store.open("a"))
 
 
-def test_sessions_have_logs_of_their_own() -> None:
+def test_each_session_has_its_own_log() -> None:
     store = MemoryEventStore()
     one, other = store.open("one"), store.open("other")
     one.append("1", 1, b"a")
@@ -31,13 +31,13 @@ def test_sessions_have_logs_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(("events", "size"), [(0, 1), (1, 0), (-1, 1), (1.5, 1), (1, True)])
-def test_bounds_are_checked(events: int, size: int) -> None:
+def test_invalid_bounds_are_setting_errors(events: int, size: int) -> None:
     with pytest.raises(SettingError, match=r"max_(events|bytes): expected an integer"):
         MemoryEventStore(events, size)
 
 
-def test_default_bounds_are_reached() -> None:
-    """The 1,001st event takes the first one's place, and 4 MiB are as many as are kept."""
+def test_default_bounds_are_1000_events_and_4_mib() -> None:
+    """A further event replaces the oldest."""
     log = MemoryEventStore().open("a")
     for number in range(1, EVENTS_KEPT + 2):
         log.append("1", number, b"{}")
@@ -51,7 +51,7 @@ def test_default_bounds_are_reached() -> None:
     assert [number for number, _ in log.after("2", 1)] == [2, 3, 4, 5]
 
 
-def test_one_that_is_too_large_is_kept_alone() -> None:
+def test_event_beyond_the_size_bound_is_kept_alone() -> None:
     log = MemoryEventLog(10, 10)
     log.append("1", 1, b"12345")
     log.append("1", 2, b"x" * 11)
@@ -61,7 +61,7 @@ def test_one_that_is_too_large_is_kept_alone() -> None:
     assert (len(log), log.size) == (1, 1)
 
 
-def test_a_stream_of_which_nothing_is_known() -> None:
+def test_unknown_event_or_stream_is_an_error() -> None:
     log = MemoryEventLog(10, 10)
     log.append("1", 1, b"1")
     assert log.after("1", 1) == []
@@ -70,7 +70,7 @@ def test_a_stream_of_which_nothing_is_known() -> None:
             log.after(stream, number)
 
 
-def test_nothing_is_kept_after_the_end() -> None:
+def test_closed_log_is_empty() -> None:
     log = MemoryEventLog(10, 10)
     log.append("1", 1, b"1")
     log.close()
@@ -84,10 +84,10 @@ def test_nothing_is_kept_after_the_end() -> None:
     max_events=st.integers(1, 6),
     max_bytes=st.integers(1, 20),
 )
-def test_any_history_is_kept_as_a_list_would(
+def test_log_keeps_the_newest_events_within_both_bounds(
     streams: list[tuple[str, int]], max_events: int, max_bytes: int
 ) -> None:
-    """The newest within both bounds, and all of a stream behind an event or an error."""
+    """It returns all later events of a stream, or raises an error."""
     log = MemoryEventLog(max_events, max_bytes)
     numbers = dict.fromkeys("012", 0)
     kept: list[tuple[str, int, bytes]] = []

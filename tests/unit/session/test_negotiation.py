@@ -1,4 +1,4 @@
-"""What a session of an older client begins with, and how it goes on."""
+"""How a session of a legacy client begins with a server of either era, and how it goes on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INITIALIZE = (
 )
 INITIALIZED = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
 PROBE = b'{"jsonrpc":"2.0","id":0,"method":"server/discover","params":{}}'
-TOLD = b'{ "jsonrpc":"2.0","id":"a","result":{"protocolVersion":"2025-06-18"} }'
+INITIALIZE_RESULT = b'{ "jsonrpc":"2.0","id":"a","result":{"protocolVersion":"2025-06-18"} }'
 MODERN_ONLY = (
     b'{"jsonrpc":"2.0","id":"a","error":{"code":-32022,"message":"no",'
     b'"data":{"supported":["2026-07-28"],"requested":"2025-06-18"}}}'
@@ -40,8 +40,8 @@ MODERN_ONLY = (
 NOTE = b'{"jsonrpc":"2.0","method":"notifications/message","params":{}}'
 
 
-class Made:
-    """A session that has just been opened, between fakes."""
+class SessionHarness:
+    """A newly opened session between fakes."""
 
     def __init__(self, era: ServerEra | None = None, backoff: StartBackoff | None = None) -> None:
         self.clock = Clock()
@@ -59,23 +59,23 @@ class Made:
         self.complaints: list[tuple[str, str]] = []
         self.backend = self.session.backend = FakeBackend(self.session)
         self.stream = self.session.sink = RecordingSink()
-        self.doubts: list[str] = []
+        self.warnings: list[str] = []
         self.session.adapter = first_adapter(
-            self.session, self.era, self.backoff, self.doubts.append
+            self.session, self.era, self.backoff, self.warnings.append
         )
 
     def release(self) -> None:
-        """As a permit."""
+        """Return the permit."""
 
     def post(self, *lines: bytes) -> None:
-        """Nothing comes to the client from within its own call."""
+        """Send messages; none may reach the client before this returns."""
         before = list(self.stream.lines)
         try:
             self.session.send_to_backend(list(lines))
         finally:
             assert self.stream.lines == before
 
-    def say(self, *lines: bytes) -> None:
+    def backend_sends(self, *lines: bytes) -> None:
         self.session.messages_received(list(lines))
 
     def answers(self) -> list[Any]:
@@ -83,22 +83,26 @@ class Made:
         lines, self.stream.lines = self.stream.lines, []
         return [json.loads(line) for line in lines]
 
-    def asked(self, number: int = -1) -> Any:
+    def sent_message(self, number: int = -1) -> Any:
         return json.loads(self.backend.sent[number])
 
     def answer(self, result: dict[str, object], number: int = -1) -> None:
         result = {"resultType": "complete", **result}
-        self.say(encode({"jsonrpc": "2.0", "id": self.asked(number)["id"], "result": result}))
+        self.backend_sends(
+            encode({"jsonrpc": "2.0", "id": self.sent_message(number)["id"], "result": result})
+        )
 
     def refuse(self) -> None:
         error = {"code": -32601, "message": "unknown method"}
-        self.say(encode({"jsonrpc": "2.0", "id": self.asked()["id"], "error": error}))
+        self.backend_sends(
+            encode({"jsonrpc": "2.0", "id": self.sent_message()["id"], "error": error})
+        )
 
-    def opened(self) -> Made:
-        """Initialized, before a backend that is modern alone."""
+    def initialized(self) -> SessionHarness:
+        """Initialize the session with a server that is only modern."""
         self.post(INITIALIZE)
         if isinstance(self.session.adapter, UndecidedAdapter):
-            self.say(MODERN_ONLY)
+            self.backend_sends(MODERN_ONLY)
         capabilities = {"tools": {"listChanged": True}}
         self.answer({"supportedVersions": ["2026-07-28"], "capabilities": capabilities})
         self.post(INITIALIZED)
@@ -134,100 +138,102 @@ def busy(error: Exception) -> Any:
 # Undecided.
 
 
-def test_initialize_and_its_answer_pass_as_they_are() -> None:
-    made = Made()
-    made.post(INITIALIZE)
-    made.say(NOTE, TOLD, NOTE)
-    assert made.backend.sent == [INITIALIZE]
-    assert made.stream.lines == [NOTE, TOLD, NOTE]
-    assert (made.era.legacy, made.session.adapter) == (True, None)
-    made.end()
+def test_initialize_and_its_response_pass_unchanged() -> None:
+    harness = SessionHarness()
+    harness.post(INITIALIZE)
+    harness.backend_sends(NOTE, INITIALIZE_RESULT, NOTE)
+    assert harness.backend.sent == [INITIALIZE]
+    assert harness.stream.lines == [NOTE, INITIALIZE_RESULT, NOTE]
+    assert (harness.era.legacy, harness.session.adapter) == (True, None)
+    harness.end()
 
 
 @pytest.mark.parametrize(("asked", "said"), [(b"1", b'"1"'), (b'"1"', b"1")])
-def test_a_server_that_spells_ids_in_another_way(asked: bytes, said: bytes) -> None:
-    """Its answers get the client's ids, all through the session, and it is named."""
-    made = Made()
-    made.post(INITIALIZE.replace(b'"\\u0061"', asked))
-    made.say(NOTE, TOLD.replace(b'"a"', said))
-    assert [each.get("id") for each in made.answers()] == [None, json.loads(asked)]
-    assert [fault for fault, _ in made.complaints] == ["ids"]
+def test_ids_that_the_server_returns_as_another_type_are_restored(
+    asked: bytes, said: bytes
+) -> None:
+    """This lasts for the whole session, and the fault is logged."""
+    harness = SessionHarness()
+    harness.post(INITIALIZE.replace(b'"\\u0061"', asked))
+    harness.backend_sends(NOTE, INITIALIZE_RESULT.replace(b'"a"', said))
+    assert [each.get("id") for each in harness.answers()] == [None, json.loads(asked)]
+    assert [fault for fault, _ in harness.complaints] == ["ids"]
     ping = b'{"jsonrpc":"2.0","id":%b,"method":"ping"}'
-    made.post(ping % b"7", b"[%b,%b]" % (ping % b"8", ping % b'"x"'))
+    harness.post(ping % b"7", b"[%b,%b]" % (ping % b"8", ping % b'"x"'))
     cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 8}}
-    made.post(encode(cancelled))
+    harness.post(encode(cancelled))
     for ident in ("7", "8", "x", "99"):
-        made.say(encode({"jsonrpc": "2.0", "id": ident, "result": {}}))
-    assert [each["id"] for each in made.answers()] == [7, "8", "x", "99"]
-    assert len(made.backend.sent) == 3
-    made.end()
+        harness.backend_sends(encode({"jsonrpc": "2.0", "id": ident, "result": {}}))
+    assert [each["id"] for each in harness.answers()] == [7, "8", "x", "99"]
+    assert len(harness.backend.sent) == 3
+    harness.end()
 
 
 @pytest.mark.parametrize("member", [b"", b',"x":"\\ud800"'])
-def test_a_probe_is_answered_here(member: bytes) -> None:
-    """Never before an older backend, and not from within the call."""
+def test_discover_is_answered_by_the_bridge_until_the_era_is_known(member: bytes) -> None:
+    """The response comes after the call has returned; a legacy server never sees the request."""
     probe = PROBE[:-1] + member + b"}"
-    made = Made()
-    made.post(probe)
-    [answer] = made.answers()
+    harness = SessionHarness()
+    harness.post(probe)
+    [answer] = harness.answers()
     assert (answer["id"], answer["error"]["code"]) == (0, -32601)
-    made.post(NOTE, probe, INITIALIZE, probe.replace(b'"id":0,', b""))
-    assert made.backend.sent == [NOTE + b"\n" + INITIALIZE]
-    assert len(made.answers()) == 1
-    assert isinstance(made.session.adapter, UndecidedAdapter)
-    made.end()
+    harness.post(NOTE, probe, INITIALIZE, probe.replace(b'"id":0,', b""))
+    assert harness.backend.sent == [NOTE + b"\n" + INITIALIZE]
+    assert len(harness.answers()) == 1
+    assert isinstance(harness.session.adapter, UndecidedAdapter)
+    harness.end()
 
 
-def test_nothing_is_answered_where_the_rest_was_not_taken() -> None:
-    made = Made()
-    made.backend.busy = True
+def test_discover_is_not_answered_if_the_backend_is_busy() -> None:
+    harness = SessionHarness()
+    harness.backend.busy = True
     with pytest.raises(BackendBusy):
-        made.post(PROBE, INITIALIZE)
-    assert made.answers() == []
+        harness.post(PROBE, INITIALIZE)
+    assert harness.answers() == []
 
 
-def test_another_error_leaves_it_undecided() -> None:
-    """The client tries again, and a probe is still no matter of the backend's."""
-    made = Made()
+def test_other_initialize_errors_leave_the_era_undecided() -> None:
+    """The client may try again, and the bridge still answers `server/discover`."""
+    harness = SessionHarness()
     error = b'{"jsonrpc":"2.0","id":"a","error":{"code":-32602,"message":"no"}}'
-    made.post(INITIALIZE)
-    made.say(error)
-    assert made.stream.lines == [error]
-    assert made.era.legacy is None
-    made.post(PROBE)
-    made.post(INITIALIZE)
-    made.say(TOLD)
-    assert made.backend.sent == [INITIALIZE] * 2
-    assert made.era.legacy is True
+    harness.post(INITIALIZE)
+    harness.backend_sends(error)
+    assert harness.stream.lines == [error]
+    assert harness.era.legacy is None
+    harness.post(PROBE)
+    harness.post(INITIALIZE)
+    harness.backend_sends(INITIALIZE_RESULT)
+    assert harness.backend.sent == [INITIALIZE] * 2
+    assert harness.era.legacy is True
 
 
-def test_a_backend_that_is_modern_alone_keeps_its_process() -> None:
-    made = Made()
-    made.post(INITIALIZE)
-    made.say(MODERN_ONLY)
-    assert made.stream.lines == []
-    assert made.era.legacy is False
-    assert isinstance(made.session.adapter, LegacyClientAdapter)
-    assert [json.loads(line)["method"] for line in made.backend.sent] == [
+def test_server_that_is_only_modern_keeps_its_process() -> None:
+    harness = SessionHarness()
+    harness.post(INITIALIZE)
+    harness.backend_sends(MODERN_ONLY)
+    assert harness.stream.lines == []
+    assert harness.era.legacy is False
+    assert isinstance(harness.session.adapter, LegacyClientAdapter)
+    assert [json.loads(line)["method"] for line in harness.backend.sent] == [
         "initialize",
         "server/discover",
     ]
-    made.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}})
-    [initialized] = made.answers()
+    harness.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}})
+    [initialized] = harness.answers()
     assert initialized["result"]["protocolVersion"] == "2025-06-18"
-    made.end()
+    harness.end()
 
 
 @pytest.mark.parametrize("error", [BackendBusy("busy"), UnknownSession("gone")])
-def test_a_backend_that_refuses_and_takes_no_more(error: Exception) -> None:
-    """One that ends of it, say: the client reads what it said, nothing is raised."""
-    made = Made()
-    made.post(INITIALIZE)
-    setattr(made.backend, "send", busy(error))  # noqa: B010
-    made.say(NOTE, MODERN_ONLY)
-    assert made.stream.lines == [NOTE, MODERN_ONLY]
-    assert made.era.legacy is False
-    made.end()
+def test_initialize_error_passes_if_the_backend_takes_no_more(error: Exception) -> None:
+    """As when the backend exits after it; nothing is raised."""
+    harness = SessionHarness()
+    harness.post(INITIALIZE)
+    setattr(harness.backend, "send", busy(error))  # noqa: B010
+    harness.backend_sends(NOTE, MODERN_ONLY)
+    assert harness.stream.lines == [NOTE, MODERN_ONLY]
+    assert harness.era.legacy is False
+    harness.end()
 
 
 @pytest.mark.parametrize(
@@ -249,7 +255,7 @@ def test_a_backend_that_refuses_and_takes_no_more(error: Exception) -> None:
         (b'{"data":' + b"[" * 100000 + b"]" * 100000 + b',"code":-32022}', False),
     ],
 )
-def test_which_errors_say_so(error: bytes, modern: bool) -> None:
+def test_initialize_error_shows_whether_a_server_is_only_modern(error: bytes, modern: bool) -> None:
     assert refusal(members(error) or {}).modern_only is modern
 
 
@@ -270,7 +276,7 @@ def test_which_errors_say_so(error: bytes, modern: bool) -> None:
     st.lists(
         st.sampled_from(
             [
-                TOLD,
+                INITIALIZE_RESULT,
                 MODERN_ONLY,
                 NOTE,
                 b"{",
@@ -283,189 +289,197 @@ def test_which_errors_say_so(error: bytes, modern: bool) -> None:
         )
     ),
 )
-def test_whatever_they_say_nothing_is_raised(client: list[bytes], backend: list[bytes]) -> None:
-    made = Made()
+def test_no_sequence_of_messages_raises_an_error(client: list[bytes], backend: list[bytes]) -> None:
+    harness = SessionHarness()
     for number in range(max(len(client), len(backend))):
-        made.post(*client[number : number + 1])
-        made.say(*backend[number : number + 1])
-        made.clock.advance(0)
-    made.end()
+        harness.post(*client[number : number + 1])
+        harness.backend_sends(*backend[number : number + 1])
+        harness.clock.advance(0)
+    harness.end()
 
 
 INFO = {"name": "s", "version": "1"}
 
 
-def told(**more: object) -> bytes:
+def initialize_response(**more: object) -> bytes:
     result = {"protocolVersion": "2025-06-18", "serverInfo": INFO, **more}
     return encode({"jsonrpc": "2.0", "id": "a", "result": result})
 
 
-def test_what_an_older_server_says_of_itself_is_known_from_then_on() -> None:
-    made = Made()
-    made.post(INITIALIZE)
-    assert made.era.known.info is None
-    made.say(told())
-    assert json.loads(made.era.known.info or b"") == INFO
-    assert made.era.known.versions == ("2025-06-18", "2026-07-28")
+def test_server_info_of_a_legacy_server_is_remembered() -> None:
+    harness = SessionHarness()
+    harness.post(INITIALIZE)
+    assert harness.era.known.info is None
+    harness.backend_sends(initialize_response())
+    assert json.loads(harness.era.known.info or b"") == INFO
+    assert harness.era.known.versions == ("2025-06-18", "2026-07-28")
 
 
-def test_an_answer_that_may_be_to_something_else_makes_nothing_known() -> None:
-    """With the id of `initialize` once more, a tool could say what a client tells it to."""
-    made = Made()
-    made.post(b'{"jsonrpc":"2.0","id":"a","method":"tools/call"}', INITIALIZE)
-    made.say(told())
-    assert made.session.adapter is None
-    assert made.era.known.info is None
+def test_server_info_is_not_remembered_if_the_id_was_used_twice() -> None:
+    """Otherwise the result of a tool could pass for that of `initialize`."""
+    harness = SessionHarness()
+    harness.post(b'{"jsonrpc":"2.0","id":"a","method":"tools/call"}', INITIALIZE)
+    harness.backend_sends(initialize_response())
+    assert harness.session.adapter is None
+    assert harness.era.known.info is None
 
 
-def test_what_a_newer_server_says_of_itself_is_known_from_then_on() -> None:
-    made = Made(is_modern())
-    made.post(INITIALIZE)
+def test_server_info_of_a_modern_server_is_remembered() -> None:
+    harness = SessionHarness(is_modern())
+    harness.post(INITIALIZE)
     meta = {"io.modelcontextprotocol/serverInfo": INFO}
-    made.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}, "_meta": meta})
-    assert json.loads(made.era.known.info or b"") == INFO
-    assert made.era.known.versions[-1] == "2026-07-28"
-    assert Made(is_modern()).opened().era.known.info is None
+    harness.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}, "_meta": meta})
+    assert json.loads(harness.era.known.info or b"") == INFO
+    assert harness.era.known.versions[-1] == "2026-07-28"
+    assert SessionHarness(is_modern()).initialized().era.known.info is None
 
 
 # Downward.
 
 
-def test_what_is_known_is_not_asked_again() -> None:
-    made = Made(is_modern()).opened()
-    assert made.asked(0)["method"] == "server/discover"
-    made.end()
+def test_known_modern_server_gets_no_initialize() -> None:
+    harness = SessionHarness(is_modern()).initialized()
+    assert harness.sent_message(0)["method"] == "server/discover"
+    harness.end()
 
 
-def test_the_timers_end_with_the_session() -> None:
-    made = Made(is_modern()).opened()
-    assert made.asked()["method"] == "subscriptions/listen"
+def test_delayed_calls_end_with_the_session() -> None:
+    harness = SessionHarness(is_modern()).initialized()
+    assert harness.sent_message()["method"] == "subscriptions/listen"
     # The subscription ends, and is to be had again after a while.
-    made.answer({})
-    assert made.clock.getDelayedCalls() != []
-    made.end()
+    harness.answer({})
+    assert harness.clock.getDelayedCalls() != []
+    harness.end()
 
 
-def test_what_is_to_be_had_again_is() -> None:
-    made = Made(is_modern()).opened()
-    made.answer({})
-    count = len(made.backend.sent)
-    made.clock.advance(3600)
-    assert made.asked(count)["method"] == "subscriptions/listen"
-    made.end()
+def test_ended_subscription_is_renewed() -> None:
+    harness = SessionHarness(is_modern()).initialized()
+    harness.answer({})
+    count = len(harness.backend.sent)
+    harness.clock.advance(3600)
+    assert harness.sent_message(count)["method"] == "subscriptions/listen"
+    harness.end()
 
 
-def test_what_was_not_taken_has_not_happened() -> None:
-    made = Made(is_modern())
-    made.backend.busy = True
+def test_message_refused_by_a_busy_backend_can_be_sent_again() -> None:
+    harness = SessionHarness(is_modern())
+    harness.backend.busy = True
     for _ in range(2):
         with pytest.raises(BackendBusy):
-            made.post(INITIALIZE)
-    assert made.answers() == []
-    made.backend.busy = False
-    made.opened()
-    made.backend.busy = True
+            harness.post(INITIALIZE)
+    assert harness.answers() == []
+    harness.backend.busy = False
+    harness.initialized()
+    harness.backend.busy = True
     call = b'{"jsonrpc":"2.0","id":5,"method":"tools/list"}'
     with pytest.raises(BackendBusy):
-        made.post(call)
-    made.backend.busy = False
-    made.post(call)
-    made.answer({"tools": []})
-    assert [each["id"] for each in made.answers()] == [5]
-    made.end()
+        harness.post(call)
+    harness.backend.busy = False
+    harness.post(call)
+    harness.answer({"tools": []})
+    assert [each["id"] for each in harness.answers()] == [5]
+    harness.end()
 
 
-def test_a_batch_is_taken_apart() -> None:
-    """2025-03-26 has them; what is not taken of one is answered, the rest goes on."""
-    made = Made(is_modern()).opened()
+def test_batch_is_split_for_a_modern_server() -> None:
+    """
+    Revision 2025-03-26 has batches; messages that cannot be sent get an error, the others are sent.
+    """
+    harness = SessionHarness(is_modern()).initialized()
     one, other = (b'{"jsonrpc":"2.0","id":%d,"method":"tools/list"}' % n for n in (5, 6))
-    count = len(made.backend.sent)
-    made.post(b"[%s, 7, %s]" % (one, other))
-    assert [json.loads(line)["method"] for line in made.backend.sent[count:]] == ["tools/list"] * 2
-    made.answer({"tools": []}, -1)
-    made.answer({"tools": []}, -2)
-    assert [each["id"] for each in made.answers()] == [6, 5]
+    count = len(harness.backend.sent)
+    harness.post(b"[%s, 7, %s]" % (one, other))
+    assert [json.loads(line)["method"] for line in harness.backend.sent[count:]] == [
+        "tools/list"
+    ] * 2
+    harness.answer({"tools": []}, -1)
+    harness.answer({"tools": []}, -2)
+    assert [each["id"] for each in harness.answers()] == [6, 5]
     ping = b'{"jsonrpc":"2.0","id":7,"method":"ping"}'
-    made.backend.busy = True
-    made.post(b"[%s,%s]" % (ping, one))
-    assert [(each["id"], "error" in each) for each in made.answers()] == [(7, False), (5, True)]
+    harness.backend.busy = True
+    harness.post(b"[%s,%s]" % (ping, one))
+    assert [(each["id"], "error" in each) for each in harness.answers()] == [(7, False), (5, True)]
     with pytest.raises(BackendBusy):
-        made.post(b"[%s,%s]" % (one, other))
-    assert made.answers() == []
-    made.end()
+        harness.post(b"[%s,%s]" % (one, other))
+    assert harness.answers() == []
+    harness.end()
 
 
-def test_a_backend_that_does_not_read_ends_the_session() -> None:
-    made = Made(is_modern()).opened()
-    made.answer({})
-    made.backend.busy = True
-    made.clock.advance(3600)
-    made.clock.advance(0)
-    assert not made.session.receiving
-    assert "does not read" in made.session.reason
-    made.end()
+def test_backend_that_does_not_read_ends_the_session() -> None:
+    harness = SessionHarness(is_modern()).initialized()
+    harness.answer({})
+    harness.backend.busy = True
+    harness.clock.advance(3600)
+    harness.clock.advance(0)
+    assert not harness.session.receiving
+    assert "does not read" in harness.session.reason
+    harness.end()
 
 
-def test_a_backend_that_takes_no_more_may_still_speak() -> None:
-    made = Made(is_modern()).opened()
-    setattr(made.backend, "send", busy(UnknownSession("gone")))  # noqa: B010
-    made.answer({})
-    made.session.input_closed("it exited")
-    made.clock.advance(3600)
-    assert made.session.receiving
-    made.end()
+def test_backend_that_closed_stdin_may_still_send_messages() -> None:
+    harness = SessionHarness(is_modern()).initialized()
+    setattr(harness.backend, "send", busy(UnknownSession("gone")))  # noqa: B010
+    harness.answer({})
+    harness.session.input_closed("it exited")
+    harness.clock.advance(3600)
+    assert harness.session.receiving
+    harness.end()
 
 
 @pytest.mark.parametrize("how", ["refused", "ended", "answered"])
-def test_a_server_that_has_become_another_is_asked_again(how: str) -> None:
-    """What is known of a server holds as long as it answers that way."""
-    made = Made(is_modern())
-    made.backoff.failed(0.0, "no")
-    made.post(INITIALIZE)
+def test_era_is_forgotten_when_a_server_contradicts_it(how: str) -> None:
+    """By an error, or by exiting."""
+    harness = SessionHarness(is_modern())
+    harness.backoff.failed(0.0, "no")
+    harness.post(INITIALIZE)
     if how == "refused":
-        made.refuse()
-        assert "error" in made.answers()[0]
+        harness.refuse()
+        assert "error" in harness.answers()[0]
     elif how == "answered":
-        made.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}})
-    made.end()
-    assert made.era.legacy is (False if how == "answered" else None)
-    assert bool(made.backoff.failures) is (how != "answered")
+        harness.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}})
+    harness.end()
+    assert harness.era.legacy is (False if how == "answered" else None)
+    assert bool(harness.backoff.failures) is (how != "answered")
 
 
 @pytest.mark.parametrize("how", ["silent", "spoke", "lasted", "left"])
-def test_processes_that_end_without_a_word(how: str) -> None:
-    """Many in a row are a doubt; not where it has spoken, or its client has left."""
+def test_repeated_silent_exits_are_reported(how: str) -> None:
+    """Not if a process has sent something or lasted long, or if its client has left."""
     era, backoff = ServerEra(), StartBackoff("cat", no_jitter)
     for number in range(STILLBORN_STARTS):
-        made = Made(era, backoff)
-        made.post(INITIALIZE)
+        harness = SessionHarness(era, backoff)
+        harness.post(INITIALIZE)
         if how == "spoke":
-            made.say(NOTE)
+            harness.backend_sends(NOTE)
         if how == "lasted":
-            made.clock.advance(MAX_BACKOFF_SECONDS)
+            harness.clock.advance(MAX_BACKOFF_SECONDS)
         if how != "left":
-            made.backend.exit_status = "exit status 3"
-        made.end()
+            harness.backend.exit_status = "exit status 3"
+        harness.end()
         last = number == STILLBORN_STARTS - 1
-        assert made.doubts == (["over"] if how == "silent" and last else [])
+        assert harness.warnings == (["over"] if how == "silent" and last else [])
     assert str(backoff) == "ready"
 
 
 @pytest.mark.parametrize("error", [True, False])
-def test_an_answer_to_another_request_with_a_similar_id_says_nothing_of_the_era(
+def test_response_to_a_similar_id_does_not_affect_the_era(
     error: bool,
 ) -> None:
     """A client may use 1 and "1" at the same time."""
-    made = Made(is_modern())
-    made.post(INITIALIZE.replace(b'"\\u0061"', b"1"))
-    made.post(b'{"jsonrpc":"2.0","id":"1","method":"tools/list"}')
+    harness = SessionHarness(is_modern())
+    harness.post(INITIALIZE.replace(b'"\\u0061"', b"1"))
+    harness.post(b'{"jsonrpc":"2.0","id":"1","method":"tools/list"}')
     if error:
-        made.refuse()
+        harness.refuse()
     else:
-        made.answer({"tools": []})
-    assert (made.era.legacy, made.era.known.info, made.backoff.successes) == (False, None, 0)
-    assert is_starting(made.session)
-    made.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}}, 0)
-    assert (made.era.legacy, made.backoff.successes) == (False, 1)
-    assert not is_starting(made.session)
-    made.end()
+        harness.answer({"tools": []})
+    assert (harness.era.legacy, harness.era.known.info, harness.backoff.successes) == (
+        False,
+        None,
+        0,
+    )
+    assert is_starting(harness.session)
+    harness.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}}, 0)
+    assert (harness.era.legacy, harness.backoff.successes) == (False, 1)
+    assert not is_starting(harness.session)
+    harness.end()

@@ -1,4 +1,4 @@
-"""A large message of a client is not read a second time, whatever the server's era is."""
+"""A client's message is not parsed a second time, whatever the era of the server is."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.session import negotiation
 from mcpbridge.session.negotiation import UndecidedAdapter
 from tests.unit.processes.test_backend_session import CALL, Filter
-from tests.unit.processes.test_backend_session import Made as Opened
-from tests.unit.session.test_negotiation import Made, is_modern
+from tests.unit.processes.test_backend_session import Made as BackendHarness
+from tests.unit.session.test_negotiation import SessionHarness, is_modern
 
 
 @pytest.mark.parametrize("method", [b"x", b"\\ud800"])
-def test_before_the_era_is_known(method: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_is_not_parsed_again_before_the_era_is_known(
+    method: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[bytes] = []
     sent: list[bytes] = []
 
@@ -38,27 +40,27 @@ def test_before_the_era_is_known(method: bytes, monkeypatch: pytest.MonkeyPatch)
     assert (sent, read) == ([line], [])
 
 
-def test_before_a_server_of_2026_07_28_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Made(is_modern()).opened()
+def test_message_is_not_parsed_again_for_a_modern_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = SessionHarness(is_modern()).initialized()
     line, envelope = read_message(b'{"jsonrpc":"2.0","id":5,"method":"tools/list"}')
     read: list[bytes] = []
     monkeypatch.setattr(negotiation, "peek", read.append)
-    made.session.send_to_backend([line], [envelope])
-    assert (made.asked()["method"], read) == ("tools/list", [])
-    made.end()
+    harness.session.send_to_backend([line], [envelope])
+    assert (harness.sent_message()["method"], read) == ("tools/list", [])
+    harness.end()
 
 
 @pytest.mark.parametrize("changed", [True, False])
-def test_a_filter_that_changes_nothing(changed: bool) -> None:
-    made = Opened(filters=[Filter(b"sword", b"word")] if changed else [Filter()])
-    told: list[object] = []
+def test_message_is_parsed_again_only_if_a_filter_changed_it(changed: bool) -> None:
+    harness = BackendHarness(filters=[Filter(b"sword", b"word")] if changed else [Filter()])
+    received: list[object] = []
 
-    class Told:
+    class RecordingAdapter:
         def send(self, lines: list[bytes], envelopes: object = None) -> None:
-            told.append(envelopes)
+            received.append(envelopes)
 
-    adapter: Any = Told()
-    made.session.adapter = adapter
+    adapter: Any = RecordingAdapter()
+    harness.session.adapter = adapter
     line, envelope = read_message(CALL)
-    made.session.send_to_backend([line], [envelope])
-    assert told == [None if changed else [envelope]]
+    harness.session.send_to_backend([line], [envelope])
+    assert received == [None if changed else [envelope]]
