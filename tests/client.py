@@ -1,5 +1,5 @@
 """
-A client of HTTP+SSE inside the test's own reactor, on treq.
+A client of HTTP+SSE that runs in the reactor of the test, based on treq.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from twisted.web.client import Agent
 
 
 class EventReader(Protocol):
-    """Parses events off a response's body; `next` gives them in order."""
+    """Parses the events of a response; `next_event` returns them in order."""
 
     transport: Any
 
@@ -26,7 +26,7 @@ class EventReader(Protocol):
         self.ended: Deferred[None] = Deferred()
 
     def dataReceived(self, data: bytes) -> None:
-        """Some more of the body."""
+        """Parse more of the body."""
         self._text += data
         *events, self._text = self._text.split(b"\n\n")
         for event in events:
@@ -38,11 +38,11 @@ class EventReader(Protocol):
                 self._events.append(pair)
 
     def connectionLost(self, reason: Failure = Failure(Exception())) -> None:  # noqa: B008
-        """The body is over."""
+        """Report the end of the body."""
         self.ended.callback(None)
 
-    def next(self) -> Deferred[tuple[str, str]]:
-        """The next event, as (name, data)."""
+    def next_event(self) -> Deferred[tuple[str, str]]:
+        """Return the next event as (name, data)."""
         event: Deferred[tuple[str, str]] = Deferred()
         if self._events:
             event.callback(self._events.popleft())
@@ -52,7 +52,7 @@ class EventReader(Protocol):
 
 
 class SseClient:
-    """One session of one client."""
+    """A client with one session."""
 
     def __init__(self, reactor: Any, origin: str) -> None:
         self._reactor = reactor
@@ -62,31 +62,31 @@ class SseClient:
         self.response: Any = None
 
     async def open(self, path: str = "/sse") -> Any:
-        """Open the stream; reads the endpoint event and the first ping if there is a stream."""
+        """Send the GET; if it opens a stream, read the endpoint event and the first ping."""
         response = await self._agent.request(b"GET", f"{self._origin}{path}".encode())
         self.response = response
         if response.code == 200:
             response.deliverBody(self.events)
-            name, self.endpoint = await self.events.next()
+            name, self.endpoint = await self.events.next_event()
             assert name == "endpoint"
-            await self.events.next()
+            await self.events.next_event()
         return response
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
-        """Post a message; status and body of the answer."""
+        """Post a message; return the status and the body of the response."""
         response = await treq.post(
             f"{self._origin}{self.endpoint}", data=body, agent=self._agent, persistent=False
         )
         return response.code, await treq.content(response)
 
-    async def message(self) -> str:
-        """The next message."""
-        name, data = await self.events.next()
+    async def read_message(self) -> str:
+        """Read the next message."""
+        name, data = await self.events.next_event()
         assert name == "message"
         return data
 
     async def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection of the stream."""
         if self.response is not None and self.response.code == 200:
             self.events.transport.loseConnection()
             await self.events.ended

@@ -1,5 +1,5 @@
 """
-Fixtures of every test, and the check that it leaves nothing behind.
+Fixtures for all tests, and the check that a test leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from twisted.logger import formatEvent
 from tests.examples import FULL, QUICK
 from tests.leftovers import ALL, EXPECTED, PUBLISHER, Leftovers, failures_logged, no_failure
 
-# No property is about time, and a machine may stand still in any example.
-# `--hypothesis-profile quick` is for the inner loop; the other is complete.
+# No property has a deadline, because a busy machine may pause in any example.
+# `--hypothesis-profile quick` is for quick runs; `full` is the default.
 for name, number in (("full", FULL), ("quick", QUICK)):
     settings.register_profile(
         name,
@@ -36,30 +36,32 @@ settings.load_profile("full")
 
 def pytest_configure() -> None:
     """
-    What starts the tests may ignore signals (nohup, a shell's background
-    job), and every process that the tests start would inherit that.
+    Restore ignored signals, and set a state directory for the bridges of the tests.
+
+    The tests may have been started with ignored signals (by nohup or in a shell's
+    background job), which each process that they start would inherit.
     """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    # Bridges of tests keep their state files to themselves.
+    # The bridges of the tests must not clean up after other bridges.
     os.environ["STATE_DIRECTORY"] = tempfile.mkdtemp(prefix="mcpbridge-tests-")
 
 
 def pytest_unconfigure() -> None:
-    """What the state files were in."""
+    """Remove the state directory."""
     shutil.rmtree(os.environ.pop("STATE_DIRECTORY", ""), ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:
-    """What is there before the first test need not be looked at after each."""
+    """Exclude the objects that exist before the first test from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def running_reactor() -> Any:
-    """The reactor, running, so that what belongs to itself is there before any test."""
+    """Start the reactor, so that its own readers exist before the first test."""
     from twisted.internet import reactor
 
     pytest_twisted.blockon(deferLater(reactor, 0))
@@ -70,8 +72,8 @@ def running_reactor() -> Any:
 def left_nothing(request: pytest.FixtureRequest, running_reactor: Any) -> Iterator[None]:
     """
     Fail a test that leaves delayed calls, readers, children, descriptors or
-    unhandled failures behind.  A test that provokes failures takes the
-    fixture `logged_failures` and looks at them.
+    unhandled failures behind.  A test that provokes failures uses the fixture
+    `logged_failures` and checks them.
     """
     before = Leftovers(running_reactor, processes=True)
     with no_failure(request.node, ALL):
@@ -81,7 +83,7 @@ def left_nothing(request: pytest.FixtureRequest, running_reactor: Any) -> Iterat
 
 @pytest.fixture
 def logged_failures(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
-    """Return the failures that the test has logged, which then do not fail it."""
+    """Return the failures that the test logs; they do not fail the test then."""
     with failures_logged() as collected:
         request.node.stash[EXPECTED] = collected
         yield collected
@@ -90,7 +92,7 @@ def logged_failures(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
 
 @pytest.fixture
 def log_lines() -> Iterator[list[str]]:
-    """What is logged during the test, formatted."""
+    """Return the formatted lines that are logged during the test."""
     lines: list[str] = []
 
     def observe(event: Any) -> None:

@@ -1,5 +1,5 @@
 """
-Finds the commands that a document shows, and runs them as a reader would.
+Find the commands that a document shows, and run them as a reader would.
 
 A block that is to be run is fenced as `console` and follows a comment:
 
@@ -11,14 +11,14 @@ A block that is to be run is fenced as `console` and follows a comment:
     data: /message?sessionId=...
     ```
 
-A line that begins with `$ ` is a command; it goes on in the next line if it
+A line that begins with `$ ` is a command; it continues on the next line if it
 ends with a backslash, or if that line begins with `> `.  The lines below it are
-what it prints, as far as the document cares: each must be there, in that
-order, and `...` stands for anything.  A command that ends with ` &` is a
-server: it is left running until the last block is done, and the next command
-waits until the URL that it prints answers.  The folder and the variables of a
-command are there for the next one.  A command must succeed within its time,
-but one that `curl --max-time` cut short (status 28) has done its part.
+the output that the document shows: each must be printed, in that order, and
+`...` stands for any text.  A command that ends with ` &` is a server: it keeps
+running until the last block is done, and the next command starts when the URL
+that the server prints answers.  The directory and the variables of a command
+are kept for the next one.  A command must succeed within its time limit; the
+status 28 of `curl --max-time` counts as success.
 """
 
 import contextlib
@@ -42,10 +42,10 @@ _BLOCK = re.compile(
 )
 CURL_TIMED_OUT = 28
 
-#: What the shell of a checkout's own tests must not hand down.
+#: Variables of the shell that runs the tests, which the commands must not inherit.
 NOT_INHERITED = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
 
-#: Around each command: what it assigns and where it goes outlive it.
+#: Runs a command, and saves its variables and its directory for the next one.
 _WRAPPER = """\
 trap 'status=$?; pwd > "$STATE/cwd"; env -0 > "$STATE/env"; exit $status' EXIT
 set -a
@@ -55,18 +55,18 @@ set -a
 
 @dataclass
 class Command:
-    """One command and the lines that the document shows below it."""
+    """A command, and the output that the document shows for it."""
 
     text: str
     shown: list[str] = field(default_factory=list)
 
     @property
     def serves(self) -> bool:
-        """Whether it is left running while the next ones run."""
+        """True if the command is a server, which keeps running."""
         return self.text.endswith(" &")
 
-    def misses(self, output: str) -> str | None:
-        """The first shown line that the output lacks, or has too early; None if none."""
+    def first_missing_line(self, output: str) -> str | None:
+        """Return the first shown line that is not printed, or not in order."""
         printed = iter(output.splitlines())
         for line in self.shown:
             words = re.escape(line.strip()).replace(re.escape("..."), ".*")
@@ -76,15 +76,15 @@ class Command:
 
 
 def commands(document: str) -> list[Command]:
-    """The commands of all blocks of a document that are to be run, in order."""
+    """Return the commands of all marked blocks of a document, in order."""
     found: list[Command] = []
     for block in _BLOCK.finditer(document):
         found.extend(_commands_of(block["body"]))
     return found
 
 
-def unmarked(document: str) -> int:
-    """How many markers stand before something that is no `console` block."""
+def count_stray_markers(document: str) -> int:
+    """Count the markers that do not precede a `console` block."""
     return document.count(MARKER) - len(_BLOCK.findall(document))
 
 
@@ -105,16 +105,16 @@ def _commands_of(body: str) -> Iterator[Command]:
         yield command
 
 
-class Failed(AssertionError):
-    """A command of the document does not do what the document says."""
+class CommandFailed(AssertionError):
+    """A command does not do what the document says."""
 
 
-class Reader:
+class DocumentRunner:
     """
-    Somebody who follows a document step by step, in a folder.
+    Runs the commands of a document one after the other, in a directory.
 
-    A context manager: at its end the servers that were started are stopped,
-    each with all of its process group.
+    It is a context manager, which stops each server with its whole process group
+    at the end.
     """
 
     def __init__(self, folder: Path, scratch: Path, seconds: float = 300) -> None:
@@ -132,11 +132,11 @@ class Reader:
         for server in self._servers:
             _stop_group(server)
 
-    def follow(self, steps: list[Command]) -> None:
-        """Run the commands in order; raises `Failed` at the first that does not work."""
+    def run(self, steps: list[Command]) -> None:
+        """Run the commands in order; raise `CommandFailed` at the first that fails."""
         for step in steps:
             if re.search(r"\bmake test\b|\bpytest\b|\.ci/run", step.text):
-                raise Failed(f"this would run the test that runs it: {step.text}")
+                raise CommandFailed(f"this would run the test that runs it: {step.text}")
             if step.serves:
                 self._serve(step)
             else:
@@ -156,10 +156,10 @@ class Reader:
             )
         except subprocess.TimeoutExpired as slow:
             printed = (slow.stdout or b"").decode(errors="replace")
-            raise Failed(f"$ {step.text}\nruns for {self._seconds} s:\n{printed}") from None
+            raise CommandFailed(f"$ {step.text}\nruns for {self._seconds} s:\n{printed}") from None
         output = done.stdout.decode(errors="replace")
         if done.returncode not in (0, CURL_TIMED_OUT):
-            raise Failed(f"$ {step.text}\nexit status {done.returncode}:\n{output}")
+            raise CommandFailed(f"$ {step.text}\nexit status {done.returncode}:\n{output}")
         self._check(step, output)
         self._cwd = (self._scratch / "cwd").read_text().rstrip("\n")
         kept = (self._scratch / "env").read_bytes().decode(errors="surrogateescape")
@@ -181,17 +181,19 @@ class Reader:
 
         def ready() -> bool:
             if server.poll() is not None:
-                raise Failed(f"$ {step.text}\nended with {server.returncode}:\n{log.read_text()}")
+                raise CommandFailed(
+                    f"$ {step.text}\nended with {server.returncode}:\n{log.read_text()}"
+                )
             urls = URL.findall(log.read_text(errors="replace"))
             return bool(urls) and all(_answers(url) for url in urls)
 
         if not eventually(ready, self._seconds):
-            raise Failed(f"$ {step.text}\nserves no URL:\n{log.read_text(errors='replace')}")
+            raise CommandFailed(f"$ {step.text}\nserves no URL:\n{log.read_text(errors='replace')}")
         self._check(step, log.read_text(errors="replace"))
 
     def _check(self, step: Command, output: str) -> None:
-        if (line := step.misses(output)) is not None:
-            raise Failed(f"$ {step.text}\ndoes not print\n{line}\nbut\n{output}")
+        if (line := step.first_missing_line(output)) is not None:
+            raise CommandFailed(f"$ {step.text}\ndoes not print\n{line}\nbut\n{output}")
 
 
 def _answers(url: str) -> bool:
@@ -202,7 +204,7 @@ def _answers(url: str) -> bool:
 
 
 def _stop_group(server: subprocess.Popen[bytes]) -> None:
-    """End a server and what it started, politely and then not."""
+    """Stop a server and its process group with SIGTERM, then with SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, number)

@@ -2,9 +2,9 @@
 Checks that a test leaves nothing behind: no delayed call, reader, descriptor
 or child process, and no failure that nobody handled.
 
-Collecting the garbage is what costs time, as it is where Twisted notices that
-a failed Deferred was dropped.  A unit test collects the young objects only,
-and each module of them the rest.  Only integration and end-to-end tests may
+Twisted reports a dropped Deferred with a failure when it is garbage collected,
+which takes most of the time.  So a unit test collects only young objects, and
+each module of unit tests the others.  Only integration and end-to-end tests may
 start processes, so only they look for children.
 """
 
@@ -26,7 +26,7 @@ PUBLISHER: Any = globalLogPublisher
 
 #: The failures that a test expects, kept in its stash by the fixture `logged_failures`.
 EXPECTED: pytest.StashKey[list[Any]] = pytest.StashKey()
-#: Seconds in which leftovers may still go away by themselves; nothing is proven by it.
+#: Seconds in which leftovers may still go away; no assertion is about this time.
 PATIENCE = 20.0
 
 #: Generations for `gc.collect`.
@@ -39,7 +39,7 @@ _TOLERATED = ("anon_inode:[eventpoll]",)
 
 @contextmanager
 def failures_logged() -> Iterator[list[Any]]:
-    """Collect the failures that are logged as critical meanwhile."""
+    """Collect the failures that are logged as critical during the block."""
     failures: list[Any] = []
 
     def observe(event: Any) -> None:
@@ -55,7 +55,7 @@ def failures_logged() -> Iterator[list[Any]]:
 
 @contextmanager
 def no_failure(node: pytest.Item | pytest.Collector, generation: int) -> Iterator[None]:
-    """Collect that generation at the end, and fail if a failure was logged until then."""
+    """Collect this generation of garbage at the end; fail if a failure was logged."""
     with failures_logged() as failures:
         try:
             yield
@@ -67,7 +67,7 @@ def no_failure(node: pytest.Item | pytest.Collector, generation: int) -> Iterato
 
 
 class Leftovers:
-    """What the reactor and the process held before a test, to compare with afterwards."""
+    """The state of the reactor and the process before a test, to compare with afterwards."""
 
     def __init__(self, reactor: Any, processes: bool) -> None:
         self._reactor = reactor
@@ -78,7 +78,7 @@ class Leftovers:
         self._children = children() if processes else set()
 
     def found(self) -> dict[str, Any]:
-        """Return what is new since then, by kind."""
+        """Return everything that is new since then, by kind."""
         new: dict[str, Any] = {
             "delayed calls": [c for c in self._reactor.getDelayedCalls() if c not in self._calls],
             "readers": [r for r in self._reactor.getReaders() if r not in self._readers],
@@ -88,7 +88,7 @@ class Leftovers:
         return {kind: items for kind, items in new.items() if items}
 
     def wait(self) -> None:
-        """Fail unless all that is new goes away within PATIENCE."""
+        """Wait until nothing new is left; fail after PATIENCE seconds."""
         deadline = time.monotonic() + PATIENCE
         while found := self.found():
             assert time.monotonic() < deadline, f"the test left behind: {found}"

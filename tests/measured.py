@@ -1,9 +1,9 @@
 """
 A pytest plugin for `make coverage`, loaded with `-p tests.measured`.
 
-Tells coverage which room a test is of, so that each room without I/O can be
-held to what its own tests reach.  Processes that tests start are not
-measured: bridges and backends would start and run much more slowly.
+Record in coverage which package a test belongs to, so that each package without
+I/O can be required to be covered by its own tests.  Processes that tests start
+are not measured: bridges and backends would run much more slowly.
 """
 
 import os
@@ -24,12 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Name the room of the test while it runs."""
+    """Set the context of coverage to the package of the test while it runs."""
     coverage = Coverage.current()
-    room = item.path.parent.name
-    own = room in SANS_IO and item.path.parent.parent.name == "unit"
+    package = item.path.parent.name
+    own = package in SANS_IO and item.path.parent.parent.name == "unit"
     if coverage is not None:
-        coverage.switch_context(room if own else "other")
+        coverage.switch_context(package if own else "other")
     try:
         return (yield)
     finally:

@@ -1,8 +1,8 @@
 """
 A pytest plugin for CI, loaded with `-p tests.no_skips`: a skip is a failure.
 
-A skip says that this machine lacks something.  On a laptop that is news; on
-the machine that is to prove the whole, it would be a hole in the proof.
+A test is skipped if the machine lacks something that it needs.  That is fine on
+a laptop, but in CI every test has to run.
 """
 
 from collections.abc import Generator
@@ -14,7 +14,7 @@ R = TypeVar("R", pytest.TestReport, pytest.CollectReport)
 
 
 def _refuse(report: R) -> R:
-    """Turn a report of a skip into that of a failure; an expected failure stays one."""
+    """Turn the report of a skip into one of a failure, unless the failure was expected."""
     if report.skipped and not hasattr(report, "wasxfail"):
         where = report.longrepr
         reason = where[2] if isinstance(where, tuple) else str(where)
@@ -25,11 +25,11 @@ def _refuse(report: R) -> R:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Judge the report of a test, after the plugins that know expected failures."""
+    """Change the report of a test, after the plugins that handle expected failures."""
     return _refuse((yield))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Judge the report of a module that skips itself as a whole."""
+    """Change the report of a module that skips itself."""
     return _refuse((yield))

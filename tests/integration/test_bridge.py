@@ -111,9 +111,9 @@ async def test_settings_load_extensions_by_dotted_name(start: Any, log_lines: li
     client = await running.client("/birds/sse", origin)
     assert client.endpoint.startswith("/birds/message?sessionId=")
     assert await client.post(PING.replace(b"hello", b"darn")) == (202, b"")
-    assert await client.message() == '{"jsonrpc":"2.0","id":1,"result":{"word":"****"}}'
+    assert await client.read_message() == '{"jsonrpc":"2.0","id":1,"result":{"word":"****"}}'
     assert await client.post(PING.replace(b"hello", b"secret")) == (202, b"")
-    assert await client.message() == (
+    assert await client.read_message() == (
         '{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"that is secret"}}'
     )
     second = await running.client("/birds/sse", origin)
@@ -142,7 +142,7 @@ async def test_bridge_takes_extensions_as_arguments(start: Any, running_reactor:
     )
     client = await running.client()
     await client.post(PING)
-    assert await client.message() == '{"jsonrpc":"2.0","id":1,"result":{"word":"hello"}}'
+    assert await client.read_message() == '{"jsonrpc":"2.0","id":1,"result":{"word":"hello"}}'
     assert (await running.client()).response.code == 429
     await client.close()
     await until(running_reactor, lambda: Notebook.pages[-1][0] == "closed")
@@ -204,7 +204,7 @@ async def test_resource_works_below_any_site(start: Any, running_reactor: Any) -
         first = await running.client("/my%20tools/v1/a/sse", origin)
         assert first.endpoint.startswith("/my%20tools/v1/a/message?sessionId=")
         await first.post(PING)
-        assert "hello" in await first.message()
+        assert "hello" in await first.read_message()
         too_large = PING.replace(b"hello", b"x" * 17 * 2**20)
         assert (await first.post(too_large))[0] == 413
         second = await running.client("/my%20tools/v1/b/sse", origin)
@@ -503,7 +503,7 @@ async def test_embedded_bridge_runs_a_real_process(start: Any) -> None:
     running = start(ServerSettings(command=sys.executable, args=line, stop_grace=5.0))
     client = await running.client()
     assert (await client.post(PING))[0] == 202
-    assert await client.message() == PING.decode()
+    assert await client.read_message() == PING.decode()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")

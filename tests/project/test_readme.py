@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.console import MARKER, Command, Failed, Reader, commands, unmarked
+from tests.console import (
+    MARKER,
+    Command,
+    CommandFailed,
+    DocumentRunner,
+    commands,
+    count_stray_markers,
+)
 from tests.real.parts import ROOT, command, need
 
 SAMPLE = f"""
@@ -66,8 +73,8 @@ def follow(document: str, tmp_path: Path, seconds: float = PATIENCE) -> None:
     folder, scratch = tmp_path / "folder", tmp_path / "scratch"
     folder.mkdir()
     scratch.mkdir()
-    with Reader(folder, scratch, seconds) as reader:
-        reader.follow(commands(document))
+    with DocumentRunner(folder, scratch, seconds) as runner:
+        runner.run(commands(document))
 
 
 @pytest.mark.parametrize(
@@ -89,8 +96,8 @@ def test_commands_are_found(document: str, expected: list[Command]) -> None:
 
 
 def test_a_marker_before_nothing_is_noticed() -> None:
-    assert unmarked(f"{MARKER}\n```sh\n```\n") == 1
-    assert unmarked(SAMPLE) == 0
+    assert count_stray_markers(f"{MARKER}\n```sh\n```\n") == 1
+    assert count_stray_markers(SAMPLE) == 0
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,7 @@ def test_a_marker_before_nothing_is_noticed() -> None:
     ],
 )
 def test_shown_lines_are_compared(shown: list[str], output: str, missing: str | None) -> None:
-    assert Command("x", shown).misses(output) == missing
+    assert Command("x", shown).first_missing_line(output) == missing
 
 
 def test_a_sample_is_followed_and_its_server_stopped(tmp_path: Path) -> None:
@@ -117,8 +124,8 @@ def test_a_sample_is_followed_and_its_server_stopped(tmp_path: Path) -> None:
     steps = commands(SAMPLE)
     # the port is known only once the server runs
     steps.insert(3, Command("PORT=$(cat ../port)"))
-    with Reader(sub.parent, scratch, PATIENCE) as reader:
-        reader.follow(steps)
+    with DocumentRunner(sub.parent, scratch, PATIENCE) as runner:
+        runner.run(steps)
         port = int((sub.parent / "port").read_text())
         socket.create_connection(("127.0.0.1", port), PATIENCE).close()
     with pytest.raises(ConnectionRefusedError):
@@ -140,7 +147,7 @@ def test_a_sample_is_followed_and_its_server_stopped(tmp_path: Path) -> None:
 def test_what_does_not_work_is_told(
     lines: list[str], seconds: float, complaint: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(Failed, match=complaint):
+    with pytest.raises(CommandFailed, match=complaint):
         follow(block(*lines), tmp_path, seconds)
 
 
@@ -162,8 +169,8 @@ def test_the_readme_works_in_a_fresh_clone(tmp_path: Path) -> None:
     need((clone / "README.md").exists(), "README.md is not committed")
     scratch.mkdir()
     readme = (clone / "README.md").read_text(encoding="utf-8")
-    assert unmarked(readme) == 0
+    assert count_stray_markers(readme) == 0
     steps = commands(readme)
     assert steps, f"README.md has no block marked {MARKER}"
-    with Reader(clone, scratch) as reader:
-        reader.follow(steps)
+    with DocumentRunner(clone, scratch) as runner:
+        runner.run(steps)
