@@ -1,8 +1,8 @@
 """
-Servers in memory that answer, and callers of MCP 2026-07-28 before them.
+Fake servers of both eras in memory, and clients of MCP 2026-07-28 in front of them.
 
-What a tool does is said in its arguments: each call names a token, and
-whatever comes of the call bears it, so that a caller can tell its own.
+The arguments of a tool call say what the tool does, and name a token that each
+message of the call has, so that a client can recognise its own.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.testing import FakeBackend, FakeLauncher
 
 VERSION = "2026-07-28"
-#: What a caller can do, unless it says otherwise.
-ABLE: dict[str, Any] = {"elicitation": {"form": {}}}
-#: The same, and take tasks for answers.
-ABLE_TASKS: dict[str, Any] = {**ABLE, "extensions": {TASKS: {}}}
+#: The capabilities of a client, unless a test gives others.
+CAPABILITIES: dict[str, Any] = {"elicitation": {"form": {}}}
+#: The same, and the tasks extension.
+CAPABILITIES_WITH_TASKS: dict[str, Any] = {**CAPABILITIES, "extensions": {TASKS: {}}}
 
 
 def no_jitter() -> float:
-    """Let each pause between failed starts be the shortest."""
+    """Return no jitter, so that each pause between failed starts is the shortest possible."""
     return 0.0
 
 
-class Scripted(FakeBackend):
+class ScriptedBackend(FakeBackend):
     """
-    A process that hears each message in the next turn, and is gone
-    `stop_seconds` after it was told to end.  With `mute` it answers nothing.
+    A server that handles each message in the next iteration of the reactor, and
+    exits `stop_seconds` after it is stopped.  With `silent` it responds to nothing.
     """
 
     stop_seconds = 0.5
@@ -55,12 +55,12 @@ class Scripted(FakeBackend):
     def __init__(self, receiver: Any, label: str, clock: Clock) -> None:
         super().__init__(receiver, label)
         self.clock = clock
-        self.heard: list[dict[str, Any]] = []
-        self.mute = False
+        self.received: list[dict[str, Any]] = []
+        self.silent = False
         self.ended = False
-        #: Calls under way: their arguments, by their ids.
+        #: The arguments of running calls, by their ids.
         self.calls: dict[Any, dict[str, Any]] = {}
-        #: The parameters of the last one.
+        #: The `params` of the latest call.
         self.params: dict[str, Any] = {}
 
     def send(self, line: bytes) -> None:
@@ -68,7 +68,7 @@ class Scripted(FakeBackend):
             raise UnknownSession("it takes nothing more")
         super().send(line)
         for each in line.split(b"\n"):
-            self.clock.callLater(0, self._hear, json.loads(each))
+            self.clock.callLater(0, self._receive, json.loads(each))
 
     def stop(self) -> Deferred[None]:
         if not self.ended or "stop" not in self.events:
@@ -80,13 +80,13 @@ class Scripted(FakeBackend):
         if not self.stopped.called:
             self.stopped.callback(None)
 
-    def _hear(self, message: dict[str, Any]) -> None:
-        self.heard.append(message)
-        if self.mute or self.ended:
+    def _receive(self, message: dict[str, Any]) -> None:
+        self.received.append(message)
+        if self.silent or self.ended:
             return
         method = message.get("method")
         if method is None:
-            self.answered(message)
+            self.response_received(message)
         elif method == "tools/call":
             arguments = message["params"].get("arguments", {})
             self.calls[message["id"]] = arguments
@@ -98,24 +98,24 @@ class Scripted(FakeBackend):
             if step is not None:
                 step(message)
 
-    # What it says.
+    # Output.
 
-    def say(self, *messages: dict[str, Any]) -> None:
-        """All in one piece."""
+    def write(self, *messages: dict[str, Any]) -> None:
+        """Write messages to stdout; the bridge gets them in one read."""
         if not self.ended:
             lines = [json.dumps({"jsonrpc": "2.0", **each}).encode() for each in messages]
             self.receiver.messages_received(lines)
 
-    def answer(self, ident: Any, result: dict[str, Any]) -> None:
+    def respond(self, ident: Any, result: dict[str, Any]) -> None:
         self.calls.pop(ident, None)
-        self.say({"id": ident, "result": result})
+        self.write({"id": ident, "result": result})
 
-    def refuse(self, ident: Any, code: int = -32601) -> None:
+    def respond_with_error(self, ident: Any, code: int = -32601) -> None:
         self.calls.pop(ident, None)
-        self.say({"id": ident, "error": {"code": code, "message": "no"}})
+        self.write({"id": ident, "error": {"code": code, "message": "no"}})
 
     def close_input(self) -> None:
-        """It takes nothing more, but may still say something."""
+        """Close stdin, but not stdout."""
         self.ended_input = True
         self.receiver.input_closed("the backend closed its stdin")
 
@@ -123,108 +123,108 @@ class Scripted(FakeBackend):
         if not self.ended:
             self.receiver.output_closed("it died")
 
-    # What it does.
+    # Reactions to messages.
 
-    def answered(self, message: dict[str, Any]) -> None:
-        """An answer to its own question."""
+    def response_received(self, message: dict[str, Any]) -> None:
+        """Handle a response to a request of the server."""
 
     def tools_list(self, message: dict[str, Any]) -> None:
         schema = {"type": "object"}
-        self.answer(message["id"], {"tools": [{"name": "t", "inputSchema": schema}]})
+        self.respond(message["id"], {"tools": [{"name": "t", "inputSchema": schema}]})
 
     def echo(self, ident: Any, arguments: dict[str, Any]) -> None:
-        self.answer(ident, {"content": [], "token": arguments["token"]})
+        self.respond(ident, {"content": [], "token": arguments["token"]})
 
     def wait(self, ident: Any, arguments: dict[str, Any]) -> None:
-        """Until told to answer."""
+        """Do not respond until `finish` is called."""
 
     def finish(self, token: str) -> None:
-        """Answer a call that waits."""
+        """Respond to the waiting call with this token."""
         for ident, arguments in list(self.calls.items()):
             if arguments["token"] == token:
                 self.echo(ident, arguments)
 
 
-class Legacy(Scripted):
+class Legacy(ScriptedBackend):
     """A server of 2025-11-25."""
 
-    #: Whether it answers what was cancelled.
-    polite = True
+    #: If False, the server never responds to cancelled requests.
+    answers_cancelled = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.asked: dict[str, Any] = {}
+        self.open_requests: dict[str, Any] = {}
         self._questions = 0
 
     def discover(self, message: dict[str, Any]) -> None:
-        self.refuse(message["id"])
+        self.respond_with_error(message["id"])
 
     def initialize(self, message: dict[str, Any]) -> None:
         info = {"name": "old", "version": "1"}
         told = {"protocolVersion": "2025-11-25", "capabilities": self.capabilities}
-        self.answer(message["id"], {**told, "serverInfo": info})
+        self.respond(message["id"], {**told, "serverInfo": info})
 
     def resources_subscribe(self, message: dict[str, Any]) -> None:
-        self.answer(message["id"], {})
+        self.respond(message["id"], {})
 
     resources_unsubscribe = resources_subscribe
     logging_setLevel = resources_subscribe
 
     def ask(self, ident: Any, arguments: dict[str, Any]) -> None:
-        """Ask the caller for its token."""
+        """Send the client an elicitation that asks for its token."""
         self._questions += 1
         question = f"q{self._questions}"
-        self.asked[question] = ident
+        self.open_requests[question] = ident
         params = {"message": arguments["token"], "requestedSchema": {"type": "object"}}
-        self.say({"id": question, "method": "elicitation/create", "params": params})
+        self.write({"id": question, "method": "elicitation/create", "params": params})
 
-    def answered(self, message: dict[str, Any]) -> None:
-        ident = self.asked.pop(message["id"], None)
+    def response_received(self, message: dict[str, Any]) -> None:
+        ident = self.open_requests.pop(message["id"], None)
         if ident in self.calls:
             given = message.get("result", {}).get("content", {}).get("token")
-            self.answer(ident, {"token": self.calls[ident]["token"], "given": given})
+            self.respond(ident, {"token": self.calls[ident]["token"], "given": given})
 
     def on_cancelled(self, message: dict[str, Any]) -> None:
         ident = message["params"]["requestId"]
-        if self.polite and ident in self.calls:
-            self.refuse(ident, 0)
+        if self.answers_cancelled and ident in self.calls:
+            self.respond_with_error(ident, 0)
 
 
-class Modern(Scripted):
+class Modern(ScriptedBackend):
     """A server of 2026-07-28."""
 
     def discover(self, message: dict[str, Any]) -> None:
         told = {"supportedVersions": [VERSION], "capabilities": self.capabilities}
-        self.answer(message["id"], {"resultType": "complete", **told})
+        self.respond(message["id"], {"resultType": "complete", **told})
 
     def initialize(self, message: dict[str, Any]) -> None:
         data = {"supported": [VERSION]}
-        self.say({"id": message["id"], "error": {"code": -32022, "message": "no", "data": data}})
+        self.write({"id": message["id"], "error": {"code": -32022, "message": "no", "data": data}})
 
     def subscriptions_listen(self, message: dict[str, Any]) -> None:
-        self.note(message["id"], "notifications/subscriptions/acknowledged")
+        self.notify(message["id"], "notifications/subscriptions/acknowledged")
 
-    def note(self, subscription: Any, method: str) -> None:
+    def notify(self, subscription: Any, method: str) -> None:
         meta = {PREFIX + "subscriptionId": subscription}
-        self.say({"method": method, "params": {"_meta": meta}})
+        self.write({"method": method, "params": {"_meta": meta}})
 
     def ask(self, ident: Any, arguments: dict[str, Any]) -> None:
-        """Ask the caller for its token; all it has to remember is in the state."""
+        """Ask the client for its token with an `input_required` result."""
         token = arguments["token"]
         if self.params.get("requestState") == f"state of {token}":
             [given] = self.params["inputResponses"].values()
-            self.answer(ident, {"token": token, "given": given["content"]["token"]})
+            self.respond(ident, {"token": token, "given": given["content"]["token"]})
             return
         asked = {"method": "elicitation/create", "params": {"message": token}}
         told = {"inputRequests": {"q": asked}, "requestState": f"state of {token}"}
-        self.answer(ident, {"resultType": "input_required", **told})
+        self.respond(ident, {"resultType": "input_required", **told})
 
     def on_cancelled(self, message: dict[str, Any]) -> None:
         self.calls.pop(message["params"]["requestId"], None)
 
 
 class WithTasks(Modern):
-    """A server whose tool may begin a task; the tasks of each process are called 1, 2, ..."""
+    """A server whose tool may start a task; the tasks of each process have the ids 1, 2, ..."""
 
     capabilities: ClassVar[dict[str, Any]] = {"tools": {}, "extensions": {TASKS: {}}}
     ttl_ms: ClassVar[Any] = 900_000
@@ -233,65 +233,65 @@ class WithTasks(Modern):
         super().__init__(*arguments)
         #: The tasks, by their ids.
         self.tasks: dict[str, dict[str, Any]] = {}
-        #: The streams that are about tasks.
-        self.listens: dict[Any, list[str]] = {}
+        #: The task ids of each subscription.
+        self.subscriptions: dict[Any, list[str]] = {}
 
     def task(self, ident: Any, arguments: dict[str, Any]) -> None:
-        """Begin a task that has a token."""
+        """Start a task that has the token."""
         name = str(len(self.tasks) + 1)
         times = {"createdAt": "2026-11-29T00:00:00Z", "lastUpdatedAt": "2026-11-29T00:00:00Z"}
         task = {"taskId": name, "status": "working", **times, "ttlMs": self.ttl_ms}
         self.tasks[name] = {**task, "token": arguments["token"]}
-        self.answer(ident, {"resultType": "task", **task})
+        self.respond(ident, {"resultType": "task", **task})
         if "seconds" in arguments:
             self.clock.callLater(arguments["seconds"], self.complete, name)
 
     def complete(self, name: str, status: str = "completed") -> None:
-        """End a task, and tell who listens."""
+        """End a task, and notify its subscribers."""
         self.tasks[name].update(status=status, result={"content": []})
-        for subscription, names in self.listens.items():
+        for subscription, names in self.subscriptions.items():
             if name in names:
                 meta = {PREFIX + "subscriptionId": subscription}
-                self.say(
+                self.write(
                     {"method": "notifications/tasks", "params": {"_meta": meta, **self.tasks[name]}}
                 )
 
     def tasks_get(self, message: dict[str, Any]) -> None:
         task = self.tasks.get(message["params"]["taskId"])
         if task is None:
-            self.refuse(message["id"], -32602)
+            self.respond_with_error(message["id"], -32602)
         else:
-            self.answer(message["id"], {"resultType": "complete", **task})
+            self.respond(message["id"], {"resultType": "complete", **task})
 
     def tasks_update(self, message: dict[str, Any]) -> None:
         self.tasks[message["params"]["taskId"]].update(got=message["params"]["inputResponses"])
-        self.answer(message["id"], {"resultType": "complete"})
+        self.respond(message["id"], {"resultType": "complete"})
 
     def tasks_cancel(self, message: dict[str, Any]) -> None:
-        self.answer(message["id"], {"resultType": "complete"})
+        self.respond(message["id"], {"resultType": "complete"})
         self.complete(message["params"]["taskId"], "cancelled")
 
     def subscriptions_listen(self, message: dict[str, Any]) -> None:
         wanted = message["params"]["notifications"]
-        self.listens[message["id"]] = wanted.get("taskIds", [])
+        self.subscriptions[message["id"]] = wanted.get("taskIds", [])
         params = {"_meta": {PREFIX + "subscriptionId": message["id"]}, "notifications": wanted}
-        self.say({"method": "notifications/subscriptions/acknowledged", "params": params})
+        self.write({"method": "notifications/subscriptions/acknowledged", "params": params})
 
     def on_cancelled(self, message: dict[str, Any]) -> None:
         super().on_cancelled(message)
-        self.listens.pop(message["params"]["requestId"], None)
+        self.subscriptions.pop(message["params"]["requestId"], None)
 
 
 class Launcher(FakeLauncher):
-    """Gives servers of one kind, at once or when told to."""
+    """Launches servers of one kind, at once or, with `delays_launches`, on `finish`."""
 
-    def __init__(self, clock: Clock, kind: type[Scripted]) -> None:
+    def __init__(self, clock: Clock, kind: type[ScriptedBackend]) -> None:
         super().__init__()
         self.clock = clock
         self.kind = kind
-        self.slow = False
-        self.mute = False
-        self.waiting: list[tuple[Deferred[Any], Scripted]] = []
+        self.delays_launches = False
+        self.silent = False
+        self.waiting: list[tuple[Deferred[Any], ScriptedBackend]] = []
 
     def launch(self, receiver: Any, label: str) -> Deferred[Any]:
         launched: Deferred[Any] = Deferred()
@@ -299,9 +299,9 @@ class Launcher(FakeLauncher):
             launched.errback(Failure(self.error))
             return launched
         backend = self.kind(receiver, label, self.clock)
-        backend.mute = self.mute
+        backend.silent = self.silent
         self.backends.append(backend)
-        if self.slow:
+        if self.delays_launches:
             self.waiting.append((launched, backend))
         else:
             launched.callback(backend)
@@ -313,7 +313,7 @@ class Launcher(FakeLauncher):
 
 
 class Call:
-    """A request, and all that came of it; an `Outlet`."""
+    """A client's request, and everything the client received for it; an `Outlet`."""
 
     def __init__(
         self,
@@ -329,9 +329,9 @@ class Call:
         self.world = world
         self.message = message
         self.lines: list[Any] = []
-        self.ends = 0
+        self.completions = 0
         self.refusal: Refused | None = None
-        self.gone = False
+        self.disconnected = False
         self.exchange = Exchange(
             request, identity, self, connection, client=world.client, caller=world.caller
         )
@@ -347,21 +347,21 @@ class Call:
             failure.trap(CancelledError)
 
     def send(self, lines: list[bytes], final: bool) -> None:
-        assert not self.ends
-        assert not self.gone
+        assert not self.completions
+        assert not self.disconnected
         self.lines += map(json.loads, lines)
-        self.ends += final
+        self.completions += final
 
     def fail(self, refusal: Refused) -> None:
-        assert not self.ends
-        assert not self.gone
+        assert not self.completions
+        assert not self.disconnected
         self.refusal = refusal
-        self.ends += 1
+        self.completions += 1
 
-    def leave(self, *, aborted: bool = True) -> Call:
-        """The client has gone, and with `aborted` nobody waits for what was to be done for it."""
-        if not self.ends:
-            self.gone = True
+    def disconnect(self, *, aborted: bool = True) -> Call:
+        """Disconnect the client; with `aborted`, also cancel the coroutine of the request."""
+        if not self.completions:
+            self.disconnected = True
             self.exchange.cancel()
             if aborted:
                 self.deferred.cancel()
@@ -370,12 +370,12 @@ class Call:
     @property
     def result(self) -> Any:
         assert self.refusal is None, self.refusal
-        assert self.ends == 1
+        assert self.completions == 1
         return self.lines[-1]["result"]
 
     @property
-    def question(self) -> str:
-        """What it is asked, which is its token."""
+    def elicitation_message(self) -> str:
+        """The message of the elicitation, which is the token."""
         assert self.result["resultType"] == "input_required"
         [question] = self.result["inputRequests"].values()
         return str(question["params"]["message"])
@@ -384,8 +384,8 @@ class Call:
         self, given: str = "", connection: ClientConnection | None = None, **changes: Any
     ) -> Call:
         """
-        Come back with an answer to all that is asked, on the same connection
-        unless another one is given.
+        Send the request again with a response to each input request, on the same
+        connection unless another one is given.
         """
         answer = {"action": "accept", "content": {"token": given}}
         params = {
@@ -401,13 +401,15 @@ class Call:
 
 class World:
     """
-    A server, its limits and its time; `known`: which era it is of; `beside`:
-    another server; `watcher`: a filter that is an observer too.
+    A server with its limits and its clock.
+
+    `known`: its era is known from the start.  `beside`: another server of the same
+    bridge.  `watcher`: a message filter that is also an observer.
     """
 
     def __init__(
         self,
-        kind: type[Scripted],
+        kind: type[ScriptedBackend],
         limit: int = 4,
         *,
         known: bool = True,
@@ -423,9 +425,9 @@ class World:
         )
         self.limiter = SessionLimiter(limit)
         self.settings = ServerSettings(command="x", max_sessions=limit, reuse=reuse, **changes)
-        #: The address whose requests are made now, and what each address has.
+        #: The client address of the next requests.
         self.client: str | None = None
-        #: Who makes them.
+        #: The caller of the next requests.
         self.caller: Caller | None = None
         self.shares = Shares(
             share_of(limit, self.settings.max_sessions_per_address),
@@ -434,7 +436,7 @@ class World:
             setting="max_sessions_per_address",
         )
         claims = Claims(self.shares)
-        #: Those of all servers.
+        #: The pools of all servers.
         self.pools: list[ProcessPool] = [] if beside is None else beside.pools
         self.pool = ProcessPool(
             self.settings,
@@ -475,13 +477,13 @@ class World:
         params: dict[str, Any] | None = None,
         *,
         identity: str = "",
-        able: Any = ABLE,
+        capabilities: Any = CAPABILITIES,
         level: str | None = None,
         info: Any = None,
         connection: ClientConnection | None = None,
     ) -> Call:
         self._ids += 1
-        meta = {PREFIX + "protocolVersion": VERSION, PREFIX + "clientCapabilities": able}
+        meta = {PREFIX + "protocolVersion": VERSION, PREFIX + "clientCapabilities": capabilities}
         if info is not None:
             meta[PREFIX + "clientInfo"] = info
         if level is not None:
@@ -491,7 +493,7 @@ class World:
         return Call(self, message, identity, connection)
 
     def call(self, token: str, do: str = "echo", **options: Any) -> Call:
-        """Call the tool."""
+        """Call the tool `t`, which does what `do` names."""
         arguments = {"token": token, "do": do}
         return self.request("tools/call", {"name": "t", "arguments": arguments}, **options)
 
@@ -500,7 +502,7 @@ class World:
         return self.request("subscriptions/listen", {"notifications": wanted}, **options)
 
     def run(self, seconds: float = 0.0) -> None:
-        """Some turns, then so much time, then some turns."""
+        """Run what is due; then, with `seconds`, let them pass and do the same again."""
         for _ in range(20):
             self.clock.advance(0)
         if seconds:
@@ -514,7 +516,7 @@ class World:
         self.run()
 
     def end(self) -> None:
-        """Stop, and see that nothing is left."""
+        """Stop, and check that no permit and no delayed call is left."""
         self.stop()
         self.run(1)
         assert self.limiter.taken == 0
@@ -523,7 +525,7 @@ class World:
 
 
 class Filter:
-    """Refuses one word."""
+    """A filter that refuses messages with the word `forbidden`."""
 
     def from_client(self, session: object, line: bytes) -> bytes:
         return self._checked(line)
@@ -538,7 +540,7 @@ class Filter:
 
 
 class CleanupTable(dict[Any, Any]):
-    """A `Cleanup` whose owners have one record each, and drop it once."""
+    """A `Cleanup` in which each owner has one record, and drops it once."""
 
     def add(self, owner: int | str, record: Any) -> bool:
         self[owner] = record

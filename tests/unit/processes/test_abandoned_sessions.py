@@ -476,7 +476,7 @@ def test_a_queued_request_proceeds_when_a_session_may_be_ended(kind: Any) -> Non
     world.run()
     waiting = world.call("b")
     world.run(4)
-    assert not waiting.ends
+    assert not waiting.completions
     world.run(1)
     world.run(Legacy.stop_seconds)
     assert waiting.result["token"] == "b"
@@ -503,7 +503,7 @@ def test_a_request_replaces_an_abandoned_session_of_its_own_address(leaves: bool
     call = world.call("x", connection=ClientConnection())
     assert reason(session) == [True]
     if leaves:
-        call.leave(aborted=False)
+        call.disconnect(aborted=False)
     world.run(Legacy.stop_seconds)
     world.run(1)
     if not leaves:

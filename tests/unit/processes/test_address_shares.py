@@ -231,13 +231,13 @@ def test_running_requests_count_against_the_share(kind: Any) -> None:
     world.run()
     assert other.result["token"] == "b"
     world.client = "a"
-    calls.pop().leave()
+    calls.pop().disconnect()
     world.run(5)
     again = world.call("c")
     world.run(5)
     assert again.result["token"] == "c"
     for each in calls:
-        each.leave()
+        each.disconnect()
     world.run(5)
     assert len(world.shares) == 0
     world.end()
@@ -248,7 +248,7 @@ def test_a_suspended_call_counts_until_its_process_is_free() -> None:
     world.client = "a"
     parked = [world.call(token, "ask") for token in "xy"]
     world.run(COLLECT_SECONDS)
-    assert [each.question for each in parked] == ["x", "y"]
+    assert [each.elicitation_message for each in parked] == ["x", "y"]
     assert isinstance(world.call("z").refusal, ServerBusy)
     # Who comes back for its own is let in.
     again = parked[0].retry("x")
@@ -263,14 +263,14 @@ def test_a_process_counts_for_the_client_that_left_while_it_started() -> None:
     world = fakes.World(fakes.Legacy, limit=4)
     # Otherwise all others would wait for that start.
     world.pool.backoff.succeeded()
-    world.launcher.mute = True
+    world.launcher.silent = True
     for _ in range(3):
         world.client = "a"
         for call in [world.call("a") for _ in range(4)]:
             world.run()
-            call.leave()
+            call.disconnect()
     assert len(world.live) == 2
-    world.launcher.mute = False
+    world.launcher.silent = False
     world.client = "b"
     other = world.call("b")
     world.run()
@@ -288,9 +288,9 @@ def test_a_process_counts_until_its_cancelled_request_is_over_or_it_is_gone(reus
     calls = [world.call("a", "wait", connection=ClientConnection()) for _ in range(2)]
     world.run()
     for each in world.backends:
-        each.polite = False
+        each.answers_cancelled = False
     for each in calls:
-        each.leave()
+        each.disconnect()
     world.run()
     assert isinstance(world.call("a").refusal, ServerBusy)
     world.run(CANCEL_SECONDS)

@@ -24,7 +24,7 @@ from mcpbridge.mcp.modern_request import PREFIX
 from mcpbridge.processes.caller import Caller
 from mcpbridge.testing import FakeBackend, FakeLauncher, FakeReactor
 from tests.examples import examples
-from tests.fakes import ABLE_TASKS, Call, Legacy, Modern, WithTasks, World
+from tests.fakes import CAPABILITIES_WITH_TASKS, Call, Legacy, Modern, WithTasks, World
 from tests.unit.web.test_stateless_http import Legacy as LegacyAtOnce
 from tests.unit.web.test_stateless_http import Modern as ModernAtOnce
 from tests.unit.web.test_stateless_http import answer, asking, meta
@@ -187,7 +187,7 @@ def test_two_callers_at_once_on_one_concurrent_process(watcher: Watcher) -> None
     [backend] = world.live
     # Both in one piece, the last one first.
     idents = {each["token"]: ident for ident, each in backend.calls.items()}
-    backend.say(*({"id": idents[name], "result": {"token": name}} for name in ("bob", "ann")))
+    backend.write(*({"id": idents[name], "result": {"token": name}} for name in ("bob", "ann")))
     world.run()
     for name, call in calls.items():
         assert call.result["token"] == name
@@ -207,24 +207,24 @@ def test_notifications_before_the_answer_have_their_caller(watcher: Watcher) -> 
     listening = world.listen()
     world.run()
     [backend] = world.live
-    asked = next(each for each in backend.heard if each["method"] == "tools/call")
+    asked = next(each for each in backend.received if each["method"] == "tools/call")
     [subscription] = [
-        each["id"] for each in backend.heard if each["method"] == "subscriptions/listen"
+        each["id"] for each in backend.received if each["method"] == "subscriptions/listen"
     ]
     watcher.filtered.clear()
     watcher.observed.clear()
-    backend.say(
+    backend.write(
         {"method": "notifications/progress", "params": {"progressToken": asked["id"]}},
         {"method": "notifications/message", "params": {"level": "error", "data": 1}},
         {"method": "notifications/tools/list_changed"},
         {"id": 9, "method": "ping"},
         {"id": 999, "result": {}},
     )
-    backend.note(subscription, "notifications/tools/list_changed")
+    backend.notify(subscription, "notifications/tools/list_changed")
     assert watcher.of("ann") == ["out notifications/progress", "out notifications/message"]
     assert watcher.of("bob") == ["out notifications/tools/list_changed"]
     assert watcher.of(None) == ["out notifications/tools/list_changed", "out ping", "out answer"]
-    listening.leave()
+    listening.disconnect()
     world.end()
 
 
@@ -270,7 +270,7 @@ def test_a_renewed_subscription_keeps_its_caller(watcher: Watcher) -> None:
     world.run(10)
     assert watcher.of("ann").count("in subscriptions/listen") == 2
     assert watcher.of("bob") == []
-    listening.leave()
+    listening.disconnect()
     world.end()
 
 
@@ -278,17 +278,19 @@ def test_a_subscription_to_tasks_has_its_caller(watcher: Watcher) -> None:
     world = World(WithTasks, watcher=watcher)
     world.caller = named("ann")
     params = {"name": "t", "arguments": {"token": "a", "do": "task"}}
-    call = world.request("tools/call", params, able=ABLE_TASKS)
+    call = world.request("tools/call", params, capabilities=CAPABILITIES_WITH_TASKS)
     world.run()
     world.caller = named("bob")
     wanted = {"taskIds": [call.result["taskId"]], "toolsListChanged": True}
-    stream = world.request("subscriptions/listen", {"notifications": wanted}, able=ABLE_TASKS)
+    stream = world.request(
+        "subscriptions/listen", {"notifications": wanted}, capabilities=CAPABILITIES_WITH_TASKS
+    )
     world.run()
     world.live[0].complete("1")
     assert watcher.of("bob").count("in subscriptions/listen") == 2
     assert watcher.of("bob")[-1] == "out notifications/tasks"
     assert "out notifications/tasks" not in watcher.of("ann")
-    stream.leave()
+    stream.disconnect()
     world.end()
 
 
@@ -303,7 +305,7 @@ def test_callers_one_after_the_other_on_an_exclusive_process(watcher: Watcher) -
     [process] = world.stateless._exclusive._group_of
     assert process._caller is None, "nobody's headers are kept"
     [backend] = world.live
-    backend.say({"method": "notifications/message", "params": {"level": "info", "data": 1}})
+    backend.write({"method": "notifications/message", "params": {"level": "info", "data": 1}})
     # What the bridge asks for itself passes no filter, but its answers do.
     assert set(watcher.of(None)) == {"out answer", "out notifications/message"}
     assert watcher.opened == [None]
@@ -319,7 +321,7 @@ def test_two_callers_at_once_on_exclusive_processes(watcher: Watcher) -> None:
         calls[name] = world.call(name, "wait")
     world.run()
     for backend in world.live:
-        backend.say({"method": "notifications/message", "params": {"level": "info", "data": 1}})
+        backend.write({"method": "notifications/message", "params": {"level": "info", "data": 1}})
         for name in ("bob", "ann"):
             backend.finish(name)
     for name, call in calls.items():
@@ -335,11 +337,11 @@ def test_an_input_request_and_its_retry(watcher: Watcher) -> None:
     call = world.call("a", "ask")
     world.run(COLLECT_SECONDS)
     [backend] = world.live
-    backend.say({"method": "notifications/message", "params": {"level": "info", "data": 1}})
+    backend.write({"method": "notifications/message", "params": {"level": "info", "data": 1}})
     assert watcher.of("ann") == [
         *("in tools/call", "out elicitation/create", "out notifications/message")
     ]
-    assert call.question == "a"
+    assert call.elicitation_message == "a"
     world.caller = named("ann again")
     retry = call.retry("x")
     world.run()
@@ -357,12 +359,12 @@ def test_late_messages_for_a_client_that_left_have_no_caller(watcher: Watcher, k
     call = world.call("a", "wait")
     world.run()
     [backend] = world.live
-    backend.polite = False
+    backend.answers_cancelled = False
     [ident] = backend.calls
-    call.leave()
+    call.disconnect()
     world.caller = named("bob")
     other = world.call("b")
-    backend.say({"id": ident, "result": {"token": "a"}})
+    backend.write({"id": ident, "result": {"token": "a"}})
     world.run()
     assert other.result["token"] == "b"
     assert watcher.of("ann") == ["in tools/call"]
@@ -376,7 +378,7 @@ def test_a_spare_process_has_no_caller(watcher: Watcher, kind: Any) -> None:
     world.pool.start()
     world.run(10)
     [backend] = world.live
-    backend.say({"method": "notifications/message", "params": {"level": "info", "data": 1}})
+    backend.write({"method": "notifications/message", "params": {"level": "info", "data": 1}})
     world.caller = named("ann")
     call = world.call("a")
     world.run()
@@ -448,13 +450,13 @@ def test_no_caller_is_taken_for_another(
         world.caller = named(who)
         if what == "retry":
             for call in mine:
-                done = call.ends and not call.refusal and call not in retried
+                done = call.completions and not call.refusal and call not in retried
                 if done and "inputRequests" in call.lines[-1].get("result", {}):
                     retried.add(call)
                     calls.append(call.retry("x"))
         elif what == "leave":
             for call in mine[-1:]:
-                call.leave()
+                call.disconnect()
         elif what == "finish":
             for backend in world.live:
                 backend.finish(who)
@@ -463,12 +465,12 @@ def test_no_caller_is_taken_for_another(
         if seconds is not None:
             world.run(seconds)
     for call in calls:
-        call.leave()
+        call.disconnect()
     world.run(world.settings.input_timeout)
     world.end()
     assert watcher.wrong == []
     # Each answer has been seen by the filter and by the observer.
-    answered = [call for call in calls if call.ends and not call.refusal]
+    answered = [call for call in calls if call.completions and not call.refusal]
     assert watcher.right >= 2 * len(answered)
 
 

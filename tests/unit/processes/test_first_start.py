@@ -8,7 +8,7 @@ import pytest
 
 from mcpbridge.errors import BackendFailed, ShuttingDown
 from mcpbridge.stateless.client_connection import ClientConnection
-from tests.fakes import Call, Legacy, Modern, Scripted, World
+from tests.fakes import Call, Legacy, Modern, ScriptedBackend, World
 
 #: How long it takes to install, and after which a client gives up.
 INSTALL = 6
@@ -19,7 +19,7 @@ TRIES = 20
 kinds = pytest.mark.parametrize("kind", [Legacy, Modern])
 
 
-def installing(kind: type[Scripted], seconds: float = INSTALL) -> type[Scripted]:
+def installing(kind: type[ScriptedBackend], seconds: float = INSTALL) -> type[ScriptedBackend]:
     """A server whose processes answer nothing until one of them has run for `INSTALL`."""
 
     class Installing(kind):  # type: ignore[misc,valid-type]
@@ -39,10 +39,10 @@ def installing(kind: type[Scripted], seconds: float = INSTALL) -> type[Scripted]
             if not self.ended:
                 self.ready = type(self).installed = True
                 for message in self.early:
-                    super()._hear(message)
+                    super()._receive(message)
 
-        def _hear(self, message: dict[str, Any]) -> None:
-            super()._hear(message) if self.ready else self.early.append(message)
+        def _receive(self, message: dict[str, Any]) -> None:
+            super()._receive(message) if self.ready else self.early.append(message)
 
     return Installing
 
@@ -50,7 +50,9 @@ def installing(kind: type[Scripted], seconds: float = INSTALL) -> type[Scripted]
 class Slow:
     """Such a server, behind the bridge."""
 
-    def __init__(self, kind: type[Scripted], seconds: float = INSTALL, **options: Any) -> None:
+    def __init__(
+        self, kind: type[ScriptedBackend], seconds: float = INSTALL, **options: Any
+    ) -> None:
         self.kind: Any = installing(kind, seconds)
         self.world = World(self.kind, **{"limit": 10, "reuse": "connection", **options})
 
@@ -66,18 +68,18 @@ class Slow:
 
     def told(self) -> list[str]:
         """Return the client names that the processes were sent."""
-        opened = [each.early + each.heard for each in self.world.backends]
+        opened = [each.early + each.received for each in self.world.backends]
         return [lines[0]["params"]["clientInfo"]["name"] for lines in opened]
 
 
 def leave(call: Call) -> None:
     assert call.exchange.connection is not None
-    call.leave()
+    call.disconnect()
     call.exchange.connection.lose()
 
 
 def answered(call: Call) -> bool:
-    return bool(call.ends) and call.result["token"] == "a"
+    return bool(call.completions) and call.result["token"] == "a"
 
 
 @kinds
@@ -85,7 +87,7 @@ def answered(call: Call) -> bool:
 @pytest.mark.parametrize("limit", [1, 10])
 @pytest.mark.parametrize("reuse", ["connection", "never", "identity"])
 def test_impatient_clients_are_served_in_the_end(
-    kind: type[Scripted], known: bool, limit: int, reuse: str
+    kind: type[ScriptedBackend], known: bool, limit: int, reuse: str
 ) -> None:
     """The start that the first one began goes on, and no other one is made beside it."""
     slow = Slow(kind, limit=limit, known=known, reuse=reuse)
@@ -99,13 +101,13 @@ def test_impatient_clients_are_served_in_the_end(
         slow.world.run(0.1)
     assert answered(call)
     assert slow.kind.installs == 1
-    slow.world.run(Scripted.stop_seconds)
+    slow.world.run(ScriptedBackend.stop_seconds)
     assert slow.world.limiter.taken == len(slow.world.live) <= 1
     slow.world.end()
 
 
 @kinds
-def test_a_start_slower_than_the_probe_begins_twice(kind: type[Scripted]) -> None:
+def test_a_start_slower_than_the_probe_begins_twice(kind: type[ScriptedBackend]) -> None:
     """A process that is silent for `probe_timeout` is ended; the next one is left alone."""
     slow = Slow(kind, 15, known=False, probe_timeout=10)
     for _ in range(TRIES):
@@ -121,7 +123,7 @@ def test_a_start_slower_than_the_probe_begins_twice(kind: type[Scripted]) -> Non
 
 
 @kinds
-def test_many_returning_clients_start_one_process(kind: type[Scripted]) -> None:
+def test_many_returning_clients_start_one_process(kind: type[ScriptedBackend]) -> None:
     slow = Slow(kind)
     slow.left()
     calls = [slow.call(f"{number}") for number in range(8)]

@@ -32,7 +32,7 @@ class Choosy(Legacy):
         elif self.how == "ends":
             self.backend_exits()
         elif self.how == "refuses":
-            self.refuse(message["id"], -32602)
+            self.respond_with_error(message["id"], -32602)
 
     def backend_exits(self) -> None:
         self.exit_status = "exit status 7"
@@ -127,10 +127,10 @@ def test_at_most_one_check_in_check_seconds() -> None:
     for number in range(20):
         world.call(f"{number}", info=BAD)
         world.run()
-    heard = [json.dumps(each.heard[:1]) for each in world.backends]
+    heard = [json.dumps(each.received[:1]) for each in world.backends]
     assert sum('"mcpbridge"' in each for each in heard) == 1
     world.run(CHECK_SECONDS)
-    heard = [json.dumps(each.heard[:1]) for each in world.backends]
+    heard = [json.dumps(each.received[:1]) for each in world.backends]
     assert sum('"mcpbridge"' in each for each in heard) == 2
     for _ in range(5):
         world.run(CHECK_SECONDS)
@@ -159,7 +159,7 @@ def test_a_server_that_fails_the_check_and_its_callers(fails: str) -> None:
     if fails == "launch":
         world.launcher.error = CannotStart("no such program")
     elif fails == "mute":
-        world.launcher.mute = True
+        world.launcher.silent = True
     else:
         world.launcher.kind = type("Deaf", (Choosy,), {"ended": True, "__init__": _deaf})
     world.run()
@@ -179,9 +179,9 @@ def _deaf(self: Any, *arguments: Any) -> None:
 def test_a_success_during_the_check_overrides_its_failure() -> None:
     world = World(Choosy, limit=4, start_timeout=2.0)
     world.call("a", info=BAD)
-    world.launcher.mute = True
+    world.launcher.silent = True
     world.run(0.5)
-    world.launcher.mute = False
+    world.launcher.silent = False
     good = world.call("b", info=GOOD)
     world.run(3)
     assert good.result["token"] == "b"
@@ -192,7 +192,7 @@ def test_a_success_during_the_check_overrides_its_failure() -> None:
 def test_clients_are_refused_while_a_server_that_was_down_is_checked() -> None:
     """They are told when to retry, so that a server that starts slowly is not tried by all."""
     world = World(Choosy, limit=4, start_timeout=2.0)
-    world.launcher.mute = True
+    world.launcher.silent = True
     world.call("a", info=GOOD)
     world.run(2)
     world.run(2)
@@ -215,7 +215,7 @@ def test_stopping_during_a_check(seconds: float) -> None:
     world.call("a", info=BAD)
     world.run()
     world.call("b", info=BAD)
-    world.launcher.mute = True
+    world.launcher.silent = True
     world.clock.advance(seconds)
     world.end()
 

@@ -12,13 +12,13 @@ from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.mcp.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.stateless.exclusive_worker import SUBSCRIBED_AT_ONCE
 from mcpbridge.translation.legacy_requests import OWN_KEPT
-from tests.fakes import Call, Legacy, Modern, Scripted, World
+from tests.fakes import Call, Legacy, Modern, ScriptedBackend, World
 
 NOTHING = {"method": "notifications/x"}
 MANY = [f"file:///{number}" for number in range(1000)]
 
 
-class Piped(Scripted):
+class Piped(ScriptedBackend):
     """A server whose pipe holds `room` unread messages; with `closed` it takes none."""
 
     room = 64
@@ -36,9 +36,9 @@ class Piped(Scripted):
         super().send(line)
         self.unread += 1 + line.count(b"\n")
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _receive(self, message: dict[str, Any]) -> None:
         self.unread -= 1
-        super()._hear(message)
+        super()._receive(message)
 
 
 class Slow(Piped, Legacy):
@@ -69,7 +69,7 @@ class Slow(Piped, Legacy):
     def answer_one(self, *, refuses: bool = False) -> None:
         if self.unanswered:
             ident = self.unanswered.pop(0)
-            self.refuse(ident) if refuses else self.answer(ident, {})
+            self.respond_with_error(ident) if refuses else self.respond(ident, {})
 
 
 class Shared(Piped, Modern):
@@ -78,8 +78,8 @@ class Shared(Piped, Modern):
     @property
     def cancelled(self) -> list[Any]:
         """The tokens of the cancelled calls, or the ids of requests that have no token."""
-        asked = {each["id"]: each["params"] for each in self.heard if "id" in each}
-        idents = [e["params"]["requestId"] for e in self.heard if "requestId" in e["params"]]
+        asked = {each["id"]: each["params"] for each in self.received if "id" in each}
+        idents = [e["params"]["requestId"] for e in self.received if "requestId" in e["params"]]
         return [asked[each].get("arguments", {}).get("token", each) for each in idents]
 
 
@@ -98,7 +98,7 @@ def settle(world: World, *, refuses: bool = False) -> None:
         world.run()
 
 
-def one_process(kind: type[Scripted], **options: Any) -> tuple[World, Any]:
+def one_process(kind: type[ScriptedBackend], **options: Any) -> tuple[World, Any]:
     """Return a world with one running process and no capacity for another."""
     world = World(kind, limit=1, **options)
     world.call("first")
@@ -132,7 +132,7 @@ def test_subscribing_to_many_resources_ends_no_process(refuses: bool) -> None:
     assert [each.told for each in world.live] == [[(uri, True) for uri in MANY]] * 3
     assert [each.most for each in world.live] == [SUBSCRIBED_AT_ONCE] * 3
     assert world.live == world.backends
-    assert not listening.ends
+    assert not listening.completions
     world.end()
 
 
@@ -149,12 +149,12 @@ def test_undelivered_subscription_is_not_unsubscribed(turns: int, known: bool, h
     else:
         listen(world, *MANY[:SUBSCRIBED_AT_ONCE])
     for _ in range(turns):
-        left = listening is not None and listening.leave()
+        left = listening is not None and listening.disconnect()
         listening = None if left else listen(world, "file:///x")
     assert process.of("file:///x") == [True] * known
     if held == "busy":
         process.busy = False
-        process.say(NOTHING)
+        process.write(NOTHING)
         world.run()
     settle(world)
     assert process.of("file:///x") == [True] * known + [not known] * (turns % 2)
@@ -188,18 +188,18 @@ def test_processes_end_up_subscribed_to_what_clients_want(steps: list[tuple[str,
             other = world.request("subscriptions/listen", {"notifications": wanted})
             streams.append((other, what))
         elif step == "leave" and streams:
-            streams.pop(what % len(streams))[0].leave()
+            streams.pop(what % len(streams))[0].disconnect()
         elif step == "answer":
             processes[what].answer_one()
         elif step in ("full", "reads"):
             processes[what].busy = step == "full"
         elif step == "speaks":
-            processes[what].say(NOTHING)
+            processes[what].write(NOTHING)
         elif step == "turn":
             world.run()
     for each in processes:
         each.busy = False
-        each.say(NOTHING)
+        each.write(NOTHING)
     world.run()
     settle(world)
     listened = {uri for _, uris in streams for uri in uris}
@@ -223,13 +223,13 @@ def test_unsubscriptions_wait_for_a_full_pipe() -> None:
     call = world.call("a", "wait")
     world.run()
     process.busy = True
-    listening.leave()
+    listening.disconnect()
     for _ in range(SUBSCRIBED_AT_ONCE):
         # An unsent message does not count as unanswered.
-        process.say(NOTHING)
+        process.write(NOTHING)
     assert process.told == [("file:///a", True), ("file:///b", True)]
     process.busy = False
-    process.say(NOTHING, NOTHING)
+    process.write(NOTHING, NOTHING)
     world.run()
     process.finish("a")
     assert call.result["token"] == "a"
@@ -247,7 +247,7 @@ def test_many_subscriptions_do_not_displace_a_pending_tools_list() -> None:
         room = 10_000
 
         def tools_list(self, message: dict[str, Any]) -> None:
-            self.asked["tools"] = message
+            self.open_requests["tools"] = message
 
     world = World(Thinks, limit=2)
     world.request("server/discover")
@@ -257,7 +257,7 @@ def test_many_subscriptions_do_not_displace_a_pending_tools_list() -> None:
     listen(world, *MANY[: OWN_KEPT + SUBSCRIBED_AT_ONCE])
     [process, _] = world.live
     assert process.unanswered
-    Slow.tools_list(process, process.asked["tools"])
+    Slow.tools_list(process, process.open_requests["tools"])
     world.run()
     assert call.result["token"] == "a"
     world.end()
@@ -289,14 +289,14 @@ def test_closed_stdin_drops_unsent_subscriptions(works: bool, moment: str) -> No
     more = listen(world, *MANY[: 1000 if moment in ("answers", "speaks") else 3])
     process.closed = True
     if moment == "left":
-        stream.leave()
+        stream.disconnect()
     elif moment == "answers":
         process.answer_one()
-    process.say(NOTHING)
+    process.write(NOTHING)
     assert process.receiver.sink._unsent == {}
     assert [each.refusal for each in (stream, more)] == [None] * 2
     for each in (more, *calls):
-        each.leave()
+        each.disconnect()
     process.close_input()
     process.die()
     world.end()
@@ -316,16 +316,16 @@ def test_cancellations_wait_for_a_full_pipe(who: str) -> None:
     if who == "bridge":
         # The bridge's own tools/list, which no call needs any more.
         process.receiver.sink.tools.invalidate()
-        process.mute = True
+        process.silent = True
         calls[1] = world.call("d")
         world.run()
-        expected[0] = process.heard[-1]["id"]
+        expected[0] = process.received[-1]["id"]
     process.busy = True
-    calls[1].leave()
-    calls[0].leave()
+    calls[1].disconnect()
+    calls[0].disconnect()
     assert process.cancelled == []
     assert world.live == [process]
-    process.busy = process.mute = False
+    process.busy = process.silent = False
     process.finish("other")
     world.run()
     assert other.result["token"] == "other"
@@ -350,13 +350,13 @@ def test_unsent_cancellations_are_bounded_by_cancelled_kept() -> None:
     world.run()
     process.busy = True
     for each in calls[:more]:
-        each.leave()
+        each.disconnect()
     process.busy = False
     late = [world.call(f"late {number}", "wait") for number in range(more)]
     world.run()
     process.busy = True
     for each in [*calls[more:], *late]:
-        each.leave()
+        each.disconnect()
     assert len(process.receiver.sink._unsent) == CANCELLED_KEPT
     process.busy = False
     process.finish("0")
@@ -377,13 +377,13 @@ def test_closed_stdin_drops_unsent_cancellations(busy: bool) -> None:
     calls = [world.call(each, "wait") for each in "abc"]
     world.run()
     process.busy = busy
-    calls[0].leave()
-    calls[1].leave()
+    calls[0].disconnect()
+    calls[1].disconnect()
     process.closed = True
     if busy:
-        process.say(NOTHING)
+        process.write(NOTHING)
     else:
-        calls[2].leave()
+        calls[2].disconnect()
     world.run()
     assert not process.receiver.sink._unsent
     if busy:

@@ -17,12 +17,12 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.request_queue import RequestQueue, Ticket, shielded
 from tests.examples import examples
-from tests.fakes import ABLE, Call, Legacy, Modern, Scripted, World
+from tests.fakes import CAPABILITIES, Call, Legacy, Modern, ScriptedBackend, World
 
 both = pytest.mark.parametrize("kind", [Legacy, Modern])
 
 
-def two_servers(kind: type[Scripted], limit: int) -> tuple[World, World]:
+def two_servers(kind: type[ScriptedBackend], limit: int) -> tuple[World, World]:
     """Return two servers that share `limit` processes, with one request at a time on each."""
     one = World(kind, concurrency=1)
     one.bridge_limiter.limit = limit
@@ -31,35 +31,35 @@ def two_servers(kind: type[Scripted], limit: int) -> tuple[World, World]:
 
 @pytest.mark.parametrize(("kind", "beside"), [(Legacy, False), (Legacy, True), (Modern, True)])
 def test_request_that_evicts_a_process_takes_its_capacity(
-    kind: type[Scripted], beside: bool
+    kind: type[ScriptedBackend], beside: bool
 ) -> None:
     """Also when another request of the evicted group is queued meanwhile."""
     one, other = two_servers(kind, 1)
     if not beside:
         other = one
-    one.call("a", able={})
+    one.call("a", capabilities={})
     one.run()
-    first, later = other.call("b"), one.call("c", able={})
-    one.run(Scripted.stop_seconds)
-    assert (first.result["token"], later.ends) == ("b", 0)
-    one.run(Scripted.stop_seconds)
+    first, later = other.call("b"), one.call("c", capabilities={})
+    one.run(ScriptedBackend.stop_seconds)
+    assert (first.result["token"], later.completions) == ("b", 0)
+    one.run(ScriptedBackend.stop_seconds)
     assert later.result["token"] == "c"
     other.stop()
     one.end()
 
 
 @both
-def test_session_that_evicts_a_process_takes_its_capacity(kind: type[Scripted]) -> None:
+def test_session_that_evicts_a_process_takes_its_capacity(kind: type[ScriptedBackend]) -> None:
     world = World(kind, limit=1)
     world.call("a")
     world.run()
     taken: list[Any] = []
     Deferred.fromCoroutine(world.pool.take()).addBoth(taken.append)
     later = world.call("b")
-    world.run(Scripted.stop_seconds)
+    world.run(ScriptedBackend.stop_seconds)
     [session] = taken
     assert isinstance(session, BackendSession)
-    assert not later.ends
+    assert not later.completions
     world.end()
 
 
@@ -88,7 +88,7 @@ def test_ticket_keeps_its_turn_in_a_full_queue() -> None:
 
 @both
 def test_idle_process_of_another_server_is_evicted_for_a_waiting_request(
-    kind: type[Scripted],
+    kind: type[ScriptedBackend],
 ) -> None:
     one, other = two_servers(kind, 2)
     one.call("a", "wait")
@@ -96,16 +96,16 @@ def test_idle_process_of_another_server_is_evicted_for_a_waiting_request(
     one.run()
     waiting = other.call("c")
     one.backends[0].finish("a")
-    one.run(Scripted.stop_seconds)
+    one.run(ScriptedBackend.stop_seconds)
     assert waiting.result["token"] == "c"
     other.stop()
     one.end()
 
 
 @both
-def test_waiting_request_gets_the_spare_process_that_started(kind: type[Scripted]) -> None:
+def test_waiting_request_gets_the_spare_process_that_started(kind: type[ScriptedBackend]) -> None:
     world = World(kind, limit=1, warm=1)
-    world.launcher.slow = True
+    world.launcher.delays_launches = True
     world.pool.start()
     world.run(1)
     call = world.call("a")
@@ -116,13 +116,13 @@ def test_waiting_request_gets_the_spare_process_that_started(kind: type[Scripted
 
 
 @both
-def test_failed_launch_of_another_server_frees_its_capacity(kind: type[Scripted]) -> None:
+def test_failed_launch_of_another_server_frees_its_capacity(kind: type[ScriptedBackend]) -> None:
     one, other = two_servers(kind, 2)
     other.call("b", "wait")
-    one.launcher.slow = True
+    one.launcher.delays_launches = True
     failing, waiting = one.call("a"), other.call("c")
     one.run(1)
-    assert not waiting.ends
+    assert not waiting.completions
     [(launched, _)] = one.launcher.waiting
     launched.errback(Failure(CannotStart("no")))
     one.run()
@@ -143,9 +143,9 @@ def test_process_is_evicted_once_its_last_subscriber_left(beside: bool) -> None:
     one.run()
     waiting = other.call("a")
     one.run(1)
-    assert not waiting.ends
-    listening.leave()
-    one.run(Scripted.stop_seconds)
+    assert not waiting.completions
+    listening.disconnect()
+    one.run(ScriptedBackend.stop_seconds)
     assert waiting.result["token"] == "a"
     other.stop()
     one.end()
@@ -154,7 +154,7 @@ def test_process_is_evicted_once_its_last_subscriber_left(beside: bool) -> None:
 @pytest.mark.parametrize("known", [True, False])
 @both
 def test_request_waits_for_the_capacity_of_a_closing_process(
-    kind: type[Scripted], known: bool
+    kind: type[ScriptedBackend], known: bool
 ) -> None:
     """It is not refused: a process that closed its stdin is about to end."""
     world = World(kind, limit=1)
@@ -166,7 +166,7 @@ def test_request_waits_for_the_capacity_of_a_closing_process(
         world.era.modern = None
     call = world.call("b")
     world.run()
-    assert not call.ends
+    assert not call.completions
     draining.die()
     world.run(1)
     world.run(1)
@@ -177,7 +177,7 @@ def test_request_waits_for_the_capacity_of_a_closing_process(
 class Rude(Legacy):
     """A legacy server that does not answer cancelled requests."""
 
-    polite = False
+    answers_cancelled = False
 
 
 @settings(max_examples=examples(150))
@@ -205,7 +205,7 @@ class Rude(Legacy):
     ),
 )
 def test_no_request_waits_while_there_is_capacity(
-    kinds: tuple[type[Scripted], type[Scripted]],
+    kinds: tuple[type[ScriptedBackend], type[ScriptedBackend]],
     limits: tuple[int, int, int],
     changes: dict[str, Any],
     steps: list[tuple[int, str, int, float]],
@@ -220,15 +220,15 @@ def test_no_request_waits_while_there_is_capacity(
         each.pool.start()
     for whose, what, which, seconds in steps:
         world = both[whose]
-        able: dict[str, Any] = ABLE if which % 2 else {}
+        capabilities: dict[str, Any] = CAPABILITIES if which % 2 else {}
         level = "info" if which > 6 else None
         if what == "list":
-            calls.append(world.request("resources/list", able=able))
+            calls.append(world.request("resources/list", capabilities=capabilities))
         elif what == "listen":
-            calls.append(world.listen(able=able))
+            calls.append(world.listen(capabilities=capabilities))
         elif what == "leave":
             for call in calls[-1 - which :][:1]:
-                call.leave()
+                call.disconnect()
         elif what in ("die", "finish"):
             for process in world.live[which % 3 :][:1]:
                 tokens = [each["token"] for each in process.calls.values()]
@@ -239,14 +239,18 @@ def test_no_request_waits_while_there_is_capacity(
                 connection.lose()
                 connections[which % 4] = ClientConnection()
             token = f"{len(calls)}"
-            calls.append(world.call(token, what, able=able, level=level, connection=connection))
+            calls.append(
+                world.call(
+                    token, what, capabilities=capabilities, level=level, connection=connection
+                )
+            )
         world.run(seconds)
         for each in both:
             waiting = each.stateless._queue._waiting.values()
             assert not [since for since, may_go in waiting if may_go()]
     both[1].stop()
     one.end()
-    assert [call.ends for call in calls] == [not call.gone for call in calls]
+    assert [call.completions for call in calls] == [not call.disconnected for call in calls]
 
 
 # Which process serves a request.
@@ -258,11 +262,11 @@ def test_failed_relaunch_does_not_remove_a_newer_group() -> None:
     listening = world.listen()
     world.run()
     world.backends[0].die()
-    world.launcher.slow = True
+    world.launcher.delays_launches = True
     world.run(RELISTEN_SECONDS)
     [(launched, _)] = world.launcher.waiting
-    listening.leave()
-    world.launcher.slow = False
+    listening.disconnect()
+    world.launcher.delays_launches = False
     world.call("a")
     world.run()
     launched.errback(Failure(CannotStart("no")))
@@ -298,9 +302,9 @@ def test_logging_request_is_served_under_steady_load() -> None:
     impatient = world.call("impatient", level="info")
     waiting = world.call("10")
     world.run()
-    assert not waiting.ends
+    assert not waiting.completions
     # A request whose client left holds nobody back.
-    impatient.leave()
+    impatient.disconnect()
     world.run()
     assert waiting.result["token"] == "10"
     backend.finish("9")
@@ -322,7 +326,7 @@ def test_waiting_logging_requests_do_not_starve_others() -> None:
     world.run(world.settings.queue_timeout)
     assert [each.result["token"] for each in calls] == [f"{number}" for number in range(5)]
     assert all(isinstance(each.refusal, ServerBusy) for each in logged)
-    assert not long.ends
+    assert not long.completions
     world.end()
 
 
@@ -337,7 +341,7 @@ def test_subscribers_do_not_affect_logging_requests(level: str | None) -> None:
     world.run()
     [process] = world.backends
     assert len(process.calls) == 1
-    logged.leave()
+    logged.disconnect()
     world.run()
     # It may still log for the cancelled request, which does not concern subscribers.
     world.listen(level=level)
@@ -360,16 +364,16 @@ def test_process_with_a_cancelled_logging_request_is_replaced_for_the_next() -> 
     world.listen()
     left = world.call("a", "wait", level="debug")
     world.run()
-    left.leave()
+    left.disconnect()
     ordinary = world.call("b", "wait")
     logged = world.call("c", "wait", level="debug")
     world.run(1)
     [first] = world.backends
     first.finish("b")
-    world.run(Scripted.stop_seconds)
+    world.run(ScriptedBackend.stop_seconds)
     assert ordinary.result["token"] == "b"
     [_, second] = world.backends
-    second.say({"method": "notifications/message", "params": {"level": "info", "data": "x"}})
+    second.write({"method": "notifications/message", "params": {"level": "info", "data": "x"}})
     second.finish("c")
     assert [each.get("method") for each in logged.lines] == ["notifications/message", None]
     world.end()
@@ -381,7 +385,7 @@ def test_exclusive_worker_that_does_not_list_its_tools_ends(leaves: bool) -> Non
     call = world.call("a")
     world.run()
     if leaves:
-        call.leave()
+        call.disconnect()
         world.run(CANCEL_SECONDS)
     else:
         world.run(world.settings.start_timeout)
@@ -402,9 +406,9 @@ def test_concurrent_worker_that_does_not_list_its_tools_takes_no_new_request() -
     world.request("prompts/get", {"name": "q"})
     world.run()
     [_, other] = world.backends
-    assert other.heard[-1]["params"]["name"] == "q"
+    assert other.received[-1]["params"]["name"] == "q"
     assert not hung.ended
-    busy.leave()
+    busy.disconnect()
     assert hung.ended
     world.end()
 
@@ -427,7 +431,7 @@ class Paged(Legacy):
         schema = {"type": "object", "properties": {"region": region}}
         page = {"tools": [{"name": "t", "inputSchema": schema}], "nextCursor": "2"}
         for message in asked:
-            self.answer(message["id"], {"tools": []} if "cursor" in message["params"] else page)
+            self.respond(message["id"], {"tools": []} if "cursor" in message["params"] else page)
 
 
 def test_partial_tools_list_is_not_taken_as_complete() -> None:
@@ -435,7 +439,7 @@ def test_partial_tools_list_is_not_taken_as_complete() -> None:
     world = World(Paged, limit=1)
     left = world.call("a")
     world.run()
-    left.leave()
+    left.disconnect()
     call = world.request("tools/call", {"name": "t", "arguments": {"token": "b", "region": "eu"}})
     world.run()
     for _ in range(2):
@@ -452,14 +456,14 @@ ways = pytest.mark.parametrize(("kind", "known"), [(Legacy, True), (Modern, True
 
 
 @ways
-def test_launch_survives_clients_that_give_up(kind: type[Scripted], known: bool) -> None:
+def test_launch_survives_clients_that_give_up(kind: type[ScriptedBackend], known: bool) -> None:
     """The server starts once, and serves the client that is there when it is ready."""
     world = World(kind, limit=1, concurrency=1, known=known, probe_timeout=30)
-    world.launcher.slow = True
+    world.launcher.delays_launches = True
     for token in "ab":
         call = world.call(token)
         world.run(5)
-        call.leave()
+        call.disconnect()
     world.launcher.finish()
     world.run()
     last = world.call("c")
@@ -474,7 +478,7 @@ def test_launch_survives_clients_that_give_up(kind: type[Scripted], known: bool)
     [(Modern, None, 15), (Modern, False, 8), (Legacy, None, 15), (Legacy, True, 8)],
 )
 def test_probe_survives_clients_that_give_up(
-    kind: type[Scripted], known: bool | None, seconds: int
+    kind: type[ScriptedBackend], known: bool | None, seconds: int
 ) -> None:
     """
     Also if the server starts more slowly than its clients wait, and its era is not the one
@@ -482,9 +486,9 @@ def test_probe_survives_clients_that_give_up(
     """
 
     class Slow(kind):  # type: ignore[misc,valid-type]
-        def _hear(self, message: dict[str, Any]) -> None:
+        def _receive(self, message: dict[str, Any]) -> None:
             first = message.get("method") in ("initialize", "server/discover")
-            self.clock.callLater(seconds if first else 0, super()._hear, message)
+            self.clock.callLater(seconds if first else 0, super()._receive, message)
 
     world = World(Slow, limit=2, known=False)
     world.era.modern = known
@@ -492,9 +496,9 @@ def test_probe_survives_clients_that_give_up(
         call = world.call("a")
         for _ in range(6):
             world.run(1)
-        if call.ends:
+        if call.completions:
             break
-        call.leave()
+        call.disconnect()
     assert call.result["token"] == "a"
     world.end()
 
@@ -510,20 +514,22 @@ def test_changed_server_is_probed_again_after_its_client_left() -> None:
     world.launcher.kind = Older
     call = world.call("a")
     world.run(1)
-    call.leave()
+    call.disconnect()
     world.run(world.settings.start_timeout)
     assert world.era.modern is None
     world.end()
 
 
-@pytest.mark.parametrize("how", ["slow", "mute"])
+@pytest.mark.parametrize("how", ["delays_launches", "silent"])
 @ways
-def test_abandoned_launch_ends_with_the_bridge(kind: type[Scripted], known: bool, how: str) -> None:
+def test_abandoned_launch_ends_with_the_bridge(
+    kind: type[ScriptedBackend], known: bool, how: str
+) -> None:
     world = World(kind, known=known)
     setattr(world.launcher, how, True)
     call = world.call("a")
     world.run()
-    call.leave()
+    call.disconnect()
     world.run(1)
     assert world.limiter.taken == 1
     world.end()
@@ -531,13 +537,13 @@ def test_abandoned_launch_ends_with_the_bridge(kind: type[Scripted], known: bool
 
 @ways
 def test_defect_in_an_abandoned_launch_is_logged(
-    kind: type[Scripted], known: bool, logged_failures: list[Failure]
+    kind: type[ScriptedBackend], known: bool, logged_failures: list[Failure]
 ) -> None:
     """The next request is served."""
     world = World(kind, known=known)
-    world.launcher.slow = True
-    world.call("a").leave()
-    world.launcher.slow = False
+    world.launcher.delays_launches = True
+    world.call("a").disconnect()
+    world.launcher.delays_launches = False
     [(launched, _)] = world.launcher.waiting
     defect = RuntimeError("a defect")
     launched.errback(Failure(defect))

@@ -15,7 +15,7 @@ from mcpbridge.errors import (
     ShuttingDown,
 )
 from mcpbridge.mcp.tasks import POLL_SECONDS, RESULT_SECONDS
-from tests.fakes import ABLE_TASKS, Call, Legacy, Modern, WithTasks, World
+from tests.fakes import CAPABILITIES_WITH_TASKS, Call, Legacy, Modern, WithTasks, World
 
 
 @pytest.fixture
@@ -33,14 +33,18 @@ def begin(world: World, token: str = "a", **options: Any) -> str:
 
 def task(world: World, token: str = "a", *, identity: str = "", **arguments: Any) -> Call:
     params = {"name": "t", "arguments": {"token": token, "do": "task", **arguments}}
-    call = world.request("tools/call", params, able=ABLE_TASKS, identity=identity)
+    call = world.request(
+        "tools/call", params, capabilities=CAPABILITIES_WITH_TASKS, identity=identity
+    )
     world.run()
     return call
 
 
 def ask(world: World, method: str, ident: str, *, identity: str = "", **params: Any) -> Call:
     params = {"taskId": ident, **params}
-    call = world.request(f"tasks/{method}", params, able=ABLE_TASKS, identity=identity)
+    call = world.request(
+        f"tasks/{method}", params, capabilities=CAPABILITIES_WITH_TASKS, identity=identity
+    )
     world.run()
     return call
 
@@ -48,7 +52,9 @@ def ask(world: World, method: str, ident: str, *, identity: str = "", **params: 
 def test_tasks_with_equal_backend_ids_are_kept_apart() -> None:
     world = World(WithTasks, concurrency=2)
     params = [{"name": "t", "arguments": {"token": f"{each}", "do": "task"}} for each in range(6)]
-    calls = [world.request("tools/call", each, able=ABLE_TASKS) for each in params]
+    calls = [
+        world.request("tools/call", each, capabilities=CAPABILITIES_WITH_TASKS) for each in params
+    ]
     world.run()
     assert len(world.live) > 1
     idents = [each.result["taskId"] for each in calls]
@@ -96,7 +102,7 @@ def test_foreign_and_unknown_tasks_are_refused_alike(world: World, method: str) 
         assert (each.status, str(each)) == (foreign.status, str(foreign))
     # Nothing reached the process, and none was started for it.
     [backend] = world.live
-    assert not any(each["method"].startswith("tasks/") for each in backend.heard)
+    assert not any(each["method"].startswith("tasks/") for each in backend.received)
     assert ask(world, "get", ident, identity="x").result["status"] == "working"
 
 
@@ -153,7 +159,7 @@ def test_bridge_polls_a_task_that_no_client_polls() -> None:
     begin(world, seconds=8)
     for _ in range(int(POLL_SECONDS + 2)):
         world.run(1)
-    assert world.live[0].heard[-1]["method"] == "tasks/get"
+    assert world.live[0].received[-1]["method"] == "tasks/get"
     for _ in range(int(RESULT_SECONDS - 2)):
         world.run(1)
     assert len(world.live) == 1
@@ -168,7 +174,7 @@ def test_task_lifetime_is_bounded_by_its_ttl_and_by_task_timeout(how: str) -> No
     kind = type("Short", (WithTasks,), {"ttl_ms": 20_000 if how == "ttl" else None})
     world = World(kind, idle_timeout=4, task_timeout=3600 if how == "ttl" else 20)
     begin(world)
-    world.live[0].mute = True
+    world.live[0].silent = True
     for _ in range(20):
         world.run(1)
     assert len(world.live) == 1
@@ -195,10 +201,10 @@ def test_bridge_polls_again_after_a_full_pipe(world: World) -> None:
     for _ in range(int(POLL_SECONDS + 1)):
         world.run(1)
     backend.busy = False
-    heard = len(backend.heard)
+    heard = len(backend.received)
     for _ in range(int(POLL_SECONDS + 1)):
         world.run(1)
-    assert [each["method"] for each in backend.heard[heard:]] == ["tasks/get"]
+    assert [each["method"] for each in backend.received[heard:]] == ["tasks/get"]
 
 
 def test_process_with_a_task_is_neither_evicted_nor_replaced_for_its_age() -> None:
@@ -241,10 +247,10 @@ def test_logging_request_gets_a_process_without_a_task() -> None:
     assert [each["token"] for each in second.calls.values()] == ["b"]
     assert [each["token"] for each in first.calls.values()] == ["c"]
     for backend in (first, second):
-        backend.say({"method": "notifications/message", "params": {"level": "info", "data": "x"}})
+        backend.write({"method": "notifications/message", "params": {"level": "info", "data": "x"}})
     assert [len(each.lines) for each in calls] == [1, 0]
     for each in calls:
-        each.leave()
+        each.disconnect()
     world.end()
 
 
@@ -256,7 +262,7 @@ def test_tasks_end_with_their_process(world: World, polling: bool) -> None:
     ident = begin(world)
     [backend] = world.live
     if polling:
-        backend.mute = True
+        backend.silent = True
         world.run(POLL_SECONDS + 1)
     waiting = ask(world, "get", ident) if polling else None
     backend.die()
@@ -268,11 +274,11 @@ def test_tasks_end_with_their_process(world: World, polling: bool) -> None:
 def test_abandoned_poll_is_cancelled(world: World) -> None:
     ident = begin(world)
     [backend] = world.live
-    backend.mute = True
+    backend.silent = True
     asking = ask(world, "get", ident)
-    asking.leave()
+    asking.disconnect()
     world.run()
-    assert backend.heard[-1]["method"] == "notifications/cancelled"
+    assert backend.received[-1]["method"] == "notifications/cancelled"
 
 
 def test_task_requests_are_refused_while_the_bridge_stops(world: World) -> None:

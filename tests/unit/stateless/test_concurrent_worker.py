@@ -55,11 +55,11 @@ def test_answers_in_one_read_admit_as_many_requests() -> None:
     calls = [world.call(f"{number}", "wait") for number in range(8)]
     world.run()
     [backend] = world.live
-    backend.say(*({"id": each, "result": {}} for each in list(backend.calls)))
+    backend.write(*({"id": each, "result": {}} for each in list(backend.calls)))
     backend.calls.clear()
     world.run()
     assert len(backend.calls) == 4
-    assert [each.ends for each in calls] == [1] * 4 + [0] * 4
+    assert [each.completions for each in calls] == [1] * 4 + [0] * 4
     world.end()
 
 
@@ -70,7 +70,7 @@ def test_launching_request_does_not_exceed_the_concurrency() -> None:
     waiting = [world.call(f"{number}", "wait") for number in range(3)]
     world.live[0].finish("a")
     world.run(1)
-    assert first.ends
+    assert first.completions
     [backend] = world.live
     assert len(backend.calls) == 1
     assert len(waiting) == 3
@@ -87,11 +87,13 @@ def test_logging_request_has_a_process_to_itself(world: World) -> None:
     assert sorted(told) == [["a"], ["b", "d"], ["c"]]
     for backend in world.live:
         data = next(iter(backend.calls.values()))["token"]
-        backend.say({"method": "notifications/message", "params": {"level": "info", "data": data}})
+        backend.write(
+            {"method": "notifications/message", "params": {"level": "info", "data": data}}
+        )
     logs = [[line["params"]["data"] for line in each.lines] for each in calls]
     assert logs == [["a"], [], ["c"], []]
     for each in calls:
-        each.leave()
+        each.disconnect()
 
 
 def test_each_identity_has_its_own_process(world: World) -> None:
@@ -100,7 +102,7 @@ def test_each_identity_has_its_own_process(world: World) -> None:
     assert [each.result["token"] for each in calls] == list("xyxy")
     assert len(world.live) == 2
     for backend in world.live:
-        called = [each for each in backend.heard if each["method"] == "tools/call"]
+        called = [each for each in backend.received if each["method"] == "tools/call"]
         assert len({each["params"]["arguments"]["token"] for each in called}) == 1
 
 
@@ -127,11 +129,11 @@ def test_many_requests_wait_for_the_first_process() -> None:
 
 def test_requests_waiting_for_a_launch_count_as_waiting() -> None:
     world = World(Modern, max_waiting_requests=2)
-    world.launcher.slow = True
+    world.launcher.delays_launches = True
     calls = [world.call(f"{number}") for number in range(4)]
-    assert [each.ends for each in calls] == [0, 0, 0, 1]
+    assert [each.completions for each in calls] == [0, 0, 0, 1]
     assert isinstance(calls[3].refusal, ServerBusy)
-    world.launcher.slow = False
+    world.launcher.delays_launches = False
     world.launcher.finish()
     world.run()
     assert [each.result["token"] for each in calls[:3]] == ["0", "1", "2"]
@@ -150,7 +152,7 @@ def test_client_may_leave_at_any_time(do: str, turns: int, aborted: bool, known:
     call = world.call("a", do)
     for _ in range(turns):
         world.clock.advance(0.1)
-    call.leave(aborted=aborted)
+    call.disconnect(aborted=aborted)
     other = world.call("b")
     for _ in range(20):
         world.run(0.1)
@@ -163,10 +165,10 @@ def test_leaving_client_cancels_its_request(world: World) -> None:
     world.run()
     [backend] = world.live
     [ident] = [each for each, arguments in backend.calls.items() if arguments["token"] == "a"]
-    call.leave()
+    call.disconnect()
     world.run()
-    assert backend.heard[-1]["method"] == "notifications/cancelled"
-    backend.say({"id": ident, "result": {"token": "a"}})
+    assert backend.received[-1]["method"] == "notifications/cancelled"
+    backend.write({"id": ident, "result": {"token": "a"}})
     backend.finish("b")
     assert other.result["token"] == "b"
 
@@ -176,14 +178,14 @@ def test_abandoned_tools_list_is_cancelled(world: World) -> None:
     world.request("server/discover")
     world.run()
     [backend] = world.live
-    backend.mute = True
+    backend.silent = True
     call = world.call("a")
     world.run()
-    call.leave()
+    call.disconnect()
     late = world.call("b")
     world.run(world.settings.start_timeout)
     assert isinstance(late.refusal, BackendFailed)
-    cancelled = [each for each in backend.heard if each["method"] == "notifications/cancelled"]
+    cancelled = [each for each in backend.received if each["method"] == "notifications/cancelled"]
     assert len(cancelled) == 2
     world.run(world.settings.idle_timeout)
     assert not world.live
@@ -230,19 +232,19 @@ def test_request_to_a_process_that_just_ended_is_refused(world: World) -> None:
 @pytest.mark.parametrize("method", ["server/discover", "tools/list", "tools/call"])
 def test_process_that_dies_or_hangs_fails_its_request(method: str, how: str) -> None:
     class Fails(Modern):
-        def _hear(self, message: dict[str, Any]) -> None:
+        def _receive(self, message: dict[str, Any]) -> None:
             if message.get("method") == method:
                 if how == "dies":
                     self.die()
             else:
-                super()._hear(message)
+                super()._receive(message)
 
     world = World(Fails, limit=1)
     call = world.call("a")
     world.run(1)
     world.run(world.settings.start_timeout)
     if (how, method) == ("mute", "tools/call"):
-        call.leave()
+        call.disconnect()
     else:
         assert isinstance(call.refusal, BackendFailed | BackendEnded)
     assert (str(world.pool.backoff) == "ready") is (method != "server/discover")
@@ -320,7 +322,7 @@ def test_bridge_may_stop_at_any_time(turns: int) -> None:
         world.clock.advance(0.05)
     world.stop()
     world.run(1)
-    assert [each.ends for each in calls] == [1] * 3
+    assert [each.completions for each in calls] == [1] * 3
     assert world.limiter.taken == 0
     assert world.clock.getDelayedCalls() == []
     assert isinstance(world.call("d").refusal, ShuttingDown)
@@ -342,13 +344,13 @@ def test_subscription_outlives_its_process_with_one_acknowledgement(world: World
     world.run(RELISTEN_SECONDS)
     world.run()
     [backend] = world.live
-    listens = [each["id"] for each in backend.heard if each["method"] == "subscriptions/listen"]
+    listens = [each["id"] for each in backend.received if each["method"] == "subscriptions/listen"]
     for each in listens:
-        backend.note(each, "notifications/tools/list_changed")
+        backend.notify(each, "notifications/tools/list_changed")
     assert [each["method"] for each in call.lines[1:]] == ["notifications/tools/list_changed"]
-    call.leave()
+    call.disconnect()
     world.run()
-    assert backend.heard[-1]["method"] == "notifications/cancelled"
+    assert backend.received[-1]["method"] == "notifications/cancelled"
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -361,7 +363,7 @@ def test_client_may_leave_or_bridge_may_stop_during_a_resubscription(
     call = world.listen()
     world.run()
     world.live[0].die()
-    world.launcher.slow = True
+    world.launcher.delays_launches = True
     world.run(0.5)
     for _ in range(turns):
         world.clock.advance(0.2)
@@ -369,7 +371,7 @@ def test_client_may_leave_or_bridge_may_stop_during_a_resubscription(
         world.stop()
         assert call.result["resultType"] == "complete"
     else:
-        call.leave()
+        call.disconnect()
         # A launch goes on for the next request; this one never finishes.
         world.run(LAUNCH_SECONDS)
         assert world.limiter.taken == 0
@@ -382,8 +384,8 @@ def test_subscriber_keeps_its_process_without_the_bridges_own_subscription(world
     world.listen()
     world.run()
     [backend] = world.live
-    own = next(each["id"] for each in backend.heard if each["method"] == "subscriptions/listen")
-    backend.answer(own, {"resultType": "complete"})
+    own = next(each["id"] for each in backend.received if each["method"] == "subscriptions/listen")
+    backend.respond(own, {"resultType": "complete"})
     world.call("a")
     world.run(world.settings.idle_timeout)
     assert world.live == [backend]
@@ -418,7 +420,7 @@ def test_logging_request_replaces_only_a_process_of_its_own_identity(identity: s
     cancelled = world.call("b", "wait", level="debug", identity="x")
     world.run()
     [muddled] = world.live
-    cancelled.leave()
+    cancelled.disconnect()
     world.run()
     logging = world.call("c", level="debug", identity=identity)
     world.run(1)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from mcpbridge.config.tuning import COLLECT_SECONDS
 from mcpbridge.errors import BackendFailed, MethodNotFound, ServerBusy
 from tests.examples import examples
-from tests.fakes import Call, Legacy, Modern, Scripted, World
+from tests.fakes import Call, Legacy, Modern, ScriptedBackend, World
 
 
 @pytest.mark.parametrize("kind", [Legacy, Modern])
 @pytest.mark.parametrize("limit", [1, 4])
-def test_era_is_probed_once(kind: type[Scripted], limit: int) -> None:
+def test_era_is_probed_once(kind: type[ScriptedBackend], limit: int) -> None:
     world = World(kind, limit=limit, known=False)
     calls = [world.call(f"{number}") for number in range(5)]
     for _ in range(5):
@@ -26,7 +26,7 @@ def test_era_is_probed_once(kind: type[Scripted], limit: int) -> None:
     probes = [
         each
         for backend in world.backends
-        for each in backend.heard
+        for each in backend.received
         if each.get("method") == "server/discover"
     ]
     assert len(probes) == 1
@@ -40,9 +40,9 @@ def test_server_without_a_valid_discover_result_is_legacy(how: str) -> None:
             if how == "dies":
                 self.die()
             elif how == "nonsense":
-                self.answer(message["id"], {"supportedVersions": 1})
+                self.respond(message["id"], {"supportedVersions": 1})
             elif how == "of another time":
-                self.answer(message["id"], {"supportedVersions": ["2099-01-01"]})
+                self.respond(message["id"], {"supportedVersions": ["2099-01-01"]})
 
     world = World(Odd, limit=1, known=False)
     call = world.call("a")
@@ -66,11 +66,11 @@ def test_probed_process_that_does_not_exit_delays_nobody() -> None:
 
 def test_probe_survives_the_client_that_caused_it() -> None:
     world = World(Modern, known=False)
-    world.launcher.mute = True
+    world.launcher.silent = True
     first, second = world.call("a"), world.call("b")
     world.run()
-    world.launcher.mute = False
-    first.leave()
+    world.launcher.silent = False
+    first.disconnect()
     world.run(world.settings.probe_timeout)
     for _ in range(4):
         world.run(1)
@@ -80,7 +80,7 @@ def test_probe_survives_the_client_that_caused_it() -> None:
 
 def test_probe_waits_for_capacity_that_is_about_to_be_free() -> None:
     world = World(Legacy, limit=1, known=False)
-    world.call("a").leave()
+    world.call("a").disconnect()
     call = world.call("b")
     for _ in range(4):
         world.run(1)
@@ -101,9 +101,9 @@ def test_request_is_refused_when_sessions_use_all_capacity() -> None:
 
 def test_launch_whose_client_left_serves_the_next_request() -> None:
     world = World(Legacy, limit=1)
-    world.launcher.slow = True
+    world.launcher.delays_launches = True
     first, second = world.call("a"), world.call("b")
-    first.leave()
+    first.disconnect()
     [(launched, backend)] = world.launcher.waiting
     launched.callback(backend)
     world.run()
@@ -120,11 +120,11 @@ def test_capacity_freed_by_another_server_wakes_a_waiting_request() -> None:
     one.run()
     waiting = other.call("c")
     one.run()
-    assert not waiting.ends
+    assert not waiting.completions
     one.live[0].die()
     one.run(1)
     assert waiting.result["token"] == "c"
-    blocking.leave()
+    blocking.disconnect()
     one.stop()
     other.stop()
     one.run(1)
@@ -145,7 +145,7 @@ def test_server_of_neither_era_is_given_up() -> None:
 
     class Neither(Modern):
         def discover(self, message: dict[str, Any]) -> None:
-            self.refuse(message["id"])
+            self.respond_with_error(message["id"])
 
     world = World(Neither, known=False)
     call = world.call("a")
@@ -157,7 +157,9 @@ def test_server_of_neither_era_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("kinds", [(Legacy, Modern), (Modern, Legacy)])
-def test_server_may_change_its_era(kinds: tuple[type[Scripted], type[Scripted]]) -> None:
+def test_server_may_change_its_era(
+    kinds: tuple[type[ScriptedBackend], type[ScriptedBackend]],
+) -> None:
     world = World(kinds[0], known=False)
     old = [world.call(f"{number}", "wait") for number in range(2)]
     world.run(1)
@@ -187,7 +189,7 @@ def test_modern_server_taken_for_a_legacy_one_is_detected(
 
     class Newer(Modern):
         def initialize(self, message: dict[str, Any]) -> None:
-            self.say({"id": message["id"], "error": {"message": "no", **error}})
+            self.write({"id": message["id"], "error": {"message": "no", **error}})
 
     world = World(Newer, known=False)
     world.era.modern = False
@@ -214,7 +216,7 @@ STEPS = st.lists(
 class Scenario:
     """Several clients, and the events of a random sequence."""
 
-    def __init__(self, kind: type[Scripted], **changes: Any) -> None:
+    def __init__(self, kind: type[ScriptedBackend], **changes: Any) -> None:
         self.world = World(kind, limit=3, known=False, queue_timeout=8, input_timeout=30, **changes)
         self.calls: list[tuple[str, Call]] = []
         self.retried: set[str] = set()
@@ -231,9 +233,11 @@ class Scenario:
         elif what == "listen":
             self.calls.append(("", world.listen(identity="xy"[which % 2])))
         elif what in ("leave", "drop"):
-            running = [call for _, call in self.calls if not call.ends and not call.gone]
+            running = [
+                call for _, call in self.calls if not call.completions and not call.disconnected
+            ]
             if running:
-                running[which % len(running)].leave(aborted=what == "leave")
+                running[which % len(running)].disconnect(aborted=what == "leave")
         elif what == "retry":
             self.retry(which)
         elif what == "time":
@@ -243,8 +247,8 @@ class Scenario:
         elif what == "turn":
             world.clock.advance(0)
         elif what == "slow":
-            world.launcher.slow = not world.launcher.slow
-            while world.launcher.waiting and not world.launcher.slow:
+            world.launcher.delays_launches = not world.launcher.delays_launches
+            while world.launcher.waiting and not world.launcher.delays_launches:
                 world.launcher.finish()
         elif world.live:
             self.harm(what, world.live[which % len(world.live)])
@@ -256,7 +260,7 @@ class Scenario:
         elif what == "drain" and backend in self.there():
             backend.close_input()
         elif what == "mute":
-            backend.mute = not backend.mute
+            backend.silent = not backend.silent
         elif what == "finish" and backend.calls and backend in self.there():
             backend.finish(next(iter(backend.calls.values()))["token"])
 
@@ -268,7 +272,7 @@ class Scenario:
         suspended = [
             (token, call)
             for token, call in self.calls
-            if call.ends
+            if call.completions
             and call.lines
             and call.lines[-1].get("result", {}).get("resultType") == "input_required"
         ]
@@ -282,7 +286,7 @@ class Scenario:
         assert world.limiter.taken == len(world.pool.unclosed) + len(world.pool.launching)
         assert world.limiter.taken <= 3
         for token, call in self.calls:
-            assert call.ends <= 1
+            assert call.completions <= 1
             for line in call.lines:
                 text = str(line)
                 others = [other for other, _ in self.calls if other and other != token]
@@ -295,13 +299,13 @@ class Scenario:
     def finish(self) -> None:
         """Let every process finish, stop the bridge, and check that each remaining call ended."""
         world = self.world
-        world.launcher.slow = False
+        world.launcher.delays_launches = False
         while world.launcher.waiting:
             world.launcher.finish()
         for _ in range(30):
             world.run(1)
             for backend in self.there():
-                backend.mute = False
+                backend.silent = False
                 for arguments in list(backend.calls.values()):
                     if arguments.get("do") == "wait":
                         backend.finish(arguments["token"])
@@ -309,7 +313,7 @@ class Scenario:
         world.stop()
         world.run(1)
         for _, call in self.calls:
-            assert call.ends == (not call.gone)
+            assert call.completions == (not call.disconnected)
         world.end()
 
 
@@ -321,7 +325,7 @@ class Scenario:
     st.sampled_from([1, 2, 16]),
 )
 def test_every_call_gets_its_own_answer_and_ends_once(
-    steps: list[tuple[str, int]], kind: type[Scripted], reuse: str, concurrency: int
+    steps: list[tuple[str, int]], kind: type[ScriptedBackend], reuse: str, concurrency: int
 ) -> None:
     """In any sequence of events, and nothing is left at the end."""
     scenario = Scenario(kind, reuse=reuse, concurrency=concurrency)
@@ -345,11 +349,11 @@ def test_scenario_can_ask_and_answer_a_question() -> None:
 
 @pytest.mark.parametrize("kind", [Legacy, Modern])
 @pytest.mark.parametrize("shown", [True, False])
-def test_stderr_of_a_failed_start_is_in_the_error(kind: type[Scripted], shown: bool) -> None:
+def test_stderr_of_a_failed_start_is_in_the_error(kind: type[ScriptedBackend], shown: bool) -> None:
     """If the setting allows it."""
 
     class Dies(kind):  # type: ignore[misc,valid-type]
-        def _hear(self, message: dict[str, Any]) -> None:
+        def _receive(self, message: dict[str, Any]) -> None:
             if not self.ended:
                 self.receiver.diagnostics_received([b"KEY is not set"])
                 self.die()

@@ -41,7 +41,7 @@ def world() -> Any:
 def suspended(world: World, token: str, **options: Any) -> Any:
     call = world.call(token, "ask", **options)
     world.run(COLLECT_SECONDS)
-    assert call.question == token
+    assert call.elicitation_message == token
     return call
 
 
@@ -64,7 +64,7 @@ def test_concurrent_calls_get_their_own_questions_and_answers(count: int, reuse:
         calls = [world.call(each, "ask") for each in tokens]
         world.run(COLLECT_SECONDS)
         world.run(1)
-        assert [each.question for each in calls] == tokens
+        assert [each.elicitation_message for each in calls] == tokens
         retries = [call.retry(f"for {token}") for call, token in zip(calls, tokens, strict=True)][
             ::-1
         ]
@@ -72,12 +72,12 @@ def test_concurrent_calls_get_their_own_questions_and_answers(count: int, reuse:
         got = [(each.result["token"], each.result["given"]) for each in retries]
         assert got == [(token, f"for {token}") for token in tokens][::-1]
     if reuse == "never":
-        assert all(len(each.asked) + len(_called(each)) <= 1 for each in world.backends)
+        assert all(len(each.open_requests) + len(_called(each)) <= 1 for each in world.backends)
     world.end()
 
 
 def _called(backend: Any) -> list[Any]:
-    return [each for each in backend.heard if each.get("method") == "tools/call"]
+    return [each for each in backend.received if each.get("method") == "tools/call"]
 
 
 def test_messages_read_with_an_answer_do_not_reach_the_next_call() -> None:
@@ -90,7 +90,7 @@ def test_messages_read_with_an_answer_do_not_reach_the_next_call() -> None:
     [backend] = world.live
     [ident] = backend.calls
     question = {"message": "a", "requestedSchema": {"type": "object"}}
-    backend.say(
+    backend.write(
         {"id": ident, "result": {"token": "a"}},
         {"id": "late", "method": "elicitation/create", "params": question},
         {"method": "notifications/message", "params": {"level": "error", "data": "a"}},
@@ -101,11 +101,11 @@ def test_messages_read_with_an_answer_do_not_reach_the_next_call() -> None:
     world.run()
     assert second.result["token"] == "b"
     assert len(second.lines) == 1
-    assert any(each.get("id") == "late" and "error" in each for each in backend.heard)
+    assert any(each.get("id") == "late" and "error" in each for each in backend.received)
     world.end()
 
 
-@pytest.mark.parametrize("other", [{"identity": "other"}, {"able": {}}])
+@pytest.mark.parametrize("other", [{"identity": "other"}, {"capabilities": {}}])
 def test_other_identity_or_capabilities_have_their_own_process(world: World, other: Any) -> None:
     world.call("a")
     world.run()
@@ -247,7 +247,7 @@ def test_question_of_a_process_that_closed_stdin_is_not_asked(world: World) -> N
     backend.close_input()
     backend.ask(next(iter(backend.calls)), {"token": "a"})
     world.run(COLLECT_SECONDS)
-    assert not call.ends
+    assert not call.completions
     backend.die()
     assert isinstance(call.refusal, BackendEnded)
 
@@ -257,7 +257,7 @@ def test_process_that_closes_stdin_while_asking_ends_its_call(world: World) -> N
     world.run()
     world.run()
     [backend] = world.live
-    assert backend.asked
+    assert backend.open_requests
     backend.close_input()
     world.run(COLLECT_SECONDS)
     backend.die()
@@ -276,12 +276,12 @@ def test_client_may_leave_at_any_time(do: str, turns: int, aborted: bool, known:
     call = world.call("a", do)
     for _ in range(turns):
         world.clock.advance(0.1)
-    call.leave(aborted=aborted)
+    call.disconnect(aborted=aborted)
     other = world.call("b", "ask")
     for _ in range(40):
         world.run(0.1)
-    if call.gone or do != "ask":
-        assert other.question == "b"
+    if call.disconnected or do != "ask":
+        assert other.elicitation_message == "b"
         retry = other.retry("x")
         world.run(1)
         assert retry.result["given"] == "x"
@@ -294,10 +294,10 @@ def test_cancelled_request_frees_its_worker(world: World, polite: bool) -> None:
     call = world.call("a", "wait")
     world.run(1)
     [backend] = world.live
-    backend.polite = polite
-    call.leave()
+    backend.answers_cancelled = polite
+    call.disconnect()
     world.run()
-    assert backend.heard[-1]["method"] == "notifications/cancelled"
+    assert backend.received[-1]["method"] == "notifications/cancelled"
     world.run(CANCEL_SECONDS)
     assert (world.live == [backend]) is polite
     other = world.call("b")
@@ -310,11 +310,11 @@ def test_worker_of_a_cancelled_request_serves_nobody_until_it_answers(world: Wor
     call = world.call("a", "wait")
     world.run(1)
     [backend] = world.live
-    backend.polite = False
-    call.leave()
+    backend.answers_cancelled = False
+    call.disconnect()
     other = world.call("b", "ask")
     world.run(0.2)
-    assert other.question == "b"
+    assert other.elicitation_message == "b"
     backend.ask(next(iter(backend.calls)), {"token": "a"})
     backend.finish("a")
     world.run()
@@ -332,7 +332,7 @@ def test_bridge_may_stop_at_any_time(turns: int) -> None:
         world.clock.advance(0.05)
     world.stop()
     world.run(1)
-    assert [each.ends for each in calls] == [1] * 4
+    assert [each.completions for each in calls] == [1] * 4
     assert world.limiter.taken == 0
     assert world.clock.getDelayedCalls() == []
     late = world.call("d")
@@ -359,19 +359,19 @@ def test_process_that_dies_or_hangs_fails_its_request(method: str, how: str) -> 
     """Whenever it does, the client gets an error and the capacity is free again."""
 
     class Fails(Legacy):
-        def _hear(self, message: dict[str, Any]) -> None:
+        def _receive(self, message: dict[str, Any]) -> None:
             if message.get("method") == method:
                 if how == "dies":
                     self.die()
             else:
-                super()._hear(message)
+                super()._receive(message)
 
     world = World(Fails, limit=1)
     call = world.call("a")
     world.run(1)
     world.run(world.settings.start_timeout)
     if (how, method) == ("mute", "tools/call"):
-        call.leave()
+        call.disconnect()
     else:
         assert isinstance(call.refusal, BackendFailed | BackendEnded)
     world.run(CANCEL_SECONDS)
@@ -434,7 +434,7 @@ def test_queue_keeps_order_and_is_bounded_in_number_and_time() -> None:
     late = world.call("f")
     world.run(10)
     assert isinstance(late.refusal, ServerBusy)
-    blocking.leave()
+    blocking.disconnect()
     world.end()
 
 
@@ -450,7 +450,7 @@ def test_request_that_cannot_use_a_free_worker_does_not_block_others() -> None:
     world.run()
     assert busy.result["token"] == "a"
     assert same.result["token"] == "c"
-    assert not other.ends
+    assert not other.completions
     world.end()
 
 
@@ -458,15 +458,15 @@ def test_woken_request_that_leaves_wakes_the_next() -> None:
     world = World(Legacy, limit=1)
     first = world.call("a", "wait")
     world.run(1)
-    world.launcher.slow = True
+    world.launcher.delays_launches = True
     second, third = world.call("b", identity="y"), world.call("c", identity="y")
-    first.leave()
+    first.disconnect()
     world.run(CANCEL_SECONDS)
     world.run(1)
     assert len(world.launcher.waiting) == 1
-    second.leave()
+    second.disconnect()
     world.run()
-    world.launcher.slow = False
+    world.launcher.delays_launches = False
     world.launcher.finish()
     world.run(1)
     world.run(1)
@@ -502,16 +502,16 @@ def test_subscription_outlives_its_process_with_one_acknowledgement(world: World
     world.run(RELISTEN_SECONDS)
     world.run(1)
     [second] = world.live
-    assert any(each.get("method") == "resources/subscribe" for each in second.heard)
+    assert any(each.get("method") == "resources/subscribe" for each in second.received)
     # Nobody knows what changed in between.
     changes = ["notifications/tools/list_changed", "notifications/resources/updated"]
     assert [each["method"] for each in call.lines[1:]] == changes
     assert call.lines[2]["params"]["uri"] == "file:///a"
-    second.say({"method": "notifications/resources/updated", "params": {"uri": "file:///a"}})
+    second.write({"method": "notifications/resources/updated", "params": {"uri": "file:///a"}})
     assert [each["method"] for each in call.lines[3:]] == ["notifications/resources/updated"]
-    call.leave()
+    call.disconnect()
     world.run()
-    assert any(each.get("method") == "resources/unsubscribe" for each in second.heard)
+    assert any(each.get("method") == "resources/unsubscribe" for each in second.received)
     group = next(iter(world.stateless._exclusive._groups.values()))
     assert group.workers
 
@@ -528,7 +528,7 @@ def test_subscription_moves_on_when_its_last_process_is_worn(world: World) -> No
     world.run()
     [backend] = world.live
     told = len(listening.lines)
-    backend.say({"method": "notifications/tools/list_changed"})
+    backend.write({"method": "notifications/tools/list_changed"})
     assert len(listening.lines) == told + 1
     world.end()
 
@@ -536,7 +536,7 @@ def test_subscription_moves_on_when_its_last_process_is_worn(world: World) -> No
 def test_client_that_leaves_before_it_is_subscribed_leaves_nothing(world: World) -> None:
     world.launcher.kind = Telling
     call = world.listen()
-    call.leave(aborted=False)
+    call.disconnect(aborted=False)
     world.run(1)
     [group] = world.stateless._exclusive._groups.values()
     assert group.subscribers == {}
@@ -577,8 +577,8 @@ def test_resubscription_to_a_crashing_server_is_backed_off() -> None:
         world.clock.advance(1)
     # One is started for the subscriber, and one to see whether the server is at fault.
     assert len(world.backends) < 2 * 80
-    assert not call.ends
-    call.leave()
+    assert not call.completions
+    call.disconnect()
     world.end()
 
 

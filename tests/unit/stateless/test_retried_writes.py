@@ -29,7 +29,7 @@ def test_subscription_is_sent_when_the_pipe_has_room(works: bool) -> None:
     assert [each.told for each in world.live] == [[("file:///a", True)]] * (1 + works)
     for each in world.live:
         each.busy = True
-    listening.leave()
+    listening.disconnect()
     world.end()
 
 
@@ -39,7 +39,7 @@ def test_cancellation_is_sent_when_the_pipe_has_room() -> None:
     call = world.call("a", "wait")
     world.run()
     process.busy = True
-    call.leave()
+    call.disconnect()
     world.run(SAY_AGAIN_SECONDS)
     process.busy = False
     world.run(SAY_AGAIN_SECONDS)
@@ -47,7 +47,7 @@ def test_cancellation_is_sent_when_the_pipe_has_room() -> None:
     call = world.call("b", "wait")
     world.run()
     process.busy = True
-    call.leave()
+    call.disconnect()
     world.end()
 
 

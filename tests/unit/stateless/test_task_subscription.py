@@ -10,7 +10,7 @@ from mcpbridge.config.tuning import RELISTEN_SECONDS
 from mcpbridge.errors import BackendBusy, BackendFailed, InvalidParams, MissingCapability, Refused
 from mcpbridge.mcp.modern_request import SUBSCRIPTION_ID
 from mcpbridge.stateless.task_subscription import ACKNOWLEDGE_SECONDS, MAX_BEFORE_ACKNOWLEDGED
-from tests.fakes import ABLE_TASKS, Call, Legacy, WithTasks, World
+from tests.fakes import CAPABILITIES_WITH_TASKS, Call, Legacy, WithTasks, World
 
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 CHANGED = "notifications/tools/list_changed"
@@ -29,17 +29,23 @@ def begin(world: World, *tokens: str, identity: str = "") -> list[str]:
     for token in tokens:
         arguments = {"token": token, "do": "task"}
         params = {"name": "t", "arguments": arguments}
-        call = world.request("tools/call", params, able=ABLE_TASKS, identity=identity)
+        call = world.request(
+            "tools/call", params, capabilities=CAPABILITIES_WITH_TASKS, identity=identity
+        )
         world.run()
         idents.append(str(call.result["taskId"]))
     return idents
 
 
-def listen(world: World, *idents: str, able: Any = ABLE_TASKS, **more: Any) -> Call:
+def listen(
+    world: World, *idents: str, capabilities: Any = CAPABILITIES_WITH_TASKS, **more: Any
+) -> Call:
     identity = more.pop("identity", "")
     wanted = {"taskIds": list(idents), **more}
     params = {"notifications": wanted}
-    call = world.request("subscriptions/listen", params, able=able, identity=identity)
+    call = world.request(
+        "subscriptions/listen", params, capabilities=capabilities, identity=identity
+    )
     world.run()
     return call
 
@@ -77,9 +83,9 @@ def test_one_subscription_covers_tasks_of_several_processes(world: World) -> Non
     assert events(other) == [{"taskIds": [second]}, (second, "completed")]
     backends = world.live
     for each in (call, other):
-        each.leave()
+        each.disconnect()
     world.run()
-    assert all(backend.ended or not backend.listens for backend in backends)
+    assert all(backend.ended or not backend.subscriptions for backend in backends)
     # Each has reached max_process_requests and has no subscriber left.
     world.run(1)
     assert not world.live
@@ -90,8 +96,8 @@ def test_other_notifications_come_from_one_process_and_outlive_it(world: World) 
     call = listen(world, ident, toolsListChanged=True)
     assert events(call) == [{"taskIds": [ident], "toolsListChanged": True}]
     owner, other = world.live
-    [subscription] = [each for each, names in other.listens.items() if not names]
-    other.note(subscription, CHANGED)
+    [subscription] = [each for each, names in other.subscriptions.items() if not names]
+    other.notify(subscription, CHANGED)
     assert events(call)[1:] == [CHANGED]
     owner.die()
     other.die()
@@ -99,10 +105,10 @@ def test_other_notifications_come_from_one_process_and_outlive_it(world: World) 
     world.run()
     assert events(call)[2:] == [(ident, "failed"), CHANGED]
     [new] = world.live
-    [subscription] = new.listens
-    new.note(subscription, CHANGED)
+    [subscription] = new.subscriptions
+    new.notify(subscription, CHANGED)
     assert events(call)[4:] == [CHANGED]
-    call.leave()
+    call.disconnect()
 
 
 def test_death_of_a_process_fails_its_tasks_only(world: World) -> None:
@@ -114,7 +120,7 @@ def test_death_of_a_process_fails_its_tasks_only(world: World) -> None:
     error = call.lines[-1]["params"]["error"]
     assert error["code"] == -32603
     assert "died" in error["message"]
-    assert not call.ends
+    assert not call.completions
     other.complete("1")
     # A completed task does not fail.
     other.die()
@@ -125,33 +131,33 @@ def test_subscription_ends_when_each_process_has_ended_its_part(world: World) ->
     first, second = begin(world, "a", "b")
     call = listen(world, first, second)
     for backend in world.live:
-        assert not call.ends
-        [subscription] = backend.listens
-        backend.answer(subscription, {"resultType": "complete"})
+        assert not call.completions
+        [subscription] = backend.subscriptions
+        backend.respond(subscription, {"resultType": "complete"})
     assert events(call)[1:] == ["end"]
 
 
 def test_acknowledgement_comes_first_and_waits_for_all_processes(world: World) -> None:
     first, second = begin(world, "a", "b")
     one, other = world.live
-    other.mute = True
+    other.silent = True
     call = listen(world, first, second)
     one.complete("1")
     assert not call.lines
     world.run(ACKNOWLEDGE_SECONDS)
     assert events(call) == [{"taskIds": [first]}, (first, "completed")]
     # A late acknowledgement still counts.
-    other.mute = False
-    other.subscriptions_listen(other.heard[-1])
+    other.silent = False
+    other.subscriptions_listen(other.received[-1])
     other.complete("1")
     assert events(call)[2:] == [(second, "completed")]
-    call.leave()
+    call.disconnect()
 
 
 def test_notifications_before_the_acknowledgement_are_bounded(world: World) -> None:
     first, second = begin(world, "a", "b")
     one, other = world.live
-    other.mute = True
+    other.silent = True
     call = listen(world, first, second)
     for _ in range(MAX_BEFORE_ACKNOWLEDGED):
         one.complete("1")
@@ -159,7 +165,7 @@ def test_notifications_before_the_acknowledgement_are_bounded(world: World) -> N
     one.complete("1")
     assert len(call.lines) == MAX_BEFORE_ACKNOWLEDGED + 2
     assert events(call)[0] == {"taskIds": [first]}
-    call.leave()
+    call.disconnect()
 
 
 def test_unknown_tasks_are_not_acknowledged(world: World) -> None:
@@ -167,7 +173,7 @@ def test_unknown_tasks_are_not_acknowledged(world: World) -> None:
     assert not world.backends
     call = listen(world, "x.1", toolsListChanged=True)
     assert events(call) == [{"toolsListChanged": True}]
-    call.leave()
+    call.disconnect()
 
 
 def test_tasks_of_another_identity_are_not_acknowledged(world: World) -> None:
@@ -175,17 +181,17 @@ def test_tasks_of_another_identity_are_not_acknowledged(world: World) -> None:
     assert events(listen(world, ident, identity="y")) == [{}, "end"]
     call = listen(world, ident, identity="x")
     assert events(call) == [{"taskIds": [ident]}]
-    call.leave()
+    call.disconnect()
 
 
 def test_client_must_declare_the_tasks_capability(world: World) -> None:
     [ident] = begin(world, "a")
-    assert isinstance(listen(world, ident, able={}).refusal, MissingCapability)
+    assert isinstance(listen(world, ident, capabilities={}).refusal, MissingCapability)
 
 
 def test_task_ids_must_be_a_list(world: World) -> None:
     params = {"notifications": {"taskIds": 5}}
-    call = world.request("subscriptions/listen", params, able=ABLE_TASKS)
+    call = world.request("subscriptions/listen", params, capabilities=CAPABILITIES_WITH_TASKS)
     assert isinstance(call.refusal, InvalidParams)
 
 
@@ -193,11 +199,11 @@ def test_process_that_refuses_a_task_subscription_is_left_out(world: World) -> N
     """Its error is the answer if no other process acknowledges."""
     first, second = begin(world, "a", "b")
     one, other = world.live
-    one.subscriptions_listen = lambda message: one.refuse(message["id"])
+    one.subscriptions_listen = lambda message: one.respond_with_error(message["id"])
     assert listen(world, first).lines[-1]["error"]["code"] == -32601
     call = listen(world, first, second)
     assert events(call) == [{"taskIds": [second]}]
-    call.leave()
+    call.disconnect()
     other.busy = True
     assert isinstance(listen(world, second).refusal, BackendBusy | Refused)
     other.busy = False
@@ -206,7 +212,7 @@ def test_process_that_refuses_a_task_subscription_is_left_out(world: World) -> N
 def test_death_before_the_acknowledgement_fails_the_subscription(world: World) -> None:
     [ident] = begin(world, "a")
     [backend] = world.live
-    backend.mute = True
+    backend.silent = True
     call = listen(world, ident)
     backend.die()
     assert isinstance(call.refusal, Refused)
@@ -231,9 +237,9 @@ def test_other_notifications_end_when_the_server_becomes_a_legacy_server() -> No
 def test_client_process_or_bridge_may_end_at_any_time(how: str, turns: int) -> None:
     world = World(WithTasks, concurrency=1, max_process_requests=1)
     first, second = begin(world, "a", "b")
-    world.launcher.slow = True
+    world.launcher.delays_launches = True
     params = {"notifications": {"taskIds": [first, second], "toolsListChanged": True}}
-    call = world.request("subscriptions/listen", params, able=ABLE_TASKS)
+    call = world.request("subscriptions/listen", params, capabilities=CAPABILITIES_WITH_TASKS)
     for _ in range(turns):
         world.clock.advance(0)
         if world.launcher.waiting and turns > 2:
@@ -241,16 +247,16 @@ def test_client_process_or_bridge_may_end_at_any_time(how: str, turns: int) -> N
     if how == "stops":
         world.stop()
         world.run(1)
-        assert call.ends
+        assert call.completions
     elif how == "dies":
         starting = [backend for _, backend in world.launcher.waiting]
         for backend in world.live:
             if backend not in starting:
                 backend.die()
         world.run()
-        call.leave()
+        call.disconnect()
     else:
-        call.leave(aborted=how == "aborts")
+        call.disconnect(aborted=how == "aborts")
     for _ in range(len(world.launcher.waiting)):
         world.launcher.finish()
     world.run(1)

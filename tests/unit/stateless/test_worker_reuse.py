@@ -32,20 +32,20 @@ class Late(Legacy):
         super().__init__(*arguments)
         self.over: list[str] = []
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _receive(self, message: dict[str, Any]) -> None:
         if message.get("method") == "tools/call":
             for token in self.over:
                 params = {"message": token, "requestedSchema": {"type": "object"}}
-                self.say(
+                self.write(
                     {"method": "notifications/message", "params": {"level": "info", "data": token}},
                     {"id": f"late {token}", "method": "elicitation/create", "params": params},
                 )
-        super()._hear(message)
+        super()._receive(message)
 
-    def answer(self, ident: Any, result: dict[str, Any]) -> None:
+    def respond(self, ident: Any, result: dict[str, Any]) -> None:
         if "token" in result:
             self.over.append(result["token"])
-        super().answer(ident, result)
+        super().respond(ident, result)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_connection_may_be_lost_at_any_time(
     call = world.call("a", do, connection=connection)
     for _ in range(turns):
         world.clock.advance(0.02)
-    call.leave(aborted=aborted)
+    call.disconnect(aborted=aborted)
     connection.lose()
     world.run(CANCEL_SECONDS)
     world.run(1)
@@ -234,7 +234,7 @@ def test_connection_has_one_idle_process(world: World, log_lines: list[str]) -> 
     """However many sets of capabilities it declares, one after the other."""
     connection = ClientConnection()
     for number in range(8):
-        done(world, f"{number}", connection, able={"experimental": {f"{number % 3}": {}}})
+        done(world, f"{number}", connection, capabilities={"experimental": {f"{number % 3}": {}}})
         world.run(1)
         assert len(world.live) == 1
     world.run(1)
@@ -283,13 +283,13 @@ def test_unused_process_serves_the_next_client_with_the_same_info(
 ) -> None:
     """So a slow server gets ready even if no client waits for it."""
     world = World(Late, reuse=reuse)
-    world.launcher.slow = True
+    world.launcher.delays_launches = True
     connection = ClientConnection()
     first = world.call("a", connection=connection, info={"name": "one", "version": "1"})
     world.run()
-    first.leave()
+    first.disconnect()
     connection.lose()
-    world.launcher.slow = False
+    world.launcher.delays_launches = False
     world.launcher.finish()
     world.run()
     [ready] = world.live
@@ -336,7 +336,7 @@ def test_retry_may_come_on_another_connection(reuse: str, lost: bool) -> None:
     first, second = ClientConnection(), ClientConnection()
     call = world.call("a", "ask", connection=first)
     world.run(COLLECT_SECONDS)
-    assert call.question == "a"
+    assert call.elicitation_message == "a"
     [process] = world.live
     if lost:
         first.lose()
@@ -386,14 +386,14 @@ def test_subscriber_receives_notifications_of_its_own_process_only(reuse: str) -
     other = world.listen(connection=ClientConnection())
     world.run()
     [own, of_other] = world.live
-    of_other.say({"method": "notifications/tools/list_changed"})
+    of_other.write({"method": "notifications/tools/list_changed"})
     assert (len(listening.lines), len(other.lines)) == (1, 2)
-    own.say({"method": "notifications/resources/updated", "params": {"uri": "file:///a"}})
+    own.write({"method": "notifications/resources/updated", "params": {"uri": "file:///a"}})
     assert (len(listening.lines), len(other.lines)) == (2, 2)
     # The process lives as long as its subscriber.
     world.run(world.settings.idle_timeout * 3)
     assert len(world.live) == 2
-    listening.leave()
+    listening.disconnect()
     connection.lose()
     world.run(1)
     assert world.live == [of_other]
@@ -411,11 +411,11 @@ def test_subscriber_gets_a_new_process_after_a_death(reuse: str, lose_first: boo
     world.run(RELISTEN_SECONDS)
     world.run(1)
     [second] = world.live
-    second.say({"method": "notifications/tools/list_changed"})
+    second.write({"method": "notifications/tools/list_changed"})
     assert listening.lines[-1]["method"] == "notifications/tools/list_changed"
     if lose_first:
         connection.lose()
-    listening.leave()
+    listening.disconnect()
     connection.lose()
     world.run(1)
     assert world.limiter.taken == 0
@@ -467,10 +467,10 @@ def test_connections_stay_isolated_in_any_sequence_of_events(
     owner: dict[str, set[int]] = {}
     for what, which, seconds in steps:
         connection = connections[which]
-        is_busy = which in busy and not (busy[which].ends or busy[which].gone)
+        is_busy = which in busy and not (busy[which].completions or busy[which].disconnected)
         if what == "lose":
             if is_busy:
-                busy[which].leave(aborted=bool(len(calls) % 2))
+                busy[which].disconnect(aborted=bool(len(calls) % 2))
             connection.lose()
             connections[which] = ClientConnection()
         elif what in ("die", "finish"):
@@ -488,13 +488,15 @@ def test_connections_stay_isolated_in_any_sequence_of_events(
             else:
                 token = f"{len(calls)}"
                 owner[token] = {id(connection)}
-                able: Any = [{}, {"elicitation": {"form": {}}}][len(calls) % 3 > 0]
-                call = world.call(token, what, able=able, connection=connection, level="info")
+                capabilities: Any = [{}, {"elicitation": {"form": {}}}][len(calls) % 3 > 0]
+                call = world.call(
+                    token, what, capabilities=capabilities, connection=connection, level="info"
+                )
             busy[which] = call
             calls.append((id(connection), call))
         world.run(seconds)
         for _, call in calls:
-            answered = call.ends and not call.refusal and call not in known
+            answered = call.completions and not call.refusal and call not in known
             if answered and "inputRequests" in call.lines[-1]["result"]:
                 known.append(call)
                 asked.append(call)
@@ -509,7 +511,7 @@ def test_connections_stay_isolated_in_any_sequence_of_events(
     for connection in connections:
         connection.lose()
     for _, call in calls:
-        call.leave()
+        call.disconnect()
     world.run(world.settings.input_timeout)
     world.run(world.settings.idle_timeout)
     assert world.stateless._exclusive._free_of == {}
