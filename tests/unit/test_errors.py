@@ -68,7 +68,7 @@ def test_the_table_is_complete() -> None:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_body_and_headers_of_an_error(name: str) -> None:
-    """keep: 400, 404; promise: 429; beat: bad input gets a JSON-RPC error."""
+    """The status is 400, 404 or 429; invalid input gets a JSON-RPC error."""
     status, code, retry_after = TABLE[name]
     text = 'what "happened"\n\x00 \u00e9'
     kind: type[Refused] = getattr(errors, name)
@@ -89,7 +89,7 @@ def test_body_and_headers_of_an_error(name: str) -> None:
 
 
 def test_too_many_sessions_has_the_body_of_apisix() -> None:
-    """promise: 429, the body APISIX's clients know and a line feed."""
+    """The body with the 429 is the one that APISIX's clients know, and a line feed."""
     body = errors.TooManySessions("whatever").body()
     assert body == b'{"error_msg":"too many concurrent MCP sessions"}\n'
 
@@ -115,7 +115,7 @@ def test_wrong_method_names_the_allowed_ones() -> None:
     ],
 )
 def test_a_wrong_setting_is_one_line(got: object, shown: str) -> None:
-    """keep: an error names the field, what was expected and what was got."""
+    """An error names the field, what was expected and what was got."""
     assert str(SettingError("name", "a thing", got)) == f"name: expected a thing, got {shown}"
 
 
@@ -154,7 +154,7 @@ def test_error_has_the_id_of_its_request(ident: str | float | None) -> None:
 
 
 def test_taken_stream_has_a_retry_time() -> None:
-    """promise: no lasting 409 for a second GET stream."""
+    """The client may try again after that time."""
     error = StreamTaken("two clients", 7)
     assert (error.status, error.code) == (429, -32000)
     assert (b"Retry-After", b"7") in error.headers()

@@ -58,7 +58,7 @@ def config(tmp_path: Path) -> str:
 
 
 def test_a_command_alone_gives_all_defaults() -> None:
-    """keep: the defaults are those of the plugin."""
+    """The defaults are those of the plugin."""
     server = ServerSettings(command="/bin/cat", args=("-u", "--listen", "x"), name="cat")
     assert parsed("/bin/cat", "-u", "--listen", "x") == BridgeSettings(servers=(server,))
     assert parsed("--", "/bin/cat", "-u", "--listen", "x") == BridgeSettings(servers=(server,))
@@ -464,7 +464,7 @@ def labels() -> dict[str, str]:
     ],
 )
 def test_an_error_is_one_line(arguments: str, line: str, labels: dict[str, str]) -> None:
-    """keep: wrong settings are errors that name the field, as an option and as a key."""
+    """Wrong settings are errors that name the field, as an option and as a key."""
     said = refused(*arguments.split())
     option, colon, _ = line.partition(": ")
     label = labels.get(option, option) if colon else option
@@ -580,7 +580,7 @@ def test_a_command_cannot_be_combined_with_a_file(config: str) -> None:
     ],
 )
 def test_an_error_in_a_file_is_one_line(content: Any, line: str, tmp_path: Path) -> None:
-    """keep: wrong settings are errors that name the field, as it stands in the file."""
+    """Wrong settings are errors that name the field, as it stands in the file."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(content))
     assert refused("--config", str(path)).startswith(f"mcpbridge: {path}:1: {line}")

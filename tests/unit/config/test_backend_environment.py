@@ -39,7 +39,7 @@ def test_passes_by_default(name: str) -> None:
     ],
 )
 def test_does_not_pass(name: str) -> None:
-    """promise: no secret of the bridge's own environment reaches a backend."""
+    """No secret of the bridge's own environment reaches a backend."""
     assert passed_environment({name: "value"}, ()) == ({}, [])
 
 
@@ -68,7 +68,7 @@ def test_does_not_pass(name: str) -> None:
     ],
 )
 def test_userinfo_passes_only_by_name(name: str, value: str) -> None:
-    """promise: a password in a proxy's URL reaches no backend that was not given it."""
+    """A password in a proxy's URL reaches no backend that was not given it."""
     assert passed_environment({name: value}, ()) == ({}, [name])
     assert passed_environment({name: value}, (name,)) == ({name: value}, [])
     assert passed_environment({name: value}, (name[:3] + "*",)) == ({name: value}, [])

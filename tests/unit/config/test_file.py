@@ -238,7 +238,7 @@ def test_a_directory_is_relative_to_the_file(
     ],
 )
 def test_an_error_names_its_key(content: Any, message: str) -> None:
-    """keep: wrong settings are errors that name the field; no value of a variable is shown."""
+    """Wrong settings are errors that name the field; no value of a variable is shown."""
     with pytest.raises(SettingErrors) as caught:
         parse_config(content, "/folder", environment={"HUSH": "a hush"})
     [line] = caught.value.lines

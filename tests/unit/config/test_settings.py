@@ -163,7 +163,7 @@ WRONG_BRIDGE: dict[str, tuple[Any, ...]] = {
 
 
 def test_the_defaults() -> None:
-    """keep: `command` is required, `args` [], `base_uri` "", `max_sessions` 100."""
+    """`command` is required, `args` [], `base_uri` "", `max_sessions` 100."""
     server = dataclasses.asdict(ServerSettings(command="cat"))
     assert server == {"command": "cat", **SERVER_DEFAULTS}
     assert dataclasses.asdict(BridgeSettings()) == BRIDGE_DEFAULTS
@@ -173,7 +173,7 @@ def test_the_defaults() -> None:
 
 @pytest.mark.parametrize("name", WRONG_SERVER)
 def test_a_wrong_setting_of_a_server(name: str) -> None:
-    """keep: `0`, `"10"`, `true` are errors that name the field."""
+    """`0`, `"10"`, `true` are errors that name the field."""
     for value in WRONG_SERVER[name]:
         with pytest.raises(SettingError) as caught:
             pytest.fail(f"accepted: {ServerSettings(**{'command': 'cat', name: value})}")
@@ -227,7 +227,7 @@ def test_valid_values(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("base", ["", "/a", "/a/b", "/a.b", "/..a", "/mcp-1_~:@!$&'()*+,;=|\\^`"])
 def test_a_base_is_literal(base: str) -> None:
-    """keep: `base_uri` is a literal path prefix, never a pattern."""
+    """`base_uri` is a literal path prefix, never a pattern."""
     assert ServerSettings(command="cat", base_uri=base).base_uri == base
 
 

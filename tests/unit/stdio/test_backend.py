@@ -105,8 +105,8 @@ def test_backend_provides_the_interface() -> None:
 )
 def test_lines_of_stdout(pieces: list[bytes], told: list[Any]) -> None:
     """
-    keep: each message line of stdout; beat: a line that pauses in its middle,
-    blank lines, `\\r\\n`.  What is no message goes the way of stderr, marked.
+    Each line of stdout is a message, also one that pauses in its middle; blank
+    lines and `\\r\\n` are removed.  Other lines are logged like stderr, and marked.
     """
     made = Made()
     for piece in pieces:
@@ -263,7 +263,7 @@ def test_line_of_exactly_the_limit_passes() -> None:
 
 
 def test_lines_of_stderr() -> None:
-    """promise: stderr lines, whatever the bytes are."""
+    """Stderr lines, whatever the bytes are."""
     made = Made()
     made.process.complain(b"one\ntw")
     made.process.complain(b"o\r\n\xff\n\nhalf")
@@ -290,7 +290,7 @@ def test_messages_go_to_stdin_a_line_each() -> None:
 
 
 def test_a_backend_that_does_not_read() -> None:
-    """promise: the queue towards a backend is bounded; what was taken is not lost."""
+    """The queue towards a backend is bounded; what was taken is not lost."""
     made = Made()
     made.process.producer.pauseProducing()
     made.backend.send(b"[1]")
@@ -349,7 +349,7 @@ def test_pause_and_resume() -> None:
 
 
 def test_stop_closes_stdin_and_discards_further_output() -> None:
-    """promise: the backend is told and reaped."""
+    """The backend is told and reaped."""
     made = Made()
     made.backend.pause()
     first = made.backend.stop()
@@ -372,7 +372,7 @@ def test_stop_closes_stdin_and_discards_further_output() -> None:
 
 
 def test_stop_waits_for_the_tree_and_for_the_reaping() -> None:
-    """promise: the permit returns when the tree is gone and reaped, not before."""
+    """The permit returns when the tree is gone and reaped, not before."""
     made = Made()
     stopped = made.backend.stop()
     made.reactor.advance(SETTINGS.stop_grace)
@@ -446,7 +446,7 @@ def test_stop_waits_for_the_container(
     [(0, None, "exit status 0"), (3, None, "exit status 3"), (0, 9, "signal 9")],
 )
 def test_a_backend_that_ends_by_itself(status: int, signalled: int | None, text: str) -> None:
-    """beat: the backend exits: the stream ends with what it wrote last, the child is reaped."""
+    """The backend exits: the stream ends with what it wrote last, the child is reaped."""
     made = Made()
     made.process.exit(status, signalled)
     assert made.backend.exit_status == text
@@ -480,7 +480,7 @@ def test_a_backend_that_ends_before_it_began() -> None:
 
 
 def test_stdout_held_by_another_process_is_not_awaited() -> None:
-    """beat: the backend exits, the stream ends, also where its pipe does not."""
+    """The backend exits, the stream ends, also where its pipe does not."""
     made = Made()
     made.process.exit()
     made.tree.answer()

@@ -36,7 +36,7 @@ def removed_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("removed_directory")
 def test_absolute_commands_need_no_working_directory(tmp_path: Path) -> None:
-    """promise: an upgrade that removes the folder the bridge was started in breaks nothing."""
+    """An upgrade that removes the folder the bridge was started in breaks nothing."""
     program = tmp_path / "program"
     program.write_text("")
     program.chmod(0o755)

@@ -78,7 +78,7 @@ class Made:
 
 
 def test_a_backend_that_honours_the_end_of_its_input() -> None:
-    """beat: the backend honours EOF: released as soon as the process can exit."""
+    """The backend honours EOF: released as soon as the process can exit."""
     made = Made()
     made.shutdown.stop()
     made.clock.advance(0.3)
@@ -89,7 +89,7 @@ def test_a_backend_that_honours_the_end_of_its_input() -> None:
 
 
 def test_backend_that_ignores_the_end_of_its_input() -> None:
-    """beat: close stdin → SIGTERM → SIGKILL, two graces, respected exactly."""
+    """Close stdin → SIGTERM → SIGKILL, two graces, respected exactly."""
     made = Made()
     made.shutdown.stop()
     made.clock.advance(STOP_GRACE - 0.001)
@@ -126,7 +126,7 @@ def test_without_a_grace() -> None:
 
 
 def test_leader_that_leaves_nothing_behind() -> None:
-    """beat: the backend exits: child reaped, permit freed; nothing is signalled."""
+    """The backend exits: child reaped, permit freed; nothing is signalled."""
     made = Made()
     made.shutdown.leader_exited()
     assert made.told == []
@@ -137,7 +137,7 @@ def test_leader_that_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_leader_that_leaves_others_behind(stopped: bool) -> None:
-    """beat: grandchildren: SIGTERM at once, then the kill grace, then the whole tree is gone."""
+    """Grandchildren: SIGTERM at once, then the kill grace, then the whole tree is gone."""
     made = Made()
     if stopped:
         made.shutdown.stop()
@@ -171,7 +171,7 @@ def test_newborn_process_gets_its_own_sigterm() -> None:
 
 
 def test_strays_beside_a_living_leader() -> None:
-    """beat: the whole tree: what left the leader's group is signalled with it."""
+    """The whole tree: what left the leader's group is signalled with it."""
     made = Made()
     made.shutdown.stop()
     made.clock.advance(STOP_GRACE)
@@ -209,7 +209,7 @@ def test_the_kill_grace_begins_with_the_first_sigterm() -> None:
 
 
 def test_tree_is_not_gone_while_the_leader_lives() -> None:
-    """promise: the permit returns when the tree is gone, the leader with it."""
+    """The permit returns when the tree is gone, the leader with it."""
     made = Made()
     made.shutdown.stop()
     made.clock.advance(STOP_GRACE)
@@ -294,7 +294,7 @@ def test_one_look_at_a_time() -> None:
 def test_failing_step_does_not_prevent_the_next(
     logged_failures: list[Failure],
 ) -> None:
-    """promise: each step guarded."""
+    """A step that fails prevents no other."""
     made = Made(close_stdin=fail)
     made.tree.on_signal = fail
     made.shutdown.stop()
@@ -349,7 +349,7 @@ RESTS = [
 @pytest.mark.parametrize("dies_of", LEADERS)
 @pytest.mark.parametrize("look_takes", [0, 0.7, 4.0])
 def test_every_small_tree_is_gone_in_the_end(dies_of: str, look_takes: float) -> None:
-    """beat: the whole tree is gone, whoever heeds what; nobody is signalled too early."""
+    """The whole tree is gone, whoever heeds what; nobody is signalled too early."""
     for rest, stops in product(RESTS, [True, False]):
         pids = dict(enumerate(rest, 11))
         made = Made(tuple(pids))

@@ -21,7 +21,7 @@ def test_queue_is_a_push_producer() -> None:
 
 
 def test_message_is_written_at_once_if_the_pipe_is_not_full() -> None:
-    """beat: one session's message rate is bounded by the backend."""
+    """One session's message rate is bounded by the backend."""
     queue, written = made(max_messages=1)
     for line in (b"[1]", b"[2]", b"[3]"):
         queue.send(line)
@@ -58,7 +58,7 @@ def test_a_pipe_that_fills_up_again_is_not_written_to() -> None:
 
 
 def test_queue_is_bounded_in_messages() -> None:
-    """promise: the queue is bounded in messages (1024); beyond it the POST is refused."""
+    """The queue is bounded in messages (1024); beyond it the POST is refused."""
     limit = ServerSettings(command="cat").max_waiting_messages
     assert limit == 1024
     queue, written = made(max_messages=limit, max_bytes=1 << 30)
@@ -73,7 +73,7 @@ def test_queue_is_bounded_in_messages() -> None:
 
 
 def test_queue_is_bounded_in_bytes() -> None:
-    """promise: the queue is bounded in bytes; an empty queue takes any message."""
+    """The queue is bounded in bytes; an empty queue takes any message."""
     queue, _ = made(max_messages=10, max_bytes=100)
     queue.pauseProducing()
     queue.send(b"x" * 99)
@@ -105,7 +105,7 @@ def test_very_long_message_is_one_line(waits: bool) -> None:
 
 
 def test_a_closed_pipe_takes_nothing() -> None:
-    """promise: an ended session gets 404, nothing stored."""
+    """An ended session gets 404, nothing stored."""
     queue, written = made()
     queue.pauseProducing()
     queue.send(b"[1]")
@@ -121,7 +121,7 @@ LINES = st.binary(max_size=30).map(lambda line: line.replace(b"\n", b" "))
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["pause", "resume"]) | LINES))
 def test_accepted_messages_are_written_in_order(steps: list[str | bytes]) -> None:
-    """promise: nothing is dropped silently."""
+    """Nothing is dropped silently."""
     queue, written = made(max_messages=3, max_bytes=50)
     taken = []
     for step in steps:
