@@ -15,7 +15,7 @@ from tests.e2e.stateless import ToolCaller
 GRACE = 4.0
 pytestmark = pytest.mark.slow
 
-#: Seconds a client comes later than `Retry-After` says.
+#: Seconds by which a client is later than `Retry-After`.
 LATE = 0.05
 
 

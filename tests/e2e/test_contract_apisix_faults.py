@@ -219,7 +219,7 @@ def test_shutdown_ends_every_open_session(tmp_path: Path, number: signal.Signals
     for name, (command, *args) in {
         "echo": backend("echo"),
         "stubborn": backend("stubborn", tmp_path / "told", "deaf"),
-        "strays": backend("strays"),
+        "scattered": backend("scattered"),
     }.items():
         graces = {"stop_grace": 0.1, "kill_grace": 0.1}
         servers[name] = {"command": command, "args": args, **graces}
@@ -240,7 +240,7 @@ def test_shutdown_ends_every_open_session(tmp_path: Path, number: signal.Signals
 
 def test_line_written_in_two_halves_arrives_whole() -> None:
     """A stdout line that pauses in the middle arrives whole."""
-    with serving(command=backend("halting")) as bridge:
+    with serving(command=backend("half_line")) as bridge:
         stream = bridge.open_sse()
         assert b"half" in stream.read_message()
         # The first half has been read by the time another session is open.
@@ -425,7 +425,7 @@ def test_invalid_body_is_refused_with_400(obeying: Bridge, body: bytes, code: in
 # Environment.
 
 
-#: Without these `npx` and `uvx` reach nothing behind a proxy.
+#: Without these, `npx` and `uvx` cannot use a proxy.
 CONNECTIVITY = {
     *("CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR"),
     *("SSL_CERT_FILE", "NPM_CONFIG_CACHE", "NPM_CONFIG_REGISTRY", "npm_config_cache"),

@@ -105,7 +105,7 @@ def in_a_container(bridge: Bridge) -> str:
 def crash_in_a_call(bridge: Bridge, base: str) -> str:
     """Make a stateless call whose process exits; the client gets an error."""
     params: dict[str, Any] = {"name": "do", "arguments": {"exit": 3}}
-    # `either.py` reads it, and a bridge leaves no other `_meta` to a legacy server.
+    # `one_tool.py` reads it, and a bridge leaves no other `_meta` to a legacy server.
     params["_meta"] = {"progressToken": "token"}
     with send(bridge.port, base, "tools/call", **params) as response:
         # A call that met the ending process of another one gets `Retry-After`.
@@ -187,8 +187,8 @@ def test_hostile_backends_leave_nothing_and_harm_no_healthy_session(
     for name, line in {
         "hostile": backend("hostile"),
         "healthy": backend("hostile"),
-        "legacy": backend("either", "legacy", tmp_path / "legacy"),
-        "modern": backend("either", "modern", tmp_path / "modern"),
+        "legacy": backend("one_tool", "legacy", tmp_path / "legacy"),
+        "modern": backend("one_tool", "modern", tmp_path / "modern"),
     }.items():
         command, *args = line
         servers[name] = {"command": command, "args": args, "base_uri": f"/{name}", **graces}

@@ -335,7 +335,7 @@ FROM_A_PAGE = [
 
 
 def test_pages_of_other_sites_start_no_backend() -> None:
-    """promise: on every route and both ways in; a page whose Origin is allowed gets its stream."""
+    """On every route and on both paths; a page with an allowed Origin gets its stream."""
     allowed = "https://app.example"
     agent = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) Chrome/156.0"
     with serving("--allow-origin", allowed) as bridge:
@@ -635,7 +635,7 @@ def test_cwd_is_the_backends_directory(tmp_path: Path) -> None:
 
 
 def test_stderr_is_logged_while_the_backend_runs() -> None:
-    """promise: the operator can see what a hanging or installing backend prints."""
+    """So the operator can see what a hanging or installing backend prints."""
     script = 'printf "one\\033[31m\\n" >&2; read line; cat > /dev/null'
     with serving(command=["sh", "-c", script]) as bridge:
         stream = bridge.open_sse()

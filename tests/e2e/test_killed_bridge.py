@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def bridge_with(folder: Path) -> Iterator[Bridge]:
     """Run a bridge with its state files in this folder."""
     options = (*SHORT_OPTIONS, "--state-dir", str(folder))
-    with serving(*options, command=backend("strays")) as bridge:
+    with serving(*options, command=backend("scattered")) as bridge:
         yield bridge
 
 

@@ -39,7 +39,7 @@ class Teams:
 
 
 def config(note: Path, era: str, *filters: str, **options: Any) -> dict[str, Any]:
-    command, *args = backend("either", era, note)
+    command, *args = backend("one_tool", era, note)
     server = {"command": command, "args": args, "filters": filters, "options": options}
     return {"mcpServers": {"one": server}}
 

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.slow
 
 def test_signals_other_than_stop_signals_end_no_session(tmp_path: Path) -> None:
     """SIGHUP, SIGUSR1 and SIGUSR2 end nothing; SIGUSR1 reports the sessions; SIGQUIT stops."""
-    with serving(*SHORT_OPTIONS, command=backend("strays")) as bridge:
+    with serving(*SHORT_OPTIONS, command=backend("scattered")) as bridge:
         stream = open_ready(bridge, "")
-        [leader] = [each for each in bridge.descendants() if "strays.py" in each.command]
+        [leader] = [each for each in bridge.descendants() if "scattered.py" in each.command]
         bridge.process.send_signal(signal.SIGHUP)
         bridge.wait_for_log("SIGHUP: there is no log file to reopen")
         bridge.process.send_signal(signal.SIGUSR2)
@@ -81,7 +81,7 @@ def twistd(folder: Path, *options: str) -> list[str]:
     bridge = ["--listen", "tcp:0:interface=127.0.0.1", "--state-dir", str(folder / "state")]
     paths = [f"--pidfile={folder / 'pid'}", f"--logfile={folder / 'log'}", f"--rundir={folder}"]
     command = [beside_python("twistd"), *options, *paths, "mcpbridge", *bridge, *SHORT_OPTIONS]
-    return [*command, "--", *backend("strays"), "no marker"]
+    return [*command, "--", *backend("scattered"), "no marker"]
 
 
 def test_sighup_reopens_the_log_file(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def sse_cycle(bridge: Bridge, kind: str, end: str) -> None:
         assert b'"initialize"' in stream.round_trip(request("initialize", 1))
         assert kind.encode() in stream.round_trip(request(kind, 2))
         if kind == "mute":
-            # Until its pipe is full, and the queue behind it.
+            # Fill its pipe and the queue of the bridge.
             while stream.post(request("unread", 3, text="x" * 60_000)).status == 202:
                 pass
         getattr(stream, end)()
@@ -132,7 +132,7 @@ def test_sessions_that_end_in_every_way_leave_nothing() -> None:
     options += ["--idle-timeout", "4"]
     # Earlier sessions may still be ending while the next ones begin.
     limit = AT_A_TIME * 12
-    command = ["/usr/bin/env", "python3", "-I", "-S", str(BACKENDS / "any.py")]
+    command = ["/usr/bin/env", "python3", "-I", "-S", str(BACKENDS / "roles.py")]
     with serving(*options, "--max-sessions", str(limit), command=command) as bridge:
         assert sum(run(lambda number: cycle(bridge, number), WARM_UP).values()) == WARM_UP
         bridge.wait_until_empty()

@@ -112,7 +112,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     servers = {}
     for base, more in settings.items():
         command, *args = backend(
-            "either", "legacy" if base.startswith("/legacy") else "modern", note
+            "one_tool", "legacy" if base.startswith("/legacy") else "modern", note
         )
         name = base.strip("/")
         servers[name] = {"command": command, "args": args, "base_uri": base, **more}
@@ -276,7 +276,7 @@ def test_notification_reaches_the_remaining_subscriber(site: Site, base: str) ->
 @pytest.mark.parametrize("era", ["modern", "legacy"])
 def test_stop_completes_open_subscriptions(era: str, tmp_path: Path) -> None:
     """A subscriber gets the final result on a complete stream."""
-    with serving(command=backend("either", era, tmp_path / "note")) as bridge:
+    with serving(command=backend("one_tool", era, tmp_path / "note")) as bridge:
         listening = Site(bridge, tmp_path / "note").listen("", 7)
         bridge.process.send_signal(signal.SIGTERM)
         [last] = listening.read_remaining_messages()

@@ -87,7 +87,7 @@ def slow_call(
     return client.call(
         "tools/call",
         _meta={"progressToken": gate},
-        say=[progress(gate, each) for each in range(now)],
+        send=[progress(gate, each) for each in range(now)],
         gate=gate,
         then=[progress(gate, each) for each in range(now, now + later)],
         **more,
@@ -289,7 +289,7 @@ def test_client_that_accepts_only_events_gets_events(
 def assert_answered_with_json(client: StreamableHttpClient) -> None:
     """Check that the progress of a call that accepts only JSON goes to the GET stream."""
     call = client.call(
-        "tools/call", AS_JSON, _meta={"progressToken": 1}, say=[progress(1, 1)], gate="a"
+        "tools/call", AS_JSON, _meta={"progressToken": 1}, send=[progress(1, 1)], gate="a"
     )
     stream = client.open_get_stream()
     assert stream.read_message()["method"] == "notifications/progress"
@@ -401,10 +401,10 @@ def test_takeovers_of_the_get_stream_are_bounded(client: StreamableHttpClient) -
 def test_question_during_several_calls_goes_to_the_newest(client: StreamableHttpClient) -> None:
     """This holds while no GET stream is open."""
     log = {"method": "notifications/message", "params": {"level": "info", "data": "here"}}
-    first = client.send("POST", request("slow", 5, say=[log], gate="a"))
+    first = client.send("POST", request("slow", 5, send=[log], gate="a"))
     assert first.read_message() == {"jsonrpc": "2.0", **log}
     asked = {"id": "q", "method": "elicitation/create"}
-    second = client.send("POST", request("asks", 6, say=[asked], gate="a"))
+    second = client.send("POST", request("asks", 6, send=[asked], gate="a"))
     assert second.read_message() == {"jsonrpc": "2.0", **asked}
     client.notify("open", gate="a")
     assert first.read_remaining_messages()[-1]["result"] == {"was": "slow"}
@@ -514,7 +514,7 @@ def test_each_message_goes_to_exactly_one_stream(client: StreamableHttpClient) -
         progress("a", 9),
         notification("notifications/message", data=1),
     ]
-    client.notify("do", say=mixed)
+    client.notify("do", send=mixed)
     assert stream.read_message()["method"] == "notifications/tools/list_changed"
     # It might belong to either.
     assert stream.read_message()["method"] == "notifications/message"
@@ -524,7 +524,7 @@ def test_each_message_goes_to_exactly_one_stream(client: StreamableHttpClient) -
         assert numbers(before) == expected
         assert {one["params"]["progressToken"] for one in before} == {gate}
         assert last["result"] == {"was": "tools/call"}
-    client.notify("do", say=[notification("the end/list_changed")])
+    client.notify("do", send=[notification("the end/list_changed")])
     assert stream.read_message()["method"] == "the end/list_changed"
 
 
@@ -532,7 +532,7 @@ def test_server_request_during_a_call_goes_to_its_stream(client: StreamableHttpC
     """The backend gets the client's answer."""
     stream = client.open_get_stream()
     ask = {"id": "s-1", "method": "sampling/createMessage", "params": {}}
-    call = client.call("tools/call", say=[ask], gate="a")
+    call = client.call("tools/call", send=[ask], gate="a")
     assert call.read_message()["id"] == "s-1"
     client.post({"jsonrpc": "2.0", "id": "s-1", "result": {"role": "assistant"}})
     got = stream.read_message()
@@ -544,14 +544,14 @@ def test_server_request_during_a_call_goes_to_its_stream(client: StreamableHttpC
 def test_messages_wait_for_the_get_stream(client: StreamableHttpClient) -> None:
     """They are delivered when it opens, in order and once."""
     changed = [notification(f"{number}/list_changed") for number in range(5)]
-    client.call("first", say=[*changed, {"id": 1, "method": "roots/list"}]).read_final_message()
+    client.call("first", send=[*changed, {"id": 1, "method": "roots/list"}]).read_final_message()
     # The backend's request goes to the stream of the only call.
     stream = client.open_get_stream()
     assert [stream.read_message()["method"] for _ in range(5)] == [
         each["method"] for each in changed
     ]
     stream.close()
-    client.notify("do", say=[notification("later/list_changed")])
+    client.notify("do", send=[notification("later/list_changed")])
     wait_until(lambda: client.open_get_stream().status == 200)
     assert client.call("ping").status == 200
 
@@ -609,8 +609,8 @@ def test_silent_call_can_be_resumed(client: StreamableHttpClient) -> None:
 
 
 def test_get_stream_can_be_resumed(client: StreamableHttpClient) -> None:
-    """It delivers what was missed, then what is new, once."""
-    client.notify("do", say=[notification(f"{number}/list_changed") for number in range(3)])
+    """Missed and new messages are delivered in order, each once."""
+    client.notify("do", send=[notification(f"{number}/list_changed") for number in range(3)])
     stream = client.open_get_stream()
     prime, *events = (stream.read_event() for _ in range(3))
     assert prime.data == b""
@@ -618,7 +618,7 @@ def test_get_stream_can_be_resumed(client: StreamableHttpClient) -> None:
     assert resumed.read_message()["method"] == "1/list_changed"
     assert resumed.read_message()["method"] == "2/list_changed"
     resumed.reset()
-    client.notify("do", say=[notification("3/list_changed")])
+    client.notify("do", send=[notification("3/list_changed")])
     again = client.open_get_stream(events[-1].event_id)
     assert [again.read_message()["method"][0] for _ in range(2)] == ["2", "3"]
 
@@ -668,8 +668,8 @@ def test_cancelled_notification_reaches_the_backend(
     """It has the right id, and the stream of the request ends."""
     stream = client.open_get_stream()
     other = slow_call(client, "b", 1, 0)
-    say = [*[progress("x", 0)] * number, notification("began/list_changed")]
-    params = {"_meta": {"progressToken": "x"}, "say": say, "gate": "a"}
+    send = [*[progress("x", 0)] * number, notification("began/list_changed")]
+    params = {"_meta": {"progressToken": "x"}, "send": send, "gate": "a"}
     call = client.send("POST", request("tools/call", "x-1", **params))
     other.read_message()
     assert stream.read_message()["method"] == "began/list_changed"
@@ -688,9 +688,9 @@ def test_cancelled_notification_reaches_the_backend(
         assert (call.status, call.body) == (202, b"")
     client.notify("open", gate="b")
     assert other.read_message()["result"] == {"was": "tools/call"}
-    # A late answer reaches nobody.
+    # A late response is dropped.
     client.notify("open", gate="a")
-    client.notify("do", say=[notification("the end/list_changed")])
+    client.notify("do", send=[notification("the end/list_changed")])
     assert stream.read_message()["method"] == "the end/list_changed"
 
 
@@ -698,7 +698,7 @@ def test_cancelled_notification_reaches_the_backend(
 
 
 def test_json_response_setting_answers_with_json_only(bridge: Bridge) -> None:
-    """It does so however long the answer takes and whatever comes before it."""
+    """However long the response takes, and also after notifications."""
     client = bridge.open_streamable_http("/json")
     with client.call("ping", AS_JSON) as answer:
         assert (answer.status, answer.content_type) == (200, "application/json")
@@ -726,7 +726,7 @@ def test_open_streams_get_keepalive_comments(bridge: Bridge) -> None:
         for _ in range(3):
             each.read_until(b": keepalive\n\n")
     client.notify("open", gate="a")
-    client.notify("do", say=[notification("x/list_changed")])
+    client.notify("do", send=[notification("x/list_changed")])
     # More comments may have come meanwhile.
     stream.read_until(b"x/list_changed")
 

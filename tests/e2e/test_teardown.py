@@ -39,8 +39,8 @@ def config(notes: Path, **settings: object) -> dict[str, object]:
     backends = {
         "echo": backend("echo"),
         "obey": backend("obey"),
-        "strays": backend("strays"),
-        "hydra": backend("hydra"),
+        "scattered": backend("scattered"),
+        "respawning": backend("respawning"),
         "stubborn": backend("stubborn", notes / "told", "deaf"),
         "gated": backend("gated", notes / "gate"),
         "flood": backend("flood", 10**12, 1000, notes / "taken"),
@@ -61,7 +61,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
 
 
 @pytest.fixture
-def zoo(shared: Bridge) -> Iterator[Bridge]:
+def shared_bridge(shared: Bridge) -> Iterator[Bridge]:
     """The shared bridge for one test."""
     yield shared
     shared.close_clients()
@@ -85,31 +85,31 @@ LEAVE = [SseStream.close, SseStream.reset, SseStream.half_close]
 
 
 @pytest.mark.parametrize("leave", LEAVE)
-@pytest.mark.parametrize("base", ["/strays", "/hydra", "/stubborn"])
+@pytest.mark.parametrize("base", ["/scattered", "/respawning", "/stubborn"])
 def test_whole_tree_is_gone_when_a_session_is_closed(
-    zoo: Bridge, base: str, leave: Callable[[SseStream], None]
+    shared_bridge: Bridge, base: str, leave: Callable[[SseStream], None]
 ) -> None:
     """The client leaves with FIN, RST or half-close."""
-    stream = open_ready(zoo, base)
+    stream = open_ready(shared_bridge, base)
     leave(stream)
-    assert "the client went away" in zoo.wait_for_close(stream)
-    assert not zoo.backend_processes()
-    assert zoo.log.count(f"session {stream.session_id[:8]} of {base[1:]!r} closed") == 1
+    assert "the client went away" in shared_bridge.wait_for_close(stream)
+    assert not shared_bridge.backend_processes()
+    assert shared_bridge.log.count(f"session {stream.session_id[:8]} of {base[1:]!r} closed") == 1
 
 
 @pytest.mark.parametrize("leave", LEAVE)
 def test_session_with_a_full_stream_ends_with_its_client(
-    zoo: Bridge, leave: Callable[[SseStream], None]
+    shared_bridge: Bridge, leave: Callable[[SseStream], None]
 ) -> None:
     """Although the bridge had stopped reading the backend's stdout."""
-    stream = zoo.open_sse("/flood", receive_buffer=4096)
+    stream = shared_bridge.open_sse("/flood", receive_buffer=4096)
     stream.send_message(request("begin"))
-    [flooding] = zoo.wait_for_backends(1, sys.executable)
+    [flooding] = shared_bridge.wait_for_backends(1, sys.executable)
     wait_until(lambda: is_blocked(flooding))
     leave(stream)
     # Its pipes are read again, so it can reach the end of its stdin or a signal.
-    assert "the client went away" in zoo.wait_for_close(stream)
-    assert not zoo.backend_processes()
+    assert "the client went away" in shared_bridge.wait_for_close(stream)
+    assert not shared_bridge.backend_processes()
 
 
 @pytest.mark.parametrize("leave", LEAVE)
@@ -163,34 +163,36 @@ def test_waiting_messages_do_not_delay_the_end_of_stdin(
         (request("close stdin"), ": the backend closed its stdin;"),
     ],
 )
-def test_end_of_a_backend_completes_its_stream(zoo: Bridge, order: bytes, reason: str) -> None:
+def test_end_of_a_backend_completes_its_stream(
+    shared_bridge: Bridge, order: bytes, reason: str
+) -> None:
     """Backend exits, crashes, closes stdout or closes stdin."""
-    other, stream = zoo.open_sse("/obey"), zoo.open_sse("/obey")
+    other, stream = shared_bridge.open_sse("/obey"), shared_bridge.open_sse("/obey")
     stream.send_message(order)
     last = stream.read_remaining_messages()
     assert last == ([b'{"jsonrpc":"2.0","method":"last words"}'] if b"exit" in order else [])
-    assert reason in zoo.wait_for_close(stream)
+    assert reason in shared_bridge.wait_for_close(stream)
     assert stream.post(request("late")).status == 404
-    assert len(zoo.descendants()) == 1
+    assert len(shared_bridge.descendants()) == 1
     assert other.round_trip(request("other")) == request("other")
 
 
-def test_descendants_of_a_killed_backend_end_too(zoo: Bridge) -> None:
+def test_descendants_of_a_killed_backend_end_too(shared_bridge: Bridge) -> None:
     """It was killed from outside."""
-    stream = open_ready(zoo, "/strays")
-    [leader] = [each for each in zoo.descendants() if "strays.py" in each.command]
-    assert len(sleepers(zoo)) == 3
+    stream = open_ready(shared_bridge, "/scattered")
+    [leader] = [each for each in shared_bridge.descendants() if "scattered.py" in each.command]
+    assert len(sleepers(shared_bridge)) == 3
     os.kill(leader.pid, signal.SIGKILL)
     assert stream.read_remaining_messages() == []
-    assert "signal 9" in zoo.wait_for_close(stream)
-    assert not zoo.backend_processes()
+    assert "signal 9" in shared_bridge.wait_for_close(stream)
+    assert not shared_bridge.backend_processes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_ends_every_tree_within_the_graces(tmp_path: Path, number: signal.Signals) -> None:
     """Every tree is gone when the bridge has exited."""
     with serving(config=config(tmp_path)) as bridge:
-        streams = [open_ready(bridge, base) for base in ("/strays", "/hydra", "/stubborn")]
+        streams = [open_ready(bridge, base) for base in ("/scattered", "/respawning", "/stubborn")]
         streams.append(bridge.open_sse("/flood", receive_buffer=4096))
         streams[-1].send_message(request("begin"))
         streams.append(bridge.open_sse("/gated"))
@@ -203,7 +205,7 @@ def test_stop_ends_every_tree_within_the_graces(tmp_path: Path, number: signal.S
 
 def test_stop_while_sessions_end_closes_each_once(tmp_path: Path) -> None:
     with serving(config=config(tmp_path)) as bridge:
-        streams = [open_ready(bridge, "/strays") for _ in range(6)]
+        streams = [open_ready(bridge, "/scattered") for _ in range(6)]
         for leave, stream in zip(LEAVE, streams, strict=False):
             leave(stream)
         bridge.stop()
@@ -213,20 +215,20 @@ def test_stop_while_sessions_end_closes_each_once(tmp_path: Path) -> None:
 # Which session a process belongs to.
 
 
-def test_end_of_a_session_ends_only_its_own_tree(zoo: Bridge) -> None:
+def test_end_of_a_session_ends_only_its_own_tree(shared_bridge: Bridge) -> None:
     """Identical processes of another session go on."""
-    first, second = open_ready(zoo, "/strays"), open_ready(zoo, "/strays")
-    everything = zoo.marked_processes()
+    first, second = open_ready(shared_bridge, "/scattered"), open_ready(shared_bridge, "/scattered")
+    everything = shared_bridge.marked_processes()
     assert len(everything) == 8
     first.reset()
-    zoo.wait_for_close(first)
-    left = zoo.marked_processes()
+    shared_bridge.wait_for_close(first)
+    left = shared_bridge.marked_processes()
     assert len(left) == 4
     assert left < everything
     assert second.round_trip(request("x")) == request("x")
     second.reset()
-    zoo.wait_for_close(second)
-    assert not zoo.backend_processes()
+    shared_bridge.wait_for_close(second)
+    assert not shared_bridge.backend_processes()
 
 
 def test_processes_of_others_are_never_killed(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_processes_of_others_are_never_killed(tmp_path: Path) -> None:
     A process with another parent, one with another tag, one in a process session of
     its own, and the backends of another bridge.
     """
-    neighbouring = serving(*SHORT_OPTIONS, command=backend("strays"))
+    neighbouring = serving(*SHORT_OPTIONS, command=backend("scattered"))
     with neighbouring as neighbour, serving(config=config(tmp_path)) as bridge:
         theirs = open_ready(neighbour, "")
         neighbours = neighbour.marked_processes()
@@ -246,12 +248,12 @@ def test_processes_of_others_are_never_killed(tmp_path: Path) -> None:
             unrelated_process(["setsid", *sleep]) as apart,
         ):
             strangers = {plain.pid, other.pid, apart.pid}
-            for base in ("/strays", "/stubborn", "/hydra"):
+            for base in ("/scattered", "/stubborn", "/respawning"):
                 stream = open_ready(bridge, base)
                 stream.close()
                 bridge.wait_for_close(stream)
                 assert {each.pid for each in bridge.marked_processes()} == strangers
-            open_ready(bridge, "/strays")
+            open_ready(bridge, "/scattered")
             bridge.process.send_signal(signal.SIGTERM)
             bridge.process.wait()
             wait_until(lambda: {each.pid for each in bridge.marked_processes()} == strangers)
@@ -264,7 +266,7 @@ def test_bridge_may_be_the_backend_of_a_bridge() -> None:
     """Both clean up after themselves."""
     inner = [beside_python("twistd"), "-n", "--pidfile=", "mcpbridge", *LOOPBACK, *SHORT_OPTIONS]
     options = ("--stop-grace", "0.1", "--kill-grace", NEVER, "--pass-env", "PYTHONPATH")
-    with serving(*options, command=[*inner, "--", *backend("strays")]) as bridge:
+    with serving(*options, command=[*inner, "--", *backend("scattered")]) as bridge:
         first, second = bridge.open_sse(), bridge.open_sse()
         with _inner_session(first) as ended, _inner_session(second) as other:
             assert len(sleepers(bridge)) == 6
@@ -292,7 +294,7 @@ def test_watchdog_ends_every_tree_of_a_killed_bridge(tmp_path: Path) -> None:
     """The bridge is killed with SIGKILL; the watchdog itself ends last."""
     with serving(config=config(tmp_path)) as bridge:
         watchdog = bridge.wait_for_watchdog()
-        for base in ("/strays", "/stubborn", "/hydra", "/strays"):
+        for base in ("/scattered", "/stubborn", "/respawning", "/scattered"):
             open_ready(bridge, base)
         everything = bridge.marked_processes()
         assert len(everything) == 4 + 1 + 2 + 4
@@ -309,7 +311,7 @@ def test_direct_backends_die_with_the_bridge_without_the_watchdog(tmp_path: Path
         os.kill(watchdog.pid, signal.SIGSTOP)
         try:
             open_ready(bridge, "/stubborn")
-            open_ready(bridge, "/strays")
+            open_ready(bridge, "/scattered")
             leaders = bridge.marked_processes() - sleepers(bridge)
             assert len(leaders) == 2
             bridge.kill()
@@ -324,7 +326,7 @@ def test_direct_backends_die_with_the_bridge_without_the_watchdog(tmp_path: Path
 def test_watchdog_kills_no_process_of_others(tmp_path: Path) -> None:
     with serving(config=config(tmp_path)) as bridge:
         watchdog = bridge.wait_for_watchdog()
-        open_ready(bridge, "/strays")
+        open_ready(bridge, "/scattered")
         sleep = ["sleep", f"600.{bridge.marker}"]
         tagged = ["prlimit", f"--rss={1 << 40}:{1 << 40}", *sleep]
         with unrelated_process(sleep) as plain, unrelated_process(tagged) as other:
@@ -339,7 +341,7 @@ def test_killed_watchdog_is_replaced(tmp_path: Path) -> None:
     """Sessions are not affected."""
     with serving(config=config(tmp_path)) as bridge:
         first = bridge.wait_for_watchdog()
-        stream = open_ready(bridge, "/strays")
+        stream = open_ready(bridge, "/scattered")
         os.kill(first.pid, signal.SIGKILL)
         bridge.wait_for_log("the watchdog ended")
         wait_until(
@@ -385,7 +387,7 @@ def test_sessions_leave_no_process_and_no_descriptor(tmp_path: Path) -> None:
     with serving(config=config(tmp_path)) as bridge:
 
         def cycle() -> None:
-            for base in ("/strays", "/stubborn", "/hydra"):
+            for base in ("/scattered", "/stubborn", "/respawning"):
                 for leave in LEAVE:
                     leave(open_ready(bridge, base))
             for method in ("exit", "crash", "close stdin", "close stdout"):
@@ -405,16 +407,16 @@ def test_sessions_leave_no_process_and_no_descriptor(tmp_path: Path) -> None:
         assert bridge.log.count("' opened") == bridge.log.count(CLOSED) == 4 * 16
 
 
-@pytest.mark.parametrize("base", ["/echo", "/strays"])
-def test_client_that_leaves_at_once_leaves_nothing(zoo: Bridge, base: str) -> None:
+@pytest.mark.parametrize("base", ["/echo", "/scattered"])
+def test_client_that_leaves_at_once_leaves_nothing(shared_bridge: Bridge, base: str) -> None:
     """It asks for a stream and resets the connection."""
     for _ in range(20):
-        with zoo.connect() as connection:
+        with shared_bridge.connect() as connection:
             connection.send(f"GET {base}/sse HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             connection.reset()
     # When the bridge answers this, it has seen all of those.
-    assert zoo.request("GET", "/nothing").status == 404
-    zoo.close_clients()
+    assert shared_bridge.request("GET", "/nothing").status == 404
+    shared_bridge.close_clients()
 
 
 def test_bridge_without_sessions_stops_cleanly() -> None:

@@ -316,7 +316,7 @@ async def test_configuration_warnings_are_logged_at_the_start(
 async def test_limits_of_the_machine_are_one_warning(
     start: Any, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says what is missing for processes here; there is none if nothing is missing."""
+    """The warning names what the machine lacks for processes; there is none if it lacks nothing."""
     start(server(launcher=None, command="cat"))
     assert not [line for line in log_lines if "processes of backends" in line]
     here = process_tags.Machine(tags=True, hidden=True, pidfds=False)

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 
 DEMO = Path(__file__).parents[2] / "mcpbridge" / "demo.py"
-#: How long its end may take; nothing is proven by it.
+#: Seconds before a wait for its end fails; no assertion is about this time.
 PATIENCE = 60
 
 
 class Demo:
-    """A running demo server and the ids of what it was asked."""
+    """A running demo server, and the ids of its requests."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self._last_id = 0
 
     def write(self, line: bytes) -> None:
-        """Write one line as it is."""
+        """Write a line unchanged."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + b"\n")
         self.process.stdin.flush()
@@ -41,7 +41,7 @@ class Demo:
         return self._last_id
 
     def read(self) -> Any:
-        """The next message."""
+        """Read the next message."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line.endswith(b"\n"), "the demo server has ended"

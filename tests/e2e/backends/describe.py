@@ -1,4 +1,4 @@
-"""Tells what it was started with: environment, arguments, directory."""
+"""Reports its environment, arguments and directory."""
 
 import json
 import os

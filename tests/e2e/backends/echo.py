@@ -1,4 +1,4 @@
-"""Writes every line of its stdin to its stdout, as it stands."""
+"""Writes every line of its stdin to its stdout, unchanged."""
 
 import sys
 

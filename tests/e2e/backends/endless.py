@@ -1,4 +1,4 @@
-"""Writes a line that does not end."""
+"""Writes a line that never ends."""
 
 import os
 

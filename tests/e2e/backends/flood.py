@@ -1,8 +1,8 @@
 """
-After its first message, offers lines as fast as they are taken; then echoes.
+After its first message, writes lines as fast as they are read; then echoes.
 
-`flood.py BYTES LINE FILE`: so many bytes in whole lines of that length, and how
-many were taken so far, in the file.
+`flood.py BYTES LINE FILE`: this many bytes, in lines of this length; the file has the number of
+bytes that were read so far.
 """
 
 import os

@@ -1,6 +1,6 @@
 """
-Reads nothing until the file that it is given exists; then echoes.  Until then
-it ends when its stdin is closed, which it sees without reading.
+Reads nothing until the given file exists, then echoes.  Until then it exits when its stdin is
+closed, which it notices without reading.
 """
 
 import os

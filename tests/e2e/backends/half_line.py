@@ -1,4 +1,4 @@
-"""Writes half a line, says so on stderr, and the other half when it is told to."""
+"""Writes half a line, reports that on stderr, and writes the other half after a message."""
 
 import os
 import sys

@@ -1,16 +1,14 @@
 """
-Becomes what the first message asks for, by its method, and leaves processes
-that are hard to find; an MCP server of sorts otherwise.
+An MCP server of sorts that plays the role named by the method of a message, and leaves processes
+that are hard to find.
 
-`crash`: aborts.  `deaf`: ignores the end of its stdin and SIGTERM.  `helper`:
-daemonises helpers while it ends, each a moment after the one before.  `shell`:
-the same, as a start script does it.  `renew`: leaves a process that forks,
-exits and enters a session of its own, every few milliseconds.  `thread`:
-leaves a daemon whose main thread has ended while another runs.  `limit`:
-leaves a daemon that has set its own RLIMIT_RSS, as `ulimit -m` does.
-`cleared`: the same in the group of the backend.
+`crash`: aborts.  `deaf`: ignores EOF and SIGTERM.  `helper`: daemonizes several helpers while it
+exits.  `shell`: the same, as a start script does it.  `renew`: leaves a process that forks, exits
+and calls setsid every few milliseconds.  `thread`: leaves a daemon whose main thread has ended
+while another one runs.  `limit`: leaves a daemon that has set its own RLIMIT_RSS, as `ulimit -m`
+does.  `cleared`: the same, in the process group of the backend.
 
-Whatever it leaves ends by itself within minutes.
+Everything that it leaves ends by itself within minutes.
 """
 
 import contextlib
@@ -26,26 +24,26 @@ import threading
 import time
 
 MARKER = sys.argv[-1]
-#: What is left lives no longer.
+#: Seconds until everything that is left has ended.
 SECONDS = 300
 EXIT_OF_A_THREAD = {"x86_64": 60, "aarch64": 93}.get(platform.machine())
 
 
-def let_go() -> None:
-    """Of the pipes to the bridge."""
+def close_stdio() -> None:
+    """Close the pipes to the bridge."""
     for descriptor in range(3):
         with contextlib.suppress(OSError):
             os.close(descriptor)
 
 
 def sleep() -> None:
-    """Become something that has nothing of where it came from."""
-    let_go()
+    """Become a process that keeps nothing of its origin."""
+    close_stdio()
     os.execve("/bin/sleep", ["sleep", f"{SECONDS}.{MARKER}"], {})
 
 
-def forked() -> bool:
-    """Whether this is a daemon that has just been started."""
+def daemonize() -> bool:
+    """Fork twice; return True in the daemon."""
     pid = os.fork()
     if pid:
         os.waitpid(pid, 0)
@@ -61,10 +59,10 @@ def clear_tag() -> None:
 
 
 def renew(pause: float) -> None:
-    """Generations that each live for a moment."""
-    if not forked():
+    """Fork and exit repeatedly, so that each process lives only for a moment."""
+    if not daemonize():
         return
-    let_go()
+    close_stdio()
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         time.sleep(pause)
@@ -80,17 +78,17 @@ def wait_and_exit() -> None:
 
 
 def leave_a_thread() -> None:
-    """A process that looks like a zombie and runs."""
-    if not forked():
+    """Leave a process that looks like a zombie but runs."""
+    if not daemonize():
         return
-    let_go()
+    close_stdio()
     threading.Thread(target=wait_and_exit).start()
     # pthread_exit(3), without its clean-up: of this thread alone.
     ctypes.CDLL(None).syscall(EXIT_OF_A_THREAD, 0)
 
 
-def at_its_end(kind: str) -> None:
-    """What the backend does when its stdin has ended."""
+def on_eof(kind: str) -> None:
+    """Do what this role does at the end of stdin."""
     if kind == "helper":
         for _ in range(5):
             if os.fork() == 0:
@@ -104,7 +102,7 @@ def at_its_end(kind: str) -> None:
     elif kind == "deaf":
         time.sleep(SECONDS)
     elif kind == "shell":
-        let_go()
+        close_stdio()
         os.execv(
             "/bin/sh",
             ["sh", "-c", f"(setsid sh -c '(sleep {SECONDS}.{MARKER} &) &' &); exit 0"],
@@ -122,7 +120,7 @@ for line in sys.stdin.buffer:
     elif asked == "thread":
         leave_a_thread()
     elif asked == "limit":
-        if forked():
+        if daemonize():
             clear_tag()
             sleep()
     elif asked == "cleared" and os.fork() == 0:
@@ -141,4 +139,4 @@ for line in sys.stdin.buffer:
         os.write(1, json.dumps(answer).encode() + b"\n")
     if asked == "crash":
         os.abort()
-at_its_end(kind)
+on_eof(kind)

@@ -1,10 +1,9 @@
 """
-A server that has to be installed first, as by `npx`: `installing.py DIR SECONDS [modern]`.
+A server that has to be installed first, as with `npx`: `installing.py DIR SECONDS [modern]`.
 
-Where `DIR/installed` is not there it takes so long, writes that at its end,
-and notes in `DIR/installs` that it has begun.  One that is killed meanwhile
-leaves nothing behind.  Then it answers whatever it is asked, of 2025-11-25 or,
-with `modern`, of 2026-07-28.
+Unless `DIR/installed` exists, it adds a line to `DIR/installs`, takes SECONDS, and creates
+`DIR/installed`.  Then it answers every request, as a server of 2025-11-25 or, with `modern`, of
+2026-07-28.
 """
 
 import json

@@ -1,8 +1,8 @@
 """
-An MCP server of 2025-11-25 that makes the mistakes of real ones: how it writes
-its answer is the name of the tool that is called.
+An MCP server of 2025-11-25 that makes framing mistakes of real servers: the name of the tool that
+is called is the mistake in its response.
 
-`misframed.py HOW`: so it answers `initialize`.
+`misframed.py HOW`: the mistake in its response to `initialize`.
 """
 
 import json
@@ -11,12 +11,12 @@ import sys
 
 
 def write(data: bytes) -> None:
-    """To stdout, at once."""
+    """Write to stdout at once."""
     os.write(1, data)
 
 
 def answer(how: str, message: dict) -> None:
-    """Answer a request in this way."""
+    """Send a response with this mistake."""
     line = json.dumps(message).encode()
     if how == "headers":
         write(b"Content-Length: %d\r\n\r\n%b" % (len(line), line))

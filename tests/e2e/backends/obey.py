@@ -1,6 +1,8 @@
 """
-Does what the method of a message says; echoes what it does not know.  Each
-`say` before an end is still to arrive.
+Does what the method of a message names, and echoes messages with other methods.
+
+`exit`: writes a last message, then exits with that status; `crash`: kills itself; `close stdout`;
+`close stdin`.
 """
 
 import json

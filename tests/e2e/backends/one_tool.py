@@ -1,11 +1,11 @@
 """
-An MCP server of one era, `either.py modern|legacy NOTE`, whose one tool does
-what its arguments say, each call in a thread of its own.
+An MCP server of one era, `one_tool.py modern|legacy NOTE`, whose one tool does what its arguments
+name, each call in its own thread.
 
-Notes in a file what it has begun and what was cancelled, by the `token` of the
-call.  `progress`: so many notifications first; `flood`: so many bytes of them,
-keeping count in `count`; `wait`: never answer; `touch`: the tools have changed;
-`exit` with that status.
+The file NOTE lists the calls that began and those that were cancelled, by their `token`.
+`progress`: sends this many notifications first; `flood`: sends this many bytes of them, counted in
+the file `count`; `wait`: never responds; `touch`: reports changed tools; `exit`: exits with this
+status.
 """
 
 import json
@@ -26,8 +26,8 @@ running: dict[object, str] = {}
 listening: list[object] = []
 
 
-def say(message: dict) -> int:
-    """One message; its size."""
+def send(message: dict) -> int:
+    """Send a message; return its size."""
     line = json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n"
     with lock:
         left = line
@@ -37,21 +37,21 @@ def say(message: dict) -> int:
 
 
 def answer(ident: object, **result: object) -> None:
-    say({"id": ident, "result": {"resultType": "complete", **result}})
+    send({"id": ident, "result": {"resultType": "complete", **result}})
 
 
 def progress(token: object, number: int, text: str = "") -> int:
     params = {"progressToken": token, "progress": number, "message": text}
-    return say({"method": "notifications/progress", "params": params})
+    return send({"method": "notifications/progress", "params": params})
 
 
 def changed(ident: object) -> None:
     params = {"_meta": {SUBSCRIPTION: ident}} if ERA == "modern" else {}
-    say({"method": "notifications/tools/list_changed", "params": params})
+    send({"method": "notifications/tools/list_changed", "params": params})
 
 
 def call(ident: object, params: dict) -> None:
-    """The tool."""
+    """Run the tool."""
     arguments, token = params["arguments"], params["_meta"].get("progressToken")
     for number in range(arguments.get("progress", 0)):
         progress(token, number)
@@ -80,7 +80,7 @@ for line in sys.stdin.buffer:
     elif method == "server/discover" and ERA == "modern":
         answer(ident, supportedVersions=[VERSION], capabilities=CAPABILITIES)
     elif method == "initialize" and ERA == "legacy":
-        info = {"name": "either", "version": "1"}
+        info = {"name": "one_tool", "version": "1"}
         answer(ident, protocolVersion=VERSION, capabilities=CAPABILITIES, serverInfo=info)
     elif method == "tools/list":
         answer(ident, tools=[TOOL])
@@ -88,10 +88,10 @@ for line in sys.stdin.buffer:
         listening.append(ident)
         running[ident] = "listen"
         told = {"_meta": {SUBSCRIPTION: ident}, "notifications": params["notifications"]}
-        say({"method": "notifications/subscriptions/acknowledged", "params": told})
+        send({"method": "notifications/subscriptions/acknowledged", "params": told})
     elif method == "tools/call":
         running[ident] = params["arguments"].get("token", "")
         os.write(note, b"began %b\n" % running[ident].encode())
         threading.Thread(target=call, args=(ident, params), daemon=True).start()
     elif ident is not None:
-        say({"id": ident, "error": {"code": -32601, "message": f"no {method}"}})
+        send({"id": ident, "error": {"code": -32601, "message": f"no {method}"}})

@@ -1,10 +1,10 @@
 """
 Leaves processes behind in ways that are hard to see.  `orphans.py HOW FOLDER`:
 
-`ending`   daemonises a helper while it ends, with pauses of up to 2 ms
+`ending`   daemonizes a helper while it ends, with pauses of up to 2 ms
 `renew-N`  has a daemon that replaces itself every N ms by a child of its own
 `threads`  has a daemon whose main thread has ended while another one runs
-`limit`    sets RLIMIT_RSS for itself, then daemonises a helper
+`limit`    sets RLIMIT_RSS for itself, then daemonizes a helper
 `limits`   helpers in its group, and in a group of their own, with all limits lowered
 
 All processes of a session share the lock of one file in FOLDER, which the
@@ -34,25 +34,25 @@ def lower(*numbers: int) -> None:
 
 
 def pause() -> None:
-    """Up to 2 ms."""
+    """Sleep up to 2 ms."""
     time.sleep(random.random() * 0.002)
 
 
-def let_go() -> None:
-    """Close all that the bridge could see."""
+def close_stdio() -> None:
+    """Close all descriptors that the bridge could see."""
     for descriptor in range(3):
         os.close(descriptor)
 
 
 def sleep() -> None:
-    """A helper: deaf, and nothing else."""
-    let_go()
+    """Become a helper that ignores SIGTERM."""
+    close_stdio()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(600)
 
 
-def daemonise(pauses: bool = False) -> bool:
+def daemonize(pauses: bool = False) -> bool:
     """Fork twice; True in the daemon."""
     if os.fork():
         return False
@@ -69,8 +69,8 @@ def daemonise(pauses: bool = False) -> bool:
 
 
 def renew(seconds: float) -> None:
-    """Die, and have a successor, again and again."""
-    let_go()
+    """Fork and exit repeatedly."""
+    close_stdio()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = time.monotonic() + 120
     while time.monotonic() < end:
@@ -82,8 +82,8 @@ def renew(seconds: float) -> None:
 
 
 def leave_main_thread() -> None:
-    """End the main thread alone: the process is then a `Z` with a thread that runs."""
-    let_go()
+    """End only the main thread: the process is then a `Z` with a thread that runs."""
+    close_stdio()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=time.sleep, args=(600,)).start()
     # `pthread_exit` would unwind the interpreter; the system call ends the thread alone.
@@ -91,14 +91,14 @@ def leave_main_thread() -> None:
 
 
 if HOW.startswith("renew-"):
-    if daemonise():
+    if daemonize():
         renew(int(HOW.partition("-")[2]) / 1000)
 elif HOW == "threads":
-    if daemonise():
+    if daemonize():
         leave_main_thread()
 elif HOW == "limit":
     lower(resource.RLIMIT_RSS)
-    if daemonise():
+    if daemonize():
         sleep()
 elif HOW == "limits":
     for group in (False, True):
@@ -112,6 +112,6 @@ os.write(1, b'{"jsonrpc":"2.0","method":"ready"}\n')
 sys.stdin.buffer.read()
 if HOW == "ending" and os.fork() == 0:
     pause()
-    if daemonise(pauses=True):
+    if daemonize(pauses=True):
         sleep()
     os._exit(0)

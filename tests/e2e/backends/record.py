@@ -1,7 +1,4 @@
-"""
-Keeps its stdin byte for byte in the file that it is given, and tells its
-stdout how many bytes that are by now.
-"""
+"""Writes its stdin to the given file, byte for byte, and reports the size of the file on stdout."""
 
 import os
 import sys

@@ -1,6 +1,6 @@
 """
-A process that, told to end, starts another one in a session of its own; so
-does that one, a few times over.  Closes its stdio first.
+Starts a process that, on SIGTERM, starts another one in a session of its own before it exits, a few
+times over.  These processes close their stdio first.
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 
 
 def live(heads: int) -> None:
-    """Wait to be told to end; then have a successor."""
+    """Wait for SIGTERM; then start a successor, if any are left, and exit."""
 
     def on_term(*_: object) -> None:
         if heads and os.fork() == 0:

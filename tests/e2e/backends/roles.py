@@ -1,10 +1,9 @@
 """
-Becomes what the first message asks for, by its method; an MCP server of sorts
-before that, and after it where that makes sense.
+An MCP server of sorts that plays the role named by the method of a message.
 
-`plain`, `crash`, `deaf` (to EOF and SIGTERM), `children` (like npx: a shell
-that waits for a grandchild), `daemon` (setsid, double fork, no environment),
-`flood` (for a client that does not read), `mute` (reads no more).
+`plain`; `crash`; `deaf`: ignores EOF and SIGTERM; `children`: like npx, a shell that waits for a
+grandchild; `daemon`: setsid, a double fork and no environment; `flood`: for a client that does not
+read; `mute`: reads no more.
 """
 
 import json
@@ -18,7 +17,7 @@ MARKER = sys.argv[-1]
 
 
 def daemon() -> None:
-    """A process that has left everything behind but its tag."""
+    """Start a process that keeps only its tag."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:

@@ -1,7 +1,7 @@
 """
-Scatters processes before it echoes: in its own group, in a session of their
-own, and orphaned at once with a cleared environment; the last is deaf to
-SIGTERM.  All of them sleep, with the marker among their arguments.
+Starts processes in its own group, in sessions of their own, and orphaned with a cleared
+environment; the last one ignores SIGTERM.  All of them sleep, with the marker as an argument.  Then
+it echoes.
 """
 
 import os
@@ -12,14 +12,14 @@ MARKER = sys.argv[-1]
 
 
 def sleep() -> None:
-    """Become something that has nothing of where it came from but its number."""
+    """Become a process that keeps only the marker."""
     for descriptor in range(3):
         os.close(descriptor)
     os.execve("/bin/sleep", ["sleep", f"600.{MARKER}"], {})
 
 
-def stray(*, daemon: bool, deaf: bool) -> None:
-    """Start one; a daemon is nobody's child when this returns."""
+def start_stray(*, daemon: bool, deaf: bool) -> None:
+    """Start a process; a daemon is orphaned when this returns."""
     pid = os.fork()
     if pid:
         if daemon:
@@ -36,9 +36,9 @@ def stray(*, daemon: bool, deaf: bool) -> None:
 
 # Its writing end closes by itself in each of them when it has become a sleeper.
 reading, writing = os.pipe()
-stray(daemon=False, deaf=False)
-stray(daemon=True, deaf=False)
-stray(daemon=True, deaf=True)
+start_stray(daemon=False, deaf=False)
+start_stray(daemon=True, deaf=False)
+start_stray(daemon=True, deaf=True)
 os.close(writing)
 os.read(reading, 1)
 os.write(1, b'{"jsonrpc":"2.0","method":"ready"}\n')

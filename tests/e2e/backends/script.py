@@ -1,11 +1,11 @@
 """
-An MCP server that does what a message's `params` say, each request in a thread
-of its own: `say` these messages, wait until `gate` is opened, `then` say these,
-and at last the answer.  The notification `open` opens a gate.
+An MCP server that does what the `params` of a message name, each request in its own thread: it
+sends the messages in `send`, waits until `gate` is open, sends those in `then`, and responds.  The
+notification `open` opens a gate.
 
-`flood` BYTES in lines of `line` bytes and keep count in the file `note`; `exit`
-with that status, `stderr` first.  What the client answers, and notifications
-that are not known, come back as `got/list_changed`.
+`flood`: writes this many bytes in lines of `line` bytes, and counts them in the file `note`;
+`exit`: exits with this status, after writing `stderr`.  Responses of the client and other
+notifications are returned as `got/list_changed`.
 """
 
 import json
@@ -18,14 +18,14 @@ gates: defaultdict[str, threading.Event] = defaultdict(threading.Event)
 lock = threading.Lock()
 
 
-def say(message: dict) -> None:
-    """One message to the client."""
+def send(message: dict) -> None:
+    """Send a message to the client."""
     with lock:
         os.write(1, json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
 
 
 def flood(size: int, length: int, path: str) -> None:
-    """Offer so many bytes as fast as they are taken."""
+    """Write this many bytes as fast as they are read."""
     note = os.open(path, os.O_WRONLY | os.O_CREAT)
     line = b'{"jsonrpc":"2.0","method":"flood/list_changed","params":{"x":""}}\n'
     line = line.replace(b'""', b'"%b"' % (b"x" * (length - len(line))))
@@ -37,25 +37,25 @@ def flood(size: int, length: int, path: str) -> None:
 
 
 def perform(message: dict) -> None:
-    """Do what it says."""
+    """Do what the message names."""
     params = message.get("params", {})
-    for each in params.get("say", ()):
-        say(each)
+    for each in params.get("send", ()):
+        send(each)
     if "flood" in params:
         flood(params["flood"], params["line"], params["note"])
     if "gate" in params:
         gates[params["gate"]].wait()
     for each in params.get("then", ()):
-        say(each)
+        send(each)
     if "stderr" in params:
         os.write(2, params["stderr"].encode() + b"\n")
     if "exit" in params:
         os._exit(params["exit"])
     if message["method"] == "initialize":
         version = params.get("protocolVersion")
-        say({"id": message["id"], "result": {"protocolVersion": version}})
+        send({"id": message["id"], "result": {"protocolVersion": version}})
     elif "id" in message:
-        say({"id": message["id"], "result": {"was": message["method"]}})
+        send({"id": message["id"], "result": {"was": message["method"]}})
 
 
 for received in sys.stdin.buffer:
@@ -67,4 +67,4 @@ for received in sys.stdin.buffer:
         elif method == "do" or ("id" in message and method):
             threading.Thread(target=perform, args=(message,), daemon=True).start()
         elif method != "notifications/initialized":
-            say({"method": "got/list_changed", "params": message})
+            send({"method": "got/list_changed", "params": message})

@@ -1,9 +1,7 @@
 """
-Takes one of so many slots, each a lock that is free only once every process
-that inherited it is gone; finding none, says so in the folder.  Its tree ends
-by SIGKILL alone.
-
-`slot.py FOLDER SLOTS`.
+`slot.py FOLDER SLOTS`: takes one of the slots, each a lock that is released only when all processes
+that inherited it are gone.  If none is free, it creates a file in the folder.  Only SIGKILL ends
+its process tree.
 """
 
 import fcntl

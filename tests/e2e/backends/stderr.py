@@ -1,4 +1,4 @@
-"""Writes what a file holds to its stderr, byte for byte, then echoes."""
+"""Writes the given file to its stderr, byte for byte, then echoes."""
 
 import os
 import sys

@@ -1,7 +1,7 @@
 """
-Ignores the end of its stdin, and SIGTERM too with `deaf`; notes in a file what
-it was told, in the order in which it was, however late it gets to run.
-`stubborn.py FILE [deaf]`.
+Ignores the end of its stdin and, with `deaf`, also SIGTERM: `stubborn.py FILE [deaf]`.
+
+It notes both in the file, in the order in which they came, however late it runs.
 """
 
 import os
@@ -19,7 +19,7 @@ closed.register(0, 0)
 
 
 def on_end() -> None:
-    """Note it, once."""
+    """Note the end of stdin, once."""
     global noted
     if not noted:
         noted = True
@@ -27,7 +27,7 @@ def on_end() -> None:
 
 
 def on_term(*_: object) -> None:
-    """Note it, behind an end that is there and was not read; obey unless deaf."""
+    """Note SIGTERM, after an end of stdin that was not read yet; exit unless deaf."""
     if closed.poll(0):
         on_end()
     os.write(note, b"SIGTERM\n")

@@ -1,12 +1,11 @@
 """
-An MCP server of one era: `legacy` shakes hands, `modern` is of 2026-07-28.  It
-takes several calls at a time, each in a thread of its own; whatever a call
-says, asks and answers names the `token` among its arguments.
+An MCP server of one era: `legacy` answers `initialize`, `modern` is of 2026-07-28.  It runs several
+calls at a time, each in its own thread; all messages of a call have the `token` of its arguments.
 
-`tools.py ERA CRASH`: every CRASH-th call ends it, none where that is 0.  An
-answer has its `pid`, and how many calls it had `beside` that one.  The tool
-`ask_late` asks and logs too late: when the next call, whoever's it is, has begun.
-A client that is called `bad` ends it at `initialize`.
+`tools.py ERA CRASH`: every CRASH-th call makes it exit, none if CRASH is 0.  The output of a tool
+has its `pid`, and the number of other calls that ran `beside` it.  The tool `ask_late` sends its
+question and log message only when the next call has begun, whoever made it.  A client with the name
+`bad` makes it exit at `initialize`.
 """
 
 import itertools
@@ -26,7 +25,7 @@ SCHEMA = {"type": "object", "properties": {"token": {"type": "string"}}}
 lock = threading.Lock()
 questions = itertools.count(1)
 calls = itertools.count(1)
-#: By request: what ends its waiting; by question: who waits for it, and its answer.
+#: An event for each running call; an event and the response for each question.
 cancelled: dict = {}
 asked: dict = {}
 listens: list = []
@@ -34,38 +33,38 @@ listens: list = []
 late_tokens: list = []
 
 
-def say(**message: object) -> None:
-    """One message to the client."""
+def send(**message: object) -> None:
+    """Send a message to the client."""
     with lock:
         os.write(1, json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
 
 
 def send_notification(method: str, **params: object) -> None:
-    """A notification."""
-    say(method=f"notifications/{method}", params=params)
+    """Send a notification."""
+    send(method=f"notifications/{method}", params=params)
 
 
 def question(token: str) -> dict:
-    """What a client is asked."""
+    """Return the params of an elicitation."""
     properties = {"answer": {"type": "string"}}
     return {"message": token, "requestedSchema": {"type": "object", "properties": properties}}
 
 
 def ask(token: str, params: dict) -> "str | None":
-    """What the client answers; None where it is only asked now."""
+    """Ask the client; return its answer, or None if a modern client is asked now."""
     if MODERN:
         responses = params.get("inputResponses")
         assert params.get("requestState") == (None if responses is None else f"state of {token}")
         return None if responses is None else responses["q"]["content"]["answer"]
     ident = f"q{next(questions)}"
     answered = asked[ident] = [threading.Event(), {}]
-    say(id=ident, method="elicitation/create", params=question(token))
+    send(id=ident, method="elicitation/create", params=question(token))
     answered[0].wait()
     return answered[1].get("result", {}).get("content", {}).get("answer", "none")
 
 
 def notify(token: str, meta: dict, number: int) -> None:
-    """Progress and a log message."""
+    """Send progress and a log message."""
     if "progressToken" in meta:
         progress = {"progressToken": meta["progressToken"], "progress": number}
         send_notification("progress", **progress, message=token)
@@ -74,7 +73,7 @@ def notify(token: str, meta: dict, number: int) -> None:
 
 
 def perform(ident: object, params: dict) -> "dict | None":
-    """Do what a tool does; its result, or None where there is to be none."""
+    """Run a tool; return its result, or None if it has none."""
     tool, arguments, meta = params["name"], params["arguments"], params.get("_meta", {})
     token = arguments["token"]
     answer = ""
@@ -95,37 +94,37 @@ def perform(ident: object, params: dict) -> "dict | None":
     elif tool == "ask_late":
         late_tokens.append(token)
     elif tool == "touch":
-        send_notification("tools/list_changed") if not MODERN else changed()
+        send_notification("tools/list_changed") if not MODERN else notify_subscribers()
     said = {"token": token, "answer": answer, "pid": os.getpid(), "beside": len(cancelled) - 1}
     result = {"content": [{"type": "text", "text": json.dumps(said)}]}
     return {"resultType": "complete", **result} if MODERN else result
 
 
-def changed() -> None:
-    """Tell those who listen, which is for 2026-07-28."""
+def notify_subscribers() -> None:
+    """Notify the subscribers of a modern server."""
     for each in listens:
         send_notification("tools/list_changed", _meta={f"{PREFIX}subscriptionId": each})
 
 
 def call(ident: object, params: dict) -> None:
-    """One call of a tool, from its beginning to its answer, and what it says too late."""
+    """Run a call from its beginning to its response, and send late messages."""
     result = perform(ident, params)
     del cancelled[ident]
     if result is not None:
-        say(id=ident, result=result)
+        send(id=ident, result=result)
     if params["name"] == "late":
         threading.Event().wait(0.01)
         notify(params["arguments"]["token"], params.get("_meta", {}), 99)
 
 
-def listing() -> dict:
-    """All tools."""
+def list_tools() -> dict:
+    """Return all tools."""
     names = ("ask", "notify", "wait", "touch", "late", "echo", "ask_late")
     return {"tools": [{"name": name, "inputSchema": SCHEMA} for name in names]}
 
 
-def answer(ident: object, method: str, params: dict) -> None:
-    """What is asked beside calls."""
+def respond(ident: object, method: str, params: dict) -> None:
+    """Respond to requests other than tool calls."""
     of_lists: dict = (
         {"ttlMs": 0, "cacheScope": "private", "resultType": "complete"} if MODERN else {}
     )
@@ -138,7 +137,7 @@ def answer(ident: object, method: str, params: dict) -> None:
         result = {"supportedVersions": [VERSION], "capabilities": CAPABILITIES, **of_lists}
         result["_meta"] = {f"{PREFIX}serverInfo": INFO}
     elif method == "tools/list":
-        result = {**listing(), **of_lists}
+        result = {**list_tools(), **of_lists}
     elif method == "subscriptions/listen" and MODERN:
         listens.append(ident)
         of = {"_meta": {f"{PREFIX}subscriptionId": ident}}
@@ -149,9 +148,9 @@ def answer(ident: object, method: str, params: dict) -> None:
     else:
         code = -32022 if method == "initialize" else -32601
         error = {"code": code, "message": f"no {method}", "data": {"supported": [VERSION]}}
-        say(id=ident, error=error)
+        send(id=ident, error=error)
         return
-    say(id=ident, result=result)
+    send(id=ident, result=result)
 
 
 for line in sys.stdin.buffer:
@@ -163,7 +162,7 @@ for line in sys.stdin.buffer:
         cancelled[ident] = threading.Event()
         for token in late_tokens:
             send_notification("message", level="info", data=token)
-            say(id=f"late {token}", method="elicitation/create", params=question(token))
+            send(id=f"late {token}", method="elicitation/create", params=question(token))
         threading.Thread(target=call, args=(ident, params), daemon=True).start()
     elif method == "notifications/cancelled":
         if params["requestId"] in listens:
@@ -175,4 +174,4 @@ for line in sys.stdin.buffer:
         waiting[1].update(message)
         waiting[0].set()
     elif method is not None and ident is not None:
-        answer(ident, method, params)
+        respond(ident, method, params)

@@ -133,7 +133,7 @@ def test_forking_process_cannot_outrun_a_kill_pass(backends: Any, how: str) -> N
 def test_processes_are_found_on_every_kind_of_machine(backends: Any, how: str) -> None:
     """Also if /proc hides processes or is missing, and if pidfd_open(2) is refused."""
     backend = backends(how)
-    # It is not reaped yet, so its number says whose its session is.
+    # It is not reaped yet, so its pid still identifies its session.
     backend.leader.kill()
     os.waitid(os.P_PID, backend.leader.pid, os.WEXITED | os.WNOWAIT)
     sessions = {backend.leader.pid: TAG}

@@ -223,7 +223,7 @@ def test_compiled_launcher_exits_if_its_parent_is_already_dead() -> None:
     compiled = Compiled()
     if not os.access(compiled.path, os.X_OK):
         pytest.skip("the launcher was not built here")
-    # Not this process, whatever its number: in a container it may be 1.
+    # Any pid but that of this process, which may be 1 in a container.
     line = [compiled.path, "0", str(os.getpid() + 1), "-", "--", "/bin/true"]
     assert subprocess.run(line, check=False).returncode == 125
     assert subprocess.run([compiled.path], check=False, stderr=subprocess.PIPE).returncode == 125
@@ -389,7 +389,7 @@ def test_empty_looks_must_be_consecutive(fake_table: FakeTable) -> None:
     fake_table.table = [procfs.Tagged(7, 101, False, 1)]
     clock.advance(SWEEP_SECONDS)
     assert answers == [[7]]
-    # What was gone before it could be read may have a child that lives.
+    # A process that ended before it could be read may have a living child.
     fake_table.table, fake_table.unknown = [], [8]
     tree.look().addCallback(answers.append)
     clock.advance(SWEEP_SECONDS)
@@ -457,7 +457,7 @@ def test_long_reading_is_sliced(fake_table: FakeTable, monkeypatch: pytest.Monke
         for _ in range(2):
             events.append("slice")
             fake_table.spent += SLICE_SECONDS
-            # On a busy machine it waits for the processor, which is not what it has read.
+            # Waiting for a busy processor does not count as reading time.
             clock.rightNow += 10 * SLICE_SECONDS
             clock.callLater(0, events.append, "others")
             yield
@@ -693,7 +693,7 @@ def test_group_before_setsid_is_not_signalled() -> None:
 def test_group_tree_finds_members_without_tags() -> None:
     """This is how trees are found on other systems than Linux, also after the leader's exit."""
     clock = Clock()
-    # In a container the first process may reap nobody, and then it is for this one to do.
+    # In a container the init process may not reap orphans, so this process does.
     adopts = set_child_subreaper(True)
     process = subprocess.Popen(
         ["sh", "-c", "sleep 600 & echo $!"], stdout=subprocess.PIPE, start_new_session=True

@@ -24,12 +24,12 @@ from mcpbridge.stdio.watchdog_program import Records, kill_process, start_time
 from tests.real.processes import eventually
 
 PATIENCE = 60
-#: Of this run alone: another one beside it must not have its processes killed.
+#: Unique to this run, so that it kills no process of another run of the tests.
 BASE = process_tags.choose_base(os.urandom(8), -1)
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 
-#: An engine that keeps its containers as files, and says what it was asked.
+#: An engine whose containers are files; it notes its commands in a file.
 ENGINE = """#!/bin/sh
 cd "$STORE" || exit 1
 echo "$*" >> asked
@@ -237,7 +237,7 @@ def test_watchdog_removes_containers(store: Store) -> None:
     listing = "ps -aq --no-trunc --filter label=a=b"
     asked = [each for each in store.asked() if "inspect" not in each]
     assert asked[:3] == [listing, "rm -f c1", "rm -f c2"]
-    # What the dead CLIs had asked for may still be created: it is looked for longer.
+    # Containers that the dead CLIs requested may still be created, so the watchdog keeps looking.
     assert set(asked[3:]) == {listing}
 
 
@@ -262,7 +262,7 @@ def test_engines_do_not_inherit_ignored_signals(store: Store, tmp_path: Path) ->
         watchdog.add_records(store.record)
         watchdog.end_bridge()
     ignored = int((tmp_path / "ignored").read_text().split()[1], 16)
-    # Two more are the C library's own, and may have been ignored by who started the tests.
+    # The C library keeps two more signals for itself.
     assert not [each for each in signal.valid_signals() if ignored >> (each - 1) & 1]
 
 

@@ -334,7 +334,7 @@ def test_server_info_of_a_modern_server_is_remembered() -> None:
     assert SessionHarness(is_modern()).initialized().era.known.info is None
 
 
-# Downward.
+# Legacy clients of modern servers.
 
 
 def test_known_modern_server_gets_no_initialize() -> None:
@@ -346,7 +346,7 @@ def test_known_modern_server_gets_no_initialize() -> None:
 def test_delayed_calls_end_with_the_session() -> None:
     harness = SessionHarness(is_modern()).initialized()
     assert harness.sent_message()["method"] == "subscriptions/listen"
-    # The subscription ends, and is to be had again after a while.
+    # The subscription has ended, and will be renewed after a pause.
     harness.answer({})
     assert harness.clock.getDelayedCalls() != []
     harness.end()

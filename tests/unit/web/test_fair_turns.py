@@ -204,7 +204,7 @@ def test_one_request_of_a_read_is_served_while_others_wait(
     others = connections(world, 40)
     for other in others:
         other.channel.dataReceived(request_ * 50)
-    # The first did not know yet that there would be others.
+    # The first was served a whole slice, because no other was waiting yet.
     assert [other.answers() for other in others] == [SLICE_REQUESTS] + [1] * 39
     world.let_turns_pass()
     assert [other.answers() for other in others] == [50] * 40

@@ -106,7 +106,7 @@ class World:
         Deferred.fromCoroutine(server.open_streamable()).addCallback(opened.append)
         server.streamable = {IDENT: opened[1]}
         limiter.full = full
-        # What is started from now on is for requests of 2026-07-28.
+        # Backends that are launched from now on serve requests of 2026-07-28.
         self.launcher.kind = Modern
         self.server = server
         self.streamable: Any = opened[1].sink
@@ -258,7 +258,7 @@ STREAMABLE = [
     b"Accept: application/json, text/event-stream",
     b"Content-Type: application/json",
 ]
-#: What a client of Streamable HTTP may get wrong.
+#: Headers that a client of Streamable HTTP may get wrong.
 ODD = st.sampled_from(
     [
         b"",
@@ -379,7 +379,7 @@ def with_host(fields: Sequence[bytes]) -> list[bytes]:
     return [*fields] if named else [b"Host: h", *fields]
 
 
-#: What a client of 2026-07-28 says beside a session's id.
+#: The headers of a client of 2026-07-28, besides those of a session.
 SAYING = (b"Host: h", b"MCP-Protocol-Version: 2026-07-28", b"Mcp-Method: x")
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}'
 SAID = st.lists(
@@ -474,7 +474,7 @@ def test_modern_request_never_reaches_a_session(
         assert each.backend2.sent == []
         assert each.seen()[0].startswith(b"HTTP/1.1 " + status)
     assert world.seen() == ordinary.seen()
-    # A session's id beside it is rare, and for the ordinary channel.
+    # Requests that also name a session are rare, and left to twisted.web.
     assert world.recognised == (any(b"2026-07-28" in header for header in headers) and not session)
 
 
@@ -606,7 +606,7 @@ def one_of(name: bytes, *values: bytes) -> st.SearchStrategy[list[bytes]]:
     return st.lists(field, max_size=1) | st.lists(field, max_size=2)
 
 
-#: What says who has sent a request, from where and to whom.
+#: Headers that transport security checks.
 SENDERS = st.tuples(
     one_of(b"Host", b"127.0.0.1:8808", b"localhost", b"h", b"a.example", b"a.example:x", b"b", b""),
     one_of(b"Origin", b"http://a.example", b"http://127.0.0.1:8808", b"https://h", b"null"),
@@ -642,7 +642,7 @@ def test_transport_security_is_the_same_on_both_paths(
         lines = [b"POST %b %b" % (target, version), b"Content-Length: %d" % len(CALL), *sender]
         lines += STREAMABLE if target == b"/b/mcp" else []
         data = b"\r\n".join([*lines, b"", b""]) + CALL
-    # Where a stream would open, both say that there is no room: nothing is started.
+    # The limiter is full, so that no request opens a stream.
     worlds = [
         World(fast_path=way, full=True, hosts=hosts, loopback=loopback) for way in (True, False)
     ]

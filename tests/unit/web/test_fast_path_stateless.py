@@ -326,7 +326,7 @@ def test_lost_connection_cancels_its_request_on_both_paths(
         if kind is not FakeBackend:
             assert len(site.launcher.backends[-1].sent) > asked or site.stopped()[-1]
         else:
-            # What a server is goes on being found out, for the next one.
+            # The probe of the server's era goes on, for the next request.
             assert not site.stopped()[-1]
     assert sites[0].seen()[2:] == sites[1].seen()[2:]
     assert sites[0].stopped() == sites[1].stopped()

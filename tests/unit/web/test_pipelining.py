@@ -55,7 +55,7 @@ def test_pipelined_bytes_are_bounded(fast_path: bool, piece: int) -> None:
     unread = [data[at : at + piece] for at in range(0, len(data), piece)]
     answers = 0
     while answers < count:
-        # As a transport does, which reads while it is not paused.
+        # A transport reads while it is not paused.
         while unread and transport.producerState == "producing":
             world.channel.dataReceived(unread.pop(0))
         assert requests_sent(world) == answers + 1
@@ -85,7 +85,7 @@ def test_unread_responses_do_not_accumulate(fast_path: bool, data: bytes) -> Non
     """The next request is served only when the client has read the previous response."""
     world = World(fast_path=fast_path)
     world.channel.dataReceived(data)
-    # What the transport does when its buffer is full, and when it is empty.
+    # The transport pauses when its buffer is full, and resumes when it is empty.
     world.channel.pauseProducing()
     world.say(answer(1))
     world.answer_modern()
@@ -134,7 +134,7 @@ def test_bytes_after_the_last_request_are_dropped(
     assert world.transport.disconnecting
     assert requests_sent(world) <= 2
     written = world.transport.value()
-    # As TLS does, which reads until its peer has said goodbye as well.
+    # TLS keeps reading until its peer has sent close_notify.
     world.channel.dataReceived(call(4) * 100)
     assert world.transport.producerState == "producing"
     assert requests_sent(world) <= 2

@@ -146,7 +146,7 @@ def test_lost_connection_is_neither_written_to_nor_finished(begun: bool) -> None
 
 
 def test_finish_on_a_lost_connection_is_reported() -> None:
-    """`notifyFinish` has not fired yet, and whoever waits must not wait for ever."""
+    """`notifyFinish` has not fired yet, and its waiters must not wait forever."""
     recorded = RecordedResponse()
     recorded.reply.begin(b"")
     recorded.request.channel = recorded.request.producer = None

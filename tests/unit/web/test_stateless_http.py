@@ -31,7 +31,7 @@ PREFIX = "io.modelcontextprotocol/"
 LIMIT = 20_000
 ROOM = 2_000
 KEPT_ALIVE = b": keepalive\n\n"
-#: What a client of this revision sends with each request, but for what it is.
+#: The headers of each request of this revision that do not depend on the request.
 USUAL = {
     "Host": "h",
     "Accept": "application/json, text/event-stream",
@@ -187,7 +187,7 @@ class World:
 
 
 class Connection:
-    """A connection, and what is written to it."""
+    """A connection, and the bytes written to it."""
 
     def __init__(self, world: World) -> None:
         self.channel: Any = world.site.buildProtocol(None)

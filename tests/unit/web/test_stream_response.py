@@ -55,7 +55,7 @@ class FakeTransport:
     """A connection that can be aborted."""
 
     aborted = False
-    #: What is not written, as a transport of Twisted's has it.
+    #: The bytes that are not written yet, as in a transport of Twisted.
     dataBuffer = b""
 
     def abortConnection(self) -> None:
@@ -489,7 +489,7 @@ def test_session_with_an_open_stream_is_not_idle(kind: str) -> None:
     opened = harness.get() if kind == "get" else harness.post(1)
     harness.clock.pump([10] * 20)
     assert harness.ended == ""
-    # Just before the next look: all of the time is still to come.
+    # Just before the next check, the whole timeout still lies ahead.
     harness.clock.advance(9)
     harness.leave(opened)
     harness.clock.pump([1, 10, 10, 10])
@@ -612,7 +612,7 @@ def test_unwritten_events_move_to_the_newer_get_stream(harness: SessionHarness) 
     old.transport.dataBuffer = b"x" * 1000
     harness.backend_sends(lines[2])
     sizes = [len(event(f"0-{n}", line)) for n, line in enumerate(lines, 1)]
-    # All of the last chunk, and the line end behind the last but one.
+    # The whole last chunk, and a part of the line end of the one before it.
     last = sizes[2] + len(b"%x" % sizes[2]) + 4
     old.transport.dataBuffer = b"x" * (last + 3)
     assert old.outlet.unwritten() == 2

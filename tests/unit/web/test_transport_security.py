@@ -282,7 +282,7 @@ def test_transport_without_a_listener_is_not_loopback() -> None:
     assert loopback_port(Wrapping(None)) is None
 
 
-# What a page of another site can make a browser send.
+# Requests that a page of another site can make a browser send.
 
 CHROMIUM = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0"
 NAVIGATION = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
