@@ -35,14 +35,14 @@ def config(max_sessions: int, over_all: int = 100, **settings: Any) -> dict[str,
     return {"mcpServers": servers, "bridge": {"max_sessions": over_all}}
 
 
-def refused(bridge: Bridge, base: str) -> float:
+def retry_after_of_a_new_client(bridge: Bridge, base: str) -> float:
     """Return the `Retry-After` of the 429 that a new client gets."""
     with bridge.new_client(base).call("initialize", protocolVersion="2025-11-25") as answer:
         assert answer.status == 429
         return float(answer.headers["retry-after"])
 
 
-def left(client: StreamableHttpClient) -> StreamableHttpClient:
+def abandoned(client: StreamableHttpClient) -> StreamableHttpClient:
     """Close the client's connections without ending its session."""
     client.disconnect()
     return client
@@ -52,8 +52,8 @@ def left(client: StreamableHttpClient) -> StreamableHttpClient:
 def test_new_client_replaces_an_abandoned_session(base: str) -> None:
     """It gets in after its `Retry-After`, at either server; the old client gets 404."""
     with serving(config=config(1, over_all=1)) as bridge:
-        client = left(bridge.open_streamable_http("/one"))
-        wait = refused(bridge, base)
+        client = abandoned(bridge.open_streamable_http("/one"))
+        wait = retry_after_of_a_new_client(bridge, base)
         assert 1 <= wait <= GRACE
         time.sleep(wait + LATE)
         newer = bridge.open_streamable_http(base)
@@ -77,9 +77,9 @@ def test_session_with_a_stream_or_a_request_is_not_abandoned() -> None:
         wait_until(lambda: "in 3 messages" in report(bridge))
         running.close()
         time.sleep(GRACE + 1)
-        assert refused(bridge, "/one") == 5
+        assert retry_after_of_a_new_client(bridge, "/one") == 5
         stream.close()
-        wait_until(lambda: refused(bridge, "/one") <= GRACE)
+        wait_until(lambda: retry_after_of_a_new_client(bridge, "/one") <= GRACE)
         time.sleep(GRACE)
         bridge.open_streamable_http("/one")
         with listens.call("ping") as answer:
@@ -92,13 +92,13 @@ def test_session_with_a_stream_or_a_request_is_not_abandoned() -> None:
 def test_client_of_any_transport_replaces_an_abandoned_session() -> None:
     """It may use HTTP+SSE or a stateless request."""
     with serving(config=config(1)) as bridge:
-        left(bridge.open_streamable_http("/one")).session_id = ""
+        abandoned(bridge.open_streamable_http("/one")).session_id = ""
         time.sleep(GRACE + LATE)
         stream = bridge.open_sse("/one")
         assert len(bridge.marked_processes()) == 1
         stream.close()
         bridge.close_clients()
-        left(bridge.open_streamable_http("/one")).session_id = ""
+        abandoned(bridge.open_streamable_http("/one")).session_id = ""
         time.sleep(GRACE + LATE)
         assert ToolCaller(bridge, "/one").call("echo", "x").tool_output["token"] == "x"
 

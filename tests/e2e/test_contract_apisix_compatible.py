@@ -55,7 +55,6 @@ def describe(bridge: Bridge, base: str = "") -> Any:
 
 
 def test_command_is_found_through_path_and_run_without_a_shell(tmp_path: Path) -> None:
-    """`command`: run without a shell, found through PATH."""
     (tmp_path / "a server; exit 3").symlink_to(backend("describe")[0])
     command = ["a server; exit 3", *backend("describe")[1:], "$HOME `id` *"]
     with serving("--env", f"PATH={tmp_path}", command=command) as bridge:
@@ -63,7 +62,7 @@ def test_command_is_found_through_path_and_run_without_a_shell(tmp_path: Path) -
 
 
 def test_command_is_required() -> None:
-    """`command`: a string, not empty, required."""
+    """`command` is a string that is not empty."""
     status, output = run_to_end()
     assert status == 1
     assert output.startswith(
@@ -76,7 +75,7 @@ def test_command_is_required() -> None:
 
 
 def test_args_pass_unchanged() -> None:
-    """`args`: a list of strings, none by default; no shell reads them."""
+    """`args` is a list of strings, empty by default; no shell interprets them."""
     args = ["", "two words", "*", "$HOME", "--max-sessions", "a=b", "ä", '"quoted"', "--"]
     with serving(command=backend("describe", *args)) as bridge:
         assert describe(bridge)["arguments"] == args
@@ -86,7 +85,7 @@ def test_args_pass_unchanged() -> None:
 
 
 def test_base_uri_is_a_literal_prefix() -> None:
-    """`base_uri`: a literal path prefix, never a pattern; `data: {base}/message?...`."""
+    """`base_uri` is never a pattern; the endpoint event begins with it."""
     command, *args = backend("echo")
     bases = ["/a.b+c", "/mcp/(x|y)/*", "/{name}", "/a/b/c/d"]
     servers = {base: {"command": command, "args": args, "base_uri": base} for base in bases}
@@ -102,13 +101,12 @@ def test_base_uri_is_a_literal_prefix() -> None:
 
 
 def test_base_uri_is_empty_by_default(echo: Bridge) -> None:
-    """`base_uri` default `""`."""
     assert echo.open_sse().endpoint.startswith("/message?sessionId=")
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0, "0"), ("10", '"10"'), (True, "true")])
 def test_max_sessions_must_be_an_integer(tmp_path: Path, value: object, shown: str) -> None:
-    """`max_sessions`: `0`, `"10"`, `true` are errors that name the field."""
+    """`0`, `"10"` and `true` are errors that name the field."""
     servers = {"one": {"command": "cat", "max_sessions": value}}
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"mcpServers": servers}))
@@ -125,7 +123,6 @@ def test_max_sessions_must_be_an_integer(tmp_path: Path, value: object, shown: s
     ("value", "shown"), [("0", "0"), ("-1", "-1"), ("ten", '"ten"'), ("1.5", '"1.5"'), ("", '""')]
 )
 def test_max_sessions_option_must_be_a_positive_integer(value: str, shown: str) -> None:
-    """`max_sessions` ≥ 1, as an option."""
     assert run_to_end("--max-sessions", value, "--", "cat") == (
         1,
         f"mcpbridge: --max-sessions (max_sessions): expected an integer ≥ 1, got {shown}\n",
@@ -133,7 +130,7 @@ def test_max_sessions_option_must_be_a_positive_integer(value: str, shown: str) 
 
 
 def test_max_sessions_is_100_by_default() -> None:
-    """`max_sessions` default 100: session 101 is refused."""
+    """Session 101 is refused."""
     with serving(command=shell("exec cat")) as bridge:
         for _ in range(100):
             bridge.open_sse()
@@ -147,7 +144,7 @@ def test_max_sessions_is_100_by_default() -> None:
 
 
 def test_sse_stream_begins_with_its_endpoint_and_a_ping(echo: Bridge) -> None:
-    """`GET {base}/sse`: status, headers, and the first two events byte for byte."""
+    """The status, the headers and the first two events are exactly these."""
     stream = echo.get_sse()
     assert stream.status == 200
     assert stream.headers["content-type"] == "text/event-stream"
@@ -165,7 +162,7 @@ def test_sse_stream_begins_with_its_endpoint_and_a_ping(echo: Bridge) -> None:
 
 
 def test_session_ids_are_random_uuids(echo: Bridge) -> None:
-    """Session ids are unguessable, lower-case UUID version 4."""
+    """They are lower-case UUIDs of version 4."""
     idents = set()
     for _ in range(20):
         stream = echo.open_sse()
@@ -176,7 +173,7 @@ def test_session_ids_are_random_uuids(echo: Bridge) -> None:
 
 
 def test_pings_are_numbered_within_each_session() -> None:
-    """`ping:2`, `ping:3`, …: strictly increasing in each session, at a configurable interval."""
+    """`ping:2`, `ping:3` and so on follow at a configurable interval."""
     with serving("--ping-interval", "0.05") as bridge:
         streams = [bridge.open_sse(), bridge.open_sse()]
         for number in range(2, 6):
@@ -193,7 +190,7 @@ def test_ping_interval_0_sends_no_pings() -> None:
 
 
 def test_each_line_of_stdout_is_an_event(tmp_path: Path) -> None:
-    """Each message line of the backend's stdout is one `event: message`, its data unchanged."""
+    """Each message is one `event: message` whose data is the unchanged line."""
     lines = [
         b'{"jsonrpc":"2.0","method":"a"}',
         b'  { "jsonrpc" : "2.0",\t"method" : "b" }  ',
@@ -216,7 +213,7 @@ def test_each_line_of_stdout_is_an_event(tmp_path: Path) -> None:
     [None, "application/json", "text/plain", "application/x-www-form-urlencoded", "nonsense"],
 )
 def test_post_is_accepted_whatever_its_content_type(echo: Bridge, content_type: str | None) -> None:
-    """`POST {base}/message?sessionId=ID`: 202, an empty body; the Content-Type is not checked."""
+    """The response is 202 with an empty body."""
     stream = echo.open_sse()
     headers = [f"Content-Type: {content_type}"] if content_type else []
     answer = stream.post(request("x"), *headers)
@@ -233,7 +230,6 @@ def test_multipart_body_is_not_parsed_as_a_form(echo: Bridge) -> None:
 
 
 def test_empty_or_missing_body_is_refused_with_400(echo: Bridge) -> None:
-    """Empty or missing body: 400."""
     stream = echo.open_sse()
     with echo.connect() as connection:
         for body in (None, b"", b" \r\n"):
@@ -268,7 +264,7 @@ def test_empty_or_missing_body_is_refused_with_400(echo: Bridge) -> None:
 def test_other_methods_and_paths_are_refused(
     echo: Bridge, method: str, target: str, statuses: set[int]
 ) -> None:
-    """Every other method or path: 404 or 405, never a stream (HEAD on `/sse` opens none)."""
+    """The status is 404 or 405, and no stream is opened, not even by HEAD on `/sse`."""
     before = echo.log.count(" opened")
     with echo.connect() as connection:
         answer = connection.request(method, target)
@@ -280,7 +276,7 @@ def test_other_methods_and_paths_are_refused(
 
 
 def test_two_clients_have_separate_backends(echo: Bridge) -> None:
-    """Replies never cross, and closing one leaves the other working."""
+    """Each client gets only its own responses; closing one session leaves the other working."""
     first, second = echo.open_sse(), echo.open_sse()
     assert first.session_id != second.session_id
     before = echo.backend_processes()

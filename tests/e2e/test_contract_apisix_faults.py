@@ -37,7 +37,7 @@ GRACES_SHORT = ("--stop-grace", "0.1", "--kill-grace", "0.1")
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Bridge]:
-    """A bridge in front of a backend that obeys its client."""
+    """A bridge in front of a backend that does what its client asks."""
     with serving("--max-sessions", "2", *GRACES_SHORT, command=backend("obey")) as bridge:
         yield bridge
 
@@ -68,7 +68,7 @@ def recorded(stream: SseStream, tmp_path: Path, size: int) -> bytes:
 def test_backend_ends_as_soon_as_its_client_leaves(
     leave: Callable[[SseStream], None], tmp_path: Path
 ) -> None:
-    """Client gone → backend gone: no timer delays the process's exit."""
+    """No timer delays its exit."""
     pings = ("--ping-interval", NEVER, "--peer-timeout", NEVER)
     with serving(*pings, *GRACES_NEVER, command=recording(tmp_path)) as bridge:
         stream = bridge.open_sse()
@@ -80,7 +80,7 @@ def test_backend_ends_as_soon_as_its_client_leaves(
 
 
 def test_backend_that_ignores_eof_gets_sigterm(tmp_path: Path) -> None:
-    """Backend ignores EOF: stdin closed, then SIGTERM after a configurable grace."""
+    """Its stdin is closed; SIGTERM follows after `stop_grace`."""
     options = ("--stop-grace", "0.1", "--kill-grace", NEVER)
     with serving(*options, command=backend("stubborn", tmp_path / "told", "polite")) as bridge:
         stream = bridge.open_sse()
@@ -91,7 +91,7 @@ def test_backend_that_ignores_eof_gets_sigterm(tmp_path: Path) -> None:
 
 
 def test_backend_that_ignores_sigterm_gets_sigkill(tmp_path: Path) -> None:
-    """Backend ignores EOF and SIGTERM: SIGKILL after the second grace, all three in order."""
+    """EOF, SIGTERM and SIGKILL come in this order, with a grace period between them."""
     # The kill grace is long enough to note the SIGTERM on a busy machine.
     options = ("--stop-grace", "0.1", "--kill-grace", "2")
     with serving(*options, command=backend("stubborn", tmp_path / "told", "deaf")) as bridge:
@@ -104,7 +104,7 @@ def test_backend_that_ignores_sigterm_gets_sigkill(tmp_path: Path) -> None:
 
 
 def test_backend_gets_no_sigterm_within_its_stop_grace(tmp_path: Path) -> None:
-    """A backend with a long stop grace sees EOF and no SIGTERM."""
+    """With a long `stop_grace` it sees EOF only."""
     command = backend("stubborn", tmp_path / "told", "polite")
     with serving("--stop-grace", NEVER, "--kill-grace", "0.1", command=command) as bridge:
         stream = bridge.open_sse()
@@ -120,7 +120,7 @@ def test_backend_gets_no_sigterm_within_its_stop_grace(tmp_path: Path) -> None:
 
 
 def test_grandchildren_end_with_their_session() -> None:
-    """Grandchildren (`sh -c "sleep 600 & sleep 600"`): the whole tree is gone."""
+    """The backend is `sh -c "sleep 600 & sleep 600"`, whose whole process tree must be gone."""
     with serving(*GRACES_SHORT, command=shell("sleep 600.$0 & sleep 600.$0")) as bridge:
         streams = [bridge.open_sse(), bridge.open_sse()]
         bridge.wait_for_backends(4, "sleep 600.")
@@ -135,7 +135,7 @@ def test_grandchildren_end_with_their_session() -> None:
 
 
 def test_grandchildren_of_an_exited_backend_get_sigterm_at_once() -> None:
-    """The backend has exited by itself and left others: SIGTERM at once, no grace."""
+    """There is no grace period, because the backend has exited by itself."""
     script = "sleep 600.$0 & read line; exit 5"
     with serving("--stop-grace", NEVER, "--kill-grace", NEVER, command=shell(script)) as bridge:
         stream = bridge.open_sse()
@@ -152,8 +152,8 @@ def test_grandchildren_of_an_exited_backend_get_sigterm_at_once() -> None:
 )
 def test_exit_of_a_backend_ends_its_session_only(obeying: Bridge, method: str, reason: str) -> None:
     """
-    Backend exits: the stream ends, the child is reaped, the permit freed,
-    a later POST is 404, other sessions are unaffected, and the bridge does not spin.
+    The stream ends, the child is reaped, and the permit is free; a later POST gets 404. Other
+    sessions are not affected, and the bridge does not spin.
     """
     other, stream = obeying.open_sse(), obeying.open_sse()
     assert obeying.get_sse().status == 429
@@ -173,7 +173,7 @@ def test_exit_of_a_backend_ends_its_session_only(obeying: Bridge, method: str, r
 
 
 def test_missing_command_is_answered_with_502() -> None:
-    """A command that cannot start is a clear error answer; other requests do not hang."""
+    """The error is clear, and other requests do not hang."""
     with serving(command=["/no/such/command"]) as bridge:
         for _ in range(3):
             refused = bridge.get_sse()
@@ -192,7 +192,7 @@ def test_missing_command_is_answered_with_502() -> None:
 
 
 def test_max_sessions_is_one_limit_for_all_listeners() -> None:
-    """One limit for the whole bridge, however many listeners it has."""
+    """The limit applies to the whole bridge, however many listeners it has."""
     listen = ("--listen", "tcp:0:interface=127.0.0.1") * 2
     with serving("--max-sessions", "1", listen=listen) as bridge:
         wait_until(lambda: bridge.log.count("/sse\n") == 2)
@@ -214,7 +214,7 @@ def test_max_sessions_is_one_limit_for_all_listeners() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_shutdown_ends_every_open_session(tmp_path: Path, number: signal.Signals) -> None:
-    """Shutdown with sessions open: every backend is stopped and reaped, then the bridge exits."""
+    """Every backend is stopped and reaped before the bridge exits."""
     servers = {}
     for name, (command, *args) in {
         "echo": backend("echo"),
@@ -239,7 +239,7 @@ def test_shutdown_ends_every_open_session(tmp_path: Path, number: signal.Signals
 
 
 def test_line_written_in_two_halves_arrives_whole() -> None:
-    """A stdout line that pauses in the middle arrives whole."""
+    """The backend pauses in the middle of a line of stdout."""
     with serving(command=backend("half_line")) as bridge:
         stream = bridge.open_sse()
         assert b"half" in stream.read_message()
@@ -251,8 +251,8 @@ def test_line_written_in_two_halves_arrives_whole() -> None:
 
 def test_message_rate_is_bounded_only_by_the_backend() -> None:
     """
-    At the original's ten messages a second these would take three minutes,
-    longer than any wait in these tests.
+    APISIX's plugin took ten messages a second, so these would take three minutes, longer than any
+    wait in these tests.
     """
     count = 2000
     with serving() as bridge:
@@ -270,7 +270,7 @@ def test_message_rate_is_bounded_only_by_the_backend() -> None:
 
 @pytest.mark.slow
 def test_post_to_an_unknown_session_stores_nothing() -> None:
-    """Posts to invented session ids: 404, nothing stored; real posts go on."""
+    """POSTs to invented session ids get 404, and other POSTs go on."""
     with serving() as bridge:
         stream = bridge.open_sse()
         body = request("x", pad="x" * 20_000)
@@ -343,7 +343,7 @@ def test_pretty_printed_body_becomes_one_line(tmp_path: Path) -> None:
 
 
 def test_one_line_body_passes_unchanged(tmp_path: Path) -> None:
-    """A one-line body passes byte-identical."""
+    """The backend gets the same bytes."""
     bodies = [
         b'{"jsonrpc":"2.0","method":"x"}',
         b' \t{ "method" :"x", "jsonrpc":  "2.0" , "x":1.0e+5, "x":"\\u00e4\\/" }  ',
@@ -362,7 +362,10 @@ def test_one_line_body_passes_unchanged(tmp_path: Path) -> None:
 
 
 def test_blank_lines_and_carriage_returns_are_removed(tmp_path: Path) -> None:
-    """Blank stdout line: no event.  `\\r\\n`: only the line end's `\\r` is removed."""
+    """
+    A blank line of stdout is no event; of a line that ends with `\\r\\n`, only that `\\r` is
+    removed.
+    """
     (tmp_path / "lines").write_bytes(
         b'\n\r\n  \n{"jsonrpc":"2.0","method":"a"}\r\n\n\r\n'
         b'{"jsonrpc":"2.0",\r"method":"b"}\n'
@@ -407,7 +410,7 @@ def test_blank_lines_and_carriage_returns_are_removed(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_body_is_refused_with_400(obeying: Bridge, body: bytes, code: int) -> None:
-    """Body that is not JSON: 400 with a JSON-RPC error, nothing forwarded."""
+    """A body that is not JSON gets a JSON-RPC error, and nothing is forwarded."""
     stream = obeying.open_sse()
     with obeying.connect() as connection:
         answer = connection.request("POST", stream.endpoint, body)
@@ -435,7 +438,7 @@ CONNECTIVITY = {
 
 
 def test_backend_gets_only_the_allowed_environment() -> None:
-    """HOME, PATH, LANG, proxies and what the options name; none of the bridge's secrets."""
+    """It gets HOME, PATH, LANG, proxies and what the options name, but no secret of the bridge."""
     environment = {
         "HOME": "/home/somebody",
         "LANG": "C.UTF-8",

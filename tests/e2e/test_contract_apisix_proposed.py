@@ -60,7 +60,7 @@ def single(shared: Bridge) -> Iterator[Bridge]:
 
 
 def test_session_beyond_max_sessions_is_refused_with_429(single: Bridge) -> None:
-    """`max_sessions` reached: 429, that body and a line feed, JSON, `Retry-After`."""
+    """The body is JSON with a line feed, and the response has `Retry-After`."""
     single.open_sse()
     refused = single.get_sse()
     assert refused.status == 429
@@ -70,7 +70,7 @@ def test_session_beyond_max_sessions_is_refused_with_429(single: Bridge) -> None
 
 
 def test_permit_is_taken_before_a_process_starts(tmp_path: Path) -> None:
-    """Without one there is no stream header and no process."""
+    """Without a permit, no stream is opened and no process started."""
     script = f'echo started >> {tmp_path}/starts; exec "$@"'
     command = ["sh", "-c", script, "sh", *backend("echo")]
     with serving("--max-sessions", "1", command=command) as bridge:
@@ -86,7 +86,7 @@ def test_permit_is_taken_before_a_process_starts(tmp_path: Path) -> None:
 
 
 def test_limiter_counts_each_permit_once() -> None:
-    """Below the limit a permit, at it none; never below zero; released twice counts once."""
+    """The count never falls below zero, even if a permit is released twice."""
     limiter = SessionLimiter(2)
     first, second = limiter.acquire(), limiter.acquire()
     assert first is not None
@@ -111,7 +111,7 @@ def test_limiter_refuses_an_invalid_limit(limit: int) -> None:
 
 
 def test_failed_requests_hold_no_permit(single: Bridge) -> None:
-    """A request that failed (404, 400, 405, 429) holds no permit."""
+    """A request that is answered with 400, 404, 405 or 429 leaves no permit taken."""
     for _ in range(3):
         assert single.request("GET", "/nothing").status == 404
         assert (
@@ -126,7 +126,6 @@ def test_failed_requests_hold_no_permit(single: Bridge) -> None:
 
 
 def test_command_that_cannot_start_holds_no_permit(tmp_path: Path) -> None:
-    """A command that cannot start holds no permit."""
     tool = tmp_path / "tool"
     with serving("--max-sessions", "1", command=[str(tool)]) as bridge:
         for _ in range(3):
@@ -145,8 +144,8 @@ def test_command_that_cannot_start_holds_no_permit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("leave", [SseStream.close, SseStream.reset, SseStream.half_close])
 def test_session_ends_at_once_when_its_client_goes_away(leave: Callable[[SseStream], None]) -> None:
     """
-    By FIN, RST or half-close.  All grace periods and intervals are longer than the test,
-    so no timer lies between the client's end and the backend's.
+    The client leaves with FIN, RST or half-close.  All grace periods and intervals are longer than
+    the test, so no timer delays the end of the backend.
     """
     never = ("--ping-interval", NEVER, "--stop-grace", NEVER, "--kill-grace", NEVER)
     with serving("--max-sessions", "1", "--peer-timeout", NEVER, *never) as bridge:
@@ -164,7 +163,7 @@ def test_session_ends_at_once_when_its_client_goes_away(leave: Callable[[SseStre
 
 
 def test_open_stream_uses_tcp_keepalive(single: Bridge) -> None:
-    """A network that just dies: the kernel watches the connection of an open stream."""
+    """So the kernel notices if the network of a client fails."""
     stream = single.open_sse()
     with closing(_bridge_side(single, stream)) as connection:
         option = connection.getsockopt
@@ -201,7 +200,7 @@ def _bridge_side(bridge: Bridge, connection: Connection) -> socket.socket:
 
 
 def test_failing_observer_skips_no_step(tmp_path: Path) -> None:
-    """Each step is guarded: one that raises does not skip the others."""
+    """A step that raises an error does not prevent the others."""
     (tmp_path / "raising.py").write_text(RAISING)
     command, *args = backend("echo")
     server = {"command": command, "args": args, "observers": ["raising.Raising"], "max_sessions": 1}
@@ -227,7 +226,7 @@ def test_failing_observer_skips_no_step(tmp_path: Path) -> None:
 
 
 def test_unknown_session_id_is_refused_with_404(single: Bridge) -> None:
-    """An unknown, missing or ended `sessionId`: 404."""
+    """The same applies to a missing `sessionId` and to that of an ended session."""
     stream = single.open_sse()
     ended = stream.session_id
     stream.close()
@@ -263,7 +262,7 @@ def test_unknown_session_id_is_refused_with_404(single: Bridge) -> None:
 def test_queue_to_a_backend_refuses_more_than_its_limits(
     tmp_path: Path, options: tuple[str, ...], size: int
 ) -> None:
-    """In messages and in bytes; an accepted message is never dropped."""
+    """The limits are in messages and in bytes; an accepted message is never dropped."""
     gate = tmp_path / "gate"
     with serving(*options, command=backend("gated", gate)) as bridge:
         stream = bridge.open_sse()
@@ -304,7 +303,9 @@ def _write_stderr(tmp_path: Path) -> Path:
 
 
 def test_stderr_lines_become_notifications(tmp_path: Path) -> None:
-    """Exactly these bytes, without spaces, and valid JSON whatever the line holds."""
+    """
+    They have exactly these bytes, without spaces, and are valid JSON whatever the line contains.
+    """
     with serving(command=backend("stderr", _write_stderr(tmp_path))) as bridge:
         stream = bridge.open_sse()
         for line, escaped in STDERR:
@@ -341,7 +342,7 @@ def test_long_stderr_line_is_cut_at_64_kib(tmp_path: Path) -> None:
 
 
 def test_every_end_of_a_session_returns_its_permit(single: Bridge) -> None:
-    """Sessions one after the other never run out of permits."""
+    """A long series of sessions never runs out of permits."""
     for leave in (SseStream.close, SseStream.reset, SseStream.half_close) * 7:
         stream = single.open_sse()
         leave(stream)

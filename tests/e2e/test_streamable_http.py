@@ -94,7 +94,7 @@ def slow_call(
     )
 
 
-def prompt(ask: Callable[[], Response]) -> Response:
+def json_answer(ask: Callable[[], Response]) -> Response:
     """
     Return an answer that is not a stream, asking again if it is: an answer that
     takes seconds becomes a stream, which may happen on a busy machine.
@@ -115,7 +115,7 @@ def notification(method: str, **params: object) -> dict[str, Any]:
 
 def test_single_answer_is_json(client: StreamableHttpClient) -> None:
     """200 as `application/json`; the session's id is not repeated."""
-    answer = prompt(lambda: client.call("ping"))
+    answer = json_answer(lambda: client.call("ping"))
     assert (answer.status, answer.content_type) == (200, "application/json")
     assert answer.json["result"] == {"was": "ping"}
     assert "mcp-session-id" not in answer.headers
@@ -471,7 +471,7 @@ def test_batch_of_requests_is_answered_on_one_response(bridge: Bridge, base: str
 def test_batch_of_one_request_is_answered_by_a_batch(bridge: Bridge) -> None:
     """JSON-RPC 2.0, section 6: the answer to an array is an array."""
     client = bridge.open_streamable_http("", OLD)
-    with prompt(lambda: client.send("POST", b"[" + PING + b"]")) as answer:
+    with json_answer(lambda: client.send("POST", b"[" + PING + b"]")) as answer:
         assert answer.json == [{"jsonrpc": "2.0", "id": 99, "result": {"was": "ping"}}]
 
 
