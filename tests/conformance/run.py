@@ -32,7 +32,7 @@ from typing import Any
 import pytest
 
 from tests.real import parts
-from tests.real.bridge import LOOPBACK, MARK, serving
+from tests.real.bridge import LOOPBACK, MARKER_VARIABLE, serving
 
 MODULES = parts.REAL / "conformance" / "node_modules"
 #: The checks that cannot succeed, by the names of the suites.
@@ -247,7 +247,7 @@ def bridged(suite: Suite, folder: Path, options: Sequence[str]) -> Iterator[str]
     if suite.ahead:
         mark = uuid.uuid4().hex
         command = ["--config", str(config(suite, folder, mark))]
-    with serving(folder, *LOOPBACK, *options, *command, mark=mark) as bridge:
+    with serving(folder, *LOOPBACK, *options, *command, marker=mark) as bridge:
         try:
             yield bridge.url.removesuffix("/sse") + "/mcp"
         finally:
@@ -264,7 +264,13 @@ def config(suite: Suite, folder: Path, mark: str) -> Path:
     for what it changes on another: that takes a server of one identity.
     """
     command, *args = suite.backend()
-    server = {"command": command, "args": args, "env": {MARK: mark}, "base_uri": "", "warm": 4}
+    server = {
+        "command": command,
+        "args": args,
+        "env": {MARKER_VARIABLE: mark},
+        "base_uri": "",
+        "warm": 4,
+    }
     server["reuse"] = "identity"
     file = folder / "bridge.json"
     file.write_text(json.dumps({"mcpServers": {"conformance": server}}))

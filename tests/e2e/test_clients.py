@@ -54,7 +54,7 @@ def text(seen: dict[str, Any]) -> str:
 def test_client_lists_tools_and_calls_one(client: str, transport: str, tmp_path: Path) -> None:
     with serving(tmp_path, *options(client, transport), "--", *parts.demo()) as bridge:
         at = url(bridge, transport)
-        seen = bridge.visit(ALL_CLIENTS[client], "slow", {"steps": 3, "seconds": 0.3}, at)
+        seen = bridge.run_client(ALL_CLIENTS[client], "slow", {"steps": 3, "seconds": 0.3}, at)
         assert {"echo", "add", "clock", "slow", "log"} <= set(seen["tools"])
         assert text(seen).startswith("3 steps")
         assert len(seen["progress"] or ()) == (0 if client in TERSE else 3)
@@ -90,7 +90,7 @@ def test_client_answers_a_request_of_the_server(
 ) -> None:
     """The server asks in the middle of a call, which then succeeds."""
     with serving(tmp_path, *LOOPBACK, "--", *parts.conformance_server()) as bridge:
-        seen = bridge.visit(ALL_CLIENTS[client], tool, arguments, url(bridge, transport))
+        seen = bridge.run_client(ALL_CLIENTS[client], tool, arguments, url(bridge, transport))
         assert text(seen).startswith(answer)
         assert seen["asked"] == [asked]
         bridge.assert_nothing_left()
@@ -103,7 +103,7 @@ def test_client_receives_log_messages(client: str, transport: str, tmp_path: Pat
     """Messages that belong to no request arrive too."""
     with serving(tmp_path, *LOOPBACK, "--", *parts.conformance_server()) as bridge:
         at = url(bridge, transport)
-        seen = bridge.visit(ALL_CLIENTS[client], "test_tool_with_logging", {}, at)
+        seen = bridge.run_client(ALL_CLIENTS[client], "test_tool_with_logging", {}, at)
         assert text(seen)
         assert len(seen["logged"]) == 3
         bridge.assert_nothing_left()

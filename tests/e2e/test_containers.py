@@ -80,7 +80,7 @@ def test_container_is_gone_when_its_session_is_closed(
     settings = server(engine, tmp_path / "told", name=name, before=("--log-level=debug",))
     with serving(config=config(s=settings)) as bridge:
         stream, other = open_ready(bridge), open_ready(bridge)
-        first, second = engine.calls("run")
+        first, second = engine.commands("run")
         assert len(engine.containers()) == 2
         stream.close()
         assert "the client went away" in bridge.wait_for_close(stream)
@@ -91,7 +91,7 @@ def test_container_is_gone_when_its_session_is_closed(
         assert engine.containers(wanted.removeprefix("--label=")) == [left]
         assert wanted not in first
         # The engine's global options are passed to `rm` too.
-        assert all("--log-level=debug" in line for line in engine.calls("rm"))
+        assert all("--log-level=debug" in line for line in engine.commands("rm"))
         bridge.close_clients()
         assert engine.containers() == []
         assert not Path(cidfile(engine)).parent.exists()
@@ -99,7 +99,7 @@ def test_container_is_gone_when_its_session_is_closed(
 
 def cidfile(engine: Engine) -> str:
     """Return the path of the first cidfile used."""
-    [path] = [each for each in engine.calls("run")[0] if each.startswith("--cidfile=")]
+    [path] = [each for each in engine.commands("run")[0] if each.startswith("--cidfile=")]
     return path.removeprefix("--cidfile=")
 
 
@@ -112,7 +112,7 @@ def test_stop_removes_the_containers(engine: Engine, tmp_path: Path, init: bool)
         bridge.stop()
         assert bridge.log.count(" closed after ") == 2
         assert engine.containers() == []
-        assert all(("--init" in line) is init for line in engine.calls("run"))
+        assert all(("--init" in line) is init for line in engine.commands("run"))
 
 
 @pytest.mark.parametrize("init", [False, True])
@@ -138,10 +138,10 @@ def test_watchdog_removes_the_containers_of_a_killed_bridge(
 
 def test_watchdog_removes_a_container_that_is_being_created(engine: Engine, tmp_path: Path) -> None:
     """It is removed as soon as it exists."""
-    engine.set("slow", 1.5)
+    engine.enable_fault("slow", 1.5)
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         bridge.open_sse("/s")
-        wait_until(lambda: engine.calls("run"))
+        wait_until(lambda: engine.commands("run"))
         bridge.wait_for_watchdog()
         bridge.kill()
         wait_until(engine.containers)
@@ -153,14 +153,14 @@ def test_container_being_created_is_removed_when_its_client_leaves(
     engine: Engine, tmp_path: Path
 ) -> None:
     """The CLI ends before the engine creates the container."""
-    engine.set("slow", 2)
+    engine.enable_fault("slow", 2)
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         stream = bridge.open_sse("/s")
-        wait_until(lambda: engine.calls("run"))
+        wait_until(lambda: engine.commands("run"))
         stream.close()
         bridge.wait_for_close(stream)
         assert engine.containers() == []
-        assert len(engine.calls("rm")) == 1
+        assert len(engine.commands("rm")) == 1
 
 
 def test_permit_stays_taken_while_the_engine_is_unreachable(engine: Engine, tmp_path: Path) -> None:
@@ -168,12 +168,12 @@ def test_permit_stays_taken_while_the_engine_is_unreachable(engine: Engine, tmp_
     settings = server(engine, tmp_path / "told", max_sessions=1)
     with serving(config=config(s=settings)) as bridge:
         stream = open_ready(bridge)
-        engine.go_away()
+        engine.stop_answering()
         stream.close()
         bridge.wait_for_log("server 's': cannot ask docker whether a container is gone: Cannot")
         wait_until(lambda: len(bridge.descendants()) == 0)
         assert bridge.get_sse("/s/sse").status == 429
-        engine.come_back()
+        engine.resume_answering()
         assert "the client went away" in bridge.wait_for_close(stream)
         bridge.wait_for_log("server 's': docker answers again")
         assert engine.containers() == []
@@ -187,13 +187,13 @@ def test_stop_ends_while_the_engine_is_unreachable(engine: Engine, tmp_path: Pat
     settings = server(engine, tmp_path / "told")
     with serving(*state, config=config(s=dict(settings)), clean=False) as bridge:
         open_ready(bridge)
-        engine.go_away()
+        engine.stop_answering()
         bridge.wait_for_watchdog()
         bridge.process.send_signal(signal.SIGTERM)
         assert bridge.process.wait(2 * TIMEOUT) in STOPPED
         assert "1 sessions could not be ended" in bridge.log
         wait_until(lambda: not any(alive(each) for each in bridge.watchdogs))
-        engine.come_back()
+        engine.resume_answering()
         assert len(engine.containers()) == 1
         with serving(*state, config=config(s=dict(settings))) as following:
             following.wait_for_log("1 containers")
@@ -224,11 +224,11 @@ def test_next_start_removes_containers_of_a_dead_bridge(engine: Engine, tmp_path
 def test_failed_removal_is_retried(engine: Engine, tmp_path: Path) -> None:
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         stream = open_ready(bridge)
-        engine.set("stuck")
+        engine.enable_fault("stuck")
         stream.close()
         bridge.wait_for_log("cannot remove container", "removal is stuck")
         assert len(engine.containers()) == 1
-        engine.unset("stuck")
+        engine.disable_fault("stuck")
         bridge.wait_for_close(stream)
 
 
@@ -239,11 +239,11 @@ def test_container_without_the_bridges_label_is_never_removed(
     engine.start("other=label", *backend("stubborn", tmp_path / "others", "deaf"))
     with serving(config=config(s=server(engine, tmp_path / "told"))) as bridge:
         open_ready(bridge)
-        engine.set("blind")
+        engine.enable_fault("blind")
         bridge.wait_for_watchdog()
         bridge.kill()
         wait_until(lambda: not any(alive(each) for each in bridge.watchdogs))
-        engine.unset("blind")
+        engine.disable_fault("blind")
         [left] = engine.containers()
         assert engine.containers("other=label") == [left]
     engine.run("rm", left)
@@ -294,7 +294,7 @@ def test_containers_setting_turns_recognition_off(engine: Engine, tmp_path: Path
         stream = open_ready(bridge)
         stream.close()
         bridge.wait_for_close(stream)
-        [line] = engine.calls("run")
+        [line] = engine.commands("run")
         assert line[:4] == ["run", "-i", "--rm", "image"]
         assert len(engine.containers()) == 1
         engine.run("rm", *engine.containers())

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.real import parts
-from tests.real.bridge import LOOPBACK, MARK, PATIENCE, RunningBridge, serving
+from tests.real.bridge import LOOPBACK, MARKER_VARIABLE, PATIENCE, RunningBridge, serving
 from tests.real.parts import CLIENTS_BY_NAME, beside_python
 from tests.real.processes import eventually
 
@@ -101,7 +101,7 @@ CASES = {
 
 def visit(bridge: RunningBridge, client: str, case: Case, url: str | None = None) -> None:
     """Run one session of a real client, and check everything that it received."""
-    seen = bridge.visit(CLIENTS_BY_NAME[client], *case.call, url=url)
+    seen = bridge.run_client(CLIENTS_BY_NAME[client], *case.call, url=url)
     assert case.tools <= set(seen["tools"])
     assert not seen["result"].get("isError")
     assert case.check(seen["result"]["content"][0]["text"]), seen["result"]["content"]
@@ -126,13 +126,13 @@ def test_all_real_clients_and_servers_work_at_once(tmp_path: Path) -> None:
     cases = {name: make(tmp_path) for name, make in CASES.items()}
     mark = uuid.uuid4().hex
     servers = {
-        name: {"command": case.command[0], "args": case.command[1:], "env": {MARK: mark}}
+        name: {"command": case.command[0], "args": case.command[1:], "env": {MARKER_VARIABLE: mark}}
         for name, case in cases.items()
     }
     config = tmp_path / "bridge.json"
     listen = ["tcp:0:interface=127.0.0.1"]
     config.write_text(json.dumps({"mcpServers": servers, "bridge": {"listen": listen}}))
-    with serving(tmp_path, "--config", str(config), urls=len(cases), mark=mark) as bridge:
+    with serving(tmp_path, "--config", str(config), urls=len(cases), marker=mark) as bridge:
         urls = {url.split("/")[-2]: url for url in bridge.urls}
         assert urls.keys() == cases.keys()
         with ThreadPoolExecutor(3) as pool:

@@ -1,1 +1,1 @@
-"""A container engine in miniature: a CLI, and a daemon that starts what it calls containers."""
+"""A fake container engine: a CLI, and a daemon whose containers are plain processes."""

@@ -1,10 +1,10 @@
 """
-The CLI of an engine for tests, under the name `docker`, `podman` or `nerdctl`.
+The CLI of the fake engine, under the name `docker`, `podman` or `nerdctl`.
 
-It finds its daemon by `--host SOCKET`, or by DOCKER_HOST, and knows what a
-bridge needs of `run`, `ps`, `container inspect` and `rm`.  Like the real ones
-it passes SIGTERM on to the container and goes on waiting, leaves the container
-alone when it is killed, and wants a cidfile that is not there yet.
+It finds its daemon by `--host SOCKET` or DOCKER_HOST, and supports what a bridge
+uses of `run`, `ps`, `container inspect` and `rm`.  Like a real CLI, it forwards
+SIGTERM to the container and keeps waiting, does not affect the container when it
+is killed itself, and refuses a cidfile that exists.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLAGS = ("-i", "-t", "-d", "--rm", "--init", "--interactive")
 
 
 def ask(order: dict[str, Any], descriptors: Sequence[int] = ()) -> tuple[socket.socket, TextIO]:
-    """A connection on which the daemon was asked something."""
+    """Send a request to the daemon; return the connection and its responses."""
     host = dict(options(sys.argv[1:])[0]).get("--host") or os.environ["DOCKER_HOST"]
     connection = socket.socket(socket.AF_UNIX)
     try:
@@ -35,7 +35,7 @@ def ask(order: dict[str, Any], descriptors: Sequence[int] = ()) -> tuple[socket.
 
 
 def answer(order: dict[str, Any]) -> dict[str, Any]:
-    """What the daemon answers; its error ends this."""
+    """Return the response of the daemon; exit if it is an error."""
     connection, lines = ask(order)
     said: dict[str, Any] = json.loads(lines.readline())
     connection.close()
@@ -45,7 +45,7 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def options(line: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Options and what follows them."""
+    """Split arguments into options and the rest."""
     arguments, found = list(line), []
     while arguments and arguments[0].startswith("-"):
         name, equals, value = arguments.pop(0).partition("=")
@@ -56,7 +56,7 @@ def options(line: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def run(arguments: list[str]) -> int:
-    """`run`."""
+    """Run a container, as `run` does; return the exit status."""
     given, rest = options(arguments)
     named = dict(given)
     cidfile = named.get("--cidfile")
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
         "labels": dict(v.partition("=")[::2] for n, v in given if n in ("-l", "--label")),
         "rm": "--rm" in named,
         "name": named.get("--name", ""),
-        # The image is the first of `rest`, and of no use here.
+        # The first of `rest` is the image, which is not used.
         "command": rest[1:],
     }
     with_input = 0 if {"-i", "--interactive"} & named.keys() else os.open(os.devnull, os.O_RDONLY)
@@ -91,7 +91,7 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> int:
-    """Any command."""
+    """Run a command; return the exit status."""
     _, rest = options(sys.argv[1:])
     command = rest.pop(0)
     if command == "container":

@@ -1,15 +1,14 @@
 """
-The daemon of an engine for tests: `daemon.py SOCKET`.
+The daemon of the fake engine: `daemon.py SOCKET`.
 
-What it calls a container is a process of its own with the pipes of the CLI;
-like a real one it outlives the CLI, and only the daemon knows of it.  It says
-`ready` on stdout, and ends, with its containers, when its stdin ends.
+A container is a child process of the daemon with the pipes of the CLI; like a
+real container it outlives the CLI.  The daemon writes `ready` to stdout, and
+exits with its containers when its stdin ends.
 
-A request is a line of JSON, with the CLI's descriptors beside it where it is
-to run something; answers are lines of JSON.  The file SOCKET.slow holds how
-many seconds the creation of a container takes, SOCKET.stuck makes `rm` fail,
-SOCKET.blind makes `ps` list everything whatever it is asked for.  Every
-request is noted in SOCKET.notes.
+Requests and responses are lines of JSON; a request to run a container comes with
+the descriptors of the CLI.  The file SOCKET.slow has the seconds that creating a
+container takes, SOCKET.stuck makes `rm` fail, and SOCKET.blind makes `ps` ignore
+its filters.  SOCKET.notes lists all requests.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ containers: dict[str, dict[str, Any]] = {}
 
 
 def create(order: dict[str, Any]) -> dict[str, Any]:
-    """A container that does not run yet."""
+    """Create a container without starting it."""
     with contextlib.suppress(OSError, ValueError):
         time.sleep(float(Path(path + ".slow").read_text()))
     ident = secrets.token_hex(32)
@@ -45,14 +44,14 @@ def create(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(connection: socket.socket, order: dict[str, Any], descriptors: list[int]) -> None:
-    """Create a container, then start it and wait; two steps, as with a real engine."""
+    """Create a container, start it and wait; these are separate steps, as with a real engine."""
     answer = create(order)
     try:
         connection.sendall(json.dumps(answer).encode() + b"\n")
         if "id" not in answer or not connection.recv(100).startswith(b"start"):
             return
     except OSError:
-        # The CLI was killed: what it has asked for exists.
+        # The CLI was killed, but the container exists.
         return
     container = containers[answer["id"]]
     container["process"] = process = subprocess.Popen(
@@ -74,7 +73,7 @@ def run(connection: socket.socket, order: dict[str, Any], descriptors: list[int]
 
 
 def listed(filters: list[tuple[str, str]]) -> list[str]:
-    """The ids of those with all these labels."""
+    """Return the ids of the containers with all these labels."""
     if os.path.exists(path + ".blind"):
         return list(containers)
     return [
@@ -85,7 +84,7 @@ def listed(filters: list[tuple[str, str]]) -> list[str]:
 
 
 def remove(idents: list[str]) -> dict[str, Any]:
-    """Kill and forget them."""
+    """Kill and remove containers."""
     if os.path.exists(path + ".stuck"):
         return {"error": "removal is stuck"}
     missing = [ident for ident in idents if ident not in containers]
@@ -103,7 +102,7 @@ def remove(idents: list[str]) -> dict[str, Any]:
 
 
 def kill(ident: str, number: int) -> dict[str, Any]:
-    """A signal for what runs in one."""
+    """Send a signal to a container."""
     process = containers[ident]["process"] if ident in containers else None
     if process is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -112,7 +111,7 @@ def kill(ident: str, number: int) -> dict[str, Any]:
 
 
 def serve(connection: socket.socket) -> None:
-    """One request."""
+    """Serve a request."""
     with connection:
         data, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 3)
         order = json.loads(data)
@@ -140,7 +139,7 @@ def serve(connection: socket.socket) -> None:
 
 
 def accept(listener: socket.socket) -> None:
-    """A thread for each request."""
+    """Start a thread for each request."""
     while True:
         connection, _ = listener.accept()
         threading.Thread(target=serve, args=(connection,), daemon=True).start()
@@ -154,7 +153,7 @@ def main() -> None:
     threading.Thread(target=accept, args=(listener,), daemon=True).start()
     print("ready", flush=True)
     for line in sys.stdin:
-        # `away`, `back`: an engine that does not answer for a while.
+        # `away` and `back` make the daemon unreachable for a while.
         if line == "away\n":
             os.rename(path, path + ".away")
         elif line == "back\n":

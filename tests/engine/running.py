@@ -1,5 +1,5 @@
 """
-Starts the engine for tests, and shows what it has.
+Start the fake container engine, and inspect its containers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-#: The names that its CLI has; it is the same.
+#: The names of the CLI, which is the same program under each.
 NAMES = ("docker", "podman", "nerdctl")
-#: What every bridge's containers have.
+#: The label of the containers of every bridge.
 LABEL = "mcpbridge.bridge"
 
 
 class Engine:
-    """A daemon that runs, and its CLI in a folder of its own."""
+    """A running daemon, and its CLI in a folder of its own."""
 
     def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
         self.bin = folder / "bin"
@@ -30,20 +30,20 @@ class Engine:
         self._process = process
 
     def run(self, *arguments: str) -> str:
-        """What a command of the CLI prints."""
+        """Run a command of the CLI; return its output."""
         command = [str(self.bin / "docker"), "--host", str(self.socket), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     def containers(self, *filters: str) -> list[str]:
-        """The ids of all containers."""
+        """Return the ids of all containers, or of those with a label."""
         return self.run("ps", *(f"--filter=label={each}" for each in filters)).split()
 
     def start(self, label: str, *command: str, volumes: bool = False) -> None:
-        """A container that was started by hand."""
+        """Start a container without the bridge."""
         line = [str(self.bin / "docker"), "--host", str(self.socket), "run", "-d", "--label", label]
         line += ["--label=mcpbridge.remove-volumes=true"] if volumes else []
         line.append("image")
-        # The pipes are the container's for as long as it runs.
+        # The container keeps the pipes as long as it runs.
         subprocess.run(
             [*line, *command],
             stdin=subprocess.DEVNULL,
@@ -52,30 +52,30 @@ class Engine:
             check=True,
         )
 
-    def calls(self, command: str) -> list[list[str]]:
-        """The arguments of all calls of a command, without the program's name."""
+    def commands(self, command: str) -> list[list[str]]:
+        """Return the arguments of all calls of a command, without the name of the program."""
         notes = Path(f"{self.socket}.notes")
         lines = notes.read_text(encoding="utf-8").splitlines() if notes.exists() else []
         called: list[tuple[str, list[str]]] = [json.loads(line) for line in lines]
         return [line[1:] for did, line in called if did == command]
 
-    def go_away(self) -> None:
-        """Answer no more."""
-        self._say("away")
+    def stop_answering(self) -> None:
+        """Make the daemon unreachable."""
+        self._command("away")
 
-    def come_back(self) -> None:
-        """Answer again."""
-        self._say("back")
+    def resume_answering(self) -> None:
+        """Make the daemon reachable again."""
+        self._command("back")
 
-    def set(self, what: str, value: Any = "") -> None:
-        """Turn on one of the daemon's vices."""
+    def enable_fault(self, what: str, value: Any = "") -> None:
+        """Enable a fault of the daemon: `slow`, `stuck` or `blind`."""
         Path(f"{self.socket}.{what}").write_text(str(value), encoding="utf-8")
 
-    def unset(self, what: str) -> None:
-        """Turn it off."""
+    def disable_fault(self, what: str) -> None:
+        """Disable a fault of the daemon."""
         Path(f"{self.socket}.{what}").unlink()
 
-    def _say(self, line: str) -> None:
+    def _command(self, line: str) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{line}\n")
@@ -85,7 +85,7 @@ class Engine:
 
 @contextlib.contextmanager
 def running_engine() -> Iterator[Engine]:
-    """An engine for as long as the block lasts; its containers end with it."""
+    """Run an engine until the block ends; its containers end with it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "bin").mkdir()

@@ -22,7 +22,7 @@ from typing import Any
 from tests.matrix.cells import BACKENDS, OPERATIONS, ROWS, SDKS, Outcome, plan
 from tests.matrix.table import DOCUMENT, with_table
 from tests.real import parts
-from tests.real.bridge import MARK, RunningBridge, serving
+from tests.real.bridge import MARKER_VARIABLE, RunningBridge, serving
 
 #: How many clients run at the same time.
 PARALLEL = 2
@@ -128,7 +128,7 @@ def matrix(folder: Path) -> Iterator[Matrix]:
     servers = {}
     for name in BACKENDS:
         command, *args = backend(name)
-        environment = {MARK: mark, "MATRIX_MARKS": str(marks)}
+        environment = {MARKER_VARIABLE: mark, "MATRIX_MARKS": str(marks)}
         servers[name] = {
             "command": command,
             "args": args,
@@ -139,7 +139,7 @@ def matrix(folder: Path) -> Iterator[Matrix]:
     config = folder / "bridge.json"
     listen = ["tcp:0:interface=127.0.0.1"]
     config.write_text(json.dumps({"mcpServers": servers, "bridge": {"listen": listen}}))
-    with serving(folder, "--config", str(config), urls=len(servers), mark=mark) as bridge:
+    with serving(folder, "--config", str(config), urls=len(servers), marker=mark) as bridge:
         yield Matrix(bridge, marks)
 
 

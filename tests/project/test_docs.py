@@ -551,7 +551,7 @@ def test_the_extended_example_serves_sessions(
     settings["mcpServers"]["demo"]["options"]["max_load"] = 1e9
     file = tmp_path / "extended.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
-    with serving(tmp_path, "--config", str(file), *LOOPBACK, urls=2, mark="none") as bridge:
+    with serving(tmp_path, "--config", str(file), *LOOPBACK, urls=2, marker="none") as bridge:
         urls = {urlsplit(url).path: url for url in bridge.urls}
         with contextlib.closing(Client(urls["/demo/sse"])) as client:
             assert client.call("echo", text="said") == "said"

@@ -1,1 +1,1 @@
-"""The parts of the end-to-end tests that nobody here wrote, and what starts them."""
+"""Third-party clients and servers for the end-to-end tests, and helpers to run them."""

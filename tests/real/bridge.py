@@ -1,8 +1,7 @@
 """
-Starts the installed `twistd mcpbridge` as a process of its own.
+Start the installed `twistd mcpbridge` in a process of its own, as a user does.
 
-Nothing of mcpbridge is imported: what is tested is what a user installs and
-starts.
+This module imports nothing of mcpbridge.
 """
 
 import contextlib
@@ -21,53 +20,53 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.real.parts import Client, beside_python, need_processes
-from tests.real.processes import Process, alive, descendants, eventually, marked
+from tests.real.processes import Process, alive, descendants, eventually, processes_with_variable
 
-#: How a bridge prints where it serves.
+#: The URLs that a bridge prints.
 URL = re.compile(r"http://[^\s'\"<>]+/sse\b")
-#: In the environment of every backend of a test's bridge, with a value of its own.
-MARK = "MCPBRIDGE_TEST_MARK"
-#: How long anything may take; nothing is proven by it.
+#: A variable in the environment of each backend, with a value that is unique to the test.
+MARKER_VARIABLE = "MCPBRIDGE_TEST_MARK"
+#: Seconds before a wait fails; no assertion is about this time.
 PATIENCE = 60
 LOOPBACK = ("--listen", "tcp:0:interface=127.0.0.1")
 
 
 @dataclass
 class RunningBridge:
-    """A bridge that serves; `seen` is every process that was ever found below it."""
+    """A running bridge; `seen` has all of its processes that were ever found."""
 
     process: subprocess.Popen[str]
-    mark: str
+    marker: str
     seen: set[Process] = field(default_factory=set)
     _lines: list[str] = field(default_factory=list)
 
     @property
     def output(self) -> str:
-        """All that it has printed so far."""
+        """Everything that the bridge has printed so far."""
         return "".join(self._lines)
 
     @property
     def urls(self) -> list[str]:
-        """The URLs that it has printed, in that order."""
+        """The URLs that the bridge has printed, in that order."""
         return list(dict.fromkeys(URL.findall(self.output)))
 
     @property
     def url(self) -> str:
-        """The URL of its one server."""
+        """The URL of the only server."""
         [url] = self.urls
         return url
 
     def backends(self) -> set[Process]:
-        """The processes that it runs for its clients, wherever they have got to."""
+        """Return the processes of backends: descendants, and processes with the marker."""
         below = {one for one in descendants(self.process.pid) if "watchdog" not in one.command}
-        found = below | marked(f"{MARK}={self.mark}")
+        found = below | processes_with_variable(f"{MARKER_VARIABLE}={self.marker}")
         self.seen |= found
         return found
 
-    def visit(
+    def run_client(
         self, client: Client, tool: str, arguments: dict[str, Any], url: str | None = None
     ) -> dict[str, Any]:
-        """Run a real client against it; returns what the client saw."""
+        """Run a real client against the bridge; return what the client saw."""
         command = [*client.command(), url or self.url, tool, json.dumps(arguments)]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -86,9 +85,9 @@ class RunningBridge:
         return seen
 
     def assert_nothing_left(self, seconds: float = PATIENCE) -> None:
-        """Assert that every backend that was ever seen is gone, or soon will be."""
-        # One that came and went while this process stood still was not seen.
-        assert self.seen or "' opened" in self.output, "there was no backend at all"
+        """Assert that every backend that was ever seen ends in time."""
+        # A short-lived backend may not have been seen, but it is in the log.
+        assert self.seen or "' opened" in self.output, "there was no backend"
         eventually(lambda: not self._left(), seconds)
         left = ", ".join(str(process) for process in self._left())
         assert not left, f"left behind: {left}\n--- the bridge:\n{self.output}"
@@ -97,18 +96,18 @@ class RunningBridge:
         return self.backends() | {process for process in self.seen if alive(process)}
 
     def stop(self, seconds: float = PATIENCE) -> int:
-        """Stop it as a service manager does, with SIGTERM; returns its exit status."""
+        """Stop the bridge as a service manager does, with SIGTERM; return its exit status."""
         below = descendants(self.process.pid)
         self.process.send_signal(signal.SIGTERM)
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the bridge does not stop:\n{self.output}") from None
-        # the watchdog among them, which may have a moment to notice
+        # The watchdog ends a moment after the bridge.
         eventually(lambda: not any(alive(process) for process in below), PATIENCE)
         left = ", ".join(str(process) for process in below if alive(process))
         assert not left, f"outlived the bridge: {left}"
-        assert not marked(f"{MARK}={self.mark}")
+        assert not processes_with_variable(f"{MARKER_VARIABLE}={self.marker}")
         return status
 
     def _collect(self) -> None:
@@ -119,20 +118,20 @@ class RunningBridge:
 
 @contextlib.contextmanager
 def serving(
-    cwd: Path, *arguments: str, launch: Sequence[str] = (), urls: int = 1, mark: str = ""
+    cwd: Path, *arguments: str, launch: Sequence[str] = (), urls: int = 1, marker: str = ""
 ) -> Iterator[RunningBridge]:
     """
-    Run `twistd mcpbridge` with the arguments, once it has printed its URLs.
+    Run `twistd mcpbridge` with these arguments, and wait until it has printed its URLs.
 
-    `launch` is another way to start it.  A `mark` is one that a configuration
-    file gives to its servers, as the value of `MARK`.  At the end the bridge is killed, if a
-    test has not stopped it, and whatever it has left behind with it.
+    `launch` is another command that starts it.  A `marker` is the value of
+    `MARKER_VARIABLE` that a configuration file gives to its servers.  At the end,
+    the bridge and all processes that it left behind are killed.
     """
     need_processes()
     launch = launch or [beside_python("twistd"), "-n", "--pidfile=", "mcpbridge"]
-    if not mark:
-        mark = uuid.uuid4().hex
-        arguments = ("--env", f"{MARK}={mark}", *arguments)
+    if not marker:
+        marker = uuid.uuid4().hex
+        arguments = ("--env", f"{MARKER_VARIABLE}={marker}", *arguments)
     process = subprocess.Popen(
         [*launch, *arguments],
         cwd=cwd,
@@ -142,7 +141,7 @@ def serving(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    bridge = RunningBridge(process, mark)
+    bridge = RunningBridge(process, marker)
     reader = threading.Thread(target=bridge._collect)
     reader.start()
     try:
@@ -153,7 +152,7 @@ def serving(
     finally:
         process.kill()
         process.wait()
-        _kill(marked(f"{MARK}={mark}"))
+        _kill(processes_with_variable(f"{MARKER_VARIABLE}={marker}"))
         reader.join(PATIENCE)
         assert process.stdout is not None
         process.stdout.close()
@@ -166,7 +165,7 @@ def _kill(processes: set[Process]) -> None:
 
 
 def status_of(url: str) -> int:
-    """The status that a GET is answered with; the body, which may never end, is not read."""
+    """Return the status of a GET; the body, which may never end, is not read."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PATIENCE)
     with contextlib.closing(connection):

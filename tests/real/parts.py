@@ -1,9 +1,8 @@
 """
-Where the real parts are, and what happens when one is missing.
+The third-party clients and servers of the end-to-end tests, and what happens if one is missing.
 
-`make real` builds them into `.real/`.  On a laptop a missing part is a skip
-that says what to do; where `CI` or `MCPBRIDGE_REQUIRE_REAL` is set it is a
-failure, since a run that skips what it is there to prove proves nothing.
+`make real` builds them into `.real/`.  A test that needs a missing one is
+skipped, with a hint; if `CI` or `MCPBRIDGE_REQUIRE_REAL` is set, it fails.
 """
 
 import os
@@ -22,12 +21,12 @@ CLIENTS = ROOT / "tests" / "clients"
 
 
 def required() -> bool:
-    """Whether a missing part is a failure."""
+    """Return True if a missing part is a failure."""
     return bool(os.environ.get("CI") or os.environ.get("MCPBRIDGE_REQUIRE_REAL"))
 
 
 def need(present: object, reason: str) -> None:
-    """Skip the test, or fail it where real parts are required, unless the part is present."""
+    """Skip the test unless the part is present; fail it if real parts are required."""
     if not present:
         if required():
             pytest.fail(f"missing: {reason}", pytrace=False)
@@ -35,25 +34,25 @@ def need(present: object, reason: str) -> None:
 
 
 def need_processes() -> None:
-    """Need a /proc, to count the processes that are left."""
+    """Skip or fail the test unless there is a /proc in which to count processes."""
     need(Path("/proc/self/stat").exists(), "processes are counted in /proc, which is not there")
 
 
 def built(path: Path) -> str:
-    """The path of a part that `make real` builds."""
+    """Return the path of a part that `make real` builds."""
     need(path.exists(), f"{path.relative_to(ROOT)} is not there: run `make real`")
     return str(path)
 
 
 def command(name: str) -> str:
-    """The path of a command of this machine."""
+    """Return the path of a command of this machine."""
     path = shutil.which(name)
     need(path, f"{name} is not on PATH")
     return str(path)
 
 
 def beside_python(name: str) -> str:
-    """The path of a script that is installed beside this interpreter."""
+    """Return the path of a script that is installed beside this interpreter."""
     path = Path(sys.executable).with_name(name)
     need(path.exists(), f"{name} is not installed beside {sys.executable}")
     return str(path)
@@ -61,7 +60,7 @@ def beside_python(name: str) -> str:
 
 @cache
 def node() -> str:
-    """The Node to run servers with: the pinned one, or else the machine's."""
+    """Return the Node to run servers with: the pinned one, or else that of the machine."""
     need(
         MODULES.exists(), f"{MODULES.relative_to(ROOT)} is not there: install npm, run `make real`"
     )
@@ -71,48 +70,48 @@ def node() -> str:
 
 @dataclass(frozen=True)
 class Client:
-    """A real client: a script and the Python that has the SDK for it."""
+    """A real client: a script, and the Python environment that has its SDK."""
 
     environment: str
     script: str
 
     def command(self) -> list[str]:
-        """The command line, up to the arguments of the script."""
+        """Return the command line, up to the arguments of the script."""
         python = built(REAL / self.environment / "bin" / "python")
         return [python, str(CLIENTS / self.script)]
 
 
 @dataclass(frozen=True)
 class JavaScriptClient(Client):
-    """A real client in JavaScript: a script and the folder that has the SDK for it."""
+    """A real client in JavaScript: a script, and the folder that has its SDK."""
 
     def command(self) -> list[str]:
-        """The command line, up to the arguments of the script."""
+        """Return the command line, up to the arguments of the script."""
         modules = built(REAL / self.environment / "node_modules")
         return [command("env"), f"NODE_PATH={modules}", node(), str(CLIENTS / self.script)]
 
 
 @dataclass(frozen=True)
 class DrivenClient(Client):
-    """A real client that is a program: our script that runs it, and where it starts."""
+    """A real client that is a program: a script that runs it, and its entry point."""
 
     start: str
 
     def command(self) -> list[str]:
-        """The command line, up to the arguments of the script."""
+        """Return the command line, up to the arguments of the script."""
         start = built(REAL / self.environment / "node_modules" / self.start)
         return [sys.executable, str(CLIENTS / self.script), node(), start]
 
 
-#: What connects: the session of both generations, which begins with
-#: `initialize`, and the client of the second, which begins with a question
-#: that no server of today's answers, `server/discover`.
+#: Clients on the official Python SDK: `ClientSession` of both generations, which
+#: begins with `initialize`, and `Client` of the second, which begins with
+#: `server/discover`.
 CLIENTS_BY_NAME = {
     "mcp-1-session": Client("client1", "session.py"),
     "mcp-2-session": Client("client2", "session.py"),
     "mcp-2-client": Client("client2", "discovering.py"),
 }
-#: Those, and what other people connect with.
+#: The same, and other third-party clients.
 ALL_CLIENTS = {
     **CLIENTS_BY_NAME,
     "fastmcp": Client("fastmcp", "fast.py"),
@@ -128,24 +127,24 @@ ALL_CLIENTS = {
 
 
 def conformance_server(era: str = "both") -> list[str]:
-    """The command line of the server for the conformance suite, of both eras or of one."""
+    """Return the command line of the server for the conformance suite, of both eras or one."""
     return [*_conformance_module("client2", "server"), "--era", era]
 
 
 def legacy_conformance_server() -> list[str]:
-    """The command line of the server for it that knows no revision without a handshake."""
+    """Return the command line of the conformance server that has only legacy revisions."""
     return _conformance_module("client1", "legacy")
 
 
 def npm_conformance_server() -> list[str]:
-    """The command line of the server for it in JavaScript, of both eras."""
+    """Return the command line of the conformance server in JavaScript, of both eras."""
     modules = REAL / "conformance" / "node_modules"
     built(modules / "@modelcontextprotocol" / "server")
     return [node(), str(ROOT / "tests" / "conformance" / "server.mjs"), str(modules)]
 
 
 def tasks_conformance_server() -> list[str]:
-    """The command line of the server for it that has the tasks extension."""
+    """Return the command line of the conformance server with the tasks extension."""
     return [command("env"), f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.conformance.tasks"]
 
 
@@ -155,43 +154,43 @@ def _conformance_module(environment: str, module: str) -> list[str]:
 
 
 def demo() -> list[str]:
-    """The command line of the bundled demo server."""
+    """Return the command line of the bundled demo server."""
     return [sys.executable, "-m", "mcpbridge.demo"]
 
 
 def time_server() -> list[str]:
-    """The command line of the real time server."""
+    """Return the command line of the real time server."""
     return [built(REAL / "servers" / "bin" / "mcp-server-time"), "--local-timezone=UTC"]
 
 
 def tasks_server() -> list[str]:
-    """The command line of a server on FastMCP whose tool runs as a task."""
+    """Return the command line of a server on FastMCP whose tool runs as a task."""
     return [built(REAL / "tasks" / "bin" / "python"), str(CLIENTS / "tasks_server.py")]
 
 
 def tasks_client() -> list[str]:
-    """The command line of a client on FastMCP that drives tasks, up to its arguments."""
+    """Return the command line of a client on FastMCP that drives tasks, up to its arguments."""
     return [built(REAL / "tasks" / "bin" / "python"), str(CLIENTS / "tasks_client.py")]
 
 
 def git_server(repository: Path) -> list[str]:
-    """The command line of the real git server."""
+    """Return the command line of the real git server."""
     command("git")
     return [built(REAL / "servers" / "bin" / "mcp-server-git"), f"--repository={repository}"]
 
 
 def everything_server() -> list[str]:
-    """The command line of the real reference server."""
+    """Return the command line of the real reference server."""
     return [node(), _script("server-everything")]
 
 
 def filesystem_server(folder: Path) -> list[str]:
-    """The command line of the real file system server."""
+    """Return the command line of the real file system server."""
     return [node(), _script("server-filesystem"), str(folder)]
 
 
 def apps_server() -> list[str]:
-    """The command line of a legacy server with MCP Apps, which shows them to who declares them."""
+    """Return the command line of a legacy server with MCP Apps, for clients that declare them."""
     modules = REAL / "clients" / "node_modules"
     built(modules / "@modelcontextprotocol" / "ext-apps")
     return [node(), str(ROOT / "tests" / "real" / "apps.mjs"), str(modules)]
@@ -202,7 +201,7 @@ def _script(name: str) -> str:
 
 
 def matrix_script(environment: str, script: str) -> list[str]:
-    """The command line of a script of the matrix, with the environment that has its SDK."""
+    """Return the command line of a script of the matrix, with the environment that has its SDK."""
     path = str(ROOT / "tests" / "matrix" / script)
     if not script.endswith(".cjs"):
         return [built(REAL / environment / "bin" / "python"), path]

@@ -1,9 +1,8 @@
 """
-Counts processes in /proc, so that a test can say that none is left.
+Find processes in /proc, so that a test can assert that none is left.
 
-A process is found in two ways, since one that double-forked has left the
-first: as a descendant of the bridge, and by a mark in the environment that it
-was started with.
+A process is found as a descendant of the bridge or, after a double fork, by a
+variable in the environment that it was started with.
 """
 
 import os
@@ -19,7 +18,7 @@ LONGEST_PAUSE = 0.1
 
 @dataclass(frozen=True)
 class Process:
-    """One process; the start time tells it from a later one with its number."""
+    """A process; its start time distinguishes it from a later one with the same pid."""
 
     pid: int
     started: str
@@ -30,7 +29,7 @@ class Process:
 
 
 def _read(pid: int, name: str) -> bytes:
-    """A file of a process; empty if it is gone, or not ours to read."""
+    """Return a file of a process; empty if the process is gone or the file cannot be read."""
     try:
         return (PROC / str(pid) / name).read_bytes()
     except OSError:
@@ -44,8 +43,8 @@ def _pids() -> Iterator[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of a process's `stat` from the third on: state, parent, …"""
-    # the second is the name in parentheses, which may itself hold some
+    """Return the fields of a process's `stat` from the third on: state, parent, …"""
+    # The second is the name in parentheses, which may itself contain parentheses.
     return _read(pid, "stat").decode(errors="replace").rpartition(")")[2].split()
 
 
@@ -58,7 +57,7 @@ def _process(pid: int) -> Process | None:
 
 
 def descendants(root: int) -> set[Process]:
-    """The processes below one, zombies too."""
+    """Return the descendants of a process, including zombies."""
     children: dict[int, list[int]] = {}
     for pid in _pids():
         if stat := _stat(pid):
@@ -72,19 +71,19 @@ def descendants(root: int) -> set[Process]:
     return found
 
 
-def marked(mark: str) -> set[Process]:
-    """The processes with a text in the environment that they were started with."""
-    text = mark.encode()
+def processes_with_variable(marker: str) -> set[Process]:
+    """Return the processes with this text in the environment that they were started with."""
+    text = marker.encode()
     processes = (_process(pid) for pid in _pids() if text in _read(pid, "environ"))
     return {process for process in processes if process is not None}
 
 
 def alive(process: Process) -> bool:
     """
-    Whether it is that process still, and runs.
+    Return True if the process still runs.
 
-    A zombie does not: below the bridge `descendants` has it; elsewhere it is
-    for a parent to reap that is none of ours.
+    A zombie does not: `descendants` finds zombies of the bridge, and other ones
+    are left for their parents to reap.
     """
     stat = _stat(process.pid)
     return bool(stat) and stat[0] not in "ZX" and stat[19] == process.started

@@ -1,9 +1,8 @@
 """
-Lists the other Pythons of this machine that the suite runs on.
+List the other Pythons of this machine that the tests can run on.
 
-Prints `3.12=/path/to/python3.12` for each CPython of 3.11 or later that is
-not this one's minor version, once for each minor version.  Looked for on PATH
-and where pyenv puts its own.
+Prints `3.12=/path/to/python3.12` for each minor version of CPython from 3.11 on,
+except that of this interpreter.  Searches PATH and the versions of pyenv.
 """
 
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 OLDEST = (3, 11)
 NEWEST = (3, 29)
 
-#: Fails, or prints another version, where the interpreter is not one to use:
+#: Fails, or prints another version, if the interpreter cannot be used:
 #: a pyenv shim that is not active, PyPy, a Debian Python without its venv.
 PROBE = """
 import ensurepip, platform, sys, venv
@@ -25,7 +24,7 @@ print("%d.%d" % sys.version_info[:2])
 
 
 def candidates(minor: int) -> Iterator[Path]:
-    """Where an interpreter of that minor version may be, the likeliest first."""
+    """Yield where an interpreter of this minor version may be, the likeliest first."""
     name = f"python3.{minor}"
     for folder in os.get_exec_path():
         yield Path(folder) / name
@@ -35,7 +34,7 @@ def candidates(minor: int) -> Iterator[Path]:
 
 
 def works(python: Path, minor: int) -> bool:
-    """Whether the interpreter runs, is a CPython of that version and can make an environment."""
+    """Return True if this is a CPython of that version that can create an environment."""
     if not os.access(python, os.X_OK):
         return False
     command = [str(python), "-I", "-c", PROBE]
@@ -47,7 +46,7 @@ def works(python: Path, minor: int) -> bool:
 
 
 def others() -> Iterator[tuple[int, Path]]:
-    """The minor version and the path of every other Python that works."""
+    """Yield the minor version and the path of each other Python that works."""
     for minor in range(OLDEST[1], NEWEST[1] + 1):
         if minor != sys.version_info.minor:
             for python in candidates(minor):

@@ -50,17 +50,17 @@ def test_cidfiles_are_removed(engine: Engine) -> None:
 
 def test_without_containers_nothing_is_removed(engine: Engine) -> None:
     assert remove(engine) == (0, "")
-    assert engine.calls("rm") == []
+    assert engine.commands("rm") == []
 
 
 def test_engine_that_ignores_the_filter_loses_no_container(engine: Engine) -> None:
     """The watchdog checks the label of each container itself."""
     engine.start(f"{LABEL}=other", *SLEEPER)
     engine.start(f"{LABEL}=b", *SLEEPER)
-    engine.set("blind")
+    engine.enable_fault("blind")
     _, problem = remove(engine)
     assert problem.endswith("does not have the label that was asked for")
-    engine.unset("blind")
+    engine.disable_fault("blind")
     assert len(engine.containers()) == len(engine.containers(f"{LABEL}=other")) == 1
 
 
@@ -86,19 +86,19 @@ def test_container_created_after_the_first_listing_is_removed(
 
 
 def test_unreachable_engine_is_reported(engine: Engine) -> None:
-    engine.go_away()
+    engine.stop_answering()
     removed, problem = remove(engine)
     assert removed == 0
     assert "Cannot connect to the daemon" in problem
-    engine.come_back()
+    engine.resume_answering()
 
 
 def test_failed_removal_is_reported_and_can_be_repeated(engine: Engine) -> None:
     engine.start(f"{LABEL}=b", *SLEEPER)
-    engine.set("stuck")
+    engine.enable_fault("stuck")
     _, problem = remove(engine)
     assert "removal is stuck" in problem
-    engine.unset("stuck")
+    engine.disable_fault("stuck")
     assert remove(engine) == (1, "")
 
 
@@ -106,5 +106,5 @@ def test_failed_removal_is_reported_and_can_be_repeated(engine: Engine) -> None:
 def test_volumes_of_a_container_with_rm_are_removed(engine: Engine, volumes: bool) -> None:
     engine.start(f"{LABEL}=b", *SLEEPER, volumes=volumes)
     assert remove(engine) == (1, "")
-    [line] = engine.calls("rm")
+    [line] = engine.commands("rm")
     assert ("-v" in line) is volumes
