@@ -30,6 +30,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from twisted.logger import Logger
+
 from mcpbridge.errors import BridgeError
 from mcpbridge.stdio import process_tags
 from mcpbridge.stdio.cleanup_records import Record, read_record
@@ -37,7 +39,7 @@ from mcpbridge.stdio.watchdog_program import start_time
 
 #: The names of state files: prefix, suffix, and the further suffix of an unfinished one.
 PREFIX, SUFFIX, UNFINISHED = "bridge-", ".json", ".new"
-#: At most so much of a state file is read.
+#: At most so much of each line of a state file is read.
 STATE_FILE_BYTES = 4 * 1024 * 1024
 #: A file of a bridge elsewhere, after which this one cannot clean up, is removed after so long.
 FORGET_SECONDS = 30 * 86400.0
@@ -89,6 +91,8 @@ class BridgeState:
 
 class StateFile:
     """A state file that this process has locked: its own bridge's, or a dead one's."""
+
+    log = Logger()
 
     def __init__(self, path: str, descriptor: int, state: BridgeState, at: int) -> None:
         self.path = path
@@ -153,11 +157,16 @@ class StateFile:
                 os.close(descriptor)
 
     def records(self) -> list[Record]:
-        """Return the records; none if the second line cannot be read."""
+        """Return the records; none if the second line cannot be read, which is logged."""
         try:
             line = os.pread(self._descriptor, STATE_FILE_BYTES, self._at)
-            return [read_record(each) for each in json.loads(line)]
+            return [read_record(each) for each in json.loads(line or b"[]")]
         except (OSError, ValueError, TypeError):
+            self.log.warn(
+                "the records in {path} cannot be read: the bridge that wrote them may have left"
+                " containers, and processes without a tag",
+                path=self.path,
+            )
             return []
 
     def save(self, records: Iterable[Record]) -> None:

@@ -69,7 +69,7 @@ ENGINE_PAUSE_SECONDS = 1.0
 BIRTH_SECONDS = 5.0
 #: The label of a container whose anonymous volumes go with it (`containers`).
 VOLUMES_LABEL = "mcpbridge.remove-volumes"
-#: A longer line of the input is dropped: no record is as long.
+#: A longer line of the input is dropped, and stderr says so: no record is as long.
 LINE_BYTES = 1024 * 1024
 #: Signals that the watchdog cannot survive, or whose default it must keep: without
 #: the default of SIGCHLD the exit statuses of an engine's commands would be lost.
@@ -121,11 +121,22 @@ class Records:
         #: between, the records of both tables count.
         self._before: dict[str, Record] = {}
         self._partial = b""
+        #: True until the end of a line that is dropped.
+        self._dropping = False
 
     def receive(self, data: bytes) -> None:
         """Take bytes of the input, in pieces of any size."""
         *lines, self._partial = (self._partial + data).split(b"\n")
-        if len(self._partial) > LINE_BYTES:
+        if lines and self._dropping:
+            del lines[0]
+            self._dropping = False
+        if len(self._partial) > LINE_BYTES and not self._dropping:
+            self._dropping = True
+            complain(
+                f"a record of more than {LINE_BYTES} bytes (LINE_BYTES) is dropped: what it names"
+                " is not cleaned up if the bridge is killed"
+            )
+        if self._dropping:
             self._partial = b""
         for line in lines:
             try:
@@ -338,6 +349,14 @@ def report(message: dict[str, Any]) -> None:
     """Write a line to standard output, if it is still read."""
     try:
         os.write(1, json.dumps(message).encode() + b"\n")
+    except OSError:
+        pass
+
+
+def complain(text: str) -> None:
+    """Write a line to standard error, which the bridge logs as long as it lives."""
+    try:
+        os.write(2, text.encode() + b"\n")
     except OSError:
         pass
 

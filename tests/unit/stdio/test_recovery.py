@@ -23,9 +23,10 @@ from twisted.python.failure import Failure
 from mcpbridge.config.tuning import CLEANUP_SECONDS, MAX_CLEANUPS
 from mcpbridge.stdio.cleanup_records import CleanupRecords, ContainersRecord, ProcessRecord, Record
 from mcpbridge.stdio.process_tags import TAGS
-from mcpbridge.stdio.recovery import SAVE_SECONDS, Journal, Recovery
+from mcpbridge.stdio.recovery import REPORT_BYTES, SAVE_SECONDS, Journal, Recovery
 from mcpbridge.stdio.state_file import (
     FORGET_SECONDS,
+    STATE_FILE_BYTES,
     UNFINISHED_SECONDS,
     NoStateDirectory,
     Place,
@@ -35,6 +36,7 @@ from mcpbridge.stdio.state_file import (
     open_state_directory,
     take_dead,
 )
+from mcpbridge.stdio.watchdog import LOGGED_BYTES
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tags are for Linux")
 
@@ -140,13 +142,45 @@ def test_unreadable_state_file_is_removed(folder: str, content: str) -> None:
     assert not path.exists()
 
 
-def test_truncated_state_file_loses_only_its_records(folder: str) -> None:
-    """A full disk: the tags are still known."""
+def test_truncated_state_file_loses_only_its_records(folder: str, log_lines: list[str]) -> None:
+    """A full disk: the tags are still known, and the log says what may be left."""
     path = Path(dead_bridge(folder, BASE, ENGINE))
     path.write_bytes(path.read_bytes()[:-5])
     [file] = take_dead(folder)
     assert (file.state.base, file.records()) == (BASE, [])
     file.release()
+    [line] = log_lines
+    assert line.startswith(f"the records in {path} cannot be read")
+
+
+def test_state_file_without_records_has_none(folder: str, log_lines: list[str]) -> None:
+    """Its bridge was killed before it wrote any."""
+    path = Path(dead_bridge(folder))
+    path.write_bytes(path.read_bytes().partition(b"\n")[0] + b"\n")
+    [file] = take_dead(folder)
+    assert file.records() == []
+    file.release()
+    assert log_lines == []
+
+
+def test_large_state_file_is_read_within_bounds(folder: str, log_lines: list[str]) -> None:
+    """`STATE_FILE_BYTES` of each line: what does not fit counts as unreadable."""
+    path = Path(dead_bridge(folder, BASE, ENGINE))
+    head, records = path.read_bytes().splitlines()
+    longest = records.rjust(STATE_FILE_BYTES)
+    path.write_bytes(head + b"\n" + longest)
+    [file] = take_dead(folder)
+    assert file.records() == [ENGINE]
+    file.release()
+    assert log_lines == []
+    path.write_bytes(head + b"\n " + longest)
+    [file] = take_dead(folder)
+    assert file.records() == []
+    file.release()
+    assert "cannot be read" in log_lines[-1]
+    path.write_bytes(head.rjust(STATE_FILE_BYTES + 1) + b"\n" + records)
+    assert bases(folder) == []
+    assert not path.exists()
 
 
 def test_unsafe_state_files_are_ignored(folder: str, tmp_path: Path) -> None:
@@ -412,6 +446,30 @@ def test_failed_cleanup_is_left_to_the_next_start(
     assert os.path.exists(path)
     assert bases(folder) == [BASE]
     assert "the next start tries again" in log_lines[-1]
+
+
+def test_output_of_a_cleanup_is_bounded(folder: str, machine: Machine) -> None:
+    """`REPORT_BYTES` of its end are kept, and the report is there."""
+    path = dead_bridge(folder)
+    Recovery(machine, MINE).start([folder])
+    [spawned] = machine.spawned
+    for _ in range(3):
+        spawned.cleaner.outReceived(b"x" * (REPORT_BYTES - 1) + b"\n")
+        assert len(spawned.cleaner._output) <= REPORT_BYTES
+    spawned.report()
+    assert not os.path.exists(path)
+
+
+def test_stderr_of_a_cleanup_is_logged_and_bounded(
+    folder: str, machine: Machine, log_lines: list[str]
+) -> None:
+    """`LOGGED_BYTES` of what is written at once."""
+    dead_bridge(folder)
+    Recovery(machine, MINE).start([folder])
+    [spawned] = machine.spawned
+    spawned.cleaner.errReceived(b"x" * LOGGED_BYTES + b"y")
+    assert log_lines == [f"watchdog: {'x' * LOGGED_BYTES!r}"]
+    spawned.report()
 
 
 def test_cleanup_is_bounded_in_time(folder: str, machine: Machine) -> None:

@@ -28,6 +28,7 @@ from mcpbridge.stdio.cleanup_records import (
 from mcpbridge.stdio.watchdog import (
     END_SECONDS,
     FIRST_PAUSE_SECONDS,
+    LOGGED_BYTES,
     LONGEST_PAUSE_SECONDS,
     SETTLED_SECONDS,
     Watchdog,
@@ -286,6 +287,15 @@ def test_a_watchdog_that_does_not_end_is_killed(machine: Machine, watchdog: Watc
     assert process.signals == [signal.SIGCONT, signal.SIGKILL]
     process.end()
     assert stopped == [False]
+
+
+def test_stderr_in_the_log_is_bounded(
+    machine: Machine, watchdog: Watchdog, log_lines: list[str]
+) -> None:
+    """`LOGGED_BYTES` of what is written at once."""
+    watchdog.errReceived(b"x" * LOGGED_BYTES + b"y")
+    [line] = log_lines
+    assert line == f"watchdog: {'x' * LOGGED_BYTES!r}"
 
 
 def test_stop_without_a_watchdog(machine: Machine, watchdog: Watchdog) -> None:
