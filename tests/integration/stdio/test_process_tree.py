@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from mcpbridge.stdio import kill_pass, process_tags, procfs
+from mcpbridge.stdio import exec_chain, kill_pass, process_tags, procfs
 from mcpbridge.stdio import reaper as reaper_module
 from mcpbridge.stdio import untagged_processes as untagged_module
 from mcpbridge.stdio.cleanup_records import CleanupRecords, ProcessRecord
@@ -249,6 +249,26 @@ def test_chain_that_does_not_work_is_not_chosen() -> None:
     assert works(find_chain())
     assert not works(Compiled("/bin/true"))
     assert not works(Compiled("/nonexistent"))
+
+
+class SlowChain:
+    """A chain that works, and takes its time."""
+
+    closes_descriptors = False
+    DELAY = "import os, sys, time; time.sleep(1); os.execv(sys.argv[1], sys.argv[1:])"
+
+    def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
+        delay = [sys.executable, "-I", "-S", "-c", self.DELAY]
+        return [*delay, *PythonShim().wrap(command, tag, directory)]
+
+
+@linux
+def test_chain_that_takes_too_long_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`TRIAL_SECONDS`: the start of the bridge does not wait for it."""
+    monkeypatch.setattr(exec_chain, "TRIAL_SECONDS", PATIENCE)
+    assert works(SlowChain())
+    monkeypatch.setattr(exec_chain, "TRIAL_SECONDS", 0.1)
+    assert not works(SlowChain())
 
 
 @linux

@@ -1,0 +1,75 @@
+"""
+How often the process table and the adopted children are looked at, on a clock.
+What is found there is tested in `tests/integration`, with real processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from mcpbridge.stdio import procfs
+from mcpbridge.stdio.process_tracker import SWEEP_REST_FACTOR, SWEEP_SECONDS, ProcessTracker
+from mcpbridge.stdio.reaper import REAP_SECONDS, Reaper
+
+BASE = 1 << 40
+#: In how many steps the clock passes a pause.
+STEPS = 16
+
+
+@pytest.mark.parametrize("used", [0.0, SWEEP_SECONDS])
+def test_readings_of_the_process_table_have_pauses(
+    monkeypatch: pytest.MonkeyPatch, used: float
+) -> None:
+    """
+    `SWEEP_SECONDS`, or `SWEEP_REST_FACTOR` times what a reading `used`, between
+    two of them, however often somebody asks.
+    """
+    clock, spent, readings = Clock(), 0.0, list[float]()
+
+    def read(*_: object) -> Generator[None, None, procfs.Table]:
+        nonlocal spent
+        yield
+        readings.append(clock.seconds())
+        spent += used
+        return procfs.Table([procfs.Tagged(7, BASE + 1, False, 1)], [])
+
+    monkeypatch.setattr(procfs, "read_table", read)
+    tracker = ProcessTracker(clock, BASE, processor_time=lambda: spent)
+
+    def ask(_: object = None) -> None:
+        if len(readings) < 4:
+            tracker.look(BASE + 1).addCallback(ask)
+
+    ask()
+    pause = max(SWEEP_SECONDS, SWEEP_REST_FACTOR * used)
+    clock.pump([0, *[pause / STEPS] * 4 * STEPS])
+    assert readings == pytest.approx([0, pause, 2 * pause, 3 * pause], abs=pause / 4)
+    assert clock.getDelayedCalls() == []
+
+
+def test_adopted_children_are_looked_for_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `REAP_SECONDS` while there is a leader, and once more when it is gone."""
+    clock, looks = Clock(), list[float]()
+
+    def children() -> list[int]:
+        looks.append(clock.seconds())
+        assert len(looks) < 10, "it looks without end"
+        return []
+
+    monkeypatch.setattr(procfs, "own_children", children)
+    leaders = {7: BASE + 1}
+    reaper = Reaper(clock, BASE, leaders, sweep_for_zombies=lambda: None)
+    reaper.start()
+    reaper.start()
+    clock.pump([REAP_SECONDS / STEPS] * (3 * STEPS + 1))
+    times: list[Any] = [REAP_SECONDS, 2 * REAP_SECONDS, 3 * REAP_SECONDS]
+    assert looks == pytest.approx(times, abs=REAP_SECONDS / 4)
+    leaders.clear()
+    reaper.stop_if_idle()
+    clock.advance(2 * REAP_SECONDS)
+    assert looks == pytest.approx([*times, times[-1]], abs=REAP_SECONDS / 4)
+    assert clock.getDelayedCalls() == []
