@@ -6,7 +6,15 @@ from collections.abc import Iterator
 import pytest
 
 from mcpbridge import errors
-from mcpbridge.errors import BridgeError, MethodNotAllowed, Refused, SettingError, StreamTaken
+from mcpbridge.errors import (
+    MAX_SHOWN_ID,
+    BridgeError,
+    IdInUse,
+    MethodNotAllowed,
+    Refused,
+    SettingError,
+    StreamTaken,
+)
 
 #: Name, HTTP status, JSON-RPC code, Retry-After.
 TABLE = {
@@ -97,6 +105,17 @@ def test_too_many_sessions_has_the_body_of_apisix() -> None:
 def test_wrong_method_names_the_allowed_ones() -> None:
     headers = dict(MethodNotAllowed("no", "GET, OPTIONS").headers())
     assert headers[b"Allow"] == b"GET, OPTIONS"
+
+
+@pytest.mark.parametrize("length", [MAX_SHOWN_ID, MAX_SHOWN_ID + 1])
+def test_long_id_is_cut_in_an_error(length: int) -> None:
+    """`MAX_SHOWN_ID`: in the text, and in the data for programs."""
+    ident = '"' + "x" * (length - 2) + '"'
+    error = IdInUse.of(ident.encode())
+    shown = ident if length <= MAX_SHOWN_ID else ident[:MAX_SHOWN_ID] + "..."
+    assert f"the id {shown} is" in str(error)
+    told = json.loads(error.body())["error"]["data"]["requestId"]
+    assert told == (json.loads(ident) if length <= MAX_SHOWN_ID else shown)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,10 @@ from mcpbridge.errors import HeaderMismatch
 from mcpbridge.jsonrpc.envelope import peek, peek_again
 from mcpbridge.jsonrpc.members import encode
 from mcpbridge.jsonrpc.parsed_message import with_envelope
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.header_validation import (
+    MAX_SCHEMA_BYTES,
+    MAX_TOOLS,
     Annotation,
     Annotations,
     annotated,
@@ -286,6 +289,27 @@ def test_schemas_of_any_shape_are_read(shape: object) -> None:
 )
 def test_unreadable_results_have_no_annotations(result: bytes) -> None:
     assert annotated(result) == ({}, None)
+
+
+@pytest.mark.parametrize(("count", "read"), [(MAX_TOOLS, True), (MAX_TOOLS + 1, False)])
+def test_large_list_of_tools_is_bounded(count: int, read: bool) -> None:
+    """`MAX_TOOLS`: nothing of a longer one is read."""
+    one = tool({"a": param(description="x" * LARGE_BYTES)})
+    found, cursor = annotated(listing(*[{}] * (count - 1), one, nextCursor="n"))
+    assert (set(found), cursor) == ({"t"} if read else set(), "n")
+
+
+def test_large_schema_is_not_read() -> None:
+    """`MAX_SCHEMA_BYTES`: its tool has no annotations, and all others have theirs."""
+
+    def padded(size: int, name: str) -> dict[str, Any]:
+        schema: dict[str, Any] = {"properties": {"a": param()}, "title": ""}
+        schema["title"] = "x" * (size - len(json.dumps(schema)))
+        return {"name": name, "inputSchema": schema}
+
+    longest, longer = padded(MAX_SCHEMA_BYTES, "longest"), padded(MAX_SCHEMA_BYTES + 1, "longer")
+    found, _ = annotated(listing(longer, longest, tool({"a": param()}, "good")))
+    assert set(found) == {"longest", "good"}
 
 
 def test_of_two_tools_with_one_name_the_last_counts() -> None:

@@ -13,6 +13,7 @@ from mcpbridge.jsonrpc.members import members
 from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp import modern_request
 from mcpbridge.mcp.modern_request import (
+    _UNREAD_BYTES,
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
     INPUT_REQUIRED_METHODS,
@@ -373,8 +374,10 @@ def test_whatever_stands_there_it_is_read_or_refused(meta: Any, method: str, ide
 
 
 def test_far_too_large_capabilities_are_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading them is what would take long."""
-    line = request(meta=with_key(CLIENT_CAPABILITIES, {"a": "x" * (16 * MAX_CAPABILITIES_BYTES)}))
+    """`_UNREAD_BYTES`, white space included: reading them is what would take long."""
+    before = request(meta=with_key(CLIENT_CAPABILITIES, "HERE"))
+    longest = b"{" + b" " * (_UNREAD_BYTES - len('{"a":1}')) + b'"a":1}'
+    assert read(before.replace(b'"HERE"', longest)).capabilities == b'{"a":1}'
     reading = modern_request._object
 
     def read_object(raw: Any, name: str) -> Any:
@@ -382,7 +385,9 @@ def test_far_too_large_capabilities_are_not_even_read(monkeypatch: pytest.Monkey
         return reading(raw, name)
 
     monkeypatch.setattr(modern_request, "_object", read_object)
-    assert type(refusal(line)) is InvalidParams
+    error = refusal(before.replace(b'"HERE"', longest.replace(b'"a"', b' "a"')))
+    assert type(error) is InvalidParams
+    assert "MAX_CAPABILITIES_BYTES" in str(error)
 
 
 def test_a_long_body_that_is_no_json_is_not_parsed_slowly(monkeypatch: pytest.MonkeyPatch) -> None:

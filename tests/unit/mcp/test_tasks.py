@@ -24,6 +24,7 @@ from mcpbridge.mcp.modern_request import (
 )
 from mcpbridge.mcp.multiplexer import Delivery, Multiplexer
 from mcpbridge.mcp.tasks import (
+    _KEPT_BYTES,
     MAX_LISTENED_TASKS,
     MAX_TASKS,
     POLL_SECONDS,
@@ -323,11 +324,16 @@ def test_a_task_whose_process_has_ended_has_failed(world: World) -> None:
     }
 
 
-def test_a_long_member_is_not_kept(world: World) -> None:
-    world.create(createdAt="x" * 1000)
+@pytest.mark.parametrize(("length", "kept"), [(_KEPT_BYTES, True), (_KEPT_BYTES + 1, False)])
+def test_a_long_member_is_not_kept(world: World, length: int, kept: bool) -> None:
+    """`_KEPT_BYTES`, with its quotes: a failed task has the time of its failure in its place."""
+    created = "x" * (length - 2)
+    world.create(createdAt=created)
     failed = world.tasks.failed("1", "why")
     assert failed is not None
-    assert len(str(failed["createdAt"])) < 30
+    found = json.loads(failed_line(request(), failed))["params"]
+    assert (found["createdAt"] == created) is kept
+    assert kept or found["createdAt"] == found["lastUpdatedAt"]
 
 
 def test_a_large_task_is_renamed_and_not_kept_whole() -> None:
