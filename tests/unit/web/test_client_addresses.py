@@ -13,7 +13,13 @@ from twisted.internet.testing import StringTransport
 from twisted.web.test.requesthelper import DummyRequest
 
 from mcpbridge.config.settings import BridgeSettings
-from mcpbridge.web.client_addresses import ClientAddresses, Peer, in_head
+from mcpbridge.web.client_addresses import (
+    KNOWN_ADDRESSES,
+    MAX_HOPS,
+    ClientAddresses,
+    Peer,
+    in_head,
+)
 
 PROXY = "10.0.0.1"
 TRUSTING = ClientAddresses(BridgeSettings(trusted_proxies=("10.0.0.0/24", "fd00::/8")))
@@ -137,7 +143,8 @@ def test_peer_without_an_address_has_no_limit() -> None:
         (("X-Forwarded-For: ",), "a client of 10.0.0.1"),
         (("Forwarded: for=_hidden",), "a client of 10.0.0.1"),
         (("Forwarded: proto=http",), "a client of 10.0.0.1"),
-        (("X-Forwarded-For: 192.0.2.1" + ", 10.0.0.2" * 40,), "a client of 10.0.0.1"),
+        (("X-Forwarded-For: 192.0.2.1" + ", 10.0.0.2" * (MAX_HOPS - 1),), "192.0.2.1"),
+        (("X-Forwarded-For: 192.0.2.1" + ", 10.0.0.2" * MAX_HOPS,), "a client of 10.0.0.1"),
     ],
 )
 def test_client_is_the_last_entry_that_is_no_trusted_proxy(
@@ -145,6 +152,15 @@ def test_client_is_the_last_entry_that_is_no_trusted_proxy(
 ) -> None:
     """Anybody can write the entries to the left of it."""
     assert client_of(PROXY, *lines) == client
+
+
+def test_cache_of_addresses_is_bounded() -> None:
+    """`KNOWN_ADDRESSES`: those of the latest clients."""
+    clients = ClientAddresses(BridgeSettings())
+    for number in range(KNOWN_ADDRESSES + 10):
+        host = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        assert clients.peer(tcp(host)) == Peer(host)
+    assert clients._known.cache_info().currsize == KNOWN_ADDRESSES
 
 
 @pytest.mark.parametrize("peer", ["192.0.2.7", "10.0.1.1"])

@@ -14,6 +14,7 @@ from twisted.internet.testing import StringTransport
 from mcpbridge.config.tuning import (
     COMPLAIN_SECONDS,
     GIVE_WAY_SECONDS,
+    IDLE_ADDRESSES,
     IDLE_CANDIDATES,
     IDLE_LOOK_SECONDS,
     IDLE_SECONDS,
@@ -130,7 +131,23 @@ def test_new_connection_is_refused_if_none_is_idle(log_lines: list[str]) -> None
     assert busy[0].gone
 
 
-def test_connection_that_became_busy_does_not_give_way() -> None:
+@pytest.mark.parametrize(
+    ("busy", "admitted"), [(IDLE_ADDRESSES - 1, True), (IDLE_ADDRESSES, False)]
+)
+def test_search_for_an_idle_connection_is_bounded(
+    busy: int, admitted: bool, log_lines: list[str]
+) -> None:
+    """`IDLE_ADDRESSES`, those with most connections first."""
+    fakes = [Fake(f"busy {number}", None) for number in range(busy) for _ in range(2)]
+    idle = Fake("idle", 0.0)
+    connections = Connections(len(fakes) + 1, 2, Clock())
+    assert all(opened(connections, *fakes, idle))
+    assert opened(connections, Fake("new", 0.0)) == [admitted]
+    assert idle.gone is admitted
+    assert len(log_lines) == (not admitted)
+
+
+def test_a_connection_that_became_busy_does_not_give_way() -> None:
     connections = Connections(3, 3, Clock())
     fakes = [FakeConnection("a", 0.0), FakeConnection("a", 1.0), FakeConnection("a", 2.0)]
     assert all(admit_all(connections, *fakes, FakeConnection("b", 9.0)))

@@ -1,15 +1,23 @@
-"""The access log shows the target of a request, but never a whole session id."""
+"""
+The site: what the access log shows of what a client has sent, which is never a
+whole session id, and how connections are closed when the bridge stops.
+"""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.web.resource import Resource
 
-from mcpbridge.web.site import redacted
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.web.client_addresses import Peer
+from mcpbridge.web.site import _DECODINGS, _SHOWN_BYTES, CLOSE_SECONDS, BridgeSite, redacted
 
 IDENT = "4f8a6bb6-3a5c-4b33-9c0c-7d1e7e0a51c2"
 DIGITS = IDENT.replace("-", "")
@@ -57,3 +65,57 @@ def test_session_id_is_cut_at_the_end_of_a_long_target(length: int, times: int) 
 )
 def test_target_without_a_session_id_is_logged_unescaped(target: bytes, shown: str) -> None:
     assert redacted(target) == shown
+
+
+def test_long_target_is_cut() -> None:
+    """`_SHOWN_BYTES`."""
+    longest = "/" + "x" * (_SHOWN_BYTES - 1)
+    assert redacted(longest.encode()) == longest
+    assert redacted(longest.encode() + b"y") == longest
+
+
+@pytest.mark.parametrize(("times", "shown"), [(_DECODINGS - 1, True), (_DECODINGS, False)])
+def test_target_is_decoded_a_limited_number_of_times(times: int, shown: bool) -> None:
+    """`_DECODINGS`: of one that is escaped more often only the beginning is shown."""
+    target = "/a%" + "25" * times + "2f"
+    assert redacted(target.encode()) == ("/a%" + "25" * (times - 1) + "2f" if shown else "/a")
+
+
+class FakeChannel:
+    """A connection that does not close before the test says so."""
+
+    peer = Peer("192.0.2.1")
+
+    def __init__(self) -> None:
+        self.transport = self
+        self.told: list[str] = []
+
+    def loseConnection(self) -> None:
+        self.told.append("close")
+
+    def abortConnection(self) -> None:
+        self.told.append("abort")
+
+
+def test_connections_that_do_not_close_are_aborted() -> None:
+    """After `CLOSE_SECONDS`, and then as often again."""
+    clock = Clock()
+    settings = BridgeSettings(servers=(ServerSettings(command="x"),))
+    site = BridgeSite(Resource(), clock, settings)
+    channels: list[Any] = [FakeChannel(), FakeChannel()]
+    for each in channels:
+        assert site.opened(each)
+    closed: list[None] = []
+    site.close_connections().addCallback(closed.append)
+    clock.advance(CLOSE_SECONDS * 0.9)
+    site.closed(channels[0])
+    assert channels[1].told == ["close"]
+    clock.advance(CLOSE_SECONDS * 0.2)
+    assert channels[1].told == ["close", "abort"]
+    clock.advance(CLOSE_SECONDS)
+    assert channels[1].told == ["close", "abort", "abort"]
+    assert closed == []
+    site.closed(channels[1])
+    assert closed == [None]
+    assert channels[0].told == ["close"]
+    assert clock.getDelayedCalls() == []

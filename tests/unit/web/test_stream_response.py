@@ -19,11 +19,12 @@ from twisted.internet.tcp import Connection
 from zope.interface.verify import verifyObject
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.config.tuning import COMMIT_SECONDS, RETRY_MILLISECONDS
+from mcpbridge.config.tuning import COMMIT_SECONDS, RETRY_MILLISECONDS, SESSION_SHARE
 from mcpbridge.errors import MessageRefused
 from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.message_filters import MessageFilters
+from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.session.memory_event_store import MemoryEventLog
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.testing import FakeBackend
@@ -119,7 +120,12 @@ class OpenResponse:
 class SessionHarness:
     """A session of Streamable HTTP with a fake backend."""
 
-    def __init__(self, negotiated: str | None = NEW, **changes: Any) -> None:
+    def __init__(
+        self,
+        negotiated: str | None = NEW,
+        budget: ResponseBudget | None = None,
+        **changes: Any,
+    ) -> None:
         self.clock = Clock()
         changes = {"keepalive_interval": 0, "idle_timeout": 0, **changes}
         self.settings = ServerSettings(command="cat", **changes)
@@ -136,7 +142,9 @@ class SessionHarness:
             backend=self.backend,
         )
         self.log = MemoryEventLog(100, 100_000)
-        self.streamable = StreamableSession(self.session, self.settings, self.clock, self.log)
+        self.streamable = StreamableSession(
+            self.session, self.settings, self.clock, self.log, budget
+        )
         self.session.sink = self.streamable
         self.streamable.negotiated = negotiated
         self.all: list[OpenResponse] = []
@@ -409,6 +417,25 @@ def test_backend_is_paused_until_no_connection_is_full(harness: SessionHarness) 
     assert told == ["pause"]
     two.request.producer.resumeProducing()
     assert told == ["pause", "resume"]
+
+
+@pytest.mark.parametrize("message", [0.5, 2])
+def test_backend_waits_while_its_session_exceeds_its_share(message: float) -> None:
+    """
+    `SESSION_SHARE`: the part of `max_response_bytes` that one session may use
+    for unread responses, which is at least one message.
+    """
+    part = 10_000
+    budget = ResponseBudget(SESSION_SHARE * part, Clock())
+    made = Made(budget=budget, max_message_bytes=int(message * part))
+    share = made.streamable.share
+    assert share is not None
+    share.change(int(max(1, message) * part))
+    assert made.backend.events == []
+    share.change(1)
+    assert made.backend.events == ["pause"]
+    share.change(-1)
+    assert made.backend.events == ["pause", "resume"]
 
 
 @pytest.mark.parametrize("how", ["gone", "answered", "cancelled", "displaced"])

@@ -14,7 +14,12 @@ from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.config.tuning import COMPLAIN_SECONDS
 from mcpbridge.errors import Forbidden
 from mcpbridge.web.root import Branch, SecuredResource
-from mcpbridge.web.transport_security import MAX_PARAMS, TransportSecurity, loopback_port
+from mcpbridge.web.transport_security import (
+    MAX_PARAMS,
+    PREFLIGHT_SECONDS,
+    TransportSecurity,
+    loopback_port,
+)
 
 
 class FakeRequest:
@@ -222,6 +227,7 @@ def test_preflight_of_an_allowed_origin_names_methods_and_headers() -> None:
     assert ask(request, allowed_origins=("https://app.example",)) == 204
     assert b"POST" in request.headers[b"Access-Control-Allow-Methods"]
     assert b"Mcp-Session-Id" in request.headers[b"Access-Control-Allow-Headers"]
+    assert int(request.headers[b"Access-Control-Max-Age"]) == PREFLIGHT_SECONDS
     assert ask(FakeRequest(PUBLIC, b"OPTIONS", **asked)) == 403
     assert ask(FakeRequest(PUBLIC, b"OPTIONS")) == 200
 
