@@ -23,8 +23,9 @@ from mcpbridge.bridge import Bridge
 from mcpbridge.config.options import OPTIONS, label_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import SECRET_FILE_BYTES
+from mcpbridge.errors import CannotListen
 from mcpbridge.script import ConsoleOptions
-from mcpbridge.tap import Options, endpoint_of, makeService
+from mcpbridge.tap import _STATUS_BYTES, Options, endpoint_of, makeService
 
 CAT = {"command": "cat"}
 TWISTD = Path(sys.executable).with_name("twistd")
@@ -323,6 +324,22 @@ def test_what_twistd_runs_is_a_bridge() -> None:
     assert isinstance(service, Bridge)
     assert IService.providedBy(service)
     assert service.settings is options.settings
+
+
+def test_error_of_a_daemon_is_written_to_the_waiting_twistd(log_lines: list[str]) -> None:
+    """In `_STATUS_BYTES`, as twistd reads no more; the log has all of it."""
+    reading, writing = os.pipe()
+    options = Options()
+    options.parseOptions(["cat"])
+    parent: Any = {"statusPipe": writing}
+    options.parent = parent
+    service: Any = makeService(options)
+    text = "cannot listen: \u00e4 " + "x" * _STATUS_BYTES
+    service._tell_parent(CannotListen(text))
+    with open(reading, "rb") as pipe:
+        status = pipe.read()
+    assert status == b"1 " + text.replace("\u00e4", "\\xe4").encode()[: _STATUS_BYTES - 2]
+    assert log_lines == [text]
 
 
 # Errors.

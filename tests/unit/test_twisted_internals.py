@@ -31,6 +31,7 @@ from twisted.web.server import Site
 
 from mcpbridge import twisted_internals
 from mcpbridge.twisted_internals import (
+    AT_ONCE_BYTES,
     CONNECTION_CLOSED,
     CONNECTION_NOT_ACCEPTED,
     DESCRIPTOR_RESERVED_AGAIN,
@@ -115,6 +116,19 @@ def test_what_does_not_fit_is_left_to_the_transport() -> None:
     assert not write_at_once(descriptor, b"first")
     assert descriptor.written == b"fir"
     assert buffered_bytes(descriptor) == 2
+
+
+@pytest.mark.parametrize("size", [AT_ONCE_BYTES, AT_ONCE_BYTES + 1])
+def test_large_write_is_left_to_the_transport(size: int) -> None:
+    """Beyond `AT_ONCE_BYTES`; it is written all the same."""
+    descriptor = Descriptor(room=2 * AT_ONCE_BYTES)
+    data = b"x" * size
+    assert write_at_once(descriptor, data) is (size <= AT_ONCE_BYTES)
+    assert len(descriptor.written) == (size if size <= AT_ONCE_BYTES else 0)
+    assert buffered_bytes(descriptor) == size - len(descriptor.written)
+    while buffered_bytes(descriptor):
+        descriptor.doWrite()
+    assert descriptor.written == data
 
 
 def test_nothing_overtakes_what_the_transport_has_collected() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from mcpbridge.errors import (
     ShuttingDown,
 )
 from mcpbridge.mcp.tasks import POLL_SECONDS, RESULT_SECONDS
-from tests.fakes import CAPABILITIES_WITH_TASKS, Call, Legacy, Modern, WithTasks, World
+from mcpbridge.stateless.concurrent_worker import TASKS_SECONDS
+from tests.fakes import ABLE_TASKS, Call, Legacy, Modern, WithTasks, World
 
 
 @pytest.fixture
@@ -166,6 +168,26 @@ def test_bridge_polls_a_task_that_no_client_polls() -> None:
     for _ in range(8):
         world.run(1)
     assert not world.live
+    world.end()
+
+
+def test_bridge_polls_one_task_at_a_time() -> None:
+    """`TASKS_SECONDS` between two of a process, however many are due."""
+    times: list[float] = []
+
+    class Timed(WithTasks):
+        def tasks_get(self, message: dict[str, Any]) -> None:
+            times.append(self.clock.seconds())
+            super().tasks_get(message)
+
+    world = World(Timed, limit=1)
+    for token in "abc":
+        begin(world, token)
+    world.clock.advance(POLL_SECONDS - TASKS_SECONDS)
+    while len(times) < 3 and world.clock.seconds() < POLL_SECONDS + 5 * TASKS_SECONDS:
+        world.run(TASKS_SECONDS / 8)
+    pauses = [later - earlier for earlier, later in pairwise(times)]
+    assert pauses == pytest.approx([TASKS_SECONDS] * 2, abs=TASKS_SECONDS / 4)
     world.end()
 
 

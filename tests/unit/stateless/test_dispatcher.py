@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mcpbridge.config.tuning import COLLECT_SECONDS
 from mcpbridge.errors import BackendFailed, MethodNotFound, ServerBusy
+from mcpbridge.stateless.dispatcher import ERA_TRIES
 from tests.examples import examples
 from tests.fakes import Call, Legacy, Modern, ScriptedBackend, World
 
@@ -153,6 +154,25 @@ def test_server_of_neither_era_is_given_up() -> None:
     assert isinstance(call.refusal, BackendFailed)
     world.run(1)
     assert world.limiter.taken == 0
+    world.end()
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_server_whose_era_does_not_last_is_given_up(modern: bool) -> None:
+    """`ERA_TRIES`: each process says that it is of the other era; a request tries so many."""
+
+    class Either(Modern):
+        def discover(self, message: dict[str, Any]) -> None:
+            self.refuse(message["id"])
+
+    world = World(Either, limit=10 * ERA_TRIES)
+    world.era.modern = modern
+    call = world.call("a")
+    for _ in range(2 * ERA_TRIES):
+        world.run(1)
+    assert isinstance(call.refusal, BackendFailed)
+    assert "of no era that lasts" in str(call.refusal)
+    assert len(world.backends) == ERA_TRIES
     world.end()
 
 

@@ -9,6 +9,7 @@ from zope.interface.verify import verifyObject
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.stdio.stdin_queue import PIECE_BYTES, StdinQueue
+from mcpbridge.twisted_internals import AT_ONCE_BYTES
 
 
 def made(max_messages: int = 3, max_bytes: int = 100) -> tuple[StdinQueue, list[bytes]]:
@@ -92,9 +93,10 @@ def test_a_large_message_finds_room_in_an_empty_queue() -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_very_long_message_is_one_line(waits: bool) -> None:
+@pytest.mark.parametrize("size", [AT_ONCE_BYTES, AT_ONCE_BYTES + 1, 4 * AT_ONCE_BYTES])
+def test_very_long_message_is_one_line(waits: bool, size: int) -> None:
     """Whether it is written in one piece or, so as not to be copied, in two."""
-    long = b"x" * 1_000_000
+    long = b"x" * size
     queue, written = made(max_bytes=1 << 30)
     if waits:
         queue.pauseProducing()

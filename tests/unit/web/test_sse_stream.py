@@ -15,6 +15,7 @@ from zope.interface.verify import verifyObject
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.testing import FakeBackend
+from mcpbridge.twisted_internals import AT_ONCE_BYTES
 from mcpbridge.web.sse_stream import EventStream
 from mcpbridge.web.watched_connection import WatchedConnection
 
@@ -162,8 +163,28 @@ def test_messages_on_a_socket_follow_buffered_bytes_as_chunks() -> None:
         assert harness.request.written == []
 
 
-class FakeWriterReactor:
-    """A reactor that accepts writers."""
+@pytest.mark.parametrize("size", [AT_ONCE_BYTES, AT_ONCE_BYTES + 1])
+def test_large_message_is_the_same_event(size: int) -> None:
+    """Longer than `AT_ONCE_BYTES` it is written without a copy."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.settimeout(10)
+        reactor: Any = FakeWriting()
+        connection = Connection(ours, Protocol(), reactor)
+        connection.connected = True
+        made = Made(connection, opened=False)
+        large = b"[" + b"1" * (size - 2) + b"]"
+        made.stream.send([large])
+        received = bytearray()
+        while len(received) < len(chunk(large)):
+            connection.doWrite()
+            received += theirs.recv(1 << 20)
+        assert bytes(received) == chunk(large)
+        assert made.request.sentLength == len(chunk(large))
+
+
+class FakeWriting:
+    """A reactor that is told who wants to write."""
 
     def addWriter(self, writer: Any) -> None: ...
 
