@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.config.file import FOREIGN_KEYS, Notice, parse_config, read_config
+from mcpbridge.config.file import _NAMED_SERVERS, FOREIGN_KEYS, Notice, parse_config, read_config
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.config.tuning import ENV_FILE_BYTES, NAMED_KEYS
 from mcpbridge.errors import SettingError, SettingErrors
@@ -498,10 +498,14 @@ def test_a_restriction_without_effect_is_ignored(key: str, value: Any) -> None:
     assert notices == [("warn", f"`{key}` (in a) restricts nothing and is ignored")]
 
 
-def test_a_warning_names_a_few_servers() -> None:
-    servers = {f"s{number}": {**CAT, "icon": "x"} for number in range(8)}
+@pytest.mark.parametrize("more", [0, 3])
+def test_a_warning_names_a_few_servers(more: int) -> None:
+    """`_NAMED_SERVERS`."""
+    servers = {f"s{number}": {**CAT, "icon": "x"} for number in range(_NAMED_SERVERS + more)}
     _, [(_, line)] = told({"mcpServers": servers})
-    assert line.startswith("`icon` (in s0, s1, s2, s3, s4 and 3 more) is not a setting")
+    named = ", ".join(list(servers)[:_NAMED_SERVERS])
+    others = f" and {more} more" if more else ""
+    assert line.startswith(f"`icon` (in {named}{others}) is not a setting")
 
 
 def test_ignored_keys_beyond_the_limit_are_counted() -> None:

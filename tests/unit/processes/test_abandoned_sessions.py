@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config.settings import ServerSettings, share_of
 from mcpbridge.config.tuning import ABANDONED_ADDRESSES, ABANDONED_LOOKS
 from mcpbridge.errors import ServerBusy, TooManyOfAddress, TooManySessions, UnknownSession
-from mcpbridge.processes.abandoned_sessions import AbandonedSessions, Newcomer
+from mcpbridge.processes.abandoned_sessions import _SLACK, AbandonedSessions, Newcomer
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
@@ -567,7 +567,7 @@ def test_an_abandoned_session_is_found_among_many_in_use() -> None:
 
 
 def test_ended_sessions_are_removed_from_the_heap() -> None:
-    """However many come and go while one session stays in use."""
+    """`_SLACK` may stay, however many come and go while one session stays in use."""
     clock, found, [stays] = index(1)
     stays.heard = None
     for _ in range(1000):
@@ -575,8 +575,8 @@ def test_ended_sessions_are_removed_from_the_heap() -> None:
         found.add(each, "a", each.last_heard)
         found.remove(each)
         found.remove(each)
+        assert len(found._of["a"]._heap) <= _SLACK + 2
     assert len(found) == 1
-    assert len(found._of["a"]._heap) < 50
     found.remove(stays)
     assert (len(found), found._of, found._fullest._by_count) == (0, {}, {})
 

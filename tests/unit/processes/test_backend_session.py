@@ -47,7 +47,7 @@ from mcpbridge.interfaces import (
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.jsonrpc.malformed_output import Lost
 from mcpbridge.processes.backend_faults import LOST_KEPT, LOST_SECONDS, SHOWN_CHARS
-from mcpbridge.processes.backend_session import LONG_LINE_BYTES, BackendSession
+from mcpbridge.processes.backend_session import LABEL_CHARS, LONG_LINE_BYTES, BackendSession
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.processes.permits import SessionLimiter
@@ -738,7 +738,7 @@ def test_a_session_opens() -> None:
     assert session.sink is opened.streams[0]
     assert (observer.told, opened.limiter.taken) == (["opened"], 1)
     [backend] = opened.launcher.backends
-    assert (backend.receiver, backend.label) == (session, session.ident[:8])
+    assert (backend.receiver, backend.label) == (session, session.ident[:LABEL_CHARS])
 
 
 def test_ids_are_version_4_and_lower_case() -> None:

@@ -21,7 +21,7 @@ from mcpbridge.errors import MessageRefused
 from mcpbridge.interfaces import IMessageFilter, ISessionObserver
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.modern_request import PREFIX
-from mcpbridge.processes.caller import Caller
+from mcpbridge.processes.caller import _SHOWN_CHARS, Caller
 from mcpbridge.testing import FakeBackend, FakeLauncher, FakeReactor
 from tests.examples import examples
 from tests.fakes import CAPABILITIES_WITH_TASKS, Call, Legacy, Modern, WithTasks, World
@@ -165,7 +165,8 @@ def test_the_repr_of_a_caller() -> None:
     assert shown.isprintable()
     assert shown.startswith("<Caller identity='iii")
     assert r"address='192.0.2.1' name='\x1b[2Jn\n' version='vvv" in shown
-    assert len(shown) < 300
+    assert f"identity='{'i' * _SHOWN_CHARS}' " in shown
+    assert f"version='{'v' * _SHOWN_CHARS}'>" in shown
 
 
 # Processes that serve requests of 2026-07-28.

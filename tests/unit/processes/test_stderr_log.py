@@ -16,7 +16,7 @@ from mcpbridge.config.tuning import (
     STDERR_SERVER_LINES,
 )
 from mcpbridge.errors import SettingError
-from mcpbridge.processes.stderr_log import ProcessStderr, ServerStderr, readable
+from mcpbridge.processes.stderr_log import _NAME_CHARS, ProcessStderr, ServerStderr, readable
 
 
 def made(clock: Clock | None = None, **settings: Any) -> ServerStderr:
@@ -131,6 +131,23 @@ def test_a_server_name_cannot_be_a_path(name: str, tmp_path: Path) -> None:
     server.stop()
     (path,) = tmp_path.iterdir()
     assert path.name.endswith(".stderr.log")
+
+
+def test_long_server_name_is_cut(tmp_path: Path) -> None:
+    """`_NAME_CHARS`; two long names still have a file each."""
+    longest = "x" * _NAME_CHARS
+    for name in (longest, longest + "y", longest + "z"):
+        settings = ServerSettings(
+            command="cat", name=name, stderr_log="file", stderr_dir=str(tmp_path)
+        )
+        server = ServerStderr(settings, Clock())
+        server.start()
+        server.stop()
+    found = sorted((path.name for path in tmp_path.iterdir()), key=len)
+    assert found[0] == f"{longest}.stderr.log"
+    assert len(found) == 3
+    assert all(each.startswith(f"{longest}-") for each in found[1:])
+    assert all(len(each) < _NAME_CHARS + 30 for each in found)
 
 
 def test_an_unwritable_file_falls_back_to_the_log(tmp_path: Path, log_lines: list[str]) -> None:

@@ -26,6 +26,7 @@ from mcpbridge.config.tuning import (
 from mcpbridge.stdio.cleanup_records import ContainersRecord
 from mcpbridge.stdio.container_command import parse_container_command
 from mcpbridge.stdio.containers import Container, ServerContainers
+from mcpbridge.stdio.engine_command import SHOWN_ERROR_CHARS
 from mcpbridge.testing import FakeProcess, FakeReactor
 from tests.fakes import CleanupTable
 
@@ -306,6 +307,25 @@ def test_malformed_answer_of_an_engine(engine: Engine, output: bytes, log_lines:
     process.say(output)
     process.end()
     assert any("not the id of a container" in each for each in log_lines)
+    engine.wait()
+    engine.listed()
+    engine.end(gone)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_log_shows_a_part_of_what_an_engine_writes(
+    engine: Engine, answered: bool, log_lines: list[str]
+) -> None:
+    """`SHOWN_ERROR_CHARS`: the begin of a malformed answer, the end of an error."""
+    shown = "x" * SHOWN_ERROR_CHARS
+    gone = engine.new().remove(False)
+    if answered:
+        engine.listed(f"{shown}Z")
+    else:
+        engine.listed(errors=f"Z{shown}".encode(), status=1)
+    [line] = log_lines
+    assert shown in line
+    assert "Z" not in line
     engine.wait()
     engine.listed()
     engine.end(gone)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from mcpbridge.stdio import procfs
+from mcpbridge.stdio import kill_pass, procfs
 from mcpbridge.stdio.process_tracker import SWEEP_REST_FACTOR, SWEEP_SECONDS, ProcessTracker
 from mcpbridge.stdio.reaper import REAP_SECONDS, Reaper
 
@@ -73,3 +73,28 @@ def test_adopted_children_are_looked_for_at_intervals(monkeypatch: pytest.Monkey
     clock.advance(2 * REAP_SECONDS)
     assert looks == pytest.approx([*times, times[-1]], abs=REAP_SECONDS / 4)
     assert clock.getDelayedCalls() == []
+
+
+def test_table_is_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`SLICE` processes at a time."""
+    monkeypatch.setattr(procfs, "rounds", lambda since: iter([(range(1, 4 * procfs.SLICE), True)]))
+    monkeypatch.setattr(procfs.Reader, "examine", lambda self, pid: None)
+    assert len(list(procfs.read_table(BASE))) == 3
+
+
+def test_chase_of_a_forking_process_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`CHASES`: one that always has a newer child is left to the next round."""
+    newest = iter(range(1000, 1000 + 10 * kill_pass.CHASES, 10))
+    listings = iter([([1], True), ([], True)])
+    visited: list[int] = []
+
+    def examine(reader: procfs.Reader, pid: int) -> bool:
+        visited.append(pid)
+        return False
+
+    monkeypatch.setattr(kill_pass, "newest_process", lambda: next(newest))
+    monkeypatch.setattr(kill_pass, "rounds", lambda since: listings)
+    monkeypatch.setattr(procfs.Reader, "examine", examine)
+    assert kill_pass.kill_pass(BASE) == 0
+    assert list(newest) == []
+    assert len(visited) >= kill_pass.CHASES

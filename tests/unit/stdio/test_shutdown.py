@@ -16,6 +16,7 @@ from mcpbridge.stdio.shutdown import (
     FIRST_PAUSE_SECONDS,
     KILLS_BEFORE_WARNING,
     LONGEST_PAUSE_SECONDS,
+    SHOWN_PROCESSES,
     ShutdownActions,
     build_shutdown,
 )
@@ -260,6 +261,24 @@ def test_the_warning_comes_with_the_last_of_some_kills(log_lines: list[str]) -> 
         assert len(made.told) == 2 + kill
         assert bool(log_lines) is (kill == KILLS_BEFORE_WARNING)
         made.clock.advance(FIRST_PAUSE_SECONDS * 2 ** (kill - 1))
+
+
+def test_warning_names_some_of_the_processes(log_lines: list[str]) -> None:
+    """`SHOWN_PROCESSES`."""
+    rest = tuple(range(101, 101 + SHOWN_PROCESSES + 1))
+    made = Made(rest=rest)
+    made.shutdown.leader_exited()
+    made.tree.answer()
+    made.clock.advance(KILL_GRACE)
+    while not log_lines:
+        made.tree.answer()
+        made.clock.advance(LONGEST_PAUSE_SECONDS)
+    named = "".join(f", {pid}" for pid in rest[:SHOWN_PROCESSES])
+    assert f"do not die from SIGKILL{named};" in log_lines[0]
+    made.tree.rest = []
+    made.clock.advance(LONGEST_PAUSE_SECONDS)
+    made.found()
+    made.assert_over()
 
 
 def test_a_look_that_fails_is_tried_again(logged_failures: list[Failure]) -> None:

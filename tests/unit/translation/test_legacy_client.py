@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mcpbridge.jsonrpc.envelope import Envelope, read_message
+from mcpbridge.jsonrpc.members import members_of
 from mcpbridge.mcp.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.mcp.modern_request import TASKS
 from mcpbridge.translation import client_calls, input_rounds
@@ -21,6 +22,7 @@ from mcpbridge.translation.subscription_relay import (
     MAX_URI_LENGTH,
     MAX_URIS,
 )
+from mcpbridge.translation.to_legacy import _SHOWN_CHARS, error_message
 
 PREFIX = "io.modelcontextprotocol/"
 EXTENSION_NOTIFICATIONS = ("notifications/x", "ui/notifications/x")
@@ -1049,3 +1051,10 @@ def test_a_listen_that_ends_twice_is_not_reported() -> None:
     talk.notify("cancelled", requestId=listen)
     talk.answer({}, listen)
     assert talk.reported == []
+
+
+@pytest.mark.parametrize("length", [_SHOWN_CHARS, _SHOWN_CHARS + 1])
+def test_error_of_a_peer_is_cut(length: int) -> None:
+    """`_SHOWN_CHARS` of its message are repeated."""
+    response = {"error": {"code": 1, "message": "x" * length}}
+    assert error_message(members_of(json.dumps(response).encode())) == "x" * _SHOWN_CHARS

@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from mcpbridge.config.tuning import RATE_SECONDS
-from mcpbridge.web.client_watch import ClientWatch
+from mcpbridge.web.client_watch import IDLE_LOOKS, LOOKS, ClientWatch
 
 TIMEOUT = 60.0
 RATE = 500
@@ -67,6 +67,28 @@ def test_client_that_reads_nothing_is_reported_after_the_timeout(says: bool) -> 
     peer.live(0.1 * TIMEOUT)
     assert peer.reasons == ["the client read nothing for 60 s"]
     assert peer.clock.getDelayedCalls() == []
+
+
+def test_client_is_checked_so_often_in_a_timeout() -> None:
+    """`IDLE_LOOKS` times in a timeout while nothing is unsent, and `LOOKS` times otherwise."""
+    peer = Peer(rate=0)
+    looks: list[float] = []
+
+    def waiting(_: object) -> int:
+        looks.append(peer.clock.seconds())
+        return peer.waiting
+
+    peer.watch = ClientWatch(
+        peer.clock, peer, TIMEOUT, 0, peer.reasons.append, waiting, lambda _: peer.taken
+    )
+    peer.watch.start()
+    peer.live(TIMEOUT)
+    assert len(looks) == IDLE_LOOKS
+    peer.write(1000)
+    looks.clear()
+    peer.live(TIMEOUT, 1, every=TIMEOUT / 4)
+    assert len(looks) == LOOKS
+    peer.watch.stop()
 
 
 @both

@@ -26,7 +26,7 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.session.memory_event_store import MemoryEventLog
-from mcpbridge.session.streamable import StreamableSession
+from mcpbridge.session.streamable import IDLE_CHECKS, StreamableSession
 from mcpbridge.testing import FakeBackend
 from mcpbridge.web.content_negotiation import ANYTHING, Accepted
 from mcpbridge.web.stream_response import StreamResponse
@@ -502,11 +502,26 @@ def test_idle_session_ends_after_idle_timeout() -> None:
     check_end(harness)
 
 
-def test_idle_timeout_0_keeps_idle_sessions() -> None:
-    harness = SessionHarness(idle_timeout=0)
-    harness.clock.pump([1e6] * 5)
-    assert harness.ended == ""
-    check_end(harness)
+def test_idle_session_ends_at_a_check() -> None:
+    """There are `IDLE_CHECKS` in an `idle_timeout`: it ends up to one of them late."""
+    made = Made(idle_timeout=40)
+    check = 40 / IDLE_CHECKS
+    made.clock.advance(check / 2)
+    made.streamable.touch()
+    for _ in range(2 * IDLE_CHECKS):
+        made.clock.advance(check / 2)
+    assert made.ended == ""
+    made.clock.advance(check / 2)
+    assert made.ended == "idle for 40 s"
+    check_end(made)
+
+
+def test_never_idle() -> None:
+    """0: never."""
+    made = Made(idle_timeout=0)
+    made.clock.pump([1e6] * 5)
+    assert made.ended == ""
+    check_end(made)
 
 
 @pytest.mark.parametrize("kind", ["get", "post"])
