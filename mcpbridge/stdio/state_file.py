@@ -147,6 +147,11 @@ class StateFile:
         except OSError:
             return None
         except ValueError:
+            cls.log.warn(
+                "removing {path}: it is no state file that this version can read, so nothing is"
+                " cleaned up after the bridge that wrote it",
+                path=path,
+            )
             _unlink(path)
             return None
         else:

@@ -135,11 +135,13 @@ def test_state_file_removed_by_another_bridge_is_skipped(
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"base": 7}', '{"base": "x"}', "\0" * 100]
 )
-def test_unreadable_state_file_is_removed(folder: str, content: str) -> None:
+def test_unreadable_state_file_is_removed(folder: str, content: str, log_lines: list[str]) -> None:
     path = Path(dead_bridge(folder))
     path.write_text(content)
     assert bases(folder) == []
     assert not path.exists()
+    [line] = log_lines
+    assert line.startswith(f"removing {path}: it is no state file")
 
 
 def test_truncated_state_file_loses_only_its_records(folder: str, log_lines: list[str]) -> None:
