@@ -766,7 +766,7 @@ def serving(
             (folder / "config.json").write_text(json.dumps(config))
             line += ["--config", str(folder / "config.json")]
         process = _start(["-n", "--pidfile=", "mcpbridge", *line], folder, environment)
-        bridge = Bridge(process, folder, mark)
+        bridge = Bridge(process, folder, marker)
         try:
             wait_until(lambda: _SERVING.search(bridge.log) or process.poll() is not None)
             serves = _SERVING.search(bridge.log)

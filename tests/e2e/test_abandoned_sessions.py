@@ -60,7 +60,7 @@ def test_new_client_replaces_an_abandoned_session(base: str) -> None:
         assert len(bridge.marked_processes()) == 1
         with client.call("ping") as answer:
             assert answer.status == 404
-        client.ident = ""
+        client.session_id = ""
         line = bridge.wait_for_log("its client abandoned it, and another client needed its slot")
         assert "in 2 messages" in line
         with newer.call("tools/list") as answer:

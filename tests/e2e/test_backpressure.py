@@ -126,7 +126,7 @@ def test_client_that_takes_no_byte_is_dropped_after_peer_timeout(tmp_path: Path)
         stream.send_message(request("begin"))
         line = bridge.wait_for_close(stream)
         assert "the client read nothing for 2 s" in line
-        assert bridge.ask("POST", stream.endpoint, request("x")).status == 404
+        assert bridge.request("POST", stream.endpoint, request("x")).status == 404
         # A client that has nothing to take stays.
         assert bridge.log.count(" closed after ") == 1
         idle.send_message(request("begin"))
@@ -351,8 +351,8 @@ def test_endless_line_ends_its_session() -> None:
         bridge.wait_for_close(first)
         before = bridge.rss()
         for _ in range(10):
-            stream = bridge.open()
-            assert stream.rest() == []
+            stream = bridge.open_sse()
+            assert stream.read_remaining_messages() == []
             reason = "the backend wrote an unterminated line of more than 64000000 bytes"
             assert reason in bridge.wait_for_close(stream)
         # 1 MB of each 64 MB line is kept for a while; kept for good, that would be 10 MB.
@@ -511,8 +511,8 @@ def _close_all_but(bridge: Bridge, kept: SseStream) -> None:
 def test_client_that_sends_behind_its_open_stream_is_dropped() -> None:
     """Requests behind an open stream can never be answered; too many end the session."""
     with serving() as bridge:
-        stream = bridge.open()
-        with beside(lambda: _send_on(stream)):
+        stream = bridge.open_sse()
+        with in_background(lambda: _send_on(stream)):
             bridge.wait_for_log("on a connection with an open stream")
             assert "the client went away" in bridge.wait_for_close(stream)
 

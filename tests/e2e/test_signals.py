@@ -51,7 +51,7 @@ def test_ignored_sighup_stays_ignored() -> None:
     try:
         # With an environment it is a program of its own, which inherits what is ignored here.
         with serving(*SHORT_OPTIONS, environment={}) as bridge:
-            stream = bridge.open()
+            stream = bridge.open_sse()
             bridge.process.send_signal(signal.SIGHUP)
             bridge.process.send_signal(signal.SIGUSR2)
             bridge.wait_for_log("SIGUSR2")

@@ -17,7 +17,7 @@ from mcpbridge.errors import (
 )
 from mcpbridge.mcp.tasks import POLL_SECONDS, RESULT_SECONDS
 from mcpbridge.stateless.concurrent_worker import TASKS_SECONDS
-from tests.fakes import ABLE_TASKS, Call, Legacy, Modern, WithTasks, World
+from tests.fakes import CAPABILITIES_WITH_TASKS, Call, Legacy, Modern, WithTasks, World
 
 
 @pytest.fixture

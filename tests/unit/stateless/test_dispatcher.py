@@ -163,7 +163,7 @@ def test_server_whose_era_does_not_last_is_given_up(modern: bool) -> None:
 
     class Either(Modern):
         def discover(self, message: dict[str, Any]) -> None:
-            self.refuse(message["id"])
+            self.respond_with_error(message["id"])
 
     world = World(Either, limit=10 * ERA_TRIES)
     world.era.modern = modern

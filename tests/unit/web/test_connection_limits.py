@@ -138,11 +138,11 @@ def test_search_for_an_idle_connection_is_bounded(
     busy: int, admitted: bool, log_lines: list[str]
 ) -> None:
     """`IDLE_ADDRESSES`, those with most connections first."""
-    fakes = [Fake(f"busy {number}", None) for number in range(busy) for _ in range(2)]
-    idle = Fake("idle", 0.0)
+    fakes = [FakeConnection(f"busy {number}", None) for number in range(busy) for _ in range(2)]
+    idle = FakeConnection("idle", 0.0)
     connections = Connections(len(fakes) + 1, 2, Clock())
-    assert all(opened(connections, *fakes, idle))
-    assert opened(connections, Fake("new", 0.0)) == [admitted]
+    assert all(admit_all(connections, *fakes, idle))
+    assert admit_all(connections, FakeConnection("new", 0.0)) == [admitted]
     assert idle.gone is admitted
     assert len(log_lines) == (not admitted)
 

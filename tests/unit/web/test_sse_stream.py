@@ -169,21 +169,21 @@ def test_large_message_is_the_same_event(size: int) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.settimeout(10)
-        reactor: Any = FakeWriting()
+        reactor: Any = FakeWriterReactor()
         connection = Connection(ours, Protocol(), reactor)
         connection.connected = True
-        made = Made(connection, opened=False)
+        harness = StreamHarness(connection, opened=False)
         large = b"[" + b"1" * (size - 2) + b"]"
-        made.stream.send([large])
+        harness.stream.send([large])
         received = bytearray()
         while len(received) < len(chunk(large)):
             connection.doWrite()
             received += theirs.recv(1 << 20)
         assert bytes(received) == chunk(large)
-        assert made.request.sentLength == len(chunk(large))
+        assert harness.request.sentLength == len(chunk(large))
 
 
-class FakeWriting:
+class FakeWriterReactor:
     """A reactor that is told who wants to write."""
 
     def addWriter(self, writer: Any) -> None: ...
@@ -252,16 +252,16 @@ def test_client_that_does_not_read_pauses_its_backend() -> None:
 @pytest.mark.parametrize("tells", [True, False])
 def test_a_client_that_takes_no_byte_is_ended(tells: bool) -> None:
     """promise: a network that just dies: the session stops, with the reason."""
-    made = Made(peer_timeout=8)
-    made.waiting = 100
-    made.taken = 10 if tells else None
-    made.clock.pump([0.1] * 79)
-    assert made.finished == 0
-    made.clock.pump([0.1] * 16)
-    assert made.session.reason == "the client read nothing for 8 s"
-    assert made.transport.aborted
-    assert made.finished == 1
-    assert made.clock.getDelayedCalls() == []
+    harness = StreamHarness(peer_timeout=8)
+    harness.waiting = 100
+    harness.taken = 10 if tells else None
+    harness.clock.pump([0.1] * 79)
+    assert harness.finished == 0
+    harness.clock.pump([0.1] * 16)
+    assert harness.session.reason == "the client read nothing for 8 s"
+    assert harness.transport.aborted
+    assert harness.finished == 1
+    assert harness.clock.getDelayedCalls() == []
 
 
 def test_peer_timeout_begins_when_the_client_stops_reading() -> None:

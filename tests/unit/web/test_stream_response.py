@@ -427,15 +427,15 @@ def test_backend_waits_while_its_session_exceeds_its_share(message: float) -> No
     """
     part = 10_000
     budget = ResponseBudget(SESSION_SHARE * part, Clock())
-    made = Made(budget=budget, max_message_bytes=int(message * part))
-    share = made.streamable.share
+    harness = SessionHarness(budget=budget, max_message_bytes=int(message * part))
+    share = harness.streamable.share
     assert share is not None
     share.change(int(max(1, message) * part))
-    assert made.backend.events == []
+    assert harness.backend.events == []
     share.change(1)
-    assert made.backend.events == ["pause"]
+    assert harness.backend.events == ["pause"]
     share.change(-1)
-    assert made.backend.events == ["pause", "resume"]
+    assert harness.backend.events == ["pause", "resume"]
 
 
 @pytest.mark.parametrize("how", ["gone", "answered", "cancelled", "displaced"])
@@ -504,24 +504,24 @@ def test_idle_session_ends_after_idle_timeout() -> None:
 
 def test_idle_session_ends_at_a_check() -> None:
     """There are `IDLE_CHECKS` in an `idle_timeout`: it ends up to one of them late."""
-    made = Made(idle_timeout=40)
+    harness = SessionHarness(idle_timeout=40)
     check = 40 / IDLE_CHECKS
-    made.clock.advance(check / 2)
-    made.streamable.touch()
+    harness.clock.advance(check / 2)
+    harness.streamable.touch()
     for _ in range(2 * IDLE_CHECKS):
-        made.clock.advance(check / 2)
-    assert made.ended == ""
-    made.clock.advance(check / 2)
-    assert made.ended == "idle for 40 s"
-    check_end(made)
+        harness.clock.advance(check / 2)
+    assert harness.ended == ""
+    harness.clock.advance(check / 2)
+    assert harness.ended == "idle for 40 s"
+    check_end(harness)
 
 
 def test_never_idle() -> None:
     """0: never."""
-    made = Made(idle_timeout=0)
-    made.clock.pump([1e6] * 5)
-    assert made.ended == ""
-    check_end(made)
+    harness = SessionHarness(idle_timeout=0)
+    harness.clock.pump([1e6] * 5)
+    assert harness.ended == ""
+    check_end(harness)
 
 
 @pytest.mark.parametrize("kind", ["get", "post"])
