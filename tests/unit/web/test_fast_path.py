@@ -547,6 +547,18 @@ def test_head_beyond_head_lines_or_head_bytes_is_left_to_twisted_web() -> None:
     assert fast_path.recognise(longest + b"a", None) is None
 
 
+def test_the_head_of_a_refused_stream_has_the_same_bounds() -> None:
+    fast_path = World(fast_path=True, full=True).site.fast_path
+    assert fast_path is not None
+    head = b"GET /b/sse HTTP/1.1\r\nHost: h"
+    most = head + b"\r\nX-Other: a" * (HEAD_LINES - 1)
+    assert fast_path.refuse_stream(most, None) is not None
+    assert fast_path.refuse_stream(most + b"\r\nX-Last: a", None) is None
+    longest = (head + b"\r\nX-Long: ").ljust(HEAD_BYTES, b"a")
+    assert fast_path.refuse_stream(longest, None) is not None
+    assert fast_path.refuse_stream(longest + b"a", None) is None
+
+
 @pytest.mark.parametrize("byte", [b"\0", b"\r", b"\n"])
 def test_invalid_byte_in_a_header_is_left_to_twisted_web(byte: bytes) -> None:
     """RFC 9110, section 5.5: CR, LF and NUL are invalid and dangerous."""
