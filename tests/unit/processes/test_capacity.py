@@ -10,9 +10,9 @@ from twisted.internet.task import Clock
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import CAPACITY_TRIES
-from mcpbridge.errors import TooManySessions
+from mcpbridge.errors import TooManyOfAddress, TooManySessions
 from mcpbridge.processes.abandoned_sessions import Due
-from mcpbridge.processes.address_shares import Claims
+from mcpbridge.processes.address_shares import Claims, Shares
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.capacity import Candidate, Capacity, Kind, YieldingPool, who_gives_way
 
@@ -121,20 +121,48 @@ class Yielding(Pool):
         return succeed(None)
 
 
-def test_no_more_than_capacity_tries_processes_are_ended_for_a_new_one() -> None:
-    """A limiter that says no all the same must not cost a server all its processes."""
-    pool: Any = Yielding()
-    capacity = Capacity(
+class Clinging(Yielding):
+    """A pool that always has one more abandoned session, which gives nothing back as it ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.abandoned = self.life = self
+
+    def first_of(self, address: str | None, now: float) -> Any:
+        return Due(now, cast("BackendSession", self))
+
+    def end(self, reason: str) -> None:
+        self.ended += 1
+
+
+def capacity_of(pool: Any, *, limiter: Any, claims: Claims) -> Capacity:
+    return Capacity(
         ServerSettings(command="x"),
         Clock(),
-        limiter=Denying(),
+        limiter=limiter,
         bridge_limiter=None,
-        claims=cast("Claims", None),
+        claims=claims,
         pool=pool,
         pools=[pool],
     )
-    acquiring = Deferred.fromCoroutine(capacity.acquire(None))
+
+
+def test_no_more_than_capacity_tries_processes_are_ended_for_a_new_one() -> None:
+    """A limiter that says no all the same must not cost a server all its processes."""
+    pool = Yielding()
+    capacity = capacity_of(pool, limiter=Denying(), claims=Claims())
     failed: list[Any] = []
-    acquiring.addErrback(failed.append)
+    Deferred.fromCoroutine(capacity.acquire(None)).addErrback(failed.append)
     assert [each.type for each in failed] == [TooManySessions]
+    assert pool.ended == CAPACITY_TRIES
+
+
+def test_no_more_than_capacity_tries_sessions_are_ended_for_the_share_of_their_address() -> None:
+    """A share that stays used up must not cost an address all its sessions."""
+    pool = Clinging()
+    used_up = Claims(Shares(0, Clock(), what="sessions", setting="max_sessions_per_address"))
+    capacity = capacity_of(pool, limiter=None, claims=used_up)
+    failed: list[Any] = []
+    Deferred.fromCoroutine(capacity.claim("a", 1)).addErrback(failed.append)
+    assert [each.type for each in failed] == [TooManyOfAddress]
     assert pool.ended == CAPACITY_TRIES
