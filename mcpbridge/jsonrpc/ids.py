@@ -56,9 +56,9 @@ def own_number(ident: object) -> int:
 
 
 def own_number_of(raw: msgspec.Raw | None) -> int | None:
-    """Return the number that an undecoded id stands for; None where it is none."""
+    """Return which of these numbers an undecoded id stands for; None where it is none."""
     text = string_of(raw)
-    return integer_of(raw) if text is None else own_number(text) or None
+    return (integer_of(raw) if text is None else own_number(text)) or None
 
 
 def is_id(raw: msgspec.Raw | None) -> bool:

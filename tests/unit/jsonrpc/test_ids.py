@@ -72,7 +72,7 @@ def test_the_bridges_own_numbers(said: Any, number: int) -> None:
     [
         *((b"7", 7), (b"7.0", 7), (b'"7"', 7), (b'"\\u0037"', 7)),
         *((b'"07"', None), (b'"7.0"', None), (b"true", None), (b"null", None), (b"[7]", None)),
-        (None, None),
+        *((b"0", None), (b"0.0", None), (b'"0"', None), (None, None)),
     ],
 )
 def test_the_bridges_own_numbers_in_undecoded_members(

@@ -1005,15 +1005,21 @@ def test_an_answered_request_is_not_cancelled() -> None:
     assert conversation.is_idle
 
 
-def test_after_too_many_cancelled_requests_a_process_is_never_idle() -> None:
+@pytest.mark.parametrize(("cancelled", "idle"), [(OWN_KEPT, True), (OWN_KEPT + 1, False)])
+def test_after_more_than_own_kept_cancelled_requests_a_process_is_never_idle(
+    cancelled: int, idle: bool
+) -> None:
     conversation = opened()
     numbers = []
-    for _ in range(OWN_KEPT + 2):
+    for _ in range(cancelled):
         numbers.append(asked(conversation))
         conversation.cancel(None)
     for number in numbers:
+        assert not conversation.is_idle
         conversation.from_backend(line(id=number, result={}))
-    assert not conversation.is_idle
+    assert conversation.is_idle is idle
+    conversation.from_backend(line(id=0, result={}))
+    assert conversation.is_idle is idle
 
 
 # The bridge's own requests.
