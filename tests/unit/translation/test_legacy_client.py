@@ -530,6 +530,17 @@ def test_bounds_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each["id"] for each in talk.heard()] == [1]
 
 
+def test_a_request_of_which_nothing_is_kept_is_never_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_calls, "MAX_KEPT_BYTES", 100)
+    talk = Talk()
+    talk.ask(1, "tools/call", {"name": "x" * 200})
+    talk.ask(2, "tools/list")
+    assert talk.heard() == []
+    assert talk.last["method"] == "tools/list"
+
+
 # Questions.
 
 

@@ -449,6 +449,19 @@ def test_progress_has_the_client_s_own_token(token: Any) -> None:
     assert json.dumps(json.loads(note)["params"]) == json.dumps({**params, "progressToken": token})
 
 
+def test_the_messages_of_a_process_s_300th_request_reach_its_client() -> None:
+    conversation = opened()
+    for _ in range(300):
+        conversation.from_backend(line(id=asked(conversation), result={}))
+    number = asked(conversation, progressToken="t")
+    progress = line(method="notifications/progress", params={"progressToken": number})
+    answer = line(id=number, result={})
+    assert conversation.belongs_to_request(progress)
+    assert conversation.belongs_to_request(answer)
+    assert len(conversation.from_backend(progress).notifications) == 1
+    assert final(conversation.from_backend(answer))["id"] == "c-1"
+
+
 @pytest.mark.parametrize("params", [None, [], {}, {"progressToken": "2"}, {"progressToken": 3}])
 def test_progress_of_no_request_is_dropped(params: Any) -> None:
     conversation = opened()
