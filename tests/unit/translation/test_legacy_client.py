@@ -895,9 +895,42 @@ def test_a_listen_that_is_not_acknowledged() -> None:
     talk.ask(1, "resources/subscribe", {"uri": "a"})
     number = talk.last["id"]
     assert talk.due == talk.now + ACKNOWLEDGED_SECONDS
-    talk.wait(ACKNOWLEDGED_SECONDS)
+    talk.wait(ACKNOWLEDGED_SECONDS - 1)
+    assert talk.heard() == []
+    talk.wait(1)
     assert errors(talk.heard()) == [(1, -32603)]
     assert talk.last["params"] == {"requestId": number}
+
+
+def test_the_end_of_a_listen_does_not_end_the_one_that_replaces_it() -> None:
+    talk = Talk(server=ALL_LISTS)
+    first = talk.last["id"]
+    talk.acknowledge(first)
+    talk.ask(1, "resources/subscribe", {"uri": "a"})
+    second = talk.last["id"]
+    talk.notify("cancelled", requestId="x")
+    talk.answer({}, first)
+    assert talk.heard() == []
+    talk.acknowledge(second, "a")
+    assert [each["result"] for each in talk.heard()] == [{}]
+
+
+def test_subscriptions_work_after_300_requests() -> None:
+    talk = Talk()
+    for number in range(300):
+        talk.ask(number, "tools/list")
+        talk.answer({})
+    talk.client.clear()
+    talk.ask("s", "resources/subscribe", {"uri": "a"})
+    listen = talk.last["id"]
+    talk.acknowledge(listen, "a")
+    talk.notify("resources/updated", listen, uri="a")
+    assert [each.get("id") for each in talk.heard()] == ["s", None]
+    talk.answer({}, listen)
+    assert talk.due == talk.now + FIRST_PAUSE
+    talk.ask("t", "resources/subscribe", {"uri": "b"})
+    talk.reply(id=talk.last["id"], error={"code": -1, "message": "no"})
+    assert errors(talk.heard()) == [("t", -32603)]
 
 
 @pytest.mark.parametrize("cancels", [False, True])
