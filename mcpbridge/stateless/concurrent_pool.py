@@ -59,7 +59,7 @@ class ConcurrentPool(WorkerPool):
         pool: ProcessPool,
         queue: RequestQueue,
         failed_unclaimed: Callable[[BridgeError], None],
-        known: KnownServer | None = None,
+        known: KnownServer,
     ) -> None:
         super().__init__(settings, clock, pool, queue, failed_unclaimed, known)
         self._workers: list[ConcurrentWorker] = []

@@ -56,11 +56,11 @@ class StatelessDispatcher:
         clock: IReactorTime,
         pool: ProcessPool,
         era: ServerEra,
-        claims: Claims | None = None,
+        claims: Claims,
     ) -> None:
         self._settings = settings
         self._pool = pool
-        self._claims = claims or Claims()
+        self._claims = claims
         self._era = era
         self._probing = SingleFlight(settings.max_waiting_requests)
         self._queue = RequestQueue(clock, settings.max_waiting_requests, settings.queue_timeout)

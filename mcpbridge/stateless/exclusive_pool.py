@@ -56,7 +56,7 @@ class ExclusivePool(WorkerPool):
         pool: ProcessPool,
         queue: RequestQueue,
         failed_unclaimed: Callable[[BridgeError], None],
-        known: KnownServer | None = None,
+        known: KnownServer,
     ) -> None:
         super().__init__(settings, clock, pool, queue, failed_unclaimed, known)
         self._suspended = SuspendedCalls(settings, clock)

@@ -78,10 +78,10 @@ class ExclusiveWorker(BackendWorker):
         first: ModernRequest,
         settings: ServerSettings,
         observer: ExclusiveWorkerObserver,
-        hold: Hold | None = None,
+        hold: Hold,
     ) -> None:
         super().__init__(session, settings)
-        self.hold = hold or Hold()
+        self.hold = hold
         self.translator = LegacyServerTranslator(
             first.capabilities, first.client_info, __version__, session.message_dropped
         )

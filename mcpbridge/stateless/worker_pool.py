@@ -43,14 +43,14 @@ class WorkerPool(ABC):
         pool: ProcessPool,
         queue: RequestQueue,
         failed_unclaimed: Callable[[BridgeError], None],
-        known: KnownServer | None = None,
+        known: KnownServer,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._pool = pool
         self._queue = queue
         self._failed_unclaimed = failed_unclaimed
-        self._known = known or KnownServer()
+        self._known = known
 
     @abstractmethod
     def __len__(self) -> int:
