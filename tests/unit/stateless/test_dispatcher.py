@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 
 from mcpbridge.config.tuning import COLLECT_SECONDS
 from mcpbridge.errors import BackendFailed, MethodNotFound, ServerBusy
-from mcpbridge.stateless.dispatcher import ERA_TRIES
+from mcpbridge.mcp.modern_request import PREFIX
 from tests.examples import examples
-from tests.fakes import Call, Legacy, Modern, ScriptedBackend, World
+from tests.fakes import VERSION, Call, Legacy, Modern, Scripted, World
 
 
 @pytest.mark.parametrize("kind", [Legacy, Modern])
@@ -218,6 +219,42 @@ def test_modern_server_taken_for_a_legacy_one_is_detected(
     assert call.result["token"] == "a"
     assert world.era.modern is True
     assert "server 'default' is modern now: the server refused initialize: no" in log_lines
+    world.end()
+
+
+@pytest.mark.parametrize("kind", [Legacy, Modern])
+def test_process_that_cannot_be_written_to_is_ended(kind: type[Scripted]) -> None:
+    """A defect in the backend of an extension's launcher costs no permit."""
+
+    def send(self: Scripted, line: bytes) -> None:
+        raise RuntimeError("a defect")
+
+    world = World(type("Defective", (kind,), {"send": send}), limit=1)
+    failed: list[Any] = []
+    world.call("a").deferred.addErrback(failed.append)
+    world.run(1)
+    assert [each.type for each in failed] == [RuntimeError]
+    assert world.live == []
+    assert world.limiter.taken == 0
+    world.end()
+
+
+class Named(Modern):
+    """A modern server that says who it is."""
+
+    def discover(self, message: dict[str, Any]) -> None:
+        told = {"supportedVersions": [VERSION], "capabilities": self.capabilities}
+        meta = {PREFIX + "serverInfo": {"name": "new", "version": "1"}}
+        self.answer(message["id"], {"resultType": "complete", **told, "_meta": meta})
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Legacy, "old"), (Named, "new")])
+def test_server_info_is_remembered(kind: type[Scripted], name: str) -> None:
+    """The server card is made from it."""
+    world = World(kind)
+    world.call("a")
+    world.run(1)
+    assert json.loads(world.era.known.info or b"") == {"name": name, "version": "1"}
     world.end()
 
 

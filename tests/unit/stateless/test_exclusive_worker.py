@@ -416,6 +416,19 @@ def test_worker_beyond_max_process_age_is_replaced() -> None:
     world.end()
 
 
+def test_max_process_age_of_0_is_no_limit() -> None:
+    world = World(Legacy, max_process_age=0, idle_timeout=0)
+    world.call("a")
+    world.run(1)
+    [backend] = world.live
+    world.run(1_000_000)
+    call = world.call("b")
+    world.run(1)
+    assert call.result["token"] == "b"
+    assert world.backends == [backend]
+    world.end()
+
+
 # Waiting.
 
 
