@@ -18,7 +18,7 @@ from mcpbridge.errors import (
     ShuttingDown,
     UnknownSession,
 )
-from tests.fakes import Legacy, Modern, World
+from tests.fakes import VERSION, Legacy, Modern, World
 
 
 class Telling(Legacy):
@@ -53,6 +53,19 @@ def test_second_call_reuses_the_process(world: World) -> None:
     world.run()
     assert again.result["token"] == "b"
     assert len(world.backends) == 1
+
+
+def test_only_discover_is_answered_without_asking_the_server_again(world: World) -> None:
+    first = world.request("server/discover")
+    world.run(1)
+    again, other = world.request("server/discover"), world.request("prompts/list")
+    world.run()
+    for discover in (first, again):
+        assert discover.result["supportedVersions"] == [VERSION]
+    [backend] = world.live
+    requests = [each["method"] for each in backend.heard if "id" in each]
+    assert requests == ["initialize", "prompts/list"]
+    assert not other.ends
 
 
 @pytest.mark.parametrize("reuse", ["identity", "never"])
