@@ -235,7 +235,6 @@ class ProcessPool:
                 closed=self._closed,
                 observers=self._observers,
                 filters=self._filters,
-                stderr_notifications=False,
                 stderr=self._stderr.process(),
                 complain=self.failures.misbehaved,
                 announced=False,
