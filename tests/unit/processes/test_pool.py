@@ -180,7 +180,7 @@ def test_exhausted_descriptors_are_logged_once_a_minute(log_lines: list[str]) ->
 
 
 @pytest.mark.parametrize("chained", [False, True])
-def test_a_launch_times_out(chained: bool) -> None:
+def test_a_launch_times_out(chained: bool, log_lines: list[str]) -> None:
     """Also where the launcher's Deferred has fired with another Deferred."""
     made = Pooled()
     if chained:
@@ -190,6 +190,8 @@ def test_a_launch_times_out(chained: bool) -> None:
     taking = made.taking()
     made.clock.advance(LAUNCH_SECONDS)
     assert taking.failed is BackendFailed
+    [line] = log_lines
+    assert line.endswith(f"not opened: the backend took longer than {LAUNCH_SECONDS:g} s to start")
     assert made.taken == 0
     assert made.clock.getDelayedCalls() == []
 
@@ -501,6 +503,18 @@ def test_another_servers_process_stays_where_the_own_limit_is_reached_too() -> N
 def test_another_servers_process_stays_where_only_the_own_limit_is_reached() -> None:
     ours, theirs = two(bridge_limit=5, limit=1)
     ours.take()
+    assert ours.taking().failed is TooManySessions
+    assert theirs.backends[0].events == []
+
+
+def test_processes_that_are_being_launched_count_for_the_own_limit() -> None:
+    ours, theirs = two(bridge_limit=5, limit=4)
+    ours.launcher.launch = SlowLauncher().launch
+    ours.taking()
+    ours.launcher.launch = FakeLauncher().launch
+    for _ in range(3):
+        ours.take()
+    assert ours.bridge_limiter.is_full()
     assert ours.taking().failed is TooManySessions
     assert theirs.backends[0].events == []
 

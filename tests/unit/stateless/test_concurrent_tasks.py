@@ -265,6 +265,23 @@ def test_logging_request_gets_a_process_without_a_task() -> None:
     world.end()
 
 
+def test_unanswered_poll_of_a_finished_task_does_not_block_its_process(world: World) -> None:
+    """Not even where the request before it wanted log messages, and was the only one."""
+    ident = begin(world)
+    [backend] = world.live
+    backend.complete("1")
+    ask(world, "get", ident)
+    world.call("b", level="debug")
+    world.run()
+    backend.mute = True
+    poll, call = ask(world, "get", ident), world.call("c")
+    world.run()
+    assert world.backends == [backend]
+    assert [each["method"] for each in backend.heard[-2:]] == ["tasks/get", "tools/call"]
+    poll.leave()
+    call.leave()
+
+
 # How a task ends.
 
 
