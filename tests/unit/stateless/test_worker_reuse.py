@@ -99,6 +99,16 @@ def test_late_messages_never_reach_another_connection(reuse: str) -> None:
     world.end()
 
 
+@pytest.mark.parametrize(("reuse", "processes"), [("connection", 1), ("never", 3)])
+def test_how_many_processes_the_calls_of_one_connection_get(reuse: str, processes: int) -> None:
+    world = World(Late, reuse=reuse)
+    connection = ClientConnection()
+    for token in "abc":
+        done(world, token, connection)
+    assert len(world.backends) == processes
+    world.end()
+
+
 def test_late_messages_reach_another_call_of_the_same_identity() -> None:
     """With reuse by identity they do arrive, so the test above can fail."""
     world = World(Late, reuse="identity")
