@@ -8,8 +8,10 @@ import pytest
 
 from mcpbridge.config.tuning import LAUNCH_SECONDS, RELISTEN_SECONDS
 from mcpbridge.errors import (
+    BackendBusy,
     BackendEnded,
     BackendFailed,
+    HeaderMismatch,
     MessageRefused,
     ServerBusy,
     ServerDown,
@@ -228,6 +230,24 @@ def test_request_to_a_process_that_just_ended_is_refused(world: World) -> None:
     assert isinstance(world.call("b").refusal, BackendEnded)
 
 
+class Regional(Modern):
+    """A server whose tool wants one of its arguments in a header too."""
+
+    def tools_list(self, message: dict[str, Any]) -> None:
+        region = {"type": "string", "x-mcp-header": "Region"}
+        schema = {"type": "object", "properties": {"region": region}}
+        self.answer(message["id"], {"tools": [{"name": "t", "inputSchema": schema}]})
+
+
+def test_call_without_a_header_that_its_tool_wants_is_refused(world: World) -> None:
+    world.launcher.kind = Regional
+    call = world.request("tools/call", {"name": "t", "arguments": {"token": "a", "region": "eu"}})
+    world.run()
+    assert isinstance(call.refusal, HeaderMismatch)
+    [backend] = world.live
+    assert not backend.calls
+
+
 @pytest.mark.parametrize("how", ["dies", "mute"])
 @pytest.mark.parametrize("method", ["server/discover", "tools/list", "tools/call"])
 def test_process_that_dies_or_hangs_fails_its_request(method: str, how: str) -> None:
@@ -389,6 +409,30 @@ def test_subscriber_keeps_its_process_without_the_bridges_own_subscription(world
     world.call("a")
     world.run(world.settings.idle_timeout)
     assert world.live == [backend]
+
+
+class Full(Telling):
+    """A server that reads nothing for a while, once it has answered `server/discover`."""
+
+    def discover(self, message: dict[str, Any]) -> None:
+        self.busy = True
+        super().discover(message)
+
+
+def test_process_that_the_bridge_could_not_subscribe_to_is_used(
+    world: World, log_lines: list[str]
+) -> None:
+    world.launcher.kind = Full
+    refused = world.call("a")
+    world.run()
+    assert isinstance(refused.refusal, BackendBusy)
+    [backend] = world.live
+    assert [each for each in log_lines if each.endswith(" are not watched")] != []
+    backend.busy = False
+    call = world.call("b")
+    world.run()
+    assert call.result["token"] == "b"
+    assert world.backends == [backend]
 
 
 def test_subscription_fails_when_the_server_becomes_a_legacy_server(world: World) -> None:
