@@ -90,12 +90,13 @@ def test_task_can_be_polled_while_its_process_is_at_its_limits() -> None:
 
 
 @pytest.mark.parametrize("method", ["get", "update", "cancel"])
-def test_foreign_and_unknown_tasks_are_refused_alike(world: World, method: str) -> None:
+@pytest.mark.parametrize("other", ["w", "y"])
+def test_foreign_and_unknown_tasks_are_refused_alike(world: World, method: str, other: str) -> None:
     ident = begin(world, identity="x")
     owner = ident.partition(".")[0]
-    foreign = ask(world, method, ident, identity="y", inputResponses={}).refusal
+    foreign = ask(world, method, ident, identity=other, inputResponses={}).refusal
     never = [
-        ask(world, method, each, identity="y", inputResponses={}).refusal
+        ask(world, method, each, identity=other, inputResponses={}).refusal
         for each in ("1", "x.1", f"{owner}.2", "")
     ]
     assert isinstance(foreign, InvalidParams)

@@ -98,6 +98,16 @@ def test_logging_request_has_a_process_to_itself(world: World) -> None:
         each.disconnect()
 
 
+@pytest.mark.parametrize("other", ["x", "z", "", "yy"])
+def test_idle_process_of_another_identity_is_not_used(world: World, other: str) -> None:
+    world.call("a", identity="y")
+    world.run()
+    call = world.call("b", identity=other)
+    world.run()
+    assert call.result["token"] == "b"
+    assert len(world.live) == 2
+
+
 def test_each_identity_has_its_own_process(world: World) -> None:
     calls = [world.call(each, identity=each) for each in "xyxy"]
     world.run()
@@ -457,7 +467,7 @@ def test_line_of_invalid_utf8_is_dropped(world: World) -> None:
     assert call.result["token"] == "a"
 
 
-@pytest.mark.parametrize("identity", ["x", "y"])
+@pytest.mark.parametrize("identity", ["w", "x", "y"])
 def test_logging_request_replaces_only_a_process_of_its_own_identity(identity: str) -> None:
     """A cancelled request may still log on it."""
     world = World(Modern)
@@ -469,5 +479,5 @@ def test_logging_request_replaces_only_a_process_of_its_own_identity(identity: s
     logging = world.call("c", level="debug", identity=identity)
     world.run(1)
     assert logging.result["token"] == "c"
-    assert (muddled in world.live) is (identity == "y")
+    assert (muddled in world.live) is (identity != "x")
     world.end()
