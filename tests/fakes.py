@@ -490,7 +490,8 @@ class World:
             meta[PREFIX + "logLevel"] = level
         params = {"_meta": meta, **(params or {})}
         message = {"jsonrpc": "2.0", "id": self._ids, "method": method, "params": params}
-        return Call(self, message, identity, connection)
+        # A string of its own for each request, as from HTTP.
+        return Call(self, message, identity and f"caller {identity}", connection)
 
     def call(self, token: str, do: str = "echo", **options: Any) -> Call:
         """Call the tool `t`, which does what `do` names."""
