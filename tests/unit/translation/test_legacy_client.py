@@ -825,6 +825,17 @@ def test_a_subscription_is_answered_when_its_listen_is_acknowledged() -> None:
     assert talk.due is None
 
 
+def test_unsubscribing_answers_the_subscription_to_that_resource_alone() -> None:
+    talk = Talk()
+    for number, uri in enumerate(["a:a", "a:b", "a:c", "a:d"]):
+        talk.ask(number, "resources/subscribe", {"uri": uri})
+    talk.ask(4, "resources/unsubscribe", {"uri": "a:c"})
+    assert [each["id"] for each in talk.heard()] == [2, 4]
+    talk.acknowledge(talk.last["id"], "a:a")
+    talk.acknowledge(talk.last["id"], "a:a", "a:b", "a:d")
+    assert [(each["id"], each["result"]) for each in talk.heard()] == [(0, {}), (1, {}), (3, {})]
+
+
 def test_unsubscribing_from_all_ends_the_listen() -> None:
     talk = Talk()
     talk.ask(1, "resources/subscribe", {"uri": "a"})
