@@ -220,6 +220,21 @@ def test_stopping_cancels_a_launch() -> None:
     assert made.clock.getDelayedCalls() == []
 
 
+def test_a_change_is_pending_while_a_process_starts_or_ends() -> None:
+    made = Pooled(launcher=SlowLauncher())
+    pool, pending = made.pool, []
+    pending.append(pool.has_pending_change())
+    taking = made.taking()
+    pending.append(pool.has_pending_change())
+    made.launcher.finish()
+    pending.append(pool.has_pending_change())
+    taking[0].life.end("over")
+    pending.append(pool.has_pending_change())
+    close(taking[0])
+    pending.append(pool.has_pending_change())
+    assert pending == [False, True, False, True, False]
+
+
 # Spare processes.
 
 
