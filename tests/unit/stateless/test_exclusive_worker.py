@@ -415,8 +415,9 @@ def test_server_may_become_a_modern_server(world: World) -> None:
     assert world.era.modern is True
 
 
-def test_worker_beyond_max_process_age_is_replaced() -> None:
-    world = World(Legacy, max_process_age=100, idle_timeout=0)
+@pytest.mark.parametrize("age", [0.5, 100])
+def test_worker_beyond_max_process_age_is_replaced(age: float) -> None:
+    world = World(Legacy, max_process_age=age, idle_timeout=0)
     world.call("a")
     world.run(1)
     [old] = world.live
