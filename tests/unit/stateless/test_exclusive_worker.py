@@ -430,6 +430,16 @@ def test_worker_beyond_max_process_age_is_replaced(age: float) -> None:
     world.end()
 
 
+def test_worker_serves_max_process_requests() -> None:
+    world = World(Legacy, max_process_requests=3)
+    for token in "abcd":
+        call = world.call(token)
+        world.run(1)
+        assert call.result["token"] == token
+    assert [len(_called(each)) for each in world.backends] == [3, 1]
+    world.end()
+
+
 def test_max_process_age_of_0_is_no_limit() -> None:
     world = World(Legacy, max_process_age=0, idle_timeout=0)
     world.call("a")
