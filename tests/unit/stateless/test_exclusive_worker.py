@@ -8,6 +8,7 @@ import pytest
 
 from mcpbridge.config.tuning import CANCEL_SECONDS, COLLECT_SECONDS, RELISTEN_SECONDS
 from mcpbridge.errors import (
+    BackendBusy,
     BackendEnded,
     BackendFailed,
     CannotStart,
@@ -402,6 +403,24 @@ def test_unsent_tools_list_fails_its_call(world: World) -> None:
     [backend] = world.live
     backend.ended = True
     assert isinstance(world.call("a").refusal, UnknownSession)
+
+
+@pytest.mark.parametrize("how", ["filter", "busy"])
+def test_worker_of_an_unsent_call_takes_the_next(how: str) -> None:
+    world = World(Legacy, limit=1)
+    world.call("a")
+    world.run(1)
+    [backend] = world.live
+    backend.busy = how == "busy"
+    refused = world.call("b" if how == "busy" else "forbidden")
+    world.run()
+    assert isinstance(refused.refusal, BackendBusy if how == "busy" else MessageRefused)
+    backend.busy = False
+    call = world.call("c")
+    world.run(1)
+    assert call.result["token"] == "c"
+    assert world.backends == [backend]
+    world.end()
 
 
 def test_server_may_become_a_modern_server(world: World) -> None:
