@@ -186,6 +186,24 @@ def test_retry_with_another_identity_arguments_or_state_is_refused(world: World)
     assert retry.result["given"] == "x"
 
 
+def test_question_that_a_retry_leaves_open_is_asked_again(world: World) -> None:
+    call = world.call("a", "wait")
+    world.run()
+    [backend] = world.live
+    backend.answered = backend.events.append
+    [ident] = backend.calls
+    for token in ("one", "two"):
+        backend.ask(ident, {"token": token})
+    world.run(COLLECT_SECONDS)
+    first, second = call.result["inputRequests"]
+    retry = call.retry(inputResponses={first: {"action": "decline"}})
+    world.run(COLLECT_SECONDS)
+    assert list(retry.result["inputRequests"]) == [second]
+    last = retry.retry("x")
+    backend.finish("a")
+    assert last.result["token"] == "a"
+
+
 def test_malformed_retry_may_be_sent_again(world: World) -> None:
     call = suspended(world, "a")
     assert call.retry("x", inputResponses=[]).refusal is not None
@@ -336,6 +354,19 @@ def test_worker_of_a_cancelled_request_serves_nobody_until_it_answers(world: Wor
     again = world.call("c")
     world.run()
     assert again.result["token"] == "c"
+
+
+def test_output_of_a_process_has_a_reader_until_its_cancelled_request_ends(world: World) -> None:
+    call = world.call("a", "wait")
+    world.run(1)
+    worker: Any = call.exchange._worker
+    [backend] = world.live
+    backend.polite = False
+    assert worker.has_reader
+    call.leave()
+    assert worker.has_reader
+    backend.finish("a")
+    assert not worker.has_reader
 
 
 @pytest.mark.parametrize("turns", range(8))
