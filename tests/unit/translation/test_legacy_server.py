@@ -1018,7 +1018,7 @@ def test_an_answered_request_is_not_cancelled() -> None:
     assert conversation.is_idle
 
 
-@pytest.mark.parametrize(("cancelled", "idle"), [(OWN_KEPT, True), (OWN_KEPT + 1, False)])
+@pytest.mark.parametrize(("cancelled", "idle"), [(OWN_KEPT, True), (OWN_KEPT + 2, False)])
 def test_after_more_than_own_kept_cancelled_requests_a_process_is_never_idle(
     cancelled: int, idle: bool
 ) -> None:
@@ -1031,6 +1031,7 @@ def test_after_more_than_own_kept_cancelled_requests_a_process_is_never_idle(
         assert not conversation.is_idle
         conversation.from_backend(line(id=number, result={}))
     assert conversation.is_idle is idle
+    assert conversation.dropped["late"] == OWN_KEPT
     conversation.from_backend(line(id=0, result={}))
     assert conversation.is_idle is idle
 
