@@ -118,7 +118,7 @@ def test_no_pings_are_queued_on_a_full_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_client_that_takes_no_byte_is_dropped_after_peer_timeout(tmp_path: Path) -> None:
+def test_client_that_reads_nothing_is_dropped_after_peer_timeout(tmp_path: Path) -> None:
     """The log gives the reason; a client with nothing to take stays."""
     command = flood(200 * MEGABYTE, 1000, tmp_path)
     with serving("--peer-timeout", "2", command=command) as bridge:

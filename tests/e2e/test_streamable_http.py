@@ -896,7 +896,7 @@ def test_client_that_does_not_read_costs_bounded_memory(tmp_path: Path) -> None:
         wait_until(lambda: taken(tmp_path) > stuck)
 
 
-def test_stream_that_takes_no_byte_is_closed_after_peer_timeout(tmp_path: Path) -> None:
+def test_stream_whose_client_reads_nothing_is_closed_after_peer_timeout(tmp_path: Path) -> None:
     """The session goes on, and may open another stream."""
     with serving("--peer-timeout", "0.8", command=backend("script")) as bridge:
         client = bridge.open_streamable_http()

@@ -172,13 +172,33 @@ def test_bridge_polls_a_task_that_no_client_polls() -> None:
     world.end()
 
 
+def test_bridge_polls_one_task_at_a_time() -> None:
+    """`TASKS_SECONDS` between two of a process, however many are due."""
+    times: list[float] = []
+
+    class Timed(WithTasks):
+        def tasks_get(self, message: dict[str, Any]) -> None:
+            times.append(self.clock.seconds())
+            super().tasks_get(message)
+
+    world = World(Timed, limit=1)
+    for token in "abc":
+        begin(world, token)
+    world.clock.advance(POLL_SECONDS - TASKS_SECONDS)
+    while len(times) < 3 and world.clock.seconds() < POLL_SECONDS + 5 * TASKS_SECONDS:
+        world.run(TASKS_SECONDS / 8)
+    pauses = [later - earlier for earlier, later in pairwise(times)]
+    assert pauses == pytest.approx([TASKS_SECONDS] * 2, abs=TASKS_SECONDS / 4)
+    world.end()
+
+
 def test_bridge_polls_a_task_of_a_process_that_sends_messages_all_the_time(world: World) -> None:
     begin(world)
     [backend] = world.live
     for _ in range(int(2 * POLL_SECONDS + 2)):
-        backend.say({"method": "notifications/x"})
+        backend.write({"method": "notifications/x"})
         world.run(0.5)
-    assert backend.heard[-1]["method"] == "tasks/get"
+    assert backend.received[-1]["method"] == "tasks/get"
 
 
 @pytest.mark.parametrize("how", ["ttl", "setting"])
@@ -274,13 +294,13 @@ def test_unanswered_poll_of_a_finished_task_does_not_block_its_process(world: Wo
     ask(world, "get", ident)
     world.call("b", level="debug")
     world.run()
-    backend.mute = True
+    backend.silent = True
     poll, call = ask(world, "get", ident), world.call("c")
     world.run()
     assert world.backends == [backend]
-    assert [each["method"] for each in backend.heard[-2:]] == ["tasks/get", "tools/call"]
-    poll.leave()
-    call.leave()
+    assert [each["method"] for each in backend.received[-2:]] == ["tasks/get", "tools/call"]
+    poll.disconnect()
+    call.disconnect()
 
 
 # How a task ends.

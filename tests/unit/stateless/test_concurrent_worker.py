@@ -246,7 +246,7 @@ class Regional(Modern):
     def tools_list(self, message: dict[str, Any]) -> None:
         region = {"type": "string", "x-mcp-header": "Region"}
         schema = {"type": "object", "properties": {"region": region}}
-        self.answer(message["id"], {"tools": [{"name": "t", "inputSchema": schema}]})
+        self.respond(message["id"], {"tools": [{"name": "t", "inputSchema": schema}]})
 
 
 def test_call_without_a_header_that_its_tool_wants_is_refused(world: World) -> None:

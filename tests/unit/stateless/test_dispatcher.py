@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from mcpbridge.config.tuning import COLLECT_SECONDS
 from mcpbridge.errors import BackendFailed, MethodNotFound, ServerBusy
 from mcpbridge.mcp.modern_request import PREFIX
+from mcpbridge.stateless.dispatcher import ERA_TRIES
 from tests.examples import examples
-from tests.fakes import VERSION, Call, Legacy, Modern, Scripted, World
+from tests.fakes import VERSION, Call, Legacy, Modern, ScriptedBackend, World
 
 
 @pytest.mark.parametrize("kind", [Legacy, Modern])
@@ -223,10 +224,10 @@ def test_modern_server_taken_for_a_legacy_one_is_detected(
 
 
 @pytest.mark.parametrize("kind", [Legacy, Modern])
-def test_process_that_cannot_be_written_to_is_ended(kind: type[Scripted]) -> None:
+def test_process_that_cannot_be_written_to_is_ended(kind: type[ScriptedBackend]) -> None:
     """A defect in the backend of an extension's launcher costs no permit."""
 
-    def send(self: Scripted, line: bytes) -> None:
+    def send(self: ScriptedBackend, line: bytes) -> None:
         raise RuntimeError("a defect")
 
     world = World(type("Defective", (kind,), {"send": send}), limit=1)
@@ -245,11 +246,11 @@ class Named(Modern):
     def discover(self, message: dict[str, Any]) -> None:
         told = {"supportedVersions": [VERSION], "capabilities": self.capabilities}
         meta = {PREFIX + "serverInfo": {"name": "new", "version": "1"}}
-        self.answer(message["id"], {"resultType": "complete", **told, "_meta": meta})
+        self.respond(message["id"], {"resultType": "complete", **told, "_meta": meta})
 
 
 @pytest.mark.parametrize(("kind", "name"), [(Legacy, "old"), (Named, "new")])
-def test_server_info_is_remembered(kind: type[Scripted], name: str) -> None:
+def test_server_info_is_remembered(kind: type[ScriptedBackend], name: str) -> None:
     """The server card is made from it."""
     world = World(kind)
     world.call("a")

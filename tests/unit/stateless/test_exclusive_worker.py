@@ -64,9 +64,9 @@ def test_only_discover_is_answered_without_asking_the_server_again(world: World)
     for discover in (first, again):
         assert discover.result["supportedVersions"] == [VERSION]
     [backend] = world.live
-    requests = [each["method"] for each in backend.heard if "id" in each]
+    requests = [each["method"] for each in backend.received if "id" in each]
     assert requests == ["initialize", "prompts/list"]
-    assert not other.ends
+    assert not other.completions
 
 
 @pytest.mark.parametrize("reuse", ["identity", "never"])
@@ -190,7 +190,7 @@ def test_question_that_a_retry_leaves_open_is_asked_again(world: World) -> None:
     call = world.call("a", "wait")
     world.run()
     [backend] = world.live
-    backend.answered = backend.events.append
+    backend.response_received = backend.events.append
     [ident] = backend.calls
     for token in ("one", "two"):
         backend.ask(ident, {"token": token})
@@ -361,9 +361,9 @@ def test_output_of_a_process_has_a_reader_until_its_cancelled_request_ends(world
     world.run(1)
     worker: Any = call.exchange._worker
     [backend] = world.live
-    backend.polite = False
+    backend.answers_cancelled = False
     assert worker.has_reader
-    call.leave()
+    call.disconnect()
     assert worker.has_reader
     backend.finish("a")
     assert not worker.has_reader

@@ -147,7 +147,7 @@ def test_search_for_an_idle_connection_is_bounded(
     assert len(log_lines) == (not admitted)
 
 
-def test_a_connection_that_became_busy_does_not_give_way() -> None:
+def test_connection_that_became_busy_does_not_give_way() -> None:
     connections = Connections(3, 3, Clock())
     fakes = [FakeConnection("a", 0.0), FakeConnection("a", 1.0), FakeConnection("a", 2.0)]
     assert all(admit_all(connections, *fakes, FakeConnection("b", 9.0)))

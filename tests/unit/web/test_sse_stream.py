@@ -250,7 +250,7 @@ def test_client_that_does_not_read_pauses_its_backend() -> None:
 
 
 @pytest.mark.parametrize("tells", [True, False])
-def test_a_client_that_takes_no_byte_is_ended(tells: bool) -> None:
+def test_session_ends_when_its_client_reads_nothing_for_peer_timeout(tells: bool) -> None:
     """promise: a network that just dies: the session stops, with the reason."""
     harness = StreamHarness(peer_timeout=8)
     harness.waiting = 100
