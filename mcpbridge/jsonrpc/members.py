@@ -43,8 +43,7 @@ def members(text: bytes | msgspec.Raw) -> Members | None:
     for anything else, and for an object of more than `LARGE_BYTES` that has
     more than `MAX_MEMBERS` members.
     """
-    size = len(text) if isinstance(text, bytes) else memoryview(text).nbytes
-    large = size > LARGE_BYTES
+    large = len(text) > LARGE_BYTES
     # Colons within strings and inner objects count too: this is only a quick
     # way to know that a large object cannot have too many members.
     if large and bytes(text).count(b":") > MAX_MEMBERS:

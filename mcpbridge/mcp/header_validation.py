@@ -115,7 +115,7 @@ def check_params(request: ModernRequest, annotations: Annotations, headers: Head
     try:
         arguments: object = request.arguments
         if isinstance(arguments, msgspec.Raw):
-            if memoryview(arguments).nbytes > LARGE_BYTES:
+            if len(arguments) > LARGE_BYTES:
                 arguments = _scalars_at(arguments, [annotation.path for annotation in annotations])
             else:
                 arguments = _value(arguments)
@@ -270,7 +270,7 @@ def _tools(raw: msgspec.Raw | None) -> Iterator[object]:
         for begin, end in spans:
             tool = members_of(whole[begin:end])
             schema = tool.get("inputSchema")
-            size = 0 if schema is None else memoryview(schema).nbytes
+            size = 0 if schema is None else len(schema)
             readable = 0 < size <= MAX_SCHEMA_BYTES and _may_be_annotated(bytes(schema or b""))
             yield {
                 "name": string_of(tool.get("name")),

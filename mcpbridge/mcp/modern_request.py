@@ -211,7 +211,7 @@ def _read(message: ParsedMessage, ident: RequestId, header: str | None) -> Moder
     capabilities = _canonical(meta.get(CLIENT_CAPABILITIES))
     client_info = _optional(meta, CLIENT_INFO)
     if client_info is not None:
-        if _size(client_info) > MAX_CLIENT_INFO_BYTES:
+        if len(client_info) > MAX_CLIENT_INFO_BYTES:
             raise InvalidParams(
                 f"{CLIENT_INFO} has more than {MAX_CLIENT_INFO_BYTES} bytes (MAX_CLIENT_INFO_BYTES)"
             )
@@ -285,16 +285,9 @@ def _token(meta: dict[str, msgspec.Raw]) -> ProgressToken | None:
     raise InvalidParams(f"{PROGRESS_TOKEN} must be a string or an integer")
 
 
-def _size(raw: msgspec.Raw) -> int:
-    return memoryview(raw).nbytes
-
-
 def _canonical(raw: msgspec.Raw | None) -> bytes:
-    too_long = (
-        f"{CLIENT_CAPABILITIES} has more than {MAX_CAPABILITIES_BYTES} bytes"
-        " (MAX_CAPABILITIES_BYTES)"
-    )
-    if raw is not None and _size(raw) > _UNREAD_BYTES:
+    too_long = f"{CLIENT_CAPABILITIES} has more than {MAX_CAPABILITIES_BYTES} bytes"
+    if raw is not None and len(raw) > _UNREAD_BYTES:
         raise InvalidParams(too_long)
     found = _object(raw, CLIENT_CAPABILITIES)
     try:

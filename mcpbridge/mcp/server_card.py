@@ -77,7 +77,7 @@ class KnownServer:
 
     def _learn(self, info: msgspec.Raw | None) -> bool:
         """Keep a copy, as the answer that it is a part of may be much larger."""
-        if info is None or memoryview(info).nbytes > MAX_INFO_BYTES:
+        if info is None or len(info) > MAX_INFO_BYTES:
             return False
         kept = bytes(info)
         if kept != self.info:

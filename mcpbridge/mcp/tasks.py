@@ -250,7 +250,7 @@ class Tasks:
         known.kept = {
             name: msgspec.Raw(bytes(task[name]))
             for name in _KEPT
-            if name in task and memoryview(task[name]).nbytes <= _KEPT_BYTES
+            if name in task and len(task[name]) <= _KEPT_BYTES
         }
 
     def forget(self, ident: str) -> None:
