@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from twisted.internet.task import deferLater
 from twisted.logger import formatEvent
 
 from tests.examples import FULL, QUICK
 from tests.leftovers import ALL, EXPECTED, PUBLISHER, Leftovers, failures_logged, no_failure
 
-# No property has a deadline, because a busy machine may pause in any example.
-# `--hypothesis-profile quick` is for quick runs; `full` is the default.
+# No property is about time, and a machine may stand still in any example.
+# `--hypothesis-profile quick` is for the inner loop; `full` is complete.
 for name, number in (("full", FULL), ("quick", QUICK)):
     settings.register_profile(
         name,
@@ -31,6 +31,14 @@ for name, number in (("full", FULL), ("quick", QUICK)):
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
     )
+# A mutant is to fail or to pass always, and nobody looks at the example it fails with.
+settings.register_profile(
+    "mutants",
+    parent=settings.get_profile("quick"),
+    database=None,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
+)
 settings.load_profile("full")
 
 
