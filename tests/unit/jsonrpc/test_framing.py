@@ -138,6 +138,8 @@ def test_the_beginning_of_a_line_is_taken_away() -> None:
     framer.discard(3)
     assert framer.waiting == 1
     assert framer.receive(b"e\nx\n") == [b"de", b"x"]
-    framer.receive(b"yz")
-    framer.discard(2)
+    for part in (b"y", b"zz", b"\xff"):
+        framer.receive(part)
+    assert [framer.begun(size) for size in (2, 3, 4)] == [b"yz", b"yzz", b"yzz\xff"]
+    framer.discard(4)
     assert (framer.waiting, framer.finish()) == (0, b"")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mcpbridge.jsonrpc.ids import (
     is_answer_to,
+    is_id,
     other_spelling,
     own_number,
     own_number_of,
@@ -79,6 +80,16 @@ def test_the_bridges_own_numbers_in_undecoded_members(
     raw: bytes | None, number: int | None
 ) -> None:
     assert own_number_of(None if raw is None else msgspec.Raw(raw)) == number
+
+
+@pytest.mark.parametrize("raw", [b"0", b"7", b"-1", b"2.5", b'"7"', b'""'])
+def test_a_string_or_a_number_is_an_id(raw: bytes) -> None:
+    assert is_id(msgspec.Raw(raw))
+
+
+@pytest.mark.parametrize("raw", [None, b"null", b"true", b"false", b"[7]", b'{"a":"7"}'])
+def test_no_other_value_is_an_id(raw: bytes | None) -> None:
+    assert not is_id(None if raw is None else msgspec.Raw(raw))
 
 
 def test_with_id_replaces_only_the_id() -> None:

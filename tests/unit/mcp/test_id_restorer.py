@@ -71,6 +71,14 @@ def test_a_cancelled_request_has_no_answer() -> None:
     assert talk.answered("2") == 2
 
 
+@pytest.mark.parametrize("method", ["notifications/a", "notifications/x"])
+def test_no_other_notification_cancels_a_request(method: str) -> None:
+    talk = Talk()
+    talk.ask(1)
+    talk.tell(method=method, params={"requestId": 1})
+    assert talk.answered("1") == 1
+
+
 def test_max_in_flight() -> None:
     """MAX_IN_FLIGHT: the oldest is forgotten."""
     talk = Talk()
