@@ -252,6 +252,9 @@ def test_a_large_body_is_not_parsed_twice() -> None:
     filling = b"x" * SECOND_PARSE_BYTES
     assert verdict(CALL % (b'"%b"' % filling)) == "passes"
     assert verdict(CALL % (b'"%b\\ud800"' % filling)) == "NotJson"
+    largest = CALL % (b'"\\ud800%b"' % filling[len(CALL % rb'"\ud800"') :])
+    assert len(largest) == SECOND_PARSE_BYTES
+    assert verdict(largest) == "passes"
 
 
 # The two parsers agree.

@@ -95,6 +95,16 @@ def test_a_large_line_with_a_lone_surrogate_is_not_built(monkeypatch: pytest.Mon
     assert peek_again(b'{"jsonrpc":"2.0","id":1,"result":%b' % filling) is None
 
 
+def test_an_id_of_large_bytes_is_read_behind_a_large_result() -> None:
+    """LARGE_BYTES bounds each member of an envelope by itself, wherever it is."""
+    line = b'{"result":["\\ud800",%b1],"jsonrpc":"2.0","id":"%b"}'
+    ident = b"i" * (LARGE_BYTES - len('""'))
+    envelope = peek_again(line % (b"[]," * LARGE_BYTES, ident))
+    assert envelope is not None
+    assert envelope.id == ident.decode()
+    assert peek_again(line % (b"", ident + b"i")) is None
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -137,6 +147,7 @@ def test_elements_of_a_batch_are_byte_identical(
     "line",
     [
         b"{}",
+        b'{"a":"\\ud800"}',
         b"",
         b"[",
         b"[1,]",

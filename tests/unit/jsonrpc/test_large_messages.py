@@ -170,6 +170,19 @@ def test_a_token_that_is_too_long_is_ignored() -> None:
     assert requested_token(large(body.encode()).digest) is None
 
 
+def test_an_id_of_max_head_bytes_is_read_behind_large_params() -> None:
+    ident = "i" * (MAX_HEAD_BYTES - len('""'))
+    body = json.dumps({"jsonrpc": "2.0", "params": {"x": BIG}, "id": ident, "method": "a"})
+    assert large(body.encode(), 4096).envelope.id == ident
+
+
+def test_a_token_of_max_head_bytes_is_read_behind_large_params() -> None:
+    token = "t" * (MAX_HEAD_BYTES - len('""'))
+    params = {"x": BIG, "_meta": {"progressToken": token}}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "a", "params": params})
+    assert requested_token(large(body.encode(), 4096).digest) == token
+
+
 def test_read_large_returns_none_for_an_array() -> None:
     body = b' \r\n[{"a":1},\r\n[2]]'
     assert at_once(read_large(body)) is None
@@ -193,7 +206,11 @@ def test_the_messages_of_a_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    "element", [b"{}", b'{"jsonrpc":"2.0"}', b'{"jsonrpc":"2.0","id":1}', b"1", b"[]"]
+    "element",
+    [
+        *(b"{}", b'{"jsonrpc":"2.0"}', b'{"jsonrpc":"2.0","id":1}'),
+        *(b"1", b"[]", b'"%b"' % BIG.encode()),
+    ],
 )
 def test_a_batch_of_anything_else_is_refused(element: bytes) -> None:
     with pytest.raises(NotJsonRpc):
@@ -357,8 +374,8 @@ def test_a_name_that_is_not_utf8_is_refused() -> None:
 def test_a_foreign_batch_passes_but_for_an_id_of_null(padding: str) -> None:
     """Its elements are for the backend to judge, small or large; nobody could answer such an id."""
     fine = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "x", "params": {"p": padding}}).encode()
-    body = b"[7, %b,\n{}]" % fine
-    assert at_once(read_foreign_batch(body, 3)) == body.replace(b"\n", b" ")
+    body = b'[7, %b,\n{}, "%b"]' % (fine, padding.encode())
+    assert at_once(read_foreign_batch(body, 4)) == body.replace(b"\n", b" ")
     with pytest.raises(NotJsonRpc, match="not null"):
         at_once(read_foreign_batch(b"[%b]" % fine.replace(b'"id": 1', b'"id": null'), 3))
 

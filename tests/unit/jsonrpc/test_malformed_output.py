@@ -37,6 +37,7 @@ class Read:
         self.odd = MalformedOutput(self, 50)
         self.messages: list[bytes] = []
         self.lost: list[tuple[str, Any, bool]] = []
+        self.certain: list[bool] = []
         self.text: list[bytes] = []
         self.mistakes: list[tuple[str, bytes]] = []
 
@@ -60,6 +61,7 @@ class Read:
 
     def message_lost(self, lost: Lost) -> None:
         self.lost.append((lost.fault, lost.ident, lost.has_method))
+        self.certain.append(lost.certain)
 
     def diagnostics_received(self, lines: list[bytes]) -> None:
         self.text += lines
@@ -175,6 +177,12 @@ def test_json_over_several_lines_that_is_not_a_message(message: object) -> None:
     assert read.mistakes == [("text", lines[0]), ("text", b"hello")]
 
 
+@pytest.mark.parametrize("begun", [b"{\n", b"[\n1,\n", b"Content-Length: 1\n"])
+def test_the_next_line_may_belong_to_what_was_begun(begun: bytes) -> None:
+    assert not Read().odd.is_within
+    assert Read().write(begun).odd.is_within
+
+
 def test_a_message_between_lines_of_another_one() -> None:
     """What was begun is not waited for."""
     read = Read().write(b'{\n"x":\n' + LINE + b"\n}\n")
@@ -222,6 +230,40 @@ def test_joined_bytes_of_text() -> None:
     assert not read.odd.is_within
 
 
+@pytest.mark.parametrize(("more", "ident"), [(0, 1), (1, UNSET)])
+def test_a_message_of_joined_bytes_is_read_as_a_whole(more: int, ident: object) -> None:
+    """JOINED_BYTES, with the line ends; of a message of one byte more the middle is not known."""
+    filling = b"y" * END_BYTES
+    first = b'{"jsonrpc":"2.0","a":"%b",\n"id":1,"result":[],\n"b":"' % filling
+    last = b'%b"\n}\n' % filling
+    large = first.ljust(JOINED_BYTES + more - len(last), b"x") + last
+    assert Read().write(large).lost == [("lines", ident, False)]
+
+
+def test_the_end_of_an_invalid_message_of_joined_bytes_is_known() -> None:
+    first, last = b'{"jsonrpc":"2.0","result":{"a":NaN,"b":"', b'"},\n"id":1\n}\n'
+    large = first.ljust(JOINED_BYTES - len(last), b"x") + last
+    assert Read().write(large).lost == [("lines", 1, False)]
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_joined_bytes_are_kept_and_no_more(left: int) -> None:
+    first = b"{".ljust(JOINED_BYTES - left - len(b"\n"))
+    joined = _Joined(first)
+    were_large = joined.is_large_text
+    joined.add(b"abc")
+    assert (were_large, joined.is_large_text) == (False, True)
+    assert joined.lines == ([first, b"abc"[:left]] if left else [first])
+
+
+def test_only_the_ends_of_a_message_over_several_lines_show_what_it_is() -> None:
+    filling = b"x" * END_BYTES
+    inner = b'"b":{"jsonrpc":"2.0","result":1},'
+    read = Read().write(b'{"id":5,"a":"%b",\n%b\n"c":"%b",\n' % (filling, inner, filling))
+    read.odd.waited()
+    assert read.lost == []
+
+
 def test_only_the_beginning_of_a_large_message_is_searched() -> None:
     """Not all that is kept of it, for each of its lines: that would be quadratic."""
     joined = _Joined(b'{"jsonrpc": "2.0", "id": 1, "result": [')
@@ -229,6 +271,9 @@ def test_only_the_beginning_of_a_large_message_is_searched() -> None:
         joined.add(b'  "%b",' % (b"x" * 1000))
         assert not joined.is_large_text
     assert END_BYTES <= len(joined._head) <= END_BYTES + 1
+    for _ in range(END_BYTES):
+        joined.add(b"end")
+    assert len(joined._tail) == END_BYTES
 
 
 @given(
@@ -262,8 +307,9 @@ def test_content_length_headers(name: str, more: str, step: int, waits: bool) ->
         ("headers", "q", True),
         ("headers", UNSET, True),
     ]
+    assert read.certain == [True, True, True]
     assert (read.messages, read.text, read.mistakes) == ([], [], [])
-    assert read.framer.waiting == 0
+    assert (read.framer.waiting, read.odd.body_size) == (0, 0)
 
 
 @pytest.mark.parametrize("size", [5, len(LINE), len(LINE) + 1, 10**9 - 1])
@@ -278,7 +324,7 @@ def test_a_header_before_a_line_is_text(size: int, step: int, space: bytes) -> N
         read.write(data[at : at + step])
     assert read.messages == [LINE + space]
     assert read.mistakes == [("text", header)]
-    assert not read.odd.is_within
+    assert (read.odd.is_within, read.odd.body_size) == (False, 0)
 
 
 @pytest.mark.parametrize("size", [5, len(LINE) - 1, len(LINE) + 9])
@@ -317,6 +363,8 @@ def test_a_header_before_text_is_text() -> None:
         (b'{"result":{"x":NaN},"jsonrpc":"2.0","id":"a"}', "a"),
         (b'{"jsonrpc":"2.0","id":3,"error":{"x":NaN}}', 3),
         (b'{"jsonrpc":"1.0","id":3,"result":{}}', 3),
+        (b'{"jsonrpc":"1.0","id":3,"result":{},"x":1}', 3),
+        (b'{"jsonrpc":"1.0","id":3,"error":{},"x":1}', 3),
         (b'{"jsonrpc":"2.0","id":3}', 3),
         (b'{"id":1,"result":{}}', 1),
         (b'{"id":1,"error":{},"result":null}', 1),
@@ -341,6 +389,8 @@ def test_an_invalid_response_fails_its_request(line: bytes, ident: object) -> No
         b'{"jsonrpc":"2.0","id":null}',
         b'{"jsonrpc":"2.0","id":true,"result":1}',
         b'{"jsonrpc":"2.0","id":2,"method":5,"result":1}',
+        b'{"jsonrpc":"2.0","id":2,"x":NaN}',
+        b'{"id":2,"result":NaN}',
         # Logs, and two messages on one line.
         b'{"level":30,"id":1,"msg":"x"}',
         b'{"level":30,"id":1,"result":"x"}',
@@ -349,6 +399,12 @@ def test_an_invalid_response_fails_its_request(line: bytes, ident: object) -> No
     ],
 )
 def test_an_id_counts_only_where_an_answer_was_meant(line: bytes) -> None:
+    assert unreadable(line).ident is UNSET
+
+
+def test_only_the_ends_of_a_large_invalid_object_show_that_it_is_an_answer() -> None:
+    filling = b"x" * END_BYTES
+    line = b'{"a":"%b","b":{"jsonrpc":"2.0","result":NaN},"c":"%b","id":7}' % (filling, filling)
     assert unreadable(line).ident is UNSET
 
 
@@ -374,6 +430,17 @@ def test_text_that_may_be_a_message_is_not_shown(line: bytes) -> None:
     shown = b"(%d bytes that name jsonrpc are not shown)" % len(line)
     assert read.text == [b"stdout: " + shown]
     assert read.mistakes == [("text", shown)]
+
+
+def test_only_the_ends_of_a_large_text_are_searched() -> None:
+    line = b"x" * END_BYTES + b"jsonrpc" + b"x" * END_BYTES
+    assert Read().write(line + b"\n").text == [b"stdout: " + line[:50]]
+
+
+def test_text_that_begins_no_object_is_not_kept_back() -> None:
+    read = Read().write("\xe9 {jsonrpc\n".encode())
+    assert len(read.text) == 1
+    assert not read.odd.is_within
 
 
 def test_text_over_several_lines_that_may_be_a_message_is_not_shown() -> None:

@@ -153,6 +153,7 @@ def test_changed_keeps_the_order_and_the_other_members() -> None:
     assert before is not None
     after = changed(before, {"a": 7, "b": msgspec.UNSET, "d": Raw(b"[ 2 ]"), "x": msgspec.UNSET})
     assert encode(after) == b'{"a":7,"c":1e2,"d":[ 2 ]}'
+    assert texts(after) == {"a": b"7", "c": b"1e2", "d": b"[ 2 ]"}
     assert encode(before) == b'{"a":[ 1 ],"b":' + LONE + b',"c":1e2}'
 
 

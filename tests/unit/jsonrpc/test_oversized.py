@@ -37,6 +37,7 @@ BIG = "x" * 500
         ('{"id":true,"result":"%s"}', msgspec.UNSET),
         ('{"id":[1],"result":"%s"}', msgspec.UNSET),
         ('{"i\\u0064":3,"result":"%s"}', 3),
+        ('{"jsonrpc":"2.0","_meta":{"x":[{}]},"id":7,"result":{"x":"%s"}}', 7),
         ('["id",5,"%s"]', msgspec.UNSET),
         ('{"id":"%s","result":1}', msgspec.UNSET),
         ("%s", msgspec.UNSET),
@@ -56,6 +57,8 @@ def test_the_id_is_found_at_either_end(text: str, ident: object) -> None:
         ('{"id":1,"result":{"method":"x","y":"%s"}}', False),
         ('{"method":{},"x":"%s"}', True),
         ('{"params":{"x":"%s"},"method":{"y":1}}', True),
+        ('"method":"x","y":"%s"}', False),
+        ('["x","method","y","%s"]', False),
     ],
 )
 def test_a_method_or_params_at_either_end(text: str, has: bool) -> None:
@@ -101,6 +104,11 @@ def test_commas_in_strings() -> None:
     text = "a," * (COMMAS - 1)
     assert of_tail(f'],"id":"{text}"}}').ident == text
     assert of_tail(f'],"id":"{text},"}}').ident is msgspec.UNSET
+
+
+@pytest.mark.parametrize("tail", [',"id":7}', '"x":1,"id":7}'])
+def test_the_last_members_are_read_from_their_commas(tail: str) -> None:
+    assert of_tail(tail).ident == 7
 
 
 @pytest.mark.parametrize("tail", ['"id":7}', 'x,"id":7', ',"id":7]', ""])

@@ -189,6 +189,10 @@ def test_invalid_json_is_refused(text: bytes, data: st.DataObject | None, size: 
         (b'{"a":[1,2,3,4,5,6,7]]]]]]]]]]]]]]', "(byte 20)"),
         (b'{"a":[1,2,33333333333333333]]', "(byte 28)"),
         (b"[", "expected '{'"),
+        (b'}"a":1}', "expected '{' (byte 0)"),
+        (b'\xff"a":1}', "not UTF-8 (byte 0)"),
+        (b'{"a":tru', "Input data was truncated"),
+        (b'{"a":[1,2,3,4,5,6,7,8', "Input data was truncated"),
         (b'{"a"', "Input data was truncated"),
         (b'{"a', "Input data was truncated"),
         (b'{"a":', "Input data was truncated"),
@@ -218,6 +222,7 @@ def test_an_error_names_the_byte(text: bytes, words: str) -> None:
         (b"{}", "expected '['"),
         (b"[1", "Input data was truncated"),
         (b"[1 2]", "expected ',' or ']' (byte 3)"),
+        (b"[1}", "expected ',' or ']' (byte 2)"),
         (b"[1]]", "trailing characters (byte 3)"),
         (b"[]]", "trailing characters (byte 2)"),
     ],
@@ -226,6 +231,18 @@ def test_an_error_in_an_array_names_the_byte(text: bytes, words: str) -> None:
     with pytest.raises(NotJson) as caught:
         at_once(elements(text, 10, size=8))
     assert words in str(caught.value)
+
+
+ELEMENTS = [b"1", b'"%b"' % (b"a" * 30), b"[1,2]", b'{"b":3}', rb'"\"\\"', b"22"] * 2
+
+
+@pytest.mark.parametrize("at", range(len(ELEMENTS)))
+@pytest.mark.parametrize("size", [8, 9, 11, 16, 30])
+def test_an_error_names_the_byte_wherever_the_text_is_cut(at: int, size: int) -> None:
+    found = [*ELEMENTS[:at], b"x", *ELEMENTS[at + 1 :]]
+    text = b'{"a":[%b]}' % b",".join(found)
+    with pytest.raises(NotJson, match=rf"invalid character \(byte {text.index(b'x')}\)"):
+        at_once(outline(text, size=size))
 
 
 def test_an_empty_array_has_no_elements() -> None:
@@ -277,6 +294,7 @@ def test_too_many_elements_are_refused_before_the_rest_is_read() -> None:
 def test_an_element_that_is_not_an_object_is_refused_before_the_rest_is_read() -> None:
     assert steps(elements(b"[1," + b"x" * 1000, 9, messages=True, size=10**6)) == 1
     assert steps(elements(b"[{},[" + b"x" * 1000, 9, messages=True, size=10**6)) == 2
+    assert steps(elements(b"[}" + b"x" * 1000, 9, messages=True, size=10**6)) == 1
 
 
 #: Deeper than any Python lets a decoder in C go: 1,000 up to 3.11, 10,000 in 3.13.
