@@ -120,7 +120,8 @@ def test_a_long_version_is_cut() -> None:
         ("a/b/c", "127.0.0.1", "127.0.0.1/a-b-c"),
         ("Wetter \u2600", "::1", "1/Wetter"),
         ("\u2600", "", "localhost/server"),
-        ("a/" + "b" * MAX_NAME, "h", "h/a-" + "b" * (MAX_TEXT - 2)),
+        ("a/" + "b" * (MAX_NAME - 2), "h", "a/" + "b" * (MAX_NAME - 2)),
+        ("a/" + "b" * (MAX_NAME - 1), "h", "h/a-" + "b" * (MAX_TEXT - 2)),
     ],
 )
 def test_a_name_is_one_of_reverse_dns(name: str, host: str, expected: str) -> None:
@@ -131,7 +132,7 @@ def test_a_name_is_one_of_reverse_dns(name: str, host: str, expected: str) -> No
 
 def test_a_long_host_leaves_room_for_the_name() -> None:
     """A host has 253 characters at most, a card's name 200."""
-    assert card_name("weather", "a" * 253).endswith("/weather")
+    assert card_name("weather", "a" * 253) == "a" * (MAX_NAME - len("/weather")) + "/weather"
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,20 @@ def test_an_invalid_server_info_makes_no_card(info: Any) -> None:
     server.discovered(raw(info))
     server.discovered(None)
     assert server_card(server, PLACE) is None
+
+
+def test_a_server_info_of_max_info_bytes_makes_a_card() -> None:
+    missing = MAX_INFO_BYTES - len(json.dumps({**INFO, "x": ""}))
+    assert server_card(known({**INFO, "x": "y" * missing}), PLACE) is not None
+    assert server_card(known({**INFO, "x": "y" * (missing + 1)}), PLACE) is None
+
+
+def test_an_invalid_server_info_changes_nothing_that_is_known() -> None:
+    server = known(INFO, "2025-06-18")
+    server.initialized("2024-11-05", raw({"name": "x"}))
+    server.discovered(raw({"name": "x"}))
+    assert server.info == json.dumps(INFO).encode()
+    assert server.versions == ("2025-06-18", *MODERN_PROTOCOL_VERSIONS)
 
 
 @pytest.mark.parametrize(

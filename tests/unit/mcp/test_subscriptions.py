@@ -63,6 +63,11 @@ def test_invalid_filters(asked: Any) -> None:
         read_filter(raw(asked))
 
 
+def test_a_filter_of_max_resources() -> None:
+    wanted = read_filter(raw({"resourceSubscriptions": [str(n) for n in range(MAX_RESOURCES)]}))
+    assert len(wanted.resource_subscriptions) == MAX_RESOURCES
+
+
 def test_a_missing_filter() -> None:
     with pytest.raises(InvalidParams, match="missing"):
         read_filter(None)
@@ -77,6 +82,7 @@ ASKED = Filter(True, True, True, ("a",))
         ({}, Filter()),
         ({"tools": {"listChanged": True}}, Filter(tools_list_changed=True)),
         ({"tools": {"listChanged": 1}, "prompts": 5}, Filter()),
+        ({"tools": {"listChanged": {}}, "resources": {"subscribe": "true"}}, Filter()),
         ({"prompts": {"listChanged": True}}, Filter(prompts_list_changed=True)),
         ({"resources": {"listChanged": True}}, Filter(resources_list_changed=True)),
         ({"resources": {"subscribe": True}}, Filter(resource_subscriptions=("a",))),
