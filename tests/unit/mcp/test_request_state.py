@@ -95,6 +95,16 @@ def test_params_without_a_canonical_form() -> None:
         opened(token, request=request(two))
 
 
+def test_tokens_of_other_versions_of_the_bridge_can_be_opened() -> None:
+    """Bridges that share a key may be of different releases: the format is fixed."""
+    token = (
+        "AUCQkAAAAAAATSxwLqdZHfKrOyz1xYkIG337evwuHuDo4zq9gk4DYytoLTFi-dn3UFzmOHs-YkcA"
+        "3paGz_Wt9u6PPXK70mtPTdXJVg"
+    )
+    assert opened(token) == "h-1"
+    assert seal() == token
+
+
 def test_the_longest_handle() -> None:
     handle = "é" * (MAX_HANDLE // 2)
     token = seal(handle=handle)

@@ -355,6 +355,25 @@ def test_changes_of_lists_and_resources_go_on_the_get_stream(method: str) -> Non
     assert (get.events, post.events) == ([("0-1", line)], [])
 
 
+@pytest.mark.parametrize("method", ["notifications/a", "notifications/x"])
+def test_another_notification_with_a_token_or_an_id_is_on_the_only_stream(method: str) -> None:
+    """Only of progress and of a cancellation does the bridge know whose they are."""
+    routed = Routed()
+    asked = routed.ask("s")
+    get, one = routed.get(), routed.post(1, token=7)
+    only = routed.notify(method, progressToken=7, requestId="s")
+    two = routed.post(2)
+    of_two = routed.notify(method, progressToken=7, requestId="s")
+    assert (one.lines, two.lines, get.lines) == ([only], [], [asked, of_two])
+
+
+@pytest.mark.parametrize("method", ["notifications/a", "notifications/x"])
+def test_another_notification_withdraws_no_request(method: str) -> None:
+    routed = Routed()
+    lines = [routed.ask("s"), routed.notify(method, requestId="s")]
+    assert routed.get().lines == lines
+
+
 def test_request_and_its_cancellation_are_on_one_stream() -> None:
     routed = Routed()
     get, post = routed.get(), routed.post(1)
