@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mcpbridge.errors import SessionBusy
 from mcpbridge.jsonrpc.envelope import peek, peek_again
 from mcpbridge.jsonrpc.parsed_message import with_envelope
+from mcpbridge.jsonrpc.sliced_parser import MAX_MEMBERS
 from mcpbridge.mcp.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
@@ -244,6 +245,24 @@ def test_lines_that_are_not_for_a_client(shared: Multiplexer[str], line: bytes, 
     assert len(shared) == 1
 
 
+def test_an_answer_with_too_many_members_is_invalid(shared: Multiplexer[str]) -> None:
+    """MAX_MEMBERS: none of them is read, so nobody knows what it says."""
+    shared.send_to_backend(request(), "a")
+    more = {f"member {number}": number for number in range(MAX_MEMBERS)}
+    line = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {}, **more}).encode()
+    assert shared.from_backend(line) is None
+    assert shared.dropped == {"invalid": 1}
+    assert len(shared) == 1
+
+
+@pytest.mark.parametrize("method", ["completion/complete", "server/discover", "tools/list", "x"])
+def test_no_other_request_is_a_subscription(shared: Multiplexer[str], method: str) -> None:
+    shared.send_to_backend(request(method=method, level="debug"), "a")
+    assert (len(shared), shared.subscriptions) == (1, 0)
+    log = said("notifications/message", level="info", data="x")
+    assert shared.from_backend(log) == ("a", log, False)
+
+
 def test_requests_and_subscriptions_are_bounded_apart() -> None:
     shared: Multiplexer[int] = Multiplexer()
     for tag in range(MAX_IN_FLIGHT):
@@ -352,6 +371,40 @@ def test_notifications_of_a_subscription_have_its_id(
     line = f'{{"jsonrpc":"2.0","method":"{method}","params":{params}}}'
     assert shared.from_backend((line % "2").encode()) == ("a", (line % ident).encode(), False)
     assert (len(shared), shared.subscriptions) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "method", ["notifications/a", "notifications/resources/updated", "notifications/x"]
+)
+def test_a_notification_of_a_subscription_is_unchanged_but_for_its_id(
+    shared: Multiplexer[str], method: str
+) -> None:
+    """The ids in it are tasks or requests only where the specification says so."""
+    shared.send_to_backend(request('"x"', LISTEN), "a")
+    params = {
+        "taskId": "1",
+        "status": "working",
+        "requestId": 1,
+        "level": "info",
+        "notifications": {"taskIds": ["1"]},
+    }
+    line = said(method, **params, _meta={SUBSCRIPTION_ID: 1})
+    delivery = shared.from_backend(line)
+    assert delivery is not None
+    assert json.loads(delivery.line)["params"] == {**params, "_meta": {SUBSCRIPTION_ID: "x"}}
+    assert shared.subscriptions == 1
+
+
+@pytest.mark.parametrize("method", ["notifications/a", "notifications/x"])
+def test_a_notification_about_a_request_ends_no_subscription(
+    shared: Multiplexer[str], method: str
+) -> None:
+    shared.send_to_backend(request('"x"', LISTEN), "a")
+    line = said(method, requestId=1, progressToken=1)
+    assert shared.tag_of(line) is None
+    assert shared.from_backend(line) is None
+    assert shared.dropped == {"unassociated": 1}
+    assert shared.subscriptions == 1
 
 
 @pytest.mark.parametrize("ident", [1, 3, "2", 2.5, True, None, [2], {}, "\ud800"])
