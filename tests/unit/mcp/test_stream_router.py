@@ -862,6 +862,22 @@ def test_store_with_gaps_is_not_trusted(numbers: list[int]) -> None:
         router.resume("1-0", Connection())
 
 
+@pytest.mark.parametrize(("json_only", "last"), [(False, "2-0"), (True, "1-0")])
+def test_a_store_need_not_know_which_streams_there_were(json_only: bool, last: str) -> None:
+    """That it has no events of a stream does not prove that there were none."""
+    router = StreamRouter(
+        Gappy([]),
+        max_waiting_events=9,
+        max_waiting_bytes=9,
+        answer_backend=lambda line: None,
+        json_only=json_only,
+    )
+    router.open_post([(1, None)], Connection())
+    router.cancel(1)
+    with pytest.raises(CannotResume):
+        router.resume(last, Connection())
+
+
 # Cancelling.
 
 
