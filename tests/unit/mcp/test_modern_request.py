@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpbridge.errors import HeaderMismatch, InvalidParams, NotJsonRpc, Refused, UnsupportedVersion
+from mcpbridge.errors import (
+    HeaderMismatch,
+    InvalidParams,
+    NotJsonRpc,
+    Refused,
+    TooComplex,
+    UnsupportedVersion,
+)
 from mcpbridge.jsonrpc.envelope import SECOND_PARSE_BYTES, peek, peek_again
 from mcpbridge.jsonrpc.members import members
 from mcpbridge.jsonrpc.parsed_message import with_envelope
@@ -17,9 +24,12 @@ from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
     INPUT_REQUIRED_METHODS,
+    LISTEN,
     LOG_LEVEL,
     LOG_LEVELS,
     MAX_CAPABILITIES_BYTES,
+    MAX_CLIENT_INFO_BYTES,
+    MAX_LISTEN_BYTES,
     MODERN_PROTOCOL_VERSIONS,
     NAME_BEARING_METHODS,
     PROTOCOL_VERSION,
@@ -333,7 +343,7 @@ def test_the_first_mistake_is_reported() -> None:
         b'{"jsonrpc":"2.0","method":"notifications/cancelled"}',
         b'{"jsonrpc":"2.0","id":1,"result":{}}',
         request(ident=None),
-        request(ident="\ud800"),
+        *(request(ident=lone) for lone in ("\ud800", "\udabc", "\udfff")),
     ],
 )
 def test_messages_that_are_not_a_request(line: bytes) -> None:
@@ -396,8 +406,51 @@ def test_a_long_body_that_is_no_json_is_not_parsed_slowly(monkeypatch: pytest.Mo
     long = b" " * SECOND_PARSE_BYTES
     assert claims_modern(line)
     assert claims_modern(line.replace(b"\\ud800", b"x") + long)
+    # As long as `read_message` takes.
+    assert claims_modern(line.ljust(SECOND_PARSE_BYTES))
     monkeypatch.setattr(modern_request, "members", lambda line: pytest.fail("it was parsed"))
     assert not claims_modern(line + long)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (request(meta=ABSENT), "params._meta is missing"),
+        (request(meta=7), "params._meta must be an object"),
+        (request(meta={}), f"{PROTOCOL_VERSION} is missing"),
+        (request(meta=with_key(PROTOCOL_VERSION, 7)), f"{PROTOCOL_VERSION} must be a string"),
+        (request("tools/call"), "params.name is missing"),
+        (request("tools/call", name=7), "params.name must be a string"),
+    ],
+)
+def test_a_refusal_says_whether_a_member_is_missing_or_of_another_type(
+    line: bytes, words: str
+) -> None:
+    assert str(refusal(line)).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [
+        (LISTEN, MAX_LISTEN_BYTES),
+        ("completion/complete", MAX_LISTEN_BYTES + 1),
+        ("x", MAX_LISTEN_BYTES + 1),
+    ],
+)
+def test_max_listen_bytes_bounds_only_a_listen(method: str, size: int) -> None:
+    filling = "x" * (size - len(request(method, x="")))
+    assert read(request(method, x=filling)).method == method
+    with pytest.raises(TooComplex, match="MAX_LISTEN_BYTES"):
+        read(request(LISTEN, x="x" * MAX_LISTEN_BYTES))
+
+
+def test_max_client_info_bytes() -> None:
+    name = "x" * (MAX_CLIENT_INFO_BYTES - len('{"name": ""}'))
+    found = read(request(meta=with_key(CLIENT_INFO, {"name": name})))
+    assert found.client_info is not None
+    assert len(found.client_info) == MAX_CLIENT_INFO_BYTES
+    larger = request(meta=with_key(CLIENT_INFO, {"name": name + "x"}))
+    assert type(refusal(larger)) is InvalidParams
 
 
 @pytest.mark.parametrize("params", [None, {}, {"_meta": {}}])
