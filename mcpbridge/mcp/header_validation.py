@@ -270,11 +270,14 @@ def _tools(raw: msgspec.Raw | None) -> Iterator[object]:
         for begin, end in spans:
             tool = members_of(whole[begin:end])
             schema = tool.get("inputSchema")
-            size = 0 if schema is None else len(schema)
-            readable = 0 < size <= MAX_SCHEMA_BYTES and _may_be_annotated(bytes(schema or b""))
+            is_read = (
+                schema is not None
+                and len(schema) <= MAX_SCHEMA_BYTES
+                and _may_be_annotated(bytes(schema))
+            )
             yield {
                 "name": string_of(tool.get("name")),
-                "inputSchema": value_of(schema) if readable else None,
+                "inputSchema": value_of(schema) if is_read else None,
             }
 
 
