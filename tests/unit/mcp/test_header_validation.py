@@ -119,6 +119,13 @@ def test_a_header_that_is_missing_or_wrong(name: str, wrong: object) -> None:
     assert name in mismatch(request(name="add"), {**CALL, name: wrong})
 
 
+@pytest.mark.parametrize(
+    ("values", "words"), [(ABSENT, "is missing"), (["add", "add"], "appears more than once")]
+)
+def test_a_refusal_says_whether_a_header_is_missing_or_repeated(values: object, words: str) -> None:
+    assert mismatch(request(name="add"), {**CALL, "Mcp-Name": values}).endswith(words)
+
+
 @pytest.mark.parametrize("method", ["tools/list", "server/discover", "x"])
 def test_a_method_without_a_name_needs_none(method: str) -> None:
     fields = {**CALL, "Mcp-Method": method, "Mcp-Name": ABSENT}
@@ -195,6 +202,10 @@ def test_a_name_passes_as_a_client_writes_it_and_no_other_does(name: str, other:
 # Annotations.
 
 
+#: A tool that makes a list of tools a large one, which is read otherwise; and none.
+PADDINGS: list[list[object]] = [[], [{"name": "padding", "description": "x" * LARGE_BYTES}]]
+
+
 def listing(*tools: object, **more: object) -> bytes:
     return json.dumps({"tools": list(tools), "resultType": "complete", **more}).encode()
 
@@ -207,7 +218,8 @@ def param(header: object = "Region", kind: object = "string", **more: object) ->
     return {"type": kind, "x-mcp-header": header, **more}
 
 
-def test_annotations_are_found_however_deep() -> None:
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_annotations_are_found_however_deep(padding: list[object]) -> None:
     schema = {
         "a": param("A"),
         "b": {
@@ -218,7 +230,8 @@ def test_annotations_are_found_however_deep() -> None:
         "e": {"type": "string"},
         "f": True,
     }
-    found, cursor = annotated(listing(tool(schema), tool({"a": {}}, "other"), nextCursor="n"))
+    tools = [*padding, tool(schema), tool({"a": {}}, "other"), tool({"a": {}}, "n\ud800")]
+    found, cursor = annotated(listing(*tools, nextCursor="n"))
     assert cursor == "n"
     assert set(found) == {"t"}
     assert set(found["t"]) == {
@@ -230,6 +243,7 @@ def test_annotations_are_found_however_deep() -> None:
     assert annotated(msgspec.Raw(listing(tool(schema))))[0] == found
 
 
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize(
     "schema",
     [
@@ -261,13 +275,16 @@ def test_annotations_are_found_however_deep() -> None:
         tool({"a": {"items": {"properties": {"b": param("B")}}}}),
     ],
 )
-def test_a_tool_with_an_annotation_against_the_rules_is_left_out(schema: object) -> None:
+def test_a_tool_with_an_annotation_against_the_rules_is_left_out(
+    schema: object, padding: list[object]
+) -> None:
     """streamable-http, "Schema Extension": its clients drop the tool and send no headers."""
-    assert set(annotated(listing(schema, tool({"a": param()}, "good")))[0]) == {"good"}
+    assert set(annotated(listing(*padding, schema, tool({"a": param()}, "good")))[0]) == {"good"}
 
 
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("shape", [None, True, 7, "a", [], {}, [7], {"a": 1}, [[]], "\ud800"])
-def test_schemas_of_any_shape_are_read(shape: object) -> None:
+def test_schemas_of_any_shape_are_read(shape: object, padding: list[object]) -> None:
     good = tool({"a": param()}, "good")
     for odd in (
         shape,
@@ -277,7 +294,7 @@ def test_schemas_of_any_shape_are_read(shape: object) -> None:
         tool({"a": shape}),
         tool({"a": {"properties": shape, "allOf": shape, "$defs": shape, "not": shape}}),
     ):
-        assert set(annotated(listing(odd, good))[0]) == {"good"}
+        assert set(annotated(listing(*padding, odd, good))[0]) == {"good"}
     assert annotated(json.dumps(shape).encode()) == ({}, None)
     found, cursor = annotated(json.dumps({"tools": shape, "nextCursor": shape}).encode())
     assert found == {}
@@ -291,31 +308,25 @@ def test_unreadable_results_have_no_annotations(result: bytes) -> None:
     assert annotated(result) == ({}, None)
 
 
-@pytest.mark.parametrize(("count", "read"), [(MAX_TOOLS, True), (MAX_TOOLS + 1, False)])
-def test_large_list_of_tools_is_bounded(count: int, read: bool) -> None:
-    """`MAX_TOOLS`: nothing of a longer one is read."""
-    one = tool({"a": param(description="x" * LARGE_BYTES)})
-    found, cursor = annotated(listing(*[{}] * (count - 1), one, nextCursor="n"))
-    assert (set(found), cursor) == ({"t"} if read else set(), "n")
-
-
-def test_large_schema_is_not_read() -> None:
-    """`MAX_SCHEMA_BYTES`: its tool has no annotations, and all others have theirs."""
-
-    def padded(size: int, name: str) -> dict[str, Any]:
-        schema: dict[str, Any] = {"properties": {"a": param()}, "title": ""}
-        schema["title"] = "x" * (size - len(json.dumps(schema)))
-        return {"name": name, "inputSchema": schema}
-
-    longest, longer = padded(MAX_SCHEMA_BYTES, "longest"), padded(MAX_SCHEMA_BYTES + 1, "longer")
-    found, _ = annotated(listing(longer, longest, tool({"a": param()}, "good")))
-    assert set(found) == {"longest", "good"}
-
-
-def test_of_two_tools_with_one_name_the_last_counts() -> None:
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_of_two_tools_with_one_name_the_last_counts(padding: list[object]) -> None:
     one, other = tool({"a": param("A")}), tool({"b": param("B")})
-    assert annotated(listing(one, other))[0] == annotated(listing(other))[0]
-    assert annotated(listing(one, tool({})))[0] == {}
+    assert annotated(listing(*padding, one, other))[0] == annotated(listing(other))[0]
+    assert annotated(listing(*padding, one, tool({})))[0] == {}
+
+
+@pytest.mark.parametrize(("more", "names"), [(0, {"t"}), (1, set())])
+def test_max_tools(more: int, names: set[str]) -> None:
+    """MAX_TOOLS: of a longer list nothing is read."""
+    tools: list[object] = [{"name": "x"}] * (MAX_TOOLS - 1 + more)
+    assert set(annotated(listing(*tools, tool({"a": param()})))[0]) == names
+
+
+@pytest.mark.parametrize(("more", "names"), [(0, {"t"}), (1, set())])
+def test_max_schema_bytes(more: int, names: set[str]) -> None:
+    missing = MAX_SCHEMA_BYTES - len(encode(tool({"a": param()}, title="")["inputSchema"])) + more
+    line = encode({"tools": [tool({"a": param()}, title="x" * missing)]})
+    assert set(annotated(line)[0]) == names
 
 
 def test_a_schema_of_any_depth() -> None:
@@ -352,9 +363,15 @@ ONE: dict[str, Annotations] = {
 }
 
 
-def passes(kind: str, argument: object, header: object) -> bool:
+#: What has no value at `a`.
+NO_NESTED: list[object] = [None, 1, [], {}, {"a": {}}]
+#: An argument that makes those of a call large ones, which are read otherwise; and none.
+FILLINGS: list[dict[str, object]] = [{}, {"filling": "x" * LARGE_BYTES}]
+
+
+def passes(kind: str, argument: object, header: object, more: Mapping[str, object]) -> bool:
     """Whether a call with this argument and this header does."""
-    arguments = {} if argument is ABSENT else {"a": argument}
+    arguments = {**more} if argument is ABSENT else {**more, "a": argument}
     asked = request(name="t", arguments=arguments)
     refused: HeaderMismatch | None = None
     try:
@@ -367,6 +384,7 @@ def passes(kind: str, argument: object, header: object) -> bool:
     return refused is None
 
 
+@pytest.mark.parametrize("more", FILLINGS)
 @pytest.mark.parametrize(
     ("kind", "argument", "header"),
     [
@@ -398,10 +416,13 @@ def passes(kind: str, argument: object, header: object) -> bool:
         ("boolean", False, "false"),
     ],
 )
-def test_a_header_that_matches_its_argument(kind: str, argument: object, header: object) -> None:
-    assert passes(kind, argument, header)
+def test_a_header_that_matches_its_argument(
+    kind: str, argument: object, header: object, more: dict[str, object]
+) -> None:
+    assert passes(kind, argument, header, more)
 
 
+@pytest.mark.parametrize("more", FILLINGS)
 @pytest.mark.parametrize(
     ("kind", "argument", "header"),
     [
@@ -437,6 +458,7 @@ def test_a_header_that_matches_its_argument(kind: str, argument: object, header:
         ("integer", 1, "true"),
         ("integer", True, "1"),
         ("integer", "42", "42.0"),
+        ("boolean", 42, "42.0"),
         ("boolean", True, "True"),
         ("boolean", True, "1"),
         ("boolean", True, "false"),
@@ -444,14 +466,19 @@ def test_a_header_that_matches_its_argument(kind: str, argument: object, header:
     ],
 )
 def test_a_header_that_does_not_match_its_argument(
-    kind: str, argument: object, header: object
+    kind: str, argument: object, header: object, more: dict[str, object]
 ) -> None:
     """streamable-http, "Server Behavior for Custom Headers": 400 and -32020."""
-    assert not passes(kind, argument, header)
+    assert not passes(kind, argument, header, more)
 
 
 @pytest.mark.parametrize(
-    "arguments", [None, 7, "a", [], {}, {"b": 1}, {"b": {}}, {"b": {"a": None}}]
+    "arguments",
+    [
+        *(None, 7, "a", [], {}, {"b": 1}, {"b": {}}, {"b": {"a": None}}),
+        *("x" * LARGE_BYTES, ["x" * LARGE_BYTES]),
+        *({**FILLINGS[1], "b": each} for each in NO_NESTED),
+    ],
 )
 def test_arguments_that_lack_the_path(arguments: object) -> None:
     nested = (Annotation(("b", "a"), "Mcp-Param-A", "string"),)
@@ -461,12 +488,28 @@ def test_arguments_that_lack_the_path(arguments: object) -> None:
             check_params(asked, nested, Fields({"Mcp-Param-A": "x"}))
 
 
-def test_an_argument_within_another() -> None:
+@pytest.mark.parametrize("more", FILLINGS)
+def test_an_argument_within_another(more: dict[str, object]) -> None:
     nested = (Annotation(("b", "a"), "Mcp-Param-A", "string"),)
-    asked = request(name="t", arguments={"a": "no", "b": {"a": "x"}})
+    asked = request(name="t", arguments={**more, "a": "no", "b": {"a": "x", **more}})
     check_params(asked, nested, Fields({"Mcp-Param-A": "x"}))
     with pytest.raises(HeaderMismatch):
         check_params(asked, nested, Fields({"Mcp-Param-A": "no"}))
+
+
+@pytest.mark.parametrize("more", FILLINGS)
+def test_several_arguments_at_several_depths(more: dict[str, object]) -> None:
+    several = tuple(
+        Annotation(path, "Mcp-Param-" + "-".join(path), "string")
+        for path in (("a",), ("b", "c"), ("b", "d", "e"), ("b", "d"), ())
+    )
+    inner = {"c": "2", "d": {"e": "3"}}
+    fields = {"Mcp-Param-a": "1", "Mcp-Param-b-c": "2", "Mcp-Param-b-d-e": "3"}
+    asked = request(name="t", arguments={**more, "a": "1", "b": inner})
+    check_params(asked, several, Fields(fields))
+    for name in fields:
+        with pytest.raises(HeaderMismatch, match=name):
+            check_params(asked, several, Fields({**fields, name: "4"}))
 
 
 def test_headers_without_an_annotation_are_ignored() -> None:
