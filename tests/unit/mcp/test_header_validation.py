@@ -518,12 +518,21 @@ def test_headers_without_an_annotation_are_ignored() -> None:
     check_params(asked, (), Fields({"Mcp-Param-A": "y"}))
 
 
-def test_arguments_that_cannot_be_compared() -> None:
-    outer = request(name="t", arguments={"a": "HERE"}).outer
-    line = encode(outer).replace(b'"HERE"', b"1e999")
+def with_a_number_out_of_range(**arguments: object) -> ModernRequest:
+    """A call with 1e999 in place of `"HERE"`."""
+    line = encode(request(name="t", arguments=arguments).outer).replace(b'"HERE"', b"1e999")
     envelope = peek(line)
     assert envelope is not None
-    asked = read_request(with_envelope(line, envelope), version_header=VERSION)
+    return read_request(with_envelope(line, envelope), version_header=VERSION)
+
+
+def test_of_large_arguments_only_what_headers_repeat_is_decoded() -> None:
+    asked = with_a_number_out_of_range(**FILLINGS[1], a="x", b=["HERE"])
+    check_params(asked, ONE["string"], Fields({"Mcp-Param-A": "x"}))
+
+
+def test_arguments_that_cannot_be_compared() -> None:
+    asked = with_a_number_out_of_range(a="HERE")
     check_params(asked, (), Fields({}))
     with pytest.raises(HeaderMismatch) as caught:
         check_params(asked, ONE["integer"], Fields({}))
