@@ -29,6 +29,7 @@ from mcpbridge.jsonrpc.members import (
     value,
     with_meta,
 )
+from mcpbridge.jsonrpc.sliced_parser import MAX_MEMBERS
 
 Raw = msgspec.Raw
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
@@ -76,6 +77,11 @@ def test_members_keep_their_bytes(lone: bytes, space: bytes) -> None:
 def test_members_of_unusual_objects(text: bytes, found: dict[str, bytes]) -> None:
     assert texts(members(text)) == found
     assert texts(members(Raw(text))) == found
+
+
+@pytest.mark.parametrize("more", [b"", b',"b":[%b1]' % (b'{"x":1},' * (MAX_MEMBERS + 1))])
+def test_values_are_not_decoded_however_large_the_object_is(more: bytes) -> None:
+    assert texts(members(b'{"a":"\xff"%b}' % more))["a"] == b'"\xff"'
 
 
 @pytest.mark.parametrize("inside", [b"", LONE])
