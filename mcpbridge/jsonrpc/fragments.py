@@ -176,7 +176,7 @@ def malformed(error: msgspec.DecodeError, spans: list[Span], before: int = 0) ->
 
 def _place(at: int, spans: list[Span], before: int) -> int:
     """Return where in the text a byte of a piece is."""
-    left = max(0, at - before)
+    left = at - before
     for begin, end in spans[:-1]:
         if left < end - begin:
             return begin + left
