@@ -245,6 +245,15 @@ def test_an_error_names_the_byte_wherever_the_text_is_cut(at: int, size: int) ->
         at_once(outline(text, size=size))
 
 
+@pytest.mark.parametrize("size", [8, 9, 11, 16, 30])
+def test_an_error_names_the_byte_of_a_long_string(size: int) -> None:
+    """Slices that are inside of it are checked by themselves."""
+    for at in range(100):
+        text = b'{"a":["%b\x01%b",1,2]}' % (b"a" * at, b"a" * (100 - at))
+        with pytest.raises(NotJson, match=rf"\(byte {text.index(1)}\)"):
+            at_once(outline(text, size=size))
+
+
 def test_an_empty_array_has_no_elements() -> None:
     assert at_once(elements(b" [ ] ", 10)) == []
 
