@@ -280,11 +280,14 @@ def test_too_many_members_are_refused_before_the_rest_is_read() -> None:
 
 def test_a_refusal_has_the_id_if_that_came_first() -> None:
     many = b'"params":{%b}' % (b'"x":1,' * MAX_MEMBERS)
+    longest = b"a" * (MAX_NAME_BYTES - len('""'))
     for text, ident in (
         (b'{"id":7,%b}' % many, 7),
         (b'{"id":"a",%b}' % many, "a"),
         (b'{"id":[],%b}' % many, None),
-        (b'{"id":"%b",%b}' % (b"a" * MAX_NAME_BYTES, many), None),
+        (b'{"x":"%b","id":7,%b}' % (b"a" * MAX_NAME_BYTES, many), 7),
+        (b'{"id":"%b",%b}' % (longest, many), longest.decode()),
+        (b'{"id":"%b",%b}' % (longest + b"a", many), None),
         (b'{%b,"id":7}' % many, None),
     ):
         with pytest.raises(TooComplex) as caught:
@@ -334,6 +337,17 @@ def test_a_name_or_a_number_that_is_too_long_is_refused() -> None:
     with pytest.raises(TooComplex, match="MAX_NUMBER_BYTES"):
         at_once(outline(b'{"a":1%b}' % (b"0" * 2 * MAX_NUMBER_BYTES)))
     at_once(outline(b'{"a":1%b}' % (b"0" * (MAX_NUMBER_BYTES - 1))))
+
+
+def test_the_longest_name_and_number_may_stand_anywhere() -> None:
+    """MAX_NAME_BYTES, with the quotes, and MAX_NUMBER_BYTES do not count what is before."""
+    name, number = b"a" * (MAX_NAME_BYTES - len('""')), b"1" * (MAX_NUMBER_BYTES // 2)
+    text = b'{"x":"%b","%b":%b}' % (b"x" * MAX_NUMBER_BYTES, name, number)
+    (outer,) = at_once(outline(text))
+    begin, end = outer[name.decode()]
+    assert text[begin:end] == number
+    with pytest.raises(NotJson, match="truncated"):
+        at_once(outline(b'{"x":"%b","%b' % (b"x" * MAX_NUMBER_BYTES, name[:100])))
 
 
 def test_a_name_may_have_a_lone_surrogate() -> None:
