@@ -125,6 +125,12 @@ def test_outline_finds_inner_members(text: bytes, size: int) -> None:
             assert {name: plain(raw) for name, raw in spans.items()} == level
 
 
+@pytest.mark.parametrize("name", ["a", "param", "params ", "x"])
+def test_outline_enters_no_other_member(name: str) -> None:
+    text = json.dumps({name: {"_meta": {"b": 1}}, "params": {name: {"b": 1}}}).encode()
+    assert [set(each) for each in found(text, 8)] == [{name, "params"}, {name}]
+
+
 @given(written(st.lists(VALUES | DEEP, max_size=8)), SIZES)
 @settings(max_examples=examples(150))
 def test_elements_finds_the_elements_of_an_array(text: bytes, size: int) -> None:
@@ -198,6 +204,10 @@ def test_invalid_json_is_refused(text: bytes, data: st.DataObject | None, size: 
         (b'{"a":', "Input data was truncated"),
         (b"{1:2}", "expected '\"' (byte 1)"),
         (b'{"a" 1}', "expected ':' (byte 5)"),
+        (b'{"a"}', "expected ':' (byte 4)"),
+        (b'{"a"=1}', "expected ':' (byte 4)"),
+        (b'{"a":1~', "expected ',' or '}' (byte 6)"),
+        (b'{"%b":' % (b"a" * 1000), "Input data was truncated"),
         (b'{"a":1 "b":2}', "expected ',' or '}' (byte 7)"),
         (b'{"a":1,}', "expected '\"' (byte 7)"),
         (b'{"a":1}}', "trailing characters (byte 7)"),
@@ -249,9 +259,10 @@ def test_an_error_names_the_byte_wherever_the_text_is_cut(at: int, size: int) ->
 def test_an_error_names_the_byte_of_a_long_string(size: int) -> None:
     """Slices that are inside of it are checked by themselves."""
     for at in range(100):
-        text = b'{"a":["%b\x01%b",1,2]}' % (b"a" * at, b"a" * (100 - at))
-        with pytest.raises(NotJson, match=rf"\(byte {text.index(1)}\)"):
-            at_once(outline(text, size=size))
+        string = b'"%b\x01%b"' % (b"a" * at, b"a" * (100 - at))
+        for text in (b'{"a":%b}' % string, b'{"a":[%b,1,2]}' % string):
+            with pytest.raises(NotJson, match=rf"\(byte {text.index(1)}\)"):
+                at_once(outline(text, size=size))
 
 
 def test_an_empty_array_has_no_elements() -> None:
@@ -334,6 +345,8 @@ def test_deep_nesting_is_refused(opens: bytes, closes: bytes) -> None:
 def test_a_name_or_a_number_that_is_too_long_is_refused() -> None:
     with pytest.raises(TooComplex, match="MAX_NAME_BYTES"):
         at_once(outline(b'{"%b":1}' % (b"a" * MAX_NAME_BYTES)))
+    with pytest.raises(TooComplex, match="MAX_NAME_BYTES"):
+        at_once(outline(b'{"%b' % (b"a" * (MAX_NAME_BYTES - len('"')))))
     with pytest.raises(TooComplex, match="MAX_NUMBER_BYTES"):
         at_once(outline(b'{"a":1%b}' % (b"0" * 2 * MAX_NUMBER_BYTES)))
     at_once(outline(b'{"a":1%b}' % (b"0" * (MAX_NUMBER_BYTES - 1))))
