@@ -65,7 +65,7 @@ class InFlight:
         self,
         requests: Sequence[tuple[JsonRpcId, ProgressToken | None]],
         *,
-        json_only: bool = False,
+        json_only: bool,
     ) -> LogicalStream:
         """
         Open a stream for requests, by their ids and progress tokens.
