@@ -286,7 +286,10 @@ def _token(meta: dict[str, msgspec.Raw]) -> ProgressToken | None:
 
 
 def _canonical(raw: msgspec.Raw | None) -> bytes:
-    too_long = f"{CLIENT_CAPABILITIES} has more than {MAX_CAPABILITIES_BYTES} bytes"
+    too_long = (
+        f"{CLIENT_CAPABILITIES} has more than {MAX_CAPABILITIES_BYTES} bytes"
+        " (MAX_CAPABILITIES_BYTES)"
+    )
     if raw is not None and len(raw) > _UNREAD_BYTES:
         raise InvalidParams(too_long)
     found = _object(raw, CLIENT_CAPABILITIES)

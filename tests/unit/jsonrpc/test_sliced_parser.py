@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mcpbridge.errors import NotJson, NotJsonRpc, TooComplex
 from mcpbridge.jsonrpc import sliced_parser
-from mcpbridge.jsonrpc.fragments import MAX_DEPTH, Span, check_piece
+from mcpbridge.jsonrpc.fragments import _REDUCTIONS, MAX_DEPTH, Span, check_piece, closes
 from mcpbridge.jsonrpc.sliced_parser import (
     MAX_MEMBERS,
     MAX_NAME_BYTES,
@@ -394,3 +394,22 @@ def test_a_megabyte_is_read_in_bounded_slices(unit: bytes, monkeypatch: pytest.M
     assert done >= len(text) // (64 * 1024)
     assert found(text, 64 * 1024)[1]["a"] == text[15:-2]
     assert max(checked) < 2 * SLICE_BYTES
+
+
+def test_large_text_is_read_in_slices() -> None:
+    """`SLICE_BYTES` at a time, so that others are served in between."""
+    values = b'"x",' * (2 * SLICE_BYTES)
+    assert len(list(elements(b"[" + values + b"1]", len(values)))) >= len(values) // SLICE_BYTES
+    text = b'{"a":["b",' + values + b"1]}"
+    assert len(list(outline(text))) >= len(values) // SLICE_BYTES
+    assert len(list(outline(text, size=len(text)))) < len(values) // SLICE_BYTES
+
+
+@pytest.mark.parametrize("depth", [_REDUCTIONS, _REDUCTIONS + 1, 4 * _REDUCTIONS])
+def test_brackets_of_any_depth_close_themselves(depth: int) -> None:
+    """The first `_REDUCTIONS` pairs are removed together, the others one by one."""
+    pairs = b"[{" * depth + b"}]" * depth
+    stack = bytearray(b"[")
+    assert not closes(stack, pairs + b"{")
+    assert stack == b"[{"
+    assert closes(stack, pairs + b"}" + pairs + b"]")
