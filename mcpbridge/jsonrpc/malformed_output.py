@@ -317,8 +317,7 @@ class _Joined:
             self.lines.append(line[:left])
         if len(self._head) < END_BYTES:
             self._head += line[: END_BYTES - len(self._head)] + b" "
-        if self._size > JOINED_BYTES:
-            self._tail = (self._tail + b" " + line[-END_BYTES:])[-END_BYTES:]
+        self._tail = (self._tail + b" " + line[-END_BYTES:])[-END_BYTES:]
 
     @property
     def is_large_text(self) -> bool:
@@ -327,8 +326,7 @@ class _Joined:
 
     def answered(self) -> MaybeId:
         """Return the id of the request that they answer, if their ends show it."""
-        tail = self._tail or b" ".join(self.lines)[-END_BYTES:]
-        return _ident_of_answer(Oversized(self._head, tail, self._size))
+        return _ident_of_answer(Oversized(self._head, self._tail, self._size))
 
     def messages(self) -> list[MaybeId] | None:
         """

@@ -222,6 +222,13 @@ def test_joined_bytes(message: dict[str, Any], lost: object) -> None:
     assert (read.text, read.mistakes) == ([], [])
 
 
+def test_id_before_the_line_that_exceeds_joined_bytes_is_known() -> None:
+    """JOINED_BYTES: the end of the message begins in the lines that are kept."""
+    first, last = b'{"jsonrpc":"2.0","result":"', b'",\n"id":1\n}\n'
+    large = first.ljust(JOINED_BYTES + 1 - len(last), b"x") + last
+    assert Read().write(large).lost == [("lines", 1, False)]
+
+
 def test_joined_bytes_of_text() -> None:
     """JOINED_BYTES: what may be no message is not kept for longer."""
     lines = [b"{"] + [b'  "%b",' % (b"x" * 1000)] * (JOINED_BYTES // 1000)
