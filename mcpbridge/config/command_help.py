@@ -43,8 +43,8 @@ setting.\
 """
 _ABOUT_CONFIG = """\
 With --config, these options are allowed: --port, --host, --logfile, --pidfile, {}. All \
-other settings belong to a server: write them into the server's object in the file, or \
-into bridge.defaults for all servers.\
+other settings belong to a server: put them in the server's object in the file, or \
+in bridge.defaults for all servers.\
 """
 _ABOUT_TWISTD = """\
 To run as a daemon, as another user, or on another reactor, use twistd and its options. \

@@ -258,8 +258,9 @@ class ServerSettings:
     max_waiting_bytes: int = setting(
         8 * MIB,
         COUNT,
-        "Bytes queued for one backend process at which further messages are refused. The last"
-        " message may exceed this, so a message may be as large as `max_message_bytes`.",
+        "Once this many bytes are queued for one backend process, further messages are refused."
+        " The message that crosses the threshold is still accepted, so a single message can be as"
+        " large as `max_message_bytes`.",
         group=LIMITS,
         metavar="BYTES",
     )
@@ -323,10 +324,10 @@ class ServerSettings:
     reuse: str = setting(
         "connection",
         one_of("connection", "identity", "never"),
-        "When a stateless request may be handled by a legacy server's process that has already"
-        " handled another. `connection`: only over the same connection; `identity`: only from the"
-        " same user (without authentication, everyone counts as the same user); `never`: each"
-        " request gets a fresh process.",
+        "Whether a legacy server's process that has handled one stateless request may handle"
+        " another. `connection`: only if it arrives over the same connection; `identity`: only if"
+        " it comes from the same user (without authentication, everyone counts as the same user);"
+        " `never`: each request gets a fresh process.",
         group=STATELESS,
     )
     concurrency: int = setting(
@@ -339,8 +340,8 @@ class ServerSettings:
     max_process_age: float = setting(
         3600.0,
         SECONDS,
-        "Age in seconds at which an idle process for stateless requests, or one kept ready by"
-        " `warm`, is replaced; 0 disables this.",
+        "Age in seconds after which a process for stateless requests, or one kept ready by"
+        " `warm`, is replaced as soon as it has no request in progress; 0 disables this.",
         group=PROCESSES,
     )
     max_process_requests: int = setting(
@@ -378,16 +379,18 @@ class ServerSettings:
     start_timeout: float = setting(
         30.0,
         POSITIVE_SECONDS,
-        "Seconds a new process may take to answer `initialize` (`server/discover` if the server is"
-        " modern), and then again to answer `tools/list`. Applies to processes for stateless"
-        " requests, and to a session's process only if its client disconnects during startup.",
+        "Seconds a new process for stateless requests may take to answer `initialize`"
+        " (`server/discover` once the server is known to be modern), and the same again for"
+        " `tools/list`. A session's process has no such limit, unless its client disconnects"
+        " before it has answered.",
         group=PROCESSES,
     )
     probe_timeout: float = setting(
         10.0,
         POSITIVE_SECONDS,
-        "Seconds a server may take to answer the first `server/discover`; one that stays silent is"
-        " treated as a legacy server (one that speaks only revisions up to 2025-11-25).",
+        "Seconds to wait for the answer to `server/discover` while it is not known whether a"
+        " server is modern; one that stays silent is treated as a legacy server (one that speaks"
+        " only revisions up to 2025-11-25).",
         group=PROCESSES,
     )
     request_state_key: str | None = setting(
@@ -574,7 +577,8 @@ class BridgeSettings:
     strict: bool = setting(
         False,
         FLAG,
-        "Refuse to start if a server in the file cannot be served; disabled servers do not count.",
+        "Refuse to start if any server in the file would be skipped; disabled servers do not"
+        " count.",
         group=COMMON,
     )
     child_subreaper: bool | None = setting(
