@@ -1,11 +1,11 @@
 """
-Starts `twistd` as a fork of a process that has imported everything.
+Start `twistd` as a fork of a process that has imported everything.
 
-A bridge imports some 750 modules, which takes most of its start.  Each worker
-of pytest has a fork server of `multiprocessing`, which imports them once; the
-reactor is the first thing that a fork makes.  What a fork cannot show, the
-start of the installed program, is what tests/e2e/test_real.py,
-tests/e2e/test_signals.py and tests/integration/test_tap.py run.
+A bridge imports some 750 modules, which takes most of its startup time.  Each
+worker of pytest has a fork server of `multiprocessing`, which imports them
+once.  It has no reactor: each fork makes its own.  The installed program
+itself is started by tests/e2e/test_real_servers.py, test_clients.py and
+test_signals.py, and by tests/integration/test_tap.py.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
-#: All that a bridge imports and that does not import the reactor.
+#: The modules to import: all that a bridge needs and that do not import the reactor.
 PRELOADED = [
     "mcpbridge.bridge",
     "mcpbridge.tap",

@@ -1,8 +1,8 @@
 """
-Run the installed bridge as a user does, and connect to it as clients do.
+Run `twistd mcpbridge`, and connect to it as clients do.
 
-`serving` starts `twistd mcpbridge` in a process of its own and stops it at the
-end of the block.  It asserts that the bridge exits as it should and leaves no
+`serving` starts it in a process of its own, a fork of the `fork_server`, and stops
+it at the end of the block.  It asserts that the bridge exits as it should and leaves no
 process behind.  The clients are raw sockets, so that tests see the bytes on the
 wire; this module imports nothing of mcpbridge.
 
@@ -749,6 +749,9 @@ def serving(
     """
     Run `twistd mcpbridge` in front of a command, or of the servers of a
     configuration file, until the block ends; then no process may be left.
+
+    With an `environment`, even an empty one, it is started as a program, whose
+    Python reads these variables and which inherits what this process has set.
 
     With `clean` False, the log may have tracebacks.
     """
