@@ -110,7 +110,7 @@ def _expected(field: Field) -> str:
     expected = check.expected
     if check.accepts(None) and "null" not in expected:
         # Errors do not say so, because an option has no value that means null.
-        expected += ", or null"
+        expected = f"null, {expected}" if ", or " in expected else f"{expected}, or null"
     return expected.replace("|", "\\|")
 
 

@@ -35,11 +35,11 @@ passed to the server. An option may be shortened as long as it stays unambiguous
 """
 _ABOUT_SETTINGS = """\
 Most options have a setting of the same name in a configuration file: --max-sessions is \
-max_sessions. The exceptions are --port and --host, which make one entry of listen; \
---bridge-max-sessions and --bridge-max-sessions-per-address, which are max_sessions and \
-max_sessions_per_address in bridge; --request-state-key-file, which is request_state_key; \
---name, which is a server's key in mcpServers; and --logfile and --pidfile, which have no \
-setting.\
+max_sessions. The exceptions are --port and --host, which together are one entry of "listen"; \
+--bridge-max-sessions and --bridge-max-sessions-per-address, which are "max_sessions" and \
+"max_sessions_per_address" in the file's "bridge" object; --request-state-key-file, because in \
+a file "request_state_key" is the key itself; --name, which is a server's key in "mcpServers"; \
+and --logfile and --pidfile, which have no setting.\
 """
 _ABOUT_CONFIG = """\
 With --config, these options are allowed: --port, --host, --logfile, --pidfile, {}. All \

@@ -325,9 +325,10 @@ class ServerSettings:
         "connection",
         one_of("connection", "identity", "never"),
         "Whether a legacy server's process that has handled one stateless request may handle"
-        " another. `connection`: only if it arrives over the same connection; `identity`: only if"
-        " it comes from the same user (without authentication, everyone counts as the same user);"
-        " `never`: each request gets a fresh process.",
+        " another. `connection`: only if it arrives over the same connection; `identity`: any"
+        " request of the same user (the bridge has no authentication yet, so all clients count as"
+        " one user, even behind an authenticating proxy); `never`: each request gets a fresh"
+        " process.",
         group=STATELESS,
     )
     concurrency: int = setting(
@@ -379,18 +380,18 @@ class ServerSettings:
     start_timeout: float = setting(
         30.0,
         POSITIVE_SECONDS,
-        "Seconds a new process for stateless requests may take to answer `initialize`"
-        " (`server/discover` once the server is known to be modern), and the same again for"
-        " `tools/list`. A session's process has no such limit, unless its client disconnects"
-        " before it has answered.",
+        "Seconds a new process for stateless requests may take to answer `initialize`, or"
+        " `server/discover` if the server is known to speak 2026-07-28, and the same again for"
+        " `tools/list`. A session's process may take any time to answer `initialize` while its"
+        " client is connected; if the client disconnects first, this limit applies.",
         group=PROCESSES,
     )
     probe_timeout: float = setting(
         10.0,
         POSITIVE_SECONDS,
         "Seconds to wait for the answer to `server/discover` while it is not known whether a"
-        " server is modern; one that stays silent is treated as a legacy server (one that speaks"
-        " only revisions up to 2025-11-25).",
+        " server speaks 2026-07-28; one that stays silent is treated as a legacy server (one that"
+        " speaks only revisions up to 2025-11-25).",
         group=PROCESSES,
     )
     request_state_key: str | None = setting(
