@@ -12,10 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mcpbridge.errors import MessageRefused
 from mcpbridge.jsonrpc.envelope import peek, peek_again, split_batch
 from mcpbridge.jsonrpc.members import error_line
+
+#: The messages of a backend's batch that filters look at one by one, in one turn of the reactor.
+MAX_FILTERED_BATCH = 1000
 
 
 class FilteredSession(Protocol):
@@ -31,6 +35,9 @@ class FilteredSession(Protocol):
     def answer_backend(self, line: bytes) -> None:
         """Answer a request of the backend."""
 
+    def warn(self, fault: str, what: str) -> None:
+        """Log a warning about the backend; `fault` is the kind of mistake."""
+
 
 class FilteredPost(NamedTuple):
     """What filters made of the messages of one POST."""
@@ -40,6 +47,14 @@ class FilteredPost(NamedTuple):
     answers: list[bytes]
     #: The indexes of the messages that were dropped.
     dropped: set[int]
+
+
+class _FilterFailed(MessageRefused):
+    """Refuses a message because a filter raised another exception, which is kept."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("the message could not be checked")
+        self.error = error
 
 
 class MessageFilters:
@@ -102,36 +117,68 @@ class MessageFilters:
             return None
         return answer if envelope.is_response else None
 
-    def from_backend(
-        self, session: FilteredSession, line: bytes, *, is_batch: bool = True
-    ) -> bytes | None:
+    def from_backend(self, session: FilteredSession, line: bytes) -> bytes | None:
         """
         Return a backend's message as it is to pass; None where it is dropped.
 
         In the place of a refused response the client gets an error, since it
         waits for one.  A refused request of the backend is answered with an
         error.  A filter that fails refuses the message.  If a batch is
-        refused, its messages are filtered one by one; `is_batch` is False for
-        these.
+        refused, its messages are filtered one by one; one of more than
+        `MAX_FILTERED_BATCH` messages is dropped with a warning.
         """
-        filtered = line
+        verdict = self._verdict(session, line)
+        if isinstance(verdict, bytes):
+            return verdict
+        elements = split_batch(line)
+        if not elements:
+            self._log_failure(session, [verdict])
+            return self._refuse(session, line, verdict)
+        if len(elements) > MAX_FILTERED_BATCH:
+            self._log_failure(session, [verdict])
+            session.refused += len(elements)
+            session.warn(
+                "filtered batch",
+                f"a filter refused a batch of {len(elements)} messages; it is dropped, as only"
+                f" {MAX_FILTERED_BATCH} are filtered one by one (MAX_FILTERED_BATCH)",
+            )
+            return None
+        verdicts = [self._verdict(session, each) for each in elements]
+        self._log_failure(session, [verdict, *verdicts])
+        return _batch_of(
+            each if isinstance(each, bytes) else self._refuse(session, element, each)
+            for element, each in zip(elements, verdicts, strict=True)
+        )
+
+    def _verdict(self, session: FilteredSession, line: bytes) -> bytes | MessageRefused:
+        """Return the message as it is to pass, or its refusal."""
         try:
             for each in self._filters:
-                filtered = each.from_backend(session, filtered)
-            return filtered
+                line = each.from_backend(session, line)
+            return line
         except MessageRefused as refusal:
-            text = str(refusal)
-        except Exception:
-            self.log.failure("a filter failed; session {label}", label=session.label)
-            text = "the message could not be checked"
-        elements = split_batch(line) if is_batch else None
-        if elements is not None:
-            return _batch_of(self.from_backend(session, each, is_batch=False) for each in elements)
+            return refusal
+        except Exception as error:
+            return _FilterFailed(error)
+
+    def _log_failure(
+        self, session: FilteredSession, verdicts: Iterable[bytes | MessageRefused]
+    ) -> None:
+        """Log the first failure of a filter: the messages of a batch may all have the same one."""
+        for each in verdicts:
+            if isinstance(each, _FilterFailed):
+                text = "a filter failed; session {label}"
+                self.log.failure(text, Failure(each.error), label=session.label)
+                return
+
+    def _refuse(
+        self, session: FilteredSession, line: bytes, refusal: MessageRefused
+    ) -> bytes | None:
         session.refused += 1
         envelope = peek(line) or peek_again(line)
         if envelope is None or isinstance(envelope.id, msgspec.UnsetType):
             return None
-        answer = error_line(envelope.id, MessageRefused.code, text)
+        answer = error_line(envelope.id, MessageRefused.code, str(refusal))
         if envelope.is_response:
             return answer
         if envelope.is_request:

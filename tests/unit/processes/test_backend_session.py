@@ -49,7 +49,7 @@ from mcpbridge.jsonrpc.malformed_output import Lost
 from mcpbridge.processes.backend_faults import LOST_KEPT, LOST_SECONDS, SHOWN_CHARS
 from mcpbridge.processes.backend_session import LABEL_CHARS, LONG_LINE_BYTES, BackendSession
 from mcpbridge.processes.caller import Caller
-from mcpbridge.processes.message_filters import MessageFilters
+from mcpbridge.processes.message_filters import MAX_FILTERED_BATCH, MessageFilters
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.throttle import WINDOW_SECONDS
 from mcpbridge.server import Server
@@ -570,6 +570,32 @@ def test_a_batch_of_the_backend_passes_without_its_refused_messages() -> None:
         [error, json.loads(ASKED), json.loads(NOTE)],
     ]
     assert (made.session.refused, made.backend.sent) == (2, [])
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_refused_batch_of_the_backend_is_filtered_up_to_max_filtered_batch(more: int) -> None:
+    refused = REPLY.replace(b"swordfish", b"request")
+    complaints: list[str] = []
+    made = Made(filters=[Filter()], complain=lambda _, fault, what: complaints.append(what))
+    size = MAX_FILTERED_BATCH + more
+    made.session.messages_received([b"[" + b",".join([refused] * size) + b"]"])
+    assert made.session.refused == size
+    if more:
+        assert made.stream.lines == []
+        assert "MAX_FILTERED_BATCH" in complaints[0]
+    else:
+        assert [len(json.loads(each)) for each in made.stream.lines] == [MAX_FILTERED_BATCH]
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_filter_that_fails_on_a_batch_is_logged_once(
+    size: int, logged_failures: list[Failure]
+) -> None:
+    made = Made(filters=[Filter()])
+    made.session.messages_received([b"[" + b",".join([NOTE, b'"broken"'] * size) + b"]"])
+    assert json.loads(made.stream.lines[0]) == [json.loads(NOTE)] * size
+    assert made.session.refused == size
+    assert len(logged_failures) == 1
 
 
 def test_a_refused_answer_is_an_error_for_the_client() -> None:
