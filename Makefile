@@ -37,7 +37,8 @@ serve: .venv/.made ## run the bridge in front of the demo server
 	@exec $(BIN)/mcpbridge $(SERVE) -- $(CURDIR)/$(BIN)/python -m mcpbridge.demo
 
 test: ## run everything: the tools, the whole suite, and the suite on other Pythons
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint real others.made
+	@$(MAKE) --no-print-directory --jobs=2 \
+	    $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint real others.made
 	@log=$$(mktemp); \
 	$(MAKE) --no-print-directory others.tested >"$$log" 2>&1 & others=$$!; \
 	status=0; $(MAKE) --no-print-directory whole || status=$$?; \
@@ -145,7 +146,7 @@ clean: ## remove all that was made here
 	@touch $@
 
 # Another Python, named by OTHER; the target that tests is never up to date.
-.venv-%/.made: $(DEFINITIONS)
+.venv-%/.made: $(DEFINITIONS) | .venv/.made
 	$(OTHER) -m venv --without-pip .venv-$*
 	$(call PIP_FOR,.venv-$*) --editable '.[test]'
 	@touch $@

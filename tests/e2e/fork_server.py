@@ -8,14 +8,18 @@ itself is started by tests/e2e/test_real_servers.py, test_clients.py and
 test_signals.py, and by tests/integration/test_tap.py.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from multiprocessing import forkserver
 from pathlib import Path
+
+from tests.real.processes import descendants
 
 #: The modules to import: all that a bridge needs and that do not import the reactor.
 PRELOADED = [
@@ -39,9 +43,18 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(PRELOADED)
 
 
-def ensure_running() -> None:
-    """Start the fork server of this process, unless it runs."""
+@contextlib.contextmanager
+def running() -> Iterator[None]:
+    """Run the fork server of this process, and assert that no bridge is left of it at the end."""
+    for name in PRELOADED:
+        # The fork server says nothing about a module that it does not find.
+        assert find_spec(name), f"{name} is not there"
+    before = descendants(os.getpid())
     forkserver.ensure_running()
+    started = descendants(os.getpid()) - before
+    yield
+    left = {bridge for each in started for bridge in descendants(each.pid)}
+    assert not left, f"left behind: {left}"
 
 
 def _run_twistd(arguments: Sequence[str], cwd: Path, output: Path) -> None:

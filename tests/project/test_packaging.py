@@ -16,6 +16,7 @@ import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def environment(folder: Path) -> Path:
 
 def install(python: Path, *what: str | Path, cwd: Path) -> None:
     """Install into an environment; what is imported there is compiled then."""
+    need(find_spec("pip"), f"{sys.executable} has no pip")
     pip = ("-m", "pip", "--quiet", "--disable-pip-version-check", "--python", python)
     run(sys.executable, *pip, "install", "--no-compile", *what, cwd=cwd)
 

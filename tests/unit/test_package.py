@@ -18,4 +18,4 @@ def test_public_names_are_those_of_their_modules() -> None:
 
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'mcpbridge' has no attribute 'Brigde'"):
-        mcpbridge.Brigde  # noqa: B018  # type: ignore[attr-defined]
+        mcpbridge.Brigde  # type: ignore[attr-defined]  # noqa: B018

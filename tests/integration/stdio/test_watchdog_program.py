@@ -315,15 +315,6 @@ def test_invalid_lines_are_skipped(noise: bytes) -> None:
     assert records.all() == [ONE]
 
 
-def test_input_lines_are_bounded_by_line_bytes() -> None:
-    records = Records()
-    for _ in range(3):
-        records.receive(b"x" * watchdog_program.LINE_BYTES)
-    assert len(records._partial) <= watchdog_program.LINE_BYTES
-    records.receive(b"\n" + order({"add": ONE}))
-    assert records.all() == [ONE]
-
-
 def test_failed_count_does_not_prevent_killing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without free files or memory, which the bridge may have died of."""
 
