@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -28,7 +26,6 @@ from mcpbridge.script import ConsoleOptions
 from mcpbridge.tap import _STATUS_BYTES, Options, endpoint_of, makeService
 
 CAT = {"command": "cat"}
-TWISTD = Path(sys.executable).with_name("twistd")
 
 
 def parsed(*arguments: str) -> BridgeSettings:
@@ -663,20 +660,6 @@ def test_an_extension_without_its_interface_is_an_error(
     line = str(caught.value.code)
     assert line.startswith("mcpbridge: --launcher (launcher): expected ")
     assert reason in line
-
-
-def twistd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [TWISTD, "-n", *arguments],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.fixture
