@@ -7,7 +7,6 @@ are not measured: bridges and backends would run much more slowly.
 """
 
 import os
-from collections.abc import Generator
 
 import pytest
 from coverage import Coverage
@@ -22,16 +21,18 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Set the context of coverage to the package of the test while it runs."""
+#: The room of the tests that run; empty until the first, while modules are imported.
+_room = ""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """Name the room of the test; where it changes only, as coverage stores its data each time."""
+    global _room
     coverage = Coverage.current()
-    package = item.path.parent.name
-    own = package in SANS_IO and item.path.parent.parent.name == "unit"
-    if coverage is not None:
-        coverage.switch_context(package if own else "other")
-    try:
-        return (yield)
-    finally:
-        if coverage is not None:
-            coverage.switch_context("")
+    room = item.path.parent.name
+    if room not in SANS_IO or item.path.parent.parent.name != "unit":
+        room = "other"
+    if coverage is not None and room != _room:
+        coverage.switch_context(room)
+        _room = room
