@@ -42,11 +42,12 @@ def kill_pass(
 
     A process that forks and exits faster than /proc can be read is always
     gone before SIGKILL reaches it.  So everything is stopped first: each
-    process that is found gets SIGSTOP, and so does its group, for which the
-    kernel signals all members in one step.  A stopped process does not fork.
-    Rounds go on until one finds nothing new; then everything that was stopped
-    is killed, even if a round fails.  `sessions`, `known` and `since` are
-    those of `read_table`.  The calling process itself is spared.
+    process that is found gets SIGSTOP, and so does its group, unless it is a
+    watchdog; the kernel signals all members of a group in one step.  A stopped
+    process does not fork.  Rounds go on until one finds nothing new; then
+    everything that was stopped is killed, even if a round fails.  `sessions`,
+    `known` and `since` are those of `read_table`.  The calling process itself
+    is spared.
     """
     stopper = _Stopper(base, tags, sessions, known)
     try:
@@ -71,6 +72,7 @@ class _Stopper:
         sessions: Mapping[int, int],
         known: Mapping[int, int],
     ) -> None:
+        self._base = base
         self._tags = tags
         self._sessions = sessions
         self._known = known
@@ -93,7 +95,10 @@ class _Stopper:
             return True
         self.stopped.append(each)
         self._signal(each, signal.SIGSTOP)
-        _signal_group(pid, signal.SIGSTOP, self._groups)
+        # `base` itself is the tag of a watchdog.  The bridge tags it as soon as it is spawned;
+        # until it has called setsid(2), its group is that of the bridge: of a script, perhaps.
+        if each.tag != self._base:
+            _signal_group(pid, signal.SIGSTOP, self._groups)
         return True
 
     def visit_newest(self) -> None:

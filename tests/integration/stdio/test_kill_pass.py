@@ -320,3 +320,30 @@ def test_possible_processes_are_all_pids_since_the_oldest(since: int, newest: in
     assert {since or 1, newest} <= numbers
     if since and since <= newest:
         assert numbers == set(range(since, newest + 1))
+
+
+#: Begins a session, starts a sleeper in its group that carries a tag, and sleeps too.
+SUPERVISOR = """
+import os, resource, subprocess, sys, time
+os.setsid()
+child = subprocess.Popen(["sleep", "600"])
+for limit in (resource.RLIMIT_RSS, 10):
+    resource.prlimit(child.pid, limit, (int(sys.argv[1]),) * 2)
+print(child.pid, flush=True)
+print(child.wait(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_group_of_a_watchdog_that_is_starting_is_not_killed() -> None:
+    """It is tagged with the base itself, and still in the group of what started the bridge."""
+    command = [sys.executable, "-I", "-S", "-c", SUPERVISOR, str(BASE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout is not None
+        try:
+            supervisor.stdout.readline()
+            assert kill_pass.kill_pass(BASE) == 1
+            assert int(supervisor.stdout.readline()) == -signal.SIGKILL
+            assert supervisor.poll() is None
+        finally:
+            supervisor.kill()
