@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -138,14 +140,20 @@ def test_messages_of_one_read_are_written_at_once() -> None:
     ]
 
 
-def test_messages_on_a_socket_follow_buffered_bytes_as_chunks() -> None:
+@contextmanager
+def on_a_socket() -> Iterator[tuple[StreamHarness, Connection, socket.socket]]:
+    """Yield a stream on a real socket, its connection and the client's end."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.settimeout(10)
         reactor: Any = FakeWriterReactor()
         connection = Connection(ours, Protocol(), reactor)
         connection.connected = True
-        harness = StreamHarness(connection, opened=False)
+        yield StreamHarness(connection, opened=False), connection, theirs
+
+
+def test_messages_on_a_socket_follow_buffered_bytes_as_chunks() -> None:
+    with on_a_socket() as (harness, connection, theirs):
         harness.stream.send([b"[1]"])
         assert theirs.recv(1000) == chunk(b"[1]")
         connection.write(b"before ")
@@ -166,13 +174,7 @@ def test_messages_on_a_socket_follow_buffered_bytes_as_chunks() -> None:
 @pytest.mark.parametrize("size", [AT_ONCE_BYTES, AT_ONCE_BYTES + 1])
 def test_large_message_is_the_same_event(size: int) -> None:
     """Longer than `AT_ONCE_BYTES` it is written without a copy."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.settimeout(10)
-        reactor: Any = FakeWriterReactor()
-        connection = Connection(ours, Protocol(), reactor)
-        connection.connected = True
-        harness = StreamHarness(connection, opened=False)
+    with on_a_socket() as (harness, connection, theirs):
         large = b"[" + b"1" * (size - 2) + b"]"
         harness.stream.send([large])
         received = bytearray()
