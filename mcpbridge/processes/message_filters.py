@@ -139,8 +139,9 @@ class MessageFilters:
             session.refused += len(elements)
             session.warn(
                 "filtered batch",
-                f"a filter refused a batch of {len(elements)} messages; it is dropped, as only"
-                f" {MAX_FILTERED_BATCH} are filtered one by one (MAX_FILTERED_BATCH)",
+                f"a filter refused a batch of {len(elements)} messages; it is dropped with all its"
+                f" responses, because no more than {MAX_FILTERED_BATCH} messages are filtered one"
+                " by one (MAX_FILTERED_BATCH)",
             )
             return None
         verdicts = [self._verdict(session, each) for each in elements]
