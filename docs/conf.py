@@ -101,7 +101,7 @@ nitpick_ignore_regex = [
     ("py:obj", r".*"),
     # No inventories: a build needs no network, and these packages ship none.
     (r"py:.*", r"(collections|logging|os|pathlib|typing)\..*"),
-    (r"py:.*", r"(automat|klein|msgspec|twisted|zope)\..*"),
+    (r"py:.*", r"(automat|httptools|klein|msgspec|twisted|zope)\..*"),
 ]
 
 # HTML.

@@ -224,6 +224,26 @@ class BadHost(Refused):
     code = SERVER_ERROR
 
 
+class MalformedRequest(Refused):
+    """A request is not valid HTTP/1.1, or a proxy might read it in another way (RFC 9112)."""
+
+    code = SERVER_ERROR
+
+
+class HeadTooLarge(Refused):
+    """The head of a request has too many bytes or fields (RFC 6585, section 5)."""
+
+    status = 431
+    code = SERVER_ERROR
+
+
+class NotSupported(Refused):
+    """A request needs what this server does not have: a transfer coding, a tunnel."""
+
+    status = 501
+    code = SERVER_ERROR
+
+
 class NotFound(Refused):
     """There is nothing at this path."""
 

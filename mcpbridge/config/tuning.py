@@ -60,6 +60,9 @@ RATE_SECONDS = 60.0
 #: An idle connection is closed after this time.
 IDLE_SECONDS = 60.0
 
+#: How long closing it may take before it is aborted.
+ABORT_SECONDS = 15.0
+
 #: How long, and how many bytes, a refused body is read and discarded, so that the client
 #: sees the answer.
 DRAIN_SECONDS = 5.0
@@ -81,8 +84,9 @@ PIPELINED_BYTES = 16 * 1024
 SLICE_REQUESTS = 8
 SLICE_SECONDS = 0.00025
 
-#: How much of a chunked body counts as one request, as its chunks may be single bytes.
-SLICE_BYTES = 2048
+#: How much of what one connection has received is parsed at once, except for a body of
+#: known length: so many bytes may be a hundred requests, or hundreds of chunks.
+SLICE_BYTES = 4096
 
 #: How long that queue is served in one iteration of the reactor.
 TURN_SECONDS = 0.002

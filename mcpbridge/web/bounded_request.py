@@ -11,11 +11,12 @@ from io import BytesIO
 from typing import Any
 
 from twisted.python.failure import Failure
+from twisted.web.server import Request
 
 from mcpbridge.config.tuning import TRIM_BYTES
-from mcpbridge.errors import MessageTooLarge, Refused, RequestMemoryFull
+from mcpbridge.errors import Refused, RequestMemoryFull
 from mcpbridge.processes.address_shares import Shares
-from mcpbridge.twisted_internals import OpenRequest
+from mcpbridge.web.request_parser import ReceivedRequest
 
 
 class BodyBudget:
@@ -71,7 +72,7 @@ class BodyBudget:
         )
 
 
-class BridgeRequest(OpenRequest):
+class BridgeRequest(Request):
     """
     A request whose body is kept in memory, up to the site's limit.
 
@@ -82,59 +83,49 @@ class BridgeRequest(OpenRequest):
     channel: Any
     content: Any
     refusal: Refused | None = None
-    #: Bytes of the body that count against the budget of the site.
-    held = 0
-    #: The address whose share it counts against.
-    _client: str | None = None
+    #: What was received, which knows what counts against the budget of the site.
+    _received: ReceivedRequest | None = None
 
-    def gotLength(self, length: int | None) -> None:
-        """Refuse a body that is too long; `length` is None for a chunked one."""
+    def receive(self, received: ReceivedRequest, refusal: Refused | None) -> None:
+        """
+        Serve a request that has been received, or refuse its body.
+
+        All of the body counts until the response is written: whoever works on
+        it has it in some form.
+        """
+        head = received.head
+        add = self.requestHeaders.addRawHeader
+        for name, value in head.fields:
+            add(name, value)
+        if received.content_length is not None:
+            add(b"content-length", received.content_length)
+        self.refusal = refusal
         self.content = BytesIO()
-        if length is not None and length > self.channel.site.max_body:
-            self._refuse()
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Keep some more of the body, or refuse all of it."""
-        if self.refusal is not None:
-            return
-        size = len(data)
-        site = self.channel.site
-        if self.held + size > site.max_body:
-            self._refuse()
-            return
-        if not self.held:
-            self._client = site.clients.of_request(self)
-        if not site.budget.take(size, self._client):
-            self.refusal = site.budget.refusal(size)
-            self.let_go()
-        else:
-            self.held += size
-            self.content.write(data)
+        if refusal is None and received.arrived:
+            channel = self.channel
+            self._received = received
+            size = received.arrived - received.counted
+            if size and not channel.count_body(received, size):
+                self.refusal = channel.site.budget.refusal(size)
+                self.let_go()
+        self.requestReceived(head.method, head.target, head.version)
 
     def body(self) -> bytes:
-        """
-        Return the whole body, and free what held it.  It counts until the
-        response is written: whoever works on it has it in some form.
-        """
-        body: bytes = self.content.getvalue()
-        self.content = BytesIO()
+        """Return the whole body, and free what held it."""
+        received = self._received
+        if received is None:
+            return b""
+        body = received.body
+        received.drop_body()
         return body
-
-    def _refuse(self) -> None:
-        limit = self.channel.site.max_body
-        self.let_go()
-        self.refusal = MessageTooLarge(f"a message may have {limit} bytes")
 
     def let_go(self) -> None:
         """Free the body, and count it no more."""
-        if self.held and self.channel is not None:
-            self.channel.site.budget.give_back(self.held, self._client)
-            self.held = 0
-        self.content = BytesIO()
-
-    def completed(self) -> None:
-        """Release the body when the response is complete."""
-        self.let_go()
+        received, self._received = self._received, None
+        if received is not None:
+            received.drop_body()
+            if self.channel is not None:
+                self.channel.give_back(received)
 
     def connectionLost(self, reason: Failure) -> None:
         """Release the body: the connection is lost."""

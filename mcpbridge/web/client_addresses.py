@@ -31,7 +31,6 @@ FORWARDED = "forwarded"
 #: Returns the values of a header, by its name in lower case.
 Fields = Callable[[str], list[str]]
 
-_FIELD = re.compile(rb"(?i)\r\n(x-forwarded-for|forwarded):([^\r]*)")
 _FOR = re.compile(r"(?i)(?:^|;)\s*for\s*=\s*([^;]*)")
 
 
@@ -158,17 +157,6 @@ class _Networks:
 
     def __contains__(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._networks)
-
-
-def in_head(head: bytes) -> Fields:
-    """Return the fields that name the client in a request's head, whose lines end with CRLF."""
-    found = [(name.lower(), value) for name, value in _FIELD.findall(head)]
-
-    def fields(wanted: str) -> list[str]:
-        name = wanted.encode("ascii")
-        return [value.decode("latin-1") for each, value in found if each == name]
-
-    return fields
 
 
 def _of_headers(headers: Any) -> Fields:

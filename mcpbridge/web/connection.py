@@ -1,5 +1,6 @@
 """
-The HTTP connection with bounds that twisted.web does not have.
+The half of an HTTP connection that reads: one request at a time, within bounds
+on time and memory.
 
 A request has a deadline, a body a limit; a refused body is answered at once,
 while its sender may still be sending.  Knows bytes and time; must not know
@@ -8,6 +9,7 @@ what is served.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableDescriptor, IReactorTime
@@ -15,35 +17,43 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import (
+    ABORT_SECONDS,
     DRAIN_BYTES,
     DRAIN_SECONDS,
     GIVE_WAY_SECONDS,
     HEAD_SECONDS,
+    IDLE_SECONDS,
     LEFT_SECONDS,
     PIPELINED_BYTES,
     RATE_SECONDS,
     REQUEST_SECONDS,
-    SLICE_BYTES,
 )
+from mcpbridge.errors import MessageTooLarge, Refused
+from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.timers import Timer
-from mcpbridge.web.bounded_request import BodyBudget
+from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses, Peer
 from mcpbridge.web.fair_turns import FairTurns
-from mcpbridge.web.tcp import has_left, unsent
+from mcpbridge.web.request_parser import NO_HEAD, ReceivedRequest, RequestParser
+from mcpbridge.web.tcp import has_left
 from mcpbridge.web.transport_security import loopback_port
 from mcpbridge.web.watched_connection import CONNECTION_DONE, WatchedConnection
 
 
-class _Site(Protocol):
+class ConnectionSite(Protocol):
     """The part of `BridgeSite` that a connection uses."""
 
     clock: IReactorTime
     budget: BodyBudget
     clients: ClientAddresses
     turns: FairTurns
+    requestFactory: Callable[[BridgeConnection], BridgeRequest]
+    fast_path: Any
     max_body: int
+    peer_timeout: float
     min_transfer_rate: int
+    responses: ResponseBudget | None
 
     def opened(self, channel: BridgeConnection) -> bool:
         """Count a new connection; return False if there are too many."""
@@ -55,235 +65,81 @@ class _Site(Protocol):
         """Tell whether a proxy may send several clients' requests on this connection."""
         ...
 
+    def refusal(self, refused: Refused) -> bytes:
+        """Return the whole response to a request that is not HTTP as it should be."""
+        ...
+
 
 class BridgeConnection(WatchedConnection):
     """
     An HTTP/1.1 connection that does not wait or store without bound.
 
-    One request at a time: what arrives behind it waits in `_pipelined` until
-    its response is complete and written, and beyond `PIPELINED_BYTES` is not
-    read.  twisted.web's own channel would parse all that one read has brought,
-    and serve it in one go; this one hands it the bytes in slices, takes back
-    what is behind a request in `requestDone`, and gives way to other
-    connections (`FairTurns`) after a few requests.
+    One request at a time: what arrives behind it waits, unparsed, in
+    `_pipelined` until its response is complete and written, and beyond
+    `PIPELINED_BYTES` is not read.  What is parsed is a slice of that; the
+    requests in it wait in the parser's `ready`.  After a few of them, or a few
+    slices, the connection gives way to others (`FairTurns`).
 
     `streaming` is set while an endless response is written: what a client
     sends behind it can never be answered, and too much of it closes the
     connection.
     """
 
-    # As in `OpenChannel`: attributes that every connection has.
-    __slots__ = ("_client_connection", "loopback", "peer")
-
-    site: Any
-    streaming = False
+    site: ConnectionSite
     log = Logger()
+    #: A request that waits for its response without a request object; see `FastConnection`.
+    pending: Any = None
+    #: Made for the first byte; a stream needs none.
+    _parser: RequestParser | None = None
+    #: Bytes that arrived behind the request that is handled.
+    _pipelined = b""
+    #: Whether requests are being served: what is left of them is dealt with after that.
+    _serving = False
     #: Aborts the connection if a request does not arrive in time.
     _deadline: IDelayedCall | None = None
+    #: When the request that is arriving began to.
+    _began = 0.0
+    #: How much of a body had arrived when its rate was last checked.
+    _arrived_before: int | None = None
     #: Whether a refused body is still arriving, behind its response.
     _draining = False
     #: Whether no request is accepted any more: what still arrives is dropped.
     _discarding = False
     _drained = 0
+    #: Whether the connection is kept when the response is complete.
+    _persistent = True
     #: Bytes that arrived behind an endless response.
     _behind_stream = 0
     _admitted = True
-    #: Bytes that arrived behind the request that is handled.
-    _pipelined = b""
-    #: Whether bytes are being parsed: what is left of them is dealt with after that.
-    _parsing = False
     #: Whether reading is paused because too much is pipelined.
     _reading_paused = False
     _departure_check: Timer | None = None
-    _giving_way: Timer | None = None
-    #: How much of a body had arrived when its rate was last checked.
-    _arrived_before: int | None = None
+    #: Aborts the connection if it does not close in time.
+    _closing: Timer | None = None
+    _idle_check: IDelayedCall | None = None
+    _client_connection: ClientConnection | None = None
 
     def connectionMade(self) -> None:
         """Count the connection; refuse it if there are too many."""
-        self._client_connection: ClientConnection | None = None
         super().connectionMade()
         #: 0 where the listener is not on loopback.
         self.loopback = loopback_port(self.transport) or 0
         #: Who is at the other end.
         self.peer: Peer = self.site.clients.peer(self.transport.getPeer())
+        #: When anything last arrived or was answered.
+        self._active_at: float = self.site.clock.seconds()
+        self._check_idle_in(IDLE_SECONDS)
         self._admitted = self.site.opened(self)
         if not self._admitted:
             self.transport.abortConnection()
 
-    def dataReceived(self, data: bytes) -> None:
-        """Receive bytes of requests, or of a refused body that is dropped."""
-        if self._discarding:
-            self._drain(data)
-        elif self._pipelined or self.is_busy():
-            self._pipelined += data
-            if self.streaming:
-                self._behind_stream += len(data)
-                if self._behind_stream > PIPELINED_BYTES:
-                    self.log.info(
-                        "a client sent more data on a connection with an open stream; closing it"
-                    )
-                    self.transport.abortConnection()
-                    return
-            self._limit_pipelined()
-        else:
-            self._parse_requests(data)
-
-    # One request after the other.
-
-    def _parse_requests(self, data: bytes) -> None:
-        """
-        Parse request by request while the last one is done and the
-        connection's slice lasts; the rest stays in `_pipelined`.
-        """
-        self._parsing = True
-        served = 0
-        began = 0.0
-        try:
-            while True:
-                self._parse(data)
-                if not self._pipelined or self.is_busy():
-                    break
-                site: _Site = self.site
-                turns = site.turns
-                if not served:
-                    began = turns.now()
-                served += 1
-                if not turns.may_go_on(served, began):
-                    turns.join(self)
-                    break
-                data, self._pipelined = self._pipelined, b""
-        finally:
-            self._parsing = False
-        self._update_deadline()
-        if self._pipelined or self._reading_paused or self.has_pipelined():
-            self._limit_pipelined()
-
-    def _parse(self, data: bytes) -> None:
-        """
-        Give bytes to twisted.web's channel, which serves one request at most:
-        `requestDone` takes from it what is behind that.
-        """
-        if self.is_receiving_chunks():
-            # A chunk costs the same whether it has one byte or a thousand.
-            self._pipelined = data[SLICE_BYTES:] + self._pipelined
-            data = data[:SLICE_BYTES]
-        super().dataReceived(data)
-
-    def _parse_pipelined(self) -> None:
-        """Go on with what arrived behind a request, if that is done."""
-        if self._parsing:
-            return
-        if self._pipelined and not self.is_busy():
-            data, self._pipelined = self._pipelined, b""
-            self._parse_requests(data)
-        elif self._reading_paused:
-            self._limit_pipelined()
-
-    def _limit_pipelined(self) -> None:
-        """Pause reading while more than `PIPELINED_BYTES` wait behind a request."""
-        if self.transport.disconnecting:
-            # Nothing of it will be served.  TLS goes on reading, for the peer's close_notify.
-            self._discard_pipelined()
-            self._reading_paused = False
-            return
-        pause = len(self._pipelined) + self.pipelined_length() > PIPELINED_BYTES
-        if pause:
-            self.pause_reading()
-            if self._departure_check is None:
-                self._departure_check = Timer(self.site.clock)
-            if not self._departure_check.is_running:
-                self._departure_check.start(LEFT_SECONDS, self._check_departure)
-        elif self._reading_paused and (self.is_handling_request() or not self.is_transport_full()):
-            self.resume_reading()
-        self._reading_paused = pause
-
-    def _discard_pipelined(self) -> None:
-        """Drop what arrived behind the request that is handled."""
-        self._pipelined = b""
-        self.discard_pipelined()
-
-    def _check_departure(self) -> None:
-        """Abort if the client has left: without reading, nothing else tells."""
-        if has_left(self.transport):
-            self.transport.abortConnection()
-        elif self._reading_paused and self._departure_check is not None:
-            self._departure_check.start(LEFT_SECONDS, self._check_departure)
-
-    def requestDone(self, request: Any) -> None:
-        """Go on with what arrived behind a request whose response is complete."""
-        self._pipelined = self.take_pipelined() + self._pipelined
-        self._behind_stream = 0
-        super().requestDone(request)
-        if self.persistent:
-            self._parse_pipelined()
-
-    def resumeProducing(self) -> None:
-        """Go on when the transport has written what it was given."""
-        super().resumeProducing()
-        self._parse_pipelined()
-
-    def allContentReceived(self) -> None:
-        """Stop the deadline of a complete request; the next one has its own."""
-        self._set_deadline(None)
-        super().allContentReceived()
-
-    def allHeadersReceived(self) -> None:
-        """Refuse a body that is known to be too large, without waiting for it."""
-        super().allHeadersReceived()
-        if self.length is None:
-            # Chunked: for `_parse`, in slices.
-            self._pipelined = self.take_unparsed() + self._pipelined
-        self._answer_refused_body()
-
-    def rawDataReceived(self, data: bytes) -> None:
-        """Receive some of a body."""
-        if self._draining:
-            self._drain(data)
-            return
-        super().rawDataReceived(data)
-        if not self.is_handling_request():
-            self._answer_refused_body()
-
-    def loseConnection(self) -> None:
-        """
-        Close; where a body is still arriving, only after what was written
-        has had a chance to be read: closing at once would reset it.  No
-        request that has arrived behind is served any more.
-        """
-        self._discard_pipelined()
-        self._discarding = True
-        self.site.turns.leave(self)
-        if not self._draining:
-            paused = self._reading_paused or self.is_transport_full()
-            if paused and not self.transport.disconnecting:
-                # TLS reads its peer's close_notify before it closes.
-                self.resume_reading()
-            self._reading_paused = False
-            super().loseConnection()
-            return
-        self.setTimeout(None)
-        self.unregister_from_transport()
-        # TLS has no half-close: there the sender reads the response meanwhile.
-        half_closeable: Any = IHalfCloseableDescriptor(self.transport, None)
-        if half_closeable is not None:
-            half_closeable.loseWriteConnection()
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        """Close: no line of a head is that long."""
-        self.loseConnection()
-
-    def timeoutConnection(self) -> None:
-        """Close an idle connection.  One that is drained has a deadline of its own."""
-        if not self._draining:
-            super().timeoutConnection()
-
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
         """Stop all timers, and tell the site last."""
         self._set_deadline(None)
-        self._discard_pipelined()
+        self._stop_idle_check()
+        self._drop_unserved()
         self.site.turns.leave(self)
-        for timer in (self._departure_check, self._giving_way):
+        for timer in (self._departure_check, self._closing):
             if timer is not None:
                 timer.stop()
         try:
@@ -297,6 +153,205 @@ class BridgeConnection(WatchedConnection):
             if self._admitted:
                 self.site.closed(self)
 
+    def dataReceived(self, data: bytes) -> None:
+        """Receive bytes of requests, or of a refused body that is dropped."""
+        self._active_at = self.site.clock.seconds()
+        if self._discarding:
+            self._drain(data)
+        elif self._pipelined or self.is_busy():
+            self._hold(data)
+        else:
+            self._serve_requests(data)
+
+    def is_busy(self) -> bool:
+        """Tell whether a request has no complete response, or too much of one is unsent."""
+        return self.pending is not None or self.request is not None or self._transport_full
+
+    # One request after the other.
+
+    def _serve_requests(self, data: bytes) -> None:
+        """
+        Serve request by request while the last one is done and the
+        connection's slice lasts; the rest waits.
+        """
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = RequestParser()
+        ready = parser.ready
+        self._serving = True
+        slices = 0
+        began = 0.0
+        try:
+            while True:
+                if data and not ready:
+                    size = parser.slice_size
+                    piece, data = (data, b"") if len(data) <= size else (data[:size], data[size:])
+                    parser.feed(piece)
+                    if parser.receiving is not None:
+                        self._check_body(parser, parser.receiving)
+                if ready:
+                    if self._deadline is not None:
+                        self._set_deadline(None)
+                    self.serve(ready.popleft())
+                if self._discarding or not (ready or data) or self.is_busy():
+                    break
+                turns = self.site.turns
+                if not slices:
+                    began = turns.now()
+                slices += 1
+                if not turns.may_go_on(slices, began):
+                    turns.join(self)
+                    break
+        finally:
+            self._serving = False
+        if self._discarding:
+            self._drop_unserved()
+            return
+        if data:
+            self._pipelined = data + self._pipelined
+        if parser.has_begun or self._deadline is not None:
+            self._update_deadline(parser)
+        elif self.streaming and not ready:
+            # A stream is for long, and nothing can follow it.
+            self._parser = None
+        if self._pipelined or self._reading_paused:
+            self._limit_pipelined()
+
+    def serve(self, received: ReceivedRequest) -> None:
+        """Serve a request that is complete or refused: as one of twisted.web."""
+        head = received.head
+        refusal = received.refusal
+        if refusal is None and received.arrived > self.site.max_body:
+            refusal = self._too_large()
+        if head is NO_HEAD:
+            assert refusal is not None
+            self.transport.write(self.site.refusal(refusal))
+            self.loseConnection()
+            return
+        request: BridgeRequest = self.site.requestFactory(self)
+        self._persistent = head.persistent and refusal is None
+        if refusal is not None:
+            self.give_back(received)
+            self._refuse_the_rest()
+        if not self._persistent and head.version == b"HTTP/1.1":
+            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        self.request = request
+        request.receive(received, refusal)
+
+    def requestDone(self, request: Any) -> None:
+        """Go on with what arrived behind a request whose response is complete."""
+        request.let_go()
+        self._behind_stream = 0
+        self._active_at = self.site.clock.seconds()
+        super().requestDone(request)
+        if self._persistent:
+            self._go_on()
+        else:
+            self.loseConnection()
+
+    def resumeProducing(self) -> None:
+        """Go on when the transport has written what it was given."""
+        super().resumeProducing()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Go on with what arrived behind a request, if that is done."""
+        if self._serving:
+            return
+        parser = self._parser
+        waits = parser is not None and (parser.ready or parser.has_begun)
+        if (self._pipelined or waits) and not self.is_busy():
+            data, self._pipelined = self._pipelined, b""
+            self._serve_requests(data)
+        elif self._reading_paused:
+            self._limit_pipelined()
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what arrives behind a request, within bounds."""
+        self._pipelined += data
+        if self.streaming:
+            self._behind_stream += len(data)
+            if self._behind_stream > PIPELINED_BYTES:
+                self.log.info(
+                    "a client sent more data on a connection with an open stream; closing it"
+                )
+                self.transport.abortConnection()
+                return
+        self._limit_pipelined()
+
+    def _limit_pipelined(self) -> None:
+        """Pause reading while more than `PIPELINED_BYTES` wait behind a request."""
+        if self.transport.disconnecting:
+            # Nothing of it will be served.  TLS goes on reading, for the peer's close_notify.
+            self._drop_unserved()
+            self._reading_paused = False
+            return
+        pause = len(self._pipelined) > PIPELINED_BYTES
+        if pause:
+            self.transport.pauseProducing()
+            if self._departure_check is None:
+                self._departure_check = Timer(self.site.clock)
+            if not self._departure_check.is_running:
+                self._departure_check.start(LEFT_SECONDS, self._check_departure)
+        elif self._reading_paused and (self.request is not None or not self._transport_full):
+            self.transport.resumeProducing()
+        self._reading_paused = pause
+
+    def _check_departure(self) -> None:
+        """Abort if the client has left: without reading, nothing else tells."""
+        if has_left(self.transport):
+            self.transport.abortConnection()
+        elif self._reading_paused and self._departure_check is not None:
+            self._departure_check.start(LEFT_SECONDS, self._check_departure)
+
+    def _drop_unserved(self) -> None:
+        """Drop what has arrived and is not served."""
+        self._pipelined = b""
+        parser, self._parser = self._parser, None
+        if parser is not None:
+            for received in (parser.receiving, *parser.ready):
+                if received is not None:
+                    self.give_back(received)
+            parser.close()
+
+    # The body of a request, while it arrives.
+
+    def _check_body(self, parser: RequestParser, receiving: ReceivedRequest) -> None:
+        """Count what has arrived of a body, and refuse one that is too large or too much."""
+        limit = self.site.max_body
+        length = receiving.content_length
+        if receiving.arrived > limit or (length is not None and int(length) > limit):
+            parser.refuse(self._too_large())
+            return
+        size = receiving.arrived - receiving.counted
+        if size and not self.count_body(receiving, size):
+            parser.refuse(self.site.budget.refusal(size))
+
+    def count_body(self, received: ReceivedRequest, size: int) -> bool:
+        """Count so many bytes more of a body; return False if that is too much."""
+        if received.sender is None:
+            received.sender = self.address_of(received)
+        if not self.site.budget.take(size, received.sender):
+            return False
+        received.counted += size
+        return True
+
+    def give_back(self, received: ReceivedRequest) -> None:
+        """Count a body no more."""
+        counted, received.counted = received.counted, 0
+        if counted:
+            self.site.budget.give_back(counted, received.sender)
+
+    def _too_large(self) -> MessageTooLarge:
+        return MessageTooLarge(f"a message may have {self.site.max_body} bytes")
+
+    def address_of(self, received: ReceivedRequest) -> str | None:
+        """Return the address whose share counts for a request; None if none does."""
+        peer = self.peer
+        if not peer.proxy:
+            return peer.share
+        return self.site.clients.client(peer, received.head.text_values)
+
     def client_connection(self) -> ClientConnection | None:
         """
         Return this connection, for what may serve it alone; None if it is a
@@ -306,77 +361,140 @@ class BridgeConnection(WatchedConnection):
             self._client_connection = ClientConnection()
         return self._client_connection
 
+    # Streams.
+
+    def stream_begins(self) -> None:
+        """Let the stream tell whether its client is there."""
+        super().stream_begins()
+        self._stop_idle_check()
+
+    def stream_ends(self) -> None:
+        """Expect requests again."""
+        super().stream_ends()
+        if not self._gone:
+            self._check_idle_in(IDLE_SECONDS)
+
     # Called by `FairTurns`.
 
     def serve_slice(self) -> None:
         """Go on with what has arrived."""
-        self._parse_pipelined()
+        self._go_on()
 
     def fail(self) -> None:
         """Close: serving a request has raised."""
         self.transport.abortConnection()
 
-    # Called by `Connections`.
+    # The end.
 
-    def idle_since(self) -> float | None:
-        """Return when bytes last arrived; None while a request is begun or its response waits."""
-        if self.is_busy() or self._pipelined or self._draining or self.is_receiving_request():
-            return None
-        return self.last_received()
-
-    def give_way(self) -> bool:
-        """Close an idle connection; return False if its client has not read the last response."""
-        if unsent(self.transport):
-            return False
-        self.setTimeout(None)
-        # TLS waits for its peer to close as well, and another connection needs the capacity.
-        # Without a line in the log: that would be one for each connection of a flood.
-        self._giving_way = Timer(self.site.clock)
-        self._giving_way.start(GIVE_WAY_SECONDS, self.transport.abortConnection)
-        self.loseConnection()
-        return True
-
-    # A refused body is answered before it is complete, and the rest dropped.
-
-    def may_continue(self) -> bool:
-        """Ask no client for a body that is refused."""
-        return self.requests[-1].refusal is None
-
-    def _answer_refused_body(self) -> None:
-        if not self.requests or self.requests[-1].refusal is None:
+    def loseConnection(self) -> None:
+        """
+        Close; where a body is still arriving, only after what was written
+        has had a chance to be read: closing at once would reset it.  No
+        request that has arrived behind is served any more.
+        """
+        self._pipelined = b""
+        if self._parser is not None and not self._serving:
+            self._drop_unserved()
+        self._discarding = True
+        self.site.turns.leave(self)
+        if not self._draining:
+            paused = self._reading_paused or self._transport_full
+            if paused and not self.transport.disconnecting:
+                # TLS reads its peer's close_notify before it closes.
+                self.transport.resumeProducing()
+            self._reading_paused = False
+            super().loseConnection()
             return
+        self._stop_idle_check()
+        self.transport.unregisterProducer()
+        # TLS has no half-close: there the sender reads the response meanwhile.
+        half_closeable: Any = IHalfCloseableDescriptor(self.transport, None)
+        if half_closeable is not None:
+            half_closeable.loseWriteConnection()
+
+    def _refuse_the_rest(self) -> None:
+        """Drop what still arrives of a refused request, for a while."""
         self._draining = self._discarding = True
-        self.persistent = 0
-        self.requests[-1].responseHeaders.setRawHeaders(b"Connection", [b"close"])
         self._set_deadline(DRAIN_SECONDS)
-        self.handle_request_now()
 
     def _drain(self, data: bytes) -> None:
         self._drained += len(data)
         if self._drained > DRAIN_BYTES:
             self.transport.abortConnection()
 
+    def _close_within(self, seconds: float) -> None:
+        """Close, and abort the connection if that takes longer."""
+        self._closing = Timer(self.site.clock)
+        self._closing.start(seconds, self.transport.abortConnection)
+        self.loseConnection()
+
+    # Called by `Connections`.
+
+    def idle_since(self) -> float | None:
+        """Return when it was last active; None while a request is begun or its response waits."""
+        parser = self._parser
+        if parser is not None and (parser.ready or parser.has_begun):
+            return None
+        if self._pipelined or self._draining or self.is_busy():
+            return None
+        return self._active_at
+
+    def give_way(self) -> bool:
+        """Close an idle connection; return False if its client has not read the last response."""
+        if self.has_unsent():
+            return False
+        # TLS waits for its peer to close as well, and another connection needs the capacity.
+        # Without a line in the log: that would be one for each connection of a flood.
+        self._stop_idle_check()
+        self._close_within(GIVE_WAY_SECONDS)
+        return True
+
+    # Idleness.  One delayed call, which a message does not touch.
+
+    def _check_idle_in(self, seconds: float) -> None:
+        if self._idle_check is None:
+            self._idle_check = self.site.clock.callLater(seconds, self._check_idle)
+
+    def _stop_idle_check(self) -> None:
+        check, self._idle_check = self._idle_check, None
+        if check is not None:
+            check.cancel()
+
+    def _check_idle(self) -> None:
+        """Close an idle connection; while a response is unsent, `ClientWatch` decides."""
+        self._idle_check = None
+        left = self._active_at + IDLE_SECONDS - self.site.clock.seconds()
+        if left > 0:
+            self._check_idle_in(left)
+        elif self.pending is not None or self.request is not None or self._draining:
+            self._check_idle_in(IDLE_SECONDS)
+        elif self.has_unsent():
+            self._watch_response()
+            self._check_idle_in(IDLE_SECONDS)
+        else:
+            self._close_within(ABORT_SECONDS)
+
     # A request that has begun must be complete in time.
 
-    def _update_deadline(self) -> None:
+    def _update_deadline(self, parser: RequestParser) -> None:
         """Start the deadline of a request that has begun, or stop that of one that is complete."""
-        if self._draining:
+        if self.pending is not None or self.request is not None or not parser.has_begun:
+            self._set_deadline(None)
             return
-        if self.is_handling_request() or not self.is_receiving_request():
-            if self._deadline is not None:
-                self._set_deadline(None)
-        elif self._deadline is None:
+        receiving = parser.receiving
+        if receiving is not None and receiving.head.expects_continue and not receiving.continued:
+            # The client may hold the body back until it is asked (RFC 9110, section 10.1.1).
+            receiving.continued = True
+            if not receiving.arrived:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._deadline is None:
             self._began = self.site.clock.seconds()
             self._arrived_before = None
             self._set_deadline(HEAD_SECONDS)
 
-    def _arrived_of_body(self) -> int:
-        """Return how many bytes have arrived of the body that is being received."""
-        return self.requests[-1].held if self.requests else 0
-
-    def _sends_enough(self) -> bool:
+    def _sends_enough(self, receiving: ReceivedRequest) -> bool:
         """Tell whether the body has arrived at `min_transfer_rate` since the last check."""
-        before, self._arrived_before = self._arrived_before, self._arrived_of_body()
+        before, self._arrived_before = self._arrived_before, receiving.arrived
         due = self.site.min_transfer_rate * RATE_SECONDS
         return before is None or self._arrived_before - before >= due
 
@@ -393,9 +511,10 @@ class BridgeConnection(WatchedConnection):
     def _check_deadline(self) -> None:
         """Abort, unless the head was in time and the body arrives quickly enough."""
         self._deadline = None
-        if not self._draining and self.is_receiving_body():
+        receiving = None if self._parser is None else self._parser.receiving
+        if not self._draining and receiving is not None:
             left = self._began + REQUEST_SECONDS - self.site.clock.seconds()
-            if left > 0 and self._sends_enough():
+            if left > 0 and self._sends_enough(receiving):
                 self._set_deadline(min(left, RATE_SECONDS))
                 return
         self.transport.abortConnection()

@@ -1,170 +1,111 @@
 """
-The fast path of a connection: requests that post a message, read from their
-bytes without a request object.
+The fast path of a connection: requests that post a message, answered without a
+request object of twisted.web.
 
-A client that posts writes nearly the same head again and again, and all that
-is wanted of it is a session and a length.  What is recognized here is exactly
-what twisted.web would understand in the same way; anything else, and anything
-in doubt, is left to it.  Knows the bytes of a request (RFC 9112); must not
-decide about a message: that is for the server.
+A client that posts sends nearly the same head again and again, and all that
+is wanted of it is a session.  What is recognized here is exactly what the
+ordinary path would understand in the same way; anything else, and anything
+in doubt, is left to it.  Knows the heads of requests; must not decide about a
+message: that is for the server.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from time import time
 from typing import NamedTuple, cast
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString
+from twisted.web.http_headers import Headers as HeaderFields
 from twisted.web.server import version
 
 from mcpbridge.errors import InternalError, Refused
 from mcpbridge.jsonrpc.envelope import read_message
-from mcpbridge.mcp.header_validation import PARAM_PREFIX, Headers
+from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import LISTEN, MODERN_PROTOCOL_VERSIONS, claims_modern
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
-from mcpbridge.web.pending_response import PendingConnection, PendingExchange, PendingStream
+from mcpbridge.web.pending_response import (
+    PendingConnection,
+    PendingExchange,
+    PendingStream,
+)
+from mcpbridge.web.request_parser import Head
 from mcpbridge.web.response import reason_phrase
 from mcpbridge.web.stateless_http import PROXY_HEADERS, read_post, restated, status_of, work_on
 from mcpbridge.web.transport_security import (
     BROWSER_FIELDS,
     PREFETCH_FIELDS,
     TransportSecurity,
+    check_backend_route,
     is_browser_agent,
 )
 
-#: A longer head, or one with more lines, is for twisted.web.
-HEAD_BYTES = 8192
-HEAD_LINES = 64
+#: How many `Host` values are cached with whether they are allowed.
+KNOWN_HOSTS = 256
+#: How many origins have the heads of their responses cached.
+KNOWN_ORIGINS = 64
 
 _END = b"\r\n\r\n"
-_TARGET = re.compile(rb"POST ([!-~]+?)(?:\?sessionId=([0-9a-f-]{36}))? HTTP/1\.1")
-_STREAM = re.compile(rb"GET ([!-~]+) HTTP/1\.1")
-_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _IDENT = re.compile(rb"[0-9a-f-]{36}")
-#: Fields that change what a request is, or whether it is answered: requests with
-#: one of them are for twisted.web.  So is whatever a browser sends, which
-#: `TransportSecurity` checks there.
-_NOT_FAST = (
-    frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te", b"origin"})
-    | BROWSER_FIELDS
-    | PREFETCH_FIELDS
-)
-#: Fields that are read here, and may occur once.
-_READ = frozenset(
-    {
-        b"content-length",
-        b"host",
-        b"connection",
-        b"accept",
-        b"content-type",
-        b"mcp-session-id",
-        b"mcp-protocol-version",
-        b"mcp-method",
-        b"mcp-name",
-    }
-)
+_QUERY = b"sessionId="
+#: Fields by which a request is checked more closely: those that browsers send.
+_OF_BROWSERS = BROWSER_FIELDS | {b"origin"}
+#: Fields that change whether a request is answered, and how.
+_NOT_FAST = PREFETCH_FIELDS | {b"expect", b"trailer", b"te"}
 #: Fields of which only the presence is read.
 _PROXY = frozenset(name.encode("ascii") for name in PROXY_HEADERS)
-_PARAM = PARAM_PREFIX.lower().encode("ascii")
 
 
 class FastRequest(NamedTuple):
     """
-    The head of a fast request; `streamable` if it is for `/mcp`.
+    What the head of a fast request says; `streamable` if it is for `/mcp`.
 
     A request of 2026-07-28 has `headers` that its body must agree with, and no
-    `ident` of a session.  `proxied` if a proxy has sent it.
+    `ident` of a session.  `proxied` if a proxy has sent it.  `responses` makes
+    the bytes of its response.
     """
 
     server: Server
     ident: str
-    length: int
-    host: bytes | None
     streamable: bool
+    responses: FastResponses
     headers: Headers | None = None
     proxied: bool = False
 
 
-def read_head(head: bytes, servers: dict[bytes, tuple[Server, bool]]) -> FastRequest | None:
-    """
-    Read a head, without its last empty line; return None for one of twisted.web's.
+class _Checked:
+    """A request for `TransportSecurity`, which may give fields to its response."""
 
-    `servers` has a server for each path to post to, byte for byte, and whether
-    the path is that of Streamable HTTP.
-    """
-    if len(head) > HEAD_BYTES:
-        return None
-    first, *lines = head.split(b"\r\n")
-    target = _TARGET.fullmatch(first)
-    if target is None:
-        return None
-    server, streamable = servers.get(target[1], (None, False))
-    fields = _read_fields(lines)
-    if server is None or fields is None:
-        return None
-    digits = fields.get(b"content-length", b"")
-    # Without a length there is no body, and twisted.web has a response for that.
-    if not digits.isdigit() or len(digits) > 10 or int(digits) == 0:
-        return None
-    if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
-        return None
-    if streamable and (target[2] is not None or not _may_post(fields)):
-        return None
-    host = fields.get(b"host")
-    version = fields.get(b"mcp-protocol-version", b"2025-11-25").decode("latin-1")
-    if streamable and version in MODERN_PROTOCOL_VERSIONS:
-        if b"mcp-session-id" in fields:
-            return None
-        # With `json_response` some messages are not for the client; filters and
-        # observers that are told of the caller are told of all headers.
-        if server.settings.json_response or server.tells_callers:
-            return None
-        proxied = not _PROXY.isdisjoint(fields)
-        return FastRequest(server, "", int(digits), host, streamable, _headers(fields), proxied)
-    ident = fields.get(b"mcp-session-id", b"") if streamable else target[2]
-    if ident is None or not _IDENT.fullmatch(ident):
-        return None
-    if streamable and version not in HANDSHAKE_PROTOCOL_VERSIONS:
-        return None
-    return FastRequest(server, ident.decode("ascii"), int(digits), host, streamable)
+    def __init__(self, head: Head) -> None:
+        self.method = head.method
+        self.clientproto = head.version
+        self.requestHeaders = HeaderFields()
+        for name, value in head.fields:
+            self.requestHeaders.addRawHeader(name, value)
+        self.given: list[tuple[bytes, bytes]] = []
 
-
-def _read_fields(lines: list[bytes]) -> dict[bytes, bytes] | None:
-    """Return the fields that are read here; None if one is for twisted.web."""
-    if len(lines) > HEAD_LINES:
-        return None
-    fields: dict[bytes, bytes] = {}
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not _NAME.fullmatch(name):
-            return None
-        if b"\n" in value or b"\r" in value or b"\0" in value:
-            return None
-        name = name.lower()
-        if name in _NOT_FAST or name in fields:
-            return None
-        if name == b"user-agent" and is_browser_agent(value):
-            return None
-        if name in _READ or name in _PROXY or name.startswith(_PARAM):
-            fields[name] = value.strip(b" \t")
-    return fields
+    def setHeader(self, name: bytes, value: bytes) -> None:
+        """Note a field of the response."""
+        self.given.append((name, value))
 
 
 def _may_post(fields: dict[bytes, bytes]) -> bool:
     """Tell whether the endpoint accepts the usual headers of a POST; in doubt not."""
-    accepted = {part.strip(b" \t") for part in fields.get(b"accept", b"").split(b",")}
+    accept = fields.get(b"accept", b"")
     return (
-        accepted >= {b"application/json", b"text/event-stream"}
-        and fields.get(b"content-type", b"").lower() == b"application/json"
-    )
+        accept == b"application/json, text/event-stream"
+        or {part.strip(b" \t") for part in accept.split(b",")} >= _ACCEPTED
+    ) and fields.get(b"content-type", b"").lower() == b"application/json"
+
+
+_ACCEPTED = {b"application/json", b"text/event-stream"}
 
 
 def _headers(fields: dict[bytes, bytes]) -> Headers:
@@ -179,136 +120,29 @@ class NotFastAfterAll(Exception):
     """Raised for a message that is for twisted.web: a batch, `initialize`, a large one."""
 
 
-class FastPath:
-    """Answers fast requests for the servers of one site."""
+class FastResponses:
+    """
+    The bytes of whole responses, with the same `extra` fields in each head, such
+    as those that let a script read it.
+    """
 
     log = Logger()
 
-    def __init__(self, servers: Sequence[Server], security: TransportSecurity) -> None:
-        self._security = security
-        self._servers = {
-            f"{server.settings.base_uri}/{name}{slash}".encode("ascii"): (server, name == "mcp")
-            for server in servers
-            for name in ("message", "mcp")
-            for slash in ("", "/")
-        }
-        self._streams = {
-            f"{server.settings.base_uri}/sse{slash}".encode("ascii"): server
-            for server in servers
-            for slash in ("", "/")
-        }
+    def __init__(self, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self._extra = b"".join(b"%b: %b\r\n" % field for field in extra)
         self._second = 0
         self._server_fields = b""
         self._accepted = b""
+        self._json_head = b""
 
-    def recognise(self, head: bytes, loopback: int | None = None) -> FastRequest | None:
-        """
-        Read the head of a fast request; return None for one of twisted.web's.
-
-        `loopback` is the port of the listener, if it is on loopback.
-        """
-        fast_request = read_head(head, self._servers)
-        if fast_request is not None and not self._security.allows_host(fast_request.host, loopback):
-            return None
-        return fast_request
-
-    def refuse_stream(
-        self, head: bytes, loopback: int | None, client: Callable[[], str | None] = lambda: None
-    ) -> bytes | None:
-        """
-        Return the refusal of `GET /sse` if its server can open no session now;
-        None for other requests, and if it can.
-
-        Under a flood of clients a refusal is to cost little.  `client` returns
-        the address whose share counts for the request.
-        """
-        first, *lines = head.split(b"\r\n")
-        target = _STREAM.fullmatch(first)
-        server = self._streams.get(target[1]) if target is not None else None
-        if server is None or len(head) > HEAD_BYTES:
-            return None
-        refusal = server.refusal(client)
-        if refusal is None:
-            return None
-        fields = _read_fields(lines)
-        if fields is None or b"content-length" in fields:
-            return None
-        if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
-            return None
-        if not self._security.allows_host(fields.get(b"host"), loopback):
-            return None
-        server.pool.log_refusal()
-        return self._error_response(refusal)
-
-    def answer(self, request: FastRequest, body: bytes) -> bytes:
-        """
-        Let the server decide about a message to `/message`; return the whole
-        response.  Raises `NotFastAfterAll` if that takes longer.
-        """
-        self._update_head()
-        try:
-            received = request.server.receive(request.ident, body)
-        except Exception as error:
-            return self._failure(error)
-        if not received:
-            raise NotFastAfterAll
+    def accepted(self) -> bytes:
+        """Return the response to a message that asks for no answer."""
+        self._update()
         return self._accepted
-
-    def post(
-        self, request: FastRequest, body: bytes, connection: PendingConnection
-    ) -> bytes | PendingStream | PendingExchange:
-        """
-        Let the server decide about a message to `/mcp`.  Return the whole
-        response, or a pending one: an exchange is to be begun by the caller.
-        Raises `NotFastAfterAll`.
-        """
-        if request.headers is not None:
-            return self._post_modern(request, request.headers, body, connection)
-        self._update_head()
-        if claims_modern(body):
-            raise NotFastAfterAll
-        made: list[PendingStream] = []
-        try:
-            streamable = cast(
-                "StreamableSession", request.server.find_streamable(request.ident).sink
-            )
-            request.server.check_size(body)
-            line, envelope = read_message(body)
-            if envelope is None or envelope.method == "initialize":
-                raise NotFastAfterAll
-
-            def make_response() -> PendingStream:
-                made.append(PendingStream(streamable, connection, self))
-                return made[0]
-
-            stream = streamable.receive([(line, envelope)], make_response)
-        except NotFastAfterAll:
-            raise
-        except Exception as error:
-            return self._failure(error)
-        if stream is None:
-            return self._accepted
-        made[0].stream = stream
-        return made[0]
-
-    def _post_modern(
-        self, request: FastRequest, headers: Headers, body: bytes, connection: PendingConnection
-    ) -> bytes | PendingExchange:
-        """Make an exchange of a request of 2026-07-28, most of which have one message as answer."""
-        try:
-            asked = read_post(request.server, body, headers)
-        except Refused as error:
-            return self._error_response(error)
-        if asked is None or asked.method == LISTEN:
-            raise NotFastAfterAll
-        work = partial(work_on, request.server, headers=headers)
-        return PendingExchange(asked, ANYBODY, connection, self, work=work, proxied=request.proxied)
-
-    # The bytes of responses; a `ResponseEncoder` for those that are pending.
 
     def json_response(self, line: bytes, status: int = 200) -> bytes:
         """Return a response that is one message."""
-        self._update_head()
+        self._update()
         head = self._json_head if status == 200 else _status_line(status) + self._json_fields
         return b"%b%d%b%b" % (head, len(line), _END, line)
 
@@ -318,20 +152,23 @@ class FastPath:
 
     def exchange_error(self, refusal: Refused) -> bytes:
         """Return a response that is an error of an exchange."""
-        return self._error_response(restated(refusal))
+        return self.error_response(restated(refusal))
 
-    def _failure(self, error: Exception) -> bytes:
+    def failure(self, error: Exception) -> bytes:
+        """Return the response for what a request has raised."""
         if isinstance(error, Refused):
-            return self._error_response(error)
+            return self.error_response(error)
         self.log.failure("a request failed", Failure(error))
-        return self._error_response(InternalError.of_ours())
+        return self.error_response(InternalError.of_ours())
 
-    def _error_response(self, refusal: Refused) -> bytes:
-        self._update_head()
+    def error_response(self, refusal: Refused, *, close: bool = False) -> bytes:
+        """Return a response that is an error; with `close` it is the last one."""
+        self._update()
         body = refusal.body()
         fields = b"".join(b"%b: %b\r\n" % field for field in refusal.headers())
-        return b"%b%b%bContent-Length: %d%b%b" % (
+        return b"%b%b%b%bContent-Length: %d%b%b" % (
             _status_line(refusal.status),
+            b"Connection: close\r\n" if close else b"",
             self._server_fields,
             fields,
             len(body),
@@ -339,12 +176,16 @@ class FastPath:
             body,
         )
 
-    def _update_head(self) -> None:
+    def _update(self) -> None:
         """Make the parts of heads that change with the second, which `Date` has."""
         now = int(time())
         if now != self._second:
             self._second = now
-            self._server_fields = b"Server: %b\r\nDate: %b\r\n" % (version, datetimeToString(now))
+            self._server_fields = b"Server: %b\r\nDate: %b\r\n%b" % (
+                version,
+                datetimeToString(now),
+                self._extra,
+            )
             self._accepted = b"%b%bContent-Length: 0%b" % (
                 _status_line(202),
                 self._server_fields,
@@ -358,3 +199,165 @@ class FastPath:
 
 def _status_line(code: int) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (code, reason_phrase(code))
+
+
+class FastPath:
+    """Answers fast requests for the servers of one site."""
+
+    def __init__(self, servers: Sequence[Server], security: TransportSecurity) -> None:
+        self._security = security
+        self._allows_host = lru_cache(KNOWN_HOSTS)(security.allows_host)
+        self._servers = {
+            f"{server.settings.base_uri}/{name}{slash}".encode("ascii"): (server, name == "mcp")
+            for server in servers
+            for name in ("message", "mcp")
+            for slash in ("", "/")
+        }
+        self._streams = {
+            f"{server.settings.base_uri}/sse{slash}".encode("ascii"): server
+            for server in servers
+            for slash in ("", "/")
+        }
+        self._responses = FastResponses()
+        self._responses_with = lru_cache(KNOWN_ORIGINS)(FastResponses)
+
+    def recognise(self, head: Head, loopback: int | None = None) -> FastRequest | None:
+        """
+        Read the head of a fast request; return None for one of twisted.web's.
+
+        `loopback` is the port of the listener, if it is on loopback.
+        """
+        if head.method != b"POST" or not head.persistent:
+            return None
+        path, asks, query = head.target.partition(b"?")
+        server, streamable = self._servers.get(path, (None, False))
+        if server is None:
+            return None
+        fields = self._fields(head, loopback)
+        if fields is None:
+            return None
+        responses = self._responses
+        if not _OF_BROWSERS.isdisjoint(fields) or is_browser_agent(fields.get(b"user-agent", b"")):
+            checked = _Checked(head)
+            try:
+                self._security.check(checked, loopback)
+                check_backend_route(checked)
+            except Refused:
+                return None
+            if checked.given:
+                responses = self._responses_with(tuple(checked.given))
+        if not streamable:
+            ident = query[len(_QUERY) :]
+            if not query.startswith(_QUERY) or not _IDENT.fullmatch(ident):
+                return None
+            return FastRequest(server, ident.decode("ascii"), False, responses)
+        if asks or not _may_post(fields):
+            return None
+        revision = fields.get(b"mcp-protocol-version", b"2025-11-25").decode("latin-1")
+        ident = fields.get(b"mcp-session-id", b"")
+        if revision in MODERN_PROTOCOL_VERSIONS:
+            # With `json_response` some messages are not for the client; filters and
+            # observers that are told of the caller are told of all headers.
+            if ident or server.settings.json_response or server.tells_callers:
+                return None
+            proxied = not _PROXY.isdisjoint(fields)
+            return FastRequest(server, "", True, responses, _headers(fields), proxied)
+        if revision not in HANDSHAKE_PROTOCOL_VERSIONS or not _IDENT.fullmatch(ident):
+            return None
+        return FastRequest(server, ident.decode("ascii"), True, responses)
+
+    def _fields(self, head: Head, loopback: int | None) -> dict[bytes, bytes] | None:
+        """Return the fields of a head by name; None for a request of twisted.web's."""
+        fields = dict(head.fields)
+        if len(fields) != len(head.fields) or not _NOT_FAST.isdisjoint(fields):
+            return None
+        return fields if self._allows_host(fields.get(b"host"), loopback) else None
+
+    def refuse_stream(
+        self, head: Head, loopback: int | None, client: Callable[[], str | None] = lambda: None
+    ) -> bytes | None:
+        """
+        Return the refusal of `GET /sse` if its server can open no session now;
+        None for other requests, and if it can.
+
+        Under a flood of clients a refusal is to cost little.  `client` returns
+        the address whose share counts for the request.
+        """
+        server = self._streams.get(head.target)
+        if server is None or not head.persistent:
+            return None
+        refusal = server.refusal(client)
+        if refusal is None:
+            return None
+        fields = self._fields(head, loopback)
+        if fields is None or not _OF_BROWSERS.isdisjoint(fields):
+            return None
+        if is_browser_agent(fields.get(b"user-agent", b"")):
+            return None
+        server.pool.log_refusal()
+        return self._responses.error_response(refusal)
+
+    def answer(self, request: FastRequest, body: bytes) -> bytes:
+        """
+        Let the server decide about a message to `/message`; return the whole
+        response.  Raises `NotFastAfterAll` if that takes longer.
+        """
+        try:
+            received = request.server.receive(request.ident, body)
+        except Exception as error:
+            return request.responses.failure(error)
+        if not received:
+            raise NotFastAfterAll
+        return request.responses.accepted()
+
+    def post(
+        self, request: FastRequest, body: bytes, connection: PendingConnection
+    ) -> bytes | PendingStream | PendingExchange:
+        """
+        Let the server decide about a message to `/mcp`.  Return the whole
+        response, or a pending one: an exchange is to be begun by the caller.
+        Raises `NotFastAfterAll`.
+        """
+        responses = request.responses
+        if request.headers is not None:
+            return self._post_modern(request, request.headers, body, connection)
+        if claims_modern(body):
+            raise NotFastAfterAll
+        made: list[PendingStream] = []
+        try:
+            streamable = cast(
+                "StreamableSession", request.server.find_streamable(request.ident).sink
+            )
+            request.server.check_size(body)
+            line, envelope = read_message(body)
+            if envelope is None or envelope.method == "initialize":
+                raise NotFastAfterAll
+
+            def make_response() -> PendingStream:
+                made.append(PendingStream(streamable, connection, responses))
+                return made[0]
+
+            stream = streamable.receive([(line, envelope)], make_response)
+        except NotFastAfterAll:
+            raise
+        except Exception as error:
+            return responses.failure(error)
+        if stream is None:
+            return responses.accepted()
+        made[0].stream = stream
+        return made[0]
+
+    def _post_modern(
+        self, request: FastRequest, headers: Headers, body: bytes, connection: PendingConnection
+    ) -> bytes | PendingExchange:
+        """Make an exchange of a request of 2026-07-28, most of which have one message as answer."""
+        try:
+            asked = read_post(request.server, body, headers)
+        except Refused as error:
+            return request.responses.error_response(error)
+        if asked is None or asked.method == LISTEN:
+            raise NotFastAfterAll
+        work = partial(work_on, request.server, headers=headers)
+        return PendingExchange(
+            asked, ANYBODY, connection, request.responses, work=work, proxied=request.proxied
+        )

@@ -21,6 +21,7 @@ from twisted.web.server import Site
 
 from mcpbridge.config.settings import BridgeSettings, share_of
 from mcpbridge.config.tuning import IDLE_SECONDS
+from mcpbridge.errors import Refused
 from mcpbridge.guard import guarded
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
@@ -31,7 +32,7 @@ from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.connection_limits import Connections
 from mcpbridge.web.fair_turns import FairTurns
 from mcpbridge.web.fast_connection import FastConnection
-from mcpbridge.web.fast_path import FastPath
+from mcpbridge.web.fast_path import FastPath, FastResponses
 
 #: How long connections may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
@@ -125,6 +126,7 @@ class BridgeSite(Site):
             reactor,
         )
         self._access_log = settings.access_log
+        self._refusals = FastResponses()
         self._emptied: Deferred[None] | None = None
         self._abort_timer = Timer(reactor)
 
@@ -152,6 +154,10 @@ class BridgeSite(Site):
         """
         peer = transport.getPeer()
         return isinstance(peer, UNIXAddress) or self.clients.is_proxy(peer)
+
+    def refusal(self, refused: Refused) -> bytes:
+        """Return the whole response to a request that is not HTTP as it should be."""
+        return self._refusals.error_response(refused, close=True)
 
     def close_connections(self) -> Deferred[None]:
         """

@@ -1,7 +1,9 @@
 """
-The HTTP connection whose client must read what is written to it.
+The half of an HTTP connection that writes: what a request of twisted.web needs
+of its channel, and a watch over a client that does not read its responses.
 
-Knows what is unsent in a transport, and for how long; must not know what it is.
+Knows what is unsent in a transport, and for how long; must not know what it is,
+nor how a request is read.
 """
 
 from __future__ import annotations
@@ -9,13 +11,21 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import (
+    IAddress,
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from zope.interface import implementer
 
 from mcpbridge.config.tuning import SLOW_SECONDS
 from mcpbridge.response_budget import ResponseBudget, Share
-from mcpbridge.twisted_internals import OpenChannel
 from mcpbridge.web.client_watch import ClientWatch
 from mcpbridge.web.tcp import acknowledged, buffered, unsent
 
@@ -31,19 +41,30 @@ class _Site(Protocol):
     responses: ResponseBudget | None
 
 
-class WatchedConnection(OpenChannel):
+@implementer(IPushProducer)
+class WatchedConnection(TwistedProtocol):
     """
     A connection that is aborted when its client does not read a response.
 
     Responses of every kind end here: what is left of a complete event stream,
     JSON, errors, and what is written without a request object.  It costs
     nothing as long as the socket takes all at once.
+
+    It is the channel of a `twisted.web.http.Request`, and for its transport the
+    producer of all responses, which pauses the one that is being written.
     """
 
+    transport: Any
     site: Any
     #: Set while an endless response is written, which has a `ClientWatch` of its own.
     streaming = False
     log = Logger()
+    #: The request of twisted.web that has no complete response yet.
+    request: Any = None
+    #: The producer of its response.
+    _producer: Any = None
+    #: Whether the transport has asked not to be written to.
+    _transport_full = False
     #: Checks whether the client reads; made when something is unsent for the first time.
     _client_watch: ClientWatch | None = None
     _gone = False
@@ -54,6 +75,80 @@ class WatchedConnection(OpenChannel):
     _counted_for: Share | None = None
     _behind_since = 0.0
     _behind_taken = 0
+
+    def connectionMade(self) -> None:
+        """Write each response without delay, as it is one message most often."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+        self.transport.registerProducer(self, True)
+
+    def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
+        """Stop watching, count no more, and tell the request."""
+        self._gone = True
+        watch, self._client_watch = self._client_watch, None
+        if watch is not None:
+            watch.stop()
+        self._count(0)
+        request, self.request = self.request, None
+        if request is not None:
+            request.connectionLost(reason)
+
+    # The channel of a request.
+
+    def getPeer(self) -> IAddress:
+        """Return the address of the other end."""
+        peer: IAddress = self.transport.getPeer()
+        return peer
+
+    def getHost(self) -> IAddress:
+        """Return the address of this end."""
+        host: IAddress = self.transport.getHost()
+        return host
+
+    def isSecure(self) -> bool:
+        """Tell whether the connection is one of TLS."""
+        return ISSLTransport(self.transport, None) is not None
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """Write the head of a response."""
+        lines = [b"%b %b %b\r\n" % (version, code, reason)]
+        for name, values in headers.getAllRawHeaders():
+            lines += [b"%b: %b\r\n" % (name, value) for value in values]
+        lines.append(b"\r\n")
+        self.transport.writeSequence(lines)
+
+    def write(self, data: bytes) -> None:
+        """Write some of the body of a response."""
+        self.transport.write(data)
+
+    def writeSequence(self, pieces: list[bytes]) -> None:
+        """Write some of the body of a response."""
+        self.transport.writeSequence(pieces)
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Register the push producer of the response that is being written."""
+        if self._producer is not None or not streaming:
+            raise RuntimeError("a response has one producer, which pushes")
+        self._producer = producer
+
+    def unregisterProducer(self) -> None:
+        """Pause the producer no more."""
+        self._producer = None
+
+    def requestDone(self, request: Any) -> None:
+        """Watch a complete response until it is sent."""
+        self.request = None
+        self._watch_response(request.sentLength)
+        # What is unsent goes on to count there; the next response may be of no session.
+        self.share = None
+
+    def loseConnection(self) -> None:
+        """Close when all that was written is sent; watch that it is."""
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+        self._watch_response()
+
+    # Called by responses.
 
     def stream_begins(self) -> None:
         """Leave it to an endless response to watch whether it is taken."""
@@ -67,17 +162,15 @@ class WatchedConnection(OpenChannel):
         """Count what the client does not take of this response for a session as well."""
         self.share = share
 
-    def requestDone(self, request: Any) -> None:
-        """Watch a complete response until it is sent."""
-        size = request.sentLength
-        super().requestDone(request)
-        self._watch_response(size)
-        # What is unsent goes on to count there; the next response may be of no session.
-        self.share = None
+    # Called by the transport: IPushProducer.
 
     def pauseProducing(self) -> None:
-        """Watch the client, which does not keep up."""
-        super().pauseProducing()
+        """Watch the client, which does not keep up, and read no more of its requests."""
+        self._transport_full = True
+        if self._producer is not None:
+            self._producer.pauseProducing()
+        if self.request is None:
+            self.transport.pauseProducing()
         if self.streaming:
             self.measure()
         else:
@@ -86,29 +179,20 @@ class WatchedConnection(OpenChannel):
     def resumeProducing(self) -> None:
         """Count no more: all is sent."""
         self.measure()
-        super().resumeProducing()
+        self._transport_full = False
+        if self._producer is not None:
+            self._producer.resumeProducing()
+        if self.request is None:
+            self.transport.resumeProducing()
 
-    def loseConnection(self) -> None:
-        """Close when all that was written is sent; watch that it is."""
-        super().loseConnection()
-        self._watch_response()
+    def stopProducing(self) -> None:
+        """Stop the producer: the transport has lost its connection."""
+        if self._producer is not None:
+            self._producer.stopProducing()
 
-    def timeoutConnection(self) -> None:
-        """Close an idle connection; while a response is unsent, `ClientWatch` decides."""
-        if unsent(self.transport):
-            self._watch_response()
-            self.setTimeout(self.timeOut)
-        else:
-            super().timeoutConnection()
-
-    def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
-        """Stop watching, and count no more."""
-        self._gone = True
-        watch, self._client_watch = self._client_watch, None
-        if watch is not None:
-            watch.stop()
-        self._count(0)
-        super().connectionLost(reason)
+    def has_unsent(self) -> bool:
+        """Tell whether the client has not taken all that was written."""
+        return bool(unsent(self.transport))
 
     def _watch_response(self, size: int = 0) -> None:
         """Watch that a response of so many bytes is sent in time; some of it may not be yet."""

@@ -90,7 +90,7 @@ NO_SESSION = error(-32001, "no such session, or it has ended")
         ("DELETE", f"/message?sessionId={UNKNOWN}", 405, error(-32000, "this path takes POST")),
         ("POST", "/sse", 405, error(-32000, "this path takes GET")),
         ("PUT", "/a/b/sse", 405, error(-32000, "this path takes GET")),
-        ("NONSENSE", "/sse", 405, error(-32000, "this path takes GET")),
+        ("NONSENSE", "/sse", 405, error(-32000, "the method is not one of HTTP")),
         ("POST", "/message", 404, NO_SESSION),
         ("POST", "/message?", 404, NO_SESSION),
         ("POST", "/message?sessionId=", 404, NO_SESSION),

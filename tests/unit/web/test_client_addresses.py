@@ -18,8 +18,8 @@ from mcpbridge.web.client_addresses import (
     MAX_HOPS,
     ClientAddresses,
     Peer,
-    in_head,
 )
+from mcpbridge.web.request_parser import Head
 
 PROXY = "10.0.0.1"
 TRUSTING = ClientAddresses(BridgeSettings(trusted_proxies=("10.0.0.0/24", "fd00::/8")))
@@ -31,8 +31,13 @@ def tcp(host: str) -> Any:
 
 def client_of(peer: str, *lines: str, clients: ClientAddresses = TRUSTING) -> str | None:
     """Return the client's address, for a request with these header lines from this peer."""
-    head = "\r\n".join(["POST /mcp HTTP/1.1", *lines]).encode("latin-1")
-    return clients.client(clients.peer(tcp(peer)), in_head(head))
+    return clients.client(clients.peer(tcp(peer)), head_of(*lines).text_values)
+
+
+def head_of(*lines: str) -> Head:
+    """Return a head with these lines."""
+    fields = [line.encode("latin-1").split(b":", 1) for line in lines]
+    return Head(b"POST", b"/mcp", [(name.lower(), value.strip()) for name, value in fields])
 
 
 @pytest.mark.parametrize(
@@ -63,9 +68,8 @@ def test_unix_sockets_are_exempt_from_limits_by_default() -> None:
     assert ClientAddresses(BridgeSettings(exempt_addresses=())).peer(address).share == "unix"
     trusting = ClientAddresses(BridgeSettings(exempt_addresses=(), trusted_proxies=("unix",)))
     assert trusting.is_proxy(address)
-    assert trusting.client(trusting.peer(address), in_head(b"\r\nX-Forwarded-For: 192.0.2.1")) == (
-        "192.0.2.1"
-    )
+    head = head_of("X-Forwarded-For: 192.0.2.1")
+    assert trusting.client(trusting.peer(address), head.text_values) == "192.0.2.1"
 
 
 @pytest.mark.parametrize(

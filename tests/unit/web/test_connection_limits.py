@@ -19,7 +19,7 @@ from mcpbridge.config.tuning import (
     IDLE_LOOK_SECONDS,
     IDLE_SECONDS,
 )
-from mcpbridge.web import connection
+from mcpbridge.web import watched_connection
 from mcpbridge.web.client_addresses import Peer
 from mcpbridge.web.connection_limits import Connections
 from tests.unit.web.test_fast_path import CALL, World, post, post_mcp
@@ -260,10 +260,10 @@ def test_connection_is_idle_since_its_last_bytes(
     assert world.channel.idle_since() == 7.0
     world.clock.advance(IDLE_SECONDS - 1)
     assert world.channel.idle_since() == 7.0
-    monkeypatch.setattr(connection, "unsent", lambda transport: 1)
+    monkeypatch.setattr(watched_connection, "unsent", lambda transport: 1)
     assert not world.channel.give_way()
     assert not world.seen()[1]
-    monkeypatch.setattr(connection, "unsent", lambda transport: 0)
+    monkeypatch.setattr(watched_connection, "unsent", lambda transport: 0)
     assert world.channel.give_way()
     assert world.seen()[1]
     world.channel.connectionLost()

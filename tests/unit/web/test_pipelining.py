@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from mcpbridge.config.tuning import (
+    ABORT_SECONDS,
     HEAD_SECONDS,
+    IDLE_SECONDS,
     LEFT_SECONDS,
     PIPELINED_BYTES,
     REQUEST_SECONDS,
+    SLICE_BYTES,
     SLOW_SECONDS,
 )
 from mcpbridge.response_budget import ResponseBudget, Share
@@ -140,7 +143,7 @@ def test_bytes_after_the_last_request_are_dropped(
     assert requests_sent(world) <= 2
     assert world.transport.value() == written
     kept = world.channel
-    assert (kept._pipelined, kept.pipelined_length(), kept._reading_paused) == (b"", 0, False)
+    assert (kept._pipelined, kept._parser, kept._reading_paused) == (b"", None, False)
     world.channel.connectionLost()
 
 
@@ -179,9 +182,11 @@ def test_too_long_line_closes_the_connection(fast_path: bool) -> None:
     world = World(fast_path=fast_path)
     world.channel.dataReceived(b"GET /" + b"x" * 20_000)
     assert world.transport.disconnecting
+    written = world.transport.value()
+    assert written.startswith(b"HTTP/1.1 431 ")
     world.channel.dataReceived(b"\r\n\r\n" + call(1) * 100)
     assert requests_sent(world) == 0
-    assert world.transport.value() == b""
+    assert world.transport.value() == written
     world.channel.connectionLost()
 
 
@@ -212,7 +217,7 @@ def test_departure_is_checked_only_while_reading_is_paused(
     looks: list[Any] = []
     monkeypatch.setattr(connection, "has_left", looks.append)
     world = World(fast_path=fast_path)
-    count = PIPELINED_BYTES // len(call(2)) + 2
+    count = (PIPELINED_BYTES + SLICE_BYTES) // len(call(2)) + 2
     world.channel.dataReceived(call(1) + call(2) * count)
     world.say(answer(1))
     for _ in range(count):
@@ -254,6 +259,59 @@ def test_each_request_body_has_its_own_deadline(fast_path: bool) -> None:
         world.clock.advance(pause)
         assert not world.transport.disconnecting
         world.channel.dataReceived(request[-1:] + request[:-1])
+    world.channel.connectionLost()
+
+
+@both
+@pytest.mark.parametrize("closes", [True, False])
+def test_idle_connection_is_closed_after_idle_seconds(fast_path: bool, closes: bool) -> None:
+    """One whose transport does not close is aborted ABORT_SECONDS later."""
+    world: Any = World(fast_path=fast_path)
+    world.clock.advance(IDLE_SECONDS / 2)
+    world.channel.dataReceived(post(b"{}"))
+    world.clock.advance(IDLE_SECONDS - 0.1)
+    assert not world.transport.disconnecting
+    world.clock.advance(0.1)
+    assert world.transport.disconnecting
+    if closes:
+        world.channel.connectionLost()
+    world.clock.advance(ABORT_SECONDS)
+    assert bool(world.transport.disconnected) is not closes
+    if not closes:
+        world.channel.connectionLost()
+    assert not world.calls_of_connection()
+
+
+@both
+def test_connection_is_not_idle_while_a_request_waits_for_its_response(fast_path: bool) -> None:
+    """After the response it has all of IDLE_SECONDS again."""
+    world: Any = World(fast_path=fast_path)
+    world.channel.dataReceived(call(1))
+    world.clock.pump([1] * int(2.5 * IDLE_SECONDS))
+    assert not world.transport.disconnecting
+    world.say(answer(1))
+    world.clock.pump([1] * int(IDLE_SECONDS - 2))
+    assert not world.transport.disconnecting
+    world.clock.pump([1] * 3)
+    assert world.transport.disconnecting
+    world.channel.connectionLost()
+
+
+@both
+@pytest.mark.parametrize("behind", [b"", call(1)])
+def test_client_is_asked_for_the_body_that_it_holds_back(fast_path: bool, behind: bytes) -> None:
+    """Once, when the request before it is answered (RFC 9110, section 10.1.1)."""
+    world = World(fast_path=fast_path)
+    expecting = post(b"{}").replace(b"Host", b"Expect: 100-continue\r\nHost")
+    world.channel.dataReceived(behind + expecting[:-2])
+    asked = b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert world.transport.value().count(asked) == (not behind)
+    world.say(answer(1))
+    assert world.transport.value().count(asked) == 1
+    world.channel.dataReceived(b"{")
+    world.channel.dataReceived(b"}")
+    assert world.transport.value().count(asked) == 1
+    assert b"HTTP/1.1 400" in world.transport.value()
     world.channel.connectionLost()
 
 

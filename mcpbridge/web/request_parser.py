@@ -1,0 +1,342 @@
+"""
+The one parser of HTTP/1.1 requests (RFC 9112), on top of llhttp.
+
+Knows the bytes of a request, and bounds on its head; must not know connections,
+paths, or what is served.  It is strict: what may mean one thing to a proxy and
+another thing here is malformed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import httptools
+
+from mcpbridge.config.tuning import SLICE_BYTES
+from mcpbridge.errors import (
+    HeadTooLarge,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotSupported,
+    Refused,
+)
+
+#: The most bytes of a head: its target and its fields.  As many may come in a
+#: row of a chunked body without any of its content: trailers, chunk extensions.
+MAX_HEAD_BYTES = 16 * 1024
+#: The most fields of a head.
+MAX_HEAD_FIELDS = 500
+
+#: The methods that a server has at all, at one path or another.
+SERVED_METHODS = "DELETE, GET, OPTIONS, POST"
+#: What a field's line has besides its name and its value.
+_BETWEEN = b": \r\n"
+_OWS = b" \t"
+_LENGTH = b"content-length"
+_LENGTH_CHARS = len(_LENGTH)
+
+
+class Head:
+    """
+    The head of a request, without `Content-Length`.
+
+    `fields` are in their order, by name in lower case and without white space
+    around the values.  `persistent` is False if the connection is to be closed
+    after the response (RFC 9112, section 9.3).  Must not be changed: successive
+    requests of a connection share one if theirs are the same.
+    """
+
+    def __init__(self, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]]) -> None:
+        self.method = method
+        self.target = target
+        #: The version, and its number alone.
+        self.version, self.number = b"HTTP/1.1", "1.1"
+        self.fields = fields
+        self.persistent = True
+        self.chunked = False
+        self.expects_continue = False
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Return the values of a field, by its name in lower case."""
+        return [value for each, value in self.fields if each == name]
+
+    def text_values(self, name: str) -> list[str]:
+        """Return the same as text."""
+        return [value.decode("latin-1") for value in self.values(name.encode("ascii"))]
+
+
+#: That of a request whose head is malformed.
+NO_HEAD = Head(b"", b"", [])
+
+
+class ReceivedRequest:
+    """
+    A request that is complete, or of which the head and perhaps a part of the body has come.
+
+    `content_length` is the value of that field, None without one.  `refusal` is
+    set if it is not to be served, but answered with that; then it has no body.
+    """
+
+    refusal: Refused | None = None
+    #: The pieces of a body that has come in several.
+    _pieces: list[bytes] | None = None
+    _body = b""
+    #: How many bytes of the body have arrived.
+    arrived = 0
+    #: How many of them count against a budget, and whose share they are.
+    counted = 0
+    sender: str | None = None
+    #: Whether its client was asked for the body.
+    continued = False
+
+    def __init__(self, head: Head, content_length: bytes | None = None) -> None:
+        self.head = head
+        self.content_length = content_length
+
+    @property
+    def body(self) -> bytes:
+        """The body, as far as it has arrived."""
+        if self._pieces is not None:
+            self._body = b"".join(self._pieces)
+            self._pieces = None
+        return self._body
+
+    def add(self, piece: bytes) -> None:
+        """Append to the body."""
+        if not self.arrived:
+            self._body = piece
+        elif self._pieces is None:
+            self._pieces = [self._body, piece]
+        else:
+            self._pieces.append(piece)
+        self.arrived += len(piece)
+
+    def drop_body(self) -> None:
+        """Let go of the body."""
+        self._body, self._pieces = b"", None
+
+
+class _LastRequest(Exception):
+    """Raised to make llhttp parse nothing more."""
+
+
+class RequestParser:
+    """
+    Parses what a connection receives: `feed` it, and take requests from `ready`.
+
+    One piece of data may have several requests.  Where one is malformed it is
+    the last: `ready` has it with its `refusal`, and what is fed after it is
+    ignored, as it is after a request with `Connection: close` (`closed`).
+    """
+
+    __slots__ = (
+        "_begun",
+        "_completed",
+        "_fields",
+        "_in_head",
+        "_known_fields",
+        "_known_head",
+        "_length",
+        "_parser",
+        "_silent",
+        "_target",
+        "_upgrading",
+        "closed",
+        "ready",
+        "receiving",
+    )
+
+    def __init__(self) -> None:
+        #: The requests that are complete, in order.
+        self.ready: deque[ReceivedRequest] = deque()
+        #: The request whose head has come, and whose body has not.
+        self.receiving: ReceivedRequest | None = None
+        #: Whether no request follows any more.
+        self.closed = False
+        #: Bytes of a head that is not complete, without those that came with the
+        #: request before.
+        self._in_head = 0
+        #: Bytes of a body since its last content.
+        self._silent = 0
+        self._begun = self._completed = self._upgrading = False
+        # Of the head that is being received.
+        self._target = b""
+        self._length: bytes | None = None
+        self._fields: list[tuple[bytes, bytes]] = []
+        #: The last head, and its fields as they were received.
+        self._known_head = NO_HEAD
+        self._known_fields: list[tuple[bytes, bytes]] = []
+        self._parser = httptools.HttpRequestParser(self)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything has come of a request that is not complete."""
+        return self._begun or self._in_head > 0
+
+    @property
+    def slice_size(self) -> int:
+        """How many bytes to feed at once, so that parsing them takes little time."""
+        receiving = self.receiving
+        if receiving is None or receiving.content_length is None:
+            return SLICE_BYTES
+        return max(SLICE_BYTES, int(receiving.content_length) - receiving.arrived)
+
+    def feed(self, data: bytes) -> None:
+        """Parse what has been received; does not raise for what is wrong with it."""
+        if self.closed:
+            return
+        self._completed = False
+        self._silent += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserInvalidMethodError:
+            # Not 501: clients and scanners know what to make of 405.
+            self.refuse(MethodNotAllowed("the method is not one of HTTP", SERVED_METHODS))
+            return
+        except httptools.HttpParserCallbackError as error:
+            why = error.__context__
+            if isinstance(why, Refused):
+                self.refuse(why)
+            elif not isinstance(why, _LastRequest):
+                raise
+            return
+        except httptools.HttpParserError as error:
+            self.refuse(MalformedRequest(f"the request is not valid HTTP/1.1: {error}"))
+            return
+        if self.receiving is not None:
+            if self._silent > MAX_HEAD_BYTES and self.receiving.head.chunked:
+                self.refuse(HeadTooLarge(f"trailers may have {MAX_HEAD_BYTES} bytes"))
+        elif not self._completed:
+            # Also empty lines, which may come before a request.
+            self._in_head += len(data)
+            if self._in_head > MAX_HEAD_BYTES:
+                self.refuse(_head_too_large())
+
+    def close(self) -> None:
+        """Take no more requests, and drop those that are not served."""
+        self.closed = True
+        self.receiving = None
+        self._begun, self._in_head = False, 0
+        self.ready.clear()
+
+    def refuse(self, refusal: Refused) -> None:
+        """Make the request that is arriving the last one, and this its answer."""
+        request = self.receiving or ReceivedRequest(NO_HEAD)
+        request.drop_body()
+        request.refusal = refusal
+        self.ready.append(request)
+        self.receiving = None
+        self._begun, self._in_head = False, 0
+        self.closed = True
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """
+        Parse a request that asks for another protocol as if it did not.
+
+        A server may ignore `Upgrade` (RFC 9110, section 7.8), and Java's HTTP
+        client sends it with every first request.  But for llhttp the rest of
+        the connection is then not HTTP, not even the request's own body.
+        """
+        self._upgrading = False
+        method = self._parser.get_method()
+        if method == b"CONNECT":
+            self.refuse(NotSupported("CONNECT is not supported: this is no proxy"))
+            return
+        fields = [each for each in self._fields if each[0].lower() != b"upgrade"]
+        if self._length is not None:
+            fields.append((_LENGTH, self._length))
+        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
+        line = b"%b %b HTTP/1.1\r\n" % (method, self._target)
+        self._parser = httptools.HttpRequestParser(self)
+        self.feed(b"%b%b\r\n%b" % (line, lines, rest))
+
+    # Called by llhttp.
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._begun = True
+        self._target, self._length, self._fields = b"", None, []
+
+    def on_url(self, url: bytes) -> None:
+        """Take the target of the request, or a part of it."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head, or a trailer, which is dropped."""
+        if len(name) == _LENGTH_CHARS and name.lower() == _LENGTH:
+            self._length = value
+        else:
+            self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Check the head, unless it is the last one again, as it is for most clients."""
+        parser, head = self._parser, self._known_head
+        if parser.should_upgrade():
+            self._upgrading = True
+            return
+        if (
+            self._fields != self._known_fields
+            or self._target != head.target
+            or parser.get_method() != head.method
+            or parser.get_http_version() != head.number
+        ):
+            head = self._read_head()
+            self._known_head, self._known_fields = head, self._fields
+        # Not the one that is known: trailers may follow.
+        self._fields = []
+        self._in_head = 0
+        length = self._length
+        self.receiving = ReceivedRequest(head, None if length is None else length.strip(_OWS))
+
+    def _read_head(self) -> Head:
+        """Return the head that has been received.  Raises a `Refused`."""
+        fields = [(name.lower(), value.strip(_OWS)) for name, value in self._fields]
+        if len(fields) > MAX_HEAD_FIELDS:
+            raise HeadTooLarge(f"a request may have {MAX_HEAD_FIELDS} header fields")
+        size = sum(len(name) + len(value) + len(_BETWEEN) for name, value in fields)
+        if len(self._target) + size > MAX_HEAD_BYTES:
+            raise _head_too_large()
+        head = Head(self._parser.get_method(), self._target, fields)
+        version = self._parser.get_http_version()
+        if version == "1.1":
+            head.persistent = self._parser.should_keep_alive()
+        elif version == "1.0":
+            head.version, head.number = b"HTTP/1.0", version
+            head.persistent = False
+        else:
+            raise MalformedRequest("the version of the request is not HTTP/1.1 or HTTP/1.0")
+        for name, value in fields:
+            if name == b"transfer-encoding":
+                if version == "1.0" or value.lower() != b"chunked":
+                    raise NotSupported("the only Transfer-Encoding that is supported is chunked")
+                head.chunked = True
+            elif name == b"expect" and value.lower() == b"100-continue":
+                head.expects_continue = version == "1.1"
+        return head
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._silent = 0
+        request = self.receiving
+        if request is not None:
+            request.add(body)
+
+    def on_message_complete(self) -> None:
+        """Put a complete request where it is taken from."""
+        request = self.receiving
+        if request is None or self._upgrading:
+            return
+        self.receiving = None
+        self._begun = False
+        self._completed = True
+        self.ready.append(request)
+        if not request.head.persistent:
+            self.closed = True
+            raise _LastRequest
+
+
+def _head_too_large() -> HeadTooLarge:
+    return HeadTooLarge(f"the head of a request may have {MAX_HEAD_BYTES} bytes")

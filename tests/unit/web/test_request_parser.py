@@ -1,0 +1,348 @@
+"""
+Requests are parsed alike however their bytes are split, and never understood in another way than
+by twisted.web's own parser.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from io import BytesIO
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from twisted.internet.testing import StringTransport
+from twisted.web.http import HTTPChannel, Request
+
+from mcpbridge.config.tuning import SLICE_BYTES
+from mcpbridge.errors import (
+    HeadTooLarge,
+    MalformedRequest,
+    MessageTooLarge,
+    MethodNotAllowed,
+    NotSupported,
+)
+from mcpbridge.web.request_parser import (
+    MAX_HEAD_BYTES,
+    MAX_HEAD_FIELDS,
+    SERVED_METHODS,
+    Head,
+    ReceivedRequest,
+    RequestParser,
+)
+from tests.examples import examples
+from tests.unit.web.test_fast_path import streams
+
+GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
+POST = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
+CHUNKED = b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def parsed(*pieces: bytes) -> list[ReceivedRequest]:
+    """Return the requests in these pieces of data."""
+    parser = RequestParser()
+    for piece in pieces:
+        parser.feed(piece)
+    return list(parser.ready)
+
+
+def only(*pieces: bytes) -> ReceivedRequest:
+    """Return the one request in these pieces of data."""
+    [request] = parsed(*pieces)
+    return request
+
+
+def seen(requests: list[ReceivedRequest]) -> list[Any]:
+    """Return all that is to be known of requests."""
+    return [
+        (vars(each.head), each.content_length, each.body, each.arrived, str(each.refusal))
+        for each in requests
+    ]
+
+
+def split(data: bytes, cuts: list[int]) -> list[bytes]:
+    """Split data at these positions."""
+    places = sorted({cut % (len(data) + 1) for cut in cuts})
+    return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
+
+
+def test_request_without_a_body() -> None:
+    request = only(GET)
+    assert vars(request.head) == vars(Head(b"GET", b"/x", [(b"host", b"h")]))
+    assert (request.content_length, request.body, request.refusal) == (None, b"", None)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, len(POST) - 4])
+def test_request_with_a_body(cut: int) -> None:
+    """What has arrived of it is known before it is complete."""
+    parser = RequestParser()
+    parser.feed(POST[:cut])
+    assert parser.has_begun == (cut > 0)
+    assert (parser.receiving is not None) == (cut == len(POST) - 4)
+    assert parser.receiving is None or parser.receiving.arrived == 1
+    parser.feed(POST[cut:])
+    assert not parser.has_begun
+    [request] = parser.ready
+    assert (request.content_length, request.body, request.arrived) == (b"5", b"hello", 5)
+
+
+def test_body_in_chunks() -> None:
+    """Trailers and extensions of chunks are dropped, and do not become fields of any head."""
+    body = b"3;a=b\r\nhel\r\n2\r\nlo\r\n0\r\nHost: evil\r\nX: y\r\n\r\n"
+    first, second = parsed(CHUNKED + body + GET)
+    assert (first.body, first.content_length, first.head.chunked) == (b"hello", None, True)
+    assert first.head.values(b"host") == second.head.values(b"host") == [b"h"]
+    again, _ = parsed(CHUNKED + body + CHUNKED + body)
+    assert again.head.fields == first.head.fields
+
+
+def test_the_same_head_again_is_parsed_once() -> None:
+    """Its length does not matter: real bodies differ in that."""
+    other = POST.replace(b"5", b"6") + b"!"
+    first, second, third, fourth = parsed(POST + other, POST.replace(b"/x", b"/y"), POST)
+    assert first.head is second.head
+    assert second.body == b"hello!"
+    assert third.head is not second.head
+    assert third.head.target == b"/y"
+    assert fourth.head.target == b"/x"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        POST.replace(b"POST", b"PUT"),
+        POST.replace(b"1.1", b"1.0"),
+        POST.replace(b"Host: h", b"Host: g"),
+        POST.replace(b"Host", b"hOST"),
+        POST.replace(b"Host: h\r\n", b""),
+    ],
+)
+def test_another_head_is_not_taken_for_the_last_one(other: bytes) -> None:
+    first, second = parsed(POST + other)
+    assert first.head is not second.head
+
+
+@pytest.mark.parametrize(
+    ("fields", "version", "persistent"),
+    [
+        (b"", b"1.1", True),
+        (b"Connection: close\r\n", b"1.1", False),
+        (b"Connection: keep-alive, Close\r\n", b"1.1", False),
+        (b"", b"1.0", False),
+        (b"Connection: keep-alive\r\n", b"1.0", False),
+    ],
+)
+def test_nothing_is_parsed_after_the_last_request(
+    fields: bytes, version: bytes, persistent: bool
+) -> None:
+    """RFC 9112, section 9.3."""
+    head = GET.replace(b"1.1", version).replace(b"\r\n\r\n", b"\r\n%b\r\n" % fields)
+    parser = RequestParser()
+    parser.feed(head)
+    assert parser.closed is not persistent
+    assert parser.ready[0].head.persistent is persistent
+    parser.feed(GET)
+    assert len(parser.ready) == 1 + persistent
+    assert not parser.has_begun
+    requests = parsed(head + GET)
+    assert len(requests) == 1 + persistent
+    assert all(each.refusal is None for each in requests)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /x\r\n\r\n",
+        GET.replace(b"1.1", b"2.0"),
+        GET.replace(b"1.1", b"0.9"),
+        GET.replace(b"1.1", b"1.2"),
+        GET.replace(b"Host", b"Ho st"),
+        GET.replace(b"Host:", b"Host :"),
+        GET.replace(b": h", b": a\r\n b"),
+        GET.replace(b": h", b": a\0b"),
+        GET.replace(b": h", b": a\rb"),
+        GET.replace(b": h", b": a\nb"),
+        GET.replace(b"\r\n", b"\n"),
+        POST.replace(b"h: 5", b"h: +5"),
+        POST.replace(b"h: 5", b"h: 5, 5"),
+        POST.replace(b"h: 5", b"h: 99999999999999999999"),
+        POST.replace(b"Host: h", b"Content-Length: 5"),
+        POST.replace(b"Host: h", b"Transfer-Encoding: chunked"),
+        CHUNKED + b"x\r\n",
+        CHUNKED + b"1\n",
+        CHUNKED + b"ffffffffffffffffffff\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_malformed_request_is_the_last(data: bytes) -> None:
+    """It is refused, and whatever follows is dropped; those before it are served."""
+    first, second = parsed(GET + data + GET, GET)
+    assert first.refusal is None
+    assert isinstance(second.refusal, MalformedRequest | MethodNotAllowed)
+    assert second.refusal.status in (400, 405)
+    assert second.body == b""
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (GET.replace(b"GET /x", b"CONNECT h:1"), "CONNECT"),
+        (CHUNKED.replace(b"chunked", b"gzip, chunked"), "Transfer-Encoding"),
+        (CHUNKED.replace(b"1.1", b"1.0"), "Transfer-Encoding"),
+    ],
+)
+def test_request_for_what_is_not_supported_is_refused(data: bytes, says: str) -> None:
+    """RFC 9110, section 15.6.2: 501, and not 400."""
+    refusal = only(data).refusal
+    assert isinstance(refusal, NotSupported)
+    assert says in str(refusal)
+
+
+@pytest.mark.parametrize("method", [b"BREW", b"get", b"GETX"])
+def test_unknown_method_is_refused_as_one_that_is_not_allowed(method: bytes) -> None:
+    """Case matters (RFC 9110, section 9.1)."""
+    refusal = only(GET.replace(b"GET", method)).refusal
+    assert isinstance(refusal, MethodNotAllowed)
+    assert (b"Allow", SERVED_METHODS.encode()) in refusal.headers()
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+@pytest.mark.parametrize("body", [b"Content-Length: 5\r\n\r\nhello", b"\r\n"])
+def test_upgrade_to_another_protocol_is_ignored(pieces: int, body: bytes) -> None:
+    """As Java's HTTP client asks for it with its first request (RFC 9110, section 7.8)."""
+    head = b"POST /x HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    data = head + b"HTTP2-Settings: AA\r\n" + body + GET
+    size = -(-len(data) // pieces)
+    first, second = parsed(*(data[at : at + size] for at in range(0, len(data), size)))
+    assert first.refusal is None
+    assert first.body == (b"hello" if b"hello" in body else b"")
+    assert first.head.persistent
+    assert [name for name, _ in first.head.fields] == [b"connection", b"http2-settings"]
+    assert second.head.method == b"GET"
+
+
+def test_head_beyond_max_head_bytes_is_refused() -> None:
+    """However it is split, and also if it never ends."""
+    room = MAX_HEAD_BYTES - len(b"/x") - len(b"host: h\r\n") - len(b"x-a: \r\n")
+    for size, refused in ((room, False), (room + 1, True)):
+        data = GET.replace(b"\r\n\r\n", b"\r\nX-A: %b\r\n\r\n" % (b"a" * size))
+        assert isinstance(only(data).refusal, HeadTooLarge) is refused
+    for endless in (b"GET /" + b"x" * MAX_HEAD_BYTES, b"\r\n" * (MAX_HEAD_BYTES // 2) + b"GET"):
+        assert isinstance(only(*split(endless, list(range(0, 99, 9)))).refusal, HeadTooLarge)
+        assert parsed(endless[:MAX_HEAD_BYTES]) == []
+
+
+def test_trailers_and_extensions_beyond_max_head_bytes_are_refused() -> None:
+    """They would not show in what has arrived of the body."""
+    for endless in (b"1;", b"1\r\nx\r\n0\r\nX: "):
+        parser = RequestParser()
+        parser.feed(CHUNKED + endless)
+        for _ in range(MAX_HEAD_BYTES // 1024 - 1):
+            parser.feed(b"a" * 1024)
+        assert not parser.ready
+        for _ in range(2):
+            parser.feed(b"a" * 1024)
+        [request] = parser.ready
+        assert isinstance(request.refusal, HeadTooLarge)
+
+
+def test_more_than_max_head_fields_are_refused() -> None:
+    for count in (MAX_HEAD_FIELDS, MAX_HEAD_FIELDS + 1):
+        data = b"GET /x HTTP/1.1\r\n" + b"X: y\r\n" * count + b"\r\n"
+        assert isinstance(only(data).refusal, HeadTooLarge) is (count > MAX_HEAD_FIELDS)
+
+
+def test_slice_is_slice_bytes_or_the_rest_of_a_body() -> None:
+    """So that one read of thousands of requests does not hold up others."""
+    parser = RequestParser()
+    assert parser.slice_size == SLICE_BYTES
+    parser.feed(POST.replace(b"h: 5", b"h: 100000"))
+    assert parser.slice_size == 100_000 - 5
+    parser.feed(b"x" * (100_000 - 6))
+    assert parser.slice_size == SLICE_BYTES
+    parser.feed(b"x" + CHUNKED + b"5\r\nhello")
+    assert parser.slice_size == SLICE_BYTES
+
+
+def test_refused_request_is_the_last_and_has_no_body() -> None:
+    """Its head stays, as the response depends on that."""
+    parser = RequestParser()
+    parser.feed(POST[:-1])
+    parser.refuse(MessageTooLarge("too large"))
+    parser.feed(b"o" + GET)
+    [request] = parser.ready
+    assert (request.head.target, request.body, str(request.refusal)) == (b"/x", b"", "too large")
+    assert not parser.has_begun
+
+
+def test_closed_parser_has_nothing_left() -> None:
+    parser = RequestParser()
+    parser.feed(GET + POST[:-1])
+    parser.close()
+    parser.feed(b"o" + GET)
+    assert not parser.ready
+    assert parser.receiving is None
+    assert not parser.has_begun
+
+
+def test_unexpected_error_is_raised() -> None:
+    """A defect is not answered as if the client had made it."""
+
+    class Defective(RequestParser):
+        def on_url(self, url: bytes) -> None:
+            raise ZeroDivisionError
+
+    with pytest.raises(Exception, match="callback error"):
+        Defective().feed(GET)
+
+
+@settings(max_examples=examples(400), deadline=None)
+@given(streams(), st.lists(st.integers(0, 10_000), max_size=6))
+@example(CHUNKED + b"5\r\nhello\r\n0\r\nX: y\r\n\r\n" + GET, [60, 61, 70, 80])
+def test_requests_are_the_same_however_their_bytes_are_split(data: bytes, cuts: list[int]) -> None:
+    assert seen(parsed(data)) == seen(parsed(*split(data, cuts)))
+
+
+class Reference(Request):
+    """A request of twisted.web that notes what was received, and is complete at once."""
+
+    def gotLength(self, length: int | None) -> None:
+        self.content = BytesIO()
+
+    def process(self) -> None:
+        headers = {name.lower(): values for name, values in self.requestHeaders.getAllRawHeaders()}
+        # `identity` is no transfer coding any more (RFC 9112, section 7).
+        length = headers.pop(b"content-length", [])
+        channel: Any = self.channel
+        content: Any = self.content
+        channel.noted.append(
+            (self.method, self.uri, self.clientproto, headers, length, content.read())
+        )
+        self.setHeader(b"Content-Length", b"0")
+        self.finish()
+
+
+@settings(max_examples=examples(400), deadline=None)
+@given(streams())
+@example(GET + CHUNKED + b"5\r\nhello\r\n0\r\n\r\n" + GET)
+def test_no_request_is_understood_in_another_way_than_by_twisted_web(data: bytes) -> None:
+    """
+    What both accept has the same meaning: no byte of a body is taken for a request.  This parser is
+    the stricter one, except that it skips any line ends before a request, and twisted.web one.
+    """
+    channel: Any = HTTPChannel()
+    channel.requestFactory = partial(Reference, parsePOSTFormSubmission=False)
+    channel.noted = []
+    channel.makeConnection(StringTransport())
+    channel.dataReceived(data)
+    channel.setTimeout(None)
+    accepted = [each for each in parsed(data) if each.refusal is None]
+    for ours, theirs in zip(accepted, channel.noted, strict=False):
+        fields: dict[bytes, list[bytes]] = {}
+        for name, value in ours.head.fields:
+            fields.setdefault(name, []).append(value)
+        length = [] if ours.content_length is None else [ours.content_length]
+        head = ours.head
+        assert (head.method, head.target, head.version, fields, length, ours.body) == theirs
