@@ -17,7 +17,7 @@ from twisted.internet import process
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.tcp import Connection
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import FileLogObserver, ILogObserver, Logger
 
 # Descriptors: twisted.internet.abstract.
 
@@ -111,6 +111,11 @@ def descriptors_closed_by_child() -> Iterator[None]:
 # Logs and signals: twisted.logger, twisted.scripts.
 
 
+def observers_of(publisher: Any) -> list[ILogObserver]:
+    """Return the observers of a publisher, or the observer itself if it is none."""
+    return list(getattr(publisher, "_observers", (publisher,)))
+
+
 def observed_files(publisher: Any) -> Iterator[Any]:
     """
     Yield the files that the observers of a publisher write to.
@@ -118,10 +123,21 @@ def observed_files(publisher: Any) -> Iterator[Any]:
     twistd keeps the observer of --logfile to itself, and no public way leads
     from the publisher to its observers, nor from an observer to its file.
     """
-    for observer in list(getattr(publisher, "_observers", ())):
+    for observer in observers_of(publisher):
         file = getattr(observer, "_outFile", None)
         if file is not None:
             yield file
+
+
+def formats_as_text_file(formatter: Callable[..., object]) -> bool:
+    """Tell whether a formatter of events is that of Twisted's `textFileLogObserver`."""
+    name = getattr(formatter, "__module__", ""), getattr(formatter, "__qualname__", "")
+    return name == ("twisted.logger._file", "textFileLogObserver.<locals>.formatEvent")
+
+
+def write_to_file(observer: FileLogObserver, text: str) -> None:
+    """Write a text to the file of an observer, in its encoding, and flush the file."""
+    FileLogObserver(observer._outFile, lambda _: text)({})
 
 
 def is_twistd_handler(handler: Callable[..., object] | int | None) -> bool:

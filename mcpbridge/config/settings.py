@@ -561,8 +561,7 @@ class BridgeSettings:
     fast_path: bool = setting(
         True,
         FLAG,
-        "Handle ordinary POST requests without the overhead of Twisted's HTTP channel; off while"
-        " `access_log` is on.",
+        "Handle ordinary POST requests without the overhead of a request object.",
         group=LISTENING,
         renamed_from="front_channel",
     )

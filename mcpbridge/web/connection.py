@@ -32,6 +32,7 @@ from mcpbridge.errors import MessageTooLarge, Refused
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.timers import Timer
+from mcpbridge.web.access_log import AccessLog
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses, Peer
 from mcpbridge.web.fair_turns import FairTurns
@@ -50,6 +51,7 @@ class ConnectionSite(Protocol):
     turns: FairTurns
     requestFactory: Callable[[BridgeConnection], BridgeRequest]
     fast_path: Any
+    access_log: AccessLog | None
     max_body: int
     peer_timeout: float
     min_transfer_rate: int
@@ -65,8 +67,11 @@ class ConnectionSite(Protocol):
         """Tell whether a proxy may send several clients' requests on this connection."""
         ...
 
-    def refusal(self, refused: Refused) -> bytes:
-        """Return the whole response to a request that is not HTTP as it should be."""
+    def refusal(self, refused: Refused, host: str) -> bytes:
+        """
+        Return the whole response to a request of this address that is not HTTP
+        as it should be, and log it.
+        """
         ...
 
 
@@ -125,7 +130,10 @@ class BridgeConnection(WatchedConnection):
         #: 0 where the listener is not on loopback.
         self.loopback = loopback_port(self.transport) or 0
         #: Who is at the other end.
-        self.peer: Peer = self.site.clients.peer(self.transport.getPeer())
+        peer = self.transport.getPeer()
+        self.peer: Peer = self.site.clients.peer(peer)
+        #: The address of the other end, for the access log.
+        self.host: str = getattr(peer, "host", "-")
         #: When anything last arrived or was answered.
         self._active_at: float = self.site.clock.seconds()
         self._check_idle_in(IDLE_SECONDS)
@@ -225,7 +233,7 @@ class BridgeConnection(WatchedConnection):
             refusal = self._too_large()
         if head is NO_HEAD:
             assert refusal is not None
-            self.transport.write(self.site.refusal(refusal))
+            self.transport.write(self.site.refusal(refusal, self.host))
             self.loseConnection()
             return
         request: BridgeRequest = self.site.requestFactory(self)

@@ -16,11 +16,15 @@ from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.twisted_internals import prompt_descriptor, write_at_once
+from mcpbridge.web.access_log import AccessLog
 from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.fast_path import FastRequest, NotFastAfterAll
 from mcpbridge.web.pending_response import PendingExchange, PendingStream
 from mcpbridge.web.request_parser import NO_HEAD, Head, ReceivedRequest
 from mcpbridge.web.watched_connection import CONNECTION_DONE
+
+_STATUS = slice(len("HTTP/1.1 "), len("HTTP/1.1 200"))
+_END = b"\r\n\r\n"
 
 
 class FastConnection(BridgeConnection):
@@ -145,11 +149,26 @@ class FastConnection(BridgeConnection):
         return self.peer.share if received is None else self.address_of(received)
 
     def _write(self, response: bytes) -> None:
+        log = self.site.access_log
+        if log is not None:
+            self._log(log, response)
         if self._descriptor is None:
             self.transport.write(response)
             self._watch_response(len(response))
         elif not write_at_once(self._descriptor, response):
             self._watch_response(len(response))
+
+    def _log(self, log: AccessLog, response: bytes) -> None:
+        head = self._last_head
+        named = head.values(b"mcp-session-id")
+        log.add(
+            self.host,
+            head.method,
+            head.target,
+            int(response[_STATUS]),
+            len(response) - response.index(_END) - len(_END),
+            named[0] if named else None,
+        )
 
     # Responses that come later: PendingConnection.
 

@@ -6,11 +6,9 @@ Knows connections; must not know what is served.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, succeed
@@ -26,6 +24,7 @@ from mcpbridge.guard import guarded
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
+from mcpbridge.web.access_log import AccessLog
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses
 from mcpbridge.web.connection import BridgeConnection
@@ -36,37 +35,6 @@ from mcpbridge.web.fast_path import FastPath, FastResponses
 
 #: How long connections may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
-
-#: How many bytes of a target a log shows, after what may be an id is cut.
-_SHOWN_BYTES = 2000
-#: How often a target is decoded to find an id that is escaped more than once.
-_DECODINGS = 3
-#: More hexadecimal digits in a row than the eight that a log may show, with hyphens
-#: or without: an id, or a piece of one, whatever stands before or behind it.
-_SESSION_ID = re.compile(rb"(?i)([0-9a-f](?:-?[0-9a-f]){7})(?:-?[0-9a-f])+")
-#: An id as the bridge makes them, for a header that is to be one.
-_WHOLE_ID = re.compile(rb"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-
-
-def redacted(text: bytes) -> str:
-    """
-    Return a request's target, or other bytes of a client, as a log may show it.
-
-    What may be a session id or a piece of one is cut to eight characters,
-    however it was escaped, and there are no control characters.
-    """
-    shown = decoded = unquote_to_bytes(text)
-    for _ in range(_DECODINGS):
-        before, decoded = decoded, unquote_to_bytes(decoded)
-        if decoded == before:
-            break
-        if _SESSION_ID.search(decoded):
-            shown = decoded
-    else:
-        # Escaped too often: what it means in the end is not for the log.
-        shown = shown.partition(b"%")[0]
-    # Cut last: a cut before it could leave of an id what no longer looks like one.
-    return repr(_SESSION_ID.sub(rb"\1...", shown)[:_SHOWN_BYTES])[2:-1]
 
 
 class BridgeSite(Site):
@@ -99,8 +67,7 @@ class BridgeSite(Site):
             parsePOSTFormSubmission=False,
         )
         self.clock: IReactorTime = reactor
-        #: Only twisted.web writes the access log.
-        self.fast_path = None if settings.access_log else fast_path
+        self.fast_path = fast_path
         # Not Twisted's generic one, which may become HTTP/2.
         self.protocol: Any = BridgeConnection if self.fast_path is None else FastConnection
         self.turns = FairTurns(reactor, seconds)
@@ -125,7 +92,8 @@ class BridgeSite(Site):
             share_of(settings.max_connections, settings.max_connections_per_address),
             reactor,
         )
-        self._access_log = settings.access_log
+        #: Gets each request that is complete; None while there is no access log.
+        self.access_log = AccessLog(reactor, self.log_lines) if settings.access_log else None
         self._refusals = FastResponses()
         self._emptied: Deferred[None] | None = None
         self._abort_timer = Timer(reactor)
@@ -155,8 +123,14 @@ class BridgeSite(Site):
         peer = transport.getPeer()
         return isinstance(peer, UNIXAddress) or self.clients.is_proxy(peer)
 
-    def refusal(self, refused: Refused) -> bytes:
-        """Return the whole response to a request that is not HTTP as it should be."""
+    def refusal(self, refused: Refused, host: str) -> bytes:
+        """
+        Return the whole response to a request of this address that is not HTTP
+        as it should be, and log it.
+        """
+        if self.access_log is not None:
+            size = len(refused.body())
+            self.access_log.add(host, b"-", b"-", refused.status, size, None)
         return self._refusals.error_response(refused, close=True)
 
     def close_connections(self) -> Deferred[None]:
@@ -164,6 +138,8 @@ class BridgeSite(Site):
         Close all connections when what was written is sent, and abort those that
         are left after `CLOSE_SECONDS`.  Fires when all are closed.
         """
+        if self.access_log is not None:
+            self.access_log.stop()
         if not self.channels:
             return succeed(None)
         emptied = self._emptied = Deferred()
@@ -179,20 +155,18 @@ class BridgeSite(Site):
 
     def log(self, request: Any) -> None:
         """
-        Write a line for a complete request, if the access log is on; it ends
+        Add a line for a complete request to the access log, if that is on; it ends
         with the session, if a header names one, and never has a whole session id.
         """
-        if self._access_log:
-            named = request.requestHeaders.getRawHeaders(b"mcp-session-id") or [b""]
-            found = _WHOLE_ID.fullmatch(named[0])
-            self.log_lines.info(
-                "{peer} {method} {uri} {code} {size}{session}",
-                peer=getattr(request.client, "host", "-"),
-                method=redacted(request.method)[:20],
-                uri=redacted(request.uri),
-                code=request.code,
-                size=request.sentLength,
-                session=f" {found[1].decode('ascii')}" if found else "",
+        if self.access_log is not None:
+            named = request.requestHeaders.getRawHeaders(b"mcp-session-id") or [None]
+            self.access_log.add(
+                getattr(request.client, "host", "-"),
+                request.method,
+                request.uri,
+                request.code,
+                request.sentLength,
+                named[0],
             )
 
     def acceptableProtocols(self) -> list[bytes]:

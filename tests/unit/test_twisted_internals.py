@@ -13,7 +13,8 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from io import StringIO
+from functools import partial
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from twisted.internet import process, tcp
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactor
-from twisted.logger import LogEvent, Logger, LogPublisher, textFileLogObserver
+from twisted.logger import (
+    LogEvent,
+    Logger,
+    LogPublisher,
+    formatEventAsClassicLogText,
+    jsonFileLogObserver,
+    textFileLogObserver,
+)
 from twisted.web.server import Request
 
 from mcpbridge import twisted_internals
@@ -34,10 +42,13 @@ from mcpbridge.twisted_internals import (
     RESERVED_DESCRIPTOR_RELEASED,
     buffered_bytes,
     descriptors_closed_by_child,
+    formats_as_text_file,
     is_twistd_handler,
     log_port_to,
     observed_files,
+    observers_of,
     write_at_once,
+    write_to_file,
 )
 
 PACKAGE = Path(twisted_internals.__file__).parent
@@ -227,6 +238,27 @@ def test_the_files_of_observers_are_found() -> None:
     publisher = LogPublisher(textFileLogObserver(file), other_kind, textFileLogObserver(other))
     assert list(observed_files(publisher)) == [file, other]
     assert list(observed_files(object())) == []
+    assert observers_of(publisher)[1] == other_kind
+    assert observers_of(other_kind) == [other_kind]
+
+
+def test_the_formatter_of_text_files_is_known() -> None:
+    file = StringIO()
+    assert formats_as_text_file(textFileLogObserver(file).formatEvent)
+    assert formats_as_text_file(textFileLogObserver(file, None).formatEvent)
+    assert not formats_as_text_file(jsonFileLogObserver(file).formatEvent)
+    assert not formats_as_text_file(partial(formatEventAsClassicLogText))
+
+
+@pytest.mark.parametrize("file", [StringIO(), BytesIO()])
+def test_a_text_is_written_to_the_file_of_an_observer(file: Any) -> None:
+    """In the encoding that the observer uses, and flushed."""
+    flushed: list[None] = []
+    file.flush = lambda: flushed.append(None)
+    write_to_file(textFileLogObserver(file), "one \u00e9\ntwo\n")
+    expected = "one \u00e9\ntwo\n"
+    assert file.getvalue() == (expected if isinstance(file, StringIO) else expected.encode())
+    assert flushed == [None]
 
 
 def test_the_signal_handler_of_twistd_is_known(tmp_path: Path) -> None:

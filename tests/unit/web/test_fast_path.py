@@ -534,6 +534,34 @@ def test_body_beyond_the_budget_is_refused_with_503_on_both_paths() -> None:
     assert b"503" in worlds[0].seen()[0]
 
 
+class Lines:
+    """An access log that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[Any, ...]] = []
+
+    def add(self, *facts: Any) -> None:
+        self.lines.append(facts)
+
+
+def test_access_log_is_the_same_on_both_paths() -> None:
+    """Also for what is no request at all."""
+    worlds = [World(fast_path=True, access_log=True), World(fast_path=False, access_log=True)]
+    note = b'{"jsonrpc":"2.0","method":"x"}'
+    for world in worlds:
+        log: Any = Lines()
+        world.site.access_log = log
+        world.receive(post(note) + post(b"nonsense") + post_mcp(note) + post_mcp(CALL), [])
+        world.say(ANSWER)
+        world.receive(post_mcp(MODERN, *SAYING).replace(STREAMABLE[0] + b"\r\n", b""), [])
+        world.answer_modern()
+        world.receive(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\nnonsense\r\n\r\n", [])
+    logs: list[Any] = [world.site.access_log for world in worlds]
+    assert logs[0].lines == logs[1].lines
+    assert [line[3] for line in logs[0].lines] == [202, 400, 202, 200, 200, 404, 405]
+    assert worlds[0].recognised == 5
+
+
 def head_of(data: bytes) -> Head:
     parser = RequestParser()
     parser.feed(data)

@@ -1,0 +1,226 @@
+"""
+The access log: one line for each finished request, formatted and written in batches.
+
+Knows what a log may show of a request; must not know connections.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import groupby
+from time import time
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import FileLogObserver, ILogObserver, LogEvent, Logger, LogLevel, LogPublisher
+
+from mcpbridge.config.tuning import ACCESS_LOG_BYTES, ACCESS_LOG_LINES, ACCESS_LOG_SECONDS
+from mcpbridge.guard import guarded
+from mcpbridge.timers import Timer
+from mcpbridge.twisted_internals import formats_as_text_file, observers_of, write_to_file
+
+#: How many bytes of a target a log shows, after what may be an id is cut.
+_SHOWN_BYTES = 2000
+#: How often a target is decoded to find an id that is escaped more than once.
+_DECODINGS = 3
+#: More hexadecimal digits in a row than the eight that a log may show, with hyphens
+#: or without: an id, or a piece of one, whatever stands before or behind it.
+_SESSION_ID = re.compile(rb"(?i)([0-9a-f](?:-?[0-9a-f]){7})(?:-?[0-9a-f])+")
+#: An id as the bridge makes them, for a header that is to be one.
+_WHOLE_ID = re.compile(rb"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+#: How many targets are remembered as the log shows them, and how long each may be.
+_REMEMBERED = 4096
+_REMEMBERED_BYTES = 256
+
+#: The text of a line.
+_FORMAT = "{peer} {method} {uri} {code} {size}{session}"
+#: The formatter of the console script, as its module and name.
+_CONSOLE_FORMATTER = ("mcpbridge.script", "console_line")
+
+
+def redacted(text: bytes) -> str:
+    """
+    Return a request's target, or other bytes of a client, as a log may show it.
+
+    What may be a session id or a piece of one is cut to eight characters,
+    however it was escaped, and there are no control characters.
+    """
+    shown = decoded = unquote_to_bytes(text)
+    for _ in range(_DECODINGS):
+        before, decoded = decoded, unquote_to_bytes(decoded)
+        if decoded == before:
+            break
+        if _SESSION_ID.search(decoded):
+            shown = decoded
+    else:
+        # Escaped too often: what it means in the end is not for the log.
+        shown = shown.partition(b"%")[0]
+    # Cut last: a cut before it could leave of an id what no longer looks like one.
+    return repr(_SESSION_ID.sub(rb"\1...", shown)[:_SHOWN_BYTES])[2:-1]
+
+
+_remembered = lru_cache(_REMEMBERED)(redacted)
+
+
+def _shown(text: bytes) -> str:
+    return _remembered(text) if len(text) <= _REMEMBERED_BYTES else redacted(text)
+
+
+#: What `AccessLog.add` keeps of a request: the time since the epoch, and its arguments.
+_Fact = tuple[float, str, bytes, bytes, int, int, "bytes | None"]
+#: The time of a request, and what `_FORMAT` shows of it, in the order of its fields.
+_Line = tuple[float, str, str, str, int, int, str]
+#: What stands before and behind the text of an event.
+_Frame = tuple[str, str]
+
+
+class AccessLog:
+    """
+    Writes a line for each finished request to the observers of a logger.
+
+    Twisted takes 15 to 35 microseconds for each event that it writes to a file, as
+    much as the bridge takes for the request.  So lines are collected for at most
+    `ACCESS_LOG_SECONDS`, `ACCESS_LOG_LINES` lines and `ACCESS_LOG_BYTES` bytes, and
+    a log file or terminal gets them in one write.  Each has the time of its request
+    and the form of any other line of that file.  An observer of another kind
+    gets an event for each request, with its time, when the batch is written.
+
+    Lines are in the order in which the requests finished.  A line that something
+    else logs meanwhile may come before them, by no more than
+    `ACCESS_LOG_SECONDS`.
+
+    `seconds` returns the time since the epoch.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, log: Logger, seconds: Callable[[], float] = time
+    ) -> None:
+        self._log = log
+        self._seconds = seconds
+        self._facts: list[_Fact] = []
+        #: Bytes of clients in `_facts`.
+        self._held = 0
+        self._most_lines = ACCESS_LOG_LINES
+        self._timer = Timer(clock)
+        #: What each file has before and behind a text in this second.
+        self._frames: dict[FileLogObserver, _Frame | None] = {}
+        self._second = 0
+
+    def add(
+        self, peer: str, method: bytes, target: bytes, code: int, size: int, session: bytes | None
+    ) -> None:
+        """
+        Add a request that is finished.
+
+        `peer` is the address, `target` the request's target as it was sent, `size`
+        the length of the response's content, and `session` the value of its
+        `Mcp-Session-Id`, if it has one.
+        """
+        facts = self._facts
+        facts.append((self._seconds(), peer, method, target, code, size, session))
+        self._held += len(method) + len(target)
+        if len(facts) >= self._most_lines or self._held >= ACCESS_LOG_BYTES:
+            self.flush()
+        elif len(facts) == 1 and not self._timer.is_running:
+            self._timer.start(ACCESS_LOG_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        facts, self._facts, self._held = self._facts, [], 0
+        if facts:
+            self._write([_line_of(fact) for fact in facts])
+
+    def stop(self) -> None:
+        """Write the lines that wait, and from now on each line at once."""
+        self._timer.stop()
+        self._most_lines = 1
+        self.flush()
+
+    def _write(self, lines: Sequence[_Line]) -> None:
+        others = []
+        for observer in observers_of(self._log.observer):
+            if _is_text_file(observer):
+                guarded(self._log, "writing the access log", self._write_file, observer, lines)
+            else:
+                others.append(observer)
+        if others:
+            # Goes on with the next observer if one fails, as Twisted does.
+            publish = LogPublisher(*others)
+            for line in lines:
+                publish(self._event(line))
+
+    def _write_file(self, observer: FileLogObserver, lines: Sequence[_Line]) -> None:
+        texts = []
+        for second, group in groupby(lines, _second_of):
+            frame = self._frame(observer, second)
+            if frame is None:
+                texts += [observer.formatEvent(self._event(line)) or "" for line in group]
+            else:
+                before, after = frame
+                texts += [
+                    f"{before}{peer} {method} {uri} {code} {size}{session}{after}"
+                    for _, peer, method, uri, code, size, session in group
+                ]
+        write_to_file(observer, "".join(texts))
+
+    def _frame(self, observer: FileLogObserver, second: int) -> _Frame | None:
+        """
+        Return what a file has before and behind the text of an event in this second;
+        None if that changes within the second.
+        """
+        if second != self._second:
+            self._second, self._frames = second, {}
+        if observer not in self._frames:
+            first, last = (self._frame_at(observer, second + part) for part in (0.0, 0.75))
+            self._frames[observer] = first if first == last else None
+        return self._frames[observer]
+
+    def _frame_at(self, observer: FileLogObserver, when: float) -> _Frame | None:
+        event = self._event((when, "-", "GET", "/", 200, 0, ""))
+        before, text, after = (observer.formatEvent(event) or "").partition("- GET / 200 0")
+        return (before, after) if text else None
+
+    def _event(self, line: _Line) -> LogEvent:
+        """Make the event that `Logger.info` makes, but with the time of the request."""
+        when, peer, method, uri, code, size, session = line
+        return {
+            "log_logger": self._log,
+            "log_level": LogLevel.info,
+            "log_namespace": self._log.namespace,
+            "log_source": self._log.source,
+            "log_format": _FORMAT,
+            "log_time": when,
+            "peer": peer,
+            "method": method,
+            "uri": uri,
+            "code": code,
+            "size": size,
+            "session": session,
+        }
+
+
+def _is_text_file(observer: ILogObserver) -> bool:
+    """
+    Tell whether an observer writes each event to a file as one line: a prefix with the
+    time, and the text.  Other formatters may look at the text, or leave events out.
+    """
+    if type(observer) is not FileLogObserver:
+        return False
+    formatter = observer.formatEvent
+    name = getattr(formatter, "__module__", ""), getattr(formatter, "__qualname__", "")
+    return name == _CONSOLE_FORMATTER or formats_as_text_file(formatter)
+
+
+def _second_of(line: _Line) -> int:
+    return int(line[0])
+
+
+def _line_of(fact: _Fact) -> _Line:
+    when, peer, method, target, code, size, session = fact
+    named = ""
+    if session is not None:
+        found = _WHOLE_ID.fullmatch(session)
+        named = "" if found is None else f" {found[1].decode('ascii')}"
+    return when, peer, _shown(method)[:20], _shown(target), code, size, named
