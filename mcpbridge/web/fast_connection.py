@@ -137,11 +137,9 @@ class FastConnection(BridgeConnection):
 
     def _release_body(self) -> None:
         """Let go of the body of the request that was answered or is pending."""
-        received = self._received
-        if received is not None:
-            received.drop_body()
-            if received.counted:
-                self.give_back(received)
+        received, self._received = self._received, None
+        if received is not None and received.counted:
+            self.give_back(received)
 
     def client_address(self) -> str | None:
         """Return the address whose share counts for the last request; None if none does."""

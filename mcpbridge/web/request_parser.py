@@ -8,6 +8,7 @@ another thing here is malformed.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 
 import httptools
@@ -32,6 +33,13 @@ SERVED_METHODS = "DELETE, GET, OPTIONS, POST"
 #: What a field's line has besides its name and its value.
 _BETWEEN = b": \r\n"
 _OWS = b" \t"
+_END = b"\r\n\r\n"
+#: The head of a request up to the digits of its length, and the digits.
+_LENGTH_LINE = re.compile(
+    rb"(?is)((?:(?!\r\n\r\n).)*?\r\ncontent-length:[ \t]*)[0-9]+(?=[ \t]*\r\n)"
+)
+#: A length with more digits is parsed by llhttp.
+_LENGTH_DIGITS = 15
 _LENGTH = b"content-length"
 _LENGTH_CHARS = len(_LENGTH)
 
@@ -127,15 +135,21 @@ class RequestParser:
     One piece of data may have several requests.  Where one is malformed it is
     the last: `ready` has it with its `refusal`, and what is fed after it is
     ignored, as it is after a request with `Connection: close` (`closed`).
+
+    A client sends nearly the same head again and again.  One whose bytes, but
+    for the digits of `Content-Length`, are those of the last request has the
+    same meaning, and is not parsed again.
     """
 
     __slots__ = (
         "_begun",
-        "_completed",
         "_fields",
+        "_fresh",
         "_in_head",
+        "_known_end",
         "_known_fields",
         "_known_head",
+        "_known_start",
         "_length",
         "_parser",
         "_silent",
@@ -153,12 +167,12 @@ class RequestParser:
         self.receiving: ReceivedRequest | None = None
         #: Whether no request follows any more.
         self.closed = False
-        #: Bytes of a head that is not complete, without those that came with the
-        #: request before.
-        self._in_head = 0
-        #: Bytes of a body since its last content.
-        self._silent = 0
-        self._begun = self._completed = self._upgrading = False
+        #: Whether anything has come of a request that is not complete; whether its
+        #: first byte came with the last piece of data.
+        self._begun = self._fresh = False
+        #: Bytes of a head, and of a body since its last content, without the first piece.
+        self._in_head = self._silent = 0
+        self._upgrading = False
         # Of the head that is being received.
         self._target = b""
         self._length: bytes | None = None
@@ -166,12 +180,14 @@ class RequestParser:
         #: The last head, and its fields as they were received.
         self._known_head = NO_HEAD
         self._known_fields: list[tuple[bytes, bytes]] = []
+        #: Its bytes, before and behind the digits of its length; empty where it has none.
+        self._known_start = self._known_end = b""
         self._parser = httptools.HttpRequestParser(self)
 
     @property
     def has_begun(self) -> bool:
         """Whether anything has come of a request that is not complete."""
-        return self._begun or self._in_head > 0
+        return self._begun
 
     @property
     def slice_size(self) -> int:
@@ -183,43 +199,75 @@ class RequestParser:
 
     def feed(self, data: bytes) -> None:
         """Parse what has been received; does not raise for what is wrong with it."""
-        if self.closed:
+        begun = self._begun
+        if self.closed or (not begun and self._is_known(data)):
             return
-        self._completed = False
-        self._silent += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
-            return
         except httptools.HttpParserInvalidMethodError:
             # Not 501: clients and scanners know what to make of 405.
             self.refuse(MethodNotAllowed("the method is not one of HTTP", SERVED_METHODS))
-            return
         except httptools.HttpParserCallbackError as error:
             why = error.__context__
             if isinstance(why, Refused):
                 self.refuse(why)
             elif not isinstance(why, _LastRequest):
                 raise
-            return
         except httptools.HttpParserError as error:
             self.refuse(MalformedRequest(f"the request is not valid HTTP/1.1: {error}"))
-            return
-        if self.receiving is not None:
-            if self._silent > MAX_HEAD_BYTES and self.receiving.head.chunked:
-                self.refuse(HeadTooLarge(f"trailers may have {MAX_HEAD_BYTES} bytes"))
-        elif not self._completed:
-            # Also empty lines, which may come before a request.
-            self._in_head += len(data)
+        else:
+            if self._begun:
+                self._count(len(data))
+            elif not begun and len(self.ready) == 1:
+                self._know(data)
+
+    def _is_known(self, data: bytes) -> bool:
+        """Take data that is one whole request with the last head; return False for other data."""
+        start, end = self._known_start, self._known_end
+        if not start or not data.startswith(start):
+            return False
+        at = data.find(end, len(start))
+        digits = data[len(start) : at]
+        if at < 0 or not digits.isdigit() or len(digits) > _LENGTH_DIGITS:
+            return False
+        at += len(end)
+        if len(data) - at != int(digits):
+            return False
+        request = ReceivedRequest(self._known_head, digits)
+        request.add(data[at:])
+        self.ready.append(request)
+        return True
+
+    def _know(self, data: bytes) -> None:
+        """Remember the bytes of a head, with which data begins that is one whole request."""
+        found = _LENGTH_LINE.match(data)
+        head = self.ready[0].head
+        if found is None or not head.persistent:
+            self._known_start = b""
+        else:
+            self._known_start = found[1]
+            self._known_end = data[found.end() : data.index(_END, found.end()) + len(_END)]
+
+    def _count(self, size: int) -> None:
+        """Bound what comes of a head, and of a chunked body without content."""
+        if self._fresh:
+            self._fresh = False
+        elif self.receiving is None:
+            self._in_head += size
             if self._in_head > MAX_HEAD_BYTES:
                 self.refuse(_head_too_large())
+        else:
+            self._silent += size
+            if self._silent > MAX_HEAD_BYTES and self.receiving.head.chunked:
+                self.refuse(HeadTooLarge(f"trailers may have {MAX_HEAD_BYTES} bytes"))
 
     def close(self) -> None:
         """Take no more requests, and drop those that are not served."""
         self.closed = True
         self.receiving = None
-        self._begun, self._in_head = False, 0
+        self._begun = False
         self.ready.clear()
 
     def refuse(self, refusal: Refused) -> None:
@@ -229,7 +277,7 @@ class RequestParser:
         request.refusal = refusal
         self.ready.append(request)
         self.receiving = None
-        self._begun, self._in_head = False, 0
+        self._begun = False
         self.closed = True
 
     def _ignore_upgrade(self, rest: bytes) -> None:
@@ -257,7 +305,8 @@ class RequestParser:
 
     def on_message_begin(self) -> None:
         """Begin a request."""
-        self._begun = True
+        self._begun = self._fresh = True
+        self._in_head = 0
         self._target, self._length, self._fields = b"", None, []
 
     def on_url(self, url: bytes) -> None:
@@ -274,6 +323,7 @@ class RequestParser:
     def on_headers_complete(self) -> None:
         """Check the head, unless it is the last one again, as it is for most clients."""
         parser, head = self._parser, self._known_head
+        self._known_start = b""
         if parser.should_upgrade():
             self._upgrading = True
             return
@@ -287,7 +337,7 @@ class RequestParser:
             self._known_head, self._known_fields = head, self._fields
         # Not the one that is known: trailers may follow.
         self._fields = []
-        self._in_head = 0
+        self._silent = 0
         length = self._length
         self.receiving = ReceivedRequest(head, None if length is None else length.strip(_OWS))
 
@@ -331,7 +381,6 @@ class RequestParser:
             return
         self.receiving = None
         self._begun = False
-        self._completed = True
         self.ready.append(request)
         if not request.head.persistent:
             self.closed = True
