@@ -200,7 +200,11 @@ class BridgeConnection(WatchedConnection):
                 if ready:
                     if self._deadline is not None:
                         self._set_deadline(None)
-                    self.serve(ready.popleft())
+                    received = ready.popleft()
+                    if not self.serve(received):
+                        ready.appendleft(received)
+                        self.site.turns.join(self)
+                        break
                 if self._discarding or not (ready or data) or self.is_busy():
                     break
                 turns = self.site.turns
@@ -225,8 +229,21 @@ class BridgeConnection(WatchedConnection):
         if self._pipelined or self._reading_paused:
             self._limit_pipelined()
 
-    def serve(self, received: ReceivedRequest) -> None:
-        """Serve a request that is complete or refused: as one of twisted.web."""
+    def serve(self, received: ReceivedRequest) -> bool:
+        """
+        Serve a request that is complete or refused: as one of twisted.web.
+        Return False, having done nothing, if it has to wait for its turn.
+        """
+        turns = self.site.turns
+        if not turns.may_begin():
+            return False
+        began = turns.now()
+        self.serve_ordinary(received)
+        turns.took(began)
+        return True
+
+    def serve_ordinary(self, received: ReceivedRequest) -> None:
+        """Serve a request as one of twisted.web."""
         head = received.head
         refusal = received.refusal
         if refusal is None and received.arrived > self.site.max_body:

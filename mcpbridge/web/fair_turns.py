@@ -1,5 +1,5 @@
 """
-Round robin among connections that have more than one request to serve.
+Round robin among connections that have more to serve than one quick request.
 
 Knows connections and time; must not know requests.
 """
@@ -43,6 +43,11 @@ class FairTurns:
     `TURN_SECONDS` in all.  A client that sends one request at a time never
     joins it, and waits for about one turn.
 
+    An ordinary request, which takes a tenth of a millisecond or more, begins at
+    once only while such requests have not taken `TURN_SECONDS` since the last
+    turn (`may_begin`): hundreds of clients may open or end their sessions
+    within one iteration, and others are not to wait for all of them.
+
     The queue needs no bound of its own: a connection is in it once, and what
     it has read and not served is bounded by `PIPELINED_BYTES`.
     """
@@ -57,6 +62,10 @@ class FairTurns:
         #: The next turn; None while the queue is empty, and within a turn.
         self._call: IDelayedCall | None = None
         self._running = False
+        #: When the turn that is running ends.
+        self._ends = 0.0
+        #: Seconds that ordinary requests have taken since the last turn.
+        self._taken = 0.0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -76,9 +85,25 @@ class FairTurns:
             and self._seconds() - began < SLICE_SECONDS
         )
 
+    def may_begin(self) -> bool:
+        """Tell whether an ordinary request may be served now; otherwise its connection joins."""
+        if self._running:
+            return self._seconds() < self._ends
+        return self._taken < TURN_SECONDS
+
+    def took(self, began: float) -> None:
+        """Count the time of an ordinary request, which began at that time and is served."""
+        if not self._running:
+            self._taken += self._seconds() - began
+            if self._taken >= TURN_SECONDS:
+                self._run_soon()
+
     def join(self, connection: Turn) -> None:
         """Put a connection at the end of the queue."""
         self._waiting[connection] = None
+        self._run_soon()
+
+    def _run_soon(self) -> None:
         if self._call is None and not self._running:
             self._call = self._clock.callLater(0, self._run)
 
@@ -95,7 +120,8 @@ class FairTurns:
         """Serve slices in order, until `TURN_SECONDS` are over or the queue is empty."""
         self._call = None
         self._running = True
-        ends = self._seconds() + TURN_SECONDS
+        self._taken = 0.0
+        self._ends = self._seconds() + TURN_SECONDS
         try:
             while self._waiting:
                 connection, _ = self._waiting.popitem(last=False)
@@ -105,7 +131,7 @@ class FairTurns:
                     # As the reactor does with a connection whose `dataReceived` raises.
                     self.log.failure("serving a pipelined request failed", Failure())
                     guarded(self.log, "ending a connection", connection.fail)
-                if self._seconds() >= ends:
+                if self._seconds() >= self._ends:
                     break
         finally:
             self._running = False

@@ -71,8 +71,8 @@ class FastConnection(BridgeConnection):
         self._release_body()
         super().requestDone(request)
 
-    def serve(self, received: ReceivedRequest) -> None:
-        """Answer a request here if it is a fast one."""
+    def serve(self, received: ReceivedRequest) -> bool:
+        """Answer a request here if it is a fast one; others as `BridgeConnection`."""
         head = received.head
         if head is not self._last_head:
             # Most clients send one head again and again.
@@ -80,8 +80,7 @@ class FastConnection(BridgeConnection):
             self._last_head = head
         request = self._last_request
         if request is None or received.refusal is not None:
-            self._serve_other(received)
-            return
+            return self._refuse_stream(received) or super().serve(received)
         size = received.arrived
         # A larger body is parsed in slices, as one of twisted.web.
         large = LARGE_BYTES if request.streamable else WHOLE_BYTES
@@ -90,8 +89,7 @@ class FastConnection(BridgeConnection):
             # What has arrived at once is not counted, but refused alike.
             budget.used and not budget.has_room(size - received.counted, self.client_address())
         ):
-            super().serve(received)
-            return
+            return super().serve(received)
         self._received = received
         try:
             if request.streamable:
@@ -101,20 +99,23 @@ class FastConnection(BridgeConnection):
                 self._release_body()
         except NotFastAfterAll:
             self._received = None
-            super().serve(received)
+            return super().serve(received)
+        return True
 
-    def _serve_other(self, received: ReceivedRequest) -> None:
-        """Serve one of twisted.web's, unless it is for a stream that cannot be opened now."""
-        if received.head.method == b"GET" and received.refusal is None:
-            self._received = received
-            refusal = self.site.fast_path.refuse_stream(
-                received.head, self.loopback or None, self.client_address
-            )
-            self._received = None
-            if refusal is not None and not received.arrived:
-                self._write(refusal)
-                return
-        super().serve(received)
+    def _refuse_stream(self, received: ReceivedRequest) -> bool:
+        """Refuse `GET /sse` cheaply while no session can be opened; return False otherwise."""
+        head = received.head
+        if head.method != b"GET" or received.refusal is not None or received.arrived:
+            return False
+        self._received = received
+        refusal = self.site.fast_path.refuse_stream(
+            head, self.loopback or None, self.client_address
+        )
+        self._received = None
+        if refusal is None:
+            return False
+        self._write(refusal)
+        return True
 
     def _post(self, request: FastRequest, received: ReceivedRequest) -> None:
         """Answer a message to `/mcp`, or make it the pending one.  Raises `NotFastAfterAll`."""
@@ -199,7 +200,7 @@ class FastConnection(BridgeConnection):
         self._handed_over, self.pending = self.pending, None
         serving, self._serving = self._serving, True
         try:
-            super().serve(ReceivedRequest(self._last_head))
+            self.serve_ordinary(ReceivedRequest(self._last_head))
         finally:
             self._serving = serving
             # Taken over by now, or by nobody: not by another request.

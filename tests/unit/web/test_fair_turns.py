@@ -5,6 +5,7 @@ the pipelined requests of another.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -358,3 +359,55 @@ def test_body_in_tiny_chunks_takes_turns_too(fast_path: bool, headed: bool) -> N
     assert world.site.budget.used == 0
     assert world.transport.value().count(b"HTTP/1.1 ") == 2
     close(world)
+
+
+def test_ordinary_requests_begin_at_once_for_turn_seconds() -> None:
+    """After that they join the queue; the next turn begins anew."""
+    clock, log, [first] = make_queue(0.0, 1)
+    turns = first.turns
+    clock.advance(0)
+    assert log == ["|", "a"]
+    for taken in (0.0, 0.4, 0.8):
+        assert turns.may_begin(), taken
+        began = turns.now()
+        TIME[0] += 0.4 * TURN_SECONDS
+        turns.took(began)
+    assert not turns.may_begin()
+    assert log == ["|", "a", "|"]
+    clock.advance(0)
+    assert turns.may_begin()
+    assert turns._call is None
+
+
+def test_many_ordinary_requests_at_once_hold_up_nobody() -> None:
+    """They are served in several turns, in order, and fast ones at once meanwhile."""
+    ticks = itertools.count()
+    # Each look at this clock takes a tenth of a turn.
+    world = World(fast_path=True, seconds=lambda: next(ticks) * TURN_SECONDS / 10)
+    others = connections(world, 50)
+    for each in others:
+        each.channel.dataReceived(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    answers = [each.answers() for each in others]
+    served = sum(answers)
+    assert 0 < served < 20
+    assert answers == [1] * served + [0] * (50 - served)
+    world.channel.dataReceived(post(NOTE))
+    assert world.transport.value().startswith(b"HTTP/1.1 202")
+    world.let_turns_pass()
+    assert [each.answers() for each in others] == [1] * 50
+    close(world, *others)
+
+
+def test_request_that_waits_for_its_turn_is_dropped_with_its_connection() -> None:
+    ticks = itertools.count()
+    world = World(fast_path=True, seconds=lambda: next(ticks) * TURN_SECONDS)
+    first, second = connections(world, 2)
+    for each in (first, second):
+        each.channel.dataReceived(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert [first.answers(), second.answers(), len(world.site.turns)] == [1, 0, 1]
+    assert second.channel.idle_since() is None
+    second.channel.dataReceived(b"GET /y HTTP/1.1\r\nHost: h\r\n\r\n")
+    second.channel.connectionLost()
+    assert_queue_empty(world)
+    assert second.answers() == 0
+    close(world, first)

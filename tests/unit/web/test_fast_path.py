@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -72,6 +72,7 @@ class World:
         sessions: int = 100,
         waiting: int = 1024,
         filtered: bool = False,
+        seconds: Callable[[], float] | None = None,
         **bridge: Any,
     ) -> None:
         from mcpbridge.web.root import Branch, SecuredResource
@@ -126,7 +127,7 @@ class World:
             self.clock,
             all_settings,
             FastPath([server], security) if fast_path else None,
-            seconds=self.clock.seconds,
+            seconds=seconds or self.clock.seconds,
         )
         self.channel: Any = self.site.buildProtocol(None)
         self.transport = StringTransport()
