@@ -200,9 +200,9 @@ class BridgeConnection(WatchedConnection):
                 if ready:
                     if self._deadline is not None:
                         self._set_deadline(None)
-                    received = ready.popleft()
+                    received = ready.pop(0)
                     if not self.serve(received):
-                        ready.appendleft(received)
+                        ready.insert(0, received)
                         self.site.turns.join(self)
                         break
                 if self._discarding or not (ready or data) or self.is_busy():

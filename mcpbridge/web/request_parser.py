@@ -9,7 +9,8 @@ another thing here is malformed.
 from __future__ import annotations
 
 import re
-from collections import deque
+from functools import lru_cache
+from typing import Any
 
 import httptools
 
@@ -32,16 +33,21 @@ MAX_HEAD_FIELDS = 500
 SERVED_METHODS = "DELETE, GET, OPTIONS, POST"
 #: What a field's line has besides its name and its value.
 _BETWEEN = b": \r\n"
+#: How many names of fields are cached in lower case, so that heads share them.
+KNOWN_NAMES = 512
 _OWS = b" \t"
 _END = b"\r\n\r\n"
 #: The head of a request up to the digits of its length, and the digits.
 _LENGTH_LINE = re.compile(
-    rb"(?is)((?:(?!\r\n\r\n).)*?\r\ncontent-length:[ \t]*)[0-9]+(?=[ \t]*\r\n)"
+    rb"(?is)((?:(?!\r\n\r\n).)*?\r\ncontent-length:[ \t]*)([0-9]+)(?=[ \t]*\r\n)"
 )
 #: A length with more digits is parsed by llhttp.
 _LENGTH_DIGITS = 15
 _LENGTH = b"content-length"
 _LENGTH_CHARS = len(_LENGTH)
+
+
+_lower = lru_cache(KNOWN_NAMES)(bytes.lower)
 
 
 class Head:
@@ -57,8 +63,7 @@ class Head:
     def __init__(self, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]]) -> None:
         self.method = method
         self.target = target
-        #: The version, and its number alone.
-        self.version, self.number = b"HTTP/1.1", "1.1"
+        self.version = b"HTTP/1.1"
         self.fields = fields
         self.persistent = True
         self.chunked = False
@@ -147,10 +152,10 @@ class RequestParser:
         "_fresh",
         "_in_head",
         "_known_end",
-        "_known_fields",
         "_known_head",
         "_known_start",
         "_length",
+        "_missing",
         "_parser",
         "_silent",
         "_target",
@@ -161,8 +166,8 @@ class RequestParser:
     )
 
     def __init__(self) -> None:
-        #: The requests that are complete, in order.
-        self.ready: deque[ReceivedRequest] = deque()
+        #: The requests that are complete, in order: a few, as little is fed at once.
+        self.ready: list[ReceivedRequest] = []
         #: The request whose head has come, and whose body has not.
         self.receiving: ReceivedRequest | None = None
         #: Whether no request follows any more.
@@ -177,12 +182,13 @@ class RequestParser:
         self._target = b""
         self._length: bytes | None = None
         self._fields: list[tuple[bytes, bytes]] = []
-        #: The last head, and its fields as they were received.
+        #: The last head, if it has a length; its bytes, before and behind the digits of that.
         self._known_head = NO_HEAD
-        self._known_fields: list[tuple[bytes, bytes]] = []
-        #: Its bytes, before and behind the digits of its length; empty where it has none.
         self._known_start = self._known_end = b""
-        self._parser = httptools.HttpRequestParser(self)
+        #: How much is missing of the body behind such a head.
+        self._missing = 0
+        #: None while that is enough.
+        self._parser: Any = None
 
     @property
     def has_begun(self) -> bool:
@@ -199,11 +205,56 @@ class RequestParser:
 
     def feed(self, data: bytes) -> None:
         """Parse what has been received; does not raise for what is wrong with it."""
+        if self._missing:
+            data = self._take_body(data)
+        while data and not self._begun and not self.closed:
+            rest = self._take_known(data)
+            if rest is None:
+                break
+            data = rest
+        if data and not self.closed:
+            self._parse(data)
+
+    def _take_known(self, data: bytes) -> bytes | None:
+        """
+        Take a request that begins with the bytes of the last head, or as much of
+        it as has come; return what is behind it, and None for other data.
+        """
+        start, end = self._known_start, self._known_end
+        if not start or not data.startswith(start):
+            return None
+        at = data.find(end, len(start))
+        digits = data[len(start) : at]
+        if at < 0 or not digits.isdigit() or len(digits) > _LENGTH_DIGITS:
+            return None
+        self._parser = None
+        self.receiving = ReceivedRequest(self._known_head, digits)
+        self._missing = int(digits)
+        self._begun = True
+        return self._take_body(data[at + len(end) :])
+
+    def _take_body(self, data: bytes) -> bytes:
+        """Take what is missing of the body behind a known head; return the rest."""
+        request = self.receiving
+        assert request is not None
+        missing = self._missing
+        piece = data if len(data) <= missing else data[:missing]
+        if piece:
+            request.add(piece)
+        self._missing = missing - len(piece)
+        if not self._missing:
+            self.receiving = None
+            self._begun = False
+            self.ready.append(request)
+        return data[missing:]
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpRequestParser(self)
         begun = self._begun
-        if self.closed or (not begun and self._is_known(data)):
-            return
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserInvalidMethodError:
@@ -218,37 +269,23 @@ class RequestParser:
         except httptools.HttpParserError as error:
             self.refuse(MalformedRequest(f"the request is not valid HTTP/1.1: {error}"))
         else:
+            if not begun:
+                self._know(data)
             if self._begun:
                 self._count(len(data))
-            elif not begun and len(self.ready) == 1:
-                self._know(data)
-
-    def _is_known(self, data: bytes) -> bool:
-        """Take data that is one whole request with the last head; return False for other data."""
-        start, end = self._known_start, self._known_end
-        if not start or not data.startswith(start):
-            return False
-        at = data.find(end, len(start))
-        digits = data[len(start) : at]
-        if at < 0 or not digits.isdigit() or len(digits) > _LENGTH_DIGITS:
-            return False
-        at += len(end)
-        if len(data) - at != int(digits):
-            return False
-        request = ReceivedRequest(self._known_head, digits)
-        request.add(data[at:])
-        self.ready.append(request)
-        return True
 
     def _know(self, data: bytes) -> None:
-        """Remember the bytes of a head, with which data begins that is one whole request."""
+        """Remember the bytes of a head with which data begins, if they are all of its heads."""
+        request = self.receiving or (self.ready[-1] if self.ready else None)
         found = _LENGTH_LINE.match(data)
-        head = self.ready[0].head
-        if found is None or not head.persistent:
-            self._known_start = b""
-        else:
-            self._known_start = found[1]
-            self._known_end = data[found.end() : data.index(_END, found.end()) + len(_END)]
+        if request is None or found is None:
+            return
+        end = data.find(_END, found.end()) + len(_END)
+        if end < len(_END) or not request.head.persistent:
+            return
+        if len(data) - end <= int(found[2]):
+            self._known_head = request.head
+            self._known_start, self._known_end = found[1], data[found.end() : end]
 
     def _count(self, size: int) -> None:
         """Bound what comes of a head, and of a chunked body without content."""
@@ -267,7 +304,7 @@ class RequestParser:
         """Take no more requests, and drop those that are not served."""
         self.closed = True
         self.receiving = None
-        self._begun = False
+        self._begun, self._missing = False, 0
         self.ready.clear()
 
     def refuse(self, refusal: Refused) -> None:
@@ -277,7 +314,7 @@ class RequestParser:
         request.refusal = refusal
         self.ready.append(request)
         self.receiving = None
-        self._begun = False
+        self._begun, self._missing = False, 0
         self.closed = True
 
     def _ignore_upgrade(self, rest: bytes) -> None:
@@ -298,7 +335,7 @@ class RequestParser:
             fields.append((_LENGTH, self._length))
         lines = b"".join(b"%b: %b\r\n" % field for field in fields)
         line = b"%b %b HTTP/1.1\r\n" % (method, self._target)
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser = None
         self.feed(b"%b%b\r\n%b" % (line, lines, rest))
 
     # Called by llhttp.
@@ -321,40 +358,33 @@ class RequestParser:
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Check the head, unless it is the last one again, as it is for most clients."""
-        parser, head = self._parser, self._known_head
-        self._known_start = b""
-        if parser.should_upgrade():
+        """Check the head."""
+        if self._parser.should_upgrade():
             self._upgrading = True
             return
-        if (
-            self._fields != self._known_fields
-            or self._target != head.target
-            or parser.get_method() != head.method
-            or parser.get_http_version() != head.number
-        ):
-            head = self._read_head()
-            self._known_head, self._known_fields = head, self._fields
-        # Not the one that is known: trailers may follow.
+        length = self._length
+        self.receiving = ReceivedRequest(
+            self._read_head(), None if length is None else length.strip(_OWS)
+        )
+        # Trailers may follow.
         self._fields = []
         self._silent = 0
-        length = self._length
-        self.receiving = ReceivedRequest(head, None if length is None else length.strip(_OWS))
 
     def _read_head(self) -> Head:
         """Return the head that has been received.  Raises a `Refused`."""
-        fields = [(name.lower(), value.strip(_OWS)) for name, value in self._fields]
+        parser, target = self._parser, self._target
+        fields = [(_lower(name), value.strip(_OWS)) for name, value in self._fields]
         if len(fields) > MAX_HEAD_FIELDS:
             raise HeadTooLarge(f"a request may have {MAX_HEAD_FIELDS} header fields")
         size = sum(len(name) + len(value) + len(_BETWEEN) for name, value in fields)
-        if len(self._target) + size > MAX_HEAD_BYTES:
+        if len(target) + size > MAX_HEAD_BYTES:
             raise _head_too_large()
-        head = Head(self._parser.get_method(), self._target, fields)
-        version = self._parser.get_http_version()
+        head = Head(parser.get_method(), target, fields)
+        version = parser.get_http_version()
         if version == "1.1":
-            head.persistent = self._parser.should_keep_alive()
+            head.persistent = parser.should_keep_alive()
         elif version == "1.0":
-            head.version, head.number = b"HTTP/1.0", version
+            head.version = b"HTTP/1.0"
             head.persistent = False
         else:
             raise MalformedRequest("the version of the request is not HTTP/1.1 or HTTP/1.0")
