@@ -66,6 +66,11 @@ class FastConnection(BridgeConnection):
             guarded(self.log, "giving up a request", pending.detach)
         super().connectionLost(reason)
 
+    def stream_begins(self) -> None:
+        """Keep nothing of the last request: a stream is for long."""
+        super().stream_begins()
+        self._last_head, self._last_request = NO_HEAD, None
+
     def requestDone(self, request: Any) -> None:
         """Release the body of a request that was handed over."""
         self._release_body()
