@@ -10,8 +10,9 @@ from mcpbridge._version import __version__
 if TYPE_CHECKING:
     from mcpbridge.bridge import Bridge
     from mcpbridge.config.settings import BridgeSettings, ServerSettings
+    from mcpbridge.twisted_internals import dispatch_directly
 
-__all__ = ["Bridge", "BridgeSettings", "ServerSettings", "__version__"]
+__all__ = ["Bridge", "BridgeSettings", "ServerSettings", "__version__", "dispatch_directly"]
 
 #: The public names that are imported when they are first used: what runs one module alone,
 #: such as `python -m mcpbridge.demo`, does not import Twisted and the whole bridge.
@@ -19,6 +20,7 @@ _MODULES = {
     "Bridge": "mcpbridge.bridge",
     "BridgeSettings": "mcpbridge.config.settings",
     "ServerSettings": "mcpbridge.config.settings",
+    "dispatch_directly": "mcpbridge.twisted_internals",
 }
 
 

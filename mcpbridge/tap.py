@@ -32,6 +32,7 @@ from mcpbridge.config.options import OPTIONS, Option, label_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.errors import BridgeError, CannotListen, Described, SettingError, SettingErrors
 from mcpbridge.signals import SignalHandlers
+from mcpbridge.twisted_internals import dispatch_directly
 from mcpbridge.web.listeners import make_endpoint
 
 DEFAULT_PORT = 8808
@@ -371,6 +372,7 @@ class _Run(Bridge):
         super().__init__(options.settings)
         self._notices = options.notices
         self._twistd: Any = options.parent or {}
+        self._undo_dispatch: Callable[[], None] = lambda: None
         self._signals = SignalHandlers(
             self._reactor,
             running=lambda: bool(self.running),
@@ -396,6 +398,8 @@ class _Run(Bridge):
                 LogLevel.levelWithName(notice.level), "{text}", text=_printable(notice.text)
             )
         super().startService()
+        # The process is the bridge's, and so is its reactor.
+        self._undo_dispatch = dispatch_directly(self._reactor)
         if not self.settings.listen:
             self.log.warn("nothing is served: there is no listener (--listen, bridge.listen)")
         self._reactor.callWhenRunning(self._signals.install_stop)
@@ -405,6 +409,7 @@ class _Run(Bridge):
         stopped = super().stopService()
 
         def restore(result: Any) -> Any:
+            self._undo_dispatch()
             self._signals.restore()
             return result
 

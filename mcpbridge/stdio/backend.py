@@ -7,11 +7,9 @@ sessions beyond the receiver that it reports to.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ProcessTerminated
 from twisted.internet.interfaces import IReactorTime
@@ -30,10 +28,8 @@ from mcpbridge.stdio.shutdown import Shutdown, ShutdownActions, Tree, build_shut
 from mcpbridge.stdio.stdin_queue import StdinQueue
 from mcpbridge.stdio.stdout_reader import StdoutReader
 from mcpbridge.timers import Timer
-from mcpbridge.twisted_internals import write_at_once
+from mcpbridge.twisted_internals import COLLECTED, prompt_writer, read_directly
 
-#: How much more is read from a pipe than Twisted reads at once.
-READ_BYTES = 256 * 1024
 #: How long after the end of stdout the exit status may take to be known.
 EXIT_NEWS_SECONDS = 0.1
 
@@ -98,10 +94,13 @@ class StdioBackend(ProcessProtocol):
         self._stdin = StdinQueue(
             self._write, settings.max_waiting_messages, settings.max_waiting_bytes
         )
-        writer = self.transport.pipes.get(0)
-        if isinstance(writer, FileDescriptor):
+        pipes = self.transport.pipes
+        self._writer = prompt_writer(pipes.get(0))
+        if self._writer is not None:
             # What the pipe does not take waits in the queue, where it is bounded.
-            writer.bufferSize = 0
+            self._writer.bufferSize = 0
+        read_directly(pipes.get(1), self._stdout.receive)
+        read_directly(pipes.get(2), self.errReceived)
         self.transport.registerProducer(self._stdin, True)
         self._actions = ShutdownActions(
             clock=self._clock,
@@ -151,7 +150,7 @@ class StdioBackend(ProcessProtocol):
     # ProcessProtocol.
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
-        """Dispatch bytes of a pipe, without the two calls that Twisted would make."""
+        """Dispatch bytes of a pipe that is not read directly (`read_directly`)."""
         if childFD == 1:
             self._stdout.receive(data)
         else:
@@ -223,17 +222,6 @@ class StdioBackend(ProcessProtocol):
         """Read stdout and stderr again."""
         self.transport.resumeProducing()
 
-    def read_more(self) -> bytes:
-        """Return what else is in the pipe of stdout now, up to `READ_BYTES`."""
-        reader = self.transport.pipes.get(1)
-        if not isinstance(reader, FileDescriptor):
-            return b""
-        try:
-            return os.read(reader.fileno(), READ_BYTES)
-        except OSError:
-            # The pipe is empty, or has an error that the reactor will see, too.
-            return b""
-
     def output_over(self, reason: str) -> None:
         """Report the end of the output once, unless the backend was told to stop."""
         self._output_timer.stop()
@@ -251,9 +239,8 @@ class StdioBackend(ProcessProtocol):
         return f"the backend ended ({self.exit_status})" if self.exit_status else ""
 
     def _write(self, data: bytes) -> None:
-        writer = self.transport.pipes.get(0)
-        if isinstance(writer, FileDescriptor):
-            write_at_once(writer, data)
+        if self._writer is not None:
+            COLLECTED.write(self._writer, data)
         else:
             self.transport.write(data)
 

@@ -18,8 +18,6 @@ from mcpbridge.jsonrpc.malformed_output import UTF16, MalformedOutput, is_messag
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
 
-#: How much Twisted reads from a pipe at once (`twisted.internet.fdesc.readFromFD`).
-TWISTED_READ_BYTES = 8192
 #: How long a malformed message may wait for its rest: one behind a Content-Length header
 #: for its line end, one over several lines for the others.
 REST_SECONDS = 0.2
@@ -35,9 +33,6 @@ class Pipes(Protocol):
 
     def resume_pipes(self) -> None:
         """Read the pipes again."""
-
-    def read_more(self) -> bytes:
-        """Return what else is in the pipe of stdout now; empty if that is nothing."""
 
     def output_over(self, reason: str) -> None:
         """Report the end of the output: nothing more of it can be understood."""
@@ -134,10 +129,6 @@ class StdoutReader:
         """Take the next bytes of stdout."""
         if self._discarding:
             return
-        if len(data) == TWISTED_READ_BYTES:
-            # Twisted has read as much as it ever does, so there is probably more.  A large
-            # message would otherwise take many iterations of the reactor.
-            data += self._pipes.read_more()
         framer = self._framer
         lines = framer.receive(data)
         waiting = framer.waiting

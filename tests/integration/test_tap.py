@@ -126,15 +126,20 @@ def handlers() -> Iterator[None]:
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.usefixtures("handlers")
-async def test_bridge_without_listeners_is_a_warning(tmp_path: Path, log_lines: list[str]) -> None:
-    """If twistd runs nothing else."""
+async def test_bridge_without_listeners_is_a_warning(
+    tmp_path: Path, log_lines: list[str], running_reactor: Any
+) -> None:
+    """If twistd runs nothing else.  The reactor is the bridge's while it runs."""
     path = tmp_path / "config.json"
     path.write_text('{"mcpServers": {"a": {"command": "cat"}}, "bridge": {"listen": []}}')
     options = Options()
     options.parseOptions(["--config", str(path)])
     service: Any = makeService(options)
     service.startService()
+    if sys.platform == "linux":
+        assert "doIteration" in vars(running_reactor), "it dispatches directly"
     await service.stopService()
+    assert "doIteration" not in vars(running_reactor)
     assert "nothing is served: there is no listener (--listen, bridge.listen)" in log_lines
 
 

@@ -5,6 +5,7 @@ import pytest
 import mcpbridge
 from mcpbridge.bridge import Bridge
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.twisted_internals import dispatch_directly
 
 
 def test_public_names_are_those_of_their_modules() -> None:
@@ -13,6 +14,7 @@ def test_public_names_are_those_of_their_modules() -> None:
         "BridgeSettings": BridgeSettings,
         "ServerSettings": ServerSettings,
         "__version__": mcpbridge.__version__,
+        "dispatch_directly": dispatch_directly,
     }
 
 

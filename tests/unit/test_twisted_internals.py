@@ -110,6 +110,9 @@ class Descriptor(FileDescriptor):
         self.room -= len(data)
         return len(data)
 
+    #: As `prompt_descriptor` makes it.
+    write_now = writeSomeData
+
     def startWriting(self) -> None:
         """The test calls doWrite."""
 

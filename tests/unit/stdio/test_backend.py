@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import UNSET
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
-from twisted.internet.fdesc import readFromFD
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactor
 from zope.interface.verify import verifyObject
 
 from mcpbridge.config.settings import ServerSettings
@@ -21,8 +17,8 @@ from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.interfaces import IBackend
 from mcpbridge.jsonrpc.malformed_output import UTF16, Lost
 from mcpbridge.response_budget import ResponseBudget
-from mcpbridge.stdio.backend import EXIT_NEWS_SECONDS, READ_BYTES, StdioBackend
-from mcpbridge.stdio.stdout_reader import REST_SECONDS, TWISTED_READ_BYTES
+from mcpbridge.stdio.backend import EXIT_NEWS_SECONDS, StdioBackend
+from mcpbridge.stdio.stdout_reader import REST_SECONDS
 from mcpbridge.testing import FakeReactor, FakeTree
 
 MESSAGE = b'{"jsonrpc":"2.0","method":"notifications/message"}'
@@ -87,33 +83,6 @@ def test_backend_provides_the_interface() -> None:
 
 
 # stdout.
-
-
-@pytest.mark.parametrize("first", [TWISTED_READ_BYTES, TWISTED_READ_BYTES - len(b"[1]\n")])
-def test_more_is_read_where_there_probably_is_more(first: int, tmp_path: Path) -> None:
-    """
-    Twisted reads `TWISTED_READ_BYTES` at most; where it has read so much, up to
-    `READ_BYTES` more are read, so that a large message takes few iterations.
-    """
-    content = b"[1]\n" * (READ_BYTES // 2)
-    (tmp_path / "stdout").write_bytes(content)
-    made = Made()
-    with open(tmp_path / "stdout", "rb", buffering=0) as stdout:
-        made.process.pipes[1] = FileDescriptor(MemoryReactor())
-        made.process.pipes[1].fileno = stdout.fileno
-        made.process.say(stdout.read(first))
-        assert stdout.tell() == first + (READ_BYTES if first == TWISTED_READ_BYTES else 0)
-        lines = [line for _, lines in made.told for line in lines]
-        assert lines == [b"[1]"] * (stdout.tell() // 4)
-
-
-def test_twisted_reads_as_much_at_once_as_assumed(tmp_path: Path) -> None:
-    """`TWISTED_READ_BYTES`: if Twisted changes it, large messages take longer."""
-    (tmp_path / "stdout").write_bytes(b"x" * 2 * TWISTED_READ_BYTES)
-    received: list[bytes] = []
-    with open(tmp_path / "stdout", "rb", buffering=0) as stdout:
-        readFromFD(stdout.fileno(), received.append)
-    assert [len(each) for each in received] == [TWISTED_READ_BYTES]
 
 
 @pytest.mark.parametrize(
