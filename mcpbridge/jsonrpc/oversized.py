@@ -1,5 +1,5 @@
 """
-Reads the two ends of a message that was too large to be kept.
+Reads the two ends of a message that is too large to be kept, or to be read as a whole.
 
 Knows JSON-RPC and the first and the last bytes of a line; must not know who
 waits for it.  Only members of the outermost object count, and nothing is
@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from mcpbridge.jsonrpc.envelope import JsonRpcId
+from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, peek
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 
 #: How many bytes of each end are kept.
 END_BYTES = 4096
@@ -30,6 +31,50 @@ _SPACE = rb"[ \t\r]*"
 #: A string may be cut off: if it did not match, the search would be quadratic.
 _TOKEN = re.compile(_STRING + rb"?|[{}\[\],:]|[^\s{}\[\],:\"]+")
 _LAST_MEMBER = re.compile(_SPACE.join([rb",", _STRING, rb":", _SCALAR, rb""]))
+
+
+#: A member before the large one, and the beginning of that.
+_FIRST_MEMBER = re.compile(_SPACE.join([rb"", _STRING, rb":", _SCALAR, rb","]))
+_LARGE_MEMBER = re.compile(_SPACE.join([rb"", _STRING, rb":", rb"(?=[{\[\"])"]))
+
+
+def peek_at_server(line: bytes) -> Envelope | None:
+    """
+    Do what `peek` does for a server's line, in a time that does not grow with it.
+
+    Of a line of more than `LARGE_BYTES` only the two ends are read, if they
+    show a whole request or response around one large member.  What is large is
+    not checked then, and `result` and `error` only tell that they exist.
+    """
+    if len(line) > LARGE_BYTES:
+        envelope = peek(_without_large_member(line))
+        if envelope is not None and (envelope.is_request or envelope.is_response):
+            return envelope
+    return peek(line)
+
+
+def _without_large_member(line: bytes) -> bytes:
+    """
+    Return an object with `{}` for its first member that is no scalar, and without
+    what stands between that and the last scalars; nothing if the ends do not show it.
+    """
+    if not line.startswith(b"{"):
+        return b""
+    head = line[:END_BYTES]
+    at = 1
+    while match := _FIRST_MEMBER.match(head, at):
+        at = match.end()
+    large = _LARGE_MEMBER.match(head, at)
+    rest = line[-END_BYTES:].rstrip(b" \t\r")
+    if large is None or not rest.endswith(b"}"):
+        return b""
+    begin = len(rest) - 1
+    for _ in range(LAST_MEMBERS):
+        before = _last_member(rest[:begin])
+        if before is None:
+            break
+        begin = before
+    return b"%b{}%b" % (head[: large.end()], rest[begin:])
 
 
 class Oversized(NamedTuple):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
-from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, cancelled_id, peek, peek_again
+from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, cancelled_id, peek_again
 from mcpbridge.jsonrpc.ids import other_spelling, with_id
+from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.jsonrpc.recent_set import Recent
 from mcpbridge.mcp.inflight import MAX_IN_FLIGHT
 
@@ -37,7 +38,7 @@ class IdRestorer:
 
     def from_backend(self, line: bytes) -> bytes:
         """Return a message of the server; an answer, with the id that the client gave."""
-        envelope = peek(line) or peek_again(line)
+        envelope = peek_at_server(line) or peek_again(line)
         if envelope is None or not envelope.is_response:
             return line
         if self._open.discard(envelope.id):

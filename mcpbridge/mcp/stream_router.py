@@ -29,6 +29,7 @@ from mcpbridge.jsonrpc.envelope import (
 )
 from mcpbridge.jsonrpc.ids import with_id
 from mcpbridge.jsonrpc.members import error_line
+from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.mcp.backlog import Backlog, Budget, MaybeId
 from mcpbridge.mcp.inflight import InFlight, LogicalStream, ServerRequests
 from mcpbridge.mcp.stream_delivery import STANDALONE, StreamDelivery
@@ -201,7 +202,7 @@ class StreamRouter:
         Send a line of the server on its stream; of a batch (2025-03-26,
         basic, "Batching") each element on its own.
         """
-        envelope = peek(line)
+        envelope = peek_at_server(line)
         if envelope is not None:
             self._route(line, envelope)
             return

@@ -24,8 +24,9 @@ from mcpbridge.config.tuning import ATTENDED_FACTOR, STDERR_TAIL_CHARS, STDERR_T
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
-from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, peek
+from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId
 from mcpbridge.jsonrpc.malformed_output import Lost
+from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.jsonrpc.sse import stderr_message
 from mcpbridge.mcp.pings import PingLedger
 from mcpbridge.processes.backend_faults import BackendFaults
@@ -436,7 +437,7 @@ class BackendSession:
             # The backend may use an id that looks like that of a bridge's ping.  One that
             # holds neither of these texts does not.
             if len(line) > LONG_LINE_BYTES or b"ping:" in line or b"\\u00" in line:
-                envelope = peek(line)
+                envelope = peek_at_server(line)
                 if envelope is not None:
                     self.pings.backend_sent(envelope)
         self._send_to_client(lines)

@@ -19,9 +19,10 @@ from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import SESSION_SHARE
 from mcpbridge.errors import SERVER_ERROR
 from mcpbridge.guard import guarded
-from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, cancelled_id, peek, requested_token
+from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, cancelled_id, requested_token
 from mcpbridge.jsonrpc.ids import is_answer_to
 from mcpbridge.jsonrpc.members import error_line
+from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.mcp.revisions import Revision, revision
 from mcpbridge.mcp.stream_events import StreamSink
 from mcpbridge.mcp.stream_router import StreamRouter
@@ -234,7 +235,7 @@ class StreamableSession:
         self._session.answer_backend(line)
 
     def _learn(self, line: bytes) -> None:
-        envelope = peek(line)
+        envelope = peek_at_server(line)
         if envelope is None or not envelope.is_response:
             return
         if not is_answer_to(envelope.id, self._initialize):

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpbridge.jsonrpc.oversized import COMMAS, LAST_MEMBERS, Oversized
+from mcpbridge.jsonrpc.envelope import Envelope, peek
+from mcpbridge.jsonrpc.oversized import COMMAS, LAST_MEMBERS, Oversized, peek_at_server
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 
 
 def of(text: str | bytes, end: int) -> Oversized:
@@ -120,3 +122,96 @@ def test_many_quotes_and_commas() -> None:
     """Linear: to search anew from each of them would take hours."""
     head, tail = b'{"' + b'\\"' * 1_000_000, b',"":0' * 500_000 + b"x}"
     assert Oversized(head, tail, 10**9).members() == {}
+
+
+# The envelope of a large message.
+
+FILLER = "x" * LARGE_BYTES
+MEMBERS = st.sampled_from(["jsonrpc", "id", "method", "result", "error", "params", "x", "i\u00e9"])
+SCALARS = st.sampled_from(["2.0", 7, 1.5, None, True, "ping:1", "a,b", 'a","id":8', "", 10**30])
+LARGE = st.one_of(
+    st.just(FILLER),
+    st.lists(st.just(FILLER), min_size=1, max_size=1),
+    st.builds(lambda inner: {**inner, "text": FILLER}, st.dictionaries(NAMES, VALUES, max_size=2)),
+)
+
+
+@st.composite
+def large_messages(draw: st.DrawFn) -> dict[str, Any]:
+    """Members of a message in any order, one of them large, and perhaps a second object."""
+    pairs: list[tuple[str, Any]] = draw(st.lists(st.tuples(MEMBERS, SCALARS), max_size=6))
+    pairs.insert(draw(st.integers(0, len(pairs))), (draw(MEMBERS), draw(LARGE)))
+    if draw(st.booleans()):
+        pairs.insert(draw(st.integers(0, len(pairs))), (draw(MEMBERS), draw(VALUES)))
+    message = dict(pairs)
+    if draw(st.booleans()):
+        message["jsonrpc"] = "2.0"
+    return message
+
+
+def shown(envelope: Envelope | None) -> object:
+    if envelope is None:
+        return None
+    absent = (envelope.result is msgspec.UNSET, envelope.error is msgspec.UNSET)
+    return envelope.method, envelope.id, type(envelope.id), absent
+
+
+@given(
+    large_messages(), st.booleans(), st.sampled_from([(",", ":"), (", ", ": "), (" ,\t", "\r:")])
+)
+def test_envelope_of_a_large_message(
+    message: dict[str, Any], ascii_: bool, separators: tuple[str, str]
+) -> None:
+    """It is that which the whole message has, unless a member beside the large one is hidden."""
+    line = json.dumps(message, ensure_ascii=ascii_, separators=separators).encode()
+    found, whole = peek_at_server(line), peek(line)
+    if shown(found) == shown(whole):
+        return
+    # What is hidden stands between the large member and the scalars at the end.
+    assert found is not None
+    assert found.is_request or found.is_response
+    assert any(
+        isinstance(value, str | dict | list)
+        and name in ("method", "result", "error", "id", "jsonrpc")
+        for name, value in message.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ('{"jsonrpc":"2.0","id":7,"result":{"a":%s}}', True),
+        ('{"jsonrpc":"2.0","id":7,"error":{"a":%s}}', True),
+        ('{"jsonrpc": "2.0", "id": 7, "result": [%s]}', True),
+        ('{"jsonrpc":"2.0","id":7,"result":%s}', True),
+        ('{"result":{"a":%s},"jsonrpc":"2.0","id":7}', True),
+        ('{"result":{"a":%s},"jsonrpc":"2.0","id":7} ', True),
+        ('{"jsonrpc":"2.0","id":7,"method":"m","params":{"a":%s}}', True),
+        ('{"method":"m","params":{"a":%s},"jsonrpc":"2.0","id":"7"}', True),
+        # Without an id it may be a notification, or have its id where it is not seen.
+        ('{"method":"m","params":{"a":%s},"jsonrpc":"2.0"}', False),
+        ('{"jsonrpc":"1.0","id":7,"result":{"a":%s}}', False),
+        ('{"jsonrpc":"2.0","id":7,"x":[%s],"result":{}}', False),
+        ('{"jsonrpc":"2.0","result":[%s],"id":7,"x":{}}', False),
+        ('{"jsonrpc":"2.0","result":[%s],"id":7' + ',"x":1' * (LAST_MEMBERS - 1) + "}", True),
+        ('{"jsonrpc":"2.0","result":[%s],"id":7' + ',"x":1' * LAST_MEMBERS + "}", False),
+        ('[{"jsonrpc":"2.0","id":7,"result":{"a":%s}}]', False),
+        ('{"jsonrpc":"2.0","id":7,"result":{"a":%s]', False),
+    ],
+)
+def test_what_is_large_is_not_parsed(text: str, parsed: bool) -> None:
+    """Parsed it would be refused, as it is broken."""
+    broken = (text % f'"{FILLER}"').replace("xx", "x\t", 1).encode()
+    assert peek(broken) is None
+    envelope = peek_at_server(broken)
+    assert (envelope is not None) is parsed
+    if envelope is not None:
+        assert envelope.id == ("7" if 'id":"7' in text else 7)
+
+
+def test_smaller_messages_are_parsed() -> None:
+    """Up to `LARGE_BYTES`, which takes a few microseconds."""
+    before, after = '{"jsonrpc":"2.0","id":7,"result":"\t', '"}'
+    line = (before + "x" * (LARGE_BYTES - len(before + after)) + after).encode()
+    assert peek_at_server(line) is None
+    assert peek_at_server(line.replace(b"xx", b"xxx", 1)) is not None
