@@ -219,9 +219,12 @@ def read_message(body: bytes) -> tuple[bytes, Envelope | None]:
         envelope = _read_lone_surrogates(body, str(error))
     except RecursionError:
         raise NotJson(_TOO_DEEP) from None
-    if envelope is not None and envelope.method is msgspec.UNSET and not envelope.is_response:
+    if envelope is None:
+        pass
+    elif envelope.method is not msgspec.UNSET:
+        check_id(envelope)
+    elif not envelope.is_response:
         raise NotJsonRpc("the body is JSON, but not a JSON-RPC request, notification or response")
-    check_id(envelope)
     return one_line(body), envelope
 
 

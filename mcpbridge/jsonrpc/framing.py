@@ -35,6 +35,11 @@ class LineFramer:
         self._oversized: list[Oversized] = []
 
     @property
+    def is_at_start(self) -> bool:
+        """Whether the next byte begins a line."""
+        return not (self._size or self._skipped)
+
+    @property
     def waiting(self) -> int:
         """How many bytes of an unfinished line are kept."""
         return self._size

@@ -61,17 +61,11 @@ def message_pieces(line: bytes) -> list[bytes]:
 
 
 def message_chunk(lines: list[bytes]) -> bytes:
-    """Return events as one chunk of a chunked body (RFC 9112, section 7.1), copied once."""
-    size = sum(map(len, lines)) + len(lines) * len(_BETWEEN)
-    head = b"%x\r\n%b" % (size, _BEFORE)
-    if len(lines) == 1:
-        line = lines[0]
-        if b"\r" in line:
-            line = line.replace(b"\r", b" ")
-        return b"%b%b%b" % (head, line, _CHUNK_AFTER)
-    if any(b"\r" in line for line in lines):
-        lines = [line.replace(b"\r", b" ") for line in lines]
-    return b"%b%b%b" % (head, _BETWEEN.join(lines), _CHUNK_AFTER)
+    """Return events, at least one, as one chunk of a chunked body (RFC 9112, section 7.1)."""
+    text = lines[0] if len(lines) == 1 else _BETWEEN.join(lines)
+    if b"\r" in text:
+        text = text.replace(b"\r", b" ")
+    return b"%x\r\n%b%b%b" % (len(text) + len(_BETWEEN), _BEFORE, text, _CHUNK_AFTER)
 
 
 def ping_message(number: int) -> bytes:

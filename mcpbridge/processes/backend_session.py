@@ -26,7 +26,6 @@ from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
 from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId
 from mcpbridge.jsonrpc.malformed_output import Lost
-from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.jsonrpc.sse import stderr_message
 from mcpbridge.mcp.pings import PingLedger
 from mcpbridge.processes.backend_faults import BackendFaults
@@ -37,8 +36,6 @@ from mcpbridge.processes.throttle import Throttle
 
 #: So many characters of a session's id may be logged: too few to use the session.
 LABEL_CHARS = 8
-#: In longer lines it is quicker to decode the envelope than to search for a ping's id.
-LONG_LINE_BYTES = 4096
 
 
 class Sink(Protocol):
@@ -310,7 +307,7 @@ class BackendSession:
         `BackendBusy`; then nothing was stored.
         """
         if self.filters is None:
-            self.send_to_backend(lines, envelopes)
+            self._pass_to_backend(lines, envelopes)
             return ()
         passed, answers, dropped = self.filters.from_post(self, lines)
         if passed:
@@ -433,13 +430,6 @@ class BackendSession:
     def _pass_on(self, lines: list[bytes]) -> None:
         if self.filters is not None:
             lines = [kept for line in lines if (kept := self._filtered(self.filters, line))]
-        for line in lines:
-            # The backend may use an id that looks like that of a bridge's ping.  One that
-            # holds neither of these texts does not.
-            if len(line) > LONG_LINE_BYTES or b"ping:" in line or b"\\u00" in line:
-                envelope = peek_at_server(line)
-                if envelope is not None:
-                    self.pings.backend_sent(envelope)
         self._send_to_client(lines)
 
     def _filtered(self, filters: MessageFilters, line: bytes) -> bytes | None:

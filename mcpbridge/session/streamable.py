@@ -8,7 +8,7 @@ HTTP.  It is the session's sink, as the event stream is with HTTP+SSE.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -141,6 +141,14 @@ class StreamableSession:
         `BackendSession.post_to_backend`.
         """
         self._last = self._clock.seconds()
+        if len(messages) == 1 and digests is None and messages[0][1].is_request:
+            # Nearly every message: what follows does the same for any number and kind.
+            [(line, envelope)] = messages
+            ident: Any = envelope.id
+            token = requested_token(line) if _may_have_token(line) else None
+            opened = self.router.open_post([(ident, token)], make_sink(), json_only=json_only)
+            self._post([line], opened)
+            return opened
         lines = [line for line, _ in messages]
         if digests is not None:
             envelopes = (envelope for _, envelope in messages)
@@ -150,15 +158,10 @@ class StreamableSession:
             for line, envelope in messages
             if envelope.is_request
         ]
-        stream = None
+        stream: str | None = None
         if asked:
             stream = self.router.open_post(asked, make_sink(), json_only=json_only)
-        try:
-            dropped = self._session.post_to_backend(lines)
-        except BaseException:
-            if stream is not None:
-                self.router.abandon(stream)
-            raise
+        dropped = self._post(lines, stream)
         for number, (line, envelope) in enumerate(messages):
             if envelope.is_response:
                 self.router.answered_backend(envelope)
@@ -167,6 +170,15 @@ class StreamableSession:
                 if cancelled is not msgspec.UNSET:
                     self.router.cancel(cancelled)
         return stream
+
+    def _post(self, lines: list[bytes], stream: str | None) -> Collection[int]:
+        """Post lines to the backend, as `BackendSession.post_to_backend`; or undo the stream."""
+        try:
+            return self._session.post_to_backend(lines)
+        except BaseException:
+            if stream is not None:
+                self.router.abandon(stream)
+            raise
 
     # Backpressure: a session has one backend, which waits for the slowest of
     # the connections that are attached to it.

@@ -8,6 +8,7 @@ sessions beyond the receiver that it reports to.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -91,14 +92,14 @@ class StdioBackend(ProcessProtocol):
         """Begin to serve the spawned process; without a pid it has exited already."""
         self._pid = pid
         settings = self._settings
-        self._stdin = StdinQueue(
-            self._write, settings.max_waiting_messages, settings.max_waiting_bytes
-        )
         pipes = self.transport.pipes
-        self._writer = prompt_writer(pipes.get(0))
-        if self._writer is not None:
+        writer = prompt_writer(pipes.get(0))
+        write = self.transport.write
+        if writer is not None:
             # What the pipe does not take waits in the queue, where it is bounded.
-            self._writer.bufferSize = 0
+            writer.bufferSize = 0
+            write = partial(COLLECTED.write, writer)
+        self._stdin = StdinQueue(write, settings.max_waiting_messages, settings.max_waiting_bytes)
         read_directly(pipes.get(1), self._stdout.receive)
         read_directly(pipes.get(2), self.errReceived)
         self.transport.registerProducer(self._stdin, True)
@@ -237,12 +238,6 @@ class StdioBackend(ProcessProtocol):
         if self._early_reason and (self.exit_status is None or self._actions.signalled):
             return self._early_reason
         return f"the backend ended ({self.exit_status})" if self.exit_status else ""
-
-    def _write(self, data: bytes) -> None:
-        if self._writer is not None:
-            COLLECTED.write(self._writer, data)
-        else:
-            self.transport.write(data)
 
     def _close_stdin(self) -> None:
         """

@@ -67,7 +67,10 @@ class StdinQueue:
         Raises `UnknownSession` once the pipe is closed.
         """
         if not self._paused:
-            self._write_line(line)
+            if len(line) <= AT_ONCE_BYTES:
+                self._write(line + b"\n")
+            else:
+                self._write_line(line)
             return
         if self._closed:
             raise UnknownSession("the session has ended: its backend takes no more messages")

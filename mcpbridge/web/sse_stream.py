@@ -16,10 +16,14 @@ from twisted.web.http_headers import Headers
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.jsonrpc import sse
 from mcpbridge.jsonrpc.envelope import JsonRpcId
+from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.twisted_internals import AT_ONCE_BYTES, prompt_descriptor, write_at_once
 from mcpbridge.web.response import Response
 from mcpbridge.web.tcp import acknowledged, unsent
+
+#: In longer lines it is quicker to decode the envelope than to search for a ping's id.
+LONG_LINE_BYTES = 4096
 
 _NO_HEADERS = Headers()
 
@@ -76,6 +80,13 @@ class EventStream(Response):
         request = self.request
         if request is None:
             return
+        for line in lines:
+            # The backend may use an id that looks like that of a ping of the bridge.  One that
+            # holds neither of these texts does not.
+            if len(line) > LONG_LINE_BYTES or b"ping:" in line or b"\\u00" in line:
+                envelope = peek_at_server(line)
+                if envelope is not None:
+                    self._session.pings.backend_sent(envelope)
         if self._descriptor is None or not request.chunked:
             self.write(sse.message_events(lines))
             return

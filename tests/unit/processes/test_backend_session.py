@@ -47,7 +47,7 @@ from mcpbridge.interfaces import (
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.jsonrpc.malformed_output import Lost
 from mcpbridge.processes.backend_faults import LOST_KEPT, LOST_SECONDS, SHOWN_CHARS
-from mcpbridge.processes.backend_session import LABEL_CHARS, LONG_LINE_BYTES, BackendSession
+from mcpbridge.processes.backend_session import LABEL_CHARS, BackendSession
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.message_filters import MAX_FILTERED_BATCH, MessageFilters
 from mcpbridge.processes.permits import SessionLimiter
@@ -335,32 +335,6 @@ def test_the_answer_to_our_ping_is_consumed() -> None:
     assert (made.backend.sent, observer.told, made.session.messages_in) == ([], [], 0)
     made.post(PONG)
     assert len(made.backend.sent) == 1
-
-
-@pytest.mark.parametrize(
-    ("asked", "passes"),
-    [
-        (b'{"jsonrpc":"2.0","id":"ping:1","method":"roots/list"}', True),
-        (b'{"jsonrpc":"2.0","id":"\\u0070ing:1","method":"roots/list"}', True),
-        (b'{"jsonrpc":"2.0","id":"ping:2","method":"roots/list"}', False),
-        (b'{"jsonrpc":"2.0","id":"ping:1","result":{}}', False),
-        (b'{"not json ping:1', False),
-        (NOTE, False),
-    ],
-)
-@pytest.mark.parametrize("length", [0, LONG_LINE_BYTES, LONG_LINE_BYTES + 1])
-def test_an_answer_to_a_request_of_the_backend_passes(
-    asked: bytes, passes: bool, length: int
-) -> None:
-    """
-    beat: an answer to a request of the backend passes, whatever its id, and
-    however long that request is: one beyond `LONG_LINE_BYTES` is not searched first.
-    """
-    made = Made()
-    made.session.pings.next_number()
-    made.session.messages_received([asked.rjust(length)])
-    made.post(PONG)
-    assert made.backend.sent == ([PONG] if passes else [])
 
 
 # stderr.

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import UNSET
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -83,6 +85,33 @@ def test_backend_provides_the_interface() -> None:
 
 
 # stdout.
+
+
+LINES = st.sampled_from(
+    [
+        b'{"a":1}',
+        b'{"b":[]}',
+        b'{"c":1}\r',
+        b"[1]",
+        b"hello",
+        b"",
+        b'{"x":"' + b"x" * SETTINGS.max_message_bytes + b'"}',
+    ]
+)
+
+
+@given(st.lists(LINES, max_size=8), st.booleans())
+def test_whole_messages_are_read_as_their_bytes_one_by_one(lines: list[bytes], end: bool) -> None:
+    """Whole messages take a shorter way."""
+    output = b"\n".join(lines) + (b"\n" if end else b"")
+    told = []
+    for pieces in ([output], [output[at : at + 1] for at in range(len(output))]):
+        made = Made()
+        for piece in pieces:
+            made.process.say(piece)
+        messages = [line for what, data in made.told if what == "messages" for line in data]
+        told.append((messages, sorted(str(each) for each in made.told if each[0] != "messages")))
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from twisted.internet.tcp import Connection
 from zope.interface.verify import verifyObject
 
 from mcpbridge.config.settings import ServerSettings
+from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.testing import FakeBackend
 from mcpbridge.twisted_internals import AT_ONCE_BYTES
-from mcpbridge.web.sse_stream import EventStream
+from mcpbridge.web.sse_stream import LONG_LINE_BYTES, EventStream
 from mcpbridge.web.watched_connection import WatchedConnection
 
 ENDPOINT = "/base/message?sessionId=0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10"
@@ -369,3 +370,30 @@ def test_stop_producing_does_not_finish_the_stream() -> None:
     harness = StreamHarness()
     harness.stream.stopProducing()
     assert harness.finished == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "passes"),
+    [
+        (b'{"jsonrpc":"2.0","id":"ping:1","method":"roots/list"}', True),
+        (b'{"jsonrpc":"2.0","id":"\\u0070ing:1","method":"roots/list"}', True),
+        (b'{"jsonrpc":"2.0","id":"ping:2","method":"roots/list"}', False),
+        (b'{"jsonrpc":"2.0","id":"ping:1","result":{}}', False),
+        (b'{"not json ping:1', False),
+        (b'{"jsonrpc":"2.0","method":"notifications/message"}', False),
+    ],
+)
+@pytest.mark.parametrize("length", [0, LONG_LINE_BYTES, LONG_LINE_BYTES + 1])
+def test_an_answer_to_a_request_of_the_backend_passes(
+    asked: bytes, passes: bool, length: int
+) -> None:
+    """
+    beat: an answer to a request of the backend passes, whatever its id, and
+    however long that request is: one beyond `LONG_LINE_BYTES` is not searched first.
+    """
+    harness = StreamHarness()
+    assert harness.pings() == [b"ping:1"]
+    harness.session.messages_received([asked.rjust(length)])
+    pong = b'{"jsonrpc":"2.0","id":"ping:1","result":{}}'
+    harness.session.client_message(*read_message(pong))
+    assert harness.session.backend.sent == ([pong] if passes else [])
