@@ -166,6 +166,7 @@ class FakeTree:
         self.rest = list(rest)
         self.prompt = prompt
         self.signals: list[tuple[str, Any]] = []
+        self.group_signals = 0
         self.on_signal: Callable[[str, int], None] = lambda whom, number: None
         self.looks: list[Deferred[list[int]]] = []
 
@@ -173,6 +174,10 @@ class FakeTree:
         """Record a signal to the leader and its group."""
         self.signals.append(("leader", signal.Signals(number).name))
         self.on_signal("leader", number)
+
+    def terminate_group(self) -> None:
+        """Count in `group_signals` a SIGTERM for the group of a leader that has exited."""
+        self.group_signals += 1
 
     def signal_rest(self, pids: list[int], number: int) -> None:
         """Record a signal to each of these processes."""

@@ -27,7 +27,15 @@ class TaggedTree:
 
     log = Logger()
 
-    __slots__ = ("_killed_leader", "_kills", "_pid", "_tag", "_tracker", "_warned")
+    __slots__ = (
+        "_group_terminated",
+        "_killed_leader",
+        "_kills",
+        "_pid",
+        "_tag",
+        "_tracker",
+        "_warned",
+    )
 
     def __init__(self, pid: int | None, tag: int, tracker: ProcessTracker) -> None:
         #: -1: it exited during the spawn, and Twisted has reaped it.
@@ -35,6 +43,8 @@ class TaggedTree:
         self._tag = tag
         self._tracker = tracker
         self._kills = 0
+        #: True once the leader's group has had SIGTERM.
+        self._group_terminated = False
         self._killed_leader = False
         self._warned = False
 
@@ -43,10 +53,20 @@ class TaggedTree:
         self._killed_leader = number == signal.SIGKILL
         if self._pid in self._tracker.leaders:
             signal_group(self._pid, number)
+            self._group_terminated |= number == signal.SIGTERM
+
+    def terminate_group(self) -> None:
+        """Send SIGTERM to what is left in the group; its leader is not reaped."""
+        if self._pid in self._tracker.leaders:
+            signal_group(self._pid, signal.SIGTERM)
+            self._group_terminated = True
 
     def signal_rest(self, pids: list[int], number: int) -> None:
         """
         Signal those of these processes that still belong to this tree.
+
+        A program may take a second SIGTERM for a demand to give up its cleanup,
+        so what has had one with the group gets no other.
 
         A process that forks faster than it is found would outrun any number
         of signals.  So from the second SIGKILL on there is a `kill_pass`, too.
@@ -57,10 +77,27 @@ class TaggedTree:
             if self._kills > 1:
                 self._tracker.kill(self._tag)
         for pid in pids:
+            if number == signal.SIGTERM and self._had_sigterm(pid):
+                continue
             try:
                 self._tracker.signal(pid, self._pid, self._tag, number)
             except OSError as error:
                 self._warn(pid, error)
+
+    def _had_sigterm(self, pid: int) -> bool:
+        """
+        Return True for a process in the leader's group if that has had SIGTERM.
+
+        One that was born there since was started by a process that has handled
+        the signal, as a part of its cleanup.
+        """
+        # The id of a group is not reused while its leader is not reaped.
+        if not self._group_terminated or self._pid not in self._tracker.leaders:
+            return False
+        try:
+            return os.getpgid(pid) == self._pid
+        except OSError:
+            return False
 
     def _warn(self, pid: int, error: OSError) -> None:
         """Log the first failure only: signals are repeated until the tree is gone."""
@@ -112,6 +149,9 @@ class GroupTree:
     def signal_leader(self, number: int) -> None:
         """Signal the leader and its group."""
         signal_group(self._pid, number)
+
+    def terminate_group(self) -> None:
+        """Do nothing: the leader is reaped, so a look must tell first that its group is there."""
 
     def signal_rest(self, pids: list[int], number: int) -> None:
         """Signal the group: its members are not known one by one."""

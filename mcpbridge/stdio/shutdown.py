@@ -3,7 +3,8 @@ The shutdown sequence of a backend's whole process tree, as a state machine.
 
 Close stdin; after the stop grace send SIGTERM; after the kill grace send
 SIGKILL, again and again until nothing is left.  If the leader has exited and
-left others behind, they get SIGTERM at once.  Knows the order and the graces;
+left others behind, they get SIGTERM at once: those in its process group before
+anything is searched for.  Knows the order and the graces;
 does not know how processes are found or signalled.
 """
 
@@ -39,8 +40,14 @@ class Tree(Protocol):
     def signal_leader(self, number: int) -> None:
         """Signal the leader, if it is not reaped, and its group."""
 
+    def terminate_group(self) -> None:
+        """Send SIGTERM to what a leader that has exited has left in its group."""
+
     def signal_rest(self, pids: list[int], number: int) -> None:
-        """Signal these processes, if they still belong to this tree."""
+        """
+        Signal these processes, if they still belong to this tree.  SIGTERM is
+        not sent again to those that have had it with their group.
+        """
 
     def look(self) -> Deferred[list[int]]:
         """Find the rest anew; return a `Deferred` of its pids."""
@@ -141,6 +148,10 @@ class ShutdownActions:
         self.signalled = True
         guarded(self.log, "signalling a backend", self.tree.signal_leader, number)
 
+    def terminate_group(self) -> None:
+        """Send SIGTERM to what the leader has left in its group."""
+        guarded(self.log, "SIGTERM for a group", self.tree.terminate_group)
+
     def terminate(self, pids: list[int]) -> None:
         """Send SIGTERM to those of the rest that have not had one."""
         fresh = [pid for pid in pids if pid not in self._terminated]
@@ -187,6 +198,7 @@ def _build() -> Callable[[ShutdownActions], Shutdown]:
     @pep614(closing.upon(Shutdown.leader_exited).to(searching))
     def search(machine: Shutdown, actions: ShutdownActions) -> None:
         actions.stop_waiting()
+        actions.terminate_group()
         actions.look(machine)
 
     @pep614(closing.upon(Shutdown.time_up).to(terminating))

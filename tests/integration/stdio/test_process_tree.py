@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Container, Generator, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from mcpbridge.stdio import exec_chain, kill_pass, process_tags, procfs
+from mcpbridge.stdio import exec_chain, kill_pass, process_tags, process_tree, procfs
 from mcpbridge.stdio import reaper as reaper_module
 from mcpbridge.stdio import untagged_processes as untagged_module
 from mcpbridge.stdio.cleanup_records import CleanupRecords, ProcessRecord
@@ -306,9 +306,12 @@ def test_new_tag_is_never_one_in_use() -> None:
     """Also after all tags were used once."""
     tracker = ProcessTracker(Clock(), new_base())
     first = tracker.new_tag()
-    tracker.leaders[1] = first
+    tracker.leader_started(1, first)
     tracker._last_tag = process_tags.TAGS - 1
     assert tracker.new_tag() == first + 1
+    tracker.leader_exited(1)
+    tracker._last_tag = process_tags.TAGS - 1
+    assert tracker.new_tag() == first
 
 
 class FakeTable:
@@ -320,13 +323,14 @@ class FakeTable:
         self.spent = 0.0
         self.tracker = ProcessTracker(self.clock, new_base(), processor_time=lambda: self.spent)
         self.table: list[procfs.Tagged] = []
-        self.sweeps: list[set[int]] = []
+        #: The process sessions that each reading skips.
+        self.sweeps: list[Container[int]] = []
         self.error: OSError | None = None
         self.unknown: list[int] = []
         monkeypatch.setattr(procfs, "read_table", self._read)
 
     def _read(self, base: int, skip: Any, *others: object) -> Generator[None, None, procfs.Table]:
-        self.sweeps.append(set(skip))
+        self.sweeps.append(skip)
         if self.error is not None:
             raise self.error
         yield
@@ -366,7 +370,8 @@ def test_leaders_are_left_out_and_other_sessions_skipped(fake_table: FakeTable) 
     tracker.look(101).addCallback(answers.append)
     clock.advance(0)
     assert answers == [[8]]
-    assert fake_table.sweeps == [{9}]
+    [skipped] = fake_table.sweeps
+    assert [pid in skipped for pid in (6, 7, 8, 9)] == [False, False, False, True]
     tracker.leader_exited(7)
     tracker.leader_exited(9)
     assert clock.getDelayedCalls() == []
@@ -430,6 +435,54 @@ def test_only_looks_after_the_leaders_exit_count(fake_table: FakeTable) -> None:
     clock.advance(SWEEP_SECONDS)
     assert answers == [[]]
     assert clock.getDelayedCalls() == []
+
+
+GROUP = """
+import os, time
+for leaves in (False, True):
+    if os.fork() == 0:
+        if leaves:
+            os.setsid()
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+time.sleep(600)
+"""
+
+
+@linux
+def test_sigterm_for_a_group_is_not_repeated(
+    spawned: Spawned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may take the second one for a demand to give up its cleanup."""
+    process, tag = spawned.start(sys.executable, "-S", "-c", GROUP)
+    assert process.stdout is not None
+    pids = [int(process.stdout.readline()) for _ in range(2)]
+    tracker = spawned.tracker
+    tracker.leader_started(process.pid, tag)
+    groups: list[tuple[int, int]] = []
+    monkeypatch.setattr(process_tree, "signal_group", lambda *told: groups.append(told))
+    signalled: list[tuple[int, int]] = []
+    monkeypatch.setattr(tracker, "signal", lambda pid, *told: signalled.append((pid, told[-1])))
+    [member] = [pid for pid in pids if os.getpgid(pid) == process.pid]
+    [stray] = [pid for pid in pids if pid != member]
+    for terminate in (TaggedTree.terminate_group, lambda tree: tree.signal_leader(signal.SIGTERM)):
+        tree = TaggedTree(process.pid, tag, tracker)
+        tree.signal_rest([member], signal.SIGTERM)
+        assert signalled == [(member, signal.SIGTERM)]
+        terminate(tree)
+        assert groups == [(process.pid, signal.SIGTERM)]
+        tree.signal_rest([member, stray, process_tags.DEFAULT_PID_MAX + 5], signal.SIGTERM)
+        assert [pid for pid, _ in signalled[1:]] == [stray, process_tags.DEFAULT_PID_MAX + 5]
+        tree.signal_rest([member], signal.SIGKILL)
+        assert signalled[-1] == (member, signal.SIGKILL)
+        groups.clear()
+        signalled.clear()
+    # Once the leader is reaped, nobody knows whose the id of the group is.
+    tracker.leader_exited(process.pid)
+    tree.terminate_group()
+    assert groups == []
+    tree.signal_rest([member], signal.SIGTERM)
+    assert signalled == [(member, signal.SIGTERM)]
 
 
 def test_second_kill_is_a_kill_pass(fake_table: FakeTable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,31 @@ def test_a_leader_that_leaves_others_behind(stopped: bool) -> None:
     made.assert_over()
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_group_gets_sigterm_before_anything_is_found(stopped: bool) -> None:
+    """Grandchildren in the leader's group need not wait for a look; they get one SIGTERM."""
+    made = Made()
+    if stopped:
+        made.shutdown.stop()
+    assert made.tree.group_signals == 0
+    made.shutdown.leader_exited()
+    assert made.tree.group_signals == 1
+    made.found(11)
+    made.found()
+    assert made.tree.group_signals == 1
+    made.assert_over()
+
+
+def test_a_group_that_had_sigterm_with_its_leader_gets_no_other() -> None:
+    made = Made()
+    made.shutdown.stop()
+    made.clock.advance(STOP_GRACE)
+    made.shutdown.leader_exited()
+    assert made.tree.group_signals == 0
+    made.found()
+    made.assert_over()
+
+
 def test_newborn_process_gets_its_own_sigterm() -> None:
     made = Made()
     made.shutdown.leader_exited()
