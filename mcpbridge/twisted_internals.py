@@ -10,16 +10,21 @@ still does what is said here.  Knows Twisted; must not know MCP.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from twisted.internet import process
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProcessProtocol,
+    IProcessTransport,
+)
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.posixbase import PosixReactorBase
 from twisted.internet.process import ProcessReader, ProcessWriter
 from twisted.internet.tcp import Connection
 from twisted.logger import FileLogObserver, ILogObserver, Logger
@@ -278,23 +283,59 @@ def log_port_to(port: IListeningPort, observer: ILogObserver) -> None:
 # Processes: twisted.internet.process.
 
 
-@contextmanager
-def descriptors_closed_by_child() -> Iterator[None]:
-    """
-    Let `spawnProcess` look at three descriptors instead of all.
+#: Signals whose disposition a child may set.
+_SIGNALS = tuple(map(int, signal.valid_signals()))
 
-    It asks the system about each open descriptor, one by one, so as to close
-    in the child what would be inherited: milliseconds where there are
-    thousands.  Where the child closes them itself that is in vain.  Twisted
-    has no argument for it, so its function is replaced for the whole process
-    while this context lasts, which must hold one synchronous spawn.
+
+class PreparedProcess(process.Process):
     """
-    list_descriptors = process._listOpenFDs
-    process._listOpenFDs = lambda: [0, 1, 2]
-    try:
-        yield
-    finally:
-        process._listOpenFDs = list_descriptors
+    A `Process` whose program prepares itself: it closes all descriptors but 0, 1 and 2.
+
+    Twisted asks the system about each open descriptor, one by one, so as to
+    close in the child what would be inherited: milliseconds where there are
+    thousands.  It also asks Python about each signal, so as to reset those
+    that are ignored; here all are reset, by the system.
+    """
+
+    def _trySpawnInsteadOfFork(
+        self,
+        path: Any,
+        uid: int | None,
+        gid: int | None,
+        executable: str,
+        args: list[str],
+        environment: Mapping[str, str],
+        kwargs: dict[str, Any],
+    ) -> bool:
+        pipes: dict[int, int] = kwargs["fdmap"]
+        if min(pipes.values()) <= 2:
+            # This process was started without one of them, so a pipe has its number.
+            taken: bool = super()._trySpawnInsteadOfFork(
+                path, uid, gid, executable, args, environment, kwargs
+            )
+            return taken
+        self.pid = os.posix_spawn(
+            executable,
+            args,
+            environment,
+            file_actions=[(os.POSIX_SPAWN_DUP2, own, child) for child, own in pipes.items()],
+            setsigdef=_SIGNALS,
+        )
+        return True
+
+
+def spawn_prepared(
+    reactor: Any, protocol: IProcessProtocol, args: list[str], environment: Mapping[str, str]
+) -> IProcessTransport:
+    """
+    Spawn a program that prepares itself as `PreparedProcess` says, by its absolute path.
+
+    Raises `OSError`.  A reactor that spawns in a way of its own is left to do so.
+    """
+    if isinstance(reactor, PosixReactorBase) and hasattr(os, "posix_spawn"):
+        return PreparedProcess(reactor, args[0], args, environment, None, protocol)
+    spawned: IProcessTransport = reactor.spawnProcess(protocol, args[0], args, environment)
+    return spawned
 
 
 # Logs and signals: twisted.logger, twisted.scripts.

@@ -8,7 +8,6 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 from twisted.internet import process
@@ -29,7 +28,7 @@ from mcpbridge.stdio.exec_chain import Chain, find_chain
 from mcpbridge.stdio.leader import Leader
 from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.process_tree import GroupTree, TaggedTree
-from mcpbridge.twisted_internals import descriptors_closed_by_child
+from mcpbridge.twisted_internals import spawn_prepared
 
 #: What an operator can do when pipe(2) or fork(2) fails for lack of something.
 _REMEDIES = {
@@ -148,7 +147,9 @@ class LocalLauncher:
             self._budget,
             remove=remove,
         )
-        with descriptors_closed_by_child() if chain.closes_descriptors else nullcontext():
+        if chain.closes_descriptors:
+            transport = spawn_prepared(self._processes, backend, line, self._environment)
+        else:
             transport = self._processes.spawnProcess(backend, line[0], line, self._environment)
         # Without a pid the process has exited during the spawn, and Twisted has reaped it.
         pid = transport.pid

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -11,43 +13,48 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-from mcpbridge.twisted_internals import descriptors_closed_by_child
+from mcpbridge.twisted_internals import spawn_prepared
 
 
 class Ended(ProcessProtocol):
     def __init__(self) -> None:
-        self.ended: Deferred[None] = Deferred()
+        self.output = b""
+        self.ended: Deferred[Failure] = Deferred()
+
+    def outReceived(self, data: bytes) -> None:
+        self.output += data
 
     def processEnded(self, reason: Failure) -> None:
-        self.ended.callback(None)
+        self.ended.callback(reason.value)  # type: ignore[arg-type]
 
 
 @pytest_twisted.ensureDeferred
-async def test_spawned_process_closes_no_inherited_descriptors(
+async def test_prepared_process_is_spawned_without_a_look_at_descriptors_and_signals(
     running_reactor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`spawnProcess` looks up the replaced function by its name."""
-    listed: list[int] = []
-    original = process._listOpenFDs
+    """No signal is ignored in it, though Python ignores some; its three pipes work."""
 
-    def counting() -> Any:
-        listed.append(1)
-        return original()
+    def never() -> list[int]:
+        raise AssertionError("it was called")
 
-    monkeypatch.setattr(process, "_listOpenFDs", counting)
-    program = "/bin/true"
+    monkeypatch.setattr(process, "_listOpenFDs", never)
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
+    protocol = Ended()
+    script = "read line; echo $line $X; grep SigIgn /proc/self/status; exit 7"
+    transport: Any = spawn_prepared(
+        running_reactor, protocol, ["/bin/sh", "-c", script], {"X": "\u00e9"}
+    )
+    transport.write(b"in\n")
+    ended: Any = await protocol.ended
+    first, second = protocol.output.decode().splitlines()
+    assert first == "in \u00e9"
+    assert int(second.split()[1], 16) & 0x7FFFFFFF == 0
+    assert ended.exitCode == 7
 
-    def spawn() -> Ended:
-        protocol = Ended()
-        running_reactor.spawnProcess(protocol, program, [program], {})
-        return protocol
 
-    await spawn().ended
-    assert listed
-    listed.clear()
-    with descriptors_closed_by_child():
-        assert list(process._listOpenFDs()) == [0, 1, 2]
-        protocol = spawn()
-    await protocol.ended
-    assert listed == []
-    assert process._listOpenFDs is counting
+@pytest_twisted.ensureDeferred
+async def test_prepared_process_that_cannot_be_spawned(running_reactor: Any) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError):
+        spawn_prepared(running_reactor, Ended(), ["/nonexistent"], {})
+    assert os.listdir("/proc/self/fd") == before

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from twisted.internet import process, tcp
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.internet.testing import MemoryReactor
 from twisted.logger import (
     LogEvent,
@@ -34,19 +34,21 @@ from twisted.logger import (
 from twisted.web.server import Request
 
 from mcpbridge import twisted_internals
+from mcpbridge.testing import FakeReactor
 from mcpbridge.twisted_internals import (
     AT_ONCE_BYTES,
     CONNECTION_CLOSED,
     CONNECTION_NOT_ACCEPTED,
     DESCRIPTOR_RESERVED_AGAIN,
     RESERVED_DESCRIPTOR_RELEASED,
+    PreparedProcess,
     buffered_bytes,
-    descriptors_closed_by_child,
     formats_as_text_file,
     is_twistd_handler,
     log_port_to,
     observed_files,
     observers_of,
+    spawn_prepared,
     write_at_once,
     write_to_file,
 )
@@ -87,7 +89,7 @@ def test_no_other_module_uses_private_names_of_twisted(path: Path) -> None:
 def test_that_test_finds_them() -> None:
     text = Path(twisted_internals.__file__).read_text(encoding="utf-8")
     found = set(private_names_of_twisted(ast.parse(text)))
-    assert found >= {"_tempDataLen", "_listOpenFDs", "_outFile"}
+    assert found >= {"_tempDataLen", "_trySpawnInsteadOfFork", "_outFile"}
     overriding = "class A:\n def _cleanup(self): super()._cleanup()"
     assert list(private_names_of_twisted(ast.parse(overriding))) == ["_cleanup"]
 
@@ -223,12 +225,29 @@ def test_a_port_keeps_its_namespace_and_source() -> None:
 # Processes.
 
 
-def test_the_list_of_descriptors_comes_back_after_an_error() -> None:
-    original = process._listOpenFDs
-    with pytest.raises(ValueError, match="no such"), descriptors_closed_by_child():
-        raise ValueError("no such program")
-    assert process._listOpenFDs is original
-    assert {0, 1, 2} <= set(original())
+def test_a_pipe_with_the_number_of_a_standard_stream_is_left_to_twisted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a process that was started without stdin."""
+    told: list[Any] = []
+
+    def spawn(self: object, *arguments: Any) -> bool:
+        told.append(arguments)
+        return True
+
+    monkeypatch.setattr(process.Process, "_trySpawnInsteadOfFork", spawn)
+    prepared = PreparedProcess.__new__(PreparedProcess)
+    line, pipes = ["/bin/true"], {"fdmap": {0: 0, 1: 4, 2: 6}}
+    arguments: Any = (None, None, None, line[0], line, {}, pipes)
+    assert prepared._trySpawnInsteadOfFork(*arguments)
+    assert told == [arguments]
+
+
+def test_a_reactor_may_spawn_in_its_own_way() -> None:
+    reactor = FakeReactor()
+    transport: Any = spawn_prepared(reactor, ProcessProtocol(), ["/bin/true", "x"], {"A": "b"})
+    assert reactor.processes == [transport]
+    assert (transport.line, transport.env) == (["/bin/true", "x"], {"A": "b"})
 
 
 # Logs and signals.
