@@ -24,6 +24,7 @@ from mcpbridge.config.tuning import STDERR_LINE_BYTES
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackend
 from mcpbridge.jsonrpc.framing import LineFramer
+from mcpbridge.pacer import ENDS, Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.shutdown import Shutdown, ShutdownActions, Tree, build_shutdown
 from mcpbridge.stdio.stdin_queue import StdinQueue
@@ -45,6 +46,7 @@ class StdioBackend(ProcessProtocol):
     exited.  `remove` is called when the process tree is gone, and ends what
     the tree has started elsewhere, a container: its argument is True if the
     tree was signalled, and its `Deferred` fires when that is gone, too.
+    `pacer` spreads the ends of many backends over iterations of the reactor.
     """
 
     log = Logger()
@@ -60,9 +62,11 @@ class StdioBackend(ProcessProtocol):
         budget: ResponseBudget | None = None,
         *,
         remove: Callable[[bool], Deferred[None]] | None = None,
+        pacer: Pacer | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._pacer = pacer or Pacer(clock)
         self._receiver = receiver
         self._label = label
         self._reaped = reaped
@@ -141,12 +145,16 @@ class StdioBackend(ProcessProtocol):
         self._stopped.append(stopped)
         self._stopping = True
         self._stdout.discard()
+        self._stdin.stopProducing()
+        self._pacer.run(ENDS, self._stop)
+        return stopped
+
+    def _stop(self) -> None:
         guarded(self.log, "resuming a backend's pipes", self.resume)
         self._shutdown.stop()
         if self._tree_gone:
             self._close_pipes()
         self._fire_if_stopped()
-        return stopped
 
     # ProcessProtocol.
 
@@ -169,6 +177,10 @@ class StdioBackend(ProcessProtocol):
         self._closing_stdin.stop()
         if not self._stopping:
             self._early_reason = "the backend closed its stdin"
+            self._pacer.run(ENDS, self._report_closed_stdin)
+
+    def _report_closed_stdin(self) -> None:
+        if not self._stopping:
             self._receiver.input_closed(self._early_reason)
             self._shutdown.stop()
 
@@ -182,6 +194,10 @@ class StdioBackend(ProcessProtocol):
             self.output_over(self._how_it_ended())
 
     def _stdout_closed(self) -> None:
+        # Behind the exits that wait for their turn: this process may have exited, too.
+        self._pacer.run(ENDS, self._report_closed_stdout)
+
+    def _report_closed_stdout(self) -> None:
         self.output_over(self._early_reason or "the backend closed its stdout")
 
     def errConnectionLost(self) -> None:

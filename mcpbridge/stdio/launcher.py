@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet import process
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from zope.interface import implementer
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import CannotStart, OutOfResources
 from mcpbridge.interfaces import IBackendLauncher
+from mcpbridge.pacer import Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.backend import StdioBackend
 from mcpbridge.stdio.cleanup_records import Cleanup, CleanupRecords
@@ -46,7 +47,8 @@ class LocalLauncher:
     with a tag from the bridge's process tracker.
 
     `chain` returns the exec chain to use.  `cleanup` is told of containers,
-    which are labelled with `bridge_id`.
+    which are labelled with `bridge_id`.  `pacer` spreads many starts over
+    iterations of the reactor, and servers take turns.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class LocalLauncher:
         budget: ResponseBudget | None = None,
         cleanup: Cleanup | None = None,
         bridge_id: str = "",
+        pacer: Pacer | None = None,
     ) -> None:
+        self._pacer = pacer or Pacer(reactor)
         self._budget = budget
         self._settings = settings
         self._processes: IReactorProcess = reactor
@@ -100,18 +104,31 @@ class LocalLauncher:
         Look up the command and spawn it; return a `Deferred` of the backend.
 
         It fails with `CannotStart`, and with `OutOfResources` if the system
-        has no descriptors, processes or memory left.
+        has no descriptors, processes or memory left.  Where many processes
+        start at one time it has fired only when their turn has come; there
+        wait as many as hold permits.  Cancelling it gives up the start.
         """
-        try:
-            return succeed(self._spawn(self._find(), receiver, label))
-        except CannotStart as error:
-            return fail(error)
-        except OSError as error:
-            why = f"cannot start {self._settings.command!r}: {error.strerror or error}"
-            remedy = _REMEDIES.get(error.errno or 0)
-            if remedy is not None:
-                return fail(OutOfResources(f"{why}; {remedy}"))
-            return fail(CannotStart(why))
+
+        def start() -> None:
+            try:
+                backend = self._spawn(self._find(), receiver, label)
+            except Exception as error:
+                launched.errback(self._failure(error))
+            else:
+                launched.callback(backend)
+
+        launched: Deferred[StdioBackend] = Deferred(lambda _: self._pacer.cancel(self, start))
+        self._pacer.run(self, start)
+        return launched
+
+    def _failure(self, error: Exception) -> Exception:
+        if not isinstance(error, OSError):
+            return error
+        why = f"cannot start {self._settings.command!r}: {error.strerror or error}"
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is not None:
+            return OutOfResources(f"{why}; {remedy}")
+        return CannotStart(why)
 
     def _find(self) -> str:
         settings = self._settings
@@ -146,6 +163,7 @@ class LocalLauncher:
             tracker.leader_exited,
             self._budget,
             remove=remove,
+            pacer=self._pacer,
         )
         if chain.closes_descriptors:
             transport = spawn_prepared(self._processes, backend, line, self._environment)
@@ -155,7 +173,8 @@ class LocalLauncher:
         pid = transport.pid
         if pid is not None:
             keeps = tag and isinstance(transport, process.Process)
-            tracker.leader_started(pid, tag, Leader(transport, pid) if keeps else None)
+            leader = Leader(transport, pid, tracker.exits) if keeps else None
+            tracker.leader_started(pid, tag, leader)
         tree = TaggedTree(pid, tag, tracker) if tag else GroupTree(pid, self._clock)
         backend.begin(pid, tree)
         return backend

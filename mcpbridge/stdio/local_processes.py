@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.guard import guarded
+from mcpbridge.pacer import Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.cleanup_records import CleanupRecords
 from mcpbridge.stdio.exec_chain import PythonShim, find_chain
@@ -47,7 +48,8 @@ class LocalProcesses:
         self._journal = Journal(reactor, records)
         self._watchdog = Watchdog(reactor, self._base, records, self._journal.changed)
         self._recovery = Recovery(reactor, self._base)
-        self._tracker = ProcessTracker(reactor, self._base, self._watchdog)
+        self._pacer = Pacer(reactor)
+        self._tracker = ProcessTracker(reactor, self._base, self._watchdog, pacer=self._pacer)
         #: The value of the label by which this bridge's containers differ from all others.
         self._bridge_id = f"{self._base:x}-{secrets.token_hex(8)}"
         self._launchers: list[LocalLauncher] = []
@@ -62,6 +64,7 @@ class LocalProcesses:
             budget=budget,
             cleanup=self._watchdog,
             bridge_id=self._bridge_id,
+            pacer=self._pacer,
         )
         self.include(made)
         return made

@@ -34,6 +34,11 @@ class Machine:
     hidden: bool = False
     pidfds: bool = True
 
+    @property
+    def lists_all(self) -> bool:
+        """True if /proc lists all processes, so that none need be looked for by its pid."""
+        return self.proc and not self.hidden
+
 
 @cache
 def machine() -> Machine:

@@ -13,7 +13,7 @@ What is proof that a process belongs to a session is in `procfs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Container, Generator, Mapping
 from functools import partial
 from time import thread_time
 
@@ -21,9 +21,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from mcpbridge.pacer import ENDS, Pacer
 from mcpbridge.stdio import kill_pass, process_tags, procfs
 from mcpbridge.stdio.cleanup_records import Cleanup, CleanupRecords
-from mcpbridge.stdio.leader import Leader
+from mcpbridge.stdio.leader import ExitEvents, Leader
+from mcpbridge.stdio.process_memory import ProcessMemory
 from mcpbridge.stdio.reaper import Reaper, reap
 from mcpbridge.stdio.untagged_processes import UntaggedProcesses
 
@@ -46,7 +48,8 @@ class ProcessTracker:
     there are none.  `cleanup` is told of processes without a tag, which a
     watchdog could not find by itself.  `processor_time` returns the processor
     time of this thread in seconds: waiting for other processes on a busy
-    machine is no reason to read less often.
+    machine is no reason to read less often.  `pacer` spreads what follows the
+    exits and the looks of many sessions.
     """
 
     log = Logger()
@@ -57,16 +60,23 @@ class ProcessTracker:
         base: int,
         cleanup: Cleanup | None = None,
         processor_time: Callable[[], float] = thread_time,
+        pacer: Pacer | None = None,
     ) -> None:
         self._clock = clock
+        self._pacer = pacer or Pacer(clock)
+        #: Tells leaders' exits; for each `Leader`.
+        self.exits = ExitEvents(clock, self._pacer)
         self._processor_time = processor_time
         self.base = base
         self._last_tag = 0
         #: Pid and tag of each leader that is not reaped, so that its pid is its own.
         self.leaders: dict[int, int] = {}
+        #: The pid of the leader of each tag.
+        self._leader_of: dict[int, int] = {}
         #: Those of them that the bridge reaps itself, once their trees are gone.
         self._reaped_late: dict[int, Leader] = {}
         self._untagged = UntaggedProcesses(CleanupRecords() if cleanup is None else cleanup)
+        self._memory = ProcessMemory(self.leaders)
         self._reaper = Reaper(clock, base, self.leaders, self._sweep_for_zombies)
         self._looks: _Looks = {}
         self._to_kill: set[int] = set()
@@ -78,18 +88,19 @@ class ProcessTracker:
         """Return a tag that no living session has; 0 where processes cannot be tagged."""
         if not self.base:
             return 0
-        in_use = set(self.leaders.values()) | self._looks.keys()
         while True:
             # The first tag, `base` itself, is the watchdog's.
             self._last_tag = self._last_tag % (process_tags.TAGS - 1) + 1
-            if self.base + self._last_tag not in in_use:
-                return self.base + self._last_tag
+            tag = self.base + self._last_tag
+            if tag not in self._leader_of and tag not in self._looks:
+                return tag
 
     # Leaders.
 
     def leader_started(self, pid: int, tag: int, leader: Leader | None = None) -> None:
         """Register a spawned leader; with a `Leader`, its pid is kept when it exits."""
         self.leaders[pid] = tag
+        self._leader_of[tag] = pid
         if leader is not None:
             self._reaped_late[pid] = leader
         self._reaper.start()
@@ -119,7 +130,9 @@ class ProcessTracker:
         self._forget(pid)
 
     def _forget(self, pid: int) -> None:
-        self.leaders.pop(pid, None)
+        tag = self.leaders.pop(pid, None)
+        if tag is not None and self._leader_of.get(tag) == pid:
+            del self._leader_of[tag]
         self._reaped_late.pop(pid, None)
         self._reaper.stop_if_idle()
 
@@ -177,14 +190,15 @@ class ProcessTracker:
                     self._untagged.tags(),
                     self._oldest_leader(to_kill),
                 )
-            # The process sessions of other live leaders are of no interest.
-            others = {pid for pid, tag in self.leaders.items() if tag not in looks}
+            sessions = self._sessions(looks)
             reading = procfs.read_table(
                 self.base,
-                others,
-                self._sessions(looks),
+                _OtherSessions(self.leaders, looks),
+                sessions,
                 self._untagged.tags(),
                 self._oldest_leader(looks),
+                [pid for pid in sessions if self.has_exited(pid)],
+                self._memory.looking_for(looks) if process_tags.machine().lists_all else None,
             )
         except Exception as error:
             self._finish(looks, error, self._processor_time() - began)
@@ -247,11 +261,9 @@ class ProcessTracker:
                 if each.tag in found:
                     found[each.tag].append(each.pid)
         for tag, answers in looks.items():
+            result = table if isinstance(table, Exception) else found[tag] or table.unknown
             for answer in answers:
-                if isinstance(table, Exception):
-                    answer.errback(table)
-                else:
-                    answer.callback(found[tag] or table.unknown)
+                self._pacer.run(ENDS, partial(_answer, answer, result))
 
     def _living(self, found: list[procfs.Tagged]) -> list[procfs.Tagged]:
         """Return what lives, without leaders and the watchdog; reap adopted zombies."""
@@ -270,8 +282,32 @@ class ProcessTracker:
 
     def _sessions(self, tags: Collection[int]) -> dict[int, int]:
         """Return the leaders of these tags; a leader's pid is the id of its process session."""
-        return {pid: tag for pid, tag in self.leaders.items() if tag in tags}
+        return {self._leader_of[tag]: tag for tag in tags if tag in self._leader_of}
 
     def _oldest_leader(self, tags: Collection[int]) -> int:
-        """Return the pid of the oldest leader of these tags; 0 without one."""
+        """
+        Return the pid of the oldest leader of these tags; 0 without one, and
+        where /proc lists all processes, so that it does not matter.
+        """
+        if process_tags.machine().lists_all:
+            return 0
         return next((pid for pid, tag in self.leaders.items() if tag in tags), 0)
+
+
+def _answer(look: Deferred[list[int]], result: list[int] | Exception) -> None:
+    if isinstance(result, Exception):
+        look.errback(result)
+    else:
+        look.callback(result)
+
+
+class _OtherSessions(Container[int]):
+    """The process sessions of leaders that nobody asks about: they are of no interest."""
+
+    def __init__(self, leaders: Mapping[int, int], looks: Collection[int]) -> None:
+        self._leaders = leaders
+        self._looks = looks
+
+    def __contains__(self, session: object) -> bool:
+        tag = self._leaders.get(session)  # type: ignore[call-overload]
+        return tag is not None and tag not in self._looks

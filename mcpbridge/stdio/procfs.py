@@ -29,8 +29,9 @@ import os
 import resource
 import select
 import signal
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 if __package__:
     from mcpbridge.stdio.process_tags import (
@@ -177,20 +178,32 @@ def _stat(pid: int) -> list[bytes]:
     return fields if len(fields) > 19 else []
 
 
+class Memory(Protocol):
+    """What earlier readings have found out; see `process_memory`, which the watchdog lacks."""
+
+    def rounds(self) -> Iterator[tuple[Iterable[int], bool] | None]:
+        """Do what `rounds` does, without the processes that are known; None ends a slice."""
+
+    def remember(self, pid: int, session: int, tag: int) -> None:
+        """Note the session and the tag of a process that was examined, `NONE` without one."""
+
+
 class Reader:
     """Examines processes one by one, by all that proves whose they are; see `read_table`."""
 
     def __init__(
         self,
         base: int,
-        skip_sessions: Collection[int],
+        skip_sessions: Container[int],
         sessions: Mapping[int, int],
         known: Mapping[int, int],
+        memory: Memory | None = None,
     ) -> None:
         self._base = base
         self._skip = skip_sessions
         self._sessions = sessions
         self._known = known
+        self._memory = memory
         self.examined: set[int] = set()
 
     def examine(self, pid: int) -> Tagged | bool | None:
@@ -204,6 +217,8 @@ class Reader:
         # Session 0 is the kernel's own.
         if session == 0 or session in self._skip:
             self.examined.add(pid)
+            if self._memory is not None:
+                self._memory.remember(pid, session, NONE)
             return None
         tag = tag_of(pid)
         if tag == GONE:
@@ -212,8 +227,10 @@ class Reader:
         tagged = self._base <= tag < self._base + TAGS
         if not tagged:
             tag = self._sessions.get(session) or self._known.get(pid) or NONE
-            if tag == NONE or pid == session:
-                return None
+        if self._memory is not None:
+            self._memory.remember(pid, session, tag)
+        if not tagged and (tag == NONE or pid == session):
+            return None
         fields = _stat(pid)
         if fields:
             zombie = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
@@ -243,10 +260,12 @@ def _has_ended(pid: int) -> bool | None:
 
 def read_table(
     base: int,
-    skip_sessions: Collection[int] = (),
+    skip_sessions: Container[int] = (),
     sessions: Mapping[int, int] = NOTHING,
     known: Mapping[int, int] = NOTHING,
     since: int = 0,
+    ended: Iterable[int] = (),
+    memory: Memory | None = None,
 ) -> Generator[None, None, Table]:
     """
     Find all processes with a tag of this base, with zombies.
@@ -259,7 +278,9 @@ def read_table(
     a process cannot enter the session of another, so one system call spares
     reading its limits.  `sessions` maps unreaped leaders to their tags, and
     `known` maps processes that are held by a descriptor to theirs; a process
-    in one of those counts without a tag.
+    in one of those counts without a tag.  `ended` are processes that had ended
+    before this began, and are still zombies: they have no more children, so they
+    need not be read.  `memory` spares reading what an earlier call has read.
 
     A process may renew itself: fork, and exit at once.  One of its generations
     is always in the listing, because new pids are higher than those that the
@@ -269,11 +290,16 @@ def read_table(
     the moment when pids start again from the lowest; against that a tree must
     be seen empty twice.
     """
-    reader = Reader(base, skip_sessions, sessions, known)
+    reader = Reader(base, skip_sessions, sessions, known, memory)
+    reader.examined.update(ended)
     found: list[Tagged] = []
     unknown: list[int] = []
     count = 0
-    for pids, listed in rounds(since):
+    for listing in rounds(since) if memory is None else memory.rounds():
+        if listing is None:
+            yield
+            continue
+        pids, listed = listing
         unknown = []
         for pid in pids:
             count += 1
@@ -297,13 +323,13 @@ def rounds(since: int) -> Generator[tuple[Iterable[int], bool], None, None]:
     show all processes, the first round is every possible pid.
     """
     here = machine()
-    if here.hidden or not here.proc:
+    if not here.lists_all:
         yield possible_processes(since), False
     for _ in range(ROUNDS if here.proc else 0):
         yield listed_processes(), True
 
 
-def find_tagged(base: int, skip_sessions: Collection[int] = ()) -> list[Tagged]:
+def find_tagged(base: int, skip_sessions: Container[int] = ()) -> list[Tagged]:
     """Return all processes with a tag of this base, with zombies, at once; see `read_table`."""
     reading = read_table(base, skip_sessions)
     while True:

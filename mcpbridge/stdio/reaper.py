@@ -70,8 +70,8 @@ class Reaper:
         """
         Look for exited children by the kernel's list of children.
 
-        That costs a few microseconds for each child, whatever else runs on
-        the machine.  A process that forks and exits without end leaves
+        That costs a few microseconds for each child that is no leader, whatever
+        else runs on the machine.  A process that forks and exits without end leaves
         thousands of zombies in a second: if they were looked for in the whole
         process table, for at most a tenth of the time, each look would find
         more of them than the last.
@@ -99,12 +99,14 @@ class Reaper:
             self._timer.start(REAP_SECONDS, self._reap_adopted)
 
     def _reap_child(self, pid: int) -> None:
+        if pid in self._leaders:
+            return
         try:
             tag = procfs.tag_of(pid)
         except OSError:
             return
         # The first tag is the watchdog's, which Twisted reaps.
-        if self._base < tag < self._base + process_tags.TAGS and pid not in self._leaders:
+        if self._base < tag < self._base + process_tags.TAGS:
             reap(pid)
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "mcpbridge"
 
 #: The ground: what every room with I/O may use.
 GROUND = {"_version", "config", "errors", "guard", "interfaces", "jsonrpc"}
-GROUND |= {"rate_limited_log", "response_budget", "timers", "twisted_internals"}
+GROUND |= {"pacer", "rate_limited_log", "response_budget", "timers", "twisted_internals"}
 #: What the rooms may import from, besides themselves and what stands below in
 #: this table.  A module outside the packages is a room of its own.
 ALLOWED: dict[str, set[str]] = {
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "guard": set(),
     "signals": {"twisted_internals"},
     "timers": set(),
+    "pacer": {"guard"},
     "twisted_internals": set(),
     "config": {"errors"},
     "extensions": {"config", "errors"},

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from twisted.internet import process
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.internet.task import Clock
+from zope.interface import directlyProvides
 
+from mcpbridge.pacer import Pacer
 from mcpbridge.stdio import procfs
-from mcpbridge.stdio.leader import Leader
+from mcpbridge.stdio.leader import ExitEvents, Leader
 from mcpbridge.stdio.reaper import reap
 from tests.real.processes import eventually
 
@@ -47,12 +53,12 @@ class Transport:
 class Child:
     """A child whose exit Twisted waits for."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, events: ExitEvents | None = None) -> None:
         self.pid = os.posix_spawn(command[0], command, {})
         self.transport = Transport(self.pid)
         handlers: dict[int, Any] = process.reapProcessHandlers
         handlers[self.pid] = self.transport
-        self.leader = Leader(self.transport, self.pid)
+        self.leader = Leader(self.transport, self.pid, events)
 
     def wait(self) -> None:
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
@@ -63,8 +69,8 @@ def spawn() -> Iterator[Callable[..., Child]]:
     """Return a function that starts children; reap them after the test."""
     children: list[Child] = []
 
-    def make(*command: str) -> Child:
-        children.append(Child(*command))
+    def make(*command: str, events: ExitEvents | None = None) -> Child:
+        children.append(Child(*command, events=events))
         return children[-1]
 
     yield make
@@ -120,6 +126,105 @@ def test_exit_is_reported_if_another_has_reaped_the_process(spawn: Callable[...,
     assert child.leader.exited
     assert not child.leader.unreaped
     assert child.transport.statuses == [0]
+
+
+class Reactor(Clock):
+    """A clock with readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        directlyProvides(self, IReactorFDSet)
+        self.readers: list[Any] = []
+
+    def addReader(self, reader: Any) -> None:
+        self.readers.append(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        self.readers.remove(reader)
+
+    def read(self) -> None:
+        """Wait until a reader is readable, and let it read."""
+        [reader] = self.readers
+        assert select.select([reader], [], [], 60)[0], "nothing to read"
+        reader.doRead()
+
+
+def test_exit_is_reported_without_asking_for_each_leader(spawn: Callable[..., Child]) -> None:
+    """At SIGCHLD, Twisted asks for those in its table: they are not in there."""
+    reactor = Reactor()
+    events = ExitEvents(reactor, Pacer(reactor))
+    descriptors = os.listdir("/proc/self/fd")
+    children = [spawn("/bin/sleep", "600", events=events) for _ in range(3)]
+    assert process.reapProcessHandlers.keys().isdisjoint(each.pid for each in children)
+    for child in children[:2]:
+        os.kill(child.pid, signal.SIGTERM)
+        child.wait()
+        # Twisted asks once more when the last pipe is closed, and the exit has its turn.
+        child.transport.reapProcess()
+        assert child.transport.statuses == []
+    reactor.read()
+    for child in children[:2]:
+        assert child.transport.statuses == [signal.SIGTERM]
+        assert procfs.is_dead(child.pid), "its pid stays reserved"
+    assert not children[2].leader.exited
+    os.kill(children[2].pid, signal.SIGKILL)
+    reactor.read()
+    assert children[2].transport.statuses == [signal.SIGKILL]
+    # Nothing is left open.
+    assert reactor.readers == []
+    assert events.fileno() == -1
+    events.doRead()
+    assert os.listdir("/proc/self/fd") == descriptors
+    reactor.advance(0)
+    assert reactor.getDelayedCalls() == []
+
+
+def test_exits_are_paced(spawn: Callable[..., Child]) -> None:
+    reactor = Reactor()
+    pacer = Pacer(reactor)
+    child = spawn("/bin/true", events=ExitEvents(reactor, pacer))
+    pacer.run("other", lambda: setattr(reactor, "rightNow", 1.0))
+    reactor.read()
+    assert child.transport.statuses == []
+    reactor.advance(0)
+    assert child.transport.statuses == [0]
+
+
+@pytest.mark.parametrize("without", ["pidfd_open", "epoll", "readers"])
+def test_without_exit_events_the_leader_stays_in_the_table_of_twisted(
+    spawn: Callable[..., Child], monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    """For want of a descriptor, say."""
+
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    reactor = Clock() if without == "readers" else Reactor()
+    events = ExitEvents(reactor, Pacer(reactor))
+    descriptors = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        if without != "readers":
+            patch.setattr(
+                *((os, "pidfd_open") if without == "pidfd_open" else (select, "epoll")), fail
+            )
+        child = spawn("/bin/true", events=events)
+    assert os.listdir("/proc/self/fd") == descriptors
+    child.wait()
+    handlers: dict[int, Any] = process.reapProcessHandlers
+    handlers[child.pid].reapProcess()
+    assert child.transport.statuses == [0]
+
+
+def test_exit_that_the_kernel_hides_is_left_to_twisted(spawn: Callable[..., Child]) -> None:
+    """The pidfd of a traced process is readable before its parent may learn of the end."""
+    reactor = Reactor()
+    child = spawn("/bin/sleep", "600", events=ExitEvents(reactor, Pacer(reactor)))
+    child.leader._look_once()
+    assert child.pid in process.reapProcessHandlers
+    os.kill(child.pid, signal.SIGKILL)
+    reactor.read()
+    assert child.transport.statuses == [signal.SIGKILL]
+    assert child.pid not in process.reapProcessHandlers
 
 
 def test_exit_of_a_traced_process_is_detected(spawn: Callable[..., Child]) -> None:

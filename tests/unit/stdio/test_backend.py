@@ -18,6 +18,7 @@ from mcpbridge.config.tuning import ENDLESS_FACTOR, FULL_SECONDS, SMALL_BYTES, S
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.interfaces import IBackend
 from mcpbridge.jsonrpc.malformed_output import UTF16, Lost
+from mcpbridge.pacer import ENDS, PACED_SECONDS, Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.backend import EXIT_NEWS_SECONDS, StdioBackend
 from mcpbridge.stdio.stdout_reader import REST_SECONDS
@@ -36,13 +37,20 @@ class Made:
         self, *, begin: bool = True, remove: Callable[[bool], Deferred[None]] | None = None
     ) -> None:
         self.reactor = FakeReactor()
+        self.pacer = Pacer(self.reactor)
         self.tree = FakeTree()
         self.told: list[tuple[str, Any]] = []
         #: Of those that cost nothing.
         self.mistakes: list[tuple[str, bytes]] = []
         self.reaped: list[int] = []
         self.backend = StdioBackend(
-            SETTINGS, self.reactor, self, "0c8a4a3e", self.reaped.append, remove=remove
+            SETTINGS,
+            self.reactor,
+            self,
+            "0c8a4a3e",
+            self.reaped.append,
+            remove=remove,
+            pacer=self.pacer,
         )
         self.process = self.reactor.spawnProcess(self.backend, "cat", ["cat"])
         self.pid = self.process.pid
@@ -68,6 +76,14 @@ class Made:
 
     def output_closed(self, reason: str) -> None:
         self.told.append(("output", reason))
+
+    def be_busy(self) -> None:
+        """Use up the time that this iteration of the reactor has for ends of processes."""
+
+        def work() -> None:
+            self.reactor.rightNow += PACED_SECONDS
+
+        self.pacer.run(ENDS, work)
 
     def heard(self) -> list[tuple[str, Any]]:
         """What came of its output."""
@@ -397,6 +413,58 @@ def test_stop_closes_stdin_and_discards_further_output() -> None:
     # Its last words may say why it has failed.
     assert made.told == [("stderr", [b"oops"])]
     made.assert_over(first, second)
+    made.assert_over(made.backend.stop())
+
+
+def test_ends_of_many_backends_are_paced() -> None:
+    """What a client sends meanwhile is refused, and what the backend writes is dropped."""
+    made = Made()
+    made.be_busy()
+    stopped = made.backend.stop()
+    made.process.say(MESSAGE + b"\n")
+    with pytest.raises(UnknownSession):
+        made.backend.send(MESSAGE)
+    assert 0 in made.process.pipes
+    made.reactor.advance(0)
+    assert 0 not in made.process.pipes
+    made.process.end()
+    made.tree.answer()
+    assert made.told == []
+    made.assert_over(stopped)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_closed_stdin_of_many_backends_is_reported_in_turn(stops: bool) -> None:
+    made = Made()
+    made.be_busy()
+    made.process.close_input()
+    assert made.told == []
+    if stops:
+        made.backend.stop()
+    made.reactor.advance(0)
+    assert made.told == ([] if stops else [("input", "the backend closed its stdin")])
+    made.process.end()
+    made.tree.answer()
+    stopped = made.backend.stop()
+    made.assert_over(stopped)
+
+
+def test_an_exit_that_waits_for_its_turn_is_the_reason_of_the_end() -> None:
+    """And not that stdout is closed, which is known first."""
+    made = Made()
+
+    def exit_in_turn() -> None:
+        made.be_busy()
+        made.pacer.run(ENDS, lambda: made.process.exit(7))
+
+    # Just before the wait for its exit is over.
+    made.reactor.callLater(EXIT_NEWS_SECONDS, exit_in_turn)
+    made.process.close_output(1)
+    made.reactor.advance(EXIT_NEWS_SECONDS)
+    assert made.heard() == [("output", "the backend ended (exit status 7)")]
+    made.process.close_input()
+    made.process.close_output(2)
+    made.tree.answer()
     made.assert_over(made.backend.stop())
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import CancelledError
 
 from mcpbridge.bridge import Bridge
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, STOP_SLACK_SECONDS
 from mcpbridge.errors import CannotStart
+from mcpbridge.pacer import PACED_SECONDS, Pacer
 from mcpbridge.stdio import launcher as module
+from mcpbridge.stdio.backend import StdioBackend
 from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.process_tags import new_base
 from mcpbridge.stdio.process_tracker import ProcessTracker
@@ -66,6 +70,53 @@ class Made:
         """The last process ends, and so do the looks for the rest of its tree."""
         self.reactor.processes[-1].end()
         self.reactor.pump([0.1] * 20)
+
+
+class SlowReactor(FakeReactor):
+    """A spawn takes the whole time that an iteration has for it."""
+
+    def spawnProcess(self, *arguments: Any, **options: Any) -> Any:
+        self.rightNow += PACED_SECONDS
+        return super().spawnProcess(*arguments, **options)
+
+    def iterate(self) -> list[str]:
+        """Run what is due, as one iteration; return the programs that were spawned."""
+        before = len(self.processes)
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call.called = 1
+            call.func(*call.args, **call.kw)
+        return [os.path.basename(each.line[0]) for each in self.processes[before:]]
+
+
+def test_starts_are_paced_and_servers_take_turns(tmp_path: Path) -> None:
+    """`PACED_SECONDS`: nobody else waits longer, and a start that is cancelled is given up."""
+    reactor = SlowReactor()
+    pacer = Pacer(reactor)
+    tracker = ProcessTracker(reactor, 0)
+    launchers = {}
+    for name in ("many", "few"):
+        program = tmp_path / name
+        program.touch(0o755)
+        settings = ServerSettings(command=str(program))
+        launchers[name] = LocalLauncher(settings, reactor, tracker, {}, Plain, pacer=pacer)
+    started: list[Any] = []
+    waiting = [launchers[name].launch(Receiver(), "") for name in ("many",) * 4 + ("few",)]
+    for each in waiting:
+        each.addBoth(started.append)
+    assert len(started) == len(reactor.processes) == 1
+    waiting[2].cancel()
+    assert started[1].check(CancelledError)
+    assert [reactor.iterate() for _ in range(4)] == [["many"], ["few"], ["many"], []]
+    assert all(isinstance(each, StdioBackend) for each in (*started[:1], *started[2:]))
+    assert len(started) == 5
+    for backend in (*started[:1], *started[2:]):
+        backend.stop()
+    for process in reactor.processes:
+        process.end()
+    for _ in range(20):
+        reactor.pump([0.1] * 10)
+    assert reactor.getDelayedCalls() == []
 
 
 def test_a_container_is_labelled(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
+from mcpbridge.pacer import PACED_SECONDS, Pacer
 from mcpbridge.stdio import kill_pass, procfs
 from mcpbridge.stdio.process_tracker import SWEEP_REST_FACTOR, SWEEP_SECONDS, ProcessTracker
 from mcpbridge.stdio.reaper import REAP_SECONDS, Reaper
@@ -48,6 +49,35 @@ def test_readings_of_the_process_table_have_pauses(
     pause = max(SWEEP_SECONDS, SWEEP_REST_FACTOR * used)
     clock.pump([0, *[pause / STEPS] * 4 * STEPS])
     assert readings == pytest.approx([0, pause, 2 * pause, 3 * pause], abs=pause / 4)
+    assert clock.getDelayedCalls() == []
+
+
+def test_answers_of_one_reading_are_paced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows the end of each of hundreds of trees takes a moment."""
+
+    def read(*_: object) -> Generator[None, None, procfs.Table]:
+        yield
+        return procfs.Table([], [])
+
+    monkeypatch.setattr(procfs, "read_table", read)
+    clock, answered = Clock(), list[int]()
+    pacer = Pacer(clock)
+    tracker = ProcessTracker(clock, BASE, processor_time=lambda: 0.0, pacer=pacer)
+
+    def work(pids: list[int]) -> None:
+        answered.append(len(pids))
+        clock.rightNow += PACED_SECONDS
+
+    for tag in range(1, 4):
+        tracker.look(BASE + tag).addCallback(work)
+    [sweep] = clock.calls
+    clock.calls = []
+    sweep.called = 1
+    tracker._sweep()
+    assert len(answered) == 1
+    clock.advance(0)
+    assert answered == [0, 0, 0]
+    clock.advance(0)
     assert clock.getDelayedCalls() == []
 
 
