@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import sysconfig
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,15 @@ HOME = "https://github.com/mcpbridge/mcpbridge"
 #: Compiler options for a static program.  Some compilers would make a static PIE
 #: of it, which has a dynamic segment.
 STATIC = ["-static", "-no-pie"]
+
+#: The same without a C library, on the machines whose system calls `launch.c` knows.
+WITHOUT_LIBC = [
+    *STATIC,
+    "-nostdlib",
+    "-ffreestanding",
+    "-fno-stack-protector",
+    "-DWITHOUT_LIBC",
+]
 
 #: The machines that get a wheel of their own, by `e_machine` of the ELF header.
 MACHINES = {62: "x86_64", 183: "aarch64"}
@@ -62,7 +72,7 @@ class BuildWheel(bdist_wheel):  # type: ignore[misc]
         """Compile the launcher, then build the wheel that suits the outcome."""
         with TemporaryDirectory() as folder:
             launcher = Path(folder, LAUNCHER.name)
-            if wants_launcher() and compile_launcher(launcher, STATIC):
+            if wants_launcher() and compile_launcher(launcher, WITHOUT_LIBC, STATIC):
                 self.platform_tag = platform_tag(launcher)
             if self.platform_tag is not None:
                 self.distribution.launcher = launcher
@@ -86,8 +96,8 @@ class BuildModules(build_py):  # type: ignore[misc]
         """
         super().run()
         if self.editable_mode:
-            if wants_launcher() and not compile_launcher(HERE / LAUNCHER, STATIC):
-                compile_launcher(HERE / LAUNCHER, [])
+            if wants_launcher():
+                compile_launcher(HERE / LAUNCHER, WITHOUT_LIBC, STATIC, [])
             return
         target = Path(self.build_lib, LAUNCHER)
         target.unlink(missing_ok=True)  # an earlier build may have left one
@@ -107,16 +117,17 @@ def wants_launcher() -> bool:
     return sys.platform.startswith("linux") and os.environ.get("MCPBRIDGE_PURE", "0") in ("", "0")
 
 
-def compile_launcher(target: Path, options: list[str]) -> bool:
+def compile_launcher(target: Path, *choices: list[str]) -> bool:
     """
-    Compile the launcher with `$CC`, or with Python's own compiler or `cc`.
+    Compile the launcher with the first of these choices of options that works,
+    with `$CC`, or with Python's own compiler or `cc`.
 
     Return False if none of them can.
     """
     source = HERE / LAUNCHER.with_suffix(".c")
     chosen = os.environ.get("CC")
     compilers: list[Any] = [chosen] if chosen else [sysconfig.get_config_var("CC") or "cc", "cc"]
-    for compiler in compilers:
+    for options, compiler in product(choices, compilers):
         command = [*shlex.split(compiler), "-O2", *options, "-o", str(target), str(source)]
         try:
             subprocess.run(command, check=True)
