@@ -41,16 +41,21 @@ def find_program(command: str, environment: Mapping[str, str], directory: str | 
     else:
         places = environment.get("PATH", os.defpath).split(os.pathsep)
         candidates = [os.path.join(here, place, command) for place in places]
-    absolute = [_absolute(path) for path in candidates]
-    there = [path for path in absolute if path is not None and os.path.isfile(path)]
-    for path in there:
-        if os.access(path, os.X_OK):
-            return path
+    there: list[str] = []
+    removed = False
+    for candidate in candidates:
+        path = _absolute(candidate)
+        if path is None:
+            removed = True
+        elif os.path.isfile(path):
+            if os.access(path, os.X_OK):
+                return path
+            there.append(path)
     if there:
         raise CannotStart(f"cannot start {command!r}: {there[0]!r} is not executable")
     where = "" if os.sep in command else " in the backend's PATH"
     hint = "; put its arguments into `args`" if " " in command else ""
-    if None in absolute:
+    if removed:
         hint += "; the bridge's own directory was removed, so use an absolute path"
     raise CannotStart(f"cannot start {command!r}: it was not found{where}{hint}")
 
