@@ -42,7 +42,7 @@ _LENGTH_LINE = re.compile(
     rb"(?is)((?:(?!\r\n\r\n).)*?\r\ncontent-length:[ \t]*)([0-9]+)(?=[ \t]*\r\n)"
 )
 #: A length with more digits is parsed by llhttp.
-_LENGTH_DIGITS = 15
+LENGTH_DIGITS = 15
 _LENGTH = b"content-length"
 _LENGTH_CHARS = len(_LENGTH)
 
@@ -225,7 +225,7 @@ class RequestParser:
             return None
         at = data.find(end, len(start))
         digits = data[len(start) : at]
-        if at < 0 or not digits.isdigit() or len(digits) > _LENGTH_DIGITS:
+        if at < 0 or not digits.isdigit() or len(digits) > LENGTH_DIGITS:
             return None
         self._parser = None
         self.receiving = ReceivedRequest(self._known_head, digits)

@@ -25,6 +25,7 @@ from mcpbridge.errors import (
 )
 from mcpbridge.web.request_parser import (
     KNOWN_NAMES,
+    LENGTH_DIGITS,
     MAX_HEAD_BYTES,
     MAX_HEAD_FIELDS,
     SERVED_METHODS,
@@ -342,6 +343,16 @@ def test_request_with_a_known_head_is_not_parsed_again(cuts: list[int]) -> None:
     assert [each.content_length for each in requests] == [b"5", b"3", b"5", b"5"]
     assert [each.body for each in requests] == [b"hello", b"abc", b"hello", b"hello"]
     assert len({id(each.head) for each in requests[:3]}) == 1
+
+
+def test_length_of_more_than_length_digits_is_parsed() -> None:
+    """Zeros may stand before it, and a number may be too large for anybody."""
+    for digits, parses in ((LENGTH_DIGITS, 1), (LENGTH_DIGITS + 1, 2)):
+        parser = Counting()
+        parser.feed(KNOWN)
+        parser.feed(KNOWN.replace(b"h: 5", b"h: " + b"5".zfill(digits)))
+        assert parser.parses == parses
+        assert [each.body for each in parser.ready] == [b"hello", b"hello"]
 
 
 def test_known_names_of_fields_are_shared() -> None:
