@@ -28,10 +28,11 @@ class ParsedMessage(msgspec.Struct, frozen=True, eq=False):
     """
     One message on one line.
 
-    `outer`, `params` and `meta` are the members of the message, of its
-    `params` and of their `_meta`, as views of the line; the last two are None
-    where there is no such object.  `digest` is a message that has the same
-    envelope and tokens: the line itself, or a small stand-in for a large one.
+    `outer` and `params` are the members of the message and of its `params`, as
+    views of the line; `params` is None where there is no such object.
+    `sliced_meta` are those of `_meta`, where the message was read in slices.
+    `digest` is a message that has the same envelope and tokens: the line
+    itself, or a small stand-in for a large one.
     """
 
     line: bytes
@@ -39,7 +40,20 @@ class ParsedMessage(msgspec.Struct, frozen=True, eq=False):
     envelope: Envelope
     outer: Members
     params: Members | None
-    meta: Members | None
+    sliced_meta: Members | None = None
+
+    @property
+    def meta(self) -> Members | None:
+        """
+        The members of `params._meta`; None where there is no such object.
+
+        They are not read before they are asked for: `modern_request` remembers
+        those that clients send again and again.
+        """
+        if self.digest is not self.line:
+            return self.sliced_meta
+        params = self.params
+        return members(params["_meta"]) if params is not None and "_meta" in params else None
 
 
 def parse_message(body: bytes) -> ParsedMessage | None:
@@ -67,8 +81,7 @@ def with_envelope(line: bytes, envelope: Envelope) -> ParsedMessage:
 
 def _with_members(line: bytes, envelope: Envelope, outer: Members) -> ParsedMessage:
     params = members(outer["params"]) if "params" in outer else None
-    meta = members(params["_meta"]) if params is not None and "_meta" in params else None
-    return ParsedMessage(line, line, envelope, outer, params, meta)
+    return ParsedMessage(line, line, envelope, outer, params)
 
 
 def _is_utf8(line: bytes) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -92,11 +93,29 @@ _UNREAD_BYTES = 2 * MAX_CAPABILITIES_BYTES
 MAX_CLIENT_INFO_BYTES = 256 * 1024
 MAX_LISTEN_BYTES = 1024 * 1024
 
+#: How many different `_meta` are remembered with what they say, and how many bytes one may have.
+METAS_KEPT = 64
+META_KEPT_BYTES = 4096
+#: How many different `clientCapabilities` of at most as many bytes are remembered.
+CAPABILITIES_KEPT = 64
+
 #: The id of a request; null is none.
 RequestId = str | int | float
 
 _MISSING = "is missing"
+_PROGRESS_TOKEN = b'"progressToken"'
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+class RequestMeta(msgspec.Struct, frozen=True, eq=False):
+    """What a valid `_meta` says; the members of `ModernRequest` have the same names."""
+
+    meta: dict[str, msgspec.Raw]
+    version: str
+    capabilities: bytes
+    client_info: msgspec.Raw | None
+    log_level: str | None
+    progress_token: ProgressToken | None
 
 
 class ModernRequest(msgspec.Struct, frozen=True, eq=False):
@@ -203,9 +222,54 @@ def _is_unicode(text: str) -> bool:
 def _read(message: ParsedMessage, ident: RequestId, header: str | None) -> ModernRequest:
     outer, method = message.outer, str(message.envelope.method)
     params = _known(message.params, outer.get("params"), "params")
-    meta = _known(message.meta, params.get("_meta"), "params._meta")
     if method == LISTEN and len(message.line) > MAX_LISTEN_BYTES:
+        _known(message.meta, params.get("_meta"), "params._meta")
         raise TooComplex(f"{LISTEN} has more than {MAX_LISTEN_BYTES} bytes (MAX_LISTEN_BYTES)")
+    found = _remembered_meta(params.get("_meta"))
+    if found is None:
+        found = _read_meta(_known(message.meta, params.get("_meta"), "params._meta"), header)
+    else:
+        _check_version(found.version, header)
+    named_by = NAME_BEARING_METHODS.get(method)
+    return ModernRequest(
+        outer=outer,
+        id=ident,
+        method=method,
+        params=params,
+        meta=found.meta,
+        version=found.version,
+        capabilities=found.capabilities,
+        client_info=found.client_info,
+        log_level=found.log_level,
+        progress_token=found.progress_token,
+        name=None if named_by is None else _text(params.get(named_by), f"params.{named_by}"),
+    )
+
+
+def _remembered_meta(raw: msgspec.Raw | None) -> RequestMeta | None:
+    """
+    Return what a `_meta` says if it is valid, has no progress token, and is small.
+
+    A client says the same in each of its requests, so it is looked up by its
+    bytes and read only the first time.  A progress token is new each time.
+    """
+    if raw is None or len(raw) > META_KEPT_BYTES:
+        return None
+    text = bytes(raw)
+    return None if _PROGRESS_TOKEN in text else _read_meta_once(text)
+
+
+@lru_cache(maxsize=METAS_KEPT)
+def _read_meta_once(text: bytes) -> RequestMeta | None:
+    """Return what a `_meta` says; None where anything is wrong, which is told by `_read_meta`."""
+    meta = members(text)
+    try:
+        return None if meta is None else _read_meta(meta, string_of(meta.get(PROTOCOL_VERSION)))
+    except Refused:
+        return None
+
+
+def _read_meta(meta: Members, header: str | None) -> RequestMeta:
     version = _text(meta.get(PROTOCOL_VERSION), PROTOCOL_VERSION)
     _check_version(version, header)
     capabilities = _canonical(meta.get(CLIENT_CAPABILITIES))
@@ -218,20 +282,7 @@ def _read(message: ParsedMessage, ident: RequestId, header: str | None) -> Moder
         _object(client_info, CLIENT_INFO)
         # A copy, as it is kept for longer than the message, of which it is a view.
         client_info = client_info.copy()
-    named_by = NAME_BEARING_METHODS.get(method)
-    return ModernRequest(
-        outer=outer,
-        id=ident,
-        method=method,
-        params=params,
-        meta=meta,
-        version=version,
-        capabilities=capabilities,
-        client_info=client_info,
-        log_level=_log_level(meta),
-        progress_token=_token(meta),
-        name=None if named_by is None else _text(params.get(named_by), f"params.{named_by}"),
-    )
+    return RequestMeta(meta, version, capabilities, client_info, _log_level(meta), _token(meta))
 
 
 def _check_version(version: str, header: str | None) -> None:
@@ -286,6 +337,17 @@ def _token(meta: dict[str, msgspec.Raw]) -> ProgressToken | None:
 
 
 def _canonical(raw: msgspec.Raw | None) -> bytes:
+    if raw is None or len(raw) > META_KEPT_BYTES:
+        return _read_capabilities(raw)
+    return _read_capabilities_once(bytes(raw))
+
+
+@lru_cache(maxsize=CAPABILITIES_KEPT)
+def _read_capabilities_once(text: bytes) -> bytes:
+    return _read_capabilities(msgspec.Raw(text))
+
+
+def _read_capabilities(raw: msgspec.Raw | None) -> bytes:
     too_long = (
         f"{CLIENT_CAPABILITIES} has more than {MAX_CAPABILITIES_BYTES} bytes"
         " (MAX_CAPABILITIES_BYTES)"

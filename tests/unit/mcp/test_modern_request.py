@@ -1,8 +1,10 @@
 """Requests of 2026-07-28: which are, what they must have, and what is said of others."""
 
 import json
+import re
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp import modern_request
 from mcpbridge.mcp.modern_request import (
     _UNREAD_BYTES,
+    CAPABILITIES_KEPT,
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
     INPUT_REQUIRED_METHODS,
@@ -30,6 +33,8 @@ from mcpbridge.mcp.modern_request import (
     MAX_CAPABILITIES_BYTES,
     MAX_CLIENT_INFO_BYTES,
     MAX_LISTEN_BYTES,
+    META_KEPT_BYTES,
+    METAS_KEPT,
     MODERN_PROTOCOL_VERSIONS,
     NAME_BEARING_METHODS,
     PROTOCOL_VERSION,
@@ -465,3 +470,85 @@ def test_nothing_is_asked_for_in_a_revision_that_is_not_known(params: object) ->
         read(line)
     with pytest.raises(InvalidParams):
         read(line, None)
+
+
+# What is remembered.
+
+
+def forget() -> None:
+    modern_request._read_meta_once.cache_clear()
+    modern_request._read_capabilities_once.cache_clear()
+
+
+def test_what_a_client_says_of_itself_is_read_once() -> None:
+    forget()
+    first = read(request("tools/call", 1, name="a"))
+    again = read(request("tools/list", 2))
+    assert again.meta is first.meta
+    assert again.capabilities is first.capabilities
+    assert (again.id, again.method, again.name) == (2, "tools/list", None)
+
+
+def test_a_progress_token_is_new_in_each_request_and_not_remembered() -> None:
+    forget()
+    capabilities = with_key(CLIENT_CAPABILITIES, {"roots": {}})
+    found = [read(request(meta={**capabilities, "progressToken": token})) for token in ("a", "b")]
+    assert [each.progress_token for each in found] == ["a", "b"]
+    assert modern_request._read_meta_once.cache_info().currsize == 0
+    assert found[0].capabilities is found[1].capabilities
+
+
+def test_a_mistake_is_told_each_time() -> None:
+    forget()
+    wrong = request(meta=with_key(CLIENT_CAPABILITIES, 7))
+    first, again = refusal(wrong), refusal(wrong)
+    assert str(first) == str(again)
+    assert str(refusal(wrong, "2025-11-25")) != str(first)
+
+
+def test_metas_kept_and_capabilities_kept_bound_what_is_remembered() -> None:
+    forget()
+    for number in range(METAS_KEPT + CAPABILITIES_KEPT):
+        meta = with_key(CLIENT_CAPABILITIES, {"experimental": {str(number): {}}})
+        read(request(meta=meta))
+        read(request(meta={**meta, "progressToken": number}))
+    assert modern_request._read_meta_once.cache_info().currsize == METAS_KEPT
+    assert modern_request._read_capabilities_once.cache_info().currsize == CAPABILITIES_KEPT
+
+
+def test_meta_kept_bytes_bounds_each_of_them() -> None:
+    forget()
+    long: object = {"experimental": {"x" * META_KEPT_BYTES: {}}}
+    for _ in range(2):
+        found = read(request(meta=with_key(CLIENT_CAPABILITIES, long)))
+        assert json.loads(found.capabilities) == long
+    assert modern_request._read_meta_once.cache_info().currsize == 0
+    assert modern_request._read_capabilities_once.cache_info().currsize == 0
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*META, LOG_LEVEL, "progressToken", "x"]),
+        st.sampled_from([VERSION, {}, {"name": "c"}, {"a": None}, "info", "Info", None, 7, []]),
+    ),
+    st.sampled_from([VERSION, "2025-11-25", f" {VERSION}", None]),
+)
+def test_a_request_is_read_alike_the_first_time_and_later(
+    meta: dict[str, Any], header: str | None
+) -> None:
+    line = request("tools/call", name="t", meta={**META, **meta})
+
+    def outcome() -> object:
+        try:
+            found = read(line, header)
+        except Refused as error:
+            return type(error), str(error)
+        fields = [getattr(found, name) for name in ModernRequest.__struct_fields__]
+        return [bytes(each) if isinstance(each, msgspec.Raw) else str(each) for each in fields]
+
+    def shown(found: object) -> str:
+        # The members of one dictionary are views at different addresses.
+        return re.sub("0x[0-9a-f]+", "", str(found))
+
+    forget()
+    assert shown(outcome()) == shown(outcome())
