@@ -19,6 +19,8 @@ from mcpbridge.jsonrpc.members import changed, encode, integer_of, members, stri
 #: The canonical decimal text of an integer, of at most 18 digits.
 _CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
+_CANONICAL_BYTES = re.compile(_CANONICAL.pattern.encode("ascii"))
+
 _OPENS_ID = frozenset(b'"-0123456789')
 
 
@@ -57,6 +59,12 @@ def own_number(ident: object) -> int:
 
 def own_number_of(raw: msgspec.Raw | None) -> int | None:
     """Return which of these numbers an undecoded id stands for; None where it is none."""
+    if raw is None:
+        return None
+    digits = bytes(raw)
+    if _CANONICAL_BYTES.fullmatch(digits):
+        # As nearly all servers write it.
+        return int(digits) or None
     text = string_of(raw)
     return (integer_of(raw) if text is None else own_number(text)) or None
 

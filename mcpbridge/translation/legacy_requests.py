@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-
 from mcpbridge.errors import MethodNotFound
-from mcpbridge.jsonrpc.members import changed, encode, members_of, request_line
+from mcpbridge.jsonrpc.members import Members, encode, members_of, request_line
 from mcpbridge.mcp.capabilities import with_extensions
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
@@ -35,7 +33,7 @@ OWN_KEPT = 256
 _NOT_FORWARDED = REMOVED | {"server/discover", "subscriptions/listen"}
 #: Parameters that are between client and bridge, or ask for a task, which is not
 #: translated.  In a request of an extension the names may mean anything.
-_REMOVED_PARAMS = dict.fromkeys(("inputResponses", "requestState", "task"), msgspec.UNSET)
+_REMOVED_PARAMS = ("inputResponses", "requestState", "task")
 
 #: What a request of 2026-07-28 may say of itself in `_meta`.
 _META = frozenset({CLIENT_CAPABILITIES, CLIENT_INFO, LOG_LEVEL, PROTOCOL_VERSION})
@@ -66,16 +64,17 @@ class LegacyRequests:
 
         The number is its progress token, too, where the client has given one.
         """
-        self._last_number += 1
-        changes: dict[str, object] = dict.fromkeys(_removed_meta(request), msgspec.UNSET)
-        if PROGRESS_TOKEN in request.meta:
-            wanted = request.progress_token is not None
-            changes[PROGRESS_TOKEN] = self._last_number if wanted else msgspec.UNSET
-        meta = changed(request.meta, changes)
-        removed = _REMOVED_PARAMS if request.method in INPUT_REQUIRED_METHODS else {}
-        params = changed(request.params, {**removed, "_meta": meta or msgspec.UNSET})
-        line = encode({**request.outer, "id": self._last_number, "params": params})
-        return self._last_number, line
+        number = self._last_number = self._last_number + 1
+        params: dict[str, object] = {**request.params}
+        if request.method in INPUT_REQUIRED_METHODS:
+            for name in _REMOVED_PARAMS:
+                params.pop(name, None)
+        meta = _forwarded_meta(request, number)
+        if meta:
+            params["_meta"] = meta
+        else:
+            del params["_meta"]
+        return number, encode({**request.outer, "id": number, "params": params})
 
     def set_level(self, request: ModernRequest) -> list[bytes]:
         """Return the line that sets the log level a client wants, where it is another one."""
@@ -169,14 +168,27 @@ def check_method(request: ModernRequest) -> None:
         raise error
 
 
-def _removed_meta(request: ModernRequest) -> list[str]:
+def _forwarded_meta(request: ModernRequest, number: int) -> dict[str, object]:
     """
-    Return the keys of `_meta` with the specification's prefix, except those
-    of extensions that the client declares.
+    Return `_meta` for a legacy server: without the keys with the
+    specification's prefix, except those of extensions that the client declares,
+    and with this number for a progress token.
     """
-    named = [name for name in request.meta if name.startswith(PREFIX)]
-    if all(name in _META for name in named):
-        return named
-    declared = with_extensions(members_of(request.capabilities))
-    extensions = members_of(declared.get("extensions"))
-    return [name for name in named if name in _META or name not in extensions]
+    if request.meta.keys() <= _META:
+        # As in nearly all requests.
+        return {}
+    extensions: Members = {}
+    if any(name.startswith(PREFIX) for name in request.meta.keys() - _META):
+        declared = with_extensions(members_of(request.capabilities))
+        extensions = members_of(declared.get("extensions"))
+    kept: dict[str, object] = {
+        name: each
+        for name, each in request.meta.items()
+        if name not in _META and (name in extensions or not name.startswith(PREFIX))
+    }
+    if PROGRESS_TOKEN in kept:
+        if request.progress_token is None:
+            del kept[PROGRESS_TOKEN]
+        else:
+            kept[PROGRESS_TOKEN] = number
+    return kept

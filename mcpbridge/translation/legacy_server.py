@@ -227,7 +227,7 @@ class LegacyServerTranslator:
         # 2025-03-26, basic, "Batching": a server may send arrays.
         for each in split_batch(line) or [line]:
             message = members(each)
-            if message is None or string_of(message.get("jsonrpc")) != "2.0":
+            if message is None or not _is_rpc(message):
                 self._drop("invalid", each)
             elif "method" not in message:
                 self._response(output, message, each)
@@ -348,3 +348,8 @@ class LegacyServerTranslator:
         if self.initialized is None:
             raise RuntimeError("the server is not initialized")
         return self.initialized
+
+
+def _is_rpc(message: Members) -> bool:
+    version = message.get("jsonrpc")
+    return version is not None and (bytes(version) == b'"2.0"' or string_of(version) == "2.0")

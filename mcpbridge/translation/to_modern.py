@@ -16,6 +16,7 @@ from mcpbridge.jsonrpc.members import (
     Members,
     changed,
     elements_of,
+    encode,
     error_code_of,
     is_null,
     members,
@@ -68,13 +69,14 @@ def to_modern_result(method: str, result: Members, server_info: msgspec.Raw | No
     A tool loses `execution`, which that revision does not have, and one that
     can only be called as a task is left out.
     """
-    changes: dict[str, object] = {"resultType": "complete"}
+    modern = _with_server_info(result, server_info)
+    modern["resultType"] = _COMPLETE
     if method in CACHEABLE:
         # A legacy server does not say how long, so: not at all.
-        changes.update(ttlMs=0, cacheScope="private")
+        modern = changed(modern, {"ttlMs": 0, "cacheScope": "private"})
     if method == "tools/list" and "tools" in result:
-        changes["tools"] = _tools(result["tools"])
-    return changed(_with_server_info(result, server_info), changes)
+        modern = changed(modern, {"tools": _tools(result["tools"])})
+    return modern
 
 
 def input_required_result(
@@ -105,6 +107,7 @@ def to_modern_error(error: Members) -> Members:
     return changed(error, changes)
 
 
+_COMPLETE = msgspec.Raw(b'"complete"')
 _NEITHER = changed(
     {}, {"code": INTERNAL_ERROR, "message": "the server's answer has neither a result nor an error"}
 )
@@ -112,7 +115,11 @@ _NEITHER = changed(
 
 def _with_server_info(result: Members, server_info: msgspec.Raw | None) -> Members:
     """Name the server in `_meta` (basic/index, "Per-response protocol fields")."""
-    return with_meta(result, {SERVER_INFO: msgspec.UNSET if server_info is None else server_info})
+    if "_meta" in result or server_info is None:
+        return with_meta(
+            result, {SERVER_INFO: msgspec.UNSET if server_info is None else server_info}
+        )
+    return {**result, "_meta": msgspec.Raw(encode({SERVER_INFO: server_info}))}
 
 
 def _tools(listed: msgspec.Raw) -> object:
