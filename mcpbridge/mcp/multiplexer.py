@@ -18,7 +18,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 import msgspec
 
 from mcpbridge.errors import SessionBusy
-from mcpbridge.jsonrpc.envelope import Envelope, cancelled_id, peek, peek_again, progress_token
+from mcpbridge.jsonrpc.envelope import cancelled_id, peek, peek_again, progress_token
 from mcpbridge.jsonrpc.ids import own_number
 from mcpbridge.jsonrpc.members import (
     Members,
@@ -50,6 +50,8 @@ Tag = TypeVar("Tag", bound=Hashable)
 
 #: The notification that belongs to a request without naming it.
 LOGGED = "notifications/message"
+#: Longer numbers are not looked for in a quick way.
+_USUAL_DIGITS = 15
 #: Why a line of the server reached nobody: it is no JSON-RPC message; it
 #: belongs to a request or subscription that is not open (never made, answered,
 #: cancelled); it names none; its request did not ask for logs of that level;
@@ -99,6 +101,8 @@ class Multiplexer(Generic[Tag]):
         self._report = report
         self._tasks = Tasks() if tasks is None else tasks
         self._last = 0
+        #: How many of the requests in flight are not the bridge's own.
+        self.of_clients = 0
         self._requests: dict[int, _OpenRequest[Tag]] = {}
         self._subscriptions: dict[int, _OpenRequest[Tag]] = {}
         self._numbers: dict[Tag, int] = {}
@@ -168,6 +172,8 @@ class Multiplexer(Generic[Tag]):
         ident = request.outer["id"].copy()
         of_its_kind[number] = _OpenRequest(tag, ident, token, level, task_method, own)
         self._numbers[tag] = number
+        if not own and of_its_kind is self._requests:
+            self.of_clients += 1
         return encode(line)
 
     def cancel(self, tag: Tag) -> bytes | None:
@@ -195,24 +201,34 @@ class Multiplexer(Generic[Tag]):
         tags = list(self._numbers)
         for kept in (self._requests, self._subscriptions, self._numbers, self._logging):
             kept.clear()
+        self.of_clients = 0
         self._cancelled_logging.clear()
         self._cancelled.clear()
         return tags
 
     def _forget(self, number: int) -> _OpenRequest[Tag] | None:
         """Remove a request from those in flight; return None where it was not."""
-        open_request = self._requests.pop(number, None) or self._subscriptions.pop(number, None)
+        open_request = self._requests.pop(number, None)
         if open_request is not None:
+            self.of_clients -= not open_request.own
+        else:
+            open_request = self._subscriptions.pop(number, None)
+            if open_request is None:
+                return None
+        if open_request.level is not None:
             self._logging.pop(number, None)
-            del self._numbers[open_request.tag]
+        del self._numbers[open_request.tag]
         return open_request
 
     # From the backend.
 
     def from_backend(self, line: bytes) -> Delivery[Tag] | None:
         """Take a line of the server; return None where it reaches nobody, which is counted."""
+        outer = members(line)
+        number = 0 if outer is None else _number_of_response(outer)
+        if outer is not None and number:
+            return self._answered(line, number, outer)
         envelope = peek(line) or peek_again(line)
-        outer = None if envelope is None else members(line)
         if envelope is None or outer is None:
             return self._reject("invalid", line)
         if envelope.is_request:
@@ -222,7 +238,7 @@ class Multiplexer(Generic[Tag]):
             return self._notified(line, envelope.method, outer)
         if not envelope.is_response:
             return self._reject("invalid", line)
-        return self._answered(line, envelope, outer)
+        return self._answered(line, own_number(envelope.id), outer)
 
     def tag_of(self, line: bytes) -> Tag | None:
         """Return the tag of a line's request, before `from_backend` takes it; None for none."""
@@ -242,25 +258,25 @@ class Multiplexer(Generic[Tag]):
         open_request = self._requests.get(number) or self._subscriptions.get(number)
         return None if open_request is None else open_request.tag
 
-    def _answered(self, line: bytes, envelope: Envelope, outer: Members) -> Delivery[Tag] | None:
-        number = own_number(envelope.id)
+    def _answered(self, line: bytes, number: int, outer: Members) -> Delivery[Tag] | None:
         self._cancelled_logging.discard(number)
         listens = number in self._subscriptions
         open_request = self._forget(number)
         if open_request is None:
             late = self._cancelled.discard(number)
             return self._drop("unasked") if late else self._reject("unasked", line)
-        changes: dict[str, object] = {"id": open_request.ident}
+        outer["id"] = open_request.ident
         result = members(outer["result"]) if listens and "result" in outer else None
         if result is not None and SUBSCRIPTION_ID in meta_of(result):
-            changes["result"] = with_meta(result, {SUBSCRIPTION_ID: open_request.ident})
+            result = with_meta(result, {SUBSCRIPTION_ID: open_request.ident})
+            outer["result"] = msgspec.Raw(encode(result))
         if open_request.task_method is not None and not listens and b'"taskId"' in line:
             task = members(outer["result"]) if "result" in outer else None
             if task is not None:
-                changes["result"] = self._tasks.from_result(
-                    task, open_request.task_method, own=open_request.own
-                )
-        return Delivery(open_request.tag, encode(changed(outer, changes)), True)
+                method, own = open_request.task_method, open_request.own
+                task = self._tasks.from_result(task, method, own=own)
+                outer["result"] = msgspec.Raw(encode(task))
+        return Delivery(open_request.tag, encode(outer), True)
 
     def _notified(self, line: bytes, method: str, outer: Members) -> Delivery[Tag] | None:
         if method == "notifications/progress":
@@ -338,6 +354,21 @@ class Multiplexer(Generic[Tag]):
     def _drop(self, why: Why) -> Delivery[Tag] | None:
         self.dropped[why] += 1
         return None
+
+
+def _number_of_response(outer: Members) -> int:
+    """Return the number of a response as nearly all servers write it; 0 for other messages."""
+    digits = bytes(outer.get("id", b""))
+    if (
+        digits.isdigit()
+        and not digits.startswith(b"0")
+        and len(digits) <= _USUAL_DIGITS
+        and "method" not in outer
+        and ("result" in outer or "error" in outer)
+        and bytes(outer.get("jsonrpc", b"")) == b'"2.0"'
+    ):
+        return int(digits)
+    return 0
 
 
 def _is_logged(params: Members, wanted: int) -> bool:

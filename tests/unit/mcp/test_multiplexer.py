@@ -12,6 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mcpbridge.errors import SessionBusy
 from mcpbridge.jsonrpc.envelope import peek, peek_again
+from mcpbridge.jsonrpc.ids import own_number
+from mcpbridge.jsonrpc.members import members
 from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.jsonrpc.sliced_parser import MAX_MEMBERS
 from mcpbridge.mcp.inflight import CANCELLED_KEPT, MAX_IN_FLIGHT
@@ -25,7 +27,12 @@ from mcpbridge.mcp.modern_request import (
     ModernRequest,
     read_request,
 )
-from mcpbridge.mcp.multiplexer import Delivery, Multiplexer
+from mcpbridge.mcp.multiplexer import (
+    _USUAL_DIGITS,
+    Delivery,
+    Multiplexer,
+    _number_of_response,
+)
 from tests.examples import examples
 
 META = {PROTOCOL_VERSION: MODERN_PROTOCOL_VERSIONS[-1], CLIENT_CAPABILITIES: {}}
@@ -788,3 +795,26 @@ def test_only_open_request(shared: Multiplexer[str]) -> None:
         found.append(shared.only_open)
         numbers.append(number_of(shared.send_to_backend(request(), tag)))
     assert found == [msgspec.UNSET, numbers[0], msgspec.UNSET]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["jsonrpc", "id", "method", "result", "error", "x"]),
+        st.sampled_from(
+            ['"2.0"', '"2\\u002e0"', "1", "0", "01", "-1", "1.0", "1e0", '"1"', "null", "{}"]
+        )
+        | st.sampled_from([_USUAL_DIGITS, _USUAL_DIGITS + 1, 5000]).map("9".__mul__),
+    )
+)
+def test_a_usual_response_is_recognized_as_by_its_envelope(content: dict[str, str]) -> None:
+    """Beyond `_USUAL_DIGITS` a number is looked at in the general way."""
+    line = ("{" + ",".join(f'"{name}":{each}' for name, each in content.items()) + "}").encode()
+    outer = members(line)
+    number = 0 if outer is None else _number_of_response(outer)
+    envelope = peek(line)
+    if number:
+        assert envelope is not None
+        assert envelope.is_response
+        assert own_number(envelope.id) == number
+    elif content.get("jsonrpc") == '"2.0"' and content.get("id") == "1" and envelope is not None:
+        assert not envelope.is_response
