@@ -336,8 +336,12 @@ class Call:
             request, identity, self, connection, client=world.client, caller=world.caller
         )
         self.failure: Failure | None = None
-        asking = world.stateless.ask(self.exchange, lambda _: [])
-        self.deferred = Deferred.fromCoroutine(asking).addErrback(self._failed)
+        self.deferred = Deferred.fromCoroutine(self._ask()).addErrback(self._failed)
+
+    async def _ask(self) -> None:
+        waiting = self.world.stateless.ask(self.exchange, lambda _: [])
+        if waiting is not None:
+            await waiting
 
     def _failed(self, failure: Failure) -> None:
         if isinstance(failure.value, Refused):

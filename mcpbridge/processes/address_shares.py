@@ -200,15 +200,26 @@ class Claims:
         found = [each for each in addresses if shares.taken(each) > least]
         return sorted(found, key=shares.taken, reverse=True)
 
-    def take(self, address: str | None, amount: float = 1, *, always: bool = False) -> Claim | None:
+    def take_if_free(
+        self, address: str | None, amount: float = 1, *, always: bool = False
+    ) -> Claim | None:
         """
         Take so many processes for an address, of all shares or of none.
-        Returns None for the address None.  Raises `TooManyOfAddress`, except
+        Returns None for the address None, and if its share is used up; not so
         with `always`, which is for work that has its process already.
+        """
+        if address is None or (not always and self.over(address, amount) is not None):
+            return None
+        return Claim(self._shares, address, amount)
+
+    def take(self, address: str | None, amount: float = 1) -> Claim | None:
+        """
+        Take so many processes for an address, of all shares or of none.
+        Returns None for the address None.  Raises `TooManyOfAddress`.
         """
         if address is None:
             return None
-        for each in self._shares if not always else ():
+        for each in self._shares:
             if each.is_over(address, amount):
                 each.refused(address)
                 raise TooManyOfAddress(

@@ -7,8 +7,9 @@ messages.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from math import inf
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -17,7 +18,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import BackendFailed, BridgeError, MethodNotFound, Refused
 from mcpbridge.guard import guarded
-from mcpbridge.mcp.header_validation import Headers, check_params
+from mcpbridge.mcp.header_validation import Annotations, Headers, check_params
 from mcpbridge.mcp.modern_request import TASK_METHODS
 from mcpbridge.mcp.server_card import KnownServer
 from mcpbridge.mcp.subscriptions import complete_line
@@ -39,8 +40,53 @@ from mcpbridge.stateless.request_queue import RequestQueue, SingleFlight, Ticket
 from mcpbridge.stateless.task_subscription import TaskSubscription
 from mcpbridge.stateless.worker_pool import WorkerPool
 
+#: The ticket of all requests that have not waited.
+_NOT_WAITING = Ticket()
 #: Why a process ends that can serve no request for log messages, where one needs a process.
 MUDDLED = "it may still log for a cancelled request"
+
+
+class _ByLoad:
+    """
+    Workers of one identity, those with the least to do first.
+
+    A request changes the load of its worker by one, so a change takes
+    constant time, and so does finding the first, on average.
+    """
+
+    def __init__(self) -> None:
+        # For each load the workers that have it, in the order in which they reached it.
+        self._levels: list[dict[ConcurrentWorker, None]] = []
+        self._loads: dict[ConcurrentWorker, int] = {}
+        # No level below this one has any worker.
+        self._lowest = 0
+
+    def __iter__(self) -> Iterator[ConcurrentWorker]:
+        levels = self._levels
+        while self._lowest < len(levels) and not levels[self._lowest]:
+            self._lowest += 1
+        for level in range(self._lowest, len(levels)):
+            yield from levels[level]
+
+    def __len__(self) -> int:
+        return len(self._loads)
+
+    def update(self, worker: ConcurrentWorker) -> None:
+        """Note the load of a worker, which may be a new one."""
+        load, before = worker.load, self._loads.get(worker)
+        if load == before:
+            return
+        if before is not None:
+            del self._levels[before][worker]
+        while len(self._levels) <= load:
+            self._levels.append({})
+        self._levels[load][worker] = None
+        self._loads[worker] = load
+        self._lowest = min(self._lowest, load)
+
+    def remove(self, worker: ConcurrentWorker) -> None:
+        """Forget a worker."""
+        del self._levels[self._loads.pop(worker)][worker]
 
 
 class ConcurrentPool(WorkerPool):
@@ -62,7 +108,9 @@ class ConcurrentPool(WorkerPool):
         known: KnownServer,
     ) -> None:
         super().__init__(settings, clock, pool, queue, failed_unclaimed, known)
-        self._workers: list[ConcurrentWorker] = []
+        # As an ordered set.
+        self._workers: dict[ConcurrentWorker, None] = {}
+        self._by_load: dict[str, _ByLoad] = {}
         #: Of the requests in the queue, those that need a worker to themselves.
         self._wanting_alone: list[Ticket] = []
         #: Workers by the part of their tasks' ids that names them.
@@ -79,11 +127,30 @@ class ConcurrentPool(WorkerPool):
 
     # Requests.
 
+    def ask_at_once(self, exchange: Exchange, headers: Headers) -> bool:
+        """
+        Have a free worker work on a request.  Returns False, having done
+        nothing, if it has to wait: then use `ask`.  Raises a `Refused`.
+        """
+        request = exchange.request
+        if request.method in TASK_METHODS:
+            self._ask_owner(exchange)
+            return True
+        if exchange.is_subscription:
+            return False
+        worker = self._take_free(exchange, _NOT_WAITING)
+        if worker is None:
+            return False
+        annotations: Annotations | None = ()
+        if request.method == "tools/call":
+            annotations = worker.tools.known(request.name)
+        if annotations is not None:
+            check_params(request, annotations, headers)
+            self._give(worker, exchange)
+        return annotations is not None
+
     async def ask(self, exchange: Exchange, headers: Headers) -> None:
         """Have a worker work on a request.  Raises a `Refused` and `OtherEra`."""
-        if exchange.request.method in TASK_METHODS:
-            self._ask_owner(exchange)
-            return
         if exchange.is_subscription:
             tasks = task_ids(exchange.request)
             if tasks:
@@ -98,9 +165,20 @@ class ConcurrentPool(WorkerPool):
             if worker not in self._workers:
                 raise worker.ended_error()
             if not exchange.over:
-                worker.ask(exchange)
+                self._give(worker, exchange)
         finally:
             self._unreserve(worker)
+
+    def _give(self, worker: ConcurrentWorker, exchange: Exchange) -> None:
+        worker.usage.end_idle()
+        if not exchange.is_subscription:
+            worker.alone = exchange.request.log_level is not None
+        try:
+            worker.ask(exchange)
+        except BaseException:
+            self.worker_freed(worker)
+            raise
+        self._update(worker)
 
     def idle_process(self) -> BackendSession | None:
         """Return a process that nobody uses just now, or None."""
@@ -126,8 +204,7 @@ class ConcurrentPool(WorkerPool):
             if self._offers_tasks is False:
                 raise MethodNotFound(f"the server has no tasks, and no {request.method!r}")
             raise unknown_task(request)
-        worker.usage.end_idle()
-        worker.reserved += 1
+        self._hold(worker)
         try:
             if not exchange.over:
                 worker.ask_about_task(exchange, ident)
@@ -173,52 +250,63 @@ class ConcurrentPool(WorkerPool):
     # Which worker.
 
     async def _reserve(self, exchange: Exchange) -> ConcurrentWorker:
+        """Return a worker for a request, which counts among its load until `_unreserve`."""
         ticket = Ticket()
-        worker = self._take_free(exchange, ticket)
+
+        def reserve_free() -> ConcurrentWorker | None:
+            worker = self._take_free(exchange, ticket)
+            if worker is not None:
+                self._use(worker, exchange)
+            return worker
+
+        worker = reserve_free()
         if worker is not None:
             return worker
         return await self._acquire(
-            partial(self._take_free, exchange, ticket),
-            partial(self._start, exchange),
-            partial(self._wait, exchange, ticket),
+            reserve_free, partial(self._start, exchange), partial(self._wait, exchange, ticket)
         )
 
     def _take_free(self, exchange: Exchange, ticket: Ticket) -> ConcurrentWorker | None:
-        for worker in list(self._workers):
-            if self._is_replaceable(worker, exchange):
-                worker.session.life.end(worker.usage.worn_by() or MUDDLED)
+        """
+        Return the worker with the least to do that can take this request; if there is
+        none, end those that are to make room for another.
+        """
         found = self._free(exchange, ticket)
-        if found is not None:
-            self._use(found, exchange)
+        if found is None:
+            for worker in self._replaceable(exchange):
+                worker.session.life.end(worker.usage.worn_by() or MUDDLED)
         return found
 
     def _free(self, exchange: Exchange, ticket: Ticket) -> ConcurrentWorker | None:
-        """Return the worker with the least to do that can take this request."""
-        free = [
-            each
-            for each in self._workers
-            if each.identity == exchange.identity
-            and not (each.usage.worn_by() and self._can_replace(each))
-            and self._has_capacity(each, exchange, ticket)
-        ]
-        return min(free, key=lambda each: each.load, default=None)
+        if exchange.is_subscription:
+            limit = inf
+        else:
+            limit = 1 if _wants_logs(exchange) else self._settings.concurrency
+        for worker in self._by_load.get(exchange.identity, ()):
+            if worker.load >= limit:
+                # The others have no less to do.
+                return None
+            if self._has_capacity(worker, exchange, ticket):
+                return worker
+        return None
 
     def _has_capacity(self, worker: ConcurrentWorker, exchange: Exchange, ticket: Ticket) -> bool:
+        """Return whether a worker may have this request, where it has not too many."""
+        if worker.usage.is_worn(worker.reserved) and self._can_replace(worker):
+            return False
         if exchange.is_subscription:
             return True
         if worker.hung:
             return False
-        served = worker.usage.served + worker.reserved
-        if served >= self._settings.max_process_requests and self._can_replace(worker):
-            return False
-        if worker.load and not _wants_logs(exchange) and ticket.is_behind(self._wanting_alone):
-            # An earlier request waits until this worker has nothing to do.
-            return False
-        if len(worker.tasks) and _wants_logs(exchange) and not self._pool.is_full():
-            # A log message that names no request may be a task's.
-            return False
-        limit = 1 if _wants_logs(exchange) else self._settings.concurrency
-        return worker.load < limit and not (worker.alone and worker.load)
+        if _wants_logs(exchange):
+            if len(worker.tasks):
+                # A log message that names no request may be a task's.
+                return self._pool.is_full()
+            return not worker.muddled
+        if not worker.load:
+            return True
+        # An earlier request may wait until this worker has nothing to do.
+        return not (worker.alone or ticket.is_behind(self._wanting_alone))
 
     def _can_replace(self, worker: ConcurrentWorker) -> bool:
         """
@@ -227,12 +315,15 @@ class ConcurrentPool(WorkerPool):
         """
         return not (len(worker.tasks) and self._pool.is_full())
 
+    def _replaceable(self, exchange: Exchange) -> list[ConcurrentWorker]:
+        """Return the workers that are to make room for one that can do what this request needs."""
+        return [each for each in self._workers if self._is_replaceable(each, exchange)]
+
     def _is_replaceable(self, worker: ConcurrentWorker, exchange: Exchange) -> bool:
-        """Return whether a worker is to make room for one that can do what this request needs."""
         if worker.load or len(worker.tasks):
             return False
         silent = worker.identity == exchange.identity and worker.muddled
-        return worker.usage.worn_by() is not None or (silent and _wants_logs(exchange))
+        return worker.usage.is_worn() or (silent and _wants_logs(exchange))
 
     async def _wait(self, exchange: Exchange, ticket: Ticket) -> None:
         wants_alone = _wants_logs(exchange)
@@ -249,14 +340,23 @@ class ConcurrentPool(WorkerPool):
         return (
             self._free(exchange, ticket) is not None
             or not self._pool.is_full(Newcomer(exchange.client))
-            or any(self._is_replaceable(each, exchange) for each in self._workers)
+            or bool(self._replaceable(exchange))
         )
 
     def _use(self, worker: ConcurrentWorker, exchange: Exchange) -> None:
-        worker.usage.end_idle()
-        worker.reserved += 1
+        self._hold(worker)
         if not exchange.is_subscription:
             worker.alone = exchange.request.log_level is not None
+
+    def _hold(self, worker: ConcurrentWorker) -> None:
+        worker.usage.end_idle()
+        worker.reserved += 1
+        self._update(worker)
+
+    def _update(self, worker: ConcurrentWorker) -> None:
+        """Note the load of a worker, unless it is gone."""
+        if worker in self._workers:
+            self._by_load[worker.identity].update(worker)
 
     def _unreserve(self, worker: ConcurrentWorker) -> None:
         worker.reserved -= 1
@@ -297,7 +397,8 @@ class ConcurrentPool(WorkerPool):
         session.open(lambda _: self.worker_lost(worker), sink=worker, caller_of=worker.caller_of)
         await self._introduce(worker, patience)
         self._pool.backoff.succeeded()
-        self._workers.append(worker)
+        self._workers[worker] = None
+        self._by_load.setdefault(identity, _ByLoad()).update(worker)
         self._owners[worker.tasks.owner] = worker
         self._offers_tasks = worker.offers_tasks
         self._begin_idle(worker)
@@ -307,14 +408,17 @@ class ConcurrentPool(WorkerPool):
         """A worker has less to do: it is for whoever waits, or idle, or has done enough."""
         if worker not in self._workers:
             return
+        self._by_load[worker.identity].update(worker)
         if worker.load or len(worker.tasks):
-            pass
-        elif (why := _why_finished(worker)) is not None:
+            self._queue.wake()
+            return
+        if (why := _why_finished(worker)) is not None:
             # Its subscriptions go on with another process.
             worker.session.life.end(why)
         elif not worker.in_use:
             worker.alone = False
             self._begin_idle(worker)
+        # It is nobody's now, so it may give way to a process of any server.
         self._pool.announce_capacity()
 
     def _begin_idle(self, worker: ConcurrentWorker) -> None:
@@ -323,7 +427,11 @@ class ConcurrentPool(WorkerPool):
     def worker_lost(self, worker: ConcurrentWorker) -> None:
         """The process of a worker takes nothing more: forget it."""
         if worker in self._workers:
-            self._workers.remove(worker)
+            del self._workers[worker]
+            by_load = self._by_load[worker.identity]
+            by_load.remove(worker)
+            if not len(by_load):
+                del self._by_load[worker.identity]
             del self._owners[worker.tasks.owner]
             self._queue.wake()
 

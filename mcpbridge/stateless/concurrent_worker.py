@@ -233,8 +233,6 @@ class ConcurrentWorker(BackendWorker):
         self._known = known
         self.tasks = Tasks(limit=settings.task_timeout, now=session.clock.seconds)
         self._requests: Multiplexer[Receiver] = Multiplexer(self.tasks, session.message_dropped)
-        #: The number of requests with a response that are the bridge's own.
-        self._own_requests = 0
         #: Cancellations that did not fit into the pipe.
         self._unsent: deque[bytes] = deque(maxlen=CANCELLED_KEPT)
         self._polling = _TaskPolling(
@@ -244,8 +242,7 @@ class ConcurrentWorker(BackendWorker):
     @property
     def load(self) -> int:
         """The number of clients' requests that it works on, without subscriptions."""
-        own = self._own_requests + self._polling.is_querying
-        return len(self._requests) - own + self.reserved
+        return self._requests.of_clients + self.reserved
 
     @property
     def muddled(self) -> bool:
@@ -288,8 +285,7 @@ class ConcurrentWorker(BackendWorker):
 
     async def _request(self, method: str, params: dict[str, object], patience: float) -> bytes:
         own = _OwnRequest()
-        self._send_request(own_request(method, params), own)
-        self._own_requests += 1
+        self._send_request(own_request(method, params), own, own=True)
         own.response.addTimeout(patience, self.session.clock)
         try:
             return await own.response
@@ -299,7 +295,6 @@ class ConcurrentWorker(BackendWorker):
         finally:
             # If there was no response, nobody waits for it any more.
             self._cancel_request(own)
-            self._own_requests -= 1
 
     async def _list_tools(self, cursor: str | None) -> msgspec.Raw:
         params: dict[str, object] = {} if cursor is None else {"cursor": cursor}
@@ -440,7 +435,7 @@ class ConcurrentWorker(BackendWorker):
 
     def stop_keepalive(self) -> None:
         """Stop the timer that keeps the worker."""
-        self.usage.end_idle()
+        self.usage.stop()
         self._observer.worker_lost(self)
 
     def close(self) -> None:

@@ -26,12 +26,12 @@ from mcpbridge.errors import (
 from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import REMOVED, TASK_METHODS
 from mcpbridge.processes.abandoned_sessions import Newcomer
-from mcpbridge.processes.address_shares import Claims
+from mcpbridge.processes.address_shares import Claim, Claims
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.era import OtherEra, ServerEra
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.stateless.concurrent_pool import ConcurrentPool
-from mcpbridge.stateless.exchange import Exchange
+from mcpbridge.stateless.exchange import Exchange, Work
 from mcpbridge.stateless.exclusive_pool import ExclusivePool
 from mcpbridge.stateless.request_queue import RequestQueue, SingleFlight, Ticket, shielded
 
@@ -71,31 +71,44 @@ class StatelessDispatcher:
             settings, clock, pool, self._queue, partial(self._reconsider_era, False), era.known
         )
 
-    async def ask(self, exchange: Exchange, headers: Headers) -> None:
+    def ask(self, exchange: Exchange, headers: Headers) -> Work | None:
         """
         Have a request worked on; the response goes to the exchange's sink.
 
-        `headers` returns the values of one of the request's header fields.
-        Raises a `Refused`, with the request's `ident`, if nobody works on it.
+        Returns None if a process has it already, as usual, and otherwise a
+        coroutine that waits for one.  `headers` returns the values of one of
+        the request's header fields.  Both raise a `Refused`, with the
+        request's `ident`, if nobody works on it.
         """
         request = exchange.request
         try:
             if request.method in REMOVED:
                 raise _no_such_method(exchange)
-            if exchange.client is not None:
-                await self._charge(exchange)
-                if exchange.over:
-                    return
-            await self._ask(exchange, headers)
-        except (TooManySessions, ServerBusy) as error:
+            if exchange.client is None or self._charge_at_once(exchange):
+                pool = self._pool_for(exchange)
+                if pool is not None and pool.ask_at_once(exchange, headers):
+                    return None
+        except Refused as error:
+            raise self._refusal(error, exchange) from None
+        return self._ask_later(exchange, headers)
+
+    async def _ask_later(self, exchange: Exchange, headers: Headers) -> None:
+        try:
+            if exchange.client is not None and exchange.claim is None:
+                exchange.charge(await self._wait_for_claim(exchange))
+            if not exchange.over:
+                await self._ask_either(exchange, headers)
+        except Refused as error:
+            raise self._refusal(error, exchange) from None
+
+    def _refusal(self, error: Refused, exchange: Exchange) -> Refused:
+        """Return what the client is told if its request could not be worked on."""
+        if isinstance(error, TooManySessions | ServerBusy):
             if not isinstance(error, TooManyOfAddress):
                 self._pool.log_refusal()
-            busy = ServerBusy.because(error)
-            busy.ident = request.id
-            raise busy from None
-        except Refused as error:
-            error.ident = request.id
-            raise
+            error = ServerBusy.because(error)
+        error.ident = exchange.request.id
+        return error
 
     def idle_process(self) -> BackendSession | None:
         """Return a process that nobody uses just now, which may be ended; or None."""
@@ -111,37 +124,62 @@ class StatelessDispatcher:
         self._exclusive.stop()
         self._queue.stop()
 
-    async def _charge(self, exchange: Exchange) -> None:
+    # The client's share.
+
+    def _charge_at_once(self, exchange: Exchange) -> bool:
         """
         Count a request against its client's share: as a whole process of a
         legacy server, or as a part of one that serves several requests.
+        Returns False if its share is used up.
         """
-        amount = 1 / self._settings.concurrency if self._era.modern else 1
         # The retry of a suspended call has its process already.
         always = self._exclusive.has_suspended(exchange)
-        if always or self._claims.over(exchange.client, amount) is None:
-            exchange.charge(self._claims.take(exchange.client, amount, always=always))
-            return
-        claim = await self._pool.claim(exchange.client, amount)
-        if not exchange.over:
-            exchange.charge(claim)
-        elif claim is not None:
+        claim = self._claims.take_if_free(exchange.client, self._amount(), always=always)
+        exchange.charge(claim)
+        return claim is not None
+
+    async def _wait_for_claim(self, exchange: Exchange) -> Claim | None:
+        """Do the same after sessions that the client has abandoned are ended for it."""
+        claim = await self._pool.claim(exchange.client, self._amount())
+        if exchange.over and claim is not None:
             # Its client has left meanwhile.
             claim.release()
+            return None
+        return claim
 
-    async def _ask(self, exchange: Exchange, headers: Headers) -> None:
+    def _amount(self) -> float:
+        return 1 / self._settings.concurrency if self._era.modern else 1
+
+    # Which pool.
+
+    def _pool_for(self, exchange: Exchange) -> ConcurrentPool | ExclusivePool | None:
+        """
+        Return the pool that works on a request, None while the server's era is
+        not known.  Raises `ShuttingDown` and `MethodNotFound`.
+        """
+        if self._pool.stopping:
+            raise ShuttingDown("the bridge is shutting down")
+        # A suspended call may hold the process that probing would need.
+        modern = False if self._exclusive.has_suspended(exchange) else self._era.modern
+        if modern:
+            return self._concurrent
+        if modern is None:
+            return None
+        if exchange.request.method in TASK_METHODS:
+            # A legacy server has no tasks that a client could name here.
+            raise _no_such_method(exchange)
+        return self._exclusive
+
+    async def _ask_either(self, exchange: Exchange, headers: Headers) -> None:
         why = ""
         for _ in range(ERA_TRIES):
-            if self._pool.stopping:
-                raise ShuttingDown("the bridge is shutting down")
-            # A suspended call may hold the process that probing would need.
-            suspended = self._exclusive.has_suspended(exchange)
-            modern = not suspended and await self._is_modern(exchange)
-            if not modern and exchange.request.method in TASK_METHODS:
-                # A legacy server has no tasks that a client could name here.
-                raise _no_such_method(exchange)
+            pool = self._pool_for(exchange)
+            while pool is None:
+                await self._wait_for_era(exchange)
+                pool = self._pool_for(exchange)
+            modern = pool is self._concurrent
             try:
-                await (self._concurrent if modern else self._exclusive).ask(exchange, headers)
+                await pool.ask(exchange, headers)
             except OtherEra as error:
                 why = str(error)
                 self._reconsider_era(modern, error)
@@ -174,11 +212,10 @@ class StatelessDispatcher:
             # not probed again, which would cost all the others.
             self._era.modern = None
 
-    async def _is_modern(self, exchange: Exchange) -> bool:
-        while self._era.modern is None:
-            if await self._probing.is_first():
-                await shielded(self._find_out(exchange), lambda _: None)
-        return self._era.modern
+    async def _wait_for_era(self, exchange: Exchange) -> None:
+        """Find out the era, or wait until another request has tried."""
+        if await self._probing.is_first():
+            await shielded(self._find_out(exchange), lambda _: None)
 
     async def _find_out(self, exchange: Exchange) -> None:
         try:

@@ -8,7 +8,10 @@ HTTP, nor which revision of MCP the server speaks.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
 
 from mcpbridge.errors import Refused
 from mcpbridge.jsonrpc.envelope import peek
@@ -17,6 +20,9 @@ from mcpbridge.mcp.subscriptions import all_changes, change_line, promised_by
 from mcpbridge.processes.address_shares import Claim
 from mcpbridge.processes.caller import Caller
 from mcpbridge.stateless.client_connection import ClientConnection
+
+#: What waits for a process that works on a request.
+Work = Coroutine[Deferred[Any], Any, None]
 
 
 class ExchangeSink(Protocol):

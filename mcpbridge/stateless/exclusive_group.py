@@ -91,7 +91,8 @@ class ExclusiveGroup:
     def __init__(self, key: GroupKey, clock: IReactorTime) -> None:
         self.key = key
         self.workers: list[ExclusiveWorker] = []
-        self.free: list[ExclusiveWorker] = []
+        #: The free ones, as an ordered set; the last one to become free is used first.
+        self.free: dict[ExclusiveWorker, None] = {}
         self.subscribers: dict[Exchange, Filter] = {}
         #: A request with this key, with which a worker can be opened.
         self.example: ModernRequest | None = None

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import BackendFailed, BridgeError, Refused
 from mcpbridge.jsonrpc.members import result_line
-from mcpbridge.mcp.header_validation import Headers, check_params
+from mcpbridge.mcp.header_validation import Annotations, Headers, check_params
 from mcpbridge.mcp.modern_request import INPUT_REQUIRED_METHODS, ModernRequest
 from mcpbridge.mcp.request_state import presented
 from mcpbridge.mcp.server_card import KnownServer
@@ -78,39 +78,75 @@ class ExclusivePool(WorkerPool):
 
     # Requests.
 
-    async def ask(self, exchange: Exchange, headers: Headers) -> None:
-        """Have a worker work on a request.  Raises a `Refused` and `OtherEra`."""
+    def ask_at_once(self, exchange: Exchange, headers: Headers) -> bool:
+        """
+        Have a free worker work on a request, or answer it.  Returns False,
+        having done nothing, if it has to wait: then use `ask`.  Raises a `Refused`.
+        """
         request = exchange.request
-        key = GroupKey(exchange.identity, request.capabilities, self._scope(exchange))
+        key = self._key(exchange)
         if request.method in INPUT_REQUIRED_METHODS and (state := presented(request)) is not None:
             self._resume(exchange, state, key)
-            return
+            return True
         if request.method == "server/discover":
             discovered = self._discovered.find(key, request.client_info)
             if discovered is not None:
                 self._answer_discover(exchange, discovered)
-                return
+            return discovered is not None
+        if exchange.is_subscription:
+            return False
+        worker = self._take_free(key, request, exchange.claim)
+        if worker is None:
+            return False
+        try:
+            annotations: Annotations | None = ()
+            if request.method == "tools/call":
+                annotations = worker.tools.known(request.name)
+            if annotations is not None:
+                self._give(worker, exchange, annotations, headers)
+        finally:
+            if worker.is_unused:
+                worker.release()
+        return annotations is not None
+
+    async def ask(self, exchange: Exchange, headers: Headers) -> None:
+        """Have a worker work on a request.  Raises a `Refused` and `OtherEra`."""
+        request = exchange.request
         promised = None
         if exchange.is_subscription:
             promised = read_filter(request.params.get("notifications"))
-        worker = await self._worker_for(key, exchange)
+        worker = await self._worker_for(self._key(exchange), exchange)
         try:
             if promised is not None:
                 self._subscribe(exchange, promised, worker)
             elif request.method == "server/discover":
                 self._answer_discover(exchange, worker.translator.discover_result())
             else:
+                annotations: Annotations = ()
                 if request.method == "tools/call":
                     annotations = await worker.tools.annotations(request.name)
-                    check_params(request, annotations, headers)
-                if worker not in self._group_of:
-                    raise worker.ended_error()
-                if not exchange.over:
-                    worker.usage.touched = True
-                    worker.ask(exchange)
+                self._give(worker, exchange, annotations, headers)
         finally:
-            if worker.exchange is None and not worker.translator.has_request:
+            if worker.is_unused:
                 worker.release()
+
+    def _give(
+        self,
+        worker: ExclusiveWorker,
+        exchange: Exchange,
+        annotations: Annotations,
+        headers: Headers,
+    ) -> None:
+        """Have a worker that was taken work on a request.  Raises a `Refused`."""
+        check_params(exchange.request, annotations, headers)
+        if worker not in self._group_of:
+            raise worker.ended_error()
+        if not exchange.over:
+            worker.usage.touched = True
+            worker.ask(exchange)
+
+    def _key(self, exchange: Exchange) -> GroupKey:
+        return GroupKey(exchange.identity, exchange.request.capabilities, self._scope(exchange))
 
     def has_suspended(self, exchange: Exchange) -> bool:
         """Return whether a worker waits for this retry, whatever else is known of the server."""
@@ -200,7 +236,7 @@ class ExclusivePool(WorkerPool):
     def _pop_free(self, key: GroupKey) -> ExclusiveWorker | None:
         group = self._groups.get(key)
         while group is not None and group.free:
-            worker = group.free[-1]
+            worker = next(reversed(group.free))
             self._take(worker)
             worn = worker.usage.worn_by()
             if worn is None:
@@ -212,8 +248,7 @@ class ExclusivePool(WorkerPool):
     def _take(self, worker: ExclusiveWorker) -> None:
         """A worker is not free any more."""
         group = self._group_of[worker]
-        if worker in group.free:
-            group.free.remove(worker)
+        group.free.pop(worker, None)
         self._idle.pop(worker, None)
         if self._free_of.get(group.key.scope) is worker:
             del self._free_of[group.key.scope]
@@ -347,7 +382,7 @@ class ExclusivePool(WorkerPool):
 
     def _keep(self, worker: ExclusiveWorker, group: ExclusiveGroup) -> None:
         """Keep a free worker for requests with the key of its group."""
-        group.free.append(worker)
+        group.free[worker] = None
         worker.hold.release()
         scope = group.key.scope
         if isinstance(scope, ClientConnection):

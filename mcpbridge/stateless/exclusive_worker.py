@@ -198,6 +198,11 @@ class ExclusiveWorker(BackendWorker):
         self._send_own(self.translator.cancel(reason))
         self._recover(f"its request was abandoned: {reason}")
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether it works on no request, not even one whose client has gone."""
+        return self.exchange is None and not self.translator.has_request
+
     def release(self) -> None:
         """
         Give it back unused: whoever had it has asked nothing, or left before.
@@ -344,7 +349,7 @@ class ExclusiveWorker(BackendWorker):
 
     def stop_keepalive(self) -> None:
         """Stop all timers that keep the worker."""
-        self.usage.end_idle()
+        self.usage.stop()
         self._wait.stop()
         self.leave()
 

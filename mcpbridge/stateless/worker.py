@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from math import inf
 
 import msgspec
 from twisted.logger import Logger
@@ -34,25 +35,35 @@ class WorkerUsage:
 
     def __init__(self, session: BackendSession, settings: ServerSettings) -> None:
         self._session = session
+        self._clock = session.clock
         self._settings = settings
-        self._idle = Timer(session.clock)
+        #: The timer that ends an idle process.
+        self._timer = Timer(session.clock)
+        #: Since when it has been idle; None while it is in use.
+        self._idle_since: float | None = None
+        self._max_requests = settings.max_process_requests
+        self._max_age = settings.max_process_age or inf
         #: The number of requests it has been given.
         self.served = 0
         #: Whether it has been told anything of a client beyond the handshake.
         self.touched = False
 
+    def is_worn(self, reserved: int = 0) -> bool:
+        """
+        Return whether it is to serve no more requests, once it has been given
+        so many more: it is too old, or has served too many.
+        """
+        return self.served + reserved >= self._max_requests or self._is_aged()
+
+    def _is_aged(self) -> bool:
+        return self._clock.seconds() - self._session.opened_at >= self._max_age
+
     def worn_by(self) -> str | None:
-        """
-        Return why it is to serve no more requests: it is too old, or has served
-        too many; None where it may go on.
-        """
-        settings, session = self._settings, self._session
-        age = session.clock.seconds() - session.opened_at
-        if 0 < settings.max_process_age <= age:
-            return "it reached max_process_age"
-        if self.served >= settings.max_process_requests:
-            return "it reached max_process_requests"
-        return None
+        """Return why it is to serve no more requests; None where it may go on."""
+        if not self.is_worn():
+            return None
+        limit = "max_process_age" if self._is_aged() else "max_process_requests"
+        return f"it reached {limit}"
 
     @property
     def idle_reason(self) -> str:
@@ -60,14 +71,33 @@ class WorkerUsage:
         return f"idle for {self._settings.idle_timeout:g} s"
 
     def begin_idle(self, expired: Callable[[], object]) -> None:
-        """Call `expired` once it has been idle for `idle_timeout`, if that is not 0."""
-        self.end_idle()
-        if self._settings.idle_timeout:
-            self._idle.start(self._settings.idle_timeout, expired)
+        """
+        Call `expired` once it has been idle for `idle_timeout`, if that is not 0.
+
+        A process becomes idle and is used again for each request, so neither
+        touches the timer: it looks at the time when it fires.
+        """
+        self._idle_since = self._clock.seconds()
+        if self._settings.idle_timeout and not self._timer.is_running:
+            self._timer.start(self._settings.idle_timeout, self._look, expired)
 
     def end_idle(self) -> None:
-        """Stop the timer: it is in use again, or has ended."""
-        self._idle.stop()
+        """Note that it is in use again."""
+        self._idle_since = None
+
+    def stop(self) -> None:
+        """Stop the timer: the process has ended."""
+        self._timer.stop()
+
+    def _look(self, expired: Callable[[], object]) -> None:
+        if self._idle_since is None:
+            # `begin_idle` starts it again.
+            return
+        left = self._idle_since + self._settings.idle_timeout - self._clock.seconds()
+        if left > 0:
+            self._timer.start(left, self._look, expired)
+        else:
+            expired()
 
 
 class ToolAnnotations:
@@ -81,6 +111,10 @@ class ToolAnnotations:
         self._read_page = read_page
         self._known: dict[str, Annotations] | None = None
         self._changes = 0
+
+    def known(self, tool: str | None) -> Annotations | None:
+        """Return those of one tool; None where they have not been read."""
+        return None if self._known is None else self._known.get(tool or "", ())
 
     async def annotations(self, tool: str | None) -> Annotations:
         """Return those of one tool.  Raises what `read_page` raises."""

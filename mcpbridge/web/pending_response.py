@@ -10,8 +10,8 @@ know sockets, nor how a response is written.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -23,7 +23,7 @@ from mcpbridge.mcp.stream_events import Event, StreamSink
 from mcpbridge.response_budget import Share
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.stateless.exchange import Exchange, ExchangeSink
+from mcpbridge.stateless.exchange import Exchange, ExchangeSink, Work
 
 
 class PendingConnection(Protocol):
@@ -180,7 +180,9 @@ class PendingExchange(PendingResponse[ExchangeSink]):
     """
     The pending response to a request of 2026-07-28: an exchange and its sink.
 
-    `work` has the request worked on, and raises nothing but `CancelledError`.
+    `work` has the request worked on: it returns None if a process has it, or
+    it has been answered, and otherwise a coroutine that waits for a process
+    and raises nothing but `CancelledError`.
     """
 
     log = Logger()
@@ -192,7 +194,7 @@ class PendingExchange(PendingResponse[ExchangeSink]):
         connection: PendingConnection,
         encoder: ResponseEncoder,
         *,
-        work: Callable[[Exchange], Coroutine[Deferred[Any], Any, None]],
+        work: Callable[[Exchange], Work | None],
         proxied: bool = False,
     ) -> None:
         super().__init__(connection, encoder)
@@ -208,7 +210,11 @@ class PendingExchange(PendingResponse[ExchangeSink]):
 
     def begin(self) -> None:
         """Have the request worked on.  The response may be written when this returns."""
-        self._working = Deferred.fromCoroutine(self._work(self.exchange))
+        waiting = self._work(self.exchange)
+        if waiting is None:
+            self._connection.assigned(self)
+            return
+        self._working = Deferred.fromCoroutine(waiting)
         self._working.addCallback(lambda _: self._connection.assigned(self))
         self._working.addErrback(self._stopped)
 

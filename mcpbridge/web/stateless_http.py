@@ -15,6 +15,7 @@ import msgspec
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS
@@ -51,7 +52,7 @@ from mcpbridge.mcp.modern_request import (
 from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.stateless.client_connection import ClientConnection
-from mcpbridge.stateless.exchange import Exchange
+from mcpbridge.stateless.exchange import Exchange, Work
 from mcpbridge.web.client_addresses import CallerOf, no_caller
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted
 from mcpbridge.web.pending_response import PendingExchange
@@ -141,7 +142,9 @@ class ModernEndpoint:
         try:
             # An error of a queued request has a status of its own.
             response.wait(settings.queue_timeout + COMMIT_SECONDS)
-            await work_on(self._server, exchange, headers)
+            waiting = work_on(self._server, exchange, headers)
+            if waiting is not None:
+                await waiting
             response.wait(COMMIT_SECONDS)
         except CancelledError:
             gone(None)
@@ -217,22 +220,39 @@ def of_request(refusal: Refused, body: bytes | ParsedMessage) -> Refused:
     return restated(refusal)
 
 
-async def work_on(server: Server, exchange: Exchange, headers: Headers) -> None:
+def work_on(server: Server, exchange: Exchange, headers: Headers) -> Work | None:
     """
-    Have a request worked on; any error becomes its answer, except
-    `CancelledError`, which is raised if it was cancelled.
+    Have a request worked on; any error becomes its answer.
+
+    Returns None if a process has the request, or it has been answered, and
+    otherwise a coroutine that waits for a process, which raises nothing but
+    `CancelledError` if it is cancelled.
     """
     try:
-        await server.stateless.ask(exchange, headers)
-    except UnknownSession:
-        exchange.fail(BackendEnded("the request was not answered: its process is ending"))
-    except Refused as error:
-        exchange.fail(error)
+        waiting = server.stateless.ask(exchange, headers)
+    except Exception as error:
+        _fail(exchange, error)
+        return None
+    return None if waiting is None else _wait(exchange, waiting)
+
+
+async def _wait(exchange: Exchange, waiting: Work) -> None:
+    try:
+        await waiting
     except CancelledError:
         raise
-    except Exception:
+    except Exception as error:
+        _fail(exchange, error)
+
+
+def _fail(exchange: Exchange, error: Exception) -> None:
+    if isinstance(error, UnknownSession):
+        exchange.fail(BackendEnded("the request was not answered: its process is ending"))
+    elif isinstance(error, Refused):
+        exchange.fail(error)
+    else:
         # Not left to the routes: an event stream may have begun.
-        ModernEndpoint.log.failure("a request failed")
+        ModernEndpoint.log.failure("a request failed", Failure(error))
         exchange.fail(InternalError.of_ours())
 
 

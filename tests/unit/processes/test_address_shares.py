@@ -12,7 +12,7 @@ from twisted.internet.testing import StringTransport
 
 from mcpbridge.config.tuning import CANCEL_SECONDS, COLLECT_SECONDS, COMPLAIN_SECONDS
 from mcpbridge.errors import ServerBusy
-from mcpbridge.processes.address_shares import Shares
+from mcpbridge.processes.address_shares import Claims, Shares
 from mcpbridge.stateless.client_connection import ClientConnection
 from tests import fakes
 from tests.unit.web.test_fast_path import LIMIT, World, post
@@ -41,6 +41,23 @@ def test_each_address_has_its_share_and_no_more(log_lines: list[str]) -> None:
     for address in "aaab":
         shares.give_back(address)
     assert len(shares) == 0
+
+
+def test_a_claim_is_taken_if_it_is_free() -> None:
+    shares = [Shares(2, Clock(), what="x", setting="y") for _ in range(2)]
+    claims = Claims(*shares)
+    shares[1].add("a", 1)
+    first = claims.take_if_free("a")
+    assert first is not None
+    assert claims.take_if_free("a") is None
+    assert claims.take_if_free(None) is None
+    assert [each.taken("a") for each in shares] == [1, 2]
+    # For work that has its process already.
+    retry = claims.take_if_free("a", always=True)
+    assert retry is not None
+    for each in (first, retry):
+        each.release()
+    assert [each.taken("a") for each in shares] == [0, 1]
 
 
 def test_the_address_none_is_not_limited() -> None:

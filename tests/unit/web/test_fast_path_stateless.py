@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.testing import FakeBackend
@@ -270,6 +271,19 @@ def test_modern_requests_are_served_by_the_fast_path(
     first, second = site.seen()[0].split(b"HTTP/1.1 ")[1:]
     assert first.startswith(b"200 OK\r\n")
     assert second.startswith(b"400 Bad Request\r\n")
+
+
+@pytest.mark.parametrize("kind", [Modern, Legacy])
+def test_request_for_which_a_process_is_free_has_no_deferred(
+    kind: type[FakeBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(kind, fast_path=True)
+    site.receive(X, [])
+    site.let("answer")
+    monkeypatch.setattr(Deferred, "fromCoroutine", lambda _: pytest.fail("it had to wait"))
+    site.receive(X, [])
+    site.let("answer")
+    assert site.seen()[0].count(b"HTTP/1.1 200 OK\r\n") == 2
 
 
 @pytest.mark.parametrize("method", ["ping", "initialize"])
