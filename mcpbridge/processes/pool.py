@@ -107,6 +107,8 @@ class ProcessPool:
         self.failures = Failures(settings, clock, self._stderr)
         self._exhausted = RefusalLog(settings.name, clock, "cannot start backends")
         self._pools = [] if pools is None else pools
+        #: Those whose requests wait for a process, as an ordered set; one for all pools.
+        self._waiting: dict[ProcessPool, None] = self._pools[0]._waiting if self._pools else {}
         self._pools.append(self)
         self.capacity = Capacity(
             settings,
@@ -292,9 +294,16 @@ class ProcessPool:
     def announce_capacity(self) -> None:
         """There may be a process, or capacity for one: tell those who wait, at all servers."""
         self._observer.capacity_freed()
-        for pool in self._pools:
+        for pool in list(self._waiting):
             if pool is not self:
                 pool.capacity_freed()
+
+    def note_waiting(self, waiting: bool) -> None:
+        """Note whether any request for a process of this server waits, which others then tell."""
+        if waiting:
+            self._waiting[self] = None
+        else:
+            self._waiting.pop(self, None)
 
     # Giving way: YieldingPool.
 

@@ -8,8 +8,10 @@ messages.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from enum import Enum
 from functools import partial
 from math import inf
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -44,6 +46,24 @@ from mcpbridge.stateless.worker_pool import WorkerPool
 _NOT_WAITING = Ticket()
 #: Why a process ends that can serve no request for log messages, where one needs a process.
 MUDDLED = "it may still log for a cancelled request"
+
+
+class _Need(Enum):
+    """What a request needs of a worker, other than being of its identity."""
+
+    #: To be one of `concurrency` requests.
+    PLACE = 1
+    #: To be the only request, as it wants log messages.
+    ALONE = 2
+    #: Nothing: it is a subscription.
+    NOTHING = 3
+
+
+class _Line(NamedTuple):
+    """The line of those requests that wait for the same workers."""
+
+    identity: str
+    need: _Need
 
 
 class _ByLoad:
@@ -111,6 +131,8 @@ class ConcurrentPool(WorkerPool):
         # As an ordered set.
         self._workers: dict[ConcurrentWorker, None] = {}
         self._by_load: dict[str, _ByLoad] = {}
+        #: From which load on a worker can take no request with such a need.
+        self._limits = {_Need.PLACE: settings.concurrency, _Need.ALONE: 1, _Need.NOTHING: inf}
         #: Of the requests in the queue, those that need a worker to themselves.
         self._wanting_alone: list[Ticket] = []
         #: Workers by the part of their tasks' ids that names them.
@@ -178,11 +200,15 @@ class ConcurrentPool(WorkerPool):
         except BaseException:
             self.worker_freed(worker)
             raise
-        self._update(worker)
+        if worker.load:
+            self._update(worker)
+        else:
+            # It has answered already, before this request was counted.
+            self.worker_freed(worker)
 
     def idle_process(self) -> BackendSession | None:
         """Return a process that nobody uses just now, or None."""
-        return next((each.session for each in self._workers if not each.in_use), None)
+        return next((each.session for each in self._without_load() if not each.in_use), None)
 
     def stop(self) -> None:
         """End the subscriptions that have no process; the others end with theirs."""
@@ -278,27 +304,25 @@ class ConcurrentPool(WorkerPool):
         return found
 
     def _free(self, exchange: Exchange, ticket: Ticket) -> ConcurrentWorker | None:
-        if exchange.is_subscription:
-            limit = inf
-        else:
-            limit = 1 if _wants_logs(exchange) else self._settings.concurrency
+        need = _need(exchange)
+        limit = self._limits[need]
         for worker in self._by_load.get(exchange.identity, ()):
             if worker.load >= limit:
                 # The others have no less to do.
                 return None
-            if self._has_capacity(worker, exchange, ticket):
+            if self._has_capacity(worker, need, ticket):
                 return worker
         return None
 
-    def _has_capacity(self, worker: ConcurrentWorker, exchange: Exchange, ticket: Ticket) -> bool:
+    def _has_capacity(self, worker: ConcurrentWorker, need: _Need, ticket: Ticket) -> bool:
         """Return whether a worker may have this request, where it has not too many."""
         if worker.usage.is_worn(worker.reserved) and self._can_replace(worker):
             return False
-        if exchange.is_subscription:
+        if need is _Need.NOTHING:
             return True
         if worker.hung:
             return False
-        if _wants_logs(exchange):
+        if need is _Need.ALONE:
             if len(worker.tasks):
                 # A log message that names no request may be a task's.
                 return self._pool.is_full()
@@ -317,24 +341,36 @@ class ConcurrentPool(WorkerPool):
 
     def _replaceable(self, exchange: Exchange) -> list[ConcurrentWorker]:
         """Return the workers that are to make room for one that can do what this request needs."""
-        return [each for each in self._workers if self._is_replaceable(each, exchange)]
+        return [each for each in self._without_load() if self._is_replaceable(each, exchange)]
+
+    def _without_load(self) -> Iterator[ConcurrentWorker]:
+        for by_load in self._by_load.values():
+            for worker in by_load:
+                if worker.load:
+                    break
+                yield worker
 
     def _is_replaceable(self, worker: ConcurrentWorker, exchange: Exchange) -> bool:
-        if worker.load or len(worker.tasks):
+        if len(worker.tasks):
             return False
         silent = worker.identity == exchange.identity and worker.muddled
-        return worker.usage.is_worn() or (silent and _wants_logs(exchange))
+        return worker.usage.is_worn() or (silent and _need(exchange) is _Need.ALONE)
 
     async def _wait(self, exchange: Exchange, ticket: Ticket) -> None:
-        wants_alone = _wants_logs(exchange)
+        wants_alone = _need(exchange) is _Need.ALONE
         if wants_alone:
             self._wanting_alone.append(ticket)
         try:
-            await self._queue.wait(ticket, lambda: self._may_proceed(exchange, ticket))
+            await self._queue.wait(
+                ticket,
+                lambda: self._may_proceed(exchange, ticket),
+                exchange.client,
+                _Line(exchange.identity, _need(exchange)),
+            )
         finally:
             if wants_alone:
                 self._wanting_alone.remove(ticket)
-                self._queue.wake()
+                self._wake(exchange.identity)
 
     def _may_proceed(self, exchange: Exchange, ticket: Ticket) -> bool:
         return (
@@ -381,7 +417,7 @@ class ConcurrentPool(WorkerPool):
             raise
         finally:
             self._starting.done()
-        self._queue.wake()
+        self._wake(worker.identity)
         return worker
 
     async def open(
@@ -408,18 +444,23 @@ class ConcurrentPool(WorkerPool):
         """A worker has less to do: it is for whoever waits, or idle, or has done enough."""
         if worker not in self._workers:
             return
-        self._by_load[worker.identity].update(worker)
-        if worker.load or len(worker.tasks):
-            self._queue.wake()
-            return
-        if (why := _why_finished(worker)) is not None:
+        self._update(worker)
+        is_unused = not (worker.load or len(worker.tasks))
+        if is_unused and (why := _why_finished(worker)) is not None:
             # Its subscriptions go on with another process.
             worker.session.life.end(why)
-        elif not worker.in_use:
+        elif is_unused and not worker.in_use:
             worker.alone = False
             self._begin_idle(worker)
-        # It is nobody's now, so it may give way to a process of any server.
-        self._pool.announce_capacity()
+        self._wake(worker.identity)
+        if is_unused:
+            # It may give way to a process of any server.
+            self._pool.announce_capacity()
+
+    def _wake(self, identity: str) -> None:
+        """Let requests of this identity look again: a worker has less to do, or is gone."""
+        if len(self._queue):
+            self._queue.wake(*(_Line(identity, each) for each in _Need))
 
     def _begin_idle(self, worker: ConcurrentWorker) -> None:
         worker.usage.begin_idle(lambda: worker.session.life.end(worker.usage.idle_reason))
@@ -433,7 +474,7 @@ class ConcurrentPool(WorkerPool):
             if not len(by_load):
                 del self._by_load[worker.identity]
             del self._owners[worker.tasks.owner]
-            self._queue.wake()
+            self._wake(worker.identity)
 
     # Subscriptions whose process has ended.
 
@@ -484,5 +525,7 @@ def _why_finished(worker: ConcurrentWorker) -> str | None:
     return "it does not respond" if worker.hung else worker.usage.worn_by()
 
 
-def _wants_logs(exchange: Exchange) -> bool:
-    return exchange.request.log_level is not None and not exchange.is_subscription
+def _need(exchange: Exchange) -> _Need:
+    if exchange.is_subscription:
+        return _Need.NOTHING
+    return _Need.PLACE if exchange.request.log_level is None else _Need.ALONE

@@ -423,7 +423,7 @@ class ConcurrentWorker(BackendWorker):
             if delivery is not None:
                 receiver, told, final = delivery
                 freed = freed or final
-                guarded(self.log, "a response", receiver.deliver, [told], final)
+                guarded(self._log, "a response", receiver.deliver, [told], final)
         if len(self.tasks):
             self._polling.begin()
         if freed:
@@ -451,6 +451,6 @@ class ConcurrentWorker(BackendWorker):
             )
         for receiver in self._requests.clear():
             if isinstance(receiver, Exchange) and receiver.is_subscription:
-                guarded(self.log, "subscribing again", self._observer.subscription_lost, receiver)
+                guarded(self._log, "subscribing again", self._observer.subscription_lost, receiver)
             else:
-                guarded(self.log, "a response", receiver.fail, self.ended_error())
+                guarded(self._log, "a response", receiver.fail, self.ended_error())

@@ -63,7 +63,9 @@ class StatelessDispatcher:
         self._claims = claims
         self._era = era
         self._probing = SingleFlight(settings.max_waiting_requests)
-        self._queue = RequestQueue(clock, settings.max_waiting_requests, settings.queue_timeout)
+        self._queue = RequestQueue(
+            clock, settings.max_waiting_requests, settings.queue_timeout, pool.note_waiting
+        )
         self._concurrent = ConcurrentPool(
             settings, clock, pool, self._queue, partial(self._reconsider_era, True), era.known
         )
@@ -251,7 +253,9 @@ class StatelessDispatcher:
                 workers = len(self._concurrent) + len(self._exclusive)
                 if not (workers or self._pool.has_pending_change()):
                     raise
-                await self._queue.wait(ticket, lambda: not self._pool.is_full(newcomer))
+                await self._queue.wait(
+                    ticket, lambda: not self._pool.is_full(newcomer), newcomer.address
+                )
 
 
 def _no_such_method(exchange: Exchange) -> MethodNotFound:

@@ -218,7 +218,12 @@ class ExclusivePool(WorkerPool):
         return await self._acquire(
             partial(self._take_free, key, request, claim),
             partial(self._start, key, exchange, claim, newcomer),
-            lambda: self._queue.wait(ticket, lambda: self._may_proceed(key, request, newcomer)),
+            lambda: self._queue.wait(
+                ticket,
+                lambda: self._may_proceed(key, request, newcomer),
+                newcomer.address,
+                *{key, key.untouched(request.client_info)},
+            ),
         )
 
     def _take_free(
@@ -393,6 +398,8 @@ class ExclusivePool(WorkerPool):
         if scope is None or not group.subscribers:
             self._idle[worker] = None
         worker.usage.begin_idle(lambda: self._expired(worker))
+        # Those who can use it come before those who need its permit.
+        self._queue.wake(group.key)
         self._pool.announce_capacity()
 
     def _expired(self, worker: ExclusiveWorker) -> None:

@@ -300,7 +300,7 @@ class ExclusiveWorker(BackendWorker):
     def cancel(self, exchange: Exchange) -> None:
         """Cancel the request: the client has gone."""
         if exchange is self.exchange:
-            guarded(self.log, "reading a backend again", self.session.resume_backend)
+            guarded(self._log, "reading a backend again", self.session.resume_backend)
             self.give_up("the client has gone")
 
     def pause(self, exchange: Exchange) -> None:
@@ -359,7 +359,7 @@ class ExclusiveWorker(BackendWorker):
         error = self.ended_error()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
-            guarded(self.log, "a response", exchange.fail, error)
+            guarded(self._log, "a response", exchange.fail, error)
         for waiting in (self._opening, self._listing):
             if waiting is not None and not waiting.called:
                 waiting.errback(self.failed_error())
@@ -401,18 +401,18 @@ class ExclusiveWorker(BackendWorker):
                 self._become_free()
             return
         if output.notifications:
-            guarded(self.log, "a response", exchange.deliver, output.notifications, False)
+            guarded(self._log, "a response", exchange.deliver, output.notifications, False)
         if self.exchange is None:
             # To write that has shown that the client has gone.
             return
         if output.refusal is not None:
             self.exchange = None
-            guarded(self.log, "a response", exchange.fail, output.refusal)
+            guarded(self._log, "a response", exchange.fail, output.refusal)
             self.give_up(str(output.refusal))
         elif output.response is not None:
             self._wait.stop()
             self.exchange = None
-            guarded(self.log, "a response", exchange.deliver, [output.response], True)
+            guarded(self._log, "a response", exchange.deliver, [output.response], True)
             self._become_free()
         elif output.wants_input:
             self._collect_questions()
@@ -440,4 +440,4 @@ class ExclusiveWorker(BackendWorker):
             self._settings.input_timeout, partial(self.give_up, "the client did not come back")
         )
         asked = self.translator.suspend(state)
-        guarded(self.log, "a response", exchange.deliver, [asked], True)
+        guarded(self._log, "a response", exchange.deliver, [asked], True)

@@ -7,9 +7,12 @@ Knows order, number and time; must not know what they wait for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from bisect import bisect_left, insort
+from collections.abc import Callable, Coroutine, Hashable, Iterable
+from heapq import heappop, heappush
 from math import inf
-from typing import Any, TypeVar
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
 
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
@@ -34,32 +37,82 @@ class Ticket:
         return any(each.since <= self.since for each in others)
 
 
+class _Capacity(NamedTuple):
+    """The line of those of one client address that wait for capacity."""
+
+    address: str | None
+
+
+class _Waiting:
+    """A request that waits, in one or more lines."""
+
+    __slots__ = ("lines", "may_proceed", "place", "turn")
+
+    def __init__(
+        self,
+        place: tuple[float, int],
+        lines: tuple[Hashable, ...],
+        may_proceed: Callable[[], bool],
+    ) -> None:
+        #: Since when it waits, and a number of its own: its place in each line.
+        self.place = place
+        self.lines = lines
+        self.may_proceed = may_proceed
+        self.turn: Deferred[None] = Deferred()
+
+
 class RequestQueue:
     """
     Requests that wait for a process, longest waiting first.
 
-    At most `limit` of them wait, each for at most `timeout` seconds.
+    At most `limit` of them wait, each for at most `timeout` seconds.  Those
+    that wait for the same stand in one line, so that whoever frees a process
+    asks the first of each line that may have it, and not everybody: where the
+    first one cannot proceed, nobody behind it can.  There is a line for each
+    client address that waits for capacity, and one for each kind of worker.
+
+    `changed` is called with whether anybody waits, when that changes.
     """
 
-    def __init__(self, clock: IReactorTime, limit: int, timeout: float) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        limit: int,
+        timeout: float,
+        changed: Callable[[bool], None] = lambda waiting: None,
+    ) -> None:
         self._clock = clock
         self._limit = limit
         self._timeout = timeout
-        self._waiting: dict[Deferred[None], tuple[float, Callable[[], bool]]] = {}
+        self._changed = changed
+        self._waiting: dict[Deferred[None], _Waiting] = {}
+        #: The lines in which somebody waits, sorted.
+        self._lines: dict[Hashable, list[tuple[tuple[float, int], _Waiting]]] = {}
+        #: Those of them that wait for capacity.
+        self._for_capacity: dict[Hashable, None] = {}
+        self._number = 0
         self._stopped = False
         self._waking = False
-        self._wake_again = False
+        #: The lines that are to be asked next, as an ordered set; None where none is.
+        self._to_ask: dict[Hashable, None] | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def wait(self, ticket: Ticket, may_proceed: Callable[[], bool]) -> None:
+    async def wait(
+        self,
+        ticket: Ticket,
+        may_proceed: Callable[[], bool],
+        address: str | None,
+        *lines: Hashable,
+    ) -> None:
         """
-        Return when there may be a process: `may_proceed` is asked after each
-        change.  A request that waits again keeps its place and its deadline.
+        Return when there may be a process.  A request that waits again keeps
+        its place and its deadline.
 
-        Raises `ServerBusy` where too many wait or the time is over, and
-        `ShuttingDown`.
+        It waits for capacity for a client of this address, and in these lines;
+        `may_proceed` is asked when one of them is woken.  Raises `ServerBusy`
+        where too many wait or the time is over, and `ShuttingDown`.
         """
         if self._stopped:
             raise _stopping()
@@ -68,46 +121,94 @@ class RequestQueue:
             if len(self._waiting) >= self._limit:
                 raise ServerBusy("all processes are at work, and as many requests wait as may")
             ticket.since = now
-        turn: Deferred[None] = Deferred()
-        self._waiting[turn] = ticket.since, may_proceed
-        turn.addTimeout(max(0.0, ticket.since + self._timeout - now), self._clock)
+        capacity = _Capacity(address)
+        self._number += 1
+        waiting = _Waiting((ticket.since, self._number), (capacity, *lines), may_proceed)
+        self._add(waiting, capacity)
+        waiting.turn.addTimeout(max(0.0, ticket.since + self._timeout - now), self._clock)
         try:
-            await turn
+            await waiting.turn
         except defer.TimeoutError:
             raise ServerBusy(f"all processes have been at work for {self._timeout:g} s") from None
         finally:
-            self._waiting.pop(turn, None)
+            self._remove(waiting)
 
-    def wake(self) -> None:
+    def _add(self, waiting: _Waiting, capacity: Hashable) -> None:
+        self._waiting[waiting.turn] = waiting
+        for line in waiting.lines:
+            insort(self._lines.setdefault(line, []), (waiting.place, waiting))
+        self._for_capacity[capacity] = None
+        if len(self._waiting) == 1:
+            self._changed(True)
+
+    def _remove(self, waiting: _Waiting) -> None:
+        if self._waiting.pop(waiting.turn, None) is None:
+            return
+        for line in waiting.lines:
+            standing = self._lines[line]
+            del standing[bisect_left(standing, waiting.place, key=itemgetter(0))]
+            if not standing:
+                del self._lines[line]
+                self._for_capacity.pop(line, None)
+        if not self._waiting:
+            self._changed(False)
+
+    def wake(self, *lines: Hashable) -> None:
         """
-        Let every request proceed for which there may be a process now, the
-        longest waiting first.  Called from within itself, it starts over.
+        Let the requests proceed for which there may be a process now, the
+        longest waiting first: of these lines, and of those that wait for
+        capacity.  Called from within itself, it starts over.
         """
-        self._wake_again = True
+        if not self._waiting:
+            return
+        self._to_ask = {**(self._to_ask or {}), **dict.fromkeys(lines)}
         if self._waking:
             return
         self._waking = True
         try:
-            while self._wake_again:
-                self._wake_again = False
-                self._wake_once()
+            while self._to_ask is not None:
+                asked, self._to_ask = self._to_ask, None
+                self._wake_once([*asked, *self._for_capacity])
         finally:
             self._waking = False
 
-    def _wake_once(self) -> None:
-        # A request that waits for the second time is at the end of the
-        # dictionary, and may have waited longest.
-        for turn, (_, may_proceed) in sorted(self._waiting.items(), key=lambda each: each[1][0]):
-            if turn in self._waiting and may_proceed():
-                del self._waiting[turn]
-                turn.callback(None)
+    def _wake_once(self, lines: list[Hashable]) -> None:
+        # One that waits again meanwhile has had its turn.
+        newest = self._number
+        refused: set[_Waiting] = set()
+        heads: list[tuple[tuple[float, int], int]] = []
+
+        def add_head(index: int) -> None:
+            for place, _ in self._lines.get(lines[index], ()):
+                if place[1] <= newest:
+                    heappush(heads, (place, index))
+                    return
+
+        for index in range(len(lines)):
+            add_head(index)
+        while heads:
+            place, index = heappop(heads)
+            line = self._lines.get(lines[index], [])
+            at = bisect_left(line, place, key=itemgetter(0))
+            if at < len(line) and line[at][0] == place:
+                waiting = line[at][1]
+                if waiting in refused or not waiting.may_proceed():
+                    # Neither can those behind it.
+                    refused.add(waiting)
+                    continue
+                self._remove(waiting)
+                waiting.turn.callback(None)
+            add_head(index)
 
     def stop(self) -> None:
         """Fail all that wait with `ShuttingDown`."""
         self._stopped = True
-        waiting, self._waiting = self._waiting, {}
-        for turn in waiting:
-            turn.errback(_stopping())
+        every = list(self._waiting.values())
+        # All first: none of them is to be woken by the end of another.
+        for waiting in every:
+            self._remove(waiting)
+        for waiting in every:
+            waiting.turn.errback(_stopping())
 
 
 def _stopping() -> ShuttingDown:

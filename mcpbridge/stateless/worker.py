@@ -158,6 +158,8 @@ class BackendWorker(ABC):
         self.usage = WorkerUsage(session, settings)
         self.tools = ToolAnnotations(self._list_tools)
         self._settings = settings
+        # Looked up once: a class's `Logger` makes another one for each look.
+        self._log = self.log
         #: When messages of the bridge's own that did not fit into the pipe are sent again.
         self._retry = Timer(session.clock)
 

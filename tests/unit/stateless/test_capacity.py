@@ -70,7 +70,7 @@ def test_ticket_keeps_its_turn_in_a_full_queue() -> None:
     told: list[Any] = []
 
     def wait(ticket: Ticket) -> None:
-        Deferred.fromCoroutine(queue.wait(ticket, lambda: True)).addBoth(told.append)
+        Deferred.fromCoroutine(queue.wait(ticket, lambda: True, None)).addBoth(told.append)
 
     wait(ticket)
     queue.wake()
@@ -247,7 +247,7 @@ def test_no_request_waits_while_there_is_capacity(
         world.run(seconds)
         for each in both:
             waiting = each.stateless._queue._waiting.values()
-            assert not [since for since, may_go in waiting if may_go()]
+            assert not [each.place for each in waiting if each.may_proceed()]
     both[1].stop()
     one.end()
     assert [call.completions for call in calls] == [not call.disconnected for call in calls]

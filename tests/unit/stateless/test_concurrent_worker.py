@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mcpbridge.config.tuning import LAUNCH_SECONDS, RELISTEN_SECONDS
 from mcpbridge.errors import (
@@ -17,6 +19,10 @@ from mcpbridge.errors import (
     ServerDown,
     ShuttingDown,
 )
+from mcpbridge.mcp.header_validation import Headers
+from mcpbridge.stateless.concurrent_pool import _ByLoad
+from mcpbridge.stateless.concurrent_worker import ConcurrentWorker
+from mcpbridge.stateless.exchange import Exchange
 from tests.fakes import Legacy, Modern, World
 
 
@@ -481,3 +487,84 @@ def test_logging_request_replaces_only_a_process_of_its_own_identity(identity: s
     assert logging.result["token"] == "c"
     assert (muddled in world.live) is (identity != "x")
     world.end()
+
+
+# What a request costs.
+
+
+def test_request_for_which_a_worker_is_free_does_not_wait(world: World) -> None:
+    asked: list[object] = []
+    ask = world.stateless.ask
+
+    def recorded(exchange: Exchange, headers: Headers) -> Any:
+        asked.append(ask(exchange, headers))
+        return asked[-1]
+
+    world.stateless.ask = recorded  # type: ignore[method-assign]
+    calls = [world.call("a")]
+    assert asked.pop() is not None
+    world.run()
+    calls += [world.call(each) for each in "bc"]
+    assert asked == [None, None]
+    world.run()
+    assert [each.result["token"] for each in calls] == ["a", "b", "c"]
+
+
+def test_request_does_not_touch_the_timer_of_an_idle_worker(world: World) -> None:
+    world.call("a")
+    world.run()
+    [timer] = [each for each in world.clock.getDelayedCalls() if each.getTime() > 100]
+    for _ in range(3):
+        world.call("b")
+        world.run(10)
+    assert timer in world.clock.getDelayedCalls()
+    # The end comes when it has been idle for that long, and not before.
+    world.run(world.settings.idle_timeout - 11)
+    assert len(world.live) == 1
+    world.run(1)
+    assert world.live == []
+
+
+def test_request_looks_at_one_of_many_full_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(Modern, limit=20, concurrency=1)
+    for number in range(20):
+        world.call(f"{number}", "wait")
+        world.run()
+    assert len(world.live) == 20
+    looked: list[object] = []
+    load = ConcurrentWorker.load
+
+    def recorded(worker: ConcurrentWorker) -> int:
+        looked.append(worker)
+        return int(load.__get__(worker))
+
+    monkeypatch.setattr(ConcurrentWorker, "load", property(recorded))
+    waiting = world.call("late")
+    world.run()
+    assert len(looked) < 10
+    monkeypatch.undo()
+    world.live[7].finish("7")
+    world.run()
+    assert waiting.result["token"] == "late"
+    world.end()
+
+
+class _Loaded:
+    load = 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([-1, 0, 1, 3, None])), max_size=60))
+def test_workers_are_sorted_by_load(steps: list[tuple[int, int | None]]) -> None:
+    index, known = _ByLoad(), dict[int, Any]()
+    for which, change in steps:
+        if change is None:
+            if which in known:
+                index.remove(known.pop(which))
+        else:
+            worker = known.setdefault(which, _Loaded())
+            worker.load = max(0, worker.load + change)
+            index.update(worker)
+        found: list[Any] = list(index)
+        assert [each.load for each in found] == sorted(each.load for each in known.values())
+        assert set(found) == set(known.values())
+        assert len(index) == len(known)

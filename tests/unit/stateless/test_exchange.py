@@ -162,7 +162,7 @@ class WaitingRequests:
     async def _wait(self, name: str, fruitless: int) -> None:
         ticket = Ticket()
         while True:
-            await self.queue.wait(ticket, lambda: self.capacity > 0)
+            await self.queue.wait(ticket, lambda: self.capacity > 0, None)
             if not fruitless:
                 break
             fruitless -= 1
