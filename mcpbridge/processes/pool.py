@@ -146,6 +146,20 @@ class ProcessPool:
         self.backoff.check(self._clock.seconds())
         return await self.start_process(await self.capacity.acquire(newcomer))
 
+    async def take_free(self) -> BackendSession | None:
+        """
+        Do the same if a process is ready or may be started now, without ending
+        another one for it; return None otherwise.  Raises `BackendFailed` and
+        `ShuttingDown`.
+        """
+        if self.stopping or len(self.unattended):
+            return None
+        spare = self.spares.take()
+        if spare is not None or self.backoff.wait(self._clock.seconds()):
+            return spare
+        permit = self.capacity.try_acquire()
+        return None if permit is None else await self.start_process(permit)
+
     async def claim(self, address: str | None, amount: float = 1) -> Claim | None:
         """
         Take so much of the shares of an address, for which its own abandoned

@@ -7,11 +7,11 @@ messages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from enum import Enum
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -42,21 +42,19 @@ from mcpbridge.stateless.request_queue import RequestQueue, SingleFlight, Ticket
 from mcpbridge.stateless.task_subscription import TaskSubscription
 from mcpbridge.stateless.worker_pool import WorkerPool
 
+#: The part of `max_process_requests` during which a process and its successor both serve
+#: requests is 1 of so many.
+SERVED_BY_TWO = 10
 #: The ticket of all requests that have not waited.
 _NOT_WAITING = Ticket()
 #: Why a process ends that can serve no request for log messages, where one needs a process.
 MUDDLED = "it may still log for a cancelled request"
 
 
-class _Need(Enum):
-    """What a request needs of a worker, other than being of its identity."""
-
-    #: To be one of `concurrency` requests.
-    PLACE = 1
-    #: To be the only request, as it wants log messages.
-    ALONE = 2
-    #: Nothing: it is a subscription.
-    NOTHING = 3
+#: What a request needs of a worker of its identity: to be one of `concurrency` requests;
+#: to be the only one, as it wants log messages; or, if it is a subscription, nothing.
+_Need = Literal["place", "alone", "nothing"]
+_NEEDS: tuple[_Need, ...] = get_args(_Need)
 
 
 class _Line(NamedTuple):
@@ -81,12 +79,16 @@ class _ByLoad:
         # No level below this one has any worker.
         self._lowest = 0
 
-    def __iter__(self) -> Iterator[ConcurrentWorker]:
+    def first(self) -> ConcurrentWorker:
+        """Return the one with the least to do, and of several the one that has been so longest."""
         levels = self._levels
-        while self._lowest < len(levels) and not levels[self._lowest]:
+        while not levels[self._lowest]:
             self._lowest += 1
-        for level in range(self._lowest, len(levels)):
-            yield from levels[level]
+        return next(iter(levels[self._lowest]))
+
+    def __iter__(self) -> Iterator[ConcurrentWorker]:
+        for level in self._levels[self._lowest :]:
+            yield from level
 
     def __len__(self) -> int:
         return len(self._loads)
@@ -132,13 +134,16 @@ class ConcurrentPool(WorkerPool):
         self._workers: dict[ConcurrentWorker, None] = {}
         self._by_load: dict[str, _ByLoad] = {}
         #: From which load on a worker can take no request with such a need.
-        self._limits = {_Need.PLACE: settings.concurrency, _Need.ALONE: 1, _Need.NOTHING: inf}
+        self._limits = {"place": settings.concurrency, "alone": 1, "nothing": inf}
         #: Of the requests in the queue, those that need a worker to themselves.
         self._wanting_alone: list[Ticket] = []
         #: Workers by the part of their tasks' ids that names them.
         self._owners: dict[str, ConcurrentWorker] = {}
         #: Whether the server has tasks, as far as it has said.
         self._offers_tasks: bool | None = None
+        part = settings.max_process_requests // SERVED_BY_TWO
+        #: After how many requests another worker is started beside one.
+        self._nearly_worn = settings.max_process_requests - part if part else inf
         self._starting = SingleFlight(settings.max_waiting_requests)
         #: Subscriptions whose process has ended, and the call or the work
         #: that will find them another.
@@ -151,8 +156,8 @@ class ConcurrentPool(WorkerPool):
 
     def ask_at_once(self, exchange: Exchange, headers: Headers) -> bool:
         """
-        Have a free worker work on a request.  Returns False, having done
-        nothing, if it has to wait: then use `ask`.  Raises a `Refused`.
+        Have a free worker work on a request.  Returns False if it has to wait:
+        then use `ask`.  Raises a `Refused`.
         """
         request = exchange.request
         if request.method in TASK_METHODS:
@@ -205,6 +210,10 @@ class ConcurrentPool(WorkerPool):
         else:
             # It has answered already, before this request was counted.
             self.worker_freed(worker)
+        if worker.usage.served >= self._nearly_worn and not (
+            worker.is_replaced or self._starting.is_busy
+        ):
+            self._replace_soon(worker)
 
     def idle_process(self) -> BackendSession | None:
         """Return a process that nobody uses just now, or None."""
@@ -294,20 +303,26 @@ class ConcurrentPool(WorkerPool):
 
     def _take_free(self, exchange: Exchange, ticket: Ticket) -> ConcurrentWorker | None:
         """
-        Return the worker with the least to do that can take this request; if there is
-        none, end those that are to make room for another.
+        Return the worker with the least to do that can take this request.
+
+        Nearly always that is the one with the least to do of all.  Where it is
+        not, those are ended that are to make room for another.
         """
+        need = _need(exchange)
+        by_load = self._by_load.get(exchange.identity)
+        if by_load is not None:
+            first = by_load.first()
+            if first.load < self._limits[need] and self._has_capacity(first, need, ticket):
+                return first
         found = self._free(exchange, ticket)
-        if found is None:
-            for worker in self._replaceable(exchange):
-                worker.session.life.end(worker.usage.worn_by() or MUDDLED)
+        for worker in self._replaceable(exchange):
+            worker.session.life.end(worker.usage.worn_by() or MUDDLED)
         return found
 
     def _free(self, exchange: Exchange, ticket: Ticket) -> ConcurrentWorker | None:
         need = _need(exchange)
-        limit = self._limits[need]
         for worker in self._by_load.get(exchange.identity, ()):
-            if worker.load >= limit:
+            if worker.load >= self._limits[need]:
                 # The others have no less to do.
                 return None
             if self._has_capacity(worker, need, ticket):
@@ -318,11 +333,11 @@ class ConcurrentPool(WorkerPool):
         """Return whether a worker may have this request, where it has not too many."""
         if worker.usage.is_worn(worker.reserved) and self._can_replace(worker):
             return False
-        if need is _Need.NOTHING:
+        if need == "nothing":
             return True
         if worker.hung:
             return False
-        if need is _Need.ALONE:
+        if need == "alone":
             if len(worker.tasks):
                 # A log message that names no request may be a task's.
                 return self._pool.is_full()
@@ -354,10 +369,10 @@ class ConcurrentPool(WorkerPool):
         if len(worker.tasks):
             return False
         silent = worker.identity == exchange.identity and worker.muddled
-        return worker.usage.is_worn() or (silent and _need(exchange) is _Need.ALONE)
+        return worker.usage.is_worn() or (silent and _need(exchange) == "alone")
 
     async def _wait(self, exchange: Exchange, ticket: Ticket) -> None:
-        wants_alone = _need(exchange) is _Need.ALONE
+        wants_alone = _need(exchange) == "alone"
         if wants_alone:
             self._wanting_alone.append(ticket)
         try:
@@ -404,14 +419,19 @@ class ConcurrentPool(WorkerPool):
         """Start a worker, for this request and others; None: another request has tried."""
         if not await self._starting.is_first():
             return None
+        taking = self._pool.take(Newcomer(exchange.client))
+        starting = self._start_one(taking, exchange.identity, _need(exchange) == "alone")
         # A server may take longer to start than its clients wait.
-        return await shielded(self._start_one(exchange), self._unreserve, self._failed_unclaimed)
+        return await shielded(starting, self._unreserve, self._failed_unclaimed)
 
-    async def _start_one(self, exchange: Exchange) -> ConcurrentWorker:
+    async def _start_one(
+        self, taking: Awaitable[BackendSession], identity: str, alone: bool
+    ) -> ConcurrentWorker:
         try:
-            session = await self._pool.take(Newcomer(exchange.client))
-            worker = await self.open(session, exchange.identity, self._settings.start_timeout)
-            self._use(worker, exchange)
+            session = await taking
+            worker = await self.open(session, identity, self._settings.start_timeout)
+            self._hold(worker)
+            worker.alone = alone
         except BackendFailed as error:
             self._pool.fail(str(error))
             raise
@@ -420,11 +440,43 @@ class ConcurrentPool(WorkerPool):
         self._wake(worker.identity)
         return worker
 
+    def _replace_soon(self, worn: ConcurrentWorker) -> None:
+        """
+        Start the worker that takes the place of one which has nearly served
+        `max_process_requests`: requests would have to wait for it.  Where the
+        limits allow no other process, they do.
+        """
+        worn.is_replaced = True
+        replacing = Deferred.fromCoroutine(self._replace(worn))
+        replacing.addErrback(lambda why: self.log.failure("replacing a process failed", why))
+
+    async def _replace(self, worn: ConcurrentWorker) -> None:
+        await self._starting.is_first()
+        try:
+            session = await self._pool.take_free()
+            if session is not None:
+                tools = worn.tools.known(None) is not None
+                patience = self._settings.start_timeout
+                await self.open(session, worn.identity, patience, read_tools=tools)
+        except BridgeError as error:
+            if isinstance(error, BackendFailed):
+                self._pool.fail(str(error))
+            self._failed_unclaimed(error)
+        finally:
+            self._starting.done()
+        self._wake(worn.identity)
+
     async def open(
-        self, session: BackendSession, identity: str, patience: float
+        self,
+        session: BackendSession,
+        identity: str,
+        patience: float,
+        *,
+        read_tools: bool = False,
     ) -> ConcurrentWorker:
         """
-        Make a worker of a process that nobody has used.
+        Make a worker of a process that nobody has used; with `read_tools` it
+        has been asked for its tools before it gets any request.
 
         Raises a `Refused`, and `OtherEra` for a legacy server; then the
         process has been ended.
@@ -432,6 +484,11 @@ class ConcurrentPool(WorkerPool):
         worker = ConcurrentWorker(session, identity, self._settings, self, self._known)
         session.open(lambda _: self.worker_lost(worker), sink=worker, caller_of=worker.caller_of)
         await self._introduce(worker, patience)
+        if read_tools:
+            with suppress(Refused):
+                await worker.tools.annotations(None)
+            if not session.receiving:
+                raise worker.failed_error()
         self._pool.backoff.succeeded()
         self._workers[worker] = None
         self._by_load.setdefault(identity, _ByLoad()).update(worker)
@@ -460,7 +517,7 @@ class ConcurrentPool(WorkerPool):
     def _wake(self, identity: str) -> None:
         """Let requests of this identity look again: a worker has less to do, or is gone."""
         if len(self._queue):
-            self._queue.wake(*(_Line(identity, each) for each in _Need))
+            self._queue.wake(*(_Line(identity, each) for each in _NEEDS))
 
     def _begin_idle(self, worker: ConcurrentWorker) -> None:
         worker.usage.begin_idle(lambda: worker.session.life.end(worker.usage.idle_reason))
@@ -527,5 +584,5 @@ def _why_finished(worker: ConcurrentWorker) -> str | None:
 
 def _need(exchange: Exchange) -> _Need:
     if exchange.is_subscription:
-        return _Need.NOTHING
-    return _Need.PLACE if exchange.request.log_level is None else _Need.ALONE
+        return "nothing"
+    return "place" if exchange.request.log_level is None else "alone"

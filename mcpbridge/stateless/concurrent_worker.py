@@ -223,6 +223,8 @@ class ConcurrentWorker(BackendWorker):
         #: Whether its only request wants log messages.  No other request is
         #: added: nothing would say whose they are.
         self.alone = False
+        #: Whether another one has been started for the time when this one is worn.
+        self.is_replaced = False
         #: The number of subscriptions that are the bridge's own.
         self.own_subscriptions = 0
         #: Whether the server has tasks; None: it has not been asked.

@@ -73,6 +73,19 @@ class Exchange:
     are told of the client.
     """
 
+    __slots__ = (
+        "_acknowledged",
+        "_sink",
+        "_worker",
+        "caller",
+        "claim",
+        "client",
+        "connection",
+        "identity",
+        "over",
+        "request",
+    )
+
     def __init__(
         self,
         request: ModernRequest,

@@ -80,8 +80,8 @@ class ExclusivePool(WorkerPool):
 
     def ask_at_once(self, exchange: Exchange, headers: Headers) -> bool:
         """
-        Have a free worker work on a request, or answer it.  Returns False,
-        having done nothing, if it has to wait: then use `ask`.  Raises a `Refused`.
+        Have a free worker work on a request, or answer it.  Returns False if
+        it has to wait: then use `ask`.  Raises a `Refused`.
         """
         request = exchange.request
         key = self._key(exchange)

@@ -226,6 +226,11 @@ class SingleFlight:
         self._busy = False
         self._waiters = Waiters()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request does it now."""
+        return self._busy
+
     async def is_first(self) -> bool:
         """
         Return True to the request that is to do it, and to call `done`; and

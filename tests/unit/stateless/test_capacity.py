@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -99,6 +100,39 @@ def test_idle_process_of_another_server_is_evicted_for_a_waiting_request(
     one.run(ScriptedBackend.stop_seconds)
     assert waiting.result["token"] == "c"
     other.stop()
+    one.end()
+
+
+@both
+def test_freed_process_is_told_only_to_servers_whose_requests_wait(
+    kind: type[ScriptedBackend],
+) -> None:
+    """A bridge may have a hundred servers, and a process is freed for each request."""
+    one, other = two_servers(kind, 2)
+    told: list[World] = []
+    for world in (one, other):
+        freed = world.capacity_freed
+
+        def record(world: World = world, freed: Callable[[], None] = freed) -> None:
+            told.append(world)
+            freed()
+
+        world.capacity_freed = record  # type: ignore[method-assign]
+    one.call("a")
+    one.run()
+    assert one in told
+    assert other not in told
+    for world, token in ((one, "b"), (other, "c")):
+        world.call(token, "wait")
+        world.run()
+    waiting = other.call("d")
+    one.backends[0].finish("b")
+    assert other in told
+    one.run(ScriptedBackend.stop_seconds)
+    assert waiting.result["token"] == "d"
+    told.clear()
+    other.stop()
+    assert one not in told
     one.end()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +14,7 @@ from mcpbridge.errors import (
     BackendBusy,
     BackendEnded,
     BackendFailed,
+    CannotStart,
     HeaderMismatch,
     MessageRefused,
     ServerBusy,
@@ -20,7 +22,7 @@ from mcpbridge.errors import (
     ShuttingDown,
 )
 from mcpbridge.mcp.header_validation import Headers
-from mcpbridge.stateless.concurrent_pool import _ByLoad
+from mcpbridge.stateless.concurrent_pool import SERVED_BY_TWO, _ByLoad
 from mcpbridge.stateless.concurrent_worker import ConcurrentWorker
 from mcpbridge.stateless.exchange import Exchange
 from tests.fakes import Legacy, Modern, World
@@ -489,6 +491,46 @@ def test_logging_request_replaces_only_a_process_of_its_own_identity(identity: s
     world.end()
 
 
+def test_worn_process_ends_that_answers_at_once() -> None:
+    """Its answer comes before the write of the request returns."""
+
+    class Prompt(Modern):
+        def send(self, line: bytes) -> None:
+            message = json.loads(line)
+            if message.get("method") == "tools/call" and len(self.received) > 3:
+                self._receive(message)
+            else:
+                super().send(line)
+
+    world = World(Prompt, max_process_requests=3)
+    for token in "abc":
+        assert not any(each.ended for each in world.backends)
+        call = world.call(token)
+        world.run()
+        assert call.result["token"] == token
+    assert [each.ended for each in world.backends] == [True]
+    world.end()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_worn_process_ends_while_another_one_serves(order: tuple[int, int]) -> None:
+    world = World(Modern, concurrency=1, max_process_age=100, idle_timeout=0)
+    for token in "01":
+        world.call(token, "wait")
+        world.run(60)
+    worn, other = both = world.live
+    for which in order:
+        both[which].finish(f"{which}")
+        world.run()
+    calls = [world.call("a")]
+    world.run()
+    calls.append(world.call("b"))
+    world.run()
+    assert (worn.ended, other.ended) == (True, False)
+    assert [each.result["token"] for each in calls] == ["a", "b"]
+    world.end()
+
+
 # What a request costs.
 
 
@@ -549,6 +591,74 @@ def test_request_looks_at_one_of_many_full_workers(monkeypatch: pytest.MonkeyPat
     world.end()
 
 
+# The successor of a process that has nearly served enough.
+
+
+@pytest.mark.parametrize("how", ["starts", "cannot start", "dies", "no permit"])
+def test_successor_is_started_for_the_last_tenth_of_its_requests(how: str) -> None:
+    """`SERVED_BY_TWO`: nobody waits for it."""
+
+    class Dies(Modern):
+        def discover(self, message: dict[str, Any]) -> None:
+            if [self] == crowd.backends[1:]:
+                self.die()
+            else:
+                super().discover(message)
+
+    most = 2 * SERVED_BY_TWO
+    limit = 1 if how == "no permit" else 3
+    crowd = World(Dies if how == "dies" else Modern, limit, max_process_requests=most)
+    calls = []
+    for number in range(most - 3):
+        calls.append(crowd.call(f"{number}"))
+        crowd.run()
+    if how == "cannot start":
+        crowd.launcher.error = CannotStart("no")
+    calls.append(crowd.call("held", "wait"))
+    crowd.run()
+    [first, *others] = crowd.backends
+    if how == "starts":
+        [second] = others
+        # It knows its tools before it is asked for anything.
+        assert second.received[-1]["method"] == "tools/list"
+        calls.append(crowd.call("more"))
+        crowd.run()
+        assert second.received[-1]["method"] == "tools/call"
+    else:
+        assert crowd.live == [first]
+        crowd.launcher.error = None
+    first.finish("held")
+    for number in range(6):
+        crowd.run(100)
+        calls.append(crowd.call(f"after {number}"))
+        crowd.run()
+    assert first.ended
+    assert len(crowd.live) == 1
+    assert [each.completions for each in calls] == [1] * len(calls)
+    crowd.end()
+
+
+@pytest.mark.parametrize("when", ["launch", "discover", "tools"])
+def test_bridge_may_stop_while_a_successor_starts(when: str) -> None:
+    class Slow(Modern):
+        def discover(self, message: dict[str, Any]) -> None:
+            if self is crowd.backends[0] or when != "discover":
+                super().discover(message)
+
+        def tools_list(self, message: dict[str, Any]) -> None:
+            if self is crowd.backends[0] or when != "tools":
+                super().tools_list(message)
+
+    crowd = World(Slow, max_process_requests=SERVED_BY_TWO)
+    for number in range(SERVED_BY_TWO - 1):
+        if number == SERVED_BY_TWO - 2 and when == "launch":
+            crowd.launcher.delays_launches = True
+        crowd.call(f"{number}")
+        crowd.run()
+    assert len(crowd.backends) == 2
+    crowd.end()
+
+
 class _Loaded:
     load = 0
 
@@ -568,3 +678,5 @@ def test_workers_are_sorted_by_load(steps: list[tuple[int, int | None]]) -> None
         assert [each.load for each in found] == sorted(each.load for each in known.values())
         assert set(found) == set(known.values())
         assert len(index) == len(known)
+        if known:
+            assert index.first() is found[0]
