@@ -18,7 +18,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
-from mcpbridge.config.rlimit_warnings import rlimit_warnings
 from mcpbridge.config.settings import BridgeSettings, ServerSettings, share_of
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
 from mcpbridge.config.warnings import configuration_warnings
@@ -107,9 +106,9 @@ class Bridge(Service):
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
 
         # Limits over all servers.
-        self._bridge_limiter = SessionLimiter(settings.max_sessions)
+        self._bridge_limiter = SessionLimiter(settings.session_limit)
         self._shares = Shares(
-            share_of(settings.max_sessions, settings.max_sessions_per_address),
+            share_of(settings.session_limit, settings.max_sessions_per_address),
             self._clock,
             what="the sessions of all servers",
             setting="max_sessions_per_address of the bridge",
@@ -264,7 +263,6 @@ class Bridge(Service):
             return
         self.privilegedStartService()
         super().startService()
-        self._warn_of_rlimits()
         self._local.start(self.settings)
         for url in self.urls():
             self.log.info("serving {url}", url=url)
@@ -277,15 +275,6 @@ class Bridge(Service):
                 self.log.warn("server {name!r}: {problem}", name=name, problem=problem)
         for server in self.servers:
             server.start()
-
-    def _warn_of_rlimits(self) -> None:
-        if not self._local.is_used:
-            return
-        sessions = min(
-            self.settings.max_sessions, sum(each.max_sessions for each in self.settings.servers)
-        )
-        for warning in rlimit_warnings(sessions):
-            self.log.warn("{warning}", warning=warning)
 
     def _warn_of_exposure(self) -> None:
         for origin in exposed(self._ports):

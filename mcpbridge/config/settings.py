@@ -45,6 +45,13 @@ from mcpbridge.errors import Described, SettingError
 
 #: Where the bridge listens by default.
 DEFAULT_LISTEN = "tcp:8808:interface=127.0.0.1"
+#: The default limits on processes, of a server and of all servers.
+DEFAULT_SESSIONS = 100
+DEFAULT_BRIDGE_SESSIONS = 1000
+#: The default limit on connections, and how many of them a session may need: a stream,
+#: and connections for the requests that its client sends at one time.
+DEFAULT_CONNECTIONS = 10_000
+CONNECTIONS_PER_SESSION = 4
 #: The headings of `--help`, in their order.
 COMMON = "Common options"
 LISTENING = "Listening"
@@ -200,7 +207,7 @@ class ServerSettings:
         unset="the value of `base_uri`",
     )
     max_sessions: int = setting(
-        100,
+        DEFAULT_SESSIONS,
         COUNT,
         "Maximum backend processes per server, for sessions and stateless requests together.",
         group=COMMON,
@@ -467,15 +474,20 @@ class BridgeSettings:
     listen: tuple[str, ...] = setting(
         (DEFAULT_LISTEN,), ENDPOINTS, "Twisted endpoints to listen on.", group=LISTENING
     )
-    max_sessions: int = setting(
-        1000,
-        COUNT,
+    max_sessions: int | None = setting(
+        None,
+        SHARE,
         "Maximum backend processes across all servers.",
         group=LIMITS,
+        unset="1000; more if the `max_sessions` of servers that have more than 100 add up to more",
         option="bridge-max-sessions",
     )
-    max_connections: int = setting(
-        10_000, COUNT, "Maximum open connections across all listeners.", group=LIMITS
+    max_connections: int | None = setting(
+        None,
+        SHARE,
+        "Maximum open connections across all listeners.",
+        group=LIMITS,
+        unset="10000, or four for each process that `max_sessions` allows across all servers",
     )
     max_request_bytes: int = setting(
         256 * MIB,
@@ -588,6 +600,27 @@ class BridgeSettings:
         group=PROCESSES,
         unset="on if the bridge opens a listener",
     )
+
+    @property
+    def session_limit(self) -> int:
+        """
+        The most processes across all servers: `max_sessions`, or else what follows from
+        the limits of the servers.
+
+        Many servers with their default share a thousand, as they hardly ever need
+        all of theirs at one time.  A server that was given more gets it.
+        """
+        if self.max_sessions is not None:
+            return self.max_sessions
+        given = (each.max_sessions for each in self.servers)
+        return max(DEFAULT_BRIDGE_SESSIONS, sum(n for n in given if n > DEFAULT_SESSIONS))
+
+    @property
+    def connection_limit(self) -> int:
+        """The most open connections: `max_connections`, or else what the sessions may need."""
+        if self.max_connections is not None:
+            return self.max_connections
+        return max(DEFAULT_CONNECTIONS, CONNECTIONS_PER_SESSION * self.session_limit)
 
     def __post_init__(self) -> None:
         _check_all(self)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mcpbridge.config.backend_environment import name_pattern, passed_environment
-from mcpbridge.config.settings import BridgeSettings
+from mcpbridge.config.settings import DEFAULT_SESSIONS, BridgeSettings
 
 
 def configuration_warnings(
@@ -41,11 +41,18 @@ def configuration_warnings(
                 f" ({server.max_sessions}), so a warm process has to end for each other process;"
                 " lower --warm or raise --max-sessions"
             )
+        # Not of the default, which was not asked for.
+        if server.max_sessions > max(settings.session_limit, DEFAULT_SESSIONS):
+            yield (
+                f"server {server.name!r}: max_sessions ({server.max_sessions}) is more than"
+                f" bridge.max_sessions ({settings.session_limit}), which is reached first; raise"
+                " --bridge-max-sessions"
+            )
     warm = sum(server.warm for server in settings.servers)
-    if warm >= settings.max_sessions:
+    if warm >= settings.session_limit:
         yield (
             f"warm of all servers together ({warm}) leaves no room below bridge.max_sessions"
-            f" ({settings.max_sessions}), so a warm process has to end for each other process;"
+            f" ({settings.session_limit}), so a warm process has to end for each other process;"
             " lower warm or raise --bridge-max-sessions"
         )
 

@@ -3,8 +3,9 @@ Prepare a child process before it becomes a backend's command.
 
 The child must lead a session of its own (setsid(2)), carry a tag (see
 `procfs`), die with the bridge (prctl(2), PR_SET_PDEATHSIG) and be in its
-working directory.  A chain is a command line that does this and then executes
-the command.
+working directory.  It gets the limit on descriptors with which the bridge was
+started, since a program that uses select(2) fails with more than 1,024.  A chain
+is a command line that does this and then executes the command.
 
 Every chain ends in exec, so the backend keeps the pid that was spawned and no
 wrapper process stays beside it.  None of them needs Twisted to change the
@@ -48,11 +49,14 @@ class Compiled:
     """The preferred chain: one small program, compiled from `launch.c` at installation."""
 
     path: str = os.path.join(_HERE, "launch")
+    #: The soft limit on descriptors that the command gets; 0: that of the bridge.
+    descriptors: int = 0
     closes_descriptors = True
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
         """Put `launch` with its arguments before the command."""
-        return [self.path, str(tag), str(os.getpid()), directory or "-", "--", *command]
+        settings = [str(tag), str(os.getpid()), directory or "-", str(self.descriptors)]
+        return [self.path, *settings, "--", *command]
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class UtilLinux:
     setsid: str
     prlimit: str
     setpriv: str
+    descriptors: int = 0
     closes_descriptors = False
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
@@ -72,8 +77,11 @@ class UtilLinux:
             # `env` is first: it would take a later argument with an `=` for a variable.
             links += [self.env, "-C", directory]
         links += [self.setsid]
-        if tag:
-            links += [self.prlimit, f"--rss={tag}:{tag}", f"--locks={tag}:{tag}"]
+        limits = [f"--rss={tag}:{tag}", f"--locks={tag}:{tag}"] if tag else []
+        if self.descriptors:
+            limits += [f"--nofile={self.descriptors}:"]
+        if limits:
+            links += [self.prlimit, *limits]
         return [*links, self.setpriv, "--pdeathsig", "KILL", "--", *command]
 
 
@@ -81,16 +89,18 @@ class UtilLinux:
 class PythonShim:
     """`exec_shim.py`: slower by the start of an interpreter, but it works everywhere."""
 
+    descriptors: int = 0
     closes_descriptors = False
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
         """Put the interpreter and the shim before the command."""
         shim = os.path.join(_HERE, "exec_shim.py")
-        return [sys.executable, "-I", "-S", shim, str(tag), directory or "-", "--", *command]
+        settings = [str(tag), directory or "-", str(self.descriptors)]
+        return [sys.executable, "-I", "-S", shim, *settings, "--", *command]
 
 
 @cache
-def find_chain() -> Chain:
+def find_chain() -> Compiled | UtilLinux | PythonShim:
     """
     Return the fastest chain that works on this machine.
 
@@ -100,7 +110,7 @@ def find_chain() -> Chain:
     return next((chain for chain in _candidates() if works(chain)), PythonShim())
 
 
-def _candidates() -> Iterator[Chain]:
+def _candidates() -> Iterator[Compiled | UtilLinux]:
     if not sys.platform.startswith("linux"):
         return
     compiled = Compiled()
@@ -109,7 +119,8 @@ def _candidates() -> Iterator[Chain]:
     links = [shutil.which(name) for name in ("env", "setsid", "prlimit", "setpriv")]
     found = [link for link in links if link is not None]
     if len(found) == len(links):
-        yield UtilLinux(*found)
+        env, setsid, prlimit, setpriv = found
+        yield UtilLinux(env, setsid, prlimit, setpriv)
 
 
 def works(chain: Chain) -> bool:

@@ -1,12 +1,12 @@
 """
 The fallback of the exec chain: a Python program that becomes the command.
 
-`python -I -S exec_shim.py TAG DIRECTORY -- COMMAND [ARG ...]` does in one
+`python -I -S exec_shim.py TAG DIRECTORY DESCRIPTORS -- COMMAND [ARG ...]` does in one
 process what `env -C`, `setsid`, `prlimit` and `setpriv` do: it begins a
 session of its own, sets its tag, asks to be killed with its parent, changes
 the directory, and executes the command.  It is slower than the other chains
 by the start of an interpreter.  TAG 0 means no tag, DIRECTORY `-` the present
-directory.
+directory; DESCRIPTORS is the soft limit on descriptors, 0 the present one.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ def main(arguments: list[str]) -> int:
 
     127: there is no such program.  126: it cannot be executed, or a step before that failed.
     """
-    tag, directory, _, *command = arguments
+    tag, directory, descriptors, _, *command = arguments
     try:
         os.setsid()
+        if int(descriptors):
+            import resource
+
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (int(descriptors), hard))
         if int(tag):
             import resource
 

@@ -1,7 +1,7 @@
 /*
  * launch: prepare a process, then become a backend's command.
  *
- *   launch TAG PARENT DIRECTORY -- PROGRAM [ARG ...]
+ *   launch TAG PARENT DIRECTORY DESCRIPTORS -- PROGRAM [ARG ...]
  *
  * This is the preferred way to start a backend (exec_chain.py, `Compiled`).
  * setup.py compiles it at installation where there is a C compiler: without a
@@ -20,7 +20,8 @@
  *   4. changes to DIRECTORY, unless that is `-`;
  *   5. closes all descriptors but 0, 1 and 2, so that the bridge need not ask
  *      the system about each of its thousands before every spawn;
- *   6. executes PROGRAM, which must be an absolute path.
+ *   6. sets the soft limit on descriptors to DESCRIPTORS, unless that is 0;
+ *   7. executes PROGRAM, which must be an absolute path.
  *
  * The exit status is 127 if there is no such program, 126 if it cannot be
  * executed, and 125 if an earlier step failed, as with env(1).  Linux only.
@@ -199,8 +200,8 @@ static void close_descriptors(void)
 
 static int launch(long count, char **argument, char **environment)
 {
-    if (count < 6 || argument[4][0] != '-' || argument[4][1] != '-' || argument[4][2] != 0) {
-        say("usage: launch TAG PARENT DIRECTORY -- PROGRAM [ARG ...]\n");
+    if (count < 7 || argument[5][0] != '-' || argument[5][1] != '-' || argument[5][2] != 0) {
+        say("usage: launch TAG PARENT DIRECTORY DESCRIPTORS -- PROGRAM [ARG ...]\n");
         return 125;
     }
     limit_pair tag = {number(argument[1]), number(argument[1])};
@@ -216,8 +217,16 @@ static int launch(long count, char **argument, char **environment)
     if ((argument[3][0] != '-' || argument[3][1] != 0) && chdir(argument[3]) < 0)
         return fail(argument[3], 125);
     close_descriptors();
-    execve(argument[5], argument + 5, environment);
-    return fail(argument[5], errno == ENOENT ? 127 : 126);
+    limit_pair descriptors;
+    if (number(argument[4]) != 0) {
+        if (prlimit(0, RLIMIT_NOFILE, NULL, &descriptors) < 0)
+            return fail("prlimit", 125);
+        descriptors.rlim_cur = number(argument[4]);
+        if (prlimit(0, RLIMIT_NOFILE, &descriptors, NULL) < 0)
+            return fail("prlimit", 125);
+    }
+    execve(argument[6], argument + 6, environment);
+    return fail(argument[6], errno == ENOENT ? 127 : 126);
 }
 
 #ifdef WITHOUT_LIBC

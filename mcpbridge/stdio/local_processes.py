@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -21,13 +22,14 @@ from mcpbridge.guard import guarded
 from mcpbridge.pacer import Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.cleanup_records import CleanupRecords
-from mcpbridge.stdio.exec_chain import PythonShim, find_chain
+from mcpbridge.stdio.exec_chain import Chain, PythonShim, find_chain
 from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.prctl import set_child_subreaper
 from mcpbridge.stdio.process_tags import new_base, shortcomings
 from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.recovery import Journal, Recovery
 from mcpbridge.stdio.state_file import candidates
+from mcpbridge.stdio.system_limits import limit_warnings, raise_descriptor_limit, sessions_of
 from mcpbridge.stdio.watchdog import END_SECONDS, Watchdog
 
 
@@ -53,6 +55,9 @@ class LocalProcesses:
         #: The value of the label by which this bridge's containers differ from all others.
         self._bridge_id = f"{self._base:x}-{secrets.token_hex(8)}"
         self._launchers: list[LocalLauncher] = []
+        #: The exec chain that gives backends the limit on descriptors that this process
+        #: had; None while it has that limit itself.
+        self._chain: Chain | None = None
 
     def launcher(self, settings: ServerSettings, budget: ResponseBudget) -> LocalLauncher:
         """Make the launcher of one server."""
@@ -61,6 +66,7 @@ class LocalProcesses:
             self._reactor,
             self._tracker,
             self._environment,
+            lambda: self._chain or find_chain(),
             budget=budget,
             cleanup=self._watchdog,
             bridge_id=self._bridge_id,
@@ -96,6 +102,20 @@ class LocalProcesses:
         """
         if not self.is_used:
             return
+        # Also an embedding application gets a higher limit if the bridge has the listeners.
+        raised = raise_descriptor_limit(settings) if settings.listen else None
+        if raised is not None:
+            before, after = raised
+            self._chain = replace(find_chain(), descriptors=before)
+            self.log.info(
+                "raised the limit on file descriptors from {before} to {after}, for {sessions}"
+                " sessions; backends get the limit of {before}",
+                before=before,
+                after=after,
+                sessions=sessions_of(settings),
+            )
+        for warning in limit_warnings(settings):
+            self.log.warn("{warning}", warning=warning)
         missing = shortcomings()
         if missing:
             self.log.warn("processes of backends: {missing}", missing="; ".join(missing))

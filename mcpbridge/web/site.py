@@ -88,8 +88,8 @@ class BridgeSite(Site):
         self.min_transfer_rate = min(server.min_transfer_rate for server in settings.servers)
         self.channels: set[BridgeConnection] = set()
         self._connections = Connections(
-            settings.max_connections,
-            share_of(settings.max_connections, settings.max_connections_per_address),
+            settings.connection_limit,
+            share_of(settings.connection_limit, settings.max_connections_per_address),
             reactor,
         )
         #: Gets each request that is complete; None while there is no access log.

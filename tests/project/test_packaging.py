@@ -223,7 +223,7 @@ def test_the_launcher_in_the_wheel_is_static_and_runs(
     launcher = tmp_path / "launch"
     launcher.write_bytes(image)
     launcher.chmod(0o755)
-    start = (launcher, "0", str(os.getpid()), str(tmp_path), "--", "/bin/sh", "-c", "pwd -P")
+    start = (launcher, "0", str(os.getpid()), str(tmp_path), "0", "--", "/bin/sh", "-c", "pwd -P")
     assert run(*start, cwd=ROOT).strip() == str(tmp_path.resolve())
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Container, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,7 +92,8 @@ def _chains() -> list[Chain]:
     found = [link for link in links if link is not None]
     chains: list[Chain] = [Compiled(), PythonShim()]
     if len(found) == len(links):
-        chains.append(UtilLinux(*found))
+        env, setsid, prlimit, setpriv = found
+        chains.append(UtilLinux(env, setsid, prlimit, setpriv))
     return [chain for chain in chains if works(chain)]
 
 
@@ -193,6 +196,21 @@ def test_every_chain_sets_the_directory(chain: Chain) -> None:
 
 
 @every_chain
+@pytest.mark.parametrize("tag", [0, 1 << 41])
+def test_every_chain_sets_the_limit_on_descriptors(chain: Any, tag: int) -> None:
+    """To the soft limit that the bridge had before it raised its own; the hard one stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    command = ["/bin/sh", "-c", "ulimit -Sn; ulimit -Hn"]
+    for lower in (0, min(soft, 512)):
+        line = replace(chain, descriptors=lower).wrap(command, tag, None)
+        shown = subprocess.check_output(line).decode().split()
+        expected = [lower or soft, hard]
+        assert [n if n == "unlimited" else int(n) for n in shown] == [
+            "unlimited" if n == resource.RLIM_INFINITY else n for n in expected
+        ]
+
+
+@every_chain
 def test_every_chain_dies_with_its_parent(chain: Chain) -> None:
     """If the bridge is killed, each direct backend dies, even one that ignores EOF."""
     program = (
@@ -224,7 +242,7 @@ def test_compiled_launcher_exits_if_its_parent_is_already_dead() -> None:
     if not os.access(compiled.path, os.X_OK):
         pytest.skip("the launcher was not built here")
     # Any pid but that of this process, which may be 1 in a container.
-    line = [compiled.path, "0", str(os.getpid() + 1), "-", "--", "/bin/true"]
+    line = [compiled.path, "0", str(os.getpid() + 1), "-", "0", "--", "/bin/true"]
     assert subprocess.run(line, check=False).returncode == 125
     assert subprocess.run([compiled.path], check=False, stderr=subprocess.PIPE).returncode == 125
 

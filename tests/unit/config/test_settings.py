@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.config.settings import (
+    CONNECTIONS_PER_SESSION,
+    DEFAULT_BRIDGE_SESSIONS,
+    DEFAULT_CONNECTIONS,
+    DEFAULT_SESSIONS,
+    BridgeSettings,
+    ServerSettings,
+)
 from mcpbridge.errors import SettingError
 
 MIB = 1024 * 1024
@@ -61,8 +68,8 @@ SERVER_DEFAULTS: dict[str, Any] = {
 BRIDGE_DEFAULTS: dict[str, Any] = {
     "servers": (),
     "listen": ("tcp:8808:interface=127.0.0.1",),
-    "max_sessions": 1000,
-    "max_connections": 10_000,
+    "max_sessions": None,
+    "max_connections": None,
     "max_request_bytes": 256 * MIB,
     "max_sessions_per_address": None,
     "max_connections_per_address": None,
@@ -146,9 +153,8 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
 }
 WRONG_BRIDGE: dict[str, tuple[Any, ...]] = {
     "listen": ("tcp:1", None, [""], [1], ["\0"]),
-    **dict.fromkeys(
-        ("max_sessions", "max_connections", "max_request_bytes", "max_response_bytes"), WRONG_COUNTS
-    ),
+    **dict.fromkeys(("max_sessions", "max_connections"), WRONG_SHARES),
+    **dict.fromkeys(("max_request_bytes", "max_response_bytes"), WRONG_COUNTS),
     **dict.fromkeys(SHARES, WRONG_SHARES),
     **dict.fromkeys(("exempt_addresses", "trusted_proxies"), WRONG_NETWORKS),
     "allowed_hosts": ("h", None, [""], [1], ["http://h"], ["a b"]),
@@ -242,6 +248,31 @@ def test_a_base_is_literal(base: str) -> None:
 def test_an_invalid_base(base: Any) -> None:
     with pytest.raises(SettingError, match=r"^base_uri: expected an empty string, or a path"):
         ServerSettings(command="cat", base_uri=base)
+
+
+@pytest.mark.parametrize(
+    ("given", "bridge", "limit"),
+    [
+        ([], {}, DEFAULT_BRIDGE_SESSIONS),
+        ([DEFAULT_SESSIONS] * 20, {}, DEFAULT_BRIDGE_SESSIONS),
+        ([3000], {}, 3000),
+        ([3000, 2000, DEFAULT_SESSIONS], {}, 5000),
+        ([3000], {"max_sessions": 7}, 7),
+    ],
+)
+def test_the_limit_of_the_bridge_follows_those_of_the_servers(
+    given: list[int], bridge: dict[str, int], limit: int
+) -> None:
+    """Unless it is set, `--max-sessions 3000` means 3,000."""
+    servers = [
+        ServerSettings(command="x", name=f"s{at}", base_uri=f"/{at}", max_sessions=each)
+        for at, each in enumerate(given)
+    ]
+    settings = BridgeSettings(servers=tuple(servers), **bridge)  # type: ignore[arg-type]
+    assert settings.session_limit == limit
+    connections = max(DEFAULT_CONNECTIONS, CONNECTIONS_PER_SESSION * limit)
+    assert settings.connection_limit == connections
+    assert dataclasses.replace(settings, max_connections=9).connection_limit == 9
 
 
 def test_two_servers_cannot_have_the_same_base() -> None:

@@ -9,6 +9,7 @@ GONE = "server 'a': the environment variable GONE is not set (--pass-env, pass_e
 LIKE = "server 'a': no environment variable matches th* (--pass-env, pass_env)"
 WHOLE = "server 'a' gets the bridge's whole environment, including secrets; name only"
 NO_ROOM = "server 'a': warm (3) leaves no room below max_sessions (3)"
+NEVER_REACHED = "server 'a': max_sessions (200) is more than bridge.max_sessions (150)"
 NO_ROOM_FOR_ALL = "warm of all servers together (4) leaves no room below bridge.max_sessions"
 
 
@@ -51,10 +52,12 @@ def server(name: str = "a", **settings: object) -> ServerSettings:
             [NO_ROOM_FOR_ALL],
         ),
         ([server(warm=4)], 4, [NO_ROOM_FOR_ALL]),
+        ([server(max_sessions=200), server("b", max_sessions=150)], 150, [NEVER_REACHED]),
+        ([server(max_sessions=200), server("b", max_sessions=150)], None, []),
     ],
 )
 def test_unintended_settings_are_warned_of(
-    servers: list[ServerSettings], limit: int, says: list[str]
+    servers: list[ServerSettings], limit: int | None, says: list[str]
 ) -> None:
     settings = BridgeSettings(servers=tuple(servers), max_sessions=limit)
     found = list(configuration_warnings(settings, {"THERE": ""}))
