@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from mcpbridge.config.settings import BridgeSettings
 
-#: Descriptors of a session: three pipes, its stream, and a connection for its requests.
-DESCRIPTORS_PER_SESSION = 5
+#: Descriptors of a session: three pipes, a pidfd, its stream, and a connection for its
+#: requests.
+DESCRIPTORS_PER_SESSION = 6
 #: Descriptors of the bridge itself, and some for short-lived connections.
 DESCRIPTORS_BESIDE = 64
 
@@ -52,7 +53,7 @@ def raise_descriptor_limit(
     soft, hard = getrlimit(resource.RLIMIT_NOFILE)
     if not _is_below(soft, _descriptors(sessions)):
         return None
-    # A session that has two connections needs five descriptors; one that has more, more.
+    # A session that has two connections needs six descriptors; one that has more, more.
     wanted = _descriptors(sessions) + settings.connection_limit
     raised = min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted
     if raised <= soft:

@@ -76,7 +76,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
         (UNLIMITED, UNLIMITED, []),
         (ENOUGH - 1, UNLIMITED, ["enough for about 99; raise the limit (ulimit -n"]),
         (UNLIMITED, 99, ["the limit of this user allows only 99 more; raise it (ulimit -u"]),
-        (256, 10, ["enough for about 38; ", "ulimit -u"]),
+        (256, 10, ["enough for about 32; ", "ulimit -u"]),
         (10, UNLIMITED, ["enough for about 0; "]),
     ],
 )
