@@ -222,7 +222,8 @@ def read_message(body: bytes) -> tuple[bytes, Envelope | None]:
     if envelope is None:
         pass
     elif envelope.method is not msgspec.UNSET:
-        check_id(envelope)
+        if envelope.id is None:
+            check_id(envelope)
     elif not envelope.is_response:
         raise NotJsonRpc("the body is JSON, but not a JSON-RPC request, notification or response")
     return one_line(body), envelope

@@ -131,7 +131,8 @@ class StreamDelivery:
         self, running: Iterable[LogicalStream], error_for: Callable[[JsonRpcId], bytes]
     ) -> None:
         """End all streams; a request that is open on one gets an error."""
-        sinks, self.sinks = self.sinks, {}
+        sinks = dict(self.sinks)
+        self.sinks.clear()
         self._dropped["unread"] += len(self.backlog.take())
         for stream in running:
             sink = sinks.pop(stream.name, None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -97,6 +97,8 @@ class StreamRouter:
             json_only=json_only,
         )
         self._standalone = self._delivery.standalone
+        #: The connection of each stream that has one; for reading.
+        self.sinks: Mapping[str, StreamSink] = self._delivery.sinks
 
     @property
     def in_flight(self) -> int:
@@ -111,7 +113,7 @@ class StreamRouter:
     @property
     def has_sinks(self) -> bool:
         """Whether any connection is attached."""
-        return bool(self._delivery.sinks)
+        return bool(self.sinks)
 
     @property
     def position(self) -> int:
@@ -148,7 +150,8 @@ class StreamRouter:
 
         Raise `IdInUse` and `SessionBusy`; then nothing was stored.
         """
-        self._check_open()
+        if self._closed:
+            self._check_open()
         json_only = json_only or self._json_only
         name = self._requests.open(requests, json_only=json_only).name
         self._delivery.sinks[name] = sink

@@ -361,7 +361,8 @@ class BackendSession:
         else:
             self.backend.send(lines[0] if len(lines) == 1 else b"\n".join(lines))
         self.messages_in += len(lines)
-        self.bytes_in += sum(map(len, lines))
+        for line in lines:
+            self.bytes_in += len(line)
         for observer in self.observers:
             for line in lines:
                 guarded(self.log, "an observer", observer.message_passed, self, True, line)
@@ -420,7 +421,10 @@ class BackendSession:
             self._count_unread(sum(map(len, lines)))
         if self.adapter is not None:
             lines = self.adapter.received(lines)
-        self._pass_on(lines)
+        if self.filters is None:
+            self._send_to_client(lines)
+        else:
+            self._pass_on(lines)
 
     def send_as_backend(self, lines: list[bytes]) -> None:
         """Send the client messages of the bridge itself, as if the backend had written them."""
@@ -443,7 +447,8 @@ class BackendSession:
         if not lines:
             return
         self.messages_out += len(lines)
-        self.bytes_out += sum(map(len, lines))
+        for line in lines:
+            self.bytes_out += len(line)
         if not self.observers:
             self.sink.send(lines)
             return

@@ -201,11 +201,11 @@ class StreamableSession:
     @property
     def has_reader(self) -> bool:
         """True while any connection is attached."""
-        return self.router.has_sinks
+        return bool(self.router.sinks)
 
     def send(self, lines: list[bytes]) -> None:
         """Send messages of the backend, each to the stream that it belongs to."""
-        if self.router.has_sinks:
+        if self.router.sinks:
             # A message that nobody reads keeps no session alive.
             self._last = self._clock.seconds()
         elif self.router.in_flight:
