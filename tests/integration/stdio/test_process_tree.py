@@ -653,6 +653,7 @@ def test_failed_search_for_zombies_does_not_block_looks(
     fake_table: FakeTable, monkeypatch: pytest.MonkeyPatch, logged_failures: list[Any]
 ) -> None:
     tracker, clock = fake_table.tracker, fake_table.clock
+    monkeypatch.setattr(reaper_module, "any_exited", lambda: True)
     monkeypatch.setattr(procfs, "own_children", lambda: None)
     with monkeypatch.context() as patch:
         patch.setattr(UntaggedProcesses, "tags", no_descriptors)

@@ -5,6 +5,7 @@ What is found there is tested in `tests/integration`, with real processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from typing import Any
 
@@ -13,8 +14,9 @@ from twisted.internet.task import Clock
 
 from mcpbridge.pacer import PACED_SECONDS, Pacer
 from mcpbridge.stdio import kill_pass, procfs
+from mcpbridge.stdio import reaper as reaper_module
 from mcpbridge.stdio.process_tracker import SWEEP_REST_FACTOR, SWEEP_SECONDS, ProcessTracker
-from mcpbridge.stdio.reaper import REAP_SECONDS, Reaper
+from mcpbridge.stdio.reaper import REAP_SECONDS, Reaper, any_exited
 
 BASE = 1 << 40
 #: In how many steps the clock passes a pause.
@@ -83,6 +85,7 @@ def test_answers_of_one_reading_are_paced(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_adopted_children_are_looked_for_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every `REAP_SECONDS` while there is a leader, and once more when it is gone."""
+    monkeypatch.setattr(reaper_module, "any_exited", lambda: True)
     clock, looks = Clock(), list[float]()
 
     def children() -> list[int]:
@@ -103,6 +106,52 @@ def test_adopted_children_are_looked_for_at_intervals(monkeypatch: pytest.Monkey
     clock.advance(2 * REAP_SECONDS)
     assert looks == pytest.approx([*times, times[-1]], abs=REAP_SECONDS / 4)
     assert clock.getDelayedCalls() == []
+
+
+def test_children_are_not_looked_at_while_none_has_exited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: that would take longer with each session."""
+    clock, exited, looks = Clock(), [False], list[float]()
+
+    def children() -> list[int]:
+        looks.append(clock.seconds())
+        return []
+
+    monkeypatch.setattr(reaper_module, "any_exited", lambda: exited[0])
+    monkeypatch.setattr(procfs, "own_children", children)
+    leaders = {7: BASE + 1}
+    reaper = Reaper(clock, BASE, leaders, sweep_for_zombies=lambda: looks.append(-1))
+    reaper.start()
+    clock.pump([REAP_SECONDS] * 3)
+    assert looks == []
+    exited[0] = True
+    clock.advance(REAP_SECONDS)
+    assert looks == [4 * REAP_SECONDS]
+    leaders.clear()
+    reaper.stop_if_idle()
+    assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "exited"),
+    [
+        (None, False),
+        (object(), True),
+        (ChildProcessError(), False),
+        (OSError(), True),
+        (AttributeError(), True),
+    ],
+)
+def test_whether_any_child_has_exited(
+    answer: object, exited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waitid(*asked: int) -> object:
+        assert asked == (os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(os, "waitid", waitid)
+    assert any_exited() is exited
 
 
 def test_table_is_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
