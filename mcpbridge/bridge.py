@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -232,16 +232,18 @@ class Bridge(Service):
         if self._report_timer.is_running:
             return
         now = self._clock.seconds()
-        lines = [line for server in self.servers for line in session_lines(server, now)]
-        self.log.info("{count} sessions and other processes:", count=len(lines))
-        self._log_lines(iter(lines))
+        count = sum(len(server.unclosed) for server in self.servers)
+        self.log.info("{count} sessions and other processes:", count=count)
+        lines = [session_lines(server, now) for server in self.servers]
+        self._log_lines(chain.from_iterable(lines))
 
     def _log_lines(self, lines: Iterator[str]) -> None:
+        logged = 0
         for line in islice(lines, REPORTED_LINES):
             self.log.info("{line}", line=line)
-        rest = list(lines)
-        if rest:
-            self._report_timer.start(0, self._log_lines, iter(rest))
+            logged += 1
+        if logged == REPORTED_LINES:
+            self._report_timer.start(0, self._log_lines, lines)
 
     # IService.
 

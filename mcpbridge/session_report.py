@@ -12,21 +12,26 @@ from mcpbridge.server import Server
 
 def session_lines(server: Server, now: float) -> Iterator[str]:
     """
-    Yield a line for each process of a server, the oldest first; `now` is the
-    clock's time in seconds.
+    Return an iterator of a line for each process of a server, the oldest first;
+    `now` is the clock's time in seconds.  Lines are made one by one: there may be
+    thousands.
 
     A session is named by its label, the part of its id that is in the log
     anyway, since the whole id is a secret.
     """
-    for session in sorted(server.unclosed, key=lambda each: each.opened_at):
-        pid = getattr(session.backend, "pid", None)
-        yield (
-            f"session {session.label} of {session.server!r}: {_use(server, session)},"
-            f" {_state(session)}, {now - session.opened_at:.1f} s old,"
-            f" pid {pid if pid is not None else 'unknown'},"
-            f" in {session.messages_in} messages ({session.bytes_in} B),"
-            f" out {session.messages_out} ({session.bytes_out} B), refused {session.refused}"
-        )
+    sessions = sorted(server.unclosed, key=lambda each: each.opened_at)
+    return (_line(server, session, now) for session in sessions)
+
+
+def _line(server: Server, session: BackendSession, now: float) -> str:
+    pid = getattr(session.backend, "pid", None)
+    return (
+        f"session {session.label} of {session.server!r}: {_use(server, session)},"
+        f" {_state(session)}, {now - session.opened_at:.1f} s old,"
+        f" pid {pid if pid is not None else 'unknown'},"
+        f" in {session.messages_in} messages ({session.bytes_in} B),"
+        f" out {session.messages_out} ({session.bytes_out} B), refused {session.refused}"
+    )
 
 
 def _use(server: Server, session: BackendSession) -> str:

@@ -45,6 +45,11 @@ class BacklogMessage(NamedTuple):
     since: float = 0.0
 
 
+#: The queue of all sessions in which nothing waits, which are nearly all: an empty one of
+#: their own would take 760 bytes.  It takes nothing.
+_NOTHING: deque[tuple[int, BacklogMessage]] = deque(maxlen=0)
+
+
 class Backlog:
     """
     Messages in their order, at most `max_events` with at most `max_bytes`.
@@ -62,8 +67,7 @@ class Backlog:
         self._arrived = 0
         self._bytes = 0
         # Two queues, each in order; the number of its arrival is first in each entry.
-        self._notifications: deque[tuple[int, BacklogMessage]] = deque()
-        self._requests: deque[tuple[int, BacklogMessage]] = deque()
+        self._notifications = self._requests = _NOTHING
 
     def __len__(self) -> int:
         return len(self._notifications) + len(self._requests)
@@ -79,8 +83,14 @@ class Backlog:
             return [message]
         self._arrived += 1
         self._bytes += len(message.line)
-        queue = self._notifications if message.request_id is msgspec.UNSET else self._requests
-        queue.append((self._arrived, message))
+        if message.request_id is msgspec.UNSET:
+            if self._notifications is _NOTHING:
+                self._notifications = deque()
+            self._notifications.append((self._arrived, message))
+        else:
+            if self._requests is _NOTHING:
+                self._requests = deque()
+            self._requests.append((self._arrived, message))
         dropped = []
         if self._budget is not None:
             self._budget.take(len(message.line))
@@ -122,8 +132,7 @@ class Backlog:
     def take(self) -> list[BacklogMessage]:
         """Remove and return all messages, in the order in which they came."""
         both = sorted([*self._notifications, *self._requests], key=lambda each: each[0])
-        self._notifications.clear()
-        self._requests.clear()
+        self._notifications = self._requests = _NOTHING
         if self._budget is not None:
             self._budget.give_back(self._bytes)
         self._bytes = 0

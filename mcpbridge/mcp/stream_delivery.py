@@ -11,7 +11,7 @@ what it replays.
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -72,7 +72,7 @@ class StreamDelivery:
         self._now = now
         self._json_only = json_only
         #: When the GET stream was taken over, the last few times.
-        self._takeovers: deque[float] = deque(maxlen=TAKEOVERS)
+        self._takeovers: tuple[float, ...] = ()
 
     # Messages.
 
@@ -220,7 +220,7 @@ class StreamDelivery:
                     f" {TAKEOVER_SECONDS:g} s: do two clients use one session?",
                     int(left) + 1,
                 )
-        self._takeovers.append(now)
+        self._takeovers = (*self._takeovers[1 - TAKEOVERS :], now)
 
     def _unwritten(self, sink: StreamSink) -> list[Event]:
         """Return what the GET stream's connection has not written, as far as it is kept."""

@@ -84,15 +84,14 @@ class StreamableSession:
         self.share: Share | None = None
         if budget is not None:
             share = max(budget.limit // SESSION_SHARE, settings.max_message_bytes)
-            self.share = Share(
-                share, pause=lambda: self.pause(self.share), resume=lambda: self.resume(self.share)
-            )
+            self.share = Share(share, pause=self._share_used_up, resume=self._share_has_room)
         self.negotiated: str | None = None
         #: Whether the session has ended, or is about to, without having been initialized.
         self.failed = False
         self._initialize: JsonRpcId = None
         self._negotiating = False
-        self._full: set[object] = set()
+        # Frozen sets, of which the empty one takes no memory.
+        self._full: frozenset[object] = frozenset()
         self._last = clock.seconds()
         #: When the backend last sent anything for a request whose connection is lost.
         self._answered = self._last
@@ -187,12 +186,18 @@ class StreamableSession:
         """Stop reading the backend: a connection does not keep up."""
         if not self._full:
             self._session.pause_backend()
-        self._full.add(connection)
+        self._full |= {connection}
+
+    def _share_used_up(self) -> None:
+        self.pause(self.share)
+
+    def _share_has_room(self) -> None:
+        self.resume(self.share)
 
     def resume(self, connection: object) -> None:
         """Read the backend again, unless another connection does not keep up."""
         if connection in self._full:
-            self._full.discard(connection)
+            self._full -= {connection}
             if not self._full:
                 self._session.resume_backend()
 

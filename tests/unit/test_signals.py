@@ -340,6 +340,17 @@ async def test_each_session_is_a_line(parrots: Bridge, log_lines: list[str]) -> 
     sse.receiving = True
 
 
+@pytest_twisted.ensureDeferred
+async def test_lines_are_made_as_they_are_written(parrots: Bridge) -> None:
+    """Not all in one turn of the reactor, of the sessions that there were at the beginning."""
+    [server] = parrots.servers
+    session = await server.open_streamable()
+    lines = session_lines(server, session.clock.seconds())
+    await server.open_streamable()
+    session.messages_in = 7
+    assert ["in 7 messages" in line for line in lines] == [True]
+
+
 def test_many_lines_are_written_over_several_turns(log_lines: list[str]) -> None:
     """`REPORTED_LINES`; a second request meanwhile adds nothing, and a stop ends it."""
     clock = Clock()

@@ -31,6 +31,19 @@ def test_the_oldest_notification_gives_way_first() -> None:
     assert backlog.take() == []
 
 
+def test_backlogs_in_which_nothing_waits_share_their_queues() -> None:
+    """And nothing else: there is one for each session, and a message belongs to one client."""
+    first, second = Backlog(3, 100), Backlog(3, 100)
+    assert first._notifications is second._notifications is second._requests
+    for _ in range(2):
+        first.add(request(b"r", 1))
+        first.add(notification(b"n"))
+        assert (len(first), len(second)) == (2, 0)
+        assert second.take() == []
+        assert [line for line, *_ in first.take()] == [b"r", b"n"]
+        assert first._notifications is second._notifications is first._requests
+
+
 def test_a_removed_request_waits_no_more() -> None:
     budget = Counted(100)
     backlog = Backlog(3, 100, budget)
