@@ -143,6 +143,8 @@ class StreamDelivery:
                 sink.send(_number(stream, lines), True)
         for sink in sinks.values():
             sink.end()
+        # They lead back to the session, which is to be freed without the garbage collector.
+        self._refuse = self._waiting = _nothing
 
     # Connections.
 
@@ -280,3 +282,7 @@ def _number(stream: LogicalStream, lines: Iterable[bytes]) -> list[Event]:
         stream.number += 1
         events.append(Event(f"{stream.name}-{stream.number}", line))
     return events
+
+
+def _nothing(*arguments: object) -> None:
+    """Do nothing: the session has ended."""

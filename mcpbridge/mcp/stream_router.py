@@ -227,6 +227,8 @@ class StreamRouter:
         running = self._requests.clear()
         self._asked.clear()
         self._delivery.close(running, error_for)
+        # They lead back to the session, which is to be freed without the garbage collector.
+        self._answer_backend = self._report = _nothing
 
     def _route(self, line: bytes, envelope: Envelope) -> None:
         if self._closed:
@@ -326,3 +328,7 @@ class StreamRouter:
     def _check_open(self) -> None:
         if self._closed:
             raise UnknownSession("the session has ended")
+
+
+def _nothing(*arguments: object) -> None:
+    """Do nothing: the session has ended."""

@@ -602,6 +602,25 @@ def _settle(session: BackendSession) -> None:
     # First those who ended it to have its permit, then those who only wait for one.
     session.ended.callback(None)
     guarded(log, "reporting the end of the session", session.closed, session)
+    # What leads back here would keep the session until the garbage collector comes.
+    session.life, session.sink = _CLOSED, NoSink()
+    session.adapter = session.faults = session.throttle = None
+
+
+class _Closed:
+    """The state machine of a session of which nothing is left: no input has an effect."""
+
+    def drain(self) -> None:
+        """Do nothing."""
+
+    def end(self, reason: str) -> None:
+        """Do nothing."""
+
+    def gone(self) -> None:
+        """Do nothing."""
+
+
+_CLOSED: Life = _Closed()
 
 
 def _build_life() -> Callable[[BackendSession], Life]:

@@ -243,6 +243,7 @@ class StreamableSession:
                     label=self._session.label,
                     dropped=dropped,
                 )
+            self.share = None
 
     def _error_for(self, ident: JsonRpcId) -> bytes:
         why = f"the session has ended: {self._session.reason}"

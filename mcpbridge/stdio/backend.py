@@ -309,3 +309,19 @@ class StdioBackend(ProcessProtocol):
             stopped, self._stopped = self._stopped, []
             for each in stopped:
                 each.callback(None)
+            if stopped:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """
+        Let go of what leads back here, so that the session is freed now, and not when the
+        garbage collector comes, which keeps others waiting where there are thousands.
+        """
+        self._receiver = None
+        self._stdin.let_go()
+        self._stdout.let_go()
+        self._actions.close_stdin = self._actions.gone = _nothing
+
+
+def _nothing() -> None:
+    """Do nothing: the backend has ended."""

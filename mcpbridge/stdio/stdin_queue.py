@@ -135,6 +135,15 @@ class StdinQueue:
         self._waiting = None
         self._messages = self._size = 0
 
+    def let_go(self) -> None:
+        """Drop the reference to the backend, whose pipe is closed for good."""
+        self.stopProducing()
+        self._write = _nowhere
+
+
+def _nowhere(line: bytes) -> None:
+    """Write nothing: the pipe is closed."""
+
 
 def _count(line: bytes) -> int:
     """

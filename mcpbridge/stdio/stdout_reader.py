@@ -38,6 +38,26 @@ class Pipes(Protocol):
         """Report the end of the output: nothing more of it can be understood."""
 
 
+class _Closed:
+    """The pipes of a backend that has ended."""
+
+    def pause_pipes(self) -> None:
+        """Do nothing."""
+
+    def resume_pipes(self) -> None:
+        """Do nothing."""
+
+    def read_more(self) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def output_over(self, reason: str) -> None:
+        """Do nothing: the end was reported."""
+
+
+_CLOSED = _Closed()
+
+
 class StdoutReader:
     """
     Splits stdout into lines, and passes those that are messages to `receiver`.
@@ -122,6 +142,12 @@ class StdoutReader:
         self._count()
         self._rest_timer.stop()
         self._held = False
+
+    def let_go(self) -> None:
+        """Drop the references to the backend and its session: nothing comes any more."""
+        self.discard()
+        self._pipes = _CLOSED
+        self._receiver = self._malformed = None
 
     # Bytes.
 

@@ -5,9 +5,11 @@ end through real sockets in the test's own reactor.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,10 @@ from tests.client import SseClient
 from tests.thirdparty import Notebook, OnePlace, ParrotLauncher
 
 PARROT = "tests.thirdparty.ParrotLauncher"
+INITIALIZE = (
+    b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18",'
+    b'"capabilities":{},"clientInfo":{"name":"test","version":"1"}}}'
+)
 PING = b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"word":"hello"}}'
 
 
@@ -408,6 +414,40 @@ async def test_endpoints_in_an_error_include_the_mount_point(
             assert text.endswith("; MCP is at /my%20tools/a/mcp and /my%20tools/a/sse")
     finally:
         await port.stopListening()
+
+
+async def open_and_end(running: Started) -> list[weakref.ref[Any]]:
+    """Open a session at /mcp and end it; return what its client had."""
+    url = f"{running.origin}/mcp"
+    headers: Any = {"Content-Type": "application/json"}
+    headers["Accept"] = "application/json, text/event-stream"
+    response = await treq.post(url, INITIALIZE, headers=headers, persistent=False)
+    await treq.content(response)
+    [served] = running.bridge.servers
+    [(ident, session)] = served.streamable.items()
+    sink: Any = session.sink
+    parts = [weakref.ref(sink), weakref.ref(sink.router)]
+    del sink, session
+    # Of the request: klein's objects refer to each other.
+    gc.collect()
+    headers = {"Mcp-Session-Id": ident}
+    response = await treq.delete(url, headers=headers, persistent=False)
+    await treq.content(response)
+    return parts
+
+
+@pytest_twisted.ensureDeferred
+async def test_ended_session_is_freed_without_the_garbage_collector(start: Any) -> None:
+    """With its streams and what they hold: with thousands of sessions a collection takes long."""
+    running = start(ServerSettings(command=sys.executable, args=("-m", "mcpbridge.demo")))
+    gc.disable()
+    try:
+        parts = await open_and_end(running)
+        await until(running._reactor, lambda: not running.bridge.servers[0].unclosed)
+        await deferLater(running._reactor, 0.01)
+        assert [each() for each in parts] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest_twisted.ensureDeferred

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -466,6 +468,27 @@ def test_an_exit_that_waits_for_its_turn_is_the_reason_of_the_end() -> None:
     made.process.close_output(2)
     made.tree.answer()
     made.assert_over(made.backend.stop())
+
+
+def test_stopped_backend_is_freed_without_the_garbage_collector() -> None:
+    """With thousands of sessions a collection takes long, and keeps others waiting."""
+    made = Made()
+    stopped = made.backend.stop()
+    made.process.end()
+    made.tree.answer()
+    made.assert_over(stopped, made.backend.stop())
+    with pytest.raises(UnknownSession):
+        made.backend.send(MESSAGE)
+    made.backend.pause()
+    made.backend.resume()
+    backend = weakref.ref(made.backend)
+    gc.disable()
+    try:
+        # As Twisted does when the process has ended.
+        del made.backend, made.process.protocol
+        assert backend() is None
+    finally:
+        gc.enable()
 
 
 def test_stop_waits_for_the_tree_and_for_the_reaping() -> None:
