@@ -106,7 +106,7 @@ class Bridge(Service):
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
 
         # Limits over all servers.
-        self._bridge_limiter = SessionLimiter(settings.session_limit)
+        self._bridge_limiter = SessionLimiter(settings.session_limit, self._trimmer.session_ended)
         self._shares = Shares(
             share_of(settings.session_limit, settings.max_sessions_per_address),
             self._clock,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
-from mcpbridge.config.tuning import TRIM_SECONDS
+from mcpbridge.config.tuning import TRIM_SECONDS, TRIM_SESSIONS
 from mcpbridge.timers import Timer
 
 
@@ -39,6 +39,14 @@ class Trimmer:
         self._trim = trim
         self._timer = Timer(clock)
         self._stopped = False
+        self._ended = 0
+
+    def session_ended(self) -> None:
+        """Count a session whose memory is about to be freed; many are a large amount."""
+        self._ended += 1
+        if self._ended >= TRIM_SESSIONS:
+            self._ended = 0
+            self.freed()
 
     def freed(self) -> None:
         """Schedule a trim: a large amount of memory was freed, or is about to be."""

@@ -174,8 +174,10 @@ ACCESS_LOG_BYTES = 64 * 1024
 #: How long large messages are parsed in one turn of the reactor, all of them together.
 LARGE_TURN_SECONDS = 0.005
 
-#: Memory is returned to the system after a request of this size, and this often at most.
+#: Memory is returned to the system after a request of this size, or the end of this many
+#: processes, and this often at most.
 TRIM_BYTES = MIB
+TRIM_SESSIONS = 100
 TRIM_SECONDS = 2.0
 
 #: One session may use this part of `max_response_bytes` (one eighth) for unread answers, and

@@ -41,15 +41,16 @@ class SessionLimiter:
     """
     Hands out at most `limit` permits at a time.
 
-    Raises `SettingError` for a limit that is no integer ≥ 1: no value means
-    unlimited.
+    `returned` is called each time that one was given back.  Raises `SettingError`
+    for a limit that is no integer ≥ 1: no value means unlimited.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, returned: Callable[[], object] = lambda: None) -> None:
         if not COUNT.accepts(limit):
             raise SettingError("max_sessions", COUNT.expected, limit)
         self.limit = limit
         self.taken = 0
+        self._tell_returned = returned
 
     def acquire(self) -> Permit | None:
         """Return a permit, or None at the limit."""
@@ -64,6 +65,7 @@ class SessionLimiter:
 
     def _returned(self) -> None:
         self.taken -= 1
+        self._tell_returned()
 
 
 @implementer(IPermit)

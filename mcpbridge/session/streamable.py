@@ -30,6 +30,8 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.response_budget import ResponseBudget, Share
 from mcpbridge.timers import Timer
 
+#: What all sessions share that have no connection which does not keep up.
+_NONE: frozenset[object] = frozenset()
 #: How many checks there are in an `idle_timeout`.
 IDLE_CHECKS = 4
 
@@ -90,8 +92,7 @@ class StreamableSession:
         self.failed = False
         self._initialize: JsonRpcId = None
         self._negotiating = False
-        # Frozen sets, of which the empty one takes no memory.
-        self._full: frozenset[object] = frozenset()
+        self._full = _NONE
         self._last = clock.seconds()
         #: When the backend last sent anything for a request whose connection is lost.
         self._answered = self._last
