@@ -509,9 +509,10 @@ class Site:
             fast_path=fast_path,
         )
         watchers = [] if watcher is None else [watcher]
+        self.reactor = FakeReactor()
         self.bridge = Bridge(
             settings,
-            FakeReactor(),
+            self.reactor,
             launcher=self.launcher,
             filters=[] if only == "observers" else watchers,
             observers=[] if only == "filters" else watchers,
@@ -522,13 +523,17 @@ class Site:
         self, line: str, *headers: str, body: bytes = b"", end: Any = "192.0.2.1"
     ) -> StringTransport:
         """A request on a connection of its own, from that end."""
-        channel = self.bridge.site().buildProtocol(None)
+        site = self.bridge.site()
+        channel = site.buildProtocol(None)
         peer = IPv4Address("TCP", end, 1) if isinstance(end, str) else end
         transport = StringTransport(peerAddress=peer)
         channel.makeConnection(transport)
         length = [f"Content-Length: {len(body)}"] if body else []
         head = "\r\n".join([f"{line} HTTP/1.1", "Host: h", *length, *headers])
         channel.dataReceived(head.encode("latin-1") + b"\r\n\r\n" + body)
+        while len(site.turns):
+            # On a slow machine it may have to wait for one.
+            self.reactor.advance(0)
         return transport
 
     def post(self, body: bytes, *headers: str, **options: Any) -> StringTransport:

@@ -75,6 +75,7 @@ class Site:
             self.clock,
             every,
             FastPath([self.server], security) if fast_path else None,
+            seconds=self.clock.seconds,
         )
 
     def connect(self, peer: Any = None) -> Any:
