@@ -40,10 +40,13 @@
 
 #define NULL ((void *)0)
 #define SIGKILL 9
+#ifndef __NR_close_range /* new in Linux 5.9, with one number on all machines */
+#define __NR_close_range 436
+#endif
 
 static int errno;
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__LP64__)
 __asm__(".globl _start\n"
         "_start:\n"
         "    xor %ebp, %ebp\n"
@@ -62,7 +65,7 @@ static long raw_call(long number, long a, long b, long c, long d, long e)
                      : "rcx", "r11", "memory");
     return result;
 }
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && defined(__LP64__)
 __asm__(".globl _start\n"
         "_start:\n"
         "    mov x29, #0\n"

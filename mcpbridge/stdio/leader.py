@@ -18,9 +18,11 @@ from typing import Any
 
 from twisted.internet import process
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mcpbridge.guard import guarded
 from mcpbridge.pacer import ENDS, Pacer
 from mcpbridge.stdio import procfs
 
@@ -40,6 +42,8 @@ class ExitEvents:
     them are in one epoll set, and the reactor watches that.
     """
 
+    log = Logger()
+
     def __init__(self, reactor: Any, pacer: Pacer) -> None:
         self._reactor = reactor
         self._pacer = pacer
@@ -49,7 +53,8 @@ class ExitEvents:
 
     def watch(self, pid: int, exited: Callable[[], None]) -> bool:
         """
-        Call `exited` once when this child, which is not reaped, has exited.
+        Call `exited` once when this child, which is not reaped, has exited, or
+        when it is not watched any more.
 
         Returns False where that is impossible: without pidfd_open(2), or
         without a free descriptor.
@@ -97,7 +102,18 @@ class ExitEvents:
         self._close_if_unused()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Do nothing: the reactor has stopped."""
+        """
+        Give all leaders back to Twisted: the reactor stops, or `doRead` has
+        failed, because the application has closed descriptors that are not its
+        own, for example.
+        """
+        watched, self._watched = self._watched, {}
+        epoll, self._epoll = self._epoll, None
+        if epoll is not None:
+            guarded(self.log, "closing an epoll set", epoll.close)
+        for descriptor, exited in watched.items():
+            guarded(self.log, "closing a pidfd", os.close, descriptor)
+            self._pacer.run(ENDS, exited)
 
     def logPrefix(self) -> str:
         """Return the name of this in the log."""
@@ -128,7 +144,8 @@ class Leader:
     def _look_once(self) -> None:
         self.look()
         if not self.exited:
-            # It is traced, and the kernel hides its end until the tracer has seen it.
+            # It is traced, and the kernel hides its end until the tracer has seen it; or it
+            # is watched no more.
             self._transport.reapProcess = self.look
             process.reapProcessHandlers[self._pid] = self._transport
 

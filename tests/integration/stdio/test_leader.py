@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 
 import pytest
 from twisted.internet import process
+from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from zope.interface import directlyProvides
 
 from mcpbridge.pacer import Pacer
@@ -213,6 +215,27 @@ def test_without_exit_events_the_leader_stays_in_the_table_of_twisted(
     handlers: dict[int, Any] = process.reapProcessHandlers
     handlers[child.pid].reapProcess()
     assert child.transport.statuses == [0]
+
+
+def test_leaders_go_back_to_twisted_if_their_exits_cannot_be_watched_any_more(
+    spawn: Callable[..., Child],
+) -> None:
+    """As the reactor does it with a reader that fails, and when it stops."""
+    reactor = Reactor()
+    events = ExitEvents(reactor, Pacer(reactor))
+    descriptors = os.listdir("/proc/self/fd")
+    children = [spawn("/bin/sleep", "600", events=events) for _ in range(2)]
+    os.kill(children[0].pid, signal.SIGTERM)
+    children[0].wait()
+    reactor.removeReader(events)
+    events.connectionLost(Failure(ConnectionLost()))
+    assert children[0].transport.statuses == [signal.SIGTERM]
+    os.kill(children[1].pid, signal.SIGTERM)
+    children[1].wait()
+    handlers: dict[int, Any] = process.reapProcessHandlers
+    handlers[children[1].pid].reapProcess()
+    assert children[1].transport.statuses == [signal.SIGTERM]
+    assert os.listdir("/proc/self/fd") == descriptors
 
 
 def test_exit_that_the_kernel_hides_is_left_to_twisted(spawn: Callable[..., Child]) -> None:
