@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import gc
 import getopt
 import ipaddress
 import json
@@ -31,6 +32,7 @@ from mcpbridge.config.file import Notice, read_config
 from mcpbridge.config.options import OPTIONS, Option, label_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.errors import BridgeError, CannotListen, Described, SettingError, SettingErrors
+from mcpbridge.memory import freeze_loaded_objects
 from mcpbridge.signals import SignalHandlers
 from mcpbridge.twisted_internals import dispatch_directly
 from mcpbridge.web.listeners import make_endpoint
@@ -403,6 +405,7 @@ class _Run(Bridge):
         if not self.settings.listen:
             self.log.warn("nothing is served: there is no listener (--listen, bridge.listen)")
         self._reactor.callWhenRunning(self._signals.install_stop)
+        freeze_loaded_objects()
 
     def stopService(self) -> Deferred[Any]:
         """Stop; signals are handled until nothing is left."""
@@ -411,6 +414,7 @@ class _Run(Bridge):
         def restore(result: Any) -> Any:
             self._undo_dispatch()
             self._signals.restore()
+            gc.unfreeze()
             return result
 
         return stopped.addBoth(restore)

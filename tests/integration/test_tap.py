@@ -1,5 +1,6 @@
 """Run twistd and its plugin as real processes: errors, signals and messages."""
 
+import gc
 import os
 import signal
 import socket
@@ -138,8 +139,10 @@ async def test_bridge_without_listeners_is_a_warning(
     service.startService()
     if sys.platform == "linux":
         assert "doIteration" in vars(running_reactor), "it dispatches directly"
+    assert gc.get_freeze_count(), "a full collection takes long"
     await service.stopService()
     assert "doIteration" not in vars(running_reactor)
+    assert not gc.get_freeze_count()
     assert "nothing is served: there is no listener (--listen, bridge.listen)" in log_lines
 
 

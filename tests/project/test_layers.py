@@ -47,7 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "bridge": GROUND
     | {"extensions", "memory", "sliced_work", "stdio", "processes", "session", "server"}
     | {"session_report", "web"},
-    "tap": {"_version", "bridge", "config", "errors", "signals", "twisted_internals", "web"},
+    "tap": {"_version", "bridge", "config", "errors", "memory", "signals", "twisted_internals"}
+    | {"web"},
     "script": set(),
     "demo": set(),
     "testing": {"errors", "interfaces"},
