@@ -143,3 +143,11 @@ def test_the_beginning_of_a_line_is_taken_away() -> None:
     assert [framer.begun(size) for size in (2, 3, 4)] == [b"yz", b"yzz", b"yzz\xff"]
     framer.discard(4)
     assert (framer.waiting, framer.finish()) == (0, b"")
+
+
+def test_where_a_line_begins() -> None:
+    """Also behind one that is too large, once its end has come."""
+    framer = LineFramer(3)
+    for data, at_start in ((b"ab", False), (b"\n", True), (b"abcd", False), (b"ab\n", True)):
+        framer.receive(data)
+        assert framer.is_at_start is at_start
