@@ -206,13 +206,14 @@ class Bridge(Service):
             from mcpbridge.web.fast_path import FastPath
             from mcpbridge.web.site import BridgeSite
 
-            fast_path = FastPath(self.servers, self._security) if self.settings.fast_path else None
+            fast_path = FastPath(self.servers, self._security)
             self._site = BridgeSite(
                 self.resource(),
                 self._reactor,
                 self.settings,
-                fast_path,
+                fast_path if self.settings.fast_path else None,
                 self._budget,
+                is_costly=fast_path.is_costly,
                 freed=self._trimmer.freed,
             )
         return self._site

@@ -29,6 +29,7 @@ from mcpbridge.config.tuning import (
     REQUEST_SECONDS,
 )
 from mcpbridge.errors import MessageTooLarge, Refused
+from mcpbridge.pacer import Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.timers import Timer
@@ -36,7 +37,7 @@ from mcpbridge.web.access_log import AccessLog
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses, Peer
 from mcpbridge.web.fair_turns import FairTurns
-from mcpbridge.web.request_parser import NO_HEAD, ReceivedRequest, RequestParser
+from mcpbridge.web.request_parser import NO_HEAD, Head, ReceivedRequest, RequestParser
 from mcpbridge.web.tcp import has_left
 from mcpbridge.web.transport_security import loopback_port
 from mcpbridge.web.watched_connection import CONNECTION_DONE, WatchedConnection
@@ -52,10 +53,12 @@ class ConnectionSite(Protocol):
     requestFactory: Callable[[BridgeConnection], BridgeRequest]
     fast_path: Any
     access_log: AccessLog | None
+    is_costly: Callable[[Head], bool]
     max_body: int
     peer_timeout: float
     min_transfer_rate: int
     responses: ResponseBudget | None
+    pacer: Pacer
 
     def opened(self, channel: BridgeConnection) -> bool:
         """Count a new connection; return False if there are too many."""
@@ -234,6 +237,9 @@ class BridgeConnection(WatchedConnection):
         Serve a request that is complete or refused: as one of twisted.web.
         Return False, having done nothing, if it has to wait for its turn.
         """
+        if received.refusal is not None or not self.site.is_costly(received.head):
+            self.serve_ordinary(received)
+            return True
         turns = self.site.turns
         if not turns.may_begin():
             return False

@@ -109,11 +109,20 @@ _ACCEPTED = {b"application/json", b"text/event-stream"}
 
 
 def _headers(fields: dict[bytes, bytes]) -> Headers:
+    # Those that are compared with the body are decoded once for each head.
+    values = {
+        name.decode("latin-1"): [value.decode("latin-1")]
+        for name, value in fields.items()
+        if name.startswith(b"mcp-")
+    }
+
     def get(name: str) -> list[str]:
-        value = fields.get(name.lower().encode("latin-1"))
-        return [] if value is None else [value.decode("latin-1")]
+        return values.get(name.lower(), _NO_VALUES)
 
     return get
+
+
+_NO_VALUES: list[str] = []
 
 
 class NotFastAfterAll(Exception):
@@ -272,6 +281,22 @@ class FastPath:
         if len(fields) != len(head.fields) or not _NOT_FAST.isdisjoint(fields):
             return None
         return fields if self._allows_host(fields.get(b"host"), loopback) else None
+
+    def is_costly(self, head: Head) -> bool:
+        """
+        Tell whether a request may open or end a session, which takes long: of
+        many that come at once each waits for its turn.
+        """
+        path = head.target.partition(b"?")[0]
+        if path in self._streams:
+            return True
+        server, streamable = self._servers.get(path, (None, False))
+        if server is None or not streamable:
+            return False
+        if head.method == b"POST":
+            named = head.values(b"mcp-session-id") or head.values(b"mcp-protocol-version")
+            return not named
+        return True
 
     def refuse_stream(
         self, head: Head, loopback: int | None, client: Callable[[], str | None] = lambda: None

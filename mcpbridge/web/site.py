@@ -21,6 +21,7 @@ from mcpbridge.config.settings import BridgeSettings, share_of
 from mcpbridge.config.tuning import IDLE_SECONDS
 from mcpbridge.errors import Refused
 from mcpbridge.guard import guarded
+from mcpbridge.pacer import Pacer
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
@@ -32,6 +33,7 @@ from mcpbridge.web.connection_limits import Connections
 from mcpbridge.web.fair_turns import FairTurns
 from mcpbridge.web.fast_connection import FastConnection
 from mcpbridge.web.fast_path import FastPath, FastResponses
+from mcpbridge.web.request_parser import Head
 
 #: How long connections may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
@@ -41,7 +43,8 @@ class BridgeSite(Site):
     """
     Serves a resource with bounded bodies, waits and connections, over HTTP/1.1.
 
-    Its connections ask it for their limits (`connection._Site`).  `freed` is
+    `is_costly` tells which requests wait for their turn where many come at once.
+    Its connections ask it for their limits (`connection.ConnectionSite`).  `freed` is
     called when a large request body is given back, `seconds` is `FairTurns`'
     clock.
     """
@@ -56,6 +59,7 @@ class BridgeSite(Site):
         fast_path: FastPath | None = None,
         responses: ResponseBudget | None = None,
         *,
+        is_costly: Callable[[Head], bool] = lambda head: True,
         freed: Callable[[], None] = lambda: None,
         seconds: Callable[[], float] = perf_counter,
     ) -> None:
@@ -71,6 +75,9 @@ class BridgeSite(Site):
         # Not Twisted's generic one, which may become HTTP/2.
         self.protocol: Any = BridgeConnection if self.fast_path is None else FastConnection
         self.turns = FairTurns(reactor, seconds)
+        self.is_costly = is_costly
+        #: Spreads the ends of many connections over iterations of the reactor.
+        self.pacer = Pacer(reactor)
         self.max_body = max(server.max_message_bytes for server in settings.servers)
         share = share_of(settings.max_request_bytes, settings.max_request_bytes_per_address)
         # One message must fit into a share, however small that is.

@@ -8,6 +8,7 @@ nor how a request is read.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionDone
@@ -25,6 +26,7 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from mcpbridge.config.tuning import SLOW_SECONDS
+from mcpbridge.pacer import ENDS, Pacer
 from mcpbridge.response_budget import ResponseBudget, Share
 from mcpbridge.web.client_watch import ClientWatch
 from mcpbridge.web.tcp import acknowledged, buffered, unsent
@@ -39,6 +41,7 @@ class _Site(Protocol):
     peer_timeout: float
     min_transfer_rate: int
     responses: ResponseBudget | None
+    pacer: Pacer
 
 
 @implementer(IPushProducer)
@@ -91,7 +94,8 @@ class WatchedConnection(TwistedProtocol):
         self._count(0)
         request, self.request = self.request, None
         if request is not None:
-            request.connectionLost(reason)
+            # Most often a session ends by this: hundreds may, at one time.
+            self.site.pacer.run(ENDS, partial(request.connectionLost, reason))
 
     # The channel of a request.
 

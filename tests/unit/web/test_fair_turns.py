@@ -19,8 +19,10 @@ from mcpbridge.config.tuning import (
     SLICE_SECONDS,
     TURN_SECONDS,
 )
+from mcpbridge.pacer import PACED_SECONDS
+from mcpbridge.testing import FakeBackend
 from mcpbridge.web.fair_turns import FairTurns
-from tests.unit.web.test_fast_path import CALL, MODERN, SAYING, World, post, post_mcp
+from tests.unit.web.test_fast_path import CALL, MODERN, SAYING, World, head_of, post, post_mcp
 
 both = pytest.mark.parametrize("fast_path", [True, False])
 NOTE = b'{"jsonrpc":"2.0","method":"x"}'
@@ -396,6 +398,53 @@ def test_many_ordinary_requests_at_once_hold_up_nobody() -> None:
     world.let_turns_pass()
     assert [each.answers() for each in others] == [1] * 50
     close(world, *others)
+
+
+@pytest.mark.parametrize(
+    ("request_", "costly"),
+    [
+        (b"GET /b/sse HTTP/1.1\r\nHost: h\r\n\r\n", True),
+        (b"GET /b/sse/?x HTTP/1.1\r\nHost: h\r\n\r\n", True),
+        (b"DELETE /b/mcp HTTP/1.1\r\nHost: h\r\n\r\n", True),
+        (post_mcp(CALL).replace(b"Mcp-Session-Id", b"X"), True),
+        (post_mcp(CALL), False),
+        (post_mcp(MODERN, *SAYING).replace(b"Mcp-Session-Id", b"X"), False),
+        (post(CALL), False),
+        (b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n", False),
+    ],
+)
+def test_only_requests_that_open_or_end_sessions_wait_for_their_turn(
+    request_: bytes, costly: bool
+) -> None:
+    """Others are served at once: they are few, or quick."""
+    world = World(fast_path=True)
+    path: Any = world.site.fast_path
+    assert path.is_costly(head_of(request_)) is costly
+    ticks = itertools.count()
+    world = World(fast_path=False, seconds=lambda: next(ticks) * TURN_SECONDS)
+    world.site.is_costly = path.is_costly
+    others = connections(world, 2)
+    for each in others:
+        each.channel.dataReceived(request_)
+    assert len(world.site.turns) == costly
+    close(world, *others)
+
+
+def test_ends_of_many_connections_are_spread_over_iterations() -> None:
+    """The session of each ends when its turn comes."""
+    world = World(fast_path=True, sessions=10)
+    world.launcher.kind = FakeBackend
+    first, second = connections(world, 2)
+    for each in (first, second):
+        each.channel.dataReceived(b"GET /b/sse HTTP/1.1\r\nHost: h\r\n\r\n")
+    before = len(world.server.sessions)
+    world.site.pacer.run("x", lambda: world.clock.advance(PACED_SECONDS))
+    for each in (first, second):
+        each.channel.connectionLost()
+    assert len(world.server.sessions) == before
+    world.clock.advance(0)
+    assert len(world.server.sessions) == before - 2
+    close(world)
 
 
 def test_request_that_waits_for_its_turn_is_dropped_with_its_connection() -> None:
