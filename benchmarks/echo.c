@@ -1,12 +1,13 @@
 /* A stdio MCP server that costs next to nothing, to measure bridges with.
  *
- * echo [--cpu N] [--stubborn] [--mute]
+ * echo [--cpu N] [--modern] [--stubborn] [--mute]
  *
  * Tools: `echo` returns its `text`; `stream` sends `count` notifications and
  * then answers; `pid` tells the process id.  Answers are written when all
  * lines of a read are handled, or 1 MiB of them waits.  Ends at end of file.
  *
  * --cpu N     runs on that core, wherever it was started
+ * --modern    speaks 2026-07-28 as well; without it, only `initialize` begins
  * --stubborn  stays after end of file, and ignores SIGTERM
  * --mute      never reads
  */
@@ -30,6 +31,7 @@ struct buffer {
 };
 
 static struct buffer in, out;
+static int modern;
 
 static void reserve(struct buffer *buffer, size_t more)
 {
@@ -76,18 +78,21 @@ static void begin(struct span id)
     put(id.at, id.len);
 }
 
-static void answer(struct span id, const char *result)
+/* `members`: those of the result, each with a comma in front of it. */
+static void answer(struct span id, const char *members)
 {
     begin(id);
-    puts_out(",\"result\":");
-    puts_out(result);
-    puts_out("}\n");
+    puts_out(modern ? ",\"result\":{\"resultType\":\"complete\"" : ",\"result\":{");
+    puts_out(modern || members[0] == 0 ? members : members + 1);
+    puts_out("}}\n");
 }
 
 static void answer_text(struct span id, struct span quoted)
 {
     begin(id);
-    puts_out(",\"result\":{\"content\":[{\"type\":\"text\",\"text\":");
+    puts_out(modern ? ",\"result\":{\"resultType\":\"complete\",\"content\":["
+                    : ",\"result\":{\"content\":[");
+    puts_out("{\"type\":\"text\",\"text\":");
     put(quoted.at, quoted.len);
     puts_out("}]}}\n");
 }
@@ -150,12 +155,19 @@ static void call(struct span id, struct span params)
 static void list(struct span id)
 {
     answer(id,
-           "{\"tools\":[{\"name\":\"echo\",\"description\":\"returns its text\",\"inputSchema\":"
+           ",\"ttlMs\":3600000,\"cacheScope\":\"public\",\"tools\":[{\"name\":\"echo\",\"description\":\"returns its text\",\"inputSchema\":"
            "{\"type\":\"object\",\"properties\":{\"text\":{\"type\":\"string\"}}}},"
            "{\"name\":\"stream\",\"description\":\"sends notifications\",\"inputSchema\":"
            "{\"type\":\"object\",\"properties\":{\"count\":{\"type\":\"integer\"}}}},"
            "{\"name\":\"pid\",\"description\":\"tells the process id\",\"inputSchema\":"
-           "{\"type\":\"object\"}}]}");
+           "{\"type\":\"object\"}}]");
+}
+
+static void discover(struct span id)
+{
+    answer(id, ",\"supportedVersions\":[\"2026-07-28\"],\"capabilities\":{\"tools\":{}},"
+               "\"ttlMs\":3600000,\"cacheScope\":\"public\",\"_meta\":{"
+               "\"io.modelcontextprotocol/serverInfo\":{\"name\":\"echo\",\"version\":\"1\"}}");
 }
 
 static void handle(const char *line, size_t len)
@@ -173,10 +185,12 @@ static void handle(const char *line, size_t len)
         call(id, found[2]);
     } else if (span_is(method, "\"initialize\"")) {
         initialize(id, found[2]);
+    } else if (modern && span_is(method, "\"server/discover\"")) {
+        discover(id);
     } else if (span_is(method, "\"tools/list\"")) {
         list(id);
     } else if (span_is(method, "\"ping\"") || span_is(method, "\"logging/setLevel\"")) {
-        answer(id, "{}");
+        answer(id, "");
     } else {
         begin(id);
         puts_out(",\"error\":{\"code\":-32601,\"message\":\"no such method\"}}\n");
@@ -196,7 +210,9 @@ int main(int argc, char **argv)
     int stubborn = 0, mute = 0;
     size_t scanned = 0;
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--stubborn") == 0) {
+        if (strcmp(argv[i], "--modern") == 0) {
+            modern = 1;
+        } else if (strcmp(argv[i], "--stubborn") == 0) {
             stubborn = 1;
         } else if (strcmp(argv[i], "--mute") == 0) {
             mute = 1;
@@ -206,7 +222,7 @@ int main(int argc, char **argv)
             CPU_SET(atoi(argv[++i]), &cpus);
             sched_setaffinity(0, sizeof cpus, &cpus);
         } else {
-            fprintf(stderr, "usage: echo [--cpu N] [--stubborn] [--mute]\n");
+            fprintf(stderr, "usage: echo [--cpu N] [--modern] [--stubborn] [--mute]\n");
             return 2;
         }
     }

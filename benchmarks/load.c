@@ -55,7 +55,7 @@ uint64_t after(double seconds)
 void print_begin(void)
 {
     printf("{\"mode\": \"%s\", \"transport\": \"%s\"", options.mode,
-           sessions.streamable ? "streamable" : "sse");
+           sessions.modern ? "modern" : sessions.streamable ? "streamable" : "sse");
 }
 
 void print_end(void)
@@ -379,6 +379,8 @@ static const struct {
     {"--connections", &options.connections, NULL, NULL, NULL},
     {"--fifo", &options.fifo, NULL, NULL, NULL},
     {"--streamable", &sessions.streamable, NULL, NULL, NULL},
+    {"--modern", &sessions.modern, NULL, NULL, NULL},
+    {"--spread", NULL, &sessions.spread, NULL, NULL},
     {"--seconds", NULL, &options.seconds, NULL, NULL},
     {"--warmup", NULL, &options.warmup, NULL, NULL},
     {"--timeout", NULL, &options.timeout, NULL, NULL},
@@ -443,7 +445,10 @@ int main(int argc, char **argv)
     sessions.base = "";
     sessions.sse_path = "/sse";
     sessions.mcp_path = "/mcp";
+    sessions.spread = 0.25;
     command = read_options(argc, argv);
+    /* 2026-07-28 is served where Streamable HTTP is. */
+    sessions.streamable |= sessions.modern;
     if (options.sessions < 1 || options.outstanding < 1 || options.total < 1 || options.lanes < 1
         || options.connections < 1 || options.bytes < 16)
         return usage();

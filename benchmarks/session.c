@@ -6,14 +6,11 @@
 
 #include "session.h"
 
-#define ID_DIGITS 16
-#define VERSION_SSE "2024-11-05"
-#define VERSION_STREAMABLE "2025-06-18"
+#define MARK 16 /* hexadecimal digits in front of a text, which tell its request */
 
 struct sessions sessions;
 
 static char *filler;
-static const char tail[] = "\"}}}";
 
 /* What goes wrong is counted; what went wrong first is told. */
 static void count(int64_t *which, const char *what, const char *more, size_t len)
@@ -50,37 +47,41 @@ static void fail(struct slot *slot)
 
 /* Sending. */
 
-static int slot_post(struct slot *slot, enum purpose purpose, const char *body, size_t len,
-                     size_t text)
+/* The head, and the body in three parts: `body`, `text` bytes of filler, and the slot's tail. */
+static int slot_post(struct slot *slot, enum purpose purpose, struct fields *fields,
+                     const char *body, size_t len, size_t text, size_t tail)
 {
     struct session *session = slot->session;
     struct iovec pieces[MAX_PIECES];
-    char more[MAX_SESSION_ID + 80] = "";
-    int head, count_of = 1;
-    size_t whole = len + text + (text > 0 ? sizeof tail - 1 : 0);
-    if (sessions.streamable && session->id[0] != 0)
-        snprintf(more, sizeof more, "Mcp-Session-Id: %s\r\nMCP-Protocol-Version: %s\r\n",
-                 session->id, VERSION_STREAMABLE);
-    head = snprintf(slot->head, sizeof slot->head,
-                    "%s %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
-                    "Content-Type: application/json\r\n"
-                    "Accept: application/json, text/event-stream\r\n%s"
-                    "Content-Length: %zu\r\n\r\n%.*s",
-                    purpose == DELETE ? "DELETE" : "POST", session->path, net_port(), more, whole,
-                    (int)len, body);
+    enum wire wire = purpose == DELETE     ? MCP_DELETE
+                     : sessions.modern     ? MODERN_POST
+                     : sessions.streamable ? MCP_POST
+                                           : SSE_POST;
+    size_t head;
+    int count_of = 1;
+    fields->path = session->path;
+    fields->session_id = session->id;
+    fields->number = (uint64_t)slot->id;
+    fields->length = len + text + tail;
+    fields->port = net_port();
+    head = client_head(slot->head, sizeof slot->head, client_of(session->index), wire, fields);
+    if (head + len > sizeof slot->head)
+        exit(3);
+    memcpy(slot->head + head, body, len);
+    head += len;
     pieces[0].iov_base = slot->head;
-    pieces[0].iov_len = (size_t)head;
-    if (text > 0 && (size_t)head + text + sizeof tail <= sizeof slot->head) {
+    if (head + text + tail <= sizeof slot->head) {
         memcpy(slot->head + head, filler, text);
-        memcpy(slot->head + head + text, tail, sizeof tail - 1);
-        pieces[0].iov_len += text + sizeof tail - 1;
-    } else if (text > 0) {
+        memcpy(slot->head + head + text, slot->tail, tail);
+        head += text + tail;
+    } else {
         pieces[1].iov_base = filler;
         pieces[1].iov_len = text;
-        pieces[2].iov_base = (char *)(uintptr_t)tail;
-        pieces[2].iov_len = sizeof tail - 1;
+        pieces[2].iov_base = slot->tail;
+        pieces[2].iov_len = tail;
         count_of = 3;
     }
+    pieces[0].iov_len = head;
     slot->purpose = purpose;
     slot->posted = slot->answered = 0;
     slot->wants_answer = purpose == INITIALIZE || purpose == CALL;
@@ -100,63 +101,78 @@ static int slot_post(struct slot *slot, enum purpose purpose, const char *body, 
 static void next_id(struct slot *slot)
 {
     slot->id += (int64_t)sessions.count * sessions.slots_each;
+    client_id(slot->name, slot->session->index, slot->id);
+}
+
+/* Differs from one request to the next, as Content-Length does with real clients. */
+static size_t text_size(int64_t number, size_t bytes)
+{
+    double part = (double)(((uint64_t)number * 0x9e3779b97f4a7c15u) >> 40) / (double)(1 << 24);
+    double size = (double)bytes * (1 + sessions.spread * (2 * part - 1));
+    return size < MARK ? MARK : (size_t)size;
 }
 
 int slot_echo(struct slot *slot, size_t bytes)
 {
-    char body[160];
-    int len;
+    char body[512];
+    int client = client_of(slot->session->index);
+    struct fields fields = {.id = slot->name, .method = "tools/call", .name = "echo"};
+    size_t len, tail;
     next_id(slot);
-    slot->verify = bytes;
-    len = snprintf(body, sizeof body,
-                   "{\"jsonrpc\":\"2.0\",\"id\":%" PRId64 ",\"method\":\"tools/call\",\"params\":"
-                   "{\"name\":\"echo\",\"arguments\":{\"text\":\"%0*" PRIx64,
-                   slot->id, ID_DIGITS, (uint64_t)slot->id);
-    return slot_post(slot, CALL, body, (size_t)len, bytes - ID_DIGITS);
+    slot->verify = text_size(slot->id, bytes);
+    len = client_call_before(body, sizeof body, client, sessions.modern, &fields);
+    len += (size_t)snprintf(body + len, sizeof body - len, "{\"text\":\"%0*" PRIx64, MARK,
+                            (uint64_t)slot->id);
+    memcpy(slot->tail, "\"}", 2);
+    fields.number = (uint64_t)slot->id;
+    tail = 2 + client_call_after(slot->tail + 2, sizeof slot->tail - 2, client, sessions.modern,
+                                 &fields);
+    return slot_post(slot, CALL, &fields, body, len, slot->verify - MARK, tail);
 }
 
 int slot_call(struct slot *slot, const char *tool, const char *arguments)
 {
-    char body[256];
-    int len;
+    char body[1024];
+    struct fields fields = {
+        .id = slot->name, .method = "tools/call", .name = tool, .arguments = arguments};
+    size_t len;
     next_id(slot);
     slot->verify = 0;
-    len = snprintf(body, sizeof body,
-                   "{\"jsonrpc\":\"2.0\",\"id\":%" PRId64 ",\"method\":\"tools/call\",\"params\":"
-                   "{\"name\":\"%s\",\"arguments\":%s}}",
-                   slot->id, tool, arguments);
-    return slot_post(slot, CALL, body, (size_t)len, 0);
+    len = client_call(body, sizeof body, client_of(slot->session->index), sessions.modern, &fields);
+    return slot_post(slot, CALL, &fields, body, len, 0, 0);
 }
 
+/* `initialize`, or what takes its place in 2026-07-28. */
 static void initialize(struct session *session)
 {
     struct slot *slot = &session->slots[0];
-    char body[300];
-    int len;
+    struct fields fields = {.id = slot->name, .method = "server/discover", .name = ""};
+    char body[1024];
+    size_t len;
     next_id(slot);
     slot->verify = 0;
-    len = snprintf(body, sizeof body,
-                   "{\"jsonrpc\":\"2.0\",\"id\":%" PRId64 ",\"method\":\"initialize\",\"params\":"
-                   "{\"protocolVersion\":\"%s\",\"capabilities\":{},"
-                   "\"clientInfo\":{\"name\":\"load\",\"version\":\"1\"}}}",
-                   slot->id, sessions.streamable ? VERSION_STREAMABLE : VERSION_SSE);
-    slot_post(slot, INITIALIZE, body, (size_t)len, 0);
+    len = client_opening(body, sizeof body, client_of(session->index), sessions.modern, &fields);
+    slot_post(slot, INITIALIZE, &fields, body, len, 0, 0);
+}
+
+static void confirm(struct slot *slot)
+{
+    struct fields fields = {.id = ""};
+    const char *body = client_initialized(client_of(slot->session->index));
+    slot_post(slot, INITIALIZED, &fields, body, strlen(body), 0, 0);
 }
 
 static void get_stream(struct session *session)
 {
-    static const char *const format =
-        "GET %s%s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept: text/event-stream\r\n%s\r\n";
-    char more[MAX_SESSION_ID + 80] = "";
+    char path[512];
+    struct fields fields = {.path = path, .session_id = session->id, .port = net_port()};
     struct iovec piece;
     /* The stream's request lies in the head of the last slot, which is idle. */
     struct slot *slot = &session->slots[sessions.slots_each - 1];
-    if (sessions.streamable)
-        snprintf(more, sizeof more, "Mcp-Session-Id: %s\r\nMCP-Protocol-Version: %s\r\n",
-                 session->id, VERSION_STREAMABLE);
-    piece.iov_len = (size_t)snprintf(slot->head, sizeof slot->head, format, sessions.base,
-                                     sessions.streamable ? sessions.mcp_path : sessions.sse_path,
-                                     net_port(), more);
+    snprintf(path, sizeof path, "%s%s", sessions.base,
+             sessions.streamable ? sessions.mcp_path : sessions.sse_path);
+    piece.iov_len = client_head(slot->head, sizeof slot->head, client_of(session->index),
+                                sessions.streamable ? MCP_GET : SSE_GET, &fields);
     piece.iov_base = slot->head;
     if (conn_send(&session->stream, &piece, 1) < 0) {
         count(&sessions.counts.connect_errors, "connect", "", 0);
@@ -168,8 +184,6 @@ static void get_stream(struct session *session)
 
 static void advance(struct slot *slot)
 {
-    static const char confirmed[] =
-        "{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}";
     struct session *session = slot->session;
     uint64_t elapsed, opened_at = session->opened_at;
     if (!slot->posted || (slot->wants_answer && !slot->answered))
@@ -180,8 +194,14 @@ static void advance(struct slot *slot)
         slot->purpose = IDLE;
         sessions.calls->initialized(session);
         /* unless it was closed there, and maybe opened again */
-        if (session->alive && session->opened_at == opened_at && slot->purpose == IDLE)
-            slot_post(slot, INITIALIZED, confirmed, sizeof confirmed - 1, 0);
+        if (!session->alive || session->opened_at != opened_at || slot->purpose != IDLE)
+            break;
+        if (!sessions.modern) {
+            confirm(slot);
+            break;
+        }
+        session->ready = 1;
+        sessions.calls->ready(session);
         break;
     case INITIALIZED:
         slot->purpose = IDLE;
@@ -205,7 +225,7 @@ static void advance(struct slot *slot)
 static int text_is_right(struct slot *slot, struct span result)
 {
     const char *at = result.at, *end = result.at + result.len;
-    char id[ID_DIGITS + 1];
+    char mark[MARK + 1];
     struct span text = {NULL, 0};
     while ((at = memmem(at, (size_t)(end - at), "\"text\"", 6)) != NULL) {
         const char *stop;
@@ -225,15 +245,15 @@ static int text_is_right(struct slot *slot, struct span result)
         slot->session->number = strtol(text.at, NULL, 10);
         return 1;
     }
-    snprintf(id, sizeof id, "%0*" PRIx64, ID_DIGITS, (uint64_t)slot->id);
-    return text.len == slot->verify && memcmp(text.at, id, ID_DIGITS) == 0
-        && memcmp(text.at + ID_DIGITS, filler, text.len - ID_DIGITS) == 0;
+    snprintf(mark, sizeof mark, "%0*" PRIx64, MARK, (uint64_t)slot->id);
+    return text.len == slot->verify && memcmp(text.at, mark, MARK) == 0
+        && memcmp(text.at + MARK, filler, text.len - MARK) == 0;
 }
 
 static void answered(struct session *session, struct span id, struct span result,
                      struct span data)
 {
-    int64_t number = strtoll(id.at, NULL, 10);
+    int64_t number = client_id_number(id.at, id.len);
     int total = sessions.count * sessions.slots_each;
     int index = (int)(number % total);
     struct slot *slot;
@@ -246,7 +266,7 @@ static void answered(struct session *session, struct span id, struct span result
         return;
     }
     slot = &session->slots[index % sessions.slots_each];
-    if (number != slot->id || slot->answered || slot->purpose == IDLE) {
+    if (!span_is(id, slot->name) || slot->answered || slot->purpose == IDLE) {
         count(&sessions.counts.unexpected, "not asked for", data.at, data.len);
         return;
     }
@@ -398,14 +418,16 @@ static const struct conn_calls slot_calls = {slot_head, slot_message, slot_compl
 
 void sessions_start(int count_of, int slots_each, size_t bytes, const struct mode_calls *calls)
 {
+    size_t most;
     sessions.count = count_of;
     sessions.slots_each = slots_each;
     sessions.calls = calls;
     sessions.all = calloc((size_t)count_of, sizeof *sessions.all);
-    filler = malloc(bytes + 1);
+    most = (size_t)((double)bytes * (1 + sessions.spread)) + 1;
+    filler = malloc(most);
     if (sessions.all == NULL || filler == NULL)
         exit(3);
-    for (size_t i = 0; i < bytes; i++)
+    for (size_t i = 0; i < most; i++)
         filler[i] = (char)('a' + i % 26);
     for (int i = 0; i < count_of; i++) {
         struct session *session = &sessions.all[i];
@@ -452,5 +474,6 @@ void session_close(struct session *session, int reset)
 
 void session_delete(struct session *session)
 {
-    slot_post(&session->slots[0], DELETE, "", 0, 0);
+    struct fields fields = {.id = ""};
+    slot_post(&session->slots[0], DELETE, &fields, "", 0, 0, 0);
 }

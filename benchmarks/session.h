@@ -1,4 +1,5 @@
-/* MCP sessions of a client, over HTTP+SSE or Streamable HTTP.
+/* MCP sessions of clients, over HTTP+SSE or Streamable HTTP; in 2026-07-28, the
+ * clients themselves, which have no sessions.
  *
  * A session has slots: connections on which one request at a time is
  * outstanding.  A slot is done when its POST is answered and, wherever that
@@ -7,6 +8,7 @@
 #ifndef SESSION_H
 #define SESSION_H
 
+#include "clients.h"
 #include "net.h"
 
 enum purpose { IDLE, INITIALIZE, INITIALIZED, CALL, DELETE };
@@ -21,7 +23,8 @@ struct slot {
     int64_t id;
     size_t verify; /* bytes of echoed text to verify; 0: none */
     uint64_t sent_at;
-    char head[1024];
+    char name[ID_SIZE]; /* the id, as JSON */
+    char head[2048], tail[512];
 };
 
 struct session {
@@ -54,7 +57,8 @@ struct counts {
 
 struct sessions {
     struct session *all;
-    int count, slots_each, streamable, with_get;
+    int count, slots_each, streamable, with_get, modern;
+    double spread; /* texts are by this part shorter or longer than asked for */
     const char *base, *sse_path, *mcp_path;
     const struct mode_calls *calls;
     struct counts counts;
@@ -68,7 +72,7 @@ void session_open(struct session *session);
 void session_close(struct session *session, int reset);
 /* Ends a streamable session; `done` is called for the slot. */
 void session_delete(struct session *session);
-/* The arguments of a request are those that were given at the start, or text. */
+/* Echoes a text of about so many bytes: their mean, uniformly spread. */
 int slot_echo(struct slot *slot, size_t bytes);
 int slot_call(struct slot *slot, const char *tool, const char *arguments);
 

@@ -71,6 +71,7 @@ LOAD_SOURCES = (
     "modes_bare.c",
     "modes_slow.c",
     "session.c",
+    "clients.c",
     "net.c",
     "stats.c",
 )
