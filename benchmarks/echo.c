@@ -1,12 +1,14 @@
 /* A stdio MCP server that costs next to nothing, to measure bridges with.
  *
- * echo [--cpu N] [--modern] [--stubborn] [--mute]
+ * echo [--cpu N] [--fifo] [--modern] [--grandchild] [--stubborn] [--mute]
  *
  * Tools: `echo` returns its `text`; `stream` sends `count` notifications and
- * then answers; `pid` tells the process id.  Answers are written when all
+ * then answers; `pid` tells the process id, `grandchild` that of its child.  Answers are written when all
  * lines of a read are handled, or 1 MiB of them waits.  Ends at end of file.
  *
  * --cpu N     runs on that core, wherever it was started
+ * --fifo      has real-time priority, where that is allowed
+ * --grandchild  starts a child that lives until it gets a signal
  * --modern    speaks 2026-07-28 as well; without it, only `initialize` begins
  * --stubborn  stays after end of file, and ignores SIGTERM
  * --mute      never reads
@@ -31,7 +33,7 @@ struct buffer {
 };
 
 static struct buffer in, out;
-static int modern;
+static int modern, grandchild;
 
 static void reserve(struct buffer *buffer, size_t more)
 {
@@ -141,10 +143,11 @@ static void call(struct span id, struct span params)
         answer_text(id, given[0]);
     } else if (span_is(found[0], "\"stream\"")) {
         stream(id, given[1]);
-    } else if (span_is(found[0], "\"pid\"")) {
+    } else if (span_is(found[0], "\"pid\"") || span_is(found[0], "\"grandchild\"")) {
         char text[32];
         struct span quoted = {text, 0};
-        quoted.len = (size_t)snprintf(text, sizeof text, "\"%d\"", (int)getpid());
+        int pid = span_is(found[0], "\"pid\"") ? (int)getpid() : grandchild;
+        quoted.len = (size_t)snprintf(text, sizeof text, "\"%d\"", pid);
         answer_text(id, quoted);
     } else {
         begin(id);
@@ -205,13 +208,28 @@ static void wait_for_ever(void)
         pause();
 }
 
+static void start_grandchild(void)
+{
+    grandchild = (int)fork();
+    if (grandchild != 0)
+        return;
+    close(STDIN_FILENO);
+    close(STDOUT_FILENO);
+    wait_for_ever();
+}
+
 int main(int argc, char **argv)
 {
+    struct sched_param priority = {.sched_priority = 10};
     int stubborn = 0, mute = 0;
     size_t scanned = 0;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--modern") == 0) {
             modern = 1;
+        } else if (strcmp(argv[i], "--fifo") == 0) {
+            sched_setscheduler(0, SCHED_FIFO, &priority);
+        } else if (strcmp(argv[i], "--grandchild") == 0) {
+            start_grandchild();
         } else if (strcmp(argv[i], "--stubborn") == 0) {
             stubborn = 1;
         } else if (strcmp(argv[i], "--mute") == 0) {
@@ -222,7 +240,7 @@ int main(int argc, char **argv)
             CPU_SET(atoi(argv[++i]), &cpus);
             sched_setaffinity(0, sizeof cpus, &cpus);
         } else {
-            fprintf(stderr, "usage: echo [--cpu N] [--modern] [--stubborn] [--mute]\n");
+            fprintf(stderr, "usage: echo [--cpu N] [--fifo] [--modern] [--grandchild] [--stubborn] [--mute]\n");
             return 2;
         }
     }

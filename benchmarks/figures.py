@@ -14,9 +14,40 @@ from typing import Any
 
 from systems import System
 
-Rounds = list[dict[str, Any]]
-#: For each system and figure, its rounds, or why there are none.
+Result = dict[str, Any]
+Rounds = list[Result]
+Pick = Callable[[Result], float]
+#: For each system and test, its rounds, or why there are none.
 Table = dict[str, dict[str, "Rounds | str"]]
+
+#: Why a figure misses its goal, where a profile says so; printed with the figure.
+CAUSES: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What the rounds say: their median, the lowest and the highest."""
+
+    value: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def over(cls, values: Iterable[float]) -> Spread | None:
+        """Of the values of all rounds; None if there are none."""
+        found = list(values)
+        return cls(median(found), min(found), max(found), len(found)) if found else None
+
+    def mapped(self, how: Callable[[float], float]) -> Spread:
+        """The same of other values; `how` may turn the order round."""
+        low, high = sorted((how(self.low), how(self.high)))
+        return Spread(how(self.value), low, high, self.rounds)
+
+    @property
+    def percent(self) -> float:
+        """Half of the distance from the lowest to the highest, in percent of the median."""
+        return 50 * (self.high - self.low) / self.value if self.value else 0.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +55,7 @@ class Figure:
     """One line of the report's end."""
 
     name: str
-    value: float | None
+    spread: Spread | None
     goal: float
     unit: str = "x"
     at_most: bool = False
@@ -32,10 +63,20 @@ class Figure:
     detail: str = ""
 
     @property
+    def value(self) -> float | None:
+        """The median of the rounds, if there is any."""
+        return self.spread.value if self.spread else None
+
+    @property
     def met(self) -> bool:
         """Whether the goal is reached; a figure that is missing is not."""
         compare = operator.le if self.at_most else operator.ge
         return self.value is not None and compare(self.value, self.goal)
+
+    @property
+    def cause(self) -> str:
+        """Why the goal is missed, as far as that is known."""
+        return "" if self.met else CAUSES.get(self.name, "")
 
     def goal_text(self) -> str:
         """The goal with its sign and unit."""
@@ -43,58 +84,79 @@ class Figure:
 
     def line(self) -> str:
         """What the run prints."""
-        if self.value is None:
+        if self.spread is None:
             return f"bench: {self.name} not measured: {self.reason}"
         verdict = "met" if self.met else "missed"
-        value = f"{self.value:.2f}{self.unit}"
+        value = f"{self.spread.value:.2f}{self.unit}"
+        if self.spread.rounds > 1:
+            value += f" [{self.spread.low:.2f}-{self.spread.high:.2f}]"
         return f"bench: {self.name} {value} (goal {self.goal_text()}) {verdict}"
 
 
-def value_of(cell: Rounds | str | None, pick: Callable[[dict[str, Any]], float]) -> float | None:
-    """The median of the rounds."""
-    if not isinstance(cell, list) or not cell:
-        return None
-    return median(pick(each) for each in cell)
-
-
-def _number(value: float) -> str:
-    """Write whole numbers from 1000 on, and four digits of smaller ones."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def rate(result: dict[str, Any]) -> float:
+def rate(result: Result) -> float:
     """Per second."""
     return float(result["rate"])
 
 
-def p50(result: dict[str, Any]) -> float:
+def cpu(result: Result) -> float:
+    """Microseconds of the bridge for one request."""
+    return float(result["server_cpu_us"])
+
+
+def p50(result: Result) -> float:
     """Milliseconds."""
     return float(result["latency_ms"]["p50"])
 
 
-def p99(result: dict[str, Any]) -> float:
+def p99(result: Result) -> float:
     """Milliseconds."""
     return float(result["latency_ms"]["p99"])
 
 
+def spread_of(cell: Rounds | str | None, pick: Pick) -> Spread | None:
+    """What the rounds of one test say."""
+    return Spread.over(pick(each) for each in cell) if isinstance(cell, list) else None
+
+
+def number(value: float) -> str:
+    """Write whole numbers from 1000 on, and four digits of smaller ones."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 class Comparison:
-    """Ours against the best peer."""
+    """Ours against others, round by round."""
 
     def __init__(self, systems: Iterable[System], table: Table) -> None:
-        self._systems = list(systems)
+        self._systems = {each.key: each for each in systems}
         self._table = table
 
-    def best_peer(
-        self, test: str, pick: Callable[[dict[str, Any]], float], transport: str | None, low: bool
-    ) -> tuple[float, System] | None:
+    def cell(self, key: str, test: str) -> Rounds | str | None:
+        """The rounds of one test of one system."""
+        return self._table.get(key, {}).get(test)
+
+    def best_peer(self, test: str, pick: Pick, transport: str, low: bool) -> System | None:
         """The best of those that were measured."""
         found = []
-        for system in self._systems:
-            value = value_of(self._table.get(system.key, {}).get(test), pick)
-            if not system.ours and value and transport in (None, system.transport):
-                found.append((value, system))
-        found.sort(key=lambda pair: pair[0], reverse=not low)
-        return found[0] if found else None
+        for system in self._systems.values():
+            spread = spread_of(self.cell(system.key, test), pick)
+            if system.kind == "peer" and system.transport == transport and spread:
+                found.append((spread.value, system))
+        if not found or not (best := (min if low else max)(found, key=lambda pair: pair[0]))[0]:
+            return None
+        return best[1]
+
+    def ratio(self, ours: str, theirs: str, test: str, pick: Pick) -> Spread | None:
+        """Ours by theirs in each round that has both; of the medians where none has."""
+        mine, other = self.cell(ours, test), self.cell(theirs, test)
+        if not isinstance(mine, list) or not isinstance(other, list):
+            return None
+        by_round = {each["round"]: pick(each) for each in other}
+        pairs = [
+            (pick(each), by_round[each["round"]]) for each in mine if each["round"] in by_round
+        ]
+        if not pairs:
+            pairs = [(median(map(pick, mine)), median(map(pick, other)))]
+        return Spread.over(a / b for a, b in pairs if b)
 
     def figure(
         self,
@@ -102,45 +164,110 @@ class Comparison:
         test: str,
         goal: float,
         *,
-        pick: Callable[[dict[str, Any]], float] = rate,
         ours: str = "mcpbridge",
-        against: str | None = "sse",
+        against: str = "",
+        pick: Pick = rate,
         low: bool = False,
+        inverse: bool = False,
+        percent: bool = False,
     ) -> Figure:
-        """A ratio; `against` is the transport of the peers, None for all of them."""
-        cell = self._table.get(ours, {}).get(test)
-        value = value_of(cell, pick)
-        best = self.best_peer(test, pick, against, low)
-        if value is None:
-            reason = cell if isinstance(cell, str) else "it was not run"
-            return Figure(name, None, goal, at_most=low, reason=reason)
+        """
+        A ratio of ours to `against`, or to the best peer of our transport.
+
+        `low`: less is better.  `inverse`: theirs by ours, how many times less ours is; `percent`:
+        how much more ours is, of a variant of mcpbridge and the plain one.
+        """
+        unit, at_most = ("%" if percent else "x"), low and not inverse
+        cell = self.cell(ours, test)
+        if not isinstance(cell, list):
+            return Figure(name, None, goal, unit, at_most, reason=cell or "it was not run")
+        transport = self._systems[ours].transport
+        best = self._systems.get(against) or self.best_peer(test, pick, transport, low)
         if best is None:
-            return Figure(name, None, goal, at_most=low, reason="no peer was measured")
-        detail = (
-            f"{_number(value)} against {_number(best[0])} of {best[1].name} ({best[1].transport})"
-        )
-        return Figure(name, value / best[0], goal, at_most=low, detail=detail)
+            return Figure(name, None, goal, unit, at_most, reason="no peer was measured")
+        found = self.ratio(ours, best.key, test, pick)
+        theirs = spread_of(self.cell(best.key, test), pick)
+        mine = spread_of(cell, pick)
+        if found is None or theirs is None or mine is None:
+            why = self.cell(best.key, test)
+            reason = f"{best.name}: {why if isinstance(why, str) else 'it was not run'}"
+            return Figure(name, None, goal, unit, at_most, reason=reason)
+        if inverse:
+            found = found.mapped(lambda each: 1 / each)
+        if percent:
+            found = found.mapped(lambda each: (each - 1) * 100)
+        detail = f"{number(mine.value)} against {number(theirs.value)} of {best.name}"
+        return Figure(name, found, goal, unit, at_most, detail=detail)
 
 
 def compared(systems: Iterable[System], table: Table) -> list[Figure]:
-    """All figures that are ratios against peers."""
+    """All figures that are ratios against the floor, the peers, or mcpbridge without an option."""
     one = Comparison(systems, table)
-    mcp: dict[str, Any] = {"ours": "mcpbridge-mcp", "against": "streamable"}
-    gateway: dict[str, Any] = {"against": "streamable"}
+    mcp: dict[str, Any] = {"ours": "mcpbridge-mcp"}
+    modern: dict[str, Any] = {"ours": "mcpbridge-modern"}
+    less: dict[str, Any] = {"pick": cpu, "low": True, "inverse": True}
+    cost: dict[str, Any] = {"pick": cpu, "low": True, "percent": True}
+    contextforge: dict[str, Any] = {"against": "contextforge-mcp"}
+    found = [
+        one.figure("sse-of-relay", "echo-32B", 0.85, against="relay-sse"),
+        one.figure("streamable-of-relay", "echo-32B", 0.85, against="relay-streamable", **mcp),
+        one.figure("sse-cpu", "echo-32B", 8, **less),
+        one.figure("streamable-cpu", "echo-32B", 12, **less, **mcp),
+        one.figure("modern-cpu", "echo-32B", 12, against="contextforge-modern", **less, **modern),
+    ]
+    for name, key in (
+        ("sse", "mcpbridge"),
+        ("streamable", "mcpbridge-mcp"),
+        ("modern", "mcpbridge-modern"),
+    ):
+        for at, pick, goal in (("p50", p50, 0.6), ("p99", p99, 0.5)):
+            found.append(
+                one.figure(f"latency-{at}-{name}", "latency", goal, pick=pick, low=True, ours=key)
+            )
     return [
-        one.figure("echo-32B-sse", "echo-32B", 6),
-        one.figure("echo-32B-streamable", "echo-32B", 15, **mcp),
-        one.figure("echo-16KiB", "echo-16KiB", 4, against=None),
-        one.figure("echo-1MiB", "echo-1MiB", 1.5, against=None),
-        one.figure("latency-p50-sse", "latency", 0.75, pick=p50, low=True),
-        one.figure("latency-p99-sse", "latency", 0.6, pick=p99, low=True),
-        one.figure("latency-p50-streamable", "latency", 0.75, pick=p50, low=True, **mcp),
-        one.figure("latency-p99-streamable", "latency", 0.6, pick=p99, low=True, **mcp),
+        *found,
+        one.figure("1MiB-streamable", "echo-1MiB", 1.3, **contextforge, **mcp),
+        one.figure("16KiB-sse", "echo-16KiB", 4),
+        one.figure("16KiB-streamable", "echo-16KiB", 4, **mcp),
+        one.figure("100x1-sse", "echo-100x1", 2),
+        one.figure("100x1-streamable", "echo-100x1", 6, **mcp),
         one.figure("stream-sse", "stream", 3),
-        one.figure("echo-100x1-sse", "echo-100x1", 2),
-        one.figure("echo-100x1-streamable", "echo-100x1", 6, **mcp),
-        one.figure("open-p50", "open", 0.3, pick=lambda r: float(r["p50"]), low=True, **gateway),
-        one.figure("open-rate-8", "open", 5, **gateway),
+        one.figure(
+            "access-log-sse", "echo-32B", 15, ours="mcpbridge-log", against="mcpbridge", **cost
+        ),
+        one.figure(
+            "access-log-streamable",
+            "echo-32B",
+            15,
+            ours="mcpbridge-mcp-log",
+            against="mcpbridge-mcp",
+            **cost,
+        ),
+        *_measured(one),
+    ]
+
+
+def _measured(one: Comparison) -> list[Figure]:
+    """The figures of the compared tests that are no ratio of two systems."""
+
+    def take(
+        name: str, key: str, test: str, goal: float, unit: str, pick: Pick, at_most: bool
+    ) -> Figure:
+        cell = one.cell(key, test)
+        if not isinstance(cell, list):
+            return Figure(name, None, goal, unit, at_most, reason=cell or "it was not run")
+        return Figure(name, spread_of(cell, pick), goal, unit, at_most)
+
+    def tail(result: Result) -> float:
+        return p99(result) / p50(result)
+
+    return [
+        take("modern-p99-by-p50", "mcpbridge-modern", "echo-32B", 2, "x", tail, True),
+        take("legacy-p99-by-p50", "mcpbridge-legacy", "echo-32B", 2, "x", tail, True),
+        take("open-p50-sse", "mcpbridge", "open", 1.5, "ms", p50, True),
+        take("open-p50-streamable", "mcpbridge-mcp", "open", 1.5, "ms", p50, True),
+        take("open-rate-8-sse", "mcpbridge", "open", 700, "/s", rate, False),
+        take("open-rate-8-streamable", "mcpbridge-mcp", "open", 700, "/s", rate, False),
     ]
 
 
@@ -148,27 +275,70 @@ def absolute(own: dict[str, Any]) -> list[Figure]:
     """All figures of mcpbridge alone."""
 
     def take(
-        name: str, test: str, goal: float, unit: str, pick: Callable[[Any], float], at_most: bool
+        name: str, step: str, goal: float, unit: str, pick: Pick, at_most: bool = True
     ) -> Figure:
-        result = own.get(test, "it was not run")
-        if isinstance(result, str):
-            return Figure(name, None, goal, unit, at_most, reason=result)
-        return Figure(name, pick(result), goal, unit, at_most)
+        rounds = own.get(step, "it was not run")
+        if isinstance(rounds, str):
+            return Figure(name, None, goal, unit, at_most, reason=rounds)
+        try:
+            return Figure(name, spread_of(rounds, pick), goal, unit, at_most)
+        except LookupError as missing:
+            return Figure(name, None, goal, unit, at_most, reason=str(missing.args[0]))
 
-    def beyond(result: Any) -> float:
-        return float(result["gone_ms"]["p50"]) - float(own["own_exit_ms"])
+    def gone(how: str) -> Pick:
+        return lambda r: float(r[how]["p50"]) - float(r["own_exit_ms"])
 
-    def worst(*phases: str) -> Callable[[Any], float]:
-        return lambda r: max(float(r[phase]["max"]) for phase in phases)
+    def longest(phase: str) -> Pick:
+        return lambda r: float(r[phase]["max"])
 
     return [
-        take("open-1000", "memory", 5, "s", lambda r: r["seconds"] * 1000 / r["sessions"], True),
-        take("memory-idle-session", "memory", 20, "KiB", lambda r: r["kib"], True),
-        take("memory-after-churn", "churn", 1, "MiB", lambda r: r["growth_kib"] / 1024, True),
-        take("close-fin-p50", "close-fin", 3, "ms", beyond, True),
-        take("close-rst-p50", "close-rst", 3, "ms", beyond, True),
-        take("close-delete-p50", "close-delete", 3, "ms", beyond, True),
-        take("close-stubborn", "stubborn", 3050, "ms", lambda r: r["gone_ms"]["max"], True),
+        *(
+            take(f"freeze-{phase}", "freezes", 20, "ms", longest(phase))
+            for phase in ("open-200", "close-200", "kill-100", "16MiB")
+        ),
+        take(
+            "open-beside-1000",
+            "open-beside",
+            1.2,
+            "x",
+            lambda r: r["full"]["p50"] / r["empty"]["p50"],
+        ),
+        take(
+            "open-beside-1000-cpu",
+            "open-beside",
+            1.2,
+            "x",
+            lambda r: r["full"]["server_cpu_us"] / r["empty"]["server_cpu_us"],
+        ),
+        take(
+            "cpu-1000-by-16-sse",
+            "sessions-sse",
+            1.15,
+            "x",
+            lambda r: _point(r, 1000)["cpu_us"] / _point(r, 16)["cpu_us"],
+        ),
+        take(
+            "cpu-1000-by-16-streamable",
+            "sessions-streamable",
+            1.15,
+            "x",
+            lambda r: _point(r, 1000)["cpu_us"] / _point(r, 16)["cpu_us"],
+        ),
+        take("memory-5000", "sessions-many", 20, "KiB", lambda r: _point(r, 5000)["session_kib"]),
+        take(
+            "memory-5000-given-back",
+            "sessions-many",
+            80,
+            "%",
+            lambda r: 100 - 100 * _point(r, 5000)["left_kib"] / _point(r, 5000)["grown_kib"],
+            False,
+        ),
+        take("memory-after-churn", "churn", 1, "MiB", lambda r: r["growth_kib"] / 1024),
+        take("close-fin", "endings", 3, "ms", gone("fin")),
+        take("close-rst", "endings", 3, "ms", gone("rst")),
+        take("close-delete", "endings", 3, "ms", gone("delete")),
+        take("grandchild", "endings", 3, "ms", lambda r: r["grandchild"]["p50"] - r["fin"]["p50"]),
+        take("close-stubborn", "stubborn", 3050, "ms", lambda r: r["gone_ms"]["max"]),
         take("refusals", "refusals", 5000, "/s", lambda r: r["refused_rate"], False),
         take(
             "refusals-p99",
@@ -176,10 +346,18 @@ def absolute(own: dict[str, Any]) -> list[Figure]:
             2,
             "x",
             lambda r: r["during_ms"]["p99"] / (r["before_ms"]["p99"] or 1),
-            True,
         ),
-        take("slow-reader", "slow-reader", 2, "MiB", lambda r: r["growth_kib"] / 1024, True),
-        take("slow-backend", "slow-backend", 10, "MiB", lambda r: r["growth_kib"] / 1024, True),
-        take("loop-lag", "lag", 20, "ms", worst("many", "loaded"), True),
-        take("loop-lag-open-close", "lag", 20, "ms", worst("opening", "closing"), True),
+        take("slow-reader", "slow-reader", 2, "MiB", lambda r: r["growth_kib"] / 1024),
+        take("slow-backend", "slow-backend", 10, "MiB", lambda r: r["growth_kib"] / 1024),
     ]
+
+
+def _point(result: Result, x: int) -> Result:
+    """One point of a curve.  Raises `LookupError` with the reason where it was not measured."""
+    for point in result["points"]:
+        if point["x"] == x:
+            if "problem" in point:
+                raise LookupError(point["problem"])
+            found: Result = point
+            return found
+    raise LookupError("it was not run")

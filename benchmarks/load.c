@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <inttypes.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,12 +19,12 @@
 struct options options = {
     .sessions = 1, .outstanding = 1, .lanes = 8, .total = 100, .count = 100000,
     .connections = 4, .length = 0, .seconds = 2, .warmup = 0.3, .timeout = 60, .patience = 5,
-    .bytes = 32, .close = "fin", .after = "close", .path = "/nothing",
+    .bytes = 32, .close = "fin", .after = "close", .path = "/nothing", .tool = "pid",
 };
 
 struct histogram latency;
 uint64_t deadline;
-int ready, dead, sending, measuring;
+int ready, dead, sending, measuring, realtime;
 int64_t requests, late;
 static int opened, next_session, opening;
 
@@ -245,17 +246,40 @@ void start_echo(void)
                 slot_echo(&sessions.all[i].slots[k], (size_t)options.bytes);
 }
 
+/* As clients do when they are done; what is not answered in time is left. */
+static void delete_all(void)
+{
+    uint64_t stop = after(options.patience);
+    int left = 0;
+    for (int i = 0; i < options.sessions; i++)
+        if (sessions.all[i].alive && sessions.all[i].id[0] != 0
+            && sessions.all[i].slots[0].purpose == IDLE)
+            session_delete(&sessions.all[i]);
+    do {
+        net_turn(stop);
+        left = 0;
+        for (int i = 0; i < options.sessions; i++)
+            left += sessions.all[i].slots[0].purpose == DELETE;
+    } while (left > 0 && now_ns() < stop);
+}
+
 static int mode_echo(void)
 {
     double cpu, server_cpu, seconds;
     uint64_t start, drained;
+    long rss = process_rss(options.pid);
     int all;
     sessions_start(options.sessions, options.outstanding, (size_t)options.bytes, &echo_calls);
     start = now_ns();
     all = open_all();
     seconds = (double)(now_ns() - start) / SECOND;
+    /* Memory of idle sessions is looked at when all have settled. */
+    if (options.pause > 0)
+        run_until(after(options.pause));
     print_begin();
-    printf(", \"opened\": %d, \"open_seconds\": %.4f", ready, seconds);
+    printf(", \"opened\": %d, \"open_seconds\": %.4f, \"rss_before_kib\": %ld, \"rss_open_kib\": %ld"
+           ", \"realtime\": %s",
+           ready, seconds, rss, process_rss(options.pid), realtime ? "true" : "false");
     if (all) {
         start_echo();
         run_until(after(options.warmup));
@@ -283,6 +307,7 @@ static int mode_echo(void)
     }
     print_histogram("latency_ms", &latency);
     print_end();
+    delete_all();
     return 0;
 }
 
@@ -352,11 +377,13 @@ static int mode_stream(void)
         cpu = own_cpu() - cpu;
         server_cpu = process_cpu(options.pid) - server_cpu;
         printf(", \"sent\": %" PRId64 ", \"notifications\": %" PRId64 ", \"seconds\": %.4f"
-               ", \"rate\": %.1f, \"own_load\": %.3f, \"server_load\": %.3f",
+               ", \"rate\": %.1f, \"server_cpu_us\": %.3f, \"own_load\": %.3f, \"server_load\": %.3f",
                sent, session->notifications, seconds, (double)session->notifications / seconds,
+               session->notifications ? server_cpu * 1e6 / (double)session->notifications : 0,
                cpu / seconds, server_cpu / seconds);
     }
     print_end();
+    delete_all();
     return 0;
 }
 
@@ -378,6 +405,8 @@ static const struct {
     {"--count", &options.count, NULL, NULL, NULL},
     {"--connections", &options.connections, NULL, NULL, NULL},
     {"--fifo", &options.fifo, NULL, NULL, NULL},
+    {"--servers", &sessions.servers, NULL, NULL, NULL},
+    {"--tls", &options.tls, NULL, NULL, NULL},
     {"--streamable", &sessions.streamable, NULL, NULL, NULL},
     {"--modern", &sessions.modern, NULL, NULL, NULL},
     {"--spread", NULL, &sessions.spread, NULL, NULL},
@@ -391,6 +420,7 @@ static const struct {
     {"--bytes", NULL, NULL, &options.bytes, NULL},
     {"--close", NULL, NULL, NULL, &options.close},
     {"--after", NULL, NULL, NULL, &options.after},
+    {"--tool", NULL, NULL, NULL, &options.tool},
     {"--path", NULL, NULL, NULL, &options.path},
     {"--base", NULL, NULL, NULL, &sessions.base},
     {"--sse-path", NULL, NULL, NULL, &sessions.sse_path},
@@ -457,7 +487,11 @@ int main(int argc, char **argv)
         setrlimit(RLIMIT_NOFILE, &files);
     }
     signal(SIGPIPE, SIG_IGN);
-    net_start(options.port);
+    if (options.fifo) {
+        struct sched_param priority = {.sched_priority = 10};
+        realtime = sched_setscheduler(0, SCHED_FIFO, &priority) == 0;
+    }
+    net_start(options.port, options.tls);
     arm_deadline();
     if (strcmp(options.mode, "exit") == 0)
         return command != NULL && command[0] != NULL ? mode_exit(command) : usage();

@@ -9,16 +9,16 @@
 
 struct options {
     int port, sessions, outstanding, lanes, total, count, pid, fifo, connections, length;
-    int pick;
+    int pick, tls;
     double seconds, warmup, timeout, pace, refusals, patience, pause;
     long bytes;
-    const char *close, *after, *path, *mode;
+    const char *close, *after, *path, *mode, *tool;
 };
 
 extern struct options options;
 extern struct histogram latency;
 extern uint64_t deadline;
-extern int ready, dead, sending, measuring;
+extern int ready, dead, sending, measuring, realtime;
 extern int64_t requests, late;
 extern const struct mode_calls echo_calls, stream_calls_of_mode;
 extern int stream_over;

@@ -1,7 +1,6 @@
 /* The modes that ask for what no session is needed for. */
 #define _GNU_SOURCE
 #include <inttypes.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -202,8 +201,6 @@ static void probe_tick(void)
 /* probe: how long a request that the server answers by itself must wait. */
 int mode_probe(void)
 {
-    struct sched_param priority = {.sched_priority = 10};
-    int realtime = options.fifo && sched_setscheduler(0, SCHED_FIFO, &priority) == 0;
     if (options.pace <= 0)
         options.pace = 500;
     options.refusals = 1;

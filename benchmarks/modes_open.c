@@ -93,7 +93,7 @@ int mode_open(void)
 {
     int lanes = options.lanes < options.total ? options.lanes : options.total;
     uint64_t start;
-    double seconds;
+    double seconds, server_cpu = process_cpu(options.pid);
     keep = strcmp(options.after, "keep") == 0;
     parts = calloc(PARTS, sizeof *parts);
     if (parts == NULL)
@@ -105,12 +105,14 @@ int mode_open(void)
     while (in_time() && (finished_opens < options.total || deletes > 0))
         net_turn(deadline);
     seconds = (double)((keep ? last_opened : now_ns()) - start) / SECOND;
+    server_cpu = process_cpu(options.pid) - server_cpu;
     if (keep)
         hold();
     print_begin();
     printf(", \"opened\": %d, \"lanes\": %d, \"kept\": %s, \"seconds\": %.4f, \"rate\": %.2f"
-           ", \"parts_p50_ms\": [",
-           opened, lanes, keep ? "true" : "false", seconds, (double)opened / seconds);
+           ", \"server_cpu_us\": %.1f, \"parts_p50_ms\": [",
+           opened, lanes, keep ? "true" : "false", seconds, (double)opened / seconds,
+           opened ? server_cpu * 1e6 / opened : 0);
     for (int i = 0; i < PARTS; i++)
         printf("%s%.4f", i ? ", " : "", histogram_at(&parts[i], 0.5));
     printf("]");
@@ -171,7 +173,7 @@ static void backend_gone(struct watch *watch)
 
 static void close_ready(struct session *session)
 {
-    slot_call(&session->slots[0], "pid", "{}");
+    slot_call(&session->slots[0], options.tool, "{}");
 }
 
 static void leave(struct ending *ending)

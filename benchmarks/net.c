@@ -11,6 +11,9 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef WITH_TLS
+#include <openssl/ssl.h>
+#endif
 
 #include "net.h"
 
@@ -34,7 +37,107 @@ uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-void net_start(int port)
+/* TLS: the same reads and writes as on a socket. */
+
+#ifdef WITH_TLS
+static SSL_CTX *tls_context;
+
+static void tls_start(void)
+{
+    tls_context = SSL_CTX_new(TLS_client_method());
+    if (tls_context == NULL)
+        exit(3);
+    SSL_CTX_set_verify(tls_context, SSL_VERIFY_NONE, NULL);
+    SSL_CTX_set_mode(tls_context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+}
+
+static void tls_open(struct conn *conn)
+{
+    if (tls_context == NULL)
+        return;
+    conn->tls = SSL_new(tls_context);
+    if (conn->tls == NULL || SSL_set_fd(conn->tls, conn->fd) != 1)
+        exit(3);
+    SSL_set_connect_state(conn->tls);
+}
+
+static void tls_close(struct conn *conn)
+{
+    SSL_free(conn->tls);
+    conn->tls = NULL;
+}
+
+/* As of recv and send: -1 with errno, 0 at the end. */
+static ssize_t tls_result(struct conn *conn, int n)
+{
+    if (n > 0)
+        return n;
+    switch (SSL_get_error(conn->tls, n)) {
+    case SSL_ERROR_WANT_READ:
+    case SSL_ERROR_WANT_WRITE:
+        errno = EAGAIN;
+        return -1;
+    case SSL_ERROR_ZERO_RETURN:
+        return 0;
+    default:
+        errno = ECONNRESET;
+        return -1;
+    }
+}
+
+static int tls_handshake(struct conn *conn)
+{
+    return conn->tls == NULL ? 1 : (int)tls_result(conn, SSL_do_handshake(conn->tls));
+}
+
+static ssize_t read_some(struct conn *conn, char *data, size_t size)
+{
+    if (conn->tls == NULL)
+        return recv(conn->fd, data, size, 0);
+    return tls_result(conn, SSL_read(conn->tls, data, (int)size));
+}
+
+static ssize_t write_some(struct conn *conn, const struct iovec *piece)
+{
+    if (conn->tls == NULL)
+        return send(conn->fd, piece->iov_base, piece->iov_len, MSG_NOSIGNAL);
+    return tls_result(conn, SSL_write(conn->tls, piece->iov_base, (int)piece->iov_len));
+}
+#else
+static void tls_start(void)
+{
+    fprintf(stderr, "compiled without TLS\n");
+    exit(2);
+}
+
+static void tls_open(struct conn *conn)
+{
+    (void)conn;
+}
+
+static void tls_close(struct conn *conn)
+{
+    (void)conn;
+}
+
+static int tls_handshake(struct conn *conn)
+{
+    (void)conn;
+    return 1;
+}
+
+static ssize_t read_some(struct conn *conn, char *data, size_t size)
+{
+    return recv(conn->fd, data, size, 0);
+}
+
+static ssize_t write_some(struct conn *conn, const struct iovec *piece)
+{
+    return send(conn->fd, piece->iov_base, piece->iov_len, MSG_NOSIGNAL);
+}
+#endif
+
+void net_start(int port, int tls)
 {
     server_port = port;
     loop_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -42,6 +145,8 @@ void net_start(int port)
         perror("epoll_create1");
         exit(2);
     }
+    if (tls)
+        tls_start();
 }
 
 int net_port(void)
@@ -107,6 +212,7 @@ int conn_open(struct conn *conn)
         conn->fd = -1;
         return -1;
     }
+    tls_open(conn);
     return 0;
 }
 
@@ -118,6 +224,7 @@ void conn_close(struct conn *conn, int reset)
         struct linger linger = {.l_onoff = 1, .l_linger = 0};
         setsockopt(conn->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
     }
+    tls_close(conn);
     close(conn->fd);
     conn->fd = -1;
     conn->generation++;
@@ -145,8 +252,8 @@ static void lose(struct conn *conn, const char *why)
 static void flush(struct conn *conn)
 {
     while (conn->outs > 0) {
-        ssize_t n = conn->outs == 1
-            ? send(conn->fd, conn->out[0].iov_base, conn->out[0].iov_len, MSG_NOSIGNAL)
+        ssize_t n = conn->outs == 1 || conn->tls != NULL
+            ? write_some(conn, &conn->out[0])
             : writev(conn->fd, conn->out, conn->outs);
         size_t done;
         int i = 0;
@@ -426,11 +533,13 @@ static void receive(struct conn *conn)
 {
     unsigned generation = conn->generation;
     while (conn->generation == generation && !conn->paused) {
-        ssize_t n = recv(conn->fd, read_buffer, sizeof read_buffer, 0);
+        ssize_t n = read_some(conn, read_buffer, sizeof read_buffer);
         if (n > 0) {
             conn->received += (uint64_t)n;
             take(conn, read_buffer, (size_t)n);
-            if (conn->generation != generation || (size_t)n < sizeof read_buffer)
+            /* A record of TLS is shorter than the buffer, and more may wait behind it. */
+            if (conn->generation != generation
+                || ((size_t)n < sizeof read_buffer && conn->tls == NULL))
                 return;
         } else if (n == 0) {
             if (conn->phase == UNTIL_EOF) {
@@ -472,7 +581,7 @@ void watch_remove(struct watch *watch)
 static void conn_ready(struct conn *conn, uint32_t events)
 {
     unsigned generation = conn->generation;
-    if (!conn->connected && events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) {
+    if (!conn->connected && (conn->tls != NULL || events & (EPOLLOUT | EPOLLERR | EPOLLHUP))) {
         int error = 0;
         socklen_t len = sizeof error;
         getsockopt(conn->fd, SOL_SOCKET, SO_ERROR, &error, &len);
@@ -480,7 +589,13 @@ static void conn_ready(struct conn *conn, uint32_t events)
             lose(conn, strerror(error));
             return;
         }
+        if (tls_handshake(conn) != 1) {
+            if (errno != EAGAIN)
+                lose(conn, "no TLS");
+            return;
+        }
         conn->connected = 1;
+        events |= EPOLLOUT;
     }
     if (events & EPOLLOUT && conn->outs > 0)
         flush(conn);

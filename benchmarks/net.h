@@ -31,6 +31,7 @@ struct conn_calls {
 struct conn {
     int fd; /* -1: closed */
     int connected, paused, waiting; /* waiting: for a response */
+    struct ssl_st *tls;
     unsigned generation;
     const struct conn_calls *calls;
     void *owner;
@@ -52,7 +53,9 @@ struct watch {
 };
 
 uint64_t now_ns(void);
-void net_start(int port);
+/* `tls`: every connection uses TLS, and trusts any certificate.  Ends the program where that was
+ * not compiled in. */
+void net_start(int port, int tls);
 int net_port(void);
 
 void conn_init(struct conn *conn, const struct conn_calls *calls, void *owner);

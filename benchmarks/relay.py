@@ -232,7 +232,8 @@ def main() -> None:
     """Serve until a signal."""
     from twisted.internet import reactor
 
-    factory = protocol.ServerFactory.forProtocol(Client)
+    factory = protocol.ServerFactory()
+    factory.protocol = Client
     factory.noisy = False
     reactor.listenTCP(int(port), factory, backlog=1024, interface="127.0.0.1")
     reactor.run()

@@ -16,8 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import plots
-from figures import Figure, p50, p99, rate, value_of
-from systems import HERE, find_node, output
+from figures import (
+    Comparison,
+    Figure,
+    Pick,
+    Rounds,
+    Spread,
+    cpu,
+    p50,
+    p99,
+    rate,
+    spread_of,
+)
+from systems import HERE, System, find_node, output
 
 Results = dict[str, Any]
 
@@ -28,7 +39,18 @@ TESTS = {
     "echo-100x1": "echo 32 B, 100x1",
     "stream": "notifications",
 }
-TRANSPORTS = {"sse": "HTTP+SSE", "streamable": "Streamable HTTP"}
+TRANSPORTS = {
+    "sse": "HTTP+SSE",
+    "streamable": "Streamable HTTP, with sessions",
+    "modern": "2026-07-28, backend of 2026-07-28",
+    "legacy": "2026-07-28, older backend",
+}
+OWN = {
+    "sse": "mcpbridge",
+    "streamable": "mcpbridge-mcp",
+    "modern": "mcpbridge-modern",
+    "legacy": "mcpbridge-legacy",
+}
 
 
 def machine() -> dict[str, Any]:
@@ -76,13 +98,17 @@ def versions() -> dict[str, str]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table; all columns but the first to the right."""
+    """A Markdown table without empty columns; all but the first to the right."""
+    used = [i == 0 or any(row[i] not in ("", "-") for row in rows) for i in range(len(head))]
+    head, *rows = [
+        [each for each, keep in zip(row, used, strict=True) if keep] for row in (head, *rows)
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return [*lines, ""]
 
 
-def write(folder: Path, results: Results, figures: list[Figure]) -> None:
+def write(folder: Path, results: Results, figures: list[Figure], systems: list[System]) -> None:
     """benchmarks.md and benchmarks/*.svg."""
     pictures = folder / "benchmarks"
     pictures.mkdir(exist_ok=True)
@@ -91,10 +117,13 @@ def write(folder: Path, results: Results, figures: list[Figure]) -> None:
     lines = [
         *_head(results),
         *_figures(figures),
-        *_systems(results, pictures),
-        *_peers(results),
+        *_standing(results, systems),
+        *_all_bridges(results, pictures),
+        *_options(results),
+        *_sessions(results),
+        *_waits(results),
         *_alone(results),
-        *_curves(results, pictures),
+        *_scaling(results, pictures),
     ]
     (folder / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n")
 
@@ -106,7 +135,8 @@ def _head(results: Results) -> list[str]:
     return [
         "# Benchmarks",
         "",
-        "This page compares mcpbridge with other bridges that put stdio servers on the network.",
+        "This page compares mcpbridge with other bridges that put stdio servers on the network,",
+        "and with the floor: a bare relay on Twisted, which only moves bytes.",
         "All of them were measured in the same run, on the same machine.",
         "[How it is measured](../benchmarks/README.md) describes every test, and",
         "[benchmarks.json](benchmarks.json) has all results.",
@@ -117,6 +147,9 @@ def _head(results: Results) -> list[str]:
         f"- Other load just before the run: {results['busy']:.0%} (above 5 %, distrust this page)",
         f"- Versions: {named}",
         "- The bridge under test has one core; load generator and backends share the other.",
+        "- Each value is the median of all rounds; *±* is half the distance from the lowest to the",
+        "  highest. CPU is that of the bridge's own process for one request; it is steadier than",
+        "  rates.",
         "",
     ]
 
@@ -124,65 +157,154 @@ def _head(results: Results) -> list[str]:
 def _figures(figures: list[Figure]) -> list[str]:
     rows = []
     for each in figures:
-        value = "not measured" if each.value is None else f"{each.value:.2f} {each.unit}"
-        verdict = "" if each.value is None else ("met" if each.met else "**missed**")
-        rows.append([each.name, value, each.goal_text(), verdict, each.detail or each.reason])
-    head = ["figure", "value", "goal", "result", "measured"]
+        value = span = "not measured"
+        verdict = ""
+        if each.spread is not None:
+            value = f"{each.spread.value:.2f} {each.unit}"
+            span = (
+                "" if each.spread.rounds == 1 else f"{each.spread.low:.2f}-{each.spread.high:.2f}"
+            )
+            verdict = "met" if each.met else "**missed**"
+        else:
+            span = ""
+        about = "; ".join(filter(None, (each.detail, each.reason, each.cause)))
+        rows.append([each.name, value, span, each.goal_text(), verdict, about])
+    head = ["figure", "value", "rounds", "goal", "result", "measured"]
     return [
         "## Goals",
         "",
-        "A value in `x` is a ratio: mcpbridge divided by the best other bridge. The last column",
-        "has both numbers: requests, notifications or sessions per second, or milliseconds.",
+        "A value in `x` is a ratio, taken in each round: against the best other bridge, or against",
+        "what the last column names. That column has the medians of both: messages or sessions per",
+        "second, milliseconds, or microseconds of CPU.",
         "",
         *table(head, rows),
     ]
 
 
-def _cell(cell: Any, pick: Callable[[Any], float], form: str = "{:,.0f}") -> str:
-    value = value_of(cell, pick)
-    return "-" if value is None else form.format(value)
+def _standing(results: Results, systems: list[System]) -> list[str]:
+    one = Comparison(systems, results["rounds"])
+    lines = [
+        "## Against the floor and the best peer",
+        "",
+        "- of the floor: our rate divided by that of the bare relay, and the relay's CPU divided",
+        "  by ours; in brackets, the same of the relay that calls `send` and `write` itself",
+        "  instead of letting Twisted do it in the next turn of the reactor",
+        "- of the best peer: our rate divided by the highest of any peer",
+        "- less CPU: the lowest CPU of any peer, divided by ours",
+        "",
+    ]
+    for transport, title in TRANSPORTS.items():
+        ours, rows = OWN[transport], []
+        for test, name in TESTS.items():
+            cell = one.cell(ours, test)
+            if not isinstance(cell, list):
+                continue
+            fast = one.best_peer(test, rate, transport, low=False)
+            lean = one.best_peer(test, cpu, transport, low=True)
+            less = one.ratio(ours, lean.key, test, cpu) if lean else None
+            rows.append(
+                [
+                    name,
+                    _value(cell, rate),
+                    _value(cell, cpu, "{:,.1f}"),
+                    _of_floor(one, ours, test, transport, rate),
+                    _of_floor(one, ours, test, transport, cpu),
+                    *((_times(one.ratio(ours, fast.key, test, rate)), fast.name) if fast else "--"),
+                    f"{1 / less.value:.1f} x" if less else "-",
+                ]
+            )
+        head = ["", "per second", "µs CPU", "of the floor", "by CPU"]
+        head += ["of the best peer", "", "less CPU"]
+        if rows:
+            lines += [f"### {title}", "", *table(head, rows)]
+    return lines
 
 
-def _systems(results: Results, pictures: Path) -> list[str]:
+def _of_floor(one: Comparison, ours: str, test: str, transport: str, pick: Pick) -> str:
+    texts = []
+    for floor in ("relay", "direct"):
+        ratio = one.ratio(ours, f"{floor}-{transport}", test, pick)
+        if ratio is not None:
+            texts.append(_times(ratio if pick is rate else ratio.mapped(lambda each: 1 / each)))
+    return f"{texts[0]} ({texts[1]})" if len(texts) == 2 else "".join(texts) or "-"
+
+
+def _times(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    return f"{spread.value:.2f} x" if spread.value < 10 else f"{spread.value:.0f} x"
+
+
+def _value(cell: Any, pick: Pick, form: str = "{:,.0f}") -> str:
+    """The median, and how far the rounds are apart."""
+    spread = spread_of(cell, pick)
+    if spread is None:
+        return "-"
+    text = form.format(spread.value)
+    return text if spread.rounds == 1 else f"{text} ±{spread.percent:.0f} %"
+
+
+def _both(cell: Any) -> str:
+    """Rate and CPU."""
+    if not isinstance(cell, list):
+        return "-"
+    return f"{_value(cell, rate)}<br>{_value(cell, cpu, '{:,.1f}')} µs"
+
+
+def _all_bridges(results: Results, pictures: Path) -> list[str]:
     lines = [
         "## All bridges",
         "",
-        "`16x4` means 16 sessions with 4 requests outstanding in each. The columns after the",
-        "rates are:",
+        "`16x4` means 16 sessions with 4 requests outstanding in each. Each cell has the rate per",
+        "second, and the CPU for one message. The other columns are:",
         "",
-        "- µs CPU: CPU time of the bridge for one echo of 32 bytes",
-        "- p50 and p99: latency of an echo of 32 bytes in a single session",
+        "- p50 and p99: latency in ms of an echo of 32 bytes in a single session",
         "- strays: answers that reached a session that had not asked for them",
         "",
     ]
     for transport, title in TRANSPORTS.items():
-        rows, speed = [], []
+        rows, speed, cost = [], [], []
         for system in results["systems"]:
             cells = results["rounds"].get(system["key"])
-            if system["transport"] != transport or cells is None:
+            option = system["kind"] == "ours" and system["key"] != OWN[transport]
+            if system["transport"] != transport or cells is None or option:
                 continue
             first = cells.get("echo-32B")
             rows.append(
                 [
                     system["name"],
-                    *(_cell(cells.get(test), rate) for test in TESTS),
-                    _cell(first, lambda r: r["server_cpu_us"]),
-                    _cell(cells.get("latency"), p50, "{:.2f}"),
-                    _cell(cells.get("latency"), p99, "{:.2f}"),
+                    *(_both(cells.get(test)) for test in TESTS),
+                    _value(cells.get("latency"), p50, "{:.3f}"),
+                    _value(cells.get("latency"), p99, "{:.3f}"),
                     _cell(first, lambda r: r["leaks"]),
                 ]
             )
-            value = value_of(first, rate)
-            if value is not None:
-                speed.append((system["name"], value, system["key"].startswith("mcpbridge")))
-        head = ["", *TESTS.values(), "µs CPU", "p50 ms", "p99 ms", "strays"]
-        lines += [f"### {title}: messages per second", "", *table(head, rows)]
-        if speed:
-            name = f"echo-{transport}.svg"
-            picture = plots.bars(f"Echoes of 32 bytes per second, {title}", speed)
-            (pictures / name).write_text(picture)
-            lines += [f"![{title}](benchmarks/{name})", ""]
+            ours = system["kind"] == "ours"
+            if isinstance(first, list):
+                speed.append((system["name"], _median(first, rate), ours))
+                cost.append((system["name"], _median(first, cpu), ours))
+        head = ["", *TESTS.values(), "p50", "p99", "strays"]
+        if not rows:
+            continue
+        lines += [f"### {title}", "", *table(head, rows)]
+        for what, values, name in (
+            ("Echoes of 32 bytes per second", speed, f"echo-{transport}.svg"),
+            ("CPU for an echo of 32 bytes, µs", cost, f"cpu-{transport}.svg"),
+        ):
+            if values:
+                (pictures / name).write_text(plots.bars(f"{what}: {title}", values))
+                lines += [f"![{what}: {title}](benchmarks/{name})", ""]
     return [*lines, *_gaps(results)]
+
+
+def _median(rounds: Rounds, pick: Pick) -> float:
+    spread = spread_of(rounds, pick)
+    return spread.value if spread else 0.0
+
+
+def _cell(cell: Any, pick: Pick, form: str = "{:,.0f}") -> str:
+    spread = spread_of(cell, pick)
+    return "-" if spread is None else form.format(spread.value)
 
 
 def _gaps(results: Results) -> list[str]:
@@ -198,42 +320,88 @@ def _gaps(results: Results) -> list[str]:
             if lost:
                 lines.append(f"- {name}, {test}: measured, but {lost} requests were never answered")
         lines += [f"- {name}, {', '.join(tests)}: {text}" for text, tests in why.items()]
+    for step, rounds in results["mcpbridge"].items():
+        if isinstance(rounds, str):
+            lines.append(f"- mcpbridge alone, {step}: {rounds}")
     return ["### Not measured, or measured with errors", "", *lines, ""] if lines else []
 
 
-def _peers(results: Results) -> list[str]:
+OPTIONS = {"log": "access log", "filter": "a message filter that changes nothing", "tls": "TLS"}
+
+
+def _options(results: Results) -> list[str]:
+    rows = []
+    for option, name in OPTIONS.items():
+        for transport in ("sse", "streamable"):
+            plain = results["rounds"].get(OWN[transport], {}).get("echo-32B")
+            with_ = results["rounds"].get(f"{OWN[transport]}-{option}", {}).get("echo-32B")
+            if not isinstance(plain, list) or not isinstance(with_, list):
+                continue
+            ratios = [cpu(b) / cpu(a) - 1 for a, b in zip(plain, with_, strict=False)]
+            cost = Spread.over(100 * each for each in ratios)
+            if cost is None:
+                continue
+            span = "" if cost.rounds == 1 else f" ({cost.low:.0f} to {cost.high:.0f})"
+            rows.append(
+                [
+                    f"{name}, {TRANSPORTS[transport]}",
+                    _value(with_, rate),
+                    _value(with_, cpu, "{:,.1f}"),
+                    f"{cost.value:.0f} %{span}",
+                ]
+            )
+    head = ["", "per second", "µs CPU", "more CPU than without"]
+    lines = ["## What options cost", "", "Echoes of 32 bytes, 16x4.", "", *table(head, rows)]
+    return lines if rows else []
+
+
+def _sessions(results: Results) -> list[str]:
     rows = []
     for system in results["systems"]:
         cells = results["rounds"].get(system["key"], {})
         found = results["peers"].get(system["key"], {})
-        if system["key"] == "mcpbridge":
-            found = results["mcpbridge"]
-            found = {**found, "fin": found.get("close-fin"), "rst": found.get("close-rst")}
-        elif system["key"] == "mcpbridge-mcp":
-            found = {"delete": results["mcpbridge"].get("close-delete")}
-        memory = found.get("memory")
+        if system["transport"] not in ("sse", "streamable") or not set(cells) & {"open", "latency"}:
+            continue
+        ends = [_gone(found.get(how)) for how in ("fin", "rst", "delete", "grandchild")]
+        endings = results["mcpbridge"].get("endings")
+        if system["key"] == "mcpbridge" and isinstance(endings, list):
+            ends = [_cell(endings, _end(how), "{:.1f}") for how in ("fin", "rst")]
+            ends += ["-", _cell(endings, _end("grandchild"), "{:.1f}")]
+        elif system["key"] == "mcpbridge-mcp" and isinstance(endings, list):
+            ends = ["-", "-", _cell(endings, _end("delete"), "{:.1f}"), "-"]
         row = [
             f"{system['name']} ({TRANSPORTS[system['transport']]})",
-            _cell(cells.get("open"), lambda r: r["p50"], "{:.2f}"),
-            _cell(cells.get("open"), rate),
-            f"{memory['kib']:,.0f}" if isinstance(memory, dict) else "-",
-            *(_gone(found.get(how)) for how in ("fin", "rst", "delete")),
+            _value(cells.get("open"), p50, "{:.2f}"),
+            _value(cells.get("open"), rate),
+            _value(cells.get("open"), lambda r: cpu(r) / 1000, "{:.2f}"),
+            _cell(cells.get("echo-100x1"), _session_kib),
+            *ends,
         ]
         if set(row[1:]) != {"-"}:
             rows.append(row)
-    head = ["", "open p50 ms", "opened/s", "KiB/session", "FIN", "RST", "DELETE"]
+    head = ["", "open p50 ms", "opened/s", "ms CPU", "KiB/session", "FIN", "RST", "DELETE"]
+    head.append("its child")
     return [
         "## Sessions",
         "",
         "Opening is measured for bridges that start a process for each session.",
         "",
         "- open p50: from connecting to the answer to `initialize`, one session at a time",
-        "- opened/s: sessions opened per second, eight at a time",
-        "- KiB/session: memory of the bridge itself for an idle session",
+        "- opened/s and ms CPU: sessions opened per second, eight at a time, and the CPU for one",
+        "- KiB/session: memory of the bridge for each of 100 idle sessions",
         "- FIN, RST, DELETE: from the client's FIN, RST or DELETE to the backend's end (p50, ms)",
+        "- its child: from the client's end to that of a process that its backend has started",
         "",
         *table(head, rows),
     ]
+
+
+def _session_kib(result: Any) -> float:
+    return float(result["rss_open_kib"] - result["rss_before_kib"]) / float(result["sessions"])
+
+
+def _end(how: str) -> Pick:
+    return lambda r: float(r[how]["p50"])
 
 
 def _gone(result: Any) -> str:
@@ -242,124 +410,199 @@ def _gone(result: Any) -> str:
     return "never" if not result["gone"] else f"{result['gone_ms']['p50']:.1f}"
 
 
+PHASES = {
+    "idle": "nothing else happens",
+    "open-200": "200 sessions open at once",
+    "close-200": "200 sessions close at once",
+    "kill-100": "100 backends are killed at once",
+    "16MiB": "two clients echo messages of 16 MiB",
+}
+
+
+def _waits(results: Results) -> list[str]:
+    freezes, mixed = (results["mcpbridge"].get(name) for name in ("freezes", "mixed"))
+    lines = []
+    if isinstance(freezes, list):
+        lines += ["## While others are busy", "", "Latency in ms of a caller's echoes, while", ""]
+        rows = [
+            [
+                name,
+                *(_value(freezes, _latency(phase, at), "{:.2f}") for at in ("p50", "p99", "max")),
+            ]
+            for phase, name in PHASES.items()
+        ]
+        lines += table(["", "p50", "p99", "longest"], rows)
+        if not all(each["realtime"] for each in freezes):
+            lines += ["The caller had no real-time priority: some waits are its own.", ""]
+    if isinstance(mixed, list):
+        rows = []
+        for transport in ("sse", "streamable"):
+            for phase, name in (("alone_ms", "alone"), ("beside_ms", "beside a stream")):
+                values = [
+                    _value(mixed, _latency(transport, phase, at), "{:.2f}")
+                    for at in ("p50", "p99", "p999")
+                ]
+                flow = "-"
+                if phase == "beside_ms":
+                    flow = _value(mixed, lambda r, t=transport: r[t]["notifications"])  # type: ignore[misc]
+                rows.append([f"{TRANSPORTS[transport]}, {name}", *values, flow])
+        lines += [
+            "50 callers that ask 2,000 times a second in all, alone and beside one stream of",
+            "notifications at full speed (ms):",
+            "",
+            *table(["", "p50", "p99", "p99.9", "notifications/s"], rows),
+        ]
+    return lines
+
+
+def _latency(*names: str) -> Pick:
+    def pick(result: Any) -> float:
+        for name in names:
+            result = result[name]
+        return float(result)
+
+    return pick
+
+
 def _alone(results: Results) -> list[str]:
     own = results["mcpbridge"]
     lines = ["## mcpbridge alone", ""]
 
     def add(name: str, text: Callable[[Any], str]) -> None:
-        result = own.get(name)
-        if isinstance(result, dict):
-            lines.append(f"- {text(result)}")
-        elif isinstance(result, str):
-            lines.append(f"- {name}: not measured: {result}")
+        rounds = own.get(name)
+        if isinstance(rounds, list):
+            lines.append(f"- {text(rounds)}")
 
-    if "own_exit_ms" in own:
-        lines.append(
-            f"- The backend itself needs {own['own_exit_ms']:.2f} ms to exit after end of file."
-        )
     add(
-        "memory",
+        "endings",
         lambda r: (
-            f"With {r['few']} sessions open, another {r['sessions']} were opened in"
-            f" {r['seconds']:.2f} s. Each takes {r['kib']:.1f} KiB. Time to open one, p50 of each"
-            f" tenth of them: {', '.join(f'{each:.1f}' for each in r['p50_by_part'])} ms."
-        ),
-    )
-    add(
-        "churn",
-        lambda r: (
-            f"Memory before {r['sessions']} sessions were opened and closed, and after each fifth"
-            f" of them: {', '.join(f'{each:,}' for each in r['kib'])} KiB."
+            f"The backend itself needs {_cell(r, lambda e: e['own_exit_ms'], '{:.2f}')} ms to exit"
+            " after end of file. If it leaves a child in its process group, that is gone"
+            f" {_value(r, lambda e: e['grandchild']['p50'], '{:.2f}')} ms after the client (p50);"
+            f" the backend, {_value(r, lambda e: e['fin']['p50'], '{:.2f}')} ms."
         ),
     )
     add(
         "stubborn",
         lambda r: (
-            f"A backend that ignores end of file and SIGTERM is gone after"
-            f" {r['gone_ms']['p50']:,.0f} ms (p50; the slowest took {r['gone_ms']['max']:,.0f} ms),"
-            " with grace periods of 1 s and 2 s."
+            "A backend that ignores end of file and SIGTERM is gone after"
+            f" {r[0]['gone_ms']['p50']:,.0f} ms (p50; the slowest took"
+            f" {r[0]['gone_ms']['max']:,.0f} ms), with grace periods of 1 s and 2 s."
+        ),
+    )
+    add(
+        "open-beside",
+        lambda r: (
+            f"Beside {r[0]['held']:,} sessions, opening one takes"
+            f" {_value(r, _latency('full', 'p50'), '{:.2f}')} ms (p50) instead of"
+            f" {_value(r, _latency('empty', 'p50'), '{:.2f}')} ms; eight at a time,"
+            f" {_value(r, _latency('full', 'rate'))} are opened per second instead of"
+            f" {_value(r, _latency('empty', 'rate'))}."
+        ),
+    )
+    add(
+        "servers",
+        lambda r: (
+            f"With {r[0]['servers']} servers in one configuration file, 100 sessions spread over"
+            f" all of them cost {r[0]['many']['cpu_us']:.1f} µs of CPU per echo, and"
+            f" {r[0]['one']['cpu_us']:.1f} µs with one server. It listens after"
+            f" {r[0]['many']['start_seconds']:.2f} s instead of"
+            f" {r[0]['one']['start_seconds']:.2f} s, and then has {r[0]['many']['rss_kib']:,} KiB"
+            f" instead of {r[0]['one']['rss_kib']:,} KiB."
+        ),
+    )
+    add(
+        "churn",
+        lambda r: (
+            f"Memory before {r[0]['sessions']:,} sessions were opened and closed, and after each"
+            f" fifth of them: {', '.join(f'{each:,}' for each in r[0]['kib'])} KiB."
         ),
     )
     add(
         "refusals",
         lambda r: (
-            f"While mcpbridge refused {r['refused_rate']:,.0f} sessions a second (429), the p99"
-            f" latency of {r['live']} live sessions went from {r['before_ms']['p99']:.2f} to"
-            f" {r['during_ms']['p99']:.2f} ms. It can refuse up to {r['most_rate']:,.0f} a second."
+            f"While mcpbridge refused {_cell(r, _latency('refused_rate'))} sessions a second (429),"
+            f" the p99 latency of {r[0]['live']} live sessions went from"
+            f" {_value(r, _latency('before_ms', 'p99'), '{:.2f}')} to"
+            f" {_value(r, _latency('during_ms', 'p99'), '{:.2f}')} ms. It can refuse up to"
+            f" {_value(r, _latency('most_rate'))} a second."
         ),
     )
     add(
         "slow-reader",
         lambda r: (
-            f"While a client did not read, its backend had {r['count']:,} notifications to send:"
-            f" the memory of the bridge grew by {r['growth_kib']:,} KiB."
+            f"While a client did not read, its backend had {r[0]['count']:,} notifications to send:"
+            f" the memory of the bridge grew by {r[0]['growth_kib']:,} KiB."
         ),
     )
     add(
         "slow-backend",
         lambda r: (
-            f"While a backend did not read, mcpbridge accepted {r['accepted']} messages of"
-            f" {r['bytes']:,} bytes and then answered {r['refused_status']}"
-            f"{' with Retry-After' if r['retry_after'] else ' without Retry-After'};"
-            f" its memory grew by {r['growth_kib']:,} KiB."
-        ),
-    )
-    add(
-        "lag",
-        lambda r: (
-            "Lag of the event loop, as the latency of a request that mcpbridge answers itself"
-            f" (p50, p99, max in ms): idle {_three(r['idle'])}; while {r['sessions']} sessions open"
-            f" {_three(r['opening'])}; with those sessions open {_three(r['many'])}; with"
-            f" {r['messages_per_second']:.0f} messages of 16 MiB a second as well"
-            f" {_three(r['loaded'])}; while all sessions close at once {_three(r['closing'])}."
+            f"While a backend did not read, mcpbridge accepted {r[0]['accepted']} messages of"
+            f" {r[0]['bytes']:,} bytes and then answered {r[0]['refused_status']}"
+            f"{' with Retry-After' if r[0]['retry_after'] else ' without Retry-After'};"
+            f" its memory grew by {r[0]['growth_kib']:,} KiB."
         ),
     )
     return [*lines, ""]
 
 
-def _three(latency: Any) -> str:
-    return f"{latency['p50']:.2f}, {latency['p99']:.2f}, {latency['max']:.2f}"
-
-
 CURVES = {
-    "by-sessions": (
+    "sessions-sse": (
         "sessions",
-        "Cost by number of sessions, with one echo of 32 bytes outstanding in each",
+        "Cost by number of sessions, HTTP+SSE, one echo outstanding in each",
     ),
-    "by-size": ("bytes", "Cost by message size, with 4 sessions"),
-    "by-descriptors": ("idle connections", "Cost by number of idle connections, with 4 sessions"),
+    "sessions-streamable": (
+        "sessions",
+        "Cost by number of sessions, Streamable HTTP, one echo outstanding in each",
+    ),
+    "by-size": ("bytes", "Cost by message size, HTTP+SSE, with 4 sessions"),
+}
+COLUMNS: dict[str, tuple[str, str]] = {
+    "rate": ("per second", "{:,.0f}"),
+    "cpu_us": ("µs CPU", "{:,.1f}"),
+    "p50_ms": ("p50 ms", "{:.2f}"),
+    "p99_ms": ("p99 ms", "{:.2f}"),
+    "opened_per_second": ("opened/s", "{:,.0f}"),
+    "session_kib": ("KiB/session", "{:.1f}"),
+    "left_kib": ("KiB kept after all ended", "{:,.0f}"),
 }
 
 
-def _curves(results: Results, pictures: Path) -> list[str]:
+def _scaling(results: Results, pictures: Path) -> list[str]:
     lines = ["## Scaling", ""]
+    own = results["mcpbridge"]
+    many = own.get("sessions-many")
     for name, (x_name, title) in CURVES.items():
-        points = results["mcpbridge"].get(name)
-        lines += [f"### {title}", ""]
-        if not isinstance(points, list):
-            lines += [f"Not measured: {points or 'it was not run'}.", ""]
+        rounds = own.get(name)
+        if name == "sessions-sse" and isinstance(many, list):
+            rounds = [*(rounds if isinstance(rounds, list) else []), *many]
+        if not isinstance(rounds, list):
             continue
-        good = [each for each in points if "rate" in each]
-        series = {
-            "CPU per request, µs": [(each["x"], each["cpu_us"]) for each in good],
-            "p50, µs": [(each["x"], each["p50_ms"] * 1000) for each in good],
+        points: dict[int, list[Any]] = {}
+        for point in (point for each in rounds for point in each["points"]):
+            points.setdefault(point["x"], []).append(point)
+        good = {
+            x: found
+            for x, every in sorted(points.items())
+            if (found := [each for each in every if "problem" not in each])
         }
-        opens = [(each["x"], each["open_p50_ms"] * 1000) for each in good if "open_p50_ms" in each]
-        if opens:
-            series["opening a session, µs"] = opens
+        series: plots.Series = {
+            "CPU per request, µs": [
+                (x, _median(each, _latency("cpu_us"))) for x, each in good.items()
+            ],
+            "p50, µs": [(x, 1000 * _median(each, _latency("p50_ms"))) for x, each in good.items()],
+        }
         (pictures / f"{name}.svg").write_text(plots.curves(title, x_name, "µs", series))
-        head = [x_name, "per second", "µs CPU", "p50 ms", "p99 ms", "open p50 ms"]
-        rows = []
-        for each in points:
-            if "problem" in each:
-                rows.append([f"{each['x']:,}", each["problem"], "", "", "", ""])
-                continue
-            opened = f"{each['open_p50_ms']:.2f}" if "open_p50_ms" in each else "-"
-            rows.append(
-                [
-                    *(f"{each['x']:,}", f"{each['rate']:,.0f}", f"{each['cpu_us']:,.1f}"),
-                    *(f"{each['p50_ms']:.2f}", f"{each['p99_ms']:.2f}", opened),
-                ]
-            )
-        lines += [*table(head, rows), f"![{title}](benchmarks/{name}.svg)", ""]
+        shown = [each for each in COLUMNS if any(each in point[0] for point in good.values())]
+        rows = [
+            [f"{x:,}", *(_value(every, _latency(each), COLUMNS[each][1]) for each in shown)]
+            for x, every in good.items()
+        ]
+        lines += [f"### {title}", ""]
+        lines += table([x_name, *(COLUMNS[each][0] for each in shown)], rows) if rows else []
+        missing = [(x, every[0]["problem"]) for x, every in sorted(points.items()) if x not in good]
+        lines += [f"- {x:,} {x_name} were not measured: {problem}" for x, problem in missing]
+        lines += [""] if missing else []
+        lines += [f"![{title}](benchmarks/{name}.svg)", ""]
     return lines

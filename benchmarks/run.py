@@ -1,14 +1,13 @@
 """
-Measures mcpbridge against its peers, and writes docs/benchmarks.md.
+Measures mcpbridge against its peers and the floor, and writes docs/benchmarks.md.
 
 `python benchmarks/run.py [--quick]`; see README.md.  Ends with one line for
-each figure: `bench: NAME RATIO (goal GOAL) met|missed`.
+each figure: `bench: NAME VALUE [LOWEST-HIGHEST] (goal GOAL) met|missed`.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import sys
@@ -16,46 +15,62 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import alone
 import figures
 import measures
 import report
 import systems
-from running import NotMeasured, running
+from running import NotMeasured, Server, raise_limits, running
 from systems import System
 
-QUICK_SECONDS = 115.0
+QUICK_SECONDS = 175.0
 FULL_SECONDS = 840.0
-#: What `--quick` leaves out: slow to measure, and never the best.
-NOT_QUICK = {"fastmcp", "pypi-proxy", "contextforge"}
-NOT_QUICK |= {"fastmcp-mcp", "pypi-proxy-mcp", "npm-proxy-mcp"}
+#: What `--quick` leaves out: what is slow to measure and never the best, and the second floor.
+NOT_QUICK = {"pypi-proxy", "pypi-proxy-mcp", "fastmcp", "fastmcp-mcp", "fastmcp-modern"}
+NOT_QUICK |= {"contextforge", "npm-proxy-modern", "supergateway-modern"}
+NOT_QUICK |= {"mcpbridge-filter", "mcpbridge-mcp-filter", "mcpbridge-tls", "mcpbridge-mcp-tls"}
+NOT_QUICK |= {"direct-sse", "direct-streamable", "direct-modern"}
+#: Peers that a figure names; they are measured in each round.
+NAMED = {("contextforge-mcp", "echo-1MiB"), ("contextforge-modern", "echo-32B")}
+
+#: Rounds differ by less than this factor.
+NEAR = 1.5
 
 
 class Bench:
     """One run: what is measured when, and what came of it."""
 
     def __init__(self, arguments: argparse.Namespace, folder: str) -> None:
-        budget = QUICK_SECONDS if arguments.quick else FULL_SECONDS
         self.arguments = arguments
-        self.folder = folder
+        self.plan = measures.Plan(
+            arguments.quick, QUICK_SECONDS if arguments.quick else FULL_SECONDS
+        )
         self.problems: dict[str, str] = {}
         self.table: figures.Table = {}
-        self.own: dict[str, Any] = {}
+        #: of mcpbridge alone: for each step its rounds, or why there are none
+        self.own: dict[str, figures.Rounds | str] = {}
         self.peers: dict[str, Any] = {}
-        self.systems = self._find_systems()
+        self.systems = self._find_systems(folder)
+        self.bridge = alone.Bridge(
+            arguments.mcpbridge, folder, *systems.own_systems(arguments.mcpbridge, folder)[:2]
+        )
         self.busy = report.busy()
+        # The installation of the peers does not count.
+        self.plan.start = time.monotonic()
         if self.busy > 0.05:
             self.say(f"others have {self.busy:.0%} of this machine: figures will be off")
-        self.plan = measures.Plan(arguments.quick, budget)
 
     def say(self, text: str) -> None:
         """What happens now, for who waits."""
-        print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+        done = f"{self.plan.elapsed():4.0f} s of at most {self.plan.budget:.0f} s"
+        print(f"[{done}] {text}", file=sys.stderr, flush=True)
 
-    def _find_systems(self) -> list[System]:
-        found = systems.own_systems(self.arguments.mcpbridge, self.folder)
+    def _find_systems(self, folder: str) -> list[System]:
+        found = systems.own_systems(self.arguments.mcpbridge, folder) + systems.floor_systems()
         if not self.arguments.no_peers:
             self.problems = systems.install(self.say)
             found += systems.peer_systems(self.problems)
@@ -63,117 +78,146 @@ class Bench:
             found = [each for each in found if each.key not in NOT_QUICK]
         if self.arguments.only:
             found = [each for each in found if each.key in self.arguments.only]
-        return found
+        # Neighbours in time are compared with each other.
+        order = {name: i for i, name in enumerate(report.TRANSPORTS)}
+        return sorted(found, key=lambda each: order[each.transport])
+
+    def rounds(self) -> None:
+        """All systems, and mcpbridge alone, again and again."""
+        asked = {each.key: tuple(measures.tests_of(each)) for each in self.systems}
+        for number in range(1, self.plan.rounds + 1):
+            for system in self.systems:
+                if asked[system.key]:
+                    self.say(
+                        f"round {number}: {system.name} ({report.TRANSPORTS[system.transport]})"
+                    )
+                    self._round(number, system, asked[system.key])
+            self._alone(number)
+            if number == 1:
+                asked = self._contenders(asked)
 
     # Every system.
 
-    def compare(self) -> None:
-        """Rounds over all systems; later rounds leave out who cannot be the best."""
-        for number in range(self.plan.rounds):
-            for system in self.systems if number == 0 else self._contenders():
-                if number and self.plan.left() < 40:
-                    return
-                if isinstance(self.table.get(system.key, {}).get("echo-32B"), str):
-                    continue
-                self.say(f"round {number + 1}: {system.name} ({system.transport})")
-                self._round(system)
-            if number == 0:
-                self.alone()
-
-    def _round(self, system: System) -> None:
+    def _round(self, number: int, system: System, names: Iterable[str]) -> None:
         cells = self.table.setdefault(system.key, {})
-        tests = dict(measures.COMMON)
-        if system.processes:
-            tests["open"] = measures.opening
+        tests = measures.tests_of(system)
         try:
+            self.plan.need(6)
             with running(system) as server:
-                if system.ours and system.transport == "streamable":
-                    _check_served(server.port)
-                for name, test in tests.items():
-                    self._cell(cells, name, lambda test=test: test(server, self.plan))
-                if not system.ours and not self.plan.quick:
+                for name in names:
+                    self._cell(cells, name, number, partial(tests[name], server, self.plan))
+                first = number == 1 and system.kind == "peer" and not self.plan.quick
+                if first:
                     self._once(system, server)
+            if first and system.processes:
+                self._once_with_children(system)
         except NotMeasured as problem:
-            for name in tests:
+            for name in names:
                 cells.setdefault(name, str(problem))
 
     def _cell(
-        self, cells: dict[str, Any], name: str, measure: Callable[[], dict[str, Any]]
+        self, cells: dict[str, Any], name: str, number: int, measure: Callable[[], dict[str, Any]]
     ) -> None:
         before = cells.get(name)
         if isinstance(before, str):
             return
         try:
-            self.plan.need(5)
-            cells[name] = [*(before or []), measure()]
+            self.plan.need(3)
+            cells[name] = [*(before or []), {"round": number, **measure()}]
         except NotMeasured as problem:
             cells[name] = before or str(problem)
 
-    def _once(self, system: System, server: Any) -> None:
-        """What one round is enough for: a peer's memory, and how its sessions end."""
-        if system.key in self.peers:
+    def _once(self, system: System, server: Server) -> None:
+        """How a peer's sessions end."""
+        if not system.processes:
             return
         found = self.peers.setdefault(system.key, {})
         hows = ("fin", "rst", "delete") if system.transport == "streamable" else ("fin", "rst")
-        if system.processes:
-            for how in hows:
-                found[how] = _attempt(lambda how=how: measures.closing_of_peer(server, how))
-        few, many = (5, 30) if system.processes else (20, 100)
-        found["memory"] = _attempt(lambda: measures.idle_memory(system, self.plan, few, many))
+        for how in hows:
+            found[how] = _attempt(partial(measures.closing_of_peer, server, how))
 
-    def _contenders(self) -> list[System]:
-        """Ours, and who was first or second in anything."""
-        keep = {each.key for each in self.systems if each.ours}
-        for test in (*measures.COMMON, "open"):
-            for transport in ("sse", "streamable"):
-                ranked = []
-                for system in self.systems:
-                    cell = self.table.get(system.key, {}).get(test)
-                    value = figures.value_of(cell, figures.rate)
-                    if value and not system.ours and system.transport == transport:
-                        ranked.append((value, system.key))
-                keep |= {key for _, key in sorted(ranked)[-2:]}
-        return [each for each in self.systems if each.key in keep]
+    def _once_with_children(self, system: System) -> None:
+        """How long a peer leaves what its backend has started."""
+        how = "delete" if system.transport == "streamable" else "fin"
+        with running(system, "--grandchild") as server:
+            self.peers[system.key]["grandchild"] = _attempt(
+                partial(measures.closing_of_peer, server, how, "grandchild")
+            )
+
+    def _contenders(self, asked: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """What is asked in the later rounds: of peers, only what they may be the best in."""
+        keep = set(NAMED)
+        for test in (*measures.SESSION_TESTS, "open"):
+            picks = [(figures.p50, False), (figures.p99, False)]
+            if test != "latency":
+                picks = [(figures.rate, True), (figures.cpu, False)]
+            for transport in report.TRANSPORTS:
+                for pick, high in picks:
+                    keep |= {(key, test) for key in self._best(test, transport, pick, high)}
+        return {
+            each.key: tuple(
+                test for test in asked[each.key] if each.kind != "peer" or (each.key, test) in keep
+            )
+            for each in self.systems
+        }
+
+    def _best(self, test: str, transport: str, pick: figures.Pick, high: bool) -> list[str]:
+        """The best peer, and the second where another round may turn their order round."""
+        ranked = []
+        for system in self.systems:
+            spread = figures.spread_of(self.table.get(system.key, {}).get(test), pick)
+            if system.kind == "peer" and system.transport == transport and spread:
+                ranked.append((spread.value, system.key))
+        ranked.sort(reverse=high)
+        best = ranked[0][0] if ranked else 0.0
+        return [key for value, key in ranked[:2] if best / NEAR <= value <= best * NEAR]
 
     # mcpbridge alone.
 
-    def alone(self) -> None:
+    def _alone(self, number: int) -> None:
         """The figures of mcpbridge that no peer has."""
-        own = next((each for each in self.systems if each.key == "mcpbridge"), None)
-        if own is None:
+        if not any(each.ours for each in self.systems):
             return
-        plan, mcpbridge, folder = self.plan, self.arguments.mcpbridge, self.folder
-        self.own["own_exit_ms"] = measures.own_exit()
-        steps: list[tuple[str, Callable[[], Any]]] = [
-            ("memory", lambda: measures.idle_memory(own, plan, 100, 1000)),
-            ("close-fin", lambda: self._closing(own, "fin")),
-            ("close-rst", lambda: self._closing(own, "rst")),
-            ("close-delete", self._closing_by_delete),
-            ("stubborn", lambda: measures.stubborn(own, plan)),
-            ("refusals", lambda: measures.refusals(mcpbridge, folder, own, plan)),
-            ("slow-reader", lambda: measures.slow_reader(own, plan)),
-            ("slow-backend", lambda: measures.slow_backend(own, plan)),
-            ("lag", lambda: measures.lag(own, plan)),
-            ("churn", lambda: measures.churn(own, plan, self.arguments.churn)),
-            ("by-size", lambda: measures.by_size(own, plan)),
-            ("by-sessions", lambda: measures.by_sessions(own, plan)),
-            ("by-descriptors", lambda: measures.by_descriptors(own, plan)),
+        for name, step in self._steps(number):
+            before = self.own.get(name)
+            if isinstance(before, str):
+                continue
+            self.say(f"round {number}: mcpbridge alone: {name}")
+            try:
+                found = step(self.bridge, self.plan)
+            except NotMeasured as problem:
+                self.own[name] = before or str(problem)
+                continue
+            several = found if isinstance(found, list) else [found]
+            self.own[name] = [*(before or []), *({"round": number, **each} for each in several)]
+
+    def _steps(self, number: int) -> list[tuple[str, Callable[[alone.Bridge, measures.Plan], Any]]]:
+        """Steps of this round: what is cheap in each, what takes long in the first."""
+        by_sessions, bridge = alone.by_sessions, self.bridge
+        steps: list[tuple[str, Callable[[alone.Bridge, measures.Plan], Any]]] = [
+            ("freezes", alone.freezes),
+            ("endings", alone.endings),
+            ("mixed", alone.mixed),
+            ("refusals", alone.refusals),
+            ("sessions-sse", partial(by_sessions, system=bridge.sse, counts=[16, 1000])),
+            (
+                "sessions-streamable",
+                partial(by_sessions, system=bridge.streamable, counts=[16, 1000]),
+            ),
         ]
-        for name, step in steps:
-            self.say(f"mcpbridge alone: {name}")
-            self.own[name] = _attempt(step)
-
-    def _closing(self, system: System, how: str) -> dict[str, Any]:
-        with running(system) as server:
-            if system.transport == "streamable":
-                _check_served(server.port)
-            return measures.closing(server, self.plan, how)
-
-    def _closing_by_delete(self) -> dict[str, Any]:
-        own = next((each for each in self.systems if each.key == "mcpbridge-mcp"), None)
-        if own is None:
-            raise NotMeasured("it was not asked for")
-        return self._closing(own, "delete")
+        if number == 1:
+            many = [16, 100] if self.plan.quick else [100, 3000, 5000]
+            steps += [
+                ("open-beside", alone.opening_beside),
+                ("sessions-many", partial(by_sessions, system=bridge.sse, counts=many)),
+                ("servers", alone.many_servers),
+                ("slow-reader", alone.slow_reader),
+                ("slow-backend", alone.slow_backend),
+                ("stubborn", alone.stubborn),
+                ("churn", partial(alone.churn, total=self.arguments.churn)),
+                ("by-size", alone.by_size),
+            ]
+        return steps
 
     # The end.
 
@@ -186,19 +230,21 @@ class Bench:
         return {
             "date": time.strftime("%Y-%m-%d"),
             "quick": self.plan.quick,
-            "seconds": round(time.monotonic() - self.plan.start),
+            "seconds": round(self.plan.elapsed()),
             "machine": report.machine(),
             "busy": round(self.busy, 3),
             "versions": report.versions(),
             "systems": [
-                {"key": each.key, "name": each.name, "transport": each.transport}
+                {"key": each.key, "name": each.name, "transport": each.transport, "kind": each.kind}
                 for each in self.systems
             ],
             "not_installed": self.problems,
             "rounds": self.table,
             "mcpbridge": self.own,
             "peers": self.peers,
-            "figures": [{**asdict(each), "met": each.met} for each in self.figures()],
+            "figures": [
+                {**asdict(each), "met": each.met, "cause": each.cause} for each in self.figures()
+            ],
         }
 
 
@@ -209,23 +255,11 @@ def _attempt(step: Callable[[], Any]) -> Any:
         return str(problem)
 
 
-def _check_served(port: int) -> None:
-    """Whether {base}/mcp answers.  Raises `NotMeasured`."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("POST", "/mcp", b"{}", {"Content-Type": "application/json"})
-        status = connection.getresponse().status
-    finally:
-        connection.close()
-    if status == 404:
-        raise NotMeasured("mcpbridge does not serve /mcp yet")
-
-
 def parse_arguments(words: Iterable[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure mcpbridge against its peers.")
-    parser.add_argument("--quick", action="store_true", help="in two minutes, one round")
-    parser.add_argument("--no-peers", action="store_true", help="mcpbridge alone")
+    parser.add_argument("--quick", action="store_true", help="in under three minutes, one round")
+    parser.add_argument("--no-peers", action="store_true", help="mcpbridge and the floor alone")
     parser.add_argument("--only", action="append", metavar="KEY", help="only these systems")
     parser.add_argument(
         "--churn", type=int, metavar="N", help="sessions opened and closed; 10000, quick 1000"
@@ -251,14 +285,15 @@ def main(words: Iterable[str]) -> int:
         print(f"bench: there is no program {arguments.mcpbridge}", file=sys.stderr)
         return 2
     systems.build()
+    raise_limits()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments, folder)
-        bench.compare()
+        bench.rounds()
         results = bench.results()
     arguments.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1) + "\n"
     (arguments.output / "benchmarks.json").write_text(text)
-    report.write(arguments.output, results, bench.figures())
+    report.write(arguments.output, results, bench.figures(), bench.systems)
     for figure in bench.figures():
         print(figure.line())
     return 0

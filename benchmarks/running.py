@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from systems import BUILD, System, load_options
@@ -23,6 +25,10 @@ START_SECONDS = 40.0
 STOP_SECONDS = 25.0
 #: Some peers wait for connections that nobody closes.
 PEER_STOP_SECONDS = 1.0
+#: What the bridge needs at most: three pipes, two connections, and one of a watcher.
+DESCRIPTORS_OF_A_SESSION = 6
+PROCESSES_OF_A_SESSION = 2
+MOST_DESCRIPTORS = 65536
 Result = dict[str, Any]
 
 
@@ -66,6 +72,40 @@ def rss_kib(pid: int) -> int:
     raise NotMeasured("no memory figure")
 
 
+def _children(pid: int) -> list[int]:
+    """All descendants of a process."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    direct = [int(each) for each in text.split()]
+    return direct + [more for each in direct for more in _children(each)]
+
+
+def raise_limits() -> None:
+    """Let this process and what it starts have as many descriptors as the tests need."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit in (MOST_DESCRIPTORS, hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(limit, hard)))
+            return
+        except (OSError, ValueError):
+            continue
+
+
+def most_sessions() -> int:
+    """How many sessions descriptors and processes allow, with a margin."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    limits = [(files - 500) // DESCRIPTORS_OF_A_SESSION]
+    if processes != resource.RLIM_INFINITY:
+        limits.append(processes - 1000)
+    for path in ("/proc/sys/kernel/pid_max", "/sys/fs/cgroup/pids.max"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append((int(Path(path).read_text()) - 1000) // PROCESSES_OF_A_SESSION)
+    return min(limits)
+
+
 class Server:
     """A running server under test."""
 
@@ -73,6 +113,8 @@ class Server:
         self.system = system
         self.process = process
         self.port = port
+        #: until it listened
+        self.start_seconds = 0.0
 
     @property
     def pid(self) -> int:
@@ -82,6 +124,27 @@ class Server:
     def rss(self) -> int:
         """KiB of the server's own process."""
         return rss_kib(self.pid)
+
+    def backends(self) -> list[int]:
+        """Process ids of its backends, but for the caller's."""
+        found = []
+        for pid in _children(self.pid):
+            try:
+                if os.readlink(f"/proc/{pid}/exe") == str(BUILD / "echo"):
+                    line = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    found += [] if b"--fifo" in line else [pid]
+            except OSError:
+                pass  # it is gone
+        return found
+
+    def settle(self, patience: float = 30) -> None:
+        """Wait until no backend is left.  Raises `NotMeasured`."""
+        stop = time.monotonic() + patience
+        while self.backends():
+            if time.monotonic() > stop:
+                raise NotMeasured(f"backends were left after {patience:g} s")
+            time.sleep(0.05)
+        time.sleep(0.2)
 
     def _load(self, mode: str, options: dict[str, object]) -> list[str]:
         line = [str(BUILD / "load"), mode, "--port", str(self.port), "--pid", str(self.pid)]
@@ -171,7 +234,7 @@ def checked(result: Result) -> Result:
 def running(system: System, *backend_options: str) -> Iterator[Server]:
     """A server on its core, until the block ends; nothing of it is left then."""
     port = free_port()
-    command = system.command(port, echo_command(*backend_options))
+    command = system.command(port, echo_command(*system.backend, *backend_options))
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             on_core(0, command),
@@ -190,7 +253,8 @@ def running(system: System, *backend_options: str) -> Iterator[Server]:
 
 
 def _wait_until_it_listens(server: Server, log: Any) -> None:
-    stop = time.monotonic() + START_SECONDS
+    start = time.monotonic()
+    stop = start + START_SECONDS
     while time.monotonic() < stop:
         if server.process.poll() is not None:
             log.seek(0)
@@ -198,9 +262,10 @@ def _wait_until_it_listens(server: Server, log: Any) -> None:
             raise NotMeasured(f"it ended at once: {' '.join(last[-1:])}")
         with socket.socket() as one:
             if one.connect_ex(("127.0.0.1", server.port)) == 0:
-                time.sleep(0.3)
+                server.start_seconds = time.monotonic() - start
+                time.sleep(0.2)
                 return
-        time.sleep(0.05)
+        time.sleep(0.02)
     raise NotMeasured(f"it did not listen within {START_SECONDS:g} s")
 
 

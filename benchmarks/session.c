@@ -162,15 +162,22 @@ static void confirm(struct slot *slot)
     slot_post(slot, INITIALIZED, &fields, body, strlen(body), 0, 0);
 }
 
+static void path_of(const struct session *session, char path[MAX_PATH], const char *end)
+{
+    if (sessions.servers > 1)
+        snprintf(path, MAX_PATH, "%s/s%d%s", sessions.base, session->index % sessions.servers, end);
+    else
+        snprintf(path, MAX_PATH, "%s%s", sessions.base, end);
+}
+
 static void get_stream(struct session *session)
 {
-    char path[512];
+    char path[MAX_PATH];
     struct fields fields = {.path = path, .session_id = session->id, .port = net_port()};
     struct iovec piece;
     /* The stream's request lies in the head of the last slot, which is idle. */
     struct slot *slot = &session->slots[sessions.slots_each - 1];
-    snprintf(path, sizeof path, "%s%s", sessions.base,
-             sessions.streamable ? sessions.mcp_path : sessions.sse_path);
+    path_of(session, path, sessions.streamable ? sessions.mcp_path : sessions.sse_path);
     piece.iov_len = client_head(slot->head, sizeof slot->head, client_of(session->index),
                                 sessions.streamable ? MCP_GET : SSE_GET, &fields);
     piece.iov_base = slot->head;
@@ -453,7 +460,7 @@ void session_open(struct session *session)
     session->notifications = session->expected_number = 0;
     session->opened_at = now_ns();
     if (sessions.streamable) {
-        snprintf(session->path, sizeof session->path, "%s%s", sessions.base, sessions.mcp_path);
+        path_of(session, session->path, sessions.mcp_path);
         initialize(session);
     } else {
         get_stream(session);

@@ -11,6 +11,8 @@
 #include "clients.h"
 #include "net.h"
 
+#define MAX_PATH 512
+
 enum purpose { IDLE, INITIALIZE, INITIALIZED, CALL, DELETE };
 
 struct session;
@@ -32,7 +34,7 @@ struct session {
     int alive, ready;
     struct conn stream;
     struct slot *slots;
-    char path[512];
+    char path[MAX_PATH];
     char id[MAX_SESSION_ID];
     uint64_t opened_at;
     int64_t notifications, expected_number;
@@ -58,6 +60,7 @@ struct counts {
 struct sessions {
     struct session *all;
     int count, slots_each, streamable, with_get, modern;
+    int servers; /* more than one: at /s0, /s1, ..., for which sessions take turns */
     double spread; /* texts are by this part shorter or longer than asked for */
     const char *base, *sse_path, *mcp_path;
     const struct mode_calls *calls;

@@ -7,6 +7,7 @@ Knows command lines and versions; must not know what is measured.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -27,28 +28,43 @@ NODE_MAJOR = 20
 
 @dataclass(frozen=True)
 class System:
-    """One bridge with one transport; `command` takes a port and the backend's command line."""
+    """
+    One bridge with one transport; `command` takes a port and the backend's command line.
+
+    The transports are `sse`, `streamable` (sessions), and of 2026-07-28 `modern` and `legacy`, by
+    what the backend speaks.
+    """
 
     key: str
     name: str
     transport: str
     command: Callable[[int, list[str]], list[str]]
+    kind: str = "peer"
     environment: Mapping[str, str] = field(default_factory=dict)
+    #: what the load generator must know
     options: tuple[str, ...] = ()
     #: each session has a backend process of its own
     processes: bool = False
-    note: str = ""
+    #: only these tests
+    tests: tuple[str, ...] = ()
+    #: measured in the first round only, as it was never the best of anything
+    once: bool = False
 
     @property
     def ours(self) -> bool:
         """Whether this is mcpbridge."""
-        return self.key.startswith("mcpbridge")
+        return self.kind == "ours"
+
+    @property
+    def backend(self) -> tuple[str, ...]:
+        """The options of the backend."""
+        return ("--modern",) if self.transport == "modern" else ()
 
 
 def load_options(system: System) -> list[str]:
     """What the load generator must know of a system."""
-    transport = ["--streamable", "1"] if system.transport == "streamable" else []
-    return [*transport, *system.options]
+    transport = {"sse": [], "streamable": ["--streamable", "1"]}
+    return [*transport.get(system.transport, ["--modern", "1"]), *system.options]
 
 
 def build() -> None:
@@ -56,12 +72,18 @@ def build() -> None:
     BUILD.mkdir(exist_ok=True)
     compiler = ["gcc", "-O2", "-Wall", "-Wextra"]
     sources = [str(HERE / name) for name in LOAD_SOURCES]
-    subprocess.run([*compiler, "-o", str(BUILD / "load"), *sources], check=True)
+    load = [*compiler, "-o", str(BUILD / "load"), *sources]
+    # Without OpenSSL's headers there is no row for TLS.
+    if _run_silently([*load, "-DWITH_TLS", "-lssl", "-lcrypto"]):
+        subprocess.run(load, check=True)
     echo = [*compiler, "-o", str(BUILD / "echo"), str(HERE / "echo.c")]
     # Static where that is possible: its start costs less.
-    quiet = subprocess.run([*echo, "-static"], stderr=subprocess.DEVNULL, check=False)
-    if quiet.returncode:
+    if _run_silently([*echo, "-static"]):
         subprocess.run(echo, check=True)
+
+
+def _run_silently(command: list[str]) -> int:
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode
 
 
 #: The load generator.
@@ -79,23 +101,43 @@ LOAD_SOURCES = (
 
 # mcpbridge.
 
+#: Above what any test opens.
+MOST_SESSIONS = 6000
+#: Paths of servers, for a configuration with more than one.
+Paths = tuple[str, ...]
+
 
 def bridge_command(
-    mcpbridge: str, folder: str, **server: object
+    mcpbridge: str,
+    folder: str,
+    *,
+    bridge: Mapping[str, object] | None = None,
+    server: Mapping[str, object] | None = None,
+    paths: Paths = ("",),
+    caller: bool = False,
+    tls: bool = False,
 ) -> Callable[[int, list[str]], list[str]]:
-    """mcpbridge with limits that are out of the way, unless `server` says otherwise."""
+    """
+    mcpbridge with limits that are out of the way, unless `bridge` or `server` says otherwise.
+
+    `caller` adds a server at `/caller` whose backend has real-time priority.
+    """
 
     def command(port: int, backend: list[str]) -> list[str]:
-        settings = {"max_sessions": 5000, "base_uri": "", **server}
-        settings |= {"command": backend[0], "args": backend[1:]}
-        config = {
-            "bridge": {
-                "listen": [f"tcp:{port}:interface=127.0.0.1:backlog=1024"],
-                "max_sessions": 5000,
-                "max_connections": 25000,
-            },
-            "mcpServers": {"echo": settings},
+        listen = f"tcp:{port}:interface=127.0.0.1:backlog=1024"
+        if tls:
+            key, certificate = make_certificate(folder)
+            listen = listen.replace("tcp", "ssl") + f":privateKey={key}:certKey={certificate}"
+        settings = {"max_sessions": MOST_SESSIONS, **(server or {}), "command": backend[0]}
+        servers = {
+            f"echo{i}": {**settings, "args": backend[1:], "base_uri": path}
+            for i, path in enumerate(paths)
         }
+        if caller:
+            args = [*backend[1:], "--fifo"]
+            servers["caller"] = {**settings, "args": args, "base_uri": "/caller"}
+        limits = {"max_sessions": MOST_SESSIONS, "max_connections": 25000}
+        config = {"bridge": {"listen": [listen], **limits, **(bridge or {})}, "mcpServers": servers}
         with tempfile.NamedTemporaryFile(
             "w", dir=folder, prefix="bridge", suffix=".json", delete=False
         ) as file:
@@ -105,13 +147,74 @@ def bridge_command(
     return command
 
 
+def make_certificate(folder: str) -> tuple[Path, Path]:
+    """A key and a certificate signed with it.  Raises `OSError` and `CalledProcessError`."""
+    key, certificate = Path(folder) / "key.pem", Path(folder) / "certificate.pem"
+    if not certificate.exists():
+        what = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        into = ["-keyout", str(key), "-out", str(certificate), "-days", "2"]
+        _run_quietly(["openssl", "req", "-x509", *what, *into, "-subj", "/CN=127.0.0.1"], HERE)
+    return key, certificate
+
+
 def own_systems(mcpbridge: str, folder: str) -> list[System]:
-    """mcpbridge over both transports."""
+    """mcpbridge over all transports, and with options that cost something."""
     command = bridge_command(mcpbridge, folder)
-    return [
-        System("mcpbridge", "mcpbridge", "sse", command, processes=True),
-        System("mcpbridge-mcp", "mcpbridge", "streamable", command, processes=True),
+    found = [
+        System("mcpbridge", "mcpbridge", "sse", command, "ours", processes=True),
+        System("mcpbridge-mcp", "mcpbridge", "streamable", command, "ours", processes=True),
+        System("mcpbridge-modern", "mcpbridge", "modern", command, "ours"),
+        System("mcpbridge-legacy", "mcpbridge", "legacy", command, "ours"),
     ]
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    filters = {"filters": ["pass_through.PassThrough"]}
+    for option, name, how, environment, load in (
+        ("log", "access log", {"bridge": {"access_log": True}}, {}, ()),
+        ("filter", "message filter", {"server": filters}, {"PYTHONPATH": path}, ()),
+        ("tls", "TLS", {"tls": True}, {}, ("--tls", "1")),
+    ):
+        variant = bridge_command(mcpbridge, folder, **how)
+        found += [
+            System(
+                f"{each.key}-{option}",
+                f"mcpbridge, {name}",
+                each.transport,
+                variant,
+                "ours",
+                environment,
+                options=load,
+                tests=("echo-32B",),
+            )
+            for each in found[:2]
+        ]
+    return found
+
+
+# The floor.
+
+
+def floor_systems() -> list[System]:
+    """The bare relay, and the one that writes directly."""
+
+    def command(*options: str) -> Callable[[int, list[str]], list[str]]:
+        return lambda port, backend: [
+            *(sys.executable, str(HERE / "relay.py"), *options, str(port), *backend)
+        ]
+
+    found = []
+    whole = ("echo-32B", "latency", "echo-16KiB", "echo-1MiB", "open")
+    for kind, name, options, tests in (
+        ("relay", "bare Twisted relay", (), whole),
+        ("direct", "bare Twisted relay, direct writes", ("--direct",), ("echo-32B",)),
+    ):
+        for transport in ("sse", "streamable", "modern"):
+            relay = command(*options)
+            processes = transport != "modern"
+            key = f"{kind}-{transport}"
+            found.append(
+                System(key, name, transport, relay, "floor", processes=processes, tests=tests)
+            )
+    return found
 
 
 # The peers.
@@ -245,6 +348,9 @@ def _node_systems(node: str) -> list[System]:
         ),
         System("npm-proxy", proxy_name, "sse", npm_proxy),
         System("npm-proxy-mcp", proxy_name, "streamable", npm_proxy),
+        System("supergateway-modern", f"supergateway {version}, stateful", "modern", stateful),
+        System("npm-proxy-modern", proxy_name, "modern", npm_proxy),
+        System("npm-proxy-legacy", proxy_name, "legacy", npm_proxy),
     ]
 
 
@@ -257,8 +363,15 @@ def _pypi_proxy() -> list[System]:
         return [program, "--host", "127.0.0.1", "--port", str(port), *quiet, "--", *backend]
 
     return [
-        System("pypi-proxy", name, "sse", command),
-        System("pypi-proxy-mcp", name, "streamable", command, options=("--mcp-path", "/mcp/")),
+        System("pypi-proxy", name, "sse", command, once=True),
+        System(
+            "pypi-proxy-mcp",
+            name,
+            "streamable",
+            command,
+            options=("--mcp-path", "/mcp/"),
+            once=True,
+        ),
     ]
 
 
@@ -271,8 +384,9 @@ def _fastmcp() -> list[System]:
         return lambda port, backend: [python, script, transport, str(port), *backend]
 
     return [
-        System("fastmcp", name, "sse", command("sse")),
-        System("fastmcp-mcp", name, "streamable", command("http")),
+        System("fastmcp", name, "sse", command("sse"), once=True),
+        System("fastmcp-mcp", name, "streamable", command("http"), once=True),
+        System("fastmcp-modern", name, "modern", command("http"), once=True),
     ]
 
 
@@ -289,13 +403,9 @@ def _contextforge() -> list[System]:
             *("--host", "127.0.0.1", "--port", str(port), "--logLevel", "warning"),
         ]
 
+    streamable = command("--expose-streamable-http")
     return [
-        System("contextforge", name, "sse", command("--expose-sse"), environment),
-        System(
-            "contextforge-mcp",
-            name,
-            "streamable",
-            command("--expose-streamable-http"),
-            environment,
-        ),
+        System("contextforge", name, "sse", command("--expose-sse"), environment=environment),
+        System("contextforge-mcp", name, "streamable", streamable, environment=environment),
+        System("contextforge-modern", name, "modern", streamable, environment=environment),
     ]
