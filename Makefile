@@ -90,10 +90,10 @@ MUTANTS ?=
 mutants: .venv/.made-dev ## try mutants of the subtle modules, or of MUTANTS='mcpbridge/mcp/pings.py ...'
 	$(BIN)/python -m tests.mutants $(MUTANTS)
 
-bench: .venv/.made ## measure against other bridges, in under 15 minutes
+bench: .venv/.made ## measure against the floor and other bridges, in under 15 minutes
 	$(BIN)/python benchmarks/run.py
 
-bench-quick: .venv/.made ## the same in two minutes, in one round
+bench-quick: .venv/.made ## the same in three minutes, in one round with fewer bridges
 	$(BIN)/python benchmarks/run.py --quick
 
 CONFORMANCE_PARTS := $(patsubst %,.real/%/.made,client1 client2 node conformance)

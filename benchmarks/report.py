@@ -575,7 +575,7 @@ def _scaling(results: Results, pictures: Path) -> list[str]:
     many = own.get("sessions-many")
     for name, (x_name, title) in CURVES.items():
         rounds = own.get(name)
-        if name == "sessions-sse" and isinstance(many, list):
+        if name == "sessions-streamable" and isinstance(many, list):
             rounds = [*(rounds if isinstance(rounds, list) else []), *many]
         if not isinstance(rounds, list):
             continue

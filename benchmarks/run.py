@@ -209,7 +209,7 @@ class Bench:
             many = [16, 100] if self.plan.quick else [100, 3000, 5000]
             steps += [
                 ("open-beside", alone.opening_beside),
-                ("sessions-many", partial(by_sessions, system=bridge.sse, counts=many)),
+                ("sessions-many", partial(by_sessions, system=bridge.streamable, counts=many)),
                 ("servers", alone.many_servers),
                 ("slow-reader", alone.slow_reader),
                 ("slow-backend", alone.slow_backend),

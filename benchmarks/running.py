@@ -25,9 +25,10 @@ START_SECONDS = 40.0
 STOP_SECONDS = 25.0
 #: Some peers wait for connections that nobody closes.
 PEER_STOP_SECONDS = 1.0
-#: What the bridge needs at most: three pipes, two connections, and one of a watcher.
-DESCRIPTORS_OF_A_SESSION = 6
-PROCESSES_OF_A_SESSION = 2
+#: What a bridge needs for a session: three pipes, and one or two connections of its client.
+DESCRIPTORS_OF_A_SESSION = {"sse": 5, "streamable": 4}
+OTHER_DESCRIPTORS = 60
+OTHER_PROCESSES = 1000
 MOST_DESCRIPTORS = 65536
 Result = dict[str, Any]
 
@@ -93,16 +94,16 @@ def raise_limits() -> None:
             continue
 
 
-def most_sessions() -> int:
-    """How many sessions descriptors and processes allow, with a margin."""
+def most_sessions(transport: str) -> int:
+    """How many sessions descriptors and processes allow at a time."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    limits = [(files - 500) // DESCRIPTORS_OF_A_SESSION]
+    limits = [(files - OTHER_DESCRIPTORS) // DESCRIPTORS_OF_A_SESSION[transport]]
     if processes != resource.RLIM_INFINITY:
-        limits.append(processes - 1000)
+        limits.append(processes - OTHER_PROCESSES)
     for path in ("/proc/sys/kernel/pid_max", "/sys/fs/cgroup/pids.max"):
         with contextlib.suppress(OSError, ValueError):
-            limits.append((int(Path(path).read_text()) - 1000) // PROCESSES_OF_A_SESSION)
+            limits.append(int(Path(path).read_text()) - OTHER_PROCESSES)
     return min(limits)
 
 
@@ -167,6 +168,8 @@ class Server:
             )
         except subprocess.TimeoutExpired:
             raise NotMeasured("the load generator took too long") from None
+        if not done.stdout and done.stderr:
+            raise NotMeasured(done.stderr.decode("utf-8", "replace").strip().splitlines()[-1])
         return parse(done.stdout)
 
     @contextlib.contextmanager
@@ -234,7 +237,10 @@ def checked(result: Result) -> Result:
 def running(system: System, *backend_options: str) -> Iterator[Server]:
     """A server on its core, until the block ends; nothing of it is left then."""
     port = free_port()
-    command = system.command(port, echo_command(*system.backend, *backend_options))
+    try:
+        command = system.command(port, echo_command(*system.backend, *backend_options))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NotMeasured(f"it cannot be started ({error})") from None
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             on_core(0, command),
