@@ -250,17 +250,19 @@ void start_echo(void)
 static void delete_all(void)
 {
     uint64_t stop = after(options.patience);
-    int left = 0;
+    int left;
     for (int i = 0; i < options.sessions; i++)
         if (sessions.all[i].alive && sessions.all[i].id[0] != 0
             && sessions.all[i].slots[0].purpose == IDLE)
             session_delete(&sessions.all[i]);
-    do {
-        net_turn(stop);
+    for (;;) {
         left = 0;
         for (int i = 0; i < options.sessions; i++)
             left += sessions.all[i].slots[0].purpose == DELETE;
-    } while (left > 0 && now_ns() < stop);
+        if (left == 0 || now_ns() >= stop)
+            return;
+        net_turn(stop);
+    }
 }
 
 static int mode_echo(void)

@@ -176,7 +176,7 @@ class Bench:
 
     def _alone(self, number: int) -> None:
         """The figures of mcpbridge that no peer has."""
-        if not any(each.ours for each in self.systems):
+        if self.arguments.no_alone:
             return
         for name, step in self._steps(number):
             before = self.own.get(name)
@@ -260,6 +260,7 @@ def parse_arguments(words: Iterable[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure mcpbridge against its peers.")
     parser.add_argument("--quick", action="store_true", help="in under three minutes, one round")
     parser.add_argument("--no-peers", action="store_true", help="mcpbridge and the floor alone")
+    parser.add_argument("--no-alone", action="store_true", help="only what bridges are compared in")
     parser.add_argument("--only", action="append", metavar="KEY", help="only these systems")
     parser.add_argument(
         "--churn", type=int, metavar="N", help="sessions opened and closed; 10000, quick 1000"
