@@ -241,14 +241,13 @@ def opening_beside(bridge: Bridge, plan: Plan, held: int = 1000) -> list[Result]
     return rounds
 
 
-def by_sessions(bridge: Bridge, plan: Plan, system: System, counts: list[int]) -> Result:
+def by_sessions(system: System, plan: Plan, *counts: int) -> Result:
     """
     Cost and memory against the number of sessions, one request outstanding in each.
 
     One server for all counts: what the first of them leaves behind shows at the next.  A count
     that this machine does not allow becomes the most that it does.
     """
-    del bridge
     plan.need(8)
     points = []
     how = "delete" if system.transport == "streamable" else "fin"

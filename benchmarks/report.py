@@ -255,8 +255,9 @@ def _all_bridges(results: Results, pictures: Path) -> list[str]:
     lines = [
         "## All bridges",
         "",
-        "`16x4` means 16 sessions with 4 requests outstanding in each. Each cell has the rate per",
-        "second, and the CPU for one message. The other columns are:",
+        "`16x4` means 16 sessions with 4 requests outstanding in each; of 2026-07-28, 16 clients",
+        "with 4 connections. Each cell has the rate per second, and the CPU for one message. The",
+        "other columns are:",
         "",
         "- p50 and p99: latency in ms of an echo of 32 bytes in a single session",
         "- strays: answers that reached a session that had not asked for them",

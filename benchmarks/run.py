@@ -37,6 +37,7 @@ NOT_QUICK |= {"direct-sse", "direct-streamable", "direct-modern"}
 #: Peers that a figure names; they are measured in each round.
 NAMED = {("contextforge-mcp", "echo-1MiB"), ("contextforge-modern", "echo-32B")}
 
+Step = Callable[[alone.Bridge, measures.Plan], Any]
 #: Rounds differ by less than this factor.
 NEAR = 1.5
 
@@ -191,25 +192,24 @@ class Bench:
             several = found if isinstance(found, list) else [found]
             self.own[name] = [*(before or []), *({"round": number, **each} for each in several)]
 
-    def _steps(self, number: int) -> list[tuple[str, Callable[[alone.Bridge, measures.Plan], Any]]]:
+    def _steps(self, number: int) -> list[tuple[str, Step]]:
         """Steps of this round: what is cheap in each, what takes long in the first."""
-        by_sessions, bridge = alone.by_sessions, self.bridge
-        steps: list[tuple[str, Callable[[alone.Bridge, measures.Plan], Any]]] = [
+        many = (100,) if self.plan.quick else (100, 3000, 5000)
+        steps: list[tuple[str, Step]] = [
             ("freezes", alone.freezes),
             ("endings", alone.endings),
             ("mixed", alone.mixed),
             ("refusals", alone.refusals),
-            ("sessions-sse", partial(by_sessions, system=bridge.sse, counts=[16, 1000])),
+            ("sessions-sse", lambda it, plan: alone.by_sessions(it.sse, plan, 16, 1000)),
             (
                 "sessions-streamable",
-                partial(by_sessions, system=bridge.streamable, counts=[16, 1000]),
+                lambda it, plan: alone.by_sessions(it.streamable, plan, 16, 1000),
             ),
         ]
         if number == 1:
-            many = [16, 100] if self.plan.quick else [100, 3000, 5000]
             steps += [
                 ("open-beside", alone.opening_beside),
-                ("sessions-many", partial(by_sessions, system=bridge.streamable, counts=many)),
+                ("sessions-many", lambda it, plan: alone.by_sessions(it.streamable, plan, *many)),
                 ("servers", alone.many_servers),
                 ("slow-reader", alone.slow_reader),
                 ("slow-backend", alone.slow_backend),
