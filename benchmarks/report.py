@@ -45,6 +45,8 @@ TRANSPORTS = {
     "modern": "2026-07-28, backend of 2026-07-28",
     "legacy": "2026-07-28, older backend",
 }
+#: The part of its core that a bridge uses which is the limit of its own rate.
+BUSY = 0.9
 OWN = {
     "sse": "mcpbridge",
     "streamable": "mcpbridge-mcp",
@@ -321,6 +323,14 @@ def _gaps(results: Results) -> list[str]:
             if lost:
                 lines.append(f"- {name}, {test}: measured, but {lost} requests were never answered")
         lines += [f"- {name}, {', '.join(tests)}: {text}" for text, tests in why.items()]
+        used = spread_of(
+            results["rounds"].get(system["key"], {}).get("echo-32B"), _latency("server_load")
+        )
+        if used is not None and used.value < BUSY:
+            lines.append(
+                f"- {name}, echo-32B: the bridge used {used.value:.0%} of its core, so its rate"
+                " could be higher; trust its CPU"
+            )
     for step, rounds in results["mcpbridge"].items():
         if isinstance(rounds, str):
             lines.append(f"- mcpbridge alone, {step}: {rounds}")

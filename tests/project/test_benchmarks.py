@@ -24,8 +24,14 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def echoed(number: int, rate: float, cpu: float) -> dict[str, Any]:
-    latency = {"p50": 1.0, "p99": 2.0, "max": 3.0}
-    return {"round": number, "rate": rate, "server_cpu_us": cpu, "latency_ms": latency, "leaks": 0}
+    return {
+        "round": number,
+        "rate": rate,
+        "server_cpu_us": cpu,
+        "server_load": rate * cpu / 1e6,
+        "latency_ms": {"p50": 1.0, "p99": 2.0, "max": 3.0},
+        "leaks": 0,
+    }
 
 
 def systems_of(modules: Any) -> list[Any]:
@@ -112,6 +118,7 @@ def test_the_cause_of_a_missed_goal_is_in_the_report(modules: Any, tmp_path: Pat
     written = (tmp_path / "benchmarks.md").read_text()
     assert "500 against 1,000 of bare Twisted relay; it parses JSON" in written
     assert "mcpbridge alone, freezes: not in time" in written
+    assert "the bridge used 2% of its core" in written
     assert "16 sessions were not measured: the time was over" in written
     assert "a peer" in written
     assert (tmp_path / "benchmarks" / "echo-sse.svg").exists()
