@@ -262,22 +262,23 @@ def by_sessions(system: System, plan: Plan, *counts: int) -> Result:
             if plan.left() < 6 + count / 150:
                 point["problem"] = "the time was over"
                 continue
+            patience = 10 + count / 100
             result = server.load(
                 "echo",
                 sessions=count,
                 seconds=plan.seconds,
                 warmup=plan.warmup,
                 pause=0.3,
-                timeout=60,
-                patience=10,
+                timeout=30 + count / 50,
+                patience=patience,
             )
             try:
                 checked(result)
+                server.settle(patience)
             except NotMeasured as problem:
                 point["problem"] = str(problem)
-                server.settle()
-                continue
-            server.settle()
+                # The next count would begin with what is left of this one.
+                break
             grown = result["rss_open_kib"] - result["rss_before_kib"]
             point |= _point(result)
             point |= {

@@ -54,7 +54,9 @@ def echo(server: Server, plan: Plan, sessions: int, outstanding: int, size: int)
     # A peer that loses answers is told of, and compared with all the same.
     if server.system.kind == "peer":
         result["lost"] = result.pop("unanswered", 0)
-    return checked(result)
+    if not checked(result)["requests"]:
+        raise NotMeasured("no request was answered in time")
+    return result
 
 
 def stream(server: Server, plan: Plan) -> Result:
@@ -105,7 +107,7 @@ def tests_of(system: System) -> dict[str, Test]:
         tests = dict(SESSION_TESTS)
         if system.processes:
             tests["open"] = opening
-    names = FEW_TESTS if system.once else (system.tests or tuple(tests))
+    names = system.tests or (FEW_TESTS if system.once else tuple(tests))
     return {name: test for name, test in tests.items() if name in names}
 
 

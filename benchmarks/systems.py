@@ -47,7 +47,7 @@ class System:
     processes: bool = False
     #: only these tests
     tests: tuple[str, ...] = ()
-    #: measured in the first round only, as it was never the best of anything
+    #: measured in the first round only, as no figure needs it
     once: bool = False
 
     @property
@@ -184,6 +184,7 @@ def own_systems(mcpbridge: str, folder: str) -> list[System]:
                 environment,
                 options=load,
                 tests=("echo-32B",),
+                once=option != "log",
             )
             for each in found[:2]
         ]
