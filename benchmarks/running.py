@@ -27,7 +27,8 @@ STOP_SECONDS = 25.0
 PEER_STOP_SECONDS = 1.0
 #: What a bridge needs for a session: three pipes, and one or two connections of its client.
 DESCRIPTORS_OF_A_SESSION = {"sse": 5, "streamable": 4}
-OTHER_DESCRIPTORS = 60
+#: Its own, and those that opening eight sessions at a time needs beside.
+OTHER_DESCRIPTORS = 200
 OTHER_PROCESSES = 1000
 MOST_DESCRIPTORS = 65536
 Result = dict[str, Any]
