@@ -348,7 +348,6 @@ class FastPath:
             return self._post_modern(request, request.headers, body, connection)
         if claims_modern(body):
             raise NotFastAfterAll
-        made: list[PendingStream] = []
         try:
             streamable = cast(
                 "StreamableSession", request.server.find_streamable(request.ident).sink
@@ -357,20 +356,16 @@ class FastPath:
             line, envelope = read_message(body)
             if envelope is None or envelope.method == "initialize":
                 raise NotFastAfterAll
-
-            def make_response() -> PendingStream:
-                made.append(PendingStream(streamable, connection, responses))
-                return made[0]
-
-            stream = streamable.receive([(line, envelope)], make_response)
+            pending = PendingStream(streamable, connection, responses)
+            stream = streamable.receive([(line, envelope)], lambda: pending)
         except NotFastAfterAll:
             raise
         except Exception as error:
             return responses.failure(error)
         if stream is None:
             return responses.accepted()
-        made[0].stream = stream
-        return made[0]
+        pending.stream = stream
+        return pending
 
     def _post_modern(
         self, request: FastRequest, headers: Headers, body: bytes, connection: PendingConnection
