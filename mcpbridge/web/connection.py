@@ -428,12 +428,13 @@ class BridgeConnection(WatchedConnection):
             self._drop_unserved()
         self._discarding = True
         self.site.turns.leave(self)
+        paused = self._reading_paused or self._transport_full
+        if paused and not self.transport.disconnecting:
+            # To drop the rest of a body.  And TLS reads its peer's close_notify
+            # before it closes.
+            self.transport.resumeProducing()
+        self._reading_paused = False
         if not self._draining:
-            paused = self._reading_paused or self._transport_full
-            if paused and not self.transport.disconnecting:
-                # TLS reads its peer's close_notify before it closes.
-                self.transport.resumeProducing()
-            self._reading_paused = False
             super().loseConnection()
             return
         self._stop_idle_check()

@@ -281,10 +281,11 @@ class RequestParser:
         if request is None or found is None:
             return
         end = data.find(_END, found.end()) + len(_END)
-        if end < len(_END) or not request.head.persistent:
+        head = request.head
+        if end < len(_END) or not head.persistent:
             return
         if len(data) - end <= int(found[2]):
-            self._known_head = request.head
+            self._known_head = head
             self._known_start, self._known_end = found[1], data[found.end() : end]
 
     def _count(self, size: int) -> None:

@@ -24,12 +24,20 @@ _ENDED = (7, 8)
 def raw_socket(transport: Any) -> socket.socket | None:
     """Return the TCP socket under a transport, also under TLS; None if there is none."""
     while transport is not None:
-        get_handle = getattr(transport, "getHandle", None)
-        handle = get_handle() if get_handle is not None else None
+        handle = _handle(transport)
         if isinstance(handle, socket.socket):
             return handle if handle.family in (socket.AF_INET, socket.AF_INET6) else None
         transport = getattr(transport, "transport", None)
     return None
+
+
+def _handle(transport: Any) -> Any:
+    get_handle = getattr(transport, "getHandle", None)
+    try:
+        return None if get_handle is None else get_handle()
+    except AttributeError:
+        # Twisted's transports have no socket any more when the connection is lost.
+        return None
 
 
 def notice_vanished_peer(transport: Any, timeout: float) -> None:

@@ -90,7 +90,6 @@ NO_SESSION = error(-32001, "no such session, or it has ended")
         ("DELETE", f"/message?sessionId={UNKNOWN}", 405, error(-32000, "this path takes POST")),
         ("POST", "/sse", 405, error(-32000, "this path takes GET")),
         ("PUT", "/a/b/sse", 405, error(-32000, "this path takes GET")),
-        ("NONSENSE", "/sse", 405, error(-32000, "the method is not one of HTTP")),
         ("POST", "/message", 404, NO_SESSION),
         ("POST", "/message?", 404, NO_SESSION),
         ("POST", "/message?sessionId=", 404, NO_SESSION),
@@ -114,6 +113,17 @@ def test_bad_requests_get_an_exact_status_and_json_body(
             assert answer.headers.get("connection", "").lower() != "close"
         if status == 405:
             assert answer.headers["allow"] in body["error"]["message"]
+
+
+def test_method_that_is_none_of_http_is_refused(bridge: Bridge) -> None:
+    """The connection is closed: nobody knows where such a request ends."""
+    with bridge.connect() as connection:
+        answer = connection.request("NONSENSE", "/sse")
+        assert answer.status == 405
+        assert answer.json == error(-32000, "the method is not one of HTTP")
+        assert answer.headers["allow"] == "DELETE, GET, OPTIONS, POST"
+        assert answer.headers["connection"] == "close"
+        assert connection.read_eof()
 
 
 @pytest.mark.parametrize("target", ["/sse", "/a/sse", "/a/b/sse"])

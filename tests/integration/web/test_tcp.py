@@ -133,3 +133,15 @@ def test_peer_has_left_although_its_bytes_are_unread(pair: Pair, how: str) -> No
     while not has_left(transport) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert has_left(transport)
+
+
+def test_lost_connection_has_nothing_unsent() -> None:
+    """Twisted's transport has no socket any more, and a timer may look at it all the same."""
+
+    class Lost:
+        def getHandle(self) -> object:
+            raise AttributeError("socket")
+
+    assert unsent(Lost()) == 0
+    assert acknowledged(Lost()) is None
+    assert not has_left(Lost())

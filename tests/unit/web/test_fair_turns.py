@@ -460,3 +460,17 @@ def test_request_that_waits_for_its_turn_is_dropped_with_its_connection() -> Non
     assert_queue_empty(world)
     assert second.answers() == 0
     close(world, first)
+
+
+@both
+def test_rest_of_a_refused_body_is_read_although_reading_was_paused(fast_path: bool) -> None:
+    """Its sender would not see the response before it has sent everything."""
+    world = World(fast_path=fast_path, budget=100_000)
+    world.site.max_body = 9000
+    head = post(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    world.channel.dataReceived(head + b"1\r\n \r\n" * 10_000)
+    assert world.transport.producerState == "paused"
+    world.let_turns_pass()
+    assert world.transport.value().startswith(b"HTTP/1.1 413 ")
+    assert world.transport.producerState == "producing"
+    close(world)
