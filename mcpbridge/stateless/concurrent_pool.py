@@ -385,7 +385,9 @@ class ConcurrentPool(WorkerPool):
         finally:
             if wants_alone:
                 self._wanting_alone.remove(ticket)
-                self._wake(exchange.identity)
+                # It was ahead of other identities' requests, too.
+                for identity in {exchange.identity, *self._by_load}:
+                    self._wake(identity)
 
     def _may_proceed(self, exchange: Exchange, ticket: Ticket) -> bool:
         return (
@@ -451,51 +453,63 @@ class ConcurrentPool(WorkerPool):
         replacing.addErrback(lambda why: self.log.failure("replacing a process failed", why))
 
     async def _replace(self, worn: ConcurrentWorker) -> None:
-        await self._starting.is_first()
         try:
-            session = await self._pool.take_free()
-            if session is not None:
-                tools = worn.tools.known(None) is not None
-                patience = self._settings.start_timeout
-                await self.open(session, worn.identity, patience, read_tools=tools)
+            await self._starting.is_first()
+            try:
+                session = await self._pool.take_free()
+                if session is None:
+                    return
+                worker = await self._begin(session, worn.identity, self._settings.start_timeout)
+            finally:
+                # The list of tools may take long, and others are not to wait for it.
+                self._starting.done()
+            if worn.tools.known(None) is not None:
+                await self._read_tools(worker)
+            self._add(worker)
         except BridgeError as error:
             if isinstance(error, BackendFailed):
                 self._pool.fail(str(error))
             self._failed_unclaimed(error)
-        finally:
-            self._starting.done()
         self._wake(worn.identity)
 
+    async def _read_tools(self, worker: ConcurrentWorker) -> None:
+        """Ask a new process for its tools before it gets any request; end one that hangs."""
+        with suppress(Refused):
+            await worker.tools.annotations(None)
+        if worker.hung:
+            worker.session.life.end("it does not respond")
+        if not worker.session.receiving:
+            raise worker.failed_error()
+
     async def open(
-        self,
-        session: BackendSession,
-        identity: str,
-        patience: float,
-        *,
-        read_tools: bool = False,
+        self, session: BackendSession, identity: str, patience: float
     ) -> ConcurrentWorker:
         """
-        Make a worker of a process that nobody has used; with `read_tools` it
-        has been asked for its tools before it gets any request.
+        Make a worker of a process that nobody has used.
 
         Raises a `Refused`, and `OtherEra` for a legacy server; then the
         process has been ended.
         """
+        worker = await self._begin(session, identity, patience)
+        self._add(worker)
+        return worker
+
+    async def _begin(
+        self, session: BackendSession, identity: str, patience: float
+    ) -> ConcurrentWorker:
+        """Do the same, but leave the worker out of the pool: no request gets it."""
         worker = ConcurrentWorker(session, identity, self._settings, self, self._known)
         session.open(lambda _: self.worker_lost(worker), sink=worker, caller_of=worker.caller_of)
         await self._introduce(worker, patience)
-        if read_tools:
-            with suppress(Refused):
-                await worker.tools.annotations(None)
-            if not session.receiving:
-                raise worker.failed_error()
         self._pool.backoff.succeeded()
+        return worker
+
+    def _add(self, worker: ConcurrentWorker) -> None:
         self._workers[worker] = None
-        self._by_load.setdefault(identity, _ByLoad()).update(worker)
+        self._by_load.setdefault(worker.identity, _ByLoad()).update(worker)
         self._owners[worker.tasks.owner] = worker
         self._offers_tasks = worker.offers_tasks
         self._begin_idle(worker)
-        return worker
 
     def worker_freed(self, worker: ConcurrentWorker) -> None:
         """A worker has less to do: it is for whoever waits, or idle, or has done enough."""

@@ -680,3 +680,65 @@ def test_workers_are_sorted_by_load(steps: list[tuple[int, int | None]]) -> None
         assert len(index) == len(known)
         if known:
             assert index.first() is found[0]
+
+
+class SilentSuccessor(Modern):
+    """A server whose second process answers `server/discover` and then nothing any more."""
+
+    made = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.number = SilentSuccessor.made
+        SilentSuccessor.made += 1
+
+    def tools_list(self, message: dict[str, Any]) -> None:
+        if self.number == 1:
+            self.silent = True
+        else:
+            super().tools_list(message)
+
+
+@pytest.fixture
+def silent_successor() -> World:
+    """A process that is nearly worn, and the successor that was started for it."""
+    SilentSuccessor.made = 0
+    world = World(SilentSuccessor, limit=4, concurrency=2, max_process_requests=10)
+    for number in range(9):
+        world.call(f"a{number}", "echo", identity="A")
+        world.run()
+    assert len(world.backends) == 2
+    return world
+
+
+def test_successor_that_does_not_answer_is_ended(silent_successor: World) -> None:
+    """And does not hold a permit until it has been idle for long."""
+    silent_successor.run(silent_successor.settings.start_timeout + 1)
+    assert [each.ended for each in silent_successor.backends] == [False, True]
+
+
+def test_successor_that_does_not_answer_delays_no_other_identity(silent_successor: World) -> None:
+    """It is asked for its tools when others may start processes again."""
+    other = silent_successor.call("b", "echo", identity="B")
+    silent_successor.run()
+    assert other.completions == 1
+
+
+def test_request_that_waited_behind_one_that_left_is_asked_whoever_sent_it() -> None:
+    """A request with a log level goes before those of all identities."""
+    world = World(Modern, limit=1, concurrency=2)
+    for name, options in (
+        ("b1", {"identity": "B"}),
+        ("c", {"identity": "C"}),
+        ("a", {"identity": "A", "level": "info"}),
+        ("b2", {"identity": "B"}),
+    ):
+        last = world.call(name, "wait", **options)
+        if name == "a":
+            leaving = last
+        world.run()
+        world.clock.advance(1)
+    leaving.disconnect()
+    world.run()
+    [process] = world.live
+    assert [each["token"] for each in process.calls.values()] == ["b1", "b2"]
