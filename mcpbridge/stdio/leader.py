@@ -96,16 +96,14 @@ class ExitEvents:
         for descriptor, _ in self._epoll.poll(0):
             exited = self._watched.pop(descriptor)
             # Closing is not enough while a child that is being spawned has a copy (epoll(7)).
-            self._epoll.unregister(descriptor)
-            os.close(descriptor)
+            guarded(self.log, "an epoll set", self._epoll.unregister, descriptor)
+            guarded(self.log, "closing a pidfd", os.close, descriptor)
             self._pacer.run(ENDS, exited)
         self._close_if_unused()
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        Give all leaders back to Twisted: the reactor stops, or `doRead` has
-        failed, because the application has closed descriptors that are not its
-        own, for example.
+        Give all leaders back to Twisted: the reactor stops, or `doRead` has failed.
         """
         watched, self._watched = self._watched, {}
         epoll, self._epoll = self._epoll, None

@@ -30,7 +30,8 @@ class ProcessMemory:
     - One that belongs to no session of the bridge never will: tags and process
       sessions are inherited at fork, and nobody enters another's session.  Only
       a leader gets its tag later, from its exec chain; so a leader without a
-      tag is not remembered.
+      tag is not remembered, nor is a process that might have hidden its own
+      (`procfs.is_unlimited`).
     - One that belongs to a session of the bridge belongs to no other one.  It
       may lose its tag, so it is left out only while others are looked at.
 

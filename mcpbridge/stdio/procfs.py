@@ -112,6 +112,28 @@ def tag_of(pid: int) -> int:
     return max(soft if soft == hard else NONE for soft, hard in limits)
 
 
+def is_unlimited(pid: int) -> bool:
+    """
+    Tell whether a process has neither of the limits that are tags, in any way.
+
+    One whose soft limits are lower than its hard ones may make them equal, and
+    one that cannot be read may have any: these may be a session's.
+    """
+    try:
+        return all(resource.prlimit(pid, each)[1] == NONE for each in LIMITS)
+    except ProcessLookupError:
+        return False
+    except (OSError, AttributeError):
+        pass
+    try:
+        with open(f"/proc/{pid}/limits", "rb") as file:
+            text = file.read(4096)
+    except OSError:
+        return False
+    lines = [line.split() for line in text.split(b"\n") if line.startswith(_LIMIT_LINES)]
+    return len(lines) == len(_LIMIT_LINES) and all(line[-2] == b"unlimited" for line in lines)
+
+
 def _tag_in_file(pid: int) -> int:
     try:
         limits = os.open(f"/proc/{pid}/limits", os.O_RDONLY | os.O_CLOEXEC)
@@ -227,7 +249,7 @@ class Reader:
         tagged = self._base <= tag < self._base + TAGS
         if not tagged:
             tag = self._sessions.get(session) or self._known.get(pid) or NONE
-        if self._memory is not None:
+        if self._memory is not None and (tag != NONE or is_unlimited(pid)):
             self._memory.remember(pid, session, tag)
         if not tagged and (tag == NONE or pid == session):
             return None

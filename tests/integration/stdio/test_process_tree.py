@@ -808,3 +808,38 @@ def test_group_tree_finds_members_without_tags() -> None:
     if adopts:
         os.waitpid(member, 0)
     wait_until(lambda: look() == [])
+
+
+class Remembering:
+    """A memory of processes that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.pids: set[int] = set()
+
+    def rounds(self) -> Iterator[None]:
+        raise NotImplementedError
+
+    def remember(self, pid: int, session: int, tag: int) -> None:
+        self.pids.add(pid)
+
+
+@pytest.mark.parametrize("hides", [False, True])
+def test_process_that_may_have_hidden_its_tag_is_not_remembered(hides: bool) -> None:
+    """One whose soft limit is lower than the hard one may raise it again, and be a session's."""
+    limits = "import resource as r, sys, time\n"
+    if hides:
+        limits += f"[r.setrlimit(each, (1, 1 << 30)) for each in {[*process_tags.LIMITS]}]\n"
+    code = f"{limits}print(flush=True)\ntime.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        memory: Any = Remembering()
+        reader = procfs.Reader(1 << 40, (), {}, {}, memory)
+        assert reader.examine(process.pid) is None
+        assert (process.pid in memory.pids) is not hides
+        assert procfs.is_unlimited(process.pid) is not hides
+    finally:
+        process.kill()
+        process.communicate()
+    assert not procfs.is_unlimited(process.pid), "it is gone"
