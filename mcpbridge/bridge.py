@@ -32,6 +32,7 @@ from mcpbridge.interfaces import (
     ISessionObserver,
 )
 from mcpbridge.memory import Trimmer, trim_function
+from mcpbridge.pacer import Pacer
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
@@ -190,12 +191,13 @@ class Bridge(Service):
             cards = ServerCards(self.servers, clients.is_proxy)
             root = Branch(servers=self.settings.servers)
             cards.serve_well_known(root)
+            pacer = Pacer(self._clock)
             for server in self.servers:
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
                 caller_of = tell_callers(clients.address) if server.tells_callers else no_caller
-                routes = Routes(server, self._clock, clients.of_request, cards, caller_of)
+                routes = Routes(server, self._clock, clients.of_request, cards, caller_of, pacer)
                 branch.serve(server.settings, routes.resource())
             self._resource = cast("IResource", SecuredResource(self._security, root))
         return self._resource

@@ -120,7 +120,7 @@ class AccessLog:
         """
         facts = self._facts
         facts.append((self._seconds(), peer, method, target, code, size, session))
-        self._held += len(method) + len(target)
+        self._held += len(method) + len(target) + len(session or b"")
         if len(facts) >= self._most_lines or self._held >= ACCESS_LOG_BYTES:
             self.flush()
         elif len(facts) == 1 and not self._timer.is_running:

@@ -29,7 +29,6 @@ from mcpbridge.config.tuning import (
     REQUEST_SECONDS,
 )
 from mcpbridge.errors import MessageTooLarge, Refused
-from mcpbridge.pacer import Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.timers import Timer
@@ -58,7 +57,6 @@ class ConnectionSite(Protocol):
     peer_timeout: float
     min_transfer_rate: int
     responses: ResponseBudget | None
-    pacer: Pacer
 
     def opened(self, channel: BridgeConnection) -> bool:
         """Count a new connection; return False if there are too many."""
@@ -228,6 +226,7 @@ class BridgeConnection(WatchedConnection):
             self._update_deadline(parser)
         elif self.streaming and not ready:
             # A stream is for long, and nothing can follow it.
+            parser.close()
             self._parser = None
         if self._pipelined or self._reading_paused:
             self._limit_pipelined()
@@ -256,12 +255,13 @@ class BridgeConnection(WatchedConnection):
             refusal = self._too_large()
         if head is NO_HEAD:
             assert refusal is not None
+            self.give_back(received)
             self.transport.write(self.site.refusal(refusal, self.host))
             self.loseConnection()
             return
         request: BridgeRequest = self.site.requestFactory(self)
-        self._persistent = head.persistent and refusal is None
-        if refusal is not None:
+        self._persistent = head.persistent and received.refusal is None
+        if received.refusal is not None:
             self.give_back(received)
             self._refuse_the_rest()
         if not self._persistent and head.version == b"HTTP/1.1":
@@ -456,7 +456,8 @@ class BridgeConnection(WatchedConnection):
 
     def _close_within(self, seconds: float) -> None:
         """Close, and abort the connection if that takes longer."""
-        self._closing = Timer(self.site.clock)
+        if self._closing is None:
+            self._closing = Timer(self.site.clock)
         self._closing.start(seconds, self.transport.abortConnection)
         self.loseConnection()
 
@@ -510,7 +511,7 @@ class BridgeConnection(WatchedConnection):
 
     def _update_deadline(self, parser: RequestParser) -> None:
         """Start the deadline of a request that has begun, or stop that of one that is complete."""
-        if self.pending is not None or self.request is not None or not parser.has_begun:
+        if self.is_busy() or parser.ready or not parser.has_begun:
             self._set_deadline(None)
             return
         receiving = parser.receiving

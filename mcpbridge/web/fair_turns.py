@@ -62,6 +62,8 @@ class FairTurns:
         #: The next turn; None while the queue is empty, and within a turn.
         self._call: IDelayedCall | None = None
         self._running = False
+        #: Whether no ordinary request was served in the turn that is running.
+        self._is_first = False
         #: When the turn that is running ends.
         self._ends = 0.0
         #: Seconds that ordinary requests have taken since the last turn.
@@ -88,7 +90,9 @@ class FairTurns:
     def may_begin(self) -> bool:
         """Tell whether an ordinary request may be served now; otherwise its connection joins."""
         if self._running:
-            return self._seconds() < self._ends
+            # The first of a turn always may: however slow the machine is, each turn serves one.
+            is_first, self._is_first = self._is_first, False
+            return is_first or self._seconds() < self._ends
         return self._taken < TURN_SECONDS
 
     def took(self, began: float) -> None:
@@ -119,7 +123,7 @@ class FairTurns:
     def _run(self) -> None:
         """Serve slices in order, until `TURN_SECONDS` are over or the queue is empty."""
         self._call = None
-        self._running = True
+        self._running = self._is_first = True
         self._taken = 0.0
         self._ends = self._seconds() + TURN_SECONDS
         try:

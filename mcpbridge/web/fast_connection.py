@@ -92,7 +92,7 @@ class FastConnection(BridgeConnection):
         budget = self.site.budget
         if not 0 < size <= min(self.site.max_body, large) or (
             # What has arrived at once is not counted, but refused alike.
-            budget.used and not budget.has_room(size - received.counted, self.client_address())
+            budget.used and not budget.has_room(size - received.counted, self.address_of(received))
         ):
             return super().serve(received)
         self._received = received

@@ -105,6 +105,10 @@ def _may_post(fields: dict[bytes, bytes]) -> bool:
     ) and fields.get(b"content-type", b"").lower() == b"application/json"
 
 
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")
+
+
 _ACCEPTED = {b"application/json", b"text/event-stream"}
 
 
@@ -294,8 +298,11 @@ class FastPath:
         if server is None or not streamable:
             return False
         if head.method == b"POST":
-            named = head.values(b"mcp-session-id") or head.values(b"mcp-protocol-version")
-            return not named
+            revisions = map(_text, head.values(b"mcp-protocol-version"))
+            return not (
+                head.values(b"mcp-session-id")
+                or any(each in MODERN_PROTOCOL_VERSIONS for each in revisions)
+            )
         return True
 
     def refuse_stream(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 import httptools
 
@@ -28,6 +28,8 @@ from mcpbridge.errors import (
 MAX_HEAD_BYTES = 16 * 1024
 #: The most fields of a head.
 MAX_HEAD_FIELDS = 500
+#: The most digits of `Content-Length`: zeros may stand before it.
+MAX_LENGTH_DIGITS = 64
 
 #: The methods that a server has at all, at one path or another.
 SERVED_METHODS = "DELETE, GET, OPTIONS, POST"
@@ -37,10 +39,8 @@ _BETWEEN = b": \r\n"
 KNOWN_NAMES = 512
 _OWS = b" \t"
 _END = b"\r\n\r\n"
-#: The head of a request up to the digits of its length, and the digits.
-_LENGTH_LINE = re.compile(
-    rb"(?is)((?:(?!\r\n\r\n).)*?\r\ncontent-length:[ \t]*)([0-9]+)(?=[ \t]*\r\n)"
-)
+#: The line of a head that has its length.
+_LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length:[ \t]*([0-9]{1,15})(?=[ \t]*\r\n)")
 #: A length with more digits is parsed by llhttp.
 LENGTH_DIGITS = 15
 _LENGTH = b"content-length"
@@ -129,7 +129,7 @@ class ReceivedRequest:
         self._body, self._pieces = b"", None
 
 
-class _LastRequest(Exception):
+class _Stop(Exception):
     """Raised to make llhttp parse nothing more."""
 
 
@@ -158,8 +158,10 @@ class RequestParser:
         "_missing",
         "_parser",
         "_silent",
+        "_stopped",
         "_target",
         "_upgrading",
+        "_why",
         "closed",
         "ready",
         "receiving",
@@ -189,11 +191,14 @@ class RequestParser:
         self._missing = 0
         #: None while that is enough.
         self._parser: Any = None
+        #: Whether a callback has stopped llhttp, and what is wrong with the request, if anything.
+        self._stopped = False
+        self._why: Refused | None = None
 
     @property
     def has_begun(self) -> bool:
         """Whether anything has come of a request that is not complete."""
-        return self._begun
+        return self._begun or self._in_head > 0
 
     @property
     def slice_size(self) -> int:
@@ -252,60 +257,62 @@ class RequestParser:
         parser = self._parser
         if parser is None:
             parser = self._parser = httptools.HttpRequestParser(self)
-        begun = self._begun
+        begun, complete = self._begun, len(self.ready)
+        upgraded_at = -1
+        self._stopped, self._why = False, None
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
+            upgraded_at = upgrade.args[0]
         except httptools.HttpParserInvalidMethodError:
             # Not 501: clients and scanners know what to make of 405.
-            self.refuse(MethodNotAllowed("the method is not one of HTTP", SERVED_METHODS))
-        except httptools.HttpParserCallbackError as error:
-            why = error.__context__
-            if isinstance(why, Refused):
-                self.refuse(why)
-            elif not isinstance(why, _LastRequest):
+            self._why = MethodNotAllowed("the method is not one of HTTP", SERVED_METHODS)
+        except httptools.HttpParserCallbackError:
+            # Not by its context, which may be an exception that is being handled elsewhere.
+            if not self._stopped:
                 raise
         except httptools.HttpParserError as error:
-            self.refuse(MalformedRequest(f"the request is not valid HTTP/1.1: {error}"))
-        else:
+            self._why = MalformedRequest(f"the request is not valid HTTP/1.1: {error}")
+        if self._why is not None:
+            self._refuse_malformed(self._why)
+        elif upgraded_at >= 0:
+            self._ignore_upgrade(data[upgraded_at:])
+        elif not self.closed:
             if not begun:
                 self._know(data)
-            if self._begun:
+            if self._begun or len(self.ready) == complete:
                 self._count(len(data))
 
     def _know(self, data: bytes) -> None:
         """Remember the bytes of a head with which data begins, if they are all of its heads."""
         request = self.receiving or (self.ready[-1] if self.ready else None)
-        found = _LENGTH_LINE.match(data)
-        if request is None or found is None:
+        end = data.find(_END) + len(_END)
+        if request is None or end < len(_END) or not request.head.persistent:
             return
-        end = data.find(_END, found.end()) + len(_END)
-        head = request.head
-        if end < len(_END) or not head.persistent:
-            return
-        if len(data) - end <= int(found[2]):
-            self._known_head = head
-            self._known_start, self._known_end = found[1], data[found.end() : end]
+        found = _LENGTH_LINE.search(data, 0, end - 2)
+        if found is not None and len(data) - end <= int(found[1]):
+            self._known_head = request.head
+            self._known_start, self._known_end = data[: found.start(1)], data[found.end() : end]
 
     def _count(self, size: int) -> None:
         """Bound what comes of a head, and of a chunked body without content."""
         if self._fresh:
             self._fresh = False
         elif self.receiving is None:
+            # Also empty lines, which may come before a request.
             self._in_head += size
             if self._in_head > MAX_HEAD_BYTES:
-                self.refuse(_head_too_large())
+                self._refuse_malformed(_head_too_large())
         else:
             self._silent += size
             if self._silent > MAX_HEAD_BYTES and self.receiving.head.chunked:
-                self.refuse(HeadTooLarge(f"trailers may have {MAX_HEAD_BYTES} bytes"))
+                self._refuse_malformed(HeadTooLarge(f"trailers may have {MAX_HEAD_BYTES} bytes"))
 
     def close(self) -> None:
         """Take no more requests, and drop those that are not served."""
         self.closed = True
-        self.receiving = None
-        self._begun, self._missing = False, 0
+        self.receiving = self._parser = None
+        self._begun, self._missing, self._in_head = False, 0, 0
         self.ready.clear()
 
     def refuse(self, refusal: Refused) -> None:
@@ -314,9 +321,15 @@ class RequestParser:
         request.drop_body()
         request.refusal = refusal
         self.ready.append(request)
-        self.receiving = None
-        self._begun, self._missing = False, 0
+        self.receiving = self._parser = None
+        self._begun, self._missing, self._in_head = False, 0, 0
         self.closed = True
+
+    def _refuse_malformed(self, refusal: Refused) -> None:
+        """Do the same, and leave nothing of a request that anybody could act on."""
+        if self.receiving is not None:
+            self.receiving.head = NO_HEAD
+        self.refuse(refusal)
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """
@@ -327,15 +340,15 @@ class RequestParser:
         the connection is then not HTTP, not even the request's own body.
         """
         self._upgrading = False
-        method = self._parser.get_method()
+        method, version = self._parser.get_method(), self._parser.get_http_version()
         if method == b"CONNECT":
-            self.refuse(NotSupported("CONNECT is not supported: this is no proxy"))
+            self._refuse_malformed(NotSupported("CONNECT is not supported: this is no proxy"))
             return
         fields = [each for each in self._fields if each[0].lower() != b"upgrade"]
         if self._length is not None:
             fields.append((_LENGTH, self._length))
         lines = b"".join(b"%b: %b\r\n" % field for field in fields)
-        line = b"%b %b HTTP/1.1\r\n" % (method, self._target)
+        line = b"%b %b HTTP/%b\r\n" % (method, self._target, version.encode("ascii"))
         self._parser = None
         self.feed(b"%b%b\r\n%b" % (line, lines, rest))
 
@@ -363,23 +376,31 @@ class RequestParser:
         if self._parser.should_upgrade():
             self._upgrading = True
             return
-        length = self._length
-        self.receiving = ReceivedRequest(
-            self._read_head(), None if length is None else length.strip(_OWS)
-        )
+        length = None if self._length is None else self._length.strip(_OWS)
+        head = self._read_head()
+        if isinstance(head, Refused):
+            self._stop(head)
+        elif length is not None and len(length) > MAX_LENGTH_DIGITS:
+            self._stop(MalformedRequest(f"a length may have {MAX_LENGTH_DIGITS} digits"))
+        self.receiving = ReceivedRequest(head, length)
         # Trailers may follow.
         self._fields = []
         self._silent = 0
 
-    def _read_head(self) -> Head:
-        """Return the head that has been received.  Raises a `Refused`."""
+    def _stop(self, why: Refused | None = None) -> NoReturn:
+        """Make llhttp parse nothing more, as there is something wrong with a request."""
+        self._stopped, self._why = True, why
+        raise _Stop
+
+    def _read_head(self) -> Head | Refused:
+        """Return the head that has been received, or what is wrong with it."""
         parser, target = self._parser, self._target
         fields = [(_lower(name), value.strip(_OWS)) for name, value in self._fields]
         if len(fields) > MAX_HEAD_FIELDS:
-            raise HeadTooLarge(f"a request may have {MAX_HEAD_FIELDS} header fields")
+            return HeadTooLarge(f"a request may have {MAX_HEAD_FIELDS} header fields")
         size = sum(len(name) + len(value) + len(_BETWEEN) for name, value in fields)
         if len(target) + size > MAX_HEAD_BYTES:
-            raise _head_too_large()
+            return _head_too_large()
         head = Head(parser.get_method(), target, fields)
         version = parser.get_http_version()
         if version == "1.1":
@@ -388,11 +409,11 @@ class RequestParser:
             head.version = b"HTTP/1.0"
             head.persistent = False
         else:
-            raise MalformedRequest("the version of the request is not HTTP/1.1 or HTTP/1.0")
+            return MalformedRequest("the version of the request is not HTTP/1.1 or HTTP/1.0")
         for name, value in fields:
             if name == b"transfer-encoding":
                 if version == "1.0" or value.lower() != b"chunked":
-                    raise NotSupported("the only Transfer-Encoding that is supported is chunked")
+                    return NotSupported("the only Transfer-Encoding that is supported is chunked")
                 head.chunked = True
             elif name == b"expect" and value.lower() == b"100-continue":
                 head.expects_continue = version == "1.1"
@@ -411,11 +432,11 @@ class RequestParser:
         if request is None or self._upgrading:
             return
         self.receiving = None
-        self._begun = False
+        self._begun = self._fresh = False
         self.ready.append(request)
         if not request.head.persistent:
             self.closed = True
-            raise _LastRequest
+            self._stop()
 
 
 def _head_too_large() -> HeadTooLarge:

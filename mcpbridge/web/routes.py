@@ -8,6 +8,7 @@ imported when a resource is first asked for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from werkzeug import exceptions as werkzeug_errors
 
 from mcpbridge.errors import InternalError, MethodNotAllowed, NotFound, Refused
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
+from mcpbridge.pacer import ENDS, Pacer
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 from mcpbridge.web.bounded_request import refusal_of, take_body
@@ -38,7 +40,8 @@ class Routes:
     basic/transports) are served here, `/mcp` by `McpEndpoint`.
 
     `client_of` returns the address whose share counts for a request, or None;
-    `caller_of` who sent it.
+    `caller_of` who sent it.  `pacer` spreads the ends of sessions whose clients
+    leave at one time over iterations of the reactor.
     """
 
     app = Klein()
@@ -51,7 +54,9 @@ class Routes:
         client_of: Callable[[Any], str | None] = lambda request: None,
         cards: ServerCards | None = None,
         caller_of: CallerOf = no_caller,
+        pacer: Pacer | None = None,
     ) -> None:
+        self._pacer = pacer or Pacer(clock)
         self._cards = cards or ServerCards([server])
         self._server = server
         self._clock = clock
@@ -88,7 +93,8 @@ class Routes:
         stream = cast("EventStream", session.sink)
 
         def client_gone(failure: Failure) -> None:
-            self._server.client_left(session, stream.client_gone(_in_short(failure)))
+            why = stream.client_gone(_in_short(failure))
+            self._pacer.run(ENDS, partial(self._server.client_left, session, why))
 
         aborted.addErrback(client_gone)
         # Klein finishes the response when this returns, and cancels it when

@@ -21,7 +21,6 @@ from mcpbridge.config.settings import BridgeSettings, share_of
 from mcpbridge.config.tuning import IDLE_SECONDS
 from mcpbridge.errors import Refused
 from mcpbridge.guard import guarded
-from mcpbridge.pacer import Pacer
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
@@ -76,8 +75,6 @@ class BridgeSite(Site):
         self.protocol: Any = BridgeConnection if self.fast_path is None else FastConnection
         self.turns = FairTurns(reactor, seconds)
         self.is_costly = is_costly
-        #: Spreads the ends of many connections over iterations of the reactor.
-        self.pacer = Pacer(reactor)
         self.max_body = max(server.max_message_bytes for server in settings.servers)
         share = share_of(settings.max_request_bytes, settings.max_request_bytes_per_address)
         # One message must fit into a share, however small that is.

@@ -8,7 +8,6 @@ nor how a request is read.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionDone
@@ -26,7 +25,6 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from mcpbridge.config.tuning import SLOW_SECONDS
-from mcpbridge.pacer import ENDS, Pacer
 from mcpbridge.response_budget import ResponseBudget, Share
 from mcpbridge.web.client_watch import ClientWatch
 from mcpbridge.web.tcp import acknowledged, buffered, unsent
@@ -41,7 +39,6 @@ class _Site(Protocol):
     peer_timeout: float
     min_transfer_rate: int
     responses: ResponseBudget | None
-    pacer: Pacer
 
 
 @implementer(IPushProducer)
@@ -94,8 +91,7 @@ class WatchedConnection(TwistedProtocol):
         self._count(0)
         request, self.request = self.request, None
         if request is not None:
-            # Most often a session ends by this: hundreds may, at one time.
-            self.site.pacer.run(ENDS, partial(request.connectionLost, reason))
+            request.connectionLost(reason)
 
     # The channel of a request.
 

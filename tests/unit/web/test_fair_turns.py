@@ -430,15 +430,15 @@ def test_only_requests_that_open_or_end_sessions_wait_for_their_turn(
     close(world, *others)
 
 
-def test_ends_of_many_connections_are_spread_over_iterations() -> None:
-    """The session of each ends when its turn comes."""
-    world = World(fast_path=True, sessions=10)
+def test_ends_of_many_sessions_are_spread_over_iterations() -> None:
+    """When their clients leave at one time, each ends when its turn comes."""
+    world: Any = World(fast_path=True, sessions=10)
     world.launcher.kind = FakeBackend
     first, second = connections(world, 2)
     for each in (first, second):
         each.channel.dataReceived(b"GET /b/sse HTTP/1.1\r\nHost: h\r\n\r\n")
     before = len(world.server.sessions)
-    world.site.pacer.run("x", lambda: world.clock.advance(PACED_SECONDS))
+    world.pacer.run("x", lambda: world.clock.advance(PACED_SECONDS))
     for each in (first, second):
         each.channel.connectionLost()
     assert len(world.server.sessions) == before
@@ -474,3 +474,16 @@ def test_rest_of_a_refused_body_is_read_although_reading_was_paused(fast_path: b
     assert world.transport.value().startswith(b"HTTP/1.1 413 ")
     assert world.transport.producerState == "producing"
     close(world)
+
+
+def test_each_turn_serves_an_ordinary_request_however_slow_the_machine_is() -> None:
+    """Also where looking at the clock takes longer than a turn may."""
+    ticks = itertools.count()
+    world = World(fast_path=True, seconds=lambda: next(ticks) * 2 * TURN_SECONDS)
+    others = connections(world, 5)
+    for each in others:
+        each.channel.dataReceived(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    for _ in range(5):
+        world.clock.advance(0)
+    assert [each.answers() for each in others] == [1] * 5
+    close(world, *others)

@@ -20,6 +20,7 @@ from twisted.internet.testing import StringTransport
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS, DRAIN_SECONDS, HEAD_SECONDS, REQUEST_SECONDS
 from mcpbridge.errors import MessageRefused
+from mcpbridge.pacer import Pacer
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
@@ -114,7 +115,9 @@ class World:
         self.streamable: Any = opened[1].sink
         self.backend, self.backend2 = self.launcher.backends
         root = Branch()
-        root.branch(b"b").leaf = Routes(server, self.clock, self.client_of).resource()
+        self.pacer = Pacer(self.clock)
+        routes = Routes(server, self.clock, self.client_of, pacer=self.pacer)
+        root.branch(b"b").leaf = routes.resource()
         all_settings = BridgeSettings(
             servers=(server_settings,),
             max_request_bytes=budget,
@@ -701,3 +704,47 @@ def test_stream_beyond_max_sessions_is_refused_with_429_on_both_paths(
     if fields == [b"Host: h"] and method == b"GET" and path == b"/b/sse":
         assert b" 429 Too Many Requests\r\n" in worlds[0].seen()[0]
         assert worlds[0].seen()[2] == [CALL]
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_share_of_a_client_behind_a_proxy_bounds_a_fast_request_too(fast_path: bool) -> None:
+    """And not that of the proxy, which has none."""
+    world = World(
+        fast_path=fast_path, trusted_proxies=("192.168.1.1",), max_request_bytes_per_address=LIMIT
+    )
+    channel: Any = world.site.buildProtocol(None)
+    transport = StringTransport()
+    channel.makeConnection(transport)
+    client = "192.0.2.1"
+    world.site.budget.take(LIMIT - 10, client)
+    channel.dataReceived(post(CALL, b"Host: h", b"X-Forwarded-For: 192.0.2.1"))
+    assert transport.value().startswith(b"HTTP/1.1 503 ")
+    world.site.budget.give_back(LIMIT - 10, client)
+    channel.connectionLost()
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_body_that_is_malformed_reaches_no_route(fast_path: bool) -> None:
+    """No session is opened, and none is ended."""
+    world = World(fast_path=fast_path, hosts=("h",))
+    before = len(world.launcher.backends)
+    for head in (b"GET /b/sse", b"GET /b/mcp", b"DELETE /b/mcp"):
+        channel: Any = world.site.buildProtocol(None)
+        transport = StringTransport()
+        channel.makeConnection(transport)
+        fields = b"Host: h\r\nTransfer-Encoding: chunked\r\n" + STREAMABLE[0]
+        channel.dataReceived(b"%b HTTP/1.1\r\n%b\r\n\r\nZZ\r\n" % (head, fields))
+        assert transport.value().startswith(b"HTTP/1.1 400 ")
+        channel.connectionLost()
+    assert len(world.launcher.backends) == before
+    assert world.server.streamable
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_complete_body_that_is_too_large_leaves_the_connection_open(fast_path: bool) -> None:
+    """There is nothing left of it that would have to be dropped."""
+    world = World(fast_path=fast_path)
+    world.receive(post(b"x" * (LIMIT + 1)) + post(b"{}"), [])
+    statuses = re.findall(rb"HTTP/1.1 (\d+)", world.transport.value())
+    assert statuses == [b"413", b"400"]
+    assert not world.transport.disconnecting

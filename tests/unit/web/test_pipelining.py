@@ -446,3 +446,15 @@ def test_only_received_bytes_of_a_body_count() -> None:
     for each in (*others, world.channel):
         each.connectionLost()
     assert world.site.budget.used == 0
+
+
+@both
+def test_client_is_asked_for_a_body_only_behind_all_responses(fast_path: bool) -> None:
+    """Also those that wait for their turn."""
+    world = World(fast_path=fast_path)
+    expecting = post(b"{}").replace(b"Host", b"Expect: 100-continue\r\nHost")
+    world.channel.dataReceived(post(b"{}") * 12 + expecting[:-2])
+    world.let_turns_pass()
+    answers = re.findall(rb"HTTP/1.1 (\d+)", world.transport.value())
+    assert answers == [b"400"] * 12 + [b"100"]
+    world.channel.connectionLost()

@@ -28,6 +28,8 @@ from mcpbridge.web.request_parser import (
     LENGTH_DIGITS,
     MAX_HEAD_BYTES,
     MAX_HEAD_FIELDS,
+    MAX_LENGTH_DIGITS,
+    NO_HEAD,
     SERVED_METHODS,
     Head,
     ReceivedRequest,
@@ -38,6 +40,7 @@ from tests.unit.web.test_fast_path import streams
 
 GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
 POST = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
+UPGRADE = b"Upgrade: a\r\nConnection: Upgrade"
 CHUNKED = b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -197,6 +200,66 @@ def test_unknown_method_is_refused_as_one_that_is_not_allowed(method: bytes) -> 
     refusal = only(GET.replace(b"GET", method)).refusal
     assert isinstance(refusal, MethodNotAllowed)
     assert (b"Allow", SERVED_METHODS.encode()) in refusal.headers()
+
+
+@pytest.mark.parametrize(
+    ("data", "refused"),
+    [
+        (POST.replace(b"Host: h", b"Connection: close, Upgrade\r\nUpgrade: h2c"), False),
+        (POST.replace(b"1.1", b"1.0").replace(b"Host", b"Connection: Upgrade\r\nUpgrade"), False),
+        (CHUNKED.replace(b"Host: h", b"Connection: Upgrade\r\nUpgrade: a") + b"ZZ\r\n", True),
+        (
+            CHUNKED.replace(b"1.1", b"1.0").replace(
+                b"Host: h", b"Upgrade: a\r\nConnection: Upgrade"
+            ),
+            True,
+        ),
+        (
+            GET.replace(b"1.1", b"2.0").replace(b"Host: h", b"Upgrade: a\r\nConnection: Upgrade"),
+            True,
+        ),
+    ],
+)
+def test_upgrade_does_not_hide_what_is_wrong_with_a_request(data: bytes, refused: bool) -> None:
+    """Nor that it is the last."""
+    [_, last] = parsed(GET + data + GET)
+    assert (last.refusal is not None) is refused
+    assert refused or not last.head.persistent
+    assert refused or last.head.version == (b"HTTP/1.0" if b"1.0" in data else b"HTTP/1.1")
+
+
+def test_refusal_is_its_own_also_while_another_error_is_handled() -> None:
+    """Requests are parsed when the one before is answered, perhaps with an error."""
+    parser = RequestParser()
+    try:
+        raise MessageTooLarge("of another request")
+    except MessageTooLarge:
+        parser.feed(CHUNKED.replace(b"chunked", b"identity"))
+    assert isinstance(parser.ready[0].refusal, NotSupported)
+
+
+def test_malformed_request_has_no_head_that_anybody_could_act_on() -> None:
+    """Its session would be ended by a DELETE, and only then the error be answered."""
+    request = only(CHUNKED.replace(b"POST", b"DELETE") + b"ZZ\r\n")
+    assert request.head is NO_HEAD
+    assert isinstance(request.refusal, MalformedRequest)
+
+
+def test_empty_lines_count_as_the_beginning_of_a_request() -> None:
+    """Which has a deadline."""
+    parser = RequestParser()
+    begun = []
+    for piece in (GET, b"\r\n", GET):
+        parser.feed(piece)
+        begun.append(parser.has_begun)
+    assert begun == [False, True, False]
+
+
+def test_more_than_max_length_digits_are_refused() -> None:
+    """Zeros may stand before a length; thousands of them could not be read as a number."""
+    for count in (MAX_LENGTH_DIGITS, MAX_LENGTH_DIGITS + 1):
+        request = only(POST.replace(b"h: 5", b"h: " + b"5".zfill(count)))
+        assert isinstance(request.refusal, MalformedRequest) is (count > MAX_LENGTH_DIGITS)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 7])
