@@ -43,6 +43,8 @@ READ_BYTES = 64 * 1024
 #: So many writes are collected, or so many bytes of them, which is what one pipe holds.
 COLLECTED_WRITES = 64
 COLLECTED_BYTES = 64 * 1024
+#: After so many events what is collected is written: others may take long.
+FLUSH_EVENTS = 8
 #: More than this is left to the transport, which does not copy what it cannot
 #: write at once.
 AT_ONCE_BYTES = 128 * 1024
@@ -137,8 +139,9 @@ class CollectedWrites:
 
     Several clients' messages to one backend then take one `write`, and wake its
     process up once.  They never wait for another event: `is_open` is True only
-    while `dispatch_directly` handles those that are there, and `COLLECTED_WRITES`
-    or `COLLECTED_BYTES` together are written before all of them are handled.
+    while `dispatch_directly` handles those that are there.  Before all of them are
+    handled, what is there after `FLUSH_EVENTS` is written, and `COLLECTED_WRITES`
+    or `COLLECTED_BYTES` together.
     """
 
     def __init__(self) -> None:
@@ -237,7 +240,9 @@ def dispatch_directly(reactor: Any) -> Callable[[], None]:
             COLLECTED.flush()
 
     def handle(events: list[tuple[int, int]]) -> None:
-        for fd, event in events:
+        for number, (fd, event) in enumerate(events, 1):
+            if not number % FLUSH_EVENTS:
+                COLLECTED.flush()
             # Looked up late: what an earlier event has closed gets no event.
             selectable: Any = selectables.get(fd)
             if event != EPOLLIN or not getattr(selectable, "is_direct", False):

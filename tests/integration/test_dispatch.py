@@ -28,6 +28,7 @@ from twisted.internet.tcp import Connection
 from twisted.python import context, log
 from twisted.python.failure import Failure
 
+from mcpbridge import twisted_internals
 from mcpbridge.twisted_internals import (
     COLLECTED,
     COLLECTED_BYTES,
@@ -377,6 +378,18 @@ def test_writes_of_one_iteration_are_one_write(direct: bool) -> None:
         assert written == ([b"", b"", b""] if direct else [b"1\n", b"2\n", b"3\n"])
         assert pipe.read() == (b"1\n2\n3\n" if direct else b"")
     assert not COLLECTED.is_open
+
+
+@pytest.mark.parametrize("events", [2, 3])
+def test_collected_writes_wait_for_less_than_flush_events(
+    events: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of others may come in the same iteration, and each take long."""
+    monkeypatch.setattr(twisted_internals, "FLUSH_EVENTS", events)
+    with writing([b"1"], [b"2"]) as (run, pipe, written):
+        run.turn()
+        assert written == ([b"", b"1"] if events == 2 else [b"", b""])
+        assert pipe.read() == (b"2" if events == 2 else b"12")
 
 
 def test_no_more_than_so_many_writes_are_collected() -> None:
