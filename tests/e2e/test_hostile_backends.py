@@ -86,6 +86,7 @@ def begin(client: StreamableHttpClient) -> None:
     """Open the session; raise `Busy` if the limits allow none now."""
     with client.call("initialize", protocolVersion=client.version) as answer:
         raise_for_429(answer.status, answer.headers)
+        assert answer.status == 200, answer.body
         client.session_id = answer.headers["mcp-session-id"]
         assert "serverInfo" in answer.read_final_message()["result"]
 

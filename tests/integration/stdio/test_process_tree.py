@@ -830,7 +830,12 @@ def test_process_that_may_have_hidden_its_tag_is_not_remembered(hides: bool) -> 
     if hides:
         limits += f"[r.setrlimit(each, (1, 1 << 30)) for each in {[*process_tags.LIMITS]}]\n"
     code = f"{limits}print(flush=True)\ntime.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        # A session whose leader is outside of the container would be number 0, the kernel's.
+        start_new_session=True,
+    )
     try:
         assert process.stdout is not None
         process.stdout.readline()
