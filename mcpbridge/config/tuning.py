@@ -166,10 +166,10 @@ CLEANUP_SECONDS = 180.0
 REPORTED_LINES = 50
 
 #: The access log is written in batches: how long a line may wait, how many lines may, and
-#: how many bytes of clients in them.
+#: how many characters of clients in them.
 ACCESS_LOG_SECONDS = 0.1
 ACCESS_LOG_LINES = 256
-ACCESS_LOG_BYTES = 64 * 1024
+ACCESS_LOG_CHARACTERS = 64 * 1024
 
 #: How long large messages are parsed in one turn of the reactor, all of them together.
 LARGE_TURN_SECONDS = 0.005

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
 from time import time
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import FileLogObserver, ILogObserver, LogEvent, Logger, LogLevel, LogPublisher
 
-from mcpbridge.config.tuning import ACCESS_LOG_BYTES, ACCESS_LOG_LINES, ACCESS_LOG_SECONDS
+from mcpbridge.config.tuning import ACCESS_LOG_CHARACTERS, ACCESS_LOG_LINES, ACCESS_LOG_SECONDS
 from mcpbridge.guard import guarded
 from mcpbridge.timers import Timer
 from mcpbridge.twisted_internals import formats_as_text_file, observers_of, write_to_file
@@ -68,10 +69,32 @@ def _shown(text: bytes) -> str:
     return _remembered(text) if len(text) <= _REMEMBERED_BYTES else redacted(text)
 
 
-#: What `AccessLog.add` keeps of a request: the time since the epoch, and its arguments.
-_Fact = tuple[float, str, bytes, bytes, int, int, "bytes | None"]
-#: The time of a request, and what `_FORMAT` shows of it, in the order of its fields.
-_Line = tuple[float, str, str, str, int, int, str]
+class Asked(NamedTuple):
+    """
+    What a line shows of a request, all of it text that a log may show; the
+    session has a space before it, or is empty.
+    """
+
+    peer: str
+    method: str
+    uri: str
+    session: str
+
+
+def asked(peer: str, method: bytes, target: bytes, session: bytes | None) -> Asked:
+    """
+    Return what a line shows of a request.
+
+    `peer` is the address, `target` the request's target as it was sent, and
+    `session` the value of its `Mcp-Session-Id`, if it has one.
+    """
+    found = None if session is None else _WHOLE_ID.fullmatch(session)
+    shown = "" if found is None else f" {found[1].decode('ascii')}"
+    return Asked(peer, _shown(method)[:20], _shown(target), shown)
+
+
+#: The time of a request since the epoch, the request, the status and the size of its response.
+_Line = tuple[float, Asked, int, int]
 #: What stands before and behind the text of an event.
 _Frame = tuple[str, str]
 
@@ -82,7 +105,7 @@ class AccessLog:
 
     Twisted takes 15 to 35 microseconds for each event that it writes to a file, as
     much as the bridge takes for the request.  So lines are collected for at most
-    `ACCESS_LOG_SECONDS`, `ACCESS_LOG_LINES` lines and `ACCESS_LOG_BYTES` bytes, and
+    `ACCESS_LOG_SECONDS`, `ACCESS_LOG_LINES` lines and `ACCESS_LOG_CHARACTERS` characters, and
     a log file or terminal gets them in one write.  Each has the time of its request
     and the form of any other line of that file.  An observer of another kind
     gets an event for each request, with its time, when the batch is written.
@@ -99,8 +122,8 @@ class AccessLog:
     ) -> None:
         self._log = log
         self._seconds = seconds
-        self._facts: list[_Fact] = []
-        #: Bytes of clients in `_facts`.
+        self._lines: list[_Line] = []
+        #: Characters of clients in `_lines`.
         self._held = 0
         self._most_lines = ACCESS_LOG_LINES
         self._timer = Timer(clock)
@@ -108,29 +131,21 @@ class AccessLog:
         self._frames: dict[FileLogObserver, _Frame | None] = {}
         self._second = 0
 
-    def add(
-        self, peer: str, method: bytes, target: bytes, code: int, size: int, session: bytes | None
-    ) -> None:
-        """
-        Add a request that is finished.
-
-        `peer` is the address, `target` the request's target as it was sent, `size`
-        the length of the response's content, and `session` the value of its
-        `Mcp-Session-Id`, if it has one.
-        """
-        facts = self._facts
-        facts.append((self._seconds(), peer, method, target, code, size, session))
-        self._held += len(method) + len(target) + len(session or b"")
-        if len(facts) >= self._most_lines or self._held >= ACCESS_LOG_BYTES:
+    def add(self, request: Asked, code: int, size: int) -> None:
+        """Add a request that is finished; `size` is the length of its response's content."""
+        lines = self._lines
+        lines.append((self._seconds(), request, code, size))
+        self._held += len(request.method) + len(request.uri)
+        if len(lines) >= self._most_lines or self._held >= ACCESS_LOG_CHARACTERS:
             self.flush()
-        elif len(facts) == 1 and not self._timer.is_running:
+        elif len(lines) == 1 and not self._timer.is_running:
             self._timer.start(ACCESS_LOG_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Write the lines that wait."""
-        facts, self._facts, self._held = self._facts, [], 0
-        if facts:
-            self._write([_line_of(fact) for fact in facts])
+        lines, self._lines, self._held = self._lines, [], 0
+        if lines:
+            self._write(lines)
 
     def stop(self) -> None:
         """Write the lines that wait, and from now on each line at once."""
@@ -161,7 +176,7 @@ class AccessLog:
                 before, after = frame
                 texts += [
                     f"{before}{peer} {method} {uri} {code} {size}{session}{after}"
-                    for _, peer, method, uri, code, size, session in group
+                    for _, (peer, method, uri, session), code, size in group
                 ]
         write_to_file(observer, "".join(texts))
 
@@ -178,13 +193,13 @@ class AccessLog:
         return self._frames[observer]
 
     def _frame_at(self, observer: FileLogObserver, when: float) -> _Frame | None:
-        event = self._event((when, "-", "GET", "/", 200, 0, ""))
+        event = self._event((when, Asked("-", "GET", "/", ""), 200, 0))
         before, text, after = (observer.formatEvent(event) or "").partition("- GET / 200 0")
         return (before, after) if text else None
 
     def _event(self, line: _Line) -> LogEvent:
         """Make the event that `Logger.info` makes, but with the time of the request."""
-        when, peer, method, uri, code, size, session = line
+        when, (peer, method, uri, session), code, size = line
         return {
             "log_logger": self._log,
             "log_level": LogLevel.info,
@@ -215,12 +230,3 @@ def _is_text_file(observer: ILogObserver) -> bool:
 
 def _second_of(line: _Line) -> int:
     return int(line[0])
-
-
-def _line_of(fact: _Fact) -> _Line:
-    when, peer, method, target, code, size, session = fact
-    named = ""
-    if session is not None:
-        found = _WHOLE_ID.fullmatch(session)
-        named = "" if found is None else f" {found[1].decode('ascii')}"
-    return when, peer, _shown(method)[:20], _shown(target), code, size, named

@@ -16,7 +16,7 @@ from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.twisted_internals import prompt_descriptor, write_at_once
-from mcpbridge.web.access_log import AccessLog
+from mcpbridge.web.access_log import AccessLog, Asked, asked
 from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.fast_path import FastRequest, NotFastAfterAll
 from mcpbridge.web.pending_response import PendingExchange, PendingStream
@@ -40,6 +40,8 @@ class FastConnection(BridgeConnection):
     #: The head of the last request, and what the fast path made of it.
     _last_head: Head = NO_HEAD
     _last_request: FastRequest | None = None
+    #: What the access log says of it, once that is known.
+    _asked: Asked | None = None
     #: A fast request that waits for its response.
     pending: PendingStream | PendingExchange | None = None
     #: The request that is being answered or is pending.
@@ -69,7 +71,7 @@ class FastConnection(BridgeConnection):
     def stream_begins(self) -> None:
         """Keep nothing of the last request: a stream is for long."""
         super().stream_begins()
-        self._last_head, self._last_request = NO_HEAD, None
+        self._last_head, self._last_request, self._asked = NO_HEAD, None, None
 
     def requestDone(self, request: Any) -> None:
         """Release the body of a request that was handed over."""
@@ -82,7 +84,7 @@ class FastConnection(BridgeConnection):
         if head is not self._last_head:
             # Most clients send one head again and again.
             self._last_request = self.site.fast_path.recognise(head, self.loopback or None)
-            self._last_head = head
+            self._last_head, self._asked = head, None
         request = self._last_request
         if request is None or received.refusal is not None:
             return self._refuse_stream(received) or super().serve(received)
@@ -163,16 +165,14 @@ class FastConnection(BridgeConnection):
             self._watch_response(len(response))
 
     def _log(self, log: AccessLog, response: bytes) -> None:
-        head = self._last_head
-        named = head.values(b"mcp-session-id")
-        log.add(
-            self.host,
-            head.method,
-            head.target,
-            int(response[_STATUS]),
-            len(response) - response.index(_END) - len(_END),
-            named[0] if named else None,
-        )
+        line = self._asked
+        if line is None:
+            head = self._last_head
+            named = head.values(b"mcp-session-id")
+            line = asked(self.host, head.method, head.target, named[0] if named else None)
+            self._asked = line
+        size = len(response) - response.index(_END) - len(_END)
+        log.add(line, int(response[_STATUS]), size)
 
     # Responses that come later: PendingConnection.
 

@@ -24,7 +24,7 @@ from mcpbridge.guard import guarded
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
-from mcpbridge.web.access_log import AccessLog
+from mcpbridge.web.access_log import AccessLog, asked
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses
 from mcpbridge.web.connection import BridgeConnection
@@ -134,7 +134,7 @@ class BridgeSite(Site):
         """
         if self.access_log is not None:
             size = len(refused.body())
-            self.access_log.add(host, b"-", b"-", refused.status, size, None)
+            self.access_log.add(asked(host, b"-", b"-", None), refused.status, size)
         return self._refusals.error_response(refused, close=True)
 
     def close_connections(self) -> Deferred[None]:
@@ -164,14 +164,9 @@ class BridgeSite(Site):
         """
         if self.access_log is not None:
             named = request.requestHeaders.getRawHeaders(b"mcp-session-id") or [None]
-            self.access_log.add(
-                getattr(request.client, "host", "-"),
-                request.method,
-                request.uri,
-                request.code,
-                request.sentLength,
-                named[0],
-            )
+            host = getattr(request.client, "host", "-")
+            line = asked(host, request.method, request.uri, named[0])
+            self.access_log.add(line, request.code, request.sentLength)
 
     def acceptableProtocols(self) -> list[bytes]:
         """Return HTTP/1.1 alone: Twisted calls its HTTP/2 private and a draft."""

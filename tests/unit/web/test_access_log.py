@@ -29,7 +29,7 @@ from twisted.logger import (
 from twisted.web.resource import Resource
 
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
-from mcpbridge.config.tuning import ACCESS_LOG_BYTES, ACCESS_LOG_LINES, ACCESS_LOG_SECONDS
+from mcpbridge.config.tuning import ACCESS_LOG_CHARACTERS, ACCESS_LOG_LINES, ACCESS_LOG_SECONDS
 from mcpbridge.script import console_line, console_observer
 from mcpbridge.web import access_log
 from mcpbridge.web.access_log import (
@@ -38,6 +38,7 @@ from mcpbridge.web.access_log import (
     _REMEMBERED_BYTES,
     _SHOWN_BYTES,
     AccessLog,
+    asked,
     redacted,
 )
 from mcpbridge.web.site import BridgeSite
@@ -130,7 +131,7 @@ class Written:
         size: int = 0,
         session: bytes | None = None,
     ) -> None:
-        self.log.add(peer, method, target, code, size, session)
+        self.log.add(asked(peer, method, target, session), code, size)
 
 
 class CountingFile(StringIO):
@@ -200,7 +201,8 @@ def test_file_has_the_same_text_as_from_one_event_for_each_request(
         written.clock.advance(pause)
         at.append((BEGIN + written.clock.seconds(), request))
         peer, method, target, code, size, session = request
-        written.log.add(peer, method, target, code, size, session and session.encode())
+        line = asked(peer, method, target, session and session.encode())
+        written.log.add(line, code, size)
     written.log.stop()
     as_events(make(expected), *at)
     assert file.getvalue() == expected.getvalue()
@@ -268,16 +270,19 @@ def test_so_many_lines_are_written_at_once() -> None:
     assert (file.writes, file.getvalue().count("\n")) == (2, ACCESS_LOG_LINES + 1)
 
 
-def test_so_many_bytes_are_written_at_once() -> None:
-    """`ACCESS_LOG_BYTES` of methods and targets."""
+def test_so_many_characters_are_written_at_once() -> None:
+    """`ACCESS_LOG_CHARACTERS` of methods and targets, as they are shown."""
     file = CountingFile()
     written = Written(textFileLogObserver(file))
-    method = b"X" * (ACCESS_LOG_BYTES // 2)
-    target = b"/" * (ACCESS_LOG_BYTES - 2 * len(method) + len(method) - 1)
-    written.add(target, method=method)
+    method, target = b"X" * 20, b"/" * 1004
+    lines, rest = divmod(ACCESS_LOG_CHARACTERS, len(method) + len(target))
+    assert (rest, lines < ACCESS_LOG_LINES) == (0, True)
+    for _ in range(lines - 1):
+        written.add(target, method=method)
+    written.add(target[1:], method=method)
     assert file.writes == 0
     written.add(b"/", method=b"")
-    assert (file.writes, file.getvalue().count("\n")) == (1, 2)
+    assert (file.writes, file.getvalue().count("\n")) == (1, lines + 1)
     written.add()
     assert file.writes == 1
     written.log.stop()
@@ -339,7 +344,7 @@ def test_files_are_found_under_a_publisher_and_alone(capsys: pytest.CaptureFixtu
     """The observer of the console script is written to in one piece as well."""
     clock = Clock()
     log = AccessLog(clock, Logger(namespace="site", observer=console_observer()), lambda: BEGIN)
-    log.add("192.0.2.1", b"GET", b"/sse", 200, 7, None)
+    log.add(asked("192.0.2.1", b"GET", b"/sse", None), 200, 7)
     log.stop()
     assert capsys.readouterr().out.endswith(" 192.0.2.1 GET /sse 200 7\n")
 
