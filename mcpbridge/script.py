@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import lru_cache
 
 from twisted.logger import (
     FileLogObserver,
@@ -56,7 +57,7 @@ def console_line(event: LogEvent) -> str | None:
 
     Return None for what Twisted logs about itself at every start and stop.
     """
-    text = eventAsText(event, includeTimestamp=False, includeSystem=False)
+    text = _text(event)
     level = event.get("log_level", LogLevel.info)
     if not text:
         return None
@@ -65,5 +66,36 @@ def console_line(event: LogEvent) -> str | None:
         prefix = "warning: " if level is LogLevel.warn else f"{level.name}: "
     elif _TWISTEDS_OWN.match(text):
         return None
-    time = formatTime(event.get("log_time"))
-    return f"{time} {prefix}{text}".replace("\n", "\n\t") + "\n"
+    return f"{_time(event)} {prefix}{text}".replace("\n", "\n\t") + "\n"
+
+
+def _text(event: LogEvent) -> str:
+    """
+    Return the text of an event as Twisted formats it.
+
+    What Twisted allows in a format beyond `str.format` is a call, as in `{name()}`, and
+    for that it does in Python what the interpreter does in a tenth of the time.
+    """
+    text = event.get("log_format")
+    if type(text) is str and "()" not in text and event.keys().isdisjoint(_SPECIAL):
+        try:
+            return text.format_map(event)
+        except Exception:
+            # Twisted says in the log what is wrong.
+            pass
+    return eventAsText(event, includeTimestamp=False, includeSystem=False)
+
+
+#: Members of events that Twisted formats in another way, or below the text.
+_SPECIAL = frozenset({"log_failure", "log_flattened"})
+
+
+def _time(event: LogEvent) -> str:
+    when = event.get("log_time")
+    return formatTime(None) if when is None else _time_of_second(int(when))
+
+
+@lru_cache(1)
+def _time_of_second(second: int) -> str:
+    """Format a time; most events are of the same second as the one before."""
+    return formatTime(float(second))

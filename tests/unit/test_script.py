@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 import pytest
-from twisted.logger import Logger, LogLevel, LogPublisher
+from twisted.logger import Logger, LogLevel, LogPublisher, eventAsText
 from twisted.python.failure import Failure
 
 from mcpbridge import script
@@ -49,6 +49,38 @@ def test_a_traceback_stays() -> None:
     assert line is not None
     assert " critical: failed\n\tTraceback" in line
     assert "\tbuiltins.ValueError: unexpected\n" in line
+
+
+class Named:
+    """What a format may name."""
+
+    name = "n"
+
+    def called(self) -> str:
+        return "c"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain",
+        "{a} of {b!r}, {c:.1f} s, {d.name}, {{e}}",
+        "{a()} and {d.called()}",
+        "()",
+        "{missing}",
+        "{a:x}",
+        "{",
+        b"{a}",
+        7,
+    ],
+)
+@pytest.mark.parametrize("when", [1e9, 1e9 + 0.999, None])
+def test_a_line_has_the_text_and_the_time_that_twisted_writes(
+    text: Any, when: float | None
+) -> None:
+    event = {"log_time": when, "log_format": text, "a": str, "b": "b", "c": 1.25, "d": Named()}
+    line = console_line(event)
+    assert line == eventAsText(event, includeSystem=False).replace("\n", "\n\t") + "\n"
 
 
 def test_an_event_without_text_is_no_line() -> None:
