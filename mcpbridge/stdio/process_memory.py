@@ -31,7 +31,7 @@ class ProcessMemory:
       sessions are inherited at fork, and nobody enters another's session.  Only
       a leader gets its tag later, from its exec chain; so a leader without a
       tag is not remembered, nor is a process that might have hidden its own
-      (`procfs.is_unlimited`).
+      (`procfs.are_foreign`).
     - One that belongs to a session of the bridge belongs to no other one.  It
       may lose its tag, so it is left out only while others are looked at.
 

@@ -93,68 +93,81 @@ class Table:
     unknown: list[int]
 
 
+#: The soft and the hard limits of a process that are tags, -1 for none.
+Limits = list[tuple[int, int]]
+
+
 def tag_of(pid: int) -> int:
     """
     Return the tag of a process, or whatever number its limit is.
 
     Returns `NONE` if it has no limit, `GONE` if the process is gone or cannot
     be read.  Raises `OSError` if the bridge is out of descriptors.
+    """
+    limits = limits_of(pid)
+    return GONE if limits is None else tag_in(limits)
+
+
+def tag_in(limits: Limits) -> int:
+    """
+    Return the tag that these limits are, `NONE` where they are none.
 
     Without privileges a limit can only be lowered, so the higher one counts.
     """
+    return max((soft if soft == hard else NONE for soft, hard in limits), default=NONE)
+
+
+def are_foreign(limits: Limits, base: int) -> bool:
+    """
+    Tell whether a process with these limits has no tag of this base, and cannot get it back.
+
+    One whose soft limit is lower than the hard one may make them equal.  A hard
+    limit is raised by nobody without privileges.  One of which nothing can be read
+    may have any.
+    """
+    return bool(limits) and not any(base <= hard < base + TAGS for _, hard in limits)
+
+
+def limits_of(pid: int) -> Limits | None:
+    """
+    Return the limits of a process that are tags; none where they cannot be
+    read, and None if the process is gone.  Raises `OSError` if the bridge is out
+    of descriptors.
+    """
     try:
-        limits = [resource.prlimit(pid, each) for each in LIMITS]
+        return [resource.prlimit(pid, each) for each in LIMITS]
     except ProcessLookupError:
-        return GONE
+        return None
     except (OSError, AttributeError):
         # Another user's process: prlimit(2) is refused, but everybody may read its file.
-        return _tag_in_file(pid)
-    return max(soft if soft == hard else NONE for soft, hard in limits)
+        return _limits_in_file(pid)
 
 
-def is_unlimited(pid: int) -> bool:
-    """
-    Tell whether a process has neither of the limits that are tags, in any way.
-
-    One whose soft limits are lower than its hard ones may make them equal, and
-    one that cannot be read may have any: these may be a session's.
-    """
-    try:
-        return all(resource.prlimit(pid, each)[1] == NONE for each in LIMITS)
-    except ProcessLookupError:
-        return False
-    except (OSError, AttributeError):
-        pass
-    try:
-        with open(f"/proc/{pid}/limits", "rb") as file:
-            text = file.read(4096)
-    except OSError:
-        return False
-    lines = [line.split() for line in text.split(b"\n") if line.startswith(_LIMIT_LINES)]
-    return len(lines) == len(_LIMIT_LINES) and all(line[-2] == b"unlimited" for line in lines)
-
-
-def _tag_in_file(pid: int) -> int:
+def _limits_in_file(pid: int) -> Limits | None:
     try:
         limits = os.open(f"/proc/{pid}/limits", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             # What was not seen is not gone.
             raise
-        return NONE if error.errno in (errno.EPERM, errno.EACCES) else GONE
+        return [] if error.errno in (errno.EPERM, errno.EACCES) else None
     try:
         text = os.read(limits, 4096)
     except OSError:
-        return GONE
+        return None
     finally:
         os.close(limits)
-    found = GONE
+    found: Limits = []
     for name in _LIMIT_LINES:
         at = text.find(name)
         if at >= 0:
             soft, hard = text[at + len(name) : text.index(b"\n", at)].split()[:2]
-            found = max(found, int(soft) if soft == hard and soft.isdigit() else NONE)
-    return found
+            found.append((_limit(soft), _limit(hard)))
+    return found or None
+
+
+def _limit(text: bytes) -> int:
+    return int(text) if text.isdigit() else NONE
 
 
 def own_children() -> list[int] | None:
@@ -242,14 +255,15 @@ class Reader:
             if self._memory is not None:
                 self._memory.remember(pid, session, NONE)
             return None
-        tag = tag_of(pid)
-        if tag == GONE:
+        limits = limits_of(pid)
+        if limits is None:
             return False
         self.examined.add(pid)
+        tag = tag_in(limits)
         tagged = self._base <= tag < self._base + TAGS
         if not tagged:
             tag = self._sessions.get(session) or self._known.get(pid) or NONE
-        if self._memory is not None and (tag != NONE or is_unlimited(pid)):
+        if self._memory is not None and (tag != NONE or are_foreign(limits, self._base)):
             self._memory.remember(pid, session, tag)
         if not tagged and (tag == NONE or pid == session):
             return None

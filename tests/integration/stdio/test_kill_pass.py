@@ -238,14 +238,16 @@ def test_tag_survives_the_change_of_one_limit(backends: Any) -> None:
     """`ulimit -m` changes one of the two limits."""
     backend = backends("ending")
     pid = backend.leader.pid
-    assert procfs.tag_of(pid) == procfs._tag_in_file(pid) == TAG
+    assert procfs.limits_of(pid) == procfs._limits_in_file(pid)
+    assert procfs.tag_of(pid) == TAG
     for limit in process_tags.LIMITS:
         resource.prlimit(pid, limit, (1 << 30, 1 << 30))
         cleared = limit == process_tags.LIMITS[-1]
-        assert procfs.tag_of(pid) == procfs._tag_in_file(pid) == (1 << 30 if cleared else TAG)
+        assert procfs.limits_of(pid) == procfs._limits_in_file(pid)
+        assert procfs.tag_of(pid) == (1 << 30 if cleared else TAG)
     resource.prlimit(pid, process_tags.LIMITS[0], (1 << 29, 1 << 30))
     assert procfs.tag_of(os.getpid()) == procfs.NONE
-    assert procfs._tag_in_file(process_tags.DEFAULT_PID_MAX + 5) == procfs.GONE
+    assert procfs._limits_in_file(process_tags.DEFAULT_PID_MAX + 5) is None
 
 
 def test_without_pidfds_a_process_is_checked_twice_before_a_signal(

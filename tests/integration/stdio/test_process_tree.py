@@ -823,13 +823,29 @@ class Remembering:
         self.pids.add(pid)
 
 
-@pytest.mark.parametrize("hides", [False, True])
-def test_process_that_may_have_hidden_its_tag_is_not_remembered(hides: bool) -> None:
-    """One whose soft limit is lower than the hard one may raise it again, and be a session's."""
-    limits = "import resource as r, sys, time\n"
-    if hides:
-        limits += f"[r.setrlimit(each, (1, 1 << 30)) for each in {[*process_tags.LIMITS]}]\n"
-    code = f"{limits}print(flush=True)\ntime.sleep(600)"
+TAG_OF_OURS = (1 << 40) + 5
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "remembered"),
+    [
+        (process_tags.hard_limit(), process_tags.hard_limit(), True),
+        # Of another bridge, which may have thousands of them.
+        (1 << 30, 1 << 30, True),
+        (1, 1 << 30, True),
+        (1, TAG_OF_OURS, False),
+    ],
+)
+def test_process_that_may_have_hidden_its_tag_is_not_remembered(
+    soft: int, hard: int, remembered: bool
+) -> None:
+    """One whose hard limit is the tag of a session may make the soft one equal again."""
+    code = (
+        "import resource as r, sys, time\n"
+        f"[r.setrlimit(each, ({soft}, {hard})) for each in {[*process_tags.LIMITS]}]\n"
+        "print(flush=True)\n"
+        "time.sleep(600)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -842,9 +858,13 @@ def test_process_that_may_have_hidden_its_tag_is_not_remembered(hides: bool) -> 
         memory: Any = Remembering()
         reader = procfs.Reader(1 << 40, (), {}, {}, memory)
         assert reader.examine(process.pid) is None
-        assert (process.pid in memory.pids) is not hides
-        assert procfs.is_unlimited(process.pid) is not hides
+        assert (process.pid in memory.pids) is remembered
     finally:
         process.kill()
         process.communicate()
-    assert not procfs.is_unlimited(process.pid), "it is gone"
+    assert reader.examine(process.pid) is False, "it is gone"
+
+
+def test_process_of_which_nothing_can_be_read_is_not_foreign() -> None:
+    """It may have any tag."""
+    assert not procfs.are_foreign([], 1 << 40)
