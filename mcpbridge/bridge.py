@@ -125,6 +125,8 @@ class Bridge(Service):
         self._security = TransportSecurity(settings, self._clock)
         self._accept_errors = AcceptErrors(self._clock)
         self._ports: list[IListeningPort] = []
+        #: Spreads the ends of connections, and of sessions whose clients leave at one time.
+        self._pacer = Pacer(self._clock)
         self._site: Any = None
         self._resource: IResource | None = None
 
@@ -191,13 +193,14 @@ class Bridge(Service):
             cards = ServerCards(self.servers, clients.is_proxy)
             root = Branch(servers=self.settings.servers)
             cards.serve_well_known(root)
-            pacer = Pacer(self._clock)
             for server in self.servers:
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
                 caller_of = tell_callers(clients.address) if server.tells_callers else no_caller
-                routes = Routes(server, self._clock, clients.of_request, cards, caller_of, pacer)
+                routes = Routes(
+                    server, self._clock, clients.of_request, cards, caller_of, self._pacer
+                )
                 branch.serve(server.settings, routes.resource())
             self._resource = cast("IResource", SecuredResource(self._security, root))
         return self._resource
@@ -216,6 +219,7 @@ class Bridge(Service):
                 fast_path if self.settings.fast_path else None,
                 self._budget,
                 is_costly=fast_path.is_costly,
+                pacer=self._pacer,
                 freed=self._trimmer.freed,
             )
         return self._site

@@ -1,5 +1,6 @@
 """
-Spread starts and ends of processes over iterations of the reactor.
+Spread starts and ends of processes, and ends of connections, over iterations of the
+reactor.
 
 To start a process takes a millisecond, and the steps of its end nearly as long.
 When hundreds start or end at one time, all other clients would wait for them.
@@ -18,8 +19,9 @@ from mcpbridge.guard import guarded
 
 #: The steps of one iteration begin within this time.
 PACED_SECONDS = 0.002
-#: The key of all steps by which processes end.
+#: The key of all steps by which processes end, and of those by which connections do.
 ENDS = "ends"
+LOST_CONNECTIONS = "lost connections"
 
 Step = Callable[[], object]
 
@@ -31,7 +33,7 @@ class Pacer:
     Steps of one key run in the order in which they came.  Different keys take
     turns, so that many steps of one do not delay the only one of another.  At
     least one step runs in each iteration.  There is no limit on their number
-    here: each belongs to a process, and these are limited.
+    here: each belongs to a process or to a connection, and these are limited.
     """
 
     log = Logger()
@@ -44,6 +46,8 @@ class Pacer:
         self._spent = 0.0
         #: True from the first step of an iteration until the next iteration begins.
         self._counting = False
+        #: True while a step runs, which counts the time of those that it asks for.
+        self._running = False
 
     def run(self, key: Hashable, step: Step) -> None:
         """Run a step, which must not raise, at once or after those that wait."""
@@ -62,8 +66,13 @@ class Pacer:
                 del self._waiting[key]
 
     def _run(self, step: Step) -> None:
+        if self._running:
+            guarded(self.log, "a step of a process", step)
+            return
         began = self._clock.seconds()
+        self._running = True
         guarded(self.log, "a step of a process", step)
+        self._running = False
         self._spent += max(0.0, self._clock.seconds() - began)
         if self._spent:
             self._count()

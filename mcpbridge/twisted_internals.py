@@ -31,9 +31,11 @@ from twisted.logger import FileLogObserver, ILogObserver, Logger
 from twisted.python import log
 
 if sys.platform == "linux":
-    from select import EPOLLIN
+    from select import EPOLLIN, EPOLLOUT
 
     from twisted.internet.epollreactor import EPollReactor
+
+    _READ_OR_WRITE = EPOLLIN | EPOLLOUT
 
 # Descriptors: twisted.internet.abstract.
 
@@ -207,10 +209,11 @@ def dispatch_directly(reactor: Any) -> Callable[[], None]:
     does, and has that context here, too.  So only the time changes.
 
     Of descriptors that `prompt_descriptor` has returned, or that were given to
-    `read_directly`, `EPOLLIN` alone is handled here, as `_doReadOrWrite` does.
-    It need not ask for their `fileno()`: the read of a closed one fails as well.
+    `read_directly`, `EPOLLIN` without `EPOLLOUT` is handled here, as `_doReadOrWrite`
+    does.  It need not ask for their `fileno()`: the read of a closed one fails as well.
     All other events go to `_doReadOrWrite`, as `doPoll` does it.  Writes are
-    `COLLECTED` until all events are handled.
+    `COLLECTED` until all events are handled.  What such a read ends may wait for
+    its turn (`lose_in_turn`).
 
     Other classes of reactors, and one with a `doIteration` of its own, are left
     alone, and so are all reactors where there is no epoll.
@@ -226,6 +229,8 @@ def dispatch_directly(reactor: Any) -> Callable[[], None]:
     selectables = reactor._selectables
     read_or_write = reactor._doReadOrWrite
     disconnect = reactor._disconnectSelectable
+    readers = reactor._reads
+    stop_reading = reactor.removeReader
 
     def iterate(timeout: float | None) -> None:
         try:
@@ -245,18 +250,38 @@ def dispatch_directly(reactor: Any) -> Callable[[], None]:
                 COLLECTED.flush()
             # Looked up late: what an earlier event has closed gets no event.
             selectable: Any = selectables.get(fd)
-            if event != EPOLLIN or not getattr(selectable, "is_direct", False):
+            if event & _READ_OR_WRITE == EPOLLIN and getattr(selectable, "is_direct", False):
+                read(selectable)
+            elif event & _READ_OR_WRITE or _turn_of(selectable) is None:
                 if selectable is not None:
                     log.callWithLogger(selectable, read_or_write, selectable, fd, event)
-                continue
-            try:
-                why = selectable.doRead()
-            except BaseException as error:
-                log.callWithLogger(selectable, log.err)
-                log.callWithLogger(selectable, disconnect, selectable, error, False)
+            elif fd in readers:
+                lose(selectable, CONNECTION_DONE, True)
             else:
-                if why:
-                    log.callWithLogger(selectable, disconnect, selectable, why, True)
+                lose(selectable, CONNECTION_LOST, False)
+
+    def read(selectable: Any) -> None:
+        try:
+            why = selectable.doRead()
+        except BaseException as error:
+            log.callWithLogger(selectable, log.err)
+            log.callWithLogger(selectable, disconnect, selectable, error, False)
+        else:
+            if why:
+                lose(selectable, why, True)
+
+    def lose(selectable: Any, why: Exception, reading: bool) -> None:
+        take_turn = _turn_of(selectable)
+        if take_turn is None:
+            log.callWithLogger(selectable, disconnect, selectable, why, reading)
+            return
+        # It would be reported again and again.
+        stop_reading(selectable)
+        take_turn(partial(lose_now, selectable, why, reading))
+
+    def lose_now(selectable: Any, why: Exception, reading: bool) -> None:
+        if not _is_ending(selectable):
+            log.callWithLogger(selectable, disconnect, selectable, why, reading)
 
     def undo() -> None:
         if vars(reactor).get("doIteration") is iterate:
@@ -264,6 +289,24 @@ def dispatch_directly(reactor: Any) -> Callable[[], None]:
 
     own.doIteration = iterate
     return undo
+
+
+def _turn_of(descriptor: Any) -> Callable[[Callable[[], None]], object] | None:
+    """Return the method `lose_in_turn` of a descriptor's protocol; None without one."""
+    if isinstance(descriptor, Connection):
+        protocol = getattr(descriptor, "protocol", None)
+    elif isinstance(descriptor, (ProcessReader, ProcessWriter)):
+        protocol = getattr(descriptor.proc, "proto", None)
+    else:
+        return None
+    return getattr(protocol, "lose_in_turn", None)
+
+
+def _is_ending(descriptor: Any) -> bool:
+    """Tell whether a descriptor is lost, or the reactor is about to call `connectionLost`."""
+    if isinstance(descriptor, ProcessReader):
+        return not descriptor.connected or bool(descriptor.disconnecting)
+    return not descriptor.connected or getattr(descriptor, "_aborting", False)
 
 
 # Listeners: twisted.internet.tcp.

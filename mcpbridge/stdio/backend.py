@@ -171,6 +171,10 @@ class StdioBackend(ProcessProtocol):
         if lines:
             self._receiver.diagnostics_received(lines)
 
+    def lose_in_turn(self, lose: Callable[[], None]) -> None:
+        """Lose a pipe that the process has closed: hundreds may end at one time."""
+        self._pacer.run(ENDS, lose)
+
     def inConnectionLost(self) -> None:
         """End the backend if it was not told to close its stdin."""
         self._stdin.stopProducing()

@@ -29,6 +29,7 @@ from mcpbridge.config.tuning import (
     REQUEST_SECONDS,
 )
 from mcpbridge.errors import MessageTooLarge, Refused
+from mcpbridge.pacer import LOST_CONNECTIONS, Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.timers import Timer
@@ -49,6 +50,7 @@ class ConnectionSite(Protocol):
     budget: BodyBudget
     clients: ClientAddresses
     turns: FairTurns
+    pacer: Pacer
     requestFactory: Callable[[BridgeConnection], BridgeRequest]
     fast_path: Any
     access_log: AccessLog | None
@@ -335,6 +337,13 @@ class BridgeConnection(WatchedConnection):
         elif self._reading_paused and self._departure_check is not None:
             self._departure_check.start(LEFT_SECONDS, self._check_departure)
 
+    def _has_unserved(self) -> bool:
+        """Tell whether anything has arrived that is not served yet."""
+        parser = self._parser
+        return bool(self._pipelined) or (
+            parser is not None and bool(parser.ready or parser.has_begun)
+        )
+
     def _drop_unserved(self) -> None:
         """Drop what has arrived and is not served."""
         self._pipelined = b""
@@ -405,6 +414,23 @@ class BridgeConnection(WatchedConnection):
         if not self._gone:
             self._check_idle_in(IDLE_SECONDS)
 
+    # Called by the reactor.
+
+    def lose_in_turn(self, lose: Callable[[], None]) -> None:
+        """
+        Lose the connection, which its peer has closed: hundreds may do so at one time, so
+        in its turn if nothing depends on that.
+
+        Nothing does while it is idle, nor if its session ends with it.  Any other
+        stream must be detached at once: what is written to it would be lost, and the
+        client may have come back on another connection already.
+        """
+        ends_session = self.ends_session and not self._has_unserved()
+        if ends_session or self.idle_since() is not None:
+            self.site.pacer.run(LOST_CONNECTIONS, lose)
+        else:
+            lose()
+
     # Called by `FairTurns`.
 
     def serve_slice(self) -> None:
@@ -465,10 +491,7 @@ class BridgeConnection(WatchedConnection):
 
     def idle_since(self) -> float | None:
         """Return when it was last active; None while a request is begun or its response waits."""
-        parser = self._parser
-        if parser is not None and (parser.ready or parser.has_begun):
-            return None
-        if self._pipelined or self._draining or self.is_busy():
+        if self._has_unserved() or self._draining or self.is_busy():
             return None
         return self._active_at
 

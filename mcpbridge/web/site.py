@@ -21,6 +21,7 @@ from mcpbridge.config.settings import BridgeSettings, share_of
 from mcpbridge.config.tuning import IDLE_SECONDS
 from mcpbridge.errors import Refused
 from mcpbridge.guard import guarded
+from mcpbridge.pacer import Pacer
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
@@ -42,7 +43,8 @@ class BridgeSite(Site):
     """
     Serves a resource with bounded bodies, waits and connections, over HTTP/1.1.
 
-    `is_costly` tells which requests wait for their turn where many come at once.
+    `is_costly` tells which requests wait for their turn where many come at once,
+    and `pacer` spreads the ends of connections over iterations of the reactor.
     Its connections ask it for their limits (`connection.ConnectionSite`).  `freed` is
     called when a large request body is given back, `seconds` is `FairTurns`'
     clock.
@@ -59,6 +61,7 @@ class BridgeSite(Site):
         responses: ResponseBudget | None = None,
         *,
         is_costly: Callable[[Head], bool] = lambda head: True,
+        pacer: Pacer | None = None,
         freed: Callable[[], None] = lambda: None,
         seconds: Callable[[], float] = perf_counter,
     ) -> None:
@@ -74,6 +77,7 @@ class BridgeSite(Site):
         # Not Twisted's generic one, which may become HTTP/2.
         self.protocol: Any = BridgeConnection if self.fast_path is None else FastConnection
         self.turns = FairTurns(reactor, seconds)
+        self.pacer = pacer or Pacer(reactor)
         self.is_costly = is_costly
         self.max_body = max(server.max_message_bytes for server in settings.servers)
         share = share_of(settings.max_request_bytes, settings.max_request_bytes_per_address)

@@ -21,6 +21,7 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.twisted_internals import AT_ONCE_BYTES, prompt_descriptor, write_at_once
 from mcpbridge.web.response import Response
 from mcpbridge.web.tcp import acknowledged, unsent
+from mcpbridge.web.watched_connection import WatchedConnection
 
 #: In longer lines it is quicker to decode the envelope than to search for a ping's id.
 LONG_LINE_BYTES = 4096
@@ -65,6 +66,8 @@ class EventStream(Response):
         if self.settings.ping_interval:
             first += self.keepalive()
         self.begin(first)
+        if isinstance(request.channel, WatchedConnection):
+            request.channel.ends_session = True
         # Read and written; a stream may be open for days.
         request.requestHeaders = request.responseHeaders = _NO_HEADERS
 

@@ -58,6 +58,8 @@ class WatchedConnection(TwistedProtocol):
     site: Any
     #: Set while an endless response is written, which has a `ClientWatch` of its own.
     streaming = False
+    #: True while the session of that response ends with the connection.
+    ends_session = False
     log = Logger()
     #: The request of twisted.web that has no complete response yet.
     request: Any = None
@@ -156,7 +158,7 @@ class WatchedConnection(TwistedProtocol):
 
     def stream_ends(self) -> None:
         """Watch responses again."""
-        self.streaming = False
+        self.streaming = self.ends_session = False
 
     def count_for(self, share: Share) -> None:
         """Count what the client does not take of this response for a session as well."""

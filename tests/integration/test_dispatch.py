@@ -13,7 +13,7 @@ import fcntl
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,6 +127,14 @@ class End(Protocol):
 
     # From the reactor.
 
+    @property
+    def proto(self) -> End:
+        """The protocol of a process, which this is for its pipe."""
+        return self
+
+    def lose_in_turn(self, lose: Callable[[], None]) -> None:
+        self.run.take_turn(lose)
+
     def dataReceived(self, data: bytes) -> None:
         self.run.trace.append((self.number, "read", data))
         other = self.run.ends[(self.number + 1) % len(self.run.ends)].descriptor
@@ -167,11 +175,23 @@ class Run:
 
     def __init__(self, *, direct: bool) -> None:
         self.trace: Trace = []
+        #: The ends of descriptors that wait for their turns; None if each has it at once.
+        self.waiting: list[Callable[[], None]] | None = None
         self.reactor: Any = EPollReactor()
         self.undo = dispatch_directly(self.reactor) if direct else lambda: None
         self.ends: list[End] = []
         for number in range(6):
             self.ends.append(End(self, number))
+
+    def take_turn(self, lose: Callable[[], None]) -> None:
+        if self.waiting is None:
+            lose()
+        else:
+            self.waiting.append(lose)
+
+    def lost(self) -> list[object]:
+        """Return the numbers of the descriptors that are lost."""
+        return [each[0] for each in self.trace if each[1] == "lost"]
 
     def turn(self) -> None:
         self.reactor.runUntilCurrent()
@@ -267,6 +287,82 @@ def test_direct_descriptors_get_no_log_context() -> None:
     assert contexts == ["-", "-", "Foreign 2"]
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=KINDS[:2])
+def test_end_may_wait_for_its_turn(number: int) -> None:
+    """What was sent before is read at once, and the reactor does not report the end again."""
+    with running(direct=True) as run:
+        run.waiting = []
+        run.ends[number].send("nothing")
+        run.ends[number].close()
+        run.ends[2].close()
+        for _ in range(5):
+            run.turn()
+        assert run.trace[0] == (number, "read", b"data")
+        assert run.lost() == [2], "one that nobody has a turn for"
+        [lose] = run.waiting
+        lose()
+        assert run.lost() == [2, number]
+        lose()
+        assert run.lost() == [2, number]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=KINDS[:2])
+@pytest.mark.parametrize("how", ["lost", "closed", "aborted"])
+@pytest.mark.parametrize("early", [True, False])
+def test_what_is_closed_while_its_end_waits_is_lost_once(
+    number: int, how: str, early: bool
+) -> None:
+    """Whichever comes first."""
+    with running(direct=True) as run:
+        run.waiting = []
+        descriptor = run.ends[number].descriptor
+        run.ends[number].close()
+        run.turn()
+        if how == "lost":
+            descriptor.connectionLost(Failure(ValueError("meanwhile")))
+        elif how == "closed":
+            descriptor.loseConnection()
+        else:
+            getattr(descriptor, "abortConnection", descriptor.loseConnection)()
+        if early:
+            run.waiting[0]()
+        run.turn()
+        run.turn()
+        run.waiting[0]()
+        run.turn()
+        assert run.lost() == [number]
+        assert len(run.waiting) == 1
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=KINDS[:2])
+def test_reading_that_is_resumed_while_an_end_waits_changes_nothing(number: int) -> None:
+    """The end is learned of again, and happens once."""
+    with running(direct=True) as run:
+        run.waiting = []
+        run.ends[number].close()
+        run.turn()
+        run.ends[number].descriptor.startReading()
+        run.turn()
+        for lose in run.waiting:
+            lose()
+        assert run.lost() == [number]
+
+
+def test_input_of_a_process_that_has_closed_it_waits_for_its_turn() -> None:
+    with running(direct=True) as run:
+        pipe = Pipe(run)
+        run.waiting = []
+        pipe.proto = run.ends[0]
+        pipe.descriptor.startReading()
+        os.close(pipe.reading)
+        for _ in range(3):
+            run.turn()
+        assert not pipe.lost
+        [lose] = run.waiting
+        lose()
+        assert pipe.lost
+
+
 def test_interrupted_poll_is_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted:
         def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
@@ -316,6 +412,9 @@ def test_other_reactors_are_left_alone() -> None:
 
 class Pipe:
     """The pipe of a process's input, which belongs to a run's reactor."""
+
+    #: The protocol of the process.
+    proto: Any = None
 
     def __init__(self, run: Run) -> None:
         self.reading, writing = os.pipe()

@@ -77,6 +77,17 @@ def test_keys_take_turns() -> None:
     assert [made.next() for _ in range(5)] == ["x2", "y1", "z1", "x3", "y2"]
 
 
+def test_time_of_a_step_within_another_counts_once() -> None:
+    """Otherwise half of an iteration would be lost."""
+    made = Made()
+    made.pacer.run("x", lambda: made.run("y", "a", PACED_SECONDS * 0.6))
+    made.run("x", "b", 0)
+    assert made.ran == ["a", "b"]
+    made.run("x", "c", PACED_SECONDS * 0.5)
+    made.run("x", "d", 0)
+    assert made.ran == ["a", "b", "c"]
+
+
 def test_a_step_may_ask_for_another() -> None:
     """The other is a part of it as long as none waits."""
     made = Made()

@@ -649,6 +649,22 @@ def test_the_end_of_stdout_waits_for_the_exit_status() -> None:
     assert [name for name, _ in made.told].count("output") == 1
 
 
+def test_pipes_that_processes_have_closed_take_turns() -> None:
+    """Those of hundreds may be closed in one iteration of the reactor."""
+    made = Made()
+    lost: list[str] = []
+
+    def lose_first() -> None:
+        lost.append("first")
+        made.reactor.rightNow += PACED_SECONDS
+
+    made.backend.lose_in_turn(lose_first)
+    made.backend.lose_in_turn(lambda: lost.append("second"))
+    assert lost == ["first"]
+    made.reactor.advance(0)
+    assert lost == ["first", "second"]
+
+
 # The budget.
 
 
