@@ -129,6 +129,8 @@ class Bridge(Service):
         self._pacer = Pacer(self._clock)
         self._site: Any = None
         self._resource: IResource | None = None
+        #: What serves requests without a look at the resource, by method and path.
+        self._endpoints: dict[tuple[bytes, bytes], Any] = {}
 
         #: Writes the next lines of `log_sessions`.
         self._report_timer = Timer(self._clock)
@@ -202,6 +204,7 @@ class Bridge(Service):
                     server, self._clock, clients.of_request, cards, caller_of, self._pacer
                 )
                 branch.serve(server.settings, routes.resource())
+                self._endpoints.update(routes.endpoints())
             self._resource = cast("IResource", SecuredResource(self._security, root))
         return self._resource
 
@@ -211,9 +214,10 @@ class Bridge(Service):
             from mcpbridge.web.fast_path import FastPath
             from mcpbridge.web.site import BridgeSite
 
-            fast_path = FastPath(self.servers, self._security)
+            resource = self.resource()
+            fast_path = FastPath(self.servers, self._security, self._endpoints)
             self._site = BridgeSite(
-                self.resource(),
+                resource,
                 self._reactor,
                 self.settings,
                 fast_path if self.settings.fast_path else None,

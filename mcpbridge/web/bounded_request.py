@@ -11,11 +11,13 @@ from io import BytesIO
 from typing import Any
 
 from twisted.python.failure import Failure
-from twisted.web.server import Request
+from twisted.web.http import datetimeToString
+from twisted.web.server import Request, version
 
 from mcpbridge.config.tuning import TRIM_BYTES
 from mcpbridge.errors import Refused, RequestMemoryFull
 from mcpbridge.processes.address_shares import Shares
+from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.request_parser import ReceivedRequest
 
 
@@ -83,6 +85,8 @@ class BridgeRequest(Request):
     channel: Any
     content: Any
     refusal: Refused | None = None
+    #: What serves it, where that is known already; else the resources of its site.
+    endpoint: Endpoint | None = None
     #: What was received, which knows what counts against the budget of the site.
     _received: ReceivedRequest | None = None
 
@@ -109,6 +113,17 @@ class BridgeRequest(Request):
                 self.refusal = channel.site.budget.refusal(size)
                 self.let_go()
         self.requestReceived(head.method, head.target, head.version)
+
+    def process(self) -> None:
+        """Have the request served."""
+        endpoint = self.endpoint
+        if endpoint is None:
+            super().process()
+            return
+        self.site = self.channel.site
+        self.setHeader(b"Server", version)
+        self.setHeader(b"Date", datetimeToString())
+        endpoint.serve(self)
 
     def body(self) -> bytes:
         """Return the whole body, and free what held it."""

@@ -36,6 +36,7 @@ from mcpbridge.timers import Timer
 from mcpbridge.web.access_log import AccessLog
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses, Peer
+from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.fair_turns import FairTurns
 from mcpbridge.web.request_parser import NO_HEAD, Head, ReceivedRequest, RequestParser
 from mcpbridge.web.tcp import has_left
@@ -268,8 +269,14 @@ class BridgeConnection(WatchedConnection):
             self._refuse_the_rest()
         if not self._persistent and head.version == b"HTTP/1.1":
             request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        if refusal is None:
+            request.endpoint = self.endpoint_of(head)
         self.request = request
         request.receive(received, refusal)
+
+    def endpoint_of(self, head: Head) -> Endpoint | None:
+        """Return what serves a request with this head; None if its site is to find that out."""
+        return None
 
     def requestDone(self, request: Any) -> None:
         """Go on with what arrived behind a request whose response is complete."""

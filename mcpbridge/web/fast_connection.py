@@ -18,6 +18,7 @@ from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.twisted_internals import prompt_descriptor, write_at_once
 from mcpbridge.web.access_log import AccessLog, Asked, asked
 from mcpbridge.web.connection import BridgeConnection
+from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.fast_path import FastRequest, NotFastAfterAll
 from mcpbridge.web.pending_response import PendingExchange, PendingStream
 from mcpbridge.web.request_parser import NO_HEAD, Head, ReceivedRequest
@@ -108,6 +109,11 @@ class FastConnection(BridgeConnection):
             self._received = None
             return super().serve(received)
         return True
+
+    def endpoint_of(self, head: Head) -> Endpoint | None:
+        """Return what serves a request that is as usual, though not a fast one."""
+        endpoint: Endpoint | None = self.site.fast_path.endpoint(head, self.loopback or None)
+        return endpoint
 
     def _refuse_stream(self, received: ReceivedRequest) -> bool:
         """Refuse `GET /sse` cheaply while no session can be opened; return False otherwise."""

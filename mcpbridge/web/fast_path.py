@@ -12,7 +12,7 @@ message: that is for the server.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from time import time
 from typing import NamedTuple, cast
@@ -31,6 +31,7 @@ from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
+from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.pending_response import (
     PendingConnection,
     PendingExchange,
@@ -52,6 +53,7 @@ KNOWN_HOSTS = 256
 #: How many origins have the heads of their responses cached.
 KNOWN_ORIGINS = 64
 
+NO_ENDPOINTS: Mapping[tuple[bytes, bytes], Endpoint] = {}
 _END = b"\r\n\r\n"
 _IDENT = re.compile(rb"[0-9a-f-]{36}")
 _QUERY = b"sessionId="
@@ -215,10 +217,20 @@ def _status_line(code: int) -> bytes:
 
 
 class FastPath:
-    """Answers fast requests for the servers of one site."""
+    """
+    Answers fast requests for the servers of one site.
 
-    def __init__(self, servers: Sequence[Server], security: TransportSecurity) -> None:
+    `endpoints` serve other usual requests, by method and path.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        security: TransportSecurity,
+        endpoints: Mapping[tuple[bytes, bytes], Endpoint] = NO_ENDPOINTS,
+    ) -> None:
         self._security = security
+        self._endpoints = endpoints
         self._allows_host = lru_cache(KNOWN_HOSTS)(security.allows_host)
         self._servers = {
             f"{server.settings.base_uri}/{name}{slash}".encode("ascii"): (server, name == "mcp")
@@ -286,6 +298,25 @@ class FastPath:
             return None
         return fields if self._allows_host(fields.get(b"host"), loopback) else None
 
+    def _is_usual(self, head: Head, loopback: int | None) -> bool:
+        """Tell whether transport security has nothing against a request, and no more to check."""
+        fields = self._fields(head, loopback)
+        return (
+            fields is not None
+            and _OF_BROWSERS.isdisjoint(fields)
+            and not is_browser_agent(fields.get(b"user-agent", b""))
+        )
+
+    def endpoint(self, head: Head, loopback: int | None = None) -> Endpoint | None:
+        """
+        Return what serves a request of twisted.web, if the resources of the site would
+        lead to it without any doubt.
+        """
+        endpoint = self._endpoints.get((head.method, head.target))
+        if endpoint is None or head.version != b"HTTP/1.1" or not self._is_usual(head, loopback):
+            return None
+        return endpoint
+
     def is_costly(self, head: Head) -> bool:
         """
         Tell whether a request may open or end a session, which takes long: of
@@ -321,10 +352,7 @@ class FastPath:
         refusal = server.refusal(client)
         if refusal is None:
             return None
-        fields = self._fields(head, loopback)
-        if fields is None or not _OF_BROWSERS.isdisjoint(fields):
-            return None
-        if is_browser_agent(fields.get(b"user-agent", b"")):
+        if not self._is_usual(head, loopback):
             return None
         server.pool.log_refusal()
         return self._responses.error_response(refusal)

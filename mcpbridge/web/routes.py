@@ -7,7 +7,7 @@ imported when a resource is first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 from urllib.parse import quote
@@ -28,6 +28,7 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 from mcpbridge.web.bounded_request import refusal_of, take_body
 from mcpbridge.web.client_addresses import CallerOf, no_caller
+from mcpbridge.web.endpoints import Endpoint, Handler
 from mcpbridge.web.response import accept, error_body
 from mcpbridge.web.server_card import ServerCards
 from mcpbridge.web.sse_stream import EventStream
@@ -67,6 +68,25 @@ class Routes:
     def resource(self) -> IResource:
         """Return a leaf that serves what is below the server's base."""
         return cast("IResource", self.app.resource())
+
+    def endpoints(self) -> Mapping[tuple[bytes, bytes], Endpoint]:
+        """
+        Return what serves the requests that open or end a session, and others at the same
+        paths, by method and path: klein and this lead to the same handlers.
+        """
+        found: dict[tuple[bytes, bytes], Endpoint] = {}
+        handlers: list[tuple[bytes, str, Handler]] = [
+            (b"GET", "/sse", self.sse),
+            (b"POST", "/mcp", self.mcp_post),
+            (b"GET", "/mcp", self.mcp_get),
+            (b"DELETE", "/mcp", self.mcp_delete),
+        ]
+        for method, name, handler in handlers:
+            path = (self._server.settings.base_uri + name).encode("ascii")
+            endpoint = Endpoint(handler, path[1:].split(b"/"))
+            for slash in (b"", b"/"):
+                found[method, path + slash] = endpoint
+        return found
 
     @app.route("/sse", methods=["GET"])
     async def sse(self, request: Any) -> None:

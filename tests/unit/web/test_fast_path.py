@@ -129,7 +129,7 @@ class World:
             SecuredResource(security, root),
             self.clock,
             all_settings,
-            FastPath([server], security) if fast_path else None,
+            FastPath([server], security, routes.endpoints()) if fast_path else None,
             seconds=seconds or self.clock.seconds,
         )
         self.channel: Any = self.site.buildProtocol(None)

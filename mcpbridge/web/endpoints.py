@@ -1,0 +1,70 @@
+"""
+Serve a request of twisted.web by the handler of its path, where that is known.
+
+To go through the resources of a site and the routes of klein takes longer than
+all else that a request needs that opens or ends a session.  Knows how a handler
+ends; must not know what it serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+
+from mcpbridge.errors import InternalError, Refused
+from mcpbridge.web.response import error_body
+
+#: Serves a request: the response is complete when this returns, or later what it returns.
+Handler = Callable[[Any], Awaitable[None] | None]
+
+_log = Logger()
+
+
+class Endpoint:
+    """A handler, and the segments of the path below which it is."""
+
+    __slots__ = ("_handler", "_segments")
+
+    def __init__(self, handler: Handler, segments: list[bytes]) -> None:
+        self._handler = handler
+        self._segments = segments
+
+    def serve(self, request: Any) -> None:
+        """
+        Serve a request as klein does: complete its response when the handler is done,
+        or with the error that it raises, and cancel it when the connection is lost.
+        """
+        request.prepath, request.postpath = list(self._segments), []
+        serving = Deferred.fromCoroutine(self._serve(request))
+        if not serving.called:
+            request.notifyFinish().addErrback(lambda _: serving.cancel())
+        serving.addErrback(lambda failure: _log.failure("a response failed", failure))
+
+    async def _serve(self, request: Any) -> None:
+        body = b""
+        try:
+            waiting = self._handler(request)
+            if waiting is not None:
+                await waiting
+        except Exception as error:
+            if _is_over(request):
+                if not isinstance(error, CancelledError):
+                    _log.failure("a request failed behind its response")
+                return
+            if isinstance(error, Refused):
+                body = error_body(request, error)
+            else:
+                _log.failure("a request failed")
+                body = error_body(request, InternalError.of_ours())
+        if not _is_over(request):
+            if body:
+                request.write(body)
+            request.finish()
+
+
+def _is_over(request: Any) -> bool:
+    """Tell whether the response is complete, or its connection lost."""
+    return bool(request.finished) or request.channel is None

@@ -1,0 +1,273 @@
+"""
+Requests that open and end sessions get the same response whether the fast path leads them to their
+handlers or the resources of the site do, whatever happens meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+
+from mcpbridge.config.tuning import COMMIT_SECONDS
+from mcpbridge.errors import CannotStart
+from mcpbridge.testing import FakeBackend
+from tests.examples import examples
+from tests.unit.web.test_fast_path import (
+    CALL,
+    FIELDS,
+    IDENT,
+    ODD,
+    STREAMABLE,
+    Lines,
+    World,
+    head_of,
+    post,
+)
+
+INITIALIZE = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
+ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25"}}'
+REFUSAL = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"no"}}'
+NOTE = b'{"jsonrpc":"2.0","method":"notifications/message"}'
+_ID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f-]{21}")
+
+
+class Place(World):
+    """A site whose backends start at once, or when they are told to."""
+
+    def __init__(self, *, fast_path: bool, late: bool = False, **settings: Any) -> None:
+        super().__init__(fast_path=fast_path, **settings)
+        self.launcher.kind = FakeBackend
+        self.starting: list[Deferred[Any]] = []
+        if late:
+            self.launch = self.launcher.launch
+            self.launcher.launch = self.launch_late  # type: ignore[method-assign]
+
+    def launch_late(self, receiver: Any, label: str) -> Deferred[Any]:
+        def start(_: object) -> Any:
+            return self.launch(receiver, label)
+
+        starting: Deferred[Any] = Deferred()
+        self.starting.append(starting)
+        return starting.addCallback(start)
+
+    def let(self, happen: str) -> None:
+        """Let something happen to the sessions that were opened."""
+        if happen == "lose":
+            self.channel.connectionLost()
+        elif happen == "wait":
+            self.clock.advance(COMMIT_SECONDS)
+        elif happen == "keepalive":
+            self.clock.advance(self.server.settings.keepalive_interval)
+        elif happen in ("start", "fail"):
+            starting, self.starting = self.starting, []
+            for each in starting:
+                if happen == "start":
+                    each.callback(None)
+                else:
+                    each.errback(CannotStart("no such program"))
+        else:
+            for backend in self.launcher.backends[2:]:
+                if happen == "stop":
+                    backend.receiver.output_closed("it has ended")
+                    if not backend.stopped.called:
+                        backend.stopped.callback(None)
+                else:
+                    line = {"answer": ANSWER, "refuse": REFUSAL, "say": NOTE}[happen]
+                    backend.receiver.messages_received([line])
+
+    def observed(self) -> tuple[object, ...]:
+        """Return all that clients and backends can observe; ids are random."""
+        answers, *rest = self.seen()
+        return (
+            _ID.sub(b"ID", answers),
+            *rest,
+            [each.events for each in self.launcher.backends],
+            [len(self.server.sessions), len(self.server.streamable)],
+            self.site.budget.used,
+        )
+
+
+def request(method: bytes, target: bytes, *fields: bytes, body: bytes = b"") -> bytes:
+    length = [b"Content-Length: %d" % len(body)] if body else []
+    head = [b"%b %b HTTP/1.1" % (method, target), *length, *fields, b"", b""]
+    return b"\r\n".join(head) + body
+
+
+OPEN = request(b"GET", b"/b/sse", b"Host: h", b"Accept: text/event-stream")
+BEGIN = request(b"POST", b"/b/mcp", b"Host: h", *STREAMABLE[1:], body=INITIALIZE)
+LISTEN = request(b"GET", b"/b/mcp", b"Host: h", b"Accept: text/event-stream", STREAMABLE[0])
+END = request(b"DELETE", b"/b/mcp", b"Host: h", STREAMABLE[0])
+UNKNOWN = END.replace(IDENT.encode(), IDENT.replace("1", "9").encode())
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """Generate a request that opens or ends a session or a stream, more often a usual one."""
+    usual = draw(st.sampled_from([OPEN, BEGIN, LISTEN, END, post(CALL)]))
+    if draw(st.booleans()):
+        return usual
+    method = draw(st.sampled_from([b"GET", b"POST", b"DELETE", b"HEAD", b"PUT", b"get"]))
+    paths = [b"/b/sse", b"/b/mcp", b"/b/mcp/", b"/b/sse/", b"/b//sse", b"/b/sse?x=1", b"/%62/sse"]
+    target = draw(st.sampled_from(paths))
+    fields = [b"Host: h", *draw(st.lists(st.sampled_from(STREAMABLE), unique=True))]
+    fields += [each for each in [draw(ODD)] if each]
+    fields += draw(FIELDS)
+    body = draw(st.sampled_from([b"", INITIALIZE, CALL, b"nonsense"]))
+    version = draw(st.sampled_from([b"HTTP/1.1"] * 5 + [b"HTTP/1.0"]))
+    data = request(method, target, *fields, body=body)
+    return data.replace(b"HTTP/1.1", version, 1)
+
+
+HAPPENS = st.lists(
+    st.sampled_from(
+        [
+            *("start", "start", "answer", "answer", "fail", "refuse", "say", "wait", "stop"),
+            *("lose", "keepalive"),
+        ]
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=examples(400), deadline=None)
+@given(
+    st.lists(requests(), min_size=1, max_size=3).map(b"".join),
+    st.lists(st.integers(0, 10_000), max_size=3),
+    HAPPENS,
+    st.booleans(),
+)
+@example(OPEN, [], ["say", "lose"], False)
+@example(OPEN, [], ["say", "stop"], False)
+@example(OPEN + OPEN, [], ["start", "stop", "start", "say", "lose"], True)
+@example(OPEN, [], ["lose", "start"], True)
+@example(OPEN, [], ["fail"], True)
+@example(BEGIN + END, [], ["answer"], False)
+@example(BEGIN, [], ["refuse"], False)
+@example(BEGIN, [], ["say", "answer"], False)
+@example(BEGIN, [], ["lose", "start"], True)
+@example(BEGIN, [], ["fail"], True)
+@example(BEGIN, [], ["start", "lose", "answer"], True)
+@example(BEGIN, [], ["keepalive", "answer"], False)
+@example(LISTEN, [], ["say", "lose"], False)
+@example(END + UNKNOWN + LISTEN, [], [], False)
+def test_both_ways_to_a_handler_respond_alike(
+    data: bytes, cuts: list[int], happens: list[str], late: bool
+) -> None:
+    places = [Place(fast_path=way, late=late) for way in (True, False)]
+    lost = False
+    for place in places:
+        place.receive(data, cuts)
+    for happen in happens:
+        if happen == "lose":
+            if lost:
+                continue
+            lost = True
+        for place in places:
+            place.let(happen)
+            place.let_turns_pass()
+        assert places[0].observed() == places[1].observed()
+    assert places[0].observed() == places[1].observed()
+    for place in places:
+        if not lost:
+            place.let("lose")
+        place.let("start")
+    assert places[0].observed() == places[1].observed()
+    assert places[0].site.budget.used == 0
+    assert not places[0].streamable.router.has_sinks
+
+
+@pytest.mark.parametrize(
+    ("data", "usual"),
+    [
+        (OPEN, True),
+        (OPEN.replace(b"/sse", b"/sse/"), True),
+        (BEGIN, True),
+        (LISTEN, True),
+        (END, True),
+        (OPEN.replace(b"GET", b"HEAD"), False),
+        (OPEN.replace(b"/b/sse", b"/b/sse?x"), False),
+        (OPEN.replace(b"/b/sse", b"/%62/sse"), False),
+        (OPEN.replace(b"Host: h", b"Host: evil"), False),
+        (OPEN.replace(b"Host: h", b"Host: h\r\nOrigin: http://h"), False),
+        (OPEN.replace(b"Host: h", b"Host: h\r\nSec-Fetch-Site: none"), False),
+        (OPEN.replace(b"Host: h", b"Host: h\r\nUser-Agent: Mozilla/5.0"), False),
+        (OPEN.replace(b"Host: h", b"Host: h\r\nPurpose: prefetch"), False),
+        (OPEN.replace(b"Host: h", b"Host: h\r\nExpect: 100-continue"), False),
+        (OPEN.replace(b"HTTP/1.1", b"HTTP/1.0"), False),
+        (post(CALL), False),
+    ],
+)
+def test_usual_requests_are_led_to_their_handlers(data: bytes, usual: bool) -> None:
+    """Otherwise the comparison would prove nothing."""
+    path: Any = World(fast_path=True).site.fast_path
+    assert (path.endpoint(head_of(data)) is not None) is usual
+
+
+@pytest.mark.parametrize("public_path", [None, "/outside"])
+def test_stream_names_the_path_to_post_to(public_path: str | None) -> None:
+    """As the client sees it."""
+    for fast_path in (True, False):
+        place = Place(fast_path=fast_path)
+        object.__setattr__(place.server.settings, "public_path", public_path)
+        place.receive(OPEN, [])
+        expected = b"data: %b/message?sessionId=" % (public_path or "/b").encode()
+        assert expected in place.transport.value()
+        place.channel.connectionLost()
+
+
+def test_opening_and_ending_are_the_same_in_the_access_log() -> None:
+    """A stream has its line when it is over."""
+    logs = []
+    for fast_path in (True, False):
+        place = Place(fast_path=fast_path, access_log=True)
+        log: Any = Lines()
+        place.site.access_log = log
+        for data in (BEGIN, END, UNKNOWN, OPEN):
+            place.receive(data, [])
+            place.let("answer")
+        place.let("stop")
+        logs.append([(*line[:5], line[5] is None) for line in log.lines])
+    assert logs[0] == logs[1]
+    assert [line[3] for line in logs[0]] == [200, 200, 404, 200]
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_defect_of_a_handler_is_answered_with_500(
+    fast_path: bool, logged_failures: list[Any]
+) -> None:
+    """The details are only in the log."""
+    place = Place(fast_path=fast_path)
+
+    def explode(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    place.server.open_session = explode  # type: ignore[method-assign,assignment]
+    place.receive(OPEN + post(CALL), [])
+    statuses = re.findall(rb"HTTP/1.1 (\d+)", place.transport.value())
+    assert statuses == [b"500", b"202"]
+    assert b"a defect" not in place.transport.value()
+    assert len(logged_failures) == 1
+
+
+@pytest.mark.parametrize("data", [OPEN, BEGIN])
+@pytest.mark.parametrize("defect", [True, False])
+def test_what_fails_behind_a_lost_connection_is_only_logged(
+    data: bytes, defect: bool, logged_failures: list[Any]
+) -> None:
+    """A client that leaves is no failure."""
+    place = Place(fast_path=True, late=True)
+    place.receive(data, [])
+    if defect:
+
+        def cancelled(starting: Deferred[Any]) -> None:
+            starting.errback(RuntimeError("a defect"))
+
+        place.starting[0]._canceller = cancelled
+    place.let("lose")
+    assert len(logged_failures) == defect
+    assert place.transport.value() == b""
