@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
-from mcpbridge.twisted_internals import prompt_descriptor, write_at_once
+from mcpbridge.twisted_internals import AT_ONCE_BYTES, prompt_descriptor, write_at_once
 from mcpbridge.web.access_log import AccessLog, Asked, asked
 from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.endpoints import Endpoint
@@ -169,6 +169,13 @@ class FastConnection(BridgeConnection):
             self._watch_response(len(response))
         elif not write_at_once(self._descriptor, response):
             self._watch_response(len(response))
+
+    def write_pieces(self, pieces: list[bytes]) -> None:
+        """Write the next bytes of a response of twisted.web, at once if they are not many."""
+        if self._descriptor is None or sum(map(len, pieces)) > AT_ONCE_BYTES:
+            super().write_pieces(pieces)
+        else:
+            write_at_once(self._descriptor, b"".join(pieces))
 
     def _log(self, log: AccessLog, response: bytes) -> None:
         line = self._asked

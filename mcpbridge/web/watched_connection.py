@@ -30,6 +30,7 @@ from mcpbridge.web.client_watch import ClientWatch
 from mcpbridge.web.tcp import acknowledged, buffered, unsent
 
 CONNECTION_DONE = Failure(ConnectionDone())
+_NO_LINES: list[bytes] = []
 
 
 class _Site(Protocol):
@@ -63,6 +64,8 @@ class WatchedConnection(TwistedProtocol):
     log = Logger()
     #: The request of twisted.web that has no complete response yet.
     request: Any = None
+    #: The head of its response, while nothing of the body is written.
+    _head: list[bytes] = _NO_LINES
     #: The producer of its response.
     _producer: Any = None
     #: Whether the transport has asked not to be written to.
@@ -112,19 +115,24 @@ class WatchedConnection(TwistedProtocol):
         return ISSLTransport(self.transport, None) is not None
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        """Write the head of a response."""
+        """Write the head of a response, together with the beginning of its body."""
         lines = [b"%b %b %b\r\n" % (version, code, reason)]
         for name, values in headers.getAllRawHeaders():
             lines += [b"%b: %b\r\n" % (name, value) for value in values]
         lines.append(b"\r\n")
-        self.transport.writeSequence(lines)
+        self._head = lines
 
     def write(self, data: bytes) -> None:
         """Write some of the body of a response."""
-        self.transport.write(data)
+        self.writeSequence([data])
 
     def writeSequence(self, pieces: list[bytes]) -> None:
         """Write some of the body of a response."""
+        head, self._head = self._head, _NO_LINES
+        self.write_pieces([*head, *pieces] if head else pieces)
+
+    def write_pieces(self, pieces: list[bytes]) -> None:
+        """Write the next bytes of a response."""
         self.transport.writeSequence(pieces)
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
@@ -139,6 +147,9 @@ class WatchedConnection(TwistedProtocol):
 
     def requestDone(self, request: Any) -> None:
         """Watch a complete response until it is sent."""
+        if self._head:
+            # It has no body.
+            self.writeSequence(_NO_LINES)
         self.request = None
         self._watch_response(request.sentLength)
         # What is unsent goes on to count there; the next response may be of no session.

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.errors import CannotStart
 from mcpbridge.testing import FakeBackend
+from mcpbridge.twisted_internals import AT_ONCE_BYTES
 from tests.examples import examples
 from tests.unit.web.test_fast_path import (
     CALL,
@@ -271,3 +272,50 @@ def test_what_fails_behind_a_lost_connection_is_only_logged(
     place.let("lose")
     assert len(logged_failures) == defect
     assert place.transport.value() == b""
+
+
+class Descriptor:
+    """A socket that takes all that is written to it at once, and counts the writes."""
+
+    dataBuffer = b""
+    _tempDataLen = 0
+    connected = True
+    disconnecting = False
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.later: list[bytes] = []
+
+    def write_now(self, data: bytes) -> int:
+        self.written.append(data)
+        return len(data)
+
+    def write(self, data: bytes) -> None:
+        self.later.append(data)
+
+
+@pytest.mark.parametrize("data", [OPEN, BEGIN, LISTEN, END, UNKNOWN])
+def test_response_begins_with_one_write_at_once(data: bytes) -> None:
+    """Its head with the beginning of its body, or without one."""
+    place, ordinary = Place(fast_path=True), Place(fast_path=False)
+    descriptor = place.channel._descriptor = Descriptor()
+    for each in (place, ordinary):
+        each.receive(data, [])
+        each.let("answer")
+    [written] = descriptor.written[:1] if data is OPEN else descriptor.written
+    expected, found = (
+        re.sub(rb"\r\nDate: [^\r]+", b"", _ID.sub(b"ID", each))
+        for each in (ordinary.transport.value(), written)
+    )
+    assert expected.startswith(found)
+    assert b"\r\n\r\n" in found
+    assert (place.transport.value(), descriptor.later) == (b"", [])
+
+
+def test_large_body_is_left_to_the_transport() -> None:
+    """It is not copied."""
+    place = Place(fast_path=True)
+    descriptor = place.channel._descriptor = Descriptor()
+    place.channel.writeSequence([b"x" * AT_ONCE_BYTES, b"y"])
+    assert descriptor.written == []
+    assert len(place.transport.value()) == AT_ONCE_BYTES + 1
