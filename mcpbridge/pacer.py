@@ -40,6 +40,8 @@ class Pacer:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
+        # To look it up in the class makes another one each time.
+        self._log = self.log
         #: The steps that wait, by key.  The key that is next comes first.
         self._waiting: dict[Hashable, deque[Step]] = {}
         #: Seconds that steps have taken in this iteration.
@@ -67,11 +69,11 @@ class Pacer:
 
     def _run(self, step: Step) -> None:
         if self._running:
-            guarded(self.log, "a step of a process", step)
+            guarded(self._log, "a step of a process", step)
             return
         began = self._clock.seconds()
         self._running = True
-        guarded(self.log, "a step of a process", step)
+        guarded(self._log, "a step of a process", step)
         self._running = False
         self._spent += max(0.0, self._clock.seconds() - began)
         if self._spent:

@@ -87,14 +87,18 @@ class ProcessMemory:
         """List the processes that are not known in `_inodes`, oldest first, in slices."""
         foreign, tagged, tags = self._foreign, self._tagged, self._tags
         inodes = self._inodes = {}
+        foreign_inode = foreign.get
         count = 0
         with os.scandir("/proc") as entries:
             while batch := list(islice(entries, SLICE)):
-                for entry in batch:
-                    name = entry.name
-                    # The number is part of the listing: this is no system call.
-                    inode = entry.inode()
-                    if foreign.get(name) == inode or not name.isdigit():
+                # The number of the inode is part of the listing: this is no system call.
+                others = [
+                    (entry.name, inode)
+                    for entry in batch
+                    if foreign_inode(entry.name) != (inode := entry.inode())
+                ]
+                for name, inode in others:
+                    if not name.isdigit():
                         continue
                     known = tagged.get(name)
                     if known is None or known[0] != inode or known[1] in tags:

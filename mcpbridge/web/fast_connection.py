@@ -110,6 +110,15 @@ class FastConnection(BridgeConnection):
             return super().serve(received)
         return True
 
+    def serve_ordinary(self, received: ReceivedRequest) -> None:
+        """Serve a request as one of twisted.web, unless all that it asks for is an end."""
+        if received.refusal is None and not received.arrived:
+            ended = self.site.fast_path.end_session(received.head, self.loopback or None)
+            if ended is not None:
+                self._write(ended)
+                return
+        super().serve_ordinary(received)
+
     def endpoint_of(self, head: Head) -> Endpoint | None:
         """Return what serves a request that is as usual, though not a fast one."""
         endpoint: Endpoint | None = self.site.fast_path.endpoint(head, self.loopback or None)

@@ -27,7 +27,7 @@ from mcpbridge.errors import InternalError, Refused
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import LISTEN, MODERN_PROTOCOL_VERSIONS, claims_modern
-from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
+from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS, is_accepted
 from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
@@ -148,12 +148,18 @@ class FastResponses:
         self._second = 0
         self._server_fields = b""
         self._accepted = b""
+        self._ended = b""
         self._json_head = b""
 
     def accepted(self) -> bytes:
         """Return the response to a message that asks for no answer."""
         self._update()
         return self._accepted
+
+    def ended(self) -> bytes:
+        """Return the response to a request that has ended a session."""
+        self._update()
+        return self._ended
 
     def json_response(self, line: bytes, status: int = 200) -> bytes:
         """Return a response that is one message."""
@@ -201,10 +207,9 @@ class FastResponses:
                 datetimeToString(now),
                 self._extra,
             )
-            self._accepted = b"%b%bContent-Length: 0%b" % (
-                _status_line(202),
-                self._server_fields,
-                _END,
+            self._accepted, self._ended = (
+                b"%b%bContent-Length: 0%b" % (_status_line(status), self._server_fields, _END)
+                for status in (202, 200)
             )
             self._json_fields = (
                 b"%bContent-Type: application/json\r\nContent-Length: " % self._server_fields
@@ -356,6 +361,30 @@ class FastPath:
             return None
         server.pool.log_refusal()
         return self._responses.error_response(refusal)
+
+    def end_session(self, head: Head, loopback: int | None = None) -> bytes | None:
+        """
+        End the session that a usual `DELETE` names, and return the whole response;
+        None for any other request, and if there is no such session.
+        """
+        server, streamable = self._servers.get(head.target, (None, False))
+        if server is None or not streamable or head.method != b"DELETE" or not head.persistent:
+            return None
+        if not self._is_usual(head, loopback):
+            return None
+        fields = dict(head.fields)
+        session = server.streamable.get(_text(fields.get(b"mcp-session-id", b"")))
+        revision = fields.get(b"mcp-protocol-version")
+        if session is None or not is_accepted(
+            None if revision is None else _text(revision),
+            cast("StreamableSession", session.sink).negotiated,
+        ):
+            return None
+        try:
+            session.life.end("the client ended it")
+        except Exception as error:
+            return self._responses.failure(error)
+        return self._responses.ended()
 
     def answer(self, request: FastRequest, body: bytes) -> bytes:
         """

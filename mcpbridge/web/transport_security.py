@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
@@ -36,6 +37,8 @@ from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.errors import BadHost, Forbidden, Refused
 from mcpbridge.rate_limited_log import RateLimitedLogByCause, times
 
+#: How many addresses of listeners are cached with whether they are on loopback.
+KNOWN_LISTENERS = 256
 #: Names of this machine that a client on it may use.
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -83,6 +86,7 @@ def loopback_port(transport: Any) -> int | None:
     return None
 
 
+@lru_cache(KNOWN_LISTENERS)
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host.partition("%")[0]).is_loopback

@@ -209,6 +209,54 @@ def test_usual_requests_are_led_to_their_handlers(data: bytes, usual: bool) -> N
     assert (path.endpoint(head_of(data)) is not None) is usual
 
 
+@pytest.mark.parametrize(
+    ("data", "usual"),
+    [
+        (END, True),
+        (END.replace(b"/mcp", b"/mcp/"), True),
+        (END.replace(b"Host", b"MCP-Protocol-Version: 2025-06-18\r\nHost"), True),
+        (END.replace(b"Host", b"MCP-Protocol-Version: 2026-07-28\r\nHost"), False),
+        (END.replace(b"Host", b"MCP-Protocol-Version: x\r\nHost"), False),
+        (END.replace(b"Host", b"MCP-Protocol-Version:\r\nHost"), False),
+        (END.replace(b"Host", b"Connection: close\r\nHost"), False),
+        (END.replace(b"Host: h", b"Host: evil"), False),
+        (END.replace(b"Host: h", b"Host: h\r\nOrigin: http://h"), False),
+        (END.replace(b"/mcp", b"/mcp?x"), False),
+        (END.replace(b"/mcp", b"/sse"), False),
+        (END.replace(b"DELETE", b"GET"), False),
+        (UNKNOWN, False),
+        (request(b"DELETE", b"/b/mcp", b"Host: h"), False),
+        (request(b"DELETE", b"/b/mcp", b"Host: h", STREAMABLE[0], body=CALL), True),
+    ],
+)
+def test_usual_end_of_a_session_needs_no_request_object(data: bytes, usual: bool) -> None:
+    """With the same response as without the fast path; a body is no reason for another one."""
+    place, ordinary = Place(fast_path=True), Place(fast_path=False)
+    path: Any = place.site.fast_path
+    assert (path.end_session(head_of(data)) is not None) is usual
+    place = Place(fast_path=True)
+    for each in (place, ordinary):
+        each.receive(data, [])
+    assert place.observed() == ordinary.observed()
+    assert ("stop" in place.backend2.events) is (b"DELETE" in data and b"200 OK" in place.seen()[0])
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_defect_at_the_end_of_a_session_is_answered_with_500(
+    fast_path: bool, logged_failures: list[Any]
+) -> None:
+    place = Place(fast_path=fast_path)
+
+    class Defect:
+        def end(self, reason: str) -> None:
+            raise RuntimeError("a defect")
+
+    place.server.streamable[IDENT].life = Defect()  # type: ignore[assignment]
+    place.receive(END, [])
+    assert place.transport.value().startswith(b"HTTP/1.1 500 ")
+    assert len(logged_failures) == 1
+
+
 @pytest.mark.parametrize("public_path", [None, "/outside"])
 def test_stream_names_the_path_to_post_to(public_path: str | None) -> None:
     """As the client sees it."""

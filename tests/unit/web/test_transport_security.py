@@ -15,6 +15,7 @@ from mcpbridge.config.tuning import COMPLAIN_SECONDS
 from mcpbridge.errors import Forbidden
 from mcpbridge.web.root import Branch, SecuredResource
 from mcpbridge.web.transport_security import (
+    KNOWN_LISTENERS,
     MAX_PARAMS,
     PREFLIGHT_SECONDS,
     TransportSecurity,
@@ -286,6 +287,14 @@ def test_preflight_allows_at_most_max_params_headers() -> None:
 def test_transport_without_a_listener_is_not_loopback() -> None:
     assert loopback_port(None) is None
     assert loopback_port(Wrapping(None)) is None
+
+
+def test_addresses_of_more_than_known_listeners_are_classified_as_well() -> None:
+    """`KNOWN_LISTENERS` bounds what is cached."""
+    for number in range(KNOWN_LISTENERS + 10):
+        host = f"127.0.{number // 256}.{number % 256}"
+        assert loopback_port(Listening(IPv4Address("TCP", host, 80))) == 80
+        assert loopback_port(Listening(IPv4Address("TCP", host.replace("127", "10"), 80))) is None
 
 
 # Requests that a page of another site can make a browser send.
