@@ -8,14 +8,18 @@ does nothing where there is no such function.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
-from mcpbridge.config.tuning import TRIM_SECONDS, TRIM_SESSIONS
+from mcpbridge.config.tuning import MAPPED_BYTES, TRIM_SECONDS, TRIM_SESSIONS
 from mcpbridge.timers import Timer
+
+#: Of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def freeze_loaded_objects() -> None:
@@ -29,6 +33,21 @@ def freeze_loaded_objects() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def map_large_blocks() -> None:
+    """
+    Let the C library map each block of `MAPPED_BYTES` on its own, and give it back when freed.
+
+    Such a block grows without being copied.  Without this, glibc puts blocks of up
+    to 32 MiB between all others as soon as one of them was freed.  This concerns
+    the whole process, too.  It does nothing where there is no mallopt(3).
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+        # As glibc would set it with that threshold.
+        mallopt(_M_TRIM_THRESHOLD, 2 * MAPPED_BYTES)
 
 
 def trim_function() -> Callable[[], object] | None:

@@ -32,7 +32,7 @@ from mcpbridge.config.file import Notice, read_config
 from mcpbridge.config.options import OPTIONS, Option, label_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.errors import BridgeError, CannotListen, Described, SettingError, SettingErrors
-from mcpbridge.memory import freeze_loaded_objects
+from mcpbridge.memory import freeze_loaded_objects, map_large_blocks
 from mcpbridge.signals import SignalHandlers
 from mcpbridge.twisted_internals import dispatch_directly
 from mcpbridge.web.listeners import make_endpoint
@@ -406,6 +406,7 @@ class _Run(Bridge):
             self.log.warn("nothing is served: there is no listener (--listen, bridge.listen)")
         self._reactor.callWhenRunning(self._signals.install_stop)
         freeze_loaded_objects()
+        map_large_blocks()
 
     def stopService(self) -> Deferred[Any]:
         """Stop; signals are handled until nothing is left."""

@@ -174,6 +174,10 @@ ACCESS_LOG_CHARACTERS = 64 * 1024
 #: How long large messages are parsed in one turn of the reactor, all of them together.
 LARGE_TURN_SECONDS = 0.005
 
+#: A block of memory of this size is mapped on its own: it grows without being copied, and is
+#: returned when it is freed.
+MAPPED_BYTES = 4 * MIB
+
 #: Memory is returned to the system after a request of this size, or the end of this many
 #: processes, and this often at most.
 TRIM_BYTES = MIB

@@ -54,10 +54,10 @@ def comment() -> bytes:
     return b": keepalive\n\n"
 
 
-def message_pieces(line: bytes) -> list[bytes]:
+def message_pieces(line: bytes) -> tuple[bytes, bytes, bytes]:
     """Return one event as one chunk, in pieces, so that a long line is not copied; it has no CR."""
     size = len(line) + len(_BETWEEN)
-    return [b"%x\r\n%b" % (size, _BEFORE), line, _CHUNK_AFTER]
+    return b"%x\r\n%b" % (size, _BEFORE), line, _CHUNK_AFTER
 
 
 def message_chunk(lines: list[bytes]) -> bytes:

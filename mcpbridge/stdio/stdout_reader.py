@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.config.tuning import ENDLESS_FACTOR, SMALL_BYTES, STDERR_LINE_BYTES
-from mcpbridge.jsonrpc.framing import LineFramer
+from mcpbridge.jsonrpc.framing import LineFramer, split_lines
 from mcpbridge.jsonrpc.malformed_output import UTF16, MalformedOutput, is_message, too_large
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
@@ -158,7 +158,7 @@ class StdoutReader:
         framer = self._framer
         if framer.is_at_start and self._malformed is None and data.endswith(b"}\n"):
             # Nearly always: whole messages.  What follows does the same for any output.
-            lines = data[:-1].split(b"\n")
+            lines = split_lines(data[:-1])
             for line in lines:
                 if not (line.startswith(b'{"') and line.endswith(b"}")):
                     break

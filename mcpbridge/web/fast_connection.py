@@ -15,7 +15,12 @@ from twisted.python.failure import Failure
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
-from mcpbridge.twisted_internals import AT_ONCE_BYTES, prompt_descriptor, write_at_once
+from mcpbridge.twisted_internals import (
+    AT_ONCE_BYTES,
+    prompt_descriptor,
+    write_at_once,
+    write_large,
+)
 from mcpbridge.web.access_log import AccessLog, Asked, asked
 from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.endpoints import Endpoint
@@ -169,42 +174,52 @@ class FastConnection(BridgeConnection):
         received = self._received
         return self.peer.share if received is None else self.address_of(received)
 
-    def _write(self, response: bytes) -> None:
+    def _write(self, response: bytes, large_body: bytes = b"") -> None:
+        """Write a response; a large body is apart from it, so that it is not copied."""
+        size = len(response) + len(large_body)
         log = self.site.access_log
         if log is not None:
-            self._log(log, response)
+            self._log(log, response, size)
         if self._descriptor is None:
             self.transport.write(response)
-            self._watch_response(len(response))
-        elif not write_at_once(self._descriptor, response):
-            self._watch_response(len(response))
+        elif write_at_once(self._descriptor, response) and not large_body:
+            return
+        if large_body:
+            self.write(large_body)
+        self._watch_response(size)
 
     def write_pieces(self, pieces: list[bytes]) -> None:
-        """Write the next bytes of a response of twisted.web, at once if they are not many."""
-        if self._descriptor is None or sum(map(len, pieces)) > AT_ONCE_BYTES:
+        """Write the next bytes of a response: at once if they are not many, others uncopied."""
+        descriptor = self._descriptor
+        if descriptor is None:
             super().write_pieces(pieces)
+        elif sum(map(len, pieces)) <= AT_ONCE_BYTES:
+            write_at_once(descriptor, b"".join(pieces))
         else:
-            write_at_once(self._descriptor, b"".join(pieces))
+            for piece in pieces:
+                if len(piece) > AT_ONCE_BYTES:
+                    write_large(descriptor, piece)
+                else:
+                    descriptor.write(piece)
 
-    def _log(self, log: AccessLog, response: bytes) -> None:
+    def _log(self, log: AccessLog, response: bytes, size: int) -> None:
         line = self._asked
         if line is None:
             head = self._last_head
             named = head.values(b"mcp-session-id")
             line = asked(self.host, head.method, head.target, named[0] if named else None)
             self._asked = line
-        size = len(response) - response.index(_END) - len(_END)
-        log.add(line, int(response[_STATUS]), size)
+        log.add(line, int(response[_STATUS]), size - response.index(_END) - len(_END))
 
     # Responses that come later: PendingConnection.
 
-    def respond(self, response: bytes) -> None:
-        """Write all of the response to the pending request."""
+    def respond(self, response: bytes, large_body: bytes = b"") -> None:
+        """Write all of the response to the pending request, with a large body apart from it."""
         pending, self.pending = self.pending, None
         self.share = None if pending is None else pending.share
         self._release_body()
         self._active_at = self.site.clock.seconds()
-        self._write(response)
+        self._write(response, large_body)
         self.share = None
         self._go_on()
 

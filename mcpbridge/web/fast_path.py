@@ -31,6 +31,7 @@ from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS, is_accepted
 from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
+from mcpbridge.twisted_internals import AT_ONCE_BYTES
 from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.pending_response import (
     PendingConnection,
@@ -161,14 +162,16 @@ class FastResponses:
         self._update()
         return self._ended
 
-    def json_response(self, line: bytes, status: int = 200) -> bytes:
-        """Return a response that is one message."""
+    def json_response(self, line: bytes, status: int = 200) -> tuple[bytes, bytes]:
+        """Return a response that is one message; a large one apart from its head."""
         self._update()
         head = self._json_head if status == 200 else _status_line(status) + self._json_fields
-        return b"%b%d%b%b" % (head, len(line), _END, line)
+        if len(line) > AT_ONCE_BYTES:
+            return b"%b%d%b" % (head, len(line), _END), line
+        return b"%b%d%b%b" % (head, len(line), _END, line), b""
 
-    def exchange_response(self, line: bytes) -> bytes:
-        """Return a response that is the answer of an exchange, with its status."""
+    def exchange_response(self, line: bytes) -> tuple[bytes, bytes]:
+        """Return a response that is the answer of an exchange, with its status, likewise."""
         return self.json_response(line, status_of(line))
 
     def exchange_error(self, refusal: Refused) -> bytes:

@@ -29,8 +29,8 @@ from mcpbridge.stateless.exchange import Exchange, ExchangeSink, Work
 class PendingConnection(Protocol):
     """The connection of a pending response; a `FastConnection`."""
 
-    def respond(self, response: bytes) -> None:
-        """Write all of the response to the pending request."""
+    def respond(self, response: bytes, large_body: bytes = b"") -> None:
+        """Write all of the response to the pending request, with a large body apart from it."""
 
     def hand_over(self) -> None:
         """
@@ -51,12 +51,12 @@ class PendingConnection(Protocol):
 class ResponseEncoder(Protocol):
     """The bytes of whole responses; a `FastPath`."""
 
-    def json_response(self, line: bytes) -> bytes:
-        """Return a response that is one message of a session."""
+    def json_response(self, line: bytes) -> tuple[bytes, bytes]:
+        """Return a response that is one message of a session; a large one apart from its head."""
         ...
 
-    def exchange_response(self, line: bytes) -> bytes:
-        """Return a response that is the answer of an exchange, with its status."""
+    def exchange_response(self, line: bytes) -> tuple[bytes, bytes]:
+        """Return a response that is the answer of an exchange, with its status, likewise."""
         ...
 
     def exchange_error(self, refusal: Refused) -> bytes:
@@ -124,13 +124,13 @@ class PendingStream(PendingResponse[StreamSink]):
         """Write a message as all of the response, unless that has become an event stream."""
         if self._response is not None:
             return self._response.answer(line)
-        self._connection.respond(self._encoder.json_response(line))
+        self._connection.respond(*self._encoder.json_response(line))
         return True
 
     def send(self, events: list[Event], final: bool) -> None:
         """Write the first of several messages, or an error at the session's end."""
         if self._response is None and final and len(events) == 1:
-            self._connection.respond(self._encoder.json_response(events[0].line))
+            self._connection.respond(*self._encoder.json_response(events[0].line))
         else:
             self._sink().send(events, final)
 
@@ -233,7 +233,7 @@ class PendingExchange(PendingResponse[ExchangeSink]):
     def send(self, lines: list[bytes], final: bool) -> None:
         """Write messages of the server: the answer alone, or more."""
         if self._response is None and final and len(lines) == 1:
-            self._connection.respond(self._encoder.exchange_response(lines[0]))
+            self._connection.respond(*self._encoder.exchange_response(lines[0]))
             return
         response = self._handed_over()
         if response is None:

@@ -22,6 +22,7 @@ from mcpbridge.errors import (
     NotSupported,
     Refused,
 )
+from mcpbridge.jsonrpc.pieces import Pieces
 
 #: The most bytes of a head: its target and its fields.  As many may come in a
 #: row of a chunked body without any of its content: trailers, chunk extensions.
@@ -92,7 +93,7 @@ class ReceivedRequest:
 
     refusal: Refused | None = None
     #: The pieces of a body that has come in several.
-    _pieces: list[bytes] | None = None
+    _pieces: Pieces | None = None
     _body = b""
     #: How many bytes of the body have arrived.
     arrived = 0
@@ -110,7 +111,7 @@ class ReceivedRequest:
     def body(self) -> bytes:
         """The body, as far as it has arrived."""
         if self._pieces is not None:
-            self._body = b"".join(self._pieces)
+            self._body = self._pieces.join()
             self._pieces = None
         return self._body
 
@@ -118,10 +119,12 @@ class ReceivedRequest:
         """Append to the body."""
         if not self.arrived:
             self._body = piece
-        elif self._pieces is None:
-            self._pieces = [self._body, piece]
         else:
-            self._pieces.append(piece)
+            if self._pieces is None:
+                self._pieces = Pieces()
+                self._pieces.add(self._body)
+                self._body = b""
+            self._pieces.add(piece)
         self.arrived += len(piece)
 
     def drop_body(self) -> None:

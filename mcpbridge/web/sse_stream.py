@@ -18,13 +18,13 @@ from mcpbridge.jsonrpc import sse
 from mcpbridge.jsonrpc.envelope import JsonRpcId
 from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.processes.backend_session import BackendSession
-from mcpbridge.twisted_internals import AT_ONCE_BYTES, prompt_descriptor, write_at_once
+from mcpbridge.twisted_internals import AT_ONCE_BYTES, prompt_descriptor, write_at_once, write_large
 from mcpbridge.web.response import Response
 from mcpbridge.web.tcp import acknowledged, unsent
 from mcpbridge.web.watched_connection import WatchedConnection
 
 #: In longer lines it is quicker to decode the envelope than to search for a ping's id.
-LONG_LINE_BYTES = 4096
+LONG_LINE_BYTES = 1024
 
 _NO_HEADERS = Headers()
 
@@ -86,7 +86,7 @@ class EventStream(Response):
         for line in lines:
             # The backend may use an id that looks like that of a ping of the bridge.  One that
             # holds neither of these texts does not.
-            if len(line) > LONG_LINE_BYTES or b"ping:" in line or b"\\u00" in line:
+            if len(line) > LONG_LINE_BYTES or b"ping:" in line or b"\\" in line:
                 envelope = peek_at_server(line)
                 if envelope is not None:
                     self._session.pings.backend_sent(envelope)
@@ -94,9 +94,11 @@ class EventStream(Response):
             self.write(sse.message_events(lines))
             return
         if len(lines) == 1 and len(lines[0]) > AT_ONCE_BYTES and b"\r" not in lines[0]:
-            pieces = sse.message_pieces(lines[0])
-            self._descriptor.writeSequence(pieces)
-            size = sum(map(len, pieces))
+            before, line, after = sse.message_pieces(lines[0])
+            write_at_once(self._descriptor, before)
+            write_large(self._descriptor, line)
+            self._descriptor.write(after)
+            size = len(before) + len(line) + len(after)
             self._watch.arm(size)
         else:
             chunk = sse.message_chunk(lines)

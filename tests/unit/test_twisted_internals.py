@@ -50,6 +50,7 @@ from mcpbridge.twisted_internals import (
     observers_of,
     spawn_prepared,
     write_at_once,
+    write_large,
     write_to_file,
 )
 
@@ -166,6 +167,60 @@ def test_what_is_partly_written_from_the_buffer_counts_with_its_rest() -> None:
     descriptor.write(b"first")
     descriptor.doWrite()
     assert (descriptor.written, buffered_bytes(descriptor)) == (b"firs", 1)
+
+
+class Producer:
+    """A producer that counts how often it is paused."""
+
+    def __init__(self) -> None:
+        self.paused = 0
+
+    def pauseProducing(self) -> None:
+        self.paused += 1
+
+    def resumeProducing(self) -> None:
+        """Nothing more comes."""
+
+
+@pytest.mark.parametrize("before", [b"", b"head "])
+@pytest.mark.parametrize("room", [0, 3, 1000])
+def test_large_write_is_not_copied(before: bytes, room: int) -> None:
+    """The transport writes the object itself, behind what was there, if that could be written."""
+    descriptor, producer = Descriptor(room), Producer()
+    descriptor.registerProducer(producer, True)  # type: ignore[arg-type]
+    descriptor.write(before)
+    data = b"x" * (AT_ONCE_BYTES + 1)
+    write_large(descriptor, data)
+    adopted = len(before) <= room
+    assert (descriptor.dataBuffer is data) == adopted
+    assert buffered_bytes(descriptor) == len(before) + len(data) - len(descriptor.written)
+    assert producer.paused == 1
+    descriptor.write(b" tail")
+    descriptor.room = 2 * len(data)
+    while buffered_bytes(descriptor):
+        descriptor.doWrite()
+    assert descriptor.written == before + data + b" tail"
+
+
+@pytest.mark.parametrize("state", ["full", "closing", "lost", "collected"])
+def test_large_write_is_left_to_the_transport_where_it_cannot_be_next(state: str) -> None:
+    """Also where more than `AT_ONCE_BYTES` are collected, which would be copied here."""
+    descriptor = Descriptor(room=0)
+    before = b"first" if state != "collected" else b"y" * (AT_ONCE_BYTES + 1)
+    descriptor.write(before)
+    if state == "full":
+        descriptor.doWrite()
+    descriptor.disconnecting = state == "closing"
+    descriptor.connected = state != "lost"
+    data = b"x" * (AT_ONCE_BYTES + 1)
+    write_large(descriptor, data)
+    assert descriptor.dataBuffer is not data
+    descriptor.connected = 1
+    descriptor.room = len(before) + len(data)
+    descriptor.doWrite()
+    while buffered_bytes(descriptor):
+        descriptor.doWrite()
+    assert descriptor.written == before + (b"" if state == "lost" else data)
 
 
 # Listeners.

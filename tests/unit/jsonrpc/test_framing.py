@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpbridge.jsonrpc.framing import LineFramer
+from mcpbridge.jsonrpc.framing import LONG_LINE_BYTES, LineFramer, split_lines
 from mcpbridge.jsonrpc.oversized import END_BYTES, Oversized
 
 NO_LIMIT = 1 << 30
@@ -151,3 +151,17 @@ def test_where_a_line_begins() -> None:
     for data, at_start in ((b"ab", False), (b"\n", True), (b"abcd", False), (b"ab\n", True)):
         framer.receive(data)
         assert framer.is_at_start is at_start
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([0, 1, LONG_LINE_BYTES - 1, LONG_LINE_BYTES, 3 * LONG_LINE_BYTES]),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_long_lines_are_split_like_short_ones(sizes: list[int]) -> None:
+    data = b"\n".join(b"x" * size for size in sizes)
+    assert split_lines(data) == data.split(b"\n")
+    assert framed([data]) == expected(data)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactor, StringTransport
 
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS, DRAIN_SECONDS, HEAD_SECONDS, REQUEST_SECONDS
@@ -25,6 +26,7 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.testing import FakeBackend, RecordingSink
+from mcpbridge.twisted_internals import AT_ONCE_BYTES
 from mcpbridge.web.fast_path import KNOWN_HOSTS, KNOWN_ORIGINS, FastPath
 from mcpbridge.web.request_parser import Head, RequestParser
 from mcpbridge.web.site import BridgeSite
@@ -564,6 +566,62 @@ def test_access_log_is_the_same_on_both_paths() -> None:
     assert logs[0].lines == logs[1].lines
     assert [line[1] for line in logs[0].lines] == [202, 400, 202, 200, 200, 404, 405]
     assert worlds[0].recognised == 5
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        b'"_meta":{"progressToken":"t"}',
+        b'"_meta":{"progress\\u0054oken":"t"}',
+        b'"\\u005fmeta":{"progressToken":"t"}',
+        b'"_meta":{"other":"t"}',
+    ],
+)
+def test_progress_finds_its_request_however_its_token_is_spelled(meta: bytes) -> None:
+    world = World(fast_path=True)
+    world.receive(post_mcp(CALL.replace(b"}", b',"params":{%b}}' % meta)), [])
+    world.receive(post_mcp(CALL.replace(b'"id":1', b'"id":2')), [])
+    told = b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"t"}}'
+    world.say(told)
+    assert (told in world.transport.value()) == (b"other" not in meta)
+
+
+class Socket(FileDescriptor):
+    """A plain socket that takes everything."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryReactor())
+        self.connected = 1
+        self.written: list[bytes] = []
+
+    def write_now(self, data: bytes) -> int:
+        self.written.append(data)
+        return len(data)
+
+
+@pytest.mark.parametrize("more", [-1000, 1])
+def test_large_answer_is_written_without_a_copy(more: int) -> None:
+    """Beyond `AT_ONCE_BYTES` the transport gets the line itself, and the log its size."""
+    world, socket, log = World(fast_path=True, access_log=True), Socket(), Lines()
+    world.channel._descriptor, world.site.access_log = socket, log  # type: ignore[assignment]
+    world.receive(post_mcp(CALL), [])
+    line = ANSWER.ljust(AT_ONCE_BYTES + more)
+    world.say(line)
+    [written] = socket.written
+    assert (socket.dataBuffer is line) == (more > 0)
+    assert (written + socket.dataBuffer).endswith(
+        b"Content-Length: %d\r\n\r\n%b" % (len(line), line)
+    )
+    assert [each[1:] for each in log.lines] == [(200, len(line))]
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_large_answer_is_whole_without_a_plain_socket(fast_path: bool) -> None:
+    world = World(fast_path=fast_path)
+    world.receive(post_mcp(CALL), [])
+    line = ANSWER.ljust(AT_ONCE_BYTES + 1)
+    world.say(line)
+    assert world.transport.value().endswith(b"\r\n\r\n" + line)
 
 
 def head_of(data: bytes) -> Head:
