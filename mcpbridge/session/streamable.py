@@ -37,8 +37,13 @@ IDLE_CHECKS = 4
 
 
 def _may_have_token(line: bytes) -> bool:
-    """Tell whether a message may have a progress token; its name may be written with escapes."""
-    return b"progressToken" in line or b"\\u" in line
+    """
+    Tell whether a message may have a progress token; its name may be written with escapes.
+
+    One byte is found ten to a hundred times as fast as a word: a name without
+    escapes is in a `_meta`.
+    """
+    return b"\\" in line or (b"_" in line and b"progressToken" in line)
 
 
 class _Negotiated(msgspec.Struct):
