@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
 
 import msgspec
 
@@ -93,29 +92,28 @@ _UNREAD_BYTES = 2 * MAX_CAPABILITIES_BYTES
 MAX_CLIENT_INFO_BYTES = 256 * 1024
 MAX_LISTEN_BYTES = 1024 * 1024
 
-#: How many different `_meta` are remembered with what they say, and how many bytes one may have.
-METAS_KEPT = 64
+#: How many clients are remembered with what they say of themselves, and how many bytes the
+#: `_meta` may have that says it.
+CLIENTS_KEPT = 64
 META_KEPT_BYTES = 4096
-#: How many different `clientCapabilities` of at most as many bytes are remembered.
-CAPABILITIES_KEPT = 64
 
 #: The id of a request; null is none.
 RequestId = str | int | float
 
 _MISSING = "is missing"
-_PROGRESS_TOKEN = b'"progressToken"'
+#: The keys with which a client says who it is, and what each stands for where it is missing.
+_CLIENT_KEYS = (PROTOCOL_VERSION, CLIENT_INFO, CLIENT_CAPABILITIES, LOG_LEVEL)
+_ABSENT = (b"",) * len(_CLIENT_KEYS)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
-class RequestMeta(msgspec.Struct, frozen=True, eq=False):
-    """What a valid `_meta` says; the members of `ModernRequest` have the same names."""
+class _Client(msgspec.Struct, frozen=True, eq=False):
+    """What a client says of itself in a valid `_meta`; see `ModernRequest`."""
 
-    meta: dict[str, msgspec.Raw]
     version: str
     capabilities: bytes
     client_info: msgspec.Raw | None
     log_level: str | None
-    progress_token: ProgressToken | None
 
 
 class ModernRequest(msgspec.Struct, frozen=True, eq=False):
@@ -217,63 +215,57 @@ def _ident(envelope: Envelope) -> RequestId:
 
 def _is_unicode(text: str) -> bool:
     """Tell whether a text can be encoded in UTF-8: it has no lone surrogate."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _read(message: ParsedMessage, ident: RequestId, header: str | None) -> ModernRequest:
     outer, method = message.outer, str(message.envelope.method)
     params = _known(message.params, outer.get("params"), "params")
+    meta = _known(message.meta, params.get("_meta"), "params._meta")
     if method == LISTEN and len(message.line) > MAX_LISTEN_BYTES:
-        _known(message.meta, params.get("_meta"), "params._meta")
         raise TooComplex(f"{LISTEN} has more than {MAX_LISTEN_BYTES} bytes (MAX_LISTEN_BYTES)")
-    found = _remembered_meta(params.get("_meta"))
-    if found is None:
-        found = _read_meta(_known(message.meta, params.get("_meta"), "params._meta"), header)
+    if len(params["_meta"]) > META_KEPT_BYTES:
+        client = _read_client(meta, header)
     else:
-        _check_version(found.version, header)
+        client = _known_client(meta, header)
     named_by = NAME_BEARING_METHODS.get(method)
     return ModernRequest(
-        outer=outer,
-        id=ident,
-        method=method,
-        params=params,
-        meta=found.meta,
-        version=found.version,
-        capabilities=found.capabilities,
-        client_info=found.client_info,
-        log_level=found.log_level,
-        progress_token=found.progress_token,
-        name=None if named_by is None else _text(params.get(named_by), f"params.{named_by}"),
+        outer,
+        ident,
+        method,
+        params,
+        meta,
+        client.version,
+        client.capabilities,
+        client.client_info,
+        client.log_level,
+        _token(meta) if PROGRESS_TOKEN in meta else None,
+        None if named_by is None else _text(params.get(named_by), f"params.{named_by}"),
     )
 
 
-def _remembered_meta(raw: msgspec.Raw | None) -> RequestMeta | None:
-    """
-    Return what a `_meta` says if it is valid, has no progress token, and is small.
-
-    A client says the same in each of its requests, so it is looked up by its
-    bytes and read only the first time.  A progress token is new each time.
-    """
-    if raw is None or len(raw) > META_KEPT_BYTES:
-        return None
-    text = bytes(raw)
-    return None if _PROGRESS_TOKEN in text else _read_meta_once(text)
+#: Clients by what they say, as it is written: the same in each of their requests.
+_known_clients: dict[bytes, _Client] = {}
 
 
-@lru_cache(maxsize=METAS_KEPT)
-def _read_meta_once(text: bytes) -> RequestMeta | None:
-    """Return what a `_meta` says; None where anything is wrong, which is told by `_read_meta`."""
-    meta = members(text)
-    try:
-        return None if meta is None else _read_meta(meta, string_of(meta.get(PROTOCOL_VERSION)))
-    except Refused:
-        return None
+def _known_client(meta: Members, header: str | None) -> _Client:
+    """Return what `_read_client` does, which reads it only the first time."""
+    said = b",".join(map(meta.get, _CLIENT_KEYS, _ABSENT))
+    known = _known_clients.get(said)
+    if known is not None:
+        _check_version(known.version, header)
+        return known
+    client = _read_client(meta, header)
+    if len(_known_clients) >= CLIENTS_KEPT:
+        del _known_clients[next(iter(_known_clients))]
+    _known_clients[said] = client
+    return client
 
 
-def _read_meta(meta: Members, header: str | None) -> RequestMeta:
+def _read_client(meta: Members, header: str | None) -> _Client:
     version = _text(meta.get(PROTOCOL_VERSION), PROTOCOL_VERSION)
     _check_version(version, header)
-    capabilities = _canonical(meta.get(CLIENT_CAPABILITIES))
+    capabilities = _read_capabilities(meta.get(CLIENT_CAPABILITIES))
     client_info = _optional(meta, CLIENT_INFO)
     if client_info is not None:
         if len(client_info) > MAX_CLIENT_INFO_BYTES:
@@ -283,10 +275,12 @@ def _read_meta(meta: Members, header: str | None) -> RequestMeta:
         _object(client_info, CLIENT_INFO)
         # A copy, as it is kept for longer than the message, of which it is a view.
         client_info = client_info.copy()
-    return RequestMeta(meta, version, capabilities, client_info, _log_level(meta), _token(meta))
+    return _Client(version, capabilities, client_info, _log_level(meta))
 
 
 def _check_version(version: str, header: str | None) -> None:
+    if header == version and version in MODERN_PROTOCOL_VERSIONS:
+        return
     if header is None:
         raise HeaderMismatch("the header MCP-Protocol-Version is missing")
     if header.strip(" \t") != version:
@@ -335,17 +329,6 @@ def _token(meta: dict[str, msgspec.Raw]) -> ProgressToken | None:
     if token is not None or raw is None:
         return token
     raise InvalidParams(f"{PROGRESS_TOKEN} must be a string or an integer")
-
-
-def _canonical(raw: msgspec.Raw | None) -> bytes:
-    if raw is None or len(raw) > META_KEPT_BYTES:
-        return _read_capabilities(raw)
-    return _read_capabilities_once(bytes(raw))
-
-
-@lru_cache(maxsize=CAPABILITIES_KEPT)
-def _read_capabilities_once(text: bytes) -> bytes:
-    return _read_capabilities(msgspec.Raw(text))
 
 
 def _read_capabilities(raw: msgspec.Raw | None) -> bytes:

@@ -23,9 +23,9 @@ from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp import modern_request
 from mcpbridge.mcp.modern_request import (
     _UNREAD_BYTES,
-    CAPABILITIES_KEPT,
     CLIENT_CAPABILITIES,
     CLIENT_INFO,
+    CLIENTS_KEPT,
     INPUT_REQUIRED_METHODS,
     LISTEN,
     LOG_LEVEL,
@@ -34,7 +34,6 @@ from mcpbridge.mcp.modern_request import (
     MAX_CLIENT_INFO_BYTES,
     MAX_LISTEN_BYTES,
     META_KEPT_BYTES,
-    METAS_KEPT,
     MODERN_PROTOCOL_VERSIONS,
     NAME_BEARING_METHODS,
     PROTOCOL_VERSION,
@@ -475,55 +474,69 @@ def test_nothing_is_asked_for_in_a_revision_that_is_not_known(params: object) ->
 # What is remembered.
 
 
-def forget() -> None:
-    modern_request._read_meta_once.cache_clear()
-    modern_request._read_capabilities_once.cache_clear()
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    modern_request._known_clients.clear()
 
 
 def test_what_a_client_says_of_itself_is_read_once() -> None:
-    forget()
+    """Beside that its `_meta` may say anything."""
     first = read(request("tools/call", 1, name="a"))
-    again = read(request("tools/list", 2))
-    assert again.meta is first.meta
+    again = read(request("tools/list", 2, meta={**META, "traceparent": "00-1", "progressToken": 3}))
+    assert again.client_info is first.client_info
     assert again.capabilities is first.capabilities
     assert (again.id, again.method, again.name) == (2, "tools/list", None)
+    assert (first.progress_token, again.progress_token) == (None, 3)
+    assert "traceparent" in again.meta.keys() - first.meta.keys()
 
 
-def test_a_progress_token_is_new_in_each_request_and_not_remembered() -> None:
-    forget()
-    capabilities = with_key(CLIENT_CAPABILITIES, {"roots": {}})
-    found = [read(request(meta={**capabilities, "progressToken": token})) for token in ("a", "b")]
-    assert [each.progress_token for each in found] == ["a", "b"]
-    assert modern_request._read_meta_once.cache_info().currsize == 0
-    assert found[0].capabilities is found[1].capabilities
+@pytest.mark.parametrize("key", [PROTOCOL_VERSION, CLIENT_INFO, CLIENT_CAPABILITIES, LOG_LEVEL])
+def test_each_thing_that_a_client_says_tells_it_from_others(key: str) -> None:
+    """Also when it says nothing instead."""
+    read(request(meta=with_key(LOG_LEVEL, "info")))
+    for value in (7, ABSENT):
+        told = {**with_key(LOG_LEVEL, "info"), key: value}
+        line = request(meta={name: each for name, each in told.items() if each is not ABSENT})
+        found = outcome(line)
+        modern_request._known_clients.clear()
+        assert outcome(line) == found
+
+
+def outcome(line: bytes) -> object:
+    """Return what a request says, or what is wrong with it."""
+    try:
+        found = read(line)
+    except Refused as error:
+        return str(error)
+    return (found.version, found.capabilities, found.log_level, found.client_info is None)
 
 
 def test_a_mistake_is_told_each_time() -> None:
-    forget()
     wrong = request(meta=with_key(CLIENT_CAPABILITIES, 7))
     first, again = refusal(wrong), refusal(wrong)
     assert str(first) == str(again)
     assert str(refusal(wrong, "2025-11-25")) != str(first)
 
 
-def test_metas_kept_and_capabilities_kept_bound_what_is_remembered() -> None:
-    forget()
-    for number in range(METAS_KEPT + CAPABILITIES_KEPT):
-        meta = with_key(CLIENT_CAPABILITIES, {"experimental": {str(number): {}}})
-        read(request(meta=meta))
-        read(request(meta={**meta, "progressToken": number}))
-    assert modern_request._read_meta_once.cache_info().currsize == METAS_KEPT
-    assert modern_request._read_capabilities_once.cache_info().currsize == CAPABILITIES_KEPT
+def test_header_is_compared_with_a_known_version_too() -> None:
+    read(request())
+    assert isinstance(refusal(request(), "2025-11-25"), HeaderMismatch)
+    with pytest.raises(HeaderMismatch):
+        read(request(), None)
+
+
+def test_clients_kept_bounds_what_is_remembered() -> None:
+    for number in range(2 * CLIENTS_KEPT):
+        read(request(meta=with_key(CLIENT_CAPABILITIES, {"experimental": {str(number): {}}})))
+    assert len(modern_request._known_clients) == CLIENTS_KEPT
 
 
 def test_meta_kept_bytes_bounds_each_of_them() -> None:
-    forget()
     long: object = {"experimental": {"x" * META_KEPT_BYTES: {}}}
     for _ in range(2):
         found = read(request(meta=with_key(CLIENT_CAPABILITIES, long)))
         assert json.loads(found.capabilities) == long
-    assert modern_request._read_meta_once.cache_info().currsize == 0
-    assert modern_request._read_capabilities_once.cache_info().currsize == 0
+    assert not modern_request._known_clients
 
 
 @given(
@@ -547,8 +560,8 @@ def test_a_request_is_read_alike_the_first_time_and_later(
         return [bytes(each) if isinstance(each, msgspec.Raw) else str(each) for each in fields]
 
     def shown(found: object) -> str:
-        # The members of one dictionary are views at different addresses.
+        # The members of a dictionary are views at different addresses.
         return re.sub("0x[0-9a-f]+", "", str(found))
 
-    forget()
+    modern_request._known_clients.clear()
     assert shown(outcome()) == shown(outcome())
