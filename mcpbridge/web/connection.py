@@ -27,6 +27,7 @@ from mcpbridge.config.tuning import (
     PIPELINED_BYTES,
     RATE_SECONDS,
     REQUEST_SECONDS,
+    SLICE_BYTES,
 )
 from mcpbridge.errors import MessageTooLarge, Refused
 from mcpbridge.pacer import LOST_CONNECTIONS, Pacer
@@ -136,6 +137,7 @@ class BridgeConnection(WatchedConnection):
         #: Who is at the other end.
         peer = self.transport.getPeer()
         self.peer: Peer = self.site.clients.peer(peer)
+        self._share_of_peer = self.peer.share
         #: The address of the other end, for the access log.
         self.host: str = getattr(peer, "host", "-")
         #: When anything last arrived or was answered.
@@ -196,8 +198,10 @@ class BridgeConnection(WatchedConnection):
         try:
             while True:
                 if data and not ready:
-                    size = parser.slice_size
-                    piece, data = (data, b"") if len(data) <= size else (data[:size], data[size:])
+                    piece, data = data, b""
+                    if len(piece) > SLICE_BYTES:
+                        size = parser.slice_size
+                        piece, data = piece[:size], piece[size:]
                     parser.feed(piece)
                     if parser.receiving is not None:
                         self._check_body(parser, parser.receiving)
@@ -396,7 +400,7 @@ class BridgeConnection(WatchedConnection):
         """Return the address whose share counts for a request; None if none does."""
         peer = self.peer
         if not peer.proxy:
-            return peer.share
+            return self._share_of_peer
         return self.site.clients.client(peer, received.head.text_values)
 
     def client_connection(self) -> ClientConnection | None:

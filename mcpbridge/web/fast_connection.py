@@ -87,10 +87,11 @@ class FastConnection(BridgeConnection):
     def serve(self, received: ReceivedRequest) -> bool:
         """Answer a request here if it is a fast one; others as `BridgeConnection`."""
         head = received.head
-        if head is not self._last_head:
-            # Most clients send one head again and again.
+        if head.kind is not self._last_head.kind:
+            # Most clients send one kind of head again and again.
             self._last_request = self.site.fast_path.recognise(head, self.loopback or None)
-            self._last_head, self._asked = head, None
+            self._asked = None
+        self._last_head = head
         request = self._last_request
         if request is None or received.refusal is not None:
             return self._refuse_stream(received) or super().serve(received)
@@ -146,7 +147,7 @@ class FastConnection(BridgeConnection):
 
     def _post(self, request: FastRequest, received: ReceivedRequest) -> None:
         """Answer a message to `/mcp`, or make it the pending one.  Raises `NotFastAfterAll`."""
-        response = self.site.fast_path.post(request, received.body, self)
+        response = self.site.fast_path.post(request, received, self)
         if isinstance(response, bytes):
             self._write(response)
             self._release_body()
@@ -159,8 +160,6 @@ class FastConnection(BridgeConnection):
             if not self.count_body(received, received.arrived - received.counted):
                 raise NotFastAfterAll
             self.pending = response
-            # An error of a queued request has a status of its own.
-            self._commit_later(request.server.settings.queue_timeout + COMMIT_SECONDS)
             response.begin()
 
     def _release_body(self) -> None:
@@ -172,7 +171,7 @@ class FastConnection(BridgeConnection):
     def client_address(self) -> str | None:
         """Return the address whose share counts for the last request; None if none does."""
         received = self._received
-        return self.peer.share if received is None else self.address_of(received)
+        return self._share_of_peer if received is None else self.address_of(received)
 
     def _write(self, response: bytes, large_body: bytes = b"") -> None:
         """Write a response; a large body is apart from it, so that it is not copied."""
@@ -223,8 +222,14 @@ class FastConnection(BridgeConnection):
         self.share = None
         self._go_on()
 
+    def queued(self) -> None:
+        """Wait longer: an error of a queued request has a status of its own."""
+        request = self._last_request
+        if request is not None:
+            self._commit_later(request.server.settings.queue_timeout + COMMIT_SECONDS)
+
     def assigned(self, exchange: PendingExchange) -> None:
-        """Give a request that is not queued any more as long as others have."""
+        """Give a request that is not queued, or not any more, as long as others have."""
         if self.pending is exchange:
             self._commit_later(COMMIT_SECONDS)
 

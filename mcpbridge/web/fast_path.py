@@ -25,7 +25,6 @@ from twisted.web.server import version
 
 from mcpbridge.errors import InternalError, Refused
 from mcpbridge.jsonrpc.envelope import read_message
-from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import LISTEN, MODERN_PROTOCOL_VERSIONS, claims_modern
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS, is_accepted
 from mcpbridge.processes.caller import ANYBODY
@@ -37,8 +36,9 @@ from mcpbridge.web.pending_response import (
     PendingConnection,
     PendingExchange,
     PendingStream,
+    StartWork,
 )
-from mcpbridge.web.request_parser import Head
+from mcpbridge.web.request_parser import Head, ReceivedRequest
 from mcpbridge.web.response import reason_phrase
 from mcpbridge.web.stateless_http import PROXY_HEADERS, read_post, restated, status_of, work_on
 from mcpbridge.web.transport_security import (
@@ -70,16 +70,16 @@ class FastRequest(NamedTuple):
     """
     What the head of a fast request says; `streamable` if it is for `/mcp`.
 
-    A request of 2026-07-28 has `headers` that its body must agree with, and no
-    `ident` of a session.  `proxied` if a proxy has sent it.  `responses` makes
-    the bytes of its response.
+    One of 2026-07-28 has no `ident` of a session, but `work`, which has it worked
+    on.  `proxied` if a proxy has sent it.  `responses` makes the bytes of its
+    response.  Nothing of it depends on the values of `VARYING` fields.
     """
 
     server: Server
     ident: str
     streamable: bool
     responses: FastResponses
-    headers: Headers | None = None
+    work: StartWork | None = None
     proxied: bool = False
 
 
@@ -113,23 +113,6 @@ def _text(value: bytes) -> str:
 
 
 _ACCEPTED = {b"application/json", b"text/event-stream"}
-
-
-def _headers(fields: dict[bytes, bytes]) -> Headers:
-    # Those that are compared with the body are decoded once for each head.
-    values = {
-        name.decode("latin-1"): [value.decode("latin-1")]
-        for name, value in fields.items()
-        if name.startswith(b"mcp-")
-    }
-
-    def get(name: str) -> list[str]:
-        return values.get(name.lower(), _NO_VALUES)
-
-    return get
-
-
-_NO_VALUES: list[str] = []
 
 
 class NotFastAfterAll(Exception):
@@ -294,7 +277,8 @@ class FastPath:
             if ident or server.settings.json_response or server.tells_callers:
                 return None
             proxied = not _PROXY.isdisjoint(fields)
-            return FastRequest(server, "", True, responses, _headers(fields), proxied)
+            work = partial(work_on, server)
+            return FastRequest(server, "", True, responses, work, proxied)
         if revision not in HANDSHAKE_PROTOCOL_VERSIONS or not _IDENT.fullmatch(ident):
             return None
         return FastRequest(server, ident.decode("ascii"), True, responses)
@@ -403,16 +387,16 @@ class FastPath:
         return request.responses.accepted()
 
     def post(
-        self, request: FastRequest, body: bytes, connection: PendingConnection
+        self, request: FastRequest, received: ReceivedRequest, connection: PendingConnection
     ) -> bytes | PendingStream | PendingExchange:
         """
         Let the server decide about a message to `/mcp`.  Return the whole
         response, or a pending one: an exchange is to be begun by the caller.
         Raises `NotFastAfterAll`.
         """
-        responses = request.responses
-        if request.headers is not None:
-            return self._post_modern(request, request.headers, body, connection)
+        if request.work is not None:
+            return self._post_modern(request, request.work, received, connection)
+        responses, body = request.responses, received.body
         if claims_modern(body):
             raise NotFastAfterAll
         try:
@@ -435,16 +419,19 @@ class FastPath:
         return pending
 
     def _post_modern(
-        self, request: FastRequest, headers: Headers, body: bytes, connection: PendingConnection
+        self,
+        request: FastRequest,
+        work: StartWork,
+        received: ReceivedRequest,
+        connection: PendingConnection,
     ) -> bytes | PendingExchange:
         """Make an exchange of a request of 2026-07-28, most of which have one message as answer."""
+        headers = received.head.mcp_values
         try:
-            asked = read_post(request.server, body, headers)
+            asked = read_post(request.server, received.body, headers)
         except Refused as error:
             return request.responses.error_response(error)
         if asked is None or asked.method == LISTEN:
             raise NotFastAfterAll
-        work = partial(work_on, request.server, headers=headers)
-        return PendingExchange(
-            asked, ANYBODY, connection, request.responses, work=work, proxied=request.proxied
-        )
+        responses, proxied = request.responses, request.proxied
+        return PendingExchange(asked, headers, ANYBODY, connection, responses, work, proxied)

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mcpbridge.errors import Refused
+from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.stream_events import Event, StreamSink
 from mcpbridge.response_budget import Share
@@ -38,8 +39,11 @@ class PendingConnection(Protocol):
         `take_over` before this returns; not if the connection is closing.
         """
 
+    def queued(self) -> None:
+        """Note that the pending request is queued."""
+
     def assigned(self, exchange: PendingExchange) -> None:
-        """Note that the request of an exchange is not queued any more."""
+        """Note that the request of an exchange is not queued, or not any more."""
 
     def client_address(self) -> str | None:
         """Return the address whose share counts for the request; None if none does."""
@@ -64,6 +68,10 @@ class ResponseEncoder(Protocol):
         ...
 
 
+#: Has a request with these headers worked on: returns None if a process has it, or it has
+#: been answered, and otherwise a coroutine that waits for a process and raises nothing but
+#: `CancelledError`.
+StartWork = Callable[[Exchange, Headers], Work | None]
 Sink = TypeVar("Sink", StreamSink, ExchangeSink)
 
 
@@ -177,25 +185,19 @@ class _NoReader:
 
 
 class PendingExchange(PendingResponse[ExchangeSink]):
-    """
-    The pending response to a request of 2026-07-28: an exchange and its sink.
-
-    `work` has the request worked on: it returns None if a process has it, or
-    it has been answered, and otherwise a coroutine that waits for a process
-    and raises nothing but `CancelledError`.
-    """
+    """The pending response to a request of 2026-07-28: an exchange and its sink."""
 
     log = Logger()
 
     def __init__(
         self,
         asked: ModernRequest,
+        headers: Headers,
         identity: str,
         connection: PendingConnection,
         encoder: ResponseEncoder,
-        *,
-        work: Callable[[Exchange], Work | None],
-        proxied: bool = False,
+        work: StartWork,
+        proxied: bool,
     ) -> None:
         super().__init__(connection, encoder)
         self.exchange = Exchange(
@@ -205,15 +207,17 @@ class PendingExchange(PendingResponse[ExchangeSink]):
             None if proxied else connection.client_connection(),
             client=connection.client_address(),
         )
+        self._headers = headers
         self._work = work
         self._working: Deferred[None] | None = None
 
     def begin(self) -> None:
         """Have the request worked on.  The response may be written when this returns."""
-        waiting = self._work(self.exchange)
+        waiting = self._work(self.exchange, self._headers)
         if waiting is None:
             self._connection.assigned(self)
             return
+        self._connection.queued()
         self._working = Deferred.fromCoroutine(waiting)
         self._working.addCallback(lambda _: self._connection.assigned(self))
         self._working.addErrback(self._stopped)

@@ -40,8 +40,17 @@ _BETWEEN = b": \r\n"
 KNOWN_NAMES = 512
 _OWS = b" \t"
 _END = b"\r\n\r\n"
-#: The line of a head that has its length.
-_LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length:[ \t]*([0-9]{1,15})(?=[ \t]*\r\n)")
+#: Fields whose values may differ in each request of one client: all else that is said of a
+#: head is the same, whatever these say.
+VARYING = (b"baggage", b"mcp-name", b"traceparent", b"tracestate")
+#: The line of a head that has its length, or one of these fields.
+_VARYING_LINE = re.compile(
+    rb"(?i)\r\n(?:content-length:[ \t]*(?P<length>[0-9]{1,15})"
+    rb"|(?P<name>%b):[ \t]*(?P<value>[!-~]+))(?=[ \t]*\r\n)" % b"|".join(VARYING)
+)
+_MCP = b"mcp-"
+_NO_VALUES: list[str] = []
+_VARYING_VALUE = re.compile(rb"[!-~]+")
 #: A length with more digits is parsed by llhttp.
 LENGTH_DIGITS = 15
 _LENGTH = b"content-length"
@@ -58,7 +67,8 @@ class Head:
     `fields` are in their order, by name in lower case and without white space
     around the values.  `persistent` is False if the connection is to be closed
     after the response (RFC 9112, section 9.3).  Must not be changed: successive
-    requests of a connection share one if theirs are the same.
+    requests of a connection share one if theirs are the same.  Those that differ
+    in the values of `VARYING` fields alone have the same `kind`.
     """
 
     def __init__(self, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]]) -> None:
@@ -69,6 +79,20 @@ class Head:
         self.persistent = True
         self.chunked = False
         self.expects_continue = False
+        self.kind = object()
+        #: The values of MCP's own fields as text, by name; None until they are asked for.
+        self._mcp_values: dict[str, list[str]] | None = None
+
+    def mcp_values(self, name: str) -> list[str]:
+        """Return the values of a field whose name begins with `Mcp-`, in any case, as text."""
+        found = self._mcp_values
+        if found is None:
+            found = self._mcp_values = {}
+            for each, value in self.fields:
+                if each.startswith(_MCP):
+                    values = found.setdefault(each.decode("latin-1"), [])
+                    values.append(value.decode("latin-1"))
+        return found.get(name.lower(), _NO_VALUES)
 
     def values(self, name: bytes) -> list[bytes]:
         """Return the values of a field, by its name in lower case."""
@@ -144,9 +168,9 @@ class RequestParser:
     the last: `ready` has it with its `refusal`, and what is fed after it is
     ignored, as it is after a request with `Connection: close` (`closed`).
 
-    A client sends nearly the same head again and again.  One whose bytes, but
-    for the digits of `Content-Length`, are those of the last request has the
-    same meaning, and is not parsed again.
+    A client sends nearly the same head again and again.  One whose bytes are
+    those of an earlier one, but for the digits of `Content-Length` and the
+    values of `VARYING` fields, is not parsed again.
     """
 
     __slots__ = (
@@ -154,9 +178,9 @@ class RequestParser:
         "_fields",
         "_fresh",
         "_in_head",
-        "_known_end",
         "_known_head",
-        "_known_start",
+        "_known_pieces",
+        "_known_places",
         "_length",
         "_missing",
         "_parser",
@@ -187,9 +211,11 @@ class RequestParser:
         self._target = b""
         self._length: bytes | None = None
         self._fields: list[tuple[bytes, bytes]] = []
-        #: The last head, if it has a length; its bytes, before and behind the digits of that.
+        #: The last head that was parsed, if it has a length; its bytes before, between and
+        #: behind the values that may differ; and which fields these are, None for the length.
         self._known_head = NO_HEAD
-        self._known_start = self._known_end = b""
+        self._known_pieces: list[bytes] = []
+        self._known_places: list[int | None] = []
         #: How much is missing of the body behind such a head.
         self._missing = 0
         #: None while that is enough.
@@ -225,21 +251,37 @@ class RequestParser:
 
     def _take_known(self, data: bytes) -> bytes | None:
         """
-        Take a request that begins with the bytes of the last head, or as much of
+        Take a request that begins with the bytes of a known head, or as much of
         it as has come; return what is behind it, and None for other data.
         """
-        start, end = self._known_start, self._known_end
-        if not start or not data.startswith(start):
+        pieces = self._known_pieces
+        if not pieces or not data.startswith(pieces[0]):
             return None
-        at = data.find(end, len(start))
-        digits = data[len(start) : at]
-        if at < 0 or not digits.isdigit() or len(digits) > LENGTH_DIGITS:
-            return None
+        known = self._known_head.fields
+        fields, length = known, b""
+        begin = len(pieces[0])
+        for number, place in enumerate(self._known_places, 1):
+            end = data.find(pieces[number], begin)
+            if end < 0:
+                return None
+            text = data[begin:end]
+            begin = end + len(pieces[number])
+            if place is None:
+                if not text.isdigit() or len(text) > LENGTH_DIGITS:
+                    return None
+                length = text
+            elif text != known[place][1]:
+                # In a head of that size, however its bytes are counted, it is not too much.
+                if not _VARYING_VALUE.fullmatch(text) or begin > MAX_HEAD_BYTES // 2:
+                    return None
+                fields = known.copy() if fields is known else fields
+                fields[place] = known[place][0], text
+        head = self._known_head if fields is known else _varied(self._known_head, fields)
         self._parser = None
-        self.receiving = ReceivedRequest(self._known_head, digits)
-        self._missing = int(digits)
+        self.receiving = ReceivedRequest(head, length)
+        self._missing = int(length)
         self._begun = True
-        return self._take_body(data[at + len(end) :])
+        return self._take_body(data[begin:])
 
     def _take_body(self, data: bytes) -> bytes:
         """Take what is missing of the body behind a known head; return the rest."""
@@ -292,10 +334,24 @@ class RequestParser:
         end = data.find(_END) + len(_END)
         if request is None or end < len(_END) or not request.head.persistent:
             return
-        found = _LENGTH_LINE.search(data, 0, end - 2)
-        if found is not None and len(data) - end <= int(found[1]):
-            self._known_head = request.head
-            self._known_start, self._known_end = data[: found.start(1)], data[found.end() : end]
+        lines = list(_VARYING_LINE.finditer(data, 0, end - 2))
+        length = next((each["length"] for each in lines if each["length"]), None)
+        if length is None or len(data) - end > int(length):
+            return
+        pieces: list[bytes] = []
+        places: list[int | None] = []
+        begin = after = 0
+        for line in lines:
+            place = None
+            if line["name"]:
+                # In their order, so it is the first such field behind the last one.
+                place = request.head.fields.index((line["name"].lower(), line["value"]), after)
+                after = place + 1
+            pieces.append(data[begin : line.start("length" if place is None else "value")])
+            places.append(place)
+            begin = line.end()
+        self._known_head = request.head
+        self._known_pieces, self._known_places = [*pieces, data[begin:end]], places
 
     def _count(self, size: int) -> None:
         """Bound what comes of a head, and of a chunked body without content."""
@@ -440,6 +496,14 @@ class RequestParser:
         if not request.head.persistent:
             self.closed = True
             self._stop()
+
+
+def _varied(known: Head, fields: list[tuple[bytes, bytes]]) -> Head:
+    """Return a head that differs from a known one in these fields, and means the same."""
+    head = Head(known.method, known.target, fields)
+    head.expects_continue = known.expects_continue
+    head.kind = known.kind
+    return head
 
 
 def _head_too_large() -> HeadTooLarge:

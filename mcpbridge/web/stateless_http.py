@@ -197,10 +197,11 @@ async def _read_large(
 
 
 def _checked(message: ParsedMessage | None, headers: Headers) -> ModernRequest | None:
-    if message is None or not isinstance(message.envelope.method, str):
+    if message is None or message.envelope.method is msgspec.UNSET:
         raise NotJsonRpc("expected one request or notification")
-    version = next(iter(headers("MCP-Protocol-Version")), None)
-    if not message.envelope.is_request:
+    versions = headers("MCP-Protocol-Version")
+    version = versions[0] if versions else None
+    if message.envelope.id is msgspec.UNSET:
         if version is not None and version.strip(" \t") not in MODERN_PROTOCOL_VERSIONS:
             raise UnsupportedVersion(version, MODERN_PROTOCOL_VERSIONS)
         return None

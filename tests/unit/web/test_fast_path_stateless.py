@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.testing import FakeBackend
+from mcpbridge.web.request_parser import Head, ReceivedRequest
 from tests.examples import examples
 from tests.unit.web.test_fast_path import CALL, FIELDS, IDENT, LIMIT, World, post, post_mcp
 from tests.unit.web.test_stateless_http import TOOL, Legacy, Modern, answer, failure
@@ -173,6 +174,8 @@ ODD = st.sampled_from(
         b"Mcp-Param-City: Ulm",
         b"Mcp-Param-: x",
         b"Mcp-Param-Other: \xe4",
+        b"traceparent: 00-1",
+        b"traceparent: 00-2",
         b"Connection: close",
         b"Last-Event-ID: 0-0",
     ]
@@ -271,6 +274,55 @@ def test_modern_requests_are_served_by_the_fast_path(
     first, second = site.seen()[0].split(b"HTTP/1.1 ")[1:]
     assert first.startswith(b"200 OK\r\n")
     assert second.startswith(b"400 Bad Request\r\n")
+
+
+def test_heads_of_one_kind_are_recognized_once() -> None:
+    """But each name is compared with the body, and a request handed over has its own head."""
+    sites = [Site(Modern, fast_path=True), Site(Modern, fast_path=False)]
+    fast_path: Any = sites[0].site.fast_path
+    recognise = fast_path.recognise
+    heads: list[Head] = []
+
+    def noted(head: Head, loopback: int | None) -> Any:
+        heads.append(head)
+        return recognise(head, loopback)
+
+    fast_path.recognise = noted
+    tool, other = (asking("tools/call", name=each) for each in ("tool", "other"))
+    for site in sites:
+        for body, name, trace in (
+            (tool, b"tool", b"00-1"),
+            (other, b"other", b"00-2"),
+            (other, b"tool", b"00-3"),
+            (tool, b"other", b"00-4"),
+        ):
+            fields = (b"Mcp-Method: tools/call", b"Mcp-Name: " + name, b"traceparent: " + trace)
+            site.receive(ask(body, *fields), [])
+            site.let("answer")
+    assert len(heads) == 1
+    assert sites[0].recognised == 4
+    assert sites[0].seen() == sites[1].seen()
+    statuses = [each[:3] for each in sites[0].seen()[0].split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"200", b"200", b"400", b"400"]
+
+
+def test_request_that_is_handed_over_has_its_own_head() -> None:
+    """And not that of an earlier one of the same kind."""
+    site = Site(Modern, fast_path=True)
+    heads: list[Head] = []
+    serve = site.channel.serve_ordinary
+
+    def noted(received: ReceivedRequest) -> None:
+        heads.append(received.head)
+        serve(received)
+
+    site.channel.serve_ordinary = noted
+    for trace in (b"00-1", b"00-2"):
+        site.receive(ask(ASKED, b"Mcp-Method: x", b"traceparent: " + trace), [])
+        if trace == b"00-1":
+            site.let("answer")
+    site.let("progress")
+    assert [each.values(b"traceparent") for each in heads] == [[b"00-2"]]
 
 
 @pytest.mark.parametrize("kind", [Modern, Legacy])

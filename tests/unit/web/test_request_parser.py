@@ -31,6 +31,7 @@ from mcpbridge.web.request_parser import (
     MAX_LENGTH_DIGITS,
     NO_HEAD,
     SERVED_METHODS,
+    VARYING,
     Head,
     ReceivedRequest,
     RequestParser,
@@ -58,10 +59,15 @@ def only(*pieces: bytes) -> ReceivedRequest:
     return request
 
 
+def said(head: Head) -> dict[str, Any]:
+    """Return all that is to be known of a head, except its kind and what was read of it."""
+    return {name: each for name, each in vars(head).items() if name not in ("kind", "_mcp_values")}
+
+
 def seen(requests: list[ReceivedRequest]) -> list[Any]:
     """Return all that is to be known of requests."""
     return [
-        (vars(each.head), each.content_length, each.body, each.arrived, str(each.refusal))
+        (said(each.head), each.content_length, each.body, each.arrived, str(each.refusal))
         for each in requests
     ]
 
@@ -74,7 +80,7 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
 
 def test_request_without_a_body() -> None:
     request = only(GET)
-    assert vars(request.head) == vars(Head(b"GET", b"/x", [(b"host", b"h")]))
+    assert said(request.head) == said(Head(b"GET", b"/x", [(b"host", b"h")]))
     assert (request.content_length, request.body, request.refusal) == (None, b"", None)
 
 
@@ -360,6 +366,9 @@ def test_requests_are_the_same_however_their_bytes_are_split(data: bytes, cuts: 
 
 
 KNOWN = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nX: y\r\n\r\nhello"
+TRACED = KNOWN.replace(b"X: y", b"Mcp-Name: a\r\nX: y\r\ntraceparent: 00-1").replace(
+    b"Host: h", b"tracestate:\tz=1 \r\nHost: h"
+)
 
 
 @st.composite
@@ -381,6 +390,87 @@ def nearly_known(draw: st.DrawFn) -> bytes:
 def test_request_with_a_known_head_is_understood_like_any_other(pieces: list[bytes]) -> None:
     """Whether its bytes are compared with those of the last head, or parsed."""
     assert seen(parsed(KNOWN, *pieces)) == seen(parsed(KNOWN + b"".join(pieces)))
+
+
+@st.composite
+def nearly_traced(draw: st.DrawFn) -> bytes:
+    """Generate a request with nearly the head of `TRACED`."""
+    text = TRACED
+    values = [b"a", b"b", b"", b" b\t", b"a b", b"a\x00", b"\xff", b"1\r\nX: y", b"y" * 9000]
+    for line in (b"Mcp-Name: a", b"traceparent: 00-1", b"tracestate:\tz=1", b"h: 5"):
+        if draw(st.booleans()):
+            value = draw(st.sampled_from([*values, b"5", b"3"]))
+            text = text.replace(line, line.partition(b":")[0] + b": " + value)
+    data = bytearray(text)
+    for _ in range(draw(st.integers(0, 1))):
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data) + draw(st.sampled_from([b"", b"", TRACED, KNOWN, b"x", b"\r\n"]))
+
+
+@settings(max_examples=examples(400), deadline=None)
+@given(st.lists(nearly_traced() | st.just(TRACED) | st.just(KNOWN), min_size=1, max_size=4))
+@example([TRACED.replace(b"00-1", b"00-2"), TRACED.replace(b": a", b": abc")])
+@example([TRACED.replace(b"00-1", b"y" * 16_000)])
+def test_request_with_other_varying_values_is_understood_like_any_other(
+    pieces: list[bytes],
+) -> None:
+    assert seen(parsed(TRACED, *pieces)) == seen(parsed(TRACED + b"".join(pieces)))
+
+
+@pytest.mark.parametrize("name", [b"baggage", b"Mcp-Name", b"TraceParent", b"tracestate"])
+def test_varying_values_make_heads_of_one_kind(name: bytes) -> None:
+    """They are not parsed again, and each has its own values."""
+    assert name.lower() in VARYING
+    data = KNOWN.replace(b"X: y", b"%b: a=1\r\nX: y" % name)
+    parser = Counting()
+    parser.feed(data)
+    parser.feed(data.replace(b"a=1", b"b=22") + data)
+    heads = [each.head for each in parser.ready]
+    assert parser.parses == 1
+    assert [each.values(name.lower()) for each in heads] == [[b"a=1"], [b"b=22"], [b"a=1"]]
+    assert heads[0] is heads[2]
+    assert heads[0].kind is heads[1].kind
+    assert [each.values(b"x") for each in heads] == [[b"y"]] * 3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        TRACED.replace(b"00-1", b"00 1"),
+        TRACED.replace(b"00-1", b""),
+        TRACED.replace(b"00-1", b"0" * (MAX_HEAD_BYTES // 2)),
+        TRACED.replace(b"X: y", b"X: z"),
+        TRACED.replace(b"Host: h", b"Host: g"),
+    ],
+)
+def test_any_other_head_is_parsed_and_of_another_kind(other: bytes) -> None:
+    """Also one with a value that is unusual, or with more than half of `MAX_HEAD_BYTES`."""
+    parser = Counting()
+    parser.feed(TRACED)
+    parser.feed(other)
+    assert parser.parses == 2
+    first, second = parser.ready
+    assert second.refusal is None
+    assert first.head.kind is not second.head.kind
+
+
+def test_values_of_a_repeated_field_stay_in_order() -> None:
+    data = KNOWN.replace(b"X: y", b"baggage: a\r\nX: y\r\nbaggage: a")
+    parser = Counting()
+    parser.feed(data)
+    parser.feed(data.replace(b"y\r\nbaggage: a", b"y\r\nbaggage: b"))
+    assert parser.parses == 1
+    assert parser.ready[-1].head.fields == [
+        *((b"host", b"h"), (b"baggage", b"a")),
+        *((b"x", b"y"), (b"baggage", b"b")),
+    ]
+
+
+def test_values_of_mcp_fields_are_found_in_any_case() -> None:
+    [request] = parsed(TRACED.replace(b"X: y", b"MCP-Param-A: \xe4\r\nmcp-param-a: b"))
+    assert request.head.mcp_values("Mcp-Name") == ["a"]
+    assert request.head.mcp_values("mcp-PARAM-a") == ["\xe4", "b"]
+    assert request.head.mcp_values("Mcp-Method") == []
 
 
 class Counting(RequestParser):
