@@ -63,30 +63,29 @@ def parse_message(body: bytes) -> ParsedMessage | None:
     Raise what `read_message` raises.
     """
     line = one_line(body)
-    outer = members(line) if _is_utf8(line) else None
+    outer = members(line) if line.isascii() or _is_utf8(line) else None
     envelope = None if outer is None else _envelope(outer)
     if outer is None or envelope is None:
         # This is no message, or has something that is rare: it is read once more, to
         # say what is wrong, or to find the envelope beside a lone surrogate.
         line, envelope = read_message(body)
         return None if envelope is None else with_envelope(line, envelope)
-    check_id(envelope)
-    return _with_members(line, envelope, outer)
+    if envelope.id is None:
+        check_id(envelope)
+    return _with_params(line, envelope, outer)
 
 
 def with_envelope(line: bytes, envelope: Envelope) -> ParsedMessage:
     """Read the members of a line whose envelope is known."""
-    return _with_members(line, envelope, members_of(line))
+    return _with_params(line, envelope, members_of(line))
 
 
-def _with_members(line: bytes, envelope: Envelope, outer: Members) -> ParsedMessage:
+def _with_params(line: bytes, envelope: Envelope, outer: Members) -> ParsedMessage:
     params = members(outer["params"]) if "params" in outer else None
     return ParsedMessage(line, line, envelope, outer, params)
 
 
 def _is_utf8(line: bytes) -> bool:
-    if line.isascii():
-        return True
     try:
         line.decode("utf-8")
     except UnicodeDecodeError:

@@ -67,7 +67,7 @@ class Delivery(NamedTuple, Generic[Tag]):
     final: bool
 
 
-class _OpenRequest(NamedTuple, Generic[Tag]):
+class _OpenRequest(msgspec.Struct, Generic[Tag], frozen=True, eq=False):
     """A request in flight; its id and its progress token as the client has written them."""
 
     tag: Tag
@@ -117,6 +117,10 @@ class Multiplexer(Generic[Tag]):
     def __len__(self) -> int:
         """How many requests are in flight, apart from subscriptions."""
         return len(self._requests)
+
+    def has_open(self) -> bool:
+        """Tell whether any request or subscription is open."""
+        return bool(self._requests or self._subscriptions)
 
     @property
     def subscriptions(self) -> int:

@@ -343,6 +343,10 @@ class BackendSession:
         Pass messages of this client to a backend that serves several; None
         for the bridge's own messages.  Otherwise like `send_to_backend`.
         """
+        if self.filters is None and not self.observers:
+            # Nobody is told of the caller.
+            self._pass_to_backend(lines, None)
+            return
         resting, self.caller = self.caller, caller
         try:
             self.send_to_backend(lines)

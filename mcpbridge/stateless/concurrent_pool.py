@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import BackendFailed, BridgeError, MethodNotFound, Refused
 from mcpbridge.guard import guarded
-from mcpbridge.mcp.header_validation import Annotations, Headers, check_params
+from mcpbridge.mcp.header_validation import Headers, check_params
 from mcpbridge.mcp.modern_request import TASK_METHODS
 from mcpbridge.mcp.server_card import KnownServer
 from mcpbridge.mcp.subscriptions import complete_line
@@ -104,7 +104,8 @@ class _ByLoad:
             self._levels.append({})
         self._levels[load][worker] = None
         self._loads[worker] = load
-        self._lowest = min(self._lowest, load)
+        if load < self._lowest:
+            self._lowest = load
 
     def remove(self, worker: ConcurrentWorker) -> None:
         """Forget a worker."""
@@ -168,13 +169,13 @@ class ConcurrentPool(WorkerPool):
         worker = self._take_free(exchange, _NOT_WAITING)
         if worker is None:
             return False
-        annotations: Annotations | None = ()
         if request.method == "tools/call":
             annotations = worker.tools.known(request.name)
-        if annotations is not None:
+            if annotations is None:
+                return False
             check_params(request, annotations, headers)
-            self._give(worker, exchange)
-        return annotations is not None
+        self._give(worker, exchange)
+        return True
 
     async def ask(self, exchange: Exchange, headers: Headers) -> None:
         """Have a worker work on a request.  Raises a `Refused` and `OtherEra`."""
@@ -342,10 +343,13 @@ class ConcurrentPool(WorkerPool):
                 # A log message that names no request may be a task's.
                 return self._pool.is_full()
             return not worker.muddled
-        if not worker.load:
-            return True
         # An earlier request may wait until this worker has nothing to do.
-        return not (worker.alone or ticket.is_behind(self._wanting_alone))
+        wanting = self._wanting_alone
+        return not (
+            (worker.alone or wanting)
+            and worker.load
+            and (worker.alone or ticket.is_behind(wanting))
+        )
 
     def _can_replace(self, worker: ConcurrentWorker) -> bool:
         """

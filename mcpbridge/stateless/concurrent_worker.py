@@ -413,7 +413,7 @@ class ConcurrentWorker(BackendWorker):
     @property
     def has_reader(self) -> bool:
         """Whether any request or subscription is open."""
-        return bool(len(self._requests) or self._requests.subscriptions)
+        return self._requests.has_open()
 
     def send(self, lines: list[bytes]) -> None:
         """Deliver messages of the process, each to whom it is for."""
@@ -425,7 +425,11 @@ class ConcurrentWorker(BackendWorker):
             if delivery is not None:
                 receiver, told, final = delivery
                 freed = freed or final
-                guarded(self._log, "a response", receiver.deliver, [told], final)
+                try:
+                    receiver.deliver([told], final)
+                except Exception:
+                    # It must not keep others from theirs.
+                    self._log.failure("a response failed; going on")
         if len(self.tasks):
             self._polling.begin()
         if freed:

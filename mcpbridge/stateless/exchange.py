@@ -82,6 +82,7 @@ class Exchange:
         "client",
         "connection",
         "identity",
+        "is_subscription",
         "over",
         "request",
     )
@@ -97,6 +98,8 @@ class Exchange:
         caller: Caller | None = None,
     ) -> None:
         self.request = request
+        #: Whether it is a `subscriptions/listen`, which stays open for notifications.
+        self.is_subscription = request.method == LISTEN
         self.identity = identity
         self.connection = connection
         self.client = client
@@ -107,11 +110,6 @@ class Exchange:
         self._worker: Worker | None = None
         self._sink = sink
         self._acknowledged = False
-
-    @property
-    def is_subscription(self) -> bool:
-        """Whether it is a `subscriptions/listen`, which stays open for notifications."""
-        return self.request.method == LISTEN
 
     def assign(self, worker: Worker) -> None:
         """Tell this worker of cancellation and backpressure from now on."""
@@ -130,7 +128,7 @@ class Exchange:
         """Send messages to the client; if `final`, that ends the exchange."""
         if self.over:
             return
-        if self.is_subscription and not final:
+        if not final and self.is_subscription:
             lines = [each for line in lines for each in self._acknowledged_once(line)]
         sink = self._end() if final else self._sink
         if lines:
@@ -167,7 +165,7 @@ class Exchange:
         cycle would keep a large request until the garbage collector comes.
         """
         self.over = True
-        claim = self.take_claim()
+        claim, self.claim = self.claim, None
         if claim is not None:
             claim.release()
         sink, self._sink = self._sink, _NO_SINK

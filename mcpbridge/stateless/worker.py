@@ -56,6 +56,8 @@ class WorkerUsage:
         return self.served + reserved >= self._max_requests or self._is_aged()
 
     def _is_aged(self) -> bool:
+        if self._max_age == inf:
+            return False
         return self._clock.seconds() - self._session.opened_at >= self._max_age
 
     def worn_by(self) -> str | None:

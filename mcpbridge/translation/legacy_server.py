@@ -261,7 +261,8 @@ class LegacyServerTranslator:
         if running is not None and number == running.number and not running.answered:
             running.answered = True
             why = "the request it belongs to was answered"
-            output.to_backend += self.server_requests.refuse_all(why)
+            if self.server_requests.by_key:
+                output.to_backend += self.server_requests.refuse_all(why)
             if not running.suspended:
                 self._finish(output, running, message)
             elif running.buffered is None:

@@ -7,8 +7,6 @@ know the requests before it, nor what else the server was asked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import msgspec
 
 from mcpbridge.errors import Refused
@@ -44,8 +42,7 @@ from mcpbridge.translation.to_modern import (
 )
 
 
-@dataclass(slots=True)
-class ServerOutput:
+class ServerOutput(msgspec.Struct):
     """
     What a line of the server amounts to.
 
@@ -58,17 +55,16 @@ class ServerOutput:
     `list_tools`; an empty object where that failed.
     """
 
-    notifications: list[bytes] = field(default_factory=list)
+    notifications: list[bytes] = []
     response: bytes | None = None
     refusal: Refused | None = None
     wants_input: bool = False
-    changes: list[Change] = field(default_factory=list)
-    to_backend: list[bytes] = field(default_factory=list)
+    changes: list[Change] = []
+    to_backend: list[bytes] = []
     tools: msgspec.Raw | None = None
 
 
-@dataclass(slots=True)
-class RunningRequest:
+class RunningRequest(msgspec.Struct):
     """
     A client's request while a legacy server works on it.
 

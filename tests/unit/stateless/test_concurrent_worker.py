@@ -73,6 +73,23 @@ def test_answers_in_one_read_admit_as_many_requests() -> None:
     world.end()
 
 
+def test_response_that_fails_keeps_no_other_from_its_client(
+    world: World, logged_failures: list[Any]
+) -> None:
+    """Of those that came in one read."""
+    calls = [world.call(f"{number}", "wait") for number in range(3)]
+    world.run()
+    [backend] = world.live
+
+    def fail(lines: list[bytes], final: bool) -> None:
+        raise ZeroDivisionError
+
+    calls[1].send = fail  # type: ignore[method-assign]
+    backend.write(*({"id": each, "result": {}} for each in list(backend.calls)))
+    assert [each.completions for each in calls] == [1, 0, 1]
+    assert [each.type for each in logged_failures] == [ZeroDivisionError]
+
+
 def test_launching_request_does_not_exceed_the_concurrency() -> None:
     world = World(Modern, limit=1, concurrency=1)
     first = world.call("a", "wait", identity="x")
