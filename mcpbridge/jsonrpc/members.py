@@ -26,8 +26,10 @@ from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, MAX_MEMBERS, at_once, o
 
 Members = dict[str, msgspec.Raw]
 
-_decode = msgspec.json.Decoder(Members).decode
-_decode_string = msgspec.json.Decoder(str).decode
+#: Raise for anything else, and for a lone surrogate: `MsgspecError`, `UnicodeDecodeError`
+#: and `RecursionError`.
+decode_members = msgspec.json.Decoder(Members).decode
+decode_string = msgspec.json.Decoder(str).decode
 _decode_number = msgspec.json.Decoder(int | float).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -49,7 +51,7 @@ def members(text: bytes | msgspec.Raw) -> Members | None:
     if large and bytes(text).count(b":") > MAX_MEMBERS:
         return _members_of_large(bytes(text))
     try:
-        return _decode(text)
+        return decode_members(text)
     except msgspec.ValidationError:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -118,7 +120,7 @@ def string_of(raw: msgspec.Raw | None) -> str | None:
     if raw is None:
         return None
     try:
-        found: str = _decode_string(raw)
+        found: str = decode_string(raw)
     except (msgspec.ValidationError, UnicodeDecodeError):
         return None
     except msgspec.DecodeError:

@@ -63,7 +63,7 @@ def parse_message(body: bytes) -> ParsedMessage | None:
     Raise what `read_message` raises.
     """
     line = one_line(body)
-    outer = members(line) if line.isascii() or _is_utf8(line) else None
+    outer = members(line) if is_utf8(line) else None
     envelope = None if outer is None else _envelope(outer)
     if outer is None or envelope is None:
         # This is no message, or has something that is rare: it is read once more, to
@@ -85,7 +85,10 @@ def _with_params(line: bytes, envelope: Envelope, outer: Members) -> ParsedMessa
     return ParsedMessage(line, line, envelope, outer, params)
 
 
-def _is_utf8(line: bytes) -> bool:
+def is_utf8(line: bytes) -> bool:
+    """Tell whether a text is UTF-8, which msgspec does not look for in a `Raw`."""
+    if line.isascii():
+        return True
     try:
         line.decode("utf-8")
     except UnicodeDecodeError:

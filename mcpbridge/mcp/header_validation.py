@@ -77,6 +77,20 @@ class Annotation(NamedTuple):
 Annotations = tuple[Annotation, ...]
 
 
+def agree(request: ModernRequest, headers: Headers) -> bool:
+    """
+    Tell quickly that the headers of a request are right and plainly written, as
+    nearly all are; for any others ask `check_headers`.
+    """
+    version, method, name = request.version, request.method, request.name
+    return (
+        headers("MCP-Protocol-Version") == [version]
+        and headers("Mcp-Method") == [method]
+        and (name is None or headers("Mcp-Name") == [name])
+        and _PLAIN.fullmatch(f"{name or ''}{method}{version}") is not None
+    )
+
+
 def check_headers(request: ModernRequest, headers: Headers) -> None:
     """
     Check the headers that every request has ("Standard Request Headers").
@@ -84,20 +98,11 @@ def check_headers(request: ModernRequest, headers: Headers) -> None:
     Raise `HeaderMismatch`, with the request's `ident`, where one is missing,
     repeated, not made of visible ASCII, or different from the body.
     """
-    version, method, name = request.version, request.method, request.name
-    if (
-        headers("MCP-Protocol-Version") == [version]
-        and headers("Mcp-Method") == [method]
-        and (name is None or headers("Mcp-Name") == [name])
-        and _PLAIN.fullmatch(f"{name or ''}{method}{version}")
-    ):
-        # As nearly all clients write them: what follows does the same for any headers.
-        return
     try:
-        _expect(headers, "MCP-Protocol-Version", version)
-        _expect(headers, "Mcp-Method", method)
-        if name is not None:
-            _expect_name(request, name, headers)
+        _expect(headers, "MCP-Protocol-Version", request.version)
+        _expect(headers, "Mcp-Method", request.method)
+        if request.name is not None:
+            _expect_name(request, request.name, headers)
     except HeaderMismatch as error:
         error.ident = request.id
         raise

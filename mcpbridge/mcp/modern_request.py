@@ -25,6 +25,8 @@ from mcpbridge.errors import (
 from mcpbridge.jsonrpc.envelope import SECOND_PARSE_BYTES, Envelope, ProgressToken, is_json
 from mcpbridge.jsonrpc.members import (
     Members,
+    decode_members,
+    decode_string,
     is_null,
     members,
     members_of,
@@ -101,6 +103,8 @@ META_KEPT_BYTES = 4096
 RequestId = str | int | float
 
 _MISSING = "is missing"
+_JSONRPC = b'"2.0"'
+_decode_id = msgspec.json.Decoder(RequestId).decode
 #: The keys with which a client says who it is, and what each stands for where it is missing.
 _CLIENT_KEYS = (PROTOCOL_VERSION, CLIENT_INFO, CLIENT_CAPABILITIES, LOG_LEVEL)
 _ABSENT = (b"",) * len(_CLIENT_KEYS)
@@ -170,6 +174,43 @@ def claims_modern(line: bytes) -> bool:
         # `read_message` refuses it: a second, slow parse would be in vain.
         return False
     return PROTOCOL_VERSION in meta_of(members_of(members_of(line).get("params")))
+
+
+def read_usual(line: bytes) -> ModernRequest | None:
+    """
+    Read one small request quickly, if it is like nearly all: valid, and of a client
+    that is known.  Return None for any other line: `read_request` reads it, and
+    says what is wrong with it.
+
+    Its `MCP-Protocol-Version` is not compared with anything.
+    """
+    try:
+        outer = decode_members(line)
+        method = decode_string(outer["method"])
+        ident = _decode_id(outer["id"])
+        params = decode_members(outer["params"])
+        meta = decode_members(params["_meta"])
+        client = _known_clients[_said(meta)]
+        named_by = NAME_BEARING_METHODS.get(method)
+        name = None if named_by is None else decode_string(params[named_by])
+        token = _token(meta) if PROGRESS_TOKEN in meta else None
+        if bytes(outer["jsonrpc"]) != _JSONRPC:
+            return None
+    except (KeyError, ValueError, RecursionError, msgspec.MsgspecError, InvalidParams):
+        return None
+    return ModernRequest(
+        outer,
+        ident,
+        method,
+        params,
+        meta,
+        client.version,
+        client.capabilities,
+        client.client_info,
+        client.log_level,
+        token,
+        name,
+    )
 
 
 def read_request(message: ParsedMessage, *, version_header: str | None) -> ModernRequest:
@@ -250,7 +291,7 @@ _known_clients: dict[bytes, _Client] = {}
 
 def _known_client(meta: Members, header: str | None) -> _Client:
     """Return what `_read_client` does, which reads it only the first time."""
-    said = b",".join(map(meta.get, _CLIENT_KEYS, _ABSENT))
+    said = _said(meta)
     known = _known_clients.get(said)
     if known is not None:
         _check_version(known.version, header)
@@ -260,6 +301,10 @@ def _known_client(meta: Members, header: str | None) -> _Client:
         del _known_clients[next(iter(_known_clients))]
     _known_clients[said] = client
     return client
+
+
+def _said(meta: Members) -> bytes:
+    return b",".join(map(meta.get, _CLIENT_KEYS, _ABSENT))
 
 
 def _read_client(meta: Members, header: str | None) -> _Client:

@@ -20,6 +20,7 @@ from mcpbridge.mcp.header_validation import (
     MAX_TOOLS,
     Annotation,
     Annotations,
+    agree,
     annotated,
     check_headers,
     check_params,
@@ -75,6 +76,7 @@ def mismatch(asked: ModernRequest, fields: Mapping[str, object]) -> str:
     error = caught.value
     assert (error.status, error.code, error.ident) == (400, -32020, asked.id)
     assert json.loads(error.body())["error"]["message"] == str(error)
+    assert not agree(asked, Fields(fields))
     return str(error)
 
 
@@ -84,6 +86,19 @@ def mismatch(asked: ModernRequest, fields: Mapping[str, object]) -> str:
 @pytest.mark.parametrize("spell", [str, str.lower, str.upper])
 def test_names_of_headers_have_no_case(spell: Any) -> None:
     check_headers(request(name="add"), Fields({spell(name): each for name, each in CALL.items()}))
+
+
+def test_usual_headers_agree_with_the_body() -> None:
+    assert agree(request(name="add"), Fields(CALL))
+    without_name = {**CALL, "Mcp-Method": "tools/list", "Mcp-Name": ABSENT}
+    assert agree(request("tools/list"), Fields(without_name))
+
+
+def test_a_name_that_looks_like_base64_must_be_encoded() -> None:
+    """It does not agree with itself."""
+    name = base64_of("add")
+    mismatch(request(name=name), {**CALL, "Mcp-Name": name})
+    check_headers(request(name=name), Fields({**CALL, "Mcp-Name": base64_of(name)}))
 
 
 @pytest.mark.parametrize("value", ["  add ", "\tadd\t", "add"])

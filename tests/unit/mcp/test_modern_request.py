@@ -43,6 +43,7 @@ from mcpbridge.mcp.modern_request import (
     claims_modern,
     is_modern_version,
     read_request,
+    read_usual,
 )
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 
@@ -511,6 +512,74 @@ def outcome(line: bytes) -> object:
     return (found.version, found.capabilities, found.log_level, found.client_info is None)
 
 
+def usual(line: bytes) -> ModernRequest | None:
+    """Return what is read quickly of a line, once its client is known."""
+    read(request())
+    return read_usual(line)
+
+
+def shown(found: ModernRequest) -> dict[str, object]:
+    """Return all members of a request, in a form that can be compared."""
+    plain = {name: getattr(found, name) for name in ModernRequest.__struct_fields__}
+    return {
+        name: {key: bytes(raw) for key, raw in each.items()} if isinstance(each, dict) else each
+        for name, each in plain.items()
+        if name != "client_info"
+    }
+
+
+TOKEN = {**META, "progressToken": "t", "x": [1]}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        request(),
+        request("tools/call", "é", name="ä", arguments={}),
+        request("subscriptions/listen", 1.5),
+        request("resources/read", meta=TOKEN, uri="x"),
+        request("server/discover", meta={**META, "progressToken": None}),
+        request().replace(b'"id": 1', b'"id": 2, "id": 1'),
+    ],
+)
+def test_usual_request_is_read_alike_and_quickly(line: bytes) -> None:
+    found = usual(line)
+    assert found is not None
+    assert shown(found) == shown(read(line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"[]",
+        b"[%b]" % request(),
+        request()[:-1],
+        request().replace(b'"2.0"', b'"1.0"'),
+        request().replace(b'"jsonrpc"', b'"other"'),
+        request().replace(b'"id": 1,', b""),
+        request(ident=None),
+        request(ident=[]),
+        request(ident="\ud800"),
+        request().replace(b'"tools/list"', b"7"),
+        request(meta=ABSENT),
+        request(meta=7),
+        request(meta=with_key(CLIENT_CAPABILITIES, {"roots": {}})),
+        request(meta=with_key(CLIENT_INFO, ABSENT)),
+        request(meta=with_key(PROTOCOL_VERSION, "2999-01-01")),
+        request(meta=with_key("progressToken", [])),
+        request("tools/call"),
+        request("tools/call", name=7),
+        request(deep=[[]]).replace(b"[[]]", b"[" * 100_000 + b"]" * 100_000),
+    ],
+)
+def test_unusual_request_is_not_read_quickly(line: bytes) -> None:
+    """Nor is that of a client that is not known."""
+    assert usual(line) is None
+    modern_request._known_clients.clear()
+    assert read_usual(request()) is None
+
+
 def test_a_mistake_is_told_each_time() -> None:
     wrong = request(meta=with_key(CLIENT_CAPABILITIES, 7))
     first, again = refusal(wrong), refusal(wrong)
@@ -559,9 +628,9 @@ def test_a_request_is_read_alike_the_first_time_and_later(
         fields = [getattr(found, name) for name in ModernRequest.__struct_fields__]
         return [bytes(each) if isinstance(each, msgspec.Raw) else str(each) for each in fields]
 
-    def shown(found: object) -> str:
+    def without_addresses(found: object) -> str:
         # The members of a dictionary are views at different addresses.
         return re.sub("0x[0-9a-f]+", "", str(found))
 
     modern_request._known_clients.clear()
-    assert shown(outcome()) == shown(outcome())
+    assert without_addresses(outcome()) == without_addresses(outcome())
