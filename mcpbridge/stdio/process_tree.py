@@ -113,25 +113,26 @@ class TaggedTree:
         have found nothing, all begun after the leader's exit if it has exited.
         Then the leader is reaped, and its pid may be reused.
         """
-        tracker, pid = self._tracker, self._pid
-        exited, clean = tracker.has_exited(pid), 0
+        return self._look_again(self._tracker.has_exited(self._pid), 0)
 
-        def judge(pids: list[int]) -> list[int] | Deferred[list[int]]:
-            nonlocal exited, clean
-            if self._killed_leader:
-                tracker.look_behind_tracer(pid)
-            if pids:
-                return pids
-            # What the leader started after this look began, the look may have missed.
-            before, exited = exited, tracker.has_exited(pid)
-            clean = clean + 1 if before == exited else 0
-            if clean < CLEAN_LOOKS:
-                return tracker.look(self._tag).addCallback(judge)
-            if exited:
-                tracker.release(pid)
-            return []
+    def _look_again(self, exited: bool, clean: int) -> Deferred[list[int]]:
+        """Look after so many clean looks; `exited`: whether the leader had by the last of them."""
+        look = self._tracker.look(self._tag)
+        return look.addCallback(self._judge, exited, clean)
 
-        return tracker.look(self._tag).addCallback(judge)
+    def _judge(self, pids: list[int], before: bool, clean: int) -> list[int] | Deferred[list[int]]:
+        if self._killed_leader:
+            self._tracker.look_behind_tracer(self._pid)
+        if pids:
+            return pids
+        # What the leader started after this look began, the look may have missed.
+        exited = self._tracker.has_exited(self._pid)
+        clean = clean + 1 if before == exited else 0
+        if clean < CLEAN_LOOKS:
+            return self._look_again(exited, clean)
+        if exited:
+            self._tracker.release(self._pid)
+        return []
 
 
 class GroupTree:

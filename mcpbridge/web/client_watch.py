@@ -106,6 +106,11 @@ class ClientWatch:
         if call is not None and call.active():
             call.cancel()
 
+    def let_go(self) -> None:
+        """Check no more, and drop the reference to whom it would be reported."""
+        self.stop()
+        self._stalled = self._looked_at = _nobody
+
     def wrote(self, size: int) -> None:
         """Count written bytes."""
         self._written += size
@@ -165,3 +170,7 @@ class ClientWatch:
         self._began = now
         self._gained = 0
         self._owed = 0.0
+
+
+def _nobody(*arguments: object) -> None:
+    """Do nothing: what was watched is over."""

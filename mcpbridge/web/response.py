@@ -233,6 +233,7 @@ class Response:
             self.write(self.keepalive())
 
     def _end(self) -> None:
-        self.stop_keepalive()
+        self._timer.stop()
+        self._watch.let_go()
         self.paused = False
         self.ended()

@@ -450,6 +450,32 @@ async def test_ended_session_is_freed_without_the_garbage_collector(start: Any) 
         gc.enable()
 
 
+async def stream_and_leave(running: Started) -> list[weakref.ref[Any]]:
+    """Open a session at /sse and leave it; return what its client had."""
+    client = await running.client()
+    [served] = running.bridge.servers
+    [session] = served.sessions.values()
+    sink: Any = session.sink
+    parts = [weakref.ref(each) for each in (sink, sink.request.channel)]
+    del session, sink
+    await client.close()
+    return parts
+
+
+@pytest_twisted.ensureDeferred
+async def test_left_stream_is_freed_without_the_garbage_collector(start: Any) -> None:
+    """With its connection."""
+    running = start(ServerSettings(command=sys.executable, args=("-m", "mcpbridge.demo")))
+    gc.disable()
+    try:
+        parts = await stream_and_leave(running)
+        await until(running._reactor, lambda: not running.bridge.servers[0].unclosed)
+        await deferLater(running._reactor, 0.05)
+        assert [each() for each in parts] == [None, None]
+    finally:
+        gc.enable()
+
+
 @pytest_twisted.ensureDeferred
 async def test_endpoint_explains_itself_to_a_browser(start: Any) -> None:
     response = await treq.get(f"{start(server()).origin}/mcp", persistent=False)

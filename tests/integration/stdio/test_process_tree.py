@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import select
@@ -453,6 +454,20 @@ def test_only_looks_after_the_leaders_exit_count(fake_table: FakeTable) -> None:
     clock.advance(SWEEP_SECONDS)
     assert answers == [[]]
     assert clock.getDelayedCalls() == []
+
+
+def test_tree_is_freed_without_the_garbage_collector(fake_table: FakeTable) -> None:
+    """Behind a look that took two readings."""
+    tree = TaggedTree(6, 101, fake_table.tracker)
+    answers: list[list[int]] = []
+    gc.disable()
+    try:
+        before = sys.getrefcount(tree)
+        tree.look().addCallback(answers.append)
+        fake_table.clock.pump([0, SWEEP_SECONDS])
+        assert (answers, sys.getrefcount(tree)) == ([[]], before)
+    finally:
+        gc.enable()
 
 
 GROUP = """
