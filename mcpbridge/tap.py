@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import gc
 import getopt
 import ipaddress
 import json
@@ -32,7 +31,7 @@ from mcpbridge.config.file import Notice, read_config
 from mcpbridge.config.options import OPTIONS, Option, label_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.errors import BridgeError, CannotListen, Described, SettingError, SettingErrors
-from mcpbridge.memory import freeze_loaded_objects, map_large_blocks
+from mcpbridge.memory import keep_collections_short, map_large_blocks
 from mcpbridge.signals import SignalHandlers
 from mcpbridge.twisted_internals import dispatch_directly
 from mcpbridge.web.listeners import make_endpoint
@@ -375,6 +374,7 @@ class _Run(Bridge):
         self._notices = options.notices
         self._twistd: Any = options.parent or {}
         self._undo_dispatch: Callable[[], None] = lambda: None
+        self._undo_collections: Callable[[], None] = lambda: None
         self._signals = SignalHandlers(
             self._reactor,
             running=lambda: bool(self.running),
@@ -405,7 +405,7 @@ class _Run(Bridge):
         if not self.settings.listen:
             self.log.warn("nothing is served: there is no listener (--listen, bridge.listen)")
         self._reactor.callWhenRunning(self._signals.install_stop)
-        freeze_loaded_objects()
+        self._undo_collections = keep_collections_short()
         map_large_blocks()
 
     def stopService(self) -> Deferred[Any]:
@@ -415,7 +415,7 @@ class _Run(Bridge):
         def restore(result: Any) -> Any:
             self._undo_dispatch()
             self._signals.restore()
-            gc.unfreeze()
+            self._undo_collections()
             return result
 
         return stopped.addBoth(restore)

@@ -174,6 +174,10 @@ ACCESS_LOG_CHARACTERS = 64 * 1024
 #: How long large messages are parsed in one turn of the reactor, all of them together.
 LARGE_TURN_SECONDS = 0.005
 
+#: After so many garbage collections of the middle generation there may be a full one; Python
+#: has 10.  Each of them comes after the objects of forty sessions, or of ten thousand requests.
+COLLECTIONS_BEFORE_FULL = 100
+
 #: A block of memory of this size is mapped on its own: it grows without being copied, and is
 #: returned when it is freed.
 MAPPED_BYTES = 4 * MIB

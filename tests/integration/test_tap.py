@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from mcpbridge.config.tuning import COLLECTIONS_BEFORE_FULL
 from mcpbridge.tap import Options, makeService
 from tests.e2e.harness import processes_with_argument, serving
 from tests.real.parts import need_processes
@@ -136,13 +137,16 @@ async def test_bridge_without_listeners_is_a_warning(
     options = Options()
     options.parseOptions(["--config", str(path)])
     service: Any = makeService(options)
+    before = gc.get_threshold()
     service.startService()
     if sys.platform == "linux":
         assert "doIteration" in vars(running_reactor), "it dispatches directly"
     assert gc.get_freeze_count(), "a full collection takes long"
+    assert gc.get_threshold() == (*before[:2], COLLECTIONS_BEFORE_FULL)
     await service.stopService()
     assert "doIteration" not in vars(running_reactor)
     assert not gc.get_freeze_count()
+    assert gc.get_threshold() == before
     assert "nothing is served: there is no listener (--listen, bridge.listen)" in log_lines
 
 
