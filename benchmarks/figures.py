@@ -275,15 +275,32 @@ def absolute(own: dict[str, Any]) -> list[Figure]:
     """All figures of mcpbridge alone."""
 
     def take(
-        name: str, step: str, goal: float, unit: str, pick: Pick, at_most: bool = True
+        name: str,
+        step: str,
+        goal: float,
+        unit: str,
+        pick: Pick,
+        at_most: bool = True,
+        floor: str = "",
     ) -> Figure:
         rounds = own.get(step, "it was not run")
         if isinstance(rounds, str):
             return Figure(name, None, goal, unit, at_most, reason=rounds)
         try:
-            return Figure(name, spread_of(rounds, pick), goal, unit, at_most)
+            found = spread_of(rounds, pick)
+            return Figure(name, found, goal, unit, at_most, detail=beside(floor, pick))
         except LookupError as missing:
             return Figure(name, None, goal, unit, at_most, reason=str(missing.args[0]))
+
+    def beside(floor: str, pick: Pick) -> str:
+        try:
+            found = spread_of(own.get(floor), pick)
+        except LookupError:
+            return ""
+        return f"{found.value:.2f} x of the relay that writes directly" if found else ""
+
+    def growth(result: Result) -> float:
+        return float(_point(result, 1000)["cpu_us"] / _point(result, 16)["cpu_us"])
 
     def gone(how: str) -> Pick:
         return lambda r: float(r[how]["p50"]) - float(r["own_exit_ms"])
@@ -315,14 +332,16 @@ def absolute(own: dict[str, Any]) -> list[Figure]:
             "sessions-sse",
             1.15,
             "x",
-            lambda r: _point(r, 1000)["cpu_us"] / _point(r, 16)["cpu_us"],
+            growth,
+            floor="sessions-direct-sse",
         ),
         take(
             "cpu-1000-by-16-streamable",
             "sessions-streamable",
             1.15,
             "x",
-            lambda r: _point(r, 1000)["cpu_us"] / _point(r, 16)["cpu_us"],
+            growth,
+            floor="sessions-direct-streamable",
         ),
         take("memory-5000", "sessions-many", 20, "KiB", lambda r: _most(r)["session_kib"]),
         take(

@@ -34,6 +34,8 @@ NOT_QUICK = {"pypi-proxy", "pypi-proxy-mcp", "fastmcp", "fastmcp-mcp", "fastmcp-
 NOT_QUICK |= {"contextforge", "npm-proxy-modern", "supergateway-modern"}
 NOT_QUICK |= {"mcpbridge-filter", "mcpbridge-mcp-filter", "mcpbridge-tls", "mcpbridge-mcp-tls"}
 NOT_QUICK |= {"direct-sse", "direct-streamable", "direct-modern"}
+#: What mcpbridge's cost by number of sessions is compared with, where there is time.
+FLOORS = ("direct-sse", "direct-streamable")
 #: Peers that a figure names; they are measured in each round.
 NAMED = {("contextforge-mcp", "echo-1MiB"), ("contextforge-modern", "echo-32B")}
 
@@ -217,6 +219,7 @@ class Bench:
                 ("stubborn", alone.stubborn),
                 ("churn", partial(alone.churn, total=self.arguments.churn)),
                 ("by-size", alone.by_size),
+                *((f"sessions-{key}", _floor_by_sessions(key)) for key in FLOORS),
             ]
         return steps
 
@@ -247,6 +250,12 @@ class Bench:
                 {**asdict(each), "met": each.met, "cause": each.cause} for each in self.figures()
             ],
         }
+
+
+def _floor_by_sessions(key: str) -> Step:
+    """The same of a relay, for comparison with the curves of mcpbridge."""
+    [floor] = [each for each in systems.floor_systems() if each.key == key]
+    return lambda it, plan: alone.by_sessions(floor, plan, 16, 1000)
 
 
 def _attempt(step: Callable[[], Any]) -> Any:

@@ -88,6 +88,25 @@ def test_a_figure_without_results_says_why(modules: Any) -> None:
         assert each.reason
 
 
+def test_growth_with_sessions_is_told_beside_that_of_the_floor(modules: Any) -> None:
+    """If the floor was measured."""
+
+    def rounds(few: float, many: float) -> list[Any]:
+        return [{"points": [{"x": 16, "cpu_us": few}, {"x": 1000, "cpu_us": many}]}]
+
+    def growth(**floor: Any) -> Any:
+        own = {"sessions-sse": rounds(40, 60), **floor}
+        figures = modules["figures"].absolute(own)
+        [found] = [each for each in figures if each.name == "cpu-1000-by-16-sse"]
+        assert found.value == 1.5
+        return found.detail
+
+    floor = "sessions-direct-sse"
+    assert growth(**{floor: rounds(20, 25)}) == "1.25 x of the relay that writes directly"
+    problem = [{"points": [{"x": 16, "problem": "no time"}, {"x": 1000, "problem": "no time"}]}]
+    assert growth() == growth(**{floor: "no time"}) == growth(**{floor: problem}) == ""
+
+
 def test_the_cause_of_a_missed_goal_is_in_the_report(modules: Any, tmp_path: Path) -> None:
     modules["figures"].CAUSES["sse-of-relay"] = "it parses JSON"
     systems = systems_of(modules)
