@@ -255,6 +255,7 @@ def dispatch_directly(reactor: Any) -> Callable[[], None]:
     disconnect = reactor._disconnectSelectable
     readers = reactor._reads
     stop_reading = reactor.removeReader
+    stop_writing = reactor.removeWriter
 
     def iterate(timeout: float | None) -> None:
         try:
@@ -282,6 +283,8 @@ def dispatch_directly(reactor: Any) -> Callable[[], None]:
             elif fd in readers:
                 lose(selectable, CONNECTION_DONE, True)
             else:
+                # It waits to be written to, which would be reported again and again, too.
+                stop_writing(selectable)
                 lose(selectable, CONNECTION_LOST, False)
 
     def read(selectable: Any) -> None:

@@ -363,6 +363,23 @@ def test_input_of_a_process_that_has_closed_it_waits_for_its_turn() -> None:
         assert pipe.lost
 
 
+def test_full_input_of_a_process_that_has_exited_waits_for_one_turn() -> None:
+    """It waits to be written to as well, and its end would be reported in each iteration."""
+    with running(direct=True) as run:
+        pipe = Pipe(run)
+        run.waiting = []
+        lose_in_turn(pipe.descriptor, run.take_turn)
+        pipe.descriptor.write(bytes(1 << 20))
+        run.turn()
+        os.close(pipe.reading)
+        for _ in range(3):
+            run.turn()
+        assert not pipe.lost
+        [lose] = run.waiting
+        lose()
+        assert pipe.lost
+
+
 def test_interrupted_poll_is_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted:
         def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
