@@ -65,6 +65,9 @@ class ConnectionSite(Protocol):
     def opened(self, channel: BridgeConnection) -> bool:
         """Count a new connection; return False if there are too many."""
 
+    def leaves(self, channel: BridgeConnection) -> None:
+        """Note that the client of a connection has closed it, which is lost later."""
+
     def closed(self, channel: BridgeConnection) -> None:
         """Count a connection no more."""
 
@@ -128,6 +131,8 @@ class BridgeConnection(WatchedConnection):
     _closing: Timer | None = None
     _idle_check: IDelayedCall | None = None
     _client_connection: ClientConnection | None = None
+    #: Loses the connection, which its client has closed and which waits for its turn.
+    _lose: Callable[[], None] | None = None
 
     def connectionMade(self) -> None:
         """Count the connection; refuse it if there are too many."""
@@ -149,6 +154,7 @@ class BridgeConnection(WatchedConnection):
 
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
         """Stop all timers, and tell the site last."""
+        self._lose = None
         self._set_deadline(None)
         self._stop_idle_check()
         self._drop_unserved()
@@ -438,6 +444,8 @@ class BridgeConnection(WatchedConnection):
         """
         ends_session = self.ends_session and not self._has_unserved()
         if ends_session or self.idle_since() is not None:
+            self._lose = lose
+            self.site.leaves(self)
             self.site.pacer.run(LOST_CONNECTIONS, lose)
         else:
             lose()
@@ -510,6 +518,9 @@ class BridgeConnection(WatchedConnection):
         """Close an idle connection; return False if its client has not read the last response."""
         if self.has_unsent():
             return False
+        if self._lose is not None:
+            self._lose()
+            return True
         # TLS waits for its peer to close as well, and another connection needs the capacity.
         # Without a line in the log: that would be one for each connection of a flood.
         self._stop_idle_check()

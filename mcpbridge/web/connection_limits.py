@@ -44,9 +44,9 @@ class Connections:
     """
     At most `limit` connections, and of each address at most its share.
 
-    If one too many is opened, the one that has been idle longest gives way:
-    of the same address, if that has its share, or of the address with the most
-    connections.  If none is idle the new one is refused.  That costs the same
+    If one too many is opened, one whose client has left gives way, or else the one that
+    has been idle longest: of the same address, if that has its share, or of the address
+    with the most connections.  If none is idle the new one is refused.  That costs the same
     however many are open, except for a search for idle ones, which finds many
     at once.
     """
@@ -64,6 +64,8 @@ class Connections:
         #: Addresses by how many connections they have.
         self._fullest = Fullest()
         self._found: dict[str, _Found] = {}
+        #: The connections of each address that its clients have left.
+        self._left: dict[str, dict[Connection, None]] = {}
         self._refusals = RateLimitedLog(clock)
 
     def __len__(self) -> int:
@@ -75,11 +77,12 @@ class Connections:
         if connection.peer.share is not None and len(self._of.get(address, ())) >= (
             self._shares.limit
         ):
-            if not self._make_room(address):
+            if not (self._lose_left(address) or self._make_room(address)):
                 self._shares.refused(address)
                 return False
-        elif self._count >= self._limit and not any(
-            map(self._make_room, self._fullest.first(IDLE_ADDRESSES))
+        elif self._count >= self._limit and not (
+            self._lose_left(next(iter(self._left), ""))
+            or any(map(self._make_room, self._fullest.first(IDLE_ADDRESSES)))
         ):
             self._refused()
             return False
@@ -88,9 +91,16 @@ class Connections:
         self._counted(address, len(of_address) - 1, len(of_address))
         return True
 
+    def leaves(self, connection: Connection) -> None:
+        """Let a connection that its client has left give way before any other."""
+        address = connection.peer.address
+        if connection in self._of.get(address, ()):
+            self._left.setdefault(address, {})[connection] = None
+
     def remove(self, connection: Connection) -> None:
         """Count a connection no more; does nothing the second time."""
         address = connection.peer.address
+        self._forget_left(connection)
         of_address = self._of.get(address, {})
         if connection not in of_address:
             return
@@ -103,6 +113,26 @@ class Connections:
     def _counted(self, address: str, before: int, after: int) -> None:
         self._count += after - before
         self._fullest.changed(address, before, after)
+
+    def _forget_left(self, connection: Connection) -> None:
+        address = connection.peer.address
+        left = self._left.get(address)
+        if left is not None:
+            left.pop(connection, None)
+            if not left:
+                del self._left[address]
+
+    def _lose_left(self, address: str) -> bool:
+        """Lose a connection that a client of this address has left, if there is one."""
+        left = self._left.get(address)
+        if not left:
+            return False
+        connection = next(iter(left))
+        self._forget_left(connection)
+        if not connection.give_way():
+            return False
+        self.remove(connection)
+        return True
 
     def _make_room(self, address: str) -> bool:
         """Close an idle connection of an address; return False if none gives way."""

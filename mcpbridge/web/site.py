@@ -113,6 +113,10 @@ class BridgeSite(Site):
         self.channels.add(channel)
         return True
 
+    def leaves(self, channel: BridgeConnection) -> None:
+        """Let a connection that its client has left give way to any other."""
+        self._connections.leaves(channel)
+
     def closed(self, channel: BridgeConnection) -> None:
         """Count a connection no more."""
         self._connections.remove(channel)

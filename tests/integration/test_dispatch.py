@@ -368,7 +368,7 @@ def test_full_input_of_a_process_that_has_exited_waits_for_one_turn() -> None:
     with running(direct=True) as run:
         pipe = Pipe(run)
         run.waiting = []
-        lose_in_turn(pipe.descriptor, run.take_turn)
+        pipe.proto = run.ends[0]
         pipe.descriptor.write(bytes(1 << 20))
         run.turn()
         os.close(pipe.reading)

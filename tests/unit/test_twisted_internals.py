@@ -43,11 +43,9 @@ from mcpbridge.twisted_internals import (
     RESERVED_DESCRIPTOR_RELEASED,
     PreparedProcess,
     buffered_bytes,
-    forget_turn,
     formats_as_text_file,
     is_twistd_handler,
     log_port_to,
-    lose_in_turn,
     observed_files,
     observers_of,
     spawn_prepared,
@@ -223,15 +221,6 @@ def test_large_write_is_left_to_the_transport_where_it_cannot_be_next(state: str
     while buffered_bytes(descriptor):
         descriptor.doWrite()
     assert descriptor.written == before + (b"" if state == "lost" else data)
-
-
-def test_lost_descriptor_does_not_keep_who_was_told_of_its_end() -> None:
-    connection: Any = tcp.Connection.__new__(tcp.Connection)
-    lose_in_turn(connection, print)
-    assert connection.take_turn is print
-    forget_turn(connection)
-    assert not hasattr(connection, "take_turn")
-    forget_turn(Descriptor())
 
 
 # Listeners.

@@ -51,6 +51,37 @@ def admit_all(connections: Connections, *fakes: FakeConnection) -> list[bool]:
     return [connections.admit(each) for each in fakes]
 
 
+@pytest.mark.parametrize(("limit", "share"), [(4, 4), (100, 4)])
+def test_connection_that_its_client_has_left_gives_way_before_an_idle_one(
+    limit: int, share: int
+) -> None:
+    """Each of them once; where none is left, or none can be lost, an idle one does."""
+    connections = Connections(limit, share, Clock())
+    idle, *left = (FakeConnection("a", since) for since in (0.0, None, None, None))
+    assert admit_all(connections, idle, *left) == [True] * 4
+    for each in left:
+        connections.leaves(each)
+    connections.remove(left[0])
+    left[1].full = True
+    more = [FakeConnection("a", None) for _ in range(4)]
+    assert admit_all(connections, *more[:2]) == [True, True]
+    assert (idle.gone, left[1].gone, left[2].gone) == (True, False, False)
+    assert admit_all(connections, *more[2:]) == [True, False]
+    assert left[2].gone
+    assert len(connections) == 4
+
+
+def test_connection_that_is_not_counted_does_not_give_way() -> None:
+    connections = Connections(1, 1, Clock())
+    refused = FakeConnection("a", None)
+    connections.leaves(refused)
+    assert admit_all(connections, FakeConnection("a", None), FakeConnection("a", None)) == [
+        True,
+        False,
+    ]
+    assert not refused.gone
+
+
 def test_longest_idle_connection_of_the_address_with_most_gives_way() -> None:
     connections = Connections(6, 4, Clock())
     few = [FakeConnection("few", 0.0), FakeConnection("few", 0.1)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from twisted.internet.testing import StringTransport
 
 from mcpbridge.pacer import PACED_SECONDS
 from tests.unit.web.test_fast_path import CALL, IDENT, World, post, post_mcp
@@ -43,6 +46,33 @@ def test_what_waits_for_its_turn(data: bytes, waits: bool, fast_path: bool) -> N
     world.clock.advance(0)
     assert lost == [True]
     world.channel.connectionLost()
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_client_that_comes_back_at_once_is_not_refused(fast_path: bool) -> None:
+    """Its old connection counts until its turn has come, and is lost early where none is free."""
+    world = World(fast_path=fast_path, max_connections=1)
+    world.channel.dataReceived(STREAM)
+
+    def whole_iteration() -> None:
+        world.clock.rightNow += PACED_SECONDS
+
+    world.site.pacer.run("others", whole_iteration)
+    lost: list[bool] = []
+
+    def lose() -> None:
+        lost.append(True)
+        world.channel.connectionLost()
+
+    world.channel.lose_in_turn(lose)
+    assert not lost
+    channel: Any = world.site.buildProtocol(None)
+    transport = StringTransport()
+    channel.makeConnection(transport)
+    assert lost
+    channel.dataReceived(post(CALL))
+    assert transport.value().startswith(b"HTTP/1.1 202 ")
+    channel.connectionLost()
 
 
 def test_connection_whose_stream_is_over_may_have_another_one() -> None:
