@@ -73,11 +73,14 @@ class Pacer:
             return
         began = self._clock.seconds()
         self._running = True
-        guarded(self._log, "a step of a process", step)
-        self._running = False
-        self._spent += max(0.0, self._clock.seconds() - began)
-        if self._spent:
-            self._count()
+        try:
+            guarded(self._log, "a step of a process", step)
+        finally:
+            # Also where it is interrupted, which is for the reactor to report.
+            self._running = False
+            self._spent += max(0.0, self._clock.seconds() - began)
+            if self._spent:
+                self._count()
 
     def _count(self) -> None:
         if not self._counting:

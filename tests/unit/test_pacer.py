@@ -129,6 +129,22 @@ def test_a_step_that_fails_prevents_no_other(logged_failures: list[Any]) -> None
     assert [each.type for each in logged_failures] == [ValueError]
 
 
+def test_a_step_that_is_interrupted_is_over() -> None:
+    """What `guarded` lets pass: others still have the time of one iteration only."""
+    made = Made()
+
+    def interrupt() -> None:
+        made.step("a", 0.0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.pacer.run("x", interrupt)
+    made.run("x", "b")
+    made.run("x", "c")
+    assert made.ran == ["a", "b"]
+    assert made.next() == "c"
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
 def test_a_step_that_takes_no_time_leaves_no_delayed_call(seconds: float) -> None:
     """A clock may also be set back."""
