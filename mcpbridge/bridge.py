@@ -125,11 +125,11 @@ class Bridge(Service):
         self._security = TransportSecurity(settings, self._clock)
         self._accept_errors = AcceptErrors(self._clock)
         self._ports: list[IListeningPort] = []
-        #: Spreads the ends of connections, and of sessions whose clients leave at one time.
+        #: Spreads the ends of connections, when many clients leave at one time.
         self._pacer = Pacer(self._clock)
         self._site: Any = None
         self._resource: IResource | None = None
-        #: What serves requests without a look at the resource, by method and path.
+        #: What serves requests directly, without the resource, by method and path; made with it.
         self._endpoints: dict[tuple[bytes, bytes], Any] = {}
 
         #: Writes the next lines of `log_sessions`.

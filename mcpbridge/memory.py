@@ -1,9 +1,10 @@
 """
-Give unused memory of this process back to the system, and keep garbage collections short.
+Give unused memory of this process back to the system, and keep garbage collections
+short and rare.
 
 The C library keeps freed memory for the next allocation: after a few large
-requests that may be gigabytes.  Uses malloc_trim(3) of the GNU C library;
-does nothing where there is no such function.
+requests that may be gigabytes.  Uses malloc_trim(3) and mallopt(3) of the GNU C
+library; does nothing where there are no such functions.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def keep_collections_short() -> Callable[[], None]:
     Return a function that undoes both.
 
     Modules, classes and functions are hundreds of thousands of objects that live
-    as long as the process.  A full collection would visit each of them: 70 ms
-    in which no client is served; and so it does all that live sessions hold, 50 µs
-    for each.  An ended session needs none, as its objects do not refer to each other.
-    This concerns the whole process, so it is for the command, and not for an
-    application that embeds the bridge.
+    as long as the process.  A full collection would visit each of them, which takes
+    70 ms in which no client is served.  It also visits the objects of live sessions,
+    50 µs for each.  Those of an ended session are freed without it, as they leave no
+    reference cycle.  This concerns the whole process, so it is for the command, and
+    not for an application that embeds the bridge.
     """
     gc.collect()
     gc.freeze()
@@ -53,16 +54,17 @@ def keep_collections_short() -> Callable[[], None]:
 
 def map_large_blocks() -> None:
     """
-    Let the C library map each block of `MAPPED_BYTES` on its own, and give it back when freed.
+    Let the C library map each block of `MAPPED_BYTES` or more on its own, and unmap it
+    when it is freed.
 
-    Such a block grows without being copied.  Without this, glibc puts blocks of up
-    to 32 MiB between all others as soon as one of them was freed.  This concerns
-    the whole process, too.  It does nothing where there is no mallopt(3).
+    Such a block grows without being copied.  Otherwise glibc raises its threshold,
+    up to 32 MiB, to the size of each mapped block that is freed, and takes later
+    blocks of that size from the heap.  This concerns the whole process, too.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
-        # As glibc would set it with that threshold.
+        # The ratio that glibc keeps by itself, unless one of them was set.
         mallopt(_M_TRIM_THRESHOLD, 2 * MAPPED_BYTES)
 
 

@@ -40,7 +40,7 @@ class Pacer:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        # To look it up in the class makes another one each time.
+        # Each access to `Logger` through an instance makes a new one.
         self._log = self.log
         #: The steps that wait, by key.  The key that is next comes first.
         self._waiting: dict[Hashable, deque[Step]] = {}
@@ -48,7 +48,7 @@ class Pacer:
         self._spent = 0.0
         #: True from the first step of an iteration until the next iteration begins.
         self._counting = False
-        #: True while a step runs, which counts the time of those that it asks for.
+        #: True while a step runs; its time includes that of the steps that it asks for.
         self._running = False
 
     def run(self, key: Hashable, step: Step) -> None:
@@ -69,14 +69,14 @@ class Pacer:
 
     def _run(self, step: Step) -> None:
         if self._running:
-            guarded(self._log, "a step of a process", step)
+            guarded(self._log, "a paced step", step)
             return
         began = self._clock.seconds()
         self._running = True
         try:
-            guarded(self._log, "a step of a process", step)
+            guarded(self._log, "a paced step", step)
         finally:
-            # Also where it is interrupted, which is for the reactor to report.
+            # `guarded` lets KeyboardInterrupt and the like through, for the reactor to report.
             self._running = False
             self._spent += max(0.0, self._clock.seconds() - began)
             if self._spent:

@@ -139,9 +139,9 @@ def write_large(descriptor: Any, data: bytes) -> None:
     """
     Write data of more than `AT_ONCE_BYTES` to a descriptor that `prompt_descriptor` has returned.
 
-    Twisted joins everything that it was given before it writes, which takes 10 ms
-    for 16 MiB.  Here what was given before is written now, if the socket takes it,
-    and the transport writes `data` itself, part by part.
+    Before it writes, Twisted joins all that it was given, which takes 10 ms for 16 MiB.
+    Here what it was given before is written at once; if the socket takes that, `data`
+    becomes the buffer of the transport as it is.
     """
     if (
         not descriptor.dataBuffer
@@ -236,8 +236,11 @@ def dispatch_directly(reactor: Any) -> Callable[[], None]:
     `read_directly`, `EPOLLIN` without `EPOLLOUT` is handled here, as `_doReadOrWrite`
     does.  It need not ask for their `fileno()`: the read of a closed one fails as well.
     All other events go to `_doReadOrWrite`, as `doPoll` does it.  Writes are
-    `COLLECTED` until all events are handled.  What such a read ends may wait for
-    its turn (`lose_in_turn`).
+    `COLLECTED` until all events are handled.
+
+    A descriptor whose peer has closed it is lost by `lose_in_turn` of its protocol, if
+    it has that method: it is given a function that calls `connectionLost`, and may
+    call it later.
 
     Other classes of reactors, and one with a `doIteration` of its own, are left
     alone, and so are all reactors where there is no epoll.
@@ -283,7 +286,7 @@ def dispatch_directly(reactor: Any) -> Callable[[], None]:
             elif fd in readers:
                 lose(selectable, CONNECTION_DONE, True)
             else:
-                # It waits to be written to, which would be reported again and again, too.
+                # It waits for writing only, and epoll would report it in each iteration.
                 stop_writing(selectable)
                 lose(selectable, CONNECTION_LOST, False)
 
@@ -302,7 +305,7 @@ def dispatch_directly(reactor: Any) -> Callable[[], None]:
         if take_turn is None:
             log.callWithLogger(selectable, disconnect, selectable, why, reading)
             return
-        # It would be reported again and again.
+        # While it waits for its turn, epoll would report it in each iteration.
         stop_reading(selectable)
         take_turn(partial(lose_now, selectable, why, reading))
 
@@ -330,7 +333,7 @@ def _turn_of(descriptor: Any) -> Callable[[Callable[[], None]], object] | None:
 
 
 def _is_ending(descriptor: Any) -> bool:
-    """Tell whether a descriptor is lost, or the reactor is about to call `connectionLost`."""
+    """Tell whether `connectionLost` of a descriptor was called, or the reactor is about to."""
     if isinstance(descriptor, ProcessReader):
         return not descriptor.connected or bool(descriptor.disconnecting)
     return not descriptor.connected or getattr(descriptor, "_aborting", False)

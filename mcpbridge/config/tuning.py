@@ -166,7 +166,7 @@ CLEANUP_SECONDS = 180.0
 REPORTED_LINES = 50
 
 #: The access log is written in batches: how long a line may wait, how many lines may, and
-#: how many characters of clients in them.
+#: how many characters that clients have sent may be in them.
 ACCESS_LOG_SECONDS = 0.1
 ACCESS_LOG_LINES = 256
 ACCESS_LOG_CHARACTERS = 64 * 1024
@@ -174,12 +174,13 @@ ACCESS_LOG_CHARACTERS = 64 * 1024
 #: How long large messages are parsed in one turn of the reactor, all of them together.
 LARGE_TURN_SECONDS = 0.005
 
-#: After so many garbage collections of the middle generation there may be a full one; Python
-#: has 10.  Each of them comes after the objects of forty sessions, or of ten thousand requests.
+#: The threshold of the oldest generation (`gc.set_threshold`), which Python sets to 10: a full
+#: garbage collection comes after more than so many of the middle generation.  One of these
+#: comes after forty sessions have been opened, or ten thousand requests served.
 COLLECTIONS_BEFORE_FULL = 100
 
-#: A block of memory of this size is mapped on its own: it grows without being copied, and is
-#: returned when it is freed.
+#: Blocks of memory of this size or more are mapped on their own (`M_MMAP_THRESHOLD`): they grow
+#: without being copied, and are returned to the system when they are freed.
 MAPPED_BYTES = 4 * MIB
 
 #: Memory is returned to the system after a request of this size, or the end of this many

@@ -2,9 +2,9 @@
 Splits a stream of bytes into lines (MCP specification, basic/transports, "stdio").
 
 Knows newlines and sizes; must not know what a line means or where it comes
-from.  Each byte is looked at once, and the pieces of a line are one when its
-end is there.  So the work is linear in the size of a line, however
-many pieces it arrives in.
+from.  Each byte is looked at once, and the pieces of a line are joined when its
+end arrives.  So the work is linear in the size of a line, however many pieces it
+arrives in.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 from mcpbridge.jsonrpc.oversized import END_BYTES, Oversized
 from mcpbridge.jsonrpc.pieces import Pieces
 
-#: `bytes.split` looks at each byte, and takes 10 µs for a line of 16 KiB.  A search for the
-#: next line end takes a tenth of that, but more for each line.
+#: `bytes.split` takes 10 µs for a line of 16 KiB.  To `find` its end takes a tenth of that, but
+#: costs more for each line, so it is for lines of this size.
 LONG_LINE_BYTES = 1024
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """Do what `data.split(b"\n")` does; quickly where lines are long, to judge by the first."""
+    """Split at newlines as `bytes.split` does, but quickly if the first line is a long one."""
     if len(data) < LONG_LINE_BYTES or data.find(b"\n", 0, LONG_LINE_BYTES) >= 0:
         return data.split(b"\n")
     lines: list[bytes] = []
@@ -64,7 +64,7 @@ class LineFramer:
     def receive(self, data: bytes) -> list[bytes]:
         """Take the next bytes; return the lines that they complete."""
         if b"\n" not in data:
-            # Of a large line.
+            # A part of a large line.
             self._keep(data)
             return []
         lines: list[bytes] = []

@@ -26,8 +26,8 @@ from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, MAX_MEMBERS, at_once, o
 
 Members = dict[str, msgspec.Raw]
 
-#: Raise for anything else, and for a lone surrogate: `MsgspecError`, `UnicodeDecodeError`
-#: and `RecursionError`.
+#: Strict decoders.  They raise `MsgspecError`, `UnicodeDecodeError` or `RecursionError` for
+#: anything else, and for a lone surrogate.
 decode_members = msgspec.json.Decoder(Members).decode
 decode_string = msgspec.json.Decoder(str).decode
 _decode_number = msgspec.json.Decoder(int | float).decode

@@ -47,8 +47,7 @@ class ParsedMessage(msgspec.Struct, frozen=True, eq=False):
         """
         The members of `params._meta`; None where there is no such object.
 
-        They are not read before they are asked for: `modern_request` remembers
-        those that clients send again and again.
+        Those of a small message are read at each access.
         """
         if self.digest is not self.line:
             return self.sliced_meta
@@ -86,7 +85,7 @@ def _with_params(line: bytes, envelope: Envelope, outer: Members) -> ParsedMessa
 
 
 def is_utf8(line: bytes) -> bool:
-    """Tell whether a text is UTF-8, which msgspec does not look for in a `Raw`."""
+    """Tell whether a text is UTF-8; msgspec does not check that in a `Raw`."""
     if line.isascii():
         return True
     try:

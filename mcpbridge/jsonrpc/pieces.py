@@ -1,5 +1,5 @@
 """
-Bytes that arrive in pieces, as one when all of them are there.
+Collects bytes that arrive in pieces.
 
 Knows sizes; must not know what the bytes mean.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from io import SEEK_END, BytesIO
 
-#: So much is joined in one step, which takes up to 2 ms.
+#: At most so many bytes are joined in one step, which takes up to 2 ms.
 JOINED_BYTES = 4 * 1024 * 1024
 
 
@@ -16,10 +16,10 @@ class Pieces:
     """
     Collects bytes; `join` returns them.
 
-    Up to `JOINED_BYTES` are joined in one step.  To join 16 MiB takes 10 ms in which
-    nobody is served, as each page of new memory is touched for the first time.  So
-    what is beyond is copied as it arrives, into a buffer that grows without being
-    copied itself (`mcpbridge.memory.map_large_blocks`).
+    To join 16 MiB takes 10 ms in which nobody is served, as each page of new memory
+    is touched for the first time.  So more than `JOINED_BYTES` are copied as they
+    arrive, into a buffer that grows without being copied itself
+    (`mcpbridge.memory.map_large_blocks`).
     """
 
     __slots__ = ("_buffer", "_pieces", "size")

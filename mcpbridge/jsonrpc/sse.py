@@ -55,7 +55,7 @@ def comment() -> bytes:
 
 
 def message_pieces(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return one event as one chunk, in pieces, so that a long line is not copied; it has no CR."""
+    """Return one chunk with one event, in pieces: a long line, without CR, is not copied."""
     size = len(line) + len(_BETWEEN)
     return b"%x\r\n%b" % (size, _BEFORE), line, _CHUNK_AFTER
 

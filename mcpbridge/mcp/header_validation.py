@@ -77,10 +77,11 @@ class Annotation(NamedTuple):
 Annotations = tuple[Annotation, ...]
 
 
-def agree(request: ModernRequest, headers: Headers) -> bool:
+def headers_match(request: ModernRequest, headers: Headers) -> bool:
     """
-    Tell quickly that the headers of a request are right and plainly written, as
-    nearly all are; for any others ask `check_headers`.
+    Tell quickly whether the headers of a request match its body exactly, unencoded.
+
+    Nearly all do.  False proves nothing: `check_headers` decides about the others.
     """
     version, method, name = request.version, request.method, request.name
     return (

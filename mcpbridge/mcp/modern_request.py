@@ -94,8 +94,7 @@ _UNREAD_BYTES = 2 * MAX_CAPABILITIES_BYTES
 MAX_CLIENT_INFO_BYTES = 256 * 1024
 MAX_LISTEN_BYTES = 1024 * 1024
 
-#: How many clients are remembered with what they say of themselves, and how many bytes the
-#: `_meta` may have that says it.
+#: How many clients are cached, and how many bytes a `_meta` may have whose client is.
 CLIENTS_KEPT = 64
 META_KEPT_BYTES = 4096
 
@@ -105,14 +104,14 @@ RequestId = str | int | float
 _MISSING = "is missing"
 _JSONRPC = b'"2.0"'
 _decode_id = msgspec.json.Decoder(RequestId).decode
-#: The keys with which a client says who it is, and what each stands for where it is missing.
-_CLIENT_KEYS = (PROTOCOL_VERSION, CLIENT_INFO, CLIENT_CAPABILITIES, LOG_LEVEL)
-_ABSENT = (b"",) * len(_CLIENT_KEYS)
+#: The members of `_meta` that describe the client, and their defaults in a cache key.
+_CLIENT_MEMBERS = (PROTOCOL_VERSION, CLIENT_INFO, CLIENT_CAPABILITIES, LOG_LEVEL)
+_ABSENT = (b"",) * len(_CLIENT_MEMBERS)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class _Client(msgspec.Struct, frozen=True, eq=False):
-    """What a client says of itself in a valid `_meta`; see `ModernRequest`."""
+    """What a valid `_meta` says of the client; see `ModernRequest`."""
 
     version: str
     capabilities: bytes
@@ -166,8 +165,8 @@ def claims_modern(line: bytes) -> bool:
     Tell whether a message says in `params._meta` that it is of a revision
     without a handshake (basic/versioning, "Backward Compatibility").  Never raises.
     """
-    # Without the prefix, whose slash some encoders escape.  One byte of it is found ten times
-    # as fast, and most messages do not have it.
+    # Without the prefix, whose slash some encoders escape.  Most messages have no "V", and a
+    # search for one byte is ten times as fast as one for a word.
     if b"V" not in line or b'protocolVersion"' not in line:
         return False
     if len(line) > SECOND_PARSE_BYTES and not is_json(line):
@@ -176,13 +175,13 @@ def claims_modern(line: bytes) -> bool:
     return PROTOCOL_VERSION in meta_of(members_of(members_of(line).get("params")))
 
 
-def read_usual(line: bytes) -> ModernRequest | None:
+def try_read_request(line: bytes) -> ModernRequest | None:
     """
-    Read one small request quickly, if it is like nearly all: valid, and of a client
-    that is known.  Return None for any other line: `read_request` reads it, and
-    says what is wrong with it.
+    Read one small request quickly, if it is valid and its client is cached, as with
+    nearly all.  Return None otherwise: `read_request` reads any line, caches its
+    client, and says what is wrong.
 
-    Its `MCP-Protocol-Version` is not compared with anything.
+    No header is compared with it.
     """
     try:
         outer = decode_members(line)
@@ -190,7 +189,7 @@ def read_usual(line: bytes) -> ModernRequest | None:
         ident = _decode_id(outer["id"])
         params = decode_members(outer["params"])
         meta = decode_members(params["_meta"])
-        client = _known_clients[_said(meta)]
+        client = _known_clients[_client_key(meta)]
         named_by = NAME_BEARING_METHODS.get(method)
         name = None if named_by is None else decode_string(params[named_by])
         token = _token(meta) if PROGRESS_TOKEN in meta else None
@@ -285,26 +284,26 @@ def _read(message: ParsedMessage, ident: RequestId, header: str | None) -> Moder
     )
 
 
-#: Clients by what they say, as it is written: the same in each of their requests.
+#: Clients by `_client_key`: a client describes itself in each request in the same bytes.
 _known_clients: dict[bytes, _Client] = {}
 
 
 def _known_client(meta: Members, header: str | None) -> _Client:
-    """Return what `_read_client` does, which reads it only the first time."""
-    said = _said(meta)
-    known = _known_clients.get(said)
+    """Return what `_read_client` returns, from the cache where possible."""
+    key = _client_key(meta)
+    known = _known_clients.get(key)
     if known is not None:
         _check_version(known.version, header)
         return known
     client = _read_client(meta, header)
     if len(_known_clients) >= CLIENTS_KEPT:
         del _known_clients[next(iter(_known_clients))]
-    _known_clients[said] = client
+    _known_clients[key] = client
     return client
 
 
-def _said(meta: Members) -> bytes:
-    return b",".join(map(meta.get, _CLIENT_KEYS, _ABSENT))
+def _client_key(meta: Members) -> bytes:
+    return b",".join(map(meta.get, _CLIENT_MEMBERS, _ABSENT))
 
 
 def _read_client(meta: Members, header: str | None) -> _Client:

@@ -344,7 +344,7 @@ class BackendSession:
         for the bridge's own messages.  Otherwise like `send_to_backend`.
         """
         if self.filters is None and not self.observers:
-            # Nobody is told of the caller.
+            # Nobody asks for the caller.
             self._pass_to_backend(lines, None)
             return
         resting, self.caller = self.caller, caller

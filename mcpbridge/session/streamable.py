@@ -40,8 +40,8 @@ def _may_have_token(line: bytes) -> bool:
     """
     Tell whether a message may have a progress token; its name may be written with escapes.
 
-    One byte is found ten to a hundred times as fast as a word: a name without
-    escapes is in a `_meta`.
+    A search for one byte is ten to a hundred times as fast as one for a word.  The
+    token is in `_meta`, so without escapes there is an underscore.
     """
     return b"\\" in line or (b"_" in line and b"progressToken" in line)
 

@@ -344,12 +344,10 @@ class ConcurrentPool(WorkerPool):
                 return self._pool.is_full()
             return not worker.muddled
         # An earlier request may wait until this worker has nothing to do.
+        if worker.alone:
+            return not worker.load
         wanting = self._wanting_alone
-        return not (
-            (worker.alone or wanting)
-            and worker.load
-            and (worker.alone or ticket.is_behind(wanting))
-        )
+        return not wanting or not worker.load or not ticket.is_behind(wanting)
 
     def _can_replace(self, worker: ConcurrentWorker) -> bool:
         """

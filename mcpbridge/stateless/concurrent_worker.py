@@ -428,7 +428,7 @@ class ConcurrentWorker(BackendWorker):
                 try:
                     receiver.deliver([told], final)
                 except Exception:
-                    # It must not keep others from theirs.
+                    # The other clients get theirs all the same.
                     self._log.failure("a response failed; going on")
         if len(self.tasks):
             self._polling.begin()

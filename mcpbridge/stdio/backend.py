@@ -172,7 +172,7 @@ class StdioBackend(ProcessProtocol):
             self._receiver.diagnostics_received(lines)
 
     def lose_in_turn(self, lose: Callable[[], None]) -> None:
-        """Lose a pipe that the process has closed: hundreds may end at one time."""
+        """Lose a pipe that the process has closed in its turn: hundreds may end at one time."""
         self._pacer.run(ENDS, lose)
 
     def inConnectionLost(self) -> None:

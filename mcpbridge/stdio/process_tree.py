@@ -116,7 +116,10 @@ class TaggedTree:
         return self._look_again(self._tracker.has_exited(self._pid), 0)
 
     def _look_again(self, exited: bool, clean: int) -> Deferred[list[int]]:
-        """Look after so many clean looks; `exited`: whether the leader had by the last of them."""
+        """
+        Look again, after `clean` looks in a row that found nothing; `exited` tells whether
+        the leader had exited before this one.
+        """
         look = self._tracker.look(self._tag)
         return look.addCallback(self._judge, exited, clean)
 

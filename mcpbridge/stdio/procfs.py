@@ -93,7 +93,7 @@ class Table:
     unknown: list[int]
 
 
-#: The soft and the hard limits of a process that are tags, -1 for none.
+#: The soft and hard limit of each resource in `LIMITS`; `NONE` stands for unlimited.
 Limits = list[tuple[int, int]]
 
 
@@ -110,7 +110,7 @@ def tag_of(pid: int) -> int:
 
 def tag_in(limits: Limits) -> int:
     """
-    Return the tag that these limits are, `NONE` where they are none.
+    Return the tag in these limits, or whatever number they are; `NONE` without a limit.
 
     Without privileges a limit can only be lowered, so the higher one counts.
     """
@@ -119,20 +119,19 @@ def tag_in(limits: Limits) -> int:
 
 def are_foreign(limits: Limits, base: int) -> bool:
     """
-    Tell whether a process with these limits has no tag of this base, and cannot get it back.
+    Tell whether a process with these limits has no tag of this base, and can get none.
 
-    One whose soft limit is lower than the hard one may make them equal.  A hard
-    limit is raised by nobody without privileges.  One of which nothing can be read
-    may have any.
+    A process may raise its soft limit up to the hard one, but without privileges it
+    cannot raise the hard one.  If no limit can be read it may have any tag.
     """
     return bool(limits) and not any(base <= hard < base + TAGS for _, hard in limits)
 
 
 def limits_of(pid: int) -> Limits | None:
     """
-    Return the limits of a process that are tags; none where they cannot be
-    read, and None if the process is gone.  Raises `OSError` if the bridge is out
-    of descriptors.
+    Return the limits of a process that may be tags: an empty list if they cannot be
+    read, None if the process has exited.  Raises `OSError` if the bridge is out of
+    descriptors.
     """
     try:
         return [resource.prlimit(pid, each) for each in LIMITS]

@@ -69,10 +69,10 @@ def _shown(text: bytes) -> str:
     return _remembered(text) if len(text) <= _REMEMBERED_BYTES else redacted(text)
 
 
-class Asked(NamedTuple):
+class LoggedRequest(NamedTuple):
     """
-    What a line shows of a request, all of it text that a log may show; the
-    session has a space before it, or is empty.
+    What a line shows of a request: text that is safe and redacted.  `session` begins
+    with a space, or is empty.
     """
 
     peer: str
@@ -80,21 +80,21 @@ class Asked(NamedTuple):
     uri: str
     session: str
 
+    @classmethod
+    def of(cls, peer: str, method: bytes, target: bytes, session: bytes | None) -> LoggedRequest:
+        """
+        Return what a line shows of a request.
 
-def asked(peer: str, method: bytes, target: bytes, session: bytes | None) -> Asked:
-    """
-    Return what a line shows of a request.
-
-    `peer` is the address, `target` the request's target as it was sent, and
-    `session` the value of its `Mcp-Session-Id`, if it has one.
-    """
-    found = None if session is None else _WHOLE_ID.fullmatch(session)
-    shown = "" if found is None else f" {found[1].decode('ascii')}"
-    return Asked(peer, _shown(method)[:20], _shown(target), shown)
+        `peer` is the address, `target` the request's target as it was sent, and
+        `session` the value of its `Mcp-Session-Id`, if it has one.
+        """
+        found = None if session is None else _WHOLE_ID.fullmatch(session)
+        shown = "" if found is None else f" {found[1].decode('ascii')}"
+        return cls(peer, _shown(method)[:20], _shown(target), shown)
 
 
 #: The time of a request since the epoch, the request, the status and the size of its response.
-_Line = tuple[float, Asked, int, int]
+_Line = tuple[float, LoggedRequest, int, int]
 #: What stands before and behind the text of an event.
 _Frame = tuple[str, str]
 
@@ -131,7 +131,7 @@ class AccessLog:
         self._frames: dict[FileLogObserver, _Frame | None] = {}
         self._second = 0
 
-    def add(self, request: Asked, code: int, size: int) -> None:
+    def add(self, request: LoggedRequest, code: int, size: int) -> None:
         """Add a request that is finished; `size` is the length of its response's content."""
         lines = self._lines
         lines.append((self._seconds(), request, code, size))
@@ -193,7 +193,7 @@ class AccessLog:
         return self._frames[observer]
 
     def _frame_at(self, observer: FileLogObserver, when: float) -> _Frame | None:
-        event = self._event((when, Asked("-", "GET", "/", ""), 200, 0))
+        event = self._event((when, LoggedRequest("-", "GET", "/", ""), 200, 0))
         before, text, after = (observer.formatEvent(event) or "").partition("- GET / 200 0")
         return (before, after) if text else None
 

@@ -85,7 +85,7 @@ class BridgeRequest(Request):
     channel: Any
     content: Any
     refusal: Refused | None = None
-    #: What serves it, where that is known already; else the resources of its site.
+    #: What serves it directly; None if the resources of its site do.
     endpoint: Endpoint | None = None
     #: What was received, which knows what counts against the budget of the site.
     _received: ReceivedRequest | None = None
@@ -115,7 +115,7 @@ class BridgeRequest(Request):
         self.requestReceived(head.method, head.target, head.version)
 
     def process(self) -> None:
-        """Have the request served."""
+        """Serve the request by its endpoint, or by the resources of the site."""
         endpoint = self.endpoint
         if endpoint is None:
             super().process()

@@ -106,8 +106,8 @@ class ClientWatch:
         if call is not None and call.active():
             call.cancel()
 
-    def let_go(self) -> None:
-        """Check no more, and drop the reference to whom it would be reported."""
+    def release(self) -> None:
+        """Stop for good, and drop the callbacks: they would keep a reference cycle alive."""
         self.stop()
         self._stalled = self._looked_at = _nobody
 
@@ -173,4 +173,4 @@ class ClientWatch:
 
 
 def _nobody(*arguments: object) -> None:
-    """Do nothing: what was watched is over."""
+    """Do nothing: the response is over."""

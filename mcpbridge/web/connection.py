@@ -65,8 +65,8 @@ class ConnectionSite(Protocol):
     def opened(self, channel: BridgeConnection) -> bool:
         """Count a new connection; return False if there are too many."""
 
-    def leaves(self, channel: BridgeConnection) -> None:
-        """Note that the client of a connection has closed it, which is lost later."""
+    def closed_by_client(self, channel: BridgeConnection) -> None:
+        """Note that a client has closed a connection, whose `connectionLost` comes later."""
 
     def closed(self, channel: BridgeConnection) -> None:
         """Count a connection no more."""
@@ -131,7 +131,7 @@ class BridgeConnection(WatchedConnection):
     _closing: Timer | None = None
     _idle_check: IDelayedCall | None = None
     _client_connection: ClientConnection | None = None
-    #: Loses the connection, which its client has closed and which waits for its turn.
+    #: Calls `connectionLost`, while that waits for its turn because the client has closed it.
     _lose: Callable[[], None] | None = None
 
     def connectionMade(self) -> None:
@@ -285,7 +285,7 @@ class BridgeConnection(WatchedConnection):
         request.receive(received, refusal)
 
     def endpoint_of(self, head: Head) -> Endpoint | None:
-        """Return what serves a request with this head; None if its site is to find that out."""
+        """Return what serves a request directly; None if the resources of the site do."""
         return None
 
     def requestDone(self, request: Any) -> None:
@@ -435,17 +435,17 @@ class BridgeConnection(WatchedConnection):
 
     def lose_in_turn(self, lose: Callable[[], None]) -> None:
         """
-        Lose the connection, which its peer has closed: hundreds may do so at one time, so
-        in its turn if nothing depends on that.
+        Lose the connection, which its client has closed, at once or in its turn.
 
-        Nothing does while it is idle, nor if its session ends with it.  Any other
-        stream must be detached at once: what is written to it would be lost, and the
-        client may have come back on another connection already.
+        Hundreds of clients may close theirs at one time, and the end of each takes
+        long.  A connection can wait if it is idle, or if its session ends with it.  Any
+        other stream must be detached at once: what is written to it would be lost, and
+        the client may have come back on another connection already.
         """
         ends_session = self.ends_session and not self._has_unserved()
         if ends_session or self.idle_since() is not None:
             self._lose = lose
-            self.site.leaves(self)
+            self.site.closed_by_client(self)
             self.site.pacer.run(LOST_CONNECTIONS, lose)
         else:
             lose()

@@ -1,6 +1,6 @@
 """
-Limits on open connections, in all and by client address; an idle connection
-gives way to a new one.
+Limits on open connections, in all and by client address; one that its client has
+closed, or else an idle one, gives way to a new one.
 
 Knows numbers, addresses and idleness; must not know what a connection is for.
 """
@@ -44,9 +44,11 @@ class Connections:
     """
     At most `limit` connections, and of each address at most its share.
 
-    If one too many is opened, one whose client has left gives way, or else the one that
-    has been idle longest: of the same address, if that has its share, or of the address
-    with the most connections.  If none is idle the new one is refused.  That costs the same
+    If one too many is opened, a connection that its client has closed gives way, if
+    its `connectionLost` still waits for its turn; otherwise the one that has been
+    idle longest.  If the address has its share, it is one of the same address;
+    otherwise one that any client has closed, or an idle one of the address with the
+    most connections.  If there is none the new one is refused.  That costs the same
     however many are open, except for a search for idle ones, which finds many
     at once.
     """
@@ -64,8 +66,8 @@ class Connections:
         #: Addresses by how many connections they have.
         self._fullest = Fullest()
         self._found: dict[str, _Found] = {}
-        #: The connections of each address that its clients have left.
-        self._left: dict[str, dict[Connection, None]] = {}
+        #: By address, the connections that clients have closed and that are not lost yet.
+        self._closed_by_clients: dict[str, dict[Connection, None]] = {}
         self._refusals = RateLimitedLog(clock)
 
     def __len__(self) -> int:
@@ -77,11 +79,11 @@ class Connections:
         if connection.peer.share is not None and len(self._of.get(address, ())) >= (
             self._shares.limit
         ):
-            if not (self._lose_left(address) or self._make_room(address)):
+            if not (self._lose_closed(address) or self._make_room(address)):
                 self._shares.refused(address)
                 return False
         elif self._count >= self._limit and not (
-            self._lose_left(next(iter(self._left), ""))
+            self._lose_closed(next(iter(self._closed_by_clients), ""))
             or any(map(self._make_room, self._fullest.first(IDLE_ADDRESSES)))
         ):
             self._refused()
@@ -91,16 +93,16 @@ class Connections:
         self._counted(address, len(of_address) - 1, len(of_address))
         return True
 
-    def leaves(self, connection: Connection) -> None:
-        """Let a connection that its client has left give way before any other."""
+    def closed_by_client(self, connection: Connection) -> None:
+        """Let a connection that its client has closed give way first."""
         address = connection.peer.address
         if connection in self._of.get(address, ()):
-            self._left.setdefault(address, {})[connection] = None
+            self._closed_by_clients.setdefault(address, {})[connection] = None
 
     def remove(self, connection: Connection) -> None:
         """Count a connection no more; does nothing the second time."""
         address = connection.peer.address
-        self._forget_left(connection)
+        self._forget_closed(connection)
         of_address = self._of.get(address, {})
         if connection not in of_address:
             return
@@ -114,21 +116,21 @@ class Connections:
         self._count += after - before
         self._fullest.changed(address, before, after)
 
-    def _forget_left(self, connection: Connection) -> None:
+    def _forget_closed(self, connection: Connection) -> None:
         address = connection.peer.address
-        left = self._left.get(address)
-        if left is not None:
-            left.pop(connection, None)
-            if not left:
-                del self._left[address]
+        closed = self._closed_by_clients.get(address)
+        if closed is not None:
+            closed.pop(connection, None)
+            if not closed:
+                del self._closed_by_clients[address]
 
-    def _lose_left(self, address: str) -> bool:
-        """Lose a connection that a client of this address has left, if there is one."""
-        left = self._left.get(address)
-        if not left:
+    def _lose_closed(self, address: str) -> bool:
+        """Lose a connection that a client of this address has closed; False if none gives way."""
+        closed = self._closed_by_clients.get(address)
+        if not closed:
             return False
-        connection = next(iter(left))
-        self._forget_left(connection)
+        connection = next(iter(closed))
+        self._forget_closed(connection)
         if not connection.give_way():
             return False
         self.remove(connection)

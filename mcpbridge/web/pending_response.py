@@ -31,7 +31,7 @@ class PendingConnection(Protocol):
     """The connection of a pending response; a `FastConnection`."""
 
     def respond(self, response: bytes, large_body: bytes = b"") -> None:
-        """Write all of the response to the pending request, with a large body apart from it."""
+        """Write the whole response to the pending request; a large body is separate."""
 
     def hand_over(self) -> None:
         """
@@ -43,7 +43,7 @@ class PendingConnection(Protocol):
         """Note that the pending request is queued."""
 
     def assigned(self, exchange: PendingExchange) -> None:
-        """Note that the request of an exchange is not queued, or not any more."""
+        """Note that the request of an exchange has a process, or has been answered."""
 
     def client_address(self) -> str | None:
         """Return the address whose share counts for the request; None if none does."""
@@ -56,11 +56,14 @@ class ResponseEncoder(Protocol):
     """The bytes of whole responses; a `FastPath`."""
 
     def json_response(self, line: bytes) -> tuple[bytes, bytes]:
-        """Return a response that is one message of a session; a large one apart from its head."""
+        """
+        Return the head and the body of a response that is one message of a session; a
+        small body is in the same bytes as the head, and the second part empty.
+        """
         ...
 
     def exchange_response(self, line: bytes) -> tuple[bytes, bytes]:
-        """Return a response that is the answer of an exchange, with its status, likewise."""
+        """Return a response that is the answer of an exchange, with its status, in two parts."""
         ...
 
     def exchange_error(self, refusal: Refused) -> bytes:
@@ -68,9 +71,9 @@ class ResponseEncoder(Protocol):
         ...
 
 
-#: Has a request with these headers worked on: returns None if a process has it, or it has
-#: been answered, and otherwise a coroutine that waits for a process and raises nothing but
-#: `CancelledError`.
+#: Has a process work on a request with these headers.  Returns None if a process has it or it
+#: has been answered, and otherwise a coroutine that waits for a process and raises nothing
+#: but `CancelledError`.
 StartWork = Callable[[Exchange, Headers], Work | None]
 Sink = TypeVar("Sink", StreamSink, ExchangeSink)
 

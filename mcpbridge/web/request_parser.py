@@ -40,8 +40,8 @@ _BETWEEN = b": \r\n"
 KNOWN_NAMES = 512
 _OWS = b" \t"
 _END = b"\r\n\r\n"
-#: Fields whose values may differ in each request of one client: all else that is said of a
-#: head is the same, whatever these say.
+#: Fields whose values may differ in each request of one client, without an effect on how its
+#: head is parsed and recognized.
 VARYING = (b"baggage", b"mcp-name", b"traceparent", b"tracestate")
 #: The line of a head that has its length, or one of these fields.
 _VARYING_LINE = re.compile(
@@ -67,8 +67,9 @@ class Head:
     `fields` are in their order, by name in lower case and without white space
     around the values.  `persistent` is False if the connection is to be closed
     after the response (RFC 9112, section 9.3).  Must not be changed: successive
-    requests of a connection share one if theirs are the same.  Those that differ
-    in the values of `VARYING` fields alone have the same `kind`.
+    requests of a connection share one if theirs are the same.  Heads that differ
+    only in the values of `VARYING` fields have the same `cache_key`, for what
+    depends on none of these.
     """
 
     def __init__(self, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]]) -> None:
@@ -79,7 +80,7 @@ class Head:
         self.persistent = True
         self.chunked = False
         self.expects_continue = False
-        self.kind = object()
+        self.cache_key = object()
         #: The values of MCP's own fields as text, by name; None until they are asked for.
         self._mcp_values: dict[str, list[str]] | None = None
 
@@ -212,7 +213,8 @@ class RequestParser:
         self._length: bytes | None = None
         self._fields: list[tuple[bytes, bytes]] = []
         #: The last head that was parsed, if it has a length; its bytes before, between and
-        #: behind the values that may differ; and which fields these are, None for the length.
+        #: after the values that may differ; and for each of these values the index of its
+        #: field in `Head.fields`, or None for the length.
         self._known_head = NO_HEAD
         self._known_pieces: list[bytes] = []
         self._known_places: list[int | None] = []
@@ -271,7 +273,7 @@ class RequestParser:
                     return None
                 length = text
             elif text != known[place][1]:
-                # In a head of that size, however its bytes are counted, it is not too much.
+                # Far below the limit on a head, so llhttp would not refuse it as too large.
                 if not _VARYING_VALUE.fullmatch(text) or begin > MAX_HEAD_BYTES // 2:
                     return None
                 fields = known.copy() if fields is known else fields
@@ -344,7 +346,7 @@ class RequestParser:
         for line in lines:
             place = None
             if line["name"]:
-                # In their order, so it is the first such field behind the last one.
+                # A field may be repeated: lines and `fields` are in the same order.
                 place = request.head.fields.index((line["name"].lower(), line["value"]), after)
                 after = place + 1
             pieces.append(data[begin : line.start("length" if place is None else "value")])
@@ -499,10 +501,10 @@ class RequestParser:
 
 
 def _varied(known: Head, fields: list[tuple[bytes, bytes]]) -> Head:
-    """Return a head that differs from a known one in these fields, and means the same."""
+    """Return a head that differs from a known one only in values of `VARYING` fields."""
     head = Head(known.method, known.target, fields)
     head.expects_continue = known.expects_continue
-    head.kind = known.kind
+    head.cache_key = known.cache_key
     return head
 
 

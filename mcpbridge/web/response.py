@@ -234,6 +234,6 @@ class Response:
 
     def _end(self) -> None:
         self._timer.stop()
-        self._watch.let_go()
+        self._watch.release()
         self.paused = False
         self.ended()

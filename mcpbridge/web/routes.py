@@ -71,8 +71,8 @@ class Routes:
 
     def endpoints(self) -> Mapping[tuple[bytes, bytes], Endpoint]:
         """
-        Return what serves the requests that open or end a session, and others at the same
-        paths, by method and path: klein and this lead to the same handlers.
+        Return what serves requests to `/sse` and `/mcp` directly, by method and path, by
+        the same handlers as klein's routes.
         """
         found: dict[tuple[bytes, bytes], Endpoint] = {}
         handlers: list[tuple[bytes, str, Handler]] = [

@@ -25,7 +25,7 @@ from mcpbridge.pacer import Pacer
 from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
-from mcpbridge.web.access_log import AccessLog, asked
+from mcpbridge.web.access_log import AccessLog, LoggedRequest
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses
 from mcpbridge.web.connection import BridgeConnection
@@ -113,9 +113,9 @@ class BridgeSite(Site):
         self.channels.add(channel)
         return True
 
-    def leaves(self, channel: BridgeConnection) -> None:
-        """Let a connection that its client has left give way to any other."""
-        self._connections.leaves(channel)
+    def closed_by_client(self, channel: BridgeConnection) -> None:
+        """Let a connection that its client has closed give way first."""
+        self._connections.closed_by_client(channel)
 
     def closed(self, channel: BridgeConnection) -> None:
         """Count a connection no more."""
@@ -142,7 +142,7 @@ class BridgeSite(Site):
         """
         if self.access_log is not None:
             size = len(refused.body())
-            self.access_log.add(asked(host, b"-", b"-", None), refused.status, size)
+            self.access_log.add(LoggedRequest.of(host, b"-", b"-", None), refused.status, size)
         return self._refusals.error_response(refused, close=True)
 
     def close_connections(self) -> Deferred[None]:
@@ -173,7 +173,7 @@ class BridgeSite(Site):
         if self.access_log is not None:
             named = request.requestHeaders.getRawHeaders(b"mcp-session-id") or [None]
             host = getattr(request.client, "host", "-")
-            line = asked(host, request.method, request.uri, named[0])
+            line = LoggedRequest.of(host, request.method, request.uri, named[0])
             self.access_log.add(line, request.code, request.sentLength)
 
     def acceptableProtocols(self) -> list[bytes]:

@@ -42,13 +42,13 @@ from mcpbridge.jsonrpc.large_messages import read_large
 from mcpbridge.jsonrpc.members import integer_of, members_of
 from mcpbridge.jsonrpc.parsed_message import ParsedMessage, is_utf8, parse_message
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
-from mcpbridge.mcp.header_validation import Headers, agree, check_headers
+from mcpbridge.mcp.header_validation import Headers, check_headers, headers_match
 from mcpbridge.mcp.modern_request import (
     LISTEN,
     MODERN_PROTOCOL_VERSIONS,
     ModernRequest,
     read_request,
-    read_usual,
+    try_read_request,
 )
 from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
@@ -177,8 +177,8 @@ def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | 
     try:
         server.check_size(body)
         line = one_line(body)
-        asked = read_usual(line) if is_utf8(line) else None
-        if asked is not None and agree(asked, headers):
+        asked = try_read_request(line) if is_utf8(line) else None
+        if asked is not None and headers_match(asked, headers):
             return asked
         return _checked(parse_message(body), headers)
     except Refused as error:

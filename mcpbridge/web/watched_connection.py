@@ -59,12 +59,12 @@ class WatchedConnection(TwistedProtocol):
     site: Any
     #: Set while an endless response is written, which has a `ClientWatch` of its own.
     streaming = False
-    #: True while the session of that response ends with the connection.
+    #: True while the response is an event stream whose session ends with the connection.
     ends_session = False
     log = Logger()
     #: The request of twisted.web that has no complete response yet.
     request: Any = None
-    #: The head of its response, while nothing of the body is written.
+    #: The head of its response, until it is written together with the first bytes of the body.
     _head: list[bytes] = _NO_LINES
     #: The producer of its response.
     _producer: Any = None
@@ -115,7 +115,7 @@ class WatchedConnection(TwistedProtocol):
         return ISSLTransport(self.transport, None) is not None
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        """Write the head of a response, together with the beginning of its body."""
+        """Keep the head of a response, to be written with the first bytes of its body."""
         lines = [b"%b %b %b\r\n" % (version, code, reason)]
         for name, values in headers.getAllRawHeaders():
             lines += [b"%b: %b\r\n" % (name, value) for value in values]
@@ -148,7 +148,7 @@ class WatchedConnection(TwistedProtocol):
     def requestDone(self, request: Any) -> None:
         """Watch a complete response until it is sent."""
         if self._head:
-            # It has no body.
+            # The response has no body.
             self.writeSequence(_NO_LINES)
         self.request = None
         self._watch_response(request.sentLength)

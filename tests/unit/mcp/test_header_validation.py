@@ -20,10 +20,10 @@ from mcpbridge.mcp.header_validation import (
     MAX_TOOLS,
     Annotation,
     Annotations,
-    agree,
     annotated,
     check_headers,
     check_params,
+    headers_match,
 )
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
@@ -76,7 +76,7 @@ def mismatch(asked: ModernRequest, fields: Mapping[str, object]) -> str:
     error = caught.value
     assert (error.status, error.code, error.ident) == (400, -32020, asked.id)
     assert json.loads(error.body())["error"]["message"] == str(error)
-    assert not agree(asked, Fields(fields))
+    assert not headers_match(asked, Fields(fields))
     return str(error)
 
 
@@ -89,9 +89,9 @@ def test_names_of_headers_have_no_case(spell: Any) -> None:
 
 
 def test_usual_headers_agree_with_the_body() -> None:
-    assert agree(request(name="add"), Fields(CALL))
+    assert headers_match(request(name="add"), Fields(CALL))
     without_name = {**CALL, "Mcp-Method": "tools/list", "Mcp-Name": ABSENT}
-    assert agree(request("tools/list"), Fields(without_name))
+    assert headers_match(request("tools/list"), Fields(without_name))
 
 
 def test_a_name_that_looks_like_base64_must_be_encoded() -> None:

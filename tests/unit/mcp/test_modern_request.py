@@ -43,7 +43,7 @@ from mcpbridge.mcp.modern_request import (
     claims_modern,
     is_modern_version,
     read_request,
-    read_usual,
+    try_read_request,
 )
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS
 
@@ -515,7 +515,7 @@ def outcome(line: bytes) -> object:
 def usual(line: bytes) -> ModernRequest | None:
     """Return what is read quickly of a line, once its client is known."""
     read(request())
-    return read_usual(line)
+    return try_read_request(line)
 
 
 def shown(found: ModernRequest) -> dict[str, object]:
@@ -577,7 +577,7 @@ def test_unusual_request_is_not_read_quickly(line: bytes) -> None:
     """Nor is that of a client that is not known."""
     assert usual(line) is None
     modern_request._known_clients.clear()
-    assert read_usual(request()) is None
+    assert try_read_request(request()) is None
 
 
 def test_a_mistake_is_told_each_time() -> None:

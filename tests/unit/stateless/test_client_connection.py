@@ -74,7 +74,7 @@ class Site:
             SecuredResource(security, root),
             self.clock,
             every,
-            FastPath([self.server], security) if fast_path else None,
+            FastPath([self.server], security, {}) if fast_path else None,
             seconds=self.clock.seconds,
         )
 

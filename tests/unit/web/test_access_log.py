@@ -38,7 +38,7 @@ from mcpbridge.web.access_log import (
     _REMEMBERED_BYTES,
     _SHOWN_BYTES,
     AccessLog,
-    asked,
+    LoggedRequest,
     redacted,
 )
 from mcpbridge.web.site import BridgeSite
@@ -131,7 +131,7 @@ class Written:
         size: int = 0,
         session: bytes | None = None,
     ) -> None:
-        self.log.add(asked(peer, method, target, session), code, size)
+        self.log.add(LoggedRequest.of(peer, method, target, session), code, size)
 
 
 class CountingFile(StringIO):
@@ -201,7 +201,7 @@ def test_file_has_the_same_text_as_from_one_event_for_each_request(
         written.clock.advance(pause)
         at.append((BEGIN + written.clock.seconds(), request))
         peer, method, target, code, size, session = request
-        line = asked(peer, method, target, session and session.encode())
+        line = LoggedRequest.of(peer, method, target, session and session.encode())
         written.log.add(line, code, size)
     written.log.stop()
     as_events(make(expected), *at)
@@ -344,7 +344,7 @@ def test_files_are_found_under_a_publisher_and_alone(capsys: pytest.CaptureFixtu
     """The observer of the console script is written to in one piece as well."""
     clock = Clock()
     log = AccessLog(clock, Logger(namespace="site", observer=console_observer()), lambda: BEGIN)
-    log.add(asked("192.0.2.1", b"GET", b"/sse", None), 200, 7)
+    log.add(LoggedRequest.of("192.0.2.1", b"GET", b"/sse", None), 200, 7)
     log.stop()
     assert capsys.readouterr().out.endswith(" 192.0.2.1 GET /sse 200 7\n")
 

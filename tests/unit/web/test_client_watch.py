@@ -175,7 +175,7 @@ def test_stopped_watch_leaves_no_delayed_call() -> None:
 def test_nobody_is_told_of_a_client_once_its_response_is_over() -> None:
     peer = Peer()
     peer.write(14_000_000)
-    peer.watch.let_go()
+    peer.watch.release()
     assert peer.clock.getDelayedCalls() == []
     peer.watch.arm()
     peer.live(2 * TIMEOUT)

@@ -52,7 +52,7 @@ def admit_all(connections: Connections, *fakes: FakeConnection) -> list[bool]:
 
 
 @pytest.mark.parametrize(("limit", "share"), [(4, 4), (100, 4)])
-def test_connection_that_its_client_has_left_gives_way_before_an_idle_one(
+def test_connection_that_its_client_has_closed_gives_way_before_an_idle_one(
     limit: int, share: int
 ) -> None:
     """Each of them once; where none is left, or none can be lost, an idle one does."""
@@ -60,7 +60,7 @@ def test_connection_that_its_client_has_left_gives_way_before_an_idle_one(
     idle, *left = (FakeConnection("a", since) for since in (0.0, None, None, None))
     assert admit_all(connections, idle, *left) == [True] * 4
     for each in left:
-        connections.leaves(each)
+        connections.closed_by_client(each)
     connections.remove(left[0])
     left[1].full = True
     more = [FakeConnection("a", None) for _ in range(4)]
@@ -74,7 +74,7 @@ def test_connection_that_its_client_has_left_gives_way_before_an_idle_one(
 def test_connection_that_is_not_counted_does_not_give_way() -> None:
     connections = Connections(1, 1, Clock())
     refused = FakeConnection("a", None)
-    connections.leaves(refused)
+    connections.closed_by_client(refused)
     assert admit_all(connections, FakeConnection("a", None), FakeConnection("a", None)) == [
         True,
         False,

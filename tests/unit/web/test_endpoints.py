@@ -1,6 +1,6 @@
 """
-Requests that open and end sessions get the same response whether the fast path leads them to their
-handlers or the resources of the site do, whatever happens meanwhile.
+Requests that open and end sessions get the same response whether the fast path dispatches them to
+their handlers or the resources of the site do, whatever happens meanwhile.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ UNKNOWN = END.replace(IDENT.encode(), IDENT.replace("1", "9").encode())
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """Generate a request that opens or ends a session or a stream, more often a usual one."""
-    usual = draw(st.sampled_from([OPEN, BEGIN, LISTEN, END, post(CALL)]))
+    """Generate a request that opens or ends a session or a stream, more often a plain one."""
+    plain = draw(st.sampled_from([OPEN, BEGIN, LISTEN, END, post(CALL)]))
     if draw(st.booleans()):
-        return usual
+        return plain
     method = draw(st.sampled_from([b"GET", b"POST", b"DELETE", b"HEAD", b"PUT", b"get"]))
     paths = [b"/b/sse", b"/b/mcp", b"/b/mcp/", b"/b/sse/", b"/b//sse", b"/b/sse?x=1", b"/%62/sse"]
     target = draw(st.sampled_from(paths))
@@ -184,7 +184,7 @@ def test_both_ways_to_a_handler_respond_alike(
 
 
 @pytest.mark.parametrize(
-    ("data", "usual"),
+    ("data", "plain"),
     [
         (OPEN, True),
         (OPEN.replace(b"/sse", b"/sse/"), True),
@@ -204,14 +204,14 @@ def test_both_ways_to_a_handler_respond_alike(
         (post(CALL), False),
     ],
 )
-def test_usual_requests_are_led_to_their_handlers(data: bytes, usual: bool) -> None:
+def test_plain_requests_are_dispatched_directly(data: bytes, plain: bool) -> None:
     """Otherwise the comparison would prove nothing."""
     path: Any = World(fast_path=True).site.fast_path
-    assert (path.endpoint(head_of(data)) is not None) is usual
+    assert (path.endpoint(head_of(data)) is not None) is plain
 
 
 @pytest.mark.parametrize(
-    ("data", "usual"),
+    ("data", "plain"),
     [
         (END, True),
         (END.replace(b"/mcp", b"/mcp/"), True),
@@ -230,11 +230,11 @@ def test_usual_requests_are_led_to_their_handlers(data: bytes, usual: bool) -> N
         (request(b"DELETE", b"/b/mcp", b"Host: h", STREAMABLE[0], body=CALL), True),
     ],
 )
-def test_usual_end_of_a_session_needs_no_request_object(data: bytes, usual: bool) -> None:
+def test_plain_end_of_a_session_needs_no_request_object(data: bytes, plain: bool) -> None:
     """With the same response as without the fast path; a body is no reason for another one."""
     place, ordinary = Place(fast_path=True), Place(fast_path=False)
     path: Any = place.site.fast_path
-    assert (path.end_session(head_of(data)) is not None) is usual
+    assert (path.end_session(head_of(data)) is not None) is plain
     place = Place(fast_path=True)
     for each in (place, ordinary):
         each.receive(data, [])
@@ -306,7 +306,7 @@ def test_defect_of_a_handler_is_answered_with_500(
 
 @pytest.mark.parametrize("data", [OPEN, BEGIN])
 @pytest.mark.parametrize("defect", [True, False])
-def test_what_fails_behind_a_lost_connection_is_only_logged(
+def test_what_fails_after_the_connection_is_lost_is_only_logged(
     data: bytes, defect: bool, logged_failures: list[Any]
 ) -> None:
     """A client that leaves is no failure."""

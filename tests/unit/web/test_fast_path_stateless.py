@@ -285,8 +285,8 @@ def test_modern_requests_are_served_by_the_fast_path(
     assert second.startswith(b"400 Bad Request\r\n")
 
 
-def test_heads_of_one_kind_are_recognized_once() -> None:
-    """But each name is compared with the body, and a request handed over has its own head."""
+def test_heads_that_share_a_cache_key_are_recognized_once() -> None:
+    """But the name in each is compared with the body."""
     sites = [Site(Modern, fast_path=True), Site(Modern, fast_path=False)]
     fast_path: Any = sites[0].site.fast_path
     recognise = fast_path.recognise
@@ -316,7 +316,7 @@ def test_heads_of_one_kind_are_recognized_once() -> None:
 
 
 def test_request_that_is_handed_over_has_its_own_head() -> None:
-    """And not that of an earlier one of the same kind."""
+    """And not that of an earlier one with the same cache key."""
     site = Site(Modern, fast_path=True)
     heads: list[Head] = []
     serve = site.channel.serve_ordinary

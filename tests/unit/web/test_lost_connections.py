@@ -1,4 +1,4 @@
-"""Connections whose clients have closed them are lost in turn, where nothing depends on that."""
+"""Connections that their clients have closed take turns, unless a stream must be detached."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_waits_for_its_turn(data: bytes, waits: bool, fast_path: bool) -> N
 
 @pytest.mark.parametrize("fast_path", [True, False])
 def test_client_that_comes_back_at_once_is_not_refused(fast_path: bool) -> None:
-    """Its old connection counts until its turn has come, and is lost early where none is free."""
+    """Its old connection, which counts until its turn has come, gives way to the new one."""
     world = World(fast_path=fast_path, max_connections=1)
     world.channel.dataReceived(STREAM)
 

@@ -60,8 +60,10 @@ def only(*pieces: bytes) -> ReceivedRequest:
 
 
 def said(head: Head) -> dict[str, Any]:
-    """Return all that is to be known of a head, except its kind and what was read of it."""
-    return {name: each for name, each in vars(head).items() if name not in ("kind", "_mcp_values")}
+    """Return all that is to be known of a head, except its cache key and what was read of it."""
+    return {
+        name: each for name, each in vars(head).items() if name not in ("cache_key", "_mcp_values")
+    }
 
 
 def seen(requests: list[ReceivedRequest]) -> list[Any]:
@@ -418,7 +420,7 @@ def test_request_with_other_varying_values_is_understood_like_any_other(
 
 
 @pytest.mark.parametrize("name", [b"baggage", b"Mcp-Name", b"TraceParent", b"tracestate"])
-def test_varying_values_make_heads_of_one_kind(name: bytes) -> None:
+def test_heads_that_differ_in_varying_values_share_a_cache_key(name: bytes) -> None:
     """They are not parsed again, and each has its own values."""
     assert name.lower() in VARYING
     data = KNOWN.replace(b"X: y", b"%b: a=1\r\nX: y" % name)
@@ -429,7 +431,7 @@ def test_varying_values_make_heads_of_one_kind(name: bytes) -> None:
     assert parser.parses == 1
     assert [each.values(name.lower()) for each in heads] == [[b"a=1"], [b"b=22"], [b"a=1"]]
     assert heads[0] is heads[2]
-    assert heads[0].kind is heads[1].kind
+    assert heads[0].cache_key is heads[1].cache_key
     assert [each.values(b"x") for each in heads] == [[b"y"]] * 3
 
 
@@ -443,7 +445,7 @@ def test_varying_values_make_heads_of_one_kind(name: bytes) -> None:
         TRACED.replace(b"Host: h", b"Host: g"),
     ],
 )
-def test_any_other_head_is_parsed_and_of_another_kind(other: bytes) -> None:
+def test_any_other_head_is_parsed_and_has_its_own_cache_key(other: bytes) -> None:
     """Also one with a value that is unusual, or with more than half of `MAX_HEAD_BYTES`."""
     parser = Counting()
     parser.feed(TRACED)
@@ -451,7 +453,7 @@ def test_any_other_head_is_parsed_and_of_another_kind(other: bytes) -> None:
     assert parser.parses == 2
     first, second = parser.ready
     assert second.refusal is None
-    assert first.head.kind is not second.head.kind
+    assert first.head.cache_key is not second.head.cache_key
 
 
 def test_values_of_a_repeated_field_stay_in_order() -> None:
