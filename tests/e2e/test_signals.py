@@ -45,6 +45,21 @@ def test_signals_other_than_stop_signals_end_no_session(tmp_path: Path) -> None:
         assert "the bridge is shutting down" in bridge.wait_for_close(stream)
 
 
+def test_second_stop_signal_logs_how_long_stopping_may_take() -> None:
+    """Only the first one stops the bridge."""
+    waits = ["sh", "-c", "while [ ! -e leave ]; do sleep 0.1; done"]
+    with serving("--stop-grace", "1000", "--kill-grace", "100", command=waits) as bridge:
+        bridge.open_sse()
+        bridge.wait_for_backends(1)
+        bridge.process.send_signal(signal.SIGTERM)
+        bridge.wait_for_log("Received SIGTERM")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            bridge.process.send_signal(number)
+            bridge.wait_for_log(f"{number.name}: already stopping, which may take up to 1110 s")
+        (bridge.folder / "leave").touch()
+        assert bridge.process.wait(60) == -signal.SIGTERM
+
+
 def test_ignored_sighup_stays_ignored() -> None:
     """Under `nohup` the bridge outlives its terminal, without a log line."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -16,7 +16,7 @@ import pytest_twisted
 
 from mcpbridge.config.tuning import COLLECTIONS_BEFORE_FULL
 from mcpbridge.tap import Options, makeService
-from tests.e2e.harness import processes_with_argument, serving
+from tests.e2e.harness import processes_with_argument
 from tests.real.parts import need_processes
 from tests.real.processes import eventually
 
@@ -99,22 +99,6 @@ def test_daemon_that_cannot_listen_fails_its_command(tmp_path: Path) -> None:
     assert f"cannot listen on '{listen}': " in log
     assert "in use" in log
     assert "Traceback" not in log
-
-
-@pytest.mark.slow
-def test_second_stop_signal_logs_how_long_stopping_may_take() -> None:
-    """Only the first one stops the bridge."""
-    waits = ["sh", "-c", "while [ ! -e leave ]; do sleep 0.1; done"]
-    with serving("--stop-grace", "1000", "--kill-grace", "100", command=waits) as bridge:
-        bridge.open_sse()
-        bridge.wait_for_backends(1)
-        bridge.process.send_signal(signal.SIGTERM)
-        bridge.wait_for_log("Received SIGTERM")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            bridge.process.send_signal(number)
-            bridge.wait_for_log(f"{number.name}: already stopping, which may take up to 1110 s")
-        (bridge.folder / "leave").touch()
-        assert bridge.process.wait(60) == -signal.SIGTERM
 
 
 @pytest.fixture
