@@ -273,12 +273,17 @@ class RequestParser:
                     return None
                 length = text
             elif text != known[place][1]:
-                # Far below the limit on a head, so llhttp would not refuse it as too large.
-                if not _VARYING_VALUE.fullmatch(text) or begin > MAX_HEAD_BYTES // 2:
+                if not _VARYING_VALUE.fullmatch(text):
                     return None
                 fields = known.copy() if fields is known else fields
                 fields[place] = known[place][0], text
-        head = self._known_head if fields is known else _varied(self._known_head, fields)
+        if fields is known:
+            head = self._known_head
+        elif begin <= MAX_HEAD_BYTES // 2:
+            # Far below the limit on a head, so llhttp would not refuse it as too large.
+            head = _varied(self._known_head, fields)
+        else:
+            return None
         self._parser = None
         self.receiving = ReceivedRequest(head, length)
         self._missing = int(length)

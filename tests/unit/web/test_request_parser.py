@@ -296,6 +296,17 @@ def test_head_beyond_max_head_bytes_is_refused() -> None:
     assert parsed(endless[:MAX_HEAD_BYTES]) == []
 
 
+@pytest.mark.parametrize("at", [b"Content-Length", b"X"])
+def test_known_head_that_grows_beyond_max_head_bytes_is_refused(at: bytes) -> None:
+    """Wherever the value is that has grown: here before the length, or behind it."""
+    known = POST.replace(b"\r\n\r\n", b"\r\nX: %b\r\n\r\n" % (b"x" * (MAX_HEAD_BYTES - 100)))
+    known = known.replace(b"\r\n%b:" % at, b"\r\nMcp-Name: a\r\n%b:" % at)
+    grown = known.replace(b"Name: a", b"Name: " + b"a" * (MAX_HEAD_BYTES // 4))
+    first, second = parsed(known, grown)
+    assert first.refusal is None
+    assert isinstance(second.refusal, HeadTooLarge)
+
+
 def test_trailers_and_extensions_beyond_max_head_bytes_are_refused() -> None:
     """They would not show in what has arrived of the body."""
     for endless in (b"1;", b"1\r\nx\r\n0\r\nX: "):
