@@ -288,6 +288,8 @@ class RequestParser:
         self.receiving = ReceivedRequest(head, length)
         self._missing = int(length)
         self._begun = True
+        # Empty lines may have come before it.
+        self._in_head = 0
         return self._take_body(data[begin:])
 
     def _take_body(self, data: bytes) -> bytes:

@@ -263,6 +263,18 @@ def test_empty_lines_count_as_the_beginning_of_a_request() -> None:
     assert begun == [False, True, False]
 
 
+def test_empty_lines_count_no_longer_than_until_the_next_request() -> None:
+    """Also one whose head is known: its connection has no deadline, and may have more."""
+    parser = RequestParser()
+    for _ in range(2 + MAX_HEAD_BYTES // len(b"\r\n")):
+        parser.feed(b"\r\n")
+        parser.feed(POST)
+        assert not parser.has_begun
+        [request] = parser.ready
+        assert request.refusal is None
+        parser.ready.clear()
+
+
 def test_more_than_max_length_digits_are_refused() -> None:
     """Zeros may stand before a length; thousands of them could not be read as a number."""
     for count in (MAX_LENGTH_DIGITS, MAX_LENGTH_DIGITS + 1):
