@@ -20,8 +20,45 @@ Pick = Callable[[Result], float]
 #: For each system and test, its rounds, or why there are none.
 Table = dict[str, dict[str, "Rounds | str"]]
 
+_FLOOR = (
+    "the bare relay takes nearly as long, so nearly all of it is the kernel's and the backend's"
+)
+_OPENING = "a flat profile: a fifth is posix_spawn, and the bare relay needs two thirds of the time"
+_CACHES = (
+    "from 256 active sessions on all that a session has is read from memory anew: 16 active"
+    " beside 1,000 open ones cost what 16 do"
+)
 #: Why a figure misses its goal, where a profile says so; printed with the figure.
-CAUSES: dict[str, str] = {}
+CAUSES: dict[str, str] = {
+    "streamable-of-relay": "a flat profile; 0.93 x on an AMD EPYC",
+    "streamable-cpu": "the same; 15.2 x on an AMD EPYC",
+    "modern-cpu": (
+        "a flat profile: 14-19 % is send, 5-9 % recv, and the rest in some 80 small functions"
+    ),
+    "latency-p50-streamable": _FLOOR,
+    "latency-p99-streamable": _FLOOR,
+    "latency-p50-modern": _FLOOR,
+    "latency-p99-modern": _FLOOR,
+    "latency-p99-sse": _FLOOR,
+    "open-p50-sse": _OPENING,
+    "open-p50-streamable": _OPENING,
+    "open-rate-8-sse": _OPENING,
+    "open-rate-8-streamable": _OPENING,
+    "freeze-open-200": (
+        "no step of the bridge takes more than 7 ms of CPU; processes that start share its core"
+        " until they run"
+    ),
+    "cpu-1000-by-16-sse": _CACHES,
+    "cpu-1000-by-16-streamable": _CACHES,
+    "memory-5000-given-back": (
+        "nine tenths of the pools of Python's allocator are free, but hardly one of its arenas of"
+        " 1 MiB is empty, and only those are returned"
+    ),
+    "refusals-p99": (
+        "each refused client is a connection that is accepted, read and lost; all that have come"
+        " are served in one iteration of the reactor"
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ STOP_SECONDS = 25.0
 #: Some peers wait for connections that nobody closes.
 PEER_STOP_SECONDS = 1.0
 #: What a bridge needs for a session: three pipes, and one or two connections of its client.
-DESCRIPTORS_OF_A_SESSION = {"sse": 5, "streamable": 4}
+DESCRIPTORS_OF_A_SESSION = {"sse": 6, "streamable": 5}
 #: Its own, and those that opening eight sessions at a time needs beside.
 OTHER_DESCRIPTORS = 200
 OTHER_PROCESSES = 1000
