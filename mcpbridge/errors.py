@@ -9,7 +9,7 @@ knows how a response is written to a connection.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 
@@ -131,15 +131,18 @@ class Refused(BridgeError):
         return headers
 
 
-def without_frames(refusal: Refused) -> Refused:
+_Error = TypeVar("_Error", bound=Exception)
+
+
+def without_frames(error: _Error) -> _Error:
     """
     Return the error without its traceback, its context and its cause.
 
     Frames and errors refer to each other, so that everything in the frames
     would stay in memory until the garbage collector runs.
     """
-    refusal.__context__ = refusal.__cause__ = None
-    return refusal.with_traceback(None)
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
 
 
 class EmptyBody(Refused):

@@ -14,7 +14,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from mcpbridge.errors import InternalError, Refused
+from mcpbridge.errors import InternalError, Refused, without_frames
 from mcpbridge.web.response import error_body
 
 #: Serves a request.  The response is complete when it returns None, or when what it returns
@@ -54,6 +54,8 @@ class Endpoint:
             if _is_over(request):
                 if not isinstance(error, CancelledError):
                     _log.failure("a request failed after its response")
+                # Twisted's frames, to which it leads from Python 3.12 on, refer to it.
+                without_frames(error)
                 return
             if isinstance(error, Refused):
                 body = error_body(request, error)

@@ -444,8 +444,7 @@ async def test_ended_session_is_freed_without_the_garbage_collector(start: Any) 
     try:
         parts = await open_and_end(running)
         await until(running._reactor, lambda: not running.bridge.servers[0].unclosed)
-        await deferLater(running._reactor, 0.01)
-        assert [each() for each in parts] == [None, None]
+        await until(running._reactor, lambda: [each() for each in parts] == [None, None])
     finally:
         gc.enable()
 
@@ -470,8 +469,7 @@ async def test_left_stream_is_freed_without_the_garbage_collector(start: Any) ->
     try:
         parts = await stream_and_leave(running)
         await until(running._reactor, lambda: not running.bridge.servers[0].unclosed)
-        await deferLater(running._reactor, 0.05)
-        assert [each() for each in parts] == [None, None]
+        await until(running._reactor, lambda: [each() for each in parts] == [None, None])
     finally:
         gc.enable()
 
