@@ -94,6 +94,16 @@ def shared() -> Multiplexer[str]:
 # Requests.
 
 
+@pytest.mark.parametrize("method", ["tools/list", LISTEN])
+def test_request_is_open_until_it_is_cancelled(shared: Multiplexer[str], method: str) -> None:
+    """A subscription, too."""
+    assert not shared.has_open()
+    shared.send_to_backend(request(method=method), "a")
+    assert shared.has_open()
+    shared.cancel("a")
+    assert not shared.has_open()
+
+
 def test_only_id_and_progress_token_of_a_request_are_replaced(
     shared: Multiplexer[str],
 ) -> None:
