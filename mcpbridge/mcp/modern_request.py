@@ -192,24 +192,12 @@ def try_read_request(line: bytes) -> ModernRequest | None:
         client = _known_clients[_client_key(meta)]
         named_by = NAME_BEARING_METHODS.get(method)
         name = None if named_by is None else decode_string(params[named_by])
-        token = _token(meta) if PROGRESS_TOKEN in meta else None
         if bytes(outer["jsonrpc"]) != _JSONRPC:
             return None
+        token = _token(meta) if PROGRESS_TOKEN in meta else None
+        return _request(client, outer, ident, method, params, meta, token, name)
     except (KeyError, ValueError, RecursionError, msgspec.MsgspecError, InvalidParams):
         return None
-    return ModernRequest(
-        outer,
-        ident,
-        method,
-        params,
-        meta,
-        client.version,
-        client.capabilities,
-        client.client_info,
-        client.log_level,
-        token,
-        name,
-    )
 
 
 def read_request(message: ParsedMessage, *, version_header: str | None) -> ModernRequest:
@@ -268,7 +256,23 @@ def _read(message: ParsedMessage, ident: RequestId, header: str | None) -> Moder
         client = _read_client(meta, header)
     else:
         client = _known_client(meta, header)
+    # Before the name: the first mistake is reported.
+    token = _token(meta) if PROGRESS_TOKEN in meta else None
     named_by = NAME_BEARING_METHODS.get(method)
+    name = None if named_by is None else _text(params.get(named_by), f"params.{named_by}")
+    return _request(client, outer, ident, method, params, meta, token, name)
+
+
+def _request(
+    client: _Client,
+    outer: Members,
+    ident: RequestId,
+    method: str,
+    params: Members,
+    meta: Members,
+    token: ProgressToken | None,
+    name: str | None,
+) -> ModernRequest:
     return ModernRequest(
         outer,
         ident,
@@ -279,8 +283,8 @@ def _read(message: ParsedMessage, ident: RequestId, header: str | None) -> Moder
         client.capabilities,
         client.client_info,
         client.log_level,
-        _token(meta) if PROGRESS_TOKEN in meta else None,
-        None if named_by is None else _text(params.get(named_by), f"params.{named_by}"),
+        token,
+        name,
     )
 
 

@@ -54,7 +54,8 @@ class Endpoint:
             if _is_over(request):
                 if not isinstance(error, CancelledError):
                     _log.failure("a request failed after its response")
-                # Twisted's frames, to which it leads from Python 3.12 on, refer to it.
+                # From Python 3.12 on its traceback leads to frames that refer to it: the
+                # request would stay until a garbage collection.
                 without_frames(error)
                 return
             if isinstance(error, Refused):

@@ -12,9 +12,10 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -43,12 +44,19 @@ LIMIT = 96
 
 pytestmark = pytest.mark.slow
 
+Result = TypeVar("Result")
+
 
 def hostile(bridge: Bridge, number: int) -> str:
     """Run one hostile visit as soon as the limits allow; return its kind."""
+    return when_allowed(partial(misbehave, bridge, number))
+
+
+def when_allowed(what: Callable[[], Result]) -> Result:
+    """Do something as soon as enough of the earlier sessions are gone."""
     while True:
         try:
-            return misbehave(bridge, number)
+            return what()
         except TooManyRequests:
             time.sleep(0.1)
 
@@ -89,15 +97,6 @@ def begin(client: StreamableHttpClient) -> None:
         assert answer.status == 200, answer.body
         client.session_id = answer.headers["mcp-session-id"]
         assert "serverInfo" in answer.read_final_message()["result"]
-
-
-def begin_again(client: StreamableHttpClient) -> None:
-    """Open another session as soon as enough of the earlier ones are gone."""
-    while True:
-        try:
-            return begin(client)
-        except TooManyRequests:
-            time.sleep(0.1)
 
 
 def in_a_container(bridge: Bridge) -> str:
@@ -174,7 +173,7 @@ class HealthySessions:
                     assert client.delete() == 200
                     client.disconnect()
                     client.session_id = ""
-                    begin_again(client)
+                    when_allowed(partial(begin, client))
         except BaseException as failure:
             self._hit.append(failure)
         finally:
