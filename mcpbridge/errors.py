@@ -221,6 +221,63 @@ class Forbidden(Refused):
     code = SERVER_ERROR
 
 
+class Unauthorized(Refused):
+    """
+    The request has no credentials, and its server asks for some.
+
+    `WWW-Authenticate` says which, and where to get them (RFC 6750, section 3; RFC 9728,
+    section 5.1).
+    """
+
+    status = 401
+    #: The `error` of RFC 6750, section 3.1; None if no credentials were sent.
+    error: ClassVar[str | None] = None
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        #: The value of `WWW-Authenticate`, which the server's access control makes.
+        self.challenge: bytes = b"Bearer"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"WWW-Authenticate", self.challenge)]
+
+
+class InvalidToken(Unauthorized):
+    """The credentials are wrong, for another server, or have expired."""
+
+    error = "invalid_token"
+
+
+class MalformedCredentials(Unauthorized):
+    """The request has several credentials, some in its query, or some that cannot be read."""
+
+    status = 400
+    error = "invalid_request"
+
+
+class InsufficientScope(Unauthorized):
+    """
+    The caller is known, and may not do this.
+
+    The `scope` of `WWW-Authenticate` names all scopes that the request needs.
+    """
+
+    status = 403
+    error = "insufficient_scope"
+
+    def __init__(self, text: str, scopes: Sequence[str]) -> None:
+        super().__init__(text)
+        self.scopes = tuple(scopes)
+
+
+class AuthenticationUnavailable(Refused):
+    """Whether the credentials are right cannot be found out now: their issuer is away."""
+
+    status = 503
+    code = INTERNAL_ERROR
+    retry_after = 5
+
+
 class BadHost(Refused):
     """The request has no `Host`, several, or an invalid one (RFC 9112, section 3.2)."""
 

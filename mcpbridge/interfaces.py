@@ -148,6 +148,83 @@ class IBackendLauncher(Interface):
         """
 
 
+class IIdentity(Interface):
+    """
+    Who a caller is: what an `IAuthenticator` has found out.
+
+    `mcpbridge.auth.identity.Identity` provides it.  An issuer and a subject are one
+    identity for ever: processes, sessions and tasks belong to it.
+    """
+
+    issuer = Attribute(
+        """
+        Who vouches for the subject, str without `#`: the URL of an authorization
+        server, `token` for a named token, `certificate`, `proxy`, or a word of your own.
+        """
+    )
+    subject = Attribute("The name of the caller, unique to the issuer, str.")
+    scopes = Attribute("The scopes that were granted, a frozenset of str.")
+    claims = Attribute("What else the issuer says of the subject: a read-only mapping.")
+    expires_at = Attribute(
+        """
+        When the proof expires, in seconds since the epoch, a float; None if it does not.
+        """
+    )
+
+
+class IAuthenticationRequest(Interface):
+    """The head of an HTTP request, as an `IAuthenticator` sees it."""
+
+    server = Attribute("The name of the server that it is for, str.")
+    method = Attribute("Its method, str: `POST`.")
+    uri = Attribute("Its target, as the client has written it, str: `/files/mcp`.")
+    headers = Attribute(
+        """
+        Its headers: a read-only mapping of their names, in lower case, to their
+        values, both str.  Several of one name are joined by a comma and a space.
+        """
+    )
+    address = Attribute(
+        """
+        The IP address of the other end of the connection, str, which may be a proxy's;
+        `unix` on a UNIX socket, and None if it is unknown.
+        """
+    )
+    certificate = Attribute(
+        """
+        The client certificate, in DER, bytes, if the connection has proven one that the
+        listener trusts; otherwise None.
+        """
+    )
+
+    def values(name: str) -> list[str]:
+        """Return the values of all headers of this name, which is in lower case."""
+
+
+class IAuthenticator(Interface):
+    """
+    Finds out who sent a request.
+
+    If an authenticator raises something else than is described here, that is logged,
+    and the client gets status 500: nobody is let in by a defect.
+    """
+
+    def authenticate(request: object) -> object:
+        """
+        Return an `IIdentity`, None, or a `Deferred` of either.
+
+        The bridge calls this with an `IAuthenticationRequest` for each request to a
+        server, before anything else is done for it, but for the check of `Host` and
+        `Origin`.  None means that the request has no credentials of a kind that this
+        authenticator knows, so that the next one is asked.
+
+        Raises `mcpbridge.errors.InvalidToken` for credentials that are wrong or have
+        expired, `mcpbridge.errors.Forbidden` for an identity that may not use this
+        server, and `mcpbridge.errors.AuthenticationUnavailable` if it cannot be found
+        out now.
+        """
+
+
 class ICaller(Interface):
     """
     The client that sent a message, or that will get it.
@@ -157,8 +234,14 @@ class ICaller(Interface):
     """
 
     identity = Attribute(
-        """Its proven identity, str.  Always `""`, as the bridge authenticates nobody yet."""
+        """
+        The name of its proven identity, str: its issuer, a `#` and its subject, such as
+        `token#alice` or `https://login.example.org#1234`.  It is `""` without
+        authentication.
+        """
     )
+    scopes = Attribute("The scopes that it was granted, a frozenset of str.")
+    claims = Attribute("What else the issuer of its identity says of it, a read-only mapping.")
     address = Attribute(
         """
         The IP address of the client, str: the other end of the connection, or

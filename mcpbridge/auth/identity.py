@@ -1,0 +1,50 @@
+"""
+Who a caller is, once that is proven.
+
+Knows what authenticators say of a caller; must not know how they have found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from zope.interface import implementer
+
+from mcpbridge.interfaces import IIdentity
+
+#: The issuers of identities that no authorization server has issued.
+NAMED_TOKEN = "token"
+CERTIFICATE = "certificate"
+PROXY = "proxy"
+
+_NO_CLAIMS: Mapping[str, Any] = MappingProxyType({})
+
+
+@implementer(IIdentity)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """
+    A proven identity: an issuer, and a subject that is unique to it.
+
+    `scopes` are those that were granted, `claims` whatever else the issuer says of the
+    subject.  `expires_at` is in seconds since the epoch; None if it does not expire.
+    """
+
+    issuer: str
+    subject: str
+    scopes: frozenset[str] = frozenset()
+    claims: Mapping[str, Any] = field(default=_NO_CLAIMS, hash=False)
+    expires_at: float | None = None
+
+
+def name_of(identity: Any) -> str:
+    """
+    Return the name that tells an identity (`IIdentity`) from every other one.
+
+    No issuer contains a `#`: the URL of an authorization server has no fragment (RFC 8414,
+    section 2), so no two pairs have one name.
+    """
+    return f"{identity.issuer}#{identity.subject}"

@@ -1,0 +1,56 @@
+"""
+A request as authenticators see it.
+
+Knows the head of a request and its connection; must not know who reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+
+from zope.interface import implementer
+
+from mcpbridge.interfaces import IAuthenticationRequest
+
+
+@implementer(IAuthenticationRequest)
+class AuthenticationRequest:
+    """
+    The head of one HTTP request to one server.
+
+    `fields` are the header fields as they came, names in any case.  `address` is the
+    IP address of the other end of the connection, `unix` for a UNIX socket, or None;
+    `certificate` the client certificate that it has proven to hold, in DER.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        method: bytes,
+        uri: bytes,
+        fields: Sequence[tuple[bytes, bytes]],
+        address: str | None = None,
+        certificate: bytes | None = None,
+    ) -> None:
+        self.server = server
+        self.method = method.decode("latin-1")
+        self.uri = uri.decode("latin-1")
+        self.address = address
+        self.certificate = certificate
+        self._fields = fields
+
+    def values(self, name: str) -> list[str]:
+        """Return the values of all fields of this name, which is in lower case."""
+        wanted = name.encode("ascii")
+        return [value.decode("latin-1") for each, value in self._fields if each.lower() == wanted]
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """The fields by name in lower case, their values joined (RFC 9110, section 5.3)."""
+        found: dict[str, str] = {}
+        for raw_name, raw_value in self._fields:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            found[name] = f"{found[name]}, {value}" if name in found else value
+        return MappingProxyType(found)

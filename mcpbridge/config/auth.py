@@ -1,0 +1,144 @@
+"""
+The settings of `auth`, of the bridge and of a server: who may come in.
+
+They are objects within objects, so that their shapes are declared here and msgspec
+checks them; no error shows a value.  Knows neither the reactor nor files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from mcpbridge.errors import Described, SettingError
+
+_Text = Annotated[str, Meta(min_length=1, max_length=2048)]
+#: RFC 6749, section 3.3.
+Scope = Annotated[str, Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+$", max_length=256)]
+Scopes = Scope | tuple[Scope, ...]
+TokenName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
+HeaderName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings that are an object, in which every key must be known."""
+
+
+class NamedToken(_Settings):
+    """
+    A token that the operator has made: `sha256` of it, or a `file` that has it.
+
+    It is good for `servers`, for all without them, and has `scopes`.
+    """
+
+    sha256: Sha256 | None = None
+    file: _Text | None = None
+    servers: tuple[_Text, ...] | None = None
+    scopes: tuple[Scope, ...] = ()
+
+
+class Introspection(_Settings):
+    """How the bridge asks the issuer about an opaque token (RFC 7662)."""
+
+    client_id: _Text
+    client_secret_file: _Text
+    #: Where to ask; by default, where the issuer's metadata says.
+    endpoint: _Text | None = None
+
+
+class OAuth(_Settings):
+    """The authorization server whose access tokens are accepted."""
+
+    issuer: _Text
+    #: What the audience of a token must name; by default, an endpoint of the server.
+    audience: tuple[_Text, ...] = ()
+    algorithms: tuple[_Text, ...] = ("RS256", "ES256", "PS256", "EdDSA")
+    #: The claim that has the scopes: `scope`, `scp`, `permissions`.
+    scope_claim: _Text = "scope"
+    #: Where the keys are; by default, where the issuer's metadata says.
+    jwks_uri: _Text | None = None
+    introspection: Introspection | None = None
+    #: Certificates of authorities that the issuer's TLS may use, in PEM.
+    ca_file: _Text | None = None
+    #: Hosts that the issuer's metadata may name though they are not public or not https.
+    trusted_hosts: tuple[_Text, ...] = ()
+
+
+class ClientCertificates(_Settings):
+    """Client certificates that a TLS listener has verified."""
+
+    #: Which part of a certificate names the caller.
+    subject: Annotated[str, Meta(pattern=r"^(common_name|email|dns|uri|fingerprint)$")] = (
+        "common_name"
+    )
+    #: Callers who may come in, and the scopes of each; without it all of the authority's.
+    allow: Mapping[str, tuple[Scope, ...]] | None = None
+    scopes: tuple[Scope, ...] = ()
+
+
+class ProxyIdentity(_Settings):
+    """An identity that a reverse proxy has found out and sends in a header."""
+
+    header: HeaderName
+    #: Addresses and networks of the proxies, or `unix`.
+    addresses: tuple[_Text, ...]
+    #: A header of the proxy with the scopes of the caller, separated by spaces or commas.
+    scopes_header: HeaderName | None = None
+
+
+class Auth(_Settings):
+    """Who may come in, by what, and which scopes what needs."""
+
+    tokens: Mapping[TokenName, NamedToken] = {}
+    oauth: OAuth | None = None
+    certificates: ClientCertificates | None = None
+    proxy: ProxyIdentity | None = None
+    #: The dotted name of an `IAuthenticator`, which is asked first.
+    authenticator: _Text | None = None
+    #: Scopes that requests need, by method; `*` is every request.  Of a method that names
+    #: something, they may be given by the name, in which `*` matches any characters.
+    scopes: Mapping[str, Scopes | Mapping[str, Scopes]] | Scopes = {}
+    #: Scopes that a scope includes, such as `admin` all others.
+    scope_hierarchy: Mapping[Scope, tuple[Scope, ...]] = {}
+
+    @property
+    def identifies(self) -> bool:
+        """True if it can identify a caller."""
+        ways = (self.tokens, self.oauth, self.certificates, self.proxy, self.authenticator)
+        return any(each not in (None, {}) for each in ways)
+
+
+_PLACE = re.compile(r"^(.*?)(?: - at (?:key in )?`\$(.*)`)?$", re.DOTALL)
+
+
+def read_auth(value: object, name: str = "auth") -> Auth:
+    """Return the settings of an object.  Raises `SettingError`, which shows no value."""
+    try:
+        auth = msgspec.convert(value, Auth)
+    except msgspec.ValidationError as error:
+        what, place = _PLACE.fullmatch(str(error)).groups()  # type: ignore[union-attr]
+        where = re.sub(r"\[(\d+)\]", r"[\1]", (place or "").replace("[...]", ".*"))
+        raise SettingError(f"{name}{where}", "an object as documented", Described(what)) from None
+    _check(auth, name)
+    return auth
+
+
+def _check(auth: Auth, name: str) -> None:
+    """Raise `SettingError` for settings that contradict each other."""
+    for token, settings in auth.tokens.items():
+        if (settings.sha256 is None) == (settings.file is None):
+            raise SettingError(
+                f"{name}.tokens.{token}",
+                "either `sha256`, as `mcpbridge token` prints it, or `file`, which has the token",
+                Described("both" if settings.sha256 else "neither"),
+            )
+
+
+def merged(bridge: Mapping[str, Any], server: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what holds for a server: its own settings take the place of the bridge's."""
+    return {**bridge, **server}
