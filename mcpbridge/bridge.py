@@ -18,13 +18,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
+from mcpbridge.auth.factory import AccessControls
 from mcpbridge.config.settings import BridgeSettings, ServerSettings, share_of
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
 from mcpbridge.config.warnings import configuration_warnings
-from mcpbridge.errors import CannotListen
+from mcpbridge.errors import CannotListen, Exposed
 from mcpbridge.extensions import load, verified
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import (
+    IAuthenticator,
     IBackendLauncher,
     IEventStore,
     IMessageFilter,
@@ -55,6 +57,14 @@ _NAME_THE_HOSTS = (
     " reaches it under a name of its own (DNS rebinding)"
 )
 
+_EXPOSED = (
+    "{origin} can be reached from other machines, and anybody could use {what} there: set `auth`"
+    " (bridge.auth; make a token with `mcpbridge token NAME`), listen on loopback (--host"
+    " 127.0.0.1), or pass --insecure to let everybody in"
+)
+#: How many servers an error names.
+NAMED_SERVERS = 3
+
 
 class Bridge(Service):
     """
@@ -64,10 +74,11 @@ class Bridge(Service):
     with `startService` and `stopService`.  With `listen=()` in its settings
     it opens no port: put `resource()` under a site of your own.
 
-    `launcher`, `limiter`, `event_store`, `observers` and `filters` are
-    extensions for all servers (`mcpbridge.interfaces`).  A server's own
+    `launcher`, `limiter`, `event_store`, `observers`, `filters` and `authenticator`
+    are extensions for all servers (`mcpbridge.interfaces`).  A server's own
     launcher, limiter or event store, named in its settings, takes their
-    place; its own observers and filters are added.  Raises `SettingError`
+    place; its own observers and filters are added, and its own ways to
+    authenticate a caller come after the `authenticator`.  Raises `SettingError`
     for an extension that does not provide its interface.
     """
 
@@ -83,6 +94,7 @@ class Bridge(Service):
         event_store: object | None = None,
         observers: Sequence[object] = (),
         filters: Sequence[object] = (),
+        authenticator: object | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         if reactor is None:
@@ -105,6 +117,14 @@ class Bridge(Service):
             self._event_store = MemoryEventStore(budget=self._budget)
         self._observers = [verified("observers", ISessionObserver, each) for each in observers]
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
+
+        # Who may come in.
+        self._access_controls = AccessControls(
+            settings,
+            self._clock.seconds,
+            lambda name, server: load("auth.authenticator", IAuthenticator, name, server),
+            verified("authenticator", IAuthenticator, authenticator),
+        )
 
         # Limits over all servers.
         self._bridge_limiter = SessionLimiter(settings.session_limit, self._trimmer.session_ended)
@@ -173,6 +193,7 @@ class Bridge(Service):
             shares=[self._shares],
             work=self._work,
             pools=self._pools,
+            access_control=self._access_controls.of(settings),
         )
 
     # For embedding.
@@ -186,22 +207,34 @@ class Bridge(Service):
         bodies and connections; give it `parsePOSTFormSubmission=False`.
         """
         if self._resource is None:
-            from mcpbridge.web.client_addresses import ClientAddresses, no_caller, tell_callers
+            from mcpbridge.web.client_addresses import (
+                AUTHORIZATION,
+                CallerOf,
+                ClientAddresses,
+                no_caller,
+                tell_callers,
+            )
             from mcpbridge.web.root import Branch, SecuredResource
             from mcpbridge.web.routes import Routes
             from mcpbridge.web.server_card import ServerCards
+            from mcpbridge.web.well_known import ResourceMetadata
 
             clients = ClientAddresses(self.settings)
             cards = ServerCards(self.servers, clients.is_proxy)
-            root = Branch(servers=self.settings.servers)
+            is_open = all(each.access_control is None for each in self.servers)
+            root = Branch(servers=self.settings.servers, hints=is_open)
             cards.serve_well_known(root)
+            ResourceMetadata(self._access_controls.documents).serve_well_known(root)
             for server in self.servers:
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
-                caller_of = tell_callers(clients.address) if server.tells_callers else no_caller
+                hidden = () if server.access_control is None else (AUTHORIZATION,)
+                caller_of: CallerOf = no_caller
+                if server.tells_callers:
+                    caller_of = tell_callers(clients.address, hidden)
                 routes = Routes(
-                    server, self._clock, clients.of_request, cards, caller_of, self._pacer
+                    server, self._clock, clients.share_of, cards, caller_of, self._pacer
                 )
                 branch.serve(server.settings, routes.resource())
                 self._endpoints.update(routes.endpoints())
@@ -263,12 +296,13 @@ class Bridge(Service):
         super().privilegedStartService()
         if self._ports:
             return
-        for description in self.settings.listen:
-            try:
+        try:
+            for description in self.settings.listen:
                 self._listen(description)
-            except CannotListen:
-                self._close_ports()
-                raise
+            self._check_exposure()
+        except CannotListen:
+            self._close_ports()
+            raise
 
     def startService(self) -> None:
         """Start to serve; log the URLs and everything that an operator should look at."""
@@ -289,7 +323,21 @@ class Bridge(Service):
         for server in self.servers:
             server.start()
 
+    def _check_exposure(self) -> None:
+        """Raise `Exposed` if other machines reach a server that asks nobody who they are."""
+        what, origins = self._open_servers(), exposed(self._ports)
+        if what and origins and not self.settings.insecure:
+            raise Exposed(_EXPOSED.format(origin=origins[0], what=what))
+
+    def _open_servers(self) -> str:
+        """Name servers that let everybody in; return an empty string if there are none."""
+        found = [each.settings.name for each in self.servers if each.access_control is None]
+        more = f" and {len(found) - NAMED_SERVERS} more" if len(found) > NAMED_SERVERS else ""
+        return ", ".join(map(repr, found[:NAMED_SERVERS])) + more
+
     def _warn_of_exposure(self) -> None:
+        if not self._open_servers():
+            return
         for origin in exposed(self._ports):
             self.log.warn(
                 "{origin} may be reached from other machines, and there is no authentication:"

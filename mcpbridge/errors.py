@@ -77,6 +77,10 @@ class CannotListen(BridgeError):
     """A listener could not be opened: its address is in use, or is not this machine's."""
 
 
+class Exposed(CannotListen):
+    """A listener is reachable from other machines, and a server asks nobody who they are."""
+
+
 class CannotStart(BridgeError):
     """
     The backend's command could not be started.

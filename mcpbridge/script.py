@@ -19,6 +19,8 @@ from twisted.logger import (
 )
 from twisted.scripts.twistd import ServerOptions, runApp  # type: ignore[attr-defined]
 
+from mcpbridge.token_command import token_command
+
 
 class ConsoleOptions(ServerOptions):
     """The options of twistd, as the console script sets them."""
@@ -28,7 +30,9 @@ class ConsoleOptions(ServerOptions):
 
 
 def main() -> None:
-    """Run twistd with the arguments of this command."""
+    """Run twistd with the arguments of this command, or the command that they name."""
+    if sys.argv[1:2] == ["token"]:
+        sys.exit(token_command(sys.argv[2:]))
     options = ConsoleOptions()
     options.parseOptions(["--nodaemon", "--pidfile=", "mcpbridge", *sys.argv[1:]])
     if not options["logfile"]:

@@ -16,6 +16,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from mcpbridge.auth.access import ANYBODY, Access
+from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.config.settings import ServerSettings, share_of
 from mcpbridge.errors import MessageTooLarge, TooComplex, TooManySessions, UnknownSession
 from mcpbridge.guard import guarded
@@ -27,6 +29,7 @@ from mcpbridge.jsonrpc.large_messages import (
     read_whole_later,
 )
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
+from mcpbridge.mcp.operations import read_large_operations, read_operations
 from mcpbridge.processes.abandoned_sessions import Newcomer
 from mcpbridge.processes.address_shares import Claim, Claims, Shares
 from mcpbridge.processes.backend_session import BackendSession, Sink
@@ -51,7 +54,11 @@ class Server:
     `work` is shared by all servers of a bridge, so that only one large message
     at a time keeps others waiting.
     `pools` are the process pools of all servers of the bridge, and `jitter`
-    varies the pauses between failed starts (`StartBackoff`).
+    varies the pauses between failed starts (`StartBackoff`).  `access_control` admits the
+    callers; None admits everybody.
+
+    A session belongs to the caller who has opened it (`Access.key`).  For any other caller
+    it does not exist.
     """
 
     log = Logger()
@@ -72,7 +79,11 @@ class Server:
         work: SlicedWork | None = None,
         pools: list[ProcessPool] | None = None,
         jitter: Callable[[], float] = random,
+        access_control: AccessControl | None = None,
     ) -> None:
+        self.access_control = access_control
+        #: True if a caller may need other scopes for one message than for another.
+        self.reads_operations = access_control is not None and access_control.rules.reads_messages
         #: True where filters or observers need to know who calls.
         self.tells_callers = bool(observers or filters)
         self._budget = budget
@@ -116,7 +127,10 @@ class Server:
         return self.pool.unclosed
 
     async def open_streamable(
-        self, client: str | None = None, caller: Caller | None = None
+        self,
+        client: str | None = None,
+        caller: Caller | None = None,
+        access: Access = ANYBODY,
     ) -> BackendSession:
         """
         Open a session of Streamable HTTP, with a `StreamableSession` for its
@@ -135,6 +149,7 @@ class Server:
             stderr_notifications=False,
             client=client,
             caller=caller,
+            access=access,
         )
         streamable = cast("StreamableSession", session.sink)
         self.pool.abandoned.add(session, client, streamable.last_heard)
@@ -148,17 +163,20 @@ class Server:
         stderr_notifications: bool = True,
         client: str | None = None,
         caller: Caller | None = None,
+        access: Access = ANYBODY,
     ) -> BackendSession:
         """
         Open a session on a process that nobody has used, and add it to `table`.
 
         `make_sink` is called once the backend runs.  `client` is the address
         whose share the session counts against, until nothing of it is left;
-        `caller` is what filters and observers are told of the client.
+        `caller` is what filters and observers are told of the client, and `access` as
+        what it was admitted.
 
         Raises `TooManyOfAddress`, and what `ProcessPool.take` raises; then no
         permit is held and no process left.
         """
+        self.check_admitted(access)
         live = self.sessions if table is None else table
         claim = await self.pool.claim(client)
         try:
@@ -176,6 +194,7 @@ class Server:
             lambda gone: self._forget(live, gone),
             adapter=first_adapter(session, self.era, self.pool.backoff, self.pool.check.doubt),
             caller=caller,
+            access=access,
             stderr_notifications=stderr_notifications and self.settings.stderr_notifications,
         )
         try:
@@ -215,26 +234,51 @@ class Server:
         newcomer = Newcomer(client())
         return self.pool.too_many(newcomer) if self.pool.is_full(newcomer) else None
 
-    def find(self, ident: str) -> BackendSession:
-        """Return the live session of HTTP+SSE with this id.  Raises `UnknownSession`."""
-        session = self.sessions.get(ident)
-        if session is None:
-            raise UnknownSession("no such session, or it has ended")
-        return session
+    def check_admitted(self, access: Access) -> None:
+        """Raise `RuntimeError` for work for a caller whom nobody has admitted, a defect."""
+        if access.identity is None and self.access_control is not None:
+            raise RuntimeError("a request was not admitted by access control")
 
-    def find_streamable(self, ident: str) -> BackendSession:
-        """Return the live session of Streamable HTTP with this id.  Raises `UnknownSession`."""
+    def find(self, ident: str, access: Access = ANYBODY) -> BackendSession:
+        """
+        Return the live session of HTTP+SSE with this id, of this caller.  Raises
+        `UnknownSession`.
+        """
+        return _of_caller(self.sessions.get(ident), access)
+
+    def find_streamable(self, ident: str, access: Access = ANYBODY) -> BackendSession:
+        """
+        Return the live session of Streamable HTTP with this id, of this caller.  Raises
+        `UnknownSession`.
+        """
+        return _of_caller(self.streamable.get(ident), access)
+
+    def has_streamable(self, ident: str, access: Access) -> bool:
+        """Tell whether `find_streamable` would return a session."""
         session = self.streamable.get(ident)
-        if session is None:
-            raise UnknownSession("no such session, or it has ended")
-        return session
+        return session is not None and session.owner == access.key
 
     def check_size(self, body: bytes) -> None:
         """Raise `MessageTooLarge` for a body beyond `max_message_bytes`."""
         if len(body) > self.settings.max_message_bytes:
             raise MessageTooLarge(f"a message may have {self.settings.max_message_bytes} bytes")
 
-    def receive(self, ident: str, body: bytes) -> bool:
+    def check_operations(self, body: bytes, access: Access, path: str) -> None:
+        """
+        Raise `InsufficientScope` for a small message, or a batch, that its caller may not
+        send; call this where `reads_operations`.  `path` is that of the request.
+        """
+        if self.access_control is not None:
+            self.access_control.check_operations(access, read_operations(body), path)
+
+    async def check_large_operations(self, body: bytes, access: Access, path: str) -> None:
+        """Do the same for a message of any size, which is read in slices."""
+        if self.access_control is not None:
+            most = self.settings.max_waiting_messages
+            operations = await self.work.do(read_large_operations(body, most))
+            self.access_control.check_operations(access, operations, path)
+
+    def receive(self, ident: str, body: bytes, access: Access = ANYBODY) -> bool:
         """
         Pass a message that a client posted on to the session of this id.
 
@@ -243,9 +287,11 @@ class Server:
         Raises a `Refused` that says why the message cannot pass; then nothing
         was stored.
         """
-        session = self.find(ident)
+        session = self.find(ident, access)
         self.check_size(body)
         if len(body) > LARGE_BYTES:
+            if self.reads_operations:
+                return False
             whole = None
             if len(body) <= WHOLE_BYTES:
                 whole = self.work.at_once(partial(read_whole, body))
@@ -254,23 +300,27 @@ class Server:
             session.client_message(*whole)
             return True
         line, envelope = read_message(body)
+        if self.reads_operations:
+            self.check_operations(line, access, "/sse")
         if envelope is None:
             self.check_batch(line)
         session.client_message(line, envelope)
         return True
 
-    async def receive_large(self, ident: str, body: bytes) -> None:
+    async def receive_large(self, ident: str, body: bytes, access: Access = ANYBODY) -> None:
         """
         Pass on a message of more than `LARGE_BYTES`, while others are served.
         One that is larger than `WHOLE_BYTES`, or that its envelope alone does
         not describe, is read in slices.  Raises what `receive` raises.
         """
-        self.find(ident)
+        self.find(ident, access)
         self.check_size(body)
+        if self.reads_operations:
+            await self.check_large_operations(body, access, "/sse")
         if len(body) <= WHOLE_BYTES:
             whole = await self.work.do(read_whole_later(body))
             if whole is not None:
-                self.find(ident).client_message(*whole)
+                self.find(ident, access).client_message(*whole)
                 return
         large = await self.work.do(read_large(body))
         if large is not None:
@@ -280,7 +330,7 @@ class Server:
             line = await self.work.do(read_foreign_batch(body, most))
             envelope = None
         # Looked up again: the session may have ended meanwhile.
-        self.find(ident).client_message(line, envelope)
+        self.find(ident, access).client_message(line, envelope)
 
     def check_batch(self, line: bytes) -> list[bytes]:
         """
@@ -318,3 +368,15 @@ class Server:
     def _forget(self, table: dict[str, BackendSession], session: BackendSession) -> None:
         table.pop(session.ident, None)
         self.pool.abandoned.remove(session)
+
+
+def _of_caller(session: BackendSession | None, access: Access) -> BackendSession:
+    """
+    Return a session, if it is of this caller, who has access to it from now on as long as
+    by this request.  Raises `UnknownSession` in the same way for one that does not exist.
+    """
+    if session is None or session.owner != access.key:
+        raise UnknownSession("no such session, or it has ended")
+    if access.until > session.access_until:
+        session.access_until = access.until
+    return session

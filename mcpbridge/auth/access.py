@@ -23,7 +23,8 @@ class Access:
 
     `identity` is its `IIdentity`, None without authentication, and `name` that of the
     identity, or an empty string.  `scopes` are those that it has and those that they
-    include.  It holds `until` a time in seconds since the epoch.
+    include.  It holds `until` a time in seconds since the epoch; from `fresh_until` on, which
+    may be earlier, a new request has to be admitted anew.
 
     `environment` are variables for the processes that work for this caller (`env_from`).
     `key` is what sessions, processes, tasks and calls that wait belong to: the name, and
@@ -31,7 +32,7 @@ class Access:
     that does not exist.
     """
 
-    __slots__ = ("environment", "identity", "key", "name", "scopes", "until")
+    __slots__ = ("environment", "fresh_until", "identity", "key", "name", "scopes", "until")
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Access:
         *,
         scopes: frozenset[str] = frozenset(),
         until: float = inf,
+        fresh_until: float = inf,
         environment: Mapping[str, str] = _NOTHING,
         key: str | None = None,
     ) -> None:
@@ -46,6 +48,7 @@ class Access:
         self.name = "" if identity is None else name_of(identity)
         self.scopes = scopes
         self.until = until
+        self.fresh_until = fresh_until
         self.environment = environment
         self.key = self.name if key is None else key
 

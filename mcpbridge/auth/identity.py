@@ -31,13 +31,15 @@ class Identity:
 
     `scopes` are those that were granted, `claims` whatever else the issuer says of the
     subject.  `expires_at` is in seconds since the epoch; None if it does not expire.
+    `recheck_at` is when the issuer has to be asked again, if that is earlier.
     """
 
     issuer: str
     subject: str
     scopes: frozenset[str] = frozenset()
-    claims: Mapping[str, Any] = field(default=_NO_CLAIMS, hash=False)
+    claims: Mapping[str, Any] = field(default_factory=lambda: _NO_CLAIMS, hash=False)
     expires_at: float | None = None
+    recheck_at: float | None = None
 
 
 def name_of(identity: Any) -> str:

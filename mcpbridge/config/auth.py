@@ -29,7 +29,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Settings that are an object, in which every key must be known."""
 
 
-class NamedToken(_Settings):
+class NamedToken(_Settings, frozen=True):
     """
     A token that the operator has made: `sha256` of it, or a `file` that has it.
 
@@ -42,7 +42,7 @@ class NamedToken(_Settings):
     scopes: tuple[Scope, ...] = ()
 
 
-class Introspection(_Settings):
+class Introspection(_Settings, frozen=True):
     """How the bridge asks the issuer about an opaque token (RFC 7662)."""
 
     client_id: _Text
@@ -51,7 +51,7 @@ class Introspection(_Settings):
     endpoint: _Text | None = None
 
 
-class OAuth(_Settings):
+class OAuth(_Settings, frozen=True):
     """The authorization server whose access tokens are accepted."""
 
     issuer: _Text
@@ -69,7 +69,7 @@ class OAuth(_Settings):
     trusted_hosts: tuple[_Text, ...] = ()
 
 
-class ClientCertificates(_Settings):
+class ClientCertificates(_Settings, frozen=True):
     """Client certificates that a TLS listener has verified."""
 
     #: Which part of a certificate names the caller.
@@ -81,7 +81,7 @@ class ClientCertificates(_Settings):
     scopes: tuple[Scope, ...] = ()
 
 
-class ProxyIdentity(_Settings):
+class ProxyIdentity(_Settings, frozen=True):
     """An identity that a reverse proxy has found out and sends in a header."""
 
     header: HeaderName
@@ -91,7 +91,7 @@ class ProxyIdentity(_Settings):
     scopes_header: HeaderName | None = None
 
 
-class Auth(_Settings):
+class Auth(_Settings, frozen=True):
     """Who may come in, by what, and which scopes what needs."""
 
     tokens: Mapping[TokenName, NamedToken] = {}
@@ -122,10 +122,27 @@ def read_auth(value: object, name: str = "auth") -> Auth:
         auth = msgspec.convert(value, Auth)
     except msgspec.ValidationError as error:
         what, place = _PLACE.fullmatch(str(error)).groups()  # type: ignore[union-attr]
-        where = re.sub(r"\[(\d+)\]", r"[\1]", (place or "").replace("[...]", ".*"))
-        raise SettingError(f"{name}{where}", "an object as documented", Described(what)) from None
+        where = name + (place or "").replace("[...]", ".*")
+        raise _wrong(where, what) from None
     _check(auth, name)
     return auth
+
+
+def _wrong(where: str, what: str) -> SettingError:
+    """Make an error of one of msgspec's, which never shows a value."""
+    unknown, missing, expected = (each.fullmatch(what) for each in (_UNKNOWN, _MISSING, _EXPECTED))
+    if unknown is not None:
+        return SettingError(where, "keys that are known", Described(f"the key {unknown[1]}"))
+    if missing is not None:
+        return SettingError(f"{where}.{missing[1]}", "a value", Described("none"))
+    if expected is None:
+        return SettingError(where, "something else", Described(what))
+    return SettingError(where, expected[1], Described(expected[2] or "something else"))
+
+
+_UNKNOWN = re.compile("Object contains unknown field (`.*`)", re.DOTALL)
+_MISSING = re.compile("Object missing required field `(.*)`", re.DOTALL)
+_EXPECTED = re.compile("Expected (.+?)(?:, got (.+))?", re.DOTALL)
 
 
 def _check(auth: Auth, name: str) -> None:

@@ -9,10 +9,12 @@ the documentation.  Knows neither the reactor nor files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from mcpbridge.config.auth import Auth, merged, read_auth
 from mcpbridge.config.checks import (
     COMMAND,
     COUNT,
@@ -38,6 +40,7 @@ from mcpbridge.config.checks import (
     TEXTS,
     Check,
     is_text,
+    kind_of,
     one_of,
 )
 from mcpbridge.config.tuning import MIB
@@ -55,6 +58,7 @@ CONNECTIONS_PER_SESSION = 4
 #: The headings of `--help`, in their order.
 COMMON = "Common options"
 LISTENING = "Listening"
+AUTHENTICATION = "Authentication"
 SECURITY = "Security"
 LIMITS = "Limits"
 SESSIONS = "Sessions"
@@ -64,7 +68,7 @@ CONTAINERS = "Containers"
 LOGGING = "Logging"
 EXTENSIONS = "Extensions"
 GROUPS = (
-    *(COMMON, LISTENING, SECURITY, LIMITS, SESSIONS, PROCESSES),
+    *(COMMON, LISTENING, AUTHENTICATION, SECURITY, LIMITS, SESSIONS, PROCESSES),
     *(STATELESS, CONTAINERS, LOGGING, EXTENSIONS),
 )
 #: The paths that a server serves below its base.
@@ -75,6 +79,36 @@ def share_of(limit: int, share: int | None) -> int:
     """Return the share of a limit that one client address may use; half of it by default."""
     return max(1, limit // 2) if share is None else share
 
+
+def _wrong_auth(name: str, value: Any) -> Iterator[SettingError]:
+    """Say what is wrong with an object of `auth`, without its values."""
+    if not isinstance(value, Mapping):
+        yield SettingError(name, "an object, or false", kind_of(value))
+        return
+    try:
+        read_auth(value, name)
+    except SettingError as error:
+        yield error
+
+
+def _is_auth(value: Any) -> bool:
+    if value is None or value is False:
+        return True
+    try:
+        return isinstance(value, Mapping) and bool(read_auth(value))
+    except SettingError:
+        return False
+
+
+AUTH = Check("an object, or false", _is_auth, complain=_wrong_auth, form="json", metavar="JSON")
+
+#: An origin, as a browser shows it: no path, as `public_path` says that.
+_PUBLIC_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+PUBLIC_URL = Check(
+    "a URL without a path, such as `https://mcp.example.org`",
+    lambda v: v is None or (isinstance(v, str) and _PUBLIC_URL.fullmatch(v) is not None),
+    metavar="URL",
+)
 
 ENDPOINTS = Check(
     f"a list of endpoint descriptions, such as `{DEFAULT_LISTEN}`",
@@ -205,6 +239,15 @@ class ServerSettings:
         "Path prefix that clients see instead of `base_uri`, if a reverse proxy rewrites paths.",
         group=LISTENING,
         unset="the value of `base_uri`",
+    )
+    auth: Mapping[str, Any] | bool | None = setting(
+        None,
+        AUTH,
+        "Who may use this server, and which scopes that needs; each key takes the place of the"
+        " same one in the bridge's `auth`. `false` lets everybody in.",
+        group=AUTHENTICATION,
+        unset="the bridge's `auth`",
+        option="server-auth",
     )
     max_sessions: int = setting(
         DEFAULT_SESSIONS,
@@ -474,6 +517,27 @@ class BridgeSettings:
     listen: tuple[str, ...] = setting(
         (DEFAULT_LISTEN,), ENDPOINTS, "Twisted endpoints to listen on.", group=LISTENING
     )
+    auth: Mapping[str, Any] | bool | None = setting(
+        None,
+        AUTH,
+        "Who may come in: named tokens, access tokens of an authorization server, client"
+        " certificates, or whom a trusted proxy names.",
+        group=AUTHENTICATION,
+        unset="everybody, which is allowed only if all listeners are on loopback or UNIX sockets",
+    )
+    public_url: str | None = setting(
+        None,
+        PUBLIC_URL,
+        "Scheme, host and port under which clients reach the bridge; needed for `auth.oauth`.",
+        group=AUTHENTICATION,
+        unset="none",
+    )
+    insecure: bool = setting(
+        False,
+        FLAG,
+        "Serve without authentication even on addresses that other machines can reach.",
+        group=AUTHENTICATION,
+    )
     max_sessions: int | None = setting(
         None,
         SHARE,
@@ -622,8 +686,36 @@ class BridgeSettings:
             return self.max_connections
         return max(DEFAULT_CONNECTIONS, CONNECTIONS_PER_SESSION * self.session_limit)
 
+    def auth_of(self, server: ServerSettings) -> Auth | None:
+        """Return who may use a server; None if everybody may.  Raises `SettingError`."""
+        if server.auth is False:
+            return None
+        own = server.auth if isinstance(server.auth, Mapping) else {}
+        ours = self.auth if isinstance(self.auth, Mapping) else {}
+        both = merged(ours, own)
+        if not both:
+            return None
+        auth = read_auth(both, f"mcpServers.{server.name}.auth" if own else "auth")
+        if not auth.identifies:
+            raise SettingError(
+                f"mcpServers.{server.name}.auth" if own else "auth",
+                "a way to tell who a caller is: `tokens`, `oauth`, `certificates`, `proxy` or"
+                " `authenticator`",
+                Described("none"),
+            )
+        if auth.oauth is not None and self.public_url is None:
+            raise SettingError(
+                "public_url",
+                "the URL that clients use, such as `https://mcp.example.org`, because"
+                " `auth.oauth` is set",
+                Described("none"),
+            )
+        return auth
+
     def __post_init__(self) -> None:
         _check_all(self)
+        for each in self.servers:
+            self.auth_of(each)
         largest = max((each.max_message_bytes for each in self.servers), default=0)
         for name in ("max_request_bytes", "max_response_bytes", "max_request_bytes_per_address"):
             limit = getattr(self, name)

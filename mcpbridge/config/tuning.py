@@ -242,3 +242,6 @@ GIVE_WAY_SECONDS = 1.0
 
 #: In how many addresses an idle connection is searched for, those with the most first.
 IDLE_ADDRESSES = 8
+
+#: How far the clocks of the bridge and of an authorization server may differ.
+TOKEN_LEEWAY_SECONDS = 30.0

@@ -68,21 +68,27 @@ _SCALAR = re.compile(rb"[^ \t\r\n,\[\]{}\":]*+")
 
 
 def outline(
-    text: bytes, inner: tuple[str, ...] = (), *, size: int = SLICE_BYTES, utf8: bool = True
+    text: bytes,
+    inner: tuple[str, ...] = (),
+    *,
+    size: int = SLICE_BYTES,
+    utf8: bool = True,
+    names: list[list[str]] | None = None,
 ) -> Slices[list[dict[str, Span]]]:
     """
     Check that a text is a JSON object, with `utf8` in UTF-8, and find its members.
 
     Return the members of the object, then those of its member `inner[0]`,
     then those of the member `inner[1]` of that, and so on as far as there are
-    such objects.  Of members with one name the last counts.
+    such objects.  Of members with one name the last counts; the names of all members of
+    each such object, as they are repeated, are added to `names`.
 
     Raise `NotJson`, also where it is nested too deeply, and `TooComplex` for
     more than `MAX_MEMBERS` members.
     """
     if utf8:
         yield from _check_utf8(text, size)
-    reader = _Reader(text, size)
+    reader = _Reader(text, size, names)
     at = yield from reader.space(0)
     if text[at : at + 1] != b"{":
         raise reader.unexpected(at, "'{'")
@@ -161,8 +167,9 @@ def _check_utf8(text: bytes, size: int) -> Slices[None]:
 class _Reader:
     """A text, and steps that check the next part of it."""
 
-    def __init__(self, text: bytes, size: int) -> None:
+    def __init__(self, text: bytes, size: int, names: list[list[str]] | None = None) -> None:
         self._text = text
+        self._names = names
         self._view = memoryview(text)
         self._size = size
         self._members = 0
@@ -216,6 +223,9 @@ class _Reader:
         if self._outer is None:
             self._outer = found
         within: list[dict[str, Span]] = []
+        names: list[str] = []
+        if self._names is not None:
+            self._names.append(names)
         at = yield from self.space(at + 1)
         if text[at : at + 1] == b"}":
             return at + 1, [found]
@@ -227,6 +237,8 @@ class _Reader:
                     " (MAX_MEMBERS)"
                 )
             name, at = self._name(at)
+            if self._names is not None:
+                names.append(name)
             at = yield from self.space(at)
             if text[at : at + 1] != b":":
                 raise self.unexpected(at, "':'")

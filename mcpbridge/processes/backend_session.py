@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -19,6 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import ATTENDED_FACTOR, STDERR_TAIL_CHARS, STDERR_TAIL_LINES
 from mcpbridge.errors import BackendBusy, UnknownSession
@@ -149,6 +151,10 @@ class BackendSession:
 
     #: The client, where filters or observers need to know it.
     caller: Caller | None = None
+    #: The caller that it belongs to (`Access.key`), and until when that may use it, in seconds
+    #: since the epoch.
+    owner: str = ""
+    access_until: float = inf
     #: Tells which client a line of the backend is for, where it serves several.
     caller_of: Callable[[bytes], Caller | None] | None = None
 
@@ -231,6 +237,7 @@ class BackendSession:
         adapter: Adapter | None = None,
         caller: Caller | None = None,
         caller_of: Callable[[bytes], Caller | None] | None = None,
+        access: Access = ANYBODY,
         stderr_notifications: bool = False,
     ) -> None:
         """
@@ -239,8 +246,10 @@ class BackendSession:
 
         `forget` is called when it takes no more messages.  `sink` may follow
         with `connect`.  `caller` is its one client; `caller_of` tells which
-        client a line of the backend is for, where it serves several.
+        client a line of the backend is for, where it serves several.  `access` is
+        as what its one client was admitted.
         """
+        self.owner, self.access_until = access.key, access.until
         self.forget = forget
         if sink is not None:
             self.sink = sink
@@ -250,7 +259,12 @@ class BackendSession:
         self.stderr_notifications = stderr_notifications
         self.announced = True
         self.opened_at = self.clock.seconds()
-        self.log.info("session {label} of {server!r} opened", label=self.label, server=self.server)
+        self.log.info(
+            "session {label} of {server!r} opened{whom}",
+            label=self.label,
+            server=self.server,
+            whom=f" for {access.name}" if access.name else "",
+        )
         for observer in self.observers:
             guarded(self.log, "an observer", observer.session_opened, self)
 

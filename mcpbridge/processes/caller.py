@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 from zope.interface import implementer
 
+from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.config.tuning import CLIENT_TEXT_CHARS
 from mcpbridge.interfaces import ICaller
 from mcpbridge.jsonrpc.members import members_of, string_of
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
-
-#: The identity of every caller as long as there is no authentication.
-ANYBODY = ""
 
 #: How much `repr` shows of each text.
 _SHOWN_CHARS = 60
@@ -33,10 +32,17 @@ class Caller:
     Made only for servers with filters or observers, who are the ones to read it.
     """
 
-    __slots__ = ("address", "client_name", "client_version", "headers", "identity")
+    __slots__ = (
+        *("address", "claims", "client_name", "client_version", "headers", "identity"),
+        "scopes",
+    )
 
-    def __init__(self, identity: str, address: str | None, headers: Mapping[str, str]) -> None:
-        self.identity = identity
+    def __init__(
+        self, address: str | None, headers: Mapping[str, str], access: Access = ANYBODY
+    ) -> None:
+        self.identity = access.name
+        self.scopes = access.scopes
+        self.claims: Mapping[str, Any] = getattr(access.identity, "claims", {})
         self.address = address
         self.headers: Mapping[str, str] = MappingProxyType(dict(headers))
         self.client_name: str | None = None

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from mcpbridge.errors import Refused
+from mcpbridge.errors import InvalidToken, Refused
 from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, LISTEN, ModernRequest
 from mcpbridge.mcp.subscriptions import all_changes, change_line, promised_by
@@ -144,6 +144,13 @@ class Exchange:
         """End it: the client has gone, which is how it cancels (basic/patterns/cancellation)."""
         if not self.over:
             self._end()
+            if self._worker is not None:
+                self._worker.cancel(self)
+
+    def expire(self) -> None:
+        """End it with an error: the access of its caller has expired."""
+        if not self.over:
+            self.fail(InvalidToken("the access of this client has expired"))
             if self._worker is not None:
                 self._worker.cancel(self)
 

@@ -9,15 +9,16 @@ must not know what is limited, nor who is told.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, NamedTuple
 
 from twisted.internet.address import UNIXAddress
 
+from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.config.settings import BridgeSettings
-from mcpbridge.processes.caller import ANYBODY, Caller
+from mcpbridge.processes.caller import Caller
 
 #: How many addresses are cached with what the settings say of them.
 KNOWN_ADDRESSES = 4096
@@ -26,6 +27,7 @@ MAX_HOPS = 32
 #: The network that one host, or one customer, most often has (RFC 6177).
 IPV6_PREFIX = 64
 
+AUTHORIZATION = "authorization"
 FORWARDED_FOR = "x-forwarded-for"
 FORWARDED = "forwarded"
 #: Returns the values of a header, by its name in lower case.
@@ -103,6 +105,13 @@ class ClientAddresses:
         if peer is None:
             peer = self.peer(channel.getPeer())
         return self.client(peer, _of_headers(request.requestHeaders))
+
+    def share_of(self, request: Any) -> str | None:
+        """
+        Return whose share counts for a request of twisted.web: its caller's, by the name of
+        the identity, or else its client's, by address.  None if nobody's does.
+        """
+        return access_of(request).name or self.of_request(request)
 
     def address(self, request: Any) -> str | None:
         """
@@ -215,18 +224,30 @@ def no_caller(request: Any) -> None:
     """Return None: a `CallerOf` for a server without filters and observers."""
 
 
-def tell_callers(address_of: Callable[[Any], str | None]) -> CallerOf:
-    """Return a `CallerOf`; `address_of` returns the address of a request's client."""
+def tell_callers(
+    address_of: Callable[[Any], str | None], hidden: Collection[str] = frozenset()
+) -> CallerOf:
+    """
+    Return a `CallerOf`; `address_of` returns the address of a request's client, and `hidden`
+    are headers that are told to nobody.
+    """
 
     def caller_of(request: Any) -> Caller:
-        return Caller(ANYBODY, address_of(request), _headers(request))
+        return Caller(address_of(request), _headers(request, hidden), access_of(request))
 
     return caller_of
 
 
-def _headers(request: Any) -> dict[str, str]:
+def access_of(request: Any) -> Access:
+    """Return as what a request of twisted.web was admitted."""
+    access: Access = getattr(request, "access", ANYBODY)
+    return access
+
+
+def _headers(request: Any, hidden: Collection[str]) -> dict[str, str]:
     """Return headers by name in lower case, their values joined (RFC 9110, section 5.3)."""
     return {
-        name.decode("latin-1").lower(): ", ".join(value.decode("latin-1") for value in values)
-        for name, values in request.requestHeaders.getAllRawHeaders()
+        name: ", ".join(value.decode("latin-1") for value in values)
+        for raw_name, values in request.requestHeaders.getAllRawHeaders()
+        if (name := raw_name.decode("latin-1").lower()) not in hidden
     }

@@ -15,6 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from mcpbridge.errors import InternalError, Refused, without_frames
+from mcpbridge.web.admission import Admit
 from mcpbridge.web.response import error_body
 
 #: Serves a request.  The response is complete when it returns None, or when what it returns
@@ -25,13 +26,14 @@ _log = Logger()
 
 
 class Endpoint:
-    """A handler, and the segments of its path."""
+    """A handler, the segments of its path, and what admits requests to it."""
 
-    __slots__ = ("_handler", "_segments")
+    __slots__ = ("_admit", "_handler", "_segments")
 
-    def __init__(self, handler: Handler, segments: list[bytes]) -> None:
+    def __init__(self, handler: Handler, segments: list[bytes], admit: Admit) -> None:
         self._handler = handler
         self._segments = segments
+        self._admit = admit
 
     def serve(self, request: Any) -> None:
         """
@@ -47,6 +49,8 @@ class Endpoint:
     async def _serve(self, request: Any) -> None:
         body = b""
         try:
+            admitted = self._admit(request)
+            request.access = await admitted if isinstance(admitted, Deferred) else admitted
             waiting = self._handler(request)
             if waiting is not None:
                 await waiting

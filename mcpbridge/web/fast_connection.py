@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from mcpbridge.auth.access import Access
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
@@ -22,9 +23,10 @@ from mcpbridge.twisted_internals import (
     write_large,
 )
 from mcpbridge.web.access_log import AccessLog, LoggedRequest
+from mcpbridge.web.admission import end_of
 from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.endpoints import Endpoint
-from mcpbridge.web.fast_path import FastRequest, NotFastAfterAll
+from mcpbridge.web.fast_path import NOT_YET, FastRequest, NotFastAfterAll
 from mcpbridge.web.pending_response import PendingExchange, PendingStream
 from mcpbridge.web.request_parser import NO_HEAD, Head, ReceivedRequest
 from mcpbridge.web.watched_connection import CONNECTION_DONE
@@ -55,6 +57,8 @@ class FastConnection(BridgeConnection):
     #: When it has waited so long that it gets an event stream.
     _commit_at = 0.0
     _commit_call: IDelayedCall | None = None
+    #: As what the request was admitted that is handed over just now.
+    admitted: Access | None = None
     #: A pending request on its way to its endpoint; see `take_handed_over`.
     _handed_over: PendingStream | PendingExchange | None = None
 
@@ -87,13 +91,16 @@ class FastConnection(BridgeConnection):
     def serve(self, received: ReceivedRequest) -> bool:
         """Answer a request here if it is a fast one; others as `BridgeConnection`."""
         head = received.head
-        if head.cache_key is not self._last_head.cache_key:
+        request = self._last_request
+        if head.cache_key is not self._last_head.cache_key or (
+            request is not None and request.access.fresh_until <= self._active_at
+        ):
             # Most clients send the same head again and again, or one that differs in a trace.
-            self._last_request = self.site.fast_path.recognise(head, self.loopback or None)
+            request = self.site.fast_path.recognise(head, self.loopback or None, self.end)
+            self._last_request = request
             self._logged = None
         self._last_head = head
-        request = self._last_request
-        if request is None or received.refusal is not None:
+        if request is None or request.access is NOT_YET or received.refusal is not None:
             return self._refuse_stream(received) or super().serve(received)
         size = received.arrived
         # A larger body is parsed in slices, as one of twisted.web.
@@ -119,7 +126,7 @@ class FastConnection(BridgeConnection):
     def serve_ordinary(self, received: ReceivedRequest) -> None:
         """End a session for a `DELETE` here, if it is plain; others as `BridgeConnection`."""
         if received.refusal is None and not received.arrived:
-            ended = self.site.fast_path.end_session(received.head, self.loopback or None)
+            ended = self.site.fast_path.end_session(received.head, self.loopback or None, self.end)
             if ended is not None:
                 self._write(ended)
                 return
@@ -137,7 +144,7 @@ class FastConnection(BridgeConnection):
             return False
         self._received = received
         refusal = self.site.fast_path.refuse_stream(
-            head, self.loopback or None, self.client_address
+            head, self.loopback or None, self.client_address, self.end
         )
         self._received = None
         if refusal is None:
@@ -167,6 +174,10 @@ class FastConnection(BridgeConnection):
         received, self._received = self._received, None
         if received is not None and received.counted:
             self.give_back(received)
+
+    def end(self) -> tuple[str | None, bytes | None]:
+        """Return the address of the other end, and its client certificate."""
+        return end_of(self.transport)
 
     def client_address(self) -> str | None:
         """Return the address whose share counts for the last request; None if none does."""
@@ -247,13 +258,14 @@ class FastConnection(BridgeConnection):
         if self.pending is None or self.transport.disconnecting:
             return
         self._handed_over, self.pending = self.pending, None
+        self.admitted = self._last_request and self._last_request.access
         serving, self._serving = self._serving, True
         try:
             self.serve_ordinary(ReceivedRequest(self._last_head))
         finally:
             self._serving = serving
             # Taken over by now, or by nobody: not by another request.
-            self._handed_over = None
+            self._handed_over = self.admitted = None
         self._go_on()
 
     def take_handed_over(self) -> PendingStream | PendingExchange | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from math import inf
 from time import time
 from typing import NamedTuple, cast
 
@@ -23,11 +24,12 @@ from twisted.web.http import datetimeToString
 from twisted.web.http_headers import Headers as HeaderFields
 from twisted.web.server import version
 
+from mcpbridge.auth.access import ANYBODY, Access
+from mcpbridge.auth.request import AuthenticationRequest
 from mcpbridge.errors import InternalError, Refused
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.mcp.modern_request import LISTEN, MODERN_PROTOCOL_VERSIONS, claims_modern
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS, is_accepted
-from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.twisted_internals import AT_ONCE_BYTES
@@ -73,6 +75,9 @@ class FastRequest(NamedTuple):
     it.  `proxied` if a proxy has sent it.  `responses` makes the bytes of its
     response.  None of this may depend on the values of `VARYING` fields: heads with
     the same `cache_key` share it.
+
+    `access` is as what its caller was admitted; it holds for requests with the same head,
+    until `fresh_until`.
     """
 
     server: Server
@@ -81,6 +86,7 @@ class FastRequest(NamedTuple):
     responses: FastResponses
     work: StartWork | None = None
     proxied: bool = False
+    access: Access = ANYBODY
 
 
 class _Checked:
@@ -113,6 +119,16 @@ def _text(value: bytes) -> str:
 
 
 _ACCEPTED = {b"application/json", b"text/event-stream"}
+
+
+#: The access of a caller who is not known yet: a request with the same head may be fast later.
+NOT_YET = Access(until=-inf, fresh_until=-inf)
+#: Returns the address of the other end of a connection, and its client certificate.
+EndOf = Callable[[], tuple[str | None, bytes | None]]
+
+
+def _no_end() -> tuple[str | None, bytes | None]:
+    return None, None
 
 
 class NotFastAfterAll(Exception):
@@ -240,11 +256,15 @@ class FastPath:
         self._responses = FastResponses()
         self._responses_with = lru_cache(KNOWN_ORIGINS)(FastResponses)
 
-    def recognise(self, head: Head, loopback: int | None = None) -> FastRequest | None:
+    def recognise(
+        self, head: Head, loopback: int | None = None, end: EndOf = _no_end
+    ) -> FastRequest | None:
         """
-        Read the head of a fast request; return None for one of twisted.web's.
+        Read the head of a fast request; return None for one of twisted.web's.  That is also
+        one with the access `NOT_YET`, but the next one with its head is to be asked about.
 
-        `loopback` is the port of the listener, if it is on loopback.
+        `loopback` is the port of the listener, if it is on loopback; `end` tells who is
+        at the other end.
         """
         if head.method != b"POST" or not head.persistent:
             return None
@@ -265,11 +285,12 @@ class FastPath:
                 return None
             if checked.given:
                 responses = self._responses_with(tuple(checked.given))
+        access = self._access(server, head, end)
         if not streamable:
             ident = query[len(_QUERY) :]
             if not query.startswith(_QUERY) or not _IDENT.fullmatch(ident):
                 return None
-            return FastRequest(server, ident.decode("ascii"), False, responses)
+            return FastRequest(server, ident.decode("ascii"), False, responses, access=access)
         if asks or not _may_post(fields):
             return None
         revision = fields.get(b"mcp-protocol-version", b"2025-11-25").decode("latin-1")
@@ -281,10 +302,19 @@ class FastPath:
                 return None
             proxied = not _PROXY.isdisjoint(fields)
             work = partial(work_on, server)
-            return FastRequest(server, "", True, responses, work, proxied)
+            return FastRequest(server, "", True, responses, work, proxied, access)
         if revision not in HANDSHAKE_PROTOCOL_VERSIONS or not _IDENT.fullmatch(ident):
             return None
-        return FastRequest(server, ident.decode("ascii"), True, responses)
+        return FastRequest(server, ident.decode("ascii"), True, responses, access=access)
+
+    def _access(self, server: Server, head: Head, end: EndOf) -> Access:
+        """Return as what a request is admitted, if that is known already; else `NOT_YET`."""
+        control = server.access_control
+        if control is None:
+            return ANYBODY
+        name = server.settings.name
+        request = AuthenticationRequest(name, head.method, head.target, head.fields, *end())
+        return control.recall(request) or NOT_YET
 
     def _fields(self, head: Head, loopback: int | None) -> dict[bytes, bytes] | None:
         """Return the fields of a head by name; None for a request of twisted.web's."""
@@ -332,7 +362,11 @@ class FastPath:
         return True
 
     def refuse_stream(
-        self, head: Head, loopback: int | None, client: Callable[[], str | None] = lambda: None
+        self,
+        head: Head,
+        loopback: int | None,
+        client: Callable[[], str | None] = lambda: None,
+        end: EndOf = _no_end,
     ) -> bytes | None:
         """
         Return the refusal of `GET /sse` if its server can open no session now;
@@ -344,7 +378,10 @@ class FastPath:
         server = self._streams.get(head.target)
         if server is None or not head.persistent:
             return None
-        refusal = server.refusal(client)
+        access = self._access(server, head, end)
+        if access is NOT_YET:
+            return None
+        refusal = server.refusal(lambda: access.name or client())
         if refusal is None:
             return None
         if not self._is_allowed(head, loopback):
@@ -352,7 +389,9 @@ class FastPath:
         server.pool.log_refusal()
         return self._responses.error_response(refusal)
 
-    def end_session(self, head: Head, loopback: int | None = None) -> bytes | None:
+    def end_session(
+        self, head: Head, loopback: int | None = None, end: EndOf = _no_end
+    ) -> bytes | None:
         """
         End the session that a `DELETE` names, and return the whole response; None if
         there is no such session, and for all that the ordinary path must look at.
@@ -362,10 +401,14 @@ class FastPath:
             return None
         if not self._is_allowed(head, loopback):
             return None
+        access = self._access(server, head, end)
         fields = dict(head.fields)
-        session = server.streamable.get(_text(fields.get(b"mcp-session-id", b"")))
+        ident = _text(fields.get(b"mcp-session-id", b""))
+        if access is NOT_YET or not server.has_streamable(ident, access):
+            return None
+        session = server.find_streamable(ident, access)
         revision = fields.get(b"mcp-protocol-version")
-        if session is None or not is_accepted(
+        if not is_accepted(
             None if revision is None else _text(revision),
             cast("StreamableSession", session.sink).negotiated,
         ):
@@ -382,7 +425,7 @@ class FastPath:
         response.  Raises `NotFastAfterAll` if that takes longer.
         """
         try:
-            received = request.server.receive(request.ident, body)
+            received = request.server.receive(request.ident, body, request.access)
         except Exception as error:
             return request.responses.failure(error)
         if not received:
@@ -403,10 +446,13 @@ class FastPath:
         if claims_modern(body):
             raise NotFastAfterAll
         try:
+            server, access = request.server, request.access
             streamable = cast(
-                "StreamableSession", request.server.find_streamable(request.ident).sink
+                "StreamableSession", server.find_streamable(request.ident, access).sink
             )
-            request.server.check_size(body)
+            server.check_size(body)
+            if server.reads_operations:
+                server.check_operations(body, access, "/mcp")
             line, envelope = read_message(body)
             if envelope is None or envelope.method == "initialize":
                 raise NotFastAfterAll
@@ -431,10 +477,13 @@ class FastPath:
         """Make an exchange of a request of 2026-07-28, most of which have one message as answer."""
         headers = received.head.mcp_values
         try:
+            if request.server.reads_operations:
+                request.server.check_operations(received.body, request.access, "/mcp")
             asked = read_post(request.server, received.body, headers)
         except Refused as error:
             return request.responses.error_response(error)
         if asked is None or asked.method == LISTEN:
             raise NotFastAfterAll
         responses, proxied = request.responses, request.proxied
-        return PendingExchange(asked, headers, ANYBODY, connection, responses, work, proxied)
+        access = request.access
+        return PendingExchange(asked, headers, access, connection, responses, work, proxied)

@@ -17,6 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mcpbridge.auth.access import Access
 from mcpbridge.errors import Refused
 from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import ModernRequest
@@ -196,7 +197,7 @@ class PendingExchange(PendingResponse[ExchangeSink]):
         self,
         asked: ModernRequest,
         headers: Headers,
-        identity: str,
+        access: Access,
         connection: PendingConnection,
         encoder: ResponseEncoder,
         work: StartWork,
@@ -205,10 +206,10 @@ class PendingExchange(PendingResponse[ExchangeSink]):
         super().__init__(connection, encoder)
         self.exchange = Exchange(
             asked,
-            identity,
+            access.key,
             self,
             None if proxied else connection.client_connection(),
-            client=connection.client_address(),
+            client=access.name or connection.client_address(),
         )
         self._headers = headers
         self._work = work

@@ -31,11 +31,15 @@ _BACKEND_ROUTES = [[path[1:].encode("ascii")] for path in SERVED_PATHS]
 class Branch(Resource):
     """
     A prefix of base paths.  If it is the base of a server, what is below it is
-    for that server's leaf, except for other servers' bases.
+    for that server's leaf, except for other servers' bases.  Without `hints` no error
+    names a server: only those who may use it are to know of it.
     """
 
-    def __init__(self, depth: int = 0, servers: Sequence[ServerSettings] = ()) -> None:
+    def __init__(
+        self, depth: int = 0, servers: Sequence[ServerSettings] = (), *, hints: bool = True
+    ) -> None:
         super().__init__()
+        self._hints = hints
         self.leaf: IResource = _Nothing()
         #: The servers that a 404 for the base itself names.
         self._servers = servers
@@ -50,7 +54,7 @@ class Branch(Resource):
         """Return the branch below this one; make it if there is none."""
         below = self.children.get(segment)
         if not isinstance(below, Branch):
-            below = Branch(self._depth + 1)
+            below = Branch(self._depth + 1, hints=self._hints)
             self.putChild(segment, below)
         return below
 
@@ -76,7 +80,7 @@ class Branch(Resource):
 
     def _nothing(self, request: Any) -> _Nothing:
         """Return a 404 that says where MCP is served."""
-        if not self._servers:
+        if not self._servers or not self._hints:
             return _Nothing()
         mount = request.prepath[: len(request.prepath) - self._depth]
         return _Nothing(mcp_at(self._servers, "".join(f"/{quote(each)}" for each in mount)))

@@ -26,8 +26,10 @@ from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.pacer import ENDS, Pacer
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
+from mcpbridge.web.access_expiry import EXPIRED, AccessExpiry
+from mcpbridge.web.admission import Admission, AdmittedResource
 from mcpbridge.web.bounded_request import refusal_of, take_body
-from mcpbridge.web.client_addresses import CallerOf, no_caller
+from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
 from mcpbridge.web.endpoints import Endpoint, Handler
 from mcpbridge.web.response import accept, error_body
 from mcpbridge.web.server_card import ServerCards
@@ -56,7 +58,10 @@ class Routes:
         cards: ServerCards | None = None,
         caller_of: CallerOf = no_caller,
         pacer: Pacer | None = None,
+        admission: Admission | None = None,
     ) -> None:
+        settings = server.settings
+        self._admission = admission or Admission(settings.name, server.access_control)
         self._pacer = pacer or Pacer(clock)
         self._cards = cards or ServerCards([server])
         self._server = server
@@ -67,7 +72,8 @@ class Routes:
 
     def resource(self) -> IResource:
         """Return a leaf that serves what is below the server's base."""
-        return cast("IResource", self.app.resource())
+        leaf = cast("IResource", self.app.resource())
+        return cast("IResource", AdmittedResource(self._admission.admit, leaf))
 
     def endpoints(self) -> Mapping[tuple[bytes, bytes], Endpoint]:
         """
@@ -83,7 +89,7 @@ class Routes:
         ]
         for method, name, handler in handlers:
             path = (self._server.settings.base_uri + name).encode("ascii")
-            endpoint = Endpoint(handler, path[1:].split(b"/"))
+            endpoint = Endpoint(handler, path[1:].split(b"/"), self._admission.admit)
             for slash in (b"", b"/"):
                 found[method, path + slash] = endpoint
         return found
@@ -104,7 +110,10 @@ class Routes:
 
         try:
             session = await self._server.open_session(
-                make_stream, client=self._client_of(request), caller=self._caller_of(request)
+                make_stream,
+                client=self._client_of(request),
+                caller=self._caller_of(request),
+                access=access_of(request),
             )
         except BaseException:
             aborted.addErrback(lambda _: None)
@@ -117,6 +126,10 @@ class Routes:
             self._pacer.run(ENDS, partial(self._server.client_left, session, why))
 
         aborted.addErrback(client_gone)
+        expiry = AccessExpiry(
+            self._clock, lambda: session.access_until, partial(session.life.end, EXPIRED)
+        )
+        aborted.addBoth(expiry.stop)
         # Klein finishes the response when this returns, and cancels it when
         # the connection is lost; the session's end is not for it to wait for.
         await stream.finished
@@ -124,18 +137,19 @@ class Routes:
     @app.route("/message", methods=["POST"])
     def message(self, request: Any) -> Deferred[None] | None:
         """Send a message of the client to its session's backend."""
+        access = access_of(request)
         idents = request.args.get(b"sessionId", [])
         ident = idents[0].decode("ascii", "replace") if len(idents) == 1 else ""
         refusal = refusal_of(request)
         if refusal is not None:
-            self._server.find(ident)
+            self._server.find(ident, access)
             raise refusal
         body = take_body(request)
         if len(body) <= LARGE_BYTES:
-            self._server.receive(ident, body)
+            self._server.receive(ident, body, access)
             accept(request)
             return None
-        receiving = Deferred.fromCoroutine(self._server.receive_large(ident, body))
+        receiving = Deferred.fromCoroutine(self._server.receive_large(ident, body, access))
         return receiving.addCallback(lambda _: accept(request))
 
     @app.route("/mcp", methods=["POST"])

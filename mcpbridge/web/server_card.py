@@ -59,7 +59,9 @@ class ServerCards:
     def __init__(
         self, servers: Sequence[Server], is_proxy: Callable[[Any], bool] = lambda address: False
     ) -> None:
-        self._servers = servers
+        #: Those of which anybody may know.  The card of another one is below its base, for
+        #: those who may use it.
+        self._servers = [each for each in servers if each.access_control is None]
         self._is_proxy = is_proxy
 
     def card(self, request: Any, server: Server, mount: Sequence[bytes]) -> bytes:

@@ -50,11 +50,11 @@ from mcpbridge.mcp.modern_request import (
     read_request,
     try_read_request,
 )
-from mcpbridge.processes.caller import ANYBODY
 from mcpbridge.server import Server
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange, Work
-from mcpbridge.web.client_addresses import CallerOf, no_caller
+from mcpbridge.web.access_expiry import AccessExpiry
+from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted
 from mcpbridge.web.pending_response import PendingExchange
 from mcpbridge.web.response import Response, accept
@@ -121,13 +121,15 @@ class ModernEndpoint:
             refusal = restated(not_acceptable(settings, listens=listens))
             refusal.ident = asked.id
             raise refusal
+        access = access_of(request)
+        self._server.check_admitted(access)
         caller = self._caller_of(request)
         if caller is not None:
             caller.introduced(asked.client_info)
         response = ExchangeResponse(request, settings, self._clock, may)
         exchange = response.exchange = Exchange(
             asked,
-            ANYBODY if caller is None else caller.identity,
+            access.key,
             response,
             _connection(request),
             client=self._client_of(request),
@@ -140,6 +142,9 @@ class ModernEndpoint:
             response.exchange = None
 
         request.notifyFinish().addErrback(gone)
+        if listens:
+            expiry = AccessExpiry(self._clock, lambda: access.until, exchange.expire)
+            request.notifyFinish().addBoth(expiry.stop)
         try:
             # An error of a queued request has a status of its own.
             response.wait(settings.queue_timeout + COMMIT_SECONDS)

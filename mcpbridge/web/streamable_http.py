@@ -40,8 +40,9 @@ from mcpbridge.mcp.stream_events import StreamSink
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
+from mcpbridge.web.access_expiry import AccessExpiry
 from mcpbridge.web.bounded_request import refusal_of, release_body, take_body
-from mcpbridge.web.client_addresses import CallerOf, no_caller
+from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted, accepted
 from mcpbridge.web.pending_response import PendingExchange, PendingStream
 from mcpbridge.web.response import accept
@@ -92,6 +93,7 @@ class McpEndpoint:
         refusal = refusal_of(request)
         body = b"" if refusal is not None else take_body(request)
         unsupported = _unsupported_media(request)
+        await self._check_operations(request, body)
         if len(body) > LARGE_BYTES:
             return await self._post_large(request, body, unsupported)
         if self._is_modern(request) or claims_modern(body):
@@ -108,6 +110,20 @@ class McpEndpoint:
         if envelope is None and session is not None:
             return self._post_batch(request, session, line)
         return await self._post_one(request, session, line, envelope)
+
+    async def _check_operations(self, request: Any, body: bytes) -> None:
+        """Raise `InsufficientScope` for a message that its caller may not send."""
+        server = self._server
+        if not body or not server.reads_operations:
+            return
+        if _header(request, b"mcp-session-id") and not self._is_modern(request):
+            # One that its caller does not have is an error before all others.
+            self._session_of(request)
+        server.check_size(body)
+        if len(body) > LARGE_BYTES:
+            await server.check_large_operations(body, access_of(request), "/mcp")
+        else:
+            server.check_operations(body, access_of(request), "/mcp")
 
     async def _post_large(
         self, request: Any, body: bytes, unsupported: Refused | None
@@ -136,7 +152,8 @@ class McpEndpoint:
             batch = await self._server.work.do(read_batch(body, most))
             # It may have ended meanwhile.
             ident = _header(request, b"mcp-session-id")
-            return self._post_elements(request, self._server.find_streamable(ident), batch)
+            session = self._server.find_streamable(ident, access_of(request))
+            return self._post_elements(request, session, batch)
         if large is None:
             return await self._post_one(request, None, body, None)
         session = self._session_of(request)
@@ -186,6 +203,13 @@ class McpEndpoint:
             position = streamable.router.position
             stream = streamable.router.open_get(response)
         self._attached(request, streamable, response, response, stream, position)
+
+        def expired() -> None:
+            streamable.router.detach(stream, response)
+            response.end()
+
+        expiry = AccessExpiry(self._clock, lambda: session.access_until, expired)
+        request.notifyFinish().addBoth(expiry.stop)
         await response.finished
 
     def delete(self, request: Any) -> None:
@@ -206,7 +230,9 @@ class McpEndpoint:
         if caller is not None:
             caller.initialized(line)
         try:
-            session = await self._server.open_streamable(self._client_of(request), caller)
+            session = await self._server.open_streamable(
+                self._client_of(request), caller, access_of(request)
+            )
         except TooManySessions as error:
             refusal = TooManyMcpSessions(str(error))
             refusal.retry_after = error.retry_after
@@ -350,7 +376,7 @@ class McpEndpoint:
     def _session_of(self, request: Any) -> BackendSession | None:
         """Return the session that a request names; None without one.  Raises `UnknownSession`."""
         ident = _header(request, b"mcp-session-id")
-        return self._server.find_streamable(ident) if ident else None
+        return self._server.find_streamable(ident, access_of(request)) if ident else None
 
     def _is_modern(self, request: Any) -> bool:
         """
@@ -359,7 +385,8 @@ class McpEndpoint:
         """
         if not is_modern_version(_version(request)):
             return False
-        return _header(request, b"mcp-session-id") not in self._server.streamable
+        ident = _header(request, b"mcp-session-id")
+        return not self._server.has_streamable(ident, access_of(request))
 
     def _find(self, request: Any) -> BackendSession | None:
         """

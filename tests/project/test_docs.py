@@ -326,7 +326,7 @@ def test_the_filter_of_the_examples(log_lines: list[str]) -> None:
     def call(tool: object) -> dict[str, Any]:
         return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool}}
 
-    session = SimpleNamespace(caller=Caller("", "192.0.2.1", {"authorization": "s3cret"}))
+    session = SimpleNamespace(caller=Caller("192.0.2.1", {"authorization": "s3cret"}))
     allowed = json.dumps(call("echo")).encode()
     assert json.loads(judge.from_client(None, allowed)) == call("echo")
     assert judge.from_backend(None, b"as it is") == b"as it is"
@@ -353,7 +353,7 @@ def test_the_observer_of_the_examples(tmp_path: Path) -> None:
     kind = importlib.import_module("session_ledger").SessionLedger
     path = tmp_path / "ledger"
     ledger = kind(ServerSettings(**SETTINGS, options={"ledger": str(path)}))
-    caller = Caller("", "192.0.2.1", {"authorization": "s3cret"})
+    caller = Caller("192.0.2.1", {"authorization": "s3cret"})
     counts = dict.fromkeys(("messages_in", "messages_out", "bytes_in", "bytes_out"), 0)
     for each in (caller, None):
         session = SimpleNamespace(server="x", label="1", caller=each, **counts)

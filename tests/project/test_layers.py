@@ -37,19 +37,21 @@ ALLOWED: dict[str, set[str]] = {
     "sliced_work": {"config", "errors", "jsonrpc"},
     "mcp": {"_version", "errors", "jsonrpc"},
     "translation": {"errors", "jsonrpc", "mcp"},
+    "auth": GROUND | {"mcp"},
     "stdio": GROUND,
-    "processes": GROUND | {"mcp", "translation"},
+    "processes": GROUND | {"auth", "mcp", "translation"},
     "session": GROUND | {"mcp", "translation", "processes"},
     "stateless": GROUND | {"mcp", "translation", "processes"},
-    "server": GROUND | {"sliced_work", "mcp", "processes", "session", "stateless"},
+    "server": GROUND | {"auth", "sliced_work", "mcp", "processes", "session", "stateless"},
     "session_report": {"processes", "server"},
-    "web": GROUND | {"mcp", "processes", "session", "stateless", "server"},
+    "web": GROUND | {"auth", "mcp", "processes", "session", "stateless", "server"},
     "bridge": GROUND
-    | {"extensions", "memory", "sliced_work", "stdio", "processes", "session", "server"}
+    | {"auth", "extensions", "memory", "sliced_work", "stdio", "processes", "session", "server"}
     | {"session_report", "web"},
     "tap": {"_version", "bridge", "config", "errors", "memory", "signals", "twisted_internals"}
     | {"web"},
-    "script": set(),
+    "token_command": {"auth"},
+    "script": {"token_command"},
     "demo": set(),
     "testing": {"errors", "interfaces"},
     "__init__": {"_version", "bridge", "config", "twisted_internals"},

@@ -144,7 +144,7 @@ AFTERWARDS = ["release", "closed"]
 def test_the_interfaces() -> None:
     session = Made().session
     verifyObject(ISessionInfo, session)
-    verifyObject(ICaller, Caller("", None, {}))
+    verifyObject(ICaller, Caller(None, {}))
     verifyObject(IBackendReceiver, session)
     verifyObject(ISessionObserver, Observer())
     verifyObject(IMessageFilter, Filter())

@@ -14,6 +14,7 @@ from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.testing import StringTransport
 from zope.interface import implementer
 
+from mcpbridge.auth.access import Access
 from mcpbridge.bridge import Bridge
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import CLIENT_TEXT_CHARS, COLLECT_SECONDS
@@ -32,8 +33,14 @@ from tests.unit.web.test_stateless_http import answer, asking, meta
 PROXY = "10.0.0.1"
 
 
+def access_as(name: str) -> Access:
+    access = Access()
+    access.name = name
+    return access
+
+
 def named(name: str) -> Caller:
-    return Caller(name, None, {})
+    return Caller(None, {}, access_as(name))
 
 
 @implementer(IMessageFilter, ISessionObserver)
@@ -100,7 +107,7 @@ class Watcher:
 
 def test_headers_cannot_be_changed() -> None:
     given = {"a": "b"}
-    caller = Caller("", "192.0.2.1", given)
+    caller = Caller("192.0.2.1", given)
     given["a"] = "c"
     headers: Any = caller.headers
     assert dict(headers) == {"a": "b"}
@@ -124,7 +131,7 @@ def test_headers_cannot_be_changed() -> None:
     ],
 )
 def test_the_client_info_is_read(info: str | None, name: str | None, version: str | None) -> None:
-    caller = Caller("", None, {})
+    caller = Caller(None, {})
     caller.introduced(None if info is None else msgspec.Raw(info.encode()))
     assert (caller.client_name, caller.client_version) == (name, version)
 
@@ -147,7 +154,7 @@ def initialize(name: str = "inspector", **more: Any) -> bytes:
     ],
 )
 def test_an_initialize_without_client_info(line: bytes) -> None:
-    caller = Caller("", None, {})
+    caller = Caller(None, {})
     caller.initialized(line)
     assert (caller.client_name, caller.client_version) == (None, None)
     caller.initialized(initialize())
@@ -156,8 +163,8 @@ def test_an_initialize_without_client_info(line: bytes) -> None:
 
 
 def test_the_repr_of_a_caller() -> None:
-    assert repr(Caller("", None, {"authorization": "Bearer s3cret"})) == "<Caller>"
-    caller = Caller("i" * 1000, "192.0.2.1", {"authorization": "Bearer s3cret"})
+    assert repr(Caller(None, {"authorization": "Bearer s3cret"})) == "<Caller>"
+    caller = Caller("192.0.2.1", {"authorization": "Bearer s3cret"}, access_as("i" * 1000))
     caller.introduced(msgspec.Raw(b'{"name":"\\u001b[2Jn\\n","version":"%b"}' % (b"v" * 1000)))
     shown = repr(caller)
     assert "s3cret" not in shown

@@ -1,0 +1,218 @@
+"""
+Access control: the one place that asks who has sent a request, whichever way it came in,
+and whether its caller may do what it asks for.
+
+Knows authenticators and scopes; must not know how a request is read or answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from math import inf
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from mcpbridge.auth.access import Access
+from mcpbridge.auth.bearer import check_credentials
+from mcpbridge.auth.request import AuthenticationRequest
+from mcpbridge.auth.resource_metadata import ProtectedResource
+from mcpbridge.auth.scopes import ScopeRules, for_challenge
+from mcpbridge.config.tuning import TOKEN_LEEWAY_SECONDS
+from mcpbridge.errors import InsufficientScope, InvalidToken, Unauthorized, without_frames
+from mcpbridge.mcp.operations import Operation
+
+#: How many callers of a server are remembered with what was found out about them.
+KNOWN_CALLERS = 4096
+
+#: Characters of an `error_description` (RFC 6750, section 3).
+_DESCRIPTION = frozenset(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
+
+
+class AccessControl:
+    """
+    Admits the requests of one server.
+
+    `authenticators` are asked in turn until one knows the caller.  What is found out
+    depends on the fields in `decisive` and on the connection's certificate alone, and is
+    remembered for a request with the same ones; not so if `decisive` is None, as with an
+    authenticator of the operator's own.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        authenticators: Sequence[Any],
+        *,
+        rules: ScopeRules,
+        resource: ProtectedResource | None = None,
+        decisive: Sequence[str] | None = ("authorization",),
+        now: Callable[[], float],
+    ) -> None:
+        self._server = server
+        self._authenticators = authenticators
+        self.rules = rules
+        self._resource = resource
+        self._decisive = decisive
+        self._now = now
+        self._known: dict[bytes, Access] = {}
+
+    def admit(self, request: AuthenticationRequest) -> Access | Deferred[Access]:
+        """
+        Return as what a request is admitted, at once or later.
+
+        Raises, or fails with, `Unauthorized` and its subclasses, `Forbidden` and
+        `AuthenticationUnavailable`.
+        """
+        try:
+            check_credentials(request)
+            key = self._key(request)
+            known = self._recall(key)
+            if known is not None:
+                return self._checked(known)
+            waiting = self._authenticate(request, key)
+        except Unauthorized as error:
+            raise self._challenged(error, request) from None
+        if isinstance(waiting, Access):
+            return waiting
+        return Deferred.fromCoroutine(self._wait(waiting, request))
+
+    def recall(self, request: AuthenticationRequest) -> Access | None:
+        """Return as what a request like this was admitted lately; None if none was."""
+        try:
+            check_credentials(request)
+            known = self._recall(self._key(request))
+            return None if known is None else self._checked(known)
+        except Unauthorized:
+            return None
+
+    def forget(self) -> None:
+        """Ask anew about every caller: what they may do has changed."""
+        for access in self._known.values():
+            access.fresh_until = -inf
+        self._known.clear()
+
+    def check_operations(
+        self, access: Access, operations: Sequence[Operation], path: str = "/mcp"
+    ) -> None:
+        """
+        Raise `InsufficientScope` unless the caller has all scopes that these operations
+        of one request to a path need.
+        """
+        needed = dict.fromkeys(
+            scope for each in operations for scope in self.rules.needed(each.method, each.name)
+        )
+        if needed and not access.scopes.issuperset(needed):
+            raise self._insufficient(needed, path)
+
+    # One caller.
+
+    def _key(self, request: AuthenticationRequest) -> bytes | None:
+        if self._decisive is None:
+            return None
+        parts = [value for name in self._decisive for value in (name, *request.values(name))]
+        parts.append(request.address or "" if len(self._decisive) > 1 else "")
+        digest = hashlib.sha256(request.certificate or b"")
+        for part in parts:
+            encoded = part.encode("latin-1")
+            digest.update(b"%d:%b" % (len(encoded), encoded))
+        return digest.digest()
+
+    def _recall(self, key: bytes | None) -> Access | None:
+        if key is None:
+            return None
+        known = self._known.get(key)
+        if known is not None and known.fresh_until <= self._now():
+            del self._known[key]
+            return None
+        return known
+
+    def _authenticate(
+        self, request: AuthenticationRequest, key: bytes | None
+    ) -> Access | Awaitable[Access]:
+        remaining = iter(self._authenticators)
+        for authenticator in remaining:
+            found = authenticator.authenticate(request)
+            if isinstance(found, Deferred):
+                return self._authenticate_later(request, key, found, remaining)
+            if found is not None:
+                return self._admitted(found, key)
+        raise self._nobody(request)
+
+    async def _authenticate_later(
+        self, request: AuthenticationRequest, key: bytes | None, found: Any, remaining: Any
+    ) -> Access:
+        identity = await found
+        while identity is None:
+            authenticator = next(remaining, None)
+            if authenticator is None:
+                raise self._nobody(request)
+            identity = authenticator.authenticate(request)
+            if isinstance(identity, Deferred):
+                identity = await identity
+        return self._admitted(identity, key)
+
+    async def _wait(self, waiting: Awaitable[Access], request: AuthenticationRequest) -> Access:
+        try:
+            return await waiting
+        except Unauthorized as error:
+            raise self._challenged(without_frames(error), request) from None
+
+    def _nobody(self, request: AuthenticationRequest) -> Unauthorized:
+        if request.values("authorization"):
+            return InvalidToken("the token is unknown, or the Authorization header has none")
+        return Unauthorized("this server needs credentials: send `Authorization: Bearer TOKEN`")
+
+    def _admitted(self, identity: Any, key: bytes | None) -> Access:
+        expires = inf if identity.expires_at is None else identity.expires_at
+        until = expires + TOKEN_LEEWAY_SECONDS
+        recheck = getattr(identity, "recheck_at", None)
+        access = Access(
+            identity,
+            scopes=self.rules.granted(identity.scopes),
+            until=until,
+            fresh_until=until if recheck is None else min(until, recheck),
+        )
+        if key is not None:
+            if len(self._known) >= KNOWN_CALLERS:
+                # The one that was admitted first; it is asked about again.
+                del self._known[next(iter(self._known))]
+            self._known[key] = access
+        return self._checked(access)
+
+    def _checked(self, access: Access) -> Access:
+        """Return the same.  Raises `InsufficientScope` without what every request needs."""
+        if not access.scopes.issuperset(self.rules.always):
+            raise self._insufficient(self.rules.always, None)
+        return access
+
+    # Errors.
+
+    def _insufficient(self, needed: Any, path: str | None) -> InsufficientScope:
+        names = for_challenge(needed)
+        error = InsufficientScope(f"this needs the scopes: {names}", tuple(needed))
+        if path is not None:
+            error.challenge = self._challenge(error, path)
+        return error
+
+    def _challenged(self, error: Unauthorized, request: AuthenticationRequest) -> Unauthorized:
+        error.challenge = self._challenge(error, request.uri.partition("?")[0])
+        return error
+
+    def _challenge(self, error: Unauthorized, path: str) -> bytes:
+        """Return a `WWW-Authenticate` (RFC 6750, section 3; RFC 9728, section 5.1)."""
+        scopes = error.scopes if isinstance(error, InsufficientScope) else self.rules.always
+        url = None if self._resource is None else self._resource.metadata_url(path)
+        params = {
+            "error": error.error,
+            "error_description": None if error.error is None else _described(str(error)),
+            "resource_metadata": url,
+            "scope": for_challenge(scopes) or None,
+        }
+        given = (f'{name}="{value}"' for name, value in params.items() if value is not None)
+        return f"Bearer {', '.join(given)}".rstrip().encode("ascii", "replace")
+
+
+def _described(text: str) -> str:
+    return "".join(each if each in _DESCRIPTION else "'" for each in text)

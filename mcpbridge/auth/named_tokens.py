@@ -1,0 +1,107 @@
+"""
+Named tokens: secrets that the operator has given to callers, each under a name.
+
+Knows digests of tokens; must not know the tokens, other than while it reads them from
+a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from zope.interface import implementer
+
+from mcpbridge.auth.bearer import bearer_token
+from mcpbridge.auth.identity import NAMED_TOKEN, Identity
+from mcpbridge.config.auth import NamedToken
+from mcpbridge.config.tuning import SECRET_FILE_BYTES
+from mcpbridge.errors import Described, Forbidden, SettingError
+from mcpbridge.interfaces import IAuthenticator
+
+#: What a token of `mcpbridge token` begins with, so that scanners for secrets recognize it.
+PREFIX = "mcpb_"
+#: The random bytes of such a token.
+TOKEN_BYTES = 32
+#: The least that a token in a file must have, for 128 random bits in base64.
+LEAST_CHARACTERS = 22
+
+
+def make_token() -> tuple[str, str]:
+    """Return a new token, and its SHA-256 in hexadecimal digits."""
+    token = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
+    return token, _digest(token).hex()
+
+
+@implementer(IAuthenticator)
+class NamedTokens:
+    """
+    Identifies callers by named tokens.  Raises `SettingError` for a file that has none.
+
+    A digest is compared with each one, in constant time: how long an answer takes says
+    nothing about the tokens.
+    """
+
+    def __init__(self, tokens: Mapping[str, NamedToken]) -> None:
+        self._callers = [
+            (_digest_of(name, each), name, each, frozenset(each.scopes))
+            for name, each in tokens.items()
+        ]
+
+    def authenticate(self, request: Any) -> Identity | None:
+        """
+        Return the identity of a caller with a named token; None for any other token.
+        Raises `Forbidden` if it is not for this server.
+        """
+        token = bearer_token(request)
+        if token is None:
+            return None
+        digest = _digest(token)
+        found = None
+        for known, name, settings, scopes in self._callers:
+            if hmac.compare_digest(known, digest):
+                found = name, settings, scopes
+        if found is None:
+            return None
+        name, settings, scopes = found
+        if settings.servers is not None and request.server not in settings.servers:
+            raise Forbidden(f"the token of {name!r} is not for this server")
+        return Identity(issuer=NAMED_TOKEN, subject=name, scopes=scopes)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _digest_of(name: str, settings: NamedToken) -> bytes:
+    if settings.sha256 is not None:
+        return bytes.fromhex(settings.sha256)
+    return _digest(read_secret(settings.file or "", f"auth.tokens.{name}.file", LEAST_CHARACTERS))
+
+
+def read_secret(path: str, setting: str, least: int = 1) -> str:
+    """
+    Return the secret in a file, which must be for its owner, and perhaps its group, alone.
+    Raises `SettingError`, which does not show it.
+    """
+    try:
+        with open(path, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read(SECRET_FILE_BYTES + 1)
+        secret = data.decode("ascii").strip()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a text in ASCII"
+        got = Described(f"a file that cannot be read: {why}")
+        raise SettingError(setting, "a file with the secret", got) from None
+    if mode & stat.S_IRWXO:
+        got = Described(f"a file of mode {mode:04o}, which others can read; run `chmod o= FILE`")
+        raise SettingError(setting, "a file that only its owner and group can read", got)
+    if len(data) > SECRET_FILE_BYTES or not least <= len(secret) or " " in secret:
+        expected = f"a file with one secret of at least {least} characters"
+        raise SettingError(setting, expected, Described(f"{len(secret)} characters"))
+    return secret

@@ -1,0 +1,146 @@
+"""
+What a message asks for: its method, and the name of what that is about.
+
+Read strictly, for a decision about access: a server must not understand another
+operation than the bridge.  So a member that some parser might take for one that is read
+here makes the message invalid: one with the same name, or in other letters (Go's decoder
+ignores their case).  Knows the methods of all revisions; must not know who decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from mcpbridge.errors import NotJson, NotJsonRpc
+from mcpbridge.jsonrpc.fragments import Span
+from mcpbridge.jsonrpc.large_messages import read_array
+from mcpbridge.jsonrpc.members import string_of
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, Slices, outline
+from mcpbridge.mcp.modern_request import NAME_BEARING_METHODS, TASK_METHODS
+
+#: The parameter with the name, of each method that may be allowed by name.
+NAMED_BY = {
+    **{key: value for key, value in NAME_BEARING_METHODS.items() if key not in TASK_METHODS},
+    "resources/subscribe": "uri",
+    "resources/unsubscribe": "uri",
+}
+
+
+class Operation(NamedTuple):
+    """A method, and the name in its parameters; None for a method without one."""
+
+    method: str
+    name: str | None = None
+
+
+class _Object(list[Any]):
+    """The members of an object, in pairs and as they are repeated."""
+
+
+class _Number(str):
+    """A number, with its digits as they are: a long one would take too long to convert."""
+
+
+def read_operations(body: bytes) -> list[Operation]:
+    """
+    Return the operations of a small message, or of a batch: one for each request and
+    notification.  Raise `NotJson`, and `NotJsonRpc` if a server may read another one.
+    """
+    try:
+        found = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_Object,
+            parse_int=_Number,
+            parse_float=_Number,
+        )
+    except (ValueError, RecursionError):
+        raise NotJson("the body is not JSON, not in UTF-8, or nested too deeply") from None
+    messages = found if type(found) is list else [found]
+    return [each for message in messages for each in _operations_of(message)]
+
+
+def read_large_operations(body: bytes, most: int) -> Slices[list[Operation]]:
+    """
+    Do the same for a message of any size, or a batch of at most so many elements, in
+    slices.  Raise `TooComplex`, too.
+    """
+    if len(body) <= LARGE_BYTES:
+        return read_operations(body)
+    if body.lstrip(b" \t\r\n")[:1] != b"[":
+        return (yield from _read_large(body.strip(b"\r\n")))
+    line, spans = yield from read_array(body, most, messages=False)
+    found: list[Operation] = []
+    for begin, end in spans:
+        element = line[begin:end]
+        if len(element) <= LARGE_BYTES:
+            found += read_operations(element)
+            yield
+        elif element[:1] == b"{":
+            found += yield from _read_large(element)
+    return found
+
+
+def _operations_of(message: object) -> list[Operation]:
+    if type(message) is not _Object:
+        # Not a message, which is refused elsewhere, or left to the server of an old session.
+        return []
+    _check_names([name for name, _ in message], _OUTER)
+    outer = dict(message)
+    method = outer.get("method")
+    if method is None:
+        return []
+    params = outer.get("params")
+    pairs = params if type(params) is _Object else _Object()
+    return [_operation(method, [name for name, _ in pairs], dict(pairs).get)]
+
+
+def _read_large(text: bytes) -> Slices[list[Operation]]:
+    """Read one large message."""
+    names: list[list[str]] = []
+    found = yield from outline(text, ("params",), names=names)
+    _check_names(names[0], _OUTER)
+
+    def decoded(spans: dict[str, Span], name: str) -> object:
+        begin, end = spans.get(name, (0, 0))
+        if end - begin > LARGE_BYTES:
+            raise NotJsonRpc(f"{name!r} of the message has more than {LARGE_BYTES} bytes")
+        return string_of(msgspec.Raw(text[begin:end])) if end else None
+
+    if "method" not in found[0]:
+        return []
+    method = decoded(found[0], "method")
+    params = found[1] if len(found) > 1 else {}
+    inner = names[1] if len(found) > 1 else []
+    return [_operation(method, inner, lambda name: decoded(params, name))]
+
+
+def _operation(method: object, names: list[str], value: Callable[[str], object]) -> Operation:
+    """Return the operation of a method with parameters of these names and values."""
+    if type(method) is not str:
+        raise NotJsonRpc("the method of a message must be a string")
+    wanted = NAMED_BY.get(method)
+    if wanted is None:
+        return Operation(method)
+    _check_names(names, {wanted})
+    name = value(wanted)
+    if type(name) is not str:
+        raise NotJsonRpc(f"{method} needs the parameter {wanted!r}, a string")
+    return Operation(method, name)
+
+
+def _check_names(names: Iterable[str], wanted: Collection[str]) -> None:
+    """Raise `NotJsonRpc` unless each wanted name is there at most once, in these letters."""
+    found: set[str] = set()
+    for name in names:
+        plain = name.casefold()
+        if plain in wanted:
+            if name != plain or name in found:
+                raise NotJsonRpc(f"the member {plain!r} is there twice, or in other letters")
+            found.add(name)
+
+
+_OUTER = frozenset({"method", "params"})

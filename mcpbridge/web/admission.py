@@ -1,0 +1,111 @@
+"""
+Lets requests of twisted.web in: as what one was admitted is kept with it.
+
+Knows requests and their connections; must not know how callers are told apart, which is
+for access control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET
+
+from mcpbridge.auth.access import ANYBODY, Access
+from mcpbridge.auth.access_control import AccessControl
+from mcpbridge.auth.request import AuthenticationRequest
+from mcpbridge.errors import InternalError, Refused
+from mcpbridge.web.response import error_body
+
+#: Returns as what a request of twisted.web is admitted, at once or later; raises a `Refused`.
+Admit = Callable[[Any], Access | Deferred[Access]]
+
+
+def end_of(transport: Any) -> tuple[str | None, bytes | None]:
+    """Return the address of the other end of a connection, and its client certificate."""
+    peer = transport.getPeer()
+    if isinstance(peer, UNIXAddress):
+        return "unix", None
+    host = getattr(peer, "host", None)
+    return (None if host is None else str(host)), None
+
+
+class Admission:
+    """Admits requests to one server; everybody's where it has no access control."""
+
+    def __init__(self, server: str, control: AccessControl | None) -> None:
+        self._server = server
+        self._control = control
+
+    def admit(self, request: Any) -> Access | Deferred[Access]:
+        """Return as what a request is admitted (`Admit`)."""
+        if self._control is None:
+            return ANYBODY
+        channel = request.channel
+        if channel is None:
+            raise CancelledError
+        admitted: Access | None = getattr(channel, "admitted", None)
+        if admitted is not None:
+            # The fast path has accepted it, and hands it over.
+            return admitted
+        fields: Sequence[tuple[bytes, bytes]] = [
+            (name, value)
+            for name, values in request.requestHeaders.getAllRawHeaders()
+            for value in values
+        ]
+        return self._control.admit(
+            AuthenticationRequest(
+                self._server, request.method, request.uri, fields, *end_of(channel.transport)
+            )
+        )
+
+
+class AdmittedResource(Resource):
+    """A leaf of which only admitted requests get to the resource behind it."""
+
+    isLeaf = True
+    log = Logger()
+
+    def __init__(self, admit: Admit, leaf: IResource) -> None:
+        super().__init__()
+        self._admit = admit
+        self._leaf = leaf
+
+    def render(self, request: Any) -> Any:
+        """Render the resource behind it, or an error, once the caller is known."""
+        try:
+            admitted = self._admit(request)
+        except Exception as error:
+            return self._refused(request, error)
+        if isinstance(admitted, Access):
+            request.access = admitted
+            return self._leaf.render(request)
+        request.notifyFinish().addErrback(lambda _: admitted.cancel())
+        admitted.addCallbacks(self._render, self._fail, (request,), errbackArgs=(request,))
+        admitted.addErrback(lambda failure: self.log.failure("a response failed", failure))
+        return NOT_DONE_YET
+
+    def _render(self, access: Access, request: Any) -> None:
+        request.access = access
+        _write(request, self._leaf.render(request))
+
+    def _fail(self, failure: Any, request: Any) -> None:
+        if failure.check(CancelledError) is None:
+            _write(request, self._refused(request, failure.value))
+
+    def _refused(self, request: Any, error: Exception) -> bytes:
+        if isinstance(error, Refused):
+            return error_body(request, error)
+        self.log.failure("a request could not be authenticated")
+        return error_body(request, InternalError.of_ours())
+
+
+def _write(request: Any, body: Any) -> None:
+    if body is not NOT_DONE_YET and request.channel is not None:
+        request.write(body)
+        request.finish()
