@@ -247,7 +247,6 @@ class ServerSettings:
         " same one in the bridge's `auth`. `false` lets everybody in.",
         group=AUTHENTICATION,
         unset="the bridge's `auth`",
-        option="server-auth",
     )
     max_sessions: int = setting(
         DEFAULT_SESSIONS,
@@ -524,6 +523,7 @@ class BridgeSettings:
         " certificates, or whom a trusted proxy names.",
         group=AUTHENTICATION,
         unset="everybody, which is allowed only if all listeners are on loopback or UNIX sockets",
+        option="bridge-auth",
     )
     public_url: str | None = setting(
         None,

@@ -111,7 +111,7 @@ class StateKey:
         name = sealed[_FIXED.size :]
         salt = struct.pack(">d", expiry) + name
         if not hmac.compare_digest(self._caller(salt, identity), caller):
-            raise _invalid(request, "requestState was given to another caller")
+            raise _invalid(request, "requestState was changed, or is of another server")
         if not hmac.compare_digest(self._request(salt, request), digest):
             raise _invalid(request, "requestState belongs to a request with other parameters")
         if now >= expiry:

@@ -25,6 +25,10 @@ TABLE = {
     "CannotResume": (400, -32000, None),
     "MessageRefused": (400, -32000, None),
     "Forbidden": (403, -32000, None),
+    "Unauthorized": (401, -32600, None),
+    "InvalidToken": (401, -32600, None),
+    "MalformedCredentials": (400, -32600, None),
+    "AuthenticationUnavailable": (503, -32603, b"5"),
     "BadHost": (400, -32000, None),
     "MalformedRequest": (400, -32000, None),
     "HeadTooLarge": (431, -32000, None),
@@ -54,6 +58,7 @@ TABLE = {
 }
 #: Those that are made of more than a text, each with a test of its own.
 OF_THEIR_OWN = {
+    "InsufficientScope",
     "MissingCapability",
     "ServerDown",
     "StreamTaken",
@@ -103,6 +108,14 @@ def test_too_many_sessions_has_the_body_of_apisix() -> None:
     """The body with the 429 is the one that APISIX's clients know, and a line feed."""
     body = errors.TooManySessions("whatever").body()
     assert body == b'{"error_msg":"too many concurrent MCP sessions"}\n'
+
+
+def test_an_error_of_authentication_has_its_challenge() -> None:
+    error = errors.InsufficientScope("this needs files:write", ["files:write"])
+    assert (error.status, error.code, error.scopes) == (403, -32600, ("files:write",))
+    assert dict(error.headers())[b"WWW-Authenticate"] == b"Bearer"
+    error.challenge = b'Bearer scope="files:write"'
+    assert dict(error.headers())[b"WWW-Authenticate"] == b'Bearer scope="files:write"'
 
 
 def test_wrong_method_names_the_allowed_ones() -> None:

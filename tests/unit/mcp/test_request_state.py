@@ -127,8 +127,8 @@ def test_a_short_key_is_refused() -> None:
     ("changes", "text"),
     [
         ({"key": StateKey(bytes(32))}, "changed, or is of another server"),
-        ({"identity": "bob"}, "another caller"),
-        ({"identity": ""}, "another caller"),
+        ({"identity": "bob"}, "changed, or is of another server"),
+        ({"identity": ""}, "changed, or is of another server"),
         ({"request": request({"cursor": "d"})}, "other parameters"),
         ({"request": request({"cursor": "c", "more": None})}, "other parameters"),
         ({"request": request({"curso": "rc"})}, "other parameters"),

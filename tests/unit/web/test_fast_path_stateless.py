@@ -292,9 +292,9 @@ def test_heads_that_share_a_cache_key_are_recognized_once() -> None:
     recognise = fast_path.recognise
     heads: list[Head] = []
 
-    def noted(head: Head, loopback: int | None) -> Any:
+    def noted(head: Head, loopback: int | None, end: Any) -> Any:
         heads.append(head)
-        return recognise(head, loopback)
+        return recognise(head, loopback, end)
 
     fast_path.recognise = noted
     tool, other = (asking("tools/call", name=each) for each in ("tool", "other"))
