@@ -9,6 +9,7 @@
 /* In a template, $ and a letter stand for:
  *
  * $P path            $H host and port     $L length of the body
+ *                    and behind it, with a token, the header Authorization
  * $S the headers Mcp-Session-Id and MCP-Protocol-Version, once there is a session
  * $N the headers Mcp-Method and Mcp-Name  $T a traceparent
  * $I id   $M method   $C name of the tool   $A arguments of the call
@@ -154,6 +155,8 @@ static const struct client clients[CLIENTS] = {
      .string_ids = 1},
 };
 
+const char *client_token = "";
+
 int client_of(int index)
 {
     return index % CLIENTS;
@@ -224,6 +227,10 @@ static void put_field(struct output *output, const struct client *client, char f
     case 'H':
         put_text(output, "127.0.0.1:");
         put_number(output, (size_t)fields->port);
+        if (client_token[0] != 0) {
+            put_text(output, "\r\nAuthorization: Bearer ");
+            put_text(output, client_token);
+        }
         break;
     case 'L':
         put_number(output, fields->length);

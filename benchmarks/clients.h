@@ -27,6 +27,9 @@ struct fields {
     int port;
 };
 
+/* The bearer token of all clients; empty: none. */
+extern const char *client_token;
+
 /* The client that session number `index` is. */
 int client_of(int index);
 /* The id with that number, as this session's client writes it: an integer or a string. */

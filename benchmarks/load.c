@@ -427,6 +427,7 @@ static const struct {
     {"--base", NULL, NULL, NULL, &sessions.base},
     {"--sse-path", NULL, NULL, NULL, &sessions.sse_path},
     {"--mcp-path", NULL, NULL, NULL, &sessions.mcp_path},
+    {"--token", NULL, NULL, NULL, &client_token},
 };
 
 static int usage(void)
