@@ -89,9 +89,8 @@ class AccessControl:
 
     def forget(self) -> None:
         """Ask anew about every caller: what they may do has changed."""
-        for access in self._known.values():
-            access.fresh_until = -inf
-        self._known.clear()
+        for key in list(self._known):
+            self._drop(key)
 
     def check_operations(
         self, access: Access, operations: Sequence[Operation], path: str = "/mcp"
@@ -111,20 +110,27 @@ class AccessControl:
     def _key(self, request: AuthenticationRequest) -> bytes | None:
         if self._decisive is None:
             return None
-        parts = [value for name in self._decisive for value in (name, *request.values(name))]
-        parts.append(request.address or "" if len(self._decisive) > 1 else "")
-        digest = hashlib.sha256(request.certificate or b"")
+        parts = [request.certificate or b"", (request.address or "").encode("latin-1", "replace")]
+        for name in self._decisive:
+            values = request.values(name)
+            parts += [b"%d" % len(values), *(each.encode("latin-1") for each in values)]
+        digest = hashlib.sha256()
         for part in parts:
-            encoded = part.encode("latin-1")
-            digest.update(b"%d:%b" % (len(encoded), encoded))
+            # With its length: no byte can move from one to the next.
+            digest.update(b"%d:%b" % (len(part), part))
         return digest.digest()
+
+    def _drop(self, key: bytes) -> None:
+        known = self._known.pop(key, None)
+        if known is not None:
+            known.fresh_until = -inf
 
     def _recall(self, key: bytes | None) -> Access | None:
         if key is None:
             return None
         known = self._known.get(key)
         if known is not None and known.fresh_until <= self._now():
-            del self._known[key]
+            self._drop(key)
             return None
         return known
 
@@ -167,6 +173,8 @@ class AccessControl:
     def _admitted(self, identity: Any, key: bytes | None) -> Access:
         expires = inf if identity.expires_at is None else identity.expires_at
         until = expires + TOKEN_LEEWAY_SECONDS
+        if not until > self._now():
+            raise InvalidToken("the credentials have expired")
         recheck = getattr(identity, "recheck_at", None)
         access = Access(
             identity,
@@ -175,9 +183,11 @@ class AccessControl:
             fresh_until=until if recheck is None else min(until, recheck),
         )
         if key is not None:
+            # What is not remembered any more is not used any more either, so that `forget`
+            # reaches all of it.
+            self._drop(key)
             if len(self._known) >= KNOWN_CALLERS:
-                # The one that was admitted first; it is asked about again.
-                del self._known[next(iter(self._known))]
+                self._drop(next(iter(self._known)))
             self._known[key] = access
         return self._checked(access)
 

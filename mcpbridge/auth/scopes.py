@@ -6,8 +6,8 @@ Knows names of scopes and of MCP's methods; must not know whom they are granted 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 #: The key of scopes that every request needs.
@@ -19,6 +19,11 @@ _OFFLINE = "offline_access"
 
 def _listed(scopes: Any) -> tuple[str, ...]:
     return (scopes,) if isinstance(scopes, str) else tuple(scopes)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """Compile a name in which `*`, and nothing else, matches any characters."""
+    return re.compile(".*".join(map(re.escape, name.split("*"))), re.DOTALL)
 
 
 class ScopeRules:
@@ -33,10 +38,12 @@ class ScopeRules:
         #: Those that every request needs.
         self.always: tuple[str, ...] = ()
         self._of_methods: dict[str, tuple[str, ...]] = {}
-        self._of_names: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+        self._of_names: dict[str, list[tuple[re.Pattern[str], tuple[str, ...]]]] = {}
         for method, needed in rules.items():
             if isinstance(needed, Mapping):
-                self._of_names[method] = [(name, _listed(each)) for name, each in needed.items()]
+                self._of_names[method] = [
+                    (_pattern(name), _listed(x)) for name, x in needed.items()
+                ]
             elif method == EVERY_REQUEST:
                 self.always = _listed(needed)
             else:
@@ -56,7 +63,7 @@ class ScopeRules:
         """Return all scopes that a message needs, each once."""
         found = [*self.always, *self._of_methods.get(method, ())]
         for pattern, scopes in self._of_names.get(method, ()):
-            if name is None or fnmatchcase(name, pattern):
+            if name is None or pattern.fullmatch(name):
                 found += scopes
         return tuple(dict.fromkeys(found))
 

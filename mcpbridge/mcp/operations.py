@@ -10,17 +10,17 @@ ignores their case).  Knows the methods of all revisions; must not know who deci
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
 
-from mcpbridge.errors import NotJson, NotJsonRpc
+from mcpbridge.errors import NotJson, NotJsonRpc, TooComplex
 from mcpbridge.jsonrpc.fragments import Span
 from mcpbridge.jsonrpc.large_messages import read_array
 from mcpbridge.jsonrpc.members import string_of
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, Slices, outline
-from mcpbridge.mcp.modern_request import NAME_BEARING_METHODS, TASK_METHODS
+from mcpbridge.mcp.modern_request import LISTEN, NAME_BEARING_METHODS, TASK_METHODS
 
 #: The parameter with the name, of each method that may be allowed by name.
 NAMED_BY = {
@@ -75,8 +75,11 @@ def read_operations(body: bytes) -> list[Operation]:
         )
     except (ValueError, RecursionError):
         raise NotJson("the body is not JSON, not in UTF-8, or nested too deeply") from None
-    messages = found if type(found) is list else [found]
-    return [each for message in messages for each in _operations_of(message)]
+    if type(found) is not list:
+        return _operations_of(found)
+    if not all(type(each) is _Object for each in found):
+        raise NotJsonRpc("an element of the batch is not a JSON-RPC message")
+    return [each for message in found for each in _operations_of(message)]
 
 
 def _read_plain(body: bytes) -> Operation | None:
@@ -95,7 +98,7 @@ def _read_plain(body: bytes) -> Operation | None:
         return None
     wanted = NAMED_BY.get(message.method)
     if wanted is None:
-        return Operation(message.method)
+        return None if message.method == LISTEN else Operation(message.method)
     name = getattr(message.params, wanted, msgspec.UNSET)
     if name is msgspec.UNSET or lower.count(b'"%b"' % wanted.encode("ascii")) != 1:
         return None
@@ -111,14 +114,14 @@ def read_large_operations(body: bytes, most: int) -> Slices[list[Operation]]:
         return read_operations(body)
     if body.lstrip(b" \t\r\n")[:1] != b"[":
         return (yield from _read_large(body.strip(b"\r\n")))
-    line, spans = yield from read_array(body, most, messages=False)
+    line, spans = yield from read_array(body, most, messages=True)
     found: list[Operation] = []
     for begin, end in spans:
         element = line[begin:end]
         if len(element) <= LARGE_BYTES:
             found += read_operations(element)
             yield
-        elif element[:1] == b"{":
+        else:
             found += yield from _read_large(element)
     return found
 
@@ -127,21 +130,37 @@ def _operations_of(message: object) -> list[Operation]:
     if type(message) is not _Object:
         # Not a message, which is refused elsewhere, or left to the server of an old session.
         return []
-    _check_names([name for name, _ in message], _OUTER)
-    outer = dict(message)
+    outer = _members(message, *_OUTER)
     method = outer.get("method")
     if method is None:
         return []
+    if method == LISTEN:
+        wanted = _members(
+            _members(outer.get("params"), "notifications").get("notifications"), _URIS
+        )
+        return [Operation(method), *_subscriptions(wanted.get(_URIS))]
     params = outer.get("params")
     pairs = params if type(params) is _Object else _Object()
     return [_operation(method, [name for name, _ in pairs], dict(pairs).get)]
+
+
+def _subscriptions(uris: object) -> list[Operation]:
+    """
+    Return what a `subscriptions/listen` asks for of resources: the same as one
+    `resources/subscribe` of older revisions for each.
+    """
+    if uris is None:
+        return []
+    if type(uris) is not list or not all(type(each) is str for each in uris):
+        raise NotJsonRpc(f"{_URIS} must be a list of strings")
+    return [Operation("resources/subscribe", each) for each in uris]
 
 
 def _read_large(text: bytes) -> Slices[list[Operation]]:
     """Read one large message."""
     names: list[list[str]] = []
     found = yield from outline(text, ("params",), names=names)
-    _check_names(names[0], _OUTER)
+    _check_names(names[0], *_OUTER)
 
     def decoded(spans: dict[str, Span], name: str) -> object:
         begin, end = spans.get(name, (0, 0))
@@ -152,6 +171,8 @@ def _read_large(text: bytes) -> Slices[list[Operation]]:
     if "method" not in found[0]:
         return []
     method = decoded(found[0], "method")
+    if method == LISTEN:
+        raise TooComplex(f"a {LISTEN} of more than {LARGE_BYTES} bytes cannot be checked")
     params = found[1] if len(found) > 1 else {}
     inner = names[1] if len(found) > 1 else []
     return [_operation(method, inner, lambda name: decoded(params, name))]
@@ -164,22 +185,33 @@ def _operation(method: object, names: list[str], value: Callable[[str], object])
     wanted = NAMED_BY.get(method)
     if wanted is None:
         return Operation(method)
-    _check_names(names, {wanted})
+    _check_names(names, wanted)
     name = value(wanted)
     if type(name) is not str:
         raise NotJsonRpc(f"{method} needs the parameter {wanted!r}, a string")
     return Operation(method, name)
 
 
-def _check_names(names: Iterable[str], wanted: Collection[str]) -> None:
+def _members(pairs: object, *wanted: str) -> dict[str, object]:
+    """Return the members of an object, as `_check_names` checks them; none of anything else."""
+    if type(pairs) is not _Object:
+        return {}
+    _check_names([name for name, _ in pairs], *wanted)
+    return dict(pairs)
+
+
+def _check_names(names: Iterable[str], *wanted: str) -> None:
     """Raise `NotJsonRpc` unless each wanted name is there at most once, in these letters."""
+    known = {each.casefold(): each for each in wanted}
     found: set[str] = set()
     for name in names:
-        plain = name.casefold()
-        if plain in wanted:
-            if name != plain or name in found:
-                raise NotJsonRpc(f"the member {plain!r} is there twice, or in other letters")
+        meant = known.get(name.casefold())
+        if meant is not None:
+            if name != meant or name in found:
+                raise NotJsonRpc(f"the member {meant!r} is there twice, or in other letters")
             found.add(name)
 
 
-_OUTER = frozenset({"method", "params"})
+_OUTER = ("method", "params")
+#: The member of a `subscriptions/listen` that names resources.
+_URIS = "resourceSubscriptions"

@@ -29,6 +29,10 @@ _DECODINGS = 3
 #: More hexadecimal digits in a row than the eight that a log may show, with hyphens
 #: or without: an id, or a piece of one, whatever stands before or behind it.
 _SESSION_ID = re.compile(rb"(?i)([0-9a-f](?:-?[0-9a-f]){7})(?:-?[0-9a-f])+")
+#: A parameter of a query that may hold a secret, by its name.
+_SECRET = re.compile(
+    rb"(?i)([a-z0-9_.-]*(?:token|secret|passw|api_?key|authorization)[a-z0-9_.-]*=)[^&;#\s]*"
+)
 #: An id as the bridge makes them, for a header that is to be one.
 _WHOLE_ID = re.compile(rb"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 #: How many targets are remembered as the log shows them, and how long each may be.
@@ -45,21 +49,23 @@ def redacted(text: bytes) -> str:
     """
     Return a request's target, or other bytes of a client, as a log may show it.
 
-    What may be a session id or a piece of one is cut to eight characters,
-    however it was escaped, and there are no control characters.
+    What may be a session id or a piece of one is cut to eight characters, and the
+    value of a parameter that may be a secret is left out, however it was escaped; and
+    there are no control characters.
     """
     shown = decoded = unquote_to_bytes(text)
     for _ in range(_DECODINGS):
         before, decoded = decoded, unquote_to_bytes(decoded)
         if decoded == before:
             break
-        if _SESSION_ID.search(decoded):
+        if _SESSION_ID.search(decoded) or _SECRET.search(decoded):
             shown = decoded
     else:
         # Escaped too often: what it means in the end is not for the log.
         shown = shown.partition(b"%")[0]
     # Cut last: a cut before it could leave of an id what no longer looks like one.
-    return repr(_SESSION_ID.sub(rb"\1...", shown)[:_SHOWN_BYTES])[2:-1]
+    shown = _SESSION_ID.sub(rb"\1...", _SECRET.sub(rb"\1...", shown))
+    return repr(shown[:_SHOWN_BYTES])[2:-1]
 
 
 _remembered = lru_cache(_REMEMBERED)(redacted)

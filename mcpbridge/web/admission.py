@@ -86,7 +86,8 @@ class AdmittedResource(Resource):
             request.access = admitted
             return self._leaf.render(request)
         request.notifyFinish().addErrback(lambda _: admitted.cancel())
-        admitted.addCallbacks(self._render, self._fail, (request,), errbackArgs=(request,))
+        admitted.addCallback(self._render, request)
+        admitted.addErrback(self._fail, request)
         admitted.addErrback(lambda failure: self.log.failure("a response failed", failure))
         return NOT_DONE_YET
 
@@ -95,7 +96,8 @@ class AdmittedResource(Resource):
         _write(request, self._leaf.render(request))
 
     def _fail(self, failure: Any, request: Any) -> None:
-        if failure.check(CancelledError) is None:
+        # Without a channel its client has left, and it was cancelled.
+        if request.channel is not None and not request.startedWriting:
             _write(request, self._refused(request, failure.value))
 
     def _refused(self, request: Any, error: Exception) -> bytes:

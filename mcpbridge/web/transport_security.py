@@ -64,7 +64,7 @@ _HEADERS = (
 #: Headers that are named by tools, which a browser asks for one by one.
 _PARAM = re.compile(rb"(?i)mcp-param-[!#$%&'*+.^_`|~0-9a-z-]{1,100}")
 MAX_PARAMS = 64
-_EXPOSED = b"Mcp-Session-Id"
+_EXPOSED = b"Mcp-Session-Id, WWW-Authenticate, Retry-After"
 PREFLIGHT_SECONDS = 600
 
 

@@ -112,7 +112,7 @@ WRONG_SECONDS = (-1, -0.1, 1e6 + 1, 10**400, float("nan"), float("inf"), "1", Tr
 WRONG_TEXTS = ("text", None, [1], ["a\0b"], {"a": "b"})
 WRONG_NAMES = ("package.Name", None, ["name"], [""], [1], ["."])
 
-WRONG_AUTH = (
+WRONG_AUTH: tuple[Any, ...] = (
     *(0, True, "tokens", [], {"token": {}}),
     *({"tokens": {"a b": {}}}, {"tokens": {"a": {}}}, {"tokens": {"a": {"sha256": "0"}}}),
     *({"oauth": {}}, {"oauth": {"issuer": 1}}, {"scopes": {"tools/call": {"a": 1}}}),
