@@ -121,7 +121,7 @@ class Bridge(Service):
         # Who may come in.
         self._access_controls = AccessControls(
             settings,
-            self._clock.seconds,
+            lambda: self._clock.seconds(),
             lambda name, server: load("auth.authenticator", IAuthenticator, name, server),
             verified("authenticator", IAuthenticator, authenticator),
         )

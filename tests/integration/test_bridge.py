@@ -25,8 +25,9 @@ from twisted.web.server import Site
 from zope.interface.verify import verifyObject
 
 from mcpbridge import Bridge, BridgeSettings, ServerSettings
+from mcpbridge.bridge import NAMED_SERVERS
 from mcpbridge.config.tuning import BACKLOG, STOP_SLACK_SECONDS
-from mcpbridge.errors import CannotListen, SettingError
+from mcpbridge.errors import CannotListen, Exposed, SettingError
 from mcpbridge.stdio import process_tags
 from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.process_tracker import ProcessTracker
@@ -86,6 +87,8 @@ def start(running_reactor: Any) -> Iterator[Callable[..., Started]]:
             servers=servers,
             listen=listen,
             allowed_hosts=arguments.pop("allowed_hosts", ()),
+            auth=arguments.pop("auth", None),
+            insecure=arguments.pop("insecure", False),
             child_subreaper=False,
         )
         bridge = Bridge(settings, running_reactor, **arguments)
@@ -275,7 +278,7 @@ async def test_listener_open_to_other_machines_is_a_warning(
     start: Any, running_reactor: Any, log_lines: list[str]
 ) -> None:
     """There is one warning for each such listener; its URL names the real address."""
-    running = start(server(), listen=("tcp:0:interface=127.0.0.1", "tcp:0"))
+    running = start(server(), listen=("tcp:0:interface=127.0.0.1", "tcp:0"), insecure=True)
     [here, _, everywhere, _] = running.bridge.urls()
     assert here.startswith("http://127.0.0.1:")
     assert everywhere.startswith("http://0.0.0.0:")
@@ -287,9 +290,44 @@ async def test_listener_open_to_other_machines_is_a_warning(
     assert [line.partition(" may be ")[0] for line in warnings] == [f"{origin} (all interfaces)"]
     assert "--allowed-hosts (allowed_hosts)" in warnings[0]
     assert {port._logger.observer for port in ports} == {running.bridge._accept_errors}
-    start(server(), listen=("tcp:0",), allowed_hosts=("mcp.example",))
+    start(server(), listen=("tcp:0",), allowed_hosts=("mcp.example",), insecure=True)
     [_, second] = [line for line in log_lines if "there is no authentication" in line]
     assert "--allowed-hosts" not in second
+
+
+TOKENS = {"tokens": {"alice": {"sha256": "0" * 64}}}
+
+
+@pytest.mark.parametrize(
+    ("of_bridge", "of_servers", "refused"),
+    [
+        (None, [None], "'s0'"),
+        (TOKENS, [None], ""),
+        (None, [TOKENS], ""),
+        (None, [TOKENS, None], "'s1'"),
+        (TOKENS, [False, None], "'s0'"),
+        (None, [None] * (NAMED_SERVERS + 2), "'s0', 's1', 's2' and 2 more"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_no_server_is_open_to_other_machines_unasked(
+    start: Any, of_bridge: Any, of_servers: list[Any], refused: str
+) -> None:
+    """The start is refused, and the error says what to do; `NAMED_SERVERS` are named."""
+    servers = [
+        server(name=f"s{at}", base_uri=f"/s{at}", auth=each) for at, each in enumerate(of_servers)
+    ]
+    listen = ("tcp:0:interface=127.0.0.1", "tcp:0")
+    if not refused:
+        running = start(*servers, listen=listen, auth=of_bridge)
+        assert running.bridge.urls()
+        return
+    with pytest.raises(Exposed) as caught:
+        start(*servers, listen=listen, auth=of_bridge)
+    text = str(caught.value)
+    assert f"anybody could use {refused} there" in text
+    for way_out in ("`auth`", "mcpbridge token NAME", "--host 127.0.0.1", "--insecure"):
+        assert way_out in text
 
 
 @pytest_twisted.ensureDeferred
