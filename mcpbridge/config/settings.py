@@ -43,6 +43,7 @@ from mcpbridge.config.checks import (
     kind_of,
     one_of,
 )
+from mcpbridge.config.env_from import ENV_FROM, EnvironmentRule, read_rules
 from mcpbridge.config.tuning import MIB
 from mcpbridge.errors import Described, SettingError
 
@@ -217,6 +218,15 @@ class ServerSettings:
         "Variables to pass to the backend from the bridge's environment; `*` matches any"
         " characters, as in `AWS_*`.",
         group=COMMON,
+    )
+    env_from: Mapping[str, EnvironmentRule] = setting(
+        {},
+        ENV_FROM,
+        "Environment variables whose values each client gives for its own processes, in a request"
+        " header or by a claim of its identity, such as"
+        ' `{"GITHUB_TOKEN": {"header": "X-GitHub-Token", "required": true}}`. They take'
+        " precedence over `env`.",
+        group=PROCESSES,
     )
     cwd: str | None = setting(
         None,
@@ -501,6 +511,14 @@ class ServerSettings:
         if self.stderr_log == "file" and self.stderr_dir is None:
             raise SettingError(
                 "stderr_dir", "a directory, because `stderr_log` is `file`", Described("none")
+            )
+        object.__setattr__(self, "env_from", read_rules(self.env_from))
+        if self.env_from and self.warm:
+            # It would have been started without the credentials of the client that gets it.
+            raise SettingError(
+                "warm",
+                "0, because with `env_from` a process has variables of its client",
+                self.warm,
             )
 
 

@@ -15,6 +15,10 @@ ENV_FILE_BYTES = MIB
 #: The largest file that holds a secret (`--request-state-key-file`).
 SECRET_FILE_BYTES = 64 * 1024
 
+#: The most variables that `env_from` may set for a process, and the largest value of one.
+ENV_FROM_VARIABLES = 32
+ENV_FROM_VALUE_BYTES = 8 * 1024
+
 #: The largest number of ignored keys of a file that are named at the start.
 NAMED_KEYS = 30
 

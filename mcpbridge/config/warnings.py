@@ -17,6 +17,7 @@ def configuration_warnings(
 ) -> Iterator[str]:
     """Yield a line for each, for the log at the start."""
     yield from _withheld(settings, environment)
+    yield from _readable_credentials(settings)
     for server in settings.servers:
         for name in server.pass_env:
             if name == "*":
@@ -54,6 +55,18 @@ def configuration_warnings(
             f"warm of all servers together ({warm}) leaves no room below bridge.max_sessions"
             f" ({settings.session_limit}), so a warm process has to end for each other process;"
             " lower warm or raise --bridge-max-sessions"
+        )
+
+
+def _readable_credentials(settings: BridgeSettings) -> Iterator[str]:
+    """Yield a line if a backend could read the credentials of another one's client."""
+    # A launcher of the operator's own may run backends elsewhere, and as anybody.
+    names = [repr(each.name) for each in settings.servers if each.env_from and not each.launcher]
+    if names:
+        yield (
+            f"env_from of {', '.join(names)}: all local backends run as one user, so one that was"
+            " taken over can read the credentials of other clients (/proc/PID/environ); to prevent"
+            " that, run each server of the bridge in a container"
         )
 
 

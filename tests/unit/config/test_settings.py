@@ -22,6 +22,7 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "args": (),
     "name": "default",
     "env": {},
+    "env_from": {},
     "pass_env": (),
     "cwd": None,
     "base_uri": "",
@@ -125,6 +126,13 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     "env": (None, [], {"A": 1}, {"": "x"}, {"A=B": "x"}, {"A": "\0"}, {1: "x"}),
     "pass_env": (
         ("HOME", None, [""], ["A=B"], [1], ["A,B"], ["A B"], ["A?"], ["[AB]"], ["A**"], ["$A"])
+    ),
+    "env_from": (
+        *(None, [], "A", {"A": None}, {"A": "X-A"}, {"A": {}}, {"A": {"header": "x y"}}),
+        *({"A": {"header": "X", "claim": "x"}}, {"A": {"header": 1}}, {"A": {"claim": ""}}),
+        *({"A": {"claim": "c", "required": "yes"}}, {"A": {"claim": "c", "default": "x"}}),
+        *({each: {"claim": "c"}} for each in ("", "1A", "A-B", "A B", "A=B", "\xe4", "A\n", 1)),
+        *({each: {"claim": "c"}} for each in ("PATH", "LD_PRELOAD", "http_proxy", "Node_Options")),
     ),
     "cwd": ("", 1, "a\0b"),
     "auth": WRONG_AUTH,

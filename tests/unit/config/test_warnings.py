@@ -8,6 +8,9 @@ from mcpbridge.config.warnings import configuration_warnings
 GONE = "server 'a': the environment variable GONE is not set (--pass-env, pass_env)"
 LIKE = "server 'a': no environment variable matches th* (--pass-env, pass_env)"
 WHOLE = "server 'a' gets the bridge's whole environment, including secrets; name only"
+RULES = {"TOKEN": {"header": "X-Token"}}
+READABLE = "env_from of 'a': all local backends run as one user, so one that was taken over can"
+READABLE_BOTH = "env_from of 'a', 'c': all local backends run as one user"
 NO_ROOM = "server 'a': warm (3) leaves no room below max_sessions (3)"
 NEVER_REACHED = "server 'a': max_sessions (200) is more than bridge.max_sessions (150)"
 NO_ROOM_FOR_ALL = "warm of all servers together (4) leaves no room below bridge.max_sessions"
@@ -39,6 +42,9 @@ def server(name: str = "a", **settings: object) -> ServerSettings:
             1,
             [WHOLE],
         ),
+        ([server(env_from=RULES)], 1, [READABLE]),
+        ([server(env_from=RULES), server("b"), server("c", env_from=RULES)], 1, [READABLE_BOTH]),
+        ([server(env_from=RULES, launcher="a.b")], 1, []),
         ([server(warm=2, max_sessions=3)], 9, []),
         (
             [server(warm=3, max_sessions=3)],
