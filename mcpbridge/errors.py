@@ -282,6 +282,26 @@ class AuthenticationUnavailable(Refused):
     retry_after = 5
 
 
+class MissingCredentials(Refused):
+    """
+    The request lacks a header, or its caller a claim, that the server's process needs.
+
+    The server's `env_from` says which; the response names it.
+    """
+
+    code = SERVER_ERROR
+
+
+class UnusableCredentials(Refused):
+    """
+    A header or claim that is to be an environment variable (`env_from`) cannot be one.
+
+    It is there twice, too long, of a wrong type, or contains control characters.
+    """
+
+    code = SERVER_ERROR
+
+
 class BadHost(Refused):
     """The request has no `Host`, several, or an invalid one (RFC 9112, section 3.2)."""
 

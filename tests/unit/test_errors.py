@@ -30,6 +30,8 @@ TABLE = {
     "MalformedCredentials": (400, -32600, None),
     "AuthenticationUnavailable": (503, -32603, b"5"),
     "BadHost": (400, -32000, None),
+    "MissingCredentials": (400, -32000, None),
+    "UnusableCredentials": (400, -32000, None),
     "MalformedRequest": (400, -32000, None),
     "HeadTooLarge": (431, -32000, None),
     "NotSupported": (501, -32000, None),
