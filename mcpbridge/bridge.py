@@ -28,6 +28,7 @@ from mcpbridge.guard import guarded
 from mcpbridge.interfaces import (
     IAuthenticator,
     IBackendLauncher,
+    IEnvironmentLauncher,
     IEventStore,
     IMessageFilter,
     ISessionLimiter,
@@ -157,9 +158,12 @@ class Bridge(Service):
 
     def _build_server(self, settings: ServerSettings) -> Server:
         """Make one server, with its extensions or else those of the bridge."""
-        launcher = load("launcher", IBackendLauncher, settings.launcher, settings)
+        # A launcher that sets no variables would start processes without their credentials.
+        interface = IEnvironmentLauncher if settings.env_from else IBackendLauncher
+        launcher = load("launcher", interface, settings.launcher, settings)
         if launcher is None:
-            launcher = self._launcher
+            setting = f"mcpServers.{settings.name}.env_from"
+            launcher = verified(setting, interface, self._launcher)
         if launcher is None:
             launcher = self._local.launcher(settings, self._budget)
         elif isinstance(launcher, LocalLauncher):

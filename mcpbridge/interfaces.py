@@ -148,6 +148,25 @@ class IBackendLauncher(Interface):
         """
 
 
+class IEnvironmentLauncher(IBackendLauncher):
+    """
+    A launcher that can also set environment variables for a single backend.
+
+    A server with `env_from` needs one.
+    """
+
+    def launch_with(receiver: object, label: str, environment: Any) -> object:
+        """
+        Start a backend with these environment variables besides all others.
+
+        The bridge calls this instead of `launch` for a client that has given some.
+        `environment` is a read-only mapping of names to values, both str; they take
+        precedence over those of the settings.  The values are a client's secrets: do not
+        log them, put them into no command line, and give them to no other backend.
+        Returns and raises what `launch` does.
+        """
+
+
 class IIdentity(Interface):
     """
     Who a caller is: what an `IAuthenticator` has found out.

@@ -10,7 +10,7 @@ their stdout, checks what was written to their stdin, and advances the clock.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mcpbridge.errors import BackendBusy
-from mcpbridge.interfaces import IBackend, IBackendLauncher
+from mcpbridge.interfaces import IBackend, IEnvironmentLauncher
 
 
 class FakePipe:
@@ -211,6 +211,8 @@ class FakeBackend:
         self.busy = False
         self.stopped: Deferred[None] = Deferred()
         self.exit_status: str | None = None
+        #: The variables that it was started with for its client.
+        self.environment: Mapping[str, str] = {}
 
     def send(self, line: bytes) -> None:
         """Record a message; raise `BackendBusy` while `busy` is set."""
@@ -232,7 +234,7 @@ class FakeBackend:
         return self.stopped
 
 
-@implementer(IBackendLauncher)
+@implementer(IEnvironmentLauncher)
 class FakeLauncher:
     """Starts fake backends at once, or fails with `error` if that is set."""
 
@@ -248,6 +250,16 @@ class FakeLauncher:
         else:
             self.backends.append(FakeBackend(receiver, label))
             launched.callback(self.backends[-1])
+        return launched
+
+    def launch_with(
+        self, receiver: Any, label: str, environment: Mapping[str, str]
+    ) -> Deferred[FakeBackend]:
+        """Do what `launch` does, and set the variables as the backend's `environment`."""
+        before = len(self.backends)
+        launched = self.launch(receiver, label)
+        for backend in self.backends[before:]:
+            backend.environment = environment
         return launched
 
     def check(self) -> str | None:

@@ -17,7 +17,7 @@ the next argument, every other option does.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -101,21 +101,31 @@ class ContainerCommand:
     replace: bool = False
     cidfile: str | None = None
     name: str | None = None
+    #: The variables that its options set to a value (`-e NAME=VALUE`).
+    assigned: frozenset[str] = frozenset()
 
     def engine_line(self, program: str) -> list[str]:
         """Return the engine with its own options, to which a command such as `ps` is added."""
         return [program, *self.prefix[1:]]
 
     def run_line(
-        self, program: str, labels: Mapping[str, str], cidfile: str | None, *, init: bool
+        self,
+        program: str,
+        labels: Mapping[str, str],
+        cidfile: str | None,
+        *,
+        init: bool = False,
+        variables: Iterable[str] = (),
     ) -> list[str]:
         """
         Return the command line to run, with the options that the bridge adds.
+        The container gets those of the CLI's own variables that are named.
 
         They come right after `run`, where they are options whatever follows;
         of an option that is repeated the last one counts, so the user's own wins.
         """
         added = [f"--label={name}={value}" for name, value in labels.items()]
+        added += [f"--env={name}" for name in variables]
         if cidfile is not None and self.cidfile is None:
             added.append(f"--cidfile={cidfile}")
         if init:
@@ -169,7 +179,7 @@ def parse_container_command(command: str, arguments: Sequence[str]) -> Container
     if words[-1:] != ["run"]:
         return None
     tail = rest[len(words) :]
-    also, found = _read_run_options(engine, tail)
+    also, found, assigned = _read_run_options(engine, tail)
     return ContainerCommand(
         engine=engine,
         prefix=(command, *before, *also),
@@ -182,21 +192,30 @@ def parse_container_command(command: str, arguments: Sequence[str]) -> Container
         replace=found.get("--replace") in _TRUE,
         cidfile=found.get("--cidfile") or None,
         name=found.get("--name") or None,
+        assigned=frozenset(assigned),
     )
 
 
-def _read_run_options(engine: str, tail: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the engine's own options among those of `run`, and the last value of the others."""
+def _read_run_options(
+    engine: str, tail: Sequence[str]
+) -> tuple[list[str], dict[str, str], set[str]]:
+    """
+    Return the engine's own options among those of `run`, the last value of the others,
+    and the variables that are set to a value.
+    """
     own = _GLOBAL_BEHIND_RUN[engine]
     flags = _RUN_FLAGS | {each for each in _GLOBAL_FLAGS[engine] & own if each.startswith("--")}
     also: list[str] = []
     found: dict[str, str] = {}
+    assigned: set[str] = set()
     for name, value in _Options(tail, flags):
         if name in own:
             also.append(f"{name}={value}")
+        elif name in ("-e", "--env") and "=" in value:
+            assigned.add(value.partition("=")[0])
         else:
             found[_LONG.get(name, name)] = value
-    return also, found
+    return also, found, assigned
 
 
 class _Options:

@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -101,16 +101,18 @@ class ServerContainers:
         temporary = environment.get("TMPDIR") or "/tmp"
         self._folder = os.path.join(temporary, f"mcpbridge-{bridge_id}")
 
-    def new(self, program: str, label: str) -> Container:
+    def new(self, program: str, label: str, variables: Iterable[str] = ()) -> Container:
         """
         Prepare the container of a session; the caller runs its `line`.
 
         `program` is the absolute path of the engine, `label` names the session
-        in the log.  Call the container's `remove` when the CLI has ended, or
+        in the log, and `variables` names those of the CLI's environment that the
+        container gets, too.  Call the container's `remove` when the CLI has ended, or
         `give_up` if it could not be started.
         """
         value = f"{self._bridge_id}-{secrets.token_hex(8)}"
-        container = Container(self, program, label, value, self._make_folder(program))
+        folder = self._make_folder(program)
+        container = Container(self, program, label, value, folder, variables)
         self._cleanup.add(
             value,
             ContainersRecord(
@@ -121,13 +123,15 @@ class ServerContainers:
         )
         return container
 
-    def line(self, program: str, value: str, cidfile: str | None) -> list[str]:
+    def line(
+        self, program: str, value: str, cidfile: str | None, variables: Iterable[str] = ()
+    ) -> list[str]:
         """Return the command line that starts a container with this label of the session."""
         labels = {BRIDGE_LABEL: self._bridge_id, SESSION_LABEL: value}
         if self.command.remove:
             labels[VOLUMES_LABEL] = "true"
         init = self._settings.container_init
-        return self.command.run_line(program, labels, cidfile, init=init)
+        return self.command.run_line(program, labels, cidfile, init=init, variables=variables)
 
     def users_cidfile(self) -> str | None:
         """Return the path of the cidfile that the user's own options name, if any."""
@@ -240,6 +244,7 @@ class Container:
         label: str,
         value: str,
         folder: str | None,
+        variables: Iterable[str] = (),
     ) -> None:
         self._containers = containers
         self._program = program
@@ -248,7 +253,7 @@ class Container:
         self.value = value
         self._own_cidfile = None if folder is None else os.path.join(folder, value)
         self._cidfile = self._own_cidfile or containers.users_cidfile()
-        self.line = containers.line(program, value, self._own_cidfile)
+        self.line = containers.line(program, value, self._own_cidfile, variables)
         self._pause = backoff(ENGINE_PAUSE_SECONDS, MAX_ENGINE_PAUSE_SECONDS)
 
     def give_up(self) -> None:

@@ -16,14 +16,14 @@ from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from zope.interface import implementer
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.errors import CannotStart, OutOfResources
-from mcpbridge.interfaces import IBackendLauncher
+from mcpbridge.errors import CannotStart, Described, OutOfResources, SettingError
+from mcpbridge.interfaces import IEnvironmentLauncher
 from mcpbridge.pacer import Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.backend import StdioBackend
 from mcpbridge.stdio.cleanup_records import Cleanup, CleanupRecords
 from mcpbridge.stdio.command import backend_environment, find_program
-from mcpbridge.stdio.container_command import parse_container_command
+from mcpbridge.stdio.container_command import ContainerCommand, parse_container_command
 from mcpbridge.stdio.containers import ServerContainers
 from mcpbridge.stdio.exec_chain import Chain, find_chain
 from mcpbridge.stdio.leader import Leader
@@ -40,7 +40,24 @@ _REMEDIES = {
 }
 
 
-@implementer(IBackendLauncher)
+def _check_container_variables(settings: ServerSettings, command: ContainerCommand) -> None:
+    """
+    Raise `SettingError` if the options of `run` set a variable that clients set, too.
+
+    Of two options the last one counts, which would be the operator's: a client would
+    use credentials that are not its own.
+    """
+    for name in settings.env_from:
+        if name in command.assigned:
+            raise SettingError(
+                f"mcpServers.{settings.name}.env_from.{name}",
+                f"a variable that no `--env` in `args` sets; put a default into `env`, and"
+                f" `--env {name}` into `args` if need be",
+                Described("a value in `args`"),
+            )
+
+
+@implementer(IEnvironmentLauncher)
 class LocalLauncher:
     """
     Starts a server's command with `reactor.spawnProcess`, behind an exec chain,
@@ -73,6 +90,10 @@ class LocalLauncher:
         self._chain = chain
         self._environment = backend_environment(settings, environment)
         command = parse_container_command(settings.command, settings.args)
+        if command is not None:
+            _check_container_variables(settings, command)
+        #: The command line of a container, which is labelled or not.
+        self._container_command = command
         #: None unless the command starts containers.  Parsed once, not for each session.
         self._containers: ServerContainers | None = None
         if command is not None and settings.containers:
@@ -108,10 +129,24 @@ class LocalLauncher:
         start at one time it has fired only when their turn has come; there
         wait as many as hold permits.  Cancelling it gives up the start.
         """
+        return self.launch_with(receiver, label, {})
+
+    def launch_with(
+        self, receiver: Any, label: str, environment: Mapping[str, str]
+    ) -> Deferred[StdioBackend]:
+        """
+        Do the same, with these variables in addition.
+
+        They do not change where the command is looked up.  A container gets them
+        by `--env=NAME`, so that no value is in a command line, which everybody
+        can read.  Commands of the container engine later on do not have them.
+        """
+        # In UTF-8, whatever the locale is.
+        variables = {name: os.fsdecode(value.encode()) for name, value in environment.items()}
 
         def start() -> None:
             try:
-                backend = self._spawn(self._find(), receiver, label)
+                backend = self._spawn(self._find(), receiver, label, variables)
             except Exception as error:
                 launched.errback(self._failure(error))
             else:
@@ -134,12 +169,17 @@ class LocalLauncher:
         settings = self._settings
         return find_program(settings.command, self._environment, settings.cwd)
 
-    def _spawn(self, program: str, receiver: Any, label: str) -> StdioBackend:
+    def _spawn(
+        self, program: str, receiver: Any, label: str, variables: Mapping[str, str]
+    ) -> StdioBackend:
         if self._containers is None:
-            return self._spawn_line([program, *self._settings.args], receiver, label, None)
-        container = self._containers.new(program, label)
+            line = [program, *self._settings.args]
+            if self._container_command is not None and variables:
+                line = self._container_command.run_line(program, {}, None, variables=variables)
+            return self._spawn_line(line, receiver, label, variables, None)
+        container = self._containers.new(program, label, variables)
         try:
-            return self._spawn_line(container.line, receiver, label, container.remove)
+            return self._spawn_line(container.line, receiver, label, variables, container.remove)
         except BaseException:
             container.give_up()
             raise
@@ -149,11 +189,13 @@ class LocalLauncher:
         command: list[str],
         receiver: Any,
         label: str,
+        variables: Mapping[str, str],
         remove: Callable[[bool], Deferred[None]] | None,
     ) -> StdioBackend:
         tag = self._tracker.new_tag()
         chain = self._chain()
         line = chain.wrap(command, tag, self._settings.cwd)
+        environment = {**self._environment, **variables} if variables else self._environment
         tracker = self._tracker
         backend = StdioBackend(
             self._settings,
@@ -166,9 +208,9 @@ class LocalLauncher:
             pacer=self._pacer,
         )
         if chain.closes_descriptors:
-            transport = spawn_prepared(self._processes, backend, line, self._environment)
+            transport = spawn_prepared(self._processes, backend, line, environment)
         else:
-            transport = self._processes.spawnProcess(backend, line[0], line, self._environment)
+            transport = self._processes.spawnProcess(backend, line[0], line, environment)
         # Without a pid the process has exited during the spawn, and Twisted has reaped it.
         pid = transport.pid
         if pid is not None:

@@ -16,9 +16,16 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytest_twisted
+from twisted.internet.task import deferLater
 
+from mcpbridge import Bridge as InProcess
+from mcpbridge import BridgeSettings, ServerSettings
+from mcpbridge.config.env_from import EnvironmentRule
+from mcpbridge.testing import RecordingSink
 from tests.e2e.harness import Bridge, SseStream, serving, wait_until
 from tests.engine.running import LABEL
 from tests.real.parts import command, need, required
@@ -175,6 +182,51 @@ def test_container_is_gone_when_its_session_is_closed(docker: Docker, init: bool
         assert other.is_open()
         bridge.close_clients()
         assert docker.containers() == []
+
+
+#: Says what its variables are, and waits for the end of its stdin.
+TELLING = """echo '{"jsonrpc":"2.0","method":"'"$TOKEN-$REGION"'"}'; cat >/dev/null"""
+
+
+@pytest.mark.parametrize("containers", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_container_has_the_variables_of_its_client(
+    docker: Docker, running_reactor: Any, containers: bool
+) -> None:
+    """By `--env NAME`: an optional one that the client has not given is that of `env`, if named."""
+    line = ["run", "-i", "--rm", "--network=none", "--env=REGION", "busybox", "sh", "-c", TELLING]
+    server = ServerSettings(
+        command="docker",
+        args=("--host", docker.host, *line),
+        env={"REGION": "default"},
+        env_from={
+            "TOKEN": EnvironmentRule(header="X-Token"),
+            "REGION": EnvironmentRule(header="X-Region"),
+        },
+        containers=containers,
+        stop_grace=PATIENCE,
+    )
+    settings = BridgeSettings(servers=(server,), listen=(), child_subreaper=False)
+    bridge = InProcess(settings, running_reactor)
+    bridge.startService()
+    try:
+        for environment, told in (
+            ({"TOKEN": "a b'c"}, b"a b'c-default"),
+            ({"TOKEN": "d", "REGION": "eu"}, b"d-eu"),
+            ({}, b"-default"),
+        ):
+            sink = RecordingSink()
+            session = await bridge.servers[0].open_session(
+                lambda _, sink=sink: sink,  # type: ignore[misc]
+                environment=environment,
+            )
+            while not sink.lines:
+                await deferLater(running_reactor, 0.05)
+            assert sink.lines == [b'{"jsonrpc":"2.0","method":"%b"}' % told]
+            session.life.end("over")
+            await session.gone()
+    finally:
+        await bridge.stopService()
 
 
 @pytest.mark.parametrize("init", [False, True])

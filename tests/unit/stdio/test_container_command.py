@@ -265,3 +265,22 @@ def test_arbitrary_arguments_are_preserved(arguments: list[str]) -> None:
         assert [*command.head, *command.tail] == ["docker", *arguments]
         assert command.head[-1] == "run"
         assert list(command.prefix) == ["docker", *arguments][: len(command.prefix)]
+
+
+def test_variables_are_named_and_their_values_are_not() -> None:
+    command = parsed("docker run -i x")
+    line = command.run_line("/bin/docker", {}, None, variables=["A", "B"])
+    assert line == ["/bin/docker", "run", "--env=A", "--env=B", "-i", "x"]
+
+
+@pytest.mark.parametrize(
+    ("options", "assigned"),
+    [
+        ("-i", set()),
+        ("-e A -e B=1 --env C=2 --env=D=3 -eE=4 -ie F=", {"B", "C", "D", "E", "F"}),
+        ("--env-file f -e A", set()),
+        ("-i x -e A=1", set()),
+    ],
+)
+def test_variables_with_a_value_are_known(options: str, assigned: set[str]) -> None:
+    assert parsed(f"docker run {options} x").assigned == assigned

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError
+from zope.interface.verify import verifyObject
 
 from mcpbridge.bridge import Bridge
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, STOP_SLACK_SECONDS
-from mcpbridge.errors import CannotStart
+from mcpbridge.errors import CannotStart, SettingError
+from mcpbridge.interfaces import IEnvironmentLauncher
 from mcpbridge.pacer import PACED_SECONDS, Pacer
 from mcpbridge.stdio import launcher as module
 from mcpbridge.stdio.backend import StdioBackend
@@ -208,3 +210,86 @@ def test_the_stop_of_the_bridge_leaves_time_for_the_engine(command: str) -> None
     bridge = Bridge(BridgeSettings(servers=(server,), listen=()), FakeReactor())
     extra = CONTAINER_STOP_SECONDS if command == "docker" else 0
     assert bridge.longest_stop() == 3 + STOP_SLACK_SECONDS + extra + END_SECONDS
+
+
+# Variables of a client (`env_from`).
+
+RULES: Any = {"TOKEN": {"header": "X-Token"}}
+
+
+def launched_with(made: Made, environment: dict[str, str]) -> Any:
+    launched: list[Any] = []
+    launching = made.launcher.launch_with(Receiver(), "0c8a4a3e", environment)
+    launching.addCallback(launched.append)
+    return launched[0]
+
+
+def test_a_backend_has_the_variables_of_its_client(tmp_path: Path) -> None:
+    """They take precedence over `env`, and the next backend has none of them."""
+    made = Made(tmp_path, "cat", env={"TOKEN": "default", "A": "1"}, env_from=RULES)
+    verifyObject(IEnvironmentLauncher, made.launcher)
+    backends = [launched_with(made, {"TOKEN": "hush"}), made.launch()]
+    one, other = made.reactor.processes
+    assert (one.env["TOKEN"], one.env["A"]) == ("hush", "1")
+    assert (other.env["TOKEN"], other.env["A"]) == ("default", "1")
+    assert "hush" not in "".join(one.line)
+    for backend in backends:
+        backend.stop()
+    one.end()
+    made.end()
+
+
+def test_a_variable_is_utf8_whatever_the_locale_is(tmp_path: Path) -> None:
+    made = Made(tmp_path, "cat", env_from=RULES)
+    backend = launched_with(made, {"TOKEN": "Jos\xe9"})
+    assert os.fsencode(made.reactor.processes[0].env["TOKEN"]) == b"Jos\xc3\xa9"
+    backend.stop()
+    made.end()
+
+
+def test_a_container_gets_a_variable_of_its_client_by_name(tmp_path: Path) -> None:
+    """No command line has the value, nor have later commands of the engine the variable."""
+    made = Made(tmp_path, "docker", "run", "-i", "x", env_from=RULES)
+    backend = launched_with(made, {"TOKEN": "hush"})
+    [process] = made.reactor.processes
+    assert "--env=TOKEN" in process.line
+    assert process.line[-2:] == ["-i", "x"]
+    assert process.env["TOKEN"] == "hush"
+    assert "hush" not in "".join(process.line) + repr(made.records)
+    made.end()
+    backend.stop()
+    [_, asked] = made.reactor.processes
+    assert "TOKEN" not in asked.env
+    asked.end()
+
+
+@pytest.mark.parametrize("containers", [True, False])
+def test_a_container_gets_no_variable_that_its_client_has_not_given(
+    tmp_path: Path, containers: bool
+) -> None:
+    made = Made(tmp_path, "docker", "run", "-i", "x", env_from=RULES, containers=containers)
+    backend = made.launch()
+    assert not [each for each in made.reactor.processes[0].line if "TOKEN" in each]
+    made.end()
+    backend.stop()
+    for process in made.reactor.processes[1:]:
+        process.end()
+
+
+def test_a_container_that_is_not_labelled_gets_the_variables_too(tmp_path: Path) -> None:
+    made = Made(tmp_path, "docker", "run", "-i", "x", env_from=RULES, containers=False)
+    launched_with(made, {"TOKEN": "hush"}).stop()
+    line = made.reactor.processes[0].line
+    assert line == [str(made.program), "run", "--env=TOKEN", "-i", "x"]
+    made.end()
+
+
+def test_an_option_must_not_set_a_variable_of_clients(tmp_path: Path) -> None:
+    """It would count instead, so that a client would use the operator's credentials."""
+    with pytest.raises(SettingError) as caught:
+        Made(tmp_path, "docker", "run", "-e", "TOKEN=hush", "x", env_from=RULES)
+    assert str(caught.value) == (
+        "mcpServers.default.env_from.TOKEN: expected a variable that no `--env` in `args` sets;"
+        " put a default into `env`, and `--env TOKEN` into `args` if need be, got a value in `args`"
+    )
+    Made(tmp_path, "docker", "run", "-e", "TOKEN", "x", env_from=RULES)
