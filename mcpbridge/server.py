@@ -171,7 +171,7 @@ class Server:
         `make_sink` is called once the backend runs.  `client` is the address
         whose share the session counts against, until nothing of it is left;
         `caller` is what filters and observers are told of the client, and `access` as
-        what it was admitted.
+        what it was admitted, with its variables for the process (`env_from`).
 
         Raises `TooManyOfAddress`, and what `ProcessPool.take` raises; then no
         permit is held and no process left.
@@ -180,7 +180,7 @@ class Server:
         live = self.sessions if table is None else table
         claim = await self.pool.claim(client)
         try:
-            session = await self.pool.take(Newcomer(client))
+            session = await self.pool.take(Newcomer(client), access.environment)
         except BaseException as error:
             if claim is not None:
                 claim.release()

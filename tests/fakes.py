@@ -8,7 +8,7 @@ message of the call has, so that a client can recognise its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -21,7 +21,7 @@ from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.jsonrpc.parsed_message import with_envelope
 from mcpbridge.mcp.modern_request import PREFIX, TASKS, read_request
 from mcpbridge.processes.address_shares import Claims, Shares
-from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.backend_session import NO_VARIABLES, BackendSession
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.era import ServerEra
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
@@ -321,6 +321,7 @@ class Call:
         message: dict[str, Any],
         identity: str,
         connection: ClientConnection | None = None,
+        environment: Mapping[str, str] = NO_VARIABLES,
     ) -> None:
         line = json.dumps(message).encode()
         envelope = peek(line)
@@ -333,7 +334,13 @@ class Call:
         self.refusal: Refused | None = None
         self.disconnected = False
         self.exchange = Exchange(
-            request, identity, self, connection, client=world.client, caller=world.caller
+            request,
+            identity,
+            self,
+            connection,
+            client=world.client,
+            caller=world.caller,
+            environment=environment,
         )
         self.failure: Failure | None = None
         self.deferred = Deferred.fromCoroutine(self._ask()).addErrback(self._failed)
@@ -399,8 +406,10 @@ class Call:
             **changes,
         }
         message = {**self.message, "params": params}
-        own = self.exchange.connection
-        return Call(self.world, message, self.exchange.identity, connection or own)
+        own = self.exchange
+        return Call(
+            self.world, message, own.identity, connection or own.connection, own.environment
+        )
 
 
 class World:
@@ -485,6 +494,7 @@ class World:
         level: str | None = None,
         info: Any = None,
         connection: ClientConnection | None = None,
+        environment: Mapping[str, str] = NO_VARIABLES,
     ) -> Call:
         self._ids += 1
         meta = {PREFIX + "protocolVersion": VERSION, PREFIX + "clientCapabilities": capabilities}
@@ -495,7 +505,7 @@ class World:
         params = {"_meta": meta, **(params or {})}
         message = {"jsonrpc": "2.0", "id": self._ids, "method": method, "params": params}
         # A string of its own for each request, as from HTTP.
-        return Call(self, message, identity and f"caller {identity}", connection)
+        return Call(self, message, identity and f"caller {identity}", connection, environment)
 
     def call(self, token: str, do: str = "echo", **options: Any) -> Call:
         """Call the tool `t`, which does what `do` names."""

@@ -8,9 +8,10 @@ machine of four states; messages do not go through it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -36,6 +37,8 @@ from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.processes.stderr_log import ProcessStderr
 from mcpbridge.processes.throttle import Throttle
 
+#: The environment of a process that no client has given variables.
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 #: So many characters of a session's id may be logged: too few to use the session.
 LABEL_CHARS = 8
 
@@ -148,6 +151,9 @@ class BackendSession:
     stderr: ProcessStderr | None = None
     #: Called with the session, the kind of a mistake of its backend, and a description.
     complain: Callable[[BackendSession, str, str], None] = lambda session, fault, what: None
+
+    #: The variables that it was started with for its client (`env_from`), which are secrets.
+    environment: Mapping[str, str] = field(default_factory=lambda: NO_VARIABLES, repr=False)
 
     #: The client, where filters or observers need to know it.
     caller: Caller | None = None

@@ -7,9 +7,9 @@ Knows processes that nobody uses yet; must not know what they will be used for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import random
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from uuid import uuid4
 
 from twisted.internet import defer
@@ -23,7 +23,7 @@ from mcpbridge.errors import BackendFailed, CannotStart, ShuttingDown, TooManySe
 from mcpbridge.guard import guarded
 from mcpbridge.processes.abandoned_sessions import AbandonedSessions, Newcomer
 from mcpbridge.processes.address_shares import Claim, Claims
-from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.backend_session import NO_VARIABLES, BackendSession
 from mcpbridge.processes.backoff import StartBackoff
 from mcpbridge.processes.capacity import Capacity, gone_in_time
 from mcpbridge.processes.failures import Failures
@@ -69,6 +69,10 @@ class ProcessPool:
     `spares` keeps processes ready, `unattended` are those whose clients left
     while they started, `capacity` decides who gives way where the limits are
     reached, and `check` finds out whether the server can be started.
+
+    With `env_from` a process has variables of one client.  So none is started
+    before there is a client, and as a process may fail because of what its
+    client gave it, none counts as a failed start of the server.
     """
 
     log = Logger()
@@ -125,11 +129,13 @@ class ProcessPool:
 
     # For those who need a process.
 
-    async def take(self, newcomer: Newcomer | None = None) -> BackendSession:
+    async def take(
+        self, newcomer: Newcomer | None = None, environment: Mapping[str, str] = NO_VARIABLES
+    ) -> BackendSession:
         """
         Return a session whose backend nobody has used, and which has no sink
         yet.  For a newcomer an abandoned session is ended, where the limits
-        are reached.
+        are reached.  `environment` are the client's variables (`env_from`).
 
         Raises `TooManySessions`, `BackendFailed`, `ServerDown` and
         `ShuttingDown`; then no permit is held and no process left.
@@ -144,9 +150,11 @@ class ProcessPool:
         if spare is not None:
             return spare
         self.backoff.check(self._clock.seconds())
-        return await self.start_process(await self.capacity.acquire(newcomer))
+        return await self.start_process(await self.capacity.acquire(newcomer), environment)
 
-    async def take_free(self) -> BackendSession | None:
+    async def take_free(
+        self, environment: Mapping[str, str] = NO_VARIABLES
+    ) -> BackendSession | None:
         """
         Do the same if a process is ready or may be started now, without ending
         another one for it; return None otherwise.  Raises `BackendFailed` and
@@ -158,7 +166,7 @@ class ProcessPool:
         if spare is not None or self.backoff.wait(self._clock.seconds()):
             return spare
         permit = self.capacity.try_acquire()
-        return None if permit is None else await self.start_process(permit)
+        return None if permit is None else await self.start_process(permit, environment)
 
     async def claim(self, address: str | None, amount: float = 1) -> Claim | None:
         """
@@ -193,7 +201,12 @@ class ProcessPool:
         return await gone_in_time(session, self.settings, self._clock)
 
     def fail(self, why: str) -> None:
-        """Note that a process was of no use, so the server is left alone for a while."""
+        """
+        Note that a process was of no use, so the server is left alone for a
+        while; unless that may be due to variables of the process's client.
+        """
+        if self.settings.env_from:
+            return
         self.backoff.failed(self._clock.seconds(), why)
         self.spares.look()
 
@@ -239,7 +252,9 @@ class ProcessPool:
         """Return a permit that is free; None where there is none."""
         return self.capacity.try_acquire()
 
-    async def start_process(self, permit: Any) -> BackendSession:
+    async def start_process(
+        self, permit: Any, environment: Mapping[str, str] = NO_VARIABLES
+    ) -> BackendSession:
         """Start a process with this permit.  Raises `BackendFailed` and `ShuttingDown`."""
         try:
             session = BackendSession(
@@ -254,6 +269,7 @@ class ProcessPool:
                 stderr=self._stderr.process(),
                 complain=self.failures.misbehaved,
                 announced=False,
+                environment=environment,
             )
             session.started(await self._launch(session))
         except BaseException:
@@ -264,7 +280,11 @@ class ProcessPool:
         return session
 
     async def _launch(self, session: BackendSession) -> Any:
-        launching = cast("Deferred[Any]", self._launcher.launch(session, session.label))
+        launching: Deferred[Any]
+        if session.environment:
+            launching = self._launcher.launch_with(session, session.label, session.environment)
+        else:
+            launching = self._launcher.launch(session, session.label)
         self.launching.add(launching)
         if not launching.called or launching.paused:
             launching.addTimeout(LAUNCH_SECONDS, self._clock)

@@ -139,10 +139,12 @@ class StartCheck:
         """
         Check the server, because a process was of no use to a caller.
 
-        While the server is known to be down there is nothing to find out; and
+        With `env_from` there is nothing to check: without the variables of a
+        client a process shows nothing, and with them it may fail because of
+        these.  While the server is known to be down there is nothing to find out; and
         what fails during a check was begun before its outcome is known.
         """
-        if not self._running:
+        if not self._running and not self._settings.env_from:
             self._wanted = True
             self.look()
 

@@ -423,7 +423,7 @@ class ConcurrentPool(WorkerPool):
         """Start a worker, for this request and others; None: another request has tried."""
         if not await self._starting.is_first():
             return None
-        taking = self._pool.take(Newcomer(exchange.client))
+        taking = self._pool.take(Newcomer(exchange.client), exchange.environment)
         starting = self._start_one(taking, exchange.identity, _need(exchange) == "alone")
         # A server may take longer to start than its clients wait.
         return await shielded(starting, self._unreserve, self._failed_unclaimed)
@@ -458,7 +458,7 @@ class ConcurrentPool(WorkerPool):
         try:
             await self._starting.is_first()
             try:
-                session = await self._pool.take_free()
+                session = await self._pool.take_free(worn.session.environment)
                 if session is None:
                     return
                 worker = await self._begin(session, worn.identity, self._settings.start_timeout)

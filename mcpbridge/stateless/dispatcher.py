@@ -221,19 +221,19 @@ class StatelessDispatcher:
 
     async def _find_out(self, exchange: Exchange) -> None:
         try:
-            self._era.modern = await self._probe(exchange.identity, Newcomer(exchange.client))
+            self._era.modern = await self._probe(exchange)
         finally:
             self._probing.done()
 
-    async def _probe(self, identity: str, newcomer: Newcomer) -> bool:
+    async def _probe(self, exchange: Exchange) -> bool:
         """
         Return whether the server answers `server/discover` as a modern one
         does.  Any other answer, silence and death too, are a legacy server's
         (basic/transports/stdio, "Backward Compatibility").
         """
-        session = await self._take_process(newcomer)
+        session = await self._take_process(exchange)
         try:
-            await self._concurrent.open(session, identity, self._settings.probe_timeout)
+            await self._concurrent.open(session, exchange.identity, self._settings.probe_timeout)
         except (OtherEra, BackendFailed):
             # Its permit may be the only one.  But it is not waited for without
             # end: not every process ends that is told to.
@@ -241,11 +241,11 @@ class StatelessDispatcher:
             return False
         return True
 
-    async def _take_process(self, newcomer: Newcomer) -> BackendSession:
-        ticket = Ticket()
+    async def _take_process(self, exchange: Exchange) -> BackendSession:
+        ticket, newcomer = Ticket(), Newcomer(exchange.client)
         while True:
             try:
-                return await self._pool.take(newcomer)
+                return await self._pool.take(newcomer, exchange.environment)
             except BackendFailed as error:
                 self._pool.fail(str(error))
                 raise

@@ -8,7 +8,7 @@ HTTP, nor which revision of MCP the server speaks.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -18,6 +18,7 @@ from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, LISTEN, ModernRequest
 from mcpbridge.mcp.subscriptions import all_changes, change_line, promised_by
 from mcpbridge.processes.address_shares import Claim
+from mcpbridge.processes.backend_session import NO_VARIABLES
 from mcpbridge.processes.caller import Caller
 from mcpbridge.stateless.client_connection import ClientConnection
 
@@ -70,7 +71,9 @@ class Exchange:
     request came on; None where that is not known, or where a proxy sends the
     requests of several clients on it.  `client` is the address whose share it
     counts against; None: nobody's.  `caller` is what filters and observers
-    are told of the client.
+    are told of the client.  `environment` are variables of the client for a
+    process that is started for it (`env_from`); `identity` tells clients with
+    different ones apart, so that a process with them serves nobody else.
     """
 
     __slots__ = (
@@ -81,6 +84,7 @@ class Exchange:
         "claim",
         "client",
         "connection",
+        "environment",
         "identity",
         "is_subscription",
         "over",
@@ -96,6 +100,7 @@ class Exchange:
         *,
         client: str | None = None,
         caller: Caller | None = None,
+        environment: Mapping[str, str] = NO_VARIABLES,
     ) -> None:
         self.request = request
         #: Whether it is a `subscriptions/listen`, which stays open for notifications.
@@ -104,6 +109,7 @@ class Exchange:
         self.connection = connection
         self.client = client
         self.caller = caller
+        self.environment = environment
         #: What it has of its client's share, until it is over.
         self.claim: Claim | None = None
         self.over = False

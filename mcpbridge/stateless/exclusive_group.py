@@ -8,7 +8,7 @@ Knows who is to get which notification; must not know how a worker is had.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from mcpbridge.mcp.subscriptions import (
     change_line,
     complete_line,
 )
+from mcpbridge.processes.backend_session import NO_VARIABLES
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
@@ -96,6 +97,8 @@ class ExclusiveGroup:
         self.subscribers: dict[Exchange, Filter] = {}
         #: A request with this key, with which a worker can be opened.
         self.example: ModernRequest | None = None
+        #: The variables of its processes (`env_from`), which are the same for all of one identity.
+        self.environment: Mapping[str, str] = NO_VARIABLES
         #: Whether subscribers may have missed notifications for want of a worker.
         self.missed = False
         #: When a worker is opened for the subscribers, as there is none.
@@ -137,6 +140,7 @@ class ExclusiveGroup:
         self.example = msgspec.structs.replace(
             example, outer={}, params={}, meta={}, client_info=info and info.copy()
         )
+        self.environment = worker.session.environment
         for uri in list(self._resources):
             worker.subscribe(uri)
         if self.missed:

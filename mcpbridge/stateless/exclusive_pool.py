@@ -10,7 +10,7 @@ it.  Knows workers and who waits; must not know messages.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -283,7 +283,7 @@ class ExclusivePool(WorkerPool):
     ) -> ExclusiveWorker:
         self._opening.add(exchange)
         try:
-            return await self._open(key, exchange.request, claim, newcomer)
+            return await self._open(key, exchange.request, exchange.environment, claim, newcomer)
         finally:
             self._opening.remove(exchange)
             self._first.over()
@@ -298,12 +298,14 @@ class ExclusivePool(WorkerPool):
         self,
         key: GroupKey,
         request: ModernRequest,
+        environment: Mapping[str, str],
         claim: Claim | None = None,
         newcomer: Newcomer | None = None,
     ) -> ExclusiveWorker:
         hold = Hold(claim)
         try:
-            worker = self._adopt(await self._pool.take(newcomer), key, request, hold)
+            session = await self._pool.take(newcomer, environment)
+            worker = self._adopt(session, key, request, hold)
         except BaseException as error:
             hold.release()
             if isinstance(error, BackendFailed):
@@ -468,5 +470,5 @@ class ExclusivePool(WorkerPool):
             self._forget_if_empty(group)
 
         if group.lacks_worker:
-            opening = Deferred.fromCoroutine(self._open(group.key, example))
+            opening = Deferred.fromCoroutine(self._open(group.key, example, group.environment))
             opening.addCallbacks(self.worker_free, failed)

@@ -99,7 +99,10 @@ class TaskSubscription:
         """Return an exchange with this request, which is about all but tasks."""
         part = _Part(self)
         self._parts.append(part)
-        self._rest = Exchange(request, self._exchange.identity, part, caller=self.caller)
+        whole = self._exchange
+        self._rest = Exchange(
+            request, whole.identity, part, caller=self.caller, environment=whole.environment
+        )
         return self._rest
 
     def begin(self) -> None:

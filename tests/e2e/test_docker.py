@@ -24,6 +24,7 @@ from twisted.internet.task import deferLater
 
 from mcpbridge import Bridge as InProcess
 from mcpbridge import BridgeSettings, ServerSettings
+from mcpbridge.auth.access import Access
 from mcpbridge.config.env_from import EnvironmentRule
 from mcpbridge.testing import RecordingSink
 from tests.e2e.harness import Bridge, SseStream, serving, wait_until
@@ -218,7 +219,7 @@ async def test_container_has_the_variables_of_its_client(
             sink = RecordingSink()
             session = await bridge.servers[0].open_session(
                 lambda _, sink=sink: sink,  # type: ignore[misc]
-                environment=environment,
+                access=Access(environment=environment),
             )
             while not sink.lines:
                 await deferLater(running_reactor, 0.05)
