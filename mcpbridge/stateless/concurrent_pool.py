@@ -145,6 +145,8 @@ class ConcurrentPool(WorkerPool):
         part = settings.max_process_requests // SERVED_BY_TWO
         #: After how many requests another worker is started beside one.
         self._nearly_worn = settings.max_process_requests - part if part else inf
+        #: By identity: a process that starts slowly, perhaps because of credentials of its
+        #: client, keeps no other identity waiting.
         self._starting = SingleFlight(settings.max_waiting_requests)
         #: Subscriptions whose process has ended, and the call or the work
         #: that will find them another.
@@ -152,6 +154,9 @@ class ConcurrentPool(WorkerPool):
 
     def __len__(self) -> int:
         return len(self._workers)
+
+    def _has_process(self) -> bool:
+        return bool(self._workers) or self._starting.is_any_busy
 
     # Requests.
 
@@ -212,7 +217,7 @@ class ConcurrentPool(WorkerPool):
             # It has answered already, before this request was counted.
             self.worker_freed(worker)
         if worker.usage.served >= self._nearly_worn and not (
-            worker.is_replaced or self._starting.is_busy
+            worker.is_replaced or self._starting.is_busy(worker.identity)
         ):
             self._replace_soon(worker)
 
@@ -421,7 +426,7 @@ class ConcurrentPool(WorkerPool):
 
     async def _start(self, exchange: Exchange) -> ConcurrentWorker | None:
         """Start a worker, for this request and others; None: another request has tried."""
-        if not await self._starting.is_first():
+        if not await self._starting.is_first(exchange.identity):
             return None
         taking = self._pool.take(Newcomer(exchange.client), exchange.environment)
         starting = self._start_one(taking, exchange.identity, _need(exchange) == "alone")
@@ -440,7 +445,7 @@ class ConcurrentPool(WorkerPool):
             self._pool.fail(str(error))
             raise
         finally:
-            self._starting.done()
+            self._starting.done(identity)
         self._wake(worker.identity)
         return worker
 
@@ -456,7 +461,7 @@ class ConcurrentPool(WorkerPool):
 
     async def _replace(self, worn: ConcurrentWorker) -> None:
         try:
-            await self._starting.is_first()
+            await self._starting.is_first(worn.identity)
             try:
                 session = await self._pool.take_free(worn.session.environment)
                 if session is None:
@@ -464,7 +469,7 @@ class ConcurrentPool(WorkerPool):
                 worker = await self._begin(session, worn.identity, self._settings.start_timeout)
             finally:
                 # The list of tools may take long, and others are not to wait for it.
-                self._starting.done()
+                self._starting.done(worn.identity)
             if worn.tools.known(None) is not None:
                 await self._read_tools(worker)
             self._add(worker)

@@ -217,37 +217,48 @@ def _stopping() -> ShuttingDown:
 
 class SingleFlight:
     """
-    Lets one of several requests do what all of them need, while at most
-    `limit` others wait until it is done.
+    Lets one of several requests do what all of them need, while the others
+    wait until it is done: one for each `key`, which names what they need.
+
+    At most `limit` of them wait, for all keys together.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._busy = False
-        self._waiters = Waiters()
+        #: Who waits, by the keys for which a request does it now.
+        self._waiters: dict[Hashable, Waiters] = {}
+        self._count = 0
+
+    def is_busy(self, key: Hashable = None) -> bool:
+        """Return whether a request does it now."""
+        return key in self._waiters
 
     @property
-    def is_busy(self) -> bool:
-        """Whether a request does it now."""
-        return self._busy
+    def is_any_busy(self) -> bool:
+        """Whether a request does it now for any key."""
+        return bool(self._waiters)
 
-    async def is_first(self) -> bool:
+    async def is_first(self, key: Hashable = None) -> bool:
         """
         Return True to the request that is to do it, and to call `done`; and
         False to the others, after that call.  Raises `ServerBusy`.
         """
-        if not self._busy:
-            self._busy = True
+        waiters = self._waiters.get(key)
+        if waiters is None:
+            self._waiters[key] = Waiters()
             return True
-        if len(self._waiters) >= self._limit:
+        if self._count >= self._limit:
             raise ServerBusy("a process is being started, and as many requests wait as may")
-        await self._waiters.wait()
+        self._count += 1
+        try:
+            await waiters.wait()
+        finally:
+            self._count -= 1
         return False
 
-    def done(self) -> None:
+    def done(self, key: Hashable = None) -> None:
         """It is done, or has failed: whoever still needs it tries next."""
-        self._busy = False
-        for turn in self._waiters.take():
+        for turn in self._waiters.pop(key).take():
             turn.callback(None)
 
 

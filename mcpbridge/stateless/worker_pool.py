@@ -56,6 +56,10 @@ class WorkerPool(ABC):
     def __len__(self) -> int:
         """Return the number of workers."""
 
+    def _has_process(self) -> bool:
+        """Return whether a process serves requests of this pool, or is about to."""
+        return len(self) > 0
+
     async def _acquire(
         self,
         take_free: Callable[[], W | None],
@@ -76,7 +80,7 @@ class WorkerPool(ABC):
             try:
                 worker = await start()
             except TooManySessions as error:
-                if not (len(self) or self._pool.has_pending_change()):
+                if not (self._has_process() or self._pool.has_pending_change()):
                     raise ServerBusy.because(error) from None
                 await wait()
             else:

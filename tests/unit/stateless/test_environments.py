@@ -295,3 +295,23 @@ def test_whatever_clients_do_no_process_sees_the_call_of_another(
     for call in calls:
         call.disconnect()
     world.end()
+
+
+class Hanging(WatchingModern):
+    """A server that answers nothing if its token is slow."""
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        if self.environment.get("TOKEN") != "slow":
+            super()._receive(message)
+
+
+def test_a_client_whose_process_starts_slowly_keeps_no_other_waiting() -> None:
+    world = world_of(Hanging)
+    slow = called(world, "slow")
+    other = called(world, "other")
+    assert other.result["token"] == "other 0"
+    assert not slow.completions
+    assert environments(world) == ["slow", "other"]
+    world.run(world.settings.start_timeout)
+    assert isinstance(slow.refusal, BackendFailed)
+    world.end()

@@ -327,3 +327,31 @@ def test_tools_list_stops_after_tools_pages() -> None:
         assert waiting.got == []
         pages.give("a", cursor="more")
     assert len(waiting.got) == 1
+
+
+def test_who_needs_something_else_does_not_wait() -> None:
+    """But one limit holds for all that wait."""
+    flight = SingleFlight(1)
+    results: list[Any] = []
+
+    def ask(key: str) -> None:
+        Deferred.fromCoroutine(flight.is_first(key)).addBoth(results.append)
+
+    ask("a")
+    ask("b")
+    assert results == [True, True]
+    ask("a")
+    ask("b")
+    assert results.pop().check(ServerBusy)
+    flight.done("b")
+    busy = [(flight.is_busy("a"), flight.is_busy("b"), flight.is_any_busy)]
+    assert results == [True, True]
+    flight.done("a")
+    busy.append((flight.is_busy("a"), flight.is_busy("b"), flight.is_any_busy))
+    assert busy == [(True, False, True), (False, False, False)]
+    assert results == [True, True, False]
+    ask("b")
+    ask("b")
+    assert results == [True, True, False, True]
+    flight.done("b")
+    assert results == [True, True, False, True, False]
