@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
-from mcpbridge.auth.factory import AccessControls
+from mcpbridge.auth.factory import AccessControls, secret_headers
 from mcpbridge.config.settings import BridgeSettings, ServerSettings, share_of
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
 from mcpbridge.config.warnings import configuration_warnings
@@ -225,7 +225,7 @@ class Bridge(Service):
 
             clients = ClientAddresses(self.settings)
             cards = ServerCards(self.servers, clients.is_proxy)
-            is_open = all(each.access_control is None for each in self.servers)
+            is_open = all(each.is_open for each in self.servers)
             root = Branch(servers=self.settings.servers, hints=is_open)
             cards.serve_well_known(root)
             ResourceMetadata(self._access_controls.documents).serve_well_known(root)
@@ -233,10 +233,12 @@ class Bridge(Service):
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
-                hidden = () if server.access_control is None else (AUTHORIZATION,)
+                secrets = {*secret_headers(server.settings)}
+                if not server.is_open:
+                    secrets.add(AUTHORIZATION)
                 caller_of: CallerOf = no_caller
                 if server.tells_callers:
-                    caller_of = tell_callers(clients.address, hidden)
+                    caller_of = tell_callers(clients.address, secrets)
                 routes = Routes(
                     server, self._clock, clients.share_of, cards, caller_of, self._pacer
                 )
@@ -335,7 +337,7 @@ class Bridge(Service):
 
     def _open_servers(self) -> str:
         """Name servers that let everybody in; return an empty string if there are none."""
-        found = [each.settings.name for each in self.servers if each.access_control is None]
+        found = [each.settings.name for each in self.servers if each.is_open]
         more = f" and {len(found) - NAMED_SERVERS} more" if len(found) > NAMED_SERVERS else ""
         return ", ".join(map(repr, found[:NAMED_SERVERS])) + more
 

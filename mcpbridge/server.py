@@ -234,9 +234,14 @@ class Server:
         newcomer = Newcomer(client())
         return self.pool.too_many(newcomer) if self.pool.is_full(newcomer) else None
 
+    @property
+    def is_open(self) -> bool:
+        """True if everybody may use the server."""
+        return self.access_control is None or not self.access_control.identifies
+
     def check_admitted(self, access: Access) -> None:
         """Raise `RuntimeError` for work for a caller whom nobody has admitted, a defect."""
-        if access.identity is None and self.access_control is not None:
+        if access is ANYBODY and self.access_control is not None:
             raise RuntimeError("a request was not admitted by access control")
 
     def find(self, ident: str, access: Access = ANYBODY) -> BackendSession:

@@ -19,6 +19,7 @@ from mcpbridge.auth.bearer import check_credentials
 from mcpbridge.auth.request import AuthenticationRequest
 from mcpbridge.auth.resource_metadata import ProtectedResource
 from mcpbridge.auth.scopes import ScopeRules, for_challenge
+from mcpbridge.auth.session_environment import SessionEnvironment
 from mcpbridge.config.tuning import TOKEN_LEEWAY_SECONDS
 from mcpbridge.errors import InsufficientScope, InvalidToken, Unauthorized, without_frames
 from mcpbridge.mcp.operations import Operation
@@ -38,6 +39,9 @@ class AccessControl:
     depends on the fields in `decisive` and on the connection's certificate alone, and is
     remembered for a request with the same ones; not so if `decisive` is None, as with an
     authenticator of the operator's own.
+
+    `environment` makes the variables of a caller's own processes.  Without
+    `identifies` everybody is admitted, and those variables are all that tells callers apart.
     """
 
     def __init__(
@@ -48,8 +52,12 @@ class AccessControl:
         rules: ScopeRules,
         resource: ProtectedResource | None = None,
         decisive: Sequence[str] | None = ("authorization",),
+        environment: SessionEnvironment | None = None,
+        identifies: bool = True,
         now: Callable[[], float],
     ) -> None:
+        self.identifies = identifies
+        self._environment = environment
         self._server = server
         self._authenticators = authenticators
         self.rules = rules
@@ -66,7 +74,8 @@ class AccessControl:
         `AuthenticationUnavailable`.
         """
         try:
-            check_credentials(request)
+            if self.identifies:
+                check_credentials(request)
             key = self._key(request)
             known = self._recall(key)
             if known is not None:
@@ -81,7 +90,8 @@ class AccessControl:
     def recall(self, request: AuthenticationRequest) -> Access | None:
         """Return as what a request like this was admitted lately; None if none was."""
         try:
-            check_credentials(request)
+            if self.identifies:
+                check_credentials(request)
             known = self._recall(self._key(request))
             return None if known is None else self._checked(known)
         except Unauthorized:
@@ -137,13 +147,15 @@ class AccessControl:
     def _authenticate(
         self, request: AuthenticationRequest, key: bytes | None
     ) -> Access | Awaitable[Access]:
+        if not self.identifies:
+            return self._admitted(None, request, key)
         remaining = iter(self._authenticators)
         for authenticator in remaining:
             found = authenticator.authenticate(request)
             if isinstance(found, Deferred):
                 return self._authenticate_later(request, key, found, remaining)
             if found is not None:
-                return self._admitted(found, key)
+                return self._admitted(found, request, key)
         raise self._nobody(request)
 
     async def _authenticate_later(
@@ -157,7 +169,7 @@ class AccessControl:
             identity = authenticator.authenticate(request)
             if isinstance(identity, Deferred):
                 identity = await identity
-        return self._admitted(identity, key)
+        return self._admitted(identity, request, key)
 
     async def _wait(self, waiting: Awaitable[Access], request: AuthenticationRequest) -> Access:
         try:
@@ -170,18 +182,21 @@ class AccessControl:
             return InvalidToken("the token is unknown, or the Authorization header has none")
         return Unauthorized("this server needs credentials: send `Authorization: Bearer TOKEN`")
 
-    def _admitted(self, identity: Any, key: bytes | None) -> Access:
-        expires = inf if identity.expires_at is None else identity.expires_at
+    def _admitted(self, identity: Any, request: AuthenticationRequest, key: bytes | None) -> Access:
+        expires_at = None if identity is None else identity.expires_at
+        expires = inf if expires_at is None else expires_at
         until = expires + TOKEN_LEEWAY_SECONDS
         if not until > self._now():
             raise InvalidToken("the credentials have expired")
         recheck = getattr(identity, "recheck_at", None)
         access = Access(
             identity,
-            scopes=self.rules.granted(identity.scopes),
+            scopes=self.rules.granted(() if identity is None else identity.scopes),
             until=until,
             fresh_until=until if recheck is None else min(until, recheck),
         )
+        if self._environment is not None:
+            access = self._environment.admit(access, request)
         if key is not None:
             # What is not remembered any more is not used any more either, so that `forget`
             # reaches all of it.

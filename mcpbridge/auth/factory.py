@@ -13,6 +13,7 @@ from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.auth.named_tokens import NamedTokens
 from mcpbridge.auth.resource_metadata import ProtectedResource
 from mcpbridge.auth.scopes import ScopeRules
+from mcpbridge.auth.session_environment import SessionEnvironment
 from mcpbridge.config.auth import Auth
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 
@@ -46,7 +47,7 @@ class AccessControls:
         auth = self._settings.auth_of(server)
         if auth is None:
             if self._authenticator is None or server.auth is False:
-                return None
+                return self._without_identities(server)
             auth = Auth()
         rules = ScopeRules(auth.scopes, auth.scope_hierarchy)
         issuers = [] if auth.oauth is None else [auth.oauth.issuer]
@@ -61,7 +62,23 @@ class AccessControls:
             [*own, *authenticators],
             rules=rules,
             resource=resource,
-            decisive=None if own else decisive,
+            decisive=None if own else [*decisive, *secret_headers(server)],
+            environment=_environment(server, authorization="authorization" in decisive),
+            now=self._now,
+        )
+
+    def _without_identities(self, server: ServerSettings) -> AccessControl | None:
+        """Return what admits everybody; None unless callers give variables to processes."""
+        environment = _environment(server, authorization=False, authenticates=False)
+        if environment is None:
+            return None
+        return AccessControl(
+            server.name,
+            [],
+            rules=ScopeRules(),
+            decisive=secret_headers(server),
+            environment=environment,
+            identifies=False,
             now=self._now,
         )
 
@@ -75,7 +92,27 @@ class AccessControls:
     def _built_in(self, auth: Auth, resource: ProtectedResource) -> tuple[list[Any], list[str]]:
         """Return the built-in authenticators, and the fields that decide."""
         found: list[Any] = []
-        decisive = ["authorization"]
+        decisive: list[str] = []
         if auth.tokens:
             found.append(NamedTokens(auth.tokens))
+            decisive.append("authorization")
         return found, decisive
+
+
+def secret_headers(server: ServerSettings) -> list[str]:
+    """Return the headers that give variables to processes, in lower case."""
+    return [each.header.lower() for each in server.env_from.values() if each.header is not None]
+
+
+def _environment(
+    server: ServerSettings, *, authorization: bool, authenticates: bool = True
+) -> SessionEnvironment | None:
+    """Return what makes the variables of a caller's processes; None if there are none."""
+    if not server.env_from:
+        return None
+    return SessionEnvironment(
+        server.env_from,
+        server=server.name,
+        authenticates=authenticates,
+        authorization_authenticates=authorization,
+    )

@@ -210,6 +210,7 @@ class PendingExchange(PendingResponse[ExchangeSink]):
             self,
             None if proxied else connection.client_connection(),
             client=access.name or connection.client_address(),
+            environment=access.environment,
         )
         self._headers = headers
         self._work = work

@@ -61,7 +61,7 @@ class ServerCards:
     ) -> None:
         #: Those of which anybody may know.  The card of another one is below its base, for
         #: those who may use it.
-        self._servers = [each for each in servers if each.access_control is None]
+        self._servers = [each for each in servers if each.is_open]
         self._is_proxy = is_proxy
 
     def card(self, request: Any, server: Server, mount: Sequence[bytes]) -> bytes:

@@ -134,6 +134,7 @@ class ModernEndpoint:
             _connection(request),
             client=self._client_of(request),
             caller=caller,
+            environment=access.environment,
         )
 
         def gone(_: object) -> None:

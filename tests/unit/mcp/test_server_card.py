@@ -275,7 +275,7 @@ class Served:
     def __init__(self, known: KnownServer, **settings: Any) -> None:
         self.settings = ServerSettings(command="secret", **settings)
         self.era = ServerEra(known)
-        self.access_control = None
+        self.is_open = True
 
 
 def cards(*servers: Any, proxy: bool = False) -> ServerCards:
