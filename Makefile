@@ -168,7 +168,7 @@ twisted-pre: .venv-twisted-pre/.made ## run the quick tests on the newest Twiste
 
 # The real parts.  Without npm, the tests of servers in JavaScript are skipped.
 REAL_PYTHON := $(patsubst %,.real/%/.made,client1 client2 fastmcp servers tasks)
-REAL_NODE := .real/clients/.made .real/conformance/.made
+REAL_NODE := .real/auth/.made .real/clients/.made .real/conformance/.made
 real: .venv/.made-dev $(REAL_PYTHON) .real/node/.made $(REAL_NODE) ## build the parts that other people wrote
 
 $(REAL_PYTHON): .real/%/.made: tests/real/%.txt | .venv/.made-dev

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from mcpbridge.config.oauth import check_oauth
 from mcpbridge.errors import Described, SettingError
 
 _Text = Annotated[str, Meta(min_length=1, max_length=2048)]
@@ -63,9 +64,11 @@ class OAuth(_Settings, frozen=True):
     #: Where the keys are; by default, where the issuer's metadata says.
     jwks_uri: _Text | None = None
     introspection: Introspection | None = None
-    #: Certificates of authorities that the issuer's TLS may use, in PEM.
+    #: Certificates of the authorities that the issuer's TLS may use, in PEM, instead of
+    #: those of the system.
     ca_file: _Text | None = None
-    #: Hosts that the issuer's metadata may name though they are not public or not https.
+    #: Hosts (`host` or `host:port`) that the issuer's metadata may name, and the settings
+    #: with http, though they are not public or not https.
     trusted_hosts: tuple[_Text, ...] = ()
 
 
@@ -154,6 +157,8 @@ def _check(auth: Auth, name: str) -> None:
                 "either `sha256`, as `mcpbridge token` prints it, or `file`, which has the token",
                 Described("both" if settings.sha256 else "neither"),
             )
+    if auth.oauth is not None:
+        check_oauth(auth.oauth, f"{name}.oauth")
 
 
 def merged(bridge: Mapping[str, Any], server: Mapping[str, Any]) -> dict[str, Any]:

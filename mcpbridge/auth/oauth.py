@@ -1,0 +1,155 @@
+"""
+Access tokens of an OAuth 2.1 authorization server: JWTs, and opaque ones by introspection.
+
+Knows the settings of `auth.oauth` and puts its parts together; must not know what a token
+must say, nor how an issuer is asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from mcpbridge.auth.access_token import (
+    SignedToken,
+    TokenRules,
+    bearer_token,
+    is_signed,
+    read_signed,
+)
+from mcpbridge.auth.identity import Identity
+from mcpbridge.auth.issuer import Introspected, Issuer
+from mcpbridge.auth.keys import VerificationKey
+from mcpbridge.auth.outbound import OutboundClient
+from mcpbridge.config.auth import OAuth
+from mcpbridge.config.tuning import SECRET_FILE_BYTES
+from mcpbridge.errors import Described, InvalidToken, SettingError
+from mcpbridge.interfaces import IAuthenticator
+
+
+@implementer(IAuthenticator)
+class OAuthAuthenticator:
+    """
+    Accepts the issuer's access tokens for one server.
+
+    A token must name one of `audience`, unless the settings have an audience of their own.
+    `issuer` is shared by the servers with equal settings; `now` returns the time in seconds
+    since the epoch.
+    """
+
+    def __init__(
+        self,
+        settings: OAuth,
+        audience: Sequence[str],
+        issuer: Issuer,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._algorithms = settings.algorithms
+        self._introspects = settings.introspection is not None
+        self._issuer = issuer
+        self._now = now
+        self._rules = TokenRules(
+            settings.issuer, settings.audience or audience, settings.scope_claim
+        )
+
+    def authenticate(self, request: Any) -> Identity | Deferred[Identity] | None:
+        """
+        Return the identity of the bearer token, None without one.
+
+        It comes by a Deferred if the issuer must be asked.
+        """
+        token = bearer_token(request.values("authorization"))
+        if token is None:
+            return None
+        if is_signed(token):
+            return self._signed(read_signed(token, self._algorithms))
+        if not self._introspects:
+            raise InvalidToken("the token is no JWT")
+        answer = self._issuer.introspect(token)
+        if isinstance(answer, Deferred):
+            return answer.addCallback(self._introspected)
+        return self._introspected(answer)
+
+    def _signed(self, token: SignedToken) -> Identity | Deferred[Identity]:
+        # What a token says against itself needs no signature.  So only one that could be
+        # good makes the bridge ask for keys, and an expired one is refused while the issuer
+        # is away.
+        self._rules.check(token.claims, self._now())
+        keys = self._issuer.keys_for(token.kid, token.algorithm)
+        if isinstance(keys, Deferred):
+            return keys.addCallback(partial(self._verified_late, token))
+        return self._verified(token, keys)
+
+    def _verified_late(self, token: SignedToken, keys: tuple[VerificationKey, ...]) -> Identity:
+        """It may have expired while it waited for the keys."""
+        self._rules.check(token.claims, self._now())
+        return self._verified(token, keys)
+
+    def _verified(self, token: SignedToken, keys: tuple[VerificationKey, ...]) -> Identity:
+        if any(key.verifies(token.algorithm, token.signed, token.signature) for key in keys):
+            return self._rules.identity(token.claims)
+        raise InvalidToken("the signature of the token is wrong")
+
+    def _introspected(self, answer: Introspected) -> Identity:
+        if answer.claims is None:
+            raise InvalidToken("the token is not active")
+        now = self._now()
+        self._rules.check_introspected(answer.claims, now)
+        return self._rules.introspected_identity(
+            answer.claims, now + self._issuer.seconds_left(answer)
+        )
+
+
+def make_issuer(settings: OAuth, reactor: Any, name: str = "auth.oauth") -> Issuer:
+    """
+    Return the issuer of some settings, with the client that asks it.
+
+    Reads the files that they name.  Raises `SettingError` without the extra `auth`, and for
+    a file that cannot be used; no error shows what is in one.
+    """
+    secret, authorities = "", None
+    if settings.introspection is not None:
+        label = f"{name}.introspection.client_secret_file"
+        data = _read(settings.introspection.client_secret_file, label, "the secret of the client")
+        try:
+            secret = data.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            got = Described("a file that is not a text in UTF-8")
+            raise SettingError(label, "a file with the secret of the client", got) from None
+        if not secret:
+            raise SettingError(
+                label, "a file with the secret of the client", Described("an empty one")
+            )
+    if settings.ca_file is not None:
+        authorities = _read(settings.ca_file, f"{name}.ca_file", "certificates in PEM")
+    try:
+        import joserfc  # noqa: F401
+
+        client = OutboundClient(reactor, authorities)
+    except ImportError as error:
+        expected = "the extra `auth`: pip install 'mcpbridge[auth]'"
+        got = Described(f"no module {error.name!r}")
+        raise SettingError(name, expected, got) from None
+    except ValueError as error:
+        expected = "a file with certificates in PEM"
+        raise SettingError(f"{name}.ca_file", expected, Described(str(error))) from None
+    return Issuer(settings, reactor, client, secret)
+
+
+def _read(path: str, label: str, content: str) -> bytes:
+    expected = f"a file with {content}"
+    try:
+        with open(path, "rb") as file:
+            data = file.read(SECRET_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not the name of a file"
+        raise SettingError(label, expected, Described(f"one that cannot be read: {why}")) from None
+    if len(data) > SECRET_FILE_BYTES:
+        got = Described(f"one of more than {SECRET_FILE_BYTES} bytes")
+        raise SettingError(label, expected, got)
+    return data

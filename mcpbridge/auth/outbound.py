@@ -1,0 +1,316 @@
+"""
+The HTTP requests of the bridge itself: to an authorization server, and to nobody else.
+
+What an authorization server names in its metadata decides where the bridge connects to.
+So that nobody can point it at an inner service, a host that is not configured is reached
+over https alone, and at public addresses alone.  That is checked with each address at the
+moment when it is connected to: a name that resolves to another address the second time
+gains nothing.  No redirect is followed, no cookie kept, nothing decompressed, and no proxy
+taken from the environment.
+
+Knows HTTP and addresses; must not know what is fetched.  Needs the extra `auth`, whose
+modules are imported when a client is made.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Any
+from urllib.parse import urlencode
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as Timeout
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import (
+    IReactorPluggableNameResolver,
+    IReactorTCP,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, ResponseDone
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IAgentEndpointFactory
+from zope.interface import implementer
+
+#: The largest answer that is read.
+ANSWER_BYTES = 512 * 1024
+#: How long an answer may take, from looking up the host to its last byte.
+ANSWER_SECONDS = 10.0
+#: How long one attempt to connect to one address may take.
+CONNECT_SECONDS = 5.0
+
+#: IPv6 addresses that a gateway translates to the IPv4 address in their last 32 bits
+#: (RFC 6052, RFC 8215).
+_TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+class OutboundError(Exception):
+    """There is no usable answer.  Its text is for the log, and has no secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a request, whatever its status; `cache_control` in lower case."""
+
+    status: int
+    body: bytes
+    cache_control: str = ""
+
+
+class Fetcher(typing.Protocol):
+    """What fetches: `OutboundClient`, or a fake."""
+
+    def fetch(
+        self,
+        url: str,
+        *,
+        public_only: bool,
+        form: Mapping[str, str] | None = None,
+        authorization: bytes | None = None,
+    ) -> Deferred[Answer]:
+        """
+        Get a URL, or post a form to it.  Fails with `OutboundError` and nothing else.
+
+        With `public_only` it connects to public addresses over https alone.
+        """
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address is one of the public Internet's, for one host."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(found, IPv6Address):
+        inner = _embedded(found)
+        if inner is not None:
+            return is_public(str(inner))
+    return found.is_global and not found.is_multicast and not found.is_reserved
+
+
+def _embedded(address: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address that packets to an IPv6 address may end at."""
+    if any(address in network for network in _TRANSLATED):
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    if address.ipv4_mapped or address.sixtofour:
+        return address.ipv4_mapped or address.sixtofour
+    return address.teredo[1] if address.teredo else None
+
+
+@implementer(IReactorTime, IReactorTCP, IReactorPluggableNameResolver)
+class PublicReactor:
+    """
+    A reactor that connects to public addresses alone.
+
+    `HostnameEndpoint` resolves a name, and then asks this for a connection to each
+    address, so nothing lies between the check and the connection.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def connectTCP(self, host: str, *arguments: Any, **named: Any) -> Any:
+        """Connect; raises `OutboundError` for any other address."""
+        if not is_public(host):
+            raise OutboundError("its host has an address that is not public")
+        return self._reactor.connectTCP(host, *arguments, **named)
+
+
+@implementer(IAgentEndpointFactory)
+class _Connections:
+    """
+    Makes the endpoint of one request, and closes what was connected.
+
+    An answer that is given up may go on for ever, and a TLS connection reads on until the
+    other end agrees to close it, so it is aborted.
+    """
+
+    def __init__(self, reactor: Any, policy: Any, public_only: bool) -> None:
+        self._reactor = PublicReactor(reactor) if public_only else reactor
+        self._policy = policy
+        self._public_only = public_only
+        self._connected: list[Any] = []
+
+    def endpointForURI(self, uri: Any) -> IStreamClientEndpoint:
+        """Return the endpoint to connect to."""
+        host = uri.host.decode("ascii").strip("[]")
+        endpoint: Any = HostnameEndpoint(self._reactor, host, uri.port, CONNECT_SECONDS)
+        if uri.scheme == b"https":
+            endpoint = wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
+        elif self._public_only:
+            raise OutboundError("it is not https")
+        return _Endpoint(endpoint, self._connected)
+
+    def close(self) -> None:
+        """Abort the connection, if there is one."""
+        for protocol in self._connected:
+            protocol.transport.abortConnection()
+        self._connected.clear()
+
+
+@implementer(IStreamClientEndpoint)
+class _Endpoint:
+    """An endpoint that keeps what it has connected."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, connected: list[Any]) -> None:
+        self._endpoint = endpoint
+        self._connected = connected
+
+    def connect(self, protocolFactory: Any) -> Deferred[Any]:
+        """Connect, and keep the protocol."""
+        return self._endpoint.connect(protocolFactory).addCallback(self._keep)
+
+    def _keep(self, protocol: Any) -> Any:
+        self._connected.append(protocol)
+        return protocol
+
+
+@implementer(IAgent)
+class _Undecoded:
+    """Hides that an answer is compressed: a small one could fill the memory."""
+
+    def __init__(self, agent: IAgent) -> None:
+        self._agent = agent
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: Any = None
+    ) -> Deferred[Any]:
+        """Send the request, and ask for an answer as it is."""
+        plain = Headers() if headers is None else headers.copy()
+        plain.setRawHeaders(b"Accept-Encoding", [b"identity"])
+        return self._agent.request(method, uri, plain, bodyProducer).addCallback(_not_encoded)
+
+
+def _not_encoded(response: Any) -> Any:
+    response.headers.removeHeader(b"Content-Encoding")
+    return response
+
+
+class OutboundClient:
+    """
+    A client for the few requests to an authorization server.
+
+    `authorities` are certificates in PEM: those whose signatures are accepted, in place of
+    the system's.  Raises `ImportError` without the extra `auth`, and `ValueError` for
+    authorities that cannot be read.
+    """
+
+    def __init__(self, reactor: Any, authorities: bytes | None = None) -> None:
+        from treq.client import HTTPClient
+        from twisted.internet.ssl import Certificate, platformTrust, trustRootFromCertificates
+        from twisted.web.client import BrowserLikePolicyForHTTPS
+
+        if authorities is None:
+            trusted = platformTrust()
+        else:
+            texts = _CERTIFICATE.findall(authorities)
+            if not texts:
+                raise ValueError("no certificate in PEM")
+            try:
+                trusted = trustRootFromCertificates([Certificate.loadPEM(each) for each in texts])
+            except Exception:
+                # OpenSSL's own errors, which say nothing more.
+                raise ValueError("a certificate that cannot be read") from None
+        self._reactor = reactor
+        self._policy = BrowserLikePolicyForHTTPS(trusted)
+        self._new_client: Callable[[IAgent], Any] = HTTPClient
+
+    def fetch(
+        self,
+        url: str,
+        *,
+        public_only: bool,
+        form: Mapping[str, str] | None = None,
+        authorization: bytes | None = None,
+    ) -> Deferred[Answer]:
+        """Do what `Fetcher` says."""
+        fetching = Deferred.fromCoroutine(self._fetch(url, public_only, form, authorization))
+        fetching.addTimeout(ANSWER_SECONDS, self._reactor)
+        return fetching.addErrback(_explain)
+
+    async def _fetch(
+        self,
+        url: str,
+        public_only: bool,
+        form: Mapping[str, str] | None,
+        authorization: bytes | None,
+    ) -> Answer:
+        headers = Headers({b"Accept": [b"application/json"], b"User-Agent": [b"mcpbridge"]})
+        body = None
+        if authorization is not None:
+            headers.setRawHeaders(b"Authorization", [authorization])
+        if form is not None:
+            body = urlencode(form).encode("ascii")
+            headers.setRawHeaders(b"Content-Type", [b"application/x-www-form-urlencoded"])
+        connections = _Connections(self._reactor, self._policy, public_only)
+        agent = _Undecoded(Agent.usingEndpointFactory(self._reactor, connections))
+        try:
+            # A client of its own for each request: it would keep cookies.
+            response = await self._new_client(agent).request(
+                "GET" if form is None else "POST",
+                url,
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                unbuffered=True,
+                reactor=self._reactor,
+            )
+            reader = _BodyReader()
+            response.deliverBody(reader)
+            content = await reader.done
+        finally:
+            connections.close()
+        cache_control = ",".join(response.headers.getRawHeaders("Cache-Control", [])).lower()
+        return Answer(response.code, content, cache_control)
+
+
+class _BodyReader(Protocol):
+    """Collects a body of at most `ANSWER_BYTES`; `done` fires with it."""
+
+    def __init__(self) -> None:
+        self.done: Deferred[bytes] = Deferred()
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        """Keep a piece, or nothing when there is too much."""
+        self._size += len(data)
+        if self._size <= ANSWER_BYTES:
+            self._pieces.append(data)
+        elif not self.done.called:
+            self._pieces.clear()
+            self.done.errback(OutboundError(f"the answer has more than {ANSWER_BYTES} bytes"))
+
+    def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
+        """Pass the body on if it is complete."""
+        if self.done.called:
+            return
+        if reason.check(ResponseDone):
+            self.done.callback(b"".join(self._pieces))
+        else:
+            self.done.errback(OutboundError("the answer is incomplete"))
+
+
+def _explain(failure: Failure) -> Failure:
+    """Return any failure as an `OutboundError`, with what is behind it."""
+    error = failure.value
+    if isinstance(error, Timeout):
+        return Failure(OutboundError(f"no answer within {ANSWER_SECONDS:g} s"))
+    if isinstance(error, CancelledError):
+        return Failure(OutboundError("the bridge is shutting down"))
+    if isinstance(error, OutboundError):
+        return Failure(error)
+    # What failed inside of TLS or of a response is in a list of reasons.
+    reasons = getattr(error, "reasons", None) or [failure]
+    inner = getattr(reasons[0], "value", error)
+    return Failure(OutboundError(f"{type(inner).__name__}: {inner}"[:200]))
