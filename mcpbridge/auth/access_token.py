@@ -27,8 +27,6 @@ MAX_SUBJECT_CHARS = 255
 #: Times after the end of the year 9999 are nonsense, and could overflow.
 MAX_EPOCH_SECONDS = 253402300799
 
-#: RFC 6750, section 2.1.
-_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*", re.ASCII)
 #: Tokens with dots are JWTs (RFC 7515, section 7.1), or encrypted ones (RFC 7516).
 _SIGNED = re.compile(r"[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*", re.ASCII)
 _ENCRYPTED = re.compile(r"[A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]*){4}", re.ASCII)
@@ -67,34 +65,15 @@ class SignedToken(NamedTuple):
     signature: bytes
 
 
-def bearer_token(values: Sequence[str]) -> str | None:
-    """
-    Return the bearer token of the values of all `Authorization` headers.
-
-    Without such credentials it returns None.  Raises `InvalidToken` for a token with
-    characters that none has, and for one that is too long.
-    """
-    if not values:
-        return None
-    if len(values) > 1:
-        raise InvalidToken("there are several Authorization headers")
-    scheme, _, rest = values[0].strip(" \t").partition(" ")
-    if scheme.lower() != "bearer":
-        return None
-    token = rest.strip(" \t")
-    if len(token) > MAX_TOKEN_BYTES:
-        raise InvalidToken(f"the token has more than {MAX_TOKEN_BYTES} bytes")
-    if not _TOKEN.fullmatch(token):
-        raise InvalidToken("the token is empty, or has characters that no token has")
-    return token
-
-
 def is_signed(token: str) -> bool:
     """
     Tell whether a token has the form of a JWT; if not, it is an opaque one.
 
-    Raises `InvalidToken` for the form of an encrypted one: the bridge has no key for it.
+    Raises `InvalidToken` for one that is too long, and for the form of an encrypted one:
+    the bridge has no key for it.
     """
+    if len(token) > MAX_TOKEN_BYTES:
+        raise InvalidToken(f"the token has more than {MAX_TOKEN_BYTES} bytes (MAX_TOKEN_BYTES)")
     if _ENCRYPTED.fullmatch(token):
         raise InvalidToken("the token is encrypted")
     return _SIGNED.fullmatch(token) is not None

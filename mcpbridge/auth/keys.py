@@ -7,6 +7,7 @@ keys come from.  Needs the extra `auth`, whose modules are imported when keys ar
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,10 +135,9 @@ def _import(
     from joserfc.jws import JWSRegistry
 
     try:
-        key = import_key(public)
-        size = getattr(key.public_key, "key_size", MIN_RSA_BITS)
-        if public["kty"] == "RSA" and not MIN_RSA_BITS <= size <= MAX_RSA_BITS:
+        if public["kty"] == "RSA" and not MIN_RSA_BITS <= _bits(public["n"]) <= MAX_RSA_BITS:
             return None
+        key = import_key(public)
         registry = JWSRegistry(algorithms=[_NEW_NAMES.get(each, each) for each in algorithms])
         models: dict[str, Any] = {}
         for each in algorithms:
@@ -148,3 +148,8 @@ def _import(
         # have several errors for those, and one broken key must not hide the others.
         return None
     return VerificationKey(kid, key, models)
+
+
+def _bits(number: str) -> int:
+    """Return the size of a number in base64url; raises `ValueError` if it is none."""
+    return int.from_bytes(urlsafe_b64decode(number + "=" * (-len(number) % 4))).bit_length()

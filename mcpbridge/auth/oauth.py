@@ -18,10 +18,10 @@ from zope.interface import implementer
 from mcpbridge.auth.access_token import (
     SignedToken,
     TokenRules,
-    bearer_token,
     is_signed,
     read_signed,
 )
+from mcpbridge.auth.bearer import bearer_token
 from mcpbridge.auth.identity import Identity
 from mcpbridge.auth.issuer import Introspected, Issuer
 from mcpbridge.auth.keys import VerificationKey
@@ -63,7 +63,7 @@ class OAuthAuthenticator:
 
         It comes by a Deferred if the issuer must be asked.
         """
-        token = bearer_token(request.values("authorization"))
+        token = bearer_token(request)
         if token is None:
             return None
         if is_signed(token):
