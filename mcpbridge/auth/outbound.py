@@ -5,25 +5,27 @@ What an authorization server names in its metadata decides where the bridge conn
 So that nobody can point it at an inner service, a host that is not configured is reached
 over https alone, and at public addresses alone.  That is checked with each address at the
 moment when it is connected to: a name that resolves to another address the second time
-gains nothing.  No redirect is followed, no cookie kept, nothing decompressed, and no proxy
-taken from the environment.
+gains nothing.
 
-Knows HTTP and addresses; must not know what is fetched.  Needs the extra `auth`, whose
-modules are imported when a client is made.
+It is Twisted's bare `Agent`: no redirect is followed, no cookie kept, nothing decompressed,
+and no proxy taken from the environment.  Clients that add comforts would have to be kept
+from each of these.
+
+Knows HTTP and addresses; must not know what is fetched.  Needs the extra `auth`, for TLS,
+whose modules are imported when a client is made.
 """
 
 from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 from urllib.parse import urlencode
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as Timeout
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
     IReactorPluggableNameResolver,
@@ -35,7 +37,7 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, ResponseDone
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IAgentEndpointFactory
+from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer
 from zope.interface import implementer
 
 #: The largest answer that is read.
@@ -48,6 +50,8 @@ CONNECT_SECONDS = 5.0
 #: IPv6 addresses that a gateway translates to the IPv4 address in their last 32 bits
 #: (RFC 6052, RFC 8215).
 _TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+#: All that is assigned for global unicast (RFC 4291, section 2.4).
+_UNICAST = IPv6Network("2000::/3")
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -92,6 +96,8 @@ def is_public(address: str) -> bool:
         inner = _embedded(found)
         if inner is not None:
             return is_public(str(inner))
+        if found not in _UNICAST:
+            return False
     return found.is_global and not found.is_multicast and not found.is_reserved
 
 
@@ -175,25 +181,27 @@ class _Endpoint:
         return protocol
 
 
-@implementer(IAgent)
-class _Undecoded:
-    """Hides that an answer is compressed: a small one could fill the memory."""
+@implementer(IBodyProducer)
+class _Body:
+    """The body of a request, which is written at once."""
 
-    def __init__(self, agent: IAgent) -> None:
-        self._agent = agent
+    def __init__(self, data: bytes) -> None:
+        self.length = len(data)
+        self._data = data
 
-    def request(
-        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: Any = None
-    ) -> Deferred[Any]:
-        """Send the request, and ask for an answer as it is."""
-        plain = Headers() if headers is None else headers.copy()
-        plain.setRawHeaders(b"Accept-Encoding", [b"identity"])
-        return self._agent.request(method, uri, plain, bodyProducer).addCallback(_not_encoded)
+    def startProducing(self, consumer: Any) -> Deferred[None]:
+        """Write the body."""
+        consumer.write(self._data)
+        return succeed(None)
 
+    def pauseProducing(self) -> None:
+        """There is nothing to pause."""
 
-def _not_encoded(response: Any) -> Any:
-    response.headers.removeHeader(b"Content-Encoding")
-    return response
+    def resumeProducing(self) -> None:
+        """Nor to resume."""
+
+    def stopProducing(self) -> None:
+        """Nor to stop."""
 
 
 class OutboundClient:
@@ -206,7 +214,6 @@ class OutboundClient:
     """
 
     def __init__(self, reactor: Any, authorities: bytes | None = None) -> None:
-        from treq.client import HTTPClient
         from twisted.internet.ssl import Certificate, platformTrust, trustRootFromCertificates
         from twisted.web.client import BrowserLikePolicyForHTTPS
 
@@ -221,9 +228,8 @@ class OutboundClient:
             except Exception:
                 # OpenSSL's own errors, which say nothing more.
                 raise ValueError("a certificate that cannot be read") from None
-        self._reactor = reactor
+        self._reactor = self._clock = reactor
         self._policy = BrowserLikePolicyForHTTPS(trusted)
-        self._new_client: Callable[[IAgent], Any] = HTTPClient
 
     def fetch(
         self,
@@ -235,8 +241,8 @@ class OutboundClient:
     ) -> Deferred[Answer]:
         """Do what `Fetcher` says."""
         fetching = Deferred.fromCoroutine(self._fetch(url, public_only, form, authorization))
-        fetching.addTimeout(ANSWER_SECONDS, self._reactor)
-        return fetching.addErrback(_explain)
+        timeout = self._clock.callLater(ANSWER_SECONDS, fetching.cancel)
+        return fetching.addBoth(_ended, timeout)
 
     async def _fetch(
         self,
@@ -250,21 +256,13 @@ class OutboundClient:
         if authorization is not None:
             headers.setRawHeaders(b"Authorization", [authorization])
         if form is not None:
-            body = urlencode(form).encode("ascii")
+            body = _Body(urlencode(form).encode("ascii"))
             headers.setRawHeaders(b"Content-Type", [b"application/x-www-form-urlencoded"])
         connections = _Connections(self._reactor, self._policy, public_only)
-        agent = _Undecoded(Agent.usingEndpointFactory(self._reactor, connections))
+        agent = Agent.usingEndpointFactory(self._reactor, connections)
+        method = b"GET" if form is None else b"POST"
         try:
-            # A client of its own for each request: it would keep cookies.
-            response = await self._new_client(agent).request(
-                "GET" if form is None else "POST",
-                url,
-                headers=headers,
-                data=body,
-                allow_redirects=False,
-                unbuffered=True,
-                reactor=self._reactor,
-            )
+            response: Any = await agent.request(method, url.encode("ascii"), headers, body)
             reader = _BodyReader()
             response.deliverBody(reader)
             content = await reader.done
@@ -301,16 +299,18 @@ class _BodyReader(Protocol):
             self.done.errback(OutboundError("the answer is incomplete"))
 
 
-def _explain(failure: Failure) -> Failure:
+def _ended(result: Answer | Failure, timeout: Any) -> Answer | Failure:
     """Return any failure as an `OutboundError`, with what is behind it."""
-    error = failure.value
-    if isinstance(error, Timeout):
+    in_time = timeout.active()
+    if in_time:
+        timeout.cancel()
+    if not isinstance(result, Failure):
+        return result
+    if not in_time:
         return Failure(OutboundError(f"no answer within {ANSWER_SECONDS:g} s"))
-    if isinstance(error, CancelledError):
-        return Failure(OutboundError("the bridge is shutting down"))
-    if isinstance(error, OutboundError):
-        return Failure(error)
+    if result.check(OutboundError):
+        return Failure(result.value)
     # What failed inside of TLS or of a response is in a list of reasons.
-    reasons = getattr(error, "reasons", None) or [failure]
-    inner = getattr(reasons[0], "value", error)
-    return Failure(OutboundError(f"{type(inner).__name__}: {inner}"[:200]))
+    reasons = getattr(result.value, "reasons", None) or [result]
+    error = getattr(reasons[0], "value", result.value)
+    return Failure(OutboundError(f"{type(error).__name__}: {error}"[:200]))

@@ -390,7 +390,7 @@ def test_wrong_authorities_are_reported(tmp_path: Path, content: bytes | None) -
     assert caught.value.name == "auth.oauth.ca_file"
 
 
-@pytest.mark.parametrize("module", ["joserfc", "treq.client", "twisted.internet.ssl"])
+@pytest.mark.parametrize("module", ["joserfc", "twisted.internet.ssl"])
 def test_the_extra_is_named_where_it_is_missing(
     monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
