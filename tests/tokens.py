@@ -117,7 +117,7 @@ class FakeFetcher:
         self.public_only: dict[str, bool] = {}
         self.sent: list[tuple[Mapping[str, str] | None, bytes | None]] = []
         self.held = False
-        self.open: list[Callable[[], None]] = []
+        self.open: list[Callable[[], object]] = []
         self.cancelled: list[str] = []
 
     def fetch(

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from mcpbridge.config.oauth import check_oauth
+from mcpbridge.config.oauth import SIGNATURE_ALGORITHMS, origin_of
 from mcpbridge.errors import Described, SettingError
 
 _Text = Annotated[str, Meta(min_length=1, max_length=2048)]
@@ -158,7 +158,45 @@ def _check(auth: Auth, name: str) -> None:
                 Described("both" if settings.sha256 else "neither"),
             )
     if auth.oauth is not None:
-        check_oauth(auth.oauth, f"{name}.oauth")
+        _check_oauth(auth.oauth, f"{name}.oauth")
+
+
+def _check_oauth(settings: OAuth, name: str) -> None:
+    """Raise `SettingError` for settings that cannot work, or that would not be safe."""
+    if "?" in settings.issuer:
+        raise SettingError(f"{name}.issuer", "a URL without a query", Described("one with a query"))
+    _check_url(settings.issuer, settings, f"{name}.issuer")
+    if settings.jwks_uri is not None:
+        _check_url(settings.jwks_uri, settings, f"{name}.jwks_uri")
+    asked = settings.introspection
+    if asked is not None and asked.endpoint is not None:
+        _check_url(asked.endpoint, settings, f"{name}.introspection.endpoint")
+    if not settings.algorithms:
+        raise SettingError(f"{name}.algorithms", "at least one algorithm", Described("none"))
+    for algorithm in settings.algorithms:
+        if algorithm not in SIGNATURE_ALGORITHMS:
+            shared = algorithm.upper().startswith("HS")
+            why = ", whose secret the bridge would share" if shared else ""
+            expected = f"some of {', '.join(SIGNATURE_ALGORITHMS)}"
+            got = Described(f"{algorithm[:40]!r}{why}")
+            raise SettingError(f"{name}.algorithms", expected, got)
+    for host in settings.trusted_hosts:
+        if "/" in host or "@" in host or not host.isascii() or not host.isprintable():
+            raise SettingError(f"{name}.trusted_hosts", "names of hosts, or `host:port`", host)
+
+
+def _check_url(url: str, settings: OAuth, name: str) -> None:
+    """Raise `SettingError` for a URL whose answers could be forged on their way."""
+    expected = "a URL of https"
+    try:
+        origin = origin_of(url)
+    except ValueError as error:
+        raise SettingError(name, expected, Described(str(error))) from None
+    if origin.scheme != "https" and not (
+        origin.is_loopback or origin.is_in(settings.trusted_hosts)
+    ):
+        expected += "; http is only for this machine itself and for `trusted_hosts`"
+        raise SettingError(name, expected, Described("one of http"))
 
 
 def merged(bridge: Mapping[str, Any], server: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,14 @@
 """
-Checks of the settings of `auth.oauth`, and the origins of URLs.
+What the settings of `auth.oauth` are checked against: algorithms, and the origins of URLs.
 
-Knows which algorithms a token may be signed with; must not know keys, files or the network.
+Knows neither keys nor the network.
 """
 
 from __future__ import annotations
 
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
-
-from mcpbridge.errors import Described, SettingError
-
-if TYPE_CHECKING:
-    from mcpbridge.config.auth import OAuth
 
 #: The algorithms of signatures, and what a key for each must be: its type, and its curve.
 #: Neither `none` nor one with a shared secret: who can check a token could then make one.
@@ -76,41 +71,3 @@ def origin_of(url: str) -> Origin:
         raise ValueError("a URL without a host")
     port = parts.port if parts.port is not None else (443 if parts.scheme == "https" else 80)
     return Origin(parts.scheme, parts.hostname, port)
-
-
-def check_oauth(settings: OAuth, name: str) -> None:
-    """Raise `SettingError` for settings that cannot work, or that would not be safe."""
-    if "?" in settings.issuer:
-        raise SettingError(f"{name}.issuer", "a URL without a query", Described("one with a query"))
-    _check_url(settings.issuer, settings, f"{name}.issuer")
-    if settings.jwks_uri is not None:
-        _check_url(settings.jwks_uri, settings, f"{name}.jwks_uri")
-    asked = settings.introspection
-    if asked is not None and asked.endpoint is not None:
-        _check_url(asked.endpoint, settings, f"{name}.introspection.endpoint")
-    if not settings.algorithms:
-        raise SettingError(f"{name}.algorithms", "at least one algorithm", Described("none"))
-    for algorithm in settings.algorithms:
-        if algorithm not in SIGNATURE_ALGORITHMS:
-            shared = algorithm.upper().startswith("HS")
-            why = ", whose secret the bridge would share" if shared else ""
-            expected = f"some of {', '.join(SIGNATURE_ALGORITHMS)}"
-            got = Described(f"{algorithm[:40]!r}{why}")
-            raise SettingError(f"{name}.algorithms", expected, got)
-    for host in settings.trusted_hosts:
-        if "/" in host or "@" in host or not host.isascii() or not host.isprintable():
-            raise SettingError(f"{name}.trusted_hosts", "names of hosts, or `host:port`", host)
-
-
-def _check_url(url: str, settings: OAuth, name: str) -> None:
-    """Raise `SettingError` for a URL whose answers could be forged on their way."""
-    expected = "a URL of https"
-    try:
-        origin = origin_of(url)
-    except ValueError as error:
-        raise SettingError(name, expected, Described(str(error))) from None
-    if origin.scheme != "https" and not (
-        origin.is_loopback or origin.is_in(settings.trusted_hosts)
-    ):
-        expected += "; http is only for this machine itself and for `trusted_hosts`"
-        raise SettingError(name, expected, Described("one of http"))

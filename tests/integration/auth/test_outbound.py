@@ -125,7 +125,11 @@ async def test_a_page_is_fetched(running_reactor: Any, served: Served) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_form_is_posted(running_reactor: Any, served: Served) -> None:
-    served.pages.by_path[b"/x"] = lambda request: request.content.read()
+    def page(request: Request) -> bytes:
+        assert request.content is not None
+        return request.content.read()
+
+    served.pages.by_path[b"/x"] = page
     client = OutboundClient(running_reactor)
     answer = await client.fetch(
         served.url + "/x",
@@ -215,6 +219,7 @@ async def test_a_cut_answer_is_none(running_reactor: Any, served: Served) -> Non
     def page(request: Request) -> int:
         request.setHeader("Content-Length", "10")
         request.write(b"12345")
+        assert request.transport is not None
         running_reactor.callLater(0, request.transport.loseConnection)
         return NOT_DONE_YET
 
@@ -352,7 +357,7 @@ async def test_a_name_that_changes_its_address_gains_nothing(running_reactor: An
 
 def test_a_connection_has_a_timeout(running_reactor: Any) -> None:
     """It is that of `HostnameEndpoint`, for each address."""
-    endpoint = outbound._Connections(running_reactor, None, False).endpointForURI(
+    endpoint: Any = outbound._Connections(running_reactor, None, False).endpointForURI(
         _Uri(b"http", b"127.0.0.1", 80)
     )
     assert endpoint._endpoint._timeout == CONNECT_SECONDS

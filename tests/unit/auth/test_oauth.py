@@ -197,6 +197,7 @@ def test_forged_tokens_are_refused(make: Callable[[], str]) -> None:
 
 def test_what_cannot_be_good_asks_nobody() -> None:
     server = Server()
+    changed: dict[str, Any]
     for changed in ({"iss": "x"}, {"aud": "x"}, {"exp": 1}, {"sub": ""}, {"cnf": {}}):
         server.refused(signed(claims(**changed)))
     assert server.fetcher.requests == []

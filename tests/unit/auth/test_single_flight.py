@@ -44,7 +44,7 @@ def test_who_gives_up_gets_nothing_and_disturbs_nobody() -> None:
     first = work.flight.wait()
     second = work.flight.wait()
     second.addErrback(lambda failure: results.append(failure.check(CancelledError)))
-    first.addCallback(lambda result: (results.append(result), second.cancel()))
+    first.addCallback(results.append).addCallback(lambda _: second.cancel())
     third = work.flight.wait().addCallback(results.append)
     work.flight.run()
     gone.cancel()
