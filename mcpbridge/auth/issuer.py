@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.auth.keys import Keys, VerificationKey, read_keys
 from mcpbridge.auth.outbound import Answer, Fetcher, OutboundError
-from mcpbridge.auth.single_flight import SingleFlight
+from mcpbridge.auth.shared_work import SharedWork
 from mcpbridge.config.auth import OAuth
 from mcpbridge.config.oauth import origin_of
 from mcpbridge.errors import AuthenticationUnavailable, InvalidToken
@@ -60,7 +60,7 @@ METADATA_SECONDS = 3600.0
 #: How long an answer about an opaque token is used: that it is good, and that it is not.
 ACTIVE_SECONDS = 60.0
 INACTIVE_SECONDS = 10.0
-#: So many answers are kept, in all so many bytes of JSON.
+#: So many answers of either kind are kept, in all so many bytes of JSON.
 MAX_ANSWERS = 4096
 MAX_ANSWERS_BYTES = 16 * 1024 * 1024
 #: So many tokens are asked about at a time, so many wait for that, and how long.
@@ -124,19 +124,20 @@ class Issuer:
 
         self._metadata: _Metadata | None = None
         self._metadata_until = self._metadata_retry = -inf
-        self._metadata_flight = SingleFlight(self._fetch_metadata)
+        self._metadata_work = SharedWork(self._fetch_metadata)
 
         self._keys = Keys(())
         self._refresh_at = self._fresh_until = self._usable_until = -inf
         self._tried_at = -inf
         self._failing = False
         self._missing: set[str | None] = set()
-        self._keys_flight = SingleFlight(self._fetch_keys)
+        self._keys_work = SharedWork(self._fetch_keys)
         self._keys_timer = Timer(clock)
 
         self._secret = secret
-        self._answers = _Answers()
-        self._asking: dict[bytes, SingleFlight[Any]] = {}
+        # Apart, so that tokens that anybody makes up drop no answer about a good one.
+        self._active, self._inactive = _Answers(), _Answers()
+        self._asking: dict[bytes, SharedWork[Any]] = {}
         self._waiting = 0
         self._slots = DeferredSemaphore(MAX_INTROSPECTIONS)
 
@@ -147,8 +148,8 @@ class Issuer:
         self._keys_timer.stop()
         for asking in tuple(self._asking.values()):
             asking.stop(None)
-        self._keys_flight.stop(None)
-        self._metadata_flight.stop(None)
+        self._keys_work.stop(None)
+        self._metadata_work.stop(None)
 
     # Keys.
 
@@ -173,7 +174,7 @@ class Issuer:
             # Most often they were fetched anew before, unless nobody has asked.
             return self._after_fetch(kid, algorithm)
         if now >= self._refresh_at and wait <= 0:
-            self._keys_flight.run()
+            self._keys_work.run()
         found = self._keys.fitting(kid, algorithm)
         if found:
             return found
@@ -193,16 +194,16 @@ class Issuer:
         self, kid: str | None, algorithm: str
     ) -> Deferred[tuple[VerificationKey, ...]]:
         """Fetch the keys when that is allowed, and then look again."""
-        if len(self._keys_flight) >= MAX_KEY_WAITERS or self._stopped:
+        if len(self._keys_work) >= MAX_KEY_WAITERS or self._stopped:
             raise _away(RETRY_SECONDS)
-        waiting = self._keys_flight.wait()
+        waiting = self._keys_work.wait()
         found = waiting.addCallback(lambda _: self._look_again(kid, algorithm))
-        if not self._keys_flight.is_running and not self._keys_timer.is_running:
+        if not self._keys_work.is_running and not self._keys_timer.is_running:
             wait = self._next_fetch() - self._clock.seconds()
             if wait > 0:
-                self._keys_timer.start(wait, self._keys_flight.run)
+                self._keys_timer.start(wait, self._keys_work.run)
             else:
-                self._keys_flight.run()
+                self._keys_work.run()
         return found
 
     def _look_again(self, kid: str | None, algorithm: str) -> tuple[VerificationKey, ...]:
@@ -257,8 +258,8 @@ class Issuer:
         metadata = self._metadata
         now = self._clock.seconds()
         if now >= self._metadata_until and now >= self._metadata_retry:
-            waiting = self._metadata_flight.wait()
-            self._metadata_flight.run()
+            waiting = self._metadata_work.wait()
+            self._metadata_work.run()
             await waiting
             metadata = self._metadata
         if metadata is None:
@@ -304,19 +305,20 @@ class Issuer:
         Raises, or fails with, `AuthenticationUnavailable` if it cannot be asked.
         """
         digest = sha256(token.encode("utf-8")).digest()
-        known = self._answers.get(digest, self._clock.seconds())
+        now = self._clock.seconds()
+        known = self._active.get(digest, now) or self._inactive.get(digest, now)
         if known is not None:
             return known
         if self._waiting >= MAX_INTROSPECTION_WAITERS or self._stopped:
             raise _away(RETRY_SECONDS)
-        flight = self._asking.get(digest)
-        if flight is None:
-            flight = SingleFlight(lambda: self._ask(token, digest))
-            self._asking[digest] = flight
+        work = self._asking.get(digest)
+        if work is None:
+            work = SharedWork(lambda: self._ask(token, digest))
+            self._asking[digest] = work
         self._waiting += 1
-        waiting = flight.wait()
+        waiting = work.wait()
         waiting.addBoth(self._waited)
-        flight.run()
+        work.run()
         return waiting
 
     def _waited(self, result: Any) -> Any:
@@ -357,12 +359,12 @@ class Issuer:
             raise OutboundError(f"{url}: the answer is no object of JSON") from None
         now = self._clock.seconds()
         if claims.get("active") is True:
-            result = Introspected(claims, now + ACTIVE_SECONDS)
+            result, kept = Introspected(claims, now + ACTIVE_SECONDS), self._active
         elif claims.get("active") is False:
-            result = Introspected(None, now + INACTIVE_SECONDS)
+            result, kept = Introspected(None, now + INACTIVE_SECONDS), self._inactive
         else:
             raise OutboundError(f"{url}: the answer does not say whether the token is active")
-        self._answers.put(digest, result, len(content), now)
+        kept.put(digest, result, len(content), now)
         return result
 
     def _ask_failed(self, failure: Failure) -> None:

@@ -401,7 +401,7 @@ def test_who_gives_up_does_not_wait() -> None:
     assert isinstance(waiting, Deferred)
     waiting.cancel()
     waiting.addErrback(lambda failure: failure.trap(CancelledError))
-    assert len(asked.issuer._keys_flight) == 0
+    assert len(asked.issuer._keys_work) == 0
     asked.issuer.stop()
 
 
@@ -546,8 +546,18 @@ def test_only_so_many_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.fetcher.answers[INTROSPECTION] = large
     asked.introspect("large")
     asked.introspect("larger")
-    assert len(asked.issuer._answers._by_digest) == 1
+    assert len(asked.issuer._active._by_digest) == 1
     assert asked.introspect("larger") == large
+
+
+def test_tokens_that_are_made_up_drop_no_good_answer() -> None:
+    asked = introspecting()
+    assert asked.introspect("good") == GOOD
+    asked.fetcher.answers[INTROSPECTION] = {"active": False}
+    for number in range(MAX_ANSWERS + 1):
+        assert asked.introspect(str(number)) is None
+    assert asked.introspect("good") == GOOD
+    assert len(asked.issuer._inactive._by_digest) == MAX_ANSWERS
 
 
 def test_a_request_that_is_cancelled_frees_its_place() -> None:

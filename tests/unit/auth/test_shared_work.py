@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from mcpbridge.auth.single_flight import SingleFlight
+from mcpbridge.auth.shared_work import SharedWork
 
 
 class Work:
@@ -13,7 +13,7 @@ class Work:
     def __init__(self) -> None:
         self.started: list[Deferred[str]] = []
         self.cancelled = 0
-        self.flight = SingleFlight(self._start)
+        self.flight = SharedWork(self._start)
 
     def _start(self) -> Deferred[str]:
         self.started.append(Deferred(self._cancel))
@@ -76,7 +76,7 @@ def test_work_may_be_done_at_once() -> None:
         done.callback("now")
         return done
 
-    flight, results = SingleFlight(start), list[str]()
+    flight, results = SharedWork(start), list[str]()
     for _ in range(2):
         flight.wait().addCallback(results.append)
         flight.run()

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 T = TypeVar("T")
 
 
-class SingleFlight(Generic[T]):
+class SharedWork(Generic[T]):
     """
     Work that is started by the first who asks, and whose result all get who ask until then.
 
