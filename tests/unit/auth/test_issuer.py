@@ -162,7 +162,7 @@ def test_wrong_metadata_is_not_used(document: Any, log_lines: list[str]) -> None
     asked = Asked()
     asked.fetcher.answers[METADATA] = document
     assert asked.ask() is AuthenticationUnavailable
-    assert JWKS not in asked.fetcher.requests
+    assert set(asked.fetcher.requests) <= set(metadata_urls(ISSUER))
     assert (
         sum("its keys cannot be fetched" in line or "its metadata" in line for line in log_lines)
         == 1
@@ -356,6 +356,33 @@ def test_a_key_that_was_looked_for_in_vain_is_refused_at_once() -> None:
     asked.clock.advance(KEYS_REFETCH_SECONDS)
     assert asked.ask("bad") is InvalidToken
     assert asked.fetches == 3
+
+
+def test_a_key_that_was_looked_for_in_vain_may_be_published_later() -> None:
+    asked = Asked()
+    asked.ask()
+    asked.clock.advance(KEYS_REFETCH_SECONDS)
+    assert asked.ask("next") is InvalidToken
+    asked.clock.advance(KEYS_REFETCH_SECONDS)
+    assert asked.ask("another") is InvalidToken
+    asked.fetcher.answers[JWKS] = {"keys": [jwk(kid="next")]}
+    waiting = asked.ask("next")
+    asked.clock.advance(KEYS_REFETCH_SECONDS)
+    assert waiting == [["next"]]
+
+
+def test_an_issuer_may_move_its_keys() -> None:
+    asked = Asked()
+    asked.ask()
+    moved = JWKS + "/moved"
+    asked.fetcher.answers[METADATA] = {"issuer": ISSUER, "jwks_uri": moved}
+    asked.fetcher.answers[moved] = asked.fetcher.answers.pop(JWKS)
+    asked.clock.advance(KEYS_SECONDS)
+    assert asked.ask() == ["one"]
+    assert asked.fetcher.count(moved) == 0
+    asked.clock.advance(KEYS_REFETCH_SECONDS)
+    assert asked.ask() == ["one"]
+    assert asked.fetcher.count(moved) == 1
 
 
 def test_a_thousand_unknown_keys_are_two_fetches_a_minute() -> None:
