@@ -122,7 +122,7 @@ class Bridge(Service):
         # Who may come in.
         self._access_controls = AccessControls(
             settings,
-            lambda: self._clock.seconds(),
+            reactor,
             lambda name, server: load("auth.authenticator", IAuthenticator, name, server),
             verified("authenticator", IAuthenticator, authenticator),
         )
@@ -368,6 +368,7 @@ class Bridge(Service):
 
         def sessions_ended(_: object) -> Deferred[Any]:
             self._budget.stop()
+            self._access_controls.stop()
             self._trimmer.stop()
             return DeferredList([*closed, self._local.stop_recovery()])
 

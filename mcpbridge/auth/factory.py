@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from twisted.logger import Logger
+
 from mcpbridge.auth.access_control import AccessControl
+from mcpbridge.auth.issuer import Issuer
 from mcpbridge.auth.named_tokens import NamedTokens
+from mcpbridge.auth.oauth import OAuthAuthenticator, make_issuer
 from mcpbridge.auth.resource_metadata import ProtectedResource
 from mcpbridge.auth.scopes import ScopeRules
 from mcpbridge.auth.session_environment import SessionEnvironment
-from mcpbridge.config.auth import Auth
+from mcpbridge.config.auth import Auth, OAuth
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.guard import guarded
 
 #: Loads an `IAuthenticator` by its dotted name, for a server.
 LoadAuthenticator = Callable[[str, ServerSettings], Any]
@@ -25,18 +30,23 @@ class AccessControls:
     """
     The access control of the servers of one bridge.
 
-    `authenticator` is the application's own, for all servers without settings of their own.
+    `authenticator` is the application's own; it is asked before those of the settings.
+    Call `stop` when no request will come any more.
     """
+
+    log = Logger()
 
     def __init__(
         self,
         settings: BridgeSettings,
-        now: Callable[[], float],
+        reactor: Any,
         load: LoadAuthenticator,
         authenticator: Any = None,
     ) -> None:
         self._settings = settings
-        self._now = now
+        self._reactor = reactor
+        #: What is asked about tokens, by its settings.
+        self._issuers: dict[OAuth, Issuer] = {}
         self._load = load
         self._authenticator = authenticator
         #: The metadata of all servers, by the path of what it is about.
@@ -89,12 +99,31 @@ class AccessControls:
             found.append(self._load(auth.authenticator, server))
         return found
 
+    def stop(self) -> None:
+        """Ask no issuer any more."""
+        for issuer in self._issuers.values():
+            guarded(self.log, "stopping to ask an issuer", issuer.stop)
+
+    def _now(self) -> float:
+        now: float = self._reactor.seconds()
+        return now
+
+    def _oauth(self, settings: OAuth, resource: ProtectedResource) -> OAuthAuthenticator:
+        """Return the authenticator of one server; servers with equal settings share its issuer."""
+        issuer = self._issuers.get(settings)
+        if issuer is None:
+            issuer = self._issuers[settings] = make_issuer(settings, self._reactor)
+        return OAuthAuthenticator(settings, resource.audience, issuer, self._now)
+
     def _built_in(self, auth: Auth, resource: ProtectedResource) -> tuple[list[Any], list[str]]:
         """Return the built-in authenticators, and the fields that decide."""
         found: list[Any] = []
         decisive: list[str] = []
         if auth.tokens:
             found.append(NamedTokens(auth.tokens))
+        if auth.oauth is not None:
+            found.append(self._oauth(auth.oauth, resource))
+        if found:
             decisive.append("authorization")
         return found, decisive
 
