@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from twisted.internet.address import UNIXAddress
 
 from mcpbridge.auth.access import ANYBODY, Access
+from mcpbridge.config.networks import UNIX, Networks, parse_address
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.processes.caller import Caller
 
@@ -58,14 +59,14 @@ class ClientAddresses:
     """Tells clients apart by address, as `exempt_addresses` and `trusted_proxies` say."""
 
     def __init__(self, settings: BridgeSettings) -> None:
-        self._exempt = _Networks(settings.exempt_addresses)
-        self._proxies = _Networks(settings.trusted_proxies)
+        self._exempt = Networks(settings.exempt_addresses)
+        self._proxies = Networks(settings.trusted_proxies)
         self._known = lru_cache(KNOWN_ADDRESSES)(self._classify)
 
     def peer(self, address: Any) -> Peer:
         """Return the peer that connects from an `IAddress`."""
         if isinstance(address, UNIXAddress):
-            return self._known("unix")
+            return self._known(UNIX)
         return self._known(str(getattr(address, "host", "")))
 
     def is_proxy(self, address: Any) -> bool:
@@ -146,26 +147,15 @@ class ClientAddresses:
         return found
 
     def _classify(self, host: str) -> Peer:
-        if host == "unix":
+        if host == UNIX:
             return Peer(host, self._exempt.unix, self._proxies.unix)
-        address = _parsed(host)
+        address = parse_address(host)
         if address is None:
             return Peer("")
         exempt, proxy = address in self._exempt, address in self._proxies
         if address.version == 6:
             return Peer(str(ip_network((address, IPV6_PREFIX), strict=False)), exempt, proxy)
         return Peer(str(address), exempt, proxy)
-
-
-class _Networks:
-    """A list of addresses and networks."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.unix = "unix" in names
-        self._networks = [ip_network(name, strict=False) for name in names if name != "unix"]
-
-    def __contains__(self, address: IPv4Address | IPv6Address) -> bool:
-        return any(address in network for network in self._networks)
 
 
 def _of_headers(headers: Any) -> Fields:
@@ -199,21 +189,13 @@ def _host(entry: str) -> str | None:
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
-    return text if _parsed(text) is not None else None
+    return text if parse_address(text) is not None else None
 
 
 def _plain(host: Any) -> str | None:
     """Return an address in its canonical form; None for what is none."""
-    address = _parsed(str(host))
+    address = parse_address(str(host))
     return None if address is None else str(address)
-
-
-def _parsed(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 #: Returns who sent a request of twisted.web; None if nobody wants to know.
