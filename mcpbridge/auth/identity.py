@@ -20,6 +20,9 @@ NAMED_TOKEN = "token"
 CERTIFICATE = "certificate"
 PROXY = "proxy"
 
+#: The longest subject that a certificate or a header may give.
+MAX_SUBJECT_CHARS = 255
+
 _NO_CLAIMS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -50,3 +53,13 @@ def name_of(identity: Any) -> str:
     section 2), so no two pairs have one name.
     """
     return f"{identity.issuer}#{identity.subject}"
+
+
+def is_subject(text: str) -> bool:
+    """
+    Tell whether a text from outside may name a subject, in identities and log lines.
+
+    It has 1 to `MAX_SUBJECT_CHARS` printable characters, and no space at either end:
+    no two subjects look the same because of what nobody sees.
+    """
+    return 0 < len(text) <= MAX_SUBJECT_CHARS and text.isprintable() and text == text.strip()

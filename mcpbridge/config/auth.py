@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from mcpbridge.config.checks import NETWORKS
 from mcpbridge.config.oauth import SIGNATURE_ALGORITHMS, origin_of
 from mcpbridge.errors import Described, SettingError
 
@@ -82,6 +83,16 @@ class ClientCertificates(_Settings, frozen=True):
     #: Callers who may come in, and the scopes of each; without it all of the authority's.
     allow: Mapping[str, tuple[Scope, ...]] | None = None
     scopes: tuple[Scope, ...] = ()
+
+
+#: Headers that are the request's own, or that say something else of the caller: a proxy
+#: that sends an identity in one of them has no way to remove the client's.
+_OTHER_HEADERS = frozenset(
+    (
+        *("authorization", "connection", "content-length", "content-type", "cookie", "forwarded"),
+        *("host", "origin", "transfer-encoding", "x-forwarded-for", "x-forwarded-proto"),
+    )
+)
 
 
 class ProxyIdentity(_Settings, frozen=True):
@@ -159,6 +170,8 @@ def _check(auth: Auth, name: str) -> None:
             )
     if auth.oauth is not None:
         _check_oauth(auth.oauth, f"{name}.oauth")
+    if auth.proxy is not None:
+        _check_proxy(auth.proxy, f"{name}.proxy")
 
 
 def _check_oauth(settings: OAuth, name: str) -> None:
@@ -197,6 +210,32 @@ def _check_url(url: str, settings: OAuth, name: str) -> None:
     ):
         expected += "; http is only for this machine itself and for `trusted_hosts`"
         raise SettingError(name, expected, Described("one of http"))
+
+
+def _check_proxy(proxy: ProxyIdentity, name: str) -> None:
+    """Raise `SettingError` for an identity that others than the proxies might claim."""
+    if not proxy.addresses:
+        raise SettingError(
+            f"{name}.addresses",
+            "the addresses of the proxies, such as `10.0.0.1`, or `unix`",
+            Described("an empty list, with which anybody or nobody would be believed"),
+        )
+    for error in NETWORKS.errors(f"{name}.addresses", proxy.addresses):
+        raise error
+    headers = {"header": proxy.header, "scopes_header": proxy.scopes_header}
+    for key, header in headers.items():
+        if header is not None and header.lower() in _OTHER_HEADERS:
+            raise SettingError(f"{name}.{key}", "a header of the proxy's own", header)
+    if plain_name(proxy.header) == plain_name(proxy.scopes_header or ""):
+        raise SettingError(f"{name}.scopes_header", "another header than `header`", proxy.header)
+
+
+def plain_name(header: str) -> str:
+    """
+    Return the name of a header in the one spelling that it shares with all names that
+    some software takes for the same: in lower case, with `-` for `_` (RFC 3875, section 4.1.18).
+    """
+    return header.lower().replace("_", "-")
 
 
 def merged(bridge: Mapping[str, Any], server: Mapping[str, Any]) -> dict[str, Any]:
