@@ -6,9 +6,11 @@ Knows settings; must not know what is made of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from mcpbridge.config.auth import Auth
 from mcpbridge.config.backend_environment import name_pattern, passed_environment
+from mcpbridge.config.networks import Networks
 from mcpbridge.config.settings import DEFAULT_SESSIONS, BridgeSettings
 
 
@@ -68,6 +70,40 @@ def _readable_credentials(settings: BridgeSettings) -> Iterator[str]:
             " taken over can read the credentials of other clients (/proc/PID/environ); to prevent"
             " that, run each server of the bridge in a container"
         )
+
+
+def authentication_warnings(name: str, auth: Auth, listen: Sequence[str]) -> Iterator[str]:
+    """
+    Yield a line for each way in that others may take, or nobody can.
+
+    `name` is what the configuration calls `auth`, and `listen` are the endpoints; if there
+    are none, an application has endpoints of its own.
+    """
+    local = listen and all(each.startswith("unix:") for each in listen)
+    if auth.proxy is not None and not local:
+        addresses = Networks(auth.proxy.addresses)
+        shown = ", ".join(auth.proxy.addresses)
+        if addresses.with_everybody:
+            yield (
+                f"{name}.proxy.addresses ({shown}) has every address: whoever reaches the bridge"
+                f" can claim in {auth.proxy.header} to be anybody; name the proxy's address only"
+            )
+        elif addresses.with_loopback:
+            yield (
+                f"{name}.proxy.addresses ({shown}) has loopback addresses: every process on this"
+                f" machine, backends included, can claim in {auth.proxy.header} to be anybody;"
+                " where that matters, have the proxy connect to a UNIX socket that no one else"
+                " may open, and name `unix`"
+            )
+    if auth.certificates is not None and listen and not any(map(_asks_for_certificates, listen)):
+        yield (
+            f"{name}.certificates lets nobody in: no listener asks for client certificates; add"
+            " clientCA=PATH to an `https:` endpoint (--listen, bridge.listen)"
+        )
+
+
+def _asks_for_certificates(description: str) -> bool:
+    return description.startswith("https:") and ":clientCA=" in description
 
 
 def _withheld(settings: BridgeSettings, environment: Mapping[str, str]) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from mcpbridge.config.auth import Auth, ClientCertificates, ProxyIdentity
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
-from mcpbridge.config.warnings import configuration_warnings
+from mcpbridge.config.warnings import authentication_warnings, configuration_warnings
 
 GONE = "server 'a': the environment variable GONE is not set (--pass-env, pass_env)"
 LIKE = "server 'a': no environment variable matches th* (--pass-env, pass_env)"
@@ -89,3 +90,51 @@ def test_a_withheld_variable_is_reported_without_its_value() -> None:
         "HTTPS_PROXY holds a user name or a password, so it is not passed to 'a', 'b';"
         " to pass it, name it with --pass-env (pass_env)"
     )
+
+
+LOOPBACK = "has loopback addresses: every process on this machine, backends included, can claim"
+EVERYBODY = "has every address: whoever reaches the bridge can claim in X-User to be anybody"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "listen", "says"),
+    [
+        (("10.0.0.1", "unix"), ("tcp:8808",), None),
+        (("unix",), ("tcp:8808:interface=127.0.0.1", "unix:/run/mcp.sock"), None),
+        (("127.0.0.1",), ("unix:/run/mcp.sock",), None),
+        (("127.0.0.1",), ("tcp:8808:interface=127.0.0.1",), LOOPBACK),
+        (("127.0.0.1",), ("unix:/run/mcp.sock", "tcp:8808"), LOOPBACK),
+        (("10.0.0.1", "::1"), (), LOOPBACK),
+        (("0.0.0.0/1", "64.0.0.0/2"), ("tcp:8808",), LOOPBACK),
+        (("126.0.0.0/7",), ("tcp:8808",), LOOPBACK),
+        (("0.0.0.0/0",), ("tcp:8808",), EVERYBODY),
+        (("::/0", "10.0.0.1"), ("tcp:8808",), EVERYBODY),
+    ],
+)
+def test_identity_that_others_than_the_proxy_can_claim_is_warned_of(
+    addresses: tuple[str, ...], listen: tuple[str, ...], says: str | None
+) -> None:
+    auth = Auth(proxy=ProxyIdentity(header="X-User", addresses=addresses))
+    found = list(authentication_warnings("bridge.auth", auth, listen))
+    assert len(found) == (says is not None)
+    if says is not None:
+        assert found[0].startswith(f"bridge.auth.proxy.addresses ({', '.join(addresses)}) {says}")
+
+
+@pytest.mark.parametrize(
+    ("listen", "warned"),
+    [
+        ((), False),
+        (("https:8443:certificate=a:key=b:clientCA=c",), False),
+        (("tcp:8808", "https:8443:clientCA=c:certificate=a"), False),
+        (("https:8443:certificate=a:key=b",), True),
+        (("tcp:8808", "ssl:8443:privateKey=clientCA"), True),
+    ],
+)
+def test_client_certificates_that_no_listener_asks_for_are_warned_of(
+    listen: tuple[str, ...], warned: bool
+) -> None:
+    auth = Auth(certificates=ClientCertificates())
+    found = list(authentication_warnings("auth", auth, listen))
+    assert len(found) == warned
+    assert all("auth.certificates lets nobody in" in each for each in found)
