@@ -51,6 +51,11 @@ STDERR_FILES = 5
 #: How long a launcher may take to start a backend.
 LAUNCH_SECONDS = 60.0
 
+#: How often the files of a TLS listener are checked for changes, when connections come, and
+#: how large each of them may be.
+CERTIFICATE_CHECK_SECONDS = 1.0
+CERTIFICATE_FILE_BYTES = MIB
+
 #: How many connections may wait to be accepted, unless the endpoint says otherwise.
 BACKLOG = 1024
 

@@ -1,11 +1,13 @@
 """
 Makes an endpoint of a listener's description, and logs why it cannot accept.
 
-Knows Twisted's descriptions and what they lack; must not know what is served.
+Knows Twisted's descriptions and what they lack, `https:`; must not know what is served.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import resource
 from typing import Any
 
@@ -24,6 +26,12 @@ from mcpbridge.twisted_internals import (
     log_port_to,
 )
 
+#: The options of `https:` that TCP does not have.
+_TLS_OPTIONS = ("certificate", "key", "clientCA")
+#: A part of a description: everything up to a colon that no backslash escapes.
+_PART = re.compile(r"(?:^|:)((?:[^:\\]|\\.)*)", re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
 #: The kinds whose descriptions may hold `backlog`.
 _WITH_BACKLOG = ("tcp", "tcp6", "ssl", "tls", "unix")
 
@@ -32,15 +40,49 @@ def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
     Return the endpoint of a description, with `BACKLOG` unless it has a backlog.
 
+    Besides Twisted's descriptions there is `https:`, which is `tcp:` with TLS, or `tcp6:` if
+    its `interface` is an IPv6 address; `certificate`, `key` and `clientCA` are the paths of
+    `TlsFiles`.
+
     Raises whatever Twisted raises, and `ValueError` where that tells too little.
     """
     if description.isdecimal():
         raise ValueError(f"a port alone; for this machine: `tcp:{description}:interface=127.0.0.1`")
+    kind, colon, rest = description.partition(":")
     try:
+        if colon and kind == "https":
+            return _https(reactor, rest)
         return _with_backlog(reactor, description)
     except (ImportError, NameError) as error:
         # Twisted leaves names undefined where it cannot import OpenSSL.
         raise ValueError(f"{error}; TLS needs `pip install 'mcpbridge[tls]'`") from error
+
+
+def _https(reactor: Any, rest: str) -> IStreamServerEndpoint:
+    from mcpbridge.web.tls import ReloadedCertificates, TlsEndpoint, TlsFiles
+
+    options: dict[str, str] = {}
+    others = []
+    for part in _PART.findall(rest):
+        name, _, value = part.partition("=")
+        options[name] = _ESCAPED.sub(r"\1", value)
+        if name not in _TLS_OPTIONS:
+            others.append(part)
+    given = {name: options[name] for name in _TLS_OPTIONS if name in options}
+    if not given.get("certificate"):
+        raise ValueError("`https:` needs `certificate=PATH`, and `key=PATH` unless it has both")
+    if not all(given.values()):
+        raise ValueError("`key` and `clientCA` of `https:` are paths")
+    # Absolute, as twistd may change its directory before they are read again.
+    paths = {name: os.path.abspath(path) for name, path in given.items()}
+    files = TlsFiles(
+        certificate=paths["certificate"],
+        key=paths.get("key", paths["certificate"]),
+        client_ca=paths.get("clientCA"),
+    )
+    kind = "tcp6" if ":" in options.get("interface", "") else "tcp"
+    endpoint = _with_backlog(reactor, f"{kind}:{':'.join(others)}")
+    return TlsEndpoint(endpoint, ReloadedCertificates(files, reactor), reactor)
 
 
 def _with_backlog(reactor: Any, description: str) -> IStreamServerEndpoint:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet import tcp
+from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactor
+from twisted.internet.testing import MemoryReactor, MemoryReactorClock
 
 from mcpbridge.config.tuning import BACKLOG, COMPLAIN_SECONDS
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint
+from tests.certificates import SERVER, Authority
+from tests.tls import InMemory, Recorded, TlsClient
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,69 @@ def test_listeners_have_a_large_backlog(description: str, backlog: int) -> None:
     assert listener[2] == backlog
 
 
+CA = Authority("Servers")
+PAIR = CA.issue("server", usage=SERVER)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> str:
+    """Return the options that name a certificate and its key, at a path with special characters."""
+    folder = tmp_path / "a=b:c\\d"
+    folder.mkdir()
+    certificate, key = (quoteStringArgument(str(each)) for each in PAIR.write(folder))
+    return f"certificate={certificate}:key={key}"
+
+
+@pytest.mark.parametrize(
+    ("description", "port", "interface", "backlog"),
+    [
+        ("https:1:PATHS", 1, "", BACKLOG),
+        ("https:PATHS:port=1:interface=127.0.0.1:backlog=7", 1, "127.0.0.1", 7),
+        ("https:1:127.0.0.1:7:PATHS", 1, "127.0.0.1", 7),
+        (r"https:1:interface=\:\:1:PATHS", 1, "::1", BACKLOG),
+    ],
+)
+def test_https_listens_like_tcp(
+    paths: str, description: str, port: int, interface: str, backlog: int
+) -> None:
+    reactor: Any = MemoryReactor()
+    make_endpoint(reactor, description.replace("PATHS", paths)).listen(Factory())
+    [listener] = reactor.tcpServers
+    assert (listener[0], listener[2], listener[3]) == (port, backlog, interface)
+
+
+def test_https_serves_its_certificate(paths: str) -> None:
+    reactor: Any = MemoryReactorClock()
+    make_endpoint(reactor, f"https:1:{paths}").listen(Factory.forProtocol(Recorded))
+    [listener] = reactor.tcpServers
+    connection = InMemory(listener[1], TlsClient(CA), reactor)
+    assert connection.shown == PAIR.certificate
+
+
+def test_certificate_may_hold_its_key(tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes(PAIR.pem + PAIR.key_pem)
+    make_endpoint(MemoryReactor(), f"https:1:certificate={both}")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("", "needs `certificate=PATH`"),
+        ("key=x", "needs `certificate=PATH`"),
+        ("certificate=", "needs `certificate=PATH`"),
+        ("certificate=x:key=", "are paths"),
+        ("certificate=/nowhere/x.pem", "No such file.*/nowhere/x.pem"),
+        ("PATHS:clientCA=/nowhere/ca.pem", "No such file.*/nowhere/ca.pem"),
+        ("PATHS:clientCA=", "are paths"),
+        ("PATHS:privateKey=x", "privateKey"),
+    ],
+)
+def test_invalid_https_description_names_the_mistake(paths: str, options: str, says: str) -> None:
+    with pytest.raises((ValueError, TypeError, OSError), match=says):
+        make_endpoint(MemoryReactor(), f"https:1:{options}".replace("PATHS", paths))
+
+
 @pytest.mark.parametrize(
     ("description", "error", "says"),
     [
@@ -53,12 +120,16 @@ def test_invalid_description_is_an_error_that_names_the_mistake(
         make_endpoint(MemoryReactor(), description)
 
 
-def test_tls_without_pyopenssl_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("description", ["ssl:8443", "https:8443:PATHS"])
+def test_tls_without_pyopenssl_names_the_extra_to_install(
+    monkeypatch: pytest.MonkeyPatch, paths: str, description: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "OpenSSL.crypto", None)
     monkeypatch.setitem(sys.modules, "OpenSSL", None)
     monkeypatch.delitem(sys.modules, "twisted.internet.ssl", raising=False)
     monkeypatch.delattr("twisted.internet.ssl", raising=False)
     with pytest.raises(ValueError, match=r"OpenSSL.*; TLS needs `pip install 'mcpbridge\[tls\]'`"):
-        make_endpoint(MemoryReactor(), "ssl:8443")
+        make_endpoint(MemoryReactor(), description.replace("PATHS", paths))
 
 
 class Exhausted:
