@@ -49,7 +49,7 @@ def console_observer() -> ILogObserver:
 _TWISTEDS_OWN = re.compile(
     r"(twistd \S+ \(.*\) starting up|reactor class: |Server Shut Down|Main loop terminated)"
     r"|(Starting|Stopping) factory "
-    r"|\w+ starting on \S+$"
+    r"|\w+(?: \(TLS\))? starting on \S+$"
     r"|\(\w+ Port .* Closed\)$"
 )
 

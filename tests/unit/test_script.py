@@ -93,6 +93,7 @@ def test_an_event_without_text_is_no_line() -> None:
         "twistd 26.10.0 (/usr/bin/python3 3.11.7) starting up.",
         "reactor class: twisted.internet.epollreactor.EPollReactor.",
         "BridgeSite starting on 8808",
+        "BridgeSite (TLS) starting on 8443",
         "Starting factory <mcpbridge.web.site.BridgeSite object at 0x7f>",
         "Stopping factory <mcpbridge.web.site.BridgeSite object at 0x7f>",
         "(TCP Port 8808 Closed)",
