@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mcpbridge.config.auth import Auth
+from mcpbridge.config.auth import Auth, read_auth
 from mcpbridge.config.backend_environment import name_pattern, passed_environment
 from mcpbridge.config.networks import Networks
 from mcpbridge.config.settings import DEFAULT_SESSIONS, BridgeSettings
@@ -20,6 +20,12 @@ def configuration_warnings(
     """Yield a line for each, for the log at the start."""
     yield from _withheld(settings, environment)
     yield from _readable_credentials(settings)
+    # A server's own settings are warned of beside those of all servers.
+    given = {"auth": settings.auth}
+    given |= {f"mcpServers.{each.name}.auth": each.auth for each in settings.servers}
+    for where, auth in given.items():
+        if isinstance(auth, Mapping):
+            yield from authentication_warnings(where, read_auth(auth, where), settings.listen)
     for server in settings.servers:
         for name in server.pass_env:
             if name == "*":

@@ -138,3 +138,17 @@ def test_client_certificates_that_no_listener_asks_for_are_warned_of(
     found = list(authentication_warnings("auth", auth, listen))
     assert len(found) == warned
     assert all("auth.certificates lets nobody in" in each for each in found)
+
+
+def test_settings_of_auth_are_warned_of_where_they_are_given() -> None:
+    loopback = {"proxy": {"header": "X-User", "addresses": ["127.0.0.1"]}}
+    certificates: dict[str, object] = {"certificates": {}}
+    settings = BridgeSettings(
+        servers=(server("a", auth=certificates), server("b"), server("c", auth=False)),
+        auth=loopback,
+    )
+    found = list(configuration_warnings(settings, {}))
+    assert [each.split()[0] for each in found] == [
+        "auth.proxy.addresses",
+        "mcpServers.a.auth.certificates",
+    ]
