@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
-from mcpbridge.auth.factory import AccessControls, secret_headers
+from mcpbridge.auth.factory import AUTHORIZATION, AccessControls, secret_headers
 from mcpbridge.config.settings import BridgeSettings, ServerSettings, share_of
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
 from mcpbridge.config.warnings import configuration_warnings
@@ -211,8 +211,8 @@ class Bridge(Service):
         bodies and connections; give it `parsePOSTFormSubmission=False`.
         """
         if self._resource is None:
+            from mcpbridge.web.admission import Admission
             from mcpbridge.web.client_addresses import (
-                AUTHORIZATION,
                 CallerOf,
                 ClientAddresses,
                 no_caller,
@@ -233,14 +233,21 @@ class Bridge(Service):
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
-                secrets = {*secret_headers(server.settings)}
-                if not server.is_open:
-                    secrets.add(AUTHORIZATION)
+                admission = Admission(server.settings.name, server.access_control)
                 caller_of: CallerOf = no_caller
                 if server.tells_callers:
-                    caller_of = tell_callers(clients.address, secrets)
+                    secrets = {*secret_headers(server.settings)}
+                    if not server.is_open:
+                        secrets.add(AUTHORIZATION)
+                    caller_of = tell_callers(clients.address, admission.hides(secrets))
                 routes = Routes(
-                    server, self._clock, clients.share_of, cards, caller_of, self._pacer
+                    server,
+                    self._clock,
+                    clients.share_of,
+                    cards,
+                    caller_of,
+                    self._pacer,
+                    admission,
                 )
                 branch.serve(server.settings, routes.resource())
                 self._endpoints.update(routes.endpoints())

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 
 from mcpbridge.auth.access import Access
 from mcpbridge.auth.bearer import check_credentials
-from mcpbridge.auth.request import AuthenticationRequest
+from mcpbridge.auth.request import AuthenticationRequest, Hides
 from mcpbridge.auth.resource_metadata import ProtectedResource
 from mcpbridge.auth.scopes import ScopeRules, for_challenge
 from mcpbridge.auth.session_environment import SessionEnvironment
@@ -40,7 +40,7 @@ class AccessControl:
     remembered for a request with the same ones; not so if `decisive` is None, as with an
     authenticator of the operator's own.
 
-    `environment` makes the variables of a caller's own processes.  Without
+    `hides` tells which headers nobody but the authenticators may see.  `environment` makes the variables of a caller's own processes.  Without
     `identifies` everybody is admitted, and those variables are all that tells callers apart.
     """
 
@@ -52,11 +52,13 @@ class AccessControl:
         rules: ScopeRules,
         resource: ProtectedResource | None = None,
         decisive: Sequence[str] | None = ("authorization",),
+        hides: Hides = lambda name, address: False,
         environment: SessionEnvironment | None = None,
         identifies: bool = True,
         now: Callable[[], float],
     ) -> None:
         self.identifies = identifies
+        self.hides = hides
         self._environment = environment
         self._server = server
         self._authenticators = authenticators
@@ -196,7 +198,7 @@ class AccessControl:
             fresh_until=until if recheck is None else min(until, recheck),
         )
         if self._environment is not None:
-            access = self._environment.admit(access, request)
+            access = self._environment.admit(access, request.without(self.hides))
         if key is not None:
             # What is not remembered any more is not used any more either, so that `forget`
             # reaches all of it.

@@ -12,9 +12,12 @@ from typing import Any
 from twisted.logger import Logger
 
 from mcpbridge.auth.access_control import AccessControl
+from mcpbridge.auth.client_certificates import ClientCertificateAuthenticator
 from mcpbridge.auth.issuer import Issuer
 from mcpbridge.auth.named_tokens import NamedTokens
 from mcpbridge.auth.oauth import OAuthAuthenticator, make_issuer
+from mcpbridge.auth.proxy_identity import ProxyIdentityAuthenticator
+from mcpbridge.auth.request import Hides
 from mcpbridge.auth.resource_metadata import ProtectedResource
 from mcpbridge.auth.scopes import ScopeRules
 from mcpbridge.auth.session_environment import SessionEnvironment
@@ -22,6 +25,8 @@ from mcpbridge.config.auth import Auth, OAuth
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.guard import guarded
 
+#: The header that has a token, in lower case.
+AUTHORIZATION = "authorization"
 #: Loads an `IAuthenticator` by its dotted name, for a server.
 LoadAuthenticator = Callable[[str, ServerSettings], Any]
 
@@ -66,14 +71,15 @@ class AccessControls:
         )
         self.documents.update(resource.documents())
         own = self._own(auth, server)
-        authenticators, decisive = self._built_in(auth, resource)
+        authenticators, decisive, hides = self._built_in(auth, resource)
         return AccessControl(
             server.name,
             [*own, *authenticators],
             rules=rules,
             resource=resource,
             decisive=None if own else [*decisive, *secret_headers(server)],
-            environment=_environment(server, authorization="authorization" in decisive),
+            hides=hides,
+            environment=_environment(server, authorization=bool(own) or AUTHORIZATION in decisive),
             now=self._now,
         )
 
@@ -115,17 +121,32 @@ class AccessControls:
             issuer = self._issuers[settings] = make_issuer(settings, self._reactor)
         return OAuthAuthenticator(settings, resource.audience, issuer, self._now)
 
-    def _built_in(self, auth: Auth, resource: ProtectedResource) -> tuple[list[Any], list[str]]:
-        """Return the built-in authenticators, and the fields that decide."""
+    def _built_in(
+        self, auth: Auth, resource: ProtectedResource
+    ) -> tuple[list[Any], list[str], Hides]:
+        """Return the built-in authenticators, the fields that decide, and what is hidden."""
         found: list[Any] = []
+        hides: Hides = _hides_nothing
         decisive: list[str] = []
         if auth.tokens:
             found.append(NamedTokens(auth.tokens))
         if auth.oauth is not None:
             found.append(self._oauth(auth.oauth, resource))
         if found:
-            decisive.append("authorization")
-        return found, decisive
+            decisive.append(AUTHORIZATION)
+        # After the tokens: what a client sends on purpose counts before what its connection has.
+        if auth.certificates is not None:
+            found.append(ClientCertificateAuthenticator(auth.certificates, self._now))
+        if auth.proxy is not None:
+            proxy = ProxyIdentityAuthenticator(auth.proxy)
+            found.append(proxy)
+            decisive += proxy.decisive
+            hides = proxy.hides
+        return found, decisive, hides
+
+
+def _hides_nothing(name: bytes, address: str | None) -> bool:
+    return False
 
 
 def secret_headers(server: ServerSettings) -> list[str]:

@@ -6,13 +6,16 @@ Knows the head of a request and its connection; must not know who reads it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 
 from zope.interface import implementer
 
 from mcpbridge.interfaces import IAuthenticationRequest
+
+#: Tells whether to hide a header, by its name in any case, that came from this address.
+Hides = Callable[[bytes, str | None], bool]
 
 
 @implementer(IAuthenticationRequest)
@@ -40,6 +43,14 @@ class AuthenticationRequest:
         self.address = address
         self.certificate = certificate
         self._fields = fields
+
+    def without(self, hides: Hides) -> AuthenticationRequest:
+        """Return a copy without the fields that are hidden."""
+        fields = [field for field in self._fields if not hides(field[0], self.address)]
+        method, uri = self.method.encode("latin-1"), self.uri.encode("latin-1")
+        return AuthenticationRequest(
+            self.server, method, uri, fields, self.address, self.certificate
+        )
 
     def values(self, name: str) -> list[str]:
         """Return the values of all fields of this name, which is in lower case."""

@@ -7,7 +7,7 @@ for access control.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
@@ -21,6 +21,7 @@ from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.auth.request import AuthenticationRequest
 from mcpbridge.errors import InternalError, Refused
 from mcpbridge.web.response import error_body
+from mcpbridge.web.tls import client_certificate
 
 #: Returns as what a request of twisted.web is admitted, at once or later; raises a `Refused`.
 Admit = Callable[[Any], Access | Deferred[Access]]
@@ -32,7 +33,7 @@ def end_of(transport: Any) -> tuple[str | None, bytes | None]:
     if isinstance(peer, UNIXAddress):
         return "unix", None
     host = getattr(peer, "host", None)
-    return (None if host is None else str(host)), None
+    return (None if host is None else str(host)), client_certificate(transport)
 
 
 class Admission:
@@ -63,6 +64,24 @@ class Admission:
                 self._server, request.method, request.uri, fields, *end_of(channel.transport)
             )
         )
+
+    def hides(self, secrets: Collection[str]) -> Callable[[bytes, Any], bool]:
+        """
+        Return what tells which headers of a request nobody but authenticators may see:
+        those in `secrets`, and what only a proxy may write.
+        """
+
+        def hides(name: bytes, request: Any) -> bool:
+            if name.decode("latin-1").lower() in secrets:
+                return True
+            control, channel = self._control, request.channel
+            return (
+                control is not None
+                and channel is not None
+                and control.hides(name, end_of(channel.transport)[0])
+            )
+
+        return hides
 
 
 class AdmittedResource(Resource):

@@ -9,7 +9,7 @@ must not know what is limited, nor who is told.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import ip_network
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ MAX_HOPS = 32
 #: The network that one host, or one customer, most often has (RFC 6177).
 IPV6_PREFIX = 64
 
-AUTHORIZATION = "authorization"
 FORWARDED_FOR = "x-forwarded-for"
 FORWARDED = "forwarded"
 #: Returns the values of a header, by its name in lower case.
@@ -207,15 +206,16 @@ def no_caller(request: Any) -> None:
 
 
 def tell_callers(
-    address_of: Callable[[Any], str | None], hidden: Collection[str] = frozenset()
+    address_of: Callable[[Any], str | None],
+    hides: Callable[[bytes, Any], bool] = lambda name, request: False,
 ) -> CallerOf:
     """
-    Return a `CallerOf`; `address_of` returns the address of a request's client, and `hidden`
-    are headers that are told to nobody.
+    Return a `CallerOf`; `address_of` returns the address of a request's client, and `hides`
+    tells which of its headers are told to nobody.
     """
 
     def caller_of(request: Any) -> Caller:
-        return Caller(address_of(request), _headers(request, hidden), access_of(request))
+        return Caller(address_of(request), _headers(request, hides), access_of(request))
 
     return caller_of
 
@@ -226,10 +226,10 @@ def access_of(request: Any) -> Access:
     return access
 
 
-def _headers(request: Any, hidden: Collection[str]) -> dict[str, str]:
+def _headers(request: Any, hides: Callable[[bytes, Any], bool]) -> dict[str, str]:
     """Return headers by name in lower case, their values joined (RFC 9110, section 5.3)."""
     return {
-        name: ", ".join(value.decode("latin-1") for value in values)
-        for raw_name, values in request.requestHeaders.getAllRawHeaders()
-        if (name := raw_name.decode("latin-1").lower()) not in hidden
+        name.decode("latin-1").lower(): ", ".join(value.decode("latin-1") for value in values)
+        for name, values in request.requestHeaders.getAllRawHeaders()
+        if not hides(name, request)
     }
