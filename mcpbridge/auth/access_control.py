@@ -40,8 +40,9 @@ class AccessControl:
     remembered for a request with the same ones; not so if `decisive` is None, as with an
     authenticator of the operator's own.
 
-    `hides` tells which headers nobody but the authenticators may see.  `environment` makes the variables of a caller's own processes.  Without
-    `identifies` everybody is admitted, and those variables are all that tells callers apart.
+    `hides` tells which headers nobody but the authenticators may see.  `environment` makes
+    the variables of a caller's own processes.  Without `identifies` everybody is admitted,
+    and those variables are all that tells callers apart.
     """
 
     def __init__(
