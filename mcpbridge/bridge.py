@@ -269,6 +269,7 @@ class Bridge(Service):
                 fast_path if self.settings.fast_path else None,
                 self._budget,
                 is_costly=fast_path.is_costly,
+                refuse_sender=fast_path.refuse_sender,
                 pacer=self._pacer,
                 freed=self._trimmer.freed,
             )

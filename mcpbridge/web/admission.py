@@ -26,6 +26,9 @@ from mcpbridge.web.tls import client_certificate
 #: Returns as what a request of twisted.web is admitted, at once or later; raises a `Refused`.
 Admit = Callable[[Any], Access | Deferred[Access]]
 
+#: Returns the address of the other end of a connection, and its client certificate.
+EndOf = Callable[[], tuple[str | None, bytes | None]]
+
 
 def end_of(transport: Any) -> tuple[str | None, bytes | None]:
     """Return the address of the other end of a connection, and its client certificate."""

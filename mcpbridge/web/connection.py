@@ -30,11 +30,13 @@ from mcpbridge.config.tuning import (
     SLICE_BYTES,
 )
 from mcpbridge.errors import MessageTooLarge, Refused
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.pacer import LOST_CONNECTIONS, Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.timers import Timer
 from mcpbridge.web.access_log import AccessLog
+from mcpbridge.web.admission import EndOf, end_of
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses, Peer
 from mcpbridge.web.endpoints import Endpoint
@@ -57,6 +59,7 @@ class ConnectionSite(Protocol):
     fast_path: Any
     access_log: AccessLog | None
     is_costly: Callable[[Head], bool]
+    refuse_sender: Callable[[Head, EndOf], Refused | None]
     max_body: int
     peer_timeout: float
     min_transfer_rate: int
@@ -380,9 +383,22 @@ class BridgeConnection(WatchedConnection):
         if receiving.arrived > limit or (length is not None and int(length) > limit):
             parser.refuse(self._too_large())
             return
+        large = receiving.arrived > LARGE_BYTES or (
+            length is not None and int(length) > LARGE_BYTES
+        )
+        if large and not receiving.sender_checked:
+            receiving.sender_checked = True
+            refusal = self.site.refuse_sender(receiving.head, self.end)
+            if refusal is not None:
+                parser.refuse(refusal)
+                return
         size = receiving.arrived - receiving.counted
         if size and not self.count_body(receiving, size):
             parser.refuse(self.site.budget.refusal(size))
+
+    def end(self) -> tuple[str | None, bytes | None]:
+        """Return the address of the other end, and its client certificate."""
+        return end_of(self.transport)
 
     def count_body(self, received: ReceivedRequest, size: int) -> bool:
         """Count so many bytes more of a body; return False if that is too much."""

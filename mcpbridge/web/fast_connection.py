@@ -23,7 +23,6 @@ from mcpbridge.twisted_internals import (
     write_large,
 )
 from mcpbridge.web.access_log import AccessLog, LoggedRequest
-from mcpbridge.web.admission import end_of
 from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.fast_path import NOT_YET, FastRequest, NotFastAfterAll
@@ -174,10 +173,6 @@ class FastConnection(BridgeConnection):
         received, self._received = self._received, None
         if received is not None and received.counted:
             self.give_back(received)
-
-    def end(self) -> tuple[str | None, bytes | None]:
-        """Return the address of the other end, and its client certificate."""
-        return end_of(self.transport)
 
     def client_address(self) -> str | None:
         """Return the address whose share counts for the last request; None if none does."""

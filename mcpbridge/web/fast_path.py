@@ -18,6 +18,7 @@ from math import inf
 from time import time
 from typing import NamedTuple, cast
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString
@@ -33,6 +34,7 @@ from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS, is_accepted
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.twisted_internals import AT_ONCE_BYTES
+from mcpbridge.web.admission import EndOf
 from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.pending_response import (
     PendingConnection,
@@ -123,8 +125,6 @@ _ACCEPTED = {b"application/json", b"text/event-stream"}
 
 #: The access of a caller who is not known yet: a request with the same head may be fast later.
 NOT_YET = Access(until=-inf, fresh_until=-inf)
-#: Returns the address of the other end of a connection, and its client certificate.
-EndOf = Callable[[], tuple[str | None, bytes | None]]
 
 
 def _no_end() -> tuple[str | None, bytes | None]:
@@ -315,6 +315,28 @@ class FastPath:
         name = server.settings.name
         request = AuthenticationRequest(name, head.method, head.target, head.fields, *end())
         return control.recall(request) or NOT_YET
+
+    def refuse_sender(self, head: Head, end: EndOf) -> Refused | None:
+        """
+        Return the refusal of a request whose body is large, and still arriving; None if its
+        client may go on, or if that cannot be told at once.
+
+        So nobody without credentials can fill the memory for bodies.
+        """
+        path = head.target.partition(b"?")[0]
+        server = self._servers.get(path, (None, False))[0] or self._streams.get(path)
+        if server is None or server.access_control is None:
+            return None
+        name = server.settings.name
+        request = AuthenticationRequest(name, head.method, head.target, head.fields, *end())
+        try:
+            waiting = server.access_control.admit(request)
+        except Refused as refusal:
+            return refusal
+        if isinstance(waiting, Deferred):
+            # Asked once more when all of it is there, and then most likely known.
+            waiting.addErrback(lambda failure: None)
+        return None
 
     def _fields(self, head: Head, loopback: int | None) -> dict[bytes, bytes] | None:
         """Return the fields of a head by name; None for a request of twisted.web's."""

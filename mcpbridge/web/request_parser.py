@@ -127,6 +127,8 @@ class ReceivedRequest:
     sender: str | None = None
     #: Whether its client was asked for the body.
     continued = False
+    #: Whether its client was found to be one who may send a large body.
+    sender_checked = False
 
     def __init__(self, head: Head, content_length: bytes | None = None) -> None:
         self.head = head

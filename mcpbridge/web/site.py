@@ -26,6 +26,7 @@ from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
 from mcpbridge.web.access_log import AccessLog, LoggedRequest
+from mcpbridge.web.admission import EndOf
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses
 from mcpbridge.web.connection import BridgeConnection
@@ -44,6 +45,7 @@ class BridgeSite(Site):
     Serves a resource with bounded bodies, waits and connections, over HTTP/1.1.
 
     `is_costly` tells which requests wait for their turn where many come at once,
+    `refuse_sender` whose large bodies are not received,
     and `pacer` spreads the ends of connections over iterations of the reactor.
     Its connections ask it for their limits (`connection.ConnectionSite`).  `freed` is
     called when a large request body is given back, `seconds` is `FairTurns`'
@@ -61,6 +63,7 @@ class BridgeSite(Site):
         responses: ResponseBudget | None = None,
         *,
         is_costly: Callable[[Head], bool] = lambda head: True,
+        refuse_sender: Callable[[Head, EndOf], Refused | None] = lambda head, end: None,
         pacer: Pacer | None = None,
         freed: Callable[[], None] = lambda: None,
         seconds: Callable[[], float] = perf_counter,
@@ -79,6 +82,7 @@ class BridgeSite(Site):
         self.turns = FairTurns(reactor, seconds)
         self.pacer = pacer or Pacer(reactor)
         self.is_costly = is_costly
+        self.refuse_sender = refuse_sender
         self.max_body = max(server.max_message_bytes for server in settings.servers)
         share = share_of(settings.max_request_bytes, settings.max_request_bytes_per_address)
         # One message must fit into a share, however small that is.
