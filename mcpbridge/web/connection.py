@@ -383,10 +383,8 @@ class BridgeConnection(WatchedConnection):
         if receiving.arrived > limit or (length is not None and int(length) > limit):
             parser.refuse(self._too_large())
             return
-        large = receiving.arrived > LARGE_BYTES or (
-            length is not None and int(length) > LARGE_BYTES
-        )
-        if large and not receiving.sender_checked:
+        expected = receiving.arrived if length is None else int(length)
+        if expected > LARGE_BYTES and not receiving.sender_checked:
             receiving.sender_checked = True
             refusal = self.site.refuse_sender(receiving.head, self.end)
             if refusal is not None:
