@@ -6,7 +6,8 @@ Knows all kinds of authenticators, and what servers share; must not know request
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from twisted.logger import Logger
@@ -19,11 +20,13 @@ from mcpbridge.auth.oauth import OAuthAuthenticator, make_issuer
 from mcpbridge.auth.proxy_identity import ProxyIdentityAuthenticator
 from mcpbridge.auth.request import Hides
 from mcpbridge.auth.resource_metadata import ProtectedResource
-from mcpbridge.auth.scopes import ScopeRules
+from mcpbridge.auth.scopes import EVERY_REQUEST, ScopeRules
 from mcpbridge.auth.session_environment import SessionEnvironment
 from mcpbridge.config.auth import Auth, OAuth
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.errors import Described, SettingError
 from mcpbridge.guard import guarded
+from mcpbridge.mcp.operations import CLIENT_METHODS, NAMED_BY
 
 #: The header that has a token, in lower case.
 AUTHORIZATION = "authorization"
@@ -64,6 +67,7 @@ class AccessControls:
             if self._authenticator is None or server.auth is False:
                 return self._without_identities(server)
             auth = Auth()
+        _check_scopes(server.name, auth.scopes)
         rules = ScopeRules(auth.scopes, auth.scope_hierarchy)
         issuers = [] if auth.oauth is None else [auth.oauth.issuer]
         resource = ProtectedResource(
@@ -143,6 +147,25 @@ class AccessControls:
             decisive += proxy.decisive
             hides = proxy.hides
         return found, decisive, hides
+
+
+def _check_scopes(server: str, scopes: Any) -> None:
+    """
+    Raise `SettingError` for a rule that would never hold, so that what it was to protect
+    would be open.
+    """
+    for method, rule in scopes.items() if isinstance(scopes, Mapping) else ():
+        name = f"mcpServers.{server}.auth.scopes"
+        if method != EVERY_REQUEST and method not in CLIENT_METHODS:
+            near = get_close_matches(method, sorted(CLIENT_METHODS), n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise SettingError(name, "methods of MCP, or `*`", Described(f"`{method}`{hint}"))
+        if isinstance(rule, Mapping) and method not in NAMED_BY:
+            raise SettingError(
+                f"{name}.{method}",
+                f"scopes, as only {', '.join(sorted(NAMED_BY))} name something",
+                Described("an object of names"),
+            )
 
 
 def _hides_nothing(name: bytes, address: str | None) -> bool:

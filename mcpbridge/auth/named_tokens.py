@@ -52,6 +52,12 @@ class NamedTokens:
             (_digest_of(name, each), name, each, frozenset(each.scopes))
             for name, each in tokens.items()
         ]
+        names: dict[bytes, str] = {}
+        for digest, name, *_ in self._callers:
+            other = names.setdefault(digest, name)
+            if other != name:
+                got = Described(f"that of {other!r}")
+                raise SettingError(f"auth.tokens.{name}", "a token of its own", got)
 
     def authenticate(self, request: Any) -> Identity | None:
         """

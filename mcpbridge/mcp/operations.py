@@ -30,6 +30,20 @@ NAMED_BY = {
 }
 
 
+#: What clients may send, in any revision of MCP and in the extension of tasks.
+CLIENT_METHODS = frozenset(
+    {
+        *NAMED_BY,
+        *TASK_METHODS,
+        *("completion/complete", "initialize", "logging/setLevel", "ping", "prompts/list"),
+        *("resources/list", "resources/templates/list", "server/discover", LISTEN),
+        *("tasks/list", "tasks/result", "tools/list"),
+        *("notifications/cancelled", "notifications/initialized", "notifications/progress"),
+        *("notifications/roots/list_changed", "notifications/tasks/status"),
+    }
+)
+
+
 class Operation(NamedTuple):
     """A method, and the name in its parameters; None for a method without one."""
 
