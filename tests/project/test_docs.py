@@ -23,10 +23,21 @@ import pytest
 from zope.interface.verify import verifyObject
 
 from mcpbridge import BridgeSettings, ServerSettings
+from mcpbridge.auth.request import AuthenticationRequest
+from mcpbridge.config.auth import read_auth
 from mcpbridge.config.file import parse_config
-from mcpbridge.errors import EventsGone, MessageRefused, Refused, SettingError, TooManySessions
+from mcpbridge.errors import (
+    AuthenticationUnavailable,
+    EventsGone,
+    InvalidToken,
+    MessageRefused,
+    Refused,
+    SettingError,
+    TooManySessions,
+)
 from mcpbridge.extensions import load
 from mcpbridge.interfaces import (
+    IAuthenticator,
     IBackend,
     IBackendLauncher,
     IEventLog,
@@ -258,9 +269,23 @@ def test_configuration_files_that_are_shown_are_valid(name: str) -> None:
         assert parse_config(json.loads(block), "/").servers
 
 
+def test_the_settings_of_authentication_that_are_shown_are_valid() -> None:
+    shown = [json.loads(block) for block in blocks(DOCS / "authentication.md", "json")]
+    files = [each for each in shown if "bridge" in each]
+    assert len(files) >= 4
+    for each in files:
+        assert parse_config(each, "/").servers
+    fragments = [each for each in shown if "oauth" in each]
+    assert len(fragments) >= 5
+    for each in fragments:
+        assert read_auth(each).identifies
+
+
 # Examples.
 
 SETTINGS: dict[str, Any] = {"command": "unused", "max_sessions": 2}
+#: The key whose digest is in the example's file of keys.
+EXAMPLE_KEY = "an-example-and-no-secret"
 
 
 @pytest.fixture
@@ -277,6 +302,12 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> None:
         ("observers", ISessionObserver, "session_ledger.SessionLedger", {"ledger": "x"}),
         ("filters", IMessageFilter, "tool_filter.ToolFilter", {"allowed_tools": []}),
         ("event_store", IEventStore, "file_event_store.FileEventStore", {"events": "."}),
+        (
+            "auth.authenticator",
+            IAuthenticator,
+            "key_authenticator.KeyAuthenticator",
+            {"keys": str(EXAMPLES / "keys.txt")},
+        ),
     ],
 )
 def test_examples_provide_their_interfaces(
@@ -295,6 +326,9 @@ def test_examples_provide_their_interfaces(
         ("tool_filter.ToolFilter", {"allowed_tools": "echo"}),
         ("file_event_store.FileEventStore", {}),
         ("file_event_store.FileEventStore", {"events": "/no/such/directory"}),
+        ("key_authenticator.KeyAuthenticator", {}),
+        ("key_authenticator.KeyAuthenticator", {"keys": "/no/such/file"}),
+        ("key_authenticator.KeyAuthenticator", {"keys": __file__}),
     ],
 )
 def test_examples_refuse_wrong_options(name: str, options: dict[str, Any]) -> None:
@@ -402,6 +436,36 @@ def test_the_event_store_of_the_examples_on_a_full_disk() -> None:
 
 
 @pytest.mark.usefixtures("examples")
+def test_the_authenticator_of_the_examples(tmp_path: Path, log_lines: list[str]) -> None:
+    kind = importlib.import_module("key_authenticator").KeyAuthenticator
+    keys = tmp_path / "keys.txt"
+    keys.write_bytes((EXAMPLES / "keys.txt").read_bytes())
+    authenticator = kind(ServerSettings(**SETTINGS, options={"keys": str(keys)}))
+
+    def ask(*sent: bytes) -> Any:
+        fields = [(b"X-Api-Key", each) for each in sent]
+        return authenticator.authenticate(
+            AuthenticationRequest("demo", b"POST", b"/demo/mcp", fields, "192.0.2.1")
+        )
+
+    good = EXAMPLE_KEY.encode("ascii")
+    alice = ask(good)
+    assert (alice.issuer, alice.subject, alice.scopes) == ("key", "alice", {"demo:use"})
+    assert ask() is None
+    for sent in ([b"another"], [b"\xff"], [b""], [good, good]):
+        with pytest.raises(InvalidToken):
+            ask(*sent)
+    keys.write_text("")
+    with pytest.raises(InvalidToken):
+        ask(good)
+    keys.unlink()
+    with pytest.raises(AuthenticationUnavailable):
+        ask(good)
+    assert len(log_lines) == 1
+    assert "an-example" not in log_lines[0]
+
+
+@pytest.mark.usefixtures("examples")
 def test_the_launcher_of_the_examples() -> None:
     class Receiver:
         lines: list[bytes] = []  # noqa: RUF012
@@ -433,10 +497,11 @@ def test_the_launcher_of_the_examples() -> None:
 class Client:
     """A client of the standard library: one stream, and posts beside it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **headers: str) -> None:
         self.parts = urlsplit(url)
+        self._headers = {name.replace("_", "-"): value for name, value in headers.items()}
         self._connection = self._connect()
-        self._connection.request("GET", self.parts.path)
+        self._connection.request("GET", self.parts.path, headers=self._headers)
         self._stream = self._connection.getresponse()
         if self._stream.status != 200:
             refusal = self._stream.read()
@@ -462,7 +527,7 @@ class Client:
         params = {"name": tool, "arguments": arguments}
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
         with contextlib.closing(self._connect()) as connection:
-            connection.request("POST", self.endpoint, json.dumps(message))
+            connection.request("POST", self.endpoint, json.dumps(message), self._headers)
             answer = connection.getresponse()
             body = answer.read().decode()
         if answer.status != 202:
@@ -549,15 +614,20 @@ def test_the_extended_example_serves_sessions(
     # and whatever else the machine is doing
     settings = json.loads((EXAMPLES / "extended.json").read_text(encoding="utf-8"))
     settings["mcpServers"]["demo"]["options"]["max_load"] = 1e9
+    settings["mcpServers"]["private"]["options"]["keys"] = str(EXAMPLES / "keys.txt")
     file = tmp_path / "extended.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
-    with serving(tmp_path, "--config", str(file), *LOOPBACK, urls=2, marker="none") as bridge:
+    with serving(tmp_path, "--config", str(file), *LOOPBACK, urls=3, marker="none") as bridge:
         urls = {urlsplit(url).path: url for url in bridge.urls}
         with contextlib.closing(Client(urls["/demo/sse"])) as client:
             assert client.call("echo", text="said") == "said"
             assert client.call("clock") == "the tool 'clock' may not be called here"
         with contextlib.closing(Client(urls["/greeter/sse"])) as client:
             assert client.call("greet", whom="you") == "hello, you"
+        with pytest.raises(AssertionError, match="401"):
+            Client(urls["/private/sse"])
+        with contextlib.closing(Client(urls["/private/sse"], X_Api_Key=EXAMPLE_KEY)) as client:
+            assert client.call("add", a=2, b=3) == "5"
         ledger = tmp_path / "sessions.jsonl"
 
         def whole() -> bool:
