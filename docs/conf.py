@@ -42,9 +42,11 @@ CONTENTS = {
     "Use": [
         "docs/quickstart",
         "docs/configuration",
+        "docs/authentication",
         "docs/operating",
         "docs/eras",
         "docs/compatibility",
+        "docs/security",
         "docs/migrating-from-apisix",
         "NEWS",
     ],

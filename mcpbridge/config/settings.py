@@ -384,10 +384,9 @@ class ServerSettings:
         "connection",
         one_of("connection", "identity", "never"),
         "Whether a legacy server's process that has handled one stateless request may handle"
-        " another. `connection`: only if it arrives over the same connection; `identity`: any"
-        " request of the same user (the bridge has no authentication yet, so all clients count as"
-        " one user, even behind an authenticating proxy); `never`: each request gets a fresh"
-        " process.",
+        " another of the same identity. `connection`: only if it arrives over the same connection;"
+        " `identity`: any (without `auth` all clients count as one identity, even behind an"
+        " authenticating proxy); `never`: each request gets a fresh process.",
         group=STATELESS,
     )
     concurrency: int = setting(
