@@ -105,7 +105,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(collections|logging|os|pathlib|typing)\..*"),
     (r"py:.*", r"(automat|httptools|klein|msgspec|twisted|zope)\..*"),
     # What settings that are objects are made of; the pages about them describe their keys.
-    (r"py:class", r"mcpbridge\.config\..*"),
+    (r"py:class", r"mcpbridge\.config\..*|EnvironmentRule"),
 ]
 
 # HTML.

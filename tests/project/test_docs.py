@@ -252,6 +252,15 @@ def test_a_row_of_the_table_of_answers_is_read() -> None:
     assert answers_told(rows) == {(404, -32000, None), (405, -32000, None), (429, -1, 5)}
 
 
+# The threat model.
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", (DOCS / "security.md").read_text("utf-8")))
+    assert named
+    assert sorted(name for name in named if not (ROOT / name).is_file()) == []
+
+
 # Blocks of JSON.
 
 
