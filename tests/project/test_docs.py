@@ -280,12 +280,13 @@ def test_configuration_files_that_are_shown_are_valid(name: str) -> None:
 
 def test_the_settings_of_authentication_that_are_shown_are_valid() -> None:
     shown = [json.loads(block) for block in blocks(DOCS / "authentication.md", "json")]
-    files = [each for each in shown if "bridge" in each]
+    files = [each for each in shown if {"bridge", "mcpServers"} <= each.keys()]
     assert len(files) >= 4
     for each in files:
         assert parse_config(each, "/").servers
     fragments = [each for each in shown if "oauth" in each]
-    assert len(fragments) >= 5
+    fragments += [each["bridge"]["auth"] for each in shown if {*each} == {"bridge"}]
+    assert len(fragments) >= 7
     for each in fragments:
         assert read_auth(each).identifies
 
