@@ -502,6 +502,28 @@ class TooManyOfAddress(TooManySessions):
         return msgspec.json.encode({"error_msg": str(self)}) + b"\n"
 
 
+class RateExceeded(Refused):
+    """The caller has sent more in a short time than its server accepts (`messages_per_second`)."""
+
+    status = 429
+    code = SERVER_ERROR
+
+    def __init__(self, text: str, retry_after: int) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class TooManyAttempts(Refused):
+    """Too many attempts to authenticate have failed, and their answers are already delayed."""
+
+    status = 429
+    code = SERVER_ERROR
+
+    def __init__(self, text: str, retry_after: int) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
 class TooManyMcpSessions(Refused):
     """All permits are taken.  On Streamable HTTP the response is a JSON-RPC error."""
 

@@ -254,3 +254,29 @@ IDLE_ADDRESSES = 8
 
 #: How far the clocks of the bridge and of an authorization server may differ.
 TOKEN_LEEWAY_SECONDS = 30.0
+
+#: How many seconds' worth of a rate (`messages_per_second`) a caller may use at one time.
+BURST_SECONDS = 10.0
+
+#: Of how many callers a rate limit keeps the tokens; all further ones share a bucket.
+RATE_LIMITED_CALLERS = 10_000
+
+#: Failed attempts to authenticate that an address may make without delay; how long the
+#: answer to the next one is delayed, and at most; and how long it takes to forget one.
+ATTEMPTS_FREE = 5
+ATTEMPT_DELAY_SECONDS = 0.25
+MAX_ATTEMPT_DELAY_SECONDS = 8.0
+ATTEMPT_FORGOTTEN_SECONDS = 30.0
+
+#: How many answers are delayed at one time: of one address, and of all.
+DELAYED_OF_ADDRESS = 4
+DELAYED_ANSWERS = 256
+
+#: Of how many addresses the failed attempts are counted; all further ones count as one.
+ATTEMPT_ADDRESSES = 10_000
+
+#: The audit log: how long a record may wait to be written, how many, and how much text of
+#: clients these may have.  When as many again wait and cannot be written, more are counted.
+AUDIT_SECONDS = 0.5
+AUDIT_RECORDS = 500
+AUDIT_CHARACTERS = 256 * 1024

@@ -62,8 +62,10 @@ TABLE = {
 OF_THEIR_OWN = {
     "InsufficientScope",
     "MissingCapability",
+    "RateExceeded",
     "ServerDown",
     "StreamTaken",
+    "TooManyAttempts",
     "TooManyOfAddress",
     "UnsupportedVersion",
 }
@@ -195,3 +197,12 @@ def test_taken_stream_has_a_retry_time() -> None:
     error = StreamTaken("two clients", 7)
     assert (error.status, error.code) == (429, -32000)
     assert (b"Retry-After", b"7") in error.headers()
+
+
+@pytest.mark.parametrize("kind", [errors.RateExceeded, errors.TooManyAttempts])
+def test_callers_are_told_when_to_come_back(
+    kind: type[errors.RateExceeded | errors.TooManyAttempts],
+) -> None:
+    error = kind("too fast", 3)
+    assert (error.status, error.code) == (429, -32000)
+    assert (b"Retry-After", b"3") in error.headers()
