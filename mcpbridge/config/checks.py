@@ -15,7 +15,7 @@ from mcpbridge.errors import Described, SettingError
 
 #: How an option gives a value: as one text, as a number, by being there, or in parts.
 Form = Literal[
-    "text", "integer", "number", "flag", "directory", "list", "mapping", "json", "secret"
+    "text", "integer", "number", "flag", "directory", "file", "list", "mapping", "json", "secret"
 ]
 
 
@@ -194,6 +194,12 @@ POSITIVE_SECONDS = Check(
     form="number",
     metavar="SECONDS",
 )
+RATE = Check(
+    "a number ≥ 0 and ≤ 1000000",
+    lambda v: _is_number(v) and 0 <= v <= 1e6,
+    form="number",
+    metavar="N",
+)
 FLAG = Check("true or false", lambda v: isinstance(v, bool), form="flag")
 OPTIONAL_FLAG = Check(
     "true, false or null", lambda v: v is None or isinstance(v, bool), form="flag"
@@ -255,6 +261,12 @@ DIRECTORY = Check(
     lambda v: v is None or (is_text(v) and v != ""),
     form="directory",
     metavar="DIR",
+)
+OUTPUT_FILE = Check(
+    "the path of a file, or `-` for standard output",
+    lambda v: v is None or (is_text(v) and v != ""),
+    form="file",
+    metavar="FILE",
 )
 DOTTED_NAME = Check(
     "the dotted name of a callable, such as `package.module.Name`",

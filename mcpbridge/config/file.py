@@ -125,8 +125,8 @@ def read_config(
     """
     Read the settings from a file.
 
-    A relative `cwd`, `stderr_dir`, `state_dir` or `envFile` is relative to the folder of
-    the file.  A server that cannot be served is left out with a notice; with `strict` it
+    A relative `cwd`, `stderr_dir`, `state_dir`, `audit_log` or `envFile` is relative to the
+    folder of the file.  A server that cannot be served is left out with a notice; with `strict` it
     is an error.  `check_listen` returns what is wrong with the description of a listener.
     Raises `SettingError` for a file that cannot be read, and `SettingErrors` with a line
     for each error in it.
@@ -307,8 +307,9 @@ class _Reader:
         bridge = dict(bridge)
         defaults = bridge.pop("defaults", {})
         bridge = self._own_settings(("bridge",), BridgeSettings, bridge, _BRIDGE_KEYS)
-        if isinstance(bridge.get("state_dir"), str) and bridge["state_dir"]:
-            bridge["state_dir"] = self._in_folder(bridge["state_dir"])
+        for name in ("state_dir", "audit_log"):
+            if isinstance(bridge.get(name), str) and bridge[name] not in ("", "-"):
+                bridge[name] = self._in_folder(bridge[name])
         listen = bridge.get("listen")
         for at, description in enumerate(listen if isinstance(listen, list) else []):
             keys = ("bridge", "listen", at)

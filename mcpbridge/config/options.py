@@ -113,8 +113,8 @@ class Option(NamedTuple):
             return self._json(last)
         if self.form == "secret":
             return self._secret(last)
-        if self.form == "directory":
-            return self._directory(last)
+        if self.form == "directory" or (self.form == "file" and last != "-"):
+            return self._absolute(last)
         return last
 
     def _assignment(self, text: str) -> tuple[str, str]:
@@ -152,7 +152,7 @@ class Option(NamedTuple):
             got = Described(f"a file that cannot be read: {why}")
             raise SettingError(self.label, "a file that contains the key", got) from None
 
-    def _directory(self, path: str) -> str:
+    def _absolute(self, path: str) -> str:
         """Make a path absolute: twistd changes its directory when it becomes a daemon."""
         try:
             return path and os.path.abspath(path)

@@ -32,8 +32,10 @@ from mcpbridge.config.checks import (
     OPTIONAL_FLAG,
     OPTIONAL_PATH_PREFIX,
     ORIGINS,
+    OUTPUT_FILE,
     PATH_PREFIX,
     POSITIVE_SECONDS,
+    RATE,
     SECONDS,
     SECRET,
     SHARE,
@@ -77,7 +79,7 @@ SERVED_PATHS = ("/sse", "/message", "/mcp")
 
 
 def share_of(limit: int, share: int | None) -> int:
-    """Return the share of a limit that one client address may use; half of it by default."""
+    """Return the share of a limit that one caller may use; half of it by default."""
     return max(1, limit // 2) if share is None else share
 
 
@@ -270,6 +272,27 @@ class ServerSettings:
         "Maximum backend processes per server and client address.",
         group=LIMITS,
         unset="half of `max_sessions`",
+    )
+    max_sessions_per_identity: int | None = setting(
+        None,
+        SHARE,
+        "Maximum backend processes per server and identity, if the server has `auth`.",
+        group=LIMITS,
+        unset="half of `max_sessions`",
+    )
+    new_sessions_per_second: float = setting(
+        0,
+        RATE,
+        "Maximum new sessions per second of one identity, or of one client address if the server"
+        " has no `auth`; ten seconds' worth may come at once. 0 means no limit.",
+        group=LIMITS,
+    )
+    messages_per_second: float = setting(
+        0,
+        RATE,
+        "Maximum messages per second of one identity, or of one client address if the server has"
+        " no `auth`; ten seconds' worth may come at once. 0 means no limit.",
+        group=LIMITS,
     )
     ping_interval: float = setting(
         30.0,
@@ -585,6 +608,14 @@ class BridgeSettings:
         unset="half of `max_sessions`",
         option="bridge-max-sessions-per-address",
     )
+    max_sessions_per_identity: int | None = setting(
+        None,
+        SHARE,
+        "Maximum backend processes per identity, across all servers with `auth`.",
+        group=LIMITS,
+        unset="half of `max_sessions`",
+        option="bridge-max-sessions-per-identity",
+    )
     max_connections_per_address: int | None = setting(
         None,
         SHARE,
@@ -650,6 +681,21 @@ class BridgeSettings:
     )
     access_log: bool = setting(
         False, FLAG, "Log each request; session IDs are shortened.", group=LOGGING
+    )
+    audit_log: str | None = setting(
+        None,
+        OUTPUT_FILE,
+        "File to which a line of JSON is written for each request of a client and each refusal;"
+        " `-` means standard output.",
+        group=LOGGING,
+        unset="no audit log",
+    )
+    audit_arguments: bool = setting(
+        False,
+        FLAG,
+        "Include the arguments of tools and prompts in the audit log, up to 4096 bytes of each"
+        " request; they may contain secrets.",
+        group=LOGGING,
     )
     fast_path: bool = setting(
         True,

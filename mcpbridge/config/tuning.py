@@ -275,8 +275,16 @@ DELAYED_ANSWERS = 256
 #: Of how many addresses the failed attempts are counted; all further ones count as one.
 ATTEMPT_ADDRESSES = 10_000
 
-#: The audit log: how long a record may wait to be written, how many, and how much text of
-#: clients these may have.  When as many again wait and cannot be written, more are counted.
+#: The audit log: how long a record may wait to be written, and how many are written at once.
 AUDIT_SECONDS = 0.5
-AUDIT_RECORDS = 500
-AUDIT_CHARACTERS = 256 * 1024
+AUDIT_BATCH = 500
+
+#: How often it is tried again where it cannot be written; and how many records wait
+#: meanwhile, and about how many bytes these may take.
+AUDIT_RETRY_SECONDS = 1.0
+AUDIT_QUEUE_RECORDS = 10_000
+AUDIT_QUEUE_BYTES = 4 * MIB
+
+#: How much it shows of a name, and of the arguments, as they are written in JSON.
+AUDIT_TEXT_CHARS = 1000
+AUDIT_ARGUMENT_BYTES = 4096

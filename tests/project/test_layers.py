@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "mcpbridge"
 
 #: The ground: what every room with I/O may use.
-GROUND = {"_version", "config", "errors", "guard", "interfaces", "jsonrpc"}
+GROUND = {"_version", "audit_log", "config", "errors", "guard", "interfaces", "jsonrpc"}
 GROUND |= {"pacer", "rate_limited_log", "response_budget", "timers", "twisted_internals"}
 #: What the rooms may import from, besides themselves and what stands below in
 #: this table.  A module outside the packages is a room of its own.
@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "memory": {"config", "timers"},
     "rate_limited_log": {"config"},
     "response_budget": {"config", "rate_limited_log", "timers"},
+    "audit_log": {"config", "guard", "rate_limited_log", "timers"},
     "jsonrpc": {"errors"},
     "sliced_work": {"config", "errors", "jsonrpc"},
     "mcp": {"_version", "errors", "jsonrpc"},

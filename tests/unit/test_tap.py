@@ -129,6 +129,14 @@ def test_the_state_directory(given: str, value: str, config: str) -> None:
     assert parsed("--config", config, "--state-dir", given).state_dir == value
 
 
+@pytest.mark.parametrize(
+    ("given", "value"), [("/run/x", "/run/x"), ("x", os.path.abspath("x")), ("-", "-")]
+)
+def test_the_audit_log(given: str, value: str) -> None:
+    """A file, absolute for the same reason, or standard output."""
+    assert parsed("--audit-log", given, "cat").audit_log == value
+
+
 def test_a_file(config: str) -> None:
     settings = parsed("--config", config)
     assert [server.name for server in settings.servers] == ["a"]

@@ -66,6 +66,15 @@ def test_a_state_directory_is_relative_to_the_file(given: Any, expected: str | N
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [("a.log", "/folder/a.log"), ("/var/log/a", "/var/log/a"), ("-", "-"), (None, None)],
+)
+def test_an_audit_log_is_relative_to_the_file(given: Any, expected: str | None) -> None:
+    settings = parsed({"mcpServers": {"a": CAT}, "bridge": {"audit_log": given}})
+    assert settings.audit_log == expected
+
+
+@pytest.mark.parametrize(
     ("cwd", "expected"),
     [
         ("work", "/folder/work"),
