@@ -18,7 +18,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
+from mcpbridge.audit_log import AuditLog
 from mcpbridge.auth.factory import AUTHORIZATION, AccessControls, secret_headers
+from mcpbridge.auth.failed_attempts import FailedAttempts
 from mcpbridge.config.settings import BridgeSettings, ServerSettings, share_of
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
 from mcpbridge.config.warnings import configuration_warnings
@@ -135,7 +137,22 @@ class Bridge(Service):
             what="the sessions of all servers",
             setting="max_sessions_per_address of the bridge",
         )
+        self._identity_shares = Shares(
+            share_of(settings.session_limit, settings.max_sessions_per_identity),
+            self._clock,
+            what="the sessions of all servers",
+            setting="max_sessions_per_identity of the bridge",
+            of_identities=True,
+        )
+        self._attempts = FailedAttempts(self._clock)
         self._pools: list[ProcessPool] = []
+
+        #: None without `audit_log`.
+        self._audit: AuditLog | None = None
+        if settings.audit_log is not None:
+            self._audit = AuditLog(
+                settings.audit_log, self._clock, arguments=settings.audit_arguments
+            )
 
         # Servers and their launchers.
         self._local = LocalProcesses(reactor, environment)
@@ -175,6 +192,7 @@ class Bridge(Service):
         if limiter is None:
             limiter = SessionLimiter(settings.max_sessions)
         event_store = load("event_store", IEventStore, settings.event_store, settings)
+        control = self._access_controls.of(settings)
         return Server(
             settings,
             self._clock,
@@ -194,10 +212,11 @@ class Bridge(Service):
             ],
             event_store=self._event_store if event_store is None else event_store,
             budget=self._budget,
-            shares=[self._shares],
+            shares=[self._shares if control is None else self._identity_shares],
             work=self._work,
             pools=self._pools,
-            access_control=self._access_controls.of(settings),
+            access_control=control,
+            audit=self._audit,
         )
 
     # For embedding.
@@ -218,12 +237,14 @@ class Bridge(Service):
                 no_caller,
                 tell_callers,
             )
+            from mcpbridge.web.refusals import Delays
             from mcpbridge.web.root import Branch, SecuredResource
             from mcpbridge.web.routes import Routes
             from mcpbridge.web.server_card import ServerCards
             from mcpbridge.web.well_known import ResourceMetadata
 
             clients = ClientAddresses(self.settings)
+            delays = Delays(self._attempts, self._clock, clients.of_request)
             cards = ServerCards(self.servers, clients.is_proxy)
             is_open = all(each.is_open for each in self.servers)
             root = Branch(servers=self.settings.servers, hints=is_open)
@@ -233,7 +254,7 @@ class Bridge(Service):
                 branch = root
                 for segment in server.settings.base_uri.split("/")[1:]:
                     branch = branch.branch(segment.encode("ascii"))
-                admission = Admission(server.settings.name, server.access_control)
+                admission = Admission(server.settings.name, server.access_control, delays)
                 caller_of: CallerOf = no_caller
                 if server.tells_callers:
                     secrets = {*secret_headers(server.settings)}
@@ -248,6 +269,7 @@ class Bridge(Service):
                     caller_of,
                     self._pacer,
                     admission,
+                    clients.address,
                 )
                 branch.serve(server.settings, routes.resource())
                 self._endpoints.update(routes.endpoints())
@@ -325,6 +347,8 @@ class Bridge(Service):
         self.privilegedStartService()
         super().startService()
         self._local.start(self.settings)
+        if self._audit is not None:
+            self._audit.start()
         for url in self.urls():
             self.log.info("serving {url}", url=url)
         self._warn_of_exposure()
@@ -378,6 +402,8 @@ class Bridge(Service):
             self._budget.stop()
             self._access_controls.stop()
             self._trimmer.stop()
+            if self._audit is not None:
+                self._audit.stop()
             return DeferredList([*closed, self._local.stop_recovery()])
 
         def watchdog_ended(nothing_left: bool) -> None:

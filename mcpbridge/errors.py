@@ -119,6 +119,8 @@ class Refused(BridgeError):
     ident: str | int | float | None = None
     #: Details for programs: the `data` of the JSON-RPC error.
     data: Mapping[str, object] | None = None
+    #: True once the audit log has a record of each message that was refused.
+    audited: bool = False
 
     def body(self) -> bytes:
         """Return the body of the response."""
@@ -241,6 +243,11 @@ class Unauthorized(Refused):
         super().__init__(text)
         #: The value of `WWW-Authenticate`, which the server's access control makes.
         self.challenge: bytes = b"Bearer"
+
+    @property
+    def is_attempt(self) -> bool:
+        """True if there were credentials, and they were wrong."""
+        return self.error in ("invalid_token", "invalid_request")
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [*super().headers(), (b"WWW-Authenticate", self.challenge)]

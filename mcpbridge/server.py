@@ -16,10 +16,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from mcpbridge.audit_log import AuditLog, AuditRecord, Transport
 from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.config.settings import ServerSettings, share_of
-from mcpbridge.errors import MessageTooLarge, TooComplex, TooManySessions, UnknownSession
+from mcpbridge.errors import (
+    MessageTooLarge,
+    Refused,
+    TooComplex,
+    TooManySessions,
+    UnknownSession,
+)
 from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.envelope import check_id, peek, read_message, split_batch
 from mcpbridge.jsonrpc.large_messages import (
@@ -29,14 +36,17 @@ from mcpbridge.jsonrpc.large_messages import (
     read_whole_later,
 )
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
+from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.operations import read_large_operations, read_operations
 from mcpbridge.processes.abandoned_sessions import Newcomer
 from mcpbridge.processes.address_shares import Claim, Claims, Shares
+from mcpbridge.processes.audited_calls import AuditedRequest, AuditedSession
 from mcpbridge.processes.backend_session import BackendSession, Sink
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.era import ServerEra
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
+from mcpbridge.processes.rates import RateLimit
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.session.negotiation import check_request, first_adapter, is_starting
 from mcpbridge.session.streamable import StreamableSession
@@ -55,7 +65,7 @@ class Server:
     at a time keeps others waiting.
     `pools` are the process pools of all servers of the bridge, and `jitter`
     varies the pauses between failed starts (`StartBackoff`).  `access_control` admits the
-    callers; None admits everybody.
+    callers; None admits everybody.  `audit` gets a record of each message of a client.
 
     A session belongs to the caller who has opened it (`Access.key`).  For any other caller
     it does not exist.
@@ -80,8 +90,10 @@ class Server:
         pools: list[ProcessPool] | None = None,
         jitter: Callable[[], float] = random,
         access_control: AccessControl | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
         self.access_control = access_control
+        self.audit = audit
         #: True if a caller may need other scopes for one message than for another.
         self.reads_operations = access_control is not None and access_control.rules.reads_messages
         #: True where filters or observers need to know who calls.
@@ -96,13 +108,22 @@ class Server:
         self.era = ServerEra()
         #: Reads large messages in slices, for all servers of the bridge.
         self.work = work or SlicedWork(clock)
-        own = Shares(
-            share_of(settings.max_sessions, settings.max_sessions_per_address),
+        what = f"the sessions of server {settings.name!r}"
+        self.claims = Claims(_shares(settings, clock, what, access_control), *shares)
+        name = repr(settings.name)
+        #: How often a caller may open a session, and send a message.
+        self.session_rate = RateLimit(
+            settings.new_sessions_per_second,
             clock,
-            what=f"the sessions of server {settings.name!r}",
-            setting="max_sessions_per_address",
+            what=f"requests for new sessions of server {name}",
+            setting="new_sessions_per_second",
         )
-        self.claims = Claims(own, *shares)
+        self.message_rate = RateLimit(
+            settings.messages_per_second,
+            clock,
+            what=f"messages to server {name}",
+            setting="messages_per_second",
+        )
         self.pool = ProcessPool(
             settings,
             clock,
@@ -131,6 +152,7 @@ class Server:
         client: str | None = None,
         caller: Caller | None = None,
         access: Access = ANYBODY,
+        address: str | None = None,
     ) -> BackendSession:
         """
         Open a session of Streamable HTTP, with a `StreamableSession` for its
@@ -143,6 +165,8 @@ class Server:
             events = self._event_store.open(session.ident)
             return StreamableSession(session, self.settings, self._clock, events, self._budget)
 
+        # Its first message is to come: no process is started for one that is refused.
+        self.message_rate.check(client, look=True)
         session = await self.open_session(
             make_sink,
             self.streamable,
@@ -150,6 +174,7 @@ class Server:
             client=client,
             caller=caller,
             access=access,
+            address=address,
         )
         streamable = cast("StreamableSession", session.sink)
         self.pool.abandoned.add(session, client, streamable.last_heard)
@@ -164,6 +189,7 @@ class Server:
         client: str | None = None,
         caller: Caller | None = None,
         access: Access = ANYBODY,
+        address: str | None = None,
     ) -> BackendSession:
         """
         Open a session on a process that nobody has used, and add it to `table`.
@@ -171,12 +197,14 @@ class Server:
         `make_sink` is called once the backend runs.  `client` is the address
         whose share the session counts against, until nothing of it is left;
         `caller` is what filters and observers are told of the client, and `access` as
-        what it was admitted, with its variables for the process (`env_from`).
+        what it was admitted, with its variables for the process (`env_from`).  `address` is
+        the client's, for the audit log.
 
-        Raises `TooManyOfAddress`, and what `ProcessPool.take` raises; then no
+        Raises `RateExceeded`, `TooManyOfAddress`, and what `ProcessPool.take` raises; then no
         permit is held and no process left.
         """
         self.check_admitted(access)
+        self.session_rate.check(client)
         live = self.sessions if table is None else table
         claim = await self.pool.claim(client)
         try:
@@ -197,6 +225,18 @@ class Server:
             access=access,
             stderr_notifications=stderr_notifications and self.settings.stderr_notifications,
         )
+        if self.message_rate.is_on:
+            session.check_rate = partial(self.message_rate.check, client)
+        if self.audit is not None:
+            session.audited = AuditedSession(
+                self.audit,
+                self._clock,
+                server=self.settings.name,
+                session=session.label,
+                transport="sse" if live is self.sessions else "streamable-http",
+                identity=access.name,
+                address=address,
+            )
         try:
             session.connect(make_sink(session))
         except BaseException:
@@ -205,6 +245,47 @@ class Server:
         live[session.ident] = session
         self.pool.failures.watch(session)
         return session
+
+    def audited(
+        self, request: ModernRequest, access: Access, address: str | None, size: int
+    ) -> AuditedRequest | None:
+        """Return what makes the record of a request of so many bytes; None without a log."""
+        if self.audit is None:
+            return None
+        return AuditedRequest(
+            self.audit,
+            self._clock,
+            request,
+            server=self.settings.name,
+            identity=access.name,
+            address=address,
+            size=size,
+        )
+
+    def record_refusal(
+        self,
+        refusal: Refused,
+        access: Access,
+        *,
+        address: str | None,
+        transport: Transport,
+        size: int = 0,
+    ) -> None:
+        """Have a record made of an HTTP request that was refused, unless it has one."""
+        if self.audit is not None and not refusal.audited:
+            self.audit.record(
+                AuditRecord(
+                    self.settings.name,
+                    "refused",
+                    access.name,
+                    address,
+                    transport=transport,
+                    request_bytes=size,
+                    code=refusal.code,
+                    status=refusal.status,
+                    reason=str(refusal),
+                )
+            )
 
     def client_left(self, session: BackendSession, why: str) -> None:
         """
@@ -328,14 +409,13 @@ class Server:
                 self.find(ident, access).client_message(*whole)
                 return
         large = await self.work.do(read_large(body))
+        # The session is looked up again: it may have ended meanwhile.
         if large is not None:
-            line, envelope = large.line, large.envelope
+            self.find(ident, access).client_message(large.line, large.envelope, large.digest)
         else:
             most = self.settings.max_waiting_messages
             line = await self.work.do(read_foreign_batch(body, most))
-            envelope = None
-        # Looked up again: the session may have ended meanwhile.
-        self.find(ident, access).client_message(line, envelope)
+            self.find(ident, access).client_message(line, None)
 
     def check_batch(self, line: bytes) -> list[bytes]:
         """
@@ -373,6 +453,20 @@ class Server:
     def _forget(self, table: dict[str, BackendSession], session: BackendSession) -> None:
         table.pop(session.ident, None)
         self.pool.abandoned.remove(session)
+
+
+def _shares(
+    settings: ServerSettings, clock: IReactorTime, what: str, control: AccessControl | None
+) -> Shares:
+    """Return what each caller may have of the sessions of a server."""
+    most = settings.max_sessions
+    if control is None:
+        share, setting = settings.max_sessions_per_address, "max_sessions_per_address"
+    else:
+        share, setting = settings.max_sessions_per_identity, "max_sessions_per_identity"
+    return Shares(
+        share_of(most, share), clock, what=what, setting=setting, of_identities=control is not None
+    )
 
 
 def _of_caller(session: BackendSession | None, access: Access) -> BackendSession:

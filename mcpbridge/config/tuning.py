@@ -109,6 +109,43 @@ COMPLAIN_SECONDS = 60.0
 #: The number of causes that are repeated separately; all others count as one.
 MAX_CAUSES = 64
 
+#: How many seconds' worth of a rate (`messages_per_second`) a caller may use at one time.
+BURST_SECONDS = 10.0
+
+#: Of how many callers a rate limit keeps the tokens; all further ones share a bucket.
+RATE_LIMITED_CALLERS = 10_000
+
+#: Failed attempts to authenticate that an address may make without delay; how long the
+#: answer to the next one is delayed, and at most; and how long it takes to forget one.
+ATTEMPTS_FREE = 5
+ATTEMPT_DELAY_SECONDS = 0.25
+MAX_ATTEMPT_DELAY_SECONDS = 8.0
+ATTEMPT_FORGOTTEN_SECONDS = 30.0
+
+#: How many answers are delayed at one time: of one address, and of all.
+DELAYED_OF_ADDRESS = 4
+DELAYED_ANSWERS = 256
+
+#: Of how many addresses the failed attempts are counted; all further ones count as one.
+ATTEMPT_ADDRESSES = 10_000
+
+#: The audit log: how long a record may wait to be written, and how many are written at once.
+AUDIT_SECONDS = 0.5
+AUDIT_BATCH = 500
+
+#: How often it is tried again where it cannot be written; and how many records wait
+#: meanwhile, and about how many bytes these may take.
+AUDIT_RETRY_SECONDS = 1.0
+AUDIT_QUEUE_RECORDS = 10_000
+AUDIT_QUEUE_BYTES = 4 * MIB
+
+#: How many requests of one session may be open for it.
+AUDIT_OPEN_CALLS = 1024
+
+#: How much it shows of a name, and of the arguments, as they are written in JSON.
+AUDIT_TEXT_CHARS = 1000
+AUDIT_ARGUMENT_BYTES = 4096
+
 #: The pause before a server that could not be started is tried again, at first and at most.
 BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0
@@ -254,37 +291,3 @@ IDLE_ADDRESSES = 8
 
 #: How far the clocks of the bridge and of an authorization server may differ.
 TOKEN_LEEWAY_SECONDS = 30.0
-
-#: How many seconds' worth of a rate (`messages_per_second`) a caller may use at one time.
-BURST_SECONDS = 10.0
-
-#: Of how many callers a rate limit keeps the tokens; all further ones share a bucket.
-RATE_LIMITED_CALLERS = 10_000
-
-#: Failed attempts to authenticate that an address may make without delay; how long the
-#: answer to the next one is delayed, and at most; and how long it takes to forget one.
-ATTEMPTS_FREE = 5
-ATTEMPT_DELAY_SECONDS = 0.25
-MAX_ATTEMPT_DELAY_SECONDS = 8.0
-ATTEMPT_FORGOTTEN_SECONDS = 30.0
-
-#: How many answers are delayed at one time: of one address, and of all.
-DELAYED_OF_ADDRESS = 4
-DELAYED_ANSWERS = 256
-
-#: Of how many addresses the failed attempts are counted; all further ones count as one.
-ATTEMPT_ADDRESSES = 10_000
-
-#: The audit log: how long a record may wait to be written, and how many are written at once.
-AUDIT_SECONDS = 0.5
-AUDIT_BATCH = 500
-
-#: How often it is tried again where it cannot be written; and how many records wait
-#: meanwhile, and about how many bytes these may take.
-AUDIT_RETRY_SECONDS = 1.0
-AUDIT_QUEUE_RECORDS = 10_000
-AUDIT_QUEUE_BYTES = 4 * MIB
-
-#: How much it shows of a name, and of the arguments, as they are written in JSON.
-AUDIT_TEXT_CHARS = 1000
-AUDIT_ARGUMENT_BYTES = 4096

@@ -149,6 +149,16 @@ def _reader(kind: type[Params]) -> Callable[[bytes], Params | None]:
     return read
 
 
+class _Name(msgspec.Struct):
+    name: str | None = None
+
+
+class _Uri(msgspec.Struct):
+    uri: str | None = None
+
+
+_read_name = _reader(_Name)
+_read_uri = _reader(_Uri)
 _read_progress = _reader(_Progress)
 _read_cancelled = _reader(_Cancelled)
 _read_meta = _reader(_Meta)
@@ -170,6 +180,15 @@ def requested_token(line: bytes) -> ProgressToken | None:
     """Return the progress token of a request, from `params._meta`."""
     params = _read_meta(line)
     return None if params is None or params.meta is None else params.meta.progressToken
+
+
+def named_param(line: bytes, name: str) -> str | None:
+    """Return a parameter that names something: `name`, or else `uri`; None without a string."""
+    if name == "name":
+        named = _read_name(line)
+        return None if named is None else named.name
+    located = _read_uri(line)
+    return None if located is None else located.uri
 
 
 def is_json(line: bytes) -> bool:

@@ -32,7 +32,7 @@ MAX_HEAD_BYTES = 16 * 1024
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 #: The members of `params` that the functions of `envelope` look for.
-_TOKENS = ("progressToken", "requestId")
+_TOKENS = ("progressToken", "requestId", "name", "uri")
 
 
 #: A message as the router takes it: its line, its envelope, its digest.

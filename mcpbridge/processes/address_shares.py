@@ -49,14 +49,24 @@ class Shares:
     Counts how much each address has, and lets none have more than `limit`.
 
     `what` and `setting` name the resource and its limit in the log
-    (`RateLimitedLog`).  The address None is neither counted nor limited.
+    (`RateLimitedLog`).  The address None is neither counted nor limited.  Where callers are
+    known, these are names of identities, and `of_identities` is True.
     """
 
     log = Logger()
 
-    def __init__(self, limit: int, clock: IReactorTime, *, what: str, setting: str) -> None:
+    def __init__(
+        self,
+        limit: int,
+        clock: IReactorTime,
+        *,
+        what: str,
+        setting: str,
+        of_identities: bool = False,
+    ) -> None:
         self.limit = limit
         self.setting = setting
+        self.whose = "your identity" if of_identities else "your address"
         self._what = what
         self._taken: dict[str, float] = {}
         self._refusals = RateLimitedLog(clock)
@@ -102,7 +112,7 @@ class Shares:
             self.log.warn(
                 "{address} has reached its share of {what}: {limit} ({setting}); refused since the"
                 " last such line, of all addresses: {count}",
-                address=address,
+                address=address if address is None or address.isprintable() else ascii(address),
                 what=self._what,
                 limit=self.limit,
                 setting=self.setting,
@@ -223,6 +233,6 @@ class Claims:
             if each.is_over(address, amount):
                 each.refused(address)
                 raise TooManyOfAddress(
-                    f"your address has reached its limit of sessions: {each.limit} ({each.setting})"
+                    f"{each.whose} has reached its limit of sessions: {each.limit} ({each.setting})"
                 )
         return Claim(self._shares, address, amount)

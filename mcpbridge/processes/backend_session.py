@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
@@ -31,6 +32,7 @@ from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId
 from mcpbridge.jsonrpc.malformed_output import Lost
 from mcpbridge.jsonrpc.sse import stderr_message
 from mcpbridge.mcp.pings import PingLedger
+from mcpbridge.processes.audited_calls import AuditedSession
 from mcpbridge.processes.backend_faults import BackendFaults
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.message_filters import MessageFilters
@@ -163,6 +165,10 @@ class BackendSession:
     access_until: float = inf
     #: Tells which client a line of the backend is for, where it serves several.
     caller_of: Callable[[bytes], Caller | None] | None = None
+    #: Raises `RateExceeded` for a post of its client that comes too early; None: there is no limit.
+    check_rate: Callable[[], object] | None = None
+    #: Makes the records of its client's messages; None where there is no audit log.
+    audited: AuditedSession | None = None
 
     backend: Any = None
     adapter: Adapter | None = None
@@ -292,28 +298,41 @@ class BackendSession:
         guarded(self.log, "forgetting the session", self.forget, self)
         self.forget = forget
         self.reason = why
+        self.end_audit(why)
         sink, self.sink = self.sink, NoSink()
         guarded(self.log, "stopping the keepalive", sink.stop_keepalive)
         guarded(self.log, "closing the stream", sink.close)
         self.adapter = adapter
         self.resume_backend()
 
+    def end_audit(self, why: str) -> None:
+        """Make records of the requests that will not be answered."""
+        audited, self.audited = self.audited, None
+        if audited is not None:
+            guarded(self.log, "recording requests without an answer", audited.close, why)
+
     # From the client.
 
-    def client_message(self, line: bytes, envelope: Envelope | None) -> None:
+    def client_message(
+        self, line: bytes, envelope: Envelope | None, digest: bytes | None = None
+    ) -> None:
         """
         Pass one message of the client to the backend, unless it answers a
-        ping of the bridge.
+        ping of the bridge.  Of a large message `digest` has the names.
 
-        Raises `BackendBusy`; then nothing was stored.  What a filter refuses
-        is answered as `post_to_backend` says.
+        Raises `BackendBusy` and `RateExceeded`; then nothing was stored.  What a
+        filter refuses is answered as `post_to_backend` says.
         """
         if envelope is not None:
             if self.pings.is_ours(envelope):
                 return
             if self.caller is not None and envelope.method == "initialize":
                 self.caller.initialized(line)
-        self.post_to_backend([line], [envelope])
+        if self.audited is None:
+            self.post_to_backend([line], [envelope])
+        else:
+            post = partial(self.post_to_backend, [line], [envelope])
+            self.audited.post([line], [envelope], None if digest is None else [digest], post)
 
     def post_to_backend(
         self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None
@@ -324,8 +343,10 @@ class BackendSession:
         (`MessageFilters.from_post`).
 
         Returns the indexes of the lines that were dropped.  Raises
-        `BackendBusy`; then nothing was stored.
+        `BackendBusy` and `RateExceeded`; then nothing was stored.
         """
+        if self.check_rate is not None:
+            self.check_rate()
         if self.filters is None:
             self._pass_to_backend(lines, envelopes)
             return ()
@@ -473,6 +494,8 @@ class BackendSession:
         self.messages_out += len(lines)
         for line in lines:
             self.bytes_out += len(line)
+        if self.audited is not None:
+            self.audited.sent(lines)
         if not self.observers:
             self.sink.send(lines)
             return
@@ -598,6 +621,7 @@ def _tear_down(life: Life, session: BackendSession, reason: str) -> None:
     if session.throttle is not None:
         guarded(log, "releasing the throttle", session.throttle.release)
     guarded(log, "forgetting the session", session.forget, session)
+    session.end_audit(reason)
     guarded(log, "stopping the keepalive", sink.stop_keepalive)
     guarded(log, "closing the stream", sink.close)
     if session.adapter is not None:

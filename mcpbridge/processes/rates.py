@@ -23,6 +23,8 @@ _NOTHING = 1e-6
 #: How many buckets a new one looks at, to remove those that are full again.
 _LOOKS = 4
 
+#: The key of the shared bucket.
+_EVERYBODY = ""
 #: How many tokens a bucket had when one was last taken, and when that was.
 _Bucket = tuple[float, float]
 
@@ -48,36 +50,35 @@ class TokenBuckets:
         self._most = most
         #: Looked at in turn from the front; only an ordered dict removes its first item in
         #: constant time.
-        self._buckets: OrderedDict[str | None, _Bucket] = OrderedDict()
-        #: That of all keys for which there is no place; by no key, so that one function
-        #: takes from all buckets.
-        self._shared: dict[str | None, _Bucket] = {}
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        #: That of all keys for which there is no place.
+        self._shared: dict[str, _Bucket] = {}
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, key: str) -> int | None:
+    def take(self, key: str, *, look: bool = False) -> int | None:
         """
-        Take a token from the bucket of a key, in constant time.
+        Take a token from the bucket of a key, in constant time; with `look` leave it.
 
         Returns None if there was one; otherwise the number of seconds, rounded up,
         after which there will be one unless it is taken before.
         """
         now = self._now()
-        if key in self._buckets or self._has_place(now):
-            return self._take(self._buckets, key, now)
-        return self._take(self._shared, None, now)
-
-    def _take(self, buckets: dict[str | None, _Bucket], key: str | None, now: float) -> int | None:
-        tokens, since = buckets.get(key) or (self._burst, now)
+        buckets: dict[str, _Bucket] = self._buckets
+        owner = key
+        if key not in buckets and not self._has_place(now):
+            buckets, owner = self._shared, _EVERYBODY
+        tokens, since = buckets.get(owner) or (self._burst, now)
         if now < since:
             # The clock was set back: what was to come since then comes anew.
-            buckets[key] = (tokens, now)
+            buckets[owner] = (tokens, now)
         else:
             tokens = min(self._burst, tokens + (now - since) * self._rate)
         if tokens < 1.0 - _NOTHING:
             return max(1, ceil((1.0 - tokens - _NOTHING / 2) / self._rate))
-        buckets[key] = (tokens - 1.0, now)
+        if not look:
+            buckets[owner] = (tokens - 1.0, now)
         return None
 
     def _has_place(self, now: float) -> bool:
@@ -116,15 +117,16 @@ class RateLimit:
         """True if there is a limit."""
         return self._buckets is not None
 
-    def check(self, caller: str | None) -> None:
+    def check(self, caller: str | None, *, look: bool = False) -> None:
         """
         Count one more of a caller: the name of an identity, or an address.
 
-        Nobody in particular, None, is not limited.  Raises `RateExceeded`.
+        With `look` it does not count yet.  Nobody in particular, None, is not limited.
+        Raises `RateExceeded`.
         """
         if self._buckets is None or caller is None:
             return
-        seconds = self._buckets.take(caller)
+        seconds = self._buckets.take(caller, look=look)
         if seconds is not None:
             self._log_refusal(caller)
             text = f"too many {self._what}: {self._rate:g} a second are allowed ({self._setting})"

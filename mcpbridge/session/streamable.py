@@ -9,6 +9,7 @@ HTTP.  It is the session's sink, as the event stream is with HTTP+SSE.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -152,9 +153,10 @@ class StreamableSession:
             ident: Any = envelope.id
             token = requested_token(line) if _may_have_token(line) else None
             opened = self.router.open_post([(ident, token)], make_sink(), json_only=json_only)
-            self._post([line], opened)
+            self._post([line], opened, [envelope], None)
             return opened
         lines = [line for line, _ in messages]
+        given = [envelope for _, envelope in messages]
         if digests is not None:
             envelopes = (envelope for _, envelope in messages)
             messages = list(zip(digests, envelopes, strict=True))
@@ -166,7 +168,7 @@ class StreamableSession:
         stream: str | None = None
         if asked:
             stream = self.router.open_post(asked, make_sink(), json_only=json_only)
-        dropped = self._post(lines, stream)
+        dropped = self._post(lines, stream, given, digests)
         for number, (line, envelope) in enumerate(messages):
             if envelope.is_response:
                 self.router.answered_backend(envelope)
@@ -176,10 +178,20 @@ class StreamableSession:
                     self.router.cancel(cancelled)
         return stream
 
-    def _post(self, lines: list[bytes], stream: str | None) -> Collection[int]:
+    def _post(
+        self,
+        lines: list[bytes],
+        stream: str | None,
+        envelopes: Sequence[Envelope],
+        digests: Sequence[bytes] | None,
+    ) -> Collection[int]:
         """Post lines to the backend, as `BackendSession.post_to_backend`; or undo the stream."""
+        session = self._session
         try:
-            return self._session.post_to_backend(lines)
+            if session.audited is None:
+                return session.post_to_backend(lines)
+            post = partial(session.post_to_backend, lines)
+            return session.audited.post(lines, envelopes, digests, post)
         except BaseException:
             if stream is not None:
                 self.router.abandon(stream)

@@ -19,6 +19,7 @@ from mcpbridge.mcp.modern_request import ACKNOWLEDGED, LISTEN, ModernRequest
 from mcpbridge.mcp.subscriptions import all_changes, change_line, promised_by
 from mcpbridge.processes.address_shares import Claim
 from mcpbridge.processes.backend_session import NO_VARIABLES
+from mcpbridge.processes.audited_calls import AuditedRequest
 from mcpbridge.processes.caller import Caller
 from mcpbridge.stateless.client_connection import ClientConnection
 
@@ -80,6 +81,7 @@ class Exchange:
         "_acknowledged",
         "_sink",
         "_worker",
+        "audited",
         "caller",
         "claim",
         "client",
@@ -101,6 +103,7 @@ class Exchange:
         client: str | None = None,
         caller: Caller | None = None,
         environment: Mapping[str, str] = NO_VARIABLES,
+        audited: AuditedRequest | None = None,
     ) -> None:
         self.request = request
         #: Whether it is a `subscriptions/listen`, which stays open for notifications.
@@ -110,6 +113,8 @@ class Exchange:
         self.client = client
         self.caller = caller
         self.environment = environment
+        #: Makes its record; None where there is no audit log.
+        self.audited = audited
         #: What it has of its client's share, until it is over.
         self.claim: Claim | None = None
         self.over = False
@@ -136,6 +141,8 @@ class Exchange:
             return
         if not final and self.is_subscription:
             lines = [each for line in lines for each in self._acknowledged_once(line)]
+        if final and self.audited is not None:
+            self.audited.answered(lines)
         sink = self._end() if final else self._sink
         if lines:
             sink.send(lines, final)
@@ -144,11 +151,15 @@ class Exchange:
         """End it with an error of the bridge's own."""
         if not self.over:
             refusal.ident = self.request.id
+            if self.audited is not None:
+                self.audited.refused(refusal)
             self._end().fail(refusal)
 
     def cancel(self) -> None:
         """End it: the client has gone, which is how it cancels (basic/patterns/cancellation)."""
         if not self.over:
+            if self.audited is not None:
+                self.audited.cancelled()
             self._end()
             if self._worker is not None:
                 self._worker.cancel(self)

@@ -8,6 +8,7 @@ for access control.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
@@ -20,6 +21,7 @@ from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.auth.request import AuthenticationRequest
 from mcpbridge.errors import InternalError, Refused
+from mcpbridge.web.refusals import Delays, Refusals
 from mcpbridge.web.response import error_body
 from mcpbridge.web.tls import client_certificate
 
@@ -40,11 +42,17 @@ def end_of(transport: Any) -> tuple[str | None, bytes | None]:
 
 
 class Admission:
-    """Admits requests to one server; everybody's where it has no access control."""
+    """
+    Admits requests to one server; everybody's where it has no access control.  `delays`
+    delay the answers to those who fail.
+    """
 
-    def __init__(self, server: str, control: AccessControl | None) -> None:
+    def __init__(
+        self, server: str, control: AccessControl | None, delays: Delays | None = None
+    ) -> None:
         self._server = server
         self._control = control
+        self._delays = delays
 
     def admit(self, request: Any) -> Access | Deferred[Access]:
         """Return as what a request is admitted (`Admit`)."""
@@ -62,11 +70,12 @@ class Admission:
             for name, values in request.requestHeaders.getAllRawHeaders()
             for value in values
         ]
-        return self._control.admit(
-            AuthenticationRequest(
-                self._server, request.method, request.uri, fields, *end_of(channel.transport)
-            )
+        asked = AuthenticationRequest(
+            self._server, request.method, request.uri, fields, *end_of(channel.transport)
         )
+        if self._delays is None:
+            return self._control.admit(asked)
+        return self._delays.admitted(request, partial(self._control.admit, asked))
 
     def hides(self, secrets: Collection[str]) -> Callable[[bytes, Any], bool]:
         """
@@ -93,10 +102,11 @@ class AdmittedResource(Resource):
     isLeaf = True
     log = Logger()
 
-    def __init__(self, admit: Admit, leaf: IResource) -> None:
+    def __init__(self, admit: Admit, leaf: IResource, refusals: Refusals | None = None) -> None:
         super().__init__()
         self._admit = admit
         self._leaf = leaf
+        self._refusals = refusals
 
     def render(self, request: Any) -> Any:
         """Render the resource behind it, or an error, once the caller is known."""
@@ -123,6 +133,8 @@ class AdmittedResource(Resource):
             _write(request, self._refused(request, failure.value))
 
     def _refused(self, request: Any, error: Exception) -> bytes:
+        if self._refusals is not None:
+            self._refusals.note(request, error)
         if isinstance(error, Refused):
             return error_body(request, error)
         self.log.failure("a request could not be authenticated")

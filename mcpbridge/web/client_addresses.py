@@ -121,8 +121,11 @@ class ClientAddresses:
         channel = request.channel
         if channel is None:
             return None
-        end = channel.getPeer()
-        hosts = self._named(_of_headers(request.requestHeaders)) if self.is_proxy(end) else []
+        return self.address_behind(channel.getPeer(), _of_headers(request.requestHeaders))
+
+    def address_behind(self, end: Any, fields: Fields) -> str | None:
+        """Return the same for a request that came from an `IAddress`, with these fields."""
+        hosts = self._named(fields) if self.is_proxy(end) else []
         named = {_plain(host) for host in hosts or [getattr(end, "host", None)]}
         return named.pop() if len(named) == 1 else None
 

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from mcpbridge.errors import InternalError, Refused, without_frames
 from mcpbridge.web.admission import Admit
+from mcpbridge.web.refusals import Refusals
 from mcpbridge.web.response import error_body
 
 #: Serves a request.  The response is complete when it returns None, or when what it returns
@@ -26,14 +27,24 @@ _log = Logger()
 
 
 class Endpoint:
-    """A handler, the segments of its path, and what admits requests to it."""
+    """
+    A handler, the segments of its path, what admits requests to it, and what takes note
+    of those that are refused.
+    """
 
-    __slots__ = ("_admit", "_handler", "_segments")
+    __slots__ = ("_admit", "_handler", "_refusals", "_segments")
 
-    def __init__(self, handler: Handler, segments: list[bytes], admit: Admit) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        segments: list[bytes],
+        admit: Admit,
+        refusals: Refusals | None = None,
+    ) -> None:
         self._handler = handler
         self._segments = segments
         self._admit = admit
+        self._refusals = refusals
 
     def serve(self, request: Any) -> None:
         """
@@ -62,6 +73,8 @@ class Endpoint:
                 # request would stay until a garbage collection.
                 without_frames(error)
                 return
+            if self._refusals is not None:
+                self._refusals.note(request, error)
             if isinstance(error, Refused):
                 body = error_body(request, error)
             else:

@@ -115,7 +115,7 @@ class FastConnection(BridgeConnection):
             if request.streamable:
                 self._post(request, received)
             else:
-                self._write(self.site.fast_path.answer(request, received.body))
+                self._write(self.site.fast_path.answer(request, received.body, self))
                 self._release_body()
         except NotFastAfterAll:
             self._received = None
@@ -143,7 +143,7 @@ class FastConnection(BridgeConnection):
             return False
         self._received = received
         refusal = self.site.fast_path.refuse_stream(
-            head, self.loopback or None, self.client_address, self.end
+            head, self.loopback or None, self.client_address, self.end, self
         )
         self._received = None
         if refusal is None:
@@ -173,6 +173,11 @@ class FastConnection(BridgeConnection):
         received, self._received = self._received, None
         if received is not None and received.counted:
             self.give_back(received)
+
+    def audited_address(self) -> str | None:
+        """Return the address of the client of the last request; None if it is unknown."""
+        fields = self._last_head.text_values
+        return self.site.clients.address_behind(self.transport.getPeer(), fields)
 
     def client_address(self) -> str | None:
         """Return the address whose share counts for the last request; None if none does."""

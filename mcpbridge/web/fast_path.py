@@ -25,6 +25,7 @@ from twisted.web.http import datetimeToString
 from twisted.web.http_headers import Headers as HeaderFields
 from twisted.web.server import version
 
+from mcpbridge.audit_log import Transport
 from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.auth.request import AuthenticationRequest
 from mcpbridge.errors import InternalError, Refused
@@ -389,13 +390,14 @@ class FastPath:
         loopback: int | None,
         client: Callable[[], str | None] = lambda: None,
         end: EndOf = _no_end,
+        connection: PendingConnection | None = None,
     ) -> bytes | None:
         """
         Return the refusal of `GET /sse` if its server can open no session now;
         None for other requests, and if it can.
 
         Under a flood of clients a refusal is to cost little.  `client` returns
-        the address whose share counts for the request.
+        the address whose share counts for the request; `connection` is its own.
         """
         server = self._streams.get(head.target)
         if server is None or not head.persistent:
@@ -409,6 +411,9 @@ class FastPath:
         if not self._is_allowed(head, loopback):
             return None
         server.pool.log_refusal()
+        if server.audit is not None and connection is not None:
+            address = connection.audited_address()
+            server.record_refusal(refusal, access, address=address, transport="sse")
         return self._responses.error_response(refusal)
 
     def end_session(
@@ -441,7 +446,9 @@ class FastPath:
             return self._responses.failure(error)
         return self._responses.ended()
 
-    def answer(self, request: FastRequest, body: bytes) -> bytes:
+    def answer(
+        self, request: FastRequest, body: bytes, connection: PendingConnection | None = None
+    ) -> bytes:
         """
         Let the server decide about a message to `/message`; return the whole
         response.  Raises `NotFastAfterAll` if that takes longer.
@@ -449,6 +456,7 @@ class FastPath:
         try:
             received = request.server.receive(request.ident, body, request.access)
         except Exception as error:
+            self._note(request, error, "sse", connection, len(body))
             return request.responses.failure(error)
         if not received:
             raise NotFastAfterAll
@@ -483,6 +491,7 @@ class FastPath:
         except NotFastAfterAll:
             raise
         except Exception as error:
+            self._note(request, error, "streamable-http", connection, len(body))
             return responses.failure(error)
         if stream is None:
             return responses.accepted()
@@ -497,15 +506,39 @@ class FastPath:
         connection: PendingConnection,
     ) -> bytes | PendingExchange:
         """Make an exchange of a request of 2026-07-28, most of which have one message as answer."""
-        headers = received.head.mcp_values
+        headers, server, access = received.head.mcp_values, request.server, request.access
         try:
-            if request.server.reads_operations:
-                request.server.check_operations(received.body, request.access, "/mcp")
-            asked = read_post(request.server, received.body, headers)
+            if server.reads_operations:
+                server.check_operations(received.body, access, "/mcp")
+            asked = read_post(server, received.body, headers)
         except Refused as error:
+            self._note(request, error, "stateless", connection, len(received.body))
             return request.responses.error_response(error)
         if asked is None or asked.method == LISTEN:
             raise NotFastAfterAll
-        responses, proxied = request.responses, request.proxied
-        access = request.access
-        return PendingExchange(asked, headers, access, connection, responses, work, proxied)
+        audited = None
+        if server.audit is not None:
+            address = connection.audited_address()
+            audited = server.audited(asked, access, address, len(received.body))
+        return PendingExchange(
+            *(asked, headers, access, connection, request.responses, work, request.proxied), audited
+        )
+
+    def _note(
+        self,
+        request: FastRequest,
+        error: Exception,
+        transport: Transport,
+        connection: PendingConnection | None,
+        size: int,
+    ) -> None:
+        """Make the record of a fast request that is refused."""
+        server = request.server
+        if server.audit is not None and connection is not None and isinstance(error, Refused):
+            server.record_refusal(
+                error,
+                request.access,
+                address=connection.audited_address(),
+                transport=transport,
+                size=size,
+            )

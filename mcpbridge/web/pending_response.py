@@ -22,6 +22,7 @@ from mcpbridge.errors import Refused
 from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.stream_events import Event, StreamSink
+from mcpbridge.processes.audited_calls import AuditedRequest
 from mcpbridge.response_budget import Share
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.stateless.client_connection import ClientConnection
@@ -48,6 +49,9 @@ class PendingConnection(Protocol):
 
     def client_address(self) -> str | None:
         """Return the address whose share counts for the request; None if none does."""
+
+    def audited_address(self) -> str | None:
+        """Return the address of the client itself, for the audit log; None if it is unknown."""
 
     def client_connection(self) -> ClientConnection | None:
         """Return the client's connection; None if it is a proxy's, for several clients."""
@@ -202,6 +206,7 @@ class PendingExchange(PendingResponse[ExchangeSink]):
         encoder: ResponseEncoder,
         work: StartWork,
         proxied: bool,
+        audited: AuditedRequest | None = None,
     ) -> None:
         super().__init__(connection, encoder)
         self.exchange = Exchange(
@@ -211,6 +216,7 @@ class PendingExchange(PendingResponse[ExchangeSink]):
             None if proxied else connection.client_connection(),
             client=access.name or connection.client_address(),
             environment=access.environment,
+            audited=audited,
         )
         self._headers = headers
         self._work = work

@@ -31,6 +31,7 @@ from mcpbridge.web.admission import Admission, AdmittedResource
 from mcpbridge.web.bounded_request import refusal_of, take_body
 from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
 from mcpbridge.web.endpoints import Endpoint, Handler
+from mcpbridge.web.refusals import AddressOf, Refusals
 from mcpbridge.web.response import accept, error_body
 from mcpbridge.web.server_card import ServerCards
 from mcpbridge.web.sse_stream import EventStream
@@ -43,8 +44,9 @@ class Routes:
     basic/transports) are served here, `/mcp` by `McpEndpoint`.
 
     `client_of` returns the address whose share counts for a request, or None;
-    `caller_of` who sent it.  `pacer` spreads the ends of sessions whose clients
-    leave at one time over iterations of the reactor.
+    `caller_of` who sent it, and `address_of` the address of its client itself.
+    `pacer` spreads the ends of sessions whose clients leave at one time over
+    iterations of the reactor.
     """
 
     app = Klein()
@@ -59,21 +61,24 @@ class Routes:
         caller_of: CallerOf = no_caller,
         pacer: Pacer | None = None,
         admission: Admission | None = None,
+        address_of: AddressOf = no_caller,
     ) -> None:
         settings = server.settings
         self._admission = admission or Admission(settings.name, server.access_control)
+        self._refusals = Refusals(server, address_of)
+        self._address_of = address_of
         self._pacer = pacer or Pacer(clock)
         self._cards = cards or ServerCards([server])
         self._server = server
         self._clock = clock
         self._client_of = client_of
         self._caller_of = caller_of
-        self._mcp = McpEndpoint(server, clock, client_of, caller_of)
+        self._mcp = McpEndpoint(server, clock, client_of, caller_of, address_of)
 
     def resource(self) -> IResource:
         """Return a leaf that serves what is below the server's base."""
         leaf = cast("IResource", self.app.resource())
-        return cast("IResource", AdmittedResource(self._admission.admit, leaf))
+        return cast("IResource", AdmittedResource(self._admission.admit, leaf, self._refusals))
 
     def endpoints(self) -> Mapping[tuple[bytes, bytes], Endpoint]:
         """
@@ -89,7 +94,8 @@ class Routes:
         ]
         for method, name, handler in handlers:
             path = (self._server.settings.base_uri + name).encode("ascii")
-            endpoint = Endpoint(handler, path[1:].split(b"/"), self._admission.admit)
+            segments = path[1:].split(b"/")
+            endpoint = Endpoint(handler, segments, self._admission.admit, self._refusals)
             for slash in (b"", b"/"):
                 found[method, path + slash] = endpoint
         return found
@@ -114,6 +120,7 @@ class Routes:
                 client=self._client_of(request),
                 caller=self._caller_of(request),
                 access=access_of(request),
+                address=None if self._server.audit is None else self._address_of(request),
             )
         except BaseException:
             aborted.addErrback(lambda _: None)
@@ -179,7 +186,9 @@ class Routes:
     @app.handle_errors(Refused)
     def refused(self, request: IRequest, failure: Failure) -> bytes:
         """Return the body of an error response."""
-        return error_body(request, cast("Refused", failure.value))
+        refusal = cast("Refused", failure.value)
+        self._refusals.note(request, refusal)
+        return error_body(request, refusal)
 
     @app.handle_errors(werkzeug_errors.HTTPException)
     def no_route(self, request: IRequest, failure: Failure) -> bytes:

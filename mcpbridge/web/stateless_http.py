@@ -32,7 +32,9 @@ from mcpbridge.errors import (
     InternalError,
     NotAcceptable,
     NotJsonRpc,
+    RateExceeded,
     Refused,
+    ServerBusy,
     UnknownSession,
     UnsupportedVersion,
 )
@@ -57,6 +59,7 @@ from mcpbridge.web.access_expiry import AccessExpiry
 from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted
 from mcpbridge.web.pending_response import PendingExchange
+from mcpbridge.web.refusals import AddressOf
 from mcpbridge.web.response import Response, accept
 
 #: The statuses of responses that are errors, by code; that of all others is 200.
@@ -89,7 +92,9 @@ class ModernEndpoint:
         clock: IReactorTime,
         client_of: Callable[[Any], str | None] = lambda request: None,
         caller_of: CallerOf = no_caller,
+        address_of: AddressOf = no_caller,
     ) -> None:
+        self._address_of = address_of
         self._server = server
         self._clock = clock
         self._client_of = client_of
@@ -136,6 +141,9 @@ class ModernEndpoint:
             caller=caller,
             environment=access.environment,
         )
+        if self._server.audit is not None:
+            size = len(body if isinstance(body, bytes) else body.line)
+            exchange.audited = self._server.audited(asked, access, self._address_of(request), size)
 
         def gone(_: object) -> None:
             exchange.cancel()
@@ -241,7 +249,11 @@ def work_on(server: Server, exchange: Exchange, headers: Headers) -> Work | None
     `CancelledError` if it is cancelled.
     """
     try:
+        server.message_rate.check(exchange.client)
         waiting = server.stateless.ask(exchange, headers)
+    except RateExceeded as error:
+        exchange.fail(ServerBusy.because(error))
+        return None
     except Exception as error:
         _fail(exchange, error)
         return None

@@ -45,6 +45,7 @@ from mcpbridge.web.bounded_request import refusal_of, release_body, take_body
 from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted, accepted
 from mcpbridge.web.pending_response import PendingExchange, PendingStream
+from mcpbridge.web.refusals import AddressOf
 from mcpbridge.web.response import accept
 from mcpbridge.web.stateless_http import ModernEndpoint, limited, not_acceptable, restated
 from mcpbridge.web.stream_response import StreamResponse
@@ -55,7 +56,7 @@ class McpEndpoint:
     The endpoint of one server.
 
     `client_of` returns the address whose share counts for a request, or None;
-    `caller_of` who sent it.
+    `caller_of` who sent it, and `address_of` the address of its client itself.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class McpEndpoint:
         clock: IReactorTime,
         client_of: Callable[[Any], str | None] = lambda request: None,
         caller_of: CallerOf = no_caller,
+        address_of: AddressOf = no_caller,
     ) -> None:
+        self._address_of = address_of
         self._server = server
         self._clock = clock
         self._client_of = client_of
         self._caller_of = caller_of
-        self._modern = ModernEndpoint(server, clock, client_of, caller_of)
+        self._modern = ModernEndpoint(server, clock, client_of, caller_of, address_of)
 
     async def post(self, request: Any) -> None:
         """Serve a message, or a batch of them, from the client."""
@@ -230,8 +233,9 @@ class McpEndpoint:
         if caller is not None:
             caller.initialized(line)
         try:
+            address = None if self._server.audit is None else self._address_of(request)
             session = await self._server.open_streamable(
-                self._client_of(request), caller, access_of(request)
+                self._client_of(request), caller, access_of(request), address
             )
         except TooManySessions as error:
             refusal = TooManyMcpSessions(str(error))

@@ -167,9 +167,10 @@ def test_printable_text_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("field", ["method", "name", "reason"])
 def test_long_text_is_cut(audit: Audit, field: str) -> None:
-    """`AUDIT_TEXT_CHARS`; a record beyond `_LONG_RECORD` is looked at: `_RECORD_BYTES` is its own."""
+    """`AUDIT_TEXT_CHARS`, looked at beyond `_LONG_RECORD`; `_RECORD_BYTES` is without texts."""
     for size in (AUDIT_TEXT_CHARS, AUDIT_TEXT_CHARS + 1, 10 * AUDIT_TEXT_CHARS):
-        audit.log.record(AuditRecord("files", "ok", **{field: "x" * size}))
+        text: Any = {field: "x" * size}
+        audit.log.record(AuditRecord("files", "ok", **text))
     assert audit.log._queued_bytes <= 3 * (_LONG_RECORD + 3)
     assert _RECORD_BYTES + AUDIT_TEXT_CHARS == _LONG_RECORD
     audit.log.flush()

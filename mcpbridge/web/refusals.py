@@ -1,0 +1,97 @@
+"""
+What the bridge remembers of requests that it refuses: records for the audit log, and
+attempts to authenticate that have failed.
+
+Knows requests and who sent them; must not know why one is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from mcpbridge.audit_log import Transport
+from mcpbridge.auth.access import Access
+from mcpbridge.auth.failed_attempts import FailedAttempts
+from mcpbridge.errors import Refused, Unauthorized
+from mcpbridge.server import Server
+from mcpbridge.web.client_addresses import access_of
+
+#: Returns the address of a request's client, or None.
+AddressOf = Callable[[Any], str | None]
+
+
+class Refusals:
+    """Has records made of the requests of twisted.web that a server refuses."""
+
+    def __init__(self, server: Server, address_of: AddressOf) -> None:
+        self._server = server
+        self._address_of = address_of
+
+    def note(self, request: Any, error: Exception) -> None:
+        """Note the error that answers a request."""
+        if self._server.audit is not None and isinstance(error, Refused):
+            self._server.record_refusal(
+                error,
+                access_of(request),
+                address=self._address_of(request),
+                transport=transport_of(request.path),
+            )
+
+
+def transport_of(path: bytes) -> Transport:
+    """Return the transport that a path of a server is for; an empty string where it is none."""
+    name = path.rstrip(b"/").rpartition(b"/")[2]
+    if name in (b"sse", b"message"):
+        return "sse"
+    return "streamable-http" if name == b"mcp" else ""
+
+
+class Delays:
+    """
+    Delays the answers to failed attempts to authenticate, by the share of their address.
+
+    A request without credentials is no attempt: that is how clients ask which they need.
+    """
+
+    def __init__(self, attempts: FailedAttempts, clock: IReactorTime, share_of: AddressOf) -> None:
+        self._attempts = attempts
+        self._clock = clock
+        self._share_of = share_of
+
+    def admitted(
+        self, request: Any, admit: Callable[[], Access | Deferred[Access]]
+    ) -> Access | Deferred[Access]:
+        """
+        Return what `admit` returns, and delay its refusal.
+
+        Raises, or fails with, what `admit` does, and `TooManyAttempts`.
+        """
+        try:
+            found = admit()
+        except Unauthorized as error:
+            return self._refused(request, error)
+        if isinstance(found, Deferred):
+            # Whatever is waited for then is cancelled with what is waited for now.
+            found.addErrback(self._failed, request)
+        return found
+
+    def _failed(self, failure: Failure, request: Any) -> Failure | Deferred[Access]:
+        if isinstance(failure.value, Unauthorized):
+            return self._refused(request, failure.value)
+        return failure
+
+    def _refused(self, request: Any, error: Unauthorized) -> Deferred[Access]:
+        """Return a Deferred that fails with the error; raise it where nothing is to be delayed."""
+        seconds = 0.0
+        if error.is_attempt and request.channel is not None:
+            seconds = self._attempts.failed(self._share_of(request))
+        if not seconds:
+            raise error
+        delayed: Deferred[Access] = Deferred(lambda _: call.cancel())
+        call = self._clock.callLater(seconds, delayed.errback, error)
+        return delayed
