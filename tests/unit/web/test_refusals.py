@@ -1,0 +1,557 @@
+"""
+Limits, delays and audit records of a bridge, whichever way a request comes in: bytes of
+connections on one side, fake backends on the other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+
+from mcpbridge.auth.named_tokens import make_token
+from mcpbridge.bridge import Bridge
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.config.tuning import (
+    ATTEMPT_DELAY_SECONDS,
+    ATTEMPTS_FREE,
+    BURST_SECONDS,
+    DELAYED_OF_ADDRESS,
+)
+from mcpbridge.testing import CLEANLY
+from mcpbridge.web.refusals import transport_of
+from tests.unit.web.test_stateless_http import Launcher, Legacy, Modern, answer
+
+ALICE, BOB = make_token(), make_token()
+AUTH = {"tokens": {"alice": {"sha256": ALICE[1]}, "bob": {"sha256": BOB[1]}}}
+#: The two ways of a request: answered from its bytes, or as a request of twisted.web.
+FAST, ORDINARY = "fast", "ordinary"
+
+
+class Connection:
+    """A connection of a client; what is written to it since it was looked at."""
+
+    def __init__(self, world: World, host: str, way: str) -> None:
+        self.world, self.way = world, way
+        self.channel: Any = world.site.buildProtocol(None)
+        self.transport = StringTransport(peerAddress=IPv4Address("TCP", host, 40000))
+        self.channel.makeConnection(self.transport)
+        self.read = b""
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        token: str | None = None,
+        *headers: str,
+        session: str = "",
+        version: str = "",
+    ) -> None:
+        fields = ["Host: h", "Accept: application/json, text/event-stream"]
+        if token is not None:
+            fields.append(f"Authorization: Bearer {token}")
+        if session:
+            fields.append(f"Mcp-Session-Id: {session}")
+        if version:
+            fields += [f"MCP-Protocol-Version: {version}", f"Mcp-Method: {_method(body)}"]
+            fields += ["Mcp-Name: t"] if b'"name"' in body else []
+        if self.way == ORDINARY:
+            # No fast request has these two.
+            fields += ["Expect: 100-continue"] if body else ["Connection: close"]
+        if body:
+            fields += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        head = "\r\n".join([f"{method} {path} HTTP/1.1", *fields, *headers, "", ""])
+        self.channel.dataReceived(head.encode() + body)
+        self.world.turn()
+
+    def written(self) -> bytes:
+        """Return what was written since the last call."""
+        found = self.transport.value()
+        self.transport.clear()
+        return found.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
+
+    def status(self) -> int:
+        """Return the status of the response, 0 for none yet, and keep it for `header`."""
+        self.read = self.written()
+        found = re.match(rb"HTTP/1.1 (\d+)", self.read)
+        return 0 if found is None else int(found[1])
+
+    def header(self, name: str) -> str | None:
+        found = re.search(rb"(?im)^%b: ([^\r]*)" % name.encode(), self.read)
+        return None if found is None else found[1].decode()
+
+    def close(self) -> None:
+        self.channel.connectionLost(CLEANLY)
+        self.world.turn()
+
+
+class World:
+    """A bridge with one server."""
+
+    def __init__(self, tmp_path: Path, kind: Any = Legacy, **changes: Any) -> None:
+        self.reactor = MemoryReactorClock()
+        self.path = tmp_path / "audit.jsonl"
+        self.launcher = Launcher()
+        self.launcher.kind = kind
+        of_bridge = {
+            key: changes.pop(key)
+            for key in list(changes)
+            if key in ("auth", "exempt_addresses", "audit_log", "audit_arguments", "fast_path")
+        }
+        settings = BridgeSettings(
+            servers=(ServerSettings(command="x", name="files", **changes),),
+            listen=(),
+            allowed_hosts=("h",),
+            **{"audit_log": str(self.path), **of_bridge},
+        )
+        self.bridge = Bridge(settings, self.reactor, launcher=self.launcher)
+        [self.server] = self.bridge.servers
+        self.site = self.bridge.site()
+        self.connections: list[Connection] = []
+
+    def connect(self, host: str = "192.0.2.1", way: str = FAST) -> Connection:
+        self.connections.append(Connection(self, host, way))
+        return self.connections[-1]
+
+    def turn(self) -> None:
+        self.reactor.pump([0] * 3)
+
+    def open_session(self, token: str | None = None, host: str = "192.0.2.1") -> str:
+        """Open a session of Streamable HTTP; return its id."""
+        connection = self.connect(host)
+        connection.send("POST", "/mcp", INITIALIZE, token)
+        assert connection.status() == 200, connection.read
+        ident = connection.header("Mcp-Session-Id")
+        assert ident is not None
+        connection.close()
+        return ident
+
+    def open_sse(self, host: str = "192.0.2.1") -> tuple[Connection, str]:
+        """Open a session of HTTP+SSE; return its stream, and where to post."""
+        stream = self.connect(host)
+        stream.send("GET", "/sse")
+        found = re.search(rb"data: (/message\S+)", stream.written())
+        assert found is not None
+        return stream, found[1].decode()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records of the audit log since the last call."""
+        audit = self.bridge._audit
+        assert audit is not None
+        audit.flush()
+        found = [json.loads(each) for each in self.path.read_text().splitlines()]
+        self.path.write_text("")
+        return found
+
+    def stop(self) -> None:
+        for each in self.connections:
+            each.close()
+        self.bridge.stopService()
+        self.reactor.pump([0.1] * 20)
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    """Make a world, which ends with the test."""
+
+    def make(**changes: Any) -> World:
+        world = World(tmp_path, **changes)
+        request.addfinalizer(world.stop)
+        return world
+
+    return make
+
+
+def message(method: str, ident: object = 1, **params: Any) -> bytes:
+    content: dict[str, Any] = {"jsonrpc": "2.0", "id": ident, "method": method, "params": params}
+    return json.dumps(content).encode()
+
+
+def modern(method: str, ident: object = 1, **params: Any) -> bytes:
+    prefix = "io.modelcontextprotocol/"
+    meta = {f"{prefix}protocolVersion": "2026-07-28", f"{prefix}clientCapabilities": {}}
+    return message(method, ident, _meta=meta, **params)
+
+
+def _method(body: bytes) -> str:
+    method: str = json.loads(body)["method"]
+    return method
+
+
+INITIALIZE = message(
+    "initialize",
+    0,
+    protocolVersion="2025-11-25",
+    capabilities={},
+    clientInfo={"name": "c", "version": "1"},
+)
+CALL = message("tools/call", 1, name="t", arguments={"x": 1})
+MODERN_CALL = modern("tools/call", "m", name="t", arguments={"x": 1})
+
+each_way = pytest.mark.parametrize("way", [FAST, ORDINARY])
+
+
+# The audit log.
+
+
+@each_way
+def test_call_over_streamable_http_is_recorded(make_world: Any, way: str) -> None:
+    world = make_world()
+    ident = world.open_session()
+    [opened] = world.records()
+    assert (opened["method"], opened["outcome"]) == ("initialize", "ok")
+    client = world.connect(way=way)
+    client.send("POST", "/mcp", CALL, session=ident)
+    [backend] = world.launcher.backends
+    response = answer(1, {})
+    world.reactor.advance(0.25)
+    backend.receiver.messages_received([response])
+    assert client.status() == 200
+    [record] = world.records()
+    assert record.pop("time").endswith("Z")
+    assert record == {
+        "outcome": "ok",
+        "address": "192.0.2.1",
+        "server": "files",
+        "session": ident[:8],
+        "transport": "streamable-http",
+        "method": "tools/call",
+        "name": "t",
+        "request_bytes": len(CALL),
+        "response_bytes": len(response),
+        "duration_ms": 250.0,
+    }
+
+
+@each_way
+def test_call_over_sse_is_recorded(make_world: Any, way: str) -> None:
+    world = make_world(audit_arguments=True)
+    stream, path = world.open_sse()
+    client = world.connect(way=way)
+    client.send("POST", path, CALL)
+    assert client.status() == 202
+    client.send("POST", path, message("tools/call", 2, name="u"))
+    [backend] = world.launcher.backends
+    backend.receiver.messages_received([answer(1, {})])
+    [record] = world.records()
+    assert (record["transport"], record["name"], record["outcome"]) == ("sse", "t", "ok")
+    assert record["arguments"] == {"x": 1}
+    assert record["address"] == "192.0.2.1"
+    stream.close()
+    [record] = world.records()
+    assert (record["name"], record["outcome"]) == ("u", "error")
+    assert "the client went away" in record["reason"]
+
+
+@each_way
+def test_call_without_a_session_is_recorded(make_world: Any, way: str) -> None:
+    world = make_world(kind=Modern)
+    client = world.connect(way=way)
+    client.send("POST", "/mcp", MODERN_CALL, version="2026-07-28")
+    backend = world.launcher.backends[-1]
+    sent = [json.loads(each) for each in backend.sent]
+    [ident] = [each["id"] for each in sent if each["method"] == "tools/call"]
+    backend.receiver.messages_received([answer(ident, {"resultType": "complete", "content": []})])
+    assert client.status() == 200
+    [record] = world.records()
+    assert record.pop("time")
+    assert record.pop("duration_ms") >= 0
+    assert record.pop("response_bytes") > 20
+    assert record == {
+        "outcome": "ok",
+        "address": "192.0.2.1",
+        "server": "files",
+        "transport": "stateless",
+        "method": "tools/call",
+        "name": "t",
+        "request_bytes": len(MODERN_CALL),
+    }
+
+
+@each_way
+def test_client_that_leaves_has_cancelled(make_world: Any, way: str) -> None:
+    world = make_world(kind=Modern)
+    client = world.connect(way=way)
+    client.send("POST", "/mcp", MODERN_CALL, version="2026-07-28")
+    client.close()
+    [record] = world.records()
+    assert (record["outcome"], record["name"]) == ("cancelled", "t")
+
+
+@each_way
+@pytest.mark.parametrize(
+    ("method", "path", "status", "transport"),
+    [
+        ("POST", "/message?sessionId=" + "0" * 36, 404, "sse"),
+        ("POST", "/mcp", 404, "streamable-http"),
+        ("GET", "/mcp", 404, "streamable-http"),
+        ("DELETE", "/mcp", 404, "streamable-http"),
+    ],
+)
+def test_refusal_is_recorded(
+    make_world: Any, way: str, method: str, path: str, status: int, transport: str
+) -> None:
+    world = make_world()
+    client = world.connect(way=way)
+    ident = "12345678-1234-4234-8234-123456789abc"
+    client.send(method, path, CALL if method == "POST" else b"", session=ident)
+    assert client.status() == status
+    [record] = world.records()
+    assert record.pop("time")
+    record.pop("request_bytes")
+    assert record == {
+        "outcome": "refused",
+        "address": "192.0.2.1",
+        "server": "files",
+        "transport": transport,
+        "response_bytes": 0,
+        "code": -32001,
+        "status": 404,
+        "reason": "no such session, or it has ended",
+    }
+
+
+@each_way
+def test_message_that_the_backend_does_not_take_is_recorded_once(make_world: Any, way: str) -> None:
+    world = make_world()
+    ident = world.open_session()
+    world.records()
+    [backend] = world.launcher.backends
+    backend.busy = True
+    client = world.connect(way=way)
+    client.send("POST", "/mcp", CALL, session=ident)
+    status = client.status()
+    [record] = world.records()
+    assert (record["outcome"], record["status"], record["name"]) == ("refused", status, "t")
+
+
+@each_way
+def test_identity_is_recorded_and_no_token(make_world: Any, way: str) -> None:
+    world = make_world(auth=AUTH)
+    ident = world.open_session(ALICE[0])
+    client = world.connect(way=way)
+    client.send("POST", "/mcp", CALL, ALICE[0], session=ident)
+    world.launcher.backends[0].receiver.messages_received([answer(1, {})])
+    client.send("POST", "/mcp", CALL, BOB[0], session=ident)
+    client.send("POST", "/mcp", CALL, session=ident)
+    client.send("POST", "/mcp", CALL, "wrong", session=ident)
+    records = world.records()
+    text = json.dumps(records)
+    assert ALICE[0] not in text
+    assert "wrong" not in text.replace("credentials were wrong", "")
+    assert [(each.get("identity"), each["outcome"], each.get("status")) for each in records] == [
+        ("token#alice", "ok", None),
+        ("token#alice", "ok", None),
+        ("token#bob", "refused", 404),
+        (None, "refused", 401),
+        (None, "refused", 401),
+    ]
+
+
+def test_without_an_audit_log_nothing_is_recorded(make_world: Any) -> None:
+    world = make_world(audit_log=None)
+    ident = world.open_session()
+    assert world.server.audit is None
+    assert world.server.find_streamable(ident).audited is None
+    assert not world.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "transport"),
+    [
+        (b"/sse", "sse"),
+        (b"/a/message/", "sse"),
+        (b"/a/mcp", "streamable-http"),
+        (b"/mcp/server-card", ""),
+        (b"/", ""),
+    ],
+)
+def test_transport_of_a_path(path: bytes, transport: str) -> None:
+    assert transport_of(path) == transport
+
+
+# Rates.
+
+
+@each_way
+def test_messages_of_a_session_are_limited(make_world: Any, way: str) -> None:
+    """On both transports; `Retry-After` is true, and what is refused goes nowhere."""
+    world = make_world(messages_per_second=0.5)
+    burst = int(0.5 * BURST_SECONDS)
+    ident = world.open_session()
+    stream, path = world.open_sse()
+    backend = world.launcher.backends[0]
+    client = world.connect(way=way)
+    for number in range(1, burst):
+        # `initialize` was the first one.
+        client.send("POST", "/mcp", message("ping", number), session=ident)
+        backend.receiver.messages_received([answer(number, {})])
+        assert client.status() == 200
+    sent = list(backend.sent)
+    client.send("POST", "/mcp", message("ping", 99), session=ident)
+    assert client.status() == 429
+    assert client.header("Retry-After") == "2"
+    assert b"messages_per_second" in client.read
+    # All sessions of one address together.
+    client.send("POST", path, message("ping", 99))
+    assert client.status() == 429
+    assert backend.sent == sent
+    other = world.connect("192.0.2.2", way)
+    other.send("POST", "/mcp", message("ping", 99), session=ident)
+    assert other.status() == 429, "the session is that of the first address"
+    world.reactor.advance(2)
+    client.send("POST", path, message("ping", 100))
+    assert client.status() == 202
+    world.records()
+    stream.close()
+
+
+@each_way
+def test_requests_without_a_session_are_limited(make_world: Any, way: str) -> None:
+    """With the code that requests of this revision have for 429."""
+    world = make_world(kind=Modern, messages_per_second=0.1)
+    client = world.connect(way=way)
+    client.send("POST", "/mcp", MODERN_CALL, version="2026-07-28")
+    busy = world.connect(way=way)
+    busy.send("POST", "/mcp", MODERN_CALL, version="2026-07-28")
+    assert busy.status() == 429
+    assert busy.header("Retry-After") == "10"
+    body = json.loads(busy.read.partition(b"\r\n\r\n")[2])
+    assert (body["id"], body["error"]["code"]) == ("m", -32603)
+    [record] = world.records()
+    assert (record["outcome"], record["status"], record["name"]) == ("refused", 429, "t")
+
+
+def test_new_sessions_are_limited(make_world: Any) -> None:
+    world = make_world(new_sessions_per_second=0.1)
+    world.open_session()
+    client = world.connect()
+    client.send("POST", "/mcp", INITIALIZE)
+    assert client.status() == 429
+    assert client.header("Retry-After") == "10"
+    assert b"new_sessions_per_second" in client.read
+    stream = world.connect()
+    stream.send("GET", "/sse")
+    assert stream.status() == 429
+    assert len(world.launcher.backends) == 1
+    world.open_session(host="192.0.2.2")
+    world.reactor.advance(10)
+    world.open_session()
+
+
+def test_no_process_is_started_for_a_first_message_that_is_too_early(make_world: Any) -> None:
+    world = make_world(messages_per_second=0.1)
+    world.open_session()
+    client = world.connect()
+    client.send("POST", "/mcp", INITIALIZE)
+    assert client.status() == 429
+    assert len(world.launcher.backends) == 1
+
+
+def test_exempt_addresses_have_no_rate(make_world: Any) -> None:
+    world = make_world(new_sessions_per_second=0.1, messages_per_second=0.1)
+    for _ in range(3):
+        world.open_session(host="127.0.0.1")
+
+
+# Identities.
+
+
+@each_way
+def test_rates_of_identities_do_not_depend_on_addresses(make_world: Any, way: str) -> None:
+    """Also from an exempt address, and two identities of one address do not share theirs."""
+    world = make_world(auth=AUTH, messages_per_second=0.1, kind=Modern)
+    for host, token, status in (
+        ("192.0.2.1", ALICE[0], 0),
+        ("127.0.0.1", ALICE[0], 429),
+        ("192.0.2.1", BOB[0], 0),
+    ):
+        client = world.connect(host, way)
+        client.send("POST", "/mcp", MODERN_CALL, token, version="2026-07-28")
+        assert client.status() == status
+
+
+def test_identity_has_a_share_of_the_sessions(make_world: Any) -> None:
+    """Half of them by default, wherever it comes from."""
+    world = make_world(auth=AUTH, max_sessions=4)
+    for number in range(2):
+        world.open_session(ALICE[0], f"192.0.2.{number}")
+    client = world.connect("127.0.0.1")
+    client.send("POST", "/mcp", INITIALIZE, ALICE[0])
+    assert client.status() == 429
+    assert b"your identity has reached its limit of sessions: 2" in client.read
+    assert b"max_sessions_per_identity" in client.read
+    for number in range(2):
+        world.open_session(BOB[0], f"192.0.2.{number}")
+
+
+# Failed attempts.
+
+
+def fail_freely(world: World, host: str = "192.0.2.1") -> None:
+    for _ in range(ATTEMPTS_FREE):
+        client = world.connect(host)
+        client.send("POST", "/mcp", CALL, "wrong")
+        assert client.status() == 401
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("GET", "/sse"), ("POST", "/message")],
+)
+def test_answers_to_failed_attempts_are_delayed(make_world: Any, method: str, path: str) -> None:
+    """Whatever is attempted; and with the challenge that they have without delay."""
+    world = make_world(auth=AUTH)
+    fail_freely(world)
+    client = world.connect()
+    client.send(method, path, CALL if method == "POST" else b"", "wrong")
+    world.reactor.advance(ATTEMPT_DELAY_SECONDS - 0.01)
+    assert client.status() == 0
+    world.reactor.advance(0.01)
+    world.turn()
+    assert client.status() == 401
+    assert 'error="invalid_token"' in (client.header("WWW-Authenticate") or "")
+
+
+def test_valid_credentials_are_never_delayed(make_world: Any) -> None:
+    """Nor requests without any: that is how clients ask what they need."""
+    world = make_world(auth=AUTH)
+    fail_freely(world)
+    waiting = [world.connect() for _ in range(DELAYED_OF_ADDRESS + 1)]
+    for each in waiting:
+        each.send("POST", "/mcp", CALL, "wrong")
+    assert [each.status() for each in waiting] == [0] * DELAYED_OF_ADDRESS + [429]
+    assert waiting[-1].header("Retry-After") == "1"
+    world.open_session(ALICE[0])
+    client = world.connect()
+    client.send("POST", "/mcp", INITIALIZE)
+    assert client.status() == 401
+
+
+def test_client_that_does_not_wait_leaves_nothing_behind(make_world: Any) -> None:
+    """Its attempt counts all the same."""
+    world = make_world(auth=AUTH, audit_log=None)
+    fail_freely(world)
+    before = len(world.reactor.getDelayedCalls())
+    for path in ("/mcp", "/message"):
+        client = world.connect()
+        client.send("POST", path, CALL, "wrong")
+        client.close()
+    assert len(world.reactor.getDelayedCalls()) == before
+    client = world.connect()
+    client.send("POST", "/mcp", CALL, "wrong")
+    world.reactor.advance(2 * ATTEMPT_DELAY_SECONDS)
+    assert client.status() == 0
+
+
+def test_exempt_addresses_are_not_delayed(make_world: Any) -> None:
+    world = make_world(auth=AUTH)
+    for _ in range(3):
+        fail_freely(world, "127.0.0.1")
