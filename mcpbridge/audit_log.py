@@ -51,12 +51,13 @@ class AuditRecord(NamedTuple):
     """
     One request or notification of a client, or one HTTP request that was refused.
 
-    `identity` is the name of who has sent it, empty without authentication; `address`
-    the client's, None if it is unknown.  `session` is the short id that the log shows.
-    `name` is that of the tool or prompt, or the URI of the resource.  `seconds` is how
-    long the answer took; None for what has none.  `code` is that of a JSON-RPC error,
-    `status` that of HTTP, where it was refused, and `reason` says why.  `arguments` is
-    the JSON of the arguments, if these are to be logged.
+    `server` is empty where it is not known.  `identity` is the name of who has sent it,
+    empty without authentication; `address` the client's, None if it is unknown.
+    `session` is the short id that the log shows.  `name` is that of the tool or prompt,
+    or the URI of the resource.  `seconds` is how long the answer took; None for what has
+    none.  `code` is that of a JSON-RPC error, `status` that of HTTP, where it was refused,
+    and `reason` says why.  `arguments` is the JSON of the arguments, if these are to be
+    logged.
     """
 
     server: str
@@ -244,7 +245,7 @@ class AuditLog:
             record.outcome,
             record.identity,
             record.address,
-            record.server,
+            record.server or None,
             record.session,
             record.transport,
             record.method,

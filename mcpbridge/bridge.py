@@ -237,7 +237,7 @@ class Bridge(Service):
                 no_caller,
                 tell_callers,
             )
-            from mcpbridge.web.refusals import Delays
+            from mcpbridge.web.refusals import Delays, Refusals
             from mcpbridge.web.root import Branch, SecuredResource
             from mcpbridge.web.routes import Routes
             from mcpbridge.web.server_card import ServerCards
@@ -273,7 +273,8 @@ class Bridge(Service):
                 )
                 branch.serve(server.settings, routes.resource())
                 self._endpoints.update(routes.endpoints())
-            self._resource = cast("IResource", SecuredResource(self._security, root))
+            note = Refusals(self._audit, "", clients.address).note
+            self._resource = cast("IResource", SecuredResource(self._security, root, note))
         return self._resource
 
     def site(self) -> Any:

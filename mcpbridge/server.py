@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from mcpbridge.audit_log import AuditLog, AuditRecord, Transport
+from mcpbridge.audit_log import AuditLog, Transport
 from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.config.settings import ServerSettings, share_of
@@ -40,7 +40,7 @@ from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.operations import read_large_operations, read_operations
 from mcpbridge.processes.abandoned_sessions import Newcomer
 from mcpbridge.processes.address_shares import Claim, Claims, Shares
-from mcpbridge.processes.audited_calls import AuditedRequest, AuditedSession
+from mcpbridge.processes.audited_calls import AuditedRequest, AuditedSession, record_refusal
 from mcpbridge.processes.backend_session import BackendSession, Sink
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.era import ServerEra
@@ -272,19 +272,15 @@ class Server:
         size: int = 0,
     ) -> None:
         """Have a record made of an HTTP request that was refused, unless it has one."""
-        if self.audit is not None and not refusal.audited:
-            self.audit.record(
-                AuditRecord(
-                    self.settings.name,
-                    "refused",
-                    access.name,
-                    address,
-                    transport=transport,
-                    request_bytes=size,
-                    code=refusal.code,
-                    status=refusal.status,
-                    reason=str(refusal),
-                )
+        if self.audit is not None:
+            record_refusal(
+                self.audit,
+                refusal,
+                server=self.settings.name,
+                identity=access.name,
+                address=address,
+                transport=transport,
+                size=size,
             )
 
     def client_left(self, session: BackendSession, why: str) -> None:

@@ -275,6 +275,33 @@ class AuditedRequest:
         self._log.record(self._record._replace(outcome=outcome, seconds=seconds, **fields))
 
 
+def record_refusal(
+    log: AuditLog,
+    refusal: Refused,
+    *,
+    server: str,
+    identity: str,
+    address: str | None,
+    transport: Transport,
+    size: int = 0,
+) -> None:
+    """Make the record of an HTTP request that was refused, unless its messages have theirs."""
+    if not refusal.audited:
+        log.record(
+            AuditRecord(
+                server,
+                "refused",
+                identity,
+                address,
+                transport=transport,
+                request_bytes=size,
+                code=refusal.code,
+                status=refusal.status,
+                reason=str(refusal),
+            )
+        )
+
+
 def _messages(
     lines: Sequence[bytes], envelopes: Sequence[Envelope | None], digests: Sequence[bytes]
 ) -> Iterator[_Message]:

@@ -14,11 +14,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from mcpbridge.audit_log import Transport
+from mcpbridge.audit_log import AuditLog, Transport
 from mcpbridge.auth.access import Access
 from mcpbridge.auth.failed_attempts import FailedAttempts
 from mcpbridge.errors import Refused, Unauthorized
-from mcpbridge.server import Server
+from mcpbridge.processes.audited_calls import record_refusal
 from mcpbridge.web.client_addresses import access_of
 
 #: Returns the address of a request's client, or None.
@@ -26,18 +26,25 @@ AddressOf = Callable[[Any], str | None]
 
 
 class Refusals:
-    """Has records made of the requests of twisted.web that a server refuses."""
+    """
+    Makes the record of each request of twisted.web that is refused.
 
-    def __init__(self, server: Server, address_of: AddressOf) -> None:
+    `server` is the name of the server it is for; an empty string where that is not known.
+    """
+
+    def __init__(self, audit: AuditLog | None, server: str, address_of: AddressOf) -> None:
+        self._audit = audit
         self._server = server
         self._address_of = address_of
 
     def note(self, request: Any, error: Exception) -> None:
         """Note the error that answers a request."""
-        if self._server.audit is not None and isinstance(error, Refused):
-            self._server.record_refusal(
+        if self._audit is not None and isinstance(error, Refused):
+            record_refusal(
+                self._audit,
                 error,
-                access_of(request),
+                server=self._server,
+                identity=access_of(request).name,
                 address=self._address_of(request),
                 transport=transport_of(request.path),
             )

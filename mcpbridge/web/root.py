@@ -7,7 +7,7 @@ Knows paths; must not know routes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -95,12 +95,21 @@ def _is_plain(segment: bytes) -> bool:
 
 
 class SecuredResource(Resource):
-    """The root of a site: checks transport security for every path."""
+    """
+    The root of a site: checks transport security for every path.  `note` is called with
+    a request that is refused, and the refusal.
+    """
 
-    def __init__(self, security: TransportSecurity, root: Branch) -> None:
+    def __init__(
+        self,
+        security: TransportSecurity,
+        root: Branch,
+        note: Callable[[Any, Refused], object] = lambda request, refusal: None,
+    ) -> None:
         super().__init__()
         self._security = security
         self._root = root
+        self._note = note
 
     def getChildWithDefault(self, path: bytes, request: Any) -> IResource:
         """Return the branch, or a refusal before anything else happens."""
@@ -112,6 +121,7 @@ class SecuredResource(Resource):
             self._security.check(request, loopback or None)
         except Refused as refusal:
             self._security.log_refusal(refusal)
+            self._note(request, refusal)
             return _Refusal(refusal)
         if is_preflight(request):
             return _Preflight(self._security)

@@ -354,6 +354,19 @@ def test_identity_is_recorded_and_no_token(make_world: Any, way: str) -> None:
     ]
 
 
+@each_way
+def test_refusal_of_transport_security_is_recorded(make_world: Any, way: str) -> None:
+    """Before it is known which server it is for."""
+    world = make_world()
+    client = world.connect(way=way)
+    client.send("POST", "/mcp", CALL, None, "Origin: https://evil.example")
+    assert client.status() == 403
+    [record] = world.records()
+    assert (record["outcome"], record["status"]) == ("refused", 403)
+    assert record["address"] == "192.0.2.1"
+    assert "server" not in record
+
+
 def test_without_an_audit_log_nothing_is_recorded(make_world: Any) -> None:
     world = make_world(audit_log=None)
     ident = world.open_session()
