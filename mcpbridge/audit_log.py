@@ -394,19 +394,18 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK | 
 
 def _size(record: AuditRecord) -> int:
     """Return about how many bytes a record takes."""
-    return (
-        _RECORD_BYTES
-        + sum(
-            map(len, (record.method or "", record.name or "", record.reason or "", record.identity))
-        )
-        + len(record.arguments or b"")
-    )
+    size = _RECORD_BYTES + len(record.identity)
+    for text in (record.method, record.name, record.reason, record.arguments):
+        if text is not None:
+            size += len(text)
+    return size
 
 
 def _shortened(record: AuditRecord) -> AuditRecord:
     """Return a record without the ends of long texts."""
     arguments = record.arguments
     return record._replace(
+        identity=_cut(record.identity) or "",
         method=_cut(record.method),
         name=_cut(record.name),
         reason=_cut(record.reason),

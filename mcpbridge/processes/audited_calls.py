@@ -97,7 +97,12 @@ class AuditedSession:
         raises is their refusal.  `envelopes` are theirs, None for a batch, and of large
         ones `digests` have the names in their parameters.
         """
-        messages = list(_messages(lines, envelopes, lines if digests is None else digests))
+        first = envelopes[0]
+        if len(lines) == 1 and first is not None:
+            # Nearly every message.
+            messages = [(lines[0], first, (digests or lines)[0])]
+        else:
+            messages = list(_messages(lines, envelopes, digests or lines))
         calls = [self._begin(*each) for each in messages]
         try:
             result = send()

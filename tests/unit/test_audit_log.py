@@ -165,7 +165,7 @@ def test_printable_text_stays_as_it_is() -> None:
     assert _printable('{"name":"\U000e0001"}'.encode()) == b'{"name":"\\udb40\\udc01"}'
 
 
-@pytest.mark.parametrize("field", ["method", "name", "reason"])
+@pytest.mark.parametrize("field", ["identity", "method", "name", "reason"])
 def test_long_text_is_cut(audit: Audit, field: str) -> None:
     """`AUDIT_TEXT_CHARS`, looked at beyond `_LONG_RECORD`; `_RECORD_BYTES` is without texts."""
     for size in (AUDIT_TEXT_CHARS, AUDIT_TEXT_CHARS + 1, 10 * AUDIT_TEXT_CHARS):

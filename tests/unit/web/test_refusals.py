@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -94,7 +95,9 @@ class Connection:
 class World:
     """A bridge with one server."""
 
-    def __init__(self, tmp_path: Path, kind: Any = Legacy, **changes: Any) -> None:
+    def __init__(
+        self, tmp_path: Path, kind: Any = Legacy, bridge: Any = MappingProxyType({}), **changes: Any
+    ) -> None:
         self.reactor = MemoryReactorClock()
         self.path = tmp_path / "audit.jsonl"
         self.launcher = Launcher()
@@ -108,7 +111,7 @@ class World:
             servers=(ServerSettings(command="x", name="files", **changes),),
             listen=(),
             allowed_hosts=("h",),
-            **{"audit_log": str(self.path), **of_bridge},
+            **{"audit_log": str(self.path), **of_bridge, **bridge},
         )
         self.bridge = Bridge(settings, self.reactor, launcher=self.launcher)
         [self.server] = self.bridge.servers
@@ -502,6 +505,26 @@ def test_identity_has_a_share_of_the_sessions(make_world: Any) -> None:
     assert b"max_sessions_per_identity" in client.read
     for number in range(2):
         world.open_session(BOB[0], f"192.0.2.{number}")
+
+
+def test_identity_has_a_share_of_the_sessions_of_all_servers(make_world: Any) -> None:
+    world = make_world(auth=AUTH, bridge={"max_sessions_per_identity": 1})
+    world.open_session(ALICE[0])
+    stream = world.connect("192.0.2.2")
+    stream.send("GET", "/sse", b"", ALICE[0])
+    assert stream.status() == 429
+    assert b"max_sessions_per_identity of the bridge" in stream.read
+    world.open_session(BOB[0])
+
+
+def test_addresses_have_their_share_where_nobody_is_known(make_world: Any) -> None:
+    world = make_world(max_sessions_per_identity=1, max_sessions_per_address=2)
+    for _ in range(2):
+        world.open_session()
+    client = world.connect()
+    client.send("POST", "/mcp", INITIALIZE)
+    assert client.status() == 429
+    assert b"your address has reached its limit of sessions: 2" in client.read
 
 
 # Failed attempts.
