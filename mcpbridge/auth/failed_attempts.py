@@ -82,7 +82,7 @@ class FailedAttempts:
         self._clock = clock
         #: Looked at in turn from the front.
         self._addresses: OrderedDict[str, _Failures] = OrderedDict()
-        self._others = _Failures(clock.seconds())
+        self._others = _Failures(0.0)
         #: When each of all answers that are delayed is due.
         self._delayed: list[float] = []
         self._complaints = RateLimitedLog(clock)

@@ -18,8 +18,8 @@ from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, LISTEN, ModernRequest
 from mcpbridge.mcp.subscriptions import all_changes, change_line, promised_by
 from mcpbridge.processes.address_shares import Claim
-from mcpbridge.processes.backend_session import NO_VARIABLES
 from mcpbridge.processes.audited_calls import AuditedRequest
+from mcpbridge.processes.backend_session import NO_VARIABLES
 from mcpbridge.processes.caller import Caller
 from mcpbridge.stateless.client_connection import ClientConnection
 

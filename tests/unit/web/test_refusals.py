@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from zope.interface import implementer
 
 from mcpbridge.auth.named_tokens import make_token
 from mcpbridge.bridge import Bridge
@@ -24,6 +26,8 @@ from mcpbridge.config.tuning import (
     BURST_SECONDS,
     DELAYED_OF_ADDRESS,
 )
+from mcpbridge.errors import InvalidToken
+from mcpbridge.interfaces import IAuthenticator
 from mcpbridge.testing import CLEANLY
 from mcpbridge.web.refusals import transport_of
 from tests.unit.web.test_stateless_http import Launcher, Legacy, Modern, answer
@@ -96,7 +100,12 @@ class World:
     """A bridge with one server."""
 
     def __init__(
-        self, tmp_path: Path, kind: Any = Legacy, bridge: Any = MappingProxyType({}), **changes: Any
+        self,
+        tmp_path: Path,
+        kind: Any = Legacy,
+        bridge: Any = MappingProxyType({}),
+        authenticator: object = None,
+        **changes: Any,
     ) -> None:
         self.reactor = MemoryReactorClock()
         self.path = tmp_path / "audit.jsonl"
@@ -113,7 +122,9 @@ class World:
             allowed_hosts=("h",),
             **{"audit_log": str(self.path), **of_bridge, **bridge},
         )
-        self.bridge = Bridge(settings, self.reactor, launcher=self.launcher)
+        self.bridge = Bridge(
+            settings, self.reactor, launcher=self.launcher, authenticator=authenticator
+        )
         [self.server] = self.bridge.servers
         self.site = self.bridge.site()
         self.connections: list[Connection] = []
@@ -591,3 +602,37 @@ def test_exempt_addresses_are_not_delayed(make_world: Any) -> None:
     world = make_world(auth=AUTH)
     for _ in range(3):
         fail_freely(world, "127.0.0.1")
+
+
+@implementer(IAuthenticator)
+class Later:
+    """Finds out later that a token is wrong, as from an authorization server."""
+
+    def __init__(self) -> None:
+        self.asked: list[Deferred[None]] = []
+
+    def authenticate(self, request: Any) -> Any:
+        self.asked.append(Deferred())
+        return self.asked[-1]
+
+
+def test_answer_is_delayed_that_was_waited_for(make_world: Any) -> None:
+    """And its client may leave at any time."""
+    later = Later()
+    world = make_world(authenticator=later, audit_log=None)
+    before = len(world.reactor.getDelayedCalls())
+    clients = [world.connect() for _ in range(ATTEMPTS_FREE + 3)]
+    for each in clients:
+        each.send("POST", "/mcp", CALL, "wrong")
+        if each is not clients[-1]:
+            later.asked[-1].errback(InvalidToken("no"))
+            world.turn()
+    assert [each.status() for each in clients] == [401] * ATTEMPTS_FREE + [0, 0, 0]
+    clients[-1].close()
+    clients[-2].close()
+    world.reactor.advance(ATTEMPT_DELAY_SECONDS)
+    world.turn()
+    assert clients[-3].status() == 401
+    for each in clients[:-2]:
+        each.close()
+    assert len(world.reactor.getDelayedCalls()) == before
