@@ -193,6 +193,7 @@ class Bridge(Service):
             limiter = SessionLimiter(settings.max_sessions)
         event_store = load("event_store", IEventStore, settings.event_store, settings)
         control = self._access_controls.of(settings)
+        identifies = control is not None and control.identifies
         return Server(
             settings,
             self._clock,
@@ -212,7 +213,7 @@ class Bridge(Service):
             ],
             event_store=self._event_store if event_store is None else event_store,
             budget=self._budget,
-            shares=[self._shares if control is None else self._identity_shares],
+            shares=[self._identity_shares if identifies else self._shares],
             work=self._work,
             pools=self._pools,
             access_control=control,

@@ -109,7 +109,8 @@ class Server:
         #: Reads large messages in slices, for all servers of the bridge.
         self.work = work or SlicedWork(clock)
         what = f"the sessions of server {settings.name!r}"
-        self.claims = Claims(_shares(settings, clock, what, access_control), *shares)
+        own = _shares(settings, clock, what, of_identities=not self.is_open)
+        self.claims = Claims(own, *shares)
         name = repr(settings.name)
         #: How often a caller may open a session, and send a message.
         self.session_rate = RateLimit(
@@ -452,17 +453,15 @@ class Server:
 
 
 def _shares(
-    settings: ServerSettings, clock: IReactorTime, what: str, control: AccessControl | None
+    settings: ServerSettings, clock: IReactorTime, what: str, *, of_identities: bool
 ) -> Shares:
     """Return what each caller may have of the sessions of a server."""
-    most = settings.max_sessions
-    if control is None:
-        share, setting = settings.max_sessions_per_address, "max_sessions_per_address"
-    else:
+    if of_identities:
         share, setting = settings.max_sessions_per_identity, "max_sessions_per_identity"
-    return Shares(
-        share_of(most, share), clock, what=what, setting=setting, of_identities=control is not None
-    )
+    else:
+        share, setting = settings.max_sessions_per_address, "max_sessions_per_address"
+    most = share_of(settings.max_sessions, share)
+    return Shares(most, clock, what=what, setting=setting, of_identities=of_identities)
 
 
 def _of_caller(session: BackendSession | None, access: Access) -> BackendSession:
