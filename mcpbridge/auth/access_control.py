@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 
 from mcpbridge.auth.access import Access
 from mcpbridge.auth.bearer import check_credentials
+from mcpbridge.auth.identity import is_subject
 from mcpbridge.auth.request import AuthenticationRequest, Hides
 from mcpbridge.auth.resource_metadata import ProtectedResource
 from mcpbridge.auth.scopes import ScopeRules, for_challenge
@@ -186,6 +187,9 @@ class AccessControl:
         return Unauthorized("this server needs credentials: send `Authorization: Bearer TOKEN`")
 
     def _admitted(self, identity: Any, request: AuthenticationRequest, key: bytes | None) -> Access:
+        if identity is not None and not is_subject(identity.subject):
+            # It is written to logs, and part of a key.
+            raise InvalidToken("the name of the caller has characters that no name has")
         expires_at = None if identity is None else identity.expires_at
         expires = inf if expires_at is None else expires_at
         until = expires + TOKEN_LEEWAY_SECONDS
