@@ -25,8 +25,11 @@ def session_lines(server: Server, now: float) -> Iterator[str]:
 
 def _line(server: Server, session: BackendSession, now: float) -> str:
     pid = getattr(session.backend, "pid", None)
+    # A key ends with a digest of the caller's variables, if there are any.
+    caller = session.owner.partition("\0")[0]
+    whom = f" for {caller}" if caller else ""
     return (
-        f"session {session.label} of {session.server!r}: {_use(server, session)},"
+        f"session {session.label} of {session.server!r}{whom}: {_use(server, session)},"
         f" {_state(session)}, {now - session.opened_at:.1f} s old,"
         f" pid {pid if pid is not None else 'unknown'},"
         f" in {session.messages_in} messages ({session.bytes_in} B),"
