@@ -124,8 +124,10 @@ class AdmittedResource(Resource):
         return NOT_DONE_YET
 
     def _render(self, access: Access, request: Any) -> None:
-        request.access = access
-        _write(request, self._leaf.render(request))
+        # Without a channel its client has left, and an authenticator would not be cancelled.
+        if request.channel is not None:
+            request.access = access
+            _write(request, self._leaf.render(request))
 
     def _fail(self, failure: Any, request: Any) -> None:
         # Without a channel its client has left, and it was cancelled.

@@ -62,6 +62,9 @@ class Endpoint:
         try:
             admitted = self._admit(request)
             request.access = await admitted if isinstance(admitted, Deferred) else admitted
+            if request.channel is None:
+                # Its client has left, and an authenticator would not be cancelled.
+                return
             waiting = self._handler(request)
             if waiting is not None:
                 await waiting
