@@ -107,7 +107,8 @@ def read_secret(path: str, setting: str, least: int = 1) -> str:
     if mode & stat.S_IRWXO:
         got = Described(f"a file of mode {mode:04o}, which others can read; run `chmod o= FILE`")
         raise SettingError(setting, "a file that only its owner and group can read", got)
-    if len(data) > SECRET_FILE_BYTES or not least <= len(secret) or " " in secret:
+    one = " " not in secret and secret.isprintable()
+    if len(data) > SECRET_FILE_BYTES or not least <= len(secret) or not one:
         expected = f"a file with one secret of at least {least} characters"
         raise SettingError(setting, expected, Described(f"{len(secret)} characters"))
     return secret
