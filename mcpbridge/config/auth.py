@@ -20,11 +20,11 @@ from mcpbridge.errors import Described, SettingError
 
 _Text = Annotated[str, Meta(min_length=1, max_length=2048)]
 #: RFC 6749, section 3.3.
-Scope = Annotated[str, Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+$", max_length=256)]
+Scope = Annotated[str, Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+\Z", max_length=256)]
 Scopes = Scope | tuple[Scope, ...]
-TokenName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
-HeaderName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
+TokenName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._@-]{1,64}\Z")]
+HeaderName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,7 +77,7 @@ class ClientCertificates(_Settings, frozen=True):
     """Client certificates that a TLS listener has verified."""
 
     #: Which part of a certificate names the caller.
-    subject: Annotated[str, Meta(pattern=r"^(common_name|email|dns|uri|fingerprint)$")] = (
+    subject: Annotated[str, Meta(pattern=r"^(common_name|email|dns|uri|fingerprint)\Z")] = (
         "common_name"
     )
     #: Callers who may come in, and the scopes of each; without it all of the authority's.
@@ -127,7 +127,7 @@ class Auth(_Settings, frozen=True):
         return any(each not in (None, {}) for each in ways)
 
 
-_PLACE = re.compile(r"^(.*?)(?: - at (?:key in )?`\$(.*)`)?$", re.DOTALL)
+_PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$(.*)`)?\Z", re.DOTALL)
 
 
 def read_auth(value: object, name: str = "auth") -> Auth:

@@ -1,0 +1,106 @@
+"""Checks of the settings of `auth`: what is named, and that no value is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mcpbridge.config.auth import Auth, merged, read_auth
+from mcpbridge.errors import SettingError
+
+DIGEST = "a1" * 32
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tokens": {"alice": {"sha256": DIGEST}}},
+        {"tokens": {"alice": {"sha256": DIGEST.upper(), "servers": [], "scopes": ["a:b", "c"]}}},
+        {"tokens": {"a.b_c@d-1": {"file": "/run/secrets/x"}}},
+        {"scopes": "use"},
+        {"scopes": ["use", "more"]},
+        {"scopes": {"*": "use", "tools/call": {"add": ["a", "b"], "*": "c"}}},
+        {"scope_hierarchy": {"admin": ["use"]}},
+        {"authenticator": "package.module.Name"},
+        {"proxy": {"header": "X-User", "addresses": ["127.0.0.1"]}},
+        {"certificates": {}},
+        {"certificates": {"subject": "dns", "allow": {"a": ["x"]}}},
+    ],
+)
+def test_good_settings(settings: dict[str, Any]) -> None:
+    read_auth(settings)
+
+
+SECRET = "s3cret-value"
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "text"),
+    [
+        ([SECRET], "auth", "object"),
+        (SECRET, "auth", "object"),
+        ({"token": {}}, "auth", "the key `token`"),
+        ({"tokens": [SECRET]}, "auth.tokens", "object"),
+        ({"tokens": {"alice": SECRET}}, "auth.tokens.*", "object"),
+        ({"tokens": {"alice": {}}}, "auth.tokens.alice", "neither"),
+        ({"tokens": {"alice": {"sha256": DIGEST, "file": "x"}}}, "auth.tokens.alice", "both"),
+        ({"tokens": {"alice": {"token": SECRET}}}, "auth.tokens.*", "the key `token`"),
+        ({"tokens": {"alice": {"sha256": SECRET}}}, "auth.tokens.*.sha256", "a-fA-F"),
+        ({"tokens": {"alice": {"sha256": DIGEST + "a"}}}, "auth.tokens.*.sha256", "a-fA-F"),
+        ({"tokens": {"alice": {"sha256": DIGEST + "\n"}}}, "auth.tokens.*.sha256", "a-fA-F"),
+        ({"tokens": {"alice": {"sha256": 1}}}, "auth.tokens.*.sha256", "str"),
+        ({"tokens": {"al ice": {"sha256": DIGEST}}}, "auth.tokens", "str"),
+        ({"tokens": {"a#b": {"sha256": DIGEST}}}, "auth.tokens", "str"),
+        ({"tokens": {"": {"sha256": DIGEST}}}, "auth.tokens", "str"),
+        ({"tokens": {"a" * 65: {"sha256": DIGEST}}}, "auth.tokens", "str"),
+        (
+            {"tokens": {"alice": {"sha256": DIGEST, "scopes": ["a b"]}}},
+            "auth.tokens.*.scopes[0]",
+            "str",
+        ),
+        ({"tokens": {"alice\n": {"sha256": DIGEST}}}, "auth.tokens", "str"),
+        ({"scopes": "a\n"}, "auth.scopes", "str"),
+        ({"scopes": 'a"b'}, "auth.scopes", "str"),
+        ({"scopes": ""}, "auth.scopes", "str"),
+        ({"scopes": {"tools/call": {"add": 1}}}, "auth.scopes.*.*", "str"),
+        ({"scope_hierarchy": {"a": "b"}}, "auth.scope_hierarchy.*", "array"),
+        ({"oauth": {}}, "auth.oauth.issuer", "none"),
+        ({"proxy": {"header": "X User", "addresses": []}}, "auth.proxy.header", "str"),
+        ({"proxy": {"header": "X-User"}}, "auth.proxy.addresses", "none"),
+        ({"certificates": {"subject": SECRET}}, "auth.certificates.subject", "common_name"),
+    ],
+)
+def test_an_error_names_the_setting_and_shows_no_value(settings: Any, name: str, text: str) -> None:
+    with pytest.raises(SettingError) as raised:
+        read_auth(settings)
+    assert raised.value.name == name
+    assert text in str(raised.value)
+    assert SECRET not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "identifies"),
+    [
+        ({}, False),
+        ({"tokens": {}}, False),
+        ({"scopes": "use", "scope_hierarchy": {"a": ["b"]}}, False),
+        ({"tokens": {"a": {"sha256": DIGEST}}}, True),
+        ({"authenticator": "x.y"}, True),
+        ({"certificates": {}}, True),
+        ({"proxy": {"header": "X-User", "addresses": ["unix"]}}, True),
+        ({"oauth": {"issuer": "https://login.example.org"}}, True),
+    ],
+)
+def test_what_identifies_callers(settings: dict[str, Any], identifies: bool) -> None:
+    assert read_auth(settings).identifies is identifies
+
+
+def test_settings_of_a_server_take_the_place_of_the_bridges() -> None:
+    tokens = {"a": {"sha256": DIGEST}}
+    both = merged({"tokens": tokens, "scopes": "x"}, {"scopes": "y"})
+    assert both == {"tokens": tokens, "scopes": "y"}
+    assert read_auth(both).scopes == "y"
+    assert Auth().scopes == {}
