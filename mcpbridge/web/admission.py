@@ -14,6 +14,7 @@ from typing import Any
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -139,7 +140,7 @@ class AdmittedResource(Resource):
             self._refusals.note(request, error)
         if isinstance(error, Refused):
             return error_body(request, error)
-        self.log.failure("a request could not be authenticated")
+        self.log.failure("a request could not be authenticated", Failure(error))
         return error_body(request, InternalError.of_ours())
 
 
