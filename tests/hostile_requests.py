@@ -393,13 +393,12 @@ def _messages() -> Iterator[Hostile]:
         body = _filled(text, meta=True)
         lines = ["MCP-Protocol-Version: 2026-07-28", "Mcp-Method: tools/call", "Mcp-Name: echo"]
         yield Hostile(f"2026-07-28: {name}", _post("/tools/mcp", body, _TOKEN, *lines), (status,))
-    for name in _OTHER_TOOLS:
-        body = b'{"jsonrpc":"2.0","id":8,"method":"tools/call","params":%b}' % CALL.replace(
-            b'"add"', name
-        )
+    for tool in _OTHER_TOOLS:
+        call = CALL.replace(b'"add"', tool)
+        body = b'{"jsonrpc":"2.0","id":8,"method":"tools/call","params":%b}' % call
         for (target, lines), status in zip(_WAYS.values(), (200, 202), strict=True):
             raw = _post(target, body, _TOKEN, *lines)
-            yield Hostile(f"tool {name!r} at {target[:10]}", raw, (status,))
+            yield Hostile(f"tool {tool!r} at {target[:10]}", raw, (status,))
     lines = ["Mcp-Session-Id: @SESSION@"]
     plain = _filled(_MESSAGES["plain"][1])
     for media in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):

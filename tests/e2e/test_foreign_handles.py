@@ -414,7 +414,7 @@ def statuses(port: int, requests: Sequence[bytes]) -> list[int]:
 def test_pipelined_requests_of_several_callers(bridge: Bridge, alice: Sessions) -> None:
     lines = [f"Mcp-Session-Id: {alice.streamable}", REVISION]
     wrong = authorization("wrong")
-    callers = (ALICE, BOB, [], wrong)
+    callers: tuple[list[str], ...] = (ALICE, BOB, [], wrong)
     pipelined = [post("/demo/mcp", PING, *who, *lines) for _ in range(8) for who in callers]
     assert statuses(bridge.port, pipelined) == [200, 404, 401, 401] * 8
     ends = [head("DELETE", "/demo/mcp", [*who, *lines]) for who in (BOB, [], wrong)]
@@ -425,7 +425,7 @@ def test_pipelined_requests_of_several_callers(bridge: Bridge, alice: Sessions) 
 # Requests of 2026-07-28.
 
 
-TASKS = {"extensions": {f"{PREFIX}tasks": {}}}
+TASKS: dict[str, Any] = {"extensions": {f"{PREFIX}tasks": {}}}
 
 
 def of_2026(base: str, caller: str, method: str, **params: Any) -> bytes:
@@ -457,7 +457,7 @@ def test_a_call_that_waits_for_alice(bridge: Bridge, base: str) -> None:
         asked = wire.ask(tool_call(base, "alice", "ask")).json["result"]
         state = asked["requestState"]
         [key] = asked["inputRequests"]
-        given = {key: {"action": "accept", "content": {"answer": "bob was here"}}}
+        given: dict[str, Any] = {key: {"action": "accept", "content": {"answer": "bob was here"}}}
         for changed in (unlike(state), "A" + state[1:] if state[0] != "A" else "B" + state[1:]):
             for connection in (lambda raw: ask(bridge.port, raw), wire.ask):
                 retries = [

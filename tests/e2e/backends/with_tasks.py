@@ -9,7 +9,7 @@ import sys
 
 VERSION = "2026-07-28"
 PREFIX = "io.modelcontextprotocol/"
-CAPABILITIES = {"tools": {}, "extensions": {f"{PREFIX}tasks": {}}}
+CAPABILITIES: dict = {"tools": {}, "extensions": {f"{PREFIX}tasks": {}}}
 TIMES = {"createdAt": "2026-11-29T00:00:00Z", "lastUpdatedAt": "2026-11-29T00:00:00Z"}
 LISTS = {"ttlMs": 0, "cacheScope": "private"}
 

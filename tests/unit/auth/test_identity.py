@@ -49,8 +49,8 @@ def test_anybody_has_no_name() -> None:
 def test_access_belongs_to_a_name_or_another_key() -> None:
     found = Identity(issuer="i", subject="s")
     assert Access(found).key == "i#s"
-    access = Access(found, scopes=frozenset("x"), until=3, fresh_until=2, key="i#s more")
-    assert (access.name, access.key, access.scopes) == ("i#s", "i#s more", {"x"})
+    access = Access(found, scopes=frozenset({"x"}), until=3, fresh_until=2, key="i#s more")
+    assert (access.name, access.key, access.scopes) == ("i#s", "i#s more", frozenset({"x"}))
     assert (access.until, access.fresh_until) == (3, 2)
 
 

@@ -218,7 +218,6 @@ class Connection:
     def status(self) -> int:
         return self.statuses[-1] if self.text else 0
 
-    @property
     def is_complete(self) -> bool:
         """True if a response in chunks has ended."""
         return self.text.endswith(b"0\r\n\r\n")
@@ -242,9 +241,9 @@ def test_a_stream_of_sse_ends_with_its_access(fast_path: bool, log_lines: list[s
     world = World(fast_path=fast_path)
     stream, _ = open_sse(world, "short")
     world.until(END - 1)
-    assert not stream.is_complete
+    assert not stream.is_complete()
     world.until(END + 1)
-    assert stream.is_complete
+    assert stream.is_complete()
     assert not world.server.sessions
     assert any(EXPIRED in line for line in log_lines)
 
@@ -256,14 +255,14 @@ def test_a_newer_token_of_the_same_identity_prolongs_a_stream_of_sse(fast_path: 
     world.until(SHORT)
     assert world.connect().post(CALL, "long", path=target).status == 202
     world.until(END + 1)
-    assert not stream.is_complete
+    assert not stream.is_complete()
     # An older token does not shorten it.
     world.authenticator.tokens["older"] = identity(END + 10)
     assert world.connect().post(CALL, "older", path=target).status == 202
     world.until(NOW + 1000 + TOKEN_LEEWAY_SECONDS - 1)
-    assert not stream.is_complete
+    assert not stream.is_complete()
     world.until(NOW + 1000 + TOKEN_LEEWAY_SECONDS + 1)
-    assert stream.is_complete
+    assert stream.is_complete()
 
 
 @both
@@ -272,7 +271,7 @@ def test_a_token_of_another_identity_prolongs_nothing(fast_path: bool) -> None:
     stream, target = open_sse(world, "short")
     assert world.connect().post(CALL, "other", path=target).status == 404
     world.until(END + 1)
-    assert stream.is_complete
+    assert stream.is_complete()
 
 
 def test_a_stream_without_an_end_of_access_has_no_timer() -> None:
@@ -293,12 +292,12 @@ def test_a_get_stream_ends_with_its_access_but_not_its_session(fast_path: bool) 
     stream = world.connect().get("/mcp", "short", ident)
     assert stream.status == 200
     world.until(END - 1)
-    assert not stream.is_complete
+    assert not stream.is_complete()
     world.until(END + 1)
-    assert stream.is_complete
+    assert stream.is_complete()
     # With a new token the client goes on.
     again = world.connect().get("/mcp", "long", ident)
-    assert (again.status, again.is_complete) == (200, False)
+    assert (again.status, again.is_complete()) == (200, False)
 
 
 @both
@@ -310,9 +309,9 @@ def test_a_newer_token_prolongs_a_get_stream(fast_path: bool) -> None:
     world.connect().post(CALL, "other", ident)
     world.connect().post(CALL, "long", ident)
     world.until(END + 1)
-    assert not stream.is_complete
+    assert not stream.is_complete()
     world.until(NOW + 1000 + TOKEN_LEEWAY_SECONDS + 1)
-    assert stream.is_complete
+    assert stream.is_complete()
 
 
 @both
@@ -325,7 +324,7 @@ def test_a_stream_that_is_over_leaves_no_timer(fast_path: bool) -> None:
     event = waits.text.partition(b"\nid: ")[2].partition(b"\n")[0].decode("ascii")
     event = event or waits.text.partition(b"id: ")[2].partition(b"\n")[0].decode("ascii")
     world.answer()
-    assert waits.is_complete
+    assert waits.is_complete()
     world.until(NOW + 10)
 
     def expiries() -> int:
@@ -337,7 +336,7 @@ def test_a_stream_that_is_over_leaves_no_timer(fast_path: bool) -> None:
     stream.leave()
     assert expiries() == 0
     resumed = world.connect().get("/mcp", "short", ident, f"Last-Event-ID: {event}")
-    assert (resumed.status, resumed.is_complete) == (200, True)
+    assert (resumed.status, resumed.is_complete()) == (200, True)
     assert expiries() == 0
 
 
@@ -349,9 +348,9 @@ def test_a_subscription_ends_with_the_access_of_its_request(fast_path: bool) -> 
     assert b"notifications/subscriptions/acknowledged" in stream.text
     world.connect().post(MODERN_CALL, "long")
     world.until(END - 1)
-    assert not stream.is_complete
+    assert not stream.is_complete()
     world.until(END + 1)
-    assert stream.is_complete
+    assert stream.is_complete()
     assert b'"error"' in stream.text
     before = [each for each in world.clock.getDelayedCalls() if each.getTime() == END]
     assert not before
@@ -395,7 +394,7 @@ def test_an_accepted_request_finishes(fast_path: bool, modern: bool) -> None:
     world.until(END + COMMIT_SECONDS + 1)
     assert connection.statuses == [200, 200]
     world.answer()
-    assert connection.is_complete
+    assert connection.is_complete()
     assert connection.text.count(b'"was":') == 2
 
 

@@ -40,7 +40,7 @@ class Channel:
             self.admitted = admitted
 
 
-class Request(DummyRequest):  # type: ignore[misc]
+class Request(DummyRequest):
     """A request that is not sent."""
 
     access: Access
@@ -52,7 +52,7 @@ class Request(DummyRequest):  # type: ignore[misc]
         self.code = 200
 
     def setResponseCode(self, code: int, message: bytes | None = None) -> None:
-        self.responseCode = self.code = code
+        self.code = code
 
 
 class Leaf(Resource):
