@@ -334,6 +334,9 @@ class FastPath:
             waiting = server.access_control.admit(request)
         except Refused as refusal:
             return refusal
+        except Exception:
+            # A defect of an authenticator, which is asked again, and reported then.
+            return None
         if isinstance(waiting, Deferred):
             # Asked once more when all of it is there, and then most likely known.
             waiting.addErrback(lambda failure: None)

@@ -22,6 +22,7 @@ from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS, TOKEN_LEEWAY_SECONDS
 from mcpbridge.errors import AuthenticationUnavailable, Forbidden, InvalidToken
 from mcpbridge.interfaces import IAuthenticator
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.testing import CLEANLY, FakeBackend
@@ -133,11 +134,13 @@ class World:
         root.leaf = routes.resource()
         every = BridgeSettings(servers=(settings,), allowed_hosts=("h",))
         security = TransportSecurity(every)
+        fast = FastPath([self.server], security, routes.endpoints())
         self.site = BridgeSite(
             SecuredResource(security, root),
             self.clock,
             every,
-            FastPath([self.server], security, routes.endpoints()) if fast_path else None,
+            fast if fast_path else None,
+            refuse_sender=fast.refuse_sender,
             seconds=self.clock.seconds,
         )
 
@@ -580,6 +583,58 @@ def test_an_identity_that_is_found_when_the_client_has_left(fast_path: bool, way
     connection.leave()
     assert connection.text == b""
     assert not world.launcher.backends
+
+
+@both
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (None, 401),
+        (InvalidToken("no"), 401),
+        (Forbidden("no"), 403),
+        (AuthenticationUnavailable("later"), 503),
+    ],
+)
+@pytest.mark.parametrize(
+    "coding", [f"Content-Length: {10 * LARGE_BYTES}", "Transfer-Encoding: chunked"]
+)
+def test_a_large_body_is_not_received_from_one_who_is_refused(
+    fast_path: bool, outcome: Any, status: int, coding: str
+) -> None:
+    world = World(fast_path=fast_path, remembers=False)
+    world.authenticator.tokens["slow"] = outcome
+    connection = world.connect()
+    connection.send("POST /mcp", "slow", None, coding)
+    if "chunked" in coding:
+        piece = b" " * LARGE_BYTES
+        for _ in range(2):
+            connection.channel.dataReceived(b"%x\r\n%b\r\n" % (len(piece), piece))
+            # So much is parsed in several turns.
+            world.clock.pump([0.01] * 50)
+    assert connection.statuses == [status]
+    assert world.site.budget.used == 0
+
+
+@both
+@pytest.mark.parametrize("outcome", [ValueError("odd"), True])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_defect_is_an_answer_to_a_large_body_too(
+    fast_path: bool, outcome: Any, late: bool, logged_failures: list[Any]
+) -> None:
+    world = World(fast_path=fast_path, remembers=False)
+
+    def odd() -> Any:
+        return fail(outcome) if isinstance(outcome, Exception) else succeed(outcome)
+
+    world.authenticator.tokens["slow"] = odd if late else outcome
+    body = b" " * (2 * LARGE_BYTES) + CALL
+    connection = world.connect()
+    connection.send("POST /mcp", "slow", None, f"Content-Length: {len(body)}")
+    assert connection.text == b""
+    connection.channel.dataReceived(body[:LARGE_BYTES])
+    connection.channel.dataReceived(body[LARGE_BYTES:])
+    assert connection.statuses == [500]
+    assert len(logged_failures) == 1
 
 
 @both
