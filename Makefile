@@ -23,7 +23,8 @@ PIP_FOR = $(BIN)/python -m pip --python $(1)/bin/python install --quiet --disabl
 # tests that must pass with the fast path on and off: compatibility with APISIX, and HTTP
 CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py \
     tests/e2e/test_backpressure.py tests/e2e/test_http.py tests/e2e/test_streamable_http.py \
-    tests/e2e/test_stateless_http.py
+    tests/e2e/test_stateless_http.py tests/e2e/test_access_matrix.py \
+    tests/e2e/test_foreign_handles.py tests/e2e/test_hostile_auth.py
 
 .PHONY: help serve test whole lint unit others others.made others.tested real coverage floors mutants bench bench-quick conformance soak docs news dist clean
 .DEFAULT_GOAL := help

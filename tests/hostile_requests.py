@@ -561,6 +561,17 @@ def _framing() -> Iterator[Hostile]:
             (401,),
             _post("/tools/mcp", plain, session, "Expect: 100-continue"),
         ),
+        "continue with a large body": (
+            (401,),
+            _head(
+                "POST", "/tools/mcp", [_ACCEPT, _JSON, session, "Expect: 100-continue"], 10 * LARGE
+            ),
+        ),
+        "a large body without a token": ((401,), _post("/tools/mcp", b" " * 10 * LARGE, session)),
+        "large chunks without a token": (
+            (401,),
+            _chunked("/tools/mcp", b" " * 10 * LARGE, session),
+        ),
         "other expectation": (
             (401,),
             _post("/tools/mcp", plain, session, "Expect: a-token"),
