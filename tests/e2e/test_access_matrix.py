@@ -280,3 +280,64 @@ def test_the_log_names_callers_but_no_token(bridge: Bridge) -> None:
     for caller in CALLERS:
         for line in authorization(caller):
             assert line.rpartition(" ")[2] not in bridge.log
+
+
+# Servers with an authorization server, which is away.
+
+ISSUER = "http://127.0.0.1:1"
+PUBLIC = "https://mcp.example.org"
+#: Who may fetch the metadata of which path, without a token and with any.
+METADATA = """
+/oauth/mcp   200
+/oauth/sse   200
+/oauth/mcp/  200
+/oauth       404
+/oauth/message  404
+/tokens/mcp  404
+/nothing/mcp 404
+/            404
+"""
+
+
+@pytest.fixture(scope="module")
+def oauth() -> Iterator[Bridge]:
+    """Serve a server that takes access tokens and named ones, and one with named tokens alone."""
+    both = {"oauth": {"issuer": ISSUER}, "scopes": {"*": "use", "tools/call": {"add": "adder"}}}
+    servers = {"oauth": demo("/oauth", auth=both), "tokens": demo("/tokens")}
+    settings = {"auth": auth(bob=["tokens"]), "public_url": PUBLIC}
+    with serving(config={"mcpServers": servers, "bridge": settings}) as bridge:
+        yield bridge
+
+
+def test_the_metadata_needs_no_token(oauth: Bridge) -> None:
+    well_known = "/.well-known/oauth-protected-resource"
+    for line in METADATA.strip().splitlines():
+        path, status = line.split()
+        for caller in CALLERS:
+            for origin in ([], ["Origin: http://localhost"]):
+                lines = [*authorization(caller), *origin]
+                answer = ask(oauth.port, head("GET", f"{well_known}{path}", lines))
+                assert answer.status == int(status), path
+                if answer.status == 200:
+                    assert answer.json["resource"] == f"{PUBLIC}{path.rstrip('/')}"
+                    assert answer.json["authorization_servers"] == [ISSUER]
+                    assert answer.json["scopes_supported"] == ["use", "adder"]
+
+
+def test_a_refusal_says_where_the_metadata_is(oauth: Bridge) -> None:
+    """A token that only the authorization server could check is refused, or cannot be checked."""
+    for endpoint in ("mcp", "sse"):
+        url = f'resource_metadata="{PUBLIC}/.well-known/oauth-protected-resource/oauth/{endpoint}"'
+        for method in ("GET", "DELETE", "PUT"):
+            lines = [f"Accept: {ACCEPT}"]
+            size = 0 if method == "PUT" else None
+            answer = ask(oauth.port, head(method, f"/oauth/{endpoint}", lines, size))
+            assert (answer.status, answer.challenge) == (401, f'Bearer {url}, scope="use"')
+    answer = ask(oauth.port, post("/oauth/mcp", INITIALIZE, *authorization("wrong")))
+    assert answer.status in (401, 503)
+    answer = ask(oauth.port, post("/oauth/mcp", INITIALIZE, *authorization("bob")))
+    assert (answer.status, answer.challenge) == (403, None)
+    answer = ask(oauth.port, post("/oauth/mcp", INITIALIZE, *authorization("carol")))
+    assert answer.status == 403
+    assert 'scope="use"' in (answer.challenge or "")
+    assert ask(oauth.port, post("/oauth/mcp", INITIALIZE, *authorization("alice"))).status == 200
