@@ -8,11 +8,13 @@ Knows authenticators and scopes; must not know how a request is read or answered
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from math import inf
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from mcpbridge.auth.access import Access
 from mcpbridge.auth.bearer import check_credentials
@@ -21,8 +23,14 @@ from mcpbridge.auth.request import AuthenticationRequest, Hides
 from mcpbridge.auth.resource_metadata import ProtectedResource
 from mcpbridge.auth.scopes import ScopeRules, for_challenge
 from mcpbridge.auth.session_environment import SessionEnvironment
-from mcpbridge.config.tuning import TOKEN_LEEWAY_SECONDS
-from mcpbridge.errors import InsufficientScope, InvalidToken, Unauthorized, without_frames
+from mcpbridge.config.tuning import AUTHENTICATION_SECONDS, TOKEN_LEEWAY_SECONDS
+from mcpbridge.errors import (
+    AuthenticationUnavailable,
+    InsufficientScope,
+    InvalidToken,
+    Unauthorized,
+    without_frames,
+)
 from mcpbridge.mcp.operations import Operation
 
 #: How many callers of a server are remembered with what was found out about them.
@@ -57,8 +65,11 @@ class AccessControl:
         hides: Hides = lambda name, address: False,
         environment: SessionEnvironment | None = None,
         identifies: bool = True,
-        now: Callable[[], float],
+        clock: IReactorTime,
     ) -> None:
+        self._clock = clock
+        #: How often `forget` was called.
+        self._generation = 0
         self.identifies = identifies
         self.hides = hides
         self._environment = environment
@@ -67,7 +78,6 @@ class AccessControl:
         self.rules = rules
         self._resource = resource
         self._decisive = decisive
-        self._now = now
         self._known: dict[bytes, Access] = {}
 
     def admit(self, request: AuthenticationRequest) -> Access | Deferred[Access]:
@@ -89,7 +99,10 @@ class AccessControl:
             raise self._challenged(error, request) from None
         if isinstance(waiting, Access):
             return waiting
-        return Deferred.fromCoroutine(self._wait(waiting, request))
+        found = Deferred.fromCoroutine(self._wait(waiting, request))
+        if not found.called:
+            found.addTimeout(AUTHENTICATION_SECONDS, self._clock, _timed_out)
+        return found
 
     def recall(self, request: AuthenticationRequest) -> Access | None:
         """Return as what a request like this was admitted lately; None if none was."""
@@ -103,6 +116,7 @@ class AccessControl:
 
     def forget(self) -> None:
         """Ask anew about every caller: what they may do has changed."""
+        self._generation += 1
         for key in list(self._known):
             self._drop(key)
 
@@ -143,7 +157,7 @@ class AccessControl:
         if key is None:
             return None
         known = self._known.get(key)
-        if known is not None and known.fresh_until <= self._now():
+        if known is not None and known.fresh_until <= self._clock.seconds():
             self._drop(key)
             return None
         return known
@@ -165,6 +179,7 @@ class AccessControl:
     async def _authenticate_later(
         self, request: AuthenticationRequest, key: bytes | None, found: Any, remaining: Any
     ) -> Access:
+        generation = self._generation
         identity = await found
         while identity is None:
             authenticator = next(remaining, None)
@@ -173,7 +188,8 @@ class AccessControl:
             identity = authenticator.authenticate(request)
             if isinstance(identity, Deferred):
                 identity = await identity
-        return self._admitted(identity, request, key)
+        # What was asked before `forget` may be what is to be forgotten.
+        return self._admitted(identity, request, key if generation == self._generation else None)
 
     async def _wait(self, waiting: Awaitable[Access], request: AuthenticationRequest) -> Access:
         try:
@@ -193,7 +209,7 @@ class AccessControl:
         expires_at = None if identity is None else identity.expires_at
         expires = inf if expires_at is None else expires_at
         until = expires + TOKEN_LEEWAY_SECONDS
-        if not until > self._now():
+        if not until > self._clock.seconds():
             raise InvalidToken("the credentials have expired")
         recheck = getattr(identity, "recheck_at", None)
         access = Access(
@@ -244,6 +260,13 @@ class AccessControl:
         }
         given = (f'{name}="{value}"' for name, value in params.items() if value is not None)
         return f"Bearer {', '.join(given)}".rstrip().encode("ascii", "replace")
+
+
+def _timed_out(result: object, seconds: float) -> object:
+    """Say why a Deferred that was cancelled after so many seconds has failed."""
+    if isinstance(result, Failure) and result.check(CancelledError):
+        raise AuthenticationUnavailable(f"nobody could say in {seconds:g} s who sent the request")
+    return result
 
 
 def _described(text: str) -> str:

@@ -84,7 +84,7 @@ class AccessControls:
             decisive=None if own else [*decisive, *secret_headers(server)],
             hides=hides,
             environment=_environment(server, authorization=bool(own) or AUTHORIZATION in decisive),
-            now=self._now,
+            clock=self._reactor,
         )
 
     def _without_identities(self, server: ServerSettings) -> AccessControl | None:
@@ -99,7 +99,7 @@ class AccessControls:
             decisive=secret_headers(server),
             environment=environment,
             identifies=False,
-            now=self._now,
+            clock=self._reactor,
         )
 
     def _own(self, auth: Auth, server: ServerSettings) -> list[Any]:

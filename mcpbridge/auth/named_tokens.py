@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
-import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +17,8 @@ from zope.interface import implementer
 
 from mcpbridge.auth.bearer import bearer_token
 from mcpbridge.auth.identity import NAMED_TOKEN, Identity
+from mcpbridge.auth.secret_file import read_secret
 from mcpbridge.config.auth import NamedToken
-from mcpbridge.config.tuning import SECRET_FILE_BYTES
 from mcpbridge.errors import Described, Forbidden, SettingError
 from mcpbridge.interfaces import IAuthenticator
 
@@ -88,27 +86,3 @@ def _digest_of(name: str, settings: NamedToken) -> bytes:
     if settings.sha256 is not None:
         return bytes.fromhex(settings.sha256)
     return _digest(read_secret(settings.file or "", f"auth.tokens.{name}.file", LEAST_CHARACTERS))
-
-
-def read_secret(path: str, setting: str, least: int = 1) -> str:
-    """
-    Return the secret in a file, which must be for its owner, and perhaps its group, alone.
-    Raises `SettingError`, which does not show it.
-    """
-    try:
-        with open(path, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read(SECRET_FILE_BYTES + 1)
-        secret = data.decode("ascii").strip()
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not a text in ASCII"
-        got = Described(f"a file that cannot be read: {why}")
-        raise SettingError(setting, "a file with the secret", got) from None
-    if mode & stat.S_IRWXO:
-        got = Described(f"a file of mode {mode:04o}, which others can read; run `chmod o= FILE`")
-        raise SettingError(setting, "a file that only its owner and group can read", got)
-    one = " " not in secret and secret.isprintable()
-    if len(data) > SECRET_FILE_BYTES or not least <= len(secret) or not one:
-        expected = f"a file with one secret of at least {least} characters"
-        raise SettingError(setting, expected, Described(f"{len(secret)} characters"))
-    return secret

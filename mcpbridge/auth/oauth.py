@@ -26,6 +26,7 @@ from mcpbridge.auth.identity import Identity
 from mcpbridge.auth.issuer import Introspected, Issuer
 from mcpbridge.auth.keys import VerificationKey
 from mcpbridge.auth.outbound import OutboundClient
+from mcpbridge.auth.secret_file import read_secret
 from mcpbridge.config.auth import OAuth
 from mcpbridge.config.tuning import SECRET_FILE_BYTES
 from mcpbridge.errors import Described, InvalidToken, SettingError
@@ -115,16 +116,7 @@ def make_issuer(settings: OAuth, reactor: Any, name: str = "auth.oauth") -> Issu
     secret, authorities = "", None
     if settings.introspection is not None:
         label = f"{name}.introspection.client_secret_file"
-        data = _read(settings.introspection.client_secret_file, label, "the secret of the client")
-        try:
-            secret = data.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            got = Described("a file that is not a text in UTF-8")
-            raise SettingError(label, "a file with the secret of the client", got) from None
-        if not secret:
-            raise SettingError(
-                label, "a file with the secret of the client", Described("an empty one")
-            )
+        secret = read_secret(settings.introspection.client_secret_file, label)
     if settings.ca_file is not None:
         authorities = _read(settings.ca_file, f"{name}.ca_file", "certificates in PEM")
     try:

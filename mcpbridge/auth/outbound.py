@@ -174,6 +174,8 @@ class _Endpoint:
 
     def connect(self, protocolFactory: Any) -> Deferred[Any]:
         """Connect, and keep the protocol."""
+        # Twisted would log two lines for each connection.
+        protocolFactory.noisy = False
         return self._endpoint.connect(protocolFactory).addCallback(self._keep)
 
     def _keep(self, protocol: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from mcpbridge.auth.access import Access
+from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
@@ -92,7 +92,9 @@ class FastConnection(BridgeConnection):
         head = received.head
         request = self._last_request
         if head.cache_key is not self._last_head.cache_key or (
-            request is not None and request.access.fresh_until <= self._active_at
+            request is not None
+            and request.access is not ANYBODY
+            and request.access.fresh_until <= self.site.clock.seconds()
         ):
             # Most clients send the same head again and again, or one that differs in a trace.
             request = self.site.fast_path.recognise(head, self.loopback or None, self.end)

@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 from math import inf
 from time import time
 from typing import NamedTuple, cast
+from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -28,7 +29,7 @@ from twisted.web.server import version
 from mcpbridge.audit_log import Transport
 from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.auth.request import AuthenticationRequest
-from mcpbridge.errors import InternalError, Refused
+from mcpbridge.errors import InternalError, NotFound, Refused
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.mcp.modern_request import LISTEN, MODERN_PROTOCOL_VERSIONS, claims_modern
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS, is_accepted
@@ -254,6 +255,8 @@ class FastPath:
             for server in servers
             for slash in ("", "/")
         }
+        #: Whether no server lets everybody in, who could fill the memory anyway.
+        self._is_protected = not any(each.is_open for each in servers)
         self._responses = FastResponses()
         self._responses_with = lru_cache(KNOWN_ORIGINS)(FastResponses)
 
@@ -324,9 +327,11 @@ class FastPath:
 
         So nobody without credentials can fill the memory for bodies.
         """
-        path = head.target.partition(b"?")[0]
+        path = unquote_to_bytes(head.target.partition(b"?")[0])
         server = self._servers.get(path, (None, False))[0] or self._streams.get(path)
-        if server is None or server.access_control is None:
+        if server is None:
+            return NotFound("nothing is served at this path") if self._is_protected else None
+        if server.access_control is None:
             return None
         name = server.settings.name
         request = AuthenticationRequest(name, head.method, head.target, head.fields, *end())

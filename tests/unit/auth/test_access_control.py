@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from math import inf, nan
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mcpbridge.auth.access import ANYBODY, Access
@@ -18,7 +19,7 @@ from mcpbridge.auth.request import AuthenticationRequest
 from mcpbridge.auth.resource_metadata import ProtectedResource
 from mcpbridge.auth.scopes import ScopeRules
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.config.tuning import TOKEN_LEEWAY_SECONDS
+from mcpbridge.config.tuning import AUTHENTICATION_SECONDS, TOKEN_LEEWAY_SECONDS
 from mcpbridge.errors import (
     AuthenticationUnavailable,
     Forbidden,
@@ -73,7 +74,7 @@ class World:
             "s",
             self.authenticators,
             rules=rules or ScopeRules(),
-            now=self.clock.seconds,
+            clock=self.clock,
             **more,
         )
 
@@ -490,3 +491,41 @@ def test_a_description_has_no_character_that_ends_it() -> None:
         b"Bearer error=\"invalid_token\", error_description=\"a 'quoted' ' text''X: y caf'\""
     )
     assert re.fullmatch(rb"[ -~]*", challenge)
+
+
+# What takes long.
+
+
+def test_an_authenticator_that_never_answers() -> None:
+    """`AUTHENTICATION_SECONDS`: then it is cancelled, and the request gets a 503."""
+    cancelled: list[object] = []
+    world = World(lambda _: Deferred(cancelled.append))
+    admitted = cast("Deferred[Access]", world.control.admit(bearer()))
+    failures: list[Failure] = []
+    admitted.addErrback(failures.append)
+    world.clock.advance(AUTHENTICATION_SECONDS - 1)
+    assert (failures, cancelled) == ([], [])
+    world.clock.advance(1)
+    [failure] = failures
+    assert isinstance(failure.value, AuthenticationUnavailable)
+    assert len(cancelled) == 1
+    assert "30 s" in str(failure.value)
+
+
+def test_no_timer_is_left_of_one_that_answers_in_time() -> None:
+    waiting: Deferred[Identity] = Deferred()
+    world = World(lambda _: waiting)
+    admitted = cast("Deferred[Access]", world.control.admit(bearer()))
+    waiting.callback(identity())
+    assert now(admitted).name == "i#alice"
+    assert not world.clock.getDelayedCalls()
+
+
+def test_what_was_asked_before_it_was_to_be_forgotten_is_not_remembered() -> None:
+    waiting: Deferred[Identity] = Deferred()
+    world = World(lambda _: waiting)
+    admitted = cast("Deferred[Access]", world.control.admit(bearer()))
+    world.control.forget()
+    waiting.callback(identity())
+    assert now(admitted).name == "i#alice"
+    assert world.control.recall(bearer()) is None

@@ -117,7 +117,7 @@ class World:
             [self.authenticator],
             rules=ScopeRules(),
             decisive=("authorization",) if remembers else None,
-            now=self.clock.seconds,
+            clock=self.clock,
         )
         settings = ServerSettings(command="x", keepalive_interval=10_000)
         self.server = Server(
@@ -611,6 +611,19 @@ def test_a_large_body_is_not_received_from_one_who_is_refused(
             connection.channel.dataReceived(b"%x\r\n%b\r\n" % (len(piece), piece))
             # So much is parsed in several turns.
             world.clock.pump([0.01] * 50)
+    assert connection.statuses == [status]
+    assert world.site.budget.used == 0
+
+
+@both
+@pytest.mark.parametrize(
+    ("path", "status"), [("/m%63p", 401), ("/mcp/", 401), ("/nothing", 401), ("/", 404)]
+)
+def test_a_large_body_to_any_path_is_not_received(fast_path: bool, path: str, status: int) -> None:
+    world = World(fast_path=fast_path, remembers=False)
+    world.authenticator.tokens["slow"] = None
+    connection = world.connect()
+    connection.send(f"POST {path}", "slow", None, f"Content-Length: {10 * LARGE_BYTES}")
     assert connection.statuses == [status]
     assert world.site.budget.used == 0
 

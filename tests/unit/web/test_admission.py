@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.task import Clock
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.test.requesthelper import DummyRequest
@@ -102,7 +103,7 @@ def test_everybody_is_admitted_without_access_control() -> None:
 
 def test_access_control_sees_the_request() -> None:
     recorder = Recorder()
-    control = AccessControl("s", [recorder], rules=ScopeRules(), now=lambda: 0.0)
+    control = AccessControl("s", [recorder], rules=ScopeRules(), clock=Clock())
     request = Request()
     request.method, request.uri = b"PUT", b"/x?y"
     request.requestHeaders.setRawHeaders(b"x-a", [b"1", b"2"])
@@ -116,13 +117,13 @@ def test_access_control_sees_the_request() -> None:
 
 def test_what_the_fast_path_has_admitted_is_not_asked_about_again() -> None:
     recorder = Recorder()
-    control = AccessControl("s", [recorder], rules=ScopeRules(), now=lambda: 0.0)
+    control = AccessControl("s", [recorder], rules=ScopeRules(), clock=Clock())
     assert Admission("s", control).admit(Request(Channel(admitted=ACCESS))) is ACCESS
     assert not recorder.requests
 
 
 def test_a_request_without_a_connection_is_over() -> None:
-    control = AccessControl("s", [], rules=ScopeRules(), now=lambda: 0.0)
+    control = AccessControl("s", [], rules=ScopeRules(), clock=Clock())
     request = Request()
     request.channel = None
     with pytest.raises(CancelledError):
