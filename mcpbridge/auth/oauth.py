@@ -116,7 +116,7 @@ def make_issuer(settings: OAuth, reactor: Any, name: str = "auth.oauth") -> Issu
     secret, authorities = "", None
     if settings.introspection is not None:
         label = f"{name}.introspection.client_secret_file"
-        secret = read_secret(settings.introspection.client_secret_file, label)
+        secret = read_secret(settings.introspection.client_secret_file, label, spaces=True)
     if settings.ca_file is not None:
         authorities = _read(settings.ca_file, f"{name}.ca_file", "certificates in PEM")
     try:

@@ -17,9 +17,9 @@ from mcpbridge.errors import Described, SettingError
 _log = Logger()
 
 
-def read_secret(path: str, setting: str, least: int = 1) -> str:
+def read_secret(path: str, setting: str, least: int = 1, *, spaces: bool = False) -> str:
     """
-    Return the secret in a file.  Raises `SettingError`, which does not show it.
+    Return the secret in a file; with `spaces` it may have some.  Raises `SettingError`, which does not show it.
 
     A file that every user of the machine can read is only a warning: that is how containers
     get their secrets, and there is no other user.
@@ -28,9 +28,9 @@ def read_secret(path: str, setting: str, least: int = 1) -> str:
         with open(path, "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             data = file.read(SECRET_FILE_BYTES + 1)
-        secret = data.decode("ascii").strip()
+        secret = data.decode("utf-8").strip()
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not a text in ASCII"
+        why = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
         got = Described(f"a file that cannot be read: {why}")
         raise SettingError(setting, "a file with the secret", got) from None
     if mode & stat.S_IWOTH:
@@ -44,7 +44,7 @@ def read_secret(path: str, setting: str, least: int = 1) -> str:
             path=path,
             mode=f"{mode:04o}",
         )
-    one = " " not in secret and secret.isprintable()
+    one = (spaces or " " not in secret) and secret.isprintable()
     if len(data) > SECRET_FILE_BYTES or not least <= len(secret) or not one:
         expected = f"a file with one secret of at least {least} characters"
         raise SettingError(setting, expected, Described(f"{len(secret)} characters"))

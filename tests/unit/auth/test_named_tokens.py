@@ -107,7 +107,7 @@ def test_a_token_in_a_file(tmp_path: Path, mode: int) -> None:
         (b"", 0o600, "0 characters"),
         (b"\n", 0o600, "0 characters"),
         (b"a b" * 20, 0o600, "one secret"),
-        (b"\xff" * 40, 0o600, "not a text in ASCII"),
+        (b"\xff" * 40, 0o600, "not a text in UTF-8"),
         (b"x" * (SECRET_FILE_BYTES + 1), 0o600, "one secret"),
     ],
 )
