@@ -280,6 +280,14 @@ def compared(systems: Iterable[System], table: Table) -> list[Figure]:
             against="mcpbridge-mcp",
             **cost,
         ),
+        *(
+            one.figure(f"auth-{name}", "echo-32B", 0.95, ours=f"{key}-auth", against=key)
+            for name, key in (
+                ("sse", "mcpbridge"),
+                ("streamable", "mcpbridge-mcp"),
+                ("modern", "mcpbridge-modern"),
+            )
+        ),
         *_measured(one),
     ]
 

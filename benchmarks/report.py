@@ -337,7 +337,12 @@ def _gaps(results: Results) -> list[str]:
     return ["### Not measured, or measured with errors", "", *lines, ""] if lines else []
 
 
-OPTIONS = {"log": "access log", "filter": "a message filter that changes nothing", "tls": "TLS"}
+OPTIONS = {
+    "log": "access log",
+    "filter": "a message filter that changes nothing",
+    "tls": "TLS",
+    "auth": "authentication by a named token",
+}
 
 
 def _options(results: Results) -> list[str]:

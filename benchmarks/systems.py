@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 
@@ -22,6 +23,8 @@ HERE = Path(__file__).parent
 PEERS = HERE / ".peers"
 BUILD = HERE / ".build"
 INSTALL_SECONDS = 400.0
+#: The bearer token of a load, where the bridge asks for one.
+TOKEN = "a-named-token-for-the-load-of-the-benchmark"
 #: What a peer's Node must be at least.
 NODE_MAJOR = 20
 
@@ -168,10 +171,13 @@ def own_systems(mcpbridge: str, folder: str) -> list[System]:
     ]
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     filters = {"filters": ["pass_through.PassThrough"]}
+    tokens = {"load": {"sha256": sha256(TOKEN.encode("ascii")).hexdigest()}}
+    auth = {"bridge": {"auth": {"tokens": tokens}}}
     for option, name, how, environment, load in (
         ("log", "access log", {"bridge": {"access_log": True}}, {}, ()),
         ("filter", "message filter", {"server": filters}, {"PYTHONPATH": path}, ()),
         ("tls", "TLS", {"tls": True}, {}, ("--tls", "1")),
+        ("auth", "authentication", auth, {}, ("--token", TOKEN)),
     ):
         variant = bridge_command(mcpbridge, folder, **how)
         found += [
@@ -184,9 +190,9 @@ def own_systems(mcpbridge: str, folder: str) -> list[System]:
                 environment,
                 options=load,
                 tests=("echo-32B",),
-                once=option != "log",
+                once=option not in ("log", "auth"),
             )
-            for each in found[:2]
+            for each in found[: 3 if option == "auth" else 2]
         ]
     return found
 
