@@ -19,7 +19,8 @@ _log = Logger()
 
 def read_secret(path: str, setting: str, least: int = 1, *, spaces: bool = False) -> str:
     """
-    Return the secret in a file; with `spaces` it may have some.  Raises `SettingError`, which does not show it.
+    Return the secret in a file; with `spaces` it may have some.  Raises `SettingError`,
+    which does not show it.
 
     A file that every user of the machine can read is only a warning: that is how containers
     get their secrets, and there is no other user.
