@@ -25,9 +25,7 @@ def session_lines(server: Server, now: float) -> Iterator[str]:
 
 def _line(server: Server, session: BackendSession, now: float) -> str:
     pid = getattr(session.backend, "pid", None)
-    # A key ends with a digest of the caller's variables, if there are any.
-    caller = session.owner.partition("\0")[0]
-    whom = f" for {caller}" if caller else ""
+    whom = f" for {session.caller_name}" if session.caller_name else ""
     return (
         f"session {session.label} of {session.server!r}{whom}: {_use(server, session)},"
         f" {_state(session)}, {now - session.opened_at:.1f} s old,"

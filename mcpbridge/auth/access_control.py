@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from mcpbridge.auth.access import Access
-from mcpbridge.auth.bearer import check_credentials
+from mcpbridge.auth.bearer import UNKNOWN, check_credentials
 from mcpbridge.auth.identity import is_subject
 from mcpbridge.auth.request import AuthenticationRequest, Hides
 from mcpbridge.auth.resource_metadata import ProtectedResource
@@ -35,6 +35,10 @@ from mcpbridge.mcp.operations import Operation
 
 #: How many callers of a server are remembered with what was found out about them.
 KNOWN_CALLERS = 4096
+#: The same where each has variables for its processes, which are secrets of up to 256 KiB,
+#: and how long these are remembered.
+KNOWN_ENVIRONMENTS = 256
+SECRETS_SECONDS = 60.0
 
 #: Characters of an `error_description` (RFC 6750, section 3).
 _DESCRIPTION = frozenset(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
@@ -49,7 +53,7 @@ class AccessControl:
     remembered for a request with the same ones; not so if `decisive` is None, as with an
     authenticator of the operator's own.
 
-    `hides` tells which headers nobody but the authenticators may see.  `environment` makes
+    `hides` tells which headers are taken for absent.  `environment` makes
     the variables of a caller's own processes.  Without `identifies` everybody is admitted,
     and those variables are all that tells callers apart.
     """
@@ -62,7 +66,7 @@ class AccessControl:
         rules: ScopeRules,
         resource: ProtectedResource | None = None,
         decisive: Sequence[str] | None = ("authorization",),
-        hides: Hides = lambda name, address: False,
+        hides: Hides | None = None,
         environment: SessionEnvironment | None = None,
         identifies: bool = True,
         clock: IReactorTime,
@@ -94,6 +98,8 @@ class AccessControl:
             known = self._recall(key)
             if known is not None:
                 return self._checked(known)
+            if self.hides is not None:
+                request = request.without(self.hides)
             waiting = self._authenticate(request, key)
         except Unauthorized as error:
             raise self._challenged(error, request) from None
@@ -160,6 +166,9 @@ class AccessControl:
         if known is not None and known.fresh_until <= self._clock.seconds():
             self._drop(key)
             return None
+        if known is not None:
+            # The one that was seen last is the last to be forgotten.
+            self._known[key] = self._known.pop(key)
         return known
 
     def _authenticate(
@@ -199,12 +208,16 @@ class AccessControl:
 
     def _nobody(self, request: AuthenticationRequest) -> Unauthorized:
         if request.values("authorization"):
-            return InvalidToken("the token is unknown, or the Authorization header has none")
+            return InvalidToken(UNKNOWN)
         return Unauthorized("this server needs credentials: send `Authorization: Bearer TOKEN`")
 
     def _admitted(self, identity: Any, request: AuthenticationRequest, key: bytes | None) -> Access:
-        if identity is not None and not is_subject(identity.subject):
-            # It is written to logs, and part of a key.
+        if identity is not None and not (
+            is_subject(identity.subject)
+            and is_subject(identity.issuer)
+            and "#" not in identity.issuer
+        ):
+            # They are written to logs, and part of a key.
             raise InvalidToken("the name of the caller has characters that no name has")
         expires_at = None if identity is None else identity.expires_at
         expires = inf if expires_at is None else expires_at
@@ -219,12 +232,15 @@ class AccessControl:
             fresh_until=until if recheck is None else min(until, recheck),
         )
         if self._environment is not None:
-            access = self._environment.admit(access, request.without(self.hides))
+            access = self._environment.admit(access, request)
+            # Nobody's secrets are kept for long after the client has left.
+            access.fresh_until = min(access.fresh_until, self._clock.seconds() + SECRETS_SECONDS)
         if key is not None:
             # What is not remembered any more is not used any more either, so that `forget`
             # reaches all of it.
             self._drop(key)
-            if len(self._known) >= KNOWN_CALLERS:
+            most = KNOWN_CALLERS if self._environment is None else KNOWN_ENVIRONMENTS
+            while len(self._known) >= most:
                 self._drop(next(iter(self._known)))
             self._known[key] = access
         return self._checked(access)

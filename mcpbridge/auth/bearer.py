@@ -9,10 +9,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mcpbridge.errors import MalformedCredentials
+from zope.interface import implementer
+
+from mcpbridge.errors import InvalidToken, MalformedCredentials
+from mcpbridge.interfaces import IAuthenticator
 
 #: The largest `Authorization`, in characters.  Tokens with hundreds of groups stay below that.
 MAX_CREDENTIALS = 16 * 1024
+
+#: What a client is told whose token nobody knows.
+UNKNOWN = "the token is unknown, or the Authorization header has none"
 
 _BEARER = re.compile(r"(?i)bearer +([A-Za-z0-9._~+/-]+=*)")
 _SCHEME = re.compile(r"(?i)bearer\b")
@@ -24,6 +30,19 @@ def bearer_token(request: Any) -> str | None:
     values = request.values("authorization")
     match = _BEARER.fullmatch(values[0].strip(" \t")) if len(values) == 1 else None
     return None if match is None else match[1]
+
+
+@implementer(IAuthenticator)
+class NoOtherToken:
+    """
+    Refuses a token that nobody before knows: what a client sends on purpose counts, and is
+    not passed over for what its connection or its proxy says.
+    """
+
+    def authenticate(self, request: Any) -> None:
+        """Return None for a request without a token.  Raises `InvalidToken`."""
+        if bearer_token(request) is not None:
+            raise InvalidToken(UNKNOWN)
 
 
 def check_credentials(request: Any) -> None:

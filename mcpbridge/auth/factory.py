@@ -13,6 +13,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from mcpbridge.auth.access_control import AccessControl
+from mcpbridge.auth.bearer import NoOtherToken
 from mcpbridge.auth.client_certificates import ClientCertificateAuthenticator
 from mcpbridge.auth.issuer import Issuer
 from mcpbridge.auth.named_tokens import NamedTokens
@@ -127,16 +128,17 @@ class AccessControls:
 
     def _built_in(
         self, auth: Auth, resource: ProtectedResource
-    ) -> tuple[list[Any], list[str], Hides]:
+    ) -> tuple[list[Any], list[str], Hides | None]:
         """Return the built-in authenticators, the fields that decide, and what is hidden."""
         found: list[Any] = []
-        hides: Hides = _hides_nothing
+        hides: Hides | None = None
         decisive: list[str] = []
         if auth.tokens:
             found.append(NamedTokens(auth.tokens))
         if auth.oauth is not None:
             found.append(self._oauth(auth.oauth, resource))
         if found:
+            found.append(NoOtherToken())
             decisive.append(AUTHORIZATION)
         # After the tokens: what a client sends on purpose counts before what its connection has.
         if auth.certificates is not None:
@@ -166,10 +168,6 @@ def _check_scopes(server: str, scopes: Any) -> None:
                 f"scopes, as only {', '.join(sorted(NAMED_BY))} name something",
                 Described("an object of names"),
             )
-
-
-def _hides_nothing(name: bytes, address: str | None) -> bool:
-    return False
 
 
 def secret_headers(server: ServerSettings) -> list[str]:

@@ -8,7 +8,7 @@ checks them; no error shows a value.  Knows neither the reactor nor files.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -85,14 +85,21 @@ class ClientCertificates(_Settings, frozen=True):
     scopes: tuple[Scope, ...] = ()
 
 
-#: Headers that are the request's own, or that say something else of the caller: a proxy
-#: that sends an identity in one of them has no way to remove the client's.
-_OTHER_HEADERS = frozenset(
+#: Headers of HTTP, of MCP and of tracing, which may differ in each request of one client:
+#: none can say who the client is, nor what its processes get.
+PROTOCOL_HEADERS = frozenset(
     (
-        *("authorization", "connection", "content-length", "content-type", "cookie", "forwarded"),
-        *("host", "origin", "transfer-encoding", "x-forwarded-for", "x-forwarded-proto"),
+        *("accept", "accept-encoding", "baggage", "connection", "content-encoding"),
+        *("content-length", "content-type", "expect", "host", "keep-alive", "last-event-id"),
+        *("mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id", "te", "trailer"),
+        *("traceparent", "tracestate", "transfer-encoding", "upgrade"),
     )
 )
+#: Headers that say something else of the caller: a proxy that sends an identity in one of
+#: them has no way to remove the client's.
+_OTHER_HEADERS = PROTOCOL_HEADERS | {
+    *("authorization", "cookie", "forwarded", "origin", "x-forwarded-for", "x-forwarded-proto")
+}
 
 
 class ProxyIdentity(_Settings, frozen=True):
@@ -241,3 +248,26 @@ def plain_name(header: str) -> str:
 def merged(bridge: Mapping[str, Any], server: Mapping[str, Any]) -> dict[str, Any]:
     """Return what holds for a server: its own settings take the place of the bridge's."""
     return {**bridge, **server}
+
+
+#: The keys of files in the settings.
+_FILE_KEYS = frozenset({"file", "ca_file", "client_secret_file"})
+
+
+def with_files(auth: Mapping[str, Any], resolve: Callable[[str], str]) -> dict[str, Any]:
+    """Return valid settings in which each path of a file is resolved."""
+    tokens = {name: _resolved(each, resolve) for name, each in auth.get("tokens", {}).items()}
+    found = dict(auth) | ({"tokens": tokens} if tokens else {})
+    if isinstance(auth.get("oauth"), Mapping):
+        oauth = _resolved(auth["oauth"], resolve)
+        if isinstance(oauth.get("introspection"), Mapping):
+            oauth["introspection"] = _resolved(oauth["introspection"], resolve)
+        found["oauth"] = oauth
+    return found
+
+
+def _resolved(settings: Mapping[str, Any], resolve: Callable[[str], str]) -> dict[str, Any]:
+    return {
+        key: resolve(value) if key in _FILE_KEYS and isinstance(value, str) else value
+        for key, value in settings.items()
+    }

@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from mcpbridge.config.auth import HeaderName
+from mcpbridge.config.auth import PROTOCOL_HEADERS, HeaderName
 from mcpbridge.config.backend_environment import PATH_ENV, URL_ENV
 from mcpbridge.config.checks import Check, kind_of
 from mcpbridge.config.tuning import ENV_FROM_VARIABLES
@@ -125,6 +125,9 @@ def _wrong_rule(name: str, variable: object, value: object) -> SettingError | No
     if (rule.header is None) == (rule.claim is None):
         got = Described("neither" if rule.header is None else "both")
         return SettingError(place, "either `header` or `claim`", got)
+    if (rule.header or "").lower() in PROTOCOL_HEADERS:
+        expected = "a header of the client's own, as this one is of the protocol"
+        return SettingError(f"{place}.header", expected, rule.header)
     return None
 
 

@@ -18,6 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mcpbridge.config.auth import with_files
 from mcpbridge.config.checks import PATH_PREFIX, kind_of
 from mcpbridge.config.dotenv import NotDotenv, parse_dotenv
 from mcpbridge.config.expansion import bare_variable, expand
@@ -310,6 +311,8 @@ class _Reader:
         for name in ("state_dir", "audit_log"):
             if isinstance(bridge.get(name), str) and bridge[name] not in ("", "-"):
                 bridge[name] = self._in_folder(bridge[name])
+        if isinstance(bridge.get("auth"), dict):
+            bridge["auth"] = with_files(bridge["auth"], self._in_folder)
         listen = bridge.get("listen")
         for at, description in enumerate(listen if isinstance(listen, list) else []):
             keys = ("bridge", "listen", at)
@@ -410,6 +413,8 @@ class _Reader:
                 for setting in ("cwd", "stderr_dir"):
                     if values.get(setting):
                         values[setting] = self._in_folder(values[setting])
+                if isinstance(values.get("auth"), dict):
+                    values["auth"] = with_files(values["auth"], self._in_folder)
                 server = ServerSettings(**values)
                 self._check_path(where, server, others, problems)
         self._of_entries += problems

@@ -753,11 +753,11 @@ class BridgeSettings:
         """Return who may use a server; None if everybody may.  Raises `SettingError`."""
         if server.auth is False:
             return None
+        if not isinstance(server.auth, Mapping) and not isinstance(self.auth, Mapping):
+            return None
         own = server.auth if isinstance(server.auth, Mapping) else {}
         ours = self.auth if isinstance(self.auth, Mapping) else {}
         both = merged(ours, own)
-        if not both:
-            return None
         auth = read_auth(both, f"mcpServers.{server.name}.auth" if own else "auth")
         if not auth.identifies:
             raise SettingError(

@@ -292,5 +292,6 @@ IDLE_ADDRESSES = 8
 #: How far the clocks of the bridge and of an authorization server may differ.
 TOKEN_LEEWAY_SECONDS = 30.0
 
-#: How long it may take to find out who has sent a request.
-AUTHENTICATION_SECONDS = 30.0
+#: How long it may take to find out who has sent a request: longer than until the keys of an
+#: issuer may be fetched again, and that fetch.
+AUTHENTICATION_SECONDS = 60.0

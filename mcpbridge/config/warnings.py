@@ -20,11 +20,14 @@ def configuration_warnings(
     """Yield a line for each, for the log at the start."""
     yield from _withheld(settings, environment)
     yield from _readable_credentials(settings)
+    if settings.audit_arguments and settings.audit_log is None:
+        yield "audit_arguments has no effect without --audit-log (bridge.audit_log)"
     # A server's own settings are warned of beside those of all servers.
     given = {"auth": settings.auth}
     given |= {f"mcpServers.{each.name}.auth": each.auth for each in settings.servers}
     for where, auth in given.items():
         if isinstance(auth, Mapping):
+            yield from _unknown_servers(where, read_auth(auth, where), settings)
             yield from authentication_warnings(where, read_auth(auth, where), settings.listen)
     for server in settings.servers:
         for name in server.pass_env:
@@ -64,6 +67,18 @@ def configuration_warnings(
             f" ({settings.session_limit}), so a warm process has to end for each other process;"
             " lower warm or raise --bridge-max-sessions"
         )
+
+
+def _unknown_servers(name: str, auth: Auth, settings: BridgeSettings) -> Iterator[str]:
+    """Yield a line for each token that is for a server that there is not."""
+    known = {each.name for each in settings.servers}
+    for token, given in auth.tokens.items():
+        for server in given.servers or ():
+            if server not in known:
+                yield (
+                    f"{name}.tokens.{token}.servers names {server!r}, which is not served; the"
+                    f" servers are {', '.join(sorted(known))}"
+                )
 
 
 def _readable_credentials(settings: BridgeSettings) -> Iterator[str]:

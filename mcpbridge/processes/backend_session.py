@@ -215,6 +215,12 @@ class BackendSession:
         return self.ident[:LABEL_CHARS]
 
     @property
+    def caller_name(self) -> str:
+        """The name of the identity that it works for; an empty string without one."""
+        # A key ends with a digest of the caller's variables, if there are any.
+        return self.owner.partition("\0")[0]
+
+    @property
     def stderr_label(self) -> str:
         """The label before its lines of stderr."""
         return self.label if self.announced else f"{self.label} (no client yet)"
@@ -250,6 +256,7 @@ class BackendSession:
         caller: Caller | None = None,
         caller_of: Callable[[bytes], Caller | None] | None = None,
         access: Access = ANYBODY,
+        owner: str = "",
         stderr_notifications: bool = False,
     ) -> None:
         """
@@ -259,9 +266,10 @@ class BackendSession:
         `forget` is called when it takes no more messages.  `sink` may follow
         with `connect`.  `caller` is its one client; `caller_of` tells which
         client a line of the backend is for, where it serves several.  `access` is
-        as what its one client was admitted.
+        as what its one client was admitted, and `owner` the key of the caller whose
+        requests it serves if there is no such client.
         """
-        self.owner, self.access_until = access.key, access.until
+        self.owner, self.access_until = owner or access.key, access.until
         self.forget = forget
         if sink is not None:
             self.sink = sink
@@ -275,7 +283,7 @@ class BackendSession:
             "session {label} of {server!r} opened{whom}",
             label=self.label,
             server=self.server,
-            whom=f" for {access.name}" if access.name else "",
+            whom=f" for {self.caller_name}" if self.caller_name else "",
         )
         for observer in self.observers:
             guarded(self.log, "an observer", observer.session_opened, self)

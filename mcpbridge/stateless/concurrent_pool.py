@@ -506,7 +506,12 @@ class ConcurrentPool(WorkerPool):
     ) -> ConcurrentWorker:
         """Do the same, but leave the worker out of the pool: no request gets it."""
         worker = ConcurrentWorker(session, identity, self._settings, self, self._known)
-        session.open(lambda _: self.worker_lost(worker), sink=worker, caller_of=worker.caller_of)
+        session.open(
+            lambda _: self.worker_lost(worker),
+            sink=worker,
+            caller_of=worker.caller_of,
+            owner=identity,
+        )
         await self._introduce(worker, patience)
         self._pool.backoff.succeeded()
         return worker

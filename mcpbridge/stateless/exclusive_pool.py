@@ -335,7 +335,12 @@ class ExclusivePool(WorkerPool):
         session.gone().addCallback(lambda _: hold.release())
         self._untouched[worker] = key.untouched(request.client_info)
         self._enter(worker, key)
-        session.open(lambda _: worker.leave(), sink=worker, caller_of=worker.caller_of)
+        session.open(
+            lambda _: worker.leave(),
+            sink=worker,
+            caller_of=worker.caller_of,
+            owner=key.identity,
+        )
         return worker
 
     def _enter(self, worker: ExclusiveWorker, key: GroupKey) -> ExclusiveGroup:

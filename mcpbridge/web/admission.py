@@ -90,6 +90,7 @@ class Admission:
             control, channel = self._control, request.channel
             return (
                 control is not None
+                and control.hides is not None
                 and channel is not None
                 and control.hides(name, end_of(channel.transport)[0])
             )

@@ -38,7 +38,15 @@ def error_body(request: Any, refusal: Refused) -> bytes:
     for name, value in refusal.headers():
         request.setHeader(name, value)
     request.setHeader(b"Content-Length", b"%d" % len(body))
-    return body
+    return without_body(request, body)
+
+
+def without_body(request: Any, body: bytes) -> bytes:
+    """
+    Return a body, or nothing for `HEAD`: Twisted would not write it, but write the whole
+    target of the request to the log, with a session id or a token in its query.
+    """
+    return b"" if request.method == b"HEAD" else body
 
 
 def accept(request: Any) -> None:

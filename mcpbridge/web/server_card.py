@@ -29,7 +29,7 @@ from mcpbridge.mcp.server_card import (
     server_card,
 )
 from mcpbridge.server import Server
-from mcpbridge.web.response import error_body
+from mcpbridge.web.response import error_body, without_body
 from mcpbridge.web.root import Branch
 
 #: The path of a server's card, below its base.
@@ -61,11 +61,14 @@ class ServerCards:
     ) -> None:
         #: Those of which anybody may know.  The card of another one is below its base, for
         #: those who may use it.
-        self._servers = [each for each in servers if each.is_open]
+        self._servers = [each for each in servers if each.is_open and not each.settings.env_from]
         self._is_proxy = is_proxy
 
     def card(self, request: Any, server: Server, mount: Sequence[bytes]) -> bytes:
         """Return the card of a server; `mount` is the bridge's path.  Raises `CardUnknown`."""
+        if server.settings.env_from:
+            # It would be made of what a process has said that has another caller's variables.
+            raise NotFound("a server with `env_from` has no card: each caller may see another one")
         origin, host = self._origin(request)
         made = _card(server.settings, server.era.known, origin, host, mount)
         if made is None:
@@ -159,7 +162,7 @@ def _document(request: Any, document: dict[str, Any], media_type: str, cache: by
     request.setHeader(b"Content-Type", media_type.encode("ascii"))
     request.setHeader(b"X-Content-Type-Options", b"nosniff")
     request.setHeader(b"Content-Length", b"%d" % len(body))
-    return body
+    return without_body(request, body)
 
 
 def allow_all(request: Any) -> None:

@@ -107,6 +107,8 @@ class TransportSecurity:
     def __init__(self, settings: BridgeSettings, clock: IReactorTime | None = None) -> None:
         self._log = None if clock is None else RateLimitedLogByCause(clock)
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
+        #: The host that the operator says clients use.
+        self._public = (settings.public_url or "").lower().partition("//")[2]
         self._origins = frozenset(origin.lower() for origin in settings.allowed_origins)
         self._headers = b", ".join(
             [_HEADERS, *(name.encode("ascii") for name in settings.allowed_headers)]
@@ -121,14 +123,20 @@ class TransportSecurity:
         return parts is not None and self._is_allowed(*parts, loopback)
 
     def _is_allowed(self, name: str, port: str, loopback: int | None) -> bool:
+        if self._is_named(name, port):
+            return True
         if self._hosts:
-            return self._is_named(name, port)
+            return False
         # A page of another site cannot have one of these names.
         return loopback is None or (name in LOOPBACK_NAMES and port in ("", str(loopback)))
 
     def _is_named(self, name: str, port: str) -> bool:
-        """Tell whether `allowed_hosts` has a name, with this port or without any."""
-        return name in self._hosts or f"{name}:{port}" in self._hosts
+        """
+        Tell whether `allowed_hosts` has a name, with this port or without any, or whether
+        it is that of `public_url`.
+        """
+        whole = f"{name}:{port}" if port else name
+        return name in self._hosts or whole in self._hosts or (name != "" and whole == self._public)
 
     def log_refusal(self, refusal: Refused) -> None:
         """Log a refused request, and the setting that would allow it."""

@@ -12,7 +12,7 @@ from twisted.web.resource import Resource
 
 from mcpbridge.errors import NotFound
 from mcpbridge.mcp.server_card import as_json
-from mcpbridge.web.response import error_body
+from mcpbridge.web.response import error_body, without_body
 from mcpbridge.web.root import Branch
 from mcpbridge.web.server_card import allow_all
 
@@ -47,4 +47,4 @@ class ResourceMetadata(Resource):
         request.setHeader(b"Content-Type", b"application/json")
         request.setHeader(b"X-Content-Type-Options", b"nosniff")
         request.setHeader(b"Content-Length", b"%d" % len(body))
-        return body
+        return without_body(request, body)

@@ -13,11 +13,20 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mcpbridge.auth.access import ANYBODY, Access
-from mcpbridge.auth.access_control import KNOWN_CALLERS, AccessControl
+from mcpbridge.auth.access_control import (
+    KNOWN_CALLERS,
+    KNOWN_ENVIRONMENTS,
+    SECRETS_SECONDS,
+    AccessControl,
+)
 from mcpbridge.auth.identity import Identity
+from mcpbridge.auth.issuer import KEYS_REFETCH_SECONDS
+from mcpbridge.auth.outbound import ANSWER_SECONDS
 from mcpbridge.auth.request import AuthenticationRequest
 from mcpbridge.auth.resource_metadata import ProtectedResource
 from mcpbridge.auth.scopes import ScopeRules
+from mcpbridge.auth.session_environment import SessionEnvironment
+from mcpbridge.config.env_from import EnvironmentRule
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import AUTHENTICATION_SECONDS, TOKEN_LEEWAY_SECONDS
 from mcpbridge.errors import (
@@ -493,6 +502,49 @@ def test_a_description_has_no_character_that_ends_it() -> None:
     assert re.fullmatch(rb"[ -~]*", challenge)
 
 
+# What is remembered of a caller.
+
+
+def with_variables(value: bytes) -> AuthenticationRequest:
+    fields = [(b"Authorization", b"Bearer x"), (b"X-Key", value)]
+    return AuthenticationRequest("s", b"POST", b"/mcp", fields)
+
+
+def world_with_variables() -> World:
+    rules = {"KEY": EnvironmentRule(header="X-Key")}
+    environment = SessionEnvironment(rules)
+    return World(identity(), environment=environment, decisive=("authorization", "x-key"))
+
+
+def test_variables_are_secrets_that_are_not_kept_for_long() -> None:
+    """`SECRETS_SECONDS`: then they are made anew."""
+    world = world_with_variables()
+    first = world.admit(with_variables(b"a"))
+    world.clock.advance(SECRETS_SECONDS - 1)
+    assert world.control.recall(with_variables(b"a")) is first
+    world.clock.advance(1)
+    assert world.control.recall(with_variables(b"a")) is None
+    assert world.admit(with_variables(b"a")).key == first.key
+
+
+def test_one_caller_with_many_values_fills_no_memory() -> None:
+    """`KNOWN_ENVIRONMENTS`; the one that was seen last is kept."""
+    world = world_with_variables()
+    kept = world.admit(with_variables(b"kept"))
+    for number in range(KNOWN_ENVIRONMENTS):
+        world.admit(with_variables(b"%d" % number))
+        assert world.control.recall(with_variables(b"kept")) is kept
+    assert len(world.control._known) == KNOWN_ENVIRONMENTS
+    assert world.control.recall(with_variables(b"0")) is None
+
+
+@pytest.mark.parametrize("issuer", ["", "a#b", "a\nb", "a\x00", " a"])
+def test_an_issuer_that_would_be_ambiguous(issuer: str) -> None:
+    world = World(Identity(issuer=issuer, subject="c"))
+    with pytest.raises(InvalidToken):
+        world.admit()
+
+
 # What takes long.
 
 
@@ -509,7 +561,11 @@ def test_an_authenticator_that_never_answers() -> None:
     [failure] = failures
     assert isinstance(failure.value, AuthenticationUnavailable)
     assert len(cancelled) == 1
-    assert "30 s" in str(failure.value)
+    assert f"{AUTHENTICATION_SECONDS:g} s" in str(failure.value)
+
+
+def test_keys_may_be_fetched_while_a_request_waits() -> None:
+    assert AUTHENTICATION_SECONDS > KEYS_REFETCH_SECONDS + ANSWER_SECONDS
 
 
 def test_no_timer_is_left_of_one_that_answers_in_time() -> None:

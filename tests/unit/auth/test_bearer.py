@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from zope.interface.verify import verifyObject
 
-from mcpbridge.auth.bearer import MAX_CREDENTIALS, bearer_token, check_credentials
+from mcpbridge.auth.bearer import (
+    MAX_CREDENTIALS,
+    NoOtherToken,
+    bearer_token,
+    check_credentials,
+)
 from mcpbridge.auth.request import AuthenticationRequest
-from mcpbridge.errors import MalformedCredentials
+from mcpbridge.errors import InvalidToken, MalformedCredentials
+from mcpbridge.interfaces import IAuthenticator
 
 
 def request(*values: bytes, uri: bytes = b"/mcp") -> AuthenticationRequest:
@@ -125,3 +133,14 @@ def test_a_token_is_read_from_nothing_but_one_bearer_value(value: bytes) -> None
         assert re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", token)
         assert text.strip(" \t").lower().startswith("bearer ")
         assert text.strip(" \t").endswith(token)
+
+
+def test_a_token_that_nobody_knows_is_not_passed_over() -> None:
+    """For the certificate of its connection, say."""
+    assert verifyObject(IAuthenticator, NoOtherToken())
+    with pytest.raises(InvalidToken):
+        NoOtherToken().authenticate(
+            AuthenticationRequest("s", b"GET", b"/", [(b"Authorization", b"Bearer x")])
+        )
+    without: Any = NoOtherToken()
+    assert without.authenticate(AuthenticationRequest("s", b"GET", b"/", [])) is None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mcpbridge.config.auth import Auth, merged, read_auth
+from mcpbridge.config.file import parse_config
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.config.warnings import configuration_warnings
 from mcpbridge.errors import SettingError
+from mcpbridge.web.request_parser import VARYING
 
 DIGEST = "a1" * 32
 
@@ -104,3 +109,52 @@ def test_settings_of_a_server_take_the_place_of_the_bridges() -> None:
     assert both == {"tokens": tokens, "scopes": "y"}
     assert read_auth(both).scopes == "y"
     assert Auth().scopes == {}
+
+
+def test_headers_that_may_differ_in_each_request_say_nothing_of_the_caller() -> None:
+    """The fast path takes heads that differ in `VARYING` alone for one."""
+    for name in (*VARYING, b"mcp-session-id", b"host", b"content-length"):
+        header = name.decode().title()
+        for key in ("header", "scopes_header"):
+            proxy = {"header": "X-User", "addresses": ["10.0.0.1"], key: header}
+            with pytest.raises(SettingError, match=f"auth.proxy.{key}: "):
+                read_auth({"proxy": proxy})
+        with pytest.raises(SettingError, match=r"env_from\.KEY\.header: "):
+            ServerSettings(command="cat", env_from={"KEY": {"header": header}})
+
+
+def test_files_of_a_configuration_are_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("x" * 40)
+    auth = {
+        "tokens": {"alice": {"file": "token"}, "bob": {"sha256": "0" * 64}},
+        "oauth": {
+            "issuer": "https://login.example.org",
+            "ca_file": "ca.pem",
+            "introspection": {"client_id": "b", "client_secret_file": "/run/secret"},
+        },
+    }
+    bridge = {"auth": auth, "public_url": "https://mcp.example.org"}
+    servers = {"a": {"command": "cat", "auth": {"tokens": {"carol": {"file": "../token"}}}}}
+    found = parse_config({"mcpServers": servers, "bridge": bridge}, str(tmp_path))
+    given: Any = found.auth
+    assert given["tokens"]["alice"]["file"] == str(tmp_path / "token")
+    assert given["oauth"]["ca_file"] == str(tmp_path / "ca.pem")
+    assert given["oauth"]["introspection"]["client_secret_file"] == "/run/secret"
+    own: Any = found.servers[0].auth
+    assert own["tokens"]["carol"]["file"] == str(tmp_path / "../token")
+
+
+def test_settings_that_identify_nobody() -> None:
+    with pytest.raises(SettingError, match="a way to tell who a caller is"):
+        BridgeSettings(servers=(ServerSettings(command="cat"),), auth={})
+
+
+def test_a_token_for_a_server_that_is_not_there_is_a_warning() -> None:
+    auth = {"tokens": {"alice": {"sha256": "0" * 64, "servers": ["filez"]}}}
+    settings = BridgeSettings(servers=(ServerSettings(command="cat", name="files"),), auth=auth)
+    [line] = [each for each in configuration_warnings(settings, {}) if "filez" in each]
+    assert line == (
+        "auth.tokens.alice.servers names 'filez', which is not served; the servers are files"
+    )
+    alone = BridgeSettings(servers=settings.servers, audit_arguments=True)
+    assert "no effect" in next(iter(configuration_warnings(alone, {})))

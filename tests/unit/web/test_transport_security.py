@@ -524,3 +524,20 @@ def test_refused_headers_cannot_forge_log_lines(log_lines: list[str]) -> None:
     (line,) = log_lines
     assert line.isprintable()
     assert len(line) < 400
+
+
+def test_the_host_of_the_public_url_is_allowed() -> None:
+    """It need not be named twice, and only that one is."""
+    for url, host, status in (
+        ("https://mcp.example.org", b"mcp.example.org", 200),
+        ("https://MCP.example.org:8443", b"mcp.example.org:8443", 200),
+        ("https://mcp.example.org:8443", b"mcp.example.org", 403),
+        ("https://mcp.example.org", b"other.example.org", 403),
+        ("https://mcp.example.org", b"", 403),
+        (None, b"", 403),
+    ):
+        security = TransportSecurity(BridgeSettings(public_url=url))
+        assert security.allows_host(host, 8808) is (status == 200), (url, host)
+        named = TransportSecurity(BridgeSettings(public_url=url, allowed_hosts=("a.example",)))
+        assert named.allows_host(host, None) is (status == 200)
+        assert named.allows_host(b"a.example", None)
