@@ -3,8 +3,13 @@ An authorization server, as the bridge asks it: its metadata, its keys, its view
 
 One `Issuer` is shared by all servers whose settings of `oauth` are equal.  What it was told
 is kept, and asked for again before it gets old.  While the issuer is away, keys that are
-known serve for another hour.  Nobody can make the bridge ask often: not with keys that do
-not exist, nor with tokens that do not.
+known serve for another hour.
+
+Nobody can make the bridge fetch keys often with keys that do not exist.  Opaque tokens that
+do not exist are asked about, each once in a while, since nothing else tells them from good
+ones: a few at a time.  One address takes only its share of that, and of the places to wait;
+many addresses together can take all of it, and then a token that is not known yet gets an
+`AuthenticationUnavailable`.
 
 Knows RFC 8414, OpenID Connect Discovery, RFC 7517 and RFC 7662; must not know HTTP, nor
 what a token must say.
@@ -15,13 +20,14 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from math import ceil, inf
 from typing import Any
 from urllib.parse import quote_plus, urlsplit
 
 import msgspec
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as Timeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -29,6 +35,8 @@ from twisted.python.failure import Failure
 
 from mcpbridge.auth.keys import Keys, VerificationKey, read_keys
 from mcpbridge.auth.outbound import Answer, Fetcher, OutboundError
+from mcpbridge.auth.question_queue import QuestionQueue
+from mcpbridge.auth.shared_places import SharedPlaces
 from mcpbridge.auth.shared_work import SharedWork
 from mcpbridge.config.auth import OAuth
 from mcpbridge.config.oauth import origin_of
@@ -48,9 +56,10 @@ KEYS_STALE_SECONDS = 3600.0
 KEYS_REFETCH_SECONDS = 30.0
 #: What has never succeeded is tried again after this time.
 RETRY_SECONDS = 5.0
-#: So many requests wait for keys at a time, and so many ids of keys that are not
-#: published are remembered until the next fetch.
+#: So many requests wait for keys at a time, so many of them of one address, and so many
+#: ids of keys that are not published are remembered until the next fetch.
 MAX_KEY_WAITERS = 1024
+MAX_KEY_WAITERS_OF_ADDRESS = 64
 MAX_MISSING_KIDS = 1024
 MAX_KID_CHARS = 256
 
@@ -63,9 +72,13 @@ INACTIVE_SECONDS = 10.0
 #: So many answers of either kind are kept, in all so many bytes of JSON.
 MAX_ANSWERS = 4096
 MAX_ANSWERS_BYTES = 16 * 1024 * 1024
-#: So many tokens are asked about at a time, so many wait for that, and how long.
+#: So many tokens are asked about at a time, and so many of them for one address.
 MAX_INTROSPECTIONS = 16
+MAX_INTROSPECTIONS_OF_ADDRESS = 4
+#: So many requests wait for an answer, and so many of them of one address.
 MAX_INTROSPECTION_WAITERS = 512
+MAX_INTROSPECTION_WAITERS_OF_ADDRESS = 64
+#: How long a token waits until it is asked about, and then for the answer.
 INTROSPECTION_SECONDS = 10.0
 
 _MAX_AGE = re.compile(r"(?:^|[\s,])max-age=(\d{1,9})(?:$|[\s,;])")
@@ -133,46 +146,52 @@ class Issuer:
         self._missing: set[str | None] = set()
         self._keys_work = SharedWork(self._fetch_keys)
         self._keys_timer = Timer(clock)
+        self._key_waiters = SharedPlaces(MAX_KEY_WAITERS, MAX_KEY_WAITERS_OF_ADDRESS)
 
         self._secret = secret
         # Apart, so that tokens that anybody makes up drop no answer about a good one.
         self._active, self._inactive = _Answers(), _Answers()
-        self._asking: dict[bytes, SharedWork[Any]] = {}
-        self._waiting = 0
-        self._slots = DeferredSemaphore(MAX_INTROSPECTIONS)
+        self._questions: QuestionQueue[Introspected] = QuestionQueue(
+            clock,
+            SharedPlaces(MAX_INTROSPECTION_WAITERS, MAX_INTROSPECTION_WAITERS_OF_ADDRESS),
+            SharedPlaces(MAX_INTROSPECTIONS, MAX_INTROSPECTIONS_OF_ADDRESS),
+            INTROSPECTION_SECONDS,
+        )
 
     def stop(self) -> None:
         """Give up what is being fetched, and whoever waits for it."""
         self._stopped = True
         self._failing = True
         self._keys_timer.stop()
-        for asking in tuple(self._asking.values()):
-            asking.stop(None)
+        self._questions.stop()
         self._keys_work.stop(None)
         self._metadata_work.stop(None)
 
     # Keys.
 
     def keys_for(
-        self, kid: str | None, algorithm: str
+        self, kid: str | None, algorithm: str, address: str | None = None
     ) -> tuple[VerificationKey, ...] | Deferred[tuple[VerificationKey, ...]]:
         """
         Return the keys that a token may be signed with, which are never none.
 
         Returns them at once if they are known, else a Deferred.  A key that is unknown is
         looked for when keys may be fetched again, and the request waits until then: the
-        issuer may have published it a moment ago.  Raises, or fails with, `InvalidToken`
-        if the issuer has no such key, `AuthenticationUnavailable` if it cannot be asked.
+        issuer may have published it a moment ago.  `address` is the one whose share of the
+        places to wait the request takes; None for none.
+
+        Raises, or fails with, `InvalidToken` if the issuer has no such key,
+        `AuthenticationUnavailable` if it cannot be asked, or too many wait.
         """
         now = self._clock.seconds()
         wait = self._next_fetch() - now
         if now >= self._usable_until:
             if self._failing and wait > 0:
                 raise _away(wait)
-            return self._after_fetch(kid, algorithm)
+            return self._after_fetch(kid, algorithm, address)
         if now >= self._fresh_until and not self._failing:
             # Most often they were fetched anew before, unless nobody has asked.
-            return self._after_fetch(kid, algorithm)
+            return self._after_fetch(kid, algorithm, address)
         if now >= self._refresh_at and wait <= 0:
             self._keys_work.run()
         found = self._keys.fitting(kid, algorithm)
@@ -183,7 +202,7 @@ class Issuer:
                 raise _away(wait)
             if kid in self._missing:
                 raise InvalidToken(_UNKNOWN_KEY)
-        return self._after_fetch(kid, algorithm)
+        return self._after_fetch(kid, algorithm, address)
 
     def _next_fetch(self) -> float:
         """Return when keys may be fetched again."""
@@ -191,12 +210,13 @@ class Issuer:
         return self._tried_at + (KEYS_REFETCH_SECONDS if known else RETRY_SECONDS)
 
     def _after_fetch(
-        self, kid: str | None, algorithm: str
+        self, kid: str | None, algorithm: str, address: str | None
     ) -> Deferred[tuple[VerificationKey, ...]]:
         """Fetch the keys when that is allowed, and then look again."""
-        if len(self._keys_work) >= MAX_KEY_WAITERS or self._stopped:
+        if self._stopped or not self._key_waiters.take(address):
             raise _away(RETRY_SECONDS)
         waiting = self._keys_work.wait()
+        waiting.addBoth(self._waited_for_keys, address)
         found = waiting.addCallback(lambda _: self._look_again(kid, algorithm))
         if not self._keys_work.is_running and not self._keys_timer.is_running:
             wait = self._next_fetch() - self._clock.seconds()
@@ -205,6 +225,11 @@ class Issuer:
             else:
                 self._keys_work.run()
         return found
+
+    def _waited_for_keys(self, result: Any, address: str | None) -> Any:
+        self._key_waiters.give_back(address)
+        # A failure if the request was cancelled.
+        return result
 
     def _look_again(self, kid: str | None, algorithm: str) -> tuple[VerificationKey, ...]:
         now = self._clock.seconds()
@@ -298,35 +323,25 @@ class Issuer:
 
     # Opaque tokens.
 
-    def introspect(self, token: str) -> Introspected | Deferred[Introspected]:
+    def introspect(
+        self, token: str, address: str | None = None
+    ) -> Introspected | Deferred[Introspected]:
         """
         Return what the issuer says of an opaque token: at once if that is known.
 
-        Raises, or fails with, `AuthenticationUnavailable` if it cannot be asked.
+        `address` is the one whose share of the questions this is; None for none.
+        Raises, or fails with, `AuthenticationUnavailable` if the issuer cannot be asked, or
+        too many wait.
         """
         digest = sha256(token.encode("utf-8")).digest()
         now = self._clock.seconds()
         known = self._active.get(digest, now) or self._inactive.get(digest, now)
         if known is not None:
             return known
-        if self._waiting >= MAX_INTROSPECTION_WAITERS or self._stopped:
+        waiting = self._questions.ask(digest, partial(self._ask, token, digest), address)
+        if waiting is None:
             raise _away(RETRY_SECONDS)
-        work = self._asking.get(digest)
-        if work is None:
-            work = SharedWork(lambda: self._ask(token, digest))
-            self._asking[digest] = work
-        self._waiting += 1
-        waiting = work.wait()
-        waiting.addBoth(self._waited)
-        work.run()
-        return waiting
-
-    def _waited(self, result: Any) -> Any:
-        self._waiting -= 1
-        if result is None:
-            raise _away(RETRY_SECONDS)
-        # A failure if the request was cancelled.
-        return result
+        return waiting.addCallback(_answered)
 
     def seconds_left(self, answer: Introspected) -> float:
         """Return how much longer an answer may be used."""
@@ -336,22 +351,17 @@ class Issuer:
         """Return a Deferred of the answer, or of None without one."""
         asking: Deferred[Any] = Deferred.fromCoroutine(self._read_answer(token, digest))
         asking.addTimeout(INTROSPECTION_SECONDS, self._clock)
-        return asking.addErrback(self._ask_failed).addBoth(self._asked, digest)
-
-    def _asked(self, result: Any, digest: bytes) -> Any:
-        self._asking.pop(digest, None)
-        return result
+        return asking.addErrback(self._ask_failed)
 
     async def _read_answer(self, token: str, digest: bytes) -> Introspected:
         settings = self.settings.introspection
         assert settings is not None, "opaque tokens are refused without it"
-        async with self._slots:
-            url = settings.endpoint or (await self._endpoint("introspection_endpoint"))
-            answer = await self._fetch(
-                url,
-                form={"token": token, "token_type_hint": "access_token"},
-                authorization=_basic(settings.client_id, self._secret),
-            )
+        url = settings.endpoint or (await self._endpoint("introspection_endpoint"))
+        answer = await self._fetch(
+            url,
+            form={"token": token, "token_type_hint": "access_token"},
+            authorization=_basic(settings.client_id, self._secret),
+        )
         content = _content(answer, url)
         try:
             claims = _answer_decoder.decode(content)
@@ -488,6 +498,12 @@ def _add_url(failure: Failure, url: str) -> Failure:
     if failure.check(OutboundError):
         return Failure(OutboundError(f"{url}: {failure.value}"))
     return failure
+
+
+def _answered(answer: Introspected | None) -> Introspected:
+    if answer is None:
+        raise _away(RETRY_SECONDS)
+    return answer
 
 
 def _away(seconds: float) -> AuthenticationUnavailable:

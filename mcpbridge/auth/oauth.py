@@ -67,21 +67,22 @@ class OAuthAuthenticator:
         token = bearer_token(request)
         if token is None:
             return None
+        share: str | None = getattr(request, "share", None)
         if is_signed(token):
-            return self._signed(read_signed(token, self._algorithms))
+            return self._signed(read_signed(token, self._algorithms), share)
         if not self._introspects:
             raise InvalidToken("the token is no JWT")
-        answer = self._issuer.introspect(token)
+        answer = self._issuer.introspect(token, share)
         if isinstance(answer, Deferred):
             return answer.addCallback(self._introspected)
         return self._introspected(answer)
 
-    def _signed(self, token: SignedToken) -> Identity | Deferred[Identity]:
+    def _signed(self, token: SignedToken, share: str | None) -> Identity | Deferred[Identity]:
         # What a token says against itself needs no signature.  So only one that could be
         # good makes the bridge ask for keys, and an expired one is refused while the issuer
         # is away.
         self._rules.check(token.claims, self._now())
-        keys = self._issuer.keys_for(token.kid, token.algorithm)
+        keys = self._issuer.keys_for(token.kid, token.algorithm, share)
         if isinstance(keys, Deferred):
             return keys.addCallback(partial(self._verified_late, token))
         return self._verified(token, keys)

@@ -25,7 +25,8 @@ class AuthenticationRequest:
 
     `fields` are the header fields as they came, names in any case.  `address` is the
     IP address of the other end of the connection, `unix` for a UNIX socket, or None;
-    `certificate` the client certificate that it has proven to hold, in DER.
+    `certificate` the client certificate that it has proven to hold, in DER.  `share` is the
+    address, also behind a proxy, whose share of what is waited for counts; None if none does.
     """
 
     def __init__(
@@ -36,12 +37,15 @@ class AuthenticationRequest:
         fields: Sequence[tuple[bytes, bytes]],
         address: str | None = None,
         certificate: bytes | None = None,
+        *,
+        share: str | None = None,
     ) -> None:
         self.server = server
         self.method = method.decode("latin-1")
         self.uri = uri.decode("latin-1")
         self.address = address
         self.certificate = certificate
+        self.share = share
         self._fields = fields
 
     def without(self, hides: Hides) -> AuthenticationRequest:
@@ -49,7 +53,7 @@ class AuthenticationRequest:
         fields = [field for field in self._fields if not hides(field[0], self.address)]
         method, uri = self.method.encode("latin-1"), self.uri.encode("latin-1")
         return AuthenticationRequest(
-            self.server, method, uri, fields, self.address, self.certificate
+            self.server, method, uri, fields, self.address, self.certificate, share=self.share
         )
 
     def values(self, name: str) -> list[str]:

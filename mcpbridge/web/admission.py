@@ -72,7 +72,12 @@ class Admission:
             for value in values
         ]
         asked = AuthenticationRequest(
-            self._server, request.method, request.uri, fields, *end_of(channel.transport)
+            self._server,
+            request.method,
+            request.uri,
+            fields,
+            *end_of(channel.transport),
+            share=None if self._delays is None else self._delays.share_of(request),
         )
         if self._delays is None:
             return self._control.admit(asked)

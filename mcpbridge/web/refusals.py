@@ -70,6 +70,10 @@ class Delays:
         self._clock = clock
         self._share_of = share_of
 
+    def share_of(self, request: Any) -> str | None:
+        """Return the address whose share counts for a request; None if none does."""
+        return self._share_of(request)
+
     def admitted(
         self, request: Any, admit: Callable[[], Access | Deferred[Access]]
     ) -> Access | Deferred[Access]:

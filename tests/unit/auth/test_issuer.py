@@ -21,8 +21,11 @@ from mcpbridge.auth.issuer import (
     KEYS_STALE_SECONDS,
     MAX_ANSWERS,
     MAX_INTROSPECTION_WAITERS,
+    MAX_INTROSPECTION_WAITERS_OF_ADDRESS,
     MAX_INTROSPECTIONS,
+    MAX_INTROSPECTIONS_OF_ADDRESS,
     MAX_KEY_WAITERS,
+    MAX_KEY_WAITERS_OF_ADDRESS,
     MAX_KEYS_SECONDS,
     MAX_KID_CHARS,
     METADATA_SECONDS,
@@ -58,10 +61,12 @@ class Asked:
         self.fetcher = FakeFetcher(published())
         self.issuer = Issuer(OAuth(issuer=ISSUER, **settings), self.clock, self.fetcher, "s/cr:t")
 
-    def ask(self, kid: str | None = "one", algorithm: str = "ES256") -> Any:
+    def ask(
+        self, kid: str | None = "one", algorithm: str = "ES256", address: str | None = None
+    ) -> Any:
         """Return the ids of keys, the error, or a list that will have one of them."""
         try:
-            found = self.issuer.keys_for(kid, algorithm)
+            found = self.issuer.keys_for(kid, algorithm, address)
         except (InvalidToken, AuthenticationUnavailable) as error:
             return type(error)
         if not isinstance(found, Deferred):
@@ -73,9 +78,9 @@ class Asked:
         )
         return results[0] if results else results
 
-    def introspect(self, token: str = "token") -> Any:
+    def introspect(self, token: str = "token", address: str | None = None) -> Any:
         try:
-            found = self.issuer.introspect(token)
+            found = self.issuer.introspect(token, address)
         except AuthenticationUnavailable as error:
             return type(error)
         if isinstance(found, Introspected):
@@ -408,6 +413,24 @@ def test_as_many_wait_for_keys_as_may() -> None:
     assert waiting == [[InvalidToken]] * MAX_KEY_WAITERS
 
 
+def test_unknown_keys_of_one_address_do_not_take_all_places() -> None:
+    asked = Asked()
+    asked.ask()
+    asked.fetcher.answers[JWKS] = {"keys": [jwk(kid="new")]}
+    made_up = [
+        asked.ask(f"unknown {number}", address="192.0.2.1")
+        for number in range(MAX_KEY_WAITERS_OF_ADDRESS)
+    ]
+    assert asked.ask("one more", address="192.0.2.1") is AuthenticationUnavailable
+    assert asked.ask("one", address="192.0.2.1") == ["one"]
+    good = asked.ask("new", address="192.0.2.2")
+    asked.clock.advance(KEYS_REFETCH_SECONDS)
+    assert good == [["new"]]
+    assert made_up == [[InvalidToken]] * MAX_KEY_WAITERS_OF_ADDRESS
+    assert len(asked.issuer._missing) == MAX_KEY_WAITERS_OF_ADDRESS
+    assert len(asked.issuer._key_waiters) == 0
+
+
 def test_only_so_many_missing_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_MISSING_KIDS", 2)
     asked = Asked()
@@ -428,7 +451,7 @@ def test_who_gives_up_does_not_wait() -> None:
     assert isinstance(waiting, Deferred)
     waiting.cancel()
     waiting.addErrback(lambda failure: failure.trap(CancelledError))
-    assert len(asked.issuer._keys_work) == 0
+    assert len(asked.issuer._keys_work) == len(asked.issuer._key_waiters) == 0
     asked.issuer.stop()
 
 
@@ -587,12 +610,36 @@ def test_tokens_that_are_made_up_drop_no_good_answer() -> None:
     assert len(asked.issuer._inactive._by_digest) == MAX_ANSWERS
 
 
-def test_a_request_that_is_cancelled_frees_its_place() -> None:
+def test_nothing_is_kept_of_requests_that_were_cancelled() -> None:
     asked = introspecting()
+    asked.introspect("another")
     asked.fetcher.held = True
-    waiting = asked.issuer.introspect("token")
-    assert isinstance(waiting, Deferred)
-    waiting.cancel()
-    waiting.addErrback(lambda failure: failure.trap(CancelledError))
-    assert asked.issuer._waiting == 0
+    for number in range(2 * MAX_INTROSPECTION_WAITERS):
+        waiting = asked.issuer.introspect(str(number))
+        assert isinstance(waiting, Deferred)
+        waiting.cancel()
+        waiting.addErrback(lambda failure: failure.trap(CancelledError))
+    # Those that are being asked about; the others will never be.
+    assert len(asked.issuer._questions) == MAX_INTROSPECTIONS
+    asked.fetcher.release()
+    assert len(asked.issuer._questions) == 0
+    assert asked.fetcher.count(INTROSPECTION) == 1 + MAX_INTROSPECTIONS
+    assert asked.clock.getDelayedCalls() == []
+
+
+def test_tokens_of_one_address_do_not_take_all_places() -> None:
+    asked = introspecting()
+    asked.introspect("another")
+    asked.fetcher.held = True
+    made_up = [
+        asked.introspect(f"made up {number}", "192.0.2.1")
+        for number in range(MAX_INTROSPECTION_WAITERS_OF_ADDRESS)
+    ]
+    assert asked.introspect("one more", "192.0.2.1") is AuthenticationUnavailable
+    assert asked.fetcher.count(INTROSPECTION) == 1 + MAX_INTROSPECTIONS_OF_ADDRESS
+    good = asked.introspect("good", "192.0.2.2")
+    assert asked.fetcher.count(INTROSPECTION) == 2 + MAX_INTROSPECTIONS_OF_ADDRESS
+    asked.fetcher.release()
+    assert good == [GOOD]
     asked.issuer.stop()
+    assert made_up[-1] == [AuthenticationUnavailable]

@@ -14,10 +14,12 @@ from twisted.web.test.requesthelper import DummyRequest
 
 from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.auth.access_control import AccessControl
+from mcpbridge.auth.failed_attempts import FailedAttempts
 from mcpbridge.auth.identity import Identity
 from mcpbridge.auth.scopes import ScopeRules
 from mcpbridge.errors import InvalidToken
 from mcpbridge.web.admission import Admission, AdmittedResource, end_of
+from mcpbridge.web.refusals import Delays
 
 ACCESS = Access(Identity(issuer="i", subject="alice"))
 
@@ -113,6 +115,15 @@ def test_access_control_sees_the_request() -> None:
     [seen] = recorder.requests
     assert (seen.server, seen.method, seen.uri, seen.address) == ("s", "PUT", "/x?y", "192.0.2.1")
     assert seen.values("x-a") == ["1", "2"]
+
+
+def test_authenticators_see_whose_share_a_request_takes() -> None:
+    recorder, clock = Recorder(), Clock()
+    control = AccessControl("s", [recorder], rules=ScopeRules(), decisive=None, clock=clock)
+    delays = Delays(FailedAttempts(clock), clock, lambda request: "203.0.113.9")
+    for each in (delays, None):
+        Admission("s", control, each).admit(Request())
+    assert [seen.share for seen in recorder.requests] == ["203.0.113.9", None]
 
 
 def test_what_the_fast_path_has_admitted_is_not_asked_about_again() -> None:
