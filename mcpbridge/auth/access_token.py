@@ -160,14 +160,19 @@ class TokenRules:
         _subject(_introspected_subject(claims))
         self._scopes(claims)
 
-    def identity(self, claims: Mapping[str, Any]) -> Identity:
-        """Return the identity of claims that `check` has passed, and whose source is proven."""
+    def identity(self, claims: Mapping[str, Any], until: float | None = None) -> Identity:
+        """
+        Return the identity of claims that `check` has passed, and whose source is proven.
+
+        That has to be proven again `until` then; None for never.
+        """
         return Identity(
             issuer=self._issuer,
             subject=_subject(claims.get("sub")),
             scopes=self._scopes(claims),
             claims=MappingProxyType(dict(claims)),
             expires_at=_time(claims, "exp"),
+            recheck_at=until,
         )
 
     def introspected_identity(self, claims: Mapping[str, Any], until: float) -> Identity:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from twisted.logger import Logger
@@ -56,6 +57,8 @@ class AccessControls:
         self._reactor = reactor
         #: What is asked about tokens, by its settings.
         self._issuers: dict[OAuth, Issuer] = {}
+        #: The access controls that remember what each issuer's keys have verified.
+        self._controls_of: dict[OAuth, list[AccessControl]] = {}
         self._load = load
         self._authenticator = authenticator
         #: The metadata of all servers, by the path of what it is about.
@@ -77,7 +80,7 @@ class AccessControls:
         self.documents.update(resource.documents())
         own = self._own(auth, server)
         authenticators, decisive, hides = self._built_in(auth, resource)
-        return AccessControl(
+        control = AccessControl(
             server.name,
             [*own, *authenticators],
             rules=rules,
@@ -87,6 +90,9 @@ class AccessControls:
             environment=_environment(server, authorization=bool(own) or AUTHORIZATION in decisive),
             clock=self._reactor,
         )
+        if auth.oauth is not None:
+            self._controls_of.setdefault(auth.oauth, []).append(control)
+        return control
 
     def _without_identities(self, server: ServerSettings) -> AccessControl | None:
         """Return what admits everybody; None unless callers give variables to processes."""
@@ -119,11 +125,18 @@ class AccessControls:
         now: float = self._reactor.seconds()
         return now
 
+    def _forget(self, settings: OAuth) -> None:
+        """Verify all tokens of an issuer anew: it has withdrawn a key."""
+        for control in self._controls_of.get(settings, ()):
+            control.forget()
+
     def _oauth(self, settings: OAuth, resource: ProtectedResource) -> OAuthAuthenticator:
         """Return the authenticator of one server; servers with equal settings share its issuer."""
         issuer = self._issuers.get(settings)
         if issuer is None:
-            issuer = self._issuers[settings] = make_issuer(settings, self._reactor)
+            issuer = self._issuers[settings] = make_issuer(
+                settings, self._reactor, withdrawn=partial(self._forget, settings)
+            )
         return OAuthAuthenticator(settings, resource.audience, issuer, self._now)
 
     def _built_in(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import sha256
 from math import ceil, inf
@@ -121,16 +121,23 @@ class Issuer:
     The issuer of tokens of some settings.
 
     `client` fetches; `secret` is that of the client as which the bridge introspects.
+    `withdrawn` is called when the issuer no longer publishes a key that it has published.
     """
 
     log = Logger()
 
     def __init__(
-        self, settings: OAuth, clock: IReactorTime, client: Fetcher, secret: str = ""
+        self,
+        settings: OAuth,
+        clock: IReactorTime,
+        client: Fetcher,
+        secret: str = "",
+        withdrawn: Callable[[], object] = lambda: None,
     ) -> None:
         self.settings = settings
         self._clock = clock
         self._client = client
+        self._withdrawn = withdrawn
         self._trusted = frozenset(map(origin_of, _configured_urls(settings)))
         self._log = RateLimitedLog(clock)
         self._stopped = False
@@ -263,12 +270,14 @@ class Issuer:
             )
         now = self._clock.seconds()
         lifetime = _lifetime(answer.cache_control)
-        self._keys = keys
+        former, self._keys = self._keys, keys
         self._refresh_at = now + KEYS_REFRESH_SHARE * lifetime
         self._fresh_until = now + lifetime
         self._usable_until = self._fresh_until + KEYS_STALE_SECONDS
         self._failing = False
         self._missing.clear()
+        if keys.lacks_any_of(former):
+            self._withdrawn()
 
     def _keys_failed(self, failure: Failure) -> None:
         self._failing = True

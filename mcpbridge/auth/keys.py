@@ -30,11 +30,15 @@ _NEW_NAMES = {"EdDSA": "Ed25519"}
 class VerificationKey:
     """A public key, and the algorithms that it may verify."""
 
-    __slots__ = ("_key", "_models", "algorithms", "kid")
+    __slots__ = ("_key", "_models", "algorithms", "kid", "published")
 
-    def __init__(self, kid: str | None, key: Any, models: Mapping[str, Any]) -> None:
+    def __init__(
+        self, kid: str | None, key: Any, models: Mapping[str, Any], public: Mapping[str, str]
+    ) -> None:
         self.kid = kid
         self.algorithms = frozenset(models)
+        #: All that tells whether another one verifies the same tokens.
+        self.published = (kid, self.algorithms, frozenset(public.items()))
         self._key = key
         self._models = models
 
@@ -66,6 +70,11 @@ class Keys:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def lacks_any_of(self, former: Keys) -> bool:
+        """Tell whether a token that one of the former keys verifies may have none here."""
+        published = {key.published for key in self._keys}
+        return any(key.published not in published for key in former._keys)
 
     def fitting(self, kid: str | None, algorithm: str) -> tuple[VerificationKey, ...]:
         """
@@ -147,7 +156,7 @@ def _import(
         # A point that is not on its curve, a number that is none: cryptography and joserfc
         # have several errors for those, and one broken key must not hide the others.
         return None
-    return VerificationKey(kid, key, models)
+    return VerificationKey(kid, key, models, public)
 
 
 def _bits(number: str) -> int:

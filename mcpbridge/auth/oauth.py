@@ -32,6 +32,10 @@ from mcpbridge.config.tuning import SECRET_FILE_BYTES
 from mcpbridge.errors import Described, InvalidToken, SettingError
 from mcpbridge.interfaces import IAuthenticator
 
+#: How long a signature that was verified counts.  Then it is verified again, so that keys
+#: are fetched, and a withdrawn one noticed, also where no new token comes.
+VERIFIED_SECONDS = 300.0
+
 
 @implementer(IAuthenticator)
 class OAuthAuthenticator:
@@ -94,7 +98,7 @@ class OAuthAuthenticator:
 
     def _verified(self, token: SignedToken, keys: tuple[VerificationKey, ...]) -> Identity:
         if any(key.verifies(token.algorithm, token.signed, token.signature) for key in keys):
-            return self._rules.identity(token.claims)
+            return self._rules.identity(token.claims, self._now() + VERIFIED_SECONDS)
         raise InvalidToken("the signature of the token is wrong")
 
     def _introspected(self, answer: Introspected) -> Identity:
@@ -107,9 +111,15 @@ class OAuthAuthenticator:
         )
 
 
-def make_issuer(settings: OAuth, reactor: Any, name: str = "auth.oauth") -> Issuer:
+def make_issuer(
+    settings: OAuth,
+    reactor: Any,
+    name: str = "auth.oauth",
+    withdrawn: Callable[[], object] = lambda: None,
+) -> Issuer:
     """
-    Return the issuer of some settings, with the client that asks it.
+    Return the issuer of some settings, with the client that asks it; it calls `withdrawn`
+    when it no longer publishes a key.
 
     Reads the files that they name.  Raises `SettingError` without the extra `auth`, and for
     a file that cannot be used; no error shows what is in one.
@@ -131,7 +141,7 @@ def make_issuer(settings: OAuth, reactor: Any, name: str = "auth.oauth") -> Issu
     except ValueError as error:
         expected = "a file with certificates in PEM"
         raise SettingError(f"{name}.ca_file", expected, Described(str(error))) from None
-    return Issuer(settings, reactor, client, secret)
+    return Issuer(settings, reactor, client, secret, withdrawn)
 
 
 def _read(path: str, label: str, content: str) -> bytes:

@@ -8,13 +8,33 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
+from mcpbridge.auth import factory as module
 from mcpbridge.auth.access import Access
 from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.auth.factory import AccessControls
 from mcpbridge.auth.identity import Identity
+from mcpbridge.auth.issuer import (
+    KEYS_REFETCH_SECONDS,
+    KEYS_REFRESH_SHARE,
+    KEYS_SECONDS,
+    Issuer,
+)
+from mcpbridge.auth.oauth import VERIFIED_SECONDS
 from mcpbridge.auth.request import AuthenticationRequest
+from mcpbridge.config.auth import OAuth
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.errors import Forbidden, InvalidToken, SettingError, Unauthorized
+from tests.tokens import (
+    AUDIENCE,
+    ISSUER,
+    NOW,
+    FakeFetcher,
+    bearer,
+    claims,
+    jwk,
+    published,
+    signed,
+)
 
 
 def digest(token: str) -> dict[str, Any]:
@@ -124,3 +144,65 @@ def test_scopes_and_what_they_include() -> None:
 def test_settings_that_identify_nobody_are_refused(auth: Any) -> None:
     with pytest.raises(SettingError, match="a way to tell who a caller is"):
         controls({"a": auth})
+
+
+def test_a_withdrawn_key_is_forgotten_by_all_servers_that_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    clock.advance(NOW)
+    fetcher = FakeFetcher(published())
+
+    def make(settings: OAuth, reactor: Any, **more: Any) -> Issuer:
+        return Issuer(settings, reactor, fetcher, **more)
+
+    monkeypatch.setattr(module, "make_issuer", make)
+    servers = tuple(
+        ServerSettings(command="x", name=name, base_uri=f"/{name}") for name in ("a", "b")
+    )
+    settings = BridgeSettings(
+        servers=servers,
+        public_url="https://mcp.example.org",
+        auth={"oauth": {"issuer": ISSUER, "audience": [AUDIENCE]}},
+    )
+    factory = AccessControls(settings, clock, lambda name, _: Fixed(name))
+    token = signed(claims(exp=int(NOW) + 10_000))
+
+    def outcomes() -> list[str]:
+        """Return as whom the token is admitted at each server, or why not."""
+        found: list[Any] = []
+        for control in found_controls:
+            try:
+                admitted = control.admit(bearer(token))
+            except InvalidToken as error:
+                found.append(type(error).__name__)
+                continue
+            if isinstance(admitted, Access):
+                found.append(admitted.name)
+            else:
+                admitted.addCallbacks(
+                    lambda access: found.append(access.name),
+                    lambda failure: found.append(type(failure.value).__name__),
+                )
+        return found
+
+    found_controls = [control for each in servers if (control := factory.of(each)) is not None]
+    assert outcomes() == [f"{ISSUER}#alice"] * 2
+    fetcher.answers.update(published(jwk(kid="two")))
+    # Nobody comes with another token: they are fetched when the known one is verified again.
+    clock.advance(VERIFIED_SECONDS)
+    assert outcomes() == ["InvalidToken"] * 2
+    fetcher.answers.update(published())
+    clock.advance(KEYS_REFETCH_SECONDS)
+    assert outcomes() == [f"{ISSUER}#alice"] * 2
+    fetcher.answers.update(published(jwk(kid="two")))
+    clock.advance(KEYS_SECONDS * KEYS_REFRESH_SHARE)
+    # Other requests have the keys fetched while the token is remembered.
+    assert outcomes() == [f"{ISSUER}#alice"] * 2
+    assert isinstance(found_controls[0].admit(bearer(signed(kid="two"))), Access)
+    late = outcomes()
+    assert late == []
+    # As with any key that is not known, the issuer is asked once more.
+    clock.advance(KEYS_REFETCH_SECONDS)
+    assert late == ["InvalidToken"] * 2
+    factory.stop()

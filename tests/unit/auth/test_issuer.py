@@ -59,7 +59,14 @@ class Asked:
         self.clock = Clock()
         self.clock.advance(1_000_000)
         self.fetcher = FakeFetcher(published())
-        self.issuer = Issuer(OAuth(issuer=ISSUER, **settings), self.clock, self.fetcher, "s/cr:t")
+        #: How often keys were withdrawn.
+        self.withdrawn = 0
+        self.issuer = Issuer(
+            OAuth(issuer=ISSUER, **settings), self.clock, self.fetcher, "s/cr:t", self._withdraw
+        )
+
+    def _withdraw(self) -> None:
+        self.withdrawn += 1
 
     def ask(
         self, kid: str | None = "one", algorithm: str = "ES256", address: str | None = None
@@ -374,6 +381,36 @@ def test_a_key_that_was_looked_for_in_vain_may_be_published_later() -> None:
     waiting = asked.ask("next")
     asked.clock.advance(KEYS_REFETCH_SECONDS)
     assert waiting == [["next"]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "withdrawn"),
+    [
+        ([jwk()], 0),
+        ([jwk(kid="two"), jwk()], 0),
+        ([jwk(kid="two")], 1),
+        ([], 1),
+        # Another key of the same id, and the same key for other signatures.
+        ([{**jwk(kid="two"), "kid": "one"}], 1),
+        ([{**jwk(), "use": "enc"}], 1),
+    ],
+)
+def test_a_key_that_is_withdrawn(keys: list[Any], withdrawn: int) -> None:
+    asked = Asked()
+    asked.ask()
+    asked.clock.advance(KEYS_SECONDS)
+    asked.fetcher.answers[JWKS] = {"keys": keys}
+    asked.ask()
+    assert (asked.fetches, asked.withdrawn) == (2, withdrawn)
+
+
+def test_an_issuer_that_is_away_withdraws_nothing() -> None:
+    asked = Asked()
+    asked.ask()
+    asked.fetcher.answers[JWKS] = away()
+    asked.clock.advance(KEYS_SECONDS)
+    asked.ask()
+    assert (asked.fetches, asked.withdrawn) == (2, 0)
 
 
 def test_an_issuer_may_move_its_keys() -> None:

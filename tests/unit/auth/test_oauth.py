@@ -19,7 +19,7 @@ from zope.interface.verify import verifyObject
 from mcpbridge.auth.access_token import MAX_TOKEN_BYTES
 from mcpbridge.auth.identity import Identity, name_of
 from mcpbridge.auth.issuer import ACTIVE_SECONDS, KEYS_REFETCH_SECONDS, Issuer
-from mcpbridge.auth.oauth import OAuthAuthenticator, make_issuer
+from mcpbridge.auth.oauth import VERIFIED_SECONDS, OAuthAuthenticator, make_issuer
 from mcpbridge.config.auth import Introspection, OAuth
 from mcpbridge.config.tuning import SECRET_FILE_BYTES, TOKEN_LEEWAY_SECONDS
 from mcpbridge.errors import AuthenticationUnavailable, InvalidToken, SettingError
@@ -89,7 +89,7 @@ def test_it_is_an_authenticator() -> None:
     assert verifyObject(IIdentity, identity)
     assert name_of(identity) == f"{ISSUER}#alice"
     assert identity.scopes == {"files:read", "files:write"}
-    assert (identity.expires_at, identity.recheck_at) == (NOW + 600, None)
+    assert (identity.expires_at, identity.recheck_at) == (NOW + 600, NOW + VERIFIED_SECONDS)
     assert dict(identity.claims) == claims()
 
 

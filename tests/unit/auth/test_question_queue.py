@@ -36,7 +36,8 @@ class Asked:
             self.cancelled.append(key)
             work.callback(None)
 
-        self.open[key] = work = Deferred(cancel)
+        work: Deferred[str | None] = Deferred(cancel)
+        self.open[key] = work
         return work
 
     def answer(self, key: str) -> None:
