@@ -40,6 +40,10 @@ KNOWN_CALLERS = 4096
 KNOWN_ENVIRONMENTS = 256
 SECRETS_SECONDS = 60.0
 
+#: How long a stream or a session goes on without a new request after its caller would have
+#: to be asked about again: its token may have been revoked.
+UNCHECKED_SECONDS = 3600.0
+
 #: Characters of an `error_description` (RFC 6750, section 3).
 _DESCRIPTION = frozenset(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
 
@@ -225,6 +229,8 @@ class AccessControl:
         if not until > self._clock.seconds():
             raise InvalidToken("the credentials have expired")
         recheck = getattr(identity, "recheck_at", None)
+        if recheck is not None:
+            until = min(until, recheck + UNCHECKED_SECONDS)
         access = Access(
             identity,
             scopes=self.rules.granted(() if identity is None else identity.scopes),

@@ -17,6 +17,7 @@ from mcpbridge.auth.access_control import (
     KNOWN_CALLERS,
     KNOWN_ENVIRONMENTS,
     SECRETS_SECONDS,
+    UNCHECKED_SECONDS,
     AccessControl,
 )
 from mcpbridge.auth.identity import Identity
@@ -215,7 +216,8 @@ def test_a_deferred_is_cancelled_with_what_waits_for_it() -> None:
         (1100.0, None, 1100 + TOKEN_LEEWAY_SECONDS, 1100 + TOKEN_LEEWAY_SECONDS),
         (1100.0, 1050.0, 1100 + TOKEN_LEEWAY_SECONDS, 1050.0),
         (1100.0, 2000.0, 1100 + TOKEN_LEEWAY_SECONDS, 1100 + TOKEN_LEEWAY_SECONDS),
-        (None, 1050.0, inf, 1050.0),
+        (None, 1050.0, 1050 + UNCHECKED_SECONDS, 1050.0),
+        (9000.0, 1050.0, 1050 + UNCHECKED_SECONDS, 1050.0),
         (NOW - TOKEN_LEEWAY_SECONDS + 1, None, NOW + 1, NOW + 1),
     ],
 )

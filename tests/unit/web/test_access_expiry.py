@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from zope.interface import implementer
 
-from mcpbridge.auth.access_control import AccessControl
+from mcpbridge.auth.access_control import UNCHECKED_SECONDS, AccessControl
 from mcpbridge.auth.identity import Identity
 from mcpbridge.auth.scopes import ScopeRules
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
@@ -301,6 +301,40 @@ def test_a_get_stream_ends_with_its_access_but_not_its_session(fast_path: bool) 
     # With a new token the client goes on.
     again = world.connect().get("/mcp", "long", ident)
     assert (again.status, again.is_complete()) == (200, False)
+
+
+@both
+def test_a_stream_of_an_identity_that_is_not_asked_about_again_ends(fast_path: bool) -> None:
+    """Its token has no expiry, and may have been revoked."""
+    world = World(fast_path=fast_path)
+
+    def lately() -> Identity:
+        return identity(None, recheck_at=world.clock.seconds() + 60)
+
+    world.authenticator.tokens["opaque"] = lately
+    ident = world.open_session("opaque")
+    stream = world.connect().get("/mcp", "opaque", ident)
+    world.until(NOW + UNCHECKED_SECONDS)
+    assert not stream.is_complete()
+    # Each request asks about it again, and prolongs the session.
+    assert world.connect().post(b'{"jsonrpc":"2.0","method":"n"}', "opaque", ident).status == 202
+    world.until(NOW + 2 * UNCHECKED_SECONDS)
+    assert not stream.is_complete()
+    world.until(NOW + 2 * UNCHECKED_SECONDS + 61)
+    assert stream.is_complete()
+    again = world.connect().get("/mcp", "opaque", ident)
+    assert (again.status, again.is_complete()) == (200, False)
+
+
+def test_a_subscription_of_such_an_identity_ends() -> None:
+    world = World(kind=Talker)
+    world.authenticator.tokens["opaque"] = identity(None, recheck_at=NOW + 60)
+    stream = world.connect().post(LISTEN, "opaque")
+    assert stream.status == 200
+    world.until(NOW + 60 + UNCHECKED_SECONDS - 1)
+    assert not stream.is_complete()
+    world.until(NOW + 60 + UNCHECKED_SECONDS + 1)
+    assert stream.is_complete()
 
 
 @both
