@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableDescriptor, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -46,6 +47,9 @@ from mcpbridge.web.tcp import has_left
 from mcpbridge.web.transport_security import loopback_port
 from mcpbridge.web.watched_connection import CONNECTION_DONE, WatchedConnection
 
+#: Returns the refusal of a request by its head, at once or later; see `FastPath.refuse_sender`.
+RefuseSender = Callable[[Head, EndOf, str | None], Refused | Deferred[Refused | None] | None]
+
 
 class ConnectionSite(Protocol):
     """The part of `BridgeSite` that a connection uses."""
@@ -59,7 +63,7 @@ class ConnectionSite(Protocol):
     fast_path: Any
     access_log: AccessLog | None
     is_costly: Callable[[Head], bool]
-    refuse_sender: Callable[[Head, EndOf], Refused | None]
+    refuse_sender: RefuseSender
     max_body: int
     peer_timeout: float
     min_transfer_rate: int
@@ -129,6 +133,8 @@ class BridgeConnection(WatchedConnection):
     _admitted = True
     #: Whether reading is paused because too much is pipelined.
     _reading_paused = False
+    #: Has whether the sender of a large body is refused, while that is being found out.
+    _sender_check: Deferred[None] | None = None
     _departure_check: Timer | None = None
     #: Aborts the connection if it does not close in time.
     _closing: Timer | None = None
@@ -161,6 +167,7 @@ class BridgeConnection(WatchedConnection):
         self._set_deadline(None)
         self._stop_idle_check()
         self._drop_unserved()
+        self._stop_sender_check()
         self.site.turns.leave(self)
         for timer in (self._departure_check, self._closing):
             if timer is not None:
@@ -386,13 +393,40 @@ class BridgeConnection(WatchedConnection):
         expected = receiving.arrived if length is None else int(length)
         if expected > LARGE_BYTES and not receiving.sender_checked:
             receiving.sender_checked = True
-            refusal = self.site.refuse_sender(receiving.head, self.end)
+            refusal = self._refuse_sender(receiving)
             if refusal is not None:
                 parser.refuse(refusal)
+            if parser.receiving is not receiving:
                 return
         size = receiving.arrived - receiving.counted
         if size and not self.count_body(receiving, size):
             parser.refuse(self.site.budget.refusal(size))
+
+    def _refuse_sender(self, receiving: ReceivedRequest) -> Refused | None:
+        """Return the refusal of the sender of a body; None if there is none, or not yet."""
+        share = self.address_of(receiving)
+        found = self.site.refuse_sender(receiving.head, self.end, share)
+        if not isinstance(found, Deferred):
+            return found
+        # Of the request before this one, if its body came sooner than the answer.
+        self._stop_sender_check()
+        checked = found.addCallback(self._sender_checked, receiving)
+        checked.addErrback(lambda failure: self.log.failure("refusing a sender failed", failure))
+        if not checked.called:
+            self._sender_check = checked
+        return None
+
+    def _sender_checked(self, refusal: Refused | None, receiving: ReceivedRequest) -> None:
+        self._sender_check = None
+        parser = self._parser
+        if refusal is not None and parser is not None and parser.receiving is receiving:
+            parser.refuse(refusal)
+            self._go_on()
+
+    def _stop_sender_check(self) -> None:
+        check, self._sender_check = self._sender_check, None
+        if check is not None:
+            check.cancel()
 
     def end(self) -> tuple[str | None, bytes | None]:
         """Return the address of the other end, and its client certificate."""

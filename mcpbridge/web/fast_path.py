@@ -129,6 +129,11 @@ _ACCEPTED = {b"application/json", b"text/event-stream"}
 NOT_YET = Access(until=-inf, fresh_until=-inf)
 
 
+def _refusal_of(failure: Failure) -> Refused | None:
+    """Return the refusal; None for a defect, which is reported when it is asked about again."""
+    return failure.value if isinstance(failure.value, Refused) else None
+
+
 def _no_end() -> tuple[str | None, bytes | None]:
     return None, None
 
@@ -320,12 +325,16 @@ class FastPath:
         request = AuthenticationRequest(name, head.method, head.target, head.fields, *end())
         return control.recall(request) or NOT_YET
 
-    def refuse_sender(self, head: Head, end: EndOf) -> Refused | None:
+    def refuse_sender(
+        self, head: Head, end: EndOf, share: str | None = None
+    ) -> Refused | Deferred[Refused | None] | None:
         """
         Return the refusal of a request whose body is large, and still arriving; None if its
-        client may go on, or if that cannot be told at once.
+        client may go on.  A Deferred of that, which does not fail, if somebody has to be
+        asked who it is; `share` is the address whose share that takes.
 
-        So nobody without credentials can fill the memory for bodies.
+        So nobody without credentials can fill the memory for bodies, except for as long as
+        it takes to find out that they are wrong.
         """
         path = unquote_to_bytes(head.target.partition(b"?")[0])
         server = self._servers.get(path, (None, False))[0] or self._streams.get(path)
@@ -334,7 +343,9 @@ class FastPath:
         if server.access_control is None:
             return None
         name = server.settings.name
-        request = AuthenticationRequest(name, head.method, head.target, head.fields, *end())
+        request = AuthenticationRequest(
+            name, head.method, head.target, head.fields, *end(), share=share
+        )
         try:
             waiting = server.access_control.admit(request)
         except Refused as refusal:
@@ -344,7 +355,7 @@ class FastPath:
             return None
         if isinstance(waiting, Deferred):
             # Asked once more when all of it is there, and then most likely known.
-            waiting.addErrback(lambda failure: None)
+            return waiting.addCallbacks(lambda access: None, _refusal_of)
         return None
 
     def _fields(self, head: Head, loopback: int | None) -> dict[bytes, bytes] | None:

@@ -26,10 +26,9 @@ from mcpbridge.processes.address_shares import Shares
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.timers import Timer
 from mcpbridge.web.access_log import AccessLog, LoggedRequest
-from mcpbridge.web.admission import EndOf
 from mcpbridge.web.bounded_request import BodyBudget, BridgeRequest
 from mcpbridge.web.client_addresses import ClientAddresses
-from mcpbridge.web.connection import BridgeConnection
+from mcpbridge.web.connection import BridgeConnection, RefuseSender
 from mcpbridge.web.connection_limits import Connections
 from mcpbridge.web.fair_turns import FairTurns
 from mcpbridge.web.fast_connection import FastConnection
@@ -63,7 +62,7 @@ class BridgeSite(Site):
         responses: ResponseBudget | None = None,
         *,
         is_costly: Callable[[Head], bool] = lambda head: True,
-        refuse_sender: Callable[[Head, EndOf], Refused | None] = lambda head, end: None,
+        refuse_sender: RefuseSender = lambda head, end, share: None,
         pacer: Pacer | None = None,
         freed: Callable[[], None] = lambda: None,
         seconds: Callable[[], float] = perf_counter,

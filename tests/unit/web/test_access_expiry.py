@@ -27,6 +27,7 @@ from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.testing import CLEANLY, FakeBackend
 from mcpbridge.web.access_expiry import EXPIRED, AccessExpiry
+from mcpbridge.web.client_addresses import Peer
 from mcpbridge.web.fast_path import FastPath
 from mcpbridge.web.root import Branch, SecuredResource
 from mcpbridge.web.routes import Routes
@@ -647,6 +648,106 @@ def test_a_large_body_is_not_received_from_one_who_is_refused(
             world.clock.pump([0.01] * 50)
     assert connection.statuses == [status]
     assert world.site.budget.used == 0
+
+
+@both
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(InvalidToken("no"), 401), (Forbidden("no"), 403), (AuthenticationUnavailable("later"), 503)],
+)
+def test_a_large_body_is_received_only_until_its_sender_is_refused(
+    fast_path: bool, error: Exception, status: int
+) -> None:
+    world = World(fast_path=fast_path, remembers=False)
+    found = waiting(world)
+    connection = world.connect()
+    connection.send("POST /mcp", "slow", None, f"Content-Length: {10 * LARGE_BYTES}")
+    connection.channel.dataReceived(b" " * LARGE_BYTES)
+    assert connection.text == b""
+    assert world.site.budget.used > 0
+    # Asked once more by the resource, which answers.
+    world.authenticator.tokens["slow"] = error
+    found.errback(error)
+    assert connection.statuses == [status]
+    assert world.site.budget.used == 0
+    # Nothing that follows is received, or answered.
+    connection.channel.dataReceived(b" " * LARGE_BYTES)
+    assert (connection.statuses, world.site.budget.used) == ([status], 0)
+    assert world.authenticator.asked == 2
+    connection.leave()
+
+
+@both
+def test_a_large_body_is_received_from_one_who_is_admitted_later(fast_path: bool) -> None:
+    world = World(fast_path=fast_path, remembers=False)
+    found = waiting(world)
+    body = b" " * (2 * LARGE_BYTES) + INITIALIZE
+    connection = world.connect()
+    length = f"Content-Length: {len(body)}"
+    connection.send("POST /mcp", "slow", None, length, "Content-Type: application/json")
+    connection.channel.dataReceived(body[:LARGE_BYTES])
+    found.callback(identity(SHORT))
+    world.authenticator.tokens["slow"] = identity(SHORT)
+    connection.channel.dataReceived(body[LARGE_BYTES:])
+    world.clock.pump([0.01] * 50)
+    assert connection.statuses == [200]
+
+
+@both
+def test_a_large_body_that_comes_sooner_than_the_answer_is_answered_once(fast_path: bool) -> None:
+    world = World(fast_path=fast_path, remembers=False)
+    asked: list[Deferred[Any]] = []
+    cancelled: list[Deferred[Any]] = []
+
+    def ask() -> Deferred[Any]:
+        asked.append(Deferred(cancelled.append))
+        return asked[-1]
+
+    world.authenticator.tokens["slow"] = ask
+    body = b" " * (2 * LARGE_BYTES) + INITIALIZE
+    connection = world.connect()
+    connection.send("POST /mcp", "slow", None, f"Content-Length: {len(body)}")
+    connection.channel.dataReceived(body)
+    world.clock.pump([0.01] * 50)
+    assert len(asked) == 2
+    asked[1].errback(InvalidToken("no"))
+    assert (connection.statuses, cancelled) == ([401], [])
+    # The next one is found out about anew, and nobody waits for what was asked before.
+    connection.send("POST /mcp", "slow", None, f"Content-Length: {len(body)}")
+    assert cancelled == asked[:1]
+    for _ in range(2):
+        asked[-1].errback(InvalidToken("no"))
+    assert connection.statuses == [401, 401]
+
+
+@both
+def test_nobody_is_asked_about_a_large_body_whose_client_has_left(fast_path: bool) -> None:
+    world = World(fast_path=fast_path, remembers=False)
+    cancelled: list[Any] = []
+    world.authenticator.tokens["slow"] = lambda: Deferred(cancelled.append)
+    connection = world.connect()
+    connection.send("POST /mcp", "slow", None, f"Content-Length: {10 * LARGE_BYTES}")
+    connection.channel.dataReceived(b" " * LARGE_BYTES)
+    connection.leave()
+    assert len(cancelled) == 1
+    assert (connection.text, world.site.budget.used) == (b"", 0)
+
+
+@both
+def test_whose_share_it_takes_to_find_out_who_sends_a_large_body(fast_path: bool) -> None:
+    world = World(fast_path=fast_path, remembers=False)
+    shares: list[str | None] = []
+
+    class Recorder:
+        def authenticate(self, request: Any) -> None:
+            shares.append(request.share)
+
+    world.control._authenticators = [Recorder()]
+    connection = world.connect()
+    connection.channel.peer = Peer("203.0.113.9")
+    connection.channel._share_of_peer = "203.0.113.9"
+    connection.send("POST /mcp", "slow", None, f"Content-Length: {10 * LARGE_BYTES}")
+    assert (shares[0], connection.statuses) == ("203.0.113.9", [401])
 
 
 @both
