@@ -34,7 +34,8 @@ class Identity:
 
     `scopes` are those that were granted, `claims` whatever else the issuer says of the
     subject.  `expires_at` is in seconds since the epoch; None if it does not expire.
-    `recheck_at` is when the issuer has to be asked again, if that is earlier.
+    `recheck_at` is when the issuer has to be asked again, if that is earlier: by the next
+    request, without which streams go on for `access_control.UNCHECKED_SECONDS`.
     """
 
     issuer: str

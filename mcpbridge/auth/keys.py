@@ -72,7 +72,7 @@ class Keys:
         return len(self._keys)
 
     def lacks_any_of(self, former: Keys) -> bool:
-        """Tell whether a token that one of the former keys verifies may have none here."""
+        """Tell whether one of the former keys is not in this set any more, or has changed."""
         published = {key.published for key in self._keys}
         return any(key.published not in published for key in former._keys)
 
