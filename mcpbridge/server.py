@@ -385,9 +385,9 @@ class Server:
         line, envelope = read_message(body)
         if self.reads_operations:
             self.check_operations(line, access, "/sse")
-        if envelope is None:
-            self.check_batch(line)
-        session.client_message(line, envelope)
+        # An empty batch is a message, too.
+        count = 1 if envelope is not None else max(1, len(self.check_batch(line)))
+        session.client_message(line, envelope, count=count)
         return True
 
     async def receive_large(self, ident: str, body: bytes, access: Access = ANYBODY) -> None:
@@ -411,8 +411,8 @@ class Server:
             self.find(ident, access).client_message(large.line, large.envelope, large.digest)
         else:
             most = self.settings.max_waiting_messages
-            line = await self.work.do(read_foreign_batch(body, most))
-            self.find(ident, access).client_message(line, None)
+            line, count = await self.work.do(read_foreign_batch(body, most))
+            self.find(ident, access).client_message(line, None, count=max(1, count))
 
     def check_batch(self, line: bytes) -> list[bytes]:
         """

@@ -131,10 +131,12 @@ def read_batch(body: bytes, most: int, *, size: int = SLICE_BYTES) -> Slices[lis
     return found
 
 
-def read_foreign_batch(body: bytes, most: int, *, size: int = SLICE_BYTES) -> Slices[bytes]:
+def read_foreign_batch(
+    body: bytes, most: int, *, size: int = SLICE_BYTES
+) -> Slices[tuple[bytes, int]]:
     """
-    Return a large batch on one line.  Its elements are for the server to
-    judge, except for requests that nobody could answer.
+    Return a large batch on one line, and how many elements it has.  These are
+    for the server to judge, except for requests that nobody could answer.
 
     Raise what `read_batch` raises.
     """
@@ -143,7 +145,7 @@ def read_foreign_batch(body: bytes, most: int, *, size: int = SLICE_BYTES) -> Sl
         if line[begin : begin + 1] == b"{":
             check_id(peek((yield from _digest_of(line[begin:end], size))))
         yield
-    return line
+    return line, len(spans)
 
 
 def _digest_of(element: bytes, size: int) -> Slices[bytes]:

@@ -165,8 +165,9 @@ class BackendSession:
     access_until: float = inf
     #: Tells which client a line of the backend is for, where it serves several.
     caller_of: Callable[[bytes], Caller | None] | None = None
-    #: Raises `RateExceeded` for a post of its client that comes too early; None: there is no limit.
-    check_rate: Callable[[], object] | None = None
+    #: Raises `RateExceeded` for so many messages of its client that come too early; None: there
+    #: is no limit.
+    check_rate: Callable[[int], object] | None = None
     #: Makes the records of its client's messages; None where there is no audit log.
     audited: AuditedSession | None = None
 
@@ -322,11 +323,17 @@ class BackendSession:
     # From the client.
 
     def client_message(
-        self, line: bytes, envelope: Envelope | None, digest: bytes | None = None
+        self,
+        line: bytes,
+        envelope: Envelope | None,
+        digest: bytes | None = None,
+        *,
+        count: int = 1,
     ) -> None:
         """
-        Pass one message of the client to the backend, unless it answers a
-        ping of the bridge.  Of a large message `digest` has the names.
+        Pass one message of the client to the backend, or a batch of `count` on
+        one line, unless it answers a ping of the bridge.  Of a large message
+        `digest` has the names.
 
         Raises `BackendBusy` and `RateExceeded`; then nothing was stored.  What a
         filter refuses is answered as `post_to_backend` says.
@@ -337,16 +344,20 @@ class BackendSession:
             if self.caller is not None and envelope.method == "initialize":
                 self.caller.initialized(line)
         if self.audited is None:
-            self.post_to_backend([line], [envelope])
+            self.post_to_backend([line], [envelope], count)
         else:
-            post = partial(self.post_to_backend, [line], [envelope])
+            post = partial(self.post_to_backend, [line], [envelope], count)
             self.audited.post([line], [envelope], None if digest is None else [digest], post)
 
     def post_to_backend(
-        self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None = None
+        self,
+        lines: list[bytes],
+        envelopes: Sequence[Envelope | None] | None = None,
+        count: int | None = None,
     ) -> Collection[int]:
         """
-        Pass the messages of one POST to the backend.  What a filter refuses
+        Pass the messages of one POST to the backend, one on each line unless
+        `count` says how many there are.  What a filter refuses
         keeps nothing else from passing, and is answered soon
         (`MessageFilters.from_post`).
 
@@ -354,7 +365,7 @@ class BackendSession:
         `BackendBusy` and `RateExceeded`; then nothing was stored.
         """
         if self.check_rate is not None:
-            self.check_rate()
+            self.check_rate(len(lines) if count is None else count)
         if self.filters is None:
             self._pass_to_backend(lines, envelopes)
             return ()

@@ -25,7 +25,8 @@ _LOOKS = 4
 
 #: The key of the shared bucket.
 _EVERYBODY = ""
-#: How many tokens a bucket had when one was last taken, and when that was.
+#: How many tokens a bucket had when some were last taken, less than none if it owes some, and
+#: when that was.
 _Bucket = tuple[float, float]
 
 
@@ -57,12 +58,14 @@ class TokenBuckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, key: str, *, look: bool = False) -> int | None:
+    def take(self, key: str, count: int = 1, *, look: bool = False) -> int | None:
         """
-        Take a token from the bucket of a key, in constant time; with `look` leave it.
+        Take tokens from the bucket of a key, in constant time; with `look` leave them.
 
-        Returns None if there was one; otherwise the number of seconds, rounded up,
-        after which there will be one unless it is taken before.
+        More than a bucket holds are taken from a full one, which owes the rest: what comes
+        all at once would never pass otherwise.  Returns None if there were enough; otherwise
+        the number of seconds, rounded up, after which there will be unless some are taken
+        before.
         """
         now = self._now()
         buckets: dict[str, _Bucket] = self._buckets
@@ -75,10 +78,11 @@ class TokenBuckets:
             buckets[owner] = (tokens, now)
         else:
             tokens = min(self._burst, tokens + (now - since) * self._rate)
-        if tokens < 1.0 - _NOTHING:
-            return max(1, ceil((1.0 - tokens - _NOTHING / 2) / self._rate))
+        needed = min(float(count), self._burst)
+        if tokens < needed - _NOTHING:
+            return max(1, ceil((needed - tokens - _NOTHING / 2) / self._rate))
         if not look:
-            buckets[owner] = (tokens - 1.0, now)
+            buckets[owner] = (tokens - count, now)
         return None
 
     def _has_place(self, now: float) -> bool:
@@ -117,16 +121,16 @@ class RateLimit:
         """True if there is a limit."""
         return self._buckets is not None
 
-    def check(self, caller: str | None, *, look: bool = False) -> None:
+    def check(self, caller: str | None, count: int = 1, *, look: bool = False) -> None:
         """
-        Count one more of a caller: the name of an identity, or an address.
+        Count so many more of a caller: the name of an identity, or an address.
 
         With `look` it does not count yet.  Nobody in particular, None, is not limited.
         Raises `RateExceeded`.
         """
         if self._buckets is None or caller is None:
             return
-        seconds = self._buckets.take(caller, look=look)
+        seconds = self._buckets.take(caller, count, look=look)
         if seconds is not None:
             self._log_refusal(caller)
             text = f"too many {self._what}: {self._rate:g} a second are allowed ({self._setting})"

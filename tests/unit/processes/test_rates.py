@@ -67,6 +67,34 @@ def test_no_window_has_more_than_burst_and_rate_allow(
     rate=RATES,
     burst=st.integers(1, 12),
     start=st.sampled_from([0.0, TODAY]),
+    steps=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 40)), max_size=60),
+)
+def test_no_window_has_more_than_one_batch_too_many(
+    rate: float, burst: int, start: float, steps: list[tuple[int, int]]
+) -> None:
+    """Several at once: what is beyond the burst is owed, and told how long."""
+    time = Time(start)
+    buckets = TokenBuckets(rate, burst, time)
+    taken: list[tuple[float, int]] = []
+    for pause, count in steps:
+        time.now += pause / 64
+        seconds = buckets.take("a", count)
+        if seconds is not None:
+            time.now += seconds
+            assert buckets.take("a", count) is None
+        taken.append((time.now, count))
+    for at, (first, _) in enumerate(taken):
+        total = 0
+        for last, count in taken[at:]:
+            allowed = burst + rate * (last - first) + max(0, count - burst)
+            total += count
+            assert total <= allowed + 1e-3
+
+
+@given(
+    rate=RATES,
+    burst=st.integers(1, 12),
+    start=st.sampled_from([0.0, TODAY]),
     pauses=st.lists(st.floats(0, 20), max_size=40),
 )
 def test_waiting_as_long_as_told_succeeds(

@@ -28,7 +28,7 @@ from mcpbridge.config.tuning import (
 )
 from mcpbridge.errors import InvalidToken
 from mcpbridge.interfaces import IAuthenticator
-from mcpbridge.testing import CLEANLY
+from mcpbridge.testing import CLEANLY, FakeBackend
 from mcpbridge.web.refusals import transport_of
 from tests.unit.web.test_stateless_http import Launcher, Legacy, Modern, answer
 
@@ -36,6 +36,17 @@ ALICE, BOB = make_token(), make_token()
 AUTH = {"tokens": {"alice": {"sha256": ALICE[1]}, "bob": {"sha256": BOB[1]}}}
 #: The two ways of a request: answered from its bytes, or as a request of twisted.web.
 FAST, ORDINARY = "fast", "ordinary"
+
+
+class TakesBatches(Legacy):
+    """A server of 2025-03-26, which leaves all but `initialize` to the test."""
+
+    def send(self, line: bytes) -> None:
+        if b'"initialize"' not in line:
+            FakeBackend.send(self, line)
+            return
+        result = {"protocolVersion": "2025-03-26", "capabilities": {}}
+        self.receiver.messages_received([answer(json.loads(line)["id"], result)])
 
 
 class Connection:
@@ -136,10 +147,12 @@ class World:
     def turn(self) -> None:
         self.reactor.pump([0] * 3)
 
-    def open_session(self, token: str | None = None, host: str = "192.0.2.1") -> str:
+    def open_session(
+        self, token: str | None = None, host: str = "192.0.2.1", first: bytes = b""
+    ) -> str:
         """Open a session of Streamable HTTP; return its id."""
         connection = self.connect(host)
-        connection.send("POST", "/mcp", INITIALIZE, token)
+        connection.send("POST", "/mcp", first or INITIALIZE, token)
         assert connection.status() == 200, connection.read
         ident = connection.header("Mcp-Session-Id")
         assert ident is not None
@@ -437,6 +450,46 @@ def test_messages_of_a_session_are_limited(make_world: Any, way: str) -> None:
     assert client.status() == 202
     world.records()
     stream.close()
+
+
+@each_way
+@pytest.mark.parametrize("padding", ["", "x" * 70_000])
+@pytest.mark.parametrize("transport", ["/mcp", "/message"])
+def test_each_message_of_a_batch_counts(
+    make_world: Any, transport: str, padding: str, way: str
+) -> None:
+    """Large batches too; one larger than what may come at once is owed for afterwards."""
+    world = make_world(kind=TakesBatches, messages_per_second=0.5, ping_interval=0)
+    burst = int(0.5 * BURST_SECONDS)
+    ident, path = "", transport
+    if transport == "/mcp":
+        # The only revision of this transport that has batches.
+        ident = world.open_session(first=INITIALIZE.replace(b"2025-11-25", b"2025-03-26"))
+    else:
+        _, path = world.open_sse()
+    [backend] = world.launcher.backends
+    world.reactor.advance(BURST_SECONDS)
+
+    def send(count: int) -> Connection:
+        client = world.connect(way=way)
+        notes = [message("notifications/x", p=padding) for _ in range(count)]
+        notes = [each.replace(b'"id": 1, ', b"") for each in notes]
+        client.send("POST", path, b"[%b]" % b",".join(notes), session=ident)
+        world.reactor.pump([0] * 50)
+        return client
+
+    assert send(burst - 1).status() == 202
+    before = list(backend.sent)
+    client = send(2)
+    assert client.status() == 429
+    assert client.header("Retry-After") == "2"
+    assert backend.sent == before
+    assert send(1).status() == 202
+    world.reactor.advance(BURST_SECONDS)
+    assert send(burst + 3).status() == 202
+    client = send(1)
+    assert (client.status(), client.header("Retry-After")) == (429, "8")
+    world.records()
 
 
 @each_way
