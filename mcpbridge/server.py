@@ -236,7 +236,6 @@ class Server:
                 session=session.label,
                 transport="sse" if live is self.sessions else "streamable-http",
                 identity=access.name,
-                address=address,
             )
         try:
             session.connect(make_sink(session))
@@ -361,9 +360,12 @@ class Server:
             operations = await self.work.do(read_large_operations(body, most))
             self.access_control.check_operations(access, operations, path)
 
-    def receive(self, ident: str, body: bytes, access: Access = ANYBODY) -> bool:
+    def receive(
+        self, ident: str, body: bytes, access: Access = ANYBODY, address: str | None = None
+    ) -> bool:
         """
-        Pass a message that a client posted on to the session of this id.
+        Pass a message that a client posted on to the session of this id.  `address` is
+        where it came from, for the audit log.
 
         Returns False, having done nothing, for one of more than `LARGE_BYTES`
         that would take too long to read at once: that is for `receive_large`.
@@ -380,17 +382,19 @@ class Server:
                 whole = self.work.at_once(partial(read_whole, body))
             if whole is None:
                 return False
-            session.client_message(*whole)
+            session.client_message(*whole, address=address)
             return True
         line, envelope = read_message(body)
         if self.reads_operations:
             self.check_operations(line, access, "/sse")
         # An empty batch is a message, too.
         count = 1 if envelope is not None else max(1, len(self.check_batch(line)))
-        session.client_message(line, envelope, count=count)
+        session.client_message(line, envelope, count=count, address=address)
         return True
 
-    async def receive_large(self, ident: str, body: bytes, access: Access = ANYBODY) -> None:
+    async def receive_large(
+        self, ident: str, body: bytes, access: Access = ANYBODY, address: str | None = None
+    ) -> None:
         """
         Pass on a message of more than `LARGE_BYTES`, while others are served.
         One that is larger than `WHOLE_BYTES`, or that its envelope alone does
@@ -403,16 +407,20 @@ class Server:
         if len(body) <= WHOLE_BYTES:
             whole = await self.work.do(read_whole_later(body))
             if whole is not None:
-                self.find(ident, access).client_message(*whole)
+                self.find(ident, access).client_message(*whole, address=address)
                 return
         large = await self.work.do(read_large(body))
         # The session is looked up again: it may have ended meanwhile.
         if large is not None:
-            self.find(ident, access).client_message(large.line, large.envelope, large.digest)
+            self.find(ident, access).client_message(
+                large.line, large.envelope, large.digest, address=address
+            )
         else:
             most = self.settings.max_waiting_messages
             line, count = await self.work.do(read_foreign_batch(body, most))
-            self.find(ident, access).client_message(line, None, count=max(1, count))
+            self.find(ident, access).client_message(
+                line, None, count=max(1, count), address=address
+            )
 
     def check_batch(self, line: bytes) -> list[bytes]:
         """

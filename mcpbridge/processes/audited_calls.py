@@ -47,6 +47,7 @@ class _Call(NamedTuple):
     name: str | None
     size: int
     arguments: bytes | None
+    address: str | None
 
 
 class AuditedSession:
@@ -59,7 +60,7 @@ class AuditedSession:
     oldest one counts as not answered.
     """
 
-    __slots__ = ("_address", "_clock", "_identity", "_log", "_open", "_server", "_session", "_via")
+    __slots__ = ("_clock", "_identity", "_log", "_open", "_server", "_session", "_via")
 
     def __init__(
         self,
@@ -70,7 +71,6 @@ class AuditedSession:
         session: str,
         transport: Transport,
         identity: str = "",
-        address: str | None = None,
     ) -> None:
         self._log = log
         self._clock = clock
@@ -78,7 +78,6 @@ class AuditedSession:
         self._session = session
         self._via: Transport = transport
         self._identity = identity
-        self._address = address
         #: By the id, in the order in which they came.
         self._open: dict[JsonRpcId, _Call] = {}
 
@@ -91,11 +90,13 @@ class AuditedSession:
         envelopes: Sequence[Envelope | None],
         digests: Sequence[bytes] | None,
         send: Callable[[], _Result],
+        address: str | None,
     ) -> _Result:
         """
         Send messages of the client to the backend by calling `send`, and note them; what that
         raises is their refusal.  `envelopes` are theirs, None for a batch, and of large
-        ones `digests` have the names in their parameters.
+        ones `digests` have the names in their parameters.  `address` is where this POST came
+        from: whoever has stolen an id and a token need not come from where the session does.
         """
         first = envelopes[0]
         if len(lines) == 1 and first is not None:
@@ -103,7 +104,7 @@ class AuditedSession:
             messages = [(lines[0], first, (digests or lines)[0])]
         else:
             messages = list(_messages(lines, envelopes, digests or lines))
-        calls = [self._begin(*each) for each in messages]
+        calls = [self._begin(*each, address) for each in messages]
         try:
             result = send()
         except BaseException as error:
@@ -134,7 +135,9 @@ class AuditedSession:
         for call in calls:
             self._record("error", call, reason=f"the session has ended: {reason}")
 
-    def _begin(self, line: bytes, envelope: Envelope, digest: bytes) -> _Call | None:
+    def _begin(
+        self, line: bytes, envelope: Envelope, digest: bytes, address: str | None
+    ) -> _Call | None:
         """Note a request or notification; return None for an answer of the client."""
         if not isinstance(envelope.method, str):
             return None
@@ -144,7 +147,7 @@ class AuditedSession:
         arguments = None
         if self._log.arguments and len(line) <= LARGE_BYTES:
             arguments = _arguments(members_of(members_of(line).get("params")).get("arguments"))
-        call = _Call(self._clock.seconds(), method, name, len(line), arguments)
+        call = _Call(self._clock.seconds(), method, name, len(line), arguments, address)
         if envelope.is_request:
             ident = _id(envelope)
             before = self._open.pop(ident, None)
@@ -207,7 +210,7 @@ class AuditedSession:
                 self._server,
                 outcome,
                 self._identity,
-                self._address,
+                call.address,
                 self._session,
                 self._via,
                 call.method,

@@ -329,11 +329,12 @@ class BackendSession:
         digest: bytes | None = None,
         *,
         count: int = 1,
+        address: str | None = None,
     ) -> None:
         """
         Pass one message of the client to the backend, or a batch of `count` on
         one line, unless it answers a ping of the bridge.  Of a large message
-        `digest` has the names.
+        `digest` has the names.  `address` is where it came from, for the audit log.
 
         Raises `BackendBusy` and `RateExceeded`; then nothing was stored.  What a
         filter refuses is answered as `post_to_backend` says.
@@ -347,7 +348,8 @@ class BackendSession:
             self.post_to_backend([line], [envelope], count)
         else:
             post = partial(self.post_to_backend, [line], [envelope], count)
-            self.audited.post([line], [envelope], None if digest is None else [digest], post)
+            digests = None if digest is None else [digest]
+            self.audited.post([line], [envelope], digests, post, address)
 
     def post_to_backend(
         self,

@@ -136,12 +136,14 @@ class StreamableSession:
         digests: Sequence[bytes] | None = None,
         *,
         json_only: bool = False,
+        address: str | None = None,
     ) -> str | None:
         """
         Send messages that the client posted together to the backend: all or none.
 
         Progress tokens of large messages are read from their `digests`.  With
-        `json_only` the client accepts no events.  Return the name of the stream
+        `json_only` the client accepts no events.  `address` is where they came from,
+        for the audit log.  Return the name of the stream
         for their answers, to which `make_sink()` is attached, or None if they ask
         for nothing.  Raises what `StreamRouter.open_post` raises, and
         `BackendSession.post_to_backend`.
@@ -153,7 +155,7 @@ class StreamableSession:
             ident: Any = envelope.id
             token = requested_token(line) if _may_have_token(line) else None
             opened = self.router.open_post([(ident, token)], make_sink(), json_only=json_only)
-            self._post([line], opened, [envelope], None)
+            self._post([line], opened, [envelope], None, address)
             return opened
         lines = [line for line, _ in messages]
         given = [envelope for _, envelope in messages]
@@ -168,7 +170,7 @@ class StreamableSession:
         stream: str | None = None
         if asked:
             stream = self.router.open_post(asked, make_sink(), json_only=json_only)
-        dropped = self._post(lines, stream, given, digests)
+        dropped = self._post(lines, stream, given, digests, address)
         for number, (line, envelope) in enumerate(messages):
             if envelope.is_response:
                 self.router.answered_backend(envelope)
@@ -184,6 +186,7 @@ class StreamableSession:
         stream: str | None,
         envelopes: Sequence[Envelope],
         digests: Sequence[bytes] | None,
+        address: str | None,
     ) -> Collection[int]:
         """Post lines to the backend, as `BackendSession.post_to_backend`; or undo the stream."""
         session = self._session
@@ -191,7 +194,7 @@ class StreamableSession:
             if session.audited is None:
                 return session.post_to_backend(lines)
             post = partial(session.post_to_backend, lines)
-            return session.audited.post(lines, envelopes, digests, post)
+            return session.audited.post(lines, envelopes, digests, post, address)
         except BaseException:
             if stream is not None:
                 self.router.abandon(stream)

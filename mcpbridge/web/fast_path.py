@@ -473,7 +473,8 @@ class FastPath:
         response.  Raises `NotFastAfterAll` if that takes longer.
         """
         try:
-            received = request.server.receive(request.ident, body, request.access)
+            address = _audited_address(request.server, connection)
+            received = request.server.receive(request.ident, body, request.access, address)
         except Exception as error:
             self._note(request, error, "sse", connection, len(body))
             return request.responses.failure(error)
@@ -506,7 +507,8 @@ class FastPath:
             if envelope is None or envelope.method == "initialize":
                 raise NotFastAfterAll
             pending = PendingStream(streamable, connection, responses)
-            stream = streamable.receive([(line, envelope)], lambda: pending)
+            address = _audited_address(server, connection)
+            stream = streamable.receive([(line, envelope)], lambda: pending, address=address)
         except NotFastAfterAll:
             raise
         except Exception as error:
@@ -561,3 +563,8 @@ class FastPath:
                 transport=transport,
                 size=size,
             )
+
+
+def _audited_address(server: Server, connection: PendingConnection | None) -> str | None:
+    """Return where a request came from, if the audit log is to have it."""
+    return None if server.audit is None or connection is None else connection.audited_address()

@@ -151,12 +151,13 @@ class Routes:
         if refusal is not None:
             self._server.find(ident, access)
             raise refusal
+        address = None if self._server.audit is None else self._address_of(request)
         body = take_body(request)
         if len(body) <= LARGE_BYTES:
-            self._server.receive(ident, body, access)
+            self._server.receive(ident, body, access, address)
             accept(request)
             return None
-        receiving = Deferred.fromCoroutine(self._server.receive_large(ident, body, access))
+        receiving = Deferred.fromCoroutine(self._server.receive_large(ident, body, access, address))
         return receiving.addCallback(lambda _: accept(request))
 
     @app.route("/mcp", methods=["POST"])

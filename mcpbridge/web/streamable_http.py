@@ -233,7 +233,7 @@ class McpEndpoint:
         if caller is not None:
             caller.initialized(line)
         try:
-            address = None if self._server.audit is None else self._address_of(request)
+            address = self._audited_address(request)
             session = await self._server.open_streamable(
                 self._client_of(request), caller, access_of(request), address
             )
@@ -310,7 +310,13 @@ class McpEndpoint:
             return made[0]
 
         try:
-            stream = streamable.receive(messages, make_response, digests, json_only=not may.events)
+            stream = streamable.receive(
+                messages,
+                make_response,
+                digests,
+                json_only=not may.events,
+                address=self._audited_address(request),
+            )
         except BaseException:
             for response in made:
                 response.gone()
@@ -338,6 +344,10 @@ class McpEndpoint:
         await response.finished
 
     # Common parts.
+
+    def _audited_address(self, request: Any) -> str | None:
+        """Return where a request came from, if the audit log is to have it."""
+        return None if self._server.audit is None else self._address_of(request)
 
     def _response(
         self,

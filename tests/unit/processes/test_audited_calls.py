@@ -61,7 +61,6 @@ class Session:
             session="4f8a6bb6",
             transport="sse",
             identity="token#alice",
-            address="192.0.2.1",
         )
 
     def post(
@@ -78,7 +77,7 @@ class Session:
             return "sent"
 
         envelopes = [peek(each) or peek_again(each) for each in lines]
-        sent = self.audited.post(lines, envelopes, digests, send)
+        sent = self.audited.post(lines, envelopes, digests, send, "192.0.2.1")
         assert sent == "sent"
 
 

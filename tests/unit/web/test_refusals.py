@@ -382,6 +382,33 @@ def test_identity_is_recorded_and_no_token(make_world: Any, way: str) -> None:
 
 
 @each_way
+@pytest.mark.parametrize("padding", ["", "x" * 70_000])
+def test_each_message_is_recorded_with_its_own_address(
+    make_world: Any, padding: str, way: str
+) -> None:
+    """Not with that of the session, from which whoever has stolen its id does not come."""
+    world = make_world(kind=TakesBatches)
+    ident = world.open_session(first=INITIALIZE.replace(b"2025-11-25", b"2025-03-26"))
+    _, path = world.open_sse()
+    world.records()
+    for number, target in enumerate(["/mcp", path]):
+        backend = world.launcher.backends[number]
+        own = world.connect("192.0.2.7", way)
+        stolen, other = (world.connect("192.0.2.66", way) for _ in range(2))
+        stolen.send("POST", target, message("x/a", 1, p=padding), session=ident)
+        own.send("POST", target, message("x/b", 2, p=padding), session=ident)
+        other.send("POST", target, b"[%b]" % message("x/c", 3, p=padding), session=ident)
+        world.reactor.pump([0] * 50)
+        backend.receiver.messages_received([answer(each, {}) for each in (2, 3, 1)])
+        records = world.records()
+        assert [(each["method"], each["address"]) for each in records] == [
+            ("x/b", "192.0.2.7"),
+            ("x/c", "192.0.2.66"),
+            ("x/a", "192.0.2.66"),
+        ]
+
+
+@each_way
 def test_refusal_of_transport_security_is_recorded(make_world: Any, way: str) -> None:
     """Before it is known which server it is for."""
     world = make_world()
