@@ -49,15 +49,16 @@ _ONE_LINE = bytes.maketrans(b"\t\r\n", b"   ")
 
 class AuditRecord(NamedTuple):
     """
-    One request or notification of a client, or one HTTP request that was refused.
+    One request or notification of a client, or one HTTP request that was refused, or that
+    has opened a stream or ended a session.
 
     `server` is empty where it is not known.  `identity` is the name of who has sent it,
     empty without authentication; `address` the client's, None if it is unknown.
     `session` is the short id that the log shows.  `name` is that of the tool or prompt,
     or the URI of the resource.  `seconds` is how long the answer took; None for what has
     none.  `code` is that of a JSON-RPC error, `status` that of HTTP, where it was refused,
-    and `reason` says why.  `arguments` is the JSON of the arguments, if these are to be
-    logged.
+    and `reason` says why, or what a request without a message was for.  `arguments` is the
+    JSON of the arguments, if these are to be logged.
     """
 
     server: str

@@ -242,6 +242,9 @@ class Server:
         except BaseException:
             session.life.end("the stream could not be opened")
             raise
+        if session.audited is not None and live is self.sessions:
+            # That of Streamable HTTP has a record of its `initialize`.
+            session.audited.done("a stream and its session were opened", address)
         live[session.ident] = session
         self.pool.failures.watch(session)
         return session
@@ -282,6 +285,12 @@ class Server:
                 transport=transport,
                 size=size,
             )
+
+    def end_for_client(self, session: BackendSession, address: str | None = None) -> None:
+        """End a session because its client wants that; `address` is for the audit log."""
+        if session.audited is not None:
+            session.audited.done("the session was ended", address)
+        session.life.end("the client ended it")
 
     def client_left(self, session: BackendSession, why: str) -> None:
         """

@@ -67,6 +67,7 @@ class Shares:
         self.limit = limit
         self.setting = setting
         self.whose = "your identity" if of_identities else "your address"
+        self._all = "identities" if of_identities else "addresses"
         self._what = what
         self._taken: dict[str, float] = {}
         self._refusals = RateLimitedLog(clock)
@@ -111,8 +112,9 @@ class Shares:
         if count is not None:
             self.log.warn(
                 "{address} has reached its share of {what}: {limit} ({setting}); refused since the"
-                " last such line, of all addresses: {count}",
+                " last such line, of all {all}: {count}",
                 address=address if address is None or address.isprintable() else ascii(address),
+                all=self._all,
                 what=self._what,
                 limit=self.limit,
                 setting=self.setting,

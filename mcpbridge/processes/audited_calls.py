@@ -40,10 +40,11 @@ _Message = tuple[bytes, Envelope, bytes]
 
 
 class _Call(NamedTuple):
-    """A call whose answer is awaited."""
+    """A call whose answer is awaited, or anything else that a client asks for."""
 
     began: float
-    method: str
+    #: None for what is no message.
+    method: str | None
     name: str | None
     size: int
     arguments: bytes | None
@@ -53,7 +54,8 @@ class _Call(NamedTuple):
 class AuditedSession:
     """
     Makes the records of one session: one for each notification of its client, and one
-    for each request, once that is answered, cancelled, or will not be answered any more.
+    for each request, once that is answered, cancelled, or will not be answered any more;
+    and of its streams and its end, as far as its client asks for them.
 
     `session` is the short id.  The answer to a request is the message of the server that
     has its id.  No more than `AUDIT_OPEN_CALLS` requests are awaited; beyond that, the
@@ -116,6 +118,11 @@ class AuditedSession:
                 if call.method == _CANCELLED:
                     self._cancel(digest)
         return result
+
+    def done(self, what: str, address: str | None) -> None:
+        """Note what a client has got that is no message: a stream, the end of its session."""
+        call = _Call(self._clock.seconds(), None, None, 0, None, address)
+        self._record("ok", call, timed=False, reason=what)
 
     def sent(self, lines: Sequence[bytes]) -> None:
         """Note messages that go to the client."""

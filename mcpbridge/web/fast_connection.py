@@ -7,6 +7,7 @@ Which requests are fast is for `fast_path`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -127,7 +128,10 @@ class FastConnection(BridgeConnection):
     def serve_ordinary(self, received: ReceivedRequest) -> None:
         """End a session for a `DELETE` here, if it is plain; others as `BridgeConnection`."""
         if received.refusal is None and not received.arrived:
-            ended = self.site.fast_path.end_session(received.head, self.loopback or None, self.end)
+            head = received.head
+            ended = self.site.fast_path.end_session(
+                head, self.loopback or None, self.end, partial(self._address_of_client, head)
+            )
             if ended is not None:
                 self._write(ended)
                 return
@@ -178,8 +182,10 @@ class FastConnection(BridgeConnection):
 
     def audited_address(self) -> str | None:
         """Return the address of the client of the last request; None if it is unknown."""
-        fields = self._last_head.text_values
-        return self.site.clients.address_behind(self.transport.getPeer(), fields)
+        return self._address_of_client(self._last_head)
+
+    def _address_of_client(self, head: Head) -> str | None:
+        return self.site.clients.address_behind(self.transport.getPeer(), head.text_values)
 
     def client_address(self) -> str | None:
         """Return the address whose share counts for the last request; None if none does."""

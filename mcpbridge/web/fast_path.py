@@ -436,11 +436,17 @@ class FastPath:
         return self._responses.error_response(refusal)
 
     def end_session(
-        self, head: Head, loopback: int | None = None, end: EndOf = _no_end
+        self,
+        head: Head,
+        loopback: int | None = None,
+        end: EndOf = _no_end,
+        address: Callable[[], str | None] = lambda: None,
     ) -> bytes | None:
         """
         End the session that a `DELETE` names, and return the whole response; None if
         there is no such session, and for all that the ordinary path must look at.
+
+        `address` returns that of the client itself, for the audit log.
         """
         server, streamable = self._servers.get(head.target, (None, False))
         if server is None or not streamable or head.method != b"DELETE" or not head.persistent:
@@ -460,7 +466,7 @@ class FastPath:
         ):
             return None
         try:
-            session.life.end("the client ended it")
+            server.end_for_client(session, None if server.audit is None else address())
         except Exception as error:
             return self._responses.failure(error)
         return self._responses.ended()

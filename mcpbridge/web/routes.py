@@ -195,10 +195,12 @@ class Routes:
     def no_route(self, request: IRequest, failure: Failure) -> bytes:
         """Answer 404 or 405: the path is not served, or not with this method."""
         error = failure.value
+        refusal: Refused = NotFound("nothing is served at this path")
         if isinstance(error, werkzeug_errors.MethodNotAllowed):
             allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD"}))
-            return error_body(request, MethodNotAllowed(f"this path takes {allowed}", allowed))
-        return error_body(request, NotFound("nothing is served at this path"))
+            refusal = MethodNotAllowed(f"this path takes {allowed}", allowed)
+        self._refusals.note(request, refusal)
+        return error_body(request, refusal)
 
     @app.handle_errors(Exception)
     def defect(self, request: IRequest, failure: Failure) -> bytes:

@@ -206,6 +206,8 @@ class McpEndpoint:
             position = streamable.router.position
             stream = streamable.router.open_get(response)
         self._attached(request, streamable, response, response, stream, position)
+        if session.audited is not None:
+            session.audited.done("a stream was opened", self._audited_address(request))
 
         def expired() -> None:
             streamable.router.detach(stream, response)
@@ -220,7 +222,7 @@ class McpEndpoint:
         session = self._find(request)
         if session is None:
             raise MissingSessionId("no Mcp-Session-Id; it names the session that is to end")
-        session.life.end("the client ended it")
+        self._server.end_for_client(session, self._audited_address(request))
         request.setHeader(b"Content-Length", b"0")
 
     # The parts of a POST.

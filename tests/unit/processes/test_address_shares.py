@@ -43,6 +43,16 @@ def test_each_address_has_its_share_and_no_more(log_lines: list[str]) -> None:
     assert len(shares) == 0
 
 
+def test_log_says_whose_share_is_used_up(log_lines: list[str]) -> None:
+    for of_identities in (False, True):
+        shares = Shares(1, Clock(), what="x", setting="y", of_identities=of_identities)
+        shares.refused("a")
+    assert [each.rpartition(", ")[2] for each in log_lines] == [
+        "of all addresses: 1",
+        "of all identities: 1",
+    ]
+
+
 def test_a_claim_is_taken_if_it_is_free() -> None:
     shares = [Shares(2, Clock(), what="x", setting="y") for _ in range(2)]
     claims = Claims(*shares)

@@ -260,6 +260,7 @@ def test_call_over_streamable_http_is_recorded(make_world: Any, way: str) -> Non
 def test_call_over_sse_is_recorded(make_world: Any, way: str) -> None:
     world = make_world(audit_arguments=True)
     stream, path = world.open_sse()
+    world.records()
     client = world.connect(way=way)
     client.send("POST", path, CALL)
     assert client.status() == 202
@@ -379,6 +380,53 @@ def test_identity_is_recorded_and_no_token(make_world: Any, way: str) -> None:
         (None, "refused", 401),
         (None, "refused", 401),
     ]
+
+
+@each_way
+def test_streams_and_ended_sessions_are_recorded(make_world: Any, way: str) -> None:
+    world = make_world(auth=AUTH)
+    ident = world.open_session(ALICE[0])
+    world.records()
+    for host, method, path, session, status, what in (
+        ("192.0.2.2", "GET", "/mcp", ident, 200, "a stream was opened"),
+        ("192.0.2.3", "DELETE", "/mcp", ident, 200, "the session was ended"),
+        ("192.0.2.4", "GET", "/sse", "", 200, "a stream and its session were opened"),
+    ):
+        client = world.connect(host, way)
+        client.send(method, path, b"", ALICE[0], session=session)
+        world.reactor.advance(1)
+        assert client.status() == status, client.read
+        [record] = world.records()
+        assert record.pop("time")
+        if session:
+            assert record["session"] == ident[:8]
+        assert len(record.pop("session")) == 8
+        assert record == {
+            "outcome": "ok",
+            "identity": "token#alice",
+            "address": host,
+            "server": "files",
+            "transport": transport_of(path.encode()),
+            "request_bytes": 0,
+            "response_bytes": 0,
+            "reason": what,
+        }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("PUT", "/mcp", 405), ("GET", "/message", 405), ("GET", "/nothing", 404)],
+)
+def test_request_that_no_route_serves_is_recorded(
+    make_world: Any, method: str, path: str, status: int
+) -> None:
+    world = make_world(base_uri="/files", auth=AUTH)
+    client = world.connect()
+    client.send(method, f"/files{path}", b"", ALICE[0])
+    assert client.status() == status
+    [record] = world.records()
+    assert (record["outcome"], record["status"]) == ("refused", status)
+    assert (record["server"], record["identity"]) == ("files", "token#alice")
 
 
 @each_way
