@@ -520,17 +520,6 @@ class RateExceeded(Refused):
         self.retry_after = retry_after
 
 
-class TooManyAttempts(Refused):
-    """Too many attempts to authenticate have failed, and their answers are already delayed."""
-
-    status = 429
-    code = SERVER_ERROR
-
-    def __init__(self, text: str, retry_after: int) -> None:
-        super().__init__(text)
-        self.retry_after = retry_after
-
-
 class TooManyMcpSessions(Refused):
     """All permits are taken.  On Streamable HTTP the response is a JSON-RPC error."""
 

@@ -24,7 +24,6 @@ from mcpbridge.config.tuning import (
     DELAYED_OF_ADDRESS,
     MAX_ATTEMPT_DELAY_SECONDS,
 )
-from mcpbridge.errors import TooManyAttempts
 from mcpbridge.rate_limited_log import RateLimitedLog
 
 #: How many addresses a new one looks at, to remove those that are forgotten.
@@ -34,6 +33,14 @@ _LOOKS = 4
 _LAST_COUNTED = (
     ATTEMPTS_FREE + 1 + ceil(log2(MAX_ATTEMPT_DELAY_SECONDS) - log2(ATTEMPT_DELAY_SECONDS))
 )
+
+
+class TooManyDelayed(Exception):
+    """As many answers as may be are delayed already; `retry_after` seconds from now fewer are."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"too many answers are delayed, for {retry_after} s")
+        self.retry_after = retry_after
 
 
 class _Failures:
@@ -70,7 +77,10 @@ class FailedAttempts:
     The first `ATTEMPTS_FREE` have their answers at once.  Then each waits twice as long
     as the one before, up to `MAX_ATTEMPT_DELAY_SECONDS`.  An answer that waits holds a
     request, so no more than `DELAYED_OF_ADDRESS` do of one address and
-    `DELAYED_ANSWERS` of all; what fails beyond that is refused at once.
+    `DELAYED_ANSWERS` of all.  What fails beyond that has its answer at once, which is the
+    same as it would be later: among the attempts of those who guess, a neighbour's token
+    may have expired, and its client gets a new one only if it is told so.  Whoever guesses
+    learns no more by it than by any other answer that valid credentials do not get.
 
     It counts `ATTEMPT_ADDRESSES` of which something is not forgotten; all further
     addresses count as one, so that many addresses do not make the bridge forget others.
@@ -97,7 +107,7 @@ class FailedAttempts:
         `address` is what is counted of it: an IPv4 address or the /64 of an IPv6
         address.  None, such as for an address that is exempt, has no limit.  Returns
         how many seconds its answer is to be delayed, 0 for at once.  Raises
-        `TooManyAttempts` if as many answers as may be are delayed already.
+        `TooManyDelayed` if as many answers as may be are delayed already.
         """
         if address is None:
             return 0.0
@@ -110,10 +120,8 @@ class FailedAttempts:
             while due and due[0] <= now:
                 heappop(due)
             if len(due) >= most:
-                self._log_refusal(address)
-                raise TooManyAttempts(
-                    "too many failed attempts to authenticate", max(1, ceil(due[0] - now))
-                )
+                self._log_excess(address)
+                raise TooManyDelayed(max(1, ceil(due[0] - now)))
         heappush(failures.delayed, now + delay)
         heappush(self._delayed, now + delay)
         return delay
@@ -135,13 +143,13 @@ class FailedAttempts:
                 del addresses[address]
         return len(addresses) < ATTEMPT_ADDRESSES
 
-    def _log_refusal(self, address: str) -> None:
+    def _log_excess(self, address: str) -> None:
         self._complaints.add()
         count = self._complaints.due()
         if count is not None:
             self.log.warn(
-                "{address} fails to authenticate too often: refused at once since the last such"
-                " line, of all addresses: {count}",
+                "{address} fails to authenticate too often: answered without delay since the last"
+                " such line, of all addresses: {count}",
                 address=address,
                 count=count,
             )

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.audit_log import AuditLog, Transport
 from mcpbridge.auth.access import Access
-from mcpbridge.auth.failed_attempts import FailedAttempts
+from mcpbridge.auth.failed_attempts import FailedAttempts, TooManyDelayed
 from mcpbridge.errors import Refused, Unauthorized
 from mcpbridge.processes.audited_calls import record_refusal
 from mcpbridge.web.client_addresses import access_of
@@ -80,7 +80,7 @@ class Delays:
         """
         Return what `admit` returns, and delay its refusal.
 
-        Raises, or fails with, what `admit` does, and `TooManyAttempts`.
+        Raises, or fails with, what `admit` does.
         """
         try:
             found = admit()
@@ -100,7 +100,11 @@ class Delays:
         """Return a Deferred that fails with the error; raise it where nothing is to be delayed."""
         seconds = 0.0
         if error.is_attempt and request.channel is not None:
-            seconds = self._attempts.failed(self._share_of(request))
+            try:
+                seconds = self._attempts.failed(self._share_of(request))
+            except TooManyDelayed as excess:
+                error.retry_after = excess.retry_after
+                raise error from None
         if not seconds:
             raise error
         delayed: Deferred[Access] = Deferred(lambda _: call.cancel())

@@ -65,7 +65,6 @@ OF_THEIR_OWN = {
     "RateExceeded",
     "ServerDown",
     "StreamTaken",
-    "TooManyAttempts",
     "TooManyOfAddress",
     "UnsupportedVersion",
 }
@@ -199,10 +198,7 @@ def test_taken_stream_has_a_retry_time() -> None:
     assert (b"Retry-After", b"7") in error.headers()
 
 
-@pytest.mark.parametrize("kind", [errors.RateExceeded, errors.TooManyAttempts])
-def test_callers_are_told_when_to_come_back(
-    kind: type[errors.RateExceeded | errors.TooManyAttempts],
-) -> None:
-    error = kind("too fast", 3)
+def test_callers_are_told_when_to_come_back() -> None:
+    error = errors.RateExceeded("too fast", 3)
     assert (error.status, error.code) == (429, -32000)
     assert (b"Retry-After", b"3") in error.headers()

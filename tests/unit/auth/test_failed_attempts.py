@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from mcpbridge.auth import failed_attempts
-from mcpbridge.auth.failed_attempts import _LAST_COUNTED, _LOOKS, FailedAttempts
+from mcpbridge.auth.failed_attempts import _LAST_COUNTED, _LOOKS, FailedAttempts, TooManyDelayed
 from mcpbridge.config.tuning import (
     ATTEMPT_ADDRESSES,
     ATTEMPT_DELAY_SECONDS,
@@ -18,7 +18,6 @@ from mcpbridge.config.tuning import (
     DELAYED_OF_ADDRESS,
     MAX_ATTEMPT_DELAY_SECONDS,
 )
-from mcpbridge.errors import TooManyAttempts
 
 ADDRESS = "192.0.2.1"
 
@@ -94,7 +93,7 @@ def test_delayed_answers_of_an_address_are_limited(log_lines: list[str]) -> None
     delays = [attempts.failed(ADDRESS) for _ in range(DELAYED_OF_ADDRESS)]
     assert delays == sorted(delays)
     for _ in range(3):
-        with pytest.raises(TooManyAttempts) as refused:
+        with pytest.raises(TooManyDelayed) as refused:
             attempts.failed(ADDRESS)
         assert refused.value.retry_after == 1
     assert len(log_lines) == 1
@@ -114,8 +113,8 @@ def test_coming_back_as_told_succeeds(pauses: list[float]) -> None:
         clock.advance(pause)
         try:
             delay = attempts.failed(ADDRESS)
-        except TooManyAttempts as refused:
-            clock.advance(refused.retry_after or 0)
+        except TooManyDelayed as refused:
+            clock.advance(refused.retry_after)
             delay = attempts.failed(ADDRESS)
         waiting = [due for due in waiting if due > clock.seconds()]
         if delay:
@@ -131,7 +130,7 @@ def test_delayed_answers_of_all_addresses_are_limited() -> None:
         fail_freely(attempts, str(number))
         assert attempts.failed(str(number)) == ATTEMPT_DELAY_SECONDS
     fail_freely(attempts)
-    with pytest.raises(TooManyAttempts) as refused:
+    with pytest.raises(TooManyDelayed) as refused:
         attempts.failed(ADDRESS)
     assert refused.value.retry_after == 1
     clock.advance(ATTEMPT_DELAY_SECONDS)

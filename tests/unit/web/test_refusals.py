@@ -702,12 +702,30 @@ def test_valid_credentials_are_never_delayed(make_world: Any) -> None:
     waiting = [world.connect() for _ in range(DELAYED_OF_ADDRESS + 1)]
     for each in waiting:
         each.send("POST", "/mcp", CALL, "wrong")
-    assert [each.status() for each in waiting] == [0] * DELAYED_OF_ADDRESS + [429]
-    assert waiting[-1].header("Retry-After") == "1"
+    assert [each.status() for each in waiting] == [0] * DELAYED_OF_ADDRESS + [401]
     world.open_session(ALICE[0])
     client = world.connect()
     client.send("POST", "/mcp", INITIALIZE)
     assert client.status() == 401
+
+
+@each_way
+@pytest.mark.parametrize(("token", "status"), [("expired", 401), ("two words", 400)])
+def test_neighbours_of_an_attacker_learn_what_is_wrong(
+    make_world: Any, token: str, status: int, way: str
+) -> None:
+    """At once, where as many answers as may be are delayed, and with the challenge."""
+    world = make_world(auth=AUTH)
+    fail_freely(world)
+    for _ in range(DELAYED_OF_ADDRESS):
+        world.connect().send("POST", "/mcp", CALL, "wrong")
+    client = world.connect(way=way)
+    client.send("POST", "/mcp", CALL, token)
+    assert client.status() == status
+    assert client.header("Retry-After") == "1"
+    assert 'error="invalid_' in (client.header("WWW-Authenticate") or "")
+    # Those that come first are delayed no less than before.
+    assert [each.status() for each in world.connections[-3:-1]] == [0, 0]
 
 
 def test_client_that_does_not_wait_leaves_nothing_behind(make_world: Any) -> None:
