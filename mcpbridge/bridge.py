@@ -144,6 +144,13 @@ class Bridge(Service):
             setting="max_sessions_per_identity of the bridge",
             of_identities=True,
         )
+        self._streams = Shares(
+            share_of(settings.connection_limit, settings.max_streams_per_identity),
+            self._clock,
+            what="open streams",
+            setting="max_streams_per_identity",
+            of_identities=True,
+        )
         self._attempts = FailedAttempts(self._clock)
         self._pools: list[ProcessPool] = []
 
@@ -214,6 +221,7 @@ class Bridge(Service):
             event_store=self._event_store if event_store is None else event_store,
             budget=self._budget,
             shares=[self._identity_shares if identifies else self._shares],
+            streams=self._streams,
             work=self._work,
             pools=self._pools,
             access_control=control,

@@ -509,6 +509,14 @@ class TooManyOfAddress(TooManySessions):
         return msgspec.json.encode({"error_msg": str(self)}) + b"\n"
 
 
+class TooManyStreams(Refused):
+    """The caller has all open streams that it may have (`max_streams_per_identity`)."""
+
+    status = 429
+    code = SERVER_ERROR
+    retry_after = 5
+
+
 class RateExceeded(Refused):
     """The caller has sent more in a short time than its server accepts (`messages_per_second`)."""
 

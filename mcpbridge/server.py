@@ -25,6 +25,7 @@ from mcpbridge.errors import (
     Refused,
     TooComplex,
     TooManySessions,
+    TooManyStreams,
     UnknownSession,
 )
 from mcpbridge.guard import guarded
@@ -86,6 +87,7 @@ class Server:
         event_store: Any = None,
         budget: ResponseBudget | None = None,
         shares: Sequence[Shares] = (),
+        streams: Shares | None = None,
         work: SlicedWork | None = None,
         pools: list[ProcessPool] | None = None,
         jitter: Callable[[], float] = random,
@@ -105,6 +107,7 @@ class Server:
         self.sessions: dict[str, BackendSession] = {}
         self.streamable: dict[str, BackendSession] = {}
         self._clock = clock
+        self._streams = streams
         self.era = ServerEra()
         #: Reads large messages in slices, for all servers of the bridge.
         self.work = work or SlicedWork(clock)
@@ -248,6 +251,25 @@ class Server:
         live[session.ident] = session
         self.pool.failures.watch(session)
         return session
+
+    def hold_stream(self, access: Access) -> Callable[[object], None]:
+        """
+        Count an open stream of a caller; return what is to be called, once and with
+        anything, when it has ended.
+
+        A stream takes a connection for as long as its client likes, and where the caller
+        is known, its address may be that of many, or exempt.  Callers without an identity
+        are not counted here.  Raises `TooManyStreams`.
+        """
+        streams, name = self._streams, access.name
+        if streams is None or not name:
+            return lambda result: None
+        if not streams.take(name):
+            raise TooManyStreams(
+                f"{streams.whose} has reached its limit of open streams: {streams.limit}"
+                f" ({streams.setting})"
+            )
+        return lambda result: streams.give_back(name)
 
     def audited(
         self, request: ModernRequest, access: Access, address: str | None, size: int

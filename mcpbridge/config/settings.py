@@ -623,6 +623,14 @@ class BridgeSettings:
         group=LIMITS,
         unset="half of `max_connections`",
     )
+    max_streams_per_identity: int | None = setting(
+        None,
+        SHARE,
+        "Maximum open streams per identity, across all servers with `auth`: those of `GET /sse`,"
+        " `GET /mcp` and `subscriptions/listen`.",
+        group=LIMITS,
+        unset="half of `max_connections`",
+    )
     max_request_bytes_per_address: int | None = setting(
         None,
         SHARE,

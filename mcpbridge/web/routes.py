@@ -105,6 +105,8 @@ class Routes:
         """Open a session; its stream is the response."""
         if request.method != b"GET":
             raise MethodNotAllowed("an event stream is opened with GET", "GET")
+        access = access_of(request)
+        request.notifyFinish().addBoth(self._server.hold_stream(access))
         aborted = request.notifyFinish()
 
         def make_stream(session: BackendSession) -> EventStream:
@@ -119,7 +121,7 @@ class Routes:
                 make_stream,
                 client=self._client_of(request),
                 caller=self._caller_of(request),
-                access=access_of(request),
+                access=access,
                 address=None if self._server.audit is None else self._address_of(request),
             )
         except BaseException:

@@ -35,6 +35,7 @@ from mcpbridge.errors import (
     RateExceeded,
     Refused,
     ServerBusy,
+    TooManyStreams,
     UnknownSession,
     UnsupportedVersion,
 )
@@ -128,6 +129,13 @@ class ModernEndpoint:
             raise refusal
         access = access_of(request)
         self._server.check_admitted(access)
+        if listens:
+            try:
+                request.notifyFinish().addBoth(self._server.hold_stream(access))
+            except TooManyStreams as error:
+                busy = ServerBusy.because(error)
+                busy.retry_after, busy.ident = error.retry_after, asked.id
+                raise busy from None
         caller = self._caller_of(request)
         if caller is not None:
             caller.introduced(asked.client_info)

@@ -195,6 +195,7 @@ class McpEndpoint:
             )
         if not _accepted(request).events:
             raise NotAcceptable(f"Accept must allow {EVENTS}")
+        request.notifyFinish().addBoth(self._server.hold_stream(access_of(request)))
         streamable = _streamable(session)
         streamable.touch()
         response = self._response(request, streamable, Accepted(json=False, events=True))

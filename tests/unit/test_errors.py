@@ -48,6 +48,7 @@ TABLE = {
     "InternalError": (500, -32603, None),
     "BackendFailed": (502, -32603, None),
     "BackendEnded": (502, -32603, None),
+    "TooManyStreams": (429, -32000, b"5"),
     "BackendBusy": (503, -32000, b"1"),
     "SessionBusy": (503, -32000, b"1"),
     "RequestMemoryFull": (503, -32000, b"1"),

@@ -82,6 +82,7 @@ BRIDGE_DEFAULTS: dict[str, Any] = {
     "max_sessions_per_address": None,
     "max_sessions_per_identity": None,
     "max_connections_per_address": None,
+    "max_streams_per_identity": None,
     "max_request_bytes_per_address": None,
     "exempt_addresses": ("127.0.0.0/8", "::1", "unix"),
     "trusted_proxies": (),
@@ -111,6 +112,7 @@ SHARES = (
     "max_sessions_per_address",
     "max_sessions_per_identity",
     "max_connections_per_address",
+    "max_streams_per_identity",
     "max_request_bytes_per_address",
 )
 WRONG_SHARES = (0, -1, 1.0, "10", True, [1])

@@ -26,7 +26,7 @@ from mcpbridge.config.tuning import (
     BURST_SECONDS,
     DELAYED_OF_ADDRESS,
 )
-from mcpbridge.errors import InvalidToken
+from mcpbridge.errors import CannotStart, InvalidToken
 from mcpbridge.interfaces import IAuthenticator
 from mcpbridge.testing import CLEANLY, FakeBackend
 from mcpbridge.web.refusals import transport_of
@@ -654,6 +654,81 @@ def test_identity_has_a_share_of_the_sessions_of_all_servers(make_world: Any) ->
     assert stream.status() == 429
     assert b"max_sessions_per_identity of the bridge" in stream.read
     world.open_session(BOB[0])
+
+
+@pytest.fixture
+def streaming(make_world: Any) -> Any:
+    """A world in which a caller may have two streams, and a function that opens one."""
+    world = make_world(auth=AUTH, bridge={"max_streams_per_identity": 2}, audit_log=None)
+
+    def open_stream(kind: str, token: str = ALICE[0], host: str = "192.0.2.1") -> Connection:
+        ident = world.open_session(token) if kind == "GET /mcp" else ""
+        client = world.connect(host)
+        if kind == LISTEN:
+            body = modern(kind, 7, notifications={"toolsListChanged": True})
+            client.send("POST", "/mcp", body, token, version="2026-07-28")
+        else:
+            client.send(*kind.split(), b"", token, session=ident)
+        world.reactor.advance(5)
+        return client
+
+    return world, open_stream
+
+
+LISTEN = "subscriptions/listen"
+STREAMS = ("GET /sse", "GET /mcp", LISTEN)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("others", ["GET /sse", "GET /mcp", LISTEN])
+def test_identity_has_a_share_of_the_open_streams(streaming: Any, kind: str, others: str) -> None:
+    """Of all kinds together, from wherever; a stream that ends makes room for another."""
+    world, open_stream = streaming
+    open_ones = [open_stream(others, host="192.0.2.2"), open_stream(others, host="127.0.0.1")]
+    assert [each.status() for each in open_ones] == [200, 200]
+    for _ in range(2):
+        refused = open_stream(kind)
+        assert refused.status() == 429
+        assert refused.header("Retry-After") == "5"
+        assert b"your identity has reached its limit of open streams: 2" in refused.read
+        assert b"max_streams_per_identity" in refused.read
+        body = json.loads(refused.read.partition(b"\r\n\r\n")[2])
+        expected = (7, -32603) if kind == LISTEN else (None, -32000)
+        assert (body["id"], body["error"]["code"]) == expected
+    assert open_stream(kind, BOB[0]).status() == 200
+    open_ones[0].close()
+    assert open_stream(kind).status() == 200
+    assert open_stream(kind).status() == 429
+    for each in world.connections:
+        each.close()
+    assert len(world.bridge._streams) == 0
+
+
+def test_stream_that_the_server_ends_counts_no_more(streaming: Any) -> None:
+    world, open_stream = streaming
+    for _ in range(3):
+        assert open_stream("GET /sse").status() == 200
+        [session] = world.server.sessions.values()
+        session.life.end("a test")
+        world.reactor.advance(1)
+
+
+def test_request_that_opens_no_stream_does_not_count(streaming: Any) -> None:
+    world, open_stream = streaming
+    client = world.connect()
+    for _ in range(3):
+        client.send("GET", "/mcp", b"", ALICE[0])
+        assert client.status() == 405
+    world.launcher.error = CannotStart("no process")
+    for _ in range(3):
+        assert open_stream("GET /sse").status() >= 500
+    assert len(world.bridge._streams) == 0
+
+
+def test_streams_of_a_server_without_auth_have_the_limits_of_addresses(make_world: Any) -> None:
+    world = make_world(bridge={"max_streams_per_identity": 1})
+    for _ in range(2):
+        world.open_sse()
 
 
 def test_addresses_have_their_share_where_nobody_is_known(make_world: Any) -> None:
