@@ -143,10 +143,9 @@ class StreamableSession:
 
         Progress tokens of large messages are read from their `digests`.  With
         `json_only` the client accepts no events.  `address` is where they came from,
-        for the audit log.  Return the name of the stream
-        for their answers, to which `make_sink()` is attached, or None if they ask
-        for nothing.  Raises what `StreamRouter.open_post` raises, and
-        `BackendSession.post_to_backend`.
+        for the audit log.  Return the name of the stream for their answers, to which
+        `make_sink()` is attached, or None if they ask for nothing.  Raises what
+        `StreamRouter.open_post` raises, and `BackendSession.post_to_backend`.
         """
         self._last = self._clock.seconds()
         if len(messages) == 1 and digests is None and messages[0][1].is_request:
