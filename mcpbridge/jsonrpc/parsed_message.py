@@ -15,6 +15,7 @@ from mcpbridge.jsonrpc.envelope import (
     Envelope,
     JsonRpcId,
     check_id,
+    is_json,
     one_line,
     read_message,
 )
@@ -61,10 +62,10 @@ def parse_message(body: bytes) -> ParsedMessage | None:
 
     Raise what `read_message` raises.
     """
-    line = one_line(body)
-    outer = members(line) if is_utf8(line) else None
+    line = valid_line(body)
+    outer = None if line is None else members(line)
     envelope = None if outer is None else _envelope(outer)
-    if outer is None or envelope is None:
+    if line is None or outer is None or envelope is None:
         # This is no message, or has something that is rare: it is read once more, to
         # say what is wrong, or to find the envelope beside a lone surrogate.
         line, envelope = read_message(body)
@@ -84,15 +85,24 @@ def _with_params(line: bytes, envelope: Envelope, outer: Members) -> ParsedMessa
     return ParsedMessage(line, line, envelope, outer, params)
 
 
-def is_utf8(line: bytes) -> bool:
-    """Tell whether a text is UTF-8; msgspec does not check that in a `Raw`."""
-    if line.isascii():
-        return True
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def valid_line(body: bytes) -> bytes | None:
+    """
+    Return a body on one line, on which it is JSON only if it was JSON before.
+
+    Return None for one that is not UTF-8, which msgspec does not check in a `Raw`, and
+    for one of several lines that is not JSON: as a space, a line end within a string
+    would be valid.
+    """
+    text = body.strip(b"\r\n")
+    line = one_line(text)
+    if line is not text and not is_json(text):
+        return None
+    if not line.isascii():
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+    return line
 
 
 def _envelope(outer: Members) -> Envelope | None:

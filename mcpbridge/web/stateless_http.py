@@ -40,10 +40,10 @@ from mcpbridge.errors import (
     UnsupportedVersion,
 )
 from mcpbridge.jsonrpc import sse
-from mcpbridge.jsonrpc.envelope import one_line, peek
+from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.jsonrpc.large_messages import read_large
 from mcpbridge.jsonrpc.members import integer_of, members_of
-from mcpbridge.jsonrpc.parsed_message import ParsedMessage, is_utf8, parse_message
+from mcpbridge.jsonrpc.parsed_message import ParsedMessage, parse_message, valid_line
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.header_validation import Headers, check_headers, headers_match
 from mcpbridge.mcp.modern_request import (
@@ -198,8 +198,8 @@ def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | 
     """
     try:
         server.check_size(body)
-        line = one_line(body)
-        asked = try_read_request(line) if is_utf8(line) else None
+        line = valid_line(body)
+        asked = None if line is None else try_read_request(line)
         if asked is not None and headers_match(asked, headers):
             return asked
         return _checked(parse_message(body), headers)

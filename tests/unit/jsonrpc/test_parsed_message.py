@@ -93,6 +93,9 @@ def test_a_response_is_read() -> None:
         (b'{"jsonrpc":"2.0","id":null,"method":"a"}', NotJsonRpc),
         (b'{"jsonrpc":"2.0","id":[1],"method":"a"}', NotJsonRpc),
         (b'{"jsonrpc":"2.0","id":1,"method":7}', NotJsonRpc),
+        # On one line these would be JSON.
+        (b'{"jsonrpc":"2.0","id":1,"method":"a\n"}', NotJson),
+        (b'{"jsonrpc":"2.0",\r\n"id":1,"method":"a","params":{"b\r":1}}', NotJson),
     ],
 )
 def test_invalid_messages_are_refused(body: bytes, error: type[Refused]) -> None:

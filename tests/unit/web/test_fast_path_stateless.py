@@ -109,10 +109,13 @@ NO_TEXT = ASKED.replace(b'"id"', b'"\x9b"')
 CALLED = asking("tools/call", name="tool", arguments={"city": "Bonn"})
 #: The same in a value.
 NO_VALUE = CALLED.replace(b"Bonn", b"\xff")
+#: A line end within a string, which JSON does not have.
+NO_JSON = CALLED.replace(b"Bonn", b"Bo\nnn")
 BODIES = [
     ASKED,
     CALLED,
     NO_VALUE,
+    NO_JSON,
     asking("tools/call", name="tool", arguments={"city": "Ulm"}),
     asking("tools/call", name="tool"),
     asking("tools/call"),
@@ -354,6 +357,9 @@ HEADERS = {
 @example(ASKED, {name: [each[0]] for name, each in HEADERS.items()})
 @example(
     NO_VALUE, {name: [each[0]] for name, each in HEADERS.items()} | {"mcp-method": ["tools/call"]}
+)
+@example(
+    NO_JSON, {name: [each[0]] for name, each in HEADERS.items()} | {"mcp-method": ["tools/call"]}
 )
 @example(ASKED, {"mcp-protocol-version": ["2026-07-28"], "mcp-method": ["x", "x"]})
 def test_request_is_read_alike_whether_its_client_is_known(
