@@ -106,6 +106,8 @@ class ClientCertificateAuthenticator:
                 expires_at = certificate.not_valid_after_utc.timestamp()
         except (
             ValueError,
+            # Of a text in a bit string, and the like.
+            TypeError,
             x509.DuplicateExtension,
             x509.InvalidVersion,
             x509.UnsupportedGeneralNameType,

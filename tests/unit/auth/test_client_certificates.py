@@ -153,6 +153,14 @@ def test_identity_is_cached_up_to_known_certificates() -> None:
     assert asked.authenticate(request(ALICE.der)) is first
 
 
+def test_name_that_is_no_text_is_refused() -> None:
+    """It is a bit string, which no library takes for the value of this attribute."""
+    encoded = ALICE.der.replace(b"\x0c\x05alice", b"\x03\x05alice")
+    assert encoded != ALICE.der
+    with pytest.raises(InvalidToken, match="cannot be read"):
+        authenticator().authenticate(request(encoded))
+
+
 @given(st.binary(max_size=200) | st.integers(0, len(ALICE.der) - 1).map(lambda n: ALICE.der[:n]))
 def test_bytes_that_are_no_certificate_are_refused(data: bytes) -> None:
     for part in ("common_name", "uri", "fingerprint"):
