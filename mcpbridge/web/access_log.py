@@ -31,7 +31,7 @@ _DECODINGS = 3
 _SESSION_ID = re.compile(rb"(?i)([0-9a-f](?:-?[0-9a-f]){7})(?:-?[0-9a-f])+")
 #: A parameter of a query that may hold a secret, by its name.
 _SECRET = re.compile(
-    rb"(?i)([a-z0-9_.-]*(?:token|secret|passw|api_?key|authorization)[a-z0-9_.-]*=)[^&;#\s]*"
+    rb"(?i)([a-z0-9_.-]*(?:token|secret|passw|api[_-]?key|authorization)[a-z0-9_.-]*=)[^&;#\s]*"
 )
 #: An id as the bridge makes them, for a header that is to be one.
 _WHOLE_ID = re.compile(rb"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")

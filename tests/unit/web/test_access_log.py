@@ -70,6 +70,14 @@ def test_session_id_is_cut_whatever_surrounds_it(before: str, behind: str, ident
         assert longest_part_of_the_id(redacted(target.encode())) <= 8
 
 
+@pytest.mark.parametrize(
+    "name", ["token", "access_token", "client-secret", "password", "apikey", "api_key", "X-API-Key"]
+)
+def test_value_of_a_parameter_that_may_be_a_secret_is_left_out(name: str) -> None:
+    assert redacted(f"/mcp?a=1&{name}=hidden;b=2".encode()) == f"/mcp?a=1&{name}=...;b=2"
+    assert redacted(f"/mcp?{name}%3Dhidden".encode()) == f"/mcp?{name}=..."
+
+
 @given(st.integers(1900, 2100), st.integers(0, 4))
 def test_session_id_is_cut_at_the_end_of_a_long_target(length: int, times: int) -> None:
     """Truncating the target must not hide that this is an id."""
