@@ -88,7 +88,8 @@ def read_signed(token: str, algorithms: tuple[str, ...]) -> SignedToken:
     signed, _, signature_text = token.rpartition(".")
     header_text, _, payload_text = signed.partition(".")
     try:
-        header = _header_decoder.decode(_decoded(header_text))
+        # msgspec does not look whether what it skips is UTF-8 (RFC 7519, section 7.2).
+        header = _header_decoder.decode(_decoded(header_text).decode("utf-8"))
         claims = _claims_decoder.decode(_decoded(payload_text))
         signature = _decoded(signature_text)
     except (msgspec.MsgspecError, ValueError, RecursionError):

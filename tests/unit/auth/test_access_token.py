@@ -72,6 +72,7 @@ UNREADABLE: dict[str, str] = {
             "string": b'"ES256"',
             "empty": b"{}",
             "cut": b'{"alg":"ES256"',
+            "no UTF-8": b'{"alg":"ES256","a\xff":"\xff"}',
             "alg null": header(alg=None),
             "alg number": header(alg=256),
             "alg array": header(alg=["ES256"]),
