@@ -1,6 +1,6 @@
 # The commands of a checkout.  Everything they make stays inside it: .venv,
-# .venv-3.X for other Pythons, .venv-docs for Sphinx, and .real for the parts of the end-to-end tests
-# that other people wrote.  A file .made in each says that it is complete.
+# .venv-3.X for other Pythons, .venv-docs for Sphinx, .venv-fuzz for atheris, and .real for
+# the parts of the end-to-end tests that other people wrote.  A file .made in each says that it is complete.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,6 +9,9 @@ DEFINITIONS := pyproject.toml setup.py mcpbridge/_version.py
 # options of `make serve` and of `make test`, e.g. make serve SERVE="--ping-interval 5"
 SERVE ?=
 TESTS ?=
+# seconds for each target of `make fuzz`, and which ones, by default all
+FUZZ ?= 20
+TARGETS ?=
 
 # In CI, and where it is asked for, a missing part or a skipped test is a failure.
 STRICT := $(CI)$(MCPBRIDGE_REQUIRE_REAL)
@@ -26,7 +29,7 @@ CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py 
     tests/e2e/test_stateless_http.py tests/e2e/test_access_matrix.py \
     tests/e2e/test_foreign_handles.py tests/e2e/test_hostile_auth.py
 
-.PHONY: help serve test whole lint unit others others.made others.tested real coverage floors mutants bench bench-quick conformance soak docs news dist clean
+.PHONY: help serve test whole lint unit others others.made others.tested real coverage floors mutants fuzz bench bench-quick conformance soak docs news dist clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -90,6 +93,17 @@ floors:
 MUTANTS ?=
 mutants: .venv/.made-dev ## try mutants of the subtle modules, or of MUTANTS='mcpbridge/mcp/pings.py ...'
 	$(BIN)/python -m tests.mutants $(MUTANTS)
+
+# atheris has no wheel for every Python and system.  Without it hypothesis makes the inputs.
+fuzz: .venv-fuzz/.made-fuzz ## fuzz each parser for FUZZ=20 seconds, or only TARGETS='bearer ...'
+	.venv-fuzz/bin/python -m tests.fuzz.run --seconds $(FUZZ) $(TARGETS)
+
+.venv-fuzz/.made-fuzz: $(DEFINITIONS) | .venv/.made
+	$(PYTHON) -m venv --without-pip .venv-fuzz
+	$(call PIP_FOR,.venv-fuzz) --editable '.[test]'
+	@$(call PIP_FOR,.venv-fuzz) --only-binary :all: 'atheris>=3' 2>/dev/null \
+	    || echo 'there is no wheel of atheris for this Python: hypothesis fuzzes alone'
+	@touch $@
 
 bench: .venv/.made ## measure against the floor and other bridges, in under 15 minutes
 	$(BIN)/python benchmarks/run.py

@@ -1,0 +1,1 @@
+"""Fuzzers of everything that parses bytes from outside; `make fuzz` runs them."""
