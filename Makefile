@@ -102,7 +102,7 @@ fuzz: .venv-fuzz/.made-fuzz ## fuzz each parser for FUZZ=20 seconds, or only TAR
 	$(PYTHON) -m venv --without-pip .venv-fuzz
 	$(call PIP_FOR,.venv-fuzz) --editable '.[test]'
 	@$(call PIP_FOR,.venv-fuzz) --only-binary :all: 'atheris>=3' 2>/dev/null \
-	    || echo 'there is no wheel of atheris for this Python: hypothesis fuzzes alone'
+	    || echo 'atheris cannot be installed here: hypothesis fuzzes alone'
 	@touch $@
 
 bench: .venv/.made ## measure against the floor and other bridges, in under 15 minutes
