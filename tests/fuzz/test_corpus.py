@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from mcpbridge.auth import proxy_identity
+from mcpbridge.auth.access import ANYBODY
 from mcpbridge.auth.access_token import TokenRules
 from mcpbridge.jsonrpc.framing import LineFramer
 from mcpbridge.mcp import header_validation, operations
 from mcpbridge.web import client_addresses
+from mcpbridge.web.fast_path import FastPath
 from mcpbridge.web.request_parser import RequestParser
 from tests.fuzz import targets
 from tests.fuzz.run import CORPUS, corpus_of, word_list
@@ -97,6 +99,7 @@ DEFECTS: list[tuple[str, Any, str, Any]] = [
     ("operations", messages, "read_operations", _last),
     ("json_messages", messages, "read_message", lambda body: (body, None)),
     ("http_requests", http, "RequestParser", _Forgetful),
+    ("fast_path_access", FastPath, "_access", lambda *_: ANYBODY),
     ("client_addresses", client_addresses, "_forwarded_for", lambda fields: ["192.0.2.1"]),
     ("lines", backend, "LineFramer", _Glued),
     ("access_log", logs, "redacted", lambda text: ascii(text)[2:-1]),

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from twisted.internet.address import IPv4Address
+from hashlib import sha256
+from typing import Any
 
+from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
+
+from mcpbridge.auth.access import Access
+from mcpbridge.auth.access_control import AccessControl
+from mcpbridge.auth.identity import NAMED_TOKEN, Identity
+from mcpbridge.auth.named_tokens import NamedTokens
+from mcpbridge.auth.scopes import ScopeRules
+from mcpbridge.config.auth import NamedToken
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS
 from mcpbridge.errors import Refused
@@ -54,13 +64,12 @@ def http_requests(data: bytes) -> None:
         assert again == whole * 2
 
 
-@target
-def fast_path(data: bytes) -> None:
-    """The fast path and twisted.web respond to the same bytes in the same way."""
+def _compare_paths(data: bytes, **settings: Any) -> None:
+    """Give the same bytes to both paths, and compare all that clients and backends see."""
     seed, stream = fields_of(data, 2)
     seen = []
     for way in (True, False):
-        world = World(fast_path=way)
+        world = World(fast_path=way, **settings)
         for piece in pieces_of(stream, seed) if seed else [stream]:
             if not world.transport.disconnecting:
                 world.channel.dataReceived(piece)
@@ -73,6 +82,37 @@ def fast_path(data: bytes) -> None:
         assert world.site.budget.used == 0
         assert not world.streamable.router.has_sinks
     assert seen[0] == seen[1]
+
+
+@target
+def fast_path(data: bytes) -> None:
+    """The fast path and twisted.web respond to the same bytes in the same way."""
+    _compare_paths(data)
+
+
+#: The token of each caller, and its scopes.  The sessions are Alice's.
+_CALLERS = {
+    "alice": ("alice-0123456789abcdef", ("read", "write")),
+    "bob": ("bobby-0123456789abcdef", ("read",)),
+    "carol": ("carol-0123456789abcdef", ()),
+}
+
+
+def _access_control(clock: Clock) -> AccessControl:
+    tokens = {
+        name: NamedToken(sha256=sha256(token.encode()).hexdigest(), scopes=scopes)
+        for name, (token, scopes) in _CALLERS.items()
+    }
+    rules = ScopeRules({"*": "read", "x": "write"})
+    return AccessControl("default", [NamedTokens(tokens)], rules=rules, clock=clock)
+
+
+@target
+def fast_path_access(data: bytes) -> None:
+    """Both admit the same callers, to their own sessions and to what their scopes allow."""
+    alice = Identity(issuer=NAMED_TOKEN, subject="alice", scopes=frozenset(("read", "write")))
+    access = Access(alice, scopes=alice.scopes)
+    _compare_paths(data, access_control=_access_control, access=access)
 
 
 _ADDRESSES = ClientAddresses(

@@ -18,6 +18,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor, StringTransport
 
+from mcpbridge.auth.access import ANYBODY, Access
+from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS, DRAIN_SECONDS, HEAD_SECONDS, REQUEST_SECONDS
 from mcpbridge.errors import MessageRefused
@@ -75,6 +77,8 @@ class World:
         sessions: int = 100,
         waiting: int = 1024,
         filtered: bool = False,
+        access_control: Callable[[Clock], AccessControl | None] = lambda clock: None,
+        access: Access = ANYBODY,
         seconds: Callable[[], float] | None = None,
         **bridge: Any,
     ) -> None:
@@ -101,14 +105,15 @@ class World:
             limiter=limiter,
             filters=[Refuser()] if filtered else [],
             event_store=MemoryEventStore(),
+            access_control=access_control(self.clock),
         )
         self.server = server
         opened: list[BackendSession] = []
-        Deferred.fromCoroutine(server.open_session(lambda _: RecordingSink())).addCallback(
-            opened.append
-        )
+        Deferred.fromCoroutine(
+            server.open_session(lambda _: RecordingSink(), access=access)
+        ).addCallback(opened.append)
         server.sessions = {IDENT: opened[0]}
-        Deferred.fromCoroutine(server.open_streamable()).addCallback(opened.append)
+        Deferred.fromCoroutine(server.open_streamable(access=access)).addCallback(opened.append)
         server.streamable = {IDENT: opened[1]}
         limiter.full = full
         # Backends that are launched from now on serve requests of 2026-07-28.
