@@ -34,6 +34,7 @@ _PARTS = {
     "uri": "URI among its alternative names",
     "fingerprint": "fingerprint",
 }
+_ASCII_PARTS = frozenset({"email", "dns", "uri"})
 
 
 @implementer(IAuthenticator)
@@ -113,10 +114,11 @@ class ClientCertificateAuthenticator:
             x509.UnsupportedGeneralNameType,
         ):
             raise InvalidToken("the client certificate cannot be read") from None
-        if len(names) != 1 or not is_subject(names[0]):
+        if len(names) != 1 or not self._is_name(names[0]):
             raise InvalidToken(
                 f"the client certificate must have one {_PARTS[self._part]}, of 1 to"
                 f" {MAX_SUBJECT_CHARS} printable characters"
+                + (" of ASCII" if self._part in _ASCII_PARTS else "")
             )
         subject = self._same(names[0])
         scopes = self._scopes
@@ -131,6 +133,15 @@ class ClientCertificateAuthenticator:
             claims={"fingerprint": fingerprint},
             expires_at=expires_at,
         )
+
+    def _is_name(self, text: str) -> bool:
+        """
+        Tell whether a text may be the subject.
+
+        Alternative names are ASCII (RFC 5280, section 4.2.1.6), but nothing has checked that.
+        In lower case, the Kelvin sign would be the letter k of another caller.
+        """
+        return is_subject(text) and (self._part not in _ASCII_PARTS or text.isascii())
 
     def _same(self, subject: str) -> str:
         """Return the one spelling of a subject that may be written in several."""

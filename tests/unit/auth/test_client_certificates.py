@@ -153,6 +153,24 @@ def test_identity_is_cached_up_to_known_certificates() -> None:
     assert asked.authenticate(request(ALICE.der)) is first
 
 
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("dns", x509.DNSName("abcay@example.org")),
+        ("email", x509.RFC822Name("abcay@example.org")),
+        ("uri", x509.UniformResourceIdentifier("abcay@example.org")),
+    ],
+)
+def test_alternative_name_that_is_not_ascii_is_refused(part: str, name: x509.GeneralName) -> None:
+    """In lower case it would be that of `kay`, and no certificate may have it."""
+    plain = CA.issue("k", names=[name]).der
+    encoded = plain.replace(b"abcay@", "\N{KELVIN SIGN}ay@".encode())
+    assert len(encoded) == len(plain)
+    assert authenticator(subject=part).authenticate(request(plain)) is not None
+    with pytest.raises(InvalidToken, match="printable characters of ASCII"):
+        authenticator(subject=part).authenticate(request(encoded))
+
+
 def test_name_that_is_no_text_is_refused() -> None:
     """It is a bit string, which no library takes for the value of this attribute."""
     encoded = ALICE.der.replace(b"\x0c\x05alice", b"\x03\x05alice")
