@@ -7,17 +7,21 @@ And each oracle can fail: with a defect in what it watches, some input of the co
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mcpbridge.auth import proxy_identity
+from mcpbridge import audit_log
+from mcpbridge.auth import bearer, proxy_identity
 from mcpbridge.auth.access import ANYBODY
 from mcpbridge.auth.access_token import TokenRules
+from mcpbridge.auth.session_environment import SessionVariables
+from mcpbridge.config import dotenv
 from mcpbridge.jsonrpc.framing import LineFramer
-from mcpbridge.mcp import header_validation, operations
+from mcpbridge.mcp import header_validation, operations, request_state
 from mcpbridge.web import client_addresses
 from mcpbridge.web.fast_path import FastPath
 from mcpbridge.web.request_parser import RequestParser
@@ -105,6 +109,11 @@ DEFECTS: list[tuple[str, Any, str, Any]] = [
     ("access_log", logs, "redacted", lambda text: ascii(text)[2:-1]),
     ("access_tokens", TokenRules, "_check_audience", lambda rules, claims: None),
     ("proxy_identity", proxy_identity, "is_subject", lambda text: True),
+    ("bearer", bearer, "_IN_QUERY", re.compile("(?!)")),
+    ("session_environment", SessionVariables, "__repr__", lambda found: repr(dict(found))),
+    ("request_state", request_state, "_digest", lambda params: b""),
+    ("dotenv", dotenv, "_ESCAPES", {}),
+    ("audit_log", audit_log, "_printable", bytes),
     ("request_headers", header_validation, "_decoded", lambda name, text: "\xe9"),
 ]
 
