@@ -301,6 +301,9 @@ def _read_lone_surrogates(body: bytes, why: str) -> Envelope | None:
     raise NotJson(f"the body is not JSON: {why.removeprefix('JSON is malformed: ')}")
 
 
+_OUT_OF_RANGE = (float("inf"), float("-inf"))
+
+
 def _convert(value: object) -> Envelope | None:
     """Return a decoded message's envelope; its result or error only tells that it exists."""
     if isinstance(value, list):
@@ -312,6 +315,9 @@ def _convert(value: object) -> Envelope | None:
         for name in Envelope.__struct_fields__
         if name in value
     }
+    if outer.get("id") in _OUT_OF_RANGE:
+        # msgspec refuses it, too.  No answer could have it: JSON has no infinity.
+        raise NotJsonRpc("the body is not a JSON-RPC 2.0 message: its id is out of range")
     try:
         return msgspec.convert(outer, Envelope)
     except (msgspec.ValidationError, UnicodeError) as error:

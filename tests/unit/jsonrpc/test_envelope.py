@@ -243,6 +243,14 @@ def test_a_lone_surrogate_passes(body: bytes) -> None:
     assert envelope is not None
 
 
+@pytest.mark.parametrize("number", [b"1e400", b"-1e400"])
+def test_an_id_out_of_range_is_refused_beside_a_lone_surrogate_too(number: bytes) -> None:
+    """The parser for these takes it, and an answer would have to have it."""
+    message = b'{"jsonrpc":"2.0","id":%b,"method":"a","params":"%b"}'
+    assert verdict(message % (number, b"a")) == "NotJsonRpc"
+    assert verdict(message % (number, b"\\ud800")) == "NotJsonRpc"
+
+
 def test_a_lone_surrogate_in_an_array_passes() -> None:
     body = b'["\\ud800"]'
     assert read_message(body) == (body, None)
