@@ -104,7 +104,8 @@ def _read_plain(body: bytes) -> Operation | None:
     if b"\\" in body or not body.isascii():
         return None
     lower = body.lower()
-    if lower.count(b'"method"') != 1 or lower.count(b'"params"') > 1:
+    params = lower.count(b'"params"')
+    if lower.count(b'"method"') != 1 or params > 1 or (params and b'"params"' not in body):
         return None
     try:
         message = _decode_plain(body)

@@ -124,6 +124,8 @@ def test_what_is_no_message_has_no_operation(body: bytes) -> None:
         b'{"method":"tools/call","params":{"name":"x","name":"y"}}',
         b'{"method":"tools/call","params":{"name":"x","NAME":"y"}}',
         b'{"method":"tools/call","params":{"Name":"x"}}',
+        # Also where no name is read.
+        b'{"method":"tools/list","Params":{}}',
         b'{"method":"tools/call","params":{}}',
         b'{"method":"tools/call","params":["add"]}',
         b'{"method":"tools/call","params":null}',
