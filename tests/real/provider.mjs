@@ -1,13 +1,17 @@
 /*
- * A real authorization server (RFC 6749, 7662, 8414, 8707, 9068): oidc-provider.
+ * A real authorization server (RFC 6749, 7591, 7662, 8414, 8707, 9068): oidc-provider.
  *
  *     node provider.mjs FOLDER SETTINGS
  *
  * FOLDER is the `node_modules` that has oidc-provider.  SETTINGS is an object of JSON:
  * `port`, on 127.0.0.1; `keys` to sign with, private JSON Web Keys, the newest first;
- * `servers` by their resource indicators, each with `scope`, `format` (`jwt` or `opaque`)
- * and `ttl`; `clients`, each with `id`, `secret` and `scope`, for client credentials, or
+ * `servers` by their resource indicators, each with `scope`, `format` (`jwt` or `opaque`),
+ * `ttl`, and `behind`, seconds by which the clock that dates its tokens is slow; `clients`, each with `id`, `secret` and `scope`, for client credentials, or
  * with `redirects` for authorization codes.
+ *
+ * Clients may also register themselves, for authorization codes and refresh tokens.  Its pages
+ * are the forms for development that oidc-provider has: any name and password will do, and all
+ * that is asked for is granted.
  *
  * It prints its issuer when it listens, and ends with its standard input.
  */
@@ -18,7 +22,7 @@ import path from "node:path";
 const [modules, text] = process.argv.slice(2);
 const { port, keys, servers, clients } = JSON.parse(text);
 const start = pathToFileURL(path.join(modules, "oidc-provider", "lib", "index.js"));
-const { Provider } = await import(start);
+const { Provider, errors } = await import(start);
 
 const issuer = `http://127.0.0.1:${port}`;
 const scopes = new Set(Object.values(servers).flatMap(({ scope }) => scope.split(" ")));
@@ -31,11 +35,28 @@ const provider = new Provider(issuer, {
     grant_types: redirects ? ["authorization_code", "refresh_token"] : ["client_credentials"],
     redirect_uris: redirects ?? [],
     response_types: redirects ? ["code"] : [],
-    id_token_signed_response_alg: keys[0].alg,
     ...(scope ? { scope } : {}),
   })),
+  clientDefaults: { id_token_signed_response_alg: keys[0].alg },
+  issueRefreshToken: (ctx, client) => client.grantTypeAllowed("refresh_token"),
+  // A client that has registered itself may ask for more scopes later than it did then.
+  extraClientMetadata: {
+    properties: ["registered_scope"],
+    validator(ctx, name, value, metadata) {
+      if (ctx) delete metadata.scope;
+    },
+  },
+  formats: {
+    customizers: {
+      jwt(ctx, token, { payload }) {
+        const behind = servers[payload.aud]?.behind ?? 0;
+        payload.iat -= behind;
+        payload.exp -= behind;
+      },
+    },
+  },
   features: {
-    devInteractions: { enabled: false },
+    devInteractions: { enabled: true },
     clientCredentials: { enabled: true },
     introspection: { enabled: true, allowedPolicy: () => true },
     revocation: { enabled: true },
@@ -45,6 +66,7 @@ const provider = new Provider(issuer, {
       enabled: true,
       defaultResource: () => undefined,
       getResourceServerInfo: (ctx, resource) => {
+        if (!servers[resource]) throw new errors.InvalidTarget();
         const { scope, format, ttl } = servers[resource];
         return {
           scope,

@@ -27,11 +27,16 @@ PATIENCE = 60
 
 @dataclass(frozen=True)
 class Server:
-    """A server that tokens are for: its scopes, separated by spaces, and their format."""
+    """
+    A server that tokens are for: its scopes, separated by spaces, and their format.
+
+    The clock that dates its tokens is `behind` by some seconds.
+    """
 
     scope: str = ""
     format: str = "jwt"
     ttl: int = 3600
+    behind: int = 0
 
 
 @dataclass(frozen=True)
