@@ -1,19 +1,16 @@
 /**
- * A real client on the JavaScript SDK of either generation, with credentials.
+ * Real clients on the JavaScript SDK of either generation, with credentials.
  *
- *     authorizing.cjs GENERATION SETTINGS
+ *     authorizing.cjs GENERATION VISITS
  *
- * SETTINGS and the output are those of `authorizing.py`.  NODE_PATH says where the
- * SDKs are.
+ * VISITS and the output are those of `authorizing.py`; with `refresh` false, a client
+ * registers itself without refresh tokens.  NODE_PATH says where the SDKs are.
  */
 "use strict";
 
 const { spawn } = require("node:child_process");
 const { once } = require("node:events");
 const http = require("node:http");
-
-/** Seconds for all of it: who hangs is told from who fails. */
-const PATIENCE = 70;
 
 /** What is needed of a generation of the SDK. */
 function sdk(generation) {
@@ -30,16 +27,17 @@ function sdk(generation) {
 class Provider {
   visits = 0;
 
-  constructor(redirectUrl, browser) {
+  constructor(redirectUrl, { browser, refresh = true }) {
     this.redirectUrl = redirectUrl;
     this.browser = browser;
+    this.grants = ["authorization_code", ...(refresh ? ["refresh_token"] : [])];
   }
 
   get clientMetadata() {
     return {
       client_name: "a test",
       redirect_uris: [this.redirectUrl],
-      grant_types: ["authorization_code", "refresh_token"],
+      grant_types: this.grants,
       response_types: ["code"],
       token_endpoint_auth_method: "none",
     };
@@ -76,7 +74,7 @@ class Provider {
   }
 }
 
-/** Makes the calls; returns what was seen. */
+/** One client; returns what was seen. */
 async function visit(generation, settings) {
   const { Client, SSEClientTransport, StreamableHTTPClientTransport, UnauthorizedError } =
     sdk(generation);
@@ -91,7 +89,7 @@ async function visit(generation, settings) {
   listener.listen(0, "127.0.0.1");
   await once(listener, "listening");
   const provider = settings.browser
-    ? new Provider(`http://127.0.0.1:${listener.address().port}/callback`, settings.browser)
+    ? new Provider(`http://127.0.0.1:${listener.address().port}/callback`, settings)
     : undefined;
 
   /** Does something; when that wants a person, waits for the code, and does it again. */
@@ -149,7 +147,7 @@ async function visit(generation, settings) {
     await client.close();
   }
   const late = new Promise((_, reject) => {
-    setTimeout(() => reject(new Error("TimeoutError")), PATIENCE * 1000).unref();
+    setTimeout(() => reject(Object.assign(new Error(""), { name: "TimeoutError" })), settings.patience * 1000).unref();
   });
   try {
     await Promise.race([run(), late]);
@@ -160,8 +158,14 @@ async function visit(generation, settings) {
   return { ...seen, visits: provider?.visits ?? 0, scope: provider?.saved?.scope ?? null };
 }
 
-const [generation, settings] = process.argv.slice(2);
-visit(generation, JSON.parse(settings)).then((seen) => {
-  console.log(JSON.stringify(seen));
+/** All of them. */
+async function main(generation, visits) {
+  const seen = await Promise.all(
+    Object.entries(visits).map(async ([name, each]) => [name, await visit(generation, each)]),
+  );
+  console.log(JSON.stringify(Object.fromEntries(seen)));
   process.exit(0);
-});
+}
+
+const [generation, visits] = process.argv.slice(2);
+main(generation, JSON.parse(visits));

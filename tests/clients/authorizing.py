@@ -1,15 +1,16 @@
 """
-A real client on the official SDK in Python, with credentials: a token that it is given,
-one that it gets from an authorization server by itself, or none.
+Real clients on the official SDK in Python, with credentials: a token that they are given,
+one that they get from an authorization server by themselves, or none.
 
-    authorizing.py SETTINGS
+    authorizing.py VISITS
 
-SETTINGS is an object in JSON: the `url`; `calls`, each a list of a tool, its arguments and
-the seconds to wait before it; `token`, which is sent in a header, or `browser`, a command
-that opens the URL added to it; and `modern` for a client of 2026-07-28.  Runs unchanged on
-both generations of the SDK.  Prints an object in JSON: `protocolVersion`, the `results` of
-the calls, how many `visits` to the browser there were, the `scope` of the last token, and
-the `error` that ended it, or null.
+VISITS is an object in JSON, with the settings of each of several clients that run at once,
+by names: the `url`; `calls`, each a list of a tool, its arguments and the seconds to wait
+before it; `token`, which is sent in a header, or `browser`, a command that opens the URL
+added to it; `modern` for a client of 2026-07-28; and `patience`, the seconds for all of it.
+Runs unchanged on both generations of the SDK.  Prints an object in JSON with what each has
+seen, by the same names: `protocolVersion`, the `results` of the calls, how many `visits` of
+the browser there were, the `scope` of the last token, and the `error` that ended it, or null.
 """
 
 import asyncio
@@ -27,9 +28,6 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared import auth as shared
 from mcp.shared._httpx_utils import create_mcp_http_client
-
-#: Seconds for all of it: who hangs is told from who fails.
-PATIENCE = 70
 
 
 class Storage:
@@ -137,7 +135,7 @@ def causes(error: BaseException) -> list[str]:
 
 
 async def visit(settings: dict[str, Any]) -> dict[str, Any]:
-    """Make the calls; returns what was seen."""
+    """One client; returns what was seen."""
     seen: dict[str, Any] = {"protocolVersion": None, "results": [], "error": None}
     callback, storage = Callback(settings.get("browser", [])), Storage()
     async with callback.listening():
@@ -150,7 +148,10 @@ async def visit(settings: dict[str, Any]) -> dict[str, Any]:
                 settings["url"], metadata, storage, callback.open, callback.wait
             )
         try:
-            async with asyncio.timeout(PATIENCE), session(settings, provider, seen) as client:
+            async with (
+                asyncio.timeout(settings["patience"]),
+                session(settings, provider, seen) as client,
+            ):
                 for tool, arguments, pause in settings["calls"]:
                     await asyncio.sleep(pause)
                     called = await client.call_tool(tool, arguments)
@@ -160,5 +161,11 @@ async def visit(settings: dict[str, Any]) -> dict[str, Any]:
     return {**seen, "visits": callback.visits, "scope": storage.tokens and storage.tokens.scope}
 
 
+async def main(visits: dict[str, Any]) -> None:
+    """All of them."""
+    seen = await asyncio.gather(*map(visit, visits.values()))
+    print(json.dumps(dict(zip(visits, seen, strict=True))))
+
+
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(visit(json.loads(sys.argv[1])))))
+    asyncio.run(main(json.loads(sys.argv[1])))

@@ -1,5 +1,5 @@
 """
-A real client on FastMCP with credentials; it opens its browser itself, that of `BROWSER`.
+Real clients on FastMCP with credentials; they open a browser by themselves, that of `BROWSER`.
 
 The arguments and the output are those of `authorizing.py`.
 """
@@ -11,7 +11,7 @@ import shlex
 import sys
 from typing import Any
 
-from authorizing import PATIENCE, causes
+from authorizing import causes
 from fastmcp import Client
 from fastmcp.client.auth import OAuth
 from fastmcp.client.transports import SSETransport, StreamableHttpTransport
@@ -29,7 +29,7 @@ class CountingOAuth(OAuth):
 
 
 async def visit(settings: dict[str, Any]) -> dict[str, Any]:
-    """Make the calls; returns what was seen."""
+    """One client; returns what was seen."""
     seen: dict[str, Any] = {"protocolVersion": None, "results": [], "error": None}
     url = settings["url"]
     auth: Any = settings.get("token")
@@ -40,7 +40,7 @@ async def visit(settings: dict[str, Any]) -> dict[str, Any]:
     mode = "2026-07-28" if settings.get("modern") else "legacy"
     try:
         client = Client(transport(url, auth=auth), mode=mode)
-        async with asyncio.timeout(PATIENCE), client:
+        async with asyncio.timeout(settings["patience"]), client:
             seen["protocolVersion"] = client.protocol_version
             for tool, arguments, pause in settings["calls"]:
                 await asyncio.sleep(pause)
@@ -52,5 +52,11 @@ async def visit(settings: dict[str, Any]) -> dict[str, Any]:
     return {**seen, "visits": getattr(auth, "visits", 0), "scope": tokens and tokens.scope}
 
 
+async def main(visits: dict[str, Any]) -> None:
+    """All of them."""
+    seen = await asyncio.gather(*map(visit, visits.values()))
+    print(json.dumps(dict(zip(visits, seen, strict=True))))
+
+
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(visit(json.loads(sys.argv[1])))))
+    asyncio.run(main(json.loads(sys.argv[1])))

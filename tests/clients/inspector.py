@@ -1,10 +1,10 @@
 """
 A real client that is a command: the inspector's CLI, once for each question.
 
-    inspector.py NODE LAUNCHER URL TOOL [ARGUMENTS]
+    inspector.py NODE LAUNCHER URL TOOL [ARGUMENTS [OPTION ...]]
 
-with the Node to run it and the path of its script.  What follows and the output
-are those of `session.py`; progress and logging are null, since it shows neither.
+with the Node to run it, the path of its script, and options of its own.  What follows
+and the output are those of `session.py`; progress and logging are null, since it shows neither.
 """
 
 import json
@@ -15,13 +15,14 @@ import tempfile
 from typing import Any
 
 
-def main(node: str, script: str, url: str, tool: str, arguments: str = "{}") -> None:
+def main(node: str, script: str, url: str, tool: str, arguments: str = "{}", *given: str) -> None:
     """Three sessions; prints what was seen."""
     transport = "sse" if url.endswith("/sse") else "http"
     with tempfile.TemporaryDirectory() as folder:
 
         def ask(method: str, *options: str) -> dict[str, Any]:
             command = [node, script, "--cli", "--transport", transport, "--server-url", url]
+            command += given
             done = subprocess.run(
                 [*command, "--format", "json", "--quiet", "--method", method, *options],
                 env={**os.environ, "HOME": folder},  # it keeps files

@@ -1,10 +1,10 @@
 """
 A real client that is a proxy: `mcp-remote`, spoken to over stdio.
 
-    remote.py NODE PROXY URL TOOL [ARGUMENTS]
+    remote.py NODE PROXY URL TOOL [ARGUMENTS [OPTION ...]]
 
-with the Node to run it and the path of its script.  What follows and the output
-are those of `session.py`.  The messages are written by hand, so that nothing
+with the Node to run it, the path of its script, and options of its own.  What follows
+and the output are those of `session.py`.  The messages are written by hand, so that nothing
 but the proxy is between them and the server.
 """
 
@@ -97,10 +97,10 @@ def visit(proxy: Proxy, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(node: str, script: str, url: str, tool: str, arguments: str = "{}") -> None:
+def main(node: str, script: str, url: str, tool: str, arguments: str = "{}", *options: str) -> None:
     """Run the proxy, and a session through it."""
     transport = "sse-only" if url.endswith("/sse") else "http-only"
-    command = [node, script, url, "--allow-http", "--transport", transport]
+    command = [node, script, url, "--allow-http", "--transport", transport, *options]
     with tempfile.TemporaryDirectory() as folder:
         proxy = Proxy(command, folder)
         try:

@@ -1,12 +1,13 @@
 """
 Runs the MCP conformance suite against the installed bridge.
 
-    python -m tests.conformance.run [--url URL] [--only TEXT] [BRIDGE OPTION ...]
+    python -m tests.conformance.run [--url URL] [--only TEXT] [--auth] [BRIDGE OPTION ...]
 
 Starts `twistd mcpbridge`, with further options if there are any, in front of
 one of the servers that are here, once for each suite, and runs the suite against
 its `/mcp`; or runs them all against the server at a URL.  `--only` names suites by
-a part of their names.  Says for each check that did not succeed what it was and
+a part of their names.  With `--auth`, the bridge admits only who sends a token, and the
+suite sends it.  Says for each check that did not succeed what it was and
 why, and closes with a line for each suite that says how many of its scenarios
 passed.  Exits with 0 only where all did, without a warning, but for what
 `misses.toml` expects, and the resumption of a stream was really tried.
@@ -16,7 +17,9 @@ Nothing of mcpbridge is imported.
 
 import argparse
 import contextlib
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -37,6 +40,10 @@ from tests.real.bridge import LOOPBACK, MARKER_VARIABLE, serving
 MODULES = parts.REAL / "conformance" / "node_modules"
 #: The checks that cannot succeed, by the names of the suites.
 MISSES = Path(__file__).with_name("misses.toml")
+#: Makes the suite send the token in this variable, which it has no option for.
+SENDER = Path(__file__).with_name("send_token.cjs")
+TOKEN_VARIABLE = "MCPBRIDGE_TEST_TOKEN"
+TOKEN = "the-token-of-the-conformance-suite"
 #: What one suite may take; the older ones wait 14 seconds for one tool.
 SECONDS = 300
 #: How many suites run at once.
@@ -81,13 +88,16 @@ class Suite:
     ahead: bool = False
     extension: bool = False
 
-    def run(self, url: str, folder: Path) -> "Outcome":
+    def run(self, url: str, folder: Path, *, auth: bool = False) -> "Outcome":
         """Run it against a server, with its results in a folder."""
         script = parts.built(MODULES / self.package / "dist" / "index.js")
-        command = [parts.node(), script, "server", "--url", url, "--output-dir", str(folder)]
+        sender = ["--require", str(SENDER)] if auth else []
+        command = [parts.node(), *sender, script]
+        command += ["server", "--url", url, "--output-dir", str(folder)]
         try:
             done = subprocess.run(
                 [*command, *self.selection],
+                env={**os.environ, TOKEN_VARIABLE: TOKEN},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -240,13 +250,13 @@ def judge(outcomes: Sequence[Outcome]) -> int:
 
 
 @contextlib.contextmanager
-def bridged(suite: Suite, folder: Path, options: Sequence[str]) -> Iterator[str]:
+def bridged(suite: Suite, folder: Path, options: Sequence[str], *, auth: bool) -> Iterator[str]:
     """The URL of a bridge in front of a server; what it printed is shown if it fails."""
     mark = ""
     command = ["--", *suite.backend()]
-    if suite.ahead:
+    if suite.ahead or auth:
         mark = uuid.uuid4().hex
-        command = ["--config", str(config(suite, folder, mark))]
+        command = ["--config", str(config(suite, folder, mark, auth=auth))]
     with serving(folder, *LOOPBACK, *options, *command, marker=mark) as bridge:
         try:
             yield bridge.url.removesuffix("/sse") + "/mcp"
@@ -256,41 +266,45 @@ def bridged(suite: Suite, folder: Path, options: Sequence[str]) -> Iterator[str]
                 print(bridge.output)
 
 
-def config(suite: Suite, folder: Path, mark: str) -> Path:
+def config(suite: Suite, folder: Path, mark: str, *, auth: bool = False) -> Path:
     """
-    A configuration file with the suite's server, started ahead, which no option can say.
+    A configuration file with the suite's server, for what no option can say: that it is
+    started ahead, and that its callers need a token.
 
     The suite is one caller with many connections, and listens on one of them
     for what it changes on another: that takes a server of one identity.
     """
     command, *args = suite.backend()
-    server = {
+    server: dict[str, Any] = {
         "command": command,
         "args": args,
         "env": {MARKER_VARIABLE: mark},
         "base_uri": "",
-        "warm": 4,
     }
-    server["reuse"] = "identity"
+    if suite.ahead:
+        server |= {"warm": 4, "reuse": "identity"}
+    if auth:
+        digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+        server["auth"] = {"tokens": {"conformance": {"sha256": digest}}}
     file = folder / "bridge.json"
     file.write_text(json.dumps({"mcpServers": {"conformance": server}}))
     return file
 
 
-def outcome_of(suite: Suite, url: str | None, options: Sequence[str]) -> Outcome:
+def outcome_of(suite: Suite, url: str | None, options: Sequence[str], *, auth: bool) -> Outcome:
     """Run one suite, in front of a server of its own if there is no URL."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         found = folder / "results"
         found.mkdir()
-        at = url or stack.enter_context(bridged(suite, folder, options))
-        return suite.run(at, found)
+        at = url or stack.enter_context(bridged(suite, folder, options, auth=auth))
+        return suite.run(at, found, auth=auth)
 
 
-def run(suites: Sequence[Suite], url: str | None, options: Sequence[str]) -> int:
+def run(suites: Sequence[Suite], url: str | None, options: Sequence[str], *, auth: bool) -> int:
     """Run suites, some at once; the exit status."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        outcomes = pool.map(lambda suite: outcome_of(suite, url, options), suites)
+        outcomes = pool.map(lambda suite: outcome_of(suite, url, options, auth=auth), suites)
         return judge(list(outcomes))
 
 
@@ -299,12 +313,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="run the MCP conformance suite")
     parser.add_argument("--url", help="of a server that is there, in the place of a bridge")
     parser.add_argument("--only", default="", help="the suites whose names have this in them")
+    parser.add_argument("--auth", action="store_true", help="admit only who sends a token")
     known, options = parser.parse_known_args(arguments)
     suites = [suite for suite in SUITES if known.only in suite.name]
     if not suites:
         parser.error(f"no suite has {known.only!r} in its name")
     try:
-        return run(suites, known.url, options)
+        return run(suites, known.url, options, auth=known.auth)
     except (pytest.skip.Exception, pytest.fail.Exception) as missing:
         print(f"the conformance suite was not run: {missing}")
         return 1

@@ -1,27 +1,26 @@
 """
 Real clients with tokens, against the installed `twistd mcpbridge` and a real authorization
-server, each in a process of its own.
+server.
+
+All visits of one client program run at once, in one process of it: they wait most of the
+time, for a stand-in of a browser and for tokens to expire.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
+import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.e2e.authorized import NAMED_TOKEN, READ, SERVERS, WRITE, Place, authorized
 from tests.real import parts
-from tests.real.bridge import MARKER_VARIABLE, RunningBridge, serving
-from tests.real.parts import Client, JavaScriptClient
-from tests.real.provider import Client as Confidential
-from tests.real.provider import Provider, Server, free_port, new_key, providing
+from tests.real.parts import ALL_CLIENTS, Client, JavaScriptClient
+from tests.real.provider import Server
 
 pytestmark = pytest.mark.slow
 
@@ -36,128 +35,278 @@ CLIENTS = {
 }
 #: Those of 2026-07-28.
 MODERN = ("python-2", "fastmcp", "npm-2")
-WAYS = [
-    *((client, way) for client in CLIENTS for way in ("mcp", "sse")),
-    *((client, "modern") for client in MODERN),
-]
-NAMED_TOKEN = "a named token of a test, 0123456789"
-READ, WRITE = "files:read", "files:write"
-#: What every request needs, and a call of `add`.
-SCOPES = {"*": READ, "tools/call": {"add": WRITE}}
-ALICE = Confidential("alice", "the secret of alice")
-BRIDGE = Confidential("bridge", "the secret of the bridge")
+#: Those on the SDK in Python.  They ask for a new token when they think that theirs has
+#: expired, and not only when it is refused.
+PYTHON = ("python-1", "python-2", "fastmcp")
+#: The bridge takes these for 15 seconds, of which the client knows 3: the authorization
+#: server is late by 18, and the bridge allows 30.
+SHORT = Server(f"{READ} {WRITE}", ttl=3, behind=18)
+
+#: Seconds for a visit: who hangs is told from who fails.
+PATIENCE = 70
+GAVE_UP = "TimeoutError: "
+
 HELLO = ["echo", {"text": "hello"}, 0]
+ADD = ["add", {"a": 1, "b": 2}, 0]
 
 
-@dataclass
-class Place:
-    """A bridge, and the authorization server of its servers."""
-
-    provider: Provider
-    bridge: RunningBridge
-    origin: str
-
-    def url(self, server: str, way: str) -> str:
-        """Return the URL of a server's endpoint for a way to speak to it."""
-        return f"{self.origin}/{server}/{'sse' if way == 'sse' else 'mcp'}"
-
-    def run(self, client: str, way: str, *calls: list[Any], server: str = "jwt", **more: Any) -> Any:
-        """Run a client that makes calls; return what it saw."""
-        settings = {
-            "url": self.url(server, way),
-            "calls": calls or [HELLO],
-            "modern": way == "modern",
-            **more,
-        }
-        arguments = [json.dumps(settings)]
-        if client.startswith("npm"):
-            arguments.insert(0, client[-1])
-        seen = self.bridge.run_command([*CLIENTS[client].command(), *arguments])
-        if seen["protocolVersion"]:
-            assert (seen["protocolVersion"] == "2026-07-28") is (way == "modern")
-        return seen
-
-    def sessions(self, server: str) -> int:
-        """Return how many processes of a server have been started."""
-        return self.bridge.output.count(f"{server}' opened")
+def ways(client: str) -> tuple[str, ...]:
+    """Return the ways in which a client can speak to a server."""
+    return ("mcp", "sse", "modern") if client in MODERN else ("mcp", "sse")
 
 
-#: The servers, and what the authorization server knows of each.
-SERVERS = {
-    "jwt": Server(f"{READ} {WRITE}"),
-    "opaque": Server(f"{READ} {WRITE}", "opaque"),
-    # The bridge takes them for four seconds after they were issued: 30 more than `exp`.
-    "short": Server(READ, ttl=3, behind=29),
-}
-
-
-@contextlib.contextmanager
-def place(folder: Path) -> Iterator[Place]:
-    """Run a provider, and a bridge with all servers."""
-    origin = f"http://127.0.0.1:{free_port()}"
-    known = {
-        f"{origin}/{name}/{end}": server
-        for name, server in SERVERS.items()
-        for end in ("mcp", "sse")
-    }
-    with providing(known, [ALICE, BRIDGE], [new_key("one")]) as provider:
-        secret = folder / "secret"
-        secret.write_text(BRIDGE.secret)
-        secret.chmod(0o600)
-        auth = {
-            "tokens": {
-                "alice": {
-                    "sha256": hashlib.sha256(NAMED_TOKEN.encode()).hexdigest(),
-                    "scopes": [READ],
-                }
-            },
-            "oauth": {
-                "issuer": provider.issuer,
-                "introspection": {"client_id": BRIDGE.id, "client_secret_file": str(secret)},
-            },
-            "scopes": SCOPES,
-        }
-        with bridged(folder, origin, SERVERS, auth) as bridge:
-            yield Place(provider, bridge, origin)
-
-
-@contextlib.contextmanager
-def bridged(folder: Path, origin: str, servers: Any, auth: Any) -> Iterator[RunningBridge]:
-    """Run a bridge with a configuration file; stop it at the end."""
-    mark = uuid.uuid4().hex
-    command, *args = parts.demo()
-    server = {"command": command, "args": args, "env": {MARKER_VARIABLE: mark}}
-    port = origin.rpartition(":")[2]
-    file = folder / "bridge.json"
-    file.write_text(
-        json.dumps(
-            {
-                "mcpServers": {name: {**server, "base_uri": f"/{name}"} for name in servers},
-                "bridge": {
-                    "listen": [f"tcp:{port}:interface=127.0.0.1"],
-                    "public_url": origin,
-                    "auth": auth,
-                },
-            }
-        )
-    )
-    with serving(folder, "--config", str(file), urls=len(servers), marker=mark) as bridge:
-        yield bridge
-        bridge.stop()
-        assert "Traceback" not in bridge.output, bridge.output
-        assert NAMED_TOKEN not in bridge.output
+def silent(client: str, way: str) -> bool:
+    """Return True if a client logs that a message is refused, and goes on waiting."""
+    return client in PYTHON and way == "sse"
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: Any) -> Iterator[Place]:
-    with place(tmp_path_factory.mktemp("clients")) as one:
-        yield one
+def place(tmp_path_factory: Any) -> Iterator[Place]:
+    with authorized(tmp_path_factory.mktemp("clients"), {**SERVERS, "short": SHORT}) as running:
+        yield running
 
 
-@pytest.mark.parametrize(("client", "way"), WAYS)
-def test_a_client_gets_a_token_by_itself(client: str, way: str, running: Place) -> None:
+def visits(place: Place, client: str, way: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of all visits of a client in one way."""
+    later = ["echo", {"text": "later"}, 6]
+    much_later = ["echo", {"text": "much later"}, 10]
+    every = {
+        "itself": {"browser": BROWSER, "calls": [HELLO]},
+        "step-up": {"browser": BROWSER, "calls": [HELLO, ADD, HELLO]},
+        "step-up without refresh": {"browser": BROWSER, "calls": [HELLO, ADD], "refresh": False},
+        "renewed": {"browser": BROWSER, "server": "short", "calls": [HELLO, later, much_later]},
+        "named": {"token": NAMED_TOKEN},
+        "jwt": {"token": place.token("jwt", way)},
+        "opaque": {"token": place.token("opaque", way), "server": "opaque"},
+        "too few scopes": {
+            "token": place.token("jwt", way),
+            "calls": [HELLO, ADD],
+            "patience": 15 if silent(client, way) else PATIENCE,
+        },
+        "of another server": {"token": place.token("short", way)},
+        "none": {},
+    }
+    for settings in every.values():
+        settings["url"] = place.url(settings.pop("server", "jwt"), way)
+        settings["modern"] = way == "modern"
+        settings.setdefault("calls", [HELLO])
+        settings.setdefault("patience", PATIENCE)
+    return every
+
+
+class Seen:
+    """What the visits of one client have seen."""
+
+    def __init__(self, client: str, place: Place) -> None:
+        self.client = client
+        every = {
+            f"{way} {name}": settings
+            for way in ways(client)
+            for name, settings in visits(place, client, way).items()
+        }
+        generation = [client[-1]] if client.startswith("npm") else []
+        command = [*CLIENTS[client].command(), *generation, json.dumps(every)]
+        self._seen = place.bridge.run_command(command)
+
+    def __call__(self, name: str) -> dict[str, dict[str, Any]]:
+        """Return what the visits of a name have seen, by way."""
+        found = {way: self._seen[f"{way} {name}"] for way in ways(self.client)}
+        for way, each in found.items():
+            if each["results"]:
+                assert (each["protocolVersion"] == "2026-07-28") is (way == "modern")
+        return found
+
+
+@pytest.fixture(scope="module")
+def all_seen() -> dict[str, Seen]:
+    """Return what is filled by and by, so that each client runs once, in whatever order."""
+    return {}
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"oauth-{name}")) for name in CLIENTS]
+)
+def seen(request: Any, place: Place, all_seen: dict[str, Seen]) -> Seen:
+    if request.param not in all_seen:
+        all_seen[request.param] = Seen(request.param, place)
+    return all_seen[request.param]
+
+
+def test_a_client_gets_a_token_by_itself(seen: Seen) -> None:
     """From the challenge to the metadata, a registration, a code with PKCE, and a token."""
-    seen = running.run(client, way, browser=BROWSER)
-    assert seen["error"] is None
-    assert seen["results"] == ["hello"]
-    assert seen["visits"] == 1
+    for each in seen("itself").values():
+        assert each["error"] is None
+        assert each["results"] == ["hello"]
+        assert (each["visits"], each["scope"]) == (1, READ)
+
+
+@pytest.mark.parametrize("token", ["named", "jwt", "opaque"])
+def test_a_client_sends_a_token_that_it_is_given(token: str, seen: Seen) -> None:
+    for each in seen(token).values():
+        assert each["error"] is None
+        assert each["results"] == ["hello"]
+
+
+def test_a_client_asks_for_the_scopes_that_it_is_told_to_lack(seen: Seen) -> None:
+    """The call that was refused succeeds then, and the session goes on."""
+    for way, each in seen("step-up").items():
+        if seen.client == "npm-1" or (seen.client, way) == ("npm-2", "sse"):
+            # The SDK has no step-up over HTTP+SSE, and the older one refreshes its token
+            # instead, which adds no scope: both show what is missing.
+            assert each["results"] == ["hello"]
+            assert "403" in each["error"]
+        else:
+            assert each["error"] is None
+            assert each["results"] == ["hello", "3", "hello"]
+            assert each["visits"] == 2
+            assert set(each["scope"].split()) == {READ, WRITE}
+
+
+def test_a_client_without_refresh_tokens_asks_for_the_scopes_that_it_lacks(seen: Seen) -> None:
+    each = seen("step-up without refresh")["mcp"]
+    assert each["error"] is None
+    assert each["results"] == ["hello", "3"]
+    assert each["visits"] == 2
+
+
+def test_a_session_goes_on_with_a_newer_token(seen: Seen) -> None:
+    for way, each in seen("renewed").items():
+        assert each["visits"] == 1
+        if way == "sse" and seen.client not in PYTHON:
+            # Nothing told the bridge of a newer token before the stream's own expired.
+            assert each["results"] == ["hello", "later"]
+            assert "404" in each["error"] or "401" in each["error"]
+        else:
+            assert each["error"] is None
+            assert each["results"] == ["hello", "later", "much later"]
+
+
+def test_a_client_shows_that_it_lacks_a_scope(seen: Seen) -> None:
+    for way, each in seen("too few scopes").items():
+        assert each["results"] == ["hello"]
+        if silent(seen.client, way):
+            assert each["error"] == GAVE_UP
+        else:
+            assert any(text in each["error"] for text in ("403", f"{READ} {WRITE}"))
+
+
+@pytest.mark.parametrize(
+    ("credentials", "reason"),
+    [("none", "needs credentials"), ("of another server", "another server")],
+)
+def test_a_client_shows_that_it_is_refused(credentials: str, reason: str, seen: Seen) -> None:
+    for each in seen(credentials).values():
+        assert each["results"] == []
+        assert "401" in each["error"] or reason in each["error"]
+
+
+# Clients that are programs.
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> str:
+    """Return the path of a program that is the browser."""
+    program = tmp_path / "browser"
+    program.write_text(f'#!/bin/sh\nexec {BROWSER[0]} {BROWSER[1]} "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+def run(place: Place, client: str, way: str, token: str | None, server: str = "jwt") -> Any:
+    """Run a program that calls a tool; return what it printed."""
+    header = [] if token is None else ["--header", f"Authorization: Bearer {token}"]
+    arguments = [place.url(server, way), "echo", json.dumps({"text": "hello"}), *header]
+    return place.bridge.run_command([*ALL_CLIENTS[client].command(), *arguments])
+
+
+@pytest.mark.xdist_group("oauth-npm-1")
+@pytest.mark.parametrize(("way", "token"), [("mcp", "named"), ("sse", "jwt"), ("mcp", "opaque")])
+@pytest.mark.parametrize("client", ["mcp-remote", "inspector"])
+def test_a_program_sends_a_header(client: str, way: str, token: str, place: Place) -> None:
+    server = "opaque" if token == "opaque" else "jwt"
+    value = NAMED_TOKEN if token == "named" else place.token(server, way)
+    seen = run(place, client, way, value, server)
+    assert "echo" in seen["tools"]
+    assert seen["result"]["content"] == [{"type": "text", "text": "hello"}]
+
+
+@pytest.mark.xdist_group("oauth-npm-1")
+@pytest.mark.parametrize("way", ["mcp", "sse"])
+def test_mcp_remote_gets_a_token_by_itself(
+    way: str, place: Place, browser: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("BROWSER", browser)
+    seen = run(place, "mcp-remote", way, None)
+    assert seen["result"]["content"] == [{"type": "text", "text": "hello"}]
+
+
+@pytest.mark.xdist_group("oauth-npm-1")
+def test_the_inspector_shows_that_it_has_no_token(place: Place) -> None:
+    with pytest.raises(AssertionError, match=r"401|credentials|[Uu]nauthorized"):
+        run(place, "inspector", "mcp", None)
+
+
+def curl(url: str, token: str | None, *options: str) -> tuple[int, str, str]:
+    """Run curl; return the status, the head and the body of the response."""
+    header = [] if token is None else ["--header", f"Authorization: Bearer {token}"]
+    command = [parts.command("curl"), "--silent", "--include", "--noproxy", "*", "--max-time", "30"]
+    done = subprocess.run(
+        [*command, *header, *options, url], stdout=subprocess.PIPE, check=False, text=True
+    )
+    head, _, body = done.stdout.replace("\r\n", "\n").partition("\n\n")
+    return int(head.split()[1]), head, body
+
+
+def post(message: dict[str, Any], *headers: str) -> list[str]:
+    """Return curl's options for a message."""
+    fields = ["Content-Type: application/json", "Accept: application/json, text/event-stream"]
+    options = [option for field in (*fields, *headers) for option in ("--header", field)]
+    return [*options, "--data", json.dumps({"jsonrpc": "2.0", **message})]
+
+
+INITIALIZE = {
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "curl", "version": "8"},
+    },
+}
+
+
+@pytest.mark.xdist_group("oauth-npm-2")
+@pytest.mark.parametrize("token", ["named", "jwt", "opaque"])
+def test_curl_with_each_verb(token: str, place: Place) -> None:
+    server = "opaque" if token == "opaque" else "jwt"
+    url = place.url(server)
+    value = NAMED_TOKEN if token == "named" else place.token(server)
+    start = post(INITIALIZE)
+    for refused in (None, "made-up-0123456789"):
+        for options in (start, [], ["--request", "DELETE"]):
+            status, head, _ = curl(url, refused, *options)
+            assert status == 401
+            metadata = f'{place.origin}/.well-known/oauth-protected-resource/{server}/mcp"'
+            assert f'resource_metadata="{metadata}' in head
+            assert ('error="invalid_token"' in head) is (refused is not None)
+    status, head, _ = curl(url, value, *start)
+    assert status == 200
+    [ident] = [line.split()[1] for line in head.splitlines() if line.startswith("Mcp-Session-Id")]
+    session = f"Mcp-Session-Id: {ident}"
+    status, _, _ = curl(url, value, *post({"method": "notifications/initialized"}, session))
+    assert status == 202
+    # The stream has nothing to say: curl leaves it.
+    stream = ["--header", session, "--header", "Accept: text/event-stream", "--max-time", "1"]
+    assert curl(url, value, *stream)[0] == 200
+    assert curl(url, None, *stream)[0] == 401
+    assert curl(url, None, "--request", "DELETE", "--header", session)[0] == 401
+    call = {"id": 2, "method": "tools/call", "params": {"name": "add", "arguments": ADD[1]}}
+    status, head, body = curl(url, value, *post(call, session))
+    assert (status, f"{READ} {WRITE}" in body) == (403, True)
+    assert 'error="insufficient_scope"' in head
+    assert f'scope="{READ} {WRITE}"' in head
+    assert curl(url, value, "--request", "DELETE", "--header", session)[0] in (200, 202, 204)
+    assert curl(url, value, *post({"id": 3, "method": "ping"}, session))[0] == 404
+    preflight = ["Origin: " + place.origin, "Access-Control-Request-Method: POST"]
+    options = [option for field in preflight for option in ("--header", field)]
+    assert curl(url, None, "--request", "OPTIONS", *options)[0] in (200, 204)

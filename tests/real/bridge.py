@@ -67,9 +67,7 @@ class RunningBridge:
         self, client: Client, tool: str, arguments: dict[str, Any], url: str | None = None
     ) -> dict[str, Any]:
         """Run a real client against the bridge; return what the client saw."""
-        return self.run_command(
-            [*client.command(), url or self.url, tool, json.dumps(arguments)]
-        )
+        return self.run_command([*client.command(), url or self.url, tool, json.dumps(arguments)])
 
     def run_command(self, command: Sequence[str]) -> dict[str, Any]:
         """Run a real client by its command line; return what it printed, which is JSON."""

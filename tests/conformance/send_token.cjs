@@ -1,0 +1,24 @@
+/*
+ * Makes the conformance suite, which has no option for it, send a bearer token with every
+ * request: the one in MCPBRIDGE_TEST_TOKEN.  Loaded before it, by `node --require`.
+ *
+ * It asks with `fetch`, and with `request` of undici where it sends a `Host` of its own.
+ */
+"use strict";
+
+const { createRequire } = require("node:module");
+
+const authorization = `Bearer ${process.env.MCPBRIDGE_TEST_TOKEN}`;
+
+const { fetch } = globalThis;
+globalThis.fetch = (input, init = {}) => {
+  const headers = new Headers(init.headers ?? (input instanceof Request ? input.headers : {}));
+  headers.set("Authorization", authorization);
+  return fetch(input, { ...init, headers });
+};
+
+// The suite imports from the same module what is put into it here.
+const undici = createRequire(process.argv[1])("undici");
+const { request } = undici;
+undici.request = (url, options = {}) =>
+  request(url, { ...options, headers: { ...options.headers, Authorization: authorization } });
