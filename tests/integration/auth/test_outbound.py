@@ -124,6 +124,15 @@ async def test_a_page_is_fetched(running_reactor: Any, served: Served) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_request_is_not_logged(
+    running_reactor: Any, served: Served, log_lines: list[str]
+) -> None:
+    served.pages.by_path[b"/x"] = lambda request: b"{}"
+    await OutboundClient(running_reactor).fetch(served.url + "/x", public_only=False)
+    assert not [line for line in log_lines if "HTTP11ClientFactory" in line]
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_form_is_posted(running_reactor: Any, served: Served) -> None:
     def page(request: Request) -> bytes:
         assert request.content is not None
