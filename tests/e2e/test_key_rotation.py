@@ -23,7 +23,7 @@ from tests.real.bridge import PATIENCE
 from tests.real.processes import eventually
 from tests.real.provider import Provider, free_port, new_key, providing
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("key rotation")]
+pytestmark = pytest.mark.slow
 
 #: Clients at work at once, half of them with a session.
 CLIENTS = 4
