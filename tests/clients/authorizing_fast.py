@@ -11,13 +11,13 @@ import shlex
 import sys
 from typing import Any
 
-from authorizing import causes
+from authorizing import causes  # type: ignore[import-not-found]  # a script beside this
 from fastmcp import Client
 from fastmcp.client.auth import OAuth
 from fastmcp.client.transports import SSETransport, StreamableHttpTransport
 
 
-class CountingOAuth(OAuth):
+class CountingOAuth(OAuth):  # type: ignore[misc]
     """FastMCP's own, and how often it opened the browser."""
 
     visits = 0

@@ -109,7 +109,7 @@ class Suite:
         except subprocess.TimeoutExpired:
             printed = f"it did not end within {SECONDS} seconds"
         found = results(folder, extension=self.extension)
-        return Outcome(self, found, printed, expected(self.name))
+        return Outcome(self, found, printed, expected(self.name), auth)
 
 
 def legacy(name: str, revision: str, scenarios: int, backend: Command) -> Suite:
@@ -168,12 +168,17 @@ def results(folder: Path, *, extension: bool = False) -> dict[str, list[Check] |
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a suite; `expected` are the checks that cannot succeed, and why."""
+    """
+    What came of a suite; `expected` are the checks that cannot succeed, and why.
+
+    With `auth`, the bridge needed a token.
+    """
 
     suite: Suite
     checks: dict[str, list[Check] | None]
     printed: str
     expected: dict[tuple[str, str], str] = field(default_factory=dict)
+    auth: bool = False
 
     def uncounted(self) -> Sequence[str]:
         """The scenarios that are run beside those that count."""
@@ -234,7 +239,8 @@ class Outcome:
 
     def closing_line(self) -> str:
         """How many scenarios passed."""
-        return f"conformance {self.suite.name}: {self.passed()}/{self.suite.scenarios}"
+        name = f"{self.suite.name} with a token" if self.auth else self.suite.name
+        return f"conformance {name}: {self.passed()}/{self.suite.scenarios}"
 
 
 def judge(outcomes: Sequence[Outcome]) -> int:

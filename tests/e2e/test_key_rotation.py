@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -31,7 +32,7 @@ CLIENTS = 4
 TOKENS = 40
 
 ACCEPT = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-CALL = {"name": "echo", "arguments": {"text": "hello"}}
+CALL: dict[str, Any] = {"name": "echo", "arguments": {"text": "hello"}}
 
 
 class Load:

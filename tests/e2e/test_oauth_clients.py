@@ -70,7 +70,7 @@ def visits(place: Place, client: str, way: str) -> dict[str, dict[str, Any]]:
     """Return the settings of all visits of a client in one way."""
     later = ["echo", {"text": "later"}, 6]
     much_later = ["echo", {"text": "much later"}, 10]
-    every = {
+    every: dict[str, dict[str, Any]] = {
         "itself": {"browser": BROWSER, "calls": [HELLO]},
         "step-up": {"browser": BROWSER, "calls": [HELLO, ADD, HELLO]},
         "step-up without refresh": {"browser": BROWSER, "calls": [HELLO, ADD], "refresh": False},

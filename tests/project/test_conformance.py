@@ -1,5 +1,6 @@
 """What the runner of the conformance suite makes of its results."""
 
+import hashlib
 import json
 import tomllib
 from dataclasses import replace
@@ -13,9 +14,11 @@ from tests.conformance.run import (
     POLLING,
     RESUMED,
     SUITES,
+    TOKEN,
     UNCOUNTED,
     Outcome,
     Suite,
+    config,
     expected,
     judge,
     main,
@@ -47,6 +50,22 @@ def told(folder: Path, capsys: Any, suite: Suite = SUITE, **scenarios: Any) -> t
 def test_all_is_well(tmp_path: Path, capsys: Any) -> None:
     lines = ["conformance of a test: 2/2"]
     assert told(tmp_path, capsys, ping=WENT_WELL, server_sse_polling=RESUMED_WELL) == (0, lines)
+
+
+def test_a_run_with_a_token_is_told_apart(tmp_path: Path, capsys: Any) -> None:
+    found = outcome(tmp_path, ping=WENT_WELL, server_sse_polling=RESUMED_WELL)
+    assert judge([replace(found, auth=True)]) == 0
+    assert capsys.readouterr().out == "conformance of a test with a token: 2/2\n"
+
+
+def test_the_server_of_a_suite_needs_the_token(tmp_path: Path) -> None:
+    def auth_of(**settings: bool) -> Any:
+        path = config(replace(SUITE, backend=lambda: ["server"]), tmp_path, "", **settings)
+        return json.loads(path.read_text())["mcpServers"]["conformance"].get("auth")
+
+    assert auth_of() is None
+    [token] = auth_of(auth=True)["tokens"].values()
+    assert token == {"sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}
 
 
 def test_a_failure_is_told_and_counted(tmp_path: Path, capsys: Any) -> None:
