@@ -9,17 +9,36 @@ environment that has one of them and nothing of ours:
 Connects, over HTTP+SSE where the URL ends with `/sse` and else over Streamable
 HTTP, initializes, lists the tools, calls one with the arguments (JSON) and
 prints what it saw as one JSON object.  Progress goes to stderr as it comes,
-and into the object.  It answers what the server asks, and notes that too.
+and into the object.  It answers what the server asks, and notes that too.  The
+variable `MCP_TOKEN` has a token that is sent with each request.
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 from mcp import ClientSession, types
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared._httpx_utils import create_mcp_http_client
+
+
+@contextlib.asynccontextmanager
+async def connect(url: str, headers: dict[str, str]) -> AsyncIterator[tuple[Any, Any]]:
+    """Connect with the transport that belongs to a URL; yields both directions."""
+    if url.endswith("/sse"):
+        async with sse_client(url, headers) as (read, write, *_):
+            yield read, write
+        return
+    async with (
+        create_mcp_http_client(headers) as http_client,
+        streamable_http_client(url, http_client=http_client) as (read, write, *_),
+    ):
+        yield read, write
 
 
 async def visit(url: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -47,9 +66,10 @@ async def visit(url: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any
             action="accept", content=dict.fromkeys(schema["required"], "text")
         )
 
-    connect = sse_client if url.endswith("/sse") else streamable_http_client
+    token = os.environ.get("MCP_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with (
-        connect(url) as (read, write, *_),
+        connect(url, headers) as (read, write),
         ClientSession(
             read,
             write,
