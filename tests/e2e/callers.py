@@ -38,7 +38,8 @@ INITIALIZE = request(
 _DATE = re.compile(rb"(?<=\r\nDate: )[^\r]+")
 
 
-def _digest(caller: str) -> str:
+def digest(caller: str) -> str:
+    """Return the `sha256` of the token of a caller."""
     return hashlib.sha256((TOKENS[caller] or "").encode()).hexdigest()
 
 
@@ -49,9 +50,9 @@ def auth(bob: Sequence[str] = ("open",)) -> dict[str, Any]:
     """
     return {
         "tokens": {
-            "alice": {"sha256": _digest("alice"), "scopes": ["use", "adder"]},
-            "bob": {"sha256": _digest("bob"), "servers": list(bob)},
-            "carol": {"sha256": _digest("carol")},
+            "alice": {"sha256": digest("alice"), "scopes": ["use", "adder"]},
+            "bob": {"sha256": digest("bob"), "servers": list(bob)},
+            "carol": {"sha256": digest("carol")},
         }
     }
 
@@ -120,7 +121,10 @@ class Answer(NamedTuple):
 
 
 class Wire(Connection):
-    """A connection that sends bytes as they are."""
+    """A connection that sends bytes as they are, from an address of this machine."""
+
+    def __init__(self, port: int, address: str = "") -> None:
+        super().__init__(port, address=address)
 
     def answer(self, *, to_head: bool = False) -> Answer:
         """Read one response, up to the head of an event stream."""

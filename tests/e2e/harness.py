@@ -94,9 +94,11 @@ class HttpResponse(NamedTuple):
 class Connection:
     """A client's TCP connection, with a buffer of the bytes received on it."""
 
-    def __init__(self, port: int, receive_buffer: int | None = None) -> None:
+    def __init__(self, port: int, receive_buffer: int | None = None, address: str = "") -> None:
         self.socket = socket.socket()
         self.socket.settimeout(TIMEOUT)
+        if address:
+            self.socket.bind((address, 0))
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         try:
