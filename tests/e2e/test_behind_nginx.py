@@ -270,7 +270,6 @@ def site(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -
             folder = tmp_path_factory.mktemp("nginx") / "prefix"
             with nginx.running(folder, f"{upstream}\n{block_of_server}", [listening]):
                 yield Site(port, bridge, certificates)
-                bridge.close_clients()
 
 
 @pytest.mark.parametrize("environment", ["client1", "client2"])
