@@ -27,7 +27,8 @@ PIP_FOR = $(BIN)/python -m pip --python $(1)/bin/python install --quiet --disabl
 CONTRACT := $(wildcard tests/e2e/test_contract_*.py) tests/e2e/test_teardown.py \
     tests/e2e/test_backpressure.py tests/e2e/test_http.py tests/e2e/test_streamable_http.py \
     tests/e2e/test_stateless_http.py tests/e2e/test_access_matrix.py \
-    tests/e2e/test_foreign_handles.py tests/e2e/test_hostile_auth.py
+    tests/e2e/test_foreign_handles.py tests/e2e/test_hostile_auth.py \
+    tests/e2e/test_behind_nginx.py
 
 .PHONY: help serve test whole lint unit others others.made others.tested real coverage floors mutants fuzz bench bench-quick conformance soak docs news dist clean
 .DEFAULT_GOAL := help
