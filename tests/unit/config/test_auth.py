@@ -119,8 +119,9 @@ def test_headers_that_may_differ_in_each_request_say_nothing_of_the_caller() -> 
             proxy = {"header": "X-User", "addresses": ["10.0.0.1"], key: header}
             with pytest.raises(SettingError, match=f"auth.proxy.{key}: "):
                 read_auth({"proxy": proxy})
+        of_client: Any = {"KEY": {"header": header}}
         with pytest.raises(SettingError, match=r"env_from\.KEY\.header: "):
-            ServerSettings(command="cat", env_from={"KEY": {"header": header}})
+            ServerSettings(command="cat", env_from=of_client)
 
 
 def test_files_of_a_configuration_are_beside_it(tmp_path: Path) -> None:
