@@ -81,7 +81,6 @@ class AccessControl:
         self.identifies = identifies
         self.hides = hides
         self._environment = environment
-        self._server = server
         self._authenticators = authenticators
         self.rules = rules
         self._resource = resource

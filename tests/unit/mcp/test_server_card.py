@@ -288,6 +288,14 @@ def url_of(cards: ServerCards, request: FakeRequest, server: Any, mount: Any = (
     return url
 
 
+def test_no_card_shows_what_the_process_of_one_caller_has_said() -> None:
+    server: Any = Served(known(), env_from={"KEY": {"header": "X-Key"}})
+    with pytest.raises(NotFound, match="env_from"):
+        cards(server).card(FakeRequest(host="mcp.example.com"), server, ())
+    with pytest.raises(NotFound):
+        cards(server).catalog(FakeRequest(host="mcp.example.com"), ())
+
+
 def test_a_card_over_http() -> None:
     server: Any = Served(known())
     request = FakeRequest(host="mcp.example.com:8808")

@@ -25,6 +25,7 @@ from mcpbridge.interfaces import IAuthenticator
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
+from mcpbridge.session_report import session_lines
 from mcpbridge.testing import CLEANLY, FakeBackend
 from mcpbridge.web.access_expiry import EXPIRED, AccessExpiry
 from mcpbridge.web.client_addresses import Peer
@@ -815,3 +816,30 @@ def test_a_second_authenticator_is_asked_when_the_first_knows_nothing(fast_path:
         assert world.connect().post(INITIALIZE, "both").status == 401
         second.tokens["both"] = lambda: succeed(None)
         assert world.connect().post(INITIALIZE, "both").status == 401
+
+
+@both
+@pytest.mark.parametrize("path", ["/message", "/mcp", "/sse", "/mcp/server-card", "/", "//x"])
+@pytest.mark.parametrize("token", [None, "endless"])
+def test_no_query_of_a_head_request_is_in_the_log(
+    fast_path: bool, path: str, token: str | None, log_lines: list[str]
+) -> None:
+    """Twisted logs the target of each `HEAD` whose resource returns a body."""
+    connection = World(fast_path=fast_path).connect()
+    query = "sessionId=12345678-1234-1234-1234-123456789abc&key=s3cret"
+    connection.send(f"HEAD {path}?{query}", token)
+    [status] = connection.statuses
+    assert status >= 400
+    assert connection.text.endswith(b"\r\n\r\n")
+    assert not [line for line in log_lines if "s3cret" in line or "123456789abc" in line]
+
+
+@both
+def test_the_log_names_whom_a_process_of_a_modern_client_works_for(
+    fast_path: bool, log_lines: list[str]
+) -> None:
+    world = World(fast_path=fast_path, kind=Modern)
+    world.connect().post(MODERN_CALL, "endless")
+    assert [line for line in log_lines if "opened for i#alice" in line]
+    lines = list(session_lines(world.server, world.clock.seconds()))
+    assert any(" of 'default' for i#alice: " in line for line in lines)
