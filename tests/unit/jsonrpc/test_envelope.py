@@ -10,7 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mcpbridge.errors import EmptyBody, NotJson, NotJsonRpc
-from mcpbridge.jsonrpc.envelope import SECOND_PARSE_BYTES, is_json, one_line, peek, read_message
+from mcpbridge.jsonrpc.envelope import (
+    SECOND_PARSE_BYTES,
+    is_json,
+    named_param,
+    one_line,
+    peek,
+    read_message,
+)
 
 JSON_VALUES = st.recursive(
     st.none()
@@ -296,3 +303,23 @@ def test_any_value_passes_and_any_damaged_one_is_refused(
 def test_peek_never_raises(line: bytes) -> None:
     envelope = peek(line)
     assert envelope is None or is_valid(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "found"),
+    [
+        (b'{"params":{"name":"add","uri":"x"}}', "name", "add"),
+        (b'{"params":{"name":"add","uri":"x"}}', "uri", "x"),
+        (b'{"params":{"uri":"x"}}', "name", None),
+        (b'{"params":{"name":"add"}}', "uri", None),
+        (b'{"params":{"name":1}}', "name", None),
+        (b'{"params":{"uri":null}}', "uri", None),
+        (b'{"params":[]}', "name", None),
+        (b'{"params":[]}', "uri", None),
+        (b"{}", "name", None),
+        (b"{}", "uri", None),
+        (b"[", "name", None),
+    ],
+)
+def test_the_name_in_a_message(line: bytes, name: str, found: str | None) -> None:
+    assert named_param(line, name) == found
