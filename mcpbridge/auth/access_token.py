@@ -19,6 +19,7 @@ import msgspec
 from mcpbridge.auth.identity import Identity
 from mcpbridge.config.tuning import TOKEN_LEEWAY_SECONDS
 from mcpbridge.errors import InvalidToken
+from mcpbridge.jsonrpc.fragments import is_too_deep
 
 #: A longer token is refused before anything of it is read.
 MAX_TOKEN_BYTES = 16 * 1024
@@ -89,8 +90,8 @@ def read_signed(token: str, algorithms: tuple[str, ...]) -> SignedToken:
     header_text, _, payload_text = signed.partition(".")
     try:
         # msgspec does not look whether what it skips is UTF-8 (RFC 7519, section 7.2).
-        header = _header_decoder.decode(_decoded(header_text).decode("utf-8"))
-        claims = _claims_decoder.decode(_decoded(payload_text))
+        header = _header_decoder.decode(_json(header_text).decode("utf-8"))
+        claims = _claims_decoder.decode(_json(payload_text))
         signature = _decoded(signature_text)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise InvalidToken("the token cannot be read") from None
@@ -103,6 +104,14 @@ def read_signed(token: str, algorithms: tuple[str, ...]) -> SignedToken:
     if header.enc is not msgspec.UNSET:
         raise InvalidToken("the token is encrypted")
     return SignedToken(header.alg, header.kid, claims, signed.encode("ascii"), signature)
+
+
+def _json(text: str) -> bytes:
+    """Return a decoded part that is JSON.  Raises `ValueError`, also if it is nested too deeply."""
+    data = _decoded(text)
+    if is_too_deep(data):
+        raise ValueError("nested too deeply")
+    return data
 
 
 def _decoded(text: str) -> bytes:

@@ -160,6 +160,22 @@ def not_json(why: str, at: int | None = None) -> NotJson:
     return NotJson(f"the body is not JSON: {why}{where}")
 
 
+def is_too_deep(text: bytes) -> bool:
+    """
+    Tell whether more than `MAX_DEPTH` arrays and objects of a JSON text are open at a time.
+
+    How deep a parser goes differs between versions of Python; this does not.
+    """
+    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for each in brackets(without_escapes(text), False)[1]:
+        depth += 1 if each in OPENINGS else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
+
+
 def too_deep() -> NotJson:
     """Return the error for more than `MAX_DEPTH` open arrays and objects."""
     return NotJson(f"the body is nested too deeply: more than {MAX_DEPTH} deep (MAX_DEPTH)")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mcpbridge.errors import NotJson, NotJsonRpc, TooComplex
-from mcpbridge.jsonrpc.fragments import Span
+from mcpbridge.jsonrpc.fragments import Span, is_too_deep, too_deep
 from mcpbridge.jsonrpc.large_messages import read_array
 from mcpbridge.jsonrpc.members import string_of
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, Slices, outline
@@ -77,6 +77,8 @@ def read_operations(body: bytes) -> list[Operation]:
     Return the operations of a small message, or of a batch: one for each request and
     notification.  Raise `NotJson`, and `NotJsonRpc` if a server may read another one.
     """
+    if is_too_deep(body):
+        raise too_deep()
     plain = _read_plain(body)
     if plain is not None:
         return [plain]

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from mcpbridge.errors import NotJson, NotJsonRpc, TooComplex
 from mcpbridge.jsonrpc import sliced_parser
-from mcpbridge.jsonrpc.fragments import _REDUCTIONS, MAX_DEPTH, Span, check_piece, closes
+from mcpbridge.jsonrpc.fragments import (
+    _REDUCTIONS,
+    MAX_DEPTH,
+    Span,
+    check_piece,
+    closes,
+    is_too_deep,
+)
 from mcpbridge.jsonrpc.sliced_parser import (
     MAX_MEMBERS,
     MAX_NAME_BYTES,
@@ -413,3 +420,14 @@ def test_brackets_of_any_depth_close_themselves(depth: int) -> None:
     assert not closes(stack, pairs + b"{")
     assert stack == b"[{"
     assert closes(stack, pairs + b"}" + pairs + b"]")
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_nesting_is_counted_outside_of_strings(opening: bytes) -> None:
+    """`MAX_DEPTH`, whatever the parser of this Python takes."""
+    closing = b"]" if opening == b"[" else b"}"
+    inner = b'"' + b"[{" * MAX_DEPTH + b'\\"' + b'"'
+    for depth, deep in ((MAX_DEPTH, False), (MAX_DEPTH + 1, True)):
+        assert is_too_deep(opening * depth + inner + closing * depth) is deep
+    assert not is_too_deep(b"[" + b"[],{}," * MAX_DEPTH + b"1]")
+    assert not is_too_deep(opening * MAX_DEPTH)

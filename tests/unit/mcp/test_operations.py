@@ -157,7 +157,7 @@ def test_what_some_server_reads_in_another_way_is_refused(read: Read, body: byte
         b"{'method':'ping'}",
         b'{"method":"pi\nng"}',
         b'{"method":"ping","x":"\xff"}',
-        b'{"method":"ping","x":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"method":"ping","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'[{"method":"ping"}',
     ],
 )
