@@ -81,7 +81,7 @@ class Shares:
 
     def is_over(self, address: str | None, amount: float = 1) -> bool:
         """Return whether an address may not have so much more."""
-        return address is not None and self.taken(address) + amount > self.limit + _NOTHING
+        return address is not None and self._taken.get(address, 0) + amount > self.limit + _NOTHING
 
     def take(self, address: str | None, amount: float = 1) -> bool:
         """Take some for an address; return False, and log it, where it may not have so much."""
@@ -131,8 +131,9 @@ class Claim:
         self._shares = shares
         self._address = address
         self._amount = amount
-        self._holders = 0
-        self.hold()
+        self._holders = 1
+        for each in shares:
+            each.add(address, amount)
 
     def hold(self) -> None:
         """Hold it once more; where nobody did, it is taken again, even beyond the limit."""
@@ -189,7 +190,11 @@ class Claims:
 
     def over(self, address: str | None, amount: float = 1) -> Shares | None:
         """Return the first shares that so much would exceed; the server's own come first."""
-        return next((each for each in self._shares if each.is_over(address, amount)), None)
+        # Called for each request: a generator would take as long as all of this.
+        for each in self._shares:
+            if each.is_over(address, amount):
+                return each
+        return None
 
     def are_the_bridges(self, shares: Shares) -> bool:
         """Return whether these shares are for all servers, and not the server's own."""
