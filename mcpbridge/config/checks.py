@@ -15,7 +15,17 @@ from mcpbridge.errors import Described, SettingError
 
 #: How an option gives a value: as one text, as a number, by being there, or in parts.
 Form = Literal[
-    "text", "integer", "number", "flag", "directory", "file", "list", "mapping", "json", "secret"
+    "text",
+    "integer",
+    "number",
+    "flag",
+    "directory",
+    "file",
+    "list",
+    "mapping",
+    "json",
+    "secret",
+    "account",
 ]
 
 

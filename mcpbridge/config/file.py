@@ -24,6 +24,8 @@ from mcpbridge.config.dotenv import NotDotenv, parse_dotenv
 from mcpbridge.config.expansion import bare_variable, expand
 from mcpbridge.config.jsonc import Document, Keys, NotJsonc, parse_jsonc
 from mcpbridge.config.settings import (
+    PROCESS_SETTINGS,
+    REMOTE_SETTINGS,
     BridgeSettings,
     ServerSettings,
     former_names,
@@ -50,7 +52,6 @@ FOREIGN_KEYS = frozenset(
         "description",
         "dev",
         "gallery",
-        "headers",
         "icon",
         "initTimeout",
         "name",
@@ -69,16 +70,28 @@ FOREIGN_KEYS = frozenset(
 )
 #: Keys that restrict a server or its clients, without case and separators.  The bridge
 #: does not enforce them, so it does not serve a server that has them.
-_ALLOWS = frozenset({"tools", "includetools", "enabledtools", "allowedtools", "includetags"})
-_DENIES = frozenset(
-    {"excludetools", "disabledtools", "deniedtools", "blockedtools", "excludetags"}
-    | {"sandbox", "sandboxenabled"}
-)
+_ALLOWS = frozenset({"includetags"})
+_DENIES = frozenset({"excludetags", "sandbox", "sandboxenabled"})
+#: Keys of other programs that list the tools that there are, and those that there are not,
+#: in the same spelling.
+_ALLOWED_TOOLS = frozenset({"includetools", "enabledtools", "allowedtools"})
+_DENIED_TOOLS = frozenset({"excludetools", "disabledtools", "deniedtools", "blockedtools"})
 #: Keys at the top that name disabled servers.
 _DISABLED_SERVERS = ("disabledMcpServers", "disabledMcpjsonServers")
 #: Keys of a server that the bridge honours although they are not settings.
 _HONOURED = frozenset({"disabled", "enabled", "envFile", "transport", "type"})
-_REMOTE = ("url", "serverUrl", "httpUrl")
+_URLS = ("url", "serverUrl", "httpUrl")
+#: The words of `type` and `transport`, in lower case and without separators, and the
+#: transport of the bridge that each stands for; None for a command.
+_TRANSPORTS = {
+    "stdio": None,
+    "local": None,
+    "http": "auto",
+    "remote": "auto",
+    "auto": "auto",
+    "streamablehttp": "auto",
+    "sse": "sse",
+}
 #: Other words for a setting that are not similar to its name.
 _SYNONYMS = {
     "arguments": "args",
@@ -95,7 +108,7 @@ _SYNONYMS = {
 
 _SERVER_KEYS = frozenset(f.name for f in fields(ServerSettings)) - {"name"}
 #: Settings that make sense for several servers at once.
-_DEFAULT_KEYS = _SERVER_KEYS - {"command", "args", "base_uri", "public_path"}
+_DEFAULT_KEYS = _SERVER_KEYS - {"command", "args", "base_uri", "public_path", "url"}
 _BRIDGE_KEYS = frozenset(f.name for f in fields(BridgeSettings)) - {"servers"}
 #: The same by each name that works: what it is called today.
 _BRIDGE_NAMES = {**{key: key for key in _BRIDGE_KEYS}, **former_names(BridgeSettings)}
@@ -398,24 +411,20 @@ class _Reader:
         """Read a server; return None if it cannot be served, with a notice."""
         where: Keys = (*self._container, name)
         problems: list[_Problem] = []
-        level: Literal["warn", "error"] = "error"
         server = None
         if not isinstance(entry, dict):
             problems.append(_Problem(where, f"expected an object, got {kind_of(entry)}"))
-        elif (key := _remote(entry)) is not None:
-            level = "warn"
-            text = "a remote server; mcpbridge serves stdio servers, which have a `command`"
-            problems.append(_Problem((*where, key), text))
         else:
             values = self._server_values(where, name, entry, problems)
             if not problems:
-                values = {**defaults, **values, "name": name}
-                for setting in ("cwd", "stderr_dir"):
+                values = {**_fitting(defaults, values), **values, "name": name}
+                for setting in ("cwd", "stderr_dir", "ca_file"):
                     if values.get(setting):
                         values[setting] = self._in_folder(values[setting])
                 if isinstance(values.get("auth"), dict):
                     values["auth"] = with_files(values["auth"], self._in_folder)
-                server = ServerSettings(**values)
+                server = self._make_server(where, values, problems)
+            if server is not None:
                 self._check_path(where, server, others, problems)
         self._of_entries += problems
         if server is not None and not problems:
@@ -426,8 +435,18 @@ class _Reader:
             return server
         if not strict:
             reasons = "; ".join(self._shown(each, where) for each in problems)
-            self._tell(level, where, f"not served: {reasons}")
+            self._tell("error", where, f"not served: {reasons}")
         return None
+
+    def _make_server(
+        self, where: Keys, values: dict[str, Any], problems: list[_Problem]
+    ) -> ServerSettings | None:
+        try:
+            return ServerSettings(**values)
+        except SettingError as error:
+            # Each setting by itself is right: this is about several of them together.
+            problems.append(_Problem((*where, *_keys_of(error.name)), _without_name(error)))
+            return None
 
     def _server_values(
         self, where: Keys, name: str, entry: Mapping[str, Any], problems: list[_Problem]
@@ -438,8 +457,14 @@ class _Reader:
                 got = kind_of(entry[key])
                 problems.append(_Problem((*where, key), f"expected true or false, got {got}"))
         own: dict[str, Any] = {}
+        is_remote = self._read_transport(where, entry, own, problems)
+        self._read_tools(where, entry, own, problems)
         for key, value in entry.items():
-            if key in _SERVER_KEYS:
+            if key == "headers" and not is_remote:
+                self._ignored.setdefault(key, []).append((*where, key))
+            elif key in own or key in _URLS or _lists_tools(key):
+                continue
+            elif key in _SERVER_KEYS:
                 own[key] = value
             elif key not in _HONOURED:
                 problem = self._judge(key, value, where)
@@ -448,8 +473,10 @@ class _Reader:
         values: dict[str, Any] = self._expand(own, where, problems)
         self._warn_of_bare_variables(values, where)
         self._check(where, ServerSettings, values, problems)
-        if "command" not in own and not any("`command`" in each.text for each in problems):
-            problems.append(_Problem(where, "there is no `command`"))
+        needed = "command" if not is_remote else "url"
+        if needed not in own and not any(f"`{needed}`" in each.text for each in problems):
+            what = "`command`" if not is_remote else "`url`"
+            problems.append(_Problem(where, f"there is no {what}"))
         if entry.get("envFile") is not None:
             given = self._read_env_file((*where, "envFile"), entry["envFile"], problems)
             if isinstance(values.get("env", {}), dict):
@@ -457,6 +484,75 @@ class _Reader:
         if "base_uri" not in values:
             values["base_uri"] = self._path_of(where, name, problems)
         return values
+
+    def _read_transport(
+        self,
+        where: Keys,
+        entry: Mapping[str, Any],
+        own: dict[str, Any],
+        problems: list[_Problem],
+    ) -> bool:
+        """Read where a server is, and how it is reached; return whether it is remote."""
+        urls = [key for key in _URLS if entry.get(key) is not None]
+        if urls:
+            own["url"] = entry[urls[0]]
+            for key in urls[1:]:
+                if entry[key] != own["url"]:
+                    text = f"`{key}` is another URL than `{urls[0]}`; remove one of them"
+                    problems.append(_Problem((*where, key), text))
+        is_remote = bool(urls)
+        for key in ("type", "transport"):
+            given = entry.get(key)
+            if given is None:
+                continue
+            word = _plain(given) if isinstance(given, str) else given
+            if not isinstance(word, str) or word not in _TRANSPORTS:
+                known = "`stdio`, `http`, `streamable-http` or `sse`"
+                got = f"`{given}`" if isinstance(given, str) else kind_of(given)
+                problems.append(_Problem((*where, key), f"expected {known}, got {got}"))
+                continue
+            transport = _TRANSPORTS[word]
+            if transport is None and urls:
+                problems.append(_Problem((*where, key), f"`{given}` has no `{urls[0]}`"))
+            elif transport is not None:
+                is_remote = True
+                own.setdefault("remote_transport", transport)
+        if "remote_transport" in entry:
+            own["remote_transport"] = entry["remote_transport"]
+        return is_remote
+
+    def _read_tools(
+        self,
+        where: Keys,
+        entry: Mapping[str, Any],
+        own: dict[str, Any],
+        problems: list[_Problem],
+    ) -> None:
+        """Read the lists of tools, in the bridge's form or in those of other programs."""
+        tools = entry.get("tools")
+        lists: dict[str, Any] = {}
+        if isinstance(tools, dict):
+            lists = dict(tools)
+        elif isinstance(tools, list):
+            lists = {"allow": tools}
+        elif tools is not None and tools != "*":
+            own["tools"] = tools
+            return
+        for key, value in entry.items():
+            what = _lists_tools(key)
+            if what is None or value is None:
+                continue
+            if not isinstance(value, list):
+                text = f"expected a list of names, got {kind_of(value)}"
+                problems.append(_Problem((*where, key), text))
+            elif what == "deny":
+                lists["deny"] = [*lists.get("deny", ()), *value]
+            elif lists.get("allow") is not None:
+                text = f"`{key}` allows tools, which another key does already; remove one of them"
+                problems.append(_Problem((*where, key), text))
+            else:
+                lists["allow"] = value
+        own["tools"] = lists or None
 
     def _judge(self, key: str, value: object, where: Keys) -> str | None:
         """Return what is wrong with an unknown key; note one that is ignored."""
@@ -466,8 +562,8 @@ class _Reader:
                 if "sandbox" in plain:
                     return f"`{key}`: mcpbridge has no sandbox; remove the key to serve without one"
                 return (
-                    f"`{key}` restricts tools, which mcpbridge does not enforce; remove it to"
-                    " serve all tools, or restrict them with a filter of your own (`filters`)"
+                    f"`{key}` restricts tools by tags, which servers do not send; remove it, and"
+                    " name the tools in `tools`, as `allow` or `deny`"
                 )
         elif key not in FOREIGN_KEYS and not key.startswith(("_", "$", "/", "#", "x-")):
             if key in _BRIDGE_NAMES:
@@ -661,15 +757,17 @@ class _Reader:
             self._notify(Notice("warn", f"{self._place(())}{text}"))
 
 
-def _remote(entry: Mapping[str, Any]) -> str | None:
-    """Return the key that makes an entry a remote server, if there is one."""
-    for key in _REMOTE:
-        if key in entry:
-            return key
-    for key in ("type", "transport"):
-        if entry.get(key, "stdio") not in ("stdio", "local", None):
-            return key
-    return None
+def _lists_tools(key: str) -> Literal["allow", "deny"] | None:
+    """Tell whether a key of another program allows or denies tools."""
+    if _plain(key) in _ALLOWED_TOOLS:
+        return "allow"
+    return "deny" if _plain(key) in _DENIED_TOOLS else None
+
+
+def _fitting(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of all servers that fit this one: a process, or a remote server."""
+    others = PROCESS_SETTINGS if "url" in values else REMOTE_SETTINGS
+    return {key: value for key, value in defaults.items() if key not in others}
 
 
 def _restricts(value: object, *, allows: bool) -> bool:

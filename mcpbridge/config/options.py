@@ -101,7 +101,7 @@ class Option(NamedTuple):
         `SettingError` for a text from which no value can be made.
         """
         last = texts[-1]
-        if self.form == "integer":
+        if self.form in ("integer", "account"):
             return int(last) if _DIGITS.fullmatch(last) else last
         if self.form == "number":
             return _number(last)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from mcpbridge.config.auth import Auth, merged, read_auth
@@ -45,7 +45,19 @@ from mcpbridge.config.checks import (
     kind_of,
     one_of,
 )
+from mcpbridge.config.confinement import (
+    ACCOUNT,
+    NICE,
+    UMASK,
+    ResourceLimits,
+    read_limits,
+)
+from mcpbridge.config.confinement import (
+    LIMITS as RESOURCE_LIMITS,
+)
 from mcpbridge.config.env_from import ENV_FROM, EnvironmentRule, read_rules
+from mcpbridge.config.name_lists import NAME_LISTS, NameLists, read_name_lists
+from mcpbridge.config.remote import FIELDS, REMOTE_URL
 from mcpbridge.config.tuning import MIB
 from mcpbridge.errors import Described, SettingError
 
@@ -66,13 +78,26 @@ SECURITY = "Security"
 LIMITS = "Limits"
 SESSIONS = "Sessions"
 PROCESSES = "Backend processes"
+REMOTE = "Remote servers"
+NAMES = "Tools, prompts and resources"
+CONFINEMENT = "Confinement"
 STATELESS = "Stateless requests (2026-07-28)"
 CONTAINERS = "Containers"
 LOGGING = "Logging"
 EXTENSIONS = "Extensions"
 GROUPS = (
-    *(COMMON, LISTENING, AUTHENTICATION, SECURITY, LIMITS, SESSIONS, PROCESSES),
-    *(STATELESS, CONTAINERS, LOGGING, EXTENSIONS),
+    *(COMMON, LISTENING, AUTHENTICATION, NAMES, SECURITY, LIMITS, SESSIONS, PROCESSES),
+    *(CONFINEMENT, STATELESS, CONTAINERS, REMOTE, LOGGING, EXTENSIONS),
+)
+#: Settings that list names, those that only a remote server has, and those that only a
+#: process on this machine has.
+NAME_SETTINGS = ("tools", "prompts", "resources")
+REMOTE_SETTINGS = (
+    *("headers", "remote_transport", "ca_file", "connect_timeout", "response_timeout"),
+)
+PROCESS_SETTINGS = (
+    *("args", "env", "pass_env", "env_from", "cwd", "user", "group", "umask", "nice"),
+    *("limits", "private_tmp"),
 )
 #: The paths that a server serves below its base.
 SERVED_PATHS = ("/sse", "/message", "/mcp")
@@ -176,6 +201,8 @@ def wrong_settings(kind: type[Any], values: Mapping[str, Any]) -> Iterator[Setti
 def _check_all(settings: Any) -> None:
     """Raise `SettingError` for the first field that its check does not accept."""
     values = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    if values.get("url") is not None and values["command"] == "":
+        del values["command"]
     for error in wrong_settings(type(settings), values):
         raise error
     for name, value in values.items():
@@ -259,6 +286,29 @@ class ServerSettings:
         " same one in the bridge's `auth`. `false` lets everybody in.",
         group=AUTHENTICATION,
         unset="the bridge's `auth`",
+    )
+    tools: NameLists = setting(  # noqa: RUF009
+        None,
+        NAME_LISTS,
+        "Tools that clients may see and call, by names and patterns, such as"
+        ' `{"allow": ["read_*"], "deny": ["read_secret"]}`; for all others they do not exist.'
+        " `identities` has such lists for single identities.",
+        group=NAMES,
+        unset="all",
+    )
+    prompts: NameLists = setting(  # noqa: RUF009
+        None,
+        NAME_LISTS,
+        "The same for prompts.",
+        group=NAMES,
+        unset="all",
+    )
+    resources: NameLists = setting(  # noqa: RUF009
+        None,
+        NAME_LISTS,
+        "The same for resources, by their URIs.",
+        group=NAMES,
+        unset="all",
     )
     max_sessions: int = setting(
         DEFAULT_SESSIONS,
@@ -483,6 +533,88 @@ class ServerSettings:
         unset="a new random key at each start",
         option="request-state-key-file",
     )
+    user: str | int | None = setting(
+        None,
+        ACCOUNT,
+        "User that runs the backend, by name or numeric id; it has no supplementary groups.",
+        group=CONFINEMENT,
+        unset="the user of the bridge",
+    )
+    group: str | int | None = setting(
+        None,
+        ACCOUNT,
+        "Group of the backend, by name or numeric id.",
+        group=CONFINEMENT,
+        unset="the primary group of `user`",
+    )
+    umask: str | None = setting(
+        None,
+        UMASK,
+        "Permissions that files which the backend creates do not get, such as `0077`.",
+        group=CONFINEMENT,
+        unset="that of the bridge",
+    )
+    nice: int = setting(
+        0,
+        NICE,
+        "How much lower the scheduling priority of the backend is than that of the bridge, from"
+        " -20 to 19.",
+        group=CONFINEMENT,
+    )
+    limits: ResourceLimits = setting(  # noqa: RUF009
+        {},
+        RESOURCE_LIMITS,
+        "Resource limits of each process of the backend: `open_files`, `file_size` in bytes,"
+        " `cpu_seconds`, `core` in bytes, and `address_space` in bytes.",
+        group=CONFINEMENT,
+        unset="those of the bridge",
+    )
+    private_tmp: bool = setting(
+        False,
+        FLAG,
+        "Give each backend process a directory for temporary files of its own (`TMPDIR`), which is"
+        " removed when the process has ended.",
+        group=CONFINEMENT,
+    )
+    url: str | None = setting(
+        None,
+        REMOTE_URL,
+        "URL of a remote MCP server, to serve instead of a command.",
+        group=REMOTE,
+        unset="none",
+    )
+    headers: Mapping[str, str] = setting(
+        {},
+        FIELDS,
+        "HTTP headers to send to the remote server, such as `Authorization`.",
+        group=REMOTE,
+    )
+    remote_transport: str = setting(
+        "auto",
+        one_of("auto", "streamable-http", "sse"),
+        "Transport of the remote server. `auto`: Streamable HTTP, or else HTTP+SSE.",
+        group=REMOTE,
+    )
+    ca_file: str | None = setting(
+        None,
+        OUTPUT_FILE,
+        "File with certificates of the authorities that may sign the remote server's, in PEM.",
+        group=REMOTE,
+        unset="those of the system",
+    )
+    connect_timeout: float = setting(
+        10.0,
+        POSITIVE_SECONDS,
+        "Seconds that a connection to the remote server may take to open.",
+        group=REMOTE,
+    )
+    response_timeout: float = setting(
+        300.0,
+        SECONDS,
+        "Seconds that the remote server may send nothing while it owes a response; 0 disables the"
+        " timeout.",
+        group=REMOTE,
+    )
     containers: bool = setting(
         True,
         FLAG,
@@ -530,18 +662,58 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         _check_all(self)
+        object.__setattr__(self, "env_from", read_rules(self.env_from))
+        object.__setattr__(self, "limits", read_limits(self.limits))
+        for name in NAME_SETTINGS:
+            object.__setattr__(self, name, read_name_lists(getattr(self, name)))
+        for error in self.contradictions():
+            raise error
+
+    @property
+    def is_remote(self) -> bool:
+        """True for a remote server; False for a command."""
+        return self.url is not None
+
+    def contradictions(self) -> Iterator[SettingError]:
+        """Yield what is wrong with settings that are right by themselves."""
         if self.stderr_log == "file" and self.stderr_dir is None:
-            raise SettingError(
+            yield SettingError(
                 "stderr_dir", "a directory, because `stderr_log` is `file`", Described("none")
             )
-        object.__setattr__(self, "env_from", read_rules(self.env_from))
         if self.env_from and self.warm:
             # It would have been started without the credentials of the client that gets it.
-            raise SettingError(
+            yield SettingError(
                 "warm",
                 "0, because with `env_from` a process has variables of its client",
                 self.warm,
             )
+        if self.url is not None:
+            yield from self._wrong_for_remote()
+        else:
+            for name in REMOTE_SETTINGS:
+                if self._is_set(name):
+                    yield SettingError(
+                        name, "no value, because there is no `url`", Described("one")
+                    )
+
+    def _wrong_for_remote(self) -> Iterator[SettingError]:
+        if self.command:
+            yield SettingError("url", "either `command` or `url`", Described("both"))
+        if self.launcher is not None:
+            yield SettingError("launcher", "none, because `url` is set", Described("one"))
+        for name in PROCESS_SETTINGS:
+            if self._is_set(name):
+                yield SettingError(
+                    name,
+                    "no value, because `url` is set and the bridge starts no process",
+                    Described("one"),
+                )
+
+    def _is_set(self, name: str) -> bool:
+        field_of = type(self).__dataclass_fields__[name]
+        unset = {} if field_of.default is MISSING else field_of.default
+        value = getattr(self, name)
+        return value not in (unset, ResourceLimits())
 
 
 @dataclass(frozen=True, kw_only=True)

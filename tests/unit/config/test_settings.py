@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from mcpbridge.config.confinement import MAX_ID, MAX_LIMIT, ResourceLimits
+from mcpbridge.config.name_lists import LISTED_NAMES, LISTING_IDENTITIES, NameLists
+from mcpbridge.config.remote import REMOTE_HEADERS
 from mcpbridge.config.settings import (
     CONNECTIONS_PER_SESSION,
     DEFAULT_BRIDGE_SESSIONS,
@@ -28,6 +31,9 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "base_uri": "",
     "public_path": None,
     "auth": None,
+    "tools": NameLists(),
+    "prompts": NameLists(),
+    "resources": NameLists(),
     "max_sessions": 100,
     "max_sessions_per_address": None,
     "max_sessions_per_identity": None,
@@ -63,6 +69,18 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "start_timeout": 30.0,
     "probe_timeout": 10.0,
     "request_state_key": None,
+    "user": None,
+    "group": None,
+    "umask": None,
+    "nice": 0,
+    "limits": ResourceLimits(),
+    "private_tmp": False,
+    "url": None,
+    "headers": {},
+    "remote_transport": "auto",
+    "ca_file": None,
+    "connect_timeout": 10.0,
+    "response_timeout": 300.0,
     "event_store": None,
     "launcher": None,
     "limiter": None,
@@ -128,6 +146,25 @@ WRONG_AUTH: tuple[Any, ...] = (
     *({"oauth": {}}, {"oauth": {"issuer": 1}}, {"scopes": {"tools/call": {"a": 1}}}),
 )
 
+WRONG_LISTS: tuple[Any, ...] = (
+    *("read", 1, True, [1], [""], {"allow": "read"}, {"deny": [None]}, {"denied": []}),
+    *({"identities": []}, {"identities": {"": {}}}, {"identities": {"a": {"identities": {}}}}),
+    *({"identities": {"a": ["read"]}}, {"deny": None}, {"allow": ["x" * 2049]}),
+    {"allow": ["x"] * (LISTED_NAMES + 1)},
+    {"identities": {str(each): {} for each in range(LISTING_IDENTITIES + 1)}},
+)
+WRONG_ACCOUNTS = ("", "a b", "0x", "a:b", -1, 1.0, True, MAX_ID + 1, ["root"])
+WRONG_URLS = (
+    *("", 1, "example.org", "ftp://example.org", "http://", "http://u:p@example.org/"),
+    *("https://example.org/#a", "https://example.org/a b", "http://[::1", "http://h:0/"),
+    *("http://h:99999/", "https://ex\xe4mple.org/", "http:///mcp"),
+)
+WRONG_HEADERS: tuple[Any, ...] = (
+    *(None, [], "X: y", {"X y": "z"}, {"": "z"}, {"X": 1}, {"X": ""}, {"X": "a\nb"}),
+    *({"X": " a"}, {"X": "\xe4"}, {"Host": "x"}, {"Mcp-Session-Id": "x"}, {"X": "a", "x": "a"}),
+    {f"X-{each}": "x" for each in range(REMOTE_HEADERS + 1)},
+)
+
 WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     "command": ("", None, 1, ["cat"], "a\0b"),
     "args": WRONG_TEXTS,
@@ -145,6 +182,19 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     ),
     "cwd": ("", 1, "a\0b"),
     "auth": WRONG_AUTH,
+    **dict.fromkeys(("tools", "prompts", "resources"), WRONG_LISTS),
+    **dict.fromkeys(("user", "group"), WRONG_ACCOUNTS),
+    "umask": ("", "77", "0888", "00077", 77, "-077", True),
+    "nice": (-21, 20, 1.0, "1", True, None),
+    "limits": (
+        *(None, [], 1, {"open_files": 15}, {"cpu_seconds": 0}, {"core": -1}, {"nproc": 1}),
+        *({"file_size": MAX_LIMIT + 1}, {"address_space": "1G"}, {"open_files": True}, {1: 1}),
+    ),
+    "private_tmp": (None, 0, 1, "true"),
+    "url": WRONG_URLS,
+    "headers": WRONG_HEADERS,
+    "remote_transport": ("", None, "http", True),
+    "ca_file": ("", 1, "a\0b"),
     "stderr_log": ("", None, True, "logs", ["log"]),
     "stderr_dir": ("", 1, "a\0b"),
     "public_path": ("x", "/", "/a/", 1),
@@ -153,6 +203,7 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("new_sessions_per_second", "messages_per_second"), WRONG_SECONDS),
     **dict.fromkeys(("ping_interval", "stop_grace", "kill_grace"), WRONG_SECONDS),
     **dict.fromkeys(("idle_timeout", "abandoned_grace", "keepalive_interval"), WRONG_SECONDS),
+    "response_timeout": WRONG_SECONDS,
     **dict.fromkeys(
         (
             "peer_timeout",
@@ -161,6 +212,7 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
             "task_timeout",
             "start_timeout",
             "probe_timeout",
+            "connect_timeout",
         ),
         (*WRONG_SECONDS, 0),
     ),
@@ -306,6 +358,53 @@ def test_the_limit_of_the_bridge_follows_those_of_the_servers(
     connections = max(DEFAULT_CONNECTIONS, CONNECTIONS_PER_SESSION * limit)
     assert settings.connection_limit == connections
     assert dataclasses.replace(settings, max_connections=9).connection_limit == 9
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"command": "cat", "headers": {"X": "hush"}}, "headers: expected no value, because there"),
+        ({"command": "cat", "remote_transport": "sse"}, "remote_transport: expected no value, bec"),
+        ({"command": "cat", "url": "https://example.org/mcp"}, "url: expected either `command` or"),
+        ({"url": "https://example.org/mcp", "env": {"A": "hush"}}, "env: expected no value, becau"),
+        ({"url": "https://example.org/mcp", "user": "nobody"}, "user: expected no value, because "),
+        ({"url": "https://example.org/mcp", "limits": {"core": 0}}, "limits: expected no value, b"),
+        ({"url": "https://example.org/mcp", "launcher": "a.B"}, "launcher: expected none, because"),
+    ],
+)
+def test_remote_server_is_no_command(values: dict[str, Any], error: str) -> None:
+    """An entry is one or the other, and a setting without effect is an error."""
+    with pytest.raises(SettingError) as caught:
+        ServerSettings(**values)
+    assert str(caught.value).startswith(error)
+    assert "hush" not in str(caught.value)
+
+
+def test_remote_server_has_no_command() -> None:
+    server = ServerSettings(url="https://example.org/mcp?key=x", headers={"X-Key": "a b"})
+    assert server.is_remote
+    assert not ServerSettings(command="cat").is_remote
+    # What was made once can be made again with other values.
+    assert dataclasses.replace(server, name="x").headers == {"X-Key": "a b"}
+
+
+@pytest.mark.parametrize(
+    ("given", "restricts"),
+    [
+        (None, False),
+        (["*"], False),
+        ([], True),
+        (["read"], True),
+        ({"deny": ["x"]}, True),
+        ({"allow": None}, False),
+        ({"identities": {"a": {}}}, False),
+        ({"identities": {"a": {"allow": []}}}, True),
+    ],
+)
+def test_lists_of_names(given: Any, restricts: bool) -> None:
+    server = ServerSettings(command="cat", tools=given)
+    assert server.tools.restricts_anybody is restricts
+    assert dataclasses.replace(server, name="x").tools == server.tools
 
 
 def test_two_servers_cannot_have_the_same_base() -> None:
