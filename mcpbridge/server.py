@@ -8,11 +8,13 @@ by.  Knows sessions; must not know HTTP.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
+from itertools import chain
 from random import random
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -22,13 +24,14 @@ from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.config.settings import ServerSettings, share_of
 from mcpbridge.errors import (
     MessageTooLarge,
+    NotFound,
     Refused,
     TooComplex,
     TooManySessions,
     TooManyStreams,
     UnknownSession,
 )
-from mcpbridge.guard import guarded
+from mcpbridge.generation import Extensions, ProcessGeneration
 from mcpbridge.jsonrpc.envelope import check_id, peek, read_message, split_batch
 from mcpbridge.jsonrpc.large_messages import (
     read_foreign_batch,
@@ -37,6 +40,7 @@ from mcpbridge.jsonrpc.large_messages import (
     read_whole_later,
 )
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
+from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.operations import read_large_operations, read_operations
 from mcpbridge.processes.abandoned_sessions import Newcomer
@@ -44,15 +48,19 @@ from mcpbridge.processes.address_shares import Claim, Claims, Shares
 from mcpbridge.processes.audited_calls import AuditedRequest, AuditedSession, record_refusal
 from mcpbridge.processes.backend_session import BackendSession, Sink
 from mcpbridge.processes.caller import Caller
-from mcpbridge.processes.era import ServerEra
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.processes.rates import RateLimit
 from mcpbridge.response_budget import ResponseBudget
-from mcpbridge.session.negotiation import check_request, first_adapter, is_starting
+from mcpbridge.session.negotiation import first_adapter, is_starting
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.sliced_work import SlicedWork
-from mcpbridge.stateless.dispatcher import StatelessDispatcher
+from mcpbridge.stateless.exchange import Exchange, Work
+
+#: What a client is told of a server that is not in the settings any more.
+REMOVED = "this server is not served any more; ask its operator"
+#: Settings with which new processes need not be started.
+_IN_PLACE = frozenset({"auth", "tools", "prompts", "resources"})
 
 
 class Server:
@@ -70,6 +78,9 @@ class Server:
 
     A session belongs to the caller who has opened it (`Access.key`).  For any other caller
     it does not exist.
+
+    `reconfigure` gives it other settings; `drained` is then called once nothing is left of
+    a server that was removed from them (`remove`).
     """
 
     log = Logger()
@@ -93,28 +104,32 @@ class Server:
         jitter: Callable[[], float] = random,
         access_control: AccessControl | None = None,
         audit: AuditLog | None = None,
+        drained: Callable[[Server], object] = lambda server: None,
     ) -> None:
-        self.access_control = access_control
         self.audit = audit
-        #: True if a caller may need other scopes for one message than for another.
-        self.reads_operations = access_control is not None and access_control.rules.reads_messages
-        #: True where filters or observers need to know who calls.
-        self.tells_callers = bool(observers or filters)
         self._budget = budget
-        self._event_store = event_store
-        self.settings = settings
         #: The live sessions of HTTP+SSE by id, and those of Streamable HTTP.
         self.sessions: dict[str, BackendSession] = {}
         self.streamable: dict[str, BackendSession] = {}
         self._clock = clock
         self._streams = streams
-        self.era = ServerEra()
+        self._jitter = jitter
+        self._drained = drained
+        #: True once it was removed from the settings, while sessions of it go on.
+        self.removed = False
         #: Reads large messages in slices, for all servers of the bridge.
         self.work = work or SlicedWork(clock)
-        what = f"the sessions of server {settings.name!r}"
-        own = _shares(settings, clock, what, of_identities=not self.is_open)
-        self.claims = Claims(own, *shares)
+        self._bridge_limiter = bridge_limiter
+        self._pools = [] if pools is None else pools
+        #: The process pools of this server, of all generations.
+        self._siblings: list[ProcessPool] = []
+        self.settings = settings
+        self.access_control: AccessControl | None = None
+        self._control_access(access_control)
         name = repr(settings.name)
+        what = f"the sessions of server {name}"
+        self._own_shares = _shares(settings, clock, what, of_identities=not self.is_open)
+        self.claims = Claims(self._own_shares, *shares)
         #: How often a caller may open a session, and send a message.
         self.session_rate = RateLimit(
             settings.new_sessions_per_second,
@@ -128,28 +143,122 @@ class Server:
             what=f"messages to server {name}",
             setting="messages_per_second",
         )
-        self.pool = ProcessPool(
-            settings,
-            clock,
-            launcher=launcher,
-            limiter=limiter,
-            bridge_limiter=bridge_limiter,
-            observers=observers,
-            filters=filters,
-            check_request=partial(check_request, self.era),
-            claims=self.claims,
-            observer=self,
-            pools=pools,
-            jitter=jitter,
-        )
         #: The share of its client's address that each session holds.
         self._claim_of: dict[BackendSession, Claim] = {}
-        self.stateless = StatelessDispatcher(settings, clock, self.pool, self.era, self.claims)
+        #: Those whose sessions and requests go on after new settings were loaded.
+        self._retired: list[ProcessGeneration] = []
+        extensions = Extensions(launcher, limiter, observers, filters, event_store)
+        self._generation = self._generate(extensions)
+
+    def _generate(self, extensions: Extensions) -> ProcessGeneration:
+        """Make what starts processes with the present settings."""
+        generation = ProcessGeneration(
+            self.settings,
+            self._clock,
+            extensions,
+            bridge_limiter=self._bridge_limiter,
+            claims=self.claims,
+            pools=self._pools,
+            siblings=self._siblings,
+            over=self._over,
+            jitter=self._jitter,
+        )
+        #: What those get who come now: looked up once, as each message needs some of it.
+        self.pool, self.stateless = generation.pool, generation.stateless
+        self.era = generation.era
+        self._event_store = extensions.event_store
+        #: True where filters or observers need to know who calls.
+        self.tells_callers = bool(extensions.observers or extensions.filters)
+        return generation
+
+    def _control_access(self, control: AccessControl | None) -> None:
+        self.access_control = control
+        #: True if a caller may need other scopes for one message than for another.
+        self.reads_operations = control is not None and control.rules.reads_messages
+
+    # Other settings.
+
+    @property
+    def extensions(self) -> Extensions:
+        """What starts, limits and watches its processes."""
+        return self._generation.extensions
+
+    def reconfigure(
+        self,
+        settings: ServerSettings,
+        extensions: Extensions | None,
+        access_control: AccessControl | None,
+        shares: Sequence[Shares],
+    ) -> None:
+        """
+        Serve with other settings from now on.
+
+        Whoever comes gets processes of these settings, started by these `extensions`, or by
+        those that there are if they are None.  Sessions and requests that have a process
+        keep it.  Access and limits hold for all of them, at once.
+        """
+        before, self.settings = self.settings, settings
+        self.removed = False
+        was_open = self.is_open
+        self._change_access(access_control)
+        self.session_rate.change(settings.new_sessions_per_second)
+        self.message_rate.change(settings.messages_per_second)
+        self._own_shares.limit = _share(settings, of_identities=not self.is_open)
+        if was_open != self.is_open:
+            what = f"the sessions of server {settings.name!r}"
+            self._own_shares = _shares(settings, self._clock, what, of_identities=not self.is_open)
+        self.claims.replace(self._own_shares, *shares)
+        check = self._rate_check
+        for session in chain(self.sessions.values(), self.streamable.values()):
+            session.check_rate = check(session.client)
+        if extensions is not None and needs_new_processes(before, settings):
+            self._retire()
+            self._generation = self._generate(extensions)
+            self._generation.start()
+
+    def remove(self) -> None:
+        """Open no sessions any more; those that there are go on."""
+        self.removed = True
+        self._retire()
+        self._look_drained()
+
+    def _retire(self) -> None:
+        retired = self._generation
+        if retired not in self._retired:
+            self._retired.append(retired)
+            retired.retire()
+
+    def _over(self, generation: ProcessGeneration) -> None:
+        """Nothing is left of a generation that was retired."""
+        if generation in self._retired:
+            self._retired.remove(generation)
+            self._look_drained()
+
+    def _look_drained(self) -> None:
+        if self.removed and not self._retired:
+            self._drained(self)
+
+    def _change_access(self, control: AccessControl | None) -> None:
+        """Have the access of callers decided otherwise, also of those who are here."""
+        before = self.access_control
+        self._control_access(control)
+        if before is not None and control is not None:
+            before.replace(control)
+        if control is None:
+            return
+        for session in [*self.sessions.values(), *self.streamable.values()]:
+            if not control.still_admits(session.access, before):
+                session.life.end("the settings do not admit its client any more")
+
+    def _rate_check(self, client: str | None) -> Callable[[int], object] | None:
+        return partial(self.message_rate.check, client) if self.message_rate.is_on else None
 
     @property
     def unclosed(self) -> set[BackendSession]:
         """All processes of which something is left, those of live sessions among them."""
-        return self.pool.unclosed
+        if not self._retired:
+            return self.pool.unclosed
+        return set().union(*(each.unclosed for each in self._siblings))
 
     async def open_streamable(
         self,
@@ -164,9 +273,10 @@ class Server:
 
         Takes and raises what `open_session` does.
         """
+        event_store = self._event_store
 
         def make_sink(session: BackendSession) -> StreamableSession:
-            events = self._event_store.open(session.ident)
+            events = event_store.open(session.ident)
             return StreamableSession(session, self.settings, self._clock, events, self._budget)
 
         # Its first message is to come: no process is started for one that is refused.
@@ -181,7 +291,7 @@ class Server:
             address=address,
         )
         streamable = cast("StreamableSession", session.sink)
-        self.pool.abandoned.add(session, client, streamable.last_heard)
+        self._pool_of(session).abandoned.add(session, client, streamable.last_heard)
         return session
 
     async def open_session(
@@ -204,33 +314,38 @@ class Server:
         what it was admitted, with its variables for the process (`env_from`).  `address` is
         the client's, for the audit log.
 
-        Raises `RateExceeded`, `TooManyOfAddress`, and what `ProcessPool.take` raises; then no
-        permit is held and no process left.
+        Raises `NotFound` if the server was removed, `RateExceeded`, `TooManyOfAddress`, and
+        what `ProcessPool.take` raises; then no permit is held and no process left.
         """
         self.check_admitted(access)
+        if self.removed:
+            raise NotFound(REMOVED)
         self.session_rate.check(client)
         live = self.sessions if table is None else table
         claim = await self.pool.claim(client)
+        # Other settings may be loaded while its process starts.
+        generation = self._generation
+        pool, era = generation.pool, generation.era
         try:
-            session = await self.pool.take(Newcomer(client), access.environment)
+            session = await pool.take(Newcomer(client), access.environment)
         except BaseException as error:
             if claim is not None:
                 claim.release()
             if isinstance(error, TooManySessions):
-                self.pool.log_refusal()
+                pool.log_refusal()
             raise
         if claim is not None:
             self._claim_of[session] = claim
             session.ended.addCallback(lambda _: self._release(session))
         session.open(
-            lambda gone: self._forget(live, gone),
-            adapter=first_adapter(session, self.era, self.pool.backoff, self.pool.check.doubt),
+            partial(self._forget, live, pool),
+            adapter=first_adapter(session, era, pool.backoff, pool.check.doubt),
             caller=caller,
             access=access,
-            stderr_notifications=stderr_notifications and self.settings.stderr_notifications,
+            stderr_notifications=stderr_notifications and generation.settings.stderr_notifications,
         )
-        if self.message_rate.is_on:
-            session.check_rate = partial(self.message_rate.check, client)
+        session.client = client
+        session.check_rate = self._rate_check(client)
         if self.audit is not None:
             session.audited = AuditedSession(
                 self.audit,
@@ -249,7 +364,7 @@ class Server:
             # That of Streamable HTTP has a record of its `initialize`.
             session.audited.done("a stream and its session were opened", address)
         live[session.ident] = session
-        self.pool.failures.watch(session)
+        pool.failures.watch(session)
         return session
 
     def hold_stream(self, access: Access) -> Callable[[object], None]:
@@ -319,11 +434,15 @@ class Server:
         End a session whose client is gone for good.  A process that has not
         answered `initialize` may be kept until it has started.
         """
-        if is_starting(session) and self.pool.keep_start(session, why):
+        if is_starting(session) and self._pool_of(session).keep_start(session, why):
             # The process serves nobody now, so its client may have another session.
             self._release(session)
         else:
             session.life.end(why)
+
+    def _pool_of(self, session: BackendSession) -> ProcessPool:
+        """Return the pool that a session's process is of."""
+        return next((each for each in self._siblings if session in each.unclosed), self.pool)
 
     def _release(self, session: BackendSession) -> None:
         claim = self._claim_of.pop(session, None)
@@ -467,40 +586,64 @@ class Server:
             check_id(peek(element))
         return elements
 
-    def idle_process(self) -> BackendSession | None:
-        """Return a worker's process that nobody uses just now; the pool may end it."""
-        return self.stateless.idle_process()
-
-    def capacity_freed(self) -> None:
-        """Let requests that wait for a process look again: there may be one."""
-        self.stateless.capacity_freed()
+    def ask(self, exchange: Exchange, headers: Headers) -> Work | None:
+        """
+        Have a request of 2026-07-28 worked on, as `StatelessDispatcher.ask` does: by the
+        processes that know what it is about, or else by those of the present settings.
+        """
+        for generation in self._retired:
+            if generation.has(exchange):
+                return generation.stateless.ask(exchange, headers)
+        if self.removed:
+            error = NotFound(REMOVED)
+            error.ident = exchange.request.id
+            raise error
+        return self.stateless.ask(exchange, headers)
 
     def start(self) -> None:
         """Begin to keep processes ready, where the settings say so."""
-        self.pool.start()
+        self._generation.start()
 
     def stop(self) -> Deferred[Any]:
         """End all sessions; fires when nothing of them is left."""
-        self.pool.begin_stop()
-        # Whatever fails here, the processes end.
-        guarded(self.log, "telling subscribers that the bridge stops", self.stateless.stop)
-        return self.pool.stop()
+        generations = list({*self._retired, self._generation})
+        for each in generations:
+            each.begin_stop()
+        return DeferredList([each.stop() for each in generations])
 
-    def _forget(self, table: dict[str, BackendSession], session: BackendSession) -> None:
+    def _forget(
+        self, table: dict[str, BackendSession], pool: ProcessPool, session: BackendSession
+    ) -> None:
         table.pop(session.ident, None)
-        self.pool.abandoned.remove(session)
+        pool.abandoned.remove(session)
+
+
+def needs_new_processes(before: ServerSettings, after: ServerSettings) -> bool:
+    """Tell whether a process that was started with some settings does not fit others."""
+    return any(
+        getattr(before, each.name) != getattr(after, each.name)
+        for each in fields(ServerSettings)
+        if each.name not in _IN_PLACE
+    )
 
 
 def _shares(
     settings: ServerSettings, clock: IReactorTime, what: str, *, of_identities: bool
 ) -> Shares:
     """Return what each caller may have of the sessions of a server."""
+    return Shares(
+        _share(settings, of_identities=of_identities),
+        clock,
+        what=what,
+        setting="max_sessions_per_identity" if of_identities else "max_sessions_per_address",
+        of_identities=of_identities,
+    )
+
+
+def _share(settings: ServerSettings, *, of_identities: bool) -> int:
     if of_identities:
-        share, setting = settings.max_sessions_per_identity, "max_sessions_per_identity"
-    else:
-        share, setting = settings.max_sessions_per_address, "max_sessions_per_address"
-    most = share_of(settings.max_sessions, share)
-    return Shares(most, clock, what=what, setting=setting, of_identities=of_identities)
+        return share_of(settings.max_sessions, settings.max_sessions_per_identity)
+    return share_of(settings.max_sessions, settings.max_sessions_per_address)
 
 
 def _of_caller(session: BackendSession | None, access: Access) -> BackendSession:

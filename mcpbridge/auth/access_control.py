@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from mcpbridge.auth.access import Access
 from mcpbridge.auth.bearer import UNKNOWN, check_credentials
+from mcpbridge.auth.grounds import Grounds
 from mcpbridge.auth.identity import is_subject
 from mcpbridge.auth.request import AuthenticationRequest, Hides
 from mcpbridge.auth.resource_metadata import ProtectedResource
@@ -59,7 +60,8 @@ class AccessControl:
 
     `hides` tells which headers are taken for absent.  `environment` makes
     the variables of a caller's own processes.  Without `identifies` everybody is admitted,
-    and those variables are all that tells callers apart.
+    and those variables are all that tells callers apart.  `grounds` are what admits them,
+    for a comparison with other settings.
     """
 
     def __init__(
@@ -73,8 +75,12 @@ class AccessControl:
         hides: Hides | None = None,
         environment: SessionEnvironment | None = None,
         identifies: bool = True,
+        grounds: Grounds | None = None,
         clock: IReactorTime,
     ) -> None:
+        self._grounds = grounds
+        #: What decides in its place; see `replace`.
+        self._successor: AccessControl | None = None
         self._clock = clock
         #: How often `forget` was called.
         self._generation = 0
@@ -94,6 +100,9 @@ class AccessControl:
         Raises, or fails with, `Unauthorized` and its subclasses, `Forbidden` and
         `AuthenticationUnavailable`.
         """
+        if self._successor is not None:
+            return self._successor.admit(request)
+        asked = request
         try:
             if self.identifies:
                 check_credentials(request)
@@ -108,13 +117,15 @@ class AccessControl:
             raise self._challenged(error, request) from None
         if isinstance(waiting, Access):
             return waiting
-        found = Deferred.fromCoroutine(self._wait(waiting, request))
+        found = Deferred.fromCoroutine(self._wait(waiting, request, asked))
         if not found.called:
             found.addTimeout(AUTHENTICATION_SECONDS, self._clock, _timed_out)
         return found
 
     def recall(self, request: AuthenticationRequest) -> Access | None:
         """Return as what a request like this was admitted lately; None if none was."""
+        if self._successor is not None:
+            return self._successor.recall(request)
         try:
             if self.identifies:
                 check_credentials(request)
@@ -128,6 +139,32 @@ class AccessControl:
         self._generation += 1
         for key in list(self._known):
             self._drop(key)
+
+    def replace(self, successor: AccessControl) -> None:
+        """
+        Have another one decide from now on, also about those who are being asked about,
+        and about everybody who was admitted already.
+        """
+        self._successor = successor
+        self.forget()
+
+    def still_admits(self, access: Access, before: AccessControl | None) -> bool:
+        """
+        Tell whether a caller that was admitted under settings of `before`, None for
+        everybody, has been admitted by something that holds unchanged.
+        """
+        if not self.identifies:
+            return True
+        identity, grounds = access.identity, self._grounds
+        old = None if before is None else before._grounds
+        if identity is None or grounds is None or old is None:
+            return False
+        ground = grounds.of(identity)
+        return (
+            ground is not None
+            and ground == old.of(identity)
+            and self.rules.granted(grounds.scopes(identity)).issuperset(self.rules.always)
+        )
 
     def check_operations(
         self, access: Access, operations: Sequence[Operation], path: str = "/mcp"
@@ -203,11 +240,23 @@ class AccessControl:
         # What was asked before `forget` may be what is to be forgotten.
         return self._admitted(identity, request, key if generation == self._generation else None)
 
-    async def _wait(self, waiting: Awaitable[Access], request: AuthenticationRequest) -> Access:
+    async def _wait(
+        self,
+        waiting: Awaitable[Access],
+        request: AuthenticationRequest,
+        asked: AuthenticationRequest,
+    ) -> Access:
         try:
-            return await waiting
+            access = await waiting
         except Unauthorized as error:
-            raise self._challenged(without_frames(error), request) from None
+            if self._successor is None:
+                raise self._challenged(without_frames(error), request) from None
+        else:
+            if self._successor is None:
+                return access
+        # Whoever was asked meanwhile does not decide any more.
+        again = self._successor.admit(asked)
+        return await again if isinstance(again, Deferred) else again
 
     def _nobody(self, request: AuthenticationRequest) -> Unauthorized:
         if request.values("authorization"):

@@ -144,11 +144,15 @@ class ClientCertificateAuthenticator:
         return is_subject(text) and (self._part not in _ASCII_PARTS or text.isascii())
 
     def _same(self, subject: str) -> str:
-        """Return the one spelling of a subject that may be written in several."""
-        if self._part == "fingerprint":
-            # `openssl x509 -fingerprint` writes upper case, and colons between.
-            return subject.replace(":", "").lower()
-        return subject.lower() if self._part == "dns" else subject
+        return same_subject(self._part, subject)
+
+
+def same_subject(part: str, subject: str) -> str:
+    """Return the one spelling of a subject, in a part of a certificate, that may have several."""
+    if part == "fingerprint":
+        # `openssl x509 -fingerprint` writes upper case, and colons between.
+        return subject.replace(":", "").lower()
+    return subject.lower() if part == "dns" else subject
 
 
 def _names(certificate: Certificate, part: str) -> list[str]:

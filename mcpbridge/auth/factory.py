@@ -16,9 +16,10 @@ from twisted.logger import Logger
 from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.auth.bearer import NoOtherToken
 from mcpbridge.auth.client_certificates import ClientCertificateAuthenticator
+from mcpbridge.auth.grounds import Grounds
 from mcpbridge.auth.issuer import Issuer
 from mcpbridge.auth.named_tokens import NamedTokens
-from mcpbridge.auth.oauth import OAuthAuthenticator, make_issuer
+from mcpbridge.auth.oauth import OAuthAuthenticator, issuer_files, make_issuer
 from mcpbridge.auth.proxy_identity import ProxyIdentityAuthenticator
 from mcpbridge.auth.request import Hides
 from mcpbridge.auth.resource_metadata import ProtectedResource
@@ -42,6 +43,10 @@ class AccessControls:
 
     `authenticator` is the application's own; it is asked before those of the settings.
     Call `stop` when no request will come any more.
+
+    With `previous`, these take the place of others: once all servers have theirs (`of`),
+    call `take_over`, or `discard` if the others are to go on.  What an issuer was asked is
+    kept.
     """
 
     log = Logger()
@@ -52,13 +57,19 @@ class AccessControls:
         reactor: Any,
         load: LoadAuthenticator,
         authenticator: Any = None,
+        previous: AccessControls | None = None,
     ) -> None:
+        self._previous = previous
         self._settings = settings
         self._reactor = reactor
-        #: What is asked about tokens, by its settings.
-        self._issuers: dict[OAuth, Issuer] = {}
+        #: What is asked about tokens, by its settings, and a digest of the files they name.
+        self._issuers: dict[OAuth, tuple[Issuer, bytes]] = {}
         #: The access controls that remember what each issuer's keys have verified.
         self._controls_of: dict[OAuth, list[AccessControl]] = {}
+        #: The same of those who decide now; one table for all that take each other's place.
+        self._deciding: dict[OAuth, list[AccessControl]] = (
+            self._controls_of if previous is None else previous._deciding
+        )
         self._load = load
         self._authenticator = authenticator
         #: The metadata of all servers, by the path of what it is about.
@@ -79,7 +90,9 @@ class AccessControls:
         )
         self.documents.update(resource.documents())
         own = self._own(auth, server)
-        authenticators, decisive, hides = self._built_in(auth, resource)
+        names: list[Any] = [each for each in (self._authenticator, auth.authenticator) if each]
+        tokens = NamedTokens(auth.tokens) if auth.tokens else None
+        authenticators, decisive, hides = self._built_in(auth, resource, tokens)
         control = AccessControl(
             server.name,
             [*own, *authenticators],
@@ -88,6 +101,7 @@ class AccessControls:
             decisive=None if own else [*decisive, *secret_headers(server)],
             hides=hides,
             environment=_environment(server, authorization=bool(own) or AUTHORIZATION in decisive),
+            grounds=Grounds(auth, server.name, tokens, names),
             clock=self._reactor,
         )
         if auth.oauth is not None:
@@ -116,10 +130,33 @@ class AccessControls:
             found.append(self._load(auth.authenticator, server))
         return found
 
+    def take_over(self) -> None:
+        """Take the place of the previous ones, and stop what only these have used."""
+        previous, self._previous = self._previous, None
+        if previous is None:
+            return
+        self._deciding.clear()
+        self._deciding.update(self._controls_of)
+        self._stop(previous._issuers, self._issuers)
+
+    def discard(self) -> None:
+        """Stop what the previous ones do not use."""
+        self._stop(self._issuers, {} if self._previous is None else self._previous._issuers)
+
     def stop(self) -> None:
         """Ask no issuer any more."""
-        for issuer in self._issuers.values():
-            guarded(self.log, "stopping to ask an issuer", issuer.stop)
+        self._stop(self._issuers, {})
+
+    def _stop(
+        self,
+        issuers: Mapping[OAuth, tuple[Issuer, bytes]],
+        kept: Mapping[OAuth, tuple[Issuer, bytes]],
+    ) -> None:
+        """Stop issuers that are not among those that are kept."""
+        kept_ones = {issuer for issuer, _ in kept.values()}
+        for issuer, _ in issuers.values():
+            if issuer not in kept_ones:
+                guarded(self.log, "stopping to ask an issuer", issuer.stop)
 
     def _now(self) -> float:
         now: float = self._reactor.seconds()
@@ -127,27 +164,34 @@ class AccessControls:
 
     def _forget(self, settings: OAuth) -> None:
         """Verify all tokens of an issuer anew: it has withdrawn a key."""
-        for control in self._controls_of.get(settings, ()):
+        for control in self._deciding.get(settings, ()):
             control.forget()
 
     def _oauth(self, settings: OAuth, resource: ProtectedResource) -> OAuthAuthenticator:
         """Return the authenticator of one server; servers with equal settings share its issuer."""
-        issuer = self._issuers.get(settings)
-        if issuer is None:
-            issuer = self._issuers[settings] = make_issuer(
-                settings, self._reactor, withdrawn=partial(self._forget, settings)
-            )
+        if settings not in self._issuers:
+            self._issuers[settings] = self._issuer(settings)
+        issuer, _ = self._issuers[settings]
         return OAuthAuthenticator(settings, resource.audience, issuer, self._now)
 
+    def _issuer(self, settings: OAuth) -> tuple[Issuer, bytes]:
+        """Return the issuer that is asked already, unless the files of it have changed."""
+        files = issuer_files(settings)
+        known = None if self._previous is None else self._previous._issuers.get(settings)
+        if known is not None and known[1] == files:
+            return known
+        withdrawn = partial(self._forget, settings)
+        return make_issuer(settings, self._reactor, withdrawn=withdrawn), files
+
     def _built_in(
-        self, auth: Auth, resource: ProtectedResource
+        self, auth: Auth, resource: ProtectedResource, tokens: NamedTokens | None
     ) -> tuple[list[Any], list[str], Hides | None]:
         """Return the built-in authenticators, the fields that decide, and what is hidden."""
         found: list[Any] = []
         hides: Hides | None = None
         decisive: list[str] = []
-        if auth.tokens:
-            found.append(NamedTokens(auth.tokens))
+        if tokens is not None:
+            found.append(tokens)
         if auth.oauth is not None:
             found.append(self._oauth(auth.oauth, resource))
         if found:

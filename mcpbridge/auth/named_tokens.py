@@ -77,6 +77,18 @@ class NamedTokens:
             raise Forbidden(f"the token of {name!r} is not for this server")
         return Identity(issuer=NAMED_TOKEN, subject=name, scopes=scopes)
 
+    def digest_of(self, name: str, server: str) -> bytes | None:
+        """Return the digest of a token; None if there is none for this server."""
+        for digest, each, settings, _ in self._callers:
+            if each == name and (settings.servers is None or server in settings.servers):
+                return digest
+        return None
+
+    def scopes_of(self, name: str) -> frozenset[str]:
+        """Return the scopes of a token; none for one that does not exist."""
+        found = (scopes for _, each, _, scopes in self._callers if each == name)
+        return next(found, frozenset())
+
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

@@ -7,6 +7,7 @@ must say, nor how an issuer is asked.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -124,12 +125,7 @@ def make_issuer(
     Reads the files that they name.  Raises `SettingError` without the extra `auth`, and for
     a file that cannot be used; no error shows what is in one.
     """
-    secret, authorities = "", None
-    if settings.introspection is not None:
-        label = f"{name}.introspection.client_secret_file"
-        secret = read_secret(settings.introspection.client_secret_file, label, spaces=True)
-    if settings.ca_file is not None:
-        authorities = _read(settings.ca_file, f"{name}.ca_file", "certificates in PEM")
+    secret, authorities = _files(settings, name)
     try:
         import joserfc  # noqa: F401
 
@@ -142,6 +138,29 @@ def make_issuer(
         expected = "a file with certificates in PEM"
         raise SettingError(f"{name}.ca_file", expected, Described(str(error))) from None
     return Issuer(settings, reactor, client, secret, withdrawn)
+
+
+def issuer_files(settings: OAuth, name: str = "auth.oauth") -> bytes:
+    """
+    Return a digest of the files that the settings of an issuer name, to be compared.
+
+    Raises `SettingError` for one that cannot be used.
+    """
+    secret, authorities = _files(settings, name)
+    digest = hashlib.sha256(hashlib.sha256(secret.encode()).digest())
+    digest.update(authorities or b"")
+    return digest.digest()
+
+
+def _files(settings: OAuth, name: str) -> tuple[str, bytes | None]:
+    """Return the secret for introspection, and the certificates of the authorities."""
+    secret, authorities = "", None
+    if settings.introspection is not None:
+        label = f"{name}.introspection.client_secret_file"
+        secret = read_secret(settings.introspection.client_secret_file, label, spaces=True)
+    if settings.ca_file is not None:
+        authorities = _read(settings.ca_file, f"{name}.ca_file", "certificates in PEM")
+    return secret, authorities
 
 
 def _read(path: str, label: str, content: str) -> bytes:

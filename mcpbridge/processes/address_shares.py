@@ -188,6 +188,10 @@ class Claims:
     def __init__(self, *shares: Shares) -> None:
         self._shares = shares
 
+    def replace(self, *shares: Shares) -> None:
+        """Count against these from now on; what is held stays with those it was taken of."""
+        self._shares = shares
+
     def over(self, address: str | None, amount: float = 1) -> Shares | None:
         """Return the first shares that so much would exceed; the server's own come first."""
         # Called for each request: a generator would take as long as all of this.

@@ -163,6 +163,10 @@ class BackendSession:
     #: since the epoch.
     owner: str = ""
     access_until: float = inf
+    #: As what its client was admitted when it opened the session.
+    access: Access = ANYBODY
+    #: Its client's name or address, as limits count it; None: nobody's.
+    client: str | None = None
     #: Tells which client a line of the backend is for, where it serves several.
     caller_of: Callable[[bytes], Caller | None] | None = None
     #: Raises `RateExceeded` for so many messages of its client that come too early; None: there
@@ -271,6 +275,7 @@ class BackendSession:
         requests it serves if there is no such client.
         """
         self.owner, self.access_until = owner or access.key, access.until
+        self.access = access
         self.forget = forget
         if sink is not None:
             self.sink = sink

@@ -64,7 +64,7 @@ class Kind(Enum):
     #: An unattended start of another server.
     OTHERS_START = 2
     ABANDONED = 3
-    #: An unattended start of the same server; it is waited for, and not ended.
+    #: An unattended start of the same pool; it is waited for, and not ended.
     OWN_START = 4
 
 
@@ -115,7 +115,8 @@ class Capacity:
     `limiter` is a `CombinedLimiter`, and `bridge_limiter` the part of it that
     all servers share.  `claims` are the shares of client addresses.  `pools` are
     those of all servers of the bridge: where it is the limit over all of them
-    that is reached, a process of another server may give way.
+    that is reached, a process of another server may give way.  `siblings` are those of
+    the same server, which share its limit.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Capacity:
         claims: Claims,
         pool: YieldingPool,
         pools: Sequence[YieldingPool],
+        siblings: Sequence[YieldingPool] = (),
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -136,6 +138,7 @@ class Capacity:
         self._claims = claims
         self._pool = pool
         self._pools = pools
+        self._siblings = siblings
         self._refusals = RefusalLog(settings.name, clock)
         #: Runs until the next abandoned session may be ended for someone who waits.
         self._announcement = Timer(clock)
@@ -248,22 +251,30 @@ class Capacity:
         over = self._claims.over(address, amount)
         if over is None:
             return None
-        pools = self._all_pools() if self._claims.are_the_bridges(over) else [self._pool]
+        pools = self._all_pools() if self._claims.are_the_bridges(over) else self._own_pools()
         return first_of(address, [pool.abandoned for pool in pools], self._clock.seconds())
 
     def _yielding_pools(self) -> Sequence[YieldingPool]:
         """Return the pools whose processes may give way; this server's first."""
-        return self._all_pools() if self._is_bridge_full() else [self._pool]
+        return self._all_pools() if self._is_bridge_full() else self._own_pools()
+
+    def _own_pools(self) -> list[YieldingPool]:
+        """Return the pools of this server; the one that needs a process first."""
+        return [self._pool, *(each for each in self._siblings if each is not self._pool)]
 
     def _all_pools(self) -> list[YieldingPool]:
         return [self._pool, *(each for each in self._pools if each is not self._pool)]
+
+    def _count(self) -> int:
+        """Return how many processes of this server hold a permit."""
+        return sum(each.process_count for each in self._own_pools())
 
     def _is_bridge_full(self) -> bool:
         """Return whether the bridge's limit is reached, and not the server's own."""
         # Each process of this server holds a permit of its own limit; once these are
         # used up, the end of another server's process would not help.
         return (
-            self._pool.process_count < self._settings.max_sessions
+            self._count() < self._settings.max_sessions
             and self._bridge_limiter is not None
             and self._bridge_limiter.is_full()
         )
@@ -282,7 +293,7 @@ class Capacity:
             self._announcement.start(delay, self._pool.capacity_freed)
 
     def _why_full(self) -> str:
-        count = self._pool.process_count
+        count = self._count()
         if count >= self._settings.max_sessions:
             limit = f"its max_sessions is {self._settings.max_sessions}"
         elif self._bridge_limiter is not None and self._bridge_limiter.is_full():

@@ -34,6 +34,9 @@ from mcpbridge.processes.start_check import StartCheck, neutral_initialize
 from mcpbridge.processes.stderr_log import ServerStderr
 from mcpbridge.processes.unattended_starts import UnattendedStarts
 
+#: Why a process ends that was started with settings of before.
+RETIRED = "its server has other settings now"
+
 
 class PoolObserver(Protocol):
     """Uses the processes of a pool once it has handed them out."""
@@ -64,7 +67,8 @@ class ProcessPool:
     `limiter` is a `CombinedLimiter`, and `bridge_limiter` the part of it that
     all servers share.  `claims` are the shares of client addresses.  `pools` are
     those of all servers of the bridge, which may end processes for one
-    another: the pool adds itself.  `jitter` is that of `StartBackoff`.
+    another: the pool adds itself, also to its `siblings`, the pools of the same server
+    with other settings, which share its limits.  `jitter` is that of `StartBackoff`.
 
     `spares` keeps processes ready, `unattended` are those whose clients left
     while they started, `capacity` decides who gives way where the limits are
@@ -91,6 +95,7 @@ class ProcessPool:
         claims: Claims | None = None,
         observer: PoolObserver | None = None,
         pools: list[ProcessPool] | None = None,
+        siblings: list[ProcessPool] | None = None,
         jitter: Callable[[], float] = random,
     ) -> None:
         self.settings = settings
@@ -102,6 +107,10 @@ class ProcessPool:
         self.launching: set[Deferred[Any]] = set()
         #: True once no process is started any more.
         self.stopping = False
+        #: True once the server has another pool for those who come.
+        self.retired = False
+        #: How many are about to get a process.
+        self._taking = 0
         self._clock = clock
         self._launcher = launcher
         self._observer = observer or NoObserver()
@@ -114,6 +123,8 @@ class ProcessPool:
         #: Those whose requests wait for a process, as an ordered set; one for all pools.
         self._waiting: dict[ProcessPool, None] = self._pools[0]._waiting if self._pools else {}
         self._pools.append(self)
+        self._siblings = [] if siblings is None else siblings
+        self._siblings.append(self)
         self.capacity = Capacity(
             settings,
             clock,
@@ -122,6 +133,7 @@ class ProcessPool:
             claims=claims or Claims(),
             pool=self,
             pools=self._pools,
+            siblings=self._siblings,
         )
         self.spares = SpareProcesses(settings, clock, self.backoff, self)
         self.unattended = UnattendedStarts(settings, clock, self.backoff)
@@ -140,6 +152,17 @@ class ProcessPool:
         Raises `TooManySessions`, `BackendFailed`, `ServerDown` and
         `ShuttingDown`; then no permit is held and no process left.
         """
+        self._taking += 1
+        try:
+            return await self._take(newcomer, environment)
+        finally:
+            self._taking -= 1
+            if self.retired and not self._taking:
+                self._observer.capacity_freed()
+
+    async def _take(
+        self, newcomer: Newcomer | None, environment: Mapping[str, str]
+    ) -> BackendSession:
         if self.stopping:
             raise ShuttingDown("the bridge is shutting down")
         if len(self.unattended):
@@ -194,7 +217,7 @@ class ProcessPool:
         Let the process of a session start without its client, which has left.
         Returns False where that may not be (`UnattendedStarts.keep`).
         """
-        return not self.stopping and self.unattended.keep(session, why)
+        return not (self.stopping or self.retired) and self.unattended.keep(session, why)
 
     async def gone_in_time(self, session: BackendSession) -> bool:
         """Wait for the end of a session that was told to end; see `capacity.gone_in_time`."""
@@ -222,6 +245,32 @@ class ProcessPool:
         """Begin to keep processes ready."""
         self._stderr.start()
         self.spares.start()
+
+    def retire(self) -> None:
+        """
+        Keep no processes ready any more: the server has another pool.  What runs goes on,
+        and who waits may still get a process.
+        """
+        self.retired = True
+        self.check.stop()
+        self.spares.stop()
+        for spare in list(self.spares):
+            self.spares.discard(spare)
+            spare.life.end(RETIRED)
+        self.unattended.end_all(RETIRED)
+
+    @property
+    def is_empty(self) -> bool:
+        """True while there is no process, and none about to be."""
+        return not (self.unclosed or self.launching or self._taking)
+
+    def leave(self) -> None:
+        """Be no pool of the bridge any more: nothing is left of a pool that was retired."""
+        for pools in (self._pools, self._siblings):
+            if self in pools:
+                pools.remove(self)
+        self._waiting.pop(self, None)
+        self._close_stderr(None)
 
     def begin_stop(self) -> None:
         """Start no more processes."""
@@ -320,7 +369,8 @@ class ProcessPool:
         # is started a moment later, when they have had their turn.
         self.spares.capacity_freed()
         self.announce_capacity()
-        self.check.look()
+        if not self.retired:
+            self.check.look()
 
     def _log_failure(self, session: BackendSession) -> None:
         self.failures.closed(session, warn=not self.stopping)

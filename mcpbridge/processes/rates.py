@@ -109,12 +109,21 @@ class RateLimit:
     log = Logger()
 
     def __init__(self, rate: float, clock: IReactorTime, *, what: str, setting: str) -> None:
-        self._rate = rate
+        self._clock = clock
         self._what = what
         self._setting = setting
         self._refusals = RateLimitedLog(clock)
+        self._set(rate)
+
+    def _set(self, rate: float) -> None:
+        self._rate = rate
         burst = max(1, ceil(rate * BURST_SECONDS))
-        self._buckets = TokenBuckets(rate, burst, clock.seconds) if rate else None
+        self._buckets = TokenBuckets(rate, burst, self._clock.seconds) if rate else None
+
+    def change(self, rate: float) -> None:
+        """Allow so many a second from now on; another rate begins with full buckets."""
+        if rate != self._rate:
+            self._set(rate)
 
     @property
     def is_on(self) -> bool:

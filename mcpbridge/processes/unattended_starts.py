@@ -131,6 +131,13 @@ class UnattendedStarts:
         start.promised = True
         start.end("another process needed its slot")
 
+    def end_all(self, why: str) -> None:
+        """End all of them."""
+        for session, start in list(self._starts.items()):
+            if session.receiving:
+                start.promised = True
+                start.end(why)
+
     async def outlast(self, session: BackendSession) -> bool:
         """
         Wait until nothing of one is left, and return whether that came in

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.errors import BackendFailed, BridgeError, MethodNotFound, Refused
+from mcpbridge.errors import BackendFailed, BridgeError, InvalidParams, MethodNotFound, Refused
 from mcpbridge.guard import guarded
 from mcpbridge.mcp.header_validation import Headers, check_params
 from mcpbridge.mcp.modern_request import TASK_METHODS
@@ -217,13 +217,34 @@ class ConcurrentPool(WorkerPool):
             # It has answered already, before this request was counted.
             self.worker_freed(worker)
         if worker.usage.served >= self._nearly_worn and not (
-            worker.is_replaced or self._starting.is_busy(worker.identity)
+            self._pool.retired or worker.is_replaced or self._starting.is_busy(worker.identity)
         ):
             self._replace_soon(worker)
 
     def idle_process(self) -> BackendSession | None:
         """Return a process that nobody uses just now, or None."""
         return next((each.session for each in self._without_load() if not each.in_use), None)
+
+    def has(self, exchange: Exchange) -> bool:
+        """Tell whether a request is about a task of one of these workers."""
+        request = exchange.request
+        if request.method in TASK_METHODS:
+            return self._owner(exchange, request.name or "")[0] is not None
+        if not exchange.is_subscription or not self._owners:
+            return False
+        try:
+            tasks = task_ids(request)
+        except InvalidParams:
+            return False
+        return any(self._owner(exchange, each)[0] is not None for each in tasks)
+
+    def retire(self) -> None:
+        """End each worker as soon as it has nothing to do, and has no task."""
+        for worker in list(self._workers):
+            worker.usage.retired = True
+        for worker in list(self._workers):
+            self.worker_freed(worker)
+        self.stop()
 
     def stop(self) -> None:
         """End the subscriptions that have no process; the others end with theirs."""
@@ -506,6 +527,7 @@ class ConcurrentPool(WorkerPool):
     ) -> ConcurrentWorker:
         """Do the same, but leave the worker out of the pool: no request gets it."""
         worker = ConcurrentWorker(session, identity, self._settings, self, self._known)
+        worker.usage.retired = self._pool.retired
         session.open(
             lambda _: self.worker_lost(worker),
             sink=worker,
@@ -563,7 +585,8 @@ class ConcurrentPool(WorkerPool):
 
     def subscription_lost(self, exchange: Exchange) -> None:
         """Subscribe again with another process: the client need not know that one has ended."""
-        if self._pool.stopping:
+        if self._pool.stopping or self._pool.retired:
+            # With other settings the server may be another one: the client is to look again.
             self._complete(exchange)
         if exchange.over:
             return

@@ -62,6 +62,8 @@ class StatelessDispatcher:
         self._pool = pool
         self._claims = claims
         self._era = era
+        #: How many requests are neither answered nor with a worker yet.
+        self._asking = 0
         self._probing = SingleFlight(settings.max_waiting_requests)
         self._queue = RequestQueue(
             clock, settings.max_waiting_requests, settings.queue_timeout, pool.note_waiting
@@ -95,6 +97,7 @@ class StatelessDispatcher:
         return self._ask_later(exchange, headers)
 
     async def _ask_later(self, exchange: Exchange, headers: Headers) -> None:
+        self._asking += 1
         try:
             if exchange.client is not None and exchange.claim is None:
                 exchange.charge(await self._wait_for_claim(exchange))
@@ -102,6 +105,10 @@ class StatelessDispatcher:
                 await self._ask_either(exchange, headers)
         except Refused as error:
             raise self._refusal(error, exchange) from None
+        finally:
+            self._asking -= 1
+            if self._pool.retired and not self._asking:
+                self._pool.announce_capacity()
 
     def _refusal(self, error: Refused, exchange: Exchange) -> Refused:
         """Return what the client is told if its request could not be worked on."""
@@ -119,6 +126,23 @@ class StatelessDispatcher:
     def capacity_freed(self) -> None:
         """Let requests that wait for a process look again: there may be room for one."""
         self._queue.wake()
+
+    def has(self, exchange: Exchange) -> bool:
+        """
+        Tell whether a request is about what one of these processes has: a suspended call,
+        or a task.
+        """
+        return self._exclusive.has_suspended(exchange) or self._concurrent.has(exchange)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Tell whether a request waits for a process."""
+        return self._asking > 0
+
+    def retire(self) -> None:
+        """End each worker as soon as it is not needed: the server has other settings."""
+        self._concurrent.retire()
+        self._exclusive.retire()
 
     def stop(self) -> None:
         """End all subscriptions, and refuse what waits; the rest ends with its process."""

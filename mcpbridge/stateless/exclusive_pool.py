@@ -30,7 +30,7 @@ from mcpbridge.processes.abandoned_sessions import Newcomer
 from mcpbridge.processes.address_shares import Claim, Hold
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.era import OtherEra
-from mcpbridge.processes.pool import ProcessPool
+from mcpbridge.processes.pool import RETIRED, ProcessPool
 from mcpbridge.processes.waiters import FirstStart
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange
@@ -158,6 +158,14 @@ class ExclusivePool(WorkerPool):
             if not self._group_of[worker].needs(worker):
                 return worker.session
         return None
+
+    def retire(self) -> None:
+        """End all subscriptions, and each worker as soon as it works on nothing."""
+        self.stop()
+        for worker in list(self._group_of):
+            worker.usage.retired = True
+            if worker in self._group_of[worker].free:
+                worker.session.life.end(RETIRED)
 
     def stop(self) -> None:
         """End all subscriptions."""
@@ -332,6 +340,7 @@ class ExclusivePool(WorkerPool):
         self, session: BackendSession, key: GroupKey, request: ModernRequest, hold: Hold
     ) -> ExclusiveWorker:
         worker = ExclusiveWorker(session, request, self._settings, self, hold)
+        worker.usage.retired = self._pool.retired
         session.gone().addCallback(lambda _: hold.release())
         self._untouched[worker] = key.untouched(request.client_info)
         self._enter(worker, key)
@@ -458,6 +467,10 @@ class ExclusivePool(WorkerPool):
 
     def _reopen_later(self, group: ExclusiveGroup) -> None:
         """A group has subscribers and no worker: open one after a while."""
+        if self._pool.retired:
+            # With other settings the server may be another one: the clients are to look again.
+            group.end_subscriptions()
+            return
         if self._pool.stopping or group.reopening.is_running or group.example is None:
             return
         reopen = partial(self._reopen, group, group.example)

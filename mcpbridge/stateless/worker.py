@@ -19,6 +19,7 @@ from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import BackendEnded, BackendFailed
 from mcpbridge.mcp.header_validation import Annotations, annotated
 from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.pool import RETIRED
 from mcpbridge.timers import Timer
 
 #: How many pages of `tools/list` are read to learn which headers its tools need.
@@ -47,13 +48,15 @@ class WorkerUsage:
         self.served = 0
         #: Whether it has been told anything of a client beyond the handshake.
         self.touched = False
+        #: Whether the server has other settings than when the process was started.
+        self.retired = False
 
     def is_worn(self, reserved: int = 0) -> bool:
         """
         Return whether it is to serve no more requests, once it has been given
-        so many more: it is too old, or has served too many.
+        so many more: it is too old, has served too many, or the server has other settings.
         """
-        return self.served + reserved >= self._max_requests or self._is_aged()
+        return self.retired or self.served + reserved >= self._max_requests or self._is_aged()
 
     def _is_aged(self) -> bool:
         if self._max_age == inf:
@@ -64,6 +67,8 @@ class WorkerUsage:
         """Return why it is to serve no more requests; None where it may go on."""
         if not self.is_worn():
             return None
+        if self.retired:
+            return RETIRED
         limit = "max_process_age" if self._is_aged() else "max_process_requests"
         return f"it reached {limit}"
 

@@ -258,7 +258,7 @@ def work_on(server: Server, exchange: Exchange, headers: Headers) -> Work | None
     """
     try:
         server.message_rate.check(exchange.client)
-        waiting = server.stateless.ask(exchange, headers)
+        waiting = server.ask(exchange, headers)
     except RateExceeded as error:
         exchange.fail(ServerBusy.because(error))
         return None

@@ -43,7 +43,9 @@ ALLOWED: dict[str, set[str]] = {
     "processes": GROUND | {"auth", "mcp", "translation"},
     "session": GROUND | {"mcp", "translation", "processes"},
     "stateless": GROUND | {"mcp", "translation", "processes"},
-    "server": GROUND | {"auth", "sliced_work", "mcp", "processes", "session", "stateless"},
+    "generation": GROUND | {"processes", "session", "stateless"},
+    "server": GROUND
+    | {"auth", "generation", "sliced_work", "mcp", "processes", "session", "stateless"},
     "session_report": {"processes", "server"},
     "web": GROUND | {"auth", "mcp", "processes", "session", "stateless", "server"},
     "bridge": GROUND
