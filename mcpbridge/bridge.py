@@ -7,9 +7,10 @@ It is the service that `twistd mcpbridge` runs and that an application embeds.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
@@ -19,13 +20,16 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
 from mcpbridge.audit_log import AuditLog
-from mcpbridge.auth.factory import AUTHORIZATION, AccessControls, secret_headers
+from mcpbridge.auth.access_control import AccessControl
+from mcpbridge.auth.factory import AccessControls
 from mcpbridge.auth.failed_attempts import FailedAttempts
-from mcpbridge.config.settings import BridgeSettings, ServerSettings, share_of
+from mcpbridge.config.changes import changes, without_restart
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
 from mcpbridge.config.warnings import configuration_warnings
-from mcpbridge.errors import CannotListen, Exposed
+from mcpbridge.errors import CannotListen, Described, Exposed, SettingError
 from mcpbridge.extensions import load, verified
+from mcpbridge.generation import Extensions
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import (
     IAuthenticator,
@@ -36,13 +40,13 @@ from mcpbridge.interfaces import (
     ISessionLimiter,
     ISessionObserver,
 )
+from mcpbridge.limits import BridgeLimits
 from mcpbridge.memory import Trimmer, trim_function
 from mcpbridge.pacer import Pacer
-from mcpbridge.processes.address_shares import Shares
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.response_budget import ResponseBudget
-from mcpbridge.server import Server
+from mcpbridge.server import Server, needs_new_processes
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.session_report import session_lines
 from mcpbridge.sliced_work import SlicedWork
@@ -50,7 +54,6 @@ from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.local_processes import LocalProcesses
 from mcpbridge.timers import Timer
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint
-from mcpbridge.web.transport_security import TransportSecurity
 from mcpbridge.web.urls import exposed, served_urls
 
 #: A page whose host name is rebound to this machine's address has the same origin as the
@@ -121,36 +124,9 @@ class Bridge(Service):
         self._observers = [verified("observers", ISessionObserver, each) for each in observers]
         self._filters = [verified("filters", IMessageFilter, each) for each in filters]
 
-        # Who may come in.
-        self._access_controls = AccessControls(
-            settings,
-            reactor,
-            lambda name, server: load("auth.authenticator", IAuthenticator, name, server),
-            verified("authenticator", IAuthenticator, authenticator),
-        )
+        self._authenticator = verified("authenticator", IAuthenticator, authenticator)
 
-        # Limits over all servers.
-        self._bridge_limiter = SessionLimiter(settings.session_limit, self._trimmer.session_ended)
-        self._shares = Shares(
-            share_of(settings.session_limit, settings.max_sessions_per_address),
-            self._clock,
-            what="the sessions of all servers",
-            setting="max_sessions_per_address of the bridge",
-        )
-        self._identity_shares = Shares(
-            share_of(settings.session_limit, settings.max_sessions_per_identity),
-            self._clock,
-            what="the sessions of all servers",
-            setting="max_sessions_per_identity of the bridge",
-            of_identities=True,
-        )
-        self._streams = Shares(
-            share_of(settings.connection_limit, settings.max_streams_per_identity),
-            self._clock,
-            what="open streams",
-            setting="max_streams_per_identity",
-            of_identities=True,
-        )
+        self._limits = BridgeLimits(settings, self._clock, self._trimmer.session_ended)
         self._attempts = FailedAttempts(self._clock)
         self._pools: list[ProcessPool] = []
 
@@ -161,72 +137,213 @@ class Bridge(Service):
                 settings.audit_log, self._clock, arguments=settings.audit_arguments
             )
 
-        # Servers and their launchers.
+        # Who may come in; servers and their launchers.
         self._local = LocalProcesses(reactor, environment)
+        self._access_controls = self._control_access(settings)
+        #: The servers by their bases; also those that were removed and have sessions left.
+        self._served: dict[str, Server] = {}
         self._launchers: list[tuple[str, Any]] = []
-        self.servers = [self._build_server(each) for each in settings.servers]
+        for each in settings.servers:
+            self._serve(each, self._extensions(each), self._access_controls.of(each))
 
-        # HTTP; the site is made when it is first asked for, as it imports the reactor.
-        self._security = TransportSecurity(settings, self._clock)
+        # HTTP, which is made when it is first asked for, as it imports the reactor.
         self._accept_errors = AcceptErrors(self._clock)
-        self._ports: list[IListeningPort] = []
+        #: The open listeners, each with its description.
+        self._ports: list[tuple[str, IListeningPort]] = []
         #: Spreads the ends of connections, when many clients leave at one time.
         self._pacer = Pacer(self._clock)
         self._site: Any = None
         self._resource: IResource | None = None
-        #: What serves requests directly, without the resource, by method and path; made with it.
-        self._endpoints: dict[tuple[bytes, bytes], Any] = {}
+        #: What is served with the present settings: a `ServedTree`.
+        self._tree: Any = None
 
         #: Writes the next lines of `log_sessions`.
         self._report_timer = Timer(self._clock)
 
-    def _build_server(self, settings: ServerSettings) -> Server:
-        """Make one server, with its extensions or else those of the bridge."""
+    @property
+    def servers(self) -> list[Server]:
+        """All servers; also those that were removed from the settings and have sessions left."""
+        return list(self._served.values())
+
+    def _control_access(
+        self, settings: BridgeSettings, previous: AccessControls | None = None
+    ) -> AccessControls:
+        """Make what decides who may come in."""
+        return AccessControls(
+            settings,
+            self._reactor,
+            lambda name, server: load("auth.authenticator", IAuthenticator, name, server),
+            self._authenticator,
+            previous,
+        )
+
+    def _extensions(self, settings: ServerSettings, before: Server | None = None) -> Extensions:
+        """Make what starts and watches the processes of a server, or else that of the bridge."""
         # A launcher that sets no variables would start processes without their credentials.
         interface = IEnvironmentLauncher if settings.env_from else IBackendLauncher
         launcher = load("launcher", interface, settings.launcher, settings)
         if launcher is None:
             setting = f"mcpServers.{settings.name}.env_from"
             launcher = verified(setting, interface, self._launcher)
+        observers = [load("observers", ISessionObserver, x, settings) for x in settings.observers]
+        filters = [load("filters", IMessageFilter, x, settings) for x in settings.filters]
+        event_store = load("event_store", IEventStore, settings.event_store, settings)
+        limiter = load("limiter", ISessionLimiter, settings.limiter, settings)
         if launcher is None:
             launcher = self._local.launcher(settings, self._budget)
         elif isinstance(launcher, LocalLauncher):
             self._local.include(launcher)
-        self._launchers.append((settings.name, launcher))
-        limiter = load("limiter", ISessionLimiter, settings.limiter, settings)
-        if limiter is None:
-            limiter = self._limiter
-        if limiter is None:
-            limiter = SessionLimiter(settings.max_sessions)
-        event_store = load("event_store", IEventStore, settings.event_store, settings)
-        control = self._access_controls.of(settings)
-        identifies = control is not None and control.identifies
-        return Server(
+        return Extensions(
+            launcher,
+            self._limiter_of(settings, limiter, before),
+            [*self._observers, *observers],
+            [*self._filters, *filters],
+            self._event_store if event_store is None else event_store,
+        )
+
+    def _limiter_of(self, settings: ServerSettings, given: Any, before: Server | None) -> Any:
+        """Return the limiter of a server: its own, and that of the bridge."""
+        own = self._limiter if given is None else given
+        if own is None and before is not None and before.max_sessions is not None:
+            # What its processes of before have counts as well.
+            own = before.max_sessions
+        if own is None:
+            own = SessionLimiter(settings.max_sessions)
+        return CombinedLimiter(self._limits.sessions, own)
+
+    def _serve(
+        self, settings: ServerSettings, extensions: Extensions, control: AccessControl | None
+    ) -> Server:
+        """Add a server."""
+        server = Server(
             settings,
             self._clock,
-            launcher=launcher,
-            limiter=CombinedLimiter(self._bridge_limiter, limiter),
-            bridge_limiter=self._bridge_limiter,
-            observers=[
-                *self._observers,
-                *(
-                    load("observers", ISessionObserver, each, settings)
-                    for each in settings.observers
-                ),
-            ],
-            filters=[
-                *self._filters,
-                *(load("filters", IMessageFilter, each, settings) for each in settings.filters),
-            ],
-            event_store=self._event_store if event_store is None else event_store,
+            launcher=extensions.launcher,
+            limiter=extensions.limiter,
+            bridge_limiter=self._limits.sessions,
+            observers=extensions.observers,
+            filters=extensions.filters,
+            event_store=extensions.event_store,
             budget=self._budget,
-            shares=[self._identity_shares if identifies else self._shares],
-            streams=self._streams,
+            shares=self._shares(control),
+            streams=self._limits.streams,
             work=self._work,
             pools=self._pools,
             access_control=control,
             audit=self._audit,
+            drained=self._drained,
+            released=lambda extensions: self._local.exclude(extensions.launcher),
         )
+        self._served[settings.base_uri] = server
+        self._launchers.append((settings.name, extensions.launcher))
+        return server
+
+    def _shares(self, control: AccessControl | None) -> list[Any]:
+        return self._limits.shares(of_identities=control is not None and control.identifies)
+
+    # Other settings.
+
+    def reload(self, settings: BridgeSettings) -> str:
+        """
+        Serve with other settings from now on; return what has changed, in one line.
+
+        New sessions get processes of the new settings, and those that there are keep
+        theirs; a server that is removed opens none any more, and its sessions go on until
+        they end.  Who may come in, which tools there are, and limits hold at once for
+        everybody.  A session whose client would not be admitted any more ends.
+        Listeners that are in both settings stay open.
+
+        Raises `SettingError` and `CannotListen`; then nothing has changed.
+        """
+        before = self.settings
+        found = changes(before, settings)
+        if not settings.servers:
+            raise SettingError("mcpServers", "at least one server", Described("none"))
+        prepared = self._prepare(without_restart(before, settings), found.opened)
+        self._commit(prepared, found.closed)
+        return str(found)
+
+    def _prepare(self, settings: BridgeSettings, opened: Sequence[str]) -> _Prepared:
+        """Do all that may fail."""
+        controls = self._control_access(settings, self._access_controls)
+        servers: list[_PreparedServer] = []
+        ports: list[tuple[str, IListeningPort]] = []
+        try:
+            for each in settings.servers:
+                before = self._served.get(each.base_uri)
+                server = _PreparedServer(each, None, controls.of(each))
+                if before is None or before.removed or needs_new_processes(before.settings, each):
+                    server = server._replace(extensions=self._extensions(each, before))
+                servers.append(server)
+            ports.extend(self._listen(each) for each in (opened if self.running else ()))
+            kept = [port for description, port in self._ports if description in settings.listen]
+            self._check_exposure(
+                [*kept, *(port for _, port in ports)],
+                [each.settings.name for each in servers if not each.identifies],
+                insecure=settings.insecure,
+            )
+        except BaseException:
+            controls.discard()
+            for made in servers:
+                if made.extensions is not None:
+                    self._local.exclude(made.extensions.launcher)
+            for _, port in ports:
+                maybeDeferred(port.stopListening).addErrback(self._not_closed)
+            raise
+        return _Prepared(settings, controls, servers, ports)
+
+    def _commit(self, prepared: _Prepared, closed: Sequence[str]) -> None:
+        """Serve with what was prepared."""
+        settings, controls, servers, ports = prepared
+        warned = set(configuration_warnings(self.settings, self._environment))
+        self.settings = settings
+        self._limits.change(settings)
+        self._access_controls = controls
+        controls.take_over()
+        known = {id(launcher) for _, launcher in self._launchers}
+        self._launchers = []
+        for new in servers:
+            base = new.settings.base_uri
+            server = self._served.get(base)
+            if server is None and new.extensions is not None:
+                server = self._serve(new.settings, new.extensions, new.control)
+                if self.running:
+                    server.start()
+            elif server is not None:
+                shares = self._shares(new.control)
+                server.reconfigure(new.settings, new.extensions, new.control, shares)
+                self._launchers.append((new.settings.name, server.extensions.launcher))
+        present = {each.settings.base_uri for each in servers}
+        for server in self.servers:
+            if server.settings.base_uri not in present and not server.removed:
+                server.remove()
+        if self.running:
+            self._local.start(settings)
+            self._check_launchers([x for x in self._launchers if id(x[1]) not in known])
+        self._ports += ports
+        self._close_ports(closed)
+        self._rebuild()
+        for warning in configuration_warnings(settings, self._environment):
+            if warning not in warned:
+                self.log.warn("{warning}", warning=warning)
+
+    def _drained(self, server: Server) -> None:
+        """Forget a server that was removed, and of which nothing is left."""
+        if self._served.get(server.settings.base_uri) is server:
+            del self._served[server.settings.base_uri]
+            self.log.info("server {name!r}: nothing is left of it", name=server.settings.name)
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Serve over HTTP what there is now."""
+        if self._tree is None:
+            return
+        self._tree = self._make_tree()
+        if self._site is not None:
+            self._site.reconfigure(self.settings, self._tree.fast_path)
+
+    def _not_closed(self, failure: Failure) -> None:
+        self.log.failure("a listener could not be closed", failure)
 
     # For embedding.
 
@@ -239,69 +356,45 @@ class Bridge(Service):
         bodies and connections; give it `parsePOSTFormSubmission=False`.
         """
         if self._resource is None:
-            from mcpbridge.web.admission import Admission
-            from mcpbridge.web.client_addresses import (
-                CallerOf,
-                ClientAddresses,
-                no_caller,
-                tell_callers,
-            )
-            from mcpbridge.web.refusals import Delays, Refusals
-            from mcpbridge.web.root import Branch, SecuredResource
-            from mcpbridge.web.routes import Routes
-            from mcpbridge.web.server_card import ServerCards
-            from mcpbridge.web.well_known import ResourceMetadata
+            from mcpbridge.web.root import SecuredResource, Serving
 
-            clients = ClientAddresses(self.settings)
-            delays = Delays(self._attempts, self._clock, clients.of_request)
-            cards = ServerCards(self.servers, clients.is_proxy)
-            is_open = all(each.is_open for each in self.servers)
-            root = Branch(servers=self.settings.servers, hints=is_open)
-            cards.serve_well_known(root)
-            ResourceMetadata(self._access_controls.documents).serve_well_known(root)
-            for server in self.servers:
-                branch = root
-                for segment in server.settings.base_uri.split("/")[1:]:
-                    branch = branch.branch(segment.encode("ascii"))
-                admission = Admission(server.settings.name, server.access_control, delays)
-                caller_of: CallerOf = no_caller
-                if server.tells_callers:
-                    secrets = {*secret_headers(server.settings)}
-                    if not server.is_open:
-                        secrets.add(AUTHORIZATION)
-                    caller_of = tell_callers(clients.address, admission.hides(secrets))
-                routes = Routes(
-                    server,
-                    self._clock,
-                    clients.share_of,
-                    cards,
-                    caller_of,
-                    self._pacer,
-                    admission,
-                    clients.address,
-                )
-                branch.serve(server.settings, routes.resource())
-                self._endpoints.update(routes.endpoints())
-            note = Refusals(self._audit, "", clients.address).note
-            self._resource = cast("IResource", SecuredResource(self._security, root, note))
+            self._tree = self._make_tree()
+
+            def serving() -> Serving:
+                tree = self._tree
+                return Serving(tree.security, tree.root, tree.note)
+
+            self._resource = SecuredResource(serving)
         return self._resource
+
+    def _make_tree(self) -> Any:
+        """Make what is served over HTTP with the present settings."""
+        from mcpbridge.web.tree import ServedTree
+
+        return ServedTree(
+            self.settings,
+            self.servers,
+            self._clock,
+            attempts=self._attempts,
+            audit=self._audit,
+            documents=self._access_controls.documents,
+            pacer=self._pacer,
+        )
 
     def site(self) -> Any:
         """Return the site of the bridge's own listeners: the resource, with all limits."""
         if self._site is None:
-            from mcpbridge.web.fast_path import FastPath
             from mcpbridge.web.site import BridgeSite
 
             resource = self.resource()
-            fast_path = FastPath(self.servers, self._security, self._endpoints)
             self._site = BridgeSite(
                 resource,
                 self._reactor,
                 self.settings,
-                fast_path if self.settings.fast_path else None,
+                self._tree.fast_path if self.settings.fast_path else None,
                 self._budget,
-                is_costly=fast_path.is_costly,
-                refuse_sender=fast_path.refuse_sender,
+                is_costly=lambda head: bool(self._tree.fast_path.is_costly(head)),
+                refuse_sender=lambda *given: self._tree.fast_path.refuse_sender(*given),
                 pacer=self._pacer,
                 freed=self._trimmer.freed,
             )
@@ -309,7 +402,7 @@ class Bridge(Service):
 
     def urls(self) -> list[str]:
         """Return the URLs that the bridge's own listeners serve."""
-        return served_urls(self._ports, self.settings.servers)
+        return served_urls([port for _, port in self._ports], self.settings.servers)
 
     def log_sessions(self) -> None:
         """
@@ -344,8 +437,9 @@ class Bridge(Service):
             return
         try:
             for description in self.settings.listen:
-                self._listen(description)
-            self._check_exposure()
+                self._ports.append(self._listen(description))
+            ports = [port for _, port in self._ports]
+            self._check_exposure(ports, self._open_servers(), insecure=self.settings.insecure)
         except CannotListen:
             self._close_ports()
             raise
@@ -364,29 +458,33 @@ class Bridge(Service):
         self._warn_of_exposure()
         for warning in configuration_warnings(self.settings, self._environment):
             self.log.warn("{warning}", warning=warning)
-        for name, launcher in self._launchers:
-            problem = guarded(self.log, "checking a launcher", launcher.check)
-            if problem is not None:
-                self.log.warn("server {name!r}: {problem}", name=name, problem=problem)
+        self._check_launchers(self._launchers)
         for server in self.servers:
             server.start()
 
-    def _check_exposure(self) -> None:
-        """Raise `Exposed` if other machines reach a server that asks nobody who they are."""
-        what, origins = self._open_servers(), exposed(self._ports)
-        if what and origins and not self.settings.insecure:
-            raise Exposed(_EXPOSED.format(origin=origins[0], what=what))
+    def _check_launchers(self, launchers: Sequence[tuple[str, Any]]) -> None:
+        """Warn of what would prevent starts."""
+        for name, launcher in launchers:
+            problem = guarded(self.log, "checking a launcher", launcher.check)
+            if problem is not None:
+                self.log.warn("server {name!r}: {problem}", name=name, problem=problem)
 
-    def _open_servers(self) -> str:
-        """Name servers that let everybody in; return an empty string if there are none."""
-        found = [each.settings.name for each in self.servers if each.is_open]
-        more = f" and {len(found) - NAMED_SERVERS} more" if len(found) > NAMED_SERVERS else ""
-        return ", ".join(map(repr, found[:NAMED_SERVERS])) + more
+    def _check_exposure(
+        self, ports: Sequence[IListeningPort], open_servers: Sequence[str], *, insecure: bool
+    ) -> None:
+        """Raise `Exposed` if other machines reach a server that asks nobody who they are."""
+        origins = exposed(ports)
+        if open_servers and origins and not insecure:
+            raise Exposed(_EXPOSED.format(origin=origins[0], what=_named(open_servers)))
+
+    def _open_servers(self) -> list[str]:
+        """Return the names of the servers that let everybody in."""
+        return [each.settings.name for each in self.servers if each.is_open]
 
     def _warn_of_exposure(self) -> None:
         if not self._open_servers():
             return
-        for origin in exposed(self._ports):
+        for origin in exposed([port for _, port in self._ports]):
             self.log.warn(
                 "{origin} may be reached from other machines, and there is no authentication:"
                 " whoever reaches it runs a backend{hosts}",
@@ -451,31 +549,75 @@ class Bridge(Service):
 
     def _longest_end(self) -> float:
         """Return the most seconds that the end of all sessions takes."""
-        graces = [each.stop_grace + each.kill_grace for each in self.settings.servers]
+        graces = [each.longest_grace for each in self.servers]
         slack = STOP_SLACK_SECONDS
         if self._local.starts_containers:
             slack += CONTAINER_STOP_SECONDS
         return max(graces, default=0) + slack
 
-    def _listen(self, description: str) -> None:
+    def _listen(self, description: str) -> tuple[str, IListeningPort]:
         """Open one listener.  Raises `CannotListen`."""
         failures: list[Failure] = []
+        ports: list[IListeningPort] = []
         try:
             listening = make_endpoint(self._reactor, description).listen(self.site())
         except Exception as error:
             raise CannotListen(f"cannot listen on {description!r}: {error}") from error
 
         def listens(port: IListeningPort) -> None:
-            self._ports.append(port)
+            ports.append(port)
             self._accept_errors.watch(port)
 
         listening.addCallbacks(listens, failures.append)
         if failures:
             why = failures[0].getErrorMessage()
             raise CannotListen(f"cannot listen on {description!r}: {why}") from failures[0].value
+        if not ports:
+            raise CannotListen(f"cannot listen on {description!r}: it does not listen at once")
+        return description, ports[0]
 
-    def _close_ports(self) -> Deferred[Any]:
-        ports, self._ports = self._ports, []
+    def _close_ports(self, descriptions: Sequence[str] | None = None) -> Deferred[Any]:
+        """Close listeners of these descriptions, or all; each description is for one."""
+        closed: list[tuple[str, IListeningPort]] = self._ports
+        kept: list[tuple[str, IListeningPort]] = []
+        if descriptions is not None:
+            left = Counter(descriptions)
+            closed = []
+            for description, port in self._ports:
+                (closed if left[description] > 0 else kept).append((description, port))
+                left[description] -= 1
+        self._ports = kept
         return DeferredList(
-            [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
+            [maybeDeferred(port.stopListening) for _, port in closed], consumeErrors=True
         )
+
+
+class _PreparedServer(NamedTuple):
+    """
+    A server of other settings: its own, its extensions unless its processes are started as
+    before, and who may use it.
+    """
+
+    settings: ServerSettings
+    extensions: Extensions | None
+    control: AccessControl | None
+
+    @property
+    def identifies(self) -> bool:
+        """True if it asks callers who they are."""
+        return self.control is not None and self.control.identifies
+
+
+class _Prepared(NamedTuple):
+    """All that may fail of a change of the settings, done."""
+
+    settings: BridgeSettings
+    controls: AccessControls
+    servers: list[_PreparedServer]
+    ports: list[tuple[str, IListeningPort]]
+
+
+def _named(servers: Sequence[str]) -> str:
+    """Name servers in an error."""
+    more = f" and {len(servers) - NAMED_SERVERS} more" if len(servers) > NAMED_SERVERS else ""
+    return ", ".join(map(repr, servers[:NAMED_SERVERS])) + more

@@ -72,7 +72,8 @@ class ProcessGeneration:
         self.extensions = extensions
         self.era = ServerEra()
         self._over = over
-        self._retired = False
+        #: True once it takes no new sessions and requests.
+        self.retired = False
         self.pool = ProcessPool(
             settings,
             clock,
@@ -109,9 +110,9 @@ class ProcessGeneration:
         Take no new sessions, and no requests but those that have a process here or wait
         for one; end each process as soon as it is not needed any more.
         """
-        if self._retired:
+        if self.retired:
             return
-        self._retired = True
+        self.retired = True
         self.pool.retire()
         guarded(self.log, "retiring processes", self.stateless.retire)
         self._look()
@@ -129,7 +130,7 @@ class ProcessGeneration:
     def capacity_freed(self) -> None:
         """Let requests that wait for a process look again: there may be one."""
         self.stateless.capacity_freed()
-        if self._retired:
+        if self.retired:
             self._look()
 
     def _look(self) -> None:

@@ -32,6 +32,7 @@ from mcpbridge.errors import (
     UnknownSession,
 )
 from mcpbridge.generation import Extensions, ProcessGeneration
+from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.envelope import check_id, peek, read_message, split_batch
 from mcpbridge.jsonrpc.large_messages import (
     read_foreign_batch,
@@ -48,7 +49,7 @@ from mcpbridge.processes.address_shares import Claim, Claims, Shares
 from mcpbridge.processes.audited_calls import AuditedRequest, AuditedSession, record_refusal
 from mcpbridge.processes.backend_session import BackendSession, Sink
 from mcpbridge.processes.caller import Caller
-from mcpbridge.processes.permits import SessionLimiter
+from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.processes.rates import RateLimit
 from mcpbridge.response_budget import ResponseBudget
@@ -79,8 +80,9 @@ class Server:
     A session belongs to the caller who has opened it (`Access.key`).  For any other caller
     it does not exist.
 
-    `reconfigure` gives it other settings; `drained` is then called once nothing is left of
-    a server that was removed from them (`remove`).
+    `reconfigure` gives it other settings; `released` is called once nothing is left of the
+    processes of before, and `drained` once that is so of a server that was removed from the
+    settings (`remove`).
     """
 
     log = Logger()
@@ -105,6 +107,7 @@ class Server:
         access_control: AccessControl | None = None,
         audit: AuditLog | None = None,
         drained: Callable[[Server], object] = lambda server: None,
+        released: Callable[[Extensions], object] = lambda extensions: None,
     ) -> None:
         self.audit = audit
         self._budget = budget
@@ -115,6 +118,7 @@ class Server:
         self._streams = streams
         self._jitter = jitter
         self._drained = drained
+        self._released = released
         #: True once it was removed from the settings, while sessions of it go on.
         self.removed = False
         #: Reads large messages in slices, for all servers of the bridge.
@@ -145,6 +149,9 @@ class Server:
         )
         #: The share of its client's address that each session holds.
         self._claim_of: dict[BackendSession, Claim] = {}
+        #: Open subscriptions of requests without sessions: as what each was admitted, and what
+        #: ends it.  There are no more than connections.
+        self._subscriptions: dict[object, tuple[Access, Callable[[], object]]] = {}
         #: Those whose sessions and requests go on after new settings were loaded.
         self._retired: list[ProcessGeneration] = []
         extensions = Extensions(launcher, limiter, observers, filters, event_store)
@@ -183,6 +190,12 @@ class Server:
         """What starts, limits and watches its processes."""
         return self._generation.extensions
 
+    @property
+    def max_sessions(self) -> SessionLimiter | None:
+        """The limiter of its own processes; None for one of an extension."""
+        limiter = self.extensions.limiter
+        return limiter.own if isinstance(limiter, CombinedLimiter) else None
+
     def reconfigure(
         self,
         settings: ServerSettings,
@@ -197,7 +210,7 @@ class Server:
         those that there are if they are None.  Sessions and requests that have a process
         keep it.  Access and limits hold for all of them, at once.
         """
-        before, self.settings = self.settings, settings
+        self.settings = settings
         self.removed = False
         was_open = self.is_open
         self._change_access(access_control)
@@ -208,10 +221,12 @@ class Server:
             what = f"the sessions of server {settings.name!r}"
             self._own_shares = _shares(settings, self._clock, what, of_identities=not self.is_open)
         self.claims.replace(self._own_shares, *shares)
+        if self.max_sessions is not None:
+            self.max_sessions.limit = settings.max_sessions
         check = self._rate_check
         for session in chain(self.sessions.values(), self.streamable.values()):
             session.check_rate = check(session.client)
-        if extensions is not None and needs_new_processes(before, settings):
+        if extensions is not None:
             self._retire()
             self._generation = self._generate(extensions)
             self._generation.start()
@@ -223,15 +238,16 @@ class Server:
         self._look_drained()
 
     def _retire(self) -> None:
-        retired = self._generation
-        if retired not in self._retired:
-            self._retired.append(retired)
-            retired.retire()
+        generation = self._generation
+        if not generation.retired:
+            self._retired.append(generation)
+            generation.retire()
 
     def _over(self, generation: ProcessGeneration) -> None:
         """Nothing is left of a generation that was retired."""
         if generation in self._retired:
             self._retired.remove(generation)
+            guarded(self.log, "letting go of a launcher", self._released, generation.extensions)
             self._look_drained()
 
     def _look_drained(self) -> None:
@@ -249,6 +265,15 @@ class Server:
         for session in [*self.sessions.values(), *self.streamable.values()]:
             if not control.still_admits(session.access, before):
                 session.life.end("the settings do not admit its client any more")
+        for access, end in list(self._subscriptions.values()):
+            if not control.still_admits(access, before):
+                guarded(self.log, "ending a subscription", end)
+
+    @property
+    def longest_grace(self) -> float:
+        """The most seconds for which its processes may take their time to end."""
+        generations = [*self._retired, self._generation]
+        return max(x.settings.stop_grace + x.settings.kill_grace for x in generations)
 
     def _rate_check(self, client: str | None) -> Callable[[int], object] | None:
         return partial(self.message_rate.check, client) if self.message_rate.is_on else None
@@ -385,6 +410,21 @@ class Server:
                 f" ({streams.setting})"
             )
         return lambda result: streams.give_back(name)
+
+    def hold_subscription(
+        self, access: Access, end: Callable[[], object]
+    ) -> Callable[[object], None]:
+        """
+        Have `end` called when other settings do not admit a subscriber of 2026-07-28 any
+        more; return what is to be called, with anything, when its stream has ended.
+        """
+        key = object()
+        self._subscriptions[key] = access, end
+
+        def release(result: object) -> None:
+            self._subscriptions.pop(key, None)
+
+        return release
 
     def audited(
         self, request: ModernRequest, access: Access, address: str | None, size: int

@@ -14,6 +14,7 @@ from typing import Any
 
 from twisted.logger import Logger, globalLogPublisher
 
+from mcpbridge.timers import Timer
 from mcpbridge.twisted_internals import is_twistd_handler, observed_files
 
 #: The kernel sends SIGHUP before it has hung up the whole terminal session: a terminal
@@ -28,8 +29,9 @@ class SignalHandlers:
     The handlers of one service.
 
     `running` tells whether the service runs, `longest_stop` how many seconds it may
-    take to stop; `report` logs a line for each session, and `has_terminal` tells
-    whether the process has a controlling terminal.  All of them are called in the
+    take to stop; `report` logs a line for each session, `reload` reads the settings again,
+    logs what has changed, and returns False if there is no file of them, and `has_terminal`
+    tells whether the process has a controlling terminal.  All of them are called in the
     reactor's thread, not in a signal handler.
     """
 
@@ -42,14 +44,17 @@ class SignalHandlers:
         running: Callable[[], bool],
         longest_stop: Callable[[], float],
         report: Callable[[], None],
+        reload: Callable[[], bool] = lambda: False,
         has_terminal: Callable[[], bool] = lambda: has_controlling_terminal(),
     ) -> None:
         self._reactor = reactor
         self._running = running
         self._longest_stop = longest_stop
         self._report = report
+        self._reload = reload
         self._has_terminal = has_terminal
         self._had_terminal = False
+        self._look_timer = Timer(reactor)
         self._told_to_stop = False
         #: The handlers that `restore` puts back.
         self._before: dict[int, Any] = {}
@@ -87,6 +92,7 @@ class SignalHandlers:
 
     def restore(self) -> None:
         """Put back the handlers that `install` has replaced."""
+        self._look_timer.stop()
         before, self._before = self._before, {}
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -131,26 +137,40 @@ class SignalHandlers:
         self._stop("SIGQUIT", "received")
 
     def _hangup(self) -> None:
-        if self._had_terminal:
-            if not self._has_terminal():
-                self._terminal_gone()
-                return
-            self._reactor.callLater(HANGUP_SECONDS, self._look_at_terminal)
-        reopened = ", ".join(reopen_log_files(self.log))
-        self.log.info(
-            "SIGHUP: {what}; settings are not reloaded",
-            what=f"reopened {reopened}" if reopened else "there is no log file to reopen",
-        )
+        if not self._had_terminal:
+            self._read_again()
+        elif not self._has_terminal():
+            self._terminal_gone()
+        elif not self._look_timer.is_running:
+            # Either its terminal is about to be gone, or somebody has sent the signal.
+            self._look_timer.start(HANGUP_SECONDS, self._look_at_terminal)
 
     def _look_at_terminal(self) -> None:
-        if not self._has_terminal():
+        if self._has_terminal():
+            self._read_again()
+        else:
             self._terminal_gone()
+
+    def _read_again(self) -> None:
+        """Open the log files again, and read the settings."""
+        reopened = ", ".join(reopen_log_files(self.log))
+        if reopened:
+            self.log.info("SIGHUP: reopened {files}", files=reopened)
+        if self._told_to_stop or not self._running():
+            return
+        if not self._reload() and not reopened:
+            self.log.info(
+                "SIGHUP: there is no log file to reopen, and the settings are from no file"
+                " (--config)"
+            )
 
     def _terminal_gone(self) -> None:
         self._stop("SIGHUP", "the terminal is gone")
 
     def _usr2(self) -> None:
-        self.log.info("SIGUSR2 does nothing; SIGUSR1 lists the sessions, SIGHUP reopens log files")
+        self.log.info(
+            "SIGUSR2 does nothing; SIGUSR1 lists the sessions, SIGHUP reads the settings again"
+        )
 
 
 def has_controlling_terminal() -> bool:

@@ -72,7 +72,8 @@ class Options(usage.Options):
 
     def opt_config(self, path: str) -> None:
         """Serve the servers listed in a configuration file."""
-        self.config = path
+        # It is read again at SIGHUP, and a daemon changes its directory.
+        self.config = os.path.abspath(path) if path else path
 
     def opt_request_state_key(self, key: str) -> None:
         """Refuse the key, which would be taken for the path of its file otherwise."""
@@ -133,6 +134,18 @@ class Options(usage.Options):
             _fail(error)
 
     # Settings.
+
+    def read_again(self) -> BridgeSettings:
+        """
+        Read the configuration file again, with the same options; `notices` are then those
+        of this reading.  Raises `SettingError`.
+        """
+        before, self.notices = self.notices, []
+        try:
+            return self._read()
+        except BaseException:
+            self.notices = before
+            raise
 
     def _read(self) -> BridgeSettings:
         bridge = self._values(BridgeSettings)
@@ -371,7 +384,7 @@ class _Run(Bridge):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options.settings)
-        self._notices = options.notices
+        self._options = options
         self._twistd: Any = options.parent or {}
         self._undo_dispatch: Callable[[], None] = lambda: None
         self._undo_collections: Callable[[], None] = lambda: None
@@ -380,6 +393,7 @@ class _Run(Bridge):
             running=lambda: bool(self.running),
             longest_stop=self.longest_stop,
             report=self.log_sessions,
+            reload=self._reload,
         )
 
     def privilegedStartService(self) -> None:
@@ -395,10 +409,7 @@ class _Run(Bridge):
 
     def startService(self) -> None:
         """Serve, and handle the reactor's signals as soon as it runs."""
-        for notice in self._notices:
-            self.log.emit(
-                LogLevel.levelWithName(notice.level), "{text}", text=_printable(notice.text)
-            )
+        self._log_notices(self._options.notices)
         super().startService()
         # The process is the bridge's, and so is its reactor.
         self._undo_dispatch = dispatch_directly(self._reactor)
@@ -419,6 +430,40 @@ class _Run(Bridge):
             return result
 
         return stopped.addBoth(restore)
+
+    def _log_notices(self, notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            level = LogLevel.levelWithName(notice.level)
+            self.log.emit(level, "{text}", text=_printable(notice.text))
+
+    def _reload(self) -> bool:
+        """Read the file of the settings again; return False if they are from no file."""
+        options = self._options
+        if options.config is None:
+            return False
+        known = set(options.notices)
+        try:
+            changed = self.reload(options.read_again())
+        except BridgeError as error:
+            for line in _lines_of(error):
+                self.log.error("{line}", line=_printable(line))
+            self.log.error(
+                "SIGHUP: {file} was not loaded, and nothing has changed; the errors are above,"
+                " and `mcpbridge check` shows them all",
+                file=options.config,
+            )
+        except Exception:
+            self.log.failure(
+                "SIGHUP: {file} could not be loaded; restart the bridge", file=options.config
+            )
+        else:
+            self._log_notices([each for each in options.notices if each not in known])
+            self.log.info(
+                "SIGHUP: loaded {file}: {changed}",
+                file=options.config,
+                changed=_printable(changed),
+            )
+        return True
 
     def _tell_parent(self, error: BridgeError) -> None:
         """
@@ -454,8 +499,11 @@ def _named_by_option(kind: type[Any]) -> Iterator[None]:
 
 def _fail(error: BridgeError) -> NoReturn:
     """Exit with status 1 and a line for each error."""
-    lines = error.lines if isinstance(error, SettingErrors) else (str(error),)
-    raise SystemExit("\n".join(f"mcpbridge: {_printable(line)}" for line in lines))
+    raise SystemExit("\n".join(f"mcpbridge: {_printable(line)}" for line in _lines_of(error)))
+
+
+def _lines_of(error: BridgeError) -> Sequence[str]:
+    return error.lines if isinstance(error, SettingErrors) else (str(error),)
 
 
 def _print_and_exit(text: str) -> NoReturn:

@@ -88,6 +88,12 @@ class CombinedLimiter:
     def __init__(self, *limiters: object) -> None:
         self._limiters = cast("tuple[SessionLimiter, ...]", limiters)
 
+    @property
+    def own(self) -> SessionLimiter | None:
+        """The last of them, which is a server's own; None if it is an extension's."""
+        last = self._limiters[-1]
+        return last if isinstance(last, SessionLimiter) else None
+
     def is_full(self) -> bool:
         """Return whether a limiter of the bridge is full; one of an extension cannot be asked."""
         return any(

@@ -55,6 +55,7 @@ class LocalProcesses:
         #: The value of the label by which this bridge's containers differ from all others.
         self._bridge_id = f"{self._base:x}-{secrets.token_hex(8)}"
         self._launchers: list[LocalLauncher] = []
+        self._started = False
         #: The exec chain that gives backends the limit on descriptors that this process
         #: had; None while it has that limit itself.
         self._chain: Chain | None = None
@@ -79,6 +80,11 @@ class LocalProcesses:
         """Start what local backends need also for this launcher, which somebody else made."""
         self._launchers.append(launcher)
 
+    def exclude(self, launcher: Any) -> None:
+        """Let a launcher go, from which nothing is started any more."""
+        if launcher in self._launchers:
+            self._launchers.remove(launcher)
+
     @property
     def is_used(self) -> bool:
         """True if a server has a local launcher."""
@@ -98,10 +104,11 @@ class LocalProcesses:
         """
         Prepare this process for backends, start the watchdog, and clean up after dead bridges.
 
-        Logs what this machine lacks.
+        Logs what this machine lacks.  A second call does nothing.
         """
-        if not self.is_used:
+        if not self.is_used or self._started:
             return
+        self._started = True
         # Also an embedding application gets a higher limit if the bridge has the listeners.
         raised = raise_descriptor_limit(settings) if settings.listen else None
         if raised is not None:

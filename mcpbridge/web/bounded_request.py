@@ -34,20 +34,20 @@ class BodyBudget:
         shares: Shares | None = None,
         freed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._limit = limit
+        self.limit = limit
         self._shares = shares
         self._freed = freed
         self.used = 0
 
     def has_room(self, size: int, address: str | None = None) -> bool:
         """Tell whether `take` would succeed."""
-        if self.used + size > self._limit:
+        if self.used + size > self.limit:
             return False
         return self._shares is None or not self._shares.is_over(address, size)
 
     def take(self, size: int, address: str | None = None) -> bool:
         """Count bytes of a client; return False, and count none, if they exceed a limit."""
-        if self.used + size > self._limit:
+        if self.used + size > self.limit:
             return False
         if self._shares is not None and not self._shares.take(address, size):
             return False
@@ -64,7 +64,7 @@ class BodyBudget:
 
     def refusal(self, size: int) -> RequestMemoryFull:
         """Return the error for a body that `take` has not counted."""
-        if self.used + size > self._limit or self._shares is None:
+        if self.used + size > self.limit or self._shares is None:
             return RequestMemoryFull(
                 "the bridge is receiving as much as it may hold (max_request_bytes)"
             )

@@ -73,6 +73,10 @@ class Connections:
     def __len__(self) -> int:
         return self._count
 
+    def change(self, limit: int, share: int) -> None:
+        """Allow so many from now on; those that are open stay."""
+        self._limit, self._shares.limit = limit, share
+
     def admit(self, connection: Connection) -> bool:
         """Count a new connection; return False if there are too many."""
         address = connection.peer.address

@@ -45,8 +45,9 @@ class FastConnection(BridgeConnection):
     """
 
     _descriptor: Any = None
-    #: The head of the last request, and what the fast path made of it.
+    #: The head of the last request, its `cache_key`, and what the fast path made of it.
     _last_head: Head = NO_HEAD
+    _last_key: object = None
     _last_request: FastRequest | None = None
     #: What the access log shows of it, once a line was needed.
     _logged: LoggedRequest | None = None
@@ -82,6 +83,11 @@ class FastConnection(BridgeConnection):
         """Keep nothing of the last request: a stream is for long."""
         super().stream_begins()
         self._last_head, self._last_request, self._logged = NO_HEAD, None, None
+        self._last_key = None
+
+    def settings_changed(self) -> None:
+        """Look anew at the next request, also if it has the same head as the last one."""
+        self._last_key = None
 
     def requestDone(self, request: Any) -> None:
         """Release the body of a request that was handed over."""
@@ -92,7 +98,7 @@ class FastConnection(BridgeConnection):
         """Answer a request here if it is a fast one; others as `BridgeConnection`."""
         head = received.head
         request = self._last_request
-        if head.cache_key is not self._last_head.cache_key or (
+        if head.cache_key is not self._last_key or (
             request is not None
             and request.access is not ANYBODY
             and request.access.fresh_until <= self.site.clock.seconds()
@@ -101,6 +107,7 @@ class FastConnection(BridgeConnection):
             request = self.site.fast_path.recognise(head, self.loopback or None, self.end)
             self._last_request = request
             self._logged = None
+            self._last_key = head.cache_key
         self._last_head = head
         if request is None or request.access is NOT_YET or received.refusal is not None:
             return self._refuse_stream(received) or super().serve(received)

@@ -8,7 +8,7 @@ Knows paths; must not know routes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from twisted.web.resource import IResource, Resource
@@ -94,22 +94,23 @@ def _is_plain(segment: bytes) -> bool:
         return False
 
 
+class Serving(NamedTuple):
+    """What is served: the root of it, what protects it, and who takes note of refusals."""
+
+    security: TransportSecurity
+    root: Branch
+    note: Callable[[Any, Refused], object] = lambda request, refusal: None
+
+
 class SecuredResource(Resource):
     """
-    The root of a site: checks transport security for every path.  `note` is called with
-    a request that is refused, and the refusal.
+    The root of a site: checks transport security for every path.  `serving` returns what
+    is served now; `note` of that is called with a request that is refused, and the refusal.
     """
 
-    def __init__(
-        self,
-        security: TransportSecurity,
-        root: Branch,
-        note: Callable[[Any, Refused], object] = lambda request, refusal: None,
-    ) -> None:
+    def __init__(self, serving: Callable[[], Serving]) -> None:
         super().__init__()
-        self._security = security
-        self._root = root
-        self._note = note
+        self._serving = serving
 
     def getChildWithDefault(self, path: bytes, request: Any) -> IResource:
         """Return the branch, or a refusal before anything else happens."""
@@ -117,15 +118,16 @@ class SecuredResource(Resource):
         loopback = getattr(channel, "loopback", None)
         if loopback is None:
             loopback = loopback_port(getattr(channel, "transport", None))
+        security, root, note = self._serving()
         try:
-            self._security.check(request, loopback or None)
+            security.check(request, loopback or None)
         except Refused as refusal:
-            self._security.log_refusal(refusal)
-            self._note(request, refusal)
+            security.log_refusal(refusal)
+            note(request, refusal)
             return _Refusal(refusal)
         if is_preflight(request):
-            return _Preflight(self._security)
-        resource: IResource = self._root.getChildWithDefault(path, request)
+            return _Preflight(security)
+        resource: IResource = root.getChildWithDefault(path, request)
         return resource
 
     def render(self, request: Any) -> Any:

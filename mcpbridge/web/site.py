@@ -82,32 +82,49 @@ class BridgeSite(Site):
         self.pacer = pacer or Pacer(reactor)
         self.is_costly = is_costly
         self.refuse_sender = refuse_sender
-        self.max_body = max(server.max_message_bytes for server in settings.servers)
-        share = share_of(settings.max_request_bytes, settings.max_request_bytes_per_address)
-        # One message must fit into a share, however small that is.
-        shares = Shares(
-            max(share, self.max_body),
-            reactor,
-            what="request bytes",
-            setting="max_request_bytes_per_address",
+        self._body_shares = Shares(
+            1, reactor, what="request bytes", setting="max_request_bytes_per_address"
         )
-        self.budget = BodyBudget(settings.max_request_bytes, shares, freed)
-        self.clients = ClientAddresses(settings)
+        self.budget = BodyBudget(1, self._body_shares, freed)
         self.responses = responses
-        # A connection does not know which servers' responses will be written to it.
-        self.peer_timeout = max(server.peer_timeout for server in settings.servers)
-        self.min_transfer_rate = min(server.min_transfer_rate for server in settings.servers)
         self.channels: set[BridgeConnection] = set()
-        self._connections = Connections(
-            settings.connection_limit,
-            share_of(settings.connection_limit, settings.max_connections_per_address),
-            reactor,
-        )
+        self._connections = Connections(1, 1, reactor)
+        self._configure(settings)
         #: Gets each request that is complete; None while there is no access log.
         self.access_log = AccessLog(reactor, self.log_lines) if settings.access_log else None
         self._refusals = FastResponses()
         self._emptied: Deferred[None] | None = None
         self._abort_timer = Timer(reactor)
+
+    def _configure(self, settings: BridgeSettings) -> None:
+        """Hold what the settings say for all connections and requests from now on."""
+        self.clients = ClientAddresses(settings)
+        self.max_body = max(server.max_message_bytes for server in settings.servers)
+        share = share_of(settings.max_request_bytes, settings.max_request_bytes_per_address)
+        # One message must fit into a share, however small that is.
+        self._body_shares.limit = max(share, self.max_body)
+        self.budget.limit = settings.max_request_bytes
+        # A connection does not know which servers' responses will be written to it.
+        self.peer_timeout = max(server.peer_timeout for server in settings.servers)
+        self.min_transfer_rate = min(server.min_transfer_rate for server in settings.servers)
+        self._connections.change(
+            settings.connection_limit,
+            share_of(settings.connection_limit, settings.max_connections_per_address),
+        )
+
+    def reconfigure(self, settings: BridgeSettings, fast_path: FastPath) -> None:
+        """
+        Serve with other settings from now on.
+
+        Connections stay open; which of them are a trusted proxy's, and are not counted, was
+        decided when they were opened.
+        """
+        self._configure(settings)
+        if self.fast_path is not None:
+            self.fast_path = fast_path
+        for channel in self.channels:
+            if isinstance(channel, FastConnection):
+                channel.settings_changed()
 
     def opened(self, channel: BridgeConnection) -> bool:
         """Count a connection; return False if there are too many."""

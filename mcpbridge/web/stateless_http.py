@@ -162,6 +162,8 @@ class ModernEndpoint:
         if listens:
             expiry = AccessExpiry(self._clock, lambda: access.until, exchange.expire)
             request.notifyFinish().addBoth(expiry.stop)
+            held = self._server.hold_subscription(access, exchange.expire)
+            request.notifyFinish().addBoth(held)
         try:
             # An error of a queued request has a status of its own.
             response.wait(settings.queue_timeout + COMMIT_SECONDS)

@@ -285,7 +285,7 @@ async def test_listener_open_to_other_machines_is_a_warning(
     assert f"serving {everywhere}" in log_lines
     warnings = [line for line in log_lines if "there is no authentication" in line]
     origin = everywhere.removesuffix("/mcp")
-    ports: Any = running.bridge._ports
+    ports: Any = [port for _, port in running.bridge._ports]
     assert {port.backlog for port in ports} == {BACKLOG}
     assert [line.partition(" may be ")[0] for line in warnings] == [f"{origin} (all interfaces)"]
     assert "--allowed-hosts (allowed_hosts)" in warnings[0]

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "interfaces": set(),
     "_version": set(),
     "guard": set(),
-    "signals": {"twisted_internals"},
+    "signals": {"timers", "twisted_internals"},
     "timers": set(),
     "pacer": {"guard"},
     "twisted_internals": set(),
@@ -46,11 +46,12 @@ ALLOWED: dict[str, set[str]] = {
     "generation": GROUND | {"processes", "session", "stateless"},
     "server": GROUND
     | {"auth", "generation", "sliced_work", "mcp", "processes", "session", "stateless"},
+    "limits": GROUND | {"processes"},
     "session_report": {"processes", "server"},
     "web": GROUND | {"auth", "mcp", "processes", "session", "stateless", "server"},
     "bridge": GROUND
-    | {"auth", "extensions", "memory", "sliced_work", "stdio", "processes", "session", "server"}
-    | {"session_report", "web"},
+    | {"auth", "extensions", "generation", "limits", "memory", "sliced_work", "stdio"}
+    | {"processes", "session", "server", "session_report", "web"},
     "tap": {"_version", "bridge", "config", "errors", "memory", "signals", "twisted_internals"}
     | {"web"},
     "token_command": {"auth"},
@@ -142,9 +143,12 @@ def test_klein_is_in_one_module_that_is_imported_lazily() -> None:
     ]
     assert with_klein == ["mcpbridge.web.routes"]
     routes = MODULES["mcpbridge.web.routes"]
+    tree = MODULES["mcpbridge.web.tree"]
     users = [module for module in MODULES.values() if routes in module.ours()]
+    assert users == [tree]
+    users = [module for module in MODULES.values() if tree in module.ours()]
     assert [module.name for module in users] == ["mcpbridge.bridge"]
-    assert routes not in users[0].ours(at_import=True)
+    assert tree not in users[0].ours(at_import=True)
 
 
 @each_module
@@ -154,7 +158,7 @@ def test_the_reactor_is_never_imported_with_a_module(module: Module) -> None:
 
 def test_importing_installs_no_reactor() -> None:
     """An application that embeds the bridge chooses its own reactor."""
-    lazy = {"mcpbridge.web.routes", "mcpbridge.stdio.exec_shim"}
+    lazy = {"mcpbridge.web.routes", "mcpbridge.web.tree", "mcpbridge.stdio.exec_shim"}
     program = (
         "import importlib, sys\n"
         "for name in sys.argv[1:]:\n"

@@ -73,16 +73,23 @@ class World:
         self.terminal = terminal
         self.running = True
         self.reports = 0
+        self.reloads = 0
+        self.from_file = False
         self.handlers = SignalHandlers(
             self.reactor,
             running=lambda: self.running,
             longest_stop=lambda: 8.0,
             report=self.report,
+            reload=self.reload,
             has_terminal=lambda: self.terminal,
         )
 
     def report(self) -> None:
         self.reports += 1
+
+    def reload(self) -> bool:
+        self.reloads += 1
+        return self.from_file
 
     def raise_signal(self, number: int) -> None:
         """Nothing happens in the handler itself."""
@@ -157,7 +164,7 @@ def test_a_terminal_that_is_lost_after_the_signal_stops_the_bridge(log_lines: li
     world = World(terminal=True)
     world.handlers.install()
     world.raise_signal(signal.SIGHUP)
-    assert "no log file to reopen" in log_lines[-1]
+    assert log_lines == []
     world.terminal = False
     world.reactor.advance(HANGUP_SECONDS)
     assert world.reactor.stops == 1
@@ -168,9 +175,22 @@ def test_a_terminal_that_stays_does_not_stop_the_bridge() -> None:
     world = World(terminal=True)
     world.handlers.install()
     world.raise_signal(signal.SIGHUP)
+    assert world.reloads == 0
+    world.raise_signal(signal.SIGHUP)
     world.reactor.advance(HANGUP_SECONDS)
-    assert world.reactor.stops == 0
+    assert (world.reactor.stops, world.reloads) == (0, 1)
     assert world.reactor.getDelayedCalls() == []
+
+
+def test_settings_are_read_again(world: World, log_lines: list[str]) -> None:
+    """But not while the bridge stops."""
+    world.from_file = True
+    world.raise_signal(signal.SIGHUP)
+    assert world.reloads == 1
+    assert log_lines == []
+    world.raise_signal(signal.SIGQUIT)
+    world.raise_signal(signal.SIGHUP)
+    assert world.reloads == 1
 
 
 @pytest.mark.parametrize("other", [signal.SIG_IGN, lambda number, frame: None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.testing import CLEANLY
 from mcpbridge.web.fast_path import FastPath
-from mcpbridge.web.root import Branch, SecuredResource
+from mcpbridge.web.root import Branch, SecuredResource, Serving
 from mcpbridge.web.routes import Routes
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.stateless_http import PROXY_HEADERS, _connection
@@ -71,7 +72,7 @@ class Site:
         )
         security = TransportSecurity(every)
         self.site = BridgeSite(
-            SecuredResource(security, root),
+            SecuredResource(partial(Serving, security, root)),
             self.clock,
             every,
             FastPath([self.server], security, {}) if fast_path else None,

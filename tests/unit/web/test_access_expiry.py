@@ -6,6 +6,7 @@ fast path and without it.
 from __future__ import annotations
 
 import json
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -30,7 +31,7 @@ from mcpbridge.testing import CLEANLY, FakeBackend
 from mcpbridge.web.access_expiry import EXPIRED, AccessExpiry
 from mcpbridge.web.client_addresses import Peer
 from mcpbridge.web.fast_path import FastPath
-from mcpbridge.web.root import Branch, SecuredResource
+from mcpbridge.web.root import Branch, SecuredResource, Serving
 from mcpbridge.web.routes import Routes
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.transport_security import TransportSecurity
@@ -138,7 +139,7 @@ class World:
         security = TransportSecurity(every)
         fast = FastPath([self.server], security, routes.endpoints())
         self.site = BridgeSite(
-            SecuredResource(security, root),
+            SecuredResource(partial(Serving, security, root)),
             self.clock,
             every,
             fast if fast_path else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ class World:
         seconds: Callable[[], float] | None = None,
         **bridge: Any,
     ) -> None:
-        from mcpbridge.web.root import Branch, SecuredResource
+        from mcpbridge.web.root import Branch, SecuredResource, Serving
         from mcpbridge.web.routes import Routes
 
         self.clock = Clock()
@@ -133,7 +134,7 @@ class World:
         )
         security = TransportSecurity(all_settings)
         self.site = BridgeSite(
-            SecuredResource(security, root),
+            SecuredResource(partial(Serving, security, root)),
             self.clock,
             all_settings,
             FastPath([server], security, routes.endpoints()) if fast_path else None,

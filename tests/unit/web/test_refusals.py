@@ -701,7 +701,7 @@ def test_identity_has_a_share_of_the_open_streams(streaming: Any, kind: str, oth
     assert open_stream(kind).status() == 429
     for each in world.connections:
         each.close()
-    assert len(world.bridge._streams) == 0
+    assert len(world.bridge._limits.streams) == 0
 
 
 def test_stream_that_the_server_ends_counts_no_more(streaming: Any) -> None:
@@ -722,7 +722,7 @@ def test_request_that_opens_no_stream_does_not_count(streaming: Any) -> None:
     world.launcher.error = CannotStart("no process")
     for _ in range(3):
         assert open_stream("GET /sse").status() >= 500
-    assert len(world.bridge._streams) == 0
+    assert len(world.bridge._limits.streams) == 0
 
 
 def test_streams_of_a_server_without_auth_have_the_limits_of_addresses(make_world: Any) -> None:

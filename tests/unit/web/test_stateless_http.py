@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from mcpbridge.errors import CannotStart, MessageRefused, UnknownSession
 from mcpbridge.server import Server
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.testing import CLEANLY, FakeBackend, FakeLauncher
-from mcpbridge.web.root import Branch, SecuredResource
+from mcpbridge.web.root import Branch, SecuredResource, Serving
 from mcpbridge.web.routes import Routes
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.stateless_http import status_of
@@ -153,7 +154,7 @@ class World:
         root.leaf = Routes(self.server, self.clock).resource()
         every = BridgeSettings(servers=(settings,), allowed_hosts=("h",))
         self.site = BridgeSite(
-            SecuredResource(TransportSecurity(every), root),
+            SecuredResource(partial(Serving, TransportSecurity(every), root)),
             self.clock,
             every,
             seconds=self.clock.seconds,

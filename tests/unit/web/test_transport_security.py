@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from twisted.web.resource import Resource, getChildForRequest
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.config.tuning import COMPLAIN_SECONDS
 from mcpbridge.errors import Forbidden
-from mcpbridge.web.root import Branch, SecuredResource
+from mcpbridge.web.root import Branch, SecuredResource, Serving
 from mcpbridge.web.transport_security import (
     KNOWN_LISTENERS,
     MAX_PARAMS,
@@ -87,7 +88,7 @@ def ask(request: FakeRequest, path: str = "page", **settings: Any) -> int:
     request.prepath, request.postpath = [], path.encode().split(b"/")
     root = Branch()
     root.leaf = root.branch(b"mcp").leaf = Page()
-    gated = SecuredResource(TransportSecurity(BridgeSettings(**settings)), root)
+    gated = SecuredResource(partial(Serving, TransportSecurity(BridgeSettings(**settings)), root))
     body = getChildForRequest(gated, request).render(request)
     assert (body == b"page") == (request.code == 200)
     return request.code
@@ -492,7 +493,7 @@ def test_refusals_are_logged_once_in_complain_seconds(log_lines: list[str]) -> N
     """Malformed requests are not logged: no setting would allow them."""
     clock = Clock()
     security = TransportSecurity(BridgeSettings(), clock)
-    gated = SecuredResource(security, Branch())
+    gated = SecuredResource(partial(Serving, security, Branch()))
 
     def send(**headers: Any) -> None:
         getChildForRequest(gated, FakeRequest(LOOPBACK, **headers))
@@ -519,7 +520,7 @@ def test_refusals_are_logged_once_in_complain_seconds(log_lines: list[str]) -> N
 def test_refused_headers_cannot_forge_log_lines(log_lines: list[str]) -> None:
     security = TransportSecurity(BridgeSettings(), Clock())
     host = "evil\x1b[31m\r\n" + "x" * 1000
-    gated = SecuredResource(security, Branch())
+    gated = SecuredResource(partial(Serving, security, Branch()))
     getChildForRequest(gated, FakeRequest(LOOPBACK, host="localhost:8808", origin=host))
     (line,) = log_lines
     assert line.isprintable()

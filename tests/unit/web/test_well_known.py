@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
-from mcpbridge.web.root import Branch, SecuredResource
+from mcpbridge.web.root import Branch, SecuredResource, Serving
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.transport_security import TransportSecurity
 from mcpbridge.web.well_known import METADATA_CACHE, ResourceMetadata
@@ -28,7 +29,10 @@ def response_to(
     root = Branch()
     ResourceMetadata(documents).serve_well_known(root)
     site = BridgeSite(
-        SecuredResource(TransportSecurity(settings), root), Clock(), settings, seconds=lambda: 0.0
+        SecuredResource(partial(Serving, TransportSecurity(settings), root)),
+        Clock(),
+        settings,
+        seconds=lambda: 0.0,
     )
     channel: Any = site.buildProtocol(None)
     transport = StringTransport()
