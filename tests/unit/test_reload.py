@@ -1,0 +1,666 @@
+"""Other settings while the bridge runs: bytes of connections on one side, fake backends behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+
+from mcpbridge.auth.identity import Identity
+from mcpbridge.auth.named_tokens import make_token
+from mcpbridge.bridge import Bridge
+from mcpbridge.config.changes import AT_START, NAMED_SERVERS, changes, without_restart
+from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.errors import CannotListen, Exposed, SettingError
+from mcpbridge.interfaces import ISessionLimiter
+from mcpbridge.processes.pool import RETIRED
+from mcpbridge.server import REMOVED
+from tests.unit.web.test_refusals import (
+    CALL,
+    FAST,
+    INITIALIZE,
+    MODERN_CALL,
+    ORDINARY,
+    Connection,
+    World,
+    message,
+    modern,
+)
+from tests.unit.web.test_stateless_http import Launcher, Legacy, Modern, answer
+
+ALICE, BOB = make_token(), make_token()
+each_way = pytest.mark.parametrize("way", [FAST, ORDINARY])
+
+
+#: A message that asks for no answer.
+NOTE = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
+
+
+def stops(backend: Any) -> int:
+    """Return how often a backend was told to stop."""
+    count: int = backend.events.count("stop")
+    return count
+
+
+def server(name: str, command: str = "x", **settings: Any) -> ServerSettings:
+    return ServerSettings(
+        command=command, **{"name": name, "base_uri": f"/{name}", "stop_grace": 0, **settings}
+    )
+
+
+def settings_of(*servers: ServerSettings, **bridge: Any) -> BridgeSettings:
+    return BridgeSettings(
+        servers=servers, **{"listen": (), "allowed_hosts": ("h",), "audit_log": None, **bridge}
+    )
+
+
+class Place(World):
+    """A bridge of several servers, whose backends are those of one launcher."""
+
+    def __init__(self, tmp_path: Path, settings: BridgeSettings, **extensions: Any) -> None:
+        super().__init__(tmp_path)
+        self.launcher = Launcher()
+        self.launcher.kind = Legacy
+        self.settings = settings
+        self.bridge = Bridge(settings, self.reactor, launcher=self.launcher, **extensions)
+        self.bridge.startService()
+        self.site = self.bridge.site()
+
+    def reload(self, *servers: ServerSettings, **bridge: Any) -> str:
+        return self.bridge.reload(settings_of(*servers, **bridge))
+
+    @property
+    def names(self) -> list[str]:
+        return [each.settings.name for each in self.bridge.servers]
+
+    def open(self, name: str, token: str | None = None) -> str:
+        """Open a session at /mcp; return its id."""
+        client = self.connect()
+        client.send("POST", f"/{name}/mcp", INITIALIZE, token)
+        assert client.status() == 200, client.read
+        ident = client.header("Mcp-Session-Id")
+        assert ident is not None
+        client.close()
+        return ident
+
+    def status(self, name: str, body: bytes = INITIALIZE, way: str = FAST, **given: Any) -> int:
+        client = self.connect(way=way)
+        client.send("POST", f"/{name}/mcp", body, **given)
+        found = client.status()
+        self.read = client.read
+        if found:
+            client.close()
+        return found
+
+    def stream(self, name: str, token: str | None = None) -> tuple[Connection, str]:
+        """Open a session at /sse; return its stream, and where to post."""
+        stream = self.connect()
+        stream.send("GET", f"/{name}/sse", b"", token)
+        found = re.search(rb"data: (/\S+/message\S+)", stream.written())
+        assert found is not None
+        return stream, found[1].decode()
+
+    def respond(self, number: int = -1, **result: Any) -> None:
+        """Answer the last request that a backend was sent."""
+        backend = self.launcher.backends[number]
+        ident = json.loads(backend.sent[-1])["id"]
+        backend.receiver.messages_received([answer(ident, result)])
+        self.turn()
+
+
+@pytest.fixture
+def make(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    def make(*servers: ServerSettings, **given: Any) -> Place:
+        extensions = {key: given.pop(key) for key in ("limiter", "authenticator") if key in given}
+        place = Place(tmp_path, settings_of(*servers, **given), **extensions)
+        request.addfinalizer(place.stop)
+        return place
+
+    return make
+
+
+# What there is.
+
+
+@each_way
+def test_server_that_is_added_is_served(make: Any, way: str) -> None:
+    place = make(server("a"))
+    assert place.status("b", way=way) == 404
+    assert place.reload(server("a"), server("b")) == "added b"
+    assert place.status("b", way=way) == 200
+    assert place.status("a", way=way) == 200
+    assert place.names == ["a", "b"]
+
+
+@each_way
+def test_server_that_is_removed_lets_its_sessions_end(
+    make: Any, way: str, log_lines: list[str]
+) -> None:
+    place = make(server("a"), server("b"))
+    ident, (stream, path) = place.open("b"), place.stream("b")
+    assert place.reload(server("a")) == "removed b"
+    assert place.status("b", way=way) == 404
+    assert REMOVED.encode() in place.read
+    late = place.connect()
+    late.send("GET", "/b/sse")
+    assert late.status() == 404
+    assert place.status("b", MODERN_CALL, way=way, version="2026-07-28") == 404
+    # Its sessions go on until they end.
+    assert place.status("b", CALL, way=way, session=ident) == 0
+    client = place.connect(way=way)
+    client.send("POST", path, CALL)
+    assert client.status() == 202
+    place.respond()
+    assert b"result" in stream.written()
+    stream.close()
+    assert place.names == ["a", "b"]
+    client = place.connect()
+    client.send("DELETE", "/b/mcp", session=ident)
+    assert client.status() == 200
+    place.reactor.pump([0.1] * 20)
+    assert place.names == ["a"]
+    assert "server 'b': nothing is left of it" in log_lines
+    assert place.status("b", way=way) == 404
+    assert REMOVED.encode() not in place.read
+
+
+def test_server_without_sessions_is_gone_at_once(make: Any) -> None:
+    place = make(server("a"), server("b"))
+    place.reload(server("a"))
+    assert place.names == ["a"]
+
+
+def test_server_that_was_removed_may_come_back(make: Any) -> None:
+    place = make(server("a"), server("b"))
+    ident = place.open("b")
+    place.reload(server("a"))
+    assert place.reload(server("a"), server("b")) == "added b"
+    assert place.status("b", message("ping", 7), session=ident) == 0
+    other = place.open("b")
+    assert other != ident
+    assert len(place.bridge.servers[1].unclosed) == 2
+    place.reload(server("a"))
+    assert place.names == ["a", "b"]
+
+
+@each_way
+def test_changed_command_is_for_those_who_come(make: Any, way: str) -> None:
+    """A session keeps the process that it has."""
+    place = make(server("a", "old"))
+    ident = place.open("a")
+    [old] = place.launcher.backends
+    assert place.reload(server("a", "new")) == "changed a (command)"
+    assert place.bridge.servers[0].settings.command == "new"
+    place.open("a")
+    assert len(place.launcher.backends) == 2
+    client = place.connect(way=way)
+    client.send("POST", "/a/mcp", CALL, session=ident)
+    place.respond(0, content=[])
+    assert client.status() == 200
+    assert stops(old) == 0
+
+
+def test_call_that_runs_is_answered(make: Any) -> None:
+    place = make(server("a"), server("b"))
+    idents = [place.open("a"), place.open("b")]
+    clients = [place.connect(), place.connect()]
+    for client, name, ident in zip(clients, "ab", idents, strict=True):
+        client.send("POST", f"/{name}/mcp", CALL, session=ident)
+    place.reload(server("a", "other"))
+    for number, client in enumerate(clients):
+        place.respond(number, content=[{"type": "text", "text": str(number)}])
+        assert client.status() == 200
+        assert b'"text":"%d"' % number in client.read.replace(b" ", b"")
+
+
+def test_generation_leaves_nothing(make: Any) -> None:
+    place = make(server("a", "0"))
+    [served] = place.bridge.servers
+    for number in range(1, 6):
+        ident = place.open("a")
+        place.reload(server("a", str(number)))
+        assert len(served._retired) == 1
+        client = place.connect()
+        client.send("DELETE", "/a/mcp", session=ident)
+        place.reactor.pump([0.1] * 20)
+        assert served._retired == []
+        assert len(served._siblings) == len(place.bridge._pools) == 1
+    assert place.bridge._local._launchers == []
+
+
+def test_session_that_opens_meanwhile_gets_its_process(make: Any) -> None:
+    """And the bridge knows it, so that it ends with all others."""
+    place = make(server("a", "old"))
+    place.launcher.waiting = []
+    launched: list[Any] = []
+    launch = place.launcher.launch
+
+    def later(receiver: Any, label: str) -> Any:
+        waiting: Deferred[Any] = Deferred()
+        launched.append((waiting, receiver, label))
+        return waiting
+
+    place.launcher.launch = later
+    client = place.connect()
+    client.send("POST", "/a/mcp", INITIALIZE)
+    place.reload(server("a", "new"))
+    [(waiting, receiver, label)] = launched
+    launch(receiver, label).addCallback(waiting.callback)
+    place.turn()
+    assert client.status() == 200
+    [served] = place.bridge.servers
+    assert len(served.unclosed) == 1
+    assert len(served._retired) == 1
+
+
+def test_warm_process_of_before_ends(make: Any) -> None:
+    place = make(server("a", "old", warm=1))
+    place.reactor.pump([1.0] * 5)
+    [old] = place.launcher.backends
+    place.reload(server("a", "new", warm=1))
+    place.reactor.pump([1.0] * 5)
+    assert stops(old) == 1
+    assert old.receiver.reason == RETIRED
+    assert len(place.launcher.backends) == 2
+    place.open("a")
+    assert len(place.launcher.backends[1].sent) == 1
+
+
+@pytest.mark.parametrize("kind", [Legacy, Modern])
+def test_stateless_requests_get_the_new_processes(make: Any, kind: Any) -> None:
+    place = make(server("a", "old", reuse="identity"))
+    place.launcher.kind = kind
+    client = place.connect()
+    client.send("POST", "/a/mcp", MODERN_CALL, version="2026-07-28")
+    place.reload(server("a", "new", reuse="identity"))
+    before = len(place.launcher.backends)
+    old = place.launcher.backends[-1]
+    assert client.status() == 0
+    again = place.connect()
+    again.send("POST", "/a/mcp", MODERN_CALL, version="2026-07-28")
+    assert len(place.launcher.backends) > before
+    # The one of before ends with its last request.
+    asked = json.loads(old.sent[-1])
+    if asked["method"] == "tools/list":
+        old.receiver.messages_received([answer(asked["id"], {"tools": []})])
+        place.turn()
+    [ident] = [json.loads(each)["id"] for each in old.sent if b"tools/call" in each]
+    result: dict[str, Any] = {"resultType": "complete", "content": []}
+    old.receiver.messages_received([answer(ident, result)])
+    place.reactor.pump([0.1] * 20)
+    assert client.status() == 200
+    assert stops(old) == 1
+    if not old.stopped.called:
+        old.stopped.callback(None)
+    [served] = place.bridge.servers
+    assert served._retired == []
+
+
+def test_subscription_ends_so_that_its_client_looks_again(make: Any) -> None:
+    place = make(server("a", "old"))
+    place.launcher.kind = Modern
+    listen = modern("subscriptions/listen", "s", notifications={"toolsListChanged": True})
+    client = place.connect()
+    client.send("POST", "/a/mcp", listen, version="2026-07-28")
+    backend = place.launcher.backends[-1]
+    [asked] = [json.loads(x) for x in backend.sent if b"subscriptions/listen" in x][-1:]
+    acknowledged = {
+        "jsonrpc": "2.0",
+        "method": "notifications/subscriptions/acknowledged",
+        "params": {
+            "_meta": {"io.modelcontextprotocol/subscriptionId": asked["id"]},
+            "notifications": {"toolsListChanged": True},
+        },
+    }
+    backend.receiver.messages_received([json.dumps(acknowledged).encode()])
+    place.turn()
+    assert b"acknowledged" in client.written()
+    place.reload(server("a", "new"))
+    place.reactor.pump([0.1] * 30)
+    written = client.written()
+    assert b'"result"' in written
+    assert stops(backend) == 1
+
+
+# Who may come in.
+
+
+def tokens(**names: Any) -> dict[str, Any]:
+    secrets = {"alice": ALICE, "bob": BOB}
+    found = {name: {"sha256": secrets[name][1], **more} for name, more in names.items()}
+    return {"tokens": found}
+
+
+@each_way
+def test_token_that_is_withdrawn_lets_nobody_in(make: Any, way: str) -> None:
+    """Neither again, nor any longer; others notice nothing."""
+    place = make(server("a"), auth=tokens(alice={}, bob={}))
+    ident, (stream, path) = place.open("a", ALICE[0]), place.stream("a", ALICE[0])
+    kept, (other, other_path) = place.open("a", BOB[0]), place.stream("a", BOB[0])
+    # Known to this connection, which the fast path remembers.
+    client = place.connect(way=way)
+    client.send("POST", "/a/mcp", NOTE, ALICE[0], session=ident)
+    client.written()
+    assert place.reload(server("a"), auth=tokens(bob={})) == "changed for all servers auth"
+    place.reactor.pump([0.1] * 20)
+    client.send("POST", "/a/mcp", CALL, ALICE[0], session=ident)
+    assert client.status() in (401, 0)
+    place.reactor.pump([1.0] * 5)
+    assert b" 401 " in client.read + client.written()
+    assert stream.transport.disconnecting or b"0\r\n\r\n" in stream.transport.value()
+    assert list(map(stops, place.launcher.backends)) == [1, 1, 0, 0]
+    assert place.status("a", CALL, way=way, token=BOB[0], session=kept) == 0
+    poster = place.connect(way=way)
+    poster.send("POST", other_path, CALL, BOB[0])
+    assert poster.status() == 202
+    assert path
+    assert not other.transport.disconnecting
+
+
+@pytest.mark.parametrize(
+    ("after", "goes_on"),
+    [
+        (tokens(alice={}), True),
+        (tokens(alice={"scopes": ["read"]}), True),
+        (tokens(alice={"servers": ["a"]}), True),
+        (tokens(alice={"servers": ["b"]}), False),
+        ({"tokens": {"alice": {"sha256": BOB[1]}}}, False),
+        (tokens(bob={}), False),
+        ({**tokens(alice={}), "scopes": "read"}, False),
+        ({**tokens(alice={"scopes": ["read"]}), "scopes": "read"}, True),
+        ({"proxy": {"header": "X-User", "addresses": ["127.0.0.1"]}}, False),
+        (None, True),
+    ],
+)
+def test_session_ends_if_its_client_would_not_be_admitted(
+    make: Any, after: Any, goes_on: bool
+) -> None:
+    place = make(server("a"), server("b"), auth=tokens(alice={}))
+    place.open("a", ALICE[0])
+    place.reload(server("a"), server("b"), auth=after)
+    place.reactor.pump([0.1] * 20)
+    [backend] = place.launcher.backends
+    assert stops(backend) == (0 if goes_on else 1)
+
+
+def test_session_of_anybody_ends_when_callers_must_be_known(make: Any) -> None:
+    place = make(server("a"))
+    place.open("a")
+    place.reload(server("a"), auth=tokens(alice={}))
+    place.reactor.pump([0.1] * 20)
+    assert list(map(stops, place.launcher.backends)) == [1]
+    assert place.status("a") == 401
+
+
+@each_way
+def test_scopes_that_are_narrowed_hold_at_once(make: Any, way: str) -> None:
+    """For a living session, and for a connection that the fast path knows."""
+    auth = {**tokens(alice={"scopes": ["call"]}), "scopes": {"tools/call": "call"}}
+    place = make(server("a"), auth=auth)
+    ident = place.open("a", ALICE[0])
+    client = place.connect(way=way)
+    client.send("POST", "/a/mcp", CALL, ALICE[0], session=ident)
+    place.respond(content=[])
+    assert client.status() == 200
+    place.reload(server("a"), auth={**tokens(alice={}), "scopes": {"tools/call": "call"}})
+    client = client if way == FAST else place.connect(way=way)
+    client.send("POST", "/a/mcp", message("tools/call", 2, name="t"), ALICE[0], session=ident)
+    assert client.status() == 403
+
+
+class Asks:
+    """An authenticator that answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Deferred[Any]] = []
+
+    def authenticate(self, request: Any) -> Deferred[Any]:
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
+
+
+def test_caller_who_is_being_asked_about_is_asked_about_again(make: Any) -> None:
+    """What is found out under the settings of before does not count."""
+    from zope.interface import implementer
+
+    from mcpbridge.interfaces import IAuthenticator
+
+    asks = implementer(IAuthenticator)(Asks)()
+    place = make(server("a"), authenticator=asks, exempt_addresses=())
+    client = place.connect()
+    client.send("POST", "/a/mcp", INITIALIZE)
+    place.reload(server("a"))
+    [first] = asks.waiting
+    first.callback(Identity(issuer="x", subject="alice"))
+    place.turn()
+    assert client.status() == 0
+    assert len(asks.waiting) == 2
+    asks.waiting[1].callback(Identity(issuer="x", subject="alice"))
+    place.turn()
+    assert client.status() == 200
+
+
+# Limits.
+
+
+def test_limit_that_is_narrowed_counts_those_who_are_there(make: Any) -> None:
+    nobody: dict[str, Any] = {"exempt_addresses": ("192.0.2.1",)}
+    place = make(server("a", max_sessions=3), **nobody)
+    place.open("a")
+    place.open("a")
+    place.reload(server("a", max_sessions=2), **nobody)
+    assert place.status("a") == 429
+    place.reload(server("a", max_sessions=3), **nobody)
+    assert place.status("a") == 200
+    assert place.status("a") == 429
+    place.reload(server("a", max_sessions=9), max_sessions=3, **nobody)
+    assert place.status("a") == 429
+    place.reload(server("a", max_sessions=9), max_sessions=4, **nobody)
+    assert place.status("a") == 200
+
+
+def test_share_of_an_address_is_narrowed_at_once(make: Any) -> None:
+    place = make(server("a"), exempt_addresses=())
+    place.open("a")
+    place.reload(server("a", max_sessions_per_address=1), exempt_addresses=())
+    assert place.status("a") == 429
+    place.reload(server("a"), exempt_addresses=(), max_sessions_per_address=1)
+    assert place.status("a") == 429
+    place.reload(server("a"), exempt_addresses=())
+    assert place.status("a") == 200
+
+
+def test_rate_holds_for_living_sessions_at_once(make: Any) -> None:
+    place = make(server("a"), exempt_addresses=())
+    ident = place.open("a")
+    place.reload(server("a", messages_per_second=0.1), exempt_addresses=())
+    first = place.status("a", NOTE, session=ident)
+    assert first == 202
+    assert place.status("a", NOTE, session=ident) == 429
+    place.reload(server("a"), exempt_addresses=())
+    assert place.status("a", NOTE, session=ident) == 202
+
+
+def test_limiter_of_the_application_stays(make: Any) -> None:
+    from zope.interface import implementer
+
+    @implementer(ISessionLimiter)
+    class Nobody:
+        def acquire(self) -> None:
+            return None
+
+    place = make(server("a"), limiter=Nobody())
+    assert place.status("a") == 429
+    place.reload(server("a", "new"))
+    assert place.status("a") == 429
+
+
+# Listeners, and what fails.
+
+
+class Port:
+    """An open listener."""
+
+    def __init__(self, reactor: Any, number: int) -> None:
+        self.reactor, self.number, self.open = reactor, number, True
+
+    def getHost(self) -> Any:
+        from twisted.internet.address import IPv4Address
+
+        return IPv4Address("TCP", "127.0.0.1", self.number)
+
+    def stopListening(self) -> None:
+        self.open = False
+
+
+def listening(place: Place) -> list[int]:
+    ports: list[Any] = [port for _, port in place.bridge._ports]
+    assert all(port.open for port in ports)
+    return [port.number for port in ports]
+
+
+@pytest.fixture
+def on_ports(make: Any, monkeypatch: pytest.MonkeyPatch) -> Place:
+    place: Place = make(server("a"))
+    place.taken = {9}  # type: ignore[attr-defined]
+
+    def listen(number: int, factory: Any, backlog: int, interface: str) -> Port:
+        if number in place.taken:  # type: ignore[attr-defined]
+            raise CannotListenError(interface, number, OSError("in use"))
+        return Port(place.reactor, number)
+
+    place.reactor.listenTCP = listen
+    return place
+
+
+def local(*numbers: int) -> dict[str, Any]:
+    return {"listen": tuple(f"tcp:{each}:interface=127.0.0.1" for each in numbers)}
+
+
+def test_listeners_that_stay_are_not_touched(on_ports: Place) -> None:
+    place = on_ports
+    line = place.reload(server("a"), **local(1, 2))
+    assert line == "listens on tcp:1:interface=127.0.0.1, tcp:2:interface=127.0.0.1"
+    kept = place.bridge._ports[1][1]
+    line = place.reload(server("a"), **local(2, 3))
+    assert line.startswith("listens on tcp:3:")
+    assert "; closed tcp:1:" in line
+    assert listening(place) == [2, 3]
+    assert place.bridge._ports[0][1] is kept
+    # Several may have one description.
+    place.reload(server("a"), **local(0, 0))
+    place.reload(server("a"), **local(0))
+    assert listening(place) == [0]
+
+
+def test_listener_that_cannot_be_opened_changes_nothing(on_ports: Place) -> None:
+    place = on_ports
+    place.reload(server("a"), **local(1))
+    before = place.bridge.settings
+    with pytest.raises(CannotListen, match="cannot listen on 'tcp:9"):
+        place.reload(server("a", "new"), server("b"), **local(2, 9))
+    assert listening(place) == [1]
+    assert place.names == ["a"]
+    assert place.bridge.settings is before
+    assert place.bridge.servers[0]._retired == []
+    assert place.bridge._local._launchers == []
+    assert place.status("a") == 200
+
+
+def test_server_that_others_could_reach_changes_nothing(on_ports: Place) -> None:
+    place = on_ports
+    place.reload(server("a"), auth=tokens(alice={}), **local(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mcpbridge.bridge.exposed", lambda ports: ["http://0.0.0.0:1"])
+        with pytest.raises(Exposed, match="'a'"):
+            place.reload(server("a"), **local(1))
+        assert place.status("a") == 401
+        place.reload(server("a"), insecure=True, **local(1))
+    assert place.status("a") == 200
+
+
+@pytest.mark.parametrize(
+    ("servers", "bridge", "named"),
+    [
+        ([], {}, "mcpServers"),
+        ([server("a", launcher="no.such.Thing")], {}, "mcpServers.a.launcher"),
+        ([server("a")], {"auth": {"tokens": {"x": {"file": "/no/such/file"}}}}, "auth.tokens.x"),
+        ([server("a", auth={"tokens": {"x": {"file": "/no"}}})], {}, "auth.tokens.x"),
+    ],
+)
+def test_wrong_settings_change_nothing(make: Any, servers: Any, bridge: Any, named: str) -> None:
+    place = make(server("a"), auth=tokens(alice={}))
+    ident = place.open("a", ALICE[0])
+    with pytest.raises(SettingError, match=re.escape(named)):
+        place.reload(*servers, **bridge)
+    assert place.status("a", CALL, token=ALICE[0], session=ident) == 0
+    assert place.status("a", token=ALICE[0]) == 200
+    assert place.bridge.servers[0]._retired == []
+
+
+def test_what_needs_a_restart_is_named_and_does_not_change(make: Any) -> None:
+    place = make(server("a"))
+    line = place.reload(server("a"), access_log=True, insecure=True)
+    assert line == "changed for all servers insecure; changed only by a restart access_log"
+    assert place.bridge.settings.access_log is False
+    assert place.reload(server("a"), access_log=True).endswith(
+        "changed only by a restart access_log"
+    )
+
+
+def test_larger_messages_are_accepted_at_once(make: Any) -> None:
+    place = make(server("a", max_message_bytes=1000))
+    large = message("tools/call", 1, name="t", arguments={"x": "y" * 2000})
+    assert place.status("a", large) == 413
+    place.reload(server("a", max_message_bytes=10_000))
+    ident = place.open("a")
+    assert place.status("a", large, session=ident) == 0
+
+
+def test_bridge_that_does_not_run_is_changed_alike(tmp_path: Path) -> None:
+    place = World(tmp_path)
+    bridge = Bridge(settings_of(server("a")), place.reactor, launcher=Launcher())
+    assert bridge.reload(settings_of(server("a"), server("b"), **local(1))).startswith("added b")
+    assert [each.settings.name for each in bridge.servers] == ["a", "b"]
+    assert bridge._ports == []
+    assert bridge.site().fast_path is not None
+    place.stop()
+
+
+def test_stop_waits_for_processes_of_before(make: Any) -> None:
+    place = make(server("a", stop_grace=7, kill_grace=8))
+    place.open("a")
+    place.reload(server("a", "new", kill_grace=0))
+    place.open("a")
+    assert place.bridge.longest_stop() >= 15
+    place.bridge.stopService()
+    place.reactor.pump([0.1] * 20)
+    assert list(map(stops, place.launcher.backends)) == [1, 1]
+
+
+# What has changed.
+
+
+def test_changes_are_said_in_a_line() -> None:
+    before = settings_of(server("a"), server("b"), server("c"))
+    after = settings_of(server("a", "y", args=("1",)), server("c"), server("d"), insecure=True)
+    assert str(changes(before, after)) == (
+        "added d; changed a (command, args); removed b; changed for all servers insecure"
+    )
+    assert str(changes(before, before)) == "nothing has changed"
+    many = settings_of(*(server(f"s{each}") for each in range(NAMED_SERVERS + 2)))
+    assert str(changes(settings_of(server("a")), many)).endswith("s19 and 2 more; removed a")
+
+
+def test_settings_that_need_a_restart() -> None:
+    """Each is one of the bridge, and stays."""
+    names = {each.name for each in dataclasses.fields(BridgeSettings)}
+    assert names >= AT_START
+    before, after = settings_of(server("a")), settings_of(server("b"), fast_path=False)
+    assert without_restart(before, after) == dataclasses.replace(after, fast_path=True)
