@@ -22,6 +22,7 @@ from mcpbridge.audit_log import AuditLog, Transport
 from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.config.settings import ServerSettings, share_of
+from mcpbridge.config.tuning import DRAIN_SECONDS
 from mcpbridge.errors import (
     MessageTooLarge,
     NotFound,
@@ -57,6 +58,7 @@ from mcpbridge.session.negotiation import first_adapter, is_starting
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.sliced_work import SlicedWork
 from mcpbridge.stateless.exchange import Exchange, Work
+from mcpbridge.timers import Timer
 
 #: What a client is told of a server that is not in the settings any more.
 REMOVED = "this server is not served any more; ask its operator"
@@ -121,6 +123,7 @@ class Server:
         self._released = released
         #: True once it was removed from the settings, while sessions of it go on.
         self.removed = False
+        self._drain_timer = Timer(clock)
         #: Reads large messages in slices, for all servers of the bridge.
         self.work = work or SlicedWork(clock)
         self._bridge_limiter = bridge_limiter
@@ -212,6 +215,7 @@ class Server:
         """
         self.settings = settings
         self.removed = False
+        self._drain_timer.stop()
         was_open = self.is_open
         self._change_access(access_control)
         self.session_rate.change(settings.new_sessions_per_second)
@@ -232,10 +236,15 @@ class Server:
             self._generation.start()
 
     def remove(self) -> None:
-        """Open no sessions any more; those that there are go on."""
+        """Open no sessions any more; those that there are go on for `DRAIN_SECONDS`."""
         self.removed = True
         self._retire()
+        self._drain_timer.start(DRAIN_SECONDS, self._end_removed)
         self._look_drained()
+
+    def _end_removed(self) -> None:
+        for session in list(self.unclosed):
+            session.life.end(f"its server was removed {DRAIN_SECONDS:g} s ago (DRAIN_SECONDS)")
 
     def _retire(self) -> None:
         generation = self._generation
@@ -252,6 +261,7 @@ class Server:
 
     def _look_drained(self) -> None:
         if self.removed and not self._retired:
+            self._drain_timer.stop()
             self._drained(self)
 
     def _change_access(self, control: AccessControl | None) -> None:
@@ -646,6 +656,7 @@ class Server:
 
     def stop(self) -> Deferred[Any]:
         """End all sessions; fires when nothing of them is left."""
+        self._drain_timer.stop()
         generations = list({*self._retired, self._generation})
         for each in generations:
             each.begin_stop()

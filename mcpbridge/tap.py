@@ -59,6 +59,8 @@ class Options(usage.Options):
         self.config: str | None = None
         self.command: tuple[str, ...] = ()
         self.settings = BridgeSettings()
+        #: The servers that must be served if the file has them.
+        self._required: set[str] = set()
         #: Lines about the settings, for the log at the start.
         self.notices: list[Notice] = []
 
@@ -138,9 +140,13 @@ class Options(usage.Options):
     def read_again(self) -> BridgeSettings:
         """
         Read the configuration file again, with the same options; `notices` are then those
-        of this reading.  Raises `SettingError`.
+        of this reading.
+
+        Raises `SettingError`, also where a server that is served now cannot be served as the
+        file says.
         """
         before, self.notices = self.notices, []
+        self._required = {each.name for each in self.settings.servers}
         try:
             return self._read()
         except BaseException:
@@ -198,6 +204,7 @@ class Options(usage.Options):
             path,
             strict=bool(bridge.get("strict")),
             notify=self.notices.append,
+            required=self._required,
             # Listeners of the command line replace those of the file.
             check_listen=(lambda _: None) if "listen" in bridge else endpoint_error,
         )
@@ -443,7 +450,9 @@ class _Run(Bridge):
             return False
         known = set(options.notices)
         try:
-            changed = self.reload(options.read_again())
+            settings = options.read_again()
+            changed = self.reload(settings)
+            options.settings = settings
         except BridgeError as error:
             for line in _lines_of(error):
                 self.log.error("{line}", line=_printable(line))

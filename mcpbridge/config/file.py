@@ -13,7 +13,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -135,13 +135,15 @@ def read_config(
     environment: Mapping[str, str] = os.environ,
     notify: Callable[[Notice], object] = lambda notice: None,
     check_listen: Callable[[str], str | None] = lambda description: None,
+    required: Collection[str] = (),
 ) -> BridgeSettings:
     """
     Read the settings from a file.
 
     A relative `cwd`, `stderr_dir`, `state_dir`, `audit_log` or `envFile` is relative to the
     folder of the file.  A server that cannot be served is left out with a notice; with `strict` it
-    is an error.  `check_listen` returns what is wrong with the description of a listener.
+    is an error, and so it is with one of `required`, the names of servers that must be served if
+    the file has them.  `check_listen` returns what is wrong with the description of a listener.
     Raises `SettingError` for a file that cannot be read, and `SettingErrors` with a line
     for each error in it.
     """
@@ -160,7 +162,8 @@ def read_config(
     except NotJsonc as error:
         raise SettingErrors([f"{path}:{error.line}:{error.column}: {error}"]) from None
     folder = os.path.dirname(os.path.abspath(path))
-    return _Reader(document, folder, path, environment, notify, check_listen).read(strict)
+    reader = _Reader(document, folder, path, environment, notify, check_listen)
+    return reader.read(strict, required)
 
 
 def parse_config(
@@ -220,7 +223,7 @@ class _Reader:
         #: Where the file has a setting by its former name, by where that is today.
         self._written: dict[Keys, Keys] = {}
 
-    def read(self, strict: bool) -> BridgeSettings:
+    def read(self, strict: bool, required: Collection[str] = ()) -> BridgeSettings:
         """Return the settings.  Raises `SettingErrors`."""
         content = self._document.content
         for keys, line in self._document.repeated:
@@ -253,6 +256,9 @@ class _Reader:
                     self._container, f"expected at least one server that is not disabled, got {got}"
                 )
             )
+        at = len(self._container)
+        if any(each.keys[at] in required for each in self._of_entries):
+            strict = True
         if self._fatal or not parsed or (strict and self._of_entries):
             raise self._errors()
         settings = self._build({**bridge, "servers": tuple(parsed), "strict": strict})

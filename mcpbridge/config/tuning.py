@@ -295,3 +295,6 @@ TOKEN_LEEWAY_SECONDS = 30.0
 #: How long it may take to find out who has sent a request: longer than until the keys of an
 #: issuer may be fetched again, and that fetch.
 AUTHENTICATION_SECONDS = 60.0
+
+#: How long sessions of a server that was removed from the settings may go on.
+DRAIN_SECONDS = 3600.0

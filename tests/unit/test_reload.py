@@ -17,6 +17,7 @@ from mcpbridge.auth.named_tokens import make_token
 from mcpbridge.bridge import Bridge
 from mcpbridge.config.changes import AT_START, NAMED_SERVERS, changes, without_restart
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.config.tuning import DRAIN_SECONDS
 from mcpbridge.errors import CannotListen, Exposed, SettingError
 from mcpbridge.interfaces import ISessionLimiter
 from mcpbridge.processes.pool import RETIRED
@@ -168,6 +169,20 @@ def test_server_that_is_removed_lets_its_sessions_end(
     assert "server 'b': nothing is left of it" in log_lines
     assert place.status("b", way=way) == 404
     assert REMOVED.encode() not in place.read
+
+
+def test_removed_server_does_not_drain_for_ever(make: Any) -> None:
+    """A client that stays for `DRAIN_SECONDS` has had its time."""
+    place = make(server("a"), server("b"))
+    stream, _ = place.stream("b")
+    place.reload(server("a"))
+    place.reactor.pump([DRAIN_SECONDS - 1, 0, 0])
+    [backend] = place.launcher.backends
+    assert stops(backend) == 0
+    place.reactor.pump([1, *[0.1] * 20])
+    assert stops(backend) == 1
+    assert place.names == ["a"]
+    assert b"0\r\n\r\n" in stream.written()
 
 
 def test_server_without_sessions_is_gone_at_once(make: Any) -> None:
@@ -504,6 +519,10 @@ def test_limiter_of_the_application_stays(make: Any) -> None:
 # Listeners, and what fails.
 
 
+#: The number of a port that somebody else has.
+TAKEN = 9
+
+
 class Port:
     """An open listener."""
 
@@ -528,14 +547,13 @@ def listening(place: Place) -> list[int]:
 @pytest.fixture
 def on_ports(make: Any, monkeypatch: pytest.MonkeyPatch) -> Place:
     place: Place = make(server("a"))
-    place.taken = {9}  # type: ignore[attr-defined]
 
     def listen(number: int, factory: Any, backlog: int, interface: str) -> Port:
-        if number in place.taken:  # type: ignore[attr-defined]
+        if number == TAKEN:
             raise CannotListenError(interface, number, OSError("in use"))
         return Port(place.reactor, number)
 
-    place.reactor.listenTCP = listen
+    monkeypatch.setattr(place.reactor, "listenTCP", listen)
     return place
 
 
