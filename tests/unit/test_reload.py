@@ -22,6 +22,7 @@ from mcpbridge.errors import CannotListen, Exposed, SettingError
 from mcpbridge.interfaces import ISessionLimiter
 from mcpbridge.processes.pool import RETIRED
 from mcpbridge.server import REMOVED
+from mcpbridge.tap import Options, makeService
 from tests.unit.web.test_refusals import (
     CALL,
     FAST,
@@ -682,3 +683,106 @@ def test_settings_that_need_a_restart() -> None:
     assert names >= AT_START
     before, after = settings_of(server("a")), settings_of(server("b"), fast_path=False)
     assert without_restart(before, after) == dataclasses.replace(after, fast_path=True)
+
+
+# The file.
+
+
+class Command:
+    """The service of `twistd`, with a file."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.path = folder / "config.json"
+        self.write({"a": {}})
+        given = Options()
+        given.parseOptions(["--config", str(self.path), *options])
+        self.options = given
+        self.service: Any = makeService(given)
+
+    def write(self, servers: dict[str, Any], **bridge: Any) -> None:
+        launcher = {"command": "x", "launcher": "tests.thirdparty.ParrotLauncher"}
+        entries = {name: {**launcher, **entry} for name, entry in servers.items()}
+        content = {"mcpServers": entries, "bridge": {"listen": [], **bridge}}
+        self.path.write_text(json.dumps(content))
+
+    def reload(self) -> bool:
+        found: bool = self.service._reload()
+        return found
+
+    @property
+    def names(self) -> list[str]:
+        return [each.settings.name for each in self.service.servers]
+
+
+def test_file_is_read_again(tmp_path: Path, log_lines: list[str], monkeypatch: Any) -> None:
+    """Also by a daemon, which has changed its directory."""
+    monkeypatch.chdir(tmp_path)
+    command = Command(Path())
+    monkeypatch.chdir("/")
+    command.path = tmp_path / "config.json"
+    command.write({"a": {"args": ["1"]}, "b": {"unknown thing": 1}}, strict=False)
+    assert command.reload()
+    assert log_lines[-1] == f"SIGHUP: loaded {command.path}: added b; changed a (args)"
+    assert "`unknown thing`" in log_lines[-2]
+    assert command.names == ["a", "b"]
+    # What the log has said is not said again.
+    assert command.reload()
+    assert log_lines[-1].endswith(": nothing has changed")
+    assert sum("`unknown thing`" in line for line in log_lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("servers", "bridge", "says"),
+    [
+        ({"a": {"max_sessions": 0}, "b": {}}, {}, "mcpServers.a.max_sessions: expected"),
+        ({"a": {}, "b": {"disabled": "yes"}}, {"strict": True}, "mcpServers.b.disabled: expected"),
+        ({"a": {}}, {"max_sessions": 0}, "bridge.max_sessions: expected"),
+        ({"a": {"launcher": "no.such.Thing"}}, {}, "mcpServers.a.launcher: expected"),
+        ({"a": {"auth": {"tokens": {"x": {"file": "y"}}}}}, {}, "auth.tokens.x.file: expected"),
+    ],
+)
+def test_wrong_file_is_not_loaded(
+    tmp_path: Path, log_lines: list[str], servers: Any, bridge: Any, says: str
+) -> None:
+    command = Command(tmp_path)
+    command.write(servers, **bridge)
+    assert command.reload()
+    assert says in log_lines[-2]
+    assert f"SIGHUP: {command.path} was not loaded, and nothing has changed" in log_lines[-1]
+    assert command.names == ["a"]
+
+
+def test_server_that_was_skipped_already_keeps_nothing_from_changing(
+    tmp_path: Path, log_lines: list[str]
+) -> None:
+    """But one that is served must not be lost by a mistake in its entry."""
+    command = Command(tmp_path)
+    command.write({"a": {}, "b": {"max_sessions": 0}, "c": {}})
+    command.reload()
+    assert command.names == ["a", "c"]
+    assert "mcpServers.b: not served" in log_lines[-2]
+    command.write({"a": {}, "b": {"max_sessions": 0}, "c": {"max_sessions": 0}})
+    command.reload()
+    assert command.names == ["a", "c"]
+    assert "nothing has changed" in log_lines[-1]
+
+
+def test_command_has_no_file_to_read(tmp_path: Path) -> None:
+    options = Options()
+    options.parseOptions(["x"])
+    service: Any = makeService(options)
+    assert service._reload() is False
+
+
+def test_defect_is_logged_and_the_bridge_goes_on(
+    tmp_path: Path, log_lines: list[str], logged_failures: list[Any], monkeypatch: Any
+) -> None:
+    command = Command(tmp_path)
+
+    def fail(settings: Any) -> str:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(command.service, "reload", fail)
+    assert command.reload()
+    assert "could not be loaded; restart the bridge" in log_lines[-1]
+    assert len(logged_failures) == 1
