@@ -270,13 +270,18 @@ class Server:
         self._control_access(control)
         if before is not None and control is not None:
             before.replace(control)
-        if control is None:
-            return
+
+        def admits(access: Access) -> bool:
+            if control is None:
+                # Nobody is known any more by whom a session could be found.
+                return not access.key
+            return control.still_admits(access, before)
+
         for session in [*self.sessions.values(), *self.streamable.values()]:
-            if not control.still_admits(session.access, before):
+            if not admits(session.access):
                 session.life.end("the settings do not admit its client any more")
         for access, end in list(self._subscriptions.values()):
-            if not control.still_admits(access, before):
+            if not admits(access):
                 guarded(self.log, "ending a subscription", end)
 
     @property

@@ -391,7 +391,7 @@ def test_token_that_is_withdrawn_lets_nobody_in(make: Any, way: str) -> None:
         ({**tokens(alice={}), "scopes": "read"}, False),
         ({**tokens(alice={"scopes": ["read"]}), "scopes": "read"}, True),
         ({"proxy": {"header": "X-User", "addresses": ["127.0.0.1"]}}, False),
-        (None, True),
+        (None, False),
     ],
 )
 def test_session_ends_if_its_client_would_not_be_admitted(
