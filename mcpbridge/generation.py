@@ -135,6 +135,6 @@ class ProcessGeneration:
 
     def _look(self) -> None:
         """Leave once nothing is left."""
-        if self.pool.is_empty and not self.stateless.has_waiting:
+        if self.pool.is_empty and not self.stateless.has_waiting():
             self.pool.leave()
             self._over(self)

@@ -134,7 +134,6 @@ class StatelessDispatcher:
         """
         return self._exclusive.has_suspended(exchange) or self._concurrent.has(exchange)
 
-    @property
     def has_waiting(self) -> bool:
         """Tell whether a request waits for a process."""
         return self._asking > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,3 +207,55 @@ def test_a_withdrawn_key_is_forgotten_by_all_servers_that_use_it(
     clock.advance(KEYS_REFETCH_SECONDS)
     assert late == ["InvalidToken"] * 2
     factory.stop()
+
+
+def test_issuer_is_kept_where_other_settings_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Unless its files have changed; what only the settings of before have used is stopped."""
+    authorities = tmp_path / "ca.pem"
+    authorities.write_text("one")
+    made: list[Issuer] = []
+    stopped: list[Issuer] = []
+
+    def make(settings: OAuth, reactor: Any, **more: Any) -> Issuer:
+        issuer = Issuer(settings, reactor, FakeFetcher(published()), **more)
+        stop = issuer.stop
+
+        def noted() -> None:
+            stopped.append(issuer)
+            stop()
+
+        monkeypatch.setattr(issuer, "stop", noted)
+        made.append(issuer)
+        return issuer
+
+    monkeypatch.setattr(module, "make_issuer", make)
+
+    def load(previous: AccessControls | None, issuer: str = ISSUER) -> AccessControls:
+        oauth = {"issuer": issuer, "audience": [AUDIENCE], "ca_file": str(authorities)}
+        server = ServerSettings(command="x", name="a", auth={"oauth": oauth})
+        settings = BridgeSettings(servers=(server,), public_url="https://mcp.example.org")
+        controls = AccessControls(settings, Clock(), lambda name, _: None, previous=previous)
+        assert controls.of(server) is not None
+        return controls
+
+    first = load(None)
+    second = load(first)
+    second.take_over()
+    assert (len(made), stopped) == (1, [])
+    discarded = load(second, "https://other.example.org")
+    discarded.discard()
+    assert stopped == [made[1]]
+    authorities.write_text("two")
+    third = load(second)
+    third.take_over()
+    assert stopped == [made[1], made[0]]
+    fourth = load(third, "https://other.example.org")
+    fourth.take_over()
+    assert stopped[2:] == [made[2]]
+    # A key that its issuer withdraws is forgotten by those who decide now.
+    [(_, controls)] = fourth._deciding.items()
+    assert controls == fourth._controls_of[next(iter(fourth._issuers))]
+    fourth.stop()
+    assert stopped[3:] == [made[3]]

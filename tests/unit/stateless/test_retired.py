@@ -44,7 +44,7 @@ def test_suspended_call_is_resumed_where_it_is() -> None:
     world.run(1)
     assert not world.live
     assert world.pool.is_empty
-    assert not world.stateless.has_waiting
+    assert not world.stateless.has_waiting()
     other = world.call("b")
     world.run()
     assert not world.stateless.has(other.exchange)
@@ -105,14 +105,14 @@ def test_request_that_waits_gets_a_process(kind: Any) -> None:
     first = world.call("a", "wait")
     second = world.call("b")
     world.run()
-    assert world.stateless.has_waiting
+    assert world.stateless.has_waiting()
     retire(world)
     world.live[0].finish("a")
     for _ in range(3):
         world.run(1)
     assert (first.result["token"], second.result["token"]) == ("a", "b")
     assert not world.live
-    assert not world.stateless.has_waiting
+    assert not world.stateless.has_waiting()
     world.end()
 
 
