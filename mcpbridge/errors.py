@@ -8,7 +8,7 @@ knows how a response is written to a connection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -51,6 +51,16 @@ class SettingError(BridgeError):
         self.name = name
         self.expected = expected
         self.got = got
+        #: What else is wrong, if that is known as well.
+        self.others: tuple[SettingError, ...] = ()
+
+    @classmethod
+    def raise_all(cls, errors: Iterable[SettingError]) -> None:
+        """Raise the first of these errors, with the others; do nothing without any."""
+        found = tuple(errors)
+        if found:
+            found[0].others = found[1:]
+            raise found[0]
 
 
 class SettingErrors(SettingError):

@@ -6,7 +6,7 @@ Knows all kinds of authenticators, and what servers share; must not know request
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -82,7 +82,7 @@ class AccessControls:
             if self._authenticator is None or server.auth is False:
                 return self._without_identities(server)
             auth = Auth()
-        _check_scopes(server.name, auth.scopes)
+        SettingError.raise_all(scope_errors(f"mcpServers.{server.name}.auth.scopes", auth.scopes))
         rules = ScopeRules(auth.scopes, auth.scope_hierarchy)
         issuers = [] if auth.oauth is None else [auth.oauth.issuer]
         resource = ProtectedResource(
@@ -208,19 +208,18 @@ class AccessControls:
         return found, decisive, hides
 
 
-def _check_scopes(server: str, scopes: Any) -> None:
+def scope_errors(name: str, scopes: Any) -> Iterator[SettingError]:
     """
-    Raise `SettingError` for a rule that would never hold, so that what it was to protect
+    Yield an error for each rule that would never hold, so that what it was to protect
     would be open.
     """
     for method, rule in scopes.items() if isinstance(scopes, Mapping) else ():
-        name = f"mcpServers.{server}.auth.scopes"
         if method != EVERY_REQUEST and method not in CLIENT_METHODS:
             near = get_close_matches(method, sorted(CLIENT_METHODS), n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise SettingError(name, "methods of MCP, or `*`", Described(f"`{method}`{hint}"))
-        if isinstance(rule, Mapping) and method not in NAMED_BY:
-            raise SettingError(
+            yield SettingError(name, "methods of MCP, or `*`", Described(f"`{method}`{hint}"))
+        elif isinstance(rule, Mapping) and method not in NAMED_BY:
+            yield SettingError(
                 f"{name}.{method}",
                 f"scopes, as only {', '.join(sorted(NAMED_BY))} name something",
                 Described("an object of names"),

@@ -7,8 +7,7 @@ checks them; no error shows a value.  Knows neither the reactor nor files.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -16,15 +15,40 @@ from msgspec import Meta
 
 from mcpbridge.config.checks import NETWORKS
 from mcpbridge.config.oauth import SIGNATURE_ALGORITHMS, origin_of
+from mcpbridge.config.shapes import shape_errors
 from mcpbridge.errors import Described, SettingError
 
-_Text = Annotated[str, Meta(min_length=1, max_length=2048)]
+_Text = Annotated[
+    str, Meta(min_length=1, max_length=2048, description="a string of 1 to 2048 characters")
+]
 #: RFC 6749, section 3.3.
-Scope = Annotated[str, Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+\Z", max_length=256)]
+Scope = Annotated[
+    str,
+    Meta(
+        pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+\Z",
+        max_length=256,
+        description="a scope of at most 256 ASCII characters, without spaces and quotes",
+    ),
+]
 Scopes = Scope | tuple[Scope, ...]
-TokenName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._@-]{1,64}\Z")]
-HeaderName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
+TokenName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9._@-]{1,64}\Z",
+        description="names of 1 to 64 letters, digits or any of `._@-`",
+    ),
+]
+HeaderName = Annotated[
+    str,
+    Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z", description="the name of an HTTP header"),
+]
+Sha256 = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9a-fA-F]{64}\Z",
+        description="64 hexadecimal digits, as `mcpbridge token` prints them",
+    ),
+]
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,9 +101,13 @@ class ClientCertificates(_Settings, frozen=True):
     """Client certificates that a TLS listener has verified."""
 
     #: Which part of a certificate names the caller.
-    subject: Annotated[str, Meta(pattern=r"^(common_name|email|dns|uri|fingerprint)\Z")] = (
-        "common_name"
-    )
+    subject: Annotated[
+        str,
+        Meta(
+            pattern=r"^(common_name|email|dns|uri|fingerprint)\Z",
+            description="`common_name`, `email`, `dns`, `uri` or `fingerprint`",
+        ),
+    ] = "common_name"
     #: Callers who may come in, and the scopes of each; without it all of the authority's.
     allow: Mapping[str, tuple[Scope, ...]] | None = None
     scopes: tuple[Scope, ...] = ()
@@ -134,107 +162,87 @@ class Auth(_Settings, frozen=True):
         return any(each not in (None, {}) for each in ways)
 
 
-_PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$(.*)`)?\Z", re.DOTALL)
-
-
 def read_auth(value: object, name: str = "auth") -> Auth:
-    """Return the settings of an object.  Raises `SettingError`, which shows no value."""
-    try:
-        auth = msgspec.convert(value, Auth)
-    except msgspec.ValidationError as error:
-        what, place = _PLACE.fullmatch(str(error)).groups()  # type: ignore[union-attr]
-        where = name + (place or "").replace("[...]", ".*")
-        raise _wrong(where, what) from None
-    _check(auth, name)
+    """
+    Return the settings of an object.  Raises `SettingError`, which has all errors and shows
+    no value.
+    """
+    SettingError.raise_all(shape_errors(Auth, value, name))
+    auth = msgspec.convert(value, Auth)
+    SettingError.raise_all(_contradictions(auth, name))
     return auth
 
 
-def _wrong(where: str, what: str) -> SettingError:
-    """Make an error of one of msgspec's, which never shows a value."""
-    unknown, missing, expected = (each.fullmatch(what) for each in (_UNKNOWN, _MISSING, _EXPECTED))
-    if unknown is not None:
-        return SettingError(where, "keys that are known", Described(f"the key {unknown[1]}"))
-    if missing is not None:
-        return SettingError(f"{where}.{missing[1]}", "a value", Described("none"))
-    if expected is None:
-        return SettingError(where, "something else", Described(what))
-    return SettingError(where, expected[1], Described(expected[2] or "something else"))
-
-
-_UNKNOWN = re.compile("Object contains unknown field (`.*`)", re.DOTALL)
-_MISSING = re.compile("Object missing required field `(.*)`", re.DOTALL)
-_EXPECTED = re.compile("Expected (.+?)(?:, got (.+))?", re.DOTALL)
-
-
-def _check(auth: Auth, name: str) -> None:
-    """Raise `SettingError` for settings that contradict each other."""
+def _contradictions(auth: Auth, name: str) -> Iterator[SettingError]:
+    """Yield what is wrong with settings that are right by themselves."""
     for token, settings in auth.tokens.items():
         if (settings.sha256 is None) == (settings.file is None):
-            raise SettingError(
+            yield SettingError(
                 f"{name}.tokens.{token}",
                 "either `sha256`, as `mcpbridge token` prints it, or `file`, which has the token",
                 Described("both" if settings.sha256 else "neither"),
             )
     if auth.oauth is not None:
-        _check_oauth(auth.oauth, f"{name}.oauth")
+        yield from _wrong_oauth(auth.oauth, f"{name}.oauth")
     if auth.proxy is not None:
-        _check_proxy(auth.proxy, f"{name}.proxy")
+        yield from _wrong_proxy(auth.proxy, f"{name}.proxy")
 
 
-def _check_oauth(settings: OAuth, name: str) -> None:
-    """Raise `SettingError` for settings that cannot work, or that would not be safe."""
+def _wrong_oauth(settings: OAuth, name: str) -> Iterator[SettingError]:
+    """Yield what cannot work, or would not be safe."""
     if "?" in settings.issuer:
-        raise SettingError(f"{name}.issuer", "a URL without a query", Described("one with a query"))
-    _check_url(settings.issuer, settings, f"{name}.issuer")
+        yield SettingError(f"{name}.issuer", "a URL without a query", Described("one with a query"))
+    else:
+        yield from _wrong_url(settings.issuer, settings, f"{name}.issuer")
     if settings.jwks_uri is not None:
-        _check_url(settings.jwks_uri, settings, f"{name}.jwks_uri")
+        yield from _wrong_url(settings.jwks_uri, settings, f"{name}.jwks_uri")
     asked = settings.introspection
     if asked is not None and asked.endpoint is not None:
-        _check_url(asked.endpoint, settings, f"{name}.introspection.endpoint")
+        yield from _wrong_url(asked.endpoint, settings, f"{name}.introspection.endpoint")
     if not settings.algorithms:
-        raise SettingError(f"{name}.algorithms", "at least one algorithm", Described("none"))
+        yield SettingError(f"{name}.algorithms", "at least one algorithm", Described("none"))
     for algorithm in settings.algorithms:
         if algorithm not in SIGNATURE_ALGORITHMS:
             shared = algorithm.upper().startswith("HS")
             why = ", whose secret the bridge would share" if shared else ""
             expected = f"some of {', '.join(SIGNATURE_ALGORITHMS)}"
             got = Described(f"{algorithm[:40]!r}{why}")
-            raise SettingError(f"{name}.algorithms", expected, got)
+            yield SettingError(f"{name}.algorithms", expected, got)
     for host in settings.trusted_hosts:
         if "/" in host or "@" in host or not host.isascii() or not host.isprintable():
-            raise SettingError(f"{name}.trusted_hosts", "names of hosts, or `host:port`", host)
+            yield SettingError(f"{name}.trusted_hosts", "names of hosts, or `host:port`", host)
 
 
-def _check_url(url: str, settings: OAuth, name: str) -> None:
-    """Raise `SettingError` for a URL whose answers could be forged on their way."""
+def _wrong_url(url: str, settings: OAuth, name: str) -> Iterator[SettingError]:
+    """Yield an error for a URL whose answers could be forged on their way."""
     expected = "a URL of https"
     try:
         origin = origin_of(url)
     except ValueError as error:
-        raise SettingError(name, expected, Described(str(error))) from None
+        yield SettingError(name, expected, Described(str(error)))
+        return
     if origin.scheme != "https" and not (
         origin.is_loopback or origin.is_in(settings.trusted_hosts)
     ):
         expected += "; http is only for this machine itself and for `trusted_hosts`"
-        raise SettingError(name, expected, Described("one of http"))
+        yield SettingError(name, expected, Described("one of http"))
 
 
-def _check_proxy(proxy: ProxyIdentity, name: str) -> None:
-    """Raise `SettingError` for an identity that others than the proxies might claim."""
+def _wrong_proxy(proxy: ProxyIdentity, name: str) -> Iterator[SettingError]:
+    """Yield errors for an identity that others than the proxies might claim."""
     if not proxy.addresses:
-        raise SettingError(
+        yield SettingError(
             f"{name}.addresses",
             "the addresses of the proxies, such as `10.0.0.1`, or `unix`",
             Described("an empty list, with which anybody or nobody would be believed"),
         )
-    for error in NETWORKS.errors(f"{name}.addresses", proxy.addresses):
-        raise error
+    yield from NETWORKS.errors(f"{name}.addresses", proxy.addresses)
     headers = {"header": proxy.header, "scopes_header": proxy.scopes_header}
     for key, header in headers.items():
         if header is not None and header.lower() in _OTHER_HEADERS:
-            raise SettingError(f"{name}.{key}", "a header of the proxy's own", header)
+            yield SettingError(f"{name}.{key}", "a header of the proxy's own", header)
     if plain_name(proxy.header) == plain_name(proxy.scopes_header or ""):
-        raise SettingError(f"{name}.scopes_header", "another header than `header`", proxy.header)
+        yield SettingError(f"{name}.scopes_header", "another header than `header`", proxy.header)
 
 
 def plain_name(header: str) -> str:

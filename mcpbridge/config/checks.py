@@ -6,6 +6,7 @@ Errors go to terminals and logs, so they show no value that may be a secret.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_network
@@ -39,6 +40,8 @@ class Check(NamedTuple):
     form: Form = "text"
     #: Stands for the value in `--help`.
     metavar: str = ""
+    #: The rule as JSON Schema, as far as that can say it, without null and variables.
+    schema: Mapping[str, Any] = {}
 
     def errors(self, name: str, value: object) -> Iterator[SettingError]:
         """Yield everything that is wrong with a value."""
@@ -49,6 +52,9 @@ class Check(NamedTuple):
         else:
             yield SettingError(name, self.expected, value)
 
+
+#: A text with more digits than this is not taken for an integer.
+_DIGITS = re.compile(r"[+-]?[0-9]{1,30}")
 
 #: Characters of other pattern languages, of lists and of shells: no name holds them.
 _NO_PATTERN = frozenset("?[]{}$,;|'\"\t\r\n ")
@@ -187,39 +193,77 @@ def _is_origin(value: object) -> bool:
     return value in ("*", "null") or (separator != "" and scheme.isalpha() and _is_host(host))
 
 
-COUNT = Check("an integer ≥ 1", _is_count, form="integer", metavar="N")
-SHARE = Check(COUNT.expected, lambda v: v is None or _is_count(v), form="integer", metavar="N")
+#: What a path prefix is, and a pattern of names, for schemas.
+_PATH_PATTERN = r"^(?:/(?!\.{1,2}(?:/|$))[!\"$&-.0-;=@-~]+)*$"
+_ENV_PATTERN = "^(?!.*\\*\\*)[^=?\\[\\]{}$,;|'\"\t\r\n ]+$"
+_SOME_TEXT: Mapping[str, Any] = {"type": "string", "minLength": 1}
+_DOTTED: Mapping[str, Any] = {"type": "string", "pattern": "[^.]\\.+[^.]"}
+
+COUNT = Check(
+    "an integer ≥ 1",
+    _is_count,
+    form="integer",
+    metavar="N",
+    schema={"type": "integer", "minimum": 1},
+)
+SHARE = Check(
+    COUNT.expected,
+    lambda v: v is None or _is_count(v),
+    form="integer",
+    metavar="N",
+    schema={"type": "integer", "minimum": 1},
+)
 COUNT_OR_NONE = Check(
-    "an integer ≥ 0", lambda v: type(v) is int and v >= 0, form="integer", metavar="N"
+    "an integer ≥ 0",
+    lambda v: type(v) is int and v >= 0,
+    form="integer",
+    metavar="N",
+    schema={"type": "integer", "minimum": 0},
 )
 SECONDS = Check(
     "a number of seconds ≥ 0 and ≤ 1000000",
     lambda v: _is_number(v) and 0 <= v <= 1e6,
     form="number",
     metavar="SECONDS",
+    schema={"type": "number", "minimum": 0, "maximum": 1_000_000},
 )
 POSITIVE_SECONDS = Check(
     "a number of seconds > 0 and ≤ 1000000",
     lambda v: _is_number(v) and 0 < v <= 1e6,
     form="number",
     metavar="SECONDS",
+    schema={"type": "number", "exclusiveMinimum": 0, "maximum": 1_000_000},
 )
 RATE = Check(
     "a number ≥ 0 and ≤ 1000000",
     lambda v: _is_number(v) and 0 <= v <= 1e6,
     form="number",
     metavar="N",
+    schema={"type": "number", "minimum": 0, "maximum": 1_000_000},
 )
-FLAG = Check("true or false", lambda v: isinstance(v, bool), form="flag")
+FLAG = Check(
+    "true or false",
+    lambda v: isinstance(v, bool),
+    form="flag",
+    schema={"type": "boolean"},
+)
 OPTIONAL_FLAG = Check(
-    "true, false or null", lambda v: v is None or isinstance(v, bool), form="flag"
+    "true, false or null",
+    lambda v: v is None or isinstance(v, bool),
+    form="flag",
+    schema={"type": "boolean"},
 )
-TEXT = Check("a string", is_text)
+TEXT = Check(
+    "a string",
+    is_text,
+    schema={"type": "string"},
+)
 COMMAND = Check(
     "a non-empty string",
     lambda v: is_text(v) and v != "",
     complain=_wrong_command,
     metavar="COMMAND",
+    schema=_SOME_TEXT,
 )
 TEXTS = Check(
     "a list of strings",
@@ -227,6 +271,7 @@ TEXTS = Check(
     complain=_wrong_texts,
     form="list",
     metavar="ARG",
+    schema={"type": "array", "items": {"type": "string"}},
 )
 ENV_NAMES = Check(
     "a list of environment variable names, in which `*` matches any characters",
@@ -234,6 +279,7 @@ ENV_NAMES = Check(
     complain=_wrong_names,
     form="list",
     metavar="NAME",
+    schema={"type": "array", "items": {"type": "string", "pattern": _ENV_PATTERN}},
 )
 ENVIRONMENT = Check(
     "an object whose values are strings and whose keys contain no `=`",
@@ -241,6 +287,11 @@ ENVIRONMENT = Check(
     complain=_wrong_environment,
     form="mapping",
     metavar="NAME=VALUE",
+    schema={
+        "type": "object",
+        "propertyNames": {"pattern": "^[^=]+$"},
+        "additionalProperties": {"type": "string"},
+    },
 )
 OBJECT = Check(
     "an object",
@@ -248,6 +299,7 @@ OBJECT = Check(
     complain=_hidden("an object"),
     form="json",
     metavar="JSON",
+    schema={"type": "object"},
 )
 _SECRET = "a string of at least 32 characters"
 SECRET = Check(
@@ -256,62 +308,85 @@ SECRET = Check(
     complain=_hidden(_SECRET),
     form="secret",
     metavar="FILE",
+    schema={"type": "string", "minLength": 32},
 )
 PATH_PREFIX = Check(
     "an empty string, or a path that starts with `/`, does not end with `/`, and has no space, no"
     " `//`, no `.` or `..` segment and none of the characters `?#%<>`",
     _is_path_prefix,
     metavar="PATH",
+    schema={"type": "string", "pattern": _PATH_PATTERN},
 )
 OPTIONAL_PATH_PREFIX = Check(
-    PATH_PREFIX.expected, lambda v: v is None or _is_path_prefix(v), metavar="PATH"
+    PATH_PREFIX.expected,
+    lambda v: v is None or _is_path_prefix(v),
+    metavar="PATH",
+    schema={"type": "string", "pattern": _PATH_PATTERN},
 )
 DIRECTORY = Check(
     "the path of a directory",
     lambda v: v is None or (is_text(v) and v != ""),
     form="directory",
     metavar="DIR",
+    schema=_SOME_TEXT,
+)
+INPUT_FILE = Check(
+    "the path of a file",
+    lambda v: v is None or (is_text(v) and v != ""),
+    form="file",
+    metavar="FILE",
+    schema=_SOME_TEXT,
 )
 OUTPUT_FILE = Check(
     "the path of a file, or `-` for standard output",
     lambda v: v is None or (is_text(v) and v != ""),
     form="file",
     metavar="FILE",
+    schema=_SOME_TEXT,
 )
 DOTTED_NAME = Check(
     "the dotted name of a callable, such as `package.module.Name`",
     lambda v: v is None or (is_text(v) and "." in v.strip(".")),
     metavar="NAME",
+    schema=_DOTTED,
 )
 DOTTED_NAMES = Check(
     "a list of dotted names, such as `package.module.Name`",
     lambda v: isinstance(v, (list, tuple)) and all(is_text(n) and "." in n.strip(".") for n in v),
     form="list",
     metavar="NAME",
+    schema={"type": "array", "items": _DOTTED},
 )
 HOSTS = Check(
     "a list of host names, with or without a port",
     lambda v: isinstance(v, (list, tuple)) and all(_is_host(n) for n in v),
     form="list",
     metavar="HOST",
+    schema={"type": "array", "items": {"type": "string", "pattern": "^[^/ ?#@]+$"}},
 )
 NETWORKS = Check(
     "a list whose entries are IP addresses, networks such as `10.0.0.0/8`, or `unix`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_network(n) for n in v),
     form="list",
     metavar="ADDRESS",
+    schema={"type": "array", "items": {"type": "string", "pattern": "^(unix|[0-9A-Fa-f.:/%]+)$"}},
 )
 HEADER_NAMES = Check(
     "a list of HTTP header names, such as `X-Request-Id`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_field_name(n) for n in v),
     form="list",
     metavar="NAME",
+    schema={"type": "array", "items": {"type": "string", "pattern": rf"^(?!\*$){_TOKEN.pattern}$"}},
 )
 ORIGINS = Check(
     "a list whose entries are origins, such as `https://example.org`, or `*`",
     lambda v: isinstance(v, (list, tuple)) and all(_is_origin(n) for n in v),
     form="list",
     metavar="ORIGIN",
+    schema={
+        "type": "array",
+        "items": {"type": "string", "pattern": "^(\\*|null|[A-Za-z]+://[^/ ?#@]+)$"},
+    },
 )
 
 
@@ -319,4 +394,29 @@ def one_of(*words: str) -> Check:
     """Make a check that accepts one of a few words."""
     *others, last = (f"`{each}`" for each in words)
     expected = f"{', '.join(others)} or {last}"
-    return Check(expected, lambda v: v in words, metavar="|".join(words))
+    schema = {"enum": list(words)}
+    return Check(expected, lambda v: v in words, metavar="|".join(words), schema=schema)
+
+
+def from_text(form: Form, text: str) -> Any:
+    """
+    Return the value of a setting that a text stands for.
+
+    A text that should be a number or a flag and is not stays as it is, for the setting's
+    check to refuse.
+    """
+    if form in ("integer", "account"):
+        return int(text) if _DIGITS.fullmatch(text) else text
+    if form == "number":
+        return _number(text)
+    if form == "flag":
+        return {"true": True, "false": False}.get(text, text)
+    return text
+
+
+def _number(text: str) -> float | str:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text

@@ -80,18 +80,29 @@ def _is_account(value: object) -> bool:
 
 
 ACCOUNT = Check(
-    "the name or the numeric id of a user or group", _is_account, form="account", metavar="NAME"
+    "the name or the numeric id of a user or group",
+    _is_account,
+    form="account",
+    metavar="NAME",
+    schema={
+        "anyOf": [
+            {"type": "integer", "minimum": 0, "maximum": MAX_ID},
+            {"type": "string", "pattern": f"^{_NAME.pattern}$"},
+        ]
+    },
 )
 UMASK = Check(
     "an octal number in a string, such as `0077`",
     lambda v: v is None or (isinstance(v, str) and _UMASK.fullmatch(v) is not None),
     metavar="OCTAL",
+    schema={"type": "string", "pattern": f"^{_UMASK.pattern}$"},
 )
 NICE = Check(
     "an integer from -20 to 19",
     lambda v: type(v) is int and -20 <= v <= 19,
     form="integer",
     metavar="N",
+    schema={"type": "integer", "minimum": -20, "maximum": 19},
 )
 LIMITS = Check(
     _EXPECTED,
@@ -99,4 +110,12 @@ LIMITS = Check(
     complain=_wrong_limits,
     form="json",
     metavar="JSON",
+    schema={
+        "type": "object",
+        "properties": {
+            key: {"type": ["integer", "null"], "minimum": least, "maximum": MAX_LIMIT}
+            for key, least in _LEAST.items()
+        },
+        "additionalProperties": False,
+    },
 )

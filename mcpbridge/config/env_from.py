@@ -18,6 +18,7 @@ from msgspec import Meta
 from mcpbridge.config.auth import PROTOCOL_HEADERS, HeaderName
 from mcpbridge.config.backend_environment import PATH_ENV, URL_ENV
 from mcpbridge.config.checks import Check, kind_of
+from mcpbridge.config.shapes import shape_errors
 from mcpbridge.config.tuning import ENV_FROM_VARIABLES
 from mcpbridge.errors import Described, SettingError
 
@@ -95,40 +96,36 @@ def _wrong(name: str, value: object) -> Iterator[SettingError]:
         expected = f"at most {ENV_FROM_VARIABLES} variables (ENV_FROM_VARIABLES)"
         yield SettingError(name, expected, len(value))
     for variable, rule in value.items():
-        error = _wrong_rule(name, variable, rule)
-        if error is not None:
-            yield error
+        yield from _wrong_rule(name, variable, rule)
 
 
-def _wrong_rule(name: str, variable: object, value: object) -> SettingError | None:
+def _wrong_rule(name: str, variable: object, value: object) -> Iterator[SettingError]:
     if not isinstance(variable, str) or not _NAME.fullmatch(variable):
         # Somebody may write NAME=VALUE for a name.
         shown = kind_of(variable) if not isinstance(variable, str) else variable.partition("=")[0]
         expected = "names of letters, digits and `_` that do not begin with a digit"
-        return SettingError(name, expected, Described(f"the name {shown!r}"))
+        yield SettingError(name, expected, Described(f"the name {shown!r}"))
+        return
     place = f"{name}.{variable}"
     if not may_come_from_clients(variable):
-        return SettingError(
+        yield SettingError(
             place,
             "a variable that does not decide which program runs, since clients set its value",
             Described(repr(variable)),
         )
-    try:
-        rule = msgspec.convert(value, EnvironmentRule)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
-        return SettingError(
-            f"{place}{where.rstrip('`')}",
-            "an object with `header` or `claim`, and perhaps `required`",
-            Described(what),
-        )
+    wrong = [*shape_errors(EnvironmentRule, value, place)]
+    for error in wrong:
+        expected = "an object with `header` or `claim`, and perhaps `required`"
+        yield SettingError(error.name, expected, error.got)
+    if wrong:
+        return
+    rule = msgspec.convert(value, EnvironmentRule)
     if (rule.header is None) == (rule.claim is None):
         got = Described("neither" if rule.header is None else "both")
-        return SettingError(place, "either `header` or `claim`", got)
+        yield SettingError(place, "either `header` or `claim`", got)
     if (rule.header or "").lower() in PROTOCOL_HEADERS:
         expected = "a header of the client's own, as this one is of the protocol"
-        return SettingError(f"{place}.header", expected, rule.header)
-    return None
+        yield SettingError(f"{place}.header", expected, rule.header)
 
 
 ENV_FROM = Check(
@@ -137,4 +134,10 @@ ENV_FROM = Check(
     complain=_wrong,
     form="json",
     metavar="JSON",
+    schema={
+        "type": "object",
+        "maxProperties": ENV_FROM_VARIABLES,
+        "propertyNames": {"pattern": f"^{_NAME.pattern}$"},
+        "additionalProperties": {"$ref": "#/$defs/EnvironmentRule"},
+    },
 )

@@ -120,4 +120,14 @@ NAME_LISTS = Check(
     complain=_wrong,
     form="json",
     metavar="JSON",
+    schema={
+        "anyOf": [
+            {"$ref": "#/$defs/NameLists"},
+            {
+                "type": "array",
+                "items": {"type": "string", "minLength": 1, "maxLength": 2048},
+                "maxItems": LISTED_NAMES,
+            },
+        ]
+    },
 )

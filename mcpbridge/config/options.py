@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mcpbridge.config.checks import Check, Form, kind_of
+from mcpbridge.config.checks import Check, Form, from_text, kind_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import SECRET_FILE_BYTES
 from mcpbridge.errors import Described, SettingError
 
-#: A text with more digits than this is not taken for an integer.
-_DIGITS = re.compile(r"[+-]?[0-9]{1,30}")
 #: The settings that COMMAND and its arguments give.
 POSITIONAL = ("command", "args")
 
@@ -101,10 +98,8 @@ class Option(NamedTuple):
         `SettingError` for a text from which no value can be made.
         """
         last = texts[-1]
-        if self.form in ("integer", "account"):
-            return int(last) if _DIGITS.fullmatch(last) else last
-        if self.form == "number":
-            return _number(last)
+        if self.form in ("integer", "account", "number"):
+            return from_text(self.form, last)
         if self.form == "list":
             return tuple(texts)
         if self.form == "mapping":
@@ -159,14 +154,6 @@ class Option(NamedTuple):
         except FileNotFoundError:
             expected = "an absolute path, because the working directory was removed"
             raise SettingError(self.label, expected, path) from None
-
-
-def _number(text: str) -> float | str:
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return number if math.isfinite(number) else text
 
 
 def _options_of(kind: type[Any]) -> list[Option]:

@@ -85,6 +85,7 @@ REMOTE_URL = Check(
     lambda v: v is None or next(_wrong_url("", v), None) is None,
     complain=_wrong_url,
     metavar="URL",
+    schema={"type": "string", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://[^/?#@ ]+(?:[/?][^# ]*)?$"},
 )
 FIELDS = Check(
     _HEADERS,
@@ -92,4 +93,10 @@ FIELDS = Check(
     complain=_wrong_headers,
     form="mapping",
     metavar="NAME=VALUE",
+    schema={
+        "type": "object",
+        "maxProperties": REMOTE_HEADERS,
+        "propertyNames": {"pattern": f"^{_FIELD_NAME.pattern}$"},
+        "additionalProperties": {"type": "string", "minLength": 1},
+    },
 )

@@ -27,6 +27,7 @@ from mcpbridge.config.checks import (
     FLAG,
     HEADER_NAMES,
     HOSTS,
+    INPUT_FILE,
     NETWORKS,
     OBJECT,
     OPTIONAL_FLAG,
@@ -116,7 +117,7 @@ def _wrong_auth(name: str, value: Any) -> Iterator[SettingError]:
     try:
         read_auth(value, name)
     except SettingError as error:
-        yield error
+        yield from (error, *error.others)
 
 
 def _is_auth(value: Any) -> bool:
@@ -128,7 +129,14 @@ def _is_auth(value: Any) -> bool:
         return False
 
 
-AUTH = Check("an object, or false", _is_auth, complain=_wrong_auth, form="json", metavar="JSON")
+AUTH = Check(
+    "an object, or false",
+    _is_auth,
+    complain=_wrong_auth,
+    form="json",
+    metavar="JSON",
+    schema={"anyOf": [{"$ref": "#/$defs/Auth"}, {"const": False}]},
+)
 
 #: An origin, as a browser shows it: no path, as `public_path` says that.
 _PUBLIC_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -136,6 +144,7 @@ PUBLIC_URL = Check(
     "a URL without a path, such as `https://mcp.example.org`",
     lambda v: v is None or (isinstance(v, str) and _PUBLIC_URL.fullmatch(v) is not None),
     metavar="URL",
+    schema={"type": "string", "pattern": f"^{_PUBLIC_URL.pattern}$"},
 )
 
 ENDPOINTS = Check(
@@ -143,6 +152,7 @@ ENDPOINTS = Check(
     lambda v: isinstance(v, (list, tuple)) and all(is_text(n) and n for n in v),
     form="list",
     metavar="ENDPOINT",
+    schema={"type": "array", "items": {"type": "string", "minLength": 1}},
 )
 
 
@@ -199,12 +209,11 @@ def wrong_settings(kind: type[Any], values: Mapping[str, Any]) -> Iterator[Setti
 
 
 def _check_all(settings: Any) -> None:
-    """Raise `SettingError` for the first field that its check does not accept."""
+    """Raise `SettingError` for the fields that their checks do not accept."""
     values = {each.name: getattr(settings, each.name) for each in fields(settings)}
     if values.get("url") is not None and values["command"] == "":
         del values["command"]
-    for error in wrong_settings(type(settings), values):
-        raise error
+    SettingError.raise_all(wrong_settings(type(settings), values))
     for name, value in values.items():
         if isinstance(value, list):
             object.__setattr__(settings, name, tuple(value))
@@ -215,7 +224,7 @@ class ServerSettings:
     """
     The settings of one server: how its backends are started and what its sessions may do.
 
-    Raises `SettingError` for the first wrong setting.
+    Raises `SettingError` for the first wrong setting, with what else is wrong.
     """
 
     command: str = setting(
@@ -597,7 +606,7 @@ class ServerSettings:
     )
     ca_file: str | None = setting(
         None,
-        OUTPUT_FILE,
+        INPUT_FILE,
         "File with certificates of the authorities that may sign the remote server's, in PEM.",
         group=REMOTE,
         unset="those of the system",
@@ -666,8 +675,7 @@ class ServerSettings:
         object.__setattr__(self, "limits", read_limits(self.limits))
         for name in NAME_SETTINGS:
             object.__setattr__(self, name, read_name_lists(getattr(self, name)))
-        for error in self.contradictions():
-            raise error
+        SettingError.raise_all(self.contradictions())
 
     @property
     def is_remote(self) -> bool:
@@ -721,7 +729,7 @@ class BridgeSettings:
     """
     The settings of the bridge: its listeners, its servers and the limits they share.
 
-    Raises `SettingError` for the first wrong setting.
+    Raises `SettingError` for the first wrong setting, with what else is wrong.
     """
 
     servers: tuple[ServerSettings, ...] = ()
@@ -957,19 +965,37 @@ class BridgeSettings:
 
     def __post_init__(self) -> None:
         _check_all(self)
+        SettingError.raise_all(self.contradictions())
+
+    def contradictions(self) -> Iterator[SettingError]:
+        """Yield what is wrong with settings that are right by themselves."""
+        yield from self._wrong_auth()
+        yield from self._wrong_limits()
+        for at, server in enumerate(self.servers):
+            for other in self.servers[:at]:
+                error = path_conflict(server, other) or path_conflict(other, server)
+                if error is not None:
+                    yield error
+
+    def _wrong_auth(self) -> Iterator[SettingError]:
+        """Yield each error once, though it may concern several servers."""
+        seen: set[str] = set()
         for each in self.servers:
-            self.auth_of(each)
+            try:
+                self.auth_of(each)
+            except SettingError as error:
+                for one in (error, *error.others):
+                    if str(one) not in seen:
+                        seen.add(str(one))
+                        yield one
+
+    def _wrong_limits(self) -> Iterator[SettingError]:
         largest = max((each.max_message_bytes for each in self.servers), default=0)
         for name in ("max_request_bytes", "max_response_bytes", "max_request_bytes_per_address"):
             limit = getattr(self, name)
             if limit is not None and limit < largest:
                 expected = f"at least {largest}, the size of one message (max_message_bytes)"
-                raise SettingError(name, expected, limit)
-        for at, server in enumerate(self.servers):
-            for other in self.servers[:at]:
-                error = path_conflict(server, other) or path_conflict(other, server)
-                if error is not None:
-                    raise error
+                yield SettingError(name, expected, limit)
 
 
 def path_conflict(server: ServerSettings, other: ServerSettings) -> SettingError | None:

@@ -12,6 +12,9 @@ MIB = 1024 * 1024
 #: The largest file of environment variables (`envFile`).
 ENV_FILE_BYTES = MIB
 
+#: The largest file whose contents a value may be (`${file:PATH}`).
+VALUE_FILE_BYTES = 64 * 1024
+
 #: The largest file that holds a secret (`--request-state-key-file`).
 SECRET_FILE_BYTES = 64 * 1024
 

@@ -147,7 +147,8 @@ async def test_notices_about_a_configuration_file_are_logged(
     service: Any = makeService(options)
     service.startService()
     await service.stopService()
-    assert f"{path}:1: mcpServers.b: not served: there is no `command`" in log_lines
+    no_command = "there is no `command`, nor the `url` of a remote server"
+    assert f"{path}:1: mcpServers.b: not served: {no_command}" in log_lines
     assert f"{path}:1: mcpServers.c: not served: it is disabled" in log_lines
     ignored = r"`ic\x1bon` (in a) is not a setting of mcpbridge and is ignored"
     assert f"{path}:1: {ignored}" in log_lines
@@ -156,10 +157,10 @@ async def test_notices_about_a_configuration_file_are_logged(
 def test_twistd_prints_all_reasons_if_no_server_is_left(tmp_path: Path) -> None:
     """Each on a line of its own; the exit status is 1."""
     path = tmp_path / "config.json"
-    path.write_text('{"mcpServers": {"a": {"comand": "x"},\n"b": {"url": "https://x"}}}')
+    path.write_text('{"mcpServers": {"a": {"comand": "x"},\n"b": {"url": "ftp://x"}}}')
     done = twistd("mcpbridge", "--config", str(path), folder=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
     first, second = done.stderr.splitlines()
     assert first.startswith(f"mcpbridge: {path}:1: mcpServers.a.comand: unknown key")
-    assert second.startswith(f"mcpbridge: {path}:2: mcpServers.b.url: a remote server")
+    assert second.startswith(f"mcpbridge: {path}:2: mcpServers.b.url: expected an `http` or")

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.config.file import _NAMED_SERVERS, FOREIGN_KEYS, Notice, parse_config, read_config
+from mcpbridge.config.config_file import _NAMED_SERVERS, Notice
+from mcpbridge.config.file import parse_config, read_config
+from mcpbridge.config.foreign import FOREIGN_KEYS
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.config.tuning import ENV_FILE_BYTES, NAMED_KEYS
 from mcpbridge.errors import SettingError, SettingErrors
@@ -180,16 +182,65 @@ def test_a_directory_is_relative_to_the_file(
             "mcpServers.a.enabled: expected true or false, got a number",
         ),
         (
-            {"mcpServers": {"a": {"type": "sse", "url": "http://x"}}},
-            "mcpServers.a.url: a remote server; mcpbridge serves stdio servers, which have a",
+            {"mcpServers": {"a": {**CAT, "url": "http://x"}}},
+            "mcpServers.a.url: expected either `command` or `url`, got both",
         ),
         (
             {"mcpServers": {"a": {**CAT, "serverUrl": "http://x"}}},
-            "mcpServers.a.serverUrl: a remote",
+            "mcpServers.a.serverUrl: expected either `command` or `url`, got both",
         ),
-        ({"mcpServers": {"a": {**CAT, "httpUrl": "http://x"}}}, "mcpServers.a.httpUrl: a remote s"),
-        ({"mcpServers": {"a": {**CAT, "type": "http"}}}, "mcpServers.a.type: a remote server"),
-        ({"mcpServers": {"a": {**CAT, "transport": "sse"}}}, "mcpServers.a.transport: a remote se"),
+        (
+            {"mcpServers": {"a": {"serverUrl": "http://x", "url": "http://y?hush"}}},
+            "mcpServers.a.serverUrl: another URL than `url`; remove one of them",
+        ),
+        (
+            {"mcpServers": {"a": {"httpUrl": "ftp://hush"}}},
+            "mcpServers.a.httpUrl: expected an `http` or `https` URL",
+        ),
+        (
+            {"mcpServers": {"a": {"httpUrl": "${HUSH}"}}},
+            "mcpServers.a.httpUrl: expected an `http` or `https` URL",
+        ),
+        (
+            {"mcpServers": {"a": {"httpUrl": "${NO}"}}},
+            "mcpServers.a.httpUrl: the environment variable NO is not set",
+        ),
+        (
+            {"mcpServers": {"a": {"type": "http"}}},
+            "mcpServers.a.type: `http` is a remote server, which needs a `url`",
+        ),
+        (
+            {"mcpServers": {"a": {**CAT, "transport": "sse"}}},
+            "mcpServers.a.transport: `sse` is a remote server, which needs a `url`",
+        ),
+        (
+            {"mcpServers": {"a": {"url": "http://x", "type": "stdio"}}},
+            "mcpServers.a.type: `stdio` is a command, which has no URL",
+        ),
+        (
+            {"mcpServers": {"a": {"url": "http://x", "type": "websocket"}}},
+            "mcpServers.a.type: expected `stdio`, `http`, `streamable-http` or `sse`, got 'webso",
+        ),
+        (
+            {"mcpServers": {"a": {"url": "http://x", "transport": 1}}},
+            "mcpServers.a.transport: expected `stdio`, `http`, `streamable-http` or `sse`",
+        ),
+        (
+            {"mcpServers": {"a": {"url": "http://x", "type": "sse", "transport": "streamable"}}},
+            "mcpServers.a.transport: another transport than `type`; remove one of them",
+        ),
+        (
+            {"mcpServers": {"a": {"url": "http://x", "envFile": "hush.env"}}},
+            "mcpServers.a.envFile: a remote server has no environment; remove this key",
+        ),
+        (
+            {"mcpServers": {"a": {"url": "http://x", "headers": {"X-Key": "${HUSH}\n"}}}},
+            "mcpServers.a.headers.X-Key: expected a value of printable ASCII characters",
+        ),
+        (
+            {"mcpServers": {"a": {"url": "http://x", "oauth": {"clientSecret": "hush"}}}},
+            "mcpServers.a.oauth: `oauth`: mcpbridge does not log in to remote servers; put a",
+        ),
         (
             {"mcpServers": {"a": {**CAT, "max_session": 1}}},
             "mcpServers.a.max_session: unknown key `max_session`; did you mean `max_sessions`?",
@@ -381,15 +432,23 @@ def told(content: Any, **options: Any) -> tuple[list[str], list[tuple[str, str]]
             "base_uri: the path '/a/sse/b' collides with '/",
         ),
         ({**CAT, "base_uri": ""}, None, ""),
-        ({"url": "https://example.org"}, "warn", "url: a remote server; mcpbridge serves stdio"),
-        ({"command": "x", "type": "http"}, "warn", "type: a remote server"),
-        ({**CAT, "tools": ["one"]}, "error", "`tools` restricts tools, which mcpbridge does not"),
-        ({**CAT, "tools": []}, "error", "`tools` restricts tools"),
-        ({**CAT, "tools": {"one": {"enabled": False}}}, "error", "`tools` restricts tools"),
-        ({**CAT, "includeTools": ["one"]}, "error", "`includeTools` restricts tools"),
-        ({**CAT, "disabledTools": ["*"]}, "error", "`disabledTools` restricts tools"),
-        ({**CAT, "exclude_tools": ["one"]}, "error", "`exclude_tools` restricts tools"),
-        ({**CAT, "sandboxEnabled": True}, "error", "`sandboxEnabled`: mcpbridge has no sandbox"),
+        ({"url": "https://example.org"}, None, ""),
+        ({"command": "x", "type": "http"}, "error", "type: `http` is a remote server"),
+        ({**CAT, "tools": {"one": {"enabled": False}}}, "error", "tools.one: expected `allow` or"),
+        ({**CAT, "tools": "read"}, "error", "tools: expected an object with `allow`"),
+        ({**CAT, "tools": True, "denyTools": ["a"]}, "error", "tools: expected an object with"),
+        ({**CAT, "includeTools": "one"}, "error", "includeTools: expected a list of names, got a"),
+        ({**CAT, "disabledTools": {}}, "error", "disabledTools: expected a list of names, got an"),
+        ({**CAT, "excludeTools": [1]}, "error", "excludeTools: expected a name of 1 to 2048"),
+        ({**CAT, "exludeTools": ["a"]}, "error", "exludeTools: unknown key `exludeTools`; did you"),
+        ({**CAT, "enabledTools": ["${NO}"]}, "error", "enabledTools[0]: the environment variable"),
+        (
+            {**CAT, "enabledTools": ["a"], "tools": []},
+            "error",
+            "enabledTools: allows tools, which another key (or a default) does too; write `tools`",
+        ),
+        ({**CAT, "includeTags": ["a"]}, "error", "`includeTags` restricts tools by tags"),
+        ({**CAT, "sandboxEnabled": True}, "error", "`sandboxEnabled`: mcpbridge has no such sand"),
         ({**CAT, "disabled": True}, "info", "it is disabled"),
         ({**CAT, "enabled": False}, "info", "it is disabled"),
         ({**CAT, "enabled": True, "disabled": True}, "info", "it is disabled"),
@@ -478,7 +537,7 @@ def test_all_reasons_of_a_server_are_one_line() -> None:
         ("//", "x"),
         ("$args", []),
         ("wholly-other", 1),
-        ("source", "custom"),
+        ("oauth", {}),
     ],
 )
 def test_an_ignored_key_is_a_warning(key: str, value: Any) -> None:
@@ -491,20 +550,98 @@ def test_an_ignored_key_is_a_warning(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("tools", ["*"]),
-        ("tools", "*"),
-        ("tools", {}),
-        ("tools", None),
-        ("tools", ["x", "*"]),
+        ("includeTools", ["x", "*"]),
+        ("enabledTools", None),
+        ("includeTags", "*"),
         ("disabledTools", []),
         ("excludeTools", None),
         ("sandbox", {}),
+        ("sandbox", False),
     ],
 )
 def test_a_restriction_without_effect_is_ignored(key: str, value: Any) -> None:
     served, notices = told({"mcpServers": {"a": {**CAT, key: value}}})
     assert served == ["a"]
     assert notices == [("warn", f"`{key}` (in a) restricts nothing and is ignored")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "allow", "deny"),
+    [
+        ({}, None, ("default",)),
+        ({"tools": ["*"]}, ("*",), ()),
+        ({"tools": "*"}, None, ()),
+        ({"tools": None}, None, ()),
+        ({"tools": ["a"]}, ("a",), ()),
+        ({"tools": []}, (), ()),
+        ({"tools": {"allow": ["a"]}, "disabledTools": ["b"]}, ("a",), ("b",)),
+        ({"includeTools": ["a"]}, ("a",), ("default",)),
+        ({"exclude_tools": ["a"], "disabledTools": ["b"]}, None, ("default", "a", "b")),
+        ({"disabledTools": []}, None, ("default",)),
+        ({"tools": ["*"], "includeTools": ["${SET}"]}, ("value",), ()),
+    ],
+)
+def test_lists_of_tools(entry: Any, allow: Any, deny: Any) -> None:
+    """Those of other programs are added to `tools`, or else to its default."""
+    content = {
+        "mcpServers": {"a": {**CAT, **entry}},
+        "bridge": {"defaults": {"tools": {"deny": ["default"]}}},
+    }
+    [server] = parse_config(content, "/", environment={"SET": "value"}).servers
+    assert (server.tools.allow, server.tools.deny) == (allow, deny)
+
+
+@pytest.mark.parametrize(
+    ("entry", "transport"),
+    [
+        ({"url": "https://x/"}, "auto"),
+        ({"serverUrl": "https://x/"}, "auto"),
+        ({"httpUrl": "https://x/", "url": "https://x/"}, "auto"),
+        ({"url": "https://x/", "type": "http"}, "auto"),
+        ({"url": "https://x/", "type": "remote", "transport": "sse"}, "sse"),
+        ({"url": "https://x/", "type": "streamable-http"}, "streamable-http"),
+        ({"url": "https://x/", "type": "streamableHttp"}, "streamable-http"),
+        ({"url": "https://x/", "type": "sse", "remote_transport": "auto"}, "auto"),
+    ],
+)
+def test_a_remote_server(entry: Any, transport: str) -> None:
+    content = {"mcpServers": {"a": {**entry, "headers": {"X-Key": "${KEY}"}, "args": []}}}
+    notices: list[Notice] = []
+    [server] = parse_config(
+        content, "/", environment={"KEY": "hush"}, notify=notices.append
+    ).servers
+    assert server.is_remote
+    assert (server.url, server.remote_transport) == ("https://x/", transport)
+    assert (server.headers, notices) == ({"X-Key": "hush"}, [])
+
+
+def test_defaults_that_do_not_fit_do_not_apply() -> None:
+    """What is of processes is not of remote servers, and the other way round."""
+    defaults = {
+        "env": {"A": "b"},
+        "user": "nobody",
+        "limits": {"core": 0},
+        "launcher": "a.b",
+        "connect_timeout": 3,
+        "headers": {"X-A": "b"},
+        "ca_file": "ca.pem",
+        "warm": 2,
+    }
+    content = {
+        "mcpServers": {"far": {"url": "https://x/"}, "near": CAT},
+        "bridge": {"defaults": defaults},
+    }
+    far, near = parse_config(content, "/folder").servers
+    assert (far.connect_timeout, far.ca_file, far.warm) == (3, "/folder/ca.pem", 2)
+    assert (far.env, far.user, far.launcher) == ({}, None, None)
+    assert (near.env, near.user, near.limits.core) == ({"A": "b"}, "nobody", 0)
+    assert (near.headers, near.connect_timeout) == ({}, 10)
+
+
+def test_headers_without_a_url_are_ignored() -> None:
+    served, [(level, line)] = told({"mcpServers": {"a": {**CAT, "headers": {"A": "hush"}}}})
+    assert (served, level) == (["a"], "warn")
+    assert line == "`headers` (in a) is not a setting of mcpbridge and is ignored"
 
 
 @pytest.mark.parametrize("more", [0, 3])
@@ -592,7 +729,7 @@ def test_variables_in_all_strings() -> None:
             "servers": {
                 "${A}": {
                     "command": "${A}",
-                    "args": ["x${A}", "$${A}", "${NO:-d}", "${env:A}", "$A"],
+                    "args": ["x${A}", "$${A}", "${NO:-d}", "${env:A}", "$A", "$$A"],
                     "env": {"${A}": "${A}"},
                     "cwd": "${A}/x",
                     "base_uri": "/${A}",
@@ -606,7 +743,7 @@ def test_variables_in_all_strings() -> None:
     )
     [server] = settings.servers
     assert (server.name, server.command, server.cwd) == ("${A}", "aa", "/folder/aa/x")
-    assert server.args == ("xaa", "${A}", "d", "aa", "$A")
+    assert server.args == ("xaa", "${A}", "d", "aa", "$A", "$A")
     assert (server.env, server.base_uri) == ({"${A}": "aa"}, "/aa")
     assert server.options == {"list": [{"deep": "aa"}, 1]}
     assert (settings.listen, server.reuse) == (("tcp:1",), "never")
@@ -630,6 +767,35 @@ def test_a_shell_variable_is_passed_literally_with_a_warning() -> None:
     assert line == (
         "mcpServers.a.env.KEY: `$SET` is passed literally; to insert the variable, write `${SET}`"
     )
+
+
+def test_two_dollars_are_one_with_a_warning_where_they_were_two() -> None:
+    """Once for each key, without the value."""
+    entry = {**CAT, "env": {"A": "hu$$sh$$", "B": "$${A}"}, "args": ["$$"]}
+    _, notices = told({"mcpServers": {"a": entry}})
+    text = "`$$` now stands for one dollar sign, and `$$$$` for two"
+    assert notices == [
+        ("warn", f"mcpServers.a.env.A: {text}"),
+        ("warn", f"mcpServers.a.args[0]: {text}"),
+    ]
+
+
+def test_a_value_in_a_file(tmp_path: Path) -> None:
+    """The path is relative to the configuration file; an error shows nothing of the value."""
+    secret = tmp_path / "secret"
+    secret.write_text("hush\n")
+    secret.chmod(0o640)
+    entry = {**CAT, "env": {"A": "x-${file:secret}", "B": f"${{file:{secret}}}"}}
+    [server] = parse_config({"mcpServers": {"a": entry}}, str(tmp_path)).servers
+    assert server.env == {"A": "x-hush", "B": "hush"}
+    entry = {**CAT, "cwd": "${file:none}", "base_uri": "${file:secret}"}
+    with pytest.raises(SettingErrors) as caught:
+        parse_config({"mcpServers": {"a": entry}}, str(tmp_path))
+    assert [line.partition("expected an empty")[0] for line in caught.value.lines] == [
+        "mcpServers.a.cwd: cannot read `${file:none}`: No such file or directory",
+        "mcpServers.a.base_uri: ",
+    ]
+    assert "hush" not in str(caught.value)
 
 
 # Files of variables.
@@ -674,13 +840,13 @@ CLIENT_FILES = Path(__file__).parents[2] / "client_files"
     ("name", "served", "left_out", "warned"),
     [
         ("claude_desktop_config.json", ["filesystem", "GitHub (work)"], [], 3),
-        (".vscode/mcp.json", ["fetch"], ["perplexity", "github", "locked"], 3),
-        ("project/.cursor/mcp.json", ["time"], ["notes", "remote"], 0),
+        (".vscode/mcp.json", ["fetch", "github"], ["perplexity", "locked"], 2),
+        ("project/.cursor/mcp.json", ["time", "remote"], ["notes"], 0),
         ("zed_settings.json", ["local"], ["off"], 2),
-        ("windsurf_mcp_config.json", ["memory"], ["git", "figma"], 1),
+        ("windsurf_mcp_config.json", ["memory", "git", "figma"], [], 1),
         ("cline_mcp_settings.json", ["weather"], ["old"], 4),
-        ("gemini_settings.json", ["pythonTools"], ["readOnly", "experiments"], 2),
-        ("copilot_mcp.json", ["sentry"], ["few"], 1),
+        ("gemini_settings.json", ["pythonTools", "readOnly"], ["experiments"], 2),
+        ("copilot_mcp.json", ["sentry", "few"], [], 0),
     ],
 )
 def test_the_files_of_clients(
@@ -688,7 +854,8 @@ def test_the_files_of_clients(
 ) -> None:
     notices: list[Notice] = []
     path = CLIENT_FILES / name
-    settings = read_config(str(path), environment={"GITHUB_TOKEN": "hush"}, notify=notices.append)
+    environment = {"GITHUB_TOKEN": "hush", "REMOTE": "hush"}
+    settings = read_config(str(path), environment=environment, notify=notices.append)
     assert [each.name for each in settings.servers] == served
     lines = [each.text for each in notices]
     out = [line for line in lines if "not served" in line]
@@ -701,7 +868,7 @@ def test_the_files_of_clients(
 
 
 def test_the_variables_of_a_client_s_file() -> None:
-    [fetch] = read_config(str(CLIENT_FILES / ".vscode/mcp.json"), environment={}).servers
+    fetch, _ = read_config(str(CLIENT_FILES / ".vscode/mcp.json"), environment={}).servers
     assert fetch.env == {"FETCH_TOKEN": "a b", "FETCH_PROXY": ""}
 
 
@@ -743,3 +910,25 @@ def test_a_listener_of_a_variable_shows_no_value(tmp_path: Path) -> None:
         read_config(str(path), environment={"H": "hush"}, check_listen=lambda text: f"{text} no")
     [line] = caught.value.lines
     assert line.endswith("got 'tcp:${H}': it is invalid once its variables are replaced")
+
+
+def test_an_error_deep_in_an_object_has_its_line(tmp_path: Path) -> None:
+    """Also where a key has dots."""
+    path = tmp_path / "config.json"
+    path.write_text(
+        """{"servers": {"a": {"command": "cat",
+        "auth": {"tokens": {
+          "x.y": {"sha256": 1},
+          "x": {"scopes": ["a",
+            1]}}},
+        "env": {"A.B":
+          2}
+        }}}"""
+    )
+    with pytest.raises(SettingErrors) as caught:
+        read_config(str(path))
+    assert [line.split(": ")[0:2] for line in caught.value.lines] == [
+        [f"{path}:3", 'servers.a.auth.tokens["x.y"].sha256'],
+        [f"{path}:5", "servers.a.auth.tokens.x.scopes[1]"],
+        [f"{path}:6", 'servers.a.env["A.B"]'],
+    ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.config.confinement import MAX_ID, MAX_LIMIT, ResourceLimits
+from mcpbridge.config.confinement import LEAST_OPEN_FILES, MAX_ID, MAX_LIMIT, ResourceLimits
 from mcpbridge.config.name_lists import LISTED_NAMES, LISTING_IDENTITIES, NameLists
 from mcpbridge.config.remote import REMOTE_HEADERS
 from mcpbridge.config.settings import (
@@ -187,7 +187,15 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     "umask": ("", "77", "0888", "00077", 77, "-077", True),
     "nice": (-21, 20, 1.0, "1", True, None),
     "limits": (
-        *(None, [], 1, {"open_files": 15}, {"cpu_seconds": 0}, {"core": -1}, {"nproc": 1}),
+        *(
+            None,
+            [],
+            1,
+            {"open_files": LEAST_OPEN_FILES - 1},
+            {"cpu_seconds": 0},
+            {"core": -1},
+            {"nproc": 1},
+        ),
         *({"file_size": MAX_LIMIT + 1}, {"address_space": "1G"}, {"open_files": True}, {1: 1}),
     ),
     "private_tmp": (None, 0, 1, "true"),
