@@ -1,9 +1,10 @@
 """
-Writes the tables of settings into the documents, from the code.
+Writes the tables of settings into the documents, and the schema of the configuration file
+beside them, from the code.
 
 `python docs/settings_table.py` replaces each table between its two comments,
 `<!-- settings: NAME -->` and `<!-- settings: end -->`.  With `--check` it changes
-nothing, and fails if a table is out of date.
+nothing, and fails if a table or the schema is out of date.
 """
 
 import dataclasses
@@ -18,10 +19,12 @@ from typing import Any
 from mcpbridge.config.checks import Check
 from mcpbridge.config.command_help import FIRST
 from mcpbridge.config.options import OPTIONS, default_text, option_of
+from mcpbridge.config.schema import schema_text
 from mcpbridge.config.settings import COMMON, BridgeSettings, ServerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "docs/configuration.md")
+SCHEMA = "docs/mcpbridge.schema.json"
 _TABLE = re.compile(
     r"^<!-- settings: (?P<name>[a-z]+) -->\n.*?^<!-- settings: end -->$", re.MULTILINE | re.DOTALL
 )
@@ -139,10 +142,10 @@ def main(arguments: list[str]) -> int:
         print(f"usage: {Path(__file__).name} [--check]", file=sys.stderr)
         return 2
     outdated = []
-    for name in DOCUMENTS:
+    for name in (*DOCUMENTS, SCHEMA):
         path = ROOT / name
-        before = path.read_text(encoding="utf-8")
-        after = current(before)
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        after = schema_text() if name == SCHEMA else current(before)
         if before != after:
             outdated.append(name)
             if not check:

@@ -198,6 +198,7 @@ def test_an_outdated_table_is_noticed_and_written_anew(
     document.write_text(old, encoding="utf-8")
     monkeypatch.setattr(settings_table, "ROOT", tmp_path)
     monkeypatch.setattr(settings_table, "DOCUMENTS", ("table.md",))
+    monkeypatch.setattr(settings_table, "SCHEMA", "schema.json")
     assert settings_table.main(["--check"]) == 1
     assert document.read_text(encoding="utf-8") == old
     assert settings_table.main([]) == 0
@@ -208,6 +209,9 @@ def test_an_outdated_table_is_noticed_and_written_anew(
     assert new.endswith("-->\nafter\n")
     assert settings_table.main(["--check"]) == 0
     assert "out of date" in capsys.readouterr().out
+    (tmp_path / "schema.json").write_text("{}")
+    assert settings_table.main(["--check"]) == 1
+    assert capsys.readouterr().out.startswith("schema.json: out of date")
 
 
 # The table of answers.
