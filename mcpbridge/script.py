@@ -33,6 +33,14 @@ def main() -> None:
     """Run twistd with the arguments of this command, or the command that they name."""
     if sys.argv[1:2] == ["token"]:
         sys.exit(token_command(sys.argv[2:]))
+    if sys.argv[1:2] == ["check"]:
+        from mcpbridge.check_command import check_command
+
+        sys.exit(check_command(sys.argv[2:]))
+    if sys.argv[1:2] == ["schema"]:
+        from mcpbridge.schema_command import schema_command
+
+        sys.exit(schema_command(sys.argv[2:]))
     options = ConsoleOptions()
     options.parseOptions(["--nodaemon", "--pidfile=", "mcpbridge", *sys.argv[1:]])
     if not options["logfile"]:

@@ -26,10 +26,14 @@ from twisted.python import usage
 
 from mcpbridge._version import __version__
 from mcpbridge.bridge import Bridge
+from mcpbridge.check.command import as_json, check_file, check_settings, failed
+from mcpbridge.check.report import Report
 from mcpbridge.config.command_help import EXAMPLES, help_text
-from mcpbridge.config.file import Notice, read_config
+from mcpbridge.config.config_file import Notice
+from mcpbridge.config.file import read_config
+from mcpbridge.config.masking import printable
 from mcpbridge.config.options import OPTIONS, Option, label_of
-from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.config.settings import BridgeSettings, ServerSettings, wrong_settings
 from mcpbridge.errors import BridgeError, CannotListen, Described, SettingError, SettingErrors
 from mcpbridge.memory import keep_collections_short, map_large_blocks
 from mcpbridge.signals import SignalHandlers
@@ -63,6 +67,9 @@ class Options(usage.Options):
         self._required: set[str] = set()
         #: Lines about the settings, for the log at the start.
         self.notices: list[Notice] = []
+        #: Whether to check the settings instead of serving, and to report in JSON.
+        self.checks = False
+        self.in_json = False
 
     def opt_port(self, port: str) -> None:
         """Port to listen on."""
@@ -76,6 +83,14 @@ class Options(usage.Options):
         """Serve the servers listed in a configuration file."""
         # It is read again at SIGHUP, and a daemon changes its directory.
         self.config = os.path.abspath(path) if path else path
+
+    def opt_check(self) -> None:
+        """Check the settings, print what would run, and exit."""
+        self.checks = True
+
+    def opt_json(self) -> None:
+        """With --check, print JSON."""
+        self.in_json = True
 
     def opt_request_state_key(self, key: str) -> None:
         """Refuse the key, which would be taken for the path of its file otherwise."""
@@ -94,13 +109,13 @@ class Options(usage.Options):
 
     def opt_help(self) -> None:
         """Print the help and exit."""
-        _print_and_exit(str(self))
+        print_and_exit(str(self))
 
     opt_h = opt_help
 
     def opt_version(self) -> None:
         """Print the version and exit."""
-        _print_and_exit(f"mcpbridge {__version__}")
+        print_and_exit(f"mcpbridge {__version__}")
 
     def __str__(self) -> str:
         """Return the help."""
@@ -117,23 +132,46 @@ class Options(usage.Options):
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
-            raise SystemExit(f"mcpbridge: {_printable(self._explain(error))}") from None
+            raise SystemExit(f"mcpbridge: {printable(self._explain(error))}") from None
 
     def parseArgs(self, *command: str) -> None:
         """Take COMMAND [ARG ...]."""
         self.command = command
 
     def postOptions(self) -> None:
-        """Make the settings.  Raises `SystemExit` with a line for each error."""
+        """
+        Make the settings, or check them.  Raises `SystemExit` with a line for each error,
+        and with an exit status after a check.
+        """
+        if self.in_json and not self.checks:
+            raise SystemExit("mcpbridge: --json is only for --check")
         if self.config is None and not self.command:
             raise SystemExit(
                 "mcpbridge: COMMAND is missing: give the command line of an MCP server, or"
                 f" --config FILE\n\n{EXAMPLES}\nFor all options, run: {self._program()} --help"
             )
+        if self.checks:
+            report = self._check()
+            text = as_json(report) if self.in_json else report.as_text()
+            print_and_exit(text, report.status)
         try:
             self.settings = self._read()
         except SettingError as error:
             _fail(error)
+
+    def _check(self) -> Report:
+        """Find everything that is wrong."""
+        try:
+            if self.config is None:
+                warnings = [each.text for each in self.notices]
+                return check_settings(self._read(), os.environ, label_of, warnings)
+            self._refuse_with_config()
+            bridge = self._bridge_values()
+            with _named_by_option(BridgeSettings):
+                SettingError.raise_all(wrong_settings(BridgeSettings, bridge))
+        except SettingError as error:
+            return failed(self.config, error)
+        return check_file(self.config, bridge, os.environ, self._check_listen(bridge))
 
     # Settings.
 
@@ -153,13 +191,18 @@ class Options(usage.Options):
             self.notices = before
             raise
 
-    def _read(self) -> BridgeSettings:
+    def _bridge_values(self) -> dict[str, Any]:
+        """Return what the options say of the bridge.  Raises `SettingError`."""
         bridge = self._values(BridgeSettings)
         listen = self._listen_on(bridge.get("listen"))
         if listen is not None:
             bridge["listen"] = listen
         for description in bridge.get("listen", ()):
             check_endpoint(description)
+        return bridge
+
+    def _read(self) -> BridgeSettings:
+        bridge = self._bridge_values()
         if self.config is not None:
             self._refuse_with_config()
             with _named_by_option(BridgeSettings):
@@ -179,7 +222,7 @@ class Options(usage.Options):
     def _server(self) -> ServerSettings:
         command, *arguments = self.command
         values = {
-            "name": os.path.basename(command) or command,
+            "name": os.path.basename(command) or command or ServerSettings.name,
             **self._values(ServerSettings),
         }
         with _named_by_option(ServerSettings):
@@ -205,9 +248,13 @@ class Options(usage.Options):
             strict=bool(bridge.get("strict")),
             notify=self.notices.append,
             required=self._required,
-            # Listeners of the command line replace those of the file.
-            check_listen=(lambda _: None) if "listen" in bridge else endpoint_error,
+            check_listen=self._check_listen(bridge),
         )
+
+    @staticmethod
+    def _check_listen(bridge: dict[str, Any]) -> Callable[[str], str | None]:
+        # Listeners of the command line replace those of the file.
+        return (lambda _: None) if "listen" in bridge else endpoint_error
 
     def _refuse_with_config(self) -> None:
         """Raise `SettingErrors` for what concerns one server: it belongs in the file."""
@@ -441,7 +488,7 @@ class _Run(Bridge):
     def _log_notices(self, notices: Sequence[Notice]) -> None:
         for notice in notices:
             level = LogLevel.levelWithName(notice.level)
-            self.log.emit(level, "{text}", text=_printable(notice.text))
+            self.log.emit(level, "{text}", text=printable(notice.text))
 
     def _reload(self) -> bool:
         """Read the file of the settings again; return False if they are from no file."""
@@ -455,7 +502,7 @@ class _Run(Bridge):
             options.settings = settings
         except BridgeError as error:
             for line in _lines_of(error):
-                self.log.error("{line}", line=_printable(line))
+                self.log.error("{line}", line=printable(line))
             self.log.error(
                 "SIGHUP: {file} was not loaded, and nothing has changed; the errors are above,"
                 " and `mcpbridge check` shows them all",
@@ -470,7 +517,7 @@ class _Run(Bridge):
             self.log.info(
                 "SIGHUP: loaded {file}: {changed}",
                 file=options.config,
-                changed=_printable(changed),
+                changed=printable(changed),
             )
         return True
 
@@ -502,21 +549,28 @@ def _named_by_option(kind: type[Any]) -> Iterator[None]:
     except SettingErrors:
         raise
     except SettingError as error:
-        name = "--config" if error.name == "config" else label_of(kind, error.name)
-        raise SettingError(name, error.expected, error.got) from None
+        named = [
+            SettingError(
+                "--config" if each.name == "config" else label_of(kind, each.name),
+                each.expected,
+                each.got,
+            )
+            for each in (error, *error.others)
+        ]
+        raise (named[0] if len(named) == 1 else SettingErrors([*map(str, named)])) from None
 
 
 def _fail(error: BridgeError) -> NoReturn:
     """Exit with status 1 and a line for each error."""
-    raise SystemExit("\n".join(f"mcpbridge: {_printable(line)}" for line in _lines_of(error)))
+    raise SystemExit("\n".join(f"mcpbridge: {printable(line)}" for line in _lines_of(error)))
 
 
 def _lines_of(error: BridgeError) -> Sequence[str]:
     return error.lines if isinstance(error, SettingErrors) else (str(error),)
 
 
-def _print_and_exit(text: str) -> NoReturn:
-    """Print a text and exit with status 0, even if its reader, such as `head`, has left."""
+def print_and_exit(text: str, status: int = 0) -> NoReturn:
+    """Print a text and exit with a status, even if its reader, such as `head`, has left."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -524,8 +578,4 @@ def _print_and_exit(text: str) -> NoReturn:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-    raise SystemExit(0)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    raise SystemExit(status)

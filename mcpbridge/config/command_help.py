@@ -76,6 +76,11 @@ FIRST = (
         "127.0.0.1",
     ),
     Entry(COMMON, "--config FILE", "Serve the servers listed in a configuration file."),
+    Entry(
+        COMMON,
+        "--check",
+        "Say what is wrong with the settings and what would run, and exit; with --json as JSON.",
+    ),
 )
 #: Shown after the options of their group.
 LAST = (

@@ -9,9 +9,10 @@ NO_BOUNDS = {
     "a unit": "config.tuning.MIB",
     "a default": "tap.DEFAULT_PORT",
     "the version of a format": "mcp.request_state._VERSION",
+    "columns of a report": "check.report.WIDTH check.report._COLUMN",
     "columns of the help": "config.command_help._COLUMN config.command_help._NARROWEST"
     " config.command_help._WIDEST",
-    "how similar two names are": "config.file._NEAR config.file._NEAR_AT_TOP",
+    "how similar two names are": "config.foreign._NEAR config.file._NEAR_AT_TOP",
     "the prefix length of a network": "web.client_addresses.IPV6_PREFIX",
     "the tolerance of sums of fractions": "processes.address_shares._NOTHING",
     "how many bytes are random": "mcp.tasks._OWNER_BYTES stateless.suspended_calls.HANDLE_BYTES"

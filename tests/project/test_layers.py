@@ -52,10 +52,22 @@ ALLOWED: dict[str, set[str]] = {
     "bridge": GROUND
     | {"auth", "extensions", "generation", "limits", "memory", "sliced_work", "stdio"}
     | {"processes", "session", "server", "session_report", "web"},
-    "tap": {"_version", "bridge", "config", "errors", "memory", "signals", "twisted_internals"}
+    "check": GROUND | {"auth", "extensions", "stdio"},
+    "tap": {
+        "_version",
+        "bridge",
+        "check",
+        "config",
+        "errors",
+        "memory",
+        "signals",
+        "twisted_internals",
+    }
     | {"web"},
     "token_command": {"auth"},
-    "script": {"token_command"},
+    "check_command": {"tap"},
+    "schema_command": {"config"},
+    "script": {"check_command", "schema_command", "token_command"},
     "demo": set(),
     "testing": {"errors", "interfaces"},
     "__init__": {"_version", "bridge", "config", "twisted_internals"},

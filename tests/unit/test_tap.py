@@ -1,6 +1,7 @@
 """The command line: options become settings, and errors say what to do."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -444,7 +445,7 @@ def labels() -> dict[str, str]:
             "--allowed-headers: expected a list of HTTP header names",
         ),
         (
-            "--max-message-bytes 999999999 cat",
+            "--max-message-bytes 999999999 --max-response-bytes 999999999 cat",
             "--max-request-bytes: expected at least 999999999, the size of",
         ),
         ("--listen= cat", "--listen: expected a list of endpoint descriptions"),
@@ -622,14 +623,14 @@ def test_each_error_in_a_file_is_a_line(tmp_path: Path) -> None:
 def test_strict(tmp_path: Path) -> None:
     """An entry that cannot be served stops the others only with `--strict`."""
     path = tmp_path / "config.json"
-    path.write_text('{"mcpServers": {"a": {"command": "cat"}, "b": {"url": "https://x"}}}')
+    path.write_text('{"mcpServers": {"a": {"command": "cat"}, "b": {"url": "ftp://x"}}}')
     options = Options()
     options.parseOptions(["--config", str(path)])
     assert [server.name for server in options.settings.servers] == ["a"]
     [notice] = options.notices
-    assert (notice.level, "mcpServers.b: not served" in notice.text) == ("warn", True)
+    assert (notice.level, "mcpServers.b: not served" in notice.text) == ("error", True)
     line = refused("--strict", "--config", str(path))
-    assert line.startswith(f"mcpbridge: {path}:1: mcpServers.b.url: a remote server")
+    assert line.startswith(f"mcpbridge: {path}:1: mcpServers.b.url: expected an `http` or")
 
 
 def test_a_listener_on_the_command_line_replaces_a_wrong_one(tmp_path: Path) -> None:
@@ -694,3 +695,50 @@ def test_signal_handlers_of_others_stay(running_reactor: Any) -> None:
     service._signals.install_stop()
     assert signal.getsignal(signal.SIGINT) is theirs
     assert signal.getsignal(signal.SIGTERM) != running_reactor.sigTerm
+
+
+# The check of a command line.
+
+
+def checked(*arguments: str) -> tuple[int, str]:
+    """The exit status and what is printed."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit) as caught:
+        parsed(*arguments)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, printed.getvalue()
+
+
+def test_check_of_a_command() -> None:
+    status, text = checked("--check", "--env", "KEY=hush", "--", "cat", "--token", "hush")
+    assert (status, "hush" in text) == (0, False)
+    plain = " ".join(text.split())
+    assert "cat paths /mcp /sse command cat --token *** program /" in plain
+    assert "env KEY=***" in plain
+    assert plain.endswith("The command line: no errors.")
+
+
+def test_check_of_a_wrong_command_names_every_option() -> None:
+    status, text = checked("--check", "--max-sessions", "0", "--nice", "99", "cat")
+    assert status == 1
+    assert "--max-sessions (max_sessions): expected an integer ≥ 1, got 0\n" in text
+    assert "--nice (nice): expected an integer from -20 to 19, got 99\n" in text
+    status, text = checked("--check", "--launcher", "no.such.Launcher", "--warm", "200", "cat")
+    assert status == 1
+    assert text.startswith("--launcher (launcher): expected the dotted name of a factory")
+    assert "warm (200) leaves no room" in text
+    status, text = checked("--check", "--json", "no-such-program-here")
+    [error] = json.loads(text)["errors"]
+    assert (status, error["file"], error["key"]) == (1, None, "COMMAND (command)")
+
+
+def test_json_is_for_a_check() -> None:
+    assert refused("--json", "cat") == "mcpbridge: --json is only for --check"
+
+
+def test_check_with_a_file(config: str) -> None:
+    status, text = checked("--check", "--config", config, "--listen", "tcp:0")
+    assert (status, "tcp:0 can be reached from other machines" in text) == (1, True)
+    assert "--config" in checked("--check", "--config", config, "cat")[1]
+    status, text = checked("--check", "--config", config, "--listen", "tcp:0:interface=::1")
+    assert status == 1

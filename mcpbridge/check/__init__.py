@@ -1,0 +1,1 @@
+"""What `mcpbridge check` finds out without starting anything."""
