@@ -1,7 +1,7 @@
 /*
  * launch: prepare a process, then become a backend's command.
  *
- *   launch TAG PARENT DIRECTORY DESCRIPTORS -- PROGRAM [ARG ...]
+ *   launch TAG PARENT DIRECTORY DESCRIPTORS [STEP ...] -- PROGRAM [ARG ...]
  *
  * This is the preferred way to start a backend (exec_chain.py, `Compiled`).
  * setup.py compiles it at installation where there is a C compiler: without a
@@ -14,14 +14,25 @@
  *      the session id lead to what the backend starts;
  *   2. sets TAG as two resource limits that Linux does not enforce, which
  *      every descendant inherits (see procfs.py); 0 means no tag;
- *   3. asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG),
- *      and then checks that PARENT is still its parent, since the bridge may
- *      have died before the request;
- *   4. changes to DIRECTORY, unless that is `-`;
- *   5. closes all descriptors but 0, 1 and 2, so that the bridge need not ask
+ *   3. closes all descriptors but 0, 1 and 2, so that the bridge need not ask
  *      the system about each of its thousands before every spawn;
- *   6. sets the soft limit on descriptors to DESCRIPTORS, unless that is 0;
- *   7. executes PROGRAM, which must be an absolute path.
+ *   4. sets the soft limit on descriptors to DESCRIPTORS, unless that is 0;
+ *   5. takes the steps that confine the program, in their order;
+ *   6. changes to DIRECTORY, unless that is `-`, as the new user;
+ *   7. asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG),
+ *      which a change of credentials would undo, and then checks that PARENT
+ *      is still its parent, since the bridge may have died before the request;
+ *   8. executes PROGRAM, which must be an absolute path.
+ *
+ * A STEP is a letter and decimal numbers (exec_chain.py, `Confinement`):
+ *
+ *   l RESOURCE : SOFT : HARD   sets a resource limit;
+ *   n NUMBER                   sets the nice value, NUMBER - 20;
+ *   m NUMBER                   sets the umask;
+ *   g ID                       drops all supplementary groups, and sets the
+ *                              real, effective and saved group;
+ *   u ID                       does so with the user, and drops capabilities
+ *                              that would survive the execution of PROGRAM.
  *
  * The exit status is 127 if there is no such program, 126 if it cannot be
  * executed, and 125 if an earlier step failed, as with env(1).  Linux only.
@@ -40,6 +51,7 @@
 
 #define NULL ((void *)0)
 #define SIGKILL 9
+#define PRIO_PROCESS 0
 #ifndef __NR_close_range /* new in Linux 5.9, with one number on all machines */
 #define __NR_close_range 436
 #endif
@@ -104,6 +116,13 @@ static long call(long number, long a, long b, long c, long d)
 #define setsid() call(__NR_setsid, 0, 0, 0, 0)
 #define getppid() call(__NR_getppid, 0, 0, 0, 0)
 #define chdir(path) call(__NR_chdir, (long)(path), 0, 0, 0)
+#define setpriority(which, who, value) call(__NR_setpriority, (which), (who), (value), 0)
+#define umask(mask) call(__NR_umask, (long)(mask), 0, 0, 0)
+#define setgroups(count, ids) call(__NR_setgroups, (count), (long)(ids), 0, 0)
+#define setresgid(real, effective, saved) \
+    call(__NR_setresgid, (long)(real), (long)(effective), (long)(saved), 0)
+#define setresuid(real, effective, saved) \
+    call(__NR_setresuid, (long)(real), (long)(effective), (long)(saved), 0)
 #define close(descriptor) call(__NR_close, (descriptor), 0, 0, 0)
 #define write(descriptor, text, size) call(__NR_write, (descriptor), (long)(text), (size), 0)
 #define prctl(option, a, b, c, d) call(__NR_prctl, (option), (long)(a), (b), (c))
@@ -113,8 +132,9 @@ static long call(long number, long a, long b, long c, long d)
 #define prlimit(pid, which, new, old) \
     call(__NR_prlimit64, (pid), (which), (long)(new), (long)(old))
 typedef struct rlimit64 limit_pair;
+typedef unsigned id_number;
 
-/* Those that a program or a directory is likely to cause. */
+/* Those that a program, a directory or a step is likely to cause. */
 static const char *strerror(int number)
 {
     switch (number) {
@@ -130,6 +150,10 @@ static const char *strerror(int number)
         return "Cannot allocate memory";
     case EACCES:
         return "Permission denied";
+    case EINVAL:
+        return "Invalid argument";
+    case EAGAIN:
+        return "Resource temporarily unavailable";
     case ENOTDIR:
         return "Not a directory";
     case ETXTBSY:
@@ -142,14 +166,17 @@ static const char *strerror(int number)
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <grp.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 typedef struct rlimit limit_pair;
+typedef uid_t id_number;
 
 static long close_range_or_fail(unsigned first, unsigned last)
 {
@@ -162,6 +189,11 @@ static long close_range_or_fail(unsigned first, unsigned last)
 }
 #define close_range(first, last) close_range_or_fail((first), (last))
 
+#endif
+
+#ifndef PR_CAP_AMBIENT /* new in Linux 4.3 */
+#define PR_CAP_AMBIENT 47
+#define PR_CAP_AMBIENT_CLEAR_ALL 4
 #endif
 
 static void say(const char *text)
@@ -191,6 +223,66 @@ static unsigned long long number(const char *text)
     return value;
 }
 
+static int set_limit(const char *text)
+{
+    unsigned long long numbers[3] = {0, 0, 0};
+    for (int which = 0; which < 3; which++) {
+        numbers[which] = number(text);
+        while (*text != 0 && *text != ':')
+            text++;
+        if (*text == ':')
+            text++;
+    }
+    limit_pair limit = {numbers[1], numbers[2]};
+    if (prlimit(0, numbers[0], &limit, NULL) < 0)
+        return fail("prlimit", 125);
+    return 0;
+}
+
+static int set_group(id_number group)
+{
+    if (setgroups(0, NULL) < 0)
+        return fail("setgroups", 125);
+    if (setresgid(group, group, group) < 0)
+        return fail("setresgid", 125);
+    return 0;
+}
+
+static int set_user(id_number user)
+{
+    if (setresuid(user, user, user) < 0)
+        return fail("setresuid", 125);
+    /*
+     * The kernel drops the capabilities of root, but not those that a bridge
+     * of another user was given.  The others end with the execution.
+     */
+    if (user != 0 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
+        if (errno != EINVAL)
+            return fail("prctl", 125);
+    return 0;
+}
+
+/* Take one step of the confinement; return 0, or the exit status. */
+static int confine(const char *step)
+{
+    unsigned long long value = number(step + 1);
+    switch (step[0]) {
+    case 'l':
+        return set_limit(step + 1);
+    case 'n':
+        return setpriority(PRIO_PROCESS, 0, (int)value - 20) < 0 ? fail("setpriority", 125) : 0;
+    case 'm':
+        umask((unsigned)value);
+        return 0;
+    case 'g':
+        return set_group((id_number)value);
+    case 'u':
+        return set_user((id_number)value);
+    }
+    say("launch: unknown step\n");
+    return 125;
+}
+
 static void close_descriptors(void)
 {
     limit_pair most = {1024, 1024};
@@ -201,24 +293,32 @@ static void close_descriptors(void)
         close((int)descriptor);
 }
 
+static int usage(void)
+{
+    say("usage: launch TAG PARENT DIRECTORY DESCRIPTORS [STEP ...] -- PROGRAM [ARG ...]\n");
+    return 125;
+}
+
+static int is_end(const char *text)
+{
+    return text[0] == '-' && text[1] == '-' && text[2] == 0;
+}
+
 static int launch(long count, char **argument, char **environment)
 {
-    if (count < 7 || argument[5][0] != '-' || argument[5][1] != '-' || argument[5][2] != 0) {
-        say("usage: launch TAG PARENT DIRECTORY DESCRIPTORS -- PROGRAM [ARG ...]\n");
-        return 125;
-    }
+    long steps = 5;
+    while (steps < count && !is_end(argument[steps]))
+        steps++;
+    if (steps + 1 >= count)
+        return usage();
+    char **program = argument + steps + 1;
     limit_pair tag = {number(argument[1]), number(argument[1])};
     if (setsid() < 0)
         return fail("setsid", 125);
     if (tag.rlim_cur != 0)
         if (prlimit(0, RLIMIT_RSS, &tag, NULL) < 0 || prlimit(0, RLIMIT_LOCKS, &tag, NULL) < 0)
             return fail("prlimit", 125);
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
-        return fail("prctl", 125);
-    if ((unsigned long long)getppid() != number(argument[2]))
-        return 125;
-    if ((argument[3][0] != '-' || argument[3][1] != 0) && chdir(argument[3]) < 0)
-        return fail(argument[3], 125);
+    /* The whole table of descriptors is closed before a limit on it is lowered. */
     close_descriptors();
     limit_pair descriptors;
     if (number(argument[4]) != 0) {
@@ -228,8 +328,19 @@ static int launch(long count, char **argument, char **environment)
         if (prlimit(0, RLIMIT_NOFILE, &descriptors, NULL) < 0)
             return fail("prlimit", 125);
     }
-    execve(argument[6], argument + 6, environment);
-    return fail(argument[6], errno == ENOENT ? 127 : 126);
+    for (long step = 5; step < steps; step++) {
+        int status = confine(argument[step]);
+        if (status != 0)
+            return status;
+    }
+    if ((argument[3][0] != '-' || argument[3][1] != 0) && chdir(argument[3]) < 0)
+        return fail(argument[3], 125);
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
+        return fail("prctl", 125);
+    if ((unsigned long long)getppid() != number(argument[2]))
+        return 125;
+    execve(program[0], program, environment);
+    return fail(program[0], errno == ENOENT ? 127 : 126);
 }
 
 #ifdef WITHOUT_LIBC
