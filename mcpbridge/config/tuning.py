@@ -205,6 +205,11 @@ RELISTEN_SECONDS = 1.0
 #: How many processes and containers without a tag the watchdog keeps.
 MAX_RECORDS = 4096
 
+#: How many directories of a server (`private_tmp`) are emptied at a time, and how long one
+#: of them may take.
+PRIVATE_TMP_REMOVALS = 2
+PRIVATE_TMP_SECONDS = 60.0
+
 #: How many killed bridges one start cleans up after; a later start continues.
 MAX_CLEANUPS = 64
 

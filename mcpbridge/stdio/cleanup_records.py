@@ -2,7 +2,8 @@
 Records of what must be cleaned up after a killed bridge, beside tagged processes.
 
 Tags lead to most processes (see `procfs`).  A record names what they do not
-lead to: a process without a tag, the containers of an engine.  Records are
+lead to: a process without a tag, the containers of an engine, the directory for
+the temporary files of backends.  Records are
 sent to the watchdog and written to the state file as JSON.
 """
 
@@ -54,7 +55,25 @@ class ContainersRecord:
         return {"containers": {**named, "environment": dict(self.environment)}}
 
 
-Record = ProcessRecord | ContainersRecord
+@dataclass(frozen=True, slots=True)
+class DirectoryRecord:
+    """
+    A directory that the bridge has made, with all that is in it.
+
+    `device` and `inode` (stat(2)) tell whether the directory at this absolute `path` is
+    that one still.
+    """
+
+    path: str
+    device: int
+    inode: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record as the watchdog reads it."""
+        return {"directory": [self.path, self.device, self.inode]}
+
+
+Record = ProcessRecord | ContainersRecord | DirectoryRecord
 
 
 class Cleanup(Protocol):
@@ -76,6 +95,8 @@ def read_record(value: Any) -> Record:
     match value:
         case {"process": [int(pid), int(started)]}:
             return ProcessRecord(pid, started)
+        case {"directory": [str(path), int(device), int(inode)]}:
+            return DirectoryRecord(path, device, inode)
         case {"containers": {"engine": [*engine], "filter": str(wanted), "environment": given}}:
             if (
                 engine

@@ -4,8 +4,12 @@ Prepare a child process before it becomes a backend's command.
 The child must lead a session of its own (setsid(2)), carry a tag (see
 `procfs`), die with the bridge (prctl(2), PR_SET_PDEATHSIG) and be in its
 working directory.  It gets the limit on descriptors with which the bridge was
-started, since a program that uses select(2) fails with more than 1,024.  A chain
-is a command line that does this and then executes the command.
+started, since a program that uses select(2) fails with more than 1,024.  And it
+is confined, if the server is: another user, limits, a umask, a priority.  A
+chain is a command line that does this and then executes the command.
+
+The parent-death signal is set last, because the kernel clears it when the
+credentials of a process change.
 
 Every chain ends in exec, so the backend keeps the pid that was spawned and no
 wrapper process stays beside it.  None of them needs Twisted to change the
@@ -20,10 +24,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
+from mcpbridge.stdio.confinement import Confinement
 from mcpbridge.stdio.process_tags import LIMITS
 
 #: How long the trial of a chain may take.
@@ -31,6 +36,14 @@ TRIAL_SECONDS = 10.0
 
 #: A program that prints its own limits; it needs no /proc.
 _TRIAL = f"import resource; print(*[n for each in {LIMITS!r} for n in resource.getrlimit(each)])"
+#: What prlimit(1) calls the limits.
+_PRLIMIT_OPTIONS = {
+    "open_files": "nofile",
+    "file_size": "fsize",
+    "cpu_seconds": "cpu",
+    "core": "core",
+    "address_space": "as",
+}
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -51,12 +64,17 @@ class Compiled:
     path: str = os.path.join(_HERE, "launch")
     #: The soft limit on descriptors that the command gets; 0: that of the bridge.
     descriptors: int = 0
+    #: Those of a `Confinement`.
+    steps: tuple[str, ...] = ()
+    #: The pid of the parent; by default of this process.
+    parent: str = ""
     closes_descriptors = True
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
         """Put `launch` with its arguments before the command."""
-        settings = [str(tag), str(os.getpid()), directory or "-", str(self.descriptors)]
-        return [self.path, *settings, "--", *command]
+        parent = self.parent or str(os.getpid())
+        settings = [str(tag), parent, directory or "-", str(self.descriptors)]
+        return [self.path, *settings, *self.steps, "--", *command]
 
 
 @dataclass(frozen=True)
@@ -68,21 +86,40 @@ class UtilLinux:
     prlimit: str
     setpriv: str
     descriptors: int = 0
+    #: None where no server is confined by it.
+    nice: str | None = None
+    confinement: Confinement = Confinement()
     closes_descriptors = False
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
         """Put one program for each step before the command."""
-        links = []
-        if directory is not None:
-            # `env` is first: it would take a later argument with an `=` for a variable.
-            links += [self.env, "-C", directory]
-        links += [self.setsid]
+        links = [self.setsid]
         limits = [f"--rss={tag}:{tag}", f"--locks={tag}:{tag}"] if tag else []
         if self.descriptors:
             limits += [f"--nofile={self.descriptors}:"]
+        # Of two values of one limit the last one counts.
+        wanted = self.confinement
+        limits += [
+            f"--{_PRLIMIT_OPTIONS[each.name]}={each.soft}:{each.hard}" for each in wanted.limits
+        ]
         if limits:
             links += [self.prlimit, *limits]
+        if wanted.niceness is not None and self.nice is not None:
+            links += [self.nice, "-n", str(wanted.niceness - os.getpriority(os.PRIO_PROCESS, 0))]
+        links += self._change_credentials()
+        if directory is not None:
+            # The next argument has no `=`: `env` would take it for a variable.
+            links += [self.env, "-C", directory]
         return [*links, self.setpriv, "--pdeathsig", "KILL", "--", *command]
+
+    def _change_credentials(self) -> list[str]:
+        uid, gid = self.confinement.uid, self.confinement.gid
+        options = []
+        if uid is not None:
+            options += [f"--reuid={uid}", "--ambient-caps=-all"]
+        if gid is not None:
+            options += [f"--regid={gid}", "--clear-groups"]
+        return [self.setpriv, *options, "--"] if options else []
 
 
 @dataclass(frozen=True)
@@ -90,13 +127,35 @@ class PythonShim:
     """`exec_shim.py`: slower by the start of an interpreter, but it works everywhere."""
 
     descriptors: int = 0
+    steps: tuple[str, ...] = ()
+    parent: str = ""
     closes_descriptors = False
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:
         """Put the interpreter and the shim before the command."""
         shim = os.path.join(_HERE, "exec_shim.py")
-        settings = [str(tag), directory or "-", str(self.descriptors)]
-        return [sys.executable, "-I", "-S", shim, *settings, "--", *command]
+        parent = self.parent or str(os.getpid())
+        settings = [str(tag), parent, directory or "-", str(self.descriptors)]
+        return [sys.executable, "-I", "-S", shim, *settings, *self.steps, "--", *command]
+
+
+def confine(chain: Chain, confinement: Confinement) -> Chain:
+    """
+    Return a chain that confines the command, too.
+
+    It is another one where this one has no program for that: util-linux has none for
+    the umask.
+    """
+    match chain:
+        case Compiled() | PythonShim():
+            return replace(chain, steps=confinement.steps())
+        case UtilLinux(descriptors=descriptors):
+            nice = shutil.which("nice") if confinement.niceness is not None else None
+            missing = confinement.niceness is not None and nice is None
+            if confinement.umask is not None or missing:
+                return PythonShim(descriptors, confinement.steps())
+            return replace(chain, nice=nice, confinement=confinement)
+    raise TypeError(f"{type(chain).__name__} cannot confine a command")
 
 
 @cache

@@ -1,5 +1,5 @@
 """
-The two calls of prctl(2) that the bridge and its programs need (Linux).
+The calls of prctl(2) that the bridge and its programs need (Linux).
 
 Uses the standard library alone: `exec_shim` imports it without the package.
 """
@@ -11,6 +11,8 @@ import sys
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 
 def set_parent_death_signal(number: int) -> bool:
@@ -26,6 +28,11 @@ def set_child_subreaper(on: bool) -> bool:
     embedded bridge does it only if it is configured to.
     """
     return _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
+
+
+def clear_ambient_capabilities() -> bool:
+    """Have no capability survive the next execution; False if there are none, on old kernels."""
+    return _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
 
 
 def _prctl(option: int, argument: int) -> bool:

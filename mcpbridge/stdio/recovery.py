@@ -22,7 +22,13 @@ from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import CLEANUP_SECONDS, MAX_CLEANUPS
 from mcpbridge.guard import guarded
-from mcpbridge.stdio.cleanup_records import CleanupRecords, ContainersRecord, ProcessRecord, Record
+from mcpbridge.stdio.cleanup_records import (
+    CleanupRecords,
+    ContainersRecord,
+    DirectoryRecord,
+    ProcessRecord,
+    Record,
+)
 from mcpbridge.stdio.state_file import (
     FORGET_SECONDS,
     NoStateDirectory,
@@ -35,7 +41,7 @@ from mcpbridge.stdio.state_file import (
 from mcpbridge.stdio.watchdog import LOGGED_BYTES, set_tag, watchdog_command
 from mcpbridge.timers import Timer
 
-#: Records of processes are written to the state file after so long, those of containers at once.
+#: Records of processes are written to the state file after so long, all others at once.
 SAVE_SECONDS = 1.0
 #: So much of the end of a watchdog's output is kept: its report is shorter.
 REPORT_BYTES = 64 * 1024
@@ -70,7 +76,7 @@ class Journal:
         """Write the records soon: this one was added or dropped."""
         if self._file is None:
             return
-        if isinstance(record, ContainersRecord):
+        if not isinstance(record, ProcessRecord):
             self._save()
         elif not self._timer.is_running:
             self._timer.start(SAVE_SECONDS, self._save)
@@ -235,7 +241,9 @@ class Recovery:
         if same_boot:
             # The machine was renamed since.
             return True
-        # The machine was restarted since: no process is left.
+        # The machine was restarted since: no process is left, but perhaps files are.
+        if any(isinstance(each, DirectoryRecord) for each in file.records()):
+            return True
         file.remove()
         return False
 
@@ -253,8 +261,7 @@ class Recovery:
                 )
 
     def _clean(self, file: StateFile) -> None:
-        here = file.state.place == Place.here()
-        records = [each for each in file.records() if here or isinstance(each, ProcessRecord)]
+        records = [each for each in file.records() if _may_clean_up(each, file.state.place)]
         cleaner = Cleaner(self._clock, records, self._tag)
         cleaner.done.addCallback(self._cleaned, file)
         cleaner.done.addErrback(lambda why: self.log.failure("recovery failed", why))
@@ -287,10 +294,11 @@ class Recovery:
             file.remove()
             self.log.info(
                 "a bridge that was killed (pid {pid}) had left {processes} processes and"
-                " {containers} containers: they are ended",
+                " {containers} containers{files}: they are ended",
                 pid=pid,
                 processes=report["processes"],
                 containers=report["containers"],
+                files=", and temporary files" if report.get("directories") else "",
             )
         if self._stopping:
             stopped, self._stopped = self._stopped, None
@@ -298,3 +306,14 @@ class Recovery:
                 stopped.callback(None)
         else:
             self._next()
+
+
+def _may_clean_up(record: Record, place: Place) -> bool:
+    """Return True if a record of a bridge at this place means the same thing here."""
+    here = Place.here()
+    match record:
+        case DirectoryRecord():
+            return True
+        case ProcessRecord():
+            return (place.boot, place.pid_namespace) == (here.boot, here.pid_namespace)
+    return place == here

@@ -4,7 +4,7 @@ The watchdog: a small process beside the bridge that cleans up if the bridge is 
 It reads its standard input.  When that ends, the bridge has stopped or was
 killed; then the watchdog kills every process that carries a tag of the
 bridge, kills every process that it was told of, and removes the containers
-that it was told of.  Run it as `python -I -S watchdog_program.py BASE [TAG]`;
+and directories that it was told of.  Run it as `python -I -S watchdog_program.py BASE [TAG]`;
 it needs only the standard library and the modules beside it.
 
 BASE is the base of the bridge's tags, TAG the watchdog's own tag (default:
@@ -19,13 +19,13 @@ The input is JSON, one object a line:
 `{"complete": true}`   those were all
 
 where RECORD is `{"process": [PID, START_TIME]}`, START_TIME being field 22 of
-`/proc/PID/stat`, or `{"containers": {"engine": [PROGRAM, ARG, ...], "filter":
+`/proc/PID/stat`, `{"directory": [PATH, DEVICE, INODE]}`, or `{"containers": {"engine": [PROGRAM, ARG, ...], "filter":
 FILTER, "environment": {NAME: VALUE, ...}}}`: all containers that `ENGINE ps
 --filter FILTER` lists.
 
 It writes one line to standard output when it waits, `{"ready": true}`, and its
 report at the end, `{"processes": FOUND, "left": PROCESSES_LEFT, "containers":
-REMOVED, "errors": [TEXT, ...]}`.
+REMOVED, "directories": REMOVED, "errors": [TEXT, ...]}`.
 
 Everything is imported before the wait: when the bridge dies, an upgrade may
 have removed the files or replaced them by another version's.
@@ -48,10 +48,12 @@ if __name__ == "__main__":
     from kill_pass import kill_pass  # type: ignore[import-not-found]
     from process_tags import LIMITS  # type: ignore[import-not-found]
     from procfs import find_tagged  # type: ignore[import-not-found]
+    from remove_tree import remove_tree  # type: ignore[import-not-found]
 else:
     from mcpbridge.stdio.kill_pass import kill_pass
     from mcpbridge.stdio.process_tags import LIMITS
     from mcpbridge.stdio.procfs import find_tagged
+    from mcpbridge.stdio.remove_tree import remove_tree
 
 #: The watchdog gives up killing after so long.
 GIVE_UP_SECONDS = 30.0
@@ -69,6 +71,10 @@ ENGINE_PAUSE_SECONDS = 1.0
 BIRTH_SECONDS = 5.0
 #: The label of a container whose anonymous volumes go with it (`containers`).
 VOLUMES_LABEL = "mcpbridge.remove-volumes"
+#: How the names of directories begin; no other one is removed.
+DIRECTORY_PREFIX = "mcpbridge-tmp-"
+#: How long the removal of one directory may take.
+DIRECTORY_SECONDS = 60.0
 #: A longer line of the input is dropped, and stderr says so: no record is as long.
 LINE_BYTES = 1024 * 1024
 #: Signals that the watchdog cannot survive, or whose default it must keep: without
@@ -308,6 +314,24 @@ def remove_labelled(
         raise ValueError(problem)
 
 
+def remove_directory(path: str, device: int, inode: int) -> tuple[int, str]:
+    """
+    Remove a directory with all that is in it, if it is that one still.
+
+    Returns 1 if it was there, and why something is left, or "".
+    """
+    if not os.path.isabs(path) or not os.path.basename(path).startswith(DIRECTORY_PREFIX):
+        return 0, ""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return 0, ""
+    if (found.st_dev, found.st_ino) != (device, inode):
+        return 0, ""
+    until = time.monotonic() + DIRECTORY_SECONDS
+    return 1, remove_tree(path, (device, inode), lambda: time.monotonic() > until)
+
+
 def run_engine(command: list[str], environment: dict[str, str]) -> str:
     """
     Run a command of a container engine; return its output.
@@ -342,7 +366,16 @@ def clean_up(base: int, records: list[Record]) -> dict[str, Any]:
             removed += count
             if why:
                 errors.append(why)
-    return {"processes": found, "left": left, "containers": removed, "errors": errors}
+    directories = 0
+    for each in records:
+        if "directory" in each:
+            # Nothing writes to it any more.
+            count, why = remove_directory(*each["directory"])
+            directories += count
+            if why:
+                errors.append(why)
+    removals = {"containers": removed, "directories": directories}
+    return {"processes": found, "left": left, **removals, "errors": errors}
 
 
 def report(message: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ NO_BOUNDS = {
     "how many bytes are random": "mcp.tasks._OWNER_BYTES stateless.suspended_calls.HANDLE_BYTES"
     " stateless.suspended_calls.KEY_BYTES",
     "a number of Linux": "stdio.exec_shim._RLIMIT_LOCKS stdio.leader._CORE_DUMPED"
+    " stdio.prctl._PR_CAP_AMBIENT stdio.prctl._PR_CAP_AMBIENT_CLEAR_ALL"
     " stdio.prctl._PR_SET_CHILD_SUBREAPER stdio.prctl._PR_SET_PDEATHSIG"
     " stdio.process_tags.RLIMIT_LOCKS stdio.process_tags._CAP_SYS_PTRACE",
     "reached by no error of the parser": "jsonrpc.malformed_output._PROBLEM_CHARS",

@@ -1,0 +1,220 @@
+"""
+Directories for the temporary files of backends, one for each process (`private_tmp`).
+
+`PrivateFolder` is the bridge's own directory, in which they all are:
+backends of another user cannot rename what is in it, and one record leads
+the watchdog and a later start to all of them.  `PrivateDirectories` makes and
+removes those of one server.  A directory is removed when the process tree is gone,
+in a thread if anything is in it, since a backend may have left a million files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Callable
+from functools import partial
+from threading import Thread
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mcpbridge.config.tuning import PRIVATE_TMP_REMOVALS, PRIVATE_TMP_SECONDS
+from mcpbridge.guard import guarded
+from mcpbridge.stdio.cleanup_records import Cleanup, DirectoryRecord
+from mcpbridge.stdio.remove_tree import Identity, identity, remove_tree
+from mcpbridge.stdio.watchdog_program import DIRECTORY_PREFIX
+
+#: The variables by which programs find a directory for temporary files.
+VARIABLES = ("TMPDIR", "TMP", "TEMP")
+
+#: The key of the folder's record, which no session has.
+_OWNER = "private_tmp"
+
+#: Calls a function elsewhere, and returns a `Deferred` of its result.
+InThread = Callable[[Callable[[], str]], Deferred[str]]
+
+
+def in_daemon_thread(reactor: Any, work: Callable[[], str]) -> Deferred[str]:
+    """
+    Call a function in a thread of its own; return a `Deferred` of its result.
+
+    Unlike those of a thread pool, such a thread does not keep the process from ending.
+    """
+    done: Deferred[str] = Deferred()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException:
+            reactor.callFromThread(done.errback, Failure())
+        else:
+            reactor.callFromThread(done.callback, result)
+
+    Thread(target=run, name="mcpbridge private_tmp", daemon=True).start()
+    return done
+
+
+class PrivateFolder:
+    """
+    The directory of one bridge below `parent`, made when it is first needed.
+
+    Others may pass through it, but not list or change it.  While it exists, `cleanup` has
+    a record of it.
+    """
+
+    log = Logger()
+
+    def __init__(self, parent: str, cleanup: Cleanup) -> None:
+        self._parent = parent
+        self._cleanup = cleanup
+        self._path = ""
+        self._descriptor = -1
+        #: True once the bridge has stopped: what is left is for the watchdog.
+        self.stopped = False
+
+    def make_directory(self, uid: int | None, gid: int | None) -> str:
+        """Make a directory in it that only this user can use; return its path.  Raises `OSError`"""
+        path = os.path.join(self._open(), secrets.token_hex(8))
+        try:
+            os.mkdir(path, 0o700)
+        except FileNotFoundError:
+            # Somebody has cleaned up in the system's directory for temporary files.
+            self._forget()
+            path = os.path.join(self._open(), secrets.token_hex(8))
+            os.mkdir(path, 0o700)
+        try:
+            if uid is not None or gid is not None:
+                os.chown(path, -1 if uid is None else uid, -1 if gid is None else gid)
+        except OSError:
+            os.rmdir(path)
+            raise
+        return path
+
+    def stop(self) -> None:
+        """Remove it if it is empty, and interrupt removals: the watchdog does the rest."""
+        self.stopped = True
+        if self._path:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._path)
+                self._forget()
+
+    def _open(self) -> str:
+        self.stopped = False
+        if not self._path:
+            path = os.path.join(self._parent, f"{DIRECTORY_PREFIX}{secrets.token_hex(8)}")
+            os.mkdir(path, 0o700)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fchmod(descriptor, 0o711)
+                # systemd-tmpfiles leaves alone what is locked, however old it is.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                device, inode = identity(path)
+            except OSError:
+                os.close(descriptor)
+                os.rmdir(path)
+                raise
+            self._path, self._descriptor = path, descriptor
+            self._cleanup.add(_OWNER, DirectoryRecord(path, device, inode))
+        return self._path
+
+    def _forget(self) -> None:
+        os.close(self._descriptor)
+        self._path, self._descriptor = "", -1
+        self._cleanup.drop(_OWNER)
+
+
+class PrivateDirectories:
+    """The directories of one server, for processes of this user and group."""
+
+    def __init__(
+        self,
+        folder: PrivateFolder,
+        in_thread: InThread,
+        uid: int | None = None,
+        gid: int | None = None,
+    ) -> None:
+        self._folder = folder
+        self._in_thread = in_thread
+        self._uid = uid
+        self._gid = gid
+        self._slots = DeferredSemaphore(PRIVATE_TMP_REMOVALS)
+
+    def new(self, label: str) -> PrivateDirectory:
+        """Make the directory of a session, whose `label` is for the log.  Raises `OSError`."""
+        path = self._folder.make_directory(self._uid, self._gid)
+        return PrivateDirectory(path, identity(path), label, self)
+
+    def empty(self, path: str, which: Identity) -> Deferred[str]:
+        """Remove a directory in a thread; the `Deferred` fires with why something is left, or ""."""
+        return self._slots.run(self._in_thread, partial(self._remove, path, which))
+
+    def _remove(self, path: str, which: Identity) -> str:
+        until = time.monotonic() + PRIVATE_TMP_SECONDS
+        return remove_tree(
+            path, which, lambda: self._folder.stopped or time.monotonic() > until
+        )
+
+
+class PrivateDirectory:
+    """The directory of one session."""
+
+    log = Logger()
+
+    __slots__ = ("_directories", "_label", "_path", "_which")
+
+    def __init__(
+        self, path: str, which: Identity, label: str, directories: PrivateDirectories
+    ) -> None:
+        self._path = path
+        self._which = which
+        self._label = label
+        self._directories = directories
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables that lead the backend to it."""
+        return dict.fromkeys(VARIABLES, self._path)
+
+    def remove(self, _: bool = False) -> Deferred[None]:
+        """
+        Remove it; the `Deferred` fires when it is gone or was given up with a warning.
+
+        It never fails.
+        """
+        try:
+            # Most are empty, and this takes less time than a thread.
+            os.rmdir(self._path)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            emptied = self._directories.empty(self._path, self._which)
+            return emptied.addCallbacks(self._report, self._unexpected)
+        return succeed(None)
+
+    def discard(self) -> None:
+        """Remove it at once, for want of a process: it is empty."""
+        guarded(self.log, "removing a directory for temporary files", os.rmdir, self._path)
+
+    def _report(self, problem: str) -> None:
+        if problem:
+            self.log.warn(
+                "temporary files of {label} are left: {problem}; they are tried again when the"
+                " bridge stops",
+                label=self._label,
+                problem=problem,
+            )
+
+    def _unexpected(self, failure: Failure) -> None:
+        self.log.failure(
+            "removing the temporary files of {label} failed; they are tried again when the"
+            " bridge stops",
+            failure,
+            label=self._label,
+        )
