@@ -27,7 +27,7 @@ from mcpbridge.config.changes import changes, without_restart
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
 from mcpbridge.config.warnings import configuration_warnings
-from mcpbridge.errors import CannotListen, Described, Exposed, SettingError
+from mcpbridge.errors import CannotListen, Described, Exposed, SettingError, SettingErrors
 from mcpbridge.extensions import load, verified
 from mcpbridge.generation import Extensions
 from mcpbridge.guard import guarded
@@ -50,6 +50,8 @@ from mcpbridge.server import Server, needs_new_processes
 from mcpbridge.session.memory_event_store import MemoryEventStore
 from mcpbridge.session_report import session_lines
 from mcpbridge.sliced_work import SlicedWork
+from mcpbridge.stdio.confinement import describe_confinement
+from mcpbridge.stdio.confinement_check import confinement_errors
 from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.local_processes import LocalProcesses
 from mcpbridge.timers import Timer
@@ -138,6 +140,7 @@ class Bridge(Service):
             )
 
         # Who may come in; servers and their launchers.
+        self._check_confinement(settings.servers)
         self._local = LocalProcesses(reactor, environment)
         self._access_controls = self._control_access(settings)
         #: The servers by their bases; also those that were removed and have sessions left.
@@ -164,6 +167,17 @@ class Bridge(Service):
     def servers(self) -> list[Server]:
         """All servers; also those that were removed from the settings and have sessions left."""
         return list(self._served.values())
+
+    def _check_confinement(self, servers: Sequence[ServerSettings]) -> None:
+        """Raise `SettingError` if this machine cannot confine servers as configured."""
+        errors: list[SettingError] = []
+        for each in servers:
+            if each.launcher is None and self._launcher is None and not each.is_remote:
+                errors += confinement_errors(each, self._environment)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise SettingErrors([str(each) for each in errors])
 
     def _control_access(
         self, settings: BridgeSettings, previous: AccessControls | None = None
@@ -273,6 +287,7 @@ class Bridge(Service):
                 before = self._served.get(each.base_uri)
                 server = _PreparedServer(each, None, controls.of(each))
                 if before is None or before.removed or needs_new_processes(before.settings, each):
+                    self._check_confinement([each])
                     server = server._replace(extensions=self._extensions(each, before))
                 servers.append(server)
             ports.extend(self._listen(each) for each in (opened if self.running else ()))
@@ -463,11 +478,26 @@ class Bridge(Service):
             server.start()
 
     def _check_launchers(self, launchers: Sequence[tuple[str, Any]]) -> None:
-        """Warn of what would prevent starts."""
+        """Warn of what would prevent starts, and log what confines the processes."""
         for name, launcher in launchers:
             problem = guarded(self.log, "checking a launcher", launcher.check)
             if problem is not None:
                 self.log.warn("server {name!r}: {problem}", name=name, problem=problem)
+        settings = {each.name: each for each in self.settings.servers}
+        for name, launcher in launchers:
+            confinement = describe_confinement(settings[name])
+            if not confinement:
+                continue
+            if isinstance(launcher, LocalLauncher):
+                text = "server {name!r} is confined: {confinement}"
+                self.log.info(text, name=name, confinement=confinement)
+            else:
+                self.log.warn(
+                    "server {name!r}: its own launcher has to confine it, the bridge does not"
+                    " ({confinement})",
+                    name=name,
+                    confinement=confinement,
+                )
 
     def _check_exposure(
         self, ports: Sequence[IListeningPort], open_servers: Sequence[str], *, insecure: bool

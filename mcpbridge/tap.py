@@ -420,12 +420,19 @@ def makeService(options: Options) -> IService:
     """Return what twistd runs."""
     try:
         return _Run(options)
+    except SettingErrors as errors:
+        _fail(SettingErrors([_with_option(options, line) for line in errors.lines]))
     except SettingError as error:
-        prefix = f"mcpServers.{options.settings.servers[0].name}."
-        if options.config is None and error.name.startswith(prefix):
-            name = label_of(ServerSettings, error.name.removeprefix(prefix))
-            error = SettingError(name, error.expected, error.got)
-        _fail(error)
+        _fail(SettingError(_with_option(options, error.name), error.expected, error.got))
+
+
+def _with_option(options: Options, text: str) -> str:
+    """Name the option in a text that begins with a setting of the only server."""
+    prefix = f"mcpServers.{options.settings.servers[0].name}."
+    if options.config is not None or not text.startswith(prefix):
+        return text
+    name, colon, rest = text.removeprefix(prefix).partition(": ")
+    return f"{label_of(ServerSettings, name)}{colon}{rest}"
 
 
 class _Run(Bridge):

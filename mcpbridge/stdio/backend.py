@@ -26,6 +26,7 @@ from mcpbridge.interfaces import IBackend
 from mcpbridge.jsonrpc.framing import LineFramer
 from mcpbridge.pacer import ENDS, Pacer
 from mcpbridge.response_budget import ResponseBudget
+from mcpbridge.stdio.confinement import limit_hint
 from mcpbridge.stdio.shutdown import Shutdown, ShutdownActions, Tree, build_shutdown
 from mcpbridge.stdio.stdin_queue import StdinQueue
 from mcpbridge.stdio.stdout_reader import StdoutReader
@@ -257,7 +258,10 @@ class StdioBackend(ProcessProtocol):
         # A process that was signalled has ended for the reason why it was.
         if self._early_reason and (self.exit_status is None or self._actions.signalled):
             return self._early_reason
-        return f"the backend ended ({self.exit_status})" if self.exit_status else ""
+        if not self.exit_status:
+            return ""
+        hint = limit_hint(self._settings.limits, self.exit_status)
+        return f"the backend ended ({self.exit_status}){hint}"
 
     def _close_stdin(self) -> None:
         """

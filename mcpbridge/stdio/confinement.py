@@ -71,6 +71,11 @@ class Confinement:
     niceness: int | None = None
     limits: tuple[Limit, ...] = ()
 
+    @property
+    def ids(self) -> tuple[int | None, int | None]:
+        """The user and the group; None for that of the bridge."""
+        return self.uid, self.gid
+
     def steps(self) -> tuple[str, ...]:
         """
         Return the steps for `launch.c` and `exec_shim`, in their order.
@@ -216,6 +221,11 @@ def confined_environment(
         if is_wanted(name) or not (name in _OF_THE_USER or name.startswith("XDG_"))
     }
     return {**account.variables, **kept}
+
+
+def temporary_folder(environment: Mapping[str, str]) -> str:
+    """Return where directories for temporary files are made."""
+    return os.path.abspath(environment.get("TMPDIR") or "/tmp")
 
 
 def limit_hint(limits: ResourceLimits, status: str) -> str:

@@ -8,6 +8,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from twisted.internet import process
@@ -23,10 +24,17 @@ from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.backend import StdioBackend
 from mcpbridge.stdio.cleanup_records import Cleanup, CleanupRecords
 from mcpbridge.stdio.command import backend_environment, find_program
+from mcpbridge.stdio.confinement import (
+    confined_environment,
+    find_confinement,
+    temporary_folder,
+)
+from mcpbridge.stdio.confinement_check import confinement_problems
 from mcpbridge.stdio.container_command import ContainerCommand, parse_container_command
 from mcpbridge.stdio.containers import ServerContainers
-from mcpbridge.stdio.exec_chain import Chain, find_chain
+from mcpbridge.stdio.exec_chain import Chain, confine, find_chain
 from mcpbridge.stdio.leader import Leader
+from mcpbridge.stdio.private_tmp import PrivateDirectories, PrivateFolder, in_daemon_thread
 from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.process_tree import GroupTree, TaggedTree
 from mcpbridge.twisted_internals import spawn_prepared
@@ -65,7 +73,11 @@ class LocalLauncher:
 
     `chain` returns the exec chain to use.  `cleanup` is told of containers,
     which are labelled with `bridge_id`.  `pacer` spreads many starts over
-    iterations of the reactor, and servers take turns.
+    iterations of the reactor, and servers take turns.  `folder` is where the
+    directories of `private_tmp` are.
+
+    Raises `SettingError` for an unknown user or group; `confinement_check` has found out
+    before whether the rest can be applied.
     """
 
     def __init__(
@@ -80,6 +92,7 @@ class LocalLauncher:
         cleanup: Cleanup | None = None,
         bridge_id: str = "",
         pacer: Pacer | None = None,
+        folder: PrivateFolder | None = None,
     ) -> None:
         self._pacer = pacer or Pacer(reactor)
         self._budget = budget
@@ -88,7 +101,20 @@ class LocalLauncher:
         self._clock: IReactorTime = reactor
         self._tracker = tracker
         self._chain = chain
-        self._environment = backend_environment(settings, environment)
+        self._environment = confined_environment(
+            settings, backend_environment(settings, environment)
+        )
+        #: None, so that nothing is done for it at a start, unless the server is confined.
+        self._confinement = find_confinement(settings)
+        self._checked_as = os.geteuid()
+        #: None unless each process has a directory of its own (`private_tmp`).
+        self._directories: PrivateDirectories | None = None
+        if settings.private_tmp:
+            self._directories = PrivateDirectories(
+                folder or PrivateFolder(temporary_folder(environment), cleanup or CleanupRecords()),
+                partial(in_daemon_thread, reactor),
+                *(() if self._confinement is None else self._confinement.ids),
+            )
         command = parse_container_command(settings.command, settings.args)
         if command is not None:
             _check_container_variables(settings, command)
@@ -118,6 +144,11 @@ class LocalLauncher:
             self._find()
         except CannotStart as error:
             return str(error)
+        if self._confinement is not None and os.geteuid() != self._checked_as:
+            # `twistd --uid` has taken the bridge's privileges since.
+            problems = confinement_problems(self._settings)
+            if problems:
+                return problems[0]
         return None if self._containers is None else self._containers.command.warning()
 
     def launch(self, receiver: Any, label: str) -> Deferred[StdioBackend]:
@@ -176,12 +207,32 @@ class LocalLauncher:
             line = [program, *self._settings.args]
             if self._container_command is not None and variables:
                 line = self._container_command.run_line(program, {}, None, variables=variables)
+            if self._directories is not None:
+                return self._spawn_with_directory(line, receiver, label, variables)
             return self._spawn_line(line, receiver, label, variables, None)
         container = self._containers.new(program, label, variables)
         try:
             return self._spawn_line(container.line, receiver, label, variables, container.remove)
         except BaseException:
             container.give_up()
+            raise
+
+    def _spawn_with_directory(
+        self, line: list[str], receiver: Any, label: str, variables: Mapping[str, str]
+    ) -> StdioBackend:
+        assert self._directories is not None
+        try:
+            directory = self._directories.new(label)
+        except OSError as error:
+            raise CannotStart(
+                f"cannot start {self._settings.command!r}: no directory for temporary files"
+                f" (private_tmp) can be made: {error.strerror}"
+            ) from error
+        try:
+            given = {**variables, **directory.variables}
+            return self._spawn_line(line, receiver, label, given, directory.remove)
+        except BaseException:
+            directory.discard()
             raise
 
     def _spawn_line(
@@ -194,6 +245,8 @@ class LocalLauncher:
     ) -> StdioBackend:
         tag = self._tracker.new_tag()
         chain = self._chain()
+        if self._confinement is not None:
+            chain = confine(chain, self._confinement)
         line = chain.wrap(command, tag, self._settings.cwd)
         environment = {**self._environment, **variables} if variables else self._environment
         tracker = self._tracker

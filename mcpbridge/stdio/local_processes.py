@@ -22,8 +22,10 @@ from mcpbridge.guard import guarded
 from mcpbridge.pacer import Pacer
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.cleanup_records import CleanupRecords
+from mcpbridge.stdio.confinement import temporary_folder
 from mcpbridge.stdio.exec_chain import Chain, PythonShim, find_chain
 from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.private_tmp import PrivateFolder
 from mcpbridge.stdio.prctl import set_child_subreaper
 from mcpbridge.stdio.process_tags import new_base, shortcomings
 from mcpbridge.stdio.process_tracker import ProcessTracker
@@ -50,6 +52,7 @@ class LocalProcesses:
         self._journal = Journal(reactor, records)
         self._watchdog = Watchdog(reactor, self._base, records, self._journal.changed)
         self._recovery = Recovery(reactor, self._base)
+        self._folder = PrivateFolder(temporary_folder(environment), self._watchdog)
         self._pacer = Pacer(reactor)
         self._tracker = ProcessTracker(reactor, self._base, self._watchdog, pacer=self._pacer)
         #: The value of the label by which this bridge's containers differ from all others.
@@ -72,6 +75,7 @@ class LocalProcesses:
             cleanup=self._watchdog,
             bridge_id=self._bridge_id,
             pacer=self._pacer,
+            folder=self._folder,
         )
         self.include(made)
         return made
@@ -147,6 +151,7 @@ class LocalProcesses:
 
     def stop_watchdog(self) -> Deferred[bool]:
         """Let the watchdog clean up and end; fires with True if it reports that nothing is left."""
+        guarded(self.log, "removing temporary files", self._folder.stop)
         return self._watchdog.stop()
 
     def close(self, *, clean: bool) -> None:
