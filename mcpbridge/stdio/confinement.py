@@ -93,6 +93,10 @@ class Confinement:
         return tuple(found)
 
 
+#: Leaves everything as it is.
+NOT_CONFINED = Confinement()
+
+
 class Account(NamedTuple):
     """A user: its ids, and what its programs find in their environment."""
 

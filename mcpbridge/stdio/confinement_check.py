@@ -19,6 +19,7 @@ from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import CannotStart, Described, SettingError
 from mcpbridge.stdio.command import backend_environment, find_program
 from mcpbridge.stdio.confinement import (
+    NOT_CONFINED,
     PROCESS_CONFINEMENT,
     Confinement,
     confined_environment,
@@ -101,7 +102,7 @@ class _Check:
             yield from before
             return
         try:
-            confinement = find_confinement(self._settings) or Confinement()
+            confinement = find_confinement(self._settings) or NOT_CONFINED
         except SettingError as error:
             yield error
             return
@@ -221,9 +222,7 @@ class _Check:
     def _program(self) -> str | None:
         """Return the server's program; None if it is not there, which is reported elsewhere."""
         try:
-            return find_program(
-                self._settings.command, self._environment(), self._settings.cwd
-            )
+            return find_program(self._settings.command, self._environment(), self._settings.cwd)
         except CannotStart:
             return None
 

@@ -198,15 +198,19 @@ class Trial:
         status = _fields(f"/proc/{pid}/status")
         for setting, name, number in (("user", "Uid", wanted.uid), ("group", "Gid", wanted.gid)):
             if number is not None and status.get(name, "").split() != [str(number)] * 4:
-                yield Finding(setting, f"one that a process can have: {number}", status.get(name, ""))
+                yield Finding(
+                    setting, f"one that a process can have: {number}", status.get(name, "")
+                )
         if wanted.gid is not None and status.get("Groups", "").strip():
             groups = status["Groups"]
             yield Finding("user", "one without supplementary groups", f"the groups {groups}")
         capabilities = {status.get(each, "0") for each in ("CapPrm", "CapEff", "CapAmb")}
         if wanted.uid and any(int(each, 16) for each in capabilities):
             yield Finding("user", "one without capabilities", f"{sorted(capabilities)}")
-        if wanted.umask is not None and "Umask" in status and (
-            int(status["Umask"], 8) != wanted.umask
+        if (
+            wanted.umask is not None
+            and "Umask" in status
+            and (int(status["Umask"], 8) != wanted.umask)
         ):
             yield Finding("umask", f"{wanted.umask:04o} in a process", status["Umask"])
         if wanted.niceness is not None:

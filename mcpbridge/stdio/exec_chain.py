@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
-from mcpbridge.stdio.confinement import Confinement
+from mcpbridge.stdio.confinement import NOT_CONFINED, Confinement
 from mcpbridge.stdio.process_tags import LIMITS
 
 #: How long the trial of a chain may take.
@@ -88,7 +88,7 @@ class UtilLinux:
     descriptors: int = 0
     #: None where no server is confined by it.
     nice: str | None = None
-    confinement: Confinement = Confinement()
+    confinement: Confinement = NOT_CONFINED
     closes_descriptors = False
 
     def wrap(self, command: list[str], tag: int, directory: str | None) -> list[str]:

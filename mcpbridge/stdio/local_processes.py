@@ -25,8 +25,8 @@ from mcpbridge.stdio.cleanup_records import CleanupRecords
 from mcpbridge.stdio.confinement import temporary_folder
 from mcpbridge.stdio.exec_chain import Chain, PythonShim, find_chain
 from mcpbridge.stdio.launcher import LocalLauncher
-from mcpbridge.stdio.private_tmp import PrivateFolder
 from mcpbridge.stdio.prctl import set_child_subreaper
+from mcpbridge.stdio.private_tmp import PrivateFolder
 from mcpbridge.stdio.process_tags import new_base, shortcomings
 from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.recovery import Journal, Recovery

@@ -152,14 +152,16 @@ class PrivateDirectories:
         return PrivateDirectory(path, identity(path), label, self)
 
     def empty(self, path: str, which: Identity) -> Deferred[str]:
-        """Remove a directory in a thread; the `Deferred` fires with why something is left, or ""."""
+        """
+        Remove a directory in a thread.
+
+        The `Deferred` fires with why something is left, "" if nothing is.
+        """
         return self._slots.run(self._in_thread, partial(self._remove, path, which))
 
     def _remove(self, path: str, which: Identity) -> str:
         until = time.monotonic() + PRIVATE_TMP_SECONDS
-        return remove_tree(
-            path, which, lambda: self._folder.stopped or time.monotonic() > until
-        )
+        return remove_tree(path, which, lambda: self._folder.stopped or time.monotonic() > until)
 
 
 class PrivateDirectory:

@@ -212,7 +212,7 @@ class _Removal:
 
     def _check(self) -> None:
         if self._give_up():
-            raise GivenUp("that took too long")
+            raise GivenUp("its removal was given up")
 
 
 def _identity_of(directory: int) -> Identity:

@@ -19,9 +19,10 @@ The input is JSON, one object a line:
 `{"complete": true}`   those were all
 
 where RECORD is `{"process": [PID, START_TIME]}`, START_TIME being field 22 of
-`/proc/PID/stat`, `{"directory": [PATH, DEVICE, INODE]}`, or `{"containers": {"engine": [PROGRAM, ARG, ...], "filter":
-FILTER, "environment": {NAME: VALUE, ...}}}`: all containers that `ENGINE ps
---filter FILTER` lists.
+`/proc/PID/stat`; or `{"directory": [PATH, DEVICE, INODE]}`, a directory with all
+that is in it, if that one is there still; or `{"containers": {"engine": [PROGRAM,
+ARG, ...], "filter": FILTER, "environment": {NAME: VALUE, ...}}}`: all containers
+that `ENGINE ps --filter FILTER` lists.
 
 It writes one line to standard output when it waits, `{"ready": true}`, and its
 report at the end, `{"processes": FOUND, "left": PROCESSES_LEFT, "containers":

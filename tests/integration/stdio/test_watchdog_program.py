@@ -117,7 +117,7 @@ def test_watchdog_kills_tagged_processes() -> None:
         assert ended(frozen)
         assert stranger.poll() is None
         assert untagged.poll() is None
-    assert report == {"processes": 2, "left": 0, "containers": 0, "errors": []}
+    assert report == {"processes": 2, "left": 0, "containers": 0, "directories": 0, "errors": []}
     assert watchdog.process.returncode == 0
 
 
@@ -232,7 +232,7 @@ def test_watchdog_removes_containers(store: Store) -> None:
     with running_watchdog() as watchdog:
         watchdog.add_records(store.record, store.record)
         report = watchdog.end_bridge()
-    assert report == {"processes": 0, "left": 0, "containers": 2, "errors": []}
+    assert report == {"processes": 0, "left": 0, "containers": 2, "directories": 0, "errors": []}
     assert store.left() == []
     listing = "ps -aq --no-trunc --filter label=a=b"
     asked = [each for each in store.asked() if "inspect" not in each]
