@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +53,14 @@ STREAMABLE_ENDS = ("delete", "drop")
 
 #: A message that fills a pipe.
 UNREAD = b'{"jsonrpc":"2.0","method":"unread","params":{"text":"%b"}}' % (b"x" * 60_000)
+
+#: Limits and a user for all backends; the user needs no account.
+CONFINED = (
+    *("--user", "12345", "--group", "12345", "--umask", "0077", "--nice", "1", "--private-tmp"),
+    *("--limits", '{"open_files": 64, "file_size": 1000000, "cpu_seconds": 600, "core": 0}'),
+)
+#: An interpreter and a directory that every user can reach.
+PYTHON = "/usr/bin/python3"
 
 #: Growth that is no leak: an arena of the allocator.
 GROWTH_BYTES = 6 * 1024 * 1024
@@ -125,25 +136,56 @@ def run(one: Callable[[int], str], cycles: int) -> Counter[str]:
     return done
 
 
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A copy of the backend that every user can read, in a directory of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copy(BACKENDS / "roles.py", folder)
+        yield folder
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a backend as another user")
+def test_confined_sessions_that_end_in_every_way_leave_nothing(reachable: Path) -> None:
+    """The same with a user, a private directory and every limit; fewer by default."""
+    command = [PYTHON, "-I", "-S", str(reachable / "roles.py")]
+    end_in_every_way(
+        command,
+        *CONFINED,
+        cycles=CYCLES if "MCPBRIDGE_SOAK" in os.environ else WARM_UP,
+        environment={"TMPDIR": str(reachable)},
+    )
+    assert [each.name for each in reachable.iterdir()] == ["roles.py"]
+
+
 def test_sessions_that_end_in_every_way_leave_nothing() -> None:
     """No process, no permit, no descriptor, and memory does not grow."""
+    command = ["/usr/bin/env", "python3", "-I", "-S", str(BACKENDS / "roles.py")]
+    end_in_every_way(command, cycles=CYCLES)
+
+
+def end_in_every_way(
+    command: Sequence[str], *more: str, cycles: int, environment: dict[str, str] | None = None
+) -> None:
+    """End so many sessions of this command; check what is left."""
     options = ["--stop-grace", "0.2", "--kill-grace", "0.2", "--max-waiting-messages", "8"]
     # Longer than a thread here may stall between two requests.
     options += ["--idle-timeout", "4"]
     # Earlier sessions may still be ending while the next ones begin.
     limit = AT_A_TIME * 12
-    command = ["/usr/bin/env", "python3", "-I", "-S", str(BACKENDS / "roles.py")]
-    with serving(*options, "--max-sessions", str(limit), command=command) as bridge:
+    options += ["--max-sessions", str(limit), *more]
+    with serving(*options, command=command, environment=environment) as bridge:
         assert sum(run(lambda number: cycle(bridge, number), WARM_UP).values()) == WARM_UP
         bridge.wait_until_empty()
         descriptors, memory = bridge.count_descriptors(), bridge.rss()
 
-        done = run(lambda number: cycle(bridge, number), CYCLES)
+        done = run(lambda number: cycle(bridge, number), cycles)
 
-        assert sum(done.values()) == CYCLES
-        assert len(done) == min(CYCLES, len(KINDS) * (len(ENDS) + len(STREAMABLE_ENDS)))
+        assert sum(done.values()) == cycles
+        assert len(done) == min(cycles, len(KINDS) * (len(ENDS) + len(STREAMABLE_ENDS)))
         bridge.wait_until_empty()
-        wait_until(lambda: bridge.log.count(" closed after ") == WARM_UP + CYCLES)
+        wait_until(lambda: bridge.log.count(" closed after ") == WARM_UP + cycles)
         wait_until(lambda: bridge.count_descriptors() <= descriptors)
         assert bridge.rss() - memory < GROWTH_BYTES
         # Every permit was returned: the limit is reached again, and not exceeded.
