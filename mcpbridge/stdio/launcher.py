@@ -111,7 +111,7 @@ class LocalLauncher:
         self._directories: PrivateDirectories | None = None
         if settings.private_tmp:
             self._directories = PrivateDirectories(
-                folder or PrivateFolder(temporary_folder(environment), cleanup or CleanupRecords()),
+                folder or self._own_folder(environment, cleanup),
                 partial(in_daemon_thread, reactor),
                 *(() if self._confinement is None else self._confinement.ids),
             )
@@ -132,6 +132,11 @@ class LocalLauncher:
                 bridge_id=bridge_id or secrets.token_hex(8),
                 cleanup=CleanupRecords() if cleanup is None else cleanup,
             )
+
+    @staticmethod
+    def _own_folder(environment: Mapping[str, str], cleanup: Cleanup | None) -> PrivateFolder:
+        records = CleanupRecords() if cleanup is None else cleanup
+        return PrivateFolder(temporary_folder(environment), records, transient=True)
 
     @property
     def starts_containers(self) -> bool:

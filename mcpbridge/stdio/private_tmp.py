@@ -65,12 +65,14 @@ class PrivateFolder:
     The directory of one bridge below `parent`, made when it is first needed.
 
     Others may pass through it, but not list or change it.  While it exists, `cleanup` has
-    a record of it.
+    a record of it.  With `transient` it goes with the last directory, since nobody
+    calls `stop`.
     """
 
     log = Logger()
 
-    def __init__(self, parent: str, cleanup: Cleanup) -> None:
+    def __init__(self, parent: str, cleanup: Cleanup, *, transient: bool = False) -> None:
+        self._transient = transient
         self._parent = parent
         self._cleanup = cleanup
         self._path = ""
@@ -99,6 +101,14 @@ class PrivateFolder:
     def stop(self) -> None:
         """Remove it if it is empty, and interrupt removals: the watchdog does the rest."""
         self.stopped = True
+        self._remove_if_empty()
+
+    def directory_removed(self) -> None:
+        """Note that one of its directories is gone."""
+        if self._transient:
+            self._remove_if_empty()
+
+    def _remove_if_empty(self) -> None:
         if self._path:
             with contextlib.suppress(OSError):
                 os.rmdir(self._path)
@@ -151,6 +161,10 @@ class PrivateDirectories:
         path = self._folder.make_directory(self._uid, self._gid)
         return PrivateDirectory(path, identity(path), label, self)
 
+    def removed(self) -> None:
+        """Note that a directory is gone."""
+        self._folder.directory_removed()
+
     def empty(self, path: str, which: Identity) -> Deferred[str]:
         """
         Remove a directory in a thread.
@@ -198,11 +212,13 @@ class PrivateDirectory:
         except OSError:
             emptied = self._directories.empty(self._path, self._which)
             return emptied.addCallbacks(self._report, self._unexpected)
+        self._directories.removed()
         return succeed(None)
 
     def discard(self) -> None:
         """Remove it at once, for want of a process: it is empty."""
         guarded(self.log, "removing a directory for temporary files", os.rmdir, self._path)
+        self._directories.removed()
 
     def _report(self, problem: str) -> None:
         if problem:
@@ -212,6 +228,8 @@ class PrivateDirectory:
                 label=self._label,
                 problem=problem,
             )
+        else:
+            self._directories.removed()
 
     def _unexpected(self, failure: Failure) -> None:
         self.log.failure(

@@ -18,7 +18,9 @@ from mcpbridge.interfaces import IEnvironmentLauncher
 from mcpbridge.pacer import PACED_SECONDS, Pacer
 from mcpbridge.stdio import launcher as module
 from mcpbridge.stdio.backend import StdioBackend
+from mcpbridge.stdio.exec_chain import Compiled
 from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.private_tmp import PrivateFolder
 from mcpbridge.stdio.process_tags import new_base
 from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.watchdog import END_SECONDS
@@ -293,3 +295,83 @@ def test_an_option_must_not_set_a_variable_of_clients(tmp_path: Path) -> None:
         " put a default into `env`, and `--env TOKEN` into `args` if need be, got a value in `args`"
     )
     Made(tmp_path, "docker", "run", "-e", "TOKEN", "x", env_from=RULES)
+
+
+# Confinement.
+
+
+def test_private_directory_of_a_process(tmp_path: Path) -> None:
+    """It is in the environment, whatever else is, and goes with the process."""
+    made = Made(tmp_path, "cat", private_tmp=True)
+    backend = launched_with(made, {"TMP": "/elsewhere"})
+    [process] = made.reactor.processes
+    directory = Path(process.env["TMPDIR"])
+    assert directory.is_dir()
+    assert process.env["TMP"] == process.env["TEMP"] == str(directory)
+    assert directory.parent.parent == tmp_path
+    assert len(made.records) == 1
+    stopped = backend.stop()
+    made.end()
+    assert stopped.called
+    assert not directory.exists()
+    # Nobody stops this launcher's folder: it goes with the last directory.
+    assert made.records == {}
+    assert not directory.parent.exists()
+
+
+def test_process_that_cannot_be_started_leaves_no_directory(tmp_path: Path) -> None:
+    made = Made(tmp_path, "cat", private_tmp=True)
+    made.reactor.spawn_error = BlockingIOError(11, "Resource temporarily unavailable")
+    failures: list[Any] = []
+    made.launcher.launch(None, "0c8a4a3e").addErrback(failures.append)
+    assert failures[0].check(CannotStart)
+    assert [each.name for each in tmp_path.iterdir()] == ["cat"]
+
+
+def test_missing_room_for_a_directory_is_an_error(tmp_path: Path) -> None:
+    made = Made(tmp_path, "cat")
+    folder = PrivateFolder(str(tmp_path / "missing"), made.records)
+    settings = ServerSettings(command=str(made.program), private_tmp=True)
+    tracker = ProcessTracker(made.reactor, 0)
+    made.launcher = LocalLauncher(settings, made.reactor, tracker, {}, Plain, folder=folder)
+    failures: list[Any] = []
+    made.launcher.launch(None, "0c8a4a3e").addErrback(failures.append)
+    assert failures[0].getErrorMessage() == (
+        f"cannot start {str(made.program)!r}: no directory for temporary files (private_tmp) can"
+        " be made: No such file or directory"
+    )
+
+
+def test_confined_process_has_a_confining_chain(tmp_path: Path) -> None:
+    program = tmp_path / "cat"
+    program.touch(0o755)
+    reactor = FakeReactor()
+    settings = ServerSettings(
+        command=str(program), user=54321, group=54321, umask="0077", limits={"core": 0}
+    )
+    launcher = LocalLauncher(
+        settings, reactor, ProcessTracker(reactor, 0), {"HOME": "/root"}, lambda: Compiled("launch")
+    )
+    launcher.launch(Receiver(), "")
+    [process] = reactor.processes
+    assert process.line[5:] == ["l4:0:0", "m63", "g54321", "u54321", "--", str(program)]
+    assert process.env == {"HOME": "/"}
+    process.end()
+    reactor.pump([0.1] * 20)
+
+
+def test_unknown_user_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"mcpServers.default.user: expected the name of a us"):
+        Made(tmp_path, "cat", user="no-such-user")
+
+
+def test_privileges_that_are_gone_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`twistd --uid` takes them after the bridge was made, and checked."""
+    made = Made(tmp_path, "cat", umask="0077")
+    monkeypatch.setattr(module, "confinement_problems", lambda settings: ["no", "no again"])
+    assert made.launcher.check() is None
+    euid = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: euid + 1)
+    assert made.launcher.check() == "no"

@@ -21,7 +21,13 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import CLEANUP_SECONDS, MAX_CLEANUPS
-from mcpbridge.stdio.cleanup_records import CleanupRecords, ContainersRecord, ProcessRecord, Record
+from mcpbridge.stdio.cleanup_records import (
+    CleanupRecords,
+    ContainersRecord,
+    DirectoryRecord,
+    ProcessRecord,
+    Record,
+)
 from mcpbridge.stdio.process_tags import TAGS
 from mcpbridge.stdio.recovery import REPORT_BYTES, SAVE_SECONDS, Journal, Recovery
 from mcpbridge.stdio.state_file import (
@@ -44,6 +50,9 @@ BASE = (1 << 61) + 11 * TAGS
 MINE = (1 << 61) + 2000 * TAGS
 ONE = ProcessRecord(11, 1000)
 ENGINE = ContainersRecord(("/usr/bin/docker",), "label=a=b", (("HOME", "/root"),))
+
+
+FILES = DirectoryRecord("/tmp/mcpbridge-tmp-x", 7, 8)
 
 
 @pytest.fixture
@@ -425,6 +434,29 @@ def test_dead_bridges_are_cleaned_up_after_one_by_one(
     assert len(machine.spawned) == 2
     assert os.listdir(folder) == [os.path.basename(alive.path)]
     alive.remove()
+
+
+def test_temporary_files_of_a_dead_bridge_are_reported(
+    folder: str, machine: Machine, log_lines: list[str]
+) -> None:
+    dead_bridge(folder, BASE, FILES)
+    Recovery(machine, MINE).start([folder])
+    [spawned] = machine.spawned
+    assert json.loads(spawned.told) == {"add": FILES.as_json()}
+    spawned.report(directories=1)
+    assert log_lines[-1].endswith("0 containers, and temporary files: they are ended")
+
+
+def test_temporary_files_are_removed_after_a_restart_of_the_machine(
+    folder: str, machine: Machine
+) -> None:
+    """No process or container of then is, so nothing else is cleaned up."""
+    path = dead_bridge(folder, BASE, ONE, FILES, boot="another")
+    Recovery(machine, MINE).start([folder])
+    [spawned] = machine.spawned
+    assert json.loads(spawned.told) == {"add": FILES.as_json()}
+    spawned.report(directories=1)
+    assert not os.path.exists(path)
 
 
 @pytest.mark.parametrize(

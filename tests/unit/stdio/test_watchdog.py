@@ -21,6 +21,7 @@ from mcpbridge.stdio import watchdog_program
 from mcpbridge.stdio.cleanup_records import (
     CleanupRecords,
     ContainersRecord,
+    DirectoryRecord,
     ProcessRecord,
     Record,
     read_record,
@@ -36,6 +37,7 @@ from mcpbridge.stdio.watchdog import (
 
 ONE = ProcessRecord(11, 1000)
 TWO = ProcessRecord(12, 1001)
+FOLDER = DirectoryRecord("/tmp/mcpbridge-tmp-x", 7, 8)
 ENGINE = ContainersRecord(("/usr/bin/docker", "--context", "x"), "label=a=b", (("HOME", "/root"),))
 
 
@@ -330,7 +332,7 @@ def test_changes_of_records_are_reported(machine: Machine) -> None:
     assert seen == [(ONE, True), (ONE, False)]
 
 
-@pytest.mark.parametrize("record", [ONE, ENGINE, ContainersRecord(("/x",), "label=y")])
+@pytest.mark.parametrize("record", [ONE, ENGINE, ContainersRecord(("/x",), "label=y"), FOLDER])
 def test_a_record_survives_json(record: Record) -> None:
     assert read_record(json.loads(json.dumps(record.as_json()))) == record
 
@@ -345,6 +347,9 @@ def test_a_record_survives_json(record: Record) -> None:
         {"process": [1]},
         {"process": ["1", 2]},
         {"process": [1, 2, 3]},
+        {"directory": ["/x", 1]},
+        {"directory": [1, 1, 1]},
+        {"directory": ["/x", 1, "1"]},
         {"containers": {}},
         {"containers": {"engine": [], "filter": "x", "environment": {}}},
         {"containers": {"engine": "docker", "filter": "x", "environment": {}}},

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ from mcpbridge.stdio.cleanup_records import ProcessRecord
 from mcpbridge.stdio.watchdog_program import (
     BIRTH_SECONDS,
     CLEAN_LOOKS,
+    DIRECTORY_PREFIX,
+    DIRECTORY_SECONDS,
     ENGINE_PAUSE_SECONDS,
     ENGINE_SECONDS,
     ENGINE_TRIES,
@@ -28,6 +31,7 @@ from mcpbridge.stdio.watchdog_program import (
     Records,
     kill_all,
     remove_containers,
+    remove_directory,
     run_engine,
 )
 
@@ -150,6 +154,49 @@ def test_engine_that_hangs_is_not_awaited(time: Time, monkeypatch: pytest.Monkey
     assert time.now - began == ENGINE_SECONDS
     _, problem = remove()
     assert f"timed out after {ENGINE_SECONDS} seconds" in problem
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory of a bridge, with files in it."""
+    path = tmp_path / f"{DIRECTORY_PREFIX}x"
+    path.mkdir()
+    for number in range(10):
+        (path / str(number)).touch()
+    return path
+
+
+def test_directory_is_removed_if_it_is_the_one(time: Time, directory: Path) -> None:
+    """By device and inode, and only one with a name that the bridge makes."""
+    found = directory.stat()
+    which = (found.st_dev, found.st_ino)
+    assert remove_directory(str(directory), which[0], which[1] + 1) == (0, "")
+    other = directory.with_name("other")
+    directory.rename(other)
+    assert remove_directory(str(directory), *which) == (0, "")
+    assert remove_directory(str(other), *which) == (0, "")
+    assert remove_directory(directory.name, *which) == (0, "")
+    other.rename(directory)
+    assert remove_directory(str(directory), *which) == (1, "")
+    assert not directory.exists()
+
+
+def test_directory_is_given_up_after_a_time(
+    time: Time, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`DIRECTORY_SECONDS`: the report says what is left."""
+    real = os.unlink
+
+    def slow(name: str, **options: int) -> None:
+        time.sleep(DIRECTORY_SECONDS / 3)
+        real(name, **options)
+
+    found = directory.stat()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", slow)
+        count, problem = remove_directory(str(directory), found.st_dev, found.st_ino)
+    assert (count, problem) == (1, f"{directory}: its removal was given up")
+    assert 0 < len(list(directory.iterdir())) < 10
 
 
 @pytest.fixture

@@ -1,0 +1,246 @@
+"""Directories for the temporary files of backends: made, recorded, removed off the reactor."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from mcpbridge.config.tuning import PRIVATE_TMP_REMOVALS, PRIVATE_TMP_SECONDS
+from mcpbridge.stdio import private_tmp as module
+from mcpbridge.stdio.cleanup_records import DirectoryRecord
+from mcpbridge.stdio.private_tmp import (
+    PrivateDirectories,
+    PrivateDirectory,
+    PrivateFolder,
+    in_daemon_thread,
+)
+from tests.fakes import CleanupTable
+
+
+class Made:
+    """The directories of one server; the test plays the threads."""
+
+    def __init__(self, parent: Path, *, transient: bool = False) -> None:
+        self.parent = parent
+        self.records = CleanupTable()
+        self.folder = PrivateFolder(str(parent), self.records, transient=transient)
+        self.directories = PrivateDirectories(self.folder, self.in_thread)
+        self.work: list[tuple[Callable[[], str], Deferred[str]]] = []
+
+    def in_thread(self, work: Callable[[], str]) -> Deferred[str]:
+        done: Deferred[str] = Deferred()
+        self.work.append((work, done))
+        return done
+
+    def run(self) -> None:
+        """Do what the oldest thread has to do."""
+        work, done = self.work.pop(0)
+        done.callback(work())
+
+    def new(self, *files: str) -> tuple[PrivateDirectory, Path]:
+        """A directory with these files in it, and its path."""
+        made = self.directories.new("0c8a4a3e")
+        path = Path(made.variables["TMPDIR"])
+        for name in files:
+            (path / name).touch()
+        return made, path
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
+
+
+def test_each_process_has_a_directory_in_that_of_the_bridge(made: Made) -> None:
+    assert list(made.parent.iterdir()) == []
+    (first, one), (_, other) = made.new(), made.new()
+    assert one != other
+    assert first.variables == dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(one))
+    assert stat.S_IMODE(one.stat().st_mode) == 0o700
+    [folder] = made.parent.iterdir()
+    assert one.parent == other.parent == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o711
+    found = folder.stat()
+    record = DirectoryRecord(str(folder), found.st_dev, found.st_ino)
+    assert list(made.records.values()) == [record]
+
+
+def test_empty_directory_is_removed_at_once(made: Made) -> None:
+    directory, path = made.new()
+    removed = directory.remove(False)
+    assert removed.called
+    assert not path.exists()
+    assert made.work == []
+    # The program may have removed it itself.
+    assert directory.remove().called
+
+
+def test_directory_with_files_is_removed_in_a_thread(made: Made) -> None:
+    directory, path = made.new("file")
+    removed = directory.remove(True)
+    assert not removed.called
+    assert path.exists()
+    made.run()
+    assert removed.called
+    assert not path.exists()
+
+
+def test_few_directories_are_emptied_at_a_time(made: Made) -> None:
+    """`PRIVATE_TMP_REMOVALS`, for each server."""
+    directories = [made.new("file")[0] for _ in range(PRIVATE_TMP_REMOVALS + 2)]
+    removed = [each.remove() for each in directories]
+    assert len(made.work) == PRIVATE_TMP_REMOVALS
+    made.run()
+    assert len(made.work) == PRIVATE_TMP_REMOVALS
+    while made.work:
+        made.run()
+    assert all(each.called for each in removed)
+
+
+def test_removal_that_takes_long_is_given_up(
+    made: Made, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
+) -> None:
+    """`PRIVATE_TMP_SECONDS`: the session ends, with a warning."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    directory, path = made.new(*map(str, range(10)))
+    removed = directory.remove()
+    real = os.unlink
+
+    def slow(name: str, **options: int) -> None:
+        now[0] += PRIVATE_TMP_SECONDS / 4
+        real(name, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", slow)
+        made.run()
+    assert removed.called
+    assert len(list(path.iterdir())) == 5
+    assert log_lines == [
+        f"temporary files of 0c8a4a3e are left: {path}: its removal was given up; they are tried"
+        " again when the bridge stops"
+    ]
+    made.folder.stop()
+    assert len(made.records) == 1, "the watchdog removes it"
+
+
+def test_stop_interrupts_removals(made: Made) -> None:
+    directory, path = made.new("file")
+    removed = directory.remove()
+    made.folder.stop()
+    made.run()
+    assert removed.called
+    assert path.exists()
+    # The bridge may be started again.
+    again, _ = made.new("file")
+    assert again.remove().called is False
+    made.run()
+
+
+def test_unexpected_error_ends_the_session_too(made: Made, log_lines: list[str]) -> None:
+    directory, path = made.new("file")
+    removed = directory.remove()
+    made.work[0][1].errback(Failure(RuntimeError("no thread")))
+    assert removed.called
+    assert path.exists()
+    assert "removing the temporary files of 0c8a4a3e failed" in log_lines[0]
+
+
+def test_folder_goes_when_the_bridge_stops(made: Made) -> None:
+    directory, _ = made.new()
+    made.folder.stop()
+    assert len(made.records) == 1
+    directory.remove()
+    assert len(list(made.parent.iterdir())) == 1
+    made.folder.stop()
+    assert made.records == {}
+    assert list(made.parent.iterdir()) == []
+    made.folder.stop()
+
+
+def test_folder_of_a_launcher_alone_goes_with_its_last_directory(tmp_path: Path) -> None:
+    made = Made(tmp_path, transient=True)
+    (first, _), (second, _) = made.new(), made.new("file")
+    second.remove()
+    made.run()
+    assert len(list(tmp_path.iterdir())) == 1
+    first.discard()
+    assert list(tmp_path.iterdir()) == []
+    assert made.records == {}
+    made.new()[0].remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_somebody_has_removed_is_made_again(made: Made) -> None:
+    directory, path = made.new()
+    directory.remove()
+    path.parent.rmdir()
+    _, other = made.new()
+    assert other.parent != path.parent
+    [record] = made.records.values()
+    assert record.path == str(other.parent)
+
+
+def test_missing_parent_is_an_error(tmp_path: Path) -> None:
+    made = Made(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError):
+        made.new()
+    assert made.records == {}
+
+
+def test_directory_that_cannot_be_given_away_is_not_left(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    directories = PrivateDirectories(made.folder, made.in_thread, 1, 2)
+    with pytest.raises(PermissionError):
+        directories.new("")
+    [folder] = made.parent.iterdir()
+    assert list(folder.iterdir()) == []
+
+
+class Reactor(Clock):
+    """A clock that other threads may call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = threading.Event()
+
+    def callFromThread(self, function: Callable[..., None], *arguments: object) -> None:
+        self.callLater(0, function, *arguments)
+        self.called.set()
+
+
+def test_thread_reports_to_the_reactor() -> None:
+    for work, result in ((lambda: threading.current_thread().name, "mcpbridge private_tmp"),):
+        reactor = Reactor()
+        done: list[object] = []
+        in_daemon_thread(reactor, work).addBoth(done.append)
+        assert reactor.called.wait(60)
+        assert done == []
+        reactor.advance(0)
+        assert done == [result]
+
+
+def test_thread_that_fails_reports_that() -> None:
+    reactor = Reactor()
+    done: list[Failure] = []
+
+    def fail() -> str:
+        raise ValueError
+
+    in_daemon_thread(reactor, fail).addErrback(done.append)
+    assert reactor.called.wait(60)
+    reactor.advance(0)
+    assert done[0].check(ValueError)
