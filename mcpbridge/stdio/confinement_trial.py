@@ -22,8 +22,9 @@ from typing import NamedTuple
 from mcpbridge.stdio.cleanup_records import CleanupRecords
 from mcpbridge.stdio.confinement import Confinement
 from mcpbridge.stdio.exec_chain import TRIAL_SECONDS, Chain, Compiled, PythonShim
+from mcpbridge.stdio.kill_pass import kill_pass
 from mcpbridge.stdio.private_tmp import PrivateFolder
-from mcpbridge.stdio.process_tags import hard_limit, machine
+from mcpbridge.stdio.process_tags import new_base
 from mcpbridge.stdio.procfs import tag_of
 from mcpbridge.stdio.remove_tree import identity, remove_tree
 
@@ -98,8 +99,9 @@ class Trial:
         self._program = program or ""
         self.directory = directory
         self._folder = folder
-        limit = hard_limit()
-        self._tag = 1 << 40 if machine().tags and (limit < 0 or limit >= 1 << 40) else 0
+        #: Of no bridge; 0 where processes cannot be tagged.
+        self._base = new_base()
+        self._tag = self._base and self._base + 1
 
     def run(self) -> list[Finding]:
         """Return what does not hold.  Raises `TrialFailed`."""
@@ -146,9 +148,18 @@ class Trial:
                 )
             yield from self._examine(pid)
             yield from self._kill(process, pid)
+        except BaseException:
+            # Where it is now is unknown: it may still be in the chain.
+            if self._base:
+                kill_pass(self._base)
+            raise
         finally:
-            process.kill()
-            process.communicate()
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
 
     def _spawn(self, private: str) -> subprocess.Popen[bytes]:
         chain = self._chain
@@ -184,8 +195,9 @@ class Trial:
                 raise TrialFailed(f"it took more than {TRIAL_SECONDS:g} s", "")
             data = os.read(process.stdout.fileno(), OUTPUT_BYTES)
             if not data:
-                process.kill()
-                errors = process.communicate()[1][:OUTPUT_BYTES].decode("utf-8", "replace")
+                # Nothing writes to stdout any more, and an error is there already.
+                os.set_blocking(process.stderr.fileno(), False)
+                errors = (process.stderr.read() or b"")[:OUTPUT_BYTES].decode("utf-8", "replace")
                 text = errors.strip().splitlines()[-1] if errors.strip() else "it ended at once"
                 raise TrialFailed(text, _blamed(text))
             output += data
