@@ -82,7 +82,10 @@ def programs() -> Iterator[dict[str, str]]:
 
 def util_linux() -> UtilLinux:
     """The chain of util-linux; its programs are everywhere."""
-    return UtilLinux(*(shutil.which(n) or n for n in ("env", "setsid", "prlimit", "setpriv")))
+    env, setsid, prlimit, setpriv = (
+        shutil.which(name) or name for name in ("env", "setsid", "prlimit", "setpriv")
+    )
+    return UtilLinux(env, setsid, prlimit, setpriv)
 
 
 MakeChain = Callable[[dict[str, str]], Chain]
@@ -303,7 +306,7 @@ def test_program_and_directories_out_of_reach(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     program = tmp_path / "program"
     program.symlink_to("/bin/cat")
-    as_somebody = {"user": SOMEBODY, "group": SOMEBODY}
+    as_somebody: dict[str, Any] = {"user": SOMEBODY, "group": SOMEBODY}
     [problem] = problems(command=str(program), **as_somebody)
     assert problem == (
         f"user: expected one that may execute {str(program)!r}; move the program, or change the"
@@ -391,7 +394,7 @@ def test_own_capabilities(tmp_path: Path) -> None:
 
 
 def test_elsewhere_than_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confinement_check.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert problems(umask="0077") == ["umask: expected no value, because it needs Linux, got one"]
 
 

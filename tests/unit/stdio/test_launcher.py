@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError
 from zope.interface.verify import verifyObject
 
 from mcpbridge.bridge import Bridge
+from mcpbridge.config.confinement import ResourceLimits
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, STOP_SLACK_SECONDS
 from mcpbridge.errors import CannotStart, SettingError
@@ -347,7 +348,7 @@ def test_confined_process_has_a_confining_chain(tmp_path: Path) -> None:
     program.touch(0o755)
     reactor = FakeReactor()
     settings = ServerSettings(
-        command=str(program), user=54321, group=54321, umask="0077", limits={"core": 0}
+        command=str(program), user=54321, group=54321, umask="0077", limits=ResourceLimits(core=0)
     )
     launcher = LocalLauncher(
         settings, reactor, ProcessTracker(reactor, 0), {"HOME": "/root"}, lambda: Compiled("launch")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mcpbridge.config.tuning import PRIVATE_TMP_REMOVALS, PRIVATE_TMP_SECONDS
-from mcpbridge.stdio import private_tmp as module
 from mcpbridge.stdio.cleanup_records import DirectoryRecord
 from mcpbridge.stdio.private_tmp import (
     PrivateDirectories,
@@ -117,7 +117,7 @@ def test_removal_that_takes_long_is_given_up(
 ) -> None:
     """`PRIVATE_TMP_SECONDS`: the session ends, with a warning."""
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     directory, path = made.new(*map(str, range(10)))
     removed = fired(directory.remove())
     real = os.unlink

@@ -137,7 +137,7 @@ def test_directory_that_becomes_a_link_meanwhile(tree: Path, tmp_path: Path) -> 
     (precious / "file").touch()
     (tree / "a").mkdir()
     (tree / "a" / "file").touch()
-    done = []
+    done: list[Any] = []
 
     def replace() -> bool:
         if not done and (tree / "a").is_dir():
