@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mcpbridge.config.backend_environment import PATH_ENV, name_pattern
+from mcpbridge.config.backend_environment import name_pattern
 from mcpbridge.config.confinement import MAX_LIMIT, ResourceLimits
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import Described, SettingError
@@ -37,8 +37,13 @@ RESOURCES = {
 #: The settings whose effect is on the process itself.
 PROCESS_CONFINEMENT = ("user", "group", "umask", "nice", "limits")
 
-#: Variables that lead to files of the bridge's user.
-_OF_THE_USER = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", *PATH_ENV[-3:]})
+#: Variables that lead to files of the bridge's user, beside XDG_*.
+_OF_THE_USER = frozenset(
+    {
+        *("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR"),
+        *("UV_CACHE_DIR", "NPM_CONFIG_CACHE", "npm_config_cache"),
+    }
+)
 #: Signals that reaching a limit causes; a runtime without memory aborts or traps.
 _SIGNALS = {
     "cpu_seconds": {signal.SIGXCPU, signal.SIGKILL},

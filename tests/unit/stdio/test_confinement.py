@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcpbridge.config.confinement import MAX_LIMIT
+from mcpbridge.config.confinement import LEAST_OPEN_FILES, MAX_LIMIT
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import SettingError
 from mcpbridge.stdio.confinement import (
@@ -67,6 +67,15 @@ def test_numbers_of_all_settings() -> None:
         f"g{SOMEBODY + 1}",
         f"u{SOMEBODY}",
     )
+
+
+def test_program_has_enough_descriptors_to_run() -> None:
+    """`LEAST_OPEN_FILES`: fewer are refused."""
+    found = confinement(limits={"open_files": LEAST_OPEN_FILES})
+    assert found is not None
+    assert found.limits[0].hard == LEAST_OPEN_FILES
+    with pytest.raises(SettingError, match=f"an integer ≥ {LEAST_OPEN_FILES}, got"):
+        server(limits={"open_files": LEAST_OPEN_FILES - 1})
 
 
 def test_program_gets_sigxcpu_before_sigkill() -> None:
