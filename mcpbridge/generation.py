@@ -24,6 +24,7 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.era import ServerEra
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
+from mcpbridge.processes.visibility import Visibility
 from mcpbridge.session.negotiation import check_request
 from mcpbridge.stateless.dispatcher import StatelessDispatcher
 from mcpbridge.stateless.exchange import Exchange
@@ -50,7 +51,7 @@ class ProcessGeneration:
 
     `claims`, `siblings` and the limiter of `extensions` are shared by all generations of a
     server, `pools` and `bridge_limiter` by all servers of a bridge.  `over` is called once
-    nothing is left of a generation that was retired.
+    nothing is left of a generation that was retired.  `visibility` is what is there for whom.
     """
 
     log = Logger()
@@ -66,6 +67,7 @@ class ProcessGeneration:
         pools: list[ProcessPool],
         siblings: list[ProcessPool],
         over: Callable[[ProcessGeneration], object],
+        visibility: Visibility | None = None,
         jitter: Callable[[], float] = random,
     ) -> None:
         self.settings = settings
@@ -89,7 +91,9 @@ class ProcessGeneration:
             siblings=siblings,
             jitter=jitter,
         )
-        self.stateless = StatelessDispatcher(settings, clock, self.pool, self.era, claims)
+        self.stateless = StatelessDispatcher(
+            settings, clock, self.pool, self.era, claims, visibility
+        )
 
     def start(self) -> None:
         """Begin to keep processes ready, where the settings say so."""

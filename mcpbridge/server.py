@@ -53,6 +53,7 @@ from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.processes.rates import RateLimit
+from mcpbridge.processes.visibility import Visibility
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.session.negotiation import first_adapter, is_starting
 from mcpbridge.session.streamable import StreamableSession
@@ -131,7 +132,14 @@ class Server:
         #: The process pools of this server, of all generations.
         self._siblings: list[ProcessPool] = []
         self.settings = settings
-        self.access_control: AccessControl | None = None
+        #: What is there for whom.
+        self.visibility = Visibility(
+            settings.name,
+            settings.tools,
+            settings.prompts,
+            settings.resources,
+            self._visibility_changed,
+        )
         self._control_access(access_control)
         name = repr(settings.name)
         what = f"the sessions of server {name}"
@@ -171,6 +179,7 @@ class Server:
             pools=self._pools,
             siblings=self._siblings,
             over=self._over,
+            visibility=self.visibility,
             jitter=self._jitter,
         )
         #: What those get who come now: looked up once, as each message needs some of it.
@@ -183,8 +192,8 @@ class Server:
 
     def _control_access(self, control: AccessControl | None) -> None:
         self.access_control = control
-        #: True if a caller may need other scopes for one message than for another.
-        self.reads_operations = control is not None and control.rules.reads_messages
+        #: True if it depends on a message whether its caller may send it.
+        self.reads_operations = self._reads_operations()
 
     # Other settings.
 
@@ -218,6 +227,7 @@ class Server:
         self._drain_timer.stop()
         was_open = self.is_open
         self._change_access(access_control)
+        self.visibility.replace(settings.tools, settings.prompts, settings.resources)
         self.session_rate.change(settings.new_sessions_per_second)
         self.message_rate.change(settings.messages_per_second)
         self._own_shares.limit = _share(settings, of_identities=not self.is_open)
@@ -386,6 +396,8 @@ class Server:
         )
         session.client = client
         session.check_rate = self._rate_check(client)
+        if self.visibility.rules is not None:
+            session.visibility = self.visibility
         if self.audit is not None:
             session.audited = AuditedSession(
                 self.audit,
@@ -550,19 +562,34 @@ class Server:
         if len(body) > self.settings.max_message_bytes:
             raise MessageTooLarge(f"a message may have {self.settings.max_message_bytes} bytes")
 
+    def _reads_operations(self) -> bool:
+        control = self.access_control
+        has_rules = control is not None and control.rules.reads_messages
+        return has_rules or self.visibility.rules is not None
+
+    def _visibility_changed(self) -> None:
+        """Have the lists hold for living sessions, in place of those before."""
+        self.reads_operations = self._reads_operations()
+        visibility = None if self.visibility.rules is None else self.visibility
+        for table in (self.sessions, self.streamable):
+            for session in table.values():
+                session.visibility = visibility
+
     def check_operations(self, body: bytes, access: Access, path: str) -> None:
         """
         Raise `InsufficientScope` for a small message, or a batch, that its caller may not
-        send; call this where `reads_operations`.  `path` is that of the request.
+        send, and `NotJsonRpc` for one that a server may read in another way than the bridge;
+        call this where `reads_operations`.  `path` is that of the request.
         """
+        operations = read_operations(body)
         if self.access_control is not None:
-            self.access_control.check_operations(access, read_operations(body), path)
+            self.access_control.check_operations(access, operations, path)
 
     async def check_large_operations(self, body: bytes, access: Access, path: str) -> None:
         """Do the same for a message of any size, which is read in slices."""
+        most = self.settings.max_waiting_messages
+        operations = await self.work.do(read_large_operations(body, most))
         if self.access_control is not None:
-            most = self.settings.max_waiting_messages
-            operations = await self.work.do(read_large_operations(body, most))
             self.access_control.check_operations(access, operations, path)
 
     def receive(

@@ -30,12 +30,17 @@ NAMED_BY = {
 }
 
 
+#: The request about a prompt or a resource that is not named by one parameter.
+COMPLETE = "completion/complete"
+#: Methods of which more than a name is read.
+_READ_CLOSELY = frozenset({COMPLETE, LISTEN})
+
 #: What clients may send, in any revision of MCP and in the extension of tasks.
 CLIENT_METHODS = frozenset(
     {
         *NAMED_BY,
         *TASK_METHODS,
-        *("completion/complete", "initialize", "logging/setLevel", "ping", "prompts/list"),
+        *(COMPLETE, "initialize", "logging/setLevel", "ping", "prompts/list"),
         *("resources/list", "resources/templates/list", "server/discover", LISTEN),
         *("tasks/list", "tasks/result", "tools/list"),
         *("notifications/cancelled", "notifications/initialized", "notifications/progress"),
@@ -103,7 +108,8 @@ def _read_plain(body: bytes) -> Operation | None:
     Read most messages four times as fast: those in which the names of members that are
     read stand only once, and cannot be there in another spelling.  Return None for others.
     """
-    if b"\\" in body or not body.isascii():
+    # Only these escapes stand for a letter.
+    if b"\\u" in body or not body.isascii():
         return None
     lower = body.lower()
     params = lower.count(b'"params"')
@@ -115,7 +121,7 @@ def _read_plain(body: bytes) -> Operation | None:
         return None
     wanted = NAMED_BY.get(message.method)
     if wanted is None:
-        return None if message.method == LISTEN else Operation(message.method)
+        return None if message.method in _READ_CLOSELY else Operation(message.method)
     name = getattr(message.params, wanted, msgspec.UNSET)
     if name is msgspec.UNSET or lower.count(b'"%b"' % wanted.encode("ascii")) != 1:
         return None
@@ -157,6 +163,8 @@ def _operations_of(message: object) -> list[Operation]:
         )
         return [Operation(method), *_subscriptions(wanted.get(_URIS))]
     params = outer.get("params")
+    if method == COMPLETE:
+        _members(_members(params, "ref").get("ref"), "type", "name", "uri")
     pairs = params if type(params) is _Object else _Object()
     return [_operation(method, [name for name, _ in pairs], dict(pairs).get)]
 
@@ -188,8 +196,8 @@ def _read_large(text: bytes) -> Slices[list[Operation]]:
     if "method" not in found[0]:
         return []
     method = decoded(found[0], "method")
-    if method == LISTEN:
-        raise TooComplex(f"a {LISTEN} of more than {LARGE_BYTES} bytes cannot be checked")
+    if method in _READ_CLOSELY:
+        raise TooComplex(f"a {method} of more than {LARGE_BYTES} bytes cannot be checked")
     params = found[1] if len(found) > 1 else {}
     inner = names[1] if len(found) > 1 else []
     return [_operation(method, inner, lambda name: decoded(params, name))]

@@ -38,6 +38,7 @@ from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.processes.stderr_log import ProcessStderr
 from mcpbridge.processes.throttle import Throttle
+from mcpbridge.processes.visibility import Visibility, VisiblePost
 
 #: The environment of a process that no client has given variables.
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
@@ -174,6 +175,8 @@ class BackendSession:
     check_rate: Callable[[int], object] | None = None
     #: Makes the records of its client's messages; None where there is no audit log.
     audited: AuditedSession | None = None
+    #: What its client may see and call; None where that is everything.
+    visibility: Visibility | None = None
 
     backend: Any = None
     adapter: Adapter | None = None
@@ -350,10 +353,10 @@ class BackendSession:
             if self.caller is not None and envelope.method == "initialize":
                 self.caller.initialized(line)
         if self.audited is None:
-            self.post_to_backend([line], [envelope], count)
+            self.post_to_backend([line], [envelope], count, None if digest is None else [digest])
         else:
-            post = partial(self.post_to_backend, [line], [envelope], count)
             digests = None if digest is None else [digest]
+            post = partial(self.post_to_backend, [line], [envelope], count, digests)
             self.audited.post([line], [envelope], digests, post, address)
 
     def post_to_backend(
@@ -361,18 +364,40 @@ class BackendSession:
         lines: list[bytes],
         envelopes: Sequence[Envelope | None] | None = None,
         count: int | None = None,
+        digests: Sequence[bytes] | None = None,
     ) -> Collection[int]:
         """
         Pass the messages of one POST to the backend, one on each line unless
         `count` says how many there are.  What a filter refuses
         keeps nothing else from passing, and is answered soon
-        (`MessageFilters.from_post`).
+        (`MessageFilters.from_post`); so does what is about something that is not there for
+        the client, which no filter sees.  Of large messages `digests` have the names.
 
         Returns the indexes of the lines that were dropped.  Raises
         `BackendBusy` and `RateExceeded`; then nothing was stored.
         """
         if self.check_rate is not None:
             self.check_rate(len(lines) if count is None else count)
+        if self.visibility is not None:
+            post = self.visibility.from_client(self.caller_name, lines, digests)
+            if post is not None:
+                return self._post_visible(post)
+        return self._post_allowed(lines, envelopes)
+
+    def _post_visible(self, post: VisiblePost) -> Collection[int]:
+        """Pass on what is left of a POST, and answer the rest."""
+        dropped = set(post.dropped)
+        if post.passed:
+            dropped.update(post.places[each] for each in self._post_allowed(post.passed, None))
+        if post.answers:
+            # In a later turn: the caller of this method is not ready for answers yet.
+            self.clock.callLater(0, self._send_answers, post.answers)
+        return dropped
+
+    def _post_allowed(
+        self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None
+    ) -> Collection[int]:
+        """Pass the messages of one POST to the backend, unless a filter refuses them."""
         if self.filters is None:
             self._pass_to_backend(lines, envelopes)
             return ()
@@ -515,6 +540,8 @@ class BackendSession:
             self.caller = resting
 
     def _send_to_client(self, lines: list[bytes]) -> None:
+        if self.visibility is not None:
+            lines = self.visibility.to_client(self.caller_name, lines)
         if not lines:
             return
         self.messages_out += len(lines)

@@ -191,8 +191,8 @@ class StreamableSession:
         session = self._session
         try:
             if session.audited is None:
-                return session.post_to_backend(lines)
-            post = partial(session.post_to_backend, lines)
+                return session.post_to_backend(lines, None, None, digests)
+            post = partial(session.post_to_backend, lines, None, None, digests)
             return session.audited.post(lines, envelopes, digests, post, address)
         except BaseException:
             if stream is not None:

@@ -30,6 +30,7 @@ from mcpbridge.processes.address_shares import Claim, Claims
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.era import OtherEra, ServerEra
 from mcpbridge.processes.pool import ProcessPool
+from mcpbridge.processes.visibility import Visibility
 from mcpbridge.stateless.concurrent_pool import ConcurrentPool
 from mcpbridge.stateless.exchange import Exchange, Work
 from mcpbridge.stateless.exclusive_pool import ExclusivePool
@@ -57,10 +58,12 @@ class StatelessDispatcher:
         pool: ProcessPool,
         era: ServerEra,
         claims: Claims,
+        visibility: Visibility | None = None,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._claims = claims
+        self._visibility = visibility
         self._era = era
         #: How many requests are neither answered nor with a worker yet.
         self._asking = 0
@@ -88,6 +91,13 @@ class StatelessDispatcher:
         try:
             if request.method in REMOVED:
                 raise _no_such_method(exchange)
+            visibility = exchange.visibility = self._visibility
+            if visibility is not None and visibility.rules is not None:
+                judged = visibility.judged(exchange.caller_name, request)
+                if isinstance(judged, bytes):
+                    exchange.deliver([judged], True)
+                    return None
+                exchange.request = judged
             if exchange.client is None or self._charge_at_once(exchange):
                 pool = self._pool_for(exchange)
                 if pool is not None and pool.ask_at_once(exchange, headers):

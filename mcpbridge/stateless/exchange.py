@@ -21,10 +21,15 @@ from mcpbridge.processes.address_shares import Claim
 from mcpbridge.processes.audited_calls import AuditedRequest
 from mcpbridge.processes.backend_session import NO_VARIABLES
 from mcpbridge.processes.caller import Caller
+from mcpbridge.processes.visibility import Visibility
 from mcpbridge.stateless.client_connection import ClientConnection
 
 #: What waits for a process that works on a request.
 Work = Coroutine[Deferred[Any], Any, None]
+
+
+#: Methods whose answers list nothing, and which most requests are of.
+NO_LISTS = frozenset({"completion/complete", "prompts/get", "tools/call"})
 
 
 class ExchangeSink(Protocol):
@@ -91,6 +96,7 @@ class Exchange:
         "is_subscription",
         "over",
         "request",
+        "visibility",
     )
 
     def __init__(
@@ -118,9 +124,17 @@ class Exchange:
         #: What it has of its client's share, until it is over.
         self.claim: Claim | None = None
         self.over = False
+        #: What its client may see; None until it is worked on.
+        self.visibility: Visibility | None = None
         self._worker: Worker | None = None
         self._sink = sink
         self._acknowledged = False
+
+    @property
+    def caller_name(self) -> str:
+        """The name of the identity that asks; an empty string without one."""
+        # A key ends with a digest of the caller's variables, if there are any.
+        return self.identity.partition("\0")[0]
 
     def assign(self, worker: Worker) -> None:
         """Tell this worker of cancellation and backpressure from now on."""
@@ -141,6 +155,9 @@ class Exchange:
             return
         if not final and self.is_subscription:
             lines = [each for line in lines for each in self._acknowledged_once(line)]
+        visibility = self.visibility
+        if visibility is not None and visibility.rules is not None:
+            lines = self._visible(lines, visibility)
         if final and self.audited is not None:
             self.audited.answered(lines)
         sink = self._end() if final else self._sink
@@ -180,6 +197,12 @@ class Exchange:
         """Pass on that the client keeps up again, or has gone."""
         if self._worker is not None:
             self._worker.resume(self)
+
+    def _visible(self, lines: list[bytes], visibility: Visibility) -> list[bytes]:
+        """Return messages without what is not there for the client."""
+        if self.request.method in NO_LISTS:
+            return lines
+        return visibility.to_client(self.caller_name, lines)
 
     def _end(self) -> ExchangeSink:
         """

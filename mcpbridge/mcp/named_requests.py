@@ -1,0 +1,133 @@
+"""
+Requests of clients that name a tool, a prompt or a resource, and what a client is told that
+names one which is not there for it.
+
+Knows methods and errors of all revisions; must not know who decides.  It reads leniently:
+`mcp.operations` has refused before what another parser might read in another way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from mcpbridge.errors import INVALID_PARAMS
+from mcpbridge.jsonrpc.members import (
+    changed,
+    error_line,
+    members,
+    members_of,
+    string_of,
+    strings_of,
+)
+from mcpbridge.mcp.modern_request import LISTEN, ModernRequest
+from mcpbridge.mcp.name_rules import Kind
+from mcpbridge.mcp.operations import COMPLETE, NAMED_BY
+from mcpbridge.mcp.subscriptions import RESOURCES
+
+#: Until 2025-11-25, server/resources, "Error Handling".
+RESOURCE_NOT_FOUND = -32002
+#: An error shows so many characters of a name.
+SHOWN_NAME = 500
+
+#: Tells whether something is there for the client in question.
+Allows = Callable[[Kind, str], bool]
+
+_KINDS: dict[str, Kind] = {"tools": "tools", "prompts": "prompts", "resources": "resources"}
+
+
+class Missing(NamedTuple):
+    """The error for something that does not exist, or not for this client."""
+
+    code: int
+    text: str
+    data: object = None
+
+    def line(self, ident: msgspec.Raw) -> bytes:
+        """Return the answer to the request of this id."""
+        return error_line(ident, self.code, self.text, self.data)
+
+
+def missing(
+    method: str, params: Mapping[str, msgspec.Raw], allows: Allows, *, modern: bool = False
+) -> Missing | None:
+    """
+    Return the error for a request with these parameters whose object is not there; None for
+    all others.  `modern` if it is of 2026-07-28, whose codes are others.
+    """
+    wanted = NAMED_BY.get(method)
+    if wanted is not None:
+        kind = _KINDS[method.partition("/")[0]]
+        name = string_of(params.get(wanted))
+        # Without a name it is for the server to judge.
+        return None if name is None or allows(kind, name) else _missing(kind, name, modern)
+    if method == COMPLETE:
+        return _missing_reference(members_of(params.get("ref")), allows)
+    if method == LISTEN:
+        uris = strings_of(members_of(params.get("notifications")).get(RESOURCES))
+        absent = next((each for each in uris if not allows("resources", each)), None)
+        return None if absent is None else _missing("resources", absent, modern)
+    return None
+
+
+def _missing(kind: Kind, name: str, modern: bool) -> Missing:
+    shown = name[:SHOWN_NAME]
+    if kind == "resources":
+        code = INVALID_PARAMS if modern else RESOURCE_NOT_FOUND
+        return Missing(code, "Resource not found", {"uri": shown})
+    return Missing(INVALID_PARAMS, f"Unknown {kind[:-1]}: {shown}")
+
+
+def _missing_reference(ref: Mapping[str, msgspec.Raw], allows: Allows) -> Missing | None:
+    """Look at both members, whatever the type says: the server may look at one alone."""
+    prompt, uri = string_of(ref.get("name")), string_of(ref.get("uri"))
+    if prompt is not None and not allows("prompts", prompt):
+        return Missing(INVALID_PARAMS, f"Unknown prompt: {prompt[:SHOWN_NAME]}")
+    if uri is not None and not allows("resources", uri):
+        return Missing(INVALID_PARAMS, f"Unknown resource: {uri[:SHOWN_NAME]}")
+    return None
+
+
+class Verdict(NamedTuple):
+    """What becomes of a message: it passes, or not, perhaps with an answer."""
+
+    passes: bool
+    answer: bytes | None = None
+
+
+_PASSES = Verdict(True)
+_DROPPED = Verdict(False)
+
+
+def judge(line: bytes, allows: Allows) -> Verdict | None:
+    """
+    Return what becomes of one message of a session; None for a line that is no object, such
+    as a batch.  Of a large message `line` may be a digest.
+    """
+    outer = members(line)
+    if outer is None:
+        return None
+    method = string_of(outer.get("method"))
+    if method is None or not (method in NAMED_BY or method in (COMPLETE, LISTEN)):
+        return _PASSES
+    absent = missing(method, members_of(outer.get("params")), allows)
+    if absent is None:
+        return _PASSES
+    return Verdict(False, absent.line(outer["id"])) if "id" in outer else _DROPPED
+
+
+def without_missing_resources(request: ModernRequest, allows: Allows) -> ModernRequest:
+    """
+    Return a `subscriptions/listen` without the resources that are not there, which are not
+    acknowledged then, as a server does with those that do not exist.
+    """
+    wanted = members_of(request.params.get("notifications"))
+    uris = strings_of(wanted.get(RESOURCES))
+    kept = [each for each in uris if allows("resources", each)]
+    if len(kept) == len(uris):
+        return request
+    params = changed(request.params, {"notifications": changed(wanted, {RESOURCES: kept})})
+    outer = changed(request.outer, {"params": params})
+    return msgspec.structs.replace(request, outer=outer, params=params)
