@@ -382,26 +382,34 @@ class BackendSession:
             post = self.visibility.from_client(self.caller_name, lines, digests)
             if post is not None:
                 return self._post_visible(post)
-        return self._post_allowed(lines, envelopes)
+        if self.filters is None:
+            self._pass_to_backend(lines, envelopes)
+            return ()
+        return self._post_filtered(self.filters, lines, envelopes)
 
     def _post_visible(self, post: VisiblePost) -> Collection[int]:
         """Pass on what is left of a POST, and answer the rest."""
         dropped = set(post.dropped)
-        if post.passed:
-            dropped.update(post.places[each] for each in self._post_allowed(post.passed, None))
+        if not post.passed:
+            pass
+        elif self.filters is None:
+            self._pass_to_backend(post.passed, None)
+        else:
+            refused = self._post_filtered(self.filters, post.passed, None)
+            dropped.update(post.places[each] for each in refused)
         if post.answers:
             # In a later turn: the caller of this method is not ready for answers yet.
             self.clock.callLater(0, self._send_answers, post.answers)
         return dropped
 
-    def _post_allowed(
-        self, lines: list[bytes], envelopes: Sequence[Envelope | None] | None
+    def _post_filtered(
+        self,
+        filters: MessageFilters,
+        lines: list[bytes],
+        envelopes: Sequence[Envelope | None] | None,
     ) -> Collection[int]:
         """Pass the messages of one POST to the backend, unless a filter refuses them."""
-        if self.filters is None:
-            self._pass_to_backend(lines, envelopes)
-            return ()
-        passed, answers, dropped = self.filters.from_post(self, lines)
+        passed, answers, dropped = filters.from_post(self, lines)
         if passed:
             # Envelopes describe the lines as they were before the filters changed them.
             self._pass_to_backend(passed, envelopes if passed == lines else None)

@@ -1,0 +1,205 @@
+"""
+A server that reads what no server should, and writes down what reaches it.
+
+Its arguments are the revisions that it speaks (`legacy` or `modern`), which of two members
+with one name counts (`first` or `last`), a file for the names that reach it, and the marker.
+
+Names of members are compared without case, as Go's decoder does; names of tools, prompts
+and methods also without space around them and in the compatibility forms of Unicode.  A
+URI of a file is a path, decoded and resolved.  On one line there may be any number of
+messages and arrays of them, in UTF-8 or UTF-16, with a byte order mark or without.
+"""
+
+import json
+import os
+import posixpath
+import re
+import sys
+import unicodedata
+from urllib.parse import unquote
+
+ERA, COUNTS, RECORD = sys.argv[1:4]
+TOOLS = [
+    {"name": "allowed", "inputSchema": {"type": "object"}, "big": 12345678901234567890.10},
+    {"name": "denied", "inputSchema": {"type": "object"}, "x": "denied"},
+    {"name": "other", "inputSchema": {"type": "object", "properties": {"name": {}}}},
+]
+PROMPTS = [{"name": "open"}, {"name": "secret"}]
+RESOURCES = [{"uri": "file:///pub/a", "name": "a"}, {"uri": "file:///secret/x", "name": "x"}]
+TEMPLATES = [
+    {"uriTemplate": "file:///pub/{x}", "name": "p"},
+    {"uriTemplate": "file:///secret/{x}", "name": "s"},
+]
+LISTS = {
+    "tools/list": ("tools", TOOLS),
+    "prompts/list": ("prompts", PROMPTS),
+    "resources/list": ("resources", RESOURCES),
+    "resources/templates/list": ("resourceTemplates", TEMPLATES),
+}
+PREFIX = "io.modelcontextprotocol/"
+
+
+def fold(text):
+    return unicodedata.normalize("NFKC", str(text)).strip().casefold()
+
+
+class Members(dict):
+    def __init__(self, pairs):
+        super().__init__()
+        for name, value in pairs:
+            if COUNTS == "last":
+                self[name.casefold()] = value
+            else:
+                self.setdefault(name.casefold(), value)
+
+
+def messages(line):
+    """Yield all messages on a line."""
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le"):
+        try:
+            text = line.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        decoder = json.JSONDecoder(object_pairs_hook=Members, strict=False)
+        at, found = 0, []
+        while at < len(text):
+            if text[at] not in "{[":
+                at += 1
+                continue
+            try:
+                value, at = decoder.raw_decode(text, at)
+            except (ValueError, RecursionError):
+                break
+            found.append(value)
+        if found:
+            yield from flat(found)
+            return
+
+
+def flat(value):
+    if isinstance(value, list):
+        for each in value:
+            yield from flat(each)
+    elif isinstance(value, dict):
+        yield value
+
+
+def send(**message):
+    sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+    sys.stdout.flush()
+
+
+def record(*what):
+    with open(RECORD, "a") as output:
+        output.write(" ".join(what) + "\n")
+
+
+def path_of(uri):
+    rest = re.sub("^[a-z]+:(//(localhost(?=/))?)?", "", str(uri).strip(), flags=re.I)
+    return posixpath.normpath(unquote(rest).replace("\\", "/").casefold()).replace("//", "/")
+
+
+def result(request, **members):
+    if ERA == "modern":
+        members = {"resultType": "complete", **members}
+    send(id=request["id"], result=members)
+
+
+def named(request, kind, name, known):
+    record(kind, name)
+    if name in known:
+        result(request, content=[{"type": "text", "text": name}], messages=[], contents=[])
+    else:
+        code = -32602 if ERA == "modern" or kind != "resource" else -32002
+        text = "Resource not found" if kind == "resource" else f"Unknown {kind}: {name}"
+        data = {"data": {"uri": name}} if kind == "resource" else {}
+        send(id=request["id"], error={"code": code, "message": text, **data})
+
+
+def listed(request, member, things, params):
+    """Answer with a page of one, then with the rest."""
+    page = {member: things[1:]} if params.get("cursor") else {member: things[:1]}
+    if not params.get("cursor"):
+        page["nextCursor"] = "2"
+    if ERA == "modern":
+        page |= {"ttlMs": 1000, "cacheScope": "public"}
+    result(request, **page)
+
+
+def handle(request):
+    if "method" not in request:
+        return
+    method = fold(request["method"])
+    params = request.get("params")
+    params = params if isinstance(params, dict) else Members([])
+    named_by = str(params.get("name", params.get("uri", "")))
+    if method == "tools/call":
+        record("tool", fold(named_by))
+        if "id" not in request:
+            return
+        known = {each["name"] for each in TOOLS}
+        if fold(named_by) in known:
+            if isinstance(arguments := params.get("arguments"), dict) and "notify" in arguments:
+                uri = {"uri": arguments["notify"]}
+                send(method="notifications/resources/updated", params=uri)
+            result(request, content=[{"type": "text", "text": fold(named_by)}])
+        else:
+            error = {"code": -32602, "message": f"Unknown tool: {named_by}"}
+            send(id=request["id"], error=error)
+    elif "id" not in request:
+        if method in ("prompts/get", "resources/read"):
+            record(method, fold(named_by))
+    elif method == "prompts/get":
+        named(request, "prompt", fold(named_by), {each["name"] for each in PROMPTS})
+    elif method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
+        named(request, "resource", path_of(named_by), {"/pub/a", "/pub/b", "/secret/x"})
+    elif method == "completion/complete":
+        ref = params.get("ref", {})
+        record("completion", fold(ref.get("name", "")) or path_of(ref.get("uri", "")))
+        result(request, completion={"values": []})
+    elif method == "subscriptions/listen":
+        meta = {f"{PREFIX}subscriptionId": request["id"]}
+        wanted = params.get("notifications", {})
+        uris = wanted.get("resourcesubscriptions", [])
+        granted = {"resourceSubscriptions": uris} if uris else {}
+        if wanted.get("toolslistchanged"):
+            granted["toolsListChanged"] = True
+        acknowledged = "notifications/subscriptions/acknowledged"
+        send(method=acknowledged, params={"notifications": granted, "_meta": meta})
+        for uri in [*uris, *(["file:///secret/x"] if uris else [])]:
+            record("listen", path_of(uri) if uri in uris else "-")
+            send(method="notifications/resources/updated", params={"uri": uri, "_meta": meta})
+    elif method in LISTS:
+        listed(request, *LISTS[method], params)
+    elif method == "initialize" and ERA == "legacy":
+        result(
+            request,
+            protocolVersion=params.get("protocolversion", "2025-11-25"),
+            capabilities={
+                "tools": {"listChanged": True},
+                "prompts": {},
+                "resources": {"subscribe": True},
+                "completions": {},
+            },
+            serverInfo={"name": "lenient", "version": "1"},
+        )
+    elif method == "server/discover" and ERA == "modern":
+        result(
+            request,
+            supportedVersions=["2026-07-28"],
+            capabilities={"tools": {}, "prompts": {}, "resources": {"subscribe": True}},
+            _meta={f"{PREFIX}serverInfo": {"name": "lenient", "version": "1"}},
+        )
+    elif method == "initialize":
+        error = {"code": -32022, "message": "no", "data": {"supported": ["2026-07-28"]}}
+        send(id=request["id"], error=error)
+    elif method == "ping":
+        result(request)
+    else:
+        send(id=request["id"], error={"code": -32601, "message": "no such method"})
+
+
+for each_line in iter(sys.stdin.buffer.readline, b""):
+    for each_message in messages(each_line.rstrip(b"\n")):
+        handle(each_message)
+os._exit(0)
