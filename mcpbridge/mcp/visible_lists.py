@@ -20,7 +20,6 @@ from mcpbridge.jsonrpc.envelope import split_batch
 from mcpbridge.jsonrpc.members import (
     Members,
     changed,
-    elements_of,
     encode,
     error_line,
     is_null,
@@ -160,9 +159,9 @@ class VisibleLists:
         changes: dict[str, object] = {}
         for name, member in self._lists.items():
             listed = result.get(name)
-            if is_null(listed):
+            if listed is None or is_null(listed):
                 continue
-            elements = elements_of(listed)
+            elements = split_batch(bytes(listed))
             if elements is None:
                 return _unreadable(outer, f"has {name} that cannot be read")
             if len(elements) > MAX_LISTED:
@@ -176,7 +175,7 @@ class VisibleLists:
             more = not is_null(result.get("nextCursor"))
             self._listed(name, [each for each in names if each is not None], more)
             if len(kept) != len(elements):
-                changes[name] = msgspec.Raw(b"[" + b",".join(map(bytes, kept)) + b"]")
+                changes[name] = msgspec.Raw(b"[" + b",".join(kept) + b"]")
         if self._is_shared(result):
             changes["cacheScope"] = "private"
         if not changes:
@@ -199,7 +198,7 @@ def _unreadable(outer: Members, why: str) -> bytes:
     return error_line(outer.get("id", msgspec.Raw(b"null")), INTERNAL_ERROR, text)
 
 
-def _name_of(element: msgspec.Raw, member: str) -> str | None:
+def _name_of(element: bytes, member: str) -> str | None:
     """
     Return the name of an element; None for one without, and for one that clients might read
     in different ways, since it has the member twice or in other letters.
@@ -207,10 +206,10 @@ def _name_of(element: msgspec.Raw, member: str) -> str | None:
     try:
         decoded: Any = _decode_name[member](element)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return _read_strictly(bytes(element), member)
-    text = bytes(element)
-    if b"\\u" in text or text.lower().count(b'"%b"' % member.lower().encode("ascii")) != 1:
-        return _read_strictly(text, member)
+        return _read_strictly(element, member)
+    spelled = b'"%b"' % member.lower().encode("ascii")
+    if b"\\u" in element or element.lower().count(spelled) != 1:
+        return _read_strictly(element, member)
     return str(decoded.name)
 
 
@@ -219,7 +218,7 @@ def _read_strictly(element: bytes, member: str) -> str | None:
         return None
     try:
         text = element.decode("utf-8")
-        pairs = json.loads(text, object_pairs_hook=list, parse_int=str, parse_float=str)
+        pairs = json.loads(text, object_pairs_hook=list, parse_int=float)
     except (ValueError, RecursionError):
         return None
     named = [(name, each) for name, each in pairs if name.casefold() == member.casefold()]

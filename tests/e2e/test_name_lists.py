@@ -296,20 +296,31 @@ def all_stateless(bridge: Bridge, base: str) -> None:
             with Wire(bridge.port) as wire:
                 wire.ask(
                     post(
-                        f"{base}/mcp", body.replace(b"META", META), *modern_lines(method, _field(name))
+                        f"{base}/mcp",
+                        body.replace(b"META", META),
+                        *modern_lines(method, _field(name)),
                     )
                 )
     with Wire(bridge.port) as wire:
-        assert b"allowed" in wire.ask(
-            post(f"{base}/mcp", modern("tools/call", name="allowed"), *modern_lines("tools/call", "allowed"))
-        ).body
+        assert (
+            b"allowed"
+            in wire.ask(
+                post(
+                    f"{base}/mcp",
+                    modern("tools/call", name="allowed"),
+                    *modern_lines("tools/call", "allowed"),
+                )
+            ).body
+        )
 
 
 def _named(body: bytes) -> Iterator[bytes]:
     """Yield the JSON strings that a body may name something with."""
     import re
 
-    for match in re.finditer(rb'"(?:name|uri|n\\u0061me|Name|NAME)"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")', body):
+    for match in re.finditer(
+        rb'"(?:name|uri|n\\u0061me|Name|NAME)"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")', body
+    ):
         yield match[1]
 
 

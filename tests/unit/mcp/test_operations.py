@@ -17,6 +17,7 @@ from mcpbridge.errors import BridgeError, NotJson, NotJsonRpc, TooComplex
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, at_once
 from mcpbridge.mcp.modern_request import LISTEN
 from mcpbridge.mcp.operations import (
+    COMPLETE,
     NAMED_BY,
     Operation,
     read_large_operations,
@@ -217,6 +218,39 @@ def test_a_subscription_that_may_be_read_in_another_way_is_refused(body: bytes) 
 def test_a_subscription_that_is_read_in_slices_is_refused() -> None:
     with pytest.raises(TooComplex, match=LISTEN):
         read_in_slices(listen("{}"))
+
+
+def completion(params: str) -> bytes:
+    return f'{{"method":"{COMPLETE}","params":{params}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "params",
+    ['{"ref":{"type":"ref/prompt","name":"a"},"argument":{"name":"x"}}', '{"ref":1}', "{}", "[]"],
+)
+def test_a_completion_is_one_operation(params: str) -> None:
+    assert read_operations(completion(params)) == [(COMPLETE, None)]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        '{"ref":{"name":"a","name":"b"}}',
+        '{"ref":{"name":"a","Name":"b"}}',
+        '{"ref":{"uri":"a","ur\\u0069":"b"}}',
+        '{"ref":{"name":"a"},"ref":{"name":"b"}}',
+        '{"ref":{"type":"ref/prompt","TYPE":"ref/resource"}}',
+        '{"REF":{"name":"a"}}',
+    ],
+)
+def test_a_completion_that_may_be_read_in_another_way_is_refused(params: str) -> None:
+    with pytest.raises(NotJsonRpc):
+        read_operations(completion(params))
+
+
+def test_a_completion_that_is_read_in_slices_is_refused() -> None:
+    with pytest.raises(TooComplex, match=COMPLETE):
+        read_in_slices(completion("{}"))
 
 
 def test_names_that_are_as_large_as_messages_are_refused() -> None:

@@ -1,0 +1,213 @@
+"""What a server lists, without what is not there for a client."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpbridge.jsonrpc.sliced_parser import WHOLE_BYTES
+from mcpbridge.mcp.name_rules import KINDS, Kind
+from mcpbridge.mcp.visible_lists import MAX_LIST_BYTES, MAX_LISTED, VisibleLists
+
+
+def allows(kind: Kind, name: str) -> bool:
+    return not name.startswith("x")
+
+
+LISTED: list[tuple[str, list[str], bool]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_listed() -> None:
+    LISTED.clear()
+
+
+def listed(member: str, names: list[str], more: bool) -> None:
+    LISTED.append((member, names, more))
+
+
+ALL = VisibleLists(allows, KINDS, (), listed)
+PRIVATE = VisibleLists(allows, KINDS, ("resources",))
+TOOLS = VisibleLists(allows, ("tools",), ("tools",))
+
+
+def answer(result: bytes) -> bytes:
+    return b'{"jsonrpc":"2.0","id":1,"result":%b}' % result
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (b'{"tools":[{"name":"a"},{"name":"x"}]}', b'{"tools":[{"name":"a"}]}'),
+        (b'{"tools":[{"name":"x"}],"nextCursor":"2"}', b'{"tools":[],"nextCursor":"2"}'),
+        (
+            b'{"n":1e2,"tools":[{"z":12345678901234567890.10 , "name":"a"},{"name":"x"}],"m":"\\u00e9"}',
+            b'{"n":1e2,"tools":[{"z":12345678901234567890.10 , "name":"a"}],"m":"\\u00e9"}',
+        ),
+        (b'{"prompts":[{"name":"x"},{"name":"a"}]}', b'{"prompts":[{"name":"a"}]}'),
+        (b'{"resources":[{"uri":"x:a","name":"a"}]}', b'{"resources":[]}'),
+        (
+            b'{"resourceTemplates":[{"uriTemplate":"x:{a}"},{"uriTemplate":"a:{a}"}]}',
+            b'{"resourceTemplates":[{"uriTemplate":"a:{a}"}]}',
+        ),
+        # Names that clients might read in different ways.
+        (b'{"tools":[{"name":"a","name":"b"}]}', b'{"tools":[]}'),
+        (b'{"tools":[{"name":"a","NAME":"b"}]}', b'{"tools":[]}'),
+        (b'{"tools":[{"NAME":"a"}]}', b'{"tools":[]}'),
+        (b'{"tools":[{"name":"a","n\\u0061me":"b"}]}', b'{"tools":[]}'),
+        (b'{"tools":[{"name":1},{},1,null,[1],"a",{"name":{"name":"a"}}]}', b'{"tools":[]}'),
+        (b'{"tools":[{"name":"a"},[["name","a"]]]}', b'{"tools":[{"name":"a"}]}'),
+        (b'{"tools":[{"name":"\\ud800"},{"name":"x\\ud800"}]}', b'{"tools":[{"name":"\\ud800"}]}'),
+        (b'{"tools":[{"name":"a","x":"\xff\\u0041"}]}', b'{"tools":[]}'),
+        (
+            b'{"tools":[{"name":"a","s":{"name":1}},{"name":"x","s":{"name":1}}]}',
+            b'{"tools":[{"name":"a","s":{"name":1}}]}',
+        ),
+        # Two lists in one result, of which the last counts.
+        (b'{"tools":[{"name":"x"}],"prompts":[{"name":"x"}]}', b'{"tools":[],"prompts":[]}'),
+        (b'{"tools":[{"name":"a"}],"tools":[{"name":"x"}]}', b'{"tools":[]}'),
+        (b'{"\\u0074ools":[{"name":"x"}]}', b'{"tools":[]}'),
+    ],
+)
+def test_lists(result: bytes, expected: bytes) -> None:
+    assert ALL.filtered(answer(result)) == answer(expected)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        answer(b'{"tools" : [{"name":"a"}] }'),
+        answer(b'{"tools":null}'),
+        answer(b'{"content":[{"tools":[{"name":"x"}]}]}'),
+        answer(b"[1]"),
+        answer(b"null"),
+        answer(b'{"a":"\\ud800"}'),
+        b'{"jsonrpc":"2.0","id":1,"error":{"code":1,"tools":[{"name":"x"}]}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"sampling/createMessage","params":{"tools":[]}}',
+        b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}',
+        b'{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"a:"}}',
+        b'{"jsonrpc":"2.0","method":"notifications/resources/updated"}',
+        b'{"jsonrpc":"2.0","method":"a","x":"\\ud800"}',
+        b'{"jsonrpc":"2.0","method":1}',
+        b'[{"jsonrpc":"2.0","id":1,"result":{}}]',
+        b"[]",
+        b"no json",
+        b"1",
+    ],
+)
+def test_what_passes_byte_for_byte(line: bytes) -> None:
+    assert ALL.filtered(line) is line
+
+
+def test_updates_of_what_is_not_there_are_dropped() -> None:
+    method = b"notifications/resources/updated"
+    update = b'{"jsonrpc":"2.0","method":"%b","params":{"uri":"x:a"}}' % method
+    assert ALL.filtered(update) is None
+    assert ALL.filtered(update.replace(b'"params', b'"x":"\\ud800","params')) is None
+    assert ALL.filtered(b"[%b]" % update) is None
+    assert TOOLS.filtered(update) is None, "what is restricted is for `allows` to say"
+
+
+def test_batches() -> None:
+    one, other = answer(b'{"tools":[{"name":"x"}]}'), answer(b'{"a":1}')
+    assert ALL.filtered(b"[%b,%b]" % (one, other)) == b"[%b,%b]" % (
+        answer(b'{"tools":[]}'),
+        other,
+    )
+
+
+def test_a_lone_surrogate_elsewhere() -> None:
+    line = b'{"jsonrpc":"2.0","id":"\\ud800","result":{"tools":[{"name":"x"}]}}'
+    assert ALL.filtered(line) == line.replace(b'{"name":"x"}', b"")
+
+
+def test_kinds_that_are_not_restricted() -> None:
+    line = answer(b'{"prompts":[{"name":"x"}]}')
+    assert TOOLS.filtered(line) is line
+
+
+def error_of(line: bytes | None) -> Any:
+    assert line is not None
+    found = json.loads(line)
+    assert found["id"] == 1
+    return found["error"]
+
+
+def test_a_list_that_cannot_be_read() -> None:
+    error = error_of(ALL.filtered(answer(b'{"tools":{"name":"a"}}')))
+    assert error["code"] == -32603
+    assert "tools that cannot be read" in error["message"]
+
+
+def test_the_number_of_elements_has_a_bound() -> None:
+    most = answer(b'{"tools":[%b]}' % b",".join([b'{"name":"a"}'] * MAX_LISTED))
+    assert ALL.filtered(most) is most
+    more = answer(b'{"tools":[%b]}' % b",".join([b"0"] * (MAX_LISTED + 1)))
+    assert "MAX_LISTED" in error_of(ALL.filtered(more))["message"]
+
+
+def test_the_size_has_a_bound() -> None:
+    begin = b'{"tools":[{"name":"a","description":"'
+    most = answer(b'%b%b"}]}' % (begin, b"d" * (MAX_LIST_BYTES - len(answer(begin)) - 4)))
+    assert len(most) == MAX_LIST_BYTES
+    assert ALL.filtered(most) is most
+    assert "MAX_LIST_BYTES" in error_of(ALL.filtered(most[:-1] + b" }"))["message"]
+
+
+@pytest.mark.parametrize("member", [b"content", b"contents", b"messages", b"structuredContent"])
+def test_a_large_result_is_not_read(member: bytes) -> None:
+    """Whatever follows is none of a list's: this shows only that it was not looked at."""
+    line = answer(b'{"%b":[],"x":"%b","tools":[{"name":"x"}]}' % (member, b"x" * WHOLE_BYTES))
+    assert ALL.filtered(line) is line
+
+
+def test_a_large_list_whose_id_looks_like_a_result() -> None:
+    ident = json.dumps('{"result":{"content":').encode()
+    line = b'{"id":%b,"result":{"tools":[{"name":"x"}],"y":"%b"}}' % (ident, b"y" * WHOLE_BYTES)
+    found = ALL.filtered(line)
+    assert found is not None and b'"tools":[]' in found
+
+
+@pytest.mark.parametrize(
+    ("lists", "result", "scope"),
+    [
+        (PRIVATE, {"resources": [], "cacheScope": "public"}, "private"),
+        (PRIVATE, {"resourceTemplates": [], "cacheScope": "public"}, "private"),
+        (PRIVATE, {"contents": [], "cacheScope": "public"}, "private"),
+        (PRIVATE, {"tools": [], "cacheScope": "public"}, "public"),
+        (PRIVATE, {"cacheScope": "public"}, "public"),
+        (PRIVATE, {"contents": [], "cacheScope": "private"}, "private"),
+        (TOOLS, {"tools": [], "cacheScope": "public"}, "private"),
+        (ALL, {"resources": [], "cacheScope": "public"}, "public"),
+    ],
+)
+def test_what_others_may_see(lists: VisibleLists, result: dict[str, Any], scope: str) -> None:
+    for line in (
+        answer(json.dumps(result).encode()),
+        answer(json.dumps(result | {"a": "\ud800"}).encode()),
+    ):
+        found = lists.filtered(line)
+        assert found is not None
+        assert json.loads(found)["result"]["cacheScope"] == scope
+        assert found is line or scope == "private"
+
+
+def test_what_is_listed_is_told() -> None:
+    ALL.filtered(answer(b'{"tools":[{"name":"x"},{"name":"a"},{}],"nextCursor":"2"}'))
+    ALL.filtered(answer(b'{"resources":[],"nextCursor":null}'))
+    assert LISTED == [("tools", ["x", "a"], True), ("resources", [], False)]
+
+
+names = st.text(max_size=4)
+
+
+@given(st.lists(st.fixed_dictionaries({"name": names, "x": st.integers() | names})))
+def test_any_names(tools: list[dict[str, Any]]) -> None:
+    found = ALL.filtered(answer(json.dumps({"tools": tools}).encode()))
+    assert found is not None
+    kept = [each for each in tools if not each["name"].startswith("x")]
+    assert json.loads(found)["result"]["tools"] == kept
