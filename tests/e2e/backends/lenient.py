@@ -16,21 +16,23 @@ import posixpath
 import re
 import sys
 import unicodedata
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import unquote
 
 ERA, COUNTS, RECORD = sys.argv[1:4]
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {"name": "allowed", "inputSchema": {"type": "object"}, "big": 12345678901234567890.10},
     {"name": "denied", "inputSchema": {"type": "object"}, "x": "denied"},
     {"name": "other", "inputSchema": {"type": "object", "properties": {"name": {}}}},
 ]
-PROMPTS = [{"name": "open"}, {"name": "secret"}]
+PROMPTS: list[dict[str, Any]] = [{"name": "open"}, {"name": "secret"}]
 RESOURCES = [{"uri": "file:///pub/a", "name": "a"}, {"uri": "file:///secret/x", "name": "x"}]
 TEMPLATES = [
     {"uriTemplate": "file:///pub/{x}", "name": "p"},
     {"uriTemplate": "file:///secret/{x}", "name": "s"},
 ]
-LISTS = {
+LISTS: dict[str, tuple[str, list[Any]]] = {
     "tools/list": ("tools", TOOLS),
     "prompts/list": ("prompts", PROMPTS),
     "resources/list": ("resources", RESOURCES),
@@ -39,12 +41,15 @@ LISTS = {
 PREFIX = "io.modelcontextprotocol/"
 
 
-def fold(text):
+def fold(text: object) -> str:
+    """Return a name without case, space and forms of letters."""
     return unicodedata.normalize("NFKC", str(text)).strip().casefold()
 
 
-class Members(dict):
-    def __init__(self, pairs):
+class Members(dict[str, Any]):
+    """An object, whose members have names without case."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__()
         for name, value in pairs:
             if COUNTS == "last":
@@ -53,7 +58,7 @@ class Members(dict):
                 self.setdefault(name.casefold(), value)
 
 
-def messages(line):
+def messages(line: bytes) -> Iterator[dict[str, Any]]:
     """Yield all messages on a line."""
     for encoding in ("utf-8-sig", "utf-16", "utf-16-le"):
         try:
@@ -76,7 +81,8 @@ def messages(line):
             return
 
 
-def flat(value):
+def flat(value: object) -> Iterator[dict[str, Any]]:
+    """Yield the messages in arrays of them."""
     if isinstance(value, list):
         for each in value:
             yield from flat(each)
@@ -84,41 +90,46 @@ def flat(value):
         yield value
 
 
-def send(**message):
+def send(**message: object) -> None:
+    """Send a message to the client."""
     sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
     sys.stdout.flush()
 
 
-def record(*what):
+def record(*what: str) -> None:
+    """Write down what was asked for."""
     with open(RECORD, "a") as output:
         output.write(" ".join(what) + "\n")
 
 
-def path_of(uri):
+def path_of(uri: object) -> str:
+    """Return the path that a URI of a file names."""
     rest = re.sub("^[a-z]+:(//(localhost(?=/))?)?", "", str(uri).strip(), flags=re.I)
     return posixpath.normpath(unquote(rest).replace("\\", "/").casefold()).replace("//", "/")
 
 
-def result(request, **members):
+def result(request: dict[str, Any], **members: object) -> None:
+    """Answer with a result."""
     if ERA == "modern":
         members = {"resultType": "complete", **members}
     send(id=request["id"], result=members)
 
 
-def named(request, kind, name, known):
+def named(request: dict[str, Any], kind: str, name: str, known: set[str], given: str) -> None:
+    """Answer a request for a prompt or a resource."""
     record(kind, name)
     if name in known:
         result(request, content=[{"type": "text", "text": name}], messages=[], contents=[])
     else:
         code = -32602 if ERA == "modern" or kind != "resource" else -32002
-        text = "Resource not found" if kind == "resource" else f"Unknown {kind}: {name}"
-        data = {"data": {"uri": name}} if kind == "resource" else {}
+        text = "Resource not found" if kind == "resource" else f"Unknown {kind}: {given}"
+        data = {"data": {"uri": given}} if kind == "resource" else {}
         send(id=request["id"], error={"code": code, "message": text, **data})
 
 
-def listed(request, member, things, params):
+def listed(request: dict[str, Any], member: str, things: list[Any], params: dict[str, Any]) -> None:
     """Answer with a page of one, then with the rest."""
-    page = {member: things[1:]} if params.get("cursor") else {member: things[:1]}
+    page: dict[str, object] = {member: things[1:] if params.get("cursor") else things[:1]}
     if not params.get("cursor"):
         page["nextCursor"] = "2"
     if ERA == "modern":
@@ -126,7 +137,8 @@ def listed(request, member, things, params):
     result(request, **page)
 
 
-def handle(request):
+def handle(request: dict[str, Any]) -> None:
+    """Answer a message."""
     if "method" not in request:
         return
     method = fold(request["method"])
@@ -150,9 +162,9 @@ def handle(request):
         if method in ("prompts/get", "resources/read"):
             record(method, fold(named_by))
     elif method == "prompts/get":
-        named(request, "prompt", fold(named_by), {each["name"] for each in PROMPTS})
+        named(request, "prompt", fold(named_by), {each["name"] for each in PROMPTS}, named_by)
     elif method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
-        named(request, "resource", path_of(named_by), {"/pub/a", "/pub/b", "/secret/x"})
+        named(request, "resource", path_of(named_by), {"/pub/a", "/secret/x"}, named_by)
     elif method == "completion/complete":
         ref = params.get("ref", {})
         record("completion", fold(ref.get("name", "")) or path_of(ref.get("uri", "")))

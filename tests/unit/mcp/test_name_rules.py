@@ -208,7 +208,8 @@ def test_what_is_remembered_has_a_bound() -> None:
     before = len(found._decided)
     assert found.allows("a" * (LONGEST_KEPT + 1), "")
     assert len(found._decided) == before
-    assert not found.allows("x", "") and not found.allows("x", "")
+    assert not found.allows("x", "")
+    assert not found.allows("x", "")
 
 
 def test_patterns_and_where_they_stand() -> None:
@@ -220,11 +221,16 @@ def test_patterns_and_where_they_stand() -> None:
         ("tools.identities.token#*.allow", "c"),
     ]
     shared, denied, own = rules(value).patterns()
-    assert shared.matches("ab") and not shared.matches("b")
-    assert denied.matches("B") and not denied.matches("a")
-    assert shared.is_for("") and own.is_for("token#x") and not own.is_for("x")
+    assert shared.matches("ab")
+    assert not shared.matches("b")
+    assert denied.matches("B")
+    assert not denied.matches("a")
+    assert shared.is_for("")
+    assert own.is_for("token#x")
+    assert not own.is_for("x")
     [uri] = rules(["x:*"], "resources").patterns()
-    assert uri.matches("x:a") and not uri.matches("y:a")
+    assert uri.matches("x:a")
+    assert not uri.matches("y:a")
 
 
 def test_only_what_is_restricted_has_rules() -> None:

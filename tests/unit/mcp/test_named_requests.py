@@ -91,7 +91,8 @@ def test_answers_have_the_id_as_it_was_written() -> None:
 
 def test_a_long_name_is_cut() -> None:
     verdict = judge(line("tools/call", {"name": "x" * (SHOWN_NAME + 1)}, id=1), allows)
-    assert verdict is not None and verdict.answer is not None
+    assert verdict is not None
+    assert verdict.answer is not None
     assert json.loads(verdict.answer)["error"]["message"] == f"Unknown tool: {'x' * SHOWN_NAME}"
 
 

@@ -24,12 +24,18 @@ def test_after_the_last_page_each_is_warned_of_once() -> None:
     found = patterns(tools={"allow": ["read_fil", "read_*", "zzz"], "deny": ["ECHO", "echos"]})
     assert found.listed("tools", ["echo", "read_file"], True, "") == []
     assert found.listed("tools", ["write"], False, "") == [
-        "tools.allow: 'read_fil' matches none of the 3 tools that the server has listed;"
-        " did you mean 'read_file'?",
-        "tools.allow: 'zzz' matches none of the 3 tools that the server has listed;"
-        " correct it, or remove it",
-        "tools.deny: 'echos' matches none of the 3 tools that the server has listed;"
-        " did you mean 'echo'?",
+        (
+            "tools.allow: 'read_fil' matches none of the 3 tools that the server has listed;"
+            " did you mean 'read_file'?"
+        ),
+        (
+            "tools.allow: 'zzz' matches none of the 3 tools that the server has listed;"
+            " correct it, or remove it"
+        ),
+        (
+            "tools.deny: 'echos' matches none of the 3 tools that the server has listed;"
+            " did you mean 'echo'?"
+        ),
     ]
     assert found.listed("tools", ["write"], False, "") == []
 

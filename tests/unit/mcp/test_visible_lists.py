@@ -45,8 +45,8 @@ def answer(result: bytes) -> bytes:
         (b'{"tools":[{"name":"a"},{"name":"x"}]}', b'{"tools":[{"name":"a"}]}'),
         (b'{"tools":[{"name":"x"}],"nextCursor":"2"}', b'{"tools":[],"nextCursor":"2"}'),
         (
-            b'{"n":1e2,"tools":[{"z":12345678901234567890.10 , "name":"a"},{"name":"x"}],"m":"\\u00e9"}',
-            b'{"n":1e2,"tools":[{"z":12345678901234567890.10 , "name":"a"}],"m":"\\u00e9"}',
+            b'{"n":1e2,"tools":[{"z":1234567890.10 , "name":"a"},{"name":"x"}],"m":"\\u00e9"}',
+            b'{"n":1e2,"tools":[{"z":1234567890.10 , "name":"a"}],"m":"\\u00e9"}',
         ),
         (b'{"prompts":[{"name":"x"},{"name":"a"}]}', b'{"prompts":[{"name":"a"}]}'),
         (b'{"resources":[{"uri":"x:a","name":"a"}]}', b'{"resources":[]}'),
@@ -169,7 +169,8 @@ def test_a_large_list_whose_id_looks_like_a_result() -> None:
     ident = json.dumps('{"result":{"content":').encode()
     line = b'{"id":%b,"result":{"tools":[{"name":"x"}],"y":"%b"}}' % (ident, b"y" * WHOLE_BYTES)
     found = ALL.filtered(line)
-    assert found is not None and b'"tools":[]' in found
+    assert found is not None
+    assert b'"tools":[]' in found
 
 
 @pytest.mark.parametrize(
