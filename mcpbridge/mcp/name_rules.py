@@ -26,7 +26,7 @@ LONGEST_NAME = 8192
 #: How many identities are remembered with the lists that hold for them, and how many names
 #: with what was decided; beyond that, all are forgotten at once.
 IDENTITIES_KEPT = 1000
-DECISIONS_KEPT = 4096
+DECISIONS_KEPT = 8192
 #: The longest name that is remembered so.
 LONGEST_KEPT = 256
 
@@ -216,13 +216,12 @@ class KindRules:
 
     def allows(self, name: str, identity: str) -> bool:
         """Tell whether something of this name is there for an identity."""
+        decisions = self._for(identity) if self._of_identities else self._shared
         if len(name) > LONGEST_NAME:
-            return not self._for(identity)
-        return all(self._decide(each, name) for each in self._for(identity))
+            return not decisions
+        return all(self._decide(each, name) for each in decisions)
 
     def _for(self, identity: str) -> list[_Decision]:
-        if not self._of_identities:
-            return list(self._shared)
         known = self._known.get(identity)
         if known is None:
             if len(self._known) >= IDENTITIES_KEPT:

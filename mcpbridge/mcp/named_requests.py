@@ -35,7 +35,14 @@ SHOWN_NAME = 500
 #: Tells whether something is there for the client in question.
 Allows = Callable[[Kind, str], bool]
 
-_KINDS: dict[str, Kind] = {"tools": "tools", "prompts": "prompts", "resources": "resources"}
+#: What the methods of `NAMED_BY` are about.
+KINDS_OF: dict[str, Kind] = {
+    "tools/call": "tools",
+    "prompts/get": "prompts",
+    "resources/read": "resources",
+    "resources/subscribe": "resources",
+    "resources/unsubscribe": "resources",
+}
 
 
 class Missing(NamedTuple):
@@ -59,7 +66,7 @@ def missing(
     """
     wanted = NAMED_BY.get(method)
     if wanted is not None:
-        kind = _KINDS[method.partition("/")[0]]
+        kind = KINDS_OF[method]
         name = string_of(params.get(wanted))
         # Without a name it is for the server to judge.
         return None if name is None or allows(kind, name) else _missing(kind, name, modern)
@@ -97,8 +104,22 @@ class Verdict(NamedTuple):
     answer: bytes | None = None
 
 
-_PASSES = Verdict(True)
+#: Of nearly all messages.
+PASSES = Verdict(True)
 _DROPPED = Verdict(False)
+
+
+class _Named(msgspec.Struct):
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    uri: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Message(msgspec.Struct):
+    method: str | msgspec.UnsetType = msgspec.UNSET
+    params: _Named | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode = msgspec.json.Decoder(_Message).decode
 
 
 def judge(line: bytes, allows: Allows) -> Verdict | None:
@@ -106,16 +127,51 @@ def judge(line: bytes, allows: Allows) -> Verdict | None:
     Return what becomes of one message of a session; None for a line that is no object, such
     as a batch.  Of a large message `line` may be a digest.
     """
+    try:
+        message = _decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _judge_closely(line, allows)
+    method = message.method
+    if isinstance(method, msgspec.UnsetType):
+        return PASSES
+    wanted = NAMED_BY.get(method)
+    if wanted is None:
+        return _judge_closely(line, allows) if method in (COMPLETE, LISTEN) else PASSES
+    name = getattr(message.params, wanted, msgspec.UNSET)
+    if name is msgspec.UNSET or allows(KINDS_OF[method], name):
+        return PASSES
+    return _judge_closely(line, allows)
+
+
+def _judge_closely(line: bytes, allows: Allows) -> Verdict | None:
+    """Do the same for a message that does not pass, or is not as usual."""
     outer = members(line)
     if outer is None:
         return None
     method = string_of(outer.get("method"))
-    if method is None or not (method in NAMED_BY or method in (COMPLETE, LISTEN)):
-        return _PASSES
-    absent = missing(method, members_of(outer.get("params")), allows)
+    params = members_of(outer.get("params"))
+    absent = None if method is None else missing(method, params, allows)
     if absent is None:
-        return _PASSES
+        return PASSES
     return Verdict(False, absent.line(outer["id"])) if "id" in outer else _DROPPED
+
+
+def judge_request(request: ModernRequest, allows: Allows) -> bytes | ModernRequest:
+    """
+    Return the answer to a request of 2026-07-28 for what is not there; else the request as it
+    is to pass, which is nearly always the same one.
+    """
+    method = request.method
+    if method == LISTEN:
+        return without_missing_resources(request, allows)
+    kind = KINDS_OF.get(method)
+    if kind is None:
+        if method != COMPLETE:
+            return request
+    elif request.name is not None and allows(kind, request.name):
+        return request
+    absent = missing(method, request.params, allows, modern=True)
+    return request if absent is None else absent.line(request.outer["id"])
 
 
 def without_missing_resources(request: ModernRequest, allows: Allows) -> ModernRequest:

@@ -18,7 +18,7 @@ import msgspec
 from mcpbridge.errors import NotJson, NotJsonRpc, TooComplex
 from mcpbridge.jsonrpc.fragments import Span, is_too_deep, too_deep
 from mcpbridge.jsonrpc.large_messages import read_array
-from mcpbridge.jsonrpc.members import string_of
+from mcpbridge.jsonrpc.members import decode_members, decode_string, is_complete, string_of
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, Slices, outline
 from mcpbridge.mcp.modern_request import LISTEN, NAME_BEARING_METHODS, TASK_METHODS
 
@@ -84,7 +84,7 @@ def read_operations(body: bytes) -> list[Operation]:
     """
     if is_too_deep(body):
         raise too_deep()
-    plain = _read_plain(body)
+    plain = _read_plain(body) or _read_compact(body)
     if plain is not None:
         return [plain]
     try:
@@ -126,6 +126,35 @@ def _read_plain(body: bytes) -> Operation | None:
     if name is msgspec.UNSET or lower.count(b'"%b"' % wanted.encode("ascii")) != 1:
         return None
     return Operation(message.method, name)
+
+
+def _read_compact(body: bytes) -> Operation | None:
+    """
+    Read most others half as fast: those that are written without space, in which no member
+    that matters is there twice or in other letters.  Return None for others.
+    """
+    text = body.strip(b" \t\r\n")
+    try:
+        if not text.isascii():
+            text.decode("utf-8")
+        outer = decode_members(text)
+        method = decode_string(outer["method"])
+        if not is_complete(outer, text) or _has_variants(outer, _OUTER):
+            return None
+        wanted = NAMED_BY.get(method)
+        if wanted is None:
+            return None if method in _READ_CLOSELY else Operation(method)
+        params = decode_members(outer["params"])
+        if not is_complete(params, outer["params"]) or _has_variants(params, (wanted,)):
+            return None
+        return Operation(method, decode_string(params[wanted]))
+    except (KeyError, ValueError, RecursionError, msgspec.MsgspecError):
+        return None
+
+
+def _has_variants(names: Iterable[str], wanted: tuple[str, ...]) -> bool:
+    """Tell whether one of these names, in ASCII, is a wanted one in other letters."""
+    return any(name.lower() in wanted for name in names if name not in wanted)
 
 
 def read_large_operations(body: bytes, most: int) -> Slices[list[Operation]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,8 +20,11 @@ from mcpbridge.jsonrpc.envelope import split_batch
 from mcpbridge.jsonrpc.members import (
     Members,
     changed,
+    decode_members,
+    decode_string,
     encode,
     error_line,
+    is_complete,
     is_null,
     members,
     members_of,
@@ -35,7 +38,7 @@ from mcpbridge.mcp.subscriptions import UPDATED
 #: The largest answer with a list that is read, in bytes, and how many elements a list may
 #: have: all of it is read in one turn of the reactor.
 MAX_LIST_BYTES = 2 * 1024 * 1024
-MAX_LISTED = 10_000
+MAX_LISTED = 5_000
 
 
 class ListMember(NamedTuple):
@@ -76,12 +79,6 @@ class _Line(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Line).decode
-_decode_name = {
-    each.name: msgspec.json.Decoder(
-        msgspec.defstruct("_Element", [("name", str, msgspec.field(name=each.name))])
-    ).decode
-    for each in LIST_MEMBERS.values()
-}
 
 
 class VisibleLists:
@@ -204,13 +201,14 @@ def _name_of(element: bytes, member: str) -> str | None:
     in different ways, since it has the member twice or in other letters.
     """
     try:
-        decoded: Any = _decode_name[member](element)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return _read_strictly(element, member)
-    spelled = b'"%b"' % member.lower().encode("ascii")
-    if b"\\u" in element or element.lower().count(spelled) != 1:
-        return _read_strictly(element, member)
-    return str(decoded.name)
+        found = decode_members(element)
+        if is_complete(found, element):
+            other = member.lower()
+            if not any(each.lower() == other for each in found if each != member):
+                return decode_string(found[member])
+    except (KeyError, ValueError, RecursionError, msgspec.MsgspecError):
+        pass
+    return _read_strictly(element, member)
 
 
 def _read_strictly(element: bytes, member: str) -> str | None:

@@ -15,9 +15,9 @@ from twisted.logger import Logger
 from mcpbridge.config.name_lists import NameLists
 from mcpbridge.jsonrpc.envelope import split_batch
 from mcpbridge.jsonrpc.recent_set import Recent
-from mcpbridge.mcp.modern_request import LISTEN, ModernRequest
+from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.name_rules import Kind, NameRules
-from mcpbridge.mcp.named_requests import judge, missing, without_missing_resources
+from mcpbridge.mcp.named_requests import PASSES, judge, judge_request
 from mcpbridge.mcp.unmatched_patterns import UnmatchedPatterns
 from mcpbridge.mcp.visible_lists import VisibleLists
 
@@ -83,7 +83,6 @@ class Visibility:
         self._warned: Recent[str] = Recent(WARNINGS_KEPT)
         self._views: dict[str, _View] = {}
         self.rules: NameRules | None = None
-        self._unmatched: UnmatchedPatterns | None = None
         self._use(tools, prompts, resources)
 
     def replace(self, tools: NameLists, prompts: NameLists, resources: NameLists) -> None:
@@ -100,7 +99,7 @@ class Visibility:
         rules = NameRules(lists)
         self._views.clear()
         self.rules = rules if rules.of else None
-        self._unmatched = UnmatchedPatterns(rules) if rules.of else None
+        self._unmatched = UnmatchedPatterns(rules)
 
     # Messages of sessions.
 
@@ -113,6 +112,9 @@ class Visibility:
         """
         view = self._view(identity)
         if view is None:
+            return None
+        if len(lines) == 1 and judge(digests[0] if digests else lines[0], view.allows) is PASSES:
+            # Nearly every one.
             return None
         post = VisiblePost([], [], [], set[int]())
         for number, line in enumerate(lines):
@@ -160,12 +162,7 @@ class Visibility:
         pass, which is nearly always the same one.
         """
         view = self._view(identity)
-        if view is None:
-            return request
-        if request.method == LISTEN:
-            return without_missing_resources(request, view.allows)
-        absent = missing(request.method, request.params, view.allows, modern=True)
-        return request if absent is None else absent.line(request.outer["id"])
+        return request if view is None else judge_request(request, view.allows)
 
     def _view(self, identity: str) -> _View | None:
         view = self._views.get(identity)
@@ -178,8 +175,6 @@ class Visibility:
     # Warnings.
 
     def _listed(self, member: str, names: list[str], more: bool, identity: str) -> None:
-        if self._unmatched is None:
-            return
         for warning in self._unmatched.listed(member, names, more, identity):
             setting = warning.partition(" matches ")[0]
             if setting not in self._warned:

@@ -16,6 +16,7 @@ from mcpbridge.jsonrpc.members import (
     error_code_of,
     error_line,
     integer_of,
+    is_complete,
     is_null,
     members,
     members_of,
@@ -276,3 +277,19 @@ def test_requests_and_notifications() -> None:
         "requestId": "a",
         "reason": "why",
     }
+
+
+names = st.sampled_from(["a", "A", "a b", "\u00e9", "\\u0061", '\\"', ""])
+values = st.sampled_from(["1", "[ ]", '"x"', "{}", '"\u00e9"', '{"a":1,"a":2}'])
+spaces = st.sampled_from(["", "", "", " "])
+
+
+@given(st.lists(st.tuples(names, values)), spaces, spaces)
+def test_no_member_is_overlooked(pairs: list[tuple[str, str]], before: str, behind: str) -> None:
+    text = "{" + ",".join(f'{before}"{name}"{behind}:{value}' for name, value in pairs) + "}"
+    found = members_of(text.encode())
+    if is_complete(found, text.encode()):
+        assert [*found] == [name for name, _ in pairs]
+    elif len({*pairs}) == len(pairs) and all(x in ("a", "A", "a b", "") for x, _ in pairs):
+        plain = {name for name, _ in pairs}
+        assert before or behind or len(plain) < len(pairs) or not pairs

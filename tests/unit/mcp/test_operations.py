@@ -362,3 +362,48 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     except (NotJson, NotJsonRpc):
         return
     json.loads(body)
+
+
+CALLED = (
+    b'{"id":1,"method":"tools/call","params":{"name":"add",'
+    b'"arguments":{"name":1,"x":"\\u0061\xc3\xa9"}}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "operation"),
+    [
+        (CALLED, CALL),
+        (CALLED + b"\n", CALL),
+        (CALLED.replace(b":", b" : "), CALL),
+        (CALLED.replace(b"tools/call", b"tools\\/call"), CALL),
+        (b'{"method":"ping","x":"\\u0061"}', Operation("ping")),
+        (b'{"method":"completion/complete","x":"\\u0061"}', Operation(COMPLETE)),
+        (CALLED.replace(b'"x"', b'"NAME"'), CALL),
+    ],
+)
+def test_messages_with_escapes_and_names_elsewhere(body: bytes, operation: Operation) -> None:
+    assert read_operations(body) == [operation]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CALLED.replace(b'"arguments"', b'"NAME"'),
+        CALLED.replace(b'"arguments"', b'"n\\u0061me"'),
+        CALLED.replace(b'"arguments"', b'"name"'),
+        CALLED.replace(b'"id"', b'"Method"'),
+        CALLED.replace(b'"id"', b'"param\xc5\xbf"'),
+        CALLED.replace(b'"id"', b'"params"'),
+        CALLED.replace(b'"id"', b'"method"'),
+        CALLED.replace(b'"name":"add"', b'"name":["add"]'),
+    ],
+)
+def test_the_same_that_may_be_read_in_another_way(body: bytes) -> None:
+    with pytest.raises(NotJsonRpc):
+        read_operations(body)
+
+
+def test_a_name_that_is_not_utf8() -> None:
+    with pytest.raises(NotJson):
+        read_operations(CALLED.replace(b"\xc3\xa9", b"\xff"))
