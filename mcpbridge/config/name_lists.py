@@ -28,9 +28,10 @@ class NameList(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
     """
-    Names, and patterns of names: `*` matches any characters.  `deny` wins.
+    Names, and patterns of names.  `deny` wins.
 
-    Without `allow` all are allowed that are not denied; an empty one allows none.
+    In names of tools and prompts `*`, `?` and `[seq]` have the meaning that they have in
+    `fnmatch`; in URIs `*` alone matches any characters.  Without `allow` all are allowed that are not denied; an empty one allows none.
     """
 
     allow: _Names | None = None
@@ -47,7 +48,7 @@ class NameLists(NameList, frozen=True):
     What is there for all clients, and what, of that, for each identity.
 
     A key of `identities` is the name of an identity, `ISSUER#SUBJECT`, or a pattern of
-    such names.  The lists of all that match hold: what one of them denies, or does not
+    such names, in which `*` alone matches any characters.  The lists of all that match hold: what one of them denies, or does not
     allow, is not there.
     """
 

@@ -41,7 +41,9 @@ UPDATE = (
 
 
 def visibility(tools: Any = None, prompts: Any = None, resources: Any = None) -> Visibility:
-    return Visibility("s", *map(read_name_lists, (tools, prompts, resources)))
+    return Visibility(
+        "s", read_name_lists(tools), read_name_lists(prompts), read_name_lists(resources)
+    )
 
 
 DENY_X = {"deny": ["x"]}
