@@ -31,7 +31,8 @@ class NameList(
     Names, and patterns of names.  `deny` wins.
 
     In names of tools and prompts `*`, `?` and `[seq]` have the meaning that they have in
-    `fnmatch`; in URIs `*` alone matches any characters.  Without `allow` all are allowed that are not denied; an empty one allows none.
+    `fnmatch`; in URIs `*` alone matches any characters.  Without `allow` all are allowed
+    that are not denied; an empty one allows none.
     """
 
     allow: _Names | None = None
@@ -48,8 +49,8 @@ class NameLists(NameList, frozen=True):
     What is there for all clients, and what, of that, for each identity.
 
     A key of `identities` is the name of an identity, `ISSUER#SUBJECT`, or a pattern of
-    such names, in which `*` alone matches any characters.  The lists of all that match hold: what one of them denies, or does not
-    allow, is not there.
+    such names, in which `*` alone matches any characters.  The lists of all that match
+    hold: what one of them denies, or does not allow, is not there.
     """
 
     identities: Mapping[_Name, NameList] = {}

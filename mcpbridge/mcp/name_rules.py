@@ -88,7 +88,11 @@ class _Patterns:
 
 
 def folded(text: str) -> str:
-    """Return a name as a lenient server may read it: without case, Unicode's forms, and space."""
+    """
+    Return a name as a lenient server may read it: without case, forms of letters, space
+    around it, and what follows a NUL, which ends a text in C.
+    """
+    text = text.partition("\0")[0]
     if text.isascii():
         return text.strip().lower()
     return normalize("NFKC", normalize("NFKC", text).casefold()).strip()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from mcpbridge.errors import INVALID_PARAMS
+from mcpbridge.errors import INVALID_PARAMS, METHOD_NOT_FOUND
 from mcpbridge.jsonrpc.members import (
     changed,
     error_line,
@@ -23,14 +23,17 @@ from mcpbridge.jsonrpc.members import (
     strings_of,
 )
 from mcpbridge.mcp.modern_request import LISTEN, ModernRequest
-from mcpbridge.mcp.name_rules import Kind
-from mcpbridge.mcp.operations import COMPLETE, NAMED_BY
+from mcpbridge.mcp.name_rules import Kind, folded
+from mcpbridge.mcp.operations import CLIENT_METHODS, COMPLETE, NAMED_BY
 from mcpbridge.mcp.subscriptions import RESOURCES
 
 #: Until 2025-11-25, server/resources, "Error Handling".
 RESOURCE_NOT_FOUND = -32002
 #: An error shows so many characters of a name.
 SHOWN_NAME = 500
+
+#: Methods whose parameters name something.
+_NAMING = frozenset({*NAMED_BY, COMPLETE, LISTEN})
 
 #: Tells whether something is there for the client in question.
 Allows = Callable[[Kind, str], bool]
@@ -76,7 +79,14 @@ def missing(
         uris = strings_of(members_of(params.get("notifications")).get(RESOURCES))
         absent = next((each for each in uris if not allows("resources", each)), None)
         return None if absent is None else _missing("resources", absent, modern)
+    if _is_disguised(method):
+        return Missing(METHOD_NOT_FOUND, f"Method not found: {method[:SHOWN_NAME]}")
     return None
+
+
+def _is_disguised(method: str) -> bool:
+    """Tell whether a server that is lenient could take a method for one that names something."""
+    return method not in CLIENT_METHODS and folded(method) in _NAMING
 
 
 def _missing(kind: Kind, name: str, modern: bool) -> Missing:
@@ -136,7 +146,8 @@ def judge(line: bytes, allows: Allows) -> Verdict | None:
         return PASSES
     wanted = NAMED_BY.get(method)
     if wanted is None:
-        return _judge_closely(line, allows) if method in (COMPLETE, LISTEN) else PASSES
+        unnamed = method not in (COMPLETE, LISTEN) and not _is_disguised(method)
+        return PASSES if unnamed else _judge_closely(line, allows)
     name = getattr(message.params, wanted, msgspec.UNSET)
     if name is msgspec.UNSET or allows(KINDS_OF[method], name):
         return PASSES
@@ -166,7 +177,7 @@ def judge_request(request: ModernRequest, allows: Allows) -> bytes | ModernReque
         return without_missing_resources(request, allows)
     kind = KINDS_OF.get(method)
     if kind is None:
-        if method != COMPLETE:
+        if method != COMPLETE and not _is_disguised(method):
             return request
     elif request.name is not None and allows(kind, request.name):
         return request

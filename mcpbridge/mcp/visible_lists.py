@@ -112,8 +112,8 @@ class VisibleLists:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return self._filtered_slowly(line)
         result = found.result
-        if isinstance(found.method, str):
-            return line if found.method != UPDATED else self._updated(line)
+        if found.method == UPDATED:
+            return self._updated(line)
         if isinstance(result, msgspec.UnsetType):
             return line
         for name in self._lists:
@@ -135,8 +135,8 @@ class VisibleLists:
         if outer is None:
             # What is no message reaches nobody.
             return line
-        if "method" in outer:
-            return line if string_of(outer["method"]) != UPDATED else self._updated(line)
+        if string_of(outer.get("method")) == UPDATED:
+            return self._updated(line)
         result = members_of(outer.get("result"))
         if self._lists.keys().isdisjoint(result) and "cacheScope" not in result:
             return line

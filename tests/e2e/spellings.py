@@ -73,6 +73,14 @@ SPELLINGS: dict[str, bytes] = {
     "mathematical letters": b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":'
     b'{"name":"\xf0\x9d\x90\x9d\xf0\x9d\x90\x9e\xf0\x9d\x90\xa7\xf0\x9d\x90\xa2'
     b'\xf0\x9d\x90\x9e\xf0\x9d\x90\x9d",META}}',
+    "what follows a NUL": b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":'
+    b'{"name":"denied\\u0000allowed",META}}',
+    "`Tools/Call`": b'{"jsonrpc":"2.0","id":7,"method":"Tools/Call","params":'
+    b'{"name":"denied",META}}',
+    "space around the method": b'{"jsonrpc":"2.0","id":7,"method":" tools/call\\t","params":'
+    b'{"name":"denied",META}}',
+    "a method in full width": b'{"jsonrpc":"2.0","id":7,"method":"tools\\uff0fcall","params":'
+    b'{"name":"denied",META}}',
     "a batch": b'[{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"denied",META}}]',
     "second in a batch": b'[{"jsonrpc":"2.0","id":6,"method":"ping"},{"jsonrpc":"2.0","id":7,'
     b'"method":"tools/call","params":{"name":"denied",META}}]',

@@ -180,6 +180,8 @@ def everything_stateless(bridge: Bridge, base: str) -> None:
     client = Stateless(bridge, base)
     for body in EVERYTHING.values():
         method = next((each for each in _METHODS if each.encode() in body), "tools/call")
+        if b"Tools/Call" in body:
+            method = "Tools/Call"
         names = [json.loads(each) for each in _NAME.findall(body)]
         for name in dict.fromkeys([*names, "allowed"]):
             client.post(body.replace(b"META", META), method, name)

@@ -5,8 +5,8 @@ Its arguments are the revisions that it speaks (`legacy` or `modern`), which of 
 with one name counts (`first` or `last`), a file for the names that reach it, and the marker.
 
 Names of members are compared without case, as Go's decoder does; names of tools, prompts
-and methods also without space around them and in the compatibility forms of Unicode.  A
-URI of a file is a path, decoded and resolved.  On one line there may be any number of
+and methods also without space around them, in the compatibility forms of Unicode, and up to a
+NUL.  A URI of a file is a path, decoded and resolved.  On one line there may be any number of
 messages and arrays of them, in UTF-8 or UTF-16, with a byte order mark or without.
 """
 
@@ -43,7 +43,7 @@ PREFIX = "io.modelcontextprotocol/"
 
 def fold(text: object) -> str:
     """Return a name without case, space and forms of letters."""
-    return unicodedata.normalize("NFKC", str(text)).strip().casefold()
+    return unicodedata.normalize("NFKC", str(text).partition("\0")[0]).strip().casefold()
 
 
 class Members(dict[str, Any]):

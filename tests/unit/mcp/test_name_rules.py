@@ -58,6 +58,8 @@ def allows(value: Any, name: str, identity: str = "", kind: Kind = "tools") -> b
         ({"deny": ["\uff41"]}, "a", False),
         ({"deny": ["stra\u00dfe"]}, "STRASSE", False),
         ({"deny": ["set_*"]}, "\u017fET_x", False),
+        ({"deny": ["a"]}, "a\0b", False),
+        ({"allow": ["a"]}, "a\0b", False),
         ({"deny": ["A*"]}, "ab", False),
         ({"deny": ["[!a]x"]}, "bx", False),
         ({"deny": ["[!a]x"]}, "ax", True),

@@ -70,6 +70,9 @@ LISTEN_TO = {"notifications": {"resourceSubscriptions": ["a:a", "x:a"]}}
         ),
         ("subscriptions/listen", {"notifications": {}}, False, None),
         ("tools/list", {"name": "x"}, False, None),
+        ("custom/call", {"name": "x"}, False, None),
+        ("Tools/Call", {"name": "a"}, False, (-32601, "Method not found: Tools/Call", None)),
+        (" ping", {}, False, None),
     ],
 )
 def test_missing(method: str, params: Any, modern: bool, expected: Any) -> None:

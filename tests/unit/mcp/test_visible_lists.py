@@ -113,6 +113,14 @@ def test_updates_of_what_is_not_there_are_dropped() -> None:
     assert TOOLS.filtered(update) is None, "what is restricted is for `allows` to say"
 
 
+def test_a_result_with_a_method() -> None:
+    for more in (b"", b',"x":"\\ud800"'):
+        line = answer(b'{"tools":[{"name":"x"}]}').replace(
+            b'"id":1', b'"method":"a","id":1%b' % more
+        )
+        assert ALL.filtered(line) == line.replace(b'{"name":"x"}', b"")
+
+
 def test_batches() -> None:
     one, other = answer(b'{"tools":[{"name":"x"}]}'), answer(b'{"a":1}')
     assert ALL.filtered(b"[%b,%b]" % (one, other)) == b"[%b,%b]" % (
