@@ -23,7 +23,7 @@ from mcpbridge.jsonrpc.members import (
     strings_of,
 )
 from mcpbridge.mcp.modern_request import LISTEN, ModernRequest
-from mcpbridge.mcp.name_rules import Kind, folded
+from mcpbridge.mcp.name_rules import LONGEST_NAME, Kind, folded
 from mcpbridge.mcp.operations import CLIENT_METHODS, COMPLETE, NAMED_BY
 from mcpbridge.mcp.subscriptions import RESOURCES
 
@@ -32,6 +32,7 @@ RESOURCE_NOT_FOUND = -32002
 #: An error shows so many characters of a name.
 SHOWN_NAME = 500
 
+_TOO_LONG = "x" * (LONGEST_NAME + 1)
 #: Methods whose parameters name something.
 _NAMING = frozenset({*NAMED_BY, COMPLETE, LISTEN})
 
@@ -71,8 +72,10 @@ def missing(
     if wanted is not None:
         kind = KINDS_OF[method]
         name = string_of(params.get(wanted))
-        # Without a name it is for the server to judge.
-        return None if name is None or allows(kind, name) else _missing(kind, name, modern)
+        # A digest is without a name that is too long; nothing of that name is there.
+        if allows(kind, _TOO_LONG if name is None else name):
+            return None
+        return _missing(kind, name or "", modern)
     if method == COMPLETE:
         return _missing_reference(members_of(params.get("ref")), allows)
     if method == LISTEN:
@@ -149,7 +152,7 @@ def judge(line: bytes, allows: Allows) -> Verdict | None:
         unnamed = method not in (COMPLETE, LISTEN) and not _is_disguised(method)
         return PASSES if unnamed else _judge_closely(line, allows)
     name = getattr(message.params, wanted, msgspec.UNSET)
-    if name is msgspec.UNSET or allows(KINDS_OF[method], name):
+    if name is not msgspec.UNSET and allows(KINDS_OF[method], name):
         return PASSES
     return _judge_closely(line, allows)
 

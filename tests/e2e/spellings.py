@@ -148,6 +148,13 @@ SPELLINGS: dict[str, bytes] = {
     "padding in a batch": b'[{"jsonrpc":"2.0","id":7,"method":"tools/call",'
     + PADDING
     + b'"params":{"name":"denied",META}}]',
+    "a name with much space behind it": b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":'
+    b'{"name":"denied' + b" " * 20_000 + b'",META}}',
+    "the same in two megabytes": b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":'
+    b'"denied' + b" " * 20_000 + b'",' + PADDING * 30 + b"META}}",
+    "two megabytes": b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"denied",'
+    + PADDING * 30
+    + b"META}}",
     "a megabyte": b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"denied",'
     + PADDING * 20
     + b"META}}",

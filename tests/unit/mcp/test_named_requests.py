@@ -11,7 +11,7 @@ import pytest
 from mcpbridge.jsonrpc.members import members_of
 from mcpbridge.jsonrpc.parsed_message import parse_message
 from mcpbridge.mcp.modern_request import PREFIX, ModernRequest, read_request
-from mcpbridge.mcp.name_rules import Kind
+from mcpbridge.mcp.name_rules import LONGEST_NAME, Kind
 from mcpbridge.mcp.named_requests import (
     SHOWN_NAME,
     Missing,
@@ -23,6 +23,9 @@ from mcpbridge.mcp.named_requests import (
 
 
 def allows(kind: Kind, name: str) -> bool:
+    if kind == "prompts" and len(name) > LONGEST_NAME:
+        # As where these are not restricted.
+        return True
     return not name.startswith("x")
 
 
@@ -41,8 +44,9 @@ LISTEN_TO = {"notifications": {"resourceSubscriptions": ["a:a", "x:a"]}}
     [
         ("tools/call", {"name": "x"}, False, (-32602, "Unknown tool: x", None)),
         ("tools/call", {"name": "a"}, False, None),
-        ("tools/call", {}, False, None),
-        ("tools/call", {"name": 1}, False, None),
+        ("tools/call", {}, False, (-32602, "Unknown tool: ", None)),
+        ("tools/call", {"name": 1}, False, (-32602, "Unknown tool: ", None)),
+        ("prompts/get", {}, False, None),
         ("prompts/get", {"name": "x"}, True, (-32602, "Unknown prompt: x", None)),
         ("resources/read", {"uri": "x:a"}, False, (-32002, "Resource not found", {"uri": "x:a"})),
         ("resources/read", {"uri": "x:a"}, True, (-32602, "Resource not found", {"uri": "x:a"})),
@@ -105,7 +109,7 @@ def test_a_long_name_is_cut() -> None:
         (line("tools/call", {"name": "x"}), Verdict(False)),
         (line("tools/call", {"name": "a"}), Verdict(True)),
         (line("ping", id=1), Verdict(True)),
-        (line("tools/call", [1], id=1), Verdict(True)),
+        (line("prompts/get", [1], id=1), Verdict(True)),
         (b'{"jsonrpc":"2.0","id":1,"result":{"name":"x"}}', Verdict(True)),
         (b'[{"jsonrpc":"2.0"}]', None),
         (b"1", None),
