@@ -648,6 +648,9 @@ class Server:
                 large.line, large.envelope, large.digest, address=address
             )
         else:
+            if len(body) > WHOLE_BYTES and self.visibility.rules is not None:
+                # Its messages are looked at in one turn of the reactor.
+                raise TooComplex(f"an array of more than {WHOLE_BYTES} bytes cannot be checked")
             most = self.settings.max_waiting_messages
             line, count = await self.work.do(read_foreign_batch(body, most))
             self.find(ident, access).client_message(

@@ -15,8 +15,8 @@ from mcpbridge.auth.access import Access
 from mcpbridge.auth.identity import Identity
 from mcpbridge.config.name_lists import read_name_lists
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.errors import BackendBusy, MessageRefused, NotJsonRpc
-from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
+from mcpbridge.errors import BackendBusy, MessageRefused, NotJsonRpc, TooComplex
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.mcp.own_request import own_request
 from mcpbridge.processes.audited_calls import AuditedSession
 from mcpbridge.processes.backend_session import BackendSession
@@ -233,6 +233,19 @@ def test_a_large_message_of_a_session() -> None:
     world.post(session, b"[%b,%b%b]" % (DENIED, b" " * LARGE_BYTES, ALLOWED))
     assert sent(session) == [b"[%b]" % ALLOWED]
     assert sink.lines == [UNKNOWN, UNKNOWN]
+
+
+def test_a_batch_that_is_too_large_to_be_looked_at_at_once() -> None:
+    for tools, error in ((DENY_X, TooComplex), (None, type(None))):
+        world = World(tools)
+        session, _ = world.open_sse()
+        found: list[object] = []
+        body = b"[%b%b]" % (ALLOWED, b" " * WHOLE_BYTES)
+        posting = Deferred.fromCoroutine(world.server.receive_large(session.ident, body))
+        posting.addErrback(lambda failure: failure.value).addCallback(found.append)
+        while not found:
+            world.clock.advance(0)
+        assert isinstance(found[0], error)
 
 
 def test_what_is_ambiguous_is_refused() -> None:
