@@ -59,10 +59,12 @@ LIST_MEMBERS = {
 #: page follows.
 Listed = Callable[[str, list[str], bool], None]
 
-#: The results that are large: one that begins so is no list.
-_NO_LIST = re.compile(
-    rb'[^{]*\{[^{]*"result"\s*:\s*\{\s*"(?:content|contents|messages|structuredContent)"\s*:'
-)
+#: How large results begin that are no lists, and how they do that clients do not share either.
+_BEGIN = rb'[^{]*\{[^{]*"result"\s*:\s*\{\s*"(?:%b)"\s*:'
+_NO_LIST = re.compile(_BEGIN % b"content|contents|messages|structuredContent")
+_NOT_SHARED = re.compile(_BEGIN % b"content|messages|structuredContent")
+#: Within so many bytes.
+_BEGIN_BYTES = 4096
 
 
 class _Result(msgspec.Struct):
@@ -102,10 +104,11 @@ class VisibleLists:
         self._lists = {name: each for name, each in LIST_MEMBERS.items() if each.kind in kinds}
         self._private = frozenset(private)
         self._listed = listed
+        self._unread = _NOT_SHARED if self._private else _NO_LIST
 
     def filtered(self, line: bytes) -> bytes | None:
         """Return a message of the server as the client may see it; None for none of it."""
-        if len(line) > WHOLE_BYTES and _NO_LIST.match(line, 0, 4096) is not None:
+        if len(line) > WHOLE_BYTES and self._unread.match(line, 0, _BEGIN_BYTES) is not None:
             return line
         try:
             found = _decode(line)
@@ -150,14 +153,14 @@ class VisibleLists:
     def _without(self, line: bytes) -> bytes:
         """Return an answer without what is not there."""
         outer = members_of(line)
-        if len(line) > MAX_LIST_BYTES:
-            return _unreadable(outer, f"has more than {MAX_LIST_BYTES} bytes (MAX_LIST_BYTES)")
         result = members_of(outer.get("result"))
         changes: dict[str, object] = {}
         for name, member in self._lists.items():
             listed = result.get(name)
             if listed is None or is_null(listed):
                 continue
+            if len(line) > MAX_LIST_BYTES:
+                return _unreadable(outer, f"has more than {MAX_LIST_BYTES} bytes (MAX_LIST_BYTES)")
             elements = split_batch(bytes(listed))
             if elements is None:
                 return _unreadable(outer, f"has {name} that cannot be read")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mcpbridge.jsonrpc.sliced_parser import WHOLE_BYTES
 from mcpbridge.mcp.name_rules import KINDS, Kind
-from mcpbridge.mcp.visible_lists import MAX_LIST_BYTES, MAX_LISTED, VisibleLists
+from mcpbridge.mcp.visible_lists import _BEGIN_BYTES, MAX_LIST_BYTES, MAX_LISTED, VisibleLists
 
 
 def allows(kind: Kind, name: str) -> bool:
@@ -172,6 +172,21 @@ def test_a_large_result_is_not_read(member: bytes) -> None:
     """Whatever follows is none of a list's: this shows only that it was not looked at."""
     line = answer(b'{"%b":[],"x":"%b","tools":[{"name":"x"}]}' % (member, b"x" * WHOLE_BYTES))
     assert ALL.filtered(line) is line
+
+
+def test_how_far_a_large_result_is_looked_at() -> None:
+    content = b'{"content":[],"x":"%b"}' % (b"x" * MAX_LIST_BYTES)
+    for space in (b" " * (_BEGIN_BYTES - 60), b" " * _BEGIN_BYTES):
+        line = answer(content).replace(b'"result"', space + b'"result"')
+        assert ALL.filtered(line) is line
+
+
+def test_a_large_resource_is_not_shared() -> None:
+    for more in (b'"contents":[],', b'"resultType":"complete","contents":[],'):
+        line = answer(b'{%b"x":"%b","cacheScope":"public"}' % (more, b"x" * MAX_LIST_BYTES))
+        found = PRIVATE.filtered(line)
+        assert found == line.replace(b'"public"', b'"private"')
+        assert ALL.filtered(line) is line
 
 
 def test_a_large_list_whose_id_looks_like_a_result() -> None:
