@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 from unicodedata import normalize
 
@@ -63,13 +64,13 @@ class NameLists(NameList, Protocol):
 
 class Pattern(NamedTuple):
     """
-    A name or pattern as it stands in the settings: where, what it matches, and for which
-    identities it holds.
+    A name or pattern as it stands in the settings: where, and for which identities it holds.
+    `compiled` returns what tells which names it matches.
     """
 
     setting: str
     text: str
-    matches: Callable[[str], bool]
+    compiled: Callable[[], Callable[[str], bool]]
     is_for: Callable[[str], object]
 
 
@@ -192,9 +193,11 @@ def _folded_glob(pattern: str) -> str:
     return folded("".join(parts))
 
 
-def _identity_pattern(text: str) -> re.Pattern[str]:
-    """Compile the pattern of an identity's name, in which only `*` has a meaning."""
-    return re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL)
+def _identity_pattern(text: str) -> Callable[[str], object]:
+    """Return what tells whether a pattern, in which only `*` has a meaning, is for an identity."""
+    if "*" not in text:
+        return text.__eq__
+    return re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL).fullmatch
 
 
 class KindRules:
@@ -205,11 +208,13 @@ class KindRules:
         self._lists = lists
         self._make: type[_Decision] = _UriDecision if kind == "resources" else _NameDecision
         self._shared = [self._make(lists)] if lists.restricts else []
+        #: Those of an identity are compiled when it comes for the first time.
         self._of_identities = [
-            (_identity_pattern(name), self._make(each))
+            (_identity_pattern(name), each)
             for name, each in lists.identities.items()
             if each.restricts
         ]
+        self._compiled: dict[int, _Decision] = {}
         self._known: dict[str, list[_Decision]] = {}
         self._decided: dict[tuple[int, str], bool] = {}
 
@@ -230,9 +235,20 @@ class KindRules:
         if known is None:
             if len(self._known) >= IDENTITIES_KEPT:
                 self._known.clear()
-            theirs = (each for name, each in self._of_identities if name.fullmatch(identity))
+            theirs = [
+                self._decision(number, each)
+                for number, (is_for, each) in enumerate(self._of_identities)
+                if is_for(identity)
+            ]
             known = self._known[identity] = [*self._shared, *theirs]
         return known
+
+    def _decision(self, number: int, lists: NameList) -> _Decision:
+        """Return the decision by the list of this number."""
+        found = self._compiled.get(number)
+        if found is None:
+            found = self._compiled[number] = self._make(lists)
+        return found
 
     def _decide(self, decision: _Decision, name: str) -> bool:
         key = id(decision), name
@@ -249,18 +265,22 @@ class KindRules:
         """Yield each pattern of the settings, with the setting that has it."""
         yield from self._patterns(self.kind, self._lists, lambda identity: True)
         for name, each in self._lists.identities.items():
-            is_for = _identity_pattern(name).fullmatch
+            is_for = _identity_pattern(name)
             yield from self._patterns(f"{self.kind}.identities.{name}", each, is_for)
 
     def _patterns(
         self, place: str, lists: NameList, is_for: Callable[[str], object]
     ) -> Iterator[Pattern]:
         for text in lists.allow or ():
-            allows = self._make(_Single(allow=[text])).allows
-            yield Pattern(f"{place}.allow", text, allows, is_for)
+            yield Pattern(f"{place}.allow", text, partial(self._allows_by, text), is_for)
         for text in lists.deny:
-            denies = self._make(_Single(deny=[text])).denies
-            yield Pattern(f"{place}.deny", text, denies, is_for)
+            yield Pattern(f"{place}.deny", text, partial(self._denies_by, text), is_for)
+
+    def _allows_by(self, text: str) -> Callable[[str], bool]:
+        return self._make(_Single(allow=[text])).allows
+
+    def _denies_by(self, text: str) -> Callable[[str], bool]:
+        return self._make(_Single(deny=[text])).denies
 
 
 class _Single(NamedTuple):

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 
 from mcpbridge.mcp.name_rules import KINDS, Kind, NameRules, Pattern
 from mcpbridge.mcp.visible_lists import LIST_MEMBERS
 
+#: How many names and patterns of the settings of one kind are looked at.
+MAX_PATTERNS = 10_000
 #: How many names of one kind are collected, and how often one is compared with a pattern;
 #: beyond that there are no warnings about the kind.
 MAX_COLLECTED = 10_000
@@ -33,7 +36,8 @@ class UnmatchedPatterns:
 
     def __init__(self, rules: NameRules) -> None:
         self._waiting: dict[Kind, list[Pattern]] = {
-            kind: list(rules.of[kind].patterns()) if kind in rules.of else [] for kind in KINDS
+            kind: list(islice(rules.of[kind].patterns(), MAX_PATTERNS)) if kind in rules.of else []
+            for kind in KINDS
         }
         self._names: dict[str, dict[str, None]] = {member: {} for member in LIST_MEMBERS}
         self._complete: set[str] = set()
@@ -80,7 +84,7 @@ class UnmatchedPatterns:
             left -= len(names)
             if left < 0:
                 break
-            if not any(map(pattern.matches, names)):
+            if not any(map(pattern.compiled(), names)):
                 unmatched.append(pattern)
         warnings = [_warning(kind, each, names) for each in unmatched[:MAX_WARNINGS]]
         if len(unmatched) > MAX_WARNINGS:

@@ -10,6 +10,7 @@ from mcpbridge.mcp.unmatched_patterns import (
     HINTED_NAMES,
     MAX_COLLECTED,
     MAX_COMPARISONS,
+    MAX_PATTERNS,
     MAX_WARNINGS,
     UnmatchedPatterns,
 )
@@ -91,3 +92,10 @@ def test_only_some_names_are_hints() -> None:
     found = patterns(tools=["ech"])
     [warning] = found.listed("tools", [*names, "echo"], False, "")
     assert warning.endswith("correct it, or remove it")
+
+
+def test_the_number_of_patterns_has_a_bound() -> None:
+    most = ["a"] * 1000
+    identities = {f"token#{number}": {"deny": most} for number in range(MAX_PATTERNS // 1000)}
+    found = patterns(tools={"identities": {**identities, "token#last": {"deny": ["x"]}}})
+    assert found.listed("tools", ["b"], False, "token#last") == []
