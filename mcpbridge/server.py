@@ -53,6 +53,7 @@ from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.processes.rates import RateLimit
+from mcpbridge.processes.server_state import ServerState, state_of
 from mcpbridge.processes.visibility import Visibility
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.session.negotiation import first_adapter, is_starting
@@ -532,6 +533,17 @@ class Server:
     def is_open(self) -> bool:
         """True if everybody may use the server."""
         return self.access_control is None or not self.access_control.identifies
+
+    def state(self) -> ServerState:
+        """Return whether it is ready, starting, failing or being removed, and why."""
+        pool = self.pool
+        return state_of(
+            pool.backoff,
+            pool.unclosed,
+            pool.spares,
+            self._clock.seconds(),
+            stopping=pool.stopping or self.removed,
+        )
 
     def check_admitted(self, access: Access) -> None:
         """Raise `RuntimeError` for work for a caller whom nobody has admitted, a defect."""

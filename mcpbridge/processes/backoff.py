@@ -39,6 +39,8 @@ class StartBackoff:
         self._until = float("-inf")
         self._stillborn = 0
         self.failures = 0
+        #: When the first of them failed; None without one.
+        self.failing_since: float | None = None
         #: How many starts have succeeded.
         self.successes = 0
         #: True while a check finds out whether the server can be started.
@@ -53,6 +55,8 @@ class StartBackoff:
             return self.wait(now)
         pause = self._pause(self.failures)
         self.failures += 1
+        if self.failing_since is None:
+            self.failing_since = now
         self._until = now + pause
         self.log.warn(
             "server {server!r} is {state}; the next try is in {pause:.1f} s",
@@ -77,6 +81,7 @@ class StartBackoff:
         self.failures = self._stillborn = 0
         self.successes += 1
         self.why = ""
+        self.failing_since = None
         self._until = float("-inf")
 
     def wait(self, now: float) -> float:

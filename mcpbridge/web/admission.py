@@ -66,22 +66,36 @@ class Admission:
         if admitted is not None:
             # The fast path has accepted it, and hands it over.
             return admitted
+        asked = self._asked(request)
+        if self._delays is None:
+            return self._control.admit(asked)
+        return self._delays.admitted(request, partial(self._control.admit, asked))
+
+    def admit_at_once(self, request: Any) -> Access | Deferred[Access]:
+        """
+        Do the same, and neither delay nor count a refusal: the caller asks several servers
+        about one request, and counts it once.
+        """
+        if self._control is None:
+            return ANYBODY
+        if request.channel is None:
+            raise CancelledError
+        return self._control.admit(self._asked(request))
+
+    def _asked(self, request: Any) -> AuthenticationRequest:
         fields: Sequence[tuple[bytes, bytes]] = [
             (name, value)
             for name, values in request.requestHeaders.getAllRawHeaders()
             for value in values
         ]
-        asked = AuthenticationRequest(
+        return AuthenticationRequest(
             self._server,
             request.method,
             request.uri,
             fields,
-            *end_of(channel.transport),
+            *end_of(request.channel.transport),
             share=None if self._delays is None else self._delays.share_of(request),
         )
-        if self._delays is None:
-            return self._control.admit(asked)
-        return self._delays.admitted(request, partial(self._control.admit, asked))
 
     def hides(self, secrets: Collection[str]) -> Callable[[bytes, Any], bool]:
         """

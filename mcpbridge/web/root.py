@@ -41,6 +41,8 @@ class Branch(Resource):
         super().__init__()
         self._hints = hints
         self.leaf: IResource = _Nothing()
+        #: What is served at the base itself with a slash; None for nothing.
+        self.index: IResource | None = None
         #: The servers that a 404 for the base itself names.
         self._servers = servers
         self._depth = depth
@@ -62,6 +64,8 @@ class Branch(Resource):
         """Return the leaf, for a path that leads to no other branch."""
         request.prepath.pop()
         request.postpath.insert(0, path)
+        if self.index is not None and request.postpath == [b""]:
+            return self.index
         if request.postpath[-1] == b"" and request.postpath[:-1] in _BACKEND_ROUTES:
             # Clients and people add a slash at the end; a redirect would lose a POST.
             request.postpath.pop()

@@ -69,7 +69,7 @@ class ServerCards:
         if server.settings.env_from:
             # It would be made of what a process has said that has another caller's variables.
             raise NotFound("a server with `env_from` has no card: each caller may see another one")
-        origin, host = self._origin(request)
+        origin, host = self.origin(request)
         made = _card(server.settings, server.era.known, origin, host, mount)
         if made is None:
             raise CardUnknown(_not_yet(server.settings.name))
@@ -91,7 +91,7 @@ class ServerCards:
 
     def catalog(self, request: Any, mount: Sequence[bytes]) -> bytes:
         """Return the catalog of all known cards.  Raises `CardUnknown` if there is none."""
-        origin, host = self._origin(request)
+        origin, host = self.origin(request)
         found = [
             made
             for each in self._servers
@@ -110,7 +110,7 @@ class ServerCards:
         for name in (b"server-card", b"server-card.json"):
             below.branch(b"mcp").putChild(name, _Document(self.only, 3))
 
-    def _origin(self, request: Any) -> tuple[str, str]:
+    def origin(self, request: Any) -> tuple[str, str]:
         """Return scheme and authority of the URLs, as the client sees them, and the host alone."""
         hosts = request.requestHeaders.getRawHeaders(b"host") or [b"localhost"]
         authority = hosts[0].decode("latin-1").strip().lower()

@@ -9,9 +9,10 @@ listeners and connections.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.web.resource import IResource
 
 from mcpbridge.audit_log import AuditLog
 from mcpbridge.auth.factory import AUTHORIZATION, secret_headers
@@ -23,6 +24,7 @@ from mcpbridge.web.admission import Admission
 from mcpbridge.web.client_addresses import CallerOf, ClientAddresses, no_caller, tell_callers
 from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.fast_path import FastPath
+from mcpbridge.web.index import Index
 from mcpbridge.web.refusals import Delays, Refusals
 from mcpbridge.web.root import Branch
 from mcpbridge.web.routes import Routes
@@ -66,8 +68,20 @@ class ServedTree:
         for server in servers:
             self._serve(server)
         self.fast_path = FastPath(servers, self.security, self.endpoints)
+        refusals = Refusals(audit, "", clients.address)
+        self.root.index = cast(
+            "IResource",
+            Index(
+                lambda: servers,
+                lambda: settings,
+                clock,
+                origin=lambda request: self._cards.origin(request)[0],
+                delays=self._delays,
+                refusals=refusals,
+            ),
+        )
         #: Takes note of a request that transport security has refused.
-        self.note = Refusals(audit, "", clients.address).note
+        self.note = refusals.note
 
     def _serve(self, server: Server) -> None:
         branch = self.root

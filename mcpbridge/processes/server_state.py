@@ -1,0 +1,91 @@
+"""
+What the processes of a server say of its state, in plain words, for people and programs.
+
+Knows failures and processes; must not know who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+from math import ceil
+from typing import NamedTuple
+
+from mcpbridge.config.tuning import SETTLED_SECONDS
+from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.backoff import StartBackoff
+
+
+class Condition(Enum):
+    """What a client may expect that comes now."""
+
+    #: A process has answered, or one that is kept ready has settled.
+    READY = "ready"
+    #: Nobody has needed a process yet, or none has answered while it ran.
+    NOT_STARTED = "not started yet"
+    #: Processes run, and none has answered yet.
+    STARTING = "starting"
+    #: The last start failed.
+    FAILING = "failing"
+    #: Nothing more is started: the server was removed, or the bridge stops.
+    DRAINING = "draining"
+
+
+class ServerState(NamedTuple):
+    """
+    The state of a server.
+
+    `since` is when it began, in seconds of the clock, where that is known; `why` is the
+    reason of failed starts, as clients are told it, and `retry_in` the seconds until the next
+    try.
+    """
+
+    condition: Condition
+    since: float | None = None
+    why: str = ""
+    retry_in: int | None = None
+
+    def __str__(self) -> str:
+        """Return the state as a sentence without its first word's capital."""
+        if self.condition is Condition.FAILING:
+            again = f"; next try in {self.retry_in} s" if self.retry_in else ""
+            return f"failing: {self.why}{again}"
+        if self.condition is Condition.NOT_STARTED:
+            return "not started yet: the first client starts it"
+        if self.condition is Condition.STARTING:
+            return "starting: no process has answered yet"
+        if self.condition is Condition.DRAINING:
+            return "draining: running sessions go on, and no new ones begin"
+        return "ready"
+
+
+def state_of(
+    backoff: StartBackoff,
+    processes: Iterable[BackendSession],
+    spares: Iterable[BackendSession],
+    now: float,
+    *,
+    stopping: bool = False,
+) -> ServerState:
+    """
+    Return the state of a server with these processes, of which `spares` are kept ready.
+
+    A spare process is silent until it is used, so that it counts as ready once it has lived
+    for `SETTLED_SECONDS`.
+    """
+    if stopping:
+        return ServerState(Condition.DRAINING)
+    if backoff.failures:
+        wait = ceil(backoff.wait(now))
+        return ServerState(Condition.FAILING, backoff.failing_since, backoff.why, wait or None)
+    if backoff.successes or any(now - each.opened_at >= SETTLED_SECONDS for each in spares):
+        return ServerState(Condition.READY)
+    first: float | None = None
+    for each in processes:
+        if each.has_output:
+            return ServerState(Condition.READY)
+        if not each.leaving and (first is None or each.opened_at < first):
+            first = each.opened_at
+    if first is None:
+        return ServerState(Condition.NOT_STARTED)
+    return ServerState(Condition.STARTING, first)
