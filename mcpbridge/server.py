@@ -542,6 +542,7 @@ class Server:
             pool.unclosed,
             pool.spares,
             self._clock.seconds(),
+            cannot_start=pool.cannot_start,
             stopping=pool.stopping or self.removed,
         )
 

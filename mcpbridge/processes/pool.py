@@ -111,6 +111,8 @@ class ProcessPool:
         self.retired = False
         #: How many are about to get a process.
         self._taking = 0
+        #: Since when, and why, no process can be started at all; None where one could be.
+        self.cannot_start: tuple[float, str] | None = None
         self._clock = clock
         self._launcher = launcher
         self._observer = observer or NoObserver()
@@ -338,7 +340,9 @@ class ProcessPool:
         if not launching.called or launching.paused:
             launching.addTimeout(LAUNCH_SECONDS, self._clock)
         try:
-            return await launching
+            backend = await launching
+            self.cannot_start = None
+            return backend
         except CancelledError:
             if self.stopping:
                 raise ShuttingDown("the bridge is shutting down") from None
@@ -356,6 +360,8 @@ class ProcessPool:
             # Not the server's fault: the machine has no descriptors, processes or memory left.
             self._exhausted.add(lambda: why)
         else:
+            since = self._clock.seconds() if self.cannot_start is None else self.cannot_start[0]
+            self.cannot_start = since, why
             self.failures.not_opened(session.label, why)
         return BackendFailed(why)
 

@@ -45,18 +45,19 @@ class ServerState(NamedTuple):
     why: str = ""
     retry_in: int | None = None
 
-    def __str__(self) -> str:
-        """Return the state as a sentence without its first word's capital."""
+    @property
+    def text(self) -> str:
+        """What there is to say of it beyond its condition; an empty string for nothing."""
         if self.condition is Condition.FAILING:
-            again = f"; next try in {self.retry_in} s" if self.retry_in else ""
-            return f"failing: {self.why}{again}"
-        if self.condition is Condition.NOT_STARTED:
-            return "not started yet: the first client starts it"
-        if self.condition is Condition.STARTING:
-            return "starting: no process has answered yet"
-        if self.condition is Condition.DRAINING:
-            return "draining: running sessions go on, and no new ones begin"
-        return "ready"
+            return f"{self.why}; next try in {self.retry_in} s" if self.retry_in else self.why
+        return _TEXTS.get(self.condition, "")
+
+
+_TEXTS = {
+    Condition.NOT_STARTED: "the first client starts it",
+    Condition.STARTING: "no process has answered yet",
+    Condition.DRAINING: "running sessions go on, and no new ones begin",
+}
 
 
 def state_of(
@@ -65,10 +66,12 @@ def state_of(
     spares: Iterable[BackendSession],
     now: float,
     *,
+    cannot_start: tuple[float, str] | None = None,
     stopping: bool = False,
 ) -> ServerState:
     """
-    Return the state of a server with these processes, of which `spares` are kept ready.
+    Return the state of a server with these processes, of which `spares` are kept ready;
+    `cannot_start` is since when, and why, the system starts none.
 
     A spare process is silent until it is used, so that it counts as ready once it has lived
     for `SETTLED_SECONDS`.
@@ -78,6 +81,9 @@ def state_of(
     if backoff.failures:
         wait = ceil(backoff.wait(now))
         return ServerState(Condition.FAILING, backoff.failing_since, backoff.why, wait or None)
+    if cannot_start is not None:
+        since, why = cannot_start
+        return ServerState(Condition.FAILING, since, why)
     if backoff.successes or any(now - each.opened_at >= SETTLED_SECONDS for each in spares):
         return ServerState(Condition.READY)
     first: float | None = None

@@ -7,6 +7,7 @@ Knows HTML, and what is listed; must not know who may see it.
 from __future__ import annotations
 
 import hashlib
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -225,7 +226,10 @@ def _count(number: int) -> str:
 
 
 def _note(note: str) -> str:
-    return f'<p class="note">{escape(note)}</p>\n' if note else ""
+    if not note:
+        return ""
+    text = re.sub("`([^`]*)`", r"<code>\1</code>", escape(note))
+    return f'<p class="note">{text}</p>\n'
 
 
 def _clients() -> str:
@@ -283,14 +287,18 @@ def _why(server: ListedServer) -> str:
     if state.condition in (Condition.READY, Condition.NOT_STARTED):
         return ""
     kind = "why" if state.condition is Condition.FAILING else "about"
-    since = ""
+    found = f'<p class="{kind}">{_sentence(state.text)}</p>\n'
     if state.since is not None:
         at = datetime.fromtimestamp(state.since, UTC)
-        since = (
-            f', since <time datetime="{at:%Y-%m-%dT%H:%M:%SZ}">{at:%Y-%m-%d %H:%M:%S} UTC</time>'
+        found += (
+            f'<p class="about">Since <time datetime="{at:%Y-%m-%dT%H:%M:%SZ}">'
+            f"{at:%Y-%m-%d %H:%M:%S} UTC</time></p>\n"
         )
-    text = str(state)
-    return f'<p class="{kind}">{escape(text[:1].upper() + text[1:])}{since}</p>\n'
+    return found
+
+
+def _sentence(text: str) -> str:
+    return escape(f"{text[:1].upper()}{text[1:]}")
 
 
 def _url(title: str, url: str) -> str:
