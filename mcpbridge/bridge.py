@@ -216,25 +216,24 @@ class Bridge(Service):
         )
 
     def _limiter_of(self, settings: ServerSettings, given: Any, before: Server | None) -> Any:
-        """Return the limiter of a server: its own, and that of the bridge."""
+        """Return the limiter of a server, besides that of the bridge."""
         own = self._limiter if given is None else given
-        if own is None and before is not None and before.max_sessions is not None:
+        if own is None and before is not None:
             # What its processes of before have counts as well.
             own = before.max_sessions
-        if own is None:
-            own = SessionLimiter(settings.max_sessions)
-        return CombinedLimiter(self._limits.sessions, own)
+        return SessionLimiter(settings.max_sessions) if own is None else own
 
     def _serve(
         self, settings: ServerSettings, extensions: Extensions, control: AccessControl | None
     ) -> Server:
         """Add a server."""
+        part = self._limits.sessions.part(settings.max_sessions)
         server = Server(
             settings,
             self._clock,
             launcher=extensions.launcher,
-            limiter=extensions.limiter,
-            bridge_limiter=self._limits.sessions,
+            limiter=CombinedLimiter(part, extensions.limiter),
+            bridge_limiter=part,
             observers=extensions.observers,
             filters=extensions.filters,
             event_store=extensions.event_store,

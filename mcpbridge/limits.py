@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from mcpbridge.config.settings import BridgeSettings, share_of
 from mcpbridge.processes.address_shares import Shares
-from mcpbridge.processes.permits import SessionLimiter
+from mcpbridge.processes.permits import BridgeLimiter
 
 
 class BridgeLimits:
@@ -25,7 +25,8 @@ class BridgeLimits:
     def __init__(
         self, settings: BridgeSettings, clock: IReactorTime, returned: Callable[[], object]
     ) -> None:
-        self.sessions = SessionLimiter(settings.session_limit, returned)
+        #: Each server gets its part of these.
+        self.sessions = BridgeLimiter(settings.session_limit, returned)
         self._of_addresses = Shares(
             1,
             clock,
@@ -51,7 +52,7 @@ class BridgeLimits:
     def change(self, settings: BridgeSettings) -> None:
         """Hold what other settings say; whoever has more than that keeps it."""
         most = settings.session_limit
-        self.sessions.limit = most
+        self.sessions.change(most)
         self._of_addresses.limit = share_of(most, settings.max_sessions_per_address)
         self._of_identities.limit = share_of(most, settings.max_sessions_per_identity)
         self.streams.limit = share_of(settings.connection_limit, settings.max_streams_per_identity)

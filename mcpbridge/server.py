@@ -220,7 +220,8 @@ class Server:
         Serve with other settings from now on.
 
         Whoever comes gets processes of these settings, started by these `extensions`, or by
-        those that there are if they are None.  Sessions and requests that have a process
+        those that there are if they are None; their limiter is the server's own.  Sessions
+        and requests that have a process
         keep it.  Access and limits hold for all of them, at once.
         """
         self.settings = settings
@@ -237,18 +238,24 @@ class Server:
             self._own_shares = _shares(settings, self._clock, what, of_identities=not self.is_open)
         self.claims.replace(self._own_shares, *shares)
         if self.max_sessions is not None:
-            self.max_sessions.limit = settings.max_sessions
+            self.max_sessions.change(settings.max_sessions)
         check = self._rate_check
         for session in chain(self.sessions.values(), self.streamable.values()):
             session.check_rate = check(session.client)
+        if self._bridge_limiter is not None:
+            self._bridge_limiter.change(settings.max_sessions)
         if extensions is not None:
+            both = (self._bridge_limiter, extensions.limiter)
+            limiter = CombinedLimiter(*(each for each in both if each is not None))
             self._retire()
-            self._generation = self._generate(extensions)
+            self._generation = self._generate(extensions._replace(limiter=limiter))
             self._generation.start()
 
     def remove(self) -> None:
         """Open no sessions any more; those that there are go on for `DRAIN_SECONDS`."""
         self.removed = True
+        if self._bridge_limiter is not None:
+            self._bridge_limiter.close()
         self._retire()
         self._drain_timer.start(DRAIN_SECONDS, self._end_removed)
         self._look_drained()

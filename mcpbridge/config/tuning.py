@@ -172,6 +172,10 @@ SETTLED_SECONDS = 5.0
 #: How much output of a warm process is read before its first use.
 SPARE_OUTPUT_BYTES = 64 * 1024
 
+#: The part of the bridge's permits that is divided among its servers, so that none can keep
+#: the others from having any: one half.
+GUARANTEED_DIVISOR = 2
+
 #: How much output that nobody reads is taken from a backend in a second; then the backend
 #: is paused for the rest of that second.
 UNREAD_BYTES_PER_SECOND = MIB

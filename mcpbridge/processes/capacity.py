@@ -46,6 +46,11 @@ class YieldingPool(Protocol):
         """How many processes hold a permit, those that are being launched among them."""
         ...
 
+    @property
+    def exceeds_guarantee(self) -> bool:
+        """True if the end of one of its processes helps other servers."""
+        ...
+
     def unused(self) -> BackendSession | None:
         """Return a process that nobody uses just now."""
         ...
@@ -193,7 +198,8 @@ class Capacity:
         abandoned session may be ended later, the error says when, and those
         who wait look again then.
         """
-        error = TooManySessions("too many concurrent MCP sessions")
+        limit = self._limit_reached("the server's")
+        error = TooManySessions(f"too many concurrent MCP sessions: {limit}")
         due = self._due_for(newcomer)
         self._set_retry_after(error, due)
         if due is not None:
@@ -256,7 +262,11 @@ class Capacity:
 
     def _yielding_pools(self) -> Sequence[YieldingPool]:
         """Return the pools whose processes may give way; this server's first."""
-        return self._all_pools() if self._is_bridge_full() else self._own_pools()
+        if not self._is_bridge_full():
+            return self._own_pools()
+        # What a server has of its guaranteed part would stay its own.
+        own, others = self._own_pools(), self._all_pools()
+        return [*own, *(each for each in others if each not in own and each.exceeds_guarantee)]
 
     def _own_pools(self) -> list[YieldingPool]:
         """Return the pools of this server; the one that needs a process first."""
@@ -293,14 +303,18 @@ class Capacity:
             self._announcement.start(delay, self._pool.capacity_freed)
 
     def _why_full(self) -> str:
-        count = self._count()
-        if count >= self._settings.max_sessions:
-            limit = f"its max_sessions is {self._settings.max_sessions}"
-        elif self._bridge_limiter is not None and self._bridge_limiter.is_full():
-            limit = f"the bridge's max_sessions is {self._bridge_limiter.limit}"
-        else:
-            limit = "a limiter, or the number that may wait, allows no more"
-        return f"it has {count} processes, and {limit}"
+        return f"it has {self._count()} processes, and {self._limit_reached('its')}"
+
+    def _limit_reached(self, whose: str) -> str:
+        """Name the limit that is reached, and its setting."""
+        limiter = self._bridge_limiter
+        if self._count() >= self._settings.max_sessions:
+            return f"{whose} max_sessions is {self._settings.max_sessions}"
+        if limiter is not None and limiter.is_full():
+            kept = limiter.reserved
+            others = f", of which {kept} are kept for other servers" if kept else ""
+            return f"the bridge's max_sessions is {limiter.limit}{others}"
+        return "a limiter, or the number that may wait, allows no more"
 
 
 async def gone_in_time(

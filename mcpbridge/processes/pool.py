@@ -127,6 +127,7 @@ class ProcessPool:
         self._pools.append(self)
         self._siblings = [] if siblings is None else siblings
         self._siblings.append(self)
+        self._bridge_limiter = bridge_limiter
         self.capacity = Capacity(
             settings,
             clock,
@@ -277,6 +278,8 @@ class ProcessPool:
     def begin_stop(self) -> None:
         """Start no more processes."""
         self.stopping = True
+        if self._bridge_limiter is not None:
+            self._bridge_limiter.close()
 
     def stop(self) -> Deferred[Any]:
         """End all processes; fires when nothing of them is left."""
@@ -401,6 +404,11 @@ class ProcessPool:
     def process_count(self) -> int:
         """How many processes hold a permit, those that are being launched among them."""
         return len(self.unclosed) + len(self.launching)
+
+    @property
+    def exceeds_guarantee(self) -> bool:
+        """True if the end of one of its processes helps other servers."""
+        return self._bridge_limiter is None or self._bridge_limiter.exceeds_guarantee
 
     def unused(self) -> BackendSession | None:
         """Return a process that nobody uses just now; spare ones come last."""

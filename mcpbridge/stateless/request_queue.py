@@ -119,7 +119,10 @@ class RequestQueue:
         now = self._clock.seconds()
         if ticket.since == inf:
             if len(self._waiting) >= self._limit:
-                raise ServerBusy("all processes are at work, and as many requests wait as may")
+                raise ServerBusy(
+                    "all processes are at work, and as many requests wait as may"
+                    " (max_waiting_requests)"
+                )
             ticket.since = now
         capacity = _Capacity(address)
         self._number += 1
@@ -129,7 +132,9 @@ class RequestQueue:
         try:
             await waiting.turn
         except defer.TimeoutError:
-            raise ServerBusy(f"all processes have been at work for {self._timeout:g} s") from None
+            raise ServerBusy(
+                f"all processes have been at work for {self._timeout:g} s (queue_timeout)"
+            ) from None
         finally:
             self._remove(waiting)
 
@@ -248,7 +253,10 @@ class SingleFlight:
             self._waiters[key] = Waiters()
             return True
         if self._count >= self._limit:
-            raise ServerBusy("a process is being started, and as many requests wait as may")
+            raise ServerBusy(
+                "a process is being started, and as many requests wait as may"
+                " (max_waiting_requests)"
+            )
         self._count += 1
         try:
             await waiters.wait()

@@ -118,7 +118,10 @@ OTHER_PATHS = """
 /every                           nobody  404 404 404 404 404 404 204
 /nothing                         alice   404 404 404 404 404 404 204
 /nothing                         nobody  404 404 404 404 404 404 204
-/                                nobody  404 404 404 404 404 404 204
+/                                nobody  200 200 405 405 405 405 204
+/                                wrong   200 200 405 405 405 405 204
+/                                alice   200 200 405 405 405 405 204
+//                               nobody  404 404 404 404 404 404 204
 /.well-known/ai-catalog.json     nobody  404 404 405 501 501 501 204
 /.well-known/oauth-protected-resource/open/mcp  nobody  404 404 404 404 404 404 204
 """

@@ -417,15 +417,19 @@ async def test_unknown_path_is_answered_with_the_endpoints(start: Any) -> None:
     )
     origin = running.origin.removesuffix("/a")
 
-    async def hint_at(path: str) -> str:
-        response = await treq.get(f"{origin}{path}", persistent=False)
-        assert response.code == 404
+    async def hint_at(path: str, method: str = "GET") -> str:
+        response = await treq.request(method, f"{origin}{path}", persistent=False)
+        assert response.code == (404 if method == "GET" else 405)
         text: str = (await treq.json_content(response))["error"]["message"]
         said, _, hint = text.partition("; ")
-        assert said == "nothing is served at this path"
+        assert said == (
+            "nothing is served at this path" if method == "GET" else "the index takes GET"
+        )
         return hint
 
-    assert await hint_at("/") == "MCP is at /a/mcp, /b/mcp, /c+/mcp and 2 more"
+    # What a client is told that takes the index for its server.
+    assert await hint_at("/", "POST") == "MCP is at /a/mcp, /b/mcp, /c+/mcp and 2 more"
+    assert await hint_at("//") == "MCP is at /a/mcp, /b/mcp, /c+/mcp and 2 more"
     assert await hint_at("/b") == "MCP is at /b/mcp and /b/sse"
     assert await hint_at("/b/") == "MCP is at /b/mcp and /b/sse"
     assert await hint_at("/c%2B/mcp//") == "MCP is at /c+/mcp and /c+/sse"
@@ -437,17 +441,19 @@ async def test_unknown_path_is_answered_with_the_endpoints(start: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_endpoints_in_an_error_include_the_mount_point(
-    start: Any, running_reactor: Any
-) -> None:
+async def test_endpoints_include_the_mount_point(start: Any, running_reactor: Any) -> None:
     running = start(server(base_uri="/a"), listen=())
     root = Resource()
     root.putChild(b"my tools", running.bridge.resource())
     port = running_reactor.listenTCP(0, Site(root), interface="127.0.0.1")
     try:
-        for path in ("", "/", "/a", "/a/"):
-            url = f"http://127.0.0.1:{port.getHost().port}/my%20tools{path}"
-            response = await treq.get(url, persistent=False)
+        origin = f"http://127.0.0.1:{port.getHost().port}/my%20tools"
+        for path in ("", "/"):
+            response = await treq.get(f"{origin}{path}", persistent=False)
+            [listed] = (await treq.json_content(response))["servers"]
+            assert listed["urls"]["streamable-http"] == f"{origin}/a/mcp"
+        for path in ("//", "/a", "/a/"):
+            response = await treq.get(f"{origin}{path}", persistent=False)
             text = (await treq.json_content(response))["error"]["message"]
             assert text.endswith("; MCP is at /my%20tools/a/mcp and /my%20tools/a/sse")
     finally:
