@@ -56,7 +56,7 @@ from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.local_processes import LocalProcesses
 from mcpbridge.timers import Timer
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint
-from mcpbridge.web.urls import exposed, served_urls
+from mcpbridge.web.urls import exposed, index_urls, served_urls
 
 #: A page whose host name is rebound to this machine's address has the same origin as the
 #: bridge.  Only the host names that clients use tell the two apart.
@@ -469,6 +469,8 @@ class Bridge(Service):
             self._audit.start()
         for url in self.urls():
             self.log.info("serving {url}", url=url)
+        for url in index_urls([port for _, port in self._ports]):
+            self.log.info("all servers, and how to connect: {url}", url=url)
         self._warn_of_exposure()
         for warning in configuration_warnings(self.settings, self._environment):
             self.log.warn("{warning}", warning=warning)

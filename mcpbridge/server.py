@@ -543,12 +543,13 @@ class Server:
 
     def state(self) -> ServerState:
         """Return whether it is ready, starting, failing or being removed, and why."""
-        pool = self.pool
+        pool, era = self.pool, self.era
         return state_of(
             pool.backoff,
             pool.unclosed,
             pool.spares,
             self._clock.seconds(),
+            answered=era.known.info is not None or era.legacy is not None or era.modern is not None,
             cannot_start=pool.cannot_start,
             stopping=pool.stopping or self.removed,
         )

@@ -19,8 +19,10 @@ from mcpbridge.processes.backoff import StartBackoff
 class Condition(Enum):
     """What a client may expect that comes now."""
 
-    #: A process has answered, or one that is kept ready has settled.
+    #: A process has answered.
     READY = "ready"
+    #: Processes that are kept ready run, and no client has used one yet.
+    UNUSED = "kept ready"
     #: Nobody has needed a process yet, or none has answered while it ran.
     NOT_STARTED = "not started yet"
     #: Processes run, and none has answered yet.
@@ -55,6 +57,7 @@ class ServerState(NamedTuple):
 
 _TEXTS = {
     Condition.NOT_STARTED: "the first client starts it",
+    Condition.UNUSED: "no client has used a process yet",
     Condition.STARTING: "no process has answered yet",
     Condition.DRAINING: "running sessions go on, and no new ones begin",
 }
@@ -66,15 +69,17 @@ def state_of(
     spares: Iterable[BackendSession],
     now: float,
     *,
+    answered: bool = False,
     cannot_start: tuple[float, str] | None = None,
     stopping: bool = False,
 ) -> ServerState:
     """
     Return the state of a server with these processes, of which `spares` are kept ready;
-    `cannot_start` is since when, and why, the system starts none.
+    `cannot_start` is since when, and why, the system starts none.  `answered` is True if one
+    has ever answered.
 
-    A spare process is silent until it is used, so that it counts as ready once it has lived
-    for `SETTLED_SECONDS`.
+    A spare process is silent until it is used, so that all there is to say of it is that it has
+    lived for `SETTLED_SECONDS`.
     """
     if stopping:
         return ServerState(Condition.DRAINING)
@@ -84,7 +89,7 @@ def state_of(
     if cannot_start is not None:
         since, why = cannot_start
         return ServerState(Condition.FAILING, since, why)
-    if backoff.successes or any(now - each.opened_at >= SETTLED_SECONDS for each in spares):
+    if answered:
         return ServerState(Condition.READY)
     first: float | None = None
     for each in processes:
@@ -92,6 +97,8 @@ def state_of(
             return ServerState(Condition.READY)
         if not each.leaving and (first is None or each.opened_at < first):
             first = each.opened_at
+    if any(now - each.opened_at >= SETTLED_SECONDS for each in spares):
+        return ServerState(Condition.UNUSED)
     if first is None:
         return ServerState(Condition.NOT_STARTED)
     return ServerState(Condition.STARTING, first)

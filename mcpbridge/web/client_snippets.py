@@ -13,9 +13,12 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+#: How many servers are cached with their snippets, which are made for each view otherwise.
+KNOWN_TARGETS = 256
 #: Stands for a token where a client's file has no variables.
 PLACEHOLDER = "YOUR_TOKEN"
 _NOT_IN_CLAUDE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -232,13 +235,23 @@ CLIENTS: tuple[Client, ...] = (
 )
 
 
+@lru_cache(KNOWN_TARGETS)
+def rendered(target: Target) -> tuple[tuple[Client, str], ...]:
+    """Return each client, and what connects it to a server."""
+    return tuple((each, each.render([target])) for each in CLIENTS)
+
+
+@lru_cache(KNOWN_TARGETS)
 def configurations(target: Target) -> dict[str, Any]:
     """
     Return what configures clients for a server, by their `ident`: the content of a file as it
     is, a command as a string.  Programs that use an SDK need nothing but the URL.
     """
-    found = ((each.ident, each.render([target])) for each in CLIENTS if each.takes_several)
-    return {ident: json.loads(text) if text[:1] == "{" else text for ident, text in found}
+    return {
+        client.ident: json.loads(text) if text[:1] == "{" else text
+        for client, text in rendered(target)
+        if client.takes_several
+    }
 
 
 def _before(field: Field) -> str:
@@ -246,8 +259,23 @@ def _before(field: Field) -> str:
     return f"{json.dumps(field.before)} + " if field.before else ""
 
 
-def _file(content: object) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False)
+def _file(value: object, depth: int = 0) -> str:
+    """Return JSON as people write it: what is small is on one line."""
+    inner, outer = "\n" + "  " * (depth + 1), "\n" + "  " * depth
+    if isinstance(value, dict) and (depth < 2 or any(map(_is_nested, value.values()))):
+        members = (f"{_text(name)}: {_file(each, depth + 1)}" for name, each in value.items())
+        return f"{{{inner}{f',{inner}'.join(members)}{outer}}}"
+    if isinstance(value, list) and any(map(_is_nested, value)):
+        return f"[{inner}{f',{inner}'.join(map(_text, value))}{outer}]"
+    return _text(value)
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _variable(header: str) -> str:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from mcpbridge.processes.server_state import Condition
-from mcpbridge.web.client_snippets import CLIENTS, Client, Credentials, Target
+from mcpbridge.web.client_snippets import CLIENTS, Client, Credentials, Target, rendered
 from mcpbridge.web.index_listing import ListedServer, Listing
 
 #: With more servers than this, their snippets are folded away at first.
@@ -152,7 +152,9 @@ SCRIPT = """
     try {
       const response = await fetch(location.pathname, { headers, cache: "no-store" });
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
-      document.querySelector("main").replaceWith(document.adoptNode(page.querySelector("main")));
+      for (const part of ["#count", "main", "footer"]) {
+        document.querySelector(part).replaceWith(document.adoptNode(page.querySelector(part)));
+      }
       const same = chosen && document.getElementById(chosen.id);
       if (same) same.checked = true;
       show();
@@ -204,7 +206,7 @@ def page(listing: Listing) -> bytes:
         f"<title>MCP servers at {escape(listing.origin)}</title>\n"
         f'<link rel="icon" href="{_ICON}">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<header>\n<h1>MCP servers</h1>\n<p>{_count(len(servers))} at"
+        f'<header>\n<h1>MCP servers</h1>\n<p id="count">{_count(len(servers))} at'
         f" <code>{escape(listing.origin)}</code></p>\n{form}</header>\n"
         f"<main>\n{body}</main>\n"
         f"<footer><p>Served by mcpbridge{version}. Programs get the same as JSON.</p></footer>\n"
@@ -249,7 +251,7 @@ def _together(servers: Sequence[ListedServer]) -> str:
     """Return what connects a client to all of the servers."""
     targets = [each.target for each in servers]
     found = "".join(
-        _snippet(each, targets)
+        _snippet(each, each.render(targets))
         if each.takes_several
         else f'<div class="snippet for-{each.ident}"><p class="where">'
         "A program connects to each server on its own.</p></div>\n"
@@ -265,7 +267,7 @@ def _server(server: ListedServer, *, unfolded: bool) -> str:
     condition = server.state.condition
     badge = condition.name.lower()
     about = ": ".join(each for each in (server.title, server.description) if each)
-    found = "".join(_snippet(each, [server.target]) for each in CLIENTS)
+    found = "".join(_snippet(client, text) for client, text in rendered(server.target))
     return (
         f'<section>\n<div class="title"><h2>{escape(server.target.name)}</h2>'
         f'<span class="state {badge}">{condition.value}</span></div>\n'
@@ -284,7 +286,7 @@ def _server(server: ListedServer, *, unfolded: bool) -> str:
 def _why(server: ListedServer) -> str:
     """Return what more there is to say of a state than one word."""
     state = server.state
-    if state.condition in (Condition.READY, Condition.NOT_STARTED):
+    if not state.text or state.condition is Condition.NOT_STARTED:
         return ""
     kind = "why" if state.condition is Condition.FAILING else "about"
     found = f'<p class="{kind}">{_sentence(state.text)}</p>\n'
@@ -322,10 +324,10 @@ def _needs(target: Target) -> str:
     return f'<p class="about">{escape(said.strip())}</p>\n' if said else ""
 
 
-def _snippet(client: Client, targets: Sequence[Target]) -> str:
+def _snippet(client: Client, text: str) -> str:
     label = f"Copy what is for {client.title}"
     return (
         f'<div class="snippet for-{client.ident}"><p class="where">{escape(client.where)}</p>'
         f'<button class="copy" type="button" aria-label="{escape(label)}" hidden>Copy</button>'
-        f'<pre tabindex="0"><code>{escape(client.render(targets))}</code></pre></div>\n'
+        f'<pre tabindex="0"><code>{escape(text)}</code></pre></div>\n'
     )

@@ -29,6 +29,11 @@ def served_urls(ports: Iterable[IListeningPort], servers: Iterable[ServerSetting
     ]
 
 
+def index_urls(ports: Iterable[IListeningPort]) -> list[str]:
+    """Return the URL of the index of each listener."""
+    return [f"{_origin(port)}/" for port in ports]
+
+
 def exposed(ports: Iterable[IListeningPort]) -> list[str]:
     """Return a description of each listener that other machines can reach."""
     found = []
