@@ -1,0 +1,159 @@
+"""
+One bridge in front of fifty servers, of which ten are broken: the clients of the others do not
+notice.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from mcpbridge.config.tuning import STILLBORN_STARTS
+from tests.e2e.callers import INITIALIZE, post
+from tests.e2e.harness import Bridge, Connection, backend, request, serving, wait_until
+from tests.e2e.stateless import ToolCaller, in_parallel, repeating_in_background, send
+
+pytestmark = pytest.mark.slow
+
+GOOD = [f"good{number}" for number in range(40)]
+#: What is broken, and how: each kind twice.
+BROKEN = {
+    "missing": ["no-such-program-anywhere"],
+    "crash": ["sh", "-c", "echo cannot work >&2; exit 3"],
+    "hang": ["sh", "-c", "exec sleep 1000.$0"],
+    "garbage": ["sh", "-c", "while read -r line; do echo this is no JSON; done"],
+    "half": ["sh", "-c", "printf '{\"jsonrpc\":'; exec sleep 1000.$0"],
+}
+#: Those that take clients and never answer them.
+SILENT = [f"{kind}{number}" for kind in ("hang", "garbage", "half") for number in (1, 2)]
+#: The processes of all servers; half of them are divided among fifty servers, four for each.
+SESSIONS = 400
+#: Clients of each silent server: more than there are processes left for all of these.
+CLIENTS = 45
+#: Processes end soon after their clients, also those that are left to start without them.
+SOON = {"start_timeout": 3, "stop_grace": 0.5}
+#: Descriptors of a process: three pipes and a pidfd.
+DESCRIPTORS = 4
+#: Threads that use the good servers.
+USERS = 4
+
+
+def config() -> dict[str, Any]:
+    servers: dict[str, Any] = {}
+    for number, name in enumerate(GOOD):
+        command = backend("tools", ("legacy", "modern")[number % 2], 0)
+        servers[name] = {"command": command[0], "args": command[1:], **SOON}
+    for kind, command in BROKEN.items():
+        for number in (1, 2):
+            servers[f"{kind}{number}"] = {
+                "command": command[0],
+                "args": command[1:],
+                **SOON,
+            }
+    return {"mcpServers": servers, "bridge": {"max_sessions": SESSIONS}}
+
+
+def use(bridge: Bridge, name: str) -> None:
+    """Call a tool of a server in each of the three ways; every answer must be the right one."""
+    base, number = f"/{name}", 0
+    with bridge.open_sse(base) as stream:
+        messages = (INITIALIZE, request("tools/call", 2, name="echo", arguments={"token": name}))
+        for number, message in enumerate(messages, 1):
+            stream.send_message(message)
+            while (answer := json.loads(stream.read_message())).get("id") != number:
+                assert "method" in answer
+        assert json.loads(answer["result"]["content"][0]["text"])["token"] == name
+    client = bridge.open_streamable_http(base)
+    with client.call("tools/call", name="echo", arguments={"token": name}) as response:
+        answer = response.read_final_message()
+    assert json.loads(answer["result"]["content"][0]["text"])["token"] == name
+    assert client.delete() < 300
+    assert ToolCaller(bridge, base).call("echo", name).tool_output["token"] == name
+
+
+@contextmanager
+def waiting_clients(bridge: Bridge) -> Iterator[list[Connection]]:
+    """Let clients of the silent servers wait, until some are refused; yield these."""
+    clients: list[Connection] = []
+    try:
+        for _ in range(CLIENTS):
+            for name in SILENT:
+                clients.append(Connection(bridge.port))
+                clients[-1].send(post(f"/{name}/mcp", INITIALIZE))
+        free = CLIENTS * len(SILENT) - (SESSIONS - SESSIONS // 2)
+
+        def refused() -> list[Connection]:
+            sockets = {each.socket: each for each in clients}
+            return [sockets[each] for each in select.select(list(sockets), [], [], 0)[0]]
+
+        wait_until(lambda: len(refused()) >= free // 2)
+        yield refused()
+    finally:
+        for each in clients:
+            each.close()
+
+
+def hammer(bridge: Bridge, name: str) -> None:
+    """Send a request to a broken server in each of the ways; every answer must be an error."""
+    with Connection(bridge.port) as connection:
+        answer = connection.request("POST", f"/{name}/mcp", INITIALIZE, *headers())
+    assert "error" in answer.json
+    kind = name.rstrip("12")
+    # Before the bridge knows that it is down, a session was opened by then.
+    said = {"missing": "not found", "crash": "exit status 3"}[kind]
+    assert answer.status in ({502, 503} if kind == "missing" else {200, 503}), answer
+    assert said in answer.json["error"]["message"]
+    with send(bridge.port, f"/{name}", "tools/list") as response:
+        assert response.status in (502, 503)
+        assert said in response.json["error"]["message"]
+
+
+def headers() -> list[str]:
+    return ["Accept: application/json, text/event-stream", "Content-Type: application/json"]
+
+
+def test_broken_servers_leave_the_others_alone() -> None:
+    with serving(config=config()) as bridge:
+        before = bridge.count_descriptors()
+        memory = bridge.rss()
+        hammers = [
+            lambda _, name=name: hammer(bridge, name)
+            for name in ("missing1", "missing2", "crash1", "crash2")
+        ]
+        with waiting_clients(bridge) as refused:
+            for each in refused:
+                answer = each.read_response()
+                assert answer.status == 429
+                text = answer.json["error"]["message"]
+                assert f"the bridge's max_sessions is {SESSIONS}, of which " in text
+                assert text.endswith("are kept for other servers")
+            with repeating_in_background(*hammers):
+                in_parallel(
+                    USERS, lambda number: [use(bridge, name) for name in GOOD[number::USERS]]
+                )
+            states = {
+                each["name"]: each["state"]
+                for each in json.loads(bridge.request("GET", "/").body)["servers"]
+            }
+        assert len(states) == 50
+        conditions = {name: each["condition"] for name, each in states.items()}
+        assert {conditions[name] for name in GOOD} == {"ready"}
+        assert {conditions[name] for name in SILENT} == {"starting"}
+        assert "not found" in states["missing1"]["reason"]
+        assert "exit status 3" in states["crash2"]["reason"]
+        assert conditions["missing2"] == conditions["crash1"] == "failing"
+        # All that is left are processes of the good servers, ready for the next request.
+        wait_until(lambda: len(bridge.backend_processes()) <= len(GOOD))
+        most = before + DESCRIPTORS * len(GOOD) + 8
+        wait_until(lambda: bridge.count_descriptors() <= most)
+        assert bridge.rss() - memory < 128 << 20
+        # However often they are asked: not each failed start has its own lines.
+        lines = bridge.log.splitlines()
+        for name, most in (("missing1", 16), ("crash1", 6 * (STILLBORN_STARTS + 8))):
+            found = [line for line in lines if f"'{name}'" in line]
+            assert len(found) <= most, "\n".join(found)
