@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
@@ -32,7 +32,7 @@ from mcpbridge.errors import (
     TooManySessions,
 )
 from mcpbridge.processes.backend_session import BackendSession
-from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
+from mcpbridge.processes.permits import BridgeLimiter, CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.stdio.backend import StdioBackend
 from mcpbridge.testing import FakeBackend, FakeLauncher, FakeReactor, FakeTree, RecordingSink
@@ -532,6 +532,56 @@ def test_processes_that_are_being_launched_count_for_the_own_limit() -> None:
     assert ours.bridge_limiter.is_full()
     assert ours.taking().failed is TooManySessions
     assert theirs.backends[0].events == []
+
+
+def test_a_spare_process_within_its_servers_part_stays() -> None:
+    """Its permit would be kept for its server, so its end would help nobody."""
+    whole, clock = BridgeLimiter(4), Clock()
+    pools: list[ProcessPool] = []
+    ours = Pooled(4, whole.part(4), clock, pools=pools)
+    theirs = Pooled(1, whole.part(1), clock, pools=pools, warm=1).warmed()
+    for _ in range(3):
+        ours.take()
+    assert ours.bridge_limiter.is_full()
+    assert ours.pool.is_full()
+    taking = ours.taking()
+    assert taking.failed is TooManySessions
+    assert theirs.backends[0].events == []
+    # Once their server is stopped, nothing is its own.
+    theirs.pool.begin_stop()
+    assert theirs.pool.exceeds_guarantee
+    assert not ours.pool.is_full()
+
+
+def test_a_refusal_names_its_limit() -> None:
+    whole, clock = BridgeLimiter(4), Clock()
+    pools: list[ProcessPool] = []
+    ours = Pooled(4, whole.part(4), clock, pools=pools)
+    theirs = Pooled(1, whole.part(2), clock, pools=pools)
+    for _ in range(3):
+        ours.take()
+    kept = "the bridge's max_sessions is 4, of which 1 are kept for other servers"
+    text = "too many concurrent MCP sessions: "
+    assert str(ours.pool.too_many(None)) == text + kept
+    theirs.take()
+    assert str(theirs.pool.too_many(None)) == f"{text}the server's max_sessions is 1"
+    assert str(ours.pool.too_many(None)) == f"{text}the bridge's max_sessions is 4"
+
+
+def test_a_server_whose_program_is_missing_is_known_until_it_starts() -> None:
+    made = Pooled()
+    good = made.launcher.launch
+    for error in (CannotStart("it is not there"), CannotStart("it is still not there")):
+        made.launcher.launch = lambda *_, error=error: fail(error)
+        assert made.taking().failed is BackendFailed
+        made.clock.advance(5)
+    assert made.pool.cannot_start == (0.0, "it is still not there")
+    made.launcher.launch = lambda *_: fail(OutOfResources("no descriptors"))
+    assert made.taking().failed is BackendFailed
+    assert made.pool.cannot_start == (0.0, "it is still not there")
+    made.launcher.launch = good
+    made.take()
+    assert made.pool.cannot_start is None
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop", "never"])
