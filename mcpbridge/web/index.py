@@ -169,7 +169,11 @@ class Index(Resource):
                 else:
                     caller.admitted.add(server)
             answers = DeferredList([each for _, each in waiting], consumeErrors=True)
-            for (server, _), (success, result) in zip(waiting, await answers, strict=True):
+            results = await answers
+            if request.channel is None:
+                # Its client has left, and all that it waited for was cancelled.
+                return caller
+            for (server, _), (success, result) in zip(waiting, results, strict=True):
                 if success:
                     caller.admitted.add(server)
                 else:

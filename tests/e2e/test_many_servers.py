@@ -9,6 +9,7 @@ import json
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,6 +77,12 @@ def use(bridge: Bridge, name: str) -> None:
     assert ToolCaller(bridge, base).call("echo", name).tool_output["token"] == name
 
 
+def use_some(bridge: Bridge, number: int) -> None:
+    """Use the good servers of one user."""
+    for name in GOOD[number::USERS]:
+        use(bridge, name)
+
+
 @contextmanager
 def waiting_clients(bridge: Bridge) -> Iterator[list[Connection]]:
     """Let clients of the silent servers wait, until some are refused; yield these."""
@@ -133,9 +140,7 @@ def test_broken_servers_leave_the_others_alone() -> None:
                 assert f"the bridge's max_sessions is {SESSIONS}, of which " in text
                 assert text.endswith("are kept for other servers")
             with repeating_in_background(*hammers):
-                in_parallel(
-                    USERS, lambda number: [use(bridge, name) for name in GOOD[number::USERS]]
-                )
+                in_parallel(USERS, partial(use_some, bridge))
             states = {
                 each["name"]: each["state"]
                 for each in json.loads(bridge.request("GET", "/").body)["servers"]

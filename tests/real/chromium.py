@@ -118,9 +118,9 @@ def browsing(profile: Path) -> Iterator[Page]:
         os.dup2(high[0], 3)
         os.dup2(high[1], 4)
 
-    arguments = ("--headless=new", "--remote-debugging-pipe", "--no-first-run", "--disable-gpu")
+    arguments = ["--headless=new", "--remote-debugging-pipe", "--no-first-run", "--disable-gpu"]
     # As root there is no sandbox; all that it opens is the bridge's.
-    arguments += ("--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={profile}")
+    arguments += ["--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={profile}"]
     browser = subprocess.Popen(
         [command("chromium"), *arguments],
         stdin=subprocess.DEVNULL,

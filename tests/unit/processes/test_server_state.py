@@ -53,7 +53,7 @@ def test_failed_starts_are_told_until_one_succeeds() -> None:
     backoff.failed(NOW - 5, "it crashed")
     backoff.failed(NOW - 0.5, "it crashed again")
     found = state(answered=True, backoff=backoff)
-    assert found == (Condition.FAILING, NOW - 5, "it crashed again", 2)
+    assert found == ServerState(Condition.FAILING, NOW - 5, "it crashed again", 2)
     assert found.text == "it crashed again; next try in 2 s"
     later = state_of(backoff, [], [], NOW + 100)
     assert (later.retry_in, later.text) == (None, "it crashed again")

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 
 from mcpbridge._version import __version__
 from mcpbridge.auth.access_control import AccessControl
@@ -143,6 +145,10 @@ class Sent:
         self.channel.makeConnection(self.transport)
         self.channel.dataReceived("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
+    def leave(self) -> None:
+        """Close the connection, as the client does."""
+        self.channel.connectionLost(Failure(ConnectionDone()))
+
     @property
     def answered(self) -> bool:
         return bool(self.transport.value())
@@ -240,7 +246,7 @@ def test_wrong_credentials_are_one_failed_attempt(world: World) -> None:
     assert (delayed.status, delayed.json["servers"]) == (200, [])
     assert len(world.refused) == ATTEMPTS_FREE + 1
     # Its client does not wait for it.
-    world.send(token="guess").channel.connectionLost(None)
+    world.send(token="guess").leave()
     assert world.send(token="alice").answered
 
 
@@ -283,7 +289,7 @@ def test_a_client_that_leaves_cancels_all_questions(world: World) -> None:
     world.add("b", Authenticator(alice=ask("b")))
     sent = world.send(token="alice")
     assert not sent.answered
-    sent.channel.connectionLost(None)
+    sent.leave()
     assert sorted(cancelled) == ["a", "b"]
     assert not sent.answered
 
@@ -298,7 +304,7 @@ def test_others_have_their_turn_while_many_servers_are_asked(world: World) -> No
         world.add(f"s{number}", authenticator)
     gone = world.send(token="alice")
     assert authenticator.asked == SERVERS_PER_TURN - 1
-    gone.channel.connectionLost(None)
+    gone.leave()
     world.clock.advance(0)
     assert (cancelled, authenticator.asked) == (["slow"], SERVERS_PER_TURN - 1)
     del world.servers[0]
@@ -357,7 +363,8 @@ def test_a_server_with_variables_of_its_callers(world: World) -> None:
         ({"tokens": {}, "proxy": {"header": "X-User", "addresses": ["127.0.0.1"]}}, "other"),
     ],
 )
-def test_credentials_of_other_kinds(world: World, auth: dict[str, Any], expected: str) -> None:
+def test_credentials_of_other_kinds(auth: dict[str, Any], expected: str) -> None:
+    world = World(public_url="https://mcp.example.org")
     server = world.add("s", Authenticator(alice=ALICE))
     object.__setattr__(server.settings, "auth", auth)
     [found] = world.send(token="alice").json["servers"]
@@ -390,7 +397,7 @@ def test_the_page_escapes_what_operators_and_servers_write(world: World) -> None
     server.condition = ServerState(Condition.FAILING, None, evil)
     page = world.send(HTML).body.decode()
     assert "<script>alert" not in page
-    assert page.count(escape(evil)) > 5
+    assert page.count(escape(evil)) >= 4
     assert page.count("<script>") == 1
 
 
