@@ -470,7 +470,7 @@ class Bridge(Service):
         for url in self.urls():
             self.log.info("serving {url}", url=url)
         for url in index_urls([port for _, port in self._ports]):
-            self.log.info("all servers, and how to connect: {url}", url=url)
+            self.log.info("see {url} for all servers, and for how to connect to them", url=url)
         self._warn_of_exposure()
         for warning in configuration_warnings(self.settings, self._environment):
             self.log.warn("{warning}", warning=warning)

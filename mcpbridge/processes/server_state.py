@@ -91,6 +91,13 @@ def state_of(
         return ServerState(Condition.FAILING, since, why)
     if answered:
         return ServerState(Condition.READY)
+    return _of_silent(processes, spares, now)
+
+
+def _of_silent(
+    processes: Iterable[BackendSession], spares: Iterable[BackendSession], now: float
+) -> ServerState:
+    """Return the state of a server of which no process has answered before."""
     first: float | None = None
     for each in processes:
         if each.has_output:

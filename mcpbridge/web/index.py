@@ -158,15 +158,10 @@ class Index(Resource):
             for number, server in enumerate(x for x in servers if not x.is_open):
                 if number and number % SERVERS_PER_TURN == 0:
                     await deferLater(self._clock, 0)
-                try:
-                    admission = Admission(server.settings.name, server.access_control, self._delays)
-                    found = admission.admit_at_once(request)
-                except Exception as error:
-                    self._note(caller, error)
-                    continue
+                found = self._admit(request, server, caller)
                 if isinstance(found, Deferred):
                     waiting.append((server, found))
-                else:
+                elif found is not None:
                     caller.admitted.add(server)
             answers = DeferredList([each for _, each in waiting], consumeErrors=True)
             results = await answers
@@ -184,6 +179,17 @@ class Index(Resource):
                 each.cancel()
             raise
         return caller
+
+    def _admit(
+        self, request: Any, server: Server, caller: _Caller
+    ) -> Access | Deferred[Access] | None:
+        """Ask one access control; None if it refuses the caller at once, which is noted."""
+        admission = Admission(server.settings.name, server.access_control, self._delays)
+        try:
+            return admission.admit_at_once(request)
+        except Exception as error:
+            self._note(caller, error)
+            return None
 
     def _note(self, caller: _Caller, error: Exception) -> None:
         if isinstance(error, Refused):

@@ -30,8 +30,9 @@ def served_urls(ports: Iterable[IListeningPort], servers: Iterable[ServerSetting
 
 
 def index_urls(ports: Iterable[IListeningPort]) -> list[str]:
-    """Return the URL of the index of each listener."""
-    return [f"{_origin(port)}/" for port in ports]
+    """Return the URL of the index of each listener that a browser can open."""
+    origins = map(_origin, ports)
+    return [f"{each}/" for each in origins if each.startswith("http")]
 
 
 def exposed(ports: Iterable[IListeningPort]) -> list[str]:
