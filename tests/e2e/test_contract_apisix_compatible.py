@@ -254,7 +254,7 @@ def test_empty_or_missing_body_is_refused_with_400(echo: Bridge) -> None:
         ("OPTIONS", "/message", {200, 204, 404, 405}),
         *(
             ("GET", path, {404, 405})
-            for path in ("/", "/sse//", "/sse/x", "/SSE", "/x", "/messages")
+            for path in ("//", "/sse//", "/sse/x", "/SSE", "/x", "/messages")
         ),
         ("POST", "/", {404, 405}),
         ("TRACE", "/sse", {404, 405}),

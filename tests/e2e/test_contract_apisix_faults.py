@@ -187,7 +187,7 @@ def test_missing_command_is_answered_with_502() -> None:
                     "message": "cannot start '/no/such/command': it was not found",
                 },
             }
-        assert bridge.request("GET", "/").status == 404
+        assert bridge.request("GET", "/nothing").status == 404
         assert not bridge.backend_processes()
 
 

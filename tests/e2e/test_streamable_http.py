@@ -373,7 +373,7 @@ def test_other_methods_are_refused_with_405(bridge: Bridge, method: str) -> None
         answer = connection.request(method, "/mcp", b"x" if method != "HEAD" else None)
         assert answer.status == 405
         assert answer.headers["allow"] == "DELETE, GET, POST"
-        assert connection.request("GET", "/").status == 404
+        assert connection.request("GET", "/nothing").status == 404
 
 
 def test_second_get_takes_over(client: StreamableHttpClient) -> None:
