@@ -162,6 +162,8 @@ CHECK_SECONDS = 5.0
 
 #: The time between two starts of warm processes.
 WARM_SECONDS = 0.1
+#: The same between the first ones of two servers, so that fifty servers do not start all at once.
+WARM_STAGGER_SECONDS = 0.02
 
 #: The same while the limits allow no warm process.
 STARVED_SECONDS = 5.0

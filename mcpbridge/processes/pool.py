@@ -8,6 +8,7 @@ Knows processes that nobody uses yet; must not know what they will be used for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from random import random
 from typing import Any, Protocol
 from uuid import uuid4
@@ -247,7 +248,8 @@ class ProcessPool:
     def start(self) -> None:
         """Begin to keep processes ready."""
         self._stderr.start()
-        self.spares.start()
+        before = takewhile(lambda pool: pool is not self, self._pools)
+        self.spares.start(sum(pool.settings.warm > 0 for pool in before))
 
     def retire(self) -> None:
         """

@@ -23,6 +23,7 @@ from mcpbridge.config.tuning import (
     SPARE_OUTPUT_BYTES,
     STARVED_SECONDS,
     WARM_SECONDS,
+    WARM_STAGGER_SECONDS,
 )
 from mcpbridge.errors import BackendFailed, ShuttingDown
 from mcpbridge.processes.backend_session import BackendSession
@@ -95,10 +96,10 @@ class SpareProcesses:
     def __iter__(self) -> Iterator[BackendSession]:
         return iter(self._sessions)
 
-    def start(self) -> None:
-        """Begin to keep processes ready."""
+    def start(self, before: int = 0) -> None:
+        """Begin to keep processes ready, after so many other servers have begun."""
         self._enabled = self._settings.warm > 0
-        self._wait(WARM_SECONDS)
+        self._wait(WARM_SECONDS + before * WARM_STAGGER_SECONDS)
 
     def stop(self) -> None:
         """Start no more; the pool ends those that run."""

@@ -22,6 +22,7 @@ from mcpbridge.config.tuning import (
     STARVED_SECONDS,
     STOP_SLACK_SECONDS,
     WARM_SECONDS,
+    WARM_STAGGER_SECONDS,
 )
 from mcpbridge.errors import (
     BackendFailed,
@@ -532,6 +533,18 @@ def test_processes_that_are_being_launched_count_for_the_own_limit() -> None:
     assert ours.bridge_limiter.is_full()
     assert ours.taking().failed is TooManySessions
     assert theirs.backends[0].events == []
+
+
+def test_servers_start_their_first_spare_processes_one_after_the_other() -> None:
+    """`WARM_STAGGER_SECONDS` apart: fifty servers at once would hold up whoever is there."""
+    clock, pools = Clock(), list[ProcessPool]()
+    made = [Pooled(clock=clock, pools=pools, warm=warm) for warm in (1, 0, 1, 1)]
+    clock.advance(WARM_SECONDS)
+    started = [sum(len(each.backends) for each in made)]
+    for _ in range(3):
+        clock.advance(WARM_STAGGER_SECONDS)
+        started.append(sum(len(each.backends) for each in made))
+    assert started == [1, 2, 3, 3]
 
 
 def test_a_spare_process_within_its_servers_part_stays() -> None:
