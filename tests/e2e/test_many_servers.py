@@ -16,8 +16,17 @@ import pytest
 
 from mcpbridge.config.tuning import STILLBORN_STARTS
 from tests.e2e.callers import INITIALIZE, post
-from tests.e2e.harness import Bridge, Connection, backend, request, serving, wait_until
+from tests.e2e.harness import (
+    TIMEOUT,
+    Bridge,
+    Connection,
+    backend,
+    request,
+    serving,
+    wait_until,
+)
 from tests.e2e.stateless import ToolCaller, in_parallel, repeating_in_background, send
+from tests.real.processes import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +162,9 @@ def test_broken_servers_leave_the_others_alone() -> None:
         assert "exit status 3" in states["crash2"]["reason"]
         assert conditions["missing2"] == conditions["crash1"] == "failing"
         # All that is left are processes of the good servers, ready for the next request.
-        wait_until(lambda: len(bridge.backend_processes()) <= len(GOOD))
+        assert eventually(lambda: len(bridge.backend_processes()) <= len(GOOD), 3 * TIMEOUT), (
+            "\n".join([*map(str, bridge.backend_processes()), bridge.log])
+        )
         most = before + DESCRIPTORS * len(GOOD) + 8
         wait_until(lambda: bridge.count_descriptors() <= most)
         assert bridge.rss() - memory < 128 << 20
