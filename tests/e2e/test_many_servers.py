@@ -6,7 +6,6 @@ notice.
 from __future__ import annotations
 
 import json
-import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,11 +14,11 @@ from typing import Any
 import pytest
 
 from mcpbridge.config.tuning import STILLBORN_STARTS
-from tests.e2e.callers import INITIALIZE, post
+from tests.e2e.callers import INITIALIZE, ask, post
 from tests.e2e.harness import (
     TIMEOUT,
     Bridge,
-    Connection,
+    SseStream,
     backend,
     request,
     serving,
@@ -93,44 +92,36 @@ def use_some(bridge: Bridge, number: int) -> None:
 
 
 @contextmanager
-def waiting_clients(bridge: Bridge) -> Iterator[list[Connection]]:
-    """Let clients of the silent servers wait, until some are refused; yield these."""
-    clients: list[Connection] = []
+def waiting_clients(bridge: Bridge) -> Iterator[None]:
+    """Let clients of the silent servers wait, who take all processes that they can get."""
+    clients = []
     try:
-        for _ in range(CLIENTS):
+        for number in range(CLIENTS):
             for name in SILENT:
-                clients.append(Connection(bridge.port))
-                clients[-1].send(post(f"/{name}/mcp", INITIALIZE))
-        free = CLIENTS * len(SILENT) - (SESSIONS - SESSIONS // 2)
-
-        def refused() -> list[Connection]:
-            sockets = {each.socket: each for each in clients}
-            return [sockets[each] for each in select.select(list(sockets), [], [], 0)[0]]
-
-        wait_until(lambda: len(refused()) >= free // 2)
-        yield refused()
+                clients.append(SseStream(bridge.port, f"/{name}/sse"))
+                assert clients[-1].status in (200, 429)
+                if not number:
+                    clients[-1].read_opening_events()
+                    clients[-1].send_message(INITIALIZE)
+        assert clients[-1].status == 429
+        yield
     finally:
         for each in clients:
             each.close()
 
 
 def hammer(bridge: Bridge, name: str) -> None:
-    """Send a request to a broken server in each of the ways; every answer must be an error."""
-    with Connection(bridge.port) as connection:
-        answer = connection.request("POST", f"/{name}/mcp", INITIALIZE, *headers())
-    assert "error" in answer.json
-    kind = name.rstrip("12")
-    # Before the bridge knows that it is down, a session was opened by then.
-    said = {"missing": "not found", "crash": "exit status 3"}[kind]
-    assert answer.status in ({502, 503} if kind == "missing" else {200, 503}), answer
-    assert said in answer.json["error"]["message"]
+    """Send a request to a broken server in two ways; every answer must be a clear error."""
+    said = {"missing": "not found", "crash": "the backend "}[name.rstrip("12")]
+    answer = ask(bridge.port, post(f"/{name}/mcp", INITIALIZE))
+    # Of an event stream, which has begun if the answer took long, the last event is the answer.
+    error = json.loads(answer.body.rstrip().rpartition(b"data: ")[2])["error"]
+    # Before the bridge knows that a server crashes, a session was opened by then.
+    assert answer.status in ({200, 503} if name.startswith("crash") else {502, 503}), answer
+    assert said in error["message"]
     with send(bridge.port, f"/{name}", "tools/list") as response:
-        assert response.status in (502, 503)
-        assert said in response.json["error"]["message"]
-
-
-def headers() -> list[str]:
-    return ["Accept: application/json, text/event-stream", "Content-Type: application/json"]
+        assert response.status in (200, 502, 503)
+        assert said in response.read_final_message()["error"]["message"]
 
 
 def test_broken_servers_leave_the_others_alone() -> None:
@@ -141,9 +132,9 @@ def test_broken_servers_leave_the_others_alone() -> None:
             lambda _, name=name: hammer(bridge, name)
             for name in ("missing1", "missing2", "crash1", "crash2")
         ]
-        with waiting_clients(bridge) as refused:
-            for each in refused:
-                answer = each.read_response()
+        with waiting_clients(bridge):
+            for name in SILENT:
+                answer = ask(bridge.port, post(f"/{name}/mcp", INITIALIZE))
                 assert answer.status == 429
                 text = answer.json["error"]["message"]
                 assert f"the bridge's max_sessions is {SESSIONS}, of which " in text
@@ -159,7 +150,7 @@ def test_broken_servers_leave_the_others_alone() -> None:
         assert {conditions[name] for name in GOOD} == {"ready"}
         assert {conditions[name] for name in SILENT} == {"starting"}
         assert "not found" in states["missing1"]["reason"]
-        assert "exit status 3" in states["crash2"]["reason"]
+        assert "the backend " in states["crash2"]["reason"]
         assert conditions["missing2"] == conditions["crash1"] == "failing"
         # All that is left are processes of the good servers, ready for the next request.
         assert eventually(lambda: len(bridge.backend_processes()) <= len(GOOD), 3 * TIMEOUT), (
