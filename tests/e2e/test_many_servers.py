@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from mcpbridge.config.tuning import STILLBORN_STARTS
-from tests.e2e.callers import INITIALIZE, ask, post
+from tests.e2e.callers import ACCEPT, INITIALIZE, ask, post
 from tests.e2e.harness import (
     TIMEOUT,
     Bridge,
+    Response,
     SseStream,
     backend,
     request,
@@ -113,12 +114,11 @@ def waiting_clients(bridge: Bridge) -> Iterator[None]:
 def hammer(bridge: Bridge, name: str) -> None:
     """Send a request to a broken server in two ways; every answer must be a clear error."""
     said = {"missing": "not found", "crash": "the backend "}[name.rstrip("12")]
-    answer = ask(bridge.port, post(f"/{name}/mcp", INITIALIZE))
-    # Of an event stream, which has begun if the answer took long, the last event is the answer.
-    error = json.loads(answer.body.rstrip().rpartition(b"data: ")[2])["error"]
-    # Before the bridge knows that a server crashes, a session was opened by then.
-    assert answer.status in ({200, 503} if name.startswith("crash") else {502, 503}), answer
-    assert said in error["message"]
+    lines = [f"Accept: {ACCEPT}", "Content-Type: application/json"]
+    with Response(bridge.port, "POST", f"/{name}/mcp", INITIALIZE, lines) as response:
+        # Before the bridge knows that a server crashes, a session was opened by then.
+        assert response.status in ({200, 503} if name.startswith("crash") else {502, 503})
+        assert said in response.read_final_message()["error"]["message"]
     with send(bridge.port, f"/{name}", "tools/list") as response:
         assert response.status in (200, 502, 503)
         assert said in response.read_final_message()["error"]["message"]
