@@ -130,17 +130,44 @@ def check_params(request: ModernRequest, annotations: Annotations, headers: Head
     if not annotations:
         return
     try:
-        arguments: object = request.arguments
-        if isinstance(arguments, msgspec.Raw):
-            if len(arguments) > LARGE_BYTES:
-                arguments = _scalars_at(arguments, [annotation.path for annotation in annotations])
-            else:
-                arguments = _value(arguments)
+        arguments = _annotated_arguments(request.arguments, annotations)
         for annotation in annotations:
             _check_param(annotation, _at(arguments, annotation.path), headers)
     except HeaderMismatch as error:
         error.ident = request.id
         raise
+
+
+def param_headers(arguments: msgspec.Raw | None, annotations: Annotations) -> list[tuple[str, str]]:
+    """
+    Return the `Mcp-Param-*` that a `tools/call` with these arguments must have, encoded.
+
+    There are none for arguments that cannot be read: the server has to say what is wrong.
+    """
+    try:
+        found = _annotated_arguments(arguments, annotations)
+    except HeaderMismatch:
+        return []
+    values = [(each.header, _header_text(_at(found, each.path))) for each in annotations]
+    return [(name, encoded(text)) for name, text in values if text is not None]
+
+
+def encoded(text: str) -> str:
+    """Return a text as the value of a field, in Base64 if need be ("Value Encoding")."""
+    plain = _VISIBLE.fullmatch(text) and text == text.strip(_OPTIONAL_SPACE)
+    if plain and _ENCODED.fullmatch(text) is None:
+        return text
+    content = base64.b64encode(text.encode("utf-8", "surrogatepass"))
+    return f"=?base64?{content.decode('ascii')}?="
+
+
+def _annotated_arguments(arguments: msgspec.Raw | None, annotations: Annotations) -> object:
+    """Decode arguments; of large ones only what is annotated.  Raises `HeaderMismatch`."""
+    if arguments is None:
+        return None
+    if len(arguments) > LARGE_BYTES:
+        return _scalars_at(arguments, [annotation.path for annotation in annotations])
+    return _value(arguments)
 
 
 def _check_param(annotation: Annotation, argument: object, headers: Headers) -> None:

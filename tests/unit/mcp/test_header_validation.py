@@ -24,6 +24,7 @@ from mcpbridge.mcp.header_validation import (
     check_headers,
     check_params,
     headers_match,
+    param_headers,
 )
 from mcpbridge.mcp.modern_request import (
     CLIENT_CAPABILITIES,
@@ -572,3 +573,32 @@ def test_the_header_for_a_task_may_be_missing_but_not_wrong(method: str) -> None
     check_headers(asked, Fields({**fields, "Mcp-Name": ABSENT}))
     assert "params.taskId" in mismatch(asked, {**fields, "Mcp-Name": "a.2"})
     assert "Mcp-Name" in mismatch(asked, {**fields, "Mcp-Name": ["a.1", "a.1"]})
+
+
+# Headers of the bridge's own requests.
+
+
+def raw(arguments: object) -> msgspec.Raw:
+    return msgspec.Raw(encode(arguments))
+
+
+REGION = Annotation(("region",), "Mcp-Param-Region", "string")
+
+
+@given(st.text())
+def test_what_the_bridge_sends_matches_what_it_expects(text: str) -> None:
+    arguments = {"region": text}
+    [(name, sent)] = param_headers(raw(arguments), (REGION,))
+    assert sent.isascii()
+    check_params(request(arguments=arguments, name="t"), (REGION,), Fields({name: sent}))
+
+
+def test_no_headers_of_what_cannot_be_read() -> None:
+    assert param_headers(None, (REGION,)) == []
+    assert param_headers(msgspec.Raw(b"[" * 5000), (REGION,)) == []
+    assert param_headers(raw({"region": []}), (REGION,)) == []
+
+
+def test_headers_of_large_arguments() -> None:
+    large = {"rest": "x" * LARGE_BYTES, "region": "eu"}
+    assert param_headers(raw(large), (REGION,)) == [("Mcp-Param-Region", "eu")]
