@@ -17,7 +17,6 @@ whose modules are imported when a client is made.
 
 from __future__ import annotations
 
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +39,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer
 from zope.interface import implementer
 
+from mcpbridge.trust import trust_root
+
 #: The largest answer that is read.
 ANSWER_BYTES = 512 * 1024
 #: How long an answer may take, from looking up the host to its last byte.
@@ -52,7 +53,6 @@ CONNECT_SECONDS = 5.0
 _TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 #: All that is assigned for global unicast (RFC 4291, section 2.4).
 _UNICAST = IPv6Network("2000::/3")
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class OutboundError(Exception):
@@ -216,20 +216,9 @@ class OutboundClient:
     """
 
     def __init__(self, reactor: Any, authorities: bytes | None = None) -> None:
-        from twisted.internet.ssl import Certificate, platformTrust, trustRootFromCertificates
         from twisted.web.client import BrowserLikePolicyForHTTPS
 
-        if authorities is None:
-            trusted = platformTrust()
-        else:
-            texts = _CERTIFICATE.findall(authorities)
-            if not texts:
-                raise ValueError("no certificate in PEM")
-            try:
-                trusted = trustRootFromCertificates([Certificate.loadPEM(each) for each in texts])
-            except Exception:
-                # OpenSSL's own errors, which say nothing more.
-                raise ValueError("a certificate that cannot be read") from None
+        trusted = trust_root(authorities)
         self._reactor = self._clock = reactor
         self._policy = BrowserLikePolicyForHTTPS(trusted)
 
