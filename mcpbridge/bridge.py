@@ -203,7 +203,9 @@ class Bridge(Service):
         filters = [load("filters", IMessageFilter, x, settings) for x in settings.filters]
         event_store = load("event_store", IEventStore, settings.event_store, settings)
         limiter = load("limiter", ISessionLimiter, settings.limiter, settings)
-        if launcher is None:
+        if settings.is_remote:
+            launcher = self._remote_launcher(settings)
+        elif launcher is None:
             launcher = self._local.launcher(settings, self._budget)
         elif isinstance(launcher, LocalLauncher):
             self._local.include(launcher)
@@ -358,6 +360,12 @@ class Bridge(Service):
 
     def _not_closed(self, failure: Failure) -> None:
         self.log.failure("a listener could not be closed", failure)
+
+    def _remote_launcher(self, settings: ServerSettings) -> object:
+        # Imported here, as most bridges have local servers alone.
+        from mcpbridge.remote.launcher import RemoteLauncher
+
+        return RemoteLauncher(settings, self._reactor, self._environment, budget=self._budget)
 
     # For embedding.
 

@@ -121,7 +121,8 @@ class Options(usage.Options):
         """Return the help."""
         program = self._program()
         command = f"{program} [options] COMMAND [ARG ...]"
-        lines = [command, f"{program} [options] --config FILE"]
+        remote = f"{program} [options] --url URL"
+        lines = [command, remote, f"{program} [options] --config FILE"]
         return help_text(lines, shutil.get_terminal_size().columns)
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
@@ -145,10 +146,10 @@ class Options(usage.Options):
         """
         if self.in_json and not self.checks:
             raise SystemExit("mcpbridge: --json is only for --check")
-        if self.config is None and not self.command:
+        if self.config is None and not self.command and not self._has_url():
             raise SystemExit(
-                "mcpbridge: COMMAND is missing: give the command line of an MCP server, or"
-                f" --config FILE\n\n{EXAMPLES}\nFor all options, run: {self._program()} --help"
+                "mcpbridge: COMMAND is missing: give the command line of an MCP server, --url URL,"
+                f" or --config FILE\n\n{EXAMPLES}\nFor all options, run: {self._program()} --help"
             )
         if self.checks:
             report = self._check()
@@ -220,13 +221,16 @@ class Options(usage.Options):
         }
 
     def _server(self) -> ServerSettings:
-        command, *arguments = self.command
+        command, *arguments = self.command or ("",)
         values = {
-            "name": os.path.basename(command) or command or ServerSettings.name,
+            "name": os.path.basename(command) or command or "remote",
             **self._values(ServerSettings),
         }
         with _named_by_option(ServerSettings):
             return ServerSettings(command=command, args=tuple(arguments), **values)
+
+    def _has_url(self) -> bool:
+        return any(each.kind is ServerSettings and each.setting == "url" for each in self.given)
 
     def _listen_on(self, listen: Sequence[str] | None) -> tuple[str, ...] | None:
         """Return the endpoint that --port and --host make; None without them."""

@@ -153,6 +153,10 @@ AUDIT_ARGUMENT_BYTES = 4096
 BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0
 
+#: The same pause at most before a remote server is tried again: to connect costs little, and
+#: clients are to be served again soon after a restart.
+REMOTE_BACKOFF_SECONDS = 2.0
+
 #: After this many sessions in a row whose process ended without output, the bridge checks
 #: whether the server can be started.
 STILLBORN_STARTS = 50

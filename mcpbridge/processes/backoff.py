@@ -28,14 +28,19 @@ class StartBackoff:
     so it counts as one with the failure that is known.
 
     `jitter` returns a number from 0 to 1: that part of `BACKOFF_SECONDS` is
-    added to each pause.
+    added to each pause.  `longest` is the longest pause.
     """
 
     log = Logger()
 
-    def __init__(self, name: str, jitter: Callable[[], float] = random) -> None:
+    def __init__(
+        self,
+        name: str,
+        jitter: Callable[[], float] = random,
+        longest: float = MAX_BACKOFF_SECONDS,
+    ) -> None:
         self._name = name
-        self._pause = backoff(BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, jitter)
+        self._pause = backoff(BACKOFF_SECONDS, longest, jitter)
         self._until = float("-inf")
         self._stillborn = 0
         self.failures = 0

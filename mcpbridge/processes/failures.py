@@ -122,6 +122,8 @@ class Failures:
     def _advice(self, session: BackendSession) -> str:
         """Say where to look and what to try.  Arguments may hold passwords and are not shown."""
         settings = self._settings
+        if settings.is_remote:
+            return "look into the log of the remote server"
         command = f"run {settings.command!r}{' with its arguments' if settings.args else ''}"
         if not session.stderr_tail:
             return f"it has written nothing to stderr: {command} yourself to see what it does"

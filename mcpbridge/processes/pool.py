@@ -19,7 +19,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.config.tuning import LAUNCH_SECONDS
+from mcpbridge.config.tuning import (
+    LAUNCH_SECONDS,
+    MAX_BACKOFF_SECONDS,
+    REMOTE_BACKOFF_SECONDS,
+)
 from mcpbridge.errors import BackendFailed, CannotStart, ShuttingDown, TooManySessions
 from mcpbridge.guard import guarded
 from mcpbridge.processes.abandoned_sessions import AbandonedSessions, Newcomer
@@ -102,7 +106,8 @@ class ProcessPool:
         self.settings = settings
         #: The sessions that may give way once their clients have abandoned them.
         self.abandoned = AbandonedSessions(settings)
-        self.backoff = StartBackoff(settings.name, jitter)
+        longest = REMOTE_BACKOFF_SECONDS if settings.is_remote else MAX_BACKOFF_SECONDS
+        self.backoff = StartBackoff(settings.name, jitter, longest)
         #: All processes of which something is left, whoever uses them.
         self.unclosed: set[BackendSession] = set()
         self.launching: set[Deferred[Any]] = set()

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "guard": set(),
     "signals": {"timers", "twisted_internals"},
     "timers": set(),
+    "trust": set(),
     "pacer": {"guard"},
     "twisted_internals": set(),
     "config": {"errors"},
@@ -38,8 +39,9 @@ ALLOWED: dict[str, set[str]] = {
     "sliced_work": {"config", "errors", "jsonrpc"},
     "mcp": {"_version", "errors", "jsonrpc"},
     "translation": {"errors", "jsonrpc", "mcp"},
-    "auth": GROUND | {"mcp"},
+    "auth": GROUND | {"mcp", "trust"},
     "stdio": GROUND,
+    "remote": GROUND | {"mcp", "trust"},
     "processes": GROUND | {"auth", "mcp", "translation"},
     "session": GROUND | {"mcp", "translation", "processes"},
     "stateless": GROUND | {"mcp", "translation", "processes"},
@@ -50,9 +52,9 @@ ALLOWED: dict[str, set[str]] = {
     "session_report": {"processes", "server"},
     "web": GROUND | {"auth", "mcp", "processes", "session", "stateless", "server"},
     "bridge": GROUND
-    | {"auth", "extensions", "generation", "limits", "memory", "sliced_work", "stdio"}
+    | {"auth", "extensions", "generation", "limits", "memory", "sliced_work", "stdio", "remote"}
     | {"processes", "session", "server", "session_report", "web"},
-    "check": GROUND | {"auth", "extensions", "stdio"},
+    "check": GROUND | {"auth", "extensions", "remote", "stdio"},
     "tap": {
         "_version",
         "bridge",

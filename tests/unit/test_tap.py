@@ -503,6 +503,12 @@ def test_a_missing_command_shows_examples() -> None:
     assert others[-1] == "For all options, run: mcpbridge --help"
 
 
+def test_a_url_takes_the_place_of_a_command() -> None:
+    [server] = parsed("--url", "http://127.0.0.1:1/mcp").servers
+    assert (server.name, server.command, server.url) == ("remote", "", "http://127.0.0.1:1/mcp")
+    assert "either `command` or `url`, got both" in refused("--url", "http://127.0.0.1:1/", "cat")
+
+
 def test_an_option_of_twistd_is_pointed_to() -> None:
     options = Options()
     options.parent = ServerOptions()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from mcpbridge.config.tuning import BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, STILLBORN_STARTS
+from mcpbridge.config.tuning import (
+    BACKOFF_SECONDS,
+    MAX_BACKOFF_SECONDS,
+    REMOTE_BACKOFF_SECONDS,
+    STILLBORN_STARTS,
+)
 from mcpbridge.errors import ServerDown
 from mcpbridge.processes.backoff import StartBackoff
 from tests.fakes import no_jitter
@@ -20,6 +25,13 @@ def test_the_pause_doubles_to_its_maximum_and_is_reset() -> None:
     backoff.succeeded()
     assert (backoff.wait(now), str(backoff)) == (0.0, "ready")
     assert backoff.failed(now, "no") == BACKOFF_SECONDS
+
+
+def test_the_longest_pause_may_be_shorter() -> None:
+    backoff, now = StartBackoff("cat", no_jitter, REMOTE_BACKOFF_SECONDS), 100.0
+    for _ in range(5):
+        now += backoff.failed(now, "no")
+    assert backoff.failed(now, "no") == REMOTE_BACKOFF_SECONDS
 
 
 def test_each_pause_varies_by_a_part_of_the_first(log_lines: list[str]) -> None:

@@ -70,6 +70,18 @@ def test_a_backend_that_dies_at_once_is_a_warning(log_lines: list[str]) -> None:
     assert served.clock.getDelayedCalls() == []
 
 
+def test_of_a_remote_server_the_advice_is_its_own_log(log_lines: list[str]) -> None:
+    served = Served(command="", args=(), url="http://127.0.0.1:1/mcp")
+    session = served.open()
+    session.client_message(INITIALIZE, None)
+    served.end(session, "remote: connection refused", "the remote server is gone")
+    [line] = warnings_in(log_lines)
+    assert line.endswith(
+        "failed: the remote server is gone before it answered anything; look into the log of the"
+        " remote server"
+    )
+
+
 def test_there_is_one_line_for_a_cause_not_for_each_client(log_lines: list[str]) -> None:
     served = Served()
     for _ in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -28,7 +29,7 @@ from mcpbridge.processes.server_state import Condition, ServerState
 from mcpbridge.web.index import NO_SERVER, SERVERS_PER_TURN, UNCHECKED, Index
 from mcpbridge.web.index_page import UNFOLDED_SERVERS
 from mcpbridge.web.refusals import Delays
-from mcpbridge.web.root import Branch, SecuredResource
+from mcpbridge.web.root import Branch, SecuredResource, Serving
 from mcpbridge.web.site import BridgeSite
 from mcpbridge.web.transport_security import TransportSecurity
 
@@ -115,7 +116,10 @@ class World:
         self.root.index = index
         security = TransportSecurity(self.settings)
         self.site = BridgeSite(
-            SecuredResource(security, self.root), self.clock, self.settings, seconds=lambda: 0.0
+            SecuredResource(partial(Serving, security, self.root)),
+            self.clock,
+            self.settings,
+            seconds=lambda: 0.0,
         )
 
     def note(self, request: Any, error: Exception) -> None:

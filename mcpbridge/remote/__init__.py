@@ -1,0 +1,1 @@
+"""Remote MCP servers: backends that are reached over HTTP."""

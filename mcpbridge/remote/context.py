@@ -1,0 +1,194 @@
+"""
+What the parts of one session at a remote server share.
+
+Knows settings, time and what is reported to the session above; must not know how messages
+travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.http_headers import Headers
+
+from mcpbridge.config.oauth import Origin
+from mcpbridge.config.settings import ServerSettings
+from mcpbridge.jsonrpc.malformed_output import Lost
+from mcpbridge.mcp.header_validation import MAX_TOOLS, Annotations
+from mcpbridge.remote.bodies import BodyReader, TextReader
+from mcpbridge.remote.http_client import HttpClient
+from mcpbridge.response_budget import ResponseBudget
+from mcpbridge.timers import Timer
+
+#: What every answer may be, as a client must accept both.
+ACCEPT = "application/json, text/event-stream"
+EVENTS = "text/event-stream"
+JSON = "application/json"
+
+
+@dataclass
+class RemoteServer:
+    """
+    One remote server, as far as its sessions share what they know of it.
+
+    `target` is the path of its URL with the query, and `shown` the URL for texts.
+    """
+
+    settings: ServerSettings
+    origin: Origin
+    target: str
+    shown: str
+    #: `streamable-http` or `sse`; `auto` if it is not known which.
+    transport: str
+    #: The headers that tools repeat arguments in, by the names of the tools.
+    annotations: dict[str, Annotations] = field(default_factory=dict)
+
+    def learn(self, annotations: dict[str, Annotations]) -> None:
+        """Keep what a list of tools says; it takes the place of what was known of them."""
+        self.annotations.update(annotations)
+        while len(self.annotations) > MAX_TOOLS:
+            del self.annotations[next(iter(self.annotations))]
+
+
+class Reports(Protocol):
+    """Where a session at a remote server reports what comes of it."""
+
+    def messages_received(self, lines: list[bytes]) -> None:
+        """Take messages of the server."""
+
+    def messages_made(self, lines: list[bytes]) -> None:
+        """Take messages of the bridge in the server's place, in the next iteration."""
+
+    def message_lost(self, lost: Lost) -> None:
+        """Note a message of the server that cannot pass."""
+
+    def misbehaved(self, fault: str, what: str, line: bytes = b"") -> None:
+        """Log a mistake of the server."""
+
+    def died(self, what: str, status: str = "") -> None:
+        """End the session; `what` stands behind "the remote server URL", `status` is short."""
+
+
+class Watched(Protocol):
+    """Something of which the server owes a part."""
+
+    heard_at: float
+
+    def overdue(self) -> None:
+        """The server has sent nothing for too long."""
+
+
+class Silence:
+    """
+    Finds what has heard nothing for `seconds`; 0 is never.
+
+    There is one timer for all, so that a piece of a response costs an assignment.
+    """
+
+    def __init__(self, clock: IReactorTime, seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._watched: dict[Watched, None] = {}
+        self._timer = Timer(clock)
+
+    def watch(self, each: Watched) -> None:
+        """Begin to watch."""
+        each.heard_at = self._clock.seconds()
+        self._watched[each] = None
+        if self._seconds and not self._timer.is_running:
+            self._timer.start(self._seconds, self._look)
+
+    def unwatch(self, each: Watched) -> None:
+        """Watch no more."""
+        self._watched.pop(each, None)
+        if not self._watched:
+            self._timer.stop()
+
+    def stop(self) -> None:
+        """Watch nothing any more."""
+        self._watched.clear()
+        self._timer.stop()
+
+    def _look(self) -> None:
+        latest = self._clock.seconds() - self._seconds
+        for each in [each for each in self._watched if each.heard_at <= latest]:
+            self._watched.pop(each, None)
+            each.overdue()
+        if self._watched:
+            first = min(each.heard_at for each in self._watched)
+            wait = max(0.0, first + self._seconds - self._clock.seconds())
+            self._timer.start(wait, self._look)
+
+
+class Bodies:
+    """All bodies that a session reads, which are paused together: a `Reading`."""
+
+    def __init__(self) -> None:
+        self._bodies: set[BodyReader] = set()
+        self._paused = False
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether no body is to be read now."""
+        return self._paused
+
+    def begun(self, body: BodyReader) -> None:
+        """Note that a body is read, and pause it if the session is paused."""
+        self._bodies.add(body)
+        if self._paused:
+            body.pause()
+
+    def ended(self, body: BodyReader) -> None:
+        """Note that a body has come to its end."""
+        self._bodies.discard(body)
+
+    def pause(self) -> None:
+        """Read nothing."""
+        self._paused = True
+        for each in list(self._bodies):
+            each.pause()
+
+    def resume(self) -> None:
+        """Read everything again."""
+        self._paused = False
+        for each in list(self._bodies):
+            each.resume()
+
+
+@dataclass
+class Context:
+    """All that the parts of one session need."""
+
+    server: RemoteServer
+    client: HttpClient
+    clock: IReactorTime
+    reports: Reports
+    bodies: Bodies
+    silence: Silence
+    budget: ResponseBudget | None
+
+    @property
+    def limit(self) -> int:
+        """The size of the largest message."""
+        return self.server.settings.max_message_bytes
+
+
+def content_type(response: Any) -> str:
+    """Return the media type of a response, in lower case and without parameters."""
+    return header_of(response, b"Content-Type").partition(";")[0].strip().lower()
+
+
+def header_of(response: Any, name: bytes) -> str:
+    """Return the first header of this name, of any bytes; empty if there is none."""
+    headers: Headers = response.headers
+    return headers.getRawHeaders(name, [b""])[0].decode("latin-1")
+
+
+def read_text(response: Any, context: Context, then: Callable[[bytes], None]) -> TextReader:
+    """Read a body that explains an error, or that nobody wants; `then` is called with it."""
+    reader = TextReader(context.bodies, lambda _: then(reader.body), lambda: None, context.clock)
+    reader.read(response)
+    return reader
