@@ -116,6 +116,7 @@ CONFORMANCE_PARTS := $(patsubst %,.real/%/.made,client1 client2 node conformance
 conformance: .venv/.made-dev $(CONFORMANCE_PARTS) ## run the MCP conformance suites
 	$(BIN)/python -m tests.conformance.run $(CONFORMANCE)
 	$(BIN)/python -m tests.conformance.run --auth --only 2026-07-28 $(CONFORMANCE)
+	$(BIN)/python -m tests.conformance.run --remote --only dual-era $(CONFORMANCE)
 
 soak: .venv/.made-dev ## end ten thousand sessions in every way, beside two hundred that live
 	MCPBRIDGE_SOAK=10000 MCPBRIDGE_HEALTHY=200 $(BIN)/python $(PYTEST) -s \

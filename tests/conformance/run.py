@@ -1,13 +1,15 @@
 """
 Runs the MCP conformance suite against the installed bridge.
 
-    python -m tests.conformance.run [--url URL] [--only TEXT] [--auth] [BRIDGE OPTION ...]
+    python -m tests.conformance.run [--url URL] [--only TEXT] [--auth | --remote]
+        [BRIDGE OPTION ...]
 
 Starts `twistd mcpbridge`, with further options if there are any, in front of
 one of the servers that are here, once for each suite, and runs the suite against
 its `/mcp`; or runs them all against the server at a URL.  `--only` names suites by
 a part of their names.  With `--auth`, the bridge admits only who sends a token, and the
-suite sends it.  Says for each check that did not succeed what it was and
+suite sends it.  With `--remote`, a second bridge stands before the first one, whose server
+is a remote one to it.  Says for each check that did not succeed what it was and
 why, and closes with a line for each suite that says how many of its scenarios
 passed.  Exits with 0 only where all did, without a warning, but for what
 `misses.toml` expects, and the resumption of a stream was really tried.
@@ -35,7 +37,7 @@ from typing import Any
 import pytest
 
 from tests.real import parts
-from tests.real.bridge import LOOPBACK, MARKER_VARIABLE, serving
+from tests.real.bridge import LOOPBACK, MARKER_VARIABLE, RunningBridge, serving
 
 MODULES = parts.REAL / "conformance" / "node_modules"
 #: The checks that cannot succeed, by the names of the suites.
@@ -88,7 +90,7 @@ class Suite:
     ahead: bool = False
     extension: bool = False
 
-    def run(self, url: str, folder: Path, *, auth: bool = False) -> "Outcome":
+    def run(self, url: str, folder: Path, *, auth: bool = False, remote: bool = False) -> "Outcome":
         """Run it against a server, with its results in a folder."""
         script = parts.built(MODULES / self.package / "dist" / "index.js")
         sender = ["--require", str(SENDER)] if auth else []
@@ -109,7 +111,7 @@ class Suite:
         except subprocess.TimeoutExpired:
             printed = f"it did not end within {SECONDS} seconds"
         found = results(folder, extension=self.extension)
-        return Outcome(self, found, printed, expected(self.name), auth)
+        return Outcome(self, found, printed, expected(self.name), auth, remote)
 
 
 def legacy(name: str, revision: str, scenarios: int, backend: Command) -> Suite:
@@ -171,7 +173,7 @@ class Outcome:
     """
     What came of a suite; `expected` are the checks that cannot succeed, and why.
 
-    With `auth`, the bridge needed a token.
+    With `auth`, the bridge needed a token; with `remote`, there were two bridges.
     """
 
     suite: Suite
@@ -179,6 +181,7 @@ class Outcome:
     printed: str
     expected: dict[tuple[str, str], str] = field(default_factory=dict)
     auth: bool = False
+    remote: bool = False
 
     def uncounted(self) -> Sequence[str]:
         """The scenarios that are run beside those that count."""
@@ -240,6 +243,7 @@ class Outcome:
     def closing_line(self) -> str:
         """How many scenarios passed."""
         name = f"{self.suite.name} with a token" if self.auth else self.suite.name
+        name = f"{name}, remote" if self.remote else name
         return f"conformance {name}: {self.passed()}/{self.suite.scenarios}"
 
 
@@ -256,6 +260,29 @@ def judge(outcomes: Sequence[Outcome]) -> int:
 
 
 @contextlib.contextmanager
+def remotely_bridged(suite: Suite, folder: Path, options: Sequence[str]) -> Iterator[str]:
+    """The URL of a bridge in front of another one, which is a remote server to it."""
+    with bridged(suite, folder, (), auth=False) as url:
+        server: dict[str, Any] = {"url": url, "base_uri": ""}
+        if suite.ahead:
+            server |= {"warm": 4, "reuse": "identity"}
+        file = folder / "remote.json"
+        file.write_text(json.dumps({"mcpServers": {"conformance": server}}))
+        command = [*LOOPBACK, *options, "--config", str(file)]
+        with serving(folder, *command, marker=uuid.uuid4().hex) as bridge:
+            yield from _until_stopped(bridge)
+
+
+def _until_stopped(bridge: RunningBridge) -> Iterator[str]:
+    try:
+        yield bridge.url.removesuffix("/sse") + "/mcp"
+    finally:
+        bridge.stop()
+        if "Traceback" in bridge.output:
+            print(bridge.output)
+
+
+@contextlib.contextmanager
 def bridged(suite: Suite, folder: Path, options: Sequence[str], *, auth: bool) -> Iterator[str]:
     """The URL of a bridge in front of a server; what it printed is shown if it fails."""
     mark = ""
@@ -264,12 +291,7 @@ def bridged(suite: Suite, folder: Path, options: Sequence[str], *, auth: bool) -
         mark = uuid.uuid4().hex
         command = ["--config", str(config(suite, folder, mark, auth=auth))]
     with serving(folder, *LOOPBACK, *options, *command, marker=mark) as bridge:
-        try:
-            yield bridge.url.removesuffix("/sse") + "/mcp"
-        finally:
-            bridge.stop()
-            if "Traceback" in bridge.output:
-                print(bridge.output)
+        yield from _until_stopped(bridge)
 
 
 def config(suite: Suite, folder: Path, mark: str, *, auth: bool = False) -> Path:
@@ -297,21 +319,36 @@ def config(suite: Suite, folder: Path, mark: str, *, auth: bool = False) -> Path
     return file
 
 
-def outcome_of(suite: Suite, url: str | None, options: Sequence[str], *, auth: bool) -> Outcome:
+def outcome_of(
+    suite: Suite, url: str | None, options: Sequence[str], *, auth: bool, remote: bool
+) -> Outcome:
     """Run one suite, in front of a server of its own if there is no URL."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         found = folder / "results"
         found.mkdir()
-        at = url or stack.enter_context(bridged(suite, folder, options, auth=auth))
-        return suite.run(at, found, auth=auth)
+        if url is None and remote:
+            url = stack.enter_context(remotely_bridged(suite, folder, options))
+        elif url is None:
+            url = stack.enter_context(bridged(suite, folder, options, auth=auth))
+        return suite.run(url, found, auth=auth, remote=remote)
 
 
-def run(suites: Sequence[Suite], url: str | None, options: Sequence[str], *, auth: bool) -> int:
+def run(
+    suites: Sequence[Suite],
+    url: str | None,
+    options: Sequence[str],
+    *,
+    auth: bool,
+    remote: bool = False,
+) -> int:
     """Run suites, some at once; the exit status."""
+
+    def outcome(suite: Suite) -> Outcome:
+        return outcome_of(suite, url, options, auth=auth, remote=remote)
+
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        outcomes = pool.map(lambda suite: outcome_of(suite, url, options, auth=auth), suites)
-        return judge(list(outcomes))
+        return judge(list(pool.map(outcome, suites)))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -320,12 +357,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--url", help="of a server that is there, in the place of a bridge")
     parser.add_argument("--only", default="", help="the suites whose names have this in them")
     parser.add_argument("--auth", action="store_true", help="admit only who sends a token")
+    parser.add_argument("--remote", action="store_true", help="put a second bridge before it")
     known, options = parser.parse_known_args(arguments)
     suites = [suite for suite in SUITES if known.only in suite.name]
     if not suites:
         parser.error(f"no suite has {known.only!r} in its name")
+    if known.auth and known.remote:
+        parser.error("--auth and --remote cannot be combined")
     try:
-        return run(suites, known.url, options, auth=known.auth)
+        return run(suites, known.url, options, auth=known.auth, remote=known.remote)
     except (pytest.skip.Exception, pytest.fail.Exception) as missing:
         print(f"the conformance suite was not run: {missing}")
         return 1

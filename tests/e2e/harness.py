@@ -767,7 +767,8 @@ def serving(
             line += ["--", *(command or backend("echo")), marker]
         else:
             for server in config["mcpServers"].values():
-                server["args"] = [*server.get("args", ()), marker]
+                if "url" not in server:
+                    server["args"] = [*server.get("args", ()), marker]
             (folder / "config.json").write_text(json.dumps(config))
             line += ["--config", str(folder / "config.json")]
         process = _start(["-n", "--pidfile=", "mcpbridge", *line], folder, environment)

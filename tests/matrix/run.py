@@ -1,10 +1,12 @@
 """
 Runs the matrix: every client in front of every backend, through one bridge.
 
-    python -m tests.matrix.run [--write]
+    python -m tests.matrix.run [--write | --remote | --remote-sse]
 
 prints the outcomes that are no success as they come; with `--write` the table
-in `docs/compatibility.md` is written from them.
+in `docs/compatibility.md` is written from them.  With `--remote` a second bridge serves
+the first one's servers as remote ones, over Streamable HTTP, and with `--remote-sse` over
+HTTP+SSE.
 """
 
 import contextlib
@@ -121,8 +123,12 @@ def _complete(row: str, sdk: str, lines: list[Any], ended: str) -> list[Outcome]
 
 
 @contextlib.contextmanager
-def matrix(folder: Path) -> Iterator[Matrix]:
-    """The matrix, with a bridge that serves its backends until the end."""
+def matrix(folder: Path, remote: str = "") -> Iterator[Matrix]:
+    """
+    The matrix, with a bridge that serves its backends until the end.
+
+    `remote` is the endpoint, `mcp` or `sse`, at which a second bridge finds them.
+    """
     mark, marks = uuid.uuid4().hex, folder / "marks"
     marks.touch()
     servers = {}
@@ -140,13 +146,24 @@ def matrix(folder: Path) -> Iterator[Matrix]:
     listen = ["tcp:0:interface=127.0.0.1"]
     config.write_text(json.dumps({"mcpServers": servers, "bridge": {"listen": listen}}))
     with serving(folder, "--config", str(config), urls=len(servers), marker=mark) as bridge:
-        yield Matrix(bridge, marks)
+        if not remote:
+            yield Matrix(bridge, marks)
+            return
+        entries = {
+            url.split("/")[-2]: {"url": f"{url.removesuffix('/sse')}/{remote}", "reuse": "identity"}
+            for url in bridge.urls
+        }
+        config = folder / "remote.json"
+        config.write_text(json.dumps({"mcpServers": entries, "bridge": {"listen": listen}}))
+        with serving(folder, "--config", str(config), urls=len(servers), marker=mark) as second:
+            yield Matrix(second, marks)
 
 
 def main(arguments: list[str]) -> int:
     """Run all of it; 1 where something failed."""
     failed = 0
-    with tempfile.TemporaryDirectory() as folder, matrix(Path(folder)) as running:
+    remote = {"--remote": "mcp", "--remote-sse": "sse"}.get(arguments[0] if arguments else "", "")
+    with tempfile.TemporaryDirectory() as folder, matrix(Path(folder), remote) as running:
         for name in ROWS:
             wrong = [each for each in running.row(name) if not (each.ok or each.absent)]
             failed += len(wrong)
