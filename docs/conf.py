@@ -42,6 +42,7 @@ CONTENTS = {
     "Use": [
         "docs/quickstart",
         "docs/configuration",
+        "docs/remote-servers",
         "docs/authentication",
         "docs/operating",
         "docs/eras",
