@@ -122,7 +122,7 @@ def failed(path: str | None, error: SettingError) -> Report:
 
 def as_json(report: Report) -> str:
     """Write a report for programs."""
-    return json.dumps(report.as_json(), indent=2, ensure_ascii=False)
+    return json.dumps(report.as_json(), indent=2)
 
 
 def _check_settings(

@@ -112,7 +112,12 @@ class ServerCheck:
                 self.warnings.append(f"server {settings.name!r}: {doubt}")
 
     def _confined(self) -> Iterator[Trouble]:
-        """Say whether this machine can apply what confines the backend."""
+        """
+        Say what confines the backend, and whether this machine can apply it.
+
+        This is the one place for it: `confinement` gets what holds, and each limit or user
+        that cannot be applied is a trouble.
+        """
         settings = self._settings
         for name in ("user", "group", "umask", "nice"):
             value = getattr(settings, name)
