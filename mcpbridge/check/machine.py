@@ -36,6 +36,8 @@ from mcpbridge.interfaces import (
     ISessionObserver,
 )
 from mcpbridge.stdio.command import backend_environment, find_program
+from mcpbridge.stdio.confinement import describe_confinement
+from mcpbridge.stdio.confinement_check import confinement_errors
 from mcpbridge.stdio.launcher import LocalLauncher
 
 
@@ -118,18 +120,11 @@ class ServerCheck:
         This is the one place for it: `confinement` gets what holds, and each limit or user
         that cannot be applied is a trouble.
         """
-        settings = self._settings
-        for name in ("user", "group", "umask", "nice"):
-            value = getattr(settings, name)
-            if value not in (None, 0):
-                self.confinement.append(f"{name} {value}")
-        limits = settings.limits
-        for name in limits.__struct_fields__:
-            if getattr(limits, name) is not None:
-                self.confinement.append(f"{name} ≤ {getattr(limits, name)}")
-        if settings.private_tmp:
-            self.confinement.append("private_tmp")
-        yield from ()
+        what = describe_confinement(self._settings)
+        if what:
+            self.confinement.append(what)
+        for error in confinement_errors(self._settings, self._environment):
+            yield trouble_of(error)
 
     def _remote(self) -> Iterator[Trouble]:
         settings = self._settings

@@ -481,7 +481,7 @@ def test_what_would_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "env TOKEN=*** OTHER=***",
         "tools only read_* not read_secret",
         "callers named tokens: alice",
-        "confinement core ≤ 0",
+        "confinement core 0",
         "remote https://example.org/mcp?key=***",
         "headers Authorization: ***",
         "callers everybody who reaches the bridge",
