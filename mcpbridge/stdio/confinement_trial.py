@@ -31,6 +31,9 @@ from mcpbridge.stdio.remove_tree import identity, remove_tree
 #: The most bytes of a trial's output that are read.
 OUTPUT_BYTES = 4096
 
+#: How long the process may take to die when its parent is killed.
+DEATH_SECONDS = 5.0
+
 #: Takes the place of the parent's pid in a command line.
 _PARENT = "@parent@"
 #: It tells its pid, tries what the backend will do, and waits for the end of its stdin.
@@ -267,7 +270,7 @@ class Trial:
                 )
             process.kill()
             process.wait()
-            if child >= 0 and not select.select([child], [], [], TRIAL_SECONDS)[0]:
+            if child >= 0 and not select.select([child], [], [], DEATH_SECONDS)[0]:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
                 yield Finding(
