@@ -155,5 +155,6 @@ class LocalProcesses:
         return self._watchdog.stop()
 
     def close(self, *, clean: bool) -> None:
-        """Close the state file; remove it if nothing is left (`clean`)."""
+        """Close the state file; remove it if nothing is left (`clean`).  `start` may follow."""
+        self._started = False
         guarded(self.log, "closing the state file", lambda: self._journal.close(clean=clean))
