@@ -128,6 +128,8 @@ class BridgeConnection(WatchedConnection):
     _drained = 0
     #: Whether the connection is kept when the response is complete.
     _persistent = True
+    #: True once it closes after the response to its next request: its listener is closed.
+    leaving = False
     #: Bytes that arrived behind an endless response.
     _behind_stream = 0
     _admitted = True
@@ -283,7 +285,7 @@ class BridgeConnection(WatchedConnection):
             self.loseConnection()
             return
         request: BridgeRequest = self.site.requestFactory(self)
-        self._persistent = head.persistent and received.refusal is None
+        self._persistent = head.persistent and received.refusal is None and not self.leaving
         if received.refusal is not None:
             self.give_back(received)
             self._refuse_the_rest()
@@ -536,6 +538,13 @@ class BridgeConnection(WatchedConnection):
         half_closeable: Any = IHalfCloseableDescriptor(self.transport, None)
         if half_closeable is not None:
             half_closeable.loseWriteConnection()
+
+    def leave(self) -> None:
+        """Close at once if it is idle, and otherwise after the next response."""
+        self.leaving = True
+        self._persistent = False
+        if self.idle_since() is not None:
+            self.loseConnection()
 
     def _refuse_the_rest(self) -> None:
         """Drop what still arrives of a refused request, for a while."""

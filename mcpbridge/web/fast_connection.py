@@ -104,7 +104,9 @@ class FastConnection(BridgeConnection):
             and request.access.fresh_until <= self.site.clock.seconds()
         ):
             # Most clients send the same head again and again, or one that differs in a trace.
-            request = self.site.fast_path.recognise(head, self.loopback or None, self.end)
+            request = None
+            if not self.leaving:
+                request = self.site.fast_path.recognise(head, self.loopback or None, self.end)
             self._last_request = request
             self._logged = None
             self._last_key = head.cache_key
@@ -279,8 +281,12 @@ class FastConnection(BridgeConnection):
             self.serve_ordinary(ReceivedRequest(self._last_head))
         finally:
             self._serving = serving
-            # Taken over by now, or by nobody: not by another request.
-            self._handed_over = self.admitted = None
+            left, self._handed_over = self._handed_over, None
+            self.admitted = None
+            if left is not None:
+                # Nobody has taken it over, as with other settings it would be refused now.  What
+                # still comes for it must not be written: another request may wait here.
+                guarded(self.log, "giving up a request", left.give_up)
         self._go_on()
 
     def take_handed_over(self) -> PendingStream | PendingExchange | None:

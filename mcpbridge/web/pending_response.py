@@ -102,6 +102,15 @@ class PendingResponse(ABC, Generic[Sink]):
     def detach(self) -> None:
         """Be told that the connection is lost."""
 
+    def give_up(self) -> None:
+        """Be told that the request has been answered otherwise: write nothing any more."""
+        self._response = self._no_reader()
+        self.detach()
+
+    @abstractmethod
+    def _no_reader(self) -> Sink:
+        """Return a sink that writes nothing."""
+
     def _handed_over(self) -> Sink | None:
         """Return the response of twisted.web's request; None if the connection is closing."""
         if self._response is None:
@@ -128,6 +137,9 @@ class PendingStream(PendingResponse[StreamSink]):
         self.streamable.router.detach(self.stream, self)
         # From now on the session may be idle.
         self.streamable.touch()
+
+    def _no_reader(self) -> StreamSink:
+        return _NoReader()
 
     # Called by the router: StreamSink.
 
@@ -192,6 +204,16 @@ class _NoReader:
         """Do nothing."""
 
 
+class _NoExchangeReader:
+    """The sink of an exchange whose request was answered otherwise."""
+
+    def send(self, lines: list[bytes], final: bool) -> None:
+        """Do nothing."""
+
+    def fail(self, refusal: Refused) -> None:
+        """Do nothing."""
+
+
 class PendingExchange(PendingResponse[ExchangeSink]):
     """The pending response to a request of 2026-07-28: an exchange and its sink."""
 
@@ -238,6 +260,9 @@ class PendingExchange(PendingResponse[ExchangeSink]):
         self.exchange.cancel()
         if self._working is not None:
             self._working.cancel()
+
+    def _no_reader(self) -> ExchangeSink:
+        return _NoExchangeReader()
 
     def _stopped(self, failure: Failure) -> None:
         if failure.check(CancelledError) is None:

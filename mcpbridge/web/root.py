@@ -8,7 +8,7 @@ Knows paths; must not know routes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
 from twisted.web.resource import IResource, Resource
@@ -126,6 +126,10 @@ class SecuredResource(Resource):
         try:
             security.check(request, loopback or None)
         except Refused as refusal:
+            if getattr(channel, "admitted", None) is not None:
+                # It was checked when it came, and is being answered: other settings may have
+                # been loaded since.
+                return cast("IResource", root.getChildWithDefault(path, request))
             security.log_refusal(refusal)
             note(request, refusal)
             return _Refusal(refusal)

@@ -6,7 +6,7 @@ Knows connections; must not know what is served.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import perf_counter
 from typing import Any
 
@@ -34,6 +34,7 @@ from mcpbridge.web.fair_turns import FairTurns
 from mcpbridge.web.fast_connection import FastConnection
 from mcpbridge.web.fast_path import FastPath, FastResponses
 from mcpbridge.web.request_parser import Head
+from mcpbridge.web.transport_security import listener_of
 
 #: How long connections may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
@@ -125,6 +126,12 @@ class BridgeSite(Site):
         for channel in self.channels:
             if isinstance(channel, FastConnection):
                 channel.settings_changed()
+
+    def close_those_of(self, listeners: Collection[object]) -> None:
+        """Close the connections of listeners that are closed, each when it has been answered."""
+        for channel in list(self.channels):
+            if listener_of(channel.transport) in listeners:
+                guarded(self.log_lines, "closing a connection", channel.leave)
 
     def opened(self, channel: BridgeConnection) -> bool:
         """Count a connection; return False if there are too many."""

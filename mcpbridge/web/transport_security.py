@@ -75,13 +75,21 @@ def loopback_port(transport: Any) -> int | None:
     Looks through TLS and other wrappers; None for other listeners, and if none
     is found.
     """
+    listener = listener_of(transport)
+    if listener is None:
+        return None
+    address = listener.getHost()
+    if isinstance(address, (IPv4Address, IPv6Address)) and _is_loopback(address.host):
+        return int(address.port)
+    return None
+
+
+def listener_of(transport: Any) -> Any:
+    """Return the listener of a connection, behind TLS and other wrappers; None without one."""
     while transport is not None:
         listener = getattr(transport, "server", None)
         if listener is not None and hasattr(listener, "getHost"):
-            address = listener.getHost()
-            if isinstance(address, (IPv4Address, IPv6Address)) and _is_loopback(address.host):
-                return int(address.port)
-            return None
+            return listener
         transport = getattr(transport, "transport", None)
     return None
 
