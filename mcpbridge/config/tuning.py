@@ -315,4 +315,4 @@ TOKEN_LEEWAY_SECONDS = 30.0
 AUTHENTICATION_SECONDS = 60.0
 
 #: How long sessions of a server that was removed from the settings may go on.
-DRAIN_SECONDS = 3600.0
+REMOVED_SECONDS = 3600.0

@@ -170,7 +170,7 @@ class ServerPart(SessionLimiter):
     @property
     def reserved(self) -> int:
         """How many are free, and kept for other servers."""
-        return min(self._whole.kept, self._whole.limit - self._whole.taken)
+        return max(0, min(self._whole.kept, self._whole.limit - self._whole.taken))
 
     def change(self, limit: int) -> None:
         """Let this server use so many of the bridge's; it may have been closed."""
@@ -207,12 +207,6 @@ class CombinedLimiter:
 
     def __init__(self, *limiters: object) -> None:
         self._limiters = cast("tuple[SessionLimiter, ...]", limiters)
-
-    @property
-    def own(self) -> SessionLimiter | None:
-        """The last of them, which is a server's own; None if it is an extension's."""
-        last = self._limiters[-1]
-        return last if isinstance(last, SessionLimiter) else None
 
     def is_full(self) -> bool:
         """Return whether a limiter of the bridge is full; one of an extension cannot be asked."""

@@ -220,6 +220,10 @@ class SpareProcesses:
             self._starter.fail(str(error))
             return
         session.adapt(OutputBuffer(session))
+        if not self._enabled:
+            # Meanwhile the server has got other settings, or the bridge stops.
+            session.life.end("no more processes are kept ready")
+            return
         self._sessions.append(session)
         self._starter.announce_capacity()
 

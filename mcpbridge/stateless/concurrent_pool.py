@@ -539,6 +539,10 @@ class ConcurrentPool(WorkerPool):
         return worker
 
     def _add(self, worker: ConcurrentWorker) -> None:
+        if self._pool.retired and not worker.usage.retired:
+            # That has happened while it was introduced.  It ends unless somebody is to have it.
+            worker.usage.retired = True
+            self._clock.callLater(0, self.worker_freed, worker)
         self._workers[worker] = None
         self._by_load.setdefault(worker.identity, _ByLoad()).update(worker)
         self._owners[worker.tasks.owner] = worker
