@@ -157,6 +157,8 @@ class Bridge(Service):
         self._pacer = Pacer(self._clock)
         self._site: Any = None
         self._resource: IResource | None = None
+        #: True while other settings are taken, after which all is served anew.
+        self._changing = False
         #: What is served with the present settings: a `ServedTree`.
         self._tree: Any = None
 
@@ -209,21 +211,20 @@ class Bridge(Service):
             launcher = self._local.launcher(settings, self._budget)
         elif isinstance(launcher, LocalLauncher):
             self._local.include(launcher)
+        limiter = self._limiter if limiter is None else limiter
+        own_limit = None
+        if limiter is None:
+            # What its processes of before have counts as well.
+            own_limit = None if before is None else before.extensions.own_limit
+            own_limit = own_limit or SessionLimiter(settings.max_sessions)
         return Extensions(
             launcher,
-            self._limiter_of(settings, limiter, before),
+            own_limit if limiter is None else limiter,
+            own_limit,
             [*self._observers, *observers],
             [*self._filters, *filters],
             self._event_store if event_store is None else event_store,
         )
-
-    def _limiter_of(self, settings: ServerSettings, given: Any, before: Server | None) -> Any:
-        """Return the limiter of a server, besides that of the bridge."""
-        own = self._limiter if given is None else given
-        if own is None and before is not None:
-            # What its processes of before have counts as well.
-            own = before.max_sessions
-        return SessionLimiter(settings.max_sessions) if own is None else own
 
     def _serve(
         self, settings: ServerSettings, extensions: Extensions, control: AccessControl | None
@@ -236,6 +237,7 @@ class Bridge(Service):
             launcher=extensions.launcher,
             limiter=CombinedLimiter(part, extensions.limiter),
             bridge_limiter=part,
+            own_limit=extensions.own_limit,
             observers=extensions.observers,
             filters=extensions.filters,
             event_store=extensions.event_store,
@@ -306,16 +308,33 @@ class Bridge(Service):
             for _, port in ports:
                 maybeDeferred(port.stopListening).addErrback(self._not_closed)
             raise
-        return _Prepared(settings, controls, servers, ports)
+        present = {each.base_uri for each in settings.servers}
+        removed = [
+            (each, self._control_of_removed(controls, each))
+            for each in self.servers
+            if each.settings.base_uri not in present
+        ]
+        return _Prepared(settings, controls, servers, removed, ports)
+
+    def _control_of_removed(self, controls: AccessControls, server: Server) -> AccessControl | None:
+        """
+        Return who may go on to use a server that is not in the settings: what these say of
+        callers holds there, too.  None where nobody can be told apart any more.
+        """
+        try:
+            return controls.of(server.settings)
+        except SettingError as error:
+            name = server.settings.name
+            self.log.warn("server {name!r} was removed: {error}", name=name, error=error)
+            return None
 
     def _commit(self, prepared: _Prepared, closed: Sequence[str]) -> None:
         """Serve with what was prepared."""
-        settings, controls, servers, ports = prepared
+        settings, controls, servers, removed, ports = prepared
         warned = set(configuration_warnings(self.settings, self._environment))
         self.settings = settings
         self._limits.change(settings)
         self._access_controls = controls
-        controls.take_over()
         known = {id(launcher) for _, launcher in self._launchers}
         self._launchers = []
         for new in servers:
@@ -329,16 +348,23 @@ class Bridge(Service):
                 shares = self._shares(new.control)
                 server.reconfigure(new.settings, new.extensions, new.control, shares)
                 self._launchers.append((new.settings.name, server.extensions.launcher))
-        present = {each.settings.base_uri for each in servers}
-        for server in self.servers:
-            if server.settings.base_uri not in present and not server.removed:
+        self._changing = True
+        for server, control in removed:
+            server.change_access(control)
+            if not server.removed:
                 server.remove()
+        self._changing = False
+        # Requests that wait for an issuer of before ask those of now.
+        controls.take_over()
         if self.running:
             self._local.start(settings)
             self._check_launchers([x for x in self._launchers if id(x[1]) not in known])
         self._ports += ports
-        self._close_ports(closed)
+        before = {port for _, port in self._ports}
+        self._close_ports(closed).addErrback(self._not_closed)
         self._rebuild()
+        if self._site is not None:
+            self._site.close_those_of(before - {port for _, port in self._ports})
         for warning in configuration_warnings(settings, self._environment):
             if warning not in warned:
                 self.log.warn("{warning}", warning=warning)
@@ -348,7 +374,8 @@ class Bridge(Service):
         if self._served.get(server.settings.base_uri) is server:
             del self._served[server.settings.base_uri]
             self.log.info("server {name!r}: nothing is left of it", name=server.settings.name)
-            self._rebuild()
+            if not self._changing:
+                self._rebuild()
 
     def _rebuild(self) -> None:
         """Serve over HTTP what there is now."""
@@ -653,6 +680,8 @@ class _Prepared(NamedTuple):
     settings: BridgeSettings
     controls: AccessControls
     servers: list[_PreparedServer]
+    #: The servers that these settings do not have, and who may use what is left of them.
+    removed: list[tuple[Server, AccessControl | None]]
     ports: list[tuple[str, IListeningPort]]
 
 

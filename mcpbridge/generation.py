@@ -40,6 +40,8 @@ class Extensions(NamedTuple):
 
     launcher: Any
     limiter: Any
+    #: The part of the limiter that the bridge has made for the server; None without one.
+    own_limit: SessionLimiter | None = None
     observers: Sequence[Any] = ()
     filters: Sequence[Any] = ()
     event_store: Any = None

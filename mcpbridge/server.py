@@ -22,7 +22,7 @@ from mcpbridge.audit_log import AuditLog, Transport
 from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.config.settings import ServerSettings, share_of
-from mcpbridge.config.tuning import DRAIN_SECONDS
+from mcpbridge.config.tuning import REMOVED_SECONDS
 from mcpbridge.errors import (
     MessageTooLarge,
     NotFound,
@@ -30,6 +30,7 @@ from mcpbridge.errors import (
     TooComplex,
     TooManySessions,
     TooManyStreams,
+    Unauthorized,
     UnknownSession,
 )
 from mcpbridge.generation import Extensions, ProcessGeneration
@@ -64,6 +65,8 @@ from mcpbridge.timers import Timer
 
 #: What a client is told of a server that is not in the settings any more.
 REMOVED = "this server is not served any more; ask its operator"
+#: Why a session ends whose client could not open it any more.
+NOT_ADMITTED = "the settings do not admit its client any more"
 #: Settings with which new processes need not be started.
 _IN_PLACE = frozenset({"auth", "tools", "prompts", "resources"})
 
@@ -73,8 +76,9 @@ class Server:
     Opens sessions, finds them, and ends them all when the bridge stops.
 
     `limiter` is a `CombinedLimiter`, and `bridge_limiter` the part of it that
-    all servers share; `launcher`, `observers` and `filters` provide the interfaces
-    of those names.  `shares` are those of client addresses over all servers.
+    all servers share, `own_limit` the part that follows its settings, if it has one;
+    `launcher`, `observers` and `filters` provide the interfaces of those names.
+    `shares` are those of client addresses over all servers.
     `work` is shared by all servers of a bridge, so that only one large message
     at a time keeps others waiting.
     `pools` are the process pools of all servers of the bridge, and `jitter`
@@ -99,6 +103,7 @@ class Server:
         launcher: Any,
         limiter: Any,
         bridge_limiter: SessionLimiter | None = None,
+        own_limit: SessionLimiter | None = None,
         observers: Sequence[Any] = (),
         filters: Sequence[Any] = (),
         event_store: Any = None,
@@ -125,6 +130,8 @@ class Server:
         self._released = released
         #: True once it was removed from the settings, while sessions of it go on.
         self.removed = False
+        #: True between `start` and `stop`.
+        self._running = False
         self._drain_timer = Timer(clock)
         #: Reads large messages in slices, for all servers of the bridge.
         self.work = work or SlicedWork(clock)
@@ -166,7 +173,7 @@ class Server:
         self._subscriptions: dict[object, tuple[Access, Callable[[], object]]] = {}
         #: Those whose sessions and requests go on after new settings were loaded.
         self._retired: list[ProcessGeneration] = []
-        extensions = Extensions(launcher, limiter, observers, filters, event_store)
+        extensions = Extensions(launcher, limiter, own_limit, observers, filters, event_store)
         self._generation = self._generate(extensions)
 
     def _generate(self, extensions: Extensions) -> ProcessGeneration:
@@ -203,12 +210,6 @@ class Server:
         """What starts, limits and watches its processes."""
         return self._generation.extensions
 
-    @property
-    def max_sessions(self) -> SessionLimiter | None:
-        """The limiter of its own processes; None for one of an extension."""
-        limiter = self.extensions.limiter
-        return limiter.own if isinstance(limiter, CombinedLimiter) else None
-
     def reconfigure(
         self,
         settings: ServerSettings,
@@ -228,7 +229,7 @@ class Server:
         self.removed = False
         self._drain_timer.stop()
         was_open = self.is_open
-        self._change_access(access_control)
+        self.change_access(access_control)
         self.visibility.replace(settings.tools, settings.prompts, settings.resources)
         self.session_rate.change(settings.new_sessions_per_second)
         self.message_rate.change(settings.messages_per_second)
@@ -237,8 +238,8 @@ class Server:
             what = f"the sessions of server {settings.name!r}"
             self._own_shares = _shares(settings, self._clock, what, of_identities=not self.is_open)
         self.claims.replace(self._own_shares, *shares)
-        if self.max_sessions is not None:
-            self.max_sessions.change(settings.max_sessions)
+        if self.extensions.own_limit is not None:
+            self.extensions.own_limit.change(settings.max_sessions)
         check = self._rate_check
         for session in chain(self.sessions.values(), self.streamable.values()):
             session.check_rate = check(session.client)
@@ -249,20 +250,21 @@ class Server:
             limiter = CombinedLimiter(*(each for each in both if each is not None))
             self._retire()
             self._generation = self._generate(extensions._replace(limiter=limiter))
-            self._generation.start()
+            if self._running:
+                self._generation.start()
 
     def remove(self) -> None:
-        """Open no sessions any more; those that there are go on for `DRAIN_SECONDS`."""
+        """Open no sessions any more; those that there are go on for `REMOVED_SECONDS`."""
         self.removed = True
         if self._bridge_limiter is not None:
             self._bridge_limiter.close()
         self._retire()
-        self._drain_timer.start(DRAIN_SECONDS, self._end_removed)
+        self._drain_timer.start(REMOVED_SECONDS, self._end_removed)
         self._look_drained()
 
     def _end_removed(self) -> None:
         for session in list(self.unclosed):
-            session.life.end(f"its server was removed {DRAIN_SECONDS:g} s ago (DRAIN_SECONDS)")
+            session.life.end(f"its server was removed {REMOVED_SECONDS:g} s ago (REMOVED_SECONDS)")
 
     def _retire(self) -> None:
         generation = self._generation
@@ -282,25 +284,27 @@ class Server:
             self._drain_timer.stop()
             self._drained(self)
 
-    def _change_access(self, control: AccessControl | None) -> None:
+    def change_access(self, control: AccessControl | None) -> None:
         """Have the access of callers decided otherwise, also of those who are here."""
         before = self.access_control
         self._control_access(control)
         if before is not None and control is not None:
             before.replace(control)
 
-        def admits(access: Access) -> bool:
-            if control is None:
-                # Nobody is known any more by whom a session could be found.
-                return not access.key
-            return control.still_admits(access, before)
-
         for session in [*self.sessions.values(), *self.streamable.values()]:
-            if not admits(session.access):
-                session.life.end("the settings do not admit its client any more")
+            if not self.admits(session.access):
+                session.life.end(NOT_ADMITTED)
         for access, end in list(self._subscriptions.values()):
-            if not admits(access):
+            if not self.admits(access):
                 guarded(self.log, "ending a subscription", end)
+
+    def admits(self, access: Access) -> bool:
+        """Tell whether a caller that was admitted at some time is so under the settings of now."""
+        control = self.access_control
+        if control is None:
+            # Nobody is known any more by whom a session could be found.
+            return not access.key
+        return control.still_admits(access)
 
     @property
     def longest_grace(self) -> float:
@@ -375,22 +379,26 @@ class Server:
         Raises `NotFound` if the server was removed, `RateExceeded`, `TooManyOfAddress`, and
         what `ProcessPool.take` raises; then no permit is held and no process left.
         """
-        self.check_admitted(access)
-        if self.removed:
-            raise NotFound(REMOVED)
+        self._check_open(access)
         self.session_rate.check(client)
         live = self.sessions if table is None else table
         claim = await self.pool.claim(client)
-        # Other settings may be loaded while its process starts.
-        generation = self._generation
-        pool, era = generation.pool, generation.era
         try:
+            # Other settings may have been loaded meanwhile, and while its process starts.
+            self._check_open(access)
+            generation = self._generation
+            pool, era = generation.pool, generation.era
             session = await pool.take(Newcomer(client), access.environment)
+            try:
+                self._check_open(access)
+            except Refused:
+                session.life.end("the settings have changed while it started")
+                raise
         except BaseException as error:
             if claim is not None:
                 claim.release()
             if isinstance(error, TooManySessions):
-                pool.log_refusal()
+                self.pool.log_refusal()
             raise
         if claim is not None:
             self._claim_of[session] = claim
@@ -427,6 +435,12 @@ class Server:
         pool.failures.watch(session)
         return session
 
+    def _check_open(self, access: Access) -> None:
+        """Raise `NotFound` and `Unauthorized` where this caller may open no session now."""
+        if self.removed:
+            raise NotFound(REMOVED)
+        self.check_admitted(access)
+
     def hold_stream(self, access: Access) -> Callable[[object], None]:
         """
         Count an open stream of a caller; return what is to be called, once and with
@@ -455,6 +469,9 @@ class Server:
         """
         key = object()
         self._subscriptions[key] = access, end
+        if not self.admits(access):
+            # Other settings were loaded between its admission and now.
+            guarded(self.log, "ending a subscription", end)
 
         def release(result: object) -> None:
             self._subscriptions.pop(key, None)
@@ -555,9 +572,12 @@ class Server:
         )
 
     def check_admitted(self, access: Access) -> None:
-        """Raise `RuntimeError` for work for a caller whom nobody has admitted, a defect."""
-        if access is ANYBODY and self.access_control is not None:
-            raise RuntimeError("a request was not admitted by access control")
+        """
+        Raise `Unauthorized` for work for a caller whom nobody has admitted, or whom the
+        settings do not admit any more.
+        """
+        if not self.admits(access):
+            raise Unauthorized("the settings have changed; send the request again")
 
     def find(self, ident: str, access: Access = ANYBODY) -> BackendSession:
         """
@@ -708,10 +728,12 @@ class Server:
 
     def start(self) -> None:
         """Begin to keep processes ready, where the settings say so."""
+        self._running = True
         self._generation.start()
 
     def stop(self) -> Deferred[Any]:
         """End all sessions; fires when nothing of them is left."""
+        self._running = False
         self._drain_timer.stop()
         generations = list({*self._retired, self._generation})
         for each in generations:

@@ -506,12 +506,14 @@ class _Run(Bridge):
         options = self._options
         if options.config is None:
             return False
-        known = set(options.notices)
+        before = options.notices
+        known = set(before)
         try:
             settings = options.read_again()
             changed = self.reload(settings)
             options.settings = settings
         except BridgeError as error:
+            options.notices = before
             for line in _lines_of(error):
                 self.log.error("{line}", line=printable(line))
             self.log.error(
@@ -520,6 +522,7 @@ class _Run(Bridge):
                 file=options.config,
             )
         except Exception:
+            options.notices = before
             self.log.failure(
                 "SIGHUP: {file} could not be loaded; restart the bridge", file=options.config
             )

@@ -148,12 +148,13 @@ class AccessControl:
         self._successor = successor
         self.forget()
 
-    def still_admits(self, access: Access, before: AccessControl | None) -> bool:
+    def still_admits(self, access: Access) -> bool:
         """
-        Tell whether a caller that was admitted under settings of `before`, None for
-        everybody, has been admitted by something that holds unchanged.
+        Tell whether a caller has been admitted by something that holds unchanged, under
+        these settings or those of before.
         """
-        if not self.identifies:
+        before = access.admitted_by
+        if before is self or not self.identifies:
             return True
         identity, grounds = access.identity, self._grounds
         old = None if before is None else before._grounds
@@ -251,6 +252,9 @@ class AccessControl:
         except Unauthorized as error:
             if self._successor is None:
                 raise self._challenged(without_frames(error), request) from None
+        except Exception:
+            if self._successor is None:
+                raise
         else:
             if self._successor is None:
                 return access
@@ -285,8 +289,10 @@ class AccessControl:
             until=until,
             fresh_until=until if recheck is None else min(until, recheck),
         )
+        access.admitted_by = self
         if self._environment is not None:
-            access = self._environment.admit(access, request)
+            # Scopes first: whether variables are missing is for those who may use the server.
+            access = self._environment.admit(self._checked(access), request)
             # Nobody's secrets are kept for long after the client has left.
             access.fresh_until = min(access.fresh_until, self._clock.seconds() + SECRETS_SECONDS)
         if key is not None:

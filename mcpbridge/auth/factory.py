@@ -71,6 +71,8 @@ class AccessControls:
             self._controls_of if previous is None else previous._deciding
         )
         self._load = load
+        #: The authenticators of the operator's own, with the server that each was made for.
+        self._loaded: dict[tuple[str, str], tuple[ServerSettings, Any]] = {}
         self._authenticator = authenticator
         #: The metadata of all servers, by the path of what it is about.
         self.documents: dict[str, dict[str, Any]] = {}
@@ -127,7 +129,15 @@ class AccessControls:
         """Return the authenticators that are not built in."""
         found = [] if self._authenticator is None else [self._authenticator]
         if auth.authenticator is not None:
-            found.append(self._load(auth.authenticator, server))
+            # One that was made for the same server is kept: it may have connections.
+            key = auth.authenticator, server.name
+            made = {} if self._previous is None else self._previous._loaded
+            if key not in self._loaded:
+                known = made.get(key)
+                if known is None or known[0] != server:
+                    known = server, self._load(auth.authenticator, server)
+                self._loaded[key] = known
+            found.append(self._loaded[key][1])
         return found
 
     def take_over(self) -> None:

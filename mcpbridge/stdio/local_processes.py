@@ -59,6 +59,8 @@ class LocalProcesses:
         self._bridge_id = f"{self._base:x}-{secrets.token_hex(8)}"
         self._launchers: list[LocalLauncher] = []
         self._started = False
+        #: The limit on descriptors that this process had before it was raised; 0 if it was not.
+        self._descriptors = 0
         #: The exec chain that gives backends the limit on descriptors that this process
         #: had; None while it has that limit itself.
         self._chain: Chain | None = None
@@ -108,25 +110,15 @@ class LocalProcesses:
         """
         Prepare this process for backends, start the watchdog, and clean up after dead bridges.
 
-        Logs what this machine lacks.  A second call does nothing.
+        Logs what this machine lacks.  A second call is for other settings: it raises the
+        limit on descriptors if these need more.
         """
-        if not self.is_used or self._started:
+        if not self.is_used:
+            return
+        self._raise_limits(settings)
+        if self._started:
             return
         self._started = True
-        # Also an embedding application gets a higher limit if the bridge has the listeners.
-        raised = raise_descriptor_limit(settings) if settings.listen else None
-        if raised is not None:
-            before, after = raised
-            self._chain = replace(find_chain(), descriptors=before)
-            self.log.info(
-                "raised the limit on file descriptors from {before} to {after}, for {sessions}"
-                " sessions; backends get the limit of {before}",
-                before=before,
-                after=after,
-                sessions=sessions_of(settings),
-            )
-        for warning in limit_warnings(settings):
-            self.log.warn("{warning}", warning=warning)
         missing = shortcomings()
         if missing:
             self.log.warn("processes of backends: {missing}", missing="; ".join(missing))
@@ -144,6 +136,25 @@ class LocalProcesses:
             self._journal.open(folders, self._base)
             self._watchdog.start()
             self._recovery.start(folders)
+
+    def _raise_limits(self, settings: BridgeSettings) -> None:
+        """Raise what these settings need, and warn of what cannot be raised."""
+        # Also an embedding application gets a higher limit if the bridge has the listeners.
+        raised = raise_descriptor_limit(settings) if settings.listen else None
+        if raised is not None:
+            before, after = raised
+            # Backends get that of the start, not what other settings have raised it to since.
+            before = self._descriptors = self._descriptors or before
+            self._chain = replace(find_chain(), descriptors=before)
+            self.log.info(
+                "raised the limit on file descriptors from {before} to {after}, for {sessions}"
+                " sessions; backends get the limit of {before}",
+                before=before,
+                after=after,
+                sessions=sessions_of(settings),
+            )
+        for warning in limit_warnings(settings):
+            self.log.warn("{warning}", warning=warning)
 
     def stop_recovery(self) -> Deferred[None]:
         """Stop cleaning up after dead bridges; fires when that has ended."""

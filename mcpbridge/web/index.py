@@ -20,15 +20,17 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from mcpbridge._version import __version__
-from mcpbridge.auth.access import Access
+from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.errors import (
     AuthenticationUnavailable,
     InternalError,
     MethodNotAllowed,
+    MissingCredentials,
     NotAcceptable,
     Refused,
     Unauthorized,
+    UnusableCredentials,
     without_frames,
 )
 from mcpbridge.server import Server
@@ -169,10 +171,11 @@ class Index(Resource):
                 # Its client has left, and all that it waited for was cancelled.
                 return caller
             for (server, _), (success, result) in zip(waiting, results, strict=True):
-                if success:
+                error = None if success else cast("Any", result).value
+                if error is None or isinstance(error, (MissingCredentials, UnusableCredentials)):
                     caller.admitted.add(server)
                 else:
-                    self._note(caller, cast("Any", result).value)
+                    self._note(caller, error)
         except BaseException:
             for _, each in waiting:
                 each.addErrback(lambda _: None)
@@ -187,6 +190,9 @@ class Index(Resource):
         admission = Admission(server.settings.name, server.access_control, self._delays)
         try:
             return admission.admit_at_once(request)
+        except (MissingCredentials, UnusableCredentials):
+            # It may use the server once it sends what its processes need.
+            return ANYBODY
         except Exception as error:
             self._note(caller, error)
             return None
@@ -241,7 +247,7 @@ class Index(Resource):
 
     def _hint(self, request: Any) -> str:
         """Return where MCP is, for a client that takes the index for it; nothing for strangers."""
-        servers = self._servers()
+        servers = [each for each in self._servers() if not each.removed]
         if not servers or not all(each.is_open for each in servers):
             return ""
         return f"; {mcp_at([each.settings for each in servers], _mount(request))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 
+from mcpbridge.auth.access import Access
 from mcpbridge.auth.identity import Identity
 from mcpbridge.auth.named_tokens import make_token
 from mcpbridge.bridge import Bridge
+from mcpbridge.config import tuning
 from mcpbridge.config.changes import AT_START, NAMED_SERVERS, changes, without_restart
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
-from mcpbridge.config.tuning import DRAIN_SECONDS
+from mcpbridge.config.tuning import REMOVED_SECONDS
 from mcpbridge.errors import CannotListen, Exposed, SettingError
 from mcpbridge.interfaces import ISessionLimiter
+from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.pool import RETIRED
 from mcpbridge.server import REMOVED
 from mcpbridge.tap import Options, makeService
@@ -173,11 +177,11 @@ def test_server_that_is_removed_lets_its_sessions_end(
 
 
 def test_removed_server_does_not_drain_for_ever(make: Any) -> None:
-    """A client that stays for `DRAIN_SECONDS` has had its time."""
+    """A client that stays for `REMOVED_SECONDS` has had its time."""
     place = make(server("a"), server("b"))
     stream, _ = place.stream("b")
     place.reload(server("a"))
-    place.reactor.pump([DRAIN_SECONDS - 1, 0, 0])
+    place.reactor.pump([REMOVED_SECONDS - 1, 0, 0])
     [backend] = place.launcher.backends
     assert stops(backend) == 0
     place.reactor.pump([1, *[0.1] * 20])
@@ -786,3 +790,256 @@ def test_defect_is_logged_and_the_bridge_goes_on(
     assert command.reload()
     assert "could not be loaded; restart the bridge" in log_lines[-1]
     assert len(logged_failures) == 1
+
+
+# What happens meanwhile.
+
+
+def later(place: Place) -> list[Callable[[], None]]:
+    """Have processes launched later; return what completes each launch, once it is asked for."""
+    launched: list[Callable[[], None]] = []
+    launch = place.launcher.launch
+
+    def launch_later(receiver: Any, label: str) -> Deferred[Any]:
+        waiting: Deferred[Any] = Deferred()
+
+        def complete() -> None:
+            launch(receiver, label).addCallback(waiting.callback)
+            place.turn()
+
+        launched.append(complete)
+        return waiting
+
+    place.launcher.launch = launch_later  # type: ignore[method-assign]
+    return launched
+
+
+@pytest.mark.parametrize("transport", ["sse", "mcp"])
+@pytest.mark.parametrize("before", [True, False])
+def test_session_is_not_opened_for_a_client_who_is_not_admitted_any_more(
+    make: Any, transport: str, before: bool
+) -> None:
+    """Whether its token is withdrawn while its process starts, or callers must be known then."""
+    place = make(server("a"), auth=tokens(alice={}) if before else None)
+    launched = later(place)
+    client = place.connect()
+    token = ALICE[0] if before else None
+    if transport == "sse":
+        client.send("GET", "/a/sse", b"", token)
+    else:
+        client.send("POST", "/a/mcp", INITIALIZE, token)
+    place.reload(server("a"), auth=tokens(bob={}))
+    launched[0]()
+    assert client.status() == 401
+    place.reactor.pump([0.1] * 20)
+    assert list(map(stops, place.launcher.backends)) == [1]
+    assert place.bridge.servers[0].unclosed == set()
+
+
+def test_session_is_not_opened_at_a_server_that_is_removed_meanwhile(make: Any) -> None:
+    """Nobody would end its process when the bridge stops."""
+    nobody: dict[str, Any] = {"exempt_addresses": (), "max_sessions_per_address": 1}
+    place = make(server("a", stop_grace=5), server("b"), **nobody)
+    place.open("a")
+    place.reactor.pump([5.0] * 20)
+    [abandoned] = place.launcher.backends
+    abandoned.__class__ = Modern  # It takes its time to end.
+    client = place.connect()
+    client.send("POST", "/b/mcp", INITIALIZE)
+    assert client.status() == 0
+    assert stops(abandoned) == 1
+    place.reload(server("a", stop_grace=5), **nobody)
+    assert place.names == ["a"]
+    abandoned.stopped.callback(None)
+    place.reactor.pump([0.1] * 20)
+    assert client.status() == 404
+    assert len(place.launcher.backends) == 1
+
+
+def test_removed_server_knows_who_may_come_in_now(make: Any) -> None:
+    place = make(server("a"), server("b"), auth=tokens(alice={}, bob={}))
+    idents = {name: place.open("b", token[0]) for name, token in (("a", ALICE), ("b", BOB))}
+    place.reload(server("a"), auth=tokens(bob={}))
+    place.reactor.pump([0.1] * 20)
+    assert list(map(stops, place.launcher.backends)) == [1, 0]
+    assert place.status("b", NOTE, token=ALICE[0], session=idents["a"]) in (0, 401)
+    assert place.status("b", NOTE, token=BOB[0], session=idents["b"]) == 202
+    place.reload(server("a"), auth=tokens(alice={}))
+    place.reactor.pump([0.1] * 20)
+    assert list(map(stops, place.launcher.backends)) == [1, 1]
+
+
+def test_settings_of_a_removed_server_that_cannot_be_used_admit_nobody(
+    make: Any, tmp_path: Path, log_lines: list[str]
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(ALICE[0])
+    secret.chmod(0o600)
+    own = {"tokens": {"alice": {"file": str(secret)}}}
+    place = make(server("a"), server("b", auth=own))
+    place.open("b", ALICE[0])
+    secret.unlink()
+    place.reload(server("a"))
+    assert any("server 'b' was removed: " in line for line in log_lines)
+    place.reactor.pump([0.1] * 20)
+    assert list(map(stops, place.launcher.backends)) == [1]
+
+
+def test_worker_that_is_introduced_meanwhile_ends(make: Any) -> None:
+    """The process is of the settings of before, and nobody will find it."""
+    place = make(server("a", "old", reuse="identity", idle_timeout=0))
+
+    class Slow(Modern):
+        def send(self, line: bytes) -> None:
+            if b"server/discover" in line and len(self.sent) == 0:
+                self.sent.append(line)
+            else:
+                super().send(line)
+
+    place.launcher.kind = Slow
+    client = place.connect()
+    client.send("POST", "/a/mcp", MODERN_CALL, version="2026-07-28")
+    [old] = place.launcher.backends
+    place.reload(server("a", "new", reuse="identity", idle_timeout=0))
+    client.close()
+    ident = json.loads(old.sent[0])["id"]
+    result = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}
+    old.receiver.messages_received([answer(ident, {"resultType": "complete", **result})])
+    place.reactor.pump([0.1] * 20)
+    assert stops(old) == 1
+    old.stopped.callback(None)
+    place.reactor.pump([0.1] * 20)
+    assert place.bridge.servers[0]._retired == []
+
+
+def test_warm_process_that_is_launched_meanwhile_ends(make: Any) -> None:
+    place = make(server("a", "old", warm=1))
+    launched = later(place)
+    place.reactor.pump([1.0] * 5)
+    place.reload(server("a", "new"))
+    for complete in launched:
+        complete()
+    place.reactor.pump([0.1] * 20)
+    assert list(map(stops, place.launcher.backends)) == [1]
+    assert place.bridge.servers[0]._retired == []
+
+
+def test_response_is_for_the_request_that_it_answers(make: Any) -> None:
+    """Also where other settings refuse its head, and another request is on the connection."""
+    place = make(server("a"))
+    one, two = place.open("a"), place.open("a")
+    client = place.connect()
+    client.send("POST", "/a/mcp", CALL, session=one)
+    place.reload(server("a"), allowed_hosts=("other",))
+    # It takes so long that it gets a stream.
+    place.reactor.pump([1.0] * 3)
+    assert client.status() == 200
+    second = message("tools/call", 77, name="t")
+    head = f"POST /a/mcp HTTP/1.1\r\nHost: other\r\nMcp-Session-Id: {two}\r\n"
+    head += "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
+    client.channel.dataReceived(f"{head}Content-Length: {len(second)}\r\n\r\n".encode() + second)
+    place.turn()
+    assert client.written() == b""
+    place.respond(0, content=[{"type": "text", "text": "of one"}])
+    written = client.written()
+    assert b"of one" in written
+    assert written.endswith(b"0\r\n\r\n")
+    place.respond(1, content=[{"type": "text", "text": "of two"}])
+    written = client.written()
+    assert b"of two" in written
+    assert b"of one" not in written
+
+
+@pytest.mark.parametrize("kind", [Legacy, Modern])
+def test_response_that_nobody_takes_over_is_given_up(make: Any, kind: Any) -> None:
+    """Whatever answers its request instead: nothing more is written for it."""
+    place = make(server("a", reuse="identity"))
+    place.launcher.kind = kind
+    client = place.connect()
+    if kind is Legacy:
+        client.send("POST", "/a/mcp", CALL, session=place.open("a"))
+    else:
+        client.send("POST", "/a/mcp", MODERN_CALL, version="2026-07-28")
+    client.channel.serve_ordinary = lambda received: None
+    client.channel.hand_over()
+    client.written()
+    backend = place.launcher.backends[-1]
+    [ident] = [json.loads(each)["id"] for each in backend.sent if b"tools/call" in each]
+    result = {"resultType": "complete", "content": []}
+    backend.receiver.messages_received([answer(ident, result)])
+    place.turn()
+    assert client.written() == b""
+
+
+@each_way
+def test_connections_of_a_closed_listener_are_closed(make: Any, way: str) -> None:
+    """Each when it has been answered: the settings may protect other listeners less."""
+    place = make(server("a"))
+    idle, busy = place.connect(way=way), place.connect(way=way)
+    listener = Port(place.reactor, 1)
+    for each in (idle, busy):
+        each.transport.server = listener
+    busy.send("POST", "/a/mcp", CALL, session=place.open("a"))
+    other = place.connect()
+    place.bridge._site.reconfigure(place.bridge.settings, place.bridge._tree.fast_path)
+    place.bridge._site.close_those_of({listener})
+    place.turn()
+    assert idle.transport.disconnecting
+    assert not busy.transport.disconnecting
+    assert not other.transport.disconnecting
+    place.respond(content=[])
+    assert busy.status() == 200
+    busy.send("POST", "/a/mcp", NOTE, session="0" * 36)
+    place.turn()
+    assert busy.transport.disconnecting
+
+
+def test_bridge_that_does_not_run_starts_nothing(tmp_path: Path) -> None:
+    place = World(tmp_path)
+    launcher = Launcher()
+    bridge = Bridge(settings_of(server("a", warm=1)), place.reactor, launcher=launcher)
+    bridge.reload(settings_of(server("a", "new", warm=1), server("b", warm=1)))
+    place.reactor.pump([1.0] * 10)
+    assert launcher.backends == []
+    place.stop()
+
+
+def test_limiter_of_the_application_keeps_its_limit(make: Any) -> None:
+    limiter = SessionLimiter(5)
+    place = make(server("a"), limiter=limiter)
+    place.reload(server("a", "new", max_sessions=50))
+    assert limiter.limit == 5
+
+
+def test_large_request_that_came_before_is_refused_like_any_other(make: Any) -> None:
+    """It was admitted as anybody's, and callers must be known when it has been read."""
+    place = make(server("a"))
+    body = message(
+        "initialize",
+        0,
+        protocolVersion="2025-11-25",
+        capabilities={"x": ["y" * 10] * 40_000},
+        clientInfo={"name": "c", "version": "1"},
+    )
+    client = place.connect()
+    head = "POST /a/mcp HTTP/1.1\r\nHost: h\r\nAccept: application/json, text/event-stream\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    client.channel.dataReceived(head.encode() + body)
+    assert client.status() == 0
+    place.reload(server("a"), auth=tokens(alice={}))
+    place.reactor.pump([0.01] * 200)
+    assert client.status() == 401
+
+
+def test_subscription_of_a_client_who_is_not_admitted_any_more_ends_at_once(make: Any) -> None:
+    place = make(server("a"), auth=tokens(alice={}))
+    ended: list[str] = []
+    [served] = place.bridge.servers
+    access = Access(Identity(issuer="token", subject="alice"))
+    served.hold_subscription(access, lambda: ended.append("ended"))
+    assert ended == ["ended"]
+
+
+def test_internal_constants_have_names_of_their_own() -> None:
+    names = re.findall(r"(?m)^([A-Z][A-Z0-9_]*)(?::[^=]*)? = ", Path(tuning.__file__).read_text())
+    assert len(names) == len(set(names))

@@ -12,7 +12,9 @@ from twisted.internet.task import Clock
 
 from mcpbridge.audit_log import AuditRecord
 from mcpbridge.auth.access import Access
+from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.auth.identity import Identity
+from mcpbridge.auth.scopes import ScopeRules
 from mcpbridge.config.name_lists import read_name_lists
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import BackendBusy, MessageRefused, NotJsonRpc, TooComplex
@@ -168,6 +170,16 @@ def by(name: str) -> Access:
     return Access(Identity(issuer="token", subject=name))
 
 
+class AdmitsAll(AccessControl):
+    """Access control for which every caller of the tests is somebody."""
+
+    def __init__(self) -> None:
+        super().__init__("s", [], rules=ScopeRules(), clock=Clock())
+
+    def still_admits(self, access: Access) -> bool:
+        return True
+
+
 class World:
     """A server with lists, and its sessions."""
 
@@ -182,6 +194,7 @@ class World:
             limiter=SessionLimiter(10),
             filters=filters,
             event_store=MemoryEventStore(),
+            access_control=AdmitsAll(),
         )
 
     def run(self, coroutine: Coroutine[Deferred[Any], Any, Any]) -> Any:

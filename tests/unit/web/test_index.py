@@ -72,6 +72,7 @@ class StubServer:
             **settings,
         )
         self.era = Era()
+        self.removed = False
         self.condition = ServerState(Condition.NOT_STARTED)
         self.access_control: Any = None
         if authenticator is not None:
