@@ -448,7 +448,7 @@ _TARGETS: dict[str, tuple[int, int]] = {
     "/tools/mcp/message": (404, 401),
     "/tools/mcp/server-card": (405, 401),
     "/tools": (404, 404),
-    "/": (404, 404),
+    "/": (405, 405),
     "*": (405, 405),
     "tools/mcp": (400, 400),
     "http://localhost/tools/mcp": (404, 404),

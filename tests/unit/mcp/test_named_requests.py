@@ -17,6 +17,7 @@ from mcpbridge.mcp.named_requests import (
     Missing,
     Verdict,
     judge,
+    judge_request,
     missing,
     without_missing_resources,
 )
@@ -140,3 +141,47 @@ def test_a_subscription_without_what_is_not_there() -> None:
 def test_a_subscription_that_passes_as_it_is(notifications: Any) -> None:
     asked = listen(notifications)
     assert without_missing_resources(asked, allows) is asked
+
+
+def asked(method: str, **params: Any) -> ModernRequest:
+    meta = {f"{PREFIX}protocolVersion": "2026-07-28", f"{PREFIX}clientCapabilities": {}}
+    message = {"jsonrpc": "2.0", "id": 7, "method": method, "params": {"_meta": meta, **params}}
+    parsed = parse_message(json.dumps(message).encode())
+    assert parsed is not None
+    return read_request(parsed, version_header="2026-07-28")
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("tools/list", {}),
+        ("tools/call", {"name": "y"}),
+        ("completion/complete", {"ref": {"type": "ref/prompt", "name": "y"}}),
+        ("subscriptions/listen", {"notifications": {"resourceSubscriptions": ["a:a"]}}),
+    ],
+)
+def test_a_request_for_what_is_there_passes_as_it_is(method: str, params: Any) -> None:
+    request = asked(method, **params)
+    assert judge_request(request, allows) is request
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "code"),
+    [
+        ("tools/call", {"name": "x"}, -32602),
+        ("prompts/get", {"name": "xy"}, -32602),
+        ("completion/complete", PROMPT, -32602),
+        ("Tools/Call", {"name": "x"}, -32601),
+    ],
+)
+def test_a_request_for_what_is_not_there_is_answered(method: str, params: Any, code: int) -> None:
+    answer = judge_request(asked(method, **params), allows)
+    assert isinstance(answer, bytes)
+    error = json.loads(answer)
+    assert (error["id"], error["error"]["code"]) == (7, code)
+
+
+def test_a_subscription_is_left_without_what_is_not_there() -> None:
+    found = judge_request(asked("subscriptions/listen", **LISTEN_TO), allows)
+    assert isinstance(found, ModernRequest)
+    assert json.loads(bytes(found.params["notifications"])) == {"resourceSubscriptions": ["a:a"]}
