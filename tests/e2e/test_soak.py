@@ -54,10 +54,17 @@ STREAMABLE_ENDS = ("delete", "drop")
 #: A message that fills a pipe.
 UNREAD = b'{"jsonrpc":"2.0","method":"unread","params":{"text":"%b"}}' % (b"x" * 60_000)
 
+LIMITS = {
+    "open_files": 64,
+    "file_size": 1_000_000,
+    "cpu_seconds": 600,
+    "core": 0,
+    "address_space": 1 << 32,
+}
 #: Limits and a user for all backends; the user needs no account.
 CONFINED = (
     *("--user", "12345", "--group", "12345", "--umask", "0077", "--nice", "1", "--private-tmp"),
-    *("--limits", '{"open_files": 64, "file_size": 1000000, "cpu_seconds": 600, "core": 0}'),
+    *("--limits", json.dumps(LIMITS)),
 )
 #: An interpreter and a directory that every user can reach.
 PYTHON = "/usr/bin/python3"
