@@ -4,9 +4,11 @@ Prepare a child process before it becomes a backend's command.
 The child must lead a session of its own (setsid(2)), carry a tag (see
 `procfs`), die with the bridge (prctl(2), PR_SET_PDEATHSIG) and be in its
 working directory.  It gets the limit on descriptors with which the bridge was
-started, since a program that uses select(2) fails with more than 1,024.  And it
-is confined, if the server is: another user, limits, a umask, a priority.  A
-chain is a command line that does this and then executes the command.
+started, since a program that uses select(2) fails with more than 1,024.  It gets
+none of the ambient capabilities with which a bridge that is not root can
+change the user of other servers (capabilities(7)).  And it is confined, if the
+server is: another user, limits, a umask, a priority.  A chain is a command line
+that does this and then executes the command.
 
 The parent-death signal is set last, because the kernel clears it when the
 credentials of a process change.
@@ -110,7 +112,8 @@ class UtilLinux:
         if directory is not None:
             # The next argument has no `=`: `env` would take it for a variable.
             links += [self.env, "-C", directory]
-        return [*links, self.setpriv, "--pdeathsig", "KILL", "--", *command]
+        last = [self.setpriv, "--ambient-caps=-all", "--pdeathsig", "KILL", "--"]
+        return [*links, *last, *command]
 
     def _change_credentials(self) -> list[str]:
         uid, gid = self.confinement.uid, self.confinement.gid

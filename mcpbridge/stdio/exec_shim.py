@@ -4,8 +4,9 @@ The fallback of the exec chain: a Python program that becomes the command.
 `python -I -S exec_shim.py TAG PARENT DIRECTORY DESCRIPTORS [STEP ...] -- COMMAND [ARG ...]`
 does in one process what `launch.c` does, with the same arguments: it begins a
 session of its own, sets its tag, takes the steps that confine the command,
-changes the directory, asks to be killed with its parent, and executes the
-command.  It is slower than the other chains by the start of an interpreter.
+drops the ambient capabilities, changes the directory, asks to be killed with
+its parent, and executes the command.  It is slower than the other chains by the
+start of an interpreter.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> int:
             signal.signal(number, signal.SIG_DFL)
         for doing in steps:
             _take(doing)
+        clear_ambient_capabilities()
         if directory != "-":
             doing = directory
             os.chdir(directory)
@@ -99,8 +101,6 @@ def _take(step: str) -> None:
             os.setresgid(group, group, group)
         case "u", [user]:
             os.setresuid(user, user, user)
-            if user:
-                clear_ambient_capabilities()
         case _:
             raise ValueError("unknown step")
 

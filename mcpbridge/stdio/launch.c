@@ -18,11 +18,14 @@
  *      the system about each of its thousands before every spawn;
  *   4. sets the soft limit on descriptors to DESCRIPTORS, unless that is 0;
  *   5. takes the steps that confine the program, in their order;
- *   6. changes to DIRECTORY, unless that is `-`, as the new user;
- *   7. asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG),
+ *   6. drops the ambient capabilities, which a bridge of another user than
+ *      root may have so that it can confine some servers: with them every
+ *      other server would be root in effect;
+ *   7. changes to DIRECTORY, unless that is `-`, as the new user;
+ *   8. asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG),
  *      which a change of credentials would undo, and then checks that PARENT
  *      is still its parent, since the bridge may have died before the request;
- *   8. executes PROGRAM, which must be an absolute path.
+ *   9. executes PROGRAM, which must be an absolute path.
  *
  * A STEP is a letter and decimal numbers (exec_chain.py, `Confinement`):
  *
@@ -31,8 +34,7 @@
  *   m NUMBER                   sets the umask;
  *   g ID                       drops all supplementary groups, and sets the
  *                              real, effective and saved group;
- *   u ID                       does so with the user, and drops capabilities
- *                              that would survive the execution of PROGRAM.
+ *   u ID                       does so with the user.
  *
  * The exit status is 127 if there is no such program, 126 if it cannot be
  * executed, and 125 if an earlier step failed, as with env(1).  Linux only.
@@ -250,16 +252,7 @@ static int set_group(id_number group)
 
 static int set_user(id_number user)
 {
-    if (setresuid(user, user, user) < 0)
-        return fail("setresuid", 125);
-    /*
-     * The kernel drops the capabilities of root, but not those that a bridge
-     * of another user was given.  The others end with the execution.
-     */
-    if (user != 0 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
-        if (errno != EINVAL)
-            return fail("prctl", 125);
-    return 0;
+    return setresuid(user, user, user) < 0 ? fail("setresuid", 125) : 0;
 }
 
 /* Take one step of the confinement; return 0, or the exit status. */
@@ -333,6 +326,9 @@ static int launch(long count, char **argument, char **environment)
         if (status != 0)
             return status;
     }
+    /* A kernel that is too old to know them has none. */
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 && errno != EINVAL)
+        return fail("prctl", 125);
     if ((argument[3][0] != '-' || argument[3][1] != 0) && chdir(argument[3]) < 0)
         return fail(argument[3], 125);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)

@@ -58,6 +58,12 @@ LIMITS = (
 )
 AS_SOMEBODY = Confinement(SOMEBODY, SOMEBODY)
 PATIENCE = 60
+_CAPABILITIES = "-all,+setuid,+setgid,+dac_override"
+#: Becomes another user with some privileges of root, as a service may be.
+WITH_CAPABILITIES = [
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *(f"--inh-caps={_CAPABILITIES}", f"--ambient-caps={_CAPABILITIES}"),
+]
 
 #: `launch.c` as setup.py compiles it where it can, and with a C library.
 VARIANTS = {
@@ -130,6 +136,20 @@ def test_every_chain_applies_everything(programs: dict[str, str], make: MakeChai
         *("64", "64", "100", "50", str(50 + CPU_GRACE_SECONDS), "0", str(1 << 20)),
         *(str(wanted.niceness), "/usr"),
     ]
+
+
+@as_root
+@every_chain
+@pytest.mark.parametrize("wanted", [None, Confinement(niceness=19), AS_SOMEBODY])
+def test_capabilities_of_the_bridge_are_not_passed_on(
+    programs: dict[str, str], make: MakeChain, wanted: Confinement | None
+) -> None:
+    """Those that a bridge of another user than root was given, to change the user of others."""
+    chain = make(programs) if wanted is None else confine(make(programs), wanted)
+    script = "grep -E '^Cap(Prm|Eff|Amb):' /proc/self/status"
+    line = [*WITH_CAPABILITIES, *chain.wrap(["/bin/sh", "-c", script], TAG, "/")]
+    shown = subprocess.check_output(line, text=True).split()
+    assert shown[1::2] == [f"{0:016x}"] * 3
 
 
 @as_root

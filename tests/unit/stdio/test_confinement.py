@@ -255,7 +255,7 @@ def test_util_linux_sets_the_parent_death_signal_last() -> None:
         *("prlimit", "--rss=9:9", "--locks=9:9", "--nofile=7:", "--nofile=64:65"),
         *("setpriv", "--reuid=5", "--ambient-caps=-all", "--regid=6", "--clear-groups", "--"),
         *("env", "-C", "/d"),
-        *("setpriv", "--pdeathsig", "KILL", "--", "cat"),
+        *("setpriv", "--ambient-caps=-all", "--pdeathsig", "KILL", "--", "cat"),
     ]
 
 
