@@ -65,6 +65,11 @@ _NO_LIST = re.compile(_BEGIN % b"content|contents|messages|structuredContent")
 _NOT_SHARED = re.compile(_BEGIN % b"content|messages|structuredContent")
 #: Within so many bytes.
 _BEGIN_BYTES = 4096
+#: What a message that is no JSON has if a lenient client may find in it what is to be left
+#: out: a name, or an escape that may stand for a letter or a slash of one.
+_SUSPECT = re.compile(
+    rb'"(?:%b|cacheScope)"|resources\\?/updated|\\u00[2-7]' % "|".join(LIST_MEMBERS).encode()
+)
 
 
 class _Result(msgspec.Struct):
@@ -81,6 +86,8 @@ class _Line(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Line).decode
+#: Takes NaN, too, and what follows a value.
+_read_begin = json.JSONDecoder().raw_decode
 
 
 class VisibleLists:
@@ -136,11 +143,13 @@ class VisibleLists:
             return b"[" + b",".join(kept) + b"]" if kept else None
         outer = members(line)
         if outer is None:
-            # What is no message reaches nobody.
-            return line
+            # Some clients read what is no JSON: Python writes and takes NaN.
+            return line if _SUSPECT.search(line) is None else _without_json(line)
         if string_of(outer.get("method")) == UPDATED:
             return self._updated(line)
-        result = members_of(outer.get("result"))
+        result = members(outer.get("result", b"{}"))
+        if result is None:
+            return line if _SUSPECT.search(line) is None else self._without(line)
         if self._lists.keys().isdisjoint(result) and "cacheScope" not in result:
             return line
         return self._without(line)
@@ -150,10 +159,14 @@ class VisibleLists:
         uri = string_of(members_of(members_of(line).get("params")).get("uri"))
         return line if uri is None or self._allows("resources", uri) else None
 
-    def _without(self, line: bytes) -> bytes:
+    def _without(self, line: bytes) -> bytes | None:
         """Return an answer without what is not there."""
-        outer = members_of(line)
-        result = members_of(outer.get("result"))
+        outer = members(line)
+        if outer is None:
+            return _without_json(line)
+        result = members(outer.get("result", b""))
+        if result is None:
+            return _unreadable(outer, "has too many members beside it (MAX_MEMBERS)")
         changes: dict[str, object] = {}
         for name, member in self._lists.items():
             listed = result.get(name)
@@ -196,6 +209,22 @@ def _unreadable(outer: Members, why: str) -> bytes:
     """Return the answer in place of one that cannot be filtered."""
     text = f"the server's list {why}, so the bridge cannot leave out what is not for this client"
     return error_line(outer.get("id", msgspec.Raw(b"null")), INTERNAL_ERROR, text)
+
+
+def _without_json(line: bytes) -> bytes | None:
+    """Return the answer in place of one that is no JSON; None in place of anything else."""
+    if len(line) > MAX_LIST_BYTES:
+        return None
+    try:
+        found, _ = _read_begin(line.decode("utf-8", "replace").lstrip())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or "method" in found:
+        return None
+    ident = found.get("id")
+    if isinstance(ident, bool) or not isinstance(ident, str | int):
+        return None
+    return _unreadable({"id": msgspec.Raw(json.dumps(ident).encode())}, "is in no JSON")
 
 
 def _name_of(element: bytes, member: str) -> str | None:

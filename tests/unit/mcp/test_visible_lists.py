@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpbridge.jsonrpc.sliced_parser import WHOLE_BYTES
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, MAX_MEMBERS, WHOLE_BYTES
 from mcpbridge.mcp.name_rules import KINDS, Kind
 from mcpbridge.mcp.visible_lists import _BEGIN_BYTES, MAX_LIST_BYTES, MAX_LISTED, VisibleLists
 
@@ -150,6 +150,64 @@ def test_a_list_that_cannot_be_read() -> None:
     error = error_of(ALL.filtered(answer(b'{"tools":{"name":"a"}}')))
     assert error["code"] == -32603
     assert "tools that cannot be read" in error["message"]
+
+
+NOT_A_NUMBER = [b"NaN", b"-Infinity", b"[" * 5000 + b"]" * 5000]
+
+
+@pytest.mark.parametrize("more", NOT_A_NUMBER)
+@pytest.mark.parametrize(
+    "name", ["tools", "prompts", "resources", "resourceTemplates", "t\\u006fols"]
+)
+def test_a_list_that_is_no_json_does_not_pass(name: str, more: bytes) -> None:
+    """Some clients read it all the same: Python writes and takes such numbers."""
+    line = answer(b'{"%b":[{"name":"x","uri":"x:","a":%b}]}' % (name.encode(), more))
+    found = ALL.filtered(line)
+    assert found is None if b"[[" in more else "is in no JSON" in error_of(found)["message"]
+    assert ALL.filtered(b"[%b]" % line) is None
+
+
+def test_other_messages_that_are_no_json() -> None:
+    """Those pass that can have no list, for clients that read them."""
+    for result in (b'{"content":[],"x":NaN}', b'{"a":NaN,"b":"caf\\u00e9 \\"tools\\""}'):
+        line = answer(result)
+        assert ALL.filtered(line) is line
+    update = b'{"method":"notifications/resources%bupdated","params":{"uri":"x:a","b":NaN}}'
+    for slash in (b"/", b"\\/", b"\\u002f"):
+        assert ALL.filtered(update % slash) is None
+    assert PRIVATE.filtered(answer(b'{"contents":[],"cacheScope":"public","a":NaN}')) != line
+
+
+@pytest.mark.parametrize(
+    ("ident", "expected"),
+    [(b"1", 1), (b'"\\ud800"', "\ud800"), (b"%d" % (1 << 70), 1 << 70)],
+)
+def test_answers_to_lists_that_are_no_json(ident: bytes, expected: object) -> None:
+    """What follows a message does not hide its id."""
+    line = b'{"id":%b,"result":{"tools":[]}}' % ident
+    for broken in (line + b" garbage}", b" " + line.replace(b"[]", b"[NaN]")):
+        found = ALL.filtered(broken)
+        assert found is not None
+        assert json.loads(found)["id"] == expected
+
+
+@pytest.mark.parametrize("outer", [b'"id":1,"method":"a"', b'"id":true', b'"id":NaN', b'"a":1'])
+def test_no_answers_to_other_messages_that_are_no_json(outer: bytes) -> None:
+    """A request of the server may have the id of another one of the client."""
+    assert ALL.filtered(b'{%b,"result":{"tools":[NaN]}}' % outer) is None
+    large = b'{"id":1,"result":{"tools":[NaN,"%b"]}}' % (b"x" * MAX_LIST_BYTES)
+    assert ALL.filtered(large) is None
+
+
+def test_a_result_with_too_many_members() -> None:
+    """`MAX_MEMBERS`: of such a result none is read."""
+    many = b"".join(b'"%d":0,' % each for each in range(MAX_MEMBERS + 1))
+    result = b'{%b"x":"%b","tools":[{"name":"x"}]}' % (many, b"x" * LARGE_BYTES)
+    for more in (b"", b',"y":"\\ud800"'):
+        line = answer(result).replace(b'"id":1', b'"id":1%b' % more)
+        assert "too many members" in error_of(ALL.filtered(line))["message"]
+    line = answer(b"{}").replace(b'"id":1,"result":{}', result[1:-1] + b',"result":{"tools":[]}')
+    assert ALL.filtered(line) is None
 
 
 def test_the_number_of_elements_has_a_bound() -> None:
