@@ -215,9 +215,10 @@ RELISTEN_SECONDS = 1.0
 #: How many processes and containers without a tag the watchdog keeps.
 MAX_RECORDS = 4096
 
-#: How many directories of a server (`private_tmp`) are emptied at a time, and how long one
-#: of them may take.
+#: How many directories of a server (`private_tmp`) are emptied at a time, how many more wait
+#: for that, how long a session waits for the end of it, and how long the work itself may take.
 PRIVATE_TMP_REMOVALS = 2
+PRIVATE_TMP_WAITING = 1000
 PRIVATE_TMP_SECONDS = 60.0
 
 #: How many killed bridges one start cleans up after; a later start continues.

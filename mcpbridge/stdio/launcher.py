@@ -113,6 +113,7 @@ class LocalLauncher:
             self._directories = PrivateDirectories(
                 folder or self._own_folder(environment, cleanup),
                 partial(in_daemon_thread, reactor),
+                reactor,
                 *(() if self._confinement is None else self._confinement.ids),
             )
         command = parse_container_command(settings.command, settings.args)

@@ -21,10 +21,11 @@ from threading import Thread
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mcpbridge.config.tuning import PRIVATE_TMP_REMOVALS, PRIVATE_TMP_SECONDS
+from mcpbridge.config.tuning import PRIVATE_TMP_REMOVALS, PRIVATE_TMP_SECONDS, PRIVATE_TMP_WAITING
 from mcpbridge.guard import guarded
 from mcpbridge.stdio.cleanup_records import Cleanup, DirectoryRecord
 from mcpbridge.stdio.remove_tree import Identity, identity, remove_tree
@@ -143,15 +144,19 @@ class PrivateFolder:
 class PrivateDirectories:
     """The directories of one server, for processes of this user and group."""
 
+    log = Logger()
+
     def __init__(
         self,
         folder: PrivateFolder,
         in_thread: InThread,
+        clock: IReactorTime,
         uid: int | None = None,
         gid: int | None = None,
     ) -> None:
         self._folder = folder
         self._in_thread = in_thread
+        self._clock = clock
         self._uid = uid
         self._gid = gid
         self._slots = DeferredSemaphore(PRIVATE_TMP_REMOVALS)
@@ -169,9 +174,25 @@ class PrivateDirectories:
         """
         Remove a directory in a thread.
 
-        The `Deferred` fires with why something is left, "" if nothing is.
+        The `Deferred` fires with why something is left, "" if nothing is.  It does so
+        within `PRIVATE_TMP_SECONDS`, also if the thread hangs in a dead file system or has
+        not begun: the removal then goes on, but no session waits for it.
         """
-        return self._slots.run(self._in_thread, partial(self._remove, path, which))
+        if len(self._slots.waiting) >= PRIVATE_TMP_WAITING:
+            return succeed(f"{path}: too many others are being removed")
+        done: Deferred[str] = Deferred()
+        late = f"{path}: its removal takes more than {PRIVATE_TMP_SECONDS:g} s and goes on"
+        timer = self._clock.callLater(PRIVATE_TMP_SECONDS, done.callback, late)
+
+        def ended(result: str | Failure) -> None:
+            if result == "":
+                guarded(self.log, "noting that a directory is gone", self.removed)
+            if timer.active():
+                timer.cancel()
+                done.callback(result)
+
+        self._slots.run(self._in_thread, partial(self._remove, path, which)).addBoth(ended)
+        return done
 
     def _remove(self, path: str, which: Identity) -> str:
         until = time.monotonic() + PRIVATE_TMP_SECONDS
@@ -228,8 +249,6 @@ class PrivateDirectory:
                 label=self._label,
                 problem=problem,
             )
-        else:
-            self._directories.removed()
 
     def _unexpected(self, failure: Failure) -> None:
         self.log.failure(

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from mcpbridge.config.tuning import PRIVATE_TMP_REMOVALS, PRIVATE_TMP_SECONDS
+from mcpbridge.config.tuning import PRIVATE_TMP_REMOVALS, PRIVATE_TMP_SECONDS, PRIVATE_TMP_WAITING
 from mcpbridge.stdio.cleanup_records import DirectoryRecord
 from mcpbridge.stdio.private_tmp import (
     PrivateDirectories,
@@ -32,7 +32,8 @@ class Made:
         self.parent = parent
         self.records = CleanupTable()
         self.folder = PrivateFolder(str(parent), self.records, transient=transient)
-        self.directories = PrivateDirectories(self.folder, self.in_thread)
+        self.clock = Clock()
+        self.directories = PrivateDirectories(self.folder, self.in_thread, self.clock)
         self.work: list[tuple[Callable[[], str], Deferred[str]]] = []
 
     def in_thread(self, work: Callable[[], str]) -> Deferred[str]:
@@ -140,6 +141,60 @@ def test_removal_that_takes_long_is_given_up(
     assert len(made.records) == 1, "the watchdog removes it"
 
 
+def test_removal_that_hangs_or_does_not_begin_keeps_no_session(
+    made: Made, log_lines: list[str]
+) -> None:
+    """`PRIVATE_TMP_SECONDS` count from the end of the process tree."""
+    directories = [made.new("file") for _ in range(PRIVATE_TMP_REMOVALS + 1)]
+    removed = [fired(each.remove()) for each, _ in directories]
+    made.clock.advance(PRIVATE_TMP_SECONDS - 1)
+    assert not any(removed)
+    made.clock.advance(1)
+    assert removed == [[None]] * len(directories)
+    assert log_lines == [
+        f"temporary files of 0c8a4a3e are left: {path}: its removal takes more than 60 s and goes"
+        " on; they are tried again when the bridge stops"
+        for _, path in directories
+    ]
+    # What comes late is no news, but done.
+    while made.work:
+        made.run()
+    assert removed == [[None]] * len(directories)
+    assert not any(path.exists() for _, path in directories)
+    assert len(log_lines) == len(directories)
+
+
+def test_late_failure_of_a_removal_is_no_second_end(made: Made) -> None:
+    directory, _ = made.new("file")
+    removed = fired(directory.remove())
+    made.clock.advance(PRIVATE_TMP_SECONDS)
+    made.work[0][1].errback(Failure(RuntimeError("the disk came back")))
+    assert removed == [None]
+
+
+def test_late_removal_takes_the_folder_along(tmp_path: Path) -> None:
+    made = Made(tmp_path, transient=True)
+    directory, _ = made.new("file")
+    fired(directory.remove())
+    made.clock.advance(PRIVATE_TMP_SECONDS)
+    made.run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_few_removals_wait(made: Made, log_lines: list[str]) -> None:
+    """`PRIVATE_TMP_WAITING`: one more is left for the end of the bridge at once."""
+    directory, path = made.new("file")
+    for _ in range(PRIVATE_TMP_REMOVALS + PRIVATE_TMP_WAITING):
+        assert not fired(directory.remove())
+    assert fired(directory.remove()) == [None]
+    [line] = log_lines
+    assert f"{path}: too many others are being removed;" in line
+    made.folder.stop()
+    while made.work:
+        made.run()
+    assert made.clock.getDelayedCalls() == []
+
+
 def test_stop_interrupts_removals(made: Made) -> None:
     directory, path = made.new("file")
     removed = fired(directory.remove())
@@ -211,7 +266,7 @@ def test_directory_that_cannot_be_given_away_is_not_left(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "chown", refuse)
-    directories = PrivateDirectories(made.folder, made.in_thread, 1, 2)
+    directories = PrivateDirectories(made.folder, made.in_thread, made.clock, 1, 2)
     with pytest.raises(PermissionError):
         directories.new("")
     [folder] = made.parent.iterdir()
