@@ -78,26 +78,28 @@ class PrivateFolder:
         self._cleanup = cleanup
         self._path = ""
         self._descriptor = -1
+        self._identity: Identity | None = None
         #: True once the bridge has stopped: what is left is for the watchdog.
         self.stopped = False
 
     def make_directory(self, uid: int | None, gid: int | None) -> str:
         """Make a directory in it that only this user can use; return its path.  Raises `OSError`"""
-        path = os.path.join(self._open(), secrets.token_hex(8))
-        try:
-            os.mkdir(path, 0o700)
-        except FileNotFoundError:
+        if self._path and not self._is_there():
             # Somebody has cleaned up in the system's directory for temporary files.
             self._forget()
-            path = os.path.join(self._open(), secrets.token_hex(8))
-            os.mkdir(path, 0o700)
+        folder = self._open()
+        name = secrets.token_hex(8)
+        # By the descriptor: what has the folder's name by then may be anybody's.
+        here = self._descriptor
+        os.mkdir(name, 0o700, dir_fd=here)
         try:
             if uid is not None or gid is not None:
-                os.chown(path, -1 if uid is None else uid, -1 if gid is None else gid)
+                owner = -1 if uid is None else uid, -1 if gid is None else gid
+                os.chown(name, *owner, dir_fd=here, follow_symlinks=False)
         except OSError:
-            os.rmdir(path)
+            os.rmdir(name, dir_fd=here)
             raise
-        return path
+        return os.path.join(folder, name)
 
     def stop(self) -> None:
         """Remove it if it is empty, and interrupt removals: the watchdog does the rest."""
@@ -115,6 +117,13 @@ class PrivateFolder:
                 os.rmdir(self._path)
                 self._forget()
 
+    def _is_there(self) -> bool:
+        """Tell whether the folder has its name still, and not another one has it."""
+        try:
+            return identity(self._path) == self._identity
+        except OSError:
+            return False
+
     def _open(self) -> str:
         self.stopped = False
         if not self._path:
@@ -126,13 +135,13 @@ class PrivateFolder:
                 # systemd-tmpfiles leaves alone what is locked, however old it is.
                 with contextlib.suppress(OSError):
                     fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                device, inode = identity(path)
+                which = identity(path)
             except OSError:
                 os.close(descriptor)
                 os.rmdir(path)
                 raise
-            self._path, self._descriptor = path, descriptor
-            self._cleanup.add(_OWNER, DirectoryRecord(path, device, inode))
+            self._path, self._descriptor, self._identity = path, descriptor, which
+            self._cleanup.add(_OWNER, DirectoryRecord(path, *which))
         return self._path
 
     def _forget(self) -> None:

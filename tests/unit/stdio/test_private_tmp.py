@@ -252,6 +252,34 @@ def test_folder_that_somebody_has_removed_is_made_again(made: Made) -> None:
     assert record.path == str(other.parent)
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_folder_that_somebody_has_replaced_is_not_used(made: Made, link: bool) -> None:
+    """Whoever owns it could have its files given away."""
+    _, path = made.new()
+    path.rmdir()
+    path.parent.rmdir()
+    elsewhere = made.parent / "elsewhere"
+    elsewhere.mkdir()
+    if link:
+        path.parent.symlink_to(elsewhere)
+    else:
+        path.parent.mkdir()
+    _, other = made.new()
+    assert other.parent != path.parent
+    assert not list(elsewhere.iterdir())
+    assert not list(path.parent.iterdir())
+
+
+def test_links_are_not_given_away(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is done in the folder that was made, whatever has its name."""
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(os, "chown", lambda name, uid, gid, **how: given.append(how))
+    PrivateDirectories(made.folder, made.in_thread, made.clock, 1, 2).new("")
+    [how] = given
+    assert how["follow_symlinks"] is False
+    assert isinstance(how["dir_fd"], int)
+
+
 def test_missing_parent_is_an_error(tmp_path: Path) -> None:
     made = Made(tmp_path / "missing")
     with pytest.raises(FileNotFoundError):
@@ -262,7 +290,7 @@ def test_missing_parent_is_an_error(tmp_path: Path) -> None:
 def test_directory_that_cannot_be_given_away_is_not_left(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **how: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "chown", refuse)
