@@ -108,21 +108,13 @@ class UtilLinux:
             links += [self.prlimit, *limits]
         if wanted.niceness is not None and self.nice is not None:
             links += [self.nice, "-n", str(wanted.niceness - os.getpriority(os.PRIO_PROCESS, 0))]
-        links += self._change_credentials()
+        if wanted.gid is not None:
+            links += [self.setpriv, f"--regid={wanted.gid}", "--clear-groups", "--"]
         if directory is not None:
             # The next argument has no `=`: `env` would take it for a variable.
             links += [self.env, "-C", directory]
         last = [self.setpriv, "--ambient-caps=-all", "--pdeathsig", "KILL", "--"]
         return [*links, *last, *command]
-
-    def _change_credentials(self) -> list[str]:
-        uid, gid = self.confinement.uid, self.confinement.gid
-        options = []
-        if uid is not None:
-            options += [f"--reuid={uid}", "--ambient-caps=-all"]
-        if gid is not None:
-            options += [f"--regid={gid}", "--clear-groups"]
-        return [self.setpriv, *options, "--"] if options else []
 
 
 @dataclass(frozen=True)
@@ -147,7 +139,7 @@ def confine(chain: Chain, confinement: Confinement) -> Chain:
     Return a chain that confines the command, too.
 
     It is another one where this one has no program for that: util-linux has none for
-    the umask.
+    the umask, nor for giving the pipes to another user.
     """
     match chain:
         case Compiled() | PythonShim():
@@ -155,7 +147,7 @@ def confine(chain: Chain, confinement: Confinement) -> Chain:
         case UtilLinux(descriptors=descriptors):
             nice = shutil.which("nice") if confinement.niceness is not None else None
             missing = confinement.niceness is not None and nice is None
-            if confinement.umask is not None or missing:
+            if (confinement.uid, confinement.umask) != (None, None) or missing:
                 return PythonShim(descriptors, confinement.steps())
             return replace(chain, nice=nice, confinement=confinement)
     raise TypeError(f"{type(chain).__name__} cannot confine a command")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 
 if __name__ == "__main__":
@@ -100,9 +101,25 @@ def _take(step: str) -> None:
             os.setgroups([])
             os.setresgid(group, group, group)
         case "u", [user]:
+            _give_pipes(user)
             os.setresuid(user, user, user)
         case _:
             raise ValueError("unknown step")
+
+
+def _give_pipes(user: int) -> None:
+    """Let the new user open stdin, stdout and stderr by name, as `launch.c` does."""
+    for descriptor in range(3):
+        try:
+            if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                continue
+            try:
+                os.fchown(descriptor, user, -1)
+            except OSError:
+                os.fchmod(descriptor, 0o666)
+        except OSError:
+            # It works without, for most programs.
+            pass
 
 
 if __name__ == "__main__":

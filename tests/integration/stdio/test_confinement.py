@@ -112,21 +112,17 @@ def test_util_linux_works_here() -> None:
 @every_chain
 def test_every_chain_applies_everything(programs: dict[str, str], make: MakeChain) -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    umask = None if make is CHAINS["util_linux"] else 0o27
-    wanted = Confinement(SOMEBODY, SOMEBODY + 1, umask, min(19, own + 2), LIMITS)
+    wanted = Confinement(SOMEBODY, SOMEBODY + 1, 0o27, min(19, own + 2), LIMITS)
     script = (
         "grep -E '^(Uid|Gid|Groups|CapPrm|CapEff|CapAmb|Umask):' /proc/self/status | tr '\\t' ' ';"
         "ulimit -n; ulimit -Hn; ulimit -f; ulimit -t; ulimit -Ht; ulimit -c; ulimit -v; nice; pwd"
     )
     chain = confine(make(programs), wanted)
-    assert isinstance(chain, type(make(programs)))
     line = chain.wrap(["/bin/sh", "-c", script], TAG, "/usr")
     shown = subprocess.check_output(line, text=True).splitlines()
     one, other = (" ".join([str(SOMEBODY + each)] * 4) for each in (0, 1))
-    default = os.umask(0)
-    os.umask(default)
     assert {each.rstrip() for each in shown[:7]} == {
-        f"Umask: {default if umask is None else umask:04o}",
+        "Umask: 0027",
         f"Uid: {one}",
         f"Gid: {other}",
         "Groups:",
@@ -135,6 +131,20 @@ def test_every_chain_applies_everything(programs: dict[str, str], make: MakeChai
     assert shown[7:] == [
         *("64", "64", "100", "50", str(50 + CPU_GRACE_SECONDS), "0", str(1 << 20)),
         *(str(wanted.niceness), "/usr"),
+    ]
+
+
+@as_root
+def test_util_linux_applies_the_rest() -> None:
+    """What needs no other chain."""
+    niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 2)
+    chain = confine(util_linux(), Confinement(None, SOMEBODY, None, niceness, LIMITS))
+    assert isinstance(chain, UtilLinux)
+    script = "id -g; id -G; ulimit -n; ulimit -f; ulimit -t; ulimit -c; ulimit -v; nice; pwd"
+    shown = subprocess.check_output(chain.wrap(["/bin/sh", "-c", script], TAG, "/usr"), text=True)
+    assert shown.split() == [
+        *(str(SOMEBODY), str(SOMEBODY), "64", "100", "50", "0", str(1 << 20)),
+        *(str(niceness), "/usr"),
     ]
 
 
@@ -150,6 +160,25 @@ def test_capabilities_of_the_bridge_are_not_passed_on(
     line = [*WITH_CAPABILITIES, *chain.wrap(["/bin/sh", "-c", script], TAG, "/")]
     shown = subprocess.check_output(line, text=True).split()
     assert shown[1::2] == [f"{0:016x}"] * 3
+
+
+@as_root
+@every_chain
+@pytest.mark.parametrize("become", [[], WITH_CAPABILITIES])
+def test_pipes_can_be_opened_by_name(
+    programs: dict[str, str], make: MakeChain, become: list[str]
+) -> None:
+    """As by programs that log to /dev/stderr; also if the bridge lacks CAP_CHOWN."""
+    script = "cat /dev/stdin >/dev/stdout; echo log >/dev/stderr"
+    chain = confine(make(programs), AS_SOMEBODY)
+    assert isinstance(chain, Compiled | PythonShim)
+    line = replace(chain, parent="PARENT").wrap(["/bin/sh", "-c", script], TAG, "/")
+    # These pipes are made by the user who has the capabilities.
+    shell = f"cat | {shlex.join(line).replace('PARENT', '$$')} 2>&1 | cat"
+    shown = subprocess.run(
+        [*become, "/bin/sh", "-c", shell], input=b"hello\n", stdout=subprocess.PIPE, check=True
+    )
+    assert shown.stdout == b"hello\nlog\n"
 
 
 @as_root

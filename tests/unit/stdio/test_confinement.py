@@ -242,18 +242,19 @@ def test_one_program_takes_all_steps(chain: Compiled | PythonShim) -> None:
     assert chain.wrap(["cat"], 1, None)[-3:] == ["0", "--", "cat"]
 
 
-def test_util_linux_has_no_program_for_the_umask() -> None:
-    """The step is not left out: another chain takes it."""
-    assert confine(UTIL_LINUX, WANTED) == PythonShim(7, WANTED.steps())
+@pytest.mark.parametrize("wanted", [WANTED, Confinement(5, 6), Confinement(umask=0o77)])
+def test_util_linux_has_no_program_for_some_steps(wanted: Confinement) -> None:
+    """No step is left out: another chain takes it."""
+    assert confine(UTIL_LINUX, wanted) == PythonShim(7, wanted.steps())
 
 
 def test_util_linux_sets_the_parent_death_signal_last() -> None:
-    """As the new user, who also enters the directory."""
-    chain = confine(UTIL_LINUX, Confinement(5, 6, None, None, WANTED.limits))
+    """As the new group, which also enters the directory."""
+    chain = confine(UTIL_LINUX, Confinement(None, 6, None, None, WANTED.limits))
     assert chain.wrap(["cat"], 9, "/d") == [
         "setsid",
         *("prlimit", "--rss=9:9", "--locks=9:9", "--nofile=7:", "--nofile=64:65"),
-        *("setpriv", "--reuid=5", "--ambient-caps=-all", "--regid=6", "--clear-groups", "--"),
+        *("setpriv", "--regid=6", "--clear-groups", "--"),
         *("env", "-C", "/d"),
         *("setpriv", "--ambient-caps=-all", "--pdeathsig", "KILL", "--", "cat"),
     ]
