@@ -59,6 +59,8 @@ LIST_MEMBERS = {
 #: page follows.
 Listed = Callable[[str, list[str], bool], None]
 
+#: Members of results that are no lists, whatever else they have.
+_OF_OTHERS = frozenset({"content", "contents", "messages", "structuredContent", "protocolVersion"})
 #: How large results begin that are no lists, and how they do that clients do not share either.
 _BEGIN = rb'[^{]*\{[^{]*"result"\s*:\s*\{\s*"(?:%b)"\s*:'
 _NO_LIST = re.compile(_BEGIN % b"content|contents|messages|structuredContent")
@@ -168,7 +170,8 @@ class VisibleLists:
         if result is None:
             return _unreadable(outer, "has too many members beside it (MAX_MEMBERS)")
         changes: dict[str, object] = {}
-        for name, member in self._lists.items():
+        may_list = _OF_OTHERS.isdisjoint(result)
+        for name, member in self._lists.items() if may_list else ():
             listed = result.get(name)
             if listed is None or is_null(listed):
                 continue

@@ -83,6 +83,13 @@ def test_lists(result: bytes, expected: bytes) -> None:
     [
         answer(b'{"tools" : [{"name":"a"}] }'),
         answer(b'{"tools":null}'),
+        # Results of calls may have any members; these are no lists.
+        answer(b'{"content":[],"resources":{"cpu":1}}'),
+        answer(b'{"content":[],"tools":["a","b"]}'),
+        answer(b'{"structuredContent":{},"tools":["a"]}'),
+        answer(b'{"messages":[],"prompts":["a"]}'),
+        answer(b'{"contents":[],"resources":["a"],"a":"\\ud800"}'),
+        answer(b'{"protocolVersion":"2025-06-18","tools":["a"]}'),
         answer(b'{"content":[{"tools":[{"name":"x"}]}]}'),
         answer(b"[1]"),
         answer(b"null"),
