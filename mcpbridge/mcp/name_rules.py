@@ -32,6 +32,12 @@ DECISIONS_KEPT = 8192
 LONGEST_KEPT = 256
 
 _GLOB = frozenset("*?[")
+#: What has no width, and what comparisons leave out (Unicode, Default_Ignorable_Code_Point).
+_IGNORED = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 class NameList(Protocol):
@@ -90,13 +96,14 @@ class _Patterns:
 
 def folded(text: str) -> str:
     """
-    Return a name as a lenient server may read it: without case, forms of letters, space
-    around it, and what follows a NUL, which ends a text in C.
+    Return a name as a lenient server may read it: without case, forms of letters, what is
+    invisible in it, space around it, and what follows a NUL, which ends a text in C.
     """
     text = text.partition("\0")[0]
     if text.isascii():
         return text.strip().lower()
-    return normalize("NFKC", normalize("NFKC", text).casefold()).strip()
+    plain = normalize("NFKC", normalize("NFKC", text).casefold())
+    return normalize("NFKC", _IGNORED.sub("", plain)).strip()
 
 
 class _Decision(ABC):
@@ -123,7 +130,8 @@ class _NameDecision(_Decision):
         self._denied = _of_names([*denied, *map(_folded_glob, denied)])
 
     def allows(self, name: str) -> bool:
-        if self._allowed is not None and not self._allowed(name):
+        if self._allowed is not None and ("\0" in name or not self._allowed(name)):
+            # For a server in C, a NUL would end it before what the pattern wants.
             return False
         return not (self._denied(name) or self._denied(folded(name)))
 
