@@ -437,7 +437,8 @@ class World:
             SessionLimiter(1000) if beside is None else beside.bridge_limiter
         )
         self.limiter = SessionLimiter(limit)
-        self.settings = ServerSettings(command="x", max_sessions=limit, reuse=reuse, **changes)
+        command = "" if "url" in changes else "x"
+        self.settings = ServerSettings(command=command, max_sessions=limit, reuse=reuse, **changes)
         #: The client address of the next requests.
         self.client: str | None = None
         #: The caller of the next requests.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from mcpbridge.errors import BridgeError
+from mcpbridge.errors import BackendFailed, BridgeError
 from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, peek, peek_again
 from mcpbridge.jsonrpc.ids import is_answer_to
 from mcpbridge.mcp.server_card import KnownServer
@@ -17,6 +17,10 @@ from mcpbridge.mcp.server_card import KnownServer
 
 class OtherEra(BridgeError):
     """The server does not speak the revisions that it was expected to speak."""
+
+
+class NoAnswer(BackendFailed):
+    """The server has not answered in time the request that shows its era."""
 
 
 class ServerEra:

@@ -25,12 +25,11 @@ from mcpbridge.mcp.posted_message import Kind, PostedMessage, read_posted
 from mcpbridge.remote.context import Bodies, Context, RemoteServer, Silence
 from mcpbridge.remote.http_client import HttpClient
 from mcpbridge.remote.http_sse import HttpSse
+from mcpbridge.remote.responses import PROBE
 from mcpbridge.remote.streamable_http import StreamableHttp
 from mcpbridge.remote.transport import Transport
 from mcpbridge.response_budget import ResponseBudget
 
-#: The request that only a server of 2026-07-28 knows, which has no HTTP+SSE.
-_PROBE = "server/discover"
 _NO_PROBE = "a server of HTTP+SSE does not know this method"
 
 
@@ -77,7 +76,7 @@ class RemoteBackend:
         messages = self._read(line)
         self._transport.outbox.check(len(messages))
         for message in messages:
-            if message.method == _PROBE and isinstance(self._transport, HttpSse):
+            if message.method == PROBE and isinstance(self._transport, HttpSse):
                 # Some servers exit at a request before `initialize`.
                 self.messages_made(
                     [error_line(each, METHOD_NOT_FOUND, _NO_PROBE) for each in message.idents]

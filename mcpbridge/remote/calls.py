@@ -70,6 +70,10 @@ class CallOwner(Protocol):
         """Note that the answer comes on the GET stream; return False if there is none."""
         ...
 
+    def unusable(self, call: Call, what: str) -> bool:
+        """End the session if the response, which is of no use, means that; return whether."""
+        ...
+
     def lost(self, call: Call, why: str) -> None:
         """Decide what is to be done, as the connection broke before the answer."""
 
@@ -176,7 +180,7 @@ class Call:
         else:
             read_text(response, self._context, lambda _: None)
             what = f"the content type {kind!r}" if kind else "no content type"
-            self.fail(f"answered {status_text(status)} with {what}; check `url`")
+            self._fail_unusable(f"answered {status_text(status)} with {what}; check `url`")
 
     def _explained(self, status: int, body: bytes, location: str) -> None:
         self._reader = None
@@ -208,7 +212,7 @@ class Call:
         else:
             line = message_line(reader.body)
             if line is None or not self._take(line):
-                self.fail("sent something other than the answer")
+                self._fail_unusable("sent something other than the answer")
             else:
                 self._context.reports.messages_received([line])
             self._settle("answered only a part of a batch")
@@ -361,6 +365,10 @@ class Call:
         text = f"the remote server {self._context.server.shown} {what}"
         self._context.reports.misbehaved("failed", text)
         self.answer([failed(ident, text) for ident in self._owed])
+
+    def _fail_unusable(self, what: str) -> None:
+        if not self._owner.unusable(self, what):
+            self.fail(what)
 
     def finish(self) -> None:
         """End the call: everything is answered."""

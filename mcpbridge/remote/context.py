@@ -43,6 +43,8 @@ class RemoteServer:
     shown: str
     #: `streamable-http` or `sse`; `auto` if it is not known which.
     transport: str
+    #: Whether it was a server of 2026-07-28 when it was last asked.
+    is_modern: bool = False
     #: The headers that tools repeat arguments in, by the names of the tools.
     annotations: dict[str, Annotations] = field(default_factory=dict)
 

@@ -22,6 +22,11 @@ from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.jsonrpc.parsed_message import valid_line
 from mcpbridge.remote.problems import shown, shown_redirect, status_text
 
+#: The request that only a server of 2026-07-28 knows.
+PROBE = "server/discover"
+#: Statuses of a server, or of a gateway before it, that is not well just now: another
+#: time the same request may be answered.
+TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
 _BOM = b"\xef\xbb\xbf"
 #: Errors that only a server of Streamable HTTP sends: HTTP+SSE need not be tried.
 _OF_STREAMABLE_HTTP = frozenset(

@@ -32,7 +32,7 @@ from mcpbridge.remote.deliveries import Delivery
 from mcpbridge.remote.listening import Listening
 from mcpbridge.remote.outbox import Outbox
 from mcpbridge.remote.problems import status_text
-from mcpbridge.remote.responses import ErrorBody, fatal_error
+from mcpbridge.remote.responses import PROBE, TRANSIENT, ErrorBody, fatal_error
 from mcpbridge.remote.tool_headers import read_tools
 from mcpbridge.timers import Timer
 
@@ -68,6 +68,8 @@ class StreamableHttp:
         #: The session that the server has opened, be it of use or not.
         self._to_delete: str | None = None
         self._version: str | None = None
+        #: Whether any request was answered.
+        self._is_answered = False
 
     # Transport.
 
@@ -178,7 +180,8 @@ class StreamableHttp:
             self._context.reports.died("sent an id of a session with invalid characters")
 
     def answered(self, call: Call, envelope: Envelope, ident: JsonRpcId) -> None:
-        """Note what an answer tells about the session and about tools."""
+        """Note what an answer tells about the session, the server's era and its tools."""
+        self._is_answered = True
         result = envelope.result
         if isinstance(result, msgspec.UnsetType):
             return
@@ -188,6 +191,8 @@ class StreamableHttp:
             if version is not None and _VERSION.fullmatch(version):
                 self._version = version
             self._context.server.transport = "streamable-http"
+        elif method == PROBE:
+            self._context.server.is_modern = True
         elif method == "tools/list" and call.is_modern:
             self._context.server.learn(annotated(result)[0])
 
@@ -216,7 +221,7 @@ class StreamableHttp:
     def refused(self, call: Call, error: ErrorBody, location: str) -> None:
         """Decide what is to be done about a response that is an error."""
         status, initialize = error.status, call.message.method == "initialize"
-        if self._is_fatal(error, location, opening=initialize):
+        if self._is_fatal(error, location, opening=self._is_opening(call)):
             return
         refuses_posts = status in _NOT_STREAMABLE and not error.is_of_streamable_http
         if initialize and refuses_posts and self._fall_back is not None:
@@ -227,16 +232,39 @@ class StreamableHttp:
             return
         self._answer_refused(call, error)
 
+    def _is_opening(self, call: Call) -> bool:
+        """Return whether no other request of the session makes sense without this one."""
+        method = call.message.method
+        return method == "initialize" or (method == PROBE and not self._is_answered)
+
+    def unusable(self, call: Call, what: str) -> bool:
+        """
+        End the session if this was the probe of a server that is known to be modern.
+
+        An error in place of its answer would make a legacy server of it, for all clients.
+        But it may have been replaced by one, so the next such response means just that.
+        """
+        server = self._context.server
+        is_odd = self._is_opening(call) and call.is_modern and server.is_modern
+        if is_odd:
+            server.is_modern = False
+            self._context.reports.died(what)
+        return is_odd
+
     def _answer_refused(self, call: Call, error: ErrorBody) -> None:
+        what = f"answered {status_text(error.status)}"
+        if self._is_opening(call) and error.status in TRANSIENT:
+            # That says nothing of the era, nor of the request.
+            self._context.reports.died(what, status_text(error.status))
+            return
         answers = [error.answer(ident) for ident in call.owed]
         lines = [each for each in answers if each is not None]
         if lines:
             call.answer(lines)
         elif call.message.method == "initialize" or (error.status >= 500 and not call.is_modern):
-            what = f"answered {status_text(error.status)}"
             self._context.reports.died(what, status_text(error.status))
-        else:
-            call.fail(f"answered {status_text(error.status)}")
+        elif not self.unusable(call, what):
+            call.fail(what)
 
     def _is_fatal(self, error: ErrorBody, location: str, *, opening: bool = False) -> bool:
         """End the session if no other request of it could succeed either; return whether."""
@@ -285,7 +313,7 @@ class StreamableHttp:
 
         A load balancer may have closed one connection, so the others need not be lost.
         """
-        if call.message.method == "initialize":
+        if self._is_opening(call):
             self._context.reports.died(why)
             return
         checking = self._context.client.prepare()
@@ -303,7 +331,7 @@ class StreamableHttp:
         """Fail a request without an answer, and have the server stop working on it."""
         seconds = self._context.server.settings.response_timeout
         what = f"has sent nothing for {seconds:g} s (response_timeout)"
-        if call.message.method == "initialize":
+        if self._is_opening(call):
             self._context.reports.died(what, "response timeout")
             return
         owed = list(call.owed)

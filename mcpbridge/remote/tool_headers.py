@@ -83,6 +83,10 @@ class _OwnCall:
         """Return False: there is no GET stream."""
         return False
 
+    def unusable(self, call: Call, what: str) -> bool:
+        """Return False: the session goes on."""
+        return False
+
     def lost(self, call: Call, why: str) -> None:
         """Do without."""
         call.drop()

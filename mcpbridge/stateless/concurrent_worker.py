@@ -23,7 +23,6 @@ from mcpbridge.errors import (
     INVALID_PARAMS,
     BackendBusy,
     BackendEnded,
-    BackendFailed,
     Refused,
     UnknownSession,
 )
@@ -43,7 +42,7 @@ from mcpbridge.mcp.server_card import KnownServer, info_of_discovery
 from mcpbridge.mcp.tasks import Tasks, for_owner
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.caller import Caller
-from mcpbridge.processes.era import OtherEra
+from mcpbridge.processes.era import NoAnswer, OtherEra
 from mcpbridge.stateless.exchange import Exchange
 from mcpbridge.stateless.worker import BackendWorker
 from mcpbridge.timers import Timer
@@ -293,7 +292,7 @@ class ConcurrentWorker(BackendWorker):
             return await own.response
         except defer.TimeoutError:
             self.hung = True
-            raise BackendFailed(f"no answer to `{method}` in {patience:g} s") from None
+            raise NoAnswer(f"no answer to `{method}` in {patience:g} s") from None
         finally:
             # If there was no response, nobody waits for it any more.
             self._cancel_request(own)

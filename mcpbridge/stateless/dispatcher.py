@@ -28,7 +28,7 @@ from mcpbridge.mcp.modern_request import REMOVED, TASK_METHODS
 from mcpbridge.processes.abandoned_sessions import Newcomer
 from mcpbridge.processes.address_shares import Claim, Claims
 from mcpbridge.processes.backend_session import BackendSession
-from mcpbridge.processes.era import OtherEra, ServerEra
+from mcpbridge.processes.era import NoAnswer, OtherEra, ServerEra
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.processes.visibility import Visibility
 from mcpbridge.stateless.concurrent_pool import ConcurrentPool
@@ -263,14 +263,19 @@ class StatelessDispatcher:
         Return whether the server answers `server/discover` as a modern one
         does.  Any other answer, silence and death too, are a legacy server's
         (basic/transports/stdio, "Backward Compatibility").
+
+        A remote server does not die of a request that it does not know: that it
+        cannot be asked says nothing of its era.  Raises `BackendFailed` then.
         """
         session = await self._take_process(exchange)
         try:
             await self._concurrent.open(session, exchange.identity, self._settings.probe_timeout)
-        except (OtherEra, BackendFailed):
+        except (OtherEra, BackendFailed) as error:
             # Its permit may be the only one.  But it is not waited for without
             # end: not every process ends that is told to.
             await self._pool.gone_in_time(session)
+            if self._settings.is_remote and not isinstance(error, OtherEra | NoAnswer):
+                raise
             return False
         return True
 

@@ -696,3 +696,69 @@ def test_answer_that_is_an_error_teaches_nothing(remote: Remote) -> None:
     remote.wires[0].answer(body)
     assert remote.receiver.lines == [body]
     assert remote.server.transport == "auto"
+
+
+# The probe, by which the era of the server is found out.
+
+DISCOVER = modern(1, "server/discover")
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 502, 503, 504])
+def test_probe_that_a_server_cannot_answer_now_says_nothing_of_its_era(status: int) -> None:
+    for body in (b"<html>", b'{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"no"}}'):
+        remote = Remote()
+        remote.send(DISCOVER)
+        remote.wires[0].respond(status, body, "application/json")
+        remote.turn()
+        assert f"answered HTTP {status}" in remote.receiver.death
+        assert not remote.receiver.lines
+        remote.finish()
+
+
+def test_lost_probe_says_nothing_of_the_era(remote: Remote) -> None:
+    remote.send(DISCOVER)
+    remote.wires[0].break_off()
+    remote.turn()
+    assert "did not answer: connection lost" in remote.receiver.death
+    assert not remote.receiver.lines
+
+
+def test_probe_that_is_forbidden_ends_the_session(remote: Remote) -> None:
+    remote.send(DISCOVER)
+    body = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"no"}}'
+    remote.wires[0].respond(403, body, "application/json")
+    remote.turn()
+    assert "refused the credentials" in remote.receiver.death
+
+
+@pytest.mark.parametrize("status", [200, 202, 404, 500])
+def test_server_known_to_be_modern_is_taken_for_a_legacy_one_at_the_second_odd_response(
+    remote: Remote, status: int
+) -> None:
+    remote.server.is_modern = True
+    remote.send(DISCOVER)
+    remote.wires[0].respond(status, b"<html>", "text/html")
+    remote.turn()
+    assert f"HTTP {status}" in remote.receiver.death
+    assert not remote.receiver.lines
+
+    again = Remote()
+    again.server.is_modern = remote.server.is_modern
+    again.send(DISCOVER)
+    again.wires[0].respond(status, b"<html>", "text/html")
+    again.turn()
+    assert f"HTTP {status}" in error(again.receiver.lines, 1)
+    again.finish()
+
+
+def test_probe_in_use_fails_alone(remote: Remote) -> None:
+    remote.send(DISCOVER)
+    remote.wires[0].answer(result(1))
+    assert remote.server.is_modern
+    remote.receiver.lines.clear()
+    again = modern(2, "server/discover")
+    remote.send(again)
+    remote.wire_of(again).respond(503)
+    remote.turn()
+    assert "HTTP 503" in error(remote.receiver.lines, 2)
+    assert not remote.receiver.death

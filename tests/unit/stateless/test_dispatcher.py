@@ -445,3 +445,22 @@ def test_log_names_the_limit_that_is_reached(whose: str, log_lines: list[str]) -
     }
     assert f"is full: it has 1 processes, and {limits[whose]};" in line
     one.end()
+
+
+def test_remote_server_that_dies_of_the_probe_is_of_no_known_era() -> None:
+    """It could not be asked, and is asked again by the next request."""
+
+    class Unwell(Modern):
+        def discover(self, message: dict[str, Any]) -> None:
+            self.die()
+
+    world = World(Unwell, known=False, url="http://remote.test/mcp")
+    refused = world.call("a")
+    world.run(1)
+    assert isinstance(refused.refusal, BackendFailed)
+    world.launcher.kind = Modern
+    call = world.call("b")
+    world.run(60)
+    assert call.result["token"] == "b", "a legacy server would have been sent `initialize`"
+    assert world.era.modern is True
+    world.end()
