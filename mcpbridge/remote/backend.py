@@ -22,10 +22,11 @@ from mcpbridge.jsonrpc.envelope import split_batch
 from mcpbridge.jsonrpc.malformed_output import Lost
 from mcpbridge.jsonrpc.members import error_line
 from mcpbridge.mcp.posted_message import Kind, PostedMessage, read_posted
-from mcpbridge.remote.context import Bodies, Context, RemoteServer, Silence
+from mcpbridge.remote.context import Bodies, Context, RemoteServer
 from mcpbridge.remote.http_client import HttpClient
 from mcpbridge.remote.http_sse import HttpSse
 from mcpbridge.remote.responses import PROBE
+from mcpbridge.remote.silence import Silence
 from mcpbridge.remote.streamable_http import StreamableHttp
 from mcpbridge.remote.transport import Transport
 from mcpbridge.response_budget import ResponseBudget
@@ -53,7 +54,7 @@ class RemoteBackend:
         self._receiver = receiver
         self._bodies = Bodies()
         settings = server.settings
-        self._silence = Silence(clock, settings.response_timeout)
+        self._silence = Silence(clock, settings.response_timeout, lambda: self._bodies.is_any_held)
         self._context = Context(server, client, clock, self, self._bodies, self._silence, budget)
         self._transport: Transport
         if server.transport == "sse":
@@ -75,6 +76,9 @@ class RemoteBackend:
             raise UnknownSession("the session has ended: its server takes no more messages")
         messages = self._read(line)
         self._transport.outbox.check(len(messages))
+        for message in messages:
+            if message.kind in (Kind.RESPONSE, Kind.BATCH):
+                self._silence.client_answered(message.line)
         for message in messages:
             if message.method == PROBE and isinstance(self._transport, HttpSse):
                 # Some servers exit at a request before `initialize`.
@@ -101,6 +105,7 @@ class RemoteBackend:
 
     def resume(self) -> None:
         """Read the connections again."""
+        self._silence.begin_again()
         self._bodies.resume()
 
     def stop(self) -> Deferred[None]:

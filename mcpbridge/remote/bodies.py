@@ -119,6 +119,11 @@ class BodyReader(TwistedProtocol):
 
     # Flow control.
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it waits for room in the budget."""
+        return self._held
+
     def pause(self) -> None:
         """Leave the rest in the connection."""
         if not self._is_over and self.transport is not None:
@@ -150,6 +155,8 @@ class BodyReader(TwistedProtocol):
     def go_on(self) -> None:
         """Read the rest of a large message: the budget has room for it."""
         self._held = False
+        # The server could not be heard until now.
+        self._heard()
         if not self._reading.is_paused:
             self.resume()
 

@@ -324,6 +324,7 @@ class Call:
 
     def take(self, envelopes: list[Envelope]) -> bool:
         """Note answers among messages; return False if one answers another request."""
+        self._context.silence.server_sent(envelopes)
         for envelope in envelopes:
             if envelope.is_response:
                 ident = answered(envelope, self._owed)

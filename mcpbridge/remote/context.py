@@ -20,8 +20,8 @@ from mcpbridge.jsonrpc.malformed_output import Lost
 from mcpbridge.mcp.header_validation import MAX_TOOLS, Annotations
 from mcpbridge.remote.bodies import BodyReader, TextReader
 from mcpbridge.remote.http_client import HttpClient
+from mcpbridge.remote.silence import Silence
 from mcpbridge.response_budget import ResponseBudget
-from mcpbridge.timers import Timer
 
 #: What every answer may be, as a client must accept both.
 ACCEPT = "application/json, text/event-stream"
@@ -74,57 +74,6 @@ class Reports(Protocol):
         """End the session; `what` stands behind "the remote server URL", `status` is short."""
 
 
-class Watched(Protocol):
-    """Something of which the server owes a part."""
-
-    heard_at: float
-
-    def overdue(self) -> None:
-        """The server has sent nothing for too long."""
-
-
-class Silence:
-    """
-    Finds what has heard nothing for `seconds`; 0 is never.
-
-    There is one timer for all, so that a piece of a response costs an assignment.
-    """
-
-    def __init__(self, clock: IReactorTime, seconds: float) -> None:
-        self._clock = clock
-        self._seconds = seconds
-        self._watched: dict[Watched, None] = {}
-        self._timer = Timer(clock)
-
-    def watch(self, each: Watched) -> None:
-        """Begin to watch."""
-        each.heard_at = self._clock.seconds()
-        self._watched[each] = None
-        if self._seconds and not self._timer.is_running:
-            self._timer.start(self._seconds, self._look)
-
-    def unwatch(self, each: Watched) -> None:
-        """Watch no more."""
-        self._watched.pop(each, None)
-        if not self._watched:
-            self._timer.stop()
-
-    def stop(self) -> None:
-        """Watch nothing any more."""
-        self._watched.clear()
-        self._timer.stop()
-
-    def _look(self) -> None:
-        latest = self._clock.seconds() - self._seconds
-        for each in [each for each in self._watched if each.heard_at <= latest]:
-            self._watched.pop(each, None)
-            each.overdue()
-        if self._watched:
-            first = min(each.heard_at for each in self._watched)
-            wait = max(0.0, first + self._seconds - self._clock.seconds())
-            self._timer.start(wait, self._look)
-
-
 class Bodies:
     """All bodies that a session reads, which are paused together: a `Reading`."""
 
@@ -136,6 +85,11 @@ class Bodies:
     def is_paused(self) -> bool:
         """Whether no body is to be read now."""
         return self._paused
+
+    @property
+    def is_any_held(self) -> bool:
+        """Whether any body is not read now."""
+        return self._paused or any(each.is_held for each in self._bodies)
 
     def begun(self, body: BodyReader) -> None:
         """Note that a body is read, and pause it if the session is paused."""

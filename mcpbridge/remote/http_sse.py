@@ -198,6 +198,7 @@ class HttpSse:
             reports.messages_received(lines)
 
     def _note_answers(self, envelopes: list[Envelope]) -> None:
+        self._context.silence.server_sent(envelopes)
         if not self._owed:
             return
         for envelope in envelopes:

@@ -207,6 +207,7 @@ class StreamableHttp:
 
     def from_listening(self, envelopes: list[Envelope]) -> bool:
         """Note answers that come on the GET stream; return False if nobody waits for one."""
+        self._context.silence.server_sent(envelopes)
         for envelope in envelopes:
             if envelope.is_response and not any(
                 is_answer_to(envelope.id, ident) and call.take([envelope])
