@@ -66,6 +66,8 @@ class RemoteBackend:
         self._is_over = False
         self._stopped: list[Deferred[None]] = []
         self._is_stopping = self._is_gone = False
+        #: Whether nothing can be sent to the server, not even that the session is over.
+        self._is_unreachable = False
         self.exit_status: str | None = None
 
     # IBackend.
@@ -116,14 +118,15 @@ class RemoteBackend:
             self._clock.callLater(0, self._fire_stopped)
         elif not self._is_stopping:
             self._is_stopping = True
-            was_over, self._is_over = self._is_over, True
+            self._is_over = True
             self._silence.stop()
             # What is left of responses must not keep the end.
             self._bodies.resume()
             settings = self._server.settings
             seconds = settings.stop_grace or settings.kill_grace
             left = None
-            if not was_over:
+            if not self._is_unreachable:
+                # Where the session has failed here, it may live on at the server.
                 left = guarded(self.log, "leaving a session", self._transport.leave, seconds)
             if isinstance(left, Deferred):
                 left.addBoth(self._left)
@@ -177,6 +180,11 @@ class RemoteBackend:
         if not self._is_over:
             self._receiver.misbehaved(fault, what, line)
 
+    def unreachable(self, why: str) -> None:
+        """End the session: there is no connection to the server."""
+        self._is_unreachable = True
+        self.died(f"cannot be reached: {why}", why)
+
     def died(self, what: str, status: str = "") -> None:
         """End the session: the server is gone, or does not want it any more."""
         if self._is_over:
@@ -185,7 +193,6 @@ class RemoteBackend:
         self.exit_status = f"remote: {status or what}"
         self._silence.stop()
         guarded(self.log, "giving a session up", self._transport.abandon)
-        guarded(self.log, "closing connections", self._client.close)
         reason = f"the remote server {self._server.shown} {what}"
         self._clock.callLater(0, self._report_death, reason)
 

@@ -152,7 +152,7 @@ class Call:
         if self._is_over:
             return
         if failure.check(CannotConnect):
-            self._context.reports.died(f"cannot be reached: {failure.value}", str(failure.value))
+            self._context.reports.unreachable(str(failure.value))
         else:
             self._broken(failure)
 

@@ -73,6 +73,9 @@ class Reports(Protocol):
     def died(self, what: str, status: str = "") -> None:
         """End the session; `what` stands behind "the remote server URL", `status` is short."""
 
+    def unreachable(self, why: str) -> None:
+        """End the session, for this reason: there is no connection to the server."""
+
 
 class Bodies:
     """All bodies that a session reads, which are paused together: a `Reading`."""

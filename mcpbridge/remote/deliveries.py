@@ -105,7 +105,7 @@ class Delivery:
             return
         reports = self._context.reports
         if failure.check(CannotConnect):
-            reports.died(f"cannot be reached: {failure.value}", str(failure.value))
+            reports.unreachable(str(failure.value))
         else:
             # Whether the server has the message cannot be found out.
             why = lost_reason(failure)

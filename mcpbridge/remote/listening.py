@@ -94,8 +94,7 @@ class Listening:
         if self._is_over:
             return
         if failure.check(CannotConnect):
-            reason = str(failure.value)
-            self._context.reports.died(f"cannot be reached any more: {reason}", reason)
+            self._context.reports.unreachable(str(failure.value))
         else:
             self._try_later()
 

@@ -262,7 +262,7 @@ class StreamableHttp:
         lines = [each for each in answers if each is not None]
         if lines:
             call.answer(lines)
-        elif call.message.method == "initialize" or (error.status >= 500 and not call.is_modern):
+        elif call.message.method == "initialize":
             self._context.reports.died(what, status_text(error.status))
         elif not self.unusable(call, what):
             call.fail(what)
@@ -273,6 +273,8 @@ class StreamableHttp:
         in_session = self._session_id is not None
         fatal = fatal_error(error, location, url, in_session=in_session, opening=opening)
         if fatal is not None:
+            if error.means_no_session:
+                self._to_delete = None
             self._context.reports.died(*fatal)
         return fatal is not None
 
@@ -322,7 +324,7 @@ class StreamableHttp:
         checking.addErrback(self._defect, call)
 
     def _unreachable(self, failure: Failure) -> None:
-        self._context.reports.died(f"cannot be reached: {failure.value}", str(failure.value))
+        self._context.reports.unreachable(str(failure.value))
 
     def _defect(self, failure: Failure, call: Call) -> None:
         self.log.failure("a request to a remote server failed", failure)

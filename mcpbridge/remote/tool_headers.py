@@ -114,6 +114,10 @@ class _OwnCall:
         """Pass it on."""
         self._reports.misbehaved(fault, what, line)
 
+    def unreachable(self, why: str) -> None:
+        """Pass it on."""
+        self._reports.unreachable(why)
+
     def died(self, what: str, status: str = "") -> None:
         """Pass it on."""
         self._reports.died(what, status)

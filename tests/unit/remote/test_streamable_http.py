@@ -267,7 +267,7 @@ def test_death_shows_in_the_get_stream(remote: Remote) -> None:
     remote.turn()
     remote.turn()
     assert remote.receiver.death == (
-        "the remote server http://remote.test/mcp cannot be reached any more: connection refused"
+        "the remote server http://remote.test/mcp cannot be reached: connection refused"
     )
     assert remote.backend.exit_status == "remote: connection refused"
 
@@ -325,7 +325,6 @@ def test_error_of_json_rpc_answers_its_request(remote: Remote) -> None:
         (403, {}, "refused the credentials"),
         (407, {}, "the proxy wants other credentials"),
         (307, {"Location": "https://evil.test/mcp?key=1"}, "redirect to https://evil.test/mcp,"),
-        (503, {}, "answered HTTP 503 (Service Unavailable)"),
     ],
 )
 def test_status_that_ends_a_session(
@@ -340,13 +339,58 @@ def test_status_that_ends_a_session(
     assert len({wire.protocol for wire in remote.wires}) == len(remote.wires)
 
 
-def test_other_status_fails_one_request(remote: Remote) -> None:
+@pytest.mark.parametrize("status", [418, 500, 502, 503, 504])
+def test_other_status_fails_one_request(remote: Remote, status: int) -> None:
+    remote.initialize()
+    remote.send(request(2), request(3))
+    remote.wire_of(request(2)).respond(status)
+    remote.turn()
+    assert f"answered HTTP {status}" in error(remote.receiver.lines, 2)
+    assert not remote.receiver.death
+    remote.wire_of(request(3)).answer(result(3))
+    assert remote.receiver.lines[1:] == [result(3)]
+
+
+def deleted(remote: Remote) -> list[str]:
+    """Stop; return the ids of sessions that the server is told to end."""
+    remote.stop()
+    return [each.headers["mcp-session-id"] for each in remote.sent if each.method == "DELETE"]
+
+
+def test_session_that_fails_here_is_ended_at_the_server(remote: Remote) -> None:
+    remote.initialize()
+    remote.send(result(7))
+    remote.wire_of(result(7)).break_off()
+    remote.turn()
+    assert remote.receiver.death
+    assert deleted(remote) == ["s1"]
+
+
+def test_session_whose_initialize_is_of_no_use_is_ended_at_the_server(remote: Remote) -> None:
+    remote.send(INITIALIZE)
+    remote.wires[0].stream(Mcp_Session_Id="s1")
+    remote.turn(300)
+    remote.turn()
+    assert remote.receiver.death
+    assert deleted(remote) == ["s1"]
+
+
+def test_session_that_is_over_at_the_server_is_not_ended_again(remote: Remote) -> None:
     remote.initialize()
     remote.send(request(2))
-    remote.wire_of(request(2)).respond(418)
+    remote.wire_of(request(2)).respond(404)
     remote.turn()
-    assert "answered HTTP 418" in error(remote.receiver.lines, 2)
-    assert not remote.receiver.death
+    assert remote.receiver.death
+    assert deleted(remote) == []
+
+
+def test_server_that_cannot_be_reached_is_not_told(remote: Remote) -> None:
+    remote.initialize()
+    remote.network.refusal = network.ConnectionRefusedError()
+    remote.listen().break_off()
+    remote.turn()
+    assert remote.receiver.death
+    assert deleted(remote) == []
 
 
 def test_wrong_content_type_fails_one_request(remote: Remote) -> None:
