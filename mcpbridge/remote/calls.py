@@ -74,6 +74,9 @@ class CallOwner(Protocol):
         """End the session if the response, which is of no use, means that; return whether."""
         ...
 
+    def cannot_connect(self, call: Call, why: str) -> None:
+        """Decide what is to be done, as there is no connection to the server."""
+
     def lost(self, call: Call, why: str) -> None:
         """Decide what is to be done, as the connection broke before the answer."""
 
@@ -120,6 +123,11 @@ class Call:
         return self._owed
 
     @property
+    def is_connected(self) -> bool:
+        """Whether its response is being received, or awaited."""
+        return self._asking is not None or self._reader is not None
+
+    @property
     def is_modern(self) -> bool:
         """Whether it is a request without a session."""
         return self.message.version is not None
@@ -152,7 +160,7 @@ class Call:
         if self._is_over:
             return
         if failure.check(CannotConnect):
-            self._context.reports.unreachable(str(failure.value))
+            self._owner.cannot_connect(self, str(failure.value))
         else:
             self._broken(failure)
 

@@ -164,7 +164,7 @@ class HttpSse:
         self, error: ErrorBody, location: str, *, in_session: bool = False
     ) -> tuple[str, str] | None:
         url = self._context.server.settings.url or ""
-        return fatal_error(error, location, url, in_session=in_session, opening=True)
+        return fatal_error(error, location, url, in_session=in_session, opening=not in_session)
 
     def _heard(self) -> None:
         self.heard_at = self._context.clock.seconds()

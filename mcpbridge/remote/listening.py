@@ -19,7 +19,7 @@ from mcpbridge.jsonrpc.envelope import Envelope
 from mcpbridge.jsonrpc.event_parser import Event
 from mcpbridge.jsonrpc.malformed_output import too_large
 from mcpbridge.remote.bodies import EventReader
-from mcpbridge.remote.calls import retry_seconds
+from mcpbridge.remote.calls import MIN_RETRY_SECONDS, retry_seconds
 from mcpbridge.remote.context import EVENTS, Context, content_type, header_of, read_text
 from mcpbridge.remote.problems import CannotConnect
 from mcpbridge.remote.responses import ErrorBody, envelopes_of, message_line
@@ -44,6 +44,10 @@ class ListeningOwner(Protocol):
 
     def stream_refused(self, error: ErrorBody, location: str) -> bool:
         """End the session if the status means that; return whether it does."""
+        ...
+
+    def stream_unreachable(self, why: str) -> bool:
+        """End the session, as there is no connection, if that means that; return whether."""
         ...
 
     def no_stream(self) -> None:
@@ -73,6 +77,11 @@ class Listening:
         """Whether the server has such a stream, as far as is known."""
         return not self._is_over
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether a stream is open now."""
+        return self._reader is not None
+
     def open(self) -> None:
         """Open the stream."""
         headers = {"Accept": EVENTS, **self._owner.session_headers()}
@@ -93,19 +102,22 @@ class Listening:
         self._asking = None
         if self._is_over:
             return
-        if failure.check(CannotConnect):
-            self._context.reports.unreachable(str(failure.value))
-        else:
+        if not failure.check(CannotConnect):
             self._try_later()
+        elif not self._owner.stream_unreachable(str(failure.value)):
+            # If the server is gone, all that is connected breaks very soon.
+            self._try_later(soon=True)
 
-    def _try_later(self) -> None:
+    def _try_later(self, *, soon: bool = False) -> None:
         self._failures += 1
         if self._failures >= LISTEN_TRIES:
             what = "the remote server does not let the bridge listen; what it sends may be missing"
             self._context.reports.misbehaved("listening", what)
             self._give_up()
         else:
-            self._timer.start(self._pause(self._failures), self.open)
+            first = soon and self._failures == 1
+            pause = MIN_RETRY_SECONDS if first else self._pause(self._failures)
+            self._timer.start(pause, self.open)
 
     def _responded(self, response: Any) -> None:
         self._asking = None

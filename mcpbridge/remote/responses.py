@@ -102,14 +102,15 @@ def fatal_error(
     Return why no other request of a session could succeed either, if that is so: as a
     sentence without its subject, the server, and in short.
 
-    `location` is where a redirect leads from `url`.  A request that is forbidden by an
-    error of JSON-RPC may be the only one, except when the session is being opened.
+    `location` is where a redirect leads from `url`.  A request that is forbidden may be
+    the only one, such as by a gateway that dislikes its content, except when the session
+    is being opened.
     """
     status = error.status
     if 300 <= status < 400:
         where = shown_redirect(url, location)
         what = f"answered with a redirect to {where}, which is not followed; change `url`"
-    elif status == 401 or (status == 403 and (opening or error.code is None)):
+    elif status == 401 or (status == 403 and opening):
         what = f"refused the credentials ({status_text(status)}); check `headers`"
     elif status == 407:
         what = "cannot be reached: the proxy wants other credentials"

@@ -222,7 +222,14 @@ class StreamableHttp:
     def refused(self, call: Call, error: ErrorBody, location: str) -> None:
         """Decide what is to be done about a response that is an error."""
         status, initialize = error.status, call.message.method == "initialize"
-        if self._is_fatal(error, location, opening=self._is_opening(call)):
+        opening = self._is_opening(call)
+        if call.is_modern and not opening:
+            # The others are of other clients, and need not fare alike.
+            fatal = self._fatal_error(error, location)
+            if fatal is not None:
+                call.fail(fatal[0])
+                return
+        elif self._is_fatal(error, location, opening=opening):
             return
         refuses_posts = status in _NOT_STREAMABLE and not error.is_of_streamable_http
         if initialize and refuses_posts and self._fall_back is not None:
@@ -267,11 +274,16 @@ class StreamableHttp:
         elif not self.unusable(call, what):
             call.fail(what)
 
-    def _is_fatal(self, error: ErrorBody, location: str, *, opening: bool = False) -> bool:
-        """End the session if no other request of it could succeed either; return whether."""
+    def _fatal_error(
+        self, error: ErrorBody, location: str, *, opening: bool = False
+    ) -> tuple[str, str] | None:
         url = self._context.server.settings.url or ""
         in_session = self._session_id is not None
-        fatal = fatal_error(error, location, url, in_session=in_session, opening=opening)
+        return fatal_error(error, location, url, in_session=in_session, opening=opening)
+
+    def _is_fatal(self, error: ErrorBody, location: str, *, opening: bool = False) -> bool:
+        """End the session if no other request of it could succeed either; return whether."""
+        fatal = self._fatal_error(error, location, opening=opening)
         if fatal is not None:
             if error.means_no_session:
                 self._to_delete = None
@@ -290,6 +302,13 @@ class StreamableHttp:
     def stream_refused(self, error: ErrorBody, location: str) -> bool:
         """End the session if a refused GET means that; return whether it does."""
         return self._is_fatal(error, location)
+
+    def stream_unreachable(self, why: str) -> bool:
+        """End the session, unless requests are connected; return whether it has ended."""
+        if self.is_connected():
+            return False
+        self._context.reports.unreachable(why)
+        return True
 
     def no_stream(self) -> None:
         """Fail the requests whose answers were to come on the GET stream."""
@@ -320,11 +339,28 @@ class StreamableHttp:
             self._context.reports.died(why)
             return
         checking = self._context.client.prepare()
-        checking.addCallbacks(lambda _: call.fail(why), lambda failure: self._unreachable(failure))
+        checking.addCallbacks(
+            lambda _: call.fail(why), lambda failure: self.cannot_connect(call, str(failure.value))
+        )
         checking.addErrback(self._defect, call)
 
-    def _unreachable(self, failure: Failure) -> None:
-        self._context.reports.unreachable(str(failure.value))
+    def cannot_connect(self, call: Call, why: str) -> None:
+        """
+        End the session as there is no connection; only the call while others are connected.
+
+        A server that restarts opens no connection, but may finish what it has begun.  If
+        it is gone, those connections break at once, and the last one ends the session.
+        """
+        if self._is_opening(call) or not self.is_connected(call):
+            self._context.reports.unreachable(why)
+        else:
+            call.fail(f"cannot be reached: {why}")
+
+    def is_connected(self, apart_from: Call | None = None) -> bool:
+        """Return whether any response is being received, or awaited on a connection."""
+        if self._listening is not None and self._listening.is_connected:
+            return True
+        return any(each.is_connected for each in self._calls if each is not apart_from)
 
     def _defect(self, failure: Failure, call: Call) -> None:
         self.log.failure("a request to a remote server failed", failure)

@@ -87,6 +87,10 @@ class _OwnCall:
         """Return False: the session goes on."""
         return False
 
+    def cannot_connect(self, call: Call, why: str) -> None:
+        """Do without: whoever has asked finds out whether the session can go on."""
+        call.drop()
+
     def lost(self, call: Call, why: str) -> None:
         """Do without."""
         call.drop()

@@ -244,3 +244,12 @@ def test_transport_that_is_set_is_the_only_one() -> None:
     remote.turn()
     assert "answered HTTP 405" in remote.receiver.death
     remote.finish()
+
+
+def test_request_that_a_gateway_forbids_fails_alone(remote: Remote) -> None:
+    opened(remote)
+    remote.send(request(2))
+    remote.wire_of(request(2)).respond(403, b"<html>", "text/html")
+    remote.turn()
+    assert b"HTTP 403" in remote.receiver.lines[0]
+    assert not remote.receiver.death

@@ -264,6 +264,7 @@ def test_death_shows_in_the_get_stream(remote: Remote) -> None:
     remote.send(request(2))
     remote.network.refusal = network.ConnectionRefusedError()
     remote.listen().break_off()
+    remote.wire_of(request(2)).break_off()
     remote.turn()
     remote.turn()
     assert remote.receiver.death == (
@@ -322,7 +323,6 @@ def test_error_of_json_rpc_answers_its_request(remote: Remote) -> None:
     ("status", "headers", "text"),
     [
         (401, {}, "refused the credentials (HTTP 401 (Unauthorized)); check `headers`"),
-        (403, {}, "refused the credentials"),
         (407, {}, "the proxy wants other credentials"),
         (307, {"Location": "https://evil.test/mcp?key=1"}, "redirect to https://evil.test/mcp,"),
     ],
@@ -806,3 +806,81 @@ def test_probe_in_use_fails_alone(remote: Remote) -> None:
     remote.turn()
     assert "HTTP 503" in error(remote.receiver.lines, 2)
     assert not remote.receiver.death
+
+
+# One request must not end others.
+
+
+@pytest.mark.parametrize("status", [401, 403, 307, 404, 503])
+def test_status_of_one_modern_request_ends_no_other(remote: Remote, status: int) -> None:
+    remote.send(modern(1), modern(2))
+    remote.wire_of(modern(2)).respond(status, b"<html>", "text/html", Location="/x?key=1")
+    remote.turn()
+    assert f"HTTP {status}" in error(remote.receiver.lines, 2) or status == 307
+    assert "key" not in error(remote.receiver.lines, 2)
+    assert not remote.receiver.death
+    remote.wire_of(modern(1)).answer(result(1))
+    assert remote.receiver.lines[1:] == [result(1)]
+
+
+def test_request_that_a_gateway_forbids_ends_no_session(remote: Remote) -> None:
+    remote.initialize()
+    remote.send(request(2), result(7))
+    remote.wire_of(request(2)).respond(403, b"<html>", "text/html")
+    remote.wire_of(result(7)).respond(403, b"<html>", "text/html")
+    remote.turn()
+    assert "HTTP 403" in error(remote.receiver.lines, 2)
+    assert not remote.receiver.death
+
+
+def test_initialize_that_is_forbidden_ends_the_session(remote: Remote) -> None:
+    remote.send(INITIALIZE)
+    remote.wires[0].respond(403, b"<html>", "text/html")
+    remote.turn()
+    assert "refused the credentials" in remote.receiver.death
+
+
+@pytest.mark.parametrize("line", [modern(2), request(2)])
+def test_new_connection_that_fails_ends_no_other_request(remote: Remote, line: bytes) -> None:
+    before = modern(1) if line == modern(2) else request(1)
+    remote.send(before)
+    wire = remote.wire_of(before)
+    wire.stream()
+    remote.network.refusal = network.ConnectionRefusedError()
+    remote.send(line)
+    remote.turn()
+    assert "cannot be reached: connection refused" in error(remote.receiver.lines, 2)
+    assert not remote.receiver.death
+    # The server is gone: the last connection says so.
+    wire.break_off()
+    remote.turn()
+    assert "cannot be reached: connection refused" in remote.receiver.death
+
+
+def test_new_connection_that_fails_is_the_end_if_nothing_else_is_connected(
+    remote: Remote,
+) -> None:
+    remote.network.refusal = network.ConnectionRefusedError()
+    remote.send(modern(1))
+    remote.turn()
+    assert "cannot be reached: connection refused" in remote.receiver.death
+
+
+def test_get_stream_waits_for_the_requests_of_a_server_that_opens_no_connection(
+    remote: Remote,
+) -> None:
+    remote.initialize()
+    listening = remote.listen()
+    remote.send(request(2))
+    wire = remote.wire_of(request(2))
+    wire.stream()
+    remote.network.refusal = network.ConnectionRefusedError()
+    listening.break_off()
+    remote.turn()
+    assert not remote.receiver.death
+    wire.event(result(2))
+    wire.break_off()
+    assert remote.receiver.lines == [result(2)]
+    remote.turn(MIN_RETRY_SECONDS)
+    remote.turn()
+    assert "cannot be reached: connection refused" in remote.receiver.death
