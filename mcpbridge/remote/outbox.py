@@ -17,13 +17,16 @@ from collections.abc import Callable
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.jsonrpc.envelope import JsonRpcId
 from mcpbridge.jsonrpc.ids import is_answer_to
+from mcpbridge.mcp.inflight import MAX_IN_FLIGHT
 from mcpbridge.mcp.modern_request import LISTEN
 from mcpbridge.mcp.posted_message import PostedMessage
 
-#: How many requests of one session are posted at a time, each on a connection of its own;
-#: and the same of subscriptions, which may stay open for as long as the session does.
+#: How many requests of one session are posted at a time, each on a connection of its own,
+#: unless `concurrency` lets more meet there.
 REQUESTS_AT_ONCE = 64
-SUBSCRIPTIONS_AT_ONCE = 64
+#: The same of subscriptions.  One that waited would wait for ever, as they stay open for as
+#: long as the session does; so it is as many as may be sent to a backend at all.
+SUBSCRIPTIONS_AT_ONCE = MAX_IN_FLIGHT
 
 
 class Outbox:
@@ -35,9 +38,14 @@ class Outbox:
     """
 
     def __init__(
-        self, post: Callable[[PostedMessage], None], max_messages: int, max_bytes: int
+        self,
+        post: Callable[[PostedMessage], None],
+        max_messages: int,
+        max_bytes: int,
+        concurrency: int = 0,
     ) -> None:
         self._post = post
+        self._at_once = max(REQUESTS_AT_ONCE, concurrency)
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._requests: deque[tuple[int, PostedMessage]] = deque()
@@ -160,4 +168,4 @@ class Outbox:
         if message.method == "initialize":
             # What was posted before it belongs to no session.
             return not self._running
-        return self._running < REQUESTS_AT_ONCE
+        return self._running < self._at_once

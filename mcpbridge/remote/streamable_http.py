@@ -60,7 +60,12 @@ class StreamableHttp:
         self._context = context
         self._fall_back = fall_back
         settings = context.server.settings
-        self.outbox = Outbox(self._post, settings.max_waiting_messages, settings.max_waiting_bytes)
+        self.outbox = Outbox(
+            self._post,
+            settings.max_waiting_messages,
+            settings.max_waiting_bytes,
+            settings.concurrency,
+        )
         self._calls: dict[Call, None] = {}
         self._deliveries: set[Delivery] = set()
         self._listening: Listening | None = None

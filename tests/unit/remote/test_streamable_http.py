@@ -9,6 +9,7 @@ import pytest
 from twisted.internet import error as network
 
 from mcpbridge.errors import BackendBusy, UnknownSession
+from mcpbridge.mcp.inflight import MAX_IN_FLIGHT
 from mcpbridge.remote.calls import (
     LINGER_SECONDS,
     MAX_RETRY_SECONDS,
@@ -18,6 +19,7 @@ from mcpbridge.remote.calls import (
 )
 from mcpbridge.remote.deliveries import ACCEPT_SECONDS
 from mcpbridge.remote.listening import LISTEN_TRIES, LONGEST_PAUSE_SECONDS
+from mcpbridge.remote.outbox import REQUESTS_AT_ONCE
 from mcpbridge.remote.tool_headers import MAX_PAGES
 from tests.unit.remote.fake_remote import (
     INITIALIZE,
@@ -884,3 +886,17 @@ def test_get_stream_waits_for_the_requests_of_a_server_that_opens_no_connection(
     remote.turn(MIN_RETRY_SECONDS)
     remote.turn()
     assert "cannot be reached: connection refused" in remote.receiver.death
+
+
+def test_as_many_requests_run_as_one_process_of_a_modern_server_may_have() -> None:
+    remote = Remote(concurrency=REQUESTS_AT_ONCE + 2)
+    remote.send(*[modern(each) for each in range(REQUESTS_AT_ONCE + 3)])
+    assert len(remote.sent) == REQUESTS_AT_ONCE + 2
+    remote.finish()
+
+
+def test_no_subscription_waits_for_others_to_end() -> None:
+    remote = Remote()
+    remote.send(*[modern(each, "subscriptions/listen") for each in range(MAX_IN_FLIGHT)])
+    assert len(remote.sent) == MAX_IN_FLIGHT
+    remote.finish()
