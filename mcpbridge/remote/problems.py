@@ -2,11 +2,13 @@
 What is wrong with a remote server, in words for the log and for clients.
 
 Knows failures of Twisted, statuses of HTTP and URLs; must not know what a request was
-for.  No text has a secret: of a URL neither the query nor a user is shown.
+for.  No text has a secret: of a URL neither the query nor a user is shown, and of its path
+only plain words.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -15,8 +17,12 @@ from twisted.internet import error as network
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES
 
+from mcpbridge.config.masking import MASK
+
 #: So many characters are shown of what a remote server or a library has written.
 SHOWN_CHARS = 200
+#: A part of a path that is no key: a word in one case, perhaps with a short number.
+_PLAIN_SEGMENT = re.compile(r"(?:[A-Za-z]?[a-z._-]{0,19}|[A-Za-z]{1,4}[0-9]{1,2})")
 
 
 class CannotConnect(Exception):
@@ -28,7 +34,12 @@ class RemoteError(Exception):
 
 
 def shown_url(url: str) -> str:
-    """Return a URL without its query and a user, for texts."""
+    """
+    Return a URL without its query and a user, for texts.
+
+    Of its path only plain words are shown, as many hosts have the key of a client there;
+    these texts are also for other clients.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -37,7 +48,10 @@ def shown_url(url: str) -> str:
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
     netloc = host if port is None else f"{host}:{port}"
-    return shown(f"{parts.scheme}://{netloc}{parts.path}" if netloc else parts.path)
+    path = "/".join(
+        each if _PLAIN_SEGMENT.fullmatch(each) else MASK for each in parts.path.split("/")
+    )
+    return shown(f"{parts.scheme}://{netloc}{path}" if netloc else path)
 
 
 def shown_redirect(url: str, location: str) -> str:

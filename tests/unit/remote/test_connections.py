@@ -395,6 +395,14 @@ def test_what_others_wrote_is_cut() -> None:
         ("http://[::1]/mcp", "http://[::1]/mcp"),
         ("/elsewhere?key=1", "/elsewhere"),
         ("http://[", "(not a URL)"),
+        (
+            "https://a.test/api/mcp/s/NDk4ZjQ2ZDAtYjM5Zi00OWE4/mcp",
+            "https://a.test/api/mcp/s/***/mcp",
+        ),
+        ("https://a.test/550e8400-e29b-41d4-a716-446655440000/sse", "https://a.test/***/sse"),
+        ("https://a.test/deadbeefdeadbeefdeadbeef", "https://a.test/***"),
+        ("https://a.test/aKeyOfLettersAlone", "https://a.test/***"),
+        ("https://a.test/v1/key%3Dx/123456", "https://a.test/v1/***/***"),
     ],
 )
 def test_urls_are_shown_without_secrets(url: str, text: str) -> None:
