@@ -16,6 +16,8 @@ TARGETS ?=
 # In CI, and where it is asked for, a missing part or a skipped test is a failure.
 STRICT := $(CI)$(MCPBRIDGE_REQUIRE_REAL)
 PYTEST := -m pytest $(if $(STRICT),-p tests.no_skips)
+# What another Python may run in another way: neither the documents nor the package itself.
+ON_OTHERS := tests/unit tests/integration tests/fuzz tests/e2e
 # More workers than cores, as tests of processes wait most of the time.
 WORKERS ?= 4
 SPREAD := --numprocesses $(WORKERS) --dist loadgroup
@@ -173,7 +175,8 @@ clean: ## remove all that was made here
 FORCE:
 .venv-%/.tested: .venv-%/.made FORCE
 	.venv-$*/bin/python $(PYTEST) --numprocesses 2 --dist loadgroup \
-	    --hypothesis-profile quick -m 'not slow' $(TESTS)
+	    --hypothesis-profile quick -m 'not slow' \
+	    $(if $(filter tests/%,$(TESTS)),,$(ON_OTHERS)) $(TESTS)
 
 # Twisted's newest release, or the candidate of the next one while PyPI has it; looked
 # for each time.  Not part of `make test`: a failure here is news, and no regression.
