@@ -568,6 +568,7 @@ class Bridge(Service):
         super().stopService()
         self._report_timer.stop()
         closed = [self._close_ports()]
+        self._local.begin_stop()
         ended = self._end_sessions()
         if self._site is not None:
             closed.append(self._site.close_connections())

@@ -144,6 +144,11 @@ class LocalLauncher:
         """True if the end of a session takes the time of a container engine, too."""
         return self._containers is not None
 
+    @property
+    def makes_directories(self) -> bool:
+        """True if each process has a directory for temporary files of its own."""
+        return self._directories is not None
+
     def check(self) -> str | None:
         """Return what would prevent a start now, or is doubtful about the command; else None."""
         try:

@@ -33,6 +33,7 @@ from mcpbridge.stdio.recovery import Journal, Recovery
 from mcpbridge.stdio.state_file import candidates
 from mcpbridge.stdio.system_limits import limit_warnings, raise_descriptor_limit, sessions_of
 from mcpbridge.stdio.watchdog import END_SECONDS, Watchdog
+from mcpbridge.stdio.watchdog_program import DIRECTORY_SECONDS
 
 
 class LocalProcesses:
@@ -104,6 +105,8 @@ class LocalProcesses:
     @property
     def longest_stop(self) -> float:
         """The most seconds that `stop_watchdog` takes."""
+        if any(each.makes_directories for each in self._launchers):
+            return END_SECONDS + DIRECTORY_SECONDS
         return END_SECONDS if self.is_used else 0.0
 
     def start(self, settings: BridgeSettings) -> None:
@@ -156,6 +159,11 @@ class LocalProcesses:
         for warning in limit_warnings(settings):
             self.log.warn("{warning}", warning=warning)
 
+    def begin_stop(self) -> None:
+        """Leave temporary files to the watchdog, if there is one, before all sessions are ended."""
+        if self._watchdog.is_running:
+            self._folder.interrupt()
+
     def stop_recovery(self) -> Deferred[None]:
         """Stop cleaning up after dead bridges; fires when that has ended."""
         return self._recovery.stop()
@@ -163,7 +171,12 @@ class LocalProcesses:
     def stop_watchdog(self) -> Deferred[bool]:
         """Let the watchdog clean up and end; fires with True if it reports that nothing is left."""
         guarded(self.log, "removing temporary files", self._folder.stop)
-        return self._watchdog.stop()
+
+        def ended(nothing_left: bool) -> bool:
+            guarded(self.log, "looking for temporary files", self._folder.report_rest)
+            return nothing_left
+
+        return self._watchdog.stop().addCallback(ended)
 
     def close(self, *, clean: bool) -> None:
         """Close the state file; remove it if nothing is left (`clean`).  `start` may follow."""

@@ -79,7 +79,7 @@ class PrivateFolder:
         self._path = ""
         self._descriptor = -1
         self._identity: Identity | None = None
-        #: True once the bridge has stopped: what is left is for the watchdog.
+        #: True once the bridge stops: what is left is for the watchdog.
         self.stopped = False
 
     def make_directory(self, uid: int | None, gid: int | None) -> str:
@@ -101,9 +101,22 @@ class PrivateFolder:
             raise
         return os.path.join(folder, name)
 
-    def stop(self) -> None:
-        """Remove it if it is empty, and interrupt removals: the watchdog does the rest."""
+    def interrupt(self) -> None:
+        """Interrupt removals, so that no session waits for them: the watchdog does the rest."""
         self.stopped = True
+
+    def report_rest(self) -> None:
+        """Say where files are left when the watchdog has ended, too."""
+        if self._path and self._is_there():
+            self.log.warn(
+                "temporary files of backends are left in {path}, which takes too long or cannot"
+                " be removed; the next start of the bridge tries again",
+                path=self._path,
+            )
+
+    def stop(self) -> None:
+        """Remove it if it is empty, and interrupt removals."""
+        self.interrupt()
         self._remove_if_empty()
 
     def directory_removed(self) -> None:
@@ -174,6 +187,11 @@ class PrivateDirectories:
         """Make the directory of a session, whose `label` is for the log.  Raises `OSError`."""
         path = self._folder.make_directory(self._uid, self._gid)
         return PrivateDirectory(path, identity(path), label, self)
+
+    @property
+    def stopped(self) -> bool:
+        """True once the bridge stops."""
+        return self._folder.stopped
 
     def removed(self) -> None:
         """Note that a directory is gone."""
@@ -251,7 +269,8 @@ class PrivateDirectory:
         self._directories.removed()
 
     def _report(self, problem: str) -> None:
-        if problem:
+        # At a stop the watchdog follows at once, and reports what it cannot remove.
+        if problem and not self._directories.stopped:
             self.log.warn(
                 "temporary files of {label} are left: {problem}; they are tried again when the"
                 " bridge stops",

@@ -25,8 +25,9 @@ from zope.interface import implementer
 
 from mcpbridge.config.tuning import MAX_RECORDS
 from mcpbridge.rate_limited_log import RateLimitedLog
-from mcpbridge.stdio.cleanup_records import CleanupRecords, Record
+from mcpbridge.stdio.cleanup_records import CleanupRecords, DirectoryRecord, Record
 from mcpbridge.stdio.process_tags import LIMITS
+from mcpbridge.stdio.watchdog_program import DIRECTORY_SECONDS
 from mcpbridge.timers import Timer, backoff
 
 #: The pause before a watchdog that died is started again: the first, the longest.
@@ -34,7 +35,8 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
 #: A watchdog that ran for so long had started well: the next pause is the first again.
 SETTLED_SECONDS = 60.0
-#: How long the watchdog may take to end when the bridge stops.
+#: How long the watchdog may take to end when the bridge stops, beside `DIRECTORY_SECONDS` if
+#: there is a directory to be removed.
 END_SECONDS = 5.0
 #: So much of what the watchdog writes to stderr at once is logged.
 LOGGED_BYTES = 500
@@ -114,6 +116,11 @@ class Watchdog(ProcessProtocol):
             self._write({"drop": each.as_json()})
             self._changed(each)
 
+    @property
+    def is_running(self) -> bool:
+        """True while there is a watchdog process."""
+        return self._running
+
     def stop(self) -> Deferred[bool]:
         """
         Let the watchdog clean up once more and end, since the bridge stops.
@@ -129,7 +136,9 @@ class Watchdog(ProcessProtocol):
             self._signal(signal.SIGCONT)
             self.transport.unregisterProducer()
             self.transport.closeStdin()
-            self._timer.start(END_SECONDS, self._signal, signal.SIGKILL)
+            has_directories = any(isinstance(each, DirectoryRecord) for each in self._records)
+            seconds = END_SECONDS + (DIRECTORY_SECONDS if has_directories else 0)
+            self._timer.start(seconds, self._signal, signal.SIGKILL)
         return self._stopping
 
     # ProcessProtocol.

@@ -32,6 +32,7 @@ from mcpbridge.stdio import process_tags
 from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.watchdog import END_SECONDS
+from mcpbridge.stdio.watchdog_program import DIRECTORY_SECONDS
 from mcpbridge.testing import FakeBackend, FakeLauncher
 from tests.client import SseClient
 from tests.thirdparty import Notebook, OnePlace, ParrotLauncher
@@ -582,6 +583,10 @@ def test_longest_stop_includes_the_end_of_the_watchdog(running_reactor: Any) -> 
     own = LocalLauncher(each, running_reactor, ProcessTracker(running_reactor, 0), {})
     local = Bridge(settings, running_reactor, launcher=own)
     assert local.longest_stop() == 3 + STOP_SLACK_SECONDS + END_SECONDS
+    private = ServerSettings(command="x", stop_grace=1.0, kill_grace=2.0, private_tmp=True)
+    own = LocalLauncher(private, running_reactor, ProcessTracker(running_reactor, 0), {})
+    local = Bridge(settings, running_reactor, launcher=own)
+    assert local.longest_stop() == 3 + STOP_SLACK_SECONDS + END_SECONDS + DIRECTORY_SECONDS
 
 
 @pytest_twisted.ensureDeferred

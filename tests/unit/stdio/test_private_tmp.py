@@ -195,17 +195,33 @@ def test_few_removals_wait(made: Made, log_lines: list[str]) -> None:
     assert made.clock.getDelayedCalls() == []
 
 
-def test_stop_interrupts_removals(made: Made) -> None:
+def test_stop_interrupts_removals(made: Made, log_lines: list[str]) -> None:
+    """The watchdog follows at once: what is left is no news."""
     directory, path = made.new("file")
     removed = fired(directory.remove())
-    made.folder.stop()
+    made.folder.interrupt()
     made.run()
     assert removed == [None]
     assert path.exists()
+    assert log_lines == []
+    made.folder.stop()
     # The bridge may be started again.
     again, _ = made.new("file")
     assert not fired(again.remove())
     made.run()
+
+
+def test_what_is_left_at_the_end_is_reported(made: Made, log_lines: list[str]) -> None:
+    made.folder.report_rest()
+    _, path = made.new("file")
+    made.folder.report_rest()
+    [line] = log_lines
+    assert f"left in {path.parent}, which" in line
+    (path / "file").unlink()
+    path.rmdir()
+    path.parent.rmdir()
+    made.folder.report_rest()
+    assert len(log_lines) == 1
 
 
 def test_unexpected_error_ends_the_session_too(made: Made, logged_failures: list[Failure]) -> None:

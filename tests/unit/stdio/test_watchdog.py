@@ -34,6 +34,7 @@ from mcpbridge.stdio.watchdog import (
     SETTLED_SECONDS,
     Watchdog,
 )
+from mcpbridge.stdio.watchdog_program import DIRECTORY_SECONDS
 
 ONE = ProcessRecord(11, 1000)
 TWO = ProcessRecord(12, 1001)
@@ -289,6 +290,20 @@ def test_a_watchdog_that_does_not_end_is_killed(machine: Machine, watchdog: Watc
     assert process.signals == [signal.SIGCONT, signal.SIGKILL]
     process.end()
     assert stopped == [False]
+
+
+def test_a_watchdog_may_remove_a_directory(machine: Machine, watchdog: Watchdog) -> None:
+    """`DIRECTORY_SECONDS` in addition, while there is a record of one."""
+    [process] = machine.processes
+    watchdog.add("private_tmp", FOLDER)
+    assert watchdog.is_running
+    watchdog.stop()
+    machine.advance(END_SECONDS + DIRECTORY_SECONDS - 1)
+    assert process.signals == [signal.SIGCONT]
+    machine.advance(1)
+    assert process.signals == [signal.SIGCONT, signal.SIGKILL]
+    process.end()
+    assert not watchdog.is_running
 
 
 def test_stderr_in_the_log_is_bounded(
