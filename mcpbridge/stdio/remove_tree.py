@@ -120,10 +120,10 @@ class _Removal:
 
     def _descend(self) -> bool:
         """Empty the tree; return False if it has to be done again, from the top."""
-        here = _open_directory(self._parent, self._name)
+        here = _open_directory(
+            self._parent, self._name, lambda found: _identity_of(found) == self._wanted
+        )
         try:
-            if _identity_of(here) != self._wanted:
-                raise FileNotFoundError
             self._mount = _mount_of(here)
             above = [_Level("", self._wanted)]
             while True:
@@ -181,17 +181,20 @@ class _Removal:
             # Most often it is not empty.
             pass
         try:
-            below = _open_directory(here, name)
+            return _open_directory(here, name, self._is_on_this_mount)
+        except _Foreign:
+            self._note(place, name, "another file system is mounted there")
+            return None
         except FileNotFoundError:
             return None
         except OSError as error:
             self._note(place, name, error.strerror or str(error))
             return None
-        if _identity_of(below)[0] != self._wanted[0] or _mount_of(below) != self._mount:
-            os.close(below)
-            self._note(place, name, "another file system is mounted there")
-            return None
-        return below
+
+    def _is_on_this_mount(self, directory: int) -> bool:
+        return _identity_of(directory)[0] == self._wanted[0] and (
+            _mount_of(directory) == self._mount
+        )
 
     def _try(self, here: int, place: Identity, name: str, step: Callable[..., None]) -> None:
         try:
@@ -220,18 +223,25 @@ def _identity_of(directory: int) -> Identity:
     return found.st_dev, found.st_ino
 
 
-def _open_directory(parent: int, name: str) -> int:
+class _Foreign(FileNotFoundError):
+    """A directory is not the one, or not where, it should be."""
+
+
+def _open_directory(parent: int, name: str, is_ours: Callable[[int], bool]) -> int:
     """
     Open a directory, and have its owner be able to read and change it.
 
-    Raises `OSError`, also for a symbolic link.
+    Raises `OSError`, also for a symbolic link, and `_Foreign` for one that is not ours,
+    which is left as it is.
     """
     try:
         directory = os.open(name, _OPEN, dir_fd=parent)
     except PermissionError:
-        _make_readable(parent, name)
+        _make_readable(parent, name, is_ours)
         directory = os.open(name, _OPEN, dir_fd=parent)
     try:
+        if not is_ours(directory):
+            raise _Foreign
         mode = stat.S_IMODE(os.fstat(directory).st_mode)
         if mode & stat.S_IRWXU != stat.S_IRWXU:
             os.fchmod(directory, mode | stat.S_IRWXU)
@@ -244,12 +254,16 @@ def _open_directory(parent: int, name: str) -> int:
     return directory
 
 
-def _make_readable(parent: int, name: str) -> None:
-    """Change the mode of a directory that cannot be opened.  Raises `OSError`."""
+def _make_readable(parent: int, name: str, is_ours: Callable[[int], bool]) -> None:
+    """Change the mode of a directory of ours that cannot be opened.  Raises `OSError`."""
     # By its descriptor: its name may have become that of a link.
     opened = os.open(name, _OPEN_PATH, dir_fd=parent)
     try:
+        if not is_ours(opened):
+            raise _Foreign
         os.chmod(f"/proc/self/fd/{opened}", stat.S_IRWXU)
+    except _Foreign:
+        raise
     except FileNotFoundError:
         # The system has no /proc.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,7 @@ def test_too_much_that_cannot_be_removed(tree: Path, monkeypatch: pytest.MonkeyP
 def test_mount_is_not_entered(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree / "mounted").mkdir()
     (tree / "mounted" / "file").touch()
+    (tree / "mounted").chmod(0o500)
     (tree / "own").touch()
     inode = (tree / "mounted").stat().st_ino
 
@@ -206,6 +208,8 @@ def test_mount_is_not_entered(tree: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert remove(tree).endswith("another file system is mounted there")
     assert [each.name for each in tree.iterdir()] == ["mounted"]
     assert (tree / "mounted" / "file").exists()
+    assert stat.S_IMODE((tree / "mounted").stat().st_mode) == 0o500, "nor changed"
+    (tree / "mounted").chmod(0o700)
     assert remove(tree) == ""
 
 
