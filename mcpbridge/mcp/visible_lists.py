@@ -133,7 +133,7 @@ class VisibleLists:
                 return self._without(line)
         if self._private and result.cacheScope is not msgspec.UNSET:
             return self._without(line)
-        return line
+        return line if line.count(b'"result"') < 2 else _once(line, members_of(line))
 
     def _filtered_slowly(self, line: bytes) -> bytes | None:
         """Do the same for a batch, and for what is not as usual."""
@@ -153,7 +153,7 @@ class VisibleLists:
         if result is None:
             return line if _SUSPECT.search(line) is None else self._without(line)
         if self._lists.keys().isdisjoint(result) and "cacheScope" not in result:
-            return line
+            return line if line.count(b'"result"') < 2 else _once(line, outer)
         return self._without(line)
 
     def _updated(self, line: bytes) -> bytes | None:
@@ -194,7 +194,9 @@ class VisibleLists:
                 changes[name] = msgspec.Raw(b"[" + b",".join(kept) + b"]")
         if self._is_shared(result):
             changes["cacheScope"] = "private"
-        if not changes:
+        if not changes and is_complete(result, outer["result"]):
+            return _once(line, outer)
+        if not changes and not _has_twice(line):
             return line
         return encode({**outer, "result": changed(result, changes)})
 
@@ -212,6 +214,18 @@ def _unreadable(outer: Members, why: str) -> bytes:
     """Return the answer in place of one that cannot be filtered."""
     text = f"the server's list {why}, so the bridge cannot leave out what is not for this client"
     return error_line(outer.get("id", msgspec.Raw(b"null")), INTERNAL_ERROR, text)
+
+
+def _once(line: bytes, outer: Members) -> bytes:
+    """Return a message with each of its members once: of two, a client may read the first."""
+    if not outer or is_complete(outer, line):
+        return line
+    return encode(outer) if line.count(b'"result"') > 1 else line
+
+
+def _has_twice(line: bytes) -> bool:
+    """Tell whether a message may have one of the members twice that are looked at."""
+    return any(line.count(b'"%b"' % each.encode()) > 1 for each in ("result", *LIST_MEMBERS))
 
 
 def _without_json(line: bytes) -> bytes | None:

@@ -128,6 +128,33 @@ def test_a_result_with_a_method() -> None:
         assert ALL.filtered(line) == line.replace(b'{"name":"x"}', b"")
 
 
+SECRET = b'{"tools":[{"name":"x"}]}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        answer(SECRET)[:-1] + b',"result":{}}',
+        answer(SECRET)[:-1] + b',"result":{"tools":[]}}',
+        answer(SECRET)[:-1] + b',"x":"\\ud800","result":{}}',
+        answer(SECRET[:-1] + b',"tools":[]}'),
+        answer(SECRET[:-1] + b',"tools":null}'),
+        answer(SECRET[:-1] + b',"tools":[],"content":[]}'),
+    ],
+)
+def test_members_that_are_there_twice(line: bytes) -> None:
+    """Only the last one reaches the client, which may read another one."""
+    found = ALL.filtered(line)
+    assert found is not None
+    assert b'"x"}' not in found
+    assert json.loads(found) == json.loads(line)
+
+
+def test_a_result_within_a_result() -> None:
+    line = answer(b'{"content":[],"structuredContent":{"result":1}}')
+    assert ALL.filtered(line) is line
+
+
 def test_batches() -> None:
     one, other = answer(b'{"tools":[{"name":"x"}]}'), answer(b'{"a":1}')
     assert ALL.filtered(b"[%b,%b]" % (one, other)) == b"[%b,%b]" % (
