@@ -8,6 +8,7 @@ the trial also proves that the process dies with its parent.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import select
@@ -116,7 +117,13 @@ class Trial:
         except OSError as error:
             why = f"{error.strerror or error} in {self._folder}"
             private.stop()
-            return [Finding("private_tmp", "room for directories in TMPDIR or /tmp", why)]
+            expected = "room for directories in TMPDIR or /tmp"
+            if error.errno == errno.EPERM:
+                expected = (
+                    "a bridge that may give a directory to the backend's user; run it as root or"
+                    " with CAP_CHOWN, CAP_FOWNER and CAP_DAC_OVERRIDE"
+                )
+            return [Finding("private_tmp", expected, why)]
         try:
             which = identity(path)
             findings = list(self._run(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -369,6 +370,20 @@ def test_missing_folder_for_temporary_files(tmp_path: Path) -> None:
     [problem] = problems({"TMPDIR": str(tmp_path / "missing")}, private_tmp=True)
     assert problem.startswith("private_tmp: expected room for directories in TMPDIR or /tmp, got ")
     assert problem.endswith(f"No such file or directory in {tmp_path / 'missing'}")
+
+
+@as_root
+def test_directory_that_cannot_be_given_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changing users is not enough."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    [problem] = problems({"TMPDIR": str(tmp_path)}, private_tmp=True, user=SOMEBODY, group=SOMEBODY)
+    assert "CAP_CHOWN" in problem
 
 
 def test_settings_that_contradict_others() -> None:
