@@ -182,11 +182,13 @@ class HttpClient:
         That is an `IResponse` of which nothing has been read.  It fails with
         `CannotConnect` if there is no connection, and with other errors if that was lost.
         """
-        sent = {**self._headers, **headers}
+        # Of the bytes of an event's id, each is a character here.
+        own = {name: [value.encode("latin-1")] for name, value in headers.items()}
+        sent = {**{name: [value.encode()] for name, value in self._headers.items()}, **own}
         asked: Deferred[Any] = self._http.request(
             method,
             self._base + target,
-            headers=Headers({name: [value] for name, value in sent.items()}),
+            headers=Headers({name.encode("ascii"): values for name, values in sent.items()}),
             data=body,
             allow_redirects=False,
             unbuffered=True,
