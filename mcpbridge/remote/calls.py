@@ -42,6 +42,8 @@ RESUME_TRIES = 5
 #: The shortest and the longest pause before that, whatever the server wants.
 MIN_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 300.0
+#: From when on what comes on a stream that was resumed counts as a sign of life.
+RESUMED_SECONDS = 1.0
 #: How long a stream may go on when everything is answered; then it is closed.
 LINGER_SECONDS = 1.0
 
@@ -113,6 +115,8 @@ class Call:
         self._timer = Timer(context.clock)
         self._last_id = b""
         self._retry: int | None = None
+        #: When the stream was last resumed.
+        self._resumed_at: float | None = None
         #: How often the stream was resumed in vain.
         self._tries = 0
         self._is_over = False
@@ -134,6 +138,8 @@ class Call:
 
     def post(self) -> None:
         """Post the request."""
+        if self.message.method != LISTEN:
+            self._context.silence.watch(self)
         headers = {
             "Accept": ACCEPT,
             "Content-Type": JSON,
@@ -142,8 +148,6 @@ class Call:
         self._ask("POST", headers, self.message.line)
 
     def _ask(self, method: str, headers: dict[str, str], body: bytes | None = None) -> None:
-        if self.message.method != LISTEN:
-            self._context.silence.watch(self)
         target = self._context.server.target
         asking = self._context.client.request(method, target, headers, body)
         # It may have failed already.
@@ -272,6 +276,7 @@ class Call:
     def _pass_on(self, lines: list[bytes]) -> None:
         if lines:
             self._tries = 0
+            self.heard_at = self._context.clock.seconds()
             self._context.reports.messages_received(lines)
 
     def _take_oversized(self, event: Event) -> None:
@@ -285,7 +290,10 @@ class Call:
         reader = self._reader
         assert isinstance(reader, EventReader)
         self._reader = None
-        self._last_id = reader.parser.last_id or self._last_id
+        last_id = reader.parser.last_id or self._last_id
+        if last_id != self._last_id:
+            self._last_id = last_id
+            self.heard_at = self._context.clock.seconds()
         if reader.parser.retry is not None:
             self._retry = reader.parser.retry
         if not self._owed:
@@ -314,6 +322,7 @@ class Call:
         self._timer.start(retry_seconds(self._retry), self._resume)
 
     def _resume(self) -> None:
+        self._resumed_at = self._context.clock.seconds()
         last = self._last_id.decode("latin-1")
         headers = {"Accept": EVENTS, **self._owner.session_headers(), "Last-Event-ID": last}
         self._ask("GET", headers)
@@ -348,8 +357,15 @@ class Call:
         return True
 
     def heard(self) -> None:
-        """Note that the server has sent something."""
-        self.heard_at = self._context.clock.seconds()
+        """
+        Note that the server has sent something.
+
+        That a stream can be resumed does not count, unless it stays open: else a request
+        that the server has forgotten would be asked after for ever.
+        """
+        now = self._context.clock.seconds()
+        if self._resumed_at is None or now - self._resumed_at >= RESUMED_SECONDS:
+            self.heard_at = now
 
     def overdue(self) -> None:
         """Give the request up: the server has sent nothing for too long."""

@@ -15,6 +15,7 @@ from mcpbridge.remote.calls import (
     MAX_RETRY_SECONDS,
     MIN_RETRY_SECONDS,
     RESUME_TRIES,
+    RESUMED_SECONDS,
     retry_seconds,
 )
 from mcpbridge.remote.deliveries import ACCEPT_SECONDS
@@ -25,6 +26,7 @@ from tests.unit.remote.fake_remote import (
     INITIALIZE,
     INITIALIZED,
     Remote,
+    Wire,
     modern,
     request,
     result,
@@ -536,6 +538,64 @@ def test_resumption_has_an_end(remote: Remote) -> None:
         again.respond(400, Connection="close")
     remote.turn()
     assert "did not resume the stream: HTTP 400" in error(remote.receiver.lines, 2)
+
+
+def resumption(remote: Remote) -> Wire:
+    """Return the connection on which a stream has been resumed last."""
+    return [w for w in remote.wires if w.is_open and "last-event-id" in w.sent()[-1].headers][-1]
+
+
+@pytest.mark.parametrize("sign", [b": nothing\n\n", b"id: e2\ndata:\n\n"])
+def test_stream_that_is_resumed_without_end_is_given_up_in_time(
+    remote: Remote, sign: bytes
+) -> None:
+    remote.initialize()
+    remote.send(request(2))
+    wire = remote.wire_of(request(2))
+    wire.stream()
+    wire.chunk(b"id: e1\nretry: 10000\ndata:\n\n")
+    wire.end_stream()
+    for _ in range(29):
+        remote.turn(10)
+        again = resumption(remote)
+        again.stream()
+        again.chunk(sign)
+        again.end_stream()
+    remote.turn(10)
+    remote.turn()
+    if sign.startswith(b"id"):
+        # Its id is new once: from then on it brings nothing.
+        assert not remote.receiver.lines
+        remote.turn(10)
+        remote.turn()
+    assert "has sent nothing for 300 s" in error(remote.receiver.lines, 2)
+
+
+def test_resumed_stream_that_stays_open_is_alive(remote: Remote) -> None:
+    """`RESUMED_SECONDS`"""
+    remote.initialize()
+    remote.send(request(2))
+    wire = remote.wire_of(request(2))
+    wire.stream()
+    wire.chunk(b"id: e1\ndata:\n\n")
+    wire.end_stream()
+    remote.turn(1)
+    again = resumption(remote)
+    again.stream()
+    for _ in range(4):
+        remote.turn(max(250, RESUMED_SECONDS))
+        again.chunk(b": still here\n\n")
+    again.event(result(2))
+    assert remote.receiver.lines == [result(2)]
+
+
+def test_id_of_an_event_comes_back_byte_by_byte(remote: Remote) -> None:
+    remote.initialize()
+    wire = remote.listen()
+    wire.chunk("id: é1\ndata: {}\n\n".encode())
+    wire.break_off()
+    remote.turn()
+    assert remote.wires[-1].sent()[-1].headers["last-event-id"].encode("latin-1") == "é1".encode()
 
 
 def test_pause_before_resumption_is_bounded() -> None:
