@@ -131,6 +131,9 @@ def _withheld(settings: BridgeSettings, environment: Mapping[str, str]) -> Itera
     """Yield a line for each variable that is withheld; its value is never shown."""
     servers: dict[str, list[str]] = {}
     for server in settings.servers:
+        if server.is_remote:
+            # It has no environment; the bridge itself uses its variables for a proxy.
+            continue
         for name in passed_environment(environment, server.pass_env)[1]:
             if name not in server.env:
                 servers.setdefault(name, []).append(repr(server.name))

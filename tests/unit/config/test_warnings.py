@@ -80,6 +80,7 @@ def test_a_withheld_variable_is_reported_without_its_value() -> None:
             server("b"),
             server("c", pass_env=["HTTPS_PROXY"]),
             server("d", env={"HTTPS_PROXY": "http://other:3128"}),
+            ServerSettings(name="e", command="", url="https://remote.test/mcp"),
         )
     )
     secret = "http://user:hush@proxy:3128"
