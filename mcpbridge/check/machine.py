@@ -23,7 +23,9 @@ from mcpbridge.auth.named_tokens import LEAST_CHARACTERS, NamedTokens
 from mcpbridge.auth.oauth import make_issuer
 from mcpbridge.auth.secret_file import read_secret
 from mcpbridge.config.auth import Auth
+from mcpbridge.config.oauth import origin_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
+from mcpbridge.config.tuning import CERTIFICATE_FILE_BYTES
 from mcpbridge.errors import BridgeError, CannotStart, SettingError
 from mcpbridge.extensions import load
 from mcpbridge.interfaces import (
@@ -35,6 +37,7 @@ from mcpbridge.interfaces import (
     ISessionLimiter,
     ISessionObserver,
 )
+from mcpbridge.remote.proxies import BadProxy, proxy_for
 from mcpbridge.stdio.command import backend_environment, find_program
 from mcpbridge.stdio.confinement import describe_confinement
 from mcpbridge.stdio.confinement_check import confinement_errors
@@ -131,8 +134,15 @@ class ServerCheck:
         if find_spec("treq") is None:
             text = "a remote server needs the extra `remote`: pip install 'mcpbridge[remote]'"
             yield Trouble(f"{self._prefix}.url", text)
+        try:
+            proxy_for(origin_of(settings.url or ""), self._environment)
+        except BadProxy as error:
+            yield Trouble(f"{self._prefix}.url", f"cannot be reached: {error}")
         if settings.ca_file is not None:
             try:
+                if os.path.getsize(settings.ca_file) > CERTIFICATE_FILE_BYTES:
+                    text = f"cannot be used: it has more than {CERTIFICATE_FILE_BYTES} bytes"
+                    yield Trouble(f"{self._prefix}.ca_file", text)
                 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(settings.ca_file)
             except OSError as error:
                 # OpenSSL's own errors say nothing of the file.
