@@ -149,7 +149,9 @@ class Call:
 
     def _ask(self, method: str, headers: dict[str, str], body: bytes | None = None) -> None:
         target = self._context.server.target
-        asking = self._context.client.request(method, target, headers, body)
+        asking = self._context.client.request(
+            method, target, headers, body, cookies=not self.is_modern
+        )
         # It may have failed already.
         self._asking = asking
         asking.addCallbacks(self._responded, self._not_responded)

@@ -9,6 +9,7 @@ a client is made.
 
 from __future__ import annotations
 
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -124,6 +125,10 @@ class _Unread(Protocol):
 
 
 def _not_encoded(response: Any) -> Any:
+    """Return a response that treq can read; of its cookies, drop those that are not ASCII."""
+    cookies = response.headers.getRawHeaders(b"Set-Cookie", [])
+    if not all(each.isascii() for each in cookies):
+        response.headers.setRawHeaders(b"Set-Cookie", [each for each in cookies if each.isascii()])
     codings = response.headers.getRawHeaders(b"Content-Encoding", [])
     if any(each.strip().lower() not in (b"", b"identity") for each in codings):
         coding = shown(codings[0].decode("latin-1"))
@@ -169,23 +174,33 @@ class HttpClient:
         # An IPv6 address does not pass through treq; cookies of it are kept all the same.
         name = "ipv6.invalid" if ":" in origin.host else origin.host
         self._base = f"{origin.scheme}://{name}:{origin.port}"
-        self._http = HTTPClient(
-            _OneOriginAgent(agent, origin), self._cookies, data_to_body_producer=Body
-        )
+        one_origin = _OneOriginAgent(agent, origin)
+        self._http = HTTPClient(one_origin, self._cookies, data_to_body_producer=Body)
+        # Requests without a session are of many clients, who must not get each other's cookies.
+        none = IndexableCookieJar(DefaultCookiePolicy(allowed_domains=()))
+        self._without_cookies = HTTPClient(one_origin, none, data_to_body_producer=Body)
 
     def request(
-        self, method: str, target: str, headers: dict[str, str], body: bytes | None = None
+        self,
+        method: str,
+        target: str,
+        headers: dict[str, str],
+        body: bytes | None = None,
+        *,
+        cookies: bool = True,
     ) -> Deferred[Any]:
         """
         Make a request to a target, a path with its query; return a `Deferred` of the response.
 
+        Without `cookies` it is sent none, and none is kept.
         That is an `IResponse` of which nothing has been read.  It fails with
         `CannotConnect` if there is no connection, and with other errors if that was lost.
         """
         # Of the bytes of an event's id, each is a character here.
         own = {name: [value.encode("latin-1")] for name, value in headers.items()}
         sent = {**{name: [value.encode()] for name, value in self._headers.items()}, **own}
-        asked: Deferred[Any] = self._http.request(
+        http = self._http if cookies else self._without_cookies
+        asked: Deferred[Any] = http.request(
             method,
             self._base + target,
             headers=Headers({name.encode("ascii"): values for name, values in sent.items()}),

@@ -960,3 +960,23 @@ def test_no_subscription_waits_for_others_to_end() -> None:
     remote.send(*[modern(each, "subscriptions/listen") for each in range(MAX_IN_FLIGHT)])
     assert len(remote.sent) == MAX_IN_FLIGHT
     remote.finish()
+
+
+# Cookies.
+
+
+def test_requests_without_a_session_share_no_cookies(remote: Remote) -> None:
+    remote.send(modern(1))
+    remote.wires[0].answer(result(1), Set_Cookie="session=of-somebody")
+    remote.send(modern(2))
+    assert "cookie" not in remote.sent[-1].headers
+    assert remote.sent[-1].body == modern(2)
+
+
+def test_cookie_that_is_not_ascii_is_dropped(remote: Remote) -> None:
+    remote.initialize()
+    remote.send(request(2))
+    remote.wire_of(request(2)).answer(result(2), Set_Cookie="a=\xe9\r\nSet-Cookie: b=1")
+    assert remote.receiver.lines == [result(2)]
+    remote.send(request(3))
+    assert remote.wire_of(request(3)).sent()[-1].headers["cookie"] == "b=1"
