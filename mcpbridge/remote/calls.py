@@ -44,6 +44,8 @@ MIN_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 300.0
 #: From when on what comes on a stream that was resumed counts as a sign of life.
 RESUMED_SECONDS = 1.0
+#: How long the answer to a request that was cancelled may still come.
+CANCELLED_SECONDS = 5.0
 #: How long a stream may go on when everything is answered; then it is closed.
 LINGER_SECONDS = 1.0
 
@@ -119,6 +121,7 @@ class Call:
         self._resumed_at: float | None = None
         #: How often the stream was resumed in vain.
         self._tries = 0
+        self._is_cancelled = False
         self._is_over = False
 
     @property
@@ -321,6 +324,9 @@ class Call:
             self._owner.lost(self, why)
 
     def _resume_later(self) -> None:
+        if self._is_cancelled:
+            self.finish()
+            return
         self._timer.start(retry_seconds(self._retry), self._resume)
 
     def _resume(self) -> None:
@@ -389,6 +395,9 @@ class Call:
         """Answer each open request with an error; `what` stands behind the name of the server."""
         if self._is_over:
             return
+        if self._is_cancelled:
+            self.finish()
+            return
         text = f"the remote server {self._context.server.shown} {what}"
         self._context.reports.misbehaved("failed", text)
         self.answer([failed(ident, text) for ident in self._owed])
@@ -396,6 +405,12 @@ class Call:
     def _fail_unusable(self, what: str) -> None:
         if not self._owner.unusable(self, what):
             self.fail(what)
+
+    def cancelled(self) -> None:
+        """Wait for the answer a little longer; most servers send none, nor close the stream."""
+        self._is_cancelled = True
+        self._context.silence.unwatch(self)
+        self._timer.start(CANCELLED_SECONDS, self.finish)
 
     def finish(self) -> None:
         """End the call: everything is answered."""

@@ -132,6 +132,8 @@ class StreamableHttp:
             if any(is_answer_to(each, ident) for each in call.owed):
                 if call.is_modern:
                     call.drop()
+                elif len(call.owed) == 1:
+                    call.cancelled()
                 return call.is_modern
         # A server without a session has nothing to cancel.
         return self._version is None and self._session_id is None

@@ -11,6 +11,7 @@ from twisted.internet import error as network
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.mcp.inflight import MAX_IN_FLIGHT
 from mcpbridge.remote.calls import (
+    CANCELLED_SECONDS,
     LINGER_SECONDS,
     MAX_RETRY_SECONDS,
     MIN_RETRY_SECONDS,
@@ -980,3 +981,32 @@ def test_cookie_that_is_not_ascii_is_dropped(remote: Remote) -> None:
     assert remote.receiver.lines == [result(2)]
     remote.send(request(3))
     assert remote.wire_of(request(3)).sent()[-1].headers["cookie"] == "b=1"
+
+
+@pytest.mark.parametrize("how", ["stays open", "ends", "breaks", "is resumable"])
+def test_cancelled_request_is_not_waited_for_and_gets_no_error(remote: Remote, how: str) -> None:
+    remote.initialize()
+    remote.send(request(2), cancellation(2))
+    remote.wire_of(cancellation(2)).respond(202)
+    wire = remote.wire_of(request(2))
+    wire.stream()
+    if how == "is resumable":
+        wire.chunk(b"id: e1\ndata:\n\n")
+    if how == "breaks":
+        wire.break_off()
+    elif how != "stays open":
+        wire.end_stream()
+    remote.turn(CANCELLED_SECONDS)
+    remote.turn(300)
+    assert not remote.receiver.lines
+    assert how != "stays open" or not wire.is_open
+    assert sum(b"cancelled" in each.body for each in remote.sent) == 1
+    assert not any("last-event-id" in each.headers for each in remote.sent)
+
+
+def test_answer_to_a_cancelled_request_may_come_yet(remote: Remote) -> None:
+    remote.initialize()
+    remote.send(request(2), cancellation(2))
+    remote.wire_of(cancellation(2)).respond(202)
+    remote.wire_of(request(2)).answer(result(2))
+    assert remote.receiver.lines == [result(2)]
