@@ -201,8 +201,8 @@ class Call:
 
     def _explained(self, status: int, body: bytes, location: str) -> None:
         self._reader = None
-        if self._last_id:
-            # It was resumed in vain; a status of 400 and above will not change.
+        ends = 300 <= status < 400 or status in (401, 404)
+        if self._last_id and not ends:
             self._not_resumed(f"did not resume the stream: {status_text(status)}")
         else:
             self._owner.refused(self, ErrorBody(status, body), location)

@@ -1010,3 +1010,17 @@ def test_answer_to_a_cancelled_request_may_come_yet(remote: Remote) -> None:
     remote.wire_of(cancellation(2)).respond(202)
     remote.wire_of(request(2)).answer(result(2))
     assert remote.receiver.lines == [result(2)]
+
+
+@pytest.mark.parametrize("status", [401, 404, 307])
+def test_resumption_shows_that_the_session_is_over(remote: Remote, status: int) -> None:
+    remote.initialize()
+    remote.send(request(2))
+    wire = remote.wire_of(request(2))
+    wire.stream()
+    wire.chunk(b"id: e1\ndata:\n\n")
+    wire.end_stream()
+    remote.turn(1)
+    resumption(remote).respond(status, Location="/x")
+    remote.turn()
+    assert remote.receiver.death
