@@ -60,8 +60,12 @@ def masked_text(text: str) -> str:
     if _OF_PACKAGE.fullmatch(text):
         return text
     if _URL.search(text):
-        text = _URL.sub(lambda found: masked_url(found[0]), text)
-        return _SCHEME_OF_CREDENTIALS.sub(_masked_credentials, text)
+        # The rest is judged without the URLs, which stand in their places afterwards.
+        text = text.replace("\0", " ")
+        urls = [masked_url(found[0]) for found in _URL.finditer(text)]
+        numbers = iter(range(len(urls)))
+        rest = masked_text(_URL.sub(lambda _: f"\0{next(numbers)}\0", text))
+        return re.sub("\0([0-9]+)\0", lambda found: urls[int(found[1])], rest)
     assigned = _ASSIGNMENT.fullmatch(text)
     if assigned is not None and _SECRET_NAME.search(assigned["name"]):
         return f"{assigned['name']}{assigned['sign']}{MASK}"
