@@ -109,6 +109,8 @@ class World:
             access_control=access_control(self.clock),
         )
         self.server = server
+        if access is not ANYBODY:
+            access.admitted_by = server.access_control
         opened: list[BackendSession] = []
         Deferred.fromCoroutine(
             server.open_session(lambda _: RecordingSink(), access=access)
