@@ -7,11 +7,11 @@ neither values nor defaults, nor what a file contains, as all may be secrets.
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections.abc import Callable, Mapping
 
+from mcpbridge.config.regular_file import read_regular_file
 from mcpbridge.config.tuning import VALUE_FILE_BYTES
 
 #: Two dollars, or what begins a variable.
@@ -80,21 +80,10 @@ def read_value(path: str, shown: str, warn: Callable[[str], object]) -> str:
     warning: that is how containers get their secrets.
     """
     try:
-        # The open of a FIFO that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        data, mode = read_regular_file(path, VALUE_FILE_BYTES)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "its path has a NUL character"
         raise LookupError(f"cannot read {shown}: {why}") from None
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            what = "a directory" if stat.S_ISDIR(mode) else "no regular file"
-            raise LookupError(f"cannot read {shown}: it is {what}")
-        data = os.read(descriptor, VALUE_FILE_BYTES + 1)
-    except OSError as error:
-        raise LookupError(f"cannot read {shown}: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
     if len(data) > VALUE_FILE_BYTES:
         raise LookupError(f"{shown} has more than {VALUE_FILE_BYTES} bytes (VALUE_FILE_BYTES)")
     if mode & stat.S_IWOTH:

@@ -27,6 +27,7 @@ from mcpbridge.config.foreign import (
     restricts_tools,
 )
 from mcpbridge.config.jsonc import Keys
+from mcpbridge.config.regular_file import read_regular_file
 from mcpbridge.config.settings import (
     PROCESS_SETTINGS,
     REMOTE_SETTINGS,
@@ -311,8 +312,7 @@ class ServerEntries:
             return {}
         shown = self._file.raw(keys) if self._file.is_expanded(keys) else path
         try:
-            with open(path, "rb") as file:
-                data = file.read(ENV_FILE_BYTES + 1)
+            data, _ = read_regular_file(path, ENV_FILE_BYTES)
             if len(data) > ENV_FILE_BYTES:
                 problems.append(
                     Problem(keys, f"{shown} has more than {ENV_FILE_BYTES} bytes (ENV_FILE_BYTES)")

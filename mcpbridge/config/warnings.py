@@ -10,8 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mcpbridge.config.auth import Auth, read_auth
 from mcpbridge.config.backend_environment import name_pattern, passed_environment
+from mcpbridge.config.name_lists import NameLists
 from mcpbridge.config.networks import Networks
-from mcpbridge.config.settings import DEFAULT_SESSIONS, BridgeSettings
+from mcpbridge.config.settings import (
+    DEFAULT_SESSIONS,
+    NAME_SETTINGS,
+    BridgeSettings,
+    ServerSettings,
+)
 
 
 def configuration_warnings(
@@ -30,6 +36,7 @@ def configuration_warnings(
             yield from _unknown_servers(where, read_auth(auth, where), settings)
             yield from authentication_warnings(where, read_auth(auth, where), settings.listen)
     for server in settings.servers:
+        yield from _unknown_identities(server, settings)
         for name in server.pass_env:
             if name == "*":
                 yield (
@@ -69,6 +76,19 @@ def configuration_warnings(
         )
 
 
+def _unknown_identities(server: ServerSettings, settings: BridgeSettings) -> Iterator[str]:
+    """Yield a line for lists of identities where the settings tell nobody apart."""
+    if settings.auth_of(server) is not None:
+        return
+    for name in NAME_SETTINGS:
+        lists: NameLists = getattr(server, name)
+        if any(each.restricts for each in lists.identities.values()):
+            yield (
+                f"server {server.name!r}: {name}.identities holds for nobody, because there is no"
+                " `auth` that tells identities apart; set `auth`, or use `allow` and `deny` for all"
+            )
+
+
 def _unknown_servers(name: str, auth: Auth, settings: BridgeSettings) -> Iterator[str]:
     """Yield a line for each token that is for a server that there is not."""
     known = {each.name for each in settings.servers}
@@ -84,12 +104,16 @@ def _unknown_servers(name: str, auth: Auth, settings: BridgeSettings) -> Iterato
 def _readable_credentials(settings: BridgeSettings) -> Iterator[str]:
     """Yield a line if a backend could read the credentials of another one's client."""
     # A launcher of the operator's own may run backends elsewhere, and as anybody.
-    names = [repr(each.name) for each in settings.servers if each.env_from and not each.launcher]
+    names = [
+        repr(each.name)
+        for each in settings.servers
+        if each.env_from and not each.launcher and each.user is None
+    ]
     if names:
         yield (
             f"env_from of {', '.join(names)}: all local backends run as one user, so one that was"
             " taken over can read the credentials of other clients (/proc/PID/environ); to prevent"
-            " that, run each server of the bridge in a container"
+            " that, run each server as a `user` of its own, or in a container"
         )
 
 

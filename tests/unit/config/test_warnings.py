@@ -9,6 +9,8 @@ from mcpbridge.config.warnings import authentication_warnings, configuration_war
 GONE = "server 'a': the environment variable GONE is not set (--pass-env, pass_env)"
 LIKE = "server 'a': no environment variable matches th* (--pass-env, pass_env)"
 WHOLE = "server 'a' gets the bridge's whole environment, including secrets; name only"
+NOBODY = "server 'a': prompts.identities holds for nobody, because there is no `auth` that tells"
+TOKENS = {"tokens": {"a": {"sha256": "0" * 64}}}
 RULES = {"TOKEN": {"header": "X-Token"}}
 READABLE = "env_from of 'a': all local backends run as one user, so one that was taken over can"
 READABLE_BOTH = "env_from of 'a', 'c': all local backends run as one user"
@@ -46,6 +48,10 @@ def server(name: str = "a", **settings: object) -> ServerSettings:
         ([server(env_from=RULES)], 1, [READABLE]),
         ([server(env_from=RULES), server("b"), server("c", env_from=RULES)], 1, [READABLE_BOTH]),
         ([server(env_from=RULES, launcher="a.b")], 1, []),
+        ([server(env_from=RULES, user="nobody")], 1, []),
+        ([server(tools={"deny": ["x"]})], 1, []),
+        ([server(prompts={"identities": {"token#a": {"allow": []}}})], 1, [NOBODY]),
+        ([server(tools={"identities": {"a": {"deny": ["x"]}}}, auth=TOKENS)], 1, []),
         ([server(warm=2, max_sessions=3)], 9, []),
         (
             [server(warm=3, max_sessions=3)],
