@@ -27,16 +27,17 @@ class Access:
     may be earlier, a new request has to be admitted anew.
 
     `environment` are variables for the processes that work for this caller (`env_from`).
-    `admitted_by` is the access control that has admitted it, None for nobody's.
+    `grounds` are those of the settings under which it was admitted (`auth.grounds`), None if
+    nobody was asked.
     `key` is what sessions, processes, tasks and calls that wait belong to: the name, and
     a digest of that environment.  One that has another key gets the answer for something
     that does not exist.
     """
 
     __slots__ = (
-        "admitted_by",
         "environment",
         "fresh_until",
+        "grounds",
         "identity",
         "key",
         "name",
@@ -60,7 +61,7 @@ class Access:
         self.until = until
         self.fresh_until = fresh_until
         self.environment = environment
-        self.admitted_by: Any = None
+        self.grounds: Any = None
         self.key = self.name if key is None else key
 
 

@@ -24,6 +24,7 @@ from mcpbridge.auth.request import AuthenticationRequest, Hides
 from mcpbridge.auth.resource_metadata import ProtectedResource
 from mcpbridge.auth.scopes import ScopeRules, for_challenge
 from mcpbridge.auth.session_environment import SessionEnvironment
+from mcpbridge.config.auth import Auth
 from mcpbridge.config.tuning import AUTHENTICATION_SECONDS, TOKEN_LEEWAY_SECONDS
 from mcpbridge.errors import (
     AuthenticationUnavailable,
@@ -78,7 +79,8 @@ class AccessControl:
         grounds: Grounds | None = None,
         clock: IReactorTime,
     ) -> None:
-        self._grounds = grounds
+        #: Those without settings are like no others.
+        self.grounds = Grounds(Auth(), server) if grounds is None else grounds
         #: What decides in its place; see `replace`.
         self._successor: AccessControl | None = None
         self._clock = clock
@@ -153,12 +155,10 @@ class AccessControl:
         Tell whether a caller has been admitted by something that holds unchanged, under
         these settings or those of before.
         """
-        before = access.admitted_by
-        if before is self or not self.identifies:
+        grounds, old, identity = self.grounds, access.grounds, access.identity
+        if grounds is old or not self.identifies:
             return True
-        identity, grounds = access.identity, self._grounds
-        old = None if before is None else before._grounds
-        if identity is None or grounds is None or old is None:
+        if identity is None or old is None:
             return False
         ground = grounds.of(identity)
         return (
@@ -289,7 +289,7 @@ class AccessControl:
             until=until,
             fresh_until=until if recheck is None else min(until, recheck),
         )
-        access.admitted_by = self
+        access.grounds = self.grounds
         if self._environment is not None:
             # Scopes first: whether variables are missing is for those who may use the server.
             access = self._environment.admit(self._checked(access), request)

@@ -110,7 +110,7 @@ class World:
         )
         self.server = server
         if access is not ANYBODY:
-            access.admitted_by = server.access_control
+            access.grounds = server.access_control and server.access_control.grounds
         opened: list[BackendSession] = []
         Deferred.fromCoroutine(
             server.open_session(lambda _: RecordingSink(), access=access)
