@@ -106,7 +106,9 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(collections|logging|os|pathlib|typing)\..*"),
     (r"py:.*", r"(automat|httptools|klein|msgspec|twisted|zope)\..*"),
     # What settings that are objects are made of; the pages about them describe their keys.
-    (r"py:class", r"mcpbridge\.config\..*|EnvironmentRule"),
+    (r"py:class", r"mcpbridge\.config\..*|EnvironmentRule|NameLists|ResourceLimits"),
+    # What an application sees of a server is its place in `Bridge.servers`.
+    (r"py:class", r"mcpbridge\.server\.Server"),
 ]
 
 # HTML.

@@ -17,6 +17,7 @@ import msgspec
 
 from mcpbridge.errors import INTERNAL_ERROR
 from mcpbridge.jsonrpc.envelope import split_batch
+from mcpbridge.jsonrpc.fragments import is_too_deep
 from mcpbridge.jsonrpc.members import (
     Members,
     changed,
@@ -231,6 +232,9 @@ def _has_twice(line: bytes) -> bool:
 def _without_json(line: bytes) -> bytes | None:
     """Return the answer in place of one that is no JSON; None in place of anything else."""
     if len(line) > MAX_LIST_BYTES:
+        return None
+    if is_too_deep(line):
+        # Some Pythons would read it.
         return None
     try:
         found, _ = _read_begin(line.decode("utf-8", "replace").lstrip())
