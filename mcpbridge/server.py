@@ -168,9 +168,9 @@ class Server:
         )
         #: The share of its client's address that each session holds.
         self._claim_of: dict[BackendSession, Claim] = {}
-        #: Open subscriptions of requests without sessions: as what each was admitted, and what
-        #: ends it.  There are no more than connections.
-        self._subscriptions: dict[object, tuple[Access, Callable[[], object]]] = {}
+        #: Requests of 2026-07-28 that last: as what each was admitted, and what ends it.
+        #: There are no more than two for each connection.
+        self._lasting: dict[object, tuple[Access, Callable[[], object]]] = {}
         #: Those whose sessions and requests go on after new settings were loaded.
         self._retired: list[ProcessGeneration] = []
         extensions = Extensions(launcher, limiter, own_limit, observers, filters, event_store)
@@ -294,9 +294,9 @@ class Server:
         for session in [*self.sessions.values(), *self.streamable.values()]:
             if not self.admits(session.access):
                 session.life.end(NOT_ADMITTED)
-        for access, end in list(self._subscriptions.values()):
+        for access, end in list(self._lasting.values()):
             if not self.admits(access):
-                guarded(self.log, "ending a subscription", end)
+                guarded(self.log, "ending a request", end)
 
     def admits(self, access: Access) -> bool:
         """Tell whether a caller that was admitted at some time is so under the settings of now."""
@@ -460,21 +460,20 @@ class Server:
             )
         return lambda result: streams.give_back(name)
 
-    def hold_subscription(
-        self, access: Access, end: Callable[[], object]
-    ) -> Callable[[object], None]:
+    def hold_request(self, access: Access, end: Callable[[], object]) -> Callable[[object], None]:
         """
-        Have `end` called when other settings do not admit a subscriber of 2026-07-28 any
-        more; return what is to be called, with anything, when its stream has ended.
+        Have `end` called when other settings do not admit the caller of a request of
+        2026-07-28 any more, which may wait or run for long; return what is to be called,
+        with anything, when it is over.
         """
         key = object()
-        self._subscriptions[key] = access, end
+        self._lasting[key] = access, end
         if not self.admits(access):
             # Other settings were loaded between its admission and now.
-            guarded(self.log, "ending a subscription", end)
+            guarded(self.log, "ending a request", end)
 
         def release(result: object) -> None:
-            self._subscriptions.pop(key, None)
+            self._lasting.pop(key, None)
 
         return release
 

@@ -15,6 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from mcpbridge.auth.access import Access
 from mcpbridge.config.settings import ServerSettings, share_of
 from mcpbridge.errors import MessageRefused, Refused, UnknownSession
 from mcpbridge.jsonrpc.envelope import peek
@@ -335,12 +336,11 @@ class Call:
         self.disconnected = False
         self.exchange = Exchange(
             request,
-            identity,
+            Access(key=identity, environment=environment),
             self,
             connection,
             client=world.client,
             caller=world.caller,
-            environment=environment,
         )
         self.failure: Failure | None = None
         self.deferred = Deferred.fromCoroutine(self._ask()).addErrback(self._failed)
@@ -408,7 +408,7 @@ class Call:
         message = {**self.message, "params": params}
         own = self.exchange
         return Call(
-            self.world, message, own.identity, connection or own.connection, own.environment
+            self.world, message, own.identity, connection or own.connection, own.access.environment
         )
 
 

@@ -449,7 +449,7 @@ class ConcurrentPool(WorkerPool):
         """Start a worker, for this request and others; None: another request has tried."""
         if not await self._starting.is_first(exchange.identity):
             return None
-        taking = self._pool.take(Newcomer(exchange.client), exchange.environment)
+        taking = self._pool.take(Newcomer(exchange.client), exchange.access.environment)
         starting = self._start_one(taking, exchange.identity, _need(exchange) == "alone")
         # A server may take longer to start than its clients wait.
         return await shielded(starting, self._unreserve, self._failed_unclaimed)

@@ -93,7 +93,7 @@ class StatelessDispatcher:
                 raise _no_such_method(exchange)
             visibility = exchange.visibility = self._visibility
             if visibility is not None and visibility.rules is not None:
-                judged = visibility.judged(exchange.caller_name, request)
+                judged = visibility.judged(exchange.access.name, request)
                 if isinstance(judged, bytes):
                     exchange.deliver([judged], True)
                     return None
@@ -283,7 +283,7 @@ class StatelessDispatcher:
         ticket, newcomer = Ticket(), Newcomer(exchange.client)
         while True:
             try:
-                return await self._pool.take(newcomer, exchange.environment)
+                return await self._pool.take(newcomer, exchange.access.environment)
             except BackendFailed as error:
                 self._pool.fail(str(error))
                 raise

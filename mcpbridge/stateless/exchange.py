@@ -8,18 +8,18 @@ HTTP, nor which revision of MCP the server speaks.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from mcpbridge.auth.access import Access
 from mcpbridge.errors import InvalidToken, Refused
 from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, LISTEN, ModernRequest
 from mcpbridge.mcp.subscriptions import all_changes, change_line, promised_by
 from mcpbridge.processes.address_shares import Claim
 from mcpbridge.processes.audited_calls import AuditedRequest
-from mcpbridge.processes.backend_session import NO_VARIABLES
 from mcpbridge.processes.caller import Caller
 from mcpbridge.processes.visibility import Visibility
 from mcpbridge.stateless.client_connection import ClientConnection
@@ -72,26 +72,25 @@ class Exchange:
     """
     A request, its caller and its response.
 
-    `identity` is who asks, as far as the bridge knows: a process that has
-    served one identity serves no other.  `connection` is the one that the
+    `access` is as what its caller was admitted: a process that has served one
+    key serves no other, and one that is started for the request gets the variables
+    of the caller (`env_from`).  `connection` is the one that the
     request came on; None where that is not known, or where a proxy sends the
     requests of several clients on it.  `client` is the address whose share it
     counts against; None: nobody's.  `caller` is what filters and observers
-    are told of the client.  `environment` are variables of the client for a
-    process that is started for it (`env_from`); `identity` tells clients with
-    different ones apart, so that a process with them serves nobody else.
+    are told of the client.
     """
 
     __slots__ = (
         "_acknowledged",
         "_sink",
         "_worker",
+        "access",
         "audited",
         "caller",
         "claim",
         "client",
         "connection",
-        "environment",
         "identity",
         "is_subscription",
         "over",
@@ -102,23 +101,23 @@ class Exchange:
     def __init__(
         self,
         request: ModernRequest,
-        identity: str,
+        access: Access,
         sink: ExchangeSink,
         connection: ClientConnection | None = None,
         *,
         client: str | None = None,
         caller: Caller | None = None,
-        environment: Mapping[str, str] = NO_VARIABLES,
         audited: AuditedRequest | None = None,
     ) -> None:
         self.request = request
         #: Whether it is a `subscriptions/listen`, which stays open for notifications.
         self.is_subscription = request.method == LISTEN
-        self.identity = identity
+        self.access = access
+        #: Whom its process may serve: `Access.key`.
+        self.identity = access.key
         self.connection = connection
         self.client = client
         self.caller = caller
-        self.environment = environment
         #: Makes its record; None where there is no audit log.
         self.audited = audited
         #: What it has of its client's share, until it is over.
@@ -129,12 +128,6 @@ class Exchange:
         self._worker: Worker | None = None
         self._sink = sink
         self._acknowledged = False
-
-    @property
-    def caller_name(self) -> str:
-        """The name of the identity that asks; an empty string without one."""
-        # A key ends with a digest of the caller's variables, if there are any.
-        return self.identity.partition("\0")[0]
 
     def assign(self, worker: Worker) -> None:
         """Tell this worker of cancellation and backpressure from now on."""
@@ -181,10 +174,10 @@ class Exchange:
             if self._worker is not None:
                 self._worker.cancel(self)
 
-    def expire(self) -> None:
-        """End it with an error: the access of its caller has expired."""
+    def withdraw(self, why: str) -> None:
+        """End it with this error: its caller has no access any more."""
         if not self.over:
-            self.fail(InvalidToken("the access of this client has expired"))
+            self.fail(InvalidToken(why))
             if self._worker is not None:
                 self._worker.cancel(self)
 
@@ -202,7 +195,7 @@ class Exchange:
         """Return messages without what is not there for the client."""
         if self.request.method in NO_LISTS:
             return lines
-        return visibility.to_client(self.caller_name, lines)
+        return visibility.to_client(self.access.name, lines)
 
     def _end(self) -> ExchangeSink:
         """

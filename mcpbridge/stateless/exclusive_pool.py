@@ -291,7 +291,9 @@ class ExclusivePool(WorkerPool):
     ) -> ExclusiveWorker:
         self._opening.add(exchange)
         try:
-            return await self._open(key, exchange.request, exchange.environment, claim, newcomer)
+            return await self._open(
+                key, exchange.request, exchange.access.environment, claim, newcomer
+            )
         finally:
             self._opening.remove(exchange)
             self._first.over()

@@ -100,9 +100,7 @@ class TaskSubscription:
         part = _Part(self)
         self._parts.append(part)
         whole = self._exchange
-        self._rest = Exchange(
-            request, whole.identity, part, caller=self.caller, environment=whole.environment
-        )
+        self._rest = Exchange(request, whole.access, part, caller=self.caller)
         return self._rest
 
     def begin(self) -> None:

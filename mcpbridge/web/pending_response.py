@@ -233,11 +233,10 @@ class PendingExchange(PendingResponse[ExchangeSink]):
         super().__init__(connection, encoder)
         self.exchange = Exchange(
             asked,
-            access.key,
+            access,
             self,
             None if proxied else connection.client_connection(),
             client=access.name or connection.client_address(),
-            environment=access.environment,
             audited=audited,
         )
         self._headers = headers

@@ -9,10 +9,11 @@ process works on a request is for `stateless.dispatcher`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -53,10 +54,10 @@ from mcpbridge.mcp.modern_request import (
     read_request,
     try_read_request,
 )
-from mcpbridge.server import Server
+from mcpbridge.server import NOT_ADMITTED, Server
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange, Work
-from mcpbridge.web.access_expiry import AccessExpiry
+from mcpbridge.web.access_expiry import EXPIRED, AccessExpiry
 from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted
 from mcpbridge.web.pending_response import PendingExchange
@@ -142,12 +143,11 @@ class ModernEndpoint:
         response = ExchangeResponse(request, settings, self._clock, may)
         exchange = response.exchange = Exchange(
             asked,
-            access.key,
+            access,
             response,
             _connection(request),
             client=self._client_of(request),
             caller=caller,
-            environment=access.environment,
         )
         if self._server.audit is not None:
             size = len(body if isinstance(body, bytes) else body.line)
@@ -160,10 +160,10 @@ class ModernEndpoint:
 
         request.notifyFinish().addErrback(gone)
         if listens:
-            expiry = AccessExpiry(self._clock, lambda: access.until, exchange.expire)
+            expired = partial(exchange.withdraw, EXPIRED)
+            expiry = AccessExpiry(self._clock, lambda: access.until, expired)
             request.notifyFinish().addBoth(expiry.stop)
-            held = self._server.hold_subscription(access, exchange.expire)
-            request.notifyFinish().addBoth(held)
+        self._hold(request, exchange)
         try:
             # An error of a queued request has a status of its own.
             response.wait(settings.queue_timeout + COMMIT_SECONDS)
@@ -188,9 +188,16 @@ class ModernEndpoint:
 
         request.notifyFinish().addErrback(gone)
         pending.take_over(response)
+        self._hold(request, pending.exchange)
         # What has come is written by now; if nothing has, it has taken long.
         response.wait(0)
         await response.finished
+
+    def _hold(self, request: Any, exchange: Exchange) -> None:
+        """Have it end at once if other settings do not admit its caller any more."""
+        if not exchange.over:
+            end = partial(exchange.withdraw, NOT_ADMITTED)
+            request.notifyFinish().addBoth(self._server.hold_request(exchange.access, end))
 
 
 def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | None:
@@ -267,16 +274,29 @@ def work_on(server: Server, exchange: Exchange, headers: Headers) -> Work | None
     except Exception as error:
         _fail(exchange, error)
         return None
-    return None if waiting is None else _wait(exchange, waiting)
+    return None if waiting is None else _wait(server, exchange, waiting)
 
 
-async def _wait(exchange: Exchange, waiting: Work) -> None:
+async def _wait(server: Server, exchange: Exchange, waiting: Work) -> None:
+    work = Deferred.fromCoroutine(waiting)
+    withdrawn = False
+
+    def withdraw() -> None:
+        nonlocal withdrawn
+        withdrawn = True
+        exchange.withdraw(NOT_ADMITTED)
+        work.cancel()
+
+    release = server.hold_request(exchange.access, withdraw)
     try:
-        await waiting
+        await work
     except CancelledError:
-        raise
+        if not withdrawn:
+            raise
     except Exception as error:
         _fail(exchange, error)
+    finally:
+        release(None)
 
 
 def _fail(exchange: Exchange, error: Exception) -> None:

@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "remote": GROUND | {"mcp", "trust"},
     "processes": GROUND | {"auth", "mcp", "translation"},
     "session": GROUND | {"mcp", "translation", "processes"},
-    "stateless": GROUND | {"mcp", "translation", "processes"},
+    "stateless": GROUND | {"auth", "mcp", "translation", "processes"},
     "generation": GROUND | {"processes", "session", "stateless"},
     "server": GROUND
     | {"auth", "generation", "sliced_work", "mcp", "processes", "session", "stateless"},

@@ -20,12 +20,12 @@ from mcpbridge.bridge import Bridge
 from mcpbridge.config import tuning
 from mcpbridge.config.changes import AT_START, NAMED_SERVERS, changes, without_restart
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
-from mcpbridge.config.tuning import REMOVED_SECONDS
+from mcpbridge.config.tuning import COMMIT_SECONDS, REMOVED_SECONDS
 from mcpbridge.errors import CannotListen, Exposed, SettingError
 from mcpbridge.interfaces import ISessionLimiter
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.pool import RETIRED
-from mcpbridge.server import REMOVED
+from mcpbridge.server import NOT_ADMITTED, REMOVED
 from mcpbridge.tap import Options, makeService
 from tests.unit.web.test_refusals import (
     CALL,
@@ -381,6 +381,57 @@ def test_token_that_is_withdrawn_lets_nobody_in(make: Any, way: str) -> None:
     assert poster.status() == 202
     assert path
     assert not other.transport.disconnecting
+
+
+@each_way
+@pytest.mark.parametrize("kind", [Legacy, Modern])
+def test_stateless_request_that_lasts_ends_with_its_token(make: Any, way: str, kind: Any) -> None:
+    """Whoever's token is withdrawn gets an error in place of the answer; others notice nothing."""
+    place = make(server("a"), auth=tokens(alice={}, bob={}))
+    place.launcher.kind = kind
+    clients = {token: place.connect(way=way) for token in (ALICE[0], BOB[0])}
+    for token, client in clients.items():
+        client.send("POST", "/a/mcp", MODERN_CALL, token, version="2026-07-28")
+        if kind is Legacy:
+            # A modern one has answered `tools/list` itself.
+            place.respond(tools=[])
+    place.reactor.pump([COMMIT_SECONDS, 0.1])
+    alice, bob = place.launcher.backends[-2:]
+    assert all(b"tools/call" in each.sent[-1] for each in (alice, bob))
+    place.reload(server("a"), auth=tokens(bob={}))
+    place.reactor.pump([0.1] * 20)
+    written = clients[ALICE[0]].written()
+    assert NOT_ADMITTED.encode() in written
+    assert clients[BOB[0]].status() in (0, 200)
+    # Its process is told, or ended.
+    assert stops(alice) or b"notifications/cancelled" in alice.sent[-1]
+    assert not stops(bob)
+    assert b"tools/call" in bob.sent[-1]
+    place.respond(content=[{"type": "text", "text": "for bob"}])
+    assert b"for bob" in clients[BOB[0]].read + clients[BOB[0]].written()
+    [served] = place.bridge.servers
+    assert served._lasting == {}
+
+
+@each_way
+def test_stateless_request_that_waits_ends_with_its_token(make: Any, way: str) -> None:
+    """No process is started for it any more."""
+    place = make(server("a", max_sessions=1), auth=tokens(alice={}, bob={}))
+    running, waiting = place.connect(way=way), place.connect(way=way)
+    running.send("POST", "/a/mcp", MODERN_CALL, BOB[0], version="2026-07-28")
+    place.respond(tools=[])
+    waiting.send("POST", "/a/mcp", MODERN_CALL, ALICE[0], version="2026-07-28")
+    started = len(place.launcher.backends)
+    assert waiting.status() == 0
+    place.reload(server("a", max_sessions=1), auth=tokens(bob={}))
+    assert waiting.status() == 401
+    assert NOT_ADMITTED.encode() in waiting.read
+    place.respond(content=[])
+    assert running.status() == 200
+    place.reactor.pump([0.1] * 20)
+    assert len(place.launcher.backends) == started
+    [served] = place.bridge.servers
+    assert served._lasting == {}
 
 
 @pytest.mark.parametrize(
@@ -1036,7 +1087,7 @@ def test_subscription_of_a_client_who_is_not_admitted_any_more_ends_at_once(make
     ended: list[str] = []
     [served] = place.bridge.servers
     access = Access(Identity(issuer="token", subject="alice"))
-    served.hold_subscription(access, lambda: ended.append("ended"))
+    served.hold_request(access, lambda: ended.append("ended"))
     assert ended == ["ended"]
 
 

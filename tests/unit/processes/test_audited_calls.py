@@ -10,6 +10,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from mcpbridge.audit_log import AuditRecord
+from mcpbridge.auth.access import ANYBODY
 from mcpbridge.config.tuning import AUDIT_ARGUMENT_BYTES, AUDIT_OPEN_CALLS
 from mcpbridge.errors import BackendBusy, BackendEnded
 from mcpbridge.jsonrpc.envelope import peek, peek_again
@@ -300,7 +301,7 @@ def exchange(
         address="192.0.2.1",
         size=100,
     )
-    return Exchange(request, "", Sink(), audited=audited), log, clock
+    return Exchange(request, ANYBODY, Sink(), audited=audited), log, clock
 
 
 def test_request_without_a_session_is_recorded_when_it_is_answered() -> None:
@@ -339,7 +340,7 @@ def test_other_ends_of_a_request_without_a_session() -> None:
 
 def test_expired_access_is_a_refusal() -> None:
     made, log, _ = exchange("subscriptions/listen", notifications={})
-    made.expire()
+    made.withdraw("its access has ended")
     [record] = log.records
     assert (record.outcome, record.status) == ("refused", 401)
 

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from mcpbridge.audit_log import AuditRecord
-from mcpbridge.auth.access import Access
+from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.auth.identity import Identity
 from mcpbridge.auth.scopes import ScopeRules
@@ -49,6 +49,7 @@ def visibility(tools: Any = None, prompts: Any = None, resources: Any = None) ->
 
 
 DENY_X = {"deny": ["x"]}
+BOB = Access(Identity(issuer="token", subject="bob"), key="token#bob\0digest")
 
 
 def test_nothing_is_asked_where_nothing_is_restricted() -> None:
@@ -369,7 +370,7 @@ def exchanged(method: str, lines: list[bytes], lists: Visibility | None) -> list
     """Return what a client gets."""
     recorder = Recorder()
     params: dict[str, object] = {"name": "a"}
-    exchange = Exchange(own_request(method, params), "token#bob\0digest", recorder)
+    exchange = Exchange(own_request(method, params), BOB, recorder)
     exchange.visibility = lists
     exchange.deliver(lines, False)
     return recorder.lines
@@ -388,7 +389,7 @@ def test_answers_of_2026_07_28() -> None:
 def test_a_request_for_what_is_denied_needs_no_process() -> None:
     world = World()
     recorder = Recorder()
-    exchange = Exchange(own_request("tools/call", {"name": "x"}), "", recorder)
+    exchange = Exchange(own_request("tools/call", {"name": "x"}), ANYBODY, recorder)
     assert world.server.stateless.ask(exchange, lambda name: []) is None
     assert exchange.over
     assert recorder.lines == [UNKNOWN.replace(b'"id":1', b'"id":0')]
@@ -400,7 +401,7 @@ def test_a_subscription_to_what_is_denied_is_made_without_it() -> None:
     wanted: dict[str, object] = {
         "notifications": {"resourceSubscriptions": ["file:///x", "file:///a"]}
     }
-    exchange = Exchange(own_request("subscriptions/listen", wanted), "", Recorder())
+    exchange = Exchange(own_request("subscriptions/listen", wanted), ANYBODY, Recorder())
     waiting = world.server.stateless.ask(exchange, lambda name: [])
     assert waiting is not None
     waiting.close()

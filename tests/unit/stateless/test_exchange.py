@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from mcpbridge.auth.access import ANYBODY
 from mcpbridge.errors import BackendEnded, ServerBusy, ShuttingDown
 from mcpbridge.mcp.modern_request import SUBSCRIPTION_ID
 from mcpbridge.mcp.own_request import own_request
@@ -52,7 +53,7 @@ class Recorder:
 
 def make(method: str = "x") -> tuple[Exchange, Recorder]:
     recorder = Recorder()
-    exchange = Exchange(own_request(method, {}), "", recorder)
+    exchange = Exchange(own_request(method, {}), ANYBODY, recorder)
     exchange.assign(recorder)
     return exchange, recorder
 
