@@ -7,8 +7,8 @@ told of messages where they pass anyway, and changes none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
@@ -34,9 +34,11 @@ from mcpbridge.mcp.operations import NAMED_BY
 
 _CANCELLED = "notifications/cancelled"
 
-_Result = TypeVar("_Result")
-#: A message, its envelope, and what its parameters are read from.
-_Message = tuple[bytes, Envelope, bytes]
+#: Why a notification is refused that nobody answers.
+DROPPED = "it was dropped: a filter refuses it, or it is about something that is not there"
+
+#: The index of a line, a message of it, its envelope, and what its parameters are read from.
+_Message = tuple[int, bytes, Envelope, bytes]
 
 
 class _Call(NamedTuple):
@@ -91,33 +93,41 @@ class AuditedSession:
         lines: Sequence[bytes],
         envelopes: Sequence[Envelope | None],
         digests: Sequence[bytes] | None,
-        send: Callable[[], _Result],
+        send: Callable[[], Collection[int]],
         address: str | None,
-    ) -> _Result:
+    ) -> Collection[int]:
         """
-        Send messages of the client to the backend by calling `send`, and note them; what that
-        raises is their refusal.  `envelopes` are theirs, None for a batch, and of large
-        ones `digests` have the names in their parameters.  `address` is where this POST came
-        from: whoever has stolen an id and a token need not come from where the session does.
+        Send messages of the client to the backend by calling `send`, and note them.  It
+        returns the indexes of the lines that were dropped, and so does this; of a batch a part
+        may be dropped, which is not told here.  What it raises is the refusal of all of them.
+
+        `envelopes` are theirs, None for a batch, and of large ones `digests` have the names in
+        their parameters.  `address` is where this POST came from: whoever has stolen an id and
+        a token need not come from where the session does.
         """
         first = envelopes[0]
         if len(lines) == 1 and first is not None:
             # Nearly every message.
-            messages = [(lines[0], first, (digests or lines)[0])]
+            messages = [(0, lines[0], first, (digests or lines)[0])]
         else:
             messages = list(_messages(lines, envelopes, digests or lines))
-        calls = [self._begin(*each, address) for each in messages]
+        calls = [self._begin(*each[1:], address) for each in messages]
         try:
-            result = send()
+            dropped = send()
         except BaseException as error:
             self._not_sent(messages, calls, error)
             raise
-        for (_, envelope, digest), call in zip(messages, calls, strict=True):
-            if call is not None and not envelope.is_request:
+        for (number, _, envelope, digest), call in zip(messages, calls, strict=True):
+            if call is None or envelope.is_request:
+                # A dropped request has an answer, which says why.
+                continue
+            if number in dropped:
+                self._record("refused", call, timed=False, reason=DROPPED)
+            else:
                 self._record("ok", call, timed=False)
                 if call.method == _CANCELLED:
                     self._cancel(digest)
-        return result
+        return dropped
 
     def done(self, what: str, address: str | None) -> None:
         """Note what a client has got that is no message: a stream, the end of its session."""
@@ -189,7 +199,7 @@ class AuditedSession:
     def _not_sent(
         self, messages: Sequence[_Message], calls: Sequence[_Call | None], error: BaseException
     ) -> None:
-        for (_, envelope, _), call in zip(messages, calls, strict=True):
+        for (_, _, envelope, _), call in zip(messages, calls, strict=True):
             if call is None:
                 continue
             if envelope.is_request and self._open.get(_id(envelope)) is call:
@@ -321,14 +331,14 @@ def _messages(
     lines: Sequence[bytes], envelopes: Sequence[Envelope | None], digests: Sequence[bytes]
 ) -> Iterator[_Message]:
     """Yield the messages, those of a batch one by one."""
-    for line, envelope, digest in zip(lines, envelopes, digests, strict=True):
+    for number, (line, envelope, digest) in enumerate(zip(lines, envelopes, digests, strict=True)):
         if envelope is not None:
-            yield line, envelope, digest
+            yield number, line, envelope, digest
             continue
         for element in split_batch(line) or ():
             found = peek(element) or peek_again(element)
             if found is not None:
-                yield element, found, element
+                yield number, element, found, element
 
 
 def _id(envelope: Envelope) -> JsonRpcId:

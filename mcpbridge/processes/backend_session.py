@@ -352,10 +352,10 @@ class BackendSession:
                 return
             if self.caller is not None and envelope.method == "initialize":
                 self.caller.initialized(line)
+        digests = None if digest is None else [digest]
         if self.audited is None:
-            self.post_to_backend([line], [envelope], count, None if digest is None else [digest])
+            self.post_to_backend([line], [envelope], count, digests)
         else:
-            digests = None if digest is None else [digest]
             post = partial(self.post_to_backend, [line], [envelope], count, digests)
             self.audited.post([line], [envelope], digests, post, address)
 

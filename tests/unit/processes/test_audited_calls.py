@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from mcpbridge.errors import BackendBusy, BackendEnded
 from mcpbridge.jsonrpc.envelope import peek, peek_again
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.own_request import own_request
-from mcpbridge.processes.audited_calls import AuditedRequest, AuditedSession
+from mcpbridge.processes.audited_calls import DROPPED, AuditedRequest, AuditedSession
 from mcpbridge.stateless.exchange import Exchange
 
 
@@ -70,16 +70,17 @@ class Session:
         digests: Sequence[bytes] | None = None,
         error: Exception | None = None,
         meanwhile: Sequence[bytes] = (),
+        dropped: Collection[int] = (),
     ) -> None:
-        def send() -> str:
+        def send() -> Collection[int]:
             self.audited.sent(meanwhile)
             if error is not None:
                 raise error
-            return "sent"
+            return dropped
 
         envelopes = [peek(each) or peek_again(each) for each in lines]
         sent = self.audited.post(lines, envelopes, digests, send, "192.0.2.1")
-        assert sent == "sent"
+        assert sent is dropped
 
 
 def test_request_is_recorded_when_it_is_answered() -> None:
@@ -171,6 +172,22 @@ def test_notification_is_recorded_at_once_and_an_answer_of_the_client_is_not() -
     [record] = session.log.records
     assert (record.outcome, record.method) == ("ok", "notifications/initialized")
     assert record.seconds is None
+
+
+def test_notification_that_was_dropped_is_refused() -> None:
+    """What cancels nothing, as the server does not get it, leaves its request open."""
+    session = Session()
+    session.post(call(1, "slow"))
+    notes = [
+        line(method="notifications/cancelled", params={"requestId": 1}),
+        line(method="notifications/x"),
+        call(2, "answered anyway"),
+    ]
+    session.post(*notes, dropped={0, 2})
+    refused, passed = session.log.records
+    assert (refused.outcome, refused.reason) == ("refused", DROPPED)
+    assert (passed.outcome, passed.method) == ("ok", "notifications/x")
+    assert len(session.audited) == 2
 
 
 def test_cancelled_request() -> None:
