@@ -1,6 +1,6 @@
 """
 The command `mcpbridge check FILE`: says everything that is wrong with a configuration
-file, and what would run, and starts nothing.
+file, and what would run, and starts no server.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Usage: mcpbridge check [options] FILE
 
 Check a configuration file: list all of its errors, each with its line, and what would
 run: the command lines of the servers without secrets, their programs, the listeners,
-and who may come in.  Nothing is started or written; but extensions that the file names
-are imported and made.  The exit status is 0 if the bridge would serve everything as it
-is written, and 1 otherwise.
+and who may come in.  No server is started and no file written; but extensions that the file
+names are imported and made, and confinement is tried out with a harmless process.  The
+exit status is 0 if the bridge would serve everything as it is written, and 1 otherwise.
 
 Options:
   --json      Print the report as JSON.

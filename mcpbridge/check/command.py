@@ -19,6 +19,7 @@ from mcpbridge.check.machine import (
     Trouble,
     auth_troubles,
     bridge_troubles,
+    bridge_warnings,
     is_exposed,
     open_servers,
 )
@@ -164,6 +165,7 @@ def _check_settings(
         each for each in bridge_facts(settings) if auth_is_known or each[0] != "listen"
     )
     report.warnings += configuration_warnings(settings, environment)
+    report.warnings += bridge_warnings(settings)
     report.warnings = list(dict.fromkeys(report.warnings))
 
 

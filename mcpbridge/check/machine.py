@@ -42,6 +42,7 @@ from mcpbridge.stdio.command import backend_environment, find_program
 from mcpbridge.stdio.confinement import describe_confinement
 from mcpbridge.stdio.confinement_check import confinement_errors
 from mcpbridge.stdio.launcher import LocalLauncher
+from mcpbridge.stdio.state_file import why_no_state_directory
 
 
 class Trouble(NamedTuple):
@@ -173,6 +174,17 @@ def bridge_troubles(settings: BridgeSettings) -> Iterator[Trouble]:
             why = _why_not_writable(os.path.dirname(path) or ".")
             if why is not None:
                 yield Trouble("audit_log", f"cannot be made in its directory: {why}")
+
+
+def bridge_warnings(settings: BridgeSettings) -> Iterator[str]:
+    """Yield what the bridge does without, and should not."""
+    if settings.state_dir is not None:
+        why = why_no_state_directory(settings.state_dir)
+        if why is not None:
+            yield (
+                f"state_dir {settings.state_dir!r} cannot be used, so that a start after a kill"
+                f" would clean up nothing: {why}"
+            )
 
 
 def auth_troubles(settings: BridgeSettings, server: ServerSettings) -> Iterator[Trouble]:

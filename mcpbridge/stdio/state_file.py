@@ -263,14 +263,45 @@ def open_state_directory(folders: Iterable[str]) -> str:
         except OSError as error:
             why = f"{folder}: {error.strerror}"
             continue
-        if not _is_safe(found):
-            # Whoever can write there could have the bridge run any program.
-            why = f"{folder}: it belongs to another user, or others may write to it"
-        elif not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            why = f"{folder}: it is not writable"
-        else:
+        unusable = _why_unusable(folder, found)
+        if unusable is None:
             return folder
+        why = f"{folder}: {unusable}"
     raise NoStateDirectory(why)
+
+
+def why_no_state_directory(folder: str) -> str | None:
+    """
+    Return why a directory could not be used, or made, for state files; None if it could.
+
+    Makes nothing.
+    """
+    path = folder = os.path.abspath(folder)
+    while True:
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            if os.path.lexists(path):
+                return f"{path} is a symbolic link to nothing"
+            path = os.path.dirname(path)
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+        else:
+            break
+    if path == folder:
+        return _why_unusable(folder, found)
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{path} is no directory"
+    return None if os.access(path, os.W_OK | os.X_OK) else f"{path} is not writable"
+
+
+def _why_unusable(folder: str, found: os.stat_result) -> str | None:
+    if not stat.S_ISDIR(found.st_mode):
+        return "it is no directory"
+    if not _is_safe(found):
+        # Whoever can write there could have the bridge run any program.
+        return "it belongs to another user, or others may write to it"
+    return None if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else "it is not writable"
 
 
 def is_safe_directory(folder: str) -> bool:

@@ -498,6 +498,21 @@ def test_what_would_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not {*os.listdir(folder)} & {"audit.log"}
 
 
+def test_a_state_directory_that_cannot_be_used_is_a_warning(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not made, either."""
+    (folder / "file").touch()
+    status, text = check(capsys, right(folder, {"state_dir": "file/x"}, a={"command": "cat"}))
+    assert (status, "a start after a kill would clean up nothing" in " ".join(text.split())) == (
+        0,
+        True,
+    )
+    status, text = check(capsys, right(folder, {"state_dir": "new/x"}, a={"command": "cat"}))
+    assert (status, "clean up" in text) == (0, False)
+    assert not (folder / "new").exists()
+
+
 def test_a_report_for_programs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = right(
         folder, {}, a={"command": "cat"}, b={"command": "cat", "args": 1}, c={"disabled": True}

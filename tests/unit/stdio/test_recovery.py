@@ -41,6 +41,7 @@ from mcpbridge.stdio.state_file import (
     is_safe_directory,
     open_state_directory,
     take_dead,
+    why_no_state_directory,
 )
 from mcpbridge.stdio.watchdog import LOGGED_BYTES
 
@@ -275,6 +276,14 @@ def test_first_usable_directory_is_used(tmp_path: Path) -> None:
             open_state_directory([each])
     with pytest.raises(NoStateDirectory, match="HOME"):
         open_state_directory([])
+    for each in bad:
+        assert why_no_state_directory(each)
+    assert why_no_state_directory(good) is None
+    assert why_no_state_directory(str(tmp_path / "new" / "one")) is None
+    assert why_no_state_directory("no/such/directory") is None
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    assert why_no_state_directory(str(tmp_path / "link" / "x"))
+    assert not (tmp_path / "new").exists()
     assert is_safe_directory(good)
     assert not is_safe_directory(str(wide))
     assert not is_safe_directory(str(tmp_path / "none"))
