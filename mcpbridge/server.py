@@ -7,7 +7,7 @@ by.  Knows sessions; must not know HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import chain
@@ -45,7 +45,9 @@ from mcpbridge.jsonrpc.large_messages import (
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import ModernRequest
+from mcpbridge.mcp.name_rules import Kind
 from mcpbridge.mcp.operations import read_large_operations, read_operations
+from mcpbridge.mcp.subscriptions import list_changes
 from mcpbridge.processes.abandoned_sessions import Newcomer
 from mcpbridge.processes.address_shares import Claim, Claims, Shares
 from mcpbridge.processes.audited_calls import AuditedRequest, AuditedSession, record_refusal
@@ -168,9 +170,9 @@ class Server:
         )
         #: The share of its client's address that each session holds.
         self._claim_of: dict[BackendSession, Claim] = {}
-        #: Requests of 2026-07-28 that last: as what each was admitted, and what ends it.
+        #: Requests of 2026-07-28 that last, and what ends each.
         #: There are no more than two for each connection.
-        self._lasting: dict[object, tuple[Access, Callable[[], object]]] = {}
+        self._lasting: dict[object, tuple[Exchange, Callable[[], object]]] = {}
         #: Those whose sessions and requests go on after new settings were loaded.
         self._retired: list[ProcessGeneration] = []
         extensions = Extensions(launcher, limiter, own_limit, observers, filters, event_store)
@@ -294,8 +296,8 @@ class Server:
         for session in [*self.sessions.values(), *self.streamable.values()]:
             if not self.admits(session.access):
                 session.life.end(NOT_ADMITTED)
-        for access, end in list(self._lasting.values()):
-            if not self.admits(access):
+        for exchange, end in list(self._lasting.values()):
+            if not self.admits(exchange.access):
                 guarded(self.log, "ending a request", end)
 
     def admits(self, access: Access) -> bool:
@@ -460,15 +462,17 @@ class Server:
             )
         return lambda result: streams.give_back(name)
 
-    def hold_request(self, access: Access, end: Callable[[], object]) -> Callable[[object], None]:
+    def hold_request(
+        self, exchange: Exchange, end: Callable[[], object]
+    ) -> Callable[[object], None]:
         """
         Have `end` called when other settings do not admit the caller of a request of
         2026-07-28 any more, which may wait or run for long; return what is to be called,
         with anything, when it is over.
         """
         key = object()
-        self._lasting[key] = access, end
-        if not self.admits(access):
+        self._lasting[key] = exchange, end
+        if not self.admits(exchange.access):
             # Other settings were loaded between its admission and now.
             guarded(self.log, "ending a request", end)
 
@@ -607,13 +611,20 @@ class Server:
         has_rules = control is not None and control.rules.reads_messages
         return has_rules or self.visibility.rules is not None
 
-    def _visibility_changed(self) -> None:
-        """Have the lists hold for living sessions, in place of those before."""
+    def _visibility_changed(self, kinds: Collection[Kind]) -> None:
+        """Have the lists hold for those who are here, and tell them of it as a server does."""
         self.reads_operations = self._reads_operations()
         visibility = None if self.visibility.rules is None else self.visibility
         for table in (self.sessions, self.streamable):
             for session in table.values():
                 session.visibility = visibility
+                told = list(list_changes(session.told_lists.intersection(kinds)))
+                if told:
+                    lines = [each.line for each in told]
+                    guarded(self.log, "telling of other lists", session.send_as_backend, lines)
+        changes = list(list_changes(kinds))
+        for exchange in {exchange for exchange, _ in self._lasting.values()}:
+            guarded(self.log, "telling of other lists", exchange.tell, changes)
 
     def check_operations(self, body: bytes, access: Access, path: str) -> None:
         """

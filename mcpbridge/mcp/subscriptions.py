@@ -7,7 +7,7 @@ Knows filters and the lines of a stream; must not know who subscribes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -37,6 +37,7 @@ LIST_CHANGED = {
     "notifications/resources/list_changed": "resourcesListChanged",
 }
 RESOURCES = "resourceSubscriptions"
+_LISTS = ("tools", "prompts", "resources")
 
 
 class Change(NamedTuple):
@@ -110,6 +111,20 @@ def acknowledge(wanted: Filter, capabilities: Members) -> Filter:
         wanted.resources_list_changed and _can(capabilities, "resources", "listChanged"),
         wanted.resource_subscriptions if _can(capabilities, "resources", "subscribe") else (),
     )
+
+
+def told_lists(initialize_result: msgspec.Raw) -> frozenset[str]:
+    """Return the lists of whose changes a server promises to tell (`listChanged`)."""
+    capabilities = members_of(members_of(initialize_result).get("capabilities"))
+    return frozenset(name for name in _LISTS if _can(capabilities, name, "listChanged"))
+
+
+def list_changes(lists: Iterable[str]) -> Iterator[Change]:
+    """Yield the changes of these lists: "tools", "prompts" and "resources"."""
+    for name in lists:
+        yield Change(
+            f"{name}ListChanged", None, notification_line(f"notifications/{name}/list_changed")
+        )
 
 
 def _can(capabilities: Members, name: str, what: str) -> bool:

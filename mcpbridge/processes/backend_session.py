@@ -177,6 +177,9 @@ class BackendSession:
     audited: AuditedSession | None = None
     #: What its client may see and call; None where that is everything.
     visibility: Visibility | None = None
+    #: The lists of whose changes its client was promised to be told: "tools", "prompts" and
+    #: "resources".
+    told_lists: frozenset[str] = frozenset()
 
     backend: Any = None
     adapter: Adapter | None = None

@@ -16,7 +16,7 @@ from mcpbridge.config.name_lists import NameLists
 from mcpbridge.jsonrpc.envelope import split_batch
 from mcpbridge.jsonrpc.recent_set import Recent
 from mcpbridge.mcp.modern_request import ModernRequest
-from mcpbridge.mcp.name_rules import Kind, NameRules
+from mcpbridge.mcp.name_rules import KINDS, Kind, NameRules
 from mcpbridge.mcp.named_requests import PASSES, judge, judge_request
 from mcpbridge.mcp.unmatched_patterns import UnmatchedPatterns
 from mcpbridge.mcp.visible_lists import VisibleLists
@@ -64,7 +64,7 @@ class Visibility:
     The lists of one server.
 
     `rules` are None where they restrict nobody: then nothing else is to be asked.
-    `changed` is called when they have become others.
+    `changed` is called with the kinds whose lists have become others.
     """
 
     log = Logger()
@@ -75,7 +75,7 @@ class Visibility:
         tools: NameLists,
         prompts: NameLists,
         resources: NameLists,
-        changed: Callable[[], object] = lambda: None,
+        changed: Callable[[Collection[Kind]], object] = lambda kinds: None,
     ) -> None:
         self._server = server
         self._changed = changed
@@ -87,16 +87,19 @@ class Visibility:
 
     def replace(self, tools: NameLists, prompts: NameLists, resources: NameLists) -> None:
         """Have other lists hold from now on, for living sessions, too."""
+        before = self._lists
         self._use(tools, prompts, resources)
-        self._changed()
+        kinds = [kind for kind in KINDS if self._lists[kind] != before[kind]]
+        if kinds:
+            self._changed(kinds)
 
     def _use(self, tools: NameLists, prompts: NameLists, resources: NameLists) -> None:
-        lists: dict[Kind, NameLists] = {
+        self._lists: dict[Kind, NameLists] = {
             "tools": tools,
             "prompts": prompts,
             "resources": resources,
         }
-        rules = NameRules(lists)
+        rules = NameRules(self._lists)
         self._views.clear()
         self.rules = rules if rules.of else None
         self._unmatched = UnmatchedPatterns(rules)

@@ -23,6 +23,7 @@ from mcpbridge.jsonrpc.envelope import Envelope, peek, peek_again, split_batch
 from mcpbridge.jsonrpc.members import encode, error_line, members
 from mcpbridge.mcp.id_restorer import IdRestorer
 from mcpbridge.mcp.own_request import own_request
+from mcpbridge.mcp.subscriptions import told_lists
 from mcpbridge.processes.backend_session import Adapter, BackendSession
 from mcpbridge.processes.backoff import StartBackoff
 from mcpbridge.processes.era import ServerEra, find_answer
@@ -127,6 +128,7 @@ class UndecidedAdapter:
         if answer.error is msgspec.UNSET:
             self._session.adapt(None)
             self._era.legacy = True
+            _note_lists(self._session, answer)
             if answer.id != envelope.id:
                 lines = self._restore_ids(lines, number, asked, envelope)
             if self._requests == 1 and not isinstance(answer.result, msgspec.UnsetType):
@@ -297,6 +299,7 @@ class LegacyClientAdapter:
         self._initialize = None
         if answer.error is msgspec.UNSET:
             self._backoff.succeeded()
+            _note_lists(self._session, answer)
             self._era.known.discovered(self._translator.take_server_info())
         else:
             self._era.legacy = None
@@ -351,6 +354,12 @@ class _BridgeMessages:
 
     def _deliver(self) -> None:
         self._session.send_as_backend(self.take())
+
+
+def _note_lists(session: BackendSession, answer: Envelope) -> None:
+    """Note what an answer to `initialize` promises the client to be told of."""
+    if not isinstance(answer.result, msgspec.UnsetType):
+        session.told_lists = told_lists(answer.result)
 
 
 def send_to_backend(session: BackendSession, lines: list[bytes]) -> None:

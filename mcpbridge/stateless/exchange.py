@@ -8,7 +8,7 @@ HTTP, nor which revision of MCP the server speaks.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -17,7 +17,7 @@ from mcpbridge.auth.access import Access
 from mcpbridge.errors import InvalidToken, Refused
 from mcpbridge.jsonrpc.envelope import peek
 from mcpbridge.mcp.modern_request import ACKNOWLEDGED, LISTEN, ModernRequest
-from mcpbridge.mcp.subscriptions import all_changes, change_line, promised_by
+from mcpbridge.mcp.subscriptions import Change, Filter, all_changes, change_line, promised_by
 from mcpbridge.processes.address_shares import Claim
 from mcpbridge.processes.audited_calls import AuditedRequest
 from mcpbridge.processes.caller import Caller
@@ -82,7 +82,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_acknowledged",
+        "_promised",
         "_sink",
         "_worker",
         "access",
@@ -127,7 +127,8 @@ class Exchange:
         self.visibility: Visibility | None = None
         self._worker: Worker | None = None
         self._sink = sink
-        self._acknowledged = False
+        #: Of a subscription what was acknowledged; None until then.
+        self._promised: Filter | None = None
 
     def assign(self, worker: Worker) -> None:
         """Tell this worker of cancellation and backpressure from now on."""
@@ -181,6 +182,15 @@ class Exchange:
             if self._worker is not None:
                 self._worker.cancel(self)
 
+    def tell(self, changes: Iterable[Change]) -> None:
+        """Tell a subscriber of changes that are the bridge's own, if it was promised that."""
+        promised = self._promised
+        if promised is not None:
+            self.deliver(
+                [change_line(self.request.id, each) for each in changes if promised.wants(each)],
+                False,
+            )
+
     def pause(self) -> None:
         """Pass on that the client does not keep up."""
         if self._worker is not None:
@@ -222,7 +232,8 @@ class Exchange:
         envelope = peek(line) if b"acknowledged" in line else None
         if envelope is None or envelope.method != ACKNOWLEDGED:
             return [line]
-        again, self._acknowledged = self._acknowledged, True
+        again = self._promised is not None
+        self._promised = promised_by(line)
         if not again:
             return [line]
-        return [change_line(self.request.id, change) for change in all_changes(promised_by(line))]
+        return [change_line(self.request.id, change) for change in all_changes(self._promised)]

@@ -197,7 +197,7 @@ class ModernEndpoint:
         """Have it end at once if other settings do not admit its caller any more."""
         if not exchange.over:
             end = partial(exchange.withdraw, NOT_ADMITTED)
-            request.notifyFinish().addBoth(self._server.hold_request(exchange.access, end))
+            request.notifyFinish().addBoth(self._server.hold_request(exchange, end))
 
 
 def read_post(server: Server, body: bytes, headers: Headers) -> ModernRequest | None:
@@ -287,7 +287,7 @@ async def _wait(server: Server, exchange: Exchange, waiting: Work) -> None:
         exchange.withdraw(NOT_ADMITTED)
         work.cancel()
 
-    release = server.hold_request(exchange.access, withdraw)
+    release = server.hold_request(exchange, withdraw)
     try:
         await work
     except CancelledError:

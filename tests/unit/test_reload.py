@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from mcpbridge.auth.named_tokens import make_token
 from mcpbridge.bridge import Bridge
 from mcpbridge.config import tuning
 from mcpbridge.config.changes import AT_START, NAMED_SERVERS, changes, without_restart
+from mcpbridge.config.name_lists import read_name_lists
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS, REMOVED_SECONDS
 from mcpbridge.errors import CannotListen, Exposed, SettingError
@@ -27,6 +29,7 @@ from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.pool import RETIRED
 from mcpbridge.server import NOT_ADMITTED, REMOVED
 from mcpbridge.tap import Options, makeService
+from mcpbridge.testing import FakeBackend
 from tests.unit.web.test_refusals import (
     CALL,
     FAST,
@@ -346,6 +349,78 @@ def test_subscription_ends_so_that_its_client_looks_again(make: Any) -> None:
     written = client.written()
     assert b'"result"' in written
     assert stops(backend) == 1
+
+
+class Telling(Legacy):
+    """A server that says that it tells of other tools, not of other prompts."""
+
+    def send(self, line: bytes) -> None:
+        if b'"initialize"' not in line:
+            super().send(line)
+            return
+        FakeBackend.send(self, line)
+        result = {
+            "protocolVersion": "2025-11-25",
+            "capabilities": {"tools": {"listChanged": True}, "prompts": {"listChanged": False}},
+            "serverInfo": {"name": "telling", "version": "1"},
+        }
+        self.receiver.messages_received([answer(json.loads(line)["id"], result)])
+
+
+TOLD = b"notifications/tools/list_changed"
+
+
+def test_clients_of_sessions_are_told_of_other_lists(make: Any) -> None:
+    """As by the server, if it has said that it does so, and of nothing else."""
+    place = make(server("a"), server("b"))
+    silent, _ = place.stream("b")
+    place.launcher.kind = Telling
+    starting, _ = place.stream("a")
+    sse, path = place.stream("a")
+    place.connect().send("POST", path, INITIALIZE)
+    ident, listener = place.open("a"), place.connect()
+    listener.send("GET", "/a/mcp", session=ident)
+    streams = (silent, starting, sse, listener)
+    for each in streams:
+        each.written()
+    denied = {"tools": {"deny": ["x"]}, "prompts": {"deny": ["x"]}}
+    lists: dict[str, Any] = {name: read_name_lists(each) for name, each in denied.items()}
+    place.reload(server("a", **lists), server("b", **lists))
+    place.turn()
+    assert [each.written().count(TOLD) for each in streams] == [0, 0, 1, 1]
+    # These lists are as they were.
+    place.reload(server("a", max_sessions=7, **lists), server("b"))
+    place.turn()
+    assert [each.written().count(b"list_changed") for each in streams] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", [Telling, Modern])
+def test_subscribers_are_told_of_other_lists(make: Any, kind: Any) -> None:
+    place = make(server("a"))
+    place.launcher.kind = kind
+    client = place.connect()
+    wanted = {"toolsListChanged": True, "promptsListChanged": True}
+    listen = modern("subscriptions/listen", "s", notifications=wanted)
+    client.send("POST", "/a/mcp", listen, version="2026-07-28")
+    if kind is Modern:
+        backend = place.launcher.backends[-1]
+        [asked] = [json.loads(x) for x in backend.sent if b"subscriptions/listen" in x][-1:]
+        params = {
+            "_meta": {"io.modelcontextprotocol/subscriptionId": asked["id"]},
+            "notifications": {"toolsListChanged": True},
+        }
+        method = "notifications/subscriptions/acknowledged"
+        note = {"jsonrpc": "2.0", "method": method, "params": params}
+        backend.receiver.messages_received([json.dumps(note).encode()])
+        place.turn()
+    assert b"acknowledged" in client.written()
+    kinds = ("tools", "prompts", "resources")
+    lists: dict[str, Any] = {name: read_name_lists({"deny": ["x"]}) for name in kinds}
+    place.reload(server("a", **lists))
+    place.turn()
+    written = client.written()
+    assert written.count(b"list_changed") == written.count(TOLD) == 1
+    assert b'"io.modelcontextprotocol/subscriptionId":"s"' in written.replace(b" ", b"")
 
 
 # Who may come in.
@@ -1087,7 +1162,7 @@ def test_subscription_of_a_client_who_is_not_admitted_any_more_ends_at_once(make
     ended: list[str] = []
     [served] = place.bridge.servers
     access = Access(Identity(issuer="token", subject="alice"))
-    served.hold_request(access, lambda: ended.append("ended"))
+    served.hold_request(SimpleNamespace(access=access), lambda: ended.append("ended"))
     assert ended == ["ended"]
 
 

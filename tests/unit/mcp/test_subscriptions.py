@@ -19,9 +19,11 @@ from mcpbridge.mcp.subscriptions import (
     all_changes,
     change_line,
     complete_line,
+    list_changes,
     promised_by,
     read_change,
     read_filter,
+    told_lists,
 )
 
 
@@ -201,3 +203,35 @@ def test_changes_of_everything_in_a_filter(promised: Filter) -> None:
 )
 def test_an_acknowledgement_that_promises_nothing(line: bytes) -> None:
     assert promised_by(line) == Filter()
+
+
+# Lists that the bridge itself changes.
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (None, []),
+        ({}, []),
+        ({"capabilities": 5}, []),
+        ({"capabilities": {"tools": {"listChanged": True}, "resources": {}}}, ["tools"]),
+        (
+            {
+                "capabilities": {
+                    "prompts": {"listChanged": True},
+                    "resources": {"listChanged": True},
+                    "tools": {"listChanged": 1},
+                    "logging": {"listChanged": True},
+                }
+            },
+            ["prompts", "resources"],
+        ),
+    ],
+)
+def test_lists_of_whose_changes_a_server_tells(result: Any, told: list[str]) -> None:
+    assert sorted(told_lists(raw(result))) == told
+
+
+def test_changes_of_lists() -> None:
+    changes = list(list_changes(["tools", "prompts", "resources"]))
+    assert changes == list(all_changes(Filter(True, True, True)))

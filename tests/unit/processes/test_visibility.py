@@ -350,6 +350,16 @@ def test_other_lists_hold_for_living_sessions_at_once() -> None:
     assert sink.lines == [UNKNOWN, WITHOUT, LIST]
 
 
+def test_the_kinds_whose_lists_have_changed_are_told() -> None:
+    told: list[list[str]] = []
+    nothing, some = read_name_lists(None), read_name_lists(DENY_X)
+    lists = Visibility("s", nothing, nothing, nothing, lambda kinds: told.append([*kinds]))
+    lists.replace(nothing, nothing, nothing)
+    lists.replace(some, nothing, some)
+    lists.replace(read_name_lists(DENY_X), some, nothing)
+    assert told == [["tools", "resources"], ["prompts", "resources"]]
+
+
 # Requests of 2026-07-28.
 
 
