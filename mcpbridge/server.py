@@ -170,8 +170,9 @@ class Server:
         )
         #: The share of its client's address that each session holds.
         self._claim_of: dict[BackendSession, Claim] = {}
-        #: Requests of 2026-07-28 that last, and what ends each.
-        #: There are no more than two for each connection.
+        #: Requests of 2026-07-28 that wait for a process, and those that last, and what ends
+        #: each.  There are no more than connections.
+        self._waiting: dict[object, tuple[Exchange, Callable[[], object]]] = {}
         self._lasting: dict[object, tuple[Exchange, Callable[[], object]]] = {}
         #: Those whose sessions and requests go on after new settings were loaded.
         self._retired: list[ProcessGeneration] = []
@@ -293,10 +294,15 @@ class Server:
         if before is not None and control is not None:
             before.replace(control)
 
+        # First what waits: it would get the processes of what ends.
+        self._end_requests(self._waiting)
         for session in [*self.sessions.values(), *self.streamable.values()]:
             if not self.admits(session.access):
                 session.life.end(NOT_ADMITTED)
-        for exchange, end in list(self._lasting.values()):
+        self._end_requests(self._lasting)
+
+    def _end_requests(self, held: dict[object, tuple[Exchange, Callable[[], object]]]) -> None:
+        for exchange, end in list(held.values()):
             if not self.admits(exchange.access):
                 guarded(self.log, "ending a request", end)
 
@@ -463,21 +469,21 @@ class Server:
         return lambda result: streams.give_back(name)
 
     def hold_request(
-        self, exchange: Exchange, end: Callable[[], object]
+        self, exchange: Exchange, end: Callable[[], object], *, waits: bool = False
     ) -> Callable[[object], None]:
         """
         Have `end` called when other settings do not admit the caller of a request of
-        2026-07-28 any more, which may wait or run for long; return what is to be called,
-        with anything, when it is over.
+        2026-07-28 any more, which may run for long, or `waits` for a process; return what is
+        to be called, with anything, when it is over.
         """
-        key = object()
-        self._lasting[key] = exchange, end
+        held, key = self._waiting if waits else self._lasting, object()
+        held[key] = exchange, end
         if not self.admits(exchange.access):
             # Other settings were loaded between its admission and now.
             guarded(self.log, "ending a request", end)
 
         def release(result: object) -> None:
-            self._lasting.pop(key, None)
+            held.pop(key, None)
 
         return release
 
@@ -616,11 +622,11 @@ class Server:
         self.reads_operations = self._reads_operations()
         visibility = None if self.visibility.rules is None else self.visibility
         for table in (self.sessions, self.streamable):
-            for session in table.values():
+            for session in list(table.values()):
                 session.visibility = visibility
-                told = list(list_changes(session.told_lists.intersection(kinds)))
+                told = [kind for kind in kinds if kind in session.told_lists]
                 if told:
-                    lines = [each.line for each in told]
+                    lines = [each.line for each in list_changes(told)]
                     guarded(self.log, "telling of other lists", session.send_as_backend, lines)
         changes = list(list_changes(kinds))
         for exchange in {exchange for exchange, _ in self._lasting.values()}:

@@ -278,7 +278,7 @@ def work_on(server: Server, exchange: Exchange, headers: Headers) -> Work | None
 
 
 async def _wait(server: Server, exchange: Exchange, waiting: Work) -> None:
-    work = Deferred.fromCoroutine(waiting)
+    work = Deferred.fromCoroutine(_answered(exchange, waiting))
     withdrawn = False
 
     def withdraw() -> None:
@@ -287,16 +287,27 @@ async def _wait(server: Server, exchange: Exchange, waiting: Work) -> None:
         exchange.withdraw(NOT_ADMITTED)
         work.cancel()
 
-    release = server.hold_request(exchange, withdraw)
+    release = server.hold_request(exchange, withdraw, waits=True)
     try:
         await work
     except CancelledError:
         if not withdrawn:
             raise
-    except Exception as error:
-        _fail(exchange, error)
     finally:
         release(None)
+
+
+async def _answered(exchange: Exchange, waiting: Work) -> None:
+    # No error may stay in a Deferred of `_wait`, nor keep its traceback: a traceback through
+    # a Deferred leads back to the error, a cycle that would keep a large request until the
+    # garbage collector comes.
+    try:
+        await waiting
+    except CancelledError:
+        raise
+    except Exception as error:
+        _fail(exchange, error)
+        error.with_traceback(None)
 
 
 def _fail(exchange: Exchange, error: Exception) -> None:

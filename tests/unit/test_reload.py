@@ -489,6 +489,26 @@ def test_stateless_request_that_lasts_ends_with_its_token(make: Any, way: str, k
 
 
 @each_way
+def test_stateless_request_that_waits_gets_no_process_of_one_that_ends(make: Any, way: str) -> None:
+    """What it asks for is not done, also where its own client had the process before."""
+    settings = server("a", max_sessions=1, concurrency=1, max_sessions_per_identity=50)
+    place = make(settings, auth=tokens(alice={}, bob={}))
+    place.launcher.kind = Modern
+    clients = [place.connect(way=way) for _ in range(3)]
+    for client in clients:
+        client.send("POST", "/a/mcp", MODERN_CALL, ALICE[0], version="2026-07-28")
+        place.reactor.pump([COMMIT_SECONDS / 2] * 3 if client is clients[0] else [0.1])
+    [backend] = place.launcher.backends
+    place.reload(settings, auth=tokens(bob={}))
+    place.reactor.pump([0.1] * 20)
+    assert all(NOT_ADMITTED.encode() in each.written() for each in clients)
+    assert sum(b"tools/call" in each for each in backend.sent) == 1
+    assert len(place.launcher.backends) == 1
+    [served] = place.bridge.servers
+    assert (served._lasting, served._waiting) == ({}, {})
+
+
+@each_way
 def test_stateless_request_that_waits_ends_with_its_token(make: Any, way: str) -> None:
     """No process is started for it any more."""
     place = make(server("a", max_sessions=1), auth=tokens(alice={}, bob={}))
