@@ -295,7 +295,13 @@ async def shielded(
 
     def failed(failure: Failure) -> None:
         if not waiting.called:
-            waiting.errback(failure)
+            # The traceback of an error that is expected would keep what led to it until the
+            # garbage collector comes, and nobody reads it.
+            error = failure.value
+            if isinstance(error, BridgeError):
+                waiting.errback(error.with_traceback(None))
+            else:
+                waiting.errback(failure)
         elif isinstance(failure.value, BridgeError):
             failed_unclaimed(failure.value)
         else:

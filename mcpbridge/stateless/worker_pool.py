@@ -82,6 +82,9 @@ class WorkerPool(ABC):
             except TooManySessions as error:
                 if not (self._has_process() or self._pool.has_pending_change()):
                     raise ServerBusy.because(error) from None
+                # Its traceback leads through a Deferred back to it: a cycle that would keep
+                # the request until the garbage collector comes.
+                error.with_traceback(None)
                 await wait()
             else:
                 if worker is not None:
