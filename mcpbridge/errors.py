@@ -147,17 +147,22 @@ class Refused(BridgeError):
         return headers
 
 
-_Error = TypeVar("_Error", bound=Exception)
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 def without_frames(error: _Error) -> _Error:
     """
-    Return the error without its traceback, its context and its cause.
+    Return the error without its traceback, its context and its cause, which
+    lose their tracebacks as well.
 
     Frames and errors refer to each other, so that everything in the frames
     would stay in memory until the garbage collector runs.
     """
+    led_to_it = [error.__context__, error.__cause__]
     error.__context__ = error.__cause__ = None
+    for each in led_to_it:
+        if each is not None:
+            without_frames(each)
     return error.with_traceback(None)
 
 

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mcpbridge.errors import BridgeError, ServerBusy, ShuttingDown
+from mcpbridge.errors import BridgeError, ServerBusy, ShuttingDown, without_frames
 from mcpbridge.processes.waiters import Waiters
 
 T = TypeVar("T")
@@ -131,7 +131,9 @@ class RequestQueue:
         waiting.turn.addTimeout(max(0.0, ticket.since + self._timeout - now), self._clock)
         try:
             await waiting.turn
-        except defer.TimeoutError:
+        except defer.TimeoutError as error:
+            # Its traceback leads through the Deferred back to it.
+            without_frames(error)
             raise ServerBusy(
                 f"all processes have been at work for {self._timeout:g} s (queue_timeout)"
             ) from None
@@ -299,7 +301,7 @@ async def shielded(
             # garbage collector comes, and nobody reads it.
             error = failure.value
             if isinstance(error, BridgeError):
-                waiting.errback(error.with_traceback(None))
+                waiting.errback(without_frames(error))
             else:
                 waiting.errback(failure)
         elif isinstance(failure.value, BridgeError):

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import RELISTEN_SECONDS
-from mcpbridge.errors import BridgeError, ServerBusy, TooManySessions
+from mcpbridge.errors import BridgeError, ServerBusy, TooManySessions, without_frames
 from mcpbridge.mcp.server_card import KnownServer
 from mcpbridge.processes.era import OtherEra
 from mcpbridge.processes.pool import ProcessPool
@@ -84,7 +84,7 @@ class WorkerPool(ABC):
                     raise ServerBusy.because(error) from None
                 # Its traceback leads through a Deferred back to it: a cycle that would keep
                 # the request until the garbage collector comes.
-                error.with_traceback(None)
+                without_frames(error)
                 await wait()
             else:
                 if worker is not None:

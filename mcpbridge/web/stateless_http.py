@@ -39,6 +39,7 @@ from mcpbridge.errors import (
     TooManyStreams,
     UnknownSession,
     UnsupportedVersion,
+    without_frames,
 )
 from mcpbridge.jsonrpc import sse
 from mcpbridge.jsonrpc.envelope import peek
@@ -307,7 +308,7 @@ async def _answered(exchange: Exchange, waiting: Work) -> None:
         raise
     except Exception as error:
         _fail(exchange, error)
-        error.with_traceback(None)
+        without_frames(error)
 
 
 def _fail(exchange: Exchange, error: Exception) -> None:
