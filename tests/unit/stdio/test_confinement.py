@@ -146,13 +146,13 @@ def test_unknown_names_are_errors(settings: dict[str, Any], error: str) -> None:
 
 
 OWN = {
-    "HOME": "/root",
-    "USER": "root",
-    "LOGNAME": "root",
+    "HOME": "/home/bridge",
+    "USER": "bridge",
+    "LOGNAME": "bridge",
     "SHELL": "/bin/zsh",
-    "TMPDIR": "/root/tmp",
-    "XDG_RUNTIME_DIR": "/run/user/0",
-    "UV_CACHE_DIR": "/root/.cache/uv",
+    "TMPDIR": "/home/bridge/tmp",
+    "XDG_RUNTIME_DIR": "/run/user/1000",
+    "UV_CACHE_DIR": "/home/bridge/.cache/uv",
     "PATH": "/bin",
     "LANG": "C",
 }
@@ -183,9 +183,9 @@ def test_environment_of_a_user_without_account() -> None:
 def test_environment_keeps_what_the_settings_name() -> None:
     """By `env`, which is in it already, and by `pass_env`."""
     found = environment(
-        0, user=SOMEBODY, group=SOMEBODY, env={"HOME": "/root"}, pass_env=["XDG_*", "USER"]
+        0, user=SOMEBODY, group=SOMEBODY, env={"HOME": "/home/bridge"}, pass_env=["XDG_*", "USER"]
     )
-    kept = {"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0", "USER": "root"}
+    kept = {"HOME": "/home/bridge", "XDG_RUNTIME_DIR": "/run/user/1000", "USER": "bridge"}
     assert found == {**kept, "PATH": "/bin", "LANG": "C"}
 
 
