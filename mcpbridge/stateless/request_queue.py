@@ -132,7 +132,8 @@ class RequestQueue:
         try:
             await waiting.turn
         except defer.TimeoutError as error:
-            # Its traceback leads through the Deferred back to it.
+            # Its traceback leads through the Deferred back to it: a cycle that would keep
+            # the request until the garbage collector comes.
             without_frames(error)
             raise ServerBusy(
                 f"all processes have been at work for {self._timeout:g} s (queue_timeout)"
