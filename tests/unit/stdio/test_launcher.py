@@ -351,7 +351,11 @@ def test_confined_process_has_a_confining_chain(tmp_path: Path) -> None:
         command=str(program), user=54321, group=54321, umask="0077", limits=ResourceLimits(core=0)
     )
     launcher = LocalLauncher(
-        settings, reactor, ProcessTracker(reactor, 0), {"HOME": "/root"}, lambda: Compiled("launch")
+        settings,
+        reactor,
+        ProcessTracker(reactor, 0),
+        {"HOME": "/home/bridge"},
+        lambda: Compiled("launch"),
     )
     launcher.launch(Receiver(), "")
     [process] = reactor.processes

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ta
 BASE = (1 << 61) + 11 * TAGS
 MINE = (1 << 61) + 2000 * TAGS
 ONE = ProcessRecord(11, 1000)
-ENGINE = ContainersRecord(("/usr/bin/docker",), "label=a=b", (("HOME", "/root"),))
+ENGINE = ContainersRecord(("/usr/bin/docker",), "label=a=b", (("HOME", "/home/bridge"),))
 
 
 FILES = DirectoryRecord("/tmp/mcpbridge-tmp-x", 7, 8)

@@ -39,7 +39,9 @@ from mcpbridge.stdio.watchdog_program import DIRECTORY_SECONDS
 ONE = ProcessRecord(11, 1000)
 TWO = ProcessRecord(12, 1001)
 FOLDER = DirectoryRecord("/tmp/mcpbridge-tmp-x", 7, 8)
-ENGINE = ContainersRecord(("/usr/bin/docker", "--context", "x"), "label=a=b", (("HOME", "/root"),))
+ENGINE = ContainersRecord(
+    ("/usr/bin/docker", "--context", "x"), "label=a=b", (("HOME", "/home/bridge"),)
+)
 
 
 class WatchdogProcess:
