@@ -16,8 +16,9 @@ from mcpbridge.config.settings import BridgeSettings, ServerSettings
 #: Settings of the bridge that hold from its start to its end.
 AT_START = frozenset(
     {
-        *("access_log", "audit_arguments", "audit_log", "child_subreaper", "fast_path"),
-        *("max_response_bytes", "state_dir"),
+        *("access_log", "admin_hosts", "admin_listen", "admin_tokens", "audit_arguments"),
+        *("audit_log", "child_subreaper", "fast_path", "log_format", "log_level"),
+        *("max_response_bytes", "metrics", "state_dir"),
     }
 )
 #: How many servers a line names.

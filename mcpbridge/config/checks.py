@@ -389,6 +389,36 @@ ORIGINS = Check(
     },
 )
 
+#: How many tools of a server may be measured each on its own.
+MEASURED_TOOLS = 100
+TOOL_NAMES = Check(
+    f"a list of at most {MEASURED_TOOLS} names of tools",
+    lambda v: (
+        isinstance(v, (list, tuple))
+        and len(v) <= MEASURED_TOOLS
+        and all(is_text(n) and 0 < len(n) <= 128 for n in v)
+    ),
+    form="list",
+    metavar="NAME",
+    schema={
+        "type": "array",
+        "maxItems": MEASURED_TOOLS,
+        "items": {"type": "string", "minLength": 1, "maxLength": 128},
+    },
+)
+_LOG_LEVEL = re.compile(r"(?:[a-z_.]+=)?(?:debug|info|warn|error|critical)", re.ASCII)
+LOG_LEVELS = Check(
+    "a list of levels, `debug`, `info`, `warn`, `error` or `critical`, each for all components"
+    " or, as in `web=debug`, for one",
+    lambda v: (
+        isinstance(v, (list, tuple))
+        and all(isinstance(n, str) and _LOG_LEVEL.fullmatch(n) is not None for n in v)
+    ),
+    form="list",
+    metavar="[COMPONENT=]LEVEL",
+    schema={"type": "array", "items": {"type": "string", "pattern": f"^{_LOG_LEVEL.pattern}$"}},
+)
+
 
 def one_of(*words: str) -> Check:
     """Make a check that accepts one of a few words."""

@@ -308,6 +308,9 @@ class _Reader:
                 bridge[name] = self._file.in_folder(bridge[name])
         if isinstance(bridge.get("auth"), dict):
             bridge["auth"] = with_files(bridge["auth"], self._file.in_folder)
+        if isinstance(bridge.get("admin_tokens"), Mapping):
+            tokens = {"tokens": bridge["admin_tokens"]}
+            bridge["admin_tokens"] = with_files(tokens, self._file.in_folder)["tokens"]
         self._check_listeners(bridge)
         where: Keys = ("bridge", "defaults")
         if not isinstance(defaults, dict):

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from mcpbridge.config.admin import AdminToken
 from mcpbridge.config.auth import Auth
 from mcpbridge.config.checks import Check
 from mcpbridge.config.env_from import EnvironmentRule
@@ -223,7 +224,7 @@ def _with_variables(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _structs() -> dict[str, Any]:
     """Return the schemas of objects within settings."""
     _, structs = msgspec.json.schema_components(
-        [Auth, EnvironmentRule, NameLists], ref_template="#/$defs/{name}"
+        [AdminToken, Auth, EnvironmentRule, NameLists], ref_template="#/$defs/{name}"
     )
     return {name: _portable(each) for name, each in sorted(structs.items())}
 

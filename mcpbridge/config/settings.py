@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from mcpbridge.config.admin import read_admin_tokens
 from mcpbridge.config.auth import Auth, merged, read_auth
 from mcpbridge.config.checks import (
     COMMAND,
@@ -28,6 +29,7 @@ from mcpbridge.config.checks import (
     HEADER_NAMES,
     HOSTS,
     INPUT_FILE,
+    LOG_LEVELS,
     NETWORKS,
     OBJECT,
     OPTIONAL_FLAG,
@@ -41,6 +43,7 @@ from mcpbridge.config.checks import (
     SECRET,
     SHARE,
     TEXTS,
+    TOOL_NAMES,
     Check,
     is_text,
     kind_of,
@@ -85,10 +88,11 @@ CONFINEMENT = "Confinement"
 STATELESS = "Stateless requests (2026-07-28)"
 CONTAINERS = "Containers"
 LOGGING = "Logging"
+MONITORING = "Monitoring"
 EXTENSIONS = "Extensions"
 GROUPS = (
     *(COMMON, LISTENING, AUTHENTICATION, NAMES, SECURITY, LIMITS, SESSIONS, PROCESSES),
-    *(CONFINEMENT, STATELESS, CONTAINERS, REMOTE, LOGGING, EXTENSIONS),
+    *(CONFINEMENT, STATELESS, CONTAINERS, REMOTE, LOGGING, MONITORING, EXTENSIONS),
 )
 #: Settings that list names, those that only a remote server has, and those that only a
 #: process on this machine has.
@@ -153,6 +157,34 @@ ENDPOINTS = Check(
     form="list",
     metavar="ENDPOINT",
     schema={"type": "array", "items": {"type": "string", "minLength": 1}},
+)
+
+
+OPTIONAL_ENDPOINTS = ENDPOINTS._replace(
+    expected="a list of endpoint descriptions, or of `none`",
+    accepts=lambda v: v is None or ENDPOINTS.accepts(v),
+)
+
+
+def _wrong_admin_tokens(name: str, value: Any) -> Iterator[SettingError]:
+    """Say what is wrong with tokens, without their values."""
+    try:
+        read_admin_tokens(value, name)
+    except SettingError as error:
+        yield from (error, *error.others)
+
+
+ADMIN_TOKENS = Check(
+    "an object of tokens by name",
+    lambda v: not any(_wrong_admin_tokens("admin_tokens", v)),
+    complain=_wrong_admin_tokens,
+    form="json",
+    metavar="JSON",
+    schema={
+        "type": "object",
+        "propertyNames": {"pattern": "^[A-Za-z0-9._@-]{1,64}$"},
+        "additionalProperties": {"$ref": "#/$defs/AdminToken"},
+    },
 )
 
 
@@ -638,6 +670,21 @@ class ServerSettings:
         " init process.",
         group=CONTAINERS,
     )
+    metrics_tools: tuple[str, ...] = setting(
+        (),
+        TOOL_NAMES,
+        "Names of tools whose calls are measured each on its own; other tools are measured"
+        " together.",
+        group=MONITORING,
+        metavar="NAME",
+    )
+    canary_interval: float = setting(
+        0.0,
+        SECONDS,
+        "Seconds between starts of a process that only show whether the server works; 0 starts"
+        " none.",
+        group=MONITORING,
+    )
     event_store: str | None = setting(
         None,
         DOTTED_NAME,
@@ -687,6 +734,12 @@ class ServerSettings:
         if self.stderr_log == "file" and self.stderr_dir is None:
             yield SettingError(
                 "stderr_dir", "a directory, because `stderr_log` is `file`", Described("none")
+            )
+        if self.env_from and self.canary_interval:
+            yield SettingError(
+                "canary_interval",
+                "0, because with `env_from` a process has variables of its client",
+                self.canary_interval,
             )
         if self.env_from and self.warm:
             # It would have been started without the credentials of the client that gets it.
@@ -885,6 +938,53 @@ class BridgeSettings:
         " request; they may contain secrets.",
         group=LOGGING,
     )
+    log_format: str = setting(
+        "text",
+        one_of("text", "json"),
+        "Format of the log: lines for people, or a JSON object on each line.",
+        group=LOGGING,
+    )
+    log_level: tuple[str, ...] = setting(
+        ("info",),
+        LOG_LEVELS,
+        "Least level that is logged, or, as in `web=debug`, that of one component.",
+        group=LOGGING,
+    )
+    admin_listen: tuple[str, ...] | None = setting(
+        None,
+        OPTIONAL_ENDPOINTS,
+        "Twisted endpoints of the admin listener, with the status page, metrics and control;"
+        " `none` opens no admin listener.",
+        group=MONITORING,
+        unset="a UNIX socket in the state directory that only its user can open; none if the"
+        " bridge is embedded in an application",
+    )
+    admin_tokens: Mapping[str, Any] = setting(
+        {},
+        ADMIN_TOKENS,
+        "Tokens for the admin listener, by name: `sha256` of each, or its `file`, and whether"
+        ' its `role` is "view" or "control". Admin listeners on TCP need one.',
+        group=MONITORING,
+    )
+    admin_hosts: tuple[str, ...] = setting(
+        (),
+        HOSTS,
+        "Accepted values of the `Host` header at the admin listener, besides `localhost`,"
+        " `127.0.0.1` and `[::1]`.",
+        group=MONITORING,
+    )
+    metrics: bool = setting(
+        True,
+        FLAG,
+        "Measure requests and count messages, for the status page and for Prometheus.",
+        group=MONITORING,
+    )
+    drain_timeout: float = setting(
+        30.0,
+        SECONDS,
+        "Seconds for which running requests may go on after SIGTERM.",
+        group=COMMON,
+    )
     fast_path: bool = setting(
         True,
         FLAG,
@@ -971,6 +1071,14 @@ class BridgeSettings:
         """Yield what is wrong with settings that are right by themselves."""
         yield from self._wrong_auth()
         yield from self._wrong_limits()
+        listeners = [x for x in self.admin_listen or () if not x.startswith("unix:")]
+        if [*listeners] not in ([], ["none"]) and not self.admin_tokens:
+            yield SettingError(
+                "admin_tokens",
+                "a token (make one with `mcpbridge token NAME`), because other users of this"
+                f" machine, at least, can reach {listeners[0]}",
+                Described("none"),
+            )
         for at, server in enumerate(self.servers):
             for other in self.servers[:at]:
                 error = path_conflict(server, other) or path_conflict(other, server)

@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "mcpbridge"
 
 #: The ground: what every room with I/O may use.
-GROUND = {"_version", "audit_log", "config", "errors", "guard", "interfaces", "jsonrpc"}
+GROUND = {"_version", "audit_log", "config", "counters", "errors", "guard", "interfaces", "jsonrpc"}
 GROUND |= {"pacer", "rate_limited_log", "response_budget", "timers", "twisted_internals"}
 #: What the rooms may import from, besides themselves and what stands below in
 #: this table.  A module outside the packages is a room of its own.
@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "interfaces": set(),
     "_version": set(),
     "guard": set(),
+    "counters": set(),
     "signals": {"timers", "twisted_internals"},
     "timers": set(),
     "trust": set(),
@@ -51,9 +52,11 @@ ALLOWED: dict[str, set[str]] = {
     "limits": GROUND | {"processes"},
     "session_report": {"processes", "server"},
     "web": GROUND | {"auth", "mcp", "processes", "session", "stateless", "server"},
+    "admin": GROUND | {"auth", "processes", "server", "web"},
     "bridge": GROUND
     | {"auth", "extensions", "generation", "limits", "memory", "sliced_work", "stdio", "remote"}
-    | {"processes", "session", "server", "session_report", "web"},
+    | {"processes", "session", "server", "session_report", "web"}
+    | {"admin"},
     "check": GROUND | {"auth", "extensions", "remote", "stdio"},
     "tap": {
         "_version",

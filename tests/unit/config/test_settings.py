@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mcpbridge.config.checks import MEASURED_TOOLS
 from mcpbridge.config.confinement import LEAST_OPEN_FILES, MAX_ID, MAX_LIMIT, ResourceLimits
 from mcpbridge.config.name_lists import LISTED_NAMES, LISTING_IDENTITIES, NameLists
 from mcpbridge.config.remote import REMOTE_HEADERS
@@ -50,6 +51,8 @@ SERVER_DEFAULTS: dict[str, Any] = {
     "stderr_notifications": True,
     "stderr_log": "log",
     "stderr_dir": None,
+    "metrics_tools": (),
+    "canary_interval": 0.0,
     "idle_timeout": 300.0,
     "abandoned_grace": 60.0,
     "keepalive_interval": 15.0,
@@ -110,6 +113,13 @@ BRIDGE_DEFAULTS: dict[str, Any] = {
     "allowed_headers": (),
     "access_log": False,
     "audit_log": None,
+    "log_format": "text",
+    "log_level": ("info",),
+    "admin_listen": None,
+    "admin_tokens": {},
+    "admin_hosts": (),
+    "metrics": True,
+    "drain_timeout": 30.0,
     "audit_arguments": False,
     "fast_path": True,
     "state_dir": None,
@@ -205,6 +215,8 @@ WRONG_SERVER: dict[str, tuple[Any, ...]] = {
     "ca_file": ("", 1, "a\0b"),
     "stderr_log": ("", None, True, "logs", ["log"]),
     "stderr_dir": ("", 1, "a\0b"),
+    "metrics_tools": ("a", [1], [""], ["a" * 129], ["a"] * (MEASURED_TOOLS + 1)),
+    "canary_interval": (-1, "1", None),
     "public_path": ("x", "/", "/a/", 1),
     **dict.fromkeys(COUNTS, WRONG_COUNTS),
     **dict.fromkeys(("max_sessions_per_address", "max_sessions_per_identity"), WRONG_SHARES),
@@ -254,6 +266,13 @@ WRONG_BRIDGE: dict[str, tuple[Any, ...]] = {
     "allowed_origins": ("*", None, ["example.org"], [1], ["https://"], ["https://a/b"]),
     **dict.fromkeys(("access_log", "audit_arguments"), (None, 0, "yes")),
     "audit_log": ("", 1, "a\0b"),
+    "log_format": ("xml", 1, None),
+    "log_level": ("info", ["loud"], [1], ["=info"], ["web=loud"]),
+    "admin_listen": ("none", [""], [1]),
+    "admin_tokens": (1, {"a": 1}, {"a": {"sha256": "x"}}, {"a b": {"file": "f"}}),
+    "admin_hosts": ("h", ["a/b"]),
+    "metrics": (None, 1),
+    "drain_timeout": (-1, "1", None),
     "fast_path": (None, 1, "no"),
     "strict": (None, 1, "no"),
     "state_dir": ("", 1, "a\0b"),

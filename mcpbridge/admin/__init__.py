@@ -1,0 +1,1 @@
+"""The admin listener: status, metrics and control for operators; must not serve clients."""
