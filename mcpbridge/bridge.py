@@ -27,6 +27,7 @@ from mcpbridge.config.changes import changes, without_restart
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
 from mcpbridge.config.warnings import configuration_warnings
+from mcpbridge.counters import BridgeCounters
 from mcpbridge.errors import CannotListen, Described, Exposed, SettingError, SettingErrors
 from mcpbridge.extensions import load, verified
 from mcpbridge.generation import Extensions
@@ -128,6 +129,8 @@ class Bridge(Service):
 
         self._authenticator = verified("authenticator", IAuthenticator, authenticator)
 
+        #: What has happened at all servers, and at none of them.
+        self.counters = BridgeCounters()
         self._limits = BridgeLimits(settings, self._clock, self._trimmer.session_ended)
         self._attempts = FailedAttempts(self._clock)
         self._pools: list[ProcessPool] = []
@@ -248,6 +251,8 @@ class Bridge(Service):
             pools=self._pools,
             access_control=control,
             audit=self._audit,
+            counters=self.counters.of(settings.name),
+            measure=self.settings.metrics,
             drained=self._drained,
             released=lambda extensions: self._local.exclude(extensions.launcher),
         )
@@ -348,6 +353,9 @@ class Bridge(Service):
                 shares = self._shares(new.control)
                 server.reconfigure(new.settings, new.extensions, new.control, shares)
                 self._launchers.append((new.settings.name, server.extensions.launcher))
+        for each in self.servers:
+            each.counters.name = each.settings.name
+        self.counters.keep([each.counters for each in self.servers])
         self._changing = True
         for server, control in removed:
             server.change_access(control)
@@ -373,6 +381,7 @@ class Bridge(Service):
         """Forget a server that was removed, and of which nothing is left."""
         if self._served.get(server.settings.base_uri) is server:
             del self._served[server.settings.base_uri]
+            self.counters.keep([each.counters for each in self.servers])
             self.log.info("server {name!r}: nothing is left of it", name=server.settings.name)
             if not self._changing:
                 self._rebuild()
@@ -428,6 +437,7 @@ class Bridge(Service):
             audit=self._audit,
             documents=self._access_controls.documents,
             pacer=self._pacer,
+            counters=self.counters,
         )
 
     def site(self) -> Any:
@@ -445,6 +455,7 @@ class Bridge(Service):
                 is_costly=lambda head: bool(self._tree.fast_path.is_costly(head)),
                 refuse_sender=lambda *given: self._tree.fast_path.refuse_sender(*given),
                 pacer=self._pacer,
+                counters=self.counters,
                 freed=self._trimmer.freed,
             )
         return self._site

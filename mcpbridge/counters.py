@@ -7,9 +7,11 @@ and their names; must not know what is counted.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
+from typing import Protocol
 
 #: The upper bounds of the buckets of durations in seconds, as OpenTelemetry's semantic
 #: conventions for MCP advise them ("mcp.server.operation.duration").
@@ -21,6 +23,10 @@ OTHER = "_OTHER"
 #: How many methods and tools of a server are told apart, and how many errors of each.
 MAX_OPERATIONS = 200
 MAX_ERRORS = 20
+
+
+#: How a process ends, as the system tells it; there are no more than 320 ways.
+_STATUS = re.compile(r"exit status [0-9]{1,3}|signal [0-9]{1,2}")
 
 
 class Histogram:
@@ -100,6 +106,15 @@ class Operation:
         return sum(each.count for each in self.errors.values())
 
 
+class Counted(Protocol):
+    """What has counted messages of its own: a session."""
+
+    messages_in: int
+    bytes_in: int
+    messages_out: int
+    bytes_out: int
+
+
 class Traffic:
     """Messages of clients that were passed on, messages that clients got, and their bytes."""
 
@@ -110,6 +125,13 @@ class Traffic:
         self.bytes_in = 0
         self.messages_out = 0
         self.bytes_out = 0
+
+    def add(self, counted: Counted) -> None:
+        """Add the messages of something else."""
+        self.messages_in += counted.messages_in
+        self.bytes_in += counted.bytes_in
+        self.messages_out += counted.messages_out
+        self.bytes_out += counted.bytes_out
 
 
 class ServerCounters:
@@ -129,7 +151,7 @@ class ServerCounters:
         #: Requests that the bridge has refused, by the error's name, as in `TooManySessions`.
         self.refusals: Counter[str] = Counter()
         self.traffic = {each: Traffic() for each in ("sse", "streamable-http", "stateless")}
-        #: Processes that ended, by how: `exit status 1`, `signal 9`.
+        #: Processes that ended, by how: `exit status 1`, `signal 9`, or `other`.
         self.exits: Counter[str] = Counter()
         #: Processes that the system could not start.
         self.not_started = 0
@@ -137,6 +159,18 @@ class ServerCounters:
         self.spawn_seconds = Histogram()
         self.initialize_seconds = Histogram()
         self._operations: dict[tuple[str, str], Operation] = {}
+
+    def closed(self, transport: str, session: Counted) -> None:
+        """Add the messages of a session of which nothing is left; without a transport, none."""
+        traffic = self.traffic.get(transport)
+        if traffic is not None:
+            traffic.add(session)
+
+    def exited(self, status: str | None) -> None:
+        """Count the end of a process, by its status as `IBackend` tells it."""
+        if status is None or _STATUS.fullmatch(status) is None:
+            status = "other"
+        self.exits[status] += 1
 
     @property
     def operations(self) -> list[Operation]:
@@ -168,6 +202,6 @@ class BridgeCounters:
         """Return the counters of a server; they go on when it gets other settings."""
         return self.servers.setdefault(name, ServerCounters(name))
 
-    def forget(self, name: str) -> None:
-        """Drop the counters of a server of which nothing is left."""
-        self.servers.pop(name, None)
+    def keep(self, servers: Iterable[ServerCounters]) -> None:
+        """Have those of these servers, by the names that they have now, and no others."""
+        self.servers = {each.name: each for each in servers}

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.config.settings import ServerSettings
+from mcpbridge.counters import ServerCounters
 from mcpbridge.guard import guarded
 from mcpbridge.processes.address_shares import Claims
 from mcpbridge.processes.backend_session import BackendSession
@@ -53,7 +54,8 @@ class ProcessGeneration:
 
     `claims`, `siblings` and the limiter of `extensions` are shared by all generations of a
     server, `pools` and `bridge_limiter` by all servers of a bridge.  `over` is called once
-    nothing is left of a generation that was retired.  `visibility` is what is there for whom.
+    nothing is left of a generation that was retired.  `visibility` is what is there for whom,
+    and `counters` are the server's.
     """
 
     log = Logger()
@@ -70,6 +72,7 @@ class ProcessGeneration:
         siblings: list[ProcessPool],
         over: Callable[[ProcessGeneration], object],
         visibility: Visibility | None = None,
+        counters: ServerCounters | None = None,
         jitter: Callable[[], float] = random,
     ) -> None:
         self.settings = settings
@@ -91,6 +94,7 @@ class ProcessGeneration:
             observer=self,
             pools=pools,
             siblings=siblings,
+            counters=counters,
             jitter=jitter,
         )
         self.stateless = StatelessDispatcher(

@@ -23,6 +23,7 @@ from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.auth.access_control import AccessControl
 from mcpbridge.config.settings import ServerSettings, share_of
 from mcpbridge.config.tuning import REMOVED_SECONDS
+from mcpbridge.counters import ServerCounters
 from mcpbridge.errors import (
     MessageTooLarge,
     NotFound,
@@ -53,6 +54,8 @@ from mcpbridge.processes.address_shares import Claim, Claims, Shares
 from mcpbridge.processes.audited_calls import AuditedRequest, AuditedSession, record_refusal
 from mcpbridge.processes.backend_session import BackendSession, Sink
 from mcpbridge.processes.caller import Caller
+from mcpbridge.processes.endings import ClientLeft, NotAdmitted, Removed, kind_of
+from mcpbridge.processes.measured_calls import MeasuredRequest, MeasuredSession, Measures
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.processes.rates import RateLimit
@@ -68,7 +71,7 @@ from mcpbridge.timers import Timer
 #: What a client is told of a server that is not in the settings any more.
 REMOVED = "this server is not served any more; ask its operator"
 #: Why a session ends whose client could not open it any more.
-NOT_ADMITTED = "the settings do not admit its client any more"
+NOT_ADMITTED = NotAdmitted("the settings do not admit its client any more")
 #: Settings with which new processes need not be started.
 _IN_PLACE = frozenset({"auth", "tools", "prompts", "resources"})
 
@@ -86,6 +89,7 @@ class Server:
     `pools` are the process pools of all servers of the bridge, and `jitter`
     varies the pauses between failed starts (`StartBackoff`).  `access_control` admits the
     callers; None admits everybody.  `audit` gets a record of each message of a client.
+    `counters` are its own, and with `measure` requests are measured, too.
 
     A session belongs to the caller who has opened it (`Access.key`).  For any other caller
     it does not exist.
@@ -117,10 +121,17 @@ class Server:
         jitter: Callable[[], float] = random,
         access_control: AccessControl | None = None,
         audit: AuditLog | None = None,
+        counters: ServerCounters | None = None,
+        measure: bool = False,
         drained: Callable[[Server], object] = lambda server: None,
         released: Callable[[Extensions], object] = lambda extensions: None,
     ) -> None:
         self.audit = audit
+        self.counters = counters or ServerCounters(settings.name)
+        #: Measures the requests of clients; None where nobody wants that.
+        self.measures: Measures | None = None
+        if measure:
+            self.measures = Measures(self.counters, clock.seconds, settings.metrics_tools)
         self._budget = budget
         #: The live sessions of HTTP+SSE by id, and those of Streamable HTTP.
         self.sessions: dict[str, BackendSession] = {}
@@ -191,6 +202,7 @@ class Server:
             siblings=self._siblings,
             over=self._over,
             visibility=self.visibility,
+            counters=self.counters,
             jitter=self._jitter,
         )
         #: What those get who come now: looked up once, as each message needs some of it.
@@ -231,6 +243,8 @@ class Server:
         self.settings = settings
         self.removed = False
         self._drain_timer.stop()
+        if self.measures is not None:
+            self.measures.change_tools(settings.metrics_tools)
         was_open = self.is_open
         self.change_access(access_control)
         self.visibility.replace(settings.tools, settings.prompts, settings.resources)
@@ -267,7 +281,8 @@ class Server:
 
     def _end_removed(self) -> None:
         for session in list(self.unclosed):
-            session.life.end(f"its server was removed {REMOVED_SECONDS:g} s ago (REMOVED_SECONDS)")
+            why = f"its server was removed {REMOVED_SECONDS:g} s ago (REMOVED_SECONDS)"
+            session.life.end(Removed(why))
 
     def _retire(self) -> None:
         generation = self._generation
@@ -400,7 +415,7 @@ class Server:
             try:
                 self._check_open(access)
             except Refused:
-                session.life.end("the settings have changed while it started")
+                session.life.end(Removed("the settings have changed while it started"))
                 raise
         except BaseException as error:
             if claim is not None:
@@ -419,6 +434,9 @@ class Server:
             stderr_notifications=stderr_notifications and generation.settings.stderr_notifications,
         )
         session.client = client
+        session.transport = "sse" if live is self.sessions else "streamable-http"
+        if self.measures is not None:
+            session.measured = MeasuredSession(self.measures)
         session.check_rate = self._rate_check(client)
         if self.visibility.rules is not None:
             session.visibility = self.visibility
@@ -428,18 +446,19 @@ class Server:
                 self._clock,
                 server=self.settings.name,
                 session=session.label,
-                transport="sse" if live is self.sessions else "streamable-http",
+                transport="sse" if session.transport == "sse" else "streamable-http",
                 identity=access.name,
             )
         try:
             session.connect(make_sink(session))
         except BaseException:
-            session.life.end("the stream could not be opened")
+            session.life.end(ClientLeft("the stream could not be opened"))
             raise
         if session.audited is not None and live is self.sessions:
             # That of Streamable HTTP has a record of its `initialize`.
             session.audited.done("a stream and its session were opened", address)
         live[session.ident] = session
+        self.counters.sessions_opened[session.transport] += 1
         pool.failures.watch(session)
         return session
 
@@ -503,23 +522,28 @@ class Server:
             size=size,
         )
 
-    def record_refusal(
+    def measured(self, request: ModernRequest, size: int) -> MeasuredRequest | None:
+        """Return what measures a request of so many bytes; None where nobody wants that."""
+        return None if self.measures is None else self.measures.request(request, size)
+
+    def note_refusal(
         self,
         refusal: Refused,
         access: Access,
         *,
-        address: str | None,
+        address: Callable[[], str | None],
         transport: Transport,
         size: int = 0,
     ) -> None:
-        """Have a record made of an HTTP request that was refused, unless it has one."""
+        """Count an HTTP request that was refused, and have a record made unless it has one."""
+        self.counters.refusals[type(refusal).__name__] += 1
         if self.audit is not None:
             record_refusal(
                 self.audit,
                 refusal,
                 server=self.settings.name,
                 identity=access.name,
-                address=address,
+                address=address(),
                 transport=transport,
                 size=size,
             )
@@ -528,13 +552,14 @@ class Server:
         """End a session because its client wants that; `address` is for the audit log."""
         if session.audited is not None:
             session.audited.done("the session was ended", address)
-        session.life.end("the client ended it")
+        session.life.end(ClientLeft("the client ended it"))
 
     def client_left(self, session: BackendSession, why: str) -> None:
         """
         End a session whose client is gone for good.  A process that has not
         answered `initialize` may be kept until it has started.
         """
+        why = ClientLeft(why)
         if is_starting(session) and self._pool_of(session).keep_start(session, why):
             # The process serves nobody now, so its client may have another session.
             self._release(session)
@@ -759,7 +784,10 @@ class Server:
     def _forget(
         self, table: dict[str, BackendSession], pool: ProcessPool, session: BackendSession
     ) -> None:
-        table.pop(session.ident, None)
+        if table.pop(session.ident, None) is not None:
+            counters = self.counters
+            counters.sessions_closed[kind_of(session.reason)] += 1
+            counters.session_seconds.add(self._clock.seconds() - session.opened_at)
         pool.abandoned.remove(session)
 
 

@@ -145,6 +145,9 @@ AUDIT_QUEUE_BYTES = 4 * MIB
 #: How many requests of one session may be open for it.
 AUDIT_OPEN_CALLS = 1024
 
+#: How many requests of one session are measured at one time.
+MEASURED_CALLS = 1024
+
 #: How much it shows of a name, and of the arguments, as they are written in JSON.
 AUDIT_TEXT_CHARS = 1000
 AUDIT_ARGUMENT_BYTES = 4096

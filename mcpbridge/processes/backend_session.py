@@ -25,6 +25,7 @@ from zope.interface import implementer
 from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import ATTENDED_FACTOR, STDERR_TAIL_CHARS, STDERR_TAIL_LINES
+from mcpbridge.counters import ServerCounters
 from mcpbridge.errors import BackendBusy, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
@@ -35,6 +36,8 @@ from mcpbridge.mcp.pings import PingLedger
 from mcpbridge.processes.audited_calls import AuditedSession
 from mcpbridge.processes.backend_faults import BackendFaults
 from mcpbridge.processes.caller import Caller
+from mcpbridge.processes.endings import BackendEnded
+from mcpbridge.processes.measured_calls import MeasuredSession
 from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.processes.stderr_log import ProcessStderr
 from mcpbridge.processes.throttle import Throttle
@@ -175,6 +178,12 @@ class BackendSession:
     check_rate: Callable[[int], object] | None = None
     #: Makes the records of its client's messages; None where there is no audit log.
     audited: AuditedSession | None = None
+    #: Measures its client's requests; None where that is off, or it has no client.
+    measured: MeasuredSession | None = None
+    #: What is counted of its server; None where that is not wanted.
+    counters: ServerCounters | None = None
+    #: How its client is connected, `sse` or `streamable-http`; an empty string without one.
+    transport: str = ""
     #: What its client may see and call; None where that is everything.
     visibility: Visibility | None = None
     #: The lists of whose changes its client was promised to be told: "tools", "prompts" and
@@ -224,6 +233,11 @@ class BackendSession:
     def label(self) -> str:
         """The part of the id that a log may show."""
         return self.ident[:LABEL_CHARS]
+
+    @property
+    def client_name(self) -> str:
+        """What its client says of itself, `NAME VERSION`; an empty string if that is unknown."""
+        return "" if self.measured is None else self.measured.client_name
 
     @property
     def caller_name(self) -> str:
@@ -315,18 +329,20 @@ class BackendSession:
         Take the session from a client that has gone, while the backend goes
         on; no client finds the session any more.
         """
+        self.reason = why
         guarded(self.log, "forgetting the session", self.forget, self)
         self.forget = forget
-        self.reason = why
-        self.end_audit(why)
+        self.end_records(why)
         sink, self.sink = self.sink, NoSink()
         guarded(self.log, "stopping the keepalive", sink.stop_keepalive)
         guarded(self.log, "closing the stream", sink.close)
         self.adapter = adapter
         self.resume_backend()
 
-    def end_audit(self, why: str) -> None:
-        """Make records of the requests that will not be answered."""
+    def end_records(self, why: str) -> None:
+        """Make records of the requests that will not be answered, and measure them no more."""
+        if self.measured is not None:
+            guarded(self.log, "measuring requests without an answer", self.measured.close)
         audited, self.audited = self.audited, None
         if audited is not None:
             guarded(self.log, "recording requests without an answer", audited.close, why)
@@ -356,11 +372,23 @@ class BackendSession:
             if self.caller is not None and envelope.method == "initialize":
                 self.caller.initialized(line)
         digests = None if digest is None else [digest]
-        if self.audited is None:
-            self.post_to_backend([line], [envelope], count, digests)
-        else:
-            post = partial(self.post_to_backend, [line], [envelope], count, digests)
-            self.audited.post([line], [envelope], digests, post, address)
+        measured = self.measured
+        requests = () if measured is None else measured.begin(line, envelope, digest)
+        try:
+            if self.audited is None:
+                self.post_to_backend([line], [envelope], count, digests)
+            else:
+                post = partial(self.post_to_backend, [line], [envelope], count, digests)
+                self.audited.post([line], [envelope], digests, post, address)
+        except BaseException:
+            if measured is not None:
+                measured.not_sent(requests)
+            raise
+        if count != 1:
+            # A batch is one line.
+            self.messages_in += count - 1
+        if measured is not None and not requests:
+            measured.sent(digest or line, envelope)
 
     def post_to_backend(
         self,
@@ -482,7 +510,8 @@ class BackendSession:
             else:
                 self.backend.send(line)
         except BackendBusy:
-            self.life.end("the backend does not read the responses to its own requests")
+            why = "the backend does not read the responses to its own requests"
+            self.life.end(BackendEnded(why))
         except UnknownSession:
             # The backend has closed its stdin, so it wants no answer.
             pass
@@ -521,7 +550,8 @@ class BackendSession:
         """Pass messages of the backend on to the client."""
         if not self.receiving:
             return
-        self.has_output = True
+        if not self.has_output:
+            self._first_output()
         if self.faults is not None:
             self.faults.messages_received(lines)
         if not self.sink.has_reader:
@@ -532,6 +562,14 @@ class BackendSession:
             self._send_to_client(lines)
         else:
             self._pass_on(lines)
+
+    def _first_output(self) -> None:
+        self.has_output = True
+        if self.counters is not None:
+            # What a backend answers first is `initialize`.
+            began = None if self.measured is None else self.measured.oldest
+            seconds = self.clock.seconds() - (self.opened_at if began is None else began)
+            self.counters.initialize_seconds.add(seconds)
 
     def send_as_backend(self, lines: list[bytes]) -> None:
         """Send the client messages of the bridge itself, as if the backend had written them."""
@@ -558,6 +596,8 @@ class BackendSession:
         self.messages_out += len(lines)
         for line in lines:
             self.bytes_out += len(line)
+        if self.measured is not None:
+            self.measured.answered(lines)
         if self.audited is not None:
             self.audited.sent(lines)
         if not self.observers:
@@ -593,13 +633,13 @@ class BackendSession:
 
     def input_closed(self, reason: str) -> None:
         """Note that the backend takes no more messages."""
-        self.reason = self.reason or reason
+        self.reason = self.reason or BackendEnded(reason)
         self.life.drain()
 
     def output_closed(self, reason: str) -> None:
         """End the session: the backend writes no more messages."""
         self.output_ended = self.receiving
-        self.life.end(reason)
+        self.life.end(BackendEnded(reason))
 
     # Mistakes of the backend.
 
@@ -685,7 +725,7 @@ def _tear_down(life: Life, session: BackendSession, reason: str) -> None:
     if session.throttle is not None:
         guarded(log, "releasing the throttle", session.throttle.release)
     guarded(log, "forgetting the session", session.forget, session)
-    session.end_audit(reason)
+    session.end_records(reason)
     guarded(log, "stopping the keepalive", sink.stop_keepalive)
     guarded(log, "closing the stream", sink.close)
     if session.adapter is not None:

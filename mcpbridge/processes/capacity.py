@@ -28,6 +28,7 @@ from mcpbridge.processes.abandoned_sessions import (
 )
 from mcpbridge.processes.address_shares import Claim, Claims
 from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.endings import GaveWay
 from mcpbridge.processes.permits import RefusalLog, SessionLimiter
 from mcpbridge.processes.unattended_starts import UnattendedStarts
 from mcpbridge.timers import Timer
@@ -234,7 +235,7 @@ class Capacity:
         return await gone_in_time(session, self._settings, self._clock)
 
     async def _end_abandoned(self, session: BackendSession) -> bool:
-        session.life.end("its client abandoned it, and another client needed its slot")
+        session.life.end(GaveWay("its client abandoned it, and another client needed its slot"))
         return await gone_in_time(session, self._settings, self._clock)
 
     def _due_for(self, newcomer: Newcomer | None) -> Due | None:

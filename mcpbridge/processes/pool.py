@@ -24,6 +24,7 @@ from mcpbridge.config.tuning import (
     MAX_BACKOFF_SECONDS,
     REMOTE_BACKOFF_SECONDS,
 )
+from mcpbridge.counters import ServerCounters
 from mcpbridge.errors import BackendFailed, CannotStart, ShuttingDown, TooManySessions
 from mcpbridge.guard import guarded
 from mcpbridge.processes.abandoned_sessions import AbandonedSessions, Newcomer
@@ -31,6 +32,7 @@ from mcpbridge.processes.address_shares import Claim, Claims
 from mcpbridge.processes.backend_session import NO_VARIABLES, BackendSession
 from mcpbridge.processes.backoff import StartBackoff
 from mcpbridge.processes.capacity import Capacity, gone_in_time
+from mcpbridge.processes.endings import Removed, Stopped
 from mcpbridge.processes.failures import Failures
 from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.processes.permits import RefusalLog, SessionLimiter
@@ -40,7 +42,7 @@ from mcpbridge.processes.stderr_log import ServerStderr
 from mcpbridge.processes.unattended_starts import UnattendedStarts
 
 #: Why a process ends that was started with settings of before.
-RETIRED = "its server has other settings now"
+RETIRED = Removed("its server has other settings now")
 
 
 class PoolObserver(Protocol):
@@ -73,7 +75,8 @@ class ProcessPool:
     all servers share.  `claims` are the shares of client addresses.  `pools` are
     those of all servers of the bridge, which may end processes for one
     another: the pool adds itself, also to its `siblings`, the pools of the same server
-    with other settings, which share its limits.  `jitter` is that of `StartBackoff`.
+    with other settings, which share its limits.  `counters` are those of the server, and `jitter`
+    is that of `StartBackoff`.
 
     `spares` keeps processes ready, `unattended` are those whose clients left
     while they started, `capacity` decides who gives way where the limits are
@@ -101,6 +104,7 @@ class ProcessPool:
         observer: PoolObserver | None = None,
         pools: list[ProcessPool] | None = None,
         siblings: list[ProcessPool] | None = None,
+        counters: ServerCounters | None = None,
         jitter: Callable[[], float] = random,
     ) -> None:
         self.settings = settings
@@ -119,6 +123,7 @@ class ProcessPool:
         self._taking = 0
         #: Since when, and why, no process can be started at all; None where one could be.
         self.cannot_start: tuple[float, str] | None = None
+        self.counters = counters or ServerCounters(settings.name)
         self._clock = clock
         self._launcher = launcher
         self._observer = observer or NoObserver()
@@ -299,7 +304,7 @@ class ProcessPool:
             launching.cancel()
         unclosed = list(self.unclosed)
         for session in unclosed:
-            session.life.end("the bridge is shutting down")
+            session.life.end(Stopped("the bridge is shutting down"))
         gone = DeferredList([session.gone() for session in unclosed])
         return gone.addCallback(self._close_stderr)
 
@@ -331,6 +336,7 @@ class ProcessPool:
                 complain=self.failures.misbehaved,
                 announced=False,
                 environment=environment,
+                counters=self.counters,
             )
             session.started(await self._launch(session))
         except BaseException:
@@ -342,6 +348,7 @@ class ProcessPool:
 
     async def _launch(self, session: BackendSession) -> Any:
         launching: Deferred[Any]
+        began = self._clock.seconds()
         if session.environment:
             launching = self._launcher.launch_with(session, session.label, session.environment)
         else:
@@ -351,6 +358,7 @@ class ProcessPool:
             launching.addTimeout(LAUNCH_SECONDS, self._clock)
         try:
             backend = await launching
+            self.counters.spawn_seconds.add(self._clock.seconds() - began)
             self.cannot_start = None
             return backend
         except CancelledError:
@@ -372,11 +380,14 @@ class ProcessPool:
         else:
             since = self._clock.seconds() if self.cannot_start is None else self.cannot_start[0]
             self.cannot_start = since, why
+            self.counters.not_started += 1
             self.failures.not_opened(session.label, why)
         return BackendFailed(why)
 
     def _closed(self, session: BackendSession) -> None:
         self.unclosed.discard(session)
+        self.counters.closed(session.transport, session)
+        self.counters.exited(session.backend.exit_status)
         guarded(self.log, "telling of a failure", self._log_failure, session)
         self.unattended.closed(session)
         if self.stopping:

@@ -28,6 +28,7 @@ from mcpbridge.mcp.revisions import Revision, revision
 from mcpbridge.mcp.stream_events import StreamSink
 from mcpbridge.mcp.stream_router import StreamRouter
 from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.endings import Idle
 from mcpbridge.response_budget import ResponseBudget, Share
 from mcpbridge.timers import Timer
 
@@ -189,15 +190,23 @@ class StreamableSession:
     ) -> Collection[int]:
         """Post lines to the backend, as `BackendSession.post_to_backend`; or undo the stream."""
         session = self._session
+        measured = session.measured
+        requests = () if measured is None else measured.begin_all(lines, envelopes, digests)
         try:
             if session.audited is None:
-                return session.post_to_backend(lines, None, None, digests)
-            post = partial(session.post_to_backend, lines, None, None, digests)
-            return session.audited.post(lines, envelopes, digests, post, address)
+                dropped = session.post_to_backend(lines, None, None, digests)
+            else:
+                post = partial(session.post_to_backend, lines, None, None, digests)
+                dropped = session.audited.post(lines, envelopes, digests, post, address)
         except BaseException:
             if stream is not None:
                 self.router.abandon(stream)
+            if measured is not None:
+                measured.not_sent(requests)
             raise
+        if measured is not None and len(requests) < len(lines):
+            measured.sent_all(lines, envelopes, digests)
+        return dropped
 
     # Backpressure: a session has one backend, which waits for the slowest of
     # the connections that are attached to it.
@@ -311,6 +320,6 @@ class StreamableSession:
         if self.router.has_sinks:
             self._last = self._clock.seconds()
         elif idle >= self._settings.idle_timeout:
-            self._session.life.end(f"idle for {self._settings.idle_timeout:g} s")
+            self._session.life.end(Idle(f"idle for {self._settings.idle_timeout:g} s"))
             return
         self._check_idle_later()

@@ -21,6 +21,7 @@ from mcpbridge.mcp.subscriptions import Change, Filter, all_changes, change_line
 from mcpbridge.processes.address_shares import Claim
 from mcpbridge.processes.audited_calls import AuditedRequest
 from mcpbridge.processes.caller import Caller
+from mcpbridge.processes.measured_calls import CANCELLED, MeasuredRequest
 from mcpbridge.processes.visibility import Visibility
 from mcpbridge.stateless.client_connection import ClientConnection
 
@@ -93,6 +94,7 @@ class Exchange:
         "connection",
         "identity",
         "is_subscription",
+        "measured",
         "over",
         "request",
         "visibility",
@@ -108,6 +110,7 @@ class Exchange:
         client: str | None = None,
         caller: Caller | None = None,
         audited: AuditedRequest | None = None,
+        measured: MeasuredRequest | None = None,
     ) -> None:
         self.request = request
         #: Whether it is a `subscriptions/listen`, which stays open for notifications.
@@ -120,6 +123,8 @@ class Exchange:
         self.caller = caller
         #: Makes its record; None where there is no audit log.
         self.audited = audited
+        #: Measures it; None where nobody wants that.
+        self.measured = measured
         #: What it has of its client's share, until it is over.
         self.claim: Claim | None = None
         self.over = False
@@ -152,6 +157,10 @@ class Exchange:
         visibility = self.visibility
         if visibility is not None and visibility.rules is not None:
             lines = self._visible(lines, visibility)
+        if self.measured is not None and lines:
+            self.measured.sent(lines)
+            if final:
+                self.measured.answered(lines[-1])
         if final and self.audited is not None:
             self.audited.answered(lines)
         sink = self._end() if final else self._sink
@@ -162,6 +171,8 @@ class Exchange:
         """End it with an error of the bridge's own."""
         if not self.over:
             refusal.ident = self.request.id
+            if self.measured is not None:
+                self.measured.refused(refusal)
             if self.audited is not None:
                 self.audited.refused(refusal)
             self._end().fail(refusal)
@@ -169,6 +180,8 @@ class Exchange:
     def cancel(self) -> None:
         """End it: the client has gone, which is how it cancels (basic/patterns/cancellation)."""
         if not self.over:
+            if self.measured is not None:
+                self.measured.ended(CANCELLED)
             if self.audited is not None:
                 self.audited.cancelled()
             self._end()

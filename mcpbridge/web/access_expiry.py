@@ -11,10 +11,11 @@ from math import inf
 
 from twisted.internet.interfaces import IReactorTime
 
+from mcpbridge.processes.endings import NotAdmitted
 from mcpbridge.timers import Timer
 
 #: Why a stream ends, for the log and for errors.
-EXPIRED = "the access of its client has expired"
+EXPIRED = NotAdmitted("the access of its client has expired")
 
 
 class AccessExpiry:

@@ -430,9 +430,7 @@ class FastPath:
         if not self._is_allowed(head, loopback):
             return None
         server.pool.log_refusal()
-        if server.audit is not None and connection is not None:
-            address = connection.audited_address()
-            server.record_refusal(refusal, access, address=address, transport="sse")
+        server.note_refusal(refusal, access, address=_address_of(connection), transport="sse")
         return self._responses.error_response(refusal)
 
     def end_session(
@@ -547,8 +545,11 @@ class FastPath:
         if server.audit is not None:
             address = connection.audited_address()
             audited = server.audited(asked, access, address, len(received.body))
+        measured = server.measured(asked, len(received.body))
         return PendingExchange(
-            *(asked, headers, access, connection, request.responses, work, request.proxied), audited
+            *(asked, headers, access, connection, request.responses, work, request.proxied),
+            audited,
+            measured,
         )
 
     def _note(
@@ -559,16 +560,23 @@ class FastPath:
         connection: PendingConnection | None,
         size: int,
     ) -> None:
-        """Make the record of a fast request that is refused."""
-        server = request.server
-        if server.audit is not None and connection is not None and isinstance(error, Refused):
-            server.record_refusal(
+        """Take note of a fast request that is refused."""
+        if isinstance(error, Refused):
+            request.server.note_refusal(
                 error,
                 request.access,
-                address=connection.audited_address(),
+                address=_address_of(connection),
                 transport=transport,
                 size=size,
             )
+
+
+def _address_of(connection: PendingConnection | None) -> Callable[[], str | None]:
+    return _nowhere if connection is None else connection.audited_address
+
+
+def _nowhere() -> None:
+    return None
 
 
 def _audited_address(server: Server, connection: PendingConnection | None) -> str | None:

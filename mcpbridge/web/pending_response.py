@@ -23,6 +23,7 @@ from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.stream_events import Event, StreamSink
 from mcpbridge.processes.audited_calls import AuditedRequest
+from mcpbridge.processes.measured_calls import MeasuredRequest
 from mcpbridge.response_budget import Share
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.stateless.client_connection import ClientConnection
@@ -229,6 +230,7 @@ class PendingExchange(PendingResponse[ExchangeSink]):
         work: StartWork,
         proxied: bool,
         audited: AuditedRequest | None = None,
+        measured: MeasuredRequest | None = None,
     ) -> None:
         super().__init__(connection, encoder)
         self.exchange = Exchange(
@@ -238,6 +240,7 @@ class PendingExchange(PendingResponse[ExchangeSink]):
             None if proxied else connection.client_connection(),
             client=access.name or connection.client_address(),
             audited=audited,
+            measured=measured,
         )
         self._headers = headers
         self._work = work

@@ -7,6 +7,7 @@ Knows requests and who sent them; must not know why one is refused.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -27,19 +28,30 @@ AddressOf = Callable[[Any], str | None]
 
 class Refusals:
     """
-    Makes the record of each request of twisted.web that is refused.
+    Counts each request of twisted.web that is refused, and makes its record.
 
     `server` is the name of the server it is for; an empty string where that is not known.
+    `counter` counts the errors by their names.
     """
 
-    def __init__(self, audit: AuditLog | None, server: str, address_of: AddressOf) -> None:
+    def __init__(
+        self,
+        audit: AuditLog | None,
+        server: str,
+        address_of: AddressOf,
+        counter: Counter[str] | None = None,
+    ) -> None:
+        self._counter = Counter() if counter is None else counter
         self._audit = audit
         self._server = server
         self._address_of = address_of
 
     def note(self, request: Any, error: Exception) -> None:
         """Note the error that answers a request."""
-        if self._audit is not None and isinstance(error, Refused):
+        if not isinstance(error, Refused):
+            return
+        self._counter[type(error).__name__] += 1
+        if self._audit is not None:
             record_refusal(
                 self._audit,
                 error,

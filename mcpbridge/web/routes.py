@@ -65,7 +65,7 @@ class Routes:
     ) -> None:
         settings = server.settings
         self._admission = admission or Admission(settings.name, server.access_control)
-        self._refusals = Refusals(server.audit, settings.name, address_of)
+        self._refusals = Refusals(server.audit, settings.name, address_of, server.counters.refusals)
         self._address_of = address_of
         self._pacer = pacer or Pacer(clock)
         self._cards = cards or ServerCards([server])

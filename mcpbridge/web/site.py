@@ -19,6 +19,7 @@ from twisted.web.server import Site
 
 from mcpbridge.config.settings import BridgeSettings, share_of
 from mcpbridge.config.tuning import IDLE_SECONDS
+from mcpbridge.counters import BridgeCounters
 from mcpbridge.errors import Refused
 from mcpbridge.guard import guarded
 from mcpbridge.pacer import Pacer
@@ -46,7 +47,8 @@ class BridgeSite(Site):
 
     `is_costly` tells which requests wait for their turn where many come at once,
     `refuse_sender` whose large bodies are not received,
-    and `pacer` spreads the ends of connections over iterations of the reactor.
+    `counters` count what is no request at all, and `pacer` spreads the ends of connections
+    over iterations of the reactor.
     Its connections ask it for their limits (`connection.ConnectionSite`).  `freed` is
     called when a large request body is given back, `seconds` is `FairTurns`'
     clock.
@@ -65,6 +67,7 @@ class BridgeSite(Site):
         is_costly: Callable[[Head], bool] = lambda head: True,
         refuse_sender: RefuseSender = lambda head, end, share: None,
         pacer: Pacer | None = None,
+        counters: BridgeCounters | None = None,
         freed: Callable[[], None] = lambda: None,
         seconds: Callable[[], float] = perf_counter,
     ) -> None:
@@ -94,6 +97,7 @@ class BridgeSite(Site):
         #: Gets each request that is complete; None while there is no access log.
         self.access_log = AccessLog(reactor, self.log_lines) if settings.access_log else None
         self._refusals = FastResponses()
+        self._counters = counters or BridgeCounters()
         self._emptied: Deferred[None] | None = None
         self._abort_timer = Timer(reactor)
 
@@ -165,8 +169,9 @@ class BridgeSite(Site):
     def refusal(self, refused: Refused, host: str) -> bytes:
         """
         Return the whole response to a request of this address that is not HTTP
-        as it should be, and log it.
+        as it should be; count and log it.
         """
+        self._counters.refusals[type(refused).__name__] += 1
         if self.access_log is not None:
             size = len(refused.body())
             self.access_log.add(LoggedRequest.of(host, b"-", b"-", None), refused.status, size)

@@ -18,6 +18,7 @@ from mcpbridge.jsonrpc import sse
 from mcpbridge.jsonrpc.envelope import JsonRpcId
 from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.endings import ClientStalled
 from mcpbridge.twisted_internals import AT_ONCE_BYTES, prompt_descriptor, write_at_once, write_large
 from mcpbridge.web.response import Response
 from mcpbridge.web.tcp import acknowledged, unsent
@@ -138,7 +139,7 @@ class EventStream(Response):
 
     def client_stalled(self, reason: str) -> None:
         """End the session, and abort the connection."""
-        self._session.life.end(reason)
+        self._session.life.end(ClientStalled(reason))
         # The session's end may have completed the response, and let go of the request.
         abort = getattr(self._transport, "abortConnection", None)
         if abort is not None:

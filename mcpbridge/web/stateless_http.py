@@ -150,8 +150,9 @@ class ModernEndpoint:
             client=self._client_of(request),
             caller=caller,
         )
+        size = len(body if isinstance(body, bytes) else body.line)
+        exchange.measured = self._server.measured(asked, size)
         if self._server.audit is not None:
-            size = len(body if isinstance(body, bytes) else body.line)
             exchange.audited = self._server.audited(asked, access, self._address_of(request), size)
 
         def gone(_: object) -> None:

@@ -38,6 +38,7 @@ from mcpbridge.mcp.modern_request import (
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS, is_accepted
 from mcpbridge.mcp.stream_events import StreamSink
 from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.endings import ClientLeft
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.web.access_expiry import AccessExpiry
@@ -257,7 +258,7 @@ class McpEndpoint:
             raise
         except Exception as error:
             what = "was refused" if isinstance(error, Refused) else "could not be handled"
-            session.life.end(f"its first message {what}")
+            session.life.end(ClientLeft(f"its first message {what}"))
             raise
 
     def _post_batch(

@@ -18,6 +18,7 @@ from mcpbridge.audit_log import AuditLog
 from mcpbridge.auth.factory import AUTHORIZATION, secret_headers
 from mcpbridge.auth.failed_attempts import FailedAttempts
 from mcpbridge.config.settings import BridgeSettings
+from mcpbridge.counters import BridgeCounters
 from mcpbridge.pacer import Pacer
 from mcpbridge.server import Server
 from mcpbridge.web.admission import Admission
@@ -52,6 +53,7 @@ class ServedTree:
         audit: AuditLog | None,
         documents: Mapping[str, dict[str, Any]],
         pacer: Pacer,
+        counters: BridgeCounters,
     ) -> None:
         self.security = TransportSecurity(settings, clock)
         self._clock = clock
@@ -68,7 +70,7 @@ class ServedTree:
         for server in servers:
             self._serve(server)
         self.fast_path = FastPath(servers, self.security, self.endpoints)
-        refusals = Refusals(audit, "", clients.address)
+        refusals = Refusals(audit, "", clients.address, counters.refusals)
         self.root.index = cast(
             "IResource",
             Index(

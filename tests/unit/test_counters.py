@@ -17,6 +17,7 @@ from mcpbridge.counters import (
     Histogram,
     Operation,
     ServerCounters,
+    Traffic,
     quantile,
 )
 
@@ -74,9 +75,37 @@ def test_operations_beyond_a_number_are_counted_together() -> None:
     assert counters.operation("tools/call", "tool 0").answered.count == 1
 
 
-def test_counters_of_a_server_go_on_until_it_is_forgotten() -> None:
+def test_counters_of_a_server_go_on_while_there_is_one() -> None:
     counters = BridgeCounters()
-    assert counters.of("a") is counters.of("a")
-    counters.forget("a")
-    counters.forget("a")
-    assert not counters.servers
+    first, second = counters.of("a"), counters.of("b")
+    assert counters.of("a") is first
+    first.name = "c"
+    counters.keep([first])
+    assert counters.servers == {"c": first}
+    assert counters.of("b") is not second
+
+
+def test_messages_of_a_session_are_added_to_those_of_its_transport() -> None:
+    counters, session = ServerCounters("a"), Traffic()
+    session.messages_in, session.bytes_in, session.messages_out, session.bytes_out = 1, 2, 3, 4
+    for transport in ("sse", "sse", "stateless", ""):
+        counters.closed(transport, session)
+    sse = counters.traffic["sse"]
+    assert (sse.messages_in, sse.bytes_in, sse.messages_out, sse.bytes_out) == (2, 4, 6, 8)
+    assert counters.traffic["streamable-http"].messages_in == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "counted"),
+    [
+        ("exit status 1", "exit status 1"),
+        ("signal 9", "signal 9"),
+        ("remote: session closed", "other"),
+        ("exit status 1\n", "other"),
+        (None, "other"),
+    ],
+)
+def test_ends_of_processes_are_counted_in_few_ways(status: str | None, counted: str) -> None:
+    counters = ServerCounters("a")
+    counters.exited(status)
+    assert counters.exits == {counted: 1}

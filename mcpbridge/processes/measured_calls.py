@@ -1,0 +1,358 @@
+"""
+How long the requests of clients take, and how they end, for the counters of a server.
+
+Knows requests and their answers; must not know HTTP, nor who reads the counters.  It is
+told of messages where they pass anyway, and changes none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from mcpbridge.config.tuning import CLIENT_TEXT_CHARS, MEASURED_CALLS
+from mcpbridge.counters import OTHER, Operation, ServerCounters
+from mcpbridge.errors import Refused
+from mcpbridge.jsonrpc.envelope import (
+    Envelope,
+    JsonRpcId,
+    cancelled_id,
+    named_param,
+    peek,
+    peek_again,
+    split_batch,
+)
+from mcpbridge.jsonrpc.ids import other_spelling
+from mcpbridge.jsonrpc.members import error_code_of, members_of, string_of
+from mcpbridge.jsonrpc.oversized import peek_at_server
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
+from mcpbridge.mcp.modern_request import ModernRequest
+from mcpbridge.mcp.operations import CLIENT_METHODS
+
+#: What is counted of a request that got no result, beside the codes of JSON-RPC.
+TOOL_ERROR, CANCELLED, NO_ANSWER = "tool_error", "cancelled", "no_answer"
+
+#: In longer answers it is quicker to look for the id at their two ends.
+_LONG_BYTES = 1024
+#: The two ends of an answer, as most servers write it.
+_HEAD = re.compile(rb'\{"jsonrpc":"2\.0","id":([0-9]{1,15}|"[^"\\]{0,100}"),"(?:(result)|error)":')
+_TAIL = re.compile(rb'[}\]"],"jsonrpc":"2\.0","id":([0-9]{1,15}|"[^"\\]{0,100}")\}\Z')
+_IS_ERROR = re.compile(rb'"isError": ?true')
+_END_BYTES = 160
+
+
+class _Result(msgspec.Struct, gc=False):
+    isError: bool = False
+
+
+class _Answer(msgspec.Struct, gc=False):
+    """What is read of a message of a server; that nothing else is makes it quick."""
+
+    id: str | int | float | None = None
+    method: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    result: _Result | None = None
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
+class Measures:
+    """
+    What is measured at one server; `seconds` is a clock, and `tools` are the names of tools
+    that are measured each on its own.
+    """
+
+    def __init__(
+        self, counters: ServerCounters, seconds: Callable[[], float], tools: Iterable[str] = ()
+    ) -> None:
+        self.counters = counters
+        self.seconds = seconds
+        self.tools = frozenset(tools)
+        #: Operations by method, but for `initialize` and methods that are not MCP's.
+        self.by_method: dict[str, Operation] = {}
+
+    def change_tools(self, tools: Iterable[str]) -> None:
+        """Measure other tools each on its own from now on."""
+        self.tools = frozenset(tools)
+
+    def operation(self, method: str) -> Operation:
+        """Return that of a method, which counts as `_OTHER` if it is not one of MCP."""
+        if method not in CLIENT_METHODS:
+            return self.counters.operation(OTHER)
+        found = self.counters.operation(method)
+        if method != "initialize":
+            self.by_method[method] = found
+        return found
+
+    def of_tool(self, name: str | None) -> Operation:
+        """Return that of calls of a tool."""
+        tool = name if name is not None and name in self.tools else ""
+        return self.counters.operation("tools/call", tool)
+
+    def request(self, request: ModernRequest, size: int) -> MeasuredRequest:
+        """Begin to measure a request of 2026-07-28 of so many bytes."""
+        method = request.method
+        if self.tools and method == "tools/call":
+            operation = self.of_tool(request.name)
+        else:
+            operation = self.by_method.get(method) or self.operation(method)
+        traffic = self.counters.traffic["stateless"]
+        traffic.messages_in += 1
+        traffic.bytes_in += size
+        return MeasuredRequest(self, operation)
+
+
+class MeasuredSession:
+    """
+    Measures the requests of one session: from when each comes until it is answered,
+    cancelled, or will not be answered any more.
+
+    The answer to a request is the message of the server that has its id.  No more than
+    `MEASURED_CALLS` are awaited; beyond that, the oldest counts as not answered.
+    """
+
+    __slots__ = ("_by_method", "_client", "_measures", "_open", "_seconds")
+
+    def __init__(self, measures: Measures) -> None:
+        self._measures = measures
+        self._seconds = measures.seconds
+        self._by_method = measures.by_method
+        #: By the id, in the order in which they came.
+        self._open: dict[JsonRpcId, tuple[float, Operation]] = {}
+        self._client = ""
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def client_name(self) -> str:
+        """What the client's `initialize` says of it: `NAME VERSION`, or nothing."""
+        return self._client
+
+    @property
+    def oldest(self) -> float | None:
+        """Since when the oldest request waits, on the clock; None without one."""
+        return next((began for began, _ in self._open.values()), None)
+
+    def begin(
+        self, line: bytes, envelope: Envelope | None, digest: bytes | None = None
+    ) -> Sequence[JsonRpcId]:
+        """
+        Note a message of the client, or a batch if there is no `envelope`; return the ids of
+        its requests.  A `digest` has the names of a large message.
+        """
+        if envelope is None:
+            elements = split_batch(line) or ()
+            return [each for one in elements for each in self._of_batch(one)]
+        ident, method = envelope.id, envelope.method
+        if method is msgspec.UNSET or ident is msgspec.UNSET:
+            return ()
+        operation = self._by_method.get(method)
+        if operation is None or self._measures.tools:
+            operation = self._operation(method, digest or line)
+        waiting = self._open
+        if ident in waiting or len(waiting) >= MEASURED_CALLS:
+            self._lose(ident if ident in waiting else next(iter(waiting)))
+        waiting[ident] = self._seconds(), operation
+        return (ident,)
+
+    def begin_all(
+        self,
+        lines: Sequence[bytes],
+        envelopes: Sequence[Envelope],
+        digests: Sequence[bytes] | None,
+    ) -> Sequence[JsonRpcId]:
+        """Do the same for the messages of one POST."""
+        if len(lines) == 1:
+            return self.begin(lines[0], envelopes[0], digests[0] if digests else None)
+        each = zip(lines, envelopes, digests or lines, strict=True)
+        return [ident for message in each for ident in self.begin(*message)]
+
+    def not_sent(self, idents: Sequence[JsonRpcId]) -> None:
+        """Forget requests that were refused."""
+        for ident in idents:
+            self._open.pop(ident, None)
+
+    def sent(self, line: bytes, envelope: Envelope | None) -> None:
+        """Note that a message has passed which asks for nothing: it may cancel a request."""
+        if envelope is not None and envelope.method == "notifications/cancelled":
+            ident = cancelled_id(line)
+            if ident is not msgspec.UNSET:
+                self._end(ident, CANCELLED)
+
+    def sent_all(
+        self,
+        lines: Sequence[bytes],
+        envelopes: Sequence[Envelope],
+        digests: Sequence[bytes] | None,
+    ) -> None:
+        """Do the same for the messages of one POST."""
+        for digest, envelope in zip(digests or lines, envelopes, strict=True):
+            self.sent(digest, envelope)
+
+    def answered(self, lines: Sequence[bytes]) -> None:
+        """Note messages for the client, among which may be answers."""
+        waiting = self._open
+        if not waiting:
+            return
+        now = self._seconds()
+        for line in lines:
+            if len(line) > _LONG_BYTES and self._answered_at_ends(line, now):
+                continue
+            try:
+                answer = _decode(line)
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                self._answered_otherwise(line, now)
+                continue
+            if answer.method is not msgspec.UNSET:
+                continue
+            call = waiting.pop(answer.id, None)
+            if call is None:
+                call = self._respelled(answer.id)
+                if call is None:
+                    continue
+            began, operation = call
+            if answer.error is not msgspec.UNSET:
+                operation.failed(_code(answer.error), now - began)
+            elif answer.result is not None and answer.result.isError:
+                operation.failed(TOOL_ERROR, now - began)
+            else:
+                operation.answered.add(now - began)
+
+    def close(self) -> None:
+        """Note that nothing more is answered."""
+        for ident in list(self._open):
+            self._end(ident, NO_ANSWER)
+
+    def _of_batch(self, element: bytes) -> Sequence[JsonRpcId]:
+        envelope = peek(element) or peek_again(element)
+        return () if envelope is None else self.begin(element, envelope)
+
+    def _operation(self, method: str, digest: bytes) -> Operation:
+        if method == "tools/call":
+            measures = self._measures
+            return measures.of_tool(named_param(digest, "name") if measures.tools else None)
+        if method == "initialize" and len(digest) <= LARGE_BYTES:
+            params = members_of(members_of(digest).get("params"))
+            self._client = client_text(params.get("clientInfo"))
+        return self._measures.operation(method)
+
+    def _lose(self, ident: JsonRpcId) -> None:
+        self._end(ident, NO_ANSWER)
+
+    def _end(self, ident: JsonRpcId, error: str) -> None:
+        call = self._open.pop(ident, None)
+        if call is not None:
+            began, operation = call
+            operation.failed(error, self._seconds() - began)
+
+    def _respelled(self, ident: JsonRpcId) -> tuple[float, Operation] | None:
+        """Return the call that a server means with the text of a number, or the other way."""
+        other = other_spelling(ident)
+        return None if other is msgspec.UNSET else self._open.pop(other, None)
+
+    def _answered_at_ends(self, line: bytes, now: float) -> bool:
+        """Note a long answer; return False for what is not one at the first look."""
+        found = _HEAD.match(line)
+        fails = found is not None and found[2] is None
+        if found is None:
+            found = _TAIL.search(line, len(line) - _END_BYTES)
+            if found is None or not line.startswith((b'{"result":', b'{"jsonrpc":"2.0","result":')):
+                return False
+        text = found[1]
+        is_text = text.startswith(b'"')
+        ident = text[1:-1].decode("utf-8", "replace") if is_text else int(text)
+        call = self._open.pop(ident, None)
+        if call is None:
+            return False
+        began, operation = call
+        ends = line[:_END_BYTES], line[-_END_BYTES:]
+        if fails:
+            operation.failed(_code(msgspec.Raw(line[found.end() : -1])), now - began)
+        elif any(map(_IS_ERROR.search, ends)):
+            operation.failed(TOOL_ERROR, now - began)
+        else:
+            operation.answered.add(now - began)
+        return True
+
+    def _answered_otherwise(self, line: bytes, now: float) -> None:
+        """Note what is read in another way: a batch, a result that is no object."""
+        for element in split_batch(line) or (line,):
+            envelope = peek_at_server(element) or peek_again(element)
+            if envelope is None or not envelope.is_response or envelope.id is msgspec.UNSET:
+                continue
+            call = self._open.pop(envelope.id, None) or self._respelled(envelope.id)
+            if call is None:
+                continue
+            began, operation = call
+            if envelope.error is msgspec.UNSET:
+                operation.answered.add(now - began)
+            else:
+                operation.failed(_code(envelope.error), now - began)
+
+
+class MeasuredRequest:
+    """Measures one request of 2026-07-28; the first of `answered` and `ended` counts."""
+
+    __slots__ = ("_began", "_measures", "_operation")
+
+    def __init__(self, measures: Measures, operation: Operation) -> None:
+        self._measures = measures
+        self._operation = operation
+        self._began = measures.seconds()
+
+    def sent(self, lines: Sequence[bytes]) -> None:
+        """Count messages that the client gets."""
+        traffic = self._measures.counters.traffic["stateless"]
+        traffic.messages_out += len(lines)
+        for line in lines:
+            traffic.bytes_out += len(line)
+
+    def answered(self, line: bytes) -> None:
+        """Note the response of the server."""
+        seconds = self._measures.seconds() - self._began
+        error = _error_in(line)
+        if error is None:
+            self._operation.answered.add(seconds)
+        else:
+            self._operation.failed(error, seconds)
+
+    def refused(self, refusal: Refused) -> None:
+        """Note an error of the bridge."""
+        self._measures.counters.refusals[type(refusal).__name__] += 1
+        self.ended(str(refusal.code))
+
+    def ended(self, error: str) -> None:
+        """Note that there is no response."""
+        self._operation.failed(error, self._measures.seconds() - self._began)
+
+
+def _error_in(line: bytes) -> str | None:
+    """Return what is counted of an answer that is no result; None for a result."""
+    if len(line) <= LARGE_BYTES:
+        try:
+            answer = _decode(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            pass
+        else:
+            if answer.error is not msgspec.UNSET:
+                return _code(answer.error)
+            return TOOL_ERROR if answer.result is not None and answer.result.isError else None
+    envelope = peek_at_server(line)
+    return None if envelope is None or envelope.error is msgspec.UNSET else _code(envelope.error)
+
+
+def _code(error: msgspec.Raw) -> str:
+    """Return the code of an error, as it is counted."""
+    code = error_code_of(members_of(error))
+    return OTHER if code is None else str(code)
+
+
+def client_text(info: msgspec.Raw | None) -> str:
+    """Return `NAME VERSION` of a `clientInfo`, as far as it says so."""
+    given = members_of(info)
+    texts = (string_of(given.get(each)) for each in ("name", "version"))
+    return " ".join(each for each in texts if each)[:CLIENT_TEXT_CHARS]
